@@ -1,0 +1,121 @@
+"""One tree of exceptions. Each carries data, so that the API and the command line can render it for people.
+
+TaskpoolError
+├── InvalidTask                what was submitted can't be a task
+│   ├── UnknownType            no worker ever registered the type, or none serves it any more
+│   ├── InvalidPayload         the payload doesn't fit the type's schema
+│   └── UnknownDependency      depends_on names a task that doesn't exist
+├── TaskNotFound               no task has this id
+├── TaskConflict               the task's status doesn't allow that
+├── WaitTimeout                the task didn't end in time
+├── AttemptLost                the attempt no longer holds the lease
+├── ConfigurationError         a setting or a task module is wrong
+│   └── DuplicateType          two places register one type
+└── RedisUnavailable           Redis can't be reached, or refused
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from taskpool.types import TaskRecord
+
+
+class TaskpoolError(Exception):
+    """Root of every error this library raises."""
+
+
+class InvalidTask(TaskpoolError):
+    """Raised when a submission can't become a task; nothing was stored.
+
+    `errors` holds one entry a fault: the JSON Pointer of the field and what is wrong with it.
+    """
+
+    def __init__(self, message: str, errors: Sequence[FieldError] = ()) -> None:
+        super().__init__(message)
+        self.errors = tuple(errors)
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """One fault of one field: `pointer` is a JSON Pointer (RFC 6901) into the submitted document."""
+
+    pointer: str
+    detail: str
+
+
+class UnknownType(InvalidTask):
+    """Raised when a type isn't registered; `near` lists similar known types, best first."""
+
+    def __init__(self, type: str, near: Sequence[str] = (), *, last_served_ms: int | None = None) -> None:
+        self.type, self.near, self.last_served_ms = type, tuple(near), last_served_ms
+        if last_served_ms is not None:
+            message = f"the task type {type!r} is known, but no live worker serves it"
+        elif near:
+            message = f"unknown task type {type!r}; did you mean {', '.join(map(repr, near))}?"
+        else:
+            message = f"unknown task type {type!r}; no worker pool has registered it"
+        super().__init__(message, [FieldError("/type", message)])
+
+
+class InvalidPayload(InvalidTask):
+    """Raised when the payload doesn't fit the type's JSON Schema."""
+
+
+class UnknownDependency(InvalidTask):
+    """Raised when `depends_on` names a task that doesn't exist; `id` is that task's."""
+
+    def __init__(self, id: str) -> None:
+        self.id = id
+        message = f"depends_on names task {id!r}, which doesn't exist"
+        super().__init__(message, [FieldError("/depends_on", message)])
+
+
+class TaskNotFound(TaskpoolError):
+    """Raised when no task has this id: it never existed, was removed, or its result's time ran out."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"no task has the id {id!r}; it was removed, its retention ended, or it never existed")
+        self.id = id
+
+
+class TaskConflict(TaskpoolError):
+    """Raised when a task's status doesn't allow the operation; nothing changed. `status` is what it is now."""
+
+    def __init__(self, id: str, status: str, message: str) -> None:
+        super().__init__(message)
+        self.id, self.status = id, status
+
+
+class WaitTimeout(TaskpoolError):
+    """Raised when a task hasn't ended within the time given; `record` is its latest state."""
+
+    def __init__(self, record: TaskRecord, timeout_s: float) -> None:
+        super().__init__(f"task {record.id} is still {record.status.value} after {timeout_s:g} s")
+        self.record = record
+
+
+class AttemptLost(TaskpoolError):
+    """Raised when an attempt that no longer holds its lease tries to write; nothing was written."""
+
+
+class ConfigurationError(TaskpoolError):
+    """Raised before anything starts, when a setting or a task module is wrong; the text says what to change."""
+
+
+class DuplicateType(ConfigurationError):
+    """Raised when two places register the same task type; the text names both."""
+
+
+class RedisUnavailable(TaskpoolError):
+    """Raised when Redis can't be reached or answers that it can't serve; whether a write took place is unknown.
+
+    `retry_after_s` is how long to wait before trying again.
+    """
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s

@@ -1,0 +1,55 @@
+"""Every Redis key and channel: the one place where a name is spelled.
+
+The first half is RQ 3's layout, kept true by our scripts so that RQ's own tools read it; the second half
+is ours, all below ``taskpool:``. The Lua scripts write ``KEY.job`` and get the constant of that name
+from here (see ``scripts``), so that no key is spelled twice.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# --- RQ's -----------------------------------------------------------------------------------------------
+QUEUES: Final = "rq:queues"  # set of queue keys
+QUEUE: Final = "rq:queue:"  # + queue: list of task ids, head first
+JOB: Final = "rq:job:"  # + id: the task's hash
+WIP: Final = "rq:wip:"  # + queue: zset "id:attempt_id" -> end of lease + WIP_GRACE_S
+FINISHED: Final = "rq:finished:"  # + queue: zset id -> when the record expires
+FAILED: Final = "rq:failed:"  # + queue: zset id -> when the record expires (failed and stopped)
+CANCELED: Final = "rq:canceled:"  # + queue: zset id -> when the record expires
+SCHEDULED: Final = "rq:scheduled:"  # + queue: zset id -> when to queue it
+DEFERRED: Final = "rq:deferred:"  # + queue: zset id -> when it was created
+RESULTS: Final = "rq:results:"  # + id: stream RQ's dashboards read tracebacks from
+WORKERS: Final = "rq:workers"  # set of worker keys
+WORKERS_OF: Final = "rq:workers:"  # + queue: set of worker keys
+WORKER: Final = "rq:worker:"  # + name: hash; + name + ":executions": set of "id:attempt_id"
+EXECUTION: Final = "rq:execution:"  # + id:attempt_id: hash
+COMMANDS: Final = "rq:pubsub:"  # + worker name: channel of RQ's commands
+SUSPENDED: Final = "rq:suspended"  # exists while `rq suspend` holds
+
+# --- ours -----------------------------------------------------------------------------------------------
+EVENTS: Final = "taskpool:events"  # capped stream of every event, one JSON document each
+CHANNEL: Final = "taskpool:task:"  # + id: channel of that task's events
+DOORBELL: Final = "taskpool:doorbell:"  # + queue: capped list that idle workers block on
+TYPES: Final = "taskpool:types"  # hash type -> JSON of its TypeInfo
+TYPES_SEEN: Final = "taskpool:types:seen"  # zset type -> when a live pool last served it, ms
+POOLS: Final = "taskpool:pools"  # zset pool id -> last heartbeat, ms
+POOL: Final = "taskpool:pool:"  # + pool id: JSON of its PoolInfo, with a TTL
+BY_TYPE: Final = "taskpool:type:"  # + type: zset of ids, all with score 0 (ids sort by time)
+BY_TAG: Final = "taskpool:tag:"  # + tag: zset of ids, all with score 0
+TAGS: Final = "taskpool:tags"  # set of tags in use
+DEPENDENTS: Final = "taskpool:dependents:"  # + id: set of the ids that wait for it
+OUTBOX: Final = "taskpool:outbox"  # set of ended tasks whose dependents are still to be released
+EXPIRING: Final = "taskpool:expiring"  # zset id -> when it expires if not started, ms
+COUNTERS: Final = "taskpool:counters"  # hash of the metrics' running totals
+LOG: Final = "taskpool:log:"  # + id: capped stream of the task's log lines
+
+WIP_GRACE_S: Final = 3600
+"""Seconds added to the end of a lease in ``rq:wip:*``. `rq info` and RQ's maintenance fail every task whose
+score has passed; ours is taken back by the reaper the moment its lease ends, long before that."""
+
+EVENTS_MAXLEN: Final = 10_000
+"""About how many events the stream keeps, for those who resume."""
+
+DOORBELL_CAP: Final = 64
+"""The most idle workers of one queue that are woken at once; each of them looks again after its task."""

@@ -1,0 +1,123 @@
+-- Adds tasks, all or none.
+--
+-- ARGV[1]  n, the number of tasks; then for each:
+--          id, queue, type, front ('1' or ''), run_ms (absolute; '' = now), delay_ms ('' = none),
+--          expires_ms (from now; '' = never), tags (comma separated), parents (ids, comma separated),
+--          k, and k alternating field names and values of the task's hash
+-- Returns  {'ok', stamp, status of each task in order}
+--          {'exists', stamp, status of each}  when the first id exists: this very call was already carried out
+--          {'unknown_dependency', id of the parent that doesn't exist}
+
+local FIXED = 10
+local n = tonumber(ARGV[1])
+
+local function rq_status(id)
+  return redis.call('HGET', KEY.job .. id, 'status')
+end
+
+-- Check: is it a repetition; does every parent exist (a parent may stand earlier in the same call)?
+local at, own = 2, {}
+for _ = 1, n do
+  local id = ARGV[at]
+  own[id] = true
+  for parent in string.gmatch(ARGV[at + 8], '[^,]+') do
+    if not own[parent] and not rq_status(parent) then
+      return {'unknown_dependency', parent}
+    end
+  end
+  at = at + FIXED + tonumber(ARGV[at + 9])
+end
+
+local now_ms, stamp = clock()
+local reply = {'ok', stamp}
+local repeated = redis.call('EXISTS', KEY.job .. ARGV[2]) == 1
+if repeated then reply[1] = 'exists' end
+
+-- Write.
+local ready, by_type = {}, {}
+at = 2
+for index = 1, n do
+  local id, queue, type, front, run_ms, delay_ms, expires_ms, tags, parents =
+    ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], ARGV[at + 8]
+  local k = tonumber(ARGV[at + 9])
+  local key = KEY.job .. id
+  local status, rq, more = 'queued', 'queued', ''
+
+  if repeated then
+    reply[index + 2] = rq_status(id) or 'gone'
+  else
+    local due_ms = (run_ms ~= '' and tonumber(run_ms)) or (delay_ms ~= '' and now_ms + tonumber(delay_ms)) or 0
+    if due_ms > now_ms then
+      status, rq = 'scheduled', 'scheduled'
+      redis.call('HSET', key, 'run_ms', string.format('%.0f', due_ms))
+    end
+
+    -- A parent that has ended well is no longer waited for; one that ended otherwise cancels the child at once.
+    local pending, broken = 0, nil
+    for parent in string.gmatch(parents, '[^,]+') do
+      local parent_status = rq_status(parent)
+      if parent_status == 'failed' or parent_status == 'stopped' or parent_status == 'canceled' then
+        broken = broken or parent
+      elseif parent_status ~= 'finished' then
+        pending = pending + 1
+      end
+    end
+    if pending > 0 and not broken then
+      for parent in string.gmatch(parents, '[^,]+') do
+        if rq_status(parent) ~= 'finished' then redis.call('SADD', KEY.dependents .. parent, id) end
+      end
+      status, rq = 'waiting', 'deferred'
+      redis.call('HSET', key, 'pending', pending)
+    end
+    if broken then status, rq = 'canceled', 'canceled' end
+
+    redis.call('HSET', key, 'status', rq, 'created_at', stamp, 'seq', '1', unpack(ARGV, at + FIXED, at + FIXED + k - 1))
+    by_type[type] = by_type[type] or {}
+    table.insert(by_type[type], '0')
+    table.insert(by_type[type], id)
+    for tag in string.gmatch(tags, '[^,]+') do
+      redis.call('ZADD', KEY.by_tag .. tag, 0, id)
+      redis.call('SADD', KEY.tags, tag)
+    end
+
+    if status == 'queued' then
+      redis.call('HSET', key, 'enqueued_at', stamp)
+      if front == '1' then
+        enqueue(id, queue, true)
+      else
+        ready[queue] = ready[queue] or {}
+        table.insert(ready[queue], id)
+      end
+    elseif status == 'scheduled' then
+      redis.call('SADD', KEY.queues, KEY.queue .. queue)
+      redis.call('ZADD', KEY.scheduled .. queue, string.format('%.3f', due_ms / 1000), id)
+    elseif status == 'waiting' then
+      redis.call('SADD', KEY.queues, KEY.queue .. queue)
+      redis.call('ZADD', KEY.deferred .. queue, string.format('%.3f', now_ms / 1000), id)
+    else
+      more = string.format(',"reason":"dependency_failed","dependency":"%s"', broken)
+      redis.call('HSET', key, 'ended_at', stamp, 'reason', 'dependency_failed',
+        'error', string.format('canceled: the task %s it depends on did not end well', broken))
+      redis.call('SADD', KEY.queues, KEY.queue .. queue)
+      retain(id, KEY.canceled .. queue, tonumber(redis.call('HGET', key, 'failure_ttl')), now_ms)
+    end
+    if expires_ms ~= '' and status ~= 'canceled' then
+      local expires_at = string.format('%.0f', now_ms + tonumber(expires_ms))
+      redis.call('HSET', key, 'expires_ms', expires_at)
+      redis.call('ZADD', KEY.expiring, expires_at, id)
+    end
+    emit(id, 1, status, status, now_ms, more)
+    reply[index + 2] = rq
+  end
+  at = at + FIXED + k
+end
+
+for queue, ids in pairs(ready) do
+  redis.call('SADD', KEY.queues, KEY.queue .. queue)
+  redis.call('RPUSH', KEY.queue .. queue, unpack(ids))
+  ring(queue, #ids)
+end
+for type, pairs_ in pairs(by_type) do
+  redis.call('ZADD', KEY.by_type .. type, unpack(pairs_))
+end
+return reply

@@ -1,0 +1,33 @@
+-- Cancels a task that hasn't started.
+--
+-- ARGV[1]  id
+-- ARGV[2]  reason: canceled | expired
+-- ARGV[3]  error: one readable line
+-- Returns  'ok' | 'early' (expired was asked, but it isn't) | 'gone' | RQ's word of the status that doesn't allow it
+
+local id, reason = ARGV[1], ARGV[2]
+local key = KEY.job .. id
+local f = redis.call('HMGET', key, 'status', 'origin', 'seq', 'failure_ttl', 'expires_ms')
+local status, queue = f[1], f[2]
+if not status then
+  redis.call('ZREM', KEY.expiring, id)
+  return 'gone'
+end
+if status ~= 'queued' and status ~= 'scheduled' and status ~= 'deferred' then
+  if reason == 'expired' then redis.call('ZREM', KEY.expiring, id) end
+  return status
+end
+
+local now_ms, stamp = clock()
+if reason == 'expired' and tonumber(f[5] or 0) > now_ms then return 'early' end
+
+local seq = tonumber(f[3] or 0) + 1
+-- What expires is near the head, what a person takes back is near the tail.
+if status == 'queued' then redis.call('LREM', KEY.queue .. queue, reason == 'expired' and 1 or -1, id) end
+redis.call('ZREM', KEY.scheduled .. queue, id)
+redis.call('ZREM', KEY.deferred .. queue, id)
+redis.call('ZREM', KEY.expiring, id)
+redis.call('HSET', key, 'status', 'canceled', 'ended_at', stamp, 'seq', seq, 'reason', reason, 'error', ARGV[3])
+retain(id, KEY.canceled .. queue, tonumber(f[4] or 604800), now_ms)
+emit(id, seq, 'canceled', 'canceled', now_ms, ',"reason":"' .. reason .. '"')
+return 'ok'

@@ -1,0 +1,53 @@
+-- Settles an attempt whose process is gone: the task runs again, or ends when its attempts keep dying.
+--
+-- ARGV[1..3]  id, attempt id, queue
+-- ARGV[4]     max_crashes
+-- ARGV[5..6]  error, failure as JSON
+-- ARGV[7]     the error as RQ stores tracebacks
+-- ARGV[8]     '1': only if the lease has ended (the reaper); '': it is known to be dead
+-- ARGV[9]     the failure as JSON of a task that was asked to stop
+-- Returns     'queued' | 'failed' | 'stopped' (a stop was asked) | 'lost'
+
+local id, attempt_id, queue, max_crashes = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local key, member = KEY.job .. id, id .. ':' .. attempt_id
+local now_ms, stamp = clock()
+
+local score = redis.call('ZSCORE', KEY.wip .. queue, member)
+local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'crashes', 'stop_ms', 'failure_ttl', 'worker_name')
+local worker = f[7] or ''
+local ours = f[1] == attempt_id
+if ARGV[8] == '1' then
+  local ends_ms = score and (score - (ours and KEY.wip_grace_s or 0)) * 1000
+  if not ends_ms or ends_ms > now_ms then return 'lost' end
+end
+-- A plain RQ worker's execution has no attempt id on the record: it counts while no attempt of ours holds the lease.
+local plain = not ours and f[2] == 'started' and score
+  and not (f[1] and redis.call('ZSCORE', KEY.wip .. queue, id .. ':' .. f[1]))
+if f[2] ~= 'started' or not (ours or plain) then
+  drop_attempt(id, attempt_id, queue, worker)
+  return 'lost'
+end
+
+local seq, crashes = tonumber(f[3] or 0) + 1, tonumber(f[4] or 0) + 1
+local ttl_s = tonumber(f[6] or 604800)
+drop_attempt(id, attempt_id, queue, worker)
+
+local function settle(status, reason, failure)
+  redis.call('HSET', key, 'status', status, 'ended_at', stamp, 'seq', seq, 'crashes', crashes, 'error', ARGV[5],
+    'failure', failure, 'reason', reason)
+  redis.call('XADD', KEY.results .. id, 'MAXLEN', 10, '*', 'type', status == 'stopped' and 3 or 2, 'worker_name', worker,
+    'exc_string', ARGV[7], 'execution_id', attempt_id)
+  if ttl_s >= 0 then redis.call('EXPIRE', KEY.results .. id, ttl_s + 60) end
+  retain(id, KEY.failed .. queue, ttl_s, now_ms)
+  emit(id, seq, status, status, now_ms, ',"error":' .. cjson.encode(ARGV[5]))
+  return status
+end
+
+if f[5] then return settle('stopped', 'stopped', ARGV[9]) end
+if crashes >= max_crashes then return settle('failed', 'crashed', ARGV[6]) end
+
+redis.call('HSET', key, 'status', 'queued', 'seq', seq, 'crashes', crashes, 'attempt_id', '', 'enqueued_at', stamp,
+  'error', ARGV[5], 'failure', ARGV[6])
+enqueue(id, queue, true)
+emit(id, seq, 'crashed', 'queued', now_ms, ',"error":' .. cjson.encode(ARGV[5]) .. ',"crashes":' .. crashes)
+return 'queued'

@@ -1,0 +1,41 @@
+-- Ends the attempt and with it the task: done, failed or stopped.
+--
+-- ARGV[1..4]  id, attempt id, queue, worker name
+-- ARGV[5]     status: done | failed | stopped
+-- ARGV[6]     seconds the record is kept; negative: for ever
+-- ARGV[7]     result as JSON ('' unless done)
+-- ARGV[8..10] error, failure as JSON, reason ('' = none)
+-- ARGV[11]    traceback as RQ stores it in its result stream ('' = none)
+-- ARGV[12]    type, for a record that a plain RQ producer made
+-- Returns     'ok' | 'children' (dependents wait in the outbox) | 'lost' (the lease is another's: nothing changed)
+
+local id, attempt_id, queue, worker, status = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local key = KEY.job .. id
+
+local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'type')
+if f[1] ~= attempt_id or f[2] ~= 'started' then
+  drop_attempt(id, attempt_id, queue, worker)
+  return 'lost'
+end
+
+local now_ms, stamp = clock()
+local seq = tonumber(f[3]) + 1
+local more = ''
+if status == 'done' then
+  redis.call('HSET', key, 'status', 'finished', 'ended_at', stamp, 'seq', seq, 'result', ARGV[7])
+else
+  redis.call('HSET', key, 'status', status, 'ended_at', stamp, 'seq', seq, 'error', ARGV[8], 'failure', ARGV[9],
+    'reason', ARGV[10])
+  more = ',"error":' .. cjson.encode(ARGV[8])
+  redis.call('XADD', KEY.results .. id, 'MAXLEN', 10, '*', 'type', status == 'stopped' and 3 or 2, 'worker_name', worker,
+    'exc_string', ARGV[11], 'execution_id', attempt_id)
+  if tonumber(ARGV[6]) >= 0 then redis.call('EXPIRE', KEY.results .. id, ARGV[6] + 60) end
+end
+if not f[4] then
+  redis.call('HSET', key, 'type', ARGV[12])
+  redis.call('ZADD', KEY.by_type .. ARGV[12], 0, id)
+end
+drop_attempt(id, attempt_id, queue, worker)
+local children = retain(id, (status == 'done' and KEY.finished or KEY.failed) .. queue, tonumber(ARGV[6]), now_ms)
+emit(id, seq, status, status, now_ms, more)
+return children and 'children' or 'ok'

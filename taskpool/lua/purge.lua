@@ -1,0 +1,35 @@
+-- Removes an ended task: its record, log, results and every index entry. Repeating it changes nothing.
+--
+-- ARGV[1]  id
+-- ARGV[2]  '' = now; a registry's key: only when its time in there has come
+-- Returns  'ok' | 'early' | 'gone' (only left-overs were dropped) | 'children' (tasks that wait for it must be
+--          released first) | RQ's word of the status that doesn't allow it
+
+local id, registry = ARGV[1], ARGV[2]
+local key = KEY.job .. id
+local f = redis.call('HMGET', key, 'status', 'origin', 'type', 'tags')
+local status = f[1]
+if registry ~= '' then
+  local score = redis.call('ZSCORE', registry, id)
+  if score and tonumber(score) * 1000 > (clock()) then return 'early' end
+end
+if status and redis.call('EXISTS', KEY.dependents .. id) == 1 then return 'children' end
+if status and status ~= 'finished' and status ~= 'failed' and status ~= 'stopped' and status ~= 'canceled' then
+  return status
+end
+
+if registry ~= '' then redis.call('ZREM', registry, id) end
+if status then
+  redis.call('ZREM', KEY.finished .. f[2], id)
+  redis.call('ZREM', KEY.failed .. f[2], id)
+  redis.call('ZREM', KEY.canceled .. f[2], id)
+end
+if f[3] then
+  redis.call('ZREM', KEY.by_type .. f[3], id)
+end
+for tag in string.gmatch(f[4] or '', '[^,]+') do
+  redis.call('ZREM', KEY.by_tag .. tag, id)
+  if redis.call('EXISTS', KEY.by_tag .. tag) == 0 then redis.call('SREM', KEY.tags, tag) end
+end
+redis.call('DEL', key, KEY.results .. id, KEY.log .. id)
+return status and 'ok' or 'gone'

@@ -1,0 +1,35 @@
+-- Ends the attempt but not the task: it runs again, later (a retry) or when a worker is free (given back on drain).
+--
+-- ARGV[1..4]  id, attempt id, queue, worker name
+-- ARGV[5]     delay in ms; '0' = at once
+-- ARGV[6]     '1': to the front of the queue, and the attempt isn't counted
+-- ARGV[7..8]  error, failure as JSON ('' = none)
+-- Returns     'ok' | 'stopping' (a stop was asked: finish it as stopped) | 'lost'
+
+local id, attempt_id, queue, worker = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local delay_ms, uncounted = tonumber(ARGV[5]), ARGV[6] == '1'
+local key = KEY.job .. id
+
+local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'attempt', 'stop_ms')
+if f[1] ~= attempt_id or f[2] ~= 'started' then
+  drop_attempt(id, attempt_id, queue, worker)
+  return 'lost'
+end
+if f[5] then return 'stopping' end
+
+local now_ms, stamp = clock()
+local seq = tonumber(f[3]) + 1
+local status = delay_ms > 0 and 'scheduled' or 'queued'
+redis.call('HSET', key, 'status', status, 'seq', seq, 'attempt_id', '', 'attempt', f[4] - (uncounted and 1 or 0))
+if ARGV[7] ~= '' then redis.call('HSET', key, 'error', ARGV[7], 'failure', ARGV[8]) end
+drop_attempt(id, attempt_id, queue, worker)
+if delay_ms > 0 then
+  redis.call('HSET', key, 'run_ms', string.format('%.0f', now_ms + delay_ms))
+  redis.call('ZADD', KEY.scheduled .. queue, string.format('%.3f', (now_ms + delay_ms) / 1000), id)
+else
+  redis.call('HSET', key, 'enqueued_at', stamp)
+  enqueue(id, queue, uncounted)
+end
+local more = ARGV[7] ~= '' and (',"error":' .. cjson.encode(ARGV[7]) .. ',"delay_ms":' .. delay_ms) or ''
+emit(id, seq, uncounted and 'queued' or 'retry', status, now_ms, more)
+return 'ok'

@@ -1,0 +1,27 @@
+-- Gives a failed, stopped or canceled task a new life by hand: queued again, for a new attempt.
+--
+-- ARGV[1]  id
+-- Returns  'ok' | 'gone' | 'dependency' (a parent hasn't ended well) | RQ's word of the status that doesn't allow it
+
+local id = ARGV[1]
+local key = KEY.job .. id
+local f = redis.call('HMGET', key, 'status', 'origin', 'seq', 'dependency_ids', 'attempt', 'max_attempts')
+local status, queue = f[1], f[2]
+if not status then return 'gone' end
+if status ~= 'failed' and status ~= 'stopped' and status ~= 'canceled' then return status end
+for parent in string.gmatch(f[4] or '', '"([%w_-]+)"') do
+  if redis.call('HGET', KEY.job .. parent, 'status') ~= 'finished' then return 'dependency' end
+end
+
+local now_ms, stamp = clock()
+local seq = tonumber(f[3] or 0) + 1
+redis.call('ZREM', KEY.failed .. queue, id)
+redis.call('ZREM', KEY.canceled .. queue, id)
+redis.call('PERSIST', key)
+redis.call('HDEL', key, 'ended_at', 'error', 'failure', 'reason', 'progress', 'stop_ms', 'stop_grace_s', 'stop_force',
+  'expires_ms', 'run_ms', 'pending', 'crashes', 'attempt_id', 'worker_name', 'started_at')
+redis.call('HSET', key, 'status', 'queued', 'enqueued_at', stamp, 'seq', seq,
+  'max_attempts', tonumber(f[5] or 0) + tonumber(f[6] or 1))
+enqueue(id, queue, false)
+emit(id, seq, 'queued', 'queued', now_ms, ',"retried_by":"hand"')
+return 'ok'

@@ -1,0 +1,24 @@
+-- Asks a running task to stop. The request is a flag on the record, which heartbeats read; the message to its worker
+-- only makes it quick.
+--
+-- ARGV[1]  id
+-- ARGV[2]  grace in seconds before it is killed; ARGV[3] '1' = kill at once
+-- Returns  'ok' | 'gone' | RQ's word of the status that doesn't allow it
+
+local id, grace_s, force = ARGV[1], ARGV[2], ARGV[3]
+local key = KEY.job .. id
+local f = redis.call('HMGET', key, 'status', 'attempt_id', 'worker_name', 'seq', 'stop_ms', 'stop_force')
+if not f[1] then return 'gone' end
+if f[1] ~= 'started' then return f[1] end
+
+local now_ms = clock()
+if not f[5] or (force == '1' and f[6] ~= '1') then
+  local seq = tonumber(f[4] or 0) + 1
+  redis.call('HSET', key, 'stop_ms', f[5] or string.format('%.0f', now_ms), 'stop_grace_s', grace_s, 'stop_force',
+    force, 'seq', seq)
+  emit(id, seq, 'stopping', 'stopping', now_ms, ',"force":' .. (force == '1' and 'true' or 'false'))
+end
+redis.call('PUBLISH', KEY.commands .. (f[3] or ''), string.format(
+  '{"command":"taskpool-stop","job_id":"%s","attempt_id":"%s","force":%s,"grace_s":%s}',
+  id, f[2] or '', force == '1' and 'true' or 'false', grace_s))
+return 'ok'

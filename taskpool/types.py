@@ -1,0 +1,240 @@
+"""The words of the system as values: statuses, what is submitted, what is stored, what runs, what is told.
+
+    (submitted) ──► queued ──────────────► in_progress ──► done
+        │  │          ▲ │                    │  │  ▲ │
+        │  ├──► scheduled ◄──── retry ───────┘  │  │ ├───► failed
+        │  │          │ │                       ▼  │ │
+        │  └──► waiting ┴──► canceled       stopping ├───► stopped
+        │             ▲                          │ │
+        └─────────────┘                          └─┘ (done, failed, stopped; queued when its worker died)
+
+Done, failed, stopped and canceled are terminal. A retry by hand (`retry_task`) starts a new life of the
+same task in `queued`; it is the only way out, and its own transition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final, Generic, TypeVar
+
+
+class TaskStatus(StrEnum):
+    """Where a task is. The API shows these words; Redis holds RQ's (see `RQ_STATUS`)."""
+
+    QUEUED = "queued"
+    SCHEDULED = "scheduled"
+    WAITING = "waiting"
+    WAITING_CONFIRMATION = "waiting_confirmation"
+    THROTTLED = "throttled"
+    IN_PROGRESS = "in_progress"
+    STOPPING = "stopping"
+    DONE = "done"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    CANCELED = "canceled"
+
+    @property
+    def is_terminal(self) -> bool:
+        """True when the task has ended: its status changes no more."""
+        return self in TERMINAL
+
+
+S = TaskStatus
+T = TypeVar("T")
+
+TERMINAL: Final = frozenset({S.DONE, S.FAILED, S.STOPPED, S.CANCELED})
+
+TRANSITIONS: Final[Mapping[TaskStatus, frozenset[TaskStatus]]] = {
+    S.QUEUED: frozenset({S.IN_PROGRESS, S.CANCELED}),
+    S.SCHEDULED: frozenset({S.QUEUED, S.CANCELED}),
+    S.WAITING: frozenset({S.QUEUED, S.SCHEDULED, S.CANCELED}),
+    S.WAITING_CONFIRMATION: frozenset({S.QUEUED, S.CANCELED}),
+    S.THROTTLED: frozenset({S.QUEUED, S.CANCELED}),
+    S.IN_PROGRESS: frozenset({S.STOPPING, S.DONE, S.FAILED, S.STOPPED, S.QUEUED, S.SCHEDULED}),
+    S.STOPPING: frozenset({S.DONE, S.FAILED, S.STOPPED}),
+    S.DONE: frozenset(),
+    S.FAILED: frozenset(),
+    S.STOPPED: frozenset(),
+    S.CANCELED: frozenset(),
+}
+"""The whitelist of moves. Nothing else happens, except `retry_task`: failed, stopped, canceled -> queued."""
+
+RETRYABLE: Final = frozenset({S.FAILED, S.STOPPED, S.CANCELED})
+
+RQ_STATUS: Final[Mapping[TaskStatus, str]] = {
+    S.QUEUED: "queued",
+    S.SCHEDULED: "scheduled",
+    S.WAITING: "deferred",
+    S.WAITING_CONFIRMATION: "deferred",
+    S.THROTTLED: "rate_limited",
+    S.IN_PROGRESS: "started",
+    S.STOPPING: "started",
+    S.DONE: "finished",
+    S.FAILED: "failed",
+    S.STOPPED: "stopped",
+    S.CANCELED: "canceled",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSpec:
+    """What is submitted. None means: as the task type says, else the setting's default.
+
+    `delay_s` and `run_at` (aware datetime) exclude each other. `expires_in_s` counts from submission: a task
+    that hasn't started by then is canceled with the reason `expired`. `front` puts it at its queue's head.
+    """
+
+    type: str
+    payload: Any = field(default_factory=dict)
+    queue: str | None = None
+    delay_s: float | None = None
+    run_at: datetime | None = None
+    front: bool = False
+    tags: Sequence[str] = ()
+    timeout_s: float | None = None
+    result_ttl_s: int | None = None
+    failure_ttl_s: int | None = None
+    max_attempts: int | None = None
+    expires_in_s: float | None = None
+    depends_on: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRecord:
+    """A task as stored. `error` is one readable line; `failure` has the details (`reason`, `exception`,
+    `traceback`, ...). `reason` says why a task was canceled or stopped. Times are aware, in UTC."""
+
+    id: str
+    type: str
+    status: TaskStatus
+    queue: str
+    payload: Any
+    created_at: datetime | None = None
+    enqueued_at: datetime | None = None
+    run_at: datetime | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    expires_at: datetime | None = None
+    result: Any = None
+    error: str | None = None
+    failure: Mapping[str, Any] | None = None
+    reason: str | None = None
+    progress: Mapping[str, Any] | None = None
+    attempt: int = 0
+    max_attempts: int = 1
+    crashes: int = 0
+    timeout_s: float | None = None
+    result_ttl_s: int | None = None
+    failure_ttl_s: int | None = None
+    tags: tuple[str, ...] = ()
+    depends_on: tuple[str, ...] = ()
+    worker: str | None = None
+    seq: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningTask:
+    """A claimed task: what one attempt needs to run it. `attempt_id` is the fencing token of each of its writes."""
+
+    id: str
+    type: str
+    payload: Any
+    queue: str
+    attempt: int
+    attempt_id: str
+    worker: str
+    max_attempts: int
+    timeout_s: float | None
+    result_ttl_s: int
+    failure_ttl_s: int
+    enqueued_ms: int
+    started_ms: int
+    depends_on: tuple[str, ...] = ()
+    refusal: str | None = None
+    """Why this job must not run (another function than ours, unreadable data); None for a task."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One step of one task. `seq` numbers the steps of a task from 1 without gaps; `at_ms` is Redis's clock."""
+
+    id: str
+    seq: int
+    event: str
+    status: TaskStatus
+    at_ms: int
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypeInfo:
+    """A task type as its workers publish it. `schema` is the JSON Schema of the payload."""
+
+    name: str
+    queue: str
+    schema: Mapping[str, Any]
+    description: str = ""
+    timeout_s: float | None = None
+    max_attempts: int = 1
+    result_ttl_s: int | None = None
+    is_async: bool = False
+    served_by: tuple[str, ...] = ()
+    last_seen_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerInfo:
+    """One worker process as RQ's registry shows it. `state`: started, idle, busy or suspended."""
+
+    name: str
+    host: str
+    pid: int
+    state: str
+    queues: tuple[str, ...]
+    pool: str | None
+    current: tuple[str, ...]
+    done: int
+    failed: int
+    working_s: float
+    started_at: datetime | None
+    last_heartbeat: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueInfo:
+    """How a queue stands: counts by status, and the age in seconds of the task at its head."""
+
+    name: str
+    queued: int
+    in_progress: int
+    scheduled: int
+    waiting: int
+    done: int
+    failed: int
+    canceled: int
+    oldest_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedTask:
+    """A queued task in dispatch order: `position` counts from 1, `wait_s` since it was queued."""
+
+    record: TaskRecord
+    position: int
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """One page of a listing; `next_cursor` is opaque and None on the last page."""
+
+    items: tuple[T, ...]
+    next_cursor: str | None = None
+
+
+def utc(ms: float) -> datetime:
+    """The aware UTC datetime of a Unix time in milliseconds."""
+    return datetime.fromtimestamp(ms / 1000, UTC)
