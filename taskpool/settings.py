@@ -1,0 +1,245 @@
+"""Every setting: one table that drives the environment variables, the flags and the documentation.
+
+`Settings.load` reads TASKPOOL_* variables and flags, and lists every fault at once before anything starts.
+A Redis URL may hold a password, so no message and no repr shows it: use `redact_url` to print one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.parse import unquote, urlsplit
+
+from taskpool.errors import ConfigurationError
+
+Kind = Literal["text", "integer", "seconds", "list", "switch", "choice", "url"]
+
+PREFIX: Final = "TASKPOOL_"
+REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+def _setting(
+    default: Any,
+    help: str,
+    kind: Kind,
+    *,
+    least: float = 0,
+    most: float = math.inf,
+    choices: tuple[str, ...] = (),
+    secret: bool = False,
+) -> Any:
+    metadata = {"help": help, "kind": kind, "least": least, "most": most, "choices": choices}
+    return field(default=default, repr=not secret, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The settings of one process. Each is the variable TASKPOOL_<NAME> and a flag of the same name."""
+
+    host: str = _setting("127.0.0.1", "Address the API listens on.", "text")
+    port: int = _setting(8080, "Port the API listens on; 0 takes a free one.", "integer", most=65535)
+    workers: int = _setting(5, "Worker processes in this pool.", "integer", least=1, most=1024)
+    slots: int = _setting(1, "Async tasks that each worker process runs at once.", "integer", least=1, most=10_000)
+    queues: tuple[str, ...] = _setting(
+        (), "Queues to serve, the first one first; empty: `default` and each queue a loaded type names.", "list"
+    )
+    data_dir: str = _setting(".taskpool", "Directory of the embedded Redis and its data.", "text")
+    redis_url: str | None = _setting(
+        None, "Redis to use (redis://, rediss:// or unix://); empty: the embedded one.", "url", secret=True
+    )
+    tasks: tuple[str, ...] = _setting((), "Python modules or .py files with your tasks.", "list")
+    max_result_bytes: int = _setting(1024 * 1024, "Largest result as JSON, in bytes.", "integer", least=1)
+    max_body_bytes: int = _setting(256 * 1024, "Largest request body the API takes, in bytes.", "integer", least=1)
+    result_ttl_s: int = _setting(86_400, "Seconds a task that is done stays readable.", "integer", least=1)
+    failure_ttl_s: int = _setting(
+        604_800, "Seconds a task that failed or was stopped or canceled stays readable.", "integer", least=1
+    )
+    lease_s: float = _setting(15.0, "Seconds without a heartbeat until an attempt is taken back.", "seconds", least=1)
+    max_crashes: int = _setting(3, "Crashed attempts until a task fails for good.", "integer", least=1)
+    grace_s: float = _setting(25.0, "Seconds running tasks get to end at shutdown.", "seconds")
+    timeout_s: float = _setting(600.0, "Seconds one attempt may take, unless its type says.", "seconds", least=0.001)
+    max_attempts: int = _setting(1, "Attempts a task gets, unless its type says.", "integer", least=1)
+    events_maxlen: int = _setting(10_000, "Events kept for replay, over all tasks.", "integer", least=1)
+    type_grace_s: float = _setting(3600.0, "Seconds a type stays accepted after its last worker left.", "seconds")
+    builtins: bool = _setting(True, "Serve the built-in task types.", "switch")
+    files_root: str = _setting(".", "Directory below which word_count may read files.", "text")
+    log_level: str = _setting("info", "How much the log says.", "choice", choices=LOG_LEVELS)
+
+    @classmethod
+    def load(cls, env: Mapping[str, str], **overrides: Any) -> Settings:
+        """The settings of `env` (os.environ or the like), with `overrides` (flags; None: not given) before it.
+
+        Overrides may be text, as on a command line, or values of the field's own type.
+
+        Raises:
+            ConfigurationError: a variable is unknown or a value is wrong; the text lists every fault.
+        """
+        values: dict[str, Any] = {}
+        faults = [_unknown_variable(name) for name in env if name.startswith(PREFIX) and name not in _BY_ENV]
+        faults += [_unknown_override(name) for name in overrides if name not in _BY_NAME]
+        for setting in SETTING_FIELDS:
+            source, raw = setting.flag, overrides.get(setting.name)
+            if raw is None:
+                source, raw = setting.env, env.get(setting.env) or None  # compose files pass unset ones as ""
+            if raw is None:
+                continue
+            try:
+                values[setting.name] = setting.parse(raw)
+            except ValueError as fault:
+                faults.append(f"{source}: {fault}")
+        if faults:
+            raise ConfigurationError("\n".join(faults))
+        return cls(**values)
+
+    @property
+    def redis_url_file(self) -> Path:
+        """Where the embedded Redis of `data_dir` leaves its URL for other commands."""
+        return Path(self.data_dir) / "redis.url"
+
+
+@dataclass(frozen=True, slots=True)
+class SettingField:
+    """One row of the table of settings. `parse` turns text into the value."""
+
+    name: str
+    kind: Kind
+    default: Any
+    help: str
+    least: float
+    most: float
+    choices: tuple[str, ...]
+
+    @property
+    def env(self) -> str:
+        """The variable's name, such as TASKPOOL_DATA_DIR."""
+        return PREFIX + self.name.upper()
+
+    @property
+    def flag(self) -> str:
+        """The flag's name, such as --data-dir."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def accepts(self) -> str:
+        """What a value may be, in words."""
+        if self.kind == "choice":
+            return "one of " + ", ".join(self.choices)
+        if self.kind in ("integer", "seconds"):
+            noun = "a whole number" if self.kind == "integer" else "a number of seconds"
+            return (
+                f"{noun} of {self.least:g} or more"
+                if math.isinf(self.most)
+                else (f"{noun} from {self.least:g} to {self.most:g}")
+            )
+        return {
+            "text": "text",
+            "list": "names, separated by commas",
+            "switch": "true or false",
+            "url": "redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///PATH",
+        }[self.kind]
+
+    def parse(self, raw: object) -> Any:
+        """The value of `raw`: text, or a value of the right type already.
+
+        Raises:
+            ValueError: it isn't one; the text names the value and what is accepted.
+        """
+        if self.kind == "list":
+            parts = raw if isinstance(raw, list | tuple) else str(raw).split(",")
+            return tuple(name for part in parts if (name := str(part).strip()))
+        text = str(raw).strip()
+        if self.kind == "url":
+            return _redis_url(text, self.accepts)
+        try:
+            return self._scalar(text)
+        except (KeyError, ValueError):
+            near = difflib.get_close_matches(text.lower(), self.choices, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{text!r} is not {self.accepts}{hint}") from None
+
+    def _scalar(self, text: str) -> Any:
+        match self.kind:
+            case "integer" | "seconds":
+                number = int(text) if self.kind == "integer" else float(text)
+                if not (self.least <= number <= self.most and math.isfinite(number)):
+                    raise ValueError
+                return number
+            case "switch":
+                return _SWITCH[text.lower()]
+            case "choice":
+                return self.choices[self.choices.index(text.lower())]
+            case _:
+                if not text:
+                    raise ValueError
+                return text
+
+
+_SWITCH: Final = {
+    "true": True, "yes": True, "on": True, "1": True,
+    "false": False, "no": False, "off": False, "0": False,
+}  # fmt: skip
+
+SETTING_FIELDS: Final = tuple(
+    SettingField(name=row.name, default=row.default, **row.metadata) for row in fields(Settings)
+)
+"""The table of settings, in the order of their documentation."""
+
+_BY_NAME: Final = {setting.name: setting for setting in SETTING_FIELDS}
+_BY_ENV: Final = {setting.env: setting for setting in SETTING_FIELDS}
+
+
+def redact_url(url: str) -> str:
+    """`url` without its password, fit to be shown; also of one too broken to be a URL."""
+    url = re.sub(r"^([\w+]*://)(?!/)([^:@/]*):.*@", r"\1\2:***@", url)
+    return re.sub(r"([?&]password=)[^&]*", r"\1***", url)
+
+
+def resolve_redis_url(settings: Settings) -> str:
+    """The Redis to use: `redis_url`, else the embedded one of `data_dir` while it runs.
+
+    Raises:
+        ConfigurationError: there is neither.
+    """
+    if settings.redis_url is not None:
+        return settings.redis_url
+    try:
+        url = settings.redis_url_file.read_text().strip()
+        with socket.socket(socket.AF_UNIX) as probe:  # a crash leaves the file behind
+            probe.connect(unquote(urlsplit(url).path))
+    except OSError:
+        where = Path(settings.data_dir).resolve()
+        raise ConfigurationError(
+            f"no Redis runs in {where}: start `taskpool up` there, or set TASKPOOL_REDIS_URL"
+        ) from None
+    return url
+
+
+def _redis_url(text: str, accepts: str) -> str:
+    try:
+        parts = urlsplit(text)
+        complete = parts.path if parts.scheme == "unix" else parts.hostname
+        _ = parts.port  # the one part that urlsplit leaves unchecked
+    except ValueError:
+        raise ValueError(f"not a URL; accepted: {accepts}") from None
+    if parts.scheme not in REDIS_SCHEMES:
+        raise ValueError(f"the scheme {parts.scheme!r} is not supported; accepted: {accepts}")
+    if not complete:
+        raise ValueError(f"names no {'path' if parts.scheme == 'unix' else 'host'}; accepted: {accepts}")
+    return text
+
+
+def _unknown_variable(name: str) -> str:
+    near = difflib.get_close_matches(name, _BY_ENV, n=1)
+    return f"{name}: no such setting" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _unknown_override(name: str) -> str:
+    near = difflib.get_close_matches(name, _BY_NAME, n=1)
+    return f"{name}: no such setting" + (f"; did you mean {near[0]}?" if near else "")
