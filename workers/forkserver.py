@@ -1,0 +1,169 @@
+"""The fork server: a process that has imported the task modules once and forks worker processes from that state.
+
+A replacement is ready in milliseconds, and the supervisor itself never runs the user's code. It speaks JSON lines
+with the supervisor over one socket; when that closes it kills every process group it started, and ends.
+
+    supervisor ->  {"settings": {...}, "blocks": n}                       first line
+                   {"fork": block, "name": worker, "queues": [...]}
+    fork server -> {"types": [...]} | {"error": text}                     once, when the modules are loaded
+                   {"forked": block, "pid": pid}   {"ended": pid, "status": wait status}
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import selectors
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from taskpool.errors import ConfigurationError
+from taskpool.registry import Registry
+from taskpool.settings import Settings
+from workers import process, processgroup
+from workers.slots import SharedMemory
+
+RECEIVE_BYTES = 65536
+
+
+class ForkServer:
+    """Forks on request and reports each end. One thread, so that every fork is of a process in a known state."""
+
+    def __init__(self, control: socket.socket, settings: Settings, registry: Registry, memory: SharedMemory) -> None:
+        self._control, self._settings, self._registry, self._memory = control, settings, registry, memory
+        self._groups: set[int] = set()
+
+    def serve(self, lines: Iterator[bytes]) -> None:
+        """Works until the supervisor closes the socket or dies; then nothing that was forked is left."""
+        for line in lines:
+            if line:
+                self._fork(msgspec.json.decode(line))
+            else:
+                self._reap()
+        for group in self._groups:
+            processgroup.signal_group(group, signal.SIGKILL)
+
+    def _fork(self, order: Mapping[str, Any]) -> None:
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            os._exit(self._become_worker(parent, order))
+        self._groups.add(pid)
+        send(self._control, {"forked": order["fork"], "pid": pid})
+
+    def _become_worker(self, parent: int, order: Mapping[str, Any]) -> int:
+        """The new process's whole life; returns its exit status."""
+        try:
+            os.setsid()
+            processgroup.die_with_parent(parent)
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self._control.close()
+            random.seed()
+            return process.serve(
+                self._settings,
+                self._registry,
+                self._memory.block(order["fork"]),
+                worker=order["name"],
+                queues=tuple(order["queues"]),
+            )
+        except BaseException:  # the outermost frame of the process: say why it ends, and end
+            traceback.print_exc()
+            return 1
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+
+    def _reap(self) -> None:
+        """Reports the workers that ended. Orphans of their tasks are reaped without a word."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid in self._groups:
+                self._groups.discard(pid)
+                send(self._control, {"ended": pid, "status": status})
+
+
+def read_lines(control: socket.socket) -> Iterator[bytes]:
+    """The supervisor's lines; an empty one stands for "a child ended". Ends at the end of file."""
+    wake_reader, wake_writer = os.pipe()
+    os.set_blocking(wake_reader, False)
+    os.set_blocking(wake_writer, False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False)
+    selector = selectors.DefaultSelector()
+    selector.register(control, selectors.EVENT_READ)
+    selector.register(wake_reader, selectors.EVENT_READ)
+    rest = b""
+    while True:
+        ready = {key.fd for key, _ in selector.select()}
+        if wake_reader in ready:
+            os.read(wake_reader, RECEIVE_BYTES)
+            yield b""
+        if control.fileno() in ready:
+            try:
+                data = control.recv(RECEIVE_BYTES)
+            except ConnectionError:
+                return
+            if not data:
+                return
+            *lines, rest = (rest + data).split(b"\n")
+            yield from lines
+
+
+def send(control: socket.socket, message: Mapping[str, Any]) -> None:
+    """Sends one line; a supervisor that is gone is noticed where lines are read."""
+    try:
+        control.sendall(msgspec.json.encode(message) + b"\n")
+    except ConnectionError:
+        pass
+
+
+def load(settings: Settings) -> Registry:
+    """Imports the task modules.
+
+    Raises:
+        ConfigurationError: one is wrong; the text says which and why.
+    """
+    registry = Registry(builtins=settings.builtins)
+    registry.load(settings.tasks)
+    return registry
+
+
+def main(control_fd: int, memory_fd: int, parent: int) -> None:
+    """Runs the process: it inherits the control socket and the shared memory from the supervisor, `parent`."""
+    processgroup.die_with_parent(parent)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: None)  # the supervisor alone decides when to end
+    control = socket.socket(fileno=control_fd)
+    with control.makefile("rb", buffering=0) as file:
+        start = msgspec.json.decode(file.readline())
+    settings = msgspec.convert(start["settings"], Settings)
+    try:
+        registry = load(settings)
+    except ConfigurationError as error:
+        send(control, {"error": str(error)})
+        return
+    memory = SharedMemory(memory_fd, start["blocks"], settings.slots)
+    processgroup.adopt_orphans()
+    processgroup.outlive_parent()  # the end of file tells as well, and leaves time to take the groups along
+    gc.collect()
+    gc.freeze()  # the modules' objects stay shared with the children: no collection touches their pages
+    lines = read_lines(control)
+    send(control, {"types": [registry[name].info() for name in registry.names()]})
+    ForkServer(control, settings, registry, memory).serve(lines)
+
+
+if __name__ == "__main__":
+    main(*(int(argument) for argument in sys.argv[1:4]))

@@ -1,0 +1,135 @@
+"""The supervisor's end of one fork server: starts it, has it fork, hears of every end.
+
+A nursery lives as long as the code it loaded is wanted: a reload starts a new one beside it. When the fork server
+itself dies, all its workers die with it, and each is reported as ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from os import getpid
+from typing import Any
+
+import msgspec
+
+from taskpool.errors import ConfigurationError
+from taskpool.settings import Settings
+from taskpool.types import TypeInfo
+from workers.slots import SharedMemory
+
+LINE_BYTES = 64 * 1024 * 1024  # all types with their schemas arrive in one line
+
+
+class NurseryLost(Exception):
+    """Raised when the fork server has died; what it forked died with it."""
+
+
+class Nursery:
+    """A running fork server. `types` are those its modules define."""
+
+    def __init__(
+        self,
+        server: subprocess.Popen[bytes],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        on_end: Callable[[int, int], None],
+    ) -> None:
+        self._server, self._reader, self._writer, self._on_end = server, reader, writer, on_end
+        self._pids: set[int] = set()
+        self._forks: dict[int, asyncio.Future[int]] = {}
+        self._listener: asyncio.Task[None] | None = None
+        self.types: tuple[TypeInfo, ...] = ()
+        self.is_lost = False
+
+    @classmethod
+    async def start(cls, settings: Settings, memory: SharedMemory, on_end: Callable[[int, int], None]) -> Nursery:
+        """Starts a fork server and waits until the task modules are loaded.
+
+        `on_end` is called with the process id and the wait status of every worker that ended.
+
+        Raises:
+            ConfigurationError: a task module is wrong, or its import ended the process.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            arguments = [sys.executable, "-m", "workers.forkserver", str(theirs.fileno()), str(memory.fd), str(getpid())]
+            server = subprocess.Popen(
+                arguments, pass_fds=(theirs.fileno(), memory.fd), stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        reader, writer = await asyncio.open_unix_connection(sock=ours, limit=LINE_BYTES)
+        nursery = cls(server, reader, writer, on_end)
+        try:
+            writer.write(msgspec.json.encode({"settings": settings, "blocks": memory.blocks}) + b"\n")
+            nursery.types = await nursery._loaded()
+        except BaseException:
+            await nursery.close()
+            raise
+        nursery._listener = asyncio.create_task(nursery._listen())
+        return nursery
+
+    async def fork(self, block: int, name: str, queues: tuple[str, ...]) -> int:
+        """Starts a worker process on a block of the shared memory; returns its process id, which is its group's too.
+
+        Raises:
+            NurseryLost: the fork server is gone.
+        """
+        if self.is_lost:
+            raise NurseryLost
+        answer = self._forks[block] = asyncio.get_running_loop().create_future()
+        self._writer.write(msgspec.json.encode({"fork": block, "name": name, "queues": queues}) + b"\n")
+        return await answer
+
+    async def close(self) -> None:
+        """Ends the fork server and every worker it still has. Repeating it does nothing."""
+        if self._listener is not None:
+            self._listener.cancel()
+        self._writer.close()  # the end of file tells it to kill what it forked and to end
+        try:
+            await asyncio.to_thread(self._server.wait, 5)
+        except subprocess.TimeoutExpired:
+            self._server.kill()
+            await asyncio.to_thread(self._server.wait)
+
+    async def _loaded(self) -> tuple[TypeInfo, ...]:
+        line = await self._reader.readline()
+        if not line:
+            status = await asyncio.to_thread(self._server.wait)
+            raise ConfigurationError(f"importing the task modules ended the process ({describe_returncode(status)})")
+        message = msgspec.json.decode(line)
+        if "error" in message:
+            raise ConfigurationError(message["error"])
+        return msgspec.convert(message["types"], tuple[TypeInfo, ...])
+
+    async def _listen(self) -> None:
+        """Hands on what the fork server says, until it dies."""
+        while line := await self._reader.readline():
+            self._handle(msgspec.json.decode(line))
+        self.is_lost = True
+        for answer in self._forks.values():
+            answer.set_exception(NurseryLost())
+        self._forks.clear()
+        for pid in tuple(self._pids):
+            self._ended(pid, int(signal.SIGKILL))
+
+    def _handle(self, message: Mapping[str, Any]) -> None:
+        if "forked" in message:
+            self._pids.add(message["pid"])
+            self._forks.pop(message["forked"]).set_result(message["pid"])
+        else:
+            self._ended(message["ended"], message["status"])
+
+    def _ended(self, pid: int, status: int) -> None:
+        self._pids.discard(pid)
+        self._on_end(pid, status)
+
+
+def describe_returncode(code: int) -> str:
+    """A process's end in words: "signal SIGKILL", "exit status 3"."""
+    if code < 0:
+        return f"signal {signal.Signals(-code).name}"
+    return f"exit status {code}"
