@@ -40,7 +40,7 @@ BY_TAG: Final = "taskpool:tag:"  # + tag: zset of ids, all with score 0
 TAGS: Final = "taskpool:tags"  # set of tags in use
 DEPENDENTS: Final = "taskpool:dependents:"  # + id: set of the ids that wait for it
 OUTBOX: Final = "taskpool:outbox"  # set of ended tasks whose dependents are still to be released
-EXPIRING: Final = "taskpool:expiring"  # zset id -> when it expires if not started, ms
+EXPIRING: Final = "taskpool:expiring"  # zset id -> when it expires if not started, s
 COUNTERS: Final = "taskpool:counters"  # hash of the metrics' running totals
 LOG: Final = "taskpool:log:"  # + id: capped stream of the task's log lines
 

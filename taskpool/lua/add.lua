@@ -104,7 +104,7 @@ for index = 1, n do
     if expires_ms ~= '' and status ~= 'canceled' then
       local expires_at = string.format('%.0f', now_ms + tonumber(expires_ms))
       redis.call('HSET', key, 'expires_ms', expires_at)
-      redis.call('ZADD', KEY.expiring, expires_at, id)
+      redis.call('ZADD', KEY.expiring, string.format('%.3f', expires_at / 1000), id)
     end
     emit(id, 1, status, status, now_ms, more)
     reply[index + 2] = rq

@@ -1,0 +1,38 @@
+"""An operation as a value: a `Call` is one Redis command and how to read its reply; a `Plan` is several, in steps.
+
+Either store runs them, the one that blocks and the one that awaits, so that no operation is written twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+Part = str | bytes | int | float
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One command and the function that turns Redis's raw reply into a value (or raises for it)."""
+
+    command: Sequence[Part]
+    read: Callable[[Any], T]
+    script: bytes | None = None
+    """The text of the script an EVALSHA names: sent instead when Redis doesn't know it (any more)."""
+    blocks_s: float = 0.0
+    """How long the command itself may block, on top of the usual time for a reply."""
+    again: bool = False
+    """Sending it twice is as good as once: after a lost connection it may be repeated."""
+
+
+Plan = Generator[Sequence[Call[Any]], list[Any], T]
+"""Steps of calls: each yield sends its calls in one round trip and gets their values back."""
+
+
+def one(call: Call[T]) -> Plan[T]:
+    """A plan of a single call."""
+    (value,) = yield (call,)
+    return value  # type: ignore[no-any-return]

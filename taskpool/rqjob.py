@@ -1,0 +1,92 @@
+"""A task as RQ's job, in both directions: the hash that `rq.job.Job` would save, and what its `data` says.
+
+RQ builds the fields (once for each combination of options: they are then a template), so that every tool of
+RQ's reads our records. Data is JSON, never pickle: what isn't a call of our entry point is refused unread.
+"""
+
+from __future__ import annotations
+
+import base64
+import reprlib
+import zlib
+from functools import lru_cache
+from math import ceil
+from typing import Any, Final
+
+import msgspec
+from redis import Redis
+from rq.job import Job, JobStatus
+from rq.serializers import JSONSerializer
+
+ENTRY_POINT: Final = "taskpool.runner.run"
+"""The one function a job of ours names; its arguments are the type and the payload."""
+
+DESCRIPTION_LENGTH: Final = 120
+SMALL: Final = 2000
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+
+
+class Refused(Exception):
+    """Raised when a job's data isn't a call of our entry point; the text says what it is instead."""
+
+
+@lru_cache(maxsize=1024)
+def template(queue: str, timeout_s: float, result_ttl_s: int, failure_ttl_s: int) -> tuple[str | int, ...]:
+    """The hash fields, flat, that all tasks with these options share: as RQ saves them, without the empty ones."""
+    job = Job.create(
+        ENTRY_POINT,
+        connection=Redis(),  # Job wants one; nothing here ever connects
+        serializer=JSONSerializer,
+        origin=queue,
+        timeout=ceil(timeout_s),
+        result_ttl=result_ttl_s,
+        failure_ttl=failure_ttl_s,
+        status=JobStatus.QUEUED,
+    )
+    varying = {"data", "description", "created_at", "status"}
+    fields = {k: v for k, v in job.to_dict().items() if v not in ("", None) and k not in varying}
+    if timeout_s != ceil(timeout_s):
+        fields["timeout_ms"] = round(timeout_s * 1000)
+    return tuple(part for item in fields.items() for part in item)
+
+
+def data(type: str, payload: Any) -> bytes:
+    """RQ's `data` of a task, uncompressed: the payload is stored here and nowhere else."""
+    return _encode((ENTRY_POINT, None, (type, payload), {}))
+
+
+def call_of(stored: bytes) -> tuple[str, Any]:
+    """The type and the payload in a job's `data`, compressed (as RQ writes it) or not (as we do).
+
+    Raises:
+        Refused: it isn't JSON, or calls anything but the entry point. Nothing of it was imported or run.
+    """
+    try:
+        raw = stored if stored[:1] == b"[" else zlib.decompress(stored)
+        function, instance, arguments, named = _decode(raw)
+    except (zlib.error, msgspec.DecodeError, UnicodeDecodeError, ValueError, TypeError) as error:
+        raise Refused("its data is not JSON (pickle is never loaded)") from error
+    if function != ENTRY_POINT or instance is not None:
+        raise Refused(f"it calls {str(function)[:80]!r}, and only registered task types are run")
+    if not isinstance(arguments, list) or named or not 1 <= len(arguments) <= 2 or not isinstance(arguments[0], str):
+        raise Refused(f"{ENTRY_POINT} takes a type and a payload")
+    return arguments[0], arguments[1] if len(arguments) == 2 else {}
+
+
+def description(type: str, payload: Any, *, size: int) -> str:
+    """What people read in dashboards, like ``resize(width=80)``; cut to a short line. `size`: bytes of the payload."""
+    if size > SMALL:
+        inside = reprlib.repr(payload)  # the whole would be written out only to keep a line of it
+    elif isinstance(payload, dict):
+        inside = ", ".join([f"{name}={value!r}" for name, value in payload.items()])
+    else:
+        inside = repr(payload)
+    text = f"{type}({inside})"
+    return text if len(text) <= DESCRIPTION_LENGTH else text[: DESCRIPTION_LENGTH - 2] + "…)"
+
+
+def exc_string(text: str) -> bytes:
+    """A traceback as RQ keeps it in its result stream: base64 of zlib, where dashboards look for it."""
+    return base64.b64encode(zlib.compress(text.encode("utf-8", "replace")))

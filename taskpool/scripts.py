@@ -1,0 +1,288 @@
+"""One typed function per Lua script: what goes in, what comes out. Each returns a `Call`; nothing runs here.
+
+Every write of a running attempt carries its attempt id: one that no longer holds the lease gets `lost`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+
+from taskpool import keys, rqjob
+from taskpool.calls import Call, Part
+from taskpool.lua import Script
+from taskpool.types import RunningTask, TaskStatus
+
+DEFAULT_TTL_S: Final = 86_400
+DEFAULT_FAILURE_TTL_S: Final = 604_800
+NO_TRACEBACK: Final = b""
+
+_add, _claim, _finish, _requeue, _crash = map(Script, ("add", "claim", "finish", "requeue", "crash"))
+_heartbeat, _progress, _log, _stop = map(Script, ("heartbeat", "progress", "log", "stop"))
+_cancel, _revive, _purge, _promote, _release = map(Script, ("cancel", "revive", "purge", "promote", "release"))
+_due, _sweep_waiting, _queue_page = map(Script, ("due", "sweep_waiting", "queue_page"))
+
+_ids = msgspec.json.Decoder(tuple[str, ...])
+
+
+@dataclass(frozen=True, slots=True)
+class NewTask:
+    """A validated submission as `add` stores it. Times in ms; `fields` are the hash's, flat."""
+
+    id: str
+    queue: str
+    type: str
+    front: bool
+    run_ms: int | None
+    delay_ms: int | None
+    expires_ms: int | None
+    tags: Sequence[str]
+    parents: Sequence[str]
+    fields: Sequence[Part]
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What `add` answered: RQ's status of each task and when, as RQ writes times; or the parent that doesn't exist."""
+
+    stamp: str = ""
+    statuses: tuple[str, ...] = ()
+    unknown_dependency: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Members of a sorted set whose time has come, and how many ms until the next one (None: there is none)."""
+
+    members: tuple[str, ...]
+    next_in_ms: int | None
+
+
+# --- submission ---------------------------------------------------------------------------------------------
+
+
+def add(tasks: Sequence[NewTask]) -> Call[Added]:
+    """Add tasks, all or none."""
+    arguments: list[Part] = [len(tasks)]
+    for task in tasks:
+        arguments += (
+            task.id,
+            task.queue,
+            task.type,
+            "1" if task.front else "",
+            "" if task.run_ms is None else task.run_ms,
+            "" if task.delay_ms is None else task.delay_ms,
+            "" if task.expires_ms is None else task.expires_ms,
+            ",".join(task.tags),
+            ",".join(task.parents),
+            len(task.fields),
+        )
+        arguments += task.fields
+    return _add.call(arguments, _read_added, again=True)
+
+
+def _read_added(reply: list[bytes]) -> Added:
+    if reply[0] == b"unknown_dependency":
+        return Added(unknown_dependency=reply[1].decode())
+    return Added(reply[1].decode(), tuple([status.decode() for status in reply[2:]]))
+
+
+# --- one attempt --------------------------------------------------------------------------------------------
+
+
+def claim(
+    queues: Sequence[str], *, worker: str, attempt_id: str, lease_ms: int, was_idle: bool
+) -> Call[RunningTask | None]:
+    """Take the next ready task, most urgent queue first; None when there is none or `rq suspend` holds."""
+
+    def read(reply: list[Any] | None) -> RunningTask | None:
+        return None if reply is None else _read_claimed(reply, worker, attempt_id)
+
+    return _claim.call((worker, attempt_id, lease_ms, "1" if was_idle else "", *queues), read)
+
+
+def ring_wait(queues: Sequence[str], timeout_s: float) -> Call[bool]:
+    """Block until a doorbell of these queues rings (True) or `timeout_s` is over; pipeline a claim behind it."""
+    bells = [keys.DOORBELL + queue for queue in queues]
+    return Call(("BLPOP", *bells, timeout_s), lambda reply: reply is not None, blocks_s=timeout_s)
+
+
+def _read_claimed(reply: list[Any], worker: str, attempt_id: str) -> RunningTask:
+    (id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, started_ms) = reply[:11]
+    parents, _crashes, timeout_ms = reply[11:]
+    refusal = None
+    payload: Any = None
+    try:
+        name, payload = rqjob.call_of(data or b"")
+    except rqjob.Refused as error:
+        name, refusal = (type or b"unknown").decode(), str(error)
+    started = int(started_ms)
+    return RunningTask(
+        id=id.decode(),
+        type=name,
+        payload=payload,
+        queue=queue.decode(),
+        attempt=attempt,
+        attempt_id=attempt_id,
+        worker=worker,
+        max_attempts=int(max_attempts or 1),
+        timeout_s=int(timeout_ms) / 1000 if timeout_ms else (int(timeout) if timeout else None),
+        result_ttl_s=int(result_ttl) if result_ttl else DEFAULT_TTL_S,
+        failure_ttl_s=int(failure_ttl) if failure_ttl else DEFAULT_FAILURE_TTL_S,
+        enqueued_ms=round(datetime.fromisoformat(enqueued_at.decode()).timestamp() * 1000) if enqueued_at else started,
+        started_ms=started,
+        depends_on=_ids.decode(parents) if parents else (),
+        refusal=refusal,
+    )
+
+
+def finish(
+    running: RunningTask,
+    status: TaskStatus,
+    *,
+    result: bytes = b"",
+    error: str = "",
+    failure: Mapping[str, Any] | None = None,
+    traceback: str = "",
+) -> Call[str]:
+    """End the task: ``ok``, ``children`` (tasks wait for it: release them), or ``lost``. `result` is JSON."""
+    done = status is TaskStatus.DONE
+    return _finish.call(
+        (
+            running.id,
+            running.attempt_id,
+            running.queue,
+            running.worker,
+            status.value,
+            running.result_ttl_s if done else running.failure_ttl_s,
+            result,
+            error,
+            _json(failure),
+            (failure or {}).get("reason", ""),
+            NO_TRACEBACK if done else rqjob.exc_string(traceback or error),
+            running.type,
+        ),
+        _word,
+    )
+
+
+def retry(running: RunningTask, *, delay_ms: int, error: str, failure: Mapping[str, Any]) -> Call[str]:
+    """End the attempt and run the task again after `delay_ms`: ``ok``, ``stopping`` or ``lost``."""
+    return _again(running, delay_ms, False, error, failure)
+
+
+def give_back(running: RunningTask) -> Call[str]:
+    """Put the task back to the front of its queue, as if it hadn't been claimed: ``ok``, ``stopping`` or ``lost``."""
+    return _again(running, 0, True, "", None)
+
+
+def _again(
+    running: RunningTask, delay_ms: int, uncounted: bool, error: str, failure: Mapping[str, Any] | None
+) -> Call[str]:
+    head = (running.id, running.attempt_id, running.queue, running.worker)
+    return _requeue.call((*head, delay_ms, "1" if uncounted else "", error, _json(failure)), _word)
+
+
+def crash(
+    id: str,
+    attempt_id: str,
+    queue: str,
+    *,
+    error: str,
+    failure: Mapping[str, Any],
+    max_crashes: int,
+    only_expired: bool = False,
+) -> Call[str]:
+    """Settle an attempt whose process is gone: ``queued``, ``failed``, ``stopped`` (it was asked to), or ``lost``.
+
+    With `only_expired` the attempt is settled only if its lease has ended: what a reaper says.
+    """
+    stopped = _json({**failure, "reason": "stopped"})
+    arguments = (id, attempt_id, queue, max_crashes, error, _json(failure), rqjob.exc_string(error))
+    return _crash.call((*arguments, "1" if only_expired else "", stopped), _word)
+
+
+def heartbeat(attempts: Sequence[tuple[str, str, str]], lease_ms: int) -> Call[list[str]]:
+    """Renew the leases of attempts ``(id, attempt_id, queue)``: for each ``ok``, ``stop``, ``force`` or ``lost``."""
+    flat = [part for attempt in attempts for part in attempt]
+    return _heartbeat.call((lease_ms, *flat), lambda reply: [word.decode() for word in reply], again=True)
+
+
+def progress(running: RunningTask, document: Mapping[str, Any]) -> Call[str]:
+    """Note a running task's progress: ``ok`` or ``lost``."""
+    return _progress.call((running.id, running.attempt_id, _json(document)), _word)
+
+
+def log(running: RunningTask, lines: Sequence[Mapping[str, Any]], *, keep: int, ttl_s: int) -> Call[str]:
+    """Append lines to a running task's log, which keeps about `keep` of them for `ttl_s`: ``ok`` or ``lost``."""
+    return _log.call((running.id, running.attempt_id, keep, ttl_s, *map(_json, lines)), _word)
+
+
+# --- by hand --------------------------------------------------------------------------------------------------
+
+
+def stop(id: str, *, grace_s: float, force: bool) -> Call[str]:
+    """Ask a running task to stop: ``ok``, ``gone``, or RQ's word of the status that doesn't allow it."""
+    return _stop.call((id, f"{grace_s:g}", "1" if force else ""), _word, again=True)
+
+
+def cancel(id: str, *, reason: str, error: str) -> Call[str]:
+    """Cancel a task that hasn't started (reason ``expired``: only if it has expired)."""
+    return _cancel.call((id, reason, error), _word)
+
+
+def revive(id: str) -> Call[str]:
+    """Queue a failed, stopped or canceled task again: ``ok``, ``gone``, ``dependency``, or RQ's word of its status."""
+    return _revive.call((id,), _word)
+
+
+def purge(id: str, registry: str = "") -> Call[str]:
+    """Remove an ended task (with `registry`: if its time there has come): ``ok``, ``early``, ``gone``, ``children``,
+    or RQ's word of the status that doesn't allow it."""
+    return _purge.call((id, registry), _word)
+
+
+# --- housekeeping ---------------------------------------------------------------------------------------------
+
+
+def promote(id: str, queue: str) -> Call[str]:
+    """Queue a scheduled task whose time has come: ``ok``, ``early`` or ``gone``."""
+    return _promote.call((id, queue), _word, again=True)
+
+
+def release(id: str, limit: int = 100) -> Call[int]:
+    """Release up to `limit` tasks that waited for an ended one; how many are left (-1: it runs again, they wait on)."""
+    return _release.call((id, limit), int)
+
+
+def due(registry: str, *, limit: int, ahead_s: float = 0) -> Call[Due]:
+    """What is due in a registry scored in seconds, `ahead_s` early."""
+
+    def read(reply: list[Any]) -> Due:
+        now_ms, next_score, *members = reply
+        next_in_ms = None if not next_score else max(0, round((float(next_score) - ahead_s) * 1000 - now_ms))
+        return Due(tuple([member.decode() for member in members]), next_in_ms)
+
+    return _due.call((f"{ahead_s:g}", limit), read, keys=(registry,), again=True)
+
+
+def sweep_waiting(queue: str, offset: int, limit: int) -> Call[int]:
+    """Look after waiting tasks whose parents ended unnoticed; the offset to go on from."""
+    return _sweep_waiting.call((queue, offset, limit), int, again=True)
+
+
+def queue_page(queue: str, offset: int, limit: int) -> Call[list[Any]]:
+    """A part of a queue in dispatch order: ``[now_ms, length, id, flat hash, ...]``, raw."""
+    return _queue_page.call((queue, offset, limit), lambda reply: reply, again=True)
+
+
+def _word(reply: bytes) -> str:
+    return reply.decode()
+
+
+def _json(document: Mapping[str, Any] | None) -> bytes:
+    return b"" if document is None else msgspec.json.encode(document)

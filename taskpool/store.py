@@ -1,0 +1,148 @@
+"""Runs calls and plans on Redis: `Store` blocks, `AsyncStore` awaits; what they run and what it means is the same.
+
+What is decided here and nowhere else: what an error reply means, when a script's text is sent, and that only
+calls marked `again` are repeated after a lost connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, Protocol, TypeVar
+
+import hiredis
+
+from taskpool.async_wire import AsyncWire
+from taskpool.calls import Call, Part, Plan
+from taskpool.errors import RedisUnavailable, TaskpoolError
+from taskpool.wire import Address, Wire
+
+T = TypeVar("T")
+
+REPLY_TIMEOUT_S: Final = 10.0
+AWAY: Final = ("LOADING", "MASTERDOWN", "READONLY", "OOM", "CLUSTERDOWN", "NOAUTH", "NOPERM", "WRONGPASS", "BUSY", "MISCONF")
+"""Error replies by which Redis says that it can't serve now; anything else is a fault of ours."""
+
+
+class Transport(Protocol):
+    """What a store needs of a connection: send commands together, get raw replies (errors as values) in order."""
+
+    def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float) -> list[Any]: ...
+    def close(self) -> None: ...
+
+
+class AsyncTransport(Protocol):
+    """The same, awaited."""
+
+    async def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float) -> list[Any]: ...
+    def close(self) -> None: ...
+
+
+class ReplyFault(TaskpoolError):
+    """Raised when Redis answers a call with an error that no operation expects."""
+
+
+class Store:
+    """Runs calls over one blocking connection. Not for two threads at once.
+
+    Raises, from every method: RedisUnavailable.
+    """
+
+    def __init__(self, redis_url: str = "", *, name: str = "taskpool", transport: Transport | None = None) -> None:
+        self._transport = transport or Wire(Address.parse(redis_url), name=name)
+
+    def run(self, call: Call[T]) -> T:
+        """The value of one call."""
+        (value,) = self.run_many((call,))
+        return value  # type: ignore[no-any-return]
+
+    def run_many(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        """The values of several calls, sent together in one round trip and carried out in order."""
+        timeout_s = _timeout_s(calls)
+        try:
+            replies = self._transport.exchange([call.command for call in calls], timeout_s)
+        except RedisUnavailable:
+            if not all(call.again for call in calls):
+                raise
+            replies = self._transport.exchange([call.command for call in calls], timeout_s)
+        for at in _unknown_scripts(replies):
+            replies[at] = self._transport.exchange([_with_text(calls[at])], timeout_s)[0]
+        return _values(calls, replies)
+
+    def carry_out(self, plan: Plan[T]) -> T:
+        """The value of a plan."""
+        try:
+            calls = next(plan)
+            while True:
+                calls = plan.send(self.run_many(calls) if calls else [])
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Close the connection; the next call opens a new one."""
+        self._transport.close()
+
+
+class AsyncStore:
+    """Runs calls over one connection shared by all coroutines of a loop; as `Store` otherwise."""
+
+    def __init__(self, redis_url: str = "", *, name: str = "taskpool", transport: AsyncTransport | None = None) -> None:
+        self._transport = transport or AsyncWire(Address.parse(redis_url), name=name)
+
+    async def run(self, call: Call[T]) -> T:
+        """The value of one call."""
+        (value,) = await self.run_many((call,))
+        return value  # type: ignore[no-any-return]
+
+    async def run_many(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        """The values of several calls, sent together and carried out in order."""
+        timeout_s = _timeout_s(calls)
+        try:
+            replies = await self._transport.exchange([call.command for call in calls], timeout_s)
+        except RedisUnavailable:
+            if not all(call.again for call in calls):
+                raise
+            replies = await self._transport.exchange([call.command for call in calls], timeout_s)
+        for at in _unknown_scripts(replies):
+            replies[at] = (await self._transport.exchange([_with_text(calls[at])], timeout_s))[0]
+        return _values(calls, replies)
+
+    async def carry_out(self, plan: Plan[T]) -> T:
+        """The value of a plan."""
+        try:
+            calls = next(plan)
+            while True:
+                calls = plan.send(await self.run_many(calls) if calls else [])
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+    async def close(self) -> None:
+        """Close the connection; the next call opens a new one."""
+        self._transport.close()
+
+
+def _timeout_s(calls: Sequence[Call[Any]]) -> float:
+    return REPLY_TIMEOUT_S + sum([call.blocks_s for call in calls])
+
+
+def _unknown_scripts(replies: Sequence[Any]) -> list[int]:
+    return [
+        at
+        for at, reply in enumerate(replies)
+        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT")
+    ]
+
+
+def _with_text(call: Call[Any]) -> Sequence[Part]:
+    """The same call with the script's text in place of its hash: Redis knows it from then on."""
+    assert call.script is not None
+    return ("EVAL", call.script, *call.command[2:])
+
+
+def _values(calls: Sequence[Call[Any]], replies: Sequence[Any]) -> list[Any]:
+    for reply in replies:
+        if isinstance(reply, hiredis.ReplyError):
+            text = str(reply)
+            if text.startswith(AWAY):
+                raise RedisUnavailable(f"Redis can't serve now: {text}")
+            raise ReplyFault(f"Redis answered: {text}")
+    return [call.read(reply) for call, reply in zip(calls, replies, strict=True)]

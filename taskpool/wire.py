@@ -1,0 +1,179 @@
+"""A plain socket to Redis: packed commands out, raw replies in, nothing else.
+
+hiredis packs and parses; redis-py's client costs more CPU a task than our whole task (see docs/decisions.md).
+Only the URL is parsed by redis-py. A connection that fails in any way is closed; the next exchange opens a new one.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import hiredis
+from redis.connection import parse_url
+
+from taskpool.calls import Part
+from taskpool.errors import ConfigurationError, RedisUnavailable
+
+CONNECT_TIMEOUT_S: Final = 5.0
+CHUNK_BYTES: Final = 65536
+CLOSED: Final = "Redis closed the connection"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where Redis is and who we are there. `path` is a unix socket; else `host` and `port`."""
+
+    path: str | None
+    host: str
+    port: int
+    db: int
+    username: str | None
+    password: str | None
+    tls: ssl.SSLContext | None
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """Read a `redis://`, `rediss://` or `unix://` URL, with redis-py's `ssl_*` query options.
+
+        Raises:
+            ConfigurationError: it isn't such a URL.
+        """
+        try:
+            options: dict[str, Any] = dict(parse_url(url))
+        except ValueError as error:
+            raise ConfigurationError(f"not a Redis URL: {error}") from None
+        tls = None
+        if url.startswith("rediss://"):
+            tls = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+            if options.get("ssl_certfile"):
+                tls.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
+            if options.get("ssl_cert_reqs") in ("none", ssl.CERT_NONE):
+                tls.check_hostname = False
+                tls.verify_mode = ssl.CERT_NONE
+        return cls(
+            path=options.get("path"),
+            host=options.get("host", "localhost"),
+            port=options.get("port", 6379),
+            db=options.get("db", 0),
+            username=options.get("username"),
+            password=options.get("password"),
+            tls=tls,
+        )
+
+    def __str__(self) -> str:
+        return self.path or f"{self.host}:{self.port}"
+
+    def greeting(self, name: str) -> list[tuple[Part, ...]]:
+        """The commands that open a connection called `name`."""
+        commands: list[tuple[Part, ...]] = []
+        if self.password is not None:
+            commands.append(("AUTH", self.username, self.password) if self.username else ("AUTH", self.password))
+        if self.db:
+            commands.append(("SELECT", self.db))
+        commands.append(("CLIENT", "SETNAME", name))
+        return commands
+
+
+def pack(commands: Sequence[Sequence[Part]]) -> bytes:
+    """Commands as Redis reads them."""
+    return b"".join([hiredis.pack_command(tuple(command)) for command in commands])
+
+
+class Wire:
+    """One connection, opened when first used. Not for two threads at once."""
+
+    def __init__(self, address: Address, *, name: str) -> None:
+        self._address = address
+        self._name = name
+        self._socket: socket.socket | None = None
+        self._reader = hiredis.Reader()
+
+    def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float) -> list[Any]:
+        """Send the commands together and return their raw replies in order; an error reply is a value here.
+
+        Raises:
+            RedisUnavailable: no connection, or no reply in time. Whether the commands ran is then unknown.
+        """
+        try:
+            connection = self._socket or self._connect()
+            connection.settimeout(timeout_s)
+            connection.sendall(pack(commands))
+            return [self._read(connection) for _ in commands]
+        except OSError as error:
+            self.close()
+            raise self._unavailable(error) from error
+        except BaseException:
+            # Left with replies unread (an interrupted task, a broken stream), the connection is of no more use.
+            self.close()
+            raise
+
+    def next_reply(self, timeout_s: float) -> Any:
+        """The next reply of a subscribed connection, or None when none came within `timeout_s`."""
+        connection = self._socket
+        if connection is None:
+            raise RedisUnavailable(f"not connected to Redis at {self._address}")
+        try:
+            connection.settimeout(timeout_s)
+            return self._read(connection)
+        except TimeoutError:
+            return None
+        except OSError as error:
+            self.close()
+            raise self._unavailable(error) from error
+
+    def close(self) -> None:
+        """Close the connection; the next exchange opens a new one."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _read(self, connection: socket.socket) -> Any:
+        reader = self._reader
+        reply = reader.gets()
+        while reply is False:
+            received = connection.recv(CHUNK_BYTES)
+            if not received:
+                raise ConnectionResetError(CLOSED)
+            reader.feed(received)
+            reply = reader.gets()
+        return reply
+
+    def _connect(self) -> socket.socket:
+        address = self._address
+        self._reader = hiredis.Reader()
+        if address.path:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            connection.settimeout(CONNECT_TIMEOUT_S)
+        else:
+            connection = socket.create_connection((address.host, address.port), CONNECT_TIMEOUT_S)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        try:
+            if address.path:
+                connection.connect(address.path)
+            elif address.tls:
+                connection = address.tls.wrap_socket(connection, server_hostname=address.host)
+            greeting = address.greeting(self._name)
+            connection.sendall(pack(greeting))
+            replies = [self._read(connection) for _ in greeting]
+        except BaseException:
+            connection.close()
+            raise
+        refuse_bad_greeting(address, replies)
+        self._socket = connection
+        return connection
+
+    def _unavailable(self, error: OSError) -> RedisUnavailable:
+        what = "no answer in time" if isinstance(error, TimeoutError) else (error.strerror or str(error))
+        return RedisUnavailable(f"can't reach Redis at {self._address}: {what}")
+
+
+def refuse_bad_greeting(address: Address, replies: Sequence[Any]) -> None:
+    """Raise `RedisUnavailable` for the first error among the replies to a greeting."""
+    for reply in replies:
+        if isinstance(reply, hiredis.ReplyError):
+            raise RedisUnavailable(f"Redis at {address} refused us: {reply}")
