@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 from taskpool.errors import ConfigurationError
 
+LOG_FILE: Final = "redis.log"  # in its directory
 SOCKET_PATH_MAX: Final = 107  # bytes: sockaddr_un's 108 less the NUL
 START_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 30.0
@@ -30,7 +31,7 @@ STOP_TIMEOUT_S: Final = 30.0
 # Redis 7 and later call it hash-max-listpack-value and still take this name.
 COMPACT_HASHES: Final = {"hash-max-ziplist-value": "1024"}
 
-_WATCHER: Final = 'read -r pid || exit 0; read -r _; kill -TERM "$pid" 2>/dev/null'
+_WATCHER: Final = 'read -r pid || exit 0; read -r _; kill -TERM "$pid"'
 
 
 def find_redis_server() -> str:
@@ -55,8 +56,7 @@ def find_redis_server() -> str:
 class RedisServer:
     """One redis-server in `directory`, private to this user, listening on a unix socket alone.
 
-    `config` are its directives; `log_file` (default: none) is relative to `directory`. `inherit` are file
-    descriptors it keeps open as long as it lives.
+    `config` are its directives. `inherit` are file descriptors it keeps open as long as it lives.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class RedisServer:
     ) -> None:
         self.directory = directory.resolve()
         self._binary = binary or find_redis_server()
-        self._config = {"appendonly": "no", "save": "", **COMPACT_HASHES, **(config or {})}
+        self._config = {"appendonly": "no", "save": "", "logfile": LOG_FILE, **COMPACT_HASHES, **(config or {})}
         self._inherit = tuple(inherit)
         self._cleanup = contextlib.ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
@@ -141,13 +141,17 @@ class RedisServer:
     def _await_answer(self) -> None:
         assert self._process is not None
         deadline = time.monotonic() + START_TIMEOUT_S
-        while (answer := self._ping()) != b"+PONG":
+        while not (answer := self._ping()) or answer.startswith(b"-LOADING"):
             if (status := self._process.poll()) is not None:
-                raise ConfigurationError(f"{self._binary} ended at once with status {status}; see {self._log}")
-            if answer.startswith(b"-LOADING"):  # a large file takes as long as it takes
+                raise ConfigurationError(
+                    f"{self._binary} ended at once with status {status}; see {self.directory / LOG_FILE}"
+                )
+            if answer:  # it is loading; a large file takes as long as it takes
                 deadline = time.monotonic() + START_TIMEOUT_S
             if time.monotonic() > deadline:
-                raise ConfigurationError(f"{self._binary} didn't answer within {START_TIMEOUT_S:g} s; see {self._log}")
+                raise ConfigurationError(
+                    f"{self._binary} didn't answer within {START_TIMEOUT_S:g} s; see {self.directory / LOG_FILE}"
+                )
             time.sleep(0.005)
 
     def _ping(self) -> bytes:
@@ -160,15 +164,17 @@ class RedisServer:
             except OSError:
                 return b""
 
-    @property
-    def _log(self) -> str:
-        return str(self.directory / self._config.get("logfile", "its log"))
-
 
 @contextlib.contextmanager
 def _watch(pid: int) -> Iterator[None]:
     """A shell that sends `pid` SIGTERM when we die without leaving this context."""
-    watcher = subprocess.Popen(["/bin/sh", "-c", _WATCHER], stdin=subprocess.PIPE, start_new_session=True)
+    watcher = subprocess.Popen(
+        ["/bin/sh", "-c", _WATCHER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     assert watcher.stdin is not None
     try:
         watcher.stdin.write(f"{pid}\n".encode())

@@ -82,8 +82,8 @@ class Settings:
             ConfigurationError: a variable is unknown or a value is wrong; the text lists every fault.
         """
         values: dict[str, Any] = {}
-        faults = [_unknown_variable(name) for name in env if name.startswith(PREFIX) and name not in _BY_ENV]
-        faults += [_unknown_override(name) for name in overrides if name not in _BY_NAME]
+        faults = [_unknown(name, _ENVS) for name in env if name.startswith(PREFIX) and name not in _ENVS.values()]
+        faults += [_unknown(name, _FLAGS) for name in overrides if name not in _FLAGS]
         for setting in SETTING_FIELDS:
             source, raw = setting.flag, overrides.get(setting.name)
             if raw is None:
@@ -191,8 +191,8 @@ SETTING_FIELDS: Final = tuple(
 )
 """The table of settings, in the order of their documentation."""
 
-_BY_NAME: Final = {setting.name: setting for setting in SETTING_FIELDS}
-_BY_ENV: Final = {setting.env: setting for setting in SETTING_FIELDS}
+_ENVS: Final = {setting.name: setting.env for setting in SETTING_FIELDS}
+_FLAGS: Final = {setting.name: setting.flag for setting in SETTING_FIELDS}
 
 
 def redact_url(url: str) -> str:
@@ -235,11 +235,7 @@ def _redis_url(text: str, accepts: str) -> str:
     return text
 
 
-def _unknown_variable(name: str) -> str:
-    near = difflib.get_close_matches(name, _BY_ENV, n=1)
-    return f"{name}: no such setting" + (f"; did you mean {near[0]}?" if near else "")
-
-
-def _unknown_override(name: str) -> str:
-    near = difflib.get_close_matches(name, _BY_NAME, n=1)
-    return f"{name}: no such setting" + (f"; did you mean {near[0]}?" if near else "")
+def _unknown(name: str, spelled: Mapping[str, str]) -> str:
+    """The fault of `name`, with the nearest of the names that `spelled` shows as people write them."""
+    near = difflib.get_close_matches(name.removeprefix(PREFIX).lower(), spelled, n=1)
+    return f"{name}: no such setting" + (f"; did you mean {spelled[near[0]]}?" if near else "")

@@ -1,10 +1,12 @@
-"""What tests share: waiting for something that another thread or process does."""
+"""What tests share: waiting for what another process does, and whether it lives."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from typing import TypeVar
+
+import psutil
 
 T = TypeVar("T")
 
@@ -20,3 +22,11 @@ def eventually(predicate: Callable[[], T], timeout_s: float = 10) -> T:
         assert time.monotonic() < deadline, f"still {answer!r} after {timeout_s:g} s"
         time.sleep(0.01)
     return answer
+
+
+def is_running(pid: int) -> bool:
+    """True while the process lives. One that ended and whom nobody collected doesn't."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

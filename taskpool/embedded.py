@@ -1,0 +1,157 @@
+"""The embedded Redis: one private server over one data directory, its log of every write on disk.
+
+A file lock keeps two servers off one directory. The server holds that lock too, so that after a crash of its
+starter nobody opens the files before it has let go of them. `check_redis` judges any Redis, embedded or not.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.retry import Retry
+
+from taskpool.errors import ConfigurationError
+from taskpool.redis_server import RedisServer
+from taskpool.settings import Settings, redact_url
+
+OLDEST_REDIS: Final = (6, 2)
+HANDOVER_TIMEOUT_S: Final = 5.0
+
+# No retries, and RESP2: a server too old for the HELLO of RESP3 must still tell its version.
+_PLAIN: Final = {"retry": Retry(NoBackoff(), 0), "protocol": 2}
+
+PERSISTENCE: Final = {"appendonly": "yes", "appendfsync": "everysec"}
+
+
+class EmbeddedRedis:
+    """A context in which `data_dir` is served by a Redis of its own; its URL stands in `data_dir/redis.url`.
+
+    `binary` is the redis-server to run; None: the one that `find_redis_server` finds.
+
+    Example:
+        with EmbeddedRedis(settings.data_dir) as redis:
+            pool = TaskPool(redis.url)
+    """
+
+    def __init__(self, data_dir: str | Path, *, binary: str | None = None) -> None:
+        self._binary = binary
+        self._settings = Settings(data_dir=str(Path(data_dir).resolve()))
+        self._exit = ExitStack()
+        self._server: RedisServer | None = None
+
+    @property
+    def data_dir(self) -> Path:
+        """Where the data lies, absolute."""
+        return Path(self._settings.data_dir)
+
+    @property
+    def url(self) -> str:
+        """The server's URL."""
+        assert self._server is not None, "not started"
+        return self._server.url
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process id; None when it doesn't run (it crashed, or somebody ended it)."""
+        return self._server.pid if self._server is not None else None
+
+    def __enter__(self) -> Self:
+        """Start it; returns once it answers, its data loaded.
+
+        Raises:
+            ConfigurationError: the directory can't be used or is in use, there is no redis-server, it is
+                older than 6.2, or it can't start.
+        """
+        with ExitStack() as stack:
+            try:
+                self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+                lock = _lock(self.data_dir / "lock", stack)
+            except OSError as error:
+                raise ConfigurationError(f"can't use the data directory {self.data_dir}: {error.strerror}") from None
+            self._server = RedisServer(self.data_dir, binary=self._binary, config=PERSISTENCE, inherit=[lock])
+            stack.callback(self._server.stop)
+            self._server.start()
+            check_redis(self.url)
+            self._publish_url(stack)
+            self._exit = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop it: it writes out what it holds and ends."""
+        self._exit.close()
+
+    def _publish_url(self, stack: ExitStack) -> None:
+        file = self._settings.redis_url_file
+        fresh = file.with_suffix(".new")
+        fresh.write_text(self.url + "\n")
+        fresh.replace(file)  # whoever reads it sees the whole line
+        stack.callback(file.unlink, missing_ok=True)
+
+
+def check_redis(url: str) -> None:
+    """Return when the Redis at `url` answers and is new enough.
+
+    Raises:
+        ConfigurationError: it isn't so; one line says why, without the password.
+    """
+    where = redact_url(url)
+    try:
+        with Redis.from_url(url, socket_connect_timeout=5, socket_timeout=5, **_PLAIN) as client:
+            info = client.info("server")
+    except AuthenticationError as error:
+        raise ConfigurationError(f"the Redis at {where} refuses the user or the password: {error}") from None
+    except ResponseError as error:
+        raise ConfigurationError(f"the Redis at {where} refuses the command INFO: {error}") from None
+    except (RedisError, OSError, ValueError) as error:
+        raise ConfigurationError(f"can't reach the Redis at {where}: {error}") from None
+    version = str(info["redis_version"])
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
+        raise ConfigurationError(f"the Redis at {where} is version {version}; 6.2 or newer is needed")
+
+
+def _lock(path: Path, stack: ExitStack) -> int:
+    """Take the lock; its file descriptor, to be inherited by the server."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    stack.callback(os.close, lock)
+    deadline = time.monotonic() + HANDOVER_TIMEOUT_S
+    while not _try_lock(lock):
+        owner = os.pread(lock, 20, 0).decode().strip()
+        # When its owner is gone, the server it left behind is writing out its data and follows.
+        if _runs(owner) or time.monotonic() > deadline:
+            raise ConfigurationError(
+                f"the data directory {path.parent} is in use by process {owner or '?'}; "
+                "stop that one, or choose another with TASKPOOL_DATA_DIR"
+            )
+        time.sleep(0.05)
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return lock
+
+
+def _try_lock(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _runs(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:  # it runs, as somebody else
+        return True
+    return True
