@@ -55,16 +55,14 @@ def imported_names(tree: ast.AST, package: str) -> Iterator[str]:
 def edges(modules: Mapping[str, Module]) -> dict[str, set[str]]:
     """Module -> the modules of this project that it imports."""
     return {
-        module.name: {target for name in module.imports if (target := owner(name, modules))} - {module.name}
+        module.name: {target for name in module.imports if (target := owner(name, modules))} - {module.name, ""}
         for module in modules.values()
     }
 
 
 def owner(name: str, modules: Mapping[str, Module]) -> str:
-    """The module that `name` is or lies in; empty when it is none of ours."""
-    while name and name not in modules:
-        name = name.rpartition(".")[0]
-    return name
+    """The module that `name` is or is defined in; empty when that is none of ours."""
+    return next((module for module in (name, name.rpartition(".")[0]) if module in modules), "")
 
 
 def find_cycle(graph: Mapping[str, set[str]]) -> list[str]:
