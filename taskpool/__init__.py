@@ -1,0 +1,68 @@
+"""Typed tasks on Redis: what a program imports. Everything else is reached through these names.
+
+A task file needs no Redis and no RQ, and workers start by importing task files: so the pool, which brings
+both, is imported when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from taskpool.context import TaskContext
+from taskpool.errors import (
+    AttemptLost,
+    ConfigurationError,
+    DuplicateType,
+    FieldError,
+    InvalidPayload,
+    InvalidTask,
+    RedisUnavailable,
+    TaskConflict,
+    TaskNotFound,
+    TaskpoolError,
+    UnknownDependency,
+    UnknownType,
+    WaitTimeout,
+)
+from taskpool.interrupts import SoftTimeout, TaskStopped
+from taskpool.registry import Registry
+from taskpool.task import Task, task
+from taskpool.types import TaskRecord, TaskSpec, TaskStatus
+
+if TYPE_CHECKING:
+    from taskpool.pool import AsyncTaskPool, TaskPool
+
+__all__ = [
+    "AsyncTaskPool",
+    "AttemptLost",
+    "ConfigurationError",
+    "DuplicateType",
+    "FieldError",
+    "InvalidPayload",
+    "InvalidTask",
+    "RedisUnavailable",
+    "Registry",
+    "SoftTimeout",
+    "Task",
+    "TaskConflict",
+    "TaskContext",
+    "TaskNotFound",
+    "TaskPool",
+    "TaskRecord",
+    "TaskSpec",
+    "TaskStatus",
+    "TaskStopped",
+    "TaskpoolError",
+    "UnknownDependency",
+    "UnknownType",
+    "WaitTimeout",
+    "task",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in {"TaskPool", "AsyncTaskPool"}:
+        from taskpool import pool
+
+        return getattr(pool, name)
+    raise AttributeError(f"module 'taskpool' has no attribute {name!r}")

@@ -1,0 +1,89 @@
+"""What a running task sees of the system: who it is, how to report, whether to stop, what its parents gave.
+
+The context knows no Redis. Whoever runs the task gives it a `ContextSink`, which decides how a report travels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from taskpool.interrupts import TaskStopped
+
+NOTE_MAX_CHARS = 500
+
+
+class ContextSink(Protocol):
+    """What a context needs of the process that runs the task. The methods are called from the task's thread."""
+
+    def progress(self, done: float, total: float | None, note: str | None) -> None:
+        """Report how far the task is. Called as often as the task likes: the sink thins it out."""
+
+    def log(self, message: str) -> None:
+        """Keep one line of the task's log."""
+
+    def is_cancelled(self) -> bool:
+        """Whether the task was asked to stop. Cheap: a task may ask thousands of times a second."""
+
+    def parents(self) -> Mapping[str, Any]:
+        """The results of the tasks it depends on, by id. Called once at most."""
+
+
+class TaskContext:
+    """Handed to a task that asks for it, with a parameter annotated `TaskContext` or named `ctx`.
+
+    `attempt` counts from 1. Example:
+
+        @task("resize_all")
+        def resize_all(ctx: TaskContext, urls: list[str]) -> int:
+            for done, url in enumerate(urls):
+                ctx.raise_if_cancelled()
+                ctx.progress(done, len(urls), note=url)
+                ...
+            return len(urls)
+    """
+
+    __slots__ = ("_parents", "_sink", "attempt", "id", "max_attempts", "queue", "type")
+
+    def __init__(
+        self, sink: ContextSink, *, id: str, type: str, queue: str = "default", attempt: int = 1, max_attempts: int = 1
+    ) -> None:
+        self.id = id
+        self.type = type
+        self.queue = queue
+        self.attempt = attempt
+        self.max_attempts = max_attempts
+        self._sink = sink
+        self._parents: Mapping[str, Any] | None = None
+
+    @property
+    def parents(self) -> Mapping[str, Any]:
+        """The results of the tasks named in `depends_on`, by id, in that order. Fetched when first asked for."""
+        if self._parents is None:
+            self._parents = self._sink.parents()
+        return self._parents
+
+    @property
+    def cancelled(self) -> bool:
+        """True once somebody has asked this task to stop. A task that looks can end tidily, in its own time."""
+        return self._sink.is_cancelled()
+
+    def raise_if_cancelled(self) -> None:
+        """Raises: TaskStopped when somebody has asked this task to stop."""
+        if self._sink.is_cancelled():
+            raise TaskStopped
+
+    def progress(self, done: float, total: float | None = None, note: str | None = None) -> None:
+        """Tell how far the task is: `done` of `total`, in any unit, and a note for people (500 characters are kept).
+
+        Raises: ValueError for a number that is negative or not finite.
+        """
+        for name, value in (("done", done), ("total", total)):
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"progress: {name} must be a finite number, 0 or more, not {value!r}")
+        self._sink.progress(done, total, note if note is None else str(note)[:NOTE_MAX_CHARS])
+
+    def log(self, message: object) -> None:
+        """Keep a line in the task's log."""
+        self._sink.log(str(message))

@@ -1,0 +1,211 @@
+"""Payload types: from Python annotations to a JSON Schema and to a strict, fast conversion of JSON values.
+
+Whatever the published schema accepts, the conversion accepts too; the conversion may know more (a pattern
+of a date, a validator of the user's). msgspec does both; pydantic models are handed to pydantic, which is
+touched only when a user's class is one of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from pathlib import PurePath
+from typing import Any, Final
+
+import msgspec
+
+from taskpool.errors import ConfigurationError
+from taskpool.faults import invalid_payload
+
+DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
+REQUIRED: Final = msgspec.NODEFAULT
+REFS: Final = "#/$defs/"
+
+_PLAIN_DEFAULTS = (type(None), bool, int, float, str, Enum)
+
+
+@dataclass(frozen=True, slots=True)
+class PayloadField:
+    """One field of a payload: its annotation (Any when there is none) and its default, or REQUIRED."""
+
+    name: str
+    annotation: Any
+    default: Any = REQUIRED
+
+
+def payload_struct(
+    name: str, fields: Sequence[PayloadField], *, is_open: bool = False, namespace: Mapping[str, Any] | None = None
+) -> type[msgspec.Struct]:
+    """A struct type with these fields; unknown ones are refused unless it `is_open`.
+
+    Raises: ConfigurationError for a default that isn't JSON and for a name or annotation msgspec can't hold.
+    """
+    try:
+        return msgspec.defstruct(
+            name,
+            [(field.name, field.annotation, _default(field)) for field in fields],
+            kw_only=True,
+            forbid_unknown_fields=not is_open,
+            namespace=dict(namespace) if namespace else None,
+        )
+    except (TypeError, RuntimeError) as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def json_schema(type_: Any, *, title: str, defaults: Sequence[PayloadField] = ()) -> dict[str, Any]:
+    """The self-contained JSON Schema 2020-12 document of a payload type, with the `defaults` shown.
+
+    Raises: ConfigurationError for a type that has no JSON form and for a default that isn't JSON.
+    """
+    document = _pydantic_schema(type_, REFS) if _is_pydantic(type_) else _msgspec_schema(type_)
+    document = {"$schema": DIALECT, **_root_inlined(document), "title": title}
+    for field in defaults:
+        if field.default is not REQUIRED:
+            document["properties"][field.name]["default"] = _as_json(field)
+    try:
+        json.dumps(document, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"a default in the payload isn't JSON: {error}") from error
+    return document
+
+
+def converter(type_: Any, *, task: str) -> Callable[[Any], Any]:
+    """The function that turns a JSON value into `type_`, strictly: "80" is no integer.
+
+    It raises InvalidPayload, with a JSON Pointer into the submitted document for each fault.
+    """
+    if _is_pydantic(type_):
+        return partial(_convert_with_pydantic, type_, task)
+    convert = partial(msgspec.convert, type=type_, strict=True, str_keys=True, dec_hook=_decode_foreign)
+
+    def convert_payload(payload: Any) -> Any:
+        try:
+            return convert(payload)
+        except msgspec.ValidationError as error:
+            fault = error
+        # JSON Schema knows one kind of number: to it 5.0 is an integer, and the API has let it pass.
+        if "got `float`" in str(fault):
+            try:
+                return convert(_with_integers(payload))
+            except msgspec.ValidationError as error:
+                fault = error
+        raise invalid_payload(task, fault) from None
+
+    return convert_payload
+
+
+def _default(field: PayloadField) -> Any:
+    if field.default is REQUIRED:
+        return REQUIRED
+    _as_json(field)
+    if isinstance(field.default, _PLAIN_DEFAULTS):
+        return field.default
+    # Each payload gets its own copy: Python's shared mutable default would leak from one task into the next.
+    return msgspec.field(default_factory=partial(copy.deepcopy, field.default))
+
+
+def _as_json(field: PayloadField) -> Any:
+    try:
+        value = msgspec.to_builtins(field.default, str_keys=True, enc_hook=_encode_foreign)
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigurationError(
+            f"the default of {field.name!r} isn't JSON: {field.default!r} ({error}); use None and set it in the task"
+        ) from error
+    return value
+
+
+def _msgspec_schema(type_: Any) -> dict[str, Any]:
+    foreign: dict[str, Any] = {}
+
+    def schema_of_foreign(other: Any) -> dict[str, Any]:
+        if _is_pydantic(other):
+            prefix = "".join(c if c.isalnum() or c in "._" else "_" for c in f"{other.__module__}.{other.__qualname__}")
+            document = _pydantic_schema(other, f"{REFS}{prefix}.")
+            foreign.update({f"{prefix}.{name}": schema for name, schema in document.pop("$defs", {}).items()})
+            return document
+        if other is object:
+            return {}
+        if isinstance(other, type) and issubclass(other, PurePath):
+            return {"type": "string"}
+        raise NotImplementedError
+
+    try:
+        (root,), definitions = msgspec.json.schema_components(
+            [type_], schema_hook=schema_of_foreign, ref_template=REFS + "{name}"
+        )
+    except (TypeError, NameError) as error:
+        # msgspec explains hooks of its own at length; the last line says which type it is about.
+        raise ConfigurationError(f"the payload has no JSON form: {str(error).splitlines()[-1]}") from error
+    return {**root, "$defs": {**definitions, **foreign}}
+
+
+def _pydantic_schema(model: Any, refs: str) -> dict[str, Any]:
+    from pydantic.errors import PydanticUserError
+    from pydantic.json_schema import PydanticJsonSchemaWarning
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", PydanticJsonSchemaWarning)
+            schema: dict[str, Any] = model.model_json_schema(ref_template=refs + "{model}")
+            return schema
+    except (PydanticUserError, PydanticJsonSchemaWarning) as error:
+        raise ConfigurationError(f"the payload has no JSON form: {error}") from error
+
+
+def _root_inlined(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with its first definition at the root, where forms and people look for `properties`."""
+    definitions = dict(document.get("$defs", {}))
+    name = document.get("$ref", "").removeprefix(REFS)
+    root = {key: value for key, value in document.items() if key not in {"$defs", "$ref"}}
+    if name:
+        root = {**definitions[name], **root}
+        is_recursive = f'"{REFS}{name}"' in json.dumps([root, definitions], default=str)
+        if not is_recursive:
+            del definitions[name]
+    return {**root, "$defs": definitions} if definitions else root
+
+
+def _convert_with_pydantic(model: Any, task: str, payload: Any) -> Any:
+    from pydantic import ValidationError
+
+    try:
+        # As JSON, because a strict model takes a date from a JSON string and refuses it from a Python one.
+        return model.model_validate_json(msgspec.json.encode(payload))
+    except ValidationError as error:
+        raise invalid_payload(task, error) from None
+
+
+def _decode_foreign(type_: Any, value: Any) -> Any:
+    if _is_pydantic(type_):
+        return type_.model_validate_json(msgspec.json.encode(value))
+    if issubclass(type_, PurePath) and isinstance(value, str):
+        return type_(value)
+    raise ValueError(f"Expected `str`, got `{type(value).__name__}`")
+
+
+def _encode_foreign(value: Any) -> Any:
+    if _is_pydantic(type(value)):
+        return value.model_dump(mode="json")
+    if isinstance(value, PurePath):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _is_pydantic(type_: Any) -> bool:
+    return isinstance(type_, type) and hasattr(type_, "model_validate_json") and hasattr(type_, "model_json_schema")
+
+
+def _with_integers(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {key: _with_integers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_integers(item) for item in value]
+    return value

@@ -1,0 +1,186 @@
+"""What the system knows of a task type, worked out once when its module is loaded.
+
+Everything that can be wrong with a task is found here, at load. What is left for each task is `decode` (JSON
+value to payload) and `bind` (payload to something that is called without arguments).
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from taskpool.context import TaskContext
+from taskpool.errors import ConfigurationError
+from taskpool.names import queue_name_fault, type_name_fault
+from taskpool.payload import class_payload, function_payload
+from taskpool.schema import converter, json_schema
+from taskpool.task import Task, TaskOptions, options_of
+from taskpool.types import TypeInfo
+
+DEFAULT_QUEUE = "default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TaskType:
+    """One task type. None for a limit means: the setting's default. `where` is its place, "file.py:12"."""
+
+    name: str
+    schema: dict[str, Any]
+    where: str
+    decode: Callable[[Any], Any] = field(repr=False)
+    """Turns a JSON value into the payload. Raises: InvalidPayload, with a JSON Pointer for each fault."""
+    bind: Callable[[Any, TaskContext], Callable[[], Any]] = field(repr=False)
+    """Gives what runs the task when called: it returns the result, or a coroutine of it when `is_async`."""
+    queue: str = DEFAULT_QUEUE
+    timeout_s: float | None = None
+    max_attempts: int | None = None
+    result_ttl_s: int | None = None
+    description: str = ""
+    is_async: bool = False
+
+    def info(self, *, max_attempts: int = 1) -> TypeInfo:
+        """As workers publish it; `max_attempts` is the setting's default."""
+        return TypeInfo(
+            name=self.name,
+            queue=self.queue,
+            schema=self.schema,
+            description=self.description,
+            timeout_s=self.timeout_s,
+            max_attempts=self.max_attempts or max_attempts,
+            result_ttl_s=self.result_ttl_s,
+            is_async=self.is_async,
+        )
+
+
+def task_type(source: Any) -> TaskType:
+    """The task type of a function marked by `@task`, or of a subclass of `Task`.
+
+    Raises: ConfigurationError, which names the place, for anything that would fail when the task runs.
+    """
+    where = place_of(source)
+    try:
+        if isinstance(source, type) and issubclass(source, Task):
+            return _from_class(source, where)
+        if options := options_of(source):
+            return _from_function(source, options, where)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}") from error
+    raise ConfigurationError(f"{where}: not a task; mark a function with @task, or derive a class from taskpool.Task")
+
+
+def place_of(source: Any) -> str:
+    """Where a function or class is written, "file.py:12", relative to the current directory when below it."""
+    code = getattr(inspect.unwrap(source) if callable(source) else source, "__code__", None)
+    if code is not None:
+        file, line = code.co_filename, code.co_firstlineno
+    else:
+        try:
+            file, line = inspect.getsourcefile(source) or "?", inspect.getsourcelines(source)[1]
+        except (OSError, TypeError):  # made without a file: in a shell, or by exec
+            return f"{getattr(source, '__module__', '?')}.{getattr(source, '__qualname__', repr(source))}"
+    path = Path(file).resolve()
+    return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}:{line}"
+
+
+def _from_function(function: Callable[..., Any], options: TaskOptions, where: str) -> TaskType:
+    _check_options(options)
+    _refuse_generators(function)
+    payload = function_payload(function, options.name)
+    return TaskType(
+        name=options.name,
+        schema=payload.schema,
+        where=where,
+        decode=payload.decode,
+        bind=payload.bind,
+        queue=options.queue or DEFAULT_QUEUE,
+        timeout_s=options.timeout_s,
+        max_attempts=options.max_attempts,
+        result_ttl_s=options.result_ttl_s,
+        description=_summary(function),
+        # A wrapper around a coroutine function is rarely one itself, but gives back its coroutine.
+        is_async=inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(inspect.unwrap(function)),
+    )
+
+
+def _from_class(cls: type[Task], where: str) -> TaskType:
+    name = getattr(cls, "type", None)
+    if name is None:
+        raise ConfigurationError(f'the task class {cls.__name__} has no name; give it type = "..."')
+    options = TaskOptions(
+        name=name,
+        queue=cls.queue,
+        timeout_s=cls.timeout_s,
+        max_attempts=cls.max_attempts,
+        result_ttl_s=cls.result_ttl_s,
+    )
+    _check_options(options)
+    if cls.run is Task.run:
+        raise ConfigurationError(f"the task class {cls.__name__} has no run(self, ctx)")
+    _refuse_generators(cls.run)
+    payload_type, defaults = class_payload(cls.Payload, cls.__name__)
+    return TaskType(
+        name=name,
+        schema=json_schema(payload_type, title=name, defaults=defaults),
+        where=where,
+        decode=converter(payload_type, task=name),
+        bind=partial(_bind_instance, cls, _takes_context(cls)),
+        queue=cls.queue or DEFAULT_QUEUE,
+        timeout_s=cls.timeout_s,
+        max_attempts=cls.max_attempts,
+        result_ttl_s=cls.result_ttl_s,
+        description=_summary(cls),
+        is_async=inspect.iscoroutinefunction(cls.run),
+    )
+
+
+def _bind_instance(cls: type[Task], takes_context: bool, payload: Any, ctx: TaskContext) -> Callable[[], Any]:
+    instance = cls()
+    instance.id = ctx.id
+    instance.payload = payload
+    return partial(instance.run, *((ctx,) if takes_context else ()))
+
+
+def _takes_context(cls: type[Task]) -> bool:
+    try:
+        inspect.signature(cls).bind()
+    except TypeError as error:
+        raise ConfigurationError(f"{cls.__name__}() must work without arguments: {error}") from error
+    signature = inspect.signature(cls.run)
+    for arguments in (("self", "ctx"), ("self",)):
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            continue
+        return len(arguments) > 1
+    raise ConfigurationError(f"{cls.__name__}.run must be run(self, ctx), not run{signature}")
+
+
+def _refuse_generators(function: Callable[..., Any]) -> None:
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigurationError("a task returns its result; it can't be a generator (yield)")
+
+
+def _check_options(options: TaskOptions) -> None:
+    def check(value: Any, kind: type[int] | type[float], low: float, rule: str) -> None:
+        is_number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+        if value is not None and not (is_number and math.isfinite(value) and value >= low):
+            raise ConfigurationError(f"task {options.name!r}: {rule}, not {value!r}")
+
+    if fault := type_name_fault(options.name):
+        raise ConfigurationError(fault)
+    if options.queue is not None and (fault := queue_name_fault(options.queue)):
+        raise ConfigurationError(f"task {options.name!r}: {fault}")
+    check(options.timeout_s, float, 0.001, "timeout_s must be a number of seconds above 0")
+    check(options.max_attempts, int, 1, "max_attempts must be a whole number, 1 or more")
+    check(options.result_ttl_s, int, 0, "result_ttl_s must be a whole number of seconds, 0 or more")
+
+
+def _summary(source: Any) -> str:
+    """The first paragraph of the docstring, on one line; nothing of what a class inherits."""
+    text = inspect.cleandoc(getattr(source, "__doc__", None) or "")
+    return " ".join(text.split("\n\n")[0].split())
