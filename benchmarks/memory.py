@@ -1,6 +1,7 @@
 """Bytes of Redis memory per queued small task and per finished one, and which keys they are in.
 
-The total is the growth of `used_memory`; the rows below it are `MEMORY USAGE` added up by family of keys.
+Once with Redis's own settings, once with those of the embedded one. The total is the growth of `used_memory`; the
+rows below it are `MEMORY USAGE` added up by family of keys.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from benchmarks.measure import Meter
 from benchmarks.processes import running
 from benchmarks.report import Readings, options, show
 from benchmarks.server import private_redis
+from taskpool.redis_server import COMPACT_HASHES
 
 TOTAL = "used_memory"
 IN_A_FAMILY = re.compile(r"^(rq:\w+|taskpool:\w+)")
@@ -36,21 +38,18 @@ def by_family(client: redis.Redis) -> Counter[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = options(__doc__, tasks=20_000, rounds=1)
-    parser.add_argument("--config", nargs="*", default=[], help="more redis-server settings: NAME=VALUE")
-    asked = parser.parse_args(arguments)
-    config = [word for setting in asked.config for word in (f"--{setting}".split("=", 1))]
-    readings = Readings()
-    with (
-        private_redis(asked.redis_server, unix=asked.unix, config=config) as redis_url,
-        redis.Redis.from_url(redis_url) as client,
-    ):
-        for _ in range(asked.rounds):
-            client.flushall()
-            measure(redis_url, client, asked.tasks, readings)
-        version = client.info("server")["redis_version"]
-    title = f"memory: bytes a task, Redis {version} {' '.join(asked.config)}"
-    show(title, readings.medians(), as_json=asked.json)
+    asked = options(__doc__, tasks=20_000, rounds=1).parse_args(arguments)
+    for title, config in (("Redis's own settings", {}), ("the embedded Redis's settings", COMPACT_HASHES)):
+        readings = Readings()
+        with (
+            private_redis(asked.redis_server, unix=asked.unix, config=config) as redis_url,
+            redis.Redis.from_url(redis_url) as client,
+        ):
+            for _ in range(asked.rounds):
+                client.flushall()
+                measure(redis_url, client, asked.tasks, readings)
+            version = client.info("server")["redis_version"]
+        show(f"memory, bytes a task: Redis {version}, {title}", readings.medians(), as_json=asked.json)
     return 0
 
 

