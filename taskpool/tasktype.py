@@ -7,12 +7,11 @@ value to payload) and `bind` (payload to something that is called without argume
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from taskpool.context import TaskContext
 from taskpool.errors import ConfigurationError
@@ -22,7 +21,9 @@ from taskpool.schema import converter, json_schema
 from taskpool.task import Task, TaskOptions, options_of
 from taskpool.types import TypeInfo
 
-DEFAULT_QUEUE = "default"
+DEFAULT_QUEUE: Final = "default"
+LONGEST_S: Final = 10 * 366 * 86_400
+MOST_ATTEMPTS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -166,18 +167,20 @@ def _refuse_generators(function: Callable[..., Any]) -> None:
 
 
 def _check_options(options: TaskOptions) -> None:
-    def check(value: Any, kind: type[int] | type[float], low: float, rule: str) -> None:
-        is_number = isinstance(value, (int, kind)) and not isinstance(value, bool)
-        if value is not None and not (is_number and math.isfinite(value) and value >= low):
-            raise ConfigurationError(f"task {options.name!r}: {rule}, not {value!r}")
+    def check(limit: str, kind: Any, low: float, high: float, rule: str) -> None:
+        value = getattr(options, limit)
+        if value is None:
+            return
+        if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
+            raise ConfigurationError(f"task {options.name!r}: {limit} must be {rule}, not {value!r}")
 
     if fault := type_name_fault(options.name):
         raise ConfigurationError(fault)
     if options.queue is not None and (fault := queue_name_fault(options.queue)):
         raise ConfigurationError(f"task {options.name!r}: {fault}")
-    check(options.timeout_s, float, 0.001, "timeout_s must be a number of seconds above 0")
-    check(options.max_attempts, int, 1, "max_attempts must be a whole number, 1 or more")
-    check(options.result_ttl_s, int, 0, "result_ttl_s must be a whole number of seconds, 0 or more")
+    check("timeout_s", int | float, 0.001, LONGEST_S, "a number of seconds above 0")
+    check("max_attempts", int, 1, MOST_ATTEMPTS, f"a whole number from 1 to {MOST_ATTEMPTS}")
+    check("result_ttl_s", int, 1, LONGEST_S, "a whole number of seconds, 1 or more")
 
 
 def _summary(source: Any) -> str:
