@@ -17,6 +17,7 @@ from taskpool.errors import ConfigurationError, DuplicateType
 F = TypeVar("F", bound=Callable[..., Any])
 
 MARK: Final = "__taskpool_task__"
+_SPEC: Final = "__taskpool_spec__"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +120,9 @@ def _refuse_shadowing(function: Callable[..., Any], options: TaskOptions) -> Non
     earlier = options_of(previous)
     # A reload runs the module again over its old names; its spec is a new one then.
     spec = module.get("__spec__")
-    if earlier is None or spec is None or getattr(previous, _SPEC, None) is not spec:
-        setattr(function, _SPEC, spec)
+    is_same_run = spec is not None and getattr(previous, _SPEC, None) is spec
+    setattr(function, _SPEC, spec)
+    if earlier is None or not is_same_run or _place(previous) == _place(function):
         return
     places = f"at {_place(previous)} and at {_place(function)}"
     if earlier.name == options.name:
@@ -129,9 +131,6 @@ def _refuse_shadowing(function: Callable[..., Any], options: TaskOptions) -> Non
         f"two tasks, {earlier.name!r} and {options.name!r}, are functions named {function.__name__!r}, {places}; "
         "the second would hide the first: give them different names"
     )
-
-
-_SPEC: Final = "__taskpool_spec__"
 
 
 def _place(function: Any) -> str:
