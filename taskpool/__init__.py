@@ -30,7 +30,8 @@ from taskpool.task import Task, task
 from taskpool.types import TaskRecord, TaskSpec, TaskStatus
 
 if TYPE_CHECKING:
-    from taskpool.pool import AsyncTaskPool, TaskPool
+    from taskpool.async_pool import AsyncTaskPool
+    from taskpool.pool import TaskPool
 
 __all__ = [
     "AsyncTaskPool",
@@ -61,8 +62,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"TaskPool", "AsyncTaskPool"}:
-        from taskpool import pool
+    if name == "TaskPool":
+        from taskpool.pool import TaskPool
 
-        return getattr(pool, name)
+        return TaskPool
+    if name == "AsyncTaskPool":
+        from taskpool.async_pool import AsyncTaskPool
+
+        return AsyncTaskPool
     raise AttributeError(f"module 'taskpool' has no attribute {name!r}")

@@ -9,14 +9,17 @@ from __future__ import annotations
 import base64
 import reprlib
 import zlib
+from collections.abc import Mapping
 from functools import lru_cache
 from math import ceil
 from typing import Any, Final
 
 import msgspec
 from redis import Redis
-from rq.job import Job, JobStatus
+from rq.job import Job, JobStatus, get_current_job
 from rq.serializers import JSONSerializer
+
+from taskpool.types import RunningTask
 
 ENTRY_POINT: Final = "taskpool.runner.run"
 """The one function a job of ours names; its arguments are the type and the payload."""
@@ -90,3 +93,69 @@ def description(type: str, payload: Any, *, size: int) -> str:
 def exc_string(text: str) -> bytes:
     """A traceback as RQ keeps it in its result stream: base64 of zlib, where dashboards look for it."""
     return base64.b64encode(zlib.compress(text.encode("utf-8", "replace")))
+
+
+class PlainJob:
+    """The job that a plain RQ worker runs in this process: what a task's context needs of it."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    @classmethod
+    def current(cls) -> PlainJob:
+        """The one being run.
+
+        Raises:
+            RuntimeError: no RQ worker runs one here.
+        """
+        job = get_current_job()
+        if job is None:
+            raise RuntimeError(f"{ENTRY_POINT} is for RQ workers; use TaskPool.add_task to submit a task")
+        return cls(job)
+
+    def running(self, type: str, payload: Any) -> RunningTask:
+        """The attempt, counted on the record, as our own workers see theirs. RQ enforces the timeout."""
+        job = self._job
+        attempt = job.connection.hincrby(job.key, "attempt", 1)
+        job.connection.hset(job.key, "type", type)
+        return RunningTask(
+            id=job.id,
+            type=type,
+            payload=payload,
+            queue=job.origin,
+            attempt=attempt,
+            attempt_id="",
+            worker=job.worker_name or "",
+            max_attempts=attempt,
+            timeout_s=None,
+            result_ttl_s=job.result_ttl or 0,
+            failure_ttl_s=job.failure_ttl or 0,
+            enqueued_ms=0,
+            started_ms=0,
+        )
+
+    def keep(self, fields: Mapping[str, str | bytes]) -> None:
+        """Write fields of the record that RQ doesn't know."""
+        mapping: dict[Any, Any] = dict(fields)
+        self._job.connection.hset(self._job.key, mapping=mapping)
+
+    def progress(self, done: float, total: float | None, note: str | None) -> None:
+        """Keep the progress on the record."""
+        self.keep({"progress": _encode({"done": done, "total": total, "note": note})})
+
+    def log(self, message: str) -> None:
+        """Say it in the RQ worker's own log."""
+        self._job.log.info("Job %s: %s", self._job.id, message)
+
+    def is_cancelled(self) -> bool:
+        """Never: RQ kills what it stops."""
+        return False
+
+    def parents(self) -> Mapping[str, Any]:
+        """The results of the tasks it depends on, by id."""
+        results = {}
+        redis = self._job.connection
+        for id in _decode(redis.hget(self._job.key, "dependency_ids") or b"[]"):
+            result = redis.hget(Job.key_for(id), "result")
+            results[id] = None if result is None else _decode(result)
+        return results

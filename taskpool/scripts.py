@@ -24,7 +24,7 @@ NO_TRACEBACK: Final = b""
 _add, _claim, _finish, _requeue, _crash = map(Script, ("add", "claim", "finish", "requeue", "crash"))
 _heartbeat, _progress, _log, _stop = map(Script, ("heartbeat", "progress", "log", "stop"))
 _cancel, _revive, _purge, _promote, _release = map(Script, ("cancel", "revive", "purge", "promote", "release"))
-_due, _sweep_waiting, _queue_page = map(Script, ("due", "sweep_waiting", "queue_page"))
+_due, _sweep_waiting, _queue_page, _count = map(Script, ("due", "sweep_waiting", "queue_page", "count"))
 
 _ids = msgspec.json.Decoder(tuple[str, ...])
 
@@ -112,7 +112,9 @@ def ring_wait(queues: Sequence[str], timeout_s: float) -> Call[bool]:
 
 
 def _read_claimed(reply: list[Any], worker: str, attempt_id: str) -> RunningTask:
-    (id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, started_ms) = reply[:11]
+    (id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, started_ms) = reply[
+        :11
+    ]
     parents, _crashes, timeout_ms = reply[11:]
     refusal = None
     payload: Any = None
@@ -278,6 +280,11 @@ def sweep_waiting(queue: str, offset: int, limit: int) -> Call[int]:
 def queue_page(queue: str, offset: int, limit: int) -> Call[list[Any]]:
     """A part of a queue in dispatch order: ``[now_ms, length, id, flat hash, ...]``, raw."""
     return _queue_page.call((queue, offset, limit), lambda reply: reply, again=True)
+
+
+def count(deltas: Mapping[str, int]) -> Call[str]:
+    """Add to the counters of the metrics (see `metrics_names`)."""
+    return _count.call([part for item in deltas.items() for part in item], _word)
 
 
 def _word(reply: bytes) -> str:

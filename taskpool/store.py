@@ -19,7 +19,18 @@ from taskpool.wire import Address, Wire
 T = TypeVar("T")
 
 REPLY_TIMEOUT_S: Final = 10.0
-AWAY: Final = ("LOADING", "MASTERDOWN", "READONLY", "OOM", "CLUSTERDOWN", "NOAUTH", "NOPERM", "WRONGPASS", "BUSY", "MISCONF")
+AWAY: Final = (
+    "LOADING",
+    "MASTERDOWN",
+    "READONLY",
+    "OOM",
+    "CLUSTERDOWN",
+    "NOAUTH",
+    "NOPERM",
+    "WRONGPASS",
+    "BUSY",
+    "MISCONF",
+)
 """Error replies by which Redis says that it can't serve now; anything else is a fault of ours."""
 
 

@@ -43,7 +43,7 @@ class Address:
             ConfigurationError: it isn't such a URL.
         """
         try:
-            options: dict[str, Any] = dict(parse_url(url))
+            options: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call]
         except ValueError as error:
             raise ConfigurationError(f"not a Redis URL: {error}") from None
         tls = None
@@ -80,7 +80,7 @@ class Address:
 
 def pack(commands: Sequence[Sequence[Part]]) -> bytes:
     """Commands as Redis reads them."""
-    return b"".join([hiredis.pack_command(tuple(command)) for command in commands])
+    return b"".join([hiredis.pack_command(tuple(command)) for command in commands])  # type: ignore[arg-type]
 
 
 class Wire:

@@ -1,5 +1,5 @@
 -- What every transition shares, put in front of each script by scripts.py: the clock, the event, the queue's door.
--- `KEY.name` is replaced by the constant of that name in keys.py before the script is loaded.
+-- Before a script is loaded, each constant of keys.py named after `KEY.` is put in its place.
 
 -- Redis's time: milliseconds since 1970, and RQ's text of it ("2026-01-31T12:00:00.000000Z").
 -- The calendar is Howard Hinnant's civil_from_days (public domain), because Redis offers no os.date.

@@ -21,4 +21,8 @@ end
 redis.call('PUBLISH', KEY.commands .. (f[3] or ''), string.format(
   '{"command":"taskpool-stop","job_id":"%s","attempt_id":"%s","force":%s,"grace_s":%s}',
   id, f[2] or '', force == '1' and 'true' or 'false', grace_s))
+-- A plain RQ worker's execution has no attempt id: RQ's own command stops it.
+if not f[2] or f[2] == '' then
+  redis.call('PUBLISH', KEY.commands .. (f[3] or ''), string.format('{"command":"stop-job","job_id":"%s"}', id))
+end
 return 'ok'

@@ -1,0 +1,253 @@
+"""The public face for programs that await: `AsyncTaskPool`. (`pool` has the one for programs that block.)
+
+Each method names an operation and runs it; what it does stands in `queue`, `runner`, `status`, `listing`, `overview`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+from types import TracebackType
+from typing import Any
+
+from taskpool import catalogue, listing, overview, queue, runner, status
+from taskpool.attempt import Outcome
+from taskpool.errors import WaitTimeout
+from taskpool.face import Face
+from taskpool.inline import execute_here
+from taskpool.listen import LOOK_AGAIN_S, AsyncListener
+from taskpool.listing import Filter
+from taskpool.overview import ServerInfo
+from taskpool.record import fetch
+from taskpool.registry import Registry
+from taskpool.settings import Settings
+from taskpool.store import AsyncStore, Store
+from taskpool.types import (
+    Event,
+    Page,
+    QueuedTask,
+    QueueInfo,
+    RunningTask,
+    TaskRecord,
+    TaskSpec,
+    TaskStatus,
+    TypeInfo,
+    WorkerInfo,
+)
+
+
+class AsyncTaskPool(Face):
+    """As `TaskPool`, awaited. All its coroutines share one connection: what they send in one turn of the loop goes out
+    together. A call that waits for a task shares one subscription with all others.
+
+        async with AsyncTaskPool("redis://localhost:6379") as pool:
+            task = await pool.add_task("resize", {"url": "https://example.org/a.png"})
+            print((await pool.wait(task.id, timeout_s=60)).result)
+    """
+
+    def __init__(
+        self,
+        redis_url: str,
+        *,
+        settings: Settings | None = None,
+        registry: Registry | None = None,
+        store: AsyncStore | None = None,
+    ) -> None:
+        super().__init__(redis_url, settings, registry)
+        self.store = store or AsyncStore(redis_url)
+        self._listener = AsyncListener(redis_url)
+
+    async def __aenter__(self) -> AsyncTaskPool:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        self._listener.close()
+        await self.store.close()
+
+    async def add_task(
+        self,
+        type: str,
+        payload: Any = None,
+        *,
+        queue: str | None = None,
+        delay_s: float | None = None,
+        run_at: datetime | None = None,
+        front: bool = False,
+        tags: Sequence[str] = (),
+        timeout_s: float | None = None,
+        result_ttl_s: int | None = None,
+        failure_ttl_s: int | None = None,
+        max_attempts: int | None = None,
+        expires_in_s: float | None = None,
+        depends_on: Sequence[str] = (),
+    ) -> TaskRecord:
+        """Submit a task; see `TaskSpec` for the options. Returns its record as stored.
+
+        Raises:
+            InvalidTask: UnknownType, InvalidPayload, UnknownDependency or an option that can't be; nothing was stored.
+        """
+        spec = TaskSpec(
+            type=type,
+            payload={} if payload is None else payload,
+            queue=queue,
+            delay_s=delay_s,
+            run_at=run_at,
+            front=front,
+            tags=tags,
+            timeout_s=timeout_s,
+            result_ttl_s=result_ttl_s,
+            failure_ttl_s=failure_ttl_s,
+            max_attempts=max_attempts,
+            expires_in_s=expires_in_s,
+            depends_on=depends_on,
+        )
+        return await self.store.carry_out(self.adding(spec))
+
+    async def add_tasks(self, specs: Sequence[TaskSpec]) -> list[TaskRecord]:
+        """Submit many: all are checked first, then each thousand is stored whole or not. Records in order.
+
+        Raises:
+            InvalidTask: pointers start with the task's index, ``/3/payload/width``.
+        """
+        return await self.store.carry_out(self.adding_many(specs))
+
+    async def get(self, id: str) -> TaskRecord:
+        """The task as it is now.
+
+        Raises:
+            TaskNotFound
+        """
+        return await self.store.run(fetch(id))
+
+    async def wait(self, id: str, *, timeout_s: float | None = None) -> TaskRecord:
+        """The task once it has ended, well or not: look at `status`, `result`, `error`. None waits for ever.
+
+        Raises:
+            TaskNotFound
+            WaitTimeout: it hasn't ended in `timeout_s`; `record` is how it stands.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        told = await self._listener.subscribe(id)
+        try:
+            while not (record := await self.get(id)).status.is_terminal:
+                left_s = LOOK_AGAIN_S if deadline is None else deadline - time.monotonic()
+                if left_s <= 0:
+                    raise WaitTimeout(record, timeout_s or 0)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(told.wait(), min(left_s, LOOK_AGAIN_S))
+            return record
+        finally:
+            await self._listener.unsubscribe(id, told)
+
+    async def get_queue(
+        self, name: str = "default", *, cursor: str | None = None, limit: int = 100
+    ) -> Page[QueuedTask]:
+        """A part of a queue as it is at one moment, in dispatch order, with position and wait. It changes nothing."""
+        return await self.store.carry_out(queue.get_queue(name, cursor=cursor, limit=limit))
+
+    async def list_tasks(
+        self,
+        *,
+        status: TaskStatus | None = None,
+        queue: str | None = None,
+        type: str | None = None,
+        tag: str | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> Page[TaskRecord]:
+        """Tasks that fit, newest first. A page may be short: go on with `next_cursor` until it is None."""
+        return await self.store.carry_out(
+            listing.list_tasks(Filter(status, queue, type, tag), cursor=cursor, limit=limit)
+        )
+
+    async def remove_task(self, id: str) -> TaskStatus | None:
+        """Cancel a task that hasn't started (CANCELED), purge one that has ended (None).
+
+        Raises:
+            TaskNotFound
+            TaskConflict: it is running; use `kill_task`.
+        """
+        return await self.store.carry_out(queue.remove_task(id))
+
+    async def kill_task(self, id: str, *, grace_s: float = 10.0, force: bool = False) -> TaskRecord:
+        """Stop a task: cancel it before it starts; else ask it to stop, and kill it after `grace_s` (`force`: at once).
+
+        Raises:
+            TaskNotFound
+        """
+        return await self.store.carry_out(runner.kill_task(id, grace_s=grace_s, force=force))
+
+    async def retry_task(self, id: str) -> TaskRecord:
+        """Queue a failed, stopped or canceled task again.
+
+        Raises:
+            TaskNotFound
+            TaskConflict: any other status, or a task it depends on isn't done.
+        """
+        return await self.store.carry_out(runner.retry_task(id))
+
+    async def queues(self) -> list[QueueInfo]:
+        """Every queue with its counts."""
+        return await self.store.carry_out(overview.queues())
+
+    async def types(self) -> list[TypeInfo]:
+        """Every known task type, with the pools that serve it."""
+        return await self.store.carry_out(catalogue.types())
+
+    async def workers(self) -> list[WorkerInfo]:
+        """Every registered worker process."""
+        return await self.store.carry_out(overview.workers())
+
+    async def counters(self) -> dict[str, int]:
+        """The running totals of the whole cluster (see `taskpool.metrics_names`)."""
+        return await self.store.run(overview.counters())
+
+    async def server(self) -> ServerInfo:
+        """The Redis server: version, persistence, memory."""
+        return await self.store.run(overview.server())
+
+    async def run_task(
+        self, queues: Sequence[str], *, worker: str, attempt_id: str, lease_s: float = 15.0
+    ) -> RunningTask | None:
+        """Claim the next ready task for one attempt; None when there is none. For whoever writes a worker."""
+        lease_ms = round(lease_s * 1000)
+        return await self.store.run(runner.run_task(queues, worker=worker, attempt_id=attempt_id, lease_ms=lease_ms))
+
+    async def execute_task(self, running: RunningTask) -> TaskStatus:
+        """Run a claimed task in a thread, with the types of `registry`, and write how it ended.
+
+        Raises:
+            AttemptLost: it lost its lease meanwhile; nothing was written.
+            ConfigurationError: the pool has no registry.
+        """
+        return await asyncio.to_thread(self._execute, running)
+
+    def _execute(self, running: RunningTask) -> TaskStatus:
+        """A task may block, so it gets a thread and a connection of its own."""
+        store = Store(self.redis_url)
+        try:
+            most = self.settings.max_result_bytes
+            return execute_here(store, self.known_types(), running, max_result_bytes=most)
+        finally:
+            store.close()
+
+    async def update_status(self, running: RunningTask, outcome: Outcome) -> str:
+        """End an attempt: ``ok``, ``children``, ``stopping`` or ``lost`` (see `taskpool.status.update_status`)."""
+        return await self.store.run(status.update_status(running, outcome))
+
+    async def log_task(self, running: RunningTask, lines: Sequence[tuple[int, str]]) -> str:
+        """Append lines ``(ms since 1970, text)`` to a running task's log: ``ok`` or ``lost``."""
+        return await self.store.run(status.log_task(running, lines))
+
+    async def notify_websocket(self, event: Event) -> int:
+        """Publish an event on its task's channel; how many listen."""
+        return await self.store.run(status.notify_websocket(event))

@@ -1,0 +1,182 @@
+"""One attempt at a task: find its type, read the payload, call it, and say how it ended.
+
+Everything a task's code can do is turned into an `Outcome` here; nothing is written to Redis. The worker process
+decides when to interrupt it (it raises `TaskStopped` or `SoftTimeout` inside the task).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import traceback
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+from taskpool.context import TaskContext
+from taskpool.errors import InvalidPayload
+from taskpool.interrupts import SoftTimeout, TaskStopped
+from taskpool.registry import Registry
+from taskpool.retry import backoff_s
+from taskpool.types import RunningTask, TaskStatus
+
+LONGEST_TRACEBACK: Final = 20_000
+LONGEST_ERROR: Final = 500
+
+RunCoroutine = Callable[[Coroutine[Any, Any, Any]], Any]
+
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended. `status`: done, failed, stopped, or scheduled (it runs again after `delay_s`).
+
+    `result` is JSON. `failure` has `reason` (exception, timeout, stopped, unknown_task, invalid_payload,
+    result_not_json, result_too_large) and, where there was one, `exception`, `message` and `traceback`.
+    """
+
+    status: TaskStatus
+    result: bytes = b""
+    error: str = ""
+    failure: Mapping[str, Any] = field(default_factory=dict)
+    traceback: str = ""
+    delay_s: float = 0.0
+
+
+def execute_task(
+    running: RunningTask,
+    registry: Registry,
+    context: TaskContext,
+    *,
+    max_result_bytes: int,
+    run_coroutine: RunCoroutine,
+) -> Outcome:
+    """Run one attempt to its end, in this thread. `run_coroutine` runs what an `async def` task returns."""
+    call = _bind(running, registry, context)
+    if isinstance(call, Outcome):
+        return call
+    try:
+        result = call()
+        if isinstance(result, Coroutine):
+            result = run_coroutine(result)
+    except BaseException as error:  # a task may raise anything, SystemExit too: its process goes on
+        return _raised(running, error)
+    return _returned(result, max_result_bytes)
+
+
+async def execute_task_async(
+    running: RunningTask, registry: Registry, context: TaskContext, *, max_result_bytes: int
+) -> Outcome:
+    """Run one attempt at an `async def` task on the running event loop.
+
+    Raises:
+        asyncio.CancelledError: whoever runs it cancelled it, and says why.
+    """
+    call = _bind(running, registry, context)
+    if isinstance(call, Outcome):
+        return call
+    try:
+        result = await call()
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:  # as above
+        return _raised(running, error)
+    return _returned(result, max_result_bytes)
+
+
+def stopped(reason: str = "stopped") -> Outcome:
+    """The outcome of a task that was asked to stop."""
+    error = "stopped on request"
+    return Outcome(TaskStatus.STOPPED, error=error, failure={"reason": reason, "message": error})
+
+
+def timed_out(running: RunningTask, error: BaseException | None = None) -> Outcome:
+    """The outcome of an attempt that took longer than `timeout_s`: a failure, retried while attempts are left."""
+    text = f"timed out: it ran longer than its timeout_s of {running.timeout_s:g} s"
+    return _failed(running, text, "timeout", error)
+
+
+def _bind(running: RunningTask, registry: Registry, context: TaskContext) -> Callable[[], Any] | Outcome:
+    if running.refusal is not None:
+        return _refused("unknown_task", f"refused: {running.refusal}")
+    task_type = registry.get(running.type)
+    if task_type is None:
+        return _refused("unknown_task", f"this worker doesn't know the task type {running.type!r}")
+    try:
+        return task_type.bind(task_type.decode(running.payload), context)
+    except InvalidPayload as error:
+        return _refused("invalid_payload", str(error))
+    except Exception as error:  # a task class may fail in its __init__
+        return _raised(running, error)
+
+
+def _returned(result: Any, max_result_bytes: int) -> Outcome:
+    try:
+        encoded = _encode(result)
+        if b"null" in encoded and _holds_nan(result):
+            raise ValueError("NaN and Infinity are not JSON")
+    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        return _refused("result_not_json", f"its result is not JSON: {_clean(str(error))}")
+    if len(encoded) > max_result_bytes:
+        return _refused(
+            "result_too_large",
+            f"its result is {len(encoded):,} bytes as JSON; at most {max_result_bytes:,} are kept"
+            " (TASKPOOL_MAX_RESULT_BYTES): store it elsewhere and return where",
+        )
+    return Outcome(TaskStatus.DONE, result=encoded)
+
+
+def _raised(running: RunningTask, error: BaseException) -> Outcome:
+    if isinstance(error, TaskStopped):
+        return stopped()
+    if isinstance(error, SoftTimeout):
+        return timed_out(running, error)
+    message = _clean(str(error))
+    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    return _failed(running, text, "exception", error)
+
+
+def _failed(running: RunningTask, text: str, reason: str, error: BaseException | None) -> Outcome:
+    """A failure: scheduled again while attempts are left."""
+    text = text if len(text) <= LONGEST_ERROR else text[: LONGEST_ERROR - 1] + "…"
+    failure: dict[str, Any] = {"reason": reason, "message": text}
+    trace = ""
+    if error is not None:
+        trace = _clean("".join(traceback.format_exception(error.with_traceback(_users_part(error)))))[
+            -LONGEST_TRACEBACK:
+        ]
+        failure |= {"exception": type(error).__qualname__, "traceback": trace}
+    if running.attempt < running.max_attempts:
+        return Outcome(
+            TaskStatus.SCHEDULED, error=text, failure=failure, traceback=trace, delay_s=backoff_s(running.attempt)
+        )
+    return Outcome(TaskStatus.FAILED, error=text, failure=failure, traceback=trace)
+
+
+def _refused(reason: str, text: str) -> Outcome:
+    """A failure that another attempt would only repeat."""
+    return Outcome(TaskStatus.FAILED, error=text, failure={"reason": reason, "message": text})
+
+
+def _users_part(error: BaseException) -> Any:
+    """The traceback from the task's own first line on: our frames above it help nobody."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals.get("__name__") == __name__:
+        trace = trace.tb_next
+    return trace if trace is not None else error.__traceback__
+
+
+def _clean(text: str) -> str:
+    """Text that UTF-8 can hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _holds_nan(value: Any) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, dict):
+        return any(map(_holds_nan, value.values()))
+    return isinstance(value, list | tuple | set) and any(map(_holds_nan, value))

@@ -1,0 +1,174 @@
+"""Which task types exist: published in Redis by worker pools, read by whoever submits.
+
+A submission is checked against the JSON Schema published here, so that the API imports no user code. A reader
+keeps what it read for a second; a type it doesn't know makes it look again at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Final
+
+import jsonschema_rs
+import msgspec
+from jsonschema_rs import ValidationErrorKind as Kind
+
+from taskpool import keys
+from taskpool.calls import Call, Plan, one
+from taskpool.errors import FieldError, InvalidPayload, UnknownType
+from taskpool.faults import invalid_payload_of, pointer
+from taskpool.lua import Script
+from taskpool.types import TypeInfo
+
+FRESH_S: Final = 1.0
+MOST_FAULTS: Final = 20
+DETAIL_LENGTH: Final = 200
+
+_publish = Script("publish")
+_type_info = msgspec.json.Decoder(TypeInfo)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolInfo:
+    """A worker pool as it announces itself. `id` is unique to its life."""
+
+    id: str
+    host: str
+    pid: int
+    queues: tuple[str, ...]
+    types: tuple[str, ...]
+    workers: tuple[str, ...]
+    slots: int = 1
+    version: str = ""
+
+
+_pool_info = msgspec.json.Decoder(PoolInfo)
+
+
+def publish(pool: PoolInfo, types: Sequence[TypeInfo], *, ttl_s: int) -> Call[None]:
+    """Announce a pool and its types; it counts as gone when `ttl_s` pass without another announcement."""
+    flat = [part for info in types for part in (info.name, msgspec.json.encode(info))]
+    return _publish.call((pool.id, msgspec.json.encode(pool), ttl_s, *flat), lambda _: None, again=True)
+
+
+def retire(pool_id: str) -> Plan[None]:
+    """Take a pool's announcement back; its types stay known."""
+    yield (
+        Call(("DEL", keys.POOL + pool_id), int, again=True),
+        Call(("ZREM", keys.POOLS, pool_id), int, again=True),
+    )
+
+
+def pools() -> Plan[list[PoolInfo]]:
+    """The live pools."""
+    ids = yield from one(Call(("ZRANGE", keys.POOLS, 0, -1), lambda reply: [id.decode() for id in reply], again=True))
+    if not ids:
+        return []
+    found = yield from one(Call(("MGET", *[keys.POOL + id for id in ids]), lambda reply: reply, again=True))
+    return [_pool_info.decode(document) for document in found if document is not None]
+
+
+def types() -> Plan[list[TypeInfo]]:
+    """Every known type by name, with the live pools that serve it and when it was last served."""
+    known, seen, _ = yield _read()
+    live = yield from pools()
+    infos = []
+    for name in sorted(known):
+        served_by = tuple(pool.id for pool in live if name in pool.types)
+        infos.append(replace(_type_info.decode(known[name]), served_by=served_by, last_seen_ms=seen.get(name)))
+    return infos
+
+
+class Catalogue:
+    """A reader's copy of the catalogue, at most a second old when it is asked."""
+
+    def __init__(self, *, type_grace_s: float) -> None:
+        self._grace_ms = type_grace_s * 1000
+        self._documents: Mapping[str, bytes] = {}
+        self._seen: Mapping[str, int] = {}
+        self._entries: dict[str, tuple[bytes, TypeInfo, jsonschema_rs.Validator]] = {}
+        self._read_at = -FRESH_S  # mono
+        self._clock_offset_ms = 0.0  # Redis's time minus our monotonic one
+
+    def find(self, names: Sequence[str]) -> Plan[dict[str, TypeInfo]]:
+        """The types of these names.
+
+        Raises:
+            UnknownType: one was never registered, or no live worker has served it for `type_grace_s`.
+        """
+        if time.monotonic() - self._read_at >= FRESH_S or any(name not in self._documents for name in names):
+            self._read_at = time.monotonic()  # at once: others needn't read it as well
+            self._documents, self._seen, now_ms = yield _read()
+            self._clock_offset_ms = now_ms - time.monotonic() * 1000
+        return {name: self._info(name) for name in names}
+
+    def check(self, name: str, payload: Any, start: str = "/payload") -> None:
+        """Check a payload against the schema of a type that `find` found.
+
+        Raises:
+            InvalidPayload: with a JSON Pointer below `start` for each fault (20 at most).
+        """
+        validator = self._entries[name][2]
+        try:
+            if validator.is_valid(payload):
+                return
+            violations = islice(validator.iter_errors(payload), MOST_FAULTS)
+            faults = [fault for violation in violations for fault in _faults_of(violation, start)]
+        except ValueError as error:  # something JSON can't hold
+            raise InvalidPayload(
+                f"the payload of {name!r} is not JSON: {error}", [FieldError(start, str(error))]
+            ) from None
+        raise invalid_payload_of(name, faults)
+
+    def _info(self, name: str) -> TypeInfo:
+        document = self._documents.get(name)
+        if document is None:
+            raise UnknownType(name, difflib.get_close_matches(name, self._documents, n=3, cutoff=0.5))
+        last_seen_ms = self._seen.get(name, 0)
+        if time.monotonic() * 1000 + self._clock_offset_ms - last_seen_ms > self._grace_ms:
+            raise UnknownType(name, last_served_ms=last_seen_ms)
+        entry = self._entries.get(name)
+        if entry is None or entry[0] != document:
+            info = _type_info.decode(document)
+            entry = self._entries[name] = (
+                document,
+                info,
+                jsonschema_rs.validator_for(dict(info.schema), validate_formats=True),
+            )
+        return entry[1]
+
+
+def _read() -> Sequence[Call[Any]]:
+    def documents(reply: list[bytes]) -> dict[str, bytes]:
+        return {name.decode(): text for name, text in zip(reply[::2], reply[1::2], strict=True)}
+
+    def seen(reply: list[bytes]) -> dict[str, int]:
+        return {name.decode(): int(float(ms)) for name, ms in zip(reply[::2], reply[1::2], strict=True)}
+
+    def now_ms(reply: list[bytes]) -> float:
+        return int(reply[0]) * 1000 + int(reply[1]) / 1000
+
+    return (
+        Call(("HGETALL", keys.TYPES), documents, again=True),
+        Call(("ZRANGE", keys.TYPES_SEEN, 0, -1, "WITHSCORES"), seen, again=True),
+        Call(("TIME",), now_ms, again=True),
+    )
+
+
+def _faults_of(error: jsonschema_rs.ValidationError, start: str) -> list[FieldError]:
+    """One violation as faults of fields: a missing or an unknown one is named by its own pointer."""
+    path, kind = error.instance_path, error.kind
+    if isinstance(kind, Kind.Required):
+        return [FieldError(pointer([*path, kind.property], start), "this field is required")]
+    if isinstance(kind, Kind.AdditionalProperties):
+        return [FieldError(pointer([*path, name], start), "unknown field") for name in kind.unexpected]
+    return [FieldError(pointer(path, start), _shortened(error.message))]
+
+
+def _shortened(text: str) -> str:
+    """A message without the whole of a large value in it."""
+    return text if len(text) <= DETAIL_LENGTH else f"{text[: DETAIL_LENGTH // 2]} … {text[-DETAIL_LENGTH // 2 :]}"

@@ -1,0 +1,49 @@
+"""What both public faces share: the settings' defaults, the known types, and submission as a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from taskpool import queue
+from taskpool.calls import Plan
+from taskpool.catalogue import Catalogue
+from taskpool.errors import ConfigurationError
+from taskpool.registry import Registry
+from taskpool.settings import Settings
+from taskpool.submission import Defaults
+from taskpool.types import TaskRecord, TaskSpec
+
+
+class Face:
+    """The part of a task pool that neither blocks nor awaits."""
+
+    def __init__(self, redis_url: str, settings: Settings | None, registry: Registry | None) -> None:
+        settings = settings or Settings()
+        self.settings = settings
+        self.redis_url = redis_url
+        self.registry = registry
+        self.catalogue = Catalogue(type_grace_s=settings.type_grace_s)
+        self.defaults = Defaults(
+            timeout_s=settings.timeout_s,
+            result_ttl_s=settings.result_ttl_s,
+            failure_ttl_s=settings.failure_ttl_s,
+            max_attempts=settings.max_attempts,
+        )
+
+    def adding(self, spec: TaskSpec) -> Plan[TaskRecord]:
+        """The plan that adds one task."""
+        return queue.add_task(spec, self.catalogue, self.registry, self.defaults)
+
+    def adding_many(self, specs: Sequence[TaskSpec]) -> Plan[list[TaskRecord]]:
+        """The plan that adds many."""
+        return queue.add_tasks(specs, self.catalogue, self.registry, self.defaults)
+
+    def known_types(self) -> Registry:
+        """The registry given to this pool: what it can run.
+
+        Raises:
+            ConfigurationError: none was given.
+        """
+        if self.registry is None:
+            raise ConfigurationError("to run tasks, give the pool a registry of their types")
+        return self.registry

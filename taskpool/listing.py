@@ -1,0 +1,167 @@
+"""Lists of tasks by status, queue, type and tag, newest first, page by page, never at the cost of a queue's length.
+
+Each filter has an index: RQ's queues and registries hold the statuses, ours the types and tags. The narrowest one
+is walked, the other filters look at the records. A page looks at 1,000 records at most: where few of them match,
+it may be short, and its cursor goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from taskpool import keys
+from taskpool.calls import Call, Plan, one
+from taskpool.cursor import decode_cursor, encode_cursor
+from taskpool.record import fetch_if_there
+from taskpool.types import Page, TaskRecord, TaskStatus
+
+S = TaskStatus
+
+LONGEST_PAGE: Final = 200
+MOST_LOOKED_AT: Final = 1000
+BATCH: Final = 100
+
+REGISTRY_OF: Final = {
+    S.SCHEDULED: keys.SCHEDULED,
+    S.WAITING: keys.DEFERRED,
+    S.IN_PROGRESS: keys.WIP,
+    S.STOPPING: keys.WIP,
+    S.DONE: keys.FINISHED,
+    S.FAILED: keys.FAILED,
+    S.STOPPED: keys.FAILED,
+    S.CANCELED: keys.CANCELED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """What a listing keeps; None keeps everything."""
+
+    status: TaskStatus | None = None
+    queue: str | None = None
+    type: str | None = None
+    tag: str | None = None
+
+    def keeps(self, record: TaskRecord) -> bool:
+        """Whether a record belongs to the listing."""
+        return (
+            (self.status is None or record.status is self.status)
+            and (self.queue is None or record.queue == self.queue)
+            and (self.type is None or record.type == self.type)
+            and (self.tag is None or self.tag in record.tags)
+        )
+
+
+def list_tasks(wanted: Filter, *, cursor: str | None = None, limit: int = 50) -> Plan[Page[TaskRecord]]:
+    """One page of the tasks that fit.
+
+    Raises:
+        InvalidTask: the cursor isn't one of ours.
+    """
+    limit = max(1, min(limit, LONGEST_PAGE))
+    walk = yield from _walk(wanted)
+    source, position = decode_cursor(cursor, (int, str)) if cursor else (0, "")
+    kept: list[TaskRecord] = []
+    looked_at = 0
+    while source < len(walk) and len(kept) < limit and looked_at < MOST_LOOKED_AT:
+        found = yield from walk[source].step(position, min(BATCH, max(limit, 20)))
+        if not found:
+            source, position = source + 1, ""
+            continue
+        records = yield [fetch_if_there(id) for id, _ in found]
+        for (_, after), record in zip(found, records, strict=True):
+            looked_at += 1
+            position = after
+            if record is not None and wanted.keeps(record):
+                kept.append(record)
+                if len(kept) == limit:
+                    break
+    return Page(tuple(kept), encode_cursor(source, position) if source < len(walk) else None)
+
+
+Found = list[tuple[str, str]]
+"""Ids, each with the position after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ById:
+    """Indexes of ours, merged. Members have one score and sort by id, which is by time. The position is the last id."""
+
+    keys: Sequence[str]
+
+    def step(self, position: str, count: int) -> Plan[Found]:
+        newest = f"({position}" if position else "+"
+        commands = [("ZREVRANGEBYLEX", key, newest, "-", "LIMIT", 0, count) for key in self.keys]
+        parts = yield [Call(command, _texts, again=True) for command in commands]
+        ids = sorted([id for part in parts for id in part], reverse=True)[:count]
+        return [(id, id) for id in ids]
+
+
+@dataclass(frozen=True, slots=True)
+class ByScore:
+    """One of RQ's registries, highest score first. The position is ``score/n``: n of that score are behind."""
+
+    key: str
+
+    def step(self, position: str, count: int) -> Plan[Found]:
+        score, _, passed = position.partition("/")
+        behind = int(passed or 0)
+        command = ("ZREVRANGEBYSCORE", self.key, score or "+inf", "-inf", "WITHSCORES", "LIMIT", behind, count)
+        flat = yield from one(Call(command, _texts, again=True))
+        found = []
+        for member, at in zip(flat[::2], flat[1::2], strict=True):
+            behind = behind + 1 if at == score else 1
+            score = at
+            found.append((member.partition(":")[0], f"{score}/{behind}"))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class FromTail:
+    """A queue from its tail: tasks taken from the head meanwhile shift nothing. The position counts from the tail."""
+
+    key: str
+
+    def step(self, position: str, count: int) -> Plan[Found]:
+        passed = int(position or 0)
+        command = ("LRANGE", self.key, -passed - count, -passed - 1)
+        ids = yield from one(Call(command, _texts, again=True))
+        return [(id, str(passed + n)) for n, id in enumerate(reversed(ids), start=1)]
+
+
+Index = ById | ByScore | FromTail
+
+
+def _walk(wanted: Filter) -> Plan[Sequence[Index]]:
+    """The indexes to walk, in an order that stays the same from page to page."""
+    if wanted.tag is not None:
+        return [ById([keys.BY_TAG + wanted.tag])]
+    if wanted.status is not None:
+        queues = [wanted.queue] if wanted.queue is not None else (yield from queue_names())
+        return [index for queue in queues for index in _of_status(wanted.status, queue)]
+    if wanted.type is not None:
+        return [ById([keys.BY_TYPE + wanted.type])]
+    if wanted.queue is not None:
+        statuses = dict.fromkeys([S.QUEUED, S.IN_PROGRESS, S.SCHEDULED, S.WAITING, S.FAILED, S.CANCELED, S.DONE])
+        return [index for status in statuses for index in _of_status(status, wanted.queue)]
+    types = yield from one(Call(("HKEYS", keys.TYPES), _texts, again=True))
+    return [ById([keys.BY_TYPE + type for type in types])]
+
+
+def _of_status(status: TaskStatus, queue: str) -> Iterator[Index]:
+    if status is S.QUEUED:
+        yield FromTail(keys.QUEUE + queue)
+    elif status in REGISTRY_OF:
+        yield ByScore(REGISTRY_OF[status] + queue)
+
+
+def queue_names() -> Plan[list[str]]:
+    """Every queue there is, sorted."""
+    found = yield from one(Call(("SMEMBERS", keys.QUEUES), _texts, again=True))
+    return sorted(key.removeprefix(keys.QUEUE) for key in found)
+
+
+def _texts(reply: list[Any]) -> list[str]:
+    return [part.decode() for part in reply]

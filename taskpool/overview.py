@@ -1,0 +1,141 @@
+"""How the whole cluster stands: its queues, its worker processes, its counters, its Redis. Reads only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from taskpool import keys
+from taskpool.calls import Call, Plan, one
+from taskpool.catalogue import pools
+from taskpool.listing import queue_names
+from taskpool.types import QueueInfo, WorkerInfo, utc
+
+REGISTRIES: Final = (keys.WIP, keys.SCHEDULED, keys.DEFERRED, keys.FINISHED, keys.FAILED, keys.CANCELED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerInfo:
+    """The Redis behind it all. What of its data outlives a crash: all but the last second with `aof`, else what
+    its last snapshot held (`rdb_saved_at`; at first the time it started)."""
+
+    version: str
+    aof: bool
+    rdb_saved_at: datetime | None
+    used_memory_bytes: int
+    maxmemory_bytes: int
+    role: str
+
+
+def queues() -> Plan[list[QueueInfo]]:
+    """Every queue with its counts; `oldest_s` is how long the task at its head has been queued."""
+    names = yield from queue_names()
+    calls: list[Call[Any]] = [Call(("TIME",), _now_ms, again=True)]
+    for name in names:
+        calls.append(_count("LLEN", keys.QUEUE + name))
+        calls += [_count("ZCARD", registry + name) for registry in REGISTRIES]
+        calls.append(Call(("LINDEX", keys.QUEUE + name, 0), _text, again=True))
+    now_ms, *values = yield calls
+    width = len(REGISTRIES) + 2
+    rows = [values[at : at + width] for at in range(0, len(values), width)]
+    heads = yield [Call(("HGET", f"{keys.JOB}{row[-1]}", "enqueued_at"), _text, again=True) for row in rows]
+    return [
+        QueueInfo(
+            name=name,
+            queued=row[0],
+            in_progress=row[1],
+            scheduled=row[2],
+            waiting=row[3],
+            done=row[4],
+            failed=row[5],
+            canceled=row[6],
+            oldest_s=_age_s(head, now_ms),
+        )
+        for name, row, head in zip(names, rows, heads, strict=True)
+    ]
+
+
+def workers() -> Plan[list[WorkerInfo]]:
+    """Every registered worker process, ours and plain RQ ones, by name."""
+    pool_of = {worker: pool.id for pool in (yield from pools()) for worker in pool.workers}
+    found = yield from one(Call(("SMEMBERS", keys.WORKERS), lambda reply: [key.decode() for key in reply], again=True))
+    names = sorted(key.removeprefix(keys.WORKER) for key in found)
+    calls: list[Call[Any]] = []
+    for name in names:
+        calls.append(Call(("HGETALL", keys.WORKER + name), _hash, again=True))
+        calls.append(Call(("SMEMBERS", f"{keys.WORKER}{name}:executions"), _members, again=True))
+    values = yield calls
+    rows = zip(names, values[::2], values[1::2], strict=True)
+    return [
+        _worker(name, h, current, pool_of.get(name)) for name, h, current in rows if "birth" in h and "death" not in h
+    ]
+
+
+def counters() -> Call[dict[str, int]]:
+    """The running totals of the cluster (see `metrics_names`)."""
+    return Call(("HGETALL", keys.COUNTERS), lambda reply: {k: int(v) for k, v in _hash(reply).items()}, again=True)
+
+
+def server() -> Call[ServerInfo]:
+    """The Redis server: version and persistence."""
+
+    def read(reply: bytes) -> ServerInfo:
+        info = dict(line.split(":", 1) for line in reply.decode().splitlines() if ":" in line)
+        return ServerInfo(
+            version=info.get("redis_version", "?"),
+            aof=info.get("aof_enabled") == "1",
+            rdb_saved_at=utc(int(info.get("rdb_last_save_time", 0)) * 1000),
+            used_memory_bytes=int(info.get("used_memory", 0)),
+            maxmemory_bytes=int(info.get("maxmemory", 0)),
+            role=info.get("role", "?"),
+        )
+
+    return Call(("INFO",), read, again=True)
+
+
+def _count(command: str, key: str) -> Call[int]:
+    return Call((command, key), int, again=True)
+
+
+def _worker(name: str, h: Mapping[str, str], current: tuple[str, ...], pool: str | None) -> WorkerInfo:
+    return WorkerInfo(
+        name=name,
+        host=h.get("hostname", ""),
+        pid=int(h.get("pid") or 0),
+        state=h.get("state", "?"),
+        queues=tuple(h.get("queues", "").split(",")),
+        pool=pool,
+        current=current,
+        done=int(h.get("successful_job_count", 0)),
+        failed=int(h.get("failed_job_count", 0)),
+        working_s=float(h.get("total_working_time", 0)),
+        started_at=_time(h.get("birth")),
+        last_heartbeat=_time(h.get("last_heartbeat")),
+    )
+
+
+def _age_s(enqueued_at: str | None, now_ms: float) -> float | None:
+    at = _time(enqueued_at)
+    return None if at is None else max(0.0, (utc(now_ms) - at).total_seconds())
+
+
+def _now_ms(reply: list[bytes]) -> float:
+    return int(reply[0]) * 1000 + int(reply[1]) / 1000
+
+
+def _members(reply: list[bytes]) -> tuple[str, ...]:
+    return tuple(sorted(member.decode().partition(":")[0] for member in reply))
+
+
+def _hash(reply: list[bytes]) -> dict[str, str]:
+    return {k.decode(): v.decode("utf-8", "replace") for k, v in zip(reply[::2], reply[1::2], strict=True)}
+
+
+def _text(reply: bytes | None) -> str | None:
+    return reply.decode() if reply else None
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None

@@ -1,0 +1,128 @@
+"""From a task's hash to a `TaskRecord`: ours as we wrote it, and a plain RQ job as far as it says the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+
+from taskpool import keys, rqjob
+from taskpool.calls import Call
+from taskpool.errors import TaskNotFound
+from taskpool.types import TaskRecord, TaskStatus, utc
+
+Hash = Mapping[bytes, bytes]
+
+STATUS_OF: Final[Mapping[bytes, TaskStatus]] = {
+    b"queued": TaskStatus.QUEUED,
+    b"created": TaskStatus.QUEUED,
+    b"ready": TaskStatus.QUEUED,
+    b"scheduled": TaskStatus.SCHEDULED,
+    b"deferred": TaskStatus.WAITING,
+    b"rate_limited": TaskStatus.THROTTLED,
+    b"started": TaskStatus.IN_PROGRESS,
+    b"finished": TaskStatus.DONE,
+    b"failed": TaskStatus.FAILED,
+    b"stopped": TaskStatus.STOPPED,
+    b"canceled": TaskStatus.CANCELED,
+}
+"""RQ's words (ours and those that only RQ's own moves leave) as the API shows them."""
+
+ELSEWHERE: Final = "it failed outside our workers: RQ's own tools have the traceback"
+
+_json = msgspec.json.Decoder().decode
+
+
+def fetch(id: str) -> Call[TaskRecord]:
+    """Read one task.
+
+    Raises, when run:
+        TaskNotFound
+    """
+
+    def read(reply: list[bytes]) -> TaskRecord:
+        if not is_task(reply):
+            raise TaskNotFound(id)
+        return restore(id, reply)
+
+    return Call(("HGETALL", keys.JOB + id), read, again=True)
+
+
+def fetch_if_there(id: str) -> Call[TaskRecord | None]:
+    """Read one task; None when there is none."""
+    return Call(("HGETALL", keys.JOB + id), lambda reply: restore(id, reply) if is_task(reply) else None, again=True)
+
+
+def is_task(flat: Sequence[bytes]) -> bool:
+    """Whether a hash read as a flat list is a task's: a late write of RQ's may leave one without its data."""
+    return b"data" in flat[::2]
+
+
+def restore(id: str, flat: Sequence[bytes]) -> TaskRecord:
+    """The record in a hash read as a flat list of fields and values."""
+    h: Hash = dict(zip(flat[::2], flat[1::2], strict=True))
+    type, payload = _call_of(h)
+    status = STATUS_OF.get(h.get(b"status", b""), TaskStatus.FAILED)
+    if status is TaskStatus.IN_PROGRESS and b"stop_ms" in h:
+        status = TaskStatus.STOPPING
+    timeout_ms, timeout = h.get(b"timeout_ms"), h.get(b"timeout")
+    error = _text(h.get(b"error"))
+    return TaskRecord(
+        id=id,
+        type=type,
+        status=status,
+        queue=_text(h.get(b"origin")) or "",
+        payload=payload,
+        created_at=_time(h.get(b"created_at")),
+        enqueued_at=_time(h.get(b"enqueued_at")),
+        run_at=utc(int(h[b"run_ms"])) if b"run_ms" in h else None,
+        started_at=_time(h.get(b"started_at")),
+        ended_at=_time(h.get(b"ended_at")) if status.is_terminal else None,
+        expires_at=utc(int(h[b"expires_ms"])) if b"expires_ms" in h else None,
+        result=_decoded(h.get(b"result")) if status is TaskStatus.DONE else None,
+        error=error or (ELSEWHERE if status is TaskStatus.FAILED else None),
+        failure=_decoded(h.get(b"failure")),
+        reason=_text(h.get(b"reason")),
+        progress=_decoded(h.get(b"progress")),
+        attempt=int(h.get(b"attempt", 0)),
+        max_attempts=int(h.get(b"max_attempts", 1)),
+        crashes=int(h.get(b"crashes", 0)),
+        timeout_s=int(timeout_ms) / 1000 if timeout_ms else _number(timeout),
+        result_ttl_s=_number(h.get(b"result_ttl")),
+        failure_ttl_s=_number(h.get(b"failure_ttl")),
+        tags=tuple(h[b"tags"].decode().split(",")) if h.get(b"tags") else (),
+        depends_on=tuple(_decoded(h.get(b"dependency_ids")) or ()),
+        worker=_text(h.get(b"worker_name")),
+        seq=int(h.get(b"seq", 0)),
+    )
+
+
+def _call_of(h: Hash) -> tuple[str, Any]:
+    try:
+        return rqjob.call_of(h[b"data"])
+    except rqjob.Refused:
+        return (_text(h.get(b"type")) or "unknown"), None
+
+
+def _decoded(raw: bytes | None) -> Any:
+    """A JSON field. RQ writes its own serializer's bytes into `result` when a dashboard saves a job: not ours."""
+    if not raw:
+        return None
+    try:
+        return _json(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _text(raw: bytes | None) -> str | None:
+    return raw.decode("utf-8", "replace") if raw else None
+
+
+def _time(raw: bytes | None) -> datetime | None:
+    return datetime.fromisoformat(raw.decode()) if raw else None
+
+
+def _number(raw: bytes | None) -> int | None:
+    return int(raw) if raw and raw.lstrip(b"-").isdigit() else None

@@ -1,0 +1,114 @@
+"""The moves of running: claim a task, run one attempt, stop one; and the entry point that RQ's own workers call."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from taskpool import rqjob, scripts
+from taskpool.attempt import Outcome, execute_task, execute_task_async
+from taskpool.calls import Call, Plan, one
+from taskpool.context import TaskContext
+from taskpool.errors import TaskConflict, TaskNotFound, TaskpoolError
+from taskpool.record import fetch, fetch_if_there
+from taskpool.registry import Registry
+from taskpool.settings import Settings
+from taskpool.types import RunningTask, TaskRecord, TaskStatus
+
+__all__ = ["Outcome", "execute_task", "execute_task_async", "kill_task", "parents_of", "retry_task", "run", "run_task"]
+
+RACES = 5
+"""How often a move is tried again when the task changed its status in between."""
+
+
+class TaskFailed(TaskpoolError):
+    """Raised in a plain RQ worker for a task that failed, so that RQ marks the job as failed."""
+
+
+def run_task(
+    queues: Sequence[str], *, worker: str, attempt_id: str, lease_ms: int, was_idle: bool = False
+) -> Call[RunningTask | None]:
+    """Claim the next task of these queues, the first queue first, for one attempt; None when none is ready."""
+    return scripts.claim(queues, worker=worker, attempt_id=attempt_id, lease_ms=lease_ms, was_idle=was_idle)
+
+
+def kill_task(id: str, *, grace_s: float = 10.0, force: bool = False) -> Plan[TaskRecord]:
+    """Stop a task: one that hasn't started is canceled, a running one is asked to stop and killed after `grace_s`
+    (`force`: at once), an ended one stays as it is. Returns the record as it is then.
+
+    Raises:
+        TaskNotFound
+    """
+    for _ in range(RACES):
+        word = yield from one(scripts.stop(id, grace_s=grace_s, force=force))
+        if word not in ("queued", "scheduled", "deferred"):
+            break
+        word = yield from one(scripts.cancel(id, reason="canceled", error="canceled before it started"))
+        if word == "ok":
+            break
+    return (yield from one(fetch(id)))
+
+
+def retry_task(id: str) -> Plan[TaskRecord]:
+    """Give a failed, stopped or canceled task a new life: it is queued for a new attempt.
+
+    Raises:
+        TaskNotFound
+        TaskConflict: its status doesn't allow it, or a task it depends on hasn't ended well.
+    """
+    word = yield from one(scripts.revive(id))
+    if word == "gone":
+        raise TaskNotFound(id)
+    record = yield from one(fetch(id))
+    if word == "dependency":
+        raise TaskConflict(id, record.status, f"task {id} depends on a task that is not done: retry that one first")
+    if word != "ok":
+        raise TaskConflict(
+            id, record.status, f"task {id} is {record.status}; only failed, stopped and canceled tasks can be retried"
+        )
+    return record
+
+
+def parents_of(ids: Sequence[str]) -> Plan[Mapping[str, Any]]:
+    """The results of the tasks that a task depends on, by id, in order (None: its record is gone)."""
+    records = yield [fetch_if_there(id) for id in ids]
+    return {id: None if record is None else record.result for id, record in zip(ids, records, strict=True)}
+
+
+def run(type: str, payload: Any = None) -> Any:
+    """The function every job names. Our own workers never call it: a plain `rq worker -S json` does.
+
+    It runs the task with the settings of its environment (TASKPOOL_TASKS) and keeps result and error where our API
+    reads them. Leases, retries and stop requests are then RQ's.
+
+    Raises:
+        TaskFailed: the task failed; the text says why.
+    """
+    job = rqjob.PlainJob.current()
+    settings = Settings.load(os.environ)
+    running = job.running(type, {} if payload is None else payload)
+    context = TaskContext(
+        job, id=running.id, type=type, queue=running.queue, attempt=running.attempt, max_attempts=running.attempt
+    )
+    outcome = execute_task(
+        running,
+        _registry(settings.tasks, settings.builtins),
+        context,
+        max_result_bytes=settings.max_result_bytes,
+        run_coroutine=asyncio.run,
+    )
+    if outcome.status is not TaskStatus.DONE:
+        job.keep({"error": outcome.error, "failure": msgspec.json.encode(outcome.failure)})
+        raise TaskFailed(f"{outcome.error}\n{outcome.traceback}".strip())
+    job.keep({"result": outcome.result})
+    return msgspec.json.decode(outcome.result)
+
+
+@cache
+def _registry(modules: tuple[str, ...], builtins: bool) -> Registry:
+    return Registry(modules, builtins=builtins)

@@ -1,0 +1,60 @@
+"""How a task stands and what is told of it: the one way an attempt changes a status, its log, its events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from taskpool import keys, scripts
+from taskpool.attempt import Outcome
+from taskpool.calls import Call
+from taskpool.types import Event, RunningTask, TaskStatus
+
+LOG_LINES_KEPT: Final = 10_000
+
+_event_fields: Final = frozenset({"id", "seq", "event", "status", "at_ms"})
+
+
+def update_status(running: RunningTask, outcome: Outcome) -> Call[str]:
+    """End an attempt as `outcome` says. The answer is
+
+    - ``ok``;
+    - ``children``: tasks wait for this one, `scripts.release` lets them go;
+    - ``stopping``: it was asked to stop meanwhile, so it can't run again: end it as stopped;
+    - ``lost``: it no longer holds the lease, and nothing changed.
+    """
+    if outcome.status is TaskStatus.SCHEDULED:
+        delay_ms = round(outcome.delay_s * 1000)
+        return scripts.retry(running, delay_ms=delay_ms, error=outcome.error, failure=outcome.failure)
+    return scripts.finish(
+        running,
+        outcome.status,
+        result=outcome.result,
+        error=outcome.error,
+        failure=outcome.failure or None,
+        traceback=outcome.traceback,
+    )
+
+
+def log_task(running: RunningTask, lines: Sequence[tuple[int, str]], *, keep: int = LOG_LINES_KEPT) -> Call[str]:
+    """Append lines ``(ms since 1970, text)`` to a running task's log: ``ok``, or ``lost`` and nothing was kept."""
+    documents = [{"at_ms": at_ms, "text": text} for at_ms, text in lines]
+    return scripts.log(running, documents, keep=keep, ttl_s=max(running.failure_ttl_s, running.result_ttl_s, 60))
+
+
+def notify_websocket(event: Event) -> Call[int]:
+    """Publish an event on its task's channel, to every API process that has a listener; how many there are.
+
+    Transitions publish their own events in the same script; this one is for telling an event again.
+    """
+    document = {"id": event.id, "seq": event.seq, "event": event.event, "status": event.status, "at_ms": event.at_ms}
+    return Call(("PUBLISH", keys.CHANNEL + event.id, msgspec.json.encode(document | dict(event.data))), int)
+
+
+def read_event(document: bytes) -> Event:
+    """The event in a message of a task's channel, or in the field ``e`` of the stream."""
+    fields: dict[str, Any] = msgspec.json.decode(document)
+    data = {name: value for name, value in fields.items() if name not in _event_fields}
+    return Event(fields["id"], fields["seq"], fields["event"], TaskStatus(fields["status"]), fields["at_ms"], data)

@@ -1,0 +1,148 @@
+"""From a `TaskSpec` to what is stored: names and numbers checked, the type's defaults filled in, RQ's fields built.
+
+Nothing is sent from here. Whatever is wrong with any of the specs is found before the first is stored.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from taskpool import rqjob
+from taskpool.calls import Part
+from taskpool.errors import FieldError, InvalidTask
+from taskpool.names import queue_name_fault
+from taskpool.scripts import NewTask
+from taskpool.types import TaskSpec, TypeInfo
+
+N = TypeVar("N", int, float)
+
+ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
+TASK_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+TAG: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+MOST_TAGS: Final = 16
+MOST_PARENTS: Final = 10_000
+MOST_ATTEMPTS: Final = 1000
+LONGEST_S: Final = 10 * 366 * 86_400
+DEFAULT_ATTEMPTS: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a task gets when neither its submission nor its type says otherwise. Seconds."""
+
+    timeout_s: float = 600.0
+    result_ttl_s: int = 86_400
+    failure_ttl_s: int = 604_800
+    max_attempts: int = DEFAULT_ATTEMPTS
+
+
+def new_id() -> str:
+    """A new task's id: 24 characters that sort by the millisecond, then 72 random bits."""
+    number = (time.time_ns() // 1_000_000) << 72 | int.from_bytes(os.urandom(9))
+    return "".join([ALPHABET[number >> shift & 31] for shift in range(115, -5, -5)])
+
+
+def prepare(spec: TaskSpec, info: TypeInfo, defaults: Defaults, start: str = "") -> NewTask:
+    """The task that `spec` asks for; its payload fits the schema already. `start` prefixes the faults' pointers.
+
+    Raises:
+        InvalidTask: with a JSON Pointer for each fault.
+    """
+    faults = [FieldError(f"{start}/{field}", detail) for field, detail in _faults(spec)]
+    if faults:
+        raise InvalidTask(f"{faults[0].pointer}: {faults[0].detail}", faults)
+    queue = spec.queue or info.queue
+    data = rqjob.data(spec.type, spec.payload)
+    fields: list[Part] = [
+        *rqjob.template(
+            queue,
+            _first(spec.timeout_s, info.timeout_s, defaults.timeout_s),
+            _first(spec.result_ttl_s, info.result_ttl_s, defaults.result_ttl_s),
+            _first(spec.failure_ttl_s, defaults.failure_ttl_s),
+        ),
+        "type",
+        spec.type,
+        "data",
+        data,
+        "description",
+        rqjob.description(spec.type, spec.payload, size=len(data)),
+    ]
+    max_attempts = _first(spec.max_attempts, info.max_attempts, defaults.max_attempts)
+    if max_attempts != DEFAULT_ATTEMPTS:
+        fields += ("max_attempts", max_attempts)
+    if spec.tags:
+        fields += ("tags", ",".join(dict.fromkeys(spec.tags)))
+    if spec.depends_on:
+        fields += ("dependency_ids", msgspec.json.encode(tuple(dict.fromkeys(spec.depends_on))))
+    return NewTask(
+        id=new_id(),
+        queue=queue,
+        type=spec.type,
+        front=spec.front,
+        run_ms=None if spec.run_at is None else round(spec.run_at.timestamp() * 1000),
+        delay_ms=None if spec.delay_s is None else round(spec.delay_s * 1000),
+        expires_ms=None if spec.expires_in_s is None else round(spec.expires_in_s * 1000),
+        tags=tuple(dict.fromkeys(spec.tags)),
+        parents=tuple(dict.fromkeys(spec.depends_on)),
+        fields=fields,
+    )
+
+
+def _faults(spec: TaskSpec) -> Iterator[tuple[str, str]]:
+    """What can't be. The values may be of any type: a program may give what its types forbid."""
+    if spec.queue is not None and (fault := queue_name_fault(spec.queue)):
+        yield "queue", fault
+    if spec.delay_s is not None and spec.run_at is not None:
+        yield "run_at", "give either delay_s or run_at, not both"
+    run_at: Any = spec.run_at
+    if run_at is not None and (not isinstance(run_at, datetime) or run_at.tzinfo is None):
+        yield "run_at", "must be a time with a time zone"
+    seconds = {
+        "delay_s": (spec.delay_s, 0),
+        "timeout_s": (spec.timeout_s, 0.001),
+        "expires_in_s": (spec.expires_in_s, 0.001),
+    }
+    for field, (value, least) in seconds.items():
+        if value is not None and not (_is_number(value) and least <= value <= LONGEST_S):
+            yield field, f"must be a number of seconds from {least:g} to {LONGEST_S}"
+    whole: dict[str, tuple[Any, int]] = {
+        "result_ttl_s": (spec.result_ttl_s, LONGEST_S),
+        "failure_ttl_s": (spec.failure_ttl_s, LONGEST_S),
+        "max_attempts": (spec.max_attempts, MOST_ATTEMPTS),
+    }
+    for field, (count, most) in whole.items():
+        if count is not None and not (isinstance(count, int) and not isinstance(count, bool) and 1 <= count <= most):
+            yield field, f"must be a whole number from 1 to {most}"
+    if spec.tags:
+        yield from _list_faults("tags", spec.tags, MOST_TAGS, TAG, "1 to 64 letters, digits, '_', '-', '.' or ':'")
+    if spec.depends_on:
+        yield from _list_faults("depends_on", spec.depends_on, MOST_PARENTS, TASK_ID, "a task's id")
+
+
+def _list_faults(
+    field: str, values: Sequence[Any], most: int, pattern: re.Pattern[str], what: str
+) -> Iterator[tuple[str, str]]:
+    if isinstance(values, str) or len(values) > most:
+        yield field, f"must be a list of at most {most:,}"
+        return
+    for at, value in enumerate(values):
+        if not (isinstance(value, str) and pattern.fullmatch(value)):
+            yield f"{field}/{at}", f"must be {what}"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _first(*values: N | None) -> N:
+    """The first that is given; the last always is."""
+    return next(value for value in values if value is not None)
