@@ -1,0 +1,47 @@
+"""`python -m api`: the API on the settings of the environment. Exit status 2: it couldn't start, and says why."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+from api.app import create_app
+from api.server import bind, serve
+from taskpool.embedded import check_redis
+from taskpool.errors import ConfigurationError
+from taskpool.settings import Settings, resolve_redis_url
+
+logger = logging.getLogger("api")
+
+
+def main() -> int:
+    """Run it; the exit status."""
+    # uvicorn takes these two over while it serves, and raises them again when it is done: that is a normal end.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
+    try:
+        settings = Settings.load(os.environ)
+        logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.getLogger("uvicorn").setLevel("WARNING")
+        listener = bind(settings.host, settings.port)
+        check_redis(resolve_redis_url(settings))
+        app = create_app(settings)
+    except ConfigurationError as error:
+        print(f"api: {error}", file=sys.stderr)
+        return 2
+    host, port = listener.getsockname()[:2]
+    logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    serve(app, listener, log_level="warning")
+    return 0
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,99 @@
+"""Reading a request's body: bounded in bytes and time, and only when it says that it is JSON.
+
+Nothing is kept beyond the limit, whatever Content-Length claims, so a request costs at most the limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any, Final
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope
+
+from api.problems import Problem
+from api.strict_json import InvalidJson, decode
+
+BODY_TIMEOUT_S: Final = 30.0
+"""How long a body may take to arrive."""
+
+_is_json: Final = re.compile(
+    rb'application/json[ \t]*(?:;[ \t]*(?:charset="?utf-8"?[ \t]*)?)*', re.IGNORECASE
+).fullmatch
+_ACCEPT: Final = (b"accept", b"application/json")
+_ACCEPT_ENCODING: Final = (b"accept-encoding", b"identity")
+
+
+async def read_json(scope: Scope, receive: Receive, limit: int) -> Any:
+    """The body's value; `limit` is in bytes.
+
+    Raises:
+        Problem: 400 not strict JSON; 408 too slow; 413 over the limit; 415 not JSON by its headers.
+        ClientDisconnect: the client left.
+    """
+    _check_headers(scope, limit)
+    raw = await _read(receive, limit)
+    if not raw:
+        raise Problem("invalid-json", "the body is empty; send a JSON object")
+    return _parse(raw)
+
+
+async def read_optional_json(scope: Scope, receive: Receive, limit: int) -> Any:
+    """Like `read_json`; a request without a body stands for an empty object, whatever its media type."""
+    for name, value in scope["headers"]:
+        if name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
+            return await read_json(scope, receive, limit)
+    return {}
+
+
+def _parse(raw: bytes) -> Any:
+    try:
+        return decode(raw)
+    except InvalidJson as fault:
+        errors = [] if fault.pointer is None else [{"pointer": fault.pointer, "detail": fault.detail}]
+        raise Problem("invalid-json", fault.detail, errors=errors) from None
+
+
+def _check_headers(scope: Scope, limit: int) -> None:
+    """Refuse by the headers alone, before the client is asked for the body (Expect: 100-continue)."""
+    media_type = None
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            media_type = value
+        elif name == b"content-length":
+            # Digits that int() wouldn't take in one piece are too large as well.
+            if value.isdigit() and (len(value) > 18 or int(value) > limit):
+                raise _too_large(limit, unread=True)
+        elif name == b"content-encoding" and value.lower() != b"identity":
+            detail = "the body must not be compressed"
+            raise Problem("unsupported-media-type", detail, headers=[_ACCEPT_ENCODING], unread_body=True)
+    if media_type != b"application/json" and (media_type is None or not _is_json(media_type)):
+        detail = "send Content-Type: application/json"
+        if media_type is not None:
+            detail += f", not {media_type.decode('latin-1')[:80]!r}"
+        raise Problem("unsupported-media-type", detail, headers=[_ACCEPT], unread_body=True)
+
+
+async def _read(receive: Receive, limit: int) -> bytes:
+    received = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                more = message.get("more_body", False)
+                chunk = message.get("body", b"")
+                if len(received) + len(chunk) > limit:
+                    raise _too_large(limit, unread=more)
+                received += chunk
+                if not more:
+                    return bytes(received)
+    except TimeoutError:
+        detail = f"the body must arrive within {BODY_TIMEOUT_S:g} s"
+        raise Problem("body-timeout", detail, unread_body=True) from None
+
+
+def _too_large(limit: int, *, unread: bool) -> Problem:
+    return Problem("body-too-large", f"a body may have at most {limit} bytes", unread_body=unread, max_bytes=limit)

@@ -1,0 +1,172 @@
+"""Every error as application/problem+json (RFC 9457): the table of kinds, and how an exception becomes one.
+
+A response never shows an exception's text or traceback unless the exception is one of ours, made to be read.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from math import ceil
+from typing import Any, Final
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from api.responses import Json
+from taskpool.errors import (
+    InvalidPayload,
+    InvalidTask,
+    RedisUnavailable,
+    TaskConflict,
+    TaskNotFound,
+    UnknownDependency,
+    UnknownType,
+)
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE: Final = b"application/problem+json"
+TYPE_PREFIX: Final = "urn:taskpool:problem:"
+
+KINDS: Final[Mapping[str, tuple[int, str]]] = {
+    "invalid-json": (400, "The body is not strict JSON"),
+    "invalid-query": (400, "The query parameters are wrong"),
+    "not-found": (404, "There is nothing at this path"),
+    "task-not-found": (404, "No such task"),
+    "method-not-allowed": (405, "This path doesn't take that method"),
+    "body-timeout": (408, "The body didn't arrive in time"),
+    "task-conflict": (409, "The task's status doesn't allow that"),
+    "body-too-large": (413, "The body is too large"),
+    "unsupported-media-type": (415, "The body must be JSON"),
+    "invalid-task": (422, "The submission can't be a task"),
+    "invalid-payload": (422, "The payload doesn't fit the task type"),
+    "unknown-type": (422, "Unknown task type"),
+    "unknown-dependency": (422, "A dependency doesn't exist"),
+    "internal-error": (500, "Something broke on our side"),
+    "redis-unavailable": (503, "Redis can't be reached"),
+}
+"""The kinds of problems: the last part of `type`, the status and the title. `docs/api.md` has the same table."""
+
+
+class Problem(Exception):
+    """Raised where a request can't be served; it is rendered as it is.
+
+    `errors` has one entry a fault. `unread_body`: part of the body wasn't read, so the connection ends with
+    the answer. `extra` are further members of the document.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        detail: str,
+        *,
+        errors: Iterable[dict[str, str]] = (),
+        headers: Iterable[tuple[bytes, bytes]] = (),
+        unread_body: bool = False,
+        **extra: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.kind, self.detail, self.extra = kind, detail, extra
+        self.errors = list(errors)
+        self.headers, self.unread_body = list(headers), unread_body
+
+    def response(self) -> Json:
+        """The answer that says it."""
+        status, title = KINDS[self.kind]
+        document: dict[str, Any] = {
+            "type": TYPE_PREFIX + self.kind,
+            "title": title,
+            "status": status,
+            "detail": self.detail,
+        }
+        if self.errors:
+            document["errors"] = self.errors
+        document.update(self.extra)
+        return Json(document, status=status, headers=self.headers, media_type=MEDIA_TYPE, unread_body=self.unread_body)
+
+
+async def render_problem(request: Request, exception: Exception) -> Response:
+    """The handler of Problem."""
+    assert isinstance(exception, Problem)
+    return exception.response()
+
+
+def invalid_task(error: InvalidTask, prefix: str = "") -> Problem:
+    """The problem that a refused submission is; `prefix` is the pointer of the document that its pointers start in."""
+    kind = next((kind for cls, kind in _INVALID.items() if isinstance(error, cls)), "invalid-task")
+    errors = [{"pointer": prefix + fault.pointer, "detail": fault.detail} for fault in error.errors]
+    problem = Problem(kind, str(error), errors=errors)
+    if isinstance(error, UnknownType):
+        problem.extra["near"] = error.near
+    return problem
+
+
+def conflict(error: TaskConflict, **extra: Any) -> Problem:
+    """The problem that a task's status is; `extra` may say what would be possible."""
+    return Problem("task-conflict", str(error), task_status=error.status, **extra)
+
+
+async def render_invalid_task(request: Request, exception: Exception) -> Response:
+    """The handler of InvalidTask."""
+    assert isinstance(exception, InvalidTask)
+    return invalid_task(exception).response()
+
+
+async def render_not_found(request: Request, exception: Exception) -> Response:
+    """The handler of TaskNotFound."""
+    return Problem("task-not-found", str(exception)).response()
+
+
+async def render_conflict(request: Request, exception: Exception) -> Response:
+    """The handler of TaskConflict."""
+    assert isinstance(exception, TaskConflict)
+    return conflict(exception).response()
+
+
+async def render_unavailable(request: Request, exception: Exception) -> Response:
+    """The handler of RedisUnavailable. Its text may name hosts, so it goes to the log alone."""
+    assert isinstance(exception, RedisUnavailable)
+    logger.warning("answered 503: %s", exception)
+    retry_after = (b"retry-after", b"%d" % max(1, ceil(exception.retry_after_s)))
+    reading = request.method in ("GET", "HEAD")
+    detail = "Redis doesn't answer" + ("" if reading else "; whether the change was made is unknown")
+    return Problem("redis-unavailable", detail, headers=[retry_after]).response()
+
+
+async def render_http_exception(request: Request, exception: Exception) -> Response:
+    """The handler of Starlette's own exceptions: a path that no route matches."""
+    assert isinstance(exception, HTTPException)
+    if exception.status_code != 404:
+        raise exception
+    return Problem("not-found", "no route matches this path; docs/api.md lists them").response()
+
+
+async def render_disconnect(request: Request, exception: Exception) -> Response:
+    """The handler of ClientDisconnect: nobody is there to read this."""
+    return Response(status_code=400)
+
+
+async def render_bug(request: Request, exception: Exception) -> Response:
+    """The handler of everything else. The server logs the traceback; the client sees none of it."""
+    return Problem("internal-error", "the server's log says more").response()
+
+
+_INVALID: Final = {
+    UnknownType: "unknown-type",
+    InvalidPayload: "invalid-payload",
+    UnknownDependency: "unknown-dependency",
+}
+
+HANDLERS: Final = {
+    Problem: render_problem,
+    InvalidTask: render_invalid_task,
+    TaskNotFound: render_not_found,
+    TaskConflict: render_conflict,
+    RedisUnavailable: render_unavailable,
+    HTTPException: render_http_exception,
+    ClientDisconnect: render_disconnect,
+    Exception: render_bug,
+}
+"""Starlette's table: exception to handler; the nearest base class of an exception counts."""

@@ -1,0 +1,111 @@
+"""Query parameters: which ones a path takes, each read strictly; anything else is a 400 that names the right ones."""
+
+from __future__ import annotations
+
+import difflib
+from types import NoneType
+from typing import Annotated, Any, Final, TypeVar, get_args
+from urllib.parse import parse_qsl
+
+import msgspec
+from msgspec import Meta
+
+from api.problems import Problem
+from taskpool.errors import InvalidTask
+from taskpool.types import TaskStatus
+
+MAX_WAIT_S: Final = 60
+
+Cursor = Annotated[str, Meta(min_length=1, max_length=1024)]
+Limit = Annotated[int, Meta(ge=1, le=1_000_000)]  # the core gives a page the length that it thinks right
+Name = Annotated[str, Meta(min_length=1, max_length=128)]
+
+
+class NoQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """The path takes no parameters."""
+
+
+class TaskQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """GET /tasks/{id}: for how many seconds to wait for the task's end."""
+
+    wait: Annotated[float, Meta(ge=0, le=MAX_WAIT_S)] = 0.0
+
+
+class ListQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """GET /tasks: filters, all of which must hold, and the page."""
+
+    status: TaskStatus | None = None
+    queue: Name | None = None
+    type: Name | None = None
+    tag: Name | None = None
+    cursor: Cursor | None = None
+    limit: Limit = 50
+
+
+class QueueQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """GET /queues/{name}: the page."""
+
+    cursor: Cursor | None = None
+    limit: Limit = 100
+
+
+Q = TypeVar("Q", bound=msgspec.Struct)
+
+
+def read_query(query_string: bytes, wanted: type[Q]) -> Q:
+    """The parameters as `wanted`, with its defaults for those not given.
+
+    Raises:
+        Problem: 400, with an entry for each parameter at fault.
+    """
+    if not query_string:
+        return wanted()
+    given = _pairs(query_string)
+    fields = {field.name: field for field in msgspec.structs.fields(wanted)}
+    values: dict[str, Any] = {}
+    faults = []
+    for name, text in given:
+        if name not in fields:
+            near = difflib.get_close_matches(name[:64], fields, n=1)
+            known = f"this path takes {', '.join(fields)}" if fields else "this path takes none"
+            fault = "unknown parameter; " + (f"did you mean {near[0]!r}?" if near else known)
+        elif name in values:
+            fault = "given twice"
+        else:
+            values[name], fault = _value(text, fields[name].type)
+        if fault:
+            faults.append({"parameter": name[:64], "detail": fault})
+    if faults:
+        raise _invalid(faults)
+    return wanted(**values)
+
+
+def wrong_cursor(error: InvalidTask) -> Problem:
+    """The problem of a cursor that the core didn't take."""
+    return _invalid([{"parameter": fault.pointer.removeprefix("/"), "detail": fault.detail} for fault in error.errors])
+
+
+def _pairs(query_string: bytes) -> list[tuple[str, str]]:
+    try:
+        return parse_qsl(query_string.decode("latin-1"), keep_blank_values=True, max_num_fields=32)
+    except ValueError:
+        raise Problem("invalid-query", "too many parameters") from None
+
+
+def _value(text: str, wanted: Any) -> tuple[Any, str]:
+    """The value and no fault, or no value and what is wrong with it."""
+    # Without its None: read leniently, as text has to be, "null" would be one.
+    plain = next((part for part in get_args(wanted) if NoneType in get_args(wanted)), wanted)
+    try:
+        return msgspec.convert(text, plain, strict=False), ""
+    except msgspec.ValidationError as error:
+        if str(error).startswith("Invalid enum value"):
+            near = difflib.get_close_matches(text[:64], known := [status.value for status in TaskStatus], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            return None, f"no such status; {hint}"
+        return None, str(error)
+
+
+def _invalid(faults: list[dict[str, str]]) -> Problem:
+    first = faults[0]
+    return Problem("invalid-query", f"{first['parameter']}: {first['detail']}", errors=faults)

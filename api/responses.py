@@ -1,0 +1,78 @@
+"""The one kind of response: a JSON document, with its headers made by hand because every request pays for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+JSON: Final = b"application/json"
+LINGER_S: Final = 2.0
+LINGER_BYTES: Final = 1 << 20
+
+_encode: Final = msgspec.json.Encoder().encode
+_NO_STORE: Final = (b"cache-control", b"no-store")
+_CLOSE: Final = (b"connection", b"close")
+
+
+class Json(Response):
+    """`document` as JSON; never stored by caches. `unread_body`: see `_finish_unread`."""
+
+    def __init__(
+        self,
+        document: Any,
+        *,
+        status: int = 200,
+        headers: Iterable[tuple[bytes, bytes]] = (),
+        media_type: bytes = JSON,
+        unread_body: bool = False,
+    ) -> None:
+        # Instead of Response.__init__, which encodes every header anew.
+        self.body = _encode(document)
+        self.status_code, self.background, self.unread_body = status, None, unread_body
+        self.raw_headers = [
+            (b"content-type", media_type),
+            (b"content-length", b"%d" % len(self.body)),
+            _NO_STORE,
+            *headers,
+        ]
+        if unread_body:
+            self.raw_headers.append(_CLOSE)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": self.unread_body})
+        if self.unread_body:
+            await _finish_unread(receive, send)
+
+
+class NoContent(Response):
+    """204."""
+
+    def __init__(self) -> None:
+        super().__init__(status_code=204, headers={"cache-control": "no-store"})
+
+
+async def _finish_unread(receive: Receive, send: Send) -> None:
+    """End an answer that was given before the request's body was read.
+
+    The answer is complete on the wire by now. Closing at once would make the kernel reset the connection, and
+    a client that is still sending would lose the answer; so what it sends is dropped for a moment, bounded in
+    time and bytes, before the connection closes.
+    """
+    try:
+        async with asyncio.timeout(LINGER_S):
+            left = LINGER_BYTES
+            while left > 0:
+                message = await receive()
+                if not message.get("more_body", False):  # the end, or a disconnect
+                    break
+                left -= len(message["body"])
+    except TimeoutError:
+        pass  # it sends slowly or not at all: it had the time to read
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,37 @@
+"""/livez, /readyz and /metrics: for those who run the service."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.metrics import Scrape, exposition
+from api.responses import Json
+from taskpool.async_pool import AsyncTaskPool
+from taskpool.document import server_document
+
+
+class HealthRoutes:
+    """Handlers for probes and scrapes. They take whatever parameters a probe adds."""
+
+    def __init__(self, pool: AsyncTaskPool) -> None:
+        self._pool = pool
+
+    async def live(self, request: Request) -> Json:
+        """GET /livez: this process answers. It asks nobody else: a restart wouldn't bring Redis back."""
+        return Json({"status": "ok"})
+
+    async def ready(self, request: Request) -> Json:
+        """GET /readyz: Redis answers, and what it keeps over a crash."""
+        server, workers = await asyncio.gather(self._pool.server(), self._pool.workers())
+        return Json({"status": "ok", "redis": server_document(server), "workers": len(workers)})
+
+    async def metrics(self, request: Request) -> Response:
+        """GET /metrics: one scrape."""
+        counters, queues, workers = await asyncio.gather(
+            self._pool.counters(), self._pool.queues(), self._pool.workers()
+        )
+        text, media_type = exposition(Scrape(counters, queues, workers), request.headers.get("accept", ""))
+        return Response(text, headers={"content-type": media_type, "cache-control": "no-store"})

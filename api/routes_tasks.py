@@ -1,0 +1,96 @@
+"""/tasks and what is below it, once tasks exist: list, read, wait, remove, stop, retry."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.body import read_optional_json
+from api.longpoll import LongPolls
+from api.problems import conflict
+from api.query import ListQuery, NoQuery, TaskQuery, read_query, wrong_cursor
+from api.responses import Json, NoContent
+from api.submission import read_retry, read_stop
+from taskpool.async_pool import AsyncTaskPool
+from taskpool.document import task_document
+from taskpool.errors import InvalidTask, TaskConflict, TaskNotFound
+from taskpool.types import TaskStatus
+
+_is_id: Final = re.compile(r"[A-Za-z0-9_-]{1,200}").fullmatch
+
+
+class TaskRoutes:
+    """Handlers of tasks that exist."""
+
+    def __init__(self, pool: AsyncTaskPool, long_polls: LongPolls, max_body_bytes: int) -> None:
+        self._pool = pool
+        self._long_polls = long_polls
+        self._max_body_bytes = max_body_bytes
+
+    async def get(self, request: Request) -> Json:
+        """GET /tasks/{id}: the task; with ?wait=S once it has ended, or as it is after S seconds."""
+        query = read_query(request.scope["query_string"], TaskQuery)
+        id = _id(request)
+        if query.wait:
+            record = await self._long_polls.wait(id, query.wait, request.receive)
+        else:
+            record = await self._pool.get(id)
+        return Json(task_document(record))
+
+    async def list(self, request: Request) -> Json:
+        """GET /tasks: one page, newest first."""
+        query = read_query(request.scope["query_string"], ListQuery)
+        try:
+            page = await self._pool.list_tasks(**msgspec.structs.asdict(query))
+        except InvalidTask as error:
+            raise wrong_cursor(error) from None
+        document: dict[str, Any] = {"tasks": [task_document(record) for record in page.items]}
+        if page.next_cursor is None:
+            return Json(document)
+        document["next_cursor"] = page.next_cursor
+        given = {**msgspec.structs.asdict(query), "cursor": page.next_cursor}
+        parameters = urlencode({name: value for name, value in given.items() if value is not None})
+        return Json(document, headers=[(b"link", f'</tasks?{parameters}>; rel="next"'.encode())])
+
+    async def remove(self, request: Request) -> Response:
+        """DELETE /tasks/{id}: 200 with the canceled task, or 204 when an ended one is gone for good."""
+        read_query(request.scope["query_string"], NoQuery)
+        id = _id(request)
+        try:
+            outcome = await self._pool.remove_task(id)
+        except TaskConflict as error:
+            raise conflict(error, stop=f"/tasks/{quote(id)}/stop") from None
+        if outcome is None:
+            return NoContent()
+        return Json(task_document(await self._pool.get(id)))
+
+    async def stop(self, request: Request) -> Json:
+        """POST /tasks/{id}/stop: 202 with the task as it is now, stopping or canceled."""
+        read_query(request.scope["query_string"], NoQuery)
+        how = read_stop(await read_optional_json(request.scope, request.receive, self._max_body_bytes))
+        record = await self._pool.get(_id(request))
+        if not record.status.is_terminal:
+            record = await self._pool.kill_task(record.id, grace_s=how.grace_s, force=how.force)
+            if record.status not in (TaskStatus.DONE, TaskStatus.FAILED):  # else it ended just before
+                return Json(task_document(record), status=202)
+        raise TaskConflict(record.id, record.status, f"task {record.id} has ended already: it is {record.status}")
+
+    async def retry(self, request: Request) -> Json:
+        """POST /tasks/{id}/retry: 202 with the task, queued again."""
+        read_query(request.scope["query_string"], NoQuery)
+        read_retry(await read_optional_json(request.scope, request.receive, self._max_body_bytes))
+        record = await self._pool.retry_task(_id(request))
+        return Json(task_document(record), status=202)
+
+
+def _id(request: Request) -> str:
+    """The task's id in the path; what can't be one names no task, whatever keys of Redis it might name."""
+    id: str = request.path_params["id"]
+    if not _is_id(id):
+        raise TaskNotFound(id[:200])
+    return id

@@ -1,0 +1,71 @@
+"""One API process: its socket, how it serves, how it ends."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import uvicorn
+from starlette.applications import Starlette
+
+from taskpool.errors import ConfigurationError
+
+DRAIN_S = 10
+"""How long requests under way may take once the process was asked to end. Those that wait for a task end at once."""
+KEEP_ALIVE_S = 75
+"""How long an idle connection stays open: longer than proxies keep theirs (60 s), so that they close first."""
+BACKLOG = 2048
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to this address, which listens only once it is served; port 0 takes a free one.
+
+    Raises:
+        ConfigurationError: the port is in use, or the address isn't one of this machine's.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise ConfigurationError(f"can't listen on {host}: {error.strerror}; set TASKPOOL_HOST") from None
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port whose last connections linger is free
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        reason = os.strerror(error.errno or 0).lower()
+        raise ConfigurationError(
+            f"can't listen on {host}:{port}: {reason}; set TASKPOOL_PORT or TASKPOOL_HOST"
+        ) from None
+    return listener
+
+
+def serve(app: Starlette, listener: socket.socket, *, log_level: str) -> None:
+    """Serve until SIGTERM or SIGINT; then answer what is under way and return."""
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        backlog=BACKLOG,
+        lifespan="on",
+        log_config=None,  # the process's logging is its own
+        log_level=log_level,
+        proxy_headers=False,  # nothing here looks at the client's address
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        ws="none",
+    )
+    _Server(config, app).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, app: Starlette) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As always, but nobody waits for a task any more: uvicorn would wait for them."""
+        self._app.state.long_polls.end()
+        await super().shutdown(sockets)

@@ -1,0 +1,134 @@
+"""From the body of a request to what the core takes: the fields are TaskSpec's, and each must have its type.
+
+Which values a field takes, and whether a payload fits its task type, is for the core to say. A body with
+faults is answered with all of them, each with its JSON Pointer.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Annotated, Any, Final, TypeVar, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from api.problems import Problem
+from taskpool.errors import FieldError
+from taskpool.faults import field_errors, pointer
+from taskpool.types import TaskSpec
+
+MAX_BATCH: Final = 1000
+MAX_SHOWN: Final = 100
+DAY_S: Final = 86_400
+
+T = TypeVar("T")
+
+
+class Batch(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of POST /tasks/batch."""
+
+    tasks: list[Any]
+
+
+class Stop(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of POST /tasks/{id}/stop: seconds until the task is killed, or kill it at once."""
+
+    grace_s: Annotated[float, Meta(ge=0, le=DAY_S)] = 10.0
+    force: bool = False
+
+
+class Retry(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of POST /tasks/{id}/retry, if any: nothing can be chosen."""
+
+
+def read_submission(document: Any) -> dict[str, Any]:
+    """The arguments of add_task that the body of POST /tasks stands for.
+
+    Raises:
+        Problem: 422, with an entry for each field at fault.
+    """
+    spec = _convert(document, TaskSpec)
+    return {name: getattr(spec, name) for name in document}
+
+
+def read_batch(document: Any) -> list[TaskSpec]:
+    """The tasks that the body of POST /tasks/batch stands for, in order.
+
+    Raises:
+        Problem: 422, with an entry for each field at fault; the pointers name the index.
+    """
+    submitted = _convert(document, Batch).tasks
+    if not 1 <= len(submitted) <= MAX_BATCH:
+        raise _invalid([FieldError("/tasks", f"a batch has 1 to {MAX_BATCH:,} tasks, not {len(submitted):,}")])
+    specs: list[TaskSpec] = []
+    faults: list[FieldError] = []
+    for index, item in enumerate(submitted):
+        try:
+            specs.append(_read(item, TaskSpec))
+        except msgspec.ValidationError:
+            faults += _faults(item, TaskSpec, f"/tasks/{index}")
+    if faults:
+        raise _invalid(faults)
+    return specs
+
+
+def read_stop(document: Any) -> Stop:
+    """How the body of POST /tasks/{id}/stop wants it. Raises: Problem 422."""
+    return _convert(document, Stop)
+
+
+def read_retry(document: Any) -> None:
+    """Nothing. Raises: Problem 422 for a body with any field."""
+    _convert(document, Retry)
+
+
+def _convert(document: Any, wanted: type[T]) -> T:
+    try:
+        return _read(document, wanted)
+    except msgspec.ValidationError:
+        raise _invalid(list(_faults(document, wanted, ""))) from None
+
+
+def _read(document: Any, wanted: type[T]) -> T:
+    value = msgspec.convert(document, wanted)
+    if wanted is TaskSpec and not document.keys() <= _SPEC_FIELDS:
+        raise msgspec.ValidationError  # a dataclass ignores unknown fields, a struct refuses them
+    return value
+
+
+def _faults(document: Any, wanted: type, at: str) -> Iterator[FieldError]:
+    """Every fault of a document that `_read` refused, field by field: msgspec by itself names only the first."""
+    if not isinstance(document, dict):
+        yield FieldError(at, "must be an object")
+        return
+    annotations = get_type_hints(wanted, include_extras=True)
+    for name, value in document.items():
+        if name not in annotations:
+            yield FieldError(pointer((name,), at), "unknown field" + _hint(name, annotations))
+            continue
+        try:
+            msgspec.convert(value, annotations[name])
+        except msgspec.ValidationError as error:
+            yield from field_errors(error, pointer((name,), at))
+    for name in _REQUIRED[wanted] - document.keys():
+        yield FieldError(pointer((name,), at), "this field is required")
+
+
+def _hint(name: str, known: dict[str, Any]) -> str:
+    if not known:
+        return "; there are none"
+    near = difflib.get_close_matches(name[:64], known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+
+
+def _invalid(faults: list[FieldError]) -> Problem:
+    first = faults[0]
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    errors = [{"pointer": fault.pointer, "detail": fault.detail} for fault in faults[:MAX_SHOWN]]
+    return Problem("invalid-task", f"{first.pointer or 'the body'}: {first.detail}{more}", errors=errors)
+
+
+_SPEC_FIELDS: Final = frozenset(field.name for field in fields(TaskSpec))
+_REQUIRED: Final = {TaskSpec: frozenset({"type"}), Batch: frozenset({"tasks"}), Stop: frozenset(), Retry: frozenset()}

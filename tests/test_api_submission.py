@@ -1,0 +1,125 @@
+"""From a body to the core: which documents are submissions, and that all faults of one are told at once."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from api.problems import Problem
+from api.submission import MAX_BATCH, MAX_SHOWN, Stop, read_batch, read_retry, read_stop, read_submission
+from taskpool.types import TaskSpec
+
+
+def faults(read: Any, document: Any) -> dict[str, str]:
+    with pytest.raises(Problem) as refusal:
+        read(document)
+    assert refusal.value.kind == "invalid-task"
+    return {error["pointer"]: error["detail"] for error in refusal.value.errors}
+
+
+def test_the_fields_are_handed_on_as_given() -> None:
+    document = {
+        "type": "resize",
+        "payload": {"width": 80},
+        "queue": "images",
+        "run_at": "2026-11-23T12:00:00+02:00",
+        "front": True,
+        "tags": ["a", "b"],
+        "timeout_s": 3,
+        "max_attempts": 3,
+        "depends_on": None,
+    } | {"depends_on": []}
+
+    arguments = read_submission(document)
+
+    assert arguments.keys() == document.keys()
+    assert arguments["run_at"] == datetime(2026, 11, 23, 10, tzinfo=UTC)
+    assert {**arguments, "run_at": None} == {**document, "run_at": None}
+
+
+def test_every_field_of_a_spec_may_be_submitted() -> None:
+    document: dict[str, Any] = dict.fromkeys(TaskSpec.__dataclass_fields__) | {
+        "type": "t", "payload": None, "front": False, "tags": [], "depends_on": [],
+    }  # fmt: skip
+
+    assert TaskSpec(**read_submission(document)) == TaskSpec(**document)
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        (5, {"": "must be an object"}),
+        ([], {"": "must be an object"}),
+        (None, {"": "must be an object"}),
+        ({}, {"/type": "this field is required"}),
+        ({"type": 5}, {"/type": "Expected `str`, got `int`"}),
+        ({"type": None}, {"/type": "Expected `str`, got `null`"}),
+        ({"type": "t", "front": 1}, {"/front": "Expected `bool`, got `int`"}),
+        ({"type": "t", "max_attempts": 1.5}, {"/max_attempts": "Expected `int | null`, got `float`"}),
+        ({"type": "t", "max_attempts": True}, {"/max_attempts": "Expected `int | null`, got `bool`"}),
+        ({"type": "t", "delay_s": "5"}, {"/delay_s": "Expected `float | null`, got `str`"}),
+        ({"type": "t", "run_at": "tomorrow"}, {"/run_at": "Invalid RFC3339 encoded datetime"}),
+        ({"type": "t", "run_at": 1790000000}, {"/run_at": "Expected `datetime | null`, got `int`"}),
+        ({"type": "t", "tags": "a"}, {"/tags": "Expected `array`, got `str`"}),
+        ({"type": "t", "tags": ["a", 1]}, {"/tags/1": "Expected `str`, got `int`"}),
+        ({"type": "t", "tag": ["a"]}, {"/tag": "unknown field; did you mean 'tags'?"}),
+        ({"type": "t", "a/b~c": 1}, {"/a~1b~0c": f"unknown field; known: {', '.join(TaskSpec.__dataclass_fields__)}"}),
+        (
+            {"typ": "t", "delay": 1, "front": "yes"},
+            {
+                "/typ": "unknown field; did you mean 'type'?",
+                "/delay": "unknown field; did you mean 'delay_s'?",
+                "/front": "Expected `bool`, got `str`",
+                "/type": "this field is required",
+            },
+        ),
+    ],
+)
+def test_every_fault_of_a_submission_is_told(document: Any, expected: dict[str, str]) -> None:
+    assert faults(read_submission, document) == expected
+
+
+def test_a_batch_keeps_its_order() -> None:
+    specs = read_batch({"tasks": [{"type": "a"}, {"type": "b", "front": True}]})
+
+    assert specs == [TaskSpec(type="a"), TaskSpec(type="b", front=True)]
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ([], {"": "must be an object"}),
+        ({}, {"/tasks": "this field is required"}),
+        ({"tasks": {}}, {"/tasks": "Expected `array`, got `object`"}),
+        ({"tasks": []}, {"/tasks": "a batch has 1 to 1,000 tasks, not 0"}),
+        ({"tasks": [{"type": "t"}] * (MAX_BATCH + 1)}, {"/tasks": "a batch has 1 to 1,000 tasks, not 1,001"}),
+        ({"tasks": [{"type": "t"}], "queue": "q"}, {"/queue": "unknown field; known: tasks"}),
+        (
+            {"tasks": [{"type": "t"}, {"type": 1}, 5, {"type": "t", "tags": [1]}]},
+            {
+                "/tasks/1/type": "Expected `str`, got `int`",
+                "/tasks/2": "must be an object",
+                "/tasks/3/tags/0": "Expected `str`, got `int`",
+            },
+        ),
+    ],
+)
+def test_every_fault_of_a_batch_is_told_with_its_index(document: Any, expected: dict[str, str]) -> None:
+    assert faults(read_batch, document) == expected
+
+
+def test_of_very_many_faults_the_first_are_told() -> None:
+    assert len(faults(read_batch, {"tasks": [5] * MAX_BATCH})) == MAX_SHOWN
+
+
+def test_how_to_stop_has_defaults() -> None:
+    assert read_stop({}) == Stop(grace_s=10, force=False)
+    assert read_stop({"grace_s": 0, "force": True}) == Stop(grace_s=0, force=True)
+
+
+def test_faults_of_stop_and_retry_are_told() -> None:
+    assert faults(read_stop, {"grace": 1}) == {"/grace": "unknown field; did you mean 'grace_s'?"}
+    assert faults(read_stop, {"grace_s": "1"}) == {"/grace_s": "Expected `float`, got `str`"}
+    assert faults(read_retry, {"delay_s": 1}) == {"/delay_s": "unknown field; there are none"}
