@@ -1,0 +1,171 @@
+"""`taskpool demo`: real input through the whole service, in a minute."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from taskpool.cli.exits import Exit, Failure
+from taskpool.cli.options import load_settings, settings_flags
+from taskpool.cli.ports import answers_ready, local_url
+from taskpool.cli.show import console, print_table
+from taskpool.cli.signals import cancelled_by_signals
+
+if TYPE_CHECKING:
+    import httpx
+
+    from taskpool.cli.bars import CountBars
+    from taskpool.cli.counting import Counted, Counting
+    from taskpool.cli.instance import Instance
+    from taskpool.settings import Settings
+
+MOST_FILES: Final = 5000
+HTTP_TIMEOUT_S: Final = 60.0
+DRAW_S: Final = 0.1
+
+EPILOG = """\b
+Examples:
+  taskpool demo
+  taskpool demo ~/documents --top 20
+
+It uses the Taskpool that runs at --host and --port, when its workers may read
+PATH, and else starts one of its own in a temporary directory.
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("path", type=click.Path(exists=True, path_type=Path), default=".")
+@click.option("--top", type=click.IntRange(1, 100), default=10, show_default=True, metavar="N", help="Words to show.")
+@settings_flags("host", "port", "workers", "log_level")
+def demo(path: Path, top: int, **flags: Any) -> None:
+    """Count the words of the text below PATH, a task a file.
+
+    PATH is a directory or a file; default: the current directory.
+    """
+    from taskpool.cli.textfiles import find_text_files
+
+    settings, root = load_settings(flags), path.resolve()
+    found = find_text_files(root, limit=MOST_FILES)
+    if not found.paths:
+        raise Failure(f"there is no text file below {root}", Exit.USAGE)
+    left_out = [
+        f"{found.skipped} others are no text or too large" if found.skipped else "",
+        f"{found.beyond} more are beyond the {MOST_FILES} it takes" if found.beyond else "",
+    ]
+    click.echo(f"{len(found.paths)} text files below {root}" + "".join(f"; {words}" for words in left_out if words))
+    asyncio.run(_demo(settings, root, found.paths, top))
+
+
+async def _demo(settings: Settings, root: Path, files: Sequence[Path], top: int) -> None:
+    with cancelled_by_signals(again=lambda: None):
+        try:
+            async with _api_that_reads(settings, root, files) as (api, instance):
+                counted = await (_count(api, files) if instance is None else instance.during(_count(api, files)))
+        except asyncio.CancelledError:
+            raise SystemExit(Exit.INTERRUPTED) from None
+    _report(counted, len(files), top)
+    _next(str(api.base_url) if instance is None else None, counted)
+
+
+@asynccontextmanager
+async def _api_that_reads(
+    settings: Settings, root: Path, files: Sequence[Path]
+) -> AsyncIterator[tuple[httpx.AsyncClient, Instance | None]]:
+    """The API that runs here, when its workers may read the files, and else one of our own, with its instance."""
+    from taskpool.cli.counting import Counting
+
+    url = local_url(settings.host, settings.port)
+    if await asyncio.to_thread(answers_ready, url):
+        async with _client(url) as api:
+            if await Counting(api, files).reads_files():
+                click.echo(f"Using the Taskpool at {url}")
+                yield api, None
+                return
+        click.echo(f"The workers of the Taskpool at {url} can't read these files.")
+    async with _own_instance(settings, root) as instance, _client(instance.url) as api:
+        yield api, instance
+
+
+@asynccontextmanager
+async def _own_instance(settings: Settings, root: Path) -> AsyncIterator[Instance]:
+    from taskpool.cli.instance import Instance
+
+    click.echo(f"Starting a Taskpool for this: Redis, {settings.workers} workers, the API ... ", nl=False)
+    base = root if root.is_dir() else root.parent
+    with tempfile.TemporaryDirectory(prefix="taskpool-demo-") as directory:
+        mine = replace(
+            settings, port=0, redis_url=None, data_dir=directory, files_root=str(base),
+            queues=(), tasks=(), slots=1, builtins=True, grace_s=0,
+        )  # fmt: skip
+        instance = Instance(mine, tell=lambda name, line: None)
+        try:
+            await instance.start()
+            click.echo("ready.")
+            yield instance
+        finally:
+            await instance.stop()
+
+
+def _client(url: str) -> httpx.AsyncClient:
+    import httpx
+
+    # trust_env: a proxy of the surroundings has nothing to do with a server on this machine.
+    return httpx.AsyncClient(base_url=url, timeout=HTTP_TIMEOUT_S, trust_env=False)
+
+
+async def _count(api: httpx.AsyncClient, files: Sequence[Path]) -> Counted:
+    """Count, drawing how far it is."""
+    from taskpool.cli.bars import CountBars
+    from taskpool.cli.counting import Counting
+
+    counting = Counting(api, files)
+    with CountBars(console(), counting.total) as bars:
+        drawing = asyncio.create_task(_draw(bars, counting))
+        try:
+            return await counting.run()
+        finally:
+            drawing.cancel()
+            bars.show(counting.submitted, counting.counted)
+
+
+async def _draw(bars: CountBars, counting: Counting) -> None:
+    while True:
+        bars.show(counting.submitted, counting.counted)
+        await asyncio.sleep(DRAW_S)
+
+
+def _report(counted: Counted, files: int, top: int) -> None:
+    """The most frequent words, and how fast it went."""
+    result = counted.result
+    rows = [(word, f"{count:,}") for word, count in list(result["counts"].items())[:top]]
+    click.echo()
+    print_table(("word", ">times"), rows, nothing="not one word")
+    click.echo()
+    click.echo(f"{files:,} files have {result['words']:,} words, {result['distinct']:,} different ones.")
+    pace = counted.tasks / counted.took_s
+    click.echo(f"{counted.tasks:,} tasks in {counted.took_s:.2f} s, through the HTTP API: {pace:,.0f} tasks a second.")
+
+
+def _next(url: str | None, counted: Counted) -> None:
+    """Where to look now: the tasks where they still are, else how to have them."""
+    click.echo("\nWhere to look next")
+    if url is None:
+        lines = [
+            ("taskpool up", "a Taskpool that stays; run the demo again beside it"),
+            ("taskpool new resize", "your own task, with a test"),
+        ]
+    else:
+        lines = [
+            (f"curl -s {url}/tasks/{counted.merge_id}", "the task that merged the counts"),
+            (f"curl -s '{url}/tasks?type=word_count&limit=3'", "the last files"),
+            (f"curl -s {url}/types", "what can be submitted, with schemas"),
+        ]
+    for command, what in [*lines, ("README.md", "the tour")]:
+        click.echo(f"  {command:<58}  {what}")

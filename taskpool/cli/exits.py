@@ -1,0 +1,85 @@
+"""What the command's exit status says, and how an error becomes one line on stderr.
+
+A status tells a script how the task ended, without parsing anything. No command prints a traceback.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from taskpool.errors import (
+    ConfigurationError,
+    InvalidTask,
+    RedisUnavailable,
+    TaskConflict,
+    TaskNotFound,
+    TaskpoolError,
+    WaitTimeout,
+)
+from taskpool.types import TaskStatus
+
+
+class Exit(IntEnum):
+    """The exit statuses, as `taskpool --help` lists them."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    TIMED_OUT = 4
+    STOPPED = 5
+    CONFLICT = 6
+    NO_REDIS = 7
+    BUG = 70
+    INTERRUPTED = 130
+
+
+HELP = """\b
+Exit status:
+  0  done, or the command did what was asked
+  1  the task failed; `up`: a part died
+  2  a flag, a setting or a payload is wrong; `up`: it can't start
+  3  no task has this id
+  4  the task didn't end in the time given
+  5  the task was stopped or canceled
+  6  the task's status doesn't allow that
+  7  Redis can't be reached
+"""
+
+
+class Failure(Exception):
+    """Raised to leave the command with one line on stderr and an exit status."""
+
+    def __init__(self, message: str, status: Exit) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def exit_of(status: TaskStatus) -> Exit:
+    """How a task ended, as an exit status; a task that hasn't ended gives 0."""
+    if status is TaskStatus.FAILED:
+        return Exit.FAILED
+    if status in (TaskStatus.STOPPED, TaskStatus.CANCELED):
+        return Exit.STOPPED
+    return Exit.DONE
+
+
+def failure_of(error: TaskpoolError) -> Failure:
+    """The one line and the exit status of an error of the library."""
+    statuses: tuple[tuple[type[TaskpoolError], Exit], ...] = (
+        (TaskNotFound, Exit.NOT_FOUND),
+        (TaskConflict, Exit.CONFLICT),
+        (WaitTimeout, Exit.TIMED_OUT),
+        (RedisUnavailable, Exit.NO_REDIS),
+        (ConfigurationError, Exit.USAGE),
+        (InvalidTask, Exit.USAGE),
+    )
+    status = next((status for kind, status in statuses if isinstance(error, kind)), Exit.FAILED)
+    return Failure(_text(error), status)
+
+
+def _text(error: TaskpoolError) -> str:
+    if not isinstance(error, InvalidTask):
+        return str(error)
+    faults = [f"{fault.pointer}: {fault.detail}" for fault in error.errors if fault.detail not in str(error)]
+    return "; ".join([str(error), *faults])

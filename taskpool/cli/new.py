@@ -1,0 +1,73 @@
+"""`taskpool new`: a task file and its test, ready to run and to be filled in."""
+
+from __future__ import annotations
+
+import keyword
+from pathlib import Path
+from string import Template
+from typing import Final
+
+import click
+
+from taskpool.cli.exits import Exit, Failure
+
+TASK: Final = Template('''\
+"""The task `$name`: say here what it does."""
+
+from __future__ import annotations
+
+from taskpool import TaskContext, task
+
+
+@task("$name", timeout_s=60, max_attempts=3)
+def $name(ctx: TaskContext, names: list[str], greeting: str = "Hello") -> dict[str, list[str]]:
+    """Greet everybody. The arguments are the payload; what is returned is the result."""
+    greetings = []
+    for number, person in enumerate(names, start=1):
+        ctx.raise_if_cancelled()
+        greetings.append(f"{greeting}, {person}!")
+        ctx.progress(number, len(names))
+    return {"greetings": greetings}
+''')
+
+EPILOG = """\b
+Example:
+  taskpool new resize
+  pytest test_resize.py
+  taskpool up --tasks resize.py --reload
+"""
+
+TEST: Final = Template('''\
+"""What `$name` must do. Runs inline: no Redis, no worker."""
+
+from __future__ import annotations
+
+from taskpool.testing import InlinePool
+
+
+def test_everybody_is_greeted(inline_pool: InlinePool) -> None:
+    done = inline_pool.add_task("$name", {"names": ["Ada", "Grace"]})
+
+    assert done.result == {"greetings": ["Hello, Ada!", "Hello, Grace!"]}
+''')
+
+
+@click.command(epilog=EPILOG)
+@click.argument("name")
+@click.option("--dir", "directory", type=click.Path(file_okay=False, path_type=Path), default=".", metavar="DIR",
+              help="Where to put them; made when it isn't there. Default: here.")  # fmt: skip
+def new(name: str, directory: Path) -> None:
+    """Write a task file NAME.py and its test."""
+    if not name.isidentifier() or keyword.iskeyword(name) or not name.isascii():
+        raise Failure(f"{name!r} can't be a Python function's name; letters, digits and _ can", Exit.USAGE)
+    files = {directory / f"{name}.py": TASK, directory / f"test_{name}.py": TEST}
+    for file in files:
+        if file.exists():
+            raise Failure(f"{file} exists already; nothing was written", Exit.USAGE)
+    directory.mkdir(parents=True, exist_ok=True)
+    for file, template in files.items():
+        file.write_text(template.substitute(name=name), encoding="utf-8")
+        click.echo(f"wrote {file}")
+    task_file, test_file = files
+    click.echo(f"\nNow: pytest {test_file}\n     taskpool up --tasks {task_file} --reload")
+    click.echo(f"""     taskpool submit {name} names='["Ada"]' --wait""")

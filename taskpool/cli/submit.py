@@ -1,0 +1,87 @@
+"""`taskpool submit`: a task from the command line."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from taskpool.cli.options import CONNECTION, open_pool, settings_flags
+from taskpool.cli.values import read_json, read_pairs
+from taskpool.cli.watch import follow, print_end
+
+if TYPE_CHECKING:
+    from taskpool.pool import TaskPool
+
+FOREVER = -1.0
+"""What `--wait` without a number stands for."""
+
+EPILOG = """\b
+Examples:
+  taskpool submit echo message=hello --wait
+  taskpool submit long_task duration_s=20
+  taskpool submit word_count --json '{"path": "README.md"}' --wait 30
+  id=$(taskpool submit echo message=later --delay 60) && taskpool watch "$id"
+
+A value that is JSON is sent as JSON, any other as text; a field that the type
+declares as text stays text (name=123). The exit status of --wait says how the
+task ended: see `taskpool --help`.
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("type")
+@click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--json", "source", metavar="FILE|-|TEXT", help="The payload as JSON; KEY=VALUE pairs are put on top.")
+@click.option("--queue", metavar="NAME", help="Queue to put it in, instead of the type's.")
+@click.option("--delay", "delay_s", type=click.FloatRange(min=0), metavar="S", help="Queue it in S seconds.")
+@click.option("--at", "run_at", metavar="TIME", help="Queue it then: 2026-12-24T18:00:00Z; no zone: local time.")
+@click.option("--front", is_flag=True, help="Put it at the head of its queue.")
+@click.option("--tag", "tags", multiple=True, metavar="TAG", help="A tag to find it by; may be repeated.")
+@click.option("--timeout", "timeout_s", type=float, metavar="S", help="Seconds one attempt may take.")
+@click.option("--max-attempts", type=int, metavar="N", help="Attempts it gets before it fails.")
+@click.option(
+    "--expires-in", "expires_in_s", type=float, metavar="S", help="Cancel it unless it starts within S seconds."
+)
+@click.option("--depends-on", multiple=True, metavar="ID", help="Wait until this task is done; may be repeated.")
+@click.option(
+    "--wait",
+    "wait_s",
+    type=float,
+    is_flag=False,
+    flag_value=FOREVER,
+    metavar="[S]",
+    help="Wait until it ends, at most S seconds, and print its result.",
+)
+@settings_flags(*CONNECTION)
+def submit(
+    type: str, pairs: tuple[str, ...], source: str | None, run_at: str | None, wait_s: float | None, **options: Any
+) -> None:
+    """Submit a task of TYPE; prints its id."""
+    when = _moment(run_at) if run_at else None
+    whole = read_json(source) if source is not None else None
+    flags = {name: options.pop(name) for name in CONNECTION}
+    with open_pool(flags) as pool:
+        payload = _payload(pool, type, pairs, whole)
+        record = pool.add_task(type, payload, run_at=when, **options)
+        click.echo(record.id)
+        if wait_s is not None:
+            ended = follow(pool, record.id, timeout_s=None if wait_s == FOREVER else wait_s)
+            raise SystemExit(print_end(ended))
+
+
+def _payload(pool: TaskPool, type: str, pairs: tuple[str, ...], whole: Any) -> Any:
+    if not pairs:
+        return {} if whole is None else whole
+    if whole is not None and not isinstance(whole, dict):
+        raise click.UsageError("KEY=VALUE pairs can only be put on top of a JSON object")
+    schema = next((info.schema for info in pool.types() if info.name == type), None)
+    return {**(whole or {}), **read_pairs(pairs, schema)}
+
+
+def _moment(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        raise click.BadParameter(f"{text!r} isn't a time like 2026-12-24T18:00:00Z", param_hint="--at") from None

@@ -1,0 +1,84 @@
+"""`taskpool up`: the whole service in one terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from taskpool.cli.options import load_settings, settings_flags
+from taskpool.cli.signals import cancelled_by_signals
+
+if TYPE_CHECKING:
+    from taskpool.cli.instance import Instance
+
+COLOURS: Final[Mapping[str, str]] = {"workers": "cyan", "api": "magenta", "taskpool": "green"}
+NAME_WIDTH: Final = max(map(len, COLOURS))
+
+EPILOG = """\b
+Examples:
+  taskpool up
+  taskpool up --tasks mytasks.py --reload
+  taskpool up --port 9000 --workers 2 --data-dir /var/lib/taskpool
+  TASKPOOL_REDIS_URL=redis://localhost:6379/0 taskpool up
+
+Ctrl-C stops it: the API first, then the workers once they have finished what
+they run (at most --grace-s), Redis last. A second Ctrl-C doesn't wait for the
+tasks: they are put back and run again. Tasks survive a restart.
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.option("--reload", is_flag=True, help="Restart the workers when a task file changes.")
+@settings_flags()
+def up(reload: bool, **flags: Any) -> None:
+    """Run everything here: Redis, workers and the API."""
+    from taskpool.cli.instance import Instance
+
+    settings = load_settings(flags)
+
+    async def run() -> None:
+        await _serve(Instance(settings, tell=tell, reload=reload))
+
+    asyncio.run(run())
+
+
+def tell(name: str, line: str) -> None:
+    """Print one line of one part. A terminal that is gone, or a closed pipe, mustn't keep us from stopping."""
+    with contextlib.suppress(OSError):
+        click.echo(f"{click.style(name.rjust(NAME_WIDTH), fg=COLOURS.get(name))} | {line}")
+
+
+async def _serve(instance: Instance) -> None:
+    """Start the instance, say how to use it, and run until a signal or the death of a part; then stop it."""
+    with cancelled_by_signals(again=instance.hurry):
+        try:
+            tell("taskpool", "starting")
+            await instance.start()
+            for line in _welcome(instance):
+                tell("taskpool", line)
+            await instance.died()
+        except asyncio.CancelledError:
+            tell("taskpool", "stopping; tasks that run may finish. Ctrl-C again doesn't wait for them")
+        finally:
+            await instance.stop()
+        tell("taskpool", "stopped")
+
+
+def _welcome(instance: Instance) -> list[str]:
+    settings, url = instance.settings, instance.url
+    where = f"{instance.data_dir}; the next `taskpool up` goes on with it" if instance.data_dir else "your Redis"
+    return [
+        "",
+        f"ready: {url} with {settings.workers} worker{'s' if settings.workers > 1 else ''}",
+        "",
+        f"  try it   curl -s {url}/tasks?wait=5 -H 'Content-Type: application/json' \\",
+        """             -d '{"type": "echo", "payload": {"message": "hello"}}'""",
+        "           taskpool submit word_count path=README.md --wait",
+        f"  data     {where}",
+        "  stop     Ctrl-C",
+        "",
+    ]

@@ -1,0 +1,111 @@
+"""`taskpool watch`: follow a task to its end. The progress goes to stderr, the result to stdout."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from taskpool.cli.exits import Exit, exit_of
+from taskpool.cli.options import CONNECTION, open_pool, settings_flags
+from taskpool.cli.show import console, print_json, short_json
+from taskpool.errors import WaitTimeout
+
+if TYPE_CHECKING:
+    from taskpool.pool import TaskPool
+    from taskpool.types import TaskRecord
+
+LOOK_S: Final = 0.2
+"""How often the progress is read while the task runs; its end is told at once."""
+
+EPILOG = """\b
+Examples:
+  taskpool watch 0198c2f4-...
+  taskpool watch "$id" --timeout 60 > result.json
+
+Ctrl-C ends the watching, not the task. The exit status says how the task ended.
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("id")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="S", help="Give up after S seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole task as JSON at the end.")
+@settings_flags(*CONNECTION)
+def watch(id: str, timeout_s: float | None, as_json: bool, **flags: Any) -> None:
+    """Follow a task's progress until it ends."""
+    with open_pool(flags) as pool:
+        record = follow(pool, id, timeout_s=timeout_s)
+        raise SystemExit(print_end(record, as_json=as_json))
+
+
+def follow(pool: TaskPool, id: str, *, timeout_s: float | None = None) -> TaskRecord:
+    """Wait until the task has ended, showing its progress on stderr.
+
+    Raises:
+        TaskNotFound: no task has this id.
+        WaitTimeout: it didn't end within `timeout_s` seconds.
+    """
+    end_mono = None if timeout_s is None else time.monotonic() + timeout_s
+    record = pool.get(id)
+    with _display() as show:
+        while not record.status.is_terminal:
+            show(record)
+            left_s = LOOK_S if end_mono is None else min(LOOK_S, end_mono - time.monotonic())
+            if left_s <= 0:
+                raise WaitTimeout(record, timeout_s or 0)
+            record = _wait(pool, id, left_s)
+        show(record)
+    return record
+
+
+def print_end(record: TaskRecord, *, as_json: bool = False) -> Exit:
+    """Print the result on stdout, or the error on stderr; the exit status that says how the task ended."""
+    if as_json:
+        from taskpool.document import task_document
+
+        print_json(task_document(record))
+    elif exit_of(record.status) is Exit.DONE:
+        click.echo(short_json(record.result))
+    else:
+        why = record.error or record.reason
+        click.echo(f"Error: the task {record.status.value}" + (f": {why}" if why else ""), err=True)
+    return exit_of(record.status)
+
+
+def _wait(pool: TaskPool, id: str, timeout_s: float) -> TaskRecord:
+    try:
+        return pool.wait(id, timeout_s=timeout_s)
+    except WaitTimeout as waiting:
+        return waiting.record
+
+
+def _display() -> AbstractContextManager[Callable[[TaskRecord], None]]:
+    out = console(stderr=True)
+    if not out.is_terminal:
+        return nullcontext(_Lines().show)
+    from taskpool.cli.bars import TaskBar
+
+    return TaskBar(out)
+
+
+class _Lines:
+    """A line for each step, where there is no terminal to draw a bar on."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def show(self, record: TaskRecord) -> None:
+        progress = record.progress or {}
+        done, total = progress.get("done"), progress.get("total")
+        parts = [record.status.value]
+        if done is not None and not record.status.is_terminal:
+            # A tenth at a time: a log file is no place for a thousand lines of progress.
+            parts.append(f"{10 * int(10 * done / total)} %" if total else f"{done:g}")
+        line = ", ".join(parts)
+        if line != self._last:
+            click.echo(line, err=True)
+            self._last = line
