@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from taskpool.errors import ConfigurationError
-from taskpool.settings import SETTING_FIELDS, Settings, redact_url
+from taskpool.settings import SETTING_FIELDS, SettingField, Settings, redact_url
 
 
 def faults(env: dict[str, str], **overrides: Any) -> list[str]:
@@ -152,3 +153,16 @@ def test_each_duration_and_size_has_its_unit_in_its_name_and_its_help() -> None:
     for row in SETTING_FIELDS:
         assert (row.kind == "seconds" or "Seconds" in row.help) == row.name.endswith("_s"), row.name
         assert ("bytes" in row.help) == row.name.endswith("_bytes"), row.name
+
+
+def documented(row: SettingField) -> str:
+    """The row's line in docs/settings.md."""
+    default = ",".join(row.default) if row.kind == "list" else str(row.default if row.default is not None else "")
+    default = f"`{default.lower() if row.kind == 'switch' else default}`" if default else ""
+    return f"| `{row.env}` | `{row.flag}` | {default} | {row.help} | {row.accepts} |"
+
+
+def test_the_documentation_has_the_whole_table() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "settings.md").read_text()
+
+    assert [line for line in text.splitlines() if line.startswith("| `")] == list(map(documented, SETTING_FIELDS))
