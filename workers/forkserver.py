@@ -5,7 +5,8 @@ with the supervisor over one socket; when that closes it kills every process gro
 
     supervisor ->  {"settings": {...}, "blocks": n}                       first line
                    {"fork": block, "name": worker, "queues": [...]}
-    fork server -> {"types": [...]} | {"error": text}                     once, when the modules are loaded
+    fork server -> {"types": [...], "queues": [...], "files": [...]}      once, when the modules are loaded;
+                   {"error": text}                                        or when they can't be
                    {"forked": block, "pid": pid}   {"ended": pid, "status": wait status}
 """
 
@@ -28,6 +29,7 @@ from taskpool.errors import ConfigurationError
 from taskpool.registry import Registry
 from taskpool.settings import Settings
 from workers import process, processgroup
+from workers.logs import configure
 from workers.slots import SharedMemory
 
 RECEIVE_BYTES = 65536
@@ -130,17 +132,6 @@ def send(control: socket.socket, message: Mapping[str, Any]) -> None:
         pass
 
 
-def load(settings: Settings) -> Registry:
-    """Imports the task modules.
-
-    Raises:
-        ConfigurationError: one is wrong; the text says which and why.
-    """
-    registry = Registry(builtins=settings.builtins)
-    registry.load(settings.tasks)
-    return registry
-
-
 def main(control_fd: int, memory_fd: int, parent: int) -> None:
     """Runs the process: it inherits the control socket and the shared memory from the supervisor, `parent`."""
     processgroup.die_with_parent(parent)
@@ -150,8 +141,9 @@ def main(control_fd: int, memory_fd: int, parent: int) -> None:
     with control.makefile("rb", buffering=0) as file:
         start = msgspec.json.decode(file.readline())
     settings = msgspec.convert(start["settings"], Settings)
+    configure(settings.log_level)
     try:
-        registry = load(settings)
+        registry = Registry(settings.tasks, builtins=settings.builtins)
     except ConfigurationError as error:
         send(control, {"error": str(error)})
         return
@@ -161,7 +153,8 @@ def main(control_fd: int, memory_fd: int, parent: int) -> None:
     gc.collect()
     gc.freeze()  # the modules' objects stay shared with the children: no collection touches their pages
     lines = read_lines(control)
-    send(control, {"types": [registry[name].info() for name in registry.names()]})
+    types = [each.info(max_attempts=settings.max_attempts) for each in registry]
+    send(control, {"types": types, "queues": registry.queues(), "files": registry.files()})
     ForkServer(control, settings, registry, memory).serve(lines)
 
 

@@ -7,12 +7,13 @@ itself dies, all its workers die with it, and each is reported as ended.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from os import getpid
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -29,8 +30,17 @@ class NurseryLost(Exception):
     """Raised when the fork server has died; what it forked died with it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The task modules as imported: their types, the queues those go to, and their source files."""
+
+    types: tuple[TypeInfo, ...] = ()
+    queues: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+
+
 class Nursery:
-    """A running fork server. `types` are those its modules define."""
+    """A running fork server. `loaded` is what its modules define."""
 
     def __init__(
         self,
@@ -38,34 +48,46 @@ class Nursery:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         on_end: Callable[[int, int], None],
+        on_lost: Callable[[Nursery], None],
     ) -> None:
-        self._server, self._reader, self._writer, self._on_end = server, reader, writer, on_end
+        self._server, self._reader, self._writer = server, reader, writer
+        self._on_end, self._on_lost = on_end, on_lost
         self._pids: set[int] = set()
         self._forks: dict[int, asyncio.Future[int]] = {}
         self._listener: asyncio.Task[None] | None = None
-        self.types: tuple[TypeInfo, ...] = ()
+        self.loaded = Loaded()
         self.is_lost = False
 
     @classmethod
-    async def start(cls, settings: Settings, memory: SharedMemory, on_end: Callable[[int, int], None]) -> Nursery:
+    async def start(
+        cls,
+        settings: Settings,
+        memory: SharedMemory,
+        *,
+        on_end: Callable[[int, int], None],
+        on_lost: Callable[[Nursery], None],
+    ) -> Nursery:
         """Starts a fork server and waits until the task modules are loaded.
 
-        `on_end` is called with the process id and the wait status of every worker that ended.
+        `on_end` is called with the process id and the wait status of every worker that ended, `on_lost` when the
+        fork server itself died.
 
         Raises:
             ConfigurationError: a task module is wrong, or its import ended the process.
         """
         ours, theirs = socket.socketpair()
         with theirs:
-            arguments = [sys.executable, "-m", "workers.forkserver", str(theirs.fileno()), str(memory.fd), str(getpid())]
+            python = [sys.executable, *(["-P"] if sys.flags.safe_path else [])]
+            numbers = [str(theirs.fileno()), str(memory.fd), str(os.getpid())]
+            arguments = [*python, "-m", "workers.forkserver", *numbers]
             server = subprocess.Popen(
                 arguments, pass_fds=(theirs.fileno(), memory.fd), stdin=subprocess.DEVNULL, start_new_session=True
             )
         reader, writer = await asyncio.open_unix_connection(sock=ours, limit=LINE_BYTES)
-        nursery = cls(server, reader, writer, on_end)
+        nursery = cls(server, reader, writer, on_end, on_lost)
         try:
             writer.write(msgspec.json.encode({"settings": settings, "blocks": memory.blocks}) + b"\n")
-            nursery.types = await nursery._loaded()
+            nursery.loaded = await nursery._load()
         except BaseException:
             await nursery.close()
             raise
@@ -82,7 +104,8 @@ class Nursery:
             raise NurseryLost
         answer = self._forks[block] = asyncio.get_running_loop().create_future()
         self._writer.write(msgspec.json.encode({"fork": block, "name": name, "queues": queues}) + b"\n")
-        return await answer
+        pid: int = await answer
+        return pid
 
     async def close(self) -> None:
         """Ends the fork server and every worker it still has. Repeating it does nothing."""
@@ -95,7 +118,7 @@ class Nursery:
             self._server.kill()
             await asyncio.to_thread(self._server.wait)
 
-    async def _loaded(self) -> tuple[TypeInfo, ...]:
+    async def _load(self) -> Loaded:
         line = await self._reader.readline()
         if not line:
             status = await asyncio.to_thread(self._server.wait)
@@ -103,7 +126,7 @@ class Nursery:
         message = msgspec.json.decode(line)
         if "error" in message:
             raise ConfigurationError(message["error"])
-        return msgspec.convert(message["types"], tuple[TypeInfo, ...])
+        return msgspec.convert(message, Loaded)
 
     async def _listen(self) -> None:
         """Hands on what the fork server says, until it dies."""
@@ -115,6 +138,7 @@ class Nursery:
         self._forks.clear()
         for pid in tuple(self._pids):
             self._ended(pid, int(signal.SIGKILL))
+        self._on_lost(self)
 
     def _handle(self, message: Mapping[str, Any]) -> None:
         if "forked" in message:
@@ -124,12 +148,21 @@ class Nursery:
             self._ended(message["ended"], message["status"])
 
     def _ended(self, pid: int, status: int) -> None:
+        """Tells of an end one turn later, so that whoever awaits this very fork has seen its process id before."""
         self._pids.discard(pid)
-        self._on_end(pid, status)
+        asyncio.get_running_loop().call_soon(self._on_end, pid, status)
+
+
+def describe_status(status: int) -> str:
+    """A wait status in words: "signal SIGKILL", "exit status 3"."""
+    return describe_returncode(os.waitstatus_to_exitcode(status))
 
 
 def describe_returncode(code: int) -> str:
-    """A process's end in words: "signal SIGKILL", "exit status 3"."""
-    if code < 0:
+    """The same of what `subprocess` calls a return code."""
+    if code >= 0:
+        return f"exit status {code}"
+    try:
         return f"signal {signal.Signals(-code).name}"
-    return f"exit status {code}"
+    except ValueError:  # a real-time signal has no name
+        return f"signal {-code}"

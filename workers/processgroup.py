@@ -11,6 +11,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from typing import Final
 
 PR_SET_PDEATHSIG: Final = 1
@@ -64,14 +65,31 @@ async def end_group(group: int, *, timeout_s: float = 10) -> bool:
     return False
 
 
-def is_alone() -> bool:
-    """True when this process is the only one of its group; False when it isn't, or when there is no /proc to tell."""
+def end_others(grace_s: float = 2) -> bool:
+    """Ends every other process of our own group, SIGTERM first and SIGKILL after `grace_s`. Blocks meanwhile.
+
+    False: some are left, or there is no /proc to tell.
+    """
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for pid in _others() or ():
+            try:
+                os.kill(pid, number)
+            except (ProcessLookupError, PermissionError):  # it ended by itself, or changed its user
+                pass
+        deadline = time.monotonic() + grace_s
+        while _others() and time.monotonic() < deadline:
+            time.sleep(GONE_POLL_S)
+    return _others() == []
+
+
+def _others() -> list[int] | None:
+    """The other processes of our group; None where there is no /proc."""
     own, group = os.getpid(), os.getpgrp()
     try:
         pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     except FileNotFoundError:
-        return False
-    return not any(pid != own and _group_of(pid) == group for pid in pids)
+        return None
+    return [pid for pid in pids if pid != own and _group_of(pid) == group]
 
 
 def _group_of(pid: int) -> int | None:

@@ -39,7 +39,7 @@ _LANE_BYTES: Final = 768
 _STATE: Final = 8
 _REQUEST: Final = 8 + _LANE.size
 _TEXT: Final = _REQUEST + 8
-_TEXT_BYTES: Final = _LANE_BYTES - _TEXT
+LONGEST_NAME: Final = 300
 
 
 class LaneState(IntEnum):
@@ -51,12 +51,11 @@ class LaneState(IntEnum):
 
 
 class Request(IntEnum):
-    """What the supervisor asks of a run. TIMEOUT comes from a supervisor that saw the process miss its own alarm."""
+    """What the supervisor asks of a run. LOST: it no longer holds its lease, so all it does is for nothing."""
 
     NONE = 0
     STOP = 1
-    TIMEOUT = 2
-    LOST = 3
+    LOST = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +174,11 @@ class Block:
             text = self._map[at + _TEXT : at + _TEXT + sum(lengths)]
             if _WORD.unpack_from(self._map, at)[0] == sequence:
                 first, second = lengths[0], lengths[0] + lengths[1]
-                id, attempt_id, queue = text[:first].decode(), text[first:second].decode(), text[second:].decode()
+                id, attempt_id, queue = (
+                    text[:first].decode(),
+                    text[first:second].decode(),
+                    text[second:].decode(errors="replace"),
+                )
                 return Run(lane, LaneState(state), run, id, attempt_id, queue, started_mono, timeout_s)
         return None
 
@@ -195,15 +198,10 @@ class Lane:
         self._run: int = _WORD.unpack_from(map, at + 16)[0]
 
     def begin(self, id: str, attempt_id: str, queue: str, started_mono: float, timeout_s: float) -> None:
-        """Shows the attempt that now runs.
-
-        Raises:
-            ValueError: the names are too long to be shown, so the attempt couldn't be kept alive.
-        """
-        id_, attempt, name = id.encode(), attempt_id.encode(), queue.encode()
+        """Shows the attempt that now runs. Names over LONGEST_NAME bytes, which only a plain RQ producer can give,
+        are shown cut: such an attempt gets no heartbeats and must end within its lease."""
+        id_, attempt, name = id.encode()[:LONGEST_NAME], attempt_id.encode(), queue.encode()[:LONGEST_NAME]
         text = id_ + attempt + name
-        if len(text) > _TEXT_BYTES:
-            raise ValueError(f"the task's id and queue together are longer than {_TEXT_BYTES} bytes")
         map, at = self._map, self._at
         self._run += 1
         self._sequence += 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
+from typing import Final
 
 from taskpool.metrics_names import (
     BUCKET_LABELS,
@@ -16,6 +17,15 @@ from taskpool.metrics_names import (
     WAIT_US_SUM,
     field_name,
 )
+from taskpool.types import TaskStatus
+
+COUNTED_AS: Final = {
+    TaskStatus.DONE: "done",
+    TaskStatus.FAILED: "failed",
+    TaskStatus.STOPPED: "stopped",
+    TaskStatus.SCHEDULED: "retried",
+}
+"""The outcome of an attempt, by the status it ended with, as metrics_names calls it."""
 
 
 class Stats:

@@ -1,0 +1,48 @@
+"""`python -m workers`: one worker pool. Its settings come from the environment, and flags of the same names."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from taskpool.embedded import check_redis
+from taskpool.errors import ConfigurationError
+from taskpool.settings import SETTING_FIELDS, Settings, resolve_redis_url
+from workers.logs import configure
+from workers.supervisor import Supervisor
+
+EXIT_CONFIGURATION = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a pool to its end; the exit status is 0 after a shutdown, 2 for a wrong setting or task module."""
+    flags = _parser().parse_args(arguments)
+    try:
+        settings = Settings.load(os.environ, **{field.name: getattr(flags, field.name) for field in SETTING_FIELDS})
+        configure(settings.log_level)
+        check_redis(resolve_redis_url(settings))
+        return asyncio.run(_run(settings, reloads=flags.reload))
+    except ConfigurationError as error:
+        print(f"taskpool: {error}", file=sys.stderr)
+        return EXIT_CONFIGURATION
+
+
+async def _run(settings: Settings, *, reloads: bool) -> int:
+    return await Supervisor(settings, reloads=reloads).run()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m workers", description="Run a pool of worker processes.")
+    parser.add_argument("--reload", action="store_true", help="load the task files anew when they change")
+    for field in SETTING_FIELDS:
+        parser.add_argument(field.flag, dest=field.name, metavar=field.name.upper(), help=field.help.replace("%", "%%"))
+    return parser
+
+
+if __name__ == "__main__":
+    logging.captureWarnings(True)
+    sys.exit(main())

@@ -1,0 +1,260 @@
+"""A worker process that runs many tasks at once: `async def` ones on one event loop, the others in threads.
+
+Each lane of its block holds one task. One connection claims, because it blocks at the doorbells; another one writes
+outcomes, and what ends within one turn of the loop shares a round trip. A stop or a timeout cancels the coroutine;
+a thread can't be interrupted, so a task that ignores both in a thread costs the whole process (see supervisor).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import secrets
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from taskpool import scripts
+from taskpool.attempt import Outcome, execute_task, execute_task_async, stopped, timed_out
+from taskpool.calls import Call
+from taskpool.context import TaskContext
+from taskpool.errors import RedisUnavailable
+from taskpool.registry import Registry
+from taskpool.settings import Settings, resolve_redis_url
+from taskpool.status import update_status
+from taskpool.store import AsyncStore, ReplyFault
+from taskpool.types import RunningTask, TaskStatus
+from workers.held import give_back_unseen
+from workers.reports import Reporter, Reports
+from workers.slots import Block, Lane, Request
+from workers.stats import COUNTED_AS, Stats
+
+log = logging.getLogger("workers")
+
+DOORBELL_S: Final = 1.0
+COUNT_S: Final = 1.0
+CLAIMS_AT_ONCE: Final = 16
+RELEASE_STEPS: Final = 10
+RETRY_S: Final = 0.5
+
+
+def serve(settings: Settings, registry: Registry, block: Block, *, worker: str, queues: tuple[str, ...]) -> int:
+    """Runs tasks until the supervisor drains this process; returns its exit status."""
+    process = AsyncProcess(settings, registry, block, worker=worker, queues=queues)
+    return asyncio.run(process.serve())
+
+
+class AsyncProcess:
+    """The loop: claims while lanes are free, one coroutine for each task."""
+
+    def __init__(
+        self, settings: Settings, registry: Registry, block: Block, *, worker: str, queues: tuple[str, ...]
+    ) -> None:
+        redis_url = resolve_redis_url(settings)
+        self._settings, self._registry, self._worker, self._queues = settings, registry, worker, queues
+        self._lease_ms = round(settings.lease_s * 1000)
+        self._block = block
+        self._free = [block.lane(number) for number in range(settings.slots)]
+        self._freed = asyncio.Event()
+        self._intake = AsyncStore(redis_url, name=worker)
+        self._store = AsyncStore(redis_url, name=worker)
+        self._reporter = Reporter(redis_url)
+        self._threads = ThreadPoolExecutor(settings.slots, thread_name_prefix="taskpool-task")
+        self._attempts: dict[str, _Attempt] = {}
+        self._stats = Stats()
+        token = secrets.token_hex(8)
+        self._attempt_ids = (f"{token}{number:x}" for number in itertools.count(1))
+        self._is_idle = False
+        self._terminated = False
+
+    async def serve(self) -> int:
+        """Runs tasks until it is told to end and the last one has ended."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, self._on_request)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_terminate)
+        counting = asyncio.create_task(self._count_for_ever())
+        self._block.set_ready()
+        is_unsure = False
+        while not (self._block.draining or self._terminated):
+            try:
+                if is_unsure:
+                    await self._intake.carry_out(give_back_unseen(self._worker, self._attempts))
+                    is_unsure = False
+                await self._take_in()
+            except (RedisUnavailable, ReplyFault) as error:
+                is_unsure = True
+                if isinstance(error, ReplyFault):
+                    log.error("worker %s: %s", self._worker, error)
+                await asyncio.sleep(RETRY_S)
+        while self._attempts:
+            await asyncio.wait([attempt.task for attempt in self._attempts.values()])
+        counting.cancel()
+        await self._count()
+        return 0
+
+    async def _take_in(self) -> None:
+        """Claims for the free lanes, in one round trip; waits when none is free, or nothing is ready."""
+        if not self._free:
+            self._freed.clear()
+            try:
+                async with asyncio.timeout(DOORBELL_S):
+                    await self._freed.wait()
+            except TimeoutError:
+                pass
+            return
+        calls: list[Call[Any]] = []
+        if self._is_idle:
+            calls.append(scripts.ring_wait(self._queues, DOORBELL_S))
+        calls += [self._claim() for _ in range(1 if self._is_idle else min(len(self._free), CLAIMS_AT_ONCE))]
+        claimed = [value for value in await self._intake.run_many(calls) if isinstance(value, RunningTask)]
+        for running in claimed:
+            self._begin(running)
+        self._is_idle = not claimed
+
+    def _claim(self) -> Call[RunningTask | None]:
+        return scripts.claim(
+            self._queues,
+            worker=self._worker,
+            attempt_id=next(self._attempt_ids),
+            lease_ms=self._lease_ms,
+            was_idle=not self._attempts,
+        )
+
+    def _begin(self, running: RunningTask) -> None:
+        lane = self._free.pop()
+        lane.begin(running.id, running.attempt_id, running.queue, time.monotonic(), max(running.timeout_s or 0.0, 0.0))
+        attempt = _Attempt(running, lane, self._reporter)
+        self._attempts[running.attempt_id] = attempt
+        attempt.task = asyncio.create_task(self._carry_through(attempt))
+
+    async def _carry_through(self, attempt: _Attempt) -> None:
+        """One attempt from its code to its written outcome."""
+        started_mono = time.monotonic()
+        outcome = await self._outcome_of(attempt)
+        run_s = time.monotonic() - started_mono
+        attempt.lane.end()
+        if attempt.lane.request() is Request.STOP and outcome.status is not TaskStatus.DONE:
+            outcome = stopped()
+        running = attempt.running
+        word = await self._write(attempt, outcome)
+        self._stats.record(
+            running.type,
+            running.queue,
+            "lost" if word == "lost" else COUNTED_AS[outcome.status],
+            wait_ms=max(running.started_ms - running.enqueued_ms, 0),
+            run_s=run_s,
+        )
+        attempt.lane.clear()
+        del self._attempts[running.attempt_id]
+        self._free.append(attempt.lane)
+        self._freed.set()
+
+    async def _outcome_of(self, attempt: _Attempt) -> Outcome:
+        """Runs the code. It is cancelled by a stop (see `_on_request`) or by its timeout."""
+        running = attempt.running
+        attempt.code = asyncio.create_task(self._execute(attempt))
+        if attempt.lane.request():  # asked for before there was something to cancel
+            self._cancel(attempt)
+        timeout_s = running.timeout_s if running.timeout_s and running.timeout_s > 0 else None
+        done, _ = await asyncio.wait([attempt.code], timeout=timeout_s)
+        if not done:
+            attempt.code.cancel()
+            await asyncio.wait([attempt.code])
+        if not attempt.code.cancelled():
+            return attempt.code.result()
+        if not done:
+            return timed_out(running)
+        if attempt.was_cancelled:
+            return stopped()
+        error = "CancelledError: the task cancelled itself"
+        return Outcome(TaskStatus.FAILED, error=error, failure={"reason": "exception", "message": error})
+
+    async def _execute(self, attempt: _Attempt) -> Outcome:
+        running, limit = attempt.running, self._settings.max_result_bytes
+        task_type = self._registry.get(running.type)
+        if task_type is None or task_type.is_async:
+            return await execute_task_async(running, self._registry, attempt.context, max_result_bytes=limit)
+        thread = asyncio.get_running_loop().run_in_executor(
+            self._threads,
+            lambda: execute_task(
+                running, self._registry, attempt.context, max_result_bytes=limit, run_coroutine=asyncio.run
+            ),
+        )
+        while True:
+            try:
+                return await asyncio.shield(thread)
+            except asyncio.CancelledError:  # a thread can only be asked: `ctx.cancelled` says so, then comes SIGKILL
+                if thread.done():
+                    return thread.result()
+
+    async def _write(self, attempt: _Attempt, outcome: Outcome) -> str:
+        """Writes the outcome, as soon as Redis is there; the word it answers."""
+        running = attempt.running
+        calls = [*attempt.reports.take(), update_status(running, outcome)]
+        while True:
+            try:
+                word: str = (await self._store.run_many(calls))[-1]
+                if word == "stopping":
+                    word = await self._store.run(update_status(running, stopped()))
+                for _ in range(RELEASE_STEPS if word == "children" else 0):
+                    if await self._store.run(scripts.release(running.id)) <= 0:
+                        break
+                return word
+            except RedisUnavailable:
+                await asyncio.sleep(RETRY_S)
+            except ReplyFault as fault:  # a damaged record: its lease runs out
+                log.error("worker %s: %s", self._worker, fault)
+                return "lost"
+
+    # --- signals and counters ---------------------------------------------------------------------------------
+
+    def _on_request(self) -> None:
+        """SIGUSR1: the supervisor wants an attempt to end. It repeats the signal; each attempt is cancelled once."""
+        for attempt in self._attempts.values():
+            if attempt.lane.request():
+                self._cancel(attempt)
+
+    @staticmethod
+    def _cancel(attempt: _Attempt) -> None:
+        if attempt.code is not None and not attempt.was_cancelled:
+            attempt.was_cancelled = True
+            attempt.code.cancel()
+
+    def _on_terminate(self) -> None:
+        self._terminated = True
+
+    async def _count_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(COUNT_S)
+            await self._count()
+
+    async def _count(self) -> None:
+        self._block.add(self._stats.done, self._stats.failed, self._stats.working_us)
+        deltas = self._stats.take()
+        try:
+            if deltas:
+                await self._store.run(scripts.count(deltas))
+        except (RedisUnavailable, ReplyFault):  # a second's counts are lost
+            pass
+
+
+class _Attempt:
+    """A task under way in one lane."""
+
+    def __init__(self, running: RunningTask, lane: Lane, reporter: Reporter) -> None:
+        self.running, self.lane = running, lane
+        self.reports = Reports(running, lane, reporter)
+        self.context = TaskContext(
+            self.reports,
+            id=running.id,
+            type=running.type,
+            queue=running.queue,
+            attempt=running.attempt,
+            max_attempts=running.max_attempts,
+        )
+        self.task: asyncio.Task[None]
+        self.code: asyncio.Task[Outcome] | None = None
+        self.was_cancelled = False

@@ -1,0 +1,67 @@
+"""One worker process as the supervisor knows it: its memory, its process group, and why it was killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from enum import StrEnum
+
+from workers import processgroup
+from workers.nursery import Nursery
+from workers.slots import Block, LaneState, Request, Run
+
+
+class Verdict(StrEnum):
+    """Why the supervisor ended an attempt; what it died of by itself is a crash."""
+
+    TIMEOUT = "timeout"
+    STOPPED = "stopped"
+    GIVEN_BACK = "given_back"
+
+
+class Child:
+    """A running worker process. `pid` is also the id of its process group."""
+
+    def __init__(self, name: str, pid: int, block: Block, nursery: Nursery, queues: tuple[str, ...]) -> None:
+        self.name, self.pid, self.block, self.nursery, self.queues = name, pid, block, nursery, queues
+        self.started_mono = time.monotonic()
+        self.verdicts: dict[str, Verdict] = {}
+        """By attempt id. When one is there, attempts without one are bystanders: they are given back."""
+        self.ended = asyncio.Event()
+        self.is_draining = False
+
+    def runs(self) -> list[Run]:
+        """What it runs now."""
+        return self.block.runs()
+
+    def is_running(self, run: Run) -> bool:
+        """True while the user's code of this very attempt goes on."""
+        now = self.block.run(run.lane)
+        return not self.ended.is_set() and now is not None and now.run == run.run and now.state is LaneState.RUNNING
+
+    def drain(self) -> None:
+        """Has it claim nothing more and end when its tasks have ended."""
+        self.is_draining = True
+        self.block.ask_to_drain()
+
+    def ask(self, run: Run, request: Request) -> None:
+        """Asks it to end one attempt by itself."""
+        self.block.ask(run, request)
+        if not self.ended.is_set():
+            try:
+                os.kill(self.pid, signal.SIGUSR1)
+            except ProcessLookupError:
+                pass
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal to the process and all it started."""
+        if not self.ended.is_set():
+            processgroup.signal_group(self.pid, number)
+
+    def kill(self, verdict: Verdict, run: Run | None = None) -> None:
+        """Kills it for the sake of one attempt, or of all it runs."""
+        for doomed in self.runs() if run is None else [run]:
+            self.verdicts.setdefault(doomed.attempt_id, verdict)
+        self.signal(signal.SIGKILL)

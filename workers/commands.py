@@ -1,0 +1,73 @@
+"""The supervisor's ears: RQ's commands and our stop messages for all its processes, on one connection.
+
+A message lost while the connection was away costs only speed: heartbeats see the same requests on the record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from taskpool import keys
+from taskpool.async_wire import AsyncWire
+from taskpool.wire import Address
+
+PING_S: Final = 10.0
+REPLY_S: Final = 5.0
+
+
+class CommandChannel:
+    """Listens on each named worker's channel. `on_command` gets the worker's name and the command."""
+
+    def __init__(self, redis_url: str, on_command: Callable[[str, Mapping[str, Any]], None]) -> None:
+        self._on_command = on_command
+        self._changed = asyncio.Event()
+        self._wanted: frozenset[str] = frozenset()
+        self._heard: frozenset[str] = frozenset()
+        self._wire = AsyncWire(
+            Address.parse(redis_url), name="taskpool-commands", on_push=self._push, on_lost=self._forget
+        )
+
+    def listen_to(self, names: frozenset[str]) -> None:
+        """Sets the workers whose channels are heard."""
+        self._wanted = names
+        self._changed.set()
+
+    async def step(self) -> float:
+        """One round of the duty: subscribes to what is wanted, waits for a change, makes sure that Redis is there.
+
+        Raises:
+            RedisUnavailable: the connection is lost.
+        """
+        self._changed.clear()
+        wanted = self._wanted
+        changes = [("SUBSCRIBE", keys.COMMANDS + name) for name in wanted - self._heard]
+        changes += [("UNSUBSCRIBE", keys.COMMANDS + name) for name in self._heard - wanted]
+        # A half-open connection is silent for ever: the PING finds out.
+        await self._wire.exchange([*changes, ("PING",)], REPLY_S)
+        self._heard = wanted
+        try:
+            async with asyncio.timeout(PING_S):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+        return 0
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._wire.close()
+
+    def _forget(self) -> None:
+        self._heard = frozenset()
+        self._changed.set()
+
+    def _push(self, push: list[Any]) -> None:
+        channel, data = push[1].decode(), push[2]
+        try:
+            command = msgspec.json.decode(data, type=dict[str, Any])
+        except msgspec.DecodeError:  # anybody may publish anything there
+            return
+        self._on_command(channel.removeprefix(keys.COMMANDS), command)

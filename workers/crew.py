@@ -1,0 +1,129 @@
+"""The worker processes of a pool: as many as wanted, each replaced when it ends, in step with a fork server.
+
+A process that dies before it reached its loop is replaced ever more slowly, and the log says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from workers.child import Child
+from workers.nursery import Nursery, NurseryLost, describe_status
+from workers.slots import SharedMemory
+
+log = logging.getLogger("workers")
+
+BACKOFF_S: Final = 0.5
+MAX_BACKOFF_S: Final = 30.0
+
+
+class Crew:
+    """The pool's processes. `on_start` is called for each one started, `on_end` with its wait status when it ended;
+    its block of the shared memory stays as it was until `on_end` returns."""
+
+    def __init__(
+        self,
+        pool: str,
+        size: int,
+        memory: SharedMemory,
+        *,
+        on_start: Callable[[Child], None],
+        on_end: Callable[[Child, int], None],
+    ) -> None:
+        self._pool, self._memory = pool, memory
+        self._on_start, self._on_end = on_start, on_end
+        self._free = list(range(memory.blocks))
+        self._started = 0
+        self._failures = 0
+        self._is_starting = False
+        self._changed = asyncio.Event()
+        self._nursery: Nursery | None = None
+        self.queues: tuple[str, ...] = ()
+        self.size = size
+        self.children: dict[int, Child] = {}
+        """By process id."""
+        self.gone = asyncio.Event()
+        """Set when no process is left and none is wanted."""
+
+    def staff_from(self, nursery: Nursery, queues: tuple[str, ...]) -> None:
+        """From now on starts processes from this nursery, and drains those of any other."""
+        self._nursery, self.queues = nursery, queues
+        for child in self.children.values():
+            if child.nursery is not nursery:
+                child.drain()
+        self._failures = 0
+        self._changed.set()
+
+    def dismiss(self, child: Child) -> None:
+        """Drains one process for good: the pool is smaller from now on."""
+        if not child.is_draining:
+            self.size -= 1
+            child.drain()
+
+    def drain(self) -> None:
+        """Drains all of them for good."""
+        self.size = 0
+        for child in self.children.values():
+            child.drain()
+        self._look_whether_gone()
+
+    def ended(self, pid: int, status: int) -> None:
+        """Takes note of the end of a process: called by its nursery."""
+        child = self.children.pop(pid)
+        child.ended.set()
+        self._on_end(child, status)
+        if child.block.counters().ready or child.is_draining:
+            self._failures = 0
+        else:
+            self._failures += 1
+            log.error(
+                "worker %s died at start-up (%s), %d times in a row",
+                child.name,
+                describe_status(status),
+                self._failures,
+            )
+        self._free.append(child.block.index)
+        self._changed.set()
+        self._look_whether_gone()
+
+    async def step(self) -> float:
+        """One round of the duty that starts processes while some are missing; waits for a change."""
+        await self._changed.wait()
+        self._changed.clear()
+        if self._failures:
+            await asyncio.sleep(min(BACKOFF_S * 2 ** (self._failures - 1), MAX_BACKOFF_S))
+        while self._nursery is not None and self._missing() > 0 and self._free:
+            try:
+                await self._start(self._nursery)
+            except NurseryLost:  # whoever watches the nursery puts another in its place
+                self._nursery = None
+        return 0
+
+    def _look_whether_gone(self) -> None:
+        if self.size == 0 and not self.children and not self._is_starting:
+            self.gone.set()
+
+    def _missing(self) -> int:
+        return self.size - sum(not child.is_draining for child in self.children.values())
+
+    async def _start(self, nursery: Nursery) -> None:
+        index = self._free.pop(0)
+        self._started += 1
+        name = f"{self._pool}.{self._started}"
+        block = self._memory.block(index)
+        block.clear()
+        self._is_starting = True
+        try:
+            pid = await nursery.fork(index, name, self.queues)
+        except NurseryLost:
+            self._free.append(index)
+            raise
+        finally:
+            self._is_starting = False
+        child = self.children[pid] = Child(name, pid, block, nursery, self.queues)
+        if self.size == 0 or nursery is not self._nursery:  # it was told to drain while it was being forked
+            child.drain()
+        self._on_start(child)

@@ -1,0 +1,70 @@
+"""The supervisor's standing duties: each a coroutine repeated for ever, whatever Redis does.
+
+A duty whose Redis is away waits and goes on by itself. The log says once that Redis went and once that it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from taskpool.errors import RedisUnavailable
+
+log = logging.getLogger("workers")
+
+AWAY_RETRY_S = 0.5
+FAULT_RETRY_S = 5.0
+
+
+class Outage:
+    """Whether Redis is away, as far as the supervisor's duties see it."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self.back_at: float | None = None
+        """When (monotonic) Redis last came back; None while it never was away."""
+
+    def note_failure(self, error: RedisUnavailable) -> None:
+        """Called for each failed round trip; logs the first one."""
+        if self._since is None:
+            self._since = time.monotonic()
+            log.warning("Redis is away: %s; waiting for it to come back", error)
+
+    def note_success(self) -> None:
+        """Called for each round trip that worked; logs that Redis is back when it was away."""
+        if self._since is not None:
+            self.back_at = time.monotonic()
+            log.warning("Redis is back after %.1f s", self.back_at - self._since)
+            self._since = None
+
+
+async def repeat(name: str, step: Callable[[], Awaitable[float]], outage: Outage) -> None:
+    """Calls `step` for ever; it returns the seconds to wait until the next call.
+
+    This is a duty's outermost loop: a fault of ours is logged with its trace and the duty goes on.
+    """
+    while True:
+        try:
+            wait_s = await step()
+            outage.note_success()
+        except RedisUnavailable as error:
+            outage.note_failure(error)
+            wait_s = AWAY_RETRY_S
+        except Exception:
+            log.exception("%s failed; it is tried again in %g s", name, FAULT_RETRY_S)
+            wait_s = FAULT_RETRY_S
+        await asyncio.sleep(wait_s)
+
+
+async def insist(step: Callable[[], Awaitable[None]], outage: Outage) -> None:
+    """Calls `step` until it gets through to Redis."""
+    while True:
+        try:
+            await step()
+            outage.note_success()
+            return
+        except RedisUnavailable as error:
+            outage.note_failure(error)
+            await asyncio.sleep(AWAY_RETRY_S)

@@ -1,0 +1,65 @@
+"""Keeps the pool alive in Redis: renews the leases of all that runs, in one round trip, and says who is there.
+
+The answers tell which attempts must stop: stops asked for while the message was lost, and attempts that lost
+their lease, whose work would be thrown away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from taskpool import catalogue, scripts
+from taskpool.catalogue import PoolInfo
+from taskpool.store import AsyncStore
+from taskpool.types import TypeInfo
+from workers.child import Child
+from workers.rqworker import PoolWorker, Registrar
+from workers.slots import LaneState, Request, Run
+from workers.stops import Stops
+
+DEFAULT_GRACE_S: Final = 10.0
+"""For a stop whose message, which says the grace, was lost."""
+
+
+class Heartbeats:
+    """One duty: every third of a lease."""
+
+    def __init__(self, store: AsyncStore, registrar: Registrar, stops: Stops, *, lease_s: float) -> None:
+        self._store, self._registrar, self._stops = store, registrar, stops
+        self._lease_ms = round(lease_s * 1000)
+
+    async def renew_leases(self, children: Iterable[Child]) -> None:
+        """Renews what runs, and starts to stop what must.
+
+        Raises:
+            RedisUnavailable: Redis is away; nothing is lost before the leases end.
+        """
+        held = [(child, run) for child in children for run in child.runs()]
+        if not held:
+            return
+        attempts = [(run.id, run.attempt_id, run.queue) for _, run in held]
+        words = await self._store.run(scripts.heartbeat(attempts, self._lease_ms))
+        for (child, run), word in zip(held, words, strict=True):
+            # One whose code is over is writing its outcome this moment: a "lost" is then only that.
+            if word != "ok" and run.state is LaneState.RUNNING and child.is_running(run):
+                self._heed(child, run, word)
+
+    def _heed(self, child: Child, run: Run, word: str) -> None:
+        match word:
+            case "force":
+                self._stops.force(child, run)
+            case "stop":
+                self._stops.stop(child, run, grace_s=DEFAULT_GRACE_S)
+            case _:
+                self._stops.stop(child, run, grace_s=DEFAULT_GRACE_S, request=Request.LOST)
+
+    async def announce(self, pool: PoolInfo, types: Sequence[TypeInfo], workers: Sequence[PoolWorker]) -> None:
+        """Publishes the pool with its types, and renews its workers' entries in RQ's registry.
+
+        Raises:
+            RedisUnavailable: Redis is away.
+        """
+        await self._store.run(catalogue.publish(pool, types, ttl_s=round(self._lease_ms / 1000) + 1))
+        await asyncio.to_thread(self._registrar.renew, workers)

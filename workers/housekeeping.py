@@ -1,0 +1,146 @@
+"""What keeps time and cleans up for everybody: any pool does it, about each second, without a leader or a lock.
+
+Every step is a script that checks for itself whether it still applies, so that several pools at it do no harm.
+All loops are bounded: what is left over comes with the next round.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Final, TypeVar
+
+from taskpool import keys, scripts
+from taskpool.calls import Call, Plan, one
+from taskpool.settings import Settings
+from taskpool.store import AsyncStore, ReplyFault
+from workers.duties import Outage
+
+log = logging.getLogger("workers")
+
+T = TypeVar("T")
+
+BATCH: Final = 200
+RELEASE_STEPS: Final = 20
+IDLE_S: Final = 1.0
+LEAST_S: Final = 0.05
+
+NOT_STARTED: Final = "canceled: it was not started before it expired"
+EXPIRED_LEASE: Final = "its worker was not heard of before the lease ended"
+
+
+class Housekeeping:
+    """One duty: every second, or earlier when a scheduled task is due."""
+
+    def __init__(self, store: AsyncStore, outage: Outage, settings: Settings) -> None:
+        self._store, self._outage, self._settings = store, outage, settings
+        self._offsets: dict[str, int] = {}
+
+    async def step(self) -> float:
+        """One round over all queues; the seconds until the next.
+
+        Raises:
+            RedisUnavailable: Redis is away.
+        """
+        queues = await self._store.run(all_queues())
+        for queue in queues if self._may_reap() else ():
+            await self._carry_out(reap(queue, max_crashes=self._settings.max_crashes))
+        waits_s = [await self._carry_out(promote(queue)) for queue in queues]
+        await self._carry_out(expire_queued())
+        for queue in queues:
+            await self._carry_out(purge_ended(queue))
+            offset = await self._carry_out(one(scripts.sweep_waiting(queue, self._offsets.get(queue, 0), BATCH)))
+            self._offsets[queue] = offset or 0
+        await self._carry_out(release_outbox())
+        return max(LEAST_S, min([IDLE_S, *(wait_s for wait_s in waits_s if wait_s is not None)]))
+
+    async def _carry_out(self, plan: Plan[T]) -> T | None:
+        """Carries out one step. A damaged record may fail a script: it must not keep the other steps back."""
+        try:
+            return await self._store.carry_out(plan)
+        except ReplyFault as fault:
+            log.error("housekeeping: %s", fault)
+            return None
+
+    def _may_reap(self) -> bool:
+        """Not for a while after Redis was away: every pool gets to renew its leases first."""
+        back_at = self._outage.back_at
+        return back_at is None or time.monotonic() - back_at > self._settings.lease_s
+
+
+def all_queues() -> Call[list[str]]:
+    """The names of all queues there are."""
+    return Call(
+        ("SMEMBERS", keys.QUEUES),
+        lambda reply: sorted(key.decode().removeprefix(keys.QUEUE) for key in reply),
+        again=True,
+    )
+
+
+def reap(queue: str, *, max_crashes: int) -> Plan[None]:
+    """Takes back attempts whose lease has ended. Ours are entered WIP_GRACE_S late, a plain RQ worker's are not."""
+    ours, plain = yield (
+        scripts.due(keys.WIP + queue, limit=BATCH, ahead_s=keys.WIP_GRACE_S),
+        scripts.due(keys.WIP + queue, limit=BATCH),
+    )
+    failure = {"reason": "crashed", "message": EXPIRED_LEASE}
+    members = dict.fromkeys((*ours.members, *plain.members))
+    if members:
+        yield [
+            scripts.crash(
+                *_split(member), queue, error=f"crashed: {EXPIRED_LEASE}", failure=failure, max_crashes=max_crashes,
+                only_expired=True,
+            )
+            for member in members
+        ]  # fmt: skip
+
+
+def promote(queue: str) -> Plan[float]:
+    """Queues scheduled tasks whose time has come; the seconds until the next one."""
+    (due,) = yield (scripts.due(keys.SCHEDULED + queue, limit=BATCH),)
+    if due.members:
+        # The newest due comes first; they are queued in the order of their times.
+        yield [scripts.promote(id, queue) for id in reversed(due.members)]
+    if len(due.members) == BATCH:
+        return LEAST_S
+    return IDLE_S if due.next_in_ms is None else due.next_in_ms / 1000
+
+
+def expire_queued() -> Plan[None]:
+    """Cancels tasks that weren't started in time."""
+    (now_ms,) = yield (Call(("TIME",), lambda reply: int(reply[0]) * 1000, again=True),)
+    due = Call(("ZRANGEBYSCORE", keys.EXPIRING, "-inf", now_ms, "LIMIT", 0, BATCH), _names, again=True)
+    (ids,) = yield (due,)
+    if ids:
+        yield [scripts.cancel(id, reason="expired", error=NOT_STARTED) for id in ids]
+
+
+def purge_ended(queue: str) -> Plan[None]:
+    """Removes the records of ended tasks whose time is over."""
+    registries = [part + queue for part in (keys.FINISHED, keys.FAILED, keys.CANCELED)]
+    found = yield [scripts.due(registry, limit=BATCH) for registry in registries]
+    ended = [(id, registry) for registry, due in zip(registries, found, strict=True) for id in due.members]
+    if ended:
+        words = yield [scripts.purge(id, registry) for id, registry in ended]
+        held = [id for (id, _), word in zip(ended, words, strict=True) if word == "children"]
+        if held:  # purged in a later round, when nobody waits for them any more
+            yield [scripts.release(id) for id in held]
+
+
+def release_outbox() -> Plan[None]:
+    """Releases what waits for tasks that have ended, when the worker that ended them didn't get to it."""
+    (ids,) = yield (Call(("SRANDMEMBER", keys.OUTBOX, BATCH), _names, again=True),)
+    for _ in range(RELEASE_STEPS):
+        if not ids:
+            return
+        left = yield [scripts.release(id) for id in ids]
+        ids = [id for id, count in zip(ids, left, strict=True) if count > 0]
+
+
+def _names(reply: list[bytes]) -> list[str]:
+    return [name.decode() for name in reply]
+
+
+def _split(member: str) -> tuple[str, str]:
+    id, _, attempt_id = member.partition(":")
+    return id, attempt_id

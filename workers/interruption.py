@@ -1,0 +1,136 @@
+"""Ends the user's code from outside: SIGALRM for its timeout, SIGUSR1 for a stop.
+
+A signal raises only while a frame of the user's code is on the stack, called by `execute_task`; our own bookkeeping
+is never hit. It raises once for each attempt and reason, so that a task has its grace to tidy up, and only for the
+attempt the supervisor meant: the request in the shared memory names it.
+
+The alarm isn't set and cleared for each task: it stays armed for the earliest deadline so far, and one that goes
+off too early is armed again. A run of short tasks makes no system call for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import signal
+import time
+from collections.abc import Coroutine
+from types import FrameType
+from typing import Any, Final, TypeVar
+
+from taskpool.attempt import execute_task
+from taskpool.interrupts import SoftTimeout, TaskStopped
+from workers.slots import Lane, Request
+
+T = TypeVar("T")
+
+RETRY_S: Final = 0.01
+"""When the alarm goes off on the way into or out of the user's code, it is tried again this much later."""
+
+
+class Interruption:
+    """The interrupts of a process that runs one task at a time, in its main thread."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self._deadline = math.inf
+        self._alarm_at = math.inf
+        self._raised: set[type[BaseException]] = set()
+        self._coroutine: asyncio.Task[Any] | None = None
+        self._runner: asyncio.Runner | None = None
+        self.terminated = False
+        """True after a SIGTERM from outside: the process is to end when its task has."""
+
+    def install(self) -> None:
+        """Takes over the process's signals."""
+        signal.signal(signal.SIGALRM, self._on_alarm)
+        signal.signal(signal.SIGUSR1, self._on_request)
+        signal.signal(signal.SIGTERM, self._on_terminate)
+        signal.signal(signal.SIGINT, self._on_terminate)
+
+    def watch(self, deadline_mono: float) -> None:
+        """Begins an attempt that may run until then (inf: without limit)."""
+        self._deadline = deadline_mono
+        if self._raised:
+            self._raised.clear()
+        if deadline_mono < self._alarm_at:
+            self._arm(deadline_mono)
+
+    def unwatch(self) -> None:
+        """Ends the attempt: nothing is raised any more."""
+        self._deadline = math.inf
+
+    @property
+    def has_raised(self) -> bool:
+        """Whether the attempt was interrupted, whatever it made of that."""
+        return bool(self._raised)
+
+    def run_coroutine(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Runs the user's coroutine; an interrupt cancels it. What it leaves running is cancelled too.
+
+        Raises:
+            SoftTimeout, TaskStopped: what interrupted it; and whatever it raises.
+        """
+        if self._runner is None:
+            self._runner = asyncio.Runner()
+        return self._runner.run(self._watched(coroutine))
+
+    async def _watched(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The coroutine inside the loop. An exception raised by a signal would leave the loop in a bad state."""
+        self._coroutine = asyncio.current_task()
+        try:
+            return await coroutine
+        except asyncio.CancelledError:
+            raise next(iter(self._raised), asyncio.CancelledError) from None
+        finally:
+            self._coroutine = None
+            leftovers = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in leftovers:
+                task.cancel()
+            if leftovers:
+                await asyncio.wait(leftovers, timeout=1)
+
+    # --- signal handlers: they run between two bytecodes of the main thread -----------------------------------
+
+    def _on_alarm(self, number: int, frame: FrameType | None) -> None:
+        self._alarm_at = math.inf
+        if self._deadline == math.inf:
+            return
+        if time.monotonic() < self._deadline:
+            self._arm(self._deadline)
+        elif self._is_user_code(frame):
+            self._raise(SoftTimeout)
+        elif SoftTimeout not in self._raised:
+            self._arm(time.monotonic() + RETRY_S)
+
+    def _on_request(self, number: int, frame: FrameType | None) -> None:
+        """The supervisor repeats the signal while the task goes on, so one that comes too early isn't lost."""
+        if self._lane.request() is not Request.NONE and self._is_user_code(frame):
+            self._raise(TaskStopped)
+
+    def _on_terminate(self, number: int, frame: FrameType | None) -> None:
+        self.terminated = True
+
+    def _arm(self, at_mono: float) -> None:
+        self._alarm_at = at_mono
+        signal.setitimer(signal.ITIMER_REAL, max(at_mono - time.monotonic(), 1e-4))
+
+    def _raise(self, interrupt: type[BaseException]) -> None:
+        if interrupt in self._raised:
+            return
+        self._raised.add(interrupt)
+        if self._coroutine is not None:
+            self._coroutine.cancel()
+        else:
+            raise interrupt
+
+    def _is_user_code(self, frame: FrameType | None) -> bool:
+        """Whether `execute_task` is calling the task, and not, itself or with its own functions, what is around it."""
+        if self._coroutine is not None:
+            return True
+        above: FrameType | None = None
+        while frame is not None:
+            if frame.f_code is execute_task.__code__:
+                return above is not None and above.f_globals is not execute_task.__globals__
+            frame, above = frame.f_back, frame
+        return False

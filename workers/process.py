@@ -1,0 +1,241 @@
+"""A worker process that runs one task at a time: it ends one and claims the next in a single round trip.
+
+Nothing else happens for each task on the network. An idle process waits at the doorbells of its queues, with the
+claim right behind, so that being woken costs one round trip too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import secrets
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+from taskpool import scripts
+from taskpool.attempt import Outcome, execute_task, stopped
+from taskpool.calls import Call
+from taskpool.context import TaskContext
+from taskpool.errors import RedisUnavailable
+from taskpool.registry import Registry
+from taskpool.settings import Settings, resolve_redis_url
+from taskpool.status import update_status
+from taskpool.store import ReplyFault, Store
+from taskpool.types import RunningTask, TaskStatus
+from workers import async_process, processgroup
+from workers.held import give_back_unseen
+from workers.interruption import Interruption
+from workers.reports import Reporter, Reports
+from workers.slots import Block, Request
+from workers.stats import COUNTED_AS, Stats
+
+log = logging.getLogger("workers")
+
+DOORBELL_S: Final = 1.0
+"""How long an idle process waits at the doorbells: a task that a plain RQ producer queued rings none."""
+COUNT_S: Final = 1.0
+RELEASE_STEPS: Final = 10
+FIRST_RETRY_S: Final = 0.05
+LONGEST_RETRY_S: Final = 1.0
+
+
+def serve(settings: Settings, registry: Registry, block: Block, *, worker: str, queues: tuple[str, ...]) -> int:
+    """Runs tasks until the supervisor drains this process; returns its exit status."""
+    if settings.slots > 1:
+        return async_process.serve(settings, registry, block, worker=worker, queues=queues)
+    return Process(settings, registry, block, worker=worker, queues=queues).serve()
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An attempt whose code is over. `calls` write what it left: its last reports, and its outcome as the last call."""
+
+    running: RunningTask
+    outcome: Outcome
+    run_s: float
+    calls: list[Call[Any]]
+
+
+class Process:
+    """The loop and all it needs, made after the fork."""
+
+    def __init__(
+        self, settings: Settings, registry: Registry, block: Block, *, worker: str, queues: tuple[str, ...]
+    ) -> None:
+        redis_url = resolve_redis_url(settings)
+        self._settings, self._registry, self._worker, self._queues = settings, registry, worker, queues
+        self._lease_ms = round(settings.lease_s * 1000)
+        self._block, self._lane = block, block.lane(0)
+        self._store = Store(redis_url, name=worker)
+        self._interruption = Interruption(self._lane)
+        self._reporter = Reporter(redis_url)
+        self._stats = Stats()
+        self._counted_mono = time.monotonic()
+        token = secrets.token_hex(8)
+        self._attempt_ids = (f"{token}{number:x}" for number in itertools.count(1))
+        self._ended: Ended | None = None
+        self._given_up: set[str] = set()
+        """Attempts whose outcome Redis refuses to take: their leases run out."""
+        self._is_idle = False
+        self._is_unsure = False
+        """True after a failed round trip: Redis may have carried out the claim that was in it."""
+        self._retry_s = FIRST_RETRY_S
+        self._must_leave = False
+
+    def serve(self) -> int:
+        """Runs tasks until it is told to end, and then writes what is still to be written."""
+        self._interruption.install()
+        self._block.set_ready()
+        while not (self._block.draining or self._interruption.terminated or self._must_leave):
+            running = self._exchange(claims=True)
+            if running is not None:
+                self._ended = self._perform(running)
+        while self._ended is not None or self._is_unsure:  # Redis may be away; the supervisor sets an end to that
+            self._exchange(claims=False)
+        return 0
+
+    def _exchange(self, *, claims: bool) -> RunningTask | None:
+        """One round trip: writes the last task's outcome, claims the next and returns it."""
+        ended = self._ended
+        calls = [] if ended is None else [*ended.calls]
+        reported = len(calls) - 1
+        if claims:
+            calls += self._claim(waits=self._is_idle and ended is None)
+        calls += self._counters()
+        try:
+            if self._is_unsure:
+                self._recover()
+            values = self._store.run_many(calls) if calls else []
+        except RedisUnavailable:  # the supervisor logs it, once for all its processes
+            self._is_unsure = True
+            time.sleep(self._retry_s)
+            self._retry_s = min(self._retry_s * 2, LONGEST_RETRY_S)
+            return None
+        except ReplyFault as fault:
+            self._is_unsure = True
+            self._give_up(ended, fault)
+            return None
+        self._retry_s = FIRST_RETRY_S
+        if ended is not None:
+            self._ended = None
+            self._conclude(ended, values[reported])
+        claimed = next((value for value in values if isinstance(value, RunningTask)), None)
+        if claimed is None:
+            self._lane.clear()
+        self._is_idle = claimed is None
+        return claimed
+
+    def _claim(self, *, waits: bool) -> list[Call[Any]]:
+        claim = scripts.claim(
+            self._queues,
+            worker=self._worker,
+            attempt_id=next(self._attempt_ids),
+            lease_ms=self._lease_ms,
+            was_idle=self._is_idle,
+        )
+        return [scripts.ring_wait(self._queues, DOORBELL_S), claim] if waits else [claim]
+
+    def _counters(self) -> list[Call[Any]]:
+        """The counters' increments, about once a second when there are any."""
+        now = time.monotonic()
+        if now - self._counted_mono < COUNT_S:
+            return []
+        self._counted_mono = now
+        self._block.add(self._stats.done, self._stats.failed, self._stats.working_us)
+        deltas = self._stats.take()
+        return [scripts.count(deltas)] if deltas else []
+
+    def _perform(self, running: RunningTask) -> Ended | None:
+        """Runs one attempt. None: it leaves something behind that only the end of this process ends."""
+        started_mono = time.monotonic()
+        timeout_s = max(running.timeout_s or 0.0, 0.0)
+        self._lane.begin(running.id, running.attempt_id, running.queue, started_mono, timeout_s)
+        self._interruption.watch(started_mono + timeout_s if timeout_s else math.inf)
+        reports = Reports(running, self._lane, self._reporter)
+        # A stop may have been asked for between the claim and now.
+        outcome = stopped() if self._lane.request() else self._execute(running, reports)
+        self._interruption.unwatch()
+        self._lane.end()
+        run_s = time.monotonic() - started_mono
+        if self._interruption.has_raised or self._lane.request():
+            was_asked = self._lane.request() is Request.STOP
+            if was_asked and outcome.status is not TaskStatus.DONE:  # whatever it raised on its way out
+                outcome = stopped()
+            self._must_leave = not self._is_tidy()
+            if self._must_leave and outcome.status is TaskStatus.STOPPED:
+                # Only the supervisor, when all of it is gone, may say that it is stopped.
+                self._send(reports.take())
+                return None
+        return Ended(running, outcome, run_s, [*reports.take(), update_status(running, outcome)])
+
+    def _execute(self, running: RunningTask, reports: Reports) -> Outcome:
+        context = TaskContext(
+            reports,
+            id=running.id,
+            type=running.type,
+            queue=running.queue,
+            attempt=running.attempt,
+            max_attempts=running.max_attempts,
+        )
+        return execute_task(
+            running,
+            self._registry,
+            context,
+            max_result_bytes=self._settings.max_result_bytes,
+            run_coroutine=self._interruption.run_coroutine,
+        )
+
+    def _send(self, calls: list[Call[Any]]) -> None:
+        try:
+            self._store.run_many(calls) if calls else None
+        except (RedisUnavailable, ReplyFault):  # the task's end matters more than its last words
+            pass
+
+    def _is_tidy(self) -> bool:
+        """After an interrupt: ends the processes the task left behind. False when those or threads of it go on."""
+        ours = 1 + (self._reporter.thread is not None)
+        return processgroup.end_others() and threading.active_count() <= ours
+
+    def _conclude(self, ended: Ended, word: str) -> None:
+        """Does what the answer to an outcome asks for."""
+        self._stats.record(
+            ended.running.type,
+            ended.running.queue,
+            "lost" if word == "lost" else COUNTED_AS[ended.outcome.status],
+            wait_ms=max(ended.running.started_ms - ended.running.enqueued_ms, 0),
+            run_s=ended.run_s,
+        )
+        try:
+            if word == "children":
+                for _ in range(RELEASE_STEPS):  # housekeeping does the rest
+                    if self._store.run(scripts.release(ended.running.id)) <= 0:
+                        break
+            elif word == "stopping":
+                self._store.run(update_status(ended.running, stopped()))
+        except RedisUnavailable:  # the outbox releases them; and the reaper ends what was asked to stop as stopped
+            self._is_unsure = True
+
+    # --- when something is wrong with Redis -------------------------------------------------------------------
+
+    def _recover(self) -> None:
+        """Gives back what was claimed for this process in a round trip whose answer was lost."""
+        known = {*self._given_up, self._ended.running.attempt_id} if self._ended else self._given_up
+        self._is_unsure = False
+        try:
+            self._store.carry_out(give_back_unseen(self._worker, known))
+        except ReplyFault as fault:  # its lease runs out instead
+            log.error("worker %s: %s", self._worker, fault)
+        except RedisUnavailable:
+            self._is_unsure = True
+            raise
+
+    def _give_up(self, ended: Ended | None, fault: ReplyFault) -> None:
+        """A script failed, on a damaged record for one: the process must outlive it, and not try for ever."""
+        log.error("worker %s: %s", self._worker, fault)
+        if ended is not None:
+            self._ended = None
+            self._given_up.add(ended.running.attempt_id)
+        time.sleep(LONGEST_RETRY_S)

@@ -1,0 +1,126 @@
+"""The pool's workers as Redis knows them: entered when a process starts, settled and removed when it has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from taskpool import scripts
+from taskpool.store import AsyncStore
+from workers.child import Child
+from workers.commands import CommandChannel
+from workers.duties import Outage, insist
+from workers.rqworker import PoolWorker, Registrar
+from workers.settlement import LATE_CLAIMS_S, Remains, await_end, settle
+from workers.stops import Stops
+
+
+class Roster:
+    """`on_change` is called when a process was entered, `on_dismiss` when RQ tells one to shut down."""
+
+    def __init__(
+        self,
+        pool: str,
+        redis_url: str,
+        store: AsyncStore,
+        registrar: Registrar,
+        *,
+        stops: Stops,
+        outage: Outage,
+        max_crashes: int,
+        on_change: Callable[[], None],
+        on_dismiss: Callable[[Child], None],
+    ) -> None:
+        self._pool, self._store, self._registrar = pool, store, registrar
+        self._stops, self._outage, self._max_crashes = stops, outage, max_crashes
+        self._on_change, self._on_dismiss = on_change, on_dismiss
+        self._members: dict[str, tuple[Child, PoolWorker]] = {}
+        self._work: set[asyncio.Task[None]] = set()
+        self.commands = CommandChannel(redis_url, self._obey)
+
+    def entered(self) -> list[PoolWorker]:
+        """The workers that stand in RQ's registry."""
+        return [worker for _, worker in self._members.values() if worker.birth_date is not None]
+
+    def add(self, child: Child) -> None:
+        """Enters a new process, as soon as Redis is there."""
+        worker = PoolWorker(
+            child.name,
+            child.queues,
+            pid=child.pid,
+            connection=self._registrar.connection,
+            pool=self._pool,
+            runs=child.runs,
+            counters=child.block.counters,
+            on_stop_job=self._stop_at_once,
+            on_kill=lambda: child.signal(signal.SIGKILL),
+            on_shutdown=lambda: self._on_dismiss(child),
+        )
+        self._members[child.name] = child, worker
+        self._listen()
+        self._spawn(self._enter(child, worker))
+
+    def bury(self, child: Child, status: int) -> None:
+        """Settles what an ended process held and removes it, as soon as Redis is there."""
+        self._spawn(self._bury(child, Remains.of(child, status)))
+
+    async def settled(self, timeout_s: float) -> bool:
+        """Waits until all that was begun here is done; False: it wasn't within the time."""
+        if not self._work:
+            return True
+        _, pending = await asyncio.wait(self._work, timeout=timeout_s)
+        return not pending
+
+    async def _enter(self, child: Child, worker: PoolWorker) -> None:
+        async def enter() -> None:
+            if not child.ended.is_set():
+                await asyncio.to_thread(self._registrar.enter, worker)
+
+        await insist(enter, self._outage)
+        self._on_change()
+
+    async def _bury(self, child: Child, remains: Remains) -> None:
+        async def look() -> None:
+            await self._store.carry_out(settle(remains, max_crashes=self._max_crashes))
+
+        await await_end(child)
+        for wait_s in LATE_CLAIMS_S if remains.status else LATE_CLAIMS_S[:1]:
+            await asyncio.sleep(wait_s)
+            await insist(look, self._outage)
+        _, worker = self._members.pop(child.name)
+        self._listen()
+        await insist(lambda: asyncio.to_thread(self._registrar.leave, worker), self._outage)
+        self._on_change()
+
+    def _obey(self, name: str, command: Mapping[str, Any]) -> None:
+        """Carries out what was said on a worker's channel."""
+        if name not in self._members:
+            return
+        child, worker = self._members[name]
+        if command.get("command") != "taskpool-stop":
+            worker.obey(command)
+            return
+        for run in child.runs():
+            if run.attempt_id == command.get("attempt_id"):
+                if command.get("force"):
+                    self._stops.force(child, run)
+                else:
+                    self._stops.stop(child, run, grace_s=float(command.get("grace_s", 0)))
+
+    def _stop_at_once(self, id: str) -> None:
+        """RQ's stop-job: noted on the record like any other stop; the message that follows carries it out."""
+
+        async def ask() -> None:
+            await self._store.run(scripts.stop(id, grace_s=0, force=True))
+
+        self._spawn(insist(ask, self._outage))
+
+    def _listen(self) -> None:
+        self.commands.listen_to(frozenset(self._members))
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)

@@ -1,0 +1,117 @@
+"""What becomes of the attempts of a process that has ended, settled at once and never before all of it is gone.
+
+What it held is read from Redis, which knows better than the shared memory: a claim may have been answered that the
+process never saw. An attempt whose code never began is given back as if it hadn't been claimed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from taskpool import record, scripts
+from taskpool.attempt import timed_out
+from taskpool.calls import Plan
+from taskpool.metrics_names import TASKS, field_name
+from taskpool.status import update_status
+from taskpool.types import TaskRecord
+from workers import processgroup
+from workers.child import Child, Verdict
+from workers.held import attempts_of, running_of
+from workers.nursery import describe_status
+from workers.slots import Run
+from workers.stats import COUNTED_AS
+
+log = logging.getLogger("workers")
+
+LATE_CLAIMS_S: Final = (0.0, 0.2, 1.0)
+"""A claim that was on its way when its process died may be carried out by Redis a moment later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """A process that has ended: what its memory said it ran, and why."""
+
+    child: Child
+    status: int
+    runs: Mapping[str, Run]
+    """By attempt id."""
+    ended_mono: float
+
+    @classmethod
+    def of(cls, child: Child, status: int) -> Remains:
+        """What `child`, which ended with this wait status, leaves behind."""
+        return cls(child, status, {run.attempt_id: run for run in child.runs()}, time.monotonic())
+
+    def verdict(self, attempt_id: str) -> Verdict | None:
+        """What to do with an attempt; None: it crashed."""
+        if attempt_id not in self.runs:
+            return Verdict.GIVEN_BACK
+        # The process was killed for the sake of another attempt: this one is a bystander.
+        default = Verdict.GIVEN_BACK if self.child.verdicts else None
+        return self.child.verdicts.get(attempt_id, default)
+
+
+async def await_end(child: Child) -> None:
+    """Waits until nothing of the process's group is left."""
+    while not await processgroup.end_group(child.pid):
+        log.error("process group %d of worker %s doesn't die: its tasks stay as they are", child.pid, child.name)
+
+
+def settle(remains: Remains, *, max_crashes: int) -> Plan[int]:
+    """Settles every attempt that Redis still shows with the process; how many there were."""
+    (held,) = yield (attempts_of(remains.child.name),)
+    for id, attempt_id in held:
+        (found,) = yield (record.fetch_if_there(id),)
+        outcome = yield from _settle_attempt(remains, id, attempt_id, found, max_crashes)
+        type, queue = (found.type, found.queue) if found else ("unknown", "default")
+        counter = field_name(TASKS, outcome, type, queue)
+        yield (scripts.count({counter: 1}),)
+    return len(held)
+
+
+def _settle_attempt(
+    remains: Remains, id: str, attempt_id: str, found: TaskRecord | None, max_crashes: int
+) -> Plan[str]:
+    """Settles one; the word under which it is counted."""
+    run = remains.runs.get(attempt_id)
+    running = running_of(id, attempt_id, remains.child.name, found, run.queue if run else None)
+    match remains.verdict(attempt_id):
+        case Verdict.GIVEN_BACK:
+            (word,) = yield (scripts.give_back(running),)
+            if word != "stopping":
+                return "given_back"
+        case Verdict.TIMEOUT:
+            outcome = timed_out(running)
+            (word,) = yield (update_status(running, outcome),)
+            if word != "stopping":
+                return COUNTED_AS[outcome.status]
+    error, failure = _obituary(remains, run)
+    (word,) = yield (
+        scripts.crash(id, attempt_id, running.queue, error=error, failure=failure, max_crashes=max_crashes),
+    )
+    if word in ("queued", "failed"):
+        log.warning("task %s: %s; it is %s", id, error, "queued again" if word == "queued" else "failed")
+    return "stopped" if word == "stopped" else "crashed"
+
+
+def _obituary(remains: Remains, run: Run | None) -> tuple[str, dict[str, Any]]:
+    """How the attempt died, as one line and in detail."""
+    how = describe_status(remains.status)
+    error = f"crashed: its worker process ended with {how}"
+    if os.WIFSIGNALED(remains.status) and os.WTERMSIG(remains.status) == signal.SIGKILL:
+        error += " (killed from outside, or out of memory)"
+    failure = {
+        "reason": "crashed",
+        "message": error,
+        "exit": how,
+        "worker": remains.child.name,
+        "pid": remains.child.pid,
+        "ran_s": round(remains.ended_mono - run.started_mono, 3) if run else 0,
+    }
+    return error, failure

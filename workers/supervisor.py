@@ -1,0 +1,243 @@
+"""The supervisor of a worker pool: puts the parts together, keeps their duties going, ends them in order.
+
+It runs none of the user's code. What it does with Redis waits while Redis is away; what it does with processes
+(timeouts, stops, replacements, shutdown) doesn't.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Coroutine, Sequence
+from importlib.metadata import version
+from typing import Any, Final
+
+from taskpool import catalogue
+from taskpool.catalogue import PoolInfo
+from taskpool.errors import ConfigurationError, RedisUnavailable
+from taskpool.settings import Settings, resolve_redis_url
+from taskpool.store import AsyncStore
+from workers import reload
+from workers.child import Child, Verdict
+from workers.crew import Crew
+from workers.duties import Outage, repeat
+from workers.heartbeats import Heartbeats
+from workers.housekeeping import Housekeeping
+from workers.nursery import Nursery
+from workers.roster import Roster
+from workers.rqworker import Registrar, connect
+from workers.slots import LaneState, SharedMemory
+from workers.stops import Stops
+
+log = logging.getLogger("workers")
+
+HARD_TIMEOUT_S: Final = 5.0
+"""What a task gets after its soft timeout, before its process is killed."""
+LOOK_S: Final = 1.0
+SETTLE_S: Final = 10.0
+"""How long a pool that ends waits for Redis to hear the last of it. After that, the ends of its leases tell."""
+
+
+class Supervisor:
+    """One worker pool, from its start to its end."""
+
+    def __init__(self, settings: Settings, *, reloads: bool = False) -> None:
+        redis_url = resolve_redis_url(settings)
+        self._settings, self._reloads = settings, reloads
+        self._host = socket.gethostname()
+        self._id = f"{self._host}.{os.getpid()}.{secrets.token_hex(2)}"
+        # Twice as many blocks as processes: a reload starts the new ones while the old ones finish.
+        self._memory = SharedMemory.create(2 * settings.workers, settings.slots)
+        self._store = AsyncStore(redis_url, name=self._id)
+        self._registrar = Registrar(connect(redis_url))
+        self._outage = Outage()
+        self._stops = Stops()
+        self._heartbeats = Heartbeats(self._store, self._registrar, self._stops, lease_s=settings.lease_s)
+        self._housekeeping = Housekeeping(self._store, self._outage, settings)
+        self._crew = Crew(self._id, settings.workers, self._memory, on_start=self._on_start, on_end=self._on_end)
+        self._changed = asyncio.Event()
+        self._roster = Roster(
+            self._id,
+            redis_url,
+            self._store,
+            self._registrar,
+            stops=self._stops,
+            outage=self._outage,
+            max_crashes=settings.max_crashes,
+            on_change=self._changed.set,
+            on_dismiss=self._crew.dismiss,
+        )
+        self._nursery: Nursery | None = None
+        self._nurseries: set[Nursery] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._stopping = asyncio.Event()
+        self._hurrying = asyncio.Event()
+
+    async def run(self) -> int:
+        """Runs the pool until a signal, or RQ's shutdown of its last worker, ends it; returns the exit status.
+
+        Raises:
+            ConfigurationError: a task module is wrong; nothing was started.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        try:
+            self._use(await self._new_nursery())
+            self._spawn(repeat("starting processes", self._crew.step, self._outage))
+            self._spawn(repeat("heartbeats", self._heartbeat, self._outage))
+            self._spawn(repeat("timeouts", self._enforce_timeouts, self._outage))
+            self._spawn(repeat("housekeeping", self._housekeeping.step, self._outage))
+            self._spawn(repeat("commands", self._roster.commands.step, self._outage))
+            if self._reloads:
+                self._spawn(reload.watch(self._files, self._reload))
+            await self._crew.gone.wait()
+            await self._say_goodbye()
+        finally:
+            await self._close()
+        return 0
+
+    # --- processes and the code they run --------------------------------------------------------------------------
+
+    async def _new_nursery(self) -> Nursery:
+        nursery = await Nursery.start(self._settings, self._memory, on_end=self._crew.ended, on_lost=self._on_lost)
+        self._nurseries.add(nursery)
+        return nursery
+
+    def _use(self, nursery: Nursery) -> None:
+        """Runs tasks with the code of this nursery from now on."""
+        self._nursery = nursery
+        queues = self._settings.queues or tuple(dict.fromkeys(("default", *nursery.loaded.queues)))
+        if not self._stopping.is_set():
+            self._crew.staff_from(nursery, queues)
+            log.info("pool %s: %d workers on the queues %s", self._id, self._crew.size, ", ".join(queues))
+
+    def _on_lost(self, nursery: Nursery) -> None:
+        """The fork server died, and with it every process it had forked."""
+        self._nurseries.discard(nursery)
+        if nursery is self._nursery and not self._stopping.is_set():
+            log.error("the fork server died; another one is started")
+            self._spawn(self._replace_nursery())
+
+    async def _replace_nursery(self) -> None:
+        while True:
+            try:
+                self._use(await self._new_nursery())
+                return
+            except ConfigurationError as error:  # the code changed since it was loaded
+                log.error("the task modules can't be loaded any more: %s", error)
+                await asyncio.sleep(LOOK_S)
+
+    def _on_start(self, child: Child) -> None:
+        self._roster.add(child)
+
+    def _on_end(self, child: Child, status: int) -> None:
+        self._roster.bury(child, status)
+        left = {other.nursery for other in self._crew.children.values()}
+        for nursery in self._nurseries - left - {self._nursery}:
+            self._nurseries.discard(nursery)
+            self._spawn(nursery.close())
+
+    def _files(self) -> Sequence[str]:
+        return self._nursery.loaded.files if self._nursery is not None else ()
+
+    async def _reload(self) -> None:
+        old = list(self._crew.children.values())
+        self._use(await self._new_nursery())
+        log.info("reloaded")
+        self._spawn(self._kill_after_grace(old))
+
+    # --- duties ---------------------------------------------------------------------------------------------------
+
+    async def _heartbeat(self) -> float:
+        """Every third of a lease, and when a worker came or went."""
+        self._changed.clear()
+        await self._heartbeats.renew_leases(self._crew.children.values())
+        if self._nursery is not None:
+            await self._heartbeats.announce(self._info(), self._nursery.loaded.types, self._roster.entered())
+        try:
+            async with asyncio.timeout(self._settings.lease_s / 3):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+        return 0
+
+    async def _enforce_timeouts(self) -> float:
+        """Kills what outlives its timeout although its process was to end it."""
+        now = time.monotonic()
+        for child in list(self._crew.children.values()):
+            for run in child.runs():
+                if run.timeout_s and run.state is LaneState.RUNNING:
+                    overdue_s = now - run.started_mono - run.timeout_s
+                    if overdue_s > HARD_TIMEOUT_S:
+                        log.warning("task %s ignores its timeout of %g s: SIGKILL", run.id, run.timeout_s)
+                        child.kill(Verdict.TIMEOUT, run)
+        return LOOK_S
+
+    def _info(self) -> PoolInfo:
+        assert self._nursery is not None
+        children = self._crew.children.values()
+        return PoolInfo(
+            id=self._id,
+            host=self._host,
+            pid=os.getpid(),
+            queues=self._crew.queues,
+            types=tuple(info.name for info in self._nursery.loaded.types),
+            workers=tuple(child.name for child in children),
+            slots=self._settings.slots,
+            version=version("taskpool"),
+        )
+
+    # --- the end --------------------------------------------------------------------------------------------------
+
+    def _on_signal(self) -> None:
+        """The first SIGTERM or SIGINT drains, the second one ends at once."""
+        if self._stopping.is_set():
+            log.warning("a second signal: what runs is put back at once")
+            self._hurrying.set()
+            return
+        log.info("draining: no more claims; what runs gets %g s", self._settings.grace_s)
+        self._stopping.set()
+        self._crew.drain()
+        self._spawn(self._kill_after_grace(list(self._crew.children.values())))
+
+    async def _kill_after_grace(self, children: Sequence[Child]) -> None:
+        """Gives draining processes their time; what they still run then goes back to its queue."""
+        ends = asyncio.ensure_future(asyncio.gather(*(child.ended.wait() for child in children)))
+        hurry = asyncio.ensure_future(self._hurrying.wait())
+        waits: list[asyncio.Future[Any]] = [ends, hurry]
+        await asyncio.wait(waits, timeout=self._settings.grace_s, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        ends.cancel()
+        for child in children:
+            if not child.ended.is_set():
+                child.kill(Verdict.GIVEN_BACK)
+
+    async def _say_goodbye(self) -> None:
+        if not await self._roster.settled(SETTLE_S):
+            log.error("Redis is away: what this pool ran is queued again when its leases end")
+            return
+        try:
+            await self._store.carry_out(catalogue.retire(self._id))
+        except RedisUnavailable:  # it counts as gone when its announcement expires
+            pass
+
+    async def _close(self) -> None:
+        for task in tuple(self._tasks):
+            task.cancel()
+        for nursery in tuple(self._nurseries):
+            await nursery.close()
+        self._roster.commands.close()
+        await self._store.close()
+        self._registrar.connection.close()
+        self._memory.close()
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
