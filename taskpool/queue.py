@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -17,7 +16,8 @@ from taskpool.errors import FieldError, InvalidPayload, TaskConflict, TaskNotFou
 from taskpool.record import STATUS_OF, is_task, restore
 from taskpool.registry import Registry
 from taskpool.submission import Defaults, prepare
-from taskpool.types import Page, QueuedTask, TaskRecord, TaskSpec, TaskStatus, TypeInfo, utc
+from taskpool.tasktype import TaskType
+from taskpool.types import Page, QueuedTask, TaskRecord, TaskSpec, TaskStatus, utc
 
 CHUNK: Final = 1000
 """So many tasks at most go into one call, which stores all of them or none."""
@@ -48,72 +48,75 @@ def add_tasks(
 
 
 def _add(
-    specs: Sequence[TaskSpec], catalogue: Catalogue, registry: Registry | None, defaults: Defaults, prefix: Any
+    specs: Sequence[TaskSpec],
+    catalogue: Catalogue,
+    registry: Registry | None,
+    defaults: Defaults,
+    prefix: Callable[[int], str],
 ) -> Plan[list[TaskRecord]]:
     local = _local_types(specs, registry)
-    known = yield from catalogue.find(list({spec.type for spec in specs if spec.type not in local}))
-    checked = []
+    infos = yield from catalogue.find(list({spec.type for spec in specs if spec.type not in local}))
+    infos |= {name: task_type.info(max_attempts=defaults.max_attempts) for name, task_type in local.items()}
+    payloads = []
     tasks = []
-    for index, given in enumerate(specs):
-        spec = _as_json(given, prefix(index))
-        if spec.type in local and registry is not None:
-            registry.get(spec.type).decode(spec.payload)  # type: ignore[union-attr]
+    for index, spec in enumerate(specs):
+        start = prefix(index)
+        payload = _as_json(spec, start)
+        if (task_type := local.get(spec.type)) is not None:
+            task_type.decode(payload)
         else:
-            catalogue.check(spec.type, spec.payload, f"{prefix(index)}/payload")
-        checked.append(spec)
-        tasks.append(prepare(spec, local.get(spec.type) or known[spec.type], defaults, prefix(index)))
+            catalogue.check(spec.type, payload, start + "/payload")
+        payloads.append(payload)
+        tasks.append(prepare(spec, payload, infos[spec.type], defaults, start))
 
     records: list[TaskRecord] = []
-    for start in range(0, len(tasks), CHUNK):
-        chunk = tasks[start : start + CHUNK]
+    for at in range(0, len(tasks), CHUNK):
+        chunk = tasks[at : at + CHUNK]
         added = yield from one(scripts.add(chunk))
         if added.unknown_dependency is not None:
             raise UnknownDependency(added.unknown_dependency)
         created_at = datetime.fromisoformat(added.stamp)
-        for spec, task, status in zip(checked[start : start + CHUNK], chunk, added.statuses, strict=True):
-            records.append(_record(spec, task, STATUS_OF.get(status.encode(), TaskStatus.QUEUED), created_at))
+        for task, payload, status in zip(chunk, payloads[at : at + CHUNK], added.statuses, strict=True):
+            records.append(_record(task, payload, STATUS_OF.get(status.encode(), TaskStatus.QUEUED), created_at))
     return records
 
 
-def _local_types(specs: Sequence[TaskSpec], registry: Registry | None) -> Mapping[str, TypeInfo]:
+def _local_types(specs: Sequence[TaskSpec], registry: Registry | None) -> dict[str, TaskType]:
     """The types that this process itself has registered: they need no worker to have announced them."""
     if registry is None:
         return {}
     found = {spec.type: registry.get(spec.type) for spec in specs}
-    return {name: task_type.info() for name, task_type in found.items() if task_type is not None}
+    return {name: task_type for name, task_type in found.items() if task_type is not None}
 
 
-def _as_json(spec: TaskSpec, start: str) -> TaskSpec:
-    """The spec with its payload as JSON values: a program may give dataclasses, dates and the like."""
+def _as_json(spec: TaskSpec, start: str) -> Any:
+    """The payload as JSON values: a program may give dataclasses, dates and the like."""
     try:
-        payload = msgspec.to_builtins(spec.payload, str_keys=True)
+        return msgspec.to_builtins(spec.payload, str_keys=True)
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidPayload(
-            f"the payload of {spec.type!r} is not JSON: {error}", [FieldError(f"{start}/payload", str(error))]
-        ) from None
-    return spec if payload is spec.payload else replace(spec, payload=payload)
+        fault = FieldError(f"{start}/payload", str(error))
+        raise InvalidPayload(f"the payload of {spec.type!r} is not JSON: {error}", [fault]) from None
 
 
-def _record(spec: TaskSpec, task: scripts.NewTask, status: TaskStatus, created_at: datetime) -> TaskRecord:
+def _record(task: scripts.NewTask, payload: Any, status: TaskStatus, created_at: datetime) -> TaskRecord:
     """The record of what was just stored, without reading it back."""
     created_ms = created_at.timestamp() * 1000
-    run_ms = task.run_ms if task.run_ms is not None else (None if task.delay_ms is None else created_ms + task.delay_ms)
-    fields = dict(zip(task.fields[::2], task.fields[1::2], strict=True))
+    run_ms = task.run_ms if task.delay_ms is None else created_ms + task.delay_ms
     return TaskRecord(
         id=task.id,
-        type=spec.type,
+        type=task.type,
         status=status,
         queue=task.queue,
-        payload=spec.payload,
+        payload=payload,
         created_at=created_at,
         enqueued_at=created_at if status is TaskStatus.QUEUED else None,
         run_at=None if run_ms is None else utc(run_ms),
         expires_at=None if task.expires_ms is None else utc(created_ms + task.expires_ms),
         reason="dependency_failed" if status is TaskStatus.CANCELED else None,
-        max_attempts=int(fields.get("max_attempts", 1)),
-        timeout_s=float(fields["timeout_ms"]) / 1000 if "timeout_ms" in fields else float(fields["timeout"]),
-        result_ttl_s=int(fields["result_ttl"]),
-        failure_ttl_s=int(fields["failure_ttl"]),
+        max_attempts=task.max_attempts,
+        timeout_s=task.timeout_s,
+        result_ttl_s=task.result_ttl_s,
+        failure_ttl_s=task.failure_ttl_s,
         tags=tuple(task.tags),
         depends_on=tuple(task.parents),
         seq=1,

@@ -43,6 +43,10 @@ class NewTask:
     tags: Sequence[str]
     parents: Sequence[str]
     fields: Sequence[Part]
+    timeout_s: float
+    result_ttl_s: int
+    failure_ttl_s: int
+    max_attempts: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,11 @@ import math
 import os
 import re
 import time
+from base64 import b32hexencode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 
@@ -23,9 +24,6 @@ from taskpool.names import queue_name_fault
 from taskpool.scripts import NewTask
 from taskpool.types import TaskSpec, TypeInfo
 
-N = TypeVar("N", int, float)
-
-ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
 TASK_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 TAG: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 MOST_TAGS: Final = 16
@@ -47,12 +45,13 @@ class Defaults:
 
 def new_id() -> str:
     """A new task's id: 24 characters that sort by the millisecond, then 72 random bits."""
-    number = (time.time_ns() // 1_000_000) << 72 | int.from_bytes(os.urandom(9))
-    return "".join([ALPHABET[number >> shift & 31] for shift in range(115, -5, -5)])
+    return b32hexencode((time.time_ns() // 1_000_000).to_bytes(6) + os.urandom(9)).decode().lower()
 
 
-def prepare(spec: TaskSpec, info: TypeInfo, defaults: Defaults, start: str = "") -> NewTask:
-    """The task that `spec` asks for; its payload fits the schema already. `start` prefixes the faults' pointers.
+def prepare(spec: TaskSpec, payload: Any, info: TypeInfo, defaults: Defaults, start: str = "") -> NewTask:
+    """The task that `spec` asks for, with `payload`: its own as JSON values, which fit the schema already.
+
+    `start` prefixes the faults' pointers.
 
     Raises:
         InvalidTask: with a JSON Pointer for each fault.
@@ -61,22 +60,20 @@ def prepare(spec: TaskSpec, info: TypeInfo, defaults: Defaults, start: str = "")
     if faults:
         raise InvalidTask(f"{faults[0].pointer}: {faults[0].detail}", faults)
     queue = spec.queue or info.queue
-    data = rqjob.data(spec.type, spec.payload)
+    timeout_s = spec.timeout_s or info.timeout_s or defaults.timeout_s
+    result_ttl_s = spec.result_ttl_s or info.result_ttl_s or defaults.result_ttl_s
+    failure_ttl_s = spec.failure_ttl_s or defaults.failure_ttl_s
+    max_attempts = spec.max_attempts or info.max_attempts or defaults.max_attempts
+    data = rqjob.data(spec.type, payload)
     fields: list[Part] = [
-        *rqjob.template(
-            queue,
-            _first(spec.timeout_s, info.timeout_s, defaults.timeout_s),
-            _first(spec.result_ttl_s, info.result_ttl_s, defaults.result_ttl_s),
-            _first(spec.failure_ttl_s, defaults.failure_ttl_s),
-        ),
+        *rqjob.template(queue, timeout_s, result_ttl_s, failure_ttl_s),
         "type",
         spec.type,
         "data",
         data,
         "description",
-        rqjob.description(spec.type, spec.payload, size=len(data)),
+        rqjob.description(spec.type, payload, size=len(data)),
     ]
-    max_attempts = _first(spec.max_attempts, info.max_attempts, defaults.max_attempts)
     if max_attempts != DEFAULT_ATTEMPTS:
         fields += ("max_attempts", max_attempts)
     if spec.tags:
@@ -94,6 +91,10 @@ def prepare(spec: TaskSpec, info: TypeInfo, defaults: Defaults, start: str = "")
         tags=tuple(dict.fromkeys(spec.tags)),
         parents=tuple(dict.fromkeys(spec.depends_on)),
         fields=fields,
+        timeout_s=timeout_s,
+        result_ttl_s=result_ttl_s,
+        failure_ttl_s=failure_ttl_s,
+        max_attempts=max_attempts,
     )
 
 
@@ -141,8 +142,3 @@ def _list_faults(
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _first(*values: N | None) -> N:
-    """The first that is given; the last always is."""
-    return next(value for value in values if value is not None)

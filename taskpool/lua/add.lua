@@ -15,6 +15,18 @@ local function rq_status(id)
   return redis.call('HGET', KEY.job .. id, 'status')
 end
 
+-- How many of the parents a task has to wait for, having told them; or the one that ended, but not well.
+local function wait_for(id, parents)
+  local pending = {}
+  for parent in string.gmatch(parents, '[^,]+') do
+    local status = rq_status(parent)
+    if status == 'failed' or status == 'stopped' or status == 'canceled' then return 0, parent end
+    if status ~= 'finished' then table.insert(pending, parent) end
+  end
+  for _, parent in ipairs(pending) do redis.call('SADD', KEY.dependents .. parent, id) end
+  return #pending
+end
+
 -- Check: is it a repetition; does every parent exist (a parent may stand earlier in the same call)?
 local at, own = 2, {}
 for _ = 1, n do
@@ -52,24 +64,16 @@ for index = 1, n do
       redis.call('HSET', key, 'run_ms', string.format('%.0f', due_ms))
     end
 
-    -- A parent that has ended well is no longer waited for; one that ended otherwise cancels the child at once.
     local pending, broken = 0, nil
-    for parent in string.gmatch(parents, '[^,]+') do
-      local parent_status = rq_status(parent)
-      if parent_status == 'failed' or parent_status == 'stopped' or parent_status == 'canceled' then
-        broken = broken or parent
-      elseif parent_status ~= 'finished' then
-        pending = pending + 1
+    if parents ~= '' then
+      pending, broken = wait_for(id, parents)
+      if broken then
+        status, rq = 'canceled', 'canceled'
+      elseif pending > 0 then
+        status, rq = 'waiting', 'deferred'
+        redis.call('HSET', key, 'pending', pending)
       end
     end
-    if pending > 0 and not broken then
-      for parent in string.gmatch(parents, '[^,]+') do
-        if rq_status(parent) ~= 'finished' then redis.call('SADD', KEY.dependents .. parent, id) end
-      end
-      status, rq = 'waiting', 'deferred'
-      redis.call('HSET', key, 'pending', pending)
-    end
-    if broken then status, rq = 'canceled', 'canceled' end
 
     redis.call('HSET', key, 'status', rq, 'created_at', stamp, 'seq', '1', unpack(ARGV, at + FIXED, at + FIXED + k - 1))
     by_type[type] = by_type[type] or {}
