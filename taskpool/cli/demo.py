@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from taskpool.cli.exits import Exit, Failure
-from taskpool.cli.options import load_settings, settings_flags
+from taskpool.cli.options import Command, load_settings, settings_flags
 from taskpool.cli.ports import answers_ready, local_url
 from taskpool.cli.show import console, print_table
 from taskpool.cli.signals import cancelled_by_signals
@@ -40,10 +40,10 @@ PATH, and else starts one of its own in a temporary directory.
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(cls=Command, epilog=EPILOG)
 @click.argument("path", type=click.Path(exists=True, path_type=Path), default=".")
 @click.option("--top", type=click.IntRange(1, 100), default=10, show_default=True, metavar="N", help="Words to show.")
-@settings_flags("host", "port", "workers", "log_level")
+@settings_flags("host", "port", "workers")
 def demo(path: Path, top: int, **flags: Any) -> None:
     """Count the words of the text below PATH, a task a file.
 

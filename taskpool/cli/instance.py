@@ -171,7 +171,7 @@ class Instance:
     async def _outlive(self, part: Part) -> None:
         status = await part.ended()
         if status == CONFIGURATION_FAULT:
-            raise ConfigurationError(f"{part.name}: " + "\n".join(part.tail))
+            raise ConfigurationError(_last_words(part))
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         raise PartDied(f"{part.name} {how}", part.tail)
 
@@ -191,3 +191,13 @@ class Instance:
             part.kill()
         if not await stopping:
             self._tell(part.name, "killed: it didn't end in time")
+
+
+def _last_words(part: Part) -> str:
+    """What a part said of its configuration: from the last line that starts with a name, as errors do."""
+    lines = list(part.tail)
+    for at in reversed(range(len(lines))):
+        name, colon, words = lines[at].partition(": ")
+        if colon and name in ("taskpool", part.name):
+            return "\n".join([words, *lines[at + 1 :]])
+    return "\n".join([f"{part.name} can't start:", *lines])

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from taskpool.cli.options import CONNECTION, open_pool, settings_flags
+from taskpool.cli.options import CONNECTION, Command, open_pool, settings_flags
 from taskpool.cli.show import age, moment, print_json, print_table, short_json
 from taskpool.types import Page, QueuedTask, QueueInfo, TypeInfo, WorkerInfo
 
@@ -29,7 +29,7 @@ In the payload, a field with ? may be left out.
 COUNTS: Final = ("queued", "in_progress", "scheduled", "waiting", "done", "failed", "canceled")
 
 
-@click.command(epilog=QUEUE_EPILOG)
+@click.command(cls=Command, epilog=QUEUE_EPILOG)
 @click.argument("name", required=False)
 @click.option(
     "--limit", type=click.IntRange(1, 1000), default=100, show_default=True, metavar="N", help="Tasks to list."
@@ -57,7 +57,7 @@ def queue(name: str | None, limit: int, as_json: bool, **flags: Any) -> None:
             _print_queue(name, page)
 
 
-@click.command(epilog=TYPES_EPILOG)
+@click.command(cls=Command, epilog=TYPES_EPILOG)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with each payload's schema.")
 @settings_flags(*CONNECTION)
 def types(as_json: bool, **flags: Any) -> None:
@@ -73,7 +73,7 @@ def types(as_json: bool, **flags: Any) -> None:
         print_table(columns, map(_type_row, infos), nothing="no worker pool has published a type yet")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @settings_flags(*CONNECTION)
 def workers(as_json: bool, **flags: Any) -> None:

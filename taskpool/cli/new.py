@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import keyword
 from pathlib import Path
 from string import Template
@@ -38,17 +39,28 @@ Example:
 """
 
 TEST: Final = Template('''\
-"""What `$name` must do. Runs inline: no Redis, no worker."""
+"""What `$name` must do. It runs in this process: no Redis, no worker. Needs: pip install "taskpool[testing]"."""
 
 from __future__ import annotations
 
 from taskpool.testing import InlinePool
 
+from $name import $name
 
-def test_everybody_is_greeted(inline_pool: InlinePool) -> None:
-    done = inline_pool.add_task("$name", {"names": ["Ada", "Grace"]})
 
-    assert done.result == {"greetings": ["Hello, Ada!", "Hello, Grace!"]}
+def test_everybody_is_greeted() -> None:
+    with InlinePool($name) as pool:
+        ended = pool.run("$name", {"names": ["Ada", "Grace"]})
+
+    assert ended.error is None
+    assert ended.result == {"greetings": ["Hello, Ada!", "Hello, Grace!"]}
+
+
+def test_no_names_is_no_greeting() -> None:
+    with InlinePool($name) as pool:
+        ended = pool.run("$name", {"names": []})
+
+    assert ended.result == {"greetings": []}
 ''')
 
 
@@ -59,11 +71,13 @@ def test_everybody_is_greeted(inline_pool: InlinePool) -> None:
 def new(name: str, directory: Path) -> None:
     """Write a task file NAME.py and its test."""
     if not name.isidentifier() or keyword.iskeyword(name) or not name.isascii():
-        raise Failure(f"{name!r} can't be a Python function's name; letters, digits and _ can", Exit.USAGE)
+        raise Failure(f"{name!r} can't be the name of a Python function: take letters, digits and _", Exit.USAGE)
     files = {directory / f"{name}.py": TASK, directory / f"test_{name}.py": TEST}
     for file in files:
         if file.exists():
             raise Failure(f"{file} exists already; nothing was written", Exit.USAGE)
+    if importlib.util.find_spec(name) is not None:
+        raise Failure(f"there is a module {name!r} already, and a file {name}.py would hide it", Exit.USAGE)
     directory.mkdir(parents=True, exist_ok=True)
     for file, template in files.items():
         file.write_text(template.substitute(name=name), encoding="utf-8")

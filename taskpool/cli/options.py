@@ -19,7 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 CONNECTION: Final = ("redis_url", "data_dir")
 """The settings of every command that talks to Redis."""
 
-_METAVARS: Final = {"integer": "N", "seconds": "S", "list": "A,B", "url": "URL", "text": "TEXT"}
+_METAVARS: Final = {"integer": "N", "seconds": "S", "list": "A,B", "url": "URL", "text": "TEXT", "choice": "WORD"}
 
 
 def settings_flags(*names: str) -> Callable[[F], F]:
@@ -70,13 +70,38 @@ def open_pool(flags: Mapping[str, Any]) -> Iterator[TaskPool]:
         yield pool
 
 
+class SettingOption(click.Option):
+    """A flag that is a setting."""
+
+
+class Command(click.Command):
+    """A command that lists its settings apart from its own options."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write both lists."""
+        own: list[tuple[str, str]] = []
+        settings: list[tuple[str, str]] = []
+        for parameter in self.get_params(ctx):
+            if (row := parameter.get_help_record(ctx)) is not None:
+                (settings if isinstance(parameter, SettingOption) else own).append(row)
+        with formatter.section("Options"):
+            formatter.write_dl(own)
+        if settings:
+            with formatter.section("Settings (each is a variable too: --data-dir is TASKPOOL_DATA_DIR)"):
+                formatter.write_dl(settings)
+
+
 def _flag(row: SettingField) -> Callable[[F], F]:
     default = _text(row.default)
-    help = f"{row.help} [{row.env}{'; ' + default if default else ''}]"
+    words = [row.help, f"One of {', '.join(row.choices)}." if row.choices else "", f"[{default}]" if default else ""]
+    help = " ".join(word for word in words if word)
     if row.kind == "switch":
-        return click.option(f"{row.flag}/--no-{row.flag.removeprefix('--')}", row.name, default=None, help=help)
-    metavar = "|".join(row.choices) or _METAVARS[row.kind]
-    return click.option(row.flag, row.name, metavar=metavar, multiple=row.kind == "list", help=help)
+        flags = f"{row.flag}/--no-{row.flag.removeprefix('--')}"
+        return click.option(flags, row.name, cls=SettingOption, default=None, help=help)
+    multiple = row.kind == "list"
+    return click.option(
+        row.flag, row.name, cls=SettingOption, metavar=_METAVARS[row.kind], multiple=multiple, help=help
+    )
 
 
 def _text(value: object) -> str:

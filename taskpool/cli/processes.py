@@ -9,7 +9,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from taskpool.cli.options import environment, load_settings, settings_flags
+from taskpool.cli.options import Command, environment, load_settings, settings_flags
 
 SHARED: Final = (
     "redis_url", "data_dir", "result_ttl_s", "failure_ttl_s", "timeout_s", "max_attempts", "events_maxlen",
@@ -40,14 +40,14 @@ the rest back.
 """
 
 
-@click.command(epilog=API_EPILOG)
+@click.command(cls=Command, epilog=API_EPILOG)
 @settings_flags(*API)
 def api(**flags: Any) -> None:
     """Run the HTTP API alone."""
     _become("api", flags)
 
 
-@click.command(epilog=WORKER_EPILOG)
+@click.command(cls=Command, epilog=WORKER_EPILOG)
 @click.option("--reload", is_flag=True, help="Restart the workers when a task file changes.")
 @settings_flags(*WORKER)
 def worker(reload: bool, **flags: Any) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from taskpool.cli.options import CONNECTION, open_pool, settings_flags
+from taskpool.cli.options import CONNECTION, Command, open_pool, settings_flags
 from taskpool.cli.values import read_json, read_pairs
 from taskpool.cli.watch import follow, print_end
 
@@ -21,7 +21,8 @@ EPILOG = """\b
 Examples:
   taskpool submit echo message=hello --wait
   taskpool submit long_task duration_s=20
-  taskpool submit word_count --json '{"path": "README.md"}' --wait 30
+  taskpool submit word_count path=README.md --wait 30
+  taskpool submit echo --json '{"message": [1, 2]}'
   id=$(taskpool submit echo message=later --delay 60) && taskpool watch "$id"
 
 A value that is JSON is sent as JSON, any other as text; a field that the type
@@ -30,7 +31,7 @@ task ended: see `taskpool --help`.
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(cls=Command, epilog=EPILOG)
 @click.argument("type")
 @click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--json", "source", metavar="FILE|-|TEXT", help="The payload as JSON; KEY=VALUE pairs are put on top.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taskpool.cli.exits import exit_of
-from taskpool.cli.options import CONNECTION, open_pool, settings_flags
+from taskpool.cli.options import CONNECTION, Command, open_pool, settings_flags
 from taskpool.cli.show import moment, print_fields, print_json, short_json
 from taskpool.types import TaskStatus
 
@@ -38,7 +38,7 @@ Example:
 """
 
 
-@click.command(epilog=GET_EPILOG)
+@click.command(cls=Command, epilog=GET_EPILOG)
 @click.argument("id")
 @click.option("--json", "as_json", is_flag=True, help="Print the task as JSON, as the API gives it.")
 @settings_flags(*CONNECTION)
@@ -50,7 +50,7 @@ def get(id: str, as_json: bool, **flags: Any) -> None:
     raise SystemExit(exit_of(record.status))
 
 
-@click.command(epilog=STOP_EPILOG)
+@click.command(cls=Command, epilog=STOP_EPILOG)
 @click.argument("id")
 @click.option(
     "--grace",
@@ -71,7 +71,7 @@ def stop(id: str, grace_s: float, force: bool, as_json: bool, **flags: Any) -> N
     _print_move(record, as_json=as_json)
 
 
-@click.command(epilog=RETRY_EPILOG)
+@click.command(cls=Command, epilog=RETRY_EPILOG)
 @click.argument("id")
 @click.option("--json", "as_json", is_flag=True, help="Print the task as JSON.")
 @settings_flags(*CONNECTION)

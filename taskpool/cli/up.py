@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from taskpool.cli.options import load_settings, settings_flags
+from taskpool.cli.options import Command, load_settings, settings_flags
 from taskpool.cli.signals import cancelled_by_signals
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ tasks: they are put back and run again. Tasks survive a restart.
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(cls=Command, epilog=EPILOG)
 @click.option("--reload", is_flag=True, help="Restart the workers when a task file changes.")
 @settings_flags()
 def up(reload: bool, **flags: Any) -> None:

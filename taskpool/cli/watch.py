@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from taskpool.cli.exits import Exit, exit_of
-from taskpool.cli.options import CONNECTION, open_pool, settings_flags
+from taskpool.cli.options import CONNECTION, Command, open_pool, settings_flags
 from taskpool.cli.show import console, print_json, short_json
 from taskpool.errors import WaitTimeout
 
@@ -30,7 +30,7 @@ Ctrl-C ends the watching, not the task. The exit status says how the task ended.
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(cls=Command, epilog=EPILOG)
 @click.argument("id")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="S", help="Give up after S seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole task as JSON at the end.")

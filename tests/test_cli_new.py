@@ -1,0 +1,64 @@
+"""`taskpool new` writes files that work as they are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from taskpool.cli import main
+from taskpool.cli.exits import Exit
+
+
+def new(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["new", *arguments])
+
+
+def test_the_new_test_passes_on_the_new_task(tmp_path: Path) -> None:
+    result = new("thumbnails", "--dir", str(tmp_path))
+
+    assert result.exit_code == Exit.DONE
+    checked = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", "test_thumbnails.py"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_what_is_written_satisfies_linter_and_type_checker(tmp_path: Path) -> None:
+    new("thumbnails", "--dir", str(tmp_path))
+
+    for tool in (["ruff", "check"], ["ruff", "format", "--check", "--line-length", "120"]):
+        checked = subprocess.run(
+            [sys.executable, "-m", *tool], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert checked.returncode == 0, checked.stdout
+
+
+def test_it_says_what_to_do_next(tmp_path: Path) -> None:
+    result = new("thumbnails", "--dir", str(tmp_path / "new"))
+
+    assert f"taskpool up --tasks {tmp_path}/new/thumbnails.py --reload" in result.stdout
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    existing = tmp_path / "test_thumbnails.py"
+    existing.write_text("mine")
+
+    result = new("thumbnails", "--dir", str(tmp_path))
+
+    assert result.exit_code == Exit.USAGE
+    assert result.stderr == f"Error: {existing} exists already; nothing was written\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["test_thumbnails.py"]
+    assert existing.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["no-dash", "class", "9lives", "größe", "", "json", "taskpool"])
+def test_a_name_that_python_cannot_use_is_refused(name: str, tmp_path: Path) -> None:
+    result = new(name, "--dir", str(tmp_path))
+
+    assert result.exit_code == Exit.USAGE
+    assert list(tmp_path.iterdir()) == []
