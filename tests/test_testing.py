@@ -1,0 +1,201 @@
+"""What users test their tasks with: the pool that runs inline."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskpool import InvalidPayload, Registry, Task, TaskContext, TaskSpec, TaskStatus, UnknownType, WaitTimeout, task
+from taskpool.settings import Settings
+from taskpool.testing import InlinePool, RecordingSink, inline_pool
+
+S = TaskStatus
+__all__ = ["inline_pool"]
+
+
+@task("add", queue="sums", max_attempts=2)
+def add(ctx: TaskContext, a: int, b: int = 1) -> int:
+    ctx.progress(1, 2, note="half")
+    ctx.log("adding")
+    return a + b
+
+
+@task("fail")
+def fail() -> None:
+    raise ValueError("no luck")
+
+
+@task("sum_up")
+def sum_up(ctx: TaskContext) -> dict[str, Any]:
+    return dict(ctx.parents)
+
+
+@task("nap")
+async def nap(seconds: float) -> float:
+    await asyncio.sleep(0)
+    return seconds
+
+
+class Endless(Task):
+    type = "endless"
+
+    def run(self, ctx: TaskContext) -> None:
+        while True:
+            ctx.raise_if_cancelled()
+            stop(ctx.id)
+
+
+def stop(id: str) -> None:
+    """Replaced by a test."""
+
+
+@pytest.fixture
+def pool() -> Any:
+    with InlinePool(add, fail, sum_up, nap, Endless) as pool:
+        yield pool
+
+
+def test_a_task_runs_inline_to_a_whole_record(pool: InlinePool) -> None:
+    task = pool.add_task("add", {"a": 2}, tags=["t"])
+
+    record = pool.wait(task.id)
+
+    assert task.status is S.QUEUED
+    assert (record.status, record.result, record.queue, record.tags, record.attempt, record.max_attempts) == (
+        S.DONE, 3, "sums", ("t",), 1, 2,
+    )  # fmt: skip
+    assert record.progress == {"done": 1, "total": 2, "note": "half"}
+    assert pool.log_of(task.id) == ["adding"]
+    assert [(event.seq, event.event) for event in pool.events(task.id)] == [
+        (1, "queued"), (2, "started"), (3, "progress"), (4, "log"), (5, "done"),
+    ]  # fmt: skip
+    assert pool.list_tasks(tag="t").items == (record,)
+    assert pool.run_all() == []
+
+
+def test_a_failure_is_retried_without_waiting_for_its_time(pool: InlinePool) -> None:
+    record = pool.run("fail", max_attempts=3)
+
+    assert (record.status, record.error, record.attempt) == (S.FAILED, "ValueError: no luck", 3)
+    assert record.failure is not None
+    assert record.failure["traceback"].count("Traceback") == 1
+    assert [event.event for event in pool.events(record.id)] == [
+        "queued", "started", "retry", "queued", "started", "retry", "queued", "started", "failed",
+    ]  # fmt: skip
+
+
+def test_delayed_tasks_run_last_in_the_order_of_their_times(pool: InlinePool) -> None:
+    late = pool.add_task("add", {"a": 3}, delay_s=7200)
+    soon = pool.add_task("add", {"a": 2}, delay_s=60)
+    now = pool.add_task("add", {"a": 1})
+
+    ran = pool.run_all()
+
+    assert [(record.id, record.result) for record in ran] == [(now.id, 2), (soon.id, 3), (late.id, 4)]
+
+
+def test_a_child_reads_its_parents_results_in_order(pool: InlinePool) -> None:
+    first, second = pool.add_tasks([TaskSpec(type="add", payload={"a": n}) for n in (1, 2)])
+
+    record = pool.run("sum_up", depends_on=[second.id, first.id])
+
+    assert list(record.result.items()) == [(second.id, 3), (first.id, 2)]
+
+
+def test_a_chain_behind_a_failure_is_canceled(pool: InlinePool) -> None:
+    failing = pool.add_task("fail")
+    child = pool.add_task("sum_up", depends_on=[failing.id])
+    grandchild = pool.add_task("sum_up", depends_on=[child.id])
+
+    record = pool.wait(grandchild.id)
+
+    assert [pool.get(id).status for id in (failing.id, child.id)] == [S.FAILED, S.CANCELED]
+    assert (record.status, record.reason) == (S.CANCELED, "dependency_failed")
+
+
+def test_a_coroutine_function_runs_in_a_plain_test(pool: InlinePool) -> None:
+    assert pool.run("nap", {"seconds": 1.5}).result == 1.5
+
+
+async def test_a_coroutine_function_runs_in_an_async_test(pool: InlinePool) -> None:
+    assert pool.run("nap", {"seconds": 1.5}).result == 1.5
+
+
+def test_a_task_that_is_asked_to_stop_ends_as_stopped(pool: InlinePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.stop", pool.kill_task)
+
+    record = pool.run("endless")
+
+    assert (record.status, record.reason) == (S.STOPPED, "stopped")
+
+
+def test_nothing_left_to_run_is_said_instead_of_waited_for(pool: InlinePool) -> None:
+    task = pool.add_task("add", {"a": 1})
+    pool.run_task(["sums"], worker="somebody else", attempt_id="a1")
+
+    with pytest.raises(WaitTimeout) as over:
+        pool.wait(task.id)
+
+    assert over.value.record.status is S.IN_PROGRESS
+
+
+def test_what_does_not_fit_is_refused_as_in_production(pool: InlinePool) -> None:
+    with pytest.raises(InvalidPayload):
+        pool.run("add", {"a": "1"})
+    with pytest.raises(UnknownType):
+        pool.run("ad", {"a": 1})
+
+    assert pool.list_tasks().items == ()
+
+
+def test_two_pools_share_nothing() -> None:
+    with InlinePool(add) as one, InlinePool(add) as other:
+        one.add_task("add", {"a": 1})
+
+        assert other.run_all() == []
+        assert len(one.run_all()) == 1
+
+
+def test_a_pool_takes_files_settings_and_no_built_ins(tmp_path: Path) -> None:
+    file = tmp_path / "tasks_of_inline_test.py"
+    file.write_text('from taskpool import task\n@task("big")\ndef big(): return "x" * 100\n')
+
+    with InlinePool(str(file), builtins=False, settings=Settings(max_result_bytes=50)) as pool:
+        record = pool.run("big")
+
+    assert isinstance(pool.registry, Registry)
+    assert pool.registry.names() == ["big"]
+    assert record.failure is not None
+    assert record.failure["reason"] == "result_too_large"
+
+
+def test_the_fixture_has_the_built_in_types_and_takes_more(inline_pool: InlinePool) -> None:
+    inline_pool.use(add)
+
+    assert inline_pool.run("echo", {"message": [1]}).result == [1]
+    assert inline_pool.run("add", {"a": 1}).result == 2
+
+
+def test_a_task_can_be_called_directly_with_a_recording_context() -> None:
+    ctx = TaskContext(sink := RecordingSink(results={"p": 4}), id="t1", type="add")
+
+    result = add(ctx, 1)
+
+    assert (result, sink.reports, sink.lines) == (2, [(1, 2, "half")], ["adding"])
+    assert sum_up(ctx) == {"p": 4}
+    assert not ctx.cancelled
+    sink.is_stopped = True
+    assert ctx.cancelled
+
+
+@pytest.mark.parametrize("numbers", [(-1, None), (float("nan"), None), (1, float("inf"))])
+def test_progress_that_is_no_number_is_refused(numbers: tuple[float, float | None]) -> None:
+    ctx = TaskContext(sink := RecordingSink(), id="t1", type="add")
+
+    with pytest.raises(ValueError, match="must be a finite number, 0 or more"):
+        ctx.progress(*numbers)
+
+    assert sink.reports == []
