@@ -100,13 +100,12 @@ def open_below(root: Path, path: str) -> BinaryIO:
         raise PermissionError(f"{path!r} isn't below files_root")
     # No link is left in a resolved path, so O_NOFOLLOW refuses one put there since; O_NONBLOCK is for pipes.
     descriptor = os.open(full, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    file = os.fdopen(descriptor, "rb")
     found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST_FILE_BYTES:
-        file.close()
-        is_file = stat.S_ISREG(found.st_mode)
-        raise ValueError(f"{path!r} is larger than {LARGEST_FILE_BYTES:,} bytes" if is_file else f"{path!r} is no file")
-    return file
+    if stat.S_ISREG(found.st_mode) and found.st_size <= LARGEST_FILE_BYTES:
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    what = f"larger than {LARGEST_FILE_BYTES:,} bytes" if stat.S_ISREG(found.st_mode) else "no file"
+    raise ValueError(f"{path!r} is {what}")
 
 
 def _text_chunks(file: BinaryIO, ctx: TaskContext) -> Iterator[str]:
