@@ -24,7 +24,8 @@ NO_TRACEBACK: Final = b""
 _add, _claim, _finish, _requeue, _crash = map(Script, ("add", "claim", "finish", "requeue", "crash"))
 _heartbeat, _progress, _log, _stop = map(Script, ("heartbeat", "progress", "log", "stop"))
 _cancel, _revive, _purge, _promote, _release = map(Script, ("cancel", "revive", "purge", "promote", "release"))
-_due, _sweep_waiting, _queue_page, _count = map(Script, ("due", "sweep_waiting", "queue_page", "count"))
+_due, _sweep_waiting, _sweep_index = map(Script, ("due", "sweep_waiting", "sweep_index"))
+_queue_page, _count = map(Script, ("queue_page", "count"))
 
 _ids = msgspec.json.Decoder(tuple[str, ...])
 
@@ -279,6 +280,11 @@ def due(registry: str, *, limit: int, ahead_s: float = 0) -> Call[Due]:
 def sweep_waiting(queue: str, offset: int, limit: int) -> Call[int]:
     """Look after waiting tasks whose parents ended unnoticed; the offset to go on from."""
     return _sweep_waiting.call((queue, offset, limit), int, again=True)
+
+
+def sweep_index(index: str, after: str, limit: int) -> Call[str]:
+    """Drop ids whose records are gone from an index by type or tag; the id to go on after, empty at the end."""
+    return _sweep_index.call((after, limit), _word, keys=(index,), again=True)
 
 
 def queue_page(queue: str, offset: int, limit: int) -> Call[list[Any]]:

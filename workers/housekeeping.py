@@ -35,6 +35,8 @@ class Housekeeping:
     def __init__(self, store: AsyncStore, outage: Outage, settings: Settings) -> None:
         self._store, self._outage, self._settings = store, outage, settings
         self._offsets: dict[str, int] = {}
+        self._unswept: list[str] = []
+        self._swept_to = ""
 
     async def step(self) -> float:
         """One round over all queues; the seconds until the next.
@@ -48,11 +50,23 @@ class Housekeeping:
         waits_s = [await self._carry_out(promote(queue)) for queue in queues]
         await self._carry_out(expire_queued())
         for queue in queues:
-            await self._carry_out(purge_ended(queue))
+            waits_s.append(await self._carry_out(purge_ended(queue)))
             offset = await self._carry_out(one(scripts.sweep_waiting(queue, self._offsets.get(queue, 0), BATCH)))
             self._offsets[queue] = offset or 0
         await self._carry_out(release_outbox())
+        await self._sweep_indexes()
         return max(LEAST_S, min([IDLE_S, *(wait_s for wait_s in waits_s if wait_s is not None)]))
+
+    async def _sweep_indexes(self) -> None:
+        """One step through one index, in turn: what is gone without `purge` leaves its id behind."""
+        if not self._unswept:
+            self._unswept = await self._carry_out(indexes()) or []
+        if self._unswept:
+            self._swept_to = (
+                await self._carry_out(one(scripts.sweep_index(self._unswept[-1], self._swept_to, BATCH))) or ""
+            )
+            if not self._swept_to:
+                self._unswept.pop()
 
     async def _carry_out(self, plan: Plan[T]) -> T | None:
         """Carries out one step. A damaged record may fail a script: it must not keep the other steps back."""
@@ -108,15 +122,13 @@ def promote(queue: str) -> Plan[float]:
 
 def expire_queued() -> Plan[None]:
     """Cancels tasks that weren't started in time."""
-    (now_ms,) = yield (Call(("TIME",), lambda reply: int(reply[0]) * 1000, again=True),)
-    due = Call(("ZRANGEBYSCORE", keys.EXPIRING, "-inf", now_ms, "LIMIT", 0, BATCH), _names, again=True)
-    (ids,) = yield (due,)
-    if ids:
-        yield [scripts.cancel(id, reason="expired", error=NOT_STARTED) for id in ids]
+    (due,) = yield (scripts.due(keys.EXPIRING, limit=BATCH),)
+    if due.members:
+        yield [scripts.cancel(id, reason="expired", error=NOT_STARTED) for id in due.members]
 
 
-def purge_ended(queue: str) -> Plan[None]:
-    """Removes the records of ended tasks whose time is over."""
+def purge_ended(queue: str) -> Plan[float]:
+    """Removes the records of ended tasks whose time is over; the seconds until there may be more."""
     registries = [part + queue for part in (keys.FINISHED, keys.FAILED, keys.CANCELED)]
     found = yield [scripts.due(registry, limit=BATCH) for registry in registries]
     ended = [(id, registry) for registry, due in zip(registries, found, strict=True) for id in due.members]
@@ -125,6 +137,16 @@ def purge_ended(queue: str) -> Plan[None]:
         held = [id for (id, _), word in zip(ended, words, strict=True) if word == "children"]
         if held:  # purged in a later round, when nobody waits for them any more
             yield [scripts.release(id) for id in held]
+    return LEAST_S if any(len(due.members) == BATCH for due in found) else IDLE_S
+
+
+def indexes() -> Plan[list[str]]:
+    """The keys of all indexes by type and tag."""
+    types, tags = yield (
+        Call(("HKEYS", keys.TYPES), _names, again=True),
+        Call(("SMEMBERS", keys.TAGS), _names, again=True),
+    )
+    return [*(keys.BY_TYPE + type for type in types), *(keys.BY_TAG + tag for tag in tags)]
 
 
 def release_outbox() -> Plan[None]:
