@@ -1,0 +1,59 @@
+"""Settings for rq-dashboard, run as `rq-dashboard -j -c taskpool.rq_dashboard`: it then reads our tasks, safely.
+
+rq-dashboard imports this module before it serves its first page. From then on its process never unpickles, wherever
+in it a job is read (its own `-j` leaves out the workers page, the job page and the buttons); a job's page shows the
+result that our workers keep; and pages that it fills without escaping get text without markup, so that a payload
+can't run script in the browser of whoever looks at it. Its flags and RQ_DASHBOARD_... variables stay its own.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from typing import Any, Final
+
+from flask import Response, request
+from rq.job import Job
+from rq.serializers import DefaultSerializer, JSONSerializer
+from rq_dashboard import web
+
+UNESCAPED: Final = ("rq_dashboard.job_info", "rq_dashboard.list_workers", "rq_dashboard.list_queues")
+"""The documents whose texts rq-dashboard's pages put into HTML as they are. Its lists of jobs escape by themselves."""
+
+
+class TaskJob(Job):
+    """A job whose result may stand in its hash, where our workers leave it, instead of in RQ's result stream."""
+
+    def return_value(self, refresh: bool = False) -> Any:
+        """What the job returned; None while it hasn't."""
+        value = super().return_value(refresh)
+        return self._result if value is None else value
+
+
+def read_json_alone() -> None:
+    """Have RQ's default serializer, which is pickle, read and write JSON in this process."""
+    DefaultSerializer.loads = JSONSerializer.loads
+    DefaultSerializer.dumps = JSONSerializer.dumps
+
+
+def without_markup(value: Any) -> Any:
+    """A JSON value whose texts, names of members included, are escaped for HTML."""
+    if isinstance(value, str):
+        return html.escape(value)
+    if isinstance(value, list):
+        return [without_markup(each) for each in value]
+    if isinstance(value, dict):
+        return {html.escape(name): without_markup(each) for name, each in value.items()}
+    return value
+
+
+def escape(response: Response) -> Response:
+    """Escape what a page would put into HTML unescaped."""
+    if request.endpoint in UNESCAPED and response.is_json:
+        response.set_data(json.dumps(without_markup(response.get_json())))
+    return response
+
+
+read_json_alone()
+web.Job = TaskJob
+web.blueprint.after_request(escape)

@@ -1,0 +1,121 @@
+"""RQ's own tools as processes of this machine: rq-dashboard, the `rq` command, and beside them our workers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.compose import free_port
+from tests.support import eventually
+
+ROOT = Path(__file__).parent.parent
+TASKS = "tests.rq_tasks"
+SETTINGS = ("-j", "-c", "taskpool.rq_dashboard")
+
+
+def environment(redis_url: str, **more: str) -> dict[str, str]:
+    """What our code finds in the environment: the Redis and the tasks of these tests."""
+    return {**os.environ, "TASKPOOL_REDIS_URL": redis_url, "TASKPOOL_TASKS": TASKS, **more}
+
+
+@contextmanager
+def process(arguments: Sequence[str], env: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`python -m arguments...` until the block ends; its output goes to `log`."""
+    with log.open("wb") as output:
+        running = subprocess.Popen(
+            [sys.executable, "-m", *arguments], env=env, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        yield running
+    finally:
+        running.terminate()
+        try:
+            running.wait(20)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+
+
+def rq(redis_url: str, command: str, *arguments: str) -> str:
+    """What `rq COMMAND ...` prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "rq.cli", command, "--url", redis_url, *arguments],
+        env=environment(redis_url),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+class Dashboard:
+    """rq-dashboard's pages and buttons as its browser side uses them."""
+
+    def __init__(self, client: httpx.Client) -> None:
+        self.client = client
+
+    def queue(self, name: str) -> dict[str, int]:
+        """A queue's numbers, by rq-dashboard's names of the registries."""
+        queues = self._get("/0/data/queues.json")["queues"]
+        row = next(queue for queue in queues if queue["name"] == name)
+        counts = {key.removesuffix("_job_registry_count"): value for key, value in row.items() if "count" in key}
+        return {"queued": counts.pop("count"), **counts}
+
+    def jobs(self, registry: str, queue: str = "default") -> list[dict[str, Any]]:
+        """One page of a registry."""
+        jobs: list[dict[str, Any]] = self._get(f"/0/data/jobs/{queue}/{registry}/50/asc/1.json")["jobs"]
+        return jobs
+
+    def job(self, id: str) -> dict[str, Any]:
+        """The data of a job's page."""
+        return self._get(f"/0/data/job/{id}.json")
+
+    def workers(self) -> list[dict[str, Any]]:
+        """The rows of the workers page."""
+        workers: list[dict[str, Any]] = self._get("/0/data/workers.json")["workers"]
+        return workers
+
+    def press(self, button: str) -> dict[str, Any]:
+        """What a button posts."""
+        answer = self.client.post(f"/{button}")
+        assert answer.status_code == 200, answer.text
+        document: dict[str, Any] = answer.json()
+        return document
+
+    def _get(self, path: str) -> dict[str, Any]:
+        answer = self.client.get(path)
+        assert answer.status_code == 200, answer.text
+        document: dict[str, Any] = answer.json()
+        return document
+
+
+@contextmanager
+def dashboard(redis_url: str, directory: Path, options: Sequence[str] = SETTINGS) -> Iterator[Dashboard]:
+    """rq-dashboard on a loopback port."""
+    port = free_port()
+    address = ("--bind", "127.0.0.1", "--port", str(port), "--redis-url", redis_url)
+    log = directory / "dashboard.log"
+    with (
+        process(("rq_dashboard", *options, *address), os.environ, log) as running,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+    ):
+
+        def answers() -> bool:
+            assert running.poll() is None, log.read_text()
+            try:
+                return client.get("/0/data/queues.json").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        eventually(answers, 30)
+        yield Dashboard(client)
