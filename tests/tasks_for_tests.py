@@ -1,0 +1,159 @@
+"""Task types for the system tests: the payload chooses what happens, files say what has happened."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from taskpool import SoftTimeout, Task, TaskContext, TaskStopped, task
+
+STEP_S = 0.01
+
+
+class Act(Task):
+    """Does what `do` names; each attempt adds a line "pid attempt" to the file `note` first."""
+
+    type = "act"
+
+    class Payload:
+        do: str = "ok"
+        note: str = ""
+        seconds: float = 60
+        until: str = ""
+
+    def run(self, ctx: TaskContext) -> Any:
+        write_line(self.payload.note, f"{os.getpid()} {ctx.attempt}")
+        return getattr(self, self.payload.do)(ctx)
+
+    def ok(self, ctx: TaskContext) -> dict[str, Any]:
+        return {"attempt": ctx.attempt, "pid": os.getpid()}
+
+    def fail(self, ctx: TaskContext) -> None:
+        raise ValueError("as asked")
+
+    def fail_once(self, ctx: TaskContext) -> str:
+        if ctx.attempt == 1:
+            raise ValueError("the first time")
+        return "the second time"
+
+    def die(self, ctx: TaskContext) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def leave(self, ctx: TaskContext) -> None:
+        os._exit(7)
+
+    def hang(self, ctx: TaskContext) -> str:
+        """Sleeps, and can be interrupted."""
+        self._wait()
+        return "slept"
+
+    def hang_once(self, ctx: TaskContext) -> str:
+        """Hangs in its first process, returns in any other."""
+        if len(Path(self.payload.note).read_text().splitlines()) == 1:
+            self._wait()
+        return "the second time"
+
+    def tidy(self, ctx: TaskContext) -> None:
+        """Writes a line on its way out."""
+        try:
+            self._wait()
+        finally:
+            write_line(self.payload.note, "tidied")
+
+    def yield_to_stop(self, ctx: TaskContext) -> str:
+        """Ends well when it's stopped."""
+        try:
+            self._wait()
+        except TaskStopped:
+            return f"cancelled: {ctx.cancelled}"
+        return "slept"
+
+    def ignore(self, ctx: TaskContext) -> None:
+        """Swallows every interrupt."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            try:
+                self._wait()
+            except (TaskStopped, SoftTimeout):
+                write_line(self.payload.note, "ignored")
+
+    def spawn(self, ctx: TaskContext) -> None:
+        """Starts a process that ignores SIGTERM, and hangs."""
+        self._spawn()
+        self._wait()
+
+    def spawn_and_ignore(self, ctx: TaskContext) -> None:
+        self._spawn()
+        self.ignore(ctx)
+
+    def thread(self, ctx: TaskContext) -> None:
+        """Leaves a thread running that nothing can interrupt."""
+        threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+        self._wait()
+
+    def report(self, ctx: TaskContext) -> None:
+        for done in range(101):
+            ctx.progress(done, 100, note=f"step {done}")
+            ctx.log(f"line {done}")
+
+    def report_and_hang(self, ctx: TaskContext) -> None:
+        ctx.progress(1, 2)
+        ctx.log("one line")
+        self._wait()
+
+    def parents(self, ctx: TaskContext) -> dict[str, Any]:
+        return dict(ctx.parents)
+
+    def not_json(self, ctx: TaskContext) -> object:
+        return object()
+
+    def where(self, ctx: TaskContext) -> dict[str, int]:
+        return {"pid": os.getpid(), "group": os.getpgrp(), "parent": os.getppid()}
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + self.payload.seconds
+        while time.monotonic() < deadline and not (self.payload.until and os.path.exists(self.payload.until)):
+            time.sleep(STEP_S)
+
+    def _spawn(self) -> None:
+        code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
+        child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        child.stdout.readline()
+        write_line(self.payload.note, f"spawned {child.pid}")
+
+
+@task("act_async")
+async def act_async(ctx: TaskContext, do: str = "ok", note: str = "", seconds: float = 60, until: str = "") -> Any:
+    """The same for the event loop."""
+    write_line(note, f"{os.getpid()} {ctx.attempt}")
+    if do == "hog":
+        while True:
+            pass
+    try:
+        deadline = time.monotonic() + (0 if do == "ok" else seconds)
+        while time.monotonic() < deadline and not (until and os.path.exists(until)):
+            await asyncio.sleep(STEP_S)
+    finally:
+        write_line(note, "left")
+    return {"attempt": ctx.attempt, "pid": os.getpid()}
+
+
+@task("elsewhere", queue="elsewhere")
+def elsewhere(n: int = 0) -> int:
+    """Goes to another queue."""
+    return n + 1
+
+
+def write_line(path: str, line: str) -> None:
+    """Adds a line to a file in one write; nothing without a path."""
+    if path:
+        with open(path, "a") as file:
+            file.write(line + "\n")
