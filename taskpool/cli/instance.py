@@ -30,6 +30,7 @@ REDIS_LOOK_S: Final = 0.5
 API_STOP_S: Final = 15.0
 DRAIN_MARGIN_S: Final = 10.0
 HURRY_S: Final = 5.0
+BETWEEN_SIGNALS_S: Final = 0.2  # two that come at once are one to the process
 TAKING: Final = ("idle", "busy")
 CONFIGURATION_FAULT: Final = 2  # the exit status by which a part says that a setting or a task module is wrong
 
@@ -178,6 +179,7 @@ class Instance:
     async def _outlive_redis(self) -> None:
         while self._redis is None or self._redis.pid is not None:
             await asyncio.sleep(REDIS_LOOK_S)
+        self.hurry()  # what runs has nobody to report to
         raise PartDied(f"redis ended; see {self._redis.data_dir / 'redis.log'}", ())
 
     async def _stop_part(self, part: Part, limit_s: float) -> None:
@@ -186,6 +188,7 @@ class Instance:
         await asyncio.wait([stopping, hurry], return_when=asyncio.FIRST_COMPLETED)
         hurry.cancel()
         if not stopping.done():
+            await asyncio.wait([stopping], timeout=BETWEEN_SIGNALS_S)
             part.send(signal.SIGTERM)  # the second one: don't wait for what runs
             await asyncio.wait([stopping], timeout=HURRY_S)
             part.kill()

@@ -1,0 +1,331 @@
+"""`taskpool up` with real processes: how it starts, what stands in its way, how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from taskpool.cli.exits import Exit
+from tests.support import eventually, is_running
+
+COMMAND = (sys.executable, "-m", "taskpool.cli")
+START_S = 30
+
+
+class Up:
+    """One `taskpool up` in a directory of its own."""
+
+    def __init__(self, directory: Path, *arguments: str) -> None:
+        self.directory = directory
+        self.port = free_port()
+        self.output = directory / "output"
+        with self.output.open("ab") as output:
+            self.process = subprocess.Popen(
+                [*COMMAND, "up", "--port", str(self.port), "--workers", "2", *arguments],
+                cwd=directory, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+            )  # fmt: skip
+        self.children: list[psutil.Process] = []
+
+    def await_ready(self) -> None:
+        eventually(lambda: self.ask("GET", "/readyz")[0] == 200 or self.has_failed(), START_S)
+        assert "ready: " in self.text() or eventually(lambda: "ready: " in self.text())
+        self.children = psutil.Process(self.process.pid).children(recursive=True)
+
+    def has_failed(self) -> bool:
+        if self.process.poll() is not None:
+            raise AssertionError(self.text())
+        return False
+
+    def ask(self, method: str, path: str, document: Any = None) -> tuple[int, Any]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        with contextlib.closing(connection):
+            try:
+                body = None if document is None else json.dumps(document)
+                connection.request(method, path, body, {"Content-Type": "application/json"})
+                answer = connection.getresponse()
+                return answer.status, json.loads(answer.read() or b"null")
+            except ConnectionError:
+                return 0, None
+
+    def text(self) -> str:
+        return self.output.read_text()
+
+    def part(self, module: str) -> psutil.Process:
+        """The process of one part: `workers` or `api`."""
+        children = psutil.Process(self.process.pid).children()
+        return next(child for child in children if child.cmdline()[-2:] == ["-m", module])
+
+    def end(self, number: signal.Signals = signal.SIGINT) -> int:
+        """Signal it and wait for its end; its exit status. Nothing of it may be left."""
+        self.process.send_signal(number)
+        return self.await_end()
+
+    def await_end(self) -> int:
+        status = self.process.wait(timeout=60)
+        eventually(lambda: not any(is_running(child.pid) for child in self.children))
+        return status
+
+    def kill(self) -> None:
+        for child in self.children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[list[Up]]:
+    """Collects what a test starts, and leaves nothing running."""
+    instances: list[Up] = []
+    yield instances
+    for instance in instances:
+        instance.kill()
+
+
+@pytest.fixture
+def up(tmp_path: Path, started: list[Up]) -> Up:
+    """A running instance."""
+    started.append(Up(tmp_path))
+    started[-1].await_ready()
+    return started[-1]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def taskpool(directory: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], cwd=directory, env=os.environ | environment, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_when_it_is_ready_the_workers_serve(up: Up) -> None:
+    status, task = up.ask("POST", "/tasks", {"type": "echo", "payload": {"message": "hello"}})
+    _, ended = up.ask("GET", f"/tasks/{task['id']}?wait=30")
+
+    assert status == 202
+    assert (ended["status"], ended["result"]) == ("done", "hello")
+
+
+def test_it_says_where_it_is_what_to_try_and_where_the_data_lies(up: Up) -> None:
+    eventually(lambda: "Ctrl-C" in up.text())
+
+    assert f"ready: http://127.0.0.1:{up.port} with 2 workers" in up.text()
+    assert f"curl -s http://127.0.0.1:{up.port}/tasks" in up.text()
+    assert str(up.directory / ".taskpool") in up.text()
+
+
+def test_the_commands_beside_it_find_it(up: Up) -> None:
+    submitted = taskpool(up.directory, "submit", "echo", 'message={"a": [1]}', "--wait", "30")
+    id = submitted.stdout.split()[0]
+
+    watched = taskpool(up.directory, "watch", id)
+    workers = json.loads(taskpool(up.directory, "workers", "--json").stdout)["workers"]
+
+    assert submitted.returncode == Exit.DONE
+    assert json.loads(submitted.stdout.splitlines()[1]) == {"a": [1]}
+    assert (watched.returncode, json.loads(watched.stdout)) == (Exit.DONE, {"a": [1]})
+    assert len(workers) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_all_of_it_cleanly(number: signal.Signals, up: Up) -> None:
+    assert up.end(number) == Exit.DONE
+
+    assert up.text().rstrip().endswith("stopped")
+    assert "Traceback" not in up.text()
+    assert not (up.directory / ".taskpool" / "redis.url").exists()
+
+
+def test_tasks_survive_a_restart(up: Up, started: list[Up]) -> None:
+    _, done = up.ask("POST", "/tasks", {"type": "echo", "payload": {"message": "kept"}})
+    up.ask("GET", f"/tasks/{done['id']}?wait=30")
+    _, later = up.ask("POST", "/tasks", {"type": "echo", "payload": {"message": "later"}, "delay_s": 3600})
+    up.end()
+
+    started.append(again := Up(up.directory))
+    again.await_ready()
+
+    assert again.ask("GET", f"/tasks/{done['id']}")[1]["result"] == "kept"
+    assert again.ask("GET", f"/tasks/{later['id']}")[1]["status"] == "scheduled"
+
+
+def test_stopping_lets_a_running_task_finish(up: Up, started: list[Up]) -> None:
+    _, task = up.ask("POST", "/tasks", {"type": "long_task", "payload": {"duration_s": 1}})
+    eventually(lambda: up.ask("GET", f"/tasks/{task['id']}")[1]["status"] == "in_progress")
+
+    up.end()
+    started.append(again := Up(up.directory))
+    again.await_ready()
+
+    record = again.ask("GET", f"/tasks/{task['id']}")[1]
+    assert (record["status"], record["attempt"]) == ("done", 1)
+
+
+def test_a_second_signal_does_not_wait_and_puts_the_task_back(up: Up, started: list[Up]) -> None:
+    _, task = up.ask("POST", "/tasks", {"type": "long_task", "payload": {"duration_s": 600}})
+    eventually(lambda: up.ask("GET", f"/tasks/{task['id']}")[1]["status"] == "in_progress")
+    up.process.send_signal(signal.SIGINT)
+    eventually(lambda: "draining" in up.text())
+
+    assert up.end() == Exit.DONE
+
+    started.append(again := Up(up.directory))
+    again.await_ready()
+    eventually(lambda: again.ask("GET", f"/tasks/{task['id']}")[1]["status"] == "in_progress")
+    assert again.ask("GET", f"/tasks/{task['id']}")[1]["attempt"] == 1
+    again.ask("POST", f"/tasks/{task['id']}/stop", {"force": True})
+
+
+@pytest.mark.parametrize("module", ["workers", "api"])
+def test_a_part_that_dies_ends_the_rest_and_is_named(module: str, up: Up) -> None:
+    up.part(module).kill()
+
+    assert up.await_end() == Exit.FAILED
+    assert f"Error: {module} was killed by SIGKILL" in up.text()
+
+
+def test_a_dead_redis_ends_the_rest_and_is_named(up: Up) -> None:
+    redis = next(child for child in up.children if child.name() == "redis-server")
+
+    redis.kill()
+
+    assert up.await_end() == Exit.FAILED
+    assert "Error: redis ended; see " in up.text()
+
+
+def test_nothing_outlives_a_launcher_that_is_killed(tmp_path: Path, redis_url: str, started: list[Up]) -> None:
+    started.append(up := Up(tmp_path, "--redis-url", redis_url))
+    up.await_ready()
+
+    up.process.kill()
+
+    up.await_end()
+
+
+def test_a_directory_of_the_users_that_is_called_like_ours_is_no_trouble(tmp_path: Path, started: list[Up]) -> None:
+    for name in ("api", "workers"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('not ours')")
+
+    started.append(up := Up(tmp_path))
+
+    up.await_ready()
+
+
+def test_the_users_tasks_are_served_and_reloaded(tmp_path: Path, started: list[Up]) -> None:
+    file = tmp_path / "mine.py"
+    code = "from taskpool import task\n\n@task('answer')\ndef answer() -> int:\n    return {}\n"
+    file.write_text(code.format(41))
+    started.append(up := Up(tmp_path, "--tasks", "mine.py", "--reload"))
+    up.await_ready()
+
+    first = json.loads(taskpool(tmp_path, "submit", "answer", "--wait", "30").stdout.split()[1])
+    file.write_text(code.format(42))
+
+    assert first == 41
+    eventually(lambda: taskpool(tmp_path, "submit", "answer", "--wait", "30").stdout.split()[1] == "42", 30)
+
+
+def test_a_given_redis_is_used_and_left_running(tmp_path: Path, redis_url: str, started: list[Up]) -> None:
+    started.append(up := Up(tmp_path, "--redis-url", redis_url))
+    up.await_ready()
+
+    listed = taskpool(tmp_path, "workers", "--json", "--redis-url", redis_url)
+
+    assert len(json.loads(listed.stdout)["workers"]) == 2
+    assert up.end() == Exit.DONE
+    assert not (tmp_path / ".taskpool").exists()
+    assert taskpool(tmp_path, "queue", "--redis-url", redis_url).returncode == Exit.DONE
+
+
+# --- what stands in its way --------------------------------------------------------------------------------------
+
+
+def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        result = taskpool(tmp_path, "up", "--port", str(port))
+
+    assert result.returncode == Exit.USAGE
+    assert result.stderr.startswith(f"Error: port {port} on 127.0.0.1 is in use")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / ".taskpool").exists()
+
+
+def test_a_data_directory_in_use_is_one_line(up: Up) -> None:
+    result = taskpool(up.directory, "up", "--port", str(free_port()))
+
+    assert result.returncode == Exit.USAGE
+    assert "is in use by process" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_redis_out_of_reach_is_one_line(tmp_path: Path) -> None:
+    result = taskpool(tmp_path, "up", "--port", "0", "--redis-url", f"redis://:secret@127.0.0.1:{free_port()}/0")
+
+    assert result.returncode == Exit.USAGE
+    assert result.stderr.startswith("Error: can't reach the Redis at ")
+    assert result.stderr.count("\n") == 1
+    assert "secret" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "complaint"),
+    [
+        ((), {"TASKPOOL_PROT": "80"}, "TASKPOOL_PROT: no such setting; did you mean TASKPOOL_PORT?"),
+        (("--wokers", "3"), {}, "--workers"),
+        (("--workers", "many"), {}, "--workers: 'many' is not a whole number"),
+        ((), {"TASKPOOL_WORKERS": "0"}, "TASKPOOL_WORKERS: '0' is not a whole number from 1"),
+        (("--log-level", "inof"), {}, "did you mean info?"),
+        (("--tasks", "nowhere.py"), {}, "nowhere.py"),
+        (("--host", "203.0.113.7"), {}, "can't listen on 203.0.113.7"),
+    ],
+)
+def test_a_wrong_setting_is_named_before_anything_starts(
+    arguments: tuple[str, ...], environment: dict[str, str], complaint: str, tmp_path: Path
+) -> None:
+    result = taskpool(tmp_path, "up", *arguments, **{"TASKPOOL_PORT": "0"} | environment)
+
+    assert result.returncode == Exit.USAGE
+    assert complaint in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+# --- the two halves ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("half", ["api", "worker"])
+def test_a_half_alone_takes_the_place_of_its_command(half: str, redis_url: str, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, half, "--redis-url", redis_url, *(["--port", "0"] if half == "api" else ["--workers", "1"])],
+        cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    with process.stderr:
+        line = process.stderr.readline()
+        module = psutil.Process(process.pid).cmdline()[-1]
+        process.terminate()
+        process.stderr.read()
+
+    assert ("listening" if half == "api" else "pool") in line
+    assert module == {"api": "api", "worker": "workers"}[half]
+    assert process.wait(timeout=30) == 0
