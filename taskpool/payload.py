@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import msgspec
 
@@ -21,6 +21,11 @@ from taskpool.faults import PAYLOAD, invalid_payload_of, pointer
 from taskpool.schema import REQUIRED, PayloadField, converter, json_schema, payload_struct
 
 P = inspect.Parameter
+
+_OF_THE_CLASS_ITSELF: Final = {
+    "__dict__", "__weakref__", "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__",
+    "__conditional_annotations__", "__firstlineno__", "__static_attributes__",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,7 @@ def class_payload(payload: Any, owner: str) -> tuple[Any, list[PayloadField]]:
         return payload, []
     fields = _class_fields(payload)
     names = {field.name for field in fields}
-    dropped = names | {"__dict__", "__weakref__", "__annotations__", "__annotate__", "__static_attributes__"}
+    dropped = names | _OF_THE_CLASS_ITSELF
     namespace: dict[str, Any] = {}
     for base in reversed(payload.__mro__[:-1]):
         namespace.update({key: value for key, value in vars(base).items() if key not in dropped})

@@ -68,10 +68,10 @@ def json_schema(type_: Any, *, title: str, defaults: Sequence[PayloadField] = ()
         if field.default is not REQUIRED:
             document["properties"][field.name]["default"] = _as_json(field)
     try:
-        json.dumps(document, allow_nan=False)
+        plain: dict[str, Any] = json.loads(json.dumps(document, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"a default in the payload isn't JSON: {error}") from error
-    return document
+    return plain
 
 
 def converter(type_: Any, *, task: str) -> Callable[[Any], Any]:
@@ -86,6 +86,8 @@ def converter(type_: Any, *, task: str) -> Callable[[Any], Any]:
     def convert_payload(payload: Any) -> Any:
         try:
             return convert(payload)
+        except UnicodeEncodeError as error:  # half a surrogate pair in a key: JSON text can spell it
+            raise invalid_payload(task, error) from None
         except msgspec.ValidationError as error:
             fault = error
         # JSON Schema knows one kind of number: to it 5.0 is an integer, and the API has let it pass.
@@ -177,7 +179,7 @@ def _convert_with_pydantic(model: Any, task: str, payload: Any) -> Any:
     try:
         # As JSON, because a strict model takes a date from a JSON string and refuses it from a Python one.
         return model.model_validate_json(msgspec.json.encode(payload))
-    except ValidationError as error:
+    except (ValidationError, UnicodeEncodeError) as error:
         raise invalid_payload(task, error) from None
 
 

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict
 
 import jsonschema_rs
 import msgspec
 import pydantic
 import pytest
-from typing_extensions import TypedDict
 
 from taskpool import ConfigurationError, DuplicateType, FieldError, InvalidPayload, Task, TaskContext, task
 from taskpool.schema import DIALECT
@@ -139,6 +138,7 @@ def filed(at: Path = Path("a")) -> None: ...
 def mapped(counts: dict[int, float]) -> None: ...
 def modelled(item: Item) -> None: ...
 def defaulted(tags: list[str] = ["a"], size: Size = Size(1)) -> None: ...  # noqa: B006, B008
+def several(many: tuple[int, ...] = (1,), unique: frozenset[str] = frozenset({"a"})) -> None: ...
 def extra(a: int, **others: int) -> None: ...
 def extra_of_any_kind(ctx: Any, **others: Any) -> None: ...
 def by_position(ctx: TaskContext, a: int, /, b: int = 2) -> None: ...
@@ -226,6 +226,15 @@ ITEM = "tests.test_task.Item.Item"
             ),
         ),
         (
+            several,
+            document(
+                properties={
+                    "many": {"type": "array", "items": {"type": "integer"}, "default": [1]},
+                    "unique": {"type": "array", "items": {"type": "string"}, "uniqueItems": True, "default": ["a"]},
+                }
+            ),
+        ),
+        (
             extra,
             document(properties={"a": {"type": "integer"}}, required=["a"], additionalProperties={"type": "integer"}),
         ),
@@ -306,6 +315,18 @@ def test_a_payload_that_does_not_fit_is_refused_with_a_pointer(
 
     assert refused.value.errors == (FieldError(pointer, detail),)
     assert str(refused.value) == f"the payload doesn't fit the task type 'x': {pointer}: {detail}"
+
+
+@pytest.mark.parametrize("payload_class", [Plain, Item, dict[str, int]])
+def test_half_a_surrogate_pair_is_refused_and_breaks_nothing(payload_class: Any) -> None:
+    class Text(Task):
+        type = "x"
+        Payload = payload_class
+
+        def run(self, ctx: TaskContext) -> None: ...
+
+    with pytest.raises(InvalidPayload):
+        task_type(Text).decode({"\ud800": "\ud800"})
 
 
 def test_pydantic_tells_every_fault_of_a_payload_at_once() -> None:
