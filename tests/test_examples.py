@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
+import re
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ from taskpool.testing import InlinePool
 
 S = TaskStatus
 EXAMPLES = Path(__file__).parent.parent / "examples"
+GUIDE = EXAMPLES.parent / "docs" / "tasks.md"
 
 
 def test_every_example_loads_beside_the_others() -> None:
@@ -27,6 +32,31 @@ def test_every_example_loads_beside_the_others() -> None:
         ("shrink", "images", False),
     ]
     assert all(each.description for each in own)
+
+
+def test_the_guides_task_passes_the_guides_test(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n# (\S+)\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    for name, code in blocks:
+        (tmp_path / name).write_text(code)
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["taskpool.testing"]\n')
+    (tmp_path / "test_fixture.py").write_text(
+        "from images import resize\n"
+        "def test_fixture(inline_pool):\n"
+        "    inline_pool.use(resize)\n"
+        "    assert inline_pool.run('resize', {'url': 'u'}).result['width'] == 80\n"
+    )
+
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", str(tmp_path)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert [name for name, _ in blocks] == ["images.py", "test_images.py"]
+    assert "4 passed" in ran.stdout, ran.stdout + ran.stderr
 
 
 @pytest.mark.parametrize(
