@@ -1,0 +1,125 @@
+"""Processes of several slots: coroutines on one event loop, the rest in threads."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from taskpool import TaskPool, TaskStatus
+from tests.support import eventually, is_running
+from tests.worker_pool import WorkerPool, lines, started
+
+SLOTS = 8
+
+
+@pytest.fixture
+def workers(redis_url: str, tmp_path: Path) -> Iterator[WorkerPool]:
+    with WorkerPool(redis_url, tmp_path / "log", slots=SLOTS) as workers:
+        yield workers
+
+
+def start_all(workers: WorkerPool, note: Path, type: str, **options: object) -> list[str]:
+    """As many tasks as there are slots, all running at once."""
+    tasks = [workers.submit("hang", type=type, note=note, **options) for _ in range(SLOTS)]
+    started(note, SLOTS)
+    return [task.id for task in tasks]
+
+
+@pytest.mark.parametrize("type", ["act_async", "act"])
+def test_one_process_runs_as_many_tasks_at_once_as_it_has_slots(workers: WorkerPool, tmp_path: Path, type: str) -> None:
+    ids = start_all(workers, tmp_path / "note", type, until=tmp_path / "go")
+
+    (shown,) = eventually(lambda: [worker for worker in workers.pool.workers() if len(worker.current) == SLOTS])
+    (tmp_path / "go").touch()
+
+    assert {workers.pool.wait(id, timeout_s=10).status for id in ids} == {TaskStatus.DONE}
+    assert {line.split()[0] for line in lines(tmp_path / "note") if line != "left"} == {str(shown.pid)}
+
+
+def test_a_stop_cancels_one_coroutine_and_no_other(workers: WorkerPool, tmp_path: Path) -> None:
+    first, *others = start_all(workers, tmp_path / "note", "act_async", until=tmp_path / "go")
+
+    workers.pool.kill_task(first, grace_s=30)
+    stopped = workers.pool.wait(first, timeout_s=10)
+    (tmp_path / "go").touch()
+
+    assert stopped.status is TaskStatus.STOPPED
+    assert {workers.pool.wait(id, timeout_s=10).attempt for id in others} == {1}
+
+
+def test_a_timeout_cancels_one_coroutine_and_no_other(workers: WorkerPool, tmp_path: Path) -> None:
+    ids = start_all(workers, tmp_path / "note", "act_async", until=tmp_path / "go", timeout_s=30)
+    workers.pool.kill_task(ids.pop(), grace_s=30)
+    late = workers.submit("hang", type="act_async", timeout_s=0.2)
+
+    record = workers.pool.wait(late.id, timeout_s=10)
+    (tmp_path / "go").touch()
+
+    assert record.failure is not None
+    assert record.failure["reason"] == "timeout"
+    assert {workers.pool.wait(id, timeout_s=10).status for id in ids} == {TaskStatus.DONE}
+
+
+def test_a_stop_that_only_a_kill_can_carry_out_costs_the_neighbours_no_attempt(
+    workers: WorkerPool, tmp_path: Path
+) -> None:
+    neighbour = workers.submit("hang_once", note=tmp_path / "neighbour")
+    started(tmp_path / "neighbour")
+    hog = workers.submit("hog", type="act_async", note=tmp_path / "hog")
+    pid = started(tmp_path / "hog")
+
+    workers.pool.kill_task(hog.id, grace_s=0.2)
+    stopped = workers.pool.wait(hog.id, timeout_s=15)
+
+    assert stopped.status is TaskStatus.STOPPED
+    assert not is_running(pid)
+    record = workers.pool.wait(neighbour.id, timeout_s=10)
+    assert (record.result, record.attempt, record.crashes) == ("the second time", 1, 0)
+
+
+def test_a_killed_process_costs_each_of_its_tasks_one_attempt(workers: WorkerPool, tmp_path: Path) -> None:
+    ids = start_all(workers, tmp_path / "note", "act_async", until=tmp_path / "go")
+
+    os.kill(workers.pids()[0], signal.SIGKILL)
+    started(tmp_path / "note", 2 * SLOTS)
+    (tmp_path / "go").touch()
+
+    ended = [workers.pool.wait(id, timeout_s=10) for id in ids]
+    assert {(record.status, record.attempt, record.crashes) for record in ended} == {(TaskStatus.DONE, 2, 1)}
+
+
+def test_a_shutdown_lets_coroutines_end_and_puts_the_rest_back(redis_url: str, tmp_path: Path) -> None:
+    with WorkerPool(redis_url, tmp_path / "log", slots=2, grace_s=1) as workers:
+        short = workers.submit("hang", type="act_async", note=tmp_path / "note", until=tmp_path / "go")
+        long = workers.submit("hang", type="act_async", note=tmp_path / "note")
+        started(tmp_path / "note", 2)
+
+        workers.send(signal.SIGTERM)
+        (tmp_path / "go").touch()
+
+        assert workers.end() == 0
+        assert workers.pool.get(short.id).status is TaskStatus.DONE
+        record = workers.pool.get(long.id)
+        assert (record.status, record.attempt, record.crashes) == (TaskStatus.QUEUED, 0, 0)
+
+
+def test_many_short_tasks_share_the_loop(redis_url: str, redis: Redis, tmp_path: Path) -> None:
+    with WorkerPool(redis_url, tmp_path / "log", slots=50, workers=2) as workers, TaskPool(redis_url) as pool:
+        tasks = [workers.submit("ok", type="act_async") for _ in range(300)]
+
+        assert {pool.wait(task.id, timeout_s=30).status for task in tasks} == {TaskStatus.DONE}
+        eventually(lambda: redis.zcard("rq:wip:default") == 0)
+
+
+def test_reports_of_tasks_side_by_side_stay_apart(workers: WorkerPool, redis: Redis) -> None:
+    tasks = [workers.submit("report") for _ in range(SLOTS)]
+
+    ended = [workers.pool.wait(task.id, timeout_s=10) for task in tasks]
+
+    assert [record.progress for record in ended] == [{"done": 100, "total": 100, "note": "step 100"}] * SLOTS
+    assert [redis.xlen(f"taskpool:log:{task.id}") for task in tasks] == [101] * SLOTS
