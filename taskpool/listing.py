@@ -15,6 +15,7 @@ from taskpool import keys
 from taskpool.calls import Call, Plan, one
 from taskpool.cursor import decode_cursor, encode_cursor
 from taskpool.record import fetch_if_there
+from taskpool.rqjob import UNKNOWN_TYPE
 from taskpool.types import Page, TaskRecord, TaskStatus
 
 S = TaskStatus
@@ -147,7 +148,7 @@ def _walk(wanted: Filter) -> Plan[Sequence[Index]]:
         statuses = dict.fromkeys([S.QUEUED, S.IN_PROGRESS, S.SCHEDULED, S.WAITING, S.FAILED, S.CANCELED, S.DONE])
         return [index for status in statuses for index in _of_status(status, wanted.queue)]
     types = yield from one(Call(("HKEYS", keys.TYPES), _texts, again=True))
-    return [ById([keys.BY_TYPE + type for type in types])]
+    return [ById([keys.BY_TYPE + type for type in dict.fromkeys((*types, UNKNOWN_TYPE))])]
 
 
 def _of_status(status: TaskStatus, queue: str) -> Iterator[Index]:

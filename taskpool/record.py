@@ -103,7 +103,7 @@ def _call_of(h: Hash) -> tuple[str, Any]:
     try:
         return rqjob.call_of(h[b"data"])
     except rqjob.Refused:
-        return (_text(h.get(b"type")) or "unknown"), None
+        return (_text(h.get(b"type")) or rqjob.UNKNOWN_TYPE), None
 
 
 def _decoded(raw: bytes | None) -> Any:

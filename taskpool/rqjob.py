@@ -24,6 +24,9 @@ from taskpool.types import RunningTask
 ENTRY_POINT: Final = "taskpool.runner.run"
 """The one function a job of ours names; its arguments are the type and the payload."""
 
+UNKNOWN_TYPE: Final = "unknown"
+"""The type of a job that is no task of ours."""
+
 DESCRIPTION_LENGTH: Final = 120
 SMALL: Final = 2000
 

@@ -126,7 +126,7 @@ def _read_claimed(reply: list[Any], worker: str, attempt_id: str) -> RunningTask
     try:
         name, payload = rqjob.call_of(data or b"")
     except rqjob.Refused as error:
-        name, refusal = (type or b"unknown").decode(), str(error)
+        name, refusal = type.decode() if type else rqjob.UNKNOWN_TYPE, str(error)
     started = int(started_ms)
     return RunningTask(
         id=id.decode(),

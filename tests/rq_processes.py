@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+from redis import Redis
 
+from taskpool import TaskPool, scripts
+from taskpool.errors import TaskNotFound
+from taskpool.keys import BY_TAG, BY_TYPE, EVENTS
+from taskpool.types import QueueInfo, TaskRecord, TaskStatus
 from tests.compose import free_port
 from tests.support import eventually
 
@@ -119,3 +124,65 @@ def dashboard(redis_url: str, directory: Path, options: Sequence[str] = SETTINGS
 
         eventually(answers, 30)
         yield Dashboard(client)
+
+
+@contextmanager
+def workers(redis_url: str, directory: Path, *, count: int = 2, lease_s: float = 1) -> Iterator[None]:
+    """A pool of our workers that serves the default queue; short leases have it beat three times a second."""
+    settings = {"TASKPOOL_WORKERS": str(count), "TASKPOOL_LEASE_S": f"{lease_s:g}", "TASKPOOL_GRACE_S": "5"}
+    log = directory / "workers.log"
+    with process(("workers",), environment(redis_url, **settings), log) as running, TaskPool(redis_url) as pool:
+
+        def serve() -> bool:
+            assert running.poll() is None, log.read_text()
+            return len(pool.workers()) == count
+
+        eventually(serve, 30)
+        yield
+
+
+def once(pool: TaskPool, id: str, status: TaskStatus) -> TaskRecord:
+    """The task, as soon as it has this status."""
+    eventually(lambda: pool.get(id).status is status)
+    return pool.get(id)
+
+
+def is_gone(pool: TaskPool, id: str) -> bool:
+    """Whether there is no such task."""
+    try:
+        pool.get(id)
+    except TaskNotFound:
+        return True
+    return False
+
+
+def numbers(pool: TaskPool, queue: str = "default") -> QueueInfo:
+    """A queue's counts as our API says them."""
+    return next(info for info in pool.queues() if info.name == queue)
+
+
+def traces(redis: Redis, pool: TaskPool, id: str) -> list[str]:
+    """The keys that still say something of a task, once the indexes are swept (our workers do that one by one, a step
+    a second). The stream of events, which forgets by itself, isn't counted."""
+    for prefix in (BY_TYPE, BY_TAG):
+        for index in redis.scan_iter(f"{prefix}*", count=1000):
+            pool.store.run(scripts.sweep_index(index.decode(), "", 1000))
+    return sorted(
+        key.decode()
+        for key in redis.scan_iter(count=1000)
+        if key != EVENTS.encode() and (id.encode() in key or id.encode() in _content(redis, key))
+    )
+
+
+def _content(redis: Redis, key: bytes) -> bytes:
+    """All that a key holds, in any order."""
+    readers: dict[bytes | str, Callable[[bytes], object]] = {
+        b"string": redis.get,
+        b"list": lambda name: redis.lrange(name, 0, -1),
+        b"set": redis.smembers,
+        b"zset": lambda name: redis.zrange(name, 0, -1),
+        b"hash": redis.hgetall,
+        b"stream": redis.xrange,
+        b"none": lambda _: b"",
+    }
+    return repr(readers[redis.type(key)](key)).encode()
