@@ -18,6 +18,7 @@ from rq.command import (
 )
 from rq.serializers import JSONSerializer
 from rq.suspension import resume, suspend
+from rq.worker import BaseWorker
 
 from taskpool import TaskStatus
 from tests.support import eventually, is_running
@@ -50,7 +51,7 @@ def test_rq_reads_a_worker_with_its_state_job_and_counts(workers: WorkerPool, re
     task = workers.submit("hang", note=tmp_path / "note", until=tmp_path / "go")
     pid = started(tmp_path / "note")
 
-    def busy() -> list[Worker]:
+    def busy() -> list[BaseWorker]:
         return [
             worker for worker in Worker.all(connection=redis, serializer=JSONSerializer) if worker.get_state() == "busy"
         ]
@@ -62,7 +63,7 @@ def test_rq_reads_a_worker_with_its_state_job_and_counts(workers: WorkerPool, re
     assert worker.get_current_job_id() == task.id
     job = worker.get_current_job()
     assert job is not None
-    assert job.description.startswith("act(")
+    assert str(job.description).startswith("act(")
     (tmp_path / "go").touch()
 
 

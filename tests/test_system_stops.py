@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -24,7 +25,7 @@ def note(tmp_path: Path) -> Path:
     return tmp_path / "note"
 
 
-def running(workers: WorkerPool, do: str, note: Path, **options: object) -> tuple[TaskRecord, int]:
+def running(workers: WorkerPool, do: str, note: Path, **options: Any) -> tuple[TaskRecord, int]:
     """A task whose code has begun, and the process it runs in."""
     task = workers.submit(do, note=note, **options)
     return task, started(note)

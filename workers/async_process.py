@@ -67,6 +67,8 @@ class AsyncProcess:
         token = secrets.token_hex(8)
         self._attempt_ids = (f"{token}{number:x}" for number in itertools.count(1))
         self._is_idle = False
+        self._is_unsure = False
+        """True while Redis may show claims with us that we don't know of."""
         self._terminated = False
 
     async def serve(self) -> int:
@@ -77,17 +79,19 @@ class AsyncProcess:
             loop.add_signal_handler(number, self._on_terminate)
         counting = asyncio.create_task(self._count_for_ever())
         self._block.set_ready()
-        is_unsure = False
-        while not (self._block.draining or self._terminated):
+        while not self._is_leaving() or self._is_unsure:
             try:
-                if is_unsure:
+                if self._is_unsure:
                     await self._intake.carry_out(give_back_unseen(self._worker, self._attempts))
-                    is_unsure = False
-                await self._take_in()
-            except (RedisUnavailable, ReplyFault) as error:
-                is_unsure = True
-                if isinstance(error, ReplyFault):
-                    log.error("worker %s: %s", self._worker, error)
+                    self._is_unsure = False
+                else:
+                    await self._take_in()
+            except RedisUnavailable:  # the supervisor logs it, once for all its processes
+                self._is_unsure = True
+                await asyncio.sleep(RETRY_S)
+            except ReplyFault as fault:  # a damaged record: what was claimed with it is given back, itself it can't be
+                log.error("worker %s: %s", self._worker, fault)
+                self._is_unsure = not self._is_unsure
                 await asyncio.sleep(RETRY_S)
         while self._attempts:
             await asyncio.wait([attempt.task for attempt in self._attempts.values()])
@@ -110,9 +114,15 @@ class AsyncProcess:
             calls.append(scripts.ring_wait(self._queues, DOORBELL_S))
         calls += [self._claim() for _ in range(1 if self._is_idle else min(len(self._free), CLAIMS_AT_ONCE))]
         claimed = [value for value in await self._intake.run_many(calls) if isinstance(value, RunningTask)]
+        self._is_idle = not claimed
+        if claimed and self._is_leaving():
+            self._is_unsure = True  # they came while we waited: seen as unknown, they are given back
+            return
         for running in claimed:
             self._begin(running)
-        self._is_idle = not claimed
+
+    def _is_leaving(self) -> bool:
+        return self._block.draining or self._terminated
 
     def _claim(self) -> Call[RunningTask | None]:
         return scripts.claim(

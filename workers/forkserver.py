@@ -21,10 +21,12 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+import taskpool
 from taskpool.errors import ConfigurationError
 from taskpool.registry import Registry
 from taskpool.settings import Settings
@@ -132,6 +134,20 @@ def send(control: socket.socket, message: Mapping[str, Any]) -> None:
         pass
 
 
+def source_files(registry: Registry) -> list[str]:
+    """The task files and the Python files below their folders that they have imported: what a reload watches."""
+    own = Path(taskpool.__file__).parent
+    tasks = [path for file in registry.files() if own not in (path := Path(file).resolve()).parents]
+    folders = {path.parent for path in tasks}
+    loaded = [Path(file).resolve() for module in tuple(sys.modules.values()) if (file := _file_of(module))]
+    return sorted({str(path) for path in loaded if folders & set(path.parents) and "site-packages" not in path.parts})
+
+
+def _file_of(module: object) -> str | None:
+    file = getattr(module, "__file__", None)
+    return file if isinstance(file, str) else None
+
+
 def main(control_fd: int, memory_fd: int, parent: int) -> None:
     """Runs the process: it inherits the control socket and the shared memory from the supervisor, `parent`."""
     processgroup.die_with_parent(parent)
@@ -154,7 +170,7 @@ def main(control_fd: int, memory_fd: int, parent: int) -> None:
     gc.freeze()  # the modules' objects stay shared with the children: no collection touches their pages
     lines = read_lines(control)
     types = [each.info(max_attempts=settings.max_attempts) for each in registry]
-    send(control, {"types": types, "queues": registry.queues(), "files": registry.files()})
+    send(control, {"types": types, "queues": registry.queues(), "files": source_files(registry)})
     ForkServer(control, settings, registry, memory).serve(lines)
 
 

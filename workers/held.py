@@ -43,10 +43,13 @@ def running_of(
 def give_back_unseen(worker: str, known: Container[str]) -> Plan[None]:
     """Gives back what the worker holds without knowing it: every attempt but the `known` ones, by attempt id."""
     (held,) = yield (attempts_of(worker),)
-    for id, attempt_id in held:
-        if attempt_id not in known:
-            (found,) = yield (record.fetch_if_there(id),)
-            yield (scripts.give_back(running_of(id, attempt_id, worker, found)),)
+    unseen = [(id, attempt_id) for id, attempt_id in held if attempt_id not in known]
+    if unseen:
+        records = yield [record.fetch_if_there(id) for id, _ in unseen]
+        yield [
+            scripts.give_back(running_of(id, attempt_id, worker, found))
+            for (id, attempt_id), found in zip(unseen, records, strict=True)
+        ]
 
 
 def _or_default(ttl_s: int | None, default: int) -> int:

@@ -89,13 +89,21 @@ class Process:
         """Runs tasks until it is told to end, and then writes what is still to be written."""
         self._interruption.install()
         self._block.set_ready()
-        while not (self._block.draining or self._interruption.terminated or self._must_leave):
+        while not self._is_leaving():
             running = self._exchange(claims=True)
-            if running is not None:
+            if running is None:
+                continue
+            if self._is_leaving():
+                # It came while we waited at the doorbells. Seen as unknown, it is given back.
+                self._is_unsure = True
+            else:
                 self._ended = self._perform(running)
         while self._ended is not None or self._is_unsure:  # Redis may be away; the supervisor sets an end to that
             self._exchange(claims=False)
         return 0
+
+    def _is_leaving(self) -> bool:
+        return self._block.draining or self._interruption.terminated or self._must_leave
 
     def _exchange(self, *, claims: bool) -> RunningTask | None:
         """One round trip: writes the last task's outcome, claims the next and returns it."""

@@ -14,13 +14,17 @@ log = logging.getLogger("workers")
 
 
 async def watch(files: Callable[[], Sequence[str]], reload: Callable[[], Awaitable[None]]) -> None:
-    """Calls `reload` after each change of one of the files or of a Python file beside one; never returns."""
+    """Calls `reload` after each change of a Python file in the folder of one of the files; never returns."""
     while True:
-        folders = {Path(file).resolve().parent for file in files()}
-        async for _ in awatch(*folders, watch_filter=PythonFilter(), recursive=True, debounce=200):
+        folders = _folders(files())
+        async for _ in awatch(*folders, watch_filter=PythonFilter(), recursive=False, debounce=200):
             try:
                 await reload()
             except ConfigurationError as error:
                 log.error("not reloaded: %s", error)
-            if {Path(file).resolve().parent for file in files()} != folders:
-                break  # the tasks now lie elsewhere as well
+            if _folders(files()) != folders:
+                break  # the code now lies elsewhere as well
+
+
+def _folders(files: Sequence[str]) -> set[Path]:
+    return {folder for file in files if (folder := Path(file).parent).is_dir()}

@@ -13,7 +13,7 @@ from workers.child import Child
 from workers.commands import CommandChannel
 from workers.duties import Outage, insist
 from workers.rqworker import PoolWorker, Registrar
-from workers.settlement import LATE_CLAIMS_S, Remains, await_end, settle
+from workers.settlement import Remains, await_end, settle
 from workers.stops import Stops
 
 
@@ -86,7 +86,7 @@ class Roster:
             await self._store.carry_out(settle(remains, max_crashes=self._max_crashes))
 
         await await_end(child)
-        for wait_s in LATE_CLAIMS_S if remains.status else LATE_CLAIMS_S[:1]:
+        for wait_s in remains.looks_s:
             await asyncio.sleep(wait_s)
             await insist(look, self._outage)
         _, worker = self._members.pop(child.name)

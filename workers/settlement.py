@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from workers import processgroup
 from workers.child import Child, Verdict
 from workers.held import attempts_of, running_of
 from workers.nursery import describe_status
-from workers.slots import Run
+from workers.slots import LaneState, Run
 from workers.stats import COUNTED_AS
 
 log = logging.getLogger("workers")
@@ -42,11 +42,17 @@ class Remains:
     runs: Mapping[str, Run]
     """By attempt id."""
     ended_mono: float
+    looks_s: Sequence[float]
+    """When to look for what it held: the waits before each look."""
 
     @classmethod
     def of(cls, child: Child, status: int) -> Remains:
         """What `child`, which ended with this wait status, leaves behind."""
-        return cls(child, status, {run.attempt_id: run for run in child.runs()}, time.monotonic())
+        runs = child.runs()
+        # Only a process with a lane to spare may have sent a claim; one that ended in order has seen its answer.
+        running = [run for run in runs if run.state is LaneState.RUNNING]
+        looks_s = (0.0,) if status == 0 or len(running) == child.block.lanes else LATE_CLAIMS_S
+        return cls(child, status, {run.attempt_id: run for run in runs}, time.monotonic(), looks_s)
 
     def verdict(self, attempt_id: str) -> Verdict | None:
         """What to do with an attempt; None: it crashed."""

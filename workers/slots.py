@@ -112,12 +112,12 @@ class Block:
     def __init__(self, memory: SharedMemory, index: int) -> None:
         self.index = index
         self._map = memory.map
-        self._lanes = memory.lanes
+        self.lanes = memory.lanes
         self._at = index * (_HEAD_BYTES + memory.lanes * _LANE_BYTES)
 
     def clear(self) -> None:
         """Makes it as new, for the next process. Only while no process uses it."""
-        size = _HEAD_BYTES + self._lanes * _LANE_BYTES
+        size = _HEAD_BYTES + self.lanes * _LANE_BYTES
         self._map[self._at : self._at + size] = bytes(size)
 
     def lane(self, number: int) -> Lane:
@@ -158,7 +158,7 @@ class Block:
 
     def runs(self) -> list[Run]:
         """What the lanes hold now, idle ones left out."""
-        runs = (self.run(lane) for lane in range(self._lanes))
+        runs = (self.run(lane) for lane in range(self.lanes))
         return [run for run in runs if run is not None]
 
     def run(self, lane: int) -> Run | None:
