@@ -130,13 +130,20 @@ def _returned(result: Any, max_result_bytes: int) -> Outcome:
 
 
 def _raised(running: RunningTask, error: BaseException) -> Outcome:
-    if isinstance(error, TaskStopped):
+    if _is_or_holds(error, TaskStopped):
         return stopped()
-    if isinstance(error, SoftTimeout):
+    if _is_or_holds(error, SoftTimeout):
         return timed_out(running, error)
     message = _clean(str(error))
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     return _failed(running, text, "exception", error)
+
+
+def _is_or_holds(error: BaseException, kind: type[BaseException]) -> bool:
+    """Whether it is one, or a group with one in it: what passes through an `asyncio.TaskGroup` comes out as a group."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(kind) is not None
+    return isinstance(error, kind)
 
 
 def _failed(running: RunningTask, text: str, reason: str, error: BaseException | None) -> Outcome:

@@ -63,7 +63,7 @@ def _add(
         start = prefix(index)
         payload = _as_json(spec, start)
         if (task_type := local.get(spec.type)) is not None:
-            task_type.decode(payload)
+            _check_locally(task_type, payload, start)
         else:
             catalogue.check(spec.type, payload, start + "/payload")
         payloads.append(payload)
@@ -87,6 +87,17 @@ def _local_types(specs: Sequence[TaskSpec], registry: Registry | None) -> dict[s
         return {}
     found = {spec.type: registry.get(spec.type) for spec in specs}
     return {name: task_type for name, task_type in found.items() if task_type is not None}
+
+
+def _check_locally(task_type: TaskType, payload: Any, start: str) -> None:
+    try:
+        task_type.decode(payload)
+    except InvalidPayload as error:
+        if not start:
+            raise
+        raise InvalidPayload(
+            str(error), [FieldError(start + each.pointer, each.detail) for each in error.errors]
+        ) from None
 
 
 def _as_json(spec: TaskSpec, start: str) -> Any:

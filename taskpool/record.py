@@ -11,7 +11,7 @@ import msgspec
 from taskpool import keys, rqjob
 from taskpool.calls import Call
 from taskpool.errors import TaskNotFound
-from taskpool.types import TaskRecord, TaskStatus, utc
+from taskpool.types import RunningTask, TaskRecord, TaskStatus, utc
 
 Hash = Mapping[bytes, bytes]
 
@@ -32,7 +32,12 @@ STATUS_OF: Final[Mapping[bytes, TaskStatus]] = {
 
 ELSEWHERE: Final = "it failed outside our workers: RQ's own tools have the traceback"
 
+DEFAULT_TTL_S: Final = 86_400
+DEFAULT_FAILURE_TTL_S: Final = 604_800
+"""How long RQ jobs are kept that don't say."""
+
 _json = msgspec.json.Decoder().decode
+_ids = msgspec.json.Decoder(tuple[str, ...])
 
 
 def fetch(id: str) -> Call[TaskRecord]:
@@ -96,6 +101,38 @@ def restore(id: str, flat: Sequence[bytes]) -> TaskRecord:
         depends_on=tuple(_decoded(h.get(b"dependency_ids")) or ()),
         worker=_text(h.get(b"worker_name")),
         seq=int(h.get(b"seq", 0)),
+    )
+
+
+def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str) -> RunningTask:
+    """The claimed task in what `claim.lua` answers."""
+    (id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, started_ms) = reply[
+        :11
+    ]
+    parents, _crashes, timeout_ms = reply[11:]
+    refusal = None
+    payload: Any = None
+    try:
+        name, payload = rqjob.call_of(data or b"")
+    except rqjob.Refused as error:
+        name, refusal = type.decode() if type else rqjob.UNKNOWN_TYPE, str(error)
+    started = int(started_ms)
+    return RunningTask(
+        id=id.decode(),
+        type=name,
+        payload=payload,
+        queue=queue.decode(),
+        attempt=attempt,
+        attempt_id=attempt_id,
+        worker=worker,
+        max_attempts=int(max_attempts or 1),
+        timeout_s=int(timeout_ms) / 1000 if timeout_ms else (int(timeout) if timeout else None),
+        result_ttl_s=int(result_ttl) if result_ttl else DEFAULT_TTL_S,
+        failure_ttl_s=int(failure_ttl) if failure_ttl else DEFAULT_FAILURE_TTL_S,
+        enqueued_ms=round(datetime.fromisoformat(enqueued_at.decode()).timestamp() * 1000) if enqueued_at else started,
+        started_ms=started,
+        depends_on=_ids.decode(parents) if parents else (),
+        refusal=refusal,
     )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Final
 
 import msgspec
@@ -15,10 +14,9 @@ import msgspec
 from taskpool import keys, rqjob
 from taskpool.calls import Call, Part
 from taskpool.lua import Script
+from taskpool.record import restore_claimed
 from taskpool.types import RunningTask, TaskStatus
 
-DEFAULT_TTL_S: Final = 86_400
-DEFAULT_FAILURE_TTL_S: Final = 604_800
 NO_TRACEBACK: Final = b""
 
 _add, _claim, _finish, _requeue, _crash = map(Script, ("add", "claim", "finish", "requeue", "crash"))
@@ -26,8 +24,6 @@ _heartbeat, _progress, _log, _stop = map(Script, ("heartbeat", "progress", "log"
 _cancel, _revive, _purge, _promote, _release = map(Script, ("cancel", "revive", "purge", "promote", "release"))
 _due, _sweep_waiting, _sweep_index = map(Script, ("due", "sweep_waiting", "sweep_index"))
 _queue_page, _count = map(Script, ("queue_page", "count"))
-
-_ids = msgspec.json.Decoder(tuple[str, ...])
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +101,7 @@ def claim(
     """Take the next ready task, most urgent queue first; None when there is none or `rq suspend` holds."""
 
     def read(reply: list[Any] | None) -> RunningTask | None:
-        return None if reply is None else _read_claimed(reply, worker, attempt_id)
+        return None if reply is None else restore_claimed(reply, worker, attempt_id)
 
     return _claim.call((worker, attempt_id, lease_ms, "1" if was_idle else "", *queues), read)
 
@@ -114,37 +110,6 @@ def ring_wait(queues: Sequence[str], timeout_s: float) -> Call[bool]:
     """Block until a doorbell of these queues rings (True) or `timeout_s` is over; pipeline a claim behind it."""
     bells = [keys.DOORBELL + queue for queue in queues]
     return Call(("BLPOP", *bells, timeout_s), lambda reply: reply is not None, blocks_s=timeout_s)
-
-
-def _read_claimed(reply: list[Any], worker: str, attempt_id: str) -> RunningTask:
-    (id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, started_ms) = reply[
-        :11
-    ]
-    parents, _crashes, timeout_ms = reply[11:]
-    refusal = None
-    payload: Any = None
-    try:
-        name, payload = rqjob.call_of(data or b"")
-    except rqjob.Refused as error:
-        name, refusal = type.decode() if type else rqjob.UNKNOWN_TYPE, str(error)
-    started = int(started_ms)
-    return RunningTask(
-        id=id.decode(),
-        type=name,
-        payload=payload,
-        queue=queue.decode(),
-        attempt=attempt,
-        attempt_id=attempt_id,
-        worker=worker,
-        max_attempts=int(max_attempts or 1),
-        timeout_s=int(timeout_ms) / 1000 if timeout_ms else (int(timeout) if timeout else None),
-        result_ttl_s=int(result_ttl) if result_ttl else DEFAULT_TTL_S,
-        failure_ttl_s=int(failure_ttl) if failure_ttl else DEFAULT_FAILURE_TTL_S,
-        enqueued_ms=round(datetime.fromisoformat(enqueued_at.decode()).timestamp() * 1000) if enqueued_at else started,
-        started_ms=started,
-        depends_on=_ids.decode(parents) if parents else (),
-        refusal=refusal,
-    )
 
 
 def finish(
