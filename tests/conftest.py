@@ -9,6 +9,7 @@ import pytest
 from redis import Redis
 
 from taskpool.redis_server import RedisServer
+from tests.states import World
 
 # Tests see the defaults, whatever the shell that runs them has set.
 TEST_REDIS = os.environ.get("TASKPOOL_TEST_REDIS")
@@ -45,6 +46,14 @@ def redis(redis_url: str) -> Iterator[Redis]:
     """A client of an empty Redis; it answers in bytes."""
     with Redis.from_url(redis_url) as client:
         yield client
+
+
+@pytest.fixture
+def world(redis: Redis, redis_url: str) -> Iterator[World]:
+    """An empty Redis with a store on it, to seed with tasks and to compare as a whole."""
+    world = World(redis, redis_url)
+    yield world
+    world.store.close()
 
 
 @pytest.fixture(scope="session")

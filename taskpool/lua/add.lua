@@ -27,26 +27,33 @@ local function wait_for(id, parents)
   return #pending
 end
 
--- Check: is it a repetition; does every parent exist (a parent may stand earlier in the same call)?
+-- Is it a repetition, because the answer to the first was lost? Then it is answered again, whatever became of parents.
+local created_at = redis.call('HGET', KEY.job .. ARGV[2], 'created_at')
+if created_at then
+  local reply, at = {'exists', created_at}, 2
+  for _ = 1, n do
+    table.insert(reply, rq_status(ARGV[at]) or 'gone')
+    at = at + FIXED + tonumber(ARGV[at + 9])
+  end
+  return reply
+end
+
+-- Check: does every parent exist (it may stand earlier in the same call)?
 local at, own = 2, {}
 for _ = 1, n do
   local id = ARGV[at]
-  own[id] = true
   for parent in string.gmatch(ARGV[at + 8], '[^,]+') do
     if not own[parent] and not rq_status(parent) then
       return {'unknown_dependency', parent}
     end
   end
+  own[id] = true
   at = at + FIXED + tonumber(ARGV[at + 9])
 end
 
-local now_ms, stamp = clock()
-local reply = {'ok', stamp}
-local repeated = redis.call('EXISTS', KEY.job .. ARGV[2]) == 1
-if repeated then reply[1] = 'exists' end
-
 -- Write.
-local ready, by_type = {}, {}
+local now_ms, stamp = clock()
+local reply, ready, by_type = {'ok', stamp}, {}, {}
 at = 2
 for index = 1, n do
   local id, queue, type, front, run_ms, delay_ms, expires_ms, tags, parents =
@@ -55,64 +62,60 @@ for index = 1, n do
   local key = KEY.job .. id
   local status, rq, more = 'queued', 'queued', ''
 
-  if repeated then
-    reply[index + 2] = rq_status(id) or 'gone'
-  else
-    local due_ms = (run_ms ~= '' and tonumber(run_ms)) or (delay_ms ~= '' and now_ms + tonumber(delay_ms)) or 0
-    if due_ms > now_ms then
-      status, rq = 'scheduled', 'scheduled'
-      redis.call('HSET', key, 'run_ms', string.format('%.0f', due_ms))
-    end
-
-    local pending, broken = 0, nil
-    if parents ~= '' then
-      pending, broken = wait_for(id, parents)
-      if broken then
-        status, rq = 'canceled', 'canceled'
-      elseif pending > 0 then
-        status, rq = 'waiting', 'deferred'
-        redis.call('HSET', key, 'pending', pending)
-      end
-    end
-
-    redis.call('HSET', key, 'status', rq, 'created_at', stamp, 'seq', '1', unpack(ARGV, at + FIXED, at + FIXED + k - 1))
-    by_type[type] = by_type[type] or {}
-    table.insert(by_type[type], '0')
-    table.insert(by_type[type], id)
-    for tag in string.gmatch(tags, '[^,]+') do
-      redis.call('ZADD', KEY.by_tag .. tag, 0, id)
-      redis.call('SADD', KEY.tags, tag)
-    end
-
-    if status == 'queued' then
-      redis.call('HSET', key, 'enqueued_at', stamp)
-      if front == '1' then
-        enqueue(id, queue, true)
-      else
-        ready[queue] = ready[queue] or {}
-        table.insert(ready[queue], id)
-      end
-    elseif status == 'scheduled' then
-      redis.call('SADD', KEY.queues, KEY.queue .. queue)
-      redis.call('ZADD', KEY.scheduled .. queue, string.format('%.3f', due_ms / 1000), id)
-    elseif status == 'waiting' then
-      redis.call('SADD', KEY.queues, KEY.queue .. queue)
-      redis.call('ZADD', KEY.deferred .. queue, string.format('%.3f', now_ms / 1000), id)
-    else
-      more = string.format(',"reason":"dependency_failed","dependency":"%s"', broken)
-      redis.call('HSET', key, 'ended_at', stamp, 'reason', 'dependency_failed',
-        'error', string.format('canceled: the task %s it depends on did not end well', broken))
-      redis.call('SADD', KEY.queues, KEY.queue .. queue)
-      retain(id, KEY.canceled .. queue, tonumber(redis.call('HGET', key, 'failure_ttl')), now_ms)
-    end
-    if expires_ms ~= '' and status ~= 'canceled' then
-      local expires_at = string.format('%.0f', now_ms + tonumber(expires_ms))
-      redis.call('HSET', key, 'expires_ms', expires_at)
-      redis.call('ZADD', KEY.expiring, string.format('%.3f', expires_at / 1000), id)
-    end
-    emit(id, 1, status, status, now_ms, more)
-    reply[index + 2] = rq
+  local due_ms = (run_ms ~= '' and tonumber(run_ms)) or (delay_ms ~= '' and now_ms + tonumber(delay_ms)) or 0
+  if due_ms > now_ms then
+    status, rq = 'scheduled', 'scheduled'
+    redis.call('HSET', key, 'run_ms', string.format('%.0f', due_ms))
   end
+
+  local pending, broken = 0, nil
+  if parents ~= '' then
+    pending, broken = wait_for(id, parents)
+    if broken then
+      status, rq = 'canceled', 'canceled'
+    elseif pending > 0 then
+      status, rq = 'waiting', 'deferred'
+      redis.call('HSET', key, 'pending', pending)
+    end
+  end
+
+  redis.call('HSET', key, 'status', rq, 'created_at', stamp, 'seq', '1', unpack(ARGV, at + FIXED, at + FIXED + k - 1))
+  by_type[type] = by_type[type] or {}
+  table.insert(by_type[type], '0')
+  table.insert(by_type[type], id)
+  for tag in string.gmatch(tags, '[^,]+') do
+    redis.call('ZADD', KEY.by_tag .. tag, 0, id)
+    redis.call('SADD', KEY.tags, tag)
+  end
+
+  if status == 'queued' then
+    redis.call('HSET', key, 'enqueued_at', stamp)
+    if front == '1' then
+      enqueue(id, queue, true)
+    else
+      ready[queue] = ready[queue] or {}
+      table.insert(ready[queue], id)
+    end
+  elseif status == 'scheduled' then
+    redis.call('SADD', KEY.queues, KEY.queue .. queue)
+    redis.call('ZADD', KEY.scheduled .. queue, string.format('%.3f', due_ms / 1000), id)
+  elseif status == 'waiting' then
+    redis.call('SADD', KEY.queues, KEY.queue .. queue)
+    redis.call('ZADD', KEY.deferred .. queue, string.format('%.3f', now_ms / 1000), id)
+  else
+    more = string.format(',"reason":"dependency_failed","dependency":"%s"', broken)
+    redis.call('HSET', key, 'ended_at', stamp, 'reason', 'dependency_failed',
+      'error', string.format('canceled: the task %s it depends on did not end well', broken))
+    redis.call('SADD', KEY.queues, KEY.queue .. queue)
+    retain(id, KEY.canceled .. queue, tonumber(redis.call('HGET', key, 'failure_ttl')), now_ms)
+  end
+  if expires_ms ~= '' and status ~= 'canceled' then
+    local expires_at = string.format('%.0f', now_ms + tonumber(expires_ms))
+    redis.call('HSET', key, 'expires_ms', expires_at)
+    redis.call('ZADD', KEY.expiring, string.format('%.3f', expires_at / 1000), id)
+  end
+  emit(id, 1, status, status, now_ms, more)
+  reply[index + 2] = rq
   at = at + FIXED + k
 end
 
