@@ -41,7 +41,7 @@ def test_what_is_written_satisfies_linter_and_type_checker(tmp_path: Path) -> No
 def test_it_says_what_to_do_next(tmp_path: Path) -> None:
     result = new("thumbnails", "--dir", str(tmp_path / "new"))
 
-    assert f"taskpool up --tasks {tmp_path}/new/thumbnails.py --reload" in result.stdout
+    assert f" up --tasks {tmp_path}/new/thumbnails.py --reload" in result.stdout
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    SpinnerColumn,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -26,7 +25,6 @@ class TaskBar:
 
     def __init__(self, out: Console) -> None:
         self._progress = Progress(
-            SpinnerColumn(finished_text=" "),
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),

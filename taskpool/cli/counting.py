@@ -20,6 +20,7 @@ BATCH_BYTES: Final = 200_000
 """Below the API's default limit of a body, 256 KiB."""
 
 LOOK_S: Final = 0.1
+TRIAL_S: Final = 5
 ENDED: Final = frozenset({"done", "failed", "stopped", "canceled"})
 
 
@@ -75,9 +76,12 @@ class Counting:
 
     async def reads_files(self) -> bool:
         """Whether the workers of this instance may read the files: one may serve another directory or host."""
-        task = await _post(self._api, "/tasks", self._count(self._files[0]))
-        ended = await _get(self._api, f"/tasks/{task['id']}?wait=10")
-        await self._api.delete(f"/tasks/{task['id']}")
+        try:
+            task = await _post(self._api, "/tasks", self._count(self._files[0]))
+            ended = await _get(self._api, f"/tasks/{task['id']}?wait={TRIAL_S}")
+            await self._api.delete(f"/tasks/{task['id']}")
+        except (CountingFailed, httpx.HTTPError):
+            return False
         return bool(ended["status"] == "done")
 
     async def _submit_files(self) -> None:

@@ -15,7 +15,7 @@ import click
 from taskpool.cli.exits import Exit, Failure
 from taskpool.cli.options import Command, load_settings, settings_flags
 from taskpool.cli.ports import answers_ready, local_url
-from taskpool.cli.show import console, print_table
+from taskpool.cli.show import command_name, console, print_table
 from taskpool.cli.signals import cancelled_by_signals
 
 if TYPE_CHECKING:
@@ -56,10 +56,10 @@ def demo(path: Path, top: int, **flags: Any) -> None:
     if not found.paths:
         raise Failure(f"there is no text file below {root}", Exit.USAGE)
     left_out = [
-        f"{found.skipped} others are no text or too large" if found.skipped else "",
-        f"{found.beyond} more are beyond the {MOST_FILES} it takes" if found.beyond else "",
+        f"; {found.skipped:,} others are no text, generated or too large" if found.skipped else "",
+        f"; {found.beyond:,} are beyond the {MOST_FILES:,} that it takes" if found.beyond else "",
     ]
-    click.echo(f"{len(found.paths)} text files below {root}" + "".join(f"; {words}" for words in left_out if words))
+    click.echo(f"{_files(len(found.paths))} below {root}" + "".join(left_out))
     asyncio.run(_demo(settings, root, found.paths, top))
 
 
@@ -88,7 +88,7 @@ async def _api_that_reads(
                 click.echo(f"Using the Taskpool at {url}")
                 yield api, None
                 return
-        click.echo(f"The workers of the Taskpool at {url} can't read these files.")
+        click.echo(f"The Taskpool at {url} can't read these files, or is too busy to.")
     async with _own_instance(settings, root) as instance, _client(instance.url) as api:
         yield api, instance
 
@@ -148,9 +148,13 @@ def _report(counted: Counted, files: int, top: int) -> None:
     click.echo()
     print_table(("word", ">times"), rows, nothing="not one word")
     click.echo()
-    click.echo(f"{files:,} files have {result['words']:,} words, {result['distinct']:,} different ones.")
+    click.echo(f"{_files(files)}, {result['words']:,} words, {result['distinct']:,} different ones.")
     pace = counted.tasks / counted.took_s
     click.echo(f"{counted.tasks:,} tasks in {counted.took_s:.2f} s, through the HTTP API: {pace:,.0f} tasks a second.")
+
+
+def _files(count: int) -> str:
+    return f"{count:,} text file{'s' if count != 1 else ''}"
 
 
 def _next(url: str | None, counted: Counted) -> None:
@@ -158,14 +162,16 @@ def _next(url: str | None, counted: Counted) -> None:
     click.echo("\nWhere to look next")
     if url is None:
         lines = [
-            ("taskpool up", "a Taskpool that stays; run the demo again beside it"),
-            ("taskpool new resize", "your own task, with a test"),
+            (f"{command_name()} up", "a Taskpool that stays; the demo beside it uses that one"),
+            (f"{command_name()} new resize", "a task of your own, with its test"),
         ]
     else:
         lines = [
-            (f"curl -s {url}/tasks/{counted.merge_id}", "the task that merged the counts"),
+            (f"curl -s {url}/tasks/{counted.merge_id}", "the merge"),
             (f"curl -s '{url}/tasks?type=word_count&limit=3'", "the last files"),
-            (f"curl -s {url}/types", "what can be submitted, with schemas"),
+            (f"curl -s {url}/types", "what else it runs"),
         ]
-    for command, what in [*lines, ("README.md", "the tour")]:
-        click.echo(f"  {command:<58}  {what}")
+    lines.append(("README.md", "the tour"))
+    width = max(len(command) for command, _ in lines)
+    for command, what in lines:
+        click.echo(f"  {command.ljust(width)}  {what}")

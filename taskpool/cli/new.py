@@ -11,6 +11,7 @@ from typing import Final
 import click
 
 from taskpool.cli.exits import Exit, Failure
+from taskpool.cli.show import command_name
 
 TASK: Final = Template('''\
 """The task `$name`: say here what it does."""
@@ -83,5 +84,5 @@ def new(name: str, directory: Path) -> None:
         file.write_text(template.substitute(name=name), encoding="utf-8")
         click.echo(f"wrote {file}")
     task_file, test_file = files
-    click.echo(f"\nNow: pytest {test_file}\n     taskpool up --tasks {task_file} --reload")
-    click.echo(f"""     taskpool submit {name} names='["Ada"]' --wait""")
+    click.echo(f"\nNow: pytest {test_file}\n     {command_name()} up --tasks {task_file} --reload")
+    click.echo(f"""     {command_name()} submit {name} names='["Ada"]' --wait""")

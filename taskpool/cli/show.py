@@ -1,13 +1,17 @@
 """How the commands print: tables and records for people, JSON for programs.
 
-On a terminal rich draws; in a pipe the same cells come as plain aligned columns, never cut, `-` for nothing.
+In a pipe there are no colours, and no line is cut. `-` stands for nothing, so that columns can be counted.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -17,9 +21,9 @@ from taskpool.types import TaskStatus
 if TYPE_CHECKING:
     from rich.console import Console
 
-STATUS_STYLES: Final[Mapping[str, str]] = {
+STATUS_COLOURS: Final[Mapping[str, str]] = {
     TaskStatus.DONE: "green",
-    TaskStatus.FAILED: "bold red",
+    TaskStatus.FAILED: "red",
     TaskStatus.STOPPED: "yellow",
     TaskStatus.CANCELED: "yellow",
     TaskStatus.STOPPING: "yellow",
@@ -47,29 +51,30 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, nothin
         return
     names = [column.removeprefix(">").upper() for column in columns]
     right = [column.startswith(">") for column in columns]
-    out = console()
-    if out.is_terminal:
-        _print_rich(out, names, right, cells)
-    else:
-        widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
-        for row in [names, *cells]:
-            aligned = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
-            click.echo("  ".join(aligned).rstrip())
+    widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
+    for number, row in enumerate([names, *cells]):
+        aligned = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
+        line = _fitted("  ".join(aligned).rstrip())
+        click.echo(click.style(line, bold=True) if number == 0 else line)
 
 
 def print_fields(fields: Mapping[str, str]) -> None:
     """Names and values, one a line; a value of several lines goes on below the first, indented."""
-    from rich.text import Text
-
     width = max(map(len, fields), default=0) + 2
-    out = console()
     for name, value in fields.items():
         text = value.replace("\n", "\n" + " " * width)
-        if out.is_terminal:
-            style = STATUS_STYLES.get(value, "") if name == "status" else ""
-            out.print(Text.assemble((name.ljust(width), "dim"), (text, style)), soft_wrap=True)
-        else:
-            click.echo(name.ljust(width) + text)
+        colour = STATUS_COLOURS.get(value) if name == "status" else None
+        click.echo(click.style(name.ljust(width), dim=True) + click.style(text, fg=colour))
+
+
+def command_name() -> str:
+    """How to call this command again: by its name, or by its path where the name isn't found."""
+    if shutil.which("taskpool"):
+        return "taskpool"
+    script = Path(sys.executable).with_name("taskpool")
+    if not script.exists():
+        return f"{sys.executable} -m taskpool.cli"
+    return min(os.path.relpath(script), str(script), key=len)
 
 
 def age(seconds: float | None) -> str:
@@ -98,21 +103,9 @@ def short_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _print_rich(out: Console, names: Sequence[str], right: Sequence[bool], cells: Sequence[Sequence[str]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    last = len(names) - 1
-    for index, (name, is_right) in enumerate(zip(names, right, strict=True)):
-        # Only the last column gives way where the terminal is narrow: an id that is cut is of no use.
-        table.add_column(
-            name,
-            justify="right" if is_right else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            min_width=None if index == last else max(len(r[index]) for r in cells),
-        )
-    for row in cells:
-        table.add_row(*(Text(cell, style=STATUS_STYLES.get(cell, "")) for cell in row))
-    out.print(table)
+def _fitted(line: str) -> str:
+    """The line, cut at the terminal's edge; whole where there is none."""
+    if not sys.stdout.isatty():
+        return line
+    width = shutil.get_terminal_size().columns
+    return line if len(line) <= width else line[: width - 1] + "…"

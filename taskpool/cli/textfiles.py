@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+GENERATED: Final = (".lock", ".min.js", ".svg")
+"""Files that hold more hashes and numbers than words."""
+
 LARGEST_BYTES: Final = 512 * 1024
 """Above this a file is data rather than text, and the counts of its words may be too large for a result."""
 
@@ -55,9 +58,14 @@ def _is_skipped(directory: Path) -> bool:
 
 
 def _is_text(path: Path) -> bool:
-    """Whether it's a readable file, no link, not too large, and all of it is UTF-8 text."""
+    """Whether it's a readable file, no link, not too large, written rather than generated, and all UTF-8."""
     try:
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > LARGEST_BYTES:
+        if (
+            path.name.endswith(GENERATED)
+            or path.is_symlink()
+            or not path.is_file()
+            or path.stat().st_size > LARGEST_BYTES
+        ):
             return False
         return "\0" not in path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):  # gone, not ours to read, or no text

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from taskpool.cli.options import Command, load_settings, settings_flags
+from taskpool.cli.show import command_name
 from taskpool.cli.signals import cancelled_by_signals
 
 if TYPE_CHECKING:
@@ -30,6 +33,17 @@ they run (at most --grace-s), Redis last. A second Ctrl-C doesn't wait for the
 tasks: they are put back and run again. Tasks survive a restart.
 """
 
+WELCOME: Final = """
+  Taskpool is ready: {url}, {workers}
+
+  Submit   curl -s {url}/tasks -H 'Content-Type: application/json' \\
+             -d '{{"type": "echo", "payload": {{"message": "hello"}}}}'
+  Look     curl -s {url}/tasks
+  Watch    {command} submit long_task duration_s=10 --wait
+  Data     {where}
+  Stop     Ctrl-C
+"""
+
 
 @click.command(cls=Command, epilog=EPILOG)
 @click.option("--reload", is_flag=True, help="Restart the workers when a task file changes.")
@@ -48,8 +62,12 @@ def up(reload: bool, **flags: Any) -> None:
 
 def tell(name: str, line: str) -> None:
     """Print one line of one part. A terminal that is gone, or a closed pipe, mustn't keep us from stopping."""
+    _say(f"{click.style(name.rjust(NAME_WIDTH), fg=COLOURS.get(name))} | {line}")
+
+
+def _say(text: str) -> None:
     with contextlib.suppress(OSError):
-        click.echo(f"{click.style(name.rjust(NAME_WIDTH), fg=COLOURS.get(name))} | {line}")
+        click.echo(text)
 
 
 async def _serve(instance: Instance) -> None:
@@ -58,27 +76,24 @@ async def _serve(instance: Instance) -> None:
         try:
             tell("taskpool", "starting")
             await instance.start()
-            for line in _welcome(instance):
-                tell("taskpool", line)
+            _say(_welcome(instance))
             await instance.died()
         except asyncio.CancelledError:
+            _say("")  # the terminal has just written ^C
             tell("taskpool", "stopping; tasks that run may finish. Ctrl-C again doesn't wait for them")
         finally:
             await instance.stop()
         tell("taskpool", "stopped")
 
 
-def _welcome(instance: Instance) -> list[str]:
+def _welcome(instance: Instance) -> str:
+    """What to know and to try; without the parts' names before it, so that it can be copied."""
     settings, url = instance.settings, instance.url
-    where = f"{instance.data_dir}; the next `taskpool up` goes on with it" if instance.data_dir else "your Redis"
-    return [
-        "",
-        f"ready: {url} with {settings.workers} worker{'s' if settings.workers > 1 else ''}",
-        "",
-        f"  try it   curl -s {url}/tasks?wait=5 -H 'Content-Type: application/json' \\",
-        """             -d '{"type": "echo", "payload": {"message": "hello"}}'""",
-        "           taskpool submit word_count path=README.md --wait",
-        f"  data     {where}",
-        "  stop     Ctrl-C",
-        "",
-    ]
+    command, where = command_name(), "your Redis"
+    if instance.data_dir is not None:
+        where = f"{instance.data_dir}, kept for the next `up`"
+        if instance.data_dir != Path(".taskpool").resolve():
+            command += f" --data-dir {shlex.quote(str(instance.data_dir))}"
+    return WELCOME.format(
+        url=url, workers=f"{settings.workers} worker{'s' if settings.workers > 1 else ''}", where=where, command=command
+    )
