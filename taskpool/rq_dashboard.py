@@ -21,6 +21,9 @@ UNESCAPED: Final = ("rq_dashboard.job_info", "rq_dashboard.list_workers", "rq_da
 """The documents whose texts rq-dashboard's pages put into HTML as they are. Its lists of jobs escape by themselves."""
 
 
+NOT_JSON: Final = "(not JSON: left unread)"
+
+
 class TaskJob(Job):
     """A job whose result may stand in its hash, where our workers leave it, instead of in RQ's result stream."""
 
@@ -30,10 +33,27 @@ class TaskJob(Job):
         return self._result if value is None else value
 
 
-def read_json_alone() -> None:
-    """Have RQ's default serializer, which is pickle, read and write JSON in this process."""
-    DefaultSerializer.loads = JSONSerializer.loads
-    DefaultSerializer.dumps = JSONSerializer.dumps
+class JsonAlone:
+    """RQ's serializers in this process, whichever is asked for."""
+
+    @staticmethod
+    def loads(data: bytes) -> Any:
+        """The value; NOT_JSON for anything else: one job that is pickled must not make a page of fifty fail."""
+        try:
+            return json.loads(data.decode())
+        except ValueError:
+            return NOT_JSON
+
+    @staticmethod
+    def dumps(value: Any) -> bytes:
+        """The value as JSON."""
+        return json.dumps(value).encode()
+
+    @classmethod
+    def take_over(cls, serializer: type) -> None:
+        """Have an existing serializer, under whatever name it was imported, do the same."""
+        for name in ("loads", "dumps"):
+            setattr(serializer, name, staticmethod(getattr(cls, name)))
 
 
 def without_markup(value: Any) -> Any:
@@ -54,6 +74,7 @@ def escape(response: Response) -> Response:
     return response
 
 
-read_json_alone()
+JsonAlone.take_over(DefaultSerializer)  # pickle
+JsonAlone.take_over(JSONSerializer)
 web.Job = TaskJob
 web.blueprint.after_request(escape)
