@@ -1,10 +1,14 @@
-"""From a task's hash to a `TaskRecord`: ours as we wrote it, and a plain RQ job as far as it says the same."""
+"""From a task's hash to a `TaskRecord`: ours as we wrote it, and a plain RQ job as far as it says the same.
+
+A field that can't be read counts as missing: one damaged record must not keep a worker or a listing from all others.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Any, Final
+from datetime import UTC, datetime
+from typing import Any, Final, overload
 
 import msgspec
 
@@ -37,7 +41,7 @@ DEFAULT_FAILURE_TTL_S: Final = 604_800
 """How long RQ jobs are kept that don't say."""
 
 _json = msgspec.json.Decoder().decode
-_ids = msgspec.json.Decoder(tuple[str, ...])
+_NUMBER: Final = re.compile(rb"-?[0-9]{1,15}")
 
 
 def fetch(id: str) -> Call[TaskRecord]:
@@ -72,7 +76,6 @@ def restore(id: str, flat: Sequence[bytes]) -> TaskRecord:
     status = STATUS_OF.get(h.get(b"status", b""), TaskStatus.FAILED)
     if status is TaskStatus.IN_PROGRESS and b"stop_ms" in h:
         status = TaskStatus.STOPPING
-    timeout_ms, timeout = h.get(b"timeout_ms"), h.get(b"timeout")
     error = _text(h.get(b"error"))
     return TaskRecord(
         id=id,
@@ -82,25 +85,25 @@ def restore(id: str, flat: Sequence[bytes]) -> TaskRecord:
         payload=payload,
         created_at=_time(h.get(b"created_at")),
         enqueued_at=_time(h.get(b"enqueued_at")),
-        run_at=utc(int(h[b"run_ms"])) if b"run_ms" in h else None,
+        run_at=_moment(h.get(b"run_ms")),
         started_at=_time(h.get(b"started_at")),
         ended_at=_time(h.get(b"ended_at")) if status.is_terminal else None,
-        expires_at=utc(int(h[b"expires_ms"])) if b"expires_ms" in h else None,
+        expires_at=_moment(h.get(b"expires_ms")),
         result=_decoded(h.get(b"result")) if status is TaskStatus.DONE else None,
         error=error or (ELSEWHERE if status is TaskStatus.FAILED else None),
         failure=_decoded(h.get(b"failure")),
         reason=_text(h.get(b"reason")),
         progress=_decoded(h.get(b"progress")),
-        attempt=int(h.get(b"attempt", 0)),
-        max_attempts=int(h.get(b"max_attempts", 1)),
-        crashes=int(h.get(b"crashes", 0)),
-        timeout_s=int(timeout_ms) / 1000 if timeout_ms else _number(timeout),
+        attempt=_number(h.get(b"attempt")) or 0,
+        max_attempts=_number(h.get(b"max_attempts")) or 1,
+        crashes=_number(h.get(b"crashes")) or 0,
+        timeout_s=_limit_s(h.get(b"timeout_ms"), h.get(b"timeout")),
         result_ttl_s=_number(h.get(b"result_ttl")),
         failure_ttl_s=_number(h.get(b"failure_ttl")),
-        tags=tuple(h[b"tags"].decode().split(",")) if h.get(b"tags") else (),
-        depends_on=tuple(_decoded(h.get(b"dependency_ids")) or ()),
+        tags=tuple((_text(h.get(b"tags")) or "").split(",")) if h.get(b"tags") else (),
+        depends_on=_ids(h.get(b"dependency_ids")),
         worker=_text(h.get(b"worker_name")),
-        seq=int(h.get(b"seq", 0)),
+        seq=_number(h.get(b"seq")) or 0,
     )
 
 
@@ -109,14 +112,15 @@ def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str) -> Runni
     (id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, started_ms) = reply[
         :11
     ]
-    parents, _crashes, timeout_ms = reply[11:]
+    parents, timeout_ms = reply[11:]
     refusal = None
     payload: Any = None
     try:
         name, payload = rqjob.call_of(data or b"")
     except rqjob.Refused as error:
-        name, refusal = type.decode() if type else rqjob.UNKNOWN_TYPE, str(error)
+        name, refusal = _text(type) or rqjob.UNKNOWN_TYPE, str(error)
     started = int(started_ms)
+    enqueued = _time(enqueued_at)
     return RunningTask(
         id=id.decode(),
         type=name,
@@ -125,13 +129,13 @@ def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str) -> Runni
         attempt=attempt,
         attempt_id=attempt_id,
         worker=worker,
-        max_attempts=int(max_attempts or 1),
-        timeout_s=int(timeout_ms) / 1000 if timeout_ms else (int(timeout) if timeout else None),
-        result_ttl_s=int(result_ttl) if result_ttl else DEFAULT_TTL_S,
-        failure_ttl_s=int(failure_ttl) if failure_ttl else DEFAULT_FAILURE_TTL_S,
-        enqueued_ms=round(datetime.fromisoformat(enqueued_at.decode()).timestamp() * 1000) if enqueued_at else started,
+        max_attempts=_number(max_attempts) or 1,
+        timeout_s=_limit_s(timeout_ms, timeout),
+        result_ttl_s=_number(result_ttl, DEFAULT_TTL_S),
+        failure_ttl_s=_number(failure_ttl, DEFAULT_FAILURE_TTL_S),
+        enqueued_ms=started if enqueued is None else round(enqueued.timestamp() * 1000),
         started_ms=started,
-        depends_on=_ids.decode(parents) if parents else (),
+        depends_on=_ids(parents),
         refusal=refusal,
     )
 
@@ -157,9 +161,35 @@ def _text(raw: bytes | None) -> str | None:
     return raw.decode("utf-8", "replace") if raw else None
 
 
+def _ids(raw: bytes | None) -> tuple[str, ...]:
+    ids = _decoded(raw)
+    return tuple([id for id in ids if isinstance(id, str)]) if isinstance(ids, list) else ()
+
+
 def _time(raw: bytes | None) -> datetime | None:
-    return datetime.fromisoformat(raw.decode()) if raw else None
+    try:
+        time = datetime.fromisoformat(raw.decode()) if raw else None
+    except ValueError:
+        return None
+    return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time
 
 
-def _number(raw: bytes | None) -> int | None:
-    return int(raw) if raw and raw.lstrip(b"-").isdigit() else None
+def _moment(ms: bytes | None) -> datetime | None:
+    number = _number(ms)
+    return None if number is None else utc(number)
+
+
+def _limit_s(timeout_ms: bytes | None, timeout: bytes | None) -> float | None:
+    """The time limit: ours in ms, else RQ's in whole seconds, where -1 is for none."""
+    limit_ms = _number(timeout_ms)
+    limit_s = _number(timeout) if limit_ms is None else limit_ms / 1000
+    return limit_s if limit_s is not None and limit_s > 0 else None
+
+
+@overload
+def _number(raw: bytes | None) -> int | None: ...
+@overload
+def _number(raw: bytes | None, default: int) -> int: ...
+def _number(raw: bytes | None, default: int | None = None) -> int | None:
+    """A whole number; `default` for anything else."""
+    return int(raw) if raw and _NUMBER.fullmatch(raw) else default

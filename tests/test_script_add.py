@@ -107,9 +107,9 @@ def test_a_task_whose_parents_are_all_done_is_queued(world: World) -> None:
 
     assert world.since(before) == {
         **hash_of("a", status="queued", enqueued_at="now", dependency_ids='["p","q"]'),
+        # The parents' ring is still there, because nobody looked into the empty queue since: one is enough.
         "rq:queue:default": ["a"],
         "taskpool:type:work a": "0",
-        # The parents' ring is still there, because nobody looked into the empty queue since: one is enough.
         "taskpool:events a 1": {"event": "queued", "status": "queued", "at_ms": "now"},
     }
 
@@ -180,12 +180,13 @@ def test_tasks_are_queued_in_order_behind_what_is_there_and_front_ones_before(wo
     assert world.snapshot()["rq:queue:other"] == ["b"]
 
 
-def test_a_doorbell_rings_once_for_each_ready_task_up_to_its_cap(world: World) -> None:
-    add(world, *[new_task(f"t{n}") for n in range(3)])
-    three = world.redis.llen("taskpool:doorbell:default")
-    add(world, *[new_task(f"u{n}") for n in range(100)])
+def test_a_doorbell_rings_once_for_each_task_in_the_queue_up_to_its_cap(world: World) -> None:
+    rings: list[int] = []
+    for count in (1, 1, 2, 100):
+        add(world, *[new_task(f"t{len(rings)}-{n}") for n in range(count)])
+        rings.append(world.redis.llen("taskpool:doorbell:default"))
 
-    assert (three, world.redis.llen("taskpool:doorbell:default")) == (3, 64)
+    assert rings == [1, 2, 4, 64]
 
 
 def test_a_parent_may_stand_earlier_in_the_same_call(world: World) -> None:
@@ -272,8 +273,8 @@ def test_what_a_child_depends_on_may_have_ended_in_every_combination(world: Worl
             id = f"{one}-{two}"
             found[one, two] = world.add(id, depends_on=[f"p-{one}", f"p-{two}"]).statuses[0]
 
-    for parents, status in found.items():
+    for parents, rq_status in found.items():
         if {*parents} & {S.FAILED, S.STOPPED, S.CANCELED}:
-            assert status == "canceled", parents
+            assert rq_status == "canceled", parents
         else:
-            assert status == ("deferred" if S.QUEUED in parents else "queued"), parents
+            assert rq_status == ("deferred" if S.QUEUED in parents else "queued"), parents

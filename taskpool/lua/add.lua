@@ -121,8 +121,7 @@ end
 
 for queue, ids in pairs(ready) do
   redis.call('SADD', KEY.queues, KEY.queue .. queue)
-  redis.call('RPUSH', KEY.queue .. queue, unpack(ids))
-  ring(queue, #ids)
+  ring(queue, redis.call('RPUSH', KEY.queue .. queue, unpack(ids)))
 end
 for type, pairs_ in pairs(by_type) do
   redis.call('ZADD', KEY.by_type .. type, unpack(pairs_))

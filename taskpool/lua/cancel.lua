@@ -28,6 +28,6 @@ redis.call('ZREM', KEY.scheduled .. queue, id)
 redis.call('ZREM', KEY.deferred .. queue, id)
 redis.call('ZREM', KEY.expiring, id)
 redis.call('HSET', key, 'status', 'canceled', 'ended_at', stamp, 'seq', seq, 'reason', reason, 'error', ARGV[3])
-retain(id, KEY.canceled .. queue, tonumber(f[4] or 604800), now_ms)
+retain(id, KEY.canceled .. queue, tonumber(f[4]) or 604800, now_ms)
 emit(id, seq, 'canceled', 'canceled', now_ms, ',"reason":"' .. reason .. '"')
 return 'ok'

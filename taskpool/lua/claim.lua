@@ -6,7 +6,7 @@
 -- ARGV[4]  '1' when the worker was shown as idle until now
 -- ARGV[5+] queues, most urgent first
 -- Returns  {id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, started_ms,
---           parents, crashes, timeout_ms}, or false: nothing is ready, or `rq suspend` holds
+--           parents, timeout_ms}, or false: nothing is ready, or `rq suspend` holds
 
 local worker, attempt_id, lease_ms, was_idle = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1'
 local BOUND = 200 -- ids looked at in one call: stale ones are skipped
@@ -22,17 +22,18 @@ for argument = 5, #ARGV do
   while id do
     local key = KEY.job .. id
     local f = redis.call('HMGET', key, 'status', 'type', 'data', 'attempt', 'max_attempts', 'timeout', 'result_ttl',
-      'failure_ttl', 'enqueued_at', 'seq', 'expires_ms', 'dependency_ids', 'crashes', 'timeout_ms')
+      'failure_ttl', 'enqueued_at', 'seq', 'expires_ms', 'dependency_ids', 'timeout_ms')
 
     -- Only a queued record is started. Anything else is a leftover (removed by a dashboard, queued twice): skip it.
     if f[1] == 'queued' and string.find(id, '^[%w_-]+$') then
       local attempt, seq = tonumber(f[4] or 0) + 1, tonumber(f[10] or 0) + 1
       if f[11] then redis.call('ZREM', KEY.expiring, id) end
 
-      if f[11] and tonumber(f[11]) <= now_ms then
+      -- Only the first attempt can come too late: a retry is of a task that was started in time.
+      if f[11] and attempt == 1 and tonumber(f[11]) <= now_ms then
         redis.call('HSET', key, 'status', 'canceled', 'ended_at', stamp, 'reason', 'expired', 'seq', seq,
           'error', 'canceled: it was not started before it expired')
-        retain(id, KEY.canceled .. queue, tonumber(f[8] or 604800), now_ms)
+        retain(id, KEY.canceled .. queue, tonumber(f[8]) or 604800, now_ms)
         emit(id, seq, 'canceled', 'canceled', now_ms, ',"reason":"expired"')
       else
         -- RQ's own enqueue and a dashboard's requeue leave an expiry or the last attempt's end on the record.
@@ -53,8 +54,8 @@ for argument = 5, #ARGV do
           redis.call('HSET', KEY.worker .. worker, 'state', 'busy')
         end
         emit(id, seq, 'started', 'in_progress', now_ms, ',"attempt":' .. attempt)
-        return {id, queue, f[2], f[3], attempt, f[5], f[6], f[7], f[8], f[9], string.format('%.0f', now_ms), f[12], f[13],
-          f[14]}
+        return {id, queue, f[2], f[3], attempt, f[5], f[6], f[7], f[8], f[9], string.format('%.0f', now_ms), f[12],
+          f[13]}
       end
     end
 

@@ -29,7 +29,7 @@ if f[2] ~= 'started' or not (ours or plain) then
 end
 
 local seq, crashes = tonumber(f[3] or 0) + 1, tonumber(f[4] or 0) + 1
-local ttl_s = tonumber(f[6] or 604800)
+local ttl_s = tonumber(f[6]) or 604800
 drop_attempt(id, attempt_id, queue, worker)
 
 local function settle(status, reason, failure)

@@ -28,7 +28,8 @@ local function emit(id, seq, event, status, now_ms, more)
   redis.call('PUBLISH', KEY.channel .. id, document)
 end
 
--- Wakes up to `count` idle workers of a queue. Capped: a bell nobody hears costs nothing more.
+-- Wakes up to `count` idle workers of a queue: as many as there are tasks in it, because a ring of an earlier task may
+-- have been heard for another. Capped: a bell nobody hears costs nothing more.
 local function ring(queue, count)
   local bell = KEY.doorbell .. queue
   for _ = redis.call('LLEN', bell) + 1, math.min(KEY.doorbell_cap, count) do
@@ -39,8 +40,7 @@ end
 -- Puts a task that is ready into its queue.
 local function enqueue(id, queue, front)
   redis.call('SADD', KEY.queues, KEY.queue .. queue)
-  redis.call(front and 'LPUSH' or 'RPUSH', KEY.queue .. queue, id)
-  ring(queue, redis.call('LLEN', KEY.queue .. queue))
+  ring(queue, redis.call(front and 'LPUSH' or 'RPUSH', KEY.queue .. queue, id))
 end
 
 -- Forgets the attempt that ran or was running: its lease, and what the worker is shown to run.

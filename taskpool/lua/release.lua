@@ -26,7 +26,7 @@ for _, id in ipairs(redis.call('SPOP', waiting, limit)) do
       redis.call('ZREM', KEY.expiring, id)
       redis.call('HSET', key, 'status', 'canceled', 'ended_at', stamp, 'seq', seq, 'reason', 'dependency_failed',
         'error', string.format('canceled: the task %s it depends on did not end well (%s)', parent, parent_status))
-      retain(id, KEY.canceled .. queue, tonumber(f[5] or 604800), now_ms)
+      retain(id, KEY.canceled .. queue, tonumber(f[5]) or 604800, now_ms)
       emit(id, seq, 'canceled', 'canceled', now_ms,
         string.format(',"reason":"dependency_failed","dependency":"%s"', parent))
     elseif redis.call('HINCRBY', key, 'pending', -1) <= 0 then
