@@ -66,7 +66,6 @@ class Settings:
     grace_s: float = _setting(25.0, "Seconds running tasks get to end at shutdown.", "seconds")
     timeout_s: float = _setting(600.0, "Seconds one attempt may take, unless its type says.", "seconds", least=0.001)
     max_attempts: int = _setting(1, "Attempts a task gets, unless its type says.", "integer", least=1)
-    events_maxlen: int = _setting(10_000, "Events kept for replay, over all tasks.", "integer", least=1)
     type_grace_s: float = _setting(3600.0, "Seconds a type stays accepted after its last worker left.", "seconds")
     builtins: bool = _setting(True, "Serve the built-in task types.", "switch")
     files_root: str = _setting(".", "Directory below which word_count may read files.", "text")
