@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import secrets
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -122,6 +125,23 @@ def test_submit_and_wait_prints_the_result_too(pool: TaskPool) -> None:
     worker.join()
 
     assert result.exit_code == Exit.DONE
+    assert result.stdout.splitlines()[1:] == ['"hello Ada"']
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("greet", "--wait", "name=Ada"), ("--wait", "greet", "name=Ada"), ("greet", "name=Ada", "--wait")],
+)
+def test_wait_takes_no_word_that_is_not_its_number(arguments: tuple[str, ...], pool: TaskPool) -> None:
+    def work() -> None:
+        with TaskPool(pool.redis_url, registry=pool.registry) as mine:
+            eventually(lambda: mine.get_queue().items)
+            execute_next(mine)
+
+    worker = in_the_background(work)
+    result = run(pool, "submit", *arguments)
+    worker.join()
+
     assert result.stdout.splitlines()[1:] == ['"hello Ada"']
 
 
@@ -326,6 +346,43 @@ def test_no_redis_at_all_says_what_to_do(tmp_path: Path) -> None:
 
     assert result.exit_code == Exit.USAGE
     assert "taskpool up" in result.stderr
+
+
+def test_a_bug_is_one_line_too(pool: TaskPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: TaskPool, id: str) -> TaskRecord:
+        raise LookupError("this can't be")
+
+    monkeypatch.setattr(TaskPool, "get", fail)
+
+    result = run(pool, "get", "some-id")
+
+    assert result.exit_code == Exit.BUG
+    assert result.stderr.startswith("Error: unexpected LookupError: this can't be")
+    assert result.stderr.count("\n") == 1
+
+
+def test_ctrl_c_ends_watching_quietly(pool: TaskPool) -> None:
+    id = pool.add_task("greet", {"name": "Ada"}, delay_s=3600).id
+    process = subprocess.Popen(
+        [sys.executable, "-m", "taskpool.cli", "watch", id, "--redis-url", pool.redis_url],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    first = process.stderr.readline()
+
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=30)
+
+    assert (first, output, errors) == ("scheduled\n", "", "")
+    assert process.returncode == Exit.INTERRUPTED
+
+
+def test_a_reader_that_has_gone_is_no_error(pool: TaskPool) -> None:
+    command = f"{sys.executable} -m taskpool.cli types --json --redis-url {pool.redis_url} | true"
+
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30, check=False)
+
+    assert result.stderr == ""
 
 
 def test_a_misspelt_variable_is_named_with_the_right_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,7 @@ Exit status:
   5  the task was stopped or canceled
   6  the task's status doesn't allow that
   7  Redis can't be reached
+  130  Ctrl-C
 """
 
 

@@ -110,5 +110,5 @@ def _text(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return f"{value:g}"
+        return repr(value).removesuffix(".0")
     return ",".join(value) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)

@@ -11,11 +11,10 @@ import click
 
 from taskpool.cli.options import Command, environment, load_settings, settings_flags
 
-SHARED: Final = (
-    "redis_url", "data_dir", "result_ttl_s", "failure_ttl_s", "timeout_s", "max_attempts", "events_maxlen",
-    "type_grace_s", "log_level",
+SHARED: Final = ("redis_url", "data_dir", "max_attempts", "events_maxlen", "log_level")
+API: Final = (
+    "host", "port", "max_body_bytes", "result_ttl_s", "failure_ttl_s", "timeout_s", "type_grace_s", *SHARED,
 )  # fmt: skip
-API: Final = ("host", "port", "max_body_bytes", *SHARED)
 WORKER: Final = (
     "workers", "slots", "queues", "tasks", "max_result_bytes", "lease_s", "max_crashes", "grace_s", "builtins",
     "files_root", *SHARED,

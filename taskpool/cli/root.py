@@ -52,6 +52,13 @@ class Commands(click.Group):
             raise  # click knows what to do: whoever read us has gone
         except OSError as error:
             _leave(Failure(str(error), Exit.FAILED))
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise  # click's own: usage errors, --help
+        except Exception as error:
+            if sys.flags.dev_mode:
+                raise
+            what = f"{type(error).__name__}: {error}"
+            _leave(Failure(f"unexpected {what} (a bug in taskpool; PYTHONDEVMODE=1 shows where)", Exit.BUG))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, commands in GROUPS:

@@ -31,7 +31,19 @@ task ended: see `taskpool --help`.
 """
 
 
-@click.command(cls=Command, epilog=EPILOG)
+class SubmitCommand(Command):
+    """Lets `--wait` stand before a word that isn't its number: `submit --wait echo message=hi`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, with the number of each lonely `--wait` filled in."""
+        filled = [
+            f"--wait={FOREVER}" if arg == "--wait" and not _is_number(after) else arg
+            for arg, after in zip(args, [*args[1:], ""], strict=True)
+        ]
+        return super().parse_args(ctx, filled)
+
+
+@click.command(cls=SubmitCommand, epilog=EPILOG)
 @click.argument("type")
 @click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--json", "source", metavar="FILE|-|TEXT", help="The payload as JSON; KEY=VALUE pairs are put on top.")
@@ -47,13 +59,7 @@ task ended: see `taskpool --help`.
 )
 @click.option("--depends-on", multiple=True, metavar="ID", help="Wait until this task is done; may be repeated.")
 @click.option(
-    "--wait",
-    "wait_s",
-    type=float,
-    is_flag=False,
-    flag_value=FOREVER,
-    metavar="[S]",
-    help="Wait until it ends, at most S seconds, and print its result.",
+    "--wait", "wait_s", type=float, metavar="[S]", help="Wait until it ends, at most S seconds; print the result."
 )
 @settings_flags(*CONNECTION)
 def submit(
@@ -79,6 +85,14 @@ def _payload(pool: TaskPool, type: str, pairs: tuple[str, ...], whole: Any) -> A
         raise click.UsageError("KEY=VALUE pairs can only be put on top of a JSON object")
     schema = next((info.schema for info in pool.types() if info.name == type), None)
     return {**(whole or {}), **read_pairs(pairs, schema)}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _moment(text: str) -> datetime:

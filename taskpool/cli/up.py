@@ -36,13 +36,21 @@ tasks: they are put back and run again. Tasks survive a restart.
 WELCOME: Final = """
   Taskpool is ready: {url}, {workers}
 
-  Submit   curl -s {url}/tasks -H 'Content-Type: application/json' \\
-             -d '{{"type": "echo", "payload": {{"message": "hello"}}}}'
-  Look     curl -s {url}/tasks
-  Watch    {command} submit long_task duration_s=10 --wait
+{tries}
   Data     {where}
   Stop     Ctrl-C
 """
+
+TRIES: Final = """\
+  Submit   curl -s {url}/tasks -H 'Content-Type: application/json' \\
+             -d '{{"type": "echo", "payload": {{"message": "hello"}}}}'
+  Look     curl -s {url}/tasks
+  Watch    {command} submit long_task duration_s=10 --wait"""
+
+TRIES_WITHOUT_BUILTINS: Final = """\
+  Types    curl -s {url}/types
+  Look     curl -s {url}/tasks
+  Submit   {command} submit TYPE KEY=VALUE --wait"""
 
 
 @click.command(cls=Command, epilog=EPILOG)
@@ -94,6 +102,6 @@ def _welcome(instance: Instance) -> str:
         where = f"{instance.data_dir}, kept for the next `up`"
         if instance.data_dir != Path(".taskpool").resolve():
             command += f" --data-dir {shlex.quote(str(instance.data_dir))}"
-    return WELCOME.format(
-        url=url, workers=f"{settings.workers} worker{'s' if settings.workers > 1 else ''}", where=where, command=command
-    )
+    tries = (TRIES if settings.builtins else TRIES_WITHOUT_BUILTINS).format(url=url, command=command)
+    workers = f"{settings.workers} worker{'s' if settings.workers > 1 else ''}"
+    return WELCOME.format(url=url, workers=workers, tries=tries, where=where)

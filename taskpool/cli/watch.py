@@ -49,15 +49,16 @@ def follow(pool: TaskPool, id: str, *, timeout_s: float | None = None) -> TaskRe
         TaskNotFound: no task has this id.
         WaitTimeout: it didn't end within `timeout_s` seconds.
     """
+    from taskpool.listen import Listener
+
     end_mono = None if timeout_s is None else time.monotonic() + timeout_s
-    record = pool.get(id)
-    with _display() as show:
-        while not record.status.is_terminal:
+    with Listener(pool.redis_url, id) as listener, _display() as show:
+        while not (record := pool.get(id)).status.is_terminal:
             show(record)
-            left_s = LOOK_S if end_mono is None else min(LOOK_S, end_mono - time.monotonic())
+            left_s = LOOK_S if end_mono is None else end_mono - time.monotonic()
             if left_s <= 0:
                 raise WaitTimeout(record, timeout_s or 0)
-            record = _wait(pool, id, left_s)
+            listener.wait_for_end(min(left_s, LOOK_S))
         show(record)
     return record
 
@@ -74,13 +75,6 @@ def print_end(record: TaskRecord, *, as_json: bool = False) -> Exit:
         why = record.error or record.reason
         click.echo(f"Error: the task {record.status.value}" + (f": {why}" if why else ""), err=True)
     return exit_of(record.status)
-
-
-def _wait(pool: TaskPool, id: str, timeout_s: float) -> TaskRecord:
-    try:
-        return pool.wait(id, timeout_s=timeout_s)
-    except WaitTimeout as waiting:
-        return waiting.record
 
 
 def _display() -> AbstractContextManager[Callable[[TaskRecord], None]]:

@@ -1,0 +1,83 @@
+"""Flags made from the table of settings: each command has those it concerns, and they arrive."""
+
+from __future__ import annotations
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from taskpool.cli import main
+from taskpool.cli.exits import Exit
+from taskpool.cli.options import SettingOption, environment, load_settings
+from taskpool.settings import SETTING_FIELDS, Settings
+
+
+def settings_of(command: str) -> set[str]:
+    found = main.commands[command]
+    return {option.name or "" for option in found.params if isinstance(option, SettingOption)}
+
+
+def test_up_has_every_setting() -> None:
+    assert settings_of("up") == {row.name for row in SETTING_FIELDS}
+
+
+def test_the_halves_have_every_setting_between_them() -> None:
+    assert settings_of("api") | settings_of("worker") == settings_of("up")
+    assert settings_of("api") & settings_of("worker") >= {"redis_url", "data_dir", "log_level"}
+
+
+@pytest.mark.parametrize("command", ["submit", "get", "watch", "queue", "types", "workers", "stop", "retry"])
+def test_what_talks_to_redis_is_told_which(command: str) -> None:
+    assert settings_of(command) == {"redis_url", "data_dir"}
+
+
+@pytest.mark.parametrize("command", ["queue", "types", "workers", "get", "watch"])
+def test_what_reads_can_print_json(command: str) -> None:
+    assert "--json" in {name for option in main.commands[command].params for name in option.opts}
+
+
+def test_flags_arrive_as_values() -> None:
+    flags = {"port": "9000", "tasks": ("a.py,b", "c"), "queues": (), "builtins": False, "redis_url": None}
+
+    settings = load_settings(flags)
+
+    assert settings == Settings(port=9000, tasks=("a.py", "b", "c"), builtins=False)
+
+
+def test_another_process_gets_the_same_settings() -> None:
+    settings = Settings(
+        host="::1", port=0, workers=3, slots=7, queues=("a", "b"), data_dir="/d",
+        redis_url="unix:///s", tasks=("t.py",), max_result_bytes=1, lease_s=1.5, grace_s=0.25, timeout_s=123456.789, builtins=False, log_level="debug",
+    )  # fmt: skip
+
+    assert Settings.load(environment(settings)) == settings
+    assert Settings.load(environment(Settings())) == Settings()
+
+
+@pytest.mark.parametrize("name", [None, *main.commands])
+def test_help_is_there_and_fits(name: str | None) -> None:
+    result = CliRunner().invoke(main, [*([name] if name else []), "--help"], terminal_width=100)
+
+    assert result.exit_code == Exit.DONE
+    assert max(map(len, result.stdout.splitlines())) <= 100
+    if name not in (None, "workers"):
+        assert "Example" in result.stdout
+
+
+def test_every_command_is_in_the_list_with_what_it_does() -> None:
+    lines = [line.split() for line in CliRunner().invoke(main, ["--help"]).stdout.splitlines()]
+
+    for name, command in main.commands.items():
+        assert isinstance(command, click.Command)
+        assert any(words[:1] == [name] and len(words) > 2 for words in lines)
+
+
+def test_a_misspelt_command_is_named_with_the_right_one() -> None:
+    result = CliRunner().invoke(main, ["submti"])
+
+    assert result.exit_code == Exit.USAGE
+    assert "submit" in result.stderr.splitlines()[-1]
+
+
+def test_the_version_is_told() -> None:
+    assert CliRunner().invoke(main, ["--version"]).stdout.startswith("taskpool ")
