@@ -10,8 +10,10 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
+from threading import Barrier
 from typing import Any, Final, TypeVar
 
 from redis import Redis
@@ -128,6 +130,23 @@ def new_task(id: str, *, type: str = "work", payload: Any = None, **options: Any
     """A task as `add` takes it, with an id of the test's choice."""
     spec = TaskSpec(type=type, payload={} if payload is None else payload, **options)
     return replace(prepare(spec, spec.payload, _INFO, _DEFAULTS), id=id)
+
+
+def race(url: str, rounds: int, *moves: Callable[[int], Call[Any]]) -> list[list[Any]]:
+    """Let several connections make their moves at one moment, round after round: the answers, by round and move."""
+    start = Barrier(len(moves))
+
+    def run(move: Callable[[int], Call[Any]]) -> list[Any]:
+        store = Store(url)
+        answers = []
+        for number in range(rounds):
+            start.wait(10)
+            answers.append(store.run(move(number)))
+        store.close()
+        return answers
+
+    with ThreadPoolExecutor(len(moves)) as threads:
+        return [list(answers) for answers in zip(*threads.map(run, moves), strict=True)]
 
 
 def _seed_waiting(world: World, id: str) -> None:

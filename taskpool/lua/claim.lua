@@ -22,15 +22,16 @@ for argument = 5, #ARGV do
   while id do
     local key = KEY.job .. id
     local f = redis.call('HMGET', key, 'status', 'type', 'data', 'attempt', 'max_attempts', 'timeout', 'result_ttl',
-      'failure_ttl', 'enqueued_at', 'seq', 'expires_ms', 'dependency_ids', 'timeout_ms')
+      'failure_ttl', 'enqueued_at', 'seq', 'expires_ms', 'dependency_ids', 'timeout_ms',
+      'started_at')
 
     -- Only a queued record is started. Anything else is a leftover (removed by a dashboard, queued twice): skip it.
     if f[1] == 'queued' and string.find(id, '^[%w_-]+$') then
       local attempt, seq = tonumber(f[4] or 0) + 1, tonumber(f[10] or 0) + 1
       if f[11] then redis.call('ZREM', KEY.expiring, id) end
 
-      -- Only the first attempt can come too late: a retry is of a task that was started in time.
-      if f[11] and attempt == 1 and tonumber(f[11]) <= now_ms then
+      -- A task that was started in time, whatever became of that attempt, no longer expires.
+      if f[11] and not f[14] and tonumber(f[11]) <= now_ms then
         redis.call('HSET', key, 'status', 'canceled', 'ended_at', stamp, 'reason', 'expired', 'seq', seq,
           'error', 'canceled: it was not started before it expired')
         retain(id, KEY.canceled .. queue, tonumber(f[8]) or 604800, now_ms)

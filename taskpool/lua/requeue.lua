@@ -22,6 +22,7 @@ local seq = tonumber(f[3]) + 1
 local status = delay_ms > 0 and 'scheduled' or 'queued'
 redis.call('HSET', key, 'status', status, 'seq', seq, 'attempt_id', '', 'attempt', f[4] - (uncounted and 1 or 0))
 if ARGV[7] ~= '' then redis.call('HSET', key, 'error', ARGV[7], 'failure', ARGV[8]) end
+if uncounted then redis.call('HDEL', key, 'progress') end
 drop_attempt(id, attempt_id, queue, worker)
 if delay_ms > 0 then
   redis.call('HSET', key, 'run_ms', string.format('%.0f', now_ms + delay_ms))
