@@ -46,9 +46,18 @@ def test_flags_arrive_as_values() -> None:
 
 def test_another_process_gets_the_same_settings() -> None:
     settings = Settings(
-        host="::1", port=0, workers=3, slots=7, queues=("a", "b"), data_dir="/d",
-        redis_url="unix:///s", tasks=("t.py",), max_result_bytes=1, lease_s=1.5, grace_s=0.25, timeout_s=123456.789, builtins=False, log_level="debug",
-    )  # fmt: skip
+        host="::1",
+        port=0,
+        queues=("a", "b"),
+        data_dir="/d",
+        redis_url="unix:///s",
+        tasks=("t.py",),
+        max_result_bytes=1,
+        lease_s=1.5,
+        timeout_s=123456.789,
+        builtins=False,
+        log_level="debug",
+    )
 
     assert Settings.load(environment(settings)) == settings
     assert Settings.load(environment(Settings())) == Settings()
