@@ -19,6 +19,7 @@ from redis import Redis
 from rq.job import Job, JobStatus, get_current_job
 from rq.serializers import JSONSerializer
 
+from taskpool import keys
 from taskpool.types import RunningTask
 
 ENTRY_POINT: Final = "taskpool.runner.run"
@@ -26,6 +27,12 @@ ENTRY_POINT: Final = "taskpool.runner.run"
 
 UNKNOWN_TYPE: Final = "unknown"
 """The type of a job that is no task of ours."""
+
+OF_AN_ATTEMPT: Final = (
+    *("attempt_id", "ended_at", "error", "failure", "reason", "progress", "result"),
+    *("stop_ms", "stop_grace_s", "stop_force"),
+)
+"""What an attempt leaves on the record that the next one must not find."""
 
 DESCRIPTION_LENGTH: Final = 120
 SMALL: Final = 2000
@@ -119,8 +126,12 @@ class PlainJob:
     def running(self, type: str, payload: Any) -> RunningTask:
         """The attempt, counted on the record, as our own workers see theirs. RQ enforces the timeout."""
         job = self._job
-        attempt = job.connection.hincrby(job.key, "attempt", 1)
-        job.connection.hset(job.key, "type", type)
+        with job.connection.pipeline() as pipeline:
+            pipeline.hincrby(job.key, "attempt", 1)
+            pipeline.hset(job.key, "type", type)
+            pipeline.hdel(job.key, *OF_AN_ATTEMPT)
+            pipeline.zadd(keys.BY_TYPE + type, {job.id: 0})
+            attempt = pipeline.execute()[0]
         return RunningTask(
             id=job.id,
             type=type,

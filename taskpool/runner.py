@@ -103,7 +103,8 @@ def run(type: str, payload: Any = None) -> Any:
         run_coroutine=asyncio.run,
     )
     if outcome.status is not TaskStatus.DONE:
-        job.keep({"error": outcome.error, "failure": msgspec.json.encode(outcome.failure)})
+        failure = outcome.failure
+        job.keep({"error": outcome.error, "failure": msgspec.json.encode(failure), "reason": failure["reason"]})
         raise TaskFailed(f"{outcome.error}\n{outcome.traceback}".strip())
     job.keep({"result": outcome.result})
     return msgspec.json.decode(outcome.result)

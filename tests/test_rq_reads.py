@@ -215,3 +215,20 @@ def test_the_commands_requeue_and_empty_leave_our_state_right(pool: TaskPool, re
     assert "3 jobs removed from default queue" in shown
     assert (numbers(pool).queued, numbers(pool).failed) == (0, 1)
     assert pool.get_queue().items == ()
+
+
+def test_a_requeued_task_that_kept_crashing_may_crash_as_often_again(pool: TaskPool, redis_url: str) -> None:
+    task = pool.add_task("echo", {"message": 1})
+
+    def crash() -> str:
+        claim(pool)
+        failure = {"reason": "crashed", "message": "it died"}
+        return pool.store.run(
+            scripts.crash(task.id, "attempt1", "default", error="it died", failure=failure, max_crashes=3)
+        )
+
+    first_life = [crash() for _ in range(3)]
+
+    rq(redis_url, "requeue", "--queue", "default", "--all", "-S", "json")
+
+    assert first_life == [crash() for _ in range(3)] == ["queued", "queued", "failed"]

@@ -40,6 +40,8 @@ for argument = 5, #ARGV do
         -- RQ's own enqueue and a dashboard's requeue leave an expiry or the last attempt's end on the record.
         if attempt > 1 or not f[2] then
           redis.call('PERSIST', key)
+          -- A reason says that the task had ended, so this is a new life: its crashes don't count on.
+          if redis.call('HEXISTS', key, 'reason') == 1 then redis.call('HDEL', key, 'crashes') end
           redis.call('HDEL', key, 'ended_at', 'error', 'failure', 'reason', 'progress', 'stop_ms', 'stop_grace_s',
             'stop_force')
         end
