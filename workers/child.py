@@ -49,6 +49,10 @@ class Child:
     def ask(self, run: Run, request: Request) -> None:
         """Asks it to end one attempt by itself."""
         self.block.ask(run, request)
+        self.nudge()
+
+    def nudge(self) -> None:
+        """Has it look at what it was asked."""
         if not self.ended.is_set():
             try:
                 os.kill(self.pid, signal.SIGUSR1)

@@ -60,6 +60,11 @@ class Interruption:
         """Ends the attempt: nothing is raised any more."""
         self._deadline = math.inf
 
+    def close(self) -> None:
+        """Closes the event loop, if there was need of one."""
+        if self._runner is not None:
+            self._runner.close()
+
     @property
     def has_raised(self) -> bool:
         """Whether the attempt was interrupted, whatever it made of that."""
@@ -73,15 +78,16 @@ class Interruption:
         """
         if self._runner is None:
             self._runner = asyncio.Runner()
-        return self._runner.run(self._watched(coroutine))
+        try:
+            return self._runner.run(self._watched(coroutine))
+        except asyncio.CancelledError:
+            raise next(iter(self._raised), asyncio.CancelledError) from None
 
     async def _watched(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The coroutine inside the loop. An exception raised by a signal would leave the loop in a bad state."""
         self._coroutine = asyncio.current_task()
         try:
             return await coroutine
-        except asyncio.CancelledError:
-            raise next(iter(self._raised), asyncio.CancelledError) from None
         finally:
             self._coroutine = None
             leftovers = asyncio.all_tasks() - {asyncio.current_task()}
@@ -120,7 +126,8 @@ class Interruption:
             return
         self._raised.add(interrupt)
         if self._coroutine is not None:
-            self._coroutine.cancel()
+            # Threadsafe, because the loop may be asleep: a signal alone doesn't wake it.
+            self._coroutine.get_loop().call_soon_threadsafe(self._coroutine.cancel)
         else:
             raise interrupt
 
@@ -131,6 +138,11 @@ class Interruption:
         above: FrameType | None = None
         while frame is not None:
             if frame.f_code is execute_task.__code__:
-                return above is not None and above.f_globals is not execute_task.__globals__
+                ours = above is None or above.f_globals is execute_task.__globals__ or above.f_code is _RUN_COROUTINE
+                return not ours
             frame, above = frame.f_back, frame
         return False
+
+
+_RUN_COROUTINE: Final = Interruption.run_coroutine.__code__
+"""Below it runs the event loop, which an exception out of nowhere would break: its tasks are cancelled instead."""

@@ -17,6 +17,7 @@ log = logging.getLogger("workers")
 
 TERM_GRACE_S = 2.0
 POLL_S = 0.02
+REPEAT_S = 0.5
 
 
 class Stops:
@@ -48,9 +49,14 @@ class Stops:
         child.kill(Verdict.STOPPED, run)
 
     async def _is_over(self, child: Child, run: Run, within_s: float) -> bool:
-        deadline = time.monotonic() + within_s
+        """Waits for the end of the attempt. The signal is repeated: one that came between two steps had no effect."""
+        started_mono = signalled_mono = time.monotonic()
         while child.is_running(run):
-            if time.monotonic() >= deadline:
+            now = time.monotonic()
+            if now - started_mono >= within_s:
                 return False
+            if now - signalled_mono >= REPEAT_S:
+                signalled_mono = now
+                child.nudge()
             await asyncio.sleep(POLL_S)
         return True
