@@ -232,3 +232,35 @@ def test_a_requeued_task_that_kept_crashing_may_crash_as_often_again(pool: TaskP
     rq(redis_url, "requeue", "--queue", "default", "--all", "-S", "json")
 
     assert first_life == [crash() for _ in range(3)] == ["queued", "queued", "failed"]
+
+
+def test_a_job_that_rq_cancels_is_a_canceled_task_for_as_long_as_any(pool: TaskPool, redis: Redis) -> None:
+    task = pool.add_task("echo", {"message": 1}, expires_in_s=3600)
+    child = pool.add_task("collect", depends_on=[task.id])
+
+    fetch(redis, task.id).cancel()
+    word = pool.store.run(scripts.purge(task.id, "rq:canceled:default"))
+
+    assert word == "early"
+    record = pool.get(task.id)
+    assert (record.status, record.reason) == (S.CANCELED, "canceled")
+    assert record.ended_at is not None
+    assert numbers(pool).canceled == 1
+    assert pool.store.run(scripts.release(task.id)) == 0
+    assert pool.get(child.id).status is S.CANCELED
+    assert pool.store.run(scripts.purge(task.id, "rq:canceled:default")) == "early"
+    kept_s = redis.zscore("rq:canceled:default", task.id) - record.ended_at.timestamp()  # type: ignore[operator]
+    assert round(kept_s) == task.failure_ttl_s
+    assert redis.zcard("taskpool:expiring") == 0
+
+
+def test_a_registry_forgets_a_task_that_has_another_life(pool: TaskPool, redis: Redis) -> None:
+    task = pool.add_task("echo", {"message": 1})
+    pool.add_task("collect", depends_on=[task.id])
+    redis.zadd("rq:finished:default", {task.id: 1})  # as RQ leaves a job that it repeats
+
+    word = pool.store.run(scripts.purge(task.id, "rq:finished:default"))
+
+    assert word == "queued"
+    assert pool.get(task.id).status is S.QUEUED
+    assert redis.zcard("rq:finished:default") == 0

@@ -7,16 +7,28 @@
 
 local id, registry = ARGV[1], ARGV[2]
 local key = KEY.job .. id
-local f = redis.call('HMGET', key, 'status', 'origin', 'type', 'tags')
+local f = redis.call('HMGET', key, 'status', 'origin', 'type', 'tags', 'ended_at', 'seq', 'failure_ttl')
 local status = f[1]
+local now_ms, stamp = clock()
 if registry ~= '' then
   local score = redis.call('ZSCORE', registry, id)
-  if score and tonumber(score) * 1000 > (clock()) then return 'early' end
+  if score and tonumber(score) * 1000 > now_ms then return 'early' end
 end
-if status and redis.call('EXISTS', KEY.dependents .. id) == 1 then return 'children' end
 if status and status ~= 'finished' and status ~= 'failed' and status ~= 'stopped' and status ~= 'canceled' then
+  if registry ~= '' then redis.call('ZREM', registry, id) end -- what stands there is of a former life
   return status
 end
+
+-- RQ's own cancel enters a job as due at once and says nothing more: it is kept and told of like one that we canceled.
+if registry ~= '' and status == 'canceled' and (f[5] or '') == '' then
+  local seq = tonumber(f[6] or 0) + 1
+  redis.call('ZREM', KEY.expiring, id)
+  redis.call('HSET', key, 'ended_at', stamp, 'seq', seq, 'reason', 'canceled', 'error', 'canceled before it started')
+  retain(id, registry, tonumber(f[7]) or 604800, now_ms)
+  emit(id, seq, 'canceled', 'canceled', now_ms, ',"reason":"canceled"')
+  return 'early'
+end
+if status and redis.call('EXISTS', KEY.dependents .. id) == 1 then return 'children' end
 
 if registry ~= '' then redis.call('ZREM', registry, id) end
 if status then
