@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
+from operator import itemgetter
 from threading import Barrier
 from typing import Any, Final, TypeVar
 
@@ -112,7 +113,7 @@ class World:
     def snapshot(self) -> Snapshot:
         """All of Redis: keys of hashes and sorted sets by member, streams by entry, expiries beside them."""
         seconds, micros = self.redis.time()
-        return dict(sorted(_shown(self.redis, seconds + micros / 1e6)))
+        return dict(sorted(_shown(self.redis, seconds + micros / 1e6), key=itemgetter(0)))
 
     def since(self, before: Snapshot) -> dict[str, Any]:
         """What has changed since a snapshot: the new values; None for what is gone."""
@@ -217,8 +218,8 @@ def _entry(fields: Mapping[bytes, bytes], now_s: float) -> dict[str, Any]:
         entry["exc_string"] = zlib.decompress(base64.b64decode(fields[b"exc_string"])).decode()
     if len(entry) > 1:
         return entry
-    (document,) = fields.values()
-    return {name: _text(value, now_s) if name == "at_ms" else value for name, value in json.loads(document).items()}
+    document: dict[str, Any] = json.loads(*fields.values())
+    return document | ({"at_ms": _text(document["at_ms"], now_s)} if "event" in document else {})
 
 
 def _text(value: bytes | str | float, now_s: float) -> str:

@@ -3,11 +3,11 @@
 -- ARGV[1]  id
 -- ARGV[2]  reason: canceled | expired
 -- ARGV[3]  error: one readable line
--- Returns  'ok' | 'early' (expired was asked, but it isn't) | 'gone' | RQ's word of the status that doesn't allow it
+-- Returns  'ok' | 'early' (expired was asked, but it isn't, or was started in time) | 'gone' | RQ's word of the status that doesn't allow it
 
 local id, reason = ARGV[1], ARGV[2]
 local key = KEY.job .. id
-local f = redis.call('HMGET', key, 'status', 'origin', 'seq', 'failure_ttl', 'expires_ms')
+local f = redis.call('HMGET', key, 'status', 'origin', 'seq', 'failure_ttl', 'expires_ms', 'started_at')
 local status, queue = f[1], f[2]
 if not status then
   redis.call('ZREM', KEY.expiring, id)
@@ -19,7 +19,7 @@ if status ~= 'queued' and status ~= 'scheduled' and status ~= 'deferred' then
 end
 
 local now_ms, stamp = clock()
-if reason == 'expired' and tonumber(f[5] or 0) > now_ms then return 'early' end
+if reason == 'expired' and (f[6] or not f[5] or tonumber(f[5]) > now_ms) then return 'early' end
 
 local seq = tonumber(f[3] or 0) + 1
 -- What expires is near the head, what a person takes back is near the tail.

@@ -1,4 +1,4 @@
--- Renews the leases of what a pool runs, and tells which of its attempts must stop.
+-- Renews the leases of what a pool runs (never shortens one), and tells which of its attempts must stop.
 --
 -- ARGV[1]  lease in ms; then for each attempt: id, attempt id, queue
 -- Returns  a word for each, in order: 'ok' | 'stop' | 'force' | 'lost' (the lease is another's; nothing was renewed)
@@ -13,7 +13,7 @@ for at = 2, #ARGV, 3 do
   if f[1] ~= attempt_id or f[2] ~= 'started' then
     reply[#reply + 1] = 'lost'
   else
-    redis.call('ZADD', KEY.wip .. queue, until_s, member)
+    redis.call('ZADD', KEY.wip .. queue, 'GT', until_s, member)
     redis.call('HSET', key, 'last_heartbeat', stamp)
     redis.call('HSET', KEY.execution .. member, 'last_heartbeat', now_ms / 1000)
     redis.call('EXPIRE', KEY.execution .. member, KEY.wip_grace_s)

@@ -5,7 +5,8 @@
 
 local id = ARGV[1]
 local key = KEY.job .. id
-local f = redis.call('HMGET', key, 'status', 'origin', 'seq', 'dependency_ids', 'attempt', 'max_attempts')
+local f = redis.call('HMGET', key, 'status', 'origin', 'seq', 'dependency_ids', 'attempt', 'max_attempts',
+  'attempts_a_life')
 local status, queue = f[1], f[2]
 if not status then return 'gone' end
 if status ~= 'failed' and status ~= 'stopped' and status ~= 'canceled' then return status end
@@ -20,8 +21,10 @@ redis.call('ZREM', KEY.canceled .. queue, id)
 redis.call('PERSIST', key)
 redis.call('HDEL', key, 'ended_at', 'error', 'failure', 'reason', 'progress', 'stop_ms', 'stop_grace_s', 'stop_force',
   'expires_ms', 'run_ms', 'pending', 'crashes', 'attempt_id', 'worker_name', 'started_at')
-redis.call('HSET', key, 'status', 'queued', 'enqueued_at', stamp, 'seq', seq,
-  'max_attempts', tonumber(f[5] or 0) + tonumber(f[6] or 1))
+-- Attempts are counted through all lives; each life has as many as the first.
+local attempts_a_life = tonumber(f[7] or f[6] or 1)
+redis.call('HSET', key, 'status', 'queued', 'enqueued_at', stamp, 'seq', seq, 'attempts_a_life', attempts_a_life,
+  'max_attempts', tonumber(f[5] or 0) + attempts_a_life)
 enqueue(id, queue, false)
 emit(id, seq, 'queued', 'queued', now_ms, ',"retried_by":"hand"')
 return 'ok'
