@@ -21,6 +21,14 @@ from taskpool import metrics_names as names
 from taskpool.types import QueueInfo, WorkerInfo
 
 BY_TYPE: Final = ("type", "queue")
+LABELS: Final = {
+    names.TASKS: 3,
+    names.WAIT_BUCKET: 3,
+    names.WAIT_US_SUM: 2,
+    names.RUN_BUCKET: 3,
+    names.RUN_US_SUM: 2,
+}
+"""How many labels a counter's field has."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,8 @@ class Scrape(Collector):
         counted: dict[str, list[tuple[tuple[str, ...], int]]] = defaultdict(list)
         for field, value in self.counters.items():
             metric, *labels = names.split_name(field)
-            counted[metric].append((tuple(labels), value))
+            if len(labels) == LABELS.get(metric):  # workers of another version may count other things
+                counted[metric].append((tuple(labels), value))
         yield _outcomes(counted[names.TASKS])
         yield _histogram(
             "taskpool_task_wait_seconds",
@@ -65,8 +74,7 @@ def _outcomes(counted: Iterable[tuple[tuple[str, ...], int]]) -> Metric:
         "taskpool_tasks", "Attempts that ended, by how they ended.", labels=("outcome", *BY_TYPE)
     )
     for labels, value in sorted(counted):
-        if len(labels) == 3:
-            family.add_metric(labels, value)
+        family.add_metric(labels, value)
     return family
 
 

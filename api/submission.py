@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from dataclasses import fields
+from datetime import datetime
 from typing import Annotated, Any, Final, TypeVar, get_type_hints
 
 import msgspec
@@ -93,9 +94,15 @@ def _convert(document: Any, wanted: type[T]) -> T:
 
 def _read(document: Any, wanted: type[T]) -> T:
     value = msgspec.convert(document, wanted)
-    if wanted is TaskSpec and not document.keys() <= _SPEC_FIELDS:
-        raise msgspec.ValidationError  # a dataclass ignores unknown fields, a struct refuses them
+    # A dataclass ignores unknown fields; a struct refuses them.
+    if isinstance(value, TaskSpec) and (not document.keys() <= _SPEC_FIELDS or _is_out_of_range(value.run_at)):
+        raise msgspec.ValidationError
     return value
+
+
+def _is_out_of_range(value: Any) -> bool:
+    """Whether a time is so far away that other time zones, or milliseconds, couldn't tell it."""
+    return isinstance(value, datetime) and not 1970 <= value.year <= 2999
 
 
 def _faults(document: Any, wanted: type, at: str) -> Iterator[FieldError]:
@@ -109,7 +116,8 @@ def _faults(document: Any, wanted: type, at: str) -> Iterator[FieldError]:
             yield FieldError(pointer((name,), at), "unknown field" + _hint(name, annotations))
             continue
         try:
-            msgspec.convert(value, annotations[name])
+            if _is_out_of_range(msgspec.convert(value, annotations[name])):
+                yield FieldError(pointer((name,), at), "must be a time from 1970 to 2999")
         except msgspec.ValidationError as error:
             yield from field_errors(error, pointer((name,), at))
     for name in _REQUIRED[wanted] - document.keys():

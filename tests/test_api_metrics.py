@@ -1,0 +1,97 @@
+"""/metrics: what the cluster counted, in the formats of Prometheus and OpenMetrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families as parse
+from redis import Redis
+
+from api.metrics import Scrape, exposition
+from taskpool import metrics_names as names
+from taskpool.keys import COUNTERS
+from taskpool.types import QueueInfo, WorkerInfo
+from tests.api_client import api, publish_types
+
+
+def scrape(counters: dict[str, int], *, queues: Any = (), workers: Any = ()) -> dict[tuple[str, ...], float]:
+    """Every sample by its name and its label values."""
+    text, media_type = exposition(Scrape(counters, queues, workers), "")
+    assert media_type.startswith("text/plain")
+    families = parse(text.decode())
+    return {(sample.name, *sample.labels.values()): sample.value for family in families for sample in family.samples}
+
+
+def worker(state: str) -> WorkerInfo:
+    return WorkerInfo(
+        name="w", host="h", pid=1, state=state, queues=(), pool=None, current=(), done=0, failed=0, working_s=0,
+        started_at=None, last_heartbeat=None,
+    )  # fmt: skip
+
+
+def test_attempts_are_counted_by_type_queue_and_outcome() -> None:
+    samples = scrape(
+        {
+            names.field_name(names.TASKS, "done", "echo", "q"): 5,
+            names.field_name(names.TASKS, "failed", 'a|b"%\n', "q"): 1,
+        }
+    )
+
+    assert samples["taskpool_tasks_total", "done", "q", "echo"] == 5
+    assert samples["taskpool_tasks_total", "failed", "q", 'a|b"%\n'] == 1
+
+
+def test_buckets_add_up_to_a_histogram() -> None:
+    labels = ("echo", "q")
+    samples = scrape(
+        {
+            names.field_name(names.WAIT_BUCKET, *labels, "0.005"): 2,
+            names.field_name(names.WAIT_BUCKET, *labels, "1"): 3,
+            names.field_name(names.WAIT_BUCKET, *labels, "+Inf"): 1,
+            names.field_name(names.WAIT_US_SUM, *labels): 2_500_000,
+        }
+    )
+
+    buckets = [value for key, value in samples.items() if key[0] == "taskpool_task_wait_seconds_bucket"]
+    assert buckets == sorted(buckets)
+    assert (buckets[0], buckets[-1]) == (2, 6)
+    assert samples["taskpool_task_wait_seconds_count", "q", "echo"] == 6
+    assert samples["taskpool_task_wait_seconds_sum", "q", "echo"] == 2.5
+
+
+def test_queues_and_workers_are_gauges() -> None:
+    queue = QueueInfo(
+        name="q", queued=7, in_progress=2, scheduled=1, waiting=3, done=0, failed=0, canceled=0, oldest_s=1.5
+    )
+
+    samples = scrape({}, queues=[queue], workers=[worker("busy"), worker("busy"), worker("idle")])
+
+    assert samples["taskpool_queue_depth", "q"] == 7
+    assert samples["taskpool_queue_in_progress", "q"] == 2
+    assert samples["taskpool_queue_oldest_seconds", "q"] == 1.5
+    assert samples["taskpool_workers", "busy"] == 2
+    assert samples["taskpool_workers", "suspended"] == 0
+
+
+@pytest.mark.parametrize("field", ["", "tasks", "tasks|done", "wait_bucket", "wait_bucket|a", "something|else", "|||"])
+def test_counters_of_another_version_do_no_harm(field: str) -> None:
+    samples = scrape({field: 1, names.field_name(names.TASKS, "done", "echo", "q"): 5})
+
+    assert samples["taskpool_tasks_total", "done", "q", "echo"] == 5
+
+
+async def test_one_scrape_has_the_whole_cluster(redis_url: str, redis: Redis) -> None:
+    publish_types(redis_url)
+    redis.hset(COUNTERS, names.field_name(names.TASKS, "done", "echo", "default"), 9)
+    async with api(redis_url) as client:
+        await client.post("/tasks", json={"type": "echo", "payload": {"message": 1}})
+
+        plain = await client.get("/metrics")
+        open_metrics = await client.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
+
+    assert plain.headers["content-type"].startswith("text/plain; version=")
+    assert 'taskpool_tasks_total{outcome="done",queue="default",type="echo"} 9.0' in plain.text
+    assert 'taskpool_queue_depth{queue="default"} 1.0' in plain.text
+    assert open_metrics.headers["content-type"].startswith("application/openmetrics-text")
+    assert open_metrics.text.endswith("# EOF\n")
