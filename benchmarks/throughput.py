@@ -44,13 +44,14 @@ def round_trips(name: str, redis_url: str, total: int) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = options(__doc__, tasks=4)
+    parser = options(__doc__)
+    parser.add_argument("--seconds", type=float, default=4, help="about how long each drains in a round (%(default)s)")
     parser.add_argument("--contestants", default=",".join(NAMES), help="comma separated (%(default)s)")
     asked = parser.parse_args(arguments)
     names = chosen(asked.contestants, NAMES)
     readings = Readings()
     with private_redis(asked.redis_server, unix=asked.unix) as redis_url:
-        sizes = {name: int(contestant(name, redis_url).speed * asked.tasks) for name in names}
+        sizes = {name: int(contestant(name, redis_url).speed * asked.seconds) for name in names}
         for name in names:
             readings.add(name, {"round_trips": round_trips(name, redis_url, sizes[name] // 2)})
         for _ in range(asked.rounds):
