@@ -17,13 +17,14 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Resource:
-    """An ASGI application for one path; each keyword is a method and its handler."""
+    """An ASGI application for one path; each keyword is a method and its handler. `methods`: all it takes."""
 
     def __init__(self, **handlers: Handler) -> None:
         self._handlers = handlers
         if "GET" in handlers:
             self._handlers["HEAD"] = handlers["GET"]
-        self._allow = ", ".join(sorted(self._handlers))
+        self.methods = sorted(self._handlers)
+        self._allow = ", ".join(self.methods)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Raises Problem 405."""

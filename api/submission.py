@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime
 from typing import Annotated, Any, Final, TypeVar, get_type_hints
 
@@ -97,6 +97,8 @@ def _read(document: Any, wanted: type[T]) -> T:
     # A dataclass ignores unknown fields; a struct refuses them.
     if isinstance(value, TaskSpec) and (not document.keys() <= _SPEC_FIELDS or _is_out_of_range(value.run_at)):
         raise msgspec.ValidationError
+    if isinstance(value, TaskSpec) and value.payload is None:
+        return replace(value, payload={})  # null is "not given" here as it is for the other options
     return value
 
 

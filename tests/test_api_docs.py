@@ -1,0 +1,51 @@
+"""docs/api.md says what the code says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from starlette.routing import Route
+
+from api.app import create_app
+from api.metrics import Scrape
+from api.problems import KINDS
+from api.resource import Resource
+from taskpool.settings import Settings
+from taskpool.types import TaskSpec
+
+TEXT = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
+
+
+def table(heading: str) -> list[list[str]]:
+    """The cells of the rows of the table under this line, without backticks."""
+    lines = TEXT.partition(heading + "\n")[2].splitlines()[1:]
+    rows = lines[: next(at for at, line in enumerate(lines) if not line.startswith("|"))]
+    return [[cell.strip().replace("`", "") for cell in row.strip("|").split("|")] for row in rows]
+
+
+def test_the_table_of_paths_is_that_of_the_application() -> None:
+    app = create_app(Settings(redis_url="redis://nowhere"))
+    served = {}
+    for route in app.routes:
+        assert isinstance(route, Route)
+        assert isinstance(route.endpoint, Resource)
+        served[route.path] = set(route.endpoint.methods) - {"HEAD"}
+
+    assert {path: set(methods.split()) for path, methods, _ in table("| path | methods | |")} == served
+
+
+def test_the_table_of_fields_is_that_of_a_submission() -> None:
+    assert [name for name, _, _ in table("| field | | default |")] == list(TaskSpec.__dataclass_fields__)
+
+
+def test_the_table_of_problems_is_that_of_the_code() -> None:
+    rows = table("| type (after `urn:taskpool:problem:`) | status | title |")
+
+    assert {kind: (int(status), title) for kind, status, title in rows} == KINDS
+
+
+def test_the_table_of_metrics_is_that_of_a_scrape() -> None:
+    families = {family.name: family for family in Scrape({}, (), ()).collect()}
+
+    assert [re.sub("_total$", "", name) for name, _, _ in table("| metric | labels | |")] == list(families)
