@@ -20,7 +20,6 @@ from rq_dashboard import web
 UNESCAPED: Final = ("rq_dashboard.job_info", "rq_dashboard.list_workers", "rq_dashboard.list_queues")
 """The documents whose texts rq-dashboard's pages put into HTML as they are. Its lists of jobs escape by themselves."""
 
-
 NOT_JSON: Final = "(not JSON: left unread)"
 
 
@@ -41,7 +40,7 @@ class JsonAlone:
         """The value; NOT_JSON for anything else: one job that is pickled must not make a page of fifty fail."""
         try:
             return json.loads(data.decode())
-        except ValueError:
+        except (ValueError, RecursionError):
             return NOT_JSON
 
     @staticmethod
@@ -54,6 +53,11 @@ class JsonAlone:
         """Have an existing serializer, under whatever name it was imported, do the same."""
         for name in ("loads", "dumps"):
             setattr(serializer, name, staticmethod(getattr(cls, name)))
+
+
+def call_string(job: Job) -> str:
+    """What the workers page shows as the call: the readable one, which needs no data to be deserialised."""
+    return job.description or job.id
 
 
 def without_markup(value: Any) -> Any:
@@ -77,4 +81,5 @@ def escape(response: Response) -> Response:
 JsonAlone.take_over(DefaultSerializer)  # pickle
 JsonAlone.take_over(JSONSerializer)
 web.Job = TaskJob
+Job.get_call_string = call_string  # type: ignore[assignment, method-assign]
 web.blueprint.after_request(escape)

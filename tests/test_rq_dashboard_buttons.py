@@ -217,6 +217,6 @@ def test_the_workers_page_shows_who_runs_what(pages: Dashboard, pool: TaskPool, 
     row = rows.pop(running.worker or "")
     assert (row["state"], row["queues"]) == ("busy", ["default"])
     assert row["current_job"]["job_id"] == task.id
-    assert row["current_job"]["description"].startswith("hold(path=")
+    assert row["current_job"]["call_string"].startswith("hold(path=&#x27;/")
     assert [(row["state"], row["current_job"]) for row in rows.values()] == [("idle", "idle")]
     assert {row["pid"], *(row["pid"] for row in rows.values())} == {worker.pid for worker in pool.workers()}

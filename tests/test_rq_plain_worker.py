@@ -73,6 +73,7 @@ def test_tasks_end_as_our_api_says_it(pool: TaskPool, redis: Redis, redis_url: s
     failed = pool.add_task("read", {"path": "/no/such/file"}, max_attempts=3)
     misfit = pool.add_task("echo", {"message": 1})
     redis.hset(f"rq:job:{misfit.id}", "data", '["taskpool.runner.run", null, ["echo", {}], {}]')
+    slow = pool.add_task("hold", {"path": "/no/such/file"}, timeout_s=0.5)
     foreign = Queue(connection=redis, serializer=JSONSerializer).enqueue(ENTRY_POINT, "nobody_knows", {})
 
     work(redis_url)
@@ -92,8 +93,10 @@ def test_tasks_end_as_our_api_says_it(pool: TaskPool, redis: Redis, redis_url: s
     reasons = {id: (pool.get(id).status, pool.get(id).reason) for id in (misfit.id, foreign.id)}
     assert reasons == {misfit.id: (S.FAILED, "invalid_payload"), foreign.id: (S.FAILED, "unknown_task")}
 
+    assert (pool.get(slow.id).error or "").startswith("JobTimeoutException: ")
+
     info = numbers(pool)
-    assert (info.queued, info.in_progress, info.done, info.failed) == (0, 0, 2, 3)
+    assert (info.queued, info.in_progress, info.done, info.failed) == (0, 0, 2, 4)
     assert [each.id for each in pool.list_tasks(tag="red", status=S.DONE).items] == [done.id]
     assert [each.id for each in pool.list_tasks(type="nobody_knows").items] == [foreign.id]
 
