@@ -2,10 +2,10 @@
 --
 -- KEYS[1]  zset, scored in seconds
 -- ARGV[1]  seconds added to now; ARGV[2] at most so many members
--- Returns  {now_ms, score of the first member not yet due ('' = none), member...}, the newest due first
+-- Returns  {now_ms, score of the first member not yet due ('' = none, or never), member...}, the newest due first
 
 local now_ms = clock()
 local now_s = string.format('%.3f', now_ms / 1000 + tonumber(ARGV[1]))
 local due = redis.call('ZREVRANGEBYSCORE', KEYS[1], now_s, '-inf', 'LIMIT', 0, ARGV[2])
-local next_one = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now_s, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+local next_one = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now_s, '(+inf', 'WITHSCORES', 'LIMIT', 0, 1)
 return {now_ms, next_one[2] or '', unpack(due)}
