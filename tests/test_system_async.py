@@ -12,14 +12,15 @@ from redis import Redis
 
 from taskpool import TaskPool, TaskStatus
 from tests.support import eventually, is_running
-from tests.worker_pool import WorkerPool, lines, started
+from tests.worker_pool import WorkerPool, lines, pool_with_redis, started
 
 SLOTS = 8
 
 
-@pytest.fixture
-def workers(redis_url: str, tmp_path: Path) -> Iterator[WorkerPool]:
-    with WorkerPool(redis_url, tmp_path / "log", slots=SLOTS) as workers:
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory, redis_binary: str | None) -> Iterator[WorkerPool]:
+    """One pool for all tests of this file: it must outlive what they do to its processes."""
+    with pool_with_redis(tmp_path_factory.mktemp("workers"), redis_binary, slots=SLOTS) as workers:
         yield workers
 
 
@@ -116,10 +117,11 @@ def test_many_short_tasks_share_the_loop(redis_url: str, redis: Redis, tmp_path:
         eventually(lambda: redis.zcard("rq:wip:default") == 0)
 
 
-def test_reports_of_tasks_side_by_side_stay_apart(workers: WorkerPool, redis: Redis) -> None:
+def test_reports_of_tasks_side_by_side_stay_apart(workers: WorkerPool) -> None:
     tasks = [workers.submit("report") for _ in range(SLOTS)]
 
     ended = [workers.pool.wait(task.id, timeout_s=10) for task in tasks]
 
     assert [record.progress for record in ended] == [{"done": 100, "total": 100, "note": "step 100"}] * SLOTS
-    assert [redis.xlen(f"taskpool:log:{task.id}") for task in tasks] == [101] * SLOTS
+    with Redis.from_url(workers.pool.redis_url) as redis:
+        assert [redis.xlen(f"taskpool:log:{task.id}") for task in tasks] == [101] * SLOTS

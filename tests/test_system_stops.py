@@ -11,12 +11,13 @@ from redis import Redis
 
 from taskpool import TaskRecord, TaskStatus
 from tests.support import eventually, is_running
-from tests.worker_pool import WorkerPool, lines, started
+from tests.worker_pool import WorkerPool, lines, pool_with_redis, started
 
 
-@pytest.fixture
-def workers(redis_url: str, tmp_path: Path) -> Iterator[WorkerPool]:
-    with WorkerPool(redis_url, tmp_path / "log") as workers:
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory, redis_binary: str | None) -> Iterator[WorkerPool]:
+    """One pool for all tests of this file: it must outlive what they do to its processes."""
+    with pool_with_redis(tmp_path_factory.mktemp("workers"), redis_binary, workers=1) as workers:
         yield workers
 
 

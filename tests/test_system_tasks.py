@@ -13,13 +13,21 @@ from rq.serializers import JSONSerializer
 from taskpool import TaskSpec, TaskStatus
 from taskpool.metrics_names import split_name
 from tests.support import eventually
-from tests.worker_pool import WorkerPool, lines, started
+from tests.worker_pool import WorkerPool, lines, pool_with_redis, started
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory, redis_binary: str | None) -> Iterator[WorkerPool]:
+    """One pool for all tests of this file: none of them harms it."""
+    with pool_with_redis(tmp_path_factory.mktemp("workers"), redis_binary, workers=2) as workers:
+        yield workers
 
 
 @pytest.fixture
-def workers(redis_url: str, tmp_path: Path) -> Iterator[WorkerPool]:
-    with WorkerPool(redis_url, tmp_path / "log", workers=2) as workers:
-        yield workers
+def redis(workers: WorkerPool) -> Iterator[Redis]:
+    """A client of the pool's Redis, which is not emptied between the tests."""
+    with Redis.from_url(workers.pool.redis_url) as client:
+        yield client
 
 
 def test_a_task_runs_to_done_and_its_result_is_kept(workers: WorkerPool) -> None:
@@ -136,15 +144,22 @@ def test_a_job_that_calls_anything_else_is_refused(workers: WorkerPool, redis: R
 
 
 def test_what_ran_is_counted_by_type_queue_and_outcome(workers: WorkerPool) -> None:
-    workers.result("ok")
-    workers.result("fail")
+    def counted(queue: str) -> dict[tuple[str, ...], int]:
+        fields = {split_name(field): value for field, value in workers.pool.counters().items()}
+        return {field: value for field, value in fields.items() if queue in field}
 
-    def counted() -> dict[tuple[str, ...], int]:
-        return {split_name(field): value for field, value in workers.pool.counters().items()}
+    workers.pool.wait(workers.pool.add_task("elsewhere", {"n": 1}).id, timeout_s=10)
+    eventually(lambda: counted("elsewhere"))
+    before = counted("elsewhere")
 
-    eventually(lambda: counted().get(("tasks", "failed", "act", "default")) == 1)
-    assert counted()["tasks", "done", "act", "default"] == 1
-    assert sum(value for field, value in counted().items() if field[0] == "run_bucket") == 2
+    workers.pool.wait(workers.pool.add_task("elsewhere", {"n": 1}).id, timeout_s=10)
+
+    eventually(lambda: counted("elsewhere") != before)
+    after = counted("elsewhere")
+    outcome = ("tasks", "done", "elsewhere", "elsewhere")
+    assert after[outcome] == before[outcome] + 1
+    for bucket in ("run_bucket", "wait_bucket"):
+        assert sum(value for field, value in after.items() if field[0] == bucket) == after[outcome]
 
 
 def test_each_process_leads_its_own_group_below_the_fork_server(workers: WorkerPool) -> None:

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import psutil
 
 from taskpool import TaskPool, TaskRecord
+from taskpool.redis_server import RedisServer
 from tests.support import eventually, is_running
 
 TASKS = str(Path(__file__).with_name("tasks_for_tests.py"))
@@ -91,6 +94,18 @@ class WorkerPool:
 
     def _is_announced(self) -> bool:
         return any(info.served_by for info in self.pool.types())
+
+
+@contextmanager
+def pool_with_redis(directory: Path, redis_binary: str | None, **settings: Any) -> Iterator[WorkerPool]:
+    """A pool with a Redis of its own, for all tests of a file: nobody empties that one in between."""
+    server = RedisServer(directory, binary=redis_binary)
+    server.start()
+    try:
+        with WorkerPool(server.url, directory / "log", **settings) as workers:
+            yield workers
+    finally:
+        server.stop()
 
 
 def lines(path: Path) -> list[str]:

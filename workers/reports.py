@@ -82,9 +82,9 @@ class Reports:
 
     def take(self) -> list[Call[Any]]:
         """The calls for what is still unsent; they belong in front of the one that ends the attempt."""
-        if not self._progress and not self._lines:
+        if self._progress is None and self._lines is None:
             return []
-        with self._reporter.sending:  # an older report that is under way arrives first
+        with self._reporter.sending:  # a report that is under way arrives before the outcome
             return self.calls(LINES_UNSENT)
 
     def calls(self, most_lines: int) -> list[Call[Any]]:

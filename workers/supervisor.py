@@ -39,7 +39,7 @@ log = logging.getLogger("workers")
 HARD_TIMEOUT_S: Final = 5.0
 """What a task gets after its soft timeout, before its process is killed."""
 LOOK_S: Final = 1.0
-SETTLE_S: Final = 10.0
+SETTLE_S: Final = 5.0
 """How long a pool that ends waits for Redis to hear the last of it. After that, the ends of its leases tell."""
 
 
