@@ -231,15 +231,16 @@ def release(id: str, limit: int = 100) -> Call[int]:
     return _release.call((id, limit), int)
 
 
-def due(registry: str, *, limit: int, ahead_s: float = 0) -> Call[Due]:
-    """What is due in a registry scored in seconds, `ahead_s` early."""
+def due(registry: str, *, limit: int, ahead_s: float = 0, newest_first: bool = False) -> Call[Due]:
+    """What is due in a registry scored in seconds, `ahead_s` early: the `limit` oldest, or newest, in that order."""
 
     def read(reply: list[Any]) -> Due:
         now_ms, next_score, *members = reply
         next_in_ms = None if not next_score else max(0, round((float(next_score) - ahead_s) * 1000 - now_ms))
         return Due(tuple([member.decode() for member in members]), next_in_ms)
 
-    return _due.call((f"{ahead_s:g}", limit), read, keys=(registry,), again=True)
+    arguments = (f"{ahead_s:g}", limit, "1" if newest_first else "")
+    return _due.call(arguments, read, keys=(registry,), again=True)
 
 
 def sweep_waiting(queue: str, offset: int, limit: int) -> Call[int]:

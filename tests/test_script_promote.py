@@ -7,7 +7,8 @@ import pytest
 from taskpool import scripts
 from taskpool.scripts import Due
 from taskpool.types import TaskStatus
-from tests.states import SEED, World, race
+from tests.states import SEED, World, new_task, race
+from workers import housekeeping
 
 S = TaskStatus
 
@@ -16,14 +17,14 @@ def test_nothing_is_due_in_a_registry_that_is_not_there(world: World) -> None:
     assert world.run(scripts.due("rq:scheduled:default", limit=10)) == Due((), None)
 
 
-def test_what_is_due_is_listed_the_newest_first_and_the_next_one_announced(world: World) -> None:
+def test_what_is_due_is_listed_the_oldest_first_and_the_next_one_announced(world: World) -> None:
     now_s = world.redis.time()[0]
     world.redis.zadd("z", {"old": 1, "older": 0, "new": now_s - 5, "next": now_s + 100, "later": now_s + 200})
     before = world.snapshot()
 
     due = world.run(scripts.due("z", limit=10))
 
-    assert due.members == ("new", "old", "older")
+    assert due.members == ("older", "old", "new")
     assert due.next_in_ms is not None
     assert 90_000 < due.next_in_ms <= 100_000
     assert world.since(before) == {}
@@ -32,7 +33,8 @@ def test_what_is_due_is_listed_the_newest_first_and_the_next_one_announced(world
 def test_no_more_are_listed_than_asked_for(world: World) -> None:
     world.redis.zadd("z", {f"m{n}": n for n in range(9)})
 
-    assert world.run(scripts.due("z", limit=2)) == Due(("m8", "m7"), None)
+    assert world.run(scripts.due("z", limit=2)) == Due(("m0", "m1"), None)
+    assert world.run(scripts.due("z", limit=2, newest_first=True)) == Due(("m8", "m7"), None)
 
 
 def test_what_is_due_may_be_looked_at_ahead_of_time(world: World) -> None:
@@ -69,6 +71,17 @@ def test_a_task_whose_time_has_come_is_queued_behind_the_others(world: World) ->
         "rq:job:a seq": "2",
         "taskpool:events a 2": {"event": "queued", "status": "queued", "at_ms": "now"},
     }
+
+
+def test_after_a_long_pause_tasks_are_queued_in_the_order_of_their_times(world: World) -> None:
+    ids = [f"t{n}" for n in range(2 * housekeeping.BATCH + 1)]
+    world.run(scripts.add([new_task(id, delay_s=500) for id in ids]))
+    world.redis.zadd("rq:scheduled:default", {id: at for at, id in enumerate(ids, start=1)})
+
+    for _ in range(3):
+        world.store.carry_out(housekeeping.promote("default"))
+
+    assert world.redis.lrange("rq:queue:default", 0, -1) == [id.encode() for id in ids]
 
 
 def test_a_task_is_not_queued_before_its_time(world: World) -> None:

@@ -92,9 +92,12 @@ def all_queues() -> Call[list[str]]:
 
 
 def reap(queue: str, *, max_crashes: int) -> Plan[None]:
-    """Takes back attempts whose lease has ended. Ours are entered WIP_GRACE_S late, a plain RQ worker's are not."""
+    """Takes back attempts whose lease has ended. Ours are entered WIP_GRACE_S late, a plain RQ worker's are not.
+
+    So a plain one that lives looks due ahead of its time. Those stand before ours: the newest are looked at first.
+    """
     ours, plain = yield (
-        scripts.due(keys.WIP + queue, limit=BATCH, ahead_s=keys.WIP_GRACE_S),
+        scripts.due(keys.WIP + queue, limit=BATCH, ahead_s=keys.WIP_GRACE_S, newest_first=True),
         scripts.due(keys.WIP + queue, limit=BATCH),
     )
     failure = {"reason": "crashed", "message": EXPIRED_LEASE}
@@ -110,11 +113,10 @@ def reap(queue: str, *, max_crashes: int) -> Plan[None]:
 
 
 def promote(queue: str) -> Plan[float]:
-    """Queues scheduled tasks whose time has come; the seconds until the next one."""
+    """Queues scheduled tasks whose time has come, in the order of their times; the seconds until the next one."""
     (due,) = yield (scripts.due(keys.SCHEDULED + queue, limit=BATCH),)
     if due.members:
-        # The newest due comes first; they are queued in the order of their times.
-        yield [scripts.promote(id, queue) for id in reversed(due.members)]
+        yield [scripts.promote(id, queue) for id in due.members]
     if len(due.members) == BATCH:
         return LEAST_S
     return IDLE_S if due.next_in_ms is None else due.next_in_ms / 1000
