@@ -203,10 +203,13 @@ class AsyncProcess:
     async def _write(self, attempt: _Attempt, outcome: Outcome) -> str:
         """Writes the outcome, as soon as Redis is there; the word it answers."""
         running = attempt.running
-        calls = [*attempt.reports.take(), update_status(running, outcome)]
+        reports = attempt.reports.take()
         while True:
             try:
-                word: str = (await self._store.run_many(calls))[-1]
+                if reports:
+                    await self._store.run_many(reports)
+                    reports.clear()
+                word = await self._store.run(update_status(running, outcome))
                 if word == "stopping":
                     word = await self._store.run(update_status(running, stopped()))
                 for _ in range(RELEASE_STEPS if word == "children" else 0):

@@ -51,12 +51,12 @@ def serve(settings: Settings, registry: Registry, block: Block, *, worker: str, 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """An attempt whose code is over. `calls` write what it left: its last reports, and its outcome as the last call."""
+    """An attempt whose code is over. `reports` are its last ones, unsent."""
 
     running: RunningTask
     outcome: Outcome
     run_s: float
-    calls: list[Call[Any]]
+    reports: list[Call[Any]]
 
 
 class Process:
@@ -108,14 +108,17 @@ class Process:
     def _exchange(self, *, claims: bool) -> RunningTask | None:
         """One round trip: writes the last task's outcome, claims the next and returns it."""
         ended = self._ended
-        calls = [] if ended is None else [*ended.calls]
-        reported = len(calls) - 1
+        calls: list[Call[Any]] = [] if ended is None else [update_status(ended.running, ended.outcome)]
         if claims:
             calls += self._claim(waits=self._is_idle and ended is None)
         calls += self._counters()
         try:
             if self._is_unsure:
                 self._recover()
+            if ended is not None and ended.reports:
+                # Not in one pipeline with the outcome: a script that Redis has to be sent anew would come after it.
+                self._store.run_many(ended.reports)
+                ended.reports.clear()
             values = self._store.run_many(calls) if calls else []
         except RedisUnavailable:  # the supervisor logs it, once for all its processes
             self._is_unsure = True
@@ -129,7 +132,7 @@ class Process:
         self._retry_s = FIRST_RETRY_S
         if ended is not None:
             self._ended = None
-            self._conclude(ended, values[reported])
+            self._conclude(ended, values[0])
         claimed = next((value for value in values if isinstance(value, RunningTask)), None)
         if claimed is None:
             self._lane.clear()
@@ -177,7 +180,7 @@ class Process:
                 # Only the supervisor, when all of it is gone, may say that it is stopped.
                 self._send(reports.take())
                 return None
-        return Ended(running, outcome, run_s, [*reports.take(), update_status(running, outcome)])
+        return Ended(running, outcome, run_s, reports.take())
 
     def _execute(self, running: RunningTask, reports: Reports) -> Outcome:
         context = TaskContext(

@@ -1,7 +1,7 @@
 """How a running task's progress and log travel: at most four times a second, on a connection and a thread of their own.
 
 Both are started by the first report: a task that reports nothing costs nothing. What is still unsent at the end
-goes out in one pipeline with the outcome, in front of it, so that nothing is lost or comes too late.
+is sent before the outcome, so that nothing is lost or comes too late.
 """
 
 from __future__ import annotations
