@@ -22,7 +22,7 @@ Hash = Mapping[bytes, bytes]
 STATUS_OF: Final[Mapping[bytes, TaskStatus]] = {
     b"queued": TaskStatus.QUEUED,
     b"created": TaskStatus.QUEUED,
-    b"ready": TaskStatus.QUEUED,
+    b"ready_to_enqueue": TaskStatus.QUEUED,
     b"scheduled": TaskStatus.SCHEDULED,
     b"deferred": TaskStatus.WAITING,
     b"rate_limited": TaskStatus.THROTTLED,

@@ -10,7 +10,7 @@ import logging
 import time
 from typing import Final, TypeVar
 
-from taskpool import keys, scripts
+from taskpool import keys, rqjob, scripts
 from taskpool.calls import Call, Plan, one
 from taskpool.settings import Settings
 from taskpool.store import AsyncStore, ReplyFault
@@ -148,7 +148,8 @@ def indexes() -> Plan[list[str]]:
         Call(("HKEYS", keys.TYPES), _names, again=True),
         Call(("SMEMBERS", keys.TAGS), _names, again=True),
     )
-    return [*(keys.BY_TYPE + type for type in types), *(keys.BY_TAG + tag for tag in tags)]
+    known = (*types, rqjob.UNKNOWN_TYPE)
+    return [*(keys.BY_TYPE + type for type in known), *(keys.BY_TAG + tag for tag in tags)]
 
 
 def release_outbox() -> Plan[None]:
