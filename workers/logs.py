@@ -11,3 +11,5 @@ def configure(level: str) -> None:
     logging.basicConfig(
         stream=sys.stderr, level=level.upper(), format="%(asctime)s %(levelname)s %(message)s", force=True
     )
+    if level == "info":  # a line for each request of a task would be a line for each task
+        logging.getLogger("httpx").setLevel(logging.WARNING)
