@@ -88,7 +88,8 @@ async def _serve(instance: Instance) -> None:
             await instance.died()
         except asyncio.CancelledError:
             _say("")  # the terminal has just written ^C
-            tell("taskpool", "stopping; tasks that run may finish. Ctrl-C again doesn't wait for them")
+            grace_s = instance.settings.grace_s
+            tell("taskpool", f"stopping; tasks that run get {grace_s:g} s. Ctrl-C again puts them back at once")
         finally:
             await instance.stop()
         tell("taskpool", "stopped")
