@@ -15,7 +15,7 @@ from typing import Any
 
 from taskpool import catalogue, listing, overview, queue, runner, status
 from taskpool.attempt import Outcome
-from taskpool.errors import WaitTimeout
+from taskpool.errors import RedisUnavailable, WaitTimeout
 from taskpool.face import Face
 from taskpool.inline import execute_here
 from taskpool.listen import LOOK_AGAIN_S, AsyncListener
@@ -138,15 +138,18 @@ class AsyncTaskPool(Face):
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         told = await self._listener.subscribe(id)
         try:
-            while not (record := await self.get(id)).status.is_terminal:
+            while True:
+                told.clear()  # before the look, so that no end is missed; a lost connection sets it too
+                if (record := await self.get(id)).status.is_terminal:
+                    return record
                 left_s = LOOK_AGAIN_S if deadline is None else deadline - time.monotonic()
                 if left_s <= 0:
                     raise WaitTimeout(record, timeout_s or 0)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(told.wait(), min(left_s, LOOK_AGAIN_S))
-            return record
         finally:
-            await self._listener.unsubscribe(id, told)
+            with suppress(RedisUnavailable):  # then the subscription has ended with its connection
+                await self._listener.unsubscribe(id, told)
 
     async def get_queue(
         self, name: str = "default", *, cursor: str | None = None, limit: int = 100

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from taskpool.errors import FieldError, InvalidTask
+
+MOST: Final = 1 << 53
 
 
 def encode_cursor(*parts: Any) -> str:
@@ -18,7 +20,7 @@ def encode_cursor(*parts: Any) -> str:
 
 
 def decode_cursor(cursor: str, kinds: Sequence[type]) -> list[Any]:
-    """What `encode_cursor` was given.
+    """What `encode_cursor` was given; whole numbers are 0 or more.
 
     Raises:
         InvalidTask: it isn't a cursor of these kinds of values.
@@ -27,8 +29,14 @@ def decode_cursor(cursor: str, kinds: Sequence[type]) -> list[Any]:
         parts = msgspec.json.decode(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     except (binascii.Error, ValueError, msgspec.MsgspecError):
         parts = None
-    good = isinstance(parts, list) and len(parts) == len(kinds)
-    if not good or any(not isinstance(part, kind) for part, kind in zip(parts, kinds, strict=True)):
-        text = "not a cursor of this listing: take next_cursor of the page before, as it is"
-        raise InvalidTask(f"/cursor: {text}", [FieldError("/cursor", text)])
-    return list(parts)
+    if not isinstance(parts, list) or [type(part) for part in parts] != list(kinds):
+        raise wrong_cursor()
+    if any(isinstance(part, int) and not 0 <= part <= MOST for part in parts):
+        raise wrong_cursor()
+    return parts
+
+
+def wrong_cursor() -> InvalidTask:
+    """The error for a cursor that no listing of ours has given out."""
+    text = "not a cursor of this listing: take next_cursor of the page before, as it is"
+    return InvalidTask(f"/cursor: {text}", [FieldError("/cursor", text)])

@@ -7,13 +7,14 @@ it may be short, and its cursor goes on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from taskpool import keys
 from taskpool.calls import Call, Plan, one
-from taskpool.cursor import decode_cursor, encode_cursor
+from taskpool.cursor import decode_cursor, encode_cursor, wrong_cursor
 from taskpool.record import fetch_if_there
 from taskpool.rqjob import UNKNOWN_TYPE
 from taskpool.types import Page, TaskRecord, TaskStatus
@@ -64,6 +65,8 @@ def list_tasks(wanted: Filter, *, cursor: str | None = None, limit: int = 50) ->
     limit = max(1, min(limit, LONGEST_PAGE))
     walk = yield from _walk(wanted)
     source, position = decode_cursor(cursor, (int, str)) if cursor else (0, "")
+    if position and source < len(walk) and not walk[source].POSITION.fullmatch(position):
+        raise wrong_cursor()
     kept: list[TaskRecord] = []
     looked_at = 0
     while source < len(walk) and len(kept) < limit and looked_at < MOST_LOOKED_AT:
@@ -91,6 +94,7 @@ class ById:
     """Indexes of ours, merged. Members have one score and sort by id, which is by time. The position is the last id."""
 
     keys: Sequence[str]
+    POSITION: ClassVar = re.compile(r"[A-Za-z0-9_-]{1,200}")
 
     def step(self, position: str, count: int) -> Plan[Found]:
         newest = f"({position}" if position else "+"
@@ -105,6 +109,7 @@ class ByScore:
     """One of RQ's registries, highest score first. The position is ``score/n``: n of that score are behind."""
 
     key: str
+    POSITION: ClassVar = re.compile(r"(inf|-?\d{1,20}(\.\d{1,20})?(e\+\d{1,3})?)/\d{1,12}")
 
     def step(self, position: str, count: int) -> Plan[Found]:
         score, _, passed = position.partition("/")
@@ -124,6 +129,7 @@ class FromTail:
     """A queue from its tail: tasks taken from the head meanwhile shift nothing. The position counts from the tail."""
 
     key: str
+    POSITION: ClassVar = re.compile(r"\d{1,12}")
 
     def step(self, position: str, count: int) -> Plan[Found]:
         passed = int(position or 0)

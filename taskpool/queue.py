@@ -103,7 +103,7 @@ def _check_locally(task_type: TaskType, payload: Any, start: str) -> None:
 def _as_json(spec: TaskSpec, start: str) -> Any:
     """The payload as JSON values: a program may give dataclasses, dates and the like."""
     try:
-        return msgspec.to_builtins(spec.payload, str_keys=True)
+        return {} if spec.payload is None else msgspec.to_builtins(spec.payload, str_keys=True)
     except (TypeError, ValueError, RecursionError) as error:
         fault = FieldError(f"{start}/payload", str(error))
         raise InvalidPayload(f"the payload of {spec.type!r} is not JSON: {error}", [fault]) from None

@@ -12,7 +12,7 @@ import time
 from base64 import b32hexencode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
@@ -30,6 +30,8 @@ MOST_TAGS: Final = 16
 MOST_PARENTS: Final = 10_000
 MOST_ATTEMPTS: Final = 1000
 LONGEST_S: Final = 10 * 366 * 86_400
+EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
+LATEST: Final = datetime(2999, 12, 31, tzinfo=UTC)
 DEFAULT_ATTEMPTS: Final = 1
 
 
@@ -107,6 +109,8 @@ def _faults(spec: TaskSpec) -> Iterator[tuple[str, str]]:
     run_at: Any = spec.run_at
     if run_at is not None and (not isinstance(run_at, datetime) or run_at.tzinfo is None):
         yield "run_at", "must be a time with a time zone"
+    elif run_at is not None and not EARLIEST <= run_at <= LATEST:
+        yield "run_at", f"must be a time from {EARLIEST.year} to {LATEST.year}"
     seconds = {
         "delay_s": (spec.delay_s, 0),
         "timeout_s": (spec.timeout_s, 0.001),

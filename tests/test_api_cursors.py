@@ -1,0 +1,53 @@
+"""Cursors that no listing made: refused, or harmless, never a failure."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.api_client import api, publish_types
+
+GOOD = {"type": "echo", "payload": {"message": 1}}
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[httpx.AsyncClient]:
+    publish_types(redis_url)
+    async with api(redis_url) as client:
+        yield client
+
+
+def cursor(*parts: Any) -> str:
+    return base64.urlsafe_b64encode(json.dumps(parts).encode()).decode().rstrip("=")
+
+
+CURSORS = [
+    "x", "AAAA", "%00", "é", cursor(), cursor(-1, ""), cursor(0, "x/y"), cursor(0, "1/-5"), cursor(0, "nan/1"),
+    cursor(0, "[x"), cursor(2**70, ""), cursor(True, ""), cursor(0, "9" * 99), cursor(1.5), cursor(-5), cursor(2**63),
+    cursor(-100, ""), cursor(0, "a b"), cursor(1, "abc"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/tasks?tag=x",
+        "/tasks?status=queued",
+        "/tasks?status=done",
+        "/tasks?type=echo",
+        "/tasks?queue=default",
+        "/queues/default?",
+    ],
+)
+@pytest.mark.parametrize("text", CURSORS)
+async def test_a_forged_cursor_does_no_harm(path: str, text: str, client: httpx.AsyncClient) -> None:
+    await client.post("/tasks", json={**GOOD, "tags": ["x"]})
+
+    response = await client.get(f"{path}&cursor={text}")
+
+    assert response.status_code in (200, 400), response.text
