@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -92,6 +93,20 @@ class Act(Task):
     def spawn_and_ignore(self, ctx: TaskContext) -> None:
         self._spawn()
         self.ignore(ctx)
+
+    def multiprocess(self, ctx: TaskContext) -> int | None:
+        """Has a process of its own and terminates it."""
+        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+        process.start()
+        process.terminate()
+        process.join()
+        return process.exitcode
+
+    def cooperate(self, ctx: TaskContext) -> None:
+        """Looks whether it's to stop; nothing else tells it when it runs in a thread."""
+        while True:
+            ctx.raise_if_cancelled()
+            time.sleep(STEP_S)
 
     def thread(self, ctx: TaskContext) -> None:
         """Leaves a thread running that nothing can interrupt."""

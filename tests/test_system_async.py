@@ -66,6 +66,21 @@ def test_a_timeout_cancels_one_coroutine_and_no_other(workers: WorkerPool, tmp_p
     assert {workers.pool.wait(id, timeout_s=10).status for id in ids} == {TaskStatus.DONE}
 
 
+def test_a_task_in_a_thread_that_looks_ends_with_its_timeout_or_a_stop(workers: WorkerPool, tmp_path: Path) -> None:
+    (pid,) = workers.pids()
+    stopped = workers.submit("cooperate", note=tmp_path / "note")
+    late = workers.submit("cooperate", note=tmp_path / "note", timeout_s=0.3)
+    started(tmp_path / "note", 2)
+
+    workers.pool.kill_task(stopped.id, grace_s=30)
+    record = workers.pool.wait(late.id, timeout_s=10)
+
+    assert workers.pool.wait(stopped.id, timeout_s=10).status is TaskStatus.STOPPED
+    assert record.failure is not None
+    assert record.failure["reason"] == "timeout"
+    assert workers.pids() == [pid]
+
+
 def test_a_stop_that_only_a_kill_can_carry_out_costs_the_neighbours_no_attempt(
     workers: WorkerPool, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -161,6 +162,10 @@ def test_each_process_leads_its_own_group_below_the_fork_server(workers: WorkerP
 
     assert where["group"] == where["pid"]
     assert where["parent"] != workers.process.pid
+
+
+def test_a_task_may_have_processes_of_its_own_and_end_them(workers: WorkerPool) -> None:
+    assert workers.result("multiprocess").result == -signal.SIGTERM
 
 
 def test_a_worker_shows_what_it_runs(workers: WorkerPool, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from taskpool.settings import Settings, resolve_redis_url
 from taskpool.status import update_status
 from taskpool.store import AsyncStore, ReplyFault
 from taskpool.types import RunningTask, TaskStatus
+from workers import forks
 from workers.held import give_back_unseen
 from workers.reports import Reporter, Reports
 from workers.slots import Block, Lane, Request
@@ -77,6 +78,7 @@ class AsyncProcess:
         loop.add_signal_handler(signal.SIGUSR1, self._on_request)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_terminate)
+        forks.keep_apart((signal.SIGUSR1, signal.SIGTERM, signal.SIGINT))
         counting = asyncio.create_task(self._count_for_ever())
         self._block.set_ready()
         while not self._is_leaving() or self._is_unsure:
@@ -171,12 +173,14 @@ class AsyncProcess:
         timeout_s = running.timeout_s if running.timeout_s and running.timeout_s > 0 else None
         done, _ = await asyncio.wait([attempt.code], timeout=timeout_s)
         if not done:
+            attempt.reports.is_overdue = True
             attempt.code.cancel()
             await asyncio.wait([attempt.code])
-        if not attempt.code.cancelled():
-            return attempt.code.result()
-        if not done:
+        outcome = None if attempt.code.cancelled() else attempt.code.result()
+        if not done and (outcome is None or outcome.status is not TaskStatus.DONE):
             return timed_out(running)
+        if outcome is not None:
+            return outcome
         if attempt.was_cancelled:
             return stopped()
         error = "CancelledError: the task cancelled itself"

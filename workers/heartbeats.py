@@ -7,6 +7,7 @@ their lease, whose work would be thrown away.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -19,6 +20,8 @@ from workers.rqworker import PoolWorker, Registrar
 from workers.slots import LaneState, Request, Run
 from workers.stops import Stops
 
+ATTEMPTS_AT_ONCE: Final = 500
+"""In one script: Redis does nothing else meanwhile."""
 DEFAULT_GRACE_S: Final = 10.0
 """For a stop whose message, which says the grace, was lost."""
 
@@ -40,8 +43,9 @@ class Heartbeats:
         if not held:
             return
         attempts = [(run.id, run.attempt_id, run.queue) for _, run in held]
-        words = await self._store.run(scripts.heartbeat(attempts, self._lease_ms))
-        for (child, run), word in zip(held, words, strict=True):
+        chunks = [attempts[start : start + ATTEMPTS_AT_ONCE] for start in range(0, len(attempts), ATTEMPTS_AT_ONCE)]
+        answers = await self._store.run_many([scripts.heartbeat(chunk, self._lease_ms) for chunk in chunks])
+        for (child, run), word in zip(held, itertools.chain(*answers), strict=True):
             # One whose code is over is writing its outcome this moment: a "lost" is then only that.
             if word != "ok" and run.state is LaneState.RUNNING and child.is_running(run):
                 self._heed(child, run, word)

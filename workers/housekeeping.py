@@ -6,8 +6,11 @@ All loops are bounded: what is left over comes with the next round.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
+from collections import deque
+from collections.abc import Sequence
 from typing import Final, TypeVar
 
 from taskpool import keys, rqjob, scripts
@@ -24,6 +27,7 @@ BATCH: Final = 200
 RELEASE_STEPS: Final = 20
 IDLE_S: Final = 1.0
 LEAST_S: Final = 0.05
+FAULTS_TOLD: Final = 100
 
 NOT_STARTED: Final = "canceled: it was not started before it expired"
 EXPIRED_LEASE: Final = "its worker was not heard of before the lease ended"
@@ -37,6 +41,7 @@ class Housekeeping:
         self._offsets: dict[str, int] = {}
         self._unswept: list[str] = []
         self._swept_to = ""
+        self._told: deque[str] = deque(maxlen=FAULTS_TOLD)
 
     async def step(self) -> float:
         """One round over all queues; the seconds until the next.
@@ -45,17 +50,23 @@ class Housekeeping:
             RedisUnavailable: Redis is away.
         """
         queues = await self._store.run(all_queues())
-        for queue in queues if self._may_reap() else ():
-            await self._carry_out(reap(queue, max_crashes=self._settings.max_crashes))
-        waits_s = [await self._carry_out(promote(queue)) for queue in queues]
+        if self._may_reap():
+            await self._all([reap(queue, max_crashes=self._settings.max_crashes) for queue in queues])
+        waits_s = await self._all([promote(queue) for queue in queues])
         await self._carry_out(expire_queued())
-        for queue in queues:
-            waits_s.append(await self._carry_out(purge_ended(queue)))
-            offset = await self._carry_out(one(scripts.sweep_waiting(queue, self._offsets.get(queue, 0), BATCH)))
-            self._offsets[queue] = offset or 0
+        waits_s += await self._all([purge_ended(queue) for queue in queues])
+        offsets = await self._all([self._sweep_waiting(queue) for queue in queues])
+        self._offsets = {queue: offset or 0 for queue, offset in zip(queues, offsets, strict=True)}
         await self._carry_out(release_outbox())
         await self._sweep_indexes()
         return max(LEAST_S, min([IDLE_S, *(wait_s for wait_s in waits_s if wait_s is not None)]))
+
+    async def _all(self, plans: Sequence[Plan[T]]) -> list[T | None]:
+        """Carries out one plan a queue, side by side: they share their round trips, however many queues there are."""
+        return await asyncio.gather(*(self._carry_out(plan) for plan in plans))
+
+    def _sweep_waiting(self, queue: str) -> Plan[int]:
+        return one(scripts.sweep_waiting(queue, self._offsets.get(queue, 0), BATCH))
 
     async def _sweep_indexes(self) -> None:
         """One step through one index, in turn: what is gone without `purge` leaves its id behind."""
@@ -73,7 +84,9 @@ class Housekeeping:
         try:
             return await self._store.carry_out(plan)
         except ReplyFault as fault:
-            log.error("housekeeping: %s", fault)
+            if str(fault) not in self._told:  # it comes again with every round
+                self._told.append(str(fault))
+                log.error("housekeeping: %s", fault)
             return None
 
     def _may_reap(self) -> bool:

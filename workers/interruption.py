@@ -14,12 +14,13 @@ import asyncio
 import math
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Any, Final, TypeVar
 
 from taskpool.attempt import execute_task
 from taskpool.interrupts import SoftTimeout, TaskStopped
+from workers import forks
 from workers.slots import Lane, Request
 
 T = TypeVar("T")
@@ -35,6 +36,12 @@ class Interruption:
         self._lane = lane
         self._deadline = math.inf
         self._alarm_at = math.inf
+        self._handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]] = {
+            signal.SIGALRM: self._on_alarm,
+            signal.SIGUSR1: self._on_request,
+            signal.SIGTERM: self._on_terminate,
+            signal.SIGINT: self._on_terminate,
+        }
         self._raised: set[type[BaseException]] = set()
         self._coroutine: asyncio.Task[Any] | None = None
         self._runner: asyncio.Runner | None = None
@@ -42,18 +49,23 @@ class Interruption:
         """True after a SIGTERM from outside: the process is to end when its task has."""
 
     def install(self) -> None:
-        """Takes over the process's signals."""
-        signal.signal(signal.SIGALRM, self._on_alarm)
-        signal.signal(signal.SIGUSR1, self._on_request)
-        signal.signal(signal.SIGTERM, self._on_terminate)
-        signal.signal(signal.SIGINT, self._on_terminate)
+        """Takes over the process's signals. What a task forks has Python's own handling of them again."""
+        self._reinstall()
+        forks.keep_apart(self._handlers)
 
-    def watch(self, deadline_mono: float) -> None:
-        """Begins an attempt that may run until then (inf: without limit)."""
+    def _reinstall(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def watch(self, started_mono: float, deadline_mono: float) -> None:
+        """Begins an attempt that may run until the deadline (inf: without limit)."""
         self._deadline = deadline_mono
         if self._raised:
             self._raised.clear()
-        if deadline_mono < self._alarm_at:
+        # A task may have used the signals for itself: it costs that task its soft timeout, but not the next one.
+        if signal.getsignal(signal.SIGALRM) is not self._handlers[signal.SIGALRM]:
+            self._reinstall()
+        if deadline_mono < self._alarm_at or self._alarm_at < started_mono:
             self._arm(deadline_mono)
 
     def unwatch(self) -> None:
@@ -119,7 +131,8 @@ class Interruption:
 
     def _arm(self, at_mono: float) -> None:
         self._alarm_at = at_mono
-        signal.setitimer(signal.ITIMER_REAL, max(at_mono - time.monotonic(), 1e-4))
+        if at_mono < math.inf:
+            signal.setitimer(signal.ITIMER_REAL, max(at_mono - time.monotonic(), 1e-4))
 
     def _raise(self, interrupt: type[BaseException]) -> None:
         if interrupt in self._raised:

@@ -164,7 +164,7 @@ class Process:
         started_mono = time.monotonic()
         timeout_s = max(running.timeout_s or 0.0, 0.0)
         self._lane.begin(running.id, running.attempt_id, running.queue, started_mono, timeout_s)
-        self._interruption.watch(started_mono + timeout_s if timeout_s else math.inf)
+        self._interruption.watch(started_mono, started_mono + timeout_s if timeout_s else math.inf)
         reports = Reports(running, self._lane, self._reporter)
         # A stop may have been asked for between the claim and now.
         outcome = stopped() if self._lane.request() else self._execute(running, reports)

@@ -68,10 +68,12 @@ class Reporter:
 class Reports:
     """The `ContextSink` of one attempt. Made for every task, so it makes nothing itself before it is used."""
 
-    __slots__ = ("_lane", "_lines", "_progress", "_reporter", "_running")
+    __slots__ = ("_lane", "_lines", "_progress", "_reporter", "_running", "is_overdue")
 
     def __init__(self, running: RunningTask, lane: Lane, reporter: Reporter) -> None:
         self._running, self._lane, self._reporter = running, lane, reporter
+        self.is_overdue = False
+        """True when its timeout has passed and nothing but this can tell it: it runs in a thread."""
         self._progress: deque[Mapping[str, Any]] | None = None
         self._lines: deque[tuple[int, str]] | None = None
 
@@ -115,7 +117,7 @@ class Reports:
 
     def is_cancelled(self) -> bool:
         """Whether the attempt was asked to end."""
-        return self._lane.request() is not Request.NONE
+        return self.is_overdue or self._lane.request() is not Request.NONE
 
     def parents(self) -> Mapping[str, Any]:
         """The results of the tasks it depends on.

@@ -39,6 +39,7 @@ log = logging.getLogger("workers")
 HARD_TIMEOUT_S: Final = 5.0
 """What a task gets after its soft timeout, before its process is killed."""
 LOOK_S: Final = 1.0
+FORGET_S: Final = 60.0
 SETTLE_S: Final = 5.0
 """How long a pool that ends waits for Redis to hear the last of it. After that, the ends of its leases tell."""
 
@@ -94,6 +95,7 @@ class Supervisor:
             self._spawn(repeat("timeouts", self._enforce_timeouts, self._outage))
             self._spawn(repeat("housekeeping", self._housekeeping.step, self._outage))
             self._spawn(repeat("commands", self._roster.commands.step, self._outage))
+            self._spawn(repeat("forgetting dead workers", self._forget_dead, self._outage))
             if self._reloads:
                 self._spawn(reload.watch(self._files, self._reload))
             await self._crew.gone.wait()
@@ -178,6 +180,11 @@ class Supervisor:
                         log.warning("task %s ignores its timeout of %g s: SIGKILL", run.id, run.timeout_s)
                         child.kill(Verdict.TIMEOUT, run)
         return LOOK_S
+
+    async def _forget_dead(self) -> float:
+        """Removes workers from RQ's registry whose supervisor died without a word."""
+        await asyncio.to_thread(self._registrar.clean, self._crew.queues)
+        return FORGET_S
 
     def _info(self) -> PoolInfo:
         assert self._nursery is not None

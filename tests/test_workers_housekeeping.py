@@ -1,0 +1,155 @@
+"""One round of housekeeping on what others left undone; what doesn't apply is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+from redis import Redis
+
+from taskpool import Registry, TaskPool, TaskStatus, task
+from taskpool.errors import RedisUnavailable
+from taskpool.scripts import claim, finish
+from taskpool.settings import Settings
+from taskpool.store import AsyncStore
+from taskpool.types import RunningTask
+from workers.duties import Outage
+from workers.housekeeping import LEAST_S, Housekeeping
+
+
+@task("nothing")
+def nothing() -> None: ...
+
+
+@dataclass
+class Bench:
+    """A round of housekeeping, and a pool to make work for it."""
+
+    pool: TaskPool
+    outage: Outage
+    housekeeping: Housekeeping
+
+    def claim(self, attempt_id: str = "a", lease_ms: int = 60_000) -> RunningTask:
+        """The next task, as a worker claims it."""
+        running = self.pool.store.run(
+            claim(["default"], worker="w", attempt_id=attempt_id, lease_ms=lease_ms, was_idle=True)
+        )
+        assert running is not None
+        return running
+
+    def status(self, id: str) -> TaskStatus:
+        return self.pool.get(id).status
+
+
+@pytest.fixture
+async def bench(redis_url: str) -> AsyncIterator[Bench]:
+    store, outage = AsyncStore(redis_url), Outage()
+    registry = Registry()
+    registry.add(nothing)
+    with TaskPool(redis_url, registry=registry) as pool:
+        yield Bench(pool, outage, Housekeeping(store, outage, Settings(max_crashes=2)))
+    await store.close()
+
+
+async def test_an_attempt_whose_lease_has_ended_runs_again_and_in_the_end_fails(bench: Bench) -> None:
+    task = bench.pool.add_task("nothing")
+
+    bench.claim("first", lease_ms=-1)
+    await bench.housekeeping.step()
+    assert bench.status(task.id) is TaskStatus.QUEUED
+
+    bench.claim("second", lease_ms=-1)
+    await bench.housekeeping.step()
+    record = bench.pool.get(task.id)
+    assert (record.status, record.crashes) == (TaskStatus.FAILED, 2)
+    assert record.error == "crashed: its worker was not heard of before the lease ended"
+
+
+async def test_a_lease_that_holds_is_left_alone(bench: Bench) -> None:
+    task = bench.pool.add_task("nothing")
+    bench.claim()
+
+    await bench.housekeeping.step()
+
+    assert bench.status(task.id) is TaskStatus.IN_PROGRESS
+
+
+async def test_after_an_outage_every_pool_may_renew_its_leases_first(bench: Bench) -> None:
+    task = bench.pool.add_task("nothing")
+    bench.claim(lease_ms=-1)
+    bench.outage.note_failure(RedisUnavailable("away"))
+    bench.outage.note_success()
+
+    await bench.housekeeping.step()
+
+    assert bench.status(task.id) is TaskStatus.IN_PROGRESS
+
+
+async def test_the_next_round_comes_when_the_next_task_is_due(bench: Bench) -> None:
+    bench.pool.add_task("nothing", delay_s=3600)
+    assert await bench.housekeeping.step() == 1
+
+    soon = bench.pool.add_task("nothing", delay_s=0.4)
+    wait_s = await bench.housekeeping.step()
+
+    assert LEAST_S <= wait_s <= 0.4
+    assert bench.status(soon.id) is TaskStatus.SCHEDULED
+
+
+async def test_tasks_of_many_queues_are_promoted_in_one_round(bench: Bench, redis: Redis) -> None:
+    tasks = [bench.pool.add_task("nothing", queue=f"q{number}", delay_s=3600) for number in range(30)]
+    for number, delayed in enumerate(tasks):
+        redis.zadd(f"rq:scheduled:q{number}", {delayed.id: 1})
+
+    await bench.housekeeping.step()
+
+    assert {bench.status(delayed.id) for delayed in tasks} == {TaskStatus.QUEUED}
+
+
+async def test_a_task_that_was_not_started_in_time_is_canceled(bench: Bench, redis: Redis) -> None:
+    late = bench.pool.add_task("nothing", expires_in_s=3600)
+    redis.zadd("taskpool:expiring", {late.id: 1})
+    redis.hset(f"rq:job:{late.id}", "expires_ms", 1)
+
+    await bench.housekeeping.step()
+
+    record = bench.pool.get(late.id)
+    assert (record.status, record.reason) == (TaskStatus.CANCELED, "expired")
+
+
+async def test_what_waits_for_an_ended_task_is_released(bench: Bench) -> None:
+    parent = bench.pool.add_task("nothing")
+    children = [bench.pool.add_task("nothing", depends_on=[parent.id]) for _ in range(250)]
+    word = bench.pool.store.run(finish(bench.claim(), TaskStatus.DONE, result=b"1"))
+    assert word == "children"  # and the worker dies before it releases them
+
+    await bench.housekeeping.step()
+
+    assert {bench.status(child.id) for child in children} == {TaskStatus.QUEUED}
+
+
+async def test_a_record_whose_time_is_over_is_removed_with_its_traces(bench: Bench, redis: Redis) -> None:
+    old = bench.pool.add_task("nothing", tags=["x"])
+    bench.pool.store.run(finish(bench.claim(), TaskStatus.DONE, result=b"1"))
+    redis.zadd("rq:finished:default", {old.id: 1})
+
+    await bench.housekeeping.step()
+
+    assert [key for key in redis.keys("*") if old.id.encode() in key] == []
+    assert redis.zcard("taskpool:type:nothing") == 0
+    assert redis.zcard("rq:finished:default") == 0
+
+
+async def test_a_damaged_record_does_not_keep_the_rest_from_being_done(bench: Bench, redis: Redis) -> None:
+    redis.set("rq:job:damaged", "not a hash")
+    redis.sadd("rq:queues", "rq:queue:default")
+    for registry in ("scheduled", "finished", "deferred"):
+        redis.zadd(f"rq:{registry}:default", {"damaged": 1})
+    redis.zadd("rq:wip:default", {"damaged:1": 1})
+    due = bench.pool.add_task("nothing", delay_s=3600)
+    redis.zadd("rq:scheduled:default", {due.id: 2})
+
+    await bench.housekeeping.step()
+
+    assert bench.status(due.id) is TaskStatus.QUEUED
