@@ -169,6 +169,7 @@ def test_a_task_that_takes_the_alarm_for_itself_does_not_cost_the_next_one_its_t
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     bench.run(selfish, timeout_s=0.05)
+    bench.interruption.reinstall()
     bench.run(lambda: time.sleep(0.1), timeout_s=30)
 
     outcome = bench.run(spin, timeout_s=0.1)

@@ -65,7 +65,7 @@ class AsyncProcess:
         self._threads = ThreadPoolExecutor(settings.slots, thread_name_prefix="taskpool-task")
         self._attempts: dict[str, _Attempt] = {}
         self._stats = Stats()
-        token = secrets.token_hex(8)
+        token = secrets.token_hex(4)
         self._attempt_ids = (f"{token}{number:x}" for number in itertools.count(1))
         self._is_idle = False
         self._is_unsure = False

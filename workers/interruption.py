@@ -50,21 +50,20 @@ class Interruption:
 
     def install(self) -> None:
         """Takes over the process's signals. What a task forks has Python's own handling of them again."""
-        self._reinstall()
+        self.reinstall()
         forks.keep_apart(self._handlers)
 
-    def _reinstall(self) -> None:
+    def reinstall(self) -> None:
+        """Sets the handlers again: a task may have used a signal for itself. Called between two tasks, now and then."""
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
 
     def watch(self, started_mono: float, deadline_mono: float) -> None:
         """Begins an attempt that may run until the deadline (inf: without limit)."""
         self._deadline = deadline_mono
         if self._raised:
             self._raised.clear()
-        # A task may have used the signals for itself: it costs that task its soft timeout, but not the next one.
-        if signal.getsignal(signal.SIGALRM) is not self._handlers[signal.SIGALRM]:
-            self._reinstall()
         if deadline_mono < self._alarm_at or self._alarm_at < started_mono:
             self._arm(deadline_mono)
 

@@ -74,7 +74,7 @@ class Process:
         self._reporter = Reporter(redis_url)
         self._stats = Stats()
         self._counted_mono = time.monotonic()
-        token = secrets.token_hex(8)
+        token = secrets.token_hex(4)
         self._attempt_ids = (f"{token}{number:x}" for number in itertools.count(1))
         self._ended: Ended | None = None
         self._given_up: set[str] = set()
@@ -155,6 +155,7 @@ class Process:
         if now - self._counted_mono < COUNT_S:
             return []
         self._counted_mono = now
+        self._interruption.reinstall()
         self._block.add(self._stats.done, self._stats.failed, self._stats.working_us)
         deltas = self._stats.take()
         return [scripts.count(deltas)] if deltas else []
