@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import fields, replace
 from datetime import datetime
 from typing import Annotated, Any, Final, TypeVar, get_type_hints
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from api.problems import Problem
 from taskpool.errors import FieldError
@@ -94,8 +94,7 @@ def _convert(document: Any, wanted: type[T]) -> T:
 
 def _read(document: Any, wanted: type[T]) -> T:
     value = msgspec.convert(document, wanted)
-    # A dataclass ignores unknown fields; a struct refuses them.
-    if isinstance(value, TaskSpec) and (not document.keys() <= _SPEC_FIELDS or _is_out_of_range(value.run_at)):
+    if isinstance(value, TaskSpec) and _is_out_of_range(value.run_at):
         raise msgspec.ValidationError
     if isinstance(value, TaskSpec) and value.payload is None:
         return replace(value, payload={})  # null is "not given" here as it is for the other options
@@ -140,5 +139,9 @@ def _invalid(faults: list[FieldError]) -> Problem:
     return Problem("invalid-task", f"{first.pointer or 'the body'}: {first.detail}{more}", errors=errors)
 
 
-_SPEC_FIELDS: Final = frozenset(field.name for field in fields(TaskSpec))
-_REQUIRED: Final = {TaskSpec: frozenset({"type"}), Batch: frozenset({"tasks"}), Stop: frozenset(), Retry: frozenset()}
+_REQUIRED: Final[dict[type, frozenset[str]]] = {
+    TaskSpec: frozenset({"type"}),
+    Batch: frozenset({"tasks"}),
+    Stop: frozenset(),
+    Retry: frozenset(),
+}

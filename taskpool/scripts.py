@@ -26,8 +26,7 @@ _due, _sweep_waiting, _sweep_index = map(Script, ("due", "sweep_waiting", "sweep
 _queue_page, _count = map(Script, ("queue_page", "count"))
 
 
-@dataclass(frozen=True, slots=True)
-class NewTask:
+class NewTask(msgspec.Struct, frozen=True):
     """A validated submission as `add` stores it. Times in ms; `fields` are the hash's, flat."""
 
     id: str

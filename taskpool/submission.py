@@ -9,7 +9,6 @@ import math
 import os
 import re
 import time
-from base64 import b32hexencode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +22,9 @@ from taskpool.errors import FieldError, InvalidTask
 from taskpool.names import queue_name_fault
 from taskpool.scripts import NewTask
 from taskpool.types import TaskSpec, TypeInfo
+
+ALPHABET: Final = "0123456789abcdefghijklmnopqrstuv"
+PAIRS: Final = [first + second for first in ALPHABET for second in ALPHABET]
 
 TASK_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 TAG: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
@@ -46,8 +48,9 @@ class Defaults:
 
 
 def new_id() -> str:
-    """A new task's id: 24 characters that sort by the millisecond, then 72 random bits."""
-    return b32hexencode((time.time_ns() // 1_000_000).to_bytes(6) + os.urandom(9)).decode().lower()
+    """A new task's id: 20 characters that sort by the millisecond (42 bits, good until 2109), then 58 random bits."""
+    number = time.time_ns() // 1_000_000 << 58 | int.from_bytes(os.urandom(8)) >> 6
+    return "".join([PAIRS[number >> shift & 1023] for shift in range(90, -1, -10)])
 
 
 def prepare(spec: TaskSpec, payload: Any, info: TypeInfo, defaults: Defaults, start: str = "") -> NewTask:

@@ -20,6 +20,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final, Generic, TypeVar
 
+import msgspec
+
 
 class TaskStatus(StrEnum):
     """Where a task is. The API shows these words; Redis holds RQ's (see `RQ_STATUS`)."""
@@ -79,8 +81,7 @@ RQ_STATUS: Final[Mapping[TaskStatus, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskSpec:
+class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is submitted. None means: as the task type says, else the setting's default.
 
     `delay_s` and `run_at` (aware datetime) exclude each other. `expires_in_s` counts from submission: a task
@@ -88,7 +89,7 @@ class TaskSpec:
     """
 
     type: str
-    payload: Any = field(default_factory=dict)
+    payload: Any = msgspec.field(default_factory=dict)
     queue: str | None = None
     delay_s: float | None = None
     run_at: datetime | None = None
@@ -102,8 +103,7 @@ class TaskSpec:
     depends_on: Sequence[str] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskRecord:
+class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A task as stored. `error` is one readable line; `failure` has the details (`reason`, `exception`,
     `traceback`, ...). `reason` says why a task was canceled or stopped. Times are aware, in UTC."""
 
@@ -135,8 +135,7 @@ class TaskRecord:
     seq: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunningTask:
+class RunningTask(msgspec.Struct, frozen=True, kw_only=True):
     """A claimed task: what one attempt needs to run it. `attempt_id` is the fencing token of each of its writes."""
 
     id: str

@@ -11,7 +11,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from msgspec.structs import replace
 from datetime import datetime
 from operator import itemgetter
 from threading import Barrier
@@ -38,7 +38,7 @@ FAILURE: Final = {"reason": "exception", "message": "no luck"}
 
 _INFO: Final = TypeInfo(name="work", queue="default", schema={})
 _DEFAULTS: Final = Defaults(timeout_s=600, result_ttl_s=RESULT_TTL_S, failure_ttl_s=FAILURE_TTL_S)
-_STAMP: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+_STAMP: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 _TIME_S: Final = re.compile(r"\d{10}(\.\d+)?")
 _TIME_MS: Final = re.compile(r"\d{13}(\.\d+)?")
 

@@ -36,7 +36,7 @@ def test_the_table_of_paths_is_that_of_the_application() -> None:
 
 
 def test_the_table_of_fields_is_that_of_a_submission() -> None:
-    assert [name for name, _, _ in table("| field | | default |")] == list(TaskSpec.__dataclass_fields__)
+    assert [name for name, _, _ in table("| field | | default |")] == list(TaskSpec.__struct_fields__)
 
 
 def test_the_table_of_problems_is_that_of_the_code() -> None:

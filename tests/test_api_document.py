@@ -48,7 +48,7 @@ def test_a_task_with_everything_shows_everything() -> None:
 
     document = task_document(full)
 
-    assert document.keys() == set(TaskRecord.__dataclass_fields__) - {"result"}
+    assert document.keys() == set(TaskRecord.__struct_fields__) - {"result"}
     assert document["tags"] == ("a",)
     assert document["crashes"] == 1
 

@@ -40,7 +40,7 @@ def test_the_fields_are_handed_on_as_given() -> None:
 
 
 def test_every_field_of_a_spec_may_be_submitted() -> None:
-    document: dict[str, Any] = dict.fromkeys(TaskSpec.__dataclass_fields__) | {
+    document: dict[str, Any] = dict.fromkeys(TaskSpec.__struct_fields__) | {
         "type": "t", "payload": None, "front": False, "tags": [], "depends_on": [],
     }  # fmt: skip
 
@@ -65,7 +65,7 @@ def test_every_field_of_a_spec_may_be_submitted() -> None:
         ({"type": "t", "tags": "a"}, {"/tags": "Expected `array`, got `str`"}),
         ({"type": "t", "tags": ["a", 1]}, {"/tags/1": "Expected `str`, got `int`"}),
         ({"type": "t", "tag": ["a"]}, {"/tag": "unknown field; did you mean 'tags'?"}),
-        ({"type": "t", "a/b~c": 1}, {"/a~1b~0c": f"unknown field; known: {', '.join(TaskSpec.__dataclass_fields__)}"}),
+        ({"type": "t", "a/b~c": 1}, {"/a~1b~0c": f"unknown field; known: {', '.join(TaskSpec.__struct_fields__)}"}),
         (
             {"typ": "t", "delay": 1, "front": "yes"},
             {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from msgspec.structs import replace
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from taskpool.types import TaskStatus
 from tests.states import ENDED, FAILURE_TTL_S, SEED, World, new_task
 
 S = TaskStatus
-STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
 def add(world: World, *tasks: NewTask) -> Added:

@@ -79,7 +79,9 @@ for index = 1, n do
     end
   end
 
-  redis.call('HSET', key, 'status', rq, 'created_at', stamp, 'seq', '1', unpack(ARGV, at + FIXED, at + FIXED + k - 1))
+  -- One command for all of it; a task that isn't queued yet gets its creation twice instead of a time of queueing.
+  redis.call('HSET', key, 'status', rq, 'created_at', stamp, 'seq', '1',
+    status == 'queued' and 'enqueued_at' or 'created_at', stamp, unpack(ARGV, at + FIXED, at + FIXED + k - 1))
   by_type[type] = by_type[type] or {}
   table.insert(by_type[type], '0')
   table.insert(by_type[type], id)
@@ -89,7 +91,6 @@ for index = 1, n do
   end
 
   if status == 'queued' then
-    redis.call('HSET', key, 'enqueued_at', stamp)
     if front == '1' then
       enqueue(id, queue, true)
     else

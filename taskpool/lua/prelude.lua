@@ -1,11 +1,11 @@
 -- What every transition shares, put in front of each script by scripts.py: the clock, the event, the queue's door.
 -- Before a script is loaded, each constant of keys.py named after `KEY.` is put in its place.
 
--- Redis's time: milliseconds since 1970, and RQ's text of it ("2026-01-31T12:00:00.000000Z").
+-- Redis's time: milliseconds since 1970, and RQ's text of it ("2026-01-31T12:00:00.000Z").
 -- The calendar is Howard Hinnant's civil_from_days (public domain), because Redis offers no os.date.
 local function clock()
   local time = redis.call('TIME')
-  local seconds, micros = tonumber(time[1]), tonumber(time[2])
+  local seconds, millis = tonumber(time[1]), math.floor(tonumber(time[2]) / 1000)
   local days, rest = math.floor(seconds / 86400), seconds % 86400
   local z = days + 719468
   local era = math.floor(z / 146097)
@@ -15,9 +15,9 @@ local function clock()
   local mp = math.floor((5 * doy + 2) / 153)
   local month = mp < 10 and mp + 3 or mp - 9
   local year = yoe + era * 400 + (month <= 2 and 1 or 0)
-  local stamp = string.format('%04d-%02d-%02dT%02d:%02d:%02d.%06dZ', year, month,
-    doy - math.floor((153 * mp + 2) / 5) + 1, math.floor(rest / 3600), math.floor(rest % 3600 / 60), rest % 60, micros)
-  return seconds * 1000 + math.floor(micros / 1000), stamp
+  local stamp = string.format('%04d-%02d-%02dT%02d:%02d:%02d.%03dZ', year, month,
+    doy - math.floor((153 * mp + 2) / 5) + 1, math.floor(rest / 3600), math.floor(rest % 3600 / 60), rest % 60, millis)
+  return seconds * 1000 + millis, stamp
 end
 
 -- One event: kept in the capped stream, published on the task's channel. `more` is '' or JSON members, ',"k":v'.
