@@ -1,12 +1,16 @@
 """The words of the system as values: statuses, what is submitted, what is stored, what runs, what is told.
 
-    (submitted) ──► queued ──────────────► in_progress ──► done
-        │  │          ▲ │                    │  │  ▲ │
-        │  ├──► scheduled ◄──── retry ───────┘  │  │ ├───► failed
-        │  │          │ │                       ▼  │ │
-        │  └──► waiting ┴──► canceled       stopping ├───► stopped
-        │             ▲                          │ │
-        └─────────────┘                          └─┘ (done, failed, stopped; queued when its worker died)
+    (submitted) ──► queued, scheduled, waiting, canceled (a task it depends on had ended badly)
+
+    queued               ──► in_progress, canceled
+    scheduled            ──► queued, canceled
+    waiting              ──► queued, scheduled, canceled
+    waiting_confirmation ──► queued, canceled
+    throttled            ──► queued, canceled
+    in_progress          ──► done, failed, stopped, stopping, scheduled (retry), queued (died, drained, retry)
+    stopping             ──► done, failed, stopped
+
+    failed, stopped, canceled ──► queued (retried by hand)
 
 Done, failed, stopped and canceled are terminal. A retry by hand (`retry_task`) starts a new life of the
 same task in `queued`; it is the only way out, and its own transition.
