@@ -137,9 +137,9 @@ def _faults(spec: TaskSpec) -> Iterator[tuple[str, str]]:
 
 
 def _list_faults(
-    field: str, values: Sequence[Any], most: int, pattern: re.Pattern[str], what: str
+    field: str, values: Any, most: int, pattern: re.Pattern[str], what: str
 ) -> Iterator[tuple[str, str]]:
-    if isinstance(values, str) or len(values) > most:
+    if isinstance(values, str) or not isinstance(values, Sequence) or len(values) > most:
         yield field, f"must be a list of at most {most:,}"
         return
     for at, value in enumerate(values):
