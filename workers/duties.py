@@ -40,17 +40,19 @@ class Outage:
             self._since = None
 
 
-async def repeat(name: str, step: Callable[[], Awaitable[float]], outage: Outage) -> None:
-    """Calls `step` for ever; it returns the seconds to wait until the next call.
+async def repeat(name: str, step: Callable[[], Awaitable[float]], outage: Outage | None = None) -> None:
+    """Calls `step` for ever; it returns the seconds to wait until the next call. With an `outage`, it uses Redis.
 
     This is a duty's outermost loop: a fault of ours is logged with its trace and the duty goes on.
     """
     while True:
         try:
             wait_s = await step()
-            outage.note_success()
+            if outage is not None:
+                outage.note_success()
         except RedisUnavailable as error:
-            outage.note_failure(error)
+            if outage is not None:
+                outage.note_failure(error)
             wait_s = AWAY_RETRY_S
         except Exception:
             log.exception("%s failed; it is tried again in %g s", name, FAULT_RETRY_S)

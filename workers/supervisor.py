@@ -90,9 +90,9 @@ class Supervisor:
             loop.add_signal_handler(number, self._on_signal)
         try:
             self._use(await self._new_nursery())
-            self._spawn(repeat("starting processes", self._crew.step, self._outage))
+            self._spawn(repeat("starting processes", self._crew.step))
             self._spawn(repeat("heartbeats", self._heartbeat, self._outage))
-            self._spawn(repeat("timeouts", self._enforce_timeouts, self._outage))
+            self._spawn(repeat("timeouts", self._enforce_timeouts))
             self._spawn(repeat("housekeeping", self._housekeeping.step, self._outage))
             self._spawn(repeat("commands", self._roster.commands.step, self._outage))
             self._spawn(repeat("forgetting dead workers", self._forget_dead, self._outage))
