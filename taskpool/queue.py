@@ -170,7 +170,7 @@ def remove_task(id: str) -> Plan[TaskStatus | None]:
         if word == "started":
             raise TaskConflict(id, TaskStatus.IN_PROGRESS, f"task {id} is running: stop it first")
         word = yield from one(scripts.purge(id))
-        if word == "ok":
+        if word in ("ok", "gone"):  # gone meanwhile, or by this very call when its first answer was lost
             break
         if word == "children":  # tasks that wait for it still have to read how it ended
             yield from one(scripts.release(id))

@@ -1,10 +1,14 @@
 """One typed function per Lua script: what goes in, what comes out. Each returns a `Call`; nothing runs here.
 
-Every write of a running attempt carries its attempt id: one that no longer holds the lease gets `lost`.
+Every write of a running attempt carries its attempt id: one that no longer holds the lease gets `lost`. A call that
+changes a task's status may be sent twice (`again`), when the answer was lost: the second time it changes nothing and
+is answered as at first, except that `crash` says `lost` and `purge` says `gone`. `claim` may not: what nobody saw of
+it is found among what the worker holds (see workers/held.py). Neither may what adds up: `progress`, `log`, `count`.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -138,6 +142,7 @@ def finish(
             running.type,
         ),
         _word,
+        again=True,
     )
 
 
@@ -155,7 +160,7 @@ def _again(
     running: RunningTask, delay_ms: int, uncounted: bool, error: str, failure: Mapping[str, Any] | None
 ) -> Call[str]:
     head = (running.id, running.attempt_id, running.queue, running.worker)
-    return _requeue.call((*head, delay_ms, "1" if uncounted else "", error, _json(failure)), _word)
+    return _requeue.call((*head, delay_ms, "1" if uncounted else "", error, _json(failure)), _word, again=True)
 
 
 def crash(
@@ -174,7 +179,7 @@ def crash(
     """
     stopped = _json({**failure, "reason": "stopped"})
     arguments = (id, attempt_id, queue, max_crashes, error, _json(failure), rqjob.exc_string(error))
-    return _crash.call((*arguments, "1" if only_expired else "", stopped), _word)
+    return _crash.call((*arguments, "1" if only_expired else "", stopped), _word, again=True)
 
 
 def heartbeat(attempts: Sequence[tuple[str, str, str]], lease_ms: int) -> Call[list[str]]:
@@ -203,18 +208,19 @@ def stop(id: str, *, grace_s: float, force: bool) -> Call[str]:
 
 def cancel(id: str, *, reason: str, error: str) -> Call[str]:
     """Cancel a task that hasn't started (reason ``expired``: only if it has expired)."""
-    return _cancel.call((id, reason, error), _word)
+    mark = "" if reason == "expired" else _mark()
+    return _cancel.call((id, reason, error, mark), _word, again=True)
 
 
 def revive(id: str) -> Call[str]:
     """Queue a failed, stopped or canceled task again: ``ok``, ``gone``, ``dependency``, or RQ's word of its status."""
-    return _revive.call((id,), _word)
+    return _revive.call((id, _mark()), _word, again=True)
 
 
 def purge(id: str, registry: str = "") -> Call[str]:
     """Remove an ended task (with `registry`: if its time there has come): ``ok``, ``early``, ``gone``, ``children``,
     or RQ's word of the status that doesn't allow it."""
-    return _purge.call((id, registry), _word)
+    return _purge.call((id, registry), _word, again=True)
 
 
 # --- housekeeping ---------------------------------------------------------------------------------------------
@@ -227,7 +233,7 @@ def promote(id: str, queue: str) -> Call[str]:
 
 def release(id: str, limit: int = 100) -> Call[int]:
     """Release up to `limit` tasks that waited for an ended one; how many are left (-1: it runs again, they wait on)."""
-    return _release.call((id, limit), int)
+    return _release.call((id, limit), int, again=True)
 
 
 def due(registry: str, *, limit: int, ahead_s: float = 0, newest_first: bool = False) -> Call[Due]:
@@ -260,6 +266,11 @@ def queue_page(queue: str, offset: int, limit: int) -> Call[list[Any]]:
 def count(deltas: Mapping[str, int]) -> Call[str]:
     """Add to the counters of the metrics (see `metrics_names`)."""
     return _count.call([part for item in deltas.items() for part in item], _word)
+
+
+def _mark() -> str:
+    """What tells one call of a person's from the next, so that it is known when it is sent again."""
+    return secrets.token_hex(6)
 
 
 def _word(reply: bytes) -> str:

@@ -11,12 +11,12 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from msgspec.structs import replace
 from datetime import datetime
 from operator import itemgetter
 from threading import Barrier
 from typing import Any, Final, TypeVar
 
+from msgspec.structs import replace
 from redis import Redis
 
 from taskpool import scripts
@@ -35,6 +35,9 @@ LEASE_MS: Final = 100_000
 RESULT_TTL_S: Final = 1000
 FAILURE_TTL_S: Final = 2000
 FAILURE: Final = {"reason": "exception", "message": "no luck"}
+
+A_MARK: Final = "the mark of a call"
+"""What `snapshot` shows for one: each call has its own."""
 
 _INFO: Final = TypeInfo(name="work", queue="default", schema={})
 _DEFAULTS: Final = Defaults(timeout_s=600, result_ttl_s=RESULT_TTL_S, failure_ttl_s=FAILURE_TTL_S)
@@ -191,7 +194,8 @@ def _shown(client: Any, now_s: float) -> Iterator[tuple[str, Any]]:
             yield f"{key} expires", _moment(now_s + ttl_ms / 1000, now_s)
         match client.type(raw):
             case b"hash":
-                yield from ((f"{key} {k.decode()}", _text(v, now_s)) for k, v in client.hgetall(raw).items())
+                for field, value in client.hgetall(raw).items():
+                    yield f"{key} {field.decode()}", A_MARK if field == b"by_call" else _text(value, now_s)
             case b"zset":
                 found = client.zrange(raw, 0, -1, withscores=True)
                 yield from ((f"{key} {member.decode()}", _text(f"{score:.3f}", now_s)) for member, score in found)

@@ -8,7 +8,7 @@ import pytest
 
 from taskpool import scripts
 from taskpool.types import TaskStatus
-from tests.states import ENDED, RUNS, SEED, World, new_task, race
+from tests.states import A_MARK, ENDED, RUNS, SEED, World, new_task, race
 
 S = TaskStatus
 LATE = "too late"
@@ -41,6 +41,7 @@ def test_a_task_that_waits_is_canceled_and_leaves_where_it_waited(
         "rq:job:a reason": "canceled",
         "rq:job:a error": "by hand",
         "rq:job:a seq": "2",
+        "rq:job:a by_call": A_MARK,
         "rq:job:a expires": "now+2060 s",
         "rq:canceled:default a": "now+2000 s",
         "taskpool:events a 2": {"event": "canceled", "status": "canceled", "at_ms": "now", "reason": "canceled"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -89,6 +89,12 @@ WAYS: Sequence[Sequence[Callable[[World], None]]] = (
 )
 """How an attempt loses its task, step by step."""
 
+REPEATED: Mapping[Callable[[World], None], Sequence[str]] = {
+    give_back: ["give back"],
+    retry_later: ["retry", "retry later"],
+}
+"""What the attempt itself has done by its first step, and may say again: it isn't told that it lost the task."""
+
 
 @pytest.mark.parametrize("write", WRITE)
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: ", ".join(step.__name__ for step in way))
@@ -98,6 +104,7 @@ def test_an_old_attempt_changes_nothing(world: World, way: Sequence[Callable[[Wo
         step(world)
     before = world.snapshot()
 
-    assert world.run(WRITE[write](old)) in ("lost", ["lost"])
+    expected = "ok" if write in REPEATED.get(way[0], ()) else "lost"
+    assert world.run(WRITE[write](old)) in (expected, [expected])
 
     assert world.since(before) == {}

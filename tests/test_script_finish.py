@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from msgspec.structs import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from taskpool import scripts
 from taskpool.types import TaskStatus
@@ -145,13 +145,14 @@ def test_an_attempt_that_does_not_hold_the_task_ends_nothing(world: World, statu
     assert world.since(before) == {}
 
 
-def test_the_same_end_told_twice_counts_once(world: World) -> None:
+def test_an_attempt_that_has_ended_does_not_end_in_another_way(world: World) -> None:
     running = world.start("a")
     assert world.finish(running, S.FAILED) == "ok"
     before = world.snapshot()
 
-    assert world.finish(running, S.FAILED) == "lost"
     assert world.finish(running, S.DONE) == "lost"
+    assert world.finish(running, S.STOPPED) == "lost"
+    assert world.run(scripts.finish(running, S.FAILED, error="no", failure={"reason": "timeout"})) == "lost"
 
     assert world.since(before) == {}
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from msgspec.structs import replace
-
 import pytest
+from msgspec.structs import replace
 
 from taskpool import scripts
 from taskpool.types import TaskStatus
@@ -22,6 +21,7 @@ FAILED = {
     "rq:job:a error": "no luck",
     "rq:job:a failure": '{"reason":"exception","message":"no luck"}',
     "rq:job:a attempt_id": "",
+    "rq:job:a put_back": "1:retry",
     "rq:job:a seq": "3",
 }
 
@@ -84,6 +84,7 @@ def test_a_task_given_back_is_first_in_its_queue_and_the_attempt_is_not_counted(
     assert world.since(unclaimed) == {
         "rq:job:a attempt": "0",
         "rq:job:a attempt_id": "",
+        "rq:job:a put_back": "1:given_back",
         "rq:job:a started_at": "now",
         "rq:job:a worker_name": "w",
         "rq:job:a seq": "4",

@@ -6,7 +6,7 @@ import pytest
 
 from taskpool import scripts
 from taskpool.types import RETRYABLE, TaskStatus
-from tests.states import SEED, World, race
+from tests.states import A_MARK, SEED, World, race
 
 S = TaskStatus
 
@@ -26,6 +26,7 @@ def test_a_failed_task_is_queued_again_without_the_traces_of_its_end(world: Worl
         "rq:job:a status": "queued",
         "rq:job:a attempt_id": None,
         "rq:job:a attempts_a_life": "1",
+        "rq:job:a by_call": A_MARK,
         "rq:job:a max_attempts": "2",
         "rq:job:a ended_at": None,
         "rq:job:a error": None,

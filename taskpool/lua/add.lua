@@ -5,7 +5,7 @@
 --          expires_ms (from now; '' = never), tags (comma separated), parents (ids, comma separated),
 --          k, and k alternating field names and values of the task's hash
 -- Returns  {'ok', stamp, status of each task in order}
---          {'exists', stamp, status of each}  when the first id exists: this very call was already carried out
+--          {'exists', stamp, status of each, or 'gone'}  when any id exists: this very call was already carried out
 --          {'unknown_dependency', id of the parent that doesn't exist}
 
 local FIXED = 10
@@ -28,12 +28,18 @@ local function wait_for(id, parents)
 end
 
 -- Is it a repetition, because the answer to the first was lost? Then it is answered again, whatever became of parents.
-local created_at = redis.call('HGET', KEY.job .. ARGV[2], 'created_at')
-if created_at then
-  local reply, at = {'exists', created_at}, 2
-  for _ = 1, n do
-    table.insert(reply, rq_status(ARGV[at]) or 'gone')
-    at = at + FIXED + tonumber(ARGV[at + 9])
+-- The first of a batch may have run and been purged since: each id counts.
+local keys, next_at = {}, 2
+for index = 1, n do
+  keys[index] = KEY.job .. ARGV[next_at]
+  next_at = next_at + FIXED + tonumber(ARGV[next_at + 9])
+end
+if redis.call('EXISTS', unpack(keys)) > 0 then
+  local reply = {'exists', ''}
+  for index, key in ipairs(keys) do
+    local f = redis.call('HMGET', key, 'status', 'created_at')
+    reply[index + 2] = f[1] or 'gone'
+    if f[2] then reply[2] = f[2] end
   end
   return reply
 end

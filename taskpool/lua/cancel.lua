@@ -3,11 +3,13 @@
 -- ARGV[1]  id
 -- ARGV[2]  reason: canceled | expired
 -- ARGV[3]  error: one readable line
--- Returns  'ok' | 'early' (expired was asked, but it isn't, or was started in time) | 'gone' | RQ's word of the status that doesn't allow it
+-- ARGV[4]  mark of this call, by which it is known when it is sent again; '' = none
+-- Returns  'ok' (also when sent again) | 'early' (expired was asked, but it isn't, or was started in time) | 'gone' |
+--          RQ's word of the status that doesn't allow it
 
-local id, reason = ARGV[1], ARGV[2]
+local id, reason, mark = ARGV[1], ARGV[2], ARGV[4]
 local key = KEY.job .. id
-local f = redis.call('HMGET', key, 'status', 'origin', 'seq', 'failure_ttl', 'expires_ms', 'started_at')
+local f = redis.call('HMGET', key, 'status', 'origin', 'seq', 'failure_ttl', 'expires_ms', 'started_at', 'by_call')
 local status, queue = f[1], f[2]
 if not status then
   redis.call('ZREM', KEY.expiring, id)
@@ -15,7 +17,7 @@ if not status then
 end
 if status ~= 'queued' and status ~= 'scheduled' and status ~= 'deferred' then
   if reason == 'expired' then redis.call('ZREM', KEY.expiring, id) end
-  return status
+  return status == 'canceled' and f[7] == mark and 'ok' or status
 end
 
 local now_ms, stamp = clock()
@@ -28,6 +30,7 @@ redis.call('ZREM', KEY.scheduled .. queue, id)
 redis.call('ZREM', KEY.deferred .. queue, id)
 redis.call('ZREM', KEY.expiring, id)
 redis.call('HSET', key, 'status', 'canceled', 'ended_at', stamp, 'seq', seq, 'reason', reason, 'error', ARGV[3])
+if mark ~= '' then redis.call('HSET', key, 'by_call', mark) end
 retain(id, KEY.canceled .. queue, tonumber(f[4]) or 604800, now_ms)
 emit(id, seq, 'canceled', 'canceled', now_ms, ',"reason":"' .. reason .. '"')
 return 'ok'

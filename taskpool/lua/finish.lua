@@ -7,7 +7,8 @@
 -- ARGV[8..10] error, failure as JSON, reason ('' = none)
 -- ARGV[11]    traceback as RQ stores it in its result stream ('' = none)
 -- ARGV[12]    type, for a record that a plain RQ producer made
--- Returns     'ok' | 'children' (dependents wait in the outbox) | 'lost' (the lease is another's: nothing changed)
+-- Returns     'ok' | 'children' (dependents wait in the outbox) | 'lost' (the lease is another's: nothing changed).
+--             Sent again because the answer was lost, it answers as at first and changes nothing
 
 local id, attempt_id, queue, worker, status = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local key = KEY.job .. id
@@ -15,6 +16,13 @@ local key = KEY.job .. id
 local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'type')
 if f[1] ~= attempt_id or f[2] ~= 'started' then
   drop_attempt(id, attempt_id, queue, worker)
+  if f[1] == attempt_id and f[2] == (status == 'done' and 'finished' or status) then
+    -- It ended so; by this very call? A reaper or a supervisor may have ended it as well.
+    local wrote = redis.call('HMGET', key, 'result', 'failure', 'reason')
+    if (status == 'done' and wrote[1] == ARGV[7]) or (wrote[2] == ARGV[9] and wrote[3] == ARGV[10]) then
+      return redis.call('EXISTS', KEY.dependents .. id) == 1 and 'children' or 'ok'
+    end
+  end
   return 'lost'
 end
 

@@ -4,23 +4,27 @@
 -- ARGV[5]     delay in ms; '0' = at once
 -- ARGV[6]     '1': to the front of the queue, and the attempt isn't counted
 -- ARGV[7..8]  error, failure as JSON ('' = none)
--- Returns     'ok' | 'stopping' (a stop was asked: finish it as stopped) | 'lost'
+-- Returns     'ok' (also when sent again) | 'stopping' (a stop was asked: finish it as stopped) | 'lost'
 
 local id, attempt_id, queue, worker = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local delay_ms, uncounted = tonumber(ARGV[5]), ARGV[6] == '1'
 local key = KEY.job .. id
 
-local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'attempt', 'stop_ms')
+-- What this call is told by when it is sent again: the attempt id can't stay on a record that no attempt holds.
+local mark = attempt_id .. (uncounted and ':given_back' or ':retry')
+
+local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'attempt', 'stop_ms', 'put_back')
 if f[1] ~= attempt_id or f[2] ~= 'started' then
   drop_attempt(id, attempt_id, queue, worker)
-  return 'lost'
+  return f[6] == mark and 'ok' or 'lost'
 end
 if f[5] then return 'stopping' end
 
 local now_ms, stamp = clock()
 local seq = tonumber(f[3]) + 1
 local status = delay_ms > 0 and 'scheduled' or 'queued'
-redis.call('HSET', key, 'status', status, 'seq', seq, 'attempt_id', '', 'attempt', f[4] - (uncounted and 1 or 0))
+redis.call('HSET', key, 'status', status, 'seq', seq, 'attempt_id', '', 'attempt', f[4] - (uncounted and 1 or 0),
+  'put_back', mark)
 if ARGV[7] ~= '' then redis.call('HSET', key, 'error', ARGV[7], 'failure', ARGV[8]) end
 if uncounted then redis.call('HDEL', key, 'progress') end
 drop_attempt(id, attempt_id, queue, worker)

@@ -1,14 +1,17 @@
 -- Gives a failed, stopped or canceled task a new life by hand: queued again, for a new attempt.
 --
 -- ARGV[1]  id
--- Returns  'ok' | 'gone' | 'dependency' (a parent hasn't ended well) | RQ's word of the status that doesn't allow it
+-- ARGV[2]  mark of this call, by which it is known when it is sent again
+-- Returns  'ok' (also when sent again, whatever became of the task since) | 'gone' | 'dependency' (a parent hasn't
+--          ended well) | RQ's word of the status that doesn't allow it
 
-local id = ARGV[1]
+local id, mark = ARGV[1], ARGV[2]
 local key = KEY.job .. id
 local f = redis.call('HMGET', key, 'status', 'origin', 'seq', 'dependency_ids', 'attempt', 'max_attempts',
-  'attempts_a_life')
+  'attempts_a_life', 'by_call')
 local status, queue = f[1], f[2]
 if not status then return 'gone' end
+if f[8] == mark then return 'ok' end
 if status ~= 'failed' and status ~= 'stopped' and status ~= 'canceled' then return status end
 for parent in string.gmatch(f[4] or '', '"([%w_-]+)"') do
   if redis.call('HGET', KEY.job .. parent, 'status') ~= 'finished' then return 'dependency' end
@@ -24,7 +27,7 @@ redis.call('HDEL', key, 'ended_at', 'error', 'failure', 'reason', 'progress', 's
 -- Attempts are counted through all lives; each life has as many as the first.
 local attempts_a_life = tonumber(f[7] or f[6] or 1)
 redis.call('HSET', key, 'status', 'queued', 'enqueued_at', stamp, 'seq', seq, 'attempts_a_life', attempts_a_life,
-  'max_attempts', tonumber(f[5] or 0) + attempts_a_life)
+  'max_attempts', tonumber(f[5] or 0) + attempts_a_life, 'by_call', mark)
 enqueue(id, queue, false)
 emit(id, seq, 'queued', 'queued', now_ms, ',"retried_by":"hand"')
 return 'ok'

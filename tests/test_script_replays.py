@@ -1,0 +1,237 @@
+"""Every call that changes a status may be sent twice, as it is after a lost reply: once carried out, answered alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from taskpool import TaskPool, scripts
+from taskpool.attempt import Outcome
+from taskpool.calls import Call, Part
+from taskpool.errors import RedisUnavailable, TaskConflict, TaskNotFound
+from taskpool.registry import Registry
+from taskpool.store import Store
+from taskpool.types import TaskStatus
+from taskpool.wire import Address, Wire
+from tests.states import FAILURE, SEED, World, new_task
+
+S = TaskStatus
+TTL_S = 500
+
+
+def finish(world: World, status: TaskStatus) -> Call[str]:
+    running = world.start("a")
+    if status is S.DONE:
+        return scripts.finish(running, status, result=b"42")
+    return scripts.finish(running, status, error="no luck", failure=FAILURE, traceback="Trace")
+
+
+def finish_with_children(world: World) -> Call[str]:
+    running = world.start("a")
+    world.add("child", depends_on=["a"])
+    return scripts.finish(running, S.DONE, result=b"42")
+
+
+def release(world: World) -> Call[int]:
+    world.start("a")
+    world.add("child", depends_on=["a"])
+    world.finish(world.running["a"])
+    return scripts.release("a")
+
+
+def seeded(status: TaskStatus, call: Callable[[], Call[Any]]) -> Callable[[World], Call[Any]]:
+    def make(world: World) -> Call[Any]:
+        SEED[status](world, "a")
+        return call()
+
+    return make
+
+
+def promote(world: World) -> Call[str]:
+    world.add("a", delay_s=500)
+    world.make_due("a")
+    return scripts.promote("a", "default")
+
+
+def crash(max_crashes: int) -> Call[str]:
+    return scripts.crash("a", "1", "default", error="died", failure=FAILURE, max_crashes=max_crashes)
+
+
+CALLS: dict[str, Callable[[World], Call[Any]]] = {
+    "done": lambda world: finish(world, S.DONE),
+    "failed": lambda world: finish(world, S.FAILED),
+    "stopped": lambda world: finish(world, S.STOPPED),
+    "done with children": finish_with_children,
+    "retry": lambda world: scripts.retry(world.start("a"), delay_ms=0, error="no luck", failure=FAILURE),
+    "retry later": lambda world: scripts.retry(world.start("a"), delay_ms=500_000, error="no luck", failure=FAILURE),
+    "give back": lambda world: scripts.give_back(world.start("a")),
+    "stop": seeded(S.IN_PROGRESS, lambda: scripts.stop("a", grace_s=5, force=False)),
+    "force": seeded(S.STOPPING, lambda: scripts.stop("a", grace_s=5, force=True)),
+    "cancel": seeded(S.QUEUED, lambda: scripts.cancel("a", reason="canceled", error="by hand")),
+    "revive": seeded(S.FAILED, lambda: scripts.revive("a")),
+    "release": release,
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_second_time_changes_nothing_and_is_answered_as_the_first(world: World, name: str) -> None:
+    call = CALLS[name](world)
+    first = world.run(call)
+    before = world.snapshot()
+
+    second = world.run(call)
+
+    assert call.again
+    assert second == first
+    assert world.since(before) == {}
+
+
+@pytest.mark.parametrize(
+    ("make", "answer"),
+    [
+        (seeded(S.IN_PROGRESS, lambda: crash(max_crashes=3)), "lost"),
+        (seeded(S.IN_PROGRESS, lambda: crash(max_crashes=1)), "lost"),
+        (seeded(S.DONE, lambda: scripts.purge("a")), "gone"),
+        (promote, "gone"),
+    ],
+    ids=["crash and queued", "crash and failed", "purge", "promote"],
+)
+def test_the_second_time_changes_nothing_where_the_answer_can_not_be_told(
+    world: World, make: Callable[[World], Call[str]], answer: str
+) -> None:
+    call = make(world)
+    world.run(call)
+    before = world.snapshot()
+
+    assert call.again
+    assert world.run(call) == answer
+    assert world.since(before) == {}
+
+
+def test_a_task_retried_by_hand_that_ran_again_is_not_retried_once_more(world: World) -> None:
+    world.end("a", S.FAILED)
+    call = scripts.revive("a")
+    world.run(call)
+    world.finish(world.claim(attempt_id="2"), S.FAILED)
+    before = world.snapshot()
+
+    assert world.run(call) == "ok"
+    assert world.since(before) == {}
+
+
+def test_a_batch_is_not_added_again_when_its_first_task_has_gone_meanwhile(world: World) -> None:
+    call = scripts.add([new_task("a"), new_task("b")])
+    world.run(call)
+    world.finish(world.claim())
+    world.claim(attempt_id="2")
+    world.run(scripts.purge("a"))
+    before = world.snapshot()
+
+    assert world.run(call).statuses == ("gone", "started")
+    assert world.since(before) == {}
+
+
+# --- the same as a program sees it --------------------------------------------------------------------------------
+
+
+class LosesReplies:
+    """A connection that is cut once, after the commands were carried out and before the answer arrives."""
+
+    def __init__(self, url: str) -> None:
+        self._wire = Wire(Address.parse(url), name="cut")
+        self.loses_next = False
+
+    def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float) -> list[Any]:
+        replies = self._wire.exchange(commands, timeout_s)
+        if self.loses_next:
+            self.loses_next = False
+            self._wire.close()
+            raise RedisUnavailable("cut")
+        return replies
+
+    def close(self) -> None:
+        self._wire.close()
+
+
+@pytest.fixture
+def cut(redis_url: str) -> LosesReplies:
+    return LosesReplies(redis_url)
+
+
+@pytest.fixture
+def pool(redis_url: str, cut: LosesReplies) -> Iterator[TaskPool]:
+    """A pool whose next answer is lost whenever a test says so. It knows every script already."""
+    with TaskPool(redis_url, registry=Registry([], builtins=True), store=Store(transport=cut)) as pool:
+        for _ in range(2):
+            id = pool.add_task("echo", {"message": 1}).id
+            pool.remove_task(id)
+            pool.retry_task(id)
+            pool.remove_task(id)
+            pool.remove_task(id)
+        yield pool
+
+
+def test_a_canceled_task_is_not_purged_by_the_same_call(pool: TaskPool, cut: LosesReplies) -> None:
+    id = pool.add_task("echo", {"message": 1}).id
+    cut.loses_next = True
+
+    assert pool.remove_task(id) is S.CANCELED
+    assert pool.get(id).status is S.CANCELED
+
+
+def test_a_task_is_retried_once(pool: TaskPool, cut: LosesReplies) -> None:
+    id = pool.add_task("echo", {"message": 1}).id
+    pool.remove_task(id)
+    cut.loses_next = True
+
+    assert pool.retry_task(id).status is S.QUEUED
+    with pytest.raises(TaskConflict):
+        pool.retry_task(id)
+
+
+def test_a_stopped_task_that_had_not_started_is_canceled(pool: TaskPool, cut: LosesReplies) -> None:
+    id = pool.add_task("echo", {"message": 1}).id
+    cut.loses_next = True
+
+    assert pool.kill_task(id).status is S.CANCELED
+
+
+def test_a_purged_task_is_not_reported_as_unknown(pool: TaskPool, cut: LosesReplies) -> None:
+    id = pool.add_task("echo", {"message": 1}).id
+    pool.remove_task(id)
+    calls = iter((False, True))
+    exchange = cut.exchange
+
+    def lose_the_second(commands: Sequence[Sequence[Part]], timeout_s: float) -> list[Any]:
+        cut.loses_next = next(calls, False)
+        return exchange(commands, timeout_s)
+
+    cut.exchange = lose_the_second  # type: ignore[method-assign]
+
+    assert pool.remove_task(id) is None
+    with pytest.raises(TaskNotFound):
+        pool.get(id)
+
+
+def test_a_task_is_added_once(pool: TaskPool, cut: LosesReplies) -> None:
+    cut.loses_next = True
+
+    record = pool.add_task("echo", {"message": 1}, queue="other")
+
+    assert [item.record.id for item in pool.get_queue("other").items] == [record.id]
+
+
+@pytest.mark.parametrize("status", [S.DONE, S.FAILED, S.SCHEDULED])
+def test_the_end_of_an_attempt_is_not_reported_as_lost(pool: TaskPool, cut: LosesReplies, status: TaskStatus) -> None:
+    pool.add_task("echo", {"message": 1}, queue="other")
+    running = pool.run_task(["other"], worker="w", attempt_id="1")
+    assert running is not None
+    failure = {} if status is S.DONE else FAILURE
+    cut.loses_next = True
+
+    word = pool.update_status(running, Outcome(status, result=b"1", error="no luck", failure=failure, delay_s=9))
+
+    assert word == "ok"
+    assert pool.get(running.id).status is status
