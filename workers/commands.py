@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
+from hiredis import ReplyError
 
 from taskpool import keys
 from taskpool.async_wire import AsyncWire
+from taskpool.errors import RedisUnavailable
 from taskpool.wire import Address
 
 PING_S: Final = 10.0
@@ -24,7 +26,7 @@ class CommandChannel:
 
     def __init__(self, redis_url: str, on_command: Callable[[str, Mapping[str, Any]], None]) -> None:
         self._on_command = on_command
-        self._changed = asyncio.Event()
+        self.changed = asyncio.Event()
         self._wanted: frozenset[str] = frozenset()
         self._heard: frozenset[str] = frozenset()
         self._wire = AsyncWire(
@@ -34,27 +36,23 @@ class CommandChannel:
     def listen_to(self, names: frozenset[str]) -> None:
         """Sets the workers whose channels are heard."""
         self._wanted = names
-        self._changed.set()
+        self.changed.set()
 
     async def step(self) -> float:
-        """One round of the duty: subscribes to what is wanted, waits for a change, makes sure that Redis is there.
+        """One round of the duty: subscribes to what is wanted and makes sure that Redis is there.
 
         Raises:
             RedisUnavailable: the connection is lost.
         """
-        self._changed.clear()
         wanted = self._wanted
         changes = [("SUBSCRIBE", keys.COMMANDS + name) for name in wanted - self._heard]
         changes += [("UNSUBSCRIBE", keys.COMMANDS + name) for name in self._heard - wanted]
         # A half-open connection is silent for ever: the PING finds out.
-        await self._wire.exchange([*changes, ("PING",)], REPLY_S)
+        for reply in await self._wire.exchange([*changes, ("PING",)], REPLY_S):
+            if isinstance(reply, ReplyError):
+                raise RedisUnavailable(f"Redis refused to let us listen: {reply}")
         self._heard = wanted
-        try:
-            async with asyncio.timeout(PING_S):
-                await self._changed.wait()
-        except TimeoutError:
-            pass
-        return 0
+        return PING_S
 
     def close(self) -> None:
         """Closes the connection."""
@@ -62,7 +60,7 @@ class CommandChannel:
 
     def _forget(self) -> None:
         self._heard = frozenset()
-        self._changed.set()
+        self.changed.set()
 
     def _push(self, push: list[Any]) -> None:
         channel, data = push[1].decode(), push[2]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -39,7 +40,7 @@ class Crew:
         self._started = 0
         self._failures = 0
         self._is_starting = False
-        self._changed = asyncio.Event()
+        self.changed = asyncio.Event()
         self._nursery: Nursery | None = None
         self.queues: tuple[str, ...] = ()
         self.size = size
@@ -55,7 +56,7 @@ class Crew:
             if child.nursery is not nursery:
                 child.drain()
         self._failures = 0
-        self._changed.set()
+        self.changed.set()
 
     def dismiss(self, child: Child) -> None:
         """Drains one process for good: the pool is smaller from now on."""
@@ -86,13 +87,11 @@ class Crew:
                 self._failures,
             )
         self._free.append(child.block.index)
-        self._changed.set()
+        self.changed.set()
         self._look_whether_gone()
 
     async def step(self) -> float:
-        """One round of the duty that starts processes while some are missing; waits for a change."""
-        await self._changed.wait()
-        self._changed.clear()
+        """One round of the duty that starts processes while some are missing; nothing more to do until `changed`."""
         if self._failures:
             await asyncio.sleep(min(BACKOFF_S * 2 ** (self._failures - 1), MAX_BACKOFF_S))
         while self._nursery is not None and self._missing() > 0 and self._free:
@@ -100,7 +99,7 @@ class Crew:
                 await self._start(self._nursery)
             except NurseryLost:  # whoever watches the nursery puts another in its place
                 self._nursery = None
-        return 0
+        return math.inf
 
     def _look_whether_gone(self) -> None:
         if self.size == 0 and not self.children and not self._is_starting:

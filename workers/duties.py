@@ -40,12 +40,21 @@ class Outage:
             self._since = None
 
 
-async def repeat(name: str, step: Callable[[], Awaitable[float]], outage: Outage | None = None) -> None:
-    """Calls `step` for ever; it returns the seconds to wait until the next call. With an `outage`, it uses Redis.
+async def repeat(
+    name: str,
+    step: Callable[[], Awaitable[float]],
+    *,
+    outage: Outage | None = None,
+    wake: asyncio.Event | None = None,
+) -> None:
+    """Calls `step` for ever; it returns the seconds to wait until the next call, which `wake` cuts short.
 
+    With an `outage` the step uses Redis, and its return says that Redis was there just now: it doesn't wait itself.
     This is a duty's outermost loop: a fault of ours is logged with its trace and the duty goes on.
     """
     while True:
+        if wake is not None:
+            wake.clear()
         try:
             wait_s = await step()
             if outage is not None:
@@ -53,11 +62,21 @@ async def repeat(name: str, step: Callable[[], Awaitable[float]], outage: Outage
         except RedisUnavailable as error:
             if outage is not None:
                 outage.note_failure(error)
-            wait_s = AWAY_RETRY_S
+            await asyncio.sleep(AWAY_RETRY_S)
+            continue
         except Exception:
             log.exception("%s failed; it is tried again in %g s", name, FAULT_RETRY_S)
-            wait_s = FAULT_RETRY_S
-        await asyncio.sleep(wait_s)
+            await asyncio.sleep(FAULT_RETRY_S)
+            continue
+        await (asyncio.sleep(wait_s) if wake is None else _first_of(wake, wait_s))
+
+
+async def _first_of(wake: asyncio.Event, wait_s: float) -> None:
+    try:
+        async with asyncio.timeout(wait_s):
+            await wake.wait()
+    except TimeoutError:
+        pass
 
 
 async def insist(step: Callable[[], Awaitable[None]], outage: Outage) -> None:

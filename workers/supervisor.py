@@ -90,12 +90,13 @@ class Supervisor:
             loop.add_signal_handler(number, self._on_signal)
         try:
             self._use(await self._new_nursery())
-            self._spawn(repeat("starting processes", self._crew.step))
-            self._spawn(repeat("heartbeats", self._heartbeat, self._outage))
+            commands, outage = self._roster.commands, self._outage
+            self._spawn(repeat("starting processes", self._crew.step, wake=self._crew.changed))
             self._spawn(repeat("timeouts", self._enforce_timeouts))
-            self._spawn(repeat("housekeeping", self._housekeeping.step, self._outage))
-            self._spawn(repeat("commands", self._roster.commands.step, self._outage))
-            self._spawn(repeat("forgetting dead workers", self._forget_dead, self._outage))
+            self._spawn(repeat("heartbeats", self._heartbeat, outage=outage, wake=self._changed))
+            self._spawn(repeat("commands", commands.step, outage=outage, wake=commands.changed))
+            self._spawn(repeat("housekeeping", self._housekeeping.step, outage=outage))
+            self._spawn(repeat("forgetting dead workers", self._forget_dead, outage=outage))
             if self._reloads:
                 self._spawn(reload.watch(self._files, self._reload))
             await self._crew.gone.wait()
@@ -158,16 +159,10 @@ class Supervisor:
 
     async def _heartbeat(self) -> float:
         """Every third of a lease, and when a worker came or went."""
-        self._changed.clear()
         await self._heartbeats.renew_leases(self._crew.children.values())
         if self._nursery is not None:
             await self._heartbeats.announce(self._info(), self._nursery.loaded.types, self._roster.entered())
-        try:
-            async with asyncio.timeout(self._settings.lease_s / 3):
-                await self._changed.wait()
-        except TimeoutError:
-            pass
-        return 0
+        return self._settings.lease_s / 3
 
     async def _enforce_timeouts(self) -> float:
         """Kills what outlives its timeout although its process was to end it."""
