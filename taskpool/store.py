@@ -6,6 +6,7 @@ calls marked `again` are repeated after a lost connection.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Final, Protocol, TypeVar
 
@@ -19,19 +20,11 @@ from taskpool.wire import Address, Wire
 T = TypeVar("T")
 
 REPLY_TIMEOUT_S: Final = 10.0
-AWAY: Final = (
-    "LOADING",
-    "MASTERDOWN",
-    "READONLY",
-    "OOM",
-    "CLUSTERDOWN",
-    "NOAUTH",
-    "NOPERM",
-    "WRONGPASS",
-    "BUSY",
-    "MISCONF",
+AWAY: Final = re.compile(
+    r"(?:^|: -)(?:LOADING|MASTERDOWN|READONLY|OOM|CLUSTERDOWN|NOAUTH|NOPERM|WRONGPASS|BUSY|MISCONF)\b"
 )
-"""Error replies by which Redis says that it can't serve now; anything else is a fault of ours."""
+"""Error replies by which Redis says that it can't serve now; anything else is a fault of ours. Before Redis 7 the word
+stands in the middle when a script ran into it: ``ERR Error running script (...): @user_script: 161: -OOM ...``."""
 
 
 class Transport(Protocol):
@@ -153,7 +146,7 @@ def _values(calls: Sequence[Call[Any]], replies: Sequence[Any]) -> list[Any]:
     for reply in replies:
         if isinstance(reply, hiredis.ReplyError):
             text = str(reply)
-            if text.startswith(AWAY):
+            if AWAY.search(text):
                 raise RedisUnavailable(f"Redis can't serve now: {text}")
             raise ReplyFault(f"Redis answered: {text}")
     return [call.read(reply) for call, reply in zip(calls, replies, strict=True)]
