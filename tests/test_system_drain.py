@@ -42,6 +42,7 @@ def test_what_exceeds_the_grace_is_put_back_at_no_cost(redis_url: str, tmp_path:
         assert workers.end() == 0
         record = workers.pool.get(running.id)
         assert (record.status, record.attempt, record.crashes) == (TaskStatus.QUEUED, 0, 0)
+        assert "exception" not in workers.log.read_text()
         assert [item.record.id for item in workers.pool.get_queue().items] == [running.id, waiting.id]
 
 

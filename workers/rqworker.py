@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
@@ -66,6 +67,7 @@ class PoolWorker(BaseWorker):
         self.pid = pid
         self.pool = pool
         self.log = logging.getLogger("workers.rq")
+        self.has_left = False
         self._runs, self._counters = runs, counters
         self._on_stop_job, self._on_kill, self._on_shutdown = on_stop_job, on_kill, on_shutdown
 
@@ -121,29 +123,41 @@ class PoolWorker(BaseWorker):
 
 
 class Registrar:
-    """Keeps the workers' entries in RQ's registry, all in one round trip. Blocks: call it from a thread."""
+    """Keeps the workers' entries in RQ's registry, all in one round trip. Blocks: call it from a thread.
+
+    One thing at a time: a renewal beside a leave would bring the worker back.
+    """
 
     def __init__(self, connection: Redis) -> None:
         self.connection = connection
+        self._one_at_a_time = threading.Lock()
 
     def enter(self, worker: PoolWorker) -> None:
-        """Registers a new worker.
+        """Registers a new worker; nothing when it has left meanwhile.
 
         Raises:
             RedisUnavailable: Redis is away.
         """
-        with _as_unavailable():
+        if worker.birth_date is not None:  # tried before, and the answer was lost: RQ would refuse the name now
+            self.renew((worker,))
+            return
+        with self._one_at_a_time, _as_unavailable():
+            if worker.has_left:
+                return
             worker.register_birth()  # type: ignore[no-untyped-call]
 
     def renew(self, workers: Iterable[PoolWorker]) -> None:
-        """Renews all entries, and makes them anew when Redis has lost them. States follow `rq suspend`.
+        """Renews all entries but of those that left, and makes them anew when Redis has lost them. States follow
+        `rq suspend`.
 
         Raises:
             RedisUnavailable: Redis is away.
         """
-        with _as_unavailable(), self.connection.pipeline(transaction=False) as pipeline:
+        with self._one_at_a_time, _as_unavailable(), self.connection.pipeline(transaction=False) as pipeline:
             suspended = bool(self.connection.exists(SUSPENDED))
             for worker in workers:
+                if worker.has_left:
+                    continue
                 worker.heartbeat(KEEP_S, pipeline=pipeline)
                 fields = worker.serialize()
                 if suspended and fields["state"] == WorkerStatus.IDLE:
@@ -158,7 +172,8 @@ class Registrar:
         Raises:
             RedisUnavailable: Redis is away.
         """
-        with _as_unavailable():
+        with self._one_at_a_time, _as_unavailable():
+            worker.has_left = True
             worker.register_death()  # type: ignore[no-untyped-call]
 
     def clean(self, queues: Iterable[str]) -> None:

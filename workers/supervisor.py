@@ -210,9 +210,9 @@ class Supervisor:
 
     async def _kill_after_grace(self, children: Sequence[Child]) -> None:
         """Gives draining processes their time; what they still run then goes back to its queue."""
-        ends = asyncio.ensure_future(asyncio.gather(*(child.ended.wait() for child in children)))
-        hurry = asyncio.ensure_future(self._hurrying.wait())
-        waits: list[asyncio.Future[Any]] = [ends, hurry]
+        ends = asyncio.create_task(_await_ends(children))
+        hurry = asyncio.create_task(self._hurrying.wait())
+        waits: list[asyncio.Task[Any]] = [ends, hurry]
         await asyncio.wait(waits, timeout=self._settings.grace_s, return_when=asyncio.FIRST_COMPLETED)
         hurry.cancel()
         ends.cancel()
@@ -243,3 +243,9 @@ class Supervisor:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _await_ends(children: Sequence[Child]) -> None:
+    """Not `gather`: cancelled at the end of the grace, it would complain that nobody fetched its result."""
+    for child in children:
+        await child.ended.wait()
