@@ -90,7 +90,7 @@ class Catalogue:
         self._grace_ms = type_grace_s * 1000
         self._documents: Mapping[str, bytes] = {}
         self._seen: Mapping[str, int] = {}
-        self._entries: dict[str, tuple[bytes, TypeInfo, jsonschema_rs.Validator]] = {}
+        self._entries: dict[str, tuple[bytes, TypeInfo, jsonschema_rs.Validator | None]] = {}
         self._read_at = -FRESH_S  # mono
         self._clock_offset_ms = 0.0  # Redis's time minus our monotonic one
 
@@ -113,6 +113,8 @@ class Catalogue:
             InvalidPayload: with a JSON Pointer below `start` for each fault (20 at most).
         """
         validator = self._entries[name][2]
+        if validator is None:
+            return
         try:
             if validator.is_valid(payload):
                 return
@@ -134,12 +136,17 @@ class Catalogue:
         entry = self._entries.get(name)
         if entry is None or entry[0] != document:
             info = _type_info.decode(document)
-            entry = self._entries[name] = (
-                document,
-                info,
-                jsonschema_rs.validator_for(dict(info.schema), validate_formats=True),
-            )
+            entry = self._entries[name] = (document, info, _validator(info.schema))
         return entry[1]
+
+
+def _validator(schema: Mapping[str, Any]) -> jsonschema_rs.Validator | None:
+    """None for a schema that can't be used here, because of a regular expression that only Python knows: the worker,
+    which converts the payload, then checks alone."""
+    try:
+        return jsonschema_rs.validator_for(dict(schema), validate_formats=True)
+    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError):
+        return None
 
 
 def _read() -> Sequence[Call[Any]]:
