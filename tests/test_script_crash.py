@@ -224,3 +224,15 @@ def test_two_reapers_take_an_attempt_back_once(world: World) -> None:
     assert all(sorted(each) == ["lost", "queued"] for each in answers)
     assert sorted(world.redis.lrange("rq:queue:default", 0, -1)) == sorted(f"t{n}".encode() for n in range(rounds))
     assert all(world.get(f"t{n}").crashes == 1 for n in range(rounds))
+
+
+@pytest.mark.parametrize("only_expired", [False, True])
+def test_nothing_is_left_of_an_attempt_whose_record_was_deleted_meanwhile(world: World, only_expired: bool) -> None:
+    world.start("a")
+    world.redis.delete("rq:job:a")
+    before = world.snapshot()
+    world.expire_lease("a")
+
+    assert crash(world, only_expired=only_expired) == "lost"
+
+    assert world.since(before) == FORGOTTEN

@@ -14,7 +14,8 @@ local now_ms, stamp = clock()
 
 local score = redis.call('ZSCORE', KEY.wip .. queue, member)
 local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'crashes', 'stop_ms', 'failure_ttl', 'worker_name')
-local worker = f[7] or ''
+-- The record may be another attempt's by now, or deleted by a dashboard.
+local worker = redis.call('HGET', KEY.execution .. member, 'worker_name') or f[7] or ''
 local ours = f[1] == attempt_id
 if ARGV[8] == '1' then
   local ends_ms = score and (score - (ours and KEY.wip_grace_s or 0)) * 1000
