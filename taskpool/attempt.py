@@ -109,7 +109,7 @@ def _bind(running: RunningTask, registry: Registry, context: TaskContext) -> Cal
         return task_type.bind(task_type.decode(running.payload), context)
     except InvalidPayload as error:
         return _refused("invalid_payload", str(error))
-    except Exception as error:  # a task class may fail in its __init__
+    except BaseException as error:  # a task class may raise anything in its __init__
         return _raised(running, error)
 
 

@@ -6,39 +6,86 @@ Pub/sub alone loses messages, so nobody waits longer than `LOOK_AGAIN_S` without
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
+
+import hiredis
 
 from taskpool import keys
 from taskpool.async_wire import AsyncWire
-from taskpool.errors import RedisUnavailable
+from taskpool.calls import Part
+from taskpool.errors import RedisUnavailable, TaskNotFound
+from taskpool.record import restore_hash, restore_told
+from taskpool.types import TaskRecord
 from taskpool.wire import Address, Wire
 
 LOOK_AGAIN_S: Final = 1.0
+REPLY_TIMEOUT_S: Final = 10.0
 _ENDS: Final = (b'"status":"done"', b'"status":"failed"', b'"status":"stopped"', b'"status":"canceled"')
 
 
 class Listener:
-    """One blocking subscription to one task's channel; a context manager.
+    """One blocking connection that hears of a task's end and reads its record, kept from one wait to the next.
 
-    Raises: RedisUnavailable.
+    It speaks RESP 3, where messages and replies share a connection: subscribing and looking cost one round trip.
+    Raises, from every method: RedisUnavailable.
     """
 
-    def __init__(self, redis_url: str, id: str) -> None:
-        self._wire = Wire(Address.parse(redis_url), name="taskpool-wait")
-        self._channel = keys.CHANNEL + id
+    def __init__(self, redis_url: str) -> None:
+        self._wire = Wire(Address.parse(redis_url), name="taskpool-wait", protocol=3)
+        self._heard: str | None = None
 
-    def __enter__(self) -> Listener:
-        self._wire.exchange([("SUBSCRIBE", self._channel)], LOOK_AGAIN_S * 5)
-        return self
+    def follow(self, id: str, look_s: Callable[[], float]) -> Iterator[TaskRecord]:
+        """The task's record: as it is now, again whenever `look_s()` seconds have passed, and last when it has ended.
 
-    def __exit__(self, *exc: object) -> None:
+        Raises:
+            TaskNotFound
+        """
+        channel = keys.CHANNEL + id
+        read = ("HGETALL", keys.JOB + id)
+        commands: list[Sequence[Part]] = [("SUBSCRIBE", channel), read]
+        if self._heard is not None and not self._wire.closed:
+            commands.insert(0, ("UNSUBSCRIBE", self._heard))  # not before: it would cost the last wait a system call
+        self._heard = channel
+        while True:
+            self._wire.send(commands)
+            record = self._record(id)
+            yield record
+            if record.status.is_terminal:
+                return
+            message = self._wait_for_end(channel.encode(), look_s())
+            ended = None if message is None else restore_told(record, message)
+            if ended is not None:
+                yield ended
+                return
+            commands = [read]
+
+    def close(self) -> None:
+        """Close the connection; the next wait opens a new one."""
         self._wire.close()
 
-    def wait_for_end(self, timeout_s: float) -> None:
-        """Return when the task's end is told, or after `timeout_s`."""
-        while (message := self._wire.next_reply(timeout_s)) is not None:
-            if any(mark in message[2] for mark in _ENDS):
-                return
+    def _record(self, id: str) -> TaskRecord:
+        while isinstance(reply := self._next(REPLY_TIMEOUT_S), hiredis.PushNotification):
+            pass
+        if isinstance(reply, hiredis.ReplyError):
+            raise RedisUnavailable(f"Redis can't serve now: {reply}")
+        if reply is None:
+            self.close()
+            raise RedisUnavailable("Redis doesn't answer")
+        if b"data" not in reply:
+            raise TaskNotFound(id)
+        return restore_hash(id, reply)
+
+    def _wait_for_end(self, channel: bytes, timeout_s: float) -> bytes | None:
+        """The message that tells of the task's end; None when there was none for `timeout_s`."""
+        while (push := self._next(timeout_s)) is not None:
+            if push[0] == b"message" and push[1] == channel and any(mark in push[2] for mark in _ENDS):
+                message: bytes = push[2]
+                return message
+        return None
+
+    def _next(self, timeout_s: float) -> Any:
+        return self._wire.next_reply(max(timeout_s, 0.001))
 
 
 class AsyncListener:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cached_property
 from types import TracebackType
 from typing import Any
 
@@ -68,8 +69,15 @@ class TaskPool(Face):
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connections."""
+        if "listener" in self.__dict__:
+            self.listener.close()
         self.store.close()
+
+    @cached_property
+    def listener(self) -> Listener:
+        """The connection that waits share, opened by the first."""
+        return Listener(self.redis_url)
 
     def add_task(
         self,
@@ -134,13 +142,16 @@ class TaskPool(Face):
             WaitTimeout: it hasn't ended in `timeout_s`; `record` is how it stands.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        with Listener(self.redis_url, id) as listener:
-            while not (record := self.get(id)).status.is_terminal:
-                left_s = LOOK_AGAIN_S if deadline is None else deadline - time.monotonic()
-                if left_s <= 0:
-                    raise WaitTimeout(record, timeout_s or 0)
-                listener.wait_for_end(min(left_s, LOOK_AGAIN_S))
-        return record
+
+        def look_s() -> float:
+            return LOOK_AGAIN_S if deadline is None else min(LOOK_AGAIN_S, deadline - time.monotonic())
+
+        for record in self.listener.follow(id, look_s):
+            if record.status.is_terminal:
+                return record
+            if look_s() <= 0:
+                break
+        raise WaitTimeout(record, timeout_s or 0)
 
     def get_queue(self, name: str = "default", *, cursor: str | None = None, limit: int = 100) -> Page[QueuedTask]:
         """A part of a queue as it is at one moment, in dispatch order, with position and wait. It changes nothing."""

@@ -54,9 +54,9 @@ def _add(
     defaults: Defaults,
     prefix: Callable[[int], str],
 ) -> Plan[list[TaskRecord]]:
-    local = _local_types(specs, registry)
-    infos = yield from catalogue.find(list({spec.type for spec in specs if spec.type not in local}))
-    infos |= {name: task_type.info(max_attempts=defaults.max_attempts) for name, task_type in local.items()}
+    local = {} if registry is None else {spec.type: registry.get(spec.type) for spec in specs}
+    foreign = {spec.type for spec in specs if local.get(spec.type) is None}
+    infos = (yield from catalogue.find(list(foreign))) if foreign else {}
     payloads = []
     tasks = []
     for index, spec in enumerate(specs):
@@ -67,7 +67,7 @@ def _add(
         else:
             catalogue.check(spec.type, payload, start + "/payload")
         payloads.append(payload)
-        tasks.append(prepare(spec, payload, infos[spec.type], defaults, start))
+        tasks.append(prepare(spec, payload, task_type or infos[spec.type], defaults, start))
 
     records: list[TaskRecord] = []
     for at in range(0, len(tasks), CHUNK):
@@ -79,14 +79,6 @@ def _add(
         for task, payload, status in zip(chunk, payloads[at : at + CHUNK], added.statuses, strict=True):
             records.append(_record(task, payload, STATUS_OF.get(status.encode(), TaskStatus.QUEUED), created_at))
     return records
-
-
-def _local_types(specs: Sequence[TaskSpec], registry: Registry | None) -> dict[str, TaskType]:
-    """The types that this process itself has registered: they need no worker to have announced them."""
-    if registry is None:
-        return {}
-    found = {spec.type: registry.get(spec.type) for spec in specs}
-    return {name: task_type for name, task_type in found.items() if task_type is not None}
 
 
 def _check_locally(task_type: TaskType, payload: Any, start: str) -> None:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, overload
 
 import msgspec
+from msgspec.structs import replace
 
 from taskpool import keys, rqjob
 from taskpool.calls import Call
@@ -71,7 +72,11 @@ def is_task(flat: Sequence[bytes]) -> bool:
 
 def restore(id: str, flat: Sequence[bytes]) -> TaskRecord:
     """The record in a hash read as a flat list of fields and values."""
-    h: Hash = dict(zip(flat[::2], flat[1::2], strict=True))
+    return restore_hash(id, dict(zip(flat[::2], flat[1::2], strict=True)))
+
+
+def restore_hash(id: str, h: Hash) -> TaskRecord:
+    """The record in a hash."""
     type, payload = _call_of(h)
     status = STATUS_OF.get(h.get(b"status", b""), TaskStatus.FAILED)
     if status is TaskStatus.IN_PROGRESS and b"stop_ms" in h:
@@ -137,6 +142,28 @@ def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str) -> Runni
         started_ms=started,
         depends_on=_ids(parents),
         refusal=refusal,
+    )
+
+
+def restore_told(record: TaskRecord, message: bytes) -> TaskRecord | None:
+    """The record as the message of its end tells it; None when that takes a look: it didn't end well, the result is
+    large, or more happened since `record` was read than the message says."""
+    told = _json(message)
+    steps = told["seq"] - record.seq
+    nothing_else = (record.status, steps) in ((TaskStatus.QUEUED, 2), (TaskStatus.IN_PROGRESS, 1))
+    if "result" not in told or not nothing_else:
+        return None
+    return replace(
+        record,
+        status=TaskStatus.DONE,
+        seq=told["seq"],
+        attempt=told["attempt"],
+        worker=told["worker"],
+        started_at=datetime.fromisoformat(told["started_at"]),
+        ended_at=utc(told["at_ms"]),
+        result=told["result"],
+        error=None,
+        failure=None,
     )
 
 

@@ -30,7 +30,7 @@ stands in the middle when a script ran into it: ``ERR Error running script (...)
 class Transport(Protocol):
     """What a store needs of a connection: send commands together, get raw replies (errors as values) in order."""
 
-    def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float) -> list[Any]: ...
+    def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float, *, apart: int = 0) -> list[Any]: ...
     def close(self) -> None: ...
 
 
@@ -59,11 +59,11 @@ class Store:
         (value,) = self.run_many((call,))
         return value  # type: ignore[no-any-return]
 
-    def run_many(self, calls: Sequence[Call[Any]]) -> list[Any]:
-        """The values of several calls, sent together in one round trip and carried out in order."""
+    def run_many(self, calls: Sequence[Call[Any]], *, apart: int = 0) -> list[Any]:
+        """The values of several calls, sent together and carried out in order: one round trip (`apart`: see `Wire`)."""
         timeout_s = _timeout_s(calls)
         try:
-            replies = self._transport.exchange([call.command for call in calls], timeout_s)
+            replies = self._transport.exchange([call.command for call in calls], timeout_s, apart=apart)
         except RedisUnavailable:
             if not all(call.again for call in calls):
                 raise

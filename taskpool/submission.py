@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -21,7 +21,7 @@ from taskpool.calls import Part
 from taskpool.errors import FieldError, InvalidTask
 from taskpool.names import queue_name_fault
 from taskpool.scripts import NewTask
-from taskpool.types import TaskSpec, TypeInfo
+from taskpool.types import TaskSpec
 
 ALPHABET: Final = "0123456789abcdefghijklmnopqrstuv"
 PAIRS: Final = [first + second for first in ALPHABET for second in ALPHABET]
@@ -47,13 +47,26 @@ class Defaults:
     max_attempts: int = DEFAULT_ATTEMPTS
 
 
+class TypeOptions(Protocol):
+    """What a submission takes from its type: as published (`TypeInfo`), or as registered here (`TaskType`)."""
+
+    @property
+    def queue(self) -> str: ...
+    @property
+    def timeout_s(self) -> float | None: ...
+    @property
+    def max_attempts(self) -> int | None: ...
+    @property
+    def result_ttl_s(self) -> int | None: ...
+
+
 def new_id() -> str:
     """A new task's id: 20 characters that sort by the millisecond (42 bits, good until 2109), then 58 random bits."""
     number = time.time_ns() // 1_000_000 << 58 | int.from_bytes(os.urandom(8)) >> 6
     return "".join([PAIRS[number >> shift & 1023] for shift in range(90, -1, -10)])
 
 
-def prepare(spec: TaskSpec, payload: Any, info: TypeInfo, defaults: Defaults, start: str = "") -> NewTask:
+def prepare(spec: TaskSpec, payload: Any, info: TypeOptions, defaults: Defaults, start: str = "") -> NewTask:
     """The task that `spec` asks for, with `payload`: its own as JSON values, which fit the schema already.
 
     `start` prefixes the faults' pointers.
@@ -136,9 +149,7 @@ def _faults(spec: TaskSpec) -> Iterator[tuple[str, str]]:
         yield from _list_faults("depends_on", spec.depends_on, MOST_PARENTS, TASK_ID, "a task's id")
 
 
-def _list_faults(
-    field: str, values: Any, most: int, pattern: re.Pattern[str], what: str
-) -> Iterator[tuple[str, str]]:
+def _list_faults(field: str, values: Any, most: int, pattern: re.Pattern[str], what: str) -> Iterator[tuple[str, str]]:
     if isinstance(values, str) or not isinstance(values, Sequence) or len(values) > most:
         yield field, f"must be a list of at most {most:,}"
         return

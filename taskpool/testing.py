@@ -198,7 +198,7 @@ class MemoryTransport:
         client = fakeredis.FakeRedis(server=fakeredis.FakeServer(version=(7,)), protocol=2)
         self._connection: Any = client.connection_pool.get_connection()
 
-    def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float) -> list[Any]:
+    def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float, *, apart: int = 0) -> list[Any]:
         """The raw replies, errors as values."""
         return [self._reply(command) for command in commands]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import hiredis
@@ -32,7 +32,7 @@ class Address:
     port: int
     db: int
     username: str | None
-    password: str | None
+    password: str | None = field(repr=False)
     tls: ssl.SSLContext | None
 
     @classmethod
@@ -67,13 +67,15 @@ class Address:
     def __str__(self) -> str:
         return self.path or f"{self.host}:{self.port}"
 
-    def greeting(self, name: str) -> list[tuple[Part, ...]]:
-        """The commands that open a connection called `name`."""
+    def greeting(self, name: str, protocol: int = 2) -> list[tuple[Part, ...]]:
+        """The commands that open a connection called `name`, which speaks RESP 2 or 3."""
         commands: list[tuple[Part, ...]] = []
         if self.password is not None:
             commands.append(("AUTH", self.username, self.password) if self.username else ("AUTH", self.password))
         if self.db:
             commands.append(("SELECT", self.db))
+        if protocol != 2:
+            commands.append(("HELLO", protocol))
         commands.append(("CLIENT", "SETNAME", name))
         return commands
 
@@ -86,22 +88,28 @@ def pack(commands: Sequence[Sequence[Part]]) -> bytes:
 class Wire:
     """One connection, opened when first used. Not for two threads at once."""
 
-    def __init__(self, address: Address, *, name: str) -> None:
+    def __init__(self, address: Address, *, name: str, protocol: int = 2) -> None:
         self._address = address
         self._name = name
+        self._protocol = protocol
         self._socket: socket.socket | None = None
+        self._timeout_s: float | None = None
         self._reader = hiredis.Reader()
 
-    def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float) -> list[Any]:
+    def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float, *, apart: int = 0) -> list[Any]:
         """Send the commands together and return their raw replies in order; an error reply is a value here.
+
+        The first `apart` of them leave in a write of their own: Redis tells others of them before it takes the rest.
 
         Raises:
             RedisUnavailable: no connection, or no reply in time. Whether the commands ran is then unknown.
         """
         try:
             connection = self._socket or self._connect()
-            connection.settimeout(timeout_s)
-            connection.sendall(pack(commands))
+            self._wait_at_most(connection, timeout_s)
+            if apart:
+                connection.sendall(pack(commands[:apart]))
+            connection.sendall(pack(commands[apart:]))
             return [self._read(connection) for _ in commands]
         except OSError as error:
             self.close()
@@ -111,13 +119,31 @@ class Wire:
             self.close()
             raise
 
+    def send(self, commands: Sequence[Sequence[Part]]) -> None:
+        """Send commands whose replies `next_reply` reads.
+
+        Raises:
+            RedisUnavailable
+        """
+        try:
+            connection = self._socket or self._connect()
+            self._wait_at_most(connection, CONNECT_TIMEOUT_S)
+            connection.sendall(pack(commands))
+        except OSError as error:
+            self.close()
+            raise self._unavailable(error) from error
+
     def next_reply(self, timeout_s: float) -> Any:
-        """The next reply of a subscribed connection, or None when none came within `timeout_s`."""
+        """The next reply or, on a RESP 3 connection, the next message pushed; None when none came within `timeout_s`.
+
+        Raises:
+            RedisUnavailable
+        """
         connection = self._socket
         if connection is None:
             raise RedisUnavailable(f"not connected to Redis at {self._address}")
         try:
-            connection.settimeout(timeout_s)
+            self._wait_at_most(connection, timeout_s)
             return self._read(connection)
         except TimeoutError:
             return None
@@ -125,11 +151,22 @@ class Wire:
             self.close()
             raise self._unavailable(error) from error
 
+    @property
+    def closed(self) -> bool:
+        """Whether there is no connection now."""
+        return self._socket is None
+
     def close(self) -> None:
         """Close the connection; the next exchange opens a new one."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+    def _wait_at_most(self, connection: socket.socket, timeout_s: float) -> None:
+        """Setting a timeout is a system call: not for each task when it stays the same."""
+        if timeout_s != self._timeout_s:
+            connection.settimeout(timeout_s)
+            self._timeout_s = timeout_s
 
     def _read(self, connection: socket.socket) -> Any:
         reader = self._reader
@@ -157,14 +194,14 @@ class Wire:
                 connection.connect(address.path)
             elif address.tls:
                 connection = address.tls.wrap_socket(connection, server_hostname=address.host)
-            greeting = address.greeting(self._name)
+            greeting = address.greeting(self._name, self._protocol)
             connection.sendall(pack(greeting))
             replies = [self._read(connection) for _ in greeting]
+            refuse_bad_greeting(address, replies)
         except BaseException:
             connection.close()
             raise
-        refuse_bad_greeting(address, replies)
-        self._socket = connection
+        self._socket, self._timeout_s = connection, None
         return connection
 
     def _unavailable(self, error: OSError) -> RedisUnavailable:

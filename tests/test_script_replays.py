@@ -143,7 +143,7 @@ class LosesReplies:
         self._wire = Wire(Address.parse(url), name="cut")
         self.loses_next = False
 
-    def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float) -> list[Any]:
+    def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float, *, apart: int = 0) -> list[Any]:
         replies = self._wire.exchange(commands, timeout_s)
         if self.loses_next:
             self.loses_next = False
@@ -204,7 +204,7 @@ def test_a_purged_task_is_not_reported_as_unknown(pool: TaskPool, cut: LosesRepl
     calls = iter((False, True))
     exchange = cut.exchange
 
-    def lose_the_second(commands: Sequence[Sequence[Part]], timeout_s: float) -> list[Any]:
+    def lose_the_second(commands: Sequence[Sequence[Part]], timeout_s: float, *, apart: int = 0) -> list[Any]:
         cut.loses_next = next(calls, False)
         return exchange(commands, timeout_s)
 

@@ -80,6 +80,7 @@ class Process:
         self._given_up: set[str] = set()
         """Attempts whose outcome Redis refuses to take: their leases run out."""
         self._is_idle = False
+        self._was_woken = False
         self._is_unsure = False
         """True after a failed round trip: Redis may have carried out the claim that was in it."""
         self._retry_s = FIRST_RETRY_S
@@ -119,7 +120,9 @@ class Process:
                 # Not in one pipeline with the outcome: a script that Redis has to be sent anew would come after it.
                 self._store.run_many(ended.reports)
                 ended.reports.clear()
-            values = self._store.run_many(calls) if calls else []
+            # Whoever waits for the one task of an idle pool hears of its end before the next claim is looked at.
+            apart = 1 if ended is not None and self._was_woken else 0
+            values = self._store.run_many(calls, apart=apart) if calls else []
         except RedisUnavailable:  # the supervisor logs it, once for all its processes
             self._is_unsure = True
             time.sleep(self._retry_s)
@@ -136,7 +139,7 @@ class Process:
         claimed = next((value for value in values if isinstance(value, RunningTask)), None)
         if claimed is None:
             self._lane.clear()
-        self._is_idle = claimed is None
+        self._was_woken, self._is_idle = self._is_idle, claimed is None
         return claimed
 
     def _claim(self, *, waits: bool) -> list[Call[Any]]:

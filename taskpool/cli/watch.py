@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -49,17 +50,16 @@ def follow(pool: TaskPool, id: str, *, timeout_s: float | None = None) -> TaskRe
         TaskNotFound: no task has this id.
         WaitTimeout: it didn't end within `timeout_s` seconds.
     """
-    from taskpool.listen import Listener
+    end_mono = math.inf if timeout_s is None else time.monotonic() + timeout_s
 
-    end_mono = None if timeout_s is None else time.monotonic() + timeout_s
-    with Listener(pool.redis_url, id) as listener, _display() as show:
-        while not (record := pool.get(id)).status.is_terminal:
+    def look_s() -> float:
+        return min(LOOK_S, end_mono - time.monotonic())
+
+    with _display() as show:
+        for record in pool.listener.follow(id, look_s):
             show(record)
-            left_s = LOOK_S if end_mono is None else end_mono - time.monotonic()
-            if left_s <= 0:
+            if not record.status.is_terminal and look_s() <= 0:
                 raise WaitTimeout(record, timeout_s or 0)
-            listener.wait_for_end(min(left_s, LOOK_S))
-        show(record)
     return record
 
 

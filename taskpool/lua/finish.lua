@@ -12,8 +12,9 @@
 
 local id, attempt_id, queue, worker, status = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local key = KEY.job .. id
+local TOLD_BYTES = 1024
 
-local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'type')
+local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'type', 'attempt', 'started_at')
 if f[1] ~= attempt_id or f[2] ~= 'started' then
   drop_attempt(id, attempt_id, queue, worker)
   if f[1] == attempt_id and f[2] == (status == 'done' and 'finished' or status) then
@@ -28,9 +29,13 @@ end
 
 local now_ms, stamp = clock()
 local seq = tonumber(f[3]) + 1
-local more = ''
+local more, aside = '', nil
 if status == 'done' then
   redis.call('HSET', key, 'status', 'finished', 'ended_at', stamp, 'seq', seq, 'result', ARGV[7])
+  if #ARGV[7] <= TOLD_BYTES then -- who waits for a small result needn't read the record for it
+    aside = ',"attempt":' .. f[5] .. ',"started_at":"' .. f[6] .. '","worker":' .. cjson.encode(worker)
+      .. ',"result":' .. ARGV[7]
+  end
 else
   redis.call('HSET', key, 'status', status, 'ended_at', stamp, 'seq', seq, 'error', ARGV[8], 'failure', ARGV[9],
     'reason', ARGV[10])
@@ -45,5 +50,5 @@ if not f[4] then
 end
 drop_attempt(id, attempt_id, queue, worker)
 local children = retain(id, (status == 'done' and KEY.finished or KEY.failed) .. queue, tonumber(ARGV[6]), now_ms)
-emit(id, seq, status, status, now_ms, more)
+emit(id, seq, status, status, now_ms, more, aside)
 return children and 'children' or 'ok'

@@ -5,27 +5,30 @@
 -- The calendar is Howard Hinnant's civil_from_days (public domain), because Redis offers no os.date.
 local function clock()
   local time = redis.call('TIME')
-  local seconds, millis = tonumber(time[1]), math.floor(tonumber(time[2]) / 1000)
-  local days, rest = math.floor(seconds / 86400), seconds % 86400
-  local z = days + 719468
-  local era = math.floor(z / 146097)
-  local doe = z - era * 146097
-  local yoe = math.floor((doe - math.floor(doe / 1460) + math.floor(doe / 36524) - math.floor(doe / 146096)) / 365)
-  local doy = doe - (365 * yoe + math.floor(yoe / 4) - math.floor(yoe / 100))
-  local mp = math.floor((5 * doy + 2) / 153)
-  local month = mp < 10 and mp + 3 or mp - 9
-  local year = yoe + era * 400 + (month <= 2 and 1 or 0)
-  local stamp = string.format('%04d-%02d-%02dT%02d:%02d:%02d.%03dZ', year, month,
-    doy - math.floor((153 * mp + 2) / 5) + 1, math.floor(rest / 3600), math.floor(rest % 3600 / 60), rest % 60, millis)
+  local seconds, millis = tonumber(time[1]), (time[2] - time[2] % 1000) / 1000
+  local rest = seconds % 86400
+  local z = (seconds - rest) / 86400 + 719468
+  local doe = z % 146097
+  local yoe = doe - (doe - doe % 1460) / 1460 + (doe - doe % 36524) / 36524 - (doe - doe % 146096) / 146096
+  yoe = (yoe - yoe % 365) / 365
+  local doy = doe - (365 * yoe + (yoe - yoe % 4) / 4 - (yoe - yoe % 100) / 100)
+  local mp = 5 * doy + 2
+  mp = (mp - mp % 153) / 153
+  local year, month, days_before = yoe + (z - doe) / 146097 * 400, mp + 3, 153 * mp + 2
+  if month > 12 then year, month = year + 1, month - 12 end
+  local minutes = (rest - rest % 60) / 60
+  local stamp = string.format('%d-%02d-%02dT%02d:%02d:%02d.%03dZ', year, month,
+    doy - (days_before - days_before % 5) / 5 + 1, (minutes - minutes % 60) / 60, minutes % 60, rest % 60, millis)
   return seconds * 1000 + millis, stamp
 end
 
--- One event: kept in the capped stream, published on the task's channel. `more` is '' or JSON members, ',"k":v'.
-local function emit(id, seq, event, status, now_ms, more)
-  local document = string.format('{"id":"%s","seq":%d,"event":"%s","status":"%s","at_ms":%.0f%s}',
-    id, seq, event, status, now_ms, more)
-  redis.call('XADD', KEY.events, 'MAXLEN', '~', KEY.events_maxlen, '*', 'e', document)
-  redis.call('PUBLISH', KEY.channel .. id, document)
+-- One event: kept in the capped stream, published on the task's channel. `more` is '' or JSON members, ',"k":v';
+-- `aside` (or nil) is more of them for those who listen now, and isn't kept.
+local function emit(id, seq, event, status, now_ms, more, aside)
+  local document = '{"id":"' .. id .. '","seq":' .. seq .. ',"event":"' .. event .. '","status":"' .. status
+    .. '","at_ms":' .. now_ms .. more
+  redis.call('XADD', KEY.events, 'MAXLEN', '~', KEY.events_maxlen, '*', 'e', document .. '}')
+  redis.call('PUBLISH', KEY.channel .. id, document .. (aside or '') .. '}')
 end
 
 -- Wakes up to `count` idle workers of a queue: as many as there are tasks in it, because a ring of an earlier task may
