@@ -7,7 +7,6 @@ decides when to interrupt it (it raises `TaskStopped` or `SoftTimeout` inside th
 from __future__ import annotations
 
 import asyncio
-import math
 import traceback
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import msgspec
 
 from taskpool.context import TaskContext
 from taskpool.errors import InvalidPayload
+from taskpool.finite import refuse_nan
 from taskpool.interrupts import SoftTimeout, TaskStopped
 from taskpool.registry import Registry
 from taskpool.retry import backoff_s
@@ -116,8 +116,7 @@ def _bind(running: RunningTask, registry: Registry, context: TaskContext) -> Cal
 def _returned(result: Any, max_result_bytes: int) -> Outcome:
     try:
         encoded = _encode(result)
-        if b"null" in encoded and _holds_nan(result):
-            raise ValueError("NaN and Infinity are not JSON")
+        refuse_nan(result, encoded)
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
         return _refused("result_not_json", f"its result is not JSON: {_clean(str(error))}")
     if len(encoded) > max_result_bytes:
@@ -179,11 +178,3 @@ def _users_part(error: BaseException) -> Any:
 def _clean(text: str) -> str:
     """Text that UTF-8 can hold."""
     return text.encode("utf-8", "replace").decode()
-
-
-def _holds_nan(value: Any) -> bool:
-    if isinstance(value, float):
-        return not math.isfinite(value)
-    if isinstance(value, dict):
-        return any(map(_holds_nan, value.values()))
-    return isinstance(value, list | tuple | set) and any(map(_holds_nan, value))

@@ -8,12 +8,12 @@ from typing import Any, Final
 
 import msgspec
 
-from taskpool import scripts
-from taskpool.calls import Plan, one
+from taskpool import keys, scripts
+from taskpool.calls import Call, Plan, one
 from taskpool.catalogue import Catalogue
 from taskpool.cursor import decode_cursor, encode_cursor
 from taskpool.errors import FieldError, InvalidPayload, TaskConflict, TaskNotFound, UnknownDependency
-from taskpool.record import STATUS_OF, is_task, restore
+from taskpool.record import STATUS_OF, fetch_if_there, is_task, restore
 from taskpool.registry import Registry
 from taskpool.submission import Defaults, prepare
 from taskpool.tasktype import TaskType
@@ -69,6 +69,9 @@ def _add(
         payloads.append(payload)
         tasks.append(prepare(spec, payload, task_type or infos[spec.type], defaults, start))
 
+    if len(tasks) > CHUNK:  # one call finds out by itself
+        yield from _check_parents(tasks)
+
     records: list[TaskRecord] = []
     for at in range(0, len(tasks), CHUNK):
         chunk = tasks[at : at + CHUNK]
@@ -78,6 +81,9 @@ def _add(
         created_at = datetime.fromisoformat(added.stamp)
         for task, payload, status in zip(chunk, payloads[at : at + CHUNK], added.statuses, strict=True):
             records.append(_record(task, payload, STATUS_OF.get(status.encode(), TaskStatus.QUEUED), created_at))
+    for at, record in enumerate(records):
+        if record.status is TaskStatus.CANCELED:  # its record says which parent did not end well
+            records[at] = (yield from one(fetch_if_there(record.id))) or record
     return records
 
 
@@ -101,10 +107,19 @@ def _as_json(spec: TaskSpec, start: str) -> Any:
         raise InvalidPayload(f"the payload of {spec.type!r} is not JSON: {error}", [fault]) from None
 
 
+def _check_parents(tasks: Sequence[scripts.NewTask]) -> Plan[None]:
+    """Refuse all chunks when a parent of any doesn't exist. (One that vanishes after this refuses its chunk.)"""
+    parents = list(dict.fromkeys(parent for task in tasks for parent in task.parents))
+    exist = yield [Call(("EXISTS", keys.JOB + parent), int, again=True) for parent in parents]
+    for parent, exists in zip(parents, exist, strict=True):
+        if not exists:
+            raise UnknownDependency(parent)
+
+
 def _record(task: scripts.NewTask, payload: Any, status: TaskStatus, created_at: datetime) -> TaskRecord:
     """The record of what was just stored, without reading it back."""
     created_ms = created_at.timestamp() * 1000
-    run_ms = task.run_ms if task.delay_ms is None else created_ms + task.delay_ms
+    run_ms = (task.run_ms or 0) if task.delay_ms is None else created_ms + task.delay_ms
     return TaskRecord(
         id=task.id,
         type=task.type,
@@ -113,9 +128,8 @@ def _record(task: scripts.NewTask, payload: Any, status: TaskStatus, created_at:
         payload=payload,
         created_at=created_at,
         enqueued_at=created_at if status is TaskStatus.QUEUED else None,
-        run_at=None if run_ms is None else utc(run_ms),
+        run_at=utc(run_ms) if run_ms > created_ms else None,
         expires_at=None if task.expires_ms is None else utc(created_ms + task.expires_ms),
-        reason="dependency_failed" if status is TaskStatus.CANCELED else None,
         max_attempts=task.max_attempts,
         timeout_s=task.timeout_s,
         result_ttl_s=task.result_ttl_s,
@@ -151,7 +165,7 @@ def remove_task(id: str) -> Plan[TaskStatus | None]:
 
     Raises:
         TaskNotFound
-        TaskConflict: it is running; stop it first.
+        TaskConflict: it is running (stop it first), or RQ itself holds it back.
     """
     word = yield from one(scripts.cancel(id, reason="canceled", error="canceled before it started"))
     if word == "ok":
@@ -163,7 +177,10 @@ def remove_task(id: str) -> Plan[TaskStatus | None]:
             raise TaskConflict(id, TaskStatus.IN_PROGRESS, f"task {id} is running: stop it first")
         word = yield from one(scripts.purge(id))
         if word in ("ok", "gone"):  # gone meanwhile, or by this very call when its first answer was lost
-            break
+            return None
         if word == "children":  # tasks that wait for it still have to read how it ended
             yield from one(scripts.release(id))
-    return None
+        elif word != "started":
+            break
+    status = STATUS_OF.get(word.encode(), TaskStatus.DONE)
+    raise TaskConflict(id, status, f"task {id} is {status}: it can't be removed now")

@@ -18,7 +18,8 @@ import msgspec
 
 from taskpool import rqjob
 from taskpool.calls import Part
-from taskpool.errors import FieldError, InvalidTask
+from taskpool.errors import FieldError, InvalidPayload, InvalidTask
+from taskpool.finite import refuse_nan
 from taskpool.names import queue_name_fault
 from taskpool.scripts import NewTask
 from taskpool.types import TaskSpec
@@ -82,7 +83,7 @@ def prepare(spec: TaskSpec, payload: Any, info: TypeOptions, defaults: Defaults,
     result_ttl_s = spec.result_ttl_s or info.result_ttl_s or defaults.result_ttl_s
     failure_ttl_s = spec.failure_ttl_s or defaults.failure_ttl_s
     max_attempts = spec.max_attempts or info.max_attempts or defaults.max_attempts
-    data = rqjob.data(spec.type, payload)
+    data = _data(spec.type, payload, start)
     fields: list[Part] = [
         *rqjob.template(queue, timeout_s, result_ttl_s, failure_ttl_s),
         "type",
@@ -114,6 +115,16 @@ def prepare(spec: TaskSpec, payload: Any, info: TypeOptions, defaults: Defaults,
         failure_ttl_s=failure_ttl_s,
         max_attempts=max_attempts,
     )
+
+
+def _data(type: str, payload: Any, start: str) -> bytes:
+    try:
+        data = rqjob.data(type, payload)
+        refuse_nan(payload, data)
+    except ValueError as error:  # NaN, or half a surrogate pair in a text
+        fault = FieldError(f"{start}/payload", str(error))
+        raise InvalidPayload(f"the payload of {type!r} is not JSON: {error}", [fault]) from None
+    return data
 
 
 def _faults(spec: TaskSpec) -> Iterator[tuple[str, str]]:
