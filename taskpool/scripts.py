@@ -30,7 +30,7 @@ _due, _sweep_waiting, _sweep_index = map(Script, ("due", "sweep_waiting", "sweep
 _queue_page, _count = map(Script, ("queue_page", "count"))
 
 
-class NewTask(msgspec.Struct, frozen=True):
+class NewTask(msgspec.Struct, frozen=True, gc=False):
     """A validated submission as `add` stores it. Times in ms; `fields` are the hash's, flat."""
 
     id: str

@@ -107,7 +107,7 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     depends_on: Sequence[str] = ()
 
 
-class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
+class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A task as stored. `error` is one readable line; `failure` has the details (`reason`, `exception`,
     `traceback`, ...). `reason` says why a task was canceled or stopped. Times are aware, in UTC."""
 
@@ -139,7 +139,7 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
     seq: int = 0
 
 
-class RunningTask(msgspec.Struct, frozen=True, kw_only=True):
+class RunningTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A claimed task: what one attempt needs to run it. `attempt_id` is the fencing token of each of its writes."""
 
     id: str
