@@ -33,6 +33,7 @@ CHANNEL: Final = "taskpool:task:"  # + id: channel of that task's events
 DOORBELL: Final = "taskpool:doorbell:"  # + queue: capped list that idle workers block on
 TYPES: Final = "taskpool:types"  # hash type -> JSON of its TypeInfo
 TYPES_SEEN: Final = "taskpool:types:seen"  # zset type -> when a live pool last served it, ms
+TYPES_USED: Final = "taskpool:types:used"  # set of the types of the tasks there are
 POOLS: Final = "taskpool:pools"  # zset pool id -> last heartbeat, ms
 POOL: Final = "taskpool:pool:"  # + pool id: JSON of its PoolInfo, with a TTL
 BY_TYPE: Final = "taskpool:type:"  # + type: zset of ids, all with score 0 (ids sort by time)

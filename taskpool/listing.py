@@ -16,7 +16,6 @@ from taskpool import keys
 from taskpool.calls import Call, Plan, one
 from taskpool.cursor import decode_cursor, encode_cursor, wrong_cursor
 from taskpool.record import fetch_if_there
-from taskpool.rqjob import UNKNOWN_TYPE
 from taskpool.types import Page, TaskRecord, TaskStatus
 
 S = TaskStatus
@@ -25,11 +24,13 @@ LONGEST_PAGE: Final = 200
 MOST_LOOKED_AT: Final = 1000
 BATCH: Final = 100
 
+NEWER: Final = 10_000
+"""So many tasks may have come between two pages for the second to find where the first ended."""
+
+RUNNING: Final = (S.IN_PROGRESS, S.STOPPING)
 REGISTRY_OF: Final = {
     S.SCHEDULED: keys.SCHEDULED,
     S.WAITING: keys.DEFERRED,
-    S.IN_PROGRESS: keys.WIP,
-    S.STOPPING: keys.WIP,
     S.DONE: keys.FINISHED,
     S.FAILED: keys.FAILED,
     S.STOPPED: keys.FAILED,
@@ -64,9 +65,7 @@ def list_tasks(wanted: Filter, *, cursor: str | None = None, limit: int = 50) ->
     """
     limit = max(1, min(limit, LONGEST_PAGE))
     walk = yield from _walk(wanted)
-    source, position = decode_cursor(cursor, (int, str)) if cursor else (0, "")
-    if position and source < len(walk) and not walk[source].POSITION.fullmatch(position):
-        raise wrong_cursor()
+    source, position = _resume(walk, cursor) if cursor else (0, "")
     kept: list[TaskRecord] = []
     looked_at = 0
     while source < len(walk) and len(kept) < limit and looked_at < MOST_LOOKED_AT:
@@ -82,7 +81,19 @@ def list_tasks(wanted: Filter, *, cursor: str | None = None, limit: int = 50) ->
                 kept.append(record)
                 if len(kept) == limit:
                     break
-    return Page(tuple(kept), encode_cursor(source, position) if source < len(walk) else None)
+    return Page(tuple(kept), encode_cursor(walk[source].name, position) if source < len(walk) else None)
+
+
+def _resume(walk: Sequence[Index], cursor: str) -> tuple[int, str]:
+    """The index in which a listing goes on, by its name because queues come and go, and the position there."""
+    name, position = decode_cursor(cursor, (str, str))
+    names = [index.name for index in walk]
+    if name not in names:  # its queue is gone
+        return next((at for at, other in enumerate(names) if other > name), len(walk)), ""
+    source = names.index(name)
+    if position and not walk[source].POSITION.fullmatch(position):
+        raise wrong_cursor()
+    return source, position
 
 
 Found = list[tuple[str, str]]
@@ -94,6 +105,7 @@ class ById:
     """Indexes of ours, merged. Members have one score and sort by id, which is by time. The position is the last id."""
 
     keys: Sequence[str]
+    name: ClassVar = "ids"
     POSITION: ClassVar = re.compile(r"[A-Za-z0-9_-]{1,200}")
 
     def step(self, position: str, count: int) -> Plan[Found]:
@@ -105,16 +117,29 @@ class ById:
 
 
 @dataclass(frozen=True, slots=True)
+class Running:
+    """What runs in a queue, by id as well: the scores, ends of leases, change with every heartbeat."""
+
+    name: str
+    POSITION: ClassVar = ById.POSITION
+
+    def step(self, position: str, count: int) -> Plan[Found]:
+        members = yield from one(Call(("ZRANGE", self.name, 0, -1), _texts, again=True))
+        ids = sorted({member.partition(":")[0] for member in members}, reverse=True)
+        return [(id, id) for id in ids if not position or id < position][:count]
+
+
+@dataclass(frozen=True, slots=True)
 class ByScore:
     """One of RQ's registries, highest score first. The position is ``score/n``: n of that score are behind."""
 
-    key: str
+    name: str
     POSITION: ClassVar = re.compile(r"(inf|-?\d{1,20}(\.\d{1,20})?(e\+\d{1,3})?)/\d{1,12}")
 
     def step(self, position: str, count: int) -> Plan[Found]:
         score, _, passed = position.partition("/")
         behind = int(passed or 0)
-        command = ("ZREVRANGEBYSCORE", self.key, score or "+inf", "-inf", "WITHSCORES", "LIMIT", behind, count)
+        command = ("ZREVRANGEBYSCORE", self.name, score or "+inf", "-inf", "WITHSCORES", "LIMIT", behind, count)
         flat = yield from one(Call(command, _texts, again=True))
         found = []
         for member, at in zip(flat[::2], flat[1::2], strict=True):
@@ -126,19 +151,31 @@ class ByScore:
 
 @dataclass(frozen=True, slots=True)
 class FromTail:
-    """A queue from its tail: tasks taken from the head meanwhile shift nothing. The position counts from the tail."""
+    """A queue from its tail: tasks taken from the head meanwhile shift nothing. The position is ``n/id``: n tasks from
+    the tail on are behind, the last of them with this id, by which those that came since are counted too."""
 
-    key: str
-    POSITION: ClassVar = re.compile(r"\d{1,12}")
+    name: str
+    POSITION: ClassVar = re.compile(r"\d{1,12}/[A-Za-z0-9_-]{1,200}")
 
     def step(self, position: str, count: int) -> Plan[Found]:
-        passed = int(position or 0)
-        command = ("LRANGE", self.key, -passed - count, -passed - 1)
+        behind, _, last = position.partition("/")
+        passed = int(behind or 0)
+        if last:
+            length, at, status = yield (
+                Call(("LLEN", self.name), int, again=True),
+                Call(("LPOS", self.name, last, "RANK", -1, "MAXLEN", passed + NEWER), lambda reply: reply, again=True),
+                Call(("HGET", keys.JOB + last, "status"), lambda reply: reply, again=True),
+            )
+            if at is not None:
+                passed = max(passed, length - at)
+            elif status not in (b"queued", b"canceled", None):
+                return []  # it was claimed, and what stood nearer to the head before it
+        command = ("LRANGE", self.name, -passed - count, -passed - 1)
         ids = yield from one(Call(command, _texts, again=True))
-        return [(id, str(passed + n)) for n, id in enumerate(reversed(ids), start=1)]
+        return [(id, f"{passed + n}/{id}") for n, id in enumerate(reversed(ids), start=1)]
 
 
-Index = ById | ByScore | FromTail
+Index = ById | Running | ByScore | FromTail
 
 
 def _walk(wanted: Filter) -> Plan[Sequence[Index]]:
@@ -153,13 +190,15 @@ def _walk(wanted: Filter) -> Plan[Sequence[Index]]:
     if wanted.queue is not None:
         statuses = dict.fromkeys([S.QUEUED, S.IN_PROGRESS, S.SCHEDULED, S.WAITING, S.FAILED, S.CANCELED, S.DONE])
         return [index for status in statuses for index in _of_status(status, wanted.queue)]
-    types = yield from one(Call(("HKEYS", keys.TYPES), _texts, again=True))
-    return [ById([keys.BY_TYPE + type for type in dict.fromkeys((*types, UNKNOWN_TYPE))])]
+    types = yield from one(Call(("SMEMBERS", keys.TYPES_USED), _texts, again=True))
+    return [ById([keys.BY_TYPE + type for type in types])]
 
 
 def _of_status(status: TaskStatus, queue: str) -> Iterator[Index]:
     if status is S.QUEUED:
         yield FromTail(keys.QUEUE + queue)
+    elif status in RUNNING:
+        yield Running(keys.WIP + queue)
     elif status in REGISTRY_OF:
         yield ByScore(REGISTRY_OF[status] + queue)
 

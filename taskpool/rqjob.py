@@ -131,6 +131,7 @@ class PlainJob:
             pipeline.hset(job.key, "type", type)
             pipeline.hdel(job.key, *OF_AN_ATTEMPT)
             pipeline.zadd(keys.BY_TYPE + type, {job.id: 0})
+            pipeline.sadd(keys.TYPES_USED, type)
             attempt = pipeline.execute()[0]
         return RunningTask(
             id=job.id,

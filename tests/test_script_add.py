@@ -50,6 +50,7 @@ def test_a_task_is_queued_with_its_indexes_one_event_and_a_ring(world: World) ->
         "rq:queue:default": ["a"],
         "taskpool:doorbell:default": ["1"],
         "taskpool:type:work a": "0",
+        "taskpool:types:used": {"work"},
         "taskpool:tag:x a": "0",
         "taskpool:tag:y a": "0",
         "taskpool:tags": {"x", "y"},
@@ -66,6 +67,7 @@ def test_a_delayed_task_is_scheduled_and_rings_nobody(world: World) -> None:
         "rq:queues": {"rq:queue:default"},
         "rq:scheduled:default a": "now+500 s",
         "taskpool:type:work a": "0",
+        "taskpool:types:used": {"work"},
         "taskpool:events a 1": {"event": "scheduled", "status": "scheduled", "at_ms": "now"},
     }
 

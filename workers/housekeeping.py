@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final, TypeVar
 
-from taskpool import keys, rqjob, scripts
+from taskpool import keys, scripts
 from taskpool.calls import Call, Plan, one
 from taskpool.settings import Settings
 from taskpool.store import AsyncStore, ReplyFault
@@ -158,11 +158,10 @@ def purge_ended(queue: str) -> Plan[float]:
 def indexes() -> Plan[list[str]]:
     """The keys of all indexes by type and tag."""
     types, tags = yield (
-        Call(("HKEYS", keys.TYPES), _names, again=True),
+        Call(("SMEMBERS", keys.TYPES_USED), _names, again=True),
         Call(("SMEMBERS", keys.TAGS), _names, again=True),
     )
-    known = (*types, rqjob.UNKNOWN_TYPE)
-    return [*(keys.BY_TYPE + type for type in known), *(keys.BY_TAG + tag for tag in tags)]
+    return [*(keys.BY_TYPE + type for type in types), *(keys.BY_TAG + tag for tag in tags)]
 
 
 def release_outbox() -> Plan[None]:

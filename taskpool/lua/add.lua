@@ -132,5 +132,6 @@ for queue, ids in pairs(ready) do
 end
 for type, pairs_ in pairs(by_type) do
   redis.call('ZADD', KEY.by_type .. type, unpack(pairs_))
+  redis.call('SADD', KEY.types_used, type)
 end
 return reply

@@ -30,6 +30,7 @@ end
 local now_ms, stamp = clock()
 local seq = tonumber(f[3]) + 1
 local more, aside = '', nil
+drop_attempt(id, attempt_id, queue, worker) -- first: see there
 if status == 'done' then
   redis.call('HSET', key, 'status', 'finished', 'ended_at', stamp, 'seq', seq, 'result', ARGV[7])
   if #ARGV[7] <= TOLD_BYTES then -- who waits for a small result needn't read the record for it
@@ -47,6 +48,7 @@ end
 if not f[4] then
   redis.call('HSET', key, 'type', ARGV[12])
   redis.call('ZADD', KEY.by_type .. ARGV[12], 0, id)
+  redis.call('SADD', KEY.types_used, ARGV[12])
 end
 drop_attempt(id, attempt_id, queue, worker)
 local children = retain(id, (status == 'done' and KEY.finished or KEY.failed) .. queue, tonumber(ARGV[6]), now_ms)

@@ -38,6 +38,7 @@ if status then
 end
 if f[3] then
   redis.call('ZREM', KEY.by_type .. f[3], id)
+  if redis.call('EXISTS', KEY.by_type .. f[3]) == 0 then redis.call('SREM', KEY.types_used, f[3]) end
 end
 for tag in string.gmatch(f[4] or '', '[^,]+') do
   redis.call('ZREM', KEY.by_tag .. tag, id)

@@ -15,7 +15,10 @@ for _, id in ipairs(ids) do
     if redis.call('EXISTS', KEY.dependents .. id) == 1 then redis.call('SADD', KEY.outbox, id) end
   end
 end
-if string.find(index, KEY.by_tag, 1, true) == 1 and redis.call('EXISTS', index) == 0 then
-  redis.call('SREM', KEY.tags, string.sub(index, #KEY.by_tag + 1))
+if redis.call('EXISTS', index) == 0 then
+  if string.find(index, KEY.by_tag, 1, true) == 1 then redis.call('SREM', KEY.tags, string.sub(index, #KEY.by_tag + 1)) end
+  if string.find(index, KEY.by_type, 1, true) == 1 then
+    redis.call('SREM', KEY.types_used, string.sub(index, #KEY.by_type + 1))
+  end
 end
 return #ids < tonumber(ARGV[2]) and '' or ids[#ids]

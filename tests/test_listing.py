@@ -1,0 +1,316 @@
+"""Lists by status, queue, type and tag: what they hold, newest first, and each task once however it is paged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count, product
+from typing import Any
+
+import pytest
+
+from taskpool import listing, scripts
+from taskpool.cursor import encode_cursor
+from taskpool.errors import InvalidTask
+from taskpool.listing import LONGEST_PAGE, MOST_LOOKED_AT, Filter
+from taskpool.types import Page, TaskRecord, TaskStatus
+from tests.states import SEED, World, new_task
+
+S = TaskStatus
+
+
+def page(world: World, wanted: Filter, cursor: str | None = None, limit: int = 50) -> Page[TaskRecord]:
+    return world.store.carry_out(listing.list_tasks(wanted, cursor=cursor, limit=limit))
+
+
+def ids(world: World, limit: int = 50, between: Callable[[], Any] = lambda: None, **wanted: Any) -> list[str]:
+    """The ids of a whole listing read page by page, with something happening between the pages."""
+    found: list[str] = []
+    cursor = None
+    while True:
+        part = page(world, Filter(**wanted), cursor, limit)
+        assert len(part.items) <= limit
+        found += [record.id for record in part.items]
+        if part.next_cursor is None:
+            return found
+        cursor = part.next_cursor
+        between()
+
+
+def add(world: World, *names: str, **options: Any) -> None:
+    world.run(scripts.add([new_task(name, **options) for name in names]))
+
+
+# --- what is in it -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def crowd(world: World) -> World:
+    """Tasks of two types in two queues, with and without a tag, in every status."""
+    for status, kind, place, tag in product(SEED, ("work", "play"), ("default", "other"), ("x", "")):
+        id = f"{status}-{kind}-{place}-{tag or 'none'}"
+        SEED[status](_Placed(world, type=kind, queue=place, tags=[tag] if tag else []), id)
+    return world
+
+
+class _Placed(World):
+    """The same world, where every task that is added gets these options too."""
+
+    def __init__(self, world: World, **options: Any) -> None:
+        self.__dict__.update(world.__dict__)
+        self.options = options
+
+    def add(self, id: str, **options: Any) -> scripts.Added:
+        mine = {} if id.endswith("-parent") else self.options
+        return super().add(id, **{**options, **mine})
+
+    def claim(self, *queues: str, **options: Any) -> Any:
+        return super().claim(self.options["queue"], **options)
+
+
+@pytest.mark.parametrize("status", [None, *SEED])
+@pytest.mark.parametrize("limit", [3, 200])
+def test_every_filter_keeps_what_fits_and_nothing_else(crowd: World, status: TaskStatus | None, limit: int) -> None:
+    everything = [crowd.get(key.decode().removeprefix("rq:job:")) for key in crowd.redis.keys("rq:job:*")]
+    for queue, type, tag in product((None, "other"), (None, "play"), (None, "x")):
+        wanted = Filter(status, queue, type, tag)
+
+        found = ids(crowd, limit, status=status, queue=queue, type=type, tag=tag)
+
+        assert sorted(found) == sorted(record.id for record in everything if wanted.keeps(record)), wanted
+
+
+@pytest.mark.parametrize("wanted", [{"status": S.THROTTLED}, {"queue": "nowhere"}, {"type": "none"}, {"tag": "none"}])
+def test_what_fits_nothing_is_an_empty_page(crowd: World, wanted: dict[str, Any]) -> None:
+    assert page(crowd, Filter(**wanted)) == Page((), None)
+
+
+def test_tasks_are_listed_whose_type_no_pool_has_announced(world: World) -> None:
+    add(world, "a", "b")
+
+    assert ids(world) == ["b", "a"]
+
+
+def test_a_type_is_looked_at_no_more_when_its_last_task_is_gone(world: World) -> None:
+    world.end("a")
+    world.end("b", type="play")
+
+    world.run(scripts.purge("a"))
+
+    assert world.snapshot()["taskpool:types:used"] == {"play"}
+    assert ids(world) == ["b"]
+
+
+def test_ids_without_a_record_are_passed_over(world: World) -> None:
+    add(world, "a", "b", "c", tags=["x"])
+    world.redis.delete("rq:job:b")
+
+    assert ids(world, type="work") == ids(world, tag="x") == ids(world, status=S.QUEUED) == ["c", "a"]
+
+
+# --- the order -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wanted", [{}, {"type": "work"}, {"tag": "x"}, {"status": S.QUEUED}, {"queue": "default"}])
+def test_the_newest_come_first(world: World, wanted: dict[str, Any]) -> None:
+    names = [f"t{n:02}" for n in range(30)]
+    add(world, *names, tags=["x"])
+
+    assert ids(world, 7, **wanted) == names[::-1]
+
+
+def test_what_ended_last_comes_first(world: World) -> None:
+    for name in ("b", "c", "a"):
+        world.end(name)
+        world.redis.zincrby("rq:finished:default", 10 * world.redis.zcard("rq:finished:default"), name)
+
+    assert ids(world, 1, status=S.DONE) == ["a", "c", "b"]
+
+
+def test_many_that_ended_in_the_same_moment_are_each_listed_once(world: World) -> None:
+    names = [f"t{n:02}" for n in range(50)]
+    for name in names:
+        world.end(name)
+    world.redis.zadd("rq:finished:default", dict.fromkeys(names, 2_000_000_000.123))
+
+    assert sorted(ids(world, 7, status=S.DONE)) == names
+
+
+def test_what_is_kept_for_ever_is_listed_with_the_rest(world: World) -> None:
+    names = [f"t{n}" for n in range(6)]
+    for name in names:
+        world.end(name)
+    world.redis.zadd("rq:finished:default", dict.fromkeys(names[::2], "inf"))
+
+    assert sorted(ids(world, 2, status=S.DONE)) == names
+
+
+# --- what happens between two pages --------------------------------------------------------------------------
+
+
+def test_claims_between_pages_neither_hide_nor_repeat_what_still_waits(world: World) -> None:
+    names = [f"t{n:02}" for n in range(40)]
+    add(world, *names)
+    claimed: list[str] = []
+
+    def claim() -> None:
+        for _ in range(2):
+            claimed.append(world.claim(attempt_id=f"{len(claimed)}").id)
+
+    found = ids(world, 5, claim, status=S.QUEUED)
+
+    assert found == sorted(set(found), reverse=True)
+    assert set(found) >= set(names) - set(claimed)
+
+
+def test_new_tasks_between_pages_neither_hide_nor_repeat_the_older_ones(world: World) -> None:
+    names = [f"t{n:02}" for n in range(20)]
+    add(world, *names)
+    newer = count()
+
+    def submit() -> None:
+        add(world, *[f"u{next(newer):04}" for _ in range(3)])
+
+    for wanted in ({"status": S.QUEUED}, {"type": "work"}, {"queue": "default"}, {}):
+        found = ids(world, 3, submit, **wanted)
+        assert found == sorted(set(found), reverse=True), wanted
+        assert set(found) >= set(names), wanted
+
+
+def test_claims_and_new_tasks_together_do_no_harm_either(world: World) -> None:
+    names = [f"t{n:02}" for n in range(30)]
+    add(world, *names)
+    number = count()
+
+    def work() -> None:
+        world.claim(attempt_id=f"{next(number)}")
+        add(world, f"u{next(number):04}", f"u{next(number):04}")
+
+    found = ids(world, 4, work, status=S.QUEUED)
+
+    assert found == sorted(set(found), reverse=True)
+    still_waiting = {id.decode() for id in world.redis.lrange("rq:queue:default", 0, -1)} & set(names)
+    assert set(found) >= still_waiting
+
+
+def test_a_task_canceled_between_pages_is_all_that_may_be_missing(world: World) -> None:
+    names = [f"t{n:02}" for n in range(20)]
+    add(world, *names)
+    waiting = list(names)
+
+    def cancel() -> None:
+        world.cancel(waiting.pop())
+
+    found = ids(world, 3, cancel, type="work")
+
+    assert found == names[::-1]
+
+
+def test_heartbeats_between_pages_neither_hide_nor_repeat_what_runs(world: World) -> None:
+    names = [f"t{n:02}" for n in range(20)]
+    for name in names:
+        world.start(name)
+    beats = iter(range(100))
+
+    def beat() -> None:
+        lease_ms = 200_000 + 1000 * next(beats)
+        world.run(scripts.heartbeat([(name, "1", "default") for name in names[::-2]], lease_ms))
+
+    assert ids(world, 3, beat, status=S.IN_PROGRESS) == names[::-1]
+
+
+def test_a_new_queue_between_pages_neither_hides_nor_repeats_the_others(world: World) -> None:
+    for queue in ("b", "d"):
+        add(world, *[f"{queue}{n}" for n in range(4)], queue=queue)
+    new = iter("acdefghijk")
+
+    def appear() -> None:
+        queue = next(new)
+        add(world, f"{queue}-new", queue=queue)
+
+    found = ids(world, 3, appear, status=S.QUEUED)
+
+    assert [id for id in found if not id.endswith("-new")] == ["b3", "b2", "b1", "b0", "d3", "d2", "d1", "d0"]
+    assert len(found) == len(set(found))
+
+
+def test_a_queue_that_vanishes_between_pages_takes_only_itself_along(world: World) -> None:
+    for queue in ("a", "b", "c"):
+        add(world, *[f"{queue}{n}" for n in range(4)], queue=queue)
+
+    def vanish() -> None:
+        world.redis.srem("rq:queues", "rq:queue:a")
+        world.redis.delete("rq:queue:a")
+
+    assert ids(world, 3, vanish, status=S.QUEUED) == [
+        "a3",
+        "a2",
+        "a1",
+        *[f"{q}{n}" for q in "bc" for n in (3, 2, 1, 0)],
+    ]
+
+
+def test_purges_between_pages_take_only_what_they_purge(world: World) -> None:
+    names = [f"t{n:02}" for n in range(20)]
+    for at, name in enumerate(names):
+        world.end(name)
+        world.redis.zadd("rq:finished:default", {name: 2_000_000_000 + at})
+    oldest = iter(names)
+
+    found = ids(world, 3, lambda: world.run(scripts.purge(next(oldest))), status=S.DONE)
+
+    assert found == names[: -len(found) - 1 : -1]
+    assert len(found) >= 14
+
+
+# --- bounds --------------------------------------------------------------------------------------------------
+
+
+def test_a_page_looks_at_a_bounded_number_of_records_and_goes_on(world: World) -> None:
+    add(world, "needle", tags=["x"], type="play", queue="other")
+    for start in range(0, MOST_LOOKED_AT + 500, 500):
+        add(world, *[f"t{start + n:05}" for n in range(500)], tags=["x"])
+
+    first = page(world, Filter(tag="x", type="play"))
+
+    assert (first.items, first.next_cursor is not None) == ((), True)
+    assert ids(world, tag="x", type="play") == ["needle"]
+
+
+@pytest.mark.parametrize(("limit", "length"), [(-3, 1), (0, 1), (1, 1), (10_000, LONGEST_PAGE)])
+def test_a_page_has_a_sensible_length_whatever_is_asked(world: World, limit: int, length: int) -> None:
+    add(world, *[f"t{n:03}" for n in range(LONGEST_PAGE + 10)])
+
+    assert len(page(world, Filter(), limit=limit).items) == length
+
+
+@pytest.mark.parametrize(
+    "wanted", [{}, {"status": S.QUEUED}, {"status": S.DONE}, {"status": S.IN_PROGRESS}, {"tag": "x"}]
+)
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "!",
+        "a" * 3000,
+        encode_cursor(),
+        encode_cursor(5),
+        encode_cursor("a", "b", "c"),
+        encode_cursor("rq:queue:default", "x/y"),
+        encode_cursor("rq:queue:default", "-5/a"),
+        encode_cursor("rq:finished:default", "nan/1"),
+        encode_cursor("rq:finished:default", "5/-1"),
+        encode_cursor("rq:wip:default", "[ \n"),
+        encode_cursor("taskpool:tag:x", "[ \n"),
+        encode_cursor("x", 5),
+    ],
+)
+def test_a_cursor_of_ones_own_making_is_refused_or_harmless(world: World, wanted: dict[str, Any], cursor: str) -> None:
+    add(world, "a", tags=["x"])
+    world.end("b", tags=["x"])
+    world.start("c", tags=["x"])
+    before = world.snapshot()
+
+    with suppress(InvalidTask):
+        page(world, Filter(**wanted), cursor)
+
+    assert world.since(before) == {}
