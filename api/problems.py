@@ -18,6 +18,7 @@ from api.responses import Json
 from taskpool.errors import (
     InvalidPayload,
     InvalidTask,
+    RedisFull,
     RedisUnavailable,
     TaskConflict,
     TaskNotFound,
@@ -131,7 +132,10 @@ async def render_unavailable(request: Request, exception: Exception) -> Response
     logger.warning("answered 503: %s", exception)
     retry_after = (b"retry-after", b"%d" % max(1, ceil(exception.retry_after_s)))
     reading = request.method in ("GET", "HEAD")
-    detail = "Redis doesn't answer" + ("" if reading else "; whether the change was made is unknown")
+    if isinstance(exception, RedisFull):
+        detail = "Redis has no memory left; nothing was changed"
+    else:
+        detail = "Redis doesn't answer" + ("" if reading else "; whether the change was made is unknown")
     return Problem("redis-unavailable", detail, headers=[retry_after]).response()
 
 

@@ -12,6 +12,7 @@ TaskpoolError
 ├── ConfigurationError         a setting or a task module is wrong
 │   └── DuplicateType          two places register one type
 └── RedisUnavailable           Redis can't be reached, or refused
+    └── RedisFull              it refused for want of memory: nothing was changed
 """
 
 from __future__ import annotations
@@ -119,3 +120,7 @@ class RedisUnavailable(TaskpoolError):
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class RedisFull(RedisUnavailable):
+    """Raised when Redis refuses a write because its memory is full (`maxmemory`): nothing was changed by it."""

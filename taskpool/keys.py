@@ -44,6 +44,7 @@ OUTBOX: Final = "taskpool:outbox"  # set of ended tasks whose dependents are sti
 EXPIRING: Final = "taskpool:expiring"  # zset id -> when it expires if not started, s
 COUNTERS: Final = "taskpool:counters"  # hash of the metrics' running totals
 LOG: Final = "taskpool:log:"  # + id: capped stream of the task's log lines
+NOTHING: Final = "taskpool:nothing"  # never exists: deleting it is the write that Redis never refuses
 
 WIP_GRACE_S: Final = 3600
 """Seconds added to the end of a lease in ``rq:wip:*``. `rq info` and RQ's maintenance fail every task whose

@@ -14,14 +14,14 @@ import hiredis
 
 from taskpool.async_wire import AsyncWire
 from taskpool.calls import Call, Part, Plan
-from taskpool.errors import RedisUnavailable, TaskpoolError
+from taskpool.errors import RedisFull, RedisUnavailable, TaskpoolError
 from taskpool.wire import Address, Wire
 
 T = TypeVar("T")
 
 REPLY_TIMEOUT_S: Final = 10.0
 AWAY: Final = re.compile(
-    r"(?:^|: -)(?:LOADING|MASTERDOWN|READONLY|OOM|CLUSTERDOWN|NOAUTH|NOPERM|WRONGPASS|BUSY|MISCONF)\b"
+    r"(?:^|: -)(LOADING|MASTERDOWN|READONLY|OOM|CLUSTERDOWN|NOAUTH|NOPERM|WRONGPASS|BUSY|MISCONF)\b"
 )
 """Error replies by which Redis says that it can't serve now; anything else is a fault of ours. Before Redis 7 the word
 stands in the middle when a script ran into it: ``ERR Error running script (...): @user_script: 161: -OOM ...``."""
@@ -146,7 +146,8 @@ def _values(calls: Sequence[Call[Any]], replies: Sequence[Any]) -> list[Any]:
     for reply in replies:
         if isinstance(reply, hiredis.ReplyError):
             text = str(reply)
-            if AWAY.search(text):
-                raise RedisUnavailable(f"Redis can't serve now: {text}")
+            if away := AWAY.search(text):
+                kind = RedisFull if away[1] == "OOM" else RedisUnavailable
+                raise kind(f"Redis can't serve now: {text}")
             raise ReplyFault(f"Redis answered: {text}")
     return [call.read(reply) for call, reply in zip(calls, replies, strict=True)]

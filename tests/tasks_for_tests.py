@@ -118,6 +118,13 @@ class Act(Task):
             ctx.progress(done, 100, note=f"step {done}")
             ctx.log(f"line {done}")
 
+    def report_until(self, ctx: TaskContext) -> str:
+        """Reports when it may end."""
+        self._wait()
+        ctx.progress(1, 2)
+        ctx.log("late")
+        return "reported"
+
     def report_and_hang(self, ctx: TaskContext) -> None:
         ctx.progress(1, 2)
         ctx.log("one line")

@@ -14,13 +14,14 @@ import secrets
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Final
 
 from taskpool import scripts
 from taskpool.attempt import Outcome, execute_task, execute_task_async, stopped, timed_out
 from taskpool.calls import Call
 from taskpool.context import TaskContext
-from taskpool.errors import RedisUnavailable
+from taskpool.errors import RedisFull, RedisUnavailable
 from taskpool.registry import Registry
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.status import update_status
@@ -211,7 +212,8 @@ class AsyncProcess:
         while True:
             try:
                 if reports:
-                    await self._store.run_many(reports)
+                    with suppress(RedisFull):  # then they are lost; the outcome isn't refused
+                        await self._store.run_many(reports)
                     reports.clear()
                 word = await self._store.run(update_status(running, outcome))
                 if word == "stopping":

@@ -10,12 +10,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from taskpool.errors import RedisUnavailable
+from taskpool.errors import RedisFull, RedisUnavailable
 
 log = logging.getLogger("workers")
 
 AWAY_RETRY_S = 0.5
 FAULT_RETRY_S = 5.0
+FULL_TOLD_S = 60.0
 
 
 class Outage:
@@ -25,11 +26,17 @@ class Outage:
         self._since: float | None = None
         self.back_at: float | None = None
         """When (monotonic) Redis last came back; None while it never was away."""
+        self._told_full: float | None = None
 
     def note_failure(self, error: RedisUnavailable) -> None:
-        """Called for each failed round trip; logs the first one."""
-        if self._since is None:
-            self._since = time.monotonic()
+        """Called for each failed round trip; logs the first one. A full Redis is there, but it's said once a minute."""
+        now = time.monotonic()
+        if isinstance(error, RedisFull):
+            if self._told_full is None or now - self._told_full >= FULL_TOLD_S:
+                self._told_full = now
+                log.warning("%s; what runs goes on", error)
+        elif self._since is None:
+            self._since = now
             log.warning("Redis is away: %s; waiting for it to come back", error)
 
     def note_success(self) -> None:

@@ -12,6 +12,7 @@ import math
 import secrets
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ from taskpool import scripts
 from taskpool.attempt import Outcome, execute_task, stopped
 from taskpool.calls import Call
 from taskpool.context import TaskContext
-from taskpool.errors import RedisUnavailable
+from taskpool.errors import RedisFull, RedisUnavailable
 from taskpool.registry import Registry
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.status import update_status
@@ -118,7 +119,8 @@ class Process:
                 self._recover()
             if ended is not None and ended.reports:
                 # Not in one pipeline with the outcome: a script that Redis has to be sent anew would come after it.
-                self._store.run_many(ended.reports)
+                with suppress(RedisFull):  # then they are lost; the outcome isn't refused
+                    self._store.run_many(ended.reports)
                 ended.reports.clear()
             # Whoever waits for the one task of an idle pool hears of its end before the next claim is looked at.
             apart = 1 if ended is not None and self._was_woken else 0

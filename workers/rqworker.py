@@ -10,17 +10,18 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 from rq import worker_registration
 from rq.command import handle_command
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
 from rq.worker import BaseWorker, WorkerStatus
 
-from taskpool.errors import RedisUnavailable
+from taskpool.errors import RedisFull, RedisUnavailable
 from taskpool.keys import SUSPENDED
 from workers.slots import Counters, Run
 
@@ -164,7 +165,10 @@ class Registrar:
                     fields["state"] = WorkerStatus.SUSPENDED
                 pipeline.hset(worker.key, mapping=fields)
                 worker_registration.register(worker, pipeline)
-            pipeline.execute()
+            for reply in pipeline.execute(raise_on_error=False):
+                # Without memory the fields stay as they were; what keeps the entries alive, their expiry, is renewed.
+                if isinstance(reply, Exception) and not isinstance(reply, OutOfMemoryError):
+                    raise reply
 
     def leave(self, worker: PoolWorker) -> None:
         """Removes a worker that has ended.
@@ -174,7 +178,8 @@ class Registrar:
         """
         with self._one_at_a_time, _as_unavailable():
             worker.has_left = True
-            worker.register_death()  # type: ignore[no-untyped-call]
+            with suppress(OutOfMemoryError):  # then its entry expires within KEEP_S
+                worker.register_death()  # type: ignore[no-untyped-call]
 
     def clean(self, queues: Iterable[str]) -> None:
         """Forgets workers of these queues whose supervisor died without a word.
@@ -196,5 +201,7 @@ class _as_unavailable:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OutOfMemoryError):
+            raise RedisFull(f"Redis: {error}") from error
         if isinstance(error, RedisError):
             raise RedisUnavailable(f"Redis: {error}") from error

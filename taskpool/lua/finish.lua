@@ -50,7 +50,6 @@ if not f[4] then
   redis.call('ZADD', KEY.by_type .. ARGV[12], 0, id)
   redis.call('SADD', KEY.types_used, ARGV[12])
 end
-drop_attempt(id, attempt_id, queue, worker)
 local children = retain(id, (status == 'done' and KEY.finished or KEY.failed) .. queue, tonumber(ARGV[6]), now_ms)
 emit(id, seq, status, status, now_ms, more, aside)
 return children and 'children' or 'ok'

@@ -6,6 +6,7 @@
 local now_ms, stamp = clock()
 local until_s = string.format('%.3f', (now_ms + tonumber(ARGV[1])) / 1000 + KEY.wip_grace_s)
 local reply = {}
+pass_when_full() -- a lease that ends for want of memory would cost the attempt
 for at = 2, #ARGV, 3 do
   local id, attempt_id, queue = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local key, member = KEY.job .. id, id .. ':' .. attempt_id

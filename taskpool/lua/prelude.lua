@@ -46,7 +46,14 @@ local function enqueue(id, queue, front)
   ring(queue, redis.call(front and 'LPUSH' or 'RPUSH', KEY.queue .. queue, id))
 end
 
--- Forgets the attempt that ran or was running: its lease, and what the worker is shown to run.
+-- A Redis whose memory is full refuses what may need more of it (HSET, ZADD, XADD, RPUSH), but in a script only until
+-- its first write. So what must not wait for memory begins with a write that is never refused, if only with this one.
+local function pass_when_full()
+  redis.call('DEL', KEY.nothing)
+end
+
+-- Forgets the attempt that ran or was running: its lease, and what the worker is shown to run. Before every other write:
+-- it needs no memory, so a Redis whose memory is full takes the rest as well (see `pass_when_full`).
 local function drop_attempt(id, attempt_id, queue, worker)
   local member = id .. ':' .. attempt_id
   redis.call('ZREM', KEY.wip .. queue, member)

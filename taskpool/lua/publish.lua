@@ -6,6 +6,7 @@
 
 local pool, ttl_s = ARGV[1], tonumber(ARGV[3])
 local now_ms = clock()
+pass_when_full()
 redis.call('SET', KEY.pool .. pool, ARGV[2], 'EX', ttl_s)
 redis.call('ZADD', KEY.pools, now_ms, pool)
 redis.call('ZREMRANGEBYSCORE', KEY.pools, '-inf', now_ms - ttl_s * 1000)

@@ -13,6 +13,7 @@ if f[1] ~= 'started' then return f[1] end
 
 local now_ms = clock()
 if not f[5] or (force == '1' and f[6] ~= '1') then
+  pass_when_full()
   local seq = tonumber(f[4] or 0) + 1
   redis.call('HSET', key, 'stop_ms', f[5] or string.format('%.0f', now_ms), 'stop_grace_s', grace_s, 'stop_force',
     force, 'seq', seq)

@@ -6,6 +6,7 @@
 
 local queue, offset, limit = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local ids = redis.call('ZRANGE', KEY.deferred .. queue, offset, offset + limit - 1)
+if #ids > 0 then pass_when_full() end
 for _, id in ipairs(ids) do
   local f = redis.call('HMGET', KEY.job .. id, 'status', 'dependency_ids', 'pending')
   if f[1] ~= 'deferred' then
