@@ -133,7 +133,7 @@ def _raised(running: RunningTask, error: BaseException) -> Outcome:
         return stopped()
     if _is_or_holds(error, SoftTimeout):
         return timed_out(running, error)
-    message = _clean(str(error))
+    message = _message(error)
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     return _failed(running, text, "exception", error)
 
@@ -173,6 +173,13 @@ def _users_part(error: BaseException) -> Any:
     while trace is not None and trace.tb_frame.f_globals.get("__name__") == __name__:
         trace = trace.tb_next
     return trace if trace is not None else error.__traceback__
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return _clean(str(error))
+    except Exception:  # it is a task's own class: its text may fail as well
+        return "<its text can't be read>"
 
 
 def _clean(text: str) -> str:
