@@ -45,14 +45,14 @@ def signal_group(group: int, number: signal.Signals) -> None:
 
 
 def is_alive(group: int) -> bool:
-    """True while a process of the group is there, a zombie included."""
+    """True while a process of the group lives. A zombie doesn't: who should collect it may be dead, or never do it."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
         return False
     except PermissionError:  # macOS says so of zombies; or a process changed its user: it's there
-        return True
-    return True
+        pass
+    return _has_living(group)
 
 
 async def end_group(group: int, *, timeout_s: float = 10) -> bool:
@@ -80,6 +80,25 @@ def end_others(grace_s: float = 2) -> bool:
         while _others() and time.monotonic() < deadline:
             time.sleep(GONE_POLL_S)
     return _others() == []
+
+
+def _has_living(group: int) -> bool:
+    """Whether a process of the group is more than a zombie; True where there is no /proc to tell."""
+    try:
+        pids = [name for name in os.listdir("/proc") if name.isdigit()]
+    except FileNotFoundError:
+        return True
+    return any(_lives_in(pid, group) for pid in pids)
+
+
+def _lives_in(pid: str, group: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            state, _, its_group = file.read().rpartition(b")")[2].split()[:3]
+        # The first thread of a process can be a zombie while others go on.
+        return int(its_group) == group and (state not in (b"Z", b"X") or len(os.listdir(f"/proc/{pid}/task")) > 1)
+    except (FileNotFoundError, ProcessLookupError):  # it ended this moment
+        return False
 
 
 def _others() -> list[int] | None:
