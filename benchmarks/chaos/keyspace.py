@@ -1,0 +1,146 @@
+"""The key space when nobody lives any more: every key is one of docs/internals.md and has a reason to exist."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from redis import Redis
+
+from benchmarks.chaos.evidence import Finding
+from taskpool import keys
+from taskpool.types import TERMINAL, TaskRecord, TaskStatus
+
+FIXED: Final = frozenset({keys.QUEUES, keys.EVENTS, keys.TYPES, keys.TYPES_SEEN, keys.COUNTERS})
+"""There for good, and bounded."""
+REGISTRY: Final = {
+    TaskStatus.DONE: keys.FINISHED,
+    TaskStatus.FAILED: keys.FAILED,
+    TaskStatus.STOPPED: keys.FAILED,
+    TaskStatus.CANCELED: keys.CANCELED,
+}
+LOOKED_AT: Final = (keys.JOB, *REGISTRY.values(), keys.BY_TYPE, keys.BY_TAG, keys.TYPES_USED, keys.TAGS)
+"""What is in them is compared with the records."""
+OF_A_TASK: Final = (keys.RESULTS, keys.LOG)
+WORKER_TTL_S: Final = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Dump:
+    """What is in Redis: every key with its type and its time to live in seconds (-1: for ever)."""
+
+    kinds: Mapping[str, str]
+    ttls_s: Mapping[str, int]
+
+
+def read_keys(redis: Redis) -> Dump:
+    """Every key there is."""
+    names = [name.decode() for name in redis.scan_iter(count=1000)]
+    with redis.pipeline(transaction=False) as pipeline:
+        for name in names:
+            pipeline.type(name)
+            pipeline.ttl(name)
+        answers = pipeline.execute()
+    kinds = {name: kind.decode() for name, kind in zip(names, answers[::2], strict=True)}
+    return Dump(kinds, dict(zip(names, answers[1::2], strict=True)))
+
+
+def check_keys(redis: Redis, records: Mapping[str, TaskRecord], killed_pids: set[int]) -> Iterator[Finding]:
+    """Findings: place, lease, left-over, index. `killed_pids` are supervisors that had no chance to say goodbye."""
+    dump = read_keys(redis)
+    places = _places(redis, dump)
+    for id, record in records.items():
+        if record.status in TERMINAL:
+            expected = Counter({f"{REGISTRY[record.status]}{record.queue}": 1})
+            if places.get(id, Counter()) != expected:
+                text = f"it is {record.status} and stands in {dict(places.get(id, {})) or 'no place'}"
+                yield Finding("place", text, id)
+            if dump.ttls_s.get(keys.JOB + id, -1) < 0:
+                yield Finding("left-over", "its record never expires", id)
+        elif sum(places.get(id, Counter()).values()) != 1:
+            text = f"it is {record.status} and stands in {dict(places.get(id, {})) or 'no place'}"
+            yield Finding("place", text, id)
+    for id in places.keys() - records.keys():
+        yield Finding("place", f"it has no record and stands in {dict(places[id])}", id)
+    for key in dump.kinds:
+        if fault := _fault(redis, dump, key, records, killed_pids):
+            yield Finding("lease" if key.startswith(keys.WIP) else "left-over", f"{key}: {fault}")
+    yield from _check_indexes(redis, dump, records)
+
+
+def _places(redis: Redis, dump: Dump) -> dict[str, Counter[str]]:
+    """Where each task stands: queues, registries, leases. One place for each that has not been purged."""
+    places: dict[str, Counter[str]] = {}
+    members: Any
+    for name in dump.kinds:
+        if name.startswith(keys.QUEUE):
+            members = redis.lrange(name, 0, -1)
+        elif name.startswith((keys.WIP, keys.SCHEDULED, keys.DEFERRED, *REGISTRY.values())):
+            members = redis.zrange(name, 0, -1)
+        else:
+            continue
+        for member in members:
+            places.setdefault(member.decode().partition(":")[0], Counter())[name] += 1
+    return places
+
+
+def _fault(redis: Redis, dump: Dump, name: str, records: Mapping[str, TaskRecord], killed_pids: set[int]) -> str | None:
+    """Why a key should not be there; None: it may."""
+    ttl_s = dump.ttls_s[name]
+    members: Any
+    if name in FIXED or name.startswith(LOOKED_AT):
+        return None
+    for prefix in OF_A_TASK:
+        if name.startswith(prefix):
+            if name.removeprefix(prefix) not in records:
+                return "its task is gone"
+            return None if ttl_s > 0 else "it never expires"
+    if name.startswith(keys.DOORBELL):
+        length: Any = redis.llen(name)
+        return None if length <= keys.DOORBELL_CAP else f"it has {length} entries"
+    if name.startswith((keys.WORKERS, keys.WORKERS_OF)):
+        members = redis.smembers(name)
+        alive = [key.decode() for key in members if not _is_of(key.decode().removeprefix(keys.WORKER), killed_pids)]
+        return f"workers that have ended: {alive}" if alive else None
+    if name.startswith(keys.WORKER):
+        if name.endswith(":executions"):
+            return "it shows something that runs"
+        return None if 0 < ttl_s <= WORKER_TTL_S else f"it expires in {ttl_s} s"
+    if name == keys.POOLS or name.startswith(keys.POOL):
+        pools: Any = redis.zrange(name, 0, -1) if name == keys.POOLS else [name.removeprefix(keys.POOL).encode()]
+        alive = [pool.decode() for pool in pools if not _is_of(pool.decode(), killed_pids)]
+        return f"pools that have ended: {alive}" if alive else None
+    return "nothing should be here when all has ended"
+
+
+def _is_of(name: str, pids: set[int]) -> bool:
+    """Whether a pool's or worker's name, HOST.PID.RANDOM[.NUMBER], is of one of these supervisors."""
+    return any(f".{pid}." in name for pid in pids)
+
+
+def _check_indexes(redis: Redis, dump: Dump, records: Mapping[str, TaskRecord]) -> Iterator[Finding]:
+    expected: dict[str, set[str]] = {}
+    for id, record in records.items():
+        expected.setdefault(keys.BY_TYPE + record.type, set()).add(id)
+        for tag in record.tags:
+            expected.setdefault(keys.BY_TAG + tag, set()).add(id)
+    found: dict[str, set[str]] = {}
+    for name in dump.kinds:
+        if name.startswith((keys.BY_TYPE, keys.BY_TAG)):
+            members: Any = redis.zrange(name, 0, -1)
+            found[name] = {id.decode() for id in members}
+    for name in expected.keys() | found.keys():
+        has, should = found.get(name, set()), expected.get(name, set())
+        yield from _compare(name, has, should)
+    for name, prefix in ((keys.TYPES_USED, keys.BY_TYPE), (keys.TAGS, keys.BY_TAG)):
+        names: Any = redis.smembers(name)
+        should = {key.removeprefix(prefix) for key in expected if key.startswith(prefix)}
+        yield from _compare(name, {each.decode() for each in names}, should)
+
+
+def _compare(name: str, has: set[str], should: set[str]) -> Iterator[Finding]:
+    if has != should:
+        text = f"{name}: too many {sorted(has - should)[:5]}, missing {sorted(should - has)[:5]}"
+        yield Finding("index", text)

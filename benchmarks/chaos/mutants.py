@@ -1,0 +1,61 @@
+"""The mutation gate: a copy of the packages with one safeguard switched off, to show that the checker would find out.
+
+Nothing of this is in the packages themselves.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from benchmarks.chaos.cluster import ROOT
+
+PACKAGES: Final = ("taskpool", "workers", "api")
+
+Edit = tuple[str, str, str]
+"""File, text, and what stands there instead."""
+
+_UNFENCED = "if f[1] ~= attempt_id or f[2] ~= 'started' then"
+_PARKED = """local id = redis.call('HGET', KEY.worker .. worker, 'popped:' .. queue)
+    redis.call('HDEL', KEY.worker .. worker, 'popped:' .. queue)
+    if not id then
+      id = redis.call('LPOP', KEY.queue .. queue)
+      if id then
+        redis.call('HSET', KEY.worker .. worker, 'popped:' .. queue, id)
+        ring(queue, 1)
+        return false
+      end
+    end"""
+
+MUTATIONS: Final[Mapping[str, Sequence[Edit]]] = {
+    # Every write of an attempt that lost its lease goes through.
+    "fence": [
+        ("taskpool/lua/finish.lua", _UNFENCED, "if false then"),
+        ("taskpool/lua/requeue.lua", _UNFENCED, "if false then"),
+        ("taskpool/lua/heartbeat.lua", _UNFENCED, "if false then"),
+        ("taskpool/lua/crash.lua", "local ours = f[1] == attempt_id", "local ours = true"),
+    ],
+    # A task leaves its queue in one step and is started in the next one, as with a plain BLPOP.
+    "claim": [("taskpool/lua/claim.lua", "local id = redis.call('LPOP', KEY.queue .. queue)\n", f"{_PARKED}\n")],
+    # Nobody takes back what a dead host ran.
+    "reaper": [("workers/housekeeping.py", "if self._may_reap():", "if False:")],
+}
+
+
+def mutate(name: str, directory: Path) -> Path:
+    """Copies the packages into `directory` with the mutation `name`, and returns it.
+
+    Raises:
+        ValueError: the text to change isn't there (any more), once.
+    """
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, directory / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for file, text, instead in MUTATIONS[name]:
+        path = directory / file
+        source = path.read_text()
+        if source.count(text) != 1:
+            raise ValueError(f"{file} has {source.count(text)} times: {text}")
+        path.write_text(source.replace(text, instead))
+    return directory
