@@ -24,7 +24,7 @@ from taskpool.errors import (
     UnknownType,
     WaitTimeout,
 )
-from taskpool.interrupts import SoftTimeout, TaskStopped
+from taskpool.interrupts import NonRetryable, Retry, Snooze, SoftTimeout, TaskStopped
 from taskpool.registry import Registry
 from taskpool.task import Task, task
 from taskpool.types import TaskRecord, TaskSpec, TaskStatus
@@ -41,8 +41,11 @@ __all__ = [
     "FieldError",
     "InvalidPayload",
     "InvalidTask",
+    "NonRetryable",
     "RedisUnavailable",
     "Registry",
+    "Retry",
+    "Snooze",
     "SoftTimeout",
     "Task",
     "TaskConflict",

@@ -17,13 +17,15 @@ import msgspec
 from taskpool.context import TaskContext
 from taskpool.errors import InvalidPayload
 from taskpool.finite import refuse_nan
-from taskpool.interrupts import SoftTimeout, TaskStopped
+from taskpool.interrupts import NonRetryable, Retry, Snooze, SoftTimeout, TaskStopped
 from taskpool.registry import Registry
 from taskpool.retry import backoff_s
 from taskpool.types import RunningTask, TaskStatus
 
 LONGEST_TRACEBACK: Final = 20_000
 LONGEST_ERROR: Final = 500
+MOST_SNOOZES: Final = 1000
+"""How often a task may snooze: one that always does ends some day."""
 
 RunCoroutine = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -34,8 +36,9 @@ _encode = msgspec.json.Encoder().encode
 class Outcome:
     """How an attempt ended. `status`: done, failed, stopped, or scheduled (it runs again after `delay_s`).
 
-    `result` is JSON. `failure` has `reason` (exception, timeout, stopped, unknown_task, invalid_payload,
-    result_not_json, result_too_large) and, where there was one, `exception`, `message` and `traceback`.
+    `result` is JSON. `failure` has `reason` (exception, retry, non_retryable, snoozed, timeout, stopped, unknown_task,
+    invalid_payload, result_not_json, result_too_large) and, where there was one, `exception`, `message` and
+    `traceback`. With `counts` false the attempt, which is to be scheduled, isn't counted: a snooze.
     """
 
     status: TaskStatus
@@ -44,6 +47,7 @@ class Outcome:
     failure: Mapping[str, Any] = field(default_factory=dict)
     traceback: str = ""
     delay_s: float = 0.0
+    counts: bool = True
 
 
 def execute_task(
@@ -133,9 +137,26 @@ def _raised(running: RunningTask, error: BaseException) -> Outcome:
         return stopped()
     if _is_or_holds(error, SoftTimeout):
         return timed_out(running, error)
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]  # what one of a TaskGroup's tasks raised counts as if the task itself had
     message = _message(error)
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    match error:
+        case Snooze():
+            return _snoozed(running, text, error)
+        case Retry():
+            return _failed(running, text, "retry", error, after_s=error.after_s)
+        case NonRetryable():
+            return _failed(running, text, "non_retryable", error, is_final=True)
     return _failed(running, text, "exception", error)
+
+
+def _snoozed(running: RunningTask, text: str, snooze: Snooze) -> Outcome:
+    if running.snoozes >= MOST_SNOOZES:
+        return _failed(running, f"{text} (it snoozed {MOST_SNOOZES:,} times already)", "snoozed", snooze, is_final=True)
+    text = _shortened(text)
+    failure = {"reason": "snoozed", "message": text}
+    return Outcome(TaskStatus.SCHEDULED, error=text, failure=failure, delay_s=snooze.after_s, counts=False)
 
 
 def _is_or_holds(error: BaseException, kind: type[BaseException]) -> bool:
@@ -145,9 +166,17 @@ def _is_or_holds(error: BaseException, kind: type[BaseException]) -> bool:
     return isinstance(error, kind)
 
 
-def _failed(running: RunningTask, text: str, reason: str, error: BaseException | None) -> Outcome:
-    """A failure: scheduled again while attempts are left."""
-    text = text if len(text) <= LONGEST_ERROR else text[: LONGEST_ERROR - 1] + "…"
+def _failed(
+    running: RunningTask,
+    text: str,
+    reason: str,
+    error: BaseException | None,
+    *,
+    after_s: float | None = None,
+    is_final: bool = False,
+) -> Outcome:
+    """A failure: scheduled again while attempts are left, after `after_s` if that is given."""
+    text = _shortened(text)
     failure: dict[str, Any] = {"reason": reason, "message": text}
     trace = ""
     if error is not None:
@@ -155,10 +184,10 @@ def _failed(running: RunningTask, text: str, reason: str, error: BaseException |
             -LONGEST_TRACEBACK:
         ]
         failure |= {"exception": type(error).__qualname__, "traceback": trace}
-    if running.attempt < running.max_attempts:
-        return Outcome(
-            TaskStatus.SCHEDULED, error=text, failure=failure, traceback=trace, delay_s=backoff_s(running.attempt)
-        )
+    if running.attempt < running.max_attempts and not is_final:
+        if after_s is None:
+            after_s = backoff_s(running.attempt, first_s=running.backoff_s, longest_s=running.backoff_max_s)
+        return Outcome(TaskStatus.SCHEDULED, error=text, failure=failure, traceback=trace, delay_s=after_s)
     return Outcome(TaskStatus.FAILED, error=text, failure=failure, traceback=trace)
 
 
@@ -173,6 +202,10 @@ def _users_part(error: BaseException) -> Any:
     while trace is not None and trace.tb_frame.f_globals.get("__name__") == __name__:
         trace = trace.tb_next
     return trace if trace is not None else error.__traceback__
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_ERROR else text[: LONGEST_ERROR - 1] + "…"
 
 
 def _message(error: BaseException) -> str:

@@ -1,10 +1,15 @@
-"""What a worker raises inside a running task to end it from outside.
+"""How an attempt ends early: what a worker raises inside a running task, and what a task raises to say what is next.
 
-Both derive from BaseException, so that a task's own `except Exception` doesn't swallow them. A task may catch
-them to tidy up, and should let them go on; `finally` and `with` blocks run as usual.
+What comes from outside derives from BaseException, so that a task's own `except Exception` doesn't swallow it. A task
+may catch it to tidy up, and should let it go on; `finally` and `with` blocks run as usual.
 """
 
 from __future__ import annotations
+
+import math
+from typing import Final
+
+LONGEST_WAIT_S: Final = 10 * 366 * 86_400
 
 
 class TaskStopped(BaseException):
@@ -13,3 +18,33 @@ class TaskStopped(BaseException):
 
 class SoftTimeout(BaseException):
     """Raised in a task whose `timeout_s` has passed; it has a short grace to tidy up, then its process is killed."""
+
+
+class Retry(Exception):
+    """Raised by a task whose attempt failed and should be made again: after `after_s` seconds (None: the back-off of
+    its type), if attempts are left. If none is, the task fails with `message`."""
+
+    def __init__(self, message: str = "", *, after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.after_s = None if after_s is None else _checked("Retry", after_s)
+
+
+class Snooze(Exception):
+    """Raised by a task that can't do its work yet: it runs again after `after_s` seconds, with its attempt uncounted.
+
+    A task has 1,000 of them; the next one fails it.
+    """
+
+    def __init__(self, message: str = "", *, after_s: float) -> None:
+        super().__init__(message)
+        self.after_s = _checked("Snooze", after_s)
+
+
+class NonRetryable(Exception):
+    """Raised by a task that would fail in the same way again: it fails at once, whatever attempts are left."""
+
+
+def _checked(name: str, after_s: object) -> float:
+    if not (isinstance(after_s, int | float) and math.isfinite(after_s) and 0 <= after_s <= LONGEST_WAIT_S):
+        raise ValueError(f"{name}(after_s=...) takes seconds from 0 to {LONGEST_WAIT_S}, not {after_s!r}")
+    return float(after_s)

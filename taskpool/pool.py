@@ -93,6 +93,8 @@ class TaskPool(Face):
         result_ttl_s: int | None = None,
         failure_ttl_s: int | None = None,
         max_attempts: int | None = None,
+        backoff_s: float | None = None,
+        backoff_max_s: float | None = None,
         expires_in_s: float | None = None,
         depends_on: Sequence[str] = (),
     ) -> TaskRecord:
@@ -113,6 +115,8 @@ class TaskPool(Face):
             result_ttl_s=result_ttl_s,
             failure_ttl_s=failure_ttl_s,
             max_attempts=max_attempts,
+            backoff_s=backoff_s,
+            backoff_max_s=backoff_max_s,
             expires_in_s=expires_in_s,
             depends_on=depends_on,
         )

@@ -131,6 +131,8 @@ def _record(task: scripts.NewTask, payload: Any, status: TaskStatus, created_at:
         run_at=utc(run_ms) if run_ms > created_ms else None,
         expires_at=None if task.expires_ms is None else utc(created_ms + task.expires_ms),
         max_attempts=task.max_attempts,
+        backoff_s=task.backoff_s,
+        backoff_max_s=task.backoff_max_s,
         timeout_s=task.timeout_s,
         result_ttl_s=task.result_ttl_s,
         failure_ttl_s=task.failure_ttl_s,

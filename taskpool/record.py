@@ -101,6 +101,9 @@ def restore_hash(id: str, h: Hash) -> TaskRecord:
         progress=_decoded(h.get(b"progress")),
         attempt=_number(h.get(b"attempt")) or 0,
         max_attempts=_number(h.get(b"max_attempts")) or 1,
+        backoff_s=_backoff_s(h.get(b"backoff"), 0),
+        backoff_max_s=_backoff_s(h.get(b"backoff"), 1),
+        snoozes=_number(h.get(b"snoozes")) or 0,
         crashes=_number(h.get(b"crashes")) or 0,
         timeout_s=_limit_s(h.get(b"timeout_ms"), h.get(b"timeout")),
         result_ttl_s=_number(h.get(b"result_ttl")),
@@ -117,7 +120,7 @@ def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str) -> Runni
     (id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, started_ms) = reply[
         :11
     ]
-    parents, timeout_ms = reply[11:]
+    parents, timeout_ms, backoff, snoozes = reply[11:]
     refusal = None
     payload: Any = None
     try:
@@ -141,8 +144,16 @@ def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str) -> Runni
         enqueued_ms=started if enqueued is None else round(enqueued.timestamp() * 1000),
         started_ms=started,
         depends_on=_ids(parents),
+        backoff_s=_backoff_s(backoff, 0) if backoff else None,
+        backoff_max_s=_backoff_s(backoff, 1) if backoff else None,
+        snoozes=_number(snoozes, 0) if snoozes else 0,
         refusal=refusal,
     )
+
+
+def backoff_text(first_s: float | None, longest_s: float | None) -> str:
+    """A task's back-off as its hash holds it, in ms: ``first,longest``, each empty when it is None."""
+    return ",".join(["" if each_s is None else str(round(each_s * 1000)) for each_s in (first_s, longest_s)])
 
 
 def restore_told(record: TaskRecord, message: bytes) -> TaskRecord | None:
@@ -211,6 +222,12 @@ def _limit_s(timeout_ms: bytes | None, timeout: bytes | None) -> float | None:
     limit_ms = _number(timeout_ms)
     limit_s = _number(timeout) if limit_ms is None else limit_ms / 1000
     return limit_s if limit_s is not None and limit_s > 0 else None
+
+
+def _backoff_s(raw: bytes | None, part: int) -> float | None:
+    parts = raw.split(b",") if raw else []
+    ms = _number(parts[part]) if part < len(parts) else None
+    return None if ms is None else max(ms, 0) / 1000
 
 
 @overload

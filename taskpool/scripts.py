@@ -47,6 +47,8 @@ class NewTask(msgspec.Struct, frozen=True, gc=False):
     result_ttl_s: int
     failure_ttl_s: int
     max_attempts: int
+    backoff_s: float | None = None
+    backoff_max_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,19 +150,22 @@ def finish(
 
 def retry(running: RunningTask, *, delay_ms: int, error: str, failure: Mapping[str, Any]) -> Call[str]:
     """End the attempt and run the task again after `delay_ms`: ``ok``, ``stopping`` or ``lost``."""
-    return _again(running, delay_ms, False, error, failure)
+    return _again(running, delay_ms, "", error, failure)
+
+
+def snooze(running: RunningTask, *, delay_ms: int, message: str) -> Call[str]:
+    """End the attempt, uncounted, and run the task again after `delay_ms`: ``ok``, ``stopping`` or ``lost``."""
+    return _again(running, delay_ms, "snooze", message, None)
 
 
 def give_back(running: RunningTask) -> Call[str]:
     """Put the task back to the front of its queue, as if it hadn't been claimed: ``ok``, ``stopping`` or ``lost``."""
-    return _again(running, 0, True, "", None)
+    return _again(running, 0, "1", "", None)
 
 
-def _again(
-    running: RunningTask, delay_ms: int, uncounted: bool, error: str, failure: Mapping[str, Any] | None
-) -> Call[str]:
+def _again(running: RunningTask, delay_ms: int, how: str, error: str, failure: Mapping[str, Any] | None) -> Call[str]:
     head = (running.id, running.attempt_id, running.queue, running.worker)
-    return _requeue.call((*head, delay_ms, "1" if uncounted else "", error, _json(failure)), _word, again=True)
+    return _requeue.call((*head, delay_ms, how, error, _json(failure)), _word, again=True)
 
 
 def crash(

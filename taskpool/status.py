@@ -27,6 +27,8 @@ def update_status(running: RunningTask, outcome: Outcome) -> Call[str]:
     """
     if outcome.status is TaskStatus.SCHEDULED:
         delay_ms = round(outcome.delay_s * 1000)
+        if not outcome.counts:
+            return scripts.snooze(running, delay_ms=delay_ms, message=outcome.error)
         return scripts.retry(running, delay_ms=delay_ms, error=outcome.error, failure=outcome.failure)
     return scripts.finish(
         running,

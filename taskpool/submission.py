@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from taskpool import rqjob
+from taskpool import record, rqjob
 from taskpool.calls import Part
 from taskpool.errors import FieldError, InvalidPayload, InvalidTask
 from taskpool.finite import refuse_nan
@@ -58,6 +58,10 @@ class TypeOptions(Protocol):
     @property
     def max_attempts(self) -> int | None: ...
     @property
+    def backoff_s(self) -> float | None: ...
+    @property
+    def backoff_max_s(self) -> float | None: ...
+    @property
     def result_ttl_s(self) -> int | None: ...
 
 
@@ -95,6 +99,10 @@ def prepare(spec: TaskSpec, payload: Any, info: TypeOptions, defaults: Defaults,
     ]
     if max_attempts != DEFAULT_ATTEMPTS:
         fields += ("max_attempts", max_attempts)
+    backoff_s = _milliseconds(info.backoff_s if spec.backoff_s is None else spec.backoff_s)
+    backoff_max_s = _milliseconds(info.backoff_max_s if spec.backoff_max_s is None else spec.backoff_max_s)
+    if backoff_s is not None or backoff_max_s is not None:
+        fields += ("backoff", record.backoff_text(backoff_s, backoff_max_s))
     if spec.tags:
         fields += ("tags", ",".join(dict.fromkeys(spec.tags)))
     if spec.depends_on:
@@ -114,7 +122,14 @@ def prepare(spec: TaskSpec, payload: Any, info: TypeOptions, defaults: Defaults,
         result_ttl_s=result_ttl_s,
         failure_ttl_s=failure_ttl_s,
         max_attempts=max_attempts,
+        backoff_s=backoff_s,
+        backoff_max_s=backoff_max_s,
     )
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    """As exact as it is stored."""
+    return None if seconds is None else round(seconds * 1000) / 1000
 
 
 def _data(type: str, payload: Any, start: str) -> bytes:
@@ -142,6 +157,8 @@ def _faults(spec: TaskSpec) -> Iterator[tuple[str, str]]:
         "delay_s": (spec.delay_s, 0),
         "timeout_s": (spec.timeout_s, 0.001),
         "expires_in_s": (spec.expires_in_s, 0.001),
+        "backoff_s": (spec.backoff_s, 0),
+        "backoff_max_s": (spec.backoff_max_s, 0),
     }
     for field, (value, least) in seconds.items():
         if value is not None and not (_is_number(value) and least <= value <= LONGEST_S):

@@ -28,6 +28,8 @@ class TaskOptions:
     queue: str | None = None
     timeout_s: float | None = None
     max_attempts: int | None = None
+    backoff_s: float | None = None
+    backoff_max_s: float | None = None
     result_ttl_s: int | None = None
 
 
@@ -37,13 +39,16 @@ def task(
     queue: str | None = None,
     timeout_s: float | None = None,
     max_attempts: int | None = None,
+    backoff_s: float | None = None,
+    backoff_max_s: float | None = None,
     result_ttl_s: int | None = None,
 ) -> Callable[[F], F]:
     """Make a function, plain or `async`, a task type called `name`. It stays callable as before.
 
     The payload's fields are the function's parameters; their annotations are its schema. A parameter annotated
     `TaskContext`, or named `ctx`, receives the context. `timeout_s` bounds one attempt, `result_ttl_s` says how
-    long the result is kept; a submission may override both, and the queue and `max_attempts` too.
+    long the result is kept. A failed attempt is made again, `max_attempts` times in all, after a random wait of up to
+    `backoff_s` (1), twice that, and so on, `backoff_max_s` (300) at the most. A submission may override all of them.
 
     Raises: ConfigurationError when used on something else, or where the registry would not find it.
 
@@ -53,7 +58,13 @@ def task(
     if callable(name):
         raise ConfigurationError(f'{_place(name)}: write @task("{getattr(name, "__name__", "name")}"), with a name')
     options = TaskOptions(
-        name=name, queue=queue, timeout_s=timeout_s, max_attempts=max_attempts, result_ttl_s=result_ttl_s
+        name=name,
+        queue=queue,
+        timeout_s=timeout_s,
+        max_attempts=max_attempts,
+        backoff_s=backoff_s,
+        backoff_max_s=backoff_max_s,
+        result_ttl_s=result_ttl_s,
     )
 
     def mark(function: F) -> F:
@@ -87,6 +98,8 @@ class Task:
     queue: ClassVar[str | None] = None
     timeout_s: ClassVar[float | None] = None
     max_attempts: ClassVar[int | None] = None
+    backoff_s: ClassVar[float | None] = None
+    backoff_max_s: ClassVar[float | None] = None
     result_ttl_s: ClassVar[int | None] = None
     Payload: ClassVar[Any] = None
 

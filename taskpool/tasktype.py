@@ -40,6 +40,8 @@ class TaskType:
     queue: str = DEFAULT_QUEUE
     timeout_s: float | None = None
     max_attempts: int | None = None
+    backoff_s: float | None = None
+    backoff_max_s: float | None = None
     result_ttl_s: int | None = None
     description: str = ""
     is_async: bool = False
@@ -53,6 +55,8 @@ class TaskType:
             description=self.description,
             timeout_s=self.timeout_s,
             max_attempts=self.max_attempts or max_attempts,
+            backoff_s=self.backoff_s,
+            backoff_max_s=self.backoff_max_s,
             result_ttl_s=self.result_ttl_s,
             is_async=self.is_async,
         )
@@ -101,6 +105,8 @@ def _from_function(function: Callable[..., Any], options: TaskOptions, where: st
         queue=options.queue or DEFAULT_QUEUE,
         timeout_s=options.timeout_s,
         max_attempts=options.max_attempts,
+        backoff_s=options.backoff_s,
+        backoff_max_s=options.backoff_max_s,
         result_ttl_s=options.result_ttl_s,
         description=_summary(function),
         # A wrapper around a coroutine function is rarely one itself, but gives back its coroutine.
@@ -117,6 +123,8 @@ def _from_class(cls: type[Task], where: str) -> TaskType:
         queue=cls.queue,
         timeout_s=cls.timeout_s,
         max_attempts=cls.max_attempts,
+        backoff_s=cls.backoff_s,
+        backoff_max_s=cls.backoff_max_s,
         result_ttl_s=cls.result_ttl_s,
     )
     _check_options(options)
@@ -133,6 +141,8 @@ def _from_class(cls: type[Task], where: str) -> TaskType:
         queue=cls.queue or DEFAULT_QUEUE,
         timeout_s=cls.timeout_s,
         max_attempts=cls.max_attempts,
+        backoff_s=cls.backoff_s,
+        backoff_max_s=cls.backoff_max_s,
         result_ttl_s=cls.result_ttl_s,
         description=_summary(cls),
         is_async=inspect.iscoroutinefunction(cls.run),
@@ -180,6 +190,8 @@ def _check_options(options: TaskOptions) -> None:
         raise ConfigurationError(f"task {options.name!r}: {fault}")
     check("timeout_s", int | float, 0.001, LONGEST_S, "a number of seconds above 0")
     check("max_attempts", int, 1, MOST_ATTEMPTS, f"a whole number from 1 to {MOST_ATTEMPTS}")
+    check("backoff_s", int | float, 0, LONGEST_S, "a number of seconds, 0 or more")
+    check("backoff_max_s", int | float, 0, LONGEST_S, "a number of seconds, 0 or more")
     check("result_ttl_s", int, 1, LONGEST_S, "a whole number of seconds, 1 or more")
 
 

@@ -89,7 +89,8 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """What is submitted. None means: as the task type says, else the setting's default.
 
     `delay_s` and `run_at` (aware datetime) exclude each other. `expires_in_s` counts from submission: a task
-    that hasn't started by then is canceled with the reason `expired`. `front` puts it at its queue's head.
+    that hasn't started by then is canceled with the reason `expired`. `front` puts it at its queue's head. A failed
+    attempt is made again after up to `backoff_s`, twice that and so on, `backoff_max_s` at the most.
     """
 
     type: str
@@ -103,6 +104,8 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     result_ttl_s: int | None = None
     failure_ttl_s: int | None = None
     max_attempts: int | None = None
+    backoff_s: float | None = None
+    backoff_max_s: float | None = None
     expires_in_s: float | None = None
     depends_on: Sequence[str] = ()
 
@@ -129,7 +132,10 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     progress: Mapping[str, Any] | None = None
     attempt: int = 0
     max_attempts: int = 1
+    backoff_s: float | None = None
+    backoff_max_s: float | None = None
     crashes: int = 0
+    snoozes: int = 0
     timeout_s: float | None = None
     result_ttl_s: int | None = None
     failure_ttl_s: int | None = None
@@ -156,6 +162,10 @@ class RunningTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     enqueued_ms: int
     started_ms: int
     depends_on: tuple[str, ...] = ()
+    backoff_s: float | None = None
+    backoff_max_s: float | None = None
+    snoozes: int = 0
+    """How often it has snoozed so far."""
     refusal: str | None = None
     """Why this job must not run (another function than ours, unreadable data); None for a task."""
 
@@ -182,6 +192,8 @@ class TypeInfo:
     description: str = ""
     timeout_s: float | None = None
     max_attempts: int = 1
+    backoff_s: float | None = None
+    backoff_max_s: float | None = None
     result_ttl_s: int | None = None
     is_async: bool = False
     served_by: tuple[str, ...] = ()

@@ -123,6 +123,42 @@ def test_a_task_given_back_was_started_in_time_and_does_not_expire_any_more(worl
     assert (again.id, again.attempt) == ("a", 1)
 
 
+def test_a_snooze_is_counted_and_told_and_the_attempt_is_not(world: World) -> None:
+    world.add("a")
+    unclaimed = world.snapshot()
+    running = world.claim()
+    world.run(scripts.progress(running, {"done": 1}))
+
+    assert world.run(scripts.snooze(running, delay_ms=500_000, message="not yet")) == "ok"
+    assert world.run(scripts.snooze(running, delay_ms=500_000, message="not yet")) == "ok"  # sent again
+
+    changed = world.since(unclaimed)
+    assert {name: value for name, value in changed.items() if " 2" not in name and " 3" not in name} == {
+        "rq:job:a status": "scheduled",
+        "rq:job:a attempt": "0",
+        "rq:job:a attempt_id": "",
+        "rq:job:a put_back": "1:snooze",
+        "rq:job:a run_ms": "now+500 s",
+        "rq:job:a seq": "4",
+        "rq:job:a snoozes": "1",
+        "rq:job:a started_at": "now",
+        "rq:job:a worker_name": "w",
+        "rq:queue:default": None,
+        "rq:scheduled:default a": "now+500 s",
+        "taskpool:events a 4": {
+            "event": "snoozed",
+            "status": "scheduled",
+            "at_ms": "now",
+            "error": "not yet",
+            "delay_ms": 500_000,
+        },
+    }
+    world.make_due("a")
+    world.run(scripts.promote("a", "default"))
+    again = world.claim(attempt_id="2")
+    assert (again.attempt, again.snoozes) == (1, 1)
+
+
 @pytest.mark.parametrize("delay_ms", [0, 500_000])
 def test_a_task_asked_to_stop_does_not_run_again(world: World, delay_ms: int) -> None:
     world.start("a", max_attempts=2)
@@ -130,6 +166,7 @@ def test_a_task_asked_to_stop_does_not_run_again(world: World, delay_ms: int) ->
     before = world.snapshot()
 
     assert retry(world, delay_ms) == "stopping"
+    assert world.run(scripts.snooze(world.running["a"], delay_ms=delay_ms, message="")) == "stopping"
     assert world.run(scripts.give_back(world.running["a"])) == "stopping"
 
     assert world.since(before) == {}
@@ -144,6 +181,7 @@ def test_an_attempt_that_does_not_hold_the_task_puts_nothing_back(world: World, 
 
     assert retry(world, 0) == "lost"
     assert retry(world, 500_000) == "lost"
+    assert world.run(scripts.snooze(world.running["a"], delay_ms=0, message="")) == "lost"
     assert world.run(scripts.give_back(world.running["a"])) == "lost"
 
     assert world.since(before) == {}

@@ -32,6 +32,8 @@ def running_of(
         attempt_id=attempt_id,
         worker=worker,
         max_attempts=found.max_attempts if found else 1,
+        backoff_s=found.backoff_s if found else None,
+        backoff_max_s=found.backoff_max_s if found else None,
         timeout_s=found.timeout_s if found else None,
         result_ttl_s=_or_default(found.result_ttl_s if found else None, record.DEFAULT_TTL_S),
         failure_ttl_s=_or_default(found.failure_ttl_s if found else None, record.DEFAULT_FAILURE_TTL_S),

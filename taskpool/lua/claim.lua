@@ -6,7 +6,7 @@
 -- ARGV[4]  '1' when the worker was shown as idle until now
 -- ARGV[5+] queues, most urgent first
 -- Returns  {id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, started_ms,
---           parents, timeout_ms}, or false: nothing is ready, or `rq suspend` holds
+--           parents, timeout_ms, backoff, snoozes}, or false: nothing is ready, or `rq suspend` holds
 
 local worker, attempt_id, lease_ms, was_idle = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1'
 local BOUND = 200 -- ids looked at in one call: stale ones are skipped
@@ -23,7 +23,7 @@ for argument = 5, #ARGV do
     local key = KEY.job .. id
     local f = redis.call('HMGET', key, 'status', 'type', 'data', 'attempt', 'max_attempts', 'timeout', 'result_ttl',
       'failure_ttl', 'enqueued_at', 'seq', 'expires_ms', 'dependency_ids', 'timeout_ms',
-      'started_at')
+      'started_at', 'backoff', 'snoozes')
 
     -- Only a queued record is started. Anything else is a leftover (removed by a dashboard, queued twice): skip it.
     if f[1] == 'queued' and string.find(id, '^[%w_-]+$') then
@@ -58,7 +58,7 @@ for argument = 5, #ARGV do
         end
         emit(id, seq, 'started', 'in_progress', now_ms, ',"attempt":' .. attempt)
         return {id, queue, f[2], f[3], attempt, f[5], f[6], f[7], f[8], f[9], string.format('%.0f', now_ms), f[12],
-          f[13]}
+          f[13], f[15], f[16]}
       end
     end
 

@@ -23,7 +23,7 @@ redis.call('ZREM', KEY.failed .. queue, id)
 redis.call('ZREM', KEY.canceled .. queue, id)
 redis.call('PERSIST', key)
 redis.call('HDEL', key, 'ended_at', 'error', 'failure', 'reason', 'progress', 'stop_ms', 'stop_grace_s', 'stop_force',
-  'expires_ms', 'run_ms', 'pending', 'crashes', 'attempt_id', 'worker_name', 'started_at')
+  'expires_ms', 'run_ms', 'pending', 'crashes', 'snoozes', 'attempt_id', 'worker_name', 'started_at')
 -- Attempts are counted through all lives; each life has as many as the first.
 local attempts_a_life = tonumber(f[7] or f[6] or 1)
 redis.call('HSET', key, 'status', 'queued', 'enqueued_at', stamp, 'seq', seq, 'attempts_a_life', attempts_a_life,
