@@ -6,6 +6,7 @@ Pub/sub alone loses messages, so nobody waits longer than `LOOK_AGAIN_S` without
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
@@ -48,8 +49,12 @@ class Listener:
             commands.insert(0, ("UNSUBSCRIBE", self._heard))  # not before: it would cost the last wait a system call
         self._heard = channel
         while True:
-            self._wire.send(commands)
-            record = self._record(id)
+            try:
+                self._wire.send(commands)
+                record = self._record(id)
+            except BaseException:
+                self.close()  # interrupted, with a reply unread that the next would take for its own
+                raise
             yield record
             if record.status.is_terminal:
                 return
@@ -78,10 +83,13 @@ class Listener:
 
     def _wait_for_end(self, channel: bytes, timeout_s: float) -> bytes | None:
         """The message that tells of the task's end; None when there was none for `timeout_s`."""
-        while (push := self._next(timeout_s)) is not None:
+        end_mono = time.monotonic() + timeout_s
+        while (push := self._next(end_mono - time.monotonic())) is not None:
             if push[0] == b"message" and push[1] == channel and any(mark in push[2] for mark in _ENDS):
                 message: bytes = push[2]
                 return message
+            if time.monotonic() >= end_mono:  # a task may report without a pause
+                break
         return None
 
     def _next(self, timeout_s: float) -> Any:

@@ -173,6 +173,7 @@ def restore_told(record: TaskRecord, message: bytes) -> TaskRecord | None:
         started_at=datetime.fromisoformat(told["started_at"]),
         ended_at=utc(told["at_ms"]),
         result=told["result"],
+        progress=record.progress if record.status is TaskStatus.IN_PROGRESS else None,
         error=None,
         failure=None,
     )
