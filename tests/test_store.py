@@ -386,7 +386,6 @@ def test_a_redis_that_cannot_save_and_refuses_to_write_is_unavailable(
     either = opened(server.url)
     with Redis.from_url(server.url) as admin:
         admin.config_set("save", "1 1")
-        admin.config_set("dbfilename", "dump.rdb")
         (tmp_path / "dump.rdb").mkdir()  # can't be replaced by a file
         admin.set("k", "v")
         admin.bgsave()
