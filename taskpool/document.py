@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from taskpool.overview import ServerInfo
-from taskpool.types import Event, QueuedTask, QueueInfo, TaskRecord, TaskStatus, TypeInfo, WorkerInfo, utc
+from taskpool.types import Event, PastAttempt, QueuedTask, QueueInfo, TaskRecord, TaskStatus, TypeInfo, WorkerInfo, utc
 
 
 def task_document(record: TaskRecord) -> dict[str, Any]:
@@ -45,12 +45,26 @@ def task_document(record: TaskRecord) -> dict[str, Any]:
             "failure_ttl_s": record.failure_ttl_s,
             "tags": record.tags or None,
             "depends_on": record.depends_on or None,
+            "history": [_attempt_document(attempt) for attempt in record.history] or None,
             "seq": record.seq,
         }
     )
     if record.status is TaskStatus.DONE:
         document["result"] = record.result
     return document
+
+
+def _attempt_document(attempt: PastAttempt) -> dict[str, Any]:
+    return _present(
+        {
+            "attempt": attempt.attempt,
+            "worker": attempt.worker,
+            "started_at": _time(attempt.started_at),
+            "ended_at": _time(attempt.ended_at),
+            "outcome": attempt.outcome,
+            "error": attempt.error,
+        }
+    )
 
 
 def queued_document(queued: QueuedTask) -> dict[str, Any]:

@@ -53,5 +53,8 @@ score has passed; ours is taken back by the reaper the moment its lease ends, lo
 EVENTS_MAXLEN: Final = 10_000
 """About how many events the stream keeps, for those who resume."""
 
+HISTORY_CAP: Final = 20
+"""How many ended attempts a record tells of, the last ones."""
+
 DOORBELL_CAP: Final = 64
 """The most idle workers of one queue that are woken at once; each of them looks again after its task."""

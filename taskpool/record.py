@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from taskpool import keys, rqjob
 from taskpool.calls import Call
 from taskpool.errors import TaskNotFound
-from taskpool.types import RunningTask, TaskRecord, TaskStatus, utc
+from taskpool.types import PastAttempt, RunningTask, TaskRecord, TaskStatus, utc
 
 Hash = Mapping[bytes, bytes]
 
@@ -42,6 +42,7 @@ DEFAULT_FAILURE_TTL_S: Final = 604_800
 """How long RQ jobs are kept that don't say."""
 
 _json = msgspec.json.Decoder().decode
+_attempts = msgspec.json.Decoder(PastAttempt).decode_lines
 _NUMBER: Final = re.compile(rb"-?[0-9]{1,15}")
 
 
@@ -111,6 +112,7 @@ def restore_hash(id: str, h: Hash) -> TaskRecord:
         tags=tuple((_text(h.get(b"tags")) or "").split(",")) if h.get(b"tags") else (),
         depends_on=_ids(h.get(b"dependency_ids")),
         worker=_text(h.get(b"worker_name")),
+        history=_history(h.get(b"history")),
         seq=_number(h.get(b"seq")) or 0,
     )
 
@@ -194,6 +196,13 @@ def _decoded(raw: bytes | None) -> Any:
         return _json(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+
+
+def _history(raw: bytes | None) -> tuple[PastAttempt, ...]:
+    try:
+        return tuple(_attempts(raw)) if raw else ()
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ()
 
 
 def _text(raw: bytes | None) -> str | None:

@@ -110,9 +110,22 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     depends_on: Sequence[str] = ()
 
 
+class PastAttempt(msgspec.Struct, frozen=True, kw_only=True):
+    """How one attempt ended. `outcome`: done, failed, crashed, stopped, snoozed or given_back (its worker was drained,
+    or died before the code began); the last two don't count, so the next attempt has the same number."""
+
+    attempt: int
+    worker: str
+    started_at: datetime
+    ended_at: datetime
+    outcome: str
+    error: str | None = None
+
+
 class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A task as stored. `error` is one readable line; `failure` has the details (`reason`, `exception`,
-    `traceback`, ...). `reason` says why a task was canceled or stopped. Times are aware, in UTC."""
+    `traceback`, ...). `reason` says why a task was canceled or stopped. `history` tells of the last 20 ended attempts;
+    it is empty for a task that is done at the first. Times are aware, in UTC."""
 
     id: str
     type: str
@@ -142,6 +155,7 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     tags: tuple[str, ...] = ()
     depends_on: tuple[str, ...] = ()
     worker: str | None = None
+    history: tuple[PastAttempt, ...] = ()
     seq: int = 0
 
 

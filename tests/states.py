@@ -130,6 +130,12 @@ class World:
         return [(each["seq"], each["event"], each["status"]) for each in entries if each["id"] == id]
 
 
+def ended(outcome: str, error: str | None = None, *, attempt: int = 1) -> dict[str, str]:
+    """An attempt in a task's history, as a snapshot shows it."""
+    entry = {"attempt": str(attempt), "worker": "w", "started_at": "now", "ended_at": "now", "outcome": outcome}
+    return entry if error is None else entry | {"error": error}
+
+
 def new_task(id: str, *, type: str = "work", payload: Any = None, **options: Any) -> NewTask:
     """A task as `add` takes it, with an id of the test's choice."""
     spec = TaskSpec(type=type, payload={} if payload is None else payload, **options)
@@ -195,7 +201,7 @@ def _shown(client: Any, now_s: float) -> Iterator[tuple[str, Any]]:
         match client.type(raw):
             case b"hash":
                 for field, value in client.hgetall(raw).items():
-                    yield f"{key} {field.decode()}", A_MARK if field == b"by_call" else _text(value, now_s)
+                    yield f"{key} {field.decode()}", _field(field, value, now_s)
             case b"zset":
                 found = client.zrange(raw, 0, -1, withscores=True)
                 yield from ((f"{key} {member.decode()}", _text(f"{score:.3f}", now_s)) for member, score in found)
@@ -213,6 +219,12 @@ def _shown(client: Any, now_s: float) -> Iterator[tuple[str, Any]]:
                     )
             case _:
                 yield key, _text(client.get(raw), now_s)
+
+
+def _field(name: bytes, value: bytes, now_s: float) -> Any:
+    if name == b"history":
+        return [{part: _text(text, now_s) for part, text in json.loads(line).items()} for line in value.splitlines()]
+    return A_MARK if name == b"by_call" else _text(value, now_s)
 
 
 def _entry(fields: Mapping[bytes, bytes], now_s: float) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 
 from taskpool.document import event_document, queue_document, queued_document, task_document, type_document
 from taskpool.document import worker_document as document_of_worker
-from taskpool.types import Event, QueuedTask, QueueInfo, TaskRecord, TaskStatus, TypeInfo, WorkerInfo
+from taskpool.types import Event, PastAttempt, QueuedTask, QueueInfo, TaskRecord, TaskStatus, TypeInfo, WorkerInfo
 
 AT = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
 
@@ -45,6 +45,7 @@ def test_a_task_with_everything_shows_everything() -> None:
         progress={"done": 1}, attempt=2, max_attempts=3, backoff_s=1, backoff_max_s=2,
         crashes=1, snoozes=1, timeout_s=1.5, result_ttl_s=10, failure_ttl_s=20,
         tags=("a",), depends_on=("0",), worker="w", seq=9,
+        history=(PastAttempt(attempt=1, worker="w", started_at=AT, ended_at=AT, outcome="failed"),),
     )  # fmt: skip
 
     document = task_document(full)
@@ -52,6 +53,10 @@ def test_a_task_with_everything_shows_everything() -> None:
     assert document.keys() == set(TaskRecord.__struct_fields__) - {"result"}
     assert document["tags"] == ("a",)
     assert document["crashes"] == 1
+    when = "2026-11-23T12:00:00.123Z"
+    assert document["history"] == [
+        {"attempt": 1, "worker": "w", "started_at": when, "ended_at": when, "outcome": "failed"}
+    ]
 
 
 @pytest.mark.parametrize(

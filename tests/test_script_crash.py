@@ -8,7 +8,7 @@ import pytest
 
 from taskpool import scripts
 from taskpool.types import TaskStatus
-from tests.states import SEED, World, race
+from tests.states import SEED, World, ended, race
 from tests.test_script_finish import FORGOTTEN
 
 S = TaskStatus
@@ -43,6 +43,7 @@ def test_a_task_whose_attempt_died_is_queued_again_at_the_front(world: World) ->
         "rq:job:a status": "queued",
         "rq:job:a attempt_id": "",
         "rq:job:a crashes": "1",
+        "rq:job:a history": [ended("crashed", "died")],
         "rq:job:a error": "died",
         "rq:job:a failure": '{"reason":"crashed","message":"died"}',
         "rq:job:a seq": "3",
@@ -67,6 +68,7 @@ def test_a_task_whose_attempts_keep_dying_fails_and_says_how(world: World) -> No
         "rq:job:a status": "failed",
         "rq:job:a ended_at": "now",
         "rq:job:a crashes": "3",
+        "rq:job:a history": [ended("crashed", "died", attempt=attempt) for attempt in (1, 2, 3)],
         "rq:job:a error": "died",
         "rq:job:a failure": '{"reason":"crashed","message":"died"}',
         "rq:job:a reason": "crashed",
@@ -89,6 +91,7 @@ def test_a_task_asked_to_stop_whose_attempt_died_is_stopped(world: World) -> Non
     changed = world.since(before)
     assert changed["rq:job:a status"] == "stopped"
     assert changed["rq:job:a reason"] == "stopped"
+    assert changed["rq:job:a history"] == [ended("stopped", "died")]
     assert changed["rq:job:a failure"] == '{"reason":"stopped","message":"died"}'
     assert changed["rq:results:a 1"]["type"] == "3"
     assert changed["rq:failed:default a"] == "now+2000 s"

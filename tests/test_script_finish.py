@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from taskpool import scripts
 from taskpool.types import TaskStatus
-from tests.states import FAILURE, SEED, World, new_task, race
+from tests.states import FAILURE, SEED, World, ended, new_task, race
 
 S = TaskStatus
 
@@ -58,6 +58,7 @@ def test_a_failed_or_stopped_task_says_why_to_us_and_to_dashboards(world: World,
         "rq:job:a error": 'no "luck"',
         "rq:job:a failure": '{"reason":"exception","message":"no luck"}',
         "rq:job:a reason": "exception",
+        "rq:job:a history": [ended(status.value, 'no "luck"')],
         "rq:job:a seq": "3",
         "rq:job:a expires": "now+2060 s",
         "rq:failed:default a": "now+2000 s",

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from taskpool import scripts
 from taskpool.types import TaskStatus
-from tests.states import FAILURE, SEED, World, race
+from tests.states import FAILURE, SEED, World, ended, race
 from tests.test_script_finish import FORGOTTEN
 
 S = TaskStatus
@@ -22,6 +22,7 @@ FAILED = {
     "rq:job:a failure": '{"reason":"exception","message":"no luck"}',
     "rq:job:a attempt_id": "",
     "rq:job:a put_back": "1:retry",
+    "rq:job:a history": [ended("failed", "no luck")],
     "rq:job:a seq": "3",
 }
 
@@ -85,6 +86,7 @@ def test_a_task_given_back_is_first_in_its_queue_and_the_attempt_is_not_counted(
         "rq:job:a attempt": "0",
         "rq:job:a attempt_id": "",
         "rq:job:a put_back": "1:given_back",
+        "rq:job:a history": [ended("given_back")],
         "rq:job:a started_at": "now",
         "rq:job:a worker_name": "w",
         "rq:job:a seq": "4",
@@ -138,6 +140,7 @@ def test_a_snooze_is_counted_and_told_and_the_attempt_is_not(world: World) -> No
         "rq:job:a attempt": "0",
         "rq:job:a attempt_id": "",
         "rq:job:a put_back": "1:snooze",
+        "rq:job:a history": [ended("snoozed", "not yet")],
         "rq:job:a run_ms": "now+500 s",
         "rq:job:a seq": "4",
         "rq:job:a snoozes": "1",

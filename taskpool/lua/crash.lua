@@ -13,7 +13,8 @@ local key, member = KEY.job .. id, id .. ':' .. attempt_id
 local now_ms, stamp = clock()
 
 local score = redis.call('ZSCORE', KEY.wip .. queue, member)
-local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'crashes', 'stop_ms', 'failure_ttl', 'worker_name')
+local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'crashes', 'stop_ms', 'failure_ttl', 'worker_name',
+  'history', 'attempt', 'started_at')
 -- The record may be another attempt's by now, or deleted by a dashboard.
 local worker = redis.call('HGET', KEY.execution .. member, 'worker_name') or f[7] or ''
 local ours = f[1] == attempt_id
@@ -31,11 +32,12 @@ end
 
 local seq, crashes = tonumber(f[3] or 0) + 1, tonumber(f[4] or 0) + 1
 local ttl_s = tonumber(f[6]) or 604800
+local history = history_with(f[8], tonumber(f[9]) or 0, worker, f[10], stamp, f[5] and 'stopped' or 'crashed', ARGV[5])
 drop_attempt(id, attempt_id, queue, worker)
 
 local function settle(status, reason, failure)
   redis.call('HSET', key, 'status', status, 'ended_at', stamp, 'seq', seq, 'crashes', crashes, 'error', ARGV[5],
-    'failure', failure, 'reason', reason)
+    'failure', failure, 'reason', reason, 'history', history)
   redis.call('XADD', KEY.results .. id, 'MAXLEN', 10, '*', 'type', status == 'stopped' and 3 or 2, 'worker_name', worker,
     'exc_string', ARGV[7], 'execution_id', attempt_id)
   if ttl_s >= 0 then redis.call('EXPIRE', KEY.results .. id, ttl_s + 60) end
@@ -48,7 +50,7 @@ if f[5] then return settle('stopped', 'stopped', ARGV[9]) end
 if crashes >= max_crashes then return settle('failed', 'crashed', ARGV[6]) end
 
 redis.call('HSET', key, 'status', 'queued', 'seq', seq, 'crashes', crashes, 'attempt_id', '', 'enqueued_at', stamp,
-  'error', ARGV[5], 'failure', ARGV[6])
+  'error', ARGV[5], 'failure', ARGV[6], 'history', history)
 enqueue(id, queue, true)
 emit(id, seq, 'crashed', 'queued', now_ms, ',"error":' .. cjson.encode(ARGV[5]) .. ',"crashes":' .. crashes)
 return 'queued'

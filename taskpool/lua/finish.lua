@@ -14,7 +14,7 @@ local id, attempt_id, queue, worker, status = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local key = KEY.job .. id
 local TOLD_BYTES = 1024
 
-local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'type', 'attempt', 'started_at')
+local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'type', 'attempt', 'started_at', 'history')
 if f[1] ~= attempt_id or f[2] ~= 'started' then
   drop_attempt(id, attempt_id, queue, worker)
   if f[1] == attempt_id and f[2] == (status == 'done' and 'finished' or status) then
@@ -33,13 +33,15 @@ local more, aside = '', nil
 drop_attempt(id, attempt_id, queue, worker) -- first: see there
 if status == 'done' then
   redis.call('HSET', key, 'status', 'finished', 'ended_at', stamp, 'seq', seq, 'result', ARGV[7])
-  if #ARGV[7] <= TOLD_BYTES then -- who waits for a small result needn't read the record for it
+  if f[7] then
+    redis.call('HSET', key, 'history', history_with(f[7], f[5], worker, f[6], stamp, status, ''))
+  elseif #ARGV[7] <= TOLD_BYTES then -- who waits for a small result needn't read the record for it
     aside = ',"attempt":' .. f[5] .. ',"started_at":"' .. f[6] .. '","worker":' .. cjson.encode(worker)
       .. ',"result":' .. ARGV[7]
   end
 else
   redis.call('HSET', key, 'status', status, 'ended_at', stamp, 'seq', seq, 'error', ARGV[8], 'failure', ARGV[9],
-    'reason', ARGV[10])
+    'reason', ARGV[10], 'history', history_with(f[7], f[5], worker, f[6], stamp, status, ARGV[8]))
   more = ',"error":' .. cjson.encode(ARGV[8])
   redis.call('XADD', KEY.results .. id, 'MAXLEN', 10, '*', 'type', status == 'stopped' and 3 or 2, 'worker_name', worker,
     'exc_string', ARGV[11], 'execution_id', attempt_id)

@@ -77,3 +77,15 @@ local function retain(id, registry, ttl_s, now_ms)
   end
   return false
 end
+
+-- A task's history with one more attempt that has ended: JSON documents, one a line, the last ones. It is kept from the
+-- first attempt on that doesn't end well: a task that is done at once has none, and costs nothing for it.
+local function history_with(history, attempt, worker, started_at, ended_at, outcome, error)
+  local entry = '{"attempt":' .. attempt .. ',"worker":' .. cjson.encode(worker) .. ',"started_at":'
+    .. cjson.encode(started_at or ended_at) .. ',"ended_at":"' .. ended_at .. '","outcome":"' .. outcome .. '"'
+    .. (error == '' and '' or ',"error":' .. cjson.encode(error)) .. '}'
+  if not history then return entry end
+  local _, breaks = string.gsub(history, '\n', '')
+  if breaks + 2 > KEY.history_cap then history = string.sub(history, string.find(history, '\n', 1, true) + 1) end
+  return history .. '\n' .. entry
+end

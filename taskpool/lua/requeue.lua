@@ -16,7 +16,8 @@ local key = KEY.job .. id
 -- What this call is told by when it is sent again: the attempt id can't stay on a record that no attempt holds.
 local mark = attempt_id .. (given_back and ':given_back' or snoozed and ':snooze' or ':retry')
 
-local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'attempt', 'stop_ms', 'put_back')
+local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'attempt', 'stop_ms', 'put_back', 'history',
+  'started_at')
 if f[1] ~= attempt_id or f[2] ~= 'started' then
   drop_attempt(id, attempt_id, queue, worker)
   return f[6] == mark and 'ok' or 'lost'
@@ -28,7 +29,8 @@ local seq = tonumber(f[3]) + 1
 local status = delay_ms > 0 and 'scheduled' or 'queued'
 drop_attempt(id, attempt_id, queue, worker) -- first: see there
 redis.call('HSET', key, 'status', status, 'seq', seq, 'attempt_id', '', 'attempt', f[4] - (uncounted and 1 or 0),
-  'put_back', mark)
+  'put_back', mark, 'history', history_with(f[7], f[4], worker, f[8], stamp,
+    given_back and 'given_back' or snoozed and 'snoozed' or 'failed', ARGV[7]))
 -- The claim of a second attempt takes back what the first one left; the one after an uncounted first would not.
 if ARGV[7] ~= '' and not uncounted then redis.call('HSET', key, 'error', ARGV[7], 'failure', ARGV[8]) end
 if uncounted then redis.call('HDEL', key, 'progress') end
