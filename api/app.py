@@ -47,6 +47,7 @@ def _routes(pool: AsyncTaskPool, long_polls: LongPolls, settings: Settings) -> l
     fleet = FleetRoutes(pool)
     health = HealthRoutes(pool)
     return [
+        Route("/", Resource(GET=health.door)),
         Route("/tasks", Resource(GET=tasks.list, POST=submit.add)),
         Route("/tasks/batch", Resource(POST=submit.add_batch)),
         Route("/tasks/{id}", Resource(GET=tasks.get, DELETE=tasks.remove)),

@@ -1,8 +1,9 @@
-"""/livez, /readyz and /metrics: for those who run the service."""
+"""/, /livez, /readyz and /metrics: for those who meet the service first, and those who run it."""
 
 from __future__ import annotations
 
 import asyncio
+from importlib.metadata import version
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,6 +19,12 @@ class HealthRoutes:
 
     def __init__(self, pool: AsyncTaskPool) -> None:
         self._pool = pool
+
+    async def door(self, request: Request) -> Json:
+        """GET /: what this is, and where one can go from here."""
+        paths = ("tasks", "queues", "types", "workers", "livez", "readyz", "metrics")
+        links = {path: f"/{path}" for path in paths}
+        return Json({"service": "taskpool", "version": version("taskpool"), "links": links})
 
     async def live(self, request: Request) -> Json:
         """GET /livez: this process answers. It asks nobody else: a restart wouldn't bring Redis back."""

@@ -198,7 +198,7 @@ async def test_a_body_over_the_limit_is_refused(client: httpx.AsyncClient) -> No
         ("POST", "/queues", "GET, HEAD"),
         ("POST", "/livez", "GET, HEAD"),
         ("BREW", "/metrics", "GET, HEAD"),
-        ("GET", "/", None),
+        ("POST", "/", "GET, HEAD"),
         ("GET", "/tasks/", None),
         ("GET", "/tasks//", None),
         ("GET", "/Tasks", None),

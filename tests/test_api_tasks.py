@@ -276,6 +276,14 @@ async def test_workers_are_shown(client: httpx.AsyncClient, redis: Redis) -> Non
     assert (worker["name"], worker["pid"], worker["queues"], worker["state"]) == ("w1", 7, ["a", "b"], "idle")
 
 
+async def test_the_front_door_leads_to_pages_that_exist(client: httpx.AsyncClient) -> None:
+    door = (await client.get("/")).json()
+
+    assert door["service"] == "taskpool"
+    for link in door["links"].values():
+        assert (await client.get(link)).status_code == 200
+
+
 async def test_probes_answer(client: httpx.AsyncClient) -> None:
     live, ready = await client.get("/livez"), await client.get("/readyz?verbose")
 
