@@ -93,14 +93,14 @@ class Supervisor:
             commands, outage = self._roster.commands, self._outage
             self._spawn(repeat("starting processes", self._crew.step, wake=self._crew.changed))
             self._spawn(repeat("timeouts", self._enforce_timeouts))
-            self._spawn(repeat("heartbeats", self._heartbeat, outage=outage, wake=self._changed))
+            announcing = self._spawn(repeat("heartbeats", self._heartbeat, outage=outage, wake=self._changed))
             self._spawn(repeat("commands", commands.step, outage=outage, wake=commands.changed))
             self._spawn(repeat("housekeeping", self._housekeeping.step, outage=outage))
             self._spawn(repeat("forgetting dead workers", self._forget_dead, outage=outage))
             if self._reloads:
                 self._spawn(reload.watch(self._files, self._reload))
             await self._crew.gone.wait()
-            await self._say_goodbye()
+            await self._say_goodbye(announcing)
         finally:
             await self._close()
         return 0
@@ -220,10 +220,11 @@ class Supervisor:
             if not child.ended.is_set():
                 child.kill(Verdict.GIVEN_BACK)
 
-    async def _say_goodbye(self) -> None:
+    async def _say_goodbye(self, announcing: asyncio.Task[Any]) -> None:
         if not await self._roster.settled(SETTLE_S):
             log.error("Redis is away: what this pool ran is queued again when its leases end")
             return
+        announcing.cancel()  # one more announcement would bring the pool back
         try:
             await self._store.carry_out(catalogue.retire(self._id))
         except RedisUnavailable:  # it counts as gone when its announcement expires
@@ -239,10 +240,11 @@ class Supervisor:
         self._registrar.connection.close()
         self._memory.close()
 
-    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 async def _await_ends(children: Sequence[Child]) -> None:
