@@ -46,6 +46,16 @@ def log_task(running: RunningTask, lines: Sequence[tuple[int, str]], *, keep: in
     return scripts.log(running, documents, keep=keep, ttl_s=max(running.failure_ttl_s, running.result_ttl_s, 60))
 
 
+def last_lines(id: str, since_ms: float, *, most: int) -> Call[list[str]]:
+    """The last lines of a task's log that were written after `since_ms`, by their writer's clock; the oldest first."""
+
+    def read(reply: list[tuple[bytes, list[bytes]]]) -> list[str]:
+        lines = [msgspec.json.decode(fields[1]) for _, fields in reversed(reply)]
+        return [line["text"] for line in lines if line["at_ms"] >= since_ms]
+
+    return Call(("XREVRANGE", keys.LOG + id, "+", "-", "COUNT", most), read, again=True)
+
+
 def notify_websocket(event: Event) -> Call[int]:
     """Publish an event on its task's channel, to every API process that has a listener; how many there are.
 

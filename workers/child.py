@@ -8,7 +8,7 @@ import signal
 import time
 from enum import StrEnum
 
-from workers import processgroup
+from workers import processgroup, stacks
 from workers.nursery import Nursery
 from workers.slots import Block, LaneState, Request, Run
 
@@ -29,6 +29,8 @@ class Child:
         self.started_mono = time.monotonic()
         self.verdicts: dict[str, Verdict] = {}
         """By attempt id. When one is there, attempts without one are bystanders: they are given back."""
+        self.asked_for_stacks: set[str] = set()
+        """Attempt ids."""
         self.ended = asyncio.Event()
         self.is_draining = False
 
@@ -56,6 +58,15 @@ class Child:
         if not self.ended.is_set():
             try:
                 os.kill(self.pid, signal.SIGUSR1)
+            except ProcessLookupError:
+                pass
+
+    def ask_for_stacks(self, run: Run) -> None:
+        """Has it write down where its threads are, because of this attempt; `stacks.WRITE_S` later it has."""
+        self.asked_for_stacks.add(run.attempt_id)
+        if not self.ended.is_set():
+            try:
+                os.kill(self.pid, stacks.ASK)
             except ProcessLookupError:
                 pass
 

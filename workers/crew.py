@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from workers.child import Child
-from workers.nursery import Nursery, NurseryLost, describe_status
+from workers.nursery import Ending, Nursery, NurseryLost, describe_status
 from workers.slots import SharedMemory
 
 log = logging.getLogger("workers")
@@ -22,7 +22,7 @@ MAX_BACKOFF_S: Final = 30.0
 
 
 class Crew:
-    """The pool's processes. `on_start` is called for each one started, `on_end` with its wait status when it ended;
+    """The pool's processes. `on_start` is called for each one started, `on_end` when it ended;
     its block of the shared memory stays as it was until `on_end` returns."""
 
     def __init__(
@@ -32,7 +32,7 @@ class Crew:
         memory: SharedMemory,
         *,
         on_start: Callable[[Child], None],
-        on_end: Callable[[Child, int], None],
+        on_end: Callable[[Child, Ending], None],
     ) -> None:
         self._pool, self._memory = pool, memory
         self._on_start, self._on_end = on_start, on_end
@@ -71,11 +71,11 @@ class Crew:
             child.drain()
         self._look_whether_gone()
 
-    def ended(self, pid: int, status: int) -> None:
+    def ended(self, pid: int, ending: Ending) -> None:
         """Takes note of the end of a process: called by its nursery."""
         child = self.children.pop(pid)
         child.ended.set()
-        self._on_end(child, status)
+        self._on_end(child, ending)
         if child.block.counters().ready or child.is_draining:
             self._failures = 0
         else:
@@ -83,7 +83,7 @@ class Crew:
             log.error(
                 "worker %s died at start-up (%s), %d times in a row",
                 child.name,
-                describe_status(status),
+                describe_status(ending.status),
                 self._failures,
             )
         self._free.append(child.block.index)

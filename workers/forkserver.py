@@ -7,7 +7,8 @@ with the supervisor over one socket; when that closes it kills every process gro
                    {"fork": block, "name": worker, "queues": [...]}
     fork server -> {"types": [...], "queues": [...], "files": [...]}      once, when the modules are loaded;
                    {"error": text}                                        or when they can't be
-                   {"forked": block, "pid": pid}   {"ended": pid, "status": wait status}
+                   {"forked": block, "pid": pid}
+                   {"ended": pid, "status": wait status, "usage": {...}, "stacks": text}
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import resource
 import selectors
 import signal
 import socket
@@ -22,7 +24,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
@@ -30,11 +32,12 @@ import taskpool
 from taskpool.errors import ConfigurationError
 from taskpool.registry import Registry
 from taskpool.settings import Settings
-from workers import process, processgroup
+from workers import process, processgroup, stacks
 from workers.logs import configure
 from workers.slots import SharedMemory
 
 RECEIVE_BYTES = 65536
+RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
 
 
 class ForkServer:
@@ -42,7 +45,8 @@ class ForkServer:
 
     def __init__(self, control: socket.socket, settings: Settings, registry: Registry, memory: SharedMemory) -> None:
         self._control, self._settings, self._registry, self._memory = control, settings, registry, memory
-        self._groups: set[int] = set()
+        self._stacks: dict[int, IO[bytes]] = {}
+        """Of each worker process, which leads a process group, the file in which it says where its threads are."""
 
     def serve(self, lines: Iterator[bytes]) -> None:
         """Works until the supervisor closes the socket or dies; then nothing that was forked is left."""
@@ -51,18 +55,19 @@ class ForkServer:
                 self._fork(msgspec.json.decode(line))
             else:
                 self._reap()
-        for group in self._groups:
+        for group in self._stacks:
             processgroup.signal_group(group, signal.SIGKILL)
 
     def _fork(self, order: Mapping[str, Any]) -> None:
         parent = os.getpid()
+        file = stacks.open_file()
         pid = os.fork()
         if pid == 0:
-            os._exit(self._become_worker(parent, order))
-        self._groups.add(pid)
+            os._exit(self._become_worker(parent, order, file))
+        self._stacks[pid] = file
         send(self._control, {"forked": order["fork"], "pid": pid})
 
-    def _become_worker(self, parent: int, order: Mapping[str, Any]) -> int:
+    def _become_worker(self, parent: int, order: Mapping[str, Any], file: IO[bytes]) -> int:
         """The new process's whole life; returns its exit status."""
         try:
             os.setsid()
@@ -70,6 +75,7 @@ class ForkServer:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._control.close()
+            stacks.write_into(file)
             random.seed()
             return process.serve(
                 self._settings,
@@ -89,14 +95,15 @@ class ForkServer:
         """Reports the workers that ended. Orphans of their tasks are reaped without a word."""
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
-            if pid in self._groups:
-                self._groups.discard(pid)
-                send(self._control, {"ended": pid, "status": status})
+            if pid in self._stacks:
+                with self._stacks.pop(pid) as file:
+                    written = stacks.read(file)
+                send(self._control, {"ended": pid, "status": status, "usage": in_words(usage), "stacks": written})
 
 
 def read_lines(control: socket.socket) -> Iterator[bytes]:
@@ -124,6 +131,15 @@ def read_lines(control: socket.socket) -> Iterator[bytes]:
                 return
             *lines, rest = (rest + data).split(b"\n")
             yield from lines
+
+
+def in_words(usage: resource.struct_rusage) -> dict[str, float]:
+    """What a process has used."""
+    return {
+        "max_rss_bytes": usage.ru_maxrss * RSS_UNIT_BYTES,
+        "user_s": round(usage.ru_utime, 3),
+        "system_s": round(usage.ru_stime, 3),
+    }
 
 
 def send(control: socket.socket, message: Mapping[str, Any]) -> None:

@@ -30,6 +30,15 @@ class NurseryLost(Exception):
     """Raised when the fork server has died; what it forked died with it."""
 
 
+class Ending(msgspec.Struct, frozen=True):
+    """How a worker process ended: its wait status, what it used from its start on (`max_rss_bytes`, `user_s`,
+    `system_s`), and the stacks of its threads, if they were written (see stacks)."""
+
+    status: int
+    usage: Mapping[str, float] = msgspec.field(default_factory=dict)
+    stacks: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """The task modules as imported: their types, the queues those go to, and their source files."""
@@ -47,7 +56,7 @@ class Nursery:
         server: subprocess.Popen[bytes],
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        on_end: Callable[[int, int], None],
+        on_end: Callable[[int, Ending], None],
         on_lost: Callable[[Nursery], None],
     ) -> None:
         self._server, self._reader, self._writer = server, reader, writer
@@ -64,12 +73,12 @@ class Nursery:
         settings: Settings,
         memory: SharedMemory,
         *,
-        on_end: Callable[[int, int], None],
+        on_end: Callable[[int, Ending], None],
         on_lost: Callable[[Nursery], None],
     ) -> Nursery:
         """Starts a fork server and waits until the task modules are loaded.
 
-        `on_end` is called with the process id and the wait status of every worker that ended, `on_lost` when the
+        `on_end` is called with the process id and the ending of every worker that ended, `on_lost` when the
         fork server itself died.
 
         Raises:
@@ -137,7 +146,7 @@ class Nursery:
             answer.set_exception(NurseryLost())
         self._forks.clear()
         for pid in tuple(self._pids):
-            self._ended(pid, int(signal.SIGKILL))
+            self._ended(pid, Ending(signal.SIGKILL))
         self._on_lost(self)
 
     def _handle(self, message: Mapping[str, Any]) -> None:
@@ -145,12 +154,12 @@ class Nursery:
             self._pids.add(message["pid"])
             self._forks.pop(message["forked"]).set_result(message["pid"])
         else:
-            self._ended(message["ended"], message["status"])
+            self._ended(message["ended"], msgspec.convert(message, Ending))
 
-    def _ended(self, pid: int, status: int) -> None:
+    def _ended(self, pid: int, ending: Ending) -> None:
         """Tells of an end one turn later, so that whoever awaits this very fork has seen its process id before."""
         self._pids.discard(pid)
-        asyncio.get_running_loop().call_soon(self._on_end, pid, status)
+        asyncio.get_running_loop().call_soon(self._on_end, pid, ending)
 
 
 def describe_status(status: int) -> str:

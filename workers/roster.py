@@ -12,6 +12,7 @@ from taskpool.store import AsyncStore
 from workers.child import Child
 from workers.commands import CommandChannel
 from workers.duties import Outage, insist
+from workers.nursery import Ending
 from workers.rqworker import PoolWorker, Registrar
 from workers.settlement import Remains, await_end, settle
 from workers.stops import Stops
@@ -62,9 +63,9 @@ class Roster:
         self._listen()
         self._spawn(self._enter(child, worker))
 
-    def bury(self, child: Child, status: int) -> None:
+    def bury(self, child: Child, ending: Ending) -> None:
         """Settles what an ended process held and removes it, as soon as Redis is there."""
-        self._spawn(self._bury(child, Remains.of(child, status)))
+        self._spawn(self._bury(child, Remains.of(child, ending)))
 
     async def settled(self, timeout_s: float) -> bool:
         """Waits until all that was begun here is done; False: it wasn't within the time."""

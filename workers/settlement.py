@@ -7,23 +7,22 @@ process never saw. An attempt whose code never began is given back as if it hadn
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from taskpool import record, scripts
 from taskpool.attempt import timed_out
 from taskpool.calls import Plan
 from taskpool.metrics_names import TASKS, field_name
-from taskpool.status import update_status
+from taskpool.status import last_lines, update_status
 from taskpool.types import TaskRecord
 from workers import processgroup
 from workers.child import Child, Verdict
+from workers.dossier import LINES, began_ms, error_of, failure_of
 from workers.held import attempts_of, running_of
-from workers.nursery import describe_status
+from workers.nursery import Ending
 from workers.slots import LaneState, Run
 from workers.stats import COUNTED_AS
 
@@ -38,7 +37,7 @@ class Remains:
     """A process that has ended: what its memory said it ran, and why."""
 
     child: Child
-    status: int
+    ending: Ending
     runs: Mapping[str, Run]
     """By attempt id."""
     ended_mono: float
@@ -46,13 +45,13 @@ class Remains:
     """When to look for what it held: the waits before each look."""
 
     @classmethod
-    def of(cls, child: Child, status: int) -> Remains:
-        """What `child`, which ended with this wait status, leaves behind."""
+    def of(cls, child: Child, ending: Ending) -> Remains:
+        """What `child`, which ended so, leaves behind."""
         runs = child.runs()
         # Only a process with a lane to spare may have sent a claim; one that ended in order has seen its answer.
         running = [run for run in runs if run.state is LaneState.RUNNING]
-        looks_s = (0.0,) if status == 0 or len(running) == child.block.lanes else LATE_CLAIMS_S
-        return cls(child, status, {run.attempt_id: run for run in runs}, time.monotonic(), looks_s)
+        looks_s = (0.0,) if ending.status == 0 or len(running) == child.block.lanes else LATE_CLAIMS_S
+        return cls(child, ending, {run.attempt_id: run for run in runs}, time.monotonic(), looks_s)
 
     def verdict(self, attempt_id: str) -> Verdict | None:
         """What to do with an attempt; None: it crashed."""
@@ -87,17 +86,19 @@ def _settle_attempt(
     """Settles one; the word under which it is counted."""
     run = remains.runs.get(attempt_id)
     running = running_of(id, attempt_id, remains.child.name, found, run.queue if run else None)
-    match remains.verdict(attempt_id):
-        case Verdict.GIVEN_BACK:
-            (word,) = yield (scripts.give_back(running),)
-            if word != "stopping":
-                return "given_back"
-        case Verdict.TIMEOUT:
-            outcome = timed_out(running)
-            (word,) = yield (update_status(running, outcome),)
-            if word != "stopping":
-                return COUNTED_AS[outcome.status]
-    error, failure = _obituary(remains, run)
+    verdict = remains.verdict(attempt_id)
+    if verdict is Verdict.GIVEN_BACK:
+        (word,) = yield (scripts.give_back(running),)
+        if word != "stopping":
+            return "given_back"
+    dossier = yield from _dossier(remains, id, run)
+    if verdict is Verdict.TIMEOUT:
+        outcome = timed_out(running)
+        (word,) = yield (update_status(running, replace(outcome, failure={**outcome.failure, **dossier})),)
+        if word != "stopping":
+            return COUNTED_AS[outcome.status]
+    error = error_of(remains.ending, verdict)
+    failure = {"reason": "crashed", "message": error, **dossier}
     (word,) = yield (
         scripts.crash(id, attempt_id, running.queue, error=error, failure=failure, max_crashes=max_crashes),
     )
@@ -106,18 +107,9 @@ def _settle_attempt(
     return "stopped" if word == "stopped" else "crashed"
 
 
-def _obituary(remains: Remains, run: Run | None) -> tuple[str, dict[str, Any]]:
-    """How the attempt died, as one line and in detail."""
-    how = describe_status(remains.status)
-    error = f"crashed: its worker process ended with {how}"
-    if os.WIFSIGNALED(remains.status) and os.WTERMSIG(remains.status) == signal.SIGKILL:
-        error += " (killed from outside, or out of memory)"
-    failure = {
-        "reason": "crashed",
-        "message": error,
-        "exit": how,
-        "worker": remains.child.name,
-        "pid": remains.child.pid,
-        "ran_s": round(remains.ended_mono - run.started_mono, 3) if run else 0,
-    }
-    return error, failure
+def _dossier(remains: Remains, id: str, run: Run | None) -> Plan[dict[str, Any]]:
+    """All there is to tell of how the attempt died."""
+    log: list[str] = []
+    if run is not None:
+        (log,) = yield (last_lines(id, began_ms(run), most=LINES),)
+    return failure_of(remains.child, remains.ending, run, remains.ended_mono, log)

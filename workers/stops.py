@@ -1,5 +1,7 @@
 """How one attempt is ended from outside: asked first, then SIGTERM to its process group, then SIGKILL.
 
+Before the first of them it is asked where it is: the stacks of its threads are told with its end.
+
 What is killed here is settled when the process has ended (see settlement): `stopped` is written only then.
 """
 
@@ -10,6 +12,7 @@ import logging
 import signal
 import time
 
+from workers import stacks
 from workers.child import Child, Verdict
 from workers.slots import Request, Run
 
@@ -42,6 +45,9 @@ class Stops:
         if await self._is_over(child, run, grace_s):
             return
         log.warning("task %s doesn't stop within %g s: SIGTERM to its process group %d", run.id, grace_s, child.pid)
+        child.ask_for_stacks(run)
+        if await self._is_over(child, run, stacks.WRITE_S):
+            return
         child.signal(signal.SIGTERM)
         if await self._is_over(child, run, TERM_GRACE_S):
             return

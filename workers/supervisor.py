@@ -22,16 +22,16 @@ from taskpool.catalogue import PoolInfo
 from taskpool.errors import ConfigurationError, RedisUnavailable
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.store import AsyncStore
-from workers import reload
+from workers import reload, stacks
 from workers.child import Child, Verdict
 from workers.crew import Crew
 from workers.duties import Outage, repeat
 from workers.heartbeats import Heartbeats
 from workers.housekeeping import Housekeeping
-from workers.nursery import Nursery
+from workers.nursery import Ending, Nursery
 from workers.roster import Roster
 from workers.rqworker import Registrar, connect
-from workers.slots import LaneState, SharedMemory
+from workers.slots import SharedMemory
 from workers.stops import Stops
 
 log = logging.getLogger("workers")
@@ -139,8 +139,8 @@ class Supervisor:
     def _on_start(self, child: Child) -> None:
         self._roster.add(child)
 
-    def _on_end(self, child: Child, status: int) -> None:
-        self._roster.bury(child, status)
+    def _on_end(self, child: Child, ending: Ending) -> None:
+        self._roster.bury(child, ending)
         left = {other.nursery for other in self._crew.children.values()}
         for nursery in self._nurseries - left - {self._nursery}:
             self._nurseries.discard(nursery)
@@ -167,13 +167,19 @@ class Supervisor:
     async def _enforce_timeouts(self) -> float:
         """Kills what outlives its timeout although its process was to end it."""
         now = time.monotonic()
-        for child in list(self._crew.children.values()):
-            for run in child.runs():
-                if run.timeout_s and run.state is LaneState.RUNNING:
-                    overdue_s = now - run.started_mono - run.timeout_s
-                    if overdue_s > HARD_TIMEOUT_S:
-                        log.warning("task %s ignores its timeout of %g s: SIGKILL", run.id, run.timeout_s)
-                        child.kill(Verdict.TIMEOUT, run)
+        overdue = [
+            (child, run)
+            for child in self._crew.children.values()
+            for run in child.runs()
+            if run.timeout_s and child.is_running(run) and now - run.started_mono - run.timeout_s > HARD_TIMEOUT_S
+        ]
+        for child, run in overdue:
+            log.warning("task %s ignores its timeout of %g s: SIGKILL", run.id, run.timeout_s)
+            child.ask_for_stacks(run)
+        await asyncio.sleep(stacks.WRITE_S if overdue else 0)
+        for child, run in overdue:
+            if child.is_running(run):
+                child.kill(Verdict.TIMEOUT, run)
         return LOOK_S
 
     async def _forget_dead(self) -> float:
