@@ -11,9 +11,16 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from benchmarks.chaos.evidence import Attempt, Evidence, Finding, attempts
+from benchmarks.chaos.harm import NETWORK
 from taskpool.types import Event, TaskStatus
 
 CLOCK_MS: Final = 2
+DEATHS: Final = frozenset({"kill_child", "kill_fork_server"})
+"""What ends a process whose supervisor lives to tell."""
+LOST_LEASES: Final = frozenset({"kill_supervisor", "freeze_pool", "kill_redis", "restart_redis"} | NETWORK - {"cut"})
+"""What keeps a pool from renewing its leases. Lost connections alone don't: new ones are made in time."""
+RETURNS: Final = frozenset({"drain_pool", "kill_redis", "restart_redis", *DEATHS, *NETWORK})
+"""What has claims given back: on purpose, or because nobody saw their answers."""
 REFUSED_RIGHTLY: Final = ("depends_on", "UnknownDependency")
 """What it depends on may have been purged by then."""
 
@@ -35,6 +42,8 @@ def check_effects(evidence: Evidence) -> Iterator[Finding]:
                 yield Finding("once", f"claimed once, it began {starts} times and ended {len(ends)} times", id)
         yield from _check_order(evidence, id, events)
         for attempt in attempts(events, effects):
+            if attempt.over and attempt.over.event == "stopped":
+                yield from _check_stop(evidence, id, attempt, attempt.over)
             if is_again(attempt) and explanation(evidence, id, attempt) is None:
                 yield Finding("once", f"attempt {attempt.number} ended in {attempt.over}, and nothing explains it", id)
     for id in evidence.effects:
@@ -53,23 +62,39 @@ def is_again(attempt: Attempt) -> bool:
 
 
 def explanation(evidence: Evidence, id: str, attempt: Attempt) -> str | None:
-    """What may have ended an attempt before its time; None: nothing is known."""
-    over_ms = attempt.over.at_ms if attempt.over else attempt.started_ms
-    payload = evidence.specs().get(id, {}).get("payload", {})
-    if payload.get("do") == "die" and attempt.number == 1:
+    """What ended an attempt before its time; None: nothing that happened could have."""
+    if evidence.specs().get(id, {}).get("payload", {}).get("do") == "die" and attempt.number == 1:
         return "it killed its process itself"
-    if faults := evidence.faults_at(attempt.pools, attempt.started_ms, over_ms):
-        return faults[-1].kind
-    if id in evidence.ledger.asked("stop"):
-        return "it was stopped"
+    over_ms = attempt.over.at_ms if attempt.over else attempt.started_ms
+    causes = _causes(attempt)
+    faults = [
+        fault
+        for fault in evidence.faults_at(attempt.pools, attempt.started_ms, over_ms)
+        if fault.kind in causes and (causes is not DEATHS or not attempt.pids or attempt.pids & set(fault.pids))
+    ]
+    if faults:
+        return "+".join(sorted({fault.kind for fault in faults}))
+    if causes is LOST_LEASES:
+        return None
+    return "it was stopped" if id in evidence.ledger.asked("stop") else _beside(evidence, id, attempt, over_ms)
+
+
+def _causes(attempt: Attempt) -> frozenset[str]:
+    """The kinds of faults that can end an attempt as this one ended."""
+    error = str(attempt.over.data.get("error", "")) if attempt.over else ""
+    return LOST_LEASES if "lease ended" in error else DEATHS if "process ended" in error else RETURNS
+
+
+def _beside(evidence: Evidence, id: str, attempt: Attempt, over_ms: float) -> str | None:
+    """Whether it was another task of the same process that ended the process, or had it ended."""
     for other, effects in evidence.effects.items():
+        spec = evidence.specs().get(other, {})
         beside = [
             effect
             for effect in effects
-            if effect.pid in attempt.pids or (not attempt.pids and effect.at_ms <= over_ms)
             if attempt.started_ms - 10_000 <= effect.at_ms <= over_ms
+            if effect.pid in attempt.pids or not attempt.pids
         ]
-        spec = evidence.specs().get(other, {})
         if other == id or not beside or not spec:
             continue
         if spec["payload"].get("do") == "die":
@@ -90,6 +115,13 @@ def duplicates(evidence: Evidence) -> Counter[str]:
             found = [explanation(evidence, id, each) for each in attempts(events, effects) if is_again(each)]
             why[next((word for word in found if word), "unexplained")] += 1
     return why
+
+
+def _check_stop(evidence: Evidence, id: str, attempt: Attempt, over: Event) -> Iterator[Finding]:
+    """What is stopped does nothing more, unless it was out of reach."""
+    late = [effect for effect in attempt.effects if effect.at_ms > over.at_ms + CLOCK_MS]
+    if late and not evidence.faults_at(attempt.pools, attempt.started_ms, over.at_ms):
+        yield Finding("stopped", f"after it was stopped it went on to {late[0].what}", id)
 
 
 def _check_order(evidence: Evidence, id: str, events: Sequence[Event]) -> Iterator[Finding]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from benchmarks.chaos.harm import Fault
 from benchmarks.chaos.load import Ledger
-from benchmarks.chaos.nemesis import Fault
 from benchmarks.chaos.plan import Plan
 from benchmarks.chaos.witness import Effect, Use
 from taskpool.types import Event, TaskRecord, TaskStatus
@@ -60,9 +60,9 @@ class Evidence:
         ]
 
     def felt_s(self, fault: Fault) -> float:
-        """How long after its end a fault can still be felt."""
+        """How long after its end a fault can still be felt: nobody takes tasks back for a lease after an outage."""
         slow = fault.kind in ("black_hole", "stall", "kill_redis", "restart_redis", "cut_before", "cut_after", "delay")
-        return self.plan.lease_s + SETTLE_S + (NOTICE_S if slow else 0)
+        return 2 * self.plan.lease_s + SETTLE_S + (NOTICE_S if slow else 0)
 
 
 @dataclass(frozen=True, slots=True)

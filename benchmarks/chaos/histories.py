@@ -9,11 +9,12 @@ from benchmarks.chaos.evidence import Evidence, Finding
 from taskpool.types import RETRYABLE, TERMINAL, TRANSITIONS, Event, TaskStatus
 
 FIRST = frozenset({TaskStatus.QUEUED, TaskStatus.SCHEDULED, TaskStatus.WAITING, TaskStatus.CANCELED})
+RUNNING = frozenset({TaskStatus.IN_PROGRESS, TaskStatus.STOPPING})
 NO_MOVE = frozenset({"progress", "log", "stopping"})
 
 
 def check_histories(evidence: Evidence) -> Iterator[Finding]:
-    """Findings: lost, unfinished, numbering, transition, record."""
+    """Findings: lost, unfinished, numbering, transition, attempts, limits, record."""
     for id in evidence.specs():
         if id not in evidence.events:
             yield Finding("lost", "it was accepted, and no event tells of it", id)
@@ -22,6 +23,7 @@ def check_histories(evidence: Evidence) -> Iterator[Finding]:
             yield Finding("unfinished", f"it was {events[-1].status} when all should have ended", id)
         yield from _check_numbering(id, events)
         yield from _check_moves(id, events)
+        yield from _check_attempts(id, events)
         yield from _check_limits(evidence, id, events)
     yield from _check_records(evidence)
 
@@ -42,6 +44,18 @@ def _check_moves(id: str, events: Sequence[Event]) -> Iterator[Finding]:
             continue
         if after.status not in TRANSITIONS[before.status]:
             yield Finding("transition", f"number {after.seq} moves it from {before.status} to {after.status}", id)
+
+
+def _check_attempts(id: str, events: Sequence[Event]) -> Iterator[Finding]:
+    """Attempts are counted from 1 on; one that was given back isn't counted."""
+    expected = 1
+    for before, event in pairwise(events):
+        if before.status in RUNNING and event.event == "queued" and event.status is TaskStatus.QUEUED:
+            expected -= 1
+        if event.event == "started":
+            if event.data["attempt"] != expected:
+                yield Finding("attempts", f"number {event.seq} is attempt {event.data['attempt']}, not {expected}", id)
+            expected += 1
 
 
 def _check_limits(evidence: Evidence, id: str, events: Sequence[Event]) -> Iterator[Finding]:

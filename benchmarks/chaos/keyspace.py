@@ -96,7 +96,7 @@ def _fault(redis: Redis, dump: Dump, name: str, records: Mapping[str, TaskRecord
         if name.startswith(prefix):
             if name.removeprefix(prefix) not in records:
                 return "its task is gone"
-            return None if ttl_s > 0 else "it never expires"
+            return None if ttl_s >= 0 else "it never expires"
     if name.startswith(keys.DOORBELL):
         length: Any = redis.llen(name)
         return None if length <= keys.DOORBELL_CAP else f"it has {length} entries"
@@ -107,7 +107,7 @@ def _fault(redis: Redis, dump: Dump, name: str, records: Mapping[str, TaskRecord
     if name.startswith(keys.WORKER):
         if name.endswith(":executions"):
             return "it shows something that runs"
-        return None if 0 < ttl_s <= WORKER_TTL_S else f"it expires in {ttl_s} s"
+        return None if 0 <= ttl_s <= WORKER_TTL_S else f"it expires in {ttl_s} s"
     if name == keys.POOLS or name.startswith(keys.POOL):
         pools: Any = redis.zrange(name, 0, -1) if name == keys.POOLS else [name.removeprefix(keys.POOL).encode()]
         alive = [pool.decode() for pool in pools if not _is_of(pool.decode(), killed_pids)]

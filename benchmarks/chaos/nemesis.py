@@ -1,41 +1,19 @@
-"""Who does harm: one seeded fault after another, each with its victims and its time on record.
+"""Who does harm: one seeded fault after another, now and then two at once, each with its victims on record.
 
-Which faults come, to whom and for how long, is the seed's; what they hit is chance. When it is told to end it first
-undoes what it did.
+Which faults come, to whom and for how long, is the seed's; what they hit is chance.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Final
+from concurrent.futures import ThreadPoolExecutor
 
-import psutil
-from redis import Redis
+from benchmarks.chaos.cluster import Cluster
+from benchmarks.chaos.harm import NETWORK, REDIS, Fault, Harm
 
-from benchmarks.chaos.cluster import Cluster, Service, await_true, fork_server, kill_all, workers
-from benchmarks.chaos.network import Link, Weather
-
-PROCESS_END_S: Final = 5.0
-
-
-@dataclass(slots=True)
-class Fault:
-    """One fault: `scope` names the services it could hit (pools and the API); times are wall clock."""
-
-    kind: str
-    scope: frozenset[str]
-    began_ms: float
-    ended_ms: float = 0.0
-    pids: tuple[int, ...] = ()
-    """The worker processes that died of it."""
-    survivors: list[str] = field(default_factory=list)
-    """What should have died with its victim, and didn't."""
-
-    def __str__(self) -> str:
-        return f"{self.kind} of {'+'.join(sorted(self.scope))} {self.pids or ''}"
+AT_ONCE = 0.3
+"""How often a fault comes on top of another one."""
 
 
 class Nemesis:
@@ -44,181 +22,34 @@ class Nemesis:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._random = random.Random(cluster.plan.seed)
-        self._all = frozenset(service.name for service in cluster.services)
+        self._kinds: list[str] = []
         self.faults: list[Fault] = []
 
     def rage(self, until_mono: float) -> None:
-        """Faults and calm in turn. Each kind comes before any comes again."""
-        kinds: list[str] = []
+        """Faults and calm in turn; when it returns, every fault is over."""
         while time.monotonic() < until_mono:
             time.sleep(self._random.uniform(0.3, 1) * self._cluster.plan.calm_s)
-            if not kinds:
-                kinds = list(self._cluster.plan.faults)
-                self._random.shuffle(kinds)
-            self.strike(kinds.pop())
+            kinds = [self._next()]
+            if self._random.random() < AT_ONCE and _class(second := self._next()) != _class(kinds[0]):
+                kinds.append(second)
+            harms = [self._harm(kind) for kind in kinds]
+            with ThreadPoolExecutor(len(harms)) as threads:
+                for strike in [threads.submit(harm.do) for harm in harms]:
+                    strike.result()
 
-    def strike(self, kind: str) -> None:
-        """Does one fault from its beginning to its end."""
-        harm: Callable[[Fault], None] = getattr(self, f"_{kind}")
-        fault = Fault(kind, frozenset(), time.time() * 1000)
+    def _next(self) -> str:
+        """Each kind comes, as often as the plan has it, before any comes again."""
+        if not self._kinds:
+            self._kinds = list(self._cluster.plan.faults)
+            self._random.shuffle(self._kinds)
+        return self._kinds.pop()
+
+    def _harm(self, kind: str) -> Harm:
+        now_ms = time.time() * 1000
+        fault = Fault(kind, frozenset(), now_ms, ended_ms=now_ms)
         self.faults.append(fault)
-        try:
-            harm(fault)
-        except psutil.NoSuchProcess:  # the victim died by itself this moment: a task may have killed it
-            pass
-        fault.ended_ms = time.time() * 1000
-
-    # --- processes --------------------------------------------------------------------------------------------------
-
-    def _kill_child(self, fault: Fault) -> None:
-        pool = self._victim(fault)
-        for worker in self._some(workers(pool)):
-            fault.pids = (worker.pid,)
-            worker.kill()
-
-    def _kill_fork_server(self, fault: Fault) -> None:
-        pool = self._victim(fault)
-        server = fork_server(pool)
-        if server is not None:
-            below = server.children(recursive=True)
-            fault.pids = tuple(process.pid for process in below)
-            server.kill()
-            self._await_ends(fault, below)
-
-    def _kill_supervisor(self, fault: Fault) -> None:
-        pool = self._victim(fault)
-        below = pool.tree()[1:]
-        fault.pids = tuple(process.pid for process in workers(pool))
-        fault.began_ms = time.time() * 1000
-        pool.kill()
-        self._await_ends(fault, below)
-        self._pause(0.2, 1.5)
-        pool.start()
-
-    def _drain_pool(self, fault: Fault) -> None:
-        pool = self._victim(fault)
-        below = pool.tree()[1:]
-        pool.end()
-        self._await_ends(fault, below)
-        pool.start()
-
-    def _freeze_child(self, fault: Fault) -> None:
-        pool = self._victim(fault)
-        self._freeze(self._some(workers(pool)))
-
-    def _freeze_pool(self, fault: Fault) -> None:
-        pool = self._victim(fault)
-        self._freeze(pool.tree())
-
-    def _kill_api(self, fault: Fault) -> None:
-        api = self._cluster.api
-        fault.scope = frozenset({api.name})
-        api.kill()
-        self._pause(0.1, 1)
-        api.start()
-
-    # --- Redis ------------------------------------------------------------------------------------------------------
-
-    def _kill_redis(self, fault: Fault) -> None:
-        fault.scope = self._all
-        self._cluster.redis.kill()
-        self._pause(0.1, 1.5 * self._cluster.plan.lease_s)
-        self._cluster.redis.start()
-
-    def _restart_redis(self, fault: Fault) -> None:
-        fault.scope = self._all
-        self._cluster.redis.stop()
-        self._pause(0.1, 1)
-        self._cluster.redis.start()
-
-    def _forget_scripts(self, fault: Fault) -> None:
-        fault.scope = self._all
-        with Redis.from_url(self._cluster.redis.url) as redis:
-            redis.script_flush()
-
-    # --- network ----------------------------------------------------------------------------------------------------
-
-    def _cut(self, fault: Fault) -> None:
-        for link in self._links(fault):
-            link.cut()
-
-    def _cut_before(self, fault: Fault) -> None:
-        self._storm(fault, Weather.CUT_BEFORE, 1, 3, chance=0.2)
-
-    def _cut_after(self, fault: Fault) -> None:
-        self._storm(fault, Weather.CUT_AFTER, 1, 3, chance=0.2)
-
-    def _delay(self, fault: Fault) -> None:
-        self._storm(fault, Weather.DELAY, 1, 3, delay_s=0.3)
-
-    def _stall(self, fault: Fault) -> None:
-        lease_s = self._cluster.plan.lease_s
-        self._storm(fault, Weather.STALL, 0.5 * lease_s, 2 * lease_s)
-
-    def _black_hole(self, fault: Fault) -> None:
-        self._storm(fault, Weather.BLACK_HOLE, 1, self._cluster.plan.lease_s)
-
-    # --- parts ------------------------------------------------------------------------------------------------------
-
-    def _victim(self, fault: Fault) -> Service:
-        pool = self._random.choice(self._cluster.pools)
-        fault.scope = frozenset({pool.name})
-        return pool
-
-    def _some(self, processes: list[psutil.Process]) -> list[psutil.Process]:
-        """One of them, if there is one. (The number drawn doesn't depend on how many there are.)"""
-        draw = self._random.random()
-        return [processes[int(draw * len(processes))]] if processes else []
-
-    def _links(self, fault: Fault) -> list[Link]:
-        """One pool's link, the API's and the client's, or all."""
-        draw = self._random.random()
-        if draw < 0.15:
-            fault.scope = self._all
-            return [*(service.link for service in self._cluster.services), self._cluster.client_link]
-        if draw < 0.35:
-            fault.scope = frozenset({self._cluster.api.name})
-            return [self._cluster.api.link, self._cluster.client_link]
-        return [self._victim(fault).link]
-
-    def _storm(
-        self, fault: Fault, weather: Weather, least_s: float, most_s: float, *, delay_s: float = 0, chance: float = 1
-    ) -> None:
-        links = self._links(fault)
-        for link in links:
-            link.set(weather, delay_s=delay_s, chance=chance)
-        self._pause(least_s, most_s)
-        for link in links:
-            link.set(Weather.CLEAR)
-
-    def _freeze(self, processes: list[psutil.Process]) -> None:
-        """Longer than a lease."""
-        try:
-            for process in processes:
-                process.suspend()
-            self._pause(1.2 * self._cluster.plan.lease_s, 1.6 * self._cluster.plan.lease_s)
-        finally:
-            for process in processes:
-                try:
-                    process.resume()
-                except psutil.NoSuchProcess:
-                    pass
-
-    def _pause(self, least_s: float, most_s: float) -> None:
-        time.sleep(self._random.uniform(least_s, most_s))
-
-    def _await_ends(self, fault: Fault, processes: list[psutil.Process]) -> None:
-        """What hung on a process that is gone must go by itself; else it is noted, and killed."""
-        try:
-            await_true("", lambda: not any(map(_lives, processes)), PROCESS_END_S)
-        except TimeoutError:
-            left = [process for process in processes if _lives(process)]
-            fault.survivors += [f"{process.pid}" for process in left]
-            kill_all(left)
+        return Harm(self._cluster, fault, self._random.random())
 
 
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+def _class(kind: str) -> str:
+    return "network" if kind in NETWORK else "redis" if kind in REDIS else "process"

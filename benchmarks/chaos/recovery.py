@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from benchmarks.chaos.evidence import Attempt, Evidence, Finding, attempts
-from benchmarks.chaos.nemesis import Fault
+from benchmarks.chaos.harm import Fault
 
 CHILD_S: Final = 1.0
 HOST_S: Final = 2.0

@@ -1,0 +1,210 @@
+"""The faults: what each does to the cluster, from its beginning to its end, when it has undone what can be undone."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import psutil
+from redis import Redis
+
+from benchmarks.chaos.cluster import Cluster, Service, await_true, fork_server, kill_all, workers
+from benchmarks.chaos.network import Link, Weather
+
+PROCESS_END_S: Final = 5.0
+NETWORK: Final = frozenset({"cut", "cut_before", "cut_after", "delay", "stall", "black_hole"})
+REDIS: Final = frozenset({"kill_redis", "restart_redis", "forget_scripts"})
+"""All others are faults of processes. Two of one class never come at once: they would undo each other's work."""
+
+
+@dataclass(slots=True)
+class Fault:
+    """One fault: `scope` names the services it could hit (pools and the API); times are wall clock."""
+
+    kind: str
+    scope: frozenset[str]
+    began_ms: float
+    ended_ms: float = 0.0
+    pids: tuple[int, ...] = ()
+    """The worker processes that died of it."""
+    survivors: list[str] = field(default_factory=list)
+    """What should have died with its victim, and didn't."""
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {'+'.join(sorted(self.scope))} {self.pids or ''}"
+
+
+class Harm:
+    """One fault in the making. What it does and to whom is drawn from a seed of its own."""
+
+    def __init__(self, cluster: Cluster, fault: Fault, seed: float) -> None:
+        self._cluster, self._fault = cluster, fault
+        self._random = random.Random(seed)
+        self._all = frozenset(service.name for service in cluster.services)
+
+    def do(self) -> None:
+        """Does it, and notes when it was over."""
+        harm: Callable[[Fault], None] = getattr(self, f"_{self._fault.kind}")
+        try:
+            harm(self._fault)
+        except psutil.NoSuchProcess:  # the victim died by itself this moment: a task may have killed it
+            pass
+        self._fault.ended_ms = time.time() * 1000
+
+    # --- processes --------------------------------------------------------------------------------------------------
+
+    def _kill_child(self, fault: Fault) -> None:
+        pool = self._victim(fault)
+        for worker in self._some(workers(pool)):
+            fault.pids = (worker.pid,)
+            worker.kill()
+
+    def _kill_fork_server(self, fault: Fault) -> None:
+        pool = self._victim(fault)
+        server = fork_server(pool)
+        if server is not None:
+            below = server.children(recursive=True)
+            fault.pids = tuple(process.pid for process in below)
+            server.kill()
+            self._await_ends(fault, below)
+
+    def _kill_supervisor(self, fault: Fault) -> None:
+        pool = self._victim(fault)
+        below = pool.tree()[1:]
+        fault.pids = tuple(process.pid for process in workers(pool))
+        fault.began_ms = time.time() * 1000
+        pool.kill()
+        self._await_ends(fault, below)
+        self._pause(0.2, 1.5)
+        pool.start()
+
+    def _drain_pool(self, fault: Fault) -> None:
+        pool = self._victim(fault)
+        below = pool.tree()[1:]
+        pool.end()
+        self._await_ends(fault, below)
+        pool.start()
+
+    def _freeze_child(self, fault: Fault) -> None:
+        pool = self._victim(fault)
+        self._freeze(self._some(workers(pool)))
+
+    def _freeze_pool(self, fault: Fault) -> None:
+        pool = self._victim(fault)
+        self._freeze(pool.tree())
+
+    def _kill_api(self, fault: Fault) -> None:
+        api = self._cluster.api
+        fault.scope = frozenset({api.name})
+        api.kill()
+        self._pause(0.1, 1)
+        api.start()
+
+    # --- Redis ------------------------------------------------------------------------------------------------------
+
+    def _kill_redis(self, fault: Fault) -> None:
+        fault.scope = self._all
+        self._cluster.redis.kill()
+        self._pause(0.1, 1.5 * self._cluster.plan.lease_s)
+        self._cluster.redis.start()
+
+    def _restart_redis(self, fault: Fault) -> None:
+        fault.scope = self._all
+        self._cluster.redis.stop()
+        self._pause(0.1, 1)
+        self._cluster.redis.start()
+
+    def _forget_scripts(self, fault: Fault) -> None:
+        fault.scope = self._all
+        with Redis.from_url(self._cluster.redis.url) as redis:
+            redis.script_flush()
+
+    # --- network ----------------------------------------------------------------------------------------------------
+
+    def _cut(self, fault: Fault) -> None:
+        for link in self._links(fault):
+            link.cut()
+
+    def _cut_before(self, fault: Fault) -> None:
+        self._storm(fault, Weather.CUT_BEFORE, 1, 3, chance=0.2)
+
+    def _cut_after(self, fault: Fault) -> None:
+        self._storm(fault, Weather.CUT_AFTER, 1, 3, chance=0.2)
+
+    def _delay(self, fault: Fault) -> None:
+        self._storm(fault, Weather.DELAY, 1, 3, delay_s=0.3)
+
+    def _stall(self, fault: Fault) -> None:
+        lease_s = self._cluster.plan.lease_s
+        self._storm(fault, Weather.STALL, 0.5 * lease_s, 2 * lease_s)
+
+    def _black_hole(self, fault: Fault) -> None:
+        self._storm(fault, Weather.BLACK_HOLE, 1, self._cluster.plan.lease_s)
+
+    # --- parts ------------------------------------------------------------------------------------------------------
+
+    def _victim(self, fault: Fault) -> Service:
+        pool = self._random.choice(self._cluster.pools)
+        fault.scope = frozenset({pool.name})
+        return pool
+
+    def _some(self, processes: list[psutil.Process]) -> list[psutil.Process]:
+        """One of them, if there is one. (The number drawn doesn't depend on how many there are.)"""
+        draw = self._random.random()
+        return [processes[int(draw * len(processes))]] if processes else []
+
+    def _links(self, fault: Fault) -> list[Link]:
+        """One pool's link, the API's and the client's, or all."""
+        draw = self._random.random()
+        if draw < 0.15:
+            fault.scope = self._all
+            return [*(service.link for service in self._cluster.services), self._cluster.client_link]
+        if draw < 0.35:
+            fault.scope = frozenset({self._cluster.api.name})
+            return [self._cluster.api.link, self._cluster.client_link]
+        return [self._victim(fault).link]
+
+    def _storm(
+        self, fault: Fault, weather: Weather, least_s: float, most_s: float, *, delay_s: float = 0, chance: float = 1
+    ) -> None:
+        links = self._links(fault)
+        for link in links:
+            link.set(weather, delay_s=delay_s, chance=chance)
+        self._pause(least_s, most_s)
+        for link in links:
+            link.set(Weather.CLEAR)
+
+    def _freeze(self, processes: list[psutil.Process]) -> None:
+        """Longer than a lease."""
+        try:
+            for process in processes:
+                process.suspend()
+            self._pause(1.2 * self._cluster.plan.lease_s, 1.6 * self._cluster.plan.lease_s)
+        finally:
+            for process in processes:
+                try:
+                    process.resume()
+                except psutil.NoSuchProcess:
+                    pass
+
+    def _pause(self, least_s: float, most_s: float) -> None:
+        time.sleep(self._random.uniform(least_s, most_s))
+
+    def _await_ends(self, fault: Fault, processes: list[psutil.Process]) -> None:
+        """What hung on a process that is gone must go by itself; else it is noted, and killed."""
+        try:
+            await_true("", lambda: not any(map(_lives, processes)), PROCESS_END_S)
+        except TimeoutError:
+            left = [process for process in processes if _lives(process)]
+            fault.survivors += [f"{process.pid}" for process in left]
+            kill_all(left)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
