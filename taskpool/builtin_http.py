@@ -45,7 +45,7 @@ async def http_request(
     try:
         request = httpx.Request(method, url, headers=headers, **_content(body))
     except (httpx.InvalidURL, UnicodeError) as error:
-        raise RequestFailed(f"{url!r} isn't a URL: {error}") from error
+        raise RequestFailed(f"{url!r} isn't a URL: {error}") from None
     limit = Settings.load(os.environ).max_result_bytes // 2
     try:
         async with asyncio.timeout(timeout_s), httpx.AsyncClient(verify=_tls(), timeout=None) as client:
@@ -53,9 +53,9 @@ async def http_request(
             content = await _read(response, limit + 1)
             await response.aclose()
     except TimeoutError as error:
-        raise RequestFailed(f"{_shown(request)}: no whole answer within {timeout_s:g} s") from error
+        raise RequestFailed(f"{_shown(request)}: no whole answer within {timeout_s:g} s") from None
     except httpx.RequestError as error:
-        raise RequestFailed(f"{_shown(request)}: {type(error).__name__}: {error}") from error
+        raise RequestFailed(f"{_shown(request)}: {type(error).__name__}: {error}") from None
     answer = _body(content, response.charset_encoding, limit)
     if response.status_code >= 400:
         start = f": {answer['body'][:SHOWN_CHARS]}" if answer["body"] and answer["encoding"] == "text" else ""
