@@ -52,7 +52,7 @@ async def http_request(
             response = await client.send(request, stream=True)
             content = await _read(response, limit + 1)
             await response.aclose()
-    except TimeoutError as error:
+    except TimeoutError:
         raise RequestFailed(f"{_shown(request)}: no whole answer within {timeout_s:g} s") from None
     except httpx.RequestError as error:
         raise RequestFailed(f"{_shown(request)}: {type(error).__name__}: {error}") from None
