@@ -56,6 +56,18 @@ def last_lines(id: str, since_ms: float, *, most: int) -> Call[list[str]]:
     return Call(("XREVRANGE", keys.LOG + id, "+", "-", "COUNT", most), read, again=True)
 
 
+def stop_grace_s(id: str, default: float) -> Call[float]:
+    """How many seconds a task that was asked to stop gets to end by itself; `default` if the record doesn't say."""
+
+    def read(reply: bytes | None) -> float:
+        try:
+            return max(float(reply), 0.0) if reply else default
+        except ValueError:
+            return default
+
+    return Call(("HGET", keys.JOB + id, "stop_grace_s"), read, again=True)
+
+
 def notify_websocket(event: Event) -> Call[int]:
     """Publish an event on its task's channel, to every API process that has a listener; how many there are.
 

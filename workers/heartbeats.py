@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from taskpool import catalogue, scripts
+from taskpool import catalogue, scripts, status
 from taskpool.catalogue import PoolInfo
 from taskpool.store import AsyncStore
 from taskpool.types import TypeInfo
@@ -23,7 +23,7 @@ from workers.stops import Stops
 ATTEMPTS_AT_ONCE: Final = 500
 """In one script: Redis does nothing else meanwhile."""
 DEFAULT_GRACE_S: Final = 10.0
-"""For a stop whose message, which says the grace, was lost."""
+"""For an attempt that lost its lease, and for a stop that says no other."""
 
 
 class Heartbeats:
@@ -48,15 +48,16 @@ class Heartbeats:
         for (child, run), word in zip(held, itertools.chain(*answers), strict=True):
             # One whose code is over is writing its outcome this moment: a "lost" is then only that.
             if word != "ok" and run.state is LaneState.RUNNING and child.is_running(run):
-                self._heed(child, run, word)
+                await self._heed(child, run, word)
 
-    def _heed(self, child: Child, run: Run, word: str) -> None:
+    async def _heed(self, child: Child, run: Run, word: str) -> None:
         match word:
             case "force":
                 self._stops.force(child, run)
-            case "stop":
-                self._stops.stop(child, run, grace_s=DEFAULT_GRACE_S)
-            case _:
+            case "stop" if not self._stops.is_under_way(run):  # its message was lost, and the grace with it
+                grace_s = await self._store.run(status.stop_grace_s(run.id, DEFAULT_GRACE_S))
+                self._stops.stop(child, run, grace_s=grace_s)
+            case "lost":
                 self._stops.stop(child, run, grace_s=DEFAULT_GRACE_S, request=Request.LOST)
 
     async def announce(self, pool: PoolInfo, types: Sequence[TypeInfo], workers: Sequence[PoolWorker]) -> None:

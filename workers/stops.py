@@ -29,6 +29,10 @@ class Stops:
     def __init__(self) -> None:
         self._under_way: dict[str, asyncio.Task[None]] = {}
 
+    def is_under_way(self, run: Run) -> bool:
+        """Whether this attempt is being ended."""
+        return run.attempt_id in self._under_way
+
     def stop(self, child: Child, run: Run, *, grace_s: float, request: Request = Request.STOP) -> None:
         """Starts to end an attempt; `grace_s` is what it gets to end by itself. A second call changes nothing."""
         if run.attempt_id not in self._under_way:

@@ -1,0 +1,88 @@
+"""What a supervisor does on the answers to its heartbeats."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import pytest
+
+from taskpool import scripts
+from taskpool.store import AsyncStore
+from tests.states import World
+from workers.heartbeats import DEFAULT_GRACE_S, Heartbeats
+from workers.slots import LaneState, Request, Run
+
+pytestmark = pytest.mark.anyio
+
+
+class Running:
+    """A worker process, as far as heartbeats look at it: it runs one attempt."""
+
+    def __init__(self, id: str) -> None:
+        self.run = Run(0, LaneState.RUNNING, 1, id, "1", "default", 0.0, 0.0)
+
+    def runs(self) -> list[Run]:
+        return [self.run]
+
+    def is_running(self, run: Run) -> bool:
+        return run == self.run
+
+
+class Stops:
+    """What was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, Any]] = []
+
+    def is_under_way(self, run: Run) -> bool:
+        return run.id in [id for id, _ in self.asked]
+
+    def stop(self, child: Any, run: Run, *, grace_s: float, request: Request = Request.STOP) -> None:
+        self.asked.append((run.id, (grace_s, request)))
+
+    def force(self, child: Any, run: Run) -> None:
+        self.asked.append((run.id, "at once"))
+
+
+@pytest.fixture
+async def store(world: World) -> AsyncIterator[AsyncStore]:
+    store = AsyncStore(world.url)
+    yield store
+    await store.close()
+
+
+async def beat(store: AsyncStore, *ids: str, times: int = 1) -> list[tuple[str, Any]]:
+    stops = Stops()
+    heartbeats = Heartbeats(store, cast("Any", None), cast("Any", stops), lease_s=15)
+    for _ in range(times):
+        await heartbeats.renew_leases(cast("Any", [Running(id) for id in ids]))
+    return stops.asked
+
+
+async def test_a_stop_seen_by_a_heartbeat_has_the_grace_that_was_asked_for(world: World, store: AsyncStore) -> None:
+    for id, grace_s in (("a", 3600.5), ("b", 0)):
+        world.start(id)
+        world.run(scripts.stop(id, grace_s=grace_s, force=False))
+
+    asked = await beat(store, "a", "b", times=2)
+
+    assert asked == [("a", (3600.5, Request.STOP)), ("b", (0, Request.STOP))]
+
+
+@pytest.mark.parametrize("grace_s", ["", "soon"])
+async def test_a_stop_that_says_no_grace_has_the_usual_one(world: World, store: AsyncStore, grace_s: str) -> None:
+    world.start("a")
+    world.redis.hset("rq:job:a", mapping={"stop_ms": 1, "stop_grace_s": grace_s})
+
+    assert await beat(store, "a") == [("a", (DEFAULT_GRACE_S, Request.STOP))]
+
+
+async def test_the_others_are_left_ended_at_once_or_told_that_they_lost(world: World, store: AsyncStore) -> None:
+    world.start("runs")
+    world.start("forced")
+    world.run(scripts.stop("forced", grace_s=5, force=True))
+
+    asked = await beat(store, "runs", "forced", "gone")
+
+    assert asked == [("forced", "at once"), ("gone", (DEFAULT_GRACE_S, Request.LOST))]
