@@ -18,7 +18,7 @@ from taskpool.attempt import Outcome
 from taskpool.errors import RedisUnavailable, WaitTimeout
 from taskpool.face import Face
 from taskpool.inline import execute_here
-from taskpool.listen import LOOK_AGAIN_S, AsyncListener
+from taskpool.listen import AWAY_RETRY_S, LOOK_AGAIN_S, AsyncListener
 from taskpool.listing import Filter
 from taskpool.overview import ServerInfo
 from taskpool.record import fetch
@@ -135,18 +135,28 @@ class AsyncTaskPool(Face):
     async def wait(self, id: str, *, timeout_s: float | None = None) -> TaskRecord:
         """The task once it has ended, well or not: look at `status`, `result`, `error`. None waits for ever.
 
+        A wait that has begun outlives an outage of Redis, if that ends in time.
+
         Raises:
             TaskNotFound
             WaitTimeout: it hasn't ended in `timeout_s`; `record` is how it stands.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         told = await self._listener.subscribe(id)
+        record: TaskRecord | None = None
         try:
             while True:
                 told.clear()  # before the look, so that no end is missed; a lost connection sets it too
-                if (record := await self.get(id)).status.is_terminal:
-                    return record
                 left_s = LOOK_AGAIN_S if deadline is None else deadline - time.monotonic()
+                try:
+                    record = await self.get(id)
+                except RedisUnavailable:
+                    if record is None or left_s <= 0:
+                        raise
+                    await asyncio.sleep(min(left_s, AWAY_RETRY_S))
+                    continue
+                if record.status.is_terminal:
+                    return record
                 if left_s <= 0:
                     raise WaitTimeout(record, timeout_s or 0)
                 with suppress(TimeoutError):

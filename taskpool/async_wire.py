@@ -13,9 +13,10 @@ from typing import Any, Final, cast
 
 import hiredis
 
+from taskpool.address import Address
 from taskpool.calls import Part
 from taskpool.errors import RedisUnavailable
-from taskpool.wire import CLOSED, CONNECT_TIMEOUT_S, Address, pack, refuse_bad_greeting
+from taskpool.wire import CLOSED, CONNECT_TIMEOUT_S, pack, refuse_bad_greeting
 
 WATCH_INTERVAL_S: Final = 0.5
 
@@ -122,6 +123,8 @@ class AsyncWire:
             loop = asyncio.get_running_loop()
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                    if address.sentinels:
+                        address = await asyncio.to_thread(address.located)
                     link = _Link(self)
                     if address.path:
                         await loop.create_unix_connection(lambda: link, address.path)

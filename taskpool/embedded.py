@@ -14,11 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 from redis.retry import Retry
 
+from taskpool import keys
+from taskpool.address import connect
 from taskpool.errors import ConfigurationError
 from taskpool.redis_server import RedisServer
 from taskpool.settings import Settings, redact_url
@@ -28,6 +29,15 @@ HANDOVER_TIMEOUT_S: Final = 5.0
 
 # No retries, and RESP2: a server too old for the HELLO of RESP3 must still tell its version.
 _PLAIN: Final = {"retry": Retry(NoBackoff(), 0), "protocol": 2}
+
+_MAY_WE: Final = f"""
+redis.call('DEL', '{keys.NOTHING}', 'rq:nothing')
+redis.call('PUBLISH', '{keys.CHANNEL}', '')
+redis.call('PUBLISH', '{keys.COMMANDS}', '')
+"""
+"""Changes nothing, and nobody listens: a user's rights are asked for with it, to keys, channels and scripts."""
+
+_RIGHTS: Final = "its user needs ~rq:* ~taskpool:* &rq:* &taskpool:* +@all -@dangerous +info"
 
 PERSISTENCE: Final = {"appendonly": "yes", "appendfsync": "everysec"}
 
@@ -100,24 +110,30 @@ class EmbeddedRedis:
 
 
 def check_redis(url: str) -> None:
-    """Return when the Redis at `url` answers and is new enough.
+    """Return when the Redis at `url` answers, is new enough, is no replica, and lets us do what we need.
 
     Raises:
         ConfigurationError: it isn't so; one line says why, without the password.
     """
     where = redact_url(url)
     try:
-        with Redis.from_url(url, socket_connect_timeout=5, socket_timeout=5, **_PLAIN) as client:
-            info = client.info("server")
+        with connect(url, socket_connect_timeout=5, socket_timeout=5, **_PLAIN) as client:
+            version = str(client.info("server")["redis_version"])
+            if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
+                raise ConfigurationError(f"the Redis at {where} is version {version}; 6.2 or newer is needed")
+            replication = client.info("replication")
+            if replication["role"] != "master":
+                master = f"{replication['master_host']}:{replication['master_port']}"
+                raise ConfigurationError(f"the Redis at {where} is a read-only replica; name its master, {master}")
+            client.eval(_MAY_WE, 0)
     except AuthenticationError as error:
         raise ConfigurationError(f"the Redis at {where} refuses the user or the password: {error}") from None
     except ResponseError as error:
-        raise ConfigurationError(f"the Redis at {where} refuses the command INFO: {error}") from None
+        if "ACL failure" in str(error) or "NOPERM" in str(error) or isinstance(error, NoPermissionError):
+            raise ConfigurationError(f"the Redis at {where} doesn't let us: {error}; {_RIGHTS}") from None
+        raise ConfigurationError(f"the Redis at {where} refuses us: {error}") from None
     except (RedisError, OSError, ValueError) as error:
         raise ConfigurationError(f"can't reach the Redis at {where}: {error}") from None
-    version = str(info["redis_version"])
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
-        raise ConfigurationError(f"the Redis at {where} is version {version}; 6.2 or newer is needed")
 
 
 def _lock(path: Path, stack: ExitStack) -> int:

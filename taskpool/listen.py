@@ -13,14 +13,17 @@ from typing import Any, Final
 import hiredis
 
 from taskpool import keys
+from taskpool.address import Address
 from taskpool.async_wire import AsyncWire
 from taskpool.calls import Part
 from taskpool.errors import RedisUnavailable, TaskNotFound
 from taskpool.record import restore_hash, restore_told
 from taskpool.types import TaskRecord
-from taskpool.wire import Address, Wire
+from taskpool.wire import Wire
 
 LOOK_AGAIN_S: Final = 1.0
+AWAY_RETRY_S: Final = 0.5
+"""Between two tries of a wait whose Redis went away."""
 REPLY_TIMEOUT_S: Final = 10.0
 _ENDS: Final = (b'"status":"done"', b'"status":"failed"', b'"status":"stopped"', b'"status":"canceled"')
 
@@ -49,12 +52,7 @@ class Listener:
             commands.insert(0, ("UNSUBSCRIBE", self._heard))  # not before: it would cost the last wait a system call
         self._heard = channel
         while True:
-            try:
-                self._wire.send(commands)
-                record = self._record(id)
-            except BaseException:
-                self.close()  # interrupted, with a reply unread that the next would take for its own
-                raise
+            record = self._look(id, commands)
             yield record
             if record.status.is_terminal:
                 return
@@ -68,6 +66,18 @@ class Listener:
     def close(self) -> None:
         """Close the connection; the next wait opens a new one."""
         self._wire.close()
+
+    def _look(self, id: str, commands: Sequence[Sequence[Part]]) -> TaskRecord:
+        try:
+            try:
+                self._wire.send(commands)
+                return self._record(id)
+            except RedisUnavailable:  # kept since the last wait, the connection may have died long ago
+                self._wire.send([("SUBSCRIBE", keys.CHANNEL + id), ("HGETALL", keys.JOB + id)])
+                return self._record(id)
+        except BaseException:
+            self.close()  # interrupted, with a reply unread that the next would take for its own
+            raise
 
     def _record(self, id: str) -> TaskRecord:
         while isinstance(reply := self._next(REPLY_TIMEOUT_S), hiredis.PushNotification):

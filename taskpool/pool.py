@@ -14,10 +14,10 @@ from typing import Any
 
 from taskpool import catalogue, listing, overview, queue, runner, status
 from taskpool.attempt import Outcome
-from taskpool.errors import WaitTimeout
+from taskpool.errors import RedisUnavailable, WaitTimeout
 from taskpool.face import Face
 from taskpool.inline import execute_here
-from taskpool.listen import LOOK_AGAIN_S, Listener
+from taskpool.listen import AWAY_RETRY_S, LOOK_AGAIN_S, Listener
 from taskpool.listing import Filter
 from taskpool.overview import ServerInfo
 from taskpool.record import fetch
@@ -141,6 +141,8 @@ class TaskPool(Face):
     def wait(self, id: str, *, timeout_s: float | None = None) -> TaskRecord:
         """The task once it has ended, well or not: look at `status`, `result`, `error`. None waits for ever.
 
+        A wait that has begun outlives an outage of Redis, if that ends in time.
+
         Raises:
             TaskNotFound
             WaitTimeout: it hasn't ended in `timeout_s`; `record` is how it stands.
@@ -150,12 +152,18 @@ class TaskPool(Face):
         def look_s() -> float:
             return LOOK_AGAIN_S if deadline is None else min(LOOK_AGAIN_S, deadline - time.monotonic())
 
-        for record in self.listener.follow(id, look_s):
-            if record.status.is_terminal:
-                return record
-            if look_s() <= 0:
-                break
-        raise WaitTimeout(record, timeout_s or 0)
+        record: TaskRecord | None = None
+        while True:
+            try:
+                for record in self.listener.follow(id, look_s):
+                    if record.status.is_terminal:
+                        return record
+                    if look_s() <= 0:
+                        raise WaitTimeout(record, timeout_s or 0)
+            except RedisUnavailable:
+                if record is None or look_s() <= 0:
+                    raise
+                time.sleep(max(0.0, min(AWAY_RETRY_S, look_s())))
 
     def get_queue(self, name: str = "default", *, cursor: str | None = None, limit: int = 100) -> Page[QueuedTask]:
         """A part of a queue as it is at one moment, in dispatch order, with position and wait. It changes nothing."""

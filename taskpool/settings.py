@@ -17,11 +17,12 @@ from typing import Any, Final, Literal
 from urllib.parse import unquote, urlsplit
 
 from taskpool.errors import ConfigurationError
+from taskpool.sentinel_url import FORM, SCHEME, SentinelUrl
 
 Kind = Literal["text", "integer", "seconds", "list", "switch", "choice", "url"]
 
 PREFIX: Final = "TASKPOOL_"
-REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
+REDIS_SCHEMES: Final = ("redis", "rediss", "unix", SCHEME)
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -51,9 +52,7 @@ class Settings:
         (), "Queues to serve, the first one first; empty: `default` and each queue a loaded type names.", "list"
     )
     data_dir: str = _setting(".taskpool", "Directory of the embedded Redis and its data.", "text")
-    redis_url: str | None = _setting(
-        None, "Redis to use (redis://, rediss:// or unix://); empty: the embedded one.", "url", secret=True
-    )
+    redis_url: str | None = _setting(None, "Redis to use; empty: the embedded one.", "url", secret=True)
     tasks: tuple[str, ...] = _setting((), "Python modules or .py files with your tasks.", "list")
     max_result_bytes: int = _setting(1024 * 1024, "Largest result as JSON, in bytes.", "integer", least=1)
     max_body_bytes: int = _setting(256 * 1024, "Largest request body the API takes, in bytes.", "integer", least=1)
@@ -141,7 +140,7 @@ class SettingField:
             "text": "text",
             "list": "names, separated by commas",
             "switch": "true or false",
-            "url": "redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///PATH",
+            "url": f"redis://HOST:PORT/DB, rediss://HOST:PORT/DB, unix:///PATH or {FORM}",
         }[self.kind]
 
     def parse(self, raw: object) -> Any:
@@ -197,7 +196,7 @@ _FLAGS: Final = {setting.name: setting.flag for setting in SETTING_FIELDS}
 def redact_url(url: str) -> str:
     """`url` without its password, fit to be shown; also of one too broken to be a URL."""
     url = re.sub(r"^([\w+]*://)(?!/)([^:@/]*):.*@", r"\1\2:***@", url)
-    return re.sub(r"([?&]password=)[^&]*", r"\1***", url)
+    return re.sub(r"([?&](?:sentinel_)?password=)[^&]*", r"\1***", url)
 
 
 def resolve_redis_url(settings: Settings) -> str:
@@ -221,6 +220,12 @@ def resolve_redis_url(settings: Settings) -> str:
 
 
 def _redis_url(text: str, accepts: str) -> str:
+    if text.startswith(SCHEME + ":"):
+        try:
+            SentinelUrl.parse(text)
+        except ValueError as fault:
+            raise ValueError(f"{fault}; accepted: {accepts}") from None
+        return text
     try:
         parts = urlsplit(text)
         complete = parts.path if parts.scheme == "unix" else parts.hostname

@@ -12,16 +12,18 @@ from typing import Any, Final, Protocol, TypeVar
 
 import hiredis
 
+from taskpool.address import Address
 from taskpool.async_wire import AsyncWire
 from taskpool.calls import Call, Part, Plan
 from taskpool.errors import RedisFull, RedisUnavailable, TaskpoolError
-from taskpool.wire import Address, Wire
+from taskpool.wire import Wire
 
 T = TypeVar("T")
 
 REPLY_TIMEOUT_S: Final = 10.0
 AWAY: Final = re.compile(
     r"(?:^|: -)(LOADING|MASTERDOWN|READONLY|OOM|CLUSTERDOWN|NOAUTH|NOPERM|WRONGPASS|BUSY|MISCONF)\b"
+    r"|^ERR (ACL failure) in script"
 )
 """Error replies by which Redis says that it can't serve now; anything else is a fault of ours. Before Redis 7 the word
 stands in the middle when a script ran into it: ``ERR Error running script (...): @user_script: 161: -OOM ...``."""
@@ -39,6 +41,14 @@ class AsyncTransport(Protocol):
 
     async def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float) -> list[Any]: ...
     def close(self) -> None: ...
+
+
+ELSEWHERE: Final = ("READONLY", "MASTERDOWN", "NOAUTH")
+"""By which it says that it isn't the one to serve us, or doesn't know us: another connection may find the one."""
+
+
+class WrongServer(RedisUnavailable):
+    """Raised when this connection is of no more use, because of who is at its other end."""
 
 
 class ReplyFault(TaskpoolError):
@@ -70,7 +80,11 @@ class Store:
             replies = self._transport.exchange([call.command for call in calls], timeout_s)
         for at in _unknown_scripts(replies):
             replies[at] = self._transport.exchange([_with_text(calls[at])], timeout_s)[0]
-        return _values(calls, replies)
+        try:
+            return _values(calls, replies)
+        except WrongServer:
+            self._transport.close()
+            raise
 
     def carry_out(self, plan: Plan[T]) -> T:
         """The value of a plan."""
@@ -108,7 +122,11 @@ class AsyncStore:
             replies = await self._transport.exchange([call.command for call in calls], timeout_s)
         for at in _unknown_scripts(replies):
             replies[at] = (await self._transport.exchange([_with_text(calls[at])], timeout_s))[0]
-        return _values(calls, replies)
+        try:
+            return _values(calls, replies)
+        except WrongServer:
+            self._transport.close()
+            raise
 
     async def carry_out(self, plan: Plan[T]) -> T:
         """The value of a plan."""
@@ -147,7 +165,7 @@ def _values(calls: Sequence[Call[Any]], replies: Sequence[Any]) -> list[Any]:
         if isinstance(reply, hiredis.ReplyError):
             text = str(reply)
             if away := AWAY.search(text):
-                kind = RedisFull if away[1] == "OOM" else RedisUnavailable
+                kind = WrongServer if away[1] in ELSEWHERE else RedisFull if away[1] == "OOM" else RedisUnavailable
                 raise kind(f"Redis can't serve now: {text}")
             raise ReplyFault(f"Redis answered: {text}")
     return [call.read(reply) for call, reply in zip(calls, replies, strict=True)]

@@ -1,83 +1,24 @@
 """A plain socket to Redis: packed commands out, raw replies in, nothing else.
 
 hiredis packs and parses; redis-py's client costs more CPU a task than our whole task (see docs/decisions.md).
-Only the URL is parsed by redis-py. A connection that fails in any way is closed; the next exchange opens a new one.
+A connection that fails in any way is closed; the next exchange opens a new one.
 """
 
 from __future__ import annotations
 
 import socket
-import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import hiredis
-from redis.connection import parse_url
 
+from taskpool.address import Address
 from taskpool.calls import Part
-from taskpool.errors import ConfigurationError, RedisUnavailable
+from taskpool.errors import RedisUnavailable
 
 CONNECT_TIMEOUT_S: Final = 5.0
 CHUNK_BYTES: Final = 65536
 CLOSED: Final = "Redis closed the connection"
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where Redis is and who we are there. `path` is a unix socket; else `host` and `port`."""
-
-    path: str | None
-    host: str
-    port: int
-    db: int
-    username: str | None
-    password: str | None = field(repr=False)
-    tls: ssl.SSLContext | None
-
-    @classmethod
-    def parse(cls, url: str) -> Address:
-        """Read a `redis://`, `rediss://` or `unix://` URL, with redis-py's `ssl_*` query options.
-
-        Raises:
-            ConfigurationError: it isn't such a URL.
-        """
-        try:
-            options: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call]
-        except ValueError as error:
-            raise ConfigurationError(f"not a Redis URL: {error}") from None
-        tls = None
-        if url.startswith("rediss://"):
-            tls = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
-            if options.get("ssl_certfile"):
-                tls.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
-            if options.get("ssl_cert_reqs") in ("none", ssl.CERT_NONE):
-                tls.check_hostname = False
-                tls.verify_mode = ssl.CERT_NONE
-        return cls(
-            path=options.get("path"),
-            host=options.get("host", "localhost"),
-            port=options.get("port", 6379),
-            db=options.get("db", 0),
-            username=options.get("username"),
-            password=options.get("password"),
-            tls=tls,
-        )
-
-    def __str__(self) -> str:
-        return self.path or f"{self.host}:{self.port}"
-
-    def greeting(self, name: str, protocol: int = 2) -> list[tuple[Part, ...]]:
-        """The commands that open a connection called `name`, which speaks RESP 2 or 3."""
-        commands: list[tuple[Part, ...]] = []
-        if self.password is not None:
-            commands.append(("AUTH", self.username, self.password) if self.username else ("AUTH", self.password))
-        if self.db:
-            commands.append(("SELECT", self.db))
-        if protocol != 2:
-            commands.append(("HELLO", protocol))
-        commands.append(("CLIENT", "SETNAME", name))
-        return commands
 
 
 def pack(commands: Sequence[Sequence[Part]]) -> bytes:
@@ -180,7 +121,7 @@ class Wire:
         return reply
 
     def _connect(self) -> socket.socket:
-        address = self._address
+        address = self._address.located()
         self._reader = hiredis.Reader()
         if address.path:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -134,7 +134,8 @@ def test_the_vocabulary_imports_next_to_nothing(modules: dict[str, Module]) -> N
     assert graph["taskpool.types"] == set()
     assert graph["taskpool.keys"] == set()
     assert graph["taskpool.errors"] <= {"taskpool.types"}
-    assert graph["taskpool.settings"] <= {"taskpool.errors"}
+    assert graph["taskpool.sentinel_url"] == set()
+    assert graph["taskpool.settings"] <= {"taskpool.errors", "taskpool.sentinel_url"}
 
 
 def test_no_file_is_too_long_to_read(modules: dict[str, Module]) -> None:

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from taskpool import TaskPool, scripts
+from taskpool.address import Address
 from taskpool.attempt import Outcome
 from taskpool.calls import Call, Part
 from taskpool.errors import RedisUnavailable, TaskConflict, TaskNotFound
 from taskpool.registry import Registry
 from taskpool.store import Store
 from taskpool.types import TaskStatus
-from taskpool.wire import Address, Wire
+from taskpool.wire import Wire
 from tests.states import FAILURE, SEED, World, new_task
 
 S = TaskStatus

@@ -100,7 +100,7 @@ def test_every_fault_is_listed_at_once() -> None:
 @pytest.mark.parametrize(
     ("url", "fault"),
     [
-        ("redis+sentinel://:hunter2@h/mymaster", "the scheme 'redis+sentinel' is not supported"),
+        ("redis+cluster://:hunter2@h/0", "the scheme 'redis+cluster' is not supported"),
         ("http://:hunter2@h", "the scheme 'http' is not supported"),
         ("localhost", "the scheme '' is not supported"),
         ("redis://:hunter2@", "names no host"),
@@ -111,7 +111,9 @@ def test_every_fault_is_listed_at_once() -> None:
     ],
 )
 def test_a_wrong_redis_url_is_refused_without_showing_its_password(url: str, fault: str) -> None:
-    accepted = "redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///PATH"
+    accepted = (
+        "redis://HOST:PORT/DB, rediss://HOST:PORT/DB, unix:///PATH or redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DB"
+    )
 
     assert faults({"TASKPOOL_REDIS_URL": url}) == [f"TASKPOOL_REDIS_URL: {fault}; accepted: {accepted}"]
 

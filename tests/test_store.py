@@ -13,11 +13,11 @@ import pytest
 from redis import Redis
 
 from taskpool import async_wire, keys, scripts, store
+from taskpool.address import Address
 from taskpool.calls import Call, Plan, one
 from taskpool.errors import ConfigurationError, RedisUnavailable
 from taskpool.redis_server import RedisServer
 from taskpool.store import AsyncStore, ReplyFault, Store
-from taskpool.wire import Address
 from tests.states import World, new_task
 
 T = TypeVar("T")

@@ -13,9 +13,9 @@ import msgspec
 from hiredis import ReplyError
 
 from taskpool import keys
+from taskpool.address import Address
 from taskpool.async_wire import AsyncWire
 from taskpool.errors import RedisUnavailable
-from taskpool.wire import Address
 
 PING_S: Final = 10.0
 REPLY_S: Final = 5.0

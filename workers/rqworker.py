@@ -21,6 +21,7 @@ from rq.queue import Queue
 from rq.serializers import JSONSerializer
 from rq.worker import BaseWorker, WorkerStatus
 
+from taskpool import address
 from taskpool.errors import RedisFull, RedisUnavailable
 from taskpool.keys import SUSPENDED
 from workers.slots import Counters, Run
@@ -32,7 +33,7 @@ SOCKET_TIMEOUT_S: Final = 5.0
 
 def connect(redis_url: str) -> Redis:
     """RQ's own connection of a supervisor. Nothing blocks on it longer than SOCKET_TIMEOUT_S."""
-    return Redis.from_url(redis_url, socket_timeout=SOCKET_TIMEOUT_S, socket_connect_timeout=SOCKET_TIMEOUT_S)
+    return address.connect(redis_url, socket_timeout=SOCKET_TIMEOUT_S, socket_connect_timeout=SOCKET_TIMEOUT_S)
 
 
 class PoolWorker(BaseWorker):

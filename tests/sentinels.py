@@ -1,0 +1,98 @@
+"""A master, its replica and three sentinels as real processes: something to fail over."""
+
+from __future__ import annotations
+
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from taskpool.redis_server import find_redis_server
+from tests.instances import free_port
+from tests.support import eventually
+
+SERVICE = "tasks"
+DOWN_AFTER_MS = 500
+
+
+class Server:
+    """One redis-server on a port of this machine."""
+
+    def __init__(self, binary: str, directory: Path, *arguments: str, port: int | None = None) -> None:
+        directory.mkdir(exist_ok=True)
+        self.port = port or free_port()
+        self.command = [binary, *arguments, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(directory),
+                        "--logfile", str(directory / "log"), "--save", "", "--appendonly", "no"]  # fmt: skip
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        self.admin: Any = Redis(port=self.port, socket_timeout=5)
+        try:
+            eventually(self._answers)
+        except BaseException:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        self.admin.close()
+        self.process.kill()
+        self.process.wait()
+
+    def role(self) -> str:
+        return str(self.admin.info("replication")["role"])
+
+    def _answers(self) -> bool:
+        with suppress(RedisError):
+            return bool(self.admin.ping())
+        return False
+
+
+class Sentinels:
+    """The whole of it. `url` asks the sentinels; `master` and `replica` are what they were at the start."""
+
+    def __init__(self, directory: Path, redis_binary: str | None) -> None:
+        binary = redis_binary or find_redis_server()
+        self.processes: list[Server] = []
+        try:
+            self.master = self._add(Server(binary, directory / "master"))
+            replicaof = ("--replicaof", "127.0.0.1", str(self.master.port), "--repl-diskless-sync-delay", "0")
+            self.replica = self._add(Server(binary, directory / "replica", *replicaof))
+            eventually(lambda: self.replica.admin.info("replication")["master_link_status"] == "up")
+            self.sentinels = [self._add(self._sentinel(binary, directory / f"sentinel{n}")) for n in range(3)]
+            eventually(lambda: all(self._sees_all(sentinel) for sentinel in self.sentinels))
+        except BaseException:
+            self.stop()
+            raise
+        hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
+        self.url = f"redis+sentinel://{hosts}/{SERVICE}"
+
+    def stop(self) -> None:
+        for server in reversed(self.processes):
+            server.kill()
+
+    def _add(self, server: Server) -> Server:
+        self.processes.append(server)
+        return server
+
+    def _sentinel(self, binary: str, directory: Path) -> Server:
+        directory.mkdir()
+        config, port = directory / "sentinel.conf", free_port()
+        config.write_text(
+            f"port {port}\nbind 127.0.0.1\ndir {directory}\nlogfile {directory / 'log'}\n"
+            f"sentinel monitor {SERVICE} 127.0.0.1 {self.master.port} 2\n"
+            f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}\n"
+            f"sentinel failover-timeout {SERVICE} 3000\n"
+        )
+        server = Server.__new__(Server)
+        server.port, server.command = port, [binary, str(config), "--sentinel"]
+        server.start()
+        return server
+
+    @staticmethod
+    def _sees_all(sentinel: Server) -> bool:
+        seen = sentinel.admin.sentinel_master(SERVICE)
+        return (seen["num-other-sentinels"], seen["num-slaves"]) == (2, 1)
