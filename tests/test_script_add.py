@@ -280,3 +280,12 @@ def test_what_a_child_depends_on_may_have_ended_in_every_combination(world: Worl
             assert rq_status == "canceled", parents
         else:
             assert rq_status == ("deferred" if S.QUEUED in parents else "queued"), parents
+
+
+@pytest.mark.parametrize("end", [S.IN_PROGRESS, S.FAILED])
+def test_a_queue_is_known_from_its_first_task_even_if_that_waits_or_never_runs(world: World, end: TaskStatus) -> None:
+    SEED[end](world, "p")
+
+    world.add("a", queue="new", depends_on=["p"])
+
+    assert world.redis.sismember("rq:queues", "rq:queue:new")

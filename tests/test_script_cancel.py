@@ -161,3 +161,14 @@ def test_a_task_is_either_claimed_or_canceled(world: World) -> None:
             assert (word, status) == ("ok", S.CANCELED)
         else:
             assert (word, status) == ("started", S.IN_PROGRESS)
+
+
+@pytest.mark.parametrize("status", [*RUNS, *ENDED])
+def test_a_task_that_can_no_longer_expire_is_forgotten_among_the_expiring(world: World, status: TaskStatus) -> None:
+    SEED[status](world, "a")
+    before = world.snapshot()
+    world.redis.zadd("taskpool:expiring", {"a": 1})
+
+    expire(world, "a")
+
+    assert world.since(before) == {}

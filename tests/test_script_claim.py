@@ -329,3 +329,13 @@ def test_many_connections_claim_each_task_once(world: World) -> None:
     assert sorted(id for each in claimed for id in each) == sorted(ids)
     assert all(each == sorted(each, key=ids.index) for each in claimed)
     assert world.redis.zcard("rq:wip:default") == len(ids)
+
+
+def test_a_further_attempt_has_its_own_start(world: World) -> None:
+    world.start("a", max_attempts=2)
+    world.run(scripts.retry(world.running["a"], delay_ms=0, error="no luck", failure={}))
+    world.redis.hset("rq:job:a", "started_at", "2026-01-01T00:00:00.000Z")
+
+    world.claim(attempt_id="2")
+
+    assert world.snapshot()["rq:job:a started_at"] == "now"

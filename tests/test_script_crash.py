@@ -239,3 +239,12 @@ def test_nothing_is_left_of_an_attempt_whose_record_was_deleted_meanwhile(world:
     assert crash(world, only_expired=only_expired) == "lost"
 
     assert world.since(before) == FORGOTTEN
+
+
+def test_a_task_that_runs_again_has_waited_since_it_was_queued_again(world: World) -> None:
+    world.start("a")
+    world.redis.hset("rq:job:a", "enqueued_at", "2026-01-01T00:00:00.000Z")
+
+    crash(world)
+
+    assert world.snapshot()["rq:job:a enqueued_at"] == "now"

@@ -184,3 +184,13 @@ def test_either_the_end_or_the_crash_of_an_attempt_counts(world: World) -> None:
     assert {tuple(each) for each in answers} <= {("ok", "lost"), ("lost", "queued")}
     assert [world.get(f"t{n}").status for n in range(rounds)] == [statuses[end] for end, _ in answers]
     assert world.redis.zcard("rq:wip:default") == 0
+
+
+def test_a_type_first_heard_of_at_the_end_is_in_use(world: World) -> None:
+    world.add("a")
+    world.redis.hdel("rq:job:a", "type")
+    world.redis.delete("taskpool:types:used", "taskpool:type:work")
+
+    world.finish(world.claim())
+
+    assert world.snapshot()["taskpool:types:used"] == {"work"}

@@ -90,3 +90,15 @@ def test_an_attempt_that_has_ended_renews_nothing(world: World, status: TaskStat
     assert world.run(scripts.heartbeat([("a", "1", "default"), ("a", "", "default")], 500_000)) == ["lost", "lost"]
 
     assert world.since(before) == {}
+
+
+def test_a_heartbeat_shows_in_rqs_record_of_the_execution(world: World) -> None:
+    world.start("a")
+    world.redis.hset("rq:execution:a:1", "last_heartbeat", 1)
+    world.redis.expire("rq:execution:a:1", 100)
+
+    world.run(scripts.heartbeat([("a", "1", "default")], 100_000))
+
+    after = world.snapshot()
+    assert after["rq:execution:a:1 last_heartbeat"] == "now"
+    assert after["rq:execution:a:1 expires"] == "now+3600 s"

@@ -217,3 +217,13 @@ def test_what_waits_for_a_deleted_task_is_put_into_the_outbox(world: World) -> N
     sweep(world, "taskpool:type:work")
 
     assert world.snapshot()["taskpool:outbox"] == {"p"}
+
+
+def test_a_type_whose_last_task_is_gone_is_no_longer_in_use(world: World) -> None:
+    world.add("a", type="old")
+    world.add("b", type="new")
+    world.redis.delete("rq:job:a")
+
+    sweep(world, "taskpool:type:old")
+
+    assert world.snapshot()["taskpool:types:used"] == {"new"}

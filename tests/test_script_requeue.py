@@ -204,3 +204,22 @@ def test_either_the_retry_or_the_end_of_an_attempt_counts(world: World) -> None:
     assert {tuple(each) for each in answers} <= {("ok", "lost"), ("lost", "ok")}
     queued = {id.decode() for id in world.redis.lrange("rq:queue:default", 0, -1)}
     assert queued == {f"t{n}" for n, (end, _) in enumerate(answers) if end == "lost"}
+
+
+def test_the_lease_of_an_attempt_whose_record_was_deleted_is_dropped(world: World) -> None:
+    world.start("a")
+    world.redis.delete("rq:job:a")
+    before = world.snapshot()
+
+    assert retry(world, 0) == "lost"
+
+    assert world.since(before) == FORGOTTEN
+
+
+def test_a_task_that_runs_again_has_waited_since_it_was_queued_again(world: World) -> None:
+    world.start("a", max_attempts=2)
+    world.redis.hset("rq:job:a", "enqueued_at", "2026-01-01T00:00:00.000Z")
+
+    retry(world, 0)
+
+    assert world.snapshot()["rq:job:a enqueued_at"] == "now"

@@ -187,3 +187,14 @@ def test_two_who_retry_a_task_queue_it_once(world: World) -> None:
 
     assert all(sorted(each) == ["ok", "queued"] for each in answers)
     assert world.redis.llen("rq:queue:default") == rounds
+
+
+@pytest.mark.parametrize("status", sorted(RETRYABLE))
+def test_a_task_that_lives_again_stands_in_no_registry_of_ended_ones(world: World, status: TaskStatus) -> None:
+    SEED[status](world, "a")
+    world.redis.hset("rq:job:a", "enqueued_at", "2026-01-01T00:00:00.000Z")
+
+    world.run(scripts.revive("a"))
+
+    assert not world.redis.exists("rq:failed:default", "rq:canceled:default")
+    assert world.snapshot()["rq:job:a enqueued_at"] == "now"
