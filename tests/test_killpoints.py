@@ -1,0 +1,272 @@
+"""At every command of a task's life its worker process, its supervisor or the API is killed, or the connection cut.
+
+A life: two tasks are submitted over HTTP, the second waits for the first; both are claimed, report and end. Whatever
+happens at whichever command, both are done, an effect was completed, and nothing is left over.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from redis import Redis
+
+from taskpool import TaskPool, TaskRecord, TaskStatus
+from taskpool.redis_server import RedisServer
+from tests.api_client import api_process
+from tests.proxy import Proxy, Trap, When
+from tests.support import eventually
+from tests.worker_pool import WorkerPool, lines
+
+S = TaskStatus
+TASKS = str(Path(__file__).with_name("tasks_for_killpoints.py"))
+SHORTEST_LIFE, LONGEST_LIFE = 8, 40
+SHORTEST_SUBMISSION = 2
+LEASE_S = 1
+
+
+class Site:
+    """Redis, the proxy before it, an API and worker pools behind the proxy; what was killed is started anew."""
+
+    def __init__(self, directory: Path, redis_binary: str | None) -> None:
+        self.directory = directory
+        self._binary = redis_binary
+        self._open = ExitStack()
+        self._numbers = itertools.count()
+
+    def __enter__(self) -> Site:
+        server = RedisServer(self.directory, binary=self._binary)
+        server.start()
+        self._open.callback(server.stop)
+        self.proxy = Proxy(self.directory, server.socket_path)
+        self._open.callback(self.proxy.close)
+        self.redis: Any = self._open.enter_context(Redis.from_url(server.url))
+        self.pool = self._open.enter_context(TaskPool(server.url))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.proxy.trap = None
+        self._open.close()
+
+    def start_workers(self) -> WorkerPool:
+        log = self.directory / f"workers-{next(self._numbers)}"
+        workers = WorkerPool(self.proxy.url, log, tasks=TASKS, lease_s=LEASE_S)
+        self._open.callback(workers.__exit__, None, None, None)
+        return workers
+
+    def start_api(self) -> None:
+        log = self.directory / f"api-{next(self._numbers)}"
+        self.api, self.url = self._open.enter_context(api_process(self.proxy.url, log))
+
+    def disconnect_api(self) -> None:
+        """Its next request opens a connection."""
+        for client in self.redis.client_list():
+            if is_api(client["name"]):
+                self.redis.client_kill_filter(_id=client["id"])
+
+    def submit(self, payload: dict[str, str], **options: Any) -> str:
+        """Submits a task until it is acknowledged, as a client does; starts the API anew when it died over it."""
+        while True:
+            try:
+                answer = httpx.post(
+                    f"{self.url}/tasks", json={"type": "live", "payload": payload, **options}, timeout=30
+                )
+            except httpx.TransportError:
+                assert self.api.wait(10) != 0
+                self.start_api()
+                continue
+            if answer.status_code != 503:
+                assert answer.status_code == 202, answer.text
+                id: str = answer.json()["id"]
+                return id
+
+
+@dataclass(frozen=True)
+class Life:
+    """What was acknowledged of a life, and what it did."""
+
+    parent: TaskRecord
+    child: TaskRecord
+    effects: list[str]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, redis_binary: str | None) -> Iterator[Site]:
+    with Site(tmp_path_factory.mktemp("site"), redis_binary) as site:
+        yield site
+
+
+def live(site: Site, directory: Path, meanwhile: Callable[[str], None] = lambda id: None) -> Life:
+    """Goes through a life. `meanwhile` gets the id of the task that ends it, before its end is waited for."""
+    note, gate = directory / "note", directory / "gate"
+    parent = site.submit({"note": str(note), "until": str(gate)})
+    child = site.submit({"note": str(note), "until": str(gate)}, depends_on=[parent])
+    gate.touch()
+    meanwhile(child)
+    return Life(site.pool.wait(parent, timeout_s=30), site.pool.wait(child, timeout_s=30), lines(note))
+
+
+def sweep(
+    site: Site,
+    directory: Path,
+    run: Callable[[Path], Life],
+    check: Callable[[Life], None],
+    make_trap: Callable[[int], Trap],
+) -> int:
+    """One life for each of its commands, until a life ends before its trap closes; how many there were."""
+    for n in range(1, LONGEST_LIFE):
+        trap = make_trap(n)
+        place = directory / str(n)
+        place.mkdir()
+        site.proxy.trap = trap
+        try:
+            life = run(place)
+            eventually(lambda: not left_over(site.redis))
+        except AssertionError as error:
+            raise AssertionError(f"{trap.when} command {n} of {trap.passed}: {error}") from error
+        finally:
+            site.proxy.trap = None
+        assert (life.parent.status, life.child.status) == (S.DONE, S.DONE), trap.passed
+        assert life.child.result == {"parents": 1}
+        assert {life.parent.id, life.child.id} <= set(life.effects), trap.passed
+        check(life)
+        check_events(site.redis)
+        site.redis.delete("taskpool:events")
+        if not trap.closed.is_set():
+            return n
+    raise AssertionError(f"a life has no end: {trap.passed}")
+
+
+def left_over(redis: Any) -> list[str]:
+    """What must not be there once all tasks have ended: places where a task waits or runs, and what leads there."""
+    kinds = ("queue:*", "wip:*", "scheduled:*", "deferred:*", "failed:*", "canceled:*", "execution:*")
+    patterns = [*(f"rq:{kind}" for kind in kinds), "rq:worker:*:executions"]
+    patterns += ["taskpool:dependents:*", "taskpool:outbox", "taskpool:expiring"]
+    found = [key.decode() for pattern in patterns for key in redis.scan_iter(pattern, count=10_000)]
+    ended = {id.decode() for id in redis.zrange("rq:finished:default", 0, -1)}
+    jobs = {key.decode().removeprefix("rq:job:") for key in redis.scan_iter("rq:job:*", count=10_000)}
+    return found + sorted(ended ^ jobs)
+
+
+def check_events(redis: Any) -> None:
+    """Each task's events are numbered without a gap, and the last one says that it is done."""
+    told = defaultdict(list)
+    for _, fields in redis.xrange("taskpool:events"):
+        event = json.loads(fields[b"e"])
+        told[event["id"]].append(event)
+    for events in told.values():
+        assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+        assert [event["status"] for event in events].index("done") == len(events) - 1
+
+
+def is_worker(name: str) -> bool:
+    """A worker process's connections: its own, which bears its name, and the one for its tasks' reports."""
+    return name == "taskpool-reports" or name.rpartition(".")[2].isdigit()
+
+
+def ran_once(life: Life) -> None:
+    assert sorted(life.effects) == sorted([life.parent.id, life.child.id])
+    assert (life.parent.attempt, life.child.attempt) == (1, 1)
+    assert (life.parent.crashes, life.child.crashes) == (0, 0)
+
+
+def at_most_one_more(life: Life) -> None:
+    """A submission that wasn't acknowledged may have been stored: its task runs as well."""
+    assert len(life.effects) <= 3
+    assert (life.parent.attempt, life.child.attempt) == (1, 1)
+
+
+def ran_twice_at_most(life: Life) -> None:
+    assert life.parent.attempt + life.child.attempt <= 3
+    assert len(life.effects) <= 3
+
+
+def is_api(name: str) -> bool:
+    return name == "taskpool"
+
+
+@pytest.fixture(scope="module")
+def api(site: Site) -> None:
+    site.start_api()
+
+
+@pytest.fixture(scope="module")
+def workers(site: Site) -> Iterator[WorkerPool]:
+    with site.start_workers() as workers:
+        yield workers
+
+
+@pytest.mark.usefixtures("api", "workers")
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_connection_of_the_worker_is_cut_at_any_command(site: Site, tmp_path: Path, when: When) -> None:
+    swept = sweep(site, tmp_path, lambda place: live(site, place), ran_once, lambda n: Trap(is_worker, when, n))
+
+    assert swept > SHORTEST_LIFE
+
+
+@pytest.mark.usefixtures("api")
+def test_the_worker_process_is_killed_at_any_command(site: Site, workers: WorkerPool, tmp_path: Path) -> None:
+    def kill(name: str) -> None:
+        for process in workers.descendants():
+            if process.pid in pids:
+                process.kill()
+
+    def make_trap(n: int) -> Trap:
+        pids[:] = eventually(workers.pids)
+        return Trap(is_worker, "after", n, kill)
+
+    pids: list[int] = []
+    swept = sweep(site, tmp_path, lambda place: live(site, place), ran_twice_at_most, make_trap)
+
+    assert swept > SHORTEST_LIFE
+
+
+@pytest.mark.usefixtures("api", "workers")
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_the_connection_of_the_api_is_cut_at_any_command(site: Site, tmp_path: Path, when: When) -> None:
+    def make_trap(n: int) -> Trap:
+        site.disconnect_api()
+        return Trap(is_api, when, n)
+
+    swept = sweep(site, tmp_path, lambda place: live(site, place), ran_once, make_trap)
+
+    assert swept > SHORTEST_SUBMISSION
+
+
+@pytest.mark.usefixtures("api", "workers")
+def test_the_api_is_killed_at_any_command_between_a_request_and_its_answer(site: Site, tmp_path: Path) -> None:
+    def make_trap(n: int) -> Trap:
+        site.api.kill()
+        site.start_api()  # one that has read no task types yet
+        return Trap(is_api, "after", n, lambda _: site.api.kill())
+
+    swept = sweep(site, tmp_path, lambda place: live(site, place), at_most_one_more, make_trap)
+
+    assert swept > SHORTEST_SUBMISSION
+
+
+@pytest.mark.usefixtures("api")
+def test_the_supervisor_is_killed_at_any_command(site: Site, workers: WorkerPool, tmp_path: Path) -> None:
+    def make_trap(n: int) -> Trap:
+        site.proxy.trap = Trap(is_worker, "after", n, lambda _: pools[-1].process.kill())
+        return site.proxy.trap
+
+    def replace(id: str) -> None:
+        trap = site.proxy.trap
+        assert trap is not None
+        eventually(lambda: trap.closed.is_set() or site.pool.get(id).status is S.DONE, 30)
+        if trap.closed.is_set():
+            pools.append(site.start_workers())
+
+    pools = [workers]
+    swept = sweep(site, tmp_path, lambda place: live(site, place, replace), ran_twice_at_most, make_trap)
+
+    assert swept > SHORTEST_LIFE
