@@ -74,7 +74,7 @@ def explanation(evidence: Evidence, id: str, attempt: Attempt) -> str | None:
     ]
     if faults:
         return "+".join(sorted({fault.kind for fault in faults}))
-    if causes is LOST_LEASES:
+    if causes >= LOST_LEASES:
         return None
     return "it was stopped" if id in evidence.ledger.asked("stop") else _beside(evidence, id, attempt, over_ms)
 
@@ -82,7 +82,12 @@ def explanation(evidence: Evidence, id: str, attempt: Attempt) -> str | None:
 def _causes(attempt: Attempt) -> frozenset[str]:
     """The kinds of faults that can end an attempt as this one ended."""
     error = str(attempt.over.data.get("error", "")) if attempt.over else ""
-    return LOST_LEASES if "lease ended" in error else DEATHS if "process ended" in error else RETURNS
+    if "lease ended" not in error:
+        return DEATHS if "process ended" in error else RETURNS
+    # Its supervisor renews what a frozen process runs, but not a claim that it was frozen before it saw.
+    over_ms = attempt.over.at_ms if attempt.over else 0
+    unseen = all(effect.at_ms > over_ms for effect in attempt.effects)
+    return LOST_LEASES | {"freeze_child"} if unseen else LOST_LEASES
 
 
 def _beside(evidence: Evidence, id: str, attempt: Attempt, over_ms: float) -> str | None:
