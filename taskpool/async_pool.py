@@ -165,6 +165,16 @@ class AsyncTaskPool(Face):
             with suppress(RedisUnavailable):  # then the subscription has ended with its connection
                 await self._listener.unsubscribe(id, told)
 
+    async def add_and_wait(self, spec: TaskSpec, *, wait_s: float | None = None) -> TaskRecord:
+        """Submit a task and wait for its end: the record once it has ended, well or not.
+
+        Raises:
+            InvalidTask: as `add_task`.
+            WaitTimeout: it hasn't ended in `wait_s`; it goes on, and `record` is how it stands.
+        """
+        record = await self.store.carry_out(self.adding(spec))
+        return record if record.status.is_terminal else await self.wait(record.id, timeout_s=wait_s)
+
     async def get_queue(
         self, name: str = "default", *, cursor: str | None = None, limit: int = 100
     ) -> Page[QueuedTask]:

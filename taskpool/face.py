@@ -34,6 +34,10 @@ class Face:
         """The plan that adds one task."""
         return queue.add_task(spec, self.catalogue, self.registry, self.defaults)
 
+    def checking(self, spec: TaskSpec) -> Plan[queue.Checked]:
+        """The plan that checks one task as adding it would."""
+        return queue.check_task(spec, self.catalogue, self.registry, self.defaults)
+
     def adding_many(self, specs: Sequence[TaskSpec]) -> Plan[list[TaskRecord]]:
         """The plan that adds many."""
         return queue.add_tasks(specs, self.catalogue, self.registry, self.defaults)

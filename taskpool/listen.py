@@ -8,18 +8,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import hiredis
 
 from taskpool import keys
 from taskpool.address import Address
 from taskpool.async_wire import AsyncWire
-from taskpool.calls import Part
+from taskpool.calls import Call, Part
 from taskpool.errors import RedisUnavailable, TaskNotFound
 from taskpool.record import restore_hash, restore_told
+from taskpool.store import values, with_text
 from taskpool.types import TaskRecord
 from taskpool.wire import Wire
+
+T = TypeVar("T")
 
 LOOK_AGAIN_S: Final = 1.0
 AWAY_RETRY_S: Final = 0.5
@@ -45,51 +48,56 @@ class Listener:
         Raises:
             TaskNotFound
         """
-        channel = keys.CHANNEL + id
-        read = ("HGETALL", keys.JOB + id)
-        commands: list[Sequence[Part]] = [("SUBSCRIBE", channel), read]
-        if self._heard is not None and not self._wire.closed:
-            commands.insert(0, ("UNSUBSCRIBE", self._heard))  # not before: it would cost the last wait a system call
-        self._heard = channel
-        while True:
-            record = self._look(id, commands)
-            yield record
-            if record.status.is_terminal:
-                return
-            message = self._wait_for_end(channel.encode(), look_s())
+        yield from self.follow_on(self.hear(id, record_of(id)), look_s)
+
+    def follow_on(self, record: TaskRecord, look_s: Callable[[], float]) -> Iterator[TaskRecord]:
+        """As `follow`, for a task that `hear` listens to already and whose record is known."""
+        yield record
+        while not record.status.is_terminal:
+            message = self._wait_for_end((keys.CHANNEL + record.id).encode(), look_s())
             ended = None if message is None else restore_told(record, message)
-            if ended is not None:
-                yield ended
-                return
-            commands = [read]
+            record = ended or self._run(record_of(record.id))
+            yield record
+
+    def hear(self, id: str, call: Call[T]) -> T:
+        """Listen to a task from now on, no longer to the one before; run `call` behind it, in the same round trip."""
+        channel = keys.CHANNEL + id
+        commands: list[Sequence[Part]] = [("SUBSCRIBE", channel)]
+        if self._heard is not None and not self._wire.closed:
+            commands.append(("UNSUBSCRIBE", self._heard))  # not before: it would cost the last wait a system call
+        self._heard = channel
+        try:
+            return self._run(call, commands)
+        except RedisUnavailable:
+            if not call.again:
+                raise
+            return self._run(call, commands[:1])  # kept since the last wait, it may have died long ago
 
     def close(self) -> None:
         """Close the connection; the next wait opens a new one."""
         self._wire.close()
 
-    def _look(self, id: str, commands: Sequence[Sequence[Part]]) -> TaskRecord:
+    def _run(self, call: Call[T], before: Sequence[Sequence[Part]] = ()) -> T:
         try:
-            try:
-                self._wire.send(commands)
-                return self._record(id)
-            except RedisUnavailable:  # kept since the last wait, the connection may have died long ago
-                self._wire.send([("SUBSCRIBE", keys.CHANNEL + id), ("HGETALL", keys.JOB + id)])
-                return self._record(id)
+            self._wire.send([*before, call.command])
+            reply = self._reply()
+            if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
+                self._wire.send([with_text(call)])
+                reply = self._reply()
         except BaseException:
             self.close()  # interrupted, with a reply unread that the next would take for its own
             raise
+        (value,) = values([call], [reply])
+        return value  # type: ignore[no-any-return]
 
-    def _record(self, id: str) -> TaskRecord:
+    def _reply(self) -> Any:
+        """The reply to the last command; messages that were pushed before it are of a time that it tells of as well."""
         while isinstance(reply := self._next(REPLY_TIMEOUT_S), hiredis.PushNotification):
             pass
-        if isinstance(reply, hiredis.ReplyError):
-            raise RedisUnavailable(f"Redis can't serve now: {reply}")
         if reply is None:
             self.close()
             raise RedisUnavailable("Redis doesn't answer")
-        if b"data" not in reply:
-            raise TaskNotFound(id)
-        return restore_hash(id, reply)
+        return reply
 
     def _wait_for_end(self, channel: bytes, timeout_s: float) -> bytes | None:
         """The message that tells of the task's end; None when there was none for `timeout_s`."""
@@ -104,6 +112,21 @@ class Listener:
 
     def _next(self, timeout_s: float) -> Any:
         return self._wire.next_reply(max(timeout_s, 0.001))
+
+
+def record_of(id: str) -> Call[TaskRecord]:
+    """Read a task over RESP 3, where a hash comes as one.
+
+    Raises, when run:
+        TaskNotFound
+    """
+
+    def read(reply: dict[bytes, bytes]) -> TaskRecord:
+        if b"data" not in reply:
+            raise TaskNotFound(id)
+        return restore_hash(id, reply)
+
+    return Call(("HGETALL", keys.JOB + id), read, again=True)
 
 
 class AsyncListener:

@@ -5,6 +5,7 @@ Each method names an operation and runs it; what it does stands in `queue`, `run
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from datetime import datetime
@@ -12,7 +13,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any
 
-from taskpool import catalogue, listing, overview, queue, runner, status
+from taskpool import catalogue, listing, overview, queue, runner, scripts, status
 from taskpool.attempt import Outcome
 from taskpool.errors import RedisUnavailable, WaitTimeout
 from taskpool.face import Face
@@ -147,23 +148,41 @@ class TaskPool(Face):
             TaskNotFound
             WaitTimeout: it hasn't ended in `timeout_s`; `record` is how it stands.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        return self._end_of(id, None, timeout_s)
+
+    def add_and_wait(self, spec: TaskSpec, *, wait_s: float | None = None) -> TaskRecord:
+        """Submit a task and wait for its end, in one round trip and a message: the record once it has ended.
+
+        Raises:
+            InvalidTask: as `add_task`.
+            WaitTimeout: it hasn't ended in `wait_s`; it goes on, and `record` is how it stands.
+        """
+        checked = self.store.carry_out(self.checking(spec))
+        added = self.listener.hear(checked.task.id, scripts.add([checked.task]))
+        (record,) = queue.stored([checked], added)
+        return self._end_of(record.id, record, wait_s)
+
+    def _end_of(self, id: str, record: TaskRecord | None, timeout_s: float | None) -> TaskRecord:
+        """Wait for the end of a task; `record` when the listener hears of it already."""
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
 
         def look_s() -> float:
-            return LOOK_AGAIN_S if deadline is None else min(LOOK_AGAIN_S, deadline - time.monotonic())
+            return min(LOOK_AGAIN_S, deadline - time.monotonic())
 
-        record: TaskRecord | None = None
+        latest = record
+        records = self.listener.follow(id, look_s) if record is None else self.listener.follow_on(record, look_s)
         while True:
             try:
-                for record in self.listener.follow(id, look_s):
-                    if record.status.is_terminal:
-                        return record
+                for latest in records:
+                    if latest.status.is_terminal:
+                        return latest
                     if look_s() <= 0:
-                        raise WaitTimeout(record, timeout_s or 0)
+                        raise WaitTimeout(latest, timeout_s or 0)
             except RedisUnavailable:
-                if record is None or look_s() <= 0:
+                if latest is None or look_s() <= 0:
                     raise
                 time.sleep(max(0.0, min(AWAY_RETRY_S, look_s())))
+                records = self.listener.follow(id, look_s)
 
     def get_queue(self, name: str = "default", *, cursor: str | None = None, limit: int = 100) -> Page[QueuedTask]:
         """A part of a queue as it is at one moment, in dispatch order, with position and wait. It changes nothing."""

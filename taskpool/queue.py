@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -26,14 +26,32 @@ LONGEST_PAGE: Final = 500
 RELEASES: Final = 1000
 
 
+class Checked(NamedTuple):
+    """A submission that may be stored, and its payload as JSON values."""
+
+    task: scripts.NewTask
+    payload: Any
+
+
 def add_task(spec: TaskSpec, catalogue: Catalogue, registry: Registry | None, defaults: Defaults) -> Plan[TaskRecord]:
     """Add one task; the record as stored.
 
     Raises:
         InvalidTask: UnknownType, InvalidPayload, UnknownDependency, or a field that can't be. Nothing was stored.
     """
-    (record,) = yield from _add((spec,), catalogue, registry, defaults, lambda _: "")
+    checked = yield from check_task(spec, catalogue, registry, defaults)
+    (record,) = yield from _store([checked])
     return record
+
+
+def check_task(spec: TaskSpec, catalogue: Catalogue, registry: Registry | None, defaults: Defaults) -> Plan[Checked]:
+    """Check a submission as `add_task` does, and store nothing.
+
+    Raises:
+        InvalidTask: as `add_task`.
+    """
+    (checked,) = yield from _check((spec,), catalogue, registry, defaults, lambda _: "")
+    return checked
 
 
 def add_tasks(
@@ -44,21 +62,23 @@ def add_tasks(
     Raises:
         InvalidTask: as `add_task`; the pointers start with the index of the task.
     """
-    return (yield from _add(specs, catalogue, registry, defaults, lambda index: f"/{index}"))
+    checked = yield from _check(specs, catalogue, registry, defaults, lambda index: f"/{index}")
+    if len(checked) > CHUNK:  # one call finds out by itself
+        yield from _check_parents([each.task for each in checked])
+    return (yield from _store(checked))
 
 
-def _add(
+def _check(
     specs: Sequence[TaskSpec],
     catalogue: Catalogue,
     registry: Registry | None,
     defaults: Defaults,
     prefix: Callable[[int], str],
-) -> Plan[list[TaskRecord]]:
+) -> Plan[list[Checked]]:
     local = {} if registry is None else {spec.type: registry.get(spec.type) for spec in specs}
     foreign = {spec.type for spec in specs if local.get(spec.type) is None}
     infos = (yield from catalogue.find(list(foreign))) if foreign else {}
-    payloads = []
-    tasks = []
+    checked = []
     for index, spec in enumerate(specs):
         start = prefix(index)
         payload = _as_json(spec, start)
@@ -66,25 +86,35 @@ def _add(
             _check_locally(task_type, payload, start)
         else:
             catalogue.check(spec.type, payload, start + "/payload")
-        payloads.append(payload)
-        tasks.append(prepare(spec, payload, task_type or infos[spec.type], defaults, start))
+        checked.append(Checked(prepare(spec, payload, task_type or infos[spec.type], defaults, start), payload))
+    return checked
 
-    if len(tasks) > CHUNK:  # one call finds out by itself
-        yield from _check_parents(tasks)
 
+def _store(checked: Sequence[Checked]) -> Plan[list[TaskRecord]]:
     records: list[TaskRecord] = []
-    for at in range(0, len(tasks), CHUNK):
-        chunk = tasks[at : at + CHUNK]
-        added = yield from one(scripts.add(chunk))
-        if added.unknown_dependency is not None:
-            raise UnknownDependency(added.unknown_dependency)
-        created_at = datetime.fromisoformat(added.stamp)
-        for task, payload, status in zip(chunk, payloads[at : at + CHUNK], added.statuses, strict=True):
-            records.append(_record(task, payload, STATUS_OF.get(status.encode(), TaskStatus.QUEUED), created_at))
+    for at in range(0, len(checked), CHUNK):
+        chunk = checked[at : at + CHUNK]
+        added = yield from one(scripts.add([each.task for each in chunk]))
+        records += stored(chunk, added)
     for at, record in enumerate(records):
         if record.status is TaskStatus.CANCELED:  # its record says which parent did not end well
             records[at] = (yield from one(fetch_if_there(record.id))) or record
     return records
+
+
+def stored(checked: Sequence[Checked], added: scripts.Added) -> list[TaskRecord]:
+    """The records of tasks that one `scripts.add` was sent for, without reading them back.
+
+    Raises:
+        UnknownDependency: it stored none of them.
+    """
+    if added.unknown_dependency is not None:
+        raise UnknownDependency(added.unknown_dependency)
+    created_at = datetime.fromisoformat(added.stamp)
+    return [
+        _record(each.task, each.payload, STATUS_OF.get(status.encode(), TaskStatus.QUEUED), created_at)
+        for each, status in zip(checked, added.statuses, strict=True)
+    ]
 
 
 def _check_locally(task_type: TaskType, payload: Any, start: str) -> None:

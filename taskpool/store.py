@@ -79,9 +79,9 @@ class Store:
                 raise
             replies = self._transport.exchange([call.command for call in calls], timeout_s)
         for at in _unknown_scripts(replies):
-            replies[at] = self._transport.exchange([_with_text(calls[at])], timeout_s)[0]
+            replies[at] = self._transport.exchange([with_text(calls[at])], timeout_s)[0]
         try:
-            return _values(calls, replies)
+            return values(calls, replies)
         except WrongServer:
             self._transport.close()
             raise
@@ -121,9 +121,9 @@ class AsyncStore:
                 raise
             replies = await self._transport.exchange([call.command for call in calls], timeout_s)
         for at in _unknown_scripts(replies):
-            replies[at] = (await self._transport.exchange([_with_text(calls[at])], timeout_s))[0]
+            replies[at] = (await self._transport.exchange([with_text(calls[at])], timeout_s))[0]
         try:
-            return _values(calls, replies)
+            return values(calls, replies)
         except WrongServer:
             self._transport.close()
             raise
@@ -154,13 +154,19 @@ def _unknown_scripts(replies: Sequence[Any]) -> list[int]:
     ]
 
 
-def _with_text(call: Call[Any]) -> Sequence[Part]:
+def with_text(call: Call[Any]) -> Sequence[Part]:
     """The same call with the script's text in place of its hash: Redis knows it from then on."""
     assert call.script is not None
     return ("EVAL", call.script, *call.command[2:])
 
 
-def _values(calls: Sequence[Call[Any]], replies: Sequence[Any]) -> list[Any]:
+def values(calls: Sequence[Call[Any]], replies: Sequence[Any]) -> list[Any]:
+    """What the replies mean to their calls.
+
+    Raises:
+        RedisUnavailable: Redis said that it can't serve.
+        ReplyFault: it answered with any other error.
+    """
     for reply in replies:
         if isinstance(reply, hiredis.ReplyError):
             text = str(reply)

@@ -27,7 +27,7 @@ from taskpool.registry import Registry
 from taskpool.settings import Settings
 from taskpool.status import read_event
 from taskpool.store import Store
-from taskpool.types import Event, RunningTask, TaskRecord
+from taskpool.types import Event, RunningTask, TaskRecord, TaskSpec
 
 WORKER: Final = "inline"
 
@@ -102,6 +102,10 @@ class InlinePool(TaskPool):
         while (record := self.run_next()) is not None:
             records.append(record)
         return records
+
+    def add_and_wait(self, spec: TaskSpec, *, wait_s: float | None = None) -> TaskRecord:
+        """Submit a task and run it to its end, with what is ready before it."""
+        return self.wait(self.store.carry_out(self.adding(spec)).id, timeout_s=wait_s)
 
     def wait(self, id: str, *, timeout_s: float | None = None) -> TaskRecord:
         """Run attempts until this task has ended.

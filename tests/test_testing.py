@@ -199,3 +199,9 @@ def test_progress_that_is_no_number_is_refused(numbers: tuple[float, float | Non
         ctx.progress(*numbers)
 
     assert sink.reports == []
+
+
+def test_a_task_submitted_and_waited_for_at_once_runs(inline_pool: InlinePool) -> None:
+    ended = inline_pool.add_and_wait(TaskSpec(type="echo", payload={"message": "hello"}))
+
+    assert ended.result == "hello"
