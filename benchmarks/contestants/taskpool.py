@@ -38,7 +38,8 @@ class Queue:
 
     def ask(self, n: int) -> dict[str, int]:
         """Put a task in and wait for its result."""
-        result: dict[str, int] = self.pool.wait(self.enqueue(n), timeout_s=10).result
+        spec = TaskSpec(type="increment", payload={"n": n})
+        result: dict[str, int] = self.pool.add_and_wait(spec, wait_s=10).result
         return result
 
     def commands(self, processes: int) -> list[Command]:
