@@ -27,7 +27,7 @@ from taskpool.settings import Settings, resolve_redis_url
 from taskpool.status import update_status
 from taskpool.store import AsyncStore, ReplyFault
 from taskpool.types import RunningTask, TaskStatus
-from workers import forks
+from workers import forks, processgroup
 from workers.held import give_back_unseen
 from workers.reports import Reporter, Reports
 from workers.slots import Block, Lane, Request
@@ -249,6 +249,7 @@ class AsyncProcess:
         while True:
             await asyncio.sleep(COUNT_S)
             await self._count()
+            self._terminated = self._terminated or processgroup.has_many_zombies()
 
     async def _count(self) -> None:
         self._block.add(self._stats.done, self._stats.failed, self._stats.working_us)

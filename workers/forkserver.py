@@ -47,6 +47,8 @@ class ForkServer:
         self._control, self._settings, self._registry, self._memory = control, settings, registry, memory
         self._stacks: dict[int, IO[bytes]] = {}
         """Of each worker process, which leads a process group, the file in which it says where its threads are."""
+        self._older = processgroup.children()
+        """What the task modules started when they were imported: it stays."""
 
     def serve(self, lines: Iterator[bytes]) -> None:
         """Works until the supervisor closes the socket or dies; then nothing that was forked is left."""
@@ -57,6 +59,7 @@ class ForkServer:
                 self._reap()
         for group in self._stacks:
             processgroup.signal_group(group, signal.SIGKILL)
+        processgroup.end_children(spare=self._older)
 
     def _fork(self, order: Mapping[str, Any]) -> None:
         parent = os.getpid()
@@ -72,6 +75,7 @@ class ForkServer:
         try:
             os.setsid()
             processgroup.die_with_parent(parent)
+            processgroup.adopt_orphans()
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._control.close()
@@ -92,7 +96,7 @@ class ForkServer:
             sys.stderr.flush()
 
     def _reap(self) -> None:
-        """Reports the workers that ended. Orphans of their tasks are reaped without a word."""
+        """Reports the workers that ended. Orphans of their tasks are killed, and reaped without a word."""
         while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -101,6 +105,8 @@ class ForkServer:
             if pid == 0:
                 return
             if pid in self._stacks:
+                # What it leaves behind has fallen to us: nothing of its tasks lives when it is told to have ended.
+                processgroup.end_children(spare=self._older | self._stacks.keys())
                 with self._stacks.pop(pid) as file:
                     written = stacks.read(file)
                 send(self._control, {"ended": pid, "status": status, "usage": in_words(usage), "stacks": written})

@@ -64,6 +64,7 @@ class Nursery:
         self._pids: set[int] = set()
         self._forks: dict[int, asyncio.Future[int]] = {}
         self._listener: asyncio.Task[None] | None = None
+        self.pid = server.pid
         self.loaded = Loaded()
         self.is_lost = False
 
@@ -142,6 +143,8 @@ class Nursery:
         while line := await self._reader.readline():
             self._handle(msgspec.json.decode(line))
         self.is_lost = True
+        self._server.kill()
+        await asyncio.to_thread(self._server.wait)  # its end of the socket closes a moment before its children are ours
         for answer in self._forks.values():
             answer.set_exception(NurseryLost())
         self._forks.clear()

@@ -161,6 +161,7 @@ class Process:
             return []
         self._counted_mono = now
         self._interruption.reinstall()
+        self._must_leave = self._must_leave or processgroup.has_many_zombies()
         self._block.add(self._stats.done, self._stats.failed, self._stats.working_us)
         deltas = self._stats.take()
         return [scripts.count(deltas)] if deltas else []

@@ -1,7 +1,9 @@
 """Process groups: who dies with whom, and whether anything of a task is left alive.
 
-Each worker process leads its own session and group, so that what its tasks start can be ended with it. Where the
-kernel offers less than Linux does, the parts that need it say so by their return values.
+Each worker process leads its own session and group, so that what its tasks start can be ended with it. What leaves
+both is found by its descent: an orphan falls to the worker it descends from, and when that has died to the fork
+server, which kills what comes to it. Where the kernel offers less than Linux does, the parts that need it say so by
+their return values.
 """
 
 from __future__ import annotations
@@ -12,11 +14,15 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Container
+from dataclasses import dataclass
 from typing import Final
 
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_CHILD_SUBREAPER: Final = 36
 GONE_POLL_S: Final = 0.005
+ORPHANS_S: Final = 2.0
+MOST_ZOMBIES: Final = 64
 
 
 def die_with_parent(parent: int) -> None:
@@ -66,7 +72,8 @@ async def end_group(group: int, *, timeout_s: float = 10) -> bool:
 
 
 def end_others(grace_s: float = 2) -> bool:
-    """Ends every other process of our own group, SIGTERM first and SIGKILL after `grace_s`. Blocks meanwhile.
+    """Ends every other process of our own group and all that descend from us, SIGTERM first and SIGKILL after
+    `grace_s`. Blocks meanwhile.
 
     False: some are left, or there is no /proc to tell.
     """
@@ -82,40 +89,94 @@ def end_others(grace_s: float = 2) -> bool:
     return _others() == []
 
 
-def _has_living(group: int) -> bool:
-    """Whether a process of the group is more than a zombie; True where there is no /proc to tell."""
+def children() -> set[int]:
+    """The children of this process's main thread, to which orphans fall as well; zombies included."""
+    pid = os.getpid()
     try:
-        pids = [name for name in os.listdir("/proc") if name.isdigit()]
-    except FileNotFoundError:
-        return True
-    return any(_lives_in(pid, group) for pid in pids)
+        with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
+            return {int(child) for child in file.read().split()}
+    except FileNotFoundError:  # not Linux, or a kernel without this list
+        return set()
 
 
-def _lives_in(pid: str, group: int) -> bool:
+def end_children(spare: Container[int]) -> bool:
+    """Kills and collects all children but the spared ones, and theirs, which fall to us then. Blocks for ORPHANS_S at
+    most.
+
+    False: some are left; they hang in the kernel.
+    """
+    deadline = time.monotonic() + ORPHANS_S
+    while doomed := [pid for pid in children() if pid not in spare]:
+        for pid in doomed:
+            try:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, os.WNOHANG)
+            except (ProcessLookupError, PermissionError, ChildProcessError):  # changed its user; or collected already
+                pass
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(GONE_POLL_S)
+    return True
+
+
+def has_many_zombies() -> bool:
+    """Whether many dead children wait to be collected, orphans of tasks most likely. We can't: a task may want to."""
+    ours = children()
+    if len(ours) <= MOST_ZOMBIES:
+        return False
+    return sum(stat is not None and not stat.lives for stat in map(_stat, ours)) > MOST_ZOMBIES
+
+
+@dataclass(frozen=True, slots=True)
+class _Stat:
+    """A process in /proc. A zombie doesn't live."""
+
+    parent: int
+    group: int
+    lives: bool
+
+
+def _stat(pid: int) -> _Stat | None:
+    """None: it ended this moment."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            state, _, its_group = file.read().rpartition(b")")[2].split()[:3]
+            state, parent, group = file.read().rpartition(b")")[2].split()[:3]
         # The first thread of a process can be a zombie while others go on.
-        return int(its_group) == group and (state not in (b"Z", b"X") or len(os.listdir(f"/proc/{pid}/task")) > 1)
-    except (FileNotFoundError, ProcessLookupError):  # it ended this moment
-        return False
+        lives = state not in (b"Z", b"X") or len(os.listdir(f"/proc/{pid}/task")) > 1
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return _Stat(int(parent), int(group), lives)
 
 
-def _others() -> list[int] | None:
-    """The other processes of our group; None where there is no /proc."""
-    own, group = os.getpid(), os.getpgrp()
+def _processes() -> dict[int, _Stat] | None:
+    """All processes there are, by id; None where there is no /proc."""
     try:
         pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     except FileNotFoundError:
         return None
-    return [pid for pid in pids if pid != own and _group_of(pid) == group]
+    return {pid: stat for pid in pids if (stat := _stat(pid)) is not None}
 
 
-def _group_of(pid: int) -> int | None:
-    try:
-        return os.getpgid(pid)
-    except (ProcessLookupError, PermissionError):
+def _has_living(group: int) -> bool:
+    """Whether a process of the group is more than a zombie; True where there is no /proc to tell."""
+    processes = _processes()
+    return processes is None or any(stat.lives and stat.group == group for stat in processes.values())
+
+
+def _others() -> list[int] | None:
+    """The other processes of our group, and what descends from us in any; None where there is no /proc."""
+    processes = _processes()
+    if processes is None:
         return None
+    own, group = os.getpid(), os.getpgrp()
+    family: set[int] = set()
+    young = {own}
+    while young:
+        young = {pid for pid, stat in processes.items() if stat.parent in young} - family
+        family |= young
+    return [
+        pid for pid, stat in processes.items() if pid != own and stat.lives and (stat.group == group or pid in family)
+    ]
 
 
 def _prctl(option: int, value: int) -> None:

@@ -22,7 +22,7 @@ from taskpool.catalogue import PoolInfo
 from taskpool.errors import ConfigurationError, RedisUnavailable
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.store import AsyncStore
-from workers import reload, stacks
+from workers import processgroup, reload, stacks
 from workers.child import Child, Verdict
 from workers.crew import Crew
 from workers.duties import Outage, repeat
@@ -75,6 +75,8 @@ class Supervisor:
         )
         self._nursery: Nursery | None = None
         self._nurseries: set[Nursery] = set()
+        self._starting = 0
+        """Nurseries on their way."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = asyncio.Event()
         self._hurrying = asyncio.Event()
@@ -86,6 +88,7 @@ class Supervisor:
             ConfigurationError: a task module is wrong; nothing was started.
         """
         loop = asyncio.get_running_loop()
+        processgroup.adopt_orphans()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
         try:
@@ -108,7 +111,11 @@ class Supervisor:
     # --- processes and the code they run --------------------------------------------------------------------------
 
     async def _new_nursery(self) -> Nursery:
-        nursery = await Nursery.start(self._settings, self._memory, on_end=self._crew.ended, on_lost=self._on_lost)
+        self._starting += 1
+        try:
+            nursery = await Nursery.start(self._settings, self._memory, on_end=self._crew.ended, on_lost=self._on_lost)
+        finally:
+            self._starting -= 1
         self._nurseries.add(nursery)
         return nursery
 
@@ -121,7 +128,9 @@ class Supervisor:
             log.info("pool %s: %d workers on the queues %s", self._id, self._crew.size, ", ".join(queues))
 
     def _on_lost(self, nursery: Nursery) -> None:
-        """The fork server died, and with it every process it had forked."""
+        """The fork server died, and with it every process it had forked; what those left behind has fallen to us."""
+        if not self._starting:  # one that starts couldn't be told from an orphan
+            processgroup.end_children(spare={each.pid for each in self._nurseries})
         self._nurseries.discard(nursery)
         if nursery is self._nursery and not self._stopping.is_set():
             log.error("the fork server died; another one is started")
