@@ -12,6 +12,7 @@ from api.metrics import Scrape, exposition
 from api.responses import Json
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.document import server_document
+from taskpool.errors import RedisUnavailable
 
 
 class HealthRoutes:
@@ -31,8 +32,10 @@ class HealthRoutes:
         return Json({"status": "ok"})
 
     async def ready(self, request: Request) -> Json:
-        """GET /readyz: Redis answers, and what it keeps over a crash."""
+        """GET /readyz: Redis answers and takes writes, and what it keeps over a crash."""
         server, workers = await asyncio.gather(self._pool.server(), self._pool.workers())
+        if server.role != "master":
+            raise RedisUnavailable("it is a read-only replica now")
         return Json({"status": "ok", "redis": server_document(server), "workers": len(workers)})
 
     async def metrics(self, request: Request) -> Response:

@@ -37,7 +37,7 @@ redis.call('PUBLISH', '{keys.COMMANDS}', '')
 """
 """Changes nothing, and nobody listens: a user's rights are asked for with it, to keys, channels and scripts."""
 
-_RIGHTS: Final = "its user needs ~rq:* ~taskpool:* &rq:* &taskpool:* +@all -@dangerous +info"
+_RIGHTS: Final = "its user needs ~rq:* ~taskpool:* &rq:* &taskpool:* +@all -@dangerous +info +client"
 
 PERSISTENCE: Final = {"appendonly": "yes", "appendfsync": "everysec"}
 
@@ -125,6 +125,7 @@ def check_redis(url: str) -> None:
             if replication["role"] != "master":
                 master = f"{replication['master_host']}:{replication['master_port']}"
                 raise ConfigurationError(f"the Redis at {where} is a read-only replica; name its master, {master}")
+            client.client_setname("taskpool-start")
             client.eval(_MAY_WE, 0)
     except AuthenticationError as error:
         raise ConfigurationError(f"the Redis at {where} refuses the user or the password: {error}") from None

@@ -24,24 +24,38 @@ class Outage:
 
     def __init__(self) -> None:
         self._since: float | None = None
+        self._failing: set[object] = set()
         self.back_at: float | None = None
         """When (monotonic) Redis last came back; None while it never was away."""
         self._told_full: float | None = None
 
-    def note_failure(self, error: RedisUnavailable) -> None:
+    def is_over_for(self, seconds: float) -> bool:
+        """Whether Redis is there, and has been for so long since it last was away."""
+        if self._since is not None:
+            return False
+        return self.back_at is None or time.monotonic() - self.back_at > seconds
+
+    def note_failure(self, error: RedisUnavailable, who: object = None) -> None:
         """Called for each failed round trip; logs the first one. A full Redis is there, but it's said once a minute."""
         now = time.monotonic()
         if isinstance(error, RedisFull):
+            self.note_success(who)
             if self._told_full is None or now - self._told_full >= FULL_TOLD_S:
                 self._told_full = now
                 log.warning("%s; what runs goes on", error)
-        elif self._since is None:
+            return
+        self._failing.add(who)
+        if self._since is None:
             self._since = now
             log.warning("Redis is away: %s; waiting for it to come back", error)
 
-    def note_success(self) -> None:
-        """Called for each round trip that worked; logs that Redis is back when it was away."""
-        if self._since is not None:
+    def note_success(self, who: object = None) -> None:
+        """Called for each round trip that worked; logs that Redis is back when it was, and nobody fails any more.
+
+        Others may succeed all the time: a replica lets itself be read.
+        """
+        self._failing.discard(who)
+        if self._since is not None and not self._failing:
             self.back_at = time.monotonic()
             log.warning("Redis is back after %.1f s", self.back_at - self._since)
             self._since = None
@@ -65,10 +79,10 @@ async def repeat(
         try:
             wait_s = await step()
             if outage is not None:
-                outage.note_success()
+                outage.note_success(name)
         except RedisUnavailable as error:
             if outage is not None:
-                outage.note_failure(error)
+                outage.note_failure(error, name)
             await asyncio.sleep(AWAY_RETRY_S)
             continue
         except Exception:
@@ -91,8 +105,8 @@ async def insist(step: Callable[[], Awaitable[None]], outage: Outage) -> None:
     while True:
         try:
             await step()
-            outage.note_success()
+            outage.note_success(step)
             return
         except RedisUnavailable as error:
-            outage.note_failure(error)
+            outage.note_failure(error, step)
             await asyncio.sleep(AWAY_RETRY_S)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Final, TypeVar
@@ -91,8 +90,7 @@ class Housekeeping:
 
     def _may_reap(self) -> bool:
         """Not for a while after Redis was away: every pool gets to renew its leases first."""
-        back_at = self._outage.back_at
-        return back_at is None or time.monotonic() - back_at > self._settings.lease_s
+        return self._outage.is_over_for(self._settings.lease_s)
 
 
 def all_queues() -> Call[list[str]]:
