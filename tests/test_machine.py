@@ -33,8 +33,8 @@ S = TaskStatus
 T = TypeVar("T")
 MOVES = {
     "add": 4,
-    "claim": 6,
-    "finish": 3,
+    "claim": 7,
+    "finish": 4,
     "requeue": 3,
     "crash": 3,
     "heartbeat": 1,
@@ -49,6 +49,9 @@ MOVES = {
     "look_at_the_whole": 1,
 }
 """What may come next, and how often."""
+
+CROWD = 5
+"""With so many tasks there no more are added: the few shall go through much."""
 
 which = st.integers(0, 999)
 
@@ -77,6 +80,8 @@ class Machine(RuleBasedStateMachine, Bench):
 
     @rule(move=st.sampled_from([name for name, weight in MOVES.items() for _ in range(weight)]), a=which, b=which)
     def step(self, move: str, a: int, b: int) -> None:
+        if move == "add" and len(self.model.tasks) >= CROWD:
+            move = "claim"
         if self.ids or move == "add":
             getattr(self, move)(Choice(1000 * a + b))
 
@@ -84,16 +89,16 @@ class Machine(RuleBasedStateMachine, Bench):
 
     def add(self, choice: Choice) -> None:
         tasks: list[Task] = []
-        for _ in range(1 + choice.below(3)):
+        for _ in range(1 + choice.below(2)):
             there = [*self.ids, *(task.id for task in tasks)]
             task = Task(
                 f"t{next(self.numbers)}",
                 queue=choice.of(QUEUES),
                 front=choice.of((False, True)),
-                later=choice.of((False, False, True)),
+                later=choice.of((False, False, False, True)),
                 expires=choice.of(("", "", "later")),
                 tags=choice.of(((), ("red",), ("red", "blue"))),
-                parents=tuple(dict.fromkeys(choice.of(there) for _ in range(choice.below(3)) if there)),
+                parents=tuple(dict.fromkeys(choice.of(there) for _ in range(choice.of((0, 0, 0, 1, 2))) if there)),
             )
             tasks.append(task)
         if choice.below(20) == 7:
@@ -122,7 +127,7 @@ class Machine(RuleBasedStateMachine, Bench):
     def attempt(self, choice: Choice) -> tuple[RunningTask, Lease, str]:
         """One that runs, mostly; else any: one that ended, or lost its lease."""
         running = [each for each in self.attempts if lease_of(each) in self.model.leases]
-        found = choice.of(running if running and choice.below(4) else self.attempts)
+        found = choice.of(running if running and choice.below(3) else self.attempts[-8:])
         return found, lease_of(found), found.worker
 
     def finish(self, choice: Choice) -> None:
@@ -168,10 +173,15 @@ class Machine(RuleBasedStateMachine, Bench):
             call = scripts.progress(running, {"done": 1})
         self.send(call, lambda model, _: model.report(lease, logs=logs))
 
+    def one(self, choice: Choice) -> str:
+        """A task that is there, mostly; else one that has gone."""
+        there = list(self.model.tasks)
+        return choice.of(there if there and choice.below(5) else self.ids)
+
     # --- by hand --------------------------------------------------------------------------------------------------
 
     def by_hand(self, choice: Choice) -> None:
-        id, what = choice.of(self.ids), choice.of(("stop", "force", "cancel", "revive", "revive", "purge"))
+        id, what = self.one(choice), choice.of(("stop", "force", "cancel", "revive", "revive", "purge"))
         match what:
             case "stop" | "force":
                 force = what == "force"
@@ -186,7 +196,7 @@ class Machine(RuleBasedStateMachine, Bench):
                 self.purge(id)
 
     def press_a_button_of_rqs_dashboard(self, choice: Choice) -> None:
-        id, requeues = choice.of(self.ids), choice.of((False, True))
+        id, requeues = self.one(choice), choice.of((False, True))
         if id not in self.model.tasks:
             return
         task, job = self.model.tasks[id], Job.fetch(id, connection=self.world.redis, serializer=JSONSerializer)
@@ -207,7 +217,7 @@ class Machine(RuleBasedStateMachine, Bench):
     # --- housekeeping ---------------------------------------------------------------------------------------------
 
     def keep_house_for_a_task(self, choice: Choice) -> None:
-        id = choice.of(self.ids)
+        id = self.one(choice)
         task = self.model.tasks.get(id)
         if choice.below(2) and task is not None:
             self.let_time_pass(task)
@@ -222,7 +232,7 @@ class Machine(RuleBasedStateMachine, Bench):
             self.expire(id)
 
     def release(self, choice: Choice) -> None:
-        self.release_one(choice.of(self.ids))
+        self.release_one(self.one(choice))
 
     def sweep(self, choice: Choice) -> None:
         what = choice.of((*QUEUES, *INDEXES))
@@ -272,7 +282,7 @@ def test_every_sequence_of_calls_does_what_the_model_says(world: World) -> None:
     examples = os.environ.get("MACHINE_EXAMPLES")
     profile = settings(
         max_examples=int(examples or 100),
-        stateful_step_count=60,
+        stateful_step_count=80,
         derandomize=examples is None,
         database=None,
         deadline=None,
