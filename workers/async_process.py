@@ -116,10 +116,12 @@ class AsyncProcess:
         if self._is_idle:
             calls.append(scripts.ring_wait(self._queues, DOORBELL_S))
         calls += [self._claim() for _ in range(1 if self._is_idle else min(len(self._free), CLAIMS_AT_ONCE))]
+        sent_mono = time.monotonic()
         claimed = [value for value in await self._intake.run_many(calls) if isinstance(value, RunningTask)]
         self._is_idle = not claimed
-        if claimed and self._is_leaving():
-            self._is_unsure = True  # they came while we waited: seen as unknown, they are given back
+        # They came while we waited; or the machine slept, and their leases, which nobody renewed, may be over.
+        if claimed and (self._is_leaving() or time.monotonic() - sent_mono > self._settings.lease_s):
+            self._is_unsure = True  # seen as unknown, they are given back
             return
         for running in claimed:
             self._begin(running)

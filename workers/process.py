@@ -124,6 +124,7 @@ class Process:
                 ended.reports.clear()
             # Whoever waits for the one task of an idle pool hears of its end before the next claim is looked at.
             apart = 1 if ended is not None and self._was_woken else 0
+            sent_mono = time.monotonic()
             values = self._store.run_many(calls, apart=apart) if calls else []
         except RedisUnavailable:  # the supervisor logs it, once for all its processes
             self._is_unsure = True
@@ -139,6 +140,10 @@ class Process:
             self._ended = None
             self._conclude(ended, values[0])
         claimed = next((value for value in values if isinstance(value, RunningTask)), None)
+        if claimed is not None and time.monotonic() - sent_mono > self._settings.lease_s:
+            # The machine slept, or the answer was long on its way: the lease, which nobody renewed, may be over.
+            # Seen as unknown, it is given back.
+            claimed, self._is_unsure = None, True
         if claimed is None:
             self._lane.clear()
         self._was_woken, self._is_idle = self._is_idle, claimed is None
