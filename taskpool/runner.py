@@ -30,11 +30,12 @@ class TaskFailed(TaskpoolError):
     """Raised in a plain RQ worker for a task that failed, so that RQ marks the job as failed."""
 
 
-def run_task(
-    queues: Sequence[str], *, worker: str, attempt_id: str, lease_ms: int, was_idle: bool = False
-) -> Call[RunningTask | None]:
-    """Claim the next task of these queues, the first queue first, for one attempt; None when none is ready."""
-    return scripts.claim(queues, worker=worker, attempt_id=attempt_id, lease_ms=lease_ms, was_idle=was_idle)
+def run_task(queues: Sequence[str], *, worker: str, attempt_id: str, lease_ms: int) -> Call[RunningTask | None]:
+    """Claim the next task of these queues, the first queue first, for one attempt; None when none is ready.
+
+    Called again with the same attempt id, it answers with what that attempt holds.
+    """
+    return scripts.claim(queues, worker=worker, attempt_id=attempt_id, lease_ms=lease_ms, again=True)
 
 
 def kill_task(id: str, *, grace_s: float = 10.0, force: bool = False) -> Plan[TaskRecord]:

@@ -2,8 +2,8 @@
 
 Every write of a running attempt carries its attempt id: one that no longer holds the lease gets `lost`. A call that
 changes a task's status may be sent twice (`again`), when the answer was lost: the second time it changes nothing and
-is answered as at first, except that `crash` says `lost` and `purge` says `gone`. `claim` may not: what nobody saw of
-it is found among what the worker holds (see workers/held.py). Neither may what adds up: `progress`, `log`, `count`.
+is answered as at first, except that `crash` says `lost` and `purge` says `gone`; `claim` only where it says so. What
+adds up may not: `progress`, `log`, `count`.
 """
 
 from __future__ import annotations
@@ -101,14 +101,19 @@ def _read_added(reply: list[bytes]) -> Added:
 
 
 def claim(
-    queues: Sequence[str], *, worker: str, attempt_id: str, lease_ms: int, was_idle: bool
+    queues: Sequence[str], *, worker: str, attempt_id: str, lease_ms: int, was_idle: bool = False, again: bool = False
 ) -> Call[RunningTask | None]:
-    """Take the next ready task, most urgent queue first; None when there is none or `rq suspend` holds."""
+    """Take the next ready task, most urgent queue first; None when there is none or `rq suspend` holds.
+
+    With `again` it may be sent twice: what the attempt holds already is answered once more. Our own worker processes
+    don't need that, nor what it costs: they give back what they never saw (see workers/held.py).
+    """
 
     def read(reply: list[Any] | None) -> RunningTask | None:
         return None if reply is None else restore_claimed(reply, worker, attempt_id)
 
-    return _claim.call((worker, attempt_id, lease_ms, "1" if was_idle else "", *queues), read)
+    shown = "again" if again else "1" if was_idle else ""
+    return _claim.call((worker, attempt_id, lease_ms, shown, *queues), read, again=again)
 
 
 def ring_wait(queues: Sequence[str], timeout_s: float) -> Call[bool]:

@@ -113,10 +113,10 @@ class Bench:
 
     # --- calls ----------------------------------------------------------------------------------------------------
 
-    def claim_from(self, queues: Sequence[str], worker: str) -> None:
+    def claim_from(self, queues: Sequence[str], worker: str, *, again: bool = False) -> None:
         attempt_id = f"a{next(self.numbers)}"
-        call = scripts.claim(queues, worker=worker, attempt_id=attempt_id, lease_ms=LEASE_MS, was_idle=True)
-        self.note(self.send(call, lambda model, _: model.claim(queues, worker, attempt_id)))
+        call = scripts.claim(queues, worker=worker, attempt_id=attempt_id, lease_ms=LEASE_MS, again=again)
+        self.note(self.send(call, lambda model, _: model.claim(queues, worker, attempt_id, again=again)))
 
     def finish_one(self, running: RunningTask, status: TaskStatus) -> None:
         lease, worker = lease_of(running), running.worker

@@ -55,8 +55,12 @@ class Model(State):
         if task.expires:
             self.expiring.add(task.id)
 
-    def claim(self, queues: Sequence[str], worker: str, attempt_id: str) -> str | None:
+    def claim(self, queues: Sequence[str], worker: str, attempt_id: str, *, again: bool) -> str | None:
         """The id of the claimed task."""
+        if again:
+            for id in self.tasks:
+                if self.holds(id, attempt_id) and f"{id}:{attempt_id}" in self.held[worker]:
+                    return id
         for queue in queues:
             while self.queues[queue]:
                 task = self.tasks[self.queues[queue].pop(0)]

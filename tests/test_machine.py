@@ -122,7 +122,8 @@ class Machine(RuleBasedStateMachine, Bench):
     # --- attempts -------------------------------------------------------------------------------------------------
 
     def claim(self, choice: Choice) -> None:
-        self.claim_from(choice.of((QUEUES, QUEUES[::-1], QUEUES[:1], QUEUES[1:])), choice.of(WORKERS))
+        queues = choice.of((QUEUES, QUEUES[::-1], QUEUES[:1], QUEUES[1:]))
+        self.claim_from(queues, choice.of(WORKERS), again=choice.of((False, True)))
 
     def attempt(self, choice: Choice) -> tuple[RunningTask, Lease, str]:
         """One that runs, mostly; else any: one that ended, or lost its lease."""

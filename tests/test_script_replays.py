@@ -236,3 +236,28 @@ def test_the_end_of_an_attempt_is_not_reported_as_lost(pool: TaskPool, cut: Lose
 
     assert word == "ok"
     assert pool.get(running.id).status is status
+
+
+def test_a_claimed_task_is_answered_once_more(pool: TaskPool, cut: LosesReplies) -> None:
+    ids = [pool.add_task("echo", {"message": n}, queue="other", max_attempts=3).id for n in range(2)]
+    cut.loses_next = True
+
+    running = pool.run_task(["other"], worker="w", attempt_id="1")
+
+    assert running is not None
+    assert (running.id, running.payload, running.queue) == (ids[0], {"message": 0}, "other")
+    assert (running.attempt, running.max_attempts, running.attempt_id) == (1, 3, "1")
+    assert [item.record.id for item in pool.get_queue("other").items] == ids[1:]
+    assert pool.update_status(running, Outcome(S.DONE, result=b"1")) == "ok"
+
+
+def test_an_attempt_that_holds_nothing_any_more_claims_the_next_task(pool: TaskPool) -> None:
+    ids = [pool.add_task("echo", {"message": n}, queue="other").id for n in range(2)]
+    first = pool.run_task(["other"], worker="w", attempt_id="1")
+    assert first is not None
+    pool.update_status(first, Outcome(S.DONE, result=b"1"))
+
+    second = pool.run_task(["other"], worker="w", attempt_id="1")
+
+    assert second is not None
+    assert [first.id, second.id] == ids

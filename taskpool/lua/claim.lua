@@ -3,7 +3,8 @@
 -- ARGV[1]  worker name
 -- ARGV[2]  attempt id: the fencing token of this attempt
 -- ARGV[3]  lease in ms
--- ARGV[4]  '1' when the worker was shown as idle until now
+-- ARGV[4]  '1' when the worker was shown as idle until now; 'again' when this call may be sent twice: a task that this
+--          attempt has claimed already is then answered once more
 -- ARGV[5+] queues, most urgent first
 -- Returns  {id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, started_ms,
 --           parents, timeout_ms, backoff, snoozes}, or false: nothing is ready, or `rq suspend` holds
@@ -11,19 +12,39 @@
 local worker, attempt_id, lease_ms, was_idle = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1'
 local BOUND = 200 -- ids looked at in one call: stale ones are skipped
 
-if redis.call('EXISTS', KEY.suspended) == 1 then return false end
-
 local now_ms, stamp = clock()
 local looked_at = 0
+
+local function fields_of(id)
+  return redis.call('HMGET', KEY.job .. id, 'status', 'type', 'data', 'attempt', 'max_attempts', 'timeout',
+    'result_ttl', 'failure_ttl', 'enqueued_at', 'seq', 'expires_ms', 'dependency_ids', 'timeout_ms', 'started_at',
+    'backoff', 'snoozes')
+end
+
+local function answer(id, queue, f, attempt)
+  return {id, queue, f[2], f[3], attempt, f[5], f[6], f[7], f[8], f[9], string.format('%.0f', now_ms), f[12], f[13],
+    f[15], f[16]}
+end
+
+if ARGV[4] == 'again' then
+  for _, member in ipairs(redis.call('SMEMBERS', KEY.worker .. worker .. ':executions')) do
+    local id, of = string.match(member, '^([%w_-]+):(.+)$')
+    if of == attempt_id then
+      local held = redis.call('HMGET', KEY.job .. id, 'attempt_id', 'status', 'origin', 'attempt')
+      if held[1] == attempt_id and held[2] == 'started' then
+        return answer(id, held[3], fields_of(id), tonumber(held[4]))
+      end
+    end
+  end
+end
+if redis.call('EXISTS', KEY.suspended) == 1 then return false end
 
 for argument = 5, #ARGV do
   local queue = ARGV[argument]
   local id = redis.call('LPOP', KEY.queue .. queue)
   while id do
     local key = KEY.job .. id
-    local f = redis.call('HMGET', key, 'status', 'type', 'data', 'attempt', 'max_attempts', 'timeout', 'result_ttl',
-      'failure_ttl', 'enqueued_at', 'seq', 'expires_ms', 'dependency_ids', 'timeout_ms',
-      'started_at', 'backoff', 'snoozes')
+    local f = fields_of(id)
 
     -- Only a queued record is started. Anything else is a leftover (removed by a dashboard, queued twice): skip it.
     if f[1] == 'queued' and string.find(id, '^[%w_-]+$') then
@@ -57,8 +78,7 @@ for argument = 5, #ARGV do
           redis.call('HSET', KEY.worker .. worker, 'state', 'busy')
         end
         emit(id, seq, 'started', 'in_progress', now_ms, ',"attempt":' .. attempt)
-        return {id, queue, f[2], f[3], attempt, f[5], f[6], f[7], f[8], f[9], string.format('%.0f', now_ms), f[12],
-          f[13], f[15], f[16]}
+        return answer(id, queue, f, attempt)
       end
     end
 
