@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import hiredis
@@ -153,6 +154,10 @@ class AsyncListener:
             await self._wire.exchange([("SUBSCRIBE", channel)], LOOK_AGAIN_S * 5)
         except RedisUnavailable:
             self._forget(channel, told)
+            raise
+        except asyncio.CancelledError:  # whoever waits left before it was subscribed
+            with suppress(RedisUnavailable):
+                await self.unsubscribe(id, told)
             raise
         return told
 
