@@ -56,9 +56,9 @@ class Site:
         self.proxy.trap = None
         self._open.close()
 
-    def start_workers(self) -> WorkerPool:
+    def start_workers(self, slots: int = 1) -> WorkerPool:
         log = self.directory / f"workers-{next(self._numbers)}"
-        workers = WorkerPool(self.proxy.url, log, tasks=TASKS, lease_s=LEASE_S)
+        workers = WorkerPool(self.proxy.url, log, tasks=TASKS, lease_s=LEASE_S, slots=slots)
         self._open.callback(workers.__exit__, None, None, None)
         return workers
 
@@ -199,13 +199,14 @@ def api(site: Site) -> None:
 
 
 @pytest.fixture(scope="module")
-def workers(site: Site) -> Iterator[WorkerPool]:
-    with site.start_workers() as workers:
+def workers(site: Site, request: pytest.FixtureRequest) -> Iterator[WorkerPool]:
+    """A pool of one process, with as many slots as a test says: with more than one it is another kind of process."""
+    with site.start_workers(getattr(request, "param", 1)) as workers:
         yield workers
 
 
 @pytest.mark.usefixtures("api", "workers")
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(("workers", "when"), [(1, "before"), (1, "after"), (2, "after")], indirect=["workers"])
 def test_a_connection_of_the_worker_is_cut_at_any_command(site: Site, tmp_path: Path, when: When) -> None:
     swept = sweep(site, tmp_path, lambda place: live(site, place), ran_once, lambda n: Trap(is_worker, when, n))
 
@@ -213,6 +214,7 @@ def test_a_connection_of_the_worker_is_cut_at_any_command(site: Site, tmp_path: 
 
 
 @pytest.mark.usefixtures("api")
+@pytest.mark.parametrize("workers", [1, 2], indirect=True)
 def test_the_worker_process_is_killed_at_any_command(site: Site, workers: WorkerPool, tmp_path: Path) -> None:
     def kill(name: str) -> None:
         for process in workers.descendants():
