@@ -72,6 +72,16 @@ def test_a_delayed_task_is_scheduled_and_rings_nobody(world: World) -> None:
     }
 
 
+def test_a_time_to_come_schedules_the_task_for_it(world: World) -> None:
+    run_ms = int(world.redis.time()[0] * 1000) + 500_000
+
+    added = world.run(scripts.add([replace(new_task("a"), run_ms=run_ms)]))
+
+    assert added.statuses == ("scheduled",)
+    assert world.redis.zscore("rq:scheduled:default", "a") == run_ms / 1000
+    assert world.redis.hget("rq:job:a", "run_ms") == str(run_ms).encode()
+
+
 def test_a_time_that_has_passed_queues_at_once(world: World) -> None:
     run_ms = int(world.redis.time()[0] * 1000) - 1
 
