@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 GET_EPILOG = """\b
 Examples:
-  taskpool get 0198c2f4-...
+  taskpool get d217r8m2n3aolstf2ch5
   taskpool get "$id" --json | jq .result
 
 The exit status says how the task ended; it is 0 while it hasn't.

@@ -24,7 +24,7 @@ LOOK_S: Final = 0.2
 
 EPILOG = """\b
 Examples:
-  taskpool watch 0198c2f4-...
+  taskpool watch d217r8m2n3aolstf2ch5
   taskpool watch "$id" --timeout 60 > result.json
 
 Ctrl-C ends the watching, not the task. The exit status says how the task ended.
