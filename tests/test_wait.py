@@ -42,8 +42,8 @@ def work_off(redis_url: str, registry: Registry | None, redis: Redis, *, tasks: 
         with TaskPool(redis_url, registry=registry) as worker:
             for number in range(tasks):
                 eventually(lambda: redis.pubsub_channels("taskpool:task:*"))
-                running = worker.run_task(["default"], worker="w", attempt_id=f"a{number}")
-                assert running is not None
+                # The one listened to may be the one before, while the next isn't there yet.
+                running = eventually(lambda: worker.run_task(["default"], worker="w", attempt_id=f"a{number}"))  # noqa: B023
                 worker.execute_task(running)
 
     thread = threading.Thread(target=work)
