@@ -9,9 +9,8 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import datetime
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 from taskpool import catalogue, listing, overview, queue, runner, status
 from taskpool.attempt import Outcome
@@ -31,6 +30,7 @@ from taskpool.types import (
     QueuedTask,
     QueueInfo,
     RunningTask,
+    TaskOptions,
     TaskRecord,
     TaskSpec,
     TaskStatus,
@@ -73,47 +73,13 @@ class AsyncTaskPool(Face):
         self._listener.close()
         await self.store.close()
 
-    async def add_task(
-        self,
-        type: str,
-        payload: Any = None,
-        *,
-        queue: str | None = None,
-        delay_s: float | None = None,
-        run_at: datetime | None = None,
-        front: bool = False,
-        tags: Sequence[str] = (),
-        timeout_s: float | None = None,
-        result_ttl_s: int | None = None,
-        failure_ttl_s: int | None = None,
-        max_attempts: int | None = None,
-        backoff_s: float | None = None,
-        backoff_max_s: float | None = None,
-        expires_in_s: float | None = None,
-        depends_on: Sequence[str] = (),
-    ) -> TaskRecord:
+    async def add_task(self, type: str, payload: Any = None, **options: Unpack[TaskOptions]) -> TaskRecord:
         """Submit a task; see `TaskSpec` for the options. Returns its record as stored.
 
         Raises:
             InvalidTask: UnknownType, InvalidPayload, UnknownDependency or an option that can't be; nothing was stored.
         """
-        spec = TaskSpec(
-            type=type,
-            payload={} if payload is None else payload,
-            queue=queue,
-            delay_s=delay_s,
-            run_at=run_at,
-            front=front,
-            tags=tags,
-            timeout_s=timeout_s,
-            result_ttl_s=result_ttl_s,
-            failure_ttl_s=failure_ttl_s,
-            max_attempts=max_attempts,
-            backoff_s=backoff_s,
-            backoff_max_s=backoff_max_s,
-            expires_in_s=expires_in_s,
-            depends_on=depends_on,
-        )
+        spec = TaskSpec(type=type, payload={} if payload is None else payload, **options)
         return await self.store.carry_out(self.adding(spec))
 
     async def add_tasks(self, specs: Sequence[TaskSpec]) -> list[TaskRecord]:

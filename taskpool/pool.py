@@ -8,10 +8,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from datetime import datetime
 from functools import cached_property
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 from taskpool import catalogue, listing, overview, queue, runner, scripts, status
 from taskpool.attempt import Outcome
@@ -31,6 +30,7 @@ from taskpool.types import (
     QueuedTask,
     QueueInfo,
     RunningTask,
+    TaskOptions,
     TaskRecord,
     TaskSpec,
     TaskStatus,
@@ -80,47 +80,13 @@ class TaskPool(Face):
         """The connection that waits share, opened by the first."""
         return Listener(self.redis_url)
 
-    def add_task(
-        self,
-        type: str,
-        payload: Any = None,
-        *,
-        queue: str | None = None,
-        delay_s: float | None = None,
-        run_at: datetime | None = None,
-        front: bool = False,
-        tags: Sequence[str] = (),
-        timeout_s: float | None = None,
-        result_ttl_s: int | None = None,
-        failure_ttl_s: int | None = None,
-        max_attempts: int | None = None,
-        backoff_s: float | None = None,
-        backoff_max_s: float | None = None,
-        expires_in_s: float | None = None,
-        depends_on: Sequence[str] = (),
-    ) -> TaskRecord:
+    def add_task(self, type: str, payload: Any = None, **options: Unpack[TaskOptions]) -> TaskRecord:
         """Submit a task; see `TaskSpec` for the options. Returns its record as stored.
 
         Raises:
             InvalidTask: UnknownType, InvalidPayload, UnknownDependency or an option that can't be; nothing was stored.
         """
-        spec = TaskSpec(
-            type=type,
-            payload={} if payload is None else payload,
-            queue=queue,
-            delay_s=delay_s,
-            run_at=run_at,
-            front=front,
-            tags=tags,
-            timeout_s=timeout_s,
-            result_ttl_s=result_ttl_s,
-            failure_ttl_s=failure_ttl_s,
-            max_attempts=max_attempts,
-            backoff_s=backoff_s,
-            backoff_max_s=backoff_max_s,
-            expires_in_s=expires_in_s,
-            depends_on=depends_on,
-        )
+        spec = TaskSpec(type=type, payload={} if payload is None else payload, **options)
         return self.store.carry_out(self.adding(spec))
 
     def add_tasks(self, specs: Sequence[TaskSpec]) -> list[TaskRecord]:

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypedDict, TypeVar
 
 import msgspec
 
@@ -83,6 +83,24 @@ RQ_STATUS: Final[Mapping[TaskStatus, str]] = {
     S.STOPPED: "stopped",
     S.CANCELED: "canceled",
 }
+
+
+class TaskOptions(TypedDict, total=False):
+    """What `add_task` takes besides type and payload: the fields of `TaskSpec`, which tells what they mean."""
+
+    queue: str | None
+    delay_s: float | None
+    run_at: datetime | None
+    front: bool
+    tags: Sequence[str]
+    timeout_s: float | None
+    result_ttl_s: int | None
+    failure_ttl_s: int | None
+    max_attempts: int | None
+    backoff_s: float | None
+    backoff_max_s: float | None
+    expires_in_s: float | None
+    depends_on: Sequence[str]
 
 
 class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

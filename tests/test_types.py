@@ -11,7 +11,7 @@ from rq.job import JobStatus
 
 from taskpool import scripts, types
 from taskpool.record import STATUS_OF
-from taskpool.types import RETRYABLE, RQ_STATUS, TERMINAL, TRANSITIONS, TaskStatus, utc
+from taskpool.types import RETRYABLE, RQ_STATUS, TERMINAL, TRANSITIONS, TaskOptions, TaskSpec, TaskStatus, utc
 from tests.states import FAILURE, SEED, World
 
 S = TaskStatus
@@ -132,3 +132,7 @@ def test_a_status_is_kept_in_rqs_word(world: World, status: TaskStatus) -> None:
 
 def test_utc_gives_an_aware_time() -> None:
     assert utc(1_800_000_000_123.0).isoformat() == "2027-01-15T08:00:00.123000+00:00"
+
+
+def test_add_task_takes_every_option_that_a_spec_has() -> None:
+    assert {"type", "payload", *TaskOptions.__annotations__} == set(TaskSpec.__struct_fields__)
