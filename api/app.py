@@ -1,4 +1,6 @@
-"""The Starlette application: which path leads to which handler, and what every handler shares."""
+"""The Starlette application: which path leads to which handler, and who may use it.
+
+Every method of every path is guarded by an `Access`; `PUBLIC` is for the few that ask nobody."""
 
 from __future__ import annotations
 
@@ -8,6 +10,8 @@ from contextlib import asynccontextmanager
 from starlette.applications import Starlette
 from starlette.routing import Route
 
+from api.access import PUBLIC, READ, READ_ALL, STOP, WRITE, Guarded
+from api.gate import Gate
 from api.longpoll import LongPolls
 from api.problems import HANDLERS
 from api.resource import Resource
@@ -42,22 +46,27 @@ def create_app(settings: Settings) -> Starlette:
 
 
 def _routes(pool: AsyncTaskPool, long_polls: LongPolls, settings: Settings) -> list[Route]:
+    gate = Gate()
     submit = SubmitRoutes(pool, settings.max_body_bytes)
     tasks = TaskRoutes(pool, long_polls, settings.max_body_bytes)
     fleet = FleetRoutes(pool)
     health = HealthRoutes(pool)
+
+    def at(path: str, **handlers: Guarded) -> Route:
+        return Route(path, Resource(gate, **handlers))
+
     return [
-        Route("/", Resource(GET=health.door)),
-        Route("/tasks", Resource(GET=tasks.list, POST=submit.add)),
-        Route("/tasks/batch", Resource(POST=submit.add_batch)),
-        Route("/tasks/{id}", Resource(GET=tasks.get, DELETE=tasks.remove)),
-        Route("/tasks/{id}/stop", Resource(POST=tasks.stop)),
-        Route("/tasks/{id}/retry", Resource(POST=tasks.retry)),
-        Route("/queues", Resource(GET=fleet.queues)),
-        Route("/queues/{name}", Resource(GET=fleet.queue)),
-        Route("/types", Resource(GET=fleet.types)),
-        Route("/workers", Resource(GET=fleet.workers)),
-        Route("/livez", Resource(GET=health.live)),
-        Route("/readyz", Resource(GET=health.ready)),
-        Route("/metrics", Resource(GET=health.metrics)),
+        at("/", GET=PUBLIC(health.door)),
+        at("/tasks", GET=READ(tasks.list), POST=WRITE(submit.add)),
+        at("/tasks/batch", POST=WRITE(submit.add_batch)),
+        at("/tasks/{id}", GET=READ(tasks.get), DELETE=STOP(tasks.remove)),
+        at("/tasks/{id}/stop", POST=STOP(tasks.stop)),
+        at("/tasks/{id}/retry", POST=WRITE(tasks.retry)),
+        at("/queues", GET=READ(fleet.queues)),
+        at("/queues/{name}", GET=READ(fleet.queue)),
+        at("/types", GET=READ(fleet.types)),
+        at("/workers", GET=READ_ALL(fleet.workers)),
+        at("/livez", GET=PUBLIC(health.live)),
+        at("/readyz", GET=PUBLIC(health.ready)),
+        at("/metrics", GET=READ_ALL(health.metrics)),
     ]

@@ -34,6 +34,8 @@ TYPE_PREFIX: Final = "urn:taskpool:problem:"
 KINDS: Final[Mapping[str, tuple[int, str]]] = {
     "invalid-json": (400, "The body is not strict JSON"),
     "invalid-query": (400, "The query parameters are wrong"),
+    "unauthorized": (401, "It isn't known who asks"),
+    "forbidden": (403, "The caller may not do that"),
     "not-found": (404, "There is nothing at this path"),
     "task-not-found": (404, "No such task"),
     "method-not-allowed": (405, "This path doesn't take that method"),

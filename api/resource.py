@@ -1,36 +1,70 @@
-"""One path and its methods: dispatch by method, HEAD like GET, and a 405 that names all of them.
+"""One path and its methods: who may come in, dispatch by method, HEAD like GET, a 405 that names all methods.
 
 Starlette's own routes name only the methods of the first one that matches the path.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api.access import Guarded
+from api.gate import Gate
 from api.problems import Problem
-
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Resource:
-    """An ASGI application for one path; each keyword is a method and its handler. `methods`: all it takes."""
+    """An ASGI application for one path; each keyword is a method and its guarded handler: ``GET=READ(tasks.get)``.
 
-    def __init__(self, **handlers: Handler) -> None:
-        self._handlers = handlers
+    `guarded`: method to handler, all it takes.
+    """
+
+    def __init__(self, gate: Gate, **handlers: Guarded) -> None:
+        self._gate = gate
         if "GET" in handlers:
-            self._handlers["HEAD"] = handlers["GET"]
-        self.methods = sorted(self._handlers)
+            handlers["HEAD"] = handlers["GET"]
+        self.guarded = dict(sorted(handlers.items()))
+        self.methods = list(self.guarded)
         self._allow = ", ".join(self.methods)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request. Raises Problem 405."""
-        handler = self._handlers.get(scope["method"])
-        if handler is None:
+        """Answer one request. Raises Problem: 401, 403, 405."""
+        guarded = self.guarded.get(scope["method"])
+        if guarded is None:
             detail = f"{scope['method']} isn't possible here; allowed: {self._allow}"
             raise Problem("method-not-allowed", detail, headers=[(b"allow", self._allow.encode())])
-        response = await handler(Request(scope, receive, send))
+        if not guarded.access.public:
+            await self._gate.admit(scope, guarded.access)
+        response = await guarded.handler(Request(scope, receive, send))
         await response(scope, receive, send)
+
+
+class Socket:
+    """An ASGI application for one WebSocket path; `guarded.handler` takes ``(scope, receive, send)``.
+
+    Who isn't let in gets the answer as HTTP, before any handshake.
+    """
+
+    def __init__(self, gate: Gate, guarded: Guarded) -> None:
+        self._gate = gate
+        self.guarded = guarded
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one socket."""
+        try:
+            await self._gate.admit(scope, self.guarded.access)
+        except Problem as problem:
+            await receive()  # websocket.connect
+            await _refuse(problem, scope, send)
+            return
+        await self.guarded.handler(scope, receive, send)
+
+
+async def _refuse(problem: Problem, scope: Scope, send: Send) -> None:
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": 1008, "reason": problem.detail[:120]})
+        return
+    answer = problem.response()
+    headers = answer.raw_headers
+    await send({"type": "websocket.http.response.start", "status": answer.status_code, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": answer.body})

@@ -39,7 +39,7 @@ async def api(redis_url: str, **settings: Any) -> AsyncIterator[httpx.AsyncClien
     app = create_app(Settings(redis_url=redis_url, **settings))
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             yield client
 
 

@@ -62,7 +62,7 @@ def rest(connection: socket.socket) -> bytes:
 
 
 def head(*headers: str, path: str = "/tasks") -> bytes:
-    lines = [f"POST {path} HTTP/1.1", "host: api", "content-type: application/json", *headers, "", ""]
+    lines = [f"POST {path} HTTP/1.1", "host: localhost", "content-type: application/json", *headers, "", ""]
     return "\r\n".join(lines).encode()
 
 
@@ -173,12 +173,12 @@ def test_a_client_that_leaves_halfway_is_forgotten(url: str) -> None:
     "request_bytes",
     [
         b"\x00\x01\x02\r\n\r\n",
-        b"GET /\xff\xfe HTTP/1.1\r\nhost: api\r\n\r\n",
-        b"GET /tasks?x=\xff HTTP/1.1\r\nhost: api\r\nconnection: close\r\n\r\n",
-        b"POST /tasks HTTP/1.1\r\nhost: api\r\ncontent-length: -1\r\n\r\n",
-        b"POST /tasks HTTP/1.1\r\nhost: api\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nxx",
-        b"GET http://[ HTTP/1.1\r\nhost: api\r\n\r\n",
-        b"GET /tasks/%zz HTTP/1.1\r\nhost: api\r\nconnection: close\r\n\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\nhost: localhost\r\n\r\n",
+        b"GET /tasks?x=\xff HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
+        b"POST /tasks HTTP/1.1\r\nhost: localhost\r\ncontent-length: -1\r\n\r\n",
+        b"POST /tasks HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nxx",
+        b"GET http://[ HTTP/1.1\r\nhost: localhost\r\n\r\n",
+        b"GET /tasks/%zz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
     ],
 )
 def test_what_is_hardly_http_gets_a_4xx(url: str, request_bytes: bytes) -> None:
@@ -192,7 +192,7 @@ def test_a_client_that_leaves_is_not_waited_for(url: str, redis: Redis) -> None:
     channel = f"taskpool:task:{id}"
 
     with connect(url) as connection:
-        connection.sendall(f"GET /tasks/{id}?wait=60 HTTP/1.1\r\nhost: api\r\n\r\n".encode())
+        connection.sendall(f"GET /tasks/{id}?wait=60 HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
         eventually(lambda: redis.pubsub_numsub(channel)[0][1] == 1)
 
     eventually(lambda: redis.pubsub_numsub(channel)[0][1] == 0)

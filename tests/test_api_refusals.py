@@ -214,7 +214,7 @@ async def test_a_body_over_the_limit_is_refused(client: httpx.AsyncClient) -> No
 async def test_a_path_or_method_that_does_not_exist_is_refused(
     method: str, path: str, allow: str | None, client: httpx.AsyncClient
 ) -> None:
-    response = await client.request(method, "http://api" + path)
+    response = await client.request(method, "http://localhost" + path)
 
     if method != "HEAD":
         check(response, "not-found" if allow is None else "method-not-allowed")
@@ -232,7 +232,7 @@ async def test_an_id_that_names_no_task_is_not_found(
 ) -> None:
     redis.sadd("rq:job:a:dependents", "not a task")
 
-    check(await client.request(method, f"http://api/tasks/{id}{suffix}"), "task-not-found")
+    check(await client.request(method, f"http://localhost/tasks/{id}{suffix}"), "task-not-found")
 
 
 @pytest.mark.parametrize(

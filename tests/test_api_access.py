@@ -1,0 +1,40 @@
+"""Who may do what: every route says what it asks of its caller."""
+
+from __future__ import annotations
+
+from starlette.routing import Route, WebSocketRoute
+
+from api.access import Access, Guarded
+from api.app import create_app
+from api.resource import Resource, Socket
+from taskpool.settings import Settings
+
+PUBLIC_PATHS = {"/", "/livez", "/readyz"}
+
+
+def guards() -> dict[tuple[str, str], Access]:
+    """What each method of each path asks for."""
+    found: dict[tuple[str, str], Access] = {}
+    for route in create_app(Settings(redis_url="redis://nowhere")).routes:
+        assert isinstance(route, Route | WebSocketRoute), route
+        served = route.endpoint
+        assert isinstance(served, Resource | Socket), route.path
+        handlers: dict[str, Guarded] = {"WS": served.guarded} if isinstance(served, Socket) else served.guarded
+        found |= {(route.path, method): guarded.access for method, guarded in handlers.items()}
+    return found
+
+
+def test_every_route_asks_who_calls_but_the_few_that_are_public() -> None:
+    public = {path for (path, _), access in guards().items() if access.public}
+
+    assert public == PUBLIC_PATHS
+
+
+def test_every_other_route_names_a_scope() -> None:
+    assert [where for where, access in guards().items() if access.scope is None and not access.public] == []
+
+
+def test_what_changes_tasks_takes_more_than_the_right_to_read() -> None:
+    writing = {where: access.scope for where, access in guards().items() if where[1] in ("POST", "PUT", "PATCH")}
+
+    assert [where for where, scope in writing.items() if scope in (None, "tasks:read")] == []
