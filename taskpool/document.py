@@ -145,7 +145,7 @@ def server_document(info: ServerInfo) -> dict[str, Any]:
 
 def event_document(event: Event) -> dict[str, Any]:
     """An event: step number `seq` of the task `id`."""
-    return {
+    document = {
         "id": event.id,
         "seq": event.seq,
         "event": event.event,
@@ -153,6 +153,7 @@ def event_document(event: Event) -> dict[str, Any]:
         "at": _time(utc(event.at_ms)),
         "data": event.data,
     }
+    return {**document, "stream": event.stream} if event.stream else document
 
 
 def _time(moment: datetime | None) -> str | None:

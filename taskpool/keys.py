@@ -30,6 +30,7 @@ SUSPENDED: Final = "rq:suspended"  # exists while `rq suspend` holds
 # --- ours -----------------------------------------------------------------------------------------------
 EVENTS: Final = "taskpool:events"  # capped stream of every event, one JSON document each
 CHANNEL: Final = "taskpool:task:"  # + id: channel of that task's events
+FIREHOSE: Final = CHANNEL + "*"  # the pattern of all of them: every event, at no cost while nobody listens
 DOORBELL: Final = "taskpool:doorbell:"  # + queue: capped list that idle workers block on
 TYPES: Final = "taskpool:types"  # hash type -> JSON of its TypeInfo
 TYPES_SEEN: Final = "taskpool:types:seen"  # zset type -> when a live pool last served it, ms

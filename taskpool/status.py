@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -14,7 +14,8 @@ from taskpool.types import Event, RunningTask, TaskStatus
 
 LOG_LINES_KEPT: Final = 10_000
 
-_event_fields: Final = frozenset({"id", "seq", "event", "status", "at_ms"})
+_EVENT_FIELDS: Final = 5
+"""`id`, `seq`, `event`, `status`, `at_ms`: every event begins with them, in this order."""
 
 
 def update_status(running: RunningTask, outcome: Outcome) -> Call[str]:
@@ -74,11 +75,15 @@ def notify_websocket(event: Event) -> Call[int]:
     Transitions publish their own events in the same script; this one is for telling an event again.
     """
     document = {"id": event.id, "seq": event.seq, "event": event.event, "status": event.status, "at_ms": event.at_ms}
-    return Call(("PUBLISH", keys.CHANNEL + event.id, msgspec.json.encode(document | dict(event.data))), int)
+    told = {**document, **event.data, "stream": event.stream, **event.aside}
+    return Call(("PUBLISH", keys.CHANNEL + event.id, msgspec.json.encode(told)), int)
 
 
-def read_event(document: bytes) -> Event:
-    """The event in a message of a task's channel, or in the field ``e`` of the stream."""
-    fields: dict[str, Any] = msgspec.json.decode(document)
-    data = {name: value for name, value in fields.items() if name not in _event_fields}
-    return Event(fields["id"], fields["seq"], fields["event"], TaskStatus(fields["status"]), fields["at_ms"], data)
+def read_event(document: bytes, stream: str = "") -> Event:
+    """The event in a message of a task's channel, or in the field ``e`` of the entry `stream` of the stream."""
+    fields = list(msgspec.json.decode(document).items())
+    names = [name for name, _ in fields]
+    end = names.index("stream") if "stream" in names else len(fields)
+    head, data, told = dict(fields[:_EVENT_FIELDS]), dict(fields[_EVENT_FIELDS:end]), dict(fields[end:])
+    stream = told.pop("stream", stream)
+    return Event(head["id"], head["seq"], head["event"], TaskStatus(head["status"]), head["at_ms"], data, stream, told)

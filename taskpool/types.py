@@ -204,7 +204,11 @@ class RunningTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One step of one task. `seq` numbers the steps of a task from 1 without gaps; `at_ms` is Redis's clock."""
+    """One step of one task. `seq` numbers the steps of a task from 1 without gaps; `at_ms` is Redis's clock.
+
+    `stream` is the event's id in the stream of all events, if it is known; `aside` what only those are told who listen
+    when it happens: a log's lines, a small result.
+    """
 
     id: str
     seq: int
@@ -212,6 +216,8 @@ class Event:
     status: TaskStatus
     at_ms: int
     data: Mapping[str, Any] = field(default_factory=dict)
+    stream: str = ""
+    aside: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

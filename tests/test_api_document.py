@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -101,3 +102,4 @@ def test_queues_types_workers_and_events_have_a_form() -> None:
         "id": "1", "seq": 2, "event": "progress", "status": "in_progress", "at": "1970-01-01T00:00:00.000Z",
         "data": {"done": 1},
     }  # fmt: skip
+    assert event_document(replace(event, stream="5-1", aside={"x": 1}))["stream"] == "5-1"

@@ -15,6 +15,8 @@ from taskpool.types import TaskStatus
 from tests.states import ENDED, FAILURE_TTL_S, SEED, World, new_task
 
 S = TaskStatus
+FIRST = {"type": "work", "queue": "default"}
+"""What a task's first event tells besides."""
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
@@ -54,7 +56,7 @@ def test_a_task_is_queued_with_its_indexes_one_event_and_a_ring(world: World) ->
         "taskpool:tag:x a": "0",
         "taskpool:tag:y a": "0",
         "taskpool:tags": {"x", "y"},
-        "taskpool:events a 1": {"event": "queued", "status": "queued", "at_ms": "now"},
+        "taskpool:events a 1": {"event": "queued", "status": "queued", "at_ms": "now", **FIRST, "tags": ["x", "y"]},
     }
 
 
@@ -68,7 +70,7 @@ def test_a_delayed_task_is_scheduled_and_rings_nobody(world: World) -> None:
         "rq:scheduled:default a": "now+500 s",
         "taskpool:type:work a": "0",
         "taskpool:types:used": {"work"},
-        "taskpool:events a 1": {"event": "scheduled", "status": "scheduled", "at_ms": "now"},
+        "taskpool:events a 1": {"event": "scheduled", "status": "scheduled", "at_ms": "now", **FIRST},
     }
 
 
@@ -106,7 +108,7 @@ def test_a_task_waits_for_parents_that_have_not_ended(world: World) -> None:
         "taskpool:dependents:running": {"a"},
         "taskpool:dependents:queued": {"a"},
         "taskpool:type:work a": "0",
-        "taskpool:events a 1": {"event": "waiting", "status": "waiting", "at_ms": "now"},
+        "taskpool:events a 1": {"event": "waiting", "status": "waiting", "at_ms": "now", **FIRST},
     }
 
 
@@ -122,7 +124,7 @@ def test_a_task_whose_parents_are_all_done_is_queued(world: World) -> None:
         # The parents' ring is still there, because nobody looked into the empty queue since: one is enough.
         "rq:queue:default": ["a"],
         "taskpool:type:work a": "0",
-        "taskpool:events a 1": {"event": "queued", "status": "queued", "at_ms": "now"},
+        "taskpool:events a 1": {"event": "queued", "status": "queued", "at_ms": "now", **FIRST},
     }
 
 
@@ -151,6 +153,7 @@ def test_a_task_is_canceled_at_once_when_a_parent_ended_badly(world: World, end:
             "event": "canceled",
             "status": "canceled",
             "at_ms": "now",
+            **FIRST,
             "reason": "dependency_failed",
             "dependency": "bad",
         },

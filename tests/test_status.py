@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from datetime import timedelta
 
@@ -117,12 +118,13 @@ def test_every_event_that_a_life_leaves_can_be_read(world: World) -> None:
     world.finish(running)
 
     events = [status.read_event(fields[b"e"]) for _, fields in world.redis.xrange(keys.EVENTS)]
+    (last_line,) = [id.decode() for id, _ in world.redis.xrange(keys.LOG + "a")]
 
     assert [(event.seq, event.event, event.status, dict(event.data)) for event in events] == [
-        (1, "queued", S.QUEUED, {}),
+        (1, "queued", S.QUEUED, {"type": "work", "queue": "default"}),
         (2, "started", S.IN_PROGRESS, {"attempt": 1}),
         (3, "progress", S.IN_PROGRESS, {"progress": {"done": 1, "total": 2, "note": "x"}}),
-        (4, "log", S.IN_PROGRESS, {"lines": [{"at_ms": 5, "text": "one"}]}),
+        (4, "log", S.IN_PROGRESS, {"count": 1, "last": last_line}),
         (5, "retry", S.QUEUED, {"error": "no luck", "delay_ms": 0}),
         (6, "started", S.IN_PROGRESS, {"attempt": 2}),
         (7, "crashed", S.QUEUED, {"error": "died", "crashes": 1}),
@@ -134,21 +136,30 @@ def test_every_event_that_a_life_leaves_can_be_read(world: World) -> None:
     assert all(abs(event.at_ms / 1000 - world.redis.time()[0]) < 10 for event in events)
 
 
-def test_what_is_told_on_the_channel_is_what_the_stream_keeps(world: World) -> None:
+@pytest.mark.parametrize("listen", ["subscribe", "psubscribe"])
+def test_what_is_told_is_what_the_stream_keeps_with_its_id_there_and_what_is_only_told(
+    world: World, listen: str
+) -> None:
     channel = world.redis.pubsub(ignore_subscribe_messages=True)
-    channel.subscribe(keys.CHANNEL + "a")
+    getattr(channel, listen)(keys.FIREHOSE if listen == "psubscribe" else keys.CHANNEL + "a")
     channel.get_message(timeout=5)
 
-    world.end("a", S.FAILED)
+    running = world.start("a")
+    world.run(status.log_task(running, [(5, "one")]))
+    world.finish(running)
 
-    kept = [fields[b"e"] for _, fields in world.redis.xrange(keys.EVENTS)]
-    told = [channel.get_message(timeout=5)["data"] for _ in kept]
+    kept = [status.read_event(fields[b"e"], id.decode()) for id, fields in world.redis.xrange(keys.EVENTS)]
+    told = [status.read_event(channel.get_message(timeout=5)["data"]) for _ in kept]
     channel.close()
-    assert told == kept
+    assert [dataclasses.replace(event, aside={}) for event in told] == kept
+    assert [event.event for event in told] == ["queued", "started", "log", "done"]
+    assert told[2].aside == {"lines": [{"at_ms": 5, "text": "one"}]}
+    assert told[3].aside["result"] == 42
+    assert len({event.stream for event in told}) == 4
 
 
 def test_an_event_can_be_told_again(world: World) -> None:
-    event = Event("a", 7, "progress", S.IN_PROGRESS, 1_800_000_000_000, {"progress": {"done": 1}})
+    event = Event("a", 7, "progress", S.IN_PROGRESS, 1_800_000_000_000, {"progress": {"done": 1}}, "5-1", {"x": 1})
     channel = world.redis.pubsub(ignore_subscribe_messages=True)
     channel.subscribe(keys.CHANNEL + "a")
     channel.get_message(timeout=5)

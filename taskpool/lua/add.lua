@@ -66,7 +66,10 @@ for index = 1, n do
     ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], ARGV[at + 8]
   local k = tonumber(ARGV[at + 9])
   local key = KEY.job .. id
-  local status, rq, more = 'queued', 'queued', ''
+  local status, rq = 'queued', 'queued'
+  -- A task's first event tells what never changes and filters ask for; the later ones don't repeat it.
+  local more = ',"type":"' .. type .. '","queue":"' .. queue .. '"'
+    .. (tags == '' and '' or ',"tags":["' .. string.gsub(tags, ',', '","') .. '"]')
 
   local due_ms = (run_ms ~= '' and tonumber(run_ms)) or (delay_ms ~= '' and now_ms + tonumber(delay_ms)) or 0
   if due_ms > now_ms then
@@ -110,7 +113,7 @@ for index = 1, n do
     redis.call('SADD', KEY.queues, KEY.queue .. queue)
     redis.call('ZADD', KEY.deferred .. queue, string.format('%.3f', now_ms / 1000), id)
   else
-    more = string.format(',"reason":"dependency_failed","dependency":"%s"', broken)
+    more = more .. string.format(',"reason":"dependency_failed","dependency":"%s"', broken)
     redis.call('HSET', key, 'ended_at', stamp, 'reason', 'dependency_failed',
       'error', string.format('canceled: the task %s it depends on did not end well', broken))
     redis.call('SADD', KEY.queues, KEY.queue .. queue)

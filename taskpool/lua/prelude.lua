@@ -22,13 +22,14 @@ local function clock()
   return seconds * 1000 + millis, stamp
 end
 
--- One event: kept in the capped stream, published on the task's channel. `more` is '' or JSON members, ',"k":v';
--- `aside` (or nil) is more of them for those who listen now, and isn't kept.
+-- One event: kept in the capped stream, and published on the task's channel with its id in the stream. `more` is '' or
+-- JSON members, ',"k":v'; `aside` (or nil) is more of them for those who listen now, and isn't kept: what stands behind
+-- "stream" in a message. There is no second channel for all tasks: a pattern hears every task's, and costs nobody else.
 local function emit(id, seq, event, status, now_ms, more, aside)
   local document = '{"id":"' .. id .. '","seq":' .. seq .. ',"event":"' .. event .. '","status":"' .. status
     .. '","at_ms":' .. now_ms .. more
-  redis.call('XADD', KEY.events, 'MAXLEN', '~', KEY.events_maxlen, '*', 'e', document .. '}')
-  redis.call('PUBLISH', KEY.channel .. id, document .. (aside or '') .. '}')
+  local entry = redis.call('XADD', KEY.events, 'MAXLEN', '~', KEY.events_maxlen, '*', 'e', document .. '}')
+  redis.call('PUBLISH', KEY.channel .. id, document .. ',"stream":"' .. entry .. (aside and '"' .. aside .. '}' or '"}'))
 end
 
 -- Wakes up to `count` idle workers of a queue: as many as there are tasks in it, because a ring of an earlier task may
