@@ -18,8 +18,9 @@ from urllib.parse import unquote, urlsplit
 
 from taskpool.errors import ConfigurationError
 from taskpool.sentinel_url import FORM, SCHEME, SentinelUrl
+from taskpool.webhook_target import entry_fault
 
-Kind = Literal["text", "integer", "seconds", "list", "switch", "choice", "url"]
+Kind = Literal["text", "integer", "seconds", "list", "targets", "switch", "choice", "url"]
 
 PREFIX: Final = "TASKPOOL_"
 REDIS_SCHEMES: Final = ("redis", "rediss", "unix", SCHEME)
@@ -68,6 +69,9 @@ class Settings:
     type_grace_s: float = _setting(3600.0, "Seconds a type stays accepted after its last worker left.", "seconds")
     builtins: bool = _setting(True, "Serve the built-in task types.", "switch")
     files_root: str = _setting(".", "Directory below which word_count may read files.", "text")
+    webhook_allow: tuple[str, ...] = _setting(
+        (), "Hosts and networks that webhooks may reach though they aren't public.", "targets"
+    )
     log_level: str = _setting("info", "How much the log says.", "choice", choices=LOG_LEVELS)
 
     @classmethod
@@ -125,6 +129,11 @@ class SettingField:
         return "--" + self.name.replace("_", "-")
 
     @property
+    def is_list(self) -> bool:
+        """Whether it takes several names."""
+        return self.kind in ("list", "targets")
+
+    @property
     def accepts(self) -> str:
         """What a value may be, in words."""
         if self.kind == "choice":
@@ -139,6 +148,7 @@ class SettingField:
         return {
             "text": "text",
             "list": "names, separated by commas",
+            "targets": "host names, addresses and networks like 10.0.0.0/8, separated by commas",
             "switch": "true or false",
             "url": f"redis://HOST:PORT/DB, rediss://HOST:PORT/DB, unix:///PATH or {FORM}",
         }[self.kind]
@@ -149,9 +159,13 @@ class SettingField:
         Raises:
             ValueError: it isn't one; the text names the value and what is accepted.
         """
-        if self.kind == "list":
+        if self.is_list:
             parts = raw if isinstance(raw, list | tuple) else str(raw).split(",")
-            return tuple(name for part in parts if (name := str(part).strip()))
+            names = tuple(name for part in parts if (name := str(part).strip()))
+            for name in names if self.kind == "targets" else ():
+                if fault := entry_fault(name):
+                    raise ValueError(fault)
+            return names
         text = str(raw).strip()
         if self.kind == "url":
             return _redis_url(text, self.accepts)

@@ -30,6 +30,12 @@ def test_nothing_set_means_the_defaults() -> None:
         ("TASKPOOL_QUEUES", "urgent, default,", "queues", ("urgent", "default")),
         ("TASKPOOL_TASKS", "shop.tasks,more.py", "tasks", ("shop.tasks", "more.py")),
         ("TASKPOOL_LEASE_S", "2.5", "lease_s", 2.5),
+        (
+            "TASKPOOL_WEBHOOK_ALLOW",
+            "hooks.internal, 10.0.0.0/8,::1",
+            "webhook_allow",
+            ("hooks.internal", "10.0.0.0/8", "::1"),
+        ),
         ("TASKPOOL_BUILTINS", "No", "builtins", False),
         ("TASKPOOL_BUILTINS", "1", "builtins", True),
         ("TASKPOOL_LOG_LEVEL", "DEBUG", "log_level", "debug"),
@@ -68,6 +74,16 @@ def test_an_empty_variable_counts_as_unset() -> None:
         ("TASKPOOL_GRACE_S", "inf", "'inf' is not a number of seconds of 0 or more"),
         ("TASKPOOL_GRACE_S", "nan", "'nan' is not a number of seconds of 0 or more"),
         ("TASKPOOL_BUILTINS", "maybe", "'maybe' is not true or false"),
+        (
+            "TASKPOOL_WEBHOOK_ALLOW",
+            "hooks.internal,10.0.0.0/33",
+            "'10.0.0.0/33' is neither the name of a host nor an address nor a network like 10.0.0.0/8",
+        ),
+        (
+            "TASKPOOL_WEBHOOK_ALLOW",
+            "2130706433",
+            "'2130706433' is neither the name of a host nor an address nor a network like 10.0.0.0/8",
+        ),
         ("TASKPOOL_HOST", " ", "'' is not text"),
         (
             "TASKPOOL_LOG_LEVEL",
@@ -139,7 +155,7 @@ def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
 def test_each_row_of_the_table_reads_its_own_default_back() -> None:
     for row in SETTING_FIELDS:
         if row.default not in (None, ()):
-            text = ",".join(row.default) if row.kind == "list" else str(row.default)
+            text = ",".join(row.default) if row.is_list else str(row.default)
 
             assert Settings.load({row.env: text}) == Settings(), row.name
 
@@ -159,7 +175,7 @@ def test_each_duration_and_size_has_its_unit_in_its_name_and_its_help() -> None:
 
 def documented(row: SettingField) -> str:
     """The row's line in docs/settings.md."""
-    default = ",".join(row.default) if row.kind == "list" else str(row.default if row.default is not None else "")
+    default = ",".join(row.default) if row.is_list else str(row.default if row.default is not None else "")
     default = f"`{default.lower() if row.kind == 'switch' else default}`" if default else ""
     return f"| `{row.env}` | `{row.flag}` | {default} | {row.help} | {row.accepts} |"
 

@@ -19,7 +19,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 CONNECTION: Final = ("redis_url", "data_dir")
 """The settings of every command that talks to Redis."""
 
-_METAVARS: Final = {"integer": "N", "seconds": "S", "list": "A,B", "url": "URL", "text": "TEXT", "choice": "WORD"}
+_METAVARS: Final = {
+    "integer": "N",
+    "seconds": "S",
+    "list": "A,B",
+    "targets": "A,B",
+    "url": "URL",
+    "text": "TEXT",
+    "choice": "WORD",
+}
 
 
 def settings_flags(*names: str) -> Callable[[F], F]:
@@ -98,7 +106,7 @@ def _flag(row: SettingField) -> Callable[[F], F]:
     if row.kind == "switch":
         flags = f"{row.flag}/--no-{row.flag.removeprefix('--')}"
         return click.option(flags, row.name, cls=SettingOption, default=None, help=help)
-    multiple = row.kind == "list"
+    multiple = row.is_list
     return click.option(
         row.flag, row.name, cls=SettingOption, metavar=_METAVARS[row.kind], multiple=multiple, help=help
     )

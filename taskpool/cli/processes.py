@@ -11,7 +11,7 @@ import click
 
 from taskpool.cli.options import Command, environment, load_settings, settings_flags
 
-SHARED: Final = ("redis_url", "data_dir", "max_attempts", "log_level")
+SHARED: Final = ("redis_url", "data_dir", "max_attempts", "webhook_allow", "log_level")
 API: Final = (
     "host", "port", "max_body_bytes", "result_ttl_s", "failure_ttl_s", "timeout_s", "type_grace_s", *SHARED,
 )  # fmt: skip

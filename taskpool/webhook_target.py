@@ -1,0 +1,195 @@
+"""Where a webhook may go: the form of its URL, and which addresses it may reach.
+
+A URL comes from whoever submits a task, and our workers stand inside somebody's network. So one strict grammar is
+used to check it and to send to it, and every address its host resolves to must be public, or named by the operator
+(TASKPOOL_WEBHOOK_ALLOW).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Final
+
+Address = IPv4Address | IPv6Address
+
+LONGEST_URL: Final = 2048
+LEAST_FREE_PORT: Final = 1024
+USUAL_PORTS: Final = {"http": 80, "https": 443}
+
+_URL: Final = re.compile(
+    r"(?P<scheme>[Hh][Tt][Tt][Pp][Ss]?)://"
+    r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9_.-]+))"
+    r"(?::(?P<port>[0-9]{1,5}))?"
+    r"(?P<path>(?:/[!-\"$-\[\]-~]*)?(?:\?[!-\"$-\[\]-~]*)?)"
+)
+"""Printable ASCII without `#` and the backslash, which readers of URLs disagree about."""
+_NUMERIC: Final = re.compile(r"(?:.*\.)?(?:[0-9]+|0[xX][0-9A-Fa-f]*)")
+"""A host whose last part is a number: resolvers take it as an IPv4 address in some notation."""
+
+_NAT64: Final = IPv6Network("64:ff9b::/96")
+_UNICAST: Final = IPv6Network("2000::/3")
+"""All that is handed out for the public IPv6 network."""
+_NOT_PUBLIC: Final = (
+    IPv4Network("192.0.0.0/24"),
+    IPv4Network("192.88.99.0/24"),
+    IPv4Network("168.63.129.16/32"),  # the host's own service in one large cloud
+    IPv6Network("2001::/23"),  # Teredo is in it
+    IPv6Network("2001:db8::/32"),
+    IPv6Network("3fff::/20"),
+)
+"""What `is_global` of some Python versions lets pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A URL, taken apart. `host` is in lower case, without brackets and a dot at its end."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+    @property
+    def address(self) -> Address | None:
+        """The host, when it is an address."""
+        try:
+            return ip_address(self.host)
+        except ValueError:
+            return None
+
+    @property
+    def authority(self) -> str:
+        """Host and port as the Host header has them."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == USUAL_PORTS[self.scheme] else f"{host}:{self.port}"
+
+
+class Allowed:
+    """What the operator lets webhooks reach besides the public network: host names, addresses and CIDR networks."""
+
+    def __init__(self, entries: Sequence[str] = ()) -> None:
+        self._networks = [network for entry in entries if (network := _network(entry)) is not None]
+        self._names = {entry.lower().rstrip(".") for entry in entries if _network(entry) is None}
+
+    def name(self, host: str) -> bool:
+        """Whether this host name is on the list."""
+        return host in self._names
+
+    def address(self, address: Address) -> bool:
+        """Whether this address is on the list, itself or the IPv4 address that it stands for."""
+        return any(each in network for each in (address, _mapped(address)) for network in self._networks)
+
+
+def parse_target(url: object, allowed: Allowed) -> Target:
+    """The parts of a URL that may be a webhook's, as far as that can be told without resolving its host.
+
+    Raises:
+        ValueError: it may not; the text says why.
+    """
+    if not isinstance(url, str) or len(url) > LONGEST_URL:
+        raise ValueError(f"must be a URL of at most {LONGEST_URL:,} characters")
+    found = _URL.fullmatch(url)
+    if found is None:
+        raise ValueError(_why_not(url))
+    scheme = found["scheme"].lower()
+    host = (found["six"] or found["host"]).lower().removesuffix(".")
+    port = int(found["port"] or USUAL_PORTS[scheme])
+    target = Target(scheme, host, port, found["path"] if found["path"].startswith("/") else "/" + found["path"])
+    if not 1 <= port <= 65535:
+        raise ValueError(f"the port {port} doesn't exist")
+    if found["six"] or _NUMERIC.fullmatch(host):
+        _check_literal(target, allowed)
+    elif not re.fullmatch(r"(?!.*\.\.)[a-z0-9_](?:[a-z0-9_.-]{0,251}[a-z0-9_])?", host):
+        raise ValueError(f"{host[:80]!r} isn't the name of a host")
+    elif not allowed.name(host) and (host == "localhost" or host.endswith(".localhost")):
+        raise ValueError("must not lead to this machine; TASKPOOL_WEBHOOK_ALLOW names exceptions")
+    elif not allowed.name(host) and port not in USUAL_PORTS.values() and port < LEAST_FREE_PORT:
+        raise ValueError(_wrong_port(port))
+    return target
+
+
+def check_addresses(target: Target, addresses: Iterable[Address], allowed: Allowed) -> None:
+    """Whether a webhook may be sent to any of the addresses that its host resolved to.
+
+    Raises:
+        ValueError: it may not. The text doesn't tell the address: it may be read by whoever gave the URL.
+    """
+    if allowed.name(target.host):
+        return
+    for address in addresses:
+        if not (is_public(address) or allowed.address(address)):
+            raise ValueError("its host resolves to an address that isn't public")
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address is one of the public network, and so is the IPv4 address inside it, if there is one."""
+    if isinstance(address, IPv6Address):
+        inner = address.ipv4_mapped or _embedded(address)
+        if inner is not None:
+            return is_public(inner)
+        if address not in _UNICAST:
+            return False
+    if any(address in network for network in _NOT_PUBLIC):
+        return False
+    return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+def entry_fault(entry: str) -> str | None:
+    """What is wrong with an entry of the list of allowed targets; None when it is fine."""
+    if _network(entry) is not None or (re.fullmatch(r"[A-Za-z0-9_.-]{1,253}", entry) and not _NUMERIC.fullmatch(entry)):
+        return None
+    return f"{entry!r} is neither the name of a host nor an address nor a network like 10.0.0.0/8"
+
+
+def _network(entry: str) -> IPv4Network | IPv6Network | None:
+    try:
+        return ip_network(entry, strict=False)
+    except ValueError:
+        return None
+
+
+def _mapped(address: Address) -> Address:
+    """The IPv4 address that an IPv6 one only spells (::ffff:10.0.0.1); any other as it is."""
+    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
+
+
+def _embedded(address: IPv6Address) -> IPv4Address | None:
+    """The IPv4 address to which an IPv6 one leads: through 6to4, NAT64 or ISATAP."""
+    if address.sixtofour is not None:
+        return address.sixtofour
+    if address in _NAT64 or (int(address) >> 32) & 0xFFFF_FFFF in (0x0000_5EFE, 0x0200_5EFE):
+        return IPv4Address(int(address) & 0xFFFF_FFFF)
+    return None
+
+
+def _check_literal(target: Target, allowed: Allowed) -> None:
+    try:
+        address = ip_address(target.host)
+    except ValueError:
+        raise ValueError(f"{target.host[:80]!r} isn't an address in its usual form") from None
+    if allowed.address(address):
+        return
+    if not is_public(address):
+        raise ValueError("the address isn't public; TASKPOOL_WEBHOOK_ALLOW names exceptions")
+    if target.port not in USUAL_PORTS.values() and target.port < LEAST_FREE_PORT:
+        raise ValueError(_wrong_port(target.port))
+
+
+def _wrong_port(port: int) -> str:
+    return f"the port must be 80, 443 or from {LEAST_FREE_PORT} up, not {port}"
+
+
+def _why_not(url: str) -> str:
+    if not re.match(r"[Hh][Tt][Tt][Pp][Ss]?://", url):
+        return "must be an http or https URL"
+    authority = re.split(r"[/?#]", url.split("://", 1)[1], maxsplit=1)[0]
+    if "@" in authority:
+        return "must not hold a user name or a password"
+    if "#" in url:
+        return "must not have a fragment"
+    if not url.isascii():
+        return "must be ASCII: write a host in its xn-- form, and anything else percent-encoded"
+    return "isn't a URL that can be sent to"
