@@ -15,6 +15,7 @@ from api.gate import Gate
 from api.longpoll import LongPolls
 from api.problems import HANDLERS
 from api.resource import Resource
+from api.routes_docs import DocsRoutes
 from api.routes_fleet import FleetRoutes
 from api.routes_health import HealthRoutes
 from api.routes_submit import SubmitRoutes
@@ -51,6 +52,7 @@ def _routes(pool: AsyncTaskPool, long_polls: LongPolls, settings: Settings) -> l
     tasks = TaskRoutes(pool, long_polls, settings.max_body_bytes)
     fleet = FleetRoutes(pool)
     health = HealthRoutes(pool)
+    docs = DocsRoutes(pool, settings.type_grace_s)
 
     def at(path: str, **handlers: Guarded) -> Route:
         return Route(path, Resource(gate, **handlers))
@@ -66,6 +68,7 @@ def _routes(pool: AsyncTaskPool, long_polls: LongPolls, settings: Settings) -> l
         at("/queues/{name}", GET=READ(fleet.queue)),
         at("/types", GET=READ(fleet.types)),
         at("/workers", GET=READ_ALL(fleet.workers)),
+        at("/openapi.json", GET=READ(docs.openapi)),
         at("/livez", GET=PUBLIC(health.live)),
         at("/readyz", GET=PUBLIC(health.ready)),
         at("/metrics", GET=READ_ALL(health.metrics)),

@@ -16,8 +16,9 @@ from taskpool.types import TaskStatus
 
 MAX_WAIT_S: Final = 60
 
-Cursor = Annotated[str, Meta(min_length=1, max_length=1024)]
-Limit = Annotated[int, Meta(ge=1, le=1_000_000)]  # the core gives a page the length that it thinks right
+Cursor = Annotated[str, Meta(min_length=1, max_length=1024, description="the `next_cursor` of the page before")]
+# The core gives a page the length that it thinks right.
+Limit = Annotated[int, Meta(ge=1, le=1_000_000, description="how many would be liked; a page may be shorter")]
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
 
 
@@ -28,7 +29,7 @@ class NoQuery(msgspec.Struct, forbid_unknown_fields=True):
 class TaskQuery(msgspec.Struct, forbid_unknown_fields=True):
     """GET /tasks/{id}: for how many seconds to wait for the task's end."""
 
-    wait: Annotated[float, Meta(ge=0, le=MAX_WAIT_S)] = 0.0
+    wait: Annotated[float, Meta(ge=0, le=MAX_WAIT_S, description="wait so many seconds for its end")] = 0.0
 
 
 class ListQuery(msgspec.Struct, forbid_unknown_fields=True):

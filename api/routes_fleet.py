@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
 from urllib.parse import quote, urlencode
 
 from starlette.requests import Request
 
+from api.answers import QueuePage, Queues, Types, Workers
+from api.operation import Answer, operation
 from api.query import NoQuery, QueueQuery, read_query, wrong_cursor
 from api.responses import Json
 from taskpool.async_pool import AsyncTaskPool
@@ -20,11 +21,13 @@ class FleetRoutes:
     def __init__(self, pool: AsyncTaskPool) -> None:
         self._pool = pool
 
+    @operation("list_queues", tag="fleet", answers={200: Queues})
     async def queues(self, request: Request) -> Json:
-        """GET /queues."""
+        """GET /queues: every queue with its counts."""
         read_query(request.scope["query_string"], NoQuery)
-        return Json({"queues": [queue_document(info) for info in await self._pool.queues()]})
+        return Json(Queues(queues=[queue_document(info) for info in await self._pool.queues()]))
 
+    @operation("get_queue", tag="fleet", query=QueueQuery, answers={200: Answer(QueuePage, headers=("Link",))})
     async def queue(self, request: Request) -> Json:
         """GET /queues/{name}: its tasks in the order in which they will start."""
         query = read_query(request.scope["query_string"], QueueQuery)
@@ -33,20 +36,22 @@ class FleetRoutes:
             page = await self._pool.get_queue(name, cursor=query.cursor, limit=query.limit)
         except InvalidTask as error:
             raise wrong_cursor(error) from None
-        document: dict[str, Any] = {"name": name, "tasks": [queued_document(queued) for queued in page.items]}
+        tasks = [queued_document(queued) for queued in page.items]
+        document = QueuePage(name=name, tasks=tasks, next_cursor=page.next_cursor)
         if page.next_cursor is None:
             return Json(document)
-        document["next_cursor"] = page.next_cursor
         parameters = urlencode({"cursor": page.next_cursor, "limit": query.limit})
         link = f'</queues/{quote(name)}?{parameters}>; rel="next"'
         return Json(document, headers=[(b"link", link.encode())])
 
+    @operation("list_types", tag="fleet", answers={200: Types})
     async def types(self, request: Request) -> Json:
-        """GET /types."""
+        """GET /types: every task type with the JSON Schema of its payload, and who serves it."""
         read_query(request.scope["query_string"], NoQuery)
-        return Json({"types": [type_document(info) for info in await self._pool.types()]})
+        return Json(Types(types=[type_document(info) for info in await self._pool.types()]))
 
+    @operation("list_workers", tag="fleet", answers={200: Workers})
     async def workers(self, request: Request) -> Json:
-        """GET /workers."""
+        """GET /workers: every worker process."""
         read_query(request.scope["query_string"], NoQuery)
-        return Json({"workers": [worker_document(info) for info in await self._pool.workers()]})
+        return Json(Workers(workers=[worker_document(info) for info in await self._pool.workers()]))

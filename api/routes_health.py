@@ -8,7 +8,9 @@ from importlib.metadata import version
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.answers import Door, Live, Ready
 from api.metrics import Scrape, exposition
+from api.operation import Answer, operation
 from api.responses import Json
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.document import server_document
@@ -21,23 +23,27 @@ class HealthRoutes:
     def __init__(self, pool: AsyncTaskPool) -> None:
         self._pool = pool
 
+    @operation("open_door", tag="service", query=None, answers={200: Door}, asks_redis=False)
     async def door(self, request: Request) -> Json:
         """GET /: what this is, and where one can go from here."""
-        paths = ("tasks", "queues", "types", "workers", "livez", "readyz", "metrics")
+        paths = ("tasks", "queues", "types", "workers", "openapi.json", "livez", "readyz", "metrics")
         links = {path: f"/{path}" for path in paths}
-        return Json({"service": "taskpool", "version": version("taskpool"), "links": links})
+        return Json(Door(service="taskpool", version=version("taskpool"), links=links))
 
+    @operation("is_alive", tag="service", query=None, answers={200: Live}, asks_redis=False)
     async def live(self, request: Request) -> Json:
         """GET /livez: this process answers. It asks nobody else: a restart wouldn't bring Redis back."""
-        return Json({"status": "ok"})
+        return Json(Live(status="ok"))
 
+    @operation("is_ready", tag="service", query=None, answers={200: Ready})
     async def ready(self, request: Request) -> Json:
         """GET /readyz: Redis answers and takes writes, and what it keeps over a crash."""
         server, workers = await asyncio.gather(self._pool.server(), self._pool.workers())
         if server.role != "master":
             raise RedisUnavailable("it is a read-only replica now")
-        return Json({"status": "ok", "redis": server_document(server), "workers": len(workers)})
+        return Json(Ready(status="ok", redis=server_document(server), workers=len(workers)))
 
+    @operation("get_metrics", tag="service", query=None, answers={200: Answer(str, media_type="text/plain")})
     async def metrics(self, request: Request) -> Response:
         """GET /metrics: one scrape."""
         counters, queues, workers = await asyncio.gather(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from starlette.requests import Request
 
+from api.answers import Accepted, AcceptedBatch
 from api.body import read_json
+from api.operation import Answer, operation
 from api.problems import Problem, invalid_task
 from api.query import NoQuery, read_query
 from api.responses import Json
-from api.submission import MAX_SHOWN, read_batch, read_submission
+from api.submission import MAX_SHOWN, Batch, read_batch, read_submission
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.errors import InvalidTask, UnknownDependency, UnknownType
-from taskpool.types import TaskRecord
+from taskpool.types import TaskRecord, TaskSpec
 
 
 class SubmitRoutes:
@@ -21,6 +23,13 @@ class SubmitRoutes:
         self._pool = pool
         self._max_body_bytes = max_body_bytes
 
+    @operation(
+        "submit_task",
+        tag="tasks",
+        body=TaskSpec,
+        answers={202: Answer(Accepted, headers=("Location",))},
+        problems=["unknown-type", "invalid-payload", "unknown-dependency"],
+    )
     async def add(self, request: Request) -> Json:
         """POST /tasks: 202 with the id, and where to look for it."""
         read_query(request.scope["query_string"], NoQuery)
@@ -29,6 +38,13 @@ class SubmitRoutes:
         location = (b"location", b"/tasks/" + record.id.encode())
         return Json(_accepted(record), status=202, headers=(location,))
 
+    @operation(
+        "submit_batch",
+        tag="tasks",
+        body=Batch,
+        answers={202: AcceptedBatch},
+        problems=["unknown-type", "invalid-payload", "unknown-dependency"],
+    )
     async def add_batch(self, request: Request) -> Json:
         """POST /tasks/batch: 202 with the ids in order; all or none."""
         read_query(request.scope["query_string"], NoQuery)
@@ -42,7 +58,7 @@ class SubmitRoutes:
             raise _in_batch(error, [error.id in spec.depends_on for spec in specs]) from None
         except InvalidTask as error:
             raise invalid_task(error, "/tasks") from None
-        return Json({"tasks": [_accepted(record) for record in records]}, status=202)
+        return Json(AcceptedBatch(tasks=[_accepted(record) for record in records]), status=202)
 
 
 def _in_batch(error: InvalidTask, concerns: list[bool]) -> Problem:
@@ -57,5 +73,5 @@ def _in_batch(error: InvalidTask, concerns: list[bool]) -> Problem:
     return problem
 
 
-def _accepted(record: TaskRecord) -> dict[str, str]:
-    return {"id": record.id, "status": record.status.value}
+def _accepted(record: TaskRecord) -> Accepted:
+    return Accepted(id=record.id, status=record.status)

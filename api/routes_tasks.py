@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote, urlencode
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.answers import TaskPage
 from api.body import read_optional_json
 from api.longpoll import LongPolls
+from api.operation import Answer, operation
 from api.problems import conflict
 from api.query import ListQuery, NoQuery, TaskQuery, read_query, wrong_cursor
 from api.responses import Json, NoContent
-from api.submission import read_retry, read_stop
+from api.submission import Retry, Stop, read_retry, read_stop
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.document import task_document
+from taskpool.document_types import TaskDocument
 from taskpool.errors import InvalidTask, TaskConflict, TaskNotFound
 from taskpool.types import TaskStatus
 
@@ -32,6 +35,7 @@ class TaskRoutes:
         self._long_polls = long_polls
         self._max_body_bytes = max_body_bytes
 
+    @operation("get_task", tag="tasks", query=TaskQuery, answers={200: TaskDocument}, problems=["task-not-found"])
     async def get(self, request: Request) -> Json:
         """GET /tasks/{id}: the task; with ?wait=S once it has ended, or as it is after S seconds."""
         query = read_query(request.scope["query_string"], TaskQuery)
@@ -42,6 +46,7 @@ class TaskRoutes:
             record = await self._pool.get(id)
         return Json(task_document(record))
 
+    @operation("list_tasks", tag="tasks", query=ListQuery, answers={200: Answer(TaskPage, headers=("Link",))})
     async def list(self, request: Request) -> Json:
         """GET /tasks: one page, newest first."""
         query = read_query(request.scope["query_string"], ListQuery)
@@ -49,14 +54,19 @@ class TaskRoutes:
             page = await self._pool.list_tasks(**msgspec.structs.asdict(query))
         except InvalidTask as error:
             raise wrong_cursor(error) from None
-        document: dict[str, Any] = {"tasks": [task_document(record) for record in page.items]}
+        document = TaskPage(tasks=[task_document(record) for record in page.items], next_cursor=page.next_cursor)
         if page.next_cursor is None:
             return Json(document)
-        document["next_cursor"] = page.next_cursor
         given = {**msgspec.structs.asdict(query), "cursor": page.next_cursor}
         parameters = urlencode({name: value for name, value in given.items() if value is not None})
         return Json(document, headers=[(b"link", f'</tasks?{parameters}>; rel="next"'.encode())])
 
+    @operation(
+        "remove_task",
+        tag="tasks",
+        answers={200: TaskDocument, 204: None},
+        problems=["task-not-found", "task-conflict"],
+    )
     async def remove(self, request: Request) -> Response:
         """DELETE /tasks/{id}: 200 with the canceled task, or 204 when an ended one is gone for good."""
         read_query(request.scope["query_string"], NoQuery)
@@ -69,6 +79,14 @@ class TaskRoutes:
             return NoContent()
         return Json(task_document(await self._pool.get(id)))
 
+    @operation(
+        "stop_task",
+        tag="tasks",
+        body=Stop,
+        body_optional=True,
+        answers={202: TaskDocument},
+        problems=["task-not-found", "task-conflict"],
+    )
     async def stop(self, request: Request) -> Json:
         """POST /tasks/{id}/stop: 202 with the task as it is now, stopping or canceled."""
         read_query(request.scope["query_string"], NoQuery)
@@ -80,6 +98,14 @@ class TaskRoutes:
                 return Json(task_document(record), status=202)
         raise TaskConflict(record.id, record.status, f"task {record.id} has ended already: it is {record.status}")
 
+    @operation(
+        "retry_task",
+        tag="tasks",
+        body=Retry,
+        body_optional=True,
+        answers={202: TaskDocument},
+        problems=["task-not-found", "task-conflict"],
+    )
     async def retry(self, request: Request) -> Json:
         """POST /tasks/{id}/retry: 202 with the task, queued again."""
         read_query(request.scope["query_string"], NoQuery)

@@ -21,6 +21,8 @@ from taskpool.faults import field_errors, pointer
 from taskpool.types import TaskSpec
 
 MAX_BATCH: Final = 1000
+SUBMISSION: Final = {"$ref": "#/components/schemas/Submission"}
+"""How a schema says "a task of any known type"; the OpenAPI document has it."""
 MAX_SHOWN: Final = 100
 DAY_S: Final = 86_400
 
@@ -30,7 +32,7 @@ T = TypeVar("T")
 class Batch(msgspec.Struct, forbid_unknown_fields=True):
     """The body of POST /tasks/batch."""
 
-    tasks: list[Any]
+    tasks: Annotated[list[Any], Meta(extra_json_schema={"items": SUBMISSION, "minItems": 1, "maxItems": MAX_BATCH})]
 
 
 class Stop(msgspec.Struct, forbid_unknown_fields=True):

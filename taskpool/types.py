@@ -28,7 +28,9 @@ import msgspec
 
 
 class TaskStatus(StrEnum):
-    """Where a task is. The API shows these words; Redis holds RQ's (see `RQ_STATUS`)."""
+    """Where a task is."""
+
+    # The API shows these words; Redis holds RQ's, see `RQ_STATUS`.
 
     QUEUED = "queued"
     SCHEDULED = "scheduled"

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
+import msgspec
 import pytest
 
-from taskpool.document import event_document, queue_document, queued_document, task_document, type_document
-from taskpool.document import worker_document as document_of_worker
+from taskpool.document import (
+    event_document,
+    queue_document,
+    queued_document,
+    task_document,
+    type_document,
+    worker_document,
+)
 from taskpool.types import Event, PastAttempt, QueuedTask, QueueInfo, TaskRecord, TaskStatus, TypeInfo, WorkerInfo
+
+
+def shown(function: Callable[[Any], msgspec.Struct], what: Any) -> dict[str, Any]:
+    """What a reader sees of it."""
+    seen: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(function(what)))
+    return seen
+
 
 AT = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
 
@@ -27,7 +42,7 @@ def record(**fields: Any) -> TaskRecord:
 
 
 def test_a_new_task_shows_no_more_than_there_is() -> None:
-    assert task_document(record()) == {
+    assert shown(task_document, record()) == {
         "id": "1",
         "type": "echo",
         "status": "queued",
@@ -49,10 +64,10 @@ def test_a_task_with_everything_shows_everything() -> None:
         history=(PastAttempt(attempt=1, worker="w", started_at=AT, ended_at=AT, outcome="failed"),),
     )  # fmt: skip
 
-    document = task_document(full)
+    document = shown(task_document, full)
 
     assert document.keys() == set(TaskRecord.__struct_fields__) - {"result"}
-    assert document["tags"] == ("a",)
+    assert document["tags"] == ["a"]
     assert document["crashes"] == 1
     when = "2026-11-23T12:00:00.123Z"
     assert document["history"] == [
@@ -69,17 +84,17 @@ def test_a_task_with_everything_shows_everything() -> None:
     ],
 )
 def test_times_are_rfc_3339_in_utc_with_milliseconds(moment: datetime, text: str) -> None:
-    assert task_document(record(created_at=moment))["created_at"] == text
+    assert shown(task_document, record(created_at=moment))["created_at"] == text
 
 
 def test_a_task_that_is_done_has_a_result_even_if_it_is_null() -> None:
-    assert task_document(record(status=TaskStatus.DONE))["result"] is None
-    assert task_document(record(status=TaskStatus.DONE, result=[0]))["result"] == [0]
-    assert "result" not in task_document(record(status=TaskStatus.FAILED))
+    assert shown(task_document, record(status=TaskStatus.DONE))["result"] is None
+    assert shown(task_document, record(status=TaskStatus.DONE, result=[0]))["result"] == [0]
+    assert "result" not in shown(task_document, record(status=TaskStatus.FAILED))
 
 
 def test_a_queued_task_has_its_place() -> None:
-    document = queued_document(QueuedTask(record(), position=3, wait_s=1.23456))
+    document = shown(queued_document, QueuedTask(record(), position=3, wait_s=1.23456))
 
     assert (document["position"], document["wait_s"], document["id"]) == (3, 1.235, "1")
 
@@ -95,11 +110,11 @@ def test_queues_types_workers_and_events_have_a_form() -> None:
     )  # fmt: skip
     event = Event("1", 2, "progress", TaskStatus.IN_PROGRESS, 0, {"done": 1})
 
-    assert queue_document(queue).keys() == set(QueueInfo.__dataclass_fields__) - {"oldest_s"}
-    assert type_document(type_)["last_seen_at"] == "1970-01-01T00:00:00.000Z"
-    assert document_of_worker(worker)["started_at"] == "2026-11-23T12:00:00.123Z"
-    assert event_document(event) == {
+    assert shown(queue_document, queue).keys() == set(QueueInfo.__dataclass_fields__) - {"oldest_s"}
+    assert shown(type_document, type_)["last_seen_at"] == "1970-01-01T00:00:00.000Z"
+    assert shown(worker_document, worker)["started_at"] == "2026-11-23T12:00:00.123Z"
+    assert shown(event_document, event) == {
         "id": "1", "seq": 2, "event": "progress", "status": "in_progress", "at": "1970-01-01T00:00:00.000Z",
         "data": {"done": 1},
     }  # fmt: skip
-    assert event_document(replace(event, stream="5-1", aside={"x": 1}))["stream"] == "5-1"
+    assert event_document(replace(event, stream="5-1", aside={"x": 1})).stream == "5-1"

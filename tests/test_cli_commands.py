@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -207,7 +208,7 @@ def test_get_as_json_is_the_document_of_the_api(pool: TaskPool) -> None:
 
     result = run(pool, "get", record.id, "--json")
 
-    assert json.loads(result.stdout) == json.loads(json.dumps(task_document(pool.get(record.id))))
+    assert json.loads(result.stdout) == msgspec.to_builtins(task_document(pool.get(record.id)))
 
 
 @pytest.mark.parametrize("command", ["get", "watch", "stop", "retry"])

@@ -25,7 +25,7 @@ def test_a_task_that_is_done_at_the_first_attempt_has_none(world: World) -> None
     world.end("a")
 
     assert world.get("a").history == ()
-    assert "history" not in task_document(world.get("a"))
+    assert task_document(world.get("a")).history is None
     assert not world.redis.hexists("rq:job:a", "history")
 
 

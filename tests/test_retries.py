@@ -143,7 +143,7 @@ def test_a_snooze_costs_no_attempt(pool: InlinePool) -> None:
     assert [event.data.get("error") for event in pool.events(task.id) if event.event == "snoozed"] == [
         "Snooze: not yet"
     ] * 3
-    assert task_document(record)["snoozes"] == 3
+    assert task_document(record).snoozes == 3
 
 
 def test_a_snooze_for_no_time_goes_to_the_end_of_its_queue(pool: InlinePool) -> None:

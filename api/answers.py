@@ -1,0 +1,116 @@
+"""The documents that only HTTP knows: pages, receipts and probes. `taskpool.document_types` has all others.
+
+What a handler renders is what the OpenAPI document describes, because it is the same type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+from msgspec import UNSET, Meta, UnsetType
+
+from taskpool.document_types import (
+    Count,
+    Document,
+    Id,
+    QueuedDocument,
+    QueueDocument,
+    ServerDocument,
+    TaskDocument,
+    TypeDocument,
+    WorkerDocument,
+)
+from taskpool.types import TaskStatus
+
+NextCursor = Annotated[str | None, Meta(description="there may be more: the cursor of the next page")]
+
+
+class Accepted(Document, frozen=True, kw_only=True):
+    """The receipt of a task that is stored."""
+
+    id: Id
+    status: TaskStatus
+
+
+class AcceptedBatch(Document, frozen=True, kw_only=True):
+    """The receipts of a batch, in its order."""
+
+    tasks: Sequence[Accepted]
+
+
+class TaskPage(Document, frozen=True, kw_only=True):
+    """A page of a listing."""
+
+    tasks: Sequence[TaskDocument]
+    next_cursor: NextCursor = None
+
+
+class QueuePage(Document, frozen=True, kw_only=True):
+    """A page of a queue, in the order in which its tasks will start."""
+
+    name: str
+    tasks: Sequence[QueuedDocument]
+    next_cursor: NextCursor = None
+
+
+class Queues(Document, frozen=True, kw_only=True):
+    """Every queue."""
+
+    queues: Sequence[QueueDocument]
+
+
+class Types(Document, frozen=True, kw_only=True):
+    """Every task type."""
+
+    types: Sequence[TypeDocument]
+
+
+class Workers(Document, frozen=True, kw_only=True):
+    """Every worker process."""
+
+    workers: Sequence[WorkerDocument]
+
+
+class Door(Document, frozen=True, kw_only=True):
+    """What this is, and where one can go from here."""
+
+    service: str
+    version: str
+    links: Mapping[str, str]
+
+
+class Live(Document, frozen=True, kw_only=True):
+    """A process that answers."""
+
+    status: str
+
+
+class Ready(Document, frozen=True, kw_only=True):
+    """A process whose Redis answers too."""
+
+    status: str
+    redis: ServerDocument
+    workers: Count
+
+
+class Fault(Document, frozen=True, kw_only=True):
+    """What is wrong with one field (`pointer`, RFC 6901) or query parameter (`parameter`)."""
+
+    pointer: str | None = None
+    parameter: str | None = None
+    detail: str
+
+
+class ProblemDocument(Document, frozen=True, kw_only=True):
+    """An error, as RFC 9457 has it; each kind may have members of its own."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: Annotated[Sequence[Fault] | None, Meta(description="one entry for each fault, 100 at most")] = None
+    near: Annotated[Sequence[str] | UnsetType, Meta(description="names of similar task types")] = UNSET
+    task_status: Annotated[TaskStatus | UnsetType, Meta(description="the task's status")] = UNSET
+    stop: Annotated[str | UnsetType, Meta(description="where to post to stop the task")] = UNSET
+    max_bytes: Annotated[int | UnsetType, Meta(description="the limit")] = UNSET

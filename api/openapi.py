@@ -1,0 +1,202 @@
+"""The OpenAPI 3.1 document: made of the routes' declarations, the types that parse and render, and the task types.
+
+`describe` is pure. What a document says beyond its declarations (security, headers, parameters) stands in the
+tables here; `openapi_schemas` makes the schemas.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any, Final
+
+from starlette.routing import BaseRoute, Route
+
+from api.access import Access, Guarded
+from api.openapi_schemas import REFS, Schemas
+from api.openapi_types import submissions
+from api.operation import Answer, Operation, operation_of
+from api.problems import KINDS, TYPE_PREFIX
+from api.resource import Resource
+from taskpool.types import TypeInfo
+
+Object = dict[str, Any]
+
+PROBLEM: Final = "application/problem+json"
+
+TAGS: Final = {
+    "tasks": "Submit, read, list, cancel, stop and retry tasks.",
+    "fleet": "Queues, task types and worker processes.",
+    "service": "Probes, metrics and this document.",
+}
+
+PARAMETERS: Final[Mapping[str, Object]] = {
+    "id": {"description": "A task's id.", "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,200}$"}},
+    "name": {"description": "A queue's name.", "schema": {"type": "string", "minLength": 1}},
+}
+"""What stands in a path."""
+
+_TEXT: Final = {"type": "string"}
+
+HEADERS: Final[Mapping[str, Object]] = {
+    "Accept": {"description": "The media type that is taken.", "schema": _TEXT},
+    "Accept-Encoding": {"description": "The coding that is taken.", "schema": _TEXT},
+    "Link": {"description": 'The next page, as `rel="next"`.', "schema": _TEXT},
+    "Location": {"description": "The path of what was made.", "schema": {"type": "string", "format": "uri-reference"}},
+    "Retry-After": {"description": "Seconds to wait before the next try.", "schema": {"type": "integer", "minimum": 1}},
+    "WWW-Authenticate": {"description": "How to show who asks.", "schema": _TEXT},
+}
+"""Headers of answers, and those of requests that handlers declare."""
+
+SECURITY: Final[Mapping[str, Object]] = {
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "tp_<id>_<secret>",
+        "description": "An API key. A server that runs without keys needs none.",
+    },
+    "ticket": {
+        "type": "apiKey",
+        "in": "query",
+        "name": "ticket",
+        "description": "A single-use ticket, for browsers' sockets and streams, which can't send a key.",
+    },
+}
+
+PROBLEM_HEADERS: Final[Mapping[int, Mapping[str, bool]]] = {
+    401: {"WWW-Authenticate": True},
+    403: {"WWW-Authenticate": False},
+    415: {"Accept": False, "Accept-Encoding": False},
+    429: {"Retry-After": True},
+    503: {"Retry-After": True},
+}
+"""The headers of problems by status, and whether each of them is always there."""
+
+TITLES: Final = {200: "It is done.", 202: "It is stored.", 204: "It is gone."}
+
+
+def describe(routes: Iterable[BaseRoute], types: Sequence[TypeInfo]) -> Object:
+    """The document of these routes and task types."""
+    found = list(operations(routes))
+    schemas = Schemas([operation for _, _, operation, _ in found])
+    schemas.components.update(submissions(schemas.components["TaskSpec"], types))
+    paths: dict[str, Object] = defaultdict(dict)
+    for path, method, operation, guarded in found:
+        paths[path][method.lower()] = _operation(path, operation, guarded, schemas)
+    return {
+        "openapi": "3.1.1",
+        "info": _INFO | {"version": version("taskpool")},
+        "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
+        "paths": dict(paths),
+        "components": {
+            "schemas": dict(sorted(schemas.components.items())),
+            "headers": dict(HEADERS),
+            "securitySchemes": dict(SECURITY),
+        },
+    }
+
+
+_INFO: Final = {
+    "title": "Taskpool",
+    "summary": "A job service on Redis: typed tasks over HTTP, run by worker processes.",
+    "description": (
+        "Everything is JSON in UTF-8. Times are RFC 3339 in UTC, durations end in `_s` and are in seconds. What isn't"
+        " there is left out. `HEAD` works wherever `GET` does; any other method gets 405.\n\nThe payloads of the"
+        " task types are in here as they are known now: read it again when workers bring new ones."
+    ),
+    "license": {"name": "MIT", "identifier": "MIT"},
+}
+
+
+def operations(routes: Iterable[BaseRoute]) -> Iterator[tuple[str, str, Operation, Guarded]]:
+    """Path, method, declaration and guarded handler of every method that declares something; HEAD is in GET."""
+    for route in routes:
+        if isinstance(route, Route) and isinstance(route.endpoint, Resource):
+            for method, guarded in route.endpoint.guarded.items():
+                operation = operation_of(guarded.handler)
+                if operation is not None and method != "HEAD":
+                    yield route.path, method, operation, guarded
+
+
+def _operation(path: str, operation: Operation, guarded: Guarded, schemas: Schemas) -> Object:
+    summary, description = _texts(guarded.handler.__doc__ or "")
+    document: Object = {"operationId": operation.id, "tags": [operation.tag], "summary": summary}
+    if description:
+        document["description"] = description
+    parameters = [
+        {"name": name, "in": "path", "required": True, **PARAMETERS[name]} for name in re.findall(r"{(\w+)}", path)
+    ]
+    if operation.query is not None:
+        parameters += [
+            {"name": name, "in": "query", "required": False, **_parameter(schema)}
+            for name, schema in schemas.parameters(operation.query).items()
+        ]
+    parameters += [{"name": name, "in": "header", **HEADERS[name]} for name in operation.headers]
+    if parameters:
+        document["parameters"] = parameters
+    if operation.body is not None:
+        content = {"application/json": {"schema": schemas.of(operation.body)}}
+        document["requestBody"] = {"required": not operation.body_optional, "content": content}
+    document["responses"] = _responses(operation, guarded.access, schemas)
+    document["security"] = _security(guarded.access)
+    return document
+
+
+def _security(access: Access) -> list[Object]:
+    """What a caller shows; nothing where a server needs no keys."""
+    if access.public:
+        return []
+    scopes = [] if access.scope is None else [access.scope.value]
+    return [{}, {"bearer": scopes}, *([{"ticket": scopes}] if access.ticket else [])]
+
+
+def _parameter(schema: Object) -> Object:
+    """A parameter has its description beside its schema."""
+    schema = dict(schema)
+    description = schema.pop("description", None)
+    return {"schema": schema} if description is None else {"description": description, "schema": schema}
+
+
+def _texts(docstring: str) -> tuple[str, str]:
+    """The summary and the description in a docstring `METHOD /path: summary`, and paragraphs."""
+    first, _, rest = docstring.partition("\n\n")
+    summary = " ".join(first.partition(": ")[2].split())
+    return summary[:1].upper() + summary[1:], "\n\n".join(" ".join(part.split()) for part in rest.split("\n\n")).strip()
+
+
+def _responses(operation: Operation, access: Access, schemas: Schemas) -> Object:
+    responses = {str(status): _answer(status, answer, schemas) for status, answer in operation.answers.items()}
+    kinds: dict[int, list[str]] = defaultdict(list)
+    for kind in dict.fromkeys(operation.kinds(access)):
+        kinds[KINDS[kind][0]].append(kind)
+    for status in sorted(kinds):
+        assert str(status) not in responses
+        responses[str(status)] = _problem(status, kinds[status])
+    return responses
+
+
+def _answer(status: int, answer: Answer, schemas: Schemas) -> Object:
+    response: Object = {"description": TITLES[status]}
+    if answer.headers:
+        response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in answer.headers}
+    if answer.body is not None:
+        response["content"] = {answer.media_type: {"schema": schemas.of(answer.body)}}
+    return response
+
+
+def _problem(status: int, kinds: Sequence[str]) -> Object:
+    types = [TYPE_PREFIX + kind for kind in kinds]
+    schema = {
+        "allOf": [{"$ref": f"{REFS}Problem"}],
+        "properties": {"type": {"enum": types}, "status": {"const": status}},
+    }
+    response: Object = {
+        "description": "; ".join(KINDS[kind][1] for kind in kinds) + ".",
+        "content": {PROBLEM: {"schema": schema}},
+    }
+    if headers := PROBLEM_HEADERS.get(status):
+        response["headers"] = {name: {"required": required, **HEADERS[name]} for name, required in headers.items()}
+    return response

@@ -1,0 +1,180 @@
+"""The OpenAPI document: every route is in it, it is valid, and it changes with the task types."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+import pytest
+from openapi_spec_validator import validate
+from redis import Redis
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from api.access import READ, Guarded
+from api.app import create_app
+from api.openapi import HEADERS, TAGS, describe
+from api.openapi_schemas import with_refs
+from api.operation import operation_of
+from api.problems import KINDS, TYPE_PREFIX
+from api.resource import Resource
+from taskpool import Registry, task
+from taskpool.settings import Settings
+from taskpool.types import TypeInfo
+from tests.api_client import api, publish_types
+
+NOBODY_DECLARES = {"not-found", "method-not-allowed"}
+"""Kinds that no route answers with, because no route was found or it doesn't take the method."""
+
+
+@pytest.fixture
+def app() -> Starlette:
+    return create_app(Settings(redis_url="redis://nowhere"))
+
+
+def handlers(app: Starlette) -> list[tuple[str, str, Guarded]]:
+    """Path, method and handler of every route."""
+    found = []
+    for route in app.routes:
+        if isinstance(route, Route):
+            assert isinstance(route.endpoint, Resource), f"{route.path} isn't a Resource"
+            found += [
+                (route.path, method, guarded) for method, guarded in route.endpoint.guarded.items() if method != "HEAD"
+            ]
+    return found
+
+
+def document(app: Starlette, types: list[TypeInfo] | None = None) -> Any:
+    """The document as a client reads it."""
+    if types is None:
+        types = [task_type.info() for task_type in Registry(builtins=True)]
+    return msgspec.json.decode(msgspec.json.encode(describe(app.routes, types)))
+
+
+def test_every_handler_declares_what_it_takes_and_answers(app: Starlette) -> None:
+    assert [
+        f"{method} {path}" for path, method, guarded in handlers(app) if operation_of(guarded.handler) is None
+    ] == []
+
+
+def test_every_handler_says_in_its_docstring_which_route_it_is_and_what_it_does(app: Starlette) -> None:
+    wrong = [
+        f"{method} {path}: {guarded.handler.__doc__}"
+        for path, method, guarded in handlers(app)
+        if not re.match(re.escape(f"{method} {path}") + r": \S", guarded.handler.__doc__ or "")
+    ]
+
+    assert wrong == []
+
+
+def test_every_route_is_in_the_document(app: Starlette) -> None:
+    described = {(path, method.upper()) for path, methods in document(app)["paths"].items() for method in methods}
+
+    assert described == {(path, method) for path, method, _ in handlers(app)}
+
+
+@pytest.mark.parametrize("builtins", [True, False])
+def test_the_document_is_valid(app: Starlette, builtins: bool) -> None:
+    types = [task_type.info() for task_type in Registry(builtins=builtins)]
+
+    validate(document(app, types))
+
+
+def test_what_declarations_name_exists(app: Starlette) -> None:
+    declared = [operation for _, _, guarded in handlers(app) if (operation := operation_of(guarded.handler))]
+
+    assert len({operation.id for operation in declared}) == len(declared)
+    assert {operation.tag for operation in declared} == TAGS.keys()
+    assert {kind for operation in declared for kind in operation.kinds(READ)} == KINDS.keys() - NOBODY_DECLARES
+    assert {name for each in declared for answer in each.answers.values() for name in answer.headers} <= HEADERS.keys()
+    assert {name for operation in declared for name in operation.headers} <= HEADERS.keys()
+
+
+def test_every_problem_is_described_by_its_type(app: Starlette) -> None:
+    responses = document(app)["paths"]["/tasks/{id}/stop"]["post"]["responses"]
+
+    schema = responses["409"]["content"]["application/problem+json"]["schema"]
+    assert schema["properties"]["type"] == {"enum": [TYPE_PREFIX + "task-conflict"]}
+    assert "Retry-After" in responses["503"]["headers"]
+
+
+def test_nothing_that_is_answered_is_said_to_be_null(app: Starlette) -> None:
+    task = document(app)["components"]["schemas"]["Task"]
+
+    assert task["properties"]["error"]["type"] == "string"
+    assert set(task["required"]) == {
+        "id", "type", "status", "queue", "payload", "attempt", "max_attempts", "seq",
+    }  # fmt: skip
+
+
+class Point(msgspec.Struct):
+    """A place."""
+
+    x: int
+    nearest: Point | None = None
+
+
+@task("plot")
+def plot(points: list[Point], label: str = "#/$defs/Point") -> None:
+    """Draw some points."""
+
+
+def test_a_payload_that_refers_to_its_own_definitions_does_so_from_its_place(app: Starlette) -> None:
+    registry = Registry()
+    registry.add(plot)
+
+    described = document(app, [task_type.info() for task_type in registry])
+
+    validate(described)
+    payload = described["components"]["schemas"]["plot.payload"]
+    place = "#/components/schemas/plot.payload/$defs/Point"
+    assert payload["properties"]["points"]["items"] == {"$ref": place}
+    assert payload["properties"]["label"]["default"] == "#/$defs/Point"
+    assert {"$ref": place} in payload["$defs"]["Point"]["properties"]["nearest"]["anyOf"]
+    assert described["components"]["schemas"]["plot.task"]["required"] == ["type", "payload"]
+    assert "$schema" not in payload
+
+
+@pytest.mark.parametrize(
+    ("schema", "moved"),
+    [
+        ({"$ref": "a"}, {"$ref": "b"}),
+        ({"properties": {"$ref": {"$ref": "a"}}}, {"properties": {"$ref": {"$ref": "b"}}}),
+        ({"properties": {"default": {"$ref": "a"}}}, {"properties": {"default": {"$ref": "b"}}}),
+        ({"default": {"$ref": "a"}}, {"default": {"$ref": "a"}}),
+        ({"const": {"$ref": "a"}, "items": {"$ref": "a"}}, {"const": {"$ref": "a"}, "items": {"$ref": "b"}}),
+        ({"prefixItems": [True, {"$ref": "a"}]}, {"prefixItems": [True, {"$ref": "b"}]}),
+        (
+            {"discriminator": {"propertyName": "p", "mapping": {"x": "a"}}},
+            {"discriminator": {"propertyName": "p", "mapping": {"x": "b"}}},
+        ),
+    ],
+)
+def test_references_are_moved_where_schemas_stand_and_nowhere_else(schema: Any, moved: Any) -> None:
+    assert with_refs(schema, lambda ref: "b") == moved
+
+
+async def test_the_document_has_the_task_types_that_are_known_at_that_moment(redis_url: str) -> None:
+    async with api(redis_url) as client:
+        before = (await client.get("/openapi.json")).json()
+        publish_types(redis_url)
+
+        after = (await client.get("/openapi.json")).json()
+
+    assert before["components"]["schemas"]["Submission"]["$ref"] == "#/components/schemas/TaskSpec"
+    assert after["components"]["schemas"]["long_task.task"]["properties"]["type"] == {"const": "long_task"}
+    assert {"$ref": "#/components/schemas/echo.task"} in after["components"]["schemas"]["Submission"]["oneOf"]
+
+
+async def test_a_type_that_takes_no_tasks_any_more_is_not_in_the_document(redis_url: str, redis: Redis) -> None:
+    publish_types(redis_url)
+    redis.delete("taskpool:pool:pool-1")
+
+    async with api(redis_url) as client:
+        within_the_grace = (await client.get("/openapi.json")).json()
+    async with api(redis_url, type_grace_s=0) as client:
+        after_it = (await client.get("/openapi.json")).json()
+
+    assert "echo.task" in within_the_grace["components"]["schemas"]
+    assert "echo.task" not in after_it["components"]["schemas"]
