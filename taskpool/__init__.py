@@ -26,6 +26,7 @@ from taskpool.errors import (
 )
 from taskpool.interrupts import NonRetryable, Retry, Snooze, SoftTimeout, TaskStopped
 from taskpool.registry import Registry
+from taskpool.secret import Secret
 from taskpool.task import Task, task
 from taskpool.types import TaskRecord, TaskSpec, TaskStatus
 
@@ -45,6 +46,7 @@ __all__ = [
     "RedisUnavailable",
     "Registry",
     "Retry",
+    "Secret",
     "Snooze",
     "SoftTimeout",
     "Task",

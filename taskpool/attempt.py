@@ -20,6 +20,7 @@ from taskpool.finite import refuse_nan
 from taskpool.interrupts import NonRetryable, Retry, Snooze, SoftTimeout, TaskStopped
 from taskpool.registry import Registry
 from taskpool.retry import backoff_s
+from taskpool.secret import SecretsGone
 from taskpool.types import RunningTask, TaskStatus
 
 LONGEST_TRACEBACK: Final = 20_000
@@ -30,6 +31,7 @@ MOST_SNOOZES: Final = 1000
 RunCoroutine = Callable[[Coroutine[Any, Any, Any]], Any]
 
 _encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,8 @@ class Outcome:
     """How an attempt ended. `status`: done, failed, stopped, or scheduled (it runs again after `delay_s`).
 
     `result` is JSON. `failure` has `reason` (exception, retry, non_retryable, snoozed, timeout, stopped, unknown_task,
-    invalid_payload, result_not_json, result_too_large) and, where there was one, `exception`, `message` and
-    `traceback`. With `counts` false the attempt, which is to be scheduled, isn't counted: a snooze.
+    invalid_payload, secrets_gone, result_not_json, result_too_large) and, where there was one, `exception`, `message`
+    and `traceback`. With `counts` false the attempt, which is to be scheduled, isn't counted: a snooze.
     """
 
     status: TaskStatus
@@ -68,7 +70,7 @@ def execute_task(
             result = run_coroutine(result)
     except BaseException as error:  # a task may raise anything, SystemExit too: its process goes on
         return _raised(running, error)
-    return _returned(result, max_result_bytes)
+    return _returned(running, result, max_result_bytes)
 
 
 async def execute_task_async(
@@ -88,7 +90,7 @@ async def execute_task_async(
         raise
     except BaseException as error:  # as above
         return _raised(running, error)
-    return _returned(result, max_result_bytes)
+    return _returned(running, result, max_result_bytes)
 
 
 def stopped(reason: str = "stopped") -> Outcome:
@@ -110,19 +112,24 @@ def _bind(running: RunningTask, registry: Registry, context: TaskContext) -> Cal
     if task_type is None:
         return _refused("unknown_task", f"this worker doesn't know the task type {running.type!r}")
     try:
-        return task_type.bind(task_type.decode(running.payload), context)
+        payload = running.payload if running.secrets is None else running.secrets.put_into(running.payload)
+        return task_type.bind(task_type.decode(payload), context)
+    except SecretsGone as error:
+        return _refused("secrets_gone", str(error))
     except InvalidPayload as error:
-        return _refused("invalid_payload", str(error))
+        return _refused("invalid_payload", running.hide(str(error)))
     except BaseException as error:  # a task class may raise anything in its __init__
         return _raised(running, error)
 
 
-def _returned(result: Any, max_result_bytes: int) -> Outcome:
+def _returned(running: RunningTask, result: Any, max_result_bytes: int) -> Outcome:
     try:
         encoded = _encode(result)
         refuse_nan(result, encoded)
+        if running.secrets is not None:
+            encoded = _encode(running.secrets.hide_in(_decode(encoded)))
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
-        return _refused("result_not_json", f"its result is not JSON: {_clean(str(error))}")
+        return _refused("result_not_json", f"its result is not JSON: {running.hide(_clean(str(error)))}")
     if len(encoded) > max_result_bytes:
         return _refused(
             "result_too_large",
@@ -139,7 +146,7 @@ def _raised(running: RunningTask, error: BaseException) -> Outcome:
         return timed_out(running, error)
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]  # what one of a TaskGroup's tasks raised counts as if the task itself had
-    message = _message(error)
+    message = running.hide(_message(error))
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     match error:
         case Snooze():
@@ -180,9 +187,8 @@ def _failed(
     failure: dict[str, Any] = {"reason": reason, "message": text}
     trace = ""
     if error is not None:
-        trace = _clean("".join(traceback.format_exception(error.with_traceback(_users_part(error)))))[
-            -LONGEST_TRACEBACK:
-        ]
+        whole = _clean("".join(traceback.format_exception(error.with_traceback(_users_part(error)))))
+        trace = running.hide(whole)[-LONGEST_TRACEBACK:]
         failure |= {"exception": type(error).__qualname__, "traceback": trace}
     if running.attempt < running.max_attempts and not is_final:
         if after_s is None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import jsonschema_rs
 import msgspec
@@ -22,6 +22,8 @@ from taskpool.calls import Call, Plan, one
 from taskpool.errors import FieldError, InvalidPayload, UnknownType
 from taskpool.faults import invalid_payload_of, pointer
 from taskpool.lua import Script
+from taskpool.secret import MASK
+from taskpool.secret_fields import SecretFields
 from taskpool.types import TypeInfo
 
 FRESH_S: Final = 1.0
@@ -83,6 +85,15 @@ def types() -> Plan[list[TypeInfo]]:
     return infos
 
 
+class _Entry(NamedTuple):
+    """What a type's document says, and what was made of it once."""
+
+    document: bytes
+    info: TypeInfo
+    validator: jsonschema_rs.Validator | None
+    secret_fields: SecretFields
+
+
 class Catalogue:
     """A reader's copy of the catalogue, at most a second old when it is asked."""
 
@@ -90,7 +101,7 @@ class Catalogue:
         self._grace_ms = type_grace_s * 1000
         self._documents: Mapping[str, bytes] = {}
         self._seen: Mapping[str, int] = {}
-        self._entries: dict[str, tuple[bytes, TypeInfo, jsonschema_rs.Validator | None]] = {}
+        self._entries: dict[str, _Entry] = {}
         self._read_at = -FRESH_S  # mono
         self._clock_offset_ms = 0.0  # Redis's time minus our monotonic one
 
@@ -112,7 +123,7 @@ class Catalogue:
         Raises:
             InvalidPayload: with a JSON Pointer below `start` for each fault (20 at most).
         """
-        validator = self._entries[name][2]
+        validator = self._entries[name].validator
         if validator is None:
             return
         try:
@@ -126,6 +137,10 @@ class Catalogue:
             ) from None
         raise invalid_payload_of(name, faults)
 
+    def secret_fields(self, name: str) -> SecretFields:
+        """Which fields of the payload of a type that `find` found are secret."""
+        return self._entries[name].secret_fields
+
     def _info(self, name: str) -> TypeInfo:
         document = self._documents.get(name)
         if document is None:
@@ -134,17 +149,18 @@ class Catalogue:
         if time.monotonic() * 1000 + self._clock_offset_ms - last_seen_ms > self._grace_ms:
             raise UnknownType(name, last_served_ms=last_seen_ms)
         entry = self._entries.get(name)
-        if entry is None or entry[0] != document:
+        if entry is None or entry.document != document:
             info = _type_info.decode(document)
-            entry = self._entries[name] = (document, info, _validator(info.schema))
-        return entry[1]
+            fields = SecretFields(info.schema)
+            entry = self._entries[name] = _Entry(document, info, _validator(info.schema, masks=bool(fields)), fields)
+        return entry.info
 
 
-def _validator(schema: Mapping[str, Any]) -> jsonschema_rs.Validator | None:
+def _validator(schema: Mapping[str, Any], *, masks: bool) -> jsonschema_rs.Validator | None:
     """None for a schema that can't be used here, because of a regular expression that only Python knows: the worker,
-    which converts the payload, then checks alone."""
+    which converts the payload, then checks alone. With `masks`, what it finds wrong is said without the value."""
     try:
-        return jsonschema_rs.validator_for(dict(schema), validate_formats=True)
+        return jsonschema_rs.validator_for(dict(schema), validate_formats=True, mask=MASK if masks else None)
     except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError):
         return None
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from taskpool.interrupts import TaskStopped
+from taskpool.secret import Secrets
 
 NOTE_MAX_CHARS = 500
 
@@ -33,7 +34,7 @@ class ContextSink(Protocol):
 class TaskContext:
     """Handed to a task that asks for it, with a parameter annotated `TaskContext` or named `ctx`.
 
-    `attempt` counts from 1. Example:
+    `attempt` counts from 1. What it says is kept with the `secrets` of its payload masked. Example:
 
         @task("resize_all")
         def resize_all(ctx: TaskContext, urls: list[str]) -> int:
@@ -44,10 +45,18 @@ class TaskContext:
             return len(urls)
     """
 
-    __slots__ = ("_parents", "_sink", "attempt", "id", "max_attempts", "queue", "type")
+    __slots__ = ("_parents", "_secrets", "_sink", "attempt", "id", "max_attempts", "queue", "type")
 
     def __init__(
-        self, sink: ContextSink, *, id: str, type: str, queue: str = "default", attempt: int = 1, max_attempts: int = 1
+        self,
+        sink: ContextSink,
+        *,
+        id: str,
+        type: str,
+        queue: str = "default",
+        attempt: int = 1,
+        max_attempts: int = 1,
+        secrets: Secrets | None = None,
     ) -> None:
         self.id = id
         self.type = type
@@ -55,6 +64,7 @@ class TaskContext:
         self.attempt = attempt
         self.max_attempts = max_attempts
         self._sink = sink
+        self._secrets = secrets
         self._parents: Mapping[str, Any] | None = None
 
     @property
@@ -82,8 +92,11 @@ class TaskContext:
         for name, value in (("done", done), ("total", total)):
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"progress: {name} must be a finite number, 0 or more, not {value!r}")
-        self._sink.progress(done, total, note if note is None else str(note)[:NOTE_MAX_CHARS])
+        self._sink.progress(done, total, note if note is None else self._hidden(str(note))[:NOTE_MAX_CHARS])
 
     def log(self, message: object) -> None:
         """Keep a line in the task's log."""
-        self._sink.log(str(message))
+        self._sink.log(self._hidden(str(message)))
+
+    def _hidden(self, text: str) -> str:
+        return text if self._secrets is None else self._secrets.hide(text)

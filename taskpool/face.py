@@ -28,6 +28,7 @@ class Face:
             result_ttl_s=settings.result_ttl_s,
             failure_ttl_s=settings.failure_ttl_s,
             max_attempts=settings.max_attempts,
+            secret_ttl_s=settings.secret_ttl_s,
         )
 
     def adding(self, spec: TaskSpec) -> Plan[TaskRecord]:

@@ -63,6 +63,7 @@ def execute_here(store: Store, registry: Registry, running: RunningTask, *, max_
         queue=running.queue,
         attempt=running.attempt,
         max_attempts=running.max_attempts,
+        secrets=running.secrets,
     )
     outcome = execute_task(running, registry, context, max_result_bytes=max_result_bytes, run_coroutine=asyncio.run)
     word = store.run(status.update_status(running, outcome))

@@ -44,6 +44,7 @@ DEPENDENTS: Final = "taskpool:dependents:"  # + id: set of the ids that wait for
 OUTBOX: Final = "taskpool:outbox"  # set of ended tasks whose dependents are still to be released
 EXPIRING: Final = "taskpool:expiring"  # zset id -> when it expires if not started, s
 COUNTERS: Final = "taskpool:counters"  # hash of the metrics' running totals
+SECRETS: Final = "taskpool:secrets:"  # + id: string, what was taken out of the payload; with a TTL
 LOG: Final = "taskpool:log:"  # + id: capped stream of the task's log lines
 NOTHING: Final = "taskpool:nothing"  # never exists: deleting it is the write that Redis never refuses
 

@@ -18,7 +18,9 @@ import msgspec
 from taskpool.context import TaskContext
 from taskpool.errors import ConfigurationError, FieldError, InvalidPayload
 from taskpool.faults import PAYLOAD, invalid_payload_of, pointer
-from taskpool.schema import REQUIRED, PayloadField, converter, json_schema, payload_struct
+from taskpool.schema import REQUIRED, PayloadField, converter, encode_foreign, json_schema, payload_struct
+from taskpool.secret import MASK
+from taskpool.secret_fields import SecretFields
 
 P = inspect.Parameter
 
@@ -83,6 +85,21 @@ def class_payload(payload: Any, owner: str) -> tuple[Any, list[PayloadField]]:
     for base in reversed(payload.__mro__[:-1]):
         namespace.update({key: value for key, value in vars(base).items() if key not in dropped})
     return payload_struct(payload.__name__, fields, namespace=namespace), fields
+
+
+def mask_in_repr(struct: type[msgspec.Struct], secret: SecretFields) -> None:
+    """Make the instances of a struct that was made from a plain class show no secret field in their repr."""
+
+    def shown(payload: Any) -> str:
+        plain = msgspec.to_builtins(payload, str_keys=True, enc_hook=encode_foreign)
+        masked, _ = secret.split(plain)
+        fields = [
+            f"{name}={(getattr(payload, name) if masked[name] == plain[name] else MASK)!r}"
+            for name in struct.__struct_fields__
+        ]
+        return f"{struct.__name__}({', '.join(fields)})"
+
+    struct.__repr__ = shown  # type: ignore[method-assign]
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:

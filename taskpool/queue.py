@@ -15,6 +15,7 @@ from taskpool.cursor import decode_cursor, encode_cursor
 from taskpool.errors import FieldError, InvalidPayload, TaskConflict, TaskNotFound, UnknownDependency
 from taskpool.record import STATUS_OF, fetch_if_there, is_task, restore
 from taskpool.registry import Registry
+from taskpool.secret import Secrets
 from taskpool.submission import Defaults, prepare
 from taskpool.tasktype import TaskType
 from taskpool.types import Page, QueuedTask, TaskRecord, TaskSpec, TaskStatus, utc
@@ -27,7 +28,7 @@ RELEASES: Final = 1000
 
 
 class Checked(NamedTuple):
-    """A submission that may be stored, and its payload as JSON values."""
+    """A submission that may be stored, and its payload as JSON values, with masks for what is secret."""
 
     task: scripts.NewTask
     payload: Any
@@ -82,11 +83,15 @@ def _check(
     for index, spec in enumerate(specs):
         start = prefix(index)
         payload = _as_json(spec, start)
-        if (task_type := local.get(spec.type)) is not None:
-            _check_locally(task_type, payload, start)
+        task_type = local.get(spec.type)
+        fields = task_type.secret_fields if task_type else catalogue.secret_fields(spec.type)
+        shown, secrets = fields.split(payload) if fields else (payload, None)
+        if task_type is not None:
+            _check_locally(task_type, payload, start, secrets)
         else:
             catalogue.check(spec.type, payload, start + "/payload")
-        checked.append(Checked(prepare(spec, payload, task_type or infos[spec.type], defaults, start), payload))
+        task = prepare(spec, shown, task_type or infos[spec.type], defaults, start, secrets=secrets)
+        checked.append(Checked(task, shown))
     return checked
 
 
@@ -117,15 +122,15 @@ def stored(checked: Sequence[Checked], added: scripts.Added) -> list[TaskRecord]
     ]
 
 
-def _check_locally(task_type: TaskType, payload: Any, start: str) -> None:
+def _check_locally(task_type: TaskType, payload: Any, start: str, secrets: Secrets | None) -> None:
     try:
         task_type.decode(payload)
     except InvalidPayload as error:
-        if not start:
+        if not start and secrets is None:
             raise
-        raise InvalidPayload(
-            str(error), [FieldError(start + each.pointer, each.detail) for each in error.errors]
-        ) from None
+        hide = secrets.hide if secrets else str
+        faults = [FieldError(start + each.pointer, hide(each.detail)) for each in error.errors]
+        raise InvalidPayload(hide(str(error)), faults) from None
 
 
 def _as_json(spec: TaskSpec, start: str) -> Any:

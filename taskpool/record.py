@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from taskpool import keys, rqjob
 from taskpool.calls import Call
 from taskpool.errors import TaskNotFound
+from taskpool.secret import Secrets
 from taskpool.types import PastAttempt, RunningTask, TaskRecord, TaskStatus, utc
 
 Hash = Mapping[bytes, bytes]
@@ -122,11 +123,13 @@ def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str) -> Runni
     (id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, started_ms) = reply[
         :11
     ]
-    parents, timeout_ms, backoff, snoozes = reply[11:]
+    parents, timeout_ms, backoff, snoozes, hidden = reply[11:]
     refusal = None
+    secrets = None
     payload: Any = None
     try:
         name, payload = rqjob.call_of(data or b"")
+        secrets = None if hidden is None else _secrets(hidden)
     except rqjob.Refused as error:
         name, refusal = _text(type) or rqjob.UNKNOWN_TYPE, str(error)
     started = int(started_ms)
@@ -149,8 +152,16 @@ def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str) -> Runni
         backoff_s=_backoff_s(backoff, 0) if backoff else None,
         backoff_max_s=_backoff_s(backoff, 1) if backoff else None,
         snoozes=_number(snoozes, 0) if snoozes else 0,
+        secrets=secrets,
         refusal=refusal,
     )
+
+
+def _secrets(hidden: bytes) -> Secrets:
+    try:
+        return Secrets.restore(hidden)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise rqjob.Refused("its secret fields can't be read") from error
 
 
 def backoff_text(first_s: float | None, longest_s: float | None) -> str:

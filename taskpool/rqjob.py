@@ -20,6 +20,7 @@ from rq.job import Job, JobStatus, get_current_job
 from rq.serializers import JSONSerializer
 
 from taskpool import keys
+from taskpool.secret import Secrets
 from taskpool.types import RunningTask
 
 ENTRY_POINT: Final = "taskpool.runner.run"
@@ -132,7 +133,9 @@ class PlainJob:
             pipeline.hdel(job.key, *OF_AN_ATTEMPT)
             pipeline.zadd(keys.BY_TYPE + type, {job.id: 0})
             pipeline.sadd(keys.TYPES_USED, type)
-            attempt = pipeline.execute()[0]
+            pipeline.hexists(job.key, "secret_ttl")
+            pipeline.get(keys.SECRETS + job.id)
+            attempt, *_, has_secrets, hidden = pipeline.execute()
         return RunningTask(
             id=job.id,
             type=type,
@@ -147,12 +150,18 @@ class PlainJob:
             failure_ttl_s=job.failure_ttl or 0,
             enqueued_ms=0,
             started_ms=0,
+            secrets=Secrets.restore(hidden or b"") if has_secrets else None,
         )
 
     def keep(self, fields: Mapping[str, str | bytes]) -> None:
         """Write fields of the record that RQ doesn't know."""
         mapping: dict[Any, Any] = dict(fields)
         self._job.connection.hset(self._job.key, mapping=mapping)
+
+    def forget_secrets(self, running: RunningTask) -> None:
+        """Delete the secrets of a task that is done: nobody can retry it."""
+        if running.secrets is not None:
+            self._job.connection.delete(keys.SECRETS + running.id)
 
     def progress(self, done: float, total: float | None, note: str | None) -> None:
         """Keep the progress on the record."""

@@ -68,6 +68,8 @@ def retry_task(id: str) -> Plan[TaskRecord]:
     record = yield from one(fetch(id))
     if word == "dependency":
         raise TaskConflict(id, record.status, f"task {id} depends on a task that is not done: retry that one first")
+    if word == "secrets":
+        raise TaskConflict(id, record.status, f"task {id}: its secret fields are no longer kept; submit it again")
     if word != "ok":
         raise TaskConflict(
             id, record.status, f"task {id} is {record.status}; only failed, stopped and canceled tasks can be retried"
@@ -94,7 +96,13 @@ def run(type: str, payload: Any = None) -> Any:
     settings = Settings.load(os.environ)
     running = job.running(type, {} if payload is None else payload)
     context = TaskContext(
-        job, id=running.id, type=type, queue=running.queue, attempt=running.attempt, max_attempts=running.attempt
+        job,
+        id=running.id,
+        type=type,
+        queue=running.queue,
+        attempt=running.attempt,
+        max_attempts=running.attempt,
+        secrets=running.secrets,
     )
     outcome = execute_task(
         running,
@@ -108,6 +116,7 @@ def run(type: str, payload: Any = None) -> Any:
         job.keep({"error": outcome.error, "failure": msgspec.json.encode(failure), "reason": failure["reason"]})
         raise TaskFailed(f"{outcome.error}\n{outcome.traceback}".strip())
     job.keep({"result": outcome.result})
+    job.forget_secrets(running)
     return msgspec.json.decode(outcome.result)
 
 

@@ -21,6 +21,7 @@ import msgspec
 
 from taskpool.errors import ConfigurationError
 from taskpool.faults import invalid_payload
+from taskpool.secret_fields import SecretFields
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 REQUIRED: Final = msgspec.NODEFAULT
@@ -58,7 +59,7 @@ def payload_struct(
 
 
 def json_schema(type_: Any, *, title: str, defaults: Sequence[PayloadField] = ()) -> dict[str, Any]:
-    """The self-contained JSON Schema 2020-12 document of a payload type, with the `defaults` shown.
+    """The self-contained JSON Schema 2020-12 document of a payload type, with the `defaults` shown that aren't secret.
 
     Raises: ConfigurationError for a type that has no JSON form and for a default that isn't JSON.
     """
@@ -71,7 +72,8 @@ def json_schema(type_: Any, *, title: str, defaults: Sequence[PayloadField] = ()
         plain: dict[str, Any] = json.loads(json.dumps(document, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"a default in the payload isn't JSON: {error}") from error
-    return plain
+    secret = SecretFields(plain)
+    return {**secret.without_secret_defaults()} if secret else plain
 
 
 def converter(type_: Any, *, task: str) -> Callable[[Any], Any]:
@@ -113,7 +115,7 @@ def _default(field: PayloadField) -> Any:
 
 def _as_json(field: PayloadField) -> Any:
     try:
-        value = msgspec.to_builtins(field.default, str_keys=True, enc_hook=_encode_foreign)
+        value = msgspec.to_builtins(field.default, str_keys=True, enc_hook=encode_foreign)
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigurationError(
@@ -135,6 +137,8 @@ def _msgspec_schema(type_: Any) -> dict[str, Any]:
             return {}
         if isinstance(other, type) and issubclass(other, PurePath):
             return {"type": "string"}
+        if _is_pydantic_secret(other):
+            return {"type": "string", "writeOnly": True}
         raise NotImplementedError
 
     try:
@@ -186,21 +190,29 @@ def _convert_with_pydantic(model: Any, task: str, payload: Any) -> Any:
 def _decode_foreign(type_: Any, value: Any) -> Any:
     if _is_pydantic(type_):
         return type_.model_validate_json(msgspec.json.encode(value))
-    if issubclass(type_, PurePath) and isinstance(value, str):
+    if isinstance(value, str) and (issubclass(type_, PurePath) or _is_pydantic_secret(type_)):
         return type_(value)
     raise ValueError(f"Expected `str`, got `{type(value).__name__}`")
 
 
-def _encode_foreign(value: Any) -> Any:
+def encode_foreign(value: Any) -> Any:
+    """The JSON form of what msgspec doesn't know: pydantic's, and paths. Raises: TypeError."""
     if _is_pydantic(type(value)):
         return value.model_dump(mode="json")
     if isinstance(value, PurePath):
         return str(value)
+    if _is_pydantic_secret(type(value)):
+        return value.get_secret_value()
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
 def _is_pydantic(type_: Any) -> bool:
     return isinstance(type_, type) and hasattr(type_, "model_validate_json") and hasattr(type_, "model_json_schema")
+
+
+def _is_pydantic_secret(type_: Any) -> bool:
+    """pydantic's SecretStr, known by what it does: pydantic is imported only by those who use it."""
+    return isinstance(type_, type) and type_.__name__ == "SecretStr" and hasattr(type_, "get_secret_value")
 
 
 def _with_integers(value: Any) -> Any:

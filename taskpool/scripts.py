@@ -49,6 +49,7 @@ class NewTask(msgspec.Struct, frozen=True, gc=False):
     max_attempts: int
     backoff_s: float | None = None
     backoff_max_s: float | None = None
+    secrets: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ def add(tasks: Sequence[NewTask]) -> Call[Added]:
             "" if task.expires_ms is None else task.expires_ms,
             ",".join(task.tags),
             ",".join(task.parents),
+            task.secrets,
             len(task.fields),
         )
         arguments += task.fields
@@ -223,7 +225,8 @@ def cancel(id: str, *, reason: str, error: str) -> Call[str]:
 
 
 def revive(id: str) -> Call[str]:
-    """Queue a failed, stopped or canceled task again: ``ok``, ``gone``, ``dependency``, or RQ's word of its status."""
+    """Queue a failed, stopped or canceled task again: ``ok``, ``gone``, ``dependency``, ``secrets`` (they are
+    gone), or RQ's word of its status."""
     return _revive.call((id, _mark()), _word, again=True)
 
 

@@ -61,6 +61,13 @@ class Settings:
     failure_ttl_s: int = _setting(
         604_800, "Seconds a task that failed or was stopped or canceled stays readable.", "integer", least=1
     )
+    secret_ttl_s: int = _setting(
+        604_800,
+        "Seconds a task's secret fields are kept from when it was last queued or claimed.",
+        "integer",
+        least=1,
+        most=315_360_000,
+    )
     lease_s: float = _setting(15.0, "Seconds without a heartbeat until an attempt is taken back.", "seconds", least=1)
     max_crashes: int = _setting(3, "Crashed attempts until a task fails for good.", "integer", least=1)
     grace_s: float = _setting(25.0, "Seconds running tasks get to end at shutdown.", "seconds")
@@ -143,7 +150,7 @@ class SettingField:
             return (
                 f"{noun} of {self.least:g} or more"
                 if math.isinf(self.most)
-                else (f"{noun} from {self.least:g} to {self.most:g}")
+                else (f"{noun} from {self.least:g} to {self.most:.12g}")
             )
         return {
             "text": "text",

@@ -22,6 +22,7 @@ from taskpool.errors import FieldError, InvalidPayload, InvalidTask
 from taskpool.finite import refuse_nan
 from taskpool.names import queue_name_fault
 from taskpool.scripts import NewTask
+from taskpool.secret import Secrets
 from taskpool.types import TaskSpec
 
 ALPHABET: Final = "0123456789abcdefghijklmnopqrstuv"
@@ -46,6 +47,7 @@ class Defaults:
     result_ttl_s: int = 86_400
     failure_ttl_s: int = 604_800
     max_attempts: int = DEFAULT_ATTEMPTS
+    secret_ttl_s: int = 604_800
 
 
 class TypeOptions(Protocol):
@@ -71,8 +73,17 @@ def new_id() -> str:
     return "".join([PAIRS[number >> shift & 1023] for shift in range(90, -1, -10)])
 
 
-def prepare(spec: TaskSpec, payload: Any, info: TypeOptions, defaults: Defaults, start: str = "") -> NewTask:
-    """The task that `spec` asks for, with `payload`: its own as JSON values, which fit the schema already.
+def prepare(
+    spec: TaskSpec,
+    payload: Any,
+    info: TypeOptions,
+    defaults: Defaults,
+    start: str = "",
+    *,
+    secrets: Secrets | None = None,
+) -> NewTask:
+    """The task that `spec` asks for, with `payload`: its own as JSON values, which fit the schema already, with masks
+    in the places of its `secrets`.
 
     `start` prefixes the faults' pointers.
 
@@ -87,7 +98,7 @@ def prepare(spec: TaskSpec, payload: Any, info: TypeOptions, defaults: Defaults,
     result_ttl_s = spec.result_ttl_s or info.result_ttl_s or defaults.result_ttl_s
     failure_ttl_s = spec.failure_ttl_s or defaults.failure_ttl_s
     max_attempts = spec.max_attempts or info.max_attempts or defaults.max_attempts
-    data = _data(spec.type, payload, start)
+    data, hidden = _data(spec.type, payload, secrets, start)
     fields: list[Part] = [
         *rqjob.template(queue, timeout_s, result_ttl_s, failure_ttl_s),
         "type",
@@ -103,6 +114,8 @@ def prepare(spec: TaskSpec, payload: Any, info: TypeOptions, defaults: Defaults,
     backoff_max_s = _milliseconds(info.backoff_max_s if spec.backoff_max_s is None else spec.backoff_max_s)
     if backoff_s is not None or backoff_max_s is not None:
         fields += ("backoff", record.backoff_text(backoff_s, backoff_max_s))
+    if secrets is not None:
+        fields += ("secret_ttl", defaults.secret_ttl_s)
     if spec.tags:
         fields += ("tags", ",".join(dict.fromkeys(spec.tags)))
     if spec.depends_on:
@@ -124,6 +137,7 @@ def prepare(spec: TaskSpec, payload: Any, info: TypeOptions, defaults: Defaults,
         max_attempts=max_attempts,
         backoff_s=backoff_s,
         backoff_max_s=backoff_max_s,
+        secrets=hidden,
     )
 
 
@@ -132,14 +146,16 @@ def _milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1000) / 1000
 
 
-def _data(type: str, payload: Any, start: str) -> bytes:
+def _data(type: str, payload: Any, secrets: Secrets | None, start: str) -> tuple[bytes, bytes]:
+    """RQ's `data`, and what is kept apart from it."""
     try:
         data = rqjob.data(type, payload)
         refuse_nan(payload, data)
+        hidden = b"" if secrets is None else secrets.stored()
     except ValueError as error:  # NaN, or half a surrogate pair in a text
         fault = FieldError(f"{start}/payload", str(error))
         raise InvalidPayload(f"the payload of {type!r} is not JSON: {error}", [fault]) from None
-    return data
+    return data, hidden
 
 
 def _faults(spec: TaskSpec) -> Iterator[tuple[str, str]]:

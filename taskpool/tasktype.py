@@ -9,15 +9,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
 
 from taskpool.context import TaskContext
 from taskpool.errors import ConfigurationError
 from taskpool.names import queue_name_fault, type_name_fault
-from taskpool.payload import class_payload, function_payload
+from taskpool.payload import class_payload, function_payload, mask_in_repr
 from taskpool.schema import converter, json_schema
+from taskpool.secret_fields import SecretFields
 from taskpool.task import Task, TaskOptions, options_of
 from taskpool.types import TypeInfo
 
@@ -26,7 +27,7 @@ LONGEST_S: Final = 10 * 366 * 86_400
 MOST_ATTEMPTS: Final = 1000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class TaskType:
     """One task type. None for a limit means: the setting's default. `where` is its place, "file.py:12"."""
 
@@ -45,6 +46,11 @@ class TaskType:
     result_ttl_s: int | None = None
     description: str = ""
     is_async: bool = False
+
+    @cached_property
+    def secret_fields(self) -> SecretFields:
+        """Which fields of its payload nobody is to see."""
+        return SecretFields(self.schema)
 
     def info(self, *, max_attempts: int = 1) -> TypeInfo:
         """As workers publish it; `max_attempts` is the setting's default."""
@@ -132,9 +138,12 @@ def _from_class(cls: type[Task], where: str) -> TaskType:
         raise ConfigurationError(f"the task class {cls.__name__} has no run(self, ctx)")
     _refuse_generators(cls.run)
     payload_type, defaults = class_payload(cls.Payload, cls.__name__)
+    schema = json_schema(payload_type, title=name, defaults=defaults)
+    if defaults and (secret := SecretFields(schema)):
+        mask_in_repr(payload_type, secret)
     return TaskType(
         name=name,
-        schema=json_schema(payload_type, title=name, defaults=defaults),
+        schema=schema,
         where=where,
         decode=converter(payload_type, task=name),
         bind=partial(_bind_instance, cls, _takes_context(cls)),

@@ -26,6 +26,8 @@ from typing import Any, Final, Generic, TypedDict, TypeVar
 
 import msgspec
 
+from taskpool.secret import Secrets
+
 
 class TaskStatus(StrEnum):
     """Where a task is."""
@@ -200,8 +202,14 @@ class RunningTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     backoff_max_s: float | None = None
     snoozes: int = 0
     """How often it has snoozed so far."""
+    secrets: Secrets | None = None
+    """The secret values of its payload, which itself only shows masks."""
     refusal: str | None = None
     """Why this job must not run (another function than ours, unreadable data); None for a task."""
+
+    def hide(self, text: str) -> str:
+        """The text with this task's secrets masked: for all that it says and that others may read."""
+        return text if self.secrets is None else self.secrets.hide(text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -276,6 +276,7 @@ class _Attempt:
             queue=running.queue,
             attempt=running.attempt,
             max_attempts=running.max_attempts,
+            secrets=running.secrets,
         )
         self.task: asyncio.Task[None]
         self.code: asyncio.Task[Outcome] | None = None

@@ -202,6 +202,7 @@ class Process:
             queue=running.queue,
             attempt=running.attempt,
             max_attempts=running.max_attempts,
+            secrets=running.secrets,
         )
         return execute_task(
             running,

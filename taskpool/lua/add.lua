@@ -3,12 +3,13 @@
 -- ARGV[1]  n, the number of tasks; then for each:
 --          id, queue, type, front ('1' or ''), run_ms (absolute; '' = now), delay_ms ('' = none),
 --          expires_ms (from now; '' = never), tags (comma separated), parents (ids, comma separated),
+--          secrets (what was taken out of its payload; '' = nothing),
 --          k, and k alternating field names and values of the task's hash
 -- Returns  {'ok', stamp, status of each task in order}
 --          {'exists', stamp, status of each, or 'gone'}  when any id exists: this very call was already carried out
 --          {'unknown_dependency', id of the parent that doesn't exist}
 
-local FIXED = 10
+local FIXED = 11
 local n = tonumber(ARGV[1])
 
 local function rq_status(id)
@@ -32,7 +33,7 @@ end
 local keys, next_at = {}, 2
 for index = 1, n do
   keys[index] = KEY.job .. ARGV[next_at]
-  next_at = next_at + FIXED + tonumber(ARGV[next_at + 9])
+  next_at = next_at + FIXED + tonumber(ARGV[next_at + 10])
 end
 if redis.call('EXISTS', unpack(keys)) > 0 then
   local reply = {'exists', ''}
@@ -54,7 +55,7 @@ for _ = 1, n do
     end
   end
   own[id] = true
-  at = at + FIXED + tonumber(ARGV[at + 9])
+  at = at + FIXED + tonumber(ARGV[at + 10])
 end
 
 -- Write.
@@ -64,7 +65,7 @@ at = 2
 for index = 1, n do
   local id, queue, type, front, run_ms, delay_ms, expires_ms, tags, parents =
     ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], ARGV[at + 8]
-  local k = tonumber(ARGV[at + 9])
+  local secrets, k = ARGV[at + 9], tonumber(ARGV[at + 10])
   local key = KEY.job .. id
   local status, rq = 'queued', 'queued'
   -- A task's first event tells what never changes and filters ask for; the later ones don't repeat it.
@@ -91,6 +92,10 @@ for index = 1, n do
   -- One command for all of it; a task that isn't queued yet gets its creation twice instead of a time of queueing.
   redis.call('HSET', key, 'status', rq, 'created_at', stamp, 'seq', '1',
     status == 'queued' and 'enqueued_at' or 'created_at', stamp, unpack(ARGV, at + FIXED, at + FIXED + k - 1))
+  if secrets ~= '' then
+    redis.call('SET', KEY.secrets .. id, secrets, 'EX',
+      redis.call('HGET', key, 'secret_ttl') + math.ceil(math.max(due_ms - now_ms, 0) / 1000))
+  end
   by_type[type] = by_type[type] or {}
   table.insert(by_type[type], '0')
   table.insert(by_type[type], id)
@@ -117,7 +122,7 @@ for index = 1, n do
     redis.call('HSET', key, 'ended_at', stamp, 'reason', 'dependency_failed',
       'error', string.format('canceled: the task %s it depends on did not end well', broken))
     redis.call('SADD', KEY.queues, KEY.queue .. queue)
-    retain(id, KEY.canceled .. queue, tonumber(redis.call('HGET', key, 'failure_ttl')), now_ms)
+    retain(id, KEY.canceled .. queue, tonumber(redis.call('HGET', key, 'failure_ttl')), now_ms, secrets ~= '')
   end
   if expires_ms ~= '' and status ~= 'canceled' then
     local expires_at = string.format('%.0f', now_ms + tonumber(expires_ms))

@@ -14,7 +14,7 @@ local id, attempt_id, queue, worker, status = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local key = KEY.job .. id
 local TOLD_BYTES = 1024
 
-local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'type', 'attempt', 'started_at', 'history')
+local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'type', 'attempt', 'started_at', 'history', 'secret_ttl')
 if f[1] ~= attempt_id or f[2] ~= 'started' then
   drop_attempt(id, attempt_id, queue, worker)
   if f[1] == attempt_id and f[2] == (status == 'done' and 'finished' or status) then
@@ -32,6 +32,7 @@ local seq = tonumber(f[3]) + 1
 local more, aside = '', nil
 drop_attempt(id, attempt_id, queue, worker) -- first: see there
 if status == 'done' then
+  if f[8] then redis.call('DEL', KEY.secrets .. id) end -- nobody can retry it by hand
   redis.call('HSET', key, 'status', 'finished', 'ended_at', stamp, 'seq', seq, 'result', ARGV[7])
   if f[7] then
     redis.call('HSET', key, 'history', history_with(f[7], f[5], worker, f[6], stamp, status, ''))
@@ -52,6 +53,6 @@ if not f[4] then
   redis.call('ZADD', KEY.by_type .. ARGV[12], 0, id)
   redis.call('SADD', KEY.types_used, ARGV[12])
 end
-local children = retain(id, (status == 'done' and KEY.finished or KEY.failed) .. queue, tonumber(ARGV[6]), now_ms)
+local children = retain(id, (status == 'done' and KEY.finished or KEY.failed) .. queue, tonumber(ARGV[6]), now_ms, f[8])
 emit(id, seq, status, status, now_ms, more, aside)
 return children and 'children' or 'ok'

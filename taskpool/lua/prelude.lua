@@ -62,15 +62,24 @@ local function drop_attempt(id, attempt_id, queue, worker)
   redis.call('SREM', KEY.worker .. worker .. ':executions', member)
 end
 
+-- Keeps a task's secrets for `ttl_s` seconds from the time in `delay_ms`, at which it is to run.
+local function keep_secrets(id, ttl_s, delay_ms)
+  redis.call('EXPIRE', KEY.secrets .. id, ttl_s + math.ceil(delay_ms / 1000))
+end
+
 -- Enters an ended task into the registry of its outcome for `ttl_s` seconds (negative: for ever); purge removes it
--- then, and the key's own expiry a minute later is for the case that no worker pool lives. True: dependents wait.
-local function retain(id, registry, ttl_s, now_ms)
+-- then, and the key's own expiry a minute later is for the case that no worker pool lives. Its secrets, if it has any,
+-- stay no longer than that; they stay so long for a retry by hand. True: dependents wait.
+local function retain(id, registry, ttl_s, now_ms, has_secrets)
   if ttl_s < 0 then
     redis.call('ZADD', registry, '+inf', id)
   else
     ttl_s = math.max(ttl_s, 1)
     redis.call('ZADD', registry, string.format('%.3f', now_ms / 1000 + ttl_s), id)
     redis.call('EXPIRE', KEY.job .. id, ttl_s + 60)
+    if has_secrets and redis.call('TTL', KEY.secrets .. id) > ttl_s + 60 then
+      redis.call('EXPIRE', KEY.secrets .. id, ttl_s + 60)
+    end
   end
   if redis.call('EXISTS', KEY.dependents .. id) == 1 then
     redis.call('SADD', KEY.outbox, id)

@@ -7,7 +7,7 @@
 
 local id, registry = ARGV[1], ARGV[2]
 local key = KEY.job .. id
-local f = redis.call('HMGET', key, 'status', 'origin', 'type', 'tags', 'ended_at', 'seq', 'failure_ttl')
+local f = redis.call('HMGET', key, 'status', 'origin', 'type', 'tags', 'ended_at', 'seq', 'failure_ttl', 'secret_ttl')
 local status = f[1]
 local now_ms, stamp = clock()
 if registry ~= '' then
@@ -24,7 +24,7 @@ if registry ~= '' and status == 'canceled' and (f[5] or '') == '' then
   local seq = tonumber(f[6] or 0) + 1
   redis.call('ZREM', KEY.expiring, id)
   redis.call('HSET', key, 'ended_at', stamp, 'seq', seq, 'reason', 'canceled', 'error', 'canceled before it started')
-  retain(id, registry, tonumber(f[7]) or 604800, now_ms)
+  retain(id, registry, tonumber(f[7]) or 604800, now_ms, f[8])
   emit(id, seq, 'canceled', 'canceled', now_ms, ',"reason":"canceled"')
   return 'early'
 end
@@ -44,5 +44,5 @@ for tag in string.gmatch(f[4] or '', '[^,]+') do
   redis.call('ZREM', KEY.by_tag .. tag, id)
   if redis.call('EXISTS', KEY.by_tag .. tag) == 0 then redis.call('SREM', KEY.tags, tag) end
 end
-redis.call('DEL', key, KEY.results .. id, KEY.log .. id)
+redis.call('DEL', key, KEY.results .. id, KEY.log .. id, KEY.secrets .. id)
 return status and 'ok' or 'gone'

@@ -18,7 +18,7 @@ end
 local now_ms, stamp = clock()
 for _, id in ipairs(redis.call('SPOP', waiting, limit)) do
   local key = KEY.job .. id
-  local f = redis.call('HMGET', key, 'status', 'origin', 'seq', 'run_ms', 'failure_ttl')
+  local f = redis.call('HMGET', key, 'status', 'origin', 'seq', 'run_ms', 'failure_ttl', 'secret_ttl')
   local queue, seq = f[2], tonumber(f[3] or 0) + 1
   if f[1] == 'deferred' then
     if not good then
@@ -26,11 +26,12 @@ for _, id in ipairs(redis.call('SPOP', waiting, limit)) do
       redis.call('ZREM', KEY.expiring, id)
       redis.call('HSET', key, 'status', 'canceled', 'ended_at', stamp, 'seq', seq, 'reason', 'dependency_failed',
         'error', string.format('canceled: the task %s it depends on did not end well (%s)', parent, parent_status))
-      retain(id, KEY.canceled .. queue, tonumber(f[5]) or 604800, now_ms)
+      retain(id, KEY.canceled .. queue, tonumber(f[5]) or 604800, now_ms, f[6])
       emit(id, seq, 'canceled', 'canceled', now_ms,
         string.format(',"reason":"dependency_failed","dependency":"%s"', parent))
     elseif redis.call('HINCRBY', key, 'pending', -1) <= 0 then
       redis.call('ZREM', KEY.deferred .. queue, id)
+      if f[6] then keep_secrets(id, f[6], math.max((tonumber(f[4]) or 0) - now_ms, 0)) end
       if f[4] and tonumber(f[4]) > now_ms then
         redis.call('HSET', key, 'status', 'scheduled', 'seq', seq)
         redis.call('ZADD', KEY.scheduled .. queue, string.format('%.3f', f[4] / 1000), id)

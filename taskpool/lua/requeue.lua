@@ -17,7 +17,7 @@ local key = KEY.job .. id
 local mark = attempt_id .. (given_back and ':given_back' or snoozed and ':snooze' or ':retry')
 
 local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'attempt', 'stop_ms', 'put_back', 'history',
-  'started_at')
+  'started_at', 'secret_ttl')
 if f[1] ~= attempt_id or f[2] ~= 'started' then
   drop_attempt(id, attempt_id, queue, worker)
   return f[6] == mark and 'ok' or 'lost'
@@ -35,6 +35,7 @@ redis.call('HSET', key, 'status', status, 'seq', seq, 'attempt_id', '', 'attempt
 if ARGV[7] ~= '' and not uncounted then redis.call('HSET', key, 'error', ARGV[7], 'failure', ARGV[8]) end
 if uncounted then redis.call('HDEL', key, 'progress') end
 if snoozed then redis.call('HINCRBY', key, 'snoozes', 1) end
+if f[9] then keep_secrets(id, f[9], delay_ms) end
 if delay_ms > 0 then
   redis.call('HSET', key, 'run_ms', string.format('%.0f', now_ms + delay_ms))
   redis.call('ZADD', KEY.scheduled .. queue, string.format('%.3f', (now_ms + delay_ms) / 1000), id)

@@ -1,0 +1,132 @@
+"""Secret payload fields: how a type marks them, and the values of one task, which nothing here shows.
+
+JSON Schema's word for such a field is `writeOnly`: it may be sent and is never shown. `secret_fields` finds them.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Final, TypeVar
+from urllib.parse import quote, quote_plus
+
+import msgspec
+
+from taskpool.finite import refuse_nan
+
+T = TypeVar("T")
+
+Secret = Annotated[T, msgspec.Meta(extra_json_schema={"writeOnly": True})]
+"""Marks a field of a payload as secret: `token: Secret[str]`. The task gets a plain `str`; nobody else sees it."""
+
+MASK: Final = "***"
+"""What everybody else sees."""
+
+LEAST: Final = 4
+"""A shorter value is not searched for in texts: it would be found everywhere, and hiding it would hide nothing."""
+LEAST_LINE: Final = 8
+
+Path = Sequence[str | int]
+
+_decode = msgspec.json.Decoder().decode
+
+
+class SecretsGone(Exception):
+    """Raised when a task is to run whose secret values are no longer kept."""
+
+
+class Secrets:
+    """The secret values of one payload, each with its path into it. None stands for those that are no longer kept."""
+
+    __slots__ = ("_forms", "_places")
+
+    def __init__(self, places: Sequence[tuple[Path, Any]] | None) -> None:
+        self._places = places
+        self._forms: list[str] | None = None
+
+    @classmethod
+    def restore(cls, stored: bytes) -> Secrets:
+        """Those that `stored` made; nothing is left of what is no longer kept."""
+        return cls(_decode(stored) if stored else None)
+
+    def stored(self) -> bytes:
+        """As they are kept in Redis.
+
+        Raises:
+            ValueError: one of them is not JSON.
+        """
+        encoded = msgspec.json.encode(self._places)
+        refuse_nan([value for _, value in self._places or ()], encoded)
+        return encoded
+
+    def put_into(self, payload: Any) -> Any:
+        """A copy of the masked payload with the values in their places.
+
+        Raises:
+            SecretsGone: they are no longer kept.
+            LookupError, TypeError: the payload, a damaged one, has no such place.
+        """
+        if self._places is None:
+            raise SecretsGone("its secret fields are no longer kept (TASKPOOL_SECRET_TTL_S): submit it again")
+        payload = [copy.deepcopy(payload)]
+        for path, value in self._places:
+            *steps, last = (0, *path)
+            place: Any = payload
+            for step in steps:
+                place = place[step]
+            place[last] = value
+        return payload[0]
+
+    def hide(self, text: str) -> str:
+        """The text with every value masked: as it is, and as it looks in a repr, in JSON, in a URL and in base64."""
+        if self._forms is None:
+            found = {form for _, value in self._places or () for leaf in _leaves(value) for form in _forms(leaf)}
+            self._forms = sorted(found, key=len, reverse=True)  # one may be a part of another
+        for form in self._forms:
+            if form in text:
+                text = text.replace(form, MASK)
+        return text
+
+    def hide_in(self, value: Any) -> Any:
+        """The JSON value with all its texts, and numbers that are secret, masked."""
+        if isinstance(value, str):
+            return self.hide(value)
+        if isinstance(value, dict):
+            return {self.hide(name): self.hide_in(item) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.hide_in(item) for item in value]
+        if isinstance(value, int | float) and not isinstance(value, bool) and self.hide(str(value)) == MASK:
+            return MASK
+        return value
+
+    def __repr__(self) -> str:
+        return f"<{len(self._places or ())} secrets>"
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """The texts and numbers in a value."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _leaves(item)
+    elif isinstance(value, str):
+        yield value
+    elif value is not None and not isinstance(value, bool):
+        yield str(value)
+
+
+def _forms(text: str) -> Iterator[str]:
+    """How a value may look in a log, a traceback or a URL. A text of several lines is found line by line, too."""
+    lines = text.splitlines()
+    least = LEAST if len(lines) < 2 else LEAST_LINE
+    for each in {text, text.strip(), *[line.strip() for line in lines if len(line.strip()) >= least]}:
+        if len(each) >= LEAST:
+            raw = each.encode("utf-8", "surrogatepass")
+            yield each
+            yield from (repr(each)[1:-1], ascii(each)[1:-1], repr(raw)[2:-1])
+            yield from (json.dumps(each)[1:-1], json.dumps(each, ensure_ascii=False)[1:-1])
+            yield from (quote(raw), quote(raw, safe=""), quote_plus(raw))
+            yield from (base64.b64encode(raw).decode(), base64.urlsafe_b64encode(raw).decode())
