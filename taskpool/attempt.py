@@ -20,7 +20,7 @@ from taskpool.finite import refuse_nan
 from taskpool.interrupts import NonRetryable, Retry, Snooze, SoftTimeout, TaskStopped
 from taskpool.registry import Registry
 from taskpool.retry import backoff_s
-from taskpool.secret import SecretsGone
+from taskpool.secret import SecretsGone, hidden
 from taskpool.types import RunningTask, TaskStatus
 
 LONGEST_TRACEBACK: Final = 20_000
@@ -117,7 +117,7 @@ def _bind(running: RunningTask, registry: Registry, context: TaskContext) -> Cal
     except SecretsGone as error:
         return _refused("secrets_gone", str(error))
     except InvalidPayload as error:
-        return _refused("invalid_payload", running.hide(str(error)))
+        return _refused("invalid_payload", hidden(str(error), running.secrets))
     except BaseException as error:  # a task class may raise anything in its __init__
         return _raised(running, error)
 
@@ -129,7 +129,7 @@ def _returned(running: RunningTask, result: Any, max_result_bytes: int) -> Outco
         if running.secrets is not None:
             encoded = _encode(running.secrets.hide_in(_decode(encoded)))
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
-        return _refused("result_not_json", f"its result is not JSON: {running.hide(_clean(str(error)))}")
+        return _refused("result_not_json", f"its result is not JSON: {hidden(_clean(str(error)), running.secrets)}")
     if len(encoded) > max_result_bytes:
         return _refused(
             "result_too_large",
@@ -146,7 +146,7 @@ def _raised(running: RunningTask, error: BaseException) -> Outcome:
         return timed_out(running, error)
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]  # what one of a TaskGroup's tasks raised counts as if the task itself had
-    message = running.hide(_message(error))
+    message = hidden(_message(error), running.secrets)
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     match error:
         case Snooze():
@@ -188,7 +188,7 @@ def _failed(
     trace = ""
     if error is not None:
         whole = _clean("".join(traceback.format_exception(error.with_traceback(_users_part(error)))))
-        trace = running.hide(whole)[-LONGEST_TRACEBACK:]
+        trace = hidden(whole, running.secrets)[-LONGEST_TRACEBACK:]
         failure |= {"exception": type(error).__qualname__, "traceback": trace}
     if running.attempt < running.max_attempts and not is_final:
         if after_s is None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from taskpool.interrupts import TaskStopped
-from taskpool.secret import Secrets
+from taskpool.secret import Secrets, hidden
 
 NOTE_MAX_CHARS = 500
 
@@ -92,11 +92,8 @@ class TaskContext:
         for name, value in (("done", done), ("total", total)):
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"progress: {name} must be a finite number, 0 or more, not {value!r}")
-        self._sink.progress(done, total, note if note is None else self._hidden(str(note))[:NOTE_MAX_CHARS])
+        self._sink.progress(done, total, note if note is None else hidden(str(note), self._secrets)[:NOTE_MAX_CHARS])
 
     def log(self, message: object) -> None:
         """Keep a line in the task's log."""
-        self._sink.log(self._hidden(str(message)))
-
-    def _hidden(self, text: str) -> str:
-        return text if self._secrets is None else self._secrets.hide(text)
+        self._sink.log(hidden(str(message), self._secrets))

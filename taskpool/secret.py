@@ -105,6 +105,11 @@ class Secrets:
         return f"<{len(self._places or ())} secrets>"
 
 
+def hidden(text: str, secrets: Secrets | None) -> str:
+    """The text with these secrets masked, if there are any: for all that a task says and that others may read."""
+    return text if secrets is None else secrets.hide(text)
+
+
 def _leaves(value: Any) -> Iterator[str]:
     """The texts and numbers in a value."""
     if isinstance(value, dict):

@@ -10,6 +10,7 @@ import msgspec
 from taskpool import keys, scripts
 from taskpool.attempt import Outcome
 from taskpool.calls import Call
+from taskpool.secret import hidden
 from taskpool.types import Event, RunningTask, TaskStatus
 
 LOG_LINES_KEPT: Final = 10_000
@@ -43,7 +44,7 @@ def update_status(running: RunningTask, outcome: Outcome) -> Call[str]:
 
 def log_task(running: RunningTask, lines: Sequence[tuple[int, str]], *, keep: int = LOG_LINES_KEPT) -> Call[str]:
     """Append lines ``(ms since 1970, text)`` to a running task's log: ``ok``, or ``lost`` and nothing was kept."""
-    documents = [{"at_ms": at_ms, "text": running.hide(text)} for at_ms, text in lines]
+    documents = [{"at_ms": at_ms, "text": hidden(text, running.secrets)} for at_ms, text in lines]
     return scripts.log(running, documents, keep=keep, ttl_s=max(running.failure_ttl_s, running.result_ttl_s, 60))
 
 

@@ -207,10 +207,6 @@ class RunningTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     refusal: str | None = None
     """Why this job must not run (another function than ours, unreadable data); None for a task."""
 
-    def hide(self, text: str) -> str:
-        """The text with this task's secrets masked: for all that it says and that others may read."""
-        return text if self.secrets is None else self.secrets.hide(text)
-
 
 @dataclass(frozen=True, slots=True)
 class Event:
