@@ -57,6 +57,8 @@ def task_document(record: TaskRecord) -> TaskDocument:
         failure_ttl_s=record.failure_ttl_s,
         tags=record.tags or None,
         depends_on=record.depends_on or None,
+        callback_url=record.callback_url,
+        callback_events=record.callback_events or None,
         history=[_attempt_document(attempt) for attempt in record.history] if record.history else None,
         seq=record.seq,
     )

@@ -67,6 +67,8 @@ class TaskDocument(Document, frozen=True, kw_only=True):
     failure_ttl_s: int | None = None
     tags: Sequence[str] | None = None
     depends_on: Sequence[str] | None = None
+    callback_url: str | None = None
+    callback_events: Sequence[str] | None = None
     history: Annotated[Sequence[AttemptDocument] | None, Meta(description="how the last 20 attempts ended")] = None
     seq: Annotated[Count, Meta(description="grows by one with each step of the task")]
 

@@ -29,6 +29,7 @@ class Face:
             failure_ttl_s=settings.failure_ttl_s,
             max_attempts=settings.max_attempts,
             secret_ttl_s=settings.secret_ttl_s,
+            webhook_allow=settings.webhook_allow,
         )
 
     def adding(self, spec: TaskSpec) -> Plan[TaskRecord]:

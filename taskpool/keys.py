@@ -46,6 +46,19 @@ EXPIRING: Final = "taskpool:expiring"  # zset id -> when it expires if not start
 COUNTERS: Final = "taskpool:counters"  # hash of the metrics' running totals
 SECRETS: Final = "taskpool:secrets:"  # + id: string, what was taken out of the payload; with a TTL
 LOG: Final = "taskpool:log:"  # + id: capped stream of the task's log lines
+WEBHOOKS: Final = "taskpool:webhooks"  # hash endpoint -> its JSON, secrets and all
+WEBHOOKS_WANTED: Final = (
+    "taskpool:webhooks:wanted"  # hash ":" + event, or id of a task with a callback -> ",its,events,"
+)
+WEBHOOKS_OUTBOX: Final = "taskpool:webhooks:outbox"  # stream of wanted events that no supervisor has sorted yet
+WEBHOOKS_SORTER: Final = "taskpool:webhooks:sorter"  # string: the supervisor that sorts them, for a second
+WEBHOOKS_LANES: Final = "taskpool:webhooks:lanes"  # zset lane -> when it has something to do again, ms
+WEBHOOKS_WAITING: Final = "taskpool:webhooks:waiting:"  # + lane: zset delivery -> when it is due, ms
+WEBHOOKS_SENDING: Final = "taskpool:webhooks:sending:"  # + lane: zset delivery -> end of its lease, ms
+DELIVERY: Final = "taskpool:delivery:"  # + id: hash
+DELIVERIES: Final = (
+    "taskpool:deliveries:"  # + endpoint or task: zset of deliveries, all with score 0 (ids sort by time)
+)
 NOTHING: Final = "taskpool:nothing"  # never exists: deleting it is the write that Redis never refuses
 
 WIP_GRACE_S: Final = 3600
@@ -57,6 +70,18 @@ EVENTS_MAXLEN: Final = 10_000
 
 HISTORY_CAP: Final = 20
 """How many ended attempts a record tells of, the last ones."""
+
+WEBHOOKS_OUTBOX_MAX: Final = 100_000
+"""The most wanted events that wait to be sorted; what comes when there are so many is dropped and counted."""
+
+WEBHOOKS_LANE_MAX: Final = 10_000
+"""The most deliveries that wait for one endpoint or callback host; more of them are dropped and counted."""
+
+DELIVERIES_MAX: Final = 1000
+"""The most deliveries that are listed for one endpoint or task, the last ones."""
+
+DELIVERY_KEPT_S: Final = 7 * 86_400
+"""How long a delivery is kept after its last attempt."""
 
 DOORBELL_CAP: Final = 64
 """The most idle workers of one queue that are woken at once; each of them looks again after its task."""

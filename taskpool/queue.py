@@ -173,6 +173,8 @@ def _record(task: scripts.NewTask, payload: Any, status: TaskStatus, created_at:
         failure_ttl_s=task.failure_ttl_s,
         tags=tuple(task.tags),
         depends_on=tuple(task.parents),
+        callback_url=task.callback_url,
+        callback_events=tuple(task.callback_events),
         seq=1,
     )
 

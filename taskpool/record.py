@@ -18,6 +18,7 @@ from taskpool.calls import Call
 from taskpool.errors import TaskNotFound
 from taskpool.secret import Secrets
 from taskpool.types import PastAttempt, RunningTask, TaskRecord, TaskStatus, utc
+from taskpool.webhook import ENDS
 
 Hash = Mapping[bytes, bytes]
 
@@ -112,6 +113,10 @@ def restore_hash(id: str, h: Hash) -> TaskRecord:
         failure_ttl_s=_number(h.get(b"failure_ttl")),
         tags=tuple((_text(h.get(b"tags")) or "").split(",")) if h.get(b"tags") else (),
         depends_on=_ids(h.get(b"dependency_ids")),
+        callback_url=_text(h.get(b"callback_url")),
+        callback_events=tuple((_text(h.get(b"callback_events")) or ",".join(ENDS)).split(","))
+        if h.get(b"callback_url")
+        else (),
         worker=_text(h.get(b"worker_name")),
         history=_history(h.get(b"history")),
         seq=_number(h.get(b"seq")) or 0,

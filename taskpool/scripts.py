@@ -50,6 +50,8 @@ class NewTask(msgspec.Struct, frozen=True, gc=False):
     backoff_s: float | None = None
     backoff_max_s: float | None = None
     secrets: bytes = b""
+    callback_url: str | None = None
+    callback_events: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ def add(tasks: Sequence[NewTask]) -> Call[Added]:
             ",".join(task.tags),
             ",".join(task.parents),
             task.secrets,
+            f",{','.join(task.callback_events)}," if task.callback_url else "",
             len(task.fields),
         )
         arguments += task.fields

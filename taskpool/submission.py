@@ -24,6 +24,8 @@ from taskpool.names import queue_name_fault
 from taskpool.scripts import NewTask
 from taskpool.secret import Secrets
 from taskpool.types import TaskSpec
+from taskpool.webhook import callback_events, callback_faults
+from taskpool.webhook_target import Allowed
 
 ALPHABET: Final = "0123456789abcdefghijklmnopqrstuv"
 PAIRS: Final = [first + second for first in ALPHABET for second in ALPHABET]
@@ -48,6 +50,7 @@ class Defaults:
     failure_ttl_s: int = 604_800
     max_attempts: int = DEFAULT_ATTEMPTS
     secret_ttl_s: int = 604_800
+    webhook_allow: tuple[str, ...] = ()
 
 
 class TypeOptions(Protocol):
@@ -90,7 +93,7 @@ def prepare(
     Raises:
         InvalidTask: with a JSON Pointer for each fault.
     """
-    faults = [FieldError(f"{start}/{field}", detail) for field, detail in _faults(spec)]
+    faults = [FieldError(f"{start}/{field}", detail) for field, detail in _faults(spec, defaults)]
     if faults:
         raise InvalidTask(f"{faults[0].pointer}: {faults[0].detail}", faults)
     queue = spec.queue or info.queue
@@ -120,6 +123,10 @@ def prepare(
         fields += ("tags", ",".join(dict.fromkeys(spec.tags)))
     if spec.depends_on:
         fields += ("dependency_ids", msgspec.json.encode(tuple(dict.fromkeys(spec.depends_on))))
+    if spec.callback_url is not None:
+        fields += ("callback_url", spec.callback_url)
+        if spec.callback_events is not None:
+            fields += ("callback_events", ",".join(dict.fromkeys(spec.callback_events)))
     return NewTask(
         id=new_id(),
         queue=queue,
@@ -138,6 +145,8 @@ def prepare(
         backoff_s=backoff_s,
         backoff_max_s=backoff_max_s,
         secrets=hidden,
+        callback_url=spec.callback_url,
+        callback_events=callback_events(spec.callback_url, spec.callback_events),
     )
 
 
@@ -158,7 +167,7 @@ def _data(type: str, payload: Any, secrets: Secrets | None, start: str) -> tuple
     return data, hidden
 
 
-def _faults(spec: TaskSpec) -> Iterator[tuple[str, str]]:
+def _faults(spec: TaskSpec, defaults: Defaults) -> Iterator[tuple[str, str]]:
     """What can't be. The values may be of any type: a program may give what its types forbid."""
     if spec.queue is not None and (fault := queue_name_fault(spec.queue)):
         yield "queue", fault
@@ -191,6 +200,8 @@ def _faults(spec: TaskSpec) -> Iterator[tuple[str, str]]:
         yield from _list_faults("tags", spec.tags, MOST_TAGS, TAG, "1 to 64 letters, digits, '_', '-', '.' or ':'")
     if spec.depends_on:
         yield from _list_faults("depends_on", spec.depends_on, MOST_PARENTS, TASK_ID, "a task's id")
+    if spec.callback_url is not None or spec.callback_events is not None:
+        yield from callback_faults(spec.callback_url, spec.callback_events, Allowed(defaults.webhook_allow))
 
 
 def _list_faults(field: str, values: Any, most: int, pattern: re.Pattern[str], what: str) -> Iterator[tuple[str, str]]:

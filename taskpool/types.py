@@ -65,10 +65,7 @@ TRANSITIONS: Final[Mapping[TaskStatus, frozenset[TaskStatus]]] = {
     S.THROTTLED: frozenset({S.QUEUED, S.CANCELED}),
     S.IN_PROGRESS: frozenset({S.STOPPING, S.DONE, S.FAILED, S.STOPPED, S.QUEUED, S.SCHEDULED}),
     S.STOPPING: frozenset({S.DONE, S.FAILED, S.STOPPED}),
-    S.DONE: frozenset(),
-    S.FAILED: frozenset(),
-    S.STOPPED: frozenset(),
-    S.CANCELED: frozenset(),
+    **dict.fromkeys(TERMINAL, frozenset[TaskStatus]()),
 }
 """The whitelist of moves. Nothing else happens, except `retry_task`: failed, stopped, canceled -> queued."""
 
@@ -105,15 +102,15 @@ class TaskOptions(TypedDict, total=False):
     backoff_max_s: float | None
     expires_in_s: float | None
     depends_on: Sequence[str]
+    callback_url: str | None
+    callback_events: Sequence[str] | None
 
 
 class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is submitted. None means: as the task type says, else the setting's default.
-
-    `delay_s` and `run_at` (aware datetime) exclude each other. `expires_in_s` counts from submission: a task
-    that hasn't started by then is canceled with the reason `expired`. `front` puts it at its queue's head. A failed
-    attempt is made again after up to `backoff_s`, twice that and so on, `backoff_max_s` at the most.
-    """
+    """What is submitted. None means: as the task type says, else the setting's default. `delay_s` and `run_at` (aware
+    datetime) exclude each other. `expires_in_s` counts from submission: a task not started by then is canceled, reason
+    `expired`. `front` puts it at its queue's head. A failed attempt is made again after up to `backoff_s`, twice that
+    and so on, `backoff_max_s` at most. `callback_url` is told of `callback_events`, or else of the task's end."""
 
     type: str
     payload: Any = msgspec.field(default_factory=dict)
@@ -130,6 +127,8 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     backoff_max_s: float | None = None
     expires_in_s: float | None = None
     depends_on: Sequence[str] = ()
+    callback_url: str | None = None
+    callback_events: Sequence[str] | None = None
 
 
 class PastAttempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,6 +175,8 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     failure_ttl_s: int | None = None
     tags: tuple[str, ...] = ()
     depends_on: tuple[str, ...] = ()
+    callback_url: str | None = None
+    callback_events: tuple[str, ...] = ()
     worker: str | None = None
     history: tuple[PastAttempt, ...] = ()
     seq: int = 0

@@ -125,6 +125,17 @@ def test_delays_and_times_are_milliseconds() -> None:
     ("options", "pointers"),
     [
         ({"queue": ""}, ["/queue"]),
+        ({"callback_url": "http://127.0.0.1/"}, ["/callback_url"]),
+        ({"callback_url": 5}, ["/callback_url"]),
+        ({"callback_url": "https://u:p@a.example"}, ["/callback_url"]),
+        ({"callback_events": ["done"]}, ["/callback_events"]),
+        ({"callback_url": "https://a.example", "callback_events": []}, ["/callback_events"]),
+        ({"callback_url": "https://a.example", "callback_events": "done"}, ["/callback_events"]),
+        ({"callback_url": "https://a.example", "callback_events": ["done", "log"]}, ["/callback_events/1"]),
+        (
+            {"callback_url": "https://a.example", "callback_events": ["end", []]},
+            ["/callback_events/0", "/callback_events/1"],
+        ),
         ({"queue": "a b"}, ["/queue"]),
         ({"queue": "a:b"}, ["/queue"]),
         ({"queue": "x" * 65}, ["/queue"]),

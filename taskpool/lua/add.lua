@@ -4,12 +4,13 @@
 --          id, queue, type, front ('1' or ''), run_ms (absolute; '' = now), delay_ms ('' = none),
 --          expires_ms (from now; '' = never), tags (comma separated), parents (ids, comma separated),
 --          secrets (what was taken out of its payload; '' = nothing),
+--          events its callback is told of (',done,failed,'; '' = it has none),
 --          k, and k alternating field names and values of the task's hash
 -- Returns  {'ok', stamp, status of each task in order}
 --          {'exists', stamp, status of each, or 'gone'}  when any id exists: this very call was already carried out
 --          {'unknown_dependency', id of the parent that doesn't exist}
 
-local FIXED = 11
+local FIXED = 12
 local n = tonumber(ARGV[1])
 
 local function rq_status(id)
@@ -33,7 +34,7 @@ end
 local keys, next_at = {}, 2
 for index = 1, n do
   keys[index] = KEY.job .. ARGV[next_at]
-  next_at = next_at + FIXED + tonumber(ARGV[next_at + 10])
+  next_at = next_at + FIXED + tonumber(ARGV[next_at + 11])
 end
 if redis.call('EXISTS', unpack(keys)) > 0 then
   local reply = {'exists', ''}
@@ -55,7 +56,7 @@ for _ = 1, n do
     end
   end
   own[id] = true
-  at = at + FIXED + tonumber(ARGV[at + 10])
+  at = at + FIXED + tonumber(ARGV[at + 11])
 end
 
 -- Write.
@@ -65,7 +66,7 @@ at = 2
 for index = 1, n do
   local id, queue, type, front, run_ms, delay_ms, expires_ms, tags, parents =
     ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], ARGV[at + 8]
-  local secrets, k = ARGV[at + 9], tonumber(ARGV[at + 10])
+  local secrets, callback_events, k = ARGV[at + 9], ARGV[at + 10], tonumber(ARGV[at + 11])
   local key = KEY.job .. id
   local status, rq = 'queued', 'queued'
   -- A task's first event tells what never changes and filters ask for; the later ones don't repeat it.
@@ -128,6 +129,10 @@ for index = 1, n do
     local expires_at = string.format('%.0f', now_ms + tonumber(expires_ms))
     redis.call('HSET', key, 'expires_ms', expires_at)
     redis.call('ZADD', KEY.expiring, string.format('%.3f', expires_at / 1000), id)
+  end
+  if callback_events ~= '' then
+    redis.call('HSET', KEY.webhooks_wanted, id, callback_events)
+    webhooks_wanted = true
   end
   emit(id, 1, status, status, now_ms, more)
   reply[index + 2] = rq

@@ -22,6 +22,26 @@ local function clock()
   return seconds * 1000 + millis, stamp
 end
 
+-- Whether anybody wants webhooks: asked once a script, nil before.
+local webhooks_wanted
+
+-- Puts an event into the outbox of webhooks if an endpoint or its task's callback wants it, with what filters and the
+-- message's body need of the task as it is now. An outbox that nobody empties is full one day: what it loses is counted.
+local function tell_webhooks(id, event, document)
+  local wanted = redis.call('HMGET', KEY.webhooks_wanted, ':' .. event, id)
+  local calls_back = wanted[2] and string.find(wanted[2], ',' .. event .. ',', 1, true)
+  if not (wanted[1] or calls_back) then return end
+  if redis.call('XLEN', KEY.webhooks_outbox) >= KEY.webhooks_outbox_max then
+    redis.call('HINCRBY', KEY.counters, 'webhooks|lost', 1)
+    return
+  end
+  local f = redis.call('HMGET', KEY.job .. id, 'type', 'origin', 'tags', 'attempt', 'max_attempts', 'created_at',
+    'started_at', 'ended_at', 'project', 'callback_url')
+  redis.call('XADD', KEY.webhooks_outbox, '*', 'event', document, 'type', f[1] or '', 'queue', f[2] or '', 'tags',
+    f[3] or '', 'attempt', f[4] or '', 'max_attempts', f[5] or '', 'created_at', f[6] or '', 'started_at', f[7] or '',
+    'ended_at', f[8] or '', 'project', f[9] or '', 'callback_url', calls_back and f[10] or '')
+end
+
 -- One event: kept in the capped stream, and published on the task's channel with its id in the stream. `more` is '' or
 -- JSON members, ',"k":v'; `aside` (or nil) is more of them for those who listen now, and isn't kept: what stands behind
 -- "stream" in a message. There is no second channel for all tasks: a pattern hears every task's, and costs nobody else.
@@ -30,6 +50,8 @@ local function emit(id, seq, event, status, now_ms, more, aside)
     .. '","at_ms":' .. now_ms .. more
   local entry = redis.call('XADD', KEY.events, 'MAXLEN', '~', KEY.events_maxlen, '*', 'e', document .. '}')
   redis.call('PUBLISH', KEY.channel .. id, document .. ',"stream":"' .. entry .. (aside and '"' .. aside .. '}' or '"}'))
+  if webhooks_wanted == nil then webhooks_wanted = redis.call('EXISTS', KEY.webhooks_wanted) == 1 end
+  if webhooks_wanted then tell_webhooks(id, event, document .. '}') end
 end
 
 -- Wakes up to `count` idle workers of a queue: as many as there are tasks in it, because a ring of an earlier task may

@@ -7,7 +7,8 @@
 
 local id, registry = ARGV[1], ARGV[2]
 local key = KEY.job .. id
-local f = redis.call('HMGET', key, 'status', 'origin', 'type', 'tags', 'ended_at', 'seq', 'failure_ttl', 'secret_ttl')
+local f = redis.call('HMGET', key, 'status', 'origin', 'type', 'tags', 'ended_at', 'seq', 'failure_ttl', 'secret_ttl',
+  'callback_url')
 local status = f[1]
 local now_ms, stamp = clock()
 if registry ~= '' then
@@ -44,5 +45,6 @@ for tag in string.gmatch(f[4] or '', '[^,]+') do
   redis.call('ZREM', KEY.by_tag .. tag, id)
   if redis.call('EXISTS', KEY.by_tag .. tag) == 0 then redis.call('SREM', KEY.tags, tag) end
 end
+if f[9] then redis.call('HDEL', KEY.webhooks_wanted, id) end
 redis.call('DEL', key, KEY.results .. id, KEY.log .. id, KEY.secrets .. id)
 return status and 'ok' or 'gone'

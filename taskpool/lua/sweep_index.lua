@@ -11,6 +11,7 @@ for _, id in ipairs(ids) do
   if redis.call('EXISTS', KEY.job .. id) == 0 then
     redis.call('ZREM', index, id)
     redis.call('DEL', KEY.results .. id, KEY.log .. id)
+    redis.call('HDEL', KEY.webhooks_wanted, id)
     -- What waits for it, and what waited and is gone too: the outbox has `release` clear that up.
     if redis.call('EXISTS', KEY.dependents .. id) == 1 then redis.call('SADD', KEY.outbox, id) end
   end
