@@ -69,6 +69,8 @@ def _routes(pool: AsyncTaskPool, long_polls: LongPolls, settings: Settings) -> l
         at("/types", GET=READ(fleet.types)),
         at("/workers", GET=READ_ALL(fleet.workers)),
         at("/openapi.json", GET=READ(docs.openapi)),
+        at("/docs", GET=PUBLIC(docs.docs)),
+        at("/docs/{file}", GET=PUBLIC(docs.docs_file)),
         at("/livez", GET=PUBLIC(health.live)),
         at("/readyz", GET=PUBLIC(health.ready)),
         at("/metrics", GET=READ_ALL(health.metrics)),

@@ -15,6 +15,7 @@ from typing import Any, Final
 from starlette.routing import BaseRoute, Route
 
 from api.access import Access, Guarded
+from api.docs_page import FILES
 from api.openapi_schemas import REFS, Schemas
 from api.openapi_types import submissions
 from api.operation import Answer, Operation, operation_of
@@ -34,6 +35,7 @@ TAGS: Final = {
 
 PARAMETERS: Final[Mapping[str, Object]] = {
     "id": {"description": "A task's id.", "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,200}$"}},
+    "file": {"description": "A file of the page.", "schema": {"enum": [*FILES]}},
     "name": {"description": "A queue's name.", "schema": {"type": "string", "minLength": 1}},
 }
 """What stands in a path."""
@@ -43,6 +45,7 @@ _TEXT: Final = {"type": "string"}
 HEADERS: Final[Mapping[str, Object]] = {
     "Accept": {"description": "The media type that is taken.", "schema": _TEXT},
     "Accept-Encoding": {"description": "The coding that is taken.", "schema": _TEXT},
+    "ETag": {"description": "Changes with the answer.", "schema": _TEXT},
     "Link": {"description": 'The next page, as `rel="next"`.', "schema": _TEXT},
     "Location": {"description": "The path of what was made.", "schema": {"type": "string", "format": "uri-reference"}},
     "Retry-After": {"description": "Seconds to wait before the next try.", "schema": {"type": "integer", "minimum": 1}},
@@ -74,7 +77,7 @@ PROBLEM_HEADERS: Final[Mapping[int, Mapping[str, bool]]] = {
 }
 """The headers of problems by status, and whether each of them is always there."""
 
-TITLES: Final = {200: "It is done.", 202: "It is stored.", 204: "It is gone."}
+TITLES: Final = {200: "It is done.", 202: "It is stored.", 204: "It is gone.", 304: "It hasn't changed."}
 
 
 def describe(routes: Iterable[BaseRoute], types: Sequence[TypeInfo]) -> Object:
@@ -88,7 +91,6 @@ def describe(routes: Iterable[BaseRoute], types: Sequence[TypeInfo]) -> Object:
     return {
         "openapi": "3.1.1",
         "info": _INFO | {"version": version("taskpool")},
-        "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": dict(paths),
         "components": {
@@ -183,7 +185,7 @@ def _answer(status: int, answer: Answer, schemas: Schemas) -> Object:
     if answer.headers:
         response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in answer.headers}
     if answer.body is not None:
-        response["content"] = {answer.media_type: {"schema": schemas.of(answer.body)}}
+        response["content"] = {media_type: {"schema": schemas.of(answer.body)} for media_type in answer.media_types}
     return response
 
 

@@ -27,12 +27,12 @@ OF_A_BODY: Final = ("invalid-json", "body-timeout", "body-too-large", "unsupport
 class Answer:
     """A good answer: the type of its document (None: no body) and the headers that only it has.
 
-    `media_type` other than JSON: the body is text of that type, and `body` is str.
+    `media_types` other than JSON: the body is text of one of them, and `body` is str.
     """
 
     body: Any
     headers: tuple[str, ...] = ()
-    media_type: str = JSON
+    media_types: tuple[str, ...] = (JSON,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

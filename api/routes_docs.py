@@ -1,18 +1,24 @@
-"""/openapi.json: the whole of this API as a document for programs."""
+"""/openapi.json and /docs: the whole of this API as a document, for programs and for people."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Final
 
 from starlette.requests import Request
+from starlette.responses import Response
 
+from api.docs_page import FILES, INDEX, DocsPage
 from api.openapi import describe
-from api.operation import operation
+from api.operation import Answer, operation
+from api.problems import Problem
 from api.query import NoQuery, read_query
 from api.responses import Json
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.types import TypeInfo
+
+PAGE: Final = Answer(str, headers=("ETag",), media_types=("text/html",))
+SCRIPT_OR_STYLE: Final = Answer(str, headers=("ETag",), media_types=("text/javascript", "text/css"))
 
 
 class DocsRoutes:
@@ -21,6 +27,7 @@ class DocsRoutes:
     def __init__(self, pool: AsyncTaskPool, type_grace_s: float) -> None:
         self._pool = pool
         self._type_grace_s = type_grace_s
+        self._page = DocsPage()
 
     @operation("get_openapi", tag="service", answers={200: dict[str, Any]})
     async def openapi(self, request: Request) -> Json:
@@ -28,6 +35,30 @@ class DocsRoutes:
         read_query(request.scope["query_string"], NoQuery)
         types = [info for info in await self._pool.types() if self._takes_tasks(info)]
         return Json(describe(request.app.routes, types))
+
+    @operation("show_docs", tag="service", query=None, answers={200: PAGE, 304: None}, asks_redis=False)
+    async def docs(self, request: Request) -> Response:
+        """GET /docs: this document as a page. The page itself is the same for all; what it shows takes a key."""
+        return await self._file(request, INDEX)
+
+    @operation(
+        "get_docs_file",
+        tag="service",
+        query=None,
+        answers={200: SCRIPT_OR_STYLE, 304: None},
+        problems=["not-found"],
+        asks_redis=False,
+    )
+    async def docs_file(self, request: Request) -> Response:
+        """GET /docs/{file}: what the page is made of."""
+        name: str = request.path_params["file"]
+        if name not in FILES:
+            raise Problem("not-found", "the page has no such file")
+        return await self._file(request, name)
+
+    async def _file(self, request: Request, name: str) -> Response:
+        takes_gzip = "gzip" in request.headers.get("accept-encoding", "")
+        return await self._page.answer(name, takes_gzip=takes_gzip, known=request.headers.get("if-none-match", ""))
 
     def _takes_tasks(self, info: TypeInfo) -> bool:
         return bool(info.served_by) or (info.last_seen_ms or 0) / 1000 > time.time() - self._type_grace_s

@@ -29,7 +29,7 @@ class FleetRoutes:
 
     @operation("get_queue", tag="fleet", query=QueueQuery, answers={200: Answer(QueuePage, headers=("Link",))})
     async def queue(self, request: Request) -> Json:
-        """GET /queues/{name}: its tasks in the order in which they will start."""
+        """GET /queues/{name}: the tasks of a queue in the order in which they will start."""
         query = read_query(request.scope["query_string"], QueueQuery)
         name = request.path_params["name"]
         try:

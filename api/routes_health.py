@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from importlib.metadata import version
+from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,6 +17,8 @@ from taskpool.async_pool import AsyncTaskPool
 from taskpool.document import server_document
 from taskpool.errors import RedisUnavailable
 
+EXPOSITIONS: Final = ("text/plain", "application/openmetrics-text")
+
 
 class HealthRoutes:
     """Handlers for probes and scrapes. They take whatever parameters a probe adds."""
@@ -26,7 +29,7 @@ class HealthRoutes:
     @operation("open_door", tag="service", query=None, answers={200: Door}, asks_redis=False)
     async def door(self, request: Request) -> Json:
         """GET /: what this is, and where one can go from here."""
-        paths = ("tasks", "queues", "types", "workers", "openapi.json", "livez", "readyz", "metrics")
+        paths = ("tasks", "queues", "types", "workers", "openapi.json", "docs", "livez", "readyz", "metrics")
         links = {path: f"/{path}" for path in paths}
         return Json(Door(service="taskpool", version=version("taskpool"), links=links))
 
@@ -43,9 +46,9 @@ class HealthRoutes:
             raise RedisUnavailable("it is a read-only replica now")
         return Json(Ready(status="ok", redis=server_document(server), workers=len(workers)))
 
-    @operation("get_metrics", tag="service", query=None, answers={200: Answer(str, media_type="text/plain")})
+    @operation("get_metrics", tag="service", query=None, answers={200: Answer(str, media_types=EXPOSITIONS)})
     async def metrics(self, request: Request) -> Response:
-        """GET /metrics: one scrape."""
+        """GET /metrics: the whole cluster's figures for Prometheus, or as OpenMetrics for who accepts that."""
         counters, queues, workers = await asyncio.gather(
             self._pool.counters(), self._pool.queues(), self._pool.workers()
         )

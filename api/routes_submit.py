@@ -31,7 +31,7 @@ class SubmitRoutes:
         problems=["unknown-type", "invalid-payload", "unknown-dependency"],
     )
     async def add(self, request: Request) -> Json:
-        """POST /tasks: 202 with the id, and where to look for it."""
+        """POST /tasks: submit a task; 202 with its id, and where to look for it."""
         read_query(request.scope["query_string"], NoQuery)
         document = await read_json(request.scope, request.receive, self._max_body_bytes)
         record = await self._pool.add_task(**read_submission(document))
@@ -46,7 +46,7 @@ class SubmitRoutes:
         problems=["unknown-type", "invalid-payload", "unknown-dependency"],
     )
     async def add_batch(self, request: Request) -> Json:
-        """POST /tasks/batch: 202 with the ids in order; all or none."""
+        """POST /tasks/batch: submit up to 1,000 tasks; 202 with their ids in order; all are stored or none."""
         read_query(request.scope["query_string"], NoQuery)
         document = await read_json(request.scope, request.receive, self._max_body_bytes)
         specs = read_batch(document)

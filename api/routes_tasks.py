@@ -37,7 +37,7 @@ class TaskRoutes:
 
     @operation("get_task", tag="tasks", query=TaskQuery, answers={200: TaskDocument}, problems=["task-not-found"])
     async def get(self, request: Request) -> Json:
-        """GET /tasks/{id}: the task; with ?wait=S once it has ended, or as it is after S seconds."""
+        """GET /tasks/{id}: read a task; with ?wait=S once it has ended, or as it is after S seconds."""
         query = read_query(request.scope["query_string"], TaskQuery)
         id = _id(request)
         if query.wait:
@@ -48,7 +48,7 @@ class TaskRoutes:
 
     @operation("list_tasks", tag="tasks", query=ListQuery, answers={200: Answer(TaskPage, headers=("Link",))})
     async def list(self, request: Request) -> Json:
-        """GET /tasks: one page, newest first."""
+        """GET /tasks: list tasks, newest first; all filters must hold."""
         query = read_query(request.scope["query_string"], ListQuery)
         try:
             page = await self._pool.list_tasks(**msgspec.structs.asdict(query))
@@ -68,7 +68,7 @@ class TaskRoutes:
         problems=["task-not-found", "task-conflict"],
     )
     async def remove(self, request: Request) -> Response:
-        """DELETE /tasks/{id}: 200 with the canceled task, or 204 when an ended one is gone for good."""
+        """DELETE /tasks/{id}: cancel a task; 200 with it, or 204 when it had ended and is gone for good."""
         read_query(request.scope["query_string"], NoQuery)
         id = _id(request)
         try:
@@ -88,7 +88,7 @@ class TaskRoutes:
         problems=["task-not-found", "task-conflict"],
     )
     async def stop(self, request: Request) -> Json:
-        """POST /tasks/{id}/stop: 202 with the task as it is now, stopping or canceled."""
+        """POST /tasks/{id}/stop: stop a task; 202 with it as it is now, stopping or canceled."""
         read_query(request.scope["query_string"], NoQuery)
         how = read_stop(await read_optional_json(request.scope, request.receive, self._max_body_bytes))
         record = await self._pool.get(_id(request))
@@ -107,7 +107,7 @@ class TaskRoutes:
         problems=["task-not-found", "task-conflict"],
     )
     async def retry(self, request: Request) -> Json:
-        """POST /tasks/{id}/retry: 202 with the task, queued again."""
+        """POST /tasks/{id}/retry: queue a task again that has failed, or was stopped or canceled; 202 with it."""
         read_query(request.scope["query_string"], NoQuery)
         read_retry(await read_optional_json(request.scope, request.receive, self._max_body_bytes))
         record = await self._pool.retry_task(_id(request))

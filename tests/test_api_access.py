@@ -9,7 +9,7 @@ from api.app import create_app
 from api.resource import Resource, Socket
 from taskpool.settings import Settings
 
-PUBLIC_PATHS = {"/", "/livez", "/readyz"}
+PUBLIC_PATHS = {"/", "/docs", "/docs/{file}", "/livez", "/readyz"}
 
 
 def guards() -> dict[tuple[str, str], Access]:

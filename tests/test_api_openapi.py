@@ -24,8 +24,8 @@ from taskpool.settings import Settings
 from taskpool.types import TypeInfo
 from tests.api_client import api, publish_types
 
-NOBODY_DECLARES = {"not-found", "method-not-allowed"}
-"""Kinds that no route answers with, because no route was found or it doesn't take the method."""
+NOBODY_DECLARES = {"method-not-allowed"}
+"""Kinds that no operation answers with: there is none."""
 
 
 @pytest.fixture

@@ -1,0 +1,43 @@
+"use strict";
+
+// Reads the document and shows it. A server that wants a key gets the one that is typed in here; it is kept nowhere.
+
+const form = document.getElementById("key");
+const secret = document.getElementById("secret");
+const problem = document.getElementById("problem");
+
+async function show(key) {
+  let answer;
+  try {
+    answer = await fetch("openapi.json", { headers: key ? { Authorization: `Bearer ${key}` } : {} });
+  } catch (error) {
+    return ask(`The server can't be reached: ${error.message}`);
+  }
+  const document = await answer.json().catch(() => ({ detail: `The server answered ${answer.status}` }));
+  if (!answer.ok) {
+    return ask(document.detail || document.title);
+  }
+  form.hidden = true;
+  const ui = SwaggerUIBundle({
+    spec: document,
+    dom_id: "#document",
+    deepLinking: true,
+    displayRequestDuration: true,
+    filter: true,
+    validatorUrl: null,
+    onComplete: () => key && ui.preauthorizeApiKey("bearer", key),
+  });
+}
+
+function ask(text) {
+  problem.textContent = text;
+  form.hidden = false;
+  secret.focus();
+}
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  show(secret.value.trim());
+});
+
+show("");
