@@ -5,7 +5,6 @@ Nothing is persisted: what is compared is the work of the queues, not of the dis
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import tempfile
 import time
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 
 import redis
 
+from benchmarks.ports import free_port
 from taskpool.redis_server import find_redis_server
 
 START_TIMEOUT_S = 10.0
@@ -57,10 +57,3 @@ def wait_until_it_answers(url: str, process: subprocess.Popen[bytes]) -> None:
         except redis.ConnectionError:
             time.sleep(0.01)
     raise ChildProcessError(f"redis-server did not start (exit status {process.poll()})")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import IO, Any
 
 import yaml
 
+from benchmarks.ports import free_port
 from taskpool.redis_server import find_redis_server
 from tests.support import eventually
 
@@ -49,13 +49,6 @@ def seconds(duration: str) -> int:
     """A duration of the file, such as 45s, in seconds."""
     assert duration.endswith("s"), duration
     return int(duration[:-1])
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

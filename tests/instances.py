@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.ports import free_port
 from tests.support import eventually, is_running
 
 COMMAND = (sys.executable, "-m", "taskpool.cli")
@@ -81,12 +81,6 @@ class Up:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def taskpool(directory: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -13,11 +13,11 @@ from typing import Any
 import httpx
 from redis import Redis
 
+from benchmarks.ports import free_port
 from taskpool import TaskPool, scripts
 from taskpool.errors import TaskNotFound
 from taskpool.keys import BY_TAG, BY_TYPE, EVENTS
 from taskpool.types import QueueInfo, TaskRecord, TaskStatus
-from tests.compose import free_port
 from tests.support import eventually
 
 ROOT = Path(__file__).parent.parent
@@ -131,14 +131,16 @@ def workers(redis_url: str, directory: Path, *, count: int = 2, lease_s: float =
     """A pool of our workers that serves the default queue; short leases have it beat three times a second."""
     settings = {"TASKPOOL_WORKERS": str(count), "TASKPOOL_LEASE_S": f"{lease_s:g}", "TASKPOOL_GRACE_S": "5"}
     log = directory / "workers.log"
-    with process(("workers",), environment(redis_url, **settings), log) as running, TaskPool(redis_url) as pool:
+    with TaskPool(redis_url) as pool:
+        others = {worker.name for worker in pool.workers()}  # of tests before
+        with process(("workers",), environment(redis_url, **settings), log) as running:
 
-        def serve() -> bool:
-            assert running.poll() is None, log.read_text()
-            return len(pool.workers()) == count
+            def serve() -> bool:
+                assert running.poll() is None, log.read_text()
+                return len({worker.name for worker in pool.workers()} - others) == count
 
-        eventually(serve, 30)
-        yield
+            eventually(serve, 30)
+            yield
 
 
 def once(pool: TaskPool, id: str, status: TaskStatus) -> TaskRecord:

@@ -10,8 +10,8 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import RedisError
 
+from benchmarks.ports import free_port
 from taskpool.redis_server import find_redis_server
-from tests.instances import free_port
 from tests.support import eventually
 
 SERVICE = "tasks"

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.ports import free_port
 from taskpool.cli.exits import Exit
-from tests.instances import COMMAND, Up, free_port, taskpool
+from tests.instances import COMMAND, Up, taskpool
 from tests.support import eventually
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,9 +18,10 @@ from tests.black_hole import BlackHole
 from tests.support import eventually
 from tests.worker_pool import WorkerPool, lines, started
 
+pytestmark = pytest.mark.long
 ECHO = {"type": "echo", "payload": {"message": "hi"}}
-OUTAGES_S = [float(text) for text in os.environ.get("OUTAGES_S", "1,10").split(",")]
-"""How long Redis is away; OUTAGES_S=60 makes it a minute."""
+OUTAGES_S = (1, 10, 60)
+"""How long Redis is away."""
 
 
 @pytest.fixture

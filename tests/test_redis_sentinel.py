@@ -6,10 +6,12 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from benchmarks.ports import free_port
 from taskpool import AsyncTaskPool, TaskPool, TaskRecord, TaskStatus, scripts
 from taskpool.address import Address, connect
 from taskpool.embedded import check_redis
@@ -18,13 +20,13 @@ from taskpool.sentinel_url import SentinelUrl
 from taskpool.settings import Settings, redact_url
 from taskpool.store import Store
 from tests.api_client import api_process
-from tests.instances import free_port
 from tests.sentinels import SERVICE, Sentinels
 from tests.states import new_task
 from tests.support import eventually
 from tests.test_store import ping
 from tests.worker_pool import WorkerPool, started
 
+pytestmark = pytest.mark.long
 ECHO = {"type": "echo", "payload": {"message": "hi"}}
 
 
@@ -110,10 +112,10 @@ def test_a_failover_is_survived_by_workers_the_api_and_those_who_wait(sentinels:
             wait_.start()
         workers.pool.wait(before, timeout_s=20)
         eventually(lambda: sentinels.master.admin.pubsub_numsub(f"taskpool:task:{task.id}")[0][1] == len(waits))
+        eventually(lambda: len(stores_that_read(sentinels)) == 2)  # both waits that subscribe first have looked, too
         sentinels.master.admin.wait(1, 5000)  # replication is asynchronous: what it hasn't got yet would be lost
 
         sentinels.master.kill()
-        eventually(lambda: httpx.post(url + "/tasks", json=ECHO, timeout=30).status_code == 503)
         eventually(lambda: sentinels.replica.role() == "master", 30)
         (tmp_path / "go").touch()
         for wait_ in waits:
@@ -132,6 +134,15 @@ def test_a_failover_is_survived_by_workers_the_api_and_those_who_wait(sentinels:
 def wait(redis_url: str, id: str) -> TaskRecord:
     with TaskPool(redis_url) as pool:
         return pool.wait(id, timeout_s=50)
+
+
+def stores_that_read(sentinels: Sentinels) -> list[Any]:
+    """The connections of stores, not of listeners, of which the last command read a task."""
+    return [
+        client
+        for client in sentinels.master.admin.client_list()
+        if (client["name"], client["cmd"]) == ("taskpool", "hgetall")
+    ]
 
 
 async def wait_async(redis_url: str, id: str) -> TaskRecord:

@@ -12,8 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.ports import free_port
 from taskpool.cli.exits import Exit
-from tests.instances import COMMAND, Up, free_port, taskpool
+from tests.instances import COMMAND, Up, taskpool
 from tests.support import eventually
 
 

@@ -5,7 +5,7 @@ The last file, because it takes longest. `python -m benchmarks.chaos` runs it fo
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,11 @@ import pytest
 from benchmarks.chaos.mutants import mutate
 from benchmarks.chaos.plan import Plan, PoolPlan
 from benchmarks.chaos.report import render
-from benchmarks.chaos.soak import run
+from benchmarks.chaos.soak import Result, run
 
+pytestmark = pytest.mark.long
 SEEDS = (1, 2, 3)
+SECONDS = 60
 SMALL = (
     PoolPlan("a", 2, 1, ("fast", "slow")),
     PoolPlan("b", 1, 4, ("slow", "bulk")),
@@ -24,13 +26,25 @@ SMALL = (
 )
 
 
+@pytest.fixture(scope="module")
+def soaks(tmp_path_factory: pytest.TempPathFactory, redis_binary: str | None) -> dict[int, Future[Result]]:
+    """A soak for each seed. They run side by side: each waits most of its time, and is all the more disturbed."""
+    with ThreadPoolExecutor(len(SEEDS)) as threads:
+        return {
+            seed: threads.submit(
+                run,
+                Plan(seed=seed, seconds=SECONDS, redis_binary=redis_binary),
+                tmp_path_factory.mktemp(f"seed{seed}"),
+            )
+            for seed in SEEDS
+        }
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_whatever_dies_nothing_is_lost_stuck_or_done_twice_without_cause(
-    seed: int, tmp_path: Path, redis_binary: str | None
+    seed: int, soaks: dict[int, Future[Result]]
 ) -> None:
-    plan = Plan(seed=seed, seconds=26, redis_binary=redis_binary)
-
-    result = run(plan, tmp_path)
+    result = soaks[seed].result()
 
     assert result.findings == [], render(result)
 

@@ -19,7 +19,7 @@ import psutil
 
 from benchmarks.chaos.network import Link, Network
 from benchmarks.chaos.plan import Plan
-from benchmarks.server import free_port
+from benchmarks.ports import free_port
 from taskpool.redis_server import RedisServer
 
 TASKS: Final = Path(__file__).with_name("tasks.py")
@@ -27,6 +27,7 @@ ROOT: Final = Path(__file__).parents[2]
 MEMORY: Final = Path("/dev/shm")
 STOP_S: Final = 30.0
 START_S: Final = 60.0
+REFUSED_TO_START: Final = 2
 
 
 class Service:
@@ -145,6 +146,12 @@ class Cluster:
     @property
     def api_url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def keep(self) -> None:
+        """Starts again what ended because it found no Redis at its start, as `restart: unless-stopped` would."""
+        for service in self.services:
+            if service.process is not None and service.process.poll() == REFUSED_TO_START:
+                service.start()
 
     def close(self) -> None:
         """Ends everything, frozen processes too."""

@@ -29,6 +29,7 @@ class Nemesis:
         """Faults and calm in turn; when it returns, every fault is over."""
         while time.monotonic() < until_mono:
             time.sleep(self._random.uniform(0.3, 1) * self._cluster.plan.calm_s)
+            self._cluster.keep()
             kinds = [self._next()]
             if self._random.random() < AT_ONCE and _class(second := self._next()) != _class(kinds[0]):
                 kinds.append(second)

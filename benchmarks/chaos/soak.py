@@ -7,13 +7,14 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import httpx
 from redis import Redis
 
-from benchmarks.chaos.cluster import Cluster, await_true, workers
+from benchmarks.chaos.cluster import Cluster, Service, await_true, workers
 from benchmarks.chaos.effects import check_effects
 from benchmarks.chaos.evidence import Evidence, Finding
 from benchmarks.chaos.histories import check_histories
@@ -65,6 +66,7 @@ def run(plan: Plan, directory: Path) -> Result:
             if client.fault is not None:
                 raise client.fault
         heal_s = _heal(plan, cluster, ledger, tail)
+        _await_ready(cluster)
         gauge.close()
         exits = {service.name: service.end() for service in reversed(cluster.services)}
         tail.close()
@@ -102,14 +104,19 @@ def _await_ready(cluster: Cluster) -> None:
     """Waits until the API answers and every pool has its processes and has announced itself."""
 
     def answers() -> bool:
+        cluster.keep()
         try:
             return httpx.get(f"{cluster.api_url}/readyz", timeout=2, trust_env=False).status_code == 200
         except httpx.TransportError:
             return False
 
+    def works(pool: Service, count: int) -> bool:
+        cluster.keep()
+        return len(workers(pool)) == count
+
     await_true("the API", answers)
     for pool, plan in zip(cluster.pools, cluster.plan.pools, strict=True):
-        await_true(f"pool {pool.name}", lambda pool=pool, plan=plan: len(workers(pool)) == plan.workers)  # type: ignore[misc]
+        await_true(f"pool {pool.name}", partial(works, pool, plan.workers))
     with TaskPool(cluster.redis.url) as client:
         await_true("the pools' announcement", lambda: len(_served_by(client)) >= len(cluster.pools))
 
@@ -124,6 +131,7 @@ def _heal(plan: Plan, cluster: Cluster, ledger: Ledger, tail: EventTail) -> floa
     seen = tail.seen
     with Redis.from_url(cluster.redis.url) as redis:
         while (now := time.monotonic()) - moved < plan.heal_s and now - quiet_since < QUIET_S:
+            cluster.keep()
             if not _is_quiet(ledger, tail, redis):
                 quiet_since = time.monotonic()
             if tail.seen != seen:
