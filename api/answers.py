@@ -18,9 +18,11 @@ from taskpool.document_types import (
     QueueDocument,
     ServerDocument,
     TaskDocument,
+    Time,
     TypeDocument,
     WorkerDocument,
 )
+from taskpool.key_document import AuditEntryDocument, KeyDocument
 from taskpool.types import TaskStatus
 
 NextCursor = Annotated[str | None, Meta(description="there may be more: the cursor of the next page")]
@@ -70,6 +72,26 @@ class Workers(Document, frozen=True, kw_only=True):
     """Every worker process."""
 
     workers: Sequence[WorkerDocument]
+
+
+class Keys(Document, frozen=True, kw_only=True):
+    """Every API key."""
+
+    keys: Sequence[KeyDocument]
+
+
+class Ticket(Document, frozen=True, kw_only=True):
+    """What opens one socket or stream, as `?ticket=`."""
+
+    ticket: str
+    expires_at: Time
+
+
+class AuditPage(Document, frozen=True, kw_only=True):
+    """A page of the audit, newest first."""
+
+    entries: Sequence[AuditEntryDocument]
+    next_cursor: NextCursor = None
 
 
 class Door(Document, frozen=True, kw_only=True):

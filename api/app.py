@@ -1,6 +1,7 @@
 """The Starlette application: which path leads to which handler, and who may use it.
 
-Every method of every path is guarded by an `Access`; `PUBLIC` is for the few that ask nobody."""
+Every method of every path is guarded by an `Access`; `PUBLIC` is for the few that ask nobody.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +10,35 @@ from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
-from api.access import PUBLIC, READ, READ_ALL, STOP, WRITE, Guarded
+from api.access import ADMIN, ANYONE, PUBLIC, READ, READ_ALL, STOP, WRITE, Guarded
 from api.gate import Gate
+from api.headers import told_to_browsers
 from api.longpoll import LongPolls
+from api.origins import read_origins
 from api.problems import HANDLERS
 from api.resource import Resource
 from api.routes_docs import DocsRoutes
 from api.routes_fleet import FleetRoutes
 from api.routes_health import HealthRoutes
+from api.routes_keys import KeyRoutes
 from api.routes_submit import SubmitRoutes
 from api.routes_tasks import TaskRoutes
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.settings import Settings, resolve_redis_url
+
+
+class Application(Starlette):
+    """Starlette's, with what every answer has, its own answers to failures included."""
+
+    origins: frozenset[str] = frozenset()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, one socket or the application's life."""
+        if self.middleware_stack is None:
+            self.middleware_stack = told_to_browsers(self.build_middleware_stack(), self.origins)
+        await super().__call__(scope, receive, send)
 
 
 def create_app(settings: Settings) -> Starlette:
@@ -30,7 +47,7 @@ def create_app(settings: Settings) -> Starlette:
     `app.state.long_polls.end()` lets a server that stops answer all waiting requests.
 
     Raises:
-        ConfigurationError: the settings name no Redis.
+        ConfigurationError: the settings name no Redis, or something that isn't an origin.
     """
     pool = AsyncTaskPool(resolve_redis_url(settings), settings=settings)
     long_polls = LongPolls(pool)
@@ -40,17 +57,21 @@ def create_app(settings: Settings) -> Starlette:
         yield
         await pool.close()
 
-    app = Starlette(routes=_routes(pool, long_polls, settings), exception_handlers=HANDLERS, lifespan=lifespan)
+    origins = read_origins(settings.cors_origins)
+    gate = Gate(pool.store, settings, origins)
+    routes = _routes(pool, gate, long_polls, settings)
+    app = Application(routes=routes, exception_handlers=HANDLERS, lifespan=lifespan)
+    app.origins = origins
     app.router.redirect_slashes = False  # "/tasks/" is a path that doesn't exist, not a detour to "/tasks"
     app.state.long_polls = long_polls
     return app
 
 
-def _routes(pool: AsyncTaskPool, long_polls: LongPolls, settings: Settings) -> list[Route]:
-    gate = Gate()
+def _routes(pool: AsyncTaskPool, gate: Gate, long_polls: LongPolls, settings: Settings) -> list[Route]:
     submit = SubmitRoutes(pool, settings.max_body_bytes)
     tasks = TaskRoutes(pool, long_polls, settings.max_body_bytes)
     fleet = FleetRoutes(pool)
+    keys = KeyRoutes(pool.store, settings.max_body_bytes)
     health = HealthRoutes(pool)
     docs = DocsRoutes(pool, settings.type_grace_s)
 
@@ -71,6 +92,11 @@ def _routes(pool: AsyncTaskPool, long_polls: LongPolls, settings: Settings) -> l
         at("/openapi.json", GET=READ(docs.openapi)),
         at("/docs", GET=PUBLIC(docs.docs)),
         at("/docs/{file}", GET=PUBLIC(docs.docs_file)),
+        at("/keys", GET=ADMIN(keys.list), POST=ADMIN(keys.create)),
+        at("/keys/{key}", DELETE=ADMIN(keys.revoke)),
+        at("/keys/{key}/rotate", POST=ADMIN(keys.rotate)),
+        at("/tickets", POST=ANYONE(keys.ticket)),
+        at("/audit", GET=ADMIN(keys.audit)),
         at("/livez", GET=PUBLIC(health.live)),
         at("/readyz", GET=PUBLIC(health.ready)),
         at("/metrics", GET=READ_ALL(health.metrics)),

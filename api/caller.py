@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Set as AbstractSet
+from collections.abc import Collection
 from typing import Final
 
 import msgspec
 from starlette.types import Scope as AsgiScope
 
 from taskpool.apikey import ALL_SCOPES, Scope
+from taskpool.audit import Actor
 
 SCOPE_KEY: Final = "taskpool.caller"
 """Where the gate puts the caller in the ASGI scope."""
@@ -20,15 +21,19 @@ class Caller(msgspec.Struct, frozen=True, gc=False):
 
     key_id: str | None
     name: str
-    scopes: AbstractSet[Scope]
+    scopes: Collection[Scope]
     project: str | None
-    types: AbstractSet[str] | None
-    queues: AbstractSet[str] | None
+    types: Collection[str] | None
+    queues: Collection[str] | None
     address: str
 
     def may(self, scope: Scope) -> bool:
         """Whether it has this scope."""
         return scope in self.scopes or Scope.ADMIN in self.scopes
+
+    def actor(self) -> Actor:
+        """The caller as the audit names it."""
+        return Actor(self.key_id, self.name, self.project, self.address)
 
     def sees(self, project: str | None) -> bool:
         """Whether a task with this project exists for it."""

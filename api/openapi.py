@@ -29,6 +29,7 @@ PROBLEM: Final = "application/problem+json"
 
 TAGS: Final = {
     "tasks": "Submit, read, list, cancel, stop and retry tasks.",
+    "keys": "API keys, tickets and the audit.",
     "fleet": "Queues, task types and worker processes.",
     "service": "Probes, metrics and this document.",
 }
@@ -36,6 +37,7 @@ TAGS: Final = {
 PARAMETERS: Final[Mapping[str, Object]] = {
     "id": {"description": "A task's id.", "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,200}$"}},
     "file": {"description": "A file of the page.", "schema": {"enum": [*FILES]}},
+    "key": {"description": "An API key's id.", "schema": {"type": "string", "pattern": "^[0-9a-z]{12}$"}},
     "name": {"description": "A queue's name.", "schema": {"type": "string", "minLength": 1}},
 }
 """What stands in a path."""
@@ -77,7 +79,7 @@ PROBLEM_HEADERS: Final[Mapping[int, Mapping[str, bool]]] = {
 }
 """The headers of problems by status, and whether each of them is always there."""
 
-TITLES: Final = {200: "It is done.", 202: "It is stored.", 204: "It is gone.", 304: "It hasn't changed."}
+TITLES: Final = {200: "It is done.", 201: "It is made.", 202: "It is stored.", 204: "It is gone.", 304: "It hasn't changed."}
 
 
 def describe(routes: Iterable[BaseRoute], types: Sequence[TypeInfo]) -> Object:

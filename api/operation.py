@@ -18,9 +18,9 @@ from api.query import NoQuery
 H = TypeVar("H", bound=Callable[..., Any])
 
 JSON: Final = "application/json"
-OF_A_CALLER: Final = ("unauthorized", "forbidden")
+OF_A_CALLER: Final = ("unauthorized", "forbidden", "misdirected")
 MARK: Final = "operation"
-OF_A_BODY: Final = ("invalid-json", "body-timeout", "body-too-large", "unsupported-media-type", "invalid-task")
+OF_A_BODY: Final = ("invalid-json", "body-timeout", "body-too-large", "unsupported-media-type")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ class Operation:
     query: type[msgspec.Struct] | None
     body: Any
     body_optional: bool
+    body_fault: str
     headers: tuple[str, ...]
     problems: tuple[str, ...]
     asks_redis: bool
@@ -58,6 +59,7 @@ class Operation:
             yield "invalid-query"
         if self.body is not None:
             yield from OF_A_BODY
+            yield self.body_fault
         if self.asks_redis:
             yield "redis-unavailable"
         yield "internal-error"
@@ -71,6 +73,7 @@ def operation(
     query: type[msgspec.Struct] | None = NoQuery,
     body: Any = None,
     body_optional: bool = False,
+    body_fault: str = "invalid-task",
     headers: Sequence[str] = (),
     problems: Sequence[str] = (),
     asks_redis: bool = True,
@@ -78,7 +81,7 @@ def operation(
     """Declare a handler: `id` is its operationId, `answers` has a type or an `Answer` for each good status.
 
     `query` and `body` are the types it reads; `headers` the request's own that it minds (`openapi.HEADERS` describes
-    them); `problems` the kinds that don't follow from the rest. Its docstring is `METHOD /path: summary`, and
+    them); `body_fault` is the kind of a body with a wrong field, `problems` are those that don't follow from the rest. Its docstring is `METHOD /path: summary`, and
     whatever is to be said below.
     """
     mark = Operation(
@@ -90,6 +93,7 @@ def operation(
         query=query,
         body=body,
         body_optional=body_optional,
+        body_fault=body_fault,
         headers=tuple(headers),
         problems=tuple(problems),
         asks_redis=asks_redis,

@@ -16,8 +16,10 @@ from starlette.responses import Response
 
 from api.responses import Json
 from taskpool.errors import (
+    InvalidKey,
     InvalidPayload,
     InvalidTask,
+    KeyNotFound,
     RedisFull,
     RedisUnavailable,
     TaskConflict,
@@ -38,12 +40,15 @@ KINDS: Final[Mapping[str, tuple[int, str]]] = {
     "forbidden": (403, "The caller may not do that"),
     "not-found": (404, "There is nothing at this path"),
     "task-not-found": (404, "No such task"),
+    "key-not-found": (404, "No such API key"),
     "method-not-allowed": (405, "This path doesn't take that method"),
     "body-timeout": (408, "The body didn't arrive in time"),
     "task-conflict": (409, "The task's status doesn't allow that"),
     "body-too-large": (413, "The body is too large"),
     "unsupported-media-type": (415, "The body must be JSON"),
+    "misdirected": (421, "That name isn't served here"),
     "invalid-task": (422, "The submission can't be a task"),
+    "invalid-key": (422, "That can't be an API key"),
     "invalid-payload": (422, "The payload doesn't fit the task type"),
     "unknown-type": (422, "Unknown task type"),
     "unknown-dependency": (422, "A dependency doesn't exist"),
@@ -122,6 +127,18 @@ async def render_not_found(request: Request, exception: Exception) -> Response:
     return Problem("task-not-found", str(exception)).response()
 
 
+async def render_invalid_key(request: Request, exception: Exception) -> Response:
+    """The handler of InvalidKey."""
+    assert isinstance(exception, InvalidKey)
+    errors = [{"pointer": fault.pointer, "detail": fault.detail} for fault in exception.errors]
+    return Problem("invalid-key", str(exception), errors=errors).response()
+
+
+async def render_key_not_found(request: Request, exception: Exception) -> Response:
+    """The handler of KeyNotFound."""
+    return Problem("key-not-found", str(exception)).response()
+
+
 async def render_conflict(request: Request, exception: Exception) -> Response:
     """The handler of TaskConflict."""
     assert isinstance(exception, TaskConflict)
@@ -170,6 +187,8 @@ HANDLERS: Final = {
     InvalidTask: render_invalid_task,
     TaskNotFound: render_not_found,
     TaskConflict: render_conflict,
+    InvalidKey: render_invalid_key,
+    KeyNotFound: render_key_not_found,
     RedisUnavailable: render_unavailable,
     HTTPException: render_http_exception,
     ClientDisconnect: render_disconnect,

@@ -50,6 +50,13 @@ class QueueQuery(msgspec.Struct, forbid_unknown_fields=True):
     limit: Limit = 100
 
 
+class AuditQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """GET /audit: the page."""
+
+    cursor: Cursor | None = None
+    limit: Limit = 100
+
+
 Q = TypeVar("Q", bound=msgspec.Struct)
 
 

@@ -26,7 +26,7 @@ SUBMISSION: Final = {"$ref": "#/components/schemas/Submission"}
 MAX_SHOWN: Final = 100
 DAY_S: Final = 86_400
 
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Batch(msgspec.Struct, forbid_unknown_fields=True):
@@ -52,7 +52,7 @@ def read_submission(document: Any) -> dict[str, Any]:
     Raises:
         Problem: 422, with an entry for each field at fault.
     """
-    spec = _convert(document, TaskSpec)
+    spec = read_as(document, TaskSpec)
     return {name: getattr(spec, name) for name in document}
 
 
@@ -62,7 +62,7 @@ def read_batch(document: Any) -> list[TaskSpec]:
     Raises:
         Problem: 422, with an entry for each field at fault; the pointers name the index.
     """
-    submitted = _convert(document, Batch).tasks
+    submitted = read_as(document, Batch).tasks
     if not 1 <= len(submitted) <= MAX_BATCH:
         raise _invalid([FieldError("/tasks", f"a batch has 1 to {MAX_BATCH:,} tasks, not {len(submitted):,}")])
     specs: list[TaskSpec] = []
@@ -79,19 +79,24 @@ def read_batch(document: Any) -> list[TaskSpec]:
 
 def read_stop(document: Any) -> Stop:
     """How the body of POST /tasks/{id}/stop wants it. Raises: Problem 422."""
-    return _convert(document, Stop)
+    return read_as(document, Stop)
 
 
 def read_retry(document: Any) -> None:
     """Nothing. Raises: Problem 422 for a body with any field."""
-    _convert(document, Retry)
+    read_as(document, Retry)
 
 
-def _convert(document: Any, wanted: type[T]) -> T:
+def read_as(document: Any, wanted: type[T], kind: str = "invalid-task") -> T:
+    """A body that is this kind of object.
+
+    Raises:
+        Problem: 422, of this kind, with an entry for each field at fault.
+    """
     try:
         return _read(document, wanted)
     except msgspec.ValidationError:
-        raise _invalid(list(_faults(document, wanted, ""))) from None
+        raise _invalid(list(_faults(document, wanted, "")), kind) from None
 
 
 def _read(document: Any, wanted: type[T]) -> T:
@@ -108,7 +113,7 @@ def _is_out_of_range(value: Any) -> bool:
     return isinstance(value, datetime) and not 1970 <= value.year <= 2999
 
 
-def _faults(document: Any, wanted: type, at: str) -> Iterator[FieldError]:
+def _faults(document: Any, wanted: type[msgspec.Struct], at: str) -> Iterator[FieldError]:
     """Every fault of a document that `_read` refused, field by field: msgspec by itself names only the first."""
     if not isinstance(document, dict):
         yield FieldError(at, "must be an object")
@@ -123,8 +128,9 @@ def _faults(document: Any, wanted: type, at: str) -> Iterator[FieldError]:
                 yield FieldError(pointer((name,), at), "must be a time from 1970 to 2999")
         except msgspec.ValidationError as error:
             yield from field_errors(error, pointer((name,), at))
-    for name in _REQUIRED[wanted] - document.keys():
-        yield FieldError(pointer((name,), at), "this field is required")
+    for field in msgspec.structs.fields(wanted):
+        if field.required and field.name not in document:
+            yield FieldError(pointer((field.name,), at), "this field is required")
 
 
 def _hint(name: str, known: dict[str, Any]) -> str:
@@ -134,16 +140,8 @@ def _hint(name: str, known: dict[str, Any]) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
 
 
-def _invalid(faults: list[FieldError]) -> Problem:
+def _invalid(faults: list[FieldError], kind: str = "invalid-task") -> Problem:
     first = faults[0]
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     errors = [{"pointer": fault.pointer, "detail": fault.detail} for fault in faults[:MAX_SHOWN]]
-    return Problem("invalid-task", f"{first.pointer or 'the body'}: {first.detail}{more}", errors=errors)
-
-
-_REQUIRED: Final[dict[type, frozenset[str]]] = {
-    TaskSpec: frozenset({"type"}),
-    Batch: frozenset({"tasks"}),
-    Stop: frozenset(),
-    Retry: frozenset(),
-}
+    return Problem(kind, f"{first.pointer or 'the body'}: {first.detail}{more}", errors=errors)

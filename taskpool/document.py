@@ -68,8 +68,8 @@ def _attempt_document(attempt: PastAttempt) -> AttemptDocument:
     return AttemptDocument(
         attempt=attempt.attempt,
         worker=attempt.worker,
-        started_at=_text(attempt.started_at),
-        ended_at=_text(attempt.ended_at),
+        started_at=time_text(attempt.started_at),
+        ended_at=time_text(attempt.ended_at),
         outcome=attempt.outcome,
         error=attempt.error,
     )
@@ -151,15 +151,16 @@ def event_document(event: Event) -> EventDocument:
         seq=event.seq,
         event=event.event,
         status=event.status,
-        at=_text(utc(event.at_ms)),
+        at=time_text(utc(event.at_ms)),
         data=event.data,
         stream=event.stream,
     )
 
 
 def _time(moment: datetime | None) -> str | None:
-    return None if moment is None else _text(moment)
+    return None if moment is None else time_text(moment)
 
 
-def _text(moment: datetime) -> str:
+def time_text(moment: datetime) -> str:
+    """A time as every document has it."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"

@@ -7,6 +7,8 @@ TaskpoolError
 │   └── UnknownDependency      depends_on names a task that doesn't exist
 ├── TaskNotFound               no task has this id
 ├── TaskConflict               the task's status doesn't allow that
+├── InvalidKey                 what was asked for can't be an API key
+├── KeyNotFound                no API key has this id
 ├── WaitTimeout                the task didn't end in time
 ├── AttemptLost                the attempt no longer holds the lease
 ├── ConfigurationError         a setting or a task module is wrong
@@ -89,6 +91,22 @@ class TaskConflict(TaskpoolError):
     def __init__(self, id: str, status: str, message: str) -> None:
         super().__init__(message)
         self.id, self.status = id, status
+
+
+class InvalidKey(TaskpoolError):
+    """Raised when what was asked for can't be an API key; `errors` as for `InvalidTask`."""
+
+    def __init__(self, errors: Sequence[FieldError]) -> None:
+        super().__init__(f"{errors[0].pointer}: {errors[0].detail}")
+        self.errors = tuple(errors)
+
+
+class KeyNotFound(TaskpoolError):
+    """Raised when no API key has this id: it was revoked, or it never existed."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"no API key has the id {id!r}; it was revoked, or it never existed")
+        self.id = id
 
 
 class WaitTimeout(TaskpoolError):

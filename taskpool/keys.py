@@ -59,6 +59,13 @@ DELIVERY: Final = "taskpool:delivery:"  # + id: hash
 DELIVERIES: Final = (
     "taskpool:deliveries:"  # + endpoint or task: zset of deliveries, all with score 0 (ids sort by time)
 )
+API_KEYS: Final = "taskpool:keys"  # hash key id -> JSON of its ApiKey, with hashes of its secrets
+API_KEYS_USED: Final = "taskpool:keys:used"  # hash key id -> when it was last used, ms
+TICKET: Final = "taskpool:ticket:"  # + hash of a ticket: the id of the key that it stands for, with a TTL
+AUDIT: Final = "taskpool:audit"  # capped stream of who changed what, one JSON document each
+AUDIT_SUBMITTED: Final = "taskpool:audit:submitted"  # the same of submissions
+BY_PROJECT: Final = "taskpool:project:"  # + project: zset of ids, all with score 0
+PROJECTS: Final = "taskpool:projects"  # set of projects in use
 NOTHING: Final = "taskpool:nothing"  # never exists: deleting it is the write that Redis never refuses
 
 WIP_GRACE_S: Final = 3600
@@ -67,6 +74,9 @@ score has passed; ours is taken back by the reaper the moment its lease ends, lo
 
 EVENTS_MAXLEN: Final = 10_000
 """About how many events the stream keeps, for those who resume."""
+
+AUDIT_MAXLEN: Final = 10_000
+"""About how many entries each stream of the audit keeps."""
 
 HISTORY_CAP: Final = 20
 """How many ended attempts a record tells of, the last ones."""

@@ -24,6 +24,7 @@ Kind = Literal["text", "integer", "seconds", "list", "targets", "switch", "choic
 
 PREFIX: Final = "TASKPOOL_"
 REDIS_SCHEMES: Final = ("redis", "rediss", "unix", SCHEME)
+AUTH_MODES: Final = ("auto", "off")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -78,6 +79,18 @@ class Settings:
     files_root: str = _setting(".", "Directory below which word_count may read files.", "text")
     webhook_allow: tuple[str, ...] = _setting(
         (), "Hosts and networks that webhooks may reach though they aren't public.", "targets"
+    )
+    auth: str = _setting(
+        "auto",
+        "auto: a key is needed once there is one, and only this machine is served without; off: no key is ever needed.",
+        "choice",
+        choices=AUTH_MODES,
+    )
+    public_address: str | None = _setting(
+        None, "Address at which the API is reached, if not `TASKPOOL_HOST`: a container's published port.", "text"
+    )
+    cors_origins: tuple[str, ...] = _setting(
+        (), "Origins of web pages that may use the API, such as `https://app.example.org`.", "list"
     )
     log_level: str = _setting("info", "How much the log says.", "choice", choices=LOG_LEVELS)
 

@@ -121,3 +121,11 @@ local function history_with(history, attempt, worker, started_at, ended_at, outc
   if breaks + 2 > KEY.history_cap then history = string.sub(history, string.find(history, '\n', 1, true) + 1) end
   return history .. '\n' .. entry
 end
+
+-- One entry of the audit, after all that was checked; '' or nil for none. A submission's goes into its own stream.
+local function audit(entry, of_submissions)
+  if entry and entry ~= '' then
+    local stream = of_submissions and KEY.audit_submitted or KEY.audit
+    redis.call('XADD', stream, 'MAXLEN', '~', KEY.audit_maxlen, '*', 'e', entry)
+  end
+end
