@@ -10,9 +10,10 @@ from types import FrameType
 from typing import NoReturn
 
 from api.app import create_app
+from api.door import check_door
 from api.server import bind, serve
 from taskpool.embedded import check_redis
-from taskpool.errors import ConfigurationError
+from taskpool.errors import ConfigurationError, RedisUnavailable
 from taskpool.settings import Settings, resolve_redis_url
 
 logger = logging.getLogger("api")
@@ -29,12 +30,13 @@ def main() -> int:
         logging.getLogger("uvicorn").setLevel("WARNING")
         listener = bind(settings.host, settings.port)
         check_redis(resolve_redis_url(settings))
+        who = check_door(settings)
         app = create_app(settings)
-    except ConfigurationError as error:
+    except (ConfigurationError, RedisUnavailable) as error:
         print(f"api: {error}", file=sys.stderr)
         return 2
     host, port = listener.getsockname()[:2]
-    logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    logger.info("listening on http://%s:%d %s", f"[{host}]" if ":" in host else host, port, who)
     serve(app, listener, log_level="warning")
     return 0
 

@@ -70,7 +70,7 @@ class SecurityHeaders:
         async def send_with_headers(message: Message) -> None:
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 headers = message["headers"] = [*message.get("headers", ()), *SECURITY]
-                if not any([name == CSP for name, _ in headers]):
+                if CSP not in dict(headers):
                     headers.append(NOTHING)
             await send(message)
 

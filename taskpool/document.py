@@ -110,7 +110,7 @@ def type_document(info: TypeInfo) -> TypeDocument:
         result_ttl_s=info.result_ttl_s,
         is_async=info.is_async,
         served_by=info.served_by,
-        last_seen_at=None if info.last_seen_ms is None else _text(utc(info.last_seen_ms)),
+        last_seen_at=None if info.last_seen_ms is None else time_text(utc(info.last_seen_ms)),
     )
 
 

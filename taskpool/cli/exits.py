@@ -9,7 +9,9 @@ from enum import IntEnum
 
 from taskpool.errors import (
     ConfigurationError,
+    InvalidKey,
     InvalidTask,
+    KeyNotFound,
     RedisUnavailable,
     TaskConflict,
     TaskNotFound,
@@ -39,7 +41,7 @@ Exit status:
   0  done, or the command did what was asked
   1  the task failed; `up`: a part died
   2  a flag, a setting or a payload is wrong; `up`: it can't start
-  3  no task has this id
+  3  no task, or no key, has this id
   4  the task didn't end in the time given
   5  the task was stopped or canceled
   6  the task's status doesn't allow that
@@ -74,6 +76,8 @@ def failure_of(error: TaskpoolError) -> Failure:
         (RedisUnavailable, Exit.NO_REDIS),
         (ConfigurationError, Exit.USAGE),
         (InvalidTask, Exit.USAGE),
+        (InvalidKey, Exit.USAGE),
+        (KeyNotFound, Exit.NOT_FOUND),
     )
     status = next((status for kind, status in statuses if isinstance(error, kind)), Exit.FAILED)
     return Failure(_text(error), status)

@@ -1,0 +1,96 @@
+"""Safe by default, as processes: where the API opens its door, to whom, and what it says when it doesn't."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from taskpool.apikey import Scope
+from tests.api_client import ROOT, api_process, environment
+from tests.instances import taskpool
+from tests.keys import bearer, make_key
+
+ELSEWHERE = {"TASKPOOL_PUBLIC_ADDRESS": "0.0.0.0:8080"}
+
+
+def refusal(redis_url: str, **variables: str) -> tuple[int, str]:
+    """The exit status and the words of an API that doesn't start."""
+    done = subprocess.run(
+        [sys.executable, "-m", "api"],
+        env=environment(redis_url, **variables),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("variables", [{"TASKPOOL_HOST": "0.0.0.0"}, ELSEWHERE])
+def test_where_others_reach_it_it_does_not_start_without_a_key(redis_url: str, variables: dict[str, str]) -> None:
+    status, said = refusal(redis_url, **variables)
+
+    assert status == 2
+    assert said.count("\n") == 1
+    for way in ("taskpool keys create", "TASKPOOL_HOST=127.0.0.1", "TASKPOOL_AUTH=off"):
+        assert way in said
+
+
+def test_with_a_key_it_starts_there_and_asks_for_it(redis_url: str, tmp_path: Path) -> None:
+    text = make_key(redis_url)
+
+    with api_process(redis_url, tmp_path / "log", **ELSEWHERE) as (_, url):
+        answers = [httpx.get(url + "/tasks"), httpx.get(url + "/tasks", headers=bearer(text))]
+
+    assert [answer.status_code for answer in answers] == [401, 200]
+    assert "for those who have a key" in (tmp_path / "log").read_text()
+
+
+def test_it_asks_nobody_where_that_is_said_explicitly(redis_url: str, tmp_path: Path) -> None:
+    make_key(redis_url)
+
+    with api_process(redis_url, tmp_path / "log", TASKPOOL_AUTH="off", **ELSEWHERE) as (_, url):
+        answer = httpx.get(url + "/tasks", headers={"host": "tasks.example.org"})
+
+    assert answer.status_code == 200
+    assert "asking nobody for a key (TASKPOOL_AUTH=off)" in (tmp_path / "log").read_text()
+
+
+def test_on_this_machine_it_is_open_and_says_so(redis_url: str, tmp_path: Path) -> None:
+    with api_process(redis_url, tmp_path / "log") as (_, url):
+        answer = httpx.get(url + "/tasks")
+
+    assert answer.status_code == 200
+    assert "for this machine alone, without keys" in (tmp_path / "log").read_text()
+
+
+def test_the_log_shows_neither_keys_nor_tickets(redis_url: str, tmp_path: Path) -> None:
+    text = make_key(redis_url, "a", Scope.ADMIN)
+
+    with api_process(redis_url, tmp_path / "log", TASKPOOL_LOG_LEVEL="debug") as (_, url):
+        ticket = httpx.post(url + "/tickets", headers=bearer(text)).json()["ticket"]
+        for path in ("/tasks", "/nowhere", f"/tasks?ticket={ticket}"):
+            httpx.get(url + path, headers=bearer(text))
+
+    log = (tmp_path / "log").read_text()
+    assert "listening on" in log
+    assert [secret for secret in (ticket, text.split("_", 2)[2]) if secret in log] == []
+
+
+def test_the_first_key_can_be_made_before_anything_runs(tmp_path: Path) -> None:
+    made = taskpool(tmp_path, "keys", "create", "ops", "--scope", "admin")
+    listed = taskpool(tmp_path, "keys", "list")
+    revoked = taskpool(tmp_path, "keys", "revoke", made.stdout.split("_")[1])
+    audit = taskpool(tmp_path, "audit")
+
+    assert (made.returncode, made.stdout.startswith("tp_"), made.stdout.count("\n")) == (0, True, 1)
+    assert "only time it is shown" in made.stderr
+    assert "ops" in listed.stdout
+    assert made.stdout.strip().split("_", 2)[2] not in listed.stdout + audit.stdout
+    assert "is revoked" in revoked.stdout
+    assert ["key.revoked" in line for line in audit.stdout.splitlines()[1:]] == [True, False]

@@ -1,0 +1,241 @@
+"""Keys over HTTP: who is let in, what refuses whom, tickets, and what admins do with keys."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from redis import Redis
+
+from api import known
+from taskpool.apikey import Scope
+from tests.api_client import api, publish_types
+from tests.keys import bearer, id_of, make_key, revoke_key
+from tests.states import World
+
+ECHO = {"type": "echo", "payload": {"message": "hi"}}
+
+
+@pytest.fixture
+async def client(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an application that looks every key up anew, and asks each time whether there is one."""
+    monkeypatch.setattr(known, "FRESH_S", 0.0)
+    monkeypatch.setattr("api.gate.FRESH_S", 0.0)
+    publish_types(redis_url)
+    async with api(redis_url) as client:
+        yield client
+
+
+def refused(response: httpx.Response, status: int, error: str | None) -> None:
+    """Check a refusal, and how it challenges (RFC 6750)."""
+    assert response.status_code == status, response.text
+    challenge = response.headers["www-authenticate"]
+    assert challenge.startswith('Bearer realm="taskpool"')
+    assert ("error=" in challenge) == (error is not None)
+    assert error is None or f'error="{error}"' in challenge
+
+
+async def test_without_any_key_this_machine_is_let_in(client: httpx.AsyncClient) -> None:
+    assert (await client.post("/tasks", json=ECHO)).status_code == 202
+
+
+async def test_from_the_first_key_on_nobody_is_let_in_without(client: httpx.AsyncClient, redis_url: str) -> None:
+    assert (await client.get("/tasks")).status_code == 200
+
+    text = make_key(redis_url)
+
+    refused(await client.get("/tasks"), 401, None)
+    assert (await client.get("/tasks", headers=bearer(text))).status_code == 200
+
+
+async def test_when_the_last_key_is_revoked_the_door_stays_shut(client: httpx.AsyncClient, redis_url: str) -> None:
+    text = make_key(redis_url)
+    assert (await client.get("/tasks")).status_code == 401
+
+    revoke_key(redis_url, text)
+
+    refused(await client.get("/tasks"), 401, None)
+
+
+async def test_the_probes_and_the_door_ask_nobody(client: httpx.AsyncClient, redis_url: str) -> None:
+    make_key(redis_url)
+
+    assert [(await client.get(path)).status_code for path in ("/", "/livez", "/readyz")] == [200] * 3
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Bearer", "Bearer x", "Basic dXNlcjpwYXNz", "Bearer tp_000000000000_" + "A" * 43, "Bearer \xff", "tp_a_b", ""],
+)
+async def test_what_is_no_key_of_ours_is_401(client: httpx.AsyncClient, redis_url: str, header: str) -> None:
+    make_key(redis_url)
+
+    response = await client.get("/tasks", headers=[(b"authorization", header.encode("latin-1"))])
+
+    refused(response, 401, "invalid_token" if header else None)
+
+
+async def test_a_wrong_secret_is_401_and_told_as_an_unknown_key_is(client: httpx.AsyncClient, redis_url: str) -> None:
+    text = make_key(redis_url)
+    wrong = text[:-1] + ("A" if text[-1] != "A" else "B")
+
+    answers = [
+        await client.get("/tasks", headers=bearer(each)) for each in (wrong, wrong.replace(id_of(text), "0" * 12))
+    ]
+
+    assert [answer.json() for answer in answers] == [answers[0].json()] * 2
+    refused(answers[0], 401, "invalid_token")
+
+
+async def test_a_revoked_key_is_401(client: httpx.AsyncClient, redis_url: str) -> None:
+    text = make_key(redis_url)
+    assert (await client.get("/tasks", headers=bearer(text))).status_code == 200
+
+    revoke_key(redis_url, text)
+
+    refused(await client.get("/tasks", headers=bearer(text)), 401, "invalid_token")
+
+
+async def test_an_expired_key_is_401_and_says_so(client: httpx.AsyncClient, redis: Redis, redis_url: str) -> None:
+    text = make_key(redis_url, "guest", expires_in_s=60)
+    document = redis.hget("taskpool:keys", id_of(text))
+    assert isinstance(document, bytes)
+    redis.hset("taskpool:keys", id_of(text), re.sub(rb'"expires_ms":\d+', b'"expires_ms":1', document))
+
+    response = await client.get("/tasks", headers=bearer(text))
+
+    refused(response, 401, "invalid_token")
+    assert "'guest' has expired" in response.json()["detail"]
+
+
+async def test_a_missing_scope_is_403_and_named(client: httpx.AsyncClient, redis_url: str) -> None:
+    text = make_key(redis_url, "reader", Scope.READ)
+
+    response = await client.post("/tasks", json=ECHO, headers=bearer(text))
+
+    refused(response, 403, "insufficient_scope")
+    assert 'scope="tasks:write"' in response.headers["www-authenticate"]
+    assert response.json()["type"].endswith(":forbidden")
+
+
+async def test_a_known_key_costs_no_look_at_redis(redis_url: str, redis: Redis) -> None:
+    text = make_key(redis_url)
+    async with api(redis_url) as client:
+        await client.get("/tasks/none", headers=bearer(text))
+        before = redis.info("commandstats")
+        for _ in range(5):
+            await client.get("/tasks/none", headers=bearer(text))
+        after = redis.info("commandstats")
+
+    calls = {name: after[name]["calls"] - before.get(name, {"calls": 0})["calls"] for name in after}
+    assert {name: count for name, count in calls.items() if count} == {"cmdstat_hgetall": 5, "cmdstat_info": 1}
+
+
+async def test_last_used_is_noted_but_not_each_time(client: httpx.AsyncClient, redis_url: str, redis: Redis) -> None:
+    text = make_key(redis_url)
+    await client.get("/tasks", headers=bearer(text))
+    noted = redis.hgetall("taskpool:keys:used")
+    redis.delete("taskpool:keys:used")
+
+    for _ in range(3):
+        await client.get("/tasks", headers=bearer(text))
+
+    assert set(noted) == {id_of(text).encode()}
+    assert not redis.exists("taskpool:keys:used")
+
+
+async def test_the_rotated_secret_opens_and_the_old_one_until_the_grace_is_over(
+    client: httpx.AsyncClient, redis_url: str
+) -> None:
+    admin, old = make_key(redis_url, "a", Scope.ADMIN), make_key(redis_url)
+
+    rotated = await client.post(f"/keys/{id_of(old)}/rotate", headers=bearer(admin))
+
+    new = rotated.json()["key"]
+    assert rotated.status_code == 200
+    assert (await client.get("/tasks", headers=bearer(new))).status_code == 200
+    assert (await client.get("/tasks", headers=bearer(old))).status_code == 200
+
+    await client.post(f"/keys/{id_of(old)}/rotate", json={"grace_s": 0}, headers=bearer(admin))
+    refused(await client.get("/tasks", headers=bearer(new)), 401, "invalid_token")
+
+
+async def test_an_admin_makes_lists_and_revokes_keys(client: httpx.AsyncClient, redis_url: str) -> None:
+    admin = make_key(redis_url, "a", Scope.ADMIN)
+    asked = {"name": "shop", "scopes": ["tasks:read"], "project": "shop", "queues": ["mails"], "expires_in_s": 60}
+
+    made = await client.post("/keys", json=asked, headers=bearer(admin))
+    text = made.json()["key"]
+    listed = await client.get("/keys", headers=bearer(admin))
+    revoked = await client.delete(made.headers["location"], headers=bearer(admin))
+
+    assert (made.status_code, revoked.status_code) == (201, 204)
+    assert made.headers["location"] == f"/keys/{id_of(text)}"
+    assert {name: made.json()[name] for name in ("name", "scopes", "project", "queues")} == {
+        name: asked[name] for name in ("name", "scopes", "project", "queues")
+    }
+    assert {each["name"] for each in listed.json()["keys"]} == {"a", "shop"}
+    assert text.split("_", 2)[2] not in listed.text
+    assert "hash" not in listed.text
+    assert (await client.delete(made.headers["location"], headers=bearer(admin))).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("document", "pointer"),
+    [
+        ({}, "/name"),
+        ({"name": "x", "scopes": ["root"]}, "/scopes/0"),
+        ({"name": "x", "scope": ["admin"]}, "/scope"),
+        ({"name": "x", "scopes": ["admin"], "project": "p"}, "/project"),
+        ({"name": "x", "types": []}, "/types"),
+    ],
+)
+async def test_a_wrong_key_is_refused_by_its_field(
+    client: httpx.AsyncClient, document: dict[str, Any], pointer: str
+) -> None:
+    response = await client.post("/keys", json=document)
+
+    assert (response.status_code, response.json()["type"]) == (422, "urn:taskpool:problem:invalid-key")
+    assert [error["pointer"] for error in response.json()["errors"]] == [pointer]
+
+
+async def test_no_answer_no_log_and_nothing_in_redis_shows_a_secret(
+    client: httpx.AsyncClient, redis_url: str, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    admin = make_key(redis_url, "a", Scope.ADMIN)
+    made = await client.post("/keys", json={"name": "b"}, headers=bearer(admin))
+    text = made.json()["key"]
+
+    answers = [await client.get(path, headers=bearer(admin)) for path in ("/keys", "/audit", "/tasks", "/metrics", "/")]
+    answers += [await client.post("/tasks", json=ECHO, headers=bearer(text))]
+    answers += [
+        await client.get("/audit", headers=bearer(text)),
+        await client.get("/tasks", headers=bearer(text + "x")),
+    ]
+
+    shown = "".join(answer.text + str(answer.headers) for answer in answers) + caplog.text
+    shown += repr(world.snapshot())
+    assert [secret for each in (admin, text) if (secret := each.split("_", 2)[2]) in shown] == []
+
+
+async def test_the_audit_is_for_admins_and_says_who_did_what_from_where(
+    client: httpx.AsyncClient, redis_url: str
+) -> None:
+    admin, reader = make_key(redis_url, "root", Scope.ADMIN), make_key(redis_url, "reader")
+    made = await client.post("/keys", json={"name": "b"}, headers=bearer(admin))
+
+    response = await client.get("/audit", params={"limit": 1}, headers=bearer(admin))
+
+    (entry,) = response.json()["entries"]
+    assert entry.pop("at").endswith("Z")
+    by = {"key": id_of(admin), "name": "root", "address": "127.0.0.1"}
+    assert entry == {"what": "key.created", "about": made.json()["id"], "by": by}
+    assert response.links["next"]["url"].startswith("/audit?cursor=")
+    assert (await client.get(response.links["next"]["url"], headers=bearer(admin))).status_code == 200
+    refused(await client.get("/audit", headers=bearer(reader)), 403, "insufficient_scope")
+    assert (await client.get("/audit?cursor=x", headers=bearer(admin))).status_code == 400

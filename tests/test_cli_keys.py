@@ -1,0 +1,68 @@
+"""`taskpool keys` and `taskpool audit` on a Redis that runs: what they print, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner, Result
+
+from taskpool.cli.root import main
+from tests.keys import id_of
+
+
+def run(redis_url: str, *arguments: str) -> Result:
+    return CliRunner().invoke(main, [*arguments, "--redis-url", redis_url])
+
+
+def test_a_key_is_made_listed_rotated_and_revoked(redis_url: str) -> None:
+    made = run(redis_url, "keys", "create", "shop", "--project", "shop", "--queue", "mails", "--days", "3", "--json")
+    document = json.loads(made.stdout)
+    rotated = run(redis_url, "keys", "rotate", document["id"], "--grace", "60")
+    listed = json.loads(run(redis_url, "keys", "list", "--json").stdout)
+    table = run(redis_url, "keys", "list").stdout
+    revoked = run(redis_url, "keys", "revoke", document["id"])
+
+    assert document["key"].startswith(f"tp_{document['id']}_")
+    assert document["scopes"] == ["tasks:read", "tasks:write", "tasks:stop"]
+    assert id_of(rotated.stdout) == document["id"]
+    assert rotated.stdout.strip() != document["key"]
+    assert [key["old_secret_until"] is not None for key in listed["keys"]] == [True]
+    assert "mails" in table
+    assert revoked.exit_code == 0
+    assert json.loads(run(redis_url, "keys", "list", "--json").stdout) == {"keys": []}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (("create", "x", "--scope", "root"), 2, "tasks:read"),
+        (("create", "x", "--scope", "admin", "--project", "p"), 2, "/project"),
+        (("create", ""), 2, "/name"),
+        (("rotate", "000000000000"), 3, "no API key has the id"),
+        (("revoke", "nobody"), 3, "no API key has the id"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_a_status(
+    redis_url: str, arguments: tuple[str, ...], status: int, says: str
+) -> None:
+    result = run(redis_url, "keys", *arguments)
+
+    assert result.exit_code == status
+    assert says in result.output
+    assert "Traceback" not in result.output
+
+
+def test_the_audit_says_who_ran_the_command(redis_url: str) -> None:
+    run(redis_url, "keys", "create", "x")
+
+    entries = json.loads(run(redis_url, "audit", "--json").stdout)["entries"]
+
+    assert [entry["what"] for entry in entries] == ["key.created"]
+    assert entries[0]["by"]["name"].startswith("taskpool (")
+    assert "key.created" in run(redis_url, "audit", "--limit", "1").stdout
+
+
+def test_nothing_yet_is_said(redis_url: str) -> None:
+    assert "there is no key yet" in run(redis_url, "keys", "list").output
+    assert "nothing has been done" in run(redis_url, "audit").output
