@@ -79,7 +79,13 @@ PROBLEM_HEADERS: Final[Mapping[int, Mapping[str, bool]]] = {
 }
 """The headers of problems by status, and whether each of them is always there."""
 
-TITLES: Final = {200: "It is done.", 201: "It is made.", 202: "It is stored.", 204: "It is gone.", 304: "It hasn't changed."}
+TITLES: Final = {
+    200: "It is done.",
+    201: "It is made.",
+    202: "It is stored.",
+    204: "It is gone.",
+    304: "It hasn't changed.",
+}
 
 
 def describe(routes: Iterable[BaseRoute], types: Sequence[TypeInfo]) -> Object:

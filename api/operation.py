@@ -80,9 +80,9 @@ def operation(
 ) -> Callable[[H], H]:
     """Declare a handler: `id` is its operationId, `answers` has a type or an `Answer` for each good status.
 
-    `query` and `body` are the types it reads; `headers` the request's own that it minds (`openapi.HEADERS` describes
-    them); `body_fault` is the kind of a body with a wrong field, `problems` are those that don't follow from the rest. Its docstring is `METHOD /path: summary`, and
-    whatever is to be said below.
+    `query` and `body` are the types it reads, `body_fault` is the kind of a body with a wrong field; `headers` are the
+    request's own that it minds (`openapi.HEADERS` describes them), `problems` the kinds that don't follow from the
+    rest. Its docstring is `METHOD /path: summary`, and whatever is to be said below.
     """
     mark = Operation(
         id=id,
