@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -34,8 +33,7 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """How an attempt ended. `status`: done, failed, stopped, or scheduled (it runs again after `delay_s`).
 
     `result` is JSON. `failure` has `reason` (exception, retry, non_retryable, snoozed, timeout, stopped, unknown_task,
@@ -46,7 +44,7 @@ class Outcome:
     status: TaskStatus
     result: bytes = b""
     error: str = ""
-    failure: Mapping[str, Any] = field(default_factory=dict)
+    failure: Mapping[str, Any] = {}
     traceback: str = ""
     delay_s: float = 0.0
     counts: bool = True
@@ -66,7 +64,7 @@ def execute_task(
         return call
     try:
         result = call()
-        if isinstance(result, Coroutine):
+        if hasattr(result, "__await__") and isinstance(result, Coroutine):  # the second is slow
             result = run_coroutine(result)
     except BaseException as error:  # a task may raise anything, SystemExit too: its process goes on
         return _raised(running, error)

@@ -6,16 +6,16 @@ Either store runs them, the one that blocks and the one that awaits, so that no 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
+
+import msgspec
 
 T = TypeVar("T")
 
 Part = str | bytes | int | float
 
 
-@dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
+class Call(msgspec.Struct, Generic[T], frozen=True, gc=False):
     """One command and the function that turns Redis's raw reply into a value (or raises for it)."""
 
     command: Sequence[Part]

@@ -6,6 +6,7 @@ Pub/sub alone loses messages, so nobody waits longer than `LOOK_AGAIN_S` without
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -29,7 +30,7 @@ LOOK_AGAIN_S: Final = 1.0
 AWAY_RETRY_S: Final = 0.5
 """Between two tries of a wait whose Redis went away."""
 REPLY_TIMEOUT_S: Final = 10.0
-_ENDS: Final = (b'"status":"done"', b'"status":"failed"', b'"status":"stopped"', b'"status":"canceled"')
+_tells_end: Final = re.compile(rb'"status":"(?:done|failed|stopped|canceled)"').search
 
 
 class Listener:
@@ -55,7 +56,7 @@ class Listener:
         """As `follow`, for a task that `hear` listens to already and whose record is known."""
         yield record
         while not record.status.is_terminal:
-            message = self._wait_for_end((keys.CHANNEL + record.id).encode(), look_s())
+            message = self._wait_for_end((keys.CHANNEL + record.id).encode(), look_s)
             ended = None if message is None else restore_told(record, message)
             record = ended or self._run(record_of(record.id))
             yield record
@@ -93,26 +94,25 @@ class Listener:
 
     def _reply(self) -> Any:
         """The reply to the last command; messages that were pushed before it are of a time that it tells of as well."""
-        while isinstance(reply := self._next(REPLY_TIMEOUT_S), hiredis.PushNotification):
-            pass
-        if reply is None:
-            self.close()
-            raise RedisUnavailable("Redis doesn't answer")
-        return reply
+        end_mono = time.monotonic() + REPLY_TIMEOUT_S
+        while time.monotonic() < end_mono:
+            reply = self._wire.next_reply(LOOK_AGAIN_S)
+            if reply is not None and not isinstance(reply, hiredis.PushNotification):
+                return reply
+        self.close()
+        raise RedisUnavailable("Redis doesn't answer")
 
-    def _wait_for_end(self, channel: bytes, timeout_s: float) -> bytes | None:
-        """The message that tells of the task's end; None when there was none for `timeout_s`."""
-        end_mono = time.monotonic() + timeout_s
-        while (push := self._next(end_mono - time.monotonic())) is not None:
-            if push[0] == b"message" and push[1] == channel and any(mark in push[2] for mark in _ENDS):
+    def _wait_for_end(self, channel: bytes, look_s: Callable[[], float]) -> bytes | None:
+        """The message that tells of the task's end; None when there was none for `look_s()`, or others for long."""
+        end_mono = time.monotonic() + LOOK_AGAIN_S
+        # What is waited for stays the same until the end is near: another timeout costs a system call.
+        while (push := self._wire.next_reply(max(look_s(), 0.001))) is not None:
+            if push[0] == b"message" and push[1] == channel and _tells_end(push[2]):
                 message: bytes = push[2]
                 return message
             if time.monotonic() >= end_mono:  # a task may report without a pause
                 break
         return None
-
-    def _next(self, timeout_s: float) -> Any:
-        return self._wire.next_reply(max(timeout_s, 0.001))
 
 
 def record_of(id: str) -> Call[TaskRecord]:
@@ -180,7 +180,7 @@ class AsyncListener:
             self._waiters.pop(channel, None)
 
     def _told(self, message: list[Any]) -> None:
-        if any(mark in message[2] for mark in _ENDS):
+        if _tells_end(message[2]):
             for told in self._waiters.get(message[1], ()):
                 told.set()
 

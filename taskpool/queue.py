@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
@@ -16,7 +16,7 @@ from taskpool.errors import FieldError, InvalidPayload, TaskConflict, TaskNotFou
 from taskpool.record import STATUS_OF, fetch_if_there, is_task, restore
 from taskpool.registry import Registry
 from taskpool.secret import Secrets
-from taskpool.submission import Defaults, prepare
+from taskpool.submission import Defaults, TypeOptions, prepare
 from taskpool.tasktype import TaskType
 from taskpool.types import Page, QueuedTask, TaskRecord, TaskSpec, TaskStatus, utc
 
@@ -51,8 +51,9 @@ def check_task(spec: TaskSpec, catalogue: Catalogue, registry: Registry | None, 
     Raises:
         InvalidTask: as `add_task`.
     """
-    (checked,) = yield from _check((spec,), catalogue, registry, defaults, lambda _: "")
-    return checked
+    task_type = None if registry is None else registry.get(spec.type)
+    info = task_type or (yield from catalogue.find((spec.type,)))[spec.type]
+    return _checked(spec, task_type or catalogue, info, defaults, "")
 
 
 def add_tasks(
@@ -63,36 +64,36 @@ def add_tasks(
     Raises:
         InvalidTask: as `add_task`; the pointers start with the index of the task.
     """
-    checked = yield from _check(specs, catalogue, registry, defaults, lambda index: f"/{index}")
+    checked = yield from _check(specs, catalogue, registry, defaults)
     if len(checked) > CHUNK:  # one call finds out by itself
         yield from _check_parents([each.task for each in checked])
     return (yield from _store(checked))
 
 
 def _check(
-    specs: Sequence[TaskSpec],
-    catalogue: Catalogue,
-    registry: Registry | None,
-    defaults: Defaults,
-    prefix: Callable[[int], str],
+    specs: Sequence[TaskSpec], catalogue: Catalogue, registry: Registry | None, defaults: Defaults
 ) -> Plan[list[Checked]]:
     local = {} if registry is None else {spec.type: registry.get(spec.type) for spec in specs}
     foreign = {spec.type for spec in specs if local.get(spec.type) is None}
     infos = (yield from catalogue.find(list(foreign))) if foreign else {}
     checked = []
     for index, spec in enumerate(specs):
-        start = prefix(index)
-        payload = _as_json(spec, start)
         task_type = local.get(spec.type)
-        fields = task_type.secret_fields if task_type else catalogue.secret_fields(spec.type)
-        shown, secrets = fields.split(payload) if fields else (payload, None)
-        if task_type is not None:
-            _check_locally(task_type, payload, start, secrets)
-        else:
-            catalogue.check(spec.type, payload, start + "/payload")
-        task = prepare(spec, shown, task_type or infos[spec.type], defaults, start, secrets=secrets)
-        checked.append(Checked(task, shown))
+        info = task_type or infos[spec.type]
+        checked.append(_checked(spec, task_type or catalogue, info, defaults, f"/{index}"))
     return checked
+
+
+def _checked(spec: TaskSpec, judge: TaskType | Catalogue, info: TypeOptions, defaults: Defaults, start: str) -> Checked:
+    """One submission, checked by its type where that is registered here, else by its schema in the catalogue."""
+    payload = _as_json(spec, start)
+    fields = judge.secret_fields(spec.type) if isinstance(judge, Catalogue) else judge.secret_fields
+    shown, secrets = fields.split(payload) if fields else (payload, None)
+    if isinstance(judge, Catalogue):
+        judge.check(spec.type, payload, start + "/payload")
+    else:
+        _check_locally(judge, payload, start, secrets)
+    return Checked(prepare(spec, shown, info, defaults, start, secrets=secrets), shown)
 
 
 def _store(checked: Sequence[Checked]) -> Plan[list[TaskRecord]]:

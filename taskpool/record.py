@@ -45,7 +45,8 @@ DEFAULT_FAILURE_TTL_S: Final = 604_800
 
 _json = msgspec.json.Decoder().decode
 _attempts = msgspec.json.Decoder(PastAttempt).decode_lines
-_NUMBER: Final = re.compile(rb"-?[0-9]{1,15}")
+DIGITS: Final = 15
+_NUMBER: Final = re.compile(rb"-?[0-9]{1,%d}" % DIGITS)
 
 
 def fetch(id: str) -> Call[TaskRecord]:
@@ -125,10 +126,10 @@ def restore_hash(id: str, h: Hash) -> TaskRecord:
 
 def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str) -> RunningTask:
     """The claimed task in what `claim.lua` answers."""
-    (id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, started_ms) = reply[
-        :11
-    ]
-    parents, timeout_ms, backoff, snoozes, hidden = reply[11:]
+    id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, started_ms, *more = (
+        reply
+    )
+    parents, timeout_ms, backoff, snoozes, hidden = more
     refusal = None
     secrets = None
     payload: Any = None
@@ -137,8 +138,6 @@ def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str) -> Runni
         secrets = None if hidden is None else _secrets(hidden)
     except rqjob.Refused as error:
         name, refusal = _text(type) or rqjob.UNKNOWN_TYPE, str(error)
-    started = int(started_ms)
-    enqueued = _time(enqueued_at)
     return RunningTask(
         id=id.decode(),
         type=name,
@@ -147,13 +146,13 @@ def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str) -> Runni
         attempt=attempt,
         attempt_id=attempt_id,
         worker=worker,
-        max_attempts=_number(max_attempts) or 1,
+        max_attempts=_number(max_attempts, 0) or 1,
         timeout_s=_limit_s(timeout_ms, timeout),
         result_ttl_s=_number(result_ttl, DEFAULT_TTL_S),
         failure_ttl_s=_number(failure_ttl, DEFAULT_FAILURE_TTL_S),
-        enqueued_ms=started if enqueued is None else round(enqueued.timestamp() * 1000),
-        started_ms=started,
-        depends_on=_ids(parents),
+        enqueued_at=(enqueued_at or b"").decode("ascii", "replace"),
+        started_ms=int(started_ms),
+        depends_on=_ids(parents) if parents else (),
         backoff_s=_backoff_s(backoff, 0) if backoff else None,
         backoff_max_s=_backoff_s(backoff, 1) if backoff else None,
         snoozes=_number(snoozes, 0) if snoozes else 0,
@@ -167,6 +166,13 @@ def _secrets(hidden: bytes) -> Secrets:
         return Secrets.restore(hidden)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise rqjob.Refused("its secret fields can't be read") from error
+
+
+def waited_ms(running: RunningTask) -> int:
+    """How long a claimed task had been queued, as far as its record tells. (Read when the task is over: it takes longer
+    than all the rest.)"""
+    enqueued = _time(running.enqueued_at.encode())
+    return 0 if enqueued is None else max(running.started_ms - round(enqueued.timestamp() * 1000), 0)
 
 
 def backoff_text(first_s: float | None, longest_s: float | None) -> str:
@@ -245,7 +251,7 @@ def _moment(ms: bytes | None) -> datetime | None:
 
 def _limit_s(timeout_ms: bytes | None, timeout: bytes | None) -> float | None:
     """The time limit: ours in ms, else RQ's in whole seconds, where -1 is for none."""
-    limit_ms = _number(timeout_ms)
+    limit_ms = _number(timeout_ms) if timeout_ms else None
     limit_s = _number(timeout) if limit_ms is None else limit_ms / 1000
     return limit_s if limit_s is not None and limit_s > 0 else None
 
@@ -262,4 +268,6 @@ def _number(raw: bytes | None) -> int | None: ...
 def _number(raw: bytes | None, default: int) -> int: ...
 def _number(raw: bytes | None, default: int | None = None) -> int | None:
     """A whole number; `default` for anything else."""
+    if raw and raw.isdigit() and len(raw) <= DIGITS:
+        return int(raw)
     return int(raw) if raw and _NUMBER.fullmatch(raw) else default

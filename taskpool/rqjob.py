@@ -39,6 +39,7 @@ DESCRIPTION_LENGTH: Final = 120
 SMALL: Final = 2000
 
 _encode = msgspec.json.Encoder().encode
+_CALL: Final = _encode((ENTRY_POINT, None, ())).removesuffix(b"]]")
 _decode = msgspec.json.Decoder().decode
 
 
@@ -66,9 +67,9 @@ def template(queue: str, timeout_s: float, result_ttl_s: int, failure_ttl_s: int
     return tuple(part for item in fields.items() for part in item)
 
 
-def data(type: str, payload: Any) -> bytes:
-    """RQ's `data` of a task, uncompressed: the payload is stored here and nowhere else."""
-    return _encode((ENTRY_POINT, None, (type, payload), {}))
+def data(type: str, payload: bytes) -> bytes:
+    """RQ's `data` of a task, uncompressed; `payload` is JSON, and stored here and nowhere else."""
+    return b"%b%b,%b],{}]" % (_CALL, _encode(type), payload)
 
 
 def call_of(stored: bytes) -> tuple[str, Any]:
@@ -148,7 +149,6 @@ class PlainJob:
             timeout_s=None,
             result_ttl_s=job.result_ttl or 0,
             failure_ttl_s=job.failure_ttl or 0,
-            enqueued_ms=0,
             started_ms=0,
             secrets=Secrets.restore(hidden or b"") if has_secrets else None,
         )

@@ -144,7 +144,7 @@ def finish(
             running.attempt_id,
             running.queue,
             running.worker,
-            status.value,
+            "done" if done else status.value,
             running.result_ttl_s if done else running.failure_ttl_s,
             result,
             error,

@@ -32,7 +32,8 @@ stands in the middle when a script ran into it: ``ERR Error running script (...)
 class Transport(Protocol):
     """What a store needs of a connection: send commands together, get raw replies (errors as values) in order."""
 
-    def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float, *, apart: int = 0) -> list[Any]: ...
+    def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float, *, sent: int = 0) -> list[Any]: ...
+    def send(self, commands: Sequence[Sequence[Part]]) -> None: ...
     def close(self) -> None: ...
 
 
@@ -69,15 +70,24 @@ class Store:
         (value,) = self.run_many((call,))
         return value  # type: ignore[no-any-return]
 
-    def run_many(self, calls: Sequence[Call[Any]], *, apart: int = 0) -> list[Any]:
-        """The values of several calls, sent together and carried out in order: one round trip (`apart`: see `Wire`)."""
+    def send(self, calls: Sequence[Call[Any]]) -> None:
+        """Send calls ahead: Redis is at them while the next are made. Give them to `run_many`, which must follow."""
+        self._transport.send([call.command for call in calls])
+
+    def run_many(self, calls: Sequence[Call[Any]], *, sent: Sequence[Call[Any]] = ()) -> list[Any]:
+        """The values of several calls, sent together and carried out in order: one round trip.
+
+        The values of those `sent` ahead come first.
+        """
         timeout_s = _timeout_s(calls)
         try:
-            replies = self._transport.exchange([call.command for call in calls], timeout_s, apart=apart)
+            replies = self._transport.exchange([call.command for call in calls], timeout_s, sent=len(sent))
         except RedisUnavailable:
-            if not all(call.again for call in calls):
+            if sent or not all(call.again for call in calls):
                 raise
             replies = self._transport.exchange([call.command for call in calls], timeout_s)
+        if sent:
+            calls = (*sent, *calls)
         for at in _unknown_scripts(replies):
             replies[at] = self._transport.exchange([with_text(calls[at])], timeout_s)[0]
         try:
@@ -143,7 +153,8 @@ class AsyncStore:
 
 
 def _timeout_s(calls: Sequence[Call[Any]]) -> float:
-    return REPLY_TIMEOUT_S + sum([call.blocks_s for call in calls])
+    """Mostly the same, because setting another costs a system call."""
+    return max(REPLY_TIMEOUT_S, REPLY_TIMEOUT_S / 2 + sum([call.blocks_s for call in calls]))
 
 
 def _unknown_scripts(replies: Sequence[Any]) -> list[int]:

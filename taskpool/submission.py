@@ -40,6 +40,8 @@ EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST: Final = datetime(2999, 12, 31, tzinfo=UTC)
 DEFAULT_ATTEMPTS: Final = 1
 
+_encode: Final = msgspec.json.Encoder().encode
+
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
@@ -93,23 +95,30 @@ def prepare(
     Raises:
         InvalidTask: with a JSON Pointer for each fault.
     """
-    faults = [FieldError(f"{start}/{field}", detail) for field, detail in _faults(spec, defaults)]
-    if faults:
-        raise InvalidTask(f"{faults[0].pointer}: {faults[0].detail}", faults)
+    if spec != TaskSpec(type=spec.type, payload=spec.payload):  # without an option there is nothing to check
+        faults = [FieldError(f"{start}/{field}", detail) for field, detail in _faults(spec, defaults)]
+        if faults:
+            raise InvalidTask(f"{faults[0].pointer}: {faults[0].detail}", faults)
     queue = spec.queue or info.queue
     timeout_s = spec.timeout_s or info.timeout_s or defaults.timeout_s
     result_ttl_s = spec.result_ttl_s or info.result_ttl_s or defaults.result_ttl_s
     failure_ttl_s = spec.failure_ttl_s or defaults.failure_ttl_s
     max_attempts = spec.max_attempts or info.max_attempts or defaults.max_attempts
-    data, hidden = _data(spec.type, payload, secrets, start)
+    try:
+        encoded = _encode(payload)
+        refuse_nan(payload, encoded)
+        hidden = b"" if secrets is None else secrets.stored()
+    except ValueError as error:  # NaN, or half a surrogate pair in a text
+        fault = FieldError(f"{start}/payload", str(error))
+        raise InvalidPayload(f"the payload of {spec.type!r} is not JSON: {error}", [fault]) from None
     fields: list[Part] = [
         *rqjob.template(queue, timeout_s, result_ttl_s, failure_ttl_s),
         "type",
         spec.type,
         "data",
-        data,
+        rqjob.data(spec.type, encoded),
         "description",
-        rqjob.description(spec.type, payload, size=len(data)),
+        rqjob.description(spec.type, payload, size=len(encoded)),
     ]
     if max_attempts != DEFAULT_ATTEMPTS:
         fields += ("max_attempts", max_attempts)
@@ -153,18 +162,6 @@ def prepare(
 def _milliseconds(seconds: float | None) -> float | None:
     """As exact as it is stored."""
     return None if seconds is None else round(seconds * 1000) / 1000
-
-
-def _data(type: str, payload: Any, secrets: Secrets | None, start: str) -> tuple[bytes, bytes]:
-    """RQ's `data`, and what is kept apart from it."""
-    try:
-        data = rqjob.data(type, payload)
-        refuse_nan(payload, data)
-        hidden = b"" if secrets is None else secrets.stored()
-    except ValueError as error:  # NaN, or half a surrogate pair in a text
-        fault = FieldError(f"{start}/payload", str(error))
-        raise InvalidPayload(f"the payload of {type!r} is not JSON: {error}", [fault]) from None
-    return data, hidden
 
 
 def _faults(spec: TaskSpec, defaults: Defaults) -> Iterator[tuple[str, str]]:

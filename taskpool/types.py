@@ -196,8 +196,9 @@ class RunningTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     timeout_s: float | None
     result_ttl_s: int
     failure_ttl_s: int
-    enqueued_ms: int
     started_ms: int
+    enqueued_at: str = ""
+    """As its record has it (see `record.waited_ms`)."""
     depends_on: tuple[str, ...] = ()
     backoff_s: float | None = None
     backoff_max_s: float | None = None

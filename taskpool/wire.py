@@ -37,10 +37,10 @@ class Wire:
         self._timeout_s: float | None = None
         self._reader = hiredis.Reader()
 
-    def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float, *, apart: int = 0) -> list[Any]:
+    def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float, *, sent: int = 0) -> list[Any]:
         """Send the commands together and return their raw replies in order; an error reply is a value here.
 
-        The first `apart` of them leave in a write of their own: Redis tells others of them before it takes the rest.
+        The replies to those `sent` before come first.
 
         Raises:
             RedisUnavailable: no connection, or no reply in time. Whether the commands ran is then unknown.
@@ -48,10 +48,8 @@ class Wire:
         try:
             connection = self._socket or self._connect()
             self._wait_at_most(connection, timeout_s)
-            if apart:
-                connection.sendall(pack(commands[:apart]))
-            connection.sendall(pack(commands[apart:]))
-            return [self._read(connection) for _ in commands]
+            connection.sendall(pack(commands))
+            return [self._read(connection) for _ in range(sent + len(commands))]
         except OSError as error:
             self.close()
             raise self._unavailable(error) from error
@@ -61,15 +59,17 @@ class Wire:
             raise
 
     def send(self, commands: Sequence[Sequence[Part]]) -> None:
-        """Send commands whose replies `next_reply` reads.
+        """Send commands whose replies are read later, by `next_reply` or `exchange`.
 
         Raises:
             RedisUnavailable
         """
         try:
             connection = self._socket or self._connect()
-            self._wait_at_most(connection, CONNECT_TIMEOUT_S)
-            connection.sendall(pack(commands))
+            packed = pack(commands)
+            if len(packed) > CHUNK_BYTES:  # less doesn't wait: the kernel takes it
+                self._wait_at_most(connection, CONNECT_TIMEOUT_S)
+            connection.sendall(packed)
         except OSError as error:
             self.close()
             raise self._unavailable(error) from error
@@ -80,6 +80,9 @@ class Wire:
         Raises:
             RedisUnavailable
         """
+        reply = self._reader.gets()
+        if reply is not False:
+            return reply
         connection = self._socket
         if connection is None:
             raise RedisUnavailable(f"not connected to Redis at {self._address}")

@@ -56,7 +56,6 @@ def a_running(type: str) -> RunningTask:
         timeout_s=2.5,
         result_ttl_s=1000,
         failure_ttl_s=2000,
-        enqueued_ms=0,
         started_ms=0,
     )
 

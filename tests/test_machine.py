@@ -11,12 +11,12 @@ import os
 import random
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from msgspec.structs import replace
 from rq.exceptions import InvalidJobOperation
 from rq.job import Job
 from rq.serializers import JSONSerializer
@@ -116,7 +116,7 @@ class Machine(RuleBasedStateMachine, Bench):
             for task in tasks
         ]
         call = scripts.add(calls)
-        answered: Call[Any] = replace(call, read=lambda reply: _added(call.read(reply)))  # type: ignore[arg-type, return-value]
+        answered: Call[Any] = replace(call, read=lambda reply: _added(call.read(reply)))
         self.send(answered, lambda model, _: model.add(deepcopy(tasks)))
 
     # --- attempts -------------------------------------------------------------------------------------------------

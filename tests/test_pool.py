@@ -33,6 +33,7 @@ from taskpool.attempt import Outcome
 from taskpool.face import Face
 from taskpool.settings import Settings
 from taskpool.types import Event, RunningTask, TaskRecord
+from taskpool.wire import Wire
 from tests.states import World
 from tests.support import eventually
 
@@ -441,7 +442,7 @@ def test_an_interrupted_wait_leaves_nothing_for_the_next(redis_url: str, monkeyp
         run_next(pool)
         run_next(pool)
         pool.wait(other.id)
-        monkeypatch.setattr(pool.listener, "_next", _interrupted)
+        monkeypatch.setattr(Wire, "next_reply", _interrupted)
 
         with pytest.raises(KeyboardInterrupt):
             pool.wait(one.id)
@@ -450,7 +451,7 @@ def test_an_interrupted_wait_leaves_nothing_for_the_next(redis_url: str, monkeyp
         assert pool.wait(other.id).result == 4
 
 
-def _interrupted(timeout_s: float) -> Any:
+def _interrupted(wire: Wire, timeout_s: float) -> Any:
     raise KeyboardInterrupt
 
 

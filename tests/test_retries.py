@@ -156,7 +156,7 @@ def test_the_last_snooze_a_task_has_fails_it() -> None:
     def outcome(snoozes: int) -> Outcome:
         running = RunningTask(
             id="a", type="snooze", payload={}, queue="default", attempt=1, attempt_id="1", worker="w", max_attempts=5,
-            timeout_s=None, result_ttl_s=1, failure_ttl_s=1, enqueued_ms=0, started_ms=0, snoozes=snoozes,
+            timeout_s=None, result_ttl_s=1, failure_ttl_s=1, started_ms=0, snoozes=snoozes,
         )  # fmt: skip
         READY.clear()
         context = Context(RecordingSink(), id="a", type="snooze")

@@ -144,13 +144,16 @@ class LosesReplies:
         self._wire = Wire(Address.parse(url), name="cut")
         self.loses_next = False
 
-    def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float, *, apart: int = 0) -> list[Any]:
-        replies = self._wire.exchange(commands, timeout_s)
+    def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float, *, sent: int = 0) -> list[Any]:
+        replies = self._wire.exchange(commands, timeout_s, sent=sent)
         if self.loses_next:
             self.loses_next = False
             self._wire.close()
             raise RedisUnavailable("cut")
         return replies
+
+    def send(self, commands: Sequence[Sequence[Part]]) -> None:
+        self._wire.send(commands)
 
     def close(self) -> None:
         self._wire.close()
@@ -205,7 +208,7 @@ def test_a_purged_task_is_not_reported_as_unknown(pool: TaskPool, cut: LosesRepl
     calls = iter((False, True))
     exchange = cut.exchange
 
-    def lose_the_second(commands: Sequence[Sequence[Part]], timeout_s: float, *, apart: int = 0) -> list[Any]:
+    def lose_the_second(commands: Sequence[Sequence[Part]], timeout_s: float, *, sent: int = 0) -> list[Any]:
         cut.loses_next = next(calls, False)
         return exchange(commands, timeout_s)
 

@@ -46,7 +46,7 @@ class Bench:
         registry.add(bench)
         running = RunningTask(
             id="a", type="bench", payload={}, queue="q", attempt=1, attempt_id="1", worker="w", max_attempts=1,
-            timeout_s=timeout_s, result_ttl_s=1, failure_ttl_s=1, enqueued_ms=0, started_ms=0,
+            timeout_s=timeout_s, result_ttl_s=1, failure_ttl_s=1, started_ms=0,
         )  # fmt: skip
         self.lane.begin("a", "1", "q", time.monotonic(), 0)
         self.interruption.watch(time.monotonic(), time.monotonic() + timeout_s)

@@ -22,6 +22,7 @@ from taskpool.attempt import Outcome, execute_task, execute_task_async, stopped,
 from taskpool.calls import Call
 from taskpool.context import TaskContext
 from taskpool.errors import RedisFull, RedisUnavailable
+from taskpool.record import waited_ms
 from taskpool.registry import Registry
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.status import update_status
@@ -159,7 +160,7 @@ class AsyncProcess:
             running.type,
             running.queue,
             "lost" if word == "lost" else COUNTED_AS[outcome.status],
-            wait_ms=max(running.started_ms - running.enqueued_ms, 0),
+            wait_ms=waited_ms(running),
             run_s=run_s,
         )
         attempt.lane.clear()

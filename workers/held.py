@@ -37,7 +37,6 @@ def running_of(
         timeout_s=found.timeout_s if found else None,
         result_ttl_s=_or_default(found.result_ttl_s if found else None, record.DEFAULT_TTL_S),
         failure_ttl_s=_or_default(found.failure_ttl_s if found else None, record.DEFAULT_FAILURE_TTL_S),
-        enqueued_ms=0,
         started_ms=0,
     )
 

@@ -21,6 +21,7 @@ from taskpool.attempt import Outcome, execute_task, stopped
 from taskpool.calls import Call
 from taskpool.context import TaskContext
 from taskpool.errors import RedisFull, RedisUnavailable
+from taskpool.record import waited_ms
 from taskpool.registry import Registry
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.status import update_status
@@ -110,10 +111,9 @@ class Process:
     def _exchange(self, *, claims: bool) -> RunningTask | None:
         """One round trip: writes the last task's outcome, claims the next and returns it."""
         ended = self._ended
-        calls: list[Call[Any]] = [] if ended is None else [update_status(ended.running, ended.outcome)]
-        if claims:
-            calls += self._claim(waits=self._is_idle and ended is None)
-        calls += self._counters()
+        outcome: list[Call[Any]] = [] if ended is None else [update_status(ended.running, ended.outcome)]
+        # Whoever waits for the one task of an idle pool hears of its end before the next claim is made.
+        sent = outcome if self._was_woken else []
         try:
             if self._is_unsure:
                 self._recover()
@@ -122,10 +122,14 @@ class Process:
                 with suppress(RedisFull):  # then they are lost; the outcome isn't refused
                     self._store.run_many(ended.reports)
                 ended.reports.clear()
-            # Whoever waits for the one task of an idle pool hears of its end before the next claim is looked at.
-            apart = 1 if ended is not None and self._was_woken else 0
+            if sent:
+                self._store.send(sent)
+            calls = [] if sent else outcome
+            if claims:
+                calls += self._claim(waits=self._is_idle and ended is None)
+            calls += self._counters()
             sent_mono = time.monotonic()
-            values = self._store.run_many(calls, apart=apart) if calls else []
+            values = self._store.run_many(calls, sent=sent) if sent or calls else []
         except RedisUnavailable:  # the supervisor logs it, once for all its processes
             self._is_unsure = True
             time.sleep(self._retry_s)
@@ -229,7 +233,7 @@ class Process:
             ended.running.type,
             ended.running.queue,
             "lost" if word == "lost" else COUNTED_AS[ended.outcome.status],
-            wait_ms=max(ended.running.started_ms - ended.running.enqueued_ms, 0),
+            wait_ms=waited_ms(ended.running),
             run_s=ended.run_s,
         )
         try:
