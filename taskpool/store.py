@@ -154,7 +154,7 @@ class AsyncStore:
 
 def _timeout_s(calls: Sequence[Call[Any]]) -> float:
     """Mostly the same, because setting another costs a system call."""
-    return max(REPLY_TIMEOUT_S, REPLY_TIMEOUT_S / 2 + sum([call.blocks_s for call in calls]))
+    return max(REPLY_TIMEOUT_S, REPLY_TIMEOUT_S * 0.9 + sum([call.blocks_s for call in calls]))
 
 
 def _unknown_scripts(replies: Sequence[Any]) -> list[int]:
