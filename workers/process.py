@@ -111,9 +111,8 @@ class Process:
     def _exchange(self, *, claims: bool) -> RunningTask | None:
         """One round trip: writes the last task's outcome, claims the next and returns it."""
         ended = self._ended
-        outcome: list[Call[Any]] = [] if ended is None else [update_status(ended.running, ended.outcome)]
-        # Whoever waits for the one task of an idle pool hears of its end before the next claim is made.
-        sent = outcome if self._was_woken else []
+        calls: list[Call[Any]] = [] if ended is None else [update_status(ended.running, ended.outcome)]
+        sent: list[Call[Any]] = []
         try:
             if self._is_unsure:
                 self._recover()
@@ -122,14 +121,15 @@ class Process:
                 with suppress(RedisFull):  # then they are lost; the outcome isn't refused
                     self._store.run_many(ended.reports)
                 ended.reports.clear()
-            if sent:
-                self._store.send(sent)
-            calls = [] if sent else outcome
+            if ended is not None and self._was_woken:
+                # Whoever waits for the one task of an idle pool hears of its end before the next claim is made.
+                self._store.send(calls)
+                sent, calls = calls, []
             if claims:
                 calls += self._claim(waits=self._is_idle and ended is None)
             calls += self._counters()
             sent_mono = time.monotonic()
-            values = self._store.run_many(calls, sent=sent) if sent or calls else []
+            values = self._store.run_many(calls, sent=sent) if calls or sent else []
         except RedisUnavailable:  # the supervisor logs it, once for all its processes
             self._is_unsure = True
             time.sleep(self._retry_s)
