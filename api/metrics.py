@@ -18,7 +18,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from taskpool import metrics_names as names
-from taskpool.types import QueueInfo, WorkerInfo
+from taskpool.fleet import QueueInfo, WorkerInfo
 
 BY_TYPE: Final = ("type", "queue")
 LABELS: Final = {

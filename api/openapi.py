@@ -21,7 +21,7 @@ from api.openapi_types import submissions
 from api.operation import Answer, Operation, operation_of
 from api.problems import KINDS, TYPE_PREFIX
 from api.resource import Resource
-from taskpool.types import TypeInfo
+from taskpool.fleet import TypeInfo
 
 Object = dict[str, Any]
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 import jsonschema_rs
 
 from api.openapi_schemas import REFS, Schema, with_refs
-from taskpool.types import TypeInfo
+from taskpool.fleet import TypeInfo
 
 LOCAL: Final = "#/$defs/"
 

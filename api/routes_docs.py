@@ -15,7 +15,7 @@ from api.problems import Problem
 from api.query import NoQuery, read_query
 from api.responses import Json
 from taskpool.async_pool import AsyncTaskPool
-from taskpool.types import TypeInfo
+from taskpool.fleet import TypeInfo
 
 PAGE: Final = Answer(str, headers=("ETag",), media_types=("text/html",))
 SCRIPT_OR_STYLE: Final = Answer(str, headers=("ETag",), media_types=("text/javascript", "text/css"))

@@ -16,6 +16,7 @@ from taskpool import catalogue, listing, overview, queue, runner, status
 from taskpool.attempt import Outcome
 from taskpool.errors import RedisUnavailable, WaitTimeout
 from taskpool.face import Face
+from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
 from taskpool.inline import execute_here
 from taskpool.listen import AWAY_RETRY_S, LOOK_AGAIN_S, AsyncListener
 from taskpool.listing import Filter
@@ -24,19 +25,7 @@ from taskpool.record import fetch
 from taskpool.registry import Registry
 from taskpool.settings import Settings
 from taskpool.store import AsyncStore, Store
-from taskpool.types import (
-    Event,
-    Page,
-    QueuedTask,
-    QueueInfo,
-    RunningTask,
-    TaskOptions,
-    TaskRecord,
-    TaskSpec,
-    TaskStatus,
-    TypeInfo,
-    WorkerInfo,
-)
+from taskpool.types import Event, Page, QueuedTask, RunningTask, TaskOptions, TaskRecord, TaskSpec, TaskStatus
 
 
 class AsyncTaskPool(Face):

@@ -21,10 +21,10 @@ from taskpool import keys
 from taskpool.calls import Call, Plan, one
 from taskpool.errors import FieldError, InvalidPayload, UnknownType
 from taskpool.faults import invalid_payload_of, pointer
+from taskpool.fleet import TypeInfo
 from taskpool.lua import Script
 from taskpool.secret import MASK
 from taskpool.secret_fields import SecretFields
-from taskpool.types import TypeInfo
 
 FRESH_S: Final = 1.0
 MOST_FAULTS: Final = 20

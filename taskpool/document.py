@@ -21,8 +21,9 @@ from taskpool.document_types import (
     TypeDocument,
     WorkerDocument,
 )
+from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
 from taskpool.overview import ServerInfo
-from taskpool.types import Event, PastAttempt, QueuedTask, QueueInfo, TaskRecord, TaskStatus, TypeInfo, WorkerInfo, utc
+from taskpool.types import Event, PastAttempt, QueuedTask, TaskRecord, TaskStatus, utc
 
 
 def task_document(record: TaskRecord) -> TaskDocument:

@@ -10,8 +10,9 @@ from typing import Any, Final
 from taskpool import keys
 from taskpool.calls import Call, Plan, one
 from taskpool.catalogue import pools
+from taskpool.fleet import QueueInfo, WorkerInfo
 from taskpool.listing import queue_names
-from taskpool.types import QueueInfo, WorkerInfo, utc
+from taskpool.types import utc
 
 REGISTRIES: Final = (keys.WIP, keys.SCHEDULED, keys.DEFERRED, keys.FINISHED, keys.FAILED, keys.CANCELED)
 

@@ -15,12 +15,12 @@ from typing import Any, Final
 
 from taskpool.context import TaskContext
 from taskpool.errors import ConfigurationError
+from taskpool.fleet import TypeInfo
 from taskpool.names import queue_name_fault, type_name_fault
 from taskpool.payload import class_payload, function_payload, mask_in_repr
 from taskpool.schema import converter, json_schema
 from taskpool.secret_fields import SecretFields
 from taskpool.task import Task, TaskOptions, options_of
-from taskpool.types import TypeInfo
 
 DEFAULT_QUEUE: Final = "default"
 LONGEST_S: Final = 10 * 366 * 86_400

@@ -16,8 +16,9 @@ from redis import Redis
 from benchmarks.ports import free_port
 from taskpool import TaskPool, scripts
 from taskpool.errors import TaskNotFound
+from taskpool.fleet import QueueInfo
 from taskpool.keys import BY_TAG, BY_TYPE, EVENTS
-from taskpool.types import QueueInfo, TaskRecord, TaskStatus
+from taskpool.types import TaskRecord, TaskStatus
 from tests.support import eventually
 
 ROOT = Path(__file__).parent.parent

@@ -21,11 +21,12 @@ from redis import Redis
 
 from taskpool import scripts
 from taskpool.calls import Call
+from taskpool.fleet import TypeInfo
 from taskpool.record import fetch
 from taskpool.scripts import NewTask
 from taskpool.store import Store
 from taskpool.submission import Defaults, prepare
-from taskpool.types import RunningTask, TaskRecord, TaskSpec, TaskStatus, TypeInfo
+from taskpool.types import RunningTask, TaskRecord, TaskSpec, TaskStatus
 
 T = TypeVar("T")
 S = TaskStatus

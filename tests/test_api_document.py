@@ -18,7 +18,8 @@ from taskpool.document import (
     type_document,
     worker_document,
 )
-from taskpool.types import Event, PastAttempt, QueuedTask, QueueInfo, TaskRecord, TaskStatus, TypeInfo, WorkerInfo
+from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
+from taskpool.types import Event, PastAttempt, QueuedTask, TaskRecord, TaskStatus
 
 
 def shown(function: Callable[[Any], msgspec.Struct], what: Any) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from redis import Redis
 
 from api.metrics import Scrape, exposition
 from taskpool import metrics_names as names
+from taskpool.fleet import QueueInfo, WorkerInfo
 from taskpool.keys import COUNTERS
-from taskpool.types import QueueInfo, WorkerInfo
 from tests.api_client import api, publish_types
 
 

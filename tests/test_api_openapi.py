@@ -20,8 +20,8 @@ from api.operation import operation_of
 from api.problems import KINDS, TYPE_PREFIX
 from api.resource import Resource
 from taskpool import Registry, task
+from taskpool.fleet import TypeInfo
 from taskpool.settings import Settings
-from taskpool.types import TypeInfo
 from tests.api_client import api, publish_types
 
 NOBODY_DECLARES = {"method-not-allowed"}

@@ -12,7 +12,7 @@ from taskpool import catalogue, keys
 from taskpool.calls import Call, Plan
 from taskpool.catalogue import Catalogue, PoolInfo
 from taskpool.errors import InvalidPayload, UnknownType
-from taskpool.types import TypeInfo
+from taskpool.fleet import TypeInfo
 from tests.states import World
 
 SCHEMA = {

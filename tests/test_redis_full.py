@@ -14,8 +14,8 @@ from taskpool import TaskStatus, catalogue, scripts
 from taskpool.calls import Call
 from taskpool.catalogue import PoolInfo
 from taskpool.errors import RedisFull
+from taskpool.fleet import TypeInfo
 from taskpool.redis_server import RedisServer
-from taskpool.types import TypeInfo
 from tests.api_client import api_process
 from tests.states import FAILURE, World, new_task
 from tests.support import eventually

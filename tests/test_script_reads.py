@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from taskpool import catalogue, scripts
 from taskpool.catalogue import PoolInfo
+from taskpool.fleet import TypeInfo
 from taskpool.store import Store
-from taskpool.types import TypeInfo
 from tests.states import World
 
 POOL = PoolInfo(id="p1", host="h", pid=7, queues=("default",), types=("work",), workers=("w",))

@@ -12,9 +12,10 @@ from rq.serializers import JSONSerializer
 
 from taskpool import rqjob
 from taskpool.errors import InvalidTask
+from taskpool.fleet import TypeInfo
 from taskpool.scripts import NewTask
 from taskpool.submission import MOST_PARENTS, MOST_TAGS, TASK_ID, Defaults, new_id, prepare
-from taskpool.types import TaskSpec, TypeInfo
+from taskpool.types import TaskSpec
 
 INFO = TypeInfo(name="work", queue="work_queue", schema={}, timeout_s=30, max_attempts=4, result_ttl_s=70)
 PLAIN = TypeInfo(name="work", queue="default", schema={})

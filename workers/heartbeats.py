@@ -13,8 +13,8 @@ from typing import Final
 
 from taskpool import catalogue, scripts, status
 from taskpool.catalogue import PoolInfo
+from taskpool.fleet import TypeInfo
 from taskpool.store import AsyncStore
-from taskpool.types import TypeInfo
 from workers.child import Child
 from workers.rqworker import PoolWorker, Registrar
 from workers.slots import LaneState, Request, Run

@@ -19,8 +19,8 @@ from typing import Any
 import msgspec
 
 from taskpool.errors import ConfigurationError
+from taskpool.fleet import TypeInfo
 from taskpool.settings import Settings
-from taskpool.types import TypeInfo
 from workers.slots import SharedMemory
 
 LINE_BYTES = 64 * 1024 * 1024  # all types with their schemas arrive in one line

@@ -9,7 +9,8 @@ import click
 
 from taskpool.cli.options import CONNECTION, Command, open_pool, settings_flags
 from taskpool.cli.show import age, moment, print_json, print_table, short_json
-from taskpool.types import Page, QueuedTask, QueueInfo, TypeInfo, WorkerInfo
+from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
+from taskpool.types import Page, QueuedTask
 
 QUEUE_EPILOG = """\b
 Examples:
