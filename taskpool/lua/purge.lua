@@ -8,7 +8,7 @@
 local id, registry = ARGV[1], ARGV[2]
 local key = KEY.job .. id
 local f = redis.call('HMGET', key, 'status', 'origin', 'type', 'tags', 'ended_at', 'seq', 'failure_ttl', 'secret_ttl',
-  'callback_url')
+  'callback_url', 'unique')
 local status = f[1]
 local now_ms, stamp = clock()
 if registry ~= '' then
@@ -46,5 +46,7 @@ for tag in string.gmatch(f[4] or '', '[^,]+') do
   if redis.call('EXISTS', KEY.by_tag .. tag) == 0 then redis.call('SREM', KEY.tags, tag) end
 end
 if f[9] then redis.call('HDEL', KEY.webhooks_wanted, id) end
+local name = f[10] and string.match(f[10], ' (%S+)$')
+if name and entry_of(name) == id then redis.call('HDEL', KEY.unique, name) end
 redis.call('DEL', key, KEY.results .. id, KEY.log .. id, KEY.secrets .. id)
 return status and 'ok' or 'gone'
