@@ -68,7 +68,7 @@ def create_app(settings: Settings) -> Starlette:
 
 
 def _routes(pool: AsyncTaskPool, gate: Gate, long_polls: LongPolls, settings: Settings) -> list[Route]:
-    submit = SubmitRoutes(pool, long_polls, settings.max_body_bytes)
+    submit = SubmitRoutes(pool, settings.max_body_bytes)
     tasks = TaskRoutes(pool, long_polls, settings.max_body_bytes)
     fleet = FleetRoutes(pool)
     keys = KeyRoutes(pool.store, settings.max_body_bytes)

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Any, Unpack
 
-from taskpool import catalogue, listing, overview, queue, runner, status
-from taskpool.addition import Once
+from taskpool import catalogue, listing, logs, overview, queue, runner, status
 from taskpool.attempt import Outcome
-from taskpool.entry import Submitted
 from taskpool.errors import RedisUnavailable, WaitTimeout
 from taskpool.face import Face
 from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
 from taskpool.inline import execute_here
 from taskpool.listen import AWAY_RETRY_S, LOOK_AGAIN_S, AsyncListener
 from taskpool.listing import Filter
+from taskpool.logfollow import follow_log_async
+from taskpool.logline import LogLine
 from taskpool.overview import ServerInfo
 from taskpool.record import fetch
 from taskpool.registry import Registry
@@ -49,7 +49,8 @@ class AsyncTaskPool(Face):
     ) -> None:
         super().__init__(redis_url, settings, registry)
         self.store = store or AsyncStore(redis_url)
-        self._listener = AsyncListener(redis_url)
+        self.listener = AsyncListener(redis_url)
+        """The subscription that all waits share, opened by the first."""
 
     async def __aenter__(self) -> AsyncTaskPool:
         return self
@@ -61,7 +62,7 @@ class AsyncTaskPool(Face):
 
     async def close(self) -> None:
         """Close the connection."""
-        self._listener.close()
+        self.listener.close()
         await self.store.close()
 
     async def add_task(self, type: str, payload: Any = None, **options: Unpack[TaskOptions]) -> TaskRecord:
@@ -69,7 +70,6 @@ class AsyncTaskPool(Face):
 
         Raises:
             InvalidTask: UnknownType, InvalidPayload, UnknownDependency or an option that can't be; nothing was stored.
-            UniqueConflict: another task holds its unique key; nothing was stored.
         """
         spec = TaskSpec(type=type, payload={} if payload is None else payload, **options)
         return await self.store.carry_out(self.adding(spec))
@@ -81,20 +81,6 @@ class AsyncTaskPool(Face):
             InvalidTask: pointers start with the task's index, ``/3/payload/width``.
         """
         return await self.store.carry_out(self.adding_many(specs))
-
-    async def submit(self, spec: TaskSpec, once: Once | None = None) -> Submitted:
-        """Submit a task and learn its id and status, no more; with `once`, once for an idempotency key.
-
-        Raises:
-            InvalidTask: as `add_task`.
-            UniqueConflict: as `add_task`.
-            KeyReused: the key stands for another submission.
-        """
-        return await self.store.carry_out(self.submitting(spec, once))
-
-    async def submit_many(self, specs: Sequence[TaskSpec], once: Once | None = None) -> Submitted:
-        """Submit a thousand tasks at most in the same way, all or none; pointers start with the task's index."""
-        return await self.store.carry_out(self.submitting_many(specs, once))
 
     async def get(self, id: str) -> TaskRecord:
         """The task as it is now.
@@ -114,7 +100,7 @@ class AsyncTaskPool(Face):
             WaitTimeout: it hasn't ended in `timeout_s`; `record` is how it stands.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        told = await self._listener.subscribe(id)
+        told = await self.listener.subscribe(id)
         record: TaskRecord | None = None
         try:
             while True:
@@ -135,7 +121,7 @@ class AsyncTaskPool(Face):
                     await asyncio.wait_for(told.wait(), min(left_s, LOOK_AGAIN_S))
         finally:
             with suppress(RedisUnavailable):  # then the subscription has ended with its connection
-                await self._listener.unsubscribe(id, told)
+                await self.listener.unsubscribe(id, told)
 
     async def add_and_wait(self, spec: TaskSpec, *, wait_s: float | None = None) -> TaskRecord:
         """Submit a task and wait for its end: the record once it has ended, well or not.
@@ -238,6 +224,27 @@ class AsyncTaskPool(Face):
             return execute_here(store, self.known_types(), running, max_result_bytes=most)
         finally:
             store.close()
+
+    async def logs(self, id: str, *, cursor: str | None = None, limit: int = 100) -> Page[LogLine]:
+        """A page of a task's log, the oldest line first. While the task hasn't ended there is always a next cursor.
+
+        Raises:
+            TaskNotFound
+            InvalidTask: the cursor isn't one of this listing.
+        """
+        return await self.store.carry_out(logs.logs(id, cursor=cursor, limit=limit))
+
+    async def follow_log(self, id: str, *, cursor: str | None = None) -> AsyncIterator[LogLine]:
+        """Every line of a task's log, those to come as well, each once, until the task has ended. Outlives an outage.
+
+        Raises:
+            TaskNotFound
+            InvalidTask: the cursor isn't one of `logs`.
+        """
+        async with aclosing(follow_log_async(self.store, self.listener, id, cursor)) as steps:
+            async for step in steps:
+                for line in step.lines:
+                    yield line
 
     async def update_status(self, running: RunningTask, outcome: Outcome) -> str:
         """End an attempt: ``ok``, ``children``, ``stopping`` or ``lost`` (see `taskpool.status.update_status`)."""

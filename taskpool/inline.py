@@ -33,7 +33,8 @@ class StoreSink:
 
     def log(self, message: str) -> None:
         """Write one line of the log."""
-        self._kept(self._store.run(status.log_task(self._running, [(time.time_ns() // 1_000_000, message)])))
+        at_ms = time.time_ns() // 1_000_000
+        self._kept(self._store.run(status.log_task(self._running, [(at_ms, line) for line in message.split("\n")])))
 
     def is_cancelled(self) -> bool:
         """Ask Redis whether a stop was requested."""
@@ -56,7 +57,15 @@ def execute_here(store: Store, registry: Registry, running: RunningTask, *, max_
     Raises:
         AttemptLost: its lease was lost meanwhile; nothing was written.
     """
-    context = TaskContext.of(running, StoreSink(store, running))
+    context = TaskContext(
+        StoreSink(store, running),
+        id=running.id,
+        type=running.type,
+        queue=running.queue,
+        attempt=running.attempt,
+        max_attempts=running.max_attempts,
+        secrets=running.secrets,
+    )
     outcome = execute_task(running, registry, context, max_result_bytes=max_result_bytes, run_coroutine=asyncio.run)
     word = store.run(status.update_status(running, outcome))
     if word == "stopping":

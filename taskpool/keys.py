@@ -42,8 +42,6 @@ BY_TAG: Final = "taskpool:tag:"  # + tag: zset of ids, all with score 0
 TAGS: Final = "taskpool:tags"  # set of tags in use
 DEPENDENTS: Final = "taskpool:dependents:"  # + id: set of the ids that wait for it
 OUTBOX: Final = "taskpool:outbox"  # set of ended tasks whose dependents are still to be released
-UNIQUE: Final = "taskpool:unique"  # hash unique key -> the task that took it last, and until when if for a time
-ONCE: Final = "taskpool:once:"  # + digest of an idempotency key: what its call was answered, with a TTL
 EXPIRING: Final = "taskpool:expiring"  # zset id -> when it expires if not started, s
 COUNTERS: Final = "taskpool:counters"  # hash of the metrics' running totals
 SECRETS: Final = "taskpool:secrets:"  # + id: string, what was taken out of the payload; with a TTL
@@ -79,6 +77,9 @@ EVENTS_MAXLEN: Final = 10_000
 
 AUDIT_MAXLEN: Final = 10_000
 """About how many entries each stream of the audit keeps."""
+
+LOG_IDLE_TTL_S: Final = 30 * 86_400
+"""How long a log is kept without a further line while its task hasn't ended; then as long as the task."""
 
 HISTORY_CAP: Final = 20
 """How many ended attempts a record tells of, the last ones."""

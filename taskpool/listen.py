@@ -138,9 +138,11 @@ class AsyncListener:
             Address.parse(redis_url), name="taskpool-wait", on_push=self._told, on_lost=self._wake_all
         )
         self._waiters: dict[bytes, set[asyncio.Event]] = {}
+        self._curious: set[asyncio.Event] = set()
+        """Those of the waiters that want to hear of every step."""
 
-    async def subscribe(self, id: str) -> asyncio.Event:
-        """An event that is set when the task's end is told. Give it back with `unsubscribe`.
+    async def subscribe(self, id: str, *, every: bool = False) -> asyncio.Event:
+        """An event that is set when the task's end is told, or `every` step of it. Give it back with `unsubscribe`.
 
         Raises:
             RedisUnavailable
@@ -149,6 +151,8 @@ class AsyncListener:
         told = asyncio.Event()
         waiters = self._waiters.setdefault(channel, set())
         waiters.add(told)
+        if every:
+            self._curious.add(told)
         try:
             # Also when others wait for it already: after a lost connection theirs is gone, and once more is harmless.
             await self._wire.exchange([("SUBSCRIBE", channel)], LOOK_AGAIN_S * 5)
@@ -176,13 +180,16 @@ class AsyncListener:
     def _forget(self, channel: bytes, told: asyncio.Event) -> None:
         waiters = self._waiters.get(channel, set())
         waiters.discard(told)
+        self._curious.discard(told)
         if not waiters:
             self._waiters.pop(channel, None)
 
     def _told(self, message: list[Any]) -> None:
-        if _tells_end(message[2]):
+        is_end = _tells_end(message[2])
+        if is_end or self._curious:
             for told in self._waiters.get(message[1], ()):
-                told.set()
+                if is_end or told in self._curious:
+                    told.set()
 
     def _wake_all(self) -> None:
         for waiters in self._waiters.values():

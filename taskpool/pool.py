@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Unpack
 
-from taskpool import catalogue, listing, overview, queue, runner, scripts, status
-from taskpool.addition import Once
+from taskpool import catalogue, listing, logs, overview, queue, runner, scripts, status
 from taskpool.attempt import Outcome
-from taskpool.entry import Submitted
 from taskpool.errors import RedisUnavailable, WaitTimeout
 from taskpool.face import Face
 from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
 from taskpool.inline import execute_here
 from taskpool.listen import AWAY_RETRY_S, LOOK_AGAIN_S, Listener
 from taskpool.listing import Filter
+from taskpool.logfollow import follow_log
+from taskpool.logline import LogLine
 from taskpool.overview import ServerInfo
 from taskpool.record import fetch
 from taskpool.registry import Registry
@@ -76,7 +76,6 @@ class TaskPool(Face):
 
         Raises:
             InvalidTask: UnknownType, InvalidPayload, UnknownDependency or an option that can't be; nothing was stored.
-            UniqueConflict: another task holds its unique key; nothing was stored.
         """
         spec = TaskSpec(type=type, payload={} if payload is None else payload, **options)
         return self.store.carry_out(self.adding(spec))
@@ -88,20 +87,6 @@ class TaskPool(Face):
             InvalidTask: pointers start with the task's index, ``/3/payload/width``.
         """
         return self.store.carry_out(self.adding_many(specs))
-
-    def submit(self, spec: TaskSpec, once: Once | None = None) -> Submitted:
-        """Submit a task and learn its id and status, no more; with `once`, once for an idempotency key.
-
-        Raises:
-            InvalidTask: as `add_task`.
-            UniqueConflict: as `add_task`.
-            KeyReused: the key stands for another submission.
-        """
-        return self.store.carry_out(self.submitting(spec, once))
-
-    def submit_many(self, specs: Sequence[TaskSpec], once: Once | None = None) -> Submitted:
-        """Submit a thousand tasks at most in the same way, all or none; pointers start with the task's index."""
-        return self.store.carry_out(self.submitting_many(specs, once))
 
     def get(self, id: str) -> TaskRecord:
         """The task as it is now.
@@ -129,8 +114,6 @@ class TaskPool(Face):
             InvalidTask: as `add_task`.
             WaitTimeout: it hasn't ended in `wait_s`; it goes on, and `record` is how it stands.
         """
-        if spec.unique_key is not None:  # the one to wait for may be another
-            return self.wait(self.store.carry_out(self.adding(spec)).id, timeout_s=wait_s)
         checked = self.store.carry_out(self.checking(spec))
         added = self.listener.hear(checked.task.id, scripts.add([checked.task]))
         (record,) = queue.stored([checked], added)
@@ -237,6 +220,25 @@ class TaskPool(Face):
         """
         most = self.settings.max_result_bytes
         return execute_here(self.store, self.known_types(), running, max_result_bytes=most)
+
+    def logs(self, id: str, *, cursor: str | None = None, limit: int = 100) -> Page[LogLine]:
+        """A page of a task's log, the oldest line first. While the task hasn't ended there is always a next cursor.
+
+        Raises:
+            TaskNotFound
+            InvalidTask: the cursor isn't one of this listing.
+        """
+        return self.store.carry_out(logs.logs(id, cursor=cursor, limit=limit))
+
+    def follow_log(self, id: str, *, cursor: str | None = None) -> Iterator[LogLine]:
+        """Every line of a task's log, those to come as well, each once, until the task has ended. Outlives an outage.
+
+        Raises:
+            TaskNotFound
+            InvalidTask: the cursor isn't one of `logs`.
+        """
+        for step in follow_log(self.store, id, cursor):
+            yield from step.lines
 
     def update_status(self, running: RunningTask, outcome: Outcome) -> str:
         """End an attempt: ``ok``, ``children``, ``stopping`` or ``lost`` (see `taskpool.status.update_status`)."""

@@ -26,6 +26,7 @@ PREFIX: Final = "TASKPOOL_"
 REDIS_SCHEMES: Final = ("redis", "rediss", "unix", SCHEME)
 AUTH_MODES: Final = ("auto", "off")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+OUTPUTS: Final = ("both", "log", "worker")
 
 
 def _setting(
@@ -93,6 +94,16 @@ class Settings:
         (), "Origins of web pages that may use the API, such as `https://app.example.org`.", "list"
     )
     log_level: str = _setting("info", "How much the log says.", "choice", choices=LOG_LEVELS)
+    task_output: str = _setting(
+        "both", "Where what a task writes goes: its log, the worker's own output, or both.", "choice", choices=OUTPUTS
+    )
+    log_lines: int = _setting(10_000, "Lines of a task's log kept of each attempt.", "integer", least=10)
+    log_bytes: int = _setting(
+        4 * 1024 * 1024, "How much of a task's log is kept of each attempt, in bytes.", "integer", least=10_000
+    )
+    log_line_chars: int = _setting(
+        8192, "Characters in one line of a task's log; a longer one is split.", "integer", least=80, most=65_536
+    )
 
     @classmethod
     def load(cls, env: Mapping[str, str], **overrides: Any) -> Settings:

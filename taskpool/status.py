@@ -10,10 +10,9 @@ import msgspec
 from taskpool import keys, scripts
 from taskpool.attempt import Outcome
 from taskpool.calls import Call
+from taskpool.logline import DEFAULT_LIMITS, LogLimits, LogLine, encode
 from taskpool.secret import hidden
 from taskpool.types import Event, RunningTask, TaskStatus
-
-LOG_LINES_KEPT: Final = 10_000
 
 _EVENT_FIELDS: Final = 5
 """`id`, `seq`, `event`, `status`, `at_ms`: every event begins with them, in this order."""
@@ -42,20 +41,13 @@ def update_status(running: RunningTask, outcome: Outcome) -> Call[str]:
     )
 
 
-def log_task(running: RunningTask, lines: Sequence[tuple[int, str]], *, keep: int = LOG_LINES_KEPT) -> Call[str]:
+def log_task(running: RunningTask, lines: Sequence[tuple[int, str]], limits: LogLimits = DEFAULT_LIMITS) -> Call[str]:
     """Append lines ``(ms since 1970, text)`` to a running task's log: ``ok``, or ``lost`` and nothing was kept."""
-    documents = [{"at_ms": at_ms, "text": hidden(text, running.secrets)} for at_ms, text in lines]
-    return scripts.log(running, documents, keep=keep, ttl_s=max(running.failure_ttl_s, running.result_ttl_s, 60))
-
-
-def last_lines(id: str, since_ms: float, *, most: int) -> Call[list[str]]:
-    """The last lines of a task's log that were written after `since_ms`, by their writer's clock; the oldest first."""
-
-    def read(reply: list[tuple[bytes, list[bytes]]]) -> list[str]:
-        lines = [msgspec.json.decode(fields[1]) for _, fields in reversed(reply)]
-        return [line["text"] for line in lines if line["at_ms"] >= since_ms]
-
-    return Call(("XREVRANGE", keys.LOG + id, "+", "-", "COUNT", most), read, again=True)
+    documents = [
+        encode(LogLine(at_ms=at_ms, text=hidden(text, running.secrets), attempt=running.attempt))
+        for at_ms, text in lines
+    ]
+    return scripts.log(running.id, running.attempt_id, documents, limits)
 
 
 def stop_grace_s(id: str, default: float) -> Call[float]:

@@ -23,6 +23,7 @@ from rq.serializers import JSONSerializer
 
 from taskpool import listing, overview, scripts
 from taskpool.calls import Call
+from taskpool.logline import DEFAULT_LIMITS
 from taskpool.queue import get_queue
 from taskpool.types import TERMINAL, RunningTask, TaskStatus
 from tests.machine import INDEXES, LATER_S, LEASE_MS, QUEUES, WORKERS, Bench, lease_of
@@ -169,7 +170,7 @@ class Machine(RuleBasedStateMachine, Bench):
         running, lease, _ = self.attempt(choice)
         logs = choice.of((False, True))
         if logs:
-            call = scripts.log(running, [{"at_ms": 1, "text": "line"}], keep=10, ttl_s=500)
+            call = scripts.log(running.id, running.attempt_id, [b'{"at_ms":1,"text":"line"}'], DEFAULT_LIMITS)
         else:
             call = scripts.progress(running, {"done": 1})
         self.send(call, lambda model, _: model.report(lease, logs=logs))

@@ -15,6 +15,7 @@ from taskpool.calls import Call
 from taskpool.catalogue import PoolInfo
 from taskpool.errors import RedisFull
 from taskpool.fleet import TypeInfo
+from taskpool.logline import DEFAULT_LIMITS
 from taskpool.redis_server import RedisServer
 from tests.api_client import api_process
 from tests.states import FAILURE, World, new_task
@@ -133,7 +134,7 @@ REFUSED: dict[str, Move] = {
     "one that waits": call(lambda _: scripts.add([new_task("b", depends_on=["a"])])),
     "one at the front": call(lambda _: scripts.add([new_task("b", front=True, tags=["t"])])),
     "progress": call(lambda world: scripts.progress(world.running["a"], {"done": 1})),
-    "log": call(lambda world: scripts.log(world.running["a"], [{"text": "x"}], keep=10, ttl_s=60)),
+    "log": call(lambda world: scripts.log("a", world.running["a"].attempt_id, [b'{"text": "x"}'], DEFAULT_LIMITS)),
 }
 
 

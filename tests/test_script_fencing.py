@@ -9,6 +9,7 @@ import pytest
 
 from taskpool import scripts
 from taskpool.calls import Call
+from taskpool.logline import DEFAULT_LIMITS
 from taskpool.types import RunningTask, TaskStatus
 from tests.states import FAILURE, World
 
@@ -21,7 +22,7 @@ WRITE: dict[str, Callable[[RunningTask], Call[Any]]] = {
     "retry later": lambda old: scripts.retry(old, delay_ms=500_000, error="stale", failure=FAILURE),
     "give back": scripts.give_back,
     "progress": lambda old: scripts.progress(old, {"done": 1}),
-    "log": lambda old: scripts.log(old, [{"text": "stale"}], keep=10, ttl_s=500),
+    "log": lambda old: scripts.log(old.id, old.attempt_id, [b'{"text":"stale"}'], DEFAULT_LIMITS),
     "heartbeat": lambda old: scripts.heartbeat([(old.id, old.attempt_id, old.queue)], 500_000),
     "crash": lambda old: scripts.crash(
         old.id, old.attempt_id, old.queue, error="stale", failure=FAILURE, max_crashes=1

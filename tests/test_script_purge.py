@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from taskpool import scripts
+from taskpool.logline import DEFAULT_LIMITS
 from taskpool.types import TaskStatus
 from tests.states import ENDED, SEED, World, race
 
@@ -23,6 +24,9 @@ def left(world: World) -> set[str]:
     return {name for name in world.snapshot() if not name.startswith("taskpool:events ")} - SHARED
 
 
+LINE = b'{"at_ms":1,"text":"line"}'
+
+
 def a_full_life(world: World, status: TaskStatus) -> None:
     """A task that leaves whatever a task can leave."""
     world.add("a", tags=["x", "y"], max_attempts=3, expires_in_s=300)
@@ -31,7 +35,7 @@ def a_full_life(world: World, status: TaskStatus) -> None:
         return
     running = world.claim()
     world.run(scripts.progress(running, {"done": 1}))
-    world.run(scripts.log(running, [{"text": "line"}], keep=10, ttl_s=500))
+    world.run(scripts.log("a", running.attempt_id, [LINE], DEFAULT_LIMITS))
     world.run(scripts.retry(running, delay_ms=1000, error="no luck", failure={}))
     world.make_due("a")
     world.run(scripts.promote("a", "default"))
@@ -40,7 +44,7 @@ def a_full_life(world: World, status: TaskStatus) -> None:
     running = world.claim(attempt_id="3")
     world.run(scripts.heartbeat([("a", "3", "default")], 100_000))
     world.run(scripts.stop("a", grace_s=5, force=False))
-    world.run(scripts.log(running, [{"text": "line"}], keep=10, ttl_s=500))
+    world.run(scripts.log("a", running.attempt_id, [LINE], DEFAULT_LIMITS))
     assert world.finish(running, status) == "ok"
 
 

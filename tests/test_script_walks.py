@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from taskpool import scripts
+from taskpool.logline import DEFAULT_LIMITS
 from taskpool.types import RETRYABLE, TRANSITIONS, RunningTask, TaskStatus
 from tests.states import ENDED, FAILURE, WAITS, World
 
@@ -128,7 +129,7 @@ class Walk:
     def report(self) -> None:
         attempt = self.attempt()
         self.run(scripts.progress(attempt, {"done": 1}))
-        self.run(scripts.log(attempt, [{"text": "line"}], keep=10, ttl_s=500))
+        self.run(scripts.log(attempt.id, attempt.attempt_id, [b'{"text": "line"}'], DEFAULT_LIMITS))
         self.run(scripts.heartbeat([(attempt.id, attempt.attempt_id, attempt.queue)], 100_000))
 
     def stop(self) -> None:

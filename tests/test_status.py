@@ -95,15 +95,15 @@ def test_no_outcome_counts_of_an_attempt_that_lost_its_task(world: World, outcom
     assert world.since(before) == {}
 
 
-def test_log_lines_are_kept_with_their_times_as_long_as_the_record_may_be(world: World) -> None:
+def test_log_lines_are_kept_with_their_times_and_their_attempt(world: World) -> None:
     running = world.start("a")
 
     assert world.run(status.log_task(running, [(5, "one"), (6, 'two\n"é"')])) == "ok"
 
     after = world.snapshot()
-    assert after["taskpool:log:a 1"] == {"at_ms": 5, "text": "one"}
-    assert after["taskpool:log:a 2"] == {"at_ms": 6, "text": 'two\n"é"'}
-    assert after["taskpool:log:a expires"] == "now+2000 s"
+    assert after["taskpool:log:a 1"] == {"at_ms": 5, "text": "one", "attempt": 1}
+    assert after["taskpool:log:a 2"] == {"at_ms": 6, "text": 'two\n"é"', "attempt": 1}
+    assert after["taskpool:log:a expires"] == "now+2592000 s"
 
 
 def test_every_event_that_a_life_leaves_can_be_read(world: World) -> None:
@@ -153,7 +153,7 @@ def test_what_is_told_is_what_the_stream_keeps_with_its_id_there_and_what_is_onl
     channel.close()
     assert [dataclasses.replace(event, aside={}) for event in told] == kept
     assert [event.event for event in told] == ["queued", "started", "log", "done"]
-    assert told[2].aside == {"lines": [{"at_ms": 5, "text": "one"}]}
+    assert told[2].aside == {"lines": [{"at_ms": 5, "text": "one", "attempt": 1}]}
     assert told[3].aside["result"] == 42
     assert len({event.stream for event in told}) == 4
 

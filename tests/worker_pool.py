@@ -26,6 +26,7 @@ class WorkerPool:
     """`python -m workers` on a Redis, with `pool` to submit to it. Settings are given by their names."""
 
     def __init__(self, redis_url: str, log: Path, *arguments: str, **settings: Any) -> None:
+        env: dict[str, str] = settings.pop("env", {})
         chosen = {"redis_url": redis_url, "workers": 1, "tasks": TASKS, "lease_s": 60, **settings}
         variables = {f"TASKPOOL_{name.upper()}": str(value) for name, value in chosen.items()}
         self.size = int(chosen["workers"])
@@ -33,7 +34,7 @@ class WorkerPool:
         with log.open("w") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "workers", *arguments],
-                env={**os.environ, **variables},
+                env={**os.environ, **variables, **env},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

@@ -15,6 +15,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from typing import Any, Final
 
 from taskpool import scripts
@@ -29,8 +30,9 @@ from taskpool.status import update_status
 from taskpool.store import AsyncStore, ReplyFault
 from taskpool.types import RunningTask, TaskStatus
 from workers import forks, processgroup
+from workers.capture import Capture
 from workers.held import give_back_unseen
-from workers.reports import Reporter, Reports
+from workers.reports import Reporter, Reports, limits_of
 from workers.slots import Block, Lane, Request
 from workers.stats import COUNTED_AS, Stats
 
@@ -43,9 +45,11 @@ RELEASE_STEPS: Final = 10
 RETRY_S: Final = 0.5
 
 
-def serve(settings: Settings, registry: Registry, block: Block, *, worker: str, queues: tuple[str, ...]) -> int:
+def serve(
+    settings: Settings, registry: Registry, block: Block, capture: Capture, *, worker: str, queues: tuple[str, ...]
+) -> int:
     """Runs tasks until the supervisor drains this process; returns its exit status."""
-    process = AsyncProcess(settings, registry, block, worker=worker, queues=queues)
+    process = AsyncProcess(settings, registry, block, capture, worker=worker, queues=queues)
     return asyncio.run(process.serve())
 
 
@@ -53,17 +57,25 @@ class AsyncProcess:
     """The loop: claims while lanes are free, one coroutine for each task."""
 
     def __init__(
-        self, settings: Settings, registry: Registry, block: Block, *, worker: str, queues: tuple[str, ...]
+        self,
+        settings: Settings,
+        registry: Registry,
+        block: Block,
+        capture: Capture,
+        *,
+        worker: str,
+        queues: tuple[str, ...],
     ) -> None:
         redis_url = resolve_redis_url(settings)
         self._settings, self._registry, self._worker, self._queues = settings, registry, worker, queues
+        self._capture = capture
         self._lease_ms = round(settings.lease_s * 1000)
         self._block = block
         self._free = [block.lane(number) for number in range(settings.slots)]
         self._freed = asyncio.Event()
         self._intake = AsyncStore(redis_url, name=worker)
         self._store = AsyncStore(redis_url, name=worker)
-        self._reporter = Reporter(redis_url)
+        self._reporter = Reporter(redis_url, limits_of(settings), block.spool)
         self._threads = ThreadPoolExecutor(settings.slots, thread_name_prefix="taskpool-task")
         self._attempts: dict[str, _Attempt] = {}
         self._stats = Stats()
@@ -192,15 +204,17 @@ class AsyncProcess:
 
     async def _execute(self, attempt: _Attempt) -> Outcome:
         running, limit = attempt.running, self._settings.max_result_bytes
+        self._capture.enter(attempt.reports)
         task_type = self._registry.get(running.type)
         if task_type is None or task_type.is_async:
             return await execute_task_async(running, self._registry, attempt.context, max_result_bytes=limit)
-        thread = asyncio.get_running_loop().run_in_executor(
-            self._threads,
-            lambda: execute_task(
+
+        def execute() -> Outcome:
+            return execute_task(
                 running, self._registry, attempt.context, max_result_bytes=limit, run_coroutine=asyncio.run
-            ),
-        )
+            )
+
+        thread = asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, execute)
         while True:
             try:
                 return await asyncio.shield(thread)
@@ -215,7 +229,7 @@ class AsyncProcess:
         while True:
             try:
                 if reports:
-                    with suppress(RedisFull):  # then they are lost; the outcome isn't refused
+                    with suppress(RedisFull, ReplyFault):  # then they are lost; the outcome isn't refused
                         await self._store.run_many(reports)
                     reports.clear()
                 word = await self._store.run(update_status(running, outcome))
@@ -270,7 +284,15 @@ class _Attempt:
     def __init__(self, running: RunningTask, lane: Lane, reporter: Reporter) -> None:
         self.running, self.lane = running, lane
         self.reports = Reports(running, lane, reporter)
-        self.context = TaskContext.of(running, self.reports)
+        self.context = TaskContext(
+            self.reports,
+            id=running.id,
+            type=running.type,
+            queue=running.queue,
+            attempt=running.attempt,
+            max_attempts=running.max_attempts,
+            secrets=running.secrets,
+        )
         self.task: asyncio.Task[None]
         self.code: asyncio.Task[Outcome] | None = None
         self.was_cancelled = False

@@ -8,7 +8,7 @@ with the supervisor over one socket; when that closes it kills every process gro
     fork server -> {"types": [...], "queues": [...], "files": [...]}      once, when the modules are loaded;
                    {"error": text}                                        or when they can't be
                    {"forked": block, "pid": pid}
-                   {"ended": pid, "status": wait status, "usage": {...}, "stacks": text}
+                   {"ended": pid, "status": wait status, "usage": {...}, "stacks": text, "output": {...}}
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from taskpool.errors import ConfigurationError
 from taskpool.registry import Registry
 from taskpool.settings import Settings
 from workers import process, processgroup, stacks
-from workers.logs import configure
+from workers.capture import Capture
+from workers.pipes import Pipes
 from workers.slots import SharedMemory
 
 RECEIVE_BYTES = 65536
@@ -43,10 +44,15 @@ RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
 class ForkServer:
     """Forks on request and reports each end. One thread, so that every fork is of a process in a known state."""
 
-    def __init__(self, control: socket.socket, settings: Settings, registry: Registry, memory: SharedMemory) -> None:
+    def __init__(
+        self, control: socket.socket, settings: Settings, registry: Registry, memory: SharedMemory, capture: Capture
+    ) -> None:
         self._control, self._settings, self._registry, self._memory = control, settings, registry, memory
+        self._capture = capture
         self._stacks: dict[int, IO[bytes]] = {}
         """Of each worker process, which leads a process group, the file in which it says where its threads are."""
+        self._pipes: dict[int, Pipes] = {}
+        """Of each that runs one task at a time, the pipes that its output goes through."""
         self._older = processgroup.children()
         """What the task modules started when they were imported: it stays."""
 
@@ -64,13 +70,17 @@ class ForkServer:
     def _fork(self, order: Mapping[str, Any]) -> None:
         parent = os.getpid()
         file = stacks.open_file()
+        pipes = Pipes() if self._settings.slots == 1 and self._capture.keeps else None
         pid = os.fork()
         if pid == 0:
-            os._exit(self._become_worker(parent, order, file))
+            os._exit(self._become_worker(parent, order, file, pipes))
         self._stacks[pid] = file
+        if pipes is not None:
+            pipes.close_writers()
+            self._pipes[pid] = pipes
         send(self._control, {"forked": order["fork"], "pid": pid})
 
-    def _become_worker(self, parent: int, order: Mapping[str, Any], file: IO[bytes]) -> int:
+    def _become_worker(self, parent: int, order: Mapping[str, Any], file: IO[bytes], pipes: Pipes | None) -> int:
         """The new process's whole life; returns its exit status."""
         try:
             os.setsid()
@@ -85,8 +95,8 @@ class ForkServer:
                 self._settings,
                 self._registry,
                 self._memory.block(order["fork"]),
-                worker=order["name"],
-                queues=tuple(order["queues"]),
+                self._capture,
+                process.Place(order["name"], tuple(order["queues"]), pipes),
             )
         except BaseException:  # the outermost frame of the process: say why it ends, and end
             traceback.print_exc()
@@ -109,7 +119,10 @@ class ForkServer:
                 processgroup.end_children(spare=self._older | self._stacks.keys())
                 with self._stacks.pop(pid) as file:
                     written = stacks.read(file)
-                send(self._control, {"ended": pid, "status": status, "usage": in_words(usage), "stacks": written})
+                pipes = self._pipes.pop(pid, None)
+                output = pipes.left_over() if pipes is not None else {}
+                ending = {"status": status, "usage": in_words(usage), "stacks": written, "output": output}
+                send(self._control, {"ended": pid, **ending})
 
 
 def read_lines(control: socket.socket) -> Iterator[bytes]:
@@ -179,7 +192,8 @@ def main(control_fd: int, memory_fd: int, parent: int) -> None:
     with control.makefile("rb", buffering=0) as file:
         start = msgspec.json.decode(file.readline())
     settings = msgspec.convert(start["settings"], Settings)
-    configure(settings.log_level)
+    capture = Capture(settings.task_output)
+    capture.install(settings.log_level)
     try:
         registry = Registry(settings.tasks, builtins=settings.builtins)
     except ConfigurationError as error:
@@ -193,7 +207,7 @@ def main(control_fd: int, memory_fd: int, parent: int) -> None:
     lines = read_lines(control)
     types = [each.info(max_attempts=settings.max_attempts) for each in registry]
     send(control, {"types": types, "queues": registry.queues(), "files": source_files(registry)})
-    ForkServer(control, settings, registry, memory).serve(lines)
+    ForkServer(control, settings, registry, memory, capture).serve(lines)
 
 
 if __name__ == "__main__":

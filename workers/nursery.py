@@ -32,11 +32,13 @@ class NurseryLost(Exception):
 
 class Ending(msgspec.Struct, frozen=True):
     """How a worker process ended: its wait status, what it used from its start on (`max_rss_bytes`, `user_s`,
-    `system_s`), and the stacks of its threads, if they were written (see stacks)."""
+    `system_s`), the stacks of its threads, if they were written (see stacks), and by stream what stood unread in its
+    pipes (see pipes)."""
 
     status: int
     usage: Mapping[str, float] = msgspec.field(default_factory=dict)
     stacks: str = ""
+    output: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

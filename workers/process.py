@@ -28,9 +28,11 @@ from taskpool.status import update_status
 from taskpool.store import ReplyFault, Store
 from taskpool.types import RunningTask, TaskStatus
 from workers import async_process, processgroup
+from workers.capture import Capture
 from workers.held import give_back_unseen
 from workers.interruption import Interruption
-from workers.reports import Reporter, Reports
+from workers.pipes import Output, Pipes
+from workers.reports import Reporter, Reports, limits_of
 from workers.slots import Block, Request
 from workers.stats import COUNTED_AS, Stats
 
@@ -44,11 +46,21 @@ FIRST_RETRY_S: Final = 0.05
 LONGEST_RETRY_S: Final = 1.0
 
 
-def serve(settings: Settings, registry: Registry, block: Block, *, worker: str, queues: tuple[str, ...]) -> int:
+def serve(settings: Settings, registry: Registry, block: Block, capture: Capture, place: Place) -> int:
     """Runs tasks until the supervisor drains this process; returns its exit status."""
     if settings.slots > 1:
-        return async_process.serve(settings, registry, block, worker=worker, queues=queues)
-    return Process(settings, registry, block, worker=worker, queues=queues).serve()
+        capture.begin({})
+        return async_process.serve(settings, registry, block, capture, worker=place.worker, queues=place.queues)
+    return Process(settings, registry, block, capture, place).serve()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Who this process is: its worker's name, its queues, and the pipes that its output goes through, if it does."""
+
+    worker: str
+    queues: tuple[str, ...]
+    pipes: Pipes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +76,19 @@ class Ended:
 class Process:
     """The loop and all it needs, made after the fork."""
 
-    def __init__(
-        self, settings: Settings, registry: Registry, block: Block, *, worker: str, queues: tuple[str, ...]
-    ) -> None:
+    def __init__(self, settings: Settings, registry: Registry, block: Block, capture: Capture, place: Place) -> None:
         redis_url = resolve_redis_url(settings)
-        self._settings, self._registry, self._worker, self._queues = settings, registry, worker, queues
+        self._settings, self._registry = settings, registry
+        self._worker, self._queues = place.worker, place.queues
+        worker = place.worker
+        self._capture = capture
+        capture.begin(place.pipes.become_output() if place.pipes else {})
+        self._output = Output(place.pipes.readers, capture) if place.pipes else None
         self._lease_ms = round(settings.lease_s * 1000)
         self._block, self._lane = block, block.lane(0)
         self._store = Store(redis_url, name=worker)
         self._interruption = Interruption(self._lane)
-        self._reporter = Reporter(redis_url)
+        self._reporter = Reporter(redis_url, limits_of(settings), block.spool)
         self._stats = Stats()
         self._counted_mono = time.monotonic()
         token = secrets.token_hex(4)
@@ -91,6 +106,8 @@ class Process:
     def serve(self) -> int:
         """Runs tasks until it is told to end, and then writes what is still to be written."""
         self._interruption.install()
+        if self._output is not None:
+            self._output.start()
         self._block.set_ready()
         while not self._is_leaving():
             running = self._exchange(claims=True)
@@ -103,6 +120,8 @@ class Process:
                 self._ended = self._perform(running)
         while self._ended is not None or self._is_unsure:  # Redis may be away; the supervisor sets an end to that
             self._exchange(claims=False)
+        if self._output is not None:
+            self._output.settle()
         return 0
 
     def _is_leaving(self) -> bool:
@@ -118,7 +137,7 @@ class Process:
                 self._recover()
             if ended is not None and ended.reports:
                 # Not in one pipeline with the outcome: a script that Redis has to be sent anew would come after it.
-                with suppress(RedisFull):  # then they are lost; the outcome isn't refused
+                with suppress(RedisFull, ReplyFault):  # then they are lost; the outcome isn't refused
                     self._store.run_many(ended.reports)
                 ended.reports.clear()
             if ended is not None and self._was_woken:
@@ -181,11 +200,14 @@ class Process:
         timeout_s = max(running.timeout_s or 0.0, 0.0)
         self._lane.begin(running.id, running.attempt_id, running.queue, started_mono, timeout_s)
         self._interruption.watch(started_mono, started_mono + timeout_s if timeout_s else math.inf)
-        reports = Reports(running, self._lane, self._reporter)
+        reports = self._capture.attempt = Reports(running, self._lane, self._reporter)
         # A stop may have been asked for between the claim and now.
         outcome = stopped() if self._lane.request() else self._execute(running, reports)
         self._interruption.unwatch()
         self._lane.end()
+        if self._output is not None:
+            self._output.settle()
+        self._capture.attempt = None
         run_s = time.monotonic() - started_mono
         if self._interruption.has_raised or self._lane.request():
             was_asked = self._lane.request() is Request.STOP
@@ -199,7 +221,15 @@ class Process:
         return Ended(running, outcome, run_s, reports.take())
 
     def _execute(self, running: RunningTask, reports: Reports) -> Outcome:
-        context = TaskContext.of(running, reports)
+        context = TaskContext(
+            reports,
+            id=running.id,
+            type=running.type,
+            queue=running.queue,
+            attempt=running.attempt,
+            max_attempts=running.max_attempts,
+            secrets=running.secrets,
+        )
         return execute_task(
             running,
             self._registry,
@@ -216,7 +246,7 @@ class Process:
 
     def _is_tidy(self) -> bool:
         """After an interrupt: ends the processes the task left behind. False when those or threads of it go on."""
-        ours = 1 + (self._reporter.thread is not None)
+        ours = 1 + (self._reporter.thread is not None) + (self._output is not None)
         return processgroup.end_others() and threading.active_count() <= ours
 
     def _conclude(self, ended: Ended, word: str) -> None:

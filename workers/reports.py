@@ -1,7 +1,7 @@
 """How a running task's progress and log travel: at most four times a second, on a connection and a thread of their own.
 
 Both are started by the first report: a task that reports nothing costs nothing. What is still unsent at the end
-is sent before the outcome, so that nothing is lost or comes too late.
+is sent before the outcome, so that nothing is lost or comes too late. What Redis didn't take is kept and sent again.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from typing import Any, Final
 from taskpool import scripts
 from taskpool.calls import Call
 from taskpool.errors import RedisUnavailable
+from taskpool.logline import Lines, LogLimits
 from taskpool.runner import parents_of
-from taskpool.status import log_task
+from taskpool.settings import Settings
 from taskpool.store import ReplyFault, Store
 from taskpool.types import RunningTask
 from workers.slots import Lane, Request
+from workers.spool import Spool
 
 INTERVAL_S: Final = 0.25
-LINE_CHARS: Final = 8192
-"""A longer line is kept in pieces of this size."""
-PIECES: Final = 16
-LINES_UNSENT: Final = 10_000
 LINES_AT_ONCE: Final = 500
+BYTES_AT_ONCE: Final = 256 * 1024
 
 
 class Reporter:
     """Sends what the tasks of a process report: one thread and one connection, started by the first report."""
 
-    def __init__(self, redis_url: str) -> None:
+    def __init__(self, redis_url: str, limits: LogLimits, spool: Spool) -> None:
         self.store = Store(redis_url, name="taskpool-reports")
+        self.limits, self.spool = limits, spool
         self.sending = threading.Lock()
         """Held while reports are on their way, and by whoever else uses the connection."""
         self.thread: threading.Thread | None = None
@@ -54,66 +54,133 @@ class Reporter:
             self._wake.clear()
             due = {self._due.popleft() for _ in range(len(self._due))}
             with self.sending:
-                calls = [call for reports in due for call in reports.calls(LINES_AT_ONCE)]
-                try:
-                    self.store.run_many(calls) if calls else None
-                except (RedisUnavailable, ReplyFault):  # these reports are lost; the tasks go on without
-                    pass
+                for reports in due:
+                    self._send(reports)
             for reports in due:
-                if reports.has_lines:
+                if reports.is_unsent:
                     self.notice(reports)
             time.sleep(INTERVAL_S)
+
+    def _send(self, reports: Reports) -> None:
+        unsent = reports.unsent()
+        try:
+            self.store.run_many(unsent.calls) if unsent.calls else None
+        except (RedisUnavailable, ReplyFault):  # it is sent again, at the latest before the outcome
+            return
+        reports.drop(unsent)
+
+
+class Unsent:
+    """A part of what an attempt has reported: the calls that send it, and what they send."""
+
+    __slots__ = ("calls", "last_line", "progress")
+
+    def __init__(self) -> None:
+        self.calls: list[Call[Any]] = []
+        self.last_line = 0
+        self.progress: Mapping[str, Any] | None = None
 
 
 class Reports:
     """The `ContextSink` of one attempt. Made for every task, so it makes nothing itself before it is used."""
 
-    __slots__ = ("_lane", "_lines", "_progress", "_reporter", "_running", "is_overdue")
+    __slots__ = (
+        "_is_due", "_is_over", "_lane", "_lines", "_progress", "_progress_sent", "_reporter", "is_overdue", "running",
+    )  # fmt: skip
 
     def __init__(self, running: RunningTask, lane: Lane, reporter: Reporter) -> None:
-        self._running, self._lane, self._reporter = running, lane, reporter
+        self.running, self._lane, self._reporter = running, lane, reporter
         self.is_overdue = False
         """True when its timeout has passed and nothing but this can tell it: it runs in a thread."""
-        self._progress: deque[Mapping[str, Any]] | None = None
-        self._lines: deque[tuple[int, str]] | None = None
+        self._progress: Mapping[str, Any] | None = None
+        self._progress_sent: Mapping[str, Any] | None = None
+        self._lines: Lines | None = None
+        self._is_due = self._is_over = False
 
     @property
-    def has_lines(self) -> bool:
-        """Whether there are lines that no call was made for."""
-        return bool(self._lines)
+    def is_unsent(self) -> bool:
+        """Whether there is something that wasn't sent, and is to be sent before the attempt ends."""
+        return not self._is_over and bool(self._lines or self._progress is not self._progress_sent)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the attempt has ended: what writes to it now comes too late."""
+        return self._is_over
 
     def take(self) -> list[Call[Any]]:
-        """The calls for what is still unsent; they belong in front of the one that ends the attempt."""
+        """The calls for all that is still unsent; they belong in front of the one that ends the attempt."""
+        self._is_over = True
         if self._progress is None and self._lines is None:
             return []
-        with self._reporter.sending:  # a report that is under way arrives before the outcome
-            return self.calls(LINES_UNSENT)
-
-    def calls(self, most_lines: int) -> list[Call[Any]]:
-        """The calls for what is unsent now. Only while `sending` is held."""
         calls: list[Call[Any]] = []
-        if self._lines:
-            lines = [self._lines.popleft() for _ in range(min(len(self._lines), most_lines))]
-            calls.append(log_task(self._running, lines))
-        if self._progress:
-            calls.append(scripts.progress(self._running, self._progress.popleft()))
+        with self._reporter.sending:  # a report that is under way arrives before the outcome
+            if self._lines is not None:
+                self._lines.end()
+            while (unsent := self.unsent()).calls:
+                calls += unsent.calls
+                self.drop(unsent)
         return calls
+
+    def unsent(self) -> Unsent:
+        """What is to be sent next. Only while `sending` is held."""
+        unsent = Unsent()
+        self._is_due = False
+        if self._lines:
+            first, lines = self._lines.peek(LINES_AT_ONCE, BYTES_AT_ONCE)
+            unsent.last_line = first + len(lines) - 1
+            running, limits = self.running, self._reporter.limits
+            unsent.calls.append(scripts.log(running.id, running.attempt_id, lines, limits, first=first))
+        unsent.progress = self._progress
+        if unsent.progress is not None and unsent.progress is not self._progress_sent:
+            unsent.calls.append(scripts.progress(self.running, unsent.progress))
+        return unsent
+
+    def drop(self, unsent: Unsent) -> None:
+        """Forget what was sent."""
+        self._progress_sent = unsent.progress
+        if self._lines is not None:
+            self._lines.drop(unsent.last_line)
 
     # --- the task's side ----------------------------------------------------------------------------------
 
     def progress(self, done: float, total: float | None, note: str | None) -> None:
         """Takes the latest progress; one that is overtaken before it was sent is dropped."""
-        if self._progress is None:
-            self._progress = deque(maxlen=1)
-        self._progress.append(progress_document(done, total, note))
-        self._reporter.notice(self)
+        self._progress = progress_document(done, total, note)
+        self._notice()
 
     def log(self, message: str) -> None:
         """Takes one line, or as many as the text has."""
-        if self._lines is None:
-            self._lines = deque(maxlen=LINES_UNSENT)
-        self._lines.extend(log_lines(message))
-        self._reporter.notice(self)
+        self.log_lines().add("log", message)
+        self._notice()
+
+    def record(self, text: str, *, level: str, logger: str) -> None:
+        """Takes what was logged with `logging`."""
+        self.log_lines().add("logging", text, level=level, logger=logger)
+        self._notice()
+
+    def write(self, stream: str, text: str) -> None:
+        """Takes a part of a stream, stdout or stderr."""
+        self.log_lines().write(stream, text)
+        self._notice()
+
+    def log_lines(self) -> Lines:
+        """Where its lines go, made for the first one."""
+        lines = self._lines
+        if lines is None:
+            spool, attempt_id = self._reporter.spool, self.running.attempt_id.encode()
+
+            def keep(number: int, line: bytes) -> None:
+                spool.keep(attempt_id, number, line)
+
+            secrets = self.running.secrets
+            mask = None if secrets is None else secrets.hide
+            lines = self._lines = Lines(self.running.attempt, self._reporter.limits, mask=mask, spool=keep)
+        return lines
+
+    def _notice(self) -> None:
+        if not self._is_due:
+            self._is_due = True
+            self._reporter.notice(self)
 
     def is_cancelled(self) -> bool:
         """Whether the attempt was asked to end."""
@@ -126,7 +193,12 @@ class Reports:
             RedisUnavailable: Redis is away.
         """
         with self._reporter.sending:
-            return self._reporter.store.carry_out(parents_of(self._running.depends_on))
+            return self._reporter.store.carry_out(parents_of(self.running.depends_on))
+
+
+def limits_of(settings: Settings) -> LogLimits:
+    """What the settings say of logs."""
+    return LogLimits(settings.log_lines, settings.log_bytes, settings.log_line_chars)
 
 
 def progress_document(done: float, total: float | None, note: str | None) -> dict[str, Any]:
@@ -137,15 +209,3 @@ def progress_document(done: float, total: float | None, note: str | None) -> dic
     if note is not None:
         document["note"] = note
     return document
-
-
-def log_lines(message: str) -> list[tuple[int, str]]:
-    """A message as lines with their time: this host's clock, in ms since 1970."""
-    at_ms = time.time_ns() // 1_000_000
-    text = message.encode("utf-8", "replace").decode()
-    pieces = [
-        line[start : start + LINE_CHARS]
-        for line in text.splitlines() or [""]
-        for start in range(0, max(len(line), 1), LINE_CHARS)
-    ]
-    return [(at_ms, piece) for piece in pieces[:PIECES]]

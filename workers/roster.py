@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from taskpool import scripts
-from taskpool.store import AsyncStore
+from taskpool.errors import RedisFull
+from taskpool.logline import LogLimits
+from taskpool.store import AsyncStore, ReplyFault
 from workers.child import Child
 from workers.commands import CommandChannel
 from workers.duties import Outage, insist
+from workers.lastwords import LastWords
 from workers.nursery import Ending
 from workers.rqworker import PoolWorker, Registrar
 from workers.settlement import Remains, await_end, settle
@@ -31,11 +35,13 @@ class Roster:
         stops: Stops,
         outage: Outage,
         max_crashes: int,
+        limits: LogLimits,
         on_change: Callable[[], None],
         on_dismiss: Callable[[Child], None],
     ) -> None:
         self._pool, self._store, self._registrar = pool, store, registrar
-        self._stops, self._outage, self._max_crashes = stops, outage, max_crashes
+        self._stops, self._outage = stops, outage
+        self._max_crashes, self._limits = max_crashes, limits
         self._on_change, self._on_dismiss = on_change, on_dismiss
         self._members: dict[str, tuple[Child, PoolWorker]] = {}
         self._work: set[asyncio.Task[None]] = set()
@@ -65,7 +71,7 @@ class Roster:
 
     def bury(self, child: Child, ending: Ending) -> None:
         """Settles what an ended process held and removes it, as soon as Redis is there."""
-        self._spawn(self._bury(child, Remains.of(child, ending)))
+        self._spawn(self._bury(child, Remains.of(child, ending), LastWords(child, ending)))
 
     async def settled(self, timeout_s: float) -> bool:
         """Waits until all that was begun here is done; False: it wasn't within the time."""
@@ -82,8 +88,10 @@ class Roster:
         await insist(enter, self._outage)
         self._on_change()
 
-    async def _bury(self, child: Child, remains: Remains) -> None:
+    async def _bury(self, child: Child, remains: Remains, words: LastWords) -> None:
         async def look() -> None:
+            with suppress(RedisFull, ReplyFault):  # then they are lost; what becomes of the attempts isn't
+                await self._store.carry_out(words.send(self._limits))
             await self._store.carry_out(settle(remains, max_crashes=self._max_crashes))
 
         await await_end(child)

@@ -1,13 +1,13 @@
 """What each worker process runs, in memory shared by the supervisor and all of its processes.
 
-A process owns one *block*: a head with its counters and one *lane* for each task it runs at once. The process
-alone writes its block, except two words that belong to the supervisor: `drain` and each lane's `request`.
-Reads are consistent: a lane's sequence is odd while it is being written. Nothing here is trusted for a write
-to Redis: the attempt id it carries is checked there.
+A process owns one *block*: a head with its counters, one *lane* for each task it runs at once, and the `Spool` of the
+lines that its tasks wrote last. The process alone writes its block, except two words that belong to the supervisor:
+`drain` and each lane's `request`. Reads are consistent: a lane's sequence is odd while it is being written. Nothing
+here is trusted for a write to Redis: the attempt id it carries is checked there.
 
-    block   ┌────────┬────────┬────────┬─────────────┬────────┬──────────────────┬────────┬────────┬───┐
-            │ ready  │ done   │ failed │ working_us  │ drain  │ (to 64 bytes)    │ lane 0 │ lane 1 │ … │
-            └────────┴────────┴────────┴─────────────┴────────┴──────────────────┴────────┴────────┴───┘
+    block   ┌────────┬────────┬────────┬─────────────┬────────┬────────────────┬────────┬────────┬───┬───────┐
+            │ ready  │ done   │ failed │ working_us  │ drain  │ (to 64 bytes)  │ lane 0 │ lane 1 │ … │ spool │
+            └────────┴────────┴────────┴─────────────┴────────┴────────────────┴────────┴────────┴───┴───────┘
              u64      u64      u64      u64           u64 (written by the supervisor)
 
     lane    ┌──────────┬────────┬────────┬──────────────┬────────────┬────────────────┬─────────┬────────┐
@@ -28,6 +28,9 @@ import tempfile
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
+
+from workers import spool
+from workers.spool import Spool
 
 _WORD: Final = struct.Struct("=Q")
 _HEAD_BYTES: Final = 64
@@ -87,13 +90,14 @@ class SharedMemory:
 
     def __init__(self, fd: int, blocks: int, lanes: int) -> None:
         self.fd, self.blocks, self.lanes = fd, blocks, lanes
-        self.map = mmap.mmap(fd, blocks * (_HEAD_BYTES + lanes * _LANE_BYTES))
+        self.block_bytes = _HEAD_BYTES + lanes * _LANE_BYTES + spool.BYTES
+        self.map = mmap.mmap(fd, blocks * self.block_bytes)
 
     @classmethod
     def create(cls, blocks: int, lanes: int) -> SharedMemory:
         """A new, zeroed one, in a file without a name: nothing is left behind however the pool ends."""
         with tempfile.TemporaryFile(prefix="taskpool-") as file:
-            file.truncate(blocks * (_HEAD_BYTES + lanes * _LANE_BYTES))
+            file.truncate(blocks * (_HEAD_BYTES + lanes * _LANE_BYTES + spool.BYTES))
             return cls(os.dup(file.fileno()), blocks, lanes)
 
     def block(self, index: int) -> Block:
@@ -113,12 +117,14 @@ class Block:
         self.index = index
         self._map = memory.map
         self.lanes = memory.lanes
-        self._at = index * (_HEAD_BYTES + memory.lanes * _LANE_BYTES)
+        self._at = index * memory.block_bytes
+        self.spool = Spool(memory.map, self._at + _HEAD_BYTES + memory.lanes * _LANE_BYTES)
 
     def clear(self) -> None:
         """Makes it as new, for the next process. Only while no process uses it."""
         size = _HEAD_BYTES + self.lanes * _LANE_BYTES
         self._map[self._at : self._at + size] = bytes(size)
+        self.spool.clear()
 
     def lane(self, number: int) -> Lane:
         """The writer of one lane."""

@@ -29,6 +29,7 @@ from workers.duties import Outage, repeat
 from workers.heartbeats import Heartbeats
 from workers.housekeeping import Housekeeping
 from workers.nursery import Ending, Nursery
+from workers.reports import limits_of
 from workers.roster import Roster
 from workers.rqworker import Registrar, connect
 from workers.slots import SharedMemory
@@ -70,6 +71,7 @@ class Supervisor:
             stops=self._stops,
             outage=self._outage,
             max_crashes=settings.max_crashes,
+            limits=limits_of(settings),
             on_change=self._changed.set,
             on_dismiss=self._crew.dismiss,
         )

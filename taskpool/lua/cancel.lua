@@ -9,7 +9,8 @@
 
 local id, reason, mark = ARGV[1], ARGV[2], ARGV[4]
 local key = KEY.job .. id
-local f = redis.call('HMGET', key, 'status', 'origin', 'seq', 'failure_ttl', 'expires_ms', 'started_at', 'by_call', 'secret_ttl')
+local f = redis.call('HMGET', key, 'status', 'origin', 'seq', 'failure_ttl', 'expires_ms', 'started_at', 'by_call',
+  'secret_ttl', 'log')
 local status, queue = f[1], f[2]
 if not status then
   redis.call('ZREM', KEY.expiring, id)
@@ -31,6 +32,6 @@ redis.call('ZREM', KEY.deferred .. queue, id)
 redis.call('ZREM', KEY.expiring, id)
 redis.call('HSET', key, 'status', 'canceled', 'ended_at', stamp, 'seq', seq, 'reason', reason, 'error', ARGV[3])
 if mark ~= '' then redis.call('HSET', key, 'by_call', mark) end
-retain(id, KEY.canceled .. queue, tonumber(f[4]) or 604800, now_ms, f[8])
+retain(id, KEY.canceled .. queue, tonumber(f[4]) or 604800, now_ms, f[8], f[9])
 emit(id, seq, 'canceled', 'canceled', now_ms, ',"reason":"' .. reason .. '"')
 return 'ok'

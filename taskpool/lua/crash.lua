@@ -14,7 +14,7 @@ local now_ms, stamp = clock()
 
 local score = redis.call('ZSCORE', KEY.wip .. queue, member)
 local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'crashes', 'stop_ms', 'failure_ttl', 'worker_name',
-  'history', 'attempt', 'started_at', 'secret_ttl')
+  'history', 'attempt', 'started_at', 'secret_ttl', 'log')
 -- The record may be another attempt's by now, or deleted by a dashboard.
 local worker = redis.call('HGET', KEY.execution .. member, 'worker_name') or f[7] or ''
 local ours = f[1] == attempt_id
@@ -41,7 +41,7 @@ local function settle(status, reason, failure)
   redis.call('XADD', KEY.results .. id, 'MAXLEN', 10, '*', 'type', status == 'stopped' and 3 or 2, 'worker_name', worker,
     'exc_string', ARGV[7], 'execution_id', attempt_id)
   if ttl_s >= 0 then redis.call('EXPIRE', KEY.results .. id, ttl_s + 60) end
-  retain(id, KEY.failed .. queue, ttl_s, now_ms, f[11])
+  retain(id, KEY.failed .. queue, ttl_s, now_ms, f[11], f[12])
   emit(id, seq, status, status, now_ms, ',"error":' .. cjson.encode(ARGV[5]))
   return status
 end

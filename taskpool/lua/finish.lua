@@ -14,7 +14,8 @@ local id, attempt_id, queue, worker, status = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local key = KEY.job .. id
 local TOLD_BYTES = 1024
 
-local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'type', 'attempt', 'started_at', 'history', 'secret_ttl')
+local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'type', 'attempt', 'started_at', 'history',
+  'secret_ttl', 'log')
 if f[1] ~= attempt_id or f[2] ~= 'started' then
   drop_attempt(id, attempt_id, queue, worker)
   if f[1] == attempt_id and f[2] == (status == 'done' and 'finished' or status) then
@@ -53,6 +54,7 @@ if not f[4] then
   redis.call('ZADD', KEY.by_type .. ARGV[12], 0, id)
   redis.call('SADD', KEY.types_used, ARGV[12])
 end
-local children = retain(id, (status == 'done' and KEY.finished or KEY.failed) .. queue, tonumber(ARGV[6]), now_ms, f[8])
+local children = retain(id, (status == 'done' and KEY.finished or KEY.failed) .. queue, tonumber(ARGV[6]), now_ms,
+  f[8], f[9])
 emit(id, seq, status, status, now_ms, more, aside)
 return children and 'children' or 'ok'

@@ -91,10 +91,11 @@ end
 
 -- Enters an ended task into the registry of its outcome for `ttl_s` seconds (negative: for ever); purge removes it
 -- then, and the key's own expiry a minute later is for the case that no worker pool lives. Its secrets, if it has any,
--- stay no longer than that; they stay so long for a retry by hand. True: dependents wait.
-local function retain(id, registry, ttl_s, now_ms, has_secrets)
+-- stay no longer than that; they stay so long for a retry by hand. So does its log. True: dependents wait.
+local function retain(id, registry, ttl_s, now_ms, has_secrets, has_log)
   if ttl_s < 0 then
     redis.call('ZADD', registry, '+inf', id)
+    if has_log then redis.call('PERSIST', KEY.log .. id) end
   else
     ttl_s = math.max(ttl_s, 1)
     redis.call('ZADD', registry, string.format('%.3f', now_ms / 1000 + ttl_s), id)
@@ -102,6 +103,7 @@ local function retain(id, registry, ttl_s, now_ms, has_secrets)
     if has_secrets and redis.call('TTL', KEY.secrets .. id) > ttl_s + 60 then
       redis.call('EXPIRE', KEY.secrets .. id, ttl_s + 60)
     end
+    if has_log then redis.call('EXPIRE', KEY.log .. id, ttl_s + 60) end
   end
   if redis.call('EXISTS', KEY.dependents .. id) == 1 then
     redis.call('SADD', KEY.outbox, id)

@@ -1,0 +1,198 @@
+"""Tells what tasks write from what the worker says: `sys.stdout`, `sys.stderr` and `logging` know whose turn it is.
+
+In a process that runs one task at a time, all that is written meanwhile is the task's, whatever thread writes it. In
+one that runs several, a context variable says which: it follows `await`, new asyncio tasks and `asyncio.to_thread`, but
+no thread that the task starts itself. What belongs to no task goes where it always went.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any, TextIO
+
+from taskpool.secret import hidden
+from workers.logs import FORMAT, configure
+from workers.reports import Reports
+
+
+class Capture:
+    """Whose output it is now, and where else it goes. `output`: the setting `task_output`."""
+
+    def __init__(self, output: str) -> None:
+        self.keeps, self.passes_on = output != "worker", output != "log"
+        self.attempt: Reports | None = None
+        """The one attempt of a process that runs one at a time."""
+        self._of_context: ContextVar[Reports | None] = ContextVar("taskpool-attempt", default=None)
+        self.operator: dict[str, TextIO] = {"stdout": sys.stdout, "stderr": sys.stderr}
+        """By stream, where the worker's own output goes."""
+
+    def install(self, level: str) -> None:
+        """Takes over the process's streams and log, before the task modules are loaded: they may keep the streams."""
+        handler = logging.StreamHandler(_Operator(self))
+        handler.setFormatter(_Formatter(self))
+        handler.addFilter(self._is_for_operator)
+        configure(level, handler)
+        if self.keeps:
+            logging.getLogger().addHandler(_Handler(self))
+            sys.stdout = _Stream("stdout", sys.stdout, self)
+            sys.stderr = _Stream("stderr", sys.stderr, self)
+
+    def begin(self, before: Mapping[str, int]) -> None:
+        """Begins the life of a worker process. `before`: by stream, the descriptor that its own output goes to now.
+
+        What a task forks doesn't take itself for this process: its output is like that of any other program.
+        """
+        for name, fd in before.items():
+            self.operator[name] = io.TextIOWrapper(io.FileIO(fd, "w"), "utf-8", "backslashreplace", write_through=True)
+        os.register_at_fork(after_in_child=self._forget)
+
+    def enter(self, attempt: Reports) -> None:
+        """What this context, and what begins in it, writes from now on is this attempt's."""
+        self._of_context.set(attempt)
+
+    def current(self) -> Reports | None:
+        """Whose output it is; None: nobody's, or it is the worker's business alone."""
+        attempt = self.attempt or self._of_context.get()
+        return None if attempt is None or attempt.is_over or not self.keeps else attempt
+
+    def pass_on(self, stream: str, text: str) -> None:
+        """Writes to the operator's terminal, or whatever stands in its place; that it is gone is no fault of a task."""
+        target = self.operator[stream]
+        try:
+            target.write(text)
+            if "\n" in text:
+                target.flush()
+        except (OSError, ValueError):
+            pass
+
+    def _forget(self) -> None:
+        self.attempt = None
+        self._of_context.set(None)
+        self.operator = {"stdout": sys.__stdout__ or sys.stdout, "stderr": sys.__stderr__ or sys.stderr}
+
+    def _is_for_operator(self, record: logging.LogRecord) -> bool:
+        return self.passes_on or self.current() is None
+
+
+class _Stream(io.TextIOBase):
+    """In the place of sys.stdout or sys.stderr. `under` is the one that was there."""
+
+    def __init__(self, name: str, under: TextIO, capture: Capture) -> None:
+        self._name, self._under, self._capture = name, under, capture
+        self.buffer = _Bytes(self)
+
+    def write(self, text: str) -> int:
+        """Take text: for the task's log, if it is a task that writes."""
+        attempt = self._capture.current()
+        if attempt is None:
+            return self._under.write(text)
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        attempt.write(self._name, text)
+        if self._capture.passes_on:
+            self._capture.pass_on(self._name, hidden(text, attempt.running.secrets))
+        return len(text)
+
+    def flush(self) -> None:
+        """A task's lines are kept at once; the rest is the stream's business."""
+        if self._capture.current() is None:
+            self._under.flush()
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def fileno(self) -> int:
+        """Of the stream below: what a task starts may write there."""
+        return self._under.fileno()
+
+    def isatty(self) -> bool:
+        """Nobody sees a task at a terminal."""
+        return self._capture.current() is None and self._under.isatty()
+
+    def close(self) -> None:
+        """Not for a task to do: others write here as well."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """As it says below."""
+        return self._under.encoding
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._under, name)
+
+
+class _Bytes(io.BufferedIOBase):
+    """`sys.stdout.buffer`: bytes go the same way as text."""
+
+    def __init__(self, stream: _Stream) -> None:
+        self._stream = stream
+
+    def write(self, data: Any) -> int:
+        """Take bytes."""
+        raw = bytes(data)
+        self._stream.write(raw.decode("utf-8", "replace"))
+        return len(raw)
+
+    def flush(self) -> None:
+        """As the stream's."""
+        self._stream.flush()
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def fileno(self) -> int:
+        """As the stream's."""
+        return self._stream.fileno()
+
+    def close(self) -> None:
+        """As the stream's."""
+
+
+class _Operator(io.TextIOBase):
+    """The stderr of the worker itself, wherever that goes by now."""
+
+    def __init__(self, capture: Capture) -> None:
+        self._capture = capture
+
+    def write(self, text: str) -> int:
+        """Pass it on."""
+        self._capture.pass_on("stderr", text)
+        return len(text)
+
+
+class _Formatter(logging.Formatter):
+    """The worker's log; what a task logs shows no secret of it there either."""
+
+    def __init__(self, capture: Capture) -> None:
+        super().__init__(FORMAT)
+        self._capture = capture
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As always, masked."""
+        text = super().format(record)
+        attempt = self._capture.current()
+        return text if attempt is None else hidden(text, attempt.running.secrets)
+
+
+class _Handler(logging.Handler):
+    """Puts what a task logs into its log."""
+
+    def __init__(self, capture: Capture) -> None:
+        super().__init__()
+        self._capture = capture
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take one record."""
+        attempt = self._capture.current()
+        if attempt is not None:
+            try:
+                attempt.record(self.format(record), level=record.levelname.lower(), logger=record.name)
+            except (TypeError, ValueError, KeyError):  # the message and its arguments don't fit together
+                self.handleError(record)

@@ -1,0 +1,131 @@
+"""File descriptors 1 and 2 of a process that runs one task at a time: what goes through them is the task's output too.
+
+So what C code prints is kept, and what the programs that a task starts print. Each is a pipe which a thread of the
+process empties; the fork server holds its other end as well and reads what is left in it when the process has died. A
+task that ends costs one look, whether something is still in there.
+"""
+
+from __future__ import annotations
+
+import codecs
+import fcntl
+import os
+import select
+import threading
+from collections.abc import Mapping
+from typing import Final
+
+from taskpool.secret import hidden
+from workers.capture import Capture
+
+STREAMS: Final = {"stdout": 1, "stderr": 2}
+PIPE_BYTES: Final = 1 << 20
+"""Code that prints more than this while it holds the interpreter up waits for ever: nobody can empty the pipe then."""
+READ_BYTES: Final = 1 << 16
+MOST_AT_END: Final = 4 << 20
+"""What a task left running may write without a pause: the end of the task doesn't wait for it."""
+_F_SETPIPE_SZ: Final = 1031
+
+
+class Pipes:
+    """Both pipes, made before the fork; `output` reads from them, `become_output` writes into them."""
+
+    def __init__(self) -> None:
+        self._ends = {name: os.pipe() for name in STREAMS}
+        for reader, writer in self._ends.values():
+            os.set_blocking(reader, False)
+            try:
+                fcntl.fcntl(writer, _F_SETPIPE_SZ, PIPE_BYTES)
+            except OSError:  # not Linux, or its user has too many large ones
+                pass
+        self.readers = {name: reader for name, (reader, _) in self._ends.items()}
+
+    def become_output(self) -> dict[str, int]:
+        """Puts the pipes in the place of this process's output; returns by name where that went until now."""
+        before = {name: os.dup(fd) for name, fd in STREAMS.items()}
+        for name, (_, writer) in self._ends.items():
+            os.dup2(writer, STREAMS[name])
+        self.close_writers()
+        return before
+
+    def close_writers(self) -> None:
+        """What is left is to read."""
+        for _, writer in self._ends.values():
+            os.close(writer)
+
+    def left_over(self) -> dict[str, str]:
+        """What nobody has read, by stream; the pipes are closed then."""
+        found = {name: read_all(reader).decode("utf-8", "replace") for name, reader in self.readers.items()}
+        for reader in self.readers.values():
+            os.close(reader)
+        return {name: text for name, text in found.items() if text}
+
+
+class Output:
+    """The process's side: a thread reads what comes; `settle` sees to it that all of a task's output has been read."""
+
+    def __init__(self, readers: Mapping[str, int], capture: Capture) -> None:
+        self._readers, self._capture = readers, capture
+        self._lock = threading.Lock()
+        self._decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in readers}
+        self._now = select.poll()
+        self._later = select.poll()
+        for poll in (self._now, self._later):
+            for reader in readers.values():
+                poll.register(reader, select.POLLIN)
+        self._look = self._now.poll
+        self.thread = threading.Thread(target=self._read_for_ever, name="taskpool-output", daemon=True)
+
+    def start(self) -> None:
+        """Start to read."""
+        self.thread.start()
+
+    def settle(self) -> None:
+        """Returns when all that was written until now has gone to where it belongs."""
+        with self._lock:
+            if self._look(0):
+                self._take(MOST_AT_END)
+                for name, decoder in self._decoders.items():
+                    self._deliver(name, decoder.decode(b"", final=True))
+
+    def _read_for_ever(self) -> None:
+        while True:
+            self._later.poll()
+            with self._lock:
+                self._take(READ_BYTES)
+
+    def _take(self, most: int) -> None:
+        """Reads what is there, up to about `most` bytes of each stream."""
+        for name, reader in self._readers.items():
+            decoder = self._decoders[name]
+            left = most
+            while left > 0 and (data := read_some(reader)):
+                left -= len(data)
+                self._deliver(name, decoder.decode(data))
+
+    def _deliver(self, name: str, text: str) -> None:
+        if not text:
+            return
+        attempt = self._capture.current()
+        if attempt is None:
+            self._capture.pass_on(name, text)
+            return
+        attempt.write(name, text)
+        if self._capture.passes_on:
+            self._capture.pass_on(name, hidden(text, attempt.running.secrets))
+
+
+def read_all(fd: int) -> bytes:
+    """What a pipe holds now."""
+    data = b""
+    while len(data) < PIPE_BYTES and (more := read_some(fd)):
+        data += more
+    return data
+
+
+def read_some(fd: int) -> bytes:
+    """A part of it; empty when there is nothing, or nobody who could write any more."""
+    try:
+        return os.read(fd, READ_BYTES)
+    except BlockingIOError:
+        return b""
