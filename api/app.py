@@ -9,22 +9,26 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
-from api.access import ADMIN, ANYONE, PUBLIC, READ, READ_ALL, STOP, WRITE, Guarded
+from api.access import ADMIN, ANYONE, PUBLIC, READ, READ_ALL, STOP, STREAM, WRITE, Guarded
 from api.gate import Gate
 from api.headers import told_to_browsers
+from api.hub import Hub
 from api.longpoll import LongPolls
 from api.origins import read_origins
 from api.problems import HANDLERS
-from api.resource import Resource
+from api.resource import Resource, Socket
 from api.routes_docs import DocsRoutes
+from api.routes_events import EventRoutes
 from api.routes_fleet import FleetRoutes
 from api.routes_health import HealthRoutes
 from api.routes_keys import KeyRoutes
 from api.routes_submit import SubmitRoutes
 from api.routes_tasks import TaskRoutes
+from api.socket import SocketRoute
+from api.streams import Streams
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.settings import Settings, resolve_redis_url
 
@@ -44,32 +48,38 @@ class Application(Starlette):
 def create_app(settings: Settings) -> Starlette:
     """The application. It connects when first asked something, and closes its connections with its lifespan.
 
-    `app.state.long_polls.end()` lets a server that stops answer all waiting requests.
+    `app.state.long_polls.end()` lets a server that stops answer all waiting requests, `app.state.streams.end()` ends
+    what would go on for ever.
 
     Raises:
         ConfigurationError: the settings name no Redis, or something that isn't an origin.
     """
     pool = AsyncTaskPool(resolve_redis_url(settings), settings=settings)
     long_polls = LongPolls(pool)
+    origins = read_origins(settings.cors_origins)
+    gate = Gate(pool.store, settings, origins)
+    streams = Streams(Hub(pool), gate, settings.max_streams)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
+        streams.close()
         await pool.close()
 
-    origins = read_origins(settings.cors_origins)
-    gate = Gate(pool.store, settings, origins)
-    routes = _routes(pool, gate, long_polls, settings)
+    routes = _routes(pool, gate, long_polls, streams, settings)
     app = Application(routes=routes, exception_handlers=HANDLERS, lifespan=lifespan)
     app.origins = origins
     app.router.redirect_slashes = False  # "/tasks/" is a path that doesn't exist, not a detour to "/tasks"
-    app.state.long_polls = long_polls
+    app.state.long_polls, app.state.streams = long_polls, streams
     return app
 
 
-def _routes(pool: AsyncTaskPool, gate: Gate, long_polls: LongPolls, settings: Settings) -> list[Route]:
+def _routes(
+    pool: AsyncTaskPool, gate: Gate, long_polls: LongPolls, streams: Streams, settings: Settings
+) -> list[BaseRoute]:
     submit = SubmitRoutes(pool, settings.max_body_bytes)
     tasks = TaskRoutes(pool, long_polls, settings.max_body_bytes)
+    events = EventRoutes(pool, streams)
     fleet = FleetRoutes(pool)
     keys = KeyRoutes(pool.store, settings.max_body_bytes)
     health = HealthRoutes(pool)
@@ -85,11 +95,15 @@ def _routes(pool: AsyncTaskPool, gate: Gate, long_polls: LongPolls, settings: Se
         at("/tasks/{id}", GET=READ(tasks.get), DELETE=STOP(tasks.remove)),
         at("/tasks/{id}/stop", POST=STOP(tasks.stop)),
         at("/tasks/{id}/retry", POST=WRITE(tasks.retry)),
+        at("/tasks/{id}/events", GET=STREAM(events.task)),
+        at("/events", GET=STREAM(events.all)),
+        WebSocketRoute("/ws", Socket(gate, STREAM(SocketRoute(streams).serve))),
         at("/queues", GET=READ(fleet.queues)),
         at("/queues/{name}", GET=READ(fleet.queue)),
         at("/types", GET=READ(fleet.types)),
         at("/workers", GET=READ_ALL(fleet.workers)),
         at("/openapi.json", GET=READ(docs.openapi)),
+        at("/asyncapi.json", GET=READ(docs.asyncapi)),
         at("/docs", GET=PUBLIC(docs.docs)),
         at("/docs/{file}", GET=PUBLIC(docs.docs_file)),
         at("/keys", GET=ADMIN(keys.list), POST=ADMIN(keys.create)),

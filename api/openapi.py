@@ -30,6 +30,7 @@ PROBLEM: Final = "application/problem+json"
 TAGS: Final = {
     "tasks": "Submit, read, list, cancel, stop and retry tasks.",
     "keys": "API keys, tickets and the audit.",
+    "events": "Follow tasks as they go. `/asyncapi.json` describes the WebSocket at `/ws`.",
     "fleet": "Queues, task types and worker processes.",
     "service": "Probes, metrics and this document.",
 }
@@ -48,6 +49,7 @@ HEADERS: Final[Mapping[str, Object]] = {
     "Accept": {"description": "The media type that is taken.", "schema": _TEXT},
     "Accept-Encoding": {"description": "The coding that is taken.", "schema": _TEXT},
     "ETag": {"description": "Changes with the answer.", "schema": _TEXT},
+    "Last-Event-ID": {"description": "The `id` of the last message: go on after it.", "schema": _TEXT},
     "Link": {"description": 'The next page, as `rel="next"`.', "schema": _TEXT},
     "Location": {"description": "The path of what was made.", "schema": {"type": "string", "format": "uri-reference"}},
     "Retry-After": {"description": "Seconds to wait before the next try.", "schema": {"type": "integer", "minimum": 1}},

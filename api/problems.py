@@ -36,6 +36,7 @@ TYPE_PREFIX: Final = "urn:taskpool:problem:"
 KINDS: Final[Mapping[str, tuple[int, str]]] = {
     "invalid-json": (400, "The body is not strict JSON"),
     "invalid-query": (400, "The query parameters are wrong"),
+    "invalid-event-id": (400, "That is not the id of an event"),
     "unauthorized": (401, "It isn't known who asks"),
     "forbidden": (403, "The caller may not do that"),
     "not-found": (404, "There is nothing at this path"),
@@ -53,6 +54,7 @@ KINDS: Final[Mapping[str, tuple[int, str]]] = {
     "unknown-type": (422, "Unknown task type"),
     "unknown-dependency": (422, "A dependency doesn't exist"),
     "internal-error": (500, "Something broke on our side"),
+    "too-many-streams": (503, "This process serves no more streams"),
     "redis-unavailable": (503, "Redis can't be reached"),
 }
 """The kinds of problems: the last part of `type`, the status and the title. `docs/api.md` has the same table."""

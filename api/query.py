@@ -43,6 +43,22 @@ class ListQuery(msgspec.Struct, forbid_unknown_fields=True):
     limit: Limit = 50
 
 
+class TaskEventsQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """GET /tasks/{id}/events: where to go on, for whom can't send the header."""
+
+    last_event_id: Name | None = None
+
+
+class EventsQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """GET /events: filters, all of which must hold, and where to go on."""
+
+    status: TaskStatus | None = None
+    queue: Name | None = None
+    type: Name | None = None
+    tag: Name | None = None
+    last_event_id: Name | None = None
+
+
 class QueueQuery(msgspec.Struct, forbid_unknown_fields=True):
     """GET /queues/{name}: the page."""
 

@@ -71,7 +71,7 @@ class Socket:
             await self._gate.admit(scope, self.guarded.access)
         except Problem as problem:
             await receive()  # websocket.connect
-            await _refuse(problem, scope, send)
+            await refuse(problem, scope, send)
             return
         if not await _while_admitted(self._gate, scope, self.guarded.handler(scope, receive, send)):
             await send({"type": "websocket.close", "code": KEY_GONE, "reason": "the key was revoked or has expired"})
@@ -94,7 +94,8 @@ async def _while_admitted(gate: Gate, scope: Scope, serving: Awaitable[Any]) -> 
         await asyncio.wait((work,))
 
 
-async def _refuse(problem: Problem, scope: Scope, send: Send) -> None:
+async def refuse(problem: Problem, scope: Scope, send: Send) -> None:
+    """Answer a socket's handshake with a problem, once `websocket.connect` was received."""
     if "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": 1008, "reason": problem.detail[:120]})
         return

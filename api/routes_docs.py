@@ -8,6 +8,7 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.asyncapi import describe_socket
 from api.docs_page import FILES, INDEX, DocsPage
 from api.openapi import describe
 from api.operation import Answer, operation
@@ -35,6 +36,12 @@ class DocsRoutes:
         read_query(request.scope["query_string"], NoQuery)
         types = [info for info in await self._pool.types() if self._takes_tasks(info)]
         return Json(describe(request.app.routes, types))
+
+    @operation("get_asyncapi", tag="service", answers={200: dict[str, Any]}, asks_redis=False)
+    async def asyncapi(self, request: Request) -> Json:
+        """GET /asyncapi.json: the WebSocket at /ws as a document, AsyncAPI 3."""
+        read_query(request.scope["query_string"], NoQuery)
+        return Json(describe_socket(request.url.netloc, secure=request.url.scheme == "https"))
 
     @operation("show_docs", tag="service", query=None, answers={200: PAGE, 304: None}, asks_redis=False)
     async def docs(self, request: Request) -> Response:

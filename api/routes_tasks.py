@@ -39,7 +39,7 @@ class TaskRoutes:
     async def get(self, request: Request) -> Json:
         """GET /tasks/{id}: read a task; with ?wait=S once it has ended, or as it is after S seconds."""
         query = read_query(request.scope["query_string"], TaskQuery)
-        id = _id(request)
+        id = task_id(request)
         if query.wait:
             record = await self._long_polls.wait(id, query.wait, request.receive)
         else:
@@ -70,7 +70,7 @@ class TaskRoutes:
     async def remove(self, request: Request) -> Response:
         """DELETE /tasks/{id}: cancel a task; 200 with it, or 204 when it had ended and is gone for good."""
         read_query(request.scope["query_string"], NoQuery)
-        id = _id(request)
+        id = task_id(request)
         try:
             outcome = await self._pool.remove_task(id)
         except TaskConflict as error:
@@ -91,7 +91,7 @@ class TaskRoutes:
         """POST /tasks/{id}/stop: stop a task; 202 with it as it is now, stopping or canceled."""
         read_query(request.scope["query_string"], NoQuery)
         how = read_stop(await read_optional_json(request.scope, request.receive, self._max_body_bytes))
-        record = await self._pool.get(_id(request))
+        record = await self._pool.get(task_id(request))
         if not record.status.is_terminal:
             record = await self._pool.kill_task(record.id, grace_s=how.grace_s, force=how.force)
             if record.status not in (TaskStatus.DONE, TaskStatus.FAILED):  # else it ended just before
@@ -110,11 +110,11 @@ class TaskRoutes:
         """POST /tasks/{id}/retry: queue a task again that has failed, or was stopped or canceled; 202 with it."""
         read_query(request.scope["query_string"], NoQuery)
         read_retry(await read_optional_json(request.scope, request.receive, self._max_body_bytes))
-        record = await self._pool.retry_task(_id(request))
+        record = await self._pool.retry_task(task_id(request))
         return Json(task_document(record), status=202)
 
 
-def _id(request: Request) -> str:
+def task_id(request: Request) -> str:
     """The task's id in the path; what can't be one names no task, whatever keys of Redis it might name."""
     id: str = request.path_params["id"]
     if not _is_id(id):

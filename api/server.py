@@ -8,6 +8,7 @@ import socket
 import uvicorn
 from starlette.applications import Starlette
 
+from api.socket import MAX_MESSAGE_BYTES
 from taskpool.errors import ConfigurationError
 
 DRAIN_S = 10
@@ -55,7 +56,9 @@ def serve(app: Starlette, listener: socket.socket, *, log_level: str) -> None:
         server_header=False,
         timeout_graceful_shutdown=DRAIN_S,
         timeout_keep_alive=KEEP_ALIVE_S,
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_per_message_deflate=False,  # small messages, and memory for each socket
     )
     _Server(config, app).run(sockets=[listener])
 
@@ -66,6 +69,7 @@ class _Server(uvicorn.Server):
         self._app = app
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As always, but nobody waits for a task any more: uvicorn would wait for them."""
+        """As always, but nobody waits for a task or its events any more: uvicorn would wait for them."""
         self._app.state.long_polls.end()
+        self._app.state.streams.end()
         await super().shutdown(sockets)

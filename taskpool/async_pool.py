@@ -27,6 +27,7 @@ from taskpool.record import fetch
 from taskpool.registry import Registry
 from taskpool.settings import Settings
 from taskpool.store import AsyncStore, Store
+from taskpool.subscriptions import Subscriptions
 from taskpool.types import Event, Page, QueuedTask, RunningTask, TaskOptions, TaskRecord, TaskSpec, TaskStatus
 
 
@@ -49,8 +50,9 @@ class AsyncTaskPool(Face):
     ) -> None:
         super().__init__(redis_url, settings, registry)
         self.store = store or AsyncStore(redis_url)
-        self.listener = AsyncListener(redis_url)
-        """The subscription that all waits share, opened by the first."""
+        self.subscriptions = Subscriptions(redis_url)
+        """The subscribed connection that all share who wait or listen, opened by the first."""
+        self.listener = AsyncListener(self.subscriptions)
 
     async def __aenter__(self) -> AsyncTaskPool:
         return self
@@ -62,7 +64,7 @@ class AsyncTaskPool(Face):
 
     async def close(self) -> None:
         """Close the connection."""
-        self.listener.close()
+        self.subscriptions.close()
         await self.store.close()
 
     async def add_task(self, type: str, payload: Any = None, **options: Unpack[TaskOptions]) -> TaskRecord:
@@ -101,7 +103,6 @@ class AsyncTaskPool(Face):
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         told = await self.listener.subscribe(id)
-        record: TaskRecord | None = None
         try:
             while True:
                 told.clear()  # before the look, so that no end is missed; a lost connection sets it too
@@ -109,7 +110,7 @@ class AsyncTaskPool(Face):
                 try:
                     record = await self.get(id)
                 except RedisUnavailable:
-                    if record is None or left_s <= 0:
+                    if left_s <= 0:  # it has begun: it was subscribed
                         raise
                     await asyncio.sleep(min(left_s, AWAY_RETRY_S))
                     continue

@@ -19,6 +19,7 @@ from taskpool.errors import RedisUnavailable
 from taskpool.wire import CLOSED, CONNECT_TIMEOUT_S, pack, refuse_bad_greeting
 
 WATCH_INTERVAL_S: Final = 0.5
+_PUSHED: Final = (b"message", b"pmessage")
 
 
 class AsyncWire:
@@ -34,11 +35,13 @@ class AsyncWire:
         name: str,
         on_push: Callable[[list[Any]], None] | None = None,
         on_lost: Callable[[], None] | None = None,
+        protocol: int = 2,
     ) -> None:
         self._address = address
         self._name = name
         self._on_push = on_push
         self._on_lost = on_lost
+        self._protocol = protocol
         self._link: _Link | None = None
         self._outgoing: list[bytes] = []
         self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()
@@ -60,7 +63,7 @@ class AsyncWire:
 
     def received(self, reply: Any) -> None:
         """Take one reply off the connection: to whoever waits first, or to `on_push`."""
-        if self._on_push is not None and isinstance(reply, list) and reply[0] == b"message":
+        if self._on_push is not None and isinstance(reply, list) and reply and reply[0] in _PUSHED:
             self._on_push(reply)
         elif self._waiting:
             future, _ = self._waiting.popleft()
@@ -131,7 +134,8 @@ class AsyncWire:
                     else:
                         await loop.create_connection(lambda: link, address.host, address.port, ssl=address.tls)
                     self._link = link
-                    greeted = [await reply for reply in self._send(address.greeting(self._name), CONNECT_TIMEOUT_S)]
+                    greeting = address.greeting(self._name, self._protocol)
+                    greeted = [await reply for reply in self._send(greeting, CONNECT_TIMEOUT_S)]
             except OSError as error:  # TimeoutError is one
                 self.drop(error)
                 raise self._unavailable(error) from error

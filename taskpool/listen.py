@@ -16,11 +16,11 @@ import hiredis
 
 from taskpool import keys
 from taskpool.address import Address
-from taskpool.async_wire import AsyncWire
 from taskpool.calls import Call, Part
 from taskpool.errors import RedisUnavailable, TaskNotFound
 from taskpool.record import restore_hash, restore_told
 from taskpool.store import values, with_text
+from taskpool.subscriptions import Heard, Subscriptions
 from taskpool.types import TaskRecord
 from taskpool.wire import Wire
 
@@ -131,15 +131,12 @@ def record_of(id: str) -> Call[TaskRecord]:
 
 
 class AsyncListener:
-    """One subscription connection for all waiters of an event loop, opened when first used."""
+    """Hears of tasks' ends for all waiters of an event loop, over its one subscribed connection."""
 
-    def __init__(self, redis_url: str) -> None:
-        self._wire = AsyncWire(
-            Address.parse(redis_url), name="taskpool-wait", on_push=self._told, on_lost=self._wake_all
-        )
-        self._waiters: dict[bytes, set[asyncio.Event]] = {}
-        self._curious: set[asyncio.Event] = set()
-        """Those of the waiters that want to hear of every step."""
+    def __init__(self, subscriptions: Subscriptions) -> None:
+        self._subscriptions = subscriptions
+        self._waiters: dict[asyncio.Event, Heard] = {}
+        subscriptions.when_lost(self._wake_all)
 
     async def subscribe(self, id: str, *, every: bool = False) -> asyncio.Event:
         """An event that is set when the task's end is told, or `every` step of it. Give it back with `unsubscribe`.
@@ -147,17 +144,17 @@ class AsyncListener:
         Raises:
             RedisUnavailable
         """
-        channel = (keys.CHANNEL + id).encode()
         told = asyncio.Event()
-        waiters = self._waiters.setdefault(channel, set())
-        waiters.add(told)
-        if every:
-            self._curious.add(told)
+
+        def heard(message: bytes) -> None:
+            if every or _tells_end(message):
+                told.set()
+
+        self._waiters[told] = heard
         try:
-            # Also when others wait for it already: after a lost connection theirs is gone, and once more is harmless.
-            await self._wire.exchange([("SUBSCRIBE", channel)], LOOK_AGAIN_S * 5)
+            await self._subscriptions.listen(heard, (keys.CHANNEL + id,))
         except RedisUnavailable:
-            self._forget(channel, told)
+            self._subscriptions.forget(self._waiters.pop(told), (keys.CHANNEL + id).encode())
             raise
         except asyncio.CancelledError:  # whoever waits left before it was subscribed
             with suppress(RedisUnavailable):
@@ -167,31 +164,8 @@ class AsyncListener:
 
     async def unsubscribe(self, id: str, told: asyncio.Event) -> None:
         """Stop listening; the last waiter of a task ends its subscription."""
-        channel = (keys.CHANNEL + id).encode()
-        self._forget(channel, told)
-        if channel not in self._waiters:
-            await self._wire.exchange([("UNSUBSCRIBE", channel)], LOOK_AGAIN_S * 5)
-
-    def close(self) -> None:
-        """Wake everyone who waits, and close the connection."""
-        self._wake_all()
-        self._wire.close()
-
-    def _forget(self, channel: bytes, told: asyncio.Event) -> None:
-        waiters = self._waiters.get(channel, set())
-        waiters.discard(told)
-        self._curious.discard(told)
-        if not waiters:
-            self._waiters.pop(channel, None)
-
-    def _told(self, message: list[Any]) -> None:
-        is_end = _tells_end(message[2])
-        if is_end or self._curious:
-            for told in self._waiters.get(message[1], ()):
-                if is_end or told in self._curious:
-                    told.set()
+        await self._subscriptions.ignore(self._waiters.pop(told), (keys.CHANNEL + id,))
 
     def _wake_all(self) -> None:
-        for waiters in self._waiters.values():
-            for told in waiters:
-                told.set()
+        for told in self._waiters:
+            told.set()

@@ -59,6 +59,9 @@ class Settings:
     tasks: tuple[str, ...] = _setting((), "Python modules or .py files with your tasks.", "list")
     max_result_bytes: int = _setting(1024 * 1024, "Largest result as JSON, in bytes.", "integer", least=1)
     max_body_bytes: int = _setting(256 * 1024, "Largest request body the API takes, in bytes.", "integer", least=1)
+    max_streams: int = _setting(
+        2000, "Streams of events (SSE and WebSocket) that one API process serves.", "integer", least=1
+    )
     result_ttl_s: int = _setting(86_400, "Seconds a task that is done stays readable.", "integer", least=1)
     failure_ttl_s: int = _setting(
         604_800, "Seconds a task that failed or was stopped or canceled stays readable.", "integer", least=1

@@ -37,7 +37,7 @@ if status == 'done' then
   redis.call('HSET', key, 'status', 'finished', 'ended_at', stamp, 'seq', seq, 'result', ARGV[7])
   if f[7] then
     redis.call('HSET', key, 'history', history_with(f[7], f[5], worker, f[6], stamp, status, ''))
-  elseif #ARGV[7] <= TOLD_BYTES then -- who waits for a small result needn't read the record for it
+  elseif ARGV[7] ~= '' and #ARGV[7] <= TOLD_BYTES then -- who waits for a small result needn't read the record for it
     aside = ',"attempt":' .. f[5] .. ',"started_at":"' .. f[6] .. '","worker":' .. cjson.encode(worker)
       .. ',"result":' .. ARGV[7]
   end

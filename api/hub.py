@@ -1,0 +1,289 @@
+"""Events from Redis to every client of this process, over one subscribed connection.
+
+A subscription begins *behind*, at a position of the stream of events. The hub subscribes to its channel, reads from the
+stream what came since, and from then on it is *live*: told what is published. When the connection is lost, all that are
+live are behind again, at the last position up to which all was heard. So nobody misses an event or gets one twice;
+who was away for longer than the stream reaches back is told so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from api.attributes import AttributeCache
+from api.outlet import Live, Outlet, Resync, Step
+from api.snapshots import take_snapshot
+from api.subscription import Subscription, Wanted
+from taskpool import keys
+from taskpool.async_pool import AsyncTaskPool
+from taskpool.errors import RedisUnavailable, TaskNotFound
+from taskpool.eventlog import START, Position, events_after, newest, oldest, reaches_back
+from taskpool.status import read_event
+from taskpool.store import ReplyFault
+
+RETRY_S: Final = 0.5
+"""Between two tries to reach a Redis that is away."""
+MARK_S: Final = 5.0
+"""How often the hub looks how far the stream is: that far nothing needs to be read again after a cut, and a connection
+that no longer answers is found out."""
+CHUNK: Final = 500
+MOST_UNRESOLVED: Final = 20_000
+
+logger = logging.getLogger(__name__)
+
+
+def channel(wanted: Wanted) -> str:
+    """Where Redis tells of what is wanted."""
+    return keys.FIREHOSE if wanted.task is None else keys.CHANNEL + wanted.task
+
+
+class Hub:
+    """The subscriptions of this process's clients. `open` starts one, `close` ends it."""
+
+    def __init__(self, pool: AsyncTaskPool) -> None:
+        self._pool, self._store, self._connection = pool, pool.store, pool.subscriptions
+        self._connection.when_lost(self._lost)
+        self._attributes = AttributeCache(pool.store)
+        self._of_task: defaultdict[str, set[Subscription]] = defaultdict(set)
+        self._of_all: set[Subscription] = set()
+        self._behind: set[Subscription] = set()
+        self._channels: set[str] = set()
+        self._cuts = 0
+        self._horizon = START
+        self._unresolved: deque[Step] = deque()
+        self._reading = False
+        self._since_read: list[Step] = []
+        self._wake = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+        self._resolver: asyncio.Task[None] | None = None
+        self._restarts: set[asyncio.Task[None]] = set()
+
+    async def open(self, wanted: Wanted, outlet: Outlet, *, name: str = "", after: Position | None) -> Subscription:
+        """Tell `outlet` of what is wanted: how it stands now and what follows, or with `after` what came since then.
+
+        Raises:
+            TaskNotFound: there is no such task, or none that the caller may see.
+            RedisUnavailable
+        """
+        subscription = Subscription(wanted, outlet, name)
+        if wanted.task is not None:
+            attributes = await self._attributes.of(wanted.task)
+            if attributes is None or not wanted.sees(attributes.project):
+                raise TaskNotFound(wanted.task)
+        if after is None:
+            await take_snapshot(self._pool, subscription)
+        else:
+            subscription.after = subscription.sent = after
+        if wanted.task is None:
+            self._of_all.add(subscription)
+        else:
+            self._of_task[wanted.task].add(subscription)
+        self._behind.add(subscription)
+        self._work_on()
+        return subscription
+
+    def close(self, subscription: Subscription) -> None:
+        """Tell it nothing more."""
+        subscription.closed, subscription.live = True, False
+        self._behind.discard(subscription)
+        self._of_all.discard(subscription)
+        task = subscription.wanted.task
+        if task is not None and task in self._of_task:
+            self._of_task[task].discard(subscription)
+            if not self._of_task[task]:
+                del self._of_task[task]
+        self._wake.set()
+
+    def end(self) -> None:
+        """Stop working; the connection is the pool's to close."""
+        for task in (self._worker, self._resolver, *self._restarts):
+            if task is not None:
+                task.cancel()
+
+    # --- the connection: one task subscribes, catches up, looks how far the stream is -----------------------------
+
+    def _work_on(self) -> None:
+        self._wake.set()
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+
+    async def _work(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                await self._listen()
+                if not self._of_task and not self._of_all:
+                    return  # `open` starts the next one
+                if self._behind:
+                    self._reading = True
+                    await self._catch_up({each for each in self._behind if channel(each.wanted) in self._channels})
+                if not self._behind and not self._wake.is_set():
+                    await self._mark()
+            except (RedisUnavailable, ReplyFault) as error:
+                logger.warning("events: %s; trying again", error)
+                self._lost()
+                await asyncio.sleep(RETRY_S)
+                continue
+            finally:
+                self._reading = False
+            if not self._behind:
+                try:
+                    await asyncio.wait_for(self._wake.wait(), MARK_S)
+                except TimeoutError:
+                    pass
+
+    async def _listen(self) -> None:
+        wanted = {keys.CHANNEL + id for id in self._of_task} | ({keys.FIREHOSE} if self._of_all else set())
+        if gone := self._channels - wanted:
+            self._channels -= gone
+            await self._connection.ignore(self._hear, gone)
+        if new := wanted - self._channels:
+            cuts = self._cuts
+            await self._connection.listen(self._hear, new)
+            if cuts == self._cuts:
+                self._channels |= new
+
+    def _lost(self) -> None:
+        """Nothing is heard any more: what was live is behind from the last position up to which all was heard."""
+        self._cuts += 1
+        for name in self._channels:
+            self._connection.forget(self._hear, name.encode())
+        self._channels.clear()
+        self._unresolved.clear()
+        for subscription in self._everyone():
+            if subscription.live:
+                subscription.live = False
+                subscription.after = max(subscription.after, self._horizon)
+                self._behind.add(subscription)
+        self._wake.set()
+
+    async def _mark(self) -> None:
+        """What the stream holds up to now was heard: Redis answers behind its messages."""
+        cuts = self._cuts
+        end = await self._connection.read(newest())
+        if cuts == self._cuts and not self._unresolved:
+            self._horizon = max(self._horizon, end)
+
+    # --- behind: from the stream ----------------------------------------------------------------------------------
+
+    async def _catch_up(self, behind: set[Subscription]) -> None:
+        """Bring those who are behind, and whose channels are listened to, up to now, in one pass over the stream."""
+        cuts = self._cuts
+        first, last = await self._store.run_many([oldest(), newest()])
+        for subscription in [each for each in behind if each.after > last or not reaches_back(first, each.after)]:
+            behind.discard(subscription)
+            self._start_over(subscription)
+        if not behind:
+            return
+        position = min(subscription.after for subscription in behind)
+        while True:
+            # Whoever heard of it before the next read finds it in there; what is heard from here on is told below.
+            self._since_read.clear()
+            chunk, first = await self._store.run_many([events_after(position, CHUNK), oldest()])
+            if chunk.end > position and not reaches_back(first, position):  # trimmed faster than read
+                for subscription in behind:
+                    self._start_over(subscription)
+                return
+            await self._tell(behind, [Step(event) for event in chunk.events])
+            position = chunk.end
+            if chunk.is_last:
+                break
+        for subscription in behind:
+            subscription.after = max(subscription.after, position)
+            if cuts == self._cuts and subscription in self._behind:
+                self._behind.discard(subscription)
+                subscription.live = True
+                subscription.outlet.put(Live(subscription))
+                subscription.tell(self._since_read, bounded=True)
+
+    async def _tell(self, behind: set[Subscription], steps: Sequence[Step]) -> None:
+        if any(subscription.wanted.task is None for subscription in behind):
+            await self._attributes.resolve(steps)
+        by_task: defaultdict[str, list[Step]] = defaultdict(list)
+        for step in steps:
+            by_task[step.event.id].append(step)
+        for subscription in behind:
+            task = subscription.wanted.task
+            subscription.tell(steps if task is None else by_task.get(task, ()), bounded=False)
+
+    def _start_over(self, subscription: Subscription) -> None:
+        """The stream no longer has all that it missed: tell it so, and how things stand."""
+        self._behind.discard(subscription)
+        restart = asyncio.create_task(self._restart(subscription))
+        self._restarts.add(restart)
+        restart.add_done_callback(self._restarts.discard)
+
+    async def _restart(self, subscription: Subscription) -> None:
+        told = False
+        while not subscription.closed:
+            try:
+                subscription.after = await self._store.run(newest())
+                if not told:
+                    subscription.outlet.put(Resync(subscription, subscription.after, "trimmed"))
+                    told = True
+                await take_snapshot(self._pool, subscription)
+            except RedisUnavailable:
+                await asyncio.sleep(RETRY_S)
+                continue
+            except TaskNotFound:  # purged meanwhile: nothing more will come
+                subscription.outlet.put(Live(subscription))
+            if not subscription.closed:
+                self._behind.add(subscription)
+                self._work_on()
+            return
+
+    # --- live: from the channels ----------------------------------------------------------------------------------
+
+    def _hear(self, message: bytes) -> None:
+        try:
+            event = read_event(message)
+        except (msgspec.DecodeError, KeyError, ValueError):  # the stream says what it was, if it was one
+            self._lost()
+            return
+        if not event.stream:  # told again, by hand
+            return
+        step = Step(event)
+        if self._unresolved or (self._of_all and not self._attributes.resolve_known(step)):
+            self._unresolved.append(step)
+            if len(self._unresolved) > MOST_UNRESOLVED:
+                self._lost()  # the stream has them all
+            elif self._resolver is None or self._resolver.done():
+                self._resolver = asyncio.create_task(self._resolve())
+        else:
+            self._spread(step)
+
+    async def _resolve(self) -> None:
+        """Find out whose events these are, in their order, and spread them."""
+        while self._unresolved:
+            cuts, steps = self._cuts, list(self._unresolved)
+            try:
+                await self._attributes.resolve(steps)
+            except RedisUnavailable:
+                await asyncio.sleep(RETRY_S)
+                continue
+            if cuts == self._cuts:
+                for step in steps:
+                    self._unresolved.popleft()
+                    self._spread(step)
+
+    def _spread(self, step: Step) -> None:
+        if step.at <= self._horizon:  # heard on a task's channel and on the firehose, or told again by hand
+            return
+        self._horizon = step.at
+        if self._reading:
+            self._since_read.append(step)
+        for subscription in tuple(self._of_task.get(step.event.id, ())):
+            if subscription.live:
+                subscription.tell((step,), bounded=True)
+        for subscription in tuple(self._of_all):
+            if subscription.live:
+                subscription.tell((step,), bounded=True)
+
+    def _everyone(self) -> set[Subscription]:
+        return self._of_all.union(*self._of_task.values())

@@ -1,0 +1,143 @@
+"""What one client is still to be sent: bounded, so that a client that doesn't read costs no memory and delays nobody.
+
+One that is too slow loses what it wasn't sent yet, and is told so with the position to resume from: never silently.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from taskpool.document import event_document
+from taskpool.document_types import TaskDocument
+from taskpool.eventlog import Attributes, Position
+from taskpool.types import Event
+
+MOST_WAITING: Final = 1000
+"""Messages that may wait for one client before it counts as too slow."""
+MOST_REPLIES: Final = 100
+"""Beyond that many unread answers to what it sent itself, a client is cut off."""
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class Step:
+    """One event on its way to many clients: encoded once for all."""
+
+    __slots__ = ("_document", "at", "attributes", "event")
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+        self.at = Position.parse(event.stream)
+        self.attributes: Attributes | None = None
+        self._document: bytes | None = None
+
+    @property
+    def document(self) -> bytes:
+        """The event as JSON."""
+        if self._document is None:
+            self._document = _encode(event_document(self.event))
+        return self._document
+
+
+class Steps(msgspec.Struct, frozen=True, gc=False):
+    """Events for a subscription, in order."""
+
+    to: Any
+    steps: Sequence[Step]
+
+
+class Snapshot(msgspec.Struct, frozen=True, gc=False):
+    """How things stand at a position; the events after it follow."""
+
+    to: Any
+    at: Position
+    documents: Sequence[TaskDocument]
+
+
+class Resync(msgspec.Struct, frozen=True, gc=False):
+    """Events were lost to a subscription. ``trimmed``: it goes on at this position. ``slow``: it has ended, and can be
+    resumed from this position."""
+
+    to: Any
+    at: Position
+    reason: str
+
+
+class Live(msgspec.Struct, frozen=True, gc=False):
+    """A subscription has caught up: what follows is told as it happens."""
+
+    to: Any
+
+
+class Reply(msgspec.Struct, frozen=True, gc=False):
+    """An answer to what the client sent."""
+
+    text: str
+
+
+Item = Steps | Snapshot | Resync | Live | Reply
+
+
+class Outlet:
+    """The messages waiting for one client. `on_slow` ends the subscriptions that lost some."""
+
+    def __init__(self, on_slow: Callable[[Any], None], most: int = MOST_WAITING) -> None:
+        self._on_slow = on_slow
+        self._most = most
+        self._items: deque[Item] = deque()
+        self._filled = asyncio.Event()
+        self.ended: str | None = None
+        """Why nothing more comes; None while more may."""
+
+    def put(self, item: Item) -> None:
+        """Send this next."""
+        if self.ended is not None:
+            return
+        if isinstance(item, Reply) and len(self._items) >= self._most + MOST_REPLIES:
+            self.end("flooded")
+            return
+        self._items.append(item)
+        self._filled.set()
+
+    def offer(self, steps: Steps) -> None:
+        """Send these events next, if the client keeps up."""
+        if len(self._items) < self._most:
+            self.put(steps)
+        elif self.ended is None:
+            self._shed(steps)
+
+    def end(self, reason: str, *, at_once: bool = False) -> None:
+        """Nothing more comes, once what waits is sent; `at_once`: not even that."""
+        self.ended = self.ended or reason
+        if at_once:
+            self._items.clear()
+        self._filled.set()
+
+    async def take(self) -> list[Item]:
+        """All that waits, as soon as something does; empty once nothing more comes."""
+        await self._filled.wait()
+        items = list(self._items)
+        self._items.clear()
+        if self.ended is None:
+            self._filled.clear()
+        for item in items:
+            if isinstance(item, Steps):
+                item.to.sent = item.steps[-1].at
+            elif isinstance(item, Snapshot | Resync):
+                item.to.sent = item.at
+        return items
+
+    def _shed(self, refused: Steps) -> None:
+        slow = {id(item.to): item.to for item in [*self._items, refused] if isinstance(item, Steps)}
+        kept = [item for item in self._items if not isinstance(item, Steps)]
+        self._items.clear()
+        self._items.extend(kept)
+        for subscription in slow.values():
+            places = [item.at for item in kept if isinstance(item, Snapshot | Resync) and item.to is subscription]
+            self._on_slow(subscription)
+            self.put(Resync(subscription, max([subscription.sent, *places]), "slow"))
