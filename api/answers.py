@@ -33,6 +33,7 @@ class Accepted(Document, frozen=True, kw_only=True):
 
     id: Id
     status: TaskStatus
+    existing: Annotated[bool, Meta(description="in a batch: it was there already and holds the unique key")] = False
 
 
 class AcceptedBatch(Document, frozen=True, kw_only=True):
@@ -134,5 +135,7 @@ class ProblemDocument(Document, frozen=True, kw_only=True):
     errors: Annotated[Sequence[Fault] | None, Meta(description="one entry for each fault, 100 at most")] = None
     near: Annotated[Sequence[str] | UnsetType, Meta(description="names of similar task types")] = UNSET
     task_status: Annotated[TaskStatus | UnsetType, Meta(description="the task's status")] = UNSET
+    task: Annotated[str | UnsetType, Meta(description="the path of the task that holds the unique key")] = UNSET
+    task_id: Annotated[Id | UnsetType, Meta(description="its id")] = UNSET
     stop: Annotated[str | UnsetType, Meta(description="where to post to stop the task")] = UNSET
     max_bytes: Annotated[int | UnsetType, Meta(description="the limit")] = UNSET

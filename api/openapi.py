@@ -50,9 +50,19 @@ HEADERS: Final[Mapping[str, Object]] = {
     "Accept-Encoding": {"description": "The coding that is taken.", "schema": _TEXT},
     "ETag": {"description": "Changes with the answer.", "schema": _TEXT},
     "Last-Event-ID": {"description": "The `id` of the last message: go on after it.", "schema": _TEXT},
+    "Idempotency-Key": {
+        "description": "The request is carried out once, however often it comes within 24 hours.",
+        "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+    },
+    "Idempotency-Replayed": {"description": "This is the answer to an earlier request.", "schema": {"const": "true"}},
+    "If-None-Match": {"description": "The ETag of what is known already.", "schema": _TEXT},
     "Link": {"description": 'The next page, as `rel="next"`.', "schema": _TEXT},
     "Location": {"description": "The path of what was made.", "schema": {"type": "string", "format": "uri-reference"}},
+    "Prefer": {"description": "`wait=S`: answer once the task has ended, or after S seconds (60).", "schema": _TEXT},
+    "Preference-Applied": {"description": "The preference that was minded.", "schema": _TEXT},
     "Retry-After": {"description": "Seconds to wait before the next try.", "schema": {"type": "integer", "minimum": 1}},
+    "traceparent": {"description": "The W3C trace context, handed to the task; ignored if invalid.", "schema": _TEXT},
+    "tracestate": {"description": "What belongs to it.", "schema": _TEXT},
     "WWW-Authenticate": {"description": "How to show who asks.", "schema": _TEXT},
 }
 """Headers of answers, and those of requests that handlers declare."""
@@ -75,6 +85,7 @@ SECURITY: Final[Mapping[str, Object]] = {
 PROBLEM_HEADERS: Final[Mapping[int, Mapping[str, bool]]] = {
     401: {"WWW-Authenticate": True},
     403: {"WWW-Authenticate": False},
+    409: {"Link": False},
     415: {"Accept": False, "Accept-Encoding": False},
     429: {"Retry-After": True},
     503: {"Retry-After": True},

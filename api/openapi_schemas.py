@@ -47,6 +47,8 @@ class Schemas:
 
     def of(self, kind: Any) -> Schema:
         """The schema of what an operation declares as its body, or as that of an answer."""
+        if isinstance(kind, tuple):
+            return {"anyOf": [self.of(each) for each in kind]}
         return SUBMISSION if kind is TaskSpec else self._of[kind]
 
     def parameters(self, query: type[msgspec.Struct]) -> Mapping[str, Schema]:
@@ -84,7 +86,8 @@ def _types(operations: Sequence[Operation]) -> Iterator[Any]:
             yield operation.query
         if operation.body is not None:
             yield operation.body
-        yield from (answer.body for answer in operation.answers.values() if answer.body is not None)
+        for answer in operation.answers.values():
+            yield from answer.body if isinstance(answer.body, tuple) else [answer.body] if answer.body else ()
 
 
 def _subclasses(cls: type[Document]) -> Iterator[type[Document]]:

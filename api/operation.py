@@ -25,7 +25,7 @@ OF_A_BODY: Final = ("invalid-json", "body-timeout", "body-too-large", "unsupport
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A good answer: the type of its document (None: no body) and the headers that only it has.
+    """A good answer: the type of its document (None: no body; a tuple: one of them) and the headers that only it has.
 
     `media_types` other than JSON: the body is text of one of them, and `body` is str.
     """

@@ -20,10 +20,12 @@ from taskpool.errors import (
     InvalidPayload,
     InvalidTask,
     KeyNotFound,
+    KeyReused,
     RedisFull,
     RedisUnavailable,
     TaskConflict,
     TaskNotFound,
+    UniqueConflict,
     UnknownDependency,
     UnknownType,
 )
@@ -37,6 +39,7 @@ KINDS: Final[Mapping[str, tuple[int, str]]] = {
     "invalid-json": (400, "The body is not strict JSON"),
     "invalid-query": (400, "The query parameters are wrong"),
     "invalid-event-id": (400, "That is not the id of an event"),
+    "invalid-header": (400, "A header is wrong"),
     "unauthorized": (401, "It isn't known who asks"),
     "forbidden": (403, "The caller may not do that"),
     "not-found": (404, "There is nothing at this path"),
@@ -45,6 +48,7 @@ KINDS: Final[Mapping[str, tuple[int, str]]] = {
     "method-not-allowed": (405, "This path doesn't take that method"),
     "body-timeout": (408, "The body didn't arrive in time"),
     "task-conflict": (409, "The task's status doesn't allow that"),
+    "unique-conflict": (409, "Another task holds the unique key"),
     "body-too-large": (413, "The body is too large"),
     "unsupported-media-type": (415, "The body must be JSON"),
     "misdirected": (421, "That name isn't served here"),
@@ -53,6 +57,7 @@ KINDS: Final[Mapping[str, tuple[int, str]]] = {
     "invalid-payload": (422, "The payload doesn't fit the task type"),
     "unknown-type": (422, "Unknown task type"),
     "unknown-dependency": (422, "A dependency doesn't exist"),
+    "idempotency-key-reused": (422, "The idempotency key stands for another request"),
     "internal-error": (500, "Something broke on our side"),
     "too-many-streams": (503, "This process serves no more streams"),
     "redis-unavailable": (503, "Redis can't be reached"),
@@ -118,6 +123,22 @@ def conflict(error: TaskConflict, **extra: Any) -> Problem:
     return Problem("task-conflict", str(error), task_status=error.status, **extra)
 
 
+def unique_conflict(error: UniqueConflict, prefix: str) -> Problem:
+    """The problem that a held unique key is; `prefix` is the pointer of the submission."""
+    holder = f"/tasks/{error.id}"
+    errors = [{"pointer": f"{prefix}/unique_key", "detail": str(error)}]
+    headers = [(b"link", f'<{holder}>; rel="related"'.encode())]
+    return Problem(
+        "unique-conflict",
+        str(error),
+        errors=errors,
+        headers=headers,
+        task=holder,
+        task_id=error.id,
+        task_status=error.status,
+    )
+
+
 async def render_invalid_task(request: Request, exception: Exception) -> Response:
     """The handler of InvalidTask."""
     assert isinstance(exception, InvalidTask)
@@ -145,6 +166,18 @@ async def render_conflict(request: Request, exception: Exception) -> Response:
     """The handler of TaskConflict."""
     assert isinstance(exception, TaskConflict)
     return conflict(exception).response()
+
+
+async def render_unique_conflict(request: Request, exception: Exception) -> Response:
+    """The handler of UniqueConflict: it links to the task that holds the key."""
+    assert isinstance(exception, UniqueConflict)
+    return unique_conflict(exception, "").response()
+
+
+async def render_key_reused(request: Request, exception: Exception) -> Response:
+    """The handler of KeyReused."""
+    assert isinstance(exception, KeyReused)
+    return Problem("idempotency-key-reused", str(exception)).response()
 
 
 async def render_unavailable(request: Request, exception: Exception) -> Response:
@@ -191,6 +224,8 @@ HANDLERS: Final = {
     TaskConflict: render_conflict,
     InvalidKey: render_invalid_key,
     KeyNotFound: render_key_not_found,
+    UniqueConflict: render_unique_conflict,
+    KeyReused: render_key_reused,
     RedisUnavailable: render_unavailable,
     HTTPException: render_http_exception,
     ClientDisconnect: render_disconnect,

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import difflib
 from types import NoneType
-from typing import Annotated, Any, Final, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 from urllib.parse import parse_qsl
 
 import msgspec
 from msgspec import Meta
 
 from api.problems import Problem
+from api.wishes import MAX_WAIT_S
 from taskpool.errors import InvalidTask
 from taskpool.types import TaskStatus
-
-MAX_WAIT_S: Final = 60
 
 Cursor = Annotated[str, Meta(min_length=1, max_length=1024, description="the `next_cursor` of the page before")]
 # The core gives a page the length that it thinks right.

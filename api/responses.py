@@ -10,6 +10,8 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api.tags import Headers, has_tag, tag_of
+
 JSON: Final = b"application/json"
 LINGER_S: Final = 2.0
 LINGER_BYTES: Final = 1 << 20
@@ -49,6 +51,24 @@ class Json(Response):
         await send({"type": "http.response.body", "body": self.body, "more_body": self.unread_body})
         if self.unread_body:
             await _finish_unread(receive, send)
+
+
+class NotModified(Response):
+    """304: the sender has the representation with this tag."""
+
+    def __init__(self, tag: bytes) -> None:
+        self.status_code, self.background, self.body = 304, None, b""
+        self.raw_headers = [(b"etag", tag), _NO_STORE]
+
+
+def tagged(document: Any, request_headers: Headers) -> Response:
+    """`document` as JSON with an ETag; 304 for who has it already."""
+    answer = Json(document)
+    tag = tag_of(bytes(answer.body))
+    if has_tag(request_headers, tag):
+        return NotModified(tag)
+    answer.raw_headers.append((b"etag", tag))
+    return answer
 
 
 class NoContent(Response):

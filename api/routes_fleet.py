@@ -5,11 +5,12 @@ from __future__ import annotations
 from urllib.parse import quote, urlencode
 
 from starlette.requests import Request
+from starlette.responses import Response
 
 from api.answers import QueuePage, Queues, Types, Workers
 from api.operation import Answer, operation
 from api.query import NoQuery, QueueQuery, read_query, wrong_cursor
-from api.responses import Json
+from api.responses import Json, tagged
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.document import queue_document, queued_document, type_document, worker_document
 from taskpool.errors import InvalidTask
@@ -44,11 +45,17 @@ class FleetRoutes:
         link = f'</queues/{quote(name)}?{parameters}>; rel="next"'
         return Json(document, headers=[(b"link", link.encode())])
 
-    @operation("list_types", tag="fleet", answers={200: Types})
-    async def types(self, request: Request) -> Json:
-        """GET /types: every task type with the JSON Schema of its payload, and who serves it."""
+    @operation(
+        "list_types",
+        tag="fleet",
+        headers=["If-None-Match"],
+        answers={200: Answer(Types, headers=("ETag",)), 304: Answer(None, headers=("ETag",))},
+    )
+    async def types(self, request: Request) -> Response:
+        """GET /types: every task type with the JSON Schema of its payload, and who serves it; 304 by its ETag."""
         read_query(request.scope["query_string"], NoQuery)
-        return Json(Types(types=[type_document(info) for info in await self._pool.types()]))
+        document = Types(types=[type_document(info) for info in await self._pool.types()])
+        return tagged(document, request.scope["headers"])
 
     @operation("list_workers", tag="fleet", answers={200: Workers})
     async def workers(self, request: Request) -> Json:

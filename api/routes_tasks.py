@@ -16,7 +16,7 @@ from api.longpoll import LongPolls
 from api.operation import Answer, operation
 from api.problems import conflict
 from api.query import ListQuery, NoQuery, TaskQuery, read_query, wrong_cursor
-from api.responses import Json, NoContent
+from api.responses import Json, NoContent, tagged
 from api.submission import Retry, Stop, read_retry, read_stop
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.document import task_document
@@ -35,16 +35,23 @@ class TaskRoutes:
         self._long_polls = long_polls
         self._max_body_bytes = max_body_bytes
 
-    @operation("get_task", tag="tasks", query=TaskQuery, answers={200: TaskDocument}, problems=["task-not-found"])
-    async def get(self, request: Request) -> Json:
-        """GET /tasks/{id}: read a task; with ?wait=S once it has ended, or as it is after S seconds."""
+    @operation(
+        "get_task",
+        tag="tasks",
+        query=TaskQuery,
+        headers=["If-None-Match"],
+        answers={200: Answer(TaskDocument, headers=("ETag",)), 304: Answer(None, headers=("ETag",))},
+        problems=["task-not-found"],
+    )
+    async def get(self, request: Request) -> Response:
+        """GET /tasks/{id}: read a task; with ?wait=S once it has ended, or as it is after S seconds; 304 by ETag."""
         query = read_query(request.scope["query_string"], TaskQuery)
         id = task_id(request)
         if query.wait:
             record = await self._long_polls.wait(id, query.wait, request.receive)
         else:
             record = await self._pool.get(id)
-        return Json(task_document(record))
+        return tagged(task_document(record), request.scope["headers"])
 
     @operation("list_tasks", tag="tasks", query=ListQuery, answers={200: Answer(TaskPage, headers=("Link",))})
     async def list(self, request: Request) -> Json:

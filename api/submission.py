@@ -46,14 +46,13 @@ class Retry(msgspec.Struct, forbid_unknown_fields=True):
     """The body of POST /tasks/{id}/retry, if any: nothing can be chosen."""
 
 
-def read_submission(document: Any) -> dict[str, Any]:
-    """The arguments of add_task that the body of POST /tasks stands for.
+def read_submission(document: Any) -> TaskSpec:
+    """The task that the body of POST /tasks stands for.
 
     Raises:
         Problem: 422, with an entry for each field at fault.
     """
-    spec = read_as(document, TaskSpec)
-    return {name: getattr(spec, name) for name in document}
+    return read_as(document, TaskSpec)
 
 
 def read_batch(document: Any) -> list[TaskSpec]:

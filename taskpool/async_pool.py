@@ -13,7 +13,9 @@ from types import TracebackType
 from typing import Any, Unpack
 
 from taskpool import catalogue, listing, logs, overview, queue, runner, status
+from taskpool.addition import Once
 from taskpool.attempt import Outcome
+from taskpool.entry import Submitted
 from taskpool.errors import RedisUnavailable, WaitTimeout
 from taskpool.face import Face
 from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
@@ -72,6 +74,7 @@ class AsyncTaskPool(Face):
 
         Raises:
             InvalidTask: UnknownType, InvalidPayload, UnknownDependency or an option that can't be; nothing was stored.
+            UniqueConflict: another task holds its unique key; nothing was stored.
         """
         spec = TaskSpec(type=type, payload={} if payload is None else payload, **options)
         return await self.store.carry_out(self.adding(spec))
@@ -83,6 +86,20 @@ class AsyncTaskPool(Face):
             InvalidTask: pointers start with the task's index, ``/3/payload/width``.
         """
         return await self.store.carry_out(self.adding_many(specs))
+
+    async def submit(self, spec: TaskSpec, once: Once | None = None) -> Submitted:
+        """Submit a task and learn its id and status, no more; with `once`, once for an idempotency key.
+
+        Raises:
+            InvalidTask: as `add_task`.
+            UniqueConflict: as `add_task`.
+            KeyReused: the key stands for another submission.
+        """
+        return await self.store.carry_out(self.submitting(spec, once))
+
+    async def submit_many(self, specs: Sequence[TaskSpec], once: Once | None = None) -> Submitted:
+        """Submit a thousand tasks at most in the same way, all or none; pointers start with the task's index."""
+        return await self.store.carry_out(self.submitting_many(specs, once))
 
     async def get(self, id: str) -> TaskRecord:
         """The task as it is now.

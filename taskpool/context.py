@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from taskpool.interrupts import TaskStopped
 from taskpool.secret import Secrets, hidden
+from taskpool.types import RunningTask
 
 NOTE_MAX_CHARS = 500
 
@@ -34,7 +35,8 @@ class ContextSink(Protocol):
 class TaskContext:
     """Handed to a task that asks for it, with a parameter annotated `TaskContext` or named `ctx`.
 
-    `attempt` counts from 1. What it says is kept with the `secrets` of its payload masked. Example:
+    `attempt` counts from 1. What it says is kept with the `secrets` of its payload masked. `traceparent` and
+    `tracestate` are the W3C trace context of the submission, if it had one. Example:
 
         @task("resize_all")
         def resize_all(ctx: TaskContext, urls: list[str]) -> int:
@@ -45,7 +47,10 @@ class TaskContext:
             return len(urls)
     """
 
-    __slots__ = ("_parents", "_secrets", "_sink", "attempt", "id", "max_attempts", "queue", "type")
+    __slots__ = (
+        *("_parents", "_secrets", "_sink", "attempt", "id", "max_attempts", "queue"),
+        *("traceparent", "tracestate", "type"),
+    )
 
     def __init__(
         self,
@@ -57,15 +62,34 @@ class TaskContext:
         attempt: int = 1,
         max_attempts: int = 1,
         secrets: Secrets | None = None,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
     ) -> None:
         self.id = id
         self.type = type
         self.queue = queue
         self.attempt = attempt
         self.max_attempts = max_attempts
+        self.traceparent = traceparent
+        self.tracestate = tracestate
         self._sink = sink
         self._secrets = secrets
         self._parents: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, running: RunningTask, sink: ContextSink) -> TaskContext:
+        """The context of an attempt."""
+        return cls(
+            sink,
+            id=running.id,
+            type=running.type,
+            queue=running.queue,
+            attempt=running.attempt,
+            max_attempts=running.max_attempts,
+            secrets=running.secrets,
+            traceparent=running.traceparent,
+            tracestate=running.tracestate,
+        )
 
     @property
     def parents(self) -> Mapping[str, Any]:

@@ -60,6 +60,11 @@ def task_document(record: TaskRecord) -> TaskDocument:
         depends_on=record.depends_on or None,
         callback_url=record.callback_url,
         callback_events=record.callback_events or None,
+        unique_key=record.unique_key,
+        unique_until=record.unique_until,
+        unique_for_s=record.unique_for_s,
+        traceparent=record.traceparent,
+        tracestate=record.tracestate,
         history=[_attempt_document(attempt) for attempt in record.history] if record.history else None,
         seq=record.seq,
     )

@@ -69,6 +69,11 @@ class TaskDocument(Document, frozen=True, kw_only=True):
     depends_on: Sequence[str] | None = None
     callback_url: str | None = None
     callback_events: Sequence[str] | None = None
+    unique_key: str | None = None
+    unique_until: Annotated[str | None, Meta(description="the key is held until then: start or done")] = None
+    unique_for_s: Annotated[Seconds | None, Meta(description="the key is held for so long")] = None
+    traceparent: Annotated[str | None, Meta(description="the W3C trace context of the submission")] = None
+    tracestate: str | None = None
     history: Annotated[Sequence[AttemptDocument] | None, Meta(description="how the last 20 attempts ended")] = None
     seq: Annotated[Count, Meta(description="grows by one with each step of the task")]
 

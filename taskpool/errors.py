@@ -7,6 +7,8 @@ TaskpoolError
 │   └── UnknownDependency      depends_on names a task that doesn't exist
 ├── TaskNotFound               no task has this id
 ├── TaskConflict               the task's status doesn't allow that
+│   └── UniqueConflict         another task holds the unique key
+├── KeyReused                  the idempotency key stands for another submission
 ├── InvalidKey                 what was asked for can't be an API key
 ├── KeyNotFound                no API key has this id
 ├── WaitTimeout                the task didn't end in time
@@ -91,6 +93,22 @@ class TaskConflict(TaskpoolError):
     def __init__(self, id: str, status: str, message: str) -> None:
         super().__init__(message)
         self.id, self.status = id, status
+
+
+class UniqueConflict(TaskConflict):
+    """Raised when a task with the same unique key is there; nothing was stored. `id` and `status` are that task's,
+    `index` is the place of the refused one among those submitted together."""
+
+    def __init__(self, key: str, id: str, status: str, index: int = 0) -> None:
+        super().__init__(id, status, f"task {id} ({status}) has the unique key {key!r}")
+        self.key, self.index = key, index
+
+
+class KeyReused(TaskpoolError):
+    """Raised when an idempotency key was used for another submission before; nothing was stored."""
+
+    def __init__(self) -> None:
+        super().__init__("this idempotency key was used for another submission; take a new one for each")
 
 
 class InvalidKey(TaskpoolError):

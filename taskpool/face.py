@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from taskpool import queue
+from taskpool import entry, queue
+from taskpool.addition import Once
 from taskpool.calls import Plan
 from taskpool.catalogue import Catalogue
+from taskpool.entry import Submitted
 from taskpool.errors import ConfigurationError
 from taskpool.registry import Registry
 from taskpool.settings import Settings
@@ -35,6 +37,14 @@ class Face:
     def adding(self, spec: TaskSpec) -> Plan[TaskRecord]:
         """The plan that adds one task."""
         return queue.add_task(spec, self.catalogue, self.registry, self.defaults)
+
+    def submitting(self, spec: TaskSpec, once: Once | None = None) -> Plan[Submitted]:
+        """The plan that adds one task for who needs only its id and status; with `once`, once for a key."""
+        return entry.submit(spec, self.catalogue, self.registry, self.defaults, once)
+
+    def submitting_many(self, specs: Sequence[TaskSpec], once: Once | None = None) -> Plan[Submitted]:
+        """The plan that adds a thousand at most in the same way."""
+        return entry.submit_many(specs, self.catalogue, self.registry, self.defaults, once)
 
     def checking(self, spec: TaskSpec) -> Plan[queue.Checked]:
         """The plan that checks one task as adding it would."""

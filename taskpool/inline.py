@@ -57,15 +57,7 @@ def execute_here(store: Store, registry: Registry, running: RunningTask, *, max_
     Raises:
         AttemptLost: its lease was lost meanwhile; nothing was written.
     """
-    context = TaskContext(
-        StoreSink(store, running),
-        id=running.id,
-        type=running.type,
-        queue=running.queue,
-        attempt=running.attempt,
-        max_attempts=running.max_attempts,
-        secrets=running.secrets,
-    )
+    context = TaskContext.of(running, StoreSink(store, running))
     outcome = execute_task(running, registry, context, max_result_bytes=max_result_bytes, run_coroutine=asyncio.run)
     word = store.run(status.update_status(running, outcome))
     if word == "stopping":

@@ -13,7 +13,9 @@ from types import TracebackType
 from typing import Any, Unpack
 
 from taskpool import catalogue, listing, logs, overview, queue, runner, scripts, status
+from taskpool.addition import Once
 from taskpool.attempt import Outcome
+from taskpool.entry import Submitted
 from taskpool.errors import RedisUnavailable, WaitTimeout
 from taskpool.face import Face
 from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
@@ -76,6 +78,7 @@ class TaskPool(Face):
 
         Raises:
             InvalidTask: UnknownType, InvalidPayload, UnknownDependency or an option that can't be; nothing was stored.
+            UniqueConflict: another task holds its unique key; nothing was stored.
         """
         spec = TaskSpec(type=type, payload={} if payload is None else payload, **options)
         return self.store.carry_out(self.adding(spec))
@@ -87,6 +90,20 @@ class TaskPool(Face):
             InvalidTask: pointers start with the task's index, ``/3/payload/width``.
         """
         return self.store.carry_out(self.adding_many(specs))
+
+    def submit(self, spec: TaskSpec, once: Once | None = None) -> Submitted:
+        """Submit a task and learn its id and status, no more; with `once`, once for an idempotency key.
+
+        Raises:
+            InvalidTask: as `add_task`.
+            UniqueConflict: as `add_task`.
+            KeyReused: the key stands for another submission.
+        """
+        return self.store.carry_out(self.submitting(spec, once))
+
+    def submit_many(self, specs: Sequence[TaskSpec], once: Once | None = None) -> Submitted:
+        """Submit a thousand tasks at most in the same way, all or none; pointers start with the task's index."""
+        return self.store.carry_out(self.submitting_many(specs, once))
 
     def get(self, id: str) -> TaskRecord:
         """The task as it is now.
@@ -114,6 +131,8 @@ class TaskPool(Face):
             InvalidTask: as `add_task`.
             WaitTimeout: it hasn't ended in `wait_s`; it goes on, and `record` is how it stands.
         """
+        if spec.unique_key is not None:  # the one to wait for may be another
+            return self.wait(self.store.carry_out(self.adding(spec)).id, timeout_s=wait_s)
         checked = self.store.carry_out(self.checking(spec))
         added = self.listener.hear(checked.task.id, scripts.add([checked.task]))
         (record,) = queue.stored([checked], added)

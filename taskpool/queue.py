@@ -7,18 +7,30 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
-from taskpool import keys, scripts
+from taskpool import addition, keys, scripts
+from taskpool.addition import Added, NewTask
 from taskpool.calls import Call, Plan, one
 from taskpool.catalogue import Catalogue
 from taskpool.cursor import decode_cursor, encode_cursor
-from taskpool.errors import FieldError, InvalidPayload, TaskConflict, TaskNotFound, UnknownDependency
+from taskpool.errors import (
+    FieldError,
+    InvalidPayload,
+    InvalidTask,
+    KeyReused,
+    TaskConflict,
+    TaskNotFound,
+    UniqueConflict,
+    UnknownDependency,
+)
 from taskpool.record import STATUS_OF, fetch_if_there, is_task, restore
 from taskpool.registry import Registry
 from taskpool.secret import Secrets
 from taskpool.submission import Defaults, TypeOptions, prepare
 from taskpool.tasktype import TaskType
 from taskpool.types import Page, QueuedTask, TaskRecord, TaskSpec, TaskStatus, utc
+from taskpool.unique import rare_fields
 
 CHUNK: Final = 1000
 """So many tasks at most go into one call, which stores all of them or none."""
@@ -30,7 +42,7 @@ RELEASES: Final = 1000
 class Checked(NamedTuple):
     """A submission that may be stored, and its payload as JSON values, with masks for what is secret."""
 
-    task: scripts.NewTask
+    task: NewTask
     payload: Any
 
 
@@ -56,6 +68,27 @@ def check_task(spec: TaskSpec, catalogue: Catalogue, registry: Registry | None, 
     return _checked(spec, task_type or catalogue, info, defaults, "")
 
 
+def check_tasks(
+    specs: Sequence[TaskSpec], catalogue: Catalogue, registry: Registry | None, defaults: Defaults
+) -> Plan[list[Checked]]:
+    """Check submissions as `add_tasks` does, and store nothing.
+
+    Raises:
+        InvalidTask: as `add_tasks`.
+    """
+    _check_keys(specs)
+    return (yield from _check(specs, catalogue, registry, defaults))
+
+
+def _check_keys(specs: Sequence[TaskSpec]) -> None:
+    """A unique key can't be held by two that come together."""
+    first: dict[str, int] = {}
+    for index, spec in enumerate(specs):
+        if spec.unique_key is not None and first.setdefault(spec.unique_key, index) != index:
+            detail = f"the task {first[spec.unique_key]} of this batch has the same unique key"
+            raise InvalidTask(f"/{index}/unique_key: {detail}", [FieldError(f"/{index}/unique_key", detail)])
+
+
 def add_tasks(
     specs: Sequence[TaskSpec], catalogue: Catalogue, registry: Registry | None, defaults: Defaults
 ) -> Plan[list[TaskRecord]]:
@@ -64,7 +97,7 @@ def add_tasks(
     Raises:
         InvalidTask: as `add_task`; the pointers start with the index of the task.
     """
-    checked = yield from _check(specs, catalogue, registry, defaults)
+    checked = yield from check_tasks(specs, catalogue, registry, defaults)
     if len(checked) > CHUNK:  # one call finds out by itself
         yield from _check_parents([each.task for each in checked])
     return (yield from _store(checked))
@@ -98,24 +131,46 @@ def _checked(spec: TaskSpec, judge: TaskType | Catalogue, info: TypeOptions, def
 
 def _store(checked: Sequence[Checked]) -> Plan[list[TaskRecord]]:
     records: list[TaskRecord] = []
+    existing: dict[int, str] = {}
     for at in range(0, len(checked), CHUNK):
         chunk = checked[at : at + CHUNK]
-        added = yield from one(scripts.add([each.task for each in chunk]))
-        records += stored(chunk, added)
+        added = yield from one(addition.add([each.task for each in chunk]))
+        records += stored(chunk, added, at)
+        existing |= {at + index: id for index, id in added.existing.items()}
     for at, record in enumerate(records):
-        if record.status is TaskStatus.CANCELED:  # its record says which parent did not end well
-            records[at] = (yield from one(fetch_if_there(record.id))) or record
+        if at in existing or record.status is TaskStatus.CANCELED:  # which parent did not end well, its record says
+            id = existing.get(at, record.id)
+            records[at] = (yield from one(fetch_if_there(id))) or replace(record, id=id)
     return records
 
 
-def stored(checked: Sequence[Checked], added: scripts.Added) -> list[TaskRecord]:
-    """The records of tasks that one `scripts.add` was sent for, without reading them back.
+def refuse(checked: Sequence[Checked], added: Added, start: int = 0) -> None:
+    """Raise for an addition that stored nothing; `start` is the index of its first task.
 
     Raises:
-        UnknownDependency: it stored none of them.
+        UnknownDependency
+        UniqueConflict
+        KeyReused
     """
     if added.unknown_dependency is not None:
         raise UnknownDependency(added.unknown_dependency)
+    if added.conflict is not None:
+        index, id, word = added.conflict
+        held = checked[index].task.unique
+        status = STATUS_OF.get(word.encode(), TaskStatus.QUEUED)
+        raise UniqueConflict("" if held is None else held.name, id, status, start + index)
+    if added.is_other:
+        raise KeyReused
+
+
+def stored(checked: Sequence[Checked], added: Added, start: int = 0) -> list[TaskRecord]:
+    """The records of tasks that one `addition.add` was sent for, without reading them back.
+
+    Raises:
+        UnknownDependency: it stored none of them.
+        UniqueConflict: as well.
+    """
+    refuse(checked, added, start)
     created_at = datetime.fromisoformat(added.stamp)
     return [
         _record(each.task, each.payload, STATUS_OF.get(status.encode(), TaskStatus.QUEUED), created_at)
@@ -143,7 +198,7 @@ def _as_json(spec: TaskSpec, start: str) -> Any:
         raise InvalidPayload(f"the payload of {spec.type!r} is not JSON: {error}", [fault]) from None
 
 
-def _check_parents(tasks: Sequence[scripts.NewTask]) -> Plan[None]:
+def _check_parents(tasks: Sequence[NewTask]) -> Plan[None]:
     """Refuse all chunks when a parent of any doesn't exist. (One that vanishes after this refuses its chunk.)"""
     parents = list(dict.fromkeys(parent for task in tasks for parent in task.parents))
     exist = yield [Call(("EXISTS", keys.JOB + parent), int, again=True) for parent in parents]
@@ -152,7 +207,7 @@ def _check_parents(tasks: Sequence[scripts.NewTask]) -> Plan[None]:
             raise UnknownDependency(parent)
 
 
-def _record(task: scripts.NewTask, payload: Any, status: TaskStatus, created_at: datetime) -> TaskRecord:
+def _record(task: NewTask, payload: Any, status: TaskStatus, created_at: datetime) -> TaskRecord:
     """The record of what was just stored, without reading it back."""
     created_ms = created_at.timestamp() * 1000
     run_ms = (task.run_ms or 0) if task.delay_ms is None else created_ms + task.delay_ms
@@ -177,6 +232,7 @@ def _record(task: scripts.NewTask, payload: Any, status: TaskStatus, created_at:
         callback_url=task.callback_url,
         callback_events=tuple(task.callback_events),
         seq=1,
+        **rare_fields(None if task.unique is None else task.unique.text, task.trace),
     )
 
 

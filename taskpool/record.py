@@ -17,7 +17,9 @@ from taskpool import keys, rqjob
 from taskpool.calls import Call
 from taskpool.errors import TaskNotFound
 from taskpool.secret import Secrets
+from taskpool.trace import trace_of
 from taskpool.types import PastAttempt, RunningTask, TaskRecord, TaskStatus, utc
+from taskpool.unique import rare_fields
 from taskpool.webhook import ENDS
 
 Hash = Mapping[bytes, bytes]
@@ -121,6 +123,7 @@ def restore_hash(id: str, h: Hash) -> TaskRecord:
         worker=_text(h.get(b"worker_name")),
         history=_history(h.get(b"history")),
         seq=_number(h.get(b"seq")) or 0,
+        **(rare_fields(_text(h.get(b"unique")), _text(h.get(b"trace"))) if b"unique" in h or b"trace" in h else {}),
     )
 
 
@@ -129,7 +132,7 @@ def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str) -> Runni
     id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, started_ms, *more = (
         reply
     )
-    parents, timeout_ms, backoff, snoozes, hidden = more
+    parents, timeout_ms, backoff, snoozes, hidden, trace = more
     refusal = None
     secrets = None
     payload: Any = None
@@ -138,6 +141,7 @@ def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str) -> Runni
         secrets = None if hidden is None else _secrets(hidden)
     except rqjob.Refused as error:
         name, refusal = _text(type) or rqjob.UNKNOWN_TYPE, str(error)
+    traceparent, tracestate = trace_of(_text(trace)) if trace else (None, None)
     return RunningTask(
         id=id.decode(),
         type=name,
@@ -158,6 +162,8 @@ def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str) -> Runni
         snoozes=_number(snoozes, 0) if snoozes else 0,
         secrets=secrets,
         refusal=refusal,
+        traceparent=traceparent,
+        tracestate=tracestate,
     )
 
 

@@ -21,6 +21,7 @@ from rq.serializers import JSONSerializer
 
 from taskpool import keys
 from taskpool.secret import Secrets
+from taskpool.trace import trace_of
 from taskpool.types import RunningTask
 
 ENTRY_POINT: Final = "taskpool.runner.run"
@@ -134,9 +135,11 @@ class PlainJob:
             pipeline.hdel(job.key, *OF_AN_ATTEMPT)
             pipeline.zadd(keys.BY_TYPE + type, {job.id: 0})
             pipeline.sadd(keys.TYPES_USED, type)
+            pipeline.hget(job.key, "trace")
             pipeline.hexists(job.key, "secret_ttl")
             pipeline.get(keys.SECRETS + job.id)
-            attempt, *_, has_secrets, hidden = pipeline.execute()
+            attempt, *_, trace, has_secrets, hidden = pipeline.execute()
+        traceparent, tracestate = trace_of(trace.decode() if trace else None)
         return RunningTask(
             id=job.id,
             type=type,
@@ -151,6 +154,8 @@ class PlainJob:
             failure_ttl_s=job.failure_ttl or 0,
             started_ms=0,
             secrets=Secrets.restore(hidden or b"") if has_secrets else None,
+            traceparent=traceparent,
+            tracestate=tracestate,
         )
 
     def keep(self, fields: Mapping[str, str | bytes]) -> None:

@@ -66,6 +66,9 @@ def retry_task(id: str) -> Plan[TaskRecord]:
     if word == "gone":
         raise TaskNotFound(id)
     record = yield from one(fetch(id))
+    if word.startswith("unique "):
+        held = f"task {word.removeprefix('unique ')} holds its unique key {record.unique_key!r}"
+        raise TaskConflict(id, record.status, f"task {id} can't run again now: {held}")
     if word == "dependency":
         raise TaskConflict(id, record.status, f"task {id} depends on a task that is not done: retry that one first")
     if word == "secrets":
@@ -95,15 +98,7 @@ def run(type: str, payload: Any = None) -> Any:
     job = rqjob.PlainJob.current()
     settings = Settings.load(os.environ)
     running = job.running(type, {} if payload is None else payload)
-    context = TaskContext(
-        job,
-        id=running.id,
-        type=type,
-        queue=running.queue,
-        attempt=running.attempt,
-        max_attempts=running.attempt,
-        secrets=running.secrets,
-    )
+    context = TaskContext.of(running, job)
     outcome = execute_task(
         running,
         _registry(settings.tasks, settings.builtins),

@@ -16,52 +16,23 @@ from typing import Any, Final
 import msgspec
 
 from taskpool import keys, rqjob
-from taskpool.calls import Call, Part
+from taskpool.addition import Added, NewTask, add
+from taskpool.calls import Call
 from taskpool.logline import LogLimits
 from taskpool.lua import Script
 from taskpool.record import restore_claimed
 from taskpool.types import RunningTask, TaskStatus
 
+__all__ = ["Added", "NewTask", "add"]  # and all that is below
+
 NO_TRACEBACK: Final = b""
 
-_add, _claim, _finish, _requeue, _crash = map(Script, ("add", "claim", "finish", "requeue", "crash"))
+_claim, _finish, _requeue, _crash = map(Script, ("claim", "finish", "requeue", "crash"))
 _heartbeat, _progress, _log, _stop = map(Script, ("heartbeat", "progress", "log", "stop"))
-_cancel, _revive, _purge, _promote, _release = map(Script, ("cancel", "revive", "purge", "promote", "release"))
+_cancel, _promote, _release = map(Script, ("cancel", "promote", "release"))
+_revive, _purge, _sweep_unique = (Script(name, "unique") for name in ("revive", "purge", "sweep_unique"))
 _due, _sweep_waiting, _sweep_index = map(Script, ("due", "sweep_waiting", "sweep_index"))
 _queue_page, _count = map(Script, ("queue_page", "count"))
-
-
-class NewTask(msgspec.Struct, frozen=True, gc=False):
-    """A validated submission as `add` stores it. Times in ms; `fields` are the hash's, flat."""
-
-    id: str
-    queue: str
-    type: str
-    front: bool
-    run_ms: int | None
-    delay_ms: int | None
-    expires_ms: int | None
-    tags: Sequence[str]
-    parents: Sequence[str]
-    fields: Sequence[Part]
-    timeout_s: float
-    result_ttl_s: int
-    failure_ttl_s: int
-    max_attempts: int
-    backoff_s: float | None = None
-    backoff_max_s: float | None = None
-    secrets: bytes = b""
-    callback_url: str | None = None
-    callback_events: Sequence[str] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Added:
-    """What `add` answered: RQ's status of each task and when, as RQ writes times; or the parent that doesn't exist."""
-
-    stamp: str = ""
-    statuses: tuple[str, ...] = ()
-    unknown_dependency: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,37 +41,6 @@ class Due:
 
     members: tuple[str, ...]
     next_in_ms: int | None
-
-
-# --- submission ---------------------------------------------------------------------------------------------
-
-
-def add(tasks: Sequence[NewTask]) -> Call[Added]:
-    """Add tasks, all or none."""
-    arguments: list[Part] = [len(tasks)]
-    for task in tasks:
-        arguments += (
-            task.id,
-            task.queue,
-            task.type,
-            "1" if task.front else "",
-            "" if task.run_ms is None else task.run_ms,
-            "" if task.delay_ms is None else task.delay_ms,
-            "" if task.expires_ms is None else task.expires_ms,
-            ",".join(task.tags),
-            ",".join(task.parents),
-            task.secrets,
-            f",{','.join(task.callback_events)}," if task.callback_url else "",
-            len(task.fields),
-        )
-        arguments += task.fields
-    return _add.call(arguments, _read_added, again=True)
-
-
-def _read_added(reply: list[bytes]) -> Added:
-    if reply[0] == b"unknown_dependency":
-        return Added(unknown_dependency=reply[1].decode())
-    return Added(reply[1].decode(), tuple([status.decode() for status in reply[2:]]))
 
 
 # --- one attempt --------------------------------------------------------------------------------------------
@@ -210,7 +150,7 @@ def progress(running: RunningTask, document: Mapping[str, Any]) -> Call[str]:
 
 
 def log(id: str, attempt_id: str, lines: Sequence[bytes], limits: LogLimits, *, first: int | None = None) -> Call[str]:
-    """Append lines (JSON) to a running task's log: ``ok`` or ``lost``. `first`: the first one's number, from 1."""
+    """Append lines (JSON) to a running task's log: ``ok`` or ``lost``. `first`: the number that the first has."""
     head = (id, attempt_id, "" if first is None else first, limits.lines, limits.bytes)
     return _log.call((*head, *lines), _word, again=first is not None)
 
@@ -230,8 +170,8 @@ def cancel(id: str, *, reason: str, error: str) -> Call[str]:
 
 
 def revive(id: str) -> Call[str]:
-    """Queue a failed, stopped or canceled task again: ``ok``, ``gone``, ``dependency``, ``secrets`` (they are
-    gone), or RQ's word of its status."""
+    """Queue a failed, stopped or canceled task again: ``ok``, ``gone``, ``dependency``, ``secrets`` (they are gone),
+    ``unique ID`` (that task holds its unique key), or RQ's word of its status."""
     return _revive.call((id, _mark()), _word, again=True)
 
 
@@ -274,6 +214,11 @@ def sweep_waiting(queue: str, offset: int, limit: int) -> Call[int]:
 def sweep_index(index: str, after: str, limit: int) -> Call[str]:
     """Drop ids whose records are gone from an index by type or tag; the id to go on after, empty at the end."""
     return _sweep_index.call((after, limit), _word, keys=(index,), again=True)
+
+
+def sweep_unique(cursor: str, limit: int) -> Call[str]:
+    """Drop unique keys that nobody holds any more; the cursor to go on from, ``0`` at the end."""
+    return _sweep_unique.call((cursor, limit), _word, again=True)
 
 
 def queue_page(queue: str, offset: int, limit: int) -> Call[list[Any]]:

@@ -16,13 +16,15 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from taskpool import record, rqjob
+from taskpool import record, rqjob, unique
+from taskpool.addition import Unique
 from taskpool.calls import Part
 from taskpool.errors import FieldError, InvalidPayload, InvalidTask
 from taskpool.finite import refuse_nan
 from taskpool.names import queue_name_fault
 from taskpool.scripts import NewTask
 from taskpool.secret import Secrets
+from taskpool.trace import trace_text
 from taskpool.types import TaskSpec
 from taskpool.webhook import callback_events, callback_faults
 from taskpool.webhook_target import Allowed
@@ -103,6 +105,9 @@ def prepare(
     timeout_s = spec.timeout_s or info.timeout_s or defaults.timeout_s
     result_ttl_s = spec.result_ttl_s or info.result_ttl_s or defaults.result_ttl_s
     failure_ttl_s = spec.failure_ttl_s or defaults.failure_ttl_s
+    if spec.unique_for_s is not None:  # the record stays as long as it is needed to tell who holds the key
+        least_s = math.ceil(spec.unique_for_s)
+        result_ttl_s, failure_ttl_s = max(result_ttl_s, least_s), max(failure_ttl_s, least_s)
     max_attempts = spec.max_attempts or info.max_attempts or defaults.max_attempts
     try:
         encoded = _encode(payload)
@@ -128,14 +133,9 @@ def prepare(
         fields += ("backoff", record.backoff_text(backoff_s, backoff_max_s))
     if secrets is not None:
         fields += ("secret_ttl", defaults.secret_ttl_s)
-    if spec.tags:
-        fields += ("tags", ",".join(dict.fromkeys(spec.tags)))
-    if spec.depends_on:
-        fields += ("dependency_ids", msgspec.json.encode(tuple(dict.fromkeys(spec.depends_on))))
-    if spec.callback_url is not None:
-        fields += ("callback_url", spec.callback_url)
-        if spec.callback_events is not None:
-            fields += ("callback_events", ",".join(dict.fromkeys(spec.callback_events)))
+    held = unique.unique_of(spec)
+    traced = trace_text(spec.traceparent, spec.tracestate) if spec.traceparent else None
+    fields += _rare_fields(spec, held, traced)
     return NewTask(
         id=new_id(),
         queue=queue,
@@ -156,7 +156,25 @@ def prepare(
         secrets=hidden,
         callback_url=spec.callback_url,
         callback_events=callback_events(spec.callback_url, spec.callback_events),
+        unique=held,
+        trace=traced,
     )
+
+
+def _rare_fields(spec: TaskSpec, held: Unique | None, traced: str | None) -> Iterator[Part]:
+    """What only a submission says, where it does."""
+    if spec.tags:
+        yield from ("tags", ",".join(dict.fromkeys(spec.tags)))
+    if spec.depends_on:
+        yield from ("dependency_ids", msgspec.json.encode(tuple(dict.fromkeys(spec.depends_on))))
+    if spec.callback_url is not None:
+        yield from ("callback_url", spec.callback_url)
+        if spec.callback_events is not None:
+            yield from ("callback_events", ",".join(dict.fromkeys(spec.callback_events)))
+    if held is not None:
+        yield from ("unique", held.text)
+    if traced is not None:
+        yield from ("trace", traced)
 
 
 def _milliseconds(seconds: float | None) -> float | None:
@@ -199,6 +217,34 @@ def _faults(spec: TaskSpec, defaults: Defaults) -> Iterator[tuple[str, str]]:
         yield from _list_faults("depends_on", spec.depends_on, MOST_PARENTS, TASK_ID, "a task's id")
     if spec.callback_url is not None or spec.callback_events is not None:
         yield from callback_faults(spec.callback_url, spec.callback_events, Allowed(defaults.webhook_allow))
+    yield from _unique_faults(spec)
+
+
+def _unique_faults(spec: TaskSpec) -> Iterator[tuple[str, str]]:
+    key: Any = spec.unique_key
+    if key is None:
+        for field in ("unique_until", "unique_for_s"):
+            if getattr(spec, field) is not None:
+                yield field, "needs a unique_key"
+        if spec.on_conflict != "reject":
+            yield "on_conflict", "needs a unique_key"
+    elif not (isinstance(key, str) and unique.KEY.fullmatch(key)):
+        yield "unique_key", unique.KEY_FAULT
+    choices: dict[str, tuple[str | None, ...]] = {
+        "on_conflict": ("reject", "return", "replace"),
+        "unique_until": ("start", "done", None),
+    }
+    for field, allowed in choices.items():
+        if getattr(spec, field) not in allowed:
+            yield field, f"must be {' or '.join(repr(each) for each in allowed if each)}"
+    if spec.unique_for_s is not None:
+        if spec.unique_until is not None:
+            yield "unique_for_s", "give either unique_until or unique_for_s, not both"
+        if not (_is_number(spec.unique_for_s) and 0.001 <= spec.unique_for_s <= LONGEST_S):
+            yield "unique_for_s", f"must be a number of seconds from 0.001 to {LONGEST_S}"
+    for field in ("traceparent", "tracestate"):
+        if not isinstance(getattr(spec, field), str | None):
+            yield field, "must be a text"
 
 
 def _list_faults(field: str, values: Any, most: int, pattern: re.Pattern[str], what: str) -> Iterator[tuple[str, str]]:

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Final, Generic, TypedDict, TypeVar
+from typing import Any, Final, Generic, Literal, TypedDict, TypeVar
 
 import msgspec
 
@@ -104,13 +104,23 @@ class TaskOptions(TypedDict, total=False):
     depends_on: Sequence[str]
     callback_url: str | None
     callback_events: Sequence[str] | None
+    unique_key: str | None
+    on_conflict: Literal["reject", "return", "replace"]
+    unique_until: Literal["start", "done"] | None
+    unique_for_s: float | None
+    traceparent: str | None
+    tracestate: str | None
 
 
 class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is submitted. None means: as the task type says, else the setting's default. `delay_s` and `run_at` (aware
     datetime) exclude each other. `expires_in_s` counts from submission: a task not started by then is canceled, reason
     `expired`. `front` puts it at its queue's head. A failed attempt is made again after up to `backoff_s`, twice that
-    and so on, `backoff_max_s` at most. `callback_url` is told of `callback_events`, or else of the task's end."""
+    and so on, `backoff_max_s` at most. `callback_url` is told of `callback_events`, or else of the task's end.
+
+    A task with a `unique_key` holds that key until it starts or ends (`unique_until`, else until it ends), or for
+    `unique_for_s`. Another one with it is refused (`on_conflict` "reject"), answered with the holder ("return"), or
+    takes the place of a holder that waits ("replace"). `traceparent`, `tracestate`: W3C's; if invalid, ignored."""
 
     type: str
     payload: Any = msgspec.field(default_factory=dict)
@@ -129,6 +139,12 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     depends_on: Sequence[str] = ()
     callback_url: str | None = None
     callback_events: Sequence[str] | None = None
+    unique_key: str | None = None
+    on_conflict: Literal["reject", "return", "replace"] = "reject"
+    unique_until: Literal["start", "done"] | None = None
+    unique_for_s: float | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
 
 
 class PastAttempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,6 +196,11 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     worker: str | None = None
     history: tuple[PastAttempt, ...] = ()
     seq: int = 0
+    unique_key: str | None = None
+    unique_until: str | None = None
+    unique_for_s: float | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
 
 
 class RunningTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -206,6 +227,8 @@ class RunningTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """How often it has snoozed so far."""
     secrets: Secrets | None = None
     """The secret values of its payload, which itself only shows masks."""
+    traceparent: str | None = None
+    tracestate: str | None = None
     refusal: str | None = None
     """Why this job must not run (another function than ours, unreadable data); None for a task."""
 

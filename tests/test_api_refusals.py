@@ -101,6 +101,14 @@ VALUES: dict[str, list[tuple[Any, str]]] = {
     "backoff_max_s": [(-1, ""), (True, ""), (1e12, "")],
     "expires_in_s": [(0, ""), (-1, "")],
     "depends_on": [("x", ""), ([""], "/0"), (["a,b"], "/0"), (["a:b"], "/0"), ([None], "/0")],
+    "callback_url": [("", ""), ("ftp://a.example", ""), (5, "")],
+    "callback_events": [("done", ""), (["done"], ""), ({}, "")],
+    "unique_key": [("", ""), ("a b", ""), ("x" * 129, ""), ("é", ""), (5, "")],
+    "on_conflict": [("wait", ""), (None, ""), ("return", "")],
+    "unique_until": [("ended", ""), (5, ""), ("start", "")],
+    "unique_for_s": [(0, ""), (-1, ""), (1e12, ""), ("1", ""), (60, "")],
+    "traceparent": [(5, ""), (["00"], "")],
+    "tracestate": [(5, "")],
 }  # fmt: skip
 
 

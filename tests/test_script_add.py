@@ -302,3 +302,11 @@ def test_a_queue_is_known_from_its_first_task_even_if_that_waits_or_never_runs(w
     world.add("a", queue="new", depends_on=["p"])
 
     assert world.redis.sismember("rq:queues", "rq:queue:new")
+
+
+def test_tasks_for_the_front_keep_their_order_there(world: World) -> None:
+    world.add("last")
+
+    add(world, new_task("a", front=True), new_task("z"), new_task("b", front=True), new_task("c", front=True))
+
+    assert world.snapshot()["rq:queue:default"] == ["a", "b", "c", "last", "z"]

@@ -153,3 +153,13 @@ async def test_a_damaged_record_does_not_keep_the_rest_from_being_done(bench: Be
     await bench.housekeeping.step()
 
     assert bench.status(due.id) is TaskStatus.QUEUED
+
+
+async def test_unique_keys_that_nobody_holds_any_more_are_dropped(bench: Bench, redis: Redis) -> None:
+    deleted = bench.pool.add_task("nothing", unique_key="deleted")
+    held = bench.pool.add_task("nothing", unique_key="held")
+    redis.delete(f"rq:job:{deleted.id}")
+
+    await bench.housekeeping.step()
+
+    assert redis.hgetall("taskpool:unique") == {b"held": held.id.encode()}

@@ -284,15 +284,7 @@ class _Attempt:
     def __init__(self, running: RunningTask, lane: Lane, reporter: Reporter) -> None:
         self.running, self.lane = running, lane
         self.reports = Reports(running, lane, reporter)
-        self.context = TaskContext(
-            self.reports,
-            id=running.id,
-            type=running.type,
-            queue=running.queue,
-            attempt=running.attempt,
-            max_attempts=running.max_attempts,
-            secrets=running.secrets,
-        )
+        self.context = TaskContext.of(running, self.reports)
         self.task: asyncio.Task[None]
         self.code: asyncio.Task[Outcome] | None = None
         self.was_cancelled = False

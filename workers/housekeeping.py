@@ -40,6 +40,7 @@ class Housekeeping:
         self._offsets: dict[str, int] = {}
         self._unswept: list[str] = []
         self._swept_to = ""
+        self._unique_cursor = "0"
         self._told: deque[str] = deque(maxlen=FAULTS_TOLD)
 
     async def step(self) -> float:
@@ -58,6 +59,7 @@ class Housekeeping:
         self._offsets = {queue: offset or 0 for queue, offset in zip(queues, offsets, strict=True)}
         await self._carry_out(release_outbox())
         await self._sweep_indexes()
+        self._unique_cursor = await self._carry_out(one(scripts.sweep_unique(self._unique_cursor, BATCH))) or "0"
         return max(LEAST_S, min([IDLE_S, *(wait_s for wait_s in waits_s if wait_s is not None)]))
 
     async def _all(self, plans: Sequence[Plan[T]]) -> list[T | None]:

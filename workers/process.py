@@ -221,15 +221,7 @@ class Process:
         return Ended(running, outcome, run_s, reports.take())
 
     def _execute(self, running: RunningTask, reports: Reports) -> Outcome:
-        context = TaskContext(
-            reports,
-            id=running.id,
-            type=running.type,
-            queue=running.queue,
-            attempt=running.attempt,
-            max_attempts=running.max_attempts,
-            secrets=running.secrets,
-        )
+        context = TaskContext.of(running, reports)
         return execute_task(
             running,
             self._registry,

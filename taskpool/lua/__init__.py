@@ -18,11 +18,11 @@ T = TypeVar("T")
 
 
 class Script:
-    """One script: its text and the command that runs it by hash."""
+    """One script: its text, with the `parts` it needs before it, and the command that runs it by hash."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *parts: str) -> None:
         folder = files(__name__)
-        text = "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in ("prelude", name))
+        text = "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in ("prelude", *parts, name))
         self.text = re.sub(r"\bKEY\.([a-z_]+)", _constant, text).encode()
         self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
 

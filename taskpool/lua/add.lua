@@ -6,8 +6,16 @@
 --          secrets (what was taken out of its payload; '' = nothing),
 --          events its callback is told of (',done,failed,'; '' = it has none),
 --          k, and k alternating field names and values of the task's hash
--- Returns  {'ok', stamp, status of each task in order}
---          {'exists', stamp, status of each, or 'gone'}  when any id exists: this very call was already carried out
+--          and then, only if any is asked for:
+--          key under which this call is carried out once ('' = none), fingerprint of what it asks for, ms it is kept;
+--          for each task that has a unique key: its index from 1, the key, on_conflict (reject | return | replace),
+--          ms that it is held ('' = as its record says)
+-- Returns  {'ok', stamp, status of each task in order}; of one that was there already (on_conflict is return) instead
+--          of a status '=id:status'
+--          {'exists', stamp, the same of each, or 'gone'}  when any id exists: this very call was already carried out
+--          {'replayed', stamp, 'id:status' or '=id:status' of each}  the key of an earlier call: what that was answered
+--          {'other', ''}  the key of an earlier call that asked for something else
+--          {'conflict', index, id of the holder, its status}  its unique key is held
 --          {'unknown_dependency', id of the parent that doesn't exist}
 
 local FIXED = 12
@@ -29,12 +37,43 @@ local function wait_for(id, parents)
   return #pending
 end
 
+-- Whether a task that holds a key can be replaced.
+local function waits(status)
+  return status == 'queued' or status == 'scheduled' or status == 'deferred'
+end
+
+-- Cancels a task that waits, because the task `by` has come in its place.
+local function replace(id, by, now_ms, stamp)
+  local key = KEY.job .. id
+  local f = redis.call('HMGET', key, 'status', 'origin', 'seq', 'failure_ttl', 'secret_ttl')
+  local queue, seq = f[2], tonumber(f[3] or 0) + 1
+  if f[1] == 'queued' then redis.call('LREM', KEY.queue .. queue, -1, id) end
+  redis.call('ZREM', KEY.scheduled .. queue, id)
+  redis.call('ZREM', KEY.deferred .. queue, id)
+  redis.call('ZREM', KEY.expiring, id)
+  redis.call('HSET', key, 'status', 'canceled', 'ended_at', stamp, 'seq', seq, 'reason', 'replaced', 'error',
+    string.format('canceled: the task %s with the same unique key replaced it', by))
+  retain(id, KEY.canceled .. queue, tonumber(f[4]) or 604800, now_ms, f[5])
+  emit(id, seq, 'canceled', 'canceled', now_ms, string.format(',"reason":"replaced","by":"%s"', by))
+end
+
 -- Is it a repetition, because the answer to the first was lost? Then it is answered again, whatever became of parents.
 -- The first of a batch may have run and been purged since: each id counts.
 local keys, next_at = {}, 2
 for index = 1, n do
   keys[index] = KEY.job .. ARGV[next_at]
-  next_at = next_at + FIXED + tonumber(ARGV[next_at + 11])
+  next_at = next_at + FIXED + tonumber(ARGV[next_at + FIXED - 1])
+end
+local once_key, uniques_at = ARGV[next_at], next_at + 3
+if once_key and once_key ~= '' then
+  local kept = redis.call('GET', KEY.once .. once_key)
+  if kept then
+    local fingerprint, stamp, answers = string.match(kept, '^(%S+) (%S+) (.+)$')
+    if fingerprint ~= ARGV[next_at + 1] then return {'other', ''} end
+    local reply = {'replayed', stamp}
+    for answer in string.gmatch(answers, '[^,]+') do table.insert(reply, answer) end
+    return reply
+  end
 end
 if redis.call('EXISTS', unpack(keys)) > 0 then
   local reply = {'exists', ''}
@@ -42,6 +81,11 @@ if redis.call('EXISTS', unpack(keys)) > 0 then
     local f = redis.call('HMGET', key, 'status', 'created_at')
     reply[index + 2] = f[1] or 'gone'
     if f[2] then reply[2] = f[2] end
+  end
+  for at = uniques_at, #ARGV, 4 do -- one that isn't there was answered with the task that holds its key
+    local index = tonumber(ARGV[at]) + 2
+    local holder = reply[index] == 'gone' and entry_of(ARGV[at + 1])
+    if holder then reply[index] = '=' .. holder .. ':' .. (rq_status(holder) or 'gone') end
   end
   return reply
 end
@@ -56,14 +100,37 @@ for _ = 1, n do
     end
   end
   own[id] = true
-  at = at + FIXED + tonumber(ARGV[at + 11])
+  at = at + FIXED + tonumber(ARGV[at + FIXED - 1])
 end
 
--- Write.
+-- Check: whose unique keys are held?
+local existing, replaced = {}, {}
 local now_ms, stamp = clock()
-local reply, ready, by_type = {'ok', stamp}, {}, {}
-at = 2
-for index = 1, n do
+for at = uniques_at, #ARGV, 4 do
+  local index, on_conflict = tonumber(ARGV[at]), ARGV[at + 2]
+  local holder, status = holder_of(ARGV[at + 1], now_ms)
+  if holder and on_conflict == 'return' then
+    existing[index] = '=' .. holder .. ':' .. status
+  elseif holder and on_conflict == 'replace' and waits(status) then
+    table.insert(replaced, {holder, string.sub(keys[index], #KEY.job + 1)})
+  elseif holder then
+    return {'conflict', index, holder, status}
+  end
+end
+
+-- Write. What comes first is refused when Redis is full, and with it all.
+for at = uniques_at, #ARGV, 4 do
+  local index, until_ms = tonumber(ARGV[at]), ARGV[at + 3]
+  if not existing[index] then
+    hold(ARGV[at + 1], string.sub(keys[index], #KEY.job + 1), until_ms ~= '' and now_ms + tonumber(until_ms))
+  end
+end
+for _, pair in ipairs(replaced) do replace(pair[1], pair[2], now_ms, stamp) end
+
+local ready, fronts, by_type = {}, {}, {}
+
+-- Stores the task whose arguments begin at `at`; RQ's status of it.
+local function store(at)
   local id, queue, type, front, run_ms, delay_ms, expires_ms, tags, parents =
     ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], ARGV[at + 8]
   local secrets, callback_events, k = ARGV[at + 9], ARGV[at + 10], tonumber(ARGV[at + 11])
@@ -107,7 +174,8 @@ for index = 1, n do
 
   if status == 'queued' then
     if front == '1' then
-      enqueue(id, queue, true)
+      fronts[queue] = fronts[queue] or {}
+      table.insert(fronts[queue], id)
     else
       ready[queue] = ready[queue] or {}
       table.insert(ready[queue], id)
@@ -135,10 +203,22 @@ for index = 1, n do
     webhooks_wanted = true
   end
   emit(id, 1, status, status, now_ms, more)
-  reply[index + 2] = rq
-  at = at + FIXED + k
+  return rq
 end
 
+local reply = {'ok', stamp}
+at = 2
+for index = 1, n do
+  reply[index + 2] = existing[index] or store(at)
+  at = at + FIXED + tonumber(ARGV[at + FIXED - 1])
+end
+
+for queue, ids in pairs(fronts) do -- the first one ends up at the head
+  local reversed = {}
+  for index = #ids, 1, -1 do reversed[#reversed + 1] = ids[index] end
+  redis.call('SADD', KEY.queues, KEY.queue .. queue)
+  ring(queue, redis.call('LPUSH', KEY.queue .. queue, unpack(reversed)))
+end
 for queue, ids in pairs(ready) do
   redis.call('SADD', KEY.queues, KEY.queue .. queue)
   ring(queue, redis.call('RPUSH', KEY.queue .. queue, unpack(ids)))
@@ -146,5 +226,13 @@ end
 for type, pairs_ in pairs(by_type) do
   redis.call('ZADD', KEY.by_type .. type, unpack(pairs_))
   redis.call('SADD', KEY.types_used, type)
+end
+if once_key and once_key ~= '' then
+  local answers = {}
+  for index, key in ipairs(keys) do
+    answers[index] = existing[index] or string.sub(key, #KEY.job + 1) .. ':' .. reply[index + 2]
+  end
+  redis.call('SET', KEY.once .. once_key, ARGV[next_at + 1] .. ' ' .. stamp .. ' ' .. table.concat(answers, ','),
+    'PX', ARGV[next_at + 2])
 end
 return reply

@@ -7,7 +7,8 @@
 --          attempt has claimed already is then answered once more
 -- ARGV[5+] queues, most urgent first
 -- Returns  {id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, started_ms,
---           parents, timeout_ms, backoff, snoozes, secrets (false: it has none; '': they are no longer kept)}, or false: nothing is ready, or `rq suspend` holds
+--           parents, timeout_ms, backoff, snoozes, secrets (false: it has none; '': they are no longer kept), trace},
+--           or false: nothing is ready, or `rq suspend` holds
 
 local worker, attempt_id, lease_ms, was_idle = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1'
 local BOUND = 200 -- ids looked at in one call: stale ones are skipped
@@ -18,13 +19,13 @@ local looked_at = 0
 local function fields_of(id)
   return redis.call('HMGET', KEY.job .. id, 'status', 'type', 'data', 'attempt', 'max_attempts', 'timeout',
     'result_ttl', 'failure_ttl', 'enqueued_at', 'seq', 'expires_ms', 'dependency_ids', 'timeout_ms', 'started_at',
-    'backoff', 'snoozes', 'secret_ttl')
+    'backoff', 'snoozes', 'secret_ttl', 'trace')
 end
 
 local function answer(id, queue, f, attempt)
   local secrets = f[17] and (redis.call('GETEX', KEY.secrets .. id, 'EX', f[17] + math.max(tonumber(f[6]) or 0, 0)) or '')
   return {id, queue, f[2], f[3], attempt, f[5], f[6], f[7], f[8], f[9], string.format('%.0f', now_ms), f[12], f[13],
-    f[15], f[16], secrets}
+    f[15], f[16], secrets, f[18]}
 end
 
 if ARGV[4] == 'again' then

@@ -8,7 +8,7 @@
 local id, registry = ARGV[1], ARGV[2]
 local key = KEY.job .. id
 local f = redis.call('HMGET', key, 'status', 'origin', 'type', 'tags', 'ended_at', 'seq', 'failure_ttl', 'secret_ttl',
-  'callback_url', 'log')
+  'callback_url', 'unique', 'log')
 local status = f[1]
 local now_ms, stamp = clock()
 if registry ~= '' then
@@ -25,7 +25,7 @@ if registry ~= '' and status == 'canceled' and (f[5] or '') == '' then
   local seq = tonumber(f[6] or 0) + 1
   redis.call('ZREM', KEY.expiring, id)
   redis.call('HSET', key, 'ended_at', stamp, 'seq', seq, 'reason', 'canceled', 'error', 'canceled before it started')
-  retain(id, registry, tonumber(f[7]) or 604800, now_ms, f[8], f[10])
+  retain(id, registry, tonumber(f[7]) or 604800, now_ms, f[8], f[11])
   emit(id, seq, 'canceled', 'canceled', now_ms, ',"reason":"canceled"')
   return 'early'
 end
@@ -46,5 +46,7 @@ for tag in string.gmatch(f[4] or '', '[^,]+') do
   if redis.call('EXISTS', KEY.by_tag .. tag) == 0 then redis.call('SREM', KEY.tags, tag) end
 end
 if f[9] then redis.call('HDEL', KEY.webhooks_wanted, id) end
+local name = f[10] and string.match(f[10], ' (%S+)$')
+if name and entry_of(name) == id then redis.call('HDEL', KEY.unique, name) end
 redis.call('DEL', key, KEY.results .. id, KEY.log .. id, KEY.secrets .. id)
 return status and 'ok' or 'gone'

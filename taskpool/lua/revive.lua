@@ -3,12 +3,13 @@
 -- ARGV[1]  id
 -- ARGV[2]  mark of this call, by which it is known when it is sent again
 -- Returns  'ok' (also when sent again, whatever became of the task since) | 'gone' | 'dependency' (a parent hasn't
---          ended well) | 'secrets' (they are no longer kept) | RQ's word of the status that doesn't allow it
+--          ended well) | 'secrets' (they are no longer kept) | 'unique ID' (that task holds its unique key) |
+--          RQ's word of the status that doesn't allow it
 
 local id, mark = ARGV[1], ARGV[2]
 local key = KEY.job .. id
 local f = redis.call('HMGET', key, 'status', 'origin', 'seq', 'dependency_ids', 'attempt', 'max_attempts',
-  'attempts_a_life', 'by_call', 'secret_ttl')
+  'attempts_a_life', 'by_call', 'secret_ttl', 'unique')
 local status, queue = f[1], f[2]
 if not status then return 'gone' end
 if f[8] == mark then return 'ok' end
@@ -16,15 +17,19 @@ if status ~= 'failed' and status ~= 'stopped' and status ~= 'canceled' then retu
 for parent in string.gmatch(f[4] or '', '"([%w_-]+)"') do
   if redis.call('HGET', KEY.job .. parent, 'status') ~= 'finished' then return 'dependency' end
 end
-
 if f[9] and redis.call('EXISTS', KEY.secrets .. id) == 0 then return 'secrets' end
 
 local now_ms, stamp = clock()
+local name = f[10] and string.match(f[10], ' (%S+)$')
+local holder = name and holder_of(name, now_ms)
+if holder and holder ~= id then return 'unique ' .. holder end
+
 local seq = tonumber(f[3] or 0) + 1
 redis.call('ZREM', KEY.failed .. queue, id)
 redis.call('ZREM', KEY.canceled .. queue, id)
 redis.call('PERSIST', key)
 if f[9] then keep_secrets(id, f[9], 0) end
+if name and string.sub(f[10], 1, 4) ~= 'time' then hold(name, id) end
 redis.call('EXPIRE', KEY.log .. id, KEY.log_idle_ttl_s)
 redis.call('HDEL', key, 'ended_at', 'error', 'failure', 'reason', 'progress', 'stop_ms', 'stop_grace_s', 'stop_force',
   'expires_ms', 'run_ms', 'pending', 'crashes', 'snoozes', 'attempt_id', 'worker_name', 'started_at')

@@ -1,0 +1,151 @@
+"""What `add.lua` takes and answers: tasks as they are stored, unique keys, and calls that are carried out once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+import msgspec
+
+from taskpool import keys
+from taskpool.calls import Call, Part
+from taskpool.lua import Script
+
+ONCE_KEPT_S: Final = 86_400
+
+_add: Final = Script("add", "unique")
+
+
+class Unique(NamedTuple):
+    """A task's unique key, how its record holds it (see `unique`), and for how many ms (None: as its status says)."""
+
+    name: str
+    on_conflict: str
+    text: str
+    held_ms: int | None = None
+
+
+class NewTask(msgspec.Struct, frozen=True, gc=False):
+    """A validated submission as `add` stores it. Times in ms; `fields` are the hash's, flat."""
+
+    id: str
+    queue: str
+    type: str
+    front: bool
+    run_ms: int | None
+    delay_ms: int | None
+    expires_ms: int | None
+    tags: Sequence[str]
+    parents: Sequence[str]
+    fields: Sequence[Part]
+    timeout_s: float
+    result_ttl_s: int
+    failure_ttl_s: int
+    max_attempts: int
+    backoff_s: float | None = None
+    backoff_max_s: float | None = None
+    secrets: bytes = b""
+    callback_url: str | None = None
+    callback_events: Sequence[str] = ()
+    unique: Unique | None = None
+    trace: str | None = None
+
+
+class Once(NamedTuple):
+    """An idempotency key: a call that carries it is carried out once, and answered alike when it comes again within
+    `kept_s`. `fingerprint` (a word) tells whether it asks for the same."""
+
+    digest: str
+    fingerprint: str
+    kept_s: float = ONCE_KEPT_S
+
+    @classmethod
+    def of(cls, scope: str, key: str, asked: bytes) -> Once:
+        """That of a caller's key; `scope` says whose it is, `asked` what for."""
+        digest = hashlib.blake2b(f"{scope}\0{key}".encode(), digest_size=16).hexdigest()
+        return cls(digest, hashlib.blake2b(asked, digest_size=16).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What `add` answered: RQ's status of each task and when, as RQ writes times; or why it stored none.
+
+    `existing` has the ids of those that were there already, by index. `replayed` has all ids, when an earlier call with
+    the same key was carried out instead.
+    """
+
+    stamp: str = ""
+    statuses: tuple[str, ...] = ()
+    unknown_dependency: str | None = None
+    existing: Mapping[int, str] = field(default_factory=dict)
+    replayed: tuple[str, ...] = ()
+    conflict: tuple[int, str, str] | None = None
+    """The index of the task whose unique key is held, by whom, and that task's status."""
+    is_other: bool = False
+    """The idempotency key was used for something else."""
+
+
+def add(tasks: Sequence[NewTask], once: Once | None = None) -> Call[Added]:
+    """Add tasks, all or none; with `once`, only if no call with the same key did."""
+    arguments: list[Part] = [len(tasks)]
+    held: list[Part] = []
+    for index, task in enumerate(tasks, start=1):
+        arguments += (
+            task.id,
+            task.queue,
+            task.type,
+            "1" if task.front else "",
+            "" if task.run_ms is None else task.run_ms,
+            "" if task.delay_ms is None else task.delay_ms,
+            "" if task.expires_ms is None else task.expires_ms,
+            ",".join(task.tags),
+            ",".join(task.parents),
+            task.secrets,
+            f",{','.join(task.callback_events)}," if task.callback_url else "",
+            len(task.fields),
+        )
+        arguments += task.fields
+        if task.unique is not None:
+            name, on_conflict, _, held_ms = task.unique
+            held += (index, name, on_conflict, "" if held_ms is None else held_ms)
+    if once is not None:
+        arguments += (once.digest, once.fingerprint, round(once.kept_s * 1000))
+    elif held:
+        arguments += ("", "", "")
+    arguments += held
+    return _add.call(arguments, _read, again=True)
+
+
+def added_before(once: Once) -> Call[Added | None]:
+    """What the call with this key was answered; None when there was none, or it asked for something else."""
+
+    def read(kept: bytes | None) -> Added | None:
+        fingerprint, stamp, answers = (kept or b"- - -").split(b" ")
+        if fingerprint != once.fingerprint.encode():
+            return None
+        return _read([b"replayed", stamp, *answers.split(b",")])
+
+    return Call(("GET", keys.ONCE + once.digest), read, again=True)
+
+
+def _read(reply: list[bytes]) -> Added:
+    word = reply[0]
+    if word in (b"ok", b"exists"):
+        statuses = [status.decode() for status in reply[2:]]
+        there = {index: status[1:].split(":") for index, status in enumerate(statuses) if status[0] == "="}
+        for index, (_, status) in there.items():
+            statuses[index] = status
+        return Added(reply[1].decode(), tuple(statuses), existing={index: id for index, (id, _) in there.items()})
+    if word == b"replayed":
+        answers = [answer.decode() for answer in reply[2:]]
+        existing = {index: answer[1:].partition(":")[0] for index, answer in enumerate(answers) if answer[0] == "="}
+        pairs = [answer.lstrip("=").partition(":") for answer in answers]
+        statuses_ = tuple([status for _, _, status in pairs])
+        return Added(reply[1].decode(), statuses_, existing=existing, replayed=tuple([id for id, _, _ in pairs]))
+    if word == b"conflict":
+        return Added(conflict=(int(reply[1]) - 1, reply[2].decode(), reply[3].decode()))
+    if word == b"other":
+        return Added(is_other=True)
+    return Added(unknown_dependency=reply[1].decode())

@@ -1,0 +1,90 @@
+"""The way in for who needs no more of a task than its id and status: the API. Nothing is read back.
+
+A submission may carry an idempotency key (`Once`): it is stored, or answered as the one before, in one script, so
+there is no moment in which such a key is taken and its tasks aren't there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from taskpool import addition
+from taskpool.addition import Added, Once
+from taskpool.calls import Plan, one
+from taskpool.catalogue import Catalogue
+from taskpool.errors import InvalidTask
+from taskpool.queue import Checked, check_task, check_tasks, refuse
+from taskpool.record import STATUS_OF
+from taskpool.registry import Registry
+from taskpool.submission import Defaults
+from taskpool.types import TaskSpec, TaskStatus
+
+
+class Receipt(NamedTuple):
+    """What a submission became. `is_existing`: a task that was there already holds its unique key."""
+
+    id: str
+    status: TaskStatus
+    is_existing: bool = False
+
+
+class Submitted(NamedTuple):
+    """What became of tasks that were submitted together, in order. `is_replayed`: by an earlier call."""
+
+    receipts: tuple[Receipt, ...]
+    is_replayed: bool = False
+
+
+def submit(
+    spec: TaskSpec, catalogue: Catalogue, registry: Registry | None, defaults: Defaults, once: Once | None = None
+) -> Plan[Submitted]:
+    """Add one task.
+
+    Raises:
+        InvalidTask: as `add_task`.
+        UniqueConflict: as `add_task`.
+        KeyReused: `once` stands for another submission.
+    """
+    try:
+        checked = yield from check_task(spec, catalogue, registry, defaults)
+    except InvalidTask as error:
+        return (yield from _before(once, error))
+    return _submitted((checked,), (yield from one(addition.add((checked.task,), once))))
+
+
+def submit_many(
+    specs: Sequence[TaskSpec],
+    catalogue: Catalogue,
+    registry: Registry | None,
+    defaults: Defaults,
+    once: Once | None = None,
+) -> Plan[Submitted]:
+    """Add tasks, a thousand at most, all or none; as `submit` otherwise. The faults' pointers start with the index."""
+    try:
+        checked = yield from check_tasks(specs, catalogue, registry, defaults)
+    except InvalidTask as error:
+        return (yield from _before(once, error))
+    return _submitted(checked, (yield from one(addition.add([each.task for each in checked], once))))
+
+
+def _before(once: Once | None, refusal: InvalidTask) -> Plan[Submitted]:
+    """What was accepted under a key is answered alike, even if nobody serves its type any more."""
+    added = None if once is None else (yield from one(addition.added_before(once)))
+    if added is None:
+        raise refusal
+    return _submitted((), added)
+
+
+def _submitted(checked: Sequence[Checked], added: Added) -> Submitted:
+    refuse(checked, added)
+    own = tuple([each.task.id for each in checked])
+    ids = added.replayed or own
+    receipts = [
+        Receipt(
+            added.existing.get(index, id), STATUS_OF.get(status.encode(), TaskStatus.QUEUED), index in added.existing
+        )
+        for index, (id, status) in enumerate(zip(ids, added.statuses, strict=True))
+    ]
+    # Sent again because the answer was lost, the call meets what it stored itself.
+    return Submitted(tuple(receipts), is_replayed=bool(added.replayed) and added.replayed != own)

@@ -1,0 +1,42 @@
+"""Unique keys as a record holds them, in one field that is there only if the submission had one.
+
+It is how long the key is held, a blank, the key: ``done key``, ``start key``, ``time:3600 key`` (seconds).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from taskpool.addition import Unique
+from taskpool.trace import trace_of
+from taskpool.types import TaskSpec
+
+KEY: Final = re.compile(r"[!-~]{1,128}")
+KEY_FAULT: Final = "must be 1 to 128 letters, digits or marks of ASCII, without blanks"
+
+_SECONDS: Final = re.compile(r"\d{1,12}(\.\d{1,12})?")
+
+
+def unique_of(spec: TaskSpec) -> Unique | None:
+    """The unique key of a checked submission."""
+    if spec.unique_key is None:
+        return None
+    key, for_s = spec.unique_key, spec.unique_for_s
+    how = f"time:{round(for_s * 1000) / 1000}" if for_s is not None else spec.unique_until or "done"
+    return Unique(key, spec.on_conflict, f"{how} {key}", None if for_s is None else round(for_s * 1000))
+
+
+def rare_fields(unique: str | None, trace: str | None) -> dict[str, Any]:
+    """What a record shows of the two fields, by its own names; nothing for most."""
+    shown: dict[str, Any] = {}
+    if unique:
+        how, _, shown["unique_key"] = unique.partition(" ")
+        until, is_time, seconds = how.partition(":")
+        if is_time:
+            shown["unique_for_s"] = float(seconds) if _SECONDS.fullmatch(seconds) else None
+        else:
+            shown["unique_until"] = until
+    if trace:
+        shown["traceparent"], shown["tracestate"] = trace_of(trace)
+    return shown
