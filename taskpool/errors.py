@@ -5,7 +5,12 @@ TaskpoolError
 │   ├── UnknownType            no worker ever registered the type, or none serves it any more
 │   ├── InvalidPayload         the payload doesn't fit the type's schema
 │   └── UnknownDependency      depends_on names a task that doesn't exist
+├── InvalidWebhook             a field of a webhook can't be
 ├── TaskNotFound               no task has this id
+├── WebhookNotFound            no webhook has this id
+├── WebhookConflict            somebody else changed it, or there are too many
+├── DeliveryNotFound           no delivery has this id
+├── DeliveryBusy               it is being sent at this moment
 ├── TaskConflict               the task's status doesn't allow that
 │   └── UniqueConflict         another task holds the unique key
 ├── KeyReused                  the idempotency key stands for another submission
@@ -77,6 +82,39 @@ class UnknownDependency(InvalidTask):
         self.id = id
         message = f"depends_on names task {id!r}, which doesn't exist"
         super().__init__(message, [FieldError("/depends_on", message)])
+
+
+class InvalidWebhook(TaskpoolError):
+    """Raised when a webhook can't be stored as it was asked for; nothing was. `errors` as for `InvalidTask`."""
+
+    def __init__(self, errors: Sequence[FieldError]) -> None:
+        super().__init__(f"{errors[0].pointer}: {errors[0].detail}")
+        self.errors = tuple(errors)
+
+
+class WebhookNotFound(TaskpoolError):
+    """Raised when no webhook has this id."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"no webhook has the id {id!r}")
+
+
+class WebhookConflict(TaskpoolError):
+    """Raised when a webhook can't be stored now: somebody else changed it meanwhile, or there are too many."""
+
+
+class DeliveryNotFound(TaskpoolError):
+    """Raised when no delivery has this id: it never existed, or its time ran out."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"no delivery has the id {id!r}; they are kept for a week after their last attempt")
+
+
+class DeliveryBusy(TaskpoolError):
+    """Raised when a delivery is being sent at this moment, so it can't be sent again just now."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"the delivery {id} is being sent at this moment; ask again when that attempt is over")
 
 
 class TaskNotFound(TaskpoolError):

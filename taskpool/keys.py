@@ -57,7 +57,9 @@ WEBHOOKS_SORTER: Final = "taskpool:webhooks:sorter"  # string: the supervisor th
 WEBHOOKS_LANES: Final = "taskpool:webhooks:lanes"  # zset lane -> when it has something to do again, ms
 WEBHOOKS_WAITING: Final = "taskpool:webhooks:waiting:"  # + lane: zset delivery -> when it is due, ms
 WEBHOOKS_SENDING: Final = "taskpool:webhooks:sending:"  # + lane: zset delivery -> end of its lease, ms
+WEBHOOKS_FAILING: Final = "taskpool:webhooks:failing:"  # + lane: there while its last attempt failed; expires
 DELIVERY: Final = "taskpool:delivery:"  # + id: hash
+DELIVERIES_DEAD: Final = "taskpool:deliveries:dead:"  # + endpoint: zset of those that nobody tries any more
 DELIVERIES: Final = (
     "taskpool:deliveries:"  # + endpoint or task: zset of deliveries, all with score 0 (ids sort by time)
 )
@@ -96,7 +98,10 @@ DELIVERIES_MAX: Final = 1000
 """The most deliveries that are listed for one endpoint or task, the last ones."""
 
 DELIVERY_KEPT_S: Final = 7 * 86_400
-"""How long a delivery is kept after its last attempt."""
+"""How long a delivery is kept after its last attempt, unless it arrived."""
+
+DELIVERED_KEPT_S: Final = 86_400
+"""How long one is kept that did, as long as it is one of its endpoint's last."""
 
 DOORBELL_CAP: Final = 64
 """The most idle workers of one queue that are woken at once; each of them looks again after its task."""

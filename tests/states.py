@@ -41,7 +41,9 @@ A_MARK: Final = "the mark of a call"
 """What `snapshot` shows for one: each call has its own."""
 
 _INFO: Final = TypeInfo(name="work", queue="default", schema={})
-_DEFAULTS: Final = Defaults(timeout_s=600, result_ttl_s=RESULT_TTL_S, failure_ttl_s=FAILURE_TTL_S)
+_DEFAULTS: Final = Defaults(
+    timeout_s=600, result_ttl_s=RESULT_TTL_S, failure_ttl_s=FAILURE_TTL_S, webhook_allow=("127.0.0.0/8",)
+)
 _STAMP: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 _TIME_S: Final = re.compile(r"\d{10}(\.\d+)?")
 _TIME_MS: Final = re.compile(r"\d{13}(\.\d+)?")

@@ -22,9 +22,11 @@ from taskpool.catalogue import PoolInfo
 from taskpool.errors import ConfigurationError, RedisUnavailable
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.store import AsyncStore
+from taskpool.webhook_target import Allowed
 from workers import processgroup, reload, stacks
 from workers.child import Child, Verdict
 from workers.crew import Crew
+from workers.dispatcher import Dispatcher
 from workers.duties import Outage, repeat
 from workers.heartbeats import Heartbeats
 from workers.housekeeping import Housekeeping
@@ -61,6 +63,7 @@ class Supervisor:
         self._stops = Stops()
         self._heartbeats = Heartbeats(self._store, self._registrar, self._stops, lease_s=settings.lease_s)
         self._housekeeping = Housekeeping(self._store, self._outage, settings)
+        self._dispatcher = Dispatcher(self._store, self._id, Allowed(settings.webhook_allow))
         self._crew = Crew(self._id, settings.workers, self._memory, on_start=self._on_start, on_end=self._on_end)
         self._changed = asyncio.Event()
         self._roster = Roster(
@@ -81,6 +84,7 @@ class Supervisor:
         """Nurseries on their way."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = asyncio.Event()
+        self._stopping_at: float | None = None
         self._hurrying = asyncio.Event()
 
     async def run(self) -> int:
@@ -101,10 +105,13 @@ class Supervisor:
             announcing = self._spawn(repeat("heartbeats", self._heartbeat, outage=outage, wake=self._changed))
             self._spawn(repeat("commands", commands.step, outage=outage, wake=commands.changed))
             self._spawn(repeat("housekeeping", self._housekeeping.step, outage=outage))
+            webhooks = self._dispatcher
+            self._spawn(repeat("webhooks", webhooks.step, outage=outage, wake=webhooks.wake))
             self._spawn(repeat("forgetting dead workers", self._forget_dead, outage=outage))
             if self._reloads:
                 self._spawn(reload.watch(self._files, self._reload))
             await self._crew.gone.wait()
+            await self._dispatcher.close(self._grace_left_s())
             await self._say_goodbye(announcing)
         finally:
             await self._close()
@@ -222,6 +229,8 @@ class Supervisor:
             return
         log.info("draining: no more claims; what runs gets %g s", self._settings.grace_s)
         self._stopping.set()
+        self._stopping_at = time.monotonic()
+        self._dispatcher.drain()
         self._crew.drain()
         self._spawn(self._kill_after_grace(list(self._crew.children.values())))
 
@@ -236,6 +245,13 @@ class Supervisor:
         for child in children:
             if not child.ended.is_set():
                 child.kill(Verdict.GIVEN_BACK)
+
+    def _grace_left_s(self) -> float:
+        """What is left of the grace for webhooks that are being sent; none of them takes longer than that by itself."""
+        if self._hurrying.is_set():
+            return 0.0
+        begun = time.monotonic() if self._stopping_at is None else self._stopping_at
+        return max(0.0, begun + self._settings.grace_s - time.monotonic())
 
     async def _say_goodbye(self, announcing: asyncio.Task[Any]) -> None:
         if not await self._roster.settled(SETTLE_S):

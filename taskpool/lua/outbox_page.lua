@@ -1,0 +1,12 @@
+-- Reads the oldest events of the outbox for the one supervisor that has it to itself for a moment. That only saves the
+-- others the work: should two of them have it, `deliver` lets each event through once.
+--
+-- ARGV[1]  supervisor; ARGV[2] for so many ms; ARGV[3] at most so many events
+-- Returns  {every endpoint as JSON, events as XRANGE tells them}, or {} when there is none or another one is at it
+
+if redis.call('XLEN', KEY.webhooks_outbox) == 0 then return {} end
+local holder = redis.call('GET', KEY.webhooks_sorter)
+if holder and holder ~= ARGV[1] then return {} end
+pass_when_full()
+redis.call('SET', KEY.webhooks_sorter, ARGV[1], 'PX', ARGV[2])
+return {redis.call('HVALS', KEY.webhooks), redis.call('XRANGE', KEY.webhooks_outbox, '-', '+', 'COUNT', ARGV[3])}

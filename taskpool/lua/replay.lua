@@ -1,0 +1,21 @@
+-- Sends a delivery again, with all its attempts, or the next attempt of one that waits: now.
+--
+-- ARGV[1]  delivery
+-- Returns  'ok' | 'gone' | 'sending' (it is being sent at this moment)
+
+local id = ARGV[1]
+local key = KEY.delivery .. id
+local f = redis.call('HMGET', key, 'lane', 'token', 'webhook')
+if not f[1] then return 'gone' end
+local now_ms = clock()
+local lease = f[2] and redis.call('ZSCORE', KEY.webhooks_sending .. f[1], id)
+if lease and tonumber(lease) > now_ms then return 'sending' end
+
+redis.call('HSET', key, 'status', 'pending', 'attempts', 0)
+redis.call('EXPIRE', key, KEY.delivery_kept_s)
+redis.call('ZREM', KEY.webhooks_sending .. f[1], id)
+redis.call('ZADD', KEY.webhooks_waiting .. f[1], now_ms, id)
+redis.call('ZREM', KEY.deliveries_dead .. f[3], id)
+list_delivery(KEY.deliveries .. f[3], id, 'delivered')
+wake_lane(f[1], now_ms)
+return 'ok'

@@ -1,0 +1,526 @@
+"""From the outbox to the receiver: who is told what, when it is tried again, what a dead supervisor leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from standardwebhooks import Webhook as Verifier
+
+from taskpool import delivery, keys, scripts, webhook_store
+from taskpool.delivery import Delivery
+from taskpool.errors import DeliveryBusy, DeliveryNotFound, WebhookNotFound
+from taskpool.store import AsyncStore
+from taskpool.types import TaskStatus
+from taskpool.webhook import Webhook
+from taskpool.webhook_fields import WebhookFields
+from taskpool.webhook_target import Allowed
+from tests.receiver import Received, Receiver, receiver
+from tests.states import World
+from workers.dispatcher import DELAYS_S, Dispatcher
+from workers.duties import Outage, repeat
+from workers.webhook_sender import Sender
+
+S = TaskStatus
+ALLOWED = Allowed(["127.0.0.0/8"])
+
+
+@pytest.fixture
+def server() -> Iterator[Receiver]:
+    with receiver() as state:
+        yield state
+
+
+class Hooks:
+    """Endpoints and deliveries of one world."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def create(self, url: str, project: str | None = None, **fields: Any) -> Webhook:
+        plan = webhook_store.create_webhook(WebhookFields(url=url, **fields), project, ALLOWED)
+        return self.world.store.carry_out(plan)
+
+    def get(self, id: str, project: str | None = None) -> Webhook:
+        return self.world.store.carry_out(webhook_store.get_webhook(id, project))
+
+    def of(self, owner: str, **options: Any) -> list[Delivery]:
+        return list(self.world.store.carry_out(delivery.list_deliveries(owner, **options)).items)
+
+    def make_due(self) -> None:
+        """Let the time of everything that waits come."""
+        for key in self.world.redis.keys(keys.WEBHOOKS_WAITING + "*"):
+            lane = key.decode().removeprefix(keys.WEBHOOKS_WAITING)
+            for id in self.world.redis.zrange(key, 0, -1):
+                self.world.redis.zadd(key, {id: 1})
+            self.world.redis.zadd(keys.WEBHOOKS_LANES, {lane: 1})
+
+    def end_leases(self) -> None:
+        """Let every lease end."""
+        for key in self.world.redis.keys(keys.WEBHOOKS_SENDING + "*"):
+            lane = key.decode().removeprefix(keys.WEBHOOKS_SENDING)
+            for id in self.world.redis.zrange(key, 0, -1):
+                self.world.redis.zadd(key, {id: 1})
+            self.world.redis.zadd(keys.WEBHOOKS_LANES, {lane: 1})
+
+    def counted(self, what: str) -> int:
+        return int(self.world.redis.hget(keys.COUNTERS, f"webhooks|{what}") or 0)
+
+
+@pytest.fixture
+def hooks(world: World) -> Hooks:
+    return Hooks(world)
+
+
+@asynccontextmanager
+async def supervisor(world: World, name: str = "one", **options: Any) -> AsyncIterator[Dispatcher]:
+    """A dispatcher that does its duty until the block ends."""
+    store = AsyncStore(world.url)
+    dispatcher = Dispatcher(store, name, ALLOWED, **options)
+    duty = asyncio.create_task(repeat("webhooks", dispatcher.step, outage=Outage(), wake=dispatcher.wake))
+    try:
+        yield dispatcher
+    finally:
+        duty.cancel()
+        await dispatcher.close(0)
+        await store.close()
+
+
+async def until(predicate: Any, timeout_s: float = 20) -> Any:
+    async with asyncio.timeout(timeout_s):
+        while not (answer := predicate()):
+            await asyncio.sleep(0.01)
+    return answer
+
+
+async def received(server: Receiver, count: int = 1) -> Sequence[Received]:
+    await until(lambda: len(server.requests) >= count)
+    return list(server.requests)
+
+
+async def settled(hooks: Hooks, owner: str, status: str, attempts: int | None = None) -> Delivery:
+    def look() -> Delivery | None:
+        for each in hooks.of(owner):
+            if each.status == status and attempts in (None, len(each.attempts)):
+                return each
+        return None
+
+    found: Delivery = await until(look)
+    return found
+
+
+# --- what is told -----------------------------------------------------------------------------------------------------
+
+
+async def test_an_endpoint_is_told_of_an_end_with_a_signed_document(
+    world: World, hooks: Hooks, server: Receiver
+) -> None:
+    webhook = hooks.create(server.url())
+    world.end("a", tags=["x"])
+
+    async with supervisor(world):
+        (sent,) = await received(server)
+        done = await settled(hooks, webhook.id, "delivered")
+
+    message = Verifier(webhook.secret).verify(sent.body, sent.headers)
+    data = message.pop("data")
+    assert message.pop("time").endswith("Z")
+    assert message == {
+        "specversion": "1.0", "id": "a.3", "source": "urn:taskpool", "type": "taskpool.task.done", "subject": "a",
+        "datacontenttype": "application/json",
+    }  # fmt: skip
+    assert data["created_at"] <= data["started_at"] <= data["ended_at"]
+    assert {name: value for name, value in data.items() if not name.endswith("_at")} == {
+        "id": "a", "type": "work", "status": "done", "queue": "default", "tags": ["x"], "attempt": 1, "seq": 3,
+        "result": 42,
+    }  # fmt: skip
+    assert (done.id, done.task, done.event) == (sent.id, "a", "taskpool.task.done")
+    assert [(each.outcome, each.status_code) for each in done.attempts] == [("delivered", 200)]
+    assert world.redis.xlen(keys.WEBHOOKS_OUTBOX) == 0
+    assert hooks.counted("delivered") == 1
+
+
+async def test_a_callback_is_signed_with_the_secret_of_callbacks(world: World, hooks: Hooks, server: Receiver) -> None:
+    world.end("a", S.FAILED, callback_url=server.url("/cb"))
+
+    async with supervisor(world):
+        (sent,) = await received(server)
+        (done,) = await until(lambda: hooks.of("a"))
+
+    message = Verifier(hooks.get("callback").secret).verify(sent.body, sent.headers)
+    assert message["type"] == "taskpool.task.failed"
+    assert message["data"]["error"] == "no luck"
+    assert (done.webhook, done.url) == ("callback", server.url("/cb"))
+    assert [each.id for each in hooks.of("callback")] == [done.id]
+
+
+@pytest.mark.parametrize(
+    ("filters", "told"),
+    [
+        ({}, ["a", "b", "c"]),
+        ({"types": ["work"]}, ["a", "c"]),
+        ({"queues": ["mails"]}, ["b"]),
+        ({"tags": ["y", "z"]}, ["a", "b"]),
+        ({"statuses": ["failed", "canceled"]}, ["c"]),
+        ({"types": ["work"], "tags": ["x"], "statuses": ["done"]}, ["a"]),
+        ({"types": ["other"], "tags": ["nobody"]}, []),
+        ({"enabled": False}, []),
+        ({"events": ["failed"]}, ["c"]),
+        ({"statuses": ["in_progress"]}, ["a", "b", "c"]),
+        ({"events": ["queued", "started"], "queues": ["mails"]}, ["b", "b"]),
+    ],
+)
+async def test_an_endpoint_is_told_what_its_filters_let_through(
+    world: World, hooks: Hooks, server: Receiver, filters: dict[str, Any], told: list[str]
+) -> None:
+    hooks.create(server.url("/filtered"), **filters)
+    hooks.create(server.url("/last"))
+
+    world.end("a", tags=["x", "y"])
+    world.end("b", tags=["z"], queue="mails", type="other")
+    world.end("c", S.FAILED)
+    async with supervisor(world):
+        await until(lambda: len(server.at("/last")) == 3 and len(server.at("/filtered")) >= len(told))
+        await until(lambda: hooks.counted("delivered") == 3 + len(told))
+
+    assert sorted(each.message["subject"] for each in server.at("/filtered")) == told
+
+
+async def test_an_endpoint_of_a_project_sees_that_projects_tasks_alone(
+    world: World, hooks: Hooks, server: Receiver
+) -> None:
+    hooks.create(server.url("/theirs"), project="theirs")
+    hooks.create(server.url("/all"))
+    world.add("a", callback_url=server.url("/cb"))
+    world.redis.hset("rq:job:a", "project", "theirs")
+    world.finish(world.claim())
+    world.end("b")
+
+    async with supervisor(world):
+        await until(lambda: len(server.at("/all")) == 2 and server.at("/theirs") and server.at("/cb"))
+
+    assert [each.message["subject"] for each in server.at("/theirs")] == ["a"]
+    (called_back,) = server.at("/cb")
+    assert Verifier(hooks.get("callback", "theirs").secret).verify(called_back.body, called_back.headers)
+    assert hooks.get("callback").secret != hooks.get("callback", "theirs").secret
+
+
+async def test_a_result_that_is_too_large_is_left_out(world: World, hooks: Hooks, server: Receiver) -> None:
+    hooks.create(server.url())
+    running = world.start("a")
+    world.run(scripts.finish(running, S.DONE, result=b'"' + b"x" * 17_000 + b'"'))
+
+    async with supervisor(world):
+        (sent,) = await received(server)
+
+    assert "result" not in sent.message["data"]
+
+
+async def test_what_cannot_be_read_in_the_outbox_holds_nothing_up(world: World, hooks: Hooks, server: Receiver) -> None:
+    hooks.create(server.url())
+    world.redis.xadd(keys.WEBHOOKS_OUTBOX, {"event": "{no"})
+    world.redis.xadd(keys.WEBHOOKS_OUTBOX, {"else": "1"})
+    world.end("a")
+
+    async with supervisor(world):
+        await received(server)
+
+    assert world.redis.xlen(keys.WEBHOOKS_OUTBOX) == 0
+
+
+# --- again ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_failed_attempt_is_made_again_later_with_the_same_id_and_body(
+    world: World, hooks: Hooks, server: Receiver
+) -> None:
+    webhook = hooks.create(server.url())
+    server.answers = [(500, {}), (302, {"location": "/else"}), (204, {})]
+    world.end("a")
+
+    async with supervisor(world):
+        for attempts in (1, 2):
+            waits = await settled(hooks, webhook.id, "pending", attempts)
+            last = waits.attempts[-1]
+            seconds = ((waits.next_ms or 0) - last.at_ms) / 1000
+            assert DELAYS_S[attempts - 1] <= seconds <= DELAYS_S[attempts - 1] * 1.2 + 20
+            hooks.make_due()
+        done = await settled(hooks, webhook.id, "delivered")
+
+    assert [(each.outcome, each.status_code, each.error) for each in done.attempts] == [
+        ("failed", 500, "answered 500"),
+        ("failed", 302, "answered 302: redirects aren't followed"),
+        ("delivered", 204, None),
+    ]
+    assert {(each.id, each.body) for each in server.requests} == {(done.id, done.body)}
+    assert len({each.headers["webhook-signature"] for each in server.requests}) >= 1
+
+
+async def test_retry_after_is_honoured_and_capped(world: World, hooks: Hooks, server: Receiver) -> None:
+    webhook = hooks.create(server.url())
+    server.answers = [(429, {"retry-after": "4000"}), (503, {"retry-after": "99999999"})]
+    world.end("a")
+
+    async with supervisor(world):
+        for attempts, asked_s in ((1, 4000), (2, 86_400)):
+            waits = await settled(hooks, webhook.id, "pending", attempts)
+            seconds = ((waits.next_ms or 0) - waits.attempts[-1].at_ms) / 1000
+            assert asked_s <= seconds <= asked_s * 1.2 + 20
+            hooks.make_due()
+        await settled(hooks, webhook.id, "delivered")
+
+
+async def test_after_its_last_attempt_a_delivery_is_dead_and_a_replay_brings_it_back(
+    world: World, hooks: Hooks, server: Receiver
+) -> None:
+    webhook = hooks.create(server.url())
+    server.answers = [(500, {})] * 3
+    world.end("a")
+
+    async with supervisor(world, delays_s=(0, 0)):
+        dead = await settled(hooks, webhook.id, "dead")
+        assert [each.outcome for each in dead.attempts] == ["failed", "failed", "dead"]
+        assert [each.id for each in hooks.of(webhook.id, status="dead")] == [dead.id]
+        assert hooks.counted("dead") == 1
+
+        world.store.carry_out(delivery.replay(dead.id))
+        done = await settled(hooks, webhook.id, "delivered")
+
+    assert (done.id, len(done.attempts)) == (dead.id, 4)
+    assert hooks.of(webhook.id, status="dead") == []
+    with pytest.raises(DeliveryNotFound):
+        world.store.carry_out(delivery.replay("msg_none"))
+
+
+async def test_what_has_arrived_may_be_sent_again_by_hand(world: World, hooks: Hooks, server: Receiver) -> None:
+    webhook = hooks.create(server.url())
+    world.end("a")
+
+    async with supervisor(world):
+        done = await settled(hooks, webhook.id, "delivered")
+        world.store.carry_out(delivery.replay(done.id))
+        first, second = await received(server, 2)
+
+    assert (first.id, first.body) == (second.id, second.body)
+
+
+async def test_an_endpoint_that_is_gone_is_disabled_and_told_no_more(
+    world: World, hooks: Hooks, server: Receiver
+) -> None:
+    webhook = hooks.create(server.url())
+    server.answers = [(410, {})]
+    world.end("a")
+
+    async with supervisor(world):
+        dead = await settled(hooks, webhook.id, "dead")
+        assert [each.status_code for each in dead.attempts] == [410]
+        assert not hooks.get(webhook.id).enabled
+        assert hooks.get(webhook.id).disabled_reason == "the endpoint answered 410 Gone"
+
+        world.end("b")
+        assert not world.redis.xlen(keys.WEBHOOKS_OUTBOX)
+
+        world.store.carry_out(delivery.replay(dead.id))
+        again = await settled(hooks, webhook.id, "dead", 2)
+
+    assert again.attempts[-1].error == "the endpoint is disabled"
+    assert len(server.requests) == 1
+
+
+async def test_a_callback_that_is_gone_ends_that_delivery_alone(world: World, hooks: Hooks, server: Receiver) -> None:
+    server.answers = [(410, {})]
+    world.end("a", callback_url=server.url())
+
+    async with supervisor(world):
+        await settled(hooks, "a", "dead")
+        world.end("b", callback_url=server.url())
+        await settled(hooks, "b", "delivered")
+
+
+async def test_while_a_secret_rotates_both_verify_and_then_the_new_one_alone(
+    world: World, hooks: Hooks, server: Receiver
+) -> None:
+    old = hooks.create(server.url())
+    new = world.store.carry_out(webhook_store.rotate_secret(old.id, None, secret=None, overlap_s=60))
+    world.end("a")
+
+    async with supervisor(world):
+        (both,) = await received(server)
+        last = world.store.carry_out(webhook_store.rotate_secret(old.id, None, secret=None, overlap_s=0))
+        world.end("b")
+        *_, one = await received(server, 2)
+
+    for secret in (old.secret, new.secret):
+        assert Verifier(secret).verify(both.body, both.headers)
+    assert Verifier(last.secret).verify(one.body, one.headers)
+    assert one.headers["webhook-signature"].count("v1,") == 1
+    assert len({old.secret, new.secret, last.secret}) == 3
+
+
+async def test_an_endpoint_that_was_removed_leaves_nothing_behind(world: World, hooks: Hooks, server: Receiver) -> None:
+    webhook = hooks.create(server.url())
+    server.answers = [(500, {})]
+    world.end("a")
+    async with supervisor(world):
+        await settled(hooks, webhook.id, "pending", 1)
+
+    world.store.carry_out(webhook_store.remove_webhook(webhook.id, None))
+
+    left = {key.decode() for key in world.redis.keys("taskpool:*") if b"webhooks" in key or b"deliver" in key}
+    assert left <= {keys.DELIVERIES + "a", keys.WEBHOOKS_OUTBOX, keys.WEBHOOKS_SORTER}
+    assert hooks.of("a") == []
+    with pytest.raises(WebhookNotFound):
+        hooks.get(webhook.id)
+
+
+# --- who hangs, who dies ----------------------------------------------------------------------------------------------
+
+
+async def test_an_endpoint_that_hangs_keeps_nobody_waiting(world: World, hooks: Hooks, server: Receiver) -> None:
+    for number in range(3):
+        hooks.create(server.url("/hang", host=f"127.0.0.{number + 1}"))
+    hooks.create(server.url("/quick"), queues=["quick"])
+    for number in range(60):
+        world.end(f"slow{number}")
+    async with supervisor(world):
+        await until(lambda: server.hanging >= 8)
+        for number in range(20):
+            world.end(f"t{number}", queue="quick")
+
+        await until(lambda: len(server.at("/quick")) == 20)
+
+        assert server.hanging <= 24
+        server.release.set()
+
+
+async def test_a_lane_that_failed_is_tried_one_at_a_time(world: World, hooks: Hooks, server: Receiver) -> None:
+    webhook = hooks.create(server.url("/hang"))
+    world.redis.set(keys.WEBHOOKS_FAILING + webhook.id, "1")
+    for number in range(5):
+        world.end(f"t{number}")
+
+    async with supervisor(world):
+        await until(lambda: server.hanging == 1)
+        hooks.create(server.url("/next"))
+        world.end("next")
+        await until(lambda: server.at("/next"))
+
+        assert server.hanging == 1
+        server.release.set()
+
+
+async def test_what_a_dead_supervisor_was_sending_is_sent_by_another_with_the_same_id(
+    world: World, hooks: Hooks, server: Receiver
+) -> None:
+    webhook = hooks.create(server.url("/hang"))
+    world.end("a")
+    token, lease_ms = "dead", 30_000
+    async with supervisor(world, "first") as first:
+        await until(lambda: server.hanging == 1)
+        first._store = AsyncStore("unix:///nowhere")  # it can't tell anybody any more
+
+    with pytest.raises(DeliveryBusy):
+        world.store.carry_out(delivery.replay(hooks.of(webhook.id)[0].id))
+    taking = delivery.take(token, lease_ms=lease_ms, limit=10, lane_most=8, failing_most=1)
+    assert world.run(taking)[1] == []
+    hooks.end_leases()
+    async with supervisor(world, "second"):
+        await until(lambda: server.hanging == 2)
+        server.release.set()
+
+    first_one, second_one = server.requests
+    assert (first_one.id, first_one.body) == (second_one.id, second_one.body)
+
+
+async def test_a_supervisor_that_ends_gives_back_what_it_was_sending(
+    world: World, hooks: Hooks, server: Receiver
+) -> None:
+    webhook = hooks.create(server.url("/hang"))
+    world.end("a")
+
+    async with supervisor(world):
+        await until(lambda: server.hanging == 1)
+
+    (waits,) = hooks.of(webhook.id)
+    assert (waits.status, waits.attempts) == ("pending", ())
+    assert waits.next_ms is not None
+    assert world.redis.hget(keys.DELIVERY + waits.id, "attempts") == b"0"
+
+
+async def test_a_supervisor_that_ends_lets_an_attempt_end_in_its_grace(
+    world: World, hooks: Hooks, server: Receiver
+) -> None:
+    webhook = hooks.create(server.url("/hang"))
+    world.end("a")
+    async with supervisor(world) as dispatcher:
+        await until(lambda: server.hanging == 1)
+        closing = asyncio.create_task(dispatcher.close(30))
+        world.end("b")
+        server.release.set()
+        await closing
+
+    (waits,) = hooks.of(webhook.id)
+    assert [each.error for each in waits.attempts] == ["no answer: RemoteProtocolError"]
+    assert len(server.requests) == 1
+
+
+async def test_an_end_that_comes_from_one_whose_lease_is_lost_changes_nothing(
+    world: World, hooks: Hooks, server: Receiver
+) -> None:
+    webhook = hooks.create(server.url())
+    world.store.carry_out(webhook_store.send_test(webhook.id, None))
+
+    def take(token: str) -> list[delivery.Taken]:
+        return world.run(delivery.take(token, lease_ms=30_000, limit=10, lane_most=8, failing_most=1))[1]
+
+    (first,) = take("one")
+    hooks.end_leases()
+    (second,) = take("two")
+    before = world.snapshot()
+
+    assert (first.id, first.attempt, second.id, second.attempt) == (first.id, 1, first.id, 2)
+    assert world.run(delivery.settle(first.id, "one", "delivered")) == "lost"
+    assert world.since(before) == {}
+    assert world.run(delivery.settle(first.id, "two", "delivered")) == "ok"
+
+
+async def test_two_supervisors_make_each_delivery_once(world: World, hooks: Hooks, server: Receiver) -> None:
+    hooks.create(server.url())
+    for number in range(150):
+        world.end(f"t{number}")
+
+    async with supervisor(world, "one"), supervisor(world, "two"):
+        await until(lambda: hooks.counted("delivered") == 150)
+
+    assert len(server.requests) == len({each.id for each in server.requests}) == 150
+
+
+async def test_a_fault_of_ours_is_an_attempt_that_failed(
+    world: World, hooks: Hooks, server: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def break_down(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Sender, "send", break_down)
+    webhook = hooks.create(server.url())
+    world.end("a")
+
+    async with supervisor(world):
+        waits = await settled(hooks, webhook.id, "pending", 1)
+
+    assert waits.attempts[0].error == "a fault of ours: the log of the workers says more"
+
+
+def test_a_full_lane_drops_what_comes_and_counts_it(world: World, hooks: Hooks, server: Receiver) -> None:
+    fill = "for n = 1, ARGV[1] do redis.call('ZADD', KEYS[1], n, n) end"
+    webhook = hooks.create(server.url())
+    world.redis.eval(fill, 1, keys.WEBHOOKS_WAITING + webhook.id, keys.WEBHOOKS_LANE_MAX)
+
+    id = world.store.carry_out(webhook_store.send_test(webhook.id, None))
+
+    assert hooks.counted("dropped") == 1
+    with pytest.raises(DeliveryNotFound):
+        world.store.carry_out(delivery.get_delivery(id))

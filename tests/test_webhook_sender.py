@@ -1,0 +1,166 @@
+"""Sending a webhook: to the address that was checked and to no other, and over in time whatever the receiver does."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator, Sequence
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from taskpool.webhook_target import Address, Allowed
+from tests.receiver import Receiver, receiver
+from workers.webhook_sender import Answer, NotSent, Resolver, Sender
+
+LOOPBACK = Allowed(["127.0.0.0/8"])
+TLS = Path(__file__).with_name("tls")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Receiver]:
+    with receiver() as state:
+        yield state
+
+
+@pytest.fixture(autouse=True)
+def forget(server: Receiver) -> None:
+    server.requests.clear()
+    server.answers.clear()
+
+
+class Names:
+    """A name server whose answers differ from one question to the next."""
+
+    def __init__(self, *answers: Sequence[str]) -> None:
+        self._answers = list(answers)
+        self.asked: list[str] = []
+
+    async def resolve(self, host: str, port: int) -> Sequence[Address]:
+        self.asked.append(host)
+        return [ip_address(address) for address in self._answers.pop(0)]
+
+
+async def send(url: str, allowed: Allowed = LOOPBACK, names: Names | None = None, answer_s: float = 10) -> Answer:
+    sender = Sender(allowed, resolve=names.resolve if names else None, answer_s=answer_s)
+    return await sender.send(url, {"webhook-id": "msg_1"}, b"{}")
+
+
+async def test_a_message_arrives_as_it_was_sent(server: Receiver) -> None:
+    assert await send(server.url("/in?a=b%20c")) == Answer(200)
+
+    (received,) = server.requests
+    assert (received.path, received.body, received.id) == ("/in?a=b%20c", b"{}", "msg_1")
+    assert received.headers["host"] == f"127.0.0.1:{server.port}"
+    assert received.headers["content-type"] == "application/json"
+    assert received.headers["content-length"] == "2"
+
+
+async def test_the_address_that_was_checked_is_the_one_it_goes_to(server: Receiver) -> None:
+    names = Names(["127.0.0.1"], ["10.0.0.1"])
+
+    assert await send(server.url(host="hooks.example"), names=names) == Answer(200)
+
+    assert names.asked == ["hooks.example"]
+    assert server.requests[0].headers["host"] == f"hooks.example:{server.port}"
+
+
+@pytest.mark.parametrize(
+    "answers", [["127.0.0.1"], ["8.8.8.8", "127.0.0.1"], ["::ffff:127.0.0.1"], ["64:ff9b::7f00:1"], ["169.254.169.254"]]
+)
+async def test_a_name_that_leads_inside_is_not_followed(server: Receiver, answers: list[str]) -> None:
+    with pytest.raises(NotSent, match="not allowed: its host resolves to an address that isn't public"):
+        await send(server.url(host="hooks.example"), Allowed(), Names(answers))
+
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "2130706433", "0x7f.1", "127.1", "[::ffff:127.0.0.1]", "localhost"])
+async def test_an_address_inside_is_not_sent_to_whatever_was_checked_before(server: Receiver, host: str) -> None:
+    with pytest.raises(NotSent, match="not allowed"):
+        await send(server.url(host=host), Allowed())
+
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_to_a_metadata_address_is_an_answer_and_no_more(server: Receiver, status: int) -> None:
+    server.answers.append((status, {"location": f"http://127.0.0.1:{server.port}/latest/meta-data/"}))
+
+    assert await send(server.url()) == Answer(status)
+
+    assert [each.path for each in server.requests] == ["/in"]
+
+
+async def test_no_proxy_is_taken_from_the_environment(server: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+
+    assert await send(server.url()) == Answer(200)
+
+
+@pytest.mark.parametrize("path", ["/hang", "/trickle-head"])
+async def test_a_receiver_that_hangs_or_trickles_is_left(server: Receiver, path: str) -> None:
+    with pytest.raises(NotSent, match=r"no answer within 0\.3 s"):
+        await send(server.url(path), answer_s=0.3)
+
+
+@pytest.mark.parametrize("path", ["/trickle-body", "/endless"])
+async def test_the_status_decides_whatever_becomes_of_the_body(server: Receiver, path: str) -> None:
+    assert await send(server.url(path)) == Answer(200)
+
+
+async def test_what_is_no_http_is_no_answer(server: Receiver) -> None:
+    with pytest.raises(NotSent, match="no answer: RemoteProtocolError"):
+        await send(server.url("/nonsense"))
+
+
+async def test_the_next_address_has_its_chance_when_one_takes_no_connection(server: Receiver) -> None:
+    names = Names(["127.9.9.9", "127.0.0.1"])
+
+    assert await send(server.url(host="hooks.example"), names=names) == Answer(200)
+
+
+async def test_an_error_of_the_network_tells_no_address() -> None:
+    with pytest.raises(NotSent, match=r"^can't connect: ConnectError$"):
+        await send("http://hooks.example:1/", Allowed(["hooks.example"]), Names(["127.0.0.1"]))
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("120", 120.0), ("0", 0.0), ("99999999999999", 999999999.0), ("soon", None), ("-5", None),
+     ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0)],
+)  # fmt: skip
+async def test_retry_after_is_read_as_seconds_or_a_date(server: Receiver, header: str, seconds: float | None) -> None:
+    server.answers.append((503, {"retry-after": header}))
+
+    assert await send(server.url()) == Answer(503, seconds)
+
+
+async def test_a_certificate_is_checked_for_the_host_and_not_for_its_address() -> None:
+    at_server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    at_server.load_cert_chain(TLS / "hooks.example.pem", TLS / "hooks.example.key")
+    trusted = ssl.create_default_context(cafile=str(TLS / "hooks.example.pem"))
+    asked_for: list[str | None] = []
+    at_server.sni_callback = lambda _, name, __: asked_for.append(name)
+
+    with receiver(at_server) as server:
+        names = Names(["127.0.0.1"], ["127.0.0.1"], ["127.0.0.1"])
+        sender = Sender(LOOPBACK, resolve=names.resolve, tls=trusted)
+        answer = await sender.send(f"https://hooks.example:{server.port}/in", {}, b"{}")
+        with pytest.raises(NotSent, match=r"the certificate isn't valid: Hostname mismatch"):
+            await sender.send(f"https://other.example:{server.port}/in", {}, b"{}")
+        with pytest.raises(NotSent, match="the certificate isn't valid"):
+            await Sender(LOOPBACK, resolve=names.resolve).send(f"https://hooks.example:{server.port}/in", {}, b"{}")
+
+        assert answer == Answer(200)
+        assert asked_for == ["hooks.example", "other.example", "hooks.example"]
+        assert [each.headers["host"] for each in server.requests] == [f"hooks.example:{server.port}"]
+
+
+async def test_the_system_resolves_names_and_says_when_there_are_none() -> None:
+    assert ip_address("127.0.0.1") in await Resolver().resolve("localhost", 80)
+    with pytest.raises(OSError, match=r"."):
+        await Resolver().resolve("nothing.invalid", 80)
+    with pytest.raises(NotSent, match=r"the host nothing\.invalid can't be resolved"):
+        await send("http://nothing.invalid/")

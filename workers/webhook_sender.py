@@ -1,0 +1,228 @@
+"""Sends one webhook: resolves its host once, checks every address, connects to one of them, reads a little, and is over
+in 15 seconds whatever the other side does. No redirects, no proxies, no cookies, no connection used twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from importlib.metadata import version
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Final
+
+from taskpool.webhook_target import Address, Allowed, Target, check_addresses, parse_target
+
+ANSWER_S: Final = 14.0
+BODY_S: Final = 1.0
+"""An attempt takes at most 15 seconds: to the status, and then for what else is sent."""
+CONNECT_S: Final = 5.0
+"""One address may take so long: the next one has its chance."""
+MOST_ADDRESSES: Final = 3
+MOST_BODY_BYTES: Final = 64 * 1024
+MOST_LOOKUPS: Final = 64
+SHOWN_CHARS: Final = 200
+
+if TYPE_CHECKING:
+    import httpx
+
+Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
+
+
+class NotSent(Exception):
+    """Raised when there was no answer; the text is for whoever reads the log of deliveries."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the endpoint answered: its status, and how many seconds it asked to be left alone."""
+
+    status_code: int
+    retry_after_s: float | None = None
+
+
+class Sender:
+    """Sends webhooks. `resolve` gives a host's addresses; `tls` says whose certificates are trusted."""
+
+    def __init__(
+        self,
+        allowed: Allowed,
+        *,
+        resolve: Resolve | None = None,
+        tls: ssl.SSLContext | None = None,
+        answer_s: float = ANSWER_S,
+    ) -> None:
+        self._allowed, self._tls, self._answer_s = allowed, tls, answer_s
+        self._resolve = resolve or Resolver().resolve
+
+    async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """POST the body.
+
+        Raises:
+            NotSent: the URL or an address isn't allowed, or there was no answer in time.
+        """
+        if self._tls is None:  # the import and the certificates take longer than the loop should stand still
+            self._tls = await asyncio.to_thread(_system_tls)
+        import httpx
+
+        # A transport for each message: a connection that stayed open would be found by its address alone.
+        async with httpx.AsyncHTTPTransport(verify=self._tls, trust_env=False) as transport:
+            try:
+                async with asyncio.timeout(self._answer_s):
+                    target = parse_target(url, self._allowed)
+                    addresses = await self._addresses(target)
+                    check_addresses(target, addresses, self._allowed)
+                    response = await _post(transport, target, addresses[:MOST_ADDRESSES], headers, body)
+            except TimeoutError:
+                raise NotSent(f"no answer within {self._answer_s:g} s") from None
+            except ValueError as fault:
+                raise NotSent(f"not allowed: {fault}") from None
+            await _read_a_little(response)
+            return Answer(response.status_code, _retry_after_s(response.headers.get("retry-after")))
+
+    async def _addresses(self, target: Target) -> Sequence[Address]:
+        if target.address is not None:
+            return [target.address]
+        try:
+            addresses = await self._resolve(target.host, target.port)
+        except OSError as error:
+            raise NotSent(f"the host {target.host} can't be resolved: {error.strerror or error}") from None
+        if not addresses:
+            raise NotSent(f"the host {target.host} has no address")
+        return addresses
+
+
+class Resolver:
+    """The system's resolver, in threads of its own: a name server that hangs keeps nothing else from the threads of the
+    loop, nor a supervisor from its end."""
+
+    def __init__(self) -> None:
+        self._under_way = 0
+
+    async def resolve(self, host: str, port: int) -> Sequence[Address]:
+        """The addresses of a host, in the order the system prefers.
+
+        Raises:
+            OSError: there are none, or too many lookups hang.
+        """
+        if self._under_way >= MOST_LOOKUPS:
+            raise OSError("too many lookups are waiting for name servers")
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[Sequence[Address]] = loop.create_future()
+
+        def look_up() -> None:
+            try:
+                rows = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                answer: Sequence[Address] | OSError = list(dict.fromkeys(ip_address(row[4][0]) for row in rows))
+            except (OSError, UnicodeError, ValueError) as error:
+                answer = error if isinstance(error, OSError) else OSError("not the name of a host")
+            try:
+                loop.call_soon_threadsafe(self._end, found, answer)
+            except RuntimeError:  # the loop has ended meanwhile
+                pass
+
+        self._under_way += 1
+        threading.Thread(target=look_up, name="resolver", daemon=True).start()
+        return await found
+
+    def _end(self, found: asyncio.Future[Sequence[Address]], answer: Sequence[Address] | OSError) -> None:
+        self._under_way -= 1
+        if found.done():  # nobody waits any more
+            return
+        if isinstance(answer, OSError):
+            found.set_exception(answer)
+        else:
+            found.set_result(answer)
+
+
+async def _post(
+    transport: httpx.AsyncHTTPTransport,
+    target: Target,
+    addresses: Sequence[Address],
+    headers: Mapping[str, str],
+    body: bytes,
+) -> httpx.Response:
+    """Tries one address after the other until one takes the connection; the request is sent once."""
+    import httpx
+
+    for number, address in enumerate(addresses, start=1):
+        try:
+            return await transport.handle_async_request(_request(target, address, headers, body))
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            if number == len(addresses):
+                raise NotSent(_shown("can't connect", error)) from None
+        except httpx.HTTPError as error:
+            raise NotSent(_shown("no answer", error)) from None
+    raise AssertionError("there is at least one address")
+
+
+def _request(target: Target, address: Address, headers: Mapping[str, str], body: bytes) -> httpx.Request:
+    """The request to the address, in the name of the host: it is the host's certificate that must be valid."""
+    import httpx
+
+    host = f"[{address}]" if address.version == 6 else str(address)
+    return httpx.Request(
+        "POST",
+        httpx.URL(scheme=target.scheme, host=host, port=target.port, raw_path=target.path.encode("ascii")),
+        headers={
+            "host": target.authority,
+            "user-agent": f"taskpool/{version('taskpool')}",
+            "content-type": "application/json",
+            "accept-encoding": "identity",
+            "connection": "close",
+            **headers,
+        },
+        content=body,
+        extensions={"sni_hostname": target.host, "timeout": {"connect": CONNECT_S}},
+    )
+
+
+async def _read_a_little(response: httpx.Response) -> None:
+    """Some servers call it an error when nobody reads their answer. What it says isn't kept: the status decides."""
+    import httpx
+
+    size = 0
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for chunk in response.aiter_raw():
+                size += len(chunk)
+                if size > MOST_BODY_BYTES:
+                    break
+    except (TimeoutError, httpx.HTTPError):
+        pass
+    finally:
+        await response.aclose()
+
+
+def _retry_after_s(text: str | None) -> float | None:
+    """The seconds that a Retry-After header asks for, as a number or as a date; None when it says nothing."""
+    if text is None:
+        return None
+    if text.strip().isdecimal():
+        return float(text.strip()[:9])
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
+
+
+def _shown(what: str, error: Exception) -> str:
+    """An error of the network for readers; the addresses in it are nobody's business."""
+    kind = type(error).__name__
+    cause = error.__context__
+    while cause is not None and not isinstance(cause, ssl.SSLError):
+        cause = cause.__context__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"{what}: the certificate isn't valid: {cause.verify_message}"[:SHOWN_CHARS]
+    return f"{what}: {'TLS error' if cause is not None else kind}"
+
+
+def _system_tls() -> ssl.SSLContext:
+    import httpx
+
+    return httpx.create_ssl_context()
