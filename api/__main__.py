@@ -10,6 +10,7 @@ from types import FrameType
 from typing import NoReturn
 
 from api.app import create_app
+from api.connections import Limits
 from api.door import check_door
 from api.server import bind, serve
 from taskpool.embedded import check_redis
@@ -37,7 +38,13 @@ def main() -> int:
         return 2
     host, port = listener.getsockname()[:2]
     logger.info("listening on http://%s:%d %s", f"[{host}]" if ":" in host else host, port, who)
-    serve(app, listener, log_level="warning")
+    limits = Limits(
+        settings.max_connections,
+        settings.max_connections_per_address,
+        settings.header_timeout_s,
+        settings.write_timeout_s,
+    )
+    serve(app, listener, limits, log_level="warning")
     return 0
 
 

@@ -36,6 +36,7 @@ MEDIA_TYPE: Final = b"application/problem+json"
 TYPE_PREFIX: Final = "urn:taskpool:problem:"
 
 KINDS: Final[Mapping[str, tuple[int, str]]] = {
+    "invalid-http": (400, "The request is not HTTP"),
     "invalid-json": (400, "The body is not strict JSON"),
     "invalid-query": (400, "The query parameters are wrong"),
     "invalid-event-id": (400, "That is not the id of an event"),
@@ -47,6 +48,7 @@ KINDS: Final[Mapping[str, tuple[int, str]]] = {
     "key-not-found": (404, "No such API key"),
     "method-not-allowed": (405, "This path doesn't take that method"),
     "body-timeout": (408, "The body didn't arrive in time"),
+    "headers-timeout": (408, "The headers didn't arrive in time"),
     "task-conflict": (409, "The task's status doesn't allow that"),
     "unique-conflict": (409, "Another task holds the unique key"),
     "body-too-large": (413, "The body is too large"),
@@ -58,8 +60,10 @@ KINDS: Final[Mapping[str, tuple[int, str]]] = {
     "unknown-type": (422, "Unknown task type"),
     "unknown-dependency": (422, "A dependency doesn't exist"),
     "idempotency-key-reused": (422, "The idempotency key stands for another request"),
+    "headers-too-large": (431, "The headers are too large"),
     "internal-error": (500, "Something broke on our side"),
     "too-many-streams": (503, "This process serves no more streams"),
+    "too-many-connections": (503, "There are too many connections"),
     "redis-unavailable": (503, "Redis can't be reached"),
 }
 """The kinds of problems: the last part of `type`, the status and the title. `docs/api.md` has the same table."""
@@ -180,17 +184,21 @@ async def render_key_reused(request: Request, exception: Exception) -> Response:
     return Problem("idempotency-key-reused", str(exception)).response()
 
 
+def retry_after(seconds: float) -> tuple[bytes, bytes]:
+    """The header that says when to try again: in whole seconds, one at least."""
+    return b"retry-after", b"%d" % max(1, ceil(seconds))
+
+
 async def render_unavailable(request: Request, exception: Exception) -> Response:
     """The handler of RedisUnavailable. Its text may name hosts, so it goes to the log alone."""
     assert isinstance(exception, RedisUnavailable)
     logger.warning("answered 503: %s", exception)
-    retry_after = (b"retry-after", b"%d" % max(1, ceil(exception.retry_after_s)))
     reading = request.method in ("GET", "HEAD")
     if isinstance(exception, RedisFull):
         detail = "Redis has no memory left; nothing was changed"
     else:
         detail = "Redis doesn't answer" + ("" if reading else "; whether the change was made is unknown")
-    return Problem("redis-unavailable", detail, headers=[retry_after]).response()
+    return Problem("redis-unavailable", detail, headers=[retry_after(exception.retry_after_s)]).response()
 
 
 async def render_http_exception(request: Request, exception: Exception) -> Response:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+from functools import partial
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 
+from api.connections import Connections, LimitedProtocol, Limits
 from api.socket import MAX_MESSAGE_BYTES
 from taskpool.errors import ConfigurationError
 
@@ -16,6 +19,8 @@ DRAIN_S = 10
 KEEP_ALIVE_S = 75
 """How long an idle connection stays open: longer than proxies keep theirs (60 s), so that they close first."""
 BACKLOG = 2048
+TICKS_A_SECOND = 10
+"""How often uvicorn calls `on_tick`."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -43,12 +48,15 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(app: Starlette, listener: socket.socket, *, log_level: str) -> None:
+def serve(app: Starlette, listener: socket.socket, limits: Limits, *, log_level: str) -> None:
     """Serve until SIGTERM or SIGINT; then answer what is under way and return."""
+    connections = Connections(limits)
+    protocol: Any = partial(LimitedProtocol, among=connections)
     config = uvicorn.Config(
         app,
         access_log=False,
         backlog=BACKLOG,
+        http=protocol,
         lifespan="on",
         log_config=None,  # the process's logging is its own
         log_level=log_level,
@@ -60,13 +68,19 @@ def serve(app: Starlette, listener: socket.socket, *, log_level: str) -> None:
         ws_max_size=MAX_MESSAGE_BYTES,
         ws_per_message_deflate=False,  # small messages, and memory for each socket
     )
-    _Server(config, app).run(sockets=[listener])
+    _Server(config, app, connections).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, app: Starlette) -> None:
+    def __init__(self, config: uvicorn.Config, app: Starlette, connections: Connections) -> None:
         super().__init__(config)
-        self._app = app
+        self._app, self._connections = app, connections
+
+    async def on_tick(self, counter: int) -> bool:
+        """As always; and once a second a look at the connections."""
+        if counter % TICKS_A_SECOND == 0:
+            self._connections.sweep()
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As always, but nobody waits for a task or its events any more: uvicorn would wait for them."""

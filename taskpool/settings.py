@@ -62,6 +62,10 @@ class Settings:
     max_streams: int = _setting(
         2000, "Streams of events (SSE and WebSocket) that one API process serves.", "integer", least=1
     )
+    max_connections: int = _setting(10_000, "Most connections to one API process.", "integer", least=1)
+    max_connections_per_address: int = _setting(5_000, "Most of them from one address.", "integer", least=1)
+    header_timeout_s: float = _setting(10.0, "Seconds a request's headers may take.", "seconds", least=0.1)
+    write_timeout_s: float = _setting(30.0, "Seconds a client may leave its answer unread.", "seconds", least=0.1)
     result_ttl_s: int = _setting(86_400, "Seconds a task that is done stays readable.", "integer", least=1)
     failure_ttl_s: int = _setting(
         604_800, "Seconds a task that failed or was stopped or canceled stays readable.", "integer", least=1

@@ -1,0 +1,237 @@
+"""What clients that trickle, stall or flood cost the API process, and what others notice of it: nothing."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from api.connections import Connections, Limits, _network
+from taskpool import TaskPool, TaskSpec
+from taskpool.redis_server import RedisServer
+from tests.api_client import api_process, publish_types
+from tests.support import eventually
+
+CROWD = 500
+QUICK = {"TASKPOOL_HEADER_TIMEOUT_S": "0.5", "TASKPOOL_WRITE_TIMEOUT_S": "0.5"}
+REQUEST = b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n"
+ECHO = {"type": "echo", "payload": {"message": "hi"}}
+
+
+@pytest.fixture(scope="module")
+def impatient(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An API that gives its clients half a second."""
+    with api_process(redis_server.url, tmp_path_factory.mktemp("api") / "log", **QUICK) as (_, url):
+        yield url
+
+
+def connect(url: str, *, buffer_bytes: int | None = None) -> socket.socket:
+    parts = urlsplit(url)
+    client = socket.socket()
+    if buffer_bytes is not None:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+    client.settimeout(30)
+    client.connect((parts.hostname, parts.port))
+    return client
+
+
+def rest(client: socket.socket) -> bytes:
+    """What comes until the server ends the connection."""
+    received = b""
+    with suppress(ConnectionError):
+        while chunk := client.recv(1 << 20):
+            received += chunk
+    return received
+
+
+def answer_on(client: socket.socket, request: bytes = REQUEST) -> bytes:
+    """The answer to one request on a connection that stays open."""
+    client.sendall(request)
+    received = client.recv(65536)
+    while not received.endswith(b"}"):
+        received += client.recv(65536)
+    return received
+
+
+def kind(answer: bytes) -> str:
+    """The kind of a problem, as it came over the wire."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-type: application/problem+json" in head
+    assert b"connection: close" in head
+    kind: str = json.loads(body)["type"]
+    return kind.rpartition(":")[2]
+
+
+@contextmanager
+def trickling(url: str, count: int) -> Iterator[list[socket.socket]]:
+    """Clients that send a header a byte at a time, all of them again and again."""
+    over = threading.Event()
+    with ExitStack() as stack:
+        crowd = [stack.enter_context(connect(url)) for _ in range(count)]
+        for client in crowd:
+            client.sendall(b"POST /tasks HTTP/1.1\r\nx-slow: ")
+
+        def trickle() -> None:
+            while not over.wait(0.02):
+                for client in crowd:
+                    with suppress(OSError):
+                        client.send(b"x")
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        try:
+            yield crowd
+        finally:
+            over.set()
+            thread.join()
+
+
+def is_held_open(client: socket.socket) -> bool:
+    """Whether the server has neither answered nor ended it."""
+    client.setblocking(False)
+    try:
+        return not client.recv(1) and False
+    except BlockingIOError:
+        return True
+    finally:
+        client.settimeout(30)
+
+
+def test_five_hundred_trickling_clients_are_not_noticed_by_others(redis_url: str, tmp_path: Path) -> None:
+    publish_types(redis_url)
+    with (
+        api_process(redis_url, tmp_path / "log", TASKPOOL_HEADER_TIMEOUT_S="120") as (_, url),
+        trickling(url, CROWD) as crowd,
+    ):
+        accepted = [httpx.post(url + "/tasks", json=ECHO) for _ in range(3)]
+        read = httpx.get(url + accepted[0].headers["location"])
+
+        assert [answer.status_code for answer in (*accepted, read)] == [202, 202, 202, 200]
+        assert all(map(is_held_open, crowd))
+
+
+def test_trickling_clients_are_cut(impatient: str) -> None:
+    with trickling(impatient, CROWD) as crowd:
+        answers = [rest(client) for client in crowd]
+
+    # A reset may have overtaken the answer: they were still sending.
+    assert {kind(answer) for answer in answers if answer} == {"headers-timeout"}
+    assert {answer[:13] for answer in answers} <= {b"HTTP/1.1 408 ", b""}
+
+
+def test_a_client_that_says_nothing_is_cut_without_an_answer(impatient: str) -> None:
+    with connect(impatient) as client:
+        assert rest(client) == b""
+
+
+def test_a_connection_that_is_kept_alive_may_rest_but_not_trickle(impatient: str) -> None:
+    with connect(impatient) as resting, connect(impatient) as trickling, connect(impatient) as later:
+        assert answer_on(resting).startswith(b"HTTP/1.1 200 ")
+        assert answer_on(trickling).startswith(b"HTTP/1.1 200 ")
+        trickling.sendall(b"GET /livez HTTP/1.1\r\nx-slow: ")
+
+        assert kind(rest(trickling)) == "headers-timeout"
+        assert rest(later) == b""
+        assert answer_on(resting).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("start", [b"GET /" + b"x" * 80_000, b"GET / HTTP/1.1\r\n" + b"x-much: x\r\n" * 8000])
+def test_headers_without_end_are_refused(impatient: str, start: bytes) -> None:
+    with connect(impatient) as client:
+        client.sendall(start)
+
+        assert kind(rest(client)) == "headers-too-large"
+
+
+def test_what_is_not_http_is_told_so_like_every_error(impatient: str) -> None:
+    with connect(impatient) as client:
+        client.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+
+        assert kind(rest(client)) == "invalid-http"
+
+
+def test_a_head_that_follows_a_request_that_waits_is_bounded_too(impatient: str, redis_url: str) -> None:
+    publish_types(redis_url)
+    id = httpx.post(impatient + "/tasks", json=ECHO).json()["id"]
+
+    with connect(impatient) as client:
+        client.sendall(f"GET /tasks/{id}?wait=60 HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
+        with suppress(ConnectionError):
+            client.sendall(b"GET / HTTP/1.1\r\n" + b"x-much: x\r\n" * 100_000)
+
+        assert rest(client) == b""
+
+
+def test_a_body_that_nobody_wants_does_not_keep_a_connection(impatient: str) -> None:
+    with connect(impatient) as client:
+        unwanted = b"GET /livez HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000000\r\n\r\n" + b"x" * 1000
+        assert answer_on(client, unwanted).startswith(b"HTTP/1.1 200 ")
+        client.sendall(b"x")
+
+        assert rest(client) == b""
+
+
+def test_a_client_that_does_not_read_its_answer_is_cut(impatient: str, redis_url: str) -> None:
+    publish_types(redis_url)
+    with TaskPool(redis_url) as pool:
+        pool.add_tasks([TaskSpec(type="echo", payload={"message": "x" * 40_000})] * 500)
+
+    with connect(impatient, buffer_bytes=4096) as client:
+        client.sendall(b"GET /tasks?limit=500 HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        head = client.recv(2048)
+        length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+        eventually(lambda: httpx.get(impatient + "/livez").status_code == 200)
+        eventually(lambda: is_cut(client))
+
+        assert len(rest(client)) < length
+
+
+def is_cut(client: socket.socket) -> bool:
+    """Whether the other side has reset it, whatever is still to be read."""
+    return client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == 7  # TCP_CLOSE
+
+
+@pytest.mark.parametrize("setting", ["TASKPOOL_MAX_CONNECTIONS", "TASKPOOL_MAX_CONNECTIONS_PER_ADDRESS"])
+def test_one_connection_too_many_is_told_so_and_has_room_when_another_ends(
+    redis_url: str, tmp_path: Path, setting: str
+) -> None:
+    with api_process(redis_url, tmp_path / "log", **{setting: "3"}) as (_, url):
+        with ExitStack() as stack:
+            first = [stack.enter_context(connect(url)) for _ in range(3)]
+            assert [answer_on(client)[:13] for client in first] == [b"HTTP/1.1 200 "] * 3
+
+            with connect(url) as client:
+                refused = rest(client)
+
+            assert kind(refused) == "too-many-connections"
+            assert b"retry-after: 1\r\n" in refused
+            assert answer_on(first[0]).startswith(b"HTTP/1.1 200 ")
+
+        eventually(lambda: httpx.get(url + "/livez").status_code == 200)
+
+
+def test_an_address_is_one_of_ipv4_or_a_network_of_ipv6() -> None:
+    addresses = [
+        "192.0.2.1",
+        "::ffff:192.0.2.1",
+        "2001:db8::1",
+        "2001:db8::ffff",
+        "2001:db8:0:1::1",
+        "fe80::1%eth0",
+        "x:",
+    ]
+
+    assert [_network(address) for address in addresses] == [
+        "192.0.2.1", "192.0.2.1", "2001:db8::", "2001:db8::", "2001:db8:0:1::", "fe80::", "x:",
+    ]  # fmt: skip
+
+
+def test_no_more_connections_are_counted_on_than_there_are_files() -> None:
+    assert Connections(Limits(most=1 << 40))._most < 1 << 40
