@@ -77,7 +77,7 @@ def api_process(redis_url: str, log: Path, **variables: str) -> Iterator[tuple[s
     finally:
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -6,8 +6,10 @@ them wait. Each process has its own Redis, directories and ports, so no test mee
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,35 +27,46 @@ START_PROCESSES = ("compose", "demo", "killpoints", "redis_", "rq_", "system_", 
 """How the names of the test files begin that start processes: they come after the quick ones."""
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """`-n auto`: two processes more than cores."""
     return (os.cpu_count() or 1) + 2
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Side by side, tests are handed out one by one and in order; a file that makes a fixture for all its tests, whole.
+
+    (`--dist loadgroup`, made for that, does nothing with pytest 9.2 and xdist 3.8.)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    def unit(nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if _shares_fixtures(config.rootpath / file) else nodeid
+
+    config.option.loadscopereorder = False
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = unit
+    return scheduler
+
+
+@functools.cache
+def _shares_fixtures(file: Path) -> bool:
+    return 'scope="module"' in file.read_text()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Quick tests first, long ones last. Side by side the long ones first: all others run while they wait.
-
-    The tests of one file that share a fixture stay in one process.
-    """
+    """Quick tests first, long ones last. Side by side the longest ones first: all others run while they wait."""
     is_side_by_side = hasattr(config, "workerinput")
 
     def turn(item: pytest.Item) -> int:
-        if item.get_closest_marker("long"):
-            return 0 if is_side_by_side else 3
-        return 2 if item.path.name.removeprefix("test_").startswith(START_PROCESSES) else 1
+        if long := item.get_closest_marker("long"):
+            return -int(long.kwargs["about_s"]) if is_side_by_side else 2
+        return int(item.path.name.removeprefix("test_").startswith(START_PROCESSES))
 
     items.sort(key=turn)
-    for item in items:
-        if is_side_by_side and _shares_a_fixture(item):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
-def _shares_a_fixture(item: pytest.Item) -> bool:
-    """True if a fixture of the test's is made once for its file."""
-    defined: Mapping[str, Sequence[Any]] = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009
-    return any(definitions[-1].scope == "module" for definitions in defined.values())
 
 
 @pytest.fixture(scope="session")

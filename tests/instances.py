@@ -18,7 +18,7 @@ from benchmarks.ports import free_port
 from tests.support import eventually, is_running
 
 COMMAND = (sys.executable, "-m", "taskpool.cli")
-START_S = 30
+START_S = 60
 
 
 class Up:
@@ -86,5 +86,5 @@ class Up:
 def taskpool(directory: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*COMMAND, *arguments], cwd=directory, env=os.environ | environment, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip

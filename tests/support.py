@@ -11,7 +11,7 @@ import psutil
 T = TypeVar("T")
 
 
-def eventually(predicate: Callable[[], T | None], timeout_s: float = 10) -> T:
+def eventually(predicate: Callable[[], T | None], timeout_s: float = 30) -> T:
     """The first truthy answer of `predicate`, asked every 10 ms.
 
     Raises:

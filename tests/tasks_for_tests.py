@@ -19,7 +19,7 @@ STEP_S = 0.01
 
 
 class Act(Task):
-    """Does what `do` names; each attempt adds a line "pid attempt" to the file `note` first."""
+    """Does what `do` names; each attempt adds a line "pid attempt" to the file `note` once it is ready for a signal."""
 
     type = "act"
 
@@ -30,7 +30,8 @@ class Act(Task):
         until: str = ""
 
     def run(self, ctx: TaskContext) -> Any:
-        write_line(self.payload.note, f"{os.getpid()} {ctx.attempt}")
+        if self.payload.do not in ("tidy", "yield_to_stop", "ignore"):
+            self._note(ctx)
         return getattr(self, self.payload.do)(ctx)
 
     def ok(self, ctx: TaskContext) -> dict[str, Any]:
@@ -64,6 +65,7 @@ class Act(Task):
     def tidy(self, ctx: TaskContext) -> None:
         """Writes a line on its way out."""
         try:
+            self._note(ctx)
             self._wait()
         finally:
             write_line(self.payload.note, "tidied")
@@ -71,6 +73,7 @@ class Act(Task):
     def yield_to_stop(self, ctx: TaskContext) -> str:
         """Ends well when it's stopped."""
         try:
+            self._note(ctx)
             self._wait()
         except TaskStopped:
             return f"cancelled: {ctx.cancelled}"
@@ -79,11 +82,13 @@ class Act(Task):
     def ignore(self, ctx: TaskContext) -> None:
         """Swallows every interrupt."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        line = f"{os.getpid()} {ctx.attempt}"
         while True:
             try:
+                write_line(self.payload.note, line)
                 self._wait()
             except (TaskStopped, SoftTimeout):
-                write_line(self.payload.note, "ignored")
+                line = "ignored"
 
     def spawn(self, ctx: TaskContext) -> None:
         """Starts a process that ignores SIGTERM, and hangs."""
@@ -138,6 +143,9 @@ class Act(Task):
 
     def where(self, ctx: TaskContext) -> dict[str, int]:
         return {"pid": os.getpid(), "group": os.getpgrp(), "parent": os.getppid()}
+
+    def _note(self, ctx: TaskContext) -> None:
+        write_line(self.payload.note, f"{os.getpid()} {ctx.attempt}")
 
     def _wait(self) -> None:
         deadline = time.monotonic() + self.payload.seconds

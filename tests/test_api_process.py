@@ -211,8 +211,8 @@ def test_its_end_answers_those_who_wait_with_the_present_state(
         eventually(lambda: redis.pubsub_numsub(f"taskpool:task:{id}")[0][1] == 1)
 
         process.send_signal(number)
-        status = process.wait(20)
-        waiting.join(20)
+        status = process.wait(60)
+        waiting.join(60)
 
     assert status == 0
     assert [(answer.status_code, answer.json()["status"]) for answer in answers] == [(200, "queued")]

@@ -26,7 +26,7 @@ from tests.proxy import Proxy, Trap, When
 from tests.support import eventually
 from tests.worker_pool import WorkerPool, lines
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.long(about_s=50)
 S = TaskStatus
 TASKS = str(Path(__file__).with_name("tasks_for_killpoints.py"))
 SHORTEST_LIFE, LONGEST_LIFE = 8, 40

@@ -18,9 +18,8 @@ from tests.black_hole import BlackHole
 from tests.support import eventually
 from tests.worker_pool import WorkerPool, lines, started
 
-pytestmark = pytest.mark.long
 ECHO = {"type": "echo", "payload": {"message": "hi"}}
-OUTAGES_S = (1, 10, 60)
+OUTAGES_S = [1, *(pytest.param(outage_s, marks=pytest.mark.long(about_s=outage_s)) for outage_s in (10, 60))]
 """How long Redis is away."""
 
 
@@ -65,6 +64,7 @@ def test_an_outage_costs_nothing_but_its_time(server: RedisServer, tmp_path: Pat
         assert "Traceback" not in workers.log.read_text() + (tmp_path / "api").read_text()
 
 
+@pytest.mark.long(about_s=22)
 def test_connections_that_fell_silent_are_given_up(server: RedisServer, tmp_path: Path) -> None:
     with ExitStack() as stack:
         hole = BlackHole(tmp_path, server.socket_path)
@@ -100,7 +100,7 @@ def test_scripts_that_redis_forgot_are_sent_again(server: RedisServer, tmp_path:
             answer = client.post("/tasks", json=ECHO)
             redis.script_flush()
             ids.append(answer.json()["id"])
-        records = [workers.pool.wait(id, timeout_s=20) for id in ids]
+        records = [workers.pool.wait(id, timeout_s=30) for id in ids]
 
         assert {(record.status, record.attempt, record.crashes) for record in records} == {(TaskStatus.DONE, 1, 0)}
         assert workers.log.read_text().count("\n") == 1  # that the pool began

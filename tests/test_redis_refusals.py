@@ -50,7 +50,7 @@ def end_of(module: str, redis_url: str) -> tuple[int, str]:
     ended = subprocess.run(
         [sys.executable, "-m", module],
         env={**os.environ, "TASKPOOL_REDIS_URL": redis_url, "TASKPOOL_PORT": "0"},
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     return ended.returncode, ended.stdout + ended.stderr
 
@@ -87,9 +87,9 @@ def test_the_rights_that_are_asked_for_are_enough(server: RedisServer, admin: An
         answer = httpx.get(f"{api}/tasks/{task.id}?wait=20", timeout=30)
 
         assert answer.json()["status"] == "done"
-        assert [httpx.get(api + path).status_code for path in ("/readyz", "/metrics", "/queues", "/workers")] == [
-            200
-        ] * 4
+        assert [
+            httpx.get(api + path, timeout=30).status_code for path in ("/readyz", "/metrics", "/queues", "/workers")
+        ] == [200] * 4
         assert "Redis is away" not in workers.log.read_text()
         assert "Traceback" not in workers.log.read_text()
 
@@ -133,7 +133,7 @@ def test_a_password_that_is_changed_is_said_and_waited_for(server: RedisServer, 
         assert "WRONGPASS" in (tmp_path / "api").read_text()
 
         admin.config_set("requirepass", "s3cret")
-        record = workers.pool.wait(task.id, timeout_s=20)
+        record = workers.pool.wait(task.id, timeout_s=30)
         eventually(lambda: client.post("/tasks", json=ECHO).status_code == 202)
 
         assert (record.result, record.attempt, record.crashes) == ("slept", 1, 0)
@@ -162,7 +162,7 @@ def test_a_master_that_becomes_a_replica_is_waited_for(server: RedisServer, admi
         assert client.get(f"/tasks/{task.id}").status_code == 200  # what it has can be read
 
         admin.execute_command("REPLICAOF", "NO", "ONE")
-        record = workers.pool.wait(task.id, timeout_s=20)
+        record = workers.pool.wait(task.id, timeout_s=30)
         eventually(lambda: client.post("/tasks", json=ECHO).status_code == 202)
 
         assert (record.result, record.attempt, record.crashes) == ("slept", 1, 0)

@@ -26,7 +26,6 @@ from tests.support import eventually
 from tests.test_store import ping
 from tests.worker_pool import WorkerPool, started
 
-pytestmark = pytest.mark.long
 ECHO = {"type": "echo", "payload": {"message": "hi"}}
 
 
@@ -92,6 +91,7 @@ def sentinels(tmp_path: Path, redis_binary: str | None) -> Iterator[Sentinels]:
     sentinels.stop()
 
 
+@pytest.mark.long(about_s=10)
 def test_a_failover_is_survived_by_workers_the_api_and_those_who_wait(sentinels: Sentinels, tmp_path: Path) -> None:
     check_redis(sentinels.url)
     waited: dict[str, TaskRecord] = {}
@@ -110,7 +110,7 @@ def test_a_failover_is_survived_by_workers_the_api_and_those_who_wait(sentinels:
         ]
         for wait_ in waits:
             wait_.start()
-        workers.pool.wait(before, timeout_s=20)
+        workers.pool.wait(before, timeout_s=30)
         eventually(lambda: sentinels.master.admin.pubsub_numsub(f"taskpool:task:{task.id}")[0][1] == len(waits))
         eventually(lambda: len(stores_that_read(sentinels)) == 2)  # both waits that subscribe first have looked, too
         sentinels.master.admin.wait(1, 5000)  # replication is asynchronous: what it hasn't got yet would be lost
@@ -150,6 +150,7 @@ async def wait_async(redis_url: str, id: str) -> TaskRecord:
         return await pool.wait(id, timeout_s=50)
 
 
+@pytest.mark.long(about_s=13)
 def test_a_master_that_is_made_a_replica_is_left_for_the_new_one(sentinels: Sentinels) -> None:
     store = Store(sentinels.url)
     assert store.run(scripts.add([new_task("a")])).statuses == ("queued",)

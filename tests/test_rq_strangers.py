@@ -81,7 +81,7 @@ def test_a_plain_enqueue_of_our_entry_point_is_a_task(pool: TaskPool, queue: Que
 def test_our_workers_find_it_without_a_doorbell(pages: Dashboard, pool: TaskPool, redis: Redis) -> None:
     job = Queue("default", connection=redis, serializer=JSONSerializer).enqueue(ENTRY_POINT, "echo", {"message": 1})
 
-    assert pool.wait(job.id, timeout_s=10).result == 1
+    assert pool.wait(job.id, timeout_s=30).result == 1
 
 
 def test_removing_it_leaves_nothing(pool: TaskPool, queue: Queue, redis: Redis) -> None:
@@ -224,7 +224,7 @@ def test_a_pickle_executes_nothing_in_our_workers_or_our_api(
 
     Queue("default", connection=redis, serializer=JSONSerializer).push_job_id(job.id)
     redis.hset(job.key, "status", "queued")
-    record = pool.wait(job.id, timeout_s=10)
+    record = pool.wait(job.id, timeout_s=30)
 
     assert record == refused(pool, job.id)
     assert record.error == "refused: its data is not JSON (pickle is never loaded)"

@@ -35,16 +35,16 @@ def die(ctx: TaskContext, how: str, note: str = "") -> None:
 def stubborn(note: str) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=beside, daemon=True).start()
-    with open(note, "a") as file:
-        file.write("ready\\n")
     while True:
         try:
-            dig_in()
+            dig_in(note)
         except (SoftTimeout, TaskStopped):
             pass
 
 
-def dig_in() -> None:
+def dig_in(note: str) -> None:
+    with open(note, "a") as file:
+        file.write("ready\\n")
     while True:
         time.sleep(0.01)
 
@@ -74,7 +74,7 @@ def dead(workers: WorkerPool, how: str, note: Path) -> tuple[TaskRecord, dict[st
     eventually(lambda: workers.pool.store.run(_length(task.id)) == 12)
     with note.open("a") as file:
         file.write("go\n")
-    record = workers.pool.wait(task.id, timeout_s=20)
+    record = workers.pool.wait(task.id, timeout_s=30)
     assert record.failure is not None
     return record, dict(record.failure)
 
@@ -89,7 +89,7 @@ def killed(workers: WorkerPool, note: Path, **options: Any) -> dict[str, Any]:
     eventually(lambda: lines(note))
     if not options:
         workers.pool.kill_task(task.id, grace_s=0.1)
-    record = workers.pool.wait(task.id, timeout_s=20)
+    record = workers.pool.wait(task.id, timeout_s=30)
     assert record.failure is not None
     return dict(record.failure)
 
@@ -132,7 +132,7 @@ def test_only_the_words_of_the_last_attempt_are_told(workers: WorkerPool, note: 
     with note.open("a") as file:
         file.write("go\n")
 
-    failure = workers.pool.wait(first.id, timeout_s=20).failure
+    failure = workers.pool.wait(first.id, timeout_s=30).failure
 
     assert failure is not None
     assert all(line.startswith("attempt 2") for line in failure["log"])
@@ -148,7 +148,7 @@ def test_a_task_that_has_to_be_stopped_by_force_says_where_it_was(workers: Worke
 
 
 def test_a_task_that_ignores_its_timeout_says_where_it_was(workers: WorkerPool, note: Path) -> None:
-    failure = killed(workers, note, timeout_s=0.2)
+    failure = killed(workers, note, timeout_s=1)
 
     assert failure["reason"] == "timeout"
     assert "in dig_in" in failure["stacks"]

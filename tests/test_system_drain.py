@@ -99,5 +99,5 @@ def test_a_process_told_to_end_from_outside_finishes_what_it_runs(redis_url: str
             process.send_signal(signal.SIGTERM)
         (tmp_path / "go").touch()
 
-        assert workers.pool.wait(task.id, timeout_s=10).attempt == 1
+        assert workers.pool.wait(task.id, timeout_s=30).attempt == 1
         assert workers.result("ok").result["pid"] != pid

@@ -29,7 +29,7 @@ def test_a_claim_that_a_frozen_process_finds_when_its_lease_is_over_is_not_run(
             if workers.pool.get(task.id).status is TaskStatus.IN_PROGRESS:
                 return task, note
             process.resume()  # it wasn't there
-            workers.pool.wait(task.id, timeout_s=10)
+            workers.pool.wait(task.id, timeout_s=30)
             return None
 
         try:
@@ -39,7 +39,7 @@ def test_a_claim_that_a_frozen_process_finds_when_its_lease_is_over_is_not_run(
             eventually(lambda: workers.pool.get(task.id).crashes == 1)
         finally:
             process.resume()
-        record = workers.pool.wait(task.id, timeout_s=20)
+        record = workers.pool.wait(task.id, timeout_s=30)
 
         assert record.status is TaskStatus.DONE
         assert lines(note) == [f"{process.pid} 2"]

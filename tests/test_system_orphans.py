@@ -88,7 +88,7 @@ def test_a_daemon_dies_with_its_stopped_task(workers: WorkerPool, tmp_path: Path
     pid = daemon(tmp_path / "note")
 
     workers.pool.kill_task(task.id, grace_s=30, force=force)
-    record = workers.pool.wait(task.id, timeout_s=20)
+    record = workers.pool.wait(task.id, timeout_s=30)
 
     assert record.status is TaskStatus.STOPPED
     assert not is_running(pid)
@@ -100,7 +100,7 @@ def test_a_daemon_dies_with_the_process_of_its_task(workers: WorkerPool, tmp_pat
     (worker,) = workers.pids()
 
     os.kill(worker, signal.SIGKILL)
-    record = workers.pool.wait(task.id, timeout_s=20)
+    record = workers.pool.wait(task.id, timeout_s=30)
 
     assert record.status is TaskStatus.FAILED
     assert not is_running(pid)
@@ -121,7 +121,7 @@ def test_a_daemon_dies_with_the_fork_server(workers: WorkerPool, tmp_path: Path)
     (fork_server,) = psutil.Process(workers.process.pid).children()
 
     fork_server.kill()
-    workers.pool.wait(task.id, timeout_s=20)
+    workers.pool.wait(task.id, timeout_s=30)
 
     eventually(lambda: not is_running(pid))
 
@@ -160,4 +160,4 @@ def test_a_process_to_which_many_dead_orphans_fell_is_replaced(
 
         eventually(lambda: littered.result not in workers.pids())
 
-        assert pool.wait(pool.add_task("pid").id, timeout_s=20).result != littered.result
+        assert pool.wait(pool.add_task("pid").id, timeout_s=30).result != littered.result

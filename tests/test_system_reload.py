@@ -33,7 +33,7 @@ def write(module: Path, result: str) -> None:
 def result_is(workers: WorkerPool, expected: str) -> Callable[[], bool]:
     def look() -> bool:
         task = workers.pool.add_task("changing")
-        return bool(workers.pool.wait(task.id, timeout_s=10).result == expected)
+        return bool(workers.pool.wait(task.id, timeout_s=30).result == expected)
 
     return look
 
@@ -89,5 +89,5 @@ def test_what_runs_may_end_in_the_old_code(workers: WorkerPool, module: Path, tm
     assert result_is(workers, "new")()
     flag.touch()
 
-    record = workers.pool.wait(task.id, timeout_s=10)
+    record = workers.pool.wait(task.id, timeout_s=30)
     assert (record.result, record.attempt) == ("old", 1)

@@ -53,7 +53,7 @@ def test_a_task_says_how_it_goes_on(workers: WorkerPool, type: str) -> None:
     pool = workers.pool
     added = [pool.add_task(type, {"how": how}) for how in ("retry", "snooze", "never")]
 
-    retried, snoozed, refused = [pool.wait(task.id, timeout_s=20) for task in added]
+    retried, snoozed, refused = [pool.wait(task.id, timeout_s=30) for task in added]
 
     assert (retried.status, retried.result, retried.snoozes) == (TaskStatus.DONE, 2, 0)
     assert (snoozed.status, snoozed.result, snoozed.snoozes) == (TaskStatus.DONE, 1, 1)

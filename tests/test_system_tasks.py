@@ -84,7 +84,7 @@ def test_progress_of_a_task_that_goes_on_is_seen(workers: WorkerPool, redis: Red
     eventually(lambda: redis.xlen(f"taskpool:log:{task.id}"))
 
     (tmp_path / "go").touch()
-    assert workers.pool.wait(task.id, timeout_s=10).status is TaskStatus.DONE
+    assert workers.pool.wait(task.id, timeout_s=30).status is TaskStatus.DONE
 
 
 def test_a_task_reads_the_results_of_those_it_depends_on(workers: WorkerPool) -> None:
@@ -98,7 +98,7 @@ def test_a_task_reads_the_results_of_those_it_depends_on(workers: WorkerPool) ->
 def test_a_type_of_another_queue_is_served_without_being_asked_for(workers: WorkerPool) -> None:
     task = workers.pool.add_task("elsewhere", {"n": 1})
 
-    assert workers.pool.wait(task.id, timeout_s=10).result == 2
+    assert workers.pool.wait(task.id, timeout_s=30).result == 2
 
 
 def test_a_delayed_task_is_queued_when_its_time_has_come(workers: WorkerPool) -> None:
@@ -115,7 +115,7 @@ def test_tasks_of_one_queue_start_in_the_order_they_were_added(redis_url: str, t
         specs = [TaskSpec(type="act", payload={"note": str(tmp_path / "order")}) for _ in range(50)]
 
         tasks = workers.pool.add_tasks(specs)
-        ended = [workers.pool.wait(task.id, timeout_s=10) for task in tasks]
+        ended = [workers.pool.wait(task.id, timeout_s=30) for task in tasks]
 
         starts = [record.started_at for record in ended]
         assert starts == sorted(starts, key=str)
@@ -127,7 +127,7 @@ def test_an_idle_process_sees_what_a_plain_rq_producer_queues(workers: WorkerPoo
         "taskpool.runner.run", "act", {"do": "ok"}
     )
 
-    assert workers.pool.wait(job.id, timeout_s=10).result["attempt"] == 1
+    assert workers.pool.wait(job.id, timeout_s=30).result["attempt"] == 1
 
 
 def test_a_job_that_calls_anything_else_is_refused(workers: WorkerPool, redis: Redis, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_job_that_calls_anything_else_is_refused(workers: WorkerPool, redis: R
     pickled = Queue("default", connection=redis).enqueue("os.system", f"touch {tmp_path / 'planted'}")
 
     for job in (planted, pickled):
-        record = workers.pool.wait(job.id, timeout_s=10)
+        record = workers.pool.wait(job.id, timeout_s=30)
         assert record.status is TaskStatus.FAILED
         assert record.failure is not None
         assert record.failure["reason"] == "unknown_task"
@@ -149,7 +149,7 @@ def test_what_ran_is_counted_by_type_queue_and_outcome(workers: WorkerPool) -> N
         fields = {split_name(field): value for field, value in workers.pool.counters().items()}
         return {field: value for field, value in fields.items() if queue in field}
 
-    workers.pool.wait(workers.pool.add_task("elsewhere", {"n": 1}).id, timeout_s=10)
+    workers.pool.wait(workers.pool.add_task("elsewhere", {"n": 1}).id, timeout_s=30)
     done = len(workers.pool.list_tasks(type="elsewhere").items)
 
     eventually(lambda: counted("elsewhere").get(("tasks", "done", "elsewhere", "elsewhere")) == done)
@@ -176,4 +176,4 @@ def test_a_worker_shows_what_it_runs(workers: WorkerPool, tmp_path: Path) -> Non
 
     assert [(worker.pid, worker.state, worker.current) for worker in shown] == [(pid, "busy", (task.id,))]
     (tmp_path / "go").touch()
-    assert workers.pool.wait(task.id, timeout_s=10).status is TaskStatus.DONE
+    assert workers.pool.wait(task.id, timeout_s=30).status is TaskStatus.DONE

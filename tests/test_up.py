@@ -85,7 +85,7 @@ def test_tasks_survive_a_restart(up: Up, started: list[Up]) -> None:
 
 
 def test_stopping_lets_a_running_task_finish(up: Up, started: list[Up]) -> None:
-    _, task = up.ask("POST", "/tasks", {"type": "long_task", "payload": {"duration_s": 1}})
+    _, task = up.ask("POST", "/tasks", {"type": "long_task", "payload": {"duration_s": 4}})
     eventually(lambda: up.ask("GET", f"/tasks/{task['id']}")[1]["status"] == "in_progress")
 
     up.end()

@@ -55,7 +55,7 @@ def test_a_wait_gets_the_record_that_a_look_would_get(redis_url: str, redis: Red
     id = pool.add_task("repeat", {"text": "a", "times": 3}).id
     worker = work_off(redis_url, pool.registry, redis)
 
-    ended = pool.wait(id, timeout_s=10)
+    ended = pool.wait(id, timeout_s=30)
 
     worker.join()
     assert ended.result == "aaa"

@@ -64,7 +64,7 @@ def test_a_flag_goes_before_its_variable(redis_url: str, tmp_path: Path) -> None
     with WorkerPool(redis_url, tmp_path / "log", "--queues", "elsewhere", queues="default") as workers:
         task = workers.pool.add_task("elsewhere", {"n": 1})
 
-        assert workers.pool.wait(task.id, timeout_s=10).result == 2
+        assert workers.pool.wait(task.id, timeout_s=30).result == 2
         assert {worker.queues for worker in workers.pool.workers()} == {("elsewhere",)}
 
 

@@ -16,7 +16,7 @@ from benchmarks.chaos.plan import Plan, PoolPlan
 from benchmarks.chaos.report import render
 from benchmarks.chaos.soak import Result, run
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.long(about_s=130)
 SEEDS = (1, 2, 3)
 SECONDS = 60
 SMALL = (

@@ -19,7 +19,7 @@ from taskpool.redis_server import RedisServer
 from tests.support import eventually, is_running
 
 TASKS = str(Path(__file__).with_name("tasks_for_tests.py"))
-START_TIMEOUT_S = 30
+START_TIMEOUT_S = 60
 
 
 class WorkerPool:
