@@ -82,6 +82,10 @@ EVENTS_MAXLEN: Final = 10_000
 AUDIT_MAXLEN: Final = 10_000
 """About how many entries each stream of the audit keeps."""
 
+LEAST_TTL_S: Final = 30
+"""How long the record of an ended task stays at least. A submission whose answer was lost is sent again, up to two
+reply timeouts later; it is known by the record of its task, which may have run and ended meanwhile."""
+
 LOG_IDLE_TTL_S: Final = 30 * 86_400
 """How long a log is kept without a further line while its task hasn't ended; then as long as the task."""
 

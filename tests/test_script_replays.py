@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from taskpool import TaskPool, scripts
 from taskpool.address import Address
 from taskpool.attempt import Outcome
 from taskpool.calls import Call, Part
 from taskpool.errors import RedisUnavailable, TaskConflict, TaskNotFound
+from taskpool.keys import LEAST_TTL_S
 from taskpool.registry import Registry
 from taskpool.store import Store
 from taskpool.types import TaskStatus
@@ -217,6 +219,18 @@ def test_a_purged_task_is_not_reported_as_unknown(pool: TaskPool, cut: LosesRepl
     assert pool.remove_task(id) is None
     with pytest.raises(TaskNotFound):
         pool.get(id)
+
+
+def test_a_task_of_a_short_memory_is_still_known_when_its_submission_is_repeated(pool: TaskPool, redis: Redis) -> None:
+    id = pool.add_task("echo", {"message": 1}, queue="other", result_ttl_s=1).id
+    running = pool.run_task(["other"], worker="w", attempt_id="1")
+    assert running is not None
+    pool.update_status(running, Outcome(S.DONE, result=b"1"))
+
+    expires_at = redis.zscore("rq:finished:other", id)
+    assert expires_at is not None
+    assert expires_at - redis.time()[0] >= LEAST_TTL_S - 10
+    assert redis.ttl(f"rq:job:{id}") > LEAST_TTL_S
 
 
 def test_a_task_is_added_once(pool: TaskPool, cut: LosesReplies) -> None:

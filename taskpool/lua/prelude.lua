@@ -89,7 +89,8 @@ local function keep_secrets(id, ttl_s, delay_ms)
   redis.call('EXPIRE', KEY.secrets .. id, ttl_s + math.ceil(delay_ms / 1000))
 end
 
--- Enters an ended task into the registry of its outcome for `ttl_s` seconds (negative: for ever); purge removes it
+-- Enters an ended task into the registry of its outcome for `ttl_s` seconds, at least so long that a repeated submission
+-- is known by it (negative: for ever); purge removes it
 -- then, and the key's own expiry a minute later is for the case that no worker pool lives. Its secrets, if it has any,
 -- stay no longer than that; they stay so long for a retry by hand. So does its log. True: dependents wait.
 local function retain(id, registry, ttl_s, now_ms, has_secrets, has_log)
@@ -97,7 +98,7 @@ local function retain(id, registry, ttl_s, now_ms, has_secrets, has_log)
     redis.call('ZADD', registry, '+inf', id)
     if has_log then redis.call('PERSIST', KEY.log .. id) end
   else
-    ttl_s = math.max(ttl_s, 1)
+    ttl_s = math.max(ttl_s, KEY.least_ttl_s)
     redis.call('ZADD', registry, string.format('%.3f', now_ms / 1000 + ttl_s), id)
     redis.call('EXPIRE', KEY.job .. id, ttl_s + 60)
     if has_secrets and redis.call('TTL', KEY.secrets .. id) > ttl_s + 60 then
