@@ -14,6 +14,7 @@ from msgspec import UNSET
 from taskpool.document_types import (
     AttemptDocument,
     EventDocument,
+    LogLineDocument,
     QueuedDocument,
     QueueDocument,
     ServerDocument,
@@ -22,6 +23,7 @@ from taskpool.document_types import (
     WorkerDocument,
 )
 from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
+from taskpool.logline import LogLine
 from taskpool.overview import ServerInfo
 from taskpool.types import Event, PastAttempt, QueuedTask, TaskRecord, TaskStatus, utc
 
@@ -160,6 +162,19 @@ def event_document(event: Event) -> EventDocument:
         at=time_text(utc(event.at_ms)),
         data=event.data,
         stream=event.stream,
+    )
+
+
+def log_line_document(line: LogLine) -> LogLineDocument:
+    """A line of a task's log."""
+    return LogLineDocument(
+        at=time_text(utc(line.at_ms)),
+        attempt=line.attempt,
+        stream=line.stream,
+        level=line.level,
+        logger=line.logger,
+        text=line.text,
+        continues=line.continues,
     )
 
 

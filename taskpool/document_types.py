@@ -144,6 +144,20 @@ class ServerDocument(Document, frozen=True, kw_only=True):
     maxmemory_bytes: int
 
 
+class LogLineDocument(Document, frozen=True, kw_only=True):
+    """A line of a task's log."""
+
+    at: Annotated[Time, Meta(description="when it was written, by the worker's clock")]
+    attempt: Annotated[Count, Meta(description="the attempt that wrote it")] = 0
+    stream: Annotated[
+        str, Meta(description="log, stdout, stderr, logging, or taskpool: about the log itself", examples=["stdout"])
+    ]
+    level: Annotated[str | None, Meta(description="of what was logged", examples=["warning"])] = None
+    logger: Annotated[str | None, Meta(description="who logged it", examples=["app.images"])] = None
+    text: Annotated[str, Meta(description="as it was written, colours and all")]
+    continues: Annotated[bool, Meta(description="the line was too long, the next one goes on with it")] = False
+
+
 class EventDocument(Document, frozen=True, kw_only=True):
     """An event: step number `seq` of the task `id`."""
 

@@ -10,6 +10,7 @@ import click
 from taskpool.cli.demo import demo
 from taskpool.cli.exits import HELP, Exit, Failure, failure_of
 from taskpool.cli.keys import audit, keys
+from taskpool.cli.logs import logs
 from taskpool.cli.look import queue, types, workers
 from taskpool.cli.new import new
 from taskpool.cli.processes import api, worker
@@ -21,7 +22,7 @@ from taskpool.errors import TaskpoolError
 
 GROUPS: Final[tuple[tuple[str, tuple[click.Command, ...]], ...]] = (
     ("Run it", (up, api, worker, demo)),
-    ("Tasks", (submit, get, watch, stop, retry, new)),
+    ("Tasks", (submit, get, watch, logs, stop, retry, new)),
     ("See how it stands", (queue, types, workers)),
     ("Who may do what", (keys, audit)),
 )

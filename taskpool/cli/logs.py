@@ -1,0 +1,74 @@
+"""`taskpool logs`: what a task has written, and with `-f` what it writes, until it ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from taskpool.cli.exits import exit_of
+from taskpool.cli.options import CONNECTION, Command, open_pool, settings_flags
+from taskpool.types import utc
+
+if TYPE_CHECKING:
+    from taskpool.logline import LogLine
+    from taskpool.logs import LogStep
+    from taskpool.pool import TaskPool
+
+EPILOG = """\b
+Examples:
+  taskpool logs d217r8m2n3aolstf2ch5
+  taskpool logs -f "$id"                      until the task has ended
+  taskpool logs "$id" --json | jq -r 'select(.stream == "stderr").text'
+
+Colours are kept on a terminal. The exit status says how the task ended; it is 0 while it hasn't.
+"""
+
+
+@click.command(cls=Command, epilog=EPILOG)
+@click.argument("id")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the task has ended.")
+@click.option("-t", "--times", is_flag=True, help="Say when each line was written, and how.")
+@click.option("--json", "as_json", is_flag=True, help="Print each line as a JSON object.")
+@settings_flags(*CONNECTION)
+def logs(id: str, follow: bool, times: bool, as_json: bool, **flags: Any) -> None:
+    """Show what a task has written."""
+    with open_pool(flags) as pool:
+        attempt = 1
+        for step in _steps(pool, id, follows=follow):
+            status = step.status
+            for line in step.lines:
+                if line.attempt > attempt and not as_json:
+                    attempt = line.attempt
+                    click.secho(f"--- attempt {attempt}", dim=True, err=True)
+                _print(line, times=times, as_json=as_json)
+        raise SystemExit(exit_of(status))
+
+
+def _steps(pool: TaskPool, id: str, *, follows: bool) -> Iterator[LogStep]:
+    """The log in steps; not followed, it ends with what is there."""
+    from taskpool.logfollow import follow_log
+
+    for step in follow_log(pool.store, id):
+        yield step
+        if not follows and not step.is_full:
+            return
+
+
+def _print(line: LogLine, *, times: bool, as_json: bool) -> None:
+    if as_json:
+        import msgspec
+
+        from taskpool.document import log_line_document
+
+        click.echo(json.dumps(msgspec.to_builtins(log_line_document(line)), ensure_ascii=False))
+        return
+    head = ""
+    if times:
+        at = utc(line.at_ms).astimezone(UTC)
+        said = line.stream if line.level is None else f"{line.level} {line.logger}"
+        head = click.style(f"{at:%Y-%m-%d %H:%M:%S}.{line.at_ms % 1000:03d} {said}: ", dim=True)
+    click.echo(head + line.text, nl=not line.continues or times)
