@@ -14,6 +14,7 @@ from taskpool.document_types import (
     Count,
     Document,
     Id,
+    LogLineDocument,
     QueuedDocument,
     QueueDocument,
     ServerDocument,
@@ -47,6 +48,15 @@ class TaskPage(Document, frozen=True, kw_only=True):
 
     tasks: Sequence[TaskDocument]
     next_cursor: NextCursor = None
+
+
+class LogPage(Document, frozen=True, kw_only=True):
+    """A page of a task's log, the oldest line first."""
+
+    lines: Sequence[LogLineDocument]
+    next_cursor: Annotated[
+        str | None, Meta(description="where to go on; there is one as long as the task hasn't ended")
+    ] = None
 
 
 class QueuePage(Document, frozen=True, kw_only=True):

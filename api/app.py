@@ -25,6 +25,7 @@ from api.routes_events import EventRoutes
 from api.routes_fleet import FleetRoutes
 from api.routes_health import HealthRoutes
 from api.routes_keys import KeyRoutes
+from api.routes_logs import LogRoutes
 from api.routes_submit import SubmitRoutes
 from api.routes_tasks import TaskRoutes
 from api.socket import SocketRoute
@@ -80,6 +81,7 @@ def _routes(
     submit = SubmitRoutes(pool, long_polls, settings.max_body_bytes)
     tasks = TaskRoutes(pool, long_polls, settings.max_body_bytes)
     events = EventRoutes(pool, streams)
+    logs = LogRoutes(pool, streams)
     fleet = FleetRoutes(pool)
     keys = KeyRoutes(pool.store, settings.max_body_bytes)
     health = HealthRoutes(pool)
@@ -96,6 +98,7 @@ def _routes(
         at("/tasks/{id}/stop", POST=STOP(tasks.stop)),
         at("/tasks/{id}/retry", POST=WRITE(tasks.retry)),
         at("/tasks/{id}/events", GET=STREAM(events.task)),
+        at("/tasks/{id}/logs", GET=STREAM(logs.logs)),
         at("/events", GET=STREAM(events.all)),
         WebSocketRoute("/ws", Socket(gate, STREAM(SocketRoute(streams).serve))),
         at("/queues", GET=READ(fleet.queues)),

@@ -18,7 +18,7 @@ from api.access import Access, Guarded
 from api.docs_page import FILES
 from api.openapi_schemas import REFS, Schemas
 from api.openapi_types import submissions
-from api.operation import Answer, Operation, operation_of
+from api.operation import JSON, Answer, Operation, operation_of
 from api.problems import KINDS, TYPE_PREFIX
 from api.resource import Resource
 from taskpool.fleet import TypeInfo
@@ -206,7 +206,10 @@ def _answer(status: int, answer: Answer, schemas: Schemas) -> Object:
     if answer.headers:
         response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in answer.headers}
     if answer.body is not None:
-        response["content"] = {media_type: {"schema": schemas.of(answer.body)} for media_type in answer.media_types}
+        response["content"] = {
+            media_type: {"schema": schemas.of(answer.body if media_type == JSON else str)}
+            for media_type in answer.media_types
+        }
     return response
 
 

@@ -27,7 +27,7 @@ OF_A_BODY: Final = ("invalid-json", "body-timeout", "body-too-large", "unsupport
 class Answer:
     """A good answer: the type of its document (None: no body; a tuple: one of them) and the headers that only it has.
 
-    `media_types` other than JSON: the body is text of one of them, and `body` is str.
+    `media_types` other than JSON: the body may be text of one of them; `body` is str when it can't be anything else.
     """
 
     body: Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from enum import StrEnum
 from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args
 from urllib.parse import parse_qsl
@@ -19,6 +20,14 @@ Cursor = Annotated[str, Meta(min_length=1, max_length=1024, description="the `ne
 # The core gives a page the length that it thinks right.
 Limit = Annotated[int, Meta(ge=1, le=1_000_000, description="how many would be liked; a page may be shorter")]
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
+
+
+class LogFormat(StrEnum):
+    """How a log is written."""
+
+    JSON = "json"
+    TEXT = "text"
+    EVENTS = "events"
 
 
 class NoQuery(msgspec.Struct, forbid_unknown_fields=True):
@@ -56,6 +65,15 @@ class EventsQuery(msgspec.Struct, forbid_unknown_fields=True):
     type: Name | None = None
     tag: Name | None = None
     last_event_id: Name | None = None
+
+
+class LogQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """GET /tasks/{id}/logs: the page, or whether to go on until the task has ended."""
+
+    follow: Annotated[bool, Meta(description="go on until the task has ended")] = False
+    format: Annotated[LogFormat, Meta(description="instead of `Accept`; events only with `follow`")] | None = None
+    cursor: Cursor | None = None
+    limit: Limit | None = None
 
 
 class QueueQuery(msgspec.Struct, forbid_unknown_fields=True):
@@ -123,9 +141,10 @@ def _value(text: str, wanted: Any) -> tuple[Any, str]:
         return msgspec.convert(text, plain, strict=False), ""
     except msgspec.ValidationError as error:
         if str(error).startswith("Invalid enum value"):
-            near = difflib.get_close_matches(text[:64], known := [status.value for status in TaskStatus], n=1)
+            words: type[StrEnum] = plain if isinstance(plain, type) else get_args(plain)[0]
+            near = difflib.get_close_matches(text[:64], known := [word.value for word in words], n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            return None, f"no such status; {hint}"
+            return None, f"no such {'status' if words is TaskStatus else 'word'}; {hint}"
         return None, str(error)
 
 
