@@ -33,7 +33,7 @@ class Caller(msgspec.Struct, frozen=True, gc=False):
 
     def actor(self) -> Actor:
         """The caller as the audit names it."""
-        return Actor(self.key_id, self.name, self.project, self.address)
+        return Actor(self.key_id, self.name, self.project, self.address, self.types, self.queues)
 
     def sees(self, project: str | None) -> bool:
         """Whether a task with this project exists for it."""

@@ -21,6 +21,7 @@ from taskpool.errors import (
     InvalidTask,
     KeyNotFound,
     KeyReused,
+    NotAllowed,
     RedisFull,
     RedisUnavailable,
     TaskConflict,
@@ -122,6 +123,12 @@ def invalid_task(error: InvalidTask, prefix: str = "") -> Problem:
     return problem
 
 
+def not_allowed(error: NotAllowed, prefix: str = "") -> Problem:
+    """The problem that a type or a queue is which the caller may not use; `prefix` as above."""
+    errors = [{"pointer": prefix + fault.pointer, "detail": fault.detail} for fault in error.errors]
+    return Problem("forbidden", str(error), errors=errors)
+
+
 def conflict(error: TaskConflict, **extra: Any) -> Problem:
     """The problem that a task's status is; `extra` may say what would be possible."""
     return Problem("task-conflict", str(error), task_status=error.status, **extra)
@@ -147,6 +154,12 @@ async def render_invalid_task(request: Request, exception: Exception) -> Respons
     """The handler of InvalidTask."""
     assert isinstance(exception, InvalidTask)
     return invalid_task(exception).response()
+
+
+async def render_not_allowed(request: Request, exception: Exception) -> Response:
+    """The handler of NotAllowed."""
+    assert isinstance(exception, NotAllowed)
+    return not_allowed(exception).response()
 
 
 async def render_not_found(request: Request, exception: Exception) -> Response:
@@ -228,6 +241,7 @@ _INVALID: Final = {
 HANDLERS: Final = {
     Problem: render_problem,
     InvalidTask: render_invalid_task,
+    NotAllowed: render_not_allowed,
     TaskNotFound: render_not_found,
     TaskConflict: render_conflict,
     InvalidKey: render_invalid_key,

@@ -8,12 +8,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.answers import QueuePage, Queues, Types, Workers
+from api.caller import caller_of
 from api.operation import Answer, operation
 from api.query import NoQuery, QueueQuery, read_query, wrong_cursor
 from api.responses import Json, tagged
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.document import queue_document, queued_document, type_document, worker_document
 from taskpool.errors import InvalidTask
+from taskpool.queue import get_queue
 
 
 class FleetRoutes:
@@ -26,7 +28,10 @@ class FleetRoutes:
     async def queues(self, request: Request) -> Json:
         """GET /queues: every queue with its counts."""
         read_query(request.scope["query_string"], NoQuery)
-        return Json(Queues(queues=[queue_document(info) for info in await self._pool.queues()]))
+        caller, infos = caller_of(request.scope), await self._pool.queues()
+        if caller.project is not None:  # the counts are of all projects: it sees those of the queues that are for it
+            infos = [info for info in infos if info.name in (caller.queues or ())]
+        return Json(Queues(queues=[queue_document(info) for info in infos]))
 
     @operation("get_queue", tag="fleet", query=QueueQuery, answers={200: Answer(QueuePage, headers=("Link",))})
     async def queue(self, request: Request) -> Json:
@@ -34,7 +39,9 @@ class FleetRoutes:
         query = read_query(request.scope["query_string"], QueueQuery)
         name = request.path_params["name"]
         try:
-            page = await self._pool.get_queue(name, cursor=query.cursor, limit=query.limit)
+            project = caller_of(request.scope).project
+            reading = get_queue(name, cursor=query.cursor, limit=query.limit, project=project)
+            page = await self._pool.store.carry_out(reading)
         except InvalidTask as error:
             raise wrong_cursor(error) from None
         tasks = [queued_document(queued) for queued in page.items]

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from api.answers import TaskPage
 from api.body import read_optional_json
+from api.caller import caller_of
 from api.longpoll import LongPolls
 from api.operation import Answer, operation
 from api.problems import conflict
@@ -22,7 +23,10 @@ from taskpool.async_pool import AsyncTaskPool
 from taskpool.document import task_document
 from taskpool.document_types import TaskDocument
 from taskpool.errors import InvalidTask, TaskConflict, TaskNotFound
-from taskpool.types import TaskStatus
+from taskpool.listing import Filter, list_tasks
+from taskpool.queue import remove_task
+from taskpool.runner import kill_task, retry_task
+from taskpool.types import TaskRecord, TaskStatus
 
 _is_id: Final = re.compile(r"[A-Za-z0-9_-]{1,200}").fullmatch
 
@@ -48,9 +52,11 @@ class TaskRoutes:
         query = read_query(request.scope["query_string"], TaskQuery)
         id = task_id(request)
         if query.wait:
+            if caller_of(request.scope).project is not None:  # whether it is there isn't told by a wait either
+                await self._visible(request, id)
             record = await self._long_polls.wait(id, query.wait, request.receive)
         else:
-            record = await self._pool.get(id)
+            record = await self._visible(request, id)
         return tagged(task_document(record), request.scope["headers"])
 
     @operation("list_tasks", tag="tasks", query=ListQuery, answers={200: Answer(TaskPage, headers=("Link",))})
@@ -58,7 +64,8 @@ class TaskRoutes:
         """GET /tasks: list tasks, newest first; all filters must hold."""
         query = read_query(request.scope["query_string"], ListQuery)
         try:
-            page = await self._pool.list_tasks(**msgspec.structs.asdict(query))
+            filter = Filter(query.status, query.queue, query.type, query.tag, caller_of(request.scope).project)
+            page = await self._pool.store.carry_out(list_tasks(filter, cursor=query.cursor, limit=query.limit))
         except InvalidTask as error:
             raise wrong_cursor(error) from None
         document = TaskPage(tasks=[task_document(record) for record in page.items], next_cursor=page.next_cursor)
@@ -78,8 +85,11 @@ class TaskRoutes:
         """DELETE /tasks/{id}: cancel a task; 200 with it, or 204 when it had ended and is gone for good."""
         read_query(request.scope["query_string"], NoQuery)
         id = task_id(request)
+        by = caller_of(request.scope).actor()
+        if by.project is not None:
+            await self._visible(request, id)
         try:
-            outcome = await self._pool.remove_task(id)
+            outcome = await self._pool.store.carry_out(remove_task(id, by))
         except TaskConflict as error:
             raise conflict(error, stop=f"/tasks/{quote(id)}/stop") from None
         if outcome is None:
@@ -98,9 +108,11 @@ class TaskRoutes:
         """POST /tasks/{id}/stop: stop a task; 202 with it as it is now, stopping or canceled."""
         read_query(request.scope["query_string"], NoQuery)
         how = read_stop(await read_optional_json(request.scope, request.receive, self._max_body_bytes))
-        record = await self._pool.get(task_id(request))
+        record = await self._visible(request, task_id(request))
         if not record.status.is_terminal:
-            record = await self._pool.kill_task(record.id, grace_s=how.grace_s, force=how.force)
+            by = caller_of(request.scope).actor()
+            killing = kill_task(record.id, grace_s=how.grace_s, force=how.force, by=by)
+            record = await self._pool.store.carry_out(killing)
             if record.status not in (TaskStatus.DONE, TaskStatus.FAILED):  # else it ended just before
                 return Json(task_document(record), status=202)
         raise TaskConflict(record.id, record.status, f"task {record.id} has ended already: it is {record.status}")
@@ -117,8 +129,22 @@ class TaskRoutes:
         """POST /tasks/{id}/retry: queue a task again that has failed, or was stopped or canceled; 202 with it."""
         read_query(request.scope["query_string"], NoQuery)
         read_retry(await read_optional_json(request.scope, request.receive, self._max_body_bytes))
-        record = await self._pool.retry_task(task_id(request))
+        id, by = task_id(request), caller_of(request.scope).actor()
+        if by.project is not None:
+            await self._visible(request, id)
+        record = await self._pool.store.carry_out(retry_task(id, by))
         return Json(task_document(record), status=202)
+
+    async def _visible(self, request: Request, id: str) -> TaskRecord:
+        """The task, if it is there for the caller.
+
+        Raises:
+            TaskNotFound: it isn't, or it is another project's.
+        """
+        record = await self._pool.get(id)
+        if not caller_of(request.scope).sees(record.project):
+            raise TaskNotFound(id)
+        return record
 
 
 def task_id(request: Request) -> str:

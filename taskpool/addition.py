@@ -51,6 +51,7 @@ class NewTask(msgspec.Struct, frozen=True, gc=False):
     callback_events: Sequence[str] = ()
     unique: Unique | None = None
     trace: str | None = None
+    project: str | None = None
 
 
 class Once(NamedTuple):
@@ -87,8 +88,8 @@ class Added:
     """The idempotency key was used for something else."""
 
 
-def add(tasks: Sequence[NewTask], once: Once | None = None) -> Call[Added]:
-    """Add tasks, all or none; with `once`, only if no call with the same key did."""
+def add(tasks: Sequence[NewTask], once: Once | None = None, audited: bytes = b"") -> Call[Added]:
+    """Add tasks, all or none; with `once`, only if no call with the same key did. `audited`: its entry."""
     arguments: list[Part] = [len(tasks)]
     held: list[Part] = []
     for index, task in enumerate(tasks, start=1):
@@ -104,6 +105,8 @@ def add(tasks: Sequence[NewTask], once: Once | None = None) -> Call[Added]:
             ",".join(task.parents),
             task.secrets,
             f",{','.join(task.callback_events)}," if task.callback_url else "",
+            task.project or "",
+            audited,
             len(task.fields),
         )
         arguments += task.fields

@@ -7,7 +7,7 @@ Submissions have a stream of their own, so that many of them don't wash out the 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ import msgspec
 from taskpool import keys
 from taskpool.calls import Call, Plan
 from taskpool.cursor import decode_cursor, encode_cursor, wrong_cursor
+from taskpool.errors import FieldError, NotAllowed
 from taskpool.types import Page
 
 LONGEST_PAGE: Final = 500
@@ -24,12 +25,33 @@ _POSITION: Final = re.compile(r"\d{1,15}-\d{1,10}|\+")
 
 
 class Actor(msgspec.Struct, frozen=True, gc=False):
-    """Who does something: `key` is a key's id (None: none was asked for), `project` what its new tasks belong to."""
+    """Who does something: `key` is a key's id (None: none was asked for), `project` what its new tasks belong to, and
+    `types` and `queues` are what it may submit tasks to (None: any)."""
 
     key: str | None
     name: str
     project: str | None
     address: str
+    types: Collection[str] | None = None
+    queues: Collection[str] | None = None
+
+    def check_use(self, type: str, queue: str, start: str = "") -> None:
+        """Return when it may have a task of this type in this queue; `start` prefixes the faults' pointers.
+
+        Raises:
+            NotAllowed
+        """
+        faults = []
+        if self.types is not None and type not in self.types:
+            known = ", ".join(sorted(self.types))
+            faults.append(FieldError(start + "/type", f"the key {self.name!r} may use the types {known}, not {type}"))
+        if self.queues is not None and queue not in self.queues:
+            known = ", ".join(sorted(self.queues))
+            faults.append(
+                FieldError(start + "/queue", f"the key {self.name!r} may use the queues {known}, not {queue}")
+            )
+        if faults:
+            raise NotAllowed(faults)
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -59,6 +59,7 @@ def task_document(record: TaskRecord) -> TaskDocument:
         result_ttl_s=record.result_ttl_s,
         failure_ttl_s=record.failure_ttl_s,
         tags=record.tags or None,
+        project=record.project,
         depends_on=record.depends_on or None,
         callback_url=record.callback_url,
         callback_events=record.callback_events or None,

@@ -66,6 +66,7 @@ class TaskDocument(Document, frozen=True, kw_only=True):
     result_ttl_s: int | None = None
     failure_ttl_s: int | None = None
     tags: Sequence[str] | None = None
+    project: Annotated[str | None, Meta(description="that of the key it was submitted with")] = None
     depends_on: Sequence[str] | None = None
     callback_url: str | None = None
     callback_events: Sequence[str] | None = None

@@ -11,10 +11,12 @@ from typing import NamedTuple
 
 from taskpool import addition
 from taskpool.addition import Added, Once
+from taskpool.audit import Actor, entry
 from taskpool.calls import Plan, one
 from taskpool.catalogue import Catalogue
+from taskpool.checking import Checked, check_task, check_tasks
 from taskpool.errors import InvalidTask
-from taskpool.queue import Checked, check_task, check_tasks, refuse
+from taskpool.queue import refuse
 from taskpool.record import STATUS_OF
 from taskpool.registry import Registry
 from taskpool.submission import Defaults
@@ -37,20 +39,28 @@ class Submitted(NamedTuple):
 
 
 def submit(
-    spec: TaskSpec, catalogue: Catalogue, registry: Registry | None, defaults: Defaults, once: Once | None = None
+    spec: TaskSpec,
+    catalogue: Catalogue,
+    registry: Registry | None,
+    defaults: Defaults,
+    once: Once | None = None,
+    *,
+    by: Actor | None = None,
 ) -> Plan[Submitted]:
-    """Add one task.
+    """Add one task. `by`: who submits it, whose project it gets, and whom the audit names.
 
     Raises:
         InvalidTask: as `add_task`.
+        NotAllowed: `by` may not use its type or its queue.
         UniqueConflict: as `add_task`.
         KeyReused: `once` stands for another submission.
     """
     try:
-        checked = yield from check_task(spec, catalogue, registry, defaults)
+        checked = yield from check_task(spec, catalogue, registry, defaults, by=by)
     except InvalidTask as error:
         return (yield from _before(once, error))
-    return _submitted((checked,), (yield from one(addition.add((checked.task,), once))))
+    audited = entry(by, "task.submitted", checked.task.id)
+    return _submitted((checked,), (yield from one(addition.add((checked.task,), once, audited))))
 
 
 def submit_many(
@@ -59,13 +69,17 @@ def submit_many(
     registry: Registry | None,
     defaults: Defaults,
     once: Once | None = None,
+    *,
+    by: Actor | None = None,
 ) -> Plan[Submitted]:
     """Add tasks, a thousand at most, all or none; as `submit` otherwise. The faults' pointers start with the index."""
     try:
-        checked = yield from check_tasks(specs, catalogue, registry, defaults)
+        checked = yield from check_tasks(specs, catalogue, registry, defaults, by=by)
     except InvalidTask as error:
         return (yield from _before(once, error))
-    return _submitted(checked, (yield from one(addition.add([each.task for each in checked], once))))
+    tasks = [each.task for each in checked]
+    audited = entry(by, "task.submitted", tasks[0].id, count=len(tasks), last=tasks[-1].id)
+    return _submitted(checked, (yield from one(addition.add(tasks, once, audited))))
 
 
 def _before(once: Once | None, refusal: InvalidTask) -> Plan[Submitted]:

@@ -6,6 +6,7 @@ TaskpoolError
 │   ├── InvalidPayload         the payload doesn't fit the type's schema
 │   └── UnknownDependency      depends_on names a task that doesn't exist
 ├── InvalidWebhook             a field of a webhook can't be
+├── NotAllowed                 who submits may not use that type or that queue
 ├── TaskNotFound               no task has this id
 ├── WebhookNotFound            no webhook has this id
 ├── WebhookConflict            somebody else changed it, or there are too many
@@ -115,6 +116,14 @@ class DeliveryBusy(TaskpoolError):
 
     def __init__(self, id: str) -> None:
         super().__init__(f"the delivery {id} is being sent at this moment; ask again when that attempt is over")
+
+
+class NotAllowed(TaskpoolError):
+    """Raised when whoever submits may not use the task's type or queue; nothing was stored. `errors` as above."""
+
+    def __init__(self, errors: Sequence[FieldError]) -> None:
+        super().__init__(errors[0].detail)
+        self.errors = tuple(errors)
 
 
 class TaskNotFound(TaskpoolError):

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from taskpool import entry, queue
 from taskpool.addition import Once
+from taskpool.audit import Actor
 from taskpool.calls import Plan
 from taskpool.catalogue import Catalogue
+from taskpool.checking import Checked, check_task
 from taskpool.entry import Submitted
 from taskpool.errors import ConfigurationError
 from taskpool.registry import Registry
@@ -38,17 +40,20 @@ class Face:
         """The plan that adds one task."""
         return queue.add_task(spec, self.catalogue, self.registry, self.defaults)
 
-    def submitting(self, spec: TaskSpec, once: Once | None = None) -> Plan[Submitted]:
-        """The plan that adds one task for who needs only its id and status; with `once`, once for a key."""
-        return entry.submit(spec, self.catalogue, self.registry, self.defaults, once)
+    def submitting(self, spec: TaskSpec, once: Once | None = None, by: Actor | None = None) -> Plan[Submitted]:
+        """The plan that adds one task for who needs only its id and status; with `once`, once for a key; in the name
+        of `by`."""
+        return entry.submit(spec, self.catalogue, self.registry, self.defaults, once, by=by)
 
-    def submitting_many(self, specs: Sequence[TaskSpec], once: Once | None = None) -> Plan[Submitted]:
+    def submitting_many(
+        self, specs: Sequence[TaskSpec], once: Once | None = None, by: Actor | None = None
+    ) -> Plan[Submitted]:
         """The plan that adds a thousand at most in the same way."""
-        return entry.submit_many(specs, self.catalogue, self.registry, self.defaults, once)
+        return entry.submit_many(specs, self.catalogue, self.registry, self.defaults, once, by=by)
 
-    def checking(self, spec: TaskSpec) -> Plan[queue.Checked]:
+    def checking(self, spec: TaskSpec) -> Plan[Checked]:
         """The plan that checks one task as adding it would."""
-        return queue.check_task(spec, self.catalogue, self.registry, self.defaults)
+        return check_task(spec, self.catalogue, self.registry, self.defaults)
 
     def adding_many(self, specs: Sequence[TaskSpec]) -> Plan[list[TaskRecord]]:
         """The plan that adds many."""

@@ -1,4 +1,4 @@
-"""Lists of tasks by status, queue, type and tag, newest first, page by page, never at the cost of a queue's length.
+"""Lists of tasks by status, queue, type, tag, project: newest first, in pages, never at the cost of a queue's length.
 
 Each filter has an index: RQ's queues and registries hold the statuses, ours the types and tags. The narrowest one
 is walked, the other filters look at the records. A page looks at 1,000 records at most: where few of them match,
@@ -46,6 +46,7 @@ class Filter:
     queue: str | None = None
     type: str | None = None
     tag: str | None = None
+    project: str | None = None
 
     def keeps(self, record: TaskRecord) -> bool:
         """Whether a record belongs to the listing."""
@@ -54,6 +55,7 @@ class Filter:
             and (self.queue is None or record.queue == self.queue)
             and (self.type is None or record.type == self.type)
             and (self.tag is None or self.tag in record.tags)
+            and (self.project is None or record.project == self.project)
         )
 
 
@@ -180,6 +182,8 @@ Index = ById | Running | ByScore | FromTail
 
 def _walk(wanted: Filter) -> Plan[Sequence[Index]]:
     """The indexes to walk, in an order that stays the same from page to page."""
+    if wanted.project is not None:  # alone, so that neither the pages nor the cursors tell anything of other projects
+        return [ById([keys.BY_PROJECT + wanted.project])]
     if wanted.tag is not None:
         return [ById([keys.BY_TAG + wanted.tag])]
     if wanted.status is not None:

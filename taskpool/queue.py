@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-import msgspec
 from msgspec.structs import replace
 
 from taskpool import addition, keys, scripts
 from taskpool.addition import Added, NewTask
+from taskpool.audit import Actor, entry
 from taskpool.calls import Call, Plan, one
 from taskpool.catalogue import Catalogue
+from taskpool.checking import Checked, check_task, check_tasks
 from taskpool.cursor import decode_cursor, encode_cursor
 from taskpool.errors import (
-    FieldError,
-    InvalidPayload,
-    InvalidTask,
     KeyReused,
     TaskConflict,
     TaskNotFound,
@@ -26,24 +24,15 @@ from taskpool.errors import (
 )
 from taskpool.record import STATUS_OF, fetch_if_there, is_task, restore
 from taskpool.registry import Registry
-from taskpool.secret import Secrets
-from taskpool.submission import Defaults, TypeOptions, prepare
-from taskpool.tasktype import TaskType
+from taskpool.submission import Defaults
 from taskpool.types import Page, QueuedTask, TaskRecord, TaskSpec, TaskStatus, utc
-from taskpool.unique import rare_fields
+from taskpool.unique import rare_fields, shown_key
 
 CHUNK: Final = 1000
 """So many tasks at most go into one call, which stores all of them or none."""
 
 LONGEST_PAGE: Final = 500
 RELEASES: Final = 1000
-
-
-class Checked(NamedTuple):
-    """A submission that may be stored, and its payload as JSON values, with masks for what is secret."""
-
-    task: NewTask
-    payload: Any
 
 
 def add_task(spec: TaskSpec, catalogue: Catalogue, registry: Registry | None, defaults: Defaults) -> Plan[TaskRecord]:
@@ -55,38 +44,6 @@ def add_task(spec: TaskSpec, catalogue: Catalogue, registry: Registry | None, de
     checked = yield from check_task(spec, catalogue, registry, defaults)
     (record,) = yield from _store([checked])
     return record
-
-
-def check_task(spec: TaskSpec, catalogue: Catalogue, registry: Registry | None, defaults: Defaults) -> Plan[Checked]:
-    """Check a submission as `add_task` does, and store nothing.
-
-    Raises:
-        InvalidTask: as `add_task`.
-    """
-    task_type = None if registry is None else registry.get(spec.type)
-    info = task_type or (yield from catalogue.find((spec.type,)))[spec.type]
-    return _checked(spec, task_type or catalogue, info, defaults, "")
-
-
-def check_tasks(
-    specs: Sequence[TaskSpec], catalogue: Catalogue, registry: Registry | None, defaults: Defaults
-) -> Plan[list[Checked]]:
-    """Check submissions as `add_tasks` does, and store nothing.
-
-    Raises:
-        InvalidTask: as `add_tasks`.
-    """
-    _check_keys(specs)
-    return (yield from _check(specs, catalogue, registry, defaults))
-
-
-def _check_keys(specs: Sequence[TaskSpec]) -> None:
-    """A unique key can't be held by two that come together."""
-    first: dict[str, int] = {}
-    for index, spec in enumerate(specs):
-        if spec.unique_key is not None and first.setdefault(spec.unique_key, index) != index:
-            detail = f"the task {first[spec.unique_key]} of this batch has the same unique key"
-            raise InvalidTask(f"/{index}/unique_key: {detail}", [FieldError(f"/{index}/unique_key", detail)])
 
 
 def add_tasks(
@@ -101,32 +58,6 @@ def add_tasks(
     if len(checked) > CHUNK:  # one call finds out by itself
         yield from _check_parents([each.task for each in checked])
     return (yield from _store(checked))
-
-
-def _check(
-    specs: Sequence[TaskSpec], catalogue: Catalogue, registry: Registry | None, defaults: Defaults
-) -> Plan[list[Checked]]:
-    local = {} if registry is None else {spec.type: registry.get(spec.type) for spec in specs}
-    foreign = {spec.type for spec in specs if local.get(spec.type) is None}
-    infos = (yield from catalogue.find(list(foreign))) if foreign else {}
-    checked = []
-    for index, spec in enumerate(specs):
-        task_type = local.get(spec.type)
-        info = task_type or infos[spec.type]
-        checked.append(_checked(spec, task_type or catalogue, info, defaults, f"/{index}"))
-    return checked
-
-
-def _checked(spec: TaskSpec, judge: TaskType | Catalogue, info: TypeOptions, defaults: Defaults, start: str) -> Checked:
-    """One submission, checked by its type where that is registered here, else by its schema in the catalogue."""
-    payload = _as_json(spec, start)
-    fields = judge.secret_fields(spec.type) if isinstance(judge, Catalogue) else judge.secret_fields
-    shown, secrets = fields.split(payload) if fields else (payload, None)
-    if isinstance(judge, Catalogue):
-        judge.check(spec.type, payload, start + "/payload")
-    else:
-        _check_locally(judge, payload, start, secrets)
-    return Checked(prepare(spec, shown, info, defaults, start, secrets=secrets), shown)
 
 
 def _store(checked: Sequence[Checked]) -> Plan[list[TaskRecord]]:
@@ -158,7 +89,7 @@ def refuse(checked: Sequence[Checked], added: Added, start: int = 0) -> None:
         index, id, word = added.conflict
         held = checked[index].task.unique
         status = STATUS_OF.get(word.encode(), TaskStatus.QUEUED)
-        raise UniqueConflict("" if held is None else held.name, id, status, start + index)
+        raise UniqueConflict("" if held is None else shown_key(held.name), id, status, start + index)
     if added.is_other:
         raise KeyReused
 
@@ -176,26 +107,6 @@ def stored(checked: Sequence[Checked], added: Added, start: int = 0) -> list[Tas
         _record(each.task, each.payload, STATUS_OF.get(status.encode(), TaskStatus.QUEUED), created_at)
         for each, status in zip(checked, added.statuses, strict=True)
     ]
-
-
-def _check_locally(task_type: TaskType, payload: Any, start: str, secrets: Secrets | None) -> None:
-    try:
-        task_type.decode(payload)
-    except InvalidPayload as error:
-        if not start and secrets is None:
-            raise
-        hide = secrets.hide if secrets else str
-        faults = [FieldError(start + each.pointer, hide(each.detail)) for each in error.errors]
-        raise InvalidPayload(hide(str(error)), faults) from None
-
-
-def _as_json(spec: TaskSpec, start: str) -> Any:
-    """The payload as JSON values: a program may give dataclasses, dates and the like."""
-    try:
-        return {} if spec.payload is None else msgspec.to_builtins(spec.payload, str_keys=True)
-    except (TypeError, ValueError, RecursionError) as error:
-        fault = FieldError(f"{start}/payload", str(error))
-        raise InvalidPayload(f"the payload of {spec.type!r} is not JSON: {error}", [fault]) from None
 
 
 def _check_parents(tasks: Sequence[NewTask]) -> Plan[None]:
@@ -232,12 +143,16 @@ def _record(task: NewTask, payload: Any, status: TaskStatus, created_at: datetim
         callback_url=task.callback_url,
         callback_events=tuple(task.callback_events),
         seq=1,
+        project=task.project,
         **rare_fields(None if task.unique is None else task.unique.text, task.trace),
     )
 
 
-def get_queue(name: str, *, cursor: str | None = None, limit: int = 100) -> Plan[Page[QueuedTask]]:
-    """A part of a queue as it is at one moment, in dispatch order. It changes nothing.
+def get_queue(
+    name: str, *, cursor: str | None = None, limit: int = 100, project: str | None = None
+) -> Plan[Page[QueuedTask]]:
+    """A part of a queue as it is at one moment, in dispatch order. It changes nothing. With `project` it shows the
+    tasks of that alone, with their positions among all.
 
     Raises:
         InvalidTask: the cursor isn't one of ours.
@@ -250,20 +165,23 @@ def get_queue(name: str, *, cursor: str | None = None, limit: int = 100) -> Plan
     for position, (id, flat) in enumerate(zip(rest[::2], rest[1::2], strict=True), start=offset + 1):
         if is_task(flat):
             record = restore(id.decode(), flat)
+            if project is not None and record.project != project:
+                continue
             since = record.enqueued_at or record.created_at or now
             items.append(QueuedTask(record, position, max(0.0, (now - since.astimezone(UTC)).total_seconds())))
     end = offset + len(rest) // 2
     return Page(tuple(items), encode_cursor(end) if end < length else None)
 
 
-def remove_task(id: str) -> Plan[TaskStatus | None]:
+def remove_task(id: str, by: Actor | None = None) -> Plan[TaskStatus | None]:
     """Take a task out: one that waits is canceled (CANCELED), an ended one is purged with all that is its (None).
 
     Raises:
         TaskNotFound
         TaskConflict: it is running (stop it first), or RQ itself holds it back.
     """
-    word = yield from one(scripts.cancel(id, reason="canceled", error="canceled before it started"))
+    audited = entry(by, "task.canceled", id)
+    word = yield from one(scripts.cancel(id, reason="canceled", error=scripts.NOT_STARTED, audited=audited))
     if word == "ok":
         return TaskStatus.CANCELED
     for _ in range(RELEASES):
@@ -271,7 +189,7 @@ def remove_task(id: str) -> Plan[TaskStatus | None]:
             raise TaskNotFound(id)
         if word == "started":
             raise TaskConflict(id, TaskStatus.IN_PROGRESS, f"task {id} is running: stop it first")
-        word = yield from one(scripts.purge(id))
+        word = yield from one(scripts.purge(id, audited=entry(by, "task.removed", id)))
         if word in ("ok", "gone"):  # gone meanwhile, or by this very call when its first answer was lost
             return None
         if word == "children":  # tasks that wait for it still have to read how it ended

@@ -123,6 +123,7 @@ def restore_hash(id: str, h: Hash) -> TaskRecord:
         worker=_text(h.get(b"worker_name")),
         history=_history(h.get(b"history")),
         seq=_number(h.get(b"seq")) or 0,
+        project=_text(h.get(b"project")),
         **(rare_fields(_text(h.get(b"unique")), _text(h.get(b"trace"))) if b"unique" in h or b"trace" in h else {}),
     )
 

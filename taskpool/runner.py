@@ -12,6 +12,7 @@ import msgspec
 
 from taskpool import rqjob, scripts
 from taskpool.attempt import Outcome, execute_task, execute_task_async
+from taskpool.audit import Actor, entry
 from taskpool.calls import Call, Plan, one
 from taskpool.context import TaskContext
 from taskpool.errors import TaskConflict, TaskNotFound, TaskpoolError
@@ -38,31 +39,36 @@ def run_task(queues: Sequence[str], *, worker: str, attempt_id: str, lease_ms: i
     return scripts.claim(queues, worker=worker, attempt_id=attempt_id, lease_ms=lease_ms, again=True)
 
 
-def kill_task(id: str, *, grace_s: float = 10.0, force: bool = False) -> Plan[TaskRecord]:
+def kill_task(id: str, *, grace_s: float = 10.0, force: bool = False, by: Actor | None = None) -> Plan[TaskRecord]:
     """Stop a task: one that hasn't started is canceled, a running one is asked to stop and killed after `grace_s`
     (`force`: at once), an ended one stays as it is. Returns the record as it is then.
 
     Raises:
         TaskNotFound
     """
+    audited = entry(by, "task.stopped", id)
     for _ in range(RACES):
-        word = yield from one(scripts.stop(id, grace_s=grace_s, force=force))
+        word = yield from one(scripts.stop(id, grace_s=grace_s, force=force, audited=audited))
         if word not in ("queued", "scheduled", "deferred"):
             break
-        word = yield from one(scripts.cancel(id, reason="canceled", error="canceled before it started"))
+        word = yield from one(scripts.cancel(id, reason="canceled", error=scripts.NOT_STARTED, audited=audited))
         if word == "ok":
             break
     return (yield from one(fetch(id)))
 
 
-def retry_task(id: str) -> Plan[TaskRecord]:
+def retry_task(id: str, by: Actor | None = None) -> Plan[TaskRecord]:
     """Give a failed, stopped or canceled task a new life: it is queued for a new attempt.
 
     Raises:
         TaskNotFound
         TaskConflict: its status doesn't allow it, or a task it depends on hasn't ended well.
+        NotAllowed: `by` may not use its type or its queue.
     """
-    word = yield from one(scripts.revive(id))
+    if by is not None and not (by.types is None and by.queues is None):
+        found = yield from one(fetch(id))
+        by.check_use(found.type, found.queue)
+    word = yield from one(scripts.revive(id, entry(by, "task.retried", id)))
     if word == "gone":
         raise TaskNotFound(id)
     record = yield from one(fetch(id))

@@ -26,6 +26,8 @@ from taskpool.types import RunningTask, TaskStatus
 __all__ = ["Added", "NewTask", "add"]  # and all that is below
 
 NO_TRACEBACK: Final = b""
+NOT_STARTED: Final = "canceled before it started"
+"""What the record of a task says that a person canceled."""
 
 _claim, _finish, _requeue, _crash = map(Script, ("claim", "finish", "requeue", "crash"))
 _heartbeat, _progress, _log, _stop = map(Script, ("heartbeat", "progress", "log", "stop"))
@@ -158,27 +160,27 @@ def log(id: str, attempt_id: str, lines: Sequence[bytes], limits: LogLimits, *, 
 # --- by hand --------------------------------------------------------------------------------------------------
 
 
-def stop(id: str, *, grace_s: float, force: bool) -> Call[str]:
+def stop(id: str, *, grace_s: float, force: bool, audited: bytes = b"") -> Call[str]:
     """Ask a running task to stop: ``ok``, ``gone``, or RQ's word of the status that doesn't allow it."""
-    return _stop.call((id, f"{grace_s:g}", "1" if force else ""), _word, again=True)
+    return _stop.call((id, f"{grace_s:g}", "1" if force else "", audited), _word, again=True)
 
 
-def cancel(id: str, *, reason: str, error: str) -> Call[str]:
+def cancel(id: str, *, reason: str, error: str, audited: bytes = b"") -> Call[str]:
     """Cancel a task that hasn't started (reason ``expired``: only if it has expired)."""
     mark = "" if reason == "expired" else _mark()
-    return _cancel.call((id, reason, error, mark), _word, again=True)
+    return _cancel.call((id, reason, error, mark, audited), _word, again=True)
 
 
-def revive(id: str) -> Call[str]:
+def revive(id: str, audited: bytes = b"") -> Call[str]:
     """Queue a failed, stopped or canceled task again: ``ok``, ``gone``, ``dependency``, ``secrets`` (they are gone),
     ``unique ID`` (that task holds its unique key), or RQ's word of its status."""
-    return _revive.call((id, _mark()), _word, again=True)
+    return _revive.call((id, _mark(), audited), _word, again=True)
 
 
-def purge(id: str, registry: str = "") -> Call[str]:
+def purge(id: str, registry: str = "", audited: bytes = b"") -> Call[str]:
     """Remove an ended task (with `registry`: if its time there has come): ``ok``, ``early``, ``gone``, ``children``,
     or RQ's word of the status that doesn't allow it."""
-    return _purge.call((id, registry), _word, again=True)
+    return _purge.call((id, registry, audited), _word, again=True)
 
 
 # --- housekeeping ---------------------------------------------------------------------------------------------

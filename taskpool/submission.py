@@ -18,6 +18,7 @@ import msgspec
 
 from taskpool import record, rqjob, unique
 from taskpool.addition import Unique
+from taskpool.audit import Actor
 from taskpool.calls import Part
 from taskpool.errors import FieldError, InvalidPayload, InvalidTask
 from taskpool.finite import refuse_nan
@@ -88,20 +89,26 @@ def prepare(
     start: str = "",
     *,
     secrets: Secrets | None = None,
+    by: Actor | None = None,
 ) -> NewTask:
     """The task that `spec` asks for, with `payload`: its own as JSON values, which fit the schema already, with masks
     in the places of its `secrets`.
 
-    `start` prefixes the faults' pointers.
+    `start` prefixes the faults' pointers; `by` is who submits it.
 
     Raises:
         InvalidTask: with a JSON Pointer for each fault.
+        NotAllowed
     """
     if spec != TaskSpec(type=spec.type, payload=spec.payload):  # without an option there is nothing to check
         faults = [FieldError(f"{start}/{field}", detail) for field, detail in _faults(spec, defaults)]
         if faults:
             raise InvalidTask(f"{faults[0].pointer}: {faults[0].detail}", faults)
     queue = spec.queue or info.queue
+    project = None
+    if by is not None:
+        by.check_use(spec.type, queue, start)
+        project = by.project
     timeout_s = spec.timeout_s or info.timeout_s or defaults.timeout_s
     result_ttl_s = spec.result_ttl_s or info.result_ttl_s or defaults.result_ttl_s
     failure_ttl_s = spec.failure_ttl_s or defaults.failure_ttl_s
@@ -133,9 +140,11 @@ def prepare(
         fields += ("backoff", record.backoff_text(backoff_s, backoff_max_s))
     if secrets is not None:
         fields += ("secret_ttl", defaults.secret_ttl_s)
-    held = unique.unique_of(spec)
+    held = unique.unique_of(spec, project)
     traced = trace_text(spec.traceparent, spec.tracestate) if spec.traceparent else None
     fields += _rare_fields(spec, held, traced)
+    if project is not None:
+        fields += ("project", project)
     return NewTask(
         id=new_id(),
         queue=queue,
@@ -158,6 +167,7 @@ def prepare(
         callback_events=callback_events(spec.callback_url, spec.callback_events),
         unique=held,
         trace=traced,
+        project=project,
     )
 
 

@@ -195,6 +195,7 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     callback_events: tuple[str, ...] = ()
     worker: str | None = None
     history: tuple[PastAttempt, ...] = ()
+    project: str | None = None
     seq: int = 0
     unique_key: str | None = None
     unique_until: str | None = None

@@ -156,12 +156,14 @@ def purge_ended(queue: str) -> Plan[float]:
 
 
 def indexes() -> Plan[list[str]]:
-    """The keys of all indexes by type and tag."""
-    types, tags = yield (
+    """The keys of all indexes by type, tag and project."""
+    types, tags, projects = yield (
         Call(("SMEMBERS", keys.TYPES_USED), _names, again=True),
         Call(("SMEMBERS", keys.TAGS), _names, again=True),
+        Call(("SMEMBERS", keys.PROJECTS), _names, again=True),
     )
-    return [*(keys.BY_TYPE + type for type in types), *(keys.BY_TAG + tag for tag in tags)]
+    by_type = [keys.BY_TYPE + type for type in types]
+    return [*by_type, *(keys.BY_TAG + tag for tag in tags), *(keys.BY_PROJECT + project for project in projects)]
 
 
 def release_outbox() -> Plan[None]:

@@ -5,6 +5,7 @@
 --          expires_ms (from now; '' = never), tags (comma separated), parents (ids, comma separated),
 --          secrets (what was taken out of its payload; '' = nothing),
 --          events its callback is told of (',done,failed,'; '' = it has none),
+--          project ('' = none), entry of the audit of all of them (of the first; '' = none),
 --          k, and k alternating field names and values of the task's hash
 --          and then, only if any is asked for:
 --          key under which this call is carried out once ('' = none), fingerprint of what it asks for, ms it is kept;
@@ -18,7 +19,7 @@
 --          {'conflict', index, id of the holder, its status}  its unique key is held
 --          {'unknown_dependency', id of the parent that doesn't exist}
 
-local FIXED = 12
+local FIXED = 14
 local n = tonumber(ARGV[1])
 
 local function rq_status(id)
@@ -90,12 +91,18 @@ if redis.call('EXISTS', unpack(keys)) > 0 then
   return reply
 end
 
+-- Whether a task with this project may wait for that one: another project's isn't there for it.
+local function is_there(parent, project)
+  local f = redis.call('HMGET', KEY.job .. parent, 'status', 'project')
+  return f[1] and (project == '' or f[2] == project)
+end
+
 -- Check: does every parent exist (it may stand earlier in the same call)?
 local at, own = 2, {}
 for _ = 1, n do
   local id = ARGV[at]
   for parent in string.gmatch(ARGV[at + 8], '[^,]+') do
-    if not own[parent] and not rq_status(parent) then
+    if not own[parent] and not is_there(parent, ARGV[at + 11]) then
       return {'unknown_dependency', parent}
     end
   end
@@ -133,12 +140,13 @@ local ready, fronts, by_type = {}, {}, {}
 local function store(at)
   local id, queue, type, front, run_ms, delay_ms, expires_ms, tags, parents =
     ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], ARGV[at + 8]
-  local secrets, callback_events, k = ARGV[at + 9], ARGV[at + 10], tonumber(ARGV[at + 11])
+  local secrets, callback_events, project, k = ARGV[at + 9], ARGV[at + 10], ARGV[at + 11], tonumber(ARGV[at + 13])
   local key = KEY.job .. id
   local status, rq = 'queued', 'queued'
   -- A task's first event tells what never changes and filters ask for; the later ones don't repeat it.
   local more = ',"type":"' .. type .. '","queue":"' .. queue .. '"'
     .. (tags == '' and '' or ',"tags":["' .. string.gsub(tags, ',', '","') .. '"]')
+    .. (project == '' and '' or ',"project":"' .. project .. '"')
 
   local due_ms = (run_ms ~= '' and tonumber(run_ms)) or (delay_ms ~= '' and now_ms + tonumber(delay_ms)) or 0
   if due_ms > now_ms then
@@ -170,6 +178,10 @@ local function store(at)
   for tag in string.gmatch(tags, '[^,]+') do
     redis.call('ZADD', KEY.by_tag .. tag, 0, id)
     redis.call('SADD', KEY.tags, tag)
+  end
+  if project ~= '' then
+    redis.call('ZADD', KEY.by_project .. project, 0, id)
+    redis.call('SADD', KEY.projects, project)
   end
 
   if status == 'queued' then
@@ -206,9 +218,10 @@ local function store(at)
   return rq
 end
 
-local reply = {'ok', stamp}
+local reply, stores = {'ok', stamp}, false
 at = 2
 for index = 1, n do
+  stores = stores or not existing[index]
   reply[index + 2] = existing[index] or store(at)
   at = at + FIXED + tonumber(ARGV[at + FIXED - 1])
 end
@@ -227,6 +240,7 @@ for type, pairs_ in pairs(by_type) do
   redis.call('ZADD', KEY.by_type .. type, unpack(pairs_))
   redis.call('SADD', KEY.types_used, type)
 end
+if stores then audit(ARGV[14], true) end
 if once_key and once_key ~= '' then
   local answers = {}
   for index, key in ipairs(keys) do

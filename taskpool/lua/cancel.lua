@@ -4,6 +4,7 @@
 -- ARGV[2]  reason: canceled | expired
 -- ARGV[3]  error: one readable line
 -- ARGV[4]  mark of this call, by which it is known when it is sent again; '' = none
+-- ARGV[5]  entry of the audit; '' = none
 -- Returns  'ok' (also when sent again) | 'early' (expired was asked, but it isn't, or was started in time) | 'gone' |
 --          RQ's word of the status that doesn't allow it
 
@@ -34,4 +35,5 @@ redis.call('HSET', key, 'status', 'canceled', 'ended_at', stamp, 'seq', seq, 're
 if mark ~= '' then redis.call('HSET', key, 'by_call', mark) end
 retain(id, KEY.canceled .. queue, tonumber(f[4]) or 604800, now_ms, f[8], f[9])
 emit(id, seq, 'canceled', 'canceled', now_ms, ',"reason":"' .. reason .. '"')
+audit(ARGV[5])
 return 'ok'

@@ -2,13 +2,14 @@
 --
 -- ARGV[1]  id
 -- ARGV[2]  '' = now; a registry's key: only when its time in there has come
+-- ARGV[3]  entry of the audit; '' = none
 -- Returns  'ok' | 'early' | 'gone' (only left-overs were dropped) | 'children' (tasks that wait for it must be
 --          released first) | RQ's word of the status that doesn't allow it
 
 local id, registry = ARGV[1], ARGV[2]
 local key = KEY.job .. id
 local f = redis.call('HMGET', key, 'status', 'origin', 'type', 'tags', 'ended_at', 'seq', 'failure_ttl', 'secret_ttl',
-  'callback_url', 'unique', 'log')
+  'callback_url', 'unique', 'log', 'project')
 local status = f[1]
 local now_ms, stamp = clock()
 if registry ~= '' then
@@ -45,8 +46,13 @@ for tag in string.gmatch(f[4] or '', '[^,]+') do
   redis.call('ZREM', KEY.by_tag .. tag, id)
   if redis.call('EXISTS', KEY.by_tag .. tag) == 0 then redis.call('SREM', KEY.tags, tag) end
 end
+if f[12] then
+  redis.call('ZREM', KEY.by_project .. f[12], id)
+  if redis.call('EXISTS', KEY.by_project .. f[12]) == 0 then redis.call('SREM', KEY.projects, f[12]) end
+end
 if f[9] then redis.call('HDEL', KEY.webhooks_wanted, id) end
 local name = f[10] and string.match(f[10], ' (%S+)$')
 if name and entry_of(name) == id then redis.call('HDEL', KEY.unique, name) end
 redis.call('DEL', key, KEY.results .. id, KEY.log .. id, KEY.secrets .. id)
+if status then audit(ARGV[3]) end
 return status and 'ok' or 'gone'

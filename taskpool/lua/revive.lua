@@ -2,6 +2,7 @@
 --
 -- ARGV[1]  id
 -- ARGV[2]  mark of this call, by which it is known when it is sent again
+-- ARGV[3]  entry of the audit; '' = none
 -- Returns  'ok' (also when sent again, whatever became of the task since) | 'gone' | 'dependency' (a parent hasn't
 --          ended well) | 'secrets' (they are no longer kept) | 'unique ID' (that task holds its unique key) |
 --          RQ's word of the status that doesn't allow it
@@ -39,4 +40,5 @@ redis.call('HSET', key, 'status', 'queued', 'enqueued_at', stamp, 'seq', seq, 'a
   'max_attempts', tonumber(f[5] or 0) + attempts_a_life, 'by_call', mark)
 enqueue(id, queue, false)
 emit(id, seq, 'queued', 'queued', now_ms, ',"retried_by":"hand"')
+audit(ARGV[3])
 return 'ok'

@@ -3,6 +3,7 @@
 --
 -- ARGV[1]  id
 -- ARGV[2]  grace in seconds before it is killed; ARGV[3] '1' = kill at once
+-- ARGV[4]  entry of the audit; '' = none
 -- Returns  'ok' | 'gone' | RQ's word of the status that doesn't allow it
 
 local id, grace_s, force = ARGV[1], ARGV[2], ARGV[3]
@@ -18,6 +19,7 @@ if not f[5] or (force == '1' and f[6] ~= '1') then
   redis.call('HSET', key, 'stop_ms', f[5] or string.format('%.0f', now_ms), 'stop_grace_s', grace_s, 'stop_force',
     force, 'seq', seq)
   emit(id, seq, 'stopping', 'stopping', now_ms, ',"force":' .. (force == '1' and 'true' or 'false'))
+  audit(ARGV[4])
 end
 redis.call('PUBLISH', KEY.commands .. (f[3] or ''), string.format(
   '{"command":"taskpool-stop","job_id":"%s","attempt_id":"%s","force":%s,"grace_s":%s}',

@@ -18,6 +18,9 @@ for _, id in ipairs(ids) do
 end
 if redis.call('EXISTS', index) == 0 then
   if string.find(index, KEY.by_tag, 1, true) == 1 then redis.call('SREM', KEY.tags, string.sub(index, #KEY.by_tag + 1)) end
+  if string.find(index, KEY.by_project, 1, true) == 1 then
+    redis.call('SREM', KEY.projects, string.sub(index, #KEY.by_project + 1))
+  end
   if string.find(index, KEY.by_type, 1, true) == 1 then
     redis.call('SREM', KEY.types_used, string.sub(index, #KEY.by_type + 1))
   end

@@ -1,0 +1,133 @@
+"""Submissions checked: by their type, where it is registered here, else by the schema that its workers published.
+
+Nothing is stored here; what stores what was checked is in `queue` and `entry`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from taskpool.addition import NewTask
+from taskpool.audit import Actor
+from taskpool.calls import Plan
+from taskpool.catalogue import Catalogue
+from taskpool.errors import FieldError, InvalidPayload, InvalidTask
+from taskpool.registry import Registry
+from taskpool.secret import Secrets
+from taskpool.submission import Defaults, TypeOptions, prepare
+from taskpool.tasktype import TaskType
+from taskpool.types import TaskSpec
+
+
+class Checked(NamedTuple):
+    """A submission that may be stored, and its payload as JSON values, with masks for what is secret."""
+
+    task: NewTask
+    payload: Any
+
+
+def check_task(
+    spec: TaskSpec,
+    catalogue: Catalogue,
+    registry: Registry | None,
+    defaults: Defaults,
+    *,
+    by: Actor | None = None,
+) -> Plan[Checked]:
+    """Check a submission as `add_task` does, and store nothing. `by`: who submits it, whose project it gets.
+
+    Raises:
+        InvalidTask: as `add_task`.
+        NotAllowed: `by` may not use its type or its queue.
+    """
+    task_type = None if registry is None else registry.get(spec.type)
+    info = task_type or (yield from catalogue.find((spec.type,)))[spec.type]
+    return _checked(spec, task_type or catalogue, info, defaults, "", by=by)
+
+
+def check_tasks(
+    specs: Sequence[TaskSpec],
+    catalogue: Catalogue,
+    registry: Registry | None,
+    defaults: Defaults,
+    *,
+    by: Actor | None = None,
+) -> Plan[list[Checked]]:
+    """Check submissions as `add_tasks` does, and store nothing; `by` as in `check_task`.
+
+    Raises:
+        InvalidTask: as `add_tasks`.
+        NotAllowed
+    """
+    _check_keys(specs)
+    return (yield from _check(specs, catalogue, registry, defaults, by))
+
+
+def _check_keys(specs: Sequence[TaskSpec]) -> None:
+    """A unique key can't be held by two that come together."""
+    first: dict[str, int] = {}
+    for index, spec in enumerate(specs):
+        if spec.unique_key is not None and first.setdefault(spec.unique_key, index) != index:
+            detail = f"the task {first[spec.unique_key]} of this batch has the same unique key"
+            raise InvalidTask(f"/{index}/unique_key: {detail}", [FieldError(f"/{index}/unique_key", detail)])
+
+
+def _check(
+    specs: Sequence[TaskSpec],
+    catalogue: Catalogue,
+    registry: Registry | None,
+    defaults: Defaults,
+    by: Actor | None,
+) -> Plan[list[Checked]]:
+    local = {} if registry is None else {spec.type: registry.get(spec.type) for spec in specs}
+    foreign = {spec.type for spec in specs if local.get(spec.type) is None}
+    infos = (yield from catalogue.find(list(foreign))) if foreign else {}
+    checked = []
+    for index, spec in enumerate(specs):
+        task_type = local.get(spec.type)
+        info = task_type or infos[spec.type]
+        checked.append(_checked(spec, task_type or catalogue, info, defaults, f"/{index}", by=by))
+    return checked
+
+
+def _checked(
+    spec: TaskSpec,
+    judge: TaskType | Catalogue,
+    info: TypeOptions,
+    defaults: Defaults,
+    start: str,
+    *,
+    by: Actor | None,
+) -> Checked:
+    """One submission, checked by its type where that is registered here, else by its schema in the catalogue."""
+    payload = _as_json(spec, start)
+    fields = judge.secret_fields(spec.type) if isinstance(judge, Catalogue) else judge.secret_fields
+    shown, secrets = fields.split(payload) if fields else (payload, None)
+    if isinstance(judge, Catalogue):
+        judge.check(spec.type, payload, start + "/payload")
+    else:
+        _check_locally(judge, payload, start, secrets)
+    return Checked(prepare(spec, shown, info, defaults, start, secrets=secrets, by=by), shown)
+
+
+def _check_locally(task_type: TaskType, payload: Any, start: str, secrets: Secrets | None) -> None:
+    try:
+        task_type.decode(payload)
+    except InvalidPayload as error:
+        if not start and secrets is None:
+            raise
+        hide = secrets.hide if secrets else str
+        faults = [FieldError(start + each.pointer, hide(each.detail)) for each in error.errors]
+        raise InvalidPayload(hide(str(error)), faults) from None
+
+
+def _as_json(spec: TaskSpec, start: str) -> Any:
+    """The payload as JSON values: a program may give dataclasses, dates and the like."""
+    try:
+        return {} if spec.payload is None else msgspec.to_builtins(spec.payload, str_keys=True)
+    except (TypeError, ValueError, RecursionError) as error:
+        fault = FieldError(f"{start}/payload", str(error))
+        raise InvalidPayload(f"the payload of {spec.type!r} is not JSON: {error}", [fault]) from None
