@@ -12,7 +12,7 @@ from api.outlet import Item, Live, Outlet, Steps
 from api.problems import Problem
 from api.query import EventsQuery, TaskEventsQuery, read_query
 from api.responses import NoContent
-from api.routes_tasks import task_id
+from api.routes_tasks import task_id, visible
 from api.streams import Streams
 from api.subscription import Subscription, Wanted
 from taskpool.async_pool import AsyncTaskPool
@@ -45,9 +45,9 @@ class EventRoutes:
         query = read_query(request.scope["query_string"], TaskEventsQuery)
         after = _after(request, query.last_event_id)
         caller = caller_of(request.scope)
-        wanted = Wanted(caller.sees, task=task_id(request))
+        wanted = Wanted(caller.project, task=task_id(request))
         if request.method == "HEAD":
-            await self._pool.get(task_id(request))
+            await visible(self._pool, request)
             return StreamHead()
         subscription = await self._open(caller, wanted, after)
         first: list[Item] = []
@@ -78,7 +78,7 @@ class EventRoutes:
             return StreamHead()
         caller = caller_of(request.scope)
         wanted = Wanted(
-            caller.sees,
+            caller.project,
             status=query.status,
             queue=query.queue,
             type=query.type,

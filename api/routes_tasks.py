@@ -53,10 +53,10 @@ class TaskRoutes:
         id = task_id(request)
         if query.wait:
             if caller_of(request.scope).project is not None:  # whether it is there isn't told by a wait either
-                await self._visible(request, id)
+                await visible(self._pool, request)
             record = await self._long_polls.wait(id, query.wait, request.receive)
         else:
-            record = await self._visible(request, id)
+            record = await visible(self._pool, request)
         return tagged(task_document(record), request.scope["headers"])
 
     @operation("list_tasks", tag="tasks", query=ListQuery, answers={200: Answer(TaskPage, headers=("Link",))})
@@ -87,7 +87,7 @@ class TaskRoutes:
         id = task_id(request)
         by = caller_of(request.scope).actor()
         if by.project is not None:
-            await self._visible(request, id)
+            await visible(self._pool, request)
         try:
             outcome = await self._pool.store.carry_out(remove_task(id, by))
         except TaskConflict as error:
@@ -108,7 +108,7 @@ class TaskRoutes:
         """POST /tasks/{id}/stop: stop a task; 202 with it as it is now, stopping or canceled."""
         read_query(request.scope["query_string"], NoQuery)
         how = read_stop(await read_optional_json(request.scope, request.receive, self._max_body_bytes))
-        record = await self._visible(request, task_id(request))
+        record = await visible(self._pool, request)
         if not record.status.is_terminal:
             by = caller_of(request.scope).actor()
             killing = kill_task(record.id, grace_s=how.grace_s, force=how.force, by=by)
@@ -131,20 +131,21 @@ class TaskRoutes:
         read_retry(await read_optional_json(request.scope, request.receive, self._max_body_bytes))
         id, by = task_id(request), caller_of(request.scope).actor()
         if by.project is not None:
-            await self._visible(request, id)
+            await visible(self._pool, request)
         record = await self._pool.store.carry_out(retry_task(id, by))
         return Json(task_document(record), status=202)
 
-    async def _visible(self, request: Request, id: str) -> TaskRecord:
-        """The task, if it is there for the caller.
 
-        Raises:
-            TaskNotFound: it isn't, or it is another project's.
-        """
-        record = await self._pool.get(id)
-        if not caller_of(request.scope).sees(record.project):
-            raise TaskNotFound(id)
-        return record
+async def visible(pool: AsyncTaskPool, request: Request) -> TaskRecord:
+    """The task in the path, if it is there for the caller.
+
+    Raises:
+        TaskNotFound: it isn't, or it is another project's.
+    """
+    record = await pool.get(task_id(request))
+    if not caller_of(request.scope).sees(record.project):
+        raise TaskNotFound(record.id)
+    return record
 
 
 def task_id(request: Request) -> str:

@@ -9,6 +9,7 @@ from api.subscription import Subscription
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.document import task_document
 from taskpool.eventlog import newest
+from taskpool.listing import Filter, list_tasks
 from taskpool.record import fetch
 
 MOST_TASKS: Final = 100
@@ -32,9 +33,8 @@ async def take_snapshot(pool: AsyncTaskPool, subscription: Subscription) -> None
     else:
         at = await pool.store.run(newest())
         if wanted.snapshots:
-            page = await pool.list_tasks(
-                status=wanted.status, queue=wanted.queue, type=wanted.type, tag=wanted.tag, limit=MOST_TASKS
-            )
+            filter = Filter(wanted.status, wanted.queue, wanted.type, wanted.tag, wanted.project)
+            page = await pool.store.carry_out(list_tasks(filter, limit=MOST_TASKS))
             subscription.seen = {record.id: record.seq for record in page.items}
             documents = [task_document(record) for record in page.items]
     subscription.after = subscription.sent = at

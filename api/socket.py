@@ -184,5 +184,5 @@ class _Socket:
 
 def _wanted(caller: Caller, task: str | None, filter: Filter | None) -> Wanted:
     if filter is None:
-        return Wanted(caller.sees, task=task)
-    return Wanted(caller.sees, status=filter.status, queue=filter.queue, type=filter.type, tag=filter.tag)
+        return Wanted(caller.project, task=task)
+    return Wanted(caller.project, status=filter.status, queue=filter.queue, type=filter.type, tag=filter.tag)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,16 +15,21 @@ from taskpool.types import TaskStatus
 class Wanted:
     """One task (`task`), or all tasks that fit the rest and that the caller may see; None fits all.
 
-    `sees` says of a project whether its tasks exist for the caller. `snapshots`: tell first how things stand.
+    `project` is the caller's: if it has one, the tasks of others don't exist for it. `snapshots`: tell first how things
+    stand.
     """
 
-    sees: Callable[[str | None], bool]
+    project: str | None
     task: str | None = None
     status: TaskStatus | None = None
     queue: str | None = None
     type: str | None = None
     tag: str | None = None
     snapshots: bool = True
+
+    def sees(self, project: str | None) -> bool:
+        """Whether a task of this project exists for the caller."""
+        return self.project is None or self.project == project
 
     def fits(self, step: Step) -> bool:
         """Whether an event is wanted. The attributes of its task must be known, unless it is wanted by id."""
