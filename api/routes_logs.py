@@ -15,7 +15,7 @@ from api.operation import JSON, Answer, operation
 from api.problems import Problem
 from api.query import LogFormat, LogQuery, read_query, wrong_cursor
 from api.responses import Json, NoContent
-from api.routes_tasks import task_id
+from api.routes_tasks import check_visible, task_id
 from api.streams import Streams
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.document import log_line_document
@@ -57,6 +57,7 @@ class LogRoutes:
         (`Accept: text/event-stream` or `format=events`); 204 to who comes back for more of a log that has ended.
         """
         query = read_query(request.scope["query_string"], LogQuery)
+        await check_visible(self._pool, request)
         form = query.format or _accepted(request, follows=query.follow)
         try:
             if form is LogFormat.JSON:

@@ -52,8 +52,7 @@ class TaskRoutes:
         query = read_query(request.scope["query_string"], TaskQuery)
         id = task_id(request)
         if query.wait:
-            if caller_of(request.scope).project is not None:  # whether it is there isn't told by a wait either
-                await visible(self._pool, request)
+            await check_visible(self._pool, request)  # whether it is there isn't told by a wait either
             record = await self._long_polls.wait(id, query.wait, request.receive)
         else:
             record = await visible(self._pool, request)
@@ -86,8 +85,7 @@ class TaskRoutes:
         read_query(request.scope["query_string"], NoQuery)
         id = task_id(request)
         by = caller_of(request.scope).actor()
-        if by.project is not None:
-            await visible(self._pool, request)
+        await check_visible(self._pool, request)
         try:
             outcome = await self._pool.store.carry_out(remove_task(id, by))
         except TaskConflict as error:
@@ -130,8 +128,7 @@ class TaskRoutes:
         read_query(request.scope["query_string"], NoQuery)
         read_retry(await read_optional_json(request.scope, request.receive, self._max_body_bytes))
         id, by = task_id(request), caller_of(request.scope).actor()
-        if by.project is not None:
-            await visible(self._pool, request)
+        await check_visible(self._pool, request)
         record = await self._pool.store.carry_out(retry_task(id, by))
         return Json(task_document(record), status=202)
 
@@ -146,6 +143,16 @@ async def visible(pool: AsyncTaskPool, request: Request) -> TaskRecord:
     if not caller_of(request.scope).sees(record.project):
         raise TaskNotFound(record.id)
     return record
+
+
+async def check_visible(pool: AsyncTaskPool, request: Request) -> None:
+    """Return if what is done with the task in the path shows whether it is there, and it may be for the caller.
+
+    Raises:
+        TaskNotFound: it is another project's, or it isn't there and the caller belongs to a project.
+    """
+    if caller_of(request.scope).project is not None:  # else it costs nothing
+        await visible(pool, request)
 
 
 def task_id(request: Request) -> str:

@@ -63,7 +63,7 @@ def test_a_task_with_everything_shows_everything() -> None:
         crashes=1, snoozes=1, timeout_s=1.5, result_ttl_s=10, failure_ttl_s=20,
         tags=("a",), depends_on=("0",), worker="w", seq=9, callback_url="https://a.example", callback_events=("done",),
         history=(PastAttempt(attempt=1, worker="w", started_at=AT, ended_at=AT, outcome="failed"),),
-        unique_key="k", unique_until="start", unique_for_s=1.0, traceparent="00-1", tracestate="a=b",
+        unique_key="k", unique_until="start", unique_for_s=1.0, traceparent="00-1", tracestate="a=b", project="shop",
     )  # fmt: skip
 
     document = shown(task_document, full)
