@@ -22,6 +22,7 @@ from taskpool.errors import (
     KeyNotFound,
     KeyReused,
     NotAllowed,
+    QueueFull,
     RedisFull,
     RedisUnavailable,
     TaskConflict,
@@ -61,6 +62,7 @@ KINDS: Final[Mapping[str, tuple[int, str]]] = {
     "unknown-type": (422, "Unknown task type"),
     "unknown-dependency": (422, "A dependency doesn't exist"),
     "idempotency-key-reused": (422, "The idempotency key stands for another request"),
+    "queue-full": (429, "The queue has no room"),
     "headers-too-large": (431, "The headers are too large"),
     "internal-error": (500, "Something broke on our side"),
     "too-many-streams": (503, "This process serves no more streams"),
@@ -197,6 +199,13 @@ async def render_key_reused(request: Request, exception: Exception) -> Response:
     return Problem("idempotency-key-reused", str(exception)).response()
 
 
+async def render_queue_full(request: Request, exception: Exception) -> Response:
+    """The handler of QueueFull."""
+    assert isinstance(exception, QueueFull)
+    headers = [retry_after(exception.retry_after_s)]
+    return Problem("queue-full", f"{exception}; nothing was stored", headers=headers, queue=exception.queue).response()
+
+
 def retry_after(seconds: float) -> tuple[bytes, bytes]:
     """The header that says when to try again: in whole seconds, one at least."""
     return b"retry-after", b"%d" % max(1, ceil(seconds))
@@ -244,6 +253,7 @@ HANDLERS: Final = {
     NotAllowed: render_not_allowed,
     TaskNotFound: render_not_found,
     TaskConflict: render_conflict,
+    QueueFull: render_queue_full,
     InvalidKey: render_invalid_key,
     KeyNotFound: render_key_not_found,
     UniqueConflict: render_unique_conflict,

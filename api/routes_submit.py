@@ -30,7 +30,7 @@ REPLAYED: Final = (b"idempotency-replayed", b"true")
 ASKS: Final = ("Idempotency-Key", "Prefer", "traceparent", "tracestate")
 TELLS: Final = ("Idempotency-Replayed", "Preference-Applied")
 PROBLEMS: Final = (
-    *("invalid-header", "unknown-type", "invalid-payload", "unknown-dependency"),
+    *("invalid-header", "unknown-type", "invalid-payload", "unknown-dependency", "queue-full"),
     *("unique-conflict", "idempotency-key-reused"),
 )
 

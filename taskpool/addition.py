@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from datetime import datetime
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -14,6 +16,8 @@ from taskpool.calls import Call, Part
 from taskpool.lua import Script
 
 ONCE_KEPT_S: Final = 86_400
+UNKNOWN_ROOM_S: Final = 10.0
+LONGEST_ROOM_S: Final = 60.0
 
 _add: Final = Script("add", "unique")
 
@@ -52,6 +56,25 @@ class NewTask(msgspec.Struct, frozen=True, gc=False):
     unique: Unique | None = None
     trace: str | None = None
     project: str | None = None
+    max_depth: int = 0
+    """Most tasks that its queue may hold; 0: any number. The first task of a call says it for all."""
+
+
+class FullQueue(NamedTuple):
+    """A queue that holds `held` tasks, and has no room for `coming` more. `head_waited_s`: None if that isn't known."""
+
+    name: str
+    held: int
+    coming: int
+    most: int
+    head_waited_s: float | None
+
+    def room_in_s(self) -> float:
+        """When there may be room: a queue that holds L tasks, and whose head has waited W seconds, lets L go in W."""
+        if self.head_waited_s is None or not self.held:
+            return UNKNOWN_ROOM_S
+        missing = self.held + self.coming - self.most
+        return min(max(self.head_waited_s / self.held * missing, 1.0), LONGEST_ROOM_S)
 
 
 class Once(NamedTuple):
@@ -84,13 +107,15 @@ class Added:
     replayed: tuple[str, ...] = ()
     conflict: tuple[int, str, str] | None = None
     """The index of the task whose unique key is held, by whom, and that task's status."""
+    full: FullQueue | None = None
     is_other: bool = False
     """The idempotency key was used for something else."""
 
 
 def add(tasks: Sequence[NewTask], once: Once | None = None, audited: bytes = b"") -> Call[Added]:
     """Add tasks, all or none; with `once`, only if no call with the same key did. `audited`: its entry."""
-    arguments: list[Part] = [len(tasks)]
+    most = tasks[0].max_depth if tasks else 0
+    arguments: list[Part] = [len(tasks), most]
     held: list[Part] = []
     for index, task in enumerate(tasks, start=1):
         arguments += (
@@ -118,7 +143,7 @@ def add(tasks: Sequence[NewTask], once: Once | None = None, audited: bytes = b""
     elif held:
         arguments += ("", "", "")
     arguments += held
-    return _add.call(arguments, _read, again=True)
+    return _add.call(arguments, partial(_read, most=most), again=True)
 
 
 def added_before(once: Once) -> Call[Added | None]:
@@ -133,7 +158,15 @@ def added_before(once: Once) -> Call[Added | None]:
     return Call(("GET", keys.ONCE + once.digest), read, again=True)
 
 
-def _read(reply: list[bytes]) -> Added:
+def _seconds_between(since: bytes, now: bytes) -> float | None:
+    """None when the first is no time of ours, or none at all."""
+    try:
+        return (datetime.fromisoformat(now.decode()) - datetime.fromisoformat(since.decode())).total_seconds()
+    except (ValueError, TypeError):
+        return None
+
+
+def _read(reply: list[Any], most: int = 0) -> Added:
     word = reply[0]
     if word in (b"ok", b"exists"):
         statuses = [status.decode() for status in reply[2:]]
@@ -149,6 +182,9 @@ def _read(reply: list[bytes]) -> Added:
         return Added(reply[1].decode(), statuses_, existing=existing, replayed=tuple([id for id, _, _ in pairs]))
     if word == b"conflict":
         return Added(conflict=(int(reply[1]) - 1, reply[2].decode(), reply[3].decode()))
+    if word == b"full":
+        _, stamp, queue, held, coming, since = reply
+        return Added(full=FullQueue(queue.decode(), held, coming, most, _seconds_between(since, stamp)))
     if word == b"other":
         return Added(is_other=True)
     return Added(unknown_dependency=reply[1].decode())

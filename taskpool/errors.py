@@ -17,6 +17,7 @@ TaskpoolError
 ├── KeyReused                  the idempotency key stands for another submission
 ├── InvalidKey                 what was asked for can't be an API key
 ├── KeyNotFound                no API key has this id
+├── QueueFull                  the queue has no room for what was submitted
 ├── WaitTimeout                the task didn't end in time
 ├── AttemptLost                the attempt no longer holds the lease
 ├── ConfigurationError         a setting or a task module is wrong
@@ -172,6 +173,17 @@ class KeyNotFound(TaskpoolError):
     def __init__(self, id: str) -> None:
         super().__init__(f"no API key has the id {id!r}; it was revoked, or it never existed")
         self.id = id
+
+
+class QueueFull(TaskpoolError):
+    """Raised when a queue holds as many tasks as it may (`max_queue_depth`); nothing was stored.
+
+    `queue` and `held` are its name and how many it holds; `retry_after_s` is when there may be room, at its pace.
+    """
+
+    def __init__(self, queue: str, held: int, most: int, retry_after_s: float) -> None:
+        super().__init__(f"the queue {queue!r} has no room: it holds {held:,} tasks, and may hold {most:,}")
+        self.queue, self.held, self.retry_after_s = queue, held, retry_after_s
 
 
 class WaitTimeout(TaskpoolError):

@@ -33,6 +33,7 @@ class Face:
             failure_ttl_s=settings.failure_ttl_s,
             max_attempts=settings.max_attempts,
             secret_ttl_s=settings.secret_ttl_s,
+            max_queue_depth=settings.max_queue_depth,
             webhook_allow=settings.webhook_allow,
         )
 

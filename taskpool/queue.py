@@ -17,6 +17,7 @@ from taskpool.checking import Checked, check_task, check_tasks
 from taskpool.cursor import decode_cursor, encode_cursor
 from taskpool.errors import (
     KeyReused,
+    QueueFull,
     TaskConflict,
     TaskNotFound,
     UniqueConflict,
@@ -82,6 +83,7 @@ def refuse(checked: Sequence[Checked], added: Added, start: int = 0) -> None:
         UnknownDependency
         UniqueConflict
         KeyReused
+        QueueFull
     """
     if added.unknown_dependency is not None:
         raise UnknownDependency(added.unknown_dependency)
@@ -92,6 +94,8 @@ def refuse(checked: Sequence[Checked], added: Added, start: int = 0) -> None:
         raise UniqueConflict("" if held is None else shown_key(held.name), id, status, start + index)
     if added.is_other:
         raise KeyReused
+    if (queue := added.full) is not None:
+        raise QueueFull(queue.name, queue.held, queue.most, queue.room_in_s())
 
 
 def stored(checked: Sequence[Checked], added: Added, start: int = 0) -> list[TaskRecord]:
@@ -99,7 +103,7 @@ def stored(checked: Sequence[Checked], added: Added, start: int = 0) -> list[Tas
 
     Raises:
         UnknownDependency: it stored none of them.
-        UniqueConflict: as well.
+        UniqueConflict, QueueFull: as well.
     """
     refuse(checked, added, start)
     created_at = datetime.fromisoformat(added.stamp)

@@ -55,6 +55,7 @@ class Defaults:
     failure_ttl_s: int = 604_800
     max_attempts: int = DEFAULT_ATTEMPTS
     secret_ttl_s: int = 604_800
+    max_queue_depth: int = 0
     webhook_allow: tuple[str, ...] = ()
 
 
@@ -163,6 +164,7 @@ def prepare(
         backoff_s=backoff_s,
         backoff_max_s=backoff_max_s,
         secrets=hidden,
+        max_depth=defaults.max_queue_depth,
         callback_url=spec.callback_url,
         callback_events=callback_events(spec.callback_url, spec.callback_events),
         unique=held,

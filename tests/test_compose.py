@@ -15,7 +15,8 @@ import pytest
 from rq_dashboard.cli import run as rq_dashboard
 
 from taskpool.cli.root import main
-from taskpool.settings import PREFIX, SETTING_FIELDS, Settings
+from taskpool.setting import PREFIX
+from taskpool.settings import SETTING_FIELDS, Settings
 from tests.compose import ROOT, Stack, read_services, seconds, words
 
 SERVICES = read_services({})

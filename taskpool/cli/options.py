@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from taskpool.settings import SETTING_FIELDS, SettingField, Settings, resolve_redis_url
+from taskpool.setting import SettingField
+from taskpool.settings import SETTING_FIELDS, Settings, resolve_redis_url
 
 if TYPE_CHECKING:
     from taskpool.pool import TaskPool

@@ -1,6 +1,8 @@
 -- Adds tasks, all or none.
 --
--- ARGV[1]  n, the number of tasks; then for each:
+-- ARGV[1]  n, the number of tasks
+-- ARGV[2]  most tasks that a queue may hold of each kind (ready, scheduled, waiting for others); '0' = any number
+-- ARGV[3+] for each task:
 --          id, queue, type, front ('1' or ''), run_ms (absolute; '' = now), delay_ms ('' = none),
 --          expires_ms (from now; '' = never), tags (comma separated), parents (ids, comma separated),
 --          secrets (what was taken out of its payload; '' = nothing),
@@ -18,9 +20,10 @@
 --          {'other', ''}  the key of an earlier call that asked for something else
 --          {'conflict', index, id of the holder, its status}  its unique key is held
 --          {'unknown_dependency', id of the parent that doesn't exist}
+--          {'full', stamp, queue, how many it holds, how many would come, since when its head is queued (or '')}
 
 local FIXED = 14
-local n = tonumber(ARGV[1])
+local n, most = tonumber(ARGV[1]), tonumber(ARGV[2])
 
 local function rq_status(id)
   return redis.call('HGET', KEY.job .. id, 'status')
@@ -60,7 +63,7 @@ end
 
 -- Is it a repetition, because the answer to the first was lost? Then it is answered again, whatever became of parents.
 -- The first of a batch may have run and been purged since: each id counts.
-local keys, next_at = {}, 2
+local keys, next_at = {}, 3
 for index = 1, n do
   keys[index] = KEY.job .. ARGV[next_at]
   next_at = next_at + FIXED + tonumber(ARGV[next_at + FIXED - 1])
@@ -98,7 +101,7 @@ local function is_there(parent, project)
 end
 
 -- Check: does every parent exist (it may stand earlier in the same call)?
-local at, own = 2, {}
+local at, own = 3, {}
 for _ = 1, n do
   local id = ARGV[at]
   for parent in string.gmatch(ARGV[at + 8], '[^,]+') do
@@ -111,17 +114,41 @@ for _ = 1, n do
 end
 
 -- Check: whose unique keys are held?
-local existing, replaced = {}, {}
+local existing, replaced, roomless = {}, {}, {}
 local now_ms, stamp = clock()
 for at = uniques_at, #ARGV, 4 do
   local index, on_conflict = tonumber(ARGV[at]), ARGV[at + 2]
   local holder, status = holder_of(ARGV[at + 1], now_ms)
   if holder and on_conflict == 'return' then
     existing[index] = '=' .. holder .. ':' .. status
+    roomless[index] = true
   elseif holder and on_conflict == 'replace' and waits(status) then
     table.insert(replaced, {holder, string.sub(keys[index], #KEY.job + 1)})
+    roomless[index] = true
   elseif holder then
     return {'conflict', index, holder, status}
+  end
+end
+
+-- Check: is there room for what needs some? A task that takes another's place doesn't.
+local coming = {}
+at = 3
+for index = 1, most > 0 and n or 0 do
+  if not roomless[index] then
+    local kind = ARGV[at + 8] ~= '' and KEY.deferred
+      or (ARGV[at + 4] ~= '' or ARGV[at + 5] ~= '') and KEY.scheduled or KEY.queue
+    local place = kind .. ARGV[at + 1]
+    coming[place] = coming[place] or {kind, ARGV[at + 1], 0}
+    coming[place][3] = coming[place][3] + 1
+  end
+  at = at + FIXED + tonumber(ARGV[at + FIXED - 1])
+end
+for place, what in pairs(coming) do
+  local kind, queue, count = what[1], what[2], what[3]
+  local held = redis.call(kind == KEY.queue and 'LLEN' or 'ZCARD', place)
+  if held + count > most then
+    local head = kind == KEY.queue and redis.call('LINDEX', place, 0)
+    return {'full', stamp, queue, held, count, head and redis.call('HGET', KEY.job .. head, 'enqueued_at') or ''}
   end
 end
 
@@ -219,7 +246,7 @@ local function store(at)
 end
 
 local reply, stores = {'ok', stamp}, false
-at = 2
+at = 3
 for index = 1, n do
   stores = stores or not existing[index]
   reply[index + 2] = existing[index] or store(at)

@@ -1,0 +1,145 @@
+"""One row of the table of settings: what it accepts, in words, and how text becomes its value."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
+
+from taskpool.sentinel_url import FORM, SCHEME, SentinelUrl
+from taskpool.webhook_target import entry_fault
+
+Kind = Literal["text", "integer", "seconds", "list", "targets", "switch", "choice", "url"]
+
+PREFIX: Final = "TASKPOOL_"
+REDIS_SCHEMES: Final = ("redis", "rediss", "unix", SCHEME)
+
+
+def setting(
+    default: Any,
+    help: str,
+    kind: Kind,
+    *,
+    least: float = 0,
+    most: float = math.inf,
+    choices: tuple[str, ...] = (),
+    secret: bool = False,
+) -> Any:
+    """The field of a settings class: its default, what it is, its `kind` of value and which of these are allowed."""
+    metadata = {"help": help, "kind": kind, "least": least, "most": most, "choices": choices}
+    return field(default=default, repr=not secret, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class SettingField:
+    """One row of the table of settings. `parse` turns text into the value."""
+
+    name: str
+    kind: Kind
+    default: Any
+    help: str
+    least: float
+    most: float
+    choices: tuple[str, ...]
+
+    @property
+    def env(self) -> str:
+        """The variable's name, such as TASKPOOL_DATA_DIR."""
+        return PREFIX + self.name.upper()
+
+    @property
+    def flag(self) -> str:
+        """The flag's name, such as --data-dir."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it takes several names."""
+        return self.kind in ("list", "targets")
+
+    @property
+    def accepts(self) -> str:
+        """What a value may be, in words."""
+        if self.kind == "choice":
+            return "one of " + ", ".join(self.choices)
+        if self.kind in ("integer", "seconds"):
+            noun = "a whole number" if self.kind == "integer" else "a number of seconds"
+            return (
+                f"{noun} of {self.least:g} or more"
+                if math.isinf(self.most)
+                else (f"{noun} from {self.least:g} to {self.most:.12g}")
+            )
+        return {
+            "text": "text",
+            "list": "names, separated by commas",
+            "targets": "host names, addresses and networks like 10.0.0.0/8, separated by commas",
+            "switch": "true or false",
+            "url": f"redis://HOST:PORT/DB, rediss://HOST:PORT/DB, unix:///PATH or {FORM}",
+        }[self.kind]
+
+    def parse(self, raw: object) -> Any:
+        """The value of `raw`: text, or a value of the right type already.
+
+        Raises:
+            ValueError: it isn't one; the text names the value and what is accepted.
+        """
+        if self.is_list:
+            parts = raw if isinstance(raw, list | tuple) else str(raw).split(",")
+            names = tuple(name for part in parts if (name := str(part).strip()))
+            for name in names if self.kind == "targets" else ():
+                if fault := entry_fault(name):
+                    raise ValueError(fault)
+            return names
+        text = str(raw).strip()
+        if self.kind == "url":
+            return _redis_url(text, self.accepts)
+        try:
+            return self._scalar(text)
+        except (KeyError, ValueError):
+            near = difflib.get_close_matches(text.lower(), self.choices, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{text!r} is not {self.accepts}{hint}") from None
+
+    def _scalar(self, text: str) -> Any:
+        match self.kind:
+            case "integer" | "seconds":
+                number = int(text) if self.kind == "integer" else float(text)
+                if not (self.least <= number <= self.most and math.isfinite(number)):
+                    raise ValueError
+                return number
+            case "switch":
+                return _SWITCH[text.lower()]
+            case "choice":
+                return self.choices[self.choices.index(text.lower())]
+            case _:
+                if not text:
+                    raise ValueError
+                return text
+
+
+_SWITCH: Final = {
+    "true": True, "yes": True, "on": True, "1": True,
+    "false": False, "no": False, "off": False, "0": False,
+}  # fmt: skip
+
+
+def _redis_url(text: str, accepts: str) -> str:
+    if text.startswith(SCHEME + ":"):
+        try:
+            SentinelUrl.parse(text)
+        except ValueError as fault:
+            raise ValueError(f"{fault}; accepted: {accepts}") from None
+        return text
+    try:
+        parts = urlsplit(text)
+        complete = parts.path if parts.scheme == "unix" else parts.hostname
+        _ = parts.port  # the one part that urlsplit leaves unchecked
+    except ValueError:
+        raise ValueError(f"not a URL; accepted: {accepts}") from None
+    if parts.scheme not in REDIS_SCHEMES:
+        raise ValueError(f"the scheme {parts.scheme!r} is not supported; accepted: {accepts}")
+    if not complete:
+        raise ValueError(f"names no {'path' if parts.scheme == 'unix' else 'host'}; accepted: {accepts}")
+    return text
