@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from starlette.applications import Starlette
+from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import BaseRoute, Route, WebSocketRoute
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.access import ADMIN, ANYONE, PUBLIC, READ, READ_ALL, STOP, STREAM, WRITE, Guarded
+from api.front import Front, fail
 from api.gate import Gate
 from api.headers import told_to_browsers
 from api.hub import Hub
@@ -42,8 +46,15 @@ class Application(Starlette):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, one socket or the application's life."""
         if self.middleware_stack is None:
-            self.middleware_stack = told_to_browsers(self.build_middleware_stack(), self.origins)
+            front = Front(self.build_middleware_stack(), self._handling(fail), self.routes)
+            self.middleware_stack = told_to_browsers(front, self.origins)
         await super().__call__(scope, receive, send)
+
+    def _handling(self, app: ASGIApp) -> ASGIApp:
+        """`app` within Starlette's handling of what is raised."""
+        handlers = dict(self.exception_handlers)
+        bug: Any = handlers.pop(Exception)
+        return ServerErrorMiddleware(ExceptionMiddleware(app, handlers=handlers), handler=bug)
 
 
 def create_app(settings: Settings) -> Starlette:

@@ -10,8 +10,9 @@ import re
 from typing import Any, Final
 
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope
+from starlette.types import Message, Receive, Scope
 
+from api.begun import Begun
 from api.problems import Problem
 from api.strict_json import InvalidJson, decode
 
@@ -76,23 +77,30 @@ def _check_headers(scope: Scope, limit: int) -> None:
 
 
 async def _read(receive: Receive, limit: int) -> bytes:
+    first = Begun(receive())
+    if first.is_done and not first.value.get("more_body", False):
+        return _chunk(first.value, 0, limit)
     received = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
+            message = first.value if first.is_done else await first
             while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
-                more = message.get("more_body", False)
-                chunk = message.get("body", b"")
-                if len(received) + len(chunk) > limit:
-                    raise _too_large(limit, unread=more)
-                received += chunk
-                if not more:
+                received += _chunk(message, len(received), limit)
+                if not message.get("more_body", False):
                     return bytes(received)
+                message = await receive()
     except TimeoutError:
         detail = f"the body must arrive within {BODY_TIMEOUT_S:g} s"
         raise Problem("body-timeout", detail, unread_body=True) from None
+
+
+def _chunk(message: Message, before: int, limit: int) -> bytes:
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    chunk: bytes = message.get("body", b"")
+    if before + len(chunk) > limit:
+        raise _too_large(limit, unread=message.get("more_body", False))
+    return chunk
 
 
 def _too_large(limit: int, *, unread: bool) -> Problem:

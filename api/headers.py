@@ -69,8 +69,9 @@ class SecurityHeaders:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
-                headers = message["headers"] = [*message.get("headers", ()), *SECURITY]
-                if CSP not in dict(headers):
+                given = message.get("headers", ())
+                message["headers"] = headers = [*given, *SECURITY]
+                if CSP not in [name for name, _ in given]:
                     headers.append(NOTHING)
             await send(message)
 

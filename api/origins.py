@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 from taskpool.errors import ConfigurationError
@@ -37,6 +38,7 @@ def is_own_origin(origin: bytes, host: bytes) -> bool:
     return bool(host) and origin.partition(b"://")[2].lower() == host.lower()
 
 
+@lru_cache(maxsize=256)  # every request asks, mostly for the same
 def names_this_machine(address: str) -> bool:
     """Whether only this machine itself can reach an address: ``localhost``, ``127.0.0.1:8080``, ``[::1]:8080``."""
     host = address.lower()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -18,6 +18,8 @@ from taskpool.lua import Script
 ONCE_KEPT_S: Final = 86_400
 UNKNOWN_ROOM_S: Final = 10.0
 LONGEST_ROOM_S: Final = 60.0
+
+NONE: Final[Mapping[int, str]] = MappingProxyType({})
 
 _add: Final = Script("add", "unique")
 
@@ -92,8 +94,7 @@ class Once(NamedTuple):
         return cls(digest, hashlib.blake2b(asked, digest_size=16).hexdigest())
 
 
-@dataclass(frozen=True, slots=True)
-class Added:
+class Added(msgspec.Struct, frozen=True, gc=False):
     """What `add` answered: RQ's status of each task and when, as RQ writes times; or why it stored none.
 
     `existing` has the ids of those that were there already, by index. `replayed` has all ids, when an earlier call with
@@ -103,7 +104,7 @@ class Added:
     stamp: str = ""
     statuses: tuple[str, ...] = ()
     unknown_dependency: str | None = None
-    existing: Mapping[int, str] = field(default_factory=dict)
+    existing: Mapping[int, str] = NONE
     replayed: tuple[str, ...] = ()
     conflict: tuple[int, str, str] | None = None
     """The index of the task whose unique key is held, by whom, and that task's status."""
@@ -170,6 +171,8 @@ def _read(reply: list[Any], most: int = 0) -> Added:
     word = reply[0]
     if word in (b"ok", b"exists"):
         statuses = [status.decode() for status in reply[2:]]
+        if "=" not in "".join(statuses):
+            return Added(reply[1].decode(), tuple(statuses))
         there = {index: status[1:].split(":") for index, status in enumerate(statuses) if status[0] == "="}
         for index, (_, status) in there.items():
             statuses[index] = status

@@ -91,14 +91,18 @@ def _before(once: Once | None, refusal: InvalidTask) -> Plan[Submitted]:
 
 
 def _submitted(checked: Sequence[Checked], added: Added) -> Submitted:
+    if len(checked) == 1 and len(added.statuses) == 1 and not (added.existing or added.replayed):  # as most are
+        return Submitted((Receipt(checked[0].task.id, _status(added.statuses[0])),))
     refuse(checked, added)
     own = tuple([each.task.id for each in checked])
     ids = added.replayed or own
     receipts = [
-        Receipt(
-            added.existing.get(index, id), STATUS_OF.get(status.encode(), TaskStatus.QUEUED), index in added.existing
-        )
+        Receipt(added.existing.get(index, id), _status(status), index in added.existing)
         for index, (id, status) in enumerate(zip(ids, added.statuses, strict=True))
     ]
     # Sent again because the answer was lost, the call meets what it stored itself.
     return Submitted(tuple(receipts), is_replayed=bool(added.replayed) and added.replayed != own)
+
+
+def _status(word: str) -> TaskStatus:
+    return TaskStatus.QUEUED if word == "queued" else STATUS_OF.get(word.encode(), TaskStatus.QUEUED)

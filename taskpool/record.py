@@ -51,6 +51,13 @@ DIGITS: Final = 15
 _NUMBER: Final = re.compile(rb"-?[0-9]{1,%d}" % DIGITS)
 
 
+_COMMON: Final = frozenset(
+    b"attempt attempt_id created_at data description ended_at enqueued_at error failure_ttl last_heartbeat log origin"
+    b" project result result_ttl seq started_at status timeout timeout_ms type worker_name".split()
+)
+"""The fields of a record on which nothing rare happened. (What `add`, `claim` and `finish` write, and heartbeats.)"""
+
+
 def fetch(id: str) -> Call[TaskRecord]:
     """Read one task.
 
@@ -87,7 +94,7 @@ def restore_hash(id: str, h: Hash) -> TaskRecord:
     status = STATUS_OF.get(h.get(b"status", b""), TaskStatus.FAILED)
     if status is TaskStatus.IN_PROGRESS and b"stop_ms" in h:
         status = TaskStatus.STOPPING
-    error = _text(h.get(b"error"))
+    rare: dict[str, Any] = {} if _COMMON.issuperset(h) else _rare(h)
     return TaskRecord(
         id=id,
         type=type,
@@ -96,36 +103,43 @@ def restore_hash(id: str, h: Hash) -> TaskRecord:
         payload=payload,
         created_at=_time(h.get(b"created_at")),
         enqueued_at=_time(h.get(b"enqueued_at")),
-        run_at=_moment(h.get(b"run_ms")),
         started_at=_time(h.get(b"started_at")),
         ended_at=_time(h.get(b"ended_at")) if status.is_terminal else None,
-        expires_at=_moment(h.get(b"expires_ms")),
         result=_decoded(h.get(b"result")) if status is TaskStatus.DONE else None,
-        error=error or (ELSEWHERE if status is TaskStatus.FAILED else None),
-        failure=_decoded(h.get(b"failure")),
-        reason=_text(h.get(b"reason")),
-        progress=_decoded(h.get(b"progress")),
+        error=_text(h.get(b"error")) or (ELSEWHERE if status is TaskStatus.FAILED else None),
         attempt=_number(h.get(b"attempt")) or 0,
-        max_attempts=_number(h.get(b"max_attempts")) or 1,
-        backoff_s=_backoff_s(h.get(b"backoff"), 0),
-        backoff_max_s=_backoff_s(h.get(b"backoff"), 1),
-        snoozes=_number(h.get(b"snoozes")) or 0,
-        crashes=_number(h.get(b"crashes")) or 0,
         timeout_s=_limit_s(h.get(b"timeout_ms"), h.get(b"timeout")),
         result_ttl_s=_number(h.get(b"result_ttl")),
         failure_ttl_s=_number(h.get(b"failure_ttl")),
-        tags=tuple((_text(h.get(b"tags")) or "").split(",")) if h.get(b"tags") else (),
-        depends_on=_ids(h.get(b"dependency_ids")),
-        callback_url=_text(h.get(b"callback_url")),
-        callback_events=tuple((_text(h.get(b"callback_events")) or ",".join(ENDS)).split(","))
-        if h.get(b"callback_url")
-        else (),
         worker=_text(h.get(b"worker_name")),
-        history=_history(h.get(b"history")),
         seq=_number(h.get(b"seq")) or 0,
         project=_text(h.get(b"project")),
-        **(rare_fields(_text(h.get(b"unique")), _text(h.get(b"trace"))) if b"unique" in h or b"trace" in h else {}),
+        **rare,
     )
+
+
+def _rare(h: Hash) -> dict[str, Any]:
+    """What most records don't have: looking for each of it is what a read of one would mostly consist of."""
+    callback_url = _text(h.get(b"callback_url"))
+    callback_events = _text(h.get(b"callback_events")) or ",".join(ENDS)
+    return {
+        "run_at": _moment(h.get(b"run_ms")),
+        "expires_at": _moment(h.get(b"expires_ms")),
+        "failure": _decoded(h.get(b"failure")),
+        "reason": _text(h.get(b"reason")),
+        "progress": _decoded(h.get(b"progress")),
+        "max_attempts": _number(h.get(b"max_attempts")) or 1,
+        "backoff_s": _backoff_s(h.get(b"backoff"), 0),
+        "backoff_max_s": _backoff_s(h.get(b"backoff"), 1),
+        "snoozes": _number(h.get(b"snoozes")) or 0,
+        "crashes": _number(h.get(b"crashes")) or 0,
+        "tags": tuple((_text(h.get(b"tags")) or "").split(",")) if h.get(b"tags") else (),
+        "depends_on": _ids(h.get(b"dependency_ids")),
+        "callback_url": callback_url,
+        "callback_events": tuple(callback_events.split(",")) if callback_url else (),
+        "history": _history(h.get(b"history")),
+        **rare_fields(_text(h.get(b"unique")), _text(h.get(b"trace"))),
+    }
 
 
 def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str) -> RunningTask:

@@ -130,6 +130,8 @@ class AsyncStore:
             if not all(call.again for call in calls):
                 raise
             replies = await self._transport.exchange([call.command for call in calls], timeout_s)
+        if not _has_errors(replies):
+            return [call.read(reply) for call, reply in zip(calls, replies, strict=True)]
         for at in _unknown_scripts(replies):
             replies[at] = (await self._transport.exchange([with_text(calls[at])], timeout_s))[0]
         try:
@@ -155,6 +157,13 @@ class AsyncStore:
 def _timeout_s(calls: Sequence[Call[Any]]) -> float:
     """Mostly the same, because setting another costs a system call."""
     return max(REPLY_TIMEOUT_S, REPLY_TIMEOUT_S * 0.9 + sum([call.blocks_s for call in calls]))
+
+
+def _has_errors(replies: Sequence[Any]) -> bool:
+    for reply in replies:  # noqa: SIM110 - a generator costs more than the loop
+        if isinstance(reply, hiredis.ReplyError):
+            return True
+    return False
 
 
 def _unknown_scripts(replies: Sequence[Any]) -> list[int]:

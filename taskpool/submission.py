@@ -101,7 +101,8 @@ def prepare(
         InvalidTask: with a JSON Pointer for each fault.
         NotAllowed
     """
-    if spec != TaskSpec(type=spec.type, payload=spec.payload):  # without an option there is nothing to check
+    is_plain = spec == TaskSpec(type=spec.type, payload=spec.payload)
+    if not is_plain:  # without an option there is nothing to check
         faults = [FieldError(f"{start}/{field}", detail) for field, detail in _faults(spec, defaults)]
         if faults:
             raise InvalidTask(f"{faults[0].pointer}: {faults[0].detail}", faults)
@@ -143,7 +144,8 @@ def prepare(
         fields += ("secret_ttl", defaults.secret_ttl_s)
     held = unique.unique_of(spec, project)
     traced = trace_text(spec.traceparent, spec.tracestate) if spec.traceparent else None
-    fields += _rare_fields(spec, held, traced)
+    if not is_plain:
+        fields += _rare_fields(spec, held, traced)
     if project is not None:
         fields += ("project", project)
     return NewTask(
@@ -154,8 +156,8 @@ def prepare(
         run_ms=None if spec.run_at is None else round(spec.run_at.timestamp() * 1000),
         delay_ms=None if spec.delay_s is None else round(spec.delay_s * 1000),
         expires_ms=None if spec.expires_in_s is None else round(spec.expires_in_s * 1000),
-        tags=tuple(dict.fromkeys(spec.tags)),
-        parents=tuple(dict.fromkeys(spec.depends_on)),
+        tags=tuple(dict.fromkeys(spec.tags)) if spec.tags else (),
+        parents=tuple(dict.fromkeys(spec.depends_on)) if spec.depends_on else (),
         fields=fields,
         timeout_s=timeout_s,
         result_ttl_s=result_ttl_s,

@@ -45,6 +45,8 @@ def uvicorn(app: str) -> Callable[[int, str], Command]:
         "--http",
         "httptools",
         "--no-access-log",
+        "--no-proxy-headers",
+        "--no-server-header",
         "--log-level",
         "error",
     ]
