@@ -72,10 +72,7 @@ class Hub:
             RedisUnavailable
         """
         subscription = Subscription(wanted, outlet, name)
-        if wanted.task is not None:
-            attributes = await self._attributes.of(wanted.task)
-            if attributes is None or not wanted.sees(attributes.project):
-                raise TaskNotFound(wanted.task)
+        await self.check(wanted)
         if after is None:
             await take_snapshot(self._pool, subscription)
         else:
@@ -87,6 +84,18 @@ class Hub:
         self._behind.add(subscription)
         self._work_on()
         return subscription
+
+    async def check(self, wanted: Wanted) -> None:
+        """Return if the task that is wanted exists for the caller.
+
+        Raises:
+            TaskNotFound
+            RedisUnavailable
+        """
+        if wanted.task is not None:
+            attributes = await self._attributes.of(wanted.task)
+            if attributes is None or not wanted.sees(attributes.project):
+                raise TaskNotFound(wanted.task)
 
     def close(self, subscription: Subscription) -> None:
         """Tell it nothing more."""
@@ -114,6 +123,7 @@ class Hub:
             self._worker = asyncio.create_task(self._work())
 
     async def _work(self) -> None:
+        failing = False
         while True:
             self._wake.clear()
             try:
@@ -126,12 +136,15 @@ class Hub:
                 if not self._behind and not self._wake.is_set():
                     await self._mark()
             except (RedisUnavailable, ReplyFault) as error:
-                logger.warning("events: %s; trying again", error)
+                if not failing:
+                    logger.warning("events: %s; trying again", error)
+                failing = True
                 self._lost()
                 await asyncio.sleep(RETRY_S)
                 continue
             finally:
                 self._reading = False
+            failing = False
             if not self._behind:
                 try:
                     await asyncio.wait_for(self._wake.wait(), MARK_S)

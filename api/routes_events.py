@@ -8,7 +8,7 @@ from starlette.responses import Response
 from api.caller import Caller, caller_of
 from api.event_stream import EventStream, StreamHead
 from api.operation import Answer, operation
-from api.outlet import Item, Live, Outlet, Steps
+from api.outlet import Item, Live, Outlet
 from api.problems import Problem
 from api.query import EventsQuery, TaskEventsQuery, read_query
 from api.responses import NoContent
@@ -46,15 +46,18 @@ class EventRoutes:
         after = _after(request, query.last_event_id)
         caller = caller_of(request.scope)
         wanted = Wanted(caller.project, task=task_id(request))
+        record = await visible(self._pool, request)
         if request.method == "HEAD":
-            await visible(self._pool, request)
             return StreamHead()
         subscription = await self._open(caller, wanted, after)
         first: list[Item] = []
-        if after is not None and (await self._pool.get(task_id(request))).status.is_terminal:
-            while subscription.outlet.ended is None and not any(isinstance(item, Live) for item in first):
-                first += await subscription.outlet.take()
-            if not any(isinstance(item, Steps) for item in first):
+        if after is not None and record.status.is_terminal:
+            try:
+                first = await _until_live(subscription.outlet)
+            except BaseException:
+                self._streams.release(subscription.outlet, subscription)
+                raise
+            if all(isinstance(item, Live) for item in first):
                 self._streams.release(subscription.outlet, subscription)
                 return NoContent()
         return EventStream(self._streams, subscription, first=first)
@@ -94,6 +97,14 @@ class EventRoutes:
         except BaseException:
             self._streams.release(outlet)
             raise
+
+
+async def _until_live(outlet: Outlet) -> list[Item]:
+    """What there is to tell until the subscription has caught up."""
+    items: list[Item] = []
+    while outlet.ended is None and not any(isinstance(item, Live) for item in items):
+        items += await outlet.take()
+    return items
 
 
 def _after(request: Request, in_query: str | None) -> Position | None:

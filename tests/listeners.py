@@ -1,0 +1,80 @@
+"""Listeners for tests: a hub in this process and clients that note what they are told, in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from api.hub import Hub
+from api.outlet import MOST_WAITING, Item, Live, Outlet, Resync, Snapshot, Steps
+from api.subscription import Subscription, Wanted
+from taskpool.async_pool import AsyncTaskPool
+from taskpool.eventlog import Position
+
+
+class Listener:
+    """One client of a hub: `told` has what it was told, in the words of tests."""
+
+    def __init__(self, hub: Hub, most: int = MOST_WAITING) -> None:
+        self.hub = hub
+        self.outlet = Outlet(on_slow=hub.close, most=most)
+        self.told: list[Any] = []
+        self.last: Position | None = None
+        self._reading: asyncio.Task[None] | None = None
+
+    async def open(self, after: Position | None = None, reads: bool = True, **wanted: Any) -> Subscription:
+        """Subscribe: to all tasks, or what `wanted` says."""
+        wanted.setdefault("project", None)
+        subscription = await self.hub.open(Wanted(**wanted), self.outlet, after=after)
+        if reads:
+            self.read()
+        return subscription
+
+    def read(self) -> None:
+        """Read from now on."""
+        self._reading = self._reading or asyncio.create_task(self._read())
+
+    def stop(self) -> None:
+        """Read no more."""
+        if self._reading is not None:
+            self._reading.cancel()
+
+    def steps(self, id: str | None = None) -> list[int]:
+        """The numbers of the events it was told, of one task or of all."""
+        events = [each for each in self.told if isinstance(each, tuple) and each[0] == "event"]
+        return [seq for _, of, seq, _ in events if id in (None, of)]
+
+    async def until(self, predicate: Callable[[Listener], bool], timeout_s: float = 20) -> None:
+        """Wait until it was told enough."""
+        async with asyncio.timeout(timeout_s):
+            while not predicate(self):
+                await asyncio.sleep(0.005)
+
+    async def _read(self) -> None:
+        while items := await self.outlet.take():
+            for item in items:
+                self._note(item)
+
+    def _note(self, item: Item) -> None:
+        if isinstance(item, Steps):
+            self.told += [("event", each.event.id, each.event.seq, each.event.event) for each in item.steps]
+            self.last = item.steps[-1].at
+        elif isinstance(item, Snapshot):
+            self.told.append(("snapshot", {task.id: task.seq for task in item.documents}))
+            self.last = item.at
+        elif isinstance(item, Resync):
+            self.told.append(("resync", item.reason))
+            self.last = item.at
+        elif isinstance(item, Live):
+            self.told.append("live")
+
+
+@asynccontextmanager
+async def hub_on(redis_url: str) -> AsyncIterator[Hub]:
+    """A hub with a pool of its own."""
+    async with AsyncTaskPool(redis_url) as pool:
+        hub = Hub(pool)
+        yield hub
+        hub.end()

@@ -1,0 +1,318 @@
+"""The hub: every event once and in order to whom it concerns, over cuts, and nobody is skipped silently."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+import api.hub
+from api.hub import Hub
+from taskpool import keys, scripts
+from taskpool.errors import TaskNotFound
+from taskpool.eventlog import START, Position
+from taskpool.redis_server import RedisServer
+from taskpool.types import TaskStatus
+from tests.listeners import Listener, hub_on
+from tests.proxy import Proxy, Trap, When
+from tests.states import World
+from tests.support import eventually
+
+LIVE = "live"
+
+
+@pytest.fixture
+async def hub(redis_url: str) -> AsyncIterator[Hub]:
+    async with hub_on(redis_url) as hub:
+        yield hub
+
+
+async def live(listener: Listener) -> None:
+    await listener.until(lambda each: LIVE in each.told)
+
+
+async def test_a_task_s_listener_is_told_how_it_stands_and_then_each_step(hub: Hub, world: World) -> None:
+    world.add("a")
+    world.add("b")
+    listener = Listener(hub)
+
+    await listener.open(task="a")
+    await live(listener)
+    running = world.claim()
+    world.run(scripts.progress(running, {"done": 1}))
+    world.finish(running)
+    world.finish(world.claim())
+
+    await listener.until(lambda each: len(each.steps()) == 3)
+    assert listener.told == [
+        ("snapshot", {"a": 1}),
+        LIVE,
+        ("event", "a", 2, "started"),
+        ("event", "a", 3, "progress"),
+        ("event", "a", 4, "done"),
+    ]
+
+
+async def test_a_task_that_does_not_exist_or_is_not_to_be_seen_is_not_found(hub: Hub, world: World) -> None:
+    world.add("a")
+
+    with pytest.raises(TaskNotFound):
+        await Listener(hub).open(task="missing")
+    with pytest.raises(TaskNotFound):
+        await Listener(hub).open(task="a", project="mine")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "ids"),
+    [
+        ({}, ["a", "b", "c"]),
+        ({"queue": "q2"}, ["b"]),
+        ({"type": "other"}, ["c"]),
+        ({"tag": "x"}, ["b", "c"]),
+        ({"tag": "x", "queue": "q2"}, ["b"]),
+        ({"status": TaskStatus.QUEUED}, ["a", "b", "c"]),
+        ({"status": TaskStatus.FAILED}, []),
+        ({"project": "mine"}, ["b"]),
+    ],
+)
+async def test_a_filter_keeps_what_fits_also_of_tasks_that_are_older_than_it(
+    hub: Hub, world: World, wanted: dict[str, Any], ids: list[str]
+) -> None:
+    def add_all(suffix: str) -> None:
+        world.add(f"a{suffix}")
+        world.add(f"b{suffix}", queue="q2", tags=["x", "y"])
+        world.add(f"c{suffix}", type="other", tags=["x"])
+
+    def expire(id: str) -> None:
+        world.redis.hset(f"rq:job:{id}", "project", "mine" if id.startswith("b") else "theirs")
+        assert world.run(scripts.cancel(id, reason="canceled", error="by hand")) == "ok"
+
+    add_all("1")
+    listener, everybody = Listener(hub), Listener(hub)
+    await listener.open(**wanted)
+    await everybody.open()
+    await live(listener)
+    await live(everybody)
+    add_all("2")
+    for id in ("a1", "b1", "c1"):
+        expire(id)
+
+    await everybody.until(lambda each: len(each.steps()) == 6)
+    told = [of for kind, of, *_ in (each for each in listener.told if each[0] == "event")]
+    new = [] if "project" in wanted else [id + "2" for id in ids]
+    old = [] if "status" in wanted else [id + "1" for id in ids]
+    assert told == new + old
+
+
+async def test_a_filter_s_snapshot_shows_the_newest_tasks_and_their_steps_are_not_told_again(
+    hub: Hub, world: World
+) -> None:
+    world.add("a")
+    world.end("b")
+    listener = Listener(hub)
+
+    await listener.open(queue="default")
+    await live(listener)
+    world.add("c")
+
+    await listener.until(lambda each: each.steps("c") == [1])
+    assert listener.told == [("snapshot", {"a": 1, "b": 3}), LIVE, ("event", "c", 1, "queued")]
+
+
+async def test_who_comes_back_is_told_what_came_since(hub: Hub, world: World) -> None:
+    world.end("a")
+    first = Listener(hub)
+    await first.open(after=START, task="a")
+    await live(first)
+    assert first.steps() == [1, 2, 3]
+    for _ in range(1200):  # more than is read at once
+        world.redis.xadd(keys.EVENTS, {"e": "not an event"})
+    world.end("b")
+
+    again, all_of_it = Listener(hub), Listener(hub)
+    await again.open(after=first.last)
+    await all_of_it.open(after=START)
+
+    await live(again)
+    await live(all_of_it)
+    assert again.told == [
+        *[("event", "b", seq, name) for seq, name in enumerate(("queued", "started", "done"), 1)],
+        LIVE,
+    ]
+    assert all_of_it.steps("a") == all_of_it.steps("b") == [1, 2, 3]
+
+
+@pytest.mark.parametrize("after", [Position(1, 1), Position(9_999_999_999_999, 0)])
+@pytest.mark.parametrize("wanted", [{"task": "a"}, {}])
+async def test_who_asks_for_what_the_stream_does_not_have_is_told_so_and_how_things_stand(
+    hub: Hub, world: World, after: Position, wanted: dict[str, Any]
+) -> None:
+    running = world.start("a")
+    world.redis.xtrim(keys.EVENTS, maxlen=1, approximate=False)
+    listener = Listener(hub)
+
+    await listener.open(after=after, **wanted)
+    await live(listener)
+    world.finish(running)
+
+    await listener.until(lambda each: each.steps() == [3])
+    assert listener.told[:3] == [("resync", "trimmed"), ("snapshot", {"a": 2}), LIVE]
+
+
+async def test_a_cut_longer_than_the_stream_reaches_back_is_told(hub: Hub, world: World) -> None:
+    running = world.start("a")
+    listener = Listener(hub)
+    await listener.open(task="a")
+    await live(listener)
+
+    hub._connection.close()  # nothing is heard of what follows before the loop goes on
+    for done in range(3):
+        world.run(scripts.progress(running, {"done": done}))
+    world.redis.xtrim(keys.EVENTS, maxlen=1, approximate=False)
+    await listener.until(lambda each: each.told.count(LIVE) == 2)
+    world.finish(running)
+
+    await listener.until(lambda each: each.steps() == [6])
+    assert listener.told[2:-1] == [("resync", "trimmed"), ("snapshot", {"a": 5}), LIVE]
+
+
+async def test_after_an_outage_of_quiet_tasks_nothing_was_lost_and_nobody_resyncs(hub: Hub, world: World) -> None:
+    running = world.start("a")
+    listener = Listener(hub)
+    await listener.open(task="a")
+    await live(listener)
+    for _ in range(100):
+        world.redis.xadd(keys.EVENTS, {"e": "another task's"})
+    await hub._mark()
+    world.redis.xtrim(keys.EVENTS, maxlen=1, approximate=False)
+
+    hub._connection.close()
+    world.finish(running)
+
+    await listener.until(lambda each: each.steps() == [3])
+    assert ("resync", "trimmed") not in listener.told
+
+
+async def test_one_that_does_not_read_is_told_where_to_resume_and_delays_nobody(hub: Hub, world: World) -> None:
+    running = world.start("a")
+    slow, quick = Listener(hub, most=10), Listener(hub)
+    await slow.open(task="a", reads=False)
+    await quick.open(task="a")
+    await live(quick)
+    for done in range(50):
+        world.run(scripts.progress(running, {"done": done}))
+    await quick.until(lambda each: len(each.steps()) == 50)
+
+    slow.read()
+    await slow.until(lambda each: ("resync", "slow") in each.told)
+    again = Listener(hub)
+    await again.open(after=slow.last, task="a")
+    world.finish(running)
+
+    await again.until(lambda each: each.steps()[-1:] == [53])
+    await quick.until(lambda each: each.steps()[-1:] == [53])
+    assert slow.steps() + again.steps() == quick.steps() == list(range(3, 54))
+    assert slow.told[-1] == ("resync", "slow")
+
+
+@pytest.fixture
+def proxy(redis_server: RedisServer, tmp_path: Path, redis_url: str) -> Iterator[Proxy]:
+    proxy = Proxy(tmp_path, redis_server.socket_path)
+    yield proxy
+    proxy.close()
+
+
+async def test_over_many_cuts_everyone_is_told_every_event_once_and_in_order(
+    world: World, redis_url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api.hub, "RETRY_S", 0.01)
+
+    def cut(when: When, n: int) -> Trap:
+        proxy.trap = Trap(catches=lambda name: name == "taskpool-wait", when=when, n=n)
+        return proxy.trap
+
+    def live_more_than(times: int) -> None:
+        eventually(lambda: everybody.told.count(LIVE) > times, 20)
+
+    def work() -> dict[str, int]:
+        """Tasks in whose course the connection is cut at one message or another, and then at one of those that open it
+        again: how many events each has."""
+        made, lives = {}, 0
+        for n in range(20):
+            id = f"t{n}"
+            running = world.start(id)
+            if n % 2:
+                live_more_than(lives)
+            lives = everybody.told.count(LIVE)
+            trap = cut("after", 1 + n % 5)
+            made[id] = 3
+            while not trap.closed.wait(0.001):
+                world.run(scripts.progress(running, {"done": 1}))
+                made[id] += 1
+            if n % 3 == 0:
+                assert cut("before", 1 + n % 2).closed.wait(20)
+            world.finish(running)
+        proxy.trap = None
+        return made
+
+    async with hub_on(proxy.url) as hub:
+        first, everybody = Listener(hub), Listener(hub)
+        world.add("t-", queue="last")
+        await first.open(task="t-")
+        await everybody.open(snapshots=False)
+        await live(first)
+        await live(everybody)
+
+        made = await asyncio.to_thread(work)
+        world.finish(world.claim("last"))
+
+        await everybody.until(lambda each: each.steps("t-") == [2, 3])
+        await first.until(lambda each: each.steps() == [2, 3])
+    assert {id: everybody.steps(id) for id in made} == {id: list(range(1, last + 1)) for id, last in made.items()}
+    assert ("resync", "trimmed") not in everybody.told
+    assert everybody.told.count(LIVE) >= 10
+
+
+async def test_nobody_listening_costs_nothing_and_a_thousand_share_one_subscription(
+    hub: Hub, world: World, redis: Redis
+) -> None:
+    world.add("a")
+    world.add("b")
+    listeners = [Listener(hub) for _ in range(1000)]
+    assert redis.pubsub_numsub("taskpool:task:a") == [(b"taskpool:task:a", 0)]
+
+    opened = [await each.open(task="a" if n % 2 else "b") for n, each in enumerate(listeners)]
+    for listener in listeners:
+        await live(listener)
+    heard = [redis.pubsub_numsub("taskpool:task:a")[0][1], redis.pubsub_numpat()]
+    clients = [each for each in redis.client_list() if each["name"] == "taskpool-wait"]
+    world.finish(world.claim())
+    world.finish(world.claim())
+    for listener in listeners:
+        await listener.until(lambda each: each.steps() == [2, 3])
+    for subscription in opened:
+        hub.close(subscription)
+
+    assert (heard, len(clients)) == ([1, 0], 1)
+    async with asyncio.timeout(10):
+        while redis.pubsub_numsub("taskpool:task:a")[0][1]:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_message_that_cannot_be_read_is_made_up_for_from_the_stream(hub: Hub, world: World) -> None:
+    running = world.start("a")
+    listener = Listener(hub)
+    await listener.open(task="a")
+    await live(listener)
+
+    world.redis.publish("taskpool:task:a", "{")
+    world.redis.publish("taskpool:task:a", '{"id":"a","seq":1,"event":"queued","status":"queued","at_ms":1}')
+    world.finish(running)
+
+    await listener.until(lambda each: each.steps() == [3])
+    await asyncio.sleep(0)
+    assert listener.steps() == [3]
