@@ -170,7 +170,7 @@ class _Socket:
             if item.reason == "slow" and self.subscriptions.get(name) is item.to:
                 del self.subscriptions[name]
             yield _encode(ResyncMessage(sub=name, after=str(item.at), reason=item.reason)).decode()  # type: ignore[arg-type]
-        elif item.to.closed:  # unsubscribed meanwhile
+        elif self.subscriptions.get(name) is not item.to:  # unsubscribed meanwhile
             return
         elif isinstance(item, Steps):
             head = b'{"op":"event","sub":%s,"event":' % _encode(name)
