@@ -19,8 +19,8 @@ import msgspec
 from api.attributes import AttributeCache
 from api.outlet import Live, Outlet, Resync, Step
 from api.snapshots import take_snapshot
+from api.subscribers import Subscribers, channel
 from api.subscription import Subscription, Wanted
-from taskpool import keys
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.errors import RedisUnavailable, TaskNotFound
 from taskpool.eventlog import START, Position, events_after, newest, oldest, reaches_back
@@ -38,11 +38,6 @@ MOST_UNRESOLVED: Final = 20_000
 logger = logging.getLogger(__name__)
 
 
-def channel(wanted: Wanted) -> str:
-    """Where Redis tells of what is wanted."""
-    return keys.FIREHOSE if wanted.task is None else keys.CHANNEL + wanted.task
-
-
 class Hub:
     """The subscriptions of this process's clients. `open` starts one, `close` ends it."""
 
@@ -50,8 +45,7 @@ class Hub:
         self._pool, self._store, self._connection = pool, pool.store, pool.subscriptions
         self._connection.when_lost(self._lost)
         self._attributes = AttributeCache(pool.store)
-        self._of_task: defaultdict[str, set[Subscription]] = defaultdict(set)
-        self._of_all: set[Subscription] = set()
+        self._all = Subscribers()
         self._behind: set[Subscription] = set()
         self._channels: set[str] = set()
         self._cuts = 0
@@ -77,10 +71,7 @@ class Hub:
             await take_snapshot(self._pool, subscription)
         else:
             subscription.after = subscription.sent = after
-        if wanted.task is None:
-            self._of_all.add(subscription)
-        else:
-            self._of_task[wanted.task].add(subscription)
+        self._all.add(subscription)
         self._behind.add(subscription)
         self._work_on()
         return subscription
@@ -101,12 +92,7 @@ class Hub:
         """Tell it nothing more."""
         subscription.closed, subscription.live = True, False
         self._behind.discard(subscription)
-        self._of_all.discard(subscription)
-        task = subscription.wanted.task
-        if task is not None and task in self._of_task:
-            self._of_task[task].discard(subscription)
-            if not self._of_task[task]:
-                del self._of_task[task]
+        self._all.discard(subscription)
         self._wake.set()
 
     def end(self) -> None:
@@ -128,7 +114,7 @@ class Hub:
             self._wake.clear()
             try:
                 await self._listen()
-                if not self._of_task and not self._of_all:
+                if not self._all:
                     return  # `open` starts the next one
                 if self._behind:
                     self._reading = True
@@ -152,7 +138,7 @@ class Hub:
                     pass
 
     async def _listen(self) -> None:
-        wanted = {keys.CHANNEL + id for id in self._of_task} | ({keys.FIREHOSE} if self._of_all else set())
+        wanted = self._all.channels()
         if gone := self._channels - wanted:
             self._channels -= gone
             await self._connection.ignore(self._hear, gone)
@@ -169,7 +155,7 @@ class Hub:
             self._connection.forget(self._hear, name.encode())
         self._channels.clear()
         self._unresolved.clear()
-        for subscription in self._everyone():
+        for subscription in self._all:
             if subscription.live:
                 subscription.live = False
                 subscription.after = max(subscription.after, self._horizon)
@@ -262,7 +248,7 @@ class Hub:
         if not event.stream:  # told again, by hand
             return
         step = Step(event)
-        if self._unresolved or (self._of_all and not self._attributes.resolve_known(step)):
+        if self._unresolved or (self._all.to_all and not self._attributes.resolve_known(step)):
             self._unresolved.append(step)
             if len(self._unresolved) > MOST_UNRESOLVED:
                 self._lost()  # the stream has them all
@@ -291,12 +277,5 @@ class Hub:
         self._horizon = step.at
         if self._reading:
             self._since_read.append(step)
-        for subscription in tuple(self._of_task.get(step.event.id, ())):
-            if subscription.live:
-                subscription.tell((step,), bounded=True)
-        for subscription in tuple(self._of_all):
-            if subscription.live:
-                subscription.tell((step,), bounded=True)
-
-    def _everyone(self) -> set[Subscription]:
-        return self._of_all.union(*self._of_task.values())
+        for subscription in self._all.live_for(step):
+            subscription.tell((step,), bounded=True)
