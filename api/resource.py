@@ -1,29 +1,16 @@
 """One path and its methods: who may come in, dispatch by method, HEAD like GET, a 405 that names all methods.
 
-Starlette's own routes name only the methods of the first one that matches the path. A stream or a socket ends when
-its caller would no longer be let in: neither has to know of keys.
+Starlette's own routes name only the methods of the first one that matches the path.
 """
 
 from __future__ import annotations
-
-import asyncio
-from collections.abc import Awaitable
-from contextlib import suppress
-from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from api.access import Guarded
-from api.caller import caller_of
 from api.gate import Gate
 from api.problems import Problem
-from taskpool.errors import RedisUnavailable
-
-RECHECK_S: Final = 15.0
-"""How often it is asked whether those at the other end of streams and sockets may still be there."""
-KEY_GONE: Final = 4401
-"""The code with which a socket is closed whose key was revoked or has expired."""
 
 
 class Resource:
@@ -49,10 +36,7 @@ class Resource:
         if not guarded.access.public:
             await self._gate.admit(scope, guarded.access)
         response = await guarded.handler(Request(scope, receive, send))
-        if not guarded.access.ticket:
-            await response(scope, receive, send)
-        elif not await _while_admitted(self._gate, scope, response(scope, receive, send)):
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await response(scope, receive, send)
 
 
 class Socket:
@@ -73,25 +57,7 @@ class Socket:
             await receive()  # websocket.connect
             await refuse(problem, scope, send)
             return
-        if not await _while_admitted(self._gate, scope, self.guarded.handler(scope, receive, send)):
-            await send({"type": "websocket.close", "code": KEY_GONE, "reason": "the key was revoked or has expired"})
-
-
-async def _while_admitted(gate: Gate, scope: Scope, serving: Awaitable[Any]) -> bool:
-    """Serve until that ends by itself (True), or the caller would be let in no longer (False)."""
-    work = asyncio.ensure_future(serving)
-    try:
-        while True:
-            await asyncio.wait((work,), timeout=RECHECK_S)
-            if work.done():
-                await work
-                return True
-            with suppress(RedisUnavailable):  # nothing is told meanwhile: look again later
-                if not await gate.still_admits(caller_of(scope)):
-                    return False
-    finally:
-        work.cancel()
-        await asyncio.wait((work,))
+        await self.guarded.handler(scope, receive, send)
 
 
 async def refuse(problem: Problem, scope: Scope, send: Send) -> None:
