@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -14,6 +15,7 @@ import msgspec
 from taskpool import keys
 from taskpool.calls import Call, Part
 from taskpool.lua import Script
+from taskpool.shared import Shared
 
 ONCE_KEPT_S: Final = 86_400
 UNKNOWN_ROOM_S: Final = 10.0
@@ -22,6 +24,8 @@ LONGEST_ROOM_S: Final = 60.0
 NONE: Final[Mapping[int, str]] = MappingProxyType({})
 
 _add: Final = Script("add", "unique")
+_is_plain: Final = attrgetter("is_plain")
+_COMMAND: Final = b"$7\r\nEVALSHA\r\n$40\r\n%b\r\n$1\r\n0\r\n" % _add.sha.encode()
 
 
 class Unique(NamedTuple):
@@ -34,24 +38,20 @@ class Unique(NamedTuple):
 
 
 class NewTask(msgspec.Struct, frozen=True, gc=False):
-    """A validated submission as `add` stores it. Times in ms; `fields` are the hash's, flat."""
+    """A validated submission as `add` stores it. Times in ms; `fields` are those of the hash that only it has, flat,
+    besides `data` (RQ's) and `description`."""
 
     id: str
-    queue: str
-    type: str
-    front: bool
-    run_ms: int | None
-    delay_ms: int | None
-    expires_ms: int | None
-    tags: Sequence[str]
-    parents: Sequence[str]
-    fields: Sequence[Part]
-    timeout_s: float
-    result_ttl_s: int
-    failure_ttl_s: int
-    max_attempts: int
-    backoff_s: float | None = None
-    backoff_max_s: float | None = None
+    shared: Shared
+    data: bytes
+    description: str
+    front: bool = False
+    run_ms: int | None = None
+    delay_ms: int | None = None
+    expires_ms: int | None = None
+    tags: Sequence[str] = ()
+    parents: Sequence[str] = ()
+    fields: Sequence[Part] = ()
     secrets: bytes = b""
     callback_url: str | None = None
     callback_events: Sequence[str] = ()
@@ -60,6 +60,8 @@ class NewTask(msgspec.Struct, frozen=True, gc=False):
     project: str | None = None
     max_depth: int = 0
     """Most tasks that its queue may hold; 0: any number. The first task of a call says it for all."""
+    is_plain: bool = False
+    """Whether it has nothing but id, payload and what it shares."""
 
 
 class FullQueue(NamedTuple):
@@ -116,13 +118,16 @@ class Added(msgspec.Struct, frozen=True, gc=False):
 def add(tasks: Sequence[NewTask], once: Once | None = None, audited: bytes = b"") -> Call[Added]:
     """Add tasks, all or none; with `once`, only if no call with the same key did. `audited`: its entry."""
     most = tasks[0].max_depth if tasks else 0
-    arguments: list[Part] = [len(tasks), most]
+    read = partial(_read, most=most)
+    if once is None and all(map(_is_plain, tasks)):
+        return Call(_packed(tasks, most, audited), read, _add.text, again=True)
+    arguments: list[Part] = [len(tasks), most, audited, ""]
     held: list[Part] = []
     for index, task in enumerate(tasks, start=1):
         arguments += (
             task.id,
-            task.queue,
-            task.type,
+            task.shared.queue,
+            task.shared.type,
             "1" if task.front else "",
             "" if task.run_ms is None else task.run_ms,
             "" if task.delay_ms is None else task.delay_ms,
@@ -132,10 +137,9 @@ def add(tasks: Sequence[NewTask], once: Once | None = None, audited: bytes = b""
             task.secrets,
             f",{','.join(task.callback_events)}," if task.callback_url else "",
             task.project or "",
-            audited,
-            len(task.fields),
+            len(task.shared.fields) + 4 + len(task.fields),
         )
-        arguments += task.fields
+        arguments += (*task.shared.fields, "data", task.data, "description", task.description, *task.fields)
         if task.unique is not None:
             name, on_conflict, _, held_ms = task.unique
             held += (index, name, on_conflict, "" if held_ms is None else held_ms)
@@ -144,7 +148,24 @@ def add(tasks: Sequence[NewTask], once: Once | None = None, audited: bytes = b""
     elif held:
         arguments += ("", "", "")
     arguments += held
-    return _add.call(arguments, partial(_read, most=most), again=True)
+    return _add.call(arguments, read, again=True)
+
+
+def _packed(tasks: Sequence[NewTask], most: int, audited: bytes) -> bytes:
+    """The same command for tasks without further options, as Redis reads it: a third of the time it takes otherwise."""
+    count, depth = b"%d" % len(tasks), b"%d" % most
+    head = b"$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$1\r\n1\r\n"
+    head %= (len(count), count, len(depth), depth, len(audited), audited)
+    parts, command = 7, [b"", _COMMAND, head]
+    for task in tasks:
+        id, shared, data, description = task.id.encode(), task.shared, task.data, task.description.encode()
+        parts += shared.parts
+        command.append(
+            b"$%d\r\n%b\r\n%b$%d\r\n%b\r\n$11\r\ndescription\r\n$%d\r\n%b\r\n"
+            % (len(id), id, shared.packed, len(data), data, len(description), description)
+        )
+    command[0] = b"*%d\r\n" % parts
+    return b"".join(command)
 
 
 def added_before(once: Once) -> Call[Added | None]:

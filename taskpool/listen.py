@@ -64,24 +64,23 @@ class Listener:
     def hear(self, id: str, call: Call[T]) -> T:
         """Listen to a task from now on, no longer to the one before; run `call` behind it, in the same round trip."""
         channel = keys.CHANNEL + id
-        commands: list[Sequence[Part]] = [("SUBSCRIBE", channel)]
-        if self._heard is not None and not self._wire.closed:
-            commands.append(("UNSUBSCRIBE", self._heard))  # not before: it would cost the last wait a system call
+        # The one before is left last: at its end it cost a system call, and in front it would hold up `call`.
+        leave = [] if self._heard is None or self._wire.closed else [("UNSUBSCRIBE", self._heard)]
         self._heard = channel
         try:
-            return self._run(call, commands)
+            return self._run(call, [("SUBSCRIBE", channel)], leave)
         except RedisUnavailable:
             if not call.again:
                 raise
-            return self._run(call, commands[:1])  # kept since the last wait, it may have died long ago
+            return self._run(call, [("SUBSCRIBE", channel)])  # kept since the last wait, it may have died long ago
 
     def close(self) -> None:
         """Close the connection; the next wait opens a new one."""
         self._wire.close()
 
-    def _run(self, call: Call[T], before: Sequence[Sequence[Part]] = ()) -> T:
+    def _run(self, call: Call[T], before: Sequence[Sequence[Part]] = (), behind: Sequence[Sequence[Part]] = ()) -> T:
         try:
-            self._wire.send([*before, call.command])
+            self._wire.send([*before, call.command, *behind])
             reply = self._reply()
             if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
                 self._wire.send([with_text(call)])
@@ -93,7 +92,7 @@ class Listener:
         return value  # type: ignore[no-any-return]
 
     def _reply(self) -> Any:
-        """The reply to the last command; messages that were pushed before it are of a time that it tells of as well."""
+        """The reply to the call; messages that were pushed before it are of a time that it tells of as well."""
         end_mono = time.monotonic() + REPLY_TIMEOUT_S
         while time.monotonic() < end_mono:
             reply = self._wire.next_reply(LOOK_AGAIN_S)

@@ -196,11 +196,6 @@ def waited_ms(running: RunningTask) -> int:
     return 0 if enqueued is None else max(running.started_ms - round(enqueued.timestamp() * 1000), 0)
 
 
-def backoff_text(first_s: float | None, longest_s: float | None) -> str:
-    """A task's back-off as its hash holds it, in ms: ``first,longest``, each empty when it is None."""
-    return ",".join(["" if each_s is None else str(round(each_s * 1000)) for each_s in (first_s, longest_s)])
-
-
 def restore_told(record: TaskRecord, message: bytes) -> TaskRecord | None:
     """The record as the message of its end tells it; None when that takes a look: it didn't end well, the result is
     large, or more happened since `record` was read than the message says."""

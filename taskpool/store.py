@@ -16,7 +16,7 @@ from taskpool.address import Address
 from taskpool.async_wire import AsyncWire
 from taskpool.calls import Call, Part, Plan
 from taskpool.errors import RedisFull, RedisUnavailable, TaskpoolError
-from taskpool.wire import Wire
+from taskpool.wire import Wire, unpack
 
 T = TypeVar("T")
 
@@ -177,7 +177,8 @@ def _unknown_scripts(replies: Sequence[Any]) -> list[int]:
 def with_text(call: Call[Any]) -> Sequence[Part]:
     """The same call with the script's text in place of its hash: Redis knows it from then on."""
     assert call.script is not None
-    return ("EVAL", call.script, *call.command[2:])
+    parts = unpack(call.command) if isinstance(call.command, bytes) else call.command
+    return ("EVAL", call.script, *parts[2:])
 
 
 def values(calls: Sequence[Call[Any]], replies: Sequence[Any]) -> list[Any]:

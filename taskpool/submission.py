@@ -16,15 +16,15 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from taskpool import record, rqjob, unique
-from taskpool.addition import Unique
+from taskpool import rqjob, unique
+from taskpool.addition import NewTask, Unique
 from taskpool.audit import Actor
 from taskpool.calls import Part
 from taskpool.errors import FieldError, InvalidPayload, InvalidTask
 from taskpool.finite import refuse_nan
 from taskpool.names import queue_name_fault
-from taskpool.scripts import NewTask
 from taskpool.secret import Secrets
+from taskpool.shared import DEFAULT_ATTEMPTS, share
 from taskpool.trace import trace_text
 from taskpool.types import TaskSpec
 from taskpool.webhook import callback_events, callback_faults
@@ -41,7 +41,6 @@ MOST_ATTEMPTS: Final = 1000
 LONGEST_S: Final = 10 * 366 * 86_400
 EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST: Final = datetime(2999, 12, 31, tzinfo=UTC)
-DEFAULT_ATTEMPTS: Final = 1
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -111,13 +110,21 @@ def prepare(
     if by is not None:
         by.check_use(spec.type, queue, start)
         project = by.project
-    timeout_s = spec.timeout_s or info.timeout_s or defaults.timeout_s
     result_ttl_s = spec.result_ttl_s or info.result_ttl_s or defaults.result_ttl_s
     failure_ttl_s = spec.failure_ttl_s or defaults.failure_ttl_s
     if spec.unique_for_s is not None:  # the record stays as long as it is needed to tell who holds the key
         least_s = math.ceil(spec.unique_for_s)
         result_ttl_s, failure_ttl_s = max(result_ttl_s, least_s), max(failure_ttl_s, least_s)
-    max_attempts = spec.max_attempts or info.max_attempts or defaults.max_attempts
+    shared = share(
+        spec.type,
+        queue,
+        spec.timeout_s or info.timeout_s or defaults.timeout_s,
+        result_ttl_s,
+        failure_ttl_s,
+        spec.max_attempts or info.max_attempts or defaults.max_attempts,
+        info.backoff_s if spec.backoff_s is None else spec.backoff_s,
+        info.backoff_max_s if spec.backoff_max_s is None else spec.backoff_max_s,
+    )
     try:
         encoded = _encode(payload)
         refuse_nan(payload, encoded)
@@ -125,33 +132,22 @@ def prepare(
     except ValueError as error:  # NaN, or half a surrogate pair in a text
         fault = FieldError(f"{start}/payload", str(error))
         raise InvalidPayload(f"the payload of {spec.type!r} is not JSON: {error}", [fault]) from None
-    fields: list[Part] = [
-        *rqjob.template(queue, timeout_s, result_ttl_s, failure_ttl_s),
-        "type",
-        spec.type,
-        "data",
-        rqjob.data(spec.type, encoded),
-        "description",
-        rqjob.description(spec.type, payload, size=len(encoded)),
-    ]
-    if max_attempts != DEFAULT_ATTEMPTS:
-        fields += ("max_attempts", max_attempts)
-    backoff_s = _milliseconds(info.backoff_s if spec.backoff_s is None else spec.backoff_s)
-    backoff_max_s = _milliseconds(info.backoff_max_s if spec.backoff_max_s is None else spec.backoff_max_s)
-    if backoff_s is not None or backoff_max_s is not None:
-        fields += ("backoff", record.backoff_text(backoff_s, backoff_max_s))
-    if secrets is not None:
-        fields += ("secret_ttl", defaults.secret_ttl_s)
+    data = rqjob.data(spec.type, encoded)
+    description = rqjob.description(spec.type, payload, size=len(encoded))
+    if is_plain and secrets is None and project is None:
+        return NewTask(new_id(), shared, data, description, max_depth=defaults.max_queue_depth, is_plain=True)
     held = unique.unique_of(spec, project)
     traced = trace_text(spec.traceparent, spec.tracestate) if spec.traceparent else None
-    if not is_plain:
-        fields += _rare_fields(spec, held, traced)
+    fields: list[Part] = [] if is_plain else list(_rare_fields(spec, held, traced))
+    if secrets is not None:
+        fields += ("secret_ttl", defaults.secret_ttl_s)
     if project is not None:
         fields += ("project", project)
     return NewTask(
-        id=new_id(),
-        queue=queue,
-        type=spec.type,
+        new_id(),
+        shared,
+        data,
+        description,
         front=spec.front,
         run_ms=None if spec.run_at is None else round(spec.run_at.timestamp() * 1000),
         delay_ms=None if spec.delay_s is None else round(spec.delay_s * 1000),
@@ -159,12 +155,6 @@ def prepare(
         tags=tuple(dict.fromkeys(spec.tags)) if spec.tags else (),
         parents=tuple(dict.fromkeys(spec.depends_on)) if spec.depends_on else (),
         fields=fields,
-        timeout_s=timeout_s,
-        result_ttl_s=result_ttl_s,
-        failure_ttl_s=failure_ttl_s,
-        max_attempts=max_attempts,
-        backoff_s=backoff_s,
-        backoff_max_s=backoff_max_s,
         secrets=hidden,
         max_depth=defaults.max_queue_depth,
         callback_url=spec.callback_url,
@@ -189,11 +179,6 @@ def _rare_fields(spec: TaskSpec, held: Unique | None, traced: str | None) -> Ite
         yield from ("unique", held.text)
     if traced is not None:
         yield from ("trace", traced)
-
-
-def _milliseconds(seconds: float | None) -> float | None:
-    """As exact as it is stored."""
-    return None if seconds is None else round(seconds * 1000) / 1000
 
 
 def _faults(spec: TaskSpec, defaults: Defaults) -> Iterator[tuple[str, str]]:

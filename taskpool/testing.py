@@ -28,6 +28,7 @@ from taskpool.settings import Settings
 from taskpool.status import read_event
 from taskpool.store import Store
 from taskpool.types import Event, RunningTask, TaskRecord, TaskSpec
+from taskpool.wire import unpack
 
 WORKER: Final = "inline"
 
@@ -218,7 +219,7 @@ class MemoryTransport:
         self._connection.disconnect()
 
     def _reply(self, command: Sequence[Part]) -> Any:
-        self._connection.send_command(*command)
+        self._connection.send_command(*(unpack(command) if isinstance(command, bytes) else command))
         try:
             return self._connection.read_response()
         except NoScriptError as error:

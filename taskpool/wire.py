@@ -22,8 +22,18 @@ CLOSED: Final = "Redis closed the connection"
 
 
 def pack(commands: Sequence[Sequence[Part]]) -> bytes:
-    """Commands as Redis reads them."""
-    return b"".join([hiredis.pack_command(tuple(command)) for command in commands])  # type: ignore[arg-type]
+    """Commands as Redis reads them; one that is bytes already is."""
+    return b"".join(
+        [command if type(command) is bytes else hiredis.pack_command(tuple(command)) for command in commands]  # type: ignore[arg-type]
+    )
+
+
+def unpack(command: bytes) -> list[bytes]:
+    """The parts of a packed command."""
+    reader = hiredis.Reader()
+    reader.feed(command)
+    parts: list[bytes] = reader.gets()
+    return parts
 
 
 class Wire:

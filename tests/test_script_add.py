@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from taskpool import scripts
 from taskpool.scripts import Added, NewTask
 from taskpool.types import TaskStatus
+from taskpool.wire import unpack
 from tests.states import ENDED, FAILURE_TTL_S, SEED, World, new_task
 
 S = TaskStatus
@@ -77,7 +78,7 @@ def test_a_delayed_task_is_scheduled_and_rings_nobody(world: World) -> None:
 def test_a_time_to_come_schedules_the_task_for_it(world: World) -> None:
     run_ms = int(world.redis.time()[0] * 1000) + 500_000
 
-    added = world.run(scripts.add([replace(new_task("a"), run_ms=run_ms)]))
+    added = world.run(scripts.add([replace(new_task("a"), run_ms=run_ms, is_plain=False)]))
 
     assert added.statuses == ("scheduled",)
     assert world.redis.zscore("rq:scheduled:default", "a") == run_ms / 1000
@@ -87,7 +88,7 @@ def test_a_time_to_come_schedules_the_task_for_it(world: World) -> None:
 def test_a_time_that_has_passed_queues_at_once(world: World) -> None:
     run_ms = int(world.redis.time()[0] * 1000) - 1
 
-    added = world.run(scripts.add([replace(new_task("a"), run_ms=run_ms)]))
+    added = world.run(scripts.add([replace(new_task("a"), run_ms=run_ms, is_plain=False)]))
 
     assert added.statuses == ("queued",)
     assert "rq:job:a run_ms" not in world.snapshot()
@@ -310,3 +311,25 @@ def test_tasks_for_the_front_keep_their_order_there(world: World) -> None:
     add(world, new_task("a", front=True), new_task("z"), new_task("b", front=True), new_task("c", front=True))
 
     assert world.snapshot()["rq:queue:default"] == ["a", "b", "c", "last", "z"]
+
+
+def test_a_packed_addition_is_the_same_command(world: World) -> None:
+    plain = [new_task("a", payload={"text": "ü\n", "n": 1}), new_task("b", type="other", payload=[None])]
+    call, general = scripts.add(plain), scripts.add([*plain, new_task("c", tags=["t"])])
+
+    assert isinstance(call.command, bytes)
+    assert not isinstance(general.command, bytes)
+    as_sent = [  # as hiredis writes them
+        part.encode() if isinstance(part, str) else b"%d" % part if isinstance(part, int) else part
+        for part in general.command
+    ]
+    packed = unpack(call.command)
+    assert packed[:3] == as_sent[:3]
+    assert packed[3:7] == [b"2", b"0", b"", b"1"]
+    assert packed[7:] == as_sent[7 : len(packed)]
+
+
+def test_a_packed_addition_that_redis_does_not_know_is_sent_with_its_text(world: World) -> None:
+    world.redis.script_flush()
+
+    assert add(world, new_task("a")).statuses == ("queued",)

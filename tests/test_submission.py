@@ -28,7 +28,8 @@ def prepared(info: TypeInfo = INFO, **options: Any) -> NewTask:
 
 
 def fields(task: NewTask) -> dict[Any, Any]:
-    return dict(zip(task.fields[::2], task.fields[1::2], strict=True))
+    flat = (*task.shared.fields, "data", task.data, "description", task.description, *task.fields)
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def test_an_id_is_one_that_rq_and_our_keys_take() -> None:
@@ -52,20 +53,20 @@ def test_ids_do_not_repeat() -> None:
 
 
 def test_what_a_submission_does_not_say_its_type_says() -> None:
-    task = prepared()
+    task = prepared().shared
 
     assert (task.queue, task.timeout_s, task.max_attempts) == ("work_queue", 30, 4)
     assert (task.result_ttl_s, task.failure_ttl_s) == (70, 2000)
 
 
 def test_what_neither_says_the_settings_say() -> None:
-    task = prepared(TypeInfo(name="work", queue="default", schema={}))
+    task = prepared(TypeInfo(name="work", queue="default", schema={})).shared
 
     assert (task.queue, task.timeout_s, task.result_ttl_s, task.failure_ttl_s) == ("default", 600, 1000, 2000)
 
 
 def test_what_a_submission_says_goes_first() -> None:
-    task = prepared(queue="q", timeout_s=1.5, max_attempts=9, result_ttl_s=8, failure_ttl_s=7)
+    task = prepared(queue="q", timeout_s=1.5, max_attempts=9, result_ttl_s=8, failure_ttl_s=7).shared
 
     assert (task.queue, task.timeout_s, task.max_attempts) == ("q", 1.5, 9)
     assert (task.result_ttl_s, task.failure_ttl_s) == (8, 7)
@@ -183,7 +184,7 @@ def test_what_cannot_be_is_refused_with_a_pointer_for_each_fault(options: dict[s
 
 @pytest.mark.parametrize("name", ["default", "A", "a-b_c.d", "0", "x" * 64])
 def test_a_queue_may_be_called(name: str) -> None:
-    assert prepared(queue=name).queue == name
+    assert prepared(queue=name).shared.queue == name
 
 
 def test_the_description_reads_like_the_call() -> None:

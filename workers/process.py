@@ -13,8 +13,9 @@ import secrets
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from taskpool import scripts
 from taskpool.attempt import Outcome, execute_task, stopped
@@ -54,8 +55,7 @@ def serve(settings: Settings, registry: Registry, block: Block, capture: Capture
     return Process(settings, registry, block, capture, place).serve()
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """Who this process is: its worker's name, its queues, and the pipes that its output goes through, if it does."""
 
     worker: str
@@ -63,8 +63,7 @@ class Place:
     pipes: Pipes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(msgspec.Struct, frozen=True):
     """An attempt whose code is over. `reports` are its last ones, unsent."""
 
     running: RunningTask

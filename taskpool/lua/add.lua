@@ -2,12 +2,14 @@
 --
 -- ARGV[1]  n, the number of tasks
 -- ARGV[2]  most tasks that a queue may hold of each kind (ready, scheduled, waiting for others); '0' = any number
--- ARGV[3+] for each task:
+-- ARGV[3]  entry of the audit ('' = none)
+-- ARGV[4]  '1': no task names others, so nothing of that is looked for
+-- ARGV[5+] for each task:
 --          id, queue, type, front ('1' or ''), run_ms (absolute; '' = now), delay_ms ('' = none),
 --          expires_ms (from now; '' = never), tags (comma separated), parents (ids, comma separated),
 --          secrets (what was taken out of its payload; '' = nothing),
 --          events its callback is told of (',done,failed,'; '' = it has none),
---          project ('' = none), entry of the audit of all of them (of the first; '' = none),
+--          project ('' = none),
 --          k, and k alternating field names and values of the task's hash
 --          and then, only if any is asked for:
 --          key under which this call is carried out once ('' = none), fingerprint of what it asks for, ms it is kept;
@@ -22,7 +24,7 @@
 --          {'unknown_dependency', id of the parent that doesn't exist}
 --          {'full', stamp, queue, how many it holds, how many would come, since when its head is queued (or '')}
 
-local FIXED = 14
+local FIXED = 13
 local n, most = tonumber(ARGV[1]), tonumber(ARGV[2])
 
 local function rq_status(id)
@@ -63,7 +65,7 @@ end
 
 -- Is it a repetition, because the answer to the first was lost? Then it is answered again, whatever became of parents.
 -- The first of a batch may have run and been purged since: each id counts.
-local keys, next_at = {}, 3
+local keys, next_at = {}, 5
 for index = 1, n do
   keys[index] = KEY.job .. ARGV[next_at]
   next_at = next_at + FIXED + tonumber(ARGV[next_at + FIXED - 1])
@@ -101,8 +103,8 @@ local function is_there(parent, project)
 end
 
 -- Check: does every parent exist (it may stand earlier in the same call)?
-local at, own = 3, {}
-for _ = 1, n do
+local at, own = 5, {}
+for _ = 1, ARGV[4] == '1' and 0 or n do
   local id = ARGV[at]
   for parent in string.gmatch(ARGV[at + 8], '[^,]+') do
     if not own[parent] and not is_there(parent, ARGV[at + 11]) then
@@ -132,7 +134,7 @@ end
 
 -- Check: is there room for what needs some? A task that takes another's place doesn't.
 local coming = {}
-at = 3
+at = 5
 for index = 1, most > 0 and n or 0 do
   if not roomless[index] then
     local kind = ARGV[at + 8] ~= '' and KEY.deferred
@@ -167,7 +169,7 @@ local ready, fronts, by_type = {}, {}, {}
 local function store(at)
   local id, queue, type, front, run_ms, delay_ms, expires_ms, tags, parents =
     ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], ARGV[at + 8]
-  local secrets, callback_events, project, k = ARGV[at + 9], ARGV[at + 10], ARGV[at + 11], tonumber(ARGV[at + 13])
+  local secrets, callback_events, project, k = ARGV[at + 9], ARGV[at + 10], ARGV[at + 11], tonumber(ARGV[at + 12])
   local key = KEY.job .. id
   local status, rq = 'queued', 'queued'
   -- A task's first event tells what never changes and filters ask for; the later ones don't repeat it.
@@ -246,7 +248,7 @@ local function store(at)
 end
 
 local reply, stores = {'ok', stamp}, false
-at = 3
+at = 5
 for index = 1, n do
   stores = stores or not existing[index]
   reply[index + 2] = existing[index] or store(at)
@@ -267,7 +269,7 @@ for type, pairs_ in pairs(by_type) do
   redis.call('ZADD', KEY.by_type .. type, unpack(pairs_))
   redis.call('SADD', KEY.types_used, type)
 end
-if stores then audit(ARGV[14], true) end
+if stores then audit(ARGV[3], true) end
 if once_key and once_key ~= '' then
   local answers = {}
   for index, key in ipairs(keys) do
