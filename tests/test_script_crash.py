@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from taskpool import scripts
+from taskpool.keys import WIP_GRACE_S
 from taskpool.types import TaskStatus
 from tests.states import SEED, World, ended, race
 from tests.test_script_finish import FORGOTTEN
@@ -176,11 +177,31 @@ def test_a_lease_without_a_record_is_dropped(world: World) -> None:
     assert not {"rq:wip:default a:1", "rq:execution:a:1 job_id"} & after.keys()
 
 
+def end_lease(world: World, *, ago_s: float) -> None:
+    """Have the lease of a's attempt end so long ago, entered as we enter leases."""
+    world.redis.zadd("rq:wip:default", {"a:1": world.redis.time()[0] + WIP_GRACE_S - ago_s})
+
+
+def test_an_attempt_whose_record_was_deleted_is_dropped_when_its_lease_ends(world: World) -> None:
+    world.start("a")
+    world.redis.delete("rq:job:a")
+    before = world.snapshot()
+
+    end_lease(world, ago_s=-50)
+    assert crash(world, only_expired=True) == "lost"
+    assert world.redis.zcard("rq:wip:default") == 1
+
+    end_lease(world, ago_s=2)
+    assert crash(world, only_expired=True) == "lost"
+    assert world.since(before) == FORGOTTEN
+
+
 def plain_execution(world: World, id: str, *, ends_s: float) -> None:
     """What a plain RQ worker leaves in Redis that runs one of our tasks: a lease, and no attempt id on the record."""
     world.redis.rpop("rq:queue:default")
     world.redis.hset(f"rq:job:{id}", mapping={"status": "started", "worker_name": "plain"})
     world.redis.zadd("rq:wip:default", {f"{id}:e1": world.redis.time()[0] + ends_s})
+    world.redis.hset(f"rq:execution:{id}:e1", mapping={"id": "e1", "job_id": id, "worker_name": "plain"})
 
 
 def test_the_execution_of_a_plain_rq_worker_is_taken_back_when_its_lease_has_ended(world: World) -> None:

@@ -15,11 +15,14 @@ local now_ms, stamp = clock()
 local score = redis.call('ZSCORE', KEY.wip .. queue, member)
 local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'crashes', 'stop_ms', 'failure_ttl', 'worker_name',
   'history', 'attempt', 'started_at', 'secret_ttl', 'log')
--- The record may be another attempt's by now, or deleted by a dashboard.
-local worker = redis.call('HGET', KEY.execution .. member, 'worker_name') or f[7] or ''
+-- The record may be another attempt's by now, or deleted by a dashboard: then the execution tells whose it was. RQ's own
+-- has an id.
+local execution = redis.call('HMGET', KEY.execution .. member, 'worker_name', 'id')
+local worker = execution[1] or f[7] or ''
 local ours = f[1] == attempt_id
 if ARGV[8] == '1' then
-  local ends_ms = score and (score - (ours and KEY.wip_grace_s or 0)) * 1000
+  local is_late = ours or execution[1] and not execution[2]
+  local ends_ms = score and (score - (is_late and KEY.wip_grace_s or 0)) * 1000
   if not ends_ms or ends_ms > now_ms then return 'lost' end
 end
 -- A plain RQ worker's execution has no attempt id on the record: it counts while no attempt of ours holds the lease.
