@@ -6,8 +6,10 @@ Nothing but this knows what kinds of URLs there are: `Address` is for our own co
 from __future__ import annotations
 
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
+from urllib.parse import urlencode
 
 from redis import Redis, Sentinel
 from redis.backoff import NoBackoff
@@ -17,7 +19,7 @@ from redis.retry import Retry
 
 from taskpool.calls import Part
 from taskpool.errors import ConfigurationError
-from taskpool.sentinel_url import SCHEME, SentinelUrl
+from taskpool.sentinel_url import SentinelUrl, is_sentinel_url
 
 SENTINEL_TIMEOUT_S: Final = 1.0
 """For each sentinel that doesn't answer; there are others to ask."""
@@ -38,26 +40,20 @@ class Address:
 
     @classmethod
     def parse(cls, url: str) -> Address:
-        """Read a `redis://`, `rediss://`, `unix://` or `redis+sentinel://` URL, with redis-py's `ssl_*` query options.
+        """Read a `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or `rediss+sentinel://` URL, with redis-py's
+        `ssl_*` query options.
 
         Raises:
             ConfigurationError: it isn't such a URL.
         """
         try:
-            if url.startswith(SCHEME + ":"):
+            if is_sentinel_url(url):
                 found = SentinelUrl.parse(url)
-                return cls(None, found.service, 0, found.db, found.username, found.password, None, found)
+                tls = None if found.tls is None else _tls(_typed(found.tls))
+                return cls(None, found.service, 0, found.db, found.username, found.password, tls, found)
             options: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call]
         except ValueError as error:
             raise ConfigurationError(f"not a Redis URL: {error}") from None
-        tls = None
-        if url.startswith("rediss://"):
-            tls = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
-            if options.get("ssl_certfile"):
-                tls.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
-            if options.get("ssl_cert_reqs") in ("none", ssl.CERT_NONE):
-                tls.check_hostname = False
-                tls.verify_mode = ssl.CERT_NONE
         return cls(
             path=options.get("path"),
             host=options.get("host", "localhost"),
@@ -65,7 +61,7 @@ class Address:
             db=options.get("db", 0),
             username=options.get("username"),
             password=options.get("password"),
-            tls=tls,
+            tls=_tls(options) if url.startswith("rediss://") else None,
         )
 
     def __str__(self) -> str:
@@ -110,12 +106,25 @@ def connect(url: str, **options: Any) -> Redis:
     Raises:
         ValueError: it isn't such a URL.
     """
-    if not url.startswith(SCHEME + ":"):
+    if not is_sentinel_url(url):
         return Redis.from_url(url, **options)
     found = SentinelUrl.parse(url)
-    who = {"db": found.db, "username": found.username, "password": found.password}
+    who = {"db": found.db, "username": found.username, "password": found.password, **_tls_of(found)}
     client: Redis = _ask(found).master_for(found.service, **who, **options)  # type: ignore[no-untyped-call]
     return client
+
+
+def why_no_master(url: str) -> str:
+    """What keeps the sentinels of a URL from naming the master, as the first of them that doesn't answer has it."""
+    found = SentinelUrl.parse(url)
+    for sentinel in _ask(found).sentinels:
+        try:
+            sentinel.ping()
+        except RedisError as error:
+            return f"a sentinel doesn't answer: {error}"
+        finally:
+            sentinel.close()
+    return f"the sentinels know no master of the service {found.service!r} that lives"
 
 
 def _ask(url: SentinelUrl) -> Sentinel:
@@ -128,5 +137,30 @@ def _ask(url: SentinelUrl) -> Sentinel:
             "socket_connect_timeout": SENTINEL_TIMEOUT_S,
             "retry": Retry(NoBackoff(), 0),
             "protocol": 2,
+            **_tls_of(url),
         },
     )
+
+
+def _tls_of(url: SentinelUrl) -> dict[str, Any]:
+    """What redis-py's clients are to be told of TLS."""
+    return {} if url.tls is None else {"ssl": True, **_typed(url.tls)}
+
+
+def _typed(options: Mapping[str, str]) -> dict[str, Any]:
+    """The `ssl_*` options as redis-py reads them from a URL."""
+    read: dict[str, Any] = dict(parse_url(f"rediss://h?{urlencode(options)}"))  # type: ignore[no-untyped-call]
+    return {name: read[name] for name in options}
+
+
+def _tls(options: Mapping[str, Any]) -> ssl.SSLContext:
+    """How we speak TLS, from redis-py's options of a URL."""
+    context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+    if options.get("ssl_certfile"):
+        context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
+    if options.get("ssl_check_hostname") is False:
+        context.check_hostname = False
+    if options.get("ssl_cert_reqs") in ("none", ssl.CERT_NONE):
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context

@@ -17,9 +17,10 @@ from typing import Final, Self
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 from redis.retry import Retry
+from redis.sentinel import MasterNotFoundError
 
 from taskpool import keys
-from taskpool.address import connect
+from taskpool.address import connect, why_no_master
 from taskpool.errors import ConfigurationError
 from taskpool.redis_server import RedisServer
 from taskpool.settings import Settings, redact_url
@@ -133,6 +134,8 @@ def check_redis(url: str) -> None:
         if "ACL failure" in str(error) or "NOPERM" in str(error) or isinstance(error, NoPermissionError):
             raise ConfigurationError(f"the Redis at {where} doesn't let us: {error}; {_RIGHTS}") from None
         raise ConfigurationError(f"the Redis at {where} refuses us: {error}") from None
+    except MasterNotFoundError:
+        raise ConfigurationError(f"can't reach the Redis at {where}: {why_no_master(url)}") from None
     except (RedisError, OSError, ValueError) as error:
         raise ConfigurationError(f"can't reach the Redis at {where}: {error}") from None
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
-from taskpool.sentinel_url import FORM, SCHEME, SentinelUrl
+from taskpool.sentinel_url import FORM, SCHEME, TLS_SCHEME, SentinelUrl, is_sentinel_url
 from taskpool.webhook_target import entry_fault
 
 Kind = Literal["text", "integer", "seconds", "list", "targets", "switch", "choice", "url"]
 
 PREFIX: Final = "TASKPOOL_"
-REDIS_SCHEMES: Final = ("redis", "rediss", "unix", SCHEME)
+REDIS_SCHEMES: Final = ("redis", "rediss", "unix", SCHEME, TLS_SCHEME)
 
 
 def setting(
@@ -126,7 +126,7 @@ _SWITCH: Final = {
 
 
 def _redis_url(text: str, accepts: str) -> str:
-    if text.startswith(SCHEME + ":"):
+    if is_sentinel_url(text):
         try:
             SentinelUrl.parse(text)
         except ValueError as fault:

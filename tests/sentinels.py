@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from benchmarks.ports import free_port
 from taskpool.redis_server import find_redis_server
 from tests.support import eventually
+from tests.tls_front import TlsFront
 
 SERVICE = "tasks"
 DOWN_AFTER_MS = 500
@@ -52,38 +53,55 @@ class Server:
 
 
 class Sentinels:
-    """The whole of it. `url` asks the sentinels; `master` and `replica` are what they were at the start."""
+    """The whole of it. `url` asks the sentinels; `master` and `replica` are what they were at the start.
 
-    def __init__(self, directory: Path, redis_binary: str | None) -> None:
+    With a certificate (of 127.0.0.1) and its key each of them has a front that speaks TLS and is announced instead.
+    """
+
+    def __init__(self, directory: Path, redis_binary: str | None, *, certificate: Path | None = None) -> None:
         binary = redis_binary or find_redis_server()
         self.processes: list[Server] = []
+        self.fronts: dict[int, TlsFront] = {}
         try:
             self.master = self._add(Server(binary, directory / "master"))
-            replicaof = ("--replicaof", "127.0.0.1", str(self.master.port), "--repl-diskless-sync-delay", "0")
-            self.replica = self._add(Server(binary, directory / "replica", *replicaof))
+            if certificate:
+                ports = (self.master.port, *(free_port() for _ in range(4)))
+                self.fronts = {port: TlsFront(port, certificate) for port in ports}
+            self._master_port = self.announced(self.master.port)
+            replica_port, *sentinel_ports = list(self.fronts)[1:] or [free_port() for _ in range(4)]
+            replicaof = ("--replicaof", "127.0.0.1", str(self._master_port), "--repl-diskless-sync-delay", "0")
+            announced = ("--replica-announce-port", str(self.announced(replica_port)))
+            self.replica = self._add(Server(binary, directory / "replica", *replicaof, *announced, port=replica_port))
             eventually(lambda: self.replica.admin.info("replication")["master_link_status"] == "up")
-            self.sentinels = [self._add(self._sentinel(binary, directory / f"sentinel{n}")) for n in range(3)]
+            self.sentinels = [self._add(self._sentinel(binary, directory, port)) for port in sentinel_ports]
             eventually(lambda: all(self._sees_all(sentinel) for sentinel in self.sentinels))
         except BaseException:
             self.stop()
             raise
-        hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
-        self.url = f"redis+sentinel://{hosts}/{SERVICE}"
+        hosts = ",".join(f"127.0.0.1:{self.announced(sentinel.port)}" for sentinel in self.sentinels)
+        self.url = f"redis{'s' if certificate else ''}+sentinel://{hosts}/{SERVICE}"
+
+    def announced(self, port: int) -> int:
+        """The port by which clients come to the server that listens on `port`."""
+        return self.fronts[port].port if self.fronts else port
 
     def stop(self) -> None:
         for server in reversed(self.processes):
             server.kill()
+        for front in self.fronts.values():
+            front.close()
 
     def _add(self, server: Server) -> Server:
         self.processes.append(server)
         return server
 
-    def _sentinel(self, binary: str, directory: Path) -> Server:
+    def _sentinel(self, binary: str, directory: Path, port: int) -> Server:
+        directory = directory / f"sentinel{port}"
         directory.mkdir()
-        config, port = directory / "sentinel.conf", free_port()
+        config = directory / "sentinel.conf"
         config.write_text(
             f"port {port}\nbind 127.0.0.1\ndir {directory}\nlogfile {directory / 'log'}\n"
-            f"sentinel monitor {SERVICE} 127.0.0.1 {self.master.port} 2\n"
+            f"sentinel monitor {SERVICE} 127.0.0.1 {self._master_port} 2\n"
             f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}\n"
             f"sentinel failover-timeout {SERVICE} 3000\n"
         )

@@ -16,10 +16,12 @@ from taskpool import AsyncTaskPool, TaskPool, TaskRecord, TaskStatus, scripts
 from taskpool.address import Address, connect
 from taskpool.embedded import check_redis
 from taskpool.errors import ConfigurationError, RedisUnavailable
+from taskpool.record import fetch
 from taskpool.sentinel_url import SentinelUrl
 from taskpool.settings import Settings, redact_url
-from taskpool.store import Store
+from taskpool.store import AsyncStore, Store
 from tests.api_client import api_process
+from tests.certificates import certificate
 from tests.sentinels import SERVICE, Sentinels
 from tests.states import new_task
 from tests.support import eventually
@@ -36,6 +38,7 @@ ECHO = {"type": "echo", "payload": {"message": "hi"}}
         ("redis+sentinel://a:1,b,[::1]:3/s/4", ((("a", 1), ("b", 26379), ("::1", 3)), "s", 4, None, None, None, None)),
         ("redis+sentinel://u:p%40%2C@a:1/s%20t", ((("a", 1),), "s t", 0, "u", "p@,", None, None)),
         ("redis+sentinel://:p@a,b/s?sentinel_password=q", ((("a", 26379), ("b", 26379)), "s", 0, None, "p", None, "q")),
+        ("rediss+sentinel://:p@h/s?ssl_cert_reqs=none", ((("h", 26379),), "s", 0, None, "p", None, None)),
     ],
 )
 def test_a_sentinel_url_says_whom_to_ask_for_what(url: str, expected: tuple[object, ...]) -> None:
@@ -57,6 +60,8 @@ def test_a_sentinel_url_says_whom_to_ask_for_what(url: str, expected: tuple[obje
         ("redis+sentinel://h:port/s", "Port could not be cast"),
         ("redis+sentinel://h:1/s/x", "the database 'x' is not a number"),
         ("redis+sentinel://h:1/s?sentinel_pass=q", "has no option 'sentinel_pass'"),
+        ("redis+sentinel://h:1/s?ssl_ca_certs=f", "has no option 'ssl_ca_certs'"),
+        ("rediss+sentinel://h:1/s?ssl_ca=f", "has no option 'ssl_ca'"),
     ],
 )
 def test_what_is_no_sentinel_url_is_refused_before_anything_starts(url: str, fault: str) -> None:
@@ -164,3 +169,32 @@ def test_a_master_that_is_made_a_replica_is_left_for_the_new_one(sentinels: Sent
         assert store.run(scripts.add([new_task("b")])).statuses == ("queued",)
         assert client.set("k", "w")
     store.close()
+
+
+@pytest.mark.long(about_s=13)
+async def test_with_tls_sentinels_and_master_are_asked_in_it(tmp_path: Path, redis_binary: str | None) -> None:
+    trusted = certificate(tmp_path, "IP:127.0.0.1")
+    sentinels = Sentinels(tmp_path, redis_binary, certificate=trusted)
+    try:
+        url = f"{sentinels.url}?ssl_ca_certs={trusted}"
+        check_redis(url)
+        store, async_store = Store(url), AsyncStore(url)
+        assert store.run(scripts.add([new_task("a")])).statuses == ("queued",)
+        assert (await async_store.run(fetch("a"))).id == "a"
+        assert sentinels.fronts[sentinels.master.port].secured >= 3
+        assert all(sentinels.fronts[sentinel.port].secured for sentinel in sentinels.sentinels[:1])
+
+        with pytest.raises(ConfigurationError, match="certificate verify failed"):
+            check_redis(sentinels.url)  # nobody it knows has signed for them
+
+        sentinels.sentinels[0].admin.execute_command("SENTINEL FAILOVER", SERVICE)
+        eventually(lambda: Address.parse(url).located().port == sentinels.announced(sentinels.replica.port))
+        eventually(lambda: sentinels.replica.role() == "master" and sentinels.master.role() == "slave")
+
+        eventually(lambda: store.run(scripts.add([new_task("b")])).statuses == ("queued",))
+        assert (await async_store.run(fetch("b"))).id == "b"
+        assert sentinels.fronts[sentinels.replica.port].secured >= 2
+        store.close()
+        await async_store.close()
+    finally:
+        sentinels.stop()

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from taskpool.webhook_target import Address, Allowed
+from tests.certificates import certificate
 from tests.receiver import Receiver, receiver
 from workers.webhook_sender import Answer, NotSent, Resolver, Sender
 
 LOOPBACK = Allowed(["127.0.0.0/8"])
-TLS = Path(__file__).with_name("tls")
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +137,11 @@ async def test_retry_after_is_read_as_seconds_or_a_date(server: Receiver, header
     assert await send(server.url()) == Answer(503, seconds)
 
 
-async def test_a_certificate_is_checked_for_the_host_and_not_for_its_address() -> None:
+async def test_a_certificate_is_checked_for_the_host_and_not_for_its_address(tmp_path: Path) -> None:
+    its_own = certificate(tmp_path, "DNS:hooks.example")
     at_server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    at_server.load_cert_chain(TLS / "hooks.example.pem", TLS / "hooks.example.key")
-    trusted = ssl.create_default_context(cafile=str(TLS / "hooks.example.pem"))
+    at_server.load_cert_chain(its_own)
+    trusted = ssl.create_default_context(cafile=its_own)
     asked_for: list[str | None] = []
     at_server.sni_callback = lambda _, name, __: asked_for.append(name)
 
