@@ -96,7 +96,7 @@ def _routes(
     fleet = FleetRoutes(pool)
     keys = KeyRoutes(pool.store, settings.max_body_bytes)
     health = HealthRoutes(pool)
-    docs = DocsRoutes(pool, settings.type_grace_s)
+    docs = DocsRoutes(pool, gate, settings.type_grace_s)
 
     def at(path: str, **handlers: Guarded) -> Route:
         return Route(path, Resource(gate, **handlers))

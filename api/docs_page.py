@@ -44,7 +44,6 @@ class DocsPage:
             "content-security-policy": POLICY,
             "etag": etag,
             "vary": "Accept-Encoding",
-            "x-content-type-options": "nosniff",
         }
         if etag in known:
             return Response(status_code=304, headers=headers)

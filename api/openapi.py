@@ -24,6 +24,7 @@ from api.resource import Resource
 from taskpool.fleet import TypeInfo
 
 Object = dict[str, Any]
+Found = tuple[str, str, Operation, Guarded]
 
 PROBLEM: Final = "application/problem+json"
 
@@ -101,14 +102,17 @@ TITLES: Final = {
 }
 
 
-def describe(routes: Iterable[BaseRoute], types: Sequence[TypeInfo]) -> Object:
-    """The document of these routes and task types."""
+def describe(routes: Iterable[BaseRoute], types: Sequence[TypeInfo], *, needs_key: bool = True) -> Object:
+    """The document of these routes and task types, for a server that needs a key or one that doesn't."""
     found = list(operations(routes))
     schemas = Schemas([operation for _, _, operation, _ in found])
     schemas.components.update(submissions(schemas.components["TaskSpec"], types))
     paths: dict[str, Object] = defaultdict(dict)
     for path, method, operation, guarded in found:
-        paths[path][method.lower()] = _operation(path, operation, guarded, schemas)
+        paths[path][method.lower()] = _operation(path, operation, guarded, schemas) | {
+            "security": _security(guarded.access, needs_key),
+            "responses": _responses(operation, guarded.access, schemas, _links(path, found)),
+        }
     return {
         "openapi": "3.1.1",
         "info": _INFO | {"version": version("taskpool")},
@@ -134,7 +138,7 @@ _INFO: Final = {
 }
 
 
-def operations(routes: Iterable[BaseRoute]) -> Iterator[tuple[str, str, Operation, Guarded]]:
+def operations(routes: Iterable[BaseRoute]) -> Iterator[Found]:
     """Path, method, declaration and guarded handler of every method that declares something; HEAD is in GET."""
     for route in routes:
         if isinstance(route, Route) and isinstance(route.endpoint, Resource):
@@ -163,17 +167,16 @@ def _operation(path: str, operation: Operation, guarded: Guarded, schemas: Schem
     if operation.body is not None:
         content = {"application/json": {"schema": schemas.of(operation.body)}}
         document["requestBody"] = {"required": not operation.body_optional, "content": content}
-    document["responses"] = _responses(operation, guarded.access, schemas)
-    document["security"] = _security(guarded.access)
     return document
 
 
-def _security(access: Access) -> list[Object]:
-    """What a caller shows; nothing where a server needs no keys."""
+def _security(access: Access, needs_key: bool) -> list[Object]:
+    """What a caller shows; a server that needs no key still refuses a wrong one."""
     if access.public:
         return []
     scopes = [] if access.scope is None else [access.scope.value]
-    return [{}, {"bearer": scopes}, *([{"ticket": scopes}] if access.ticket else [])]
+    ways: list[Object] = [{"bearer": scopes}, *([{"ticket": scopes}] if access.ticket else [])]
+    return ways if needs_key else [{}, *ways]
 
 
 def _parameter(schema: Object) -> Object:
@@ -190,8 +193,18 @@ def _texts(docstring: str) -> tuple[str, str]:
     return summary[:1].upper() + summary[1:], "\n\n".join(" ".join(part.split()) for part in rest.split("\n\n")).strip()
 
 
-def _responses(operation: Operation, access: Access, schemas: Schemas) -> Object:
-    responses = {str(status): _answer(status, answer, schemas) for status, answer in operation.answers.items()}
+def _links(path: str, found: Iterable[Found]) -> Object:
+    """What can be done with what was made at `path`: the operations of the paths below it, by its id."""
+    below = re.compile(re.escape(path) + r"/{(\w+)}(/\w+)?")
+    return {
+        operation.id: {"operationId": operation.id, "parameters": {match[1]: "$response.body#/id"}}
+        for other, _, operation, _ in found
+        if (match := below.fullmatch(other))
+    }
+
+
+def _responses(operation: Operation, access: Access, schemas: Schemas, links: Object) -> Object:
+    responses = {str(status): _answer(status, answer, schemas, links) for status, answer in operation.answers.items()}
     kinds: dict[int, list[str]] = defaultdict(list)
     for kind in dict.fromkeys(operation.kinds(access)):
         kinds[KINDS[kind][0]].append(kind)
@@ -201,8 +214,10 @@ def _responses(operation: Operation, access: Access, schemas: Schemas) -> Object
     return responses
 
 
-def _answer(status: int, answer: Answer, schemas: Schemas) -> Object:
+def _answer(status: int, answer: Answer, schemas: Schemas, links: Object) -> Object:
     response: Object = {"description": TITLES[status]}
+    if links and "Location" in answer.headers:
+        response["links"] = links
     if answer.headers:
         response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in answer.headers}
     if answer.body is not None:

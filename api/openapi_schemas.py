@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from api.answers import ProblemDocument
+from api.openapi_fields import with_limits
 from api.operation import Operation
 from api.submission import SUBMISSION
 from taskpool.document_types import Document
@@ -41,7 +42,9 @@ class Schemas:
 
         self._of = {kind: with_refs(schema, renamed) for kind, schema in zip(wanted, schemas, strict=True)}
         self.components: dict[str, Schema] = {
-            new_names.get(name, name): with_refs(schema, renamed) | {"title": new_names.get(name, name)}
+            new_names.get(name, name): with_limits(
+                name, with_refs(schema, renamed) | {"title": new_names.get(name, name)}
+            )
             for name, schema in components.items()
         }
 

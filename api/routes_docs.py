@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from api.asyncapi import describe_socket
 from api.docs_page import FILES, INDEX, DocsPage
+from api.gate import Gate
 from api.openapi import describe
 from api.operation import Answer, operation
 from api.problems import Problem
@@ -25,8 +26,9 @@ SCRIPT_OR_STYLE: Final = Answer(str, headers=("ETag",), media_types=("text/javas
 class DocsRoutes:
     """Handlers that describe the API. `type_grace_s`: for how long a type without workers still takes tasks."""
 
-    def __init__(self, pool: AsyncTaskPool, type_grace_s: float) -> None:
+    def __init__(self, pool: AsyncTaskPool, gate: Gate, type_grace_s: float) -> None:
         self._pool = pool
+        self._gate = gate
         self._type_grace_s = type_grace_s
         self._page = DocsPage()
 
@@ -35,7 +37,7 @@ class DocsRoutes:
         """GET /openapi.json: this document, OpenAPI 3.1, with the task types as they are known now."""
         read_query(request.scope["query_string"], NoQuery)
         types = [info for info in await self._pool.types() if self._takes_tasks(info)]
-        return Json(describe(request.app.routes, types))
+        return Json(describe(request.app.routes, types, needs_key=await self._gate.needs_key()))
 
     @operation("get_asyncapi", tag="service", answers={200: dict[str, Any]}, asks_redis=False)
     async def asyncapi(self, request: Request) -> Json:

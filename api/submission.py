@@ -99,12 +99,22 @@ def read_as(document: Any, wanted: type[T], kind: str = "invalid-task") -> T:
 
 
 def _read(document: Any, wanted: type[T]) -> T:
-    value = msgspec.convert(document, wanted)
+    try:
+        value = msgspec.convert(document, wanted)
+    except msgspec.ValidationError as error:
+        if "got `float`" not in str(error) or not isinstance(document, dict):
+            raise
+        value = msgspec.convert({name: _whole(each) for name, each in document.items()}, wanted)
     if isinstance(value, TaskSpec) and _is_out_of_range(value.run_at):
         raise msgspec.ValidationError
     if isinstance(value, TaskSpec) and value.payload is None:
         return replace(value, payload={})  # null is "not given" here as it is for the other options
     return value
+
+
+def _whole(value: Any) -> Any:
+    """A whole number as an integer: JSON has one kind of number, and some writers make 5.0 of 5."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _is_out_of_range(value: Any) -> bool:
@@ -123,7 +133,7 @@ def _faults(document: Any, wanted: type[msgspec.Struct], at: str) -> Iterator[Fi
             yield FieldError(pointer((name,), at), "unknown field" + _hint(name, annotations))
             continue
         try:
-            if _is_out_of_range(msgspec.convert(value, annotations[name])):
+            if _is_out_of_range(msgspec.convert(_whole(value), annotations[name])):
                 yield FieldError(pointer((name,), at), "must be a time from 1970 to 2999")
         except msgspec.ValidationError as error:
             yield from field_errors(error, pointer((name,), at))

@@ -22,7 +22,9 @@ from api.resource import Resource
 from taskpool import Registry, task
 from taskpool.fleet import TypeInfo
 from taskpool.settings import Settings
+from taskpool.submission import LONGEST_S
 from tests.api_client import api, publish_types
+from tests.keys import bearer, make_key
 
 NOBODY_DECLARES = {
     "method-not-allowed",
@@ -112,6 +114,27 @@ def test_nothing_that_is_answered_is_said_to_be_null(app: Starlette) -> None:
     assert set(task["required"]) == {
         "id", "type", "status", "queue", "payload", "attempt", "max_attempts", "seq",
     }  # fmt: skip
+
+
+def test_the_fields_of_a_submission_say_what_they_mean_and_take(app: Starlette) -> None:
+    fields = document(app)["components"]["schemas"]["echo.task"]["properties"]
+
+    silent = [name for name, schema in fields.items() if "description" not in schema]
+    assert silent == ["type", "payload"]
+    assert fields["timeout_s"]["anyOf"][0] == {"type": "number", "minimum": 0.001, "maximum": LONGEST_S}
+    assert fields["tags"]["items"]["pattern"] == "^[A-Za-z0-9_.:-]{1,64}$"
+
+
+async def test_what_a_server_asks_for_depends_on_whether_it_needs_keys(redis_url: str) -> None:
+    async with api(redis_url) as client:
+        without = (await client.get("/openapi.json")).json()["paths"]
+    key = make_key(redis_url)
+    async with api(redis_url) as client:
+        with_keys = (await client.get("/openapi.json", headers=bearer(key))).json()["paths"]
+
+    assert without["/tasks"]["post"]["security"] == [{}, {"bearer": ["tasks:write"]}]
+    assert with_keys["/tasks"]["post"]["security"] == [{"bearer": ["tasks:write"]}]
+    assert with_keys["/livez"]["get"]["security"] == []
 
 
 class Point(msgspec.Struct):
