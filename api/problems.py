@@ -62,6 +62,7 @@ KINDS: Final[Mapping[str, tuple[int, str]]] = {
     "unknown-type": (422, "Unknown task type"),
     "unknown-dependency": (422, "A dependency doesn't exist"),
     "idempotency-key-reused": (422, "The idempotency key stands for another request"),
+    "rate-limited": (429, "Too many requests"),
     "queue-full": (429, "The queue has no room"),
     "headers-too-large": (431, "The headers are too large"),
     "internal-error": (500, "Something broke on our side"),

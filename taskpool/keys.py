@@ -46,6 +46,7 @@ UNIQUE: Final = "taskpool:unique"  # hash unique key -> the task that took it la
 ONCE: Final = "taskpool:once:"  # + digest of an idempotency key: what its call was answered, with a TTL
 EXPIRING: Final = "taskpool:expiring"  # zset id -> when it expires if not started, s
 COUNTERS: Final = "taskpool:counters"  # hash of the metrics' running totals
+BUCKET: Final = "taskpool:bucket:"  # + caller: string "tokens ms", with a TTL: what it may still ask for
 SECRETS: Final = "taskpool:secrets:"  # + id: string, what was taken out of the payload; with a TTL
 LOG: Final = "taskpool:log:"  # + id: capped stream of the task's log lines
 WEBHOOKS: Final = "taskpool:webhooks"  # hash endpoint -> its JSON, secrets and all
