@@ -125,6 +125,7 @@ class Ready(Document, frozen=True, kw_only=True):
     status: str
     redis: ServerDocument
     workers: Count
+    warnings: Annotated[Sequence[str], Meta(description="what of Redis's settings can cost tasks; empty: nothing")]
 
 
 class Fault(Document, frozen=True, kw_only=True):

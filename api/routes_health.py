@@ -40,11 +40,12 @@ class HealthRoutes:
 
     @operation("is_ready", tag="service", query=None, answers={200: Ready})
     async def ready(self, request: Request) -> Json:
-        """GET /readyz: Redis answers and takes writes, and what it keeps over a crash."""
+        """GET /readyz: Redis answers and takes writes, what it keeps over a crash, and what may cost tasks."""
         server, workers = await asyncio.gather(self._pool.server(), self._pool.workers())
         if server.role != "master":
             raise RedisUnavailable("it is a read-only replica now")
-        return Json(Ready(status="ok", redis=server_document(server), workers=len(workers)))
+        document = server_document(server)
+        return Json(Ready(status="ok", redis=document, workers=len(workers), warnings=server.warnings))
 
     @operation("get_metrics", tag="service", query=None, answers={200: Answer(str, media_types=EXPOSITIONS)})
     async def metrics(self, request: Request) -> Response:
