@@ -25,6 +25,7 @@ from taskpool.document_types import (
 )
 from taskpool.key_document import AuditEntryDocument, KeyDocument
 from taskpool.types import TaskStatus
+from taskpool.webhook_document import DeliveryDocument, WebhookDocument
 
 NextCursor = Annotated[str | None, Meta(description="there may be more: the cursor of the next page")]
 
@@ -102,6 +103,19 @@ class AuditPage(Document, frozen=True, kw_only=True):
     """A page of the audit, newest first."""
 
     entries: Sequence[AuditEntryDocument]
+    next_cursor: NextCursor = None
+
+
+class Webhooks(Document, frozen=True, kw_only=True):
+    """Every standing endpoint, the oldest first."""
+
+    webhooks: Sequence[WebhookDocument]
+
+
+class DeliveryPage(Document, frozen=True, kw_only=True):
+    """A page of deliveries, the newest first."""
+
+    deliveries: Sequence[DeliveryDocument]
     next_cursor: NextCursor = None
 
 

@@ -32,6 +32,7 @@ TAGS: Final = {
     "tasks": "Submit, read, list, cancel, stop and retry tasks.",
     "keys": "API keys, tickets and the audit.",
     "events": "Follow tasks as they go. `/asyncapi.json` describes the WebSocket at `/ws`.",
+    "webhooks": "Standing endpoints that are told of tasks, and the messages to them.",
     "fleet": "Queues, task types and worker processes.",
     "service": "Probes, metrics and this document.",
 }
@@ -40,6 +41,11 @@ PARAMETERS: Final[Mapping[str, Object]] = {
     "id": {"description": "A task's id.", "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,200}$"}},
     "file": {"description": "A file of the page.", "schema": {"enum": [*FILES]}},
     "key": {"description": "An API key's id.", "schema": {"type": "string", "pattern": "^[0-9a-z]{12}$"}},
+    "webhook": {
+        "description": "A webhook's id, `callback` or `callback.PROJECT`.",
+        "schema": {"type": "string", "minLength": 1},
+    },
+    "delivery": {"description": "A delivery's id.", "schema": {"type": "string", "minLength": 1}},
     "name": {"description": "A queue's name.", "schema": {"type": "string", "minLength": 1}},
 }
 """What stands in a path."""

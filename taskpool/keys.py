@@ -61,9 +61,8 @@ WEBHOOKS_SENDING: Final = "taskpool:webhooks:sending:"  # + lane: zset delivery 
 WEBHOOKS_FAILING: Final = "taskpool:webhooks:failing:"  # + lane: there while its last attempt failed; expires
 DELIVERY: Final = "taskpool:delivery:"  # + id: hash
 DELIVERIES_DEAD: Final = "taskpool:deliveries:dead:"  # + endpoint: zset of those that nobody tries any more
-DELIVERIES: Final = (
-    "taskpool:deliveries:"  # + endpoint or task: zset of deliveries, all with score 0 (ids sort by time)
-)
+DELIVERIES_OF_TASK: Final = "taskpool:deliveries:task:"  # + id: zset of those about a task
+DELIVERIES: Final = "taskpool:deliveries:"  # + endpoint: zset of deliveries, all with score 0 (ids sort by time)
 API_KEYS: Final = "taskpool:keys"  # hash key id -> JSON of its ApiKey, with hashes of its secrets
 API_KEYS_USED: Final = "taskpool:keys:used"  # hash key id -> when it was last used, ms
 TICKET: Final = "taskpool:ticket:"  # + hash of a ticket: the id of the key that it stands for, with a TTL
