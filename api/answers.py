@@ -161,6 +161,8 @@ class ProblemDocument(Document, frozen=True, kw_only=True):
     near: Annotated[Sequence[str] | UnsetType, Meta(description="names of similar task types")] = UNSET
     task_status: Annotated[TaskStatus | UnsetType, Meta(description="the task's status")] = UNSET
     task: Annotated[str | UnsetType, Meta(description="the path of the task that holds the unique key")] = UNSET
-    task_id: Annotated[Id | UnsetType, Meta(description="its id")] = UNSET
+    task_id: Annotated[Id | UnsetType, Meta(description="its id; or that of the dependency which isn't there")] = UNSET
+    queue: Annotated[str | UnsetType, Meta(description="the queue that has no room")] = UNSET
+    held: Annotated[Count | UnsetType, Meta(description="how many tasks it holds")] = UNSET
     stop: Annotated[str | UnsetType, Meta(description="where to post to stop the task")] = UNSET
     max_bytes: Annotated[int | UnsetType, Meta(description="the limit")] = UNSET

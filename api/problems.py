@@ -133,6 +133,8 @@ def invalid_task(error: InvalidTask, prefix: str = "") -> Problem:
     problem = Problem(kind, str(error), errors=errors)
     if isinstance(error, UnknownType):
         problem.extra["near"] = error.near
+    elif isinstance(error, UnknownDependency):
+        problem.extra["task_id"] = error.id
     return problem
 
 
@@ -221,7 +223,8 @@ async def render_queue_full(request: Request, exception: Exception) -> Response:
     """The handler of QueueFull."""
     assert isinstance(exception, QueueFull)
     headers = [retry_after(exception.retry_after_s)]
-    return Problem("queue-full", f"{exception}; nothing was stored", headers=headers, queue=exception.queue).response()
+    detail, held = f"{exception}; nothing was stored", exception.held
+    return Problem("queue-full", detail, headers=headers, queue=exception.queue, held=held).response()
 
 
 def retry_after(seconds: float) -> tuple[bytes, bytes]:
