@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import resource
 import socket
@@ -19,7 +20,6 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from api.addresses import network
 from api.problems import Problem, retry_after
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Connections:
 
     def admit(self, connection: LimitedProtocol) -> str | None:
         """Count a new connection; or why there is no room for it."""
-        address = network(connection.client[0]) if connection.client else ""
+        address = _network(connection.client[0]) if connection.client else ""
         if len(self._open) >= self._most:
             return f"this server has {self._most:,} connections open, and takes no more"
         if self._by_address[address] >= self.limits.most_per_address:
@@ -130,18 +130,18 @@ class LimitedProtocol(HttpToolsProtocol):
         self._refuse(Problem("invalid-http", msg))
 
     def has_ended_elsewhere(self) -> bool:
-        """Whether it became a WebSocket, whose own protocol has seen its end."""
-        return self.transport.is_closing() and self._is_upgraded()
+        """Whether it became a WebSocket, whose own protocol has seen its end, and all that was written has left."""
+        return self.transport.is_closing() and self._is_upgraded() and not self.transport.get_write_buffer_size()
 
     def look(self, now_mono: float, limits: Limits) -> None:
         """Cut it if it has been in one stage for too long."""
         stage = self._stage()
-        seen = (stage, self.cycle, self._pauses)
+        seen = (stage, self.cycle, self.transport.get_write_buffer_size() if stage == "socket" else self._pauses)
         if seen != self._seen:
             self._seen, self._seen_mono = seen, now_mono
             return
         waited_s = now_mono - self._seen_mono
-        if stage == "answer" and waited_s >= limits.write_s:
+        if stage in ("answer", "socket") and waited_s >= limits.write_s:
             self._reset()
         elif stage == "head" and waited_s >= limits.head_s:
             if self._unfinished_bytes and self._awaits_head():
@@ -167,11 +167,12 @@ class LimitedProtocol(HttpToolsProtocol):
         self.transport.abort()
 
     def _stage(self) -> str:
-        """What it waits for: ``app``, ``next`` (uvicorn's own time-out runs), ``head`` or ``answer``."""
+        """What it waits for: ``app``, ``next`` (uvicorn's own time-out runs), ``head``, ``answer``, or ``socket``: that
+        the client takes what a WebSocket, open or closed, has for it."""
+        if self._is_upgraded():
+            return "socket" if self.transport.get_write_buffer_size() else "app"
         if self.transport.is_closing():
             return "answer"
-        if self._is_upgraded():
-            return "app"
         if self.flow.write_paused:
             return "answer"
         if self.cycle is not None and not self.cycle.response_complete:
@@ -198,3 +199,15 @@ def _files() -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             soft = hard
     return 1 << 20 if soft == resource.RLIM_INFINITY else soft
+
+
+def _network(host: str) -> str:
+    """What counts as one address: of IPv6, where a client has 2^64 of them, its network."""
+    if ":" not in host:
+        return host
+    try:
+        address = ipaddress.IPv6Address(host.partition("%")[0])
+    except ValueError:
+        return host
+    mapped = address.ipv4_mapped
+    return str(mapped) if mapped else str(ipaddress.IPv6Address(int(address) >> 64 << 64))

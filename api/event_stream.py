@@ -1,19 +1,19 @@
 """Server-Sent Events: what one client is told, as the text that browsers' `EventSource` reads.
 
-Steps have no `event:` field, so that `onmessage` hears them all; `snapshot` and `resync` have.
+A step costs no timer: one that goes off too early is set again, and clients that take nothing are cut by `connections`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from api.outlet import Item, Resync, Snapshot, Steps
+from api.outlet import Beat, Gone, Item, Resync, Snapshot, Steps
 from api.streams import Streams
 from api.subscription import Subscription
 from taskpool.eventlog import Position
@@ -21,8 +21,6 @@ from taskpool.eventlog import Position
 MEDIA_TYPE: Final = b"text/event-stream"
 RETRY_MS: Final = 2000
 KEEP_ALIVE_S: Final = 15.0
-SEND_TIMEOUT_S: Final = 60.0
-"""A client that takes nothing for so long is given up."""
 
 _HEADERS: Final = [
     (b"content-type", MEDIA_TYPE),
@@ -42,6 +40,9 @@ class EventStream(Response):
         self.status_code, self.background = 200, None
         self.raw_headers = list(_HEADERS)
         self._streams, self._subscription, self._first = streams, subscription, first
+        self._loop = asyncio.get_running_loop()
+        self._sent_mono = 0.0
+        self._alarm: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
@@ -51,40 +52,46 @@ class EventStream(Response):
             await asyncio.wait((telling, leaving), return_when=asyncio.FIRST_COMPLETED)
             if telling.done():
                 telling.result()
-        except (OSError, TimeoutError):  # it has left, or doesn't read
+        except OSError:  # it has left
             pass
         finally:
+            if self._alarm is not None:
+                self._alarm.cancel()
             telling.cancel()
             leaving.cancel()
             self._streams.release(self._subscription.outlet, self._subscription)
 
     async def _tell(self, send: Send) -> None:
-        outlet = self._subscription.outlet
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await _send(send, b"retry: %d\n\n" % RETRY_MS)
         items: Sequence[Item] = self._first
-        while True:
-            text = b"".join(message for item in items for message in _messages(item))
-            if text:
-                await _send(send, text)
-            if self._is_over(items):
+        text = b"retry: %d\n\n" % RETRY_MS + b"".join(map(_text, items))
+        await send({"type": "http.response.body", "body": text, "more_body": True})
+        self._beat()
+        while not self._is_over(items):
+            items = await self._subscription.outlet.take()
+            if not items:
                 break
-            try:
-                async with asyncio.timeout(KEEP_ALIVE_S):
-                    items = await outlet.take()
-            except TimeoutError:
-                items = ()
-                await _send(send, b": keep-alive\n\n")
-            else:
-                if not items:
-                    break
+            if text := _text(items[0]) if len(items) == 1 else b"".join(map(_text, items)):
+                await send({"type": "http.response.body", "body": text, "more_body": True})
+                self._sent_mono = self._loop.time()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _beat(self) -> None:
+        """Say something if nothing was said for a while, so that proxies keep the connection; look again in time."""
+        rest_s = self._sent_mono + KEEP_ALIVE_S - self._loop.time()
+        if rest_s <= 0:
+            if self._alarm is not None:
+                self._subscription.outlet.put(Beat())
+            self._sent_mono, rest_s = self._loop.time(), KEEP_ALIVE_S
+        self._alarm = self._loop.call_later(rest_s, self._beat)
 
     def _is_over(self, items: Sequence[Item]) -> bool:
         """Whether the last of these says that the task has ended, or that the client has to come again."""
         for item in reversed(items):
             if isinstance(item, Resync):
                 return item.reason == "slow"
+            if isinstance(item, Gone):
+                return True
             if self._subscription.wanted.task is not None:
                 if isinstance(item, Steps):
                     return item.steps[-1].event.status.is_terminal
@@ -101,24 +108,20 @@ class StreamHead(Response):
         self.raw_headers = list(_HEADERS)
 
 
-async def _send(send: Send, body: bytes) -> None:
-    async with asyncio.timeout(SEND_TIMEOUT_S):
-        await send({"type": "http.response.body", "body": body, "more_body": True})
-
-
 async def _disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-def _messages(item: Item) -> Iterator[bytes]:
+def _text(item: Item) -> bytes:
     if isinstance(item, Steps):
-        for step in item.steps:
-            yield b"id: %s\ndata: %s\n\n" % (step.event.stream.encode(), step.document)
-    elif isinstance(item, Snapshot):
-        yield _named("snapshot", item.at, item.documents[0])
-    elif isinstance(item, Resync):
-        yield _named("resync", item.at, {"after": str(item.at), "reason": item.reason})
+        steps = item.steps
+        return steps[0].message if len(steps) == 1 else b"".join([step.message for step in steps])
+    if isinstance(item, Snapshot):
+        return _named("snapshot", item.at, item.documents[0])
+    if isinstance(item, Resync):
+        return _named("resync", item.at, {"after": str(item.at), "reason": item.reason})
+    return b": keep-alive\n\n" if isinstance(item, Beat) else b""
 
 
 def _named(name: str, at: Position, document: Any) -> bytes:

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from api.attributes import AttributeCache
-from api.outlet import Live, Outlet, Resync, Step
+from api.outlet import Gone, Live, Outlet, Resync, Step
 from api.snapshots import take_snapshot
 from api.subscribers import Subscribers, channel
 from api.subscription import Subscription, Wanted
@@ -95,6 +95,10 @@ class Hub:
         self._all.discard(subscription)
         self._wake.set()
 
+    def go_on(self) -> None:
+        """A client has room again for what it missed."""
+        self._wake.set()
+
     def end(self) -> None:
         """Stop working; the connection is the pool's to close."""
         for task in (self._worker, self._resolver, *self._restarts):
@@ -116,10 +120,10 @@ class Hub:
                 await self._listen()
                 if not self._all:
                     return  # `open` starts the next one
-                if self._behind:
+                if ready := self._ready():
                     self._reading = True
-                    await self._catch_up({each for each in self._behind if channel(each.wanted) in self._channels})
-                if not self._behind and not self._wake.is_set():
+                    await self._catch_up(ready)
+                if not self._ready() and not self._wake.is_set():
                     await self._mark()
             except (RedisUnavailable, ReplyFault) as error:
                 if not failing:
@@ -131,11 +135,15 @@ class Hub:
             finally:
                 self._reading = False
             failing = False
-            if not self._behind:
+            if not self._ready():
                 try:
                     await asyncio.wait_for(self._wake.wait(), MARK_S)
                 except TimeoutError:
                     pass
+
+    def _ready(self) -> set[Subscription]:
+        """Those who are behind, whose channels are listened to, and whose clients have room for what they missed."""
+        return {each for each in self._behind if channel(each.wanted) in self._channels and each.outlet.has_room}
 
     async def _listen(self) -> None:
         wanted = self._all.channels()
@@ -160,6 +168,7 @@ class Hub:
                 subscription.live = False
                 subscription.after = max(subscription.after, self._horizon)
                 self._behind.add(subscription)
+        self._horizon = START  # the next Redis may be another one, whose clock is behind
         self._wake.set()
 
     async def _mark(self) -> None:
@@ -172,16 +181,14 @@ class Hub:
     # --- behind: from the stream ----------------------------------------------------------------------------------
 
     async def _catch_up(self, behind: set[Subscription]) -> None:
-        """Bring those who are behind, and whose channels are listened to, up to now, in one pass over the stream."""
+        """Bring those who are ready up to now, in one pass over the stream. Who has no room left drops out of it."""
         cuts = self._cuts
         first, last = await self._store.run_many([oldest(), newest()])
         for subscription in [each for each in behind if each.after > last or not reaches_back(first, each.after)]:
             behind.discard(subscription)
             self._start_over(subscription)
-        if not behind:
-            return
-        position = min(subscription.after for subscription in behind)
-        while True:
+        position = min((subscription.after for subscription in behind), default=last)
+        while behind:
             # Whoever heard of it before the next read finds it in there; what is heard from here on is told below.
             self._since_read.clear()
             chunk, first = await self._store.run_many([events_after(position, CHUNK), oldest()])
@@ -189,7 +196,7 @@ class Hub:
                 for subscription in behind:
                     self._start_over(subscription)
                 return
-            await self._tell(behind, [Step(event) for event in chunk.events])
+            await self._tell(behind, [Step(event) for event in chunk.events], position)
             position = chunk.end
             if chunk.is_last:
                 break
@@ -201,15 +208,19 @@ class Hub:
                 subscription.outlet.put(Live(subscription))
                 subscription.tell(self._since_read, bounded=True)
 
-    async def _tell(self, behind: set[Subscription], steps: Sequence[Step]) -> None:
+    async def _tell(self, behind: set[Subscription], steps: Sequence[Step], since: Position) -> None:
         if any(subscription.wanted.task is None for subscription in behind):
             await self._attributes.resolve(steps)
         by_task: defaultdict[str, list[Step]] = defaultdict(list)
         for step in steps:
             by_task[step.event.id].append(step)
-        for subscription in behind:
+        for subscription in tuple(behind):
             task = subscription.wanted.task
-            subscription.tell(steps if task is None else by_task.get(task, ()), bounded=False)
+            if subscription.outlet.has_room:
+                subscription.tell(steps if task is None else by_task.get(task, ()), bounded=False)
+            else:
+                subscription.after = max(subscription.after, since)
+                behind.discard(subscription)
 
     def _start_over(self, subscription: Subscription) -> None:
         """The stream no longer has all that it missed: tell it so, and how things stand."""
@@ -231,7 +242,8 @@ class Hub:
                 await asyncio.sleep(RETRY_S)
                 continue
             except TaskNotFound:  # purged meanwhile: nothing more will come
-                subscription.outlet.put(Live(subscription))
+                subscription.outlet.put(Gone(subscription))
+                self.close(subscription)
             if not subscription.closed:
                 self._behind.add(subscription)
                 self._work_on()

@@ -16,13 +16,16 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from api.event_stream import KEEP_ALIVE_S, RETRY_MS, SEND_TIMEOUT_S
+from api.event_stream import KEEP_ALIVE_S, RETRY_MS
 from api.outlet import Outlet
 from api.streams import Streams
 from taskpool.document import log_line_document
 from taskpool.errors import RedisUnavailable, TaskNotFound
 from taskpool.logline import plain_text
 from taskpool.logs import LogStep, cursor_of
+
+SEND_TIMEOUT_S: Final = 30.0
+"""A client that takes nothing for so long is given up."""
 
 TEXT: Final = b"text/plain; charset=utf-8"
 EVENTS: Final = b"text/event-stream"

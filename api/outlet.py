@@ -1,6 +1,7 @@
 """What one client is still to be sent: bounded, so that a client that doesn't read costs no memory and delays nobody.
 
 One that is too slow loses what it wasn't sent yet, and is told so with the position to resume from: never silently.
+What it missed and asks for again comes as fast as it reads, however much that is: then `has_room` is waited for.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ _encode: Final = msgspec.json.Encoder().encode
 class Step:
     """One event on its way to many clients: encoded once for all."""
 
-    __slots__ = ("_document", "at", "attributes", "event")
+    __slots__ = ("_document", "_message", "at", "attributes", "event")
 
     def __init__(self, event: Event) -> None:
         self.event = event
         self.at = Position.parse(event.stream)
         self.attributes: Attributes | None = None
         self._document: bytes | None = None
+        self._message: bytes | None = None
 
     @property
     def document(self) -> bytes:
@@ -42,6 +44,13 @@ class Step:
         if self._document is None:
             self._document = _encode(event_document(self.event))
         return self._document
+
+    @property
+    def message(self) -> bytes:
+        """The event as a Server-Sent Event. It has no `event:` field, so that `onmessage` hears all of them."""
+        if self._message is None:
+            self._message = b"id: %s\ndata: %s\n\n" % (self.event.stream.encode(), self.document)
+        return self._message
 
 
 class Steps(msgspec.Struct, frozen=True, gc=False):
@@ -74,39 +83,61 @@ class Live(msgspec.Struct, frozen=True, gc=False):
     to: Any
 
 
+class Gone(msgspec.Struct, frozen=True, gc=False):
+    """A subscription's task was purged while events of it were missed: the subscription has ended."""
+
+    to: Any
+
+
+class Beat(msgspec.Struct, frozen=True, gc=False):
+    """Nothing has happened for a while."""
+
+
 class Reply(msgspec.Struct, frozen=True, gc=False):
     """An answer to what the client sent."""
 
     text: str
 
 
-Item = Steps | Snapshot | Resync | Live | Reply
+Item = Steps | Snapshot | Resync | Live | Gone | Beat | Reply
 
 
 class Outlet:
-    """The messages waiting for one client. `on_slow` ends the subscriptions that lost some."""
+    """The messages waiting for one client. `on_slow` ends the subscriptions that lost some; `on_room` is called when
+    there is room again."""
 
-    def __init__(self, on_slow: Callable[[Any], None], most: int = MOST_WAITING) -> None:
-        self._on_slow = on_slow
+    def __init__(
+        self, on_slow: Callable[[Any], None], on_room: Callable[[], None] = lambda: None, most: int = MOST_WAITING
+    ) -> None:
+        self._on_slow, self._on_room = on_slow, on_room
         self._most = most
         self._items: deque[Item] = deque()
+        self._waiting = 0
         self._filled = asyncio.Event()
         self.ended: str | None = None
         """Why nothing more comes; None while more may."""
+        self.is_cut = False
+        """Whether what was taken and isn't sent yet isn't to be sent either."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether there is room for many more events, read from the stream."""
+        return self._waiting < self._most // 4
 
     def put(self, item: Item) -> None:
         """Send this next."""
         if self.ended is not None:
             return
-        if isinstance(item, Reply) and len(self._items) >= self._most + MOST_REPLIES:
+        if isinstance(item, Reply) and self._waiting >= self._most + MOST_REPLIES:
             self.end("flooded")
             return
         self._items.append(item)
+        self._waiting += _size(item)
         self._filled.set()
 
     def offer(self, steps: Steps) -> None:
         """Send these events next, if the client keeps up."""
-        if len(self._items) < self._most:
+        if self._waiting < self._most:
             self.put(steps)
         elif self.ended is None:
             self._shed(steps)
@@ -115,6 +146,7 @@ class Outlet:
         """Nothing more comes, once what waits is sent; `at_once`: not even that."""
         self.ended = self.ended or reason
         if at_once:
+            self.is_cut = True
             self._items.clear()
         self._filled.set()
 
@@ -122,9 +154,12 @@ class Outlet:
         """All that waits, as soon as something does; empty once nothing more comes."""
         await self._filled.wait()
         items = list(self._items)
+        had_room, self._waiting = self.has_room, 0
         self._items.clear()
         if self.ended is None:
             self._filled.clear()
+        if not had_room:
+            self._on_room()
         for item in items:
             if isinstance(item, Steps):
                 item.to.sent = item.steps[-1].at
@@ -137,7 +172,12 @@ class Outlet:
         kept = [item for item in self._items if not isinstance(item, Steps)]
         self._items.clear()
         self._items.extend(kept)
+        self._waiting = sum(_size(item) for item in kept)
         for subscription in slow.values():
             places = [item.at for item in kept if isinstance(item, Snapshot | Resync) and item.to is subscription]
             self._on_slow(subscription)
             self.put(Resync(subscription, max([subscription.sent, *places]), "slow"))
+
+
+def _size(item: Item) -> int:
+    return len(item.steps) if isinstance(item, Steps) else 1

@@ -1,7 +1,8 @@
 """The WebSocket: a client subscribes to tasks and filters by messages and is told of their events.
 
-What it says wrong is answered, not punished, within limits. It is read and written independently: one that doesn't
-read is told what it missed (see `outlet`), one that floods is cut off.
+What it says wrong is answered, not punished, within limits. It is read and written independently: one that is slow to
+read is told what it missed (see `outlet`), one that doesn't read at all is cut by `connections`, and so is one that
+floods.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from api.caller import Caller, caller_of
-from api.outlet import Item, Live, Outlet, Reply, Resync, Snapshot, Steps
+from api.outlet import Beat, Gone, Item, Live, Outlet, Reply, Resync, Snapshot, Steps
 from api.problems import Problem
 from api.resource import refuse
 from api.socket_messages import (
@@ -39,8 +40,6 @@ from taskpool.eventlog import Position
 MOST_SUBSCRIPTIONS: Final = 100
 MOST_BAD_MESSAGES: Final = 20
 MAX_MESSAGE_BYTES: Final = 16 * 1024
-SEND_TIMEOUT_S: Final = 60.0
-"""A client that takes nothing for so long is given up."""
 
 CLOSE_CODES: Final = {
     "left": (1000, ""),
@@ -77,7 +76,7 @@ class SocketRoute:
             for task in tasks:
                 if task.done():
                     task.result()
-        except (OSError, TimeoutError):  # it has left, or doesn't read
+        except OSError:  # it has left
             pass
         finally:
             for task in tasks:
@@ -108,10 +107,11 @@ class _Socket:
 
     async def write(self, send: Send) -> None:
         """Tell the client what there is to tell, until nothing more comes."""
-        while items := await self._outlet.take():
+        outlet = self._outlet
+        while items := await outlet.take():
             for item in items:
                 for text in self._texts(item):
-                    async with asyncio.timeout(SEND_TIMEOUT_S):
+                    if not outlet.is_cut:
                         await send({"type": "websocket.send", "text": text})
         code, reason = CLOSE_CODES[self._outlet.ended or "left"]
         await send({"type": "websocket.close", "code": code, "reason": reason})
@@ -152,6 +152,10 @@ class _Socket:
         self._hub.close(subscription)
         self._answer(Unsubscribed(sub=request.sub))
 
+    def _forget(self, subscription: Subscription) -> None:
+        if self.subscriptions.get(subscription.name) is subscription:
+            del self.subscriptions[subscription.name]
+
     def _answer(self, message: Told) -> None:
         self._outlet.put(Reply(_encode(message).decode()))
 
@@ -165,10 +169,16 @@ class _Socket:
         if isinstance(item, Reply):
             yield item.text
             return
+        if isinstance(item, Beat):
+            return
         name = item.to.name
-        if isinstance(item, Resync):
-            if item.reason == "slow" and self.subscriptions.get(name) is item.to:
-                del self.subscriptions[name]
+        if isinstance(item, Gone):
+            self._forget(item.to)
+            detail = f"{item.to.wanted.task!r} was removed, and events of it were missed"
+            yield _encode(ErrorMessage(kind="task-not-found", detail=detail, sub=name)).decode()
+        elif isinstance(item, Resync):
+            if item.reason == "slow":
+                self._forget(item.to)
             yield _encode(ResyncMessage(sub=name, after=str(item.at), reason=item.reason)).decode()  # type: ignore[arg-type]
         elif self.subscriptions.get(name) is not item.to:  # unsubscribed meanwhile
             return

@@ -40,7 +40,7 @@ class Streams:
             detail = f"this process serves {self._most} streams already (TASKPOOL_MAX_STREAMS)"
             retry_after = (b"retry-after", b"%d" % RETRY_AFTER_S)
             raise Problem("too-many-streams", detail, headers=[retry_after])
-        outlet = Outlet(on_slow=self.hub.close)
+        outlet = Outlet(on_slow=self.hub.close, on_room=self.hub.go_on)
         if self._ended:
             outlet.end("shutdown")
         self._open[outlet] = caller

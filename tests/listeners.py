@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from api.hub import Hub
-from api.outlet import MOST_WAITING, Item, Live, Outlet, Resync, Snapshot, Steps
+from api.outlet import MOST_WAITING, Gone, Item, Live, Outlet, Resync, Snapshot, Steps
 from api.subscription import Subscription, Wanted
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.eventlog import Position
@@ -19,7 +19,7 @@ class Listener:
 
     def __init__(self, hub: Hub, most: int = MOST_WAITING) -> None:
         self.hub = hub
-        self.outlet = Outlet(on_slow=hub.close, most=most)
+        self.outlet = Outlet(on_slow=hub.close, on_room=hub.go_on, most=most)
         self.told: list[Any] = []
         self.last: Position | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -69,6 +69,8 @@ class Listener:
             self.last = item.at
         elif isinstance(item, Live):
             self.told.append("live")
+        elif isinstance(item, Gone):
+            self.told.append("gone")
 
 
 @asynccontextmanager

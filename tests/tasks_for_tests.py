@@ -135,6 +135,15 @@ class Act(Task):
         ctx.log("one line")
         self._wait()
 
+    def report_on(self, ctx: TaskContext) -> int:
+        """Reports all the time, until it may end: how often it has."""
+        done = 0
+        while not Path(self.payload.until).exists():
+            done += 1
+            ctx.progress(done, note=f"step {done}")
+            time.sleep(STEP_S)
+        return done
+
     def parents(self, ctx: TaskContext) -> dict[str, Any]:
         return dict(ctx.parents)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,7 +13,10 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from api import event_stream
+from api.app import create_app
 from taskpool import keys, scripts
+from taskpool.settings import Settings
 from tests.api_client import api, api_process, publish_types
 from tests.states import World
 from tests.support import eventually
@@ -157,6 +160,34 @@ async def test_a_stream_beyond_the_limit_is_refused_with_a_time_to_come_back(red
         assert refused.json()["type"] == "urn:taskpool:problem:too-many-streams"
         assert steps((await first).text) == [2, 3]
         assert (await client.get("/tasks/a/events")).status_code == 200
+
+
+async def test_a_stream_in_which_nothing_happens_says_so_now_and_then(
+    redis_url: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_stream, "KEEP_ALIVE_S", 0.01)
+    world.add("a")
+    sent: list[bytes] = []
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message.get("body", b""))
+
+    async def receive() -> MutableMapping[str, Any]:
+        await asyncio.Event().wait()
+        return {}
+
+    app = create_app(Settings(redis_url=redis_url))
+    async with app.router.lifespan_context(app), asyncio.timeout(30):
+        scope = {"type": "http", "method": "GET", "path": "/tasks/a/events", "query_string": b"", "headers": []}
+        stream = asyncio.create_task(app(scope, receive, send))
+        while sent.count(b": keep-alive\n\n") < 3:
+            await asyncio.sleep(0.01)
+        world.finish(world.claim())
+        await stream
+
+    told = b"".join(sent).decode()
+    assert told.startswith("retry: 2000\n\n")
+    assert steps(told) == [2, 3]
 
 
 def test_filters_over_http_and_the_end_of_a_stream_when_the_server_stops(

@@ -219,6 +219,63 @@ async def test_one_that_does_not_read_is_told_where_to_resume_and_delays_nobody(
     assert slow.told[-1] == ("resync", "slow")
 
 
+async def test_what_a_client_missed_is_read_only_as_fast_as_it_reads(hub: Hub, world: World) -> None:
+    running = world.start("a")
+    world.store.run_many([scripts.progress(running, {"done": done}) for done in range(3000)])
+    waits, quick = Listener(hub, most=100), Listener(hub)
+    await waits.open(after=START, task="a", reads=False)
+    await quick.open(after=START, task="a")
+    await live(quick)
+    read_ahead = waits.outlet._waiting
+
+    waits.read()
+    await live(waits)
+    world.finish(running)
+
+    await waits.until(lambda each: each.steps()[-1:] == [3003])
+    await quick.until(lambda each: each.steps()[-1:] == [3003])
+    assert waits.steps() == quick.steps() == list(range(1, 3004))
+    assert 0 < read_ahead <= api.hub.CHUNK
+    assert waits.told.count(LIVE) == 1
+
+
+async def test_one_whose_task_was_purged_while_events_were_missed_is_told_that_it_is_gone(
+    hub: Hub, world: World
+) -> None:
+    world.add("a")
+    listener, others = Listener(hub), Listener(hub)
+    await listener.open(task="a")
+    await others.open()
+    await live(listener)
+    await live(others)
+
+    hub._connection.close()
+    world.redis.flushall()
+    world.add("b")
+
+    await listener.until(lambda each: each.told[-1] == "gone")
+    await others.until(lambda each: each.told.count(LIVE) == 2)
+    assert listener.told[1:] == [LIVE, ("resync", "trimmed"), "gone"]
+    assert others.told[2:] == [("resync", "trimmed"), ("snapshot", {"b": 1}), LIVE]
+
+
+async def test_events_of_a_redis_whose_clock_is_behind_the_last_one_s_are_told(hub: Hub, world: World) -> None:
+    running = world.start("a")
+    listener = Listener(hub)
+    await listener.open(task="a")
+    await live(listener)
+    told = '{"id":"a","seq":3,"event":"progress","status":"in_progress","at_ms":1,"stream":"9999999999999-0"}'
+    world.redis.publish("taskpool:task:a", told)
+    await listener.until(lambda each: each.steps() == [3])
+
+    hub._connection.close()
+    await listener.until(lambda each: each.told.count(LIVE) == 2)
+    world.finish(running)
+
+    await listener.until(lambda each: each.told[-1] == ("event", "a", 3, "done"))
+    assert listener.told[3:5] == [("resync", "trimmed"), ("snapshot", {"a": 2})]
+
+
 @pytest.fixture
 def proxy(redis_server: RedisServer, tmp_path: Path, redis_url: str) -> Iterator[Proxy]:
     proxy = Proxy(tmp_path, redis_server.socket_path)

@@ -13,9 +13,7 @@ from benchmarks.chaos.evidence import Finding
 from taskpool import keys
 from taskpool.types import TERMINAL, TaskRecord, TaskStatus
 
-FIXED: Final = frozenset(
-    {keys.QUEUES, keys.EVENTS, keys.TYPES, keys.TYPES_SEEN, keys.COUNTERS, keys.AUDIT, keys.AUDIT_SUBMITTED}
-)
+FIXED: Final = frozenset({keys.QUEUES, keys.EVENTS, keys.TYPES, keys.TYPES_SEEN, keys.COUNTERS})
 """There for good, and bounded."""
 REGISTRY: Final = {
     TaskStatus.DONE: keys.FINISHED,
