@@ -25,6 +25,7 @@ from taskpool.document_types import (
 )
 from taskpool.key_document import AuditEntryDocument, KeyDocument
 from taskpool.types import TaskStatus
+from taskpool.webhook_document import DeliveryDocument, WebhookDocument
 
 NextCursor = Annotated[str | None, Meta(description="there may be more: the cursor of the next page")]
 
@@ -105,6 +106,19 @@ class AuditPage(Document, frozen=True, kw_only=True):
     next_cursor: NextCursor = None
 
 
+class Webhooks(Document, frozen=True, kw_only=True):
+    """Every standing endpoint, the oldest first."""
+
+    webhooks: Sequence[WebhookDocument]
+
+
+class DeliveryPage(Document, frozen=True, kw_only=True):
+    """A page of deliveries, the newest first."""
+
+    deliveries: Sequence[DeliveryDocument]
+    next_cursor: NextCursor = None
+
+
 class Door(Document, frozen=True, kw_only=True):
     """What this is, and where one can go from here."""
 
@@ -125,6 +139,7 @@ class Ready(Document, frozen=True, kw_only=True):
     status: str
     redis: ServerDocument
     workers: Count
+    warnings: Annotated[Sequence[str], Meta(description="what of Redis's settings can cost tasks; empty: nothing")]
 
 
 class Fault(Document, frozen=True, kw_only=True):
@@ -146,6 +161,8 @@ class ProblemDocument(Document, frozen=True, kw_only=True):
     near: Annotated[Sequence[str] | UnsetType, Meta(description="names of similar task types")] = UNSET
     task_status: Annotated[TaskStatus | UnsetType, Meta(description="the task's status")] = UNSET
     task: Annotated[str | UnsetType, Meta(description="the path of the task that holds the unique key")] = UNSET
-    task_id: Annotated[Id | UnsetType, Meta(description="its id")] = UNSET
+    task_id: Annotated[Id | UnsetType, Meta(description="its id; or that of the dependency which isn't there")] = UNSET
+    queue: Annotated[str | UnsetType, Meta(description="the queue that has no room")] = UNSET
+    held: Annotated[Count | UnsetType, Meta(description="how many tasks it holds")] = UNSET
     stop: Annotated[str | UnsetType, Meta(description="where to post to stop the task")] = UNSET
     max_bytes: Annotated[int | UnsetType, Meta(description="the limit")] = UNSET

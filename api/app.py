@@ -32,10 +32,12 @@ from api.routes_keys import KeyRoutes
 from api.routes_logs import LogRoutes
 from api.routes_submit import SubmitRoutes
 from api.routes_tasks import TaskRoutes
+from api.routes_webhooks import WebhookRoutes
 from api.socket import SocketRoute
 from api.streams import Streams
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.settings import Settings, resolve_redis_url
+from taskpool.webhook_target import Allowed
 
 
 class Application(Starlette):
@@ -95,6 +97,7 @@ def _routes(
     logs = LogRoutes(pool, streams)
     fleet = FleetRoutes(pool)
     keys = KeyRoutes(pool.store, settings.max_body_bytes)
+    webhooks = WebhookRoutes(pool.store, Allowed(settings.webhook_allow), settings.max_body_bytes)
     health = HealthRoutes(pool)
     docs = DocsRoutes(pool, gate, settings.type_grace_s)
 
@@ -108,6 +111,7 @@ def _routes(
         at("/tasks/{id}", GET=READ(tasks.get), DELETE=STOP(tasks.remove)),
         at("/tasks/{id}/stop", POST=STOP(tasks.stop)),
         at("/tasks/{id}/retry", POST=WRITE(tasks.retry)),
+        at("/tasks/{id}/deliveries", GET=READ(tasks.deliveries)),
         at("/tasks/{id}/events", GET=STREAM(events.task)),
         at("/tasks/{id}/logs", GET=STREAM(logs.logs)),
         at("/events", GET=STREAM(events.all)),
@@ -125,6 +129,18 @@ def _routes(
         at("/keys/{key}/rotate", POST=ADMIN(keys.rotate)),
         at("/tickets", POST=ANYONE(keys.ticket)),
         at("/audit", GET=ADMIN(keys.audit)),
+        at("/webhooks", GET=ADMIN(webhooks.list), POST=ADMIN(webhooks.create)),
+        at("/webhooks/deliveries/{delivery}", GET=ADMIN(webhooks.delivery)),
+        at("/webhooks/deliveries/{delivery}/replay", POST=ADMIN(webhooks.replay)),
+        at(
+            "/webhooks/{webhook}",
+            GET=ADMIN(webhooks.get),
+            PATCH=ADMIN(webhooks.update),
+            DELETE=ADMIN(webhooks.remove),
+        ),
+        at("/webhooks/{webhook}/secret", GET=ADMIN(webhooks.secret), POST=ADMIN(webhooks.rotate)),
+        at("/webhooks/{webhook}/test", POST=ADMIN(webhooks.test)),
+        at("/webhooks/{webhook}/deliveries", GET=ADMIN(webhooks.deliveries)),
         at("/livez", GET=PUBLIC(health.live)),
         at("/readyz", GET=PUBLIC(health.ready)),
         at("/metrics", GET=READ_ALL(health.metrics)),

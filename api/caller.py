@@ -26,6 +26,8 @@ class Caller(msgspec.Struct, frozen=True, gc=False):
     types: Collection[str] | None
     queues: Collection[str] | None
     address: str
+    rate_limit: int | None = None
+    """Requests a minute; None: as the setting says."""
 
     def may(self, scope: Scope) -> bool:
         """Whether it has this scope."""

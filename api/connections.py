@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import resource
 import socket
@@ -20,6 +19,7 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from api.addresses import network
 from api.problems import Problem, retry_after
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Connections:
 
     def admit(self, connection: LimitedProtocol) -> str | None:
         """Count a new connection; or why there is no room for it."""
-        address = _network(connection.client[0]) if connection.client else ""
+        address = network(connection.client[0]) if connection.client else ""
         if len(self._open) >= self._most:
             return f"this server has {self._most:,} connections open, and takes no more"
         if self._by_address[address] >= self.limits.most_per_address:
@@ -199,15 +199,3 @@ def _files() -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             soft = hard
     return 1 << 20 if soft == resource.RLIM_INFINITY else soft
-
-
-def _network(host: str) -> str:
-    """What counts as one address: of IPv6, where a client has 2^64 of them, its network."""
-    if ":" not in host:
-        return host
-    try:
-        address = ipaddress.IPv6Address(host.partition("%")[0])
-    except ValueError:
-        return host
-    mapped = address.ipv4_mapped
-    return str(mapped) if mapped else str(ipaddress.IPv6Address(int(address) >> 64 << 64))

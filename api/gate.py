@@ -18,6 +18,7 @@ from api.caller import SCOPE_KEY, Caller, anonymous
 from api.known import FRESH_S, KnownKeys
 from api.origins import is_own_origin, names_this_machine
 from api.problems import Problem
+from api.rate import RateLimits
 from taskpool import keyring
 from taskpool.apikey import TOKEN, ApiKey
 from taskpool.settings import Settings
@@ -34,6 +35,7 @@ class Gate:
     def __init__(self, store: AsyncStore, settings: Settings, origins: frozenset[str]) -> None:
         self._store = store
         self._known = KnownKeys(store)
+        self._rates = RateLimits(store, settings)
         self._origins = frozenset(origin.encode() for origin in origins)
         self._is_off = settings.auth == "off"
         self._is_shut = not self._is_off and not names_this_machine(settings.public_address or settings.host)
@@ -43,7 +45,7 @@ class Gate:
         """The caller of a request or a socket, which may do what `access` asks; `caller_of` finds it from then on.
 
         Raises:
-            Problem: 401 it isn't known who asks; 403 it may not; 421 it asked for another machine.
+            Problem: 401 it isn't known who asks; 403 it may not; 421 it asked for another machine; 429 not so soon.
             RedisUnavailable
         """
         authorization = origin = host = b""
@@ -61,6 +63,7 @@ class Gate:
                 raise _from_elsewhere("changes")
         client = scope.get("client")
         caller = await self._caller(scope, access, authorization, host, client[0] if client else "")
+        await self._rates.take(caller, scope)
         check(caller, access)
         scope[SCOPE_KEY] = caller
         return caller
@@ -152,7 +155,7 @@ def unauthorized(detail: str, error: str = "") -> Problem:
 def _holder(key: ApiKey, address: str) -> Caller:
     types = None if key.types is None else frozenset(key.types)
     queues = None if key.queues is None else frozenset(key.queues)
-    return Caller(key.id, key.name, key.scopes, key.project, types, queues, address)
+    return Caller(key.id, key.name, key.scopes, key.project, types, queues, address, key.rate_limit)
 
 
 def _take_ticket(scope: AsgiScope) -> str:

@@ -7,6 +7,8 @@ from typing import Final
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.rate import RATE_KEY
+
 SECURITY: Final = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -70,7 +72,7 @@ class SecurityHeaders:
         async def send_with_headers(message: Message) -> None:
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 given = message.get("headers", ())
-                message["headers"] = headers = [*given, *SECURITY]
+                message["headers"] = headers = [*given, *SECURITY, *scope.get(RATE_KEY, ())]
                 if CSP not in [name for name, _ in given]:
                     headers.append(NOTHING)
             await send(message)

@@ -27,6 +27,7 @@ LABELS: Final = {
     names.WAIT_US_SUM: 2,
     names.RUN_BUCKET: 3,
     names.RUN_US_SUM: 2,
+    names.WEBHOOKS: 1,
 }
 """How many labels a counter's field has."""
 
@@ -38,6 +39,7 @@ class Scrape(Collector):
     counters: Mapping[str, int]
     queues: Sequence[QueueInfo]
     workers: Sequence[WorkerInfo]
+    webhook_outbox: int = 0
 
     def collect(self) -> Iterator[Metric]:
         """The metric families."""
@@ -61,6 +63,7 @@ class Scrape(Collector):
         )
         yield from _of_queues(self.queues)
         yield from _of_workers(self.workers)
+        yield from _of_webhooks(dict(counted[names.WEBHOOKS]), self.webhook_outbox)
 
 
 def exposition(scrape: Scrape, accept: str) -> tuple[bytes, str]:
@@ -124,3 +127,13 @@ def _of_workers(workers: Sequence[WorkerInfo]) -> Iterator[Metric]:
     for state, number in count.items():
         family.add_metric((state,), number)
     yield family
+
+
+def _of_webhooks(counted: Mapping[tuple[str, ...], int], outbox: int) -> Iterator[Metric]:
+    family = CounterMetricFamily(
+        "taskpool_webhooks", "Attempts to send webhooks by how they ended, and what was lost.", labels=("outcome",)
+    )
+    for outcome in names.WEBHOOK_OUTCOMES:
+        family.add_metric((outcome,), counted.get((outcome,), 0))
+    yield family
+    yield GaugeMetricFamily("taskpool_webhook_outbox", "Events that are still to become webhooks.", value=outbox)

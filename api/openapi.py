@@ -32,6 +32,7 @@ TAGS: Final = {
     "tasks": "Submit, read, list, cancel, stop and retry tasks.",
     "keys": "API keys, tickets and the audit.",
     "events": "Follow tasks as they go. `/asyncapi.json` describes the WebSocket at `/ws`.",
+    "webhooks": "Standing endpoints that are told of tasks, and the messages to them.",
     "fleet": "Queues, task types and worker processes.",
     "service": "Probes, metrics and this document.",
 }
@@ -40,6 +41,11 @@ PARAMETERS: Final[Mapping[str, Object]] = {
     "id": {"description": "A task's id.", "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,200}$"}},
     "file": {"description": "A file of the page.", "schema": {"enum": [*FILES]}},
     "key": {"description": "An API key's id.", "schema": {"type": "string", "pattern": "^[0-9a-z]{12}$"}},
+    "webhook": {
+        "description": "A webhook's id, `callback` or `callback.PROJECT`.",
+        "schema": {"type": "string", "minLength": 1},
+    },
+    "delivery": {"description": "A delivery's id.", "schema": {"type": "string", "minLength": 1}},
     "name": {"description": "A queue's name.", "schema": {"type": "string", "minLength": 1}},
 }
 """What stands in a path."""
@@ -61,6 +67,14 @@ HEADERS: Final[Mapping[str, Object]] = {
     "Location": {"description": "The path of what was made.", "schema": {"type": "string", "format": "uri-reference"}},
     "Prefer": {"description": "`wait=S`: answer once the task has ended, or after S seconds (60).", "schema": _TEXT},
     "Preference-Applied": {"description": "The preference that was minded.", "schema": _TEXT},
+    "RateLimit": {
+        "description": "The requests left (`r`) and the seconds until all are again, or of none the next (`t`).",
+        "schema": {"type": "string", "examples": ['"requests";r=58;t=1']},
+    },
+    "RateLimit-Policy": {
+        "description": "How many requests (`q`) there may be in how many seconds (`w`); only where there is a limit.",
+        "schema": {"type": "string", "examples": ['"requests";q=100;w=10']},
+    },
     "Retry-After": {"description": "Seconds to wait before the next try.", "schema": {"type": "integer", "minimum": 1}},
     "traceparent": {"description": "The W3C trace context, handed to the task; ignored if invalid.", "schema": _TEXT},
     "tracestate": {"description": "What belongs to it.", "schema": _TEXT},
@@ -88,10 +102,12 @@ PROBLEM_HEADERS: Final[Mapping[int, Mapping[str, bool]]] = {
     403: {"WWW-Authenticate": False},
     409: {"Link": False},
     415: {"Accept": False, "Accept-Encoding": False},
-    429: {"Retry-After": True},
+    429: {"Retry-After": True, "RateLimit": False, "RateLimit-Policy": False},
     503: {"Retry-After": True},
 }
 """The headers of problems by status, and whether each of them is always there."""
+
+OF_A_LIMIT: Final = ("RateLimit", "RateLimit-Policy")
 
 TITLES: Final = {
     200: "It is done.",
@@ -204,7 +220,11 @@ def _links(path: str, found: Iterable[Found]) -> Object:
 
 
 def _responses(operation: Operation, access: Access, schemas: Schemas, links: Object) -> Object:
-    responses = {str(status): _answer(status, answer, schemas, links) for status, answer in operation.answers.items()}
+    limits = () if access.public else OF_A_LIMIT
+    responses = {
+        str(status): _answer(status, answer, (*answer.headers, *limits), schemas, links)
+        for status, answer in operation.answers.items()
+    }
     kinds: dict[int, list[str]] = defaultdict(list)
     for kind in dict.fromkeys(operation.kinds(access)):
         kinds[KINDS[kind][0]].append(kind)
@@ -214,12 +234,12 @@ def _responses(operation: Operation, access: Access, schemas: Schemas, links: Ob
     return responses
 
 
-def _answer(status: int, answer: Answer, schemas: Schemas, links: Object) -> Object:
+def _answer(status: int, answer: Answer, headers: Sequence[str], schemas: Schemas, links: Object) -> Object:
     response: Object = {"description": TITLES[status]}
-    if links and "Location" in answer.headers:
+    if links and "Location" in headers:
         response["links"] = links
-    if answer.headers:
-        response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in answer.headers}
+    if headers:
+        response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in headers}
     if answer.body is not None:
         response["content"] = {
             media_type: {"schema": schemas.of(answer.body if media_type == JSON else str)}

@@ -18,7 +18,7 @@ from api.query import NoQuery
 H = TypeVar("H", bound=Callable[..., Any])
 
 JSON: Final = "application/json"
-OF_A_CALLER: Final = ("unauthorized", "forbidden", "misdirected")
+OF_A_CALLER: Final = ("unauthorized", "forbidden", "misdirected", "rate-limited")
 MARK: Final = "operation"
 OF_A_BODY: Final = ("invalid-json", "body-timeout", "body-too-large", "unsupported-media-type")
 
@@ -60,7 +60,7 @@ class Operation:
         if self.body is not None:
             yield from OF_A_BODY
             yield self.body_fault
-        if self.asks_redis:
+        if self.asks_redis or not access.public:
             yield "redis-unavailable"
         yield "internal-error"
 

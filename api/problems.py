@@ -16,9 +16,12 @@ from starlette.responses import Response
 
 from api.responses import Json
 from taskpool.errors import (
+    DeliveryBusy,
+    DeliveryNotFound,
     InvalidKey,
     InvalidPayload,
     InvalidTask,
+    InvalidWebhook,
     KeyNotFound,
     KeyReused,
     NotAllowed,
@@ -30,6 +33,8 @@ from taskpool.errors import (
     UniqueConflict,
     UnknownDependency,
     UnknownType,
+    WebhookConflict,
+    WebhookNotFound,
 )
 
 logger = logging.getLogger(__name__)
@@ -48,20 +53,26 @@ KINDS: Final[Mapping[str, tuple[int, str]]] = {
     "not-found": (404, "There is nothing at this path"),
     "task-not-found": (404, "No such task"),
     "key-not-found": (404, "No such API key"),
+    "webhook-not-found": (404, "No such webhook"),
+    "delivery-not-found": (404, "No such delivery"),
     "method-not-allowed": (405, "This path doesn't take that method"),
     "body-timeout": (408, "The body didn't arrive in time"),
     "headers-timeout": (408, "The headers didn't arrive in time"),
     "task-conflict": (409, "The task's status doesn't allow that"),
     "unique-conflict": (409, "Another task holds the unique key"),
+    "webhook-conflict": (409, "The webhook can't be changed now"),
+    "delivery-busy": (409, "The delivery is being sent at this moment"),
     "body-too-large": (413, "The body is too large"),
     "unsupported-media-type": (415, "The body must be JSON"),
     "misdirected": (421, "That name isn't served here"),
     "invalid-task": (422, "The submission can't be a task"),
     "invalid-key": (422, "That can't be an API key"),
+    "invalid-webhook": (422, "That can't be a webhook"),
     "invalid-payload": (422, "The payload doesn't fit the task type"),
     "unknown-type": (422, "Unknown task type"),
     "unknown-dependency": (422, "A dependency doesn't exist"),
     "idempotency-key-reused": (422, "The idempotency key stands for another request"),
+    "rate-limited": (429, "Too many requests"),
     "queue-full": (429, "The queue has no room"),
     "headers-too-large": (431, "The headers are too large"),
     "internal-error": (500, "Something broke on our side"),
@@ -122,6 +133,8 @@ def invalid_task(error: InvalidTask, prefix: str = "") -> Problem:
     problem = Problem(kind, str(error), errors=errors)
     if isinstance(error, UnknownType):
         problem.extra["near"] = error.near
+    elif isinstance(error, UnknownDependency):
+        problem.extra["task_id"] = error.id
     return problem
 
 
@@ -181,6 +194,13 @@ async def render_key_not_found(request: Request, exception: Exception) -> Respon
     return Problem("key-not-found", str(exception)).response()
 
 
+async def render_webhook_error(request: Request, exception: Exception) -> Response:
+    """The handler of what can go wrong with webhooks and deliveries."""
+    errors = exception.errors if isinstance(exception, InvalidWebhook) else ()
+    entries = [{"pointer": fault.pointer, "detail": fault.detail} for fault in errors]
+    return Problem(_OF_WEBHOOKS[type(exception)], str(exception), errors=entries).response()
+
+
 async def render_conflict(request: Request, exception: Exception) -> Response:
     """The handler of TaskConflict."""
     assert isinstance(exception, TaskConflict)
@@ -203,7 +223,8 @@ async def render_queue_full(request: Request, exception: Exception) -> Response:
     """The handler of QueueFull."""
     assert isinstance(exception, QueueFull)
     headers = [retry_after(exception.retry_after_s)]
-    return Problem("queue-full", f"{exception}; nothing was stored", headers=headers, queue=exception.queue).response()
+    detail, held = f"{exception}; nothing was stored", exception.held
+    return Problem("queue-full", detail, headers=headers, queue=exception.queue, held=held).response()
 
 
 def retry_after(seconds: float) -> tuple[bytes, bytes]:
@@ -247,6 +268,14 @@ _INVALID: Final = {
     UnknownDependency: "unknown-dependency",
 }
 
+_OF_WEBHOOKS: Final[Mapping[type[Exception], str]] = {
+    InvalidWebhook: "invalid-webhook",
+    WebhookNotFound: "webhook-not-found",
+    WebhookConflict: "webhook-conflict",
+    DeliveryNotFound: "delivery-not-found",
+    DeliveryBusy: "delivery-busy",
+}
+
 HANDLERS: Final = {
     Problem: render_problem,
     InvalidTask: render_invalid_task,
@@ -258,6 +287,7 @@ HANDLERS: Final = {
     KeyNotFound: render_key_not_found,
     UniqueConflict: render_unique_conflict,
     KeyReused: render_key_reused,
+    **dict.fromkeys(_OF_WEBHOOKS, render_webhook_error),
     RedisUnavailable: render_unavailable,
     HTTPException: render_http_exception,
     ClientDisconnect: render_disconnect,

@@ -15,6 +15,7 @@ from api.problems import Problem
 from api.wishes import MAX_WAIT_S
 from taskpool.errors import InvalidTask
 from taskpool.types import TaskStatus
+from taskpool.webhook import DeliveryStatus
 
 Cursor = Annotated[str, Meta(min_length=1, max_length=1024, description="the `next_cursor` of the page before")]
 # The core gives a page the length that it thinks right.
@@ -88,6 +89,14 @@ class AuditQuery(msgspec.Struct, forbid_unknown_fields=True):
 
     cursor: Cursor | None = None
     limit: Limit = 100
+
+
+class DeliveriesQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """GET .../deliveries: of this status alone, and the page."""
+
+    status: DeliveryStatus | None = None
+    cursor: Cursor | None = None
+    limit: Limit = 50
 
 
 Q = TypeVar("Q", bound=msgspec.Struct)

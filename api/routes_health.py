@@ -14,6 +14,7 @@ from api.metrics import Scrape, exposition
 from api.operation import Answer, operation
 from api.responses import Json
 from taskpool.async_pool import AsyncTaskPool
+from taskpool.delivery import outbox_length
 from taskpool.document import server_document
 from taskpool.errors import RedisUnavailable
 
@@ -40,17 +41,18 @@ class HealthRoutes:
 
     @operation("is_ready", tag="service", query=None, answers={200: Ready})
     async def ready(self, request: Request) -> Json:
-        """GET /readyz: Redis answers and takes writes, and what it keeps over a crash."""
+        """GET /readyz: Redis answers and takes writes, what it keeps over a crash, and what may cost tasks."""
         server, workers = await asyncio.gather(self._pool.server(), self._pool.workers())
         if server.role != "master":
             raise RedisUnavailable("it is a read-only replica now")
-        return Json(Ready(status="ok", redis=server_document(server), workers=len(workers)))
+        document = server_document(server)
+        return Json(Ready(status="ok", redis=document, workers=len(workers), warnings=server.warnings))
 
     @operation("get_metrics", tag="service", query=None, answers={200: Answer(str, media_types=EXPOSITIONS)})
     async def metrics(self, request: Request) -> Response:
         """GET /metrics: the whole cluster's figures for Prometheus, or as OpenMetrics for who accepts that."""
-        counters, queues, workers = await asyncio.gather(
-            self._pool.counters(), self._pool.queues(), self._pool.workers()
+        counters, queues, workers, outbox = await asyncio.gather(
+            self._pool.counters(), self._pool.queues(), self._pool.workers(), self._pool.store.run(outbox_length())
         )
-        text, media_type = exposition(Scrape(counters, queues, workers), request.headers.get("accept", ""))
+        text, media_type = exposition(Scrape(counters, queues, workers, outbox), request.headers.get("accept", ""))
         return Response(text, headers={"content-type": media_type, "cache-control": "no-store"})

@@ -22,8 +22,8 @@ from taskpool.addition import Once
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.document import task_document
 from taskpool.document_types import TaskDocument
-from taskpool.entry import Receipt
 from taskpool.errors import InvalidTask, NotAllowed, UniqueConflict, UnknownDependency, UnknownType
+from taskpool.receipt import Receipt
 from taskpool.types import TaskSpec
 
 REPLAYED: Final = (b"idempotency-replayed", b"true")

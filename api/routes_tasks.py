@@ -10,13 +10,14 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.answers import TaskPage
+from api.answers import DeliveryPage, TaskPage
 from api.body import read_optional_json
 from api.caller import caller_of
+from api.deliveries import list_deliveries
 from api.longpoll import LongPolls
 from api.operation import Answer, operation
 from api.problems import conflict
-from api.query import ListQuery, NoQuery, TaskQuery, read_query, wrong_cursor
+from api.query import DeliveriesQuery, ListQuery, NoQuery, TaskQuery, read_query, wrong_cursor
 from api.responses import Json, NoContent, tagged
 from api.submission import Retry, Stop, read_retry, read_stop
 from taskpool.async_pool import AsyncTaskPool
@@ -57,6 +58,20 @@ class TaskRoutes:
         else:
             record = await visible(self._pool, request)
         return tagged(task_document(record), request.scope["headers"])
+
+    @operation(
+        "list_task_deliveries",
+        tag="webhooks",
+        query=DeliveriesQuery,
+        answers={200: Answer(DeliveryPage, headers=("Link",))},
+        problems=["task-not-found"],
+    )
+    async def deliveries(self, request: Request) -> Json:
+        """GET /tasks/{id}/deliveries: the webhooks that were sent about a task, the newest first."""
+        query = read_query(request.scope["query_string"], DeliveriesQuery)
+        record = await visible(self._pool, request)
+        path = f"/tasks/{quote(record.id)}/deliveries"
+        return await list_deliveries(self._pool.store, query, path, task=record.id)
 
     @operation("list_tasks", tag="tasks", query=ListQuery, answers={200: Answer(TaskPage, headers=("Link",))})
     async def list(self, request: Request) -> Json:

@@ -1,26 +1,32 @@
 """Typed tasks on Redis: what a program imports. Everything else is reached through these names.
 
-A task file needs no Redis and no RQ, and workers start by importing task files: so the pool, which brings
-both, is imported when it is first asked for.
+A task file needs no Redis, no RQ and no HTTP, and workers start by importing task files: so the pools and the clients,
+which bring them, are imported when they are first asked for.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
 from taskpool.context import TaskContext
 from taskpool.errors import (
+    ApiError,
+    ApiUnavailable,
     AttemptLost,
     ConfigurationError,
     DuplicateType,
     FieldError,
     InvalidPayload,
     InvalidTask,
+    NotAllowed,
     QueueFull,
     RedisUnavailable,
     TaskConflict,
     TaskNotFound,
     TaskpoolError,
+    Unauthorized,
+    UniqueConflict,
     UnknownDependency,
     UnknownType,
     WaitTimeout,
@@ -32,18 +38,25 @@ from taskpool.task import Task, task
 from taskpool.types import TaskRecord, TaskSpec, TaskStatus
 
 if TYPE_CHECKING:
+    from taskpool.async_client import AsyncClient
     from taskpool.async_pool import AsyncTaskPool
+    from taskpool.client import Client
     from taskpool.pool import TaskPool
 
 __all__ = [
+    "ApiError",
+    "ApiUnavailable",
+    "AsyncClient",
     "AsyncTaskPool",
     "AttemptLost",
+    "Client",
     "ConfigurationError",
     "DuplicateType",
     "FieldError",
     "InvalidPayload",
     "InvalidTask",
     "NonRetryable",
+    "NotAllowed",
     "QueueFull",
     "RedisUnavailable",
     "Registry",
@@ -61,6 +74,8 @@ __all__ = [
     "TaskStatus",
     "TaskStopped",
     "TaskpoolError",
+    "Unauthorized",
+    "UniqueConflict",
     "UnknownDependency",
     "UnknownType",
     "WaitTimeout",
@@ -68,13 +83,15 @@ __all__ = [
 ]
 
 
+_LATER: Final = {
+    "AsyncClient": "taskpool.async_client",
+    "AsyncTaskPool": "taskpool.async_pool",
+    "Client": "taskpool.client",
+    "TaskPool": "taskpool.pool",
+}
+
+
 def __getattr__(name: str) -> Any:
-    if name == "TaskPool":
-        from taskpool.pool import TaskPool
-
-        return TaskPool
-    if name == "AsyncTaskPool":
-        from taskpool.async_pool import AsyncTaskPool
-
-        return AsyncTaskPool
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module 'taskpool' has no attribute {name!r}")

@@ -27,6 +27,7 @@ ROTATION_GRACE_S: Final = 600
 """How long the secret before the last rotation stays good, unless whoever rotates says otherwise."""
 LONGEST_S: Final = 10 * 366 * 86_400
 MOST_NAMES: Final = 100
+MOST_A_MINUTE: Final = 1_000_000_000
 
 TOKEN: Final = re.compile(r"tp_([0-9a-z]{12})_([A-Za-z0-9_-]{43})")
 KEY_ID: Final = re.compile(r"[0-9a-z]{12}")
@@ -48,7 +49,8 @@ PLAIN_SCOPES: Final = (Scope.READ, Scope.WRITE, Scope.STOP)
 
 class KeySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a new key is to be. None: in `project` it sees the tasks of all; in `types` and `queues`, which are for what
-    it submits, it may use any; in `expires_in_s` it never expires."""
+    it submits, it may use any; in `expires_in_s` it never expires; in `rate_limit` (requests a minute; 0: any number)
+    it is limited as the setting says."""
 
     name: str
     scopes: Sequence[Scope] = PLAIN_SCOPES
@@ -56,6 +58,7 @@ class KeySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     types: Sequence[str] | None = None
     queues: Sequence[str] | None = None
     expires_in_s: int | None = None
+    rate_limit: int | None = None
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -70,6 +73,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     types: tuple[str, ...] | None = None
     queues: tuple[str, ...] | None = None
     expires_ms: int | None = None
+    rate_limit: int | None = None
     rotated_ms: int | None = None
     old_hash: str = ""
     old_until_ms: int = 0
@@ -111,6 +115,7 @@ def new_key(spec: KeySpec, now_ms: int) -> tuple[ApiKey, str]:
         types=None if spec.types is None else tuple(dict.fromkeys(spec.types)),
         queues=None if spec.queues is None else tuple(dict.fromkeys(spec.queues)),
         expires_ms=None if spec.expires_in_s is None else now_ms + spec.expires_in_s * 1000,
+        rate_limit=spec.rate_limit,
     )
     return key, text
 
@@ -150,3 +155,5 @@ def _faults(spec: KeySpec) -> Iterator[tuple[str, str]]:
             yield f"queues/{at}", fault
     if spec.expires_in_s is not None and not 1 <= spec.expires_in_s <= LONGEST_S:
         yield "expires_in_s", f"must be a whole number of seconds from 1 to {LONGEST_S}"
+    if spec.rate_limit is not None and not 0 <= spec.rate_limit <= MOST_A_MINUTE:
+        yield "rate_limit", f"must be a whole number of requests a minute from 0 (any number) to {MOST_A_MINUTE:,}"

@@ -17,7 +17,7 @@ from taskpool.cursor import decode_cursor, encode_cursor
 from taskpool.errors import DeliveryBusy, DeliveryNotFound
 from taskpool.lua import Script
 from taskpool.types import Page
-from taskpool.webhook import Webhook
+from taskpool.webhook import CALLBACK, DeliveryStatus, Webhook
 from taskpool.webhook_message import OutboxEntry, read_entry
 
 Outcome = Literal["delivered", "failed", "dead", "given_back"]
@@ -69,19 +69,24 @@ class SendAttempt(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
-    """A delivery as stored: `status` is pending, delivered or dead. `next_ms`: when it is tried next, if it waits."""
+    """A delivery as stored. `next_ms`: when it is tried next, if it waits."""
 
     id: str
     webhook: str
     task: str | None
     event: str
     url: str
-    status: str
+    status: DeliveryStatus
     attempts: tuple[SendAttempt, ...]
     created_ms: int
     next_ms: int | None = None
     body: bytes = b""
     lane: str = ""
+
+    @property
+    def is_callback(self) -> bool:
+        """Whether it goes to its task's own callback."""
+        return self.webhook == CALLBACK or self.webhook.startswith(CALLBACK + ".")
 
 
 # --- what supervisors ask ---------------------------------------------------------------------------------------------
@@ -141,6 +146,11 @@ def settle(
     return _sent.call((id, token, outcome, delay_ms, told), bytes.decode, again=True)
 
 
+def outbox_length() -> Call[int]:
+    """How many events wait to become deliveries."""
+    return Call(("XLEN", keys.WEBHOOKS_OUTBOX), int, again=True)
+
+
 # --- what readers ask -------------------------------------------------------------------------------------------------
 
 
@@ -157,16 +167,22 @@ def get_delivery(id: str) -> Plan[Delivery]:
 
 
 def list_deliveries(
-    owner: str, *, status: str | None = None, cursor: str | None = None, limit: int = 50
+    *,
+    webhook: str = "",
+    task: str = "",
+    status: DeliveryStatus | None = None,
+    cursor: str | None = None,
+    limit: int = 50,
 ) -> Plan[Page[Delivery]]:
-    """The deliveries of an endpoint or a task that are still known, the newest first. A page may be short.
+    """The deliveries to an endpoint or about a task that are still known, the newest first. A page may be short.
 
     Raises:
         InvalidTask: the cursor isn't one of ours.
     """
     limit = max(1, min(limit, LONGEST_PAGE))
     end = f"({decode_cursor(cursor, (str,))[0]}" if cursor else "+"
-    key = (keys.DELIVERIES_DEAD if status == "dead" else keys.DELIVERIES) + owner
+    of_webhook = keys.DELIVERIES_DEAD if status is DeliveryStatus.DEAD else keys.DELIVERIES
+    key = of_webhook + webhook if webhook else keys.DELIVERIES_OF_TASK + task
     command = ("ZREVRANGEBYLEX", key, end, "-", "LIMIT", 0, limit)
     (ids,) = yield (Call(command, lambda reply: [id.decode() for id in reply], again=True),)
     found = (yield from _read(ids)) if ids else []
@@ -191,7 +207,7 @@ def replay(id: str) -> Plan[Delivery]:
 
 def _read(ids: Sequence[str]) -> Plan[list[Delivery | None]]:
     found = yield [_fetch(id) for id in ids]
-    pending = [each for each in found if each is not None and each.status == "pending"]
+    pending = [each for each in found if each is not None and each.status is DeliveryStatus.PENDING]
     scores = (yield [Call(("ZSCORE", keys.WEBHOOKS_WAITING + each.lane, each.id), _ms, again=True) for each in pending]
               ) if pending else []  # fmt: skip
     due = dict(zip([each.id for each in pending], scores, strict=True))
@@ -209,7 +225,7 @@ def _fetch(id: str) -> Call[Delivery | None]:
             task=h[b"task"].decode() or None,
             event=h[b"event"].decode(),
             url=h[b"url"].decode(),
-            status=h[b"status"].decode(),
+            status=DeliveryStatus(h[b"status"].decode()),
             attempts=tuple(msgspec.convert(_attempts(h.get(b"log", b"")), list[SendAttempt])),
             created_ms=int(h[b"created_ms"]),
             body=h[b"body"],

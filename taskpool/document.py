@@ -150,6 +150,7 @@ def server_document(info: ServerInfo) -> ServerDocument:
         rdb_saved_at=_time(info.rdb_saved_at),
         used_memory_bytes=info.used_memory_bytes,
         maxmemory_bytes=info.maxmemory_bytes,
+        maxmemory_policy=info.maxmemory_policy,
     )
 
 

@@ -143,6 +143,7 @@ class ServerDocument(Document, frozen=True, kw_only=True):
     rdb_saved_at: Time | None = None
     used_memory_bytes: int
     maxmemory_bytes: int
+    maxmemory_policy: Annotated[str, Meta(examples=["noeviction"])]
 
 
 class LogLineDocument(Document, frozen=True, kw_only=True):

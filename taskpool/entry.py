@@ -17,18 +17,11 @@ from taskpool.catalogue import Catalogue
 from taskpool.checking import Checked, check_task, check_tasks
 from taskpool.errors import InvalidTask
 from taskpool.queue import refuse
+from taskpool.receipt import Receipt
 from taskpool.record import STATUS_OF
 from taskpool.registry import Registry
 from taskpool.submission import Defaults
 from taskpool.types import TaskSpec, TaskStatus
-
-
-class Receipt(NamedTuple):
-    """What a submission became. `is_existing`: a task that was there already holds its unique key."""
-
-    id: str
-    status: TaskStatus
-    is_existing: bool = False
 
 
 class Submitted(NamedTuple):

@@ -22,8 +22,11 @@ TaskpoolError
 ├── AttemptLost                the attempt no longer holds the lease
 ├── ConfigurationError         a setting or a task module is wrong
 │   └── DuplicateType          two places register one type
-└── RedisUnavailable           Redis can't be reached, or refused
-    └── RedisFull              it refused for want of memory: nothing was changed
+├── RedisUnavailable           Redis can't be reached, or refused
+│   └── RedisFull              it refused for want of memory: nothing was changed
+├── ApiUnavailable             the HTTP API can't be reached, or doesn't answer
+└── ApiError                   it answered with an error that is none of the above
+    └── Unauthorized           it doesn't know who asks: the API key is missing or wrong
 """
 
 from __future__ import annotations
@@ -219,3 +222,40 @@ class RedisUnavailable(TaskpoolError):
 
 class RedisFull(RedisUnavailable):
     """Raised when Redis refuses a write because its memory is full (`maxmemory`): nothing was changed by it."""
+
+
+class ApiUnavailable(TaskpoolError):
+    """Raised when the HTTP API can't be reached or an answer of it is lost.
+
+    `was_sent`: the request may have reached it, so whether it was carried out is unknown.
+    """
+
+    def __init__(self, message: str, *, was_sent: bool) -> None:
+        super().__init__(message)
+        self.was_sent = was_sent
+
+
+class ApiError(TaskpoolError):
+    """Raised when the HTTP API answers with an error that no other class stands for.
+
+    `kind` is the last part of the problem's type, such as ``body-too-large``; empty when the answer was no problem
+    document, but perhaps a proxy's. `errors` as for `InvalidTask`. `retry_after_s`: when to come again, if it says so.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        title: str,
+        detail: str,
+        *,
+        errors: Sequence[FieldError] = (),
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(f"{title} ({status}): {detail}")
+        self.status, self.kind, self.title, self.detail = status, kind, title, detail
+        self.errors, self.retry_after_s = tuple(errors), retry_after_s
+
+
+class Unauthorized(ApiError):
+    """Raised when the HTTP API doesn't know who asks: an API key is needed, or the one given isn't good (any more)."""

@@ -35,13 +35,13 @@ class WorkerInfo:
     pid: int
     state: str
     queues: tuple[str, ...]
-    pool: str | None
+    pool: str | None = None
     current: tuple[str, ...]
     done: int
     failed: int
     working_s: float
-    started_at: datetime | None
-    last_heartbeat: datetime | None
+    started_at: datetime | None = None
+    last_heartbeat: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,4 +56,4 @@ class QueueInfo:
     done: int
     failed: int
     canceled: int
-    oldest_s: float | None
+    oldest_s: float | None = None

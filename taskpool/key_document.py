@@ -23,6 +23,7 @@ class KeyDocument(Document, frozen=True, kw_only=True):
     project: Annotated[str | None, Meta(description="it sees the tasks of this project alone")] = None
     types: Annotated[Sequence[str] | None, Meta(description="the task types it may submit, if not any")] = None
     queues: Annotated[Sequence[str] | None, Meta(description="the queues it may submit to, if not any")] = None
+    rate_limit: Annotated[Count | None, Meta(description="requests a minute, if not as the setting says")] = None
     created_at: Time
     rotated_at: Time | None = None
     old_secret_until: Annotated[Time | None, Meta(description="until when the secret before is good")] = None
@@ -60,6 +61,7 @@ def key_document(key: ApiKey, used_ms: int | None = None, *, text: str | None = 
         project=key.project,
         types=key.types,
         queues=key.queues,
+        rate_limit=key.rate_limit,
         created_at=time_text(utc(key.created_ms)),
         rotated_at=_moment(key.rotated_ms),
         old_secret_until=_moment(key.old_until_ms or None),

@@ -73,6 +73,7 @@ class Lines:
         self._room_lines = limits.lines - limits.lines // TAIL_SHARE
         self._room_bytes = limits.bytes - limits.bytes // TAIL_SHARE
         self._tail: deque[_Numbered] | None = None
+        self._tail_lines = max(limits.lines // TAIL_SHARE, 1)
         self._tail_bytes = 0
         self._open: dict[str, str] = {}
         """By stream, the line that hasn't ended yet."""
@@ -86,8 +87,7 @@ class Lines:
         with self._lock:
             *whole, rest = (self._open.get(stream, "") + text).split("\n")
             # An interrupt may come between any two of our steps: a line that isn't ended yet is then told once more.
-            for line in whole:
-                self._add(stream, _shown(line.removesuffix("\r")))
+            self._add_all(stream, whole, _shown_whole)
             rest = _shown(rest)
             if len(rest) > self._limits.line_chars:
                 *pieces, rest = self._pieces(rest)
@@ -101,8 +101,7 @@ class Lines:
     def add(self, stream: str, text: str, *, level: str | None = None, logger: str | None = None) -> None:
         """Take a message of one line or several."""
         with self._lock:
-            for line in text.removesuffix("\n").split("\n"):
-                self._add(stream, line.removesuffix("\r"), level, logger)
+            self._add_all(stream, text.removesuffix("\n").split("\n"), _without_return, level, logger)
 
     def end(self) -> None:
         """Take what is still open as lines, and let the last ones follow the first ones. Nothing is written after."""
@@ -133,6 +132,22 @@ class Lines:
         """Forget the lines up to this number: they have arrived."""
         while self._head and self._head[0][0] <= up_to:
             self._head.popleft()
+
+    def _add_all(
+        self,
+        stream: str,
+        lines: Sequence[str],
+        tidy: Callable[[str], str],
+        level: str | None = None,
+        logger: str | None = None,
+    ) -> None:
+        at, surplus = 0, len(lines) - self._tail_lines
+        while at < len(lines):
+            if at < surplus and self._tail is not None:  # nobody will see them: a flood costs no more than its end
+                self._count += surplus - at
+                at = surplus
+            self._add(stream, tidy(lines[at]), level, logger)
+            at += 1
 
     def _add(self, stream: str, text: str, level: str | None = None, logger: str | None = None) -> None:
         *pieces, last = self._pieces(text)
@@ -166,7 +181,7 @@ class Lines:
             number = self._count = number + 1
         self._tail.append((number, encoded))
         self._tail_bytes += len(encoded)
-        while len(self._tail) > max(self._limits.lines // TAIL_SHARE, 1) or (
+        while len(self._tail) > self._tail_lines or (
             self._tail_bytes > self._limits.bytes // TAIL_SHARE and len(self._tail) > 1
         ):
             self._tail_bytes -= len(self._tail.popleft()[1])
@@ -210,6 +225,14 @@ def _shown(text: str) -> str:
         return text
     end = "\r" if text.endswith("\r") else ""  # the line feed that makes it the end of a line may still come
     return text.removesuffix("\r").rpartition("\r")[2] + end
+
+
+def _shown_whole(line: str) -> str:
+    return _shown(line.removesuffix("\r"))
+
+
+def _without_return(line: str) -> str:
+    return line.removesuffix("\r")
 
 
 def _clean(text: str) -> str:

@@ -8,6 +8,8 @@ A field is a metric's name and its labels, joined by `|`. All values are whole n
     run_bucket|{type}|{queue}|{le}      attempts that ran at most `le` seconds
     run_us_sum|{type}|{queue}           microseconds run, summed
 
+    webhooks|{outcome}                  attempts to send webhooks, and what of them was lost (see WEBHOOK_OUTCOMES)
+
 A bucket counts only what the one below it doesn't: the reader adds them up. The count of a histogram is the sum
 of its buckets. A `|` or `%` in a label is percent-encoded.
 """
@@ -22,6 +24,8 @@ WAIT_US_SUM: Final = "wait_us_sum"
 RUN_BUCKET: Final = "run_bucket"
 RUN_US_SUM: Final = "run_us_sum"
 
+WEBHOOKS: Final = "webhooks"
+
 BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 """Upper ends of the buckets, in seconds; above the last one comes "+Inf"."""
 BUCKET_LABELS: Final = (*(f"{bound:g}" for bound in BUCKETS_S), "+Inf")
@@ -29,6 +33,11 @@ BUCKET_LABELS: Final = (*(f"{bound:g}" for bound in BUCKETS_S), "+Inf")
 OUTCOMES: Final = ("done", "failed", "stopped", "retried", "crashed", "given_back", "lost")
 """How an attempt may end. `retried` runs again later, `crashed` died, `given_back` was put back at a shutdown,
 `lost` no longer held its lease when it ended: another attempt counts."""
+
+
+WEBHOOK_OUTCOMES: Final = ("delivered", "failed", "dead", "dropped", "lost")
+"""How an attempt to send a webhook may end: `failed` is tried again, `dead` isn't. `dropped` are deliveries for which
+too many waited already, `lost` are events for which the outbox had no room."""
 
 
 def field_name(metric: str, *labels: str) -> str:

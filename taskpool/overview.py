@@ -24,10 +24,30 @@ class ServerInfo:
 
     version: str
     aof: bool
-    rdb_saved_at: datetime | None
+    rdb_saved_at: datetime
     used_memory_bytes: int
     maxmemory_bytes: int
+    maxmemory_policy: str
+    aof_writes: bool
     role: str
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Settings and troubles of the server that can cost tasks, each in a sentence for those who run it."""
+        found = []
+        if not self.aof:
+            found.append(
+                "Redis keeps no append-only file (appendonly no): its crash costs all since the last snapshot, "
+                f"{self.rdb_saved_at:%Y-%m-%d %H:%M:%S} UTC"
+            )
+        elif not self.aof_writes:
+            found.append("Redis could not write its append-only file the last time: look at its disk")
+        if self.maxmemory_bytes and self.maxmemory_policy != "noeviction":
+            found.append(
+                f"Redis deletes tasks when its memory is full (maxmemory-policy {self.maxmemory_policy}): "
+                "set it to noeviction"
+            )
+        return tuple(found)
 
 
 def queues() -> Plan[list[QueueInfo]]:
@@ -90,6 +110,8 @@ def server() -> Call[ServerInfo]:
             rdb_saved_at=utc(int(info.get("rdb_last_save_time", 0)) * 1000),
             used_memory_bytes=int(info.get("used_memory", 0)),
             maxmemory_bytes=int(info.get("maxmemory", 0)),
+            maxmemory_policy=info.get("maxmemory_policy", "noeviction"),
+            aof_writes=info.get("aof_last_write_status", "ok") == "ok",
             role=info.get("role", "?"),
         )
 

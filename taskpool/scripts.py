@@ -30,7 +30,7 @@ NOT_STARTED: Final = "canceled before it started"
 """What the record of a task says that a person canceled."""
 
 _claim, _finish, _requeue, _crash = map(Script, ("claim", "finish", "requeue", "crash"))
-_heartbeat, _progress, _log, _stop = map(Script, ("heartbeat", "progress", "log", "stop"))
+_heartbeat, _unseen, _progress, _log, _stop = map(Script, ("heartbeat", "unseen", "progress", "log", "stop"))
 _cancel, _promote, _release = map(Script, ("cancel", "promote", "release"))
 _revive, _purge, _sweep_unique = (Script(name, "unique") for name in ("revive", "purge", "sweep_unique"))
 _due, _sweep_waiting, _sweep_index = map(Script, ("due", "sweep_waiting", "sweep_index"))
@@ -133,7 +133,8 @@ def crash(
 ) -> Call[str]:
     """Settle an attempt whose process is gone: ``queued``, ``failed``, ``stopped`` (it was asked to), or ``lost``.
 
-    With `only_expired` the attempt is settled only if its lease has ended: what a reaper says.
+    With `only_expired` the attempt is settled only if its lease has ended: what a reaper says. ``unseen`` tells that
+    it never began then (see `mark_unseen`): nothing is changed, it is to be given back.
     """
     stopped = _json({**failure, "reason": "stopped"})
     arguments = (id, attempt_id, queue, max_crashes, error, _json(failure), rqjob.exc_string(error))
@@ -144,6 +145,11 @@ def heartbeat(attempts: Sequence[tuple[str, str, str]], lease_ms: int) -> Call[l
     """Renew the leases of attempts ``(id, attempt_id, queue)``: for each ``ok``, ``stop``, ``force`` or ``lost``."""
     flat = [part for attempt in attempts for part in attempt]
     return _heartbeat.call((lease_ms, *flat), lambda reply: [word.decode() for word in reply], again=True)
+
+
+def mark_unseen(worker: str, runs: Sequence[str], *, least_age_ms: int) -> Call[int]:
+    """Mark claims of a worker that are so old, without a heartbeat, and not among what it `runs`: how many."""
+    return _unseen.call((worker, least_age_ms, *runs), int, again=True)
 
 
 def progress(running: RunningTask, document: Mapping[str, Any]) -> Call[str]:

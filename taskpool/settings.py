@@ -40,6 +40,10 @@ class Settings:
     tasks: tuple[str, ...] = _setting((), "Python modules or .py files with your tasks.", "list")
     max_result_bytes: int = _setting(1024 * 1024, "Largest result as JSON, in bytes.", "integer", least=1)
     max_body_bytes: int = _setting(256 * 1024, "Largest request body the API takes, in bytes.", "integer", least=1)
+    rate_limit: int = _setting(
+        0, "Requests a minute of each key, or of each address where none is needed; 0: any number.", "integer"
+    )
+    rate_burst_s: float = _setting(10.0, "How many seconds' worth of them may come at once.", "seconds", least=0.1)
     max_streams: int = _setting(
         2000, "Streams of events (SSE and WebSocket) that one API process serves.", "integer", least=1
     )

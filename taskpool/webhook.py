@@ -6,6 +6,7 @@ Whoever has a webhook's secret can forge its messages: no document but the one m
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from enum import StrEnum
 from typing import Any, Final
 
 import msgspec
@@ -24,6 +25,14 @@ STEPS: Final = tuple(event for event in TOLD if event != "progress")
 
 CALLBACK: Final = "callback"
 """The built-in endpoint behind all callback URLs: it has their secret and lists their deliveries."""
+
+
+class DeliveryStatus(StrEnum):
+    """Where a message to an endpoint is: still to be sent, arrived, or given up."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    DEAD = "dead"
 
 
 class Webhook(msgspec.Struct, frozen=True, kw_only=True):

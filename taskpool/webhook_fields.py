@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
+from taskpool.apikey import PROJECT
 from taskpool.errors import FieldError
 from taskpool.names import queue_name_fault, type_name_fault
 from taskpool.signature import secret_fault
 from taskpool.submission import TAG
 from taskpool.types import TaskStatus
 from taskpool.webhook import events_faults
-from taskpool.webhook_target import Allowed, parse_target
+from taskpool.webhook_target import LONGEST_URL, Allowed, parse_target
 
 MOST_NAMES: Final = 50
 LONGEST_DESCRIPTION: Final = 500
@@ -24,15 +25,19 @@ LONGEST_DESCRIPTION: Final = 500
 class WebhookFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What can be chosen of an endpoint; what isn't given stays as it is, or gets its default."""
 
-    url: str | UnsetType = UNSET
-    events: list[str] | UnsetType = UNSET
-    types: list[str] | UnsetType = UNSET
-    queues: list[str] | UnsetType = UNSET
-    tags: list[str] | UnsetType = UNSET
-    statuses: list[str] | UnsetType = UNSET
-    description: str | UnsetType = UNSET
+    url: (
+        Annotated[str, Meta(max_length=LONGEST_URL, description="where to; public, or allowed by a setting")]
+        | UnsetType
+    ) = UNSET
+    events: Annotated[list[str], Meta(description="the events it is told; else the four ends")] | UnsetType = UNSET
+    types: Annotated[list[str], Meta(description="of tasks of these types alone")] | UnsetType = UNSET
+    queues: Annotated[list[str], Meta(description="of tasks of these queues alone")] | UnsetType = UNSET
+    tags: Annotated[list[str], Meta(description="of tasks with one of these tags alone")] | UnsetType = UNSET
+    statuses: Annotated[list[str], Meta(description="when the task has one of these")] | UnsetType = UNSET
+    description: Annotated[str, Meta(max_length=LONGEST_DESCRIPTION)] | UnsetType = UNSET
     enabled: bool | UnsetType = UNSET
-    secret: str | UnsetType = UNSET
+    project: Annotated[str, Meta(description="of this project's tasks alone; chosen once")] | UnsetType = UNSET
+    secret: Annotated[str, Meta(description="`whsec_` and base64; else one is made")] | UnsetType = UNSET
 
     def given(self) -> dict[str, Any]:
         """The fields that are there."""
@@ -57,6 +62,8 @@ def field_faults(given: dict[str, Any], allowed: Allowed) -> Iterator[FieldError
         yield FieldError("/description", f"must have at most {LONGEST_DESCRIPTION} characters")
     if "secret" in given and (fault := secret_fault(given["secret"])):
         yield FieldError("/secret", fault)
+    if "project" in given and not PROJECT.fullmatch(given["project"]):
+        yield FieldError("/project", "must be 1 to 64 letters, digits, '_', '-' or '.'")
     for field in ("types", "queues", "tags", "statuses"):
         yield from _name_faults(field, given.get(field, ()))
 

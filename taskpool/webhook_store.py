@@ -1,7 +1,8 @@
 """Standing endpoints in Redis: list, read, create, change, remove, rotate the secret. Plans, which either store runs.
 
-A caller that belongs to a project sees that project's endpoints alone; another's don't exist for it. Each project has
-a built-in endpoint `callback`, made when it is first asked for: its callbacks' secret, and their deliveries.
+A caller that belongs to a project sees that project's endpoints alone; another's don't exist for it. Each project has a
+built-in endpoint `callback.PROJECT`, what belongs to none has `callback`: made when it is first asked for, it has the
+secret of their callbacks and lists their deliveries.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import msgspec
 from msgspec.structs import replace
 
 from taskpool import keys
+from taskpool.apikey import PROJECT
+from taskpool.audit import Actor, entry
 from taskpool.calls import Call, Plan
 from taskpool.delivery import NewDelivery, deliver
 from taskpool.errors import FieldError, InvalidWebhook, WebhookConflict, WebhookNotFound
@@ -24,6 +27,9 @@ from taskpool.webhook_message import TEST_EVENT, TYPE_PREFIX, trial_body
 from taskpool.webhook_target import Allowed
 
 MOST_WEBHOOKS: Final = 1000
+MOST_OVERLAP_S: Final = 7 * 86_400
+OVERLAP_S: Final = 86_400
+"""How long the secret that was replaced still signs, beside the new one."""
 RETRIES: Final = 5
 
 _save = Script("webhook_save")
@@ -47,7 +53,9 @@ def get_webhook(id: str, project: str | None) -> Plan[Webhook]:
     return webhook
 
 
-def create_webhook(fields: WebhookFields, project: str | None, allowed: Allowed) -> Plan[Webhook]:
+def create_webhook(
+    fields: WebhookFields, project: str | None, allowed: Allowed, by: Actor | None = None
+) -> Plan[Webhook]:
     """Store a new endpoint.
 
     Raises:
@@ -64,14 +72,16 @@ def create_webhook(fields: WebhookFields, project: str | None, allowed: Allowed)
     if "events" not in given and given.get("statuses"):
         given["events"] = STEPS
     (now_ms,) = yield (_now(),)
-    webhook = Webhook(
-        **{"secret": new_secret(), **given}, id="wh_" + new_id(), project=project, created_ms=now_ms, updated_ms=now_ms
-    )
-    yield from _put(webhook, 0)
+    if project is not None:
+        given["project"] = project
+    webhook = Webhook(**{"secret": new_secret(), **given}, id="wh_" + new_id(), created_ms=now_ms, updated_ms=now_ms)
+    yield from _put(webhook, 0, entry(by, "webhook.created", webhook.id))
     return webhook
 
 
-def update_webhook(id: str, fields: WebhookFields, project: str | None, allowed: Allowed) -> Plan[Webhook]:
+def update_webhook(
+    id: str, fields: WebhookFields, project: str | None, allowed: Allowed, by: Actor | None = None
+) -> Plan[Webhook]:
     """Change an endpoint; enabling it forgets why it was disabled.
 
     Raises:
@@ -83,13 +93,15 @@ def update_webhook(id: str, fields: WebhookFields, project: str | None, allowed:
     faults = list(field_faults(given, allowed))
     if "secret" in given:
         faults.append(FieldError("/secret", "POST to the endpoint's /secret to replace it"))
+    if "project" in given:
+        faults.append(FieldError("/project", "an endpoint stays with its project: make another one"))
     if _is_callback(id) and given:
         faults.append(FieldError("", "the built-in endpoint of callbacks can't be changed"))
     if faults:
         raise InvalidWebhook(faults)
     if "enabled" in given:
         given["disabled_reason"] = None if given["enabled"] else "disabled by hand"
-    return (yield from _change(id, project, given))
+    return (yield from _change(id, project, given, entry(by, "webhook.changed", id)))
 
 
 def disable_webhook(id: str, reason: str) -> Plan[None]:
@@ -100,7 +112,9 @@ def disable_webhook(id: str, reason: str) -> Plan[None]:
         pass
 
 
-def rotate_secret(id: str, project: str | None, *, secret: str | None, overlap_s: float) -> Plan[Webhook]:
+def rotate_secret(
+    id: str, project: str | None, *, secret: str | None, overlap_s: float, by: Actor | None = None
+) -> Plan[Webhook]:
     """Replace an endpoint's secret; the one before still signs beside it for `overlap_s`.
 
     Raises:
@@ -116,11 +130,11 @@ def rotate_secret(id: str, project: str | None, *, secret: str | None, overlap_s
         "previous_until_ms": now_ms + round(overlap_s * 1000) if overlap_s else 0,
     }
     changed = replace(webhook, **given, revision=webhook.revision + 1, updated_ms=now_ms)
-    yield from _put(changed, webhook.revision)
+    yield from _put(changed, webhook.revision, entry(by, "webhook.rotated", webhook.id))
     return changed
 
 
-def remove_webhook(id: str, project: str | None) -> Plan[None]:
+def remove_webhook(id: str, project: str | None, by: Actor | None = None) -> Plan[None]:
     """Remove an endpoint with its deliveries.
 
     Raises:
@@ -131,9 +145,8 @@ def remove_webhook(id: str, project: str | None) -> Plan[None]:
         raise InvalidWebhook([FieldError("", "the built-in endpoint of callbacks can't be removed")])
     for _ in range(RETRIES):
         webhook, _now_ms = yield from _get(id, project)
-        (word,) = yield (
-            _save.call((webhook.id, "", webhook.revision, MOST_WEBHOOKS, *TOLD), bytes.decode, again=True),
-        )
+        arguments = (webhook.id, "", webhook.revision, MOST_WEBHOOKS, entry(by, "webhook.removed", webhook.id))
+        (word,) = yield (_save.call((*arguments, *TOLD), bytes.decode, again=True),)
         if word != "changed":
             return
     raise WebhookConflict(f"the webhook {id} is being changed; try again")
@@ -185,37 +198,40 @@ def callback_webhook(project: str | None) -> Plan[Webhook]:
 
 def _get(id: str, project: str | None) -> Plan[tuple[Webhook, int]]:
     """An endpoint and Redis's time in ms."""
-    if id == CALLBACK:
-        webhook = yield from callback_webhook(project)
-        (now_ms,) = yield (_now(),)
-        return webhook, now_ms
+    if _is_callback(id):
+        of_project = id.removeprefix(CALLBACK).removeprefix(".") or project
+        if project in (None, of_project) and (of_project is None or PROJECT.fullmatch(of_project)):
+            webhook = yield from callback_webhook(of_project)
+            (now_ms,) = yield (_now(),)
+            return webhook, now_ms
     found, now_ms = yield (_stored(id), _now())
     if found is None or project not in (None, found.project):
         raise WebhookNotFound(id)
     return found, now_ms
 
 
-def _change(id: str, project: str | None, given: dict[str, Any]) -> Plan[Webhook]:
+def _change(id: str, project: str | None, given: dict[str, Any], audited: bytes = b"") -> Plan[Webhook]:
     for _ in range(RETRIES):
         webhook, now_ms = yield from _get(id, project)
         changed = replace(webhook, **given, revision=webhook.revision + 1, updated_ms=now_ms)
-        (word,) = yield (_saving(changed, webhook.revision),)
+        (word,) = yield (_saving(changed, webhook.revision, audited),)
         if word == "ok":
             return changed
     raise WebhookConflict(f"the webhook {id} is being changed; try again")
 
 
-def _put(webhook: Webhook, revision: int) -> Plan[None]:
-    (word,) = yield (_saving(webhook, revision),)
+def _put(webhook: Webhook, revision: int, audited: bytes) -> Plan[None]:
+    (word,) = yield (_saving(webhook, revision, audited),)
     if word == "full":
         raise WebhookConflict(f"there are {MOST_WEBHOOKS:,} webhooks already: remove one first")
     if word != "ok":
         raise WebhookConflict(f"the webhook {webhook.id} was changed meanwhile; try again")
 
 
-def _saving(webhook: Webhook, revision: int) -> Call[str]:
+def _saving(webhook: Webhook, revision: int, audited: bytes = b"") -> Call[str]:
     most = MOST_WEBHOOKS if not _is_callback(webhook.id) else 10 * MOST_WEBHOOKS
-    return _save.call((webhook.id, msgspec.json.encode(webhook), revision, most, *TOLD), bytes.decode, again=True)
+    arguments = (webhook.id, msgspec.json.encode(webhook), revision, most, audited)
+    return _save.call((*arguments, *TOLD), bytes.decode, again=True)
 
 
 def _stored(id: str) -> Call[Webhook | None]:

@@ -26,12 +26,15 @@ class Model(State):
             own.add(task.id)
         for task in tasks:
             self._add(task)
-        for task in tasks:
-            if task.status is S.QUEUED and not task.front:
+        ready = [task for task in tasks if task.status is S.QUEUED]
+        for task in reversed(ready):
+            if task.front:
+                self.queues[task.queue].insert(0, task.id)
+        for task in ready:
+            if not task.front:
                 self.queues[task.queue].append(task.id)
-        for task in tasks:
-            if task.status is S.QUEUED:
-                self.ring(task.queue)
+        for task in ready:
+            self.ring(task.queue)
         return tuple([task.rq for task in tasks])
 
     def _add(self, task: Task) -> None:
@@ -50,8 +53,6 @@ class Model(State):
                 self.dependents[parent].add(task.id)
         elif task.later:
             task.status = S.SCHEDULED
-        elif task.front:
-            self.queues[task.queue].insert(0, task.id)
         if task.expires:
             self.expiring.add(task.id)
 

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from api.connections import Connections, Limits, _network
+from api.addresses import network
+from api.connections import Connections, Limits
 from taskpool import TaskPool, TaskSpec
 from taskpool.redis_server import RedisServer
 from tests.api_client import api_process, publish_types
@@ -228,7 +229,7 @@ def test_an_address_is_one_of_ipv4_or_a_network_of_ipv6() -> None:
         "x:",
     ]
 
-    assert [_network(address) for address in addresses] == [
+    assert [network(address) for address in addresses] == [
         "192.0.2.1", "192.0.2.1", "2001:db8::", "2001:db8::", "2001:db8:0:1::", "fe80::", "x:",
     ]  # fmt: skip
 

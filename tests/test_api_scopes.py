@@ -17,7 +17,14 @@ from taskpool.settings import Settings
 from tests.api_client import api, publish_types
 from tests.keys import bearer, make_key
 
-FILLED = {"{id}": "nobody", "{name}": "none", "{key}": "000000000000", "{file}": "none"}
+FILLED = {
+    "{id}": "nobody",
+    "{name}": "none",
+    "{key}": "000000000000",
+    "{file}": "none",
+    "{webhook}": "none",
+    "{delivery}": "none",
+}
 SAFE = {"GET", "HEAD"}
 
 

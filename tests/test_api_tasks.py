@@ -290,7 +290,7 @@ async def test_probes_answer(client: httpx.AsyncClient) -> None:
     assert live.json() == {"status": "ok"}
     assert ready.status_code == 200
     assert ready.json()["workers"] == 0
-    assert ready.json()["redis"].keys() >= {"version", "aof", "rdb_saved_at"}
+    assert ready.json()["redis"].keys() >= {"version", "aof", "rdb_saved_at", "maxmemory_policy"}
 
 
 async def test_a_task_of_another_program_is_seen(client: httpx.AsyncClient, redis_url: str) -> None:

@@ -16,7 +16,8 @@ def run(redis_url: str, *arguments: str) -> Result:
 
 
 def test_a_key_is_made_listed_rotated_and_revoked(redis_url: str) -> None:
-    made = run(redis_url, "keys", "create", "shop", "--project", "shop", "--queue", "mails", "--days", "3", "--json")
+    made = run(redis_url, "keys", "create", "shop", "--project", "shop", "--queue", "mails", "--days", "3",
+               "--rate-limit", "1234", "--json")  # fmt: skip
     document = json.loads(made.stdout)
     rotated = run(redis_url, "keys", "rotate", document["id"], "--grace", "60")
     listed = json.loads(run(redis_url, "keys", "list", "--json").stdout)
@@ -28,7 +29,9 @@ def test_a_key_is_made_listed_rotated_and_revoked(redis_url: str) -> None:
     assert id_of(rotated.stdout) == document["id"]
     assert rotated.stdout.strip() != document["key"]
     assert [key["old_secret_until"] is not None for key in listed["keys"]] == [True]
+    assert document["rate_limit"] == 1234
     assert "mails" in table
+    assert "1,234" in table
     assert revoked.exit_code == 0
     assert json.loads(run(redis_url, "keys", "list", "--json").stdout) == {"keys": []}
 

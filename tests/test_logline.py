@@ -95,6 +95,23 @@ def test_of_too_many_lines_the_first_and_the_last_are_kept(count: int) -> None:
     assert len(before_the_end) == kept + (count > 17)
 
 
+@pytest.mark.parametrize("at_once", [1, 7, 100])
+def test_it_does_not_matter_in_how_many_parts_a_flood_comes(at_once: int) -> None:
+    kept: list[int] = []
+    lines = Lines(1, SMALL, spool=lambda number, line: kept.append(number))
+    written = [f"{n}\r\n" for n in range(1, 701)]
+
+    for start in range(0, 700, at_once):
+        lines.write("stdout", "".join(written[start : start + at_once]))
+    lines.add("log", "".join(written).removesuffix("\n"))
+    lines.end()
+    found = taken(lines)
+
+    assert [line.text for _, line in found if line.stream != "taskpool"] == [str(n) for n in (*range(1, 18), 699, 700)]
+    assert [number for number, _ in found] == [*range(1, 19), 1400, 1401]
+    assert len(kept) == len(set(kept)) <= (1401 if at_once == 1 else 1000)
+
+
 def test_bytes_are_limited_as_well_as_lines() -> None:
     lines = Lines(1, LogLimits(lines=1000, bytes=10_000, line_chars=1000))
 

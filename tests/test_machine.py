@@ -190,10 +190,10 @@ class Machine(RuleBasedStateMachine, Bench):
                 self.send(scripts.stop(id, grace_s=5, force=force), lambda model, _: model.stop(id, force=force))
             case "cancel":
                 call = scripts.cancel(id, reason="canceled", error="by hand")
-                self.send(call, lambda model, _: model.cancel(id, str(call.command[-1]), expired=False))
+                self.send(call, lambda model, _: model.cancel(id, str(call.command[-2]), expired=False))
             case "revive":
                 again = scripts.revive(id)
-                self.send(again, lambda model, _: model.revive(id, str(again.command[-1])))
+                self.send(again, lambda model, _: model.revive(id, str(again.command[-2])))
             case _:
                 self.purge(id)
 

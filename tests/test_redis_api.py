@@ -44,7 +44,7 @@ def send(url: str, path: str, document: Any, length: int | None = None) -> socke
     body = json.dumps(document).encode()
     where = urlsplit(url)
     connection = socket.create_connection((where.hostname, where.port), 10)
-    head = f"POST {path} HTTP/1.1\r\nhost: api\r\ncontent-type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: {where.netloc}\r\ncontent-type: application/json\r\n"
     connection.sendall(f"{head}content-length: {length or len(body)}\r\n\r\n".encode() + body)
     return connection
 

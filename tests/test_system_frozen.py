@@ -1,4 +1,4 @@
-"""Processes that are frozen, as a suspended machine is: what they wake up to is no longer theirs."""
+"""Processes that are frozen: what they wake up to is no longer theirs, and what they didn't see was no attempt."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ def test_a_claim_that_a_frozen_process_finds_when_its_lease_is_over_is_not_run(
             found = eventually(freeze_it_with_a_claim)
             assert found
             task, note = found
-            eventually(lambda: workers.pool.get(task.id).crashes == 1)
+            eventually(lambda: workers.pool.get(task.id).status is TaskStatus.QUEUED)
         finally:
             process.resume()
         record = workers.pool.wait(task.id, timeout_s=30)
 
-        assert record.status is TaskStatus.DONE
-        assert lines(note) == [f"{process.pid} 2"]
+        assert (record.status, record.attempt, record.crashes) == (TaskStatus.DONE, 1, 0)
+        assert [attempt.outcome for attempt in record.history] == ["given_back", "done"]
+        assert lines(note) == [f"{process.pid} 1"]

@@ -15,7 +15,7 @@ from taskpool.delivery import Delivery
 from taskpool.errors import DeliveryBusy, DeliveryNotFound, WebhookNotFound
 from taskpool.store import AsyncStore
 from taskpool.types import TaskStatus
-from taskpool.webhook import Webhook
+from taskpool.webhook import DeliveryStatus, Webhook
 from taskpool.webhook_fields import WebhookFields
 from taskpool.webhook_target import Allowed
 from tests.receiver import Received, Receiver, receiver
@@ -48,7 +48,10 @@ class Hooks:
         return self.world.store.carry_out(webhook_store.get_webhook(id, project))
 
     def of(self, owner: str, **options: Any) -> list[Delivery]:
-        return list(self.world.store.carry_out(delivery.list_deliveries(owner, **options)).items)
+        """The deliveries to an endpoint, or about a task."""
+        which = "webhook" if owner.startswith(("wh_", "callback")) else "task"
+        chosen: Any = {which: owner, **options}
+        return list(self.world.store.carry_out(delivery.list_deliveries(**chosen)).items)
 
     def make_due(self) -> None:
         """Let the time of everything that waits come."""
@@ -85,6 +88,7 @@ async def supervisor(world: World, name: str = "one", **options: Any) -> AsyncIt
         yield dispatcher
     finally:
         duty.cancel()
+        await asyncio.wait([duty])
         await dispatcher.close(0)
         await store.close()
 
@@ -283,14 +287,14 @@ async def test_after_its_last_attempt_a_delivery_is_dead_and_a_replay_brings_it_
     async with supervisor(world, delays_s=(0, 0)):
         dead = await settled(hooks, webhook.id, "dead")
         assert [each.outcome for each in dead.attempts] == ["failed", "failed", "dead"]
-        assert [each.id for each in hooks.of(webhook.id, status="dead")] == [dead.id]
+        assert [each.id for each in hooks.of(webhook.id, status=DeliveryStatus.DEAD)] == [dead.id]
         assert hooks.counted("dead") == 1
 
         world.store.carry_out(delivery.replay(dead.id))
         done = await settled(hooks, webhook.id, "delivered")
 
     assert (done.id, len(done.attempts)) == (dead.id, 4)
-    assert hooks.of(webhook.id, status="dead") == []
+    assert hooks.of(webhook.id, status=DeliveryStatus.DEAD) == []
     with pytest.raises(DeliveryNotFound):
         world.store.carry_out(delivery.replay("msg_none"))
 
@@ -370,7 +374,7 @@ async def test_an_endpoint_that_was_removed_leaves_nothing_behind(world: World, 
     world.store.carry_out(webhook_store.remove_webhook(webhook.id, None))
 
     left = {key.decode() for key in world.redis.keys("taskpool:*") if b"webhooks" in key or b"deliver" in key}
-    assert left <= {keys.DELIVERIES + "a", keys.WEBHOOKS_OUTBOX, keys.WEBHOOKS_SORTER}
+    assert left <= {keys.DELIVERIES_OF_TASK + "a", keys.WEBHOOKS_OUTBOX, keys.WEBHOOKS_SORTER}
     assert hooks.of("a") == []
     with pytest.raises(WebhookNotFound):
         hooks.get(webhook.id)
@@ -417,14 +421,14 @@ async def test_what_a_dead_supervisor_was_sending_is_sent_by_another_with_the_sa
 ) -> None:
     webhook = hooks.create(server.url("/hang"))
     world.end("a")
-    token, lease_ms = "dead", 30_000
+    nowhere = AsyncStore("unix:///nowhere")
     async with supervisor(world, "first") as first:
         await until(lambda: server.hanging == 1)
-        first._store = AsyncStore("unix:///nowhere")  # it can't tell anybody any more
+        first._store = nowhere  # it can't tell anybody any more
 
     with pytest.raises(DeliveryBusy):
         world.store.carry_out(delivery.replay(hooks.of(webhook.id)[0].id))
-    taking = delivery.take(token, lease_ms=lease_ms, limit=10, lane_most=8, failing_most=1)
+    taking = delivery.take("x", lease_ms=30_000, limit=10, lane_most=8, failing_most=1)
     assert world.run(taking)[1] == []
     hooks.end_leases()
     async with supervisor(world, "second"):

@@ -20,6 +20,7 @@ class Running:
     """A worker process, as far as heartbeats look at it: it runs one attempt."""
 
     def __init__(self, id: str) -> None:
+        self.name = "w"
         self.run = Run(0, LaneState.RUNNING, 1, id, "1", "default", 0.0, 0.0)
 
     def runs(self) -> list[Run]:

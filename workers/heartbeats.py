@@ -34,18 +34,22 @@ class Heartbeats:
         self._lease_ms = round(lease_s * 1000)
 
     async def renew_leases(self, children: Iterable[Child]) -> None:
-        """Renews what runs, and starts to stop what must.
+        """Renews what runs, starts to stop what must, and marks the claims that a frozen process doesn't see.
 
         Raises:
             RedisUnavailable: Redis is away; nothing is lost before the leases end.
         """
-        held = [(child, run) for child in children for run in child.runs()]
-        if not held:
-            return
+        runs = [(child, child.runs()) for child in children]
+        held = [(child, run) for child, its in runs for run in its]
         attempts = [(run.id, run.attempt_id, run.queue) for _, run in held]
         chunks = [attempts[start : start + ATTEMPTS_AT_ONCE] for start in range(0, len(attempts), ATTEMPTS_AT_ONCE)]
-        answers = await self._store.run_many([scripts.heartbeat(chunk, self._lease_ms) for chunk in chunks])
-        for (child, run), word in zip(held, itertools.chain(*answers), strict=True):
+        renewals = [scripts.heartbeat(chunk, self._lease_ms) for chunk in chunks]
+        marks = [
+            scripts.mark_unseen(child.name, [run.attempt_id for run in its], least_age_ms=self._lease_ms // 3)
+            for child, its in runs
+        ]
+        answers = await self._store.run_many([*renewals, *marks])
+        for (child, run), word in zip(held, itertools.chain(*answers[: len(renewals)]), strict=True):
             # One whose code is over is writing its outcome this moment: a "lost" is then only that.
             if word != "ok" and run.state is LaneState.RUNNING and child.is_running(run):
                 await self._heed(child, run, word)

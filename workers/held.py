@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 
 from taskpool import keys, record, scripts
 from taskpool.calls import Call, Plan
@@ -46,11 +46,16 @@ def give_back_unseen(worker: str, known: Container[str]) -> Plan[None]:
     (held,) = yield (attempts_of(worker),)
     unseen = [(id, attempt_id) for id, attempt_id in held if attempt_id not in known]
     if unseen:
-        records = yield [record.fetch_if_there(id) for id, _ in unseen]
-        yield [
-            scripts.give_back(running_of(id, attempt_id, worker, found))
-            for (id, attempt_id), found in zip(unseen, records, strict=True)
-        ]
+        yield from give_back(unseen, worker)
+
+
+def give_back(attempts: Sequence[tuple[str, str]], worker: str | None = None) -> Plan[None]:
+    """Gives back attempts (task id, attempt id) of a worker; None: the one that each record names."""
+    records = yield [record.fetch_if_there(id) for id, _ in attempts]
+    yield [
+        scripts.give_back(running_of(id, attempt_id, worker or (found.worker if found else None) or "", found))
+        for (id, attempt_id), found in zip(attempts, records, strict=True)
+    ]
 
 
 def _or_default(ttl_s: int | None, default: int) -> int:

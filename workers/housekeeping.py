@@ -17,6 +17,7 @@ from taskpool.calls import Call, Plan, one
 from taskpool.settings import Settings
 from taskpool.store import AsyncStore, ReplyFault
 from workers.duties import Outage
+from workers.held import give_back
 
 log = logging.getLogger("workers")
 
@@ -116,13 +117,16 @@ def reap(queue: str, *, max_crashes: int) -> Plan[None]:
     failure = {"reason": "crashed", "message": EXPIRED_LEASE}
     members = dict.fromkeys((*ours.members, *plain.members))
     if members:
-        yield [
+        words = yield [
             scripts.crash(
                 *_split(member), queue, error=f"crashed: {EXPIRED_LEASE}", failure=failure, max_crashes=max_crashes,
                 only_expired=True,
             )
             for member in members
         ]  # fmt: skip
+        unseen = [_split(member) for member, word in zip(members, words, strict=True) if word == "unseen"]
+        if unseen:
+            yield from give_back(unseen)
 
 
 def promote(queue: str) -> Plan[float]:

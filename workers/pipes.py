@@ -21,7 +21,7 @@ from workers.capture import Capture
 STREAMS: Final = {"stdout": 1, "stderr": 2}
 PIPE_BYTES: Final = 1 << 20
 """Code that prints more than this while it holds the interpreter up waits for ever: nobody can empty the pipe then."""
-READ_BYTES: Final = 1 << 16
+READ_BYTES: Final = 1 << 18
 MOST_AT_END: Final = 4 << 20
 """What a task left running may write without a pause: the end of the task doesn't wait for it."""
 _F_SETPIPE_SZ: Final = 1031

@@ -19,7 +19,9 @@ DEATHS: Final = frozenset({"kill_child", "kill_fork_server"})
 """What ends a process whose supervisor lives to tell."""
 LOST_LEASES: Final = frozenset({"kill_supervisor", "freeze_pool", "kill_redis", "restart_redis"} | NETWORK - {"cut"})
 """What keeps a pool from renewing its leases. Lost connections alone don't: new ones are made in time."""
-RETURNS: Final = frozenset({"drain_pool", "kill_redis", "restart_redis", *DEATHS, *NETWORK})
+RETURNS: Final = frozenset(
+    {"drain_pool", "freeze_child", "freeze_pool", "kill_redis", "restart_redis", *DEATHS, *NETWORK}
+)
 """What has claims given back: on purpose, or because nobody saw their answers."""
 REFUSED_RIGHTLY: Final = ("depends_on", "UnknownDependency")
 """What it depends on may have been purged by then."""
@@ -84,7 +86,8 @@ def _causes(attempt: Attempt) -> frozenset[str]:
     error = str(attempt.over.data.get("error", "")) if attempt.over else ""
     if "lease ended" not in error:
         return DEATHS if "process ended" in error else RETURNS
-    # Its supervisor renews what a frozen process runs, but not a claim that it was frozen before it saw.
+    # Its supervisor renews what a frozen process runs, but not a claim that it was frozen before it saw (and that is
+    # given back, unless the lease ends before the supervisor could tell).
     over_ms = attempt.over.at_ms if attempt.over else 0
     unseen = all(effect.at_ms > over_ms for effect in attempt.effects)
     return LOST_LEASES | {"freeze_child"} if unseen else LOST_LEASES

@@ -13,7 +13,9 @@ from benchmarks.chaos.evidence import Finding
 from taskpool import keys
 from taskpool.types import TERMINAL, TaskRecord, TaskStatus
 
-FIXED: Final = frozenset({keys.QUEUES, keys.EVENTS, keys.TYPES, keys.TYPES_SEEN, keys.COUNTERS})
+FIXED: Final = frozenset(
+    {keys.QUEUES, keys.EVENTS, keys.TYPES, keys.TYPES_SEEN, keys.COUNTERS, keys.AUDIT, keys.AUDIT_SUBMITTED}
+)
 """There for good, and bounded."""
 REGISTRY: Final = {
     TaskStatus.DONE: keys.FINISHED,

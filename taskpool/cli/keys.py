@@ -27,7 +27,7 @@ DAY_S: Final = 86_400
 CREATE_EPILOG: Final = """\b
 Examples:
   taskpool keys create ops --scope admin
-  taskpool keys create shop --project shop --queue mails --days 90
+  taskpool keys create shop --project shop --queue mails --days 90 --rate-limit 600
   taskpool keys create prometheus --scope tasks:read
 
 The key is shown once; only a hash of it is kept. From the first one on, the API lets
@@ -70,6 +70,9 @@ def keys() -> None:
 @click.option("--type", "types", multiple=True, metavar="NAME", help="A task type it may submit [any]; repeatable.")
 @click.option("--queue", "queues", multiple=True, metavar="NAME", help="A queue it may submit to [any]; repeatable.")
 @click.option("--days", type=click.IntRange(1, 3660), metavar="N", help="It expires after so many days [never].")
+@click.option(
+    "--rate-limit", type=click.IntRange(min=0), metavar="N", help="Requests a minute; 0: any number [the setting]."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @settings_flags(*CONNECTION)
 def create(
@@ -80,6 +83,7 @@ def create(
     types: tuple[str, ...],
     queues: tuple[str, ...],
     days: int | None,
+    rate_limit: int | None,
     as_json: bool,
     **flags: Any,
 ) -> None:
@@ -94,6 +98,7 @@ def create(
         types=types or None,
         queues=queues or None,
         expires_in_s=None if days is None else days * DAY_S,
+        rate_limit=rate_limit,
     )
     with _open_store(flags) as store:
         key, text = store.carry_out(keyring.create(spec, _me()))
@@ -113,7 +118,7 @@ def list_(as_json: bool, **flags: Any) -> None:
     if as_json:
         print_json({"keys": [key_document(each.key, each.used_ms) for each in found]})
     else:
-        columns = ("id", "name", "scopes", "project", "types", "queues", "expires", "last used")
+        columns = ("id", "name", "scopes", "project", "types", "queues", "a minute", "expires", "last used")
         print_table(columns, map(_row, found), nothing="there is no key yet: make one with `taskpool keys create`")
 
 
@@ -226,6 +231,7 @@ def _row(listed: Listed) -> tuple[str, ...]:
         key.project or "",
         ",".join(key.types or ()),
         ",".join(key.queues or ()),
+        "" if key.rate_limit is None else f"{key.rate_limit:,}" if key.rate_limit else "any",
         "" if key.expires_ms is None else moment(utc(key.expires_ms)),
         "" if listed.used_ms is None else moment(utc(listed.used_ms)),
     )

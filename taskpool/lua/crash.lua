@@ -6,7 +6,8 @@
 -- ARGV[7]     the error as RQ stores tracebacks
 -- ARGV[8]     '1': only if the lease has ended (the reaper); '': it is known to be dead
 -- ARGV[9]     the failure as JSON of a task that was asked to stop
--- Returns     'queued' | 'failed' | 'stopped' (a stop was asked) | 'lost'
+-- Returns     'queued' | 'failed' | 'stopped' (a stop was asked) | 'lost' | 'unseen' (a claim that nobody saw has expired,
+--             see unseen.lua: nothing was changed, it is to be given back)
 
 local id, attempt_id, queue, max_crashes = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local key, member = KEY.job .. id, id .. ':' .. attempt_id
@@ -17,13 +18,17 @@ local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'crashes', 'st
   'history', 'attempt', 'started_at', 'secret_ttl', 'log')
 -- The record may be another attempt's by now, or deleted by a dashboard: then the execution tells whose it was. RQ's own
 -- has an id.
-local execution = redis.call('HMGET', KEY.execution .. member, 'worker_name', 'id')
+local execution = redis.call('HMGET', KEY.execution .. member, 'worker_name', 'id', 'unseen', 'created_at',
+  'last_heartbeat')
 local worker = execution[1] or f[7] or ''
 local ours = f[1] == attempt_id
 if ARGV[8] == '1' then
   local is_late = ours or execution[1] and not execution[2]
   local ends_ms = score and (score - (is_late and KEY.wip_grace_s or 0)) * 1000
   if not ends_ms or ends_ms > now_ms then return 'lost' end
+  -- One that has had a heartbeat since was seen after all.
+  local is_unseen = execution[3] and execution[4] == execution[5]
+  if ours and f[2] == 'started' and not f[5] and is_unseen then return 'unseen' end
 end
 -- A plain RQ worker's execution has no attempt id on the record: it counts while no attempt of ours holds the lease.
 local plain = not ours and f[2] == 'started' and score

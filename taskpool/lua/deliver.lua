@@ -19,7 +19,7 @@ for at = 2, #ARGV, 7 do
     redis.call('ZADD', KEY.webhooks_waiting .. lane, now_ms, id)
     wake_lane(lane, now_ms)
     list_delivery(KEY.deliveries .. endpoint, id, 'delivered')
-    if task ~= '' then list_delivery(KEY.deliveries .. task, id, '') end
+    if task ~= '' then list_delivery(KEY.deliveries_of_task .. task, id, '') end
   end
 end
 return 'ok'

@@ -3,7 +3,9 @@
 -- ARGV[1]  id
 -- ARGV[2]  the endpoint as JSON; '' = remove it with its deliveries
 -- ARGV[3]  the revision that it must have now; '0' = it must not exist yet
--- ARGV[4]  at most so many endpoints; ARGV[5+] every event there is
+-- ARGV[4]  at most so many endpoints
+-- ARGV[5]  entry of the audit; '' = none
+-- ARGV[6+] every event there is
 -- Returns  'ok' (also when sent again) | 'gone' | 'changed' (it has another revision) | 'full'
 
 local id, document, revision = ARGV[1], ARGV[2], tonumber(ARGV[3])
@@ -25,6 +27,8 @@ else
   redis.call('HSET', KEY.webhooks, id, document)
 end
 
+audit(ARGV[5])
+
 local wanted = {}
 for _, each in ipairs(redis.call('HVALS', KEY.webhooks)) do
   local endpoint = cjson.decode(each)
@@ -32,7 +36,7 @@ for _, each in ipairs(redis.call('HVALS', KEY.webhooks)) do
     for _, event in ipairs(endpoint.events) do wanted[event] = true end
   end
 end
-for at = 5, #ARGV do
+for at = 6, #ARGV do
   if wanted[ARGV[at]] then
     redis.call('HSET', KEY.webhooks_wanted, ':' .. ARGV[at], '1')
   else

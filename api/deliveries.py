@@ -1,0 +1,38 @@
+"""A page of deliveries as an answer: those of an endpoint, and those about a task."""
+
+from __future__ import annotations
+
+from urllib.parse import urlencode
+
+from api.answers import DeliveryPage
+from api.query import DeliveriesQuery, wrong_cursor
+from api.responses import Json
+from taskpool import delivery
+from taskpool.errors import InvalidTask
+from taskpool.store import AsyncStore
+from taskpool.webhook_document import delivery_document
+
+
+async def list_deliveries(
+    store: AsyncStore, query: DeliveriesQuery, path: str, *, webhook: str = "", task: str = ""
+) -> Json:
+    """One page of the deliveries to an endpoint or about a task. Who may see a task alone isn't shown where standing
+    endpoints are: only where its own callback is.
+
+    Raises:
+        Problem: 400 the cursor isn't one of this listing.
+    """
+    listing = delivery.list_deliveries(
+        webhook=webhook, task=task, status=query.status, cursor=query.cursor, limit=query.limit
+    )
+    try:
+        page = await store.carry_out(listing)
+    except InvalidTask as error:
+        raise wrong_cursor(error) from None
+    deliveries = [delivery_document(each, with_url=not task or each.is_callback) for each in page.items]
+    document = DeliveryPage(deliveries=deliveries, next_cursor=page.next_cursor)
+    if page.next_cursor is None:
+        return Json(document)
+    given = {"status": query.status, "cursor": page.next_cursor, "limit": query.limit}
+    parameters = urlencode({name: value for name, value in given.items() if value is not None})
+    return Json(document, headers=[(b"link", f'<{path}?{parameters}>; rel="next"'.encode())])

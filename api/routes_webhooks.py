@@ -1,0 +1,209 @@
+"""/webhooks and what is below it: standing endpoints, their secrets, and what became of the messages to them.
+
+A caller that belongs to a project sees that project's endpoints and deliveries; another's don't exist for it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+from urllib.parse import quote
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+from starlette.requests import Request
+
+from api.answers import DeliveryPage, Webhooks
+from api.body import read_json, read_optional_json
+from api.caller import Caller, caller_of
+from api.deliveries import list_deliveries
+from api.operation import Answer, operation
+from api.query import DeliveriesQuery, NoQuery, read_query
+from api.responses import Json, NoContent
+from api.submission import read_as
+from taskpool import audit, delivery, webhook_store
+from taskpool.delivery import Delivery
+from taskpool.errors import DeliveryNotFound, WebhookNotFound
+from taskpool.store import AsyncStore
+from taskpool.webhook_document import (
+    DeliveryDocument,
+    SecretDocument,
+    WebhookDocument,
+    delivery_document,
+    secret_document,
+    webhook_document,
+)
+from taskpool.webhook_fields import WebhookFields
+from taskpool.webhook_store import MOST_OVERLAP_S, OVERLAP_S
+from taskpool.webhook_target import Allowed
+
+
+class NewSecret(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of POST /webhooks/{webhook}/secret: the new one, if not one made here; how long the old one signs."""
+
+    secret: str | UnsetType = UNSET
+    overlap_s: Annotated[float, Meta(ge=0, le=MOST_OVERLAP_S)] = OVERLAP_S
+
+
+class WebhookRoutes:
+    """Handlers of endpoints and deliveries."""
+
+    def __init__(self, store: AsyncStore, allowed: Allowed, max_body_bytes: int) -> None:
+        self._store, self._allowed, self._max_body_bytes = store, allowed, max_body_bytes
+
+    @operation("list_webhooks", tag="webhooks", answers={200: Webhooks})
+    async def list(self, request: Request) -> Json:
+        """GET /webhooks: every standing endpoint, without its secret."""
+        caller = _caller(request)
+        found = await self._store.carry_out(webhook_store.list_webhooks(caller.project))
+        return Json(Webhooks(webhooks=[webhook_document(each) for each in found]))
+
+    @operation(
+        "create_webhook",
+        tag="webhooks",
+        body=WebhookFields,
+        body_fault="invalid-webhook",
+        answers={201: Answer(WebhookDocument, headers=("Location",))},
+        problems=["webhook-conflict"],
+    )
+    async def create(self, request: Request) -> Json:
+        """POST /webhooks: make a standing endpoint; 201 with it and its secret."""
+        caller = _caller(request)
+        fields = await self._fields(request)
+        plan = webhook_store.create_webhook(fields, caller.project, self._allowed, caller.actor())
+        webhook = await self._store.carry_out(plan)
+        location = (b"location", b"/webhooks/" + webhook.id.encode())
+        return Json(webhook_document(webhook, with_secret=True), status=201, headers=(location,))
+
+    @operation("get_webhook", tag="webhooks", answers={200: WebhookDocument}, problems=["webhook-not-found"])
+    async def get(self, request: Request) -> Json:
+        """GET /webhooks/{webhook}: read an endpoint, without its secret."""
+        caller = _caller(request)
+        return Json(
+            webhook_document(await self._store.carry_out(webhook_store.get_webhook(_id(request), caller.project)))
+        )
+
+    @operation(
+        "update_webhook",
+        tag="webhooks",
+        body=WebhookFields,
+        body_fault="invalid-webhook",
+        answers={200: WebhookDocument},
+        problems=["webhook-not-found", "webhook-conflict"],
+    )
+    async def update(self, request: Request) -> Json:
+        """PATCH /webhooks/{webhook}: change what is given of an endpoint."""
+        caller = _caller(request)
+        fields = await self._fields(request)
+        plan = webhook_store.update_webhook(_id(request), fields, caller.project, self._allowed, caller.actor())
+        return Json(webhook_document(await self._store.carry_out(plan)))
+
+    @operation(
+        "remove_webhook",
+        tag="webhooks",
+        answers={204: None},
+        problems=["webhook-not-found", "webhook-conflict", "invalid-webhook"],
+    )
+    async def remove(self, request: Request) -> NoContent:
+        """DELETE /webhooks/{webhook}: 204; the endpoint is gone with its deliveries."""
+        caller = _caller(request)
+        await self._store.carry_out(webhook_store.remove_webhook(_id(request), caller.project, caller.actor()))
+        return NoContent()
+
+    @operation("get_webhook_secret", tag="webhooks", answers={200: SecretDocument}, problems=["webhook-not-found"])
+    async def secret(self, request: Request) -> Json:
+        """GET /webhooks/{webhook}/secret: what signs; the endpoint `callback` has the secret of callbacks."""
+        caller = _caller(request)
+        return Json(
+            secret_document(await self._store.carry_out(webhook_store.get_webhook(_id(request), caller.project)))
+        )
+
+    @operation(
+        "rotate_webhook_secret",
+        tag="webhooks",
+        body=NewSecret,
+        body_optional=True,
+        body_fault="invalid-webhook",
+        answers={200: SecretDocument},
+        problems=["webhook-not-found", "webhook-conflict"],
+    )
+    async def rotate(self, request: Request) -> Json:
+        """POST /webhooks/{webhook}/secret: a new secret; the old one signs beside it for a while."""
+        caller = _caller(request)
+        body = await read_optional_json(request.scope, request.receive, self._max_body_bytes)
+        asked = read_as(body, NewSecret, "invalid-webhook")
+        secret = None if asked.secret is UNSET else asked.secret
+        plan = webhook_store.rotate_secret(
+            _id(request), caller.project, secret=secret, overlap_s=asked.overlap_s, by=caller.actor()
+        )
+        return Json(secret_document(await self._store.carry_out(plan)))
+
+    @operation(
+        "test_webhook",
+        tag="webhooks",
+        answers={202: DeliveryDocument},
+        problems=["webhook-not-found", "invalid-webhook", "delivery-not-found"],
+    )
+    async def test(self, request: Request) -> Json:
+        """POST /webhooks/{webhook}/test: send a message that only tries whether the endpoint hears."""
+        caller = _caller(request)
+        id = await self._store.carry_out(webhook_store.send_test(_id(request), caller.project))
+        return Json(delivery_document(await self._store.carry_out(delivery.get_delivery(id))), status=202)
+
+    @operation(
+        "list_deliveries",
+        tag="webhooks",
+        query=DeliveriesQuery,
+        answers={200: Answer(DeliveryPage, headers=("Link",))},
+        problems=["webhook-not-found"],
+    )
+    async def deliveries(self, request: Request) -> Json:
+        """GET /webhooks/{webhook}/deliveries: the last messages to an endpoint, the newest first."""
+        query = read_query(request.scope["query_string"], DeliveriesQuery)
+        webhook = await self._store.carry_out(webhook_store.get_webhook(_id(request), caller_of(request.scope).project))
+        return await list_deliveries(
+            self._store, query, f"/webhooks/{quote(_id(request))}/deliveries", webhook=webhook.id
+        )
+
+    @operation("get_delivery", tag="webhooks", answers={200: DeliveryDocument}, problems=["delivery-not-found"])
+    async def delivery(self, request: Request) -> Json:
+        """GET /webhooks/deliveries/{delivery}: one message with its body and its attempts."""
+        found = await self._delivery(request, _caller(request))
+        return Json(delivery_document(found, with_body=True))
+
+    @operation(
+        "replay_delivery",
+        tag="webhooks",
+        answers={202: DeliveryDocument},
+        problems=["delivery-not-found", "delivery-busy"],
+    )
+    async def replay(self, request: Request) -> Json:
+        """POST /webhooks/deliveries/{delivery}/replay: send a message again, or at once, with all its attempts."""
+        caller = _caller(request)
+        found = await self._delivery(request, caller)
+        again = await self._store.carry_out(delivery.replay(found.id))
+        await self._store.run(audit.note(caller.actor(), "delivery.replayed", found.id))
+        return Json(delivery_document(again), status=202)
+
+    async def _fields(self, request: Request) -> WebhookFields:
+        body = await read_json(request.scope, request.receive, self._max_body_bytes)
+        return read_as(body, WebhookFields, "invalid-webhook")
+
+    async def _delivery(self, request: Request, caller: Caller) -> Delivery:
+        """The delivery in the path, if its endpoint is one that the caller sees."""
+        found = await self._store.carry_out(delivery.get_delivery(request.path_params["delivery"]))
+        try:
+            await self._store.carry_out(webhook_store.get_webhook(found.webhook, caller.project))
+        except WebhookNotFound:
+            raise DeliveryNotFound(found.id) from None
+        return found
+
+
+def _caller(request: Request) -> Caller:
+    """Who asks, on a path that takes no parameters."""
+    read_query(request.scope["query_string"], NoQuery)
+    return caller_of(request.scope)
+
+
+def _id(request: Request) -> str:
+    id: str = request.path_params["webhook"]
+    return id

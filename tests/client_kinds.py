@@ -1,0 +1,89 @@
+"""What the client's tests share: both kinds of client behind one face, and a whole service to talk to."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from taskpool import AsyncClient, Client
+from taskpool.redis_server import RedisServer
+from tests.api_client import api_process
+from tests.worker_pool import WorkerPool
+
+KINDS = ("blocking", "awaiting")
+SILENT_S = 30
+
+
+class Service:
+    """A Redis, a worker pool and an API on it."""
+
+    def __init__(self, redis_url: str, url: str, workers: WorkerPool) -> None:
+        self.redis_url, self.url, self.workers = redis_url, url, workers
+        self.pool = workers.pool
+
+
+@contextmanager
+def service(directory: Path, redis_binary: str | None, **settings: Any) -> Iterator[Service]:
+    server = RedisServer(directory, binary=redis_binary)
+    server.start()
+    try:
+        with (
+            WorkerPool(server.url, directory / "workers.log", **settings) as workers,
+            api_process(server.url, directory / "api.log") as (_, url),
+        ):
+            yield Service(server.url, url, workers)
+    finally:
+        server.stop()
+
+
+@contextmanager
+def client_of(kind: str, url: str, *arguments: Any, **options: Any) -> Iterator[Client]:
+    """A client of this kind; the one that awaits does so on a loop in another thread, and looks like the other."""
+    if kind == "blocking":
+        with Client(url, *arguments, **options) as client:
+            yield client
+        return
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    awaiting = _Awaiting(AsyncClient(url, *arguments, **options), loop)
+    try:
+        yield awaiting  # type: ignore[misc]
+    finally:
+        awaiting.close()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+class _Awaiting:
+    """An `AsyncClient` whose methods block."""
+
+    def __init__(self, client: AsyncClient, loop: asyncio.AbstractEventLoop) -> None:
+        self._client, self._loop = client, loop
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            made = getattr(self._client, name)(*arguments, **options)
+            return self._run(made) if inspect.iscoroutine(made) else self._each(made)
+
+        return call
+
+    def _run(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(SILENT_S)
+
+    def _each(self, told: Any) -> Iterator[Any]:
+        async def step() -> Any:
+            return await anext(told)
+
+        try:
+            with suppress(StopAsyncIteration):
+                while True:
+                    yield self._run(step())
+        finally:
+            self._run(told.aclose())
