@@ -27,6 +27,8 @@ from taskpool.wire import Wire
 T = TypeVar("T")
 
 LOOK_AGAIN_S: Final = 1.0
+FOLLOW_S: Final = 0.2
+"""How often those look who show how a task fares; its end is told at once."""
 AWAY_RETRY_S: Final = 0.5
 """Between two tries of a wait whose Redis went away."""
 REPLY_TIMEOUT_S: Final = 10.0

@@ -20,7 +20,7 @@ from taskpool.errors import RedisUnavailable, WaitTimeout
 from taskpool.face import Face
 from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
 from taskpool.inline import execute_here
-from taskpool.listen import AWAY_RETRY_S, LOOK_AGAIN_S, Listener
+from taskpool.listen import AWAY_RETRY_S, FOLLOW_S, LOOK_AGAIN_S, Listener
 from taskpool.listing import Filter
 from taskpool.logfollow import follow_log
 from taskpool.logline import LogLine
@@ -137,6 +137,23 @@ class TaskPool(Face):
         added = self.listener.hear(checked.task.id, scripts.add([checked.task]))
         (record,) = queue.stored([checked], added)
         return self._end_of(record.id, record, wait_s)
+
+    def follow(self, id: str, *, timeout_s: float | None = None) -> Iterator[TaskRecord]:
+        """The task as it is now, again a few times a second, and last when it has ended.
+
+        Raises:
+            TaskNotFound
+            WaitTimeout: it hasn't ended in `timeout_s`.
+        """
+        end_mono = math.inf if timeout_s is None else time.monotonic() + timeout_s
+
+        def look_s() -> float:
+            return min(FOLLOW_S, end_mono - time.monotonic())
+
+        for record in self.listener.follow(id, look_s):
+            yield record
+            if not record.status.is_terminal and look_s() <= 0:
+                raise WaitTimeout(record, timeout_s or 0)
 
     def _end_of(self, id: str, record: TaskRecord | None, timeout_s: float | None) -> TaskRecord:
         """Wait for the end of a task; `record` when the listener hears of it already."""

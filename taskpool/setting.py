@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from taskpool.sentinel_url import FORM, SCHEME, TLS_SCHEME, SentinelUrl, is_sentinel_url
 from taskpool.webhook_target import entry_fault
 
-Kind = Literal["text", "integer", "seconds", "list", "targets", "switch", "choice", "url"]
+Kind = Literal["text", "integer", "seconds", "list", "targets", "switch", "choice", "url", "http"]
 
 PREFIX: Final = "TASKPOOL_"
 REDIS_SCHEMES: Final = ("redis", "rediss", "unix", SCHEME, TLS_SCHEME)
@@ -76,6 +76,7 @@ class SettingField:
             "list": "names, separated by commas",
             "targets": "host names, addresses and networks like 10.0.0.0/8, separated by commas",
             "switch": "true or false",
+            "http": "http://HOST:PORT or https://HOST:PORT, with a path if need be",
             "url": f"redis://HOST:PORT/DB, rediss://HOST:PORT/DB, unix:///PATH or {FORM}",
         }[self.kind]
 
@@ -95,6 +96,8 @@ class SettingField:
         text = str(raw).strip()
         if self.kind == "url":
             return _redis_url(text, self.accepts)
+        if self.kind == "http":
+            return _http_url(text, self.accepts)
         try:
             return self._scalar(text)
         except (KeyError, ValueError):
@@ -123,6 +126,18 @@ _SWITCH: Final = {
     "true": True, "yes": True, "on": True, "1": True,
     "false": False, "no": False, "off": False, "0": False,
 }  # fmt: skip
+
+
+def _http_url(text: str, accepts: str) -> str:
+    try:
+        parts = urlsplit(text)
+        complete = parts.scheme in ("http", "https") and parts.hostname
+        _ = parts.port  # the one part that urlsplit leaves unchecked
+    except ValueError:
+        complete = None
+    if not complete:
+        raise ValueError(f"{text!r} is not {accepts}")
+    return text
 
 
 def _redis_url(text: str, accepts: str) -> str:

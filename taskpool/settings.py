@@ -21,6 +21,8 @@ from taskpool.setting import setting as _setting
 
 AUTH_MODES: Final = ("auto", "off")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+CLIENT_SETTINGS: Final = frozenset({"server", "api_key"})
+"""Those of whoever talks to a service; all others are its own."""
 OUTPUTS: Final = ("both", "log", "worker")
 
 
@@ -99,6 +101,8 @@ class Settings:
     log_line_chars: int = _setting(
         8192, "Characters in one line of a task's log; a longer one is split.", "integer", least=80, most=65_536
     )
+    server: str | None = _setting(None, "API that the commands talk to; empty: they talk to Redis themselves.", "http")
+    api_key: str | None = _setting(None, "Key that they show it; better a variable than a flag.", "text", secret=True)
 
     @classmethod
     def load(cls, env: Mapping[str, str], **overrides: Any) -> Settings:

@@ -93,6 +93,21 @@ def redis_url(redis_server: RedisServer) -> str:
     return redis_server.url
 
 
+@pytest.fixture(scope="session")
+def api_url(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An API on the run's Redis."""
+    from tests.api_client import api_process
+
+    with api_process(redis_server.url, tmp_path_factory.mktemp("api") / "log") as (_, url):
+        yield url
+
+
+@pytest.fixture(params=["redis", "api"])
+def way(request: pytest.FixtureRequest, redis_url: str) -> list[str]:
+    """Flags with which the commands reach an empty Redis: directly, or through the API."""
+    return ["--redis-url", redis_url] if request.param == "redis" else ["--server", request.getfixturevalue("api_url")]
+
+
 @pytest.fixture
 def redis(redis_url: str) -> Iterator[Redis]:
     """A client of an empty Redis; it answers in bytes."""

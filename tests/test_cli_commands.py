@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,12 +16,13 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
-from taskpool import Registry, TaskContext, TaskPool, task
+from taskpool import Client, Registry, TaskContext, TaskPool, task
 from taskpool.catalogue import PoolInfo, publish
 from taskpool.cli import main
 from taskpool.cli.exits import Exit
 from taskpool.document import task_document
 from taskpool.types import TaskRecord
+from tests.cli_ways import Reached
 from tests.support import eventually
 
 
@@ -37,19 +39,19 @@ def boom(ctx: TaskContext) -> None:
 
 
 @pytest.fixture
-def pool(redis_url: str) -> Iterator[TaskPool]:
+def pool(redis_url: str, way: list[str]) -> Iterator[Reached]:
     """A pool whose types are announced as a worker pool does it."""
     registry = Registry()
     registry.add(greet)
     registry.add(boom)
     me = PoolInfo(id="p1", host="here", pid=1, queues=("default",), types=tuple(registry.names()), workers=())
-    with TaskPool(redis_url, registry=registry) as pool:
+    with Reached(redis_url, way, registry) as pool:
         pool.store.run(publish(me, [each.info() for each in registry], ttl_s=60))
         yield pool
 
 
-def run(pool: TaskPool, *arguments: str, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(main, [*arguments, "--redis-url", pool.redis_url], input=stdin)
+def run(pool: Reached, *arguments: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(main, [*arguments, *pool.way], input=stdin)
 
 
 def execute_next(pool: TaskPool, queue: str = "default") -> TaskRecord:
@@ -66,7 +68,7 @@ def in_the_background(work: Callable[[], object]) -> threading.Thread:
     return thread
 
 
-def test_submit_prints_the_id_and_queues_the_task(pool: TaskPool) -> None:
+def test_submit_prints_the_id_and_queues_the_task(pool: Reached) -> None:
     result = run(pool, "submit", "greet", "name=Ada", "times=2")
 
     assert result.exit_code == Exit.DONE
@@ -74,19 +76,19 @@ def test_submit_prints_the_id_and_queues_the_task(pool: TaskPool) -> None:
     assert (record.type, record.payload, record.status) == ("greet", {"name": "Ada", "times": 2}, "queued")
 
 
-def test_submit_reads_each_value_as_the_type_wants_it(pool: TaskPool) -> None:
+def test_submit_reads_each_value_as_the_type_wants_it(pool: Reached) -> None:
     result = run(pool, "submit", "greet", "name=123", "times=1")
 
     assert pool.get(result.stdout.strip()).payload == {"name": "123", "times": 1}
 
 
-def test_submit_takes_json_and_puts_pairs_on_top(pool: TaskPool) -> None:
+def test_submit_takes_json_and_puts_pairs_on_top(pool: Reached) -> None:
     result = run(pool, "submit", "greet", "times=3", "--json", "-", stdin='{"name": "Ada", "times": 1}')
 
     assert pool.get(result.stdout.strip()).payload == {"name": "Ada", "times": 3}
 
 
-def test_submit_passes_its_options_on(pool: TaskPool) -> None:
+def test_submit_passes_its_options_on(pool: Reached) -> None:
     parent = pool.add_task("greet", {"name": "parent"})
 
     result = run(
@@ -101,13 +103,13 @@ def test_submit_passes_its_options_on(pool: TaskPool) -> None:
 
 
 @pytest.mark.parametrize("when", [("--delay", "3600"), ("--at", "2199-12-24T18:00:00Z"), ("--at", "2199-12-24 18:00")])
-def test_submit_schedules(when: tuple[str, str], pool: TaskPool) -> None:
+def test_submit_schedules(when: tuple[str, str], pool: Reached) -> None:
     result = run(pool, "submit", "greet", "name=x", *when)
 
     assert pool.get(result.stdout.strip()).status == "scheduled"
 
 
-def test_submit_puts_in_front(pool: TaskPool) -> None:
+def test_submit_puts_in_front(pool: Reached) -> None:
     pool.add_task("greet", {"name": "first"})
 
     result = run(pool, "submit", "greet", "name=x", "--front")
@@ -115,7 +117,7 @@ def test_submit_puts_in_front(pool: TaskPool) -> None:
     assert pool.get_queue().items[0].record.id == result.stdout.strip()
 
 
-def test_submit_and_wait_prints_the_result_too(pool: TaskPool) -> None:
+def test_submit_and_wait_prints_the_result_too(pool: Reached) -> None:
     def work() -> None:
         with TaskPool(pool.redis_url, registry=pool.registry) as mine:
             eventually(lambda: mine.get_queue().items)
@@ -133,7 +135,7 @@ def test_submit_and_wait_prints_the_result_too(pool: TaskPool) -> None:
     "arguments",
     [("greet", "--wait", "name=Ada"), ("--wait", "greet", "name=Ada"), ("greet", "name=Ada", "--wait")],
 )
-def test_wait_takes_no_word_that_is_not_its_number(arguments: tuple[str, ...], pool: TaskPool) -> None:
+def test_wait_takes_no_word_that_is_not_its_number(arguments: tuple[str, ...], pool: Reached) -> None:
     def work() -> None:
         with TaskPool(pool.redis_url, registry=pool.registry) as mine:
             eventually(lambda: mine.get_queue().items)
@@ -146,7 +148,7 @@ def test_wait_takes_no_word_that_is_not_its_number(arguments: tuple[str, ...], p
     assert result.stdout.splitlines()[1:] == ['"hello Ada"']
 
 
-def test_submit_and_wait_gives_up_when_the_time_is_over(pool: TaskPool) -> None:
+def test_submit_and_wait_gives_up_when_the_time_is_over(pool: Reached) -> None:
     result = run(pool, "submit", "greet", "name=Ada", "--wait", "0.05")
 
     assert result.exit_code == Exit.TIMED_OUT
@@ -169,7 +171,7 @@ def test_submit_and_wait_gives_up_when_the_time_is_over(pool: TaskPool) -> None:
         (["greet", "name=x", "--dealy", "1"], "--delay"),
     ],
 )
-def test_a_wrong_submission_is_one_clear_line(arguments: list[str], complaint: str, pool: TaskPool) -> None:
+def test_a_wrong_submission_is_one_clear_line(arguments: list[str], complaint: str, pool: Reached) -> None:
     result = run(pool, "submit", *arguments)
 
     assert result.exit_code == Exit.USAGE
@@ -178,7 +180,7 @@ def test_a_wrong_submission_is_one_clear_line(arguments: list[str], complaint: s
     assert pool.queues() == [] or sum(info.queued for info in pool.queues()) == 0
 
 
-def test_get_shows_a_task_and_its_end_in_the_exit_status(pool: TaskPool) -> None:
+def test_get_shows_a_task_and_its_end_in_the_exit_status(pool: Reached) -> None:
     id = pool.add_task("greet", {"name": "Ada"}, tags=["x"]).id
     queued = run(pool, "get", id)
     execute_next(pool)
@@ -192,7 +194,7 @@ def test_get_shows_a_task_and_its_end_in_the_exit_status(pool: TaskPool) -> None
     assert fields["attempt"] == "1 of 2"
 
 
-def test_get_of_a_failed_task_shows_the_traceback(pool: TaskPool) -> None:
+def test_get_of_a_failed_task_shows_the_traceback(pool: Reached) -> None:
     id = pool.add_task("boom").id
     execute_next(pool, "fragile")
 
@@ -203,7 +205,7 @@ def test_get_of_a_failed_task_shows_the_traceback(pool: TaskPool) -> None:
     assert "Traceback" in result.stdout
 
 
-def test_get_as_json_is_the_document_of_the_api(pool: TaskPool) -> None:
+def test_get_as_json_is_the_document_of_the_api(pool: Reached) -> None:
     record = pool.add_task("greet", {"name": "Ada"})
 
     result = run(pool, "get", record.id, "--json")
@@ -212,7 +214,7 @@ def test_get_as_json_is_the_document_of_the_api(pool: TaskPool) -> None:
 
 
 @pytest.mark.parametrize("command", ["get", "watch", "stop", "retry"])
-def test_an_unknown_id_has_its_exit_status(command: str, pool: TaskPool) -> None:
+def test_an_unknown_id_has_its_exit_status(command: str, pool: Reached) -> None:
     result = run(pool, command, "nobody")
 
     assert result.exit_code == Exit.NOT_FOUND
@@ -220,7 +222,7 @@ def test_an_unknown_id_has_its_exit_status(command: str, pool: TaskPool) -> None
     assert result.stderr.count("\n") == 1
 
 
-def test_watch_follows_to_the_end(pool: TaskPool) -> None:
+def test_watch_follows_to_the_end(pool: Reached) -> None:
     id = pool.add_task("greet", {"name": "Ada"}).id
     worker = in_the_background(lambda: execute_next(pool))
 
@@ -231,7 +233,7 @@ def test_watch_follows_to_the_end(pool: TaskPool) -> None:
     assert result.stderr.splitlines()[-1] == "done"
 
 
-def test_watch_of_a_failed_task_says_why(pool: TaskPool) -> None:
+def test_watch_of_a_failed_task_says_why(pool: Reached) -> None:
     id = pool.add_task("boom").id
     execute_next(pool, "fragile")
 
@@ -241,20 +243,20 @@ def test_watch_of_a_failed_task_says_why(pool: TaskPool) -> None:
     assert "no luck" in result.stderr.splitlines()[-1]
 
 
-def test_watch_as_json_prints_the_task(pool: TaskPool) -> None:
+def test_watch_as_json_prints_the_task(pool: Reached) -> None:
     id = pool.add_task("greet", {"name": "Ada"}).id
     execute_next(pool)
 
     assert json.loads(run(pool, "watch", id, "--json").stdout)["result"] == "hello Ada"
 
 
-def test_watch_gives_up_when_the_time_is_over(pool: TaskPool) -> None:
+def test_watch_gives_up_when_the_time_is_over(pool: Reached) -> None:
     id = pool.add_task("greet", {"name": "Ada"}).id
 
     assert run(pool, "watch", id, "--timeout", "0").exit_code == Exit.TIMED_OUT
 
 
-def test_stop_cancels_what_waits_and_retry_queues_it_again(pool: TaskPool) -> None:
+def test_stop_cancels_what_waits_and_retry_queues_it_again(pool: Reached) -> None:
     id = pool.add_task("greet", {"name": "Ada"}).id
 
     stopped = run(pool, "stop", id)
@@ -267,7 +269,7 @@ def test_stop_cancels_what_waits_and_retry_queues_it_again(pool: TaskPool) -> No
     assert pool.get(id).status == "queued"
 
 
-def test_stop_asks_what_runs_and_leaves_what_ended(pool: TaskPool) -> None:
+def test_stop_asks_what_runs_and_leaves_what_ended(pool: Reached) -> None:
     running, ended = (pool.add_task("greet", {"name": name}).id for name in ("a", "b"))
     pool.run_task(["default"], worker="w", attempt_id="t1")
     execute_next(pool)
@@ -276,7 +278,7 @@ def test_stop_asks_what_runs_and_leaves_what_ended(pool: TaskPool) -> None:
     assert run(pool, "stop", ended, "--force").stdout == "done\n"
 
 
-def test_retry_of_a_task_that_is_done_is_a_conflict(pool: TaskPool) -> None:
+def test_retry_of_a_task_that_is_done_is_a_conflict(pool: Reached) -> None:
     id = pool.add_task("greet", {"name": "Ada"}).id
     execute_next(pool)
 
@@ -286,7 +288,7 @@ def test_retry_of_a_task_that_is_done_is_a_conflict(pool: TaskPool) -> None:
     assert result.stderr.startswith("Error: ")
 
 
-def test_queue_lists_all_queues(pool: TaskPool) -> None:
+def test_queue_lists_all_queues(pool: Reached) -> None:
     pool.add_task("greet", {"name": "Ada"})
     pool.add_task("boom")
 
@@ -300,7 +302,7 @@ def test_queue_lists_all_queues(pool: TaskPool) -> None:
     assert [(document["name"], document["queued"]) for document in documents] == [("default", 1), ("fragile", 1)]
 
 
-def test_queue_lists_what_waits_in_one_in_order(pool: TaskPool) -> None:
+def test_queue_lists_what_waits_in_one_in_order(pool: Reached) -> None:
     ids = [pool.add_task("greet", {"name": "x" * 200}).id for _ in range(3)]
 
     result = run(pool, "queue", "default", "--limit", "2")
@@ -313,14 +315,14 @@ def test_queue_lists_what_waits_in_one_in_order(pool: TaskPool) -> None:
     assert [(document["position"], document["id"]) for document in documents] == list(enumerate(ids, start=1))
 
 
-def test_an_empty_queue_says_so_on_stderr(pool: TaskPool) -> None:
+def test_an_empty_queue_says_so_on_stderr(pool: Reached) -> None:
     result = run(pool, "queue", "nothing")
 
     assert (result.exit_code, result.stdout) == (Exit.DONE, "")
     assert result.stderr == "nothing waits in the queue 'nothing'\n"
 
 
-def test_types_are_listed_with_their_payloads(pool: TaskPool) -> None:
+def test_types_are_listed_with_their_payloads(pool: Reached) -> None:
     rows = run(pool, "types").stdout.splitlines()
     documents = {document["name"]: document for document in json.loads(run(pool, "types", "--json").stdout)["types"]}
 
@@ -329,7 +331,7 @@ def test_types_are_listed_with_their_payloads(pool: TaskPool) -> None:
     assert "name" in json.dumps(documents["greet"]["schema"])
 
 
-def test_workers_are_none_when_none_runs(pool: TaskPool) -> None:
+def test_workers_are_none_when_none_runs(pool: Reached) -> None:
     assert "no worker runs" in run(pool, "workers").stderr
     assert json.loads(run(pool, "workers", "--json").stdout) == {"workers": []}
 
@@ -349,11 +351,12 @@ def test_no_redis_at_all_says_what_to_do(tmp_path: Path) -> None:
     assert "taskpool up" in result.stderr
 
 
-def test_a_bug_is_one_line_too(pool: TaskPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: TaskPool, id: str) -> TaskRecord:
+def test_a_bug_is_one_line_too(pool: Reached, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: TaskPool | Client, id: str) -> TaskRecord:
         raise LookupError("this can't be")
 
     monkeypatch.setattr(TaskPool, "get", fail)
+    monkeypatch.setattr(Client, "get", fail)
 
     result = run(pool, "get", "some-id")
 
@@ -362,10 +365,10 @@ def test_a_bug_is_one_line_too(pool: TaskPool, monkeypatch: pytest.MonkeyPatch) 
     assert result.stderr.count("\n") == 1
 
 
-def test_ctrl_c_ends_watching_quietly(pool: TaskPool) -> None:
+def test_ctrl_c_ends_watching_quietly(pool: Reached) -> None:
     id = pool.add_task("greet", {"name": "Ada"}, delay_s=3600).id
     process = subprocess.Popen(
-        [sys.executable, "-m", "taskpool.cli", "watch", id, "--redis-url", pool.redis_url],
+        [sys.executable, "-m", "taskpool.cli", "watch", id, *pool.way],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stderr is not None
@@ -378,8 +381,8 @@ def test_ctrl_c_ends_watching_quietly(pool: TaskPool) -> None:
     assert process.returncode == Exit.INTERRUPTED
 
 
-def test_a_reader_that_has_gone_is_no_error(pool: TaskPool) -> None:
-    command = f"{sys.executable} -m taskpool.cli types --json --redis-url {pool.redis_url} | true"
+def test_a_reader_that_has_gone_is_no_error(pool: Reached) -> None:
+    command = f"{sys.executable} -m taskpool.cli types --json {shlex.join(pool.way)} | true"
 
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30, check=False)
 

@@ -14,6 +14,7 @@ from taskpool.attempt import Outcome
 from taskpool.cli import main
 from taskpool.cli.exits import Exit
 from taskpool.types import RunningTask, TaskStatus
+from tests.cli_ways import Reached
 
 RED = "\x1b[31mred\x1b[0m"
 
@@ -24,10 +25,10 @@ def quiet() -> None:
 
 
 @pytest.fixture
-def pool(redis_url: str) -> Iterator[TaskPool]:
+def pool(redis_url: str, way: list[str]) -> Iterator[Reached]:
     registry = Registry()
     registry.add(quiet)
-    with TaskPool(redis_url, registry=registry) as pool:
+    with Reached(redis_url, way, registry) as pool:
         yield pool
 
 
@@ -44,11 +45,11 @@ def write(pool: TaskPool, running: RunningTask, *texts: str) -> None:
     assert pool.log_task(running, [(1_795_435_200_123, text) for text in texts]) == "ok"
 
 
-def run(pool: TaskPool, *arguments: str, color: bool = False) -> Result:
-    return CliRunner().invoke(main, ["logs", *arguments, "--redis-url", pool.redis_url], color=color)
+def run(pool: Reached, *arguments: str, color: bool = False) -> Result:
+    return CliRunner().invoke(main, ["logs", *arguments, *pool.way], color=color)
 
 
-def test_it_prints_what_was_written(pool: TaskPool) -> None:
+def test_it_prints_what_was_written(pool: Reached) -> None:
     running = start(pool, RED, "two", *map(str, range(2000)))
 
     plain, coloured = run(pool, running.id), run(pool, running.id, color=True)
@@ -58,7 +59,7 @@ def test_it_prints_what_was_written(pool: TaskPool) -> None:
     assert plain.exit_code == 0
 
 
-def test_it_says_when_and_by_what_and_which_attempt(pool: TaskPool) -> None:
+def test_it_says_when_and_by_what_and_which_attempt(pool: Reached) -> None:
     running = start(pool, "one", max_attempts=2)
     pool.update_status(running, Outcome(TaskStatus.SCHEDULED, error="no luck", failure={"reason": "exception"}))
     again = pool.run_task(["default"], worker="w", attempt_id="2")
@@ -74,7 +75,7 @@ def test_it_says_when_and_by_what_and_which_attempt(pool: TaskPool) -> None:
     assert result.stderr == "--- attempt 2\n"
 
 
-def test_as_json_each_line_is_an_object(pool: TaskPool) -> None:
+def test_as_json_each_line_is_an_object(pool: Reached) -> None:
     running = start(pool, RED, "two")
 
     lines = [json.loads(line) for line in run(pool, running.id, "--json").stdout.splitlines()]
@@ -89,7 +90,7 @@ def test_as_json_each_line_is_an_object(pool: TaskPool) -> None:
     ("status", "code"),
     [(TaskStatus.DONE, Exit.DONE), (TaskStatus.FAILED, Exit.FAILED), (TaskStatus.STOPPED, Exit.STOPPED)],
 )
-def test_followed_it_goes_on_until_the_task_ends_and_says_how(pool: TaskPool, status: TaskStatus, code: Exit) -> None:
+def test_followed_it_goes_on_until_the_task_ends_and_says_how(pool: Reached, status: TaskStatus, code: Exit) -> None:
     running = start(pool, "one")
     results: list[Result] = []
     following = threading.Thread(target=lambda: results.append(run(pool, running.id, "-f")))
@@ -103,7 +104,7 @@ def test_followed_it_goes_on_until_the_task_ends_and_says_how(pool: TaskPool, st
     assert results[0].exit_code == code
 
 
-def test_an_unknown_task_has_its_exit_status(pool: TaskPool) -> None:
+def test_an_unknown_task_has_its_exit_status(pool: Reached) -> None:
     result = run(pool, "nothing")
 
     assert (result.exit_code, result.stdout) == (Exit.NOT_FOUND, "")

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from taskpool.cli import main
 from taskpool.cli.exits import Exit
 from taskpool.cli.options import SettingOption, environment, load_settings
-from taskpool.settings import SETTING_FIELDS, Settings
+from taskpool.settings import CLIENT_SETTINGS, SETTING_FIELDS, Settings
 
 
 def settings_of(command: str) -> set[str]:
@@ -18,7 +18,7 @@ def settings_of(command: str) -> set[str]:
 
 
 def test_up_has_every_setting() -> None:
-    assert settings_of("up") == {row.name for row in SETTING_FIELDS}
+    assert settings_of("up") == {row.name for row in SETTING_FIELDS} - CLIENT_SETTINGS
 
 
 def test_the_halves_have_every_setting_between_them() -> None:
@@ -26,9 +26,9 @@ def test_the_halves_have_every_setting_between_them() -> None:
     assert settings_of("api") & settings_of("worker") >= {"redis_url", "data_dir", "log_level"}
 
 
-@pytest.mark.parametrize("command", ["submit", "get", "watch", "queue", "types", "workers", "stop", "retry"])
-def test_what_talks_to_redis_is_told_which(command: str) -> None:
-    assert settings_of(command) == {"redis_url", "data_dir"}
+@pytest.mark.parametrize("command", ["submit", "get", "watch", "logs", "queue", "types", "workers", "stop", "retry"])
+def test_what_talks_to_redis_or_an_api_is_told_which(command: str) -> None:
+    assert settings_of(command) == {"redis_url", "data_dir", "server", "api_key"}
 
 
 @pytest.mark.parametrize("command", ["queue", "types", "workers", "get", "watch"])

@@ -8,14 +8,17 @@ from __future__ import annotations
 from enum import IntEnum
 
 from taskpool.errors import (
+    ApiUnavailable,
     ConfigurationError,
     InvalidKey,
     InvalidTask,
     KeyNotFound,
+    NotAllowed,
     RedisUnavailable,
     TaskConflict,
     TaskNotFound,
     TaskpoolError,
+    Unauthorized,
     WaitTimeout,
 )
 from taskpool.types import TaskStatus
@@ -40,12 +43,12 @@ HELP = """\b
 Exit status:
   0  done, or the command did what was asked
   1  the task failed; `up`: a part died
-  2  a flag, a setting or a payload is wrong; `up`: it can't start
+  2  a flag, a setting, a key or a payload is wrong; `up`: it can't start
   3  no task, or no key, has this id
   4  the task didn't end in the time given
   5  the task was stopped or canceled
   6  the task's status doesn't allow that
-  7  Redis can't be reached
+  7  Redis, or the API of --server, can't be reached
   130  Ctrl-C
 """
 
@@ -74,9 +77,12 @@ def failure_of(error: TaskpoolError) -> Failure:
         (TaskConflict, Exit.CONFLICT),
         (WaitTimeout, Exit.TIMED_OUT),
         (RedisUnavailable, Exit.NO_REDIS),
+        (ApiUnavailable, Exit.NO_REDIS),
         (ConfigurationError, Exit.USAGE),
         (InvalidTask, Exit.USAGE),
         (InvalidKey, Exit.USAGE),
+        (Unauthorized, Exit.USAGE),
+        (NotAllowed, Exit.USAGE),
         (KeyNotFound, Exit.NOT_FOUND),
     )
     status = next((status for kind, status in statuses if isinstance(error, kind)), Exit.FAILED)

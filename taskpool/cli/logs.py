@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import UTC
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from taskpool.cli.exits import exit_of
-from taskpool.cli.options import CONNECTION, Command, open_pool, settings_flags
+from taskpool.cli.options import Command, settings_flags
+from taskpool.cli.service import SERVICE, Service, open_service
 from taskpool.types import utc
 
 if TYPE_CHECKING:
     from taskpool.logline import LogLine
-    from taskpool.logs import LogStep
-    from taskpool.pool import TaskPool
+
+PAGE: Final = 1000
 
 EPILOG = """\b
 Examples:
@@ -33,28 +34,27 @@ Colours are kept on a terminal. The exit status says how the task ended; it is 0
 @click.option("-f", "--follow", is_flag=True, help="Go on until the task has ended.")
 @click.option("-t", "--times", is_flag=True, help="Say when each line was written, and how.")
 @click.option("--json", "as_json", is_flag=True, help="Print each line as a JSON object.")
-@settings_flags(*CONNECTION)
+@settings_flags(*SERVICE)
 def logs(id: str, follow: bool, times: bool, as_json: bool, **flags: Any) -> None:
     """Show what a task has written."""
-    with open_pool(flags) as pool:
+    with open_service(flags) as service:
         attempt = 1
-        for step in _steps(pool, id, follows=follow):
-            status = step.status
-            for line in step.lines:
-                if line.attempt > attempt and not as_json:
-                    attempt = line.attempt
-                    click.secho(f"--- attempt {attempt}", dim=True, err=True)
-                _print(line, times=times, as_json=as_json)
-        raise SystemExit(exit_of(status))
+        for line in service.follow_log(id) if follow else _there(service, id):
+            if line.attempt > attempt and not as_json:
+                attempt = line.attempt
+                click.secho(f"--- attempt {attempt}", dim=True, err=True)
+            _print(line, times=times, as_json=as_json)
+        raise SystemExit(exit_of(service.get(id).status))
 
 
-def _steps(pool: TaskPool, id: str, *, follows: bool) -> Iterator[LogStep]:
-    """The log in steps; not followed, it ends with what is there."""
-    from taskpool.logfollow import follow_log
-
-    for step in follow_log(pool.store, id):
-        yield step
-        if not follows and not step.is_full:
+def _there(service: Service, id: str) -> Iterator[LogLine]:
+    """What stands in the log now."""
+    cursor: str | None = None
+    while True:
+        page = service.logs(id, cursor=cursor, limit=PAGE)
+        yield from page.items
+        cursor = page.next_cursor
+        if cursor is None or len(page.items) < PAGE:
             return
 
 

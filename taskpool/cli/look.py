@@ -7,7 +7,8 @@ from typing import Any, Final
 
 import click
 
-from taskpool.cli.options import CONNECTION, Command, open_pool, settings_flags
+from taskpool.cli.options import Command, settings_flags
+from taskpool.cli.service import SERVICE, open_service
 from taskpool.cli.show import age, moment, print_json, print_table, short_json
 from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
 from taskpool.types import Page, QueuedTask
@@ -36,16 +37,16 @@ COUNTS: Final = ("queued", "in_progress", "scheduled", "waiting", "done", "faile
     "--limit", type=click.IntRange(1, 1000), default=100, show_default=True, metavar="N", help="Tasks to list."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@settings_flags(*CONNECTION)
+@settings_flags(*SERVICE)
 def queue(name: str | None, limit: int, as_json: bool, **flags: Any) -> None:
     """Show all queues, or what waits in queue NAME."""
     from taskpool.document import queue_document, queued_document
 
-    with open_pool(flags) as pool:
+    with open_service(flags) as service:
         if name is None:
-            infos = pool.queues()
+            infos = service.queues()
         else:
-            page = pool.get_queue(name, limit=limit)
+            page = service.get_queue(name, limit=limit)
     match name, as_json:
         case None, True:
             print_json({"queues": [queue_document(info) for info in infos]})
@@ -60,13 +61,13 @@ def queue(name: str | None, limit: int, as_json: bool, **flags: Any) -> None:
 
 @click.command(cls=Command, epilog=TYPES_EPILOG)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with each payload's schema.")
-@settings_flags(*CONNECTION)
+@settings_flags(*SERVICE)
 def types(as_json: bool, **flags: Any) -> None:
     """Show the task types, who serves them and their payloads."""
     from taskpool.document import type_document
 
-    with open_pool(flags) as pool:
-        infos = pool.types()
+    with open_service(flags) as service:
+        infos = service.types()
     if as_json:
         print_json({"types": [type_document(info) for info in infos]})
     else:
@@ -76,13 +77,13 @@ def types(as_json: bool, **flags: Any) -> None:
 
 @click.command(cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@settings_flags(*CONNECTION)
+@settings_flags(*SERVICE)
 def workers(as_json: bool, **flags: Any) -> None:
     """Show the worker processes and what each is doing."""
     from taskpool.document import worker_document
 
-    with open_pool(flags) as pool:
-        infos = pool.workers()
+    with open_service(flags) as service:
+        infos = service.workers()
     if as_json:
         print_json({"workers": [worker_document(info) for info in infos]})
     else:

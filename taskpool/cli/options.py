@@ -1,24 +1,22 @@
-"""Flags made from the table of settings, and what a command makes of them: settings, an environment, a pool."""
+"""Flags made from the table of settings, and what a command makes of them: settings, an environment."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 import click
 
 from taskpool.setting import SettingField
-from taskpool.settings import SETTING_FIELDS, Settings, resolve_redis_url
-
-if TYPE_CHECKING:
-    from taskpool.pool import TaskPool
+from taskpool.settings import CLIENT_SETTINGS, SETTING_FIELDS, Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 CONNECTION: Final = ("redis_url", "data_dir")
 """The settings of every command that talks to Redis."""
+
+_SERVICE: Final = frozenset({row.name for row in SETTING_FIELDS} - CLIENT_SETTINGS)
 
 _METAVARS: Final = {
     "integer": "N",
@@ -26,17 +24,18 @@ _METAVARS: Final = {
     "list": "A,B",
     "targets": "A,B",
     "url": "URL",
+    "http": "URL",
     "text": "TEXT",
     "choice": "WORD",
 }
 
 
 def settings_flags(*names: str) -> Callable[[F], F]:
-    """Give a command the flags of these settings, in the table's order; no names: of all of them.
+    """Give a command the flags of these settings, in the table's order; no names: of all that a service has.
 
     Their values arrive in the keyword `flags`, ready for `load_settings`.
     """
-    rows = [row for row in SETTING_FIELDS if not names or row.name in names]
+    rows = [row for row in SETTING_FIELDS if row.name in (names or _SERVICE)]
 
     def decorate(command: F) -> F:
         for row in reversed(rows):
@@ -62,21 +61,6 @@ def environment(settings: Settings, **changed: str) -> dict[str, str]:
     """This process's environment with every setting in it, for a process that is to have the same ones."""
     values = {row.env: _text(getattr(settings, row.name)) for row in SETTING_FIELDS}
     return os.environ | values | {f"TASKPOOL_{name.upper()}": value for name, value in changed.items()}
-
-
-@contextmanager
-def open_pool(flags: Mapping[str, Any]) -> Iterator[TaskPool]:
-    """A connection to the Redis of these flags: a given one, or the embedded one of a running `taskpool up`.
-
-    Raises:
-        ConfigurationError: a setting is wrong, or nothing runs in the data directory.
-        RedisUnavailable: Redis can't be reached.
-    """
-    from taskpool.pool import TaskPool
-
-    settings = load_settings(flags)
-    with TaskPool(resolve_redis_url(settings), settings=settings) as pool:
-        yield pool
 
 
 class SettingOption(click.Option):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from taskpool.cli.options import CONNECTION, Command, open_pool, settings_flags
+from taskpool.cli.options import Command, settings_flags
+from taskpool.cli.service import SERVICE, Service, open_service
 from taskpool.cli.values import read_json, read_pairs
 from taskpool.cli.watch import follow, print_end
-
-if TYPE_CHECKING:
-    from taskpool.pool import TaskPool
 
 FOREVER = -1.0
 """What `--wait` without a number stands for."""
@@ -61,29 +59,29 @@ class SubmitCommand(Command):
 @click.option(
     "--wait", "wait_s", type=float, metavar="[S]", help="Wait until it ends, at most S seconds; print the result."
 )
-@settings_flags(*CONNECTION)
+@settings_flags(*SERVICE)
 def submit(
     type: str, pairs: tuple[str, ...], source: str | None, run_at: str | None, wait_s: float | None, **options: Any
 ) -> None:
     """Submit a task of TYPE; prints its id."""
     when = _moment(run_at) if run_at else None
     whole = read_json(source) if source is not None else None
-    flags = {name: options.pop(name) for name in CONNECTION}
-    with open_pool(flags) as pool:
-        payload = _payload(pool, type, pairs, whole)
-        record = pool.add_task(type, payload, run_at=when, **options)
+    flags = {name: options.pop(name) for name in SERVICE}
+    with open_service(flags) as service:
+        payload = _payload(service, type, pairs, whole)
+        record = service.add_task(type, payload, run_at=when, **options)
         click.echo(record.id)
         if wait_s is not None:
-            ended = follow(pool, record.id, timeout_s=None if wait_s == FOREVER else wait_s)
+            ended = follow(service, record.id, timeout_s=None if wait_s == FOREVER else wait_s)
             raise SystemExit(print_end(ended))
 
 
-def _payload(pool: TaskPool, type: str, pairs: tuple[str, ...], whole: Any) -> Any:
+def _payload(service: Service, type: str, pairs: tuple[str, ...], whole: Any) -> Any:
     if not pairs:
         return {} if whole is None else whole
     if whole is not None and not isinstance(whole, dict):
         raise click.UsageError("KEY=VALUE pairs can only be put on top of a JSON object")
-    schema = next((info.schema for info in pool.types() if info.name == type), None)
+    schema = next((info.schema for info in service.types() if info.name == type), None)
     return {**(whole or {}), **read_pairs(pairs, schema)}
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taskpool.cli.exits import exit_of
-from taskpool.cli.options import CONNECTION, Command, open_pool, settings_flags
+from taskpool.cli.options import Command, settings_flags
+from taskpool.cli.service import SERVICE, open_service
 from taskpool.cli.show import moment, print_fields, print_json, short_json
 from taskpool.types import TaskStatus
 
@@ -41,11 +42,11 @@ Example:
 @click.command(cls=Command, epilog=GET_EPILOG)
 @click.argument("id")
 @click.option("--json", "as_json", is_flag=True, help="Print the task as JSON, as the API gives it.")
-@settings_flags(*CONNECTION)
+@settings_flags(*SERVICE)
 def get(id: str, as_json: bool, **flags: Any) -> None:
     """Show a task: status, progress, result or error."""
-    with open_pool(flags) as pool:
-        record = pool.get(id)
+    with open_service(flags) as service:
+        record = service.get(id)
     _print(record, as_json=as_json)
     raise SystemExit(exit_of(record.status))
 
@@ -63,22 +64,22 @@ def get(id: str, as_json: bool, **flags: Any) -> None:
 )
 @click.option("--force", is_flag=True, help="Kill its process at once.")
 @click.option("--json", "as_json", is_flag=True, help="Print the task as JSON.")
-@settings_flags(*CONNECTION)
+@settings_flags(*SERVICE)
 def stop(id: str, grace_s: float, force: bool, as_json: bool, **flags: Any) -> None:
     """Stop a running task, or cancel one that hasn't started."""
-    with open_pool(flags) as pool:
-        record = pool.kill_task(id, grace_s=grace_s, force=force)
+    with open_service(flags) as service:
+        record = service.kill_task(id, grace_s=grace_s, force=force)
     _print_move(record, as_json=as_json)
 
 
 @click.command(cls=Command, epilog=RETRY_EPILOG)
 @click.argument("id")
 @click.option("--json", "as_json", is_flag=True, help="Print the task as JSON.")
-@settings_flags(*CONNECTION)
+@settings_flags(*SERVICE)
 def retry(id: str, as_json: bool, **flags: Any) -> None:
     """Queue a task again that failed, was stopped or canceled."""
-    with open_pool(flags) as pool:
-        record = pool.retry_task(id)
+    with open_service(flags) as service:
+        record = service.retry_task(id)
     _print_move(record, as_json=as_json)
 
 

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from taskpool.cli.exits import Exit, exit_of
-from taskpool.cli.options import CONNECTION, Command, open_pool, settings_flags
+from taskpool.cli.options import Command, settings_flags
+from taskpool.cli.service import SERVICE, Service, open_service
 from taskpool.cli.show import console, print_json, short_json
-from taskpool.errors import WaitTimeout
 
 if TYPE_CHECKING:
-    from taskpool.pool import TaskPool
     from taskpool.types import TaskRecord
-
-LOOK_S: Final = 0.2
-"""How often the progress is read while the task runs; its end is told at once."""
 
 EPILOG = """\b
 Examples:
@@ -35,31 +29,24 @@ Ctrl-C ends the watching, not the task. The exit status says how the task ended.
 @click.argument("id")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="S", help="Give up after S seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole task as JSON at the end.")
-@settings_flags(*CONNECTION)
+@settings_flags(*SERVICE)
 def watch(id: str, timeout_s: float | None, as_json: bool, **flags: Any) -> None:
     """Follow a task's progress until it ends."""
-    with open_pool(flags) as pool:
-        record = follow(pool, id, timeout_s=timeout_s)
+    with open_service(flags) as service:
+        record = follow(service, id, timeout_s=timeout_s)
         raise SystemExit(print_end(record, as_json=as_json))
 
 
-def follow(pool: TaskPool, id: str, *, timeout_s: float | None = None) -> TaskRecord:
+def follow(service: Service, id: str, *, timeout_s: float | None = None) -> TaskRecord:
     """Wait until the task has ended, showing its progress on stderr.
 
     Raises:
         TaskNotFound: no task has this id.
         WaitTimeout: it didn't end within `timeout_s` seconds.
     """
-    end_mono = math.inf if timeout_s is None else time.monotonic() + timeout_s
-
-    def look_s() -> float:
-        return min(LOOK_S, end_mono - time.monotonic())
-
     with _display() as show:
-        for record in pool.listener.follow(id, look_s):
+        for record in service.follow(id, timeout_s=timeout_s):
             show(record)
-            if not record.status.is_terminal and look_s() <= 0:
-                raise WaitTimeout(record, timeout_s or 0)
     return record
 
 
