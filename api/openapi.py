@@ -55,7 +55,7 @@ _TEXT: Final = {"type": "string"}
 HEADERS: Final[Mapping[str, Object]] = {
     "Accept": {"description": "The media type that is taken.", "schema": _TEXT},
     "Accept-Encoding": {"description": "The coding that is taken.", "schema": _TEXT},
-    "ETag": {"description": "Changes with the answer.", "schema": _TEXT},
+    "ETag": {"description": "Changes with the answer.", "required": True, "schema": _TEXT},
     "Last-Event-ID": {"description": "The `id` of the last message: go on after it.", "schema": _TEXT},
     "Idempotency-Key": {
         "description": "The request is carried out once, however often it comes within 24 hours.",
@@ -64,7 +64,11 @@ HEADERS: Final[Mapping[str, Object]] = {
     "Idempotency-Replayed": {"description": "This is the answer to an earlier request.", "schema": {"const": "true"}},
     "If-None-Match": {"description": "The ETag of what is known already.", "schema": _TEXT},
     "Link": {"description": 'The next page, as `rel="next"`.', "schema": _TEXT},
-    "Location": {"description": "The path of what was made.", "schema": {"type": "string", "format": "uri-reference"}},
+    "Location": {
+        "description": "The path of what was made, or is there already.",
+        "required": True,
+        "schema": {"type": "string", "format": "uri-reference"},
+    },
     "Prefer": {"description": "`wait=S`: answer once the task has ended, or after S seconds (60).", "schema": _TEXT},
     "Preference-Applied": {"description": "The preference that was minded.", "schema": _TEXT},
     "RateLimit": {
@@ -97,17 +101,20 @@ SECURITY: Final[Mapping[str, Object]] = {
     },
 }
 
-PROBLEM_HEADERS: Final[Mapping[int, Mapping[str, bool]]] = {
-    401: {"WWW-Authenticate": True},
-    403: {"WWW-Authenticate": False},
-    409: {"Link": False},
-    415: {"Accept": False, "Accept-Encoding": False},
-    429: {"Retry-After": True, "RateLimit": False, "RateLimit-Policy": False},
-    503: {"Retry-After": True},
+PROBLEM_HEADERS: Final[Mapping[str, Mapping[str, bool]]] = {
+    "unauthorized": {"WWW-Authenticate": True},
+    "forbidden": {"WWW-Authenticate": False},
+    "unique-conflict": {"Link": True},
+    "unsupported-media-type": {"Accept": False, "Accept-Encoding": False},
+    "rate-limited": {"Retry-After": True},
+    "queue-full": {"Retry-After": True},
+    "too-many-streams": {"Retry-After": True},
+    "redis-unavailable": {"Retry-After": True},
 }
-"""The headers of problems by status, and whether each of them is always there."""
+"""The headers of problems by kind, and whether each of them is always there."""
 
 OF_A_LIMIT: Final = ("RateLimit", "RateLimit-Policy")
+BEFORE_ANY_LIMIT: Final = (401, 421)
 
 TITLES: Final = {
     200: "It is done.",
@@ -230,7 +237,7 @@ def _responses(operation: Operation, access: Access, schemas: Schemas, links: Ob
         kinds[KINDS[kind][0]].append(kind)
     for status in sorted(kinds):
         assert str(status) not in responses
-        responses[str(status)] = _problem(status, kinds[status])
+        responses[str(status)] = _problem(status, kinds[status], _problem_headers(status, kinds[status], access))
     return responses
 
 
@@ -248,7 +255,20 @@ def _answer(status: int, answer: Answer, headers: Sequence[str], schemas: Schema
     return response
 
 
-def _problem(status: int, kinds: Sequence[str]) -> Object:
+def _problem_headers(status: int, kinds: Sequence[str], access: Access) -> Object:
+    """The headers of the problems of one status."""
+    given = [PROBLEM_HEADERS.get(kind, {}) for kind in kinds]
+    needed = {name: all(headers.get(name, False) for headers in given) for headers in given for name in headers}
+    is_refused_at_once = status in BEFORE_ANY_LIMIT
+    if status == 403 and access.scope is None:  # it can only have come from another origin
+        is_refused_at_once = True
+        del needed["WWW-Authenticate"]
+    if not access.public and not is_refused_at_once:
+        needed.update(dict.fromkeys(OF_A_LIMIT, False))
+    return {name: {"required": required, **HEADERS[name]} for name, required in needed.items()}
+
+
+def _problem(status: int, kinds: Sequence[str], headers: Object) -> Object:
     types = [TYPE_PREFIX + kind for kind in kinds]
     schema = {
         "allOf": [{"$ref": f"{REFS}Problem"}],
@@ -258,6 +278,6 @@ def _problem(status: int, kinds: Sequence[str]) -> Object:
         "description": "; ".join(KINDS[kind][1] for kind in kinds) + ".",
         "content": {PROBLEM: {"schema": schema}},
     }
-    if headers := PROBLEM_HEADERS.get(status):
-        response["headers"] = {name: {"required": required, **HEADERS[name]} for name, required in headers.items()}
+    if headers:
+        response["headers"] = headers
     return response

@@ -60,7 +60,7 @@ class Operation:
         if self.body is not None:
             yield from OF_A_BODY
             yield self.body_fault
-        if self.asks_redis or not access.public:
+        if self.asks_redis or not access.public:  # keys are in Redis
             yield "redis-unavailable"
         yield "internal-error"
 

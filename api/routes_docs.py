@@ -20,6 +20,7 @@ from taskpool.async_pool import AsyncTaskPool
 from taskpool.fleet import TypeInfo
 
 PAGE: Final = Answer(str, headers=("ETag",), media_types=("text/html",))
+SAME_PAGE: Final = Answer(None, headers=("ETag",))
 SCRIPT_OR_STYLE: Final = Answer(str, headers=("ETag",), media_types=("text/javascript", "text/css"))
 
 
@@ -45,7 +46,7 @@ class DocsRoutes:
         read_query(request.scope["query_string"], NoQuery)
         return Json(describe_socket(request.url.netloc, secure=request.url.scheme == "https"))
 
-    @operation("show_docs", tag="service", query=None, answers={200: PAGE, 304: None}, asks_redis=False)
+    @operation("show_docs", tag="service", query=None, answers={200: PAGE, 304: SAME_PAGE}, asks_redis=False)
     async def docs(self, request: Request) -> Response:
         """GET /docs: this document as a page. The page itself is the same for all; what it shows takes a key."""
         return await self._file(request, INDEX)
@@ -54,7 +55,7 @@ class DocsRoutes:
         "get_docs_file",
         tag="service",
         query=None,
-        answers={200: SCRIPT_OR_STYLE, 304: None},
+        answers={200: SCRIPT_OR_STYLE, 304: SAME_PAGE},
         problems=["not-found"],
         asks_redis=False,
     )

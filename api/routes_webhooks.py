@@ -5,7 +5,7 @@ A caller that belongs to a project sees that project's endpoints and deliveries;
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 from urllib.parse import quote
 
 import msgspec
@@ -35,6 +35,9 @@ from taskpool.webhook_document import (
 from taskpool.webhook_fields import WebhookFields
 from taskpool.webhook_store import MOST_OVERLAP_S, OVERLAP_S
 from taskpool.webhook_target import Allowed
+
+OF_ONE: Final = ("webhook-not-found", "webhook-conflict")
+"""What can be wrong with the endpoint in the path: the one of callbacks is made when it is first asked for."""
 
 
 class NewSecret(msgspec.Struct, forbid_unknown_fields=True):
@@ -74,7 +77,7 @@ class WebhookRoutes:
         location = (b"location", b"/webhooks/" + webhook.id.encode())
         return Json(webhook_document(webhook, with_secret=True), status=201, headers=(location,))
 
-    @operation("get_webhook", tag="webhooks", answers={200: WebhookDocument}, problems=["webhook-not-found"])
+    @operation("get_webhook", tag="webhooks", answers={200: WebhookDocument}, problems=OF_ONE)
     async def get(self, request: Request) -> Json:
         """GET /webhooks/{webhook}: read an endpoint, without its secret."""
         caller = _caller(request)
@@ -88,7 +91,7 @@ class WebhookRoutes:
         body=WebhookFields,
         body_fault="invalid-webhook",
         answers={200: WebhookDocument},
-        problems=["webhook-not-found", "webhook-conflict"],
+        problems=OF_ONE,
     )
     async def update(self, request: Request) -> Json:
         """PATCH /webhooks/{webhook}: change what is given of an endpoint."""
@@ -101,7 +104,7 @@ class WebhookRoutes:
         "remove_webhook",
         tag="webhooks",
         answers={204: None},
-        problems=["webhook-not-found", "webhook-conflict", "invalid-webhook"],
+        problems=[*OF_ONE, "invalid-webhook"],
     )
     async def remove(self, request: Request) -> NoContent:
         """DELETE /webhooks/{webhook}: 204; the endpoint is gone with its deliveries."""
@@ -109,7 +112,7 @@ class WebhookRoutes:
         await self._store.carry_out(webhook_store.remove_webhook(_id(request), caller.project, caller.actor()))
         return NoContent()
 
-    @operation("get_webhook_secret", tag="webhooks", answers={200: SecretDocument}, problems=["webhook-not-found"])
+    @operation("get_webhook_secret", tag="webhooks", answers={200: SecretDocument}, problems=OF_ONE)
     async def secret(self, request: Request) -> Json:
         """GET /webhooks/{webhook}/secret: what signs; the endpoint `callback` has the secret of callbacks."""
         caller = _caller(request)
@@ -124,7 +127,7 @@ class WebhookRoutes:
         body_optional=True,
         body_fault="invalid-webhook",
         answers={200: SecretDocument},
-        problems=["webhook-not-found", "webhook-conflict"],
+        problems=OF_ONE,
     )
     async def rotate(self, request: Request) -> Json:
         """POST /webhooks/{webhook}/secret: a new secret; the old one signs beside it for a while."""
@@ -141,7 +144,7 @@ class WebhookRoutes:
         "test_webhook",
         tag="webhooks",
         answers={202: DeliveryDocument},
-        problems=["webhook-not-found", "invalid-webhook", "delivery-not-found"],
+        problems=[*OF_ONE, "invalid-webhook", "delivery-not-found"],
     )
     async def test(self, request: Request) -> Json:
         """POST /webhooks/{webhook}/test: send a message that only tries whether the endpoint hears."""
@@ -154,7 +157,7 @@ class WebhookRoutes:
         tag="webhooks",
         query=DeliveriesQuery,
         answers={200: Answer(DeliveryPage, headers=("Link",))},
-        problems=["webhook-not-found"],
+        problems=OF_ONE,
     )
     async def deliveries(self, request: Request) -> Json:
         """GET /webhooks/{webhook}/deliveries: the last messages to an endpoint, the newest first."""
