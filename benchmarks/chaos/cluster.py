@@ -80,13 +80,18 @@ class Service:
         self.process.wait()
 
     def end(self) -> int:
-        """SIGTERM; its exit status. What doesn't end within STOP_S is killed."""
+        """SIGTERM; its exit status. What doesn't end within STOP_S is killed.
+
+        One that was only just starting may die of the signal: that isn't noted.
+        """
         assert self.process is not None
         tree = self.tree()
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                self.exits.append(self.process.wait(STOP_S))
+                status = self.process.wait(STOP_S)
+                if len(tree) > 1 or status != -signal.SIGTERM:
+                    self.exits.append(status)
             except subprocess.TimeoutExpired:
                 self.exits.append(-signal.SIGKILL)
                 kill_all(tree)
@@ -104,7 +109,7 @@ class Cluster:
     def __init__(self, plan: Plan, directory: Path) -> None:
         self.plan, self.directory = plan, directory
         self.effects = directory / "effects"
-        self.effects.touch()
+        self.effects.write_bytes(b"")
         self._data = tempfile.TemporaryDirectory(prefix="taskpool-chaos-", dir=MEMORY if MEMORY.is_dir() else None)
         config = {"appendonly": "yes", "appendfsync": "everysec"}
         self.redis = RedisServer(Path(self._data.name), binary=plan.redis_binary, config=config)

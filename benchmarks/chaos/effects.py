@@ -11,17 +11,15 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from benchmarks.chaos.evidence import Attempt, Evidence, Finding, attempts
-from benchmarks.chaos.harm import NETWORK
+from benchmarks.chaos.harm import AWAY, NETWORK
 from taskpool.types import Event, TaskStatus
 
 CLOCK_MS: Final = 2
 DEATHS: Final = frozenset({"kill_child", "kill_fork_server"})
 """What ends a process whose supervisor lives to tell."""
-LOST_LEASES: Final = frozenset({"kill_supervisor", "freeze_pool", "kill_redis", "restart_redis"} | NETWORK - {"cut"})
+LOST_LEASES: Final = AWAY | {"kill_supervisor", "freeze_pool"} | NETWORK - {"cut"}
 """What keeps a pool from renewing its leases. Lost connections alone don't: new ones are made in time."""
-RETURNS: Final = frozenset(
-    {"drain_pool", "freeze_child", "freeze_pool", "kill_redis", "restart_redis", *DEATHS, *NETWORK}
-)
+RETURNS: Final = AWAY | DEATHS | NETWORK | {"drain_pool", "freeze_child", "freeze_pool"}
 """What has claims given back: on purpose, or because nobody saw their answers."""
 REFUSED_RIGHTLY: Final = ("depends_on", "UnknownDependency")
 """What it depends on may have been purged by then."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from benchmarks.chaos.harm import Fault
+from benchmarks.chaos.harm import AWAY, NETWORK, Fault
 from benchmarks.chaos.load import Ledger
 from benchmarks.chaos.plan import Plan
 from benchmarks.chaos.witness import Effect, Use
@@ -61,7 +61,7 @@ class Evidence:
 
     def felt_s(self, fault: Fault) -> float:
         """How long after its end a fault can still be felt: nobody takes tasks back for a lease after an outage."""
-        slow = fault.kind in ("black_hole", "stall", "kill_redis", "restart_redis", "cut_before", "cut_after", "delay")
+        slow = fault.kind in AWAY | NETWORK - {"cut"}
         return 2 * self.plan.lease_s + SETTLE_S + (NOTICE_S if slow else 0)
 
 

@@ -16,7 +16,8 @@ from benchmarks.chaos.network import Link, Weather
 
 PROCESS_END_S: Final = 5.0
 NETWORK: Final = frozenset({"cut", "cut_before", "cut_after", "delay", "stall", "black_hole"})
-REDIS: Final = frozenset({"kill_redis", "restart_redis", "forget_scripts"})
+AWAY: Final = frozenset({"kill_redis", "restart_redis", "outage"})
+REDIS: Final = AWAY | {"forget_scripts"}
 """All others are faults of processes. Two of one class never come at once: they would undo each other's work."""
 
 
@@ -115,6 +116,13 @@ class Harm:
         fault.scope = self._all
         self._cluster.redis.stop()
         self._pause(0.1, 1)
+        self._cluster.redis.start()
+
+    def _outage(self, fault: Fault) -> None:
+        """Longer than two leases."""
+        fault.scope = self._all
+        self._cluster.redis.kill()
+        self._pause(2.2 * self._cluster.plan.lease_s, 3.3 * self._cluster.plan.lease_s)
         self._cluster.redis.start()
 
     def _forget_scripts(self, fault: Fault) -> None:

@@ -13,19 +13,27 @@ from benchmarks.chaos.evidence import Finding
 from taskpool import keys
 from taskpool.types import TERMINAL, TaskRecord, TaskStatus
 
-FIXED: Final = frozenset(
-    {keys.QUEUES, keys.EVENTS, keys.TYPES, keys.TYPES_SEEN, keys.COUNTERS, keys.AUDIT, keys.AUDIT_SUBMITTED}
-)
-"""There for good, and bounded."""
+FIXED: Final = frozenset({keys.QUEUES, keys.TYPES, keys.TYPES_SEEN, keys.COUNTERS})
+"""There for good; as large as there are queues, types and metrics."""
+CAPPED: Final = {
+    keys.EVENTS: keys.EVENTS_MAXLEN,
+    keys.AUDIT: keys.AUDIT_MAXLEN,
+    keys.AUDIT_SUBMITTED: keys.AUDIT_MAXLEN,
+}
+"""Streams that are trimmed, to about so many entries."""
+NODE: Final = 200
+"""How many more there may be: Redis trims whole nodes."""
+EXPIRES: Final = (keys.ONCE, keys.BUCKET)
 REGISTRY: Final = {
     TaskStatus.DONE: keys.FINISHED,
     TaskStatus.FAILED: keys.FAILED,
     TaskStatus.STOPPED: keys.FAILED,
     TaskStatus.CANCELED: keys.CANCELED,
 }
-LOOKED_AT: Final = (keys.JOB, *REGISTRY.values(), keys.BY_TYPE, keys.BY_TAG, keys.TYPES_USED, keys.TAGS)
+INDEXES: Final = {keys.BY_TYPE: keys.TYPES_USED, keys.BY_TAG: keys.TAGS, keys.BY_PROJECT: keys.PROJECTS}
+LOOKED_AT: Final = (keys.JOB, *REGISTRY.values(), *INDEXES, *INDEXES.values())
 """What is in them is compared with the records."""
-OF_A_TASK: Final = (keys.RESULTS, keys.LOG)
+OF_A_TASK: Final = (keys.RESULTS, keys.LOG, keys.SECRETS)
 WORKER_TTL_S: Final = 120
 
 
@@ -94,10 +102,18 @@ def _fault(redis: Redis, dump: Dump, name: str, records: Mapping[str, TaskRecord
     members: Any
     if name in FIXED or name.startswith(LOOKED_AT):
         return None
+    if name in CAPPED:
+        entries: Any = redis.xlen(name)
+        return None if entries <= CAPPED[name] + NODE else f"it has {entries} entries"
+    if name.startswith(EXPIRES):
+        return None if ttl_s >= 0 else "it never expires"
     for prefix in OF_A_TASK:
         if name.startswith(prefix):
-            if name.removeprefix(prefix) not in records:
+            record = records.get(name.removeprefix(prefix))
+            if record is None:
                 return "its task is gone"
+            if prefix == keys.SECRETS and record.status is TaskStatus.DONE:
+                return "its task is done"
             return None if ttl_s >= 0 else "it never expires"
     if name.startswith(keys.DOORBELL):
         length: Any = redis.llen(name)
@@ -126,17 +142,19 @@ def _check_indexes(redis: Redis, dump: Dump, records: Mapping[str, TaskRecord]) 
     expected: dict[str, set[str]] = {}
     for id, record in records.items():
         expected.setdefault(keys.BY_TYPE + record.type, set()).add(id)
+        if record.project is not None:
+            expected.setdefault(keys.BY_PROJECT + record.project, set()).add(id)
         for tag in record.tags:
             expected.setdefault(keys.BY_TAG + tag, set()).add(id)
     found: dict[str, set[str]] = {}
     for name in dump.kinds:
-        if name.startswith((keys.BY_TYPE, keys.BY_TAG)):
+        if name.startswith(tuple(INDEXES)):
             members: Any = redis.zrange(name, 0, -1)
             found[name] = {id.decode() for id in members}
     for name in expected.keys() | found.keys():
         has, should = found.get(name, set()), expected.get(name, set())
         yield from _compare(name, has, should)
-    for name, prefix in ((keys.TYPES_USED, keys.BY_TYPE), (keys.TAGS, keys.BY_TAG)):
+    for prefix, name in INDEXES.items():
         names: Any = redis.smembers(name)
         should = {key.removeprefix(prefix) for key in expected if key.startswith(prefix)}
         yield from _compare(name, {each.decode() for each in names}, should)

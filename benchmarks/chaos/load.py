@@ -1,7 +1,8 @@
 """Who submits: over HTTP and with the Python client, single tasks and batches, and steers some of what it submitted.
 
 Every submission stands in the ledger with what became of it. `unknown`: the connection was lost or the service said
-that it is away, so the tasks may exist or not; a batch exists whole or not at all.
+that it is away, so the tasks may exist or not; a batch exists whole or not at all. However often it was sent, each of
+its tasks exists once.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from taskpool.errors import InvalidTask, RedisUnavailable, TaskpoolError
 TIMEOUT_S: Final = 4.0
 RECENT: Final = 40
 SOON_PURGED_S: Final = 5
+INSISTS: Final = 0.3
+"""How many of the submissions over HTTP have an idempotency key, and are sent again until they are answered."""
+RESENDS: Final = 5
+RESEND_S: Final = 0.5
 
 
 @dataclass(slots=True)
@@ -121,6 +126,10 @@ class Client(threading.Thread):
             spec["expires_in_s"] = 3
         if pick() < 0.05:
             spec["timeout_s"] = 1.0
+        if pick() < 0.1:
+            spec["unique_key"] = name
+        if spec["type"] == "chaos" and pick() < 0.1:
+            payload["word"] = str(number)
         return spec
 
     def _seconds(self) -> float:
@@ -144,11 +153,19 @@ class HttpClient(Client):
 
     def send(self, submission: Submission) -> None:
         specs = submission.specs
+        path, body = ("/tasks", specs[0]) if len(specs) == 1 else ("/tasks/batch", {"tasks": specs})
+        insists = self._random.random() < INSISTS
+        headers = {"idempotency-key": submission.batch} if insists else {}
+        for _ in range(RESENDS if insists else 1):
+            submission.word = "unknown"
+            self._post(submission, path, body, headers)
+            if submission.word != "unknown":
+                return
+            time.sleep(RESEND_S)
+
+    def _post(self, submission: Submission, path: str, body: Any, headers: dict[str, str]) -> None:
         try:
-            if len(specs) == 1:
-                answer = self._http.post("/tasks", json=specs[0])
-            else:
-                answer = self._http.post("/tasks/batch", json={"tasks": specs})
+            answer = self._http.post(path, json=body, headers=headers)
         except httpx.TransportError as error:
             submission.detail = repr(error)
             return

@@ -15,6 +15,7 @@ FAULTS: Final = (
     "kill_api",
     "kill_redis",
     "restart_redis",
+    "outage",
     "forget_scripts",
     "cut",
     "cut_before",

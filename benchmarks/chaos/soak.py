@@ -143,7 +143,7 @@ def _heal(plan: Plan, cluster: Cluster, ledger: Ledger, tail: EventTail) -> floa
 def _is_quiet(ledger: Ledger, tail: EventTail, redis: Redis) -> bool:
     known = {id: events[-1].status for id, events in tuple(tail.events.items())}
     ended = all(status in TERMINAL for status in known.values()) and known.keys() >= ledger.accepted().keys()
-    return ended and not redis.exists(keys.OUTBOX)
+    return ended and not redis.exists(keys.OUTBOX, keys.UNIQUE)
 
 
 def _records(redis: Redis, pool: TaskPool) -> dict[str, TaskRecord]:

@@ -9,14 +9,21 @@ import signal
 import time
 from typing import Any
 
-from taskpool import TaskContext, TaskStopped, task
+from taskpool import Secret, TaskContext, TaskStopped, task
 
 STEP_S = 0.05
 
 
 @task("chaos")
 def chaos(
-    ctx: TaskContext, *, n: int, do: str = "ok", seconds: float = 0.0, fails: int = 0, batch: str = ""
+    ctx: TaskContext,
+    *,
+    n: int,
+    do: str = "ok",
+    seconds: float = 0.0,
+    fails: int = 0,
+    batch: str = "",
+    word: Secret[str] = "",
 ) -> dict[str, Any]:
     """Works for `seconds`, or fails, dies, talks or ignores a stop, as `do` says."""
     note(ctx, n, "start")
@@ -34,6 +41,8 @@ def chaos(
         except TaskStopped:
             if do != "stubborn":
                 raise
+    if word and word != str(n):
+        raise ValueError("its secret is gone")
     note(ctx, n, "end")
     return {"n": n}
 
