@@ -21,6 +21,7 @@ Cursor = Annotated[str, Meta(min_length=1, max_length=1024, description="the `ne
 # The core gives a page the length that it thinks right.
 Limit = Annotated[int, Meta(ge=1, le=1_000_000, description="how many would be liked; a page may be shorter")]
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
+EventId = Annotated[str, Meta(max_length=128, description="the `id` of the last message; empty: from now on")]
 
 
 class LogFormat(StrEnum):
@@ -55,7 +56,7 @@ class ListQuery(msgspec.Struct, forbid_unknown_fields=True):
 class TaskEventsQuery(msgspec.Struct, forbid_unknown_fields=True):
     """GET /tasks/{id}/events: where to go on, for whom can't send the header."""
 
-    last_event_id: Name | None = None
+    last_event_id: EventId = ""
 
 
 class EventsQuery(msgspec.Struct, forbid_unknown_fields=True):
@@ -65,7 +66,7 @@ class EventsQuery(msgspec.Struct, forbid_unknown_fields=True):
     queue: Name | None = None
     type: Name | None = None
     tag: Name | None = None
-    last_event_id: Name | None = None
+    last_event_id: EventId = ""
 
 
 class LogQuery(msgspec.Struct, forbid_unknown_fields=True):

@@ -107,7 +107,7 @@ async def _until_live(outlet: Outlet) -> list[Item]:
     return items
 
 
-def _after(request: Request, in_query: str | None) -> Position | None:
+def _after(request: Request, in_query: str) -> Position | None:
     """Where to go on. A browser that connects again sends the header, and the address as it was at first."""
     text = request.headers.get("last-event-id") or in_query
     if not text:

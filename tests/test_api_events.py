@@ -83,7 +83,9 @@ async def test_who_comes_back_is_told_what_came_since_and_then_to_stay_away(
 
     since, nothing = await get(ids[0]), await get(ids[2])
 
+    empty = await client.get("/tasks/a/events", params={"last_event_id": ""})
     messages = read(since.text)
+    assert [event for _, event, _ in read(empty.text)] == ["snapshot"]
     assert [(id, data["seq"], data["event"]) for id, _, data in messages] == [
         (ids[1], 2, "started"),
         (ids[2], 3, "done"),
