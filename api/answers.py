@@ -137,9 +137,13 @@ class Ready(Document, frozen=True, kw_only=True):
     """A process whose Redis answers too."""
 
     status: str
-    redis: ServerDocument
-    workers: Count
-    warnings: Annotated[Sequence[str], Meta(description="what of Redis's settings can cost tasks; empty: nothing")]
+    redis: Annotated[ServerDocument | None, Meta(description="this and the rest are told to who may see all tasks")] = (
+        None
+    )
+    workers: Count | None = None
+    warnings: Annotated[
+        Sequence[str] | None, Meta(description="what of Redis's settings can cost tasks; empty: nothing")
+    ] = None
 
 
 class Fault(Document, frozen=True, kw_only=True):

@@ -98,7 +98,7 @@ def _routes(
     fleet = FleetRoutes(pool)
     keys = KeyRoutes(pool.store, settings.max_body_bytes)
     webhooks = WebhookRoutes(pool.store, Allowed(settings.webhook_allow), settings.max_body_bytes)
-    health = HealthRoutes(pool)
+    health = HealthRoutes(pool, gate)
     docs = DocsRoutes(pool, gate, settings.type_grace_s)
 
     def at(path: str, **handlers: Guarded) -> Route:

@@ -26,6 +26,9 @@ from taskpool.store import AsyncStore
 
 REALM: Final = 'Bearer realm="taskpool"'
 SAFE: Final = ("GET", "HEAD")
+THIS_MACHINE: Final = (
+    "as long as there is no API key, only this machine is served, by the names localhost and 127.0.0.1"
+)
 UNUSABLE: Final = "this key isn't known: it was revoked, or it is wrong"
 
 
@@ -48,21 +51,19 @@ class Gate:
             Problem: 401 it isn't known who asks; 403 it may not; 421 it asked for another machine; 429 not so soon.
             RedisUnavailable
         """
-        authorization = origin = host = b""
+        authorization = origin = b""
         for name, value in scope["headers"]:
             if name == b"authorization":
                 authorization = value
             elif name == b"origin":
                 origin = value
-            elif name == b"host":
-                host = value
-        if origin and not self._may_come_from(origin, host):
+        if origin and not self._may_come_from(origin, scope):
             if scope["type"] == "websocket":
                 raise _from_elsewhere("sockets")
             if scope["method"] not in SAFE and not await self.needs_key():
                 raise _from_elsewhere("changes")
         client = scope.get("client")
-        caller = await self._caller(scope, access, authorization, host, client[0] if client else "")
+        caller = await self._caller(scope, access, authorization, client[0] if client else "")
         await self._rates.take(caller, scope)
         check(caller, access)
         scope[SCOPE_KEY] = caller
@@ -87,15 +88,26 @@ class Gate:
             self._looked_at = time.monotonic()
         return self._is_shut
 
-    async def _caller(
-        self, scope: AsgiScope, access: Access, authorization: bytes, host: bytes, address: str
-    ) -> Caller:
+    async def would_admit(self, scope: AsgiScope, access: Access) -> bool:
+        """Whether the caller could come in: for routes that are public, but don't tell everybody everything.
+
+        Raises:
+            RedisUnavailable
+        """
+        try:
+            authorization = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+            check(await self._caller(scope, access, authorization, ""), access)
+        except Problem:
+            return False
+        return True
+
+    async def _caller(self, scope: AsgiScope, access: Access, authorization: bytes, address: str) -> Caller:
         if access.ticket and b"ticket=" in scope["query_string"]:
             return await self._of_ticket(_take_ticket(scope), address)
         if not authorization or self._is_off:
             if await self.needs_key():
                 raise unauthorized("this takes an API key: send it as Authorization: Bearer tp_...")
-            self._check_host(host)
+            self._check_here(scope)
             return anonymous(address)
         kind, _, token = authorization.decode("latin-1").partition(" ")
         found = TOKEN.fullmatch(token.strip()) if kind.lower() == "bearer" else None
@@ -120,15 +132,19 @@ class Gate:
             raise unauthorized(detail, "invalid_token")
         return _holder(key, address)
 
-    def _may_come_from(self, origin: bytes, host: bytes) -> bool:
-        return origin.lower() in self._origins or is_own_origin(origin, host)
+    def _may_come_from(self, origin: bytes, scope: AsgiScope) -> bool:
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        return origin.lower() in self._origins or (len(hosts) == 1 and is_own_origin(origin, hosts[0]))
 
-    def _check_host(self, host: bytes) -> None:
-        if not self._is_off and host and not names_this_machine(host.decode("latin-1")):
-            raise Problem(
-                "misdirected",
-                "as long as there is no API key, only this machine is served, by the names localhost and 127.0.0.1",
-            )
+    def _check_here(self, scope: AsgiScope) -> None:
+        """Nobody is asked for a key: whoever it is must ask this machine by its name, and not through a proxy on it."""
+        if self._is_off:
+            return
+        for name, value in scope["headers"]:
+            if name in (b"host", b"x-forwarded-for"):
+                told = value.decode("latin-1")
+                if told and not all(names_this_machine(each.strip()) for each in told.split(",")):
+                    raise Problem("misdirected", THIS_MACHINE)
 
 
 def check(caller: Caller, access: Access) -> None:

@@ -9,7 +9,9 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.access import READ_ALL
 from api.answers import Door, Live, Ready
+from api.gate import Gate
 from api.metrics import Scrape, exposition
 from api.operation import Answer, operation
 from api.responses import Json
@@ -24,8 +26,9 @@ EXPOSITIONS: Final = ("text/plain", "application/openmetrics-text")
 class HealthRoutes:
     """Handlers for probes and scrapes. They take whatever parameters a probe adds."""
 
-    def __init__(self, pool: AsyncTaskPool) -> None:
+    def __init__(self, pool: AsyncTaskPool, gate: Gate) -> None:
         self._pool = pool
+        self._gate = gate
 
     @operation("open_door", tag="service", query=None, answers={200: Door}, asks_redis=False)
     async def door(self, request: Request) -> Json:
@@ -41,10 +44,12 @@ class HealthRoutes:
 
     @operation("is_ready", tag="service", query=None, answers={200: Ready})
     async def ready(self, request: Request) -> Json:
-        """GET /readyz: Redis answers and takes writes, what it keeps over a crash, and what may cost tasks."""
+        """GET /readyz: Redis answers and takes writes; to who may see all tasks, what it keeps over a crash, too."""
         server, workers = await asyncio.gather(self._pool.server(), self._pool.workers())
         if server.role != "master":
             raise RedisUnavailable("it is a read-only replica now")
+        if not await self._gate.would_admit(request.scope, READ_ALL):
+            return Json(Ready(status="ok"))
         document = server_document(server)
         return Json(Ready(status="ok", redis=document, workers=len(workers), warnings=server.warnings))
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from api.connections import Connections, LimitedProtocol, Limits
 from api.socket import MAX_MESSAGE_BYTES
@@ -48,27 +50,41 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(app: Starlette, listener: socket.socket, limits: Limits, *, log_level: str) -> None:
-    """Serve until SIGTERM or SIGINT; then answer what is under way and return."""
+def serve(
+    app: Starlette, listener: socket.socket, limits: Limits, *, trusted_proxies: Sequence[str] = (), log_level: str
+) -> None:
+    """Serve until SIGTERM or SIGINT; then answer what is under way and return.
+
+    `trusted_proxies`: addresses and networks of those who say truly whom they forward.
+    """
     connections = Connections(limits)
     protocol: Any = partial(LimitedProtocol, among=connections)
     config = uvicorn.Config(
         app,
         access_log=False,
         backlog=BACKLOG,
+        forwarded_allow_ips=list(trusted_proxies),
         http=protocol,
         lifespan="on",
         log_config=None,  # the process's logging is its own
         log_level=log_level,
-        proxy_headers=False,  # nothing here looks at the client's address
+        proxy_headers=bool(trusted_proxies),
         server_header=False,
         timeout_graceful_shutdown=DRAIN_S,
         timeout_keep_alive=KEEP_ALIVE_S,
-        ws="websockets-sansio",
+        ws=_SocketProtocol,
         ws_max_size=MAX_MESSAGE_BYTES,
         ws_per_message_deflate=False,  # small messages, and memory for each socket
     )
     _Server(config, app, connections).run(sockets=[listener])
+
+
+class _SocketProtocol(WebSocketsSansIOProtocol):
+    async def send(self, message: Any) -> None:
+        """As always; but a handshake that was answered as HTTP is over, not an error to log."""
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
+            self.handshake_complete = True
 
 
 class _Server(uvicorn.Server):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import math
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -11,7 +12,7 @@ from urllib.parse import urlsplit
 from taskpool.sentinel_url import FORM, SCHEME, TLS_SCHEME, SentinelUrl, is_sentinel_url
 from taskpool.webhook_target import entry_fault
 
-Kind = Literal["text", "integer", "seconds", "list", "targets", "switch", "choice", "url", "http"]
+Kind = Literal["text", "integer", "seconds", "list", "targets", "networks", "switch", "choice", "url", "http"]
 
 PREFIX: Final = "TASKPOOL_"
 REDIS_SCHEMES: Final = ("redis", "rediss", "unix", SCHEME, TLS_SCHEME)
@@ -57,7 +58,7 @@ class SettingField:
     @property
     def is_list(self) -> bool:
         """Whether it takes several names."""
-        return self.kind in ("list", "targets")
+        return self.kind in ("list", "targets", "networks")
 
     @property
     def accepts(self) -> str:
@@ -75,6 +76,7 @@ class SettingField:
             "text": "text",
             "list": "names, separated by commas",
             "targets": "host names, addresses and networks like 10.0.0.0/8, separated by commas",
+            "networks": "addresses and networks like 10.0.0.0/8, separated by commas",
             "switch": "true or false",
             "http": "http://HOST:PORT or https://HOST:PORT, with a path if need be",
             "url": f"redis://HOST:PORT/DB, rediss://HOST:PORT/DB, unix:///PATH or {FORM}",
@@ -89,8 +91,8 @@ class SettingField:
         if self.is_list:
             parts = raw if isinstance(raw, list | tuple) else str(raw).split(",")
             names = tuple(name for part in parts if (name := str(part).strip()))
-            for name in names if self.kind == "targets" else ():
-                if fault := entry_fault(name):
+            for name in names:
+                if fault := self._entry_fault(name):
                     raise ValueError(fault)
             return names
         text = str(raw).strip()
@@ -104,6 +106,16 @@ class SettingField:
             near = difflib.get_close_matches(text.lower(), self.choices, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"{text!r} is not {self.accepts}{hint}") from None
+
+    def _entry_fault(self, name: str) -> str | None:
+        if self.kind == "targets":
+            return entry_fault(name)
+        if self.kind == "networks":
+            try:
+                ipaddress.ip_network(name)
+            except ValueError:
+                return f"{name!r} is no address or network; accepted: {self.accepts}"
+        return None
 
     def _scalar(self, text: str) -> Any:
         match self.kind:

@@ -90,6 +90,9 @@ class Settings:
     cors_origins: tuple[str, ...] = _setting(
         (), "Origins of web pages that may use the API, such as `https://app.example.org`.", "list"
     )
+    trusted_proxies: tuple[str, ...] = _setting(
+        (), "Proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed.", "networks"
+    )
     log_level: str = _setting("info", "How much the log says.", "choice", choices=LOG_LEVELS)
     task_output: str = _setting(
         "both", "Where what a task writes goes: its log, the worker's own output, or both.", "choice", choices=OUTPUTS

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from taskpool.apikey import Scope
 from tests.api_client import ROOT, api_process, environment
@@ -76,10 +78,30 @@ def test_the_log_shows_neither_keys_nor_tickets(redis_url: str, tmp_path: Path) 
         ticket = httpx.post(url + "/tickets", headers=bearer(text)).json()["ticket"]
         for path in ("/tasks", "/nowhere", f"/tasks?ticket={ticket}"):
             httpx.get(url + path, headers=bearer(text))
+        socket = f"{url.replace('http', 'ws')}/ws?ticket={ticket}"
+        with connect(socket, proxy=None):
+            pass
+        with pytest.raises(InvalidStatus):
+            connect(socket, proxy=None)
 
     log = (tmp_path / "log").read_text()
     assert "listening on" in log
     assert [secret for secret in (ticket, text.split("_", 2)[2]) if secret in log] == []
+    assert "ERROR" not in log
+
+
+@pytest.mark.parametrize(("trusted", "shown"), [("127.0.0.0/8", "203.0.113.7"), ("", "127.0.0.1")])
+def test_the_audit_has_the_address_that_a_trusted_proxy_forwards(
+    redis_url: str, tmp_path: Path, trusted: str, shown: str
+) -> None:
+    admin = bearer(make_key(redis_url, "a", Scope.ADMIN))
+
+    with api_process(redis_url, tmp_path / "log", TASKPOOL_TRUSTED_PROXIES=trusted) as (_, url):
+        forwarded = {"x-forwarded-for": "198.51.100.1, 203.0.113.7"}  # the first is what the client said itself
+        httpx.post(url + "/keys", json={"name": "b"}, headers={**admin, **forwarded})
+        (entry,) = httpx.get(url + "/audit?limit=1", headers=admin).json()["entries"]
+
+    assert entry["by"]["address"] == shown
 
 
 def test_the_first_key_can_be_made_before_anything_runs(tmp_path: Path) -> None:

@@ -61,6 +61,19 @@ async def test_when_the_last_key_is_revoked_the_door_stays_shut(client: httpx.As
     refused(await client.get("/tasks"), 401, None)
 
 
+async def test_of_redis_readyz_tells_only_who_may_see_all_tasks(client: httpx.AsyncClient, redis_url: str) -> None:
+    opened = await client.get("/readyz")
+    reader, bound = make_key(redis_url, "reader", Scope.READ), make_key(redis_url, "bound", project="shop")
+
+    shown = await client.get("/readyz", headers=bearer(reader))
+    others = [{}, bearer(bound), bearer(make_key(redis_url, "writer", Scope.WRITE)), {"authorization": "Bearer x"}]
+
+    assert [answer.json()["redis"]["role"] for answer in (opened, shown)] == ["master", "master"]
+    for headers in others:
+        answer = await client.get("/readyz", headers=headers)
+        assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+
+
 async def test_the_probes_and_the_door_ask_nobody(client: httpx.AsyncClient, redis_url: str) -> None:
     make_key(redis_url)
 

@@ -23,6 +23,7 @@ _METAVARS: Final = {
     "seconds": "S",
     "list": "A,B",
     "targets": "A,B",
+    "networks": "A,B",
     "url": "URL",
     "http": "URL",
     "text": "TEXT",
