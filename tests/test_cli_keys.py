@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from taskpool.cli.root import main
+from tests.api_client import publish_types
 from tests.keys import id_of
 
 
@@ -64,6 +65,23 @@ def test_the_audit_says_who_ran_the_command(redis_url: str) -> None:
     assert [entry["what"] for entry in entries] == ["key.created"]
     assert entries[0]["by"]["name"].startswith("taskpool (")
     assert "key.created" in run(redis_url, "audit", "--limit", "1").stdout
+
+
+def test_the_audit_says_who_changed_tasks_by_commands(redis_url: str) -> None:
+    publish_types(redis_url)
+    id = run(redis_url, "submit", "echo", "message=hi").stdout.strip()
+    run(redis_url, "stop", id)
+    run(redis_url, "retry", id)
+
+    entries = json.loads(run(redis_url, "audit", "--json").stdout)["entries"]
+
+    assert [(entry["what"], entry["about"]) for entry in entries] == [
+        ("task.retried", id),
+        ("task.stopped", id),
+        ("task.submitted", id),
+    ]
+    assert {entry["by"]["name"].partition(" ")[0] for entry in entries} == {"taskpool"}
+    assert all(entry["by"]["address"] for entry in entries)
 
 
 def test_nothing_yet_is_said(redis_url: str) -> None:

@@ -3,8 +3,6 @@ first key can be made; where the embedded Redis doesn't run, it is started for t
 
 from __future__ import annotations
 
-import getpass
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -17,7 +15,7 @@ from taskpool.types import utc
 
 if TYPE_CHECKING:
     from taskpool.apikey import ApiKey
-    from taskpool.audit import Actor, Audited
+    from taskpool.audit import Audited
     from taskpool.keyring import Listed
     from taskpool.store import Store
 
@@ -90,6 +88,7 @@ def create(
     """Make a key called NAME, and show it."""
     from taskpool import keyring
     from taskpool.apikey import PLAIN_SCOPES, KeySpec, Scope
+    from taskpool.cli.person import person
 
     spec = KeySpec(
         name=name,
@@ -101,7 +100,7 @@ def create(
         rate_limit=rate_limit,
     )
     with _open_store(flags) as store:
-        key, text = store.carry_out(keyring.create(spec, _me()))
+        key, text = store.carry_out(keyring.create(spec, person()))
     _show(key, text, as_json=as_json)
 
 
@@ -138,9 +137,10 @@ def list_(as_json: bool, **flags: Any) -> None:
 def rotate(id: str, grace_s: float, as_json: bool, **flags: Any) -> None:
     """Give the key ID a new secret, and show it."""
     from taskpool import keyring
+    from taskpool.cli.person import person
 
     with _open_store(flags) as store:
-        key, text = store.carry_out(keyring.rotate(id, _me(), grace_s=grace_s))
+        key, text = store.carry_out(keyring.rotate(id, person(), grace_s=grace_s))
     _show(key, text, as_json=as_json)
 
 
@@ -150,9 +150,10 @@ def rotate(id: str, grace_s: float, as_json: bool, **flags: Any) -> None:
 def revoke(id: str, **flags: Any) -> None:
     """Take the key ID back; it opens nothing from now on."""
     from taskpool import keyring
+    from taskpool.cli.person import person
 
     with _open_store(flags) as store:
-        key = store.carry_out(keyring.revoke(id, _me()))
+        key = store.carry_out(keyring.revoke(id, person()))
     click.echo(f"{key.id} ({key.name}) is revoked; streams that are open with it end within a minute")
 
 
@@ -163,7 +164,7 @@ def revoke(id: str, **flags: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @settings_flags(*CONNECTION)
 def audit(limit: int, as_json: bool, **flags: Any) -> None:
-    """Show who did what through the API, the newest first."""
+    """Show who did what through the API and these commands, the newest first."""
     from taskpool.audit import read
     from taskpool.key_document import audit_document
 
@@ -180,7 +181,9 @@ def audit(limit: int, as_json: bool, **flags: Any) -> None:
         print_json({"entries": [audit_document(each) for each in found]})
     else:
         columns = ("when", "what", "about", "who", "project", "from")
-        print_table(columns, map(_entry_row, found), nothing="nothing has been done through the API yet")
+        print_table(
+            columns, map(_entry_row, found), nothing="nothing has been done yet, through the API or these commands"
+        )
 
 
 @contextmanager
@@ -199,17 +202,6 @@ def _open_store(flags: Mapping[str, Any]) -> Iterator[Store]:
         store = Store(url)
         stack.callback(store.close)
         yield store
-
-
-def _me() -> Actor:
-    """Whoever runs this command, for the audit."""
-    from taskpool.audit import Actor
-
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user has no name
-        user = "?"
-    return Actor(None, f"taskpool ({user})", None, socket.gethostname())
 
 
 def _show(key: ApiKey, text: str, *, as_json: bool) -> None:

@@ -69,9 +69,9 @@ def open_service(flags: Mapping[str, Any]) -> Iterator[Service]:
         with Client(settings.server or "", settings.api_key, retries=RETRIES) as client:
             yield client
         return
-    from taskpool.pool import TaskPool
+    from taskpool.cli.person import PersonsPool
 
-    with TaskPool(resolve_redis_url(settings), settings=settings) as pool:
+    with PersonsPool(resolve_redis_url(settings), settings=settings) as pool:
         yield pool
 
 
