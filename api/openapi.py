@@ -16,17 +16,16 @@ from starlette.routing import BaseRoute, Route
 
 from api.access import Access, Guarded
 from api.docs_page import FILES
-from api.openapi_schemas import REFS, Schemas
+from api.openapi_answers import HEADERS, responses
+from api.openapi_schemas import Schemas
 from api.openapi_types import submissions
-from api.operation import JSON, Answer, Operation, operation_of
-from api.problems import KINDS, TYPE_PREFIX
+from api.openapi_webhooks import callbacks, webhooks
+from api.operation import Operation, operation_of
 from api.resource import Resource
 from taskpool.fleet import TypeInfo
 
 Object = dict[str, Any]
 Found = tuple[str, str, Operation, Guarded]
-
-PROBLEM: Final = "application/problem+json"
 
 TAGS: Final = {
     "tasks": "Submit, read, list, cancel, stop and retry tasks.",
@@ -50,42 +49,6 @@ PARAMETERS: Final[Mapping[str, Object]] = {
 }
 """What stands in a path."""
 
-_TEXT: Final = {"type": "string"}
-
-HEADERS: Final[Mapping[str, Object]] = {
-    "Accept": {"description": "The media type that is taken.", "schema": _TEXT},
-    "Accept-Encoding": {"description": "The coding that is taken.", "schema": _TEXT},
-    "ETag": {"description": "Changes with the answer.", "required": True, "schema": _TEXT},
-    "Last-Event-ID": {"description": "The `id` of the last message: go on after it.", "schema": _TEXT},
-    "Idempotency-Key": {
-        "description": "The request is carried out once, however often it comes within 24 hours.",
-        "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
-    },
-    "Idempotency-Replayed": {"description": "This is the answer to an earlier request.", "schema": {"const": "true"}},
-    "If-None-Match": {"description": "The ETag of what is known already.", "schema": _TEXT},
-    "Link": {"description": 'The next page, as `rel="next"`.', "schema": _TEXT},
-    "Location": {
-        "description": "The path of what was made, or is there already.",
-        "required": True,
-        "schema": {"type": "string", "format": "uri-reference"},
-    },
-    "Prefer": {"description": "`wait=S`: answer once the task has ended, or after S seconds (60).", "schema": _TEXT},
-    "Preference-Applied": {"description": "The preference that was minded.", "schema": _TEXT},
-    "RateLimit": {
-        "description": "The requests left (`r`) and the seconds until all are again, or of none the next (`t`).",
-        "schema": {"type": "string", "examples": ['"requests";r=58;t=1']},
-    },
-    "RateLimit-Policy": {
-        "description": "How many requests (`q`) there may be in how many seconds (`w`); only where there is a limit.",
-        "schema": {"type": "string", "examples": ['"requests";q=100;w=10']},
-    },
-    "Retry-After": {"description": "Seconds to wait before the next try.", "schema": {"type": "integer", "minimum": 1}},
-    "traceparent": {"description": "The W3C trace context, handed to the task; ignored if invalid.", "schema": _TEXT},
-    "tracestate": {"description": "What belongs to it.", "schema": _TEXT},
-    "WWW-Authenticate": {"description": "How to show who asks.", "schema": _TEXT},
-}
-"""Headers of answers, and those of requests that handlers declare."""
-
 SECURITY: Final[Mapping[str, Object]] = {
     "bearer": {
         "type": "http",
@@ -101,29 +64,6 @@ SECURITY: Final[Mapping[str, Object]] = {
     },
 }
 
-PROBLEM_HEADERS: Final[Mapping[str, Mapping[str, bool]]] = {
-    "unauthorized": {"WWW-Authenticate": True},
-    "forbidden": {"WWW-Authenticate": False},
-    "unique-conflict": {"Link": True},
-    "unsupported-media-type": {"Accept": False, "Accept-Encoding": False},
-    "rate-limited": {"Retry-After": True},
-    "queue-full": {"Retry-After": True},
-    "too-many-streams": {"Retry-After": True},
-    "redis-unavailable": {"Retry-After": True},
-}
-"""The headers of problems by kind, and whether each of them is always there."""
-
-OF_A_LIMIT: Final = ("RateLimit", "RateLimit-Policy")
-BEFORE_ANY_LIMIT: Final = (401, 421)
-
-TITLES: Final = {
-    200: "It is done.",
-    201: "It is made.",
-    202: "It is stored.",
-    204: "It is gone.",
-    304: "It hasn't changed.",
-}
-
 
 def describe(routes: Iterable[BaseRoute], types: Sequence[TypeInfo], *, needs_key: bool = True) -> Object:
     """The document of these routes and task types, for a server that needs a key or one that doesn't."""
@@ -131,18 +71,21 @@ def describe(routes: Iterable[BaseRoute], types: Sequence[TypeInfo], *, needs_ke
     schemas = Schemas([operation for _, _, operation, _ in found])
     schemas.components.update(submissions(schemas.components["TaskSpec"], types))
     paths: dict[str, Object] = defaultdict(dict)
+    problems: Object = {}
     for path, method, operation, guarded in found:
         paths[path][method.lower()] = _operation(path, operation, guarded, schemas) | {
             "security": _security(guarded.access, needs_key),
-            "responses": _responses(operation, guarded.access, schemas, _links(path, found)),
+            "responses": responses(operation, guarded.access, schemas, _links(path, found), problems),
         }
     return {
         "openapi": "3.1.1",
         "info": _INFO | {"version": version("taskpool")},
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": dict(paths),
+        "webhooks": webhooks(schemas),
         "components": {
             "schemas": dict(sorted(schemas.components.items())),
+            "responses": dict(sorted(problems.items())),
             "headers": dict(HEADERS),
             "securitySchemes": dict(SECURITY),
         },
@@ -190,6 +133,8 @@ def _operation(path: str, operation: Operation, guarded: Guarded, schemas: Schem
     if operation.body is not None:
         content = {"application/json": {"schema": schemas.of(operation.body)}}
         document["requestBody"] = {"required": not operation.body_optional, "content": content}
+    if told := callbacks(operation, schemas):
+        document["callbacks"] = told
     return document
 
 
@@ -224,60 +169,3 @@ def _links(path: str, found: Iterable[Found]) -> Object:
         for other, _, operation, _ in found
         if (match := below.fullmatch(other))
     }
-
-
-def _responses(operation: Operation, access: Access, schemas: Schemas, links: Object) -> Object:
-    limits = () if access.public else OF_A_LIMIT
-    responses = {
-        str(status): _answer(status, answer, (*answer.headers, *limits), schemas, links)
-        for status, answer in operation.answers.items()
-    }
-    kinds: dict[int, list[str]] = defaultdict(list)
-    for kind in dict.fromkeys(operation.kinds(access)):
-        kinds[KINDS[kind][0]].append(kind)
-    for status in sorted(kinds):
-        assert str(status) not in responses
-        responses[str(status)] = _problem(status, kinds[status], _problem_headers(status, kinds[status], access))
-    return responses
-
-
-def _answer(status: int, answer: Answer, headers: Sequence[str], schemas: Schemas, links: Object) -> Object:
-    response: Object = {"description": TITLES[status]}
-    if links and "Location" in headers:
-        response["links"] = links
-    if headers:
-        response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in headers}
-    if answer.body is not None:
-        response["content"] = {
-            media_type: {"schema": schemas.of(answer.body if media_type == JSON else str)}
-            for media_type in answer.media_types
-        }
-    return response
-
-
-def _problem_headers(status: int, kinds: Sequence[str], access: Access) -> Object:
-    """The headers of the problems of one status."""
-    given = [PROBLEM_HEADERS.get(kind, {}) for kind in kinds]
-    needed = {name: all(headers.get(name, False) for headers in given) for headers in given for name in headers}
-    is_refused_at_once = status in BEFORE_ANY_LIMIT
-    if status == 403 and access.scope is None:  # it can only have come from another origin
-        is_refused_at_once = True
-        del needed["WWW-Authenticate"]
-    if not access.public and not is_refused_at_once:
-        needed.update(dict.fromkeys(OF_A_LIMIT, False))
-    return {name: {"required": required, **HEADERS[name]} for name, required in needed.items()}
-
-
-def _problem(status: int, kinds: Sequence[str], headers: Object) -> Object:
-    types = [TYPE_PREFIX + kind for kind in kinds]
-    schema = {
-        "allOf": [{"$ref": f"{REFS}Problem"}],
-        "properties": {"type": {"enum": types}, "status": {"const": status}},
-    }
-    response: Object = {
-        "description": "; ".join(KINDS[kind][1] for kind in kinds) + ".",
-        "content": {PROBLEM: {"schema": schema}},
-    }
-    if headers:
-        response["headers"] = headers
-    return response

@@ -13,6 +13,7 @@ from api.operation import Operation
 from api.submission import SUBMISSION
 from taskpool.document_types import Document
 from taskpool.types import TaskSpec
+from taskpool.webhook_message import Message, TaskData
 
 Schema = dict[str, Any]
 
@@ -26,11 +27,11 @@ class Schemas:
     """The schemas of all that some operations take and answer. `components` is what they refer to, by name."""
 
     def __init__(self, operations: Sequence[Operation]) -> None:
-        wanted = list(dict.fromkeys([ProblemDocument, TaskSpec, *_types(operations)]))
+        wanted = list(dict.fromkeys([ProblemDocument, TaskSpec, Message, *_types(operations)]))
         schemas, components = msgspec.json.schema_components(wanted, ref_template=REFS + "{name}")
         documents = {cls.__name__ for cls in _subclasses(Document)}
         queries = {operation.query.__name__ for operation in operations if operation.query is not None}
-        for name in documents | queries:
+        for name in documents | queries | {TaskData.__name__}:
             for member, schema in components.get(name, {}).get("properties", {}).items():
                 components[name]["properties"][member] = _without_null(schema)
         self._queries: dict[str, dict[str, Schema]] = {name: components.pop(name)["properties"] for name in queries}

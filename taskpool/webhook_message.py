@@ -11,7 +11,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from taskpool.types import utc
+from taskpool.document_types import Count, Id, Time
+from taskpool.types import TaskStatus, utc
 from taskpool.webhook import Webhook
 
 TYPE_PREFIX: Final = "taskpool.task."
@@ -25,17 +26,17 @@ MOST_RESULT_BYTES: Final = 16 * 1024
 class TaskData(msgspec.Struct, omit_defaults=True, kw_only=True):
     """The task in short, as it was at the event. `result` is there when it is done and the result isn't too large."""
 
-    id: str
-    status: str
-    seq: int
+    id: Id
+    status: TaskStatus
+    seq: Count
     type: str = ""
     queue: str = ""
     tags: Sequence[str] = ()
-    attempt: int = 0
-    max_attempts: int = 1
-    created_at: str | None = None
-    started_at: str | None = None
-    ended_at: str | None = None
+    attempt: Count = 0
+    max_attempts: Count = 1
+    created_at: Time | None = None
+    started_at: Time | None = None
+    ended_at: Time | None = None
     result: msgspec.Raw | UnsetType = UNSET
     error: str | None = None
     reason: str | None = None
@@ -49,8 +50,8 @@ class Message(msgspec.Struct, kw_only=True):
     id: str
     source: str = SOURCE
     type: str
-    time: str
-    subject: str
+    time: Time
+    subject: Id
     datacontenttype: str = "application/json"
     data: TaskData
 
@@ -123,7 +124,7 @@ def message_body(entry: OutboxEntry, result: bytes | None) -> bytes:
     event = entry.event
     data = TaskData(
         id=entry.task,
-        status=event["status"],
+        status=TaskStatus(event["status"]),
         seq=event["seq"],
         type=entry.type,
         queue=entry.queue,
@@ -143,7 +144,7 @@ def message_body(entry: OutboxEntry, result: bytes | None) -> bytes:
 
 def trial_body(webhook: Webhook, now_ms: int) -> bytes:
     """The body of a message that only tries whether an endpoint hears."""
-    data = TaskData(id="test", status="done", seq=1)
+    data = TaskData(id="test", status=TaskStatus.DONE, seq=1)
     return _encode(data, TEST_EVENT, now_ms, f"{webhook.id}.{now_ms}")
 
 

@@ -59,6 +59,10 @@ class Contract:
             for method, operation in methods.items()
             if method in METHODS
         }
+        for _, _, operation in self.operations.values():
+            operation["responses"] = {
+                status: self._referred("responses", answer) for status, answer in operation["responses"].items()
+            }
         self.kept: set[Promise] = set()
         self._closed = {name: _closed(schema) for name, schema in document["components"]["schemas"].items()}
         self._validators: dict[str, Any] = {}
@@ -100,7 +104,7 @@ class Contract:
         self.kept.add(Promise(id, status, kind))
 
     def _check_headers(self, id: str, status: str, described: Object, given: httpx.Headers, at: str) -> None:
-        known = {name.lower(): (name, self._resolved(header)) for name, header in described.items()}
+        known = {name.lower(): (name, self._referred("headers", header)) for name, header in described.items()}
         assert set(given) - ON_EVERY_ANSWER <= known.keys(), f"{at}: headers that aren't in the document: {given}"
         for lower, (name, header) in known.items():
             assert lower in given or not header.get("required"), f"{at}: no {name}"
@@ -110,9 +114,10 @@ class Contract:
                 jsonschema_rs.validate(schema, value)
                 self.kept.add(Promise(id, status, f"header {name}"))
 
-    def _resolved(self, header: Object) -> Object:
-        name = header.get("$ref", "").rpartition("/")[2]
-        found: Object = self.document["components"]["headers"][name] if name else header
+    def _referred(self, kind: str, part: Object) -> Object:
+        """A part of the document, or the component of this kind that it refers to."""
+        name = part.get("$ref", "").rpartition("/")[2]
+        found: Object = self.document["components"][kind][name] if name else part
         return found
 
     def _validator(self, name: str, schema: Object) -> Any:

@@ -14,7 +14,8 @@ from starlette.routing import Route
 
 from api.access import READ, Guarded
 from api.app import create_app
-from api.openapi import HEADERS, TAGS, describe
+from api.openapi import TAGS, describe
+from api.openapi_answers import HEADERS
 from api.openapi_schemas import with_refs
 from api.operation import operation_of
 from api.problems import KINDS, TYPE_PREFIX
@@ -100,11 +101,15 @@ def test_what_declarations_name_exists(app: Starlette) -> None:
 
 
 def test_every_problem_is_described_by_its_type(app: Starlette) -> None:
-    responses = document(app)["paths"]["/tasks/{id}/stop"]["post"]["responses"]
+    described = document(app)
+    responses = described["paths"]["/tasks/{id}/stop"]["post"]["responses"]
+    problems = described["components"]["responses"]
 
-    schema = responses["409"]["content"]["application/problem+json"]["schema"]
+    assert responses["409"] == {"$ref": "#/components/responses/task-conflict"}
+    schema = problems["task-conflict"]["content"]["application/problem+json"]["schema"]
     assert schema["properties"]["type"] == {"enum": [TYPE_PREFIX + "task-conflict"]}
-    assert "Retry-After" in responses["503"]["headers"]
+    assert responses["503"] == {"$ref": "#/components/responses/redis-unavailable"}
+    assert "Retry-After" in problems["redis-unavailable"]["headers"]
 
 
 def test_nothing_that_is_answered_is_said_to_be_null(app: Starlette) -> None:
