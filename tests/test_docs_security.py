@@ -1,0 +1,46 @@
+"""docs/security.md says of every route who may use it, and of the audit what it has words for."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from taskpool import apikey
+from tests.test_api_access import guards
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "docs" / "security.md").read_text()
+
+
+def rows(heading: str) -> dict[str, str]:
+    """The second cells of the table under this line, by the first."""
+    lines = TEXT.partition(heading + "\n")[2].splitlines()[1:]
+    cells = [line.strip("|").split("|") for line in lines[: lines.index("")]]
+    return {first.strip(): second for first, second in cells}
+
+
+def routes(cell: str) -> set[tuple[str, str]]:
+    """Path and method of each route in a cell."""
+    return {(path, method) for method, path in re.findall(r"`([A-Z]+) (/[^`]*)`", cell)}
+
+
+def test_the_table_of_scopes_says_what_each_route_asks_of_its_caller() -> None:
+    served = {where: access for where, access in guards().items() if where[1] != "HEAD"}
+    told = {row: routes(cell) for row, cell in rows("| scope | what it opens |").items()}
+
+    assert told.pop("none, and no key") == {where for where, access in served.items() if access.public}
+    assert told.pop("any key") == {where for where, a in served.items() if a.scope is None and not a.public}
+    assert told.pop("not for a key of a project") == {where for where, access in served.items() if access.whole}
+    assert told.pop("also with a ticket") == {where for where, access in served.items() if access.ticket}
+    assert told == {
+        f"`{scope}`": {where for where, access in served.items() if access.scope is scope} for scope in apikey.Scope
+    }
+
+
+def test_the_table_of_the_audit_has_every_word_that_the_code_has() -> None:
+    code = "".join(path.read_text() for folder in ("taskpool", "api") for path in (ROOT / folder).rglob("*.py"))
+    words = set(re.findall(r'(?:entry\(by|note\([^"]*), "([a-z]+\.[a-z]+)"', code))
+    told = set(re.findall(r"`([a-z]+\.[a-z]+)`", " ".join(rows("| `what` | |"))))
+
+    assert "task.submitted" in words
+    assert told == words
