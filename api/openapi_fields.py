@@ -11,16 +11,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from taskpool.apikey import LONGEST_S as LONGEST_KEY_S
-from taskpool.apikey import MOST_NAMES, PROJECT
+from taskpool.apikey import MOST_A_MINUTE, MOST_NAMES, PROJECT
 from taskpool.names import QUEUE_NAME, TYPE_NAME
 from taskpool.submission import LONGEST_S, MOST_ATTEMPTS, MOST_PARENTS, MOST_TAGS, TAG, TASK_ID
+from taskpool.types import TaskStatus
 from taskpool.unique import KEY as UNIQUE_KEY
 from taskpool.webhook import TOLD
+from taskpool.webhook_fields import LONGEST_DESCRIPTION
+from taskpool.webhook_fields import MOST_NAMES as MOST_FILTERED
 from taskpool.webhook_target import LONGEST_URL
 
 Object = dict[str, Any]
 
 LEAST_S: Final = 0.001
+_FOUR: Final = "[A-Za-z0-9+/]{4}"
+SECRET: Final = f"^whsec_(({_FOUR}){{8,20}}([A-Za-z0-9+/]{{3}}=)?|({_FOUR}){{8,21}}([A-Za-z0-9+/]{{2}}==)?)$"
+"""24 to 64 bytes in base64."""
 
 
 def _says(description: str, **limits: Any) -> Object:
@@ -90,6 +96,40 @@ OF_A_KEY: Final[Mapping[str, Object]] = {
     "types": _names("The only task types that it may submit.", TYPE_NAME),
     "queues": _names("The only queues that it may submit to.", QUEUE_NAME),
     "expires_in_s": _says("When it ends; if not given, never.", minimum=1, maximum=LONGEST_KEY_S),
+    "rate_limit": _says(
+        "How many requests a minute it may make, 0 for any number; if not given, what the server allows each key.",
+        minimum=0,
+        maximum=MOST_A_MINUTE,
+    ),
+}
+
+
+def _filter(description: str, **items: Any) -> Object:
+    return _says(
+        description + " If not given, or empty, all.", maxItems=MOST_FILTERED, items={"type": "string", **items}
+    )
+
+
+_A_SECRET: Final = _says(
+    "What signs: `whsec_` and 24 to 64 bytes in base64. If not given, one is made.", pattern=SECRET, writeOnly=True
+)
+
+OF_A_WEBHOOK: Final[Mapping[str, Object]] = {
+    "url": _says("Where to. Which targets are allowed is for the server to say.", maxLength=LONGEST_URL, format="uri"),
+    "events": _says(
+        "The events that it is told; if not given, the ends: with `statuses`, all but `progress`.",
+        minItems=1,
+        maxItems=len(TOLD),
+        items={"enum": [*TOLD]},
+    ),
+    "types": _filter("Of tasks of these types.", pattern=_pattern(TYPE_NAME)),
+    "queues": _filter("Of tasks in these queues.", pattern=_pattern(QUEUE_NAME)),
+    "tags": _filter("Of tasks with one of these tags.", pattern=_pattern(TAG)),
+    "statuses": _filter("When the task has one of these.", enum=[*TaskStatus]),
+    "description": _says("For people.", maxLength=LONGEST_DESCRIPTION),
+    "enabled": _says("Whether it is told at all."),
+    "project": _says("The only one whose tasks it is told of; if not given, all.", pattern=_pattern(PROJECT)),
+    "secret": _A_SECRET,
 }
 
 _A_TIME_AND_A_DELAY: Final = {
@@ -127,6 +167,9 @@ FIELDS: Final[Mapping[str, tuple[Mapping[str, Object], Sequence[Object]]]] = {
         ({"not": _A_TIME_AND_A_DELAY}, {"not": _EVENTS_FOR_NOBODY}, {"not": _TWO_ENDS_OF_A_KEY}, {"not": _NO_KEY}),
     ),
     "KeySpec": (OF_A_KEY, ({"not": _A_BOUND_ADMIN},)),
+    "NewWebhook": (OF_A_WEBHOOK, ()),
+    "WebhookFields": (OF_A_WEBHOOK, ()),
+    "NewSecret": ({"secret": _A_SECRET}, ()),
 }
 """By the type of a body: its fields, and what holds for several of them at once."""
 
@@ -137,7 +180,7 @@ def with_limits(name: str, schema: Object) -> Object:
         return schema
     fields, rules = FIELDS[name]
     properties = {field: _narrowed(plain, fields.get(field, {})) for field, plain in schema["properties"].items()}
-    return {**schema, "properties": properties, "allOf": rules}
+    return {**schema, "properties": properties, **({"allOf": rules} if rules else {})}
 
 
 def _narrowed(schema: Object, limits: Object) -> Object:

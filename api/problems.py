@@ -60,7 +60,7 @@ KINDS: Final[Mapping[str, tuple[int, str]]] = {
     "headers-timeout": (408, "The headers didn't arrive in time"),
     "task-conflict": (409, "The task's status doesn't allow that"),
     "unique-conflict": (409, "Another task holds the unique key"),
-    "webhook-conflict": (409, "The webhook can't be changed now"),
+    "webhook-conflict": (409, "The webhook doesn't allow that now"),
     "delivery-busy": (409, "The delivery is being sent at this moment"),
     "body-too-large": (413, "The body is too large"),
     "unsupported-media-type": (415, "The body must be JSON"),

@@ -32,7 +32,7 @@ from taskpool.webhook_document import (
     secret_document,
     webhook_document,
 )
-from taskpool.webhook_fields import WebhookFields
+from taskpool.webhook_fields import NewWebhook, WebhookFields
 from taskpool.webhook_store import MOST_OVERLAP_S, OVERLAP_S
 from taskpool.webhook_target import Allowed
 
@@ -63,7 +63,7 @@ class WebhookRoutes:
     @operation(
         "create_webhook",
         tag="webhooks",
-        body=WebhookFields,
+        body=NewWebhook,
         body_fault="invalid-webhook",
         answers={201: Answer(WebhookDocument, headers=("Location",))},
         problems=["webhook-conflict"],
@@ -71,7 +71,8 @@ class WebhookRoutes:
     async def create(self, request: Request) -> Json:
         """POST /webhooks: make a standing endpoint; 201 with it and its secret."""
         caller = _caller(request)
-        fields = await self._fields(request)
+        body = await read_json(request.scope, request.receive, self._max_body_bytes)
+        fields = read_as(body, NewWebhook, "invalid-webhook")
         plan = webhook_store.create_webhook(fields, caller.project, self._allowed, caller.actor())
         webhook = await self._store.carry_out(plan)
         location = (b"location", b"/webhooks/" + webhook.id.encode())
@@ -94,9 +95,13 @@ class WebhookRoutes:
         problems=OF_ONE,
     )
     async def update(self, request: Request) -> Json:
-        """PATCH /webhooks/{webhook}: change what is given of an endpoint."""
+        """PATCH /webhooks/{webhook}: change what is given of an endpoint.
+
+        Its project stays, and its secret is replaced at a path of its own. What waits for it goes to a new URL.
+        """
         caller = _caller(request)
-        fields = await self._fields(request)
+        body = await read_json(request.scope, request.receive, self._max_body_bytes)
+        fields = read_as(body, WebhookFields, "invalid-webhook")
         plan = webhook_store.update_webhook(_id(request), fields, caller.project, self._allowed, caller.actor())
         return Json(webhook_document(await self._store.carry_out(plan)))
 
@@ -104,7 +109,7 @@ class WebhookRoutes:
         "remove_webhook",
         tag="webhooks",
         answers={204: None},
-        problems=[*OF_ONE, "invalid-webhook"],
+        problems=OF_ONE,
     )
     async def remove(self, request: Request) -> NoContent:
         """DELETE /webhooks/{webhook}: 204; the endpoint is gone with its deliveries."""
@@ -144,13 +149,13 @@ class WebhookRoutes:
         "test_webhook",
         tag="webhooks",
         answers={202: DeliveryDocument},
-        problems=[*OF_ONE, "invalid-webhook", "delivery-not-found"],
+        problems=OF_ONE,
     )
     async def test(self, request: Request) -> Json:
         """POST /webhooks/{webhook}/test: send a message that only tries whether the endpoint hears."""
         caller = _caller(request)
-        id = await self._store.carry_out(webhook_store.send_test(_id(request), caller.project))
-        return Json(delivery_document(await self._store.carry_out(delivery.get_delivery(id))), status=202)
+        sent = await self._store.carry_out(webhook_store.send_test(_id(request), caller.project))
+        return Json(delivery_document(sent), status=202)
 
     @operation(
         "list_deliveries",
@@ -186,10 +191,6 @@ class WebhookRoutes:
         again = await self._store.carry_out(delivery.replay(found.id))
         await self._store.run(audit.note(caller.actor(), "delivery.replayed", found.id))
         return Json(delivery_document(again), status=202)
-
-    async def _fields(self, request: Request) -> WebhookFields:
-        body = await read_json(request.scope, request.receive, self._max_body_bytes)
-        return read_as(body, WebhookFields, "invalid-webhook")
 
     async def _delivery(self, request: Request, caller: Caller) -> Delivery:
         """The delivery in the path, if its endpoint is one that the caller sees."""

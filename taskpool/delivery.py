@@ -17,7 +17,7 @@ from taskpool.cursor import decode_cursor, encode_cursor
 from taskpool.errors import DeliveryBusy, DeliveryNotFound
 from taskpool.lua import Script
 from taskpool.types import Page
-from taskpool.webhook import CALLBACK, DeliveryStatus, Webhook
+from taskpool.webhook import DeliveryStatus, Webhook, is_callback
 from taskpool.webhook_message import OutboxEntry, read_entry
 
 Outcome = Literal["delivered", "failed", "dead", "given_back"]
@@ -86,7 +86,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_callback(self) -> bool:
         """Whether it goes to its task's own callback."""
-        return self.webhook == CALLBACK or self.webhook.startswith(CALLBACK + ".")
+        return is_callback(self.webhook)
 
 
 # --- what supervisors ask ---------------------------------------------------------------------------------------------

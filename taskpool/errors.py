@@ -9,7 +9,7 @@ TaskpoolError
 ├── NotAllowed                 who submits may not use that type or that queue
 ├── TaskNotFound               no task has this id
 ├── WebhookNotFound            no webhook has this id
-├── WebhookConflict            somebody else changed it, or there are too many
+├── WebhookConflict            that can't be done with it now
 ├── DeliveryNotFound           no delivery has this id
 ├── DeliveryBusy               it is being sent at this moment
 ├── TaskConflict               the task's status doesn't allow that
@@ -105,7 +105,8 @@ class WebhookNotFound(TaskpoolError):
 
 
 class WebhookConflict(TaskpoolError):
-    """Raised when a webhook can't be stored now: somebody else changed it meanwhile, or there are too many."""
+    """Raised when a webhook isn't one with which that can be done now: somebody else changed it meanwhile, it is
+    disabled, it is a built-in one, or there are too many."""
 
 
 class DeliveryNotFound(TaskpoolError):

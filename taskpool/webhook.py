@@ -27,6 +27,11 @@ CALLBACK: Final = "callback"
 """The built-in endpoint behind all callback URLs: it has their secret and lists their deliveries."""
 
 
+def is_callback(id: str) -> bool:
+    """Whether this is the id of a built-in endpoint: `callback`, or `callback.` and a project."""
+    return id == CALLBACK or id.startswith(CALLBACK + ".")
+
+
 class DeliveryStatus(StrEnum):
     """Where a message to an endpoint is: still to be sent, arrived, or given up."""
 

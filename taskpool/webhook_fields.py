@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, UnsetType
 
 from taskpool.apikey import PROJECT
 from taskpool.errors import FieldError
@@ -16,37 +16,37 @@ from taskpool.signature import secret_fault
 from taskpool.submission import TAG
 from taskpool.types import TaskStatus
 from taskpool.webhook import events_faults
-from taskpool.webhook_target import LONGEST_URL, Allowed, parse_target
+from taskpool.webhook_target import Allowed, parse_target
 
 MOST_NAMES: Final = 50
 LONGEST_DESCRIPTION: Final = 500
+FILTERS: Final = ("types", "queues", "tags", "statuses")
 
 
 class WebhookFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What can be chosen of an endpoint; what isn't given stays as it is, or gets its default."""
+    """What can be changed of an endpoint; what isn't given stays as it is."""
 
-    url: (
-        Annotated[str, Meta(max_length=LONGEST_URL, description="where to; public, or allowed by a setting")]
-        | UnsetType
-    ) = UNSET
-    events: Annotated[list[str], Meta(description="the events it is told; else the four ends")] | UnsetType = UNSET
-    types: Annotated[list[str], Meta(description="of tasks of these types alone")] | UnsetType = UNSET
-    queues: Annotated[list[str], Meta(description="of tasks of these queues alone")] | UnsetType = UNSET
-    tags: Annotated[list[str], Meta(description="of tasks with one of these tags alone")] | UnsetType = UNSET
-    statuses: Annotated[list[str], Meta(description="when the task has one of these")] | UnsetType = UNSET
-    description: Annotated[str, Meta(max_length=LONGEST_DESCRIPTION)] | UnsetType = UNSET
+    url: str | UnsetType = UNSET
+    events: list[str] | UnsetType = UNSET
+    types: list[str] | UnsetType = UNSET
+    queues: list[str] | UnsetType = UNSET
+    tags: list[str] | UnsetType = UNSET
+    statuses: list[str] | UnsetType = UNSET
+    description: str | UnsetType = UNSET
     enabled: bool | UnsetType = UNSET
-    project: Annotated[str, Meta(description="of this project's tasks alone; chosen once")] | UnsetType = UNSET
-    secret: Annotated[str, Meta(description="`whsec_` and base64; else one is made")] | UnsetType = UNSET
 
     def given(self) -> dict[str, Any]:
         """The fields that are there."""
         pairs = ((name, getattr(self, name)) for name in self.__struct_fields__)
-        return {
-            name: tuple(dict.fromkeys(value)) if isinstance(value, list) else value
-            for name, value in pairs
-            if value is not UNSET
-        }
+        return {name: value for name, value in pairs if value is not UNSET}
+
+
+class NewWebhook(WebhookFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a new endpoint is to be. What isn't given has its default; a secret is made."""
+
+    url: str
+    project: str | UnsetType = UNSET
+    secret: str | UnsetType = UNSET
 
 
 def field_faults(given: dict[str, Any], allowed: Allowed) -> Iterator[FieldError]:
@@ -64,7 +64,7 @@ def field_faults(given: dict[str, Any], allowed: Allowed) -> Iterator[FieldError
         yield FieldError("/secret", fault)
     if "project" in given and not PROJECT.fullmatch(given["project"]):
         yield FieldError("/project", "must be 1 to 64 letters, digits, '_', '-' or '.'")
-    for field in ("types", "queues", "tags", "statuses"):
+    for field in FILTERS:
         yield from _name_faults(field, given.get(field, ()))
 
 

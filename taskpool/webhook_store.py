@@ -16,13 +16,13 @@ from taskpool import keys
 from taskpool.apikey import PROJECT
 from taskpool.audit import Actor, entry
 from taskpool.calls import Call, Plan
-from taskpool.delivery import NewDelivery, deliver
-from taskpool.errors import FieldError, InvalidWebhook, WebhookConflict, WebhookNotFound
+from taskpool.delivery import Delivery, NewDelivery, deliver, get_delivery
+from taskpool.errors import DeliveryNotFound, FieldError, InvalidWebhook, WebhookConflict, WebhookNotFound
 from taskpool.lua import Script
 from taskpool.signature import new_secret, secret_fault
 from taskpool.submission import new_id
-from taskpool.webhook import CALLBACK, STEPS, TOLD, Webhook
-from taskpool.webhook_fields import WebhookFields, field_faults
+from taskpool.webhook import CALLBACK, STEPS, TOLD, Webhook, is_callback
+from taskpool.webhook_fields import NewWebhook, WebhookFields, field_faults
 from taskpool.webhook_message import TEST_EVENT, TYPE_PREFIX, trial_body
 from taskpool.webhook_target import Allowed
 
@@ -53,9 +53,7 @@ def get_webhook(id: str, project: str | None) -> Plan[Webhook]:
     return webhook
 
 
-def create_webhook(
-    fields: WebhookFields, project: str | None, allowed: Allowed, by: Actor | None = None
-) -> Plan[Webhook]:
+def create_webhook(fields: NewWebhook, project: str | None, allowed: Allowed, by: Actor | None = None) -> Plan[Webhook]:
     """Store a new endpoint.
 
     Raises:
@@ -63,18 +61,16 @@ def create_webhook(
         WebhookConflict: there are too many.
     """
     given = fields.given()
-    faults = [
-        *([] if "url" in given else [FieldError("/url", "this field is required")]),
-        *field_faults(given, allowed),
-    ]
+    faults = list(field_faults(given, allowed))
+    if project is not None and given.setdefault("project", project) != project:
+        faults.append(FieldError("/project", f"must be {project}, to which the caller belongs"))
     if faults:
         raise InvalidWebhook(faults)
     if "events" not in given and given.get("statuses"):
         given["events"] = STEPS
     (now_ms,) = yield (_now(),)
-    if project is not None:
-        given["project"] = project
-    webhook = Webhook(**{"secret": new_secret(), **given}, id="wh_" + new_id(), created_ms=now_ms, updated_ms=now_ms)
+    chosen = {"secret": new_secret(), **_once_each(given)}
+    webhook = Webhook(**chosen, id="wh_" + new_id(), created_ms=now_ms, updated_ms=now_ms)
     yield from _put(webhook, 0, entry(by, "webhook.created", webhook.id))
     return webhook
 
@@ -87,21 +83,17 @@ def update_webhook(
     Raises:
         WebhookNotFound
         InvalidWebhook
-        WebhookConflict: somebody else changes it all the time.
+        WebhookConflict: somebody else changes it all the time, or it is a built-in one.
     """
     given = fields.given()
     faults = list(field_faults(given, allowed))
-    if "secret" in given:
-        faults.append(FieldError("/secret", "POST to the endpoint's /secret to replace it"))
-    if "project" in given:
-        faults.append(FieldError("/project", "an endpoint stays with its project: make another one"))
-    if _is_callback(id) and given:
-        faults.append(FieldError("", "the built-in endpoint of callbacks can't be changed"))
     if faults:
         raise InvalidWebhook(faults)
+    if is_callback(id):
+        raise WebhookConflict("the built-in endpoint of callbacks can't be changed; its secret can")
     if "enabled" in given:
         given["disabled_reason"] = None if given["enabled"] else "disabled by hand"
-    return (yield from _change(id, project, given, entry(by, "webhook.changed", id)))
+    return (yield from _change(id, project, _once_each(given), entry(by, "webhook.changed", id)))
 
 
 def disable_webhook(id: str, reason: str) -> Plan[None]:
@@ -139,10 +131,10 @@ def remove_webhook(id: str, project: str | None, by: Actor | None = None) -> Pla
 
     Raises:
         WebhookNotFound
-        InvalidWebhook: it is the built-in one.
+        WebhookConflict: somebody else changes it all the time, or it is a built-in one.
     """
-    if _is_callback(id):
-        raise InvalidWebhook([FieldError("", "the built-in endpoint of callbacks can't be removed")])
+    if is_callback(id):
+        raise WebhookConflict("the built-in endpoint of callbacks can't be removed")
     for _ in range(RETRIES):
         webhook, _now_ms = yield from _get(id, project)
         arguments = (webhook.id, "", webhook.revision, MOST_WEBHOOKS, entry(by, "webhook.removed", webhook.id))
@@ -152,17 +144,19 @@ def remove_webhook(id: str, project: str | None, by: Actor | None = None) -> Pla
     raise WebhookConflict(f"the webhook {id} is being changed; try again")
 
 
-def send_test(id: str, project: str | None) -> Plan[str]:
-    """Have a message sent to an endpoint that only tries whether it hears; the delivery's id.
+def send_test(id: str, project: str | None) -> Plan[Delivery]:
+    """Have a message sent to an endpoint that only tries whether it hears.
 
     Raises:
         WebhookNotFound
-        InvalidWebhook: it is disabled, or the built-in one.
+        WebhookConflict: it is disabled, or a built-in one, or too much waits for it already.
     """
     webhook, now_ms = yield from _get(id, project)
-    if not webhook.url or not webhook.enabled:
-        raise InvalidWebhook([FieldError("", "there is nothing to test: it is disabled, or has no URL of its own")])
-    delivery = NewDelivery(
+    if is_callback(id):
+        raise WebhookConflict("the built-in endpoint of callbacks has no URL of its own: there is nothing to test")
+    if not webhook.enabled:
+        raise WebhookConflict(f"the webhook {id} is disabled, so nothing is sent to it: enable it first")
+    trial = NewDelivery(
         f"msg_{now_ms:013d}t{new_id()[-5:]}_{webhook.id}",
         webhook.id,
         webhook.id,
@@ -171,8 +165,11 @@ def send_test(id: str, project: str | None) -> Plan[str]:
         webhook.url,
         trial_body(webhook, now_ms),
     )
-    yield (deliver("", [delivery]),)
-    return delivery.id
+    yield (deliver("", [trial]),)
+    try:
+        return (yield from get_delivery(trial.id))
+    except DeliveryNotFound:
+        raise WebhookConflict(f"so many messages wait for the webhook {id} that it can't be sent another") from None
 
 
 def callback_key(project: str | None) -> str:
@@ -198,7 +195,7 @@ def callback_webhook(project: str | None) -> Plan[Webhook]:
 
 def _get(id: str, project: str | None) -> Plan[tuple[Webhook, int]]:
     """An endpoint and Redis's time in ms."""
-    if _is_callback(id):
+    if is_callback(id):
         of_project = id.removeprefix(CALLBACK).removeprefix(".") or project
         if project in (None, of_project) and (of_project is None or PROJECT.fullmatch(of_project)):
             webhook = yield from callback_webhook(of_project)
@@ -229,7 +226,7 @@ def _put(webhook: Webhook, revision: int, audited: bytes) -> Plan[None]:
 
 
 def _saving(webhook: Webhook, revision: int, audited: bytes = b"") -> Call[str]:
-    most = MOST_WEBHOOKS if not _is_callback(webhook.id) else 10 * MOST_WEBHOOKS
+    most = MOST_WEBHOOKS if not is_callback(webhook.id) else 10 * MOST_WEBHOOKS
     arguments = (webhook.id, msgspec.json.encode(webhook), revision, most, audited)
     return _save.call((*arguments, *TOLD), bytes.decode, again=True)
 
@@ -242,5 +239,5 @@ def _now() -> Call[int]:
     return Call(("TIME",), lambda reply: int(reply[0]) * 1000 + int(reply[1]) // 1000, again=True)
 
 
-def _is_callback(id: str) -> bool:
-    return id == CALLBACK or id.startswith(CALLBACK + ".")
+def _once_each(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(dict.fromkeys(value)) if isinstance(value, list) else value for name, value in given.items()}

@@ -81,16 +81,11 @@ async def while_it_is_sent(walk: Walk, id: str) -> httpx.Response:
     return await walk.ask(id, at=_take(walk))
 
 
-@refusal_of("delivery-not-found", "test_webhook")
+@refusal_of("webhook-conflict", "test_webhook")
 async def to_a_lane_that_is_full(walk: Walk, id: str) -> httpx.Response:
     endpoint = await _endpoint(walk)
     walk.world.redis.zadd(f"{keys.WEBHOOKS_WAITING}{endpoint}", {str(number): 0 for number in range(10_000)})
     return await walk.ask(id, at=endpoint)
-
-
-@refusal_of("invalid-webhook", "remove_webhook", "test_webhook")
-async def that_of_callbacks(walk: Walk, id: str) -> httpx.Response:
-    return await walk.ask(id, at="callback")
 
 
 @refusal_of("webhook-conflict", "update_webhook", "remove_webhook")

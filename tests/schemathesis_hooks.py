@@ -30,6 +30,7 @@ NO_SCHEMA_SAYS = {
     "limit": "has no pages",
     "name": "printable",
     "run_at": "from 1970 to 2999",
+    "url": "",
 }
 """Fields whose right values are those that the server has given out, or that it allows, and what it says of others."""
 

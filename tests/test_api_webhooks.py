@@ -134,9 +134,10 @@ async def test_the_secret_of_callbacks_is_read_and_replaced_and_nothing_else(cli
     assert first == again
     assert rotated["previous_secret"] == first["secret"]
     assert (await client.get("/webhooks")).json() == {"webhooks": []}
-    assert (await client.patch("/webhooks/callback", json={"url": URL})).status_code == 422
-    assert (await client.delete("/webhooks/callback")).status_code == 422
-    assert (await client.post("/webhooks/callback/test")).status_code == 422
+    for id in ("callback", "callback.us"):
+        assert (await client.patch(f"/webhooks/{id}", json={"url": URL})).status_code == 409
+        assert (await client.delete(f"/webhooks/{id}")).status_code == 409
+        assert (await client.post(f"/webhooks/{id}/test")).status_code == 409
 
 
 async def test_a_test_message_is_a_delivery_that_can_be_read_listed_and_replayed(client: httpx.AsyncClient) -> None:
@@ -156,6 +157,17 @@ async def test_a_test_message_is_a_delivery_that_can_be_read_listed_and_replayed
     assert replayed.status_code == 202
     assert len((await client.get(path, params={"status": "pending"})).json()["deliveries"]) == 3
     assert (await client.get(path, params={"status": "dead"})).json() == {"deliveries": []}
+
+
+async def test_an_endpoint_that_is_disabled_is_sent_no_test(client: httpx.AsyncClient) -> None:
+    path = f"/webhooks/{(await create(client, enabled=False))['id']}"
+
+    refused = await client.post(path + "/test")
+    enabled = await client.patch(path, json={"enabled": True})
+
+    assert refused.json()["type"] == "urn:taskpool:problem:webhook-conflict"
+    assert "disabled_reason" not in enabled.json()
+    assert (await client.post(path + "/test")).status_code == 202
 
 
 @pytest.mark.parametrize(

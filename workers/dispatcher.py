@@ -125,11 +125,11 @@ class Dispatcher:
             NewDelivery(_id(entry, each.id), each.id, each.id, entry.task, event, each.url, body) for each in endpoints
         ]
         if entry.callback_url:
-            try:
-                lane = "callback:" + parse_target(entry.callback_url, self._allowed).authority
-            except ValueError:  # it was allowed when the task was submitted
-                lane = "callback"
             key = callback_key(entry.project)
+            try:
+                lane = f"{key}:{parse_target(entry.callback_url, self._allowed).authority}"
+            except ValueError:  # it was allowed when the task was submitted
+                lane = key
             made.append(NewDelivery(_id(entry, "callback"), lane, key, entry.task, event, entry.callback_url, body))
         return made
 
@@ -187,7 +187,7 @@ class Dispatcher:
             return None, "dead", "the endpoint is disabled"
         keys = taken.endpoint.keys(taken.taken_ms)
         headers = signed_headers(taken.id, taken.taken_ms // 1000, taken.body, keys)
-        answer = await self._sender.send(taken.url, headers, taken.body)
+        answer = await self._sender.send(taken.endpoint.url or taken.url, headers, taken.body)
         return answer, *self._judge(taken, answer)
 
     def _judge(self, taken: Taken, answer: Answer) -> tuple[Outcome, str | None]:
