@@ -16,9 +16,8 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.access import ADMIN, ANYONE, PUBLIC, READ, READ_ALL, STOP, STREAM, WRITE, Guarded
-from api.front import Front, fail
+from api.front import Front, go_on
 from api.gate import Gate
-from api.headers import told_to_browsers
 from api.hub import Hub
 from api.longpoll import LongPolls
 from api.origins import read_origins
@@ -47,10 +46,11 @@ class Application(Starlette):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, one socket or the application's life."""
+        scope["app"] = self
         if self.middleware_stack is None:
-            front = Front(self.build_middleware_stack(), self._handling(fail), self.routes)
-            self.middleware_stack = told_to_browsers(front, self.origins)
-        await super().__call__(scope, receive, send)
+            rest = self.build_middleware_stack()
+            self.middleware_stack = Front(rest, self._handling(go_on), self.routes, origins=self.origins)
+        await self.middleware_stack(scope, receive, send)
 
     def _handling(self, app: ASGIApp) -> ASGIApp:
         """`app` within Starlette's handling of what is raised."""

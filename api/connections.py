@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from api import whole
 from api.addresses import network
 from api.problems import Problem, retry_after
 
@@ -119,6 +120,10 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unfinished_bytes += len(data)
         if self._unfinished_bytes > MOST_HEAD_BYTES and not self._is_upgraded() and not self.transport.is_closing():
             self._refuse_head()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        whole.offer(cycle)
+        super()._start_asgi_task(cycle, app)
 
     def pause_writing(self) -> None:
         """The client doesn't read as fast as it is answered."""

@@ -13,23 +13,33 @@ from typing import Final
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api import whole
+from api.headers import told_to_browsers
 from api.resource import Resource
 
-FAILURE: Final = "taskpool.failure"
+ANSWER: Final = "taskpool.answer"
 _LAST_NAMED: Final = re.compile(r"(/[^{}]*)/{(\w+)}")
 
 
-async def fail(scope: Scope, receive: Receive, send: Send) -> None:
-    """An application that raises what failed in `Front`."""
-    failure: Exception = scope[FAILURE]
-    raise failure
+async def go_on(scope: Scope, receive: Receive, send: Send) -> None:
+    """An application that sends the answer `Front` was given, or raises what it was given instead."""
+    answer: ASGIApp | Exception = scope[ANSWER]
+    if isinstance(answer, Exception):
+        raise answer
+    await answer(scope, receive, send)
 
 
 class Front:
-    """ASGI: `app` answers whatever isn't an HTTP request for one of `routes`, `failed` (around `fail`) what fails."""
+    """ASGI: `app` answers whatever isn't an HTTP request for one of `routes`, `failed` (around `go_on`) what fails.
 
-    def __init__(self, app: ASGIApp, failed: ASGIApp, routes: Iterable[BaseRoute]) -> None:
-        self._app, self._failed = app, failed
+    `origins`: see `told_to_browsers`, which all answers go through that aren't written whole.
+    """
+
+    def __init__(
+        self, app: ASGIApp, failed: ASGIApp, routes: Iterable[BaseRoute], *, origins: frozenset[str] = frozenset()
+    ) -> None:
+        self._app, self._failed, self._sent = [told_to_browsers(each, origins) for each in (app, failed, go_on)]
+        self._is_shared = bool(origins)
         resources = {
             route.path: route.endpoint
             for route in routes
@@ -41,10 +51,22 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or hand it on."""
-        resource = self._resource(scope) if scope["type"] == "http" and not scope.get("root_path") else None
+        resource = self._resource(scope) if scope["type"] == "http" else None
         if resource is None:
             await self._app(scope, receive, send)
             return
+        try:
+            answer = await resource.respond(scope, receive, send)
+            if not self._is_shared and whole.write(answer, scope):
+                return
+        except Exception as failure:
+            scope[ANSWER] = failure
+            await self._failed(scope, receive, send)
+        else:
+            await self._send(answer, scope, receive, send)
+
+    async def _send(self, answer: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send an answer the usual way."""
         has_begun = False
 
         async def noting(message: Message) -> None:
@@ -53,15 +75,18 @@ class Front:
             await send(message)
 
         try:
-            await resource(scope, receive, noting)
+            scope[ANSWER] = answer
+            await self._sent(scope, receive, noting)
         except Exception as failure:
             if has_begun:  # there is nothing left to answer: the server ends the connection
                 raise
-            scope[FAILURE] = failure
+            scope[ANSWER] = failure
             await self._failed(scope, receive, send)
 
     def _resource(self, scope: Scope) -> Resource | None:
         path: str = scope["path"]
+        if scope.get("root_path") or (self._is_shared and scope["method"] == "OPTIONS"):  # which CORS may be for
+            return None
         resource = self._exact.get(path)
         if resource is not None:
             scope["path_params"] = {}

@@ -9,6 +9,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.rate import RATE_KEY
 
+Header = tuple[bytes, bytes]
+
 SECURITY: Final = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -17,6 +19,7 @@ SECURITY: Final = (
 CSP: Final = b"content-security-policy"
 NOTHING: Final = (CSP, b"default-src 'none'; frame-ancestors 'none'")
 """For JSON. A page brings a policy of its own."""
+ALWAYS: Final[tuple[Header, ...]] = (*SECURITY, NOTHING)
 
 METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 ASKED: Final = (

@@ -6,7 +6,7 @@ Starlette's own routes name only the methods of the first one that matches the p
 from __future__ import annotations
 
 from starlette.requests import Request
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.access import Guarded
 from api.gate import Gate
@@ -28,15 +28,20 @@ class Resource:
         self._allow = ", ".join(self.methods)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request. Raises Problem: 401, 403, 405."""
+        """Answer one request. Raises: as `respond`."""
+        response = await self.respond(scope, receive, send)
+        await response(scope, receive, send)
+
+    async def respond(self, scope: Scope, receive: Receive, send: Send) -> ASGIApp:
+        """The answer to one request, which is still to be sent. Raises Problem: 401, 403, 405, 429."""
         guarded = self.guarded.get(scope["method"])
         if guarded is None:
             detail = f"{scope['method']} isn't possible here; allowed: {self._allow}"
             raise Problem("method-not-allowed", detail, headers=[(b"allow", self._allow.encode())])
         if not guarded.access.public:
             await self._gate.admit(scope, guarded.access)
-        response = await guarded.handler(Request(scope, receive, send))
-        await response(scope, receive, send)
+        response: ASGIApp = await guarded.handler(Request(scope, receive, send))
+        return response
 
 
 class Socket:

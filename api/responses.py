@@ -21,7 +21,13 @@ _NO_STORE: Final = (b"cache-control", b"no-store")
 _CLOSE: Final = (b"connection", b"close")
 
 
-class Json(Response):
+class Whole(Response):
+    """An answer that is all there; `raw_headers` and `body` are made by hand. `unread_body`: see `_finish_unread`."""
+
+    unread_body = False
+
+
+class Json(Whole):
     """`document` as JSON; never stored by caches. `unread_body`: see `_finish_unread`."""
 
     def __init__(
@@ -53,7 +59,7 @@ class Json(Response):
             await _finish_unread(receive, send)
 
 
-class NotModified(Response):
+class NotModified(Whole):
     """304: the sender has the representation with this tag."""
 
     def __init__(self, tag: bytes) -> None:
