@@ -67,8 +67,7 @@ class SubmitRoutes:
         if wishes.traceparent is not None:
             (spec,) = _traced([spec], wishes)
         once = None if wishes.key is None else _once(wishes.key, caller_of(scope), b"/tasks", document)
-        by = caller_of(scope).actor()
-        submitted = await self._pool.store.carry_out(self._pool.submitting(spec, once, by))
+        submitted = await self._pool.submit(spec, once, by=caller_of(scope).actor())
         receipt = submitted.receipts[0]
         headers = [(b"location", b"/tasks/" + receipt.id.encode())]
         if submitted.is_replayed:
@@ -96,8 +95,7 @@ class SubmitRoutes:
             specs = _traced(specs, wishes)
         once = None if wishes.key is None else _once(wishes.key, caller_of(scope), b"/tasks/batch", document)
         try:
-            by = caller_of(scope).actor()
-            submitted = await self._pool.store.carry_out(self._pool.submitting_many(specs, once, by))
+            submitted = await self._pool.submit_many(specs, once, by=caller_of(scope).actor())
         except UnknownType as error:
             raise _in_batch(error, [spec.type == error.type for spec in specs]) from None
         except UnknownDependency as error:

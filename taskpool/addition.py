@@ -116,7 +116,8 @@ class Added(msgspec.Struct, frozen=True, gc=False):
 
 
 def add(tasks: Sequence[NewTask], once: Once | None = None, audited: bytes = b"") -> Call[Added]:
-    """Add tasks, all or none; with `once`, only if no call with the same key did. `audited`: its entry."""
+    """Add tasks, all or none; with `once`, only if no call with the same key did. `audited`: its entries, one a
+    line."""
     most = tasks[0].max_depth if tasks else 0
     read = partial(_read, most=most)
     if once is None and all(map(_is_plain, tasks)):

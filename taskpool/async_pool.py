@@ -12,9 +12,10 @@ from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Any, Unpack
 
-from taskpool import catalogue, listing, logs, overview, queue, runner, status
+from taskpool import addition, catalogue, entry, listing, logs, overview, queue, runner, status
 from taskpool.addition import Once
 from taskpool.attempt import Outcome
+from taskpool.audit import Actor
 from taskpool.entry import Submitted
 from taskpool.errors import RedisUnavailable, WaitTimeout
 from taskpool.face import Face
@@ -30,6 +31,7 @@ from taskpool.registry import Registry
 from taskpool.settings import Settings
 from taskpool.store import AsyncStore, Store
 from taskpool.subscriptions import Subscriptions
+from taskpool.together import Together
 from taskpool.types import Event, Page, QueuedTask, RunningTask, TaskOptions, TaskRecord, TaskSpec, TaskStatus
 
 
@@ -52,6 +54,7 @@ class AsyncTaskPool(Face):
     ) -> None:
         super().__init__(redis_url, settings, registry)
         self.store = store or AsyncStore(redis_url)
+        self._together = Together(self.store)
         self.subscriptions = Subscriptions(redis_url)
         """The subscribed connection that all share who wait or listen, opened by the first."""
         self.listener = AsyncListener(self.subscriptions)
@@ -87,19 +90,31 @@ class AsyncTaskPool(Face):
         """
         return await self.store.carry_out(self.adding_many(specs))
 
-    async def submit(self, spec: TaskSpec, once: Once | None = None) -> Submitted:
-        """Submit a task and learn its id and status, no more; with `once`, once for an idempotency key.
+    async def submit(self, spec: TaskSpec, once: Once | None = None, *, by: Actor | None = None) -> Submitted:
+        """Submit a task and learn its id and status, no more; with `once`, once for an idempotency key; in the name of
+        `by`. Plain ones of the same moment share one call.
 
         Raises:
             InvalidTask: as `add_task`.
+            NotAllowed: `by` may not use its type or its queue.
             UniqueConflict: as `add_task`.
             KeyReused: the key stands for another submission.
         """
-        return await self.store.carry_out(self.submitting(spec, once))
+        if once is not None:
+            return await self.store.carry_out(self.submitting(spec, once, by))
+        checked = await self.store.carry_out(self.checking(spec, by))
+        audited = entry.audit_of(checked, by)
+        if checked.task.is_plain:
+            added = await self._together.add(checked.task, audited)
+        else:
+            added = await self.store.run(addition.add((checked.task,), None, audited))
+        return entry.submitted((checked,), added)
 
-    async def submit_many(self, specs: Sequence[TaskSpec], once: Once | None = None) -> Submitted:
+    async def submit_many(
+        self, specs: Sequence[TaskSpec], once: Once | None = None, *, by: Actor | None = None
+    ) -> Submitted:
         """Submit a thousand tasks at most in the same way, all or none; pointers start with the task's index."""
-        return await self.store.carry_out(self.submitting_many(specs, once))
+        return await self.store.carry_out(self.submitting_many(specs, once, by))
 
     async def get(self, id: str) -> TaskRecord:
         """The task as it is now.

@@ -52,8 +52,13 @@ def submit(
         checked = yield from check_task(spec, catalogue, registry, defaults, by=by)
     except InvalidTask as error:
         return (yield from _before(once, error))
-    audited = entry(by, "task.submitted", checked.task.id)
-    return _submitted((checked,), (yield from one(addition.add((checked.task,), once, audited))))
+    audited = audit_of(checked, by)
+    return submitted((checked,), (yield from one(addition.add((checked.task,), once, audited))))
+
+
+def audit_of(checked: Checked, by: Actor | None) -> bytes:
+    """The audit's entry of one submission."""
+    return entry(by, "task.submitted", checked.task.id)
 
 
 def submit_many(
@@ -72,7 +77,7 @@ def submit_many(
         return (yield from _before(once, error))
     tasks = [each.task for each in checked]
     audited = entry(by, "task.submitted", tasks[0].id, count=len(tasks), last=tasks[-1].id)
-    return _submitted(checked, (yield from one(addition.add(tasks, once, audited))))
+    return submitted(checked, (yield from one(addition.add(tasks, once, audited))))
 
 
 def _before(once: Once | None, refusal: InvalidTask) -> Plan[Submitted]:
@@ -80,10 +85,15 @@ def _before(once: Once | None, refusal: InvalidTask) -> Plan[Submitted]:
     added = None if once is None else (yield from one(addition.added_before(once)))
     if added is None:
         raise refusal
-    return _submitted((), added)
+    return submitted((), added)
 
 
-def _submitted(checked: Sequence[Checked], added: Added) -> Submitted:
+def submitted(checked: Sequence[Checked], added: Added) -> Submitted:
+    """What became of submissions that one `addition.add` was sent for.
+
+    Raises:
+        InvalidTask, UniqueConflict, KeyReused, QueueFull: as `submit`; none of them was stored.
+    """
     if len(checked) == 1 and len(added.statuses) == 1 and not (added.existing or added.replayed):  # as most are
         return Submitted((Receipt(checked[0].task.id, _status(added.statuses[0])),))
     refuse(checked, added)

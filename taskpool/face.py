@@ -52,9 +52,9 @@ class Face:
         """The plan that adds a thousand at most in the same way."""
         return entry.submit_many(specs, self.catalogue, self.registry, self.defaults, once, by=by)
 
-    def checking(self, spec: TaskSpec) -> Plan[Checked]:
-        """The plan that checks one task as adding it would."""
-        return check_task(spec, self.catalogue, self.registry, self.defaults)
+    def checking(self, spec: TaskSpec, by: Actor | None = None) -> Plan[Checked]:
+        """The plan that checks one task as adding it, in the name of `by`, would."""
+        return check_task(spec, self.catalogue, self.registry, self.defaults, by=by)
 
     def adding_many(self, specs: Sequence[TaskSpec]) -> Plan[list[TaskRecord]]:
         """The plan that adds many."""

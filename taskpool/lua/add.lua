@@ -2,7 +2,7 @@
 --
 -- ARGV[1]  n, the number of tasks
 -- ARGV[2]  most tasks that a queue may hold of each kind (ready, scheduled, waiting for others); '0' = any number
--- ARGV[3]  entry of the audit ('' = none)
+-- ARGV[3]  entries of the audit, one a line ('' = none)
 -- ARGV[4]  '1': no task names others, so nothing of that is looked for
 -- ARGV[5+] for each task:
 --          id, queue, type, front ('1' or ''), run_ms (absolute; '' = now), delay_ms ('' = none),
@@ -269,7 +269,7 @@ for type, pairs_ in pairs(by_type) do
   redis.call('ZADD', KEY.by_type .. type, unpack(pairs_))
   redis.call('SADD', KEY.types_used, type)
 end
-if stores then audit(ARGV[3], true) end
+for entry in string.gmatch(stores and ARGV[3] or '', '[^\n]+') do audit(entry, true) end
 if once_key and once_key ~= '' then
   local answers = {}
   for index, key in ipairs(keys) do
