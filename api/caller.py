@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -42,6 +43,7 @@ class Caller(msgspec.Struct, frozen=True, gc=False):
         return self.project is None or self.project == project
 
 
+@lru_cache(maxsize=1024)
 def anonymous(address: str) -> Caller:
     """The caller where no key is needed: it may do everything."""
     return Caller(None, "anonymous", ALL_SCOPES, None, None, None, address)

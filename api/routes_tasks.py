@@ -26,6 +26,7 @@ from taskpool.document_types import TaskDocument
 from taskpool.errors import InvalidTask, TaskConflict, TaskNotFound
 from taskpool.listing import Filter, list_tasks
 from taskpool.queue import remove_task
+from taskpool.record import fetch
 from taskpool.runner import kill_task, retry_task
 from taskpool.types import TaskRecord, TaskStatus
 
@@ -51,10 +52,9 @@ class TaskRoutes:
     async def get(self, request: Request) -> Response:
         """GET /tasks/{id}: read a task; with ?wait=S once it has ended, or as it is after S seconds; 304 by ETag."""
         query = read_query(request.scope["query_string"], TaskQuery)
-        id = task_id(request)
         if query.wait:
             await check_visible(self._pool, request)  # whether it is there isn't told by a wait either
-            record = await self._long_polls.wait(id, query.wait, request.receive)
+            record = await self._long_polls.wait(task_id(request), query.wait, request.receive)
         else:
             record = await visible(self._pool, request)
         return tagged(task_document(record), request.scope["headers"])
@@ -154,7 +154,7 @@ async def visible(pool: AsyncTaskPool, request: Request) -> TaskRecord:
     Raises:
         TaskNotFound: it isn't, or it is another project's.
     """
-    record = await pool.get(task_id(request))
+    record = await pool.store.run(fetch(task_id(request)))
     if not caller_of(request.scope).sees(record.project):
         raise TaskNotFound(record.id)
     return record

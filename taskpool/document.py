@@ -186,4 +186,6 @@ def _time(moment: datetime | None) -> str | None:
 
 def time_text(moment: datetime) -> str:
     """A time as every document has it."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+    if moment.tzinfo is not UTC:
+        moment = moment.astimezone(UTC)
+    return moment.isoformat(timespec="milliseconds")[:-6] + "Z"

@@ -66,9 +66,10 @@ def fetch(id: str) -> Call[TaskRecord]:
     """
 
     def read(reply: list[bytes]) -> TaskRecord:
-        if not is_task(reply):
+        h = hash_of(reply)
+        if b"data" not in h:
             raise TaskNotFound(id)
-        return restore(id, reply)
+        return restore_hash(id, h)
 
     return Call(("HGETALL", keys.JOB + id), read, again=True)
 
@@ -85,7 +86,13 @@ def is_task(flat: Sequence[bytes]) -> bool:
 
 def restore(id: str, flat: Sequence[bytes]) -> TaskRecord:
     """The record in a hash read as a flat list of fields and values."""
-    return restore_hash(id, dict(zip(flat[::2], flat[1::2], strict=True)))
+    return restore_hash(id, hash_of(flat))
+
+
+def hash_of(flat: Sequence[bytes]) -> Hash:
+    """A hash read as a flat list of fields and values."""
+    parts = iter(flat)
+    return dict(zip(parts, parts, strict=True))
 
 
 def restore_hash(id: str, h: Hash) -> TaskRecord:

@@ -156,6 +156,11 @@ class AsyncStore:
 
 def _timeout_s(calls: Sequence[Call[Any]]) -> float:
     """Mostly the same, because setting another costs a system call."""
+    for call in calls:
+        if call.blocks_s:
+            break
+    else:
+        return REPLY_TIMEOUT_S
     return max(REPLY_TIMEOUT_S, REPLY_TIMEOUT_S * 0.9 + sum([call.blocks_s for call in calls]))
 
 
