@@ -15,6 +15,7 @@ from typing import Any, Unpack
 from taskpool import catalogue, listing, logs, overview, queue, runner, scripts, status
 from taskpool.addition import Once
 from taskpool.attempt import Outcome
+from taskpool.audit import Actor
 from taskpool.entry import Submitted
 from taskpool.errors import RedisUnavailable, WaitTimeout
 from taskpool.face import Face
@@ -91,19 +92,21 @@ class TaskPool(Face):
         """
         return self.store.carry_out(self.adding_many(specs))
 
-    def submit(self, spec: TaskSpec, once: Once | None = None) -> Submitted:
-        """Submit a task and learn its id and status, no more; with `once`, once for an idempotency key.
+    def submit(self, spec: TaskSpec, once: Once | None = None, *, by: Actor | None = None) -> Submitted:
+        """Submit a task and learn its id and status, no more; with `once`, once for an idempotency key; in the name of
+        `by`.
 
         Raises:
             InvalidTask: as `add_task`.
+            NotAllowed: `by` may not use its type or its queue.
             UniqueConflict: as `add_task`.
             KeyReused: the key stands for another submission.
         """
-        return self.store.carry_out(self.submitting(spec, once))
+        return self.store.carry_out(self.submitting(spec, once, by))
 
-    def submit_many(self, specs: Sequence[TaskSpec], once: Once | None = None) -> Submitted:
+    def submit_many(self, specs: Sequence[TaskSpec], once: Once | None = None, *, by: Actor | None = None) -> Submitted:
         """Submit a thousand tasks at most in the same way, all or none; pointers start with the task's index."""
-        return self.store.carry_out(self.submitting_many(specs, once))
+        return self.store.carry_out(self.submitting_many(specs, once, by))
 
     def get(self, id: str) -> TaskRecord:
         """The task as it is now.
