@@ -238,7 +238,7 @@ class Hub:
                     subscription.outlet.put(Resync(subscription, subscription.after, "trimmed"))
                     told = True
                 await take_snapshot(self._pool, subscription)
-            except RedisUnavailable:
+            except (RedisUnavailable, ReplyFault):
                 await asyncio.sleep(RETRY_S)
                 continue
             except TaskNotFound:  # purged meanwhile: nothing more will come
@@ -275,7 +275,7 @@ class Hub:
             cuts, steps = self._cuts, list(self._unresolved)
             try:
                 await self._attributes.resolve(steps)
-            except RedisUnavailable:
+            except (RedisUnavailable, ReplyFault):
                 await asyncio.sleep(RETRY_S)
                 continue
             if cuts == self._cuts:

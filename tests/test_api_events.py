@@ -18,6 +18,7 @@ from api.app import create_app
 from taskpool import keys, scripts
 from taskpool.settings import Settings
 from tests.api_client import api, api_process, publish_types
+from tests.event_clients import StreamClient, until
 from tests.states import World
 from tests.support import eventually
 
@@ -192,7 +193,31 @@ async def test_a_stream_in_which_nothing_happens_says_so_now_and_then(
     assert steps(told) == [2, 3]
 
 
-def test_filters_over_http_and_the_end_of_a_stream_when_the_server_stops(
+async def test_each_filter_keeps_what_its_name_says(world: World, served: tuple[subprocess.Popen[bytes], str]) -> None:
+    filters = ["queue=q", "type=other", "tag=x", "status=canceled", "queue=q&type=other&tag=x&status=canceled"]
+    clients = [await StreamClient.follow(served[1], f"/events?{each}") for each in filters]
+
+    world.add("a", queue="q")
+    world.add("b", type="other")
+    world.add("c", tags=["x"])
+    world.cancel("a")
+    world.add("z", queue="q", type="other", tags=["x", "y"])
+    world.cancel("z")
+    await until(lambda: all(("z", 2) in client.steps for client in clients))
+    for client in clients:
+        await client.end()
+
+    whole = [("z", 1), ("z", 2)]
+    assert [client.steps for client in clients] == [
+        [("a", 1), ("a", 2), *whole],
+        [("b", 1), *whole],
+        [("c", 1), *whole],
+        [("a", 2), ("z", 2)],
+        [("z", 2)],
+    ]
+
+
+def test_a_stream_of_all_tasks_ends_when_the_server_stops(
     world: World, served: tuple[subprocess.Popen[bytes], str]
 ) -> None:
     process, url = served
