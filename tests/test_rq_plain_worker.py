@@ -73,7 +73,7 @@ def test_tasks_end_as_our_api_says_it(pool: TaskPool, redis: Redis, redis_url: s
     failed = pool.add_task("read", {"path": "/no/such/file"}, max_attempts=3)
     misfit = pool.add_task("echo", {"message": 1})
     redis.hset(f"rq:job:{misfit.id}", "data", '["taskpool.runner.run", null, ["echo", {}], {}]')
-    slow = pool.add_task("hold", {"path": "/no/such/file"}, timeout_s=0.5)
+    slow = pool.add_task("hold", {"path": "/no/such/file"}, timeout_s=3)
     foreign = Queue(connection=redis, serializer=JSONSerializer).enqueue(ENTRY_POINT, "nobody_knows", {})
 
     work(redis_url)
