@@ -254,6 +254,37 @@ async def test_every_change_of_a_task_is_in_the_audit(callers: Callers, redis_ur
     assert whole["by"] | {"key": None} == {"key": None, "name": "bank", "project": "bank", "address": "127.0.0.1"}
 
 
+async def test_the_audit_of_a_submission_names_what_was_stored_and_what_it_replaced(callers: Callers) -> None:
+    unique = {**ECHO, "unique_key": "u", "delay_s": 60}
+    held = await callers.add(callers.shop, **{**unique, "type": "echo"})
+    given_back = {**unique, "on_conflict": "return"}
+
+    async def batch(*tasks: dict[str, Any]) -> list[str]:
+        answer = await callers.client.post("/tasks/batch", json={"tasks": tasks}, headers=callers.shop)
+        return [task["id"] for task in answer.json()["tasks"]]
+
+    _, one = await batch(given_back, ECHO)
+    two, _, three = await batch(ECHO, given_back, ECHO)
+    assert await batch(given_back) == [held]
+    fresh = await callers.add(callers.shop, **unique, on_conflict="replace")
+
+    entries = (await callers.client.get("/audit", headers=callers.root)).json()["entries"]
+    told = [
+        (entry["what"], entry["about"], entry.get("count"), entry.get("last"), entry["by"]["name"])
+        for entry in reversed(entries)
+        if entry["what"].startswith("task.")
+    ]
+    assert told[:3] == [
+        ("task.submitted", held, None, None, "shop"),
+        ("task.submitted", one, None, None, "shop"),
+        ("task.submitted", two, 2, three, "shop"),
+    ]
+    assert sorted(told[3:]) == [
+        ("task.canceled", held, None, None, "shop"),
+        ("task.submitted", fresh, None, None, "shop"),
+    ]
+
+
 async def test_nobody_without_a_key_is_named_but_what_they_do_is(redis_url: str) -> None:
     publish_types(redis_url)
     async with api(redis_url) as client:

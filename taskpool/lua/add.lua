@@ -48,6 +48,14 @@ local function waits(status)
   return status == 'queued' or status == 'scheduled' or status == 'deferred'
 end
 
+-- The audit's entry, about something else than was thought when it was made.
+local function audited(what, about, count, last)
+  if ARGV[3] == '' then return '' end
+  local entry = cjson.decode(ARGV[3])
+  entry.what, entry.about, entry.count, entry.last = what, about, count, last
+  return cjson.encode(entry)
+end
+
 -- Cancels a task that waits, because the task `by` has come in its place.
 local function replace(id, by, now_ms, stamp)
   local key = KEY.job .. id
@@ -61,6 +69,7 @@ local function replace(id, by, now_ms, stamp)
     string.format('canceled: the task %s with the same unique key replaced it', by))
   retain(id, KEY.canceled .. queue, tonumber(f[4]) or 604800, now_ms, f[5])
   emit(id, seq, 'canceled', 'canceled', now_ms, string.format(',"reason":"replaced","by":"%s"', by))
+  audit(audited('task.canceled', id))
 end
 
 -- Is it a repetition, because the answer to the first was lost? Then it is answered again, whatever became of parents.
@@ -247,10 +256,12 @@ local function store(at)
   return rq
 end
 
-local reply, stores = {'ok', stamp}, false
+local reply, stored, first, last = {'ok', stamp}, 0, nil, nil
 at = 5
 for index = 1, n do
-  stores = stores or not existing[index]
+  if not existing[index] then
+    stored, first, last = stored + 1, first or ARGV[at], ARGV[at]
+  end
   reply[index + 2] = existing[index] or store(at)
   at = at + FIXED + tonumber(ARGV[at + FIXED - 1])
 end
@@ -269,7 +280,11 @@ for type, pairs_ in pairs(by_type) do
   redis.call('ZADD', KEY.by_type .. type, unpack(pairs_))
   redis.call('SADD', KEY.types_used, type)
 end
-for entry in string.gmatch(stores and ARGV[3] or '', '[^\n]+') do audit(entry, true) end
+if stored == n then
+  for entry in string.gmatch(ARGV[3], '[^\n]+') do audit(entry, true) end
+elseif stored > 0 then
+  audit(audited('task.submitted', first, stored, stored > 1 and last or nil), true)
+end
 if once_key and once_key ~= '' then
   local answers = {}
   for index, key in ipairs(keys) do
