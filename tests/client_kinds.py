@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from benchmarks.ports import free_port
 from taskpool import AsyncClient, Client
 from taskpool.redis_server import RedisServer
 from tests.api_client import api_process
 from tests.worker_pool import WorkerPool
 
 KINDS = ("blocking", "awaiting")
-SILENT_S = 30
+SILENT_S = 120
 
 
 class Service:
@@ -25,6 +27,7 @@ class Service:
     def __init__(self, redis_url: str, url: str, workers: WorkerPool) -> None:
         self.redis_url, self.url, self.workers = redis_url, url, workers
         self.pool = workers.pool
+        self.key = ""
 
 
 @contextmanager
@@ -87,3 +90,36 @@ class _Awaiting:
                     yield self._run(step())
         finally:
             self._run(told.aclose())
+
+
+class Api:
+    """An API that dies and comes back at its address."""
+
+    def __init__(self, redis_url: str, log: Path) -> None:
+        self._redis_url, self._log = redis_url, log
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._running: ExitStack | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def is_there(self) -> bool:
+        return self._running is not None
+
+    def start(self) -> None:
+        self._running = ExitStack()
+        running = api_process(self._redis_url, self._log, TASKPOOL_PORT=str(self.port))
+        self._process, _ = self._running.enter_context(running)
+
+    def kill(self) -> None:
+        """At once, as a crash does."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        self.end()
+
+    def end(self) -> None:
+        """As an orderly shutdown does."""
+        if self._running is not None:
+            self._running.close()
+        self._running = None

@@ -137,4 +137,5 @@ async def test_the_api_answers_429_and_when_to_come_back(redis_url: str) -> None
         assert refused.status_code == 429
         assert refused.json()["type"] == "urn:taskpool:problem:queue-full"
         assert refused.json()["queue"] == "default"
+        assert refused.json()["held"] in (1, 2)
         assert int(refused.headers["retry-after"]) >= 1

@@ -1,0 +1,68 @@
+"""Server-Sent Events as the WHATWG has them, whatever the pieces in which they arrive."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taskpool.sse import EventStream, Message
+
+
+def read(*pieces: bytes, last_id: str = "") -> list[Message]:
+    stream = EventStream(last_id)
+    return [message for piece in pieces for message in stream.feed(piece)]
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        (b"data: one\n\n", [Message("message", "one", "")]),
+        (b"data:one\r\n\r\n", [Message("message", "one", "")]),
+        (b"data:  one\r\r", [Message("message", " one", "")]),
+        (b"data: a\ndata:\ndata: c\n\n", [Message("message", "a\n\nc", "")]),
+        (b"data\n\n", [Message("message", "", "")]),
+        (b"data: a: b\n\n", [Message("message", "a: b", "")]),
+        (b"event: snapshot\nid: 7\ndata: x\n\n", [Message("snapshot", "x", "7")]),
+        (b"event: lost\n\ndata: x\n\n", [Message("message", "x", "")]),
+        (b"id: 7\ndata: x\n\ndata: y\n\n", [Message("message", "x", "7"), Message("message", "y", "7")]),
+        (b"id: 7\n\ndata: y\n\n", [Message("message", "y", "7")]),
+        (b"id: 7\ndata: x\n\nid\ndata: y\n\n", [Message("message", "x", "7"), Message("message", "y", "")]),
+        (b"id: 1\x002\ndata: x\n\n", [Message("message", "x", "")]),
+        (b": keep-alive\n\nretry: 2000\n\n", []),
+        (b"other: x\n: comment\ndata: x\n\n", [Message("message", "x", "")]),
+        (b"\xef\xbb\xbfdata: x\n\n", [Message("message", "x", "")]),
+        (b"data: x\n\n\xef\xbb\xbfdata: y\n\n", [Message("message", "x", "")]),
+        (b"data: incomplete\n", []),
+        (b"data: \xff\n\n", [Message("message", "\ufffd", "")]),
+        ("data: é\u2028\n\n".encode(), [Message("message", "é\u2028", "")]),
+    ],
+)
+def test_a_stream_is_read_by_the_rules(text: bytes, messages: list[Message]) -> None:
+    assert read(text) == messages
+    assert read(*[text[at : at + 1] for at in range(len(text))]) == messages
+
+
+def test_what_goes_on_keeps_the_last_id() -> None:
+    assert read(b"data: x\n\n", last_id="7") == [Message("message", "x", "7")]
+
+
+def test_a_message_is_told_with_the_carriage_return_that_ends_it() -> None:
+    stream = EventStream()
+
+    assert stream.feed(b"data: x\r\r") == [Message("message", "x", "")]
+    assert stream.feed(b"\ndata: y\r\n\r") == [Message("message", "y", "")]
+    assert stream.feed(b"\n") == []
+
+
+PARTS = [b"data: a", b"data:b", b"id: 1", b"event: e", b": c", b"\n", b"\r", b"\r\n", b"\n\n"]
+
+
+@given(st.lists(st.sampled_from(PARTS)), st.lists(st.integers(0, 60), max_size=5))
+def test_the_pieces_make_no_difference(parts: list[bytes], cuts: list[int]) -> None:
+    text = b"".join(parts)
+    edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+
+    assert read(*[text[start:end] for start, end in pairwise(edges)]) == read(text)
