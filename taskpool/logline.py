@@ -75,17 +75,17 @@ class Lines:
         self._tail: deque[_Numbered] | None = None
         self._tail_lines = max(limits.lines // TAIL_SHARE, 1)
         self._tail_bytes = 0
-        self._open: dict[str, str] = {}
-        """By stream, the line that hasn't ended yet."""
+        self._open: dict[tuple[str, str], str] = {}
+        """By stream and source, the line that hasn't ended yet."""
 
     def __bool__(self) -> bool:
         """Whether lines are there to be taken."""
         return bool(self._head)
 
-    def write(self, stream: str, text: str) -> None:
-        """Take a part of a stream: lines end where it says so."""
+    def write(self, stream: str, text: str, source: str = "") -> None:
+        """Take a part of a stream: lines end where it says so. What comes through one `source` is in order."""
         with self._lock:
-            *whole, rest = (self._open.get(stream, "") + text).split("\n")
+            *whole, rest = (self._open.get((stream, source), "") + text).split("\n")
             # An interrupt may come between any two of our steps: a line that isn't ended yet is then told once more.
             self._add_all(stream, whole, _shown_whole)
             rest = _shown(rest)
@@ -93,7 +93,7 @@ class Lines:
                 *pieces, rest = self._pieces(rest)
                 for piece in pieces:
                     self._keep(stream, piece, continues=True)
-            self._open[stream] = rest
+            self._open[stream, source] = rest
             if rest and self._spool is not None:
                 (shown,) = self._pieces(rest)
                 self._spool(0, encode(self._line(stream, shown)))
@@ -106,7 +106,7 @@ class Lines:
     def end(self) -> None:
         """Take what is still open as lines, and let the last ones follow the first ones. Nothing is written after."""
         with self._lock:
-            for stream, rest in self._open.items():
+            for (stream, _), rest in self._open.items():
                 if rest:
                     self._add(stream, rest)
             self._open.clear()

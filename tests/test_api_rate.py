@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import re
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from redis import Redis
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from api.app import create_app
 from taskpool.apikey import Scope
 from taskpool.settings import Settings
-from tests.api_client import api
+from tests.api_client import api, api_process
 from tests.keys import bearer, make_key
 
 TEN: dict[str, Any] = {"rate_limit": 6, "rate_burst_s": 100}
@@ -226,3 +229,18 @@ async def test_a_page_of_a_listed_origin_may_read_the_limit(redis_url: str) -> N
         response.headers["access-control-expose-headers"].split(", ")
     )
     assert rate(response)[0] == 9
+
+
+def test_a_socket_too_many_is_refused_as_http_and_not_worth_a_line_in_the_log(redis_url: str, tmp_path: Path) -> None:
+    key = bearer(make_key(redis_url, rate_limit=1))
+
+    with api_process(redis_url, tmp_path / "log") as (_, url):
+        path = url.replace("http", "ws") + "/ws"
+        with connect(path, additional_headers=key, proxy=None):
+            pass
+        with pytest.raises(InvalidStatus) as refused:
+            connect(path, additional_headers=key, proxy=None)
+
+    assert refused.value.response.status_code == 429
+    assert 1 <= int(refused.value.response.headers["retry-after"]) <= 60
+    assert "ERROR" not in (tmp_path / "log").read_text()

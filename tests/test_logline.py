@@ -51,6 +51,19 @@ def test_a_stream_ends_its_lines_itself(parts: list[str], expected: list[str]) -
     assert texts(lines) == expected
 
 
+def test_what_comes_in_two_ways_does_not_mix_within_a_line() -> None:
+    lines = Lines(1, LogLimits())
+
+    lines.write("stderr", "half ", "a")
+    lines.write("stderr", "whole\n", "b")
+    lines.write("stderr", "a line\nand the ", "a")
+    lines.write("stderr", "next", "b")
+    lines.write("stderr", "last", "a")
+    lines.end()
+
+    assert texts(lines) == ["whole", "half a line", "and the last", "next"]
+
+
 def test_streams_do_not_mix_within_a_line() -> None:
     lines = Lines(1, SMALL)
 

@@ -162,6 +162,7 @@ class AsyncProcess:
         """One attempt from its code to its written outcome."""
         started_mono = time.monotonic()
         outcome = await self._outcome_of(attempt)
+        self._capture.leave(attempt.running)
         run_s = time.monotonic() - started_mono
         attempt.lane.end()
         if attempt.lane.request() is Request.STOP and outcome.status is not TaskStatus.DONE:
@@ -204,7 +205,7 @@ class AsyncProcess:
 
     async def _execute(self, attempt: _Attempt) -> Outcome:
         running, limit = attempt.running, self._settings.max_result_bytes
-        self._capture.enter(attempt.reports)
+        self._capture.enter(attempt.reports, alone=False)
         task_type = self._registry.get(running.type)
         if task_type is None or task_type.is_async:
             return await execute_task_async(running, self._registry, attempt.context, max_result_bytes=limit)

@@ -16,8 +16,10 @@ from contextvars import ContextVar
 from typing import Any, TextIO
 
 from taskpool.secret import hidden
+from taskpool.types import RunningTask
 from workers.logs import FORMAT, configure
 from workers.reports import Reports
+from workers.terminal import Terminal
 
 
 class Capture:
@@ -25,11 +27,11 @@ class Capture:
 
     def __init__(self, output: str) -> None:
         self.keeps, self.passes_on = output != "worker", output != "log"
-        self.attempt: Reports | None = None
+        self._alone: Reports | None = None
         """The one attempt of a process that runs one at a time."""
         self._of_context: ContextVar[Reports | None] = ContextVar("taskpool-attempt", default=None)
-        self.operator: dict[str, TextIO] = {"stdout": sys.stdout, "stderr": sys.stderr}
-        """By stream, where the worker's own output goes."""
+        self.terminal = Terminal()
+        """Where the worker's own output goes."""
 
     def install(self, level: str) -> None:
         """Takes over the process's streams and log, before the task modules are loaded: they may keep the streams."""
@@ -47,33 +49,41 @@ class Capture:
 
         What a task forks doesn't take itself for this process: its output is like that of any other program.
         """
-        for name, fd in before.items():
-            self.operator[name] = io.TextIOWrapper(io.FileIO(fd, "w"), "utf-8", "backslashreplace", write_through=True)
+        self.terminal.move(before)
         os.register_at_fork(after_in_child=self._forget)
 
-    def enter(self, attempt: Reports) -> None:
-        """What this context, and what begins in it, writes from now on is this attempt's."""
-        self._of_context.set(attempt)
+    def enter(self, attempt: Reports, *, alone: bool) -> None:
+        """What is written from now on is this attempt's: by anybody, or by this context and what begins in it."""
+        self.terminal.begin(attempt.running)
+        if alone:
+            self._alone = attempt
+        else:
+            self._of_context.set(attempt)
+
+    def leave(self, running: RunningTask) -> None:
+        """What is written from now on isn't this attempt's any more."""
+        self._alone = None
+        self.terminal.end(running)
 
     def current(self) -> Reports | None:
         """Whose output it is; None: nobody's, or it is the worker's business alone."""
-        attempt = self.attempt or self._of_context.get()
+        attempt = self._alone or self._of_context.get()
         return None if attempt is None or attempt.is_over or not self.keeps else attempt
 
-    def pass_on(self, stream: str, text: str) -> None:
-        """Writes to the operator's terminal, or whatever stands in its place; that it is gone is no fault of a task."""
-        target = self.operator[stream]
-        try:
-            target.write(text)
-            if "\n" in text:
-                target.flush()
-        except (OSError, ValueError):
-            pass
+    def take(self, stream: str, text: str, source: str) -> bool:
+        """Take text for the log of the task that writes; False when nobody's turn it is."""
+        attempt = self.current()
+        if attempt is None:
+            return False
+        attempt.write(stream, text, source)
+        if self.passes_on:
+            self.terminal.show(stream, text, attempt.running, source=source)
+        return True
 
     def _forget(self) -> None:
-        self.attempt = None
+        self._alone = None
         self._of_context.set(None)
-        self.operator = {"stdout": sys.__stdout__ or sys.stdout, "stderr": sys.__stderr__ or sys.stderr}
+        self.terminal.forget()
 
     def _is_for_operator(self, record: logging.LogRecord) -> bool:
         return self.passes_on or self.current() is None
@@ -88,14 +98,10 @@ class _Stream(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Take text: for the task's log, if it is a task that writes."""
-        attempt = self._capture.current()
-        if attempt is None:
-            return self._under.write(text)
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        attempt.write(self._name, text)
-        if self._capture.passes_on:
-            self._capture.pass_on(self._name, hidden(text, attempt.running.secrets))
+        if not self._capture.take(self._name, text, "stream"):
+            self._under.write(self._capture.terminal.hide(text))
         return len(text)
 
     def flush(self) -> None:
@@ -163,7 +169,7 @@ class _Operator(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Pass it on."""
-        self._capture.pass_on("stderr", text)
+        self._capture.terminal.log(text)
         return len(text)
 
 
@@ -178,7 +184,7 @@ class _Formatter(logging.Formatter):
         """As always, masked."""
         text = super().format(record)
         attempt = self._capture.current()
-        return text if attempt is None else hidden(text, attempt.running.secrets)
+        return self._capture.terminal.hide(text) if attempt is None else hidden(text, attempt.running.secrets)
 
 
 class _Handler(logging.Handler):

@@ -15,7 +15,6 @@ import threading
 from collections.abc import Mapping
 from typing import Final
 
-from taskpool.secret import hidden
 from workers.capture import Capture
 
 STREAMS: Final = {"stdout": 1, "stderr": 2}
@@ -104,15 +103,8 @@ class Output:
                 self._deliver(name, decoder.decode(data))
 
     def _deliver(self, name: str, text: str) -> None:
-        if not text:
-            return
-        attempt = self._capture.current()
-        if attempt is None:
-            self._capture.pass_on(name, text)
-            return
-        attempt.write(name, text)
-        if self._capture.passes_on:
-            self._capture.pass_on(name, hidden(text, attempt.running.secrets))
+        if text and not self._capture.take(name, text, "descriptor"):
+            self._capture.terminal.show(name, text, None)
 
 
 def read_all(fd: int) -> bytes:

@@ -199,14 +199,15 @@ class Process:
         timeout_s = max(running.timeout_s or 0.0, 0.0)
         self._lane.begin(running.id, running.attempt_id, running.queue, started_mono, timeout_s)
         self._interruption.watch(started_mono, started_mono + timeout_s if timeout_s else math.inf)
-        reports = self._capture.attempt = Reports(running, self._lane, self._reporter)
+        reports = Reports(running, self._lane, self._reporter)
+        self._capture.enter(reports, alone=True)
         # A stop may have been asked for between the claim and now.
         outcome = stopped() if self._lane.request() else self._execute(running, reports)
         self._interruption.unwatch()
         self._lane.end()
         if self._output is not None:
             self._output.settle()
-        self._capture.attempt = None
+        self._capture.leave(running)
         run_s = time.monotonic() - started_mono
         if self._interruption.has_raised or self._lane.request():
             was_asked = self._lane.request() is Request.STOP

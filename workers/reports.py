@@ -158,9 +158,9 @@ class Reports:
         self.log_lines().add("logging", text, level=level, logger=logger)
         self._notice()
 
-    def write(self, stream: str, text: str) -> None:
-        """Takes a part of a stream, stdout or stderr."""
-        self.log_lines().write(stream, text)
+    def write(self, stream: str, text: str, source: str) -> None:
+        """Takes a part of a stream, stdout or stderr. `source`: what it came through; its parts follow each other."""
+        self.log_lines().write(stream, text, source)
         self._notice()
 
     def log_lines(self) -> Lines:
