@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from taskpool.document import worker_document
 from taskpool.document_types import WorkerDocument
 from taskpool.fleet import WorkerInfo
 from taskpool.types import TaskOptions
+from tests.api_client import ROOT
 from tests.client_kinds import KINDS, Service, client_of, service
 from tests.worker_pool import started
 
@@ -290,6 +292,24 @@ def test_nobody_is_followed(name: str, client: Client) -> None:
 def test_what_can_be_no_server_or_key_is_refused(kind: type[Client], url: str, key: str | None) -> None:
     with pytest.raises(ConfigurationError):
         kind(url, key)
+
+
+def test_the_examples_of_the_guide_work(there: Service) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "client.md").read_text("utf-8"), re.DOTALL)
+    shown = []
+    for code in blocks:
+        ran = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code.replace("http://localhost:8080", there.url)],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert ran.stderr == ""
+        shown.append(ran.stdout.splitlines())
+
+    first, second, third = shown
+    assert first[1].startswith("snapshot ")
+    assert first[-2:] == ["done done", "done {'slept_s': 1.0}"]
+    assert second == [str(list(range(10)))]
+    assert third == ["""[('/payload/duration_s', '"soon" is not of type "number"')]""", "nobody"]
 
 
 def test_who_imports_taskpool_does_not_import_http() -> None:
