@@ -20,7 +20,7 @@ from api.operation import Answer, operation
 from api.query import DeliveriesQuery, NoQuery, read_query
 from api.responses import Json, NoContent
 from api.submission import read_as
-from taskpool import audit, delivery, webhook_store
+from taskpool import delivery, webhook_store
 from taskpool.delivery import Delivery
 from taskpool.errors import DeliveryNotFound, WebhookNotFound
 from taskpool.store import AsyncStore
@@ -188,8 +188,7 @@ class WebhookRoutes:
         """POST /webhooks/deliveries/{delivery}/replay: send a message again, or at once, with all its attempts."""
         caller = _caller(request)
         found = await self._delivery(request, caller)
-        again = await self._store.carry_out(delivery.replay(found.id))
-        await self._store.run(audit.note(caller.actor(), "delivery.replayed", found.id))
+        again = await self._store.carry_out(delivery.replay(found.id, caller.actor()))
         return Json(delivery_document(again), status=202)
 
     async def _delivery(self, request: Request, caller: Caller) -> Delivery:

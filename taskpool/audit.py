@@ -98,12 +98,6 @@ def entry(by: Actor | None, what: str, about: str, *, count: int = 1, last: str 
     )
 
 
-def note(by: Actor, what: str, about: str) -> Call[None]:
-    """Write an entry by itself, for a change that no script makes: send it together with that."""
-    command = ("XADD", keys.AUDIT, "MAXLEN", "~", keys.AUDIT_MAXLEN, "*", "e", entry(by, what, about))
-    return Call(command, lambda _: None)
-
-
 def read(*, cursor: str | None = None, limit: int = 100) -> Plan[Page[Audited]]:
     """One page of the audit, newest first.
 

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 
 from taskpool import keys
+from taskpool.audit import Actor, entry
 from taskpool.calls import Call, Plan
 from taskpool.cursor import decode_cursor, encode_cursor
 from taskpool.errors import DeliveryBusy, DeliveryNotFound
@@ -190,14 +191,14 @@ def list_deliveries(
     return Page(items, encode_cursor(ids[-1]) if len(ids) == limit else None)
 
 
-def replay(id: str) -> Plan[Delivery]:
+def replay(id: str, by: Actor | None = None) -> Plan[Delivery]:
     """Send a delivery again, or at once: it as it is then.
 
     Raises:
         DeliveryNotFound
         DeliveryBusy: it is being sent at this moment.
     """
-    (word,) = yield (_replay.call((id,), bytes.decode, again=True),)
+    (word,) = yield (_replay.call((id, entry(by, "delivery.replayed", id)), bytes.decode, again=True),)
     if word == "gone":
         raise DeliveryNotFound(id)
     if word == "sending":

@@ -64,6 +64,9 @@ def receiver(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
                     state.hanging += 1
                     state.release.wait(30)
                     state.hanging -= 1
+                case "/hang-once" if len(state.at("/hang-once")) == 1:
+                    state.hanging += 1
+                    state.release.wait(30)
                 case "/trickle-head":
                     self.trickle(b"HTTP/1.1 200 OK\r\nX-Slow: " + b"a" * 100_000)
                 case "/trickle-body":

@@ -180,7 +180,7 @@ def test_a_change_that_is_sent_again_is_made_and_audited_once(world: World) -> N
 
 def test_the_audit_is_paged_through_both_streams_in_order(world: World) -> None:
     for number in range(7):
-        world.run(audit.note(Actor("k", "n", None, ""), "x.y", str(number)))
+        world.redis.xadd("taskpool:audit", {"e": audit.entry(Actor("k", "n", None, ""), "x.y", str(number))})
         world.redis.xadd("taskpool:audit:submitted", {"e": audit.entry(ME, "task.submitted", f"t{number}")})
 
     pages, cursor = [], None

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook as Verifier
 
-from taskpool import delivery, keys, scripts, webhook_store
+from taskpool import audit, delivery, keys, scripts, webhook_store
+from taskpool.audit import Actor
 from taskpool.delivery import Delivery
 from taskpool.errors import DeliveryBusy, DeliveryNotFound, WebhookConflict, WebhookNotFound
 from taskpool.store import AsyncStore
@@ -324,6 +325,24 @@ async def test_what_has_arrived_may_be_sent_again_by_hand(world: World, hooks: H
         first, second = await received(server, 2)
 
     assert (first.id, first.body) == (second.id, second.body)
+
+
+async def test_what_is_to_be_sent_at_once_is_replayed_without_a_trace(
+    world: World, hooks: Hooks, server: Receiver
+) -> None:
+    webhook = hooks.create(server.url())
+    trial = world.store.carry_out(webhook_store.send_test(webhook.id, None))
+    before = world.snapshot()
+    by = Actor("k", "ann", None, "127.0.0.1")
+
+    replayed = world.store.carry_out(delivery.replay(trial.id, by))
+    untouched = world.since(before)
+    world.run(delivery.take("one", lease_ms=0, limit=10, lane_most=8, failing_most=1))
+    world.store.carry_out(delivery.replay(trial.id, by))
+
+    assert (replayed, untouched) == (trial, {})
+    (audited,) = world.store.carry_out(audit.read()).items
+    assert (audited.entry.what, audited.entry.about, audited.entry.key) == ("delivery.replayed", trial.id, "k")
 
 
 async def test_an_endpoint_that_is_gone_is_disabled_and_told_no_more(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
@@ -157,6 +158,17 @@ async def test_a_certificate_is_checked_for_the_host_and_not_for_its_address(tmp
         assert answer == Answer(200)
         assert asked_for == ["hooks.example", "other.example", "hooks.example"]
         assert [each.headers["host"] for each in server.requests] == [f"hooks.example:{server.port}"]
+
+
+async def test_a_receiver_that_takes_connections_and_says_nothing_is_left() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        with pytest.raises(NotSent, match=r"no answer within 0\.3 s"):
+            await send(f"https://127.0.0.1:{mute.getsockname()[1]}/", answer_s=0.3)
+        taken, _ = mute.accept()
+        taken.settimeout(20)
+
+        with taken, taken.makefile("rb") as stream:  # a handshake was begun, and the connection is closed
+            assert stream.read().startswith(b"\x16\x03")
 
 
 async def test_the_system_resolves_names_and_says_when_there_are_none() -> None:

@@ -10,6 +10,7 @@ import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
@@ -29,7 +30,7 @@ MOST_LOOKUPS: Final = 64
 SHOWN_CHARS: Final = 200
 
 if TYPE_CHECKING:
-    import httpx
+    import httpcore
 
 Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
 
@@ -68,22 +69,43 @@ class Sender:
         """
         if self._tls is None:  # the import and the certificates take longer than the loop should stand still
             self._tls = await asyncio.to_thread(_system_tls)
-        import httpx
-
-        # A transport for each message: a connection that stayed open would be found by its address alone.
-        async with httpx.AsyncHTTPTransport(verify=self._tls, trust_env=False) as transport:
+        async with AsyncExitStack() as connections:
             try:
                 async with asyncio.timeout(self._answer_s):
                     target = parse_target(url, self._allowed)
                     addresses = await self._addresses(target)
                     check_addresses(target, addresses, self._allowed)
-                    response = await _post(transport, target, addresses[:MOST_ADDRESSES], headers, body)
+                    request = _request(target, headers, body)
+                    response = await self._post(request, addresses[:MOST_ADDRESSES], connections)
             except TimeoutError:
                 raise NotSent(f"no answer within {self._answer_s:g} s") from None
             except ValueError as fault:
                 raise NotSent(f"not allowed: {fault}") from None
             await _read_a_little(response)
-            return Answer(response.status_code, _retry_after_s(response.headers.get("retry-after")))
+        said = {name.lower(): value for name, value in response.headers}
+        return Answer(response.status, _retry_after_s(said.get(b"retry-after")))
+
+    async def _post(
+        self, request: httpcore.Request, addresses: Sequence[Address], connections: AsyncExitStack
+    ) -> httpcore.Response:
+        """Tries one address after the other until one takes the connection; the request is sent once."""
+        import httpcore
+
+        from workers.webhook_line import Line
+
+        for number, address in enumerate(addresses, start=1):
+            line = Line(address)
+            connections.push_async_callback(line.aclose)
+            # A connection for each message: one that stayed open would be found by its host, whatever that is by then.
+            connection = httpcore.AsyncConnectionPool(ssl_context=self._tls, network_backend=line)
+            try:
+                return await connection.handle_async_request(request)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                if number == len(addresses):
+                    raise NotSent(_shown("can't connect", error)) from None
+            except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
+                raise NotSent(_shown("no answer", error)) from None
+        raise AssertionError("there is at least one address")
 
     async def _addresses(self, target: Target) -> Sequence[Address]:
         if target.address is not None:
@@ -140,69 +162,48 @@ class Resolver:
             found.set_result(answer)
 
 
-async def _post(
-    transport: httpx.AsyncHTTPTransport,
-    target: Target,
-    addresses: Sequence[Address],
-    headers: Mapping[str, str],
-    body: bytes,
-) -> httpx.Response:
-    """Tries one address after the other until one takes the connection; the request is sent once."""
-    import httpx
+def _request(target: Target, headers: Mapping[str, str], body: bytes) -> httpcore.Request:
+    """The request in the name of the host: it is the host's certificate that must be valid."""
+    import httpcore
 
-    for number, address in enumerate(addresses, start=1):
-        try:
-            return await transport.handle_async_request(_request(target, address, headers, body))
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            if number == len(addresses):
-                raise NotSent(_shown("can't connect", error)) from None
-        except httpx.HTTPError as error:
-            raise NotSent(_shown("no answer", error)) from None
-    raise AssertionError("there is at least one address")
-
-
-def _request(target: Target, address: Address, headers: Mapping[str, str], body: bytes) -> httpx.Request:
-    """The request to the address, in the name of the host: it is the host's certificate that must be valid."""
-    import httpx
-
-    host = f"[{address}]" if address.version == 6 else str(address)
-    return httpx.Request(
+    told = {
+        "host": target.authority,
+        "user-agent": f"taskpool/{version('taskpool')}",
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        "accept-encoding": "identity",
+        "connection": "close",
+        **headers,
+    }
+    return httpcore.Request(
         "POST",
-        httpx.URL(scheme=target.scheme, host=host, port=target.port, raw_path=target.path.encode("ascii")),
-        headers={
-            "host": target.authority,
-            "user-agent": f"taskpool/{version('taskpool')}",
-            "content-type": "application/json",
-            "accept-encoding": "identity",
-            "connection": "close",
-            **headers,
-        },
+        httpcore.URL(scheme=target.scheme, host=target.host, port=target.port, target=target.path),
+        headers=[(name.encode(), value.encode()) for name, value in told.items()],
         content=body,
-        extensions={"sni_hostname": target.host, "timeout": {"connect": CONNECT_S}},
+        extensions={"timeout": {"connect": CONNECT_S}},
     )
 
 
-async def _read_a_little(response: httpx.Response) -> None:
+async def _read_a_little(response: httpcore.Response) -> None:
     """Some servers call it an error when nobody reads their answer. What it says isn't kept: the status decides."""
-    import httpx
+    import httpcore
 
     size = 0
     try:
         async with asyncio.timeout(BODY_S):
-            async for chunk in response.aiter_raw():
+            async for chunk in response.aiter_stream():
                 size += len(chunk)
                 if size > MOST_BODY_BYTES:
                     break
-    except (TimeoutError, httpx.HTTPError):
+    except (TimeoutError, httpcore.NetworkError, httpcore.ProtocolError):
         pass
-    finally:
-        await response.aclose()
 
 
-def _retry_after_s(text: str | None) -> float | None:
+def _retry_after_s(header: bytes | None) -> float | None:
     """The seconds that a Retry-After header asks for, as a number or as a date; None when it says nothing."""
-    if text is None:
+    if header is None:
         return None
+    text = header.decode("latin-1")
     if text.strip().isdecimal():
         return float(text.strip()[:9])
     try:
@@ -223,6 +224,7 @@ def _shown(what: str, error: Exception) -> str:
 
 
 def _system_tls() -> ssl.SSLContext:
+    import httpcore  # noqa: F401  # with the rest of what takes long
     import httpx
 
     return httpx.create_ssl_context()
