@@ -109,3 +109,6 @@ DELIVERED_KEPT_S: Final = 86_400
 
 DOORBELL_CAP: Final = 64
 """The most idle workers of one queue that are woken at once; each of them looks again after its task."""
+
+QUEUE_PAGE_NEWER: Final = 10_000
+"""So many tasks may have come to a queue's front between two pages for the second to begin where the first ended."""

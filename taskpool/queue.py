@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -14,7 +15,7 @@ from taskpool.audit import Actor, entry
 from taskpool.calls import Call, Plan, one
 from taskpool.catalogue import Catalogue
 from taskpool.checking import Checked, check_task, check_tasks
-from taskpool.cursor import decode_cursor, encode_cursor
+from taskpool.cursor import decode_cursor, encode_cursor, wrong_cursor
 from taskpool.errors import (
     KeyReused,
     QueueFull,
@@ -23,7 +24,7 @@ from taskpool.errors import (
     UniqueConflict,
     UnknownDependency,
 )
-from taskpool.record import STATUS_OF, fetch_if_there, is_task, restore
+from taskpool.record import STATUS_OF, fetch_if_there, hash_of, is_task, restore_hash
 from taskpool.registry import Registry
 from taskpool.submission import Defaults
 from taskpool.types import Page, QueuedTask, TaskRecord, TaskSpec, TaskStatus, utc
@@ -33,6 +34,12 @@ CHUNK: Final = 1000
 """So many tasks at most go into one call, which stores all of them or none."""
 
 LONGEST_PAGE: Final = 500
+LAST_OF_PAGE: Final = 3
+LAST_BEFORE: Final = 2
+"""So many tasks of a page, and of those before it, its cursor remembers: should the last be taken out, the next page
+goes on behind one of the others."""
+
+_SHOWN: Final = re.compile(r"[A-Za-z0-9_-]{1,64} [0-9TZ:.+-]{1,40}")
 RELEASES: Final = 1000
 
 
@@ -158,23 +165,35 @@ def get_queue(
     """A part of a queue as it is at one moment, in dispatch order. It changes nothing. With `project` it shows the
     tasks of that alone, with their positions among all.
 
+    The next page goes on behind the tasks that this one shows, wherever they stand then: while tasks leave at the head,
+    come in front or are taken out, none that waits is skipped. None is shown again, unless this page's last three are
+    taken out.
+
     Raises:
         InvalidTask: the cursor isn't one of ours.
     """
     limit = max(1, min(limit, LONGEST_PAGE))
-    offset = decode_cursor(cursor, (int,))[0] if cursor else 0
-    now_ms, length, *rest = yield from one(scripts.queue_page(name, offset, limit))
+    offset, shown = decode_cursor(cursor, (int, list)) if cursor else (0, [])
+    if not all(isinstance(each, str) and _SHOWN.fullmatch(each) for each in shown[: LAST_OF_PAGE + LAST_BEFORE]):
+        raise wrong_cursor()
+    behind = [part for each in shown[: LAST_OF_PAGE + LAST_BEFORE] for part in each.split()]
+    now_ms, length, offset, *rest = yield from one(scripts.queue_page(name, offset, limit, behind))
     now = utc(int(now_ms))
-    items = []
+    items, last = [], []
     for position, (id, flat) in enumerate(zip(rest[::2], rest[1::2], strict=True), start=offset + 1):
         if is_task(flat):
-            record = restore(id.decode(), flat)
+            h = hash_of(flat)
+            record = restore_hash(id.decode(), h)
             if project is not None and record.project != project:
                 continue
             since = record.enqueued_at or record.created_at or now
             items.append(QueuedTask(record, position, max(0.0, (now - since.astimezone(UTC)).total_seconds())))
+            last.append(f"{record.id} {h.get(b'enqueued_at', b'-').decode('latin-1')}")
     end = offset + len(rest) // 2
-    return Page(tuple(items), encode_cursor(end) if end < length else None)
+    if end >= length:
+        return Page(tuple(items), None)
+    last = [each for each in last[: -LAST_OF_PAGE - 1 : -1] if _SHOWN.fullmatch(each)]
+    return Page(tuple(items), encode_cursor(end, last + shown[:LAST_BEFORE] if last else []))
 
 
 def remove_task(id: str, by: Actor | None = None) -> Plan[TaskStatus | None]:

@@ -229,9 +229,13 @@ def sweep_unique(cursor: str, limit: int) -> Call[str]:
     return _sweep_unique.call((cursor, limit), _word, again=True)
 
 
-def queue_page(queue: str, offset: int, limit: int) -> Call[list[Any]]:
-    """A part of a queue in dispatch order: ``[now_ms, length, id, flat hash, ...]``, raw."""
-    return _queue_page.call((queue, offset, limit), lambda reply: reply, again=True)
+def queue_page(queue: str, offset: int, limit: int, behind: Sequence[str] = ()) -> Call[list[Any]]:
+    """A part of a queue in dispatch order: ``[now_ms, length, offset, id, flat hash, ...]``, raw.
+
+    It begins at `offset`, where the page before ended; or, as tasks come and go, `behind` one of those that it showed
+    last: id, its `enqueued_at`, id, ... the last one first.
+    """
+    return _queue_page.call((queue, offset, limit, *behind), lambda reply: reply, again=True)
 
 
 def count(deltas: Mapping[str, int]) -> Call[str]:

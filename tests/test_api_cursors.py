@@ -30,6 +30,8 @@ CURSORS = [
     "x", "AAAA", "%00", "é", cursor(), cursor(-1, ""), cursor(0, "x/y"), cursor(0, "1/-5"), cursor(0, "nan/1"),
     cursor(0, "[x"), cursor(2**70, ""), cursor(True, ""), cursor(0, "9" * 99), cursor(1.5), cursor(-5), cursor(2**63),
     cursor(-100, ""), cursor(0, "a b"), cursor(1, "abc"),
+    cursor(0, []), cursor(2**52, []), cursor(2**52, ["a 0"]), cursor(0, ["* 0"]), cursor(0, ["a"]),
+    cursor(0, ["a 0"] * 20), cursor(0, [1]), cursor(0, [["a 0"]]), cursor(0, ["a 0\n"]), cursor(0, {}), cursor(0, [""]),
 ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from taskpool.errors import (
 )
 from taskpool.queue import CHUNK
 from taskpool.submission import Defaults
-from taskpool.types import QueuedTask, TaskRecord, TaskSpec, TaskStatus
+from taskpool.types import Page, QueuedTask, TaskRecord, TaskSpec, TaskStatus
 from tests.states import ENDED, SEED, WAITS, World, new_task
 
 S = TaskStatus
@@ -318,6 +318,105 @@ def test_an_id_without_a_record_is_left_out_and_keeps_its_place(world: World) ->
     world.add("b")
 
     assert [(each.record.id, each.position) for each in pages(world, 1)] == [("a", 1), ("b", 3)]
+
+
+def next_page(world: World, page: Page[QueuedTask], limit: int = 2) -> list[str]:
+    """The ids of the page after one, which shows `limit`."""
+    assert page.next_cursor is not None
+    found = world.store.carry_out(queue.get_queue("default", cursor=page.next_cursor, limit=limit))
+    return [each.record.id for each in found.items]
+
+
+@pytest.fixture
+def page(world: World) -> Page[QueuedTask]:
+    """The first page, "abc", of a queue with "abcdefgh"."""
+    world.run(scripts.add([new_task(id) for id in "abcdefgh"]))
+    return world.store.carry_out(queue.get_queue("default", limit=3))
+
+
+def test_tasks_that_start_between_two_pages_let_the_second_skip_none(world: World, page: Page[QueuedTask]) -> None:
+    assert [world.claim().id for _ in range(2)] == ["a", "b"]
+
+    assert next_page(world, page) == ["d", "e"]
+
+
+def test_tasks_that_come_between_two_pages_let_the_second_show_none_again(world: World, page: Page[QueuedTask]) -> None:
+    for n in range(5):
+        world.add(f"front{n}", front=True)
+        world.add(f"tail{n}")
+
+    assert next_page(world, page) == ["d", "e"]
+
+
+def test_tasks_may_start_and_come_in_front_between_two_pages(world: World, page: Page[QueuedTask]) -> None:
+    world.claim()
+    world.add("front", front=True)
+
+    assert next_page(world, page) == ["d", "e"]
+    assert world.claim().id == "front"
+
+
+@pytest.mark.parametrize("started", [3, 5])
+def test_when_all_that_was_shown_has_started_the_rest_is_shown_from_the_head_on(
+    world: World, page: Page[QueuedTask], started: int
+) -> None:
+    for _ in range(started):
+        world.claim()
+
+    assert next_page(world, page) == list("abcdefgh"[started : started + 2])
+
+
+def test_one_that_was_shown_last_may_be_taken_out(world: World, page: Page[QueuedTask]) -> None:
+    world.claim()
+    world.store.carry_out(queue.remove_task("c"))
+
+    assert next_page(world, page) == ["d", "e"]
+
+
+def test_a_whole_page_may_be_taken_out_of_a_queue_that_moves(world: World, page: Page[QueuedTask]) -> None:
+    second = world.store.carry_out(queue.get_queue("default", cursor=page.next_cursor, limit=3))
+    for id in "def":
+        world.store.carry_out(queue.remove_task(id))
+    world.claim()
+    world.add("i")
+
+    assert next_page(world, second) == ["g", "h"]
+
+
+def test_whoever_takes_out_each_page_that_is_shown_sees_all(world: World) -> None:
+    world.run(scripts.add([new_task(id) for id in "abcdefgh"]))
+    shown, cursor = "", None
+    while True:
+        page = world.store.carry_out(queue.get_queue("default", cursor=cursor, limit=3))
+        for each in page.items:
+            shown += each.record.id
+            world.store.carry_out(queue.remove_task(each.record.id))
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+
+    assert shown == "abcdefgh"
+
+
+def test_rather_than_skip_one_a_page_shows_some_again(world: World, page: Page[QueuedTask]) -> None:
+    world.add("z", front=True)
+    for id in "abc":
+        world.store.carry_out(queue.remove_task(id))
+
+    assert next_page(world, page) == ["z", "d"]
+
+
+def test_one_that_came_back_to_the_tail_is_no_place_to_go_on_from(world: World) -> None:
+    world.run(scripts.add([new_task(id) for id in "ab"]))
+    page = world.store.carry_out(queue.get_queue("default", limit=1))
+    running = world.claim()
+    world.redis.hset("rq:job:a", "enqueued_at", "2020-01-01T00:00:00.000Z")  # or it would be within a millisecond
+    world.add("c")
+
+    world.redis.rpush("rq:queue:default", running.id)
+    world.redis.hset("rq:job:a", "status", "queued")
+
+    assert next_page(world, page, limit=3) == ["b", "c", "a"]
 
 
 def test_a_page_has_a_sensible_length_whatever_is_asked(world: World) -> None:

@@ -19,9 +19,9 @@ def test_a_page_of_a_queue_has_its_records_from_the_head_on_and_changes_nothing(
         world.add(id)
     before = world.snapshot()
 
-    now_ms, length, *rest = world.run(scripts.queue_page("default", 1, 2))
+    now_ms, length, offset, *rest = world.run(scripts.queue_page("default", 1, 2))
 
-    assert (length, rest[0], rest[2], len(rest)) == (4, b"b", b"c", 4)
+    assert (length, offset, rest[0], rest[2], len(rest)) == (4, 1, b"b", b"c", 4)
     assert abs(now_ms / 1000 - world.redis.time()[0]) < 10
     assert rest[1] == [part for item in world.redis.hgetall("rq:job:b").items() for part in item]
     assert world.since(before) == {}
@@ -30,7 +30,7 @@ def test_a_page_of_a_queue_has_its_records_from_the_head_on_and_changes_nothing(
 def test_a_page_shows_an_id_without_a_record_as_such(world: World) -> None:
     world.redis.rpush("rq:queue:default", "ghost")
 
-    _, length, *rest = world.run(scripts.queue_page("default", 0, 10))
+    _, length, _, *rest = world.run(scripts.queue_page("default", 0, 10))
 
     assert (length, rest) == (1, [b"ghost", []])
 
@@ -38,7 +38,7 @@ def test_a_page_shows_an_id_without_a_record_as_such(world: World) -> None:
 def test_a_page_of_a_queue_that_does_not_exist_is_empty(world: World) -> None:
     _, *rest = world.run(scripts.queue_page("nowhere", 0, 10))
 
-    assert rest == [0]
+    assert rest == [0, 0]
     assert world.snapshot() == {}
 
 
