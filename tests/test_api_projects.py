@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -114,19 +114,18 @@ async def test_another_projects_task_is_404_in_every_route_and_stays_as_it_is(
     id = await callers.add(callers.shop)
     STATES[state](redis_url)
     before = left_alone(world)
-    began = time.monotonic()
 
     for path, method in sorted(routes_of_a_task()):
-        for query in ("", "?wait=20") if (path, method) == ("/tasks/{id}", "GET") else ("",):
+        for query in ("", "?wait=60") if (path, method) == ("/tasks/{id}", "GET") else ("",):
             target = path.replace("{id}", id) + query
-            theirs = await callers.client.request(method, target, headers=callers.bank)
+            async with asyncio.timeout(40):  # it doesn't wait
+                theirs = await callers.client.request(method, target, headers=callers.bank)
             nobodys = await callers.client.request(method, target.replace(id, "nobody"), headers=callers.bank)
 
             assert theirs.status_code == 404, (method, path)
             assert theirs.text.replace(id, "nobody") == nobodys.text
 
     assert left_alone(world) == before
-    assert time.monotonic() - began < 15  # nothing has waited
     assert (await callers.client.get(f"/tasks/{id}", headers=callers.shop)).status_code == 200
     assert (await callers.client.get(f"/tasks/{id}", headers=callers.root)).status_code == 200
 

@@ -48,7 +48,7 @@ local function waits(status)
   return status == 'queued' or status == 'scheduled' or status == 'deferred'
 end
 
--- The audit's entry, about something else than was thought when it was made.
+-- The audit's entry (where tasks have unique keys there is one), about something else than was thought before.
 local function audited(what, about, count, last)
   if ARGV[3] == '' then return '' end
   local entry = cjson.decode(ARGV[3])
