@@ -23,7 +23,7 @@ from api.subscribers import Subscribers, channel
 from api.subscription import Subscription, Wanted
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.errors import RedisUnavailable, TaskNotFound
-from taskpool.eventlog import START, Position, events_after, newest, oldest, reaches_back
+from taskpool.eventlog import START, Position, events_after, holds, newest, oldest, reaches_back
 from taskpool.status import read_event
 from taskpool.store import ReplyFault
 
@@ -183,11 +183,15 @@ class Hub:
     async def _catch_up(self, behind: set[Subscription]) -> None:
         """Bring those who are ready up to now, in one pass over the stream. Who has no room left drops out of it."""
         cuts = self._cuts
-        first, last = await self._store.run_many([oldest(), newest()])
-        for subscription in [each for each in behind if each.after > last or not reaches_back(first, each.after)]:
+        if places := list({each.after for each in behind} - {START}):
+            found = await self._store.run_many([holds(place) for place in places])
+            gone = {place for place, is_there in zip(places, found, strict=True) if not is_there}
+        else:
+            gone = set()
+        for subscription in [each for each in behind if each.after in gone]:
             behind.discard(subscription)
             self._start_over(subscription)
-        position = min((subscription.after for subscription in behind), default=last)
+        position = min((subscription.after for subscription in behind), default=START)
         while behind:
             # Whoever heard of it before the next read finds it in there; what is heard from here on is told below.
             self._since_read.clear()

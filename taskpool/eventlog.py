@@ -83,6 +83,13 @@ def newest() -> Call[Position]:
     return Call(command, lambda reply: _position(reply) or START, again=True)
 
 
+def holds(position: Position) -> Call[bool]:
+    """Whether the event at this position is still there. If it isn't, what came after it may not be either; or the
+    stream is another one: Redis lost data, or a replica took over that hadn't received all."""
+    command = ("XRANGE", keys.EVENTS, str(position), str(position), "COUNT", 1)
+    return Call(command, bool, again=True)
+
+
 def reaches_back(first: Position | None, position: Position) -> bool:
     """Whether a stream that begins at `first` still has every event after `position`."""
     return position == START or (first is not None and first <= position)

@@ -259,6 +259,22 @@ async def test_one_whose_task_was_purged_while_events_were_missed_is_told_that_i
     assert others.told[2:] == [("resync", "trimmed"), ("snapshot", {"b": 1}), LIVE]
 
 
+async def test_a_redis_that_lost_what_was_told_is_noticed_whatever_came_since(hub: Hub, world: World) -> None:
+    running = world.start("a")
+    listener = Listener(hub)
+    await listener.open(task="a")
+    await live(listener)
+    world.run(scripts.progress(running, {"done": 1}))
+    await listener.until(lambda each: each.steps() == [3])
+
+    hub._connection.close()
+    world.redis.xdel(keys.EVENTS, str(listener.last))  # as if a replica had taken over that didn't have it
+    world.run(scripts.progress(running, {"done": 2}))
+
+    await listener.until(lambda each: each.told.count(LIVE) == 2)
+    assert listener.told[3:] == [("resync", "trimmed"), ("snapshot", {"a": 4}), LIVE]
+
+
 async def test_events_of_a_redis_whose_clock_is_behind_the_last_one_s_are_told(hub: Hub, world: World) -> None:
     running = world.start("a")
     listener = Listener(hub)
