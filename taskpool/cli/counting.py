@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import httpx
+from taskpool.client_values import submission
+from taskpool.errors import TaskpoolError, WaitTimeout
+from taskpool.types import TaskRecord, TaskSpec, TaskStatus
 
-from taskpool.errors import TaskpoolError
+if TYPE_CHECKING:
+    from taskpool.async_client import AsyncClient
 
 BATCH_TASKS: Final = 1000
 BATCH_BYTES: Final = 200_000
@@ -21,11 +24,10 @@ BATCH_BYTES: Final = 200_000
 
 LOOK_S: Final = 0.1
 TRIAL_S: Final = 5
-ENDED: Final = frozenset({"done", "failed", "stopped", "canceled"})
 
 
 class CountingFailed(TaskpoolError):
-    """Raised when the API refuses what the demo asks, or a task of it doesn't end well."""
+    """Raised when a task of the demo doesn't end well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class Counted:
 class Counting:
     """One run over `files`, through `api`; `submitted` and `counted` say how far it is."""
 
-    def __init__(self, api: httpx.AsyncClient, files: Sequence[Path]) -> None:
+    def __init__(self, api: AsyncClient, files: Sequence[Path]) -> None:
         self.total = len(files)
         self.counted = 0
         self.tag = f"demo-{secrets.token_hex(3)}"
@@ -58,49 +60,41 @@ class Counting:
         """Submit, wait for the merge, and return what it found.
 
         Raises:
-            CountingFailed: the API refused something, or a task failed.
+            TaskpoolError: the API refused something or is away; CountingFailed when a task failed.
         """
         began_mono = time.monotonic()
         looking = asyncio.create_task(self._look())
         try:
-            await self._submit_files()
-            merge = await self._merged()
-            if merge["status"] != "done":
-                raise CountingFailed(await self._why(merge))
-        except httpx.HTTPError as error:
-            raise CountingFailed(f"the API at {self._api.base_url} doesn't answer: {error}") from error
+            for batch in _batches([self._count(file) for file in self._files]):
+                self._ids += [task.id for task in await self._api.add_tasks(batch)]
+            merge = await self._api.add_task("word_merge", tags=[self.tag], depends_on=self._ids)
+            merged = await self._api.wait(merge.id)
+            if merged.status is not TaskStatus.DONE:
+                raise CountingFailed(await self._why(merged))
         finally:
             looking.cancel()
         self.counted = self.total
-        return Counted(merge["id"], merge["result"], self.total + 1, time.monotonic() - began_mono)
+        return Counted(merged.id, merged.result, self.total + 1, time.monotonic() - began_mono)
 
     async def reads_files(self) -> bool:
         """Whether the workers of this instance may read the files: one may serve another directory or host."""
+        spec = self._count(self._files[0])
         try:
-            task = await _post(self._api, "/tasks", self._count(self._files[0]))
-            ended = await _get(self._api, f"/tasks/{task['id']}?wait={TRIAL_S}")
-            await self._api.delete(f"/tasks/{task['id']}")
-        except (CountingFailed, httpx.HTTPError):
+            task = await self._api.add_task(spec.type, spec.payload, tags=spec.tags)
+            with suppress(WaitTimeout):
+                await self._api.wait(task.id, timeout_s=TRIAL_S)
+            ended = await self._api.get(task.id)
+            await self._api.remove_task(task.id)
+        except TaskpoolError:
             return False
-        return bool(ended["status"] == "done")
-
-    async def _submit_files(self) -> None:
-        for batch in _batches([self._count(file) for file in self._files]):
-            answer = await _post(self._api, "/tasks/batch", {"tasks": batch})
-            self._ids += [task["id"] for task in answer["tasks"]]
-
-    async def _merged(self) -> dict[str, Any]:
-        merge = await _post(self._api, "/tasks", {"type": "word_merge", "tags": [self.tag], "depends_on": self._ids})
-        while merge["status"] not in ENDED:
-            merge = await _get(self._api, f"/tasks/{merge['id']}?wait=30")
-        return dict(merge)
+        return ended.status is TaskStatus.DONE
 
     async def _look(self) -> None:
         try:
             while True:
                 self.counted = await self._first_unended(self.counted)
                 await asyncio.sleep(LOOK_S)
-        except (CountingFailed, httpx.HTTPError):
+        except TaskpoolError:
             pass  # this is for show; `run` meets the same trouble and says so
 
     async def _first_unended(self, start: int) -> int:
@@ -116,48 +110,29 @@ class Counting:
         return below
 
     async def _has_ended(self, count: int) -> bool:
-        task = await _get(self._api, f"/tasks/{self._ids[count - 1]}")
-        return task["status"] in ENDED
+        return (await self._api.get(self._ids[count - 1])).status.is_terminal
 
-    async def _why(self, merge: dict[str, Any]) -> str:
+    async def _why(self, merge: TaskRecord) -> str:
         """The error of the first file that failed, else the merge's own."""
-        failed = await _get(self._api, f"/tasks?tag={self.tag}&type=word_count&status=failed&limit=1")
-        for task in failed["tasks"]:
-            return f"{task['payload'].get('path')}: {task.get('error')}"
-        return f"the merge {merge['status']}: {merge.get('error') or merge.get('reason')}"
+        failed = await self._api.list_tasks(tag=self.tag, type="word_count", status=TaskStatus.FAILED, limit=1)
+        for task in failed.items:
+            return f"{task.payload.get('path')}: {task.error}"
+        return f"the merge {merge.status}: {merge.error or merge.reason}"
 
-    def _count(self, file: Path) -> dict[str, Any]:
-        return {"type": "word_count", "payload": {"path": str(file)}, "tags": [self.tag]}
+    def _count(self, file: Path) -> TaskSpec:
+        return TaskSpec(type="word_count", payload={"path": str(file)}, tags=[self.tag])
 
 
-def _batches(tasks: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def _batches(specs: Sequence[TaskSpec]) -> Iterator[list[TaskSpec]]:
     """The tasks in batches that the API takes: not too many, not too long."""
-    batch: list[dict[str, Any]] = []
+    batch: list[TaskSpec] = []
     size = 0
-    for task in tasks:
-        length = len(json.dumps(task)) + 2
+    for spec in specs:
+        length = len(submission(spec)) + 1
         if batch and (len(batch) == BATCH_TASKS or size + length > BATCH_BYTES):
             yield batch
             batch, size = [], 0
-        batch.append(task)
+        batch.append(spec)
         size += length
     if batch:
         yield batch
-
-
-async def _post(api: httpx.AsyncClient, path: str, document: Any) -> Any:
-    return _answer(await api.post(path, json=document))
-
-
-async def _get(api: httpx.AsyncClient, path: str) -> Any:
-    return _answer(await api.get(path))
-
-
-def _answer(response: httpx.Response) -> Any:
-    if response.is_success:
-        return response.json()
-    try:
-        why = response.json()["detail"]
-    except (ValueError, KeyError, TypeError):
-        why = response.reason_phrase
-    raise CountingFailed(f"the API answered {response.status_code} to {response.request.url.path}: {why}")

@@ -19,8 +19,7 @@ from taskpool.cli.show import command_name, console, print_table
 from taskpool.cli.signals import cancelled_by_signals
 
 if TYPE_CHECKING:
-    import httpx
-
+    from taskpool.async_client import AsyncClient
     from taskpool.cli.bars import CountBars
     from taskpool.cli.counting import Counted, Counting
     from taskpool.cli.instance import Instance
@@ -71,19 +70,19 @@ async def _demo(settings: Settings, root: Path, files: Sequence[Path], top: int)
         except asyncio.CancelledError:
             raise SystemExit(Exit.INTERRUPTED) from None
     _report(counted, len(files), top)
-    _next(str(api.base_url) if instance is None else None, counted)
+    _next(local_url(settings.host, settings.port) if instance is None else None, counted)
 
 
 @asynccontextmanager
 async def _api_that_reads(
     settings: Settings, root: Path, files: Sequence[Path]
-) -> AsyncIterator[tuple[httpx.AsyncClient, Instance | None]]:
+) -> AsyncIterator[tuple[AsyncClient, Instance | None]]:
     """The API that runs here, when its workers may read the files, and else one of our own, with its instance."""
     from taskpool.cli.counting import Counting
 
     url = local_url(settings.host, settings.port)
     if await asyncio.to_thread(answers_ready, url):
-        async with _client(url) as api:
+        async with _client(url, settings.api_key) as api:
             if await Counting(api, files).reads_files():
                 click.echo(f"Using the Taskpool at {url}")
                 yield api, None
@@ -113,14 +112,13 @@ async def _own_instance(settings: Settings, root: Path) -> AsyncIterator[Instanc
             await instance.stop()
 
 
-def _client(url: str) -> httpx.AsyncClient:
-    import httpx
+def _client(url: str, api_key: str | None = None) -> AsyncClient:
+    from taskpool.async_client import AsyncClient
 
-    # trust_env: a proxy of the surroundings has nothing to do with a server on this machine.
-    return httpx.AsyncClient(base_url=url, timeout=HTTP_TIMEOUT_S, trust_env=False)
+    return AsyncClient(url, api_key, timeout_s=HTTP_TIMEOUT_S)
 
 
-async def _count(api: httpx.AsyncClient, files: Sequence[Path]) -> Counted:
+async def _count(api: AsyncClient, files: Sequence[Path]) -> Counted:
     """Count, drawing how far it is."""
     from taskpool.cli.bars import CountBars
     from taskpool.cli.counting import Counting
