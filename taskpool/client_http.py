@@ -12,6 +12,7 @@ import httpx
 
 from taskpool.client_request import Answer, Lost, Plan, Read, Request, Send, Sleep, Tell
 from taskpool.errors import ConfigurationError
+from taskpool.settings import redact_url
 
 T = TypeVar("T")
 
@@ -29,9 +30,11 @@ class Server:
         try:
             parsed = httpx.URL(url)
         except httpx.InvalidURL as error:
-            raise ConfigurationError(f"the server {url!r} is not a URL: {error}") from None
-        if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise ConfigurationError(f"the server {url!r} is not a URL like http://localhost:8080")
+            raise ConfigurationError(f"the server {redact_url(url)!r} is not a URL: {error}") from None
+        if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.fragment:
+            raise ConfigurationError(f"the server {redact_url(url)!r} is not a URL like http://localhost:8080")
+        if parsed.userinfo:
+            raise ConfigurationError("the server's URL takes no user and password: there are API keys")
         if api_key is not None and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
             raise ConfigurationError("the API key must be one word of ASCII, like tp_<id>_<secret>")
         self.url = url.rstrip("/")

@@ -148,7 +148,9 @@ def _http_url(text: str, accepts: str) -> str:
     except ValueError:
         complete = None
     if not complete:
-        raise ValueError(f"{text!r} is not {accepts}")
+        raise ValueError(f"not a URL; accepted: {accepts}")
+    if parts.username is not None:
+        raise ValueError("a server's URL takes no user and password: there are API keys")
     return text
 
 

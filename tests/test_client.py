@@ -286,12 +286,15 @@ def test_nobody_is_followed(name: str, client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "key"), [("localhost:8080", None), ("redis://h", None), ("http://", None), ("http://h", "a b\n")]
-)
+    ("url", "key"), [("localhost:8080", None), ("redis://h", None), ("http://", None), ("http://h:x", None),
+     ("http://h?a=1", None), ("http://user:hush@h", None), ("ftp://user:hush@h", None), ("http://h", "a b\n")],
+)  # fmt: skip
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_what_can_be_no_server_or_key_is_refused(kind: type[Client], url: str, key: str | None) -> None:
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(ConfigurationError) as raised:
         kind(url, key)
+
+    assert "hush" not in str(raised.value)
 
 
 def test_the_examples_of_the_guide_work(there: Service) -> None:

@@ -137,7 +137,7 @@ def test_variables_name_the_server_and_the_key(there: Service, tmp_path: Path) -
     ("arguments", "status", "complaint"),
     [
         (["--server", "http://127.0.0.1:1"], Exit.NO_REDIS, "the API at http://127.0.0.1:1 cannot be reached"),
-        (["--server", "localhost:8080"], Exit.USAGE, "is not http://HOST:PORT or https://HOST:PORT"),
+        (["--server", "localhost:8080"], Exit.USAGE, "accepted: http://HOST:PORT or https://HOST:PORT"),
         (["--server", "http://h", "--redis-url", "redis://h"], Exit.USAGE, "exclude each other"),
     ],
 )

@@ -42,6 +42,7 @@ def test_nothing_set_means_the_defaults() -> None:
         ("TASKPOOL_LOG_LEVEL", "DEBUG", "log_level", "debug"),
         ("TASKPOOL_REDIS_URL", "rediss://u:p@h:6380/1", "redis_url", "rediss://u:p@h:6380/1"),
         ("TASKPOOL_REDIS_URL", "unix:///run/redis.sock?db=2", "redis_url", "unix:///run/redis.sock?db=2"),
+        ("TASKPOOL_SERVER", "https://tasks.example.org/v1", "server", "https://tasks.example.org/v1"),
     ],
 )
 def test_a_variable_sets_its_field(variable: str, text: str, name: str, value: object) -> None:
@@ -136,7 +137,15 @@ def test_a_wrong_redis_url_is_refused_without_showing_its_password(url: str, fau
 
 
 def test_the_repr_shows_no_password() -> None:
-    assert "hunter2" not in repr(Settings(redis_url="redis://:hunter2@h"))
+    assert "hunter2" not in repr(Settings(redis_url="redis://:hunter2@h", api_key="tp_hunter2"))
+
+
+@pytest.mark.parametrize("url", ["localhost:8080", "redis://h", "http://", "http://:hunter2@h", "http://h:hunter2"])
+def test_a_wrong_server_is_refused_without_showing_its_password(url: str) -> None:
+    (fault,) = faults({"TASKPOOL_SERVER": url})
+
+    assert fault.startswith("TASKPOOL_SERVER: ")
+    assert "hunter2" not in fault
 
 
 @pytest.mark.parametrize(
