@@ -54,6 +54,10 @@ def by_bytes(ctx: TaskContext) -> None:
     sys.stdout.flush()
 
 
+def by_binary(ctx: TaskContext) -> None:
+    sys.stdout.buffer.write(b"\x00\x1b\x80\xff\n")
+
+
 def by_subprocess(ctx: TaskContext) -> None:
     subprocess.run(["sh", "-c", "echo from sh; echo to 2 >&2; echo reopened > /dev/stdout"], check=True)
 
@@ -94,6 +98,7 @@ WAYS: dict[str, Callable[[TaskContext], None]] = {
     "stderr": by_stderr,
     "logging": by_logging,
     "bytes": by_bytes,
+    "binary": by_binary,
     "subprocess": by_subprocess,
     "descriptor": by_descriptor,
     "fork": by_fork,

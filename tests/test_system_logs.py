@@ -29,7 +29,9 @@ def workers(tmp_path_factory: pytest.TempPathFactory, redis_binary: str | None) 
 @pytest.fixture(scope="module")
 def slots(tmp_path_factory: pytest.TempPathFactory, redis_binary: str | None) -> Iterator[WorkerPool]:
     """A process of several slots."""
-    with pool_with_redis(tmp_path_factory.mktemp("slots"), redis_binary, tasks=TASKS, slots=4) as workers:
+    directory = tmp_path_factory.mktemp("slots")
+    note = directory / "note"
+    with pool_with_redis(directory, redis_binary, tasks=TASKS, slots=4, env={"TASKS_NOTE": str(note)}) as workers:
         yield workers
 
 
@@ -52,6 +54,7 @@ EVERYWHERE = {
     "print": [("stdout", "one"), ("stdout", "two-three"), ("stdout", "no line feed")],
     "stderr": [("stderr", "to stderr"), ("stderr", "kept")],
     "bytes": [("stdout", "bytes é")],
+    "binary": [("stdout", "\x00\x1b\ufffd\ufffd")],
     "colour": [("stdout", "\x1b[31mred\x1b[0m")],
     "bar": [("stderr", "100 %")],
     "nothing": [],
@@ -127,6 +130,12 @@ def test_a_killed_process_has_written_to_the_log_up_to_its_last_word(workers: Wo
     words = [("stdout", "before the end"), ("logging", "logged"), ("stdout", "raw, and no line feed")]
     assert shown(lines) == words * 2
     assert [line.attempt for line in lines] == [1] * 3 + [2] * 3
+
+
+def test_a_killed_process_of_several_slots_too(slots: WorkerPool) -> None:
+    lines = log_of(slots, "crash")
+
+    assert shown(lines) == [("stdout", "before the end"), ("logging", "logged")] * 2
 
 
 def test_each_attempt_has_its_lines(workers: WorkerPool) -> None:
