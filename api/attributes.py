@@ -1,15 +1,22 @@
-"""Whose event it is: the type, queue, tags and project of tasks, which events after the first don't repeat."""
+"""Whose event it is: the type, queue, tags and project of tasks, which events after the first don't repeat; and the
+events that wait until that is known."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from api.outlet import Step
+from taskpool.errors import RedisUnavailable
 from taskpool.eventlog import UNKNOWN, Attributes, attributes_of, attributes_told
-from taskpool.store import AsyncStore
+from taskpool.store import AsyncStore, ReplyFault
 
 MOST_KNOWN: Final = 50_000
+MOST_ARRIVING: Final = 20_000
+RETRY_S: Final = 0.5
+"""Between two tries to reach a Redis that is away."""
 
 
 class AttributeCache:
@@ -57,3 +64,49 @@ class AttributeCache:
         if id not in self._known and len(self._known) >= self._most:
             del self._known[next(iter(self._known))]  # the one learned first
         self._known[id] = attributes
+
+
+class Arriving:
+    """Events as they arrive: each is passed on in its turn, once it is known whose it is.
+
+    `too_many` is called when more wait than may; it must `clear`.
+    """
+
+    def __init__(
+        self, attributes: AttributeCache, pass_on: Callable[[Step], None], *, too_many: Callable[[], None]
+    ) -> None:
+        self._attributes, self._pass_on, self._too_many = attributes, pass_on, too_many
+        self._waiting: deque[Step] = deque()
+        self._resolver: asyncio.Task[None] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def take(self, step: Step, *, by_attributes: bool) -> None:
+        """Pass this on next; `by_attributes` if anybody needs them."""
+        if self._waiting or (by_attributes and not self._attributes.resolve_known(step)):
+            self._waiting.append(step)
+            if len(self._waiting) > MOST_ARRIVING:
+                self._too_many()
+            elif self._resolver is None or self._resolver.done():
+                self._resolver = asyncio.create_task(self._resolve())
+        else:
+            self._pass_on(step)
+
+    def clear(self) -> None:
+        """Forget what waits."""
+        self._waiting.clear()
+        if self._resolver is not None:
+            self._resolver.cancel()
+            self._resolver = None
+
+    async def _resolve(self) -> None:
+        while self._waiting:
+            steps = list(self._waiting)
+            try:
+                await self._attributes.resolve(steps)
+            except (RedisUnavailable, ReplyFault):
+                await asyncio.sleep(RETRY_S)
+                continue
+            for _ in steps:
+                self._pass_on(self._waiting.popleft())

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
-from api.attributes import AttributeCache
+from api.attributes import RETRY_S, Arriving, AttributeCache
 from api.outlet import Gone, Live, Outlet, Resync, Step
 from api.snapshots import take_snapshot
 from api.subscribers import Subscribers, channel
@@ -27,13 +27,10 @@ from taskpool.eventlog import START, Position, events_after, holds, newest, olde
 from taskpool.status import read_event
 from taskpool.store import ReplyFault
 
-RETRY_S: Final = 0.5
-"""Between two tries to reach a Redis that is away."""
 MARK_S: Final = 5.0
 """How often the hub looks how far the stream is: that far nothing needs to be read again after a cut, and a connection
 that no longer answers is found out."""
 CHUNK: Final = 500
-MOST_UNRESOLVED: Final = 20_000
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +47,11 @@ class Hub:
         self._channels: set[str] = set()
         self._cuts = 0
         self._horizon = START
-        self._unresolved: deque[Step] = deque()
+        self._arriving = Arriving(self._attributes, self._spread, too_many=self._lost)
         self._reading = False
         self._since_read: list[Step] = []
         self._wake = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
-        self._resolver: asyncio.Task[None] | None = None
         self._restarts: set[asyncio.Task[None]] = set()
 
     async def open(self, wanted: Wanted, outlet: Outlet, *, name: str = "", after: Position | None) -> Subscription:
@@ -101,7 +97,8 @@ class Hub:
 
     def end(self) -> None:
         """Stop working; the connection is the pool's to close."""
-        for task in (self._worker, self._resolver, *self._restarts):
+        self._arriving.clear()
+        for task in (self._worker, *self._restarts):
             if task is not None:
                 task.cancel()
 
@@ -162,7 +159,7 @@ class Hub:
         for name in self._channels:
             self._connection.forget(self._hear, name.encode())
         self._channels.clear()
-        self._unresolved.clear()
+        self._arriving.clear()
         for subscription in self._all:
             if subscription.live:
                 subscription.live = False
@@ -175,7 +172,7 @@ class Hub:
         """What the stream holds up to now was heard: Redis answers behind its messages."""
         cuts = self._cuts
         end = await self._connection.read(newest())
-        if cuts == self._cuts and not self._unresolved:
+        if cuts == self._cuts and not self._arriving:
             self._horizon = max(self._horizon, end)
 
     # --- behind: from the stream ----------------------------------------------------------------------------------
@@ -263,29 +260,7 @@ class Hub:
             return
         if not event.stream:  # told again, by hand
             return
-        step = Step(event)
-        if self._unresolved or (self._all.to_all and not self._attributes.resolve_known(step)):
-            self._unresolved.append(step)
-            if len(self._unresolved) > MOST_UNRESOLVED:
-                self._lost()  # the stream has them all
-            elif self._resolver is None or self._resolver.done():
-                self._resolver = asyncio.create_task(self._resolve())
-        else:
-            self._spread(step)
-
-    async def _resolve(self) -> None:
-        """Find out whose events these are, in their order, and spread them."""
-        while self._unresolved:
-            cuts, steps = self._cuts, list(self._unresolved)
-            try:
-                await self._attributes.resolve(steps)
-            except (RedisUnavailable, ReplyFault):
-                await asyncio.sleep(RETRY_S)
-                continue
-            if cuts == self._cuts:
-                for step in steps:
-                    self._unresolved.popleft()
-                    self._spread(step)
+        self._arriving.take(Step(event), by_attributes=bool(self._all.to_all))
 
     def _spread(self, step: Step) -> None:
         if step.at <= self._horizon:  # heard on a task's channel and on the firehose, or told again by hand
