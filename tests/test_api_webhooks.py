@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from redis import Redis
-from standardwebhooks import Webhook as Verifier
 
 from api import known
 from taskpool import keys
 from taskpool.apikey import Scope
-from tests.api_client import api, api_process, publish_types
+from tests.api_client import api, publish_types
 from tests.keys import bearer, make_key
-from tests.receiver import receiver
-from tests.support import eventually
-from tests.worker_pool import WorkerPool
 
 URL = "https://hooks.example/in"
 FIRST = {"type": "echo", "payload": {"message": "hi"}, "callback_url": URL}
@@ -266,35 +261,3 @@ async def test_what_became_of_webhooks_is_in_the_metrics(client: httpx.AsyncClie
     assert 'taskpool_webhooks_total{outcome="lost"} 1.0' in text
     assert 'taskpool_webhooks_total{outcome="delivered"} 0.0' in text
     assert "taskpool_webhook_outbox 1.0" in text
-
-
-def test_from_the_api_over_a_worker_to_a_receiver(redis_url: str, tmp_path: Path) -> None:
-    allow = "127.0.0.0/8"
-    with (
-        receiver() as server,
-        WorkerPool(redis_url, tmp_path / "workers", webhook_allow=allow),
-        api_process(redis_url, tmp_path / "api", TASKPOOL_WEBHOOK_ALLOW=allow) as (_, url),
-        httpx.Client(base_url=url, timeout=20) as client,
-    ):
-        webhook = client.post("/webhooks", json={"url": server.url("/standing"), "types": ["act"]}).json()
-        callback = client.get("/webhooks/callback/secret").json()["secret"]
-        server.answers = [(200, {})]
-        task = {"type": "act", "payload": {"do": "ok"}, "callback_url": server.url("/callback")}
-        id = client.post("/tasks", json=task).json()["id"]
-        eventually(lambda: server.at("/standing") and server.at("/callback"), 30)
-
-        def deliveries() -> Any:
-            found = client.get(f"/tasks/{id}/deliveries").json()["deliveries"]
-            return found if {each["status"] for each in found} == {"delivered"} else None
-
-        listed = eventually(deliveries, 30)
-        metrics = client.get("/metrics").text
-
-    (standing,), (called_back,) = server.at("/standing"), server.at("/callback")
-    for sent, secret in ((standing, webhook["secret"]), (called_back, callback)):
-        message = Verifier(secret).verify(sent.body, sent.headers)
-        assert (message["subject"], message["type"]) == (id, "taskpool.task.done")
-        assert message["data"]["status"] == "done"
-    assert {each["id"] for each in listed} == {standing.id, called_back.id}
-    assert [each.get("url") for each in listed if each["webhook"] == webhook["id"]] == [None]
-    assert 'taskpool_webhooks_total{outcome="delivered"} 2.0' in metrics
