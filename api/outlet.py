@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
@@ -32,7 +33,8 @@ class Step:
     __slots__ = ("_document", "_message", "at", "attributes", "event")
 
     def __init__(self, event: Event) -> None:
-        self.event = event
+        # A log's lines aren't in events for clients, and would be kept for those that are slow.
+        self.event = replace(event, aside={}) if event.aside else event
         self.at = Position.parse(event.stream)
         self.attributes: Attributes | None = None
         self._document: bytes | None = None

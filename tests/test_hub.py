@@ -12,9 +12,11 @@ from redis import Redis
 
 import api.hub
 from api.hub import Hub
+from api.outlet import Live, Steps
 from taskpool import keys, scripts
 from taskpool.errors import TaskNotFound
 from taskpool.eventlog import START, Position
+from taskpool.logline import DEFAULT_LIMITS
 from taskpool.redis_server import RedisServer
 from taskpool.types import TaskStatus
 from tests.listeners import Listener, hub_on
@@ -374,6 +376,22 @@ async def test_nobody_listening_costs_nothing_and_a_thousand_share_one_subscript
     async with asyncio.timeout(10):
         while redis.pubsub_numsub("taskpool:task:a")[0][1]:
             await asyncio.sleep(0.01)
+
+
+async def test_what_is_told_beside_an_event_is_not_kept_for_clients(hub: Hub, world: World) -> None:
+    running = world.start("a")
+    listener = Listener(hub)
+    await listener.open(task="a", reads=False)
+    items = await listener.outlet.take()
+    while not isinstance(items[-1], Live):
+        items = await listener.outlet.take()
+
+    assert world.run(scripts.log("a", running.attempt_id, [b'{"text":"a line"}'], DEFAULT_LIMITS)) == "ok"
+
+    (item,) = [item for item in await listener.outlet.take() if isinstance(item, Steps)]
+    (step,) = item.steps
+    assert (step.event.event, step.event.data["count"], step.event.aside) == ("log", 1, {})
+    assert b"a line" not in step.message
 
 
 async def test_a_message_that_cannot_be_read_is_made_up_for_from_the_stream(hub: Hub, world: World) -> None:
