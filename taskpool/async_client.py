@@ -91,7 +91,7 @@ class AsyncClient:
             TaskNotFound
             WaitTimeout: it hasn't ended in `timeout_s`; `record` is how it stands.
         """
-        return await self._run(client_follow.follow(id, timeout_s, operations.MOST_WAIT_S, self._retrying))
+        return await self._run(client_follow.follow(id, timeout_s, client_follow.WAITING, self._retrying))
 
     def follow(self, id: str, *, timeout_s: float | None = None) -> AsyncGenerator[TaskRecord]:
         """The task as it is now, again twice a second, and last when it has ended. Outlives as `wait`.
@@ -100,7 +100,7 @@ class AsyncClient:
             TaskNotFound
             WaitTimeout: it hasn't ended in `timeout_s`.
         """
-        return self._tell(client_follow.follow(id, timeout_s, client_follow.LOOK_S, self._retrying))
+        return self._tell(client_follow.follow(id, timeout_s, client_follow.WATCHING, self._retrying))
 
     def events(self, id: str, *, after: str | None = None) -> AsyncGenerator[Event]:
         """Every event of a task until it has ended, each once, also when the API was away meanwhile.

@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple, TypeVar
+
+import msgspec
 
 from taskpool import client_operations as operations
 from taskpool import client_values as values
-from taskpool.client_request import Plan, Read, Request, Sleep, Tell
+from taskpool.client_problem import strange_answer
+from taskpool.client_request import Answer, Plan, Read, Request, Sleep, Tell
 from taskpool.client_retry import Retrying, sending
 from taskpool.errors import WaitTimeout
 from taskpool.sse import EventStream, Message
 from taskpool.types import TaskRecord
 
-LOOK_S: Final = 0.5
-FIRST_LOOK_S: Final = 1.0
-"""Soon after it began a wait has had an answer, and outlives whatever comes then."""
+T = TypeVar("T")
+
 EARLY_S: Final = 0.05
 
 
-def follow(id: str, timeout_s: float | None, look_s: float, retrying: Retrying) -> Plan[TaskRecord]:
-    """Tell the task's record: as it is now, whenever `look_s` has passed, and when it has ended; return that.
+class Pace(NamedTuple):
+    """How long the API may wait for the task's end before it tells how the task stands: the first time, and then."""
+
+    first_s: float
+    then_s: float
+
+
+WAITING: Final = Pace(1.0, 30.0)
+"""Soon it has had an answer, and outlives whatever comes then; and few requests are made for nothing."""
+WATCHING: Final = Pace(0.0, 0.5)
+
+
+def follow(id: str, timeout_s: float | None, pace: Pace, retrying: Retrying) -> Plan[TaskRecord]:
+    """Tell the task's record at this pace, and when it has ended; return the last one.
 
     Raises:
         TaskNotFound
@@ -29,10 +43,10 @@ def follow(id: str, timeout_s: float | None, look_s: float, retrying: Retrying) 
     """
     clock = retrying.clock
     end = math.inf if timeout_s is None else clock() + timeout_s
-    patience, next_look_s, soon = retrying, min(look_s, FIRST_LOOK_S), 0
+    patience, look_s, soon = retrying, pace.first_s, 0
     while True:
         asked = clock()
-        wait_s = max(0.0, min(next_look_s, end - asked))
+        wait_s = max(0.0, min(look_s, end - asked))
         record = yield from sending(operations.get(id, wait_s=wait_s), patience, end)
         yield Tell(record)
         if record.status.is_terminal:
@@ -42,7 +56,7 @@ def follow(id: str, timeout_s: float | None, look_s: float, retrying: Retrying) 
         soon = soon + 1 if clock() - asked < wait_s - EARLY_S else 0
         if soon:  # that API is stopping, and answers whoever waits at once
             yield Sleep(max(0.0, min(retrying.pause_s(soon), end - clock())))
-        patience, next_look_s = retrying.without_end(), look_s
+        patience, look_s = retrying.without_end(), pace.then_s
 
 
 def events(id: str, after: str | None, retrying: Retrying) -> Plan[None]:
@@ -55,9 +69,9 @@ def events(id: str, after: str | None, retrying: Retrying) -> Plan[None]:
     while (messages := (yield from feed.take())) is not None:
         for message in messages:
             if message.event == "snapshot":
-                event = values.told_snapshot(message.data, message.id)
+                event = _read(values.told_snapshot, message)
             elif message.event == "message":
-                event = values.told_event(message.data)
+                event = _read(values.told_event, message)
             else:  # `resync`: a new snapshot follows
                 continue
             yield Tell(event)
@@ -78,7 +92,14 @@ def follow_log(id: str, cursor: str | None, retrying: Retrying) -> Plan[None]:
             if message.event == "end":
                 return
             if message.event == "message":
-                yield Tell(values.told_line(message.data))
+                yield Tell(_read(values.told_line, message))
+
+
+def _read(read: Callable[[Message], T], message: Message) -> T:
+    try:
+        return read(message)
+    except msgspec.DecodeError as error:
+        raise strange_answer(Answer(200, {}), str(error)) from error
 
 
 class _Feed:

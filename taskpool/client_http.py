@@ -43,7 +43,7 @@ class Server:
             "headers": {} if api_key is None else {"authorization": f"Bearer {api_key}"},
             "limits": httpx.Limits(max_connections=None, max_keepalive_connections=KEPT),
             # A proxy of the surroundings has nothing to do with a server on this machine.
-            "trust_env": not _is_here(parsed.host),
+            "mounts": {"http://": None, "https://": None} if _is_here(parsed.host) else None,
         }
 
     def request(self, client: httpx.Client | httpx.AsyncClient, request: Request[Any]) -> httpx.Request:
@@ -59,7 +59,9 @@ class Server:
 
     def lost(self, error: Exception) -> Lost:
         """What an exception of httpx means."""
-        why = str(error) or type(error).__name__
+        why = str(error) or "the connection was cut"
+        if isinstance(error, httpx.TimeoutException):
+            why = "it took too long"
         was_sent = not isinstance(error, NEVER_SENT)
         return Lost(f"the API at {self.url} {'gave no answer' if was_sent else 'cannot be reached'}: {why}", was_sent)
 

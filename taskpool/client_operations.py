@@ -19,7 +19,6 @@ from taskpool.logline import LogLine
 from taskpool.receipt import Receipt
 from taskpool.types import Page, QueuedTask, TaskRecord, TaskSpec, TaskStatus
 
-MOST_WAIT_S: Final = 30.0
 STREAM_SILENCE_S: Final = 35.0
 """Beyond the usual time: streams send a comment every 15 s, so one that is silent for longer was cut."""
 

@@ -19,6 +19,7 @@ from taskpool.finite import refuse_nan
 from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
 from taskpool.logline import LogLine
 from taskpool.receipt import Receipt
+from taskpool.sse import Message
 from taskpool.types import Event, Page, QueuedTask, TaskRecord, TaskSpec, TaskStatus
 
 T = TypeVar("T")
@@ -192,22 +193,22 @@ def lines(answer: Answer) -> Page[LogLine]:
     return Page(tuple(map(_log_line, page.lines)), page.next_cursor)
 
 
-def told_line(data: str) -> LogLine:
+def told_line(message: Message) -> LogLine:
     """The line in a message of a log that is followed."""
-    return _log_line(_line(data.encode()))
+    return _log_line(_line(message.data.encode()))
 
 
-def told_event(data: str) -> Event:
+def told_event(message: Message) -> Event:
     """The event in a message of a stream of events."""
-    told = _event(data.encode())
+    told = _event(message.data.encode())
     return Event(told.id, told.seq, told.event, told.status, _ms(told.at), told.data, told.stream)
 
 
-def told_snapshot(data: str, stream: str) -> Event:
+def told_snapshot(message: Message) -> Event:
     """How a task stands, as the first event of who follows it; its data is the task's document."""
-    raw = data.encode()
+    raw = message.data.encode()
     task = _record(raw)
-    at_ms = stream.partition("-")[0]
+    at_ms = message.id.partition("-")[0]
     return Event(
         id=task.id,
         seq=task.seq,
@@ -215,7 +216,7 @@ def told_snapshot(data: str, stream: str) -> Event:
         status=task.status,
         at_ms=int(at_ms) if at_ms.isdecimal() else 0,
         data=msgspec.json.decode(raw),
-        stream=stream,
+        stream=message.id,
     )
 
 

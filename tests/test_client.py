@@ -17,6 +17,7 @@ import pytest
 from msgspec.structs import replace as replace_line
 
 from taskpool import (
+    ApiUnavailable,
     AsyncClient,
     Client,
     ConfigurationError,
@@ -295,6 +296,19 @@ def test_what_can_be_no_server_or_key_is_refused(kind: type[Client], url: str, k
         kind(url, key)
 
     assert "hush" not in str(raised.value)
+
+
+def test_a_proxy_of_the_surroundings_is_not_for_a_server_on_this_machine(
+    there: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+
+    for kind in KINDS:
+        with client_of(kind, there.url, retries=0) as client:
+            assert client.queues() is not None
+        with client_of(kind, "http://tasks.invalid", retries=0) as client, pytest.raises(ApiUnavailable):
+            client.queues()
 
 
 def test_the_examples_of_the_guide_work(there: Service) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from taskpool import ApiError, ApiUnavailable, QueueFull, RedisUnavailable, TaskNotFound, TaskSpec, WaitTimeout
 from taskpool import client_operations as operations
-from taskpool.client_follow import events, follow, follow_log
+from taskpool.client_follow import WAITING, WATCHING, events, follow, follow_log
 from taskpool.client_request import Answer, Lost, Plan, Read, Request, Send, Sleep, Tell
 from taskpool.client_retry import Retrying, sending
 from taskpool.errors import TaskpoolError
@@ -153,12 +153,12 @@ def test_it_comes_again_when_it_was_told_to(chance: float) -> None:
 
 
 def test_a_date_is_a_time_to_come_again_too() -> None:
-    at = datetime.now(UTC) + timedelta(seconds=20)
-    hand = Hand(BAD_GATEWAY._replace(status=503, headers={"retry-after": format_datetime(at, usegmt=True)}), ok())
+    at = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
 
-    hand.send(GET)
+    with pytest.raises(ApiError) as raised:
+        Hand(BAD_GATEWAY._replace(status=503, headers={"retry-after": at})).send(GET)
 
-    assert 15 < hand.slept[0] <= 20
+    assert 3000 < (raised.value.retry_after_s or 0) <= 3600
 
 
 @pytest.mark.parametrize("told", ["soon", "", "-1", "Mon, 99 Foo"])
@@ -205,7 +205,7 @@ def test_a_wait_that_has_begun_outlives_any_number_of_failures() -> None:
         ok(), *[NEVER_SENT] * 30, problem(503, "redis-unavailable", "2"), BAD_GATEWAY, CUT, ok("done", result=1)
     )
 
-    assert hand.carry_out(follow("t1", None, 30, hand.retrying)).result == 1
+    assert hand.carry_out(follow("t1", None, WAITING, hand.retrying)).result == 1
 
     assert max(hand.slept) == 5
 
@@ -214,14 +214,14 @@ def test_a_wait_that_has_not_begun_gives_up() -> None:
     hand = Hand(*[NEVER_SENT] * 7)
 
     with pytest.raises(ApiUnavailable):
-        hand.carry_out(follow("t1", None, 30, hand.retrying))
+        hand.carry_out(follow("t1", None, WAITING, hand.retrying))
 
 
 def test_a_wait_ends_in_time_also_when_the_api_is_away() -> None:
     hand = Hand(ok(), *[NEVER_SENT] * 10)
 
     with pytest.raises(ApiUnavailable):
-        hand.carry_out(follow("t1", 10, 30, hand.retrying))
+        hand.carry_out(follow("t1", 10, WAITING, hand.retrying))
 
     assert hand.now <= 1010
 
@@ -230,7 +230,7 @@ def test_a_wait_does_not_outlive_its_task() -> None:
     hand = Hand(ok(), problem(404, "task-not-found"))
 
     with pytest.raises(TaskNotFound) as raised:
-        hand.carry_out(follow("t1", None, 30, hand.retrying))
+        hand.carry_out(follow("t1", None, WAITING, hand.retrying))
 
     assert raised.value.id == "t1"
 
@@ -238,7 +238,7 @@ def test_a_wait_does_not_outlive_its_task() -> None:
 def test_a_server_that_stops_and_answers_at_once_is_not_asked_without_a_pause() -> None:
     hand = Hand(*[ok()] * 8, ok("done"))
 
-    hand.carry_out(follow("t1", None, 30, hand.retrying))
+    hand.carry_out(follow("t1", None, WAITING, hand.retrying))
 
     assert len(hand.slept) == 8
     assert hand.slept[-1] == 5
@@ -248,9 +248,26 @@ def test_no_time_means_one_look() -> None:
     hand = Hand(ok())
 
     with pytest.raises(WaitTimeout):
-        hand.carry_out(follow("t1", 0, 30, hand.retrying))
+        hand.carry_out(follow("t1", 0, WAITING, hand.retrying))
 
     assert [request.query for request in hand.sent] == [{}]
+
+
+def test_a_wait_looks_soon_and_then_seldom_and_who_watches_at_once_and_often() -> None:
+    for pace, looks in ((WAITING, ["1.000", "30.000"]), (WATCHING, [None, "0.500"])):
+        hand = Hand(ok(), ok("done"))
+
+        hand.carry_out(follow("t1", None, pace, hand.retrying))
+
+        assert [request.query.get("wait") for request in hand.sent] == looks
+
+
+def test_a_message_of_something_else_is_an_error() -> None:
+    for told in (b"data: {}\n\n", b"event: snapshot\ndata: []\n\n", b"data: x\n\n"):
+        hand = Hand(STREAM, told)
+
+        with pytest.raises(ApiError, match="isn't an answer of the Taskpool API"):
+            hand.carry_out(events("t1", None, hand.retrying))
 
 
 def message(seq: int, event: str, status: str) -> bytes:
