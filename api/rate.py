@@ -73,7 +73,8 @@ class _Bucket:
         self._policy = b'"requests";q=%d;w=%d' % (self._most, math.ceil(self._most / self._rate))
         self._held = self._left = 0
         self._taken_mono = self._refused_until_mono = 0.0
-        self._waiting = 0
+        self._waiting = self._granted = 0
+        """How many wait for tokens; how many of those that have just come are for them, however late they wake."""
         self._taking: asyncio.Task[None] | None = None
 
     async def spend(self) -> float:
@@ -89,17 +90,25 @@ class _Bucket:
                 return self._refused_until_mono - now_mono
             self._held = 0
             self._waiting += 1
+            taking = self._take()
             try:
-                await asyncio.shield(self._take())
+                await asyncio.shield(taking)
+            except asyncio.CancelledError:
+                if taking.done() and self._granted:
+                    self._granted -= 1
+                raise
             finally:
                 self._waiting -= 1
+            if self._granted:
+                self._granted -= 1
+                return 0.0
 
     def headers(self, wait_s: float) -> list[tuple[bytes, bytes]]:
         """What an answer says: how many are left, and in how many seconds the bucket is full (of none: there is one).
 
         The draft wants no `Retry-After` that is earlier than that.
         """
-        left = 0 if wait_s else self._left + self._held
+        left = 0 if wait_s else self._left + self._held + self._granted
         until_s = wait_s or max(self._most - left, 0) / self._rate
         item = b'"requests";r=%d;t=%d' % (left, math.ceil(until_s))
         return [(b"ratelimit-policy", self._policy), (b"ratelimit", item)]
@@ -116,7 +125,9 @@ class _Bucket:
         wanted = max(self._block, self._waiting)
         taken = await self._store.run(take(self._name, rate=self._rate, most=self._most, wanted=wanted))
         now_mono = time.monotonic()
-        self._held += taken.tokens
+        for_those_who_wait = min(taken.tokens, self._waiting)
+        self._granted += for_those_who_wait
+        self._held += taken.tokens - for_those_who_wait
         self._left = taken.left
         if taken.tokens:
             self._taken_mono = now_mono

@@ -13,6 +13,7 @@ from redis import Redis
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from api import rate
 from api.app import create_app
 from taskpool.apikey import Scope
 from taskpool.settings import Settings
@@ -25,7 +26,7 @@ UNTOUCHED = "/asyncapi.json"
 """A path whose handler asks Redis for nothing."""
 
 
-def rate(response: httpx.Response) -> tuple[int, int]:
+def left_of(response: httpx.Response) -> tuple[int, int]:
     """What an answer says is left, and the seconds beside it."""
     found = re.fullmatch(r'"requests";r=(\d+);t=(\d+)', response.headers["ratelimit"])
     assert found is not None
@@ -58,7 +59,7 @@ async def test_every_answer_says_what_is_left(redis_url: str) -> None:
 
     assert [each.status_code for each in (first, second, third)] == [200, 404, 404]
     assert {each.headers["ratelimit-policy"] for each in (first, second, third)} == {'"requests";q=10;w=100'}
-    assert [rate(first), rate(second), rate(third)] == [(9, 10), (8, 20), (7, 30)]
+    assert [left_of(first), left_of(second), left_of(third)] == [(9, 10), (8, 20), (7, 30)]
 
 
 async def test_one_too_many_is_429_and_told_when_to_come_back(redis_url: str) -> None:
@@ -70,7 +71,7 @@ async def test_one_too_many_is_429_and_told_when_to_come_back(redis_url: str) ->
     problem = refused.json()
     assert (refused.status_code, problem["type"]) == (429, "urn:taskpool:problem:rate-limited")
     assert 1 <= int(refused.headers["retry-after"]) <= 10
-    assert rate(refused) == (0, int(refused.headers["retry-after"]))
+    assert left_of(refused) == (0, int(refused.headers["retry-after"]))
     assert problem["detail"].startswith("there may be 6 requests a minute; the next one in ")
 
 
@@ -92,6 +93,17 @@ async def test_of_many_at_once_only_so_many_get_in(redis_url: str) -> None:
         answers = await asyncio.gather(*[client.get(UNTOUCHED) for _ in range(40)])
 
     assert sorted(each.status_code for each in answers) == [200] * 10 + [429] * 30
+
+
+async def test_a_process_that_stands_still_for_a_while_keeps_the_tokens_of_those_who_wait(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rate, "KEPT_S", 0.0)  # whenever somebody wakes, a second has gone by
+
+    async with api(redis_url, **TEN) as client:
+        answers = await asyncio.gather(*[client.get(UNTOUCHED) for _ in range(12)])
+
+    assert sorted(each.status_code for each in answers) == [200] * 10 + [429] * 2
 
 
 async def test_all_api_processes_share_a_callers_bucket(redis_url: str) -> None:
@@ -228,7 +240,7 @@ async def test_a_page_of_a_listed_origin_may_read_the_limit(redis_url: str) -> N
     assert {"RateLimit", "RateLimit-Policy", "Retry-After"} <= set(
         response.headers["access-control-expose-headers"].split(", ")
     )
-    assert rate(response)[0] == 9
+    assert left_of(response)[0] == 9
 
 
 def test_a_socket_too_many_is_refused_as_http_and_not_worth_a_line_in_the_log(redis_url: str, tmp_path: Path) -> None:
