@@ -63,7 +63,7 @@ class AsyncClient:
             UniqueConflict: another task holds its unique key; nothing was stored.
             QueueFull: the queue has no room; nothing was stored.
         """
-        return await self._send(operations.add_task(TaskSpec(type=type, payload=payload, **options)))
+        return await self.send(operations.add_task(TaskSpec(type=type, payload=payload, **options)))
 
     async def add_tasks(self, specs: Sequence[TaskSpec]) -> list[Receipt]:
         """Submit up to 1,000 tasks in one request: all are stored or none. Ids and statuses in order.
@@ -72,7 +72,7 @@ class AsyncClient:
             InvalidTask: pointers start with the task's index, ``/3/payload/width``.
             UniqueConflict, QueueFull: as `add_task`.
         """
-        return await self._send(operations.add_tasks(specs)) if specs else []
+        return await self.send(operations.add_tasks(specs)) if specs else []
 
     async def get(self, id: str) -> TaskRecord:
         """The task as it is now.
@@ -80,7 +80,7 @@ class AsyncClient:
         Raises:
             TaskNotFound
         """
-        return await self._send(operations.get(id))
+        return await self.send(operations.get(id))
 
     async def wait(self, id: str, *, timeout_s: float | None = None) -> TaskRecord:
         """The task once it has ended, well or not: look at `status`, `result`, `error`. None waits for ever.
@@ -117,7 +117,7 @@ class AsyncClient:
         self, name: str = "default", *, cursor: str | None = None, limit: int = 100
     ) -> Page[QueuedTask]:
         """A part of a queue as it is at one moment, in dispatch order, with position and wait."""
-        return await self._send(operations.get_queue(name, cursor, limit))
+        return await self.send(operations.get_queue(name, cursor, limit))
 
     async def list_tasks(
         self,
@@ -130,7 +130,7 @@ class AsyncClient:
         limit: int = 50,
     ) -> Page[TaskRecord]:
         """Tasks that fit, newest first. A page may be short: go on with `next_cursor` until it is None."""
-        return await self._send(
+        return await self.send(
             operations.list_tasks(status=status, queue=queue, type=type, tag=tag, cursor=cursor, limit=limit)
         )
 
@@ -141,7 +141,7 @@ class AsyncClient:
             TaskNotFound
             TaskConflict: it is running; use `kill_task`.
         """
-        return await self._send(operations.remove_task(id))
+        return await self.send(operations.remove_task(id))
 
     async def kill_task(self, id: str, *, grace_s: float = 10.0, force: bool = False) -> TaskRecord:
         """Stop a task: cancel it before it starts; else ask it to stop, and kill it after `grace_s` (`force`: at once).
@@ -158,19 +158,19 @@ class AsyncClient:
             TaskNotFound
             TaskConflict: any other status, or a task it depends on isn't done.
         """
-        return await self._send(operations.retry_task(id))
+        return await self.send(operations.retry_task(id))
 
     async def queues(self) -> list[QueueInfo]:
         """Every queue with its counts."""
-        return await self._send(operations.queues())
+        return await self.send(operations.queues())
 
     async def types(self) -> list[TypeInfo]:
         """Every known task type, with the pools that serve it."""
-        return await self._send(operations.types())
+        return await self.send(operations.types())
 
     async def workers(self) -> list[WorkerInfo]:
         """Every registered worker process."""
-        return await self._send(operations.workers())
+        return await self.send(operations.workers())
 
     async def logs(self, id: str, *, cursor: str | None = None, limit: int = 100) -> Page[LogLine]:
         """A page of a task's log, the oldest line first. While the task hasn't ended there is always a next cursor.
@@ -179,7 +179,7 @@ class AsyncClient:
             TaskNotFound
             InvalidTask: the cursor isn't one of this listing.
         """
-        return await self._send(operations.logs(id, cursor, limit))
+        return await self.send(operations.logs(id, cursor, limit))
 
     def follow_log(self, id: str, *, cursor: str | None = None) -> AsyncGenerator[LogLine]:
         """Every line of a task's log, those to come as well, each once, until the task has ended. Outlives as `wait`.
@@ -190,7 +190,8 @@ class AsyncClient:
         """
         return self._tell(client_follow.follow_log(id, cursor, self._retrying))
 
-    async def _send(self, request: Request[T]) -> T:
+    async def send(self, request: Request[T]) -> T:
+        """What a request of `client_operations` or `client_keys` is answered; it is sent again where that is safe."""
         return await self._run(sending(request, self._retrying))
 
     async def _run(self, plan: Plan[T]) -> T:

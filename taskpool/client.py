@@ -67,7 +67,7 @@ class Client:
             UniqueConflict: another task holds its unique key; nothing was stored.
             QueueFull: the queue has no room; nothing was stored.
         """
-        return self._send(operations.add_task(TaskSpec(type=type, payload=payload, **options)))
+        return self.send(operations.add_task(TaskSpec(type=type, payload=payload, **options)))
 
     def add_tasks(self, specs: Sequence[TaskSpec]) -> list[Receipt]:
         """Submit up to 1,000 tasks in one request: all are stored or none. Ids and statuses in order.
@@ -76,7 +76,7 @@ class Client:
             InvalidTask: pointers start with the task's index, ``/3/payload/width``.
             UniqueConflict, QueueFull: as `add_task`.
         """
-        return self._send(operations.add_tasks(specs)) if specs else []
+        return self.send(operations.add_tasks(specs)) if specs else []
 
     def get(self, id: str) -> TaskRecord:
         """The task as it is now.
@@ -84,7 +84,7 @@ class Client:
         Raises:
             TaskNotFound
         """
-        return self._send(operations.get(id))
+        return self.send(operations.get(id))
 
     def wait(self, id: str, *, timeout_s: float | None = None) -> TaskRecord:
         """The task once it has ended, well or not: look at `status`, `result`, `error`. None waits for ever.
@@ -119,7 +119,7 @@ class Client:
 
     def get_queue(self, name: str = "default", *, cursor: str | None = None, limit: int = 100) -> Page[QueuedTask]:
         """A part of a queue as it is at one moment, in dispatch order, with position and wait."""
-        return self._send(operations.get_queue(name, cursor, limit))
+        return self.send(operations.get_queue(name, cursor, limit))
 
     def list_tasks(
         self,
@@ -132,7 +132,7 @@ class Client:
         limit: int = 50,
     ) -> Page[TaskRecord]:
         """Tasks that fit, newest first. A page may be short: go on with `next_cursor` until it is None."""
-        return self._send(
+        return self.send(
             operations.list_tasks(status=status, queue=queue, type=type, tag=tag, cursor=cursor, limit=limit)
         )
 
@@ -143,7 +143,7 @@ class Client:
             TaskNotFound
             TaskConflict: it is running; use `kill_task`.
         """
-        return self._send(operations.remove_task(id))
+        return self.send(operations.remove_task(id))
 
     def kill_task(self, id: str, *, grace_s: float = 10.0, force: bool = False) -> TaskRecord:
         """Stop a task: cancel it before it starts; else ask it to stop, and kill it after `grace_s` (`force`: at once).
@@ -160,19 +160,19 @@ class Client:
             TaskNotFound
             TaskConflict: any other status, or a task it depends on isn't done.
         """
-        return self._send(operations.retry_task(id))
+        return self.send(operations.retry_task(id))
 
     def queues(self) -> list[QueueInfo]:
         """Every queue with its counts."""
-        return self._send(operations.queues())
+        return self.send(operations.queues())
 
     def types(self) -> list[TypeInfo]:
         """Every known task type, with the pools that serve it."""
-        return self._send(operations.types())
+        return self.send(operations.types())
 
     def workers(self) -> list[WorkerInfo]:
         """Every registered worker process."""
-        return self._send(operations.workers())
+        return self.send(operations.workers())
 
     def logs(self, id: str, *, cursor: str | None = None, limit: int = 100) -> Page[LogLine]:
         """A page of a task's log, the oldest line first. While the task hasn't ended there is always a next cursor.
@@ -181,7 +181,7 @@ class Client:
             TaskNotFound
             InvalidTask: the cursor isn't one of this listing.
         """
-        return self._send(operations.logs(id, cursor, limit))
+        return self.send(operations.logs(id, cursor, limit))
 
     def follow_log(self, id: str, *, cursor: str | None = None) -> Iterator[LogLine]:
         """Every line of a task's log, those to come as well, each once, until the task has ended. Outlives as `wait`.
@@ -192,7 +192,8 @@ class Client:
         """
         return self._tell(client_follow.follow_log(id, cursor, self._retrying))
 
-    def _send(self, request: Request[T]) -> T:
+    def send(self, request: Request[T]) -> T:
+        """What a request of `client_operations` or `client_keys` is answered; it is sent again where that is safe."""
         return self._run(sending(request, self._retrying))
 
     def _run(self, plan: Plan[T]) -> T:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from taskpool.apikey import Scope
 from taskpool.cli.root import main
-from tests.api_client import publish_types
-from tests.keys import id_of
+from tests.api_client import api_process, publish_types
+from tests.keys import id_of, make_key
 
 
 def run(redis_url: str, *arguments: str) -> Result:
@@ -55,6 +57,34 @@ def test_what_cannot_be_is_one_line_and_a_status(
     assert result.exit_code == status
     assert says in result.output
     assert "Traceback" not in result.output
+
+
+def test_with_a_server_it_is_all_done_through_the_api(redis_url: str, tmp_path: Path) -> None:
+    admin = make_key(redis_url, "root", Scope.ADMIN)
+    with api_process(redis_url, tmp_path / "log") as (_, url):
+
+        def ask(*arguments: str, key: str = admin) -> Result:
+            return CliRunner().invoke(main, [*arguments, "--server", url, "--api-key", key])
+
+        made = json.loads(ask("keys", "create", "shop", "--project", "shop", "--days", "3", "--json").stdout)
+        rotated = ask("keys", "rotate", made["id"], "--grace", "0").stdout
+        listed = json.loads(ask("keys", "list", "--json").stdout)["keys"]
+        shown = ask("keys", "list").stdout
+        revoked = ask("keys", "revoke", made["id"])
+        again, forbidden = ask("keys", "revoke", made["id"]), ask("keys", "list", key=rotated.strip())
+        wrong = ask("keys", "create", "x", "--scope", "admin", "--project", "p")
+        entries = json.loads(ask("audit", "--limit", "3", "--json").stdout)["entries"]
+
+    assert made["key"].startswith(f"tp_{made['id']}_")
+    assert rotated.startswith(f"tp_{made['id']}_")
+    assert rotated.strip() != made["key"]
+    assert [(key["name"], key.get("project")) for key in listed] == [("root", None), ("shop", "shop")]
+    assert "(in " in shown
+    assert (revoked.exit_code, again.exit_code, forbidden.exit_code, wrong.exit_code) == (0, 3, 2, 2)
+    assert "no API key has the id" in again.output
+    assert "can't have one itself" in wrong.output
+    assert [entry["what"] for entry in entries] == ["key.revoked", "key.rotated", "key.created"]
+    assert {entry["by"]["name"] for entry in entries} == {"root"}
 
 
 def test_the_audit_says_who_ran_the_command(redis_url: str) -> None:

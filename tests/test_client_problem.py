@@ -26,7 +26,7 @@ from taskpool import (
 )
 from taskpool.client_problem import error_of
 from taskpool.client_request import About, Answer
-from taskpool.errors import KeyReused
+from taskpool.errors import InvalidKey, KeyNotFound, KeyReused
 
 OWN: dict[str, type[TaskpoolError]] = {
     "unauthorized": Unauthorized,
@@ -40,6 +40,8 @@ OWN: dict[str, type[TaskpoolError]] = {
     "unknown-type": UnknownType,
     "unknown-dependency": UnknownDependency,
     "idempotency-key-reused": KeyReused,
+    "invalid-key": InvalidKey,
+    "key-not-found": KeyNotFound,
     "queue-full": QueueFull,
     "redis-unavailable": RedisUnavailable,
 }

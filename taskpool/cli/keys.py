@@ -1,23 +1,18 @@
-"""`taskpool keys` and `taskpool audit`: who may use the API, and who did what there. Straight on Redis, so that the
-first key can be made; where the embedded Redis doesn't run, it is started for the moment."""
+"""`taskpool keys` and `taskpool audit`: who may use the API, and who did what there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from taskpool.cli.options import CONNECTION, Command, load_settings, settings_flags
+from taskpool.cli.options import Command, settings_flags
+from taskpool.cli.service import SERVICE
 from taskpool.cli.show import moment, print_json, print_table
-from taskpool.types import utc
 
 if TYPE_CHECKING:
-    from taskpool.apikey import ApiKey
-    from taskpool.audit import Audited
-    from taskpool.keyring import Listed
-    from taskpool.store import Store
+    from taskpool.key_document import AuditEntryDocument, KeyDocument
 
 SCOPES: Final = ("tasks:read", "tasks:write", "tasks:stop", "admin")
 DAY_S: Final = 86_400
@@ -51,6 +46,9 @@ Examples:
   taskpool keys create ops --scope admin
   taskpool keys list
   taskpool keys revoke k3v0h5m8t2qa
+
+With --server they are made through the API, which takes a key with the scope admin
+(TASKPOOL_API_KEY); else in Redis itself.
 """
 
 
@@ -72,7 +70,7 @@ def keys() -> None:
     "--rate-limit", type=click.IntRange(min=0), metavar="N", help="Requests a minute; 0: any number [the setting]."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@settings_flags(*CONNECTION)
+@settings_flags(*SERVICE)
 def create(
     name: str,
     *,
@@ -86,9 +84,8 @@ def create(
     **flags: Any,
 ) -> None:
     """Make a key called NAME, and show it."""
-    from taskpool import keyring
     from taskpool.apikey import PLAIN_SCOPES, KeySpec, Scope
-    from taskpool.cli.person import person
+    from taskpool.cli.keeper import open_keeper
 
     spec = KeySpec(
         name=name,
@@ -99,23 +96,22 @@ def create(
         expires_in_s=None if days is None else days * DAY_S,
         rate_limit=rate_limit,
     )
-    with _open_store(flags) as store:
-        key, text = store.carry_out(keyring.create(spec, person()))
-    _show(key, text, as_json=as_json)
+    with open_keeper(flags) as keeper:
+        key = keeper.create(spec)
+    _show(key, as_json=as_json)
 
 
 @keys.command("list", cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@settings_flags(*CONNECTION)
+@settings_flags(*SERVICE)
 def list_(as_json: bool, **flags: Any) -> None:
     """List the keys, without their secrets."""
-    from taskpool import keyring
-    from taskpool.key_document import key_document
+    from taskpool.cli.keeper import open_keeper
 
-    with _open_store(flags) as store:
-        found = store.carry_out(keyring.listed())
+    with open_keeper(flags) as keeper:
+        found = keeper.listed()
     if as_json:
-        print_json({"keys": [key_document(each.key, each.used_ms) for each in found]})
+        print_json({"keys": found})
     else:
         columns = ("id", "name", "scopes", "project", "types", "queues", "a minute", "expires", "last used")
         print_table(columns, map(_row, found), nothing="there is no key yet: make one with `taskpool keys create`")
@@ -133,28 +129,26 @@ def list_(as_json: bool, **flags: Any) -> None:
     help="Seconds for which the old secret stays good.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@settings_flags(*CONNECTION)
+@settings_flags(*SERVICE)
 def rotate(id: str, grace_s: float, as_json: bool, **flags: Any) -> None:
     """Give the key ID a new secret, and show it."""
-    from taskpool import keyring
-    from taskpool.cli.person import person
+    from taskpool.cli.keeper import open_keeper
 
-    with _open_store(flags) as store:
-        key, text = store.carry_out(keyring.rotate(id, person(), grace_s=grace_s))
-    _show(key, text, as_json=as_json)
+    with open_keeper(flags) as keeper:
+        key = keeper.rotate(id, grace_s)
+    _show(key, as_json=as_json)
 
 
 @keys.command(cls=Command)
 @click.argument("id")
-@settings_flags(*CONNECTION)
+@settings_flags(*SERVICE)
 def revoke(id: str, **flags: Any) -> None:
     """Take the key ID back; it opens nothing from now on."""
-    from taskpool import keyring
-    from taskpool.cli.person import person
+    from taskpool.cli.keeper import open_keeper
 
-    with _open_store(flags) as store:
-        key = store.carry_out(keyring.revoke(id, person()))
-    click.echo(f"{key.id} ({key.name}) is revoked; streams that are open with it end within a minute")
+    with open_keeper(flags) as keeper:
+        keeper.revoke(id)
+    click.echo(f"{id} is revoked; streams that are open with it end within a minute")
 
 
 @click.command(cls=Command, epilog=AUDIT_EPILOG)
@@ -162,23 +156,22 @@ def revoke(id: str, **flags: Any) -> None:
     "--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, metavar="N", help="Entries to show."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@settings_flags(*CONNECTION)
+@settings_flags(*SERVICE)
 def audit(limit: int, as_json: bool, **flags: Any) -> None:
     """Show who did what through the API and these commands, the newest first."""
-    from taskpool.audit import read
-    from taskpool.key_document import audit_document
+    from taskpool.cli.keeper import open_keeper
 
-    found: list[Audited] = []
+    found: list[AuditEntryDocument] = []
     cursor = None
-    with _open_store(flags) as store:
+    with open_keeper(flags) as keeper:
         while len(found) < limit:
-            page = store.carry_out(read(cursor=cursor, limit=limit - len(found)))
-            found += page.items
+            page = keeper.audit(cursor, limit - len(found))
+            found += page.entries
             cursor = page.next_cursor
             if cursor is None:
                 break
     if as_json:
-        print_json({"entries": [audit_document(each) for each in found]})
+        print_json({"entries": found})
     else:
         columns = ("when", "what", "about", "who", "project", "from")
         print_table(
@@ -186,36 +179,15 @@ def audit(limit: int, as_json: bool, **flags: Any) -> None:
         )
 
 
-@contextmanager
-def _open_store(flags: Mapping[str, Any]) -> Iterator[Store]:
-    from taskpool.embedded import EmbeddedRedis
-    from taskpool.errors import ConfigurationError
-    from taskpool.settings import resolve_redis_url
-    from taskpool.store import Store
-
-    settings = load_settings(flags)
-    with ExitStack() as stack:
-        try:
-            url = resolve_redis_url(settings)
-        except ConfigurationError:  # no `taskpool up` runs there: the first key may have to be there before one does
-            url = stack.enter_context(EmbeddedRedis(settings.data_dir)).url
-        store = Store(url)
-        stack.callback(store.close)
-        yield store
-
-
-def _show(key: ApiKey, text: str, *, as_json: bool) -> None:
-    from taskpool.key_document import key_document
-
+def _show(key: KeyDocument, *, as_json: bool) -> None:
     if as_json:
-        print_json(key_document(key, text=text))
+        print_json(key)
         return
-    click.echo(text)
+    click.echo(key.key)
     click.echo("This is the only time it is shown: put it where secrets are kept.", err=True)
 
 
-def _row(listed: Listed) -> tuple[str, ...]:
-    key = listed.key
+def _row(key: KeyDocument) -> tuple[str, ...]:
     return (
         key.id,
         key.name,
@@ -224,13 +196,17 @@ def _row(listed: Listed) -> tuple[str, ...]:
         ",".join(key.types or ()),
         ",".join(key.queues or ()),
         "" if key.rate_limit is None else f"{key.rate_limit:,}" if key.rate_limit else "any",
-        "" if key.expires_ms is None else moment(utc(key.expires_ms)),
-        "" if listed.used_ms is None else moment(utc(listed.used_ms)),
+        _moment(key.expires_at),
+        _moment(key.last_used_at),
     )
 
 
-def _entry_row(audited: Audited) -> tuple[str, ...]:
-    entry = audited.entry
+def _entry_row(entry: AuditEntryDocument) -> tuple[str, ...]:
     about = entry.about if entry.last is None else f"{entry.about} .. {entry.last} ({entry.count})"
-    who = entry.name if entry.key is None else f"{entry.name} ({entry.key})"
-    return moment(utc(audited.at_ms)), entry.what, about, who, entry.project or "", entry.address
+    by = entry.by
+    who = by.name if by.key is None else f"{by.name} ({by.key})"
+    return _moment(entry.at), entry.what, about, who, by.project or "", by.address
+
+
+def _moment(time: str | None) -> str:
+    return "" if time is None else moment(datetime.fromisoformat(time))

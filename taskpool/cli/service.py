@@ -63,7 +63,7 @@ def open_service(flags: Mapping[str, Any]) -> Iterator[Service]:
         RedisUnavailable: Redis can't be reached.
     """
     settings = load_settings(flags)
-    if _is_server_meant(settings, flags):
+    if is_server_meant(settings, flags):
         from taskpool.client import Client
 
         with Client(settings.server or "", settings.api_key, retries=RETRIES) as client:
@@ -75,8 +75,12 @@ def open_service(flags: Mapping[str, Any]) -> Iterator[Service]:
         yield pool
 
 
-def _is_server_meant(settings: Settings, flags: Mapping[str, Any]) -> bool:
-    """A flag goes before a variable, whichever of the two ways it names."""
+def is_server_meant(settings: Settings, flags: Mapping[str, Any]) -> bool:
+    """Whether it is the API. A flag goes before a variable, whichever of the two ways it names.
+
+    Raises:
+        Failure: both were given as flags.
+    """
     redis_flags = [name for name in CONNECTION if flags.get(name) is not None]
     if flags.get("server") is None:
         return settings.server is not None and not redis_flags
