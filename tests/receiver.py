@@ -56,7 +56,10 @@ def receiver(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            size = int(self.headers.get("content-length", 0))
+            body = self.rfile.read(size)
+            if len(body) < size:  # the sender was killed in the middle
+                return
             headers = {name.lower(): value for name, value in self.headers.items()}
             state.requests.append(Received(self.path, headers, body))
             match self.path.split("?")[0]:

@@ -149,6 +149,34 @@ def test_a_pool_that_is_killed_while_it_sends_has_it_sent_again_by_the_next(
     assert [each["status_code"] for each in arrived["attempts"]] == [200]
 
 
+def test_of_many_tasks_whose_pool_is_killed_each_one_is_told_of_and_nothing_stays_for_ever(
+    redis: Redis, redis_url: str, tmp_path: Path, server: Receiver
+) -> None:
+    with api(redis_url, tmp_path / "api") as client:
+        client.post("/webhooks", json={"url": server.url("/standing"), "types": ["act"]})
+        tasks = [{**ACT, "callback_url": server.url(f"/{number}")} for number in range(100)]
+        with WorkerPool(redis_url, tmp_path / "first", lease_s=5, **ALLOW) as workers:
+            ids = [each["id"] for each in client.post("/tasks/batch", json={"tasks": tasks}).json()["tasks"]]
+            eventually(lambda: len(server.requests) >= 10, 30)
+            workers.send(signal.SIGKILL)
+            workers.end()
+        end_leases(redis)
+        with WorkerPool(redis_url, tmp_path / "second", lease_s=5, **ALLOW) as workers:
+            eventually(lambda: all(each.status.is_terminal for each in map(workers.pool.get, ids)), 60)
+            eventually(lambda: _is_idle(redis), 60)
+
+    by_path = {path: {each.message["subject"] for each in server.at(path)} for path in ("/standing", "/7", "/99")}
+    assert by_path == {"/standing": set(ids), "/7": {ids[7]}, "/99": {ids[99]}}
+    assert len({each.id for each in server.requests}) == 200
+    left = redis.keys(keys.DELIVERY + "*") + redis.keys(keys.DELIVERIES + "*")
+    assert [key for key in left if redis.ttl(key) < 0] == []
+
+
+def _is_idle(redis: Any) -> bool:
+    """Whether no webhook is still to be made or to be sent."""
+    return not redis.xlen(keys.WEBHOOKS_OUTBOX) and not redis.exists(keys.WEBHOOKS_LANES)
+
+
 def test_a_pool_that_drains_loses_no_delivery(redis_url: str, tmp_path: Path, server: Receiver) -> None:
     with api(redis_url, tmp_path / "api") as client:
         with WorkerPool(redis_url, tmp_path / "first", grace_s=20, **ALLOW) as workers:
