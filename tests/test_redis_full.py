@@ -99,6 +99,10 @@ PASSES: dict[str, tuple[Callable[[World], Any], Move]] = {
         lambda world: world.start("a"),
         call(lambda _: scripts.heartbeat([("a", "1", "default")], 500_000)),
     ),
+    "a claim that nobody saw": (
+        lambda world: world.start("a"),
+        call(lambda _: scripts.mark_unseen("w", [], least_age_ms=0)),
+    ),
     "stop": (lambda world: world.start("a"), call(lambda _: scripts.stop("a", grace_s=5, force=False))),
     "cancel": (lambda world: world.add("a"), lambda world: world.cancel("a")),
     "promote": (scheduled, call(lambda _: scripts.promote("a", "default"))),
