@@ -259,17 +259,22 @@ def test_the_api_is_killed_at_any_command_between_a_request_and_its_answer(site:
 @pytest.mark.usefixtures("api")
 def test_the_supervisor_is_killed_at_any_command(site: Site, workers: WorkerPool, tmp_path: Path) -> None:
     def make_trap(n: int) -> Trap:
-        site.proxy.trap = Trap(is_worker, "after", n, lambda _: pools[-1].process.kill())
-        return site.proxy.trap
+        replace()
+        victim = pools[-1].process
+        traps.append(Trap(is_worker, "after", n, lambda _: victim.kill()))
+        return traps[-1]
 
-    def replace(id: str) -> None:
-        trap = site.proxy.trap
-        assert trap is not None
-        eventually(lambda: trap.closed.is_set() or site.pool.get(id).status is S.DONE, 30)
-        if trap.closed.is_set():
+    def replace() -> None:
+        """Starts a pool for the one that a trap has killed. A trap may close when its life has just ended."""
+        if sum(trap.closed.is_set() for trap in traps) == len(pools):
             pools.append(site.start_workers())
 
+    def meanwhile(id: str) -> None:
+        eventually(lambda: traps[-1].closed.is_set() or site.pool.get(id).status is S.DONE)
+        replace()
+
+    traps: list[Trap] = []
     pools = [workers]
-    swept = sweep(site, tmp_path, lambda place: live(site, place, replace), ran_twice_at_most, make_trap)
+    swept = sweep(site, tmp_path, lambda place: live(site, place, meanwhile), ran_twice_at_most, make_trap)
 
     assert swept > SHORTEST_LIFE
