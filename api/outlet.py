@@ -115,7 +115,7 @@ class Outlet:
         self._most = most
         self._items: deque[Item] = deque()
         self._waiting = 0
-        self._filled = asyncio.Event()
+        self._filled, self._taken = asyncio.Event(), asyncio.Event()
         self.ended: str | None = None
         """Why nothing more comes; None while more may."""
         self.is_cut = False
@@ -151,6 +151,7 @@ class Outlet:
             self.is_cut = True
             self._items.clear()
         self._filled.set()
+        self._taken.set()
 
     async def take(self) -> list[Item]:
         """All that waits, as soon as something does; empty once nothing more comes."""
@@ -161,6 +162,7 @@ class Outlet:
         if self.ended is None:
             self._filled.clear()
         if not had_room:
+            self._taken.set()
             self._on_room()
         for item in items:
             if isinstance(item, Steps):
@@ -168,6 +170,12 @@ class Outlet:
             elif isinstance(item, Snapshot | Resync):
                 item.to.sent = item.at
         return items
+
+    async def room(self) -> None:
+        """Return as soon as there is room, or nothing more comes."""
+        while not self.has_room and self.ended is None:
+            self._taken.clear()
+            await self._taken.wait()
 
     def _shed(self, refused: Steps) -> None:
         slow = {id(item.to): item.to for item in [*self._items, refused] if isinstance(item, Steps)}
@@ -182,4 +190,6 @@ class Outlet:
 
 
 def _size(item: Item) -> int:
-    return len(item.steps) if isinstance(item, Steps) else 1
+    if isinstance(item, Steps):
+        return len(item.steps)
+    return 1 + len(item.documents) if isinstance(item, Snapshot) else 1

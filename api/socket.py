@@ -120,6 +120,7 @@ class _Socket:
         if isinstance(request, Ping):
             self._answer(Pong(nonce=request.nonce))
         elif isinstance(request, Subscribe):
+            await self._outlet.room()  # a snapshot may be large: it waits until those before it have left
             await self._subscribe(request)
         elif isinstance(request, Unsubscribe):
             self._unsubscribe(request)

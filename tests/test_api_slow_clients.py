@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
+from api.app import create_app
+from api.caller import SCOPE_KEY, anonymous
+from api.socket import SocketRoute
 from taskpool import scripts
+from taskpool.settings import Settings
 from taskpool.types import RunningTask
 from tests.api_client import api_process
 from tests.event_clients import StreamClient, until
+from tests.listeners import Listener
 from tests.states import World
 from tests.support import eventually
 
@@ -104,6 +110,46 @@ def test_one_that_reads_nothing_at_all_is_cut_and_its_place_is_free(
         eventually(lambda: ends(client))
         assert process.poll() is None
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+async def test_a_socket_that_does_not_read_is_not_heard_when_it_asks_for_more_and_more(
+    redis_url: str, world: World
+) -> None:
+    for n in range(100):
+        world.add(f"t{n}")
+    asked, told, reads = 0, 0, asyncio.Event()
+    leaves = asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        nonlocal asked
+        if asked > 50:
+            await leaves.wait()
+            return {"type": "websocket.disconnect"}
+        asked += 1
+        text = json.dumps({"op": "subscribe", "sub": str(asked), "filter": {}})
+        return {"type": "websocket.receive", "text": text} if asked > 1 else {"type": "websocket.connect"}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        nonlocal told
+        if message["type"] == "websocket.send":
+            await reads.wait()
+            told += message["text"].startswith('{"op":"snapshot"')
+
+    app = create_app(Settings(redis_url=redis_url))
+    async with app.router.lifespan_context(app):
+        scope = {"type": "websocket", SCOPE_KEY: anonymous("")}
+        serving = asyncio.create_task(SocketRoute(app.state.streams).serve(scope, receive, send))
+        await until(lambda: asked > 3)
+        everybody = Listener(app.state.streams.hub)
+        await everybody.open()
+        await everybody.until(lambda each: "live" in each.told)
+        asked_unread = asked
+        reads.set()
+        await until(lambda: told == 50)
+        leaves.set()
+        await serving
+
+    assert asked_unread < 10
 
 
 def ends(client: socket.socket) -> bool:

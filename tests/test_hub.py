@@ -201,7 +201,7 @@ async def test_after_an_outage_of_quiet_tasks_nothing_was_lost_and_nobody_resync
 
 async def test_one_that_does_not_read_is_told_where_to_resume_and_delays_nobody(hub: Hub, world: World) -> None:
     running = world.start("a")
-    slow, quick = Listener(hub, most=10), Listener(hub)
+    slow, quick = Listener(hub, most=20), Listener(hub)
     await slow.open(task="a", reads=False)
     await quick.open(task="a")
     await live(quick)
