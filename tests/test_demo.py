@@ -62,6 +62,17 @@ def test_the_counts_of_a_known_tree_are_exact(text: Path, tmp_path: Path) -> Non
     assert result.stderr == ""
 
 
+def test_its_own_instance_serves_this_machine_alone(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TASKPOOL_HOST", "0.0.0.0")
+    monkeypatch.setenv("TASKPOOL_PUBLIC_ADDRESS", "tasks.example.org")
+
+    result = taskpool(tmp_path, "demo", str(text), "--port", str(free_port()), "--workers", "1")
+
+    assert (result.returncode, result.stderr) == (Exit.DONE, "")
+
+
 def test_it_leaves_nothing_behind(text: Path, tmp_path: Path) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()

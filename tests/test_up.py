@@ -15,6 +15,7 @@ import pytest
 from benchmarks.ports import free_port
 from taskpool.cli.exits import Exit
 from tests.instances import COMMAND, Up, taskpool
+from tests.keys import make_key
 from tests.support import eventually
 
 
@@ -162,9 +163,11 @@ def test_the_users_tasks_are_served_and_reloaded(tmp_path: Path, started: list[U
 
 
 def test_a_given_redis_is_used_and_left_running(tmp_path: Path, redis_url: str, started: list[Up]) -> None:
+    make_key(redis_url)
     started.append(up := Up(tmp_path, "--redis-url", redis_url))
     up.await_ready()
 
+    assert '/tasks -H "Authorization: Bearer $TASKPOOL_API_KEY"' in up.text()
     listed = taskpool(tmp_path, "workers", "--json", "--redis-url", redis_url)
 
     assert len(json.loads(listed.stdout)["workers"]) == 2

@@ -100,8 +100,8 @@ async def _own_instance(settings: Settings, root: Path) -> AsyncIterator[Instanc
     base = root if root.is_dir() else root.parent
     with tempfile.TemporaryDirectory(prefix="taskpool-demo-") as directory:
         mine = replace(
-            settings, port=0, redis_url=None, data_dir=directory, files_root=str(base),
-            queues=(), tasks=(), slots=1, builtins=True, grace_s=0,
+            settings, host="127.0.0.1", public_address=None, port=0, redis_url=None, data_dir=directory,
+            files_root=str(base), queues=(), tasks=(), slots=1, builtins=True, grace_s=0,
         )  # fmt: skip
         instance = Instance(mine, tell=lambda name, line: None)
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import http.client
 import socket
+from urllib.parse import urlsplit
 
 from taskpool.errors import ConfigurationError
 
@@ -35,12 +36,22 @@ def local_url(host: str, port: int) -> str:
 
 def answers_ready(url: str, *, timeout_s: float = 2.0) -> bool:
     """Whether a Taskpool at this URL says that it's ready. Blocks for `timeout_s` seconds at most."""
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=timeout_s)
+    return _status(url + "/readyz", timeout_s) == http.HTTPStatus.OK
+
+
+def wants_key(url: str, *, timeout_s: float = 2.0) -> bool:
+    """Whether a Taskpool at this URL asks for an API key. Blocks as long."""
+    return _status(url + "/types", timeout_s) == http.HTTPStatus.UNAUTHORIZED
+
+
+def _status(url: str, timeout_s: float) -> int | None:
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=timeout_s)
     try:
-        connection.request("GET", "/readyz")
-        return connection.getresponse().status == http.HTTPStatus.OK
+        connection.request("GET", parts.path)
+        return connection.getresponse().status
     except (OSError, http.client.HTTPException):
-        return False
+        return None
     finally:
         connection.close()
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from taskpool.cli.options import Command, load_settings, settings_flags
+from taskpool.cli.ports import wants_key
 from taskpool.cli.show import command_name
 from taskpool.cli.signals import cancelled_by_signals
 
@@ -42,14 +43,16 @@ WELCOME: Final = """
 """
 
 TRIES: Final = """\
-  Submit   curl -s {url}/tasks -H 'Content-Type: application/json' \\
+  Submit   curl -s {url}/tasks{key} -H 'Content-Type: application/json' \\
              -d '{{"type": "echo", "payload": {{"message": "hello"}}}}'
-  Look     curl -s {url}/tasks
+  Look     curl -s {url}/tasks{key}
   Watch    {command} submit long_task duration_s=10 --wait"""
 
+KEY: Final = ' -H "Authorization: Bearer $TASKPOOL_API_KEY"'
+
 TRIES_WITHOUT_BUILTINS: Final = """\
-  Types    curl -s {url}/types
-  Look     curl -s {url}/tasks
+  Types    curl -s {url}/types{key}
+  Look     curl -s {url}/tasks{key}
   Submit   {command} submit TYPE KEY=VALUE --wait"""
 
 
@@ -84,7 +87,7 @@ async def _serve(instance: Instance) -> None:
         try:
             tell("taskpool", "starting")
             await instance.start()
-            _say(_welcome(instance))
+            _say(_welcome(instance, KEY if await asyncio.to_thread(wants_key, instance.url) else ""))
             await instance.died()
         except asyncio.CancelledError:
             _say("")  # the terminal has just written ^C
@@ -95,14 +98,14 @@ async def _serve(instance: Instance) -> None:
         tell("taskpool", "stopped")
 
 
-def _welcome(instance: Instance) -> str:
-    """What to know and to try; without the parts' names before it, so that it can be copied."""
+def _welcome(instance: Instance, key: str) -> str:
+    """What to know and to try; without the parts' names before it, so that it can be copied. `key`: how one is sent."""
     settings, url = instance.settings, instance.url
     command, where = command_name(), "your Redis"
     if instance.data_dir is not None:
         where = f"{instance.data_dir}, kept for the next `up`"
         if instance.data_dir != Path(".taskpool").resolve():
             command += f" --data-dir {shlex.quote(str(instance.data_dir))}"
-    tries = (TRIES if settings.builtins else TRIES_WITHOUT_BUILTINS).format(url=url, command=command)
+    tries = (TRIES if settings.builtins else TRIES_WITHOUT_BUILTINS).format(url=url, key=key, command=command)
     workers = f"{settings.workers} worker{'s' if settings.workers > 1 else ''}"
     return WELCOME.format(url=url, workers=workers, tries=tries, where=where)
