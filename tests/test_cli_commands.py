@@ -94,12 +94,14 @@ def test_submit_passes_its_options_on(pool: Reached) -> None:
     result = run(
         pool, "submit", "greet", "name=x", "--queue", "other", "--tag", "a", "--tag", "b", "--timeout", "7",
         "--max-attempts", "5", "--expires-in", "60", "--depends-on", parent.id,
+        "--callback-url", "https://hooks.example/in",
     )  # fmt: skip
 
     record = pool.get(result.stdout.strip())
     assert (record.queue, record.tags, record.timeout_s, record.max_attempts) == ("other", ("a", "b"), 7, 5)
     assert (record.status, record.depends_on) == ("waiting", (parent.id,))
     assert record.expires_at is not None
+    assert record.callback_url == "https://hooks.example/in"
 
 
 @pytest.mark.parametrize("when", [("--delay", "3600"), ("--at", "2199-12-24T18:00:00Z"), ("--at", "2199-12-24 18:00")])
@@ -167,6 +169,7 @@ def test_submit_and_wait_gives_up_when_the_time_is_over(pool: Reached) -> None:
         (["greet", "--json", "nowhere.json"], "neither JSON nor a readable file"),
         (["greet", "name=x", "--json", "[1]"], "on top of a JSON object"),
         (["greet", "name=x", "--depends-on", "nobody"], "'nobody'"),
+        (["greet", "name=x", "--callback-url", "http://10.0.0.1/"], "the address isn't public"),
         (["greet", "name=x", "--delay", "-1"], "--delay"),
         (["greet", "name=x", "--dealy", "1"], "--delay"),
     ],

@@ -21,9 +21,9 @@ from taskpool.webhook_fields import NewWebhook, WebhookFields
 from taskpool.webhook_target import Allowed
 from tests.receiver import Received, Receiver, receiver
 from tests.states import World
-from workers.dispatcher import DELAYS_S, Dispatcher
+from workers.dispatcher import AT_ONCE, DELAYS_S, LANE_MOST, LEASE_MS, Dispatcher
 from workers.duties import Outage, repeat
-from workers.webhook_sender import Sender
+from workers.webhook_sender import ANSWER_S, BODY_S, Sender
 
 S = TaskStatus
 ALLOWED = Allowed(["127.0.0.0/8"])
@@ -279,6 +279,12 @@ async def test_what_waits_goes_to_the_new_url_of_its_endpoint(world: World, hook
     assert [each.path for each in server.requests] == ["/old", "/new"]
 
 
+def test_an_attempt_takes_15_seconds_at_most_its_lease_is_longer_and_all_of_them_take_days() -> None:
+    assert ANSWER_S + BODY_S <= 15 < LEASE_MS / 1000
+    assert 3 * 86_400 < sum(DELAYS_S) < 5 * 86_400
+    assert AT_ONCE >= 5 * LANE_MOST
+
+
 async def test_retry_after_is_honoured_and_capped(world: World, hooks: Hooks, server: Receiver) -> None:
     webhook = hooks.create(server.url())
     server.answers = [(429, {"retry-after": "4000"}), (503, {"retry-after": "99999999"})]
@@ -430,7 +436,7 @@ async def test_an_endpoint_that_hangs_keeps_nobody_waiting(world: World, hooks: 
 
         await until(lambda: len(server.at("/quick")) == 20)
 
-        assert server.hanging <= 24
+        assert server.hanging <= 3 * LANE_MOST
         server.release.set()
 
 

@@ -35,7 +35,7 @@ MOST_RETRY_AFTER_S: Final = 86_400
 LEASE_MS: Final = 30_000
 """Twice what an attempt may take."""
 AT_ONCE: Final = 100
-LANE_MOST: Final = 8
+LANE_MOST: Final = 16
 FAILING_MOST: Final = 1
 SORTED_AT_ONCE: Final = 100
 HOLD_MS: Final = 2000

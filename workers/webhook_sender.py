@@ -26,7 +26,8 @@ CONNECT_S: Final = 5.0
 """One address may take so long: the next one has its chance."""
 MOST_ADDRESSES: Final = 3
 MOST_BODY_BYTES: Final = 64 * 1024
-MOST_LOOKUPS: Final = 64
+MOST_LOOKUPS: Final = 256
+"""More than are sent at once: a lookup may go on when nobody waits for it any more."""
 SHOWN_CHARS: Final = 200
 
 if TYPE_CHECKING:

@@ -56,6 +56,7 @@ class SubmitCommand(Command):
     "--expires-in", "expires_in_s", type=float, metavar="S", help="Cancel it unless it starts within S seconds."
 )
 @click.option("--depends-on", multiple=True, metavar="ID", help="Wait until this task is done; may be repeated.")
+@click.option("--callback-url", metavar="URL", help="Send signed messages there when it ends.")
 @click.option(
     "--wait", "wait_s", type=float, metavar="[S]", help="Wait until it ends, at most S seconds; print the result."
 )
