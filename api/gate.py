@@ -29,6 +29,7 @@ SAFE: Final = ("GET", "HEAD")
 THIS_MACHINE: Final = (
     "as long as there is no API key, only this machine is served, by the names localhost and 127.0.0.1"
 )
+TELLING_WHERE: Final = (b"host", b"x-forwarded-for", b"x-real-ip")
 UNUSABLE: Final = "this key isn't known: it was revoked, or it is wrong"
 
 
@@ -141,7 +142,7 @@ class Gate:
         if self._is_off:
             return
         for name, value in scope["headers"]:
-            if name in (b"host", b"x-forwarded-for"):
+            if name in TELLING_WHERE:
                 told = value.decode("latin-1")
                 if told and not all(names_this_machine(each.strip()) for each in told.split(",")):
                     raise Problem("misdirected", THIS_MACHINE)

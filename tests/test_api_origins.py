@@ -43,12 +43,13 @@ async def test_without_keys_no_name_made_to_point_here_is_served(redis_url: str)
     assert own.status_code == 200
 
 
+@pytest.mark.parametrize("header", ["x-forwarded-for", "x-real-ip"])
 @pytest.mark.parametrize(("forwarded", "status"), [("203.0.113.7", 421), ("203.0.113.7, ::1", 421), ("127.0.0.1", 200)])
 async def test_without_keys_a_proxy_on_this_machine_opens_the_door_to_nobody_else(
-    redis_url: str, forwarded: str, status: int
+    redis_url: str, header: str, forwarded: str, status: int
 ) -> None:
     async with api(redis_url) as client:
-        response = await client.get("/tasks", headers={"x-forwarded-for": forwarded})
+        response = await client.get("/tasks", headers={header: forwarded})
 
     assert response.status_code == status
 
