@@ -6,7 +6,7 @@ What a handler renders is what the OpenAPI document describes, because it is the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
@@ -144,6 +144,19 @@ class Ready(Document, frozen=True, kw_only=True):
     warnings: Annotated[
         Sequence[str] | None, Meta(description="what of Redis's settings can cost tasks; empty: nothing")
     ] = None
+
+
+class Resynced(Document, frozen=True, kw_only=True):
+    """Events were lost. `trimmed`: the stream goes on; `slow`: it has ended, come again and it goes on `after` that."""
+
+    after: Annotated[str, Meta(description="a place in the stream of all events", examples=["1795435200000-0"])]
+    reason: Literal["trimmed", "slow"]
+
+
+class LogEnded(Document, frozen=True, kw_only=True):
+    """There is no more of a log: its task has ended."""
+
+    status: TaskStatus
 
 
 class Fault(Document, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api.answers import Resynced
 from api.outlet import Beat, Gone, Item, Resync, Snapshot, Steps
 from api.streams import Streams
 from api.subscription import Subscription
@@ -120,7 +121,7 @@ def _text(item: Item) -> bytes:
     if isinstance(item, Snapshot):
         return _named("snapshot", item.at, item.documents[0])
     if isinstance(item, Resync):
-        return _named("resync", item.at, {"after": str(item.at), "reason": item.reason})
+        return _named("resync", item.at, Resynced(after=str(item.at), reason=item.reason))
     return b": keep-alive\n\n" if isinstance(item, Beat) else b""
 
 

@@ -16,6 +16,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api.answers import LogEnded
 from api.event_stream import KEEP_ALIVE_S, RETRY_MS
 from api.outlet import Outlet
 from api.streams import Streams
@@ -52,7 +53,7 @@ def _as_events(step: LogStep) -> bytes:
     ]
     if step.is_over:
         messages.append(b"id: %s\nevent: end\ndata: " % cursor_of(step.after).encode())
-        messages.append(_encode({"status": step.status}) + b"\n\n")
+        messages.append(_encode(LogEnded(status=step.status)) + b"\n\n")
     return b"".join(messages)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from api.openapi_answers import HEADERS, responses
 from api.openapi_schemas import Schemas
 from api.openapi_types import submissions
 from api.openapi_webhooks import callbacks, webhooks
-from api.operation import Operation, operation_of
+from api.operation import Answer, Operation, operation_of
 from api.resource import Resource
 from taskpool.fleet import TypeInfo
 
@@ -75,7 +76,7 @@ def describe(routes: Iterable[BaseRoute], types: Sequence[TypeInfo], *, needs_ke
     for path, method, operation, guarded in found:
         paths[path][method.lower()] = _operation(path, operation, guarded, schemas) | {
             "security": _security(guarded.access, needs_key),
-            "responses": responses(operation, guarded.access, schemas, _links(path, found), problems),
+            "responses": responses(operation, guarded.access, schemas, partial(_links, found, path), problems),
         }
     return {
         "openapi": "3.1.1",
@@ -161,11 +162,12 @@ def _texts(docstring: str) -> tuple[str, str]:
     return summary[:1].upper() + summary[1:], "\n\n".join(" ".join(part.split()) for part in rest.split("\n\n")).strip()
 
 
-def _links(path: str, found: Iterable[Found]) -> Object:
-    """What can be done with what was made at `path`: the operations of the paths below it, by its id."""
-    below = re.compile(re.escape(path) + r"/{(\w+)}(/\w+)?")
+def _links(found: Iterable[Found], path: str, answer: Answer) -> Object:
+    """What can be done with what an operation at `path` has made: the operations of the paths below, by its id."""
+    made = answer.made or (path if "Location" in answer.headers else "")
+    below = re.compile(re.escape(made) + r"/{(\w+)}(/\w+)?")
     return {
-        operation.id: {"operationId": operation.id, "parameters": {match[1]: "$response.body#/id"}}
+        operation.id: {"operationId": operation.id, "parameters": {match[1]: f"$response.body#{answer.made_id}"}}
         for other, _, operation, _ in found
-        if (match := below.fullmatch(other))
+        if made and (match := below.fullmatch(other))
     }

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from api.access import Access
 from api.openapi_schemas import REFS, Schemas
-from api.operation import JSON, Answer, Operation
+from api.operation import EVENTS, JSON, Answer, Operation
 from api.problems import KINDS, TYPE_PREFIX
 
 Object = dict[str, Any]
@@ -79,14 +79,16 @@ TITLES: Final = {
 }
 
 
-def responses(operation: Operation, access: Access, schemas: Schemas, links: Object, shared: Object) -> Object:
-    """All answers of an operation by their status; `links` is what can be done with what was made.
+def responses(
+    operation: Operation, access: Access, schemas: Schemas, links: Callable[[Answer], Object], shared: Object
+) -> Object:
+    """All answers of an operation by their status; `links` tells what can be done with what an answer has made.
 
     Its problems are those of many others: they are put into `shared`, by their kinds, and referred to there.
     """
     limits = () if access.public else OF_A_LIMIT
     found = {
-        str(status): _answer(status, answer, (*answer.headers, *limits), schemas, links)
+        str(status): _answer(status, answer, (*answer.headers, *limits), schemas, links(answer))
         for status, answer in operation.answers.items()
     }
     kinds: dict[int, list[str]] = defaultdict(list)
@@ -104,16 +106,29 @@ def responses(operation: Operation, access: Access, schemas: Schemas, links: Obj
 
 def _answer(status: int, answer: Answer, headers: Sequence[str], schemas: Schemas, links: Object) -> Object:
     response: Object = {"description": TITLES[status]}
-    if links and "Location" in headers:
+    if links:
         response["links"] = links
     if headers:
         response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in headers}
     if answer.body is not None:
         response["content"] = {
-            media_type: {"schema": schemas.of(answer.body if media_type == JSON else str)}
-            for media_type in answer.media_types
+            media_type: {"schema": _content(media_type, answer, schemas)} for media_type in answer.media_types
         }
     return response
+
+
+def _content(media_type: str, answer: Answer, schemas: Schemas) -> Object:
+    if media_type != EVENTS:
+        return schemas.of(answer.body if media_type == JSON else str)
+    messages = [_message(name, schemas.of(kind)) for name, kind in answer.events.items()]
+    return {"description": "One message of the stream.", "oneOf": messages}
+
+
+def _message(name: str, told: Object) -> Object:
+    """An event as its reader sees it; one without a name of its own is a `message`."""
+    data = {"type": "string", "contentMediaType": JSON, "contentSchema": told}
+    properties = {"id": {"type": "string"}, "event": {"const": name}, "data": data}
+    return {"type": "object", "properties": properties, "required": list(properties)}
 
 
 def _problem_headers(status: int, kinds: Sequence[str], access: Access) -> Object:

@@ -19,7 +19,7 @@ from taskpool.unique import KEY as UNIQUE_KEY
 from taskpool.webhook import TOLD
 from taskpool.webhook_fields import LONGEST_DESCRIPTION
 from taskpool.webhook_fields import MOST_NAMES as MOST_FILTERED
-from taskpool.webhook_target import LONGEST_URL
+from taskpool.webhook_target import LONGEST_URL, URL
 
 Object = dict[str, Any]
 
@@ -45,6 +45,12 @@ def _names(description: str, pattern: re.Pattern[str]) -> Object:
 def _pattern(pattern: re.Pattern[str]) -> str:
     return f"^{pattern.pattern}$"
 
+
+_A_TARGET: Final = {
+    "maxLength": LONGEST_URL,
+    "pattern": _pattern(re.compile(re.sub(r"\?P<[a-z]+>", "", URL.pattern))),  # JSON Schema names no groups
+    "examples": ["https://hooks.example/in"],
+}
 
 OF_A_TASK: Final[Mapping[str, Object]] = {
     "type": _says("The name of a task type.", pattern=_pattern(TYPE_NAME)),
@@ -72,8 +78,7 @@ OF_A_TASK: Final[Mapping[str, Object]] = {
     ),
     "callback_url": _says(
         "Send signed messages about this task there. Which targets are allowed is for the server to say.",
-        maxLength=LONGEST_URL,
-        format="uri",
+        **_A_TARGET,
     ),
     "callback_events": _says(
         "At which steps; if not given, when it ends. Only together with `callback_url`.",
@@ -115,7 +120,7 @@ _A_SECRET: Final = _says(
 )
 
 OF_A_WEBHOOK: Final[Mapping[str, Object]] = {
-    "url": _says("Where to. Which targets are allowed is for the server to say.", maxLength=LONGEST_URL, format="uri"),
+    "url": _says("Where to. Which targets are allowed is for the server to say.", **_A_TARGET),
     "events": _says(
         "The events that it is told; if not given, the ends: with `statuses`, all but `progress`.",
         minItems=1,

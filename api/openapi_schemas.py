@@ -91,6 +91,7 @@ def _types(operations: Sequence[Operation]) -> Iterator[Any]:
         if operation.body is not None:
             yield operation.body
         for answer in operation.answers.values():
+            yield from answer.events.values()
             yield from answer.body if isinstance(answer.body, tuple) else [answer.body] if answer.body else ()
 
 

@@ -7,7 +7,7 @@ shape of an operation (every body may be too large) isn't declared again: see `O
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -18,6 +18,7 @@ from api.query import NoQuery
 H = TypeVar("H", bound=Callable[..., Any])
 
 JSON: Final = "application/json"
+EVENTS: Final = "text/event-stream"
 OF_A_CALLER: Final = ("unauthorized", "forbidden", "misdirected", "rate-limited")
 MARK: Final = "operation"
 OF_A_BODY: Final = ("invalid-json", "body-timeout", "body-too-large", "unsupported-media-type")
@@ -28,11 +29,16 @@ class Answer:
     """A good answer: the type of its document (None: no body; a tuple: one of them) and the headers that only it has.
 
     `media_types` other than JSON: the body may be text of one of them; `body` is str when it can't be anything else.
+    `events`: by the names of a stream's events, what each of them tells. `made`: the path below which that is found
+    which the body's member `made_id` names; not given, that of the operation, if there is a `Location`.
     """
 
     body: Any
     headers: tuple[str, ...] = ()
     media_types: tuple[str, ...] = (JSON,)
+    events: Mapping[str, Any] = field(default_factory=dict)
+    made: str = ""
+    made_id: str = "/id"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

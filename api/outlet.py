@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -76,7 +76,7 @@ class Resync(msgspec.Struct, frozen=True, gc=False):
 
     to: Any
     at: Position
-    reason: str
+    reason: Literal["trimmed", "slow"]
 
 
 class Live(msgspec.Struct, frozen=True, gc=False):

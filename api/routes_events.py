@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.answers import Resynced
 from api.caller import Caller, caller_of
 from api.event_stream import EventStream, StreamHead
-from api.operation import Answer, operation
+from api.operation import EVENTS, Answer, operation
 from api.outlet import Item, Live, Outlet
 from api.problems import Problem
 from api.query import EventsQuery, TaskEventsQuery, read_query
@@ -16,9 +19,11 @@ from api.routes_tasks import task_id, visible
 from api.streams import Streams
 from api.subscription import Subscription, Wanted
 from taskpool.async_pool import AsyncTaskPool
+from taskpool.document_types import EventDocument, TaskDocument
 from taskpool.eventlog import Position
 
-STREAM = Answer(str, media_types=("text/event-stream",))
+OF_ALL: Final = Answer(str, media_types=(EVENTS,), events={"message": EventDocument, "resync": Resynced})
+OF_ONE: Final = Answer(str, media_types=(EVENTS,), events={"snapshot": TaskDocument, **OF_ALL.events})
 
 
 class EventRoutes:
@@ -33,7 +38,7 @@ class EventRoutes:
         tag="events",
         query=TaskEventsQuery,
         headers=["Last-Event-ID"],
-        answers={200: STREAM, 204: None},
+        answers={200: OF_ONE, 204: None},
         problems=["task-not-found", "invalid-event-id", "too-many-streams"],
     )
     async def task(self, request: Request) -> Response:
@@ -67,7 +72,7 @@ class EventRoutes:
         tag="events",
         query=EventsQuery,
         headers=["Last-Event-ID"],
-        answers={200: STREAM},
+        answers={200: OF_ALL},
         problems=["invalid-event-id", "too-many-streams"],
     )
     async def all(self, request: Request) -> Response:

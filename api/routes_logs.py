@@ -8,10 +8,10 @@ from urllib.parse import quote, urlencode
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.answers import LogPage
+from api.answers import LogEnded, LogPage
 from api.caller import caller_of
 from api.log_stream import AS_EVENTS, AS_TEXT, TEXT, Form, LogHead, LogStream, there
-from api.operation import JSON, Answer, operation
+from api.operation import EVENTS, JSON, Answer, operation
 from api.problems import Problem
 from api.query import LogFormat, LogQuery, read_query, wrong_cursor
 from api.responses import Json, NoContent
@@ -19,6 +19,7 @@ from api.routes_tasks import check_visible, task_id
 from api.streams import Streams
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.document import log_line_document
+from taskpool.document_types import LogLineDocument
 from taskpool.errors import InvalidTask
 from taskpool.logfollow import follow_log_async
 from taskpool.logline import plain_text
@@ -44,7 +45,12 @@ class LogRoutes:
         query=LogQuery,
         headers=["Accept", "Last-Event-ID"],
         answers={
-            200: Answer(LogPage, headers=("Link",), media_types=(JSON, "text/plain", "text/event-stream")),
+            200: Answer(
+                LogPage,
+                headers=("Link",),
+                media_types=(JSON, "text/plain", EVENTS),
+                events={"message": LogLineDocument, "end": LogEnded},
+            ),
             204: None,
         },
         problems=["task-not-found", "too-many-streams"],

@@ -81,7 +81,7 @@ class SubmitRoutes:
         tag="tasks",
         body=Batch,
         headers=[name for name in ASKS if name != "Prefer"],
-        answers={202: Answer(AcceptedBatch, headers=("Idempotency-Replayed",))},
+        answers={202: Answer(AcceptedBatch, headers=("Idempotency-Replayed",), made="/tasks", made_id="/tasks/0/id")},
         problems=PROBLEMS,
     )
     async def add_batch(self, request: Request) -> Json:

@@ -148,14 +148,15 @@ class WebhookRoutes:
     @operation(
         "test_webhook",
         tag="webhooks",
-        answers={202: DeliveryDocument},
+        answers={202: Answer(DeliveryDocument, headers=("Location",), made="/webhooks/deliveries")},
         problems=OF_ONE,
     )
     async def test(self, request: Request) -> Json:
         """POST /webhooks/{webhook}/test: send a message that only tries whether the endpoint hears."""
         caller = _caller(request)
         sent = await self._store.carry_out(webhook_store.send_test(_id(request), caller.project))
-        return Json(delivery_document(sent), status=202)
+        location = (b"location", b"/webhooks/deliveries/" + sent.id.encode())
+        return Json(delivery_document(sent), status=202, headers=(location,))
 
     @operation(
         "list_deliveries",

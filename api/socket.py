@@ -180,7 +180,7 @@ class _Socket:
         elif isinstance(item, Resync):
             if item.reason == "slow":
                 self._forget(item.to)
-            yield _encode(ResyncMessage(sub=name, after=str(item.at), reason=item.reason)).decode()  # type: ignore[arg-type]
+            yield _encode(ResyncMessage(sub=name, after=str(item.at), reason=item.reason)).decode()
         elif self.subscriptions.get(name) is not item.to:  # unsubscribed meanwhile
             return
         elif isinstance(item, Steps):

@@ -19,11 +19,11 @@ LONGEST_URL: Final = 2048
 LEAST_FREE_PORT: Final = 1024
 USUAL_PORTS: Final = {"http": 80, "https": 443}
 
-_URL: Final = re.compile(
+URL: Final = re.compile(
     r"(?P<scheme>[Hh][Tt][Tt][Pp][Ss]?)://"
     r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9_.-]+))"
     r"(?::(?P<port>[0-9]{1,5}))?"
-    r"(?P<path>(?:/[!-\"$-\[\]-~]*)?(?:\?[!-\"$-\[\]-~]*)?)"
+    r"(?P<path>(?:/[!-\x22$-\[\]-~]*)?(?:\?[!-\x22$-\[\]-~]*)?)"
 )
 """Printable ASCII without `#` and the backslash, which readers of URLs disagree about."""
 _NUMERIC: Final = re.compile(r"(?:.*\.)?(?:[0-9]+|0[xX][0-9A-Fa-f]*)")
@@ -91,7 +91,7 @@ def parse_target(url: object, allowed: Allowed) -> Target:
     """
     if not isinstance(url, str) or len(url) > LONGEST_URL:
         raise ValueError(f"must be a URL of at most {LONGEST_URL:,} characters")
-    found = _URL.fullmatch(url)
+    found = URL.fullmatch(url)
     if found is None:
         raise ValueError(_why_not(url))
     scheme = found["scheme"].lower()

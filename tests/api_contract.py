@@ -37,11 +37,12 @@ ON_EVERY_ANSWER: Final = frozenset(
 )
 """Headers that are no part of what an operation answers: of HTTP, and of what browsers are told."""
 PROBLEM: Final = "application/problem+json"
+EVENTS: Final = "text/event-stream"
 
 
 class Promise(NamedTuple):
-    """Something that the document says of an operation: an answer `what` (a media type, the kind of a problem, or
-    "nothing"), or one of its headers."""
+    """Something that the document says of an operation: an answer `what` (a media type, the kind of a problem, an
+    event of a stream, or "nothing"), or one of its headers."""
 
     operation: str
     status: str
@@ -97,11 +98,26 @@ class Contract:
             value = json.loads(answer.content)
         if media_type == PROBLEM:
             kind = value["type"]
+        schema = contents[media_type]["schema"]
         try:
-            self._validator(f"{id} {status} {media_type}", contents[media_type]["schema"]).validate(value)
+            if media_type == EVENTS:
+                self.kept |= {Promise(id, status, f"event {name}") for name in self._events(schema, value)}
+            else:
+                self._validator(schema).validate(value)
+                self.kept.add(Promise(id, status, kind))
         except jsonschema_rs.ValidationError as fault:
             raise AssertionError(f"{at}: {fault}") from None
-        self.kept.add(Promise(id, status, kind))
+
+    def _events(self, schema: Object, text: str) -> Iterator[str]:
+        """The names of the events in a stream, each held to the document."""
+        assert text.startswith("retry: ")
+        known = {each["properties"]["event"]["const"]: each for each in schema["oneOf"]}
+        for block in text.partition("\n\n")[2].split("\n\n")[:-1]:
+            event = {"event": "message", **dict(line.split(": ", 1) for line in block.splitlines())}
+            described = known[event["event"]]
+            self._validator(described).validate(event)
+            self._validator(described["properties"]["data"]["contentSchema"]).validate(json.loads(event["data"]))
+            yield event["event"]
 
     def _check_headers(self, id: str, status: str, described: Object, given: httpx.Headers, at: str) -> None:
         known = {name.lower(): (name, self._referred("headers", header)) for name, header in described.items()}
@@ -120,14 +136,10 @@ class Contract:
         found: Object = self.document["components"][kind][name] if name else part
         return found
 
-    def _validator(self, name: str, schema: Object) -> Any:
+    def _validator(self, schema: Object) -> Any:
+        name = json.dumps(schema)
         if name not in self._validators:
-            whole = {
-                "$schema": "https://json-schema.org/draft/2020-12/schema",
-                "components": {"schemas": self._closed},
-                **schema,
-                "unevaluatedProperties": False,
-            }
+            whole = {"components": {"schemas": self._closed}, **schema, "unevaluatedProperties": False}
             if schema == {"type": "object"} or "additionalProperties" in schema:
                 del whole["unevaluatedProperties"]
             self._validators[name] = jsonschema_rs.Draft202012Validator(whole, validate_formats=True)
@@ -142,6 +154,8 @@ def _told(answer: Object) -> Iterator[str]:
     for media_type, content in answer.get("content", {}).items():
         if media_type == PROBLEM:
             yield from content["schema"]["properties"]["type"]["enum"]
+        elif media_type == EVENTS:
+            yield from (f"event {each['properties']['event']['const']}" for each in content["schema"]["oneOf"])
         else:
             yield media_type
 

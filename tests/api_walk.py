@@ -47,6 +47,7 @@ class Walk:
         self.contract: Contract
         self._stack = stack
         self._clients: dict[str, httpx.AsyncClient] = {}
+        self.is_refused = False
         self.apps: dict[httpx.AsyncClient, Starlette] = {}
 
     async def begin(self) -> None:
@@ -68,7 +69,7 @@ class Walk:
             if broken:
                 _break(app, broken)
             await self._stack.enter_async_context(app.router.lifespan_context(app))
-            transport = httpx.ASGITransport(_Leaving(app), raise_app_exceptions=False)
+            transport = httpx.ASGITransport(_Leaving(app, self), raise_app_exceptions=False)
             client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
             self._clients[name] = await self._stack.enter_async_context(client)
             self.apps[client] = app
@@ -131,17 +132,23 @@ def refusal_of(kind: str, *ids: str) -> Callable[[R], R]:
 
 async def refuse(walk: Walk, id: str, kind: str) -> None:
     """Do what makes operations answer with this kind of problem; one that has it must."""
+    walk.is_refused = True
     walk_to = PARTICULAR.get((id, kind)) or REFUSALS[kind]
     answer = await walk_to(walk, id)
     if TYPE_PREFIX + kind in str(walk.contract.operations[id][2]["responses"]):
         assert answer.json()["type"] == TYPE_PREFIX + kind, f"{id} should say {kind}: {answer.text}"
 
 
-class _Leaving:
-    """An application whose client leaves after the first part of an answer that has more."""
+RETRY: Final = b"retry: 2000\n\n"
+"""The beginning of every stream of events."""
 
-    def __init__(self, app: Starlette) -> None:
-        self._app = app
+
+class _Leaving:
+    """An application whose client leaves when an answer that has more has said something, or just begun if it should
+    have been a refusal."""
+
+    def __init__(self, app: Starlette, walk: Walk) -> None:
+        self._app, self._walk = app, walk
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun, is_over = asyncio.Event(), False
@@ -159,7 +166,7 @@ class _Leaving:
         async def watched(message: Message) -> None:
             nonlocal is_over
             await send(message)
-            if message.get("body"):
+            if message.get("body") and (self._walk.is_refused or message["body"] != RETRY):
                 begun.set()
             is_over = message["type"] == "http.response.body" and not message.get("more_body", False)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from taskpool import keyring
+from taskpool import keyring, keys
 from taskpool.apikey import KeySpec, Scope
 from taskpool.logline import DEFAULT_LIMITS, LogLine, encode_line
 from taskpool.scripts import log
@@ -188,12 +188,18 @@ async def to_the_end_and_no_more(walk: Walk, id: str) -> None:
     walk.world.end("a")
     told = await walk.ask(id, at="a")
     last = told.text.rpartition("id: ")[2].partition("\n")[0]
+    await walk.ask(id, at="a", headers={"last-event-id": "0-0"})
     await walk.ask(id, at="a", headers={"last-event-id": last})
+    walk.world.redis.xtrim(keys.EVENTS, maxlen=1, approximate=False)
+    await walk.ask(id, at="a", params={"last_event_id": "0-1"})
 
 
 @answers_of("follow_tasks")
-async def from_now_on(walk: Walk, id: str) -> None:
-    await walk.ask(id)
+async def after_the_first_event_and_after_one_that_is_gone(walk: Walk, id: str) -> None:
+    walk.world.end("a")
+    await walk.ask(id, params={"last_event_id": "0-0"})
+    walk.world.redis.xtrim(keys.EVENTS, maxlen=1, approximate=False)
+    await walk.ask(id, params={"last_event_id": "0-1"})
 
 
 # --- keys -----------------------------------------------------------------------------------------------------
