@@ -22,3 +22,21 @@ def test_the_table_of_keys_names_every_key() -> None:
     missing = {name: key for name, key in constants.items() if f"`{key}" not in INTERNALS}
 
     assert missing == {}
+
+
+def anchors(text: str) -> set[str]:
+    """The headings of a document, as links name them."""
+    titles = [re.sub(r"[^\w\- ]", "", title.lower()) for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)]
+    return {title.replace(" ", "-") for title in titles}
+
+
+def test_every_link_between_the_documents_leads_somewhere() -> None:
+    wrong = []
+    for document in [DOCS.parent / "README.md", *DOCS.glob("*.md")]:
+        for link in re.findall(r"\]\((?!https?://)([^)\s]+)\)", document.read_text("utf-8")):
+            path, _, anchor = link.partition("#")
+            target = (document.parent / path) if path else document
+            if not target.is_file() or (anchor and anchor not in anchors(target.read_text("utf-8"))):
+                wrong.append(f"{document.name}: {link}")
+
+    assert wrong == []
