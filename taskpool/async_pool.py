@@ -6,9 +6,9 @@ Each method names an operation and runs it; what it does stands in `queue`, `run
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
+from functools import partial
 from types import TracebackType
 from typing import Any, Unpack
 
@@ -17,11 +17,10 @@ from taskpool.addition import Once
 from taskpool.attempt import Outcome
 from taskpool.audit import Actor
 from taskpool.entry import Submitted
-from taskpool.errors import RedisUnavailable, WaitTimeout
 from taskpool.face import Face
 from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
 from taskpool.inline import execute_here
-from taskpool.listen import AWAY_RETRY_S, LOOK_AGAIN_S, AsyncListener
+from taskpool.listen import FOLLOW_S, LOOK_AGAIN_S, AsyncListener
 from taskpool.listing import Filter
 from taskpool.logfollow import follow_log_async
 from taskpool.logline import LogLine
@@ -133,28 +132,20 @@ class AsyncTaskPool(Face):
             TaskNotFound
             WaitTimeout: it hasn't ended in `timeout_s`; `record` is how it stands.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        told = await self.listener.subscribe(id)
-        try:
-            while True:
-                told.clear()  # before the look, so that no end is missed; a lost connection sets it too
-                left_s = LOOK_AGAIN_S if deadline is None else deadline - time.monotonic()
-                try:
-                    record = await self.get(id)
-                except RedisUnavailable:
-                    if left_s <= 0:  # it has begun: it was subscribed
-                        raise
-                    await asyncio.sleep(min(left_s, AWAY_RETRY_S))
-                    continue
-                if record.status.is_terminal:
-                    return record
-                if left_s <= 0:
-                    raise WaitTimeout(record, timeout_s or 0)
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(told.wait(), min(left_s, LOOK_AGAIN_S))
-        finally:
-            with suppress(RedisUnavailable):  # then the subscription has ended with its connection
-                await self.listener.unsubscribe(id, told)
+        async for record in self.listener.follow(id, partial(self.get, id), timeout_s, LOOK_AGAIN_S):
+            latest = record
+        return latest
+
+    async def follow(self, id: str, *, timeout_s: float | None = None) -> AsyncIterator[TaskRecord]:
+        """The task as it is now, again a few times a second, and last when it has ended.
+
+        Raises:
+            TaskNotFound
+            WaitTimeout: it hasn't ended in `timeout_s`.
+        """
+        async with aclosing(self.listener.follow(id, partial(self.get, id), timeout_s, FOLLOW_S)) as records:
+            async for record in records:
+                yield record
 
     async def add_and_wait(self, spec: TaskSpec, *, wait_s: float | None = None) -> TaskRecord:
         """Submit a task and wait for its end: the record once it has ended, well or not.

@@ -6,9 +6,10 @@ Pub/sub alone loses messages, so nobody waits longer than `LOOK_AGAIN_S` without
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
@@ -17,7 +18,7 @@ import hiredis
 from taskpool import keys
 from taskpool.address import Address
 from taskpool.calls import Call, Part
-from taskpool.errors import RedisUnavailable, TaskNotFound
+from taskpool.errors import RedisUnavailable, TaskNotFound, WaitTimeout
 from taskpool.record import restore_hash, restore_told
 from taskpool.store import values, with_text
 from taskpool.subscriptions import Heard, Subscriptions
@@ -162,6 +163,40 @@ class AsyncListener:
                 await self.unsubscribe(id, told)
             raise
         return told
+
+    async def follow(
+        self, id: str, read: Callable[[], Awaitable[TaskRecord]], timeout_s: float | None, every_s: float
+    ) -> AsyncGenerator[TaskRecord, None]:
+        """What `read` finds: now, again after `every_s` seconds at most, and last when the task has ended.
+
+        What has begun outlives an outage of Redis, if that ends in time.
+
+        Raises:
+            WaitTimeout: it hasn't ended in `timeout_s`; `record` is how it stands.
+        """
+        deadline_mono = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        told = await self.subscribe(id)
+        try:
+            while True:
+                told.clear()  # before the look, so that no end is missed; a lost connection sets it too
+                left_s = deadline_mono - time.monotonic()
+                try:
+                    record = await read()
+                except RedisUnavailable:
+                    if left_s <= 0:  # it has begun: it was subscribed
+                        raise
+                    await asyncio.sleep(min(left_s, AWAY_RETRY_S))
+                    continue
+                yield record
+                if record.status.is_terminal:
+                    return
+                if left_s <= 0:
+                    raise WaitTimeout(record, timeout_s or 0)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(told.wait(), min(left_s, every_s))
+        finally:
+            with suppress(RedisUnavailable):  # then the subscription has ended with its connection
+                await self.unsubscribe(id, told)
 
     async def unsubscribe(self, id: str, told: asyncio.Event) -> None:
         """Stop listening; the last waiter of a task ends its subscription."""

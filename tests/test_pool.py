@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -425,6 +426,46 @@ def test_a_wait_for_a_task_that_is_deleted_meanwhile_is_told(
         pool.wait(running.id, timeout_s=30)
 
     deleting.join()
+
+
+def looks(pool: Any, id: str, **options: Any) -> Iterator[TaskRecord]:
+    """What following a task shows, one look after the other, from either face."""
+    if not isinstance(pool, Awaited):
+        yield from pool.follow(id, **options)
+        return
+    records: Any = pool.pool.follow(id, **options)
+    with suppress(StopAsyncIteration):
+        while True:
+            yield pool.runner.run(anext(records))
+
+
+def test_a_task_is_followed_to_its_end(pool: Any) -> None:
+    task = pool.add_task("double", {"n": 21})
+    following = looks(pool, task.id)
+
+    assert next(following).status is S.QUEUED
+    running = pool.run_task(["sums"], worker="w", attempt_id="1")
+    assert S.IN_PROGRESS in {next(following).status, next(following).status}
+    pool.execute_task(running)
+
+    shown = list(following)
+    assert [record.status.is_terminal for record in shown].index(True) == len(shown) - 1
+    assert shown[-1] == pool.get(task.id)
+
+
+def test_following_ends_with_its_time(pool: Any) -> None:
+    task = pool.add_task("double", {"n": 21})
+
+    with pytest.raises(WaitTimeout) as raised:
+        for _ in looks(pool, task.id, timeout_s=0.3):
+            pass
+
+    assert raised.value.record.status is S.QUEUED
+
+
+def test_what_is_not_there_is_not_followed(pool: Any) -> None:
+    with pytest.raises(TaskNotFound):
+        next(looks(pool, "nowhere"))
 
 
 def test_waits_follow_one_another_on_one_connection(pool: Any, redis: Redis) -> None:
