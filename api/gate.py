@@ -16,7 +16,7 @@ from api import tickets
 from api.access import Access
 from api.caller import SCOPE_KEY, Caller, anonymous
 from api.known import FRESH_S, KnownKeys
-from api.origins import is_own_origin, names_this_machine
+from api.origins import is_own_origin, name_this_machine, names_this_machine
 from api.problems import Problem
 from api.rate import RateLimits
 from taskpool import keyring
@@ -142,10 +142,8 @@ class Gate:
         if self._is_off:
             return
         for name, value in scope["headers"]:
-            if name in TELLING_WHERE:
-                told = value.decode("latin-1")
-                if told and not all(names_this_machine(each.strip()) for each in told.split(",")):
-                    raise Problem("misdirected", THIS_MACHINE)
+            if name in TELLING_WHERE and value and not name_this_machine(value):
+                raise Problem("misdirected", THIS_MACHINE)
 
 
 def check(caller: Caller, access: Access) -> None:

@@ -39,6 +39,11 @@ def is_own_origin(origin: bytes, host: bytes) -> bool:
 
 
 @lru_cache(maxsize=256)  # every request asks, mostly for the same
+def name_this_machine(addresses: bytes) -> bool:
+    """Whether each of these addresses, with commas between, as a header has them, is this machine's own."""
+    return all(names_this_machine(each.strip()) for each in addresses.decode("latin-1").split(","))
+
+
 def names_this_machine(address: str) -> bool:
     """Whether only this machine itself can reach an address: ``localhost``, ``127.0.0.1:8080``, ``[::1]:8080``."""
     host = address.lower()

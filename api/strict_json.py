@@ -48,7 +48,8 @@ def decode(raw: bytes) -> Any:
         raise InvalidJson(f"the document isn't UTF-8: {error.reason}") from None
     except msgspec.DecodeError as error:
         raise InvalidJson(_readable(str(error), raw)) from None
-    if len(_name_ends(raw)) != _members((value,), 0):
+    members = _members((value,), 0)
+    if raw.count(b":") != members and len(_name_ends(raw)) != members:
         _refuse_repeated_names(raw)
     return value
 

@@ -53,7 +53,8 @@ class AsyncWire:
         if self._link is None:
             await self._connect()
         try:
-            return [await reply for reply in self._send(commands, timeout_s)]
+            replies = self._send(commands, timeout_s)
+            return [await replies[0]] if len(replies) == 1 else [await reply for reply in replies]
         except OSError as error:
             raise self._unavailable(error) from error
 

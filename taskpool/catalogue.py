@@ -111,7 +111,7 @@ class Catalogue:
         Raises:
             UnknownType: one was never registered, or no live worker has served it for `type_grace_s`.
         """
-        if time.monotonic() - self._read_at >= FRESH_S or any(name not in self._documents for name in names):
+        if time.monotonic() - self._read_at >= FRESH_S or [name for name in names if name not in self._documents]:
             self._read_at = time.monotonic()  # at once: others needn't read it as well
             self._documents, self._seen, now_ms = yield _read()
             self._clock_offset_ms = now_ms - time.monotonic() * 1000

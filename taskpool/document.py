@@ -30,6 +30,7 @@ from taskpool.types import Event, PastAttempt, QueuedTask, TaskRecord, TaskStatu
 
 def task_document(record: TaskRecord) -> TaskDocument:
     """A task."""
+    created_at = _time(record.created_at)
     shows_result = record.result is not None or record.status is TaskStatus.DONE
     return TaskDocument(
         id=record.id,
@@ -49,8 +50,8 @@ def task_document(record: TaskRecord) -> TaskDocument:
         crashes=record.crashes,
         snoozes=record.snoozes,
         worker=record.worker,
-        created_at=_time(record.created_at),
-        enqueued_at=_time(record.enqueued_at),
+        created_at=created_at,
+        enqueued_at=created_at if record.enqueued_at is record.created_at else _time(record.enqueued_at),
         run_at=_time(record.run_at),
         started_at=_time(record.started_at),
         ended_at=_time(record.ended_at),

@@ -101,6 +101,8 @@ def restore_hash(id: str, h: Hash) -> TaskRecord:
     status = STATUS_OF.get(h.get(b"status", b""), TaskStatus.FAILED)
     if status is TaskStatus.IN_PROGRESS and b"stop_ms" in h:
         status = TaskStatus.STOPPING
+    created, enqueued = h.get(b"created_at"), h.get(b"enqueued_at")
+    created_at = _time(created)
     rare: dict[str, Any] = {} if _COMMON.issuperset(h) else _rare(h)
     return TaskRecord(
         id=id,
@@ -108,8 +110,8 @@ def restore_hash(id: str, h: Hash) -> TaskRecord:
         status=status,
         queue=_text(h.get(b"origin")) or "",
         payload=payload,
-        created_at=_time(h.get(b"created_at")),
-        enqueued_at=_time(h.get(b"enqueued_at")),
+        created_at=created_at,
+        enqueued_at=created_at if enqueued == created else _time(enqueued),  # as most are
         started_at=_time(h.get(b"started_at")),
         ended_at=_time(h.get(b"ended_at")) if status.is_terminal else None,
         result=_decoded(h.get(b"result")) if status is TaskStatus.DONE else None,
