@@ -130,6 +130,7 @@ def _routes(
         at("/tickets", POST=ANYONE(keys.ticket)),
         at("/audit", GET=ADMIN(keys.audit)),
         at("/webhooks", GET=ADMIN(webhooks.list), POST=ADMIN(webhooks.create)),
+        at("/webhooks/dead", GET=ADMIN(webhooks.dead)),
         at("/webhooks/deliveries/{delivery}", GET=ADMIN(webhooks.delivery)),
         at("/webhooks/deliveries/{delivery}/replay", POST=ADMIN(webhooks.replay)),
         at(

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from urllib.parse import urlencode
 
+import msgspec
+
 from api.answers import DeliveryPage
-from api.query import DeliveriesQuery, wrong_cursor
+from api.query import DeadQuery, DeliveriesQuery, wrong_cursor
 from api.responses import Json
 from taskpool import delivery
 from taskpool.errors import InvalidTask
 from taskpool.store import AsyncStore
+from taskpool.webhook import DeliveryStatus
 from taskpool.webhook_document import delivery_document
 
 
 async def list_deliveries(
-    store: AsyncStore, query: DeliveriesQuery, path: str, *, webhook: str = "", task: str = ""
+    store: AsyncStore, query: DeliveriesQuery | DeadQuery, path: str, *, webhook: str = "", task: str = ""
 ) -> Json:
-    """One page of the deliveries to an endpoint or about a task. Who may see a task alone isn't shown where standing
-    endpoints are: only where its own callback is.
+    """One page of the deliveries to an endpoint or about a task, or of neither the dead ones of all. Who may see a task
+    alone isn't shown where standing endpoints are: only where its own callback is.
 
     Raises:
         Problem: 400 the cursor isn't one of this listing.
     """
+    status = query.status if isinstance(query, DeliveriesQuery) else DeliveryStatus.DEAD
     listing = delivery.list_deliveries(
-        webhook=webhook, task=task, status=query.status, cursor=query.cursor, limit=query.limit
+        webhook=webhook, task=task, status=status, cursor=query.cursor, limit=query.limit
     )
     try:
         page = await store.carry_out(listing)
@@ -33,6 +37,6 @@ async def list_deliveries(
     document = DeliveryPage(deliveries=deliveries, next_cursor=page.next_cursor)
     if page.next_cursor is None:
         return Json(document)
-    given = {"status": query.status, "cursor": page.next_cursor, "limit": query.limit}
+    given = {**msgspec.structs.asdict(query), "cursor": page.next_cursor}
     parameters = urlencode({name: value for name, value in given.items() if value is not None})
     return Json(document, headers=[(b"link", f'<{path}?{parameters}>; rel="next"'.encode())])

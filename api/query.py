@@ -100,6 +100,13 @@ class DeliveriesQuery(msgspec.Struct, forbid_unknown_fields=True):
     limit: Limit = 50
 
 
+class DeadQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """GET /webhooks/dead: the page."""
+
+    cursor: Cursor | None = None
+    limit: Limit = 50
+
+
 Q = TypeVar("Q", bound=msgspec.Struct)
 
 

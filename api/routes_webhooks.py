@@ -17,7 +17,7 @@ from api.body import read_json, read_optional_json
 from api.caller import Caller, caller_of
 from api.deliveries import list_deliveries
 from api.operation import Answer, operation
-from api.query import DeliveriesQuery, NoQuery, read_query
+from api.query import DeadQuery, DeliveriesQuery, NoQuery, read_query
 from api.responses import Json, NoContent
 from api.submission import read_as
 from taskpool import delivery, webhook_store
@@ -172,6 +172,12 @@ class WebhookRoutes:
         return await list_deliveries(
             self._store, query, f"/webhooks/{quote(_id(request))}/deliveries", webhook=webhook.id
         )
+
+    @operation("list_dead", tag="webhooks", query=DeadQuery, answers={200: Answer(DeliveryPage, headers=("Link",))})
+    async def dead(self, request: Request) -> Json:
+        """GET /webhooks/dead: the deliveries to any endpoint that nobody tries any more, the newest first."""
+        query = read_query(request.scope["query_string"], DeadQuery)
+        return await list_deliveries(self._store, query, "/webhooks/dead")
 
     @operation("get_delivery", tag="webhooks", answers={200: DeliveryDocument}, problems=["delivery-not-found"])
     async def delivery(self, request: Request) -> Json:

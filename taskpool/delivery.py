@@ -175,15 +175,18 @@ def list_deliveries(
     cursor: str | None = None,
     limit: int = 50,
 ) -> Plan[Page[Delivery]]:
-    """The deliveries to an endpoint or about a task that are still known, the newest first. A page may be short.
+    """The deliveries to an endpoint or about a task that are still known, or of neither the dead ones of all; the
+    newest first. A page may be short.
 
     Raises:
         InvalidTask: the cursor isn't one of ours.
     """
     limit = max(1, min(limit, LONGEST_PAGE))
     end = f"({decode_cursor(cursor, (str,))[0]}" if cursor else "+"
-    of_webhook = keys.DELIVERIES_DEAD if status is DeliveryStatus.DEAD else keys.DELIVERIES
-    key = of_webhook + webhook if webhook else keys.DELIVERIES_OF_TASK + task
+    if webhook:
+        key = (keys.DELIVERIES_DEAD if status is DeliveryStatus.DEAD else keys.DELIVERIES) + webhook
+    else:
+        key = keys.DELIVERIES_OF_TASK + task if task else keys.DELIVERIES_ALL_DEAD
     command = ("ZREVRANGEBYLEX", key, end, "-", "LIMIT", 0, limit)
     (ids,) = yield (Call(command, lambda reply: [id.decode() for id in reply], again=True),)
     found = (yield from _read(ids)) if ids else []

@@ -61,6 +61,7 @@ WEBHOOKS_SENDING: Final = "taskpool:webhooks:sending:"  # + lane: zset delivery 
 WEBHOOKS_FAILING: Final = "taskpool:webhooks:failing:"  # + lane: there while its last attempt failed; expires
 DELIVERY: Final = "taskpool:delivery:"  # + id: hash
 DELIVERIES_DEAD: Final = "taskpool:deliveries:dead:"  # + endpoint: zset of those that nobody tries any more
+DELIVERIES_ALL_DEAD: Final = DELIVERIES_DEAD + "all"  # zset of those of all endpoints
 DELIVERIES_OF_TASK: Final = "taskpool:deliveries:task:"  # + id: zset of those about a task
 DELIVERIES: Final = "taskpool:deliveries:"  # + endpoint: zset of deliveries, all with score 0 (ids sort by time)
 API_KEYS: Final = "taskpool:keys"  # hash key id -> JSON of its ApiKey, with hashes of its secrets

@@ -57,6 +57,16 @@ async def two_pages_of_deliveries(walk: Walk, id: str) -> None:
     await walk.ask(id, at=endpoint, params={"cursor": first.json()["next_cursor"]})
 
 
+@answers_of("list_dead")
+async def two_pages_of_dead_ones(walk: Walk, id: str) -> None:
+    endpoint = await _endpoint(walk)
+    for _ in range(2):
+        await walk.ask("test_webhook", at=endpoint)
+        assert walk.world.run(settle(_take(walk), "t", "dead")) == "ok"
+    first = await walk.ask(id, params={"limit": "1"})
+    await walk.ask(id, params={"cursor": first.json()["next_cursor"]})
+
+
 @answers_of("list_task_deliveries")
 async def a_full_page_about_a_task(walk: Walk, id: str) -> None:
     walk.world.add("a")

@@ -49,7 +49,7 @@ class Hooks:
         return self.world.store.carry_out(webhook_store.get_webhook(id, project))
 
     def of(self, owner: str, **options: Any) -> list[Delivery]:
-        """The deliveries to an endpoint, or about a task."""
+        """The deliveries to an endpoint, or about a task; of "" the dead ones of all."""
         which = "webhook" if owner.startswith(("wh_", "callback")) else "task"
         chosen: Any = {which: owner, **options}
         return list(self.world.store.carry_out(delivery.list_deliveries(**chosen)).items)
@@ -310,13 +310,14 @@ async def test_after_its_last_attempt_a_delivery_is_dead_and_a_replay_brings_it_
         dead = await settled(hooks, webhook.id, "dead")
         assert [each.outcome for each in dead.attempts] == ["failed", "failed", "dead"]
         assert [each.id for each in hooks.of(webhook.id, status=DeliveryStatus.DEAD)] == [dead.id]
+        assert [each.id for each in hooks.of("")] == [dead.id]
         assert hooks.counted("dead") == 1
 
         world.store.carry_out(delivery.replay(dead.id))
         done = await settled(hooks, webhook.id, "delivered")
 
     assert (done.id, len(done.attempts)) == (dead.id, 4)
-    assert hooks.of(webhook.id, status=DeliveryStatus.DEAD) == []
+    assert hooks.of(webhook.id, status=DeliveryStatus.DEAD) == hooks.of("") == []
     with pytest.raises(DeliveryNotFound):
         world.store.carry_out(delivery.replay("msg_none"))
 

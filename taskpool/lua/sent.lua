@@ -35,6 +35,9 @@ elseif outcome ~= 'given_back' then
   redis.call('SET', KEY.webhooks_failing .. lane, '1', 'EX', 300)
 end
 redis.call('EXPIRE', key, outcome == 'delivered' and KEY.delivered_kept_s or KEY.delivery_kept_s)
-if outcome == 'dead' then list_delivery(KEY.deliveries_dead .. f[4], id, 'dead') end
+if outcome == 'dead' then
+  list_delivery(KEY.deliveries_dead .. f[4], id, 'dead')
+  list_delivery(KEY.deliveries_all_dead, id, '')
+end
 wake_lane(lane, now_ms)
 return 'ok'
