@@ -146,3 +146,11 @@ def test_a_wrong_server_is_one_line(arguments: list[str], status: Exit, complain
 
     assert (result.exit_code, result.stderr.count("\n")) == (status, 1)
     assert complaint in result.stderr
+
+
+def test_a_command_without_a_good_key_says_how_to_give_one(there: Service) -> None:
+    result = run(there, "types", key="tp_" + "a" * 12 + "_" + "b" * 43)
+
+    assert result.exit_code == 2
+    assert "--api-key" in result.stderr
+    assert "TASKPOOL_API_KEY" in result.stderr

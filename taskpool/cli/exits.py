@@ -90,6 +90,8 @@ def failure_of(error: TaskpoolError) -> Failure:
 
 
 def _text(error: TaskpoolError) -> str:
+    if isinstance(error, Unauthorized):
+        return f"{error}; the command takes it as --api-key, or from TASKPOOL_API_KEY"
     if not isinstance(error, InvalidTask):
         return str(error)
     faults = [f"{fault.pointer}: {fault.detail}" for fault in error.errors if fault.detail not in str(error)]
