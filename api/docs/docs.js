@@ -15,7 +15,7 @@ async function show(key) {
   }
   const document = await answer.json().catch(() => ({ detail: `The server answered ${answer.status}` }));
   if (!answer.ok) {
-    return ask(document.detail || document.title);
+    return ask(answer.status === 401 && !key ? "" : document.detail || document.title);
   }
   form.hidden = true;
   const ui = SwaggerUIBundle({
