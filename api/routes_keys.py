@@ -46,7 +46,7 @@ class KeyRoutes:
         answers={201: Answer(KeyDocument, headers=("Location",))},
     )
     async def create(self, request: Request) -> Json:
-        """POST /keys: 201 with the key, its text for this once."""
+        """POST /keys: make an API key; 201 with it, its text for this once."""
         read_query(request.scope["query_string"], NoQuery)
         document = await read_json(request.scope, request.receive, self._max_body_bytes)
         by = caller_of(request.scope).actor()
@@ -56,7 +56,7 @@ class KeyRoutes:
 
     @operation("list_keys", tag="keys", answers={200: Keys})
     async def list(self, request: Request) -> Json:
-        """GET /keys: every API key, without its secret."""
+        """GET /keys: list the API keys, without their secrets."""
         read_query(request.scope["query_string"], NoQuery)
         found = await self._store.carry_out(keyring.listed())
         return Json(Keys(keys=[key_document(each.key, each.used_ms) for each in found]))
@@ -71,7 +71,7 @@ class KeyRoutes:
         problems=["key-not-found"],
     )
     async def rotate(self, request: Request) -> Json:
-        """POST /keys/{key}/rotate: 200 with the key and its new text."""
+        """POST /keys/{key}/rotate: give a key a new secret; 200 with its new text."""
         read_query(request.scope["query_string"], NoQuery)
         asked = await read_optional_json(request.scope, request.receive, self._max_body_bytes)
         grace_s = read_as(asked, Rotation, "invalid-key").grace_s
@@ -81,21 +81,21 @@ class KeyRoutes:
 
     @operation("revoke_key", tag="keys", answers={204: None}, problems=["key-not-found"])
     async def revoke(self, request: Request) -> NoContent:
-        """DELETE /keys/{key}: 204; it opens nothing from now on."""
+        """DELETE /keys/{key}: revoke a key; 204, it opens nothing from now on."""
         read_query(request.scope["query_string"], NoQuery)
         await self._store.carry_out(keyring.revoke(request.path_params["key"], caller_of(request.scope).actor()))
         return NoContent()
 
     @operation("create_ticket", tag="keys", answers={201: Ticket})
     async def ticket(self, request: Request) -> Json:
-        """POST /tickets: 201 with a ticket for one socket or stream."""
+        """POST /tickets: get a ticket for one socket or stream."""
         read_query(request.scope["query_string"], NoQuery)
         ticket, expires_at = await tickets.issue(self._store, caller_of(request.scope).key_id)
         return Json(Ticket(ticket=ticket, expires_at=time_text(expires_at)), status=201)
 
     @operation("read_audit", tag="keys", query=AuditQuery, answers={200: Answer(AuditPage, headers=("Link",))})
     async def audit(self, request: Request) -> Json:
-        """GET /audit: one page, newest first."""
+        """GET /audit: read who did what, the newest first."""
         query = read_query(request.scope["query_string"], AuditQuery)
         try:
             page = await self._store.carry_out(audit.read(cursor=query.cursor, limit=query.limit))

@@ -55,7 +55,7 @@ class WebhookRoutes:
 
     @operation("list_webhooks", tag="webhooks", answers={200: Webhooks})
     async def list(self, request: Request) -> Json:
-        """GET /webhooks: every standing endpoint, without its secret."""
+        """GET /webhooks: list the standing endpoints, without their secrets."""
         caller = _caller(request)
         found = await self._store.carry_out(webhook_store.list_webhooks(caller.project))
         return Json(Webhooks(webhooks=[webhook_document(each) for each in found]))
@@ -112,7 +112,7 @@ class WebhookRoutes:
         problems=OF_ONE,
     )
     async def remove(self, request: Request) -> NoContent:
-        """DELETE /webhooks/{webhook}: 204; the endpoint is gone with its deliveries."""
+        """DELETE /webhooks/{webhook}: remove an endpoint; 204, it is gone with its deliveries."""
         caller = _caller(request)
         await self._store.carry_out(webhook_store.remove_webhook(_id(request), caller.project, caller.actor()))
         return NoContent()
