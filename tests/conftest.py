@@ -93,9 +93,9 @@ def redis_url(redis_server: RedisServer) -> str:
     return redis_server.url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def api_url(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An API on the run's Redis."""
+    """An API on the run's Redis. Its connections are there, too: tests of other files don't see it."""
     from tests.api_client import api_process
 
     with api_process(redis_server.url, tmp_path_factory.mktemp("api") / "log") as (_, url):
