@@ -17,13 +17,17 @@ from starlette.routing import BaseRoute, Route
 
 from api.access import Access, Guarded
 from api.docs_page import FILES
+from api.headers import METHODS
 from api.openapi_answers import HEADERS, responses
+from api.openapi_examples import batch_examples, submission_examples
 from api.openapi_schemas import Schemas
 from api.openapi_types import submissions
 from api.openapi_webhooks import callbacks, webhooks
-from api.operation import Answer, Operation, operation_of
+from api.operation import JSON, Answer, Operation, operation_of
 from api.resource import Resource
+from api.submission import Batch
 from taskpool.fleet import TypeInfo
+from taskpool.types import TaskSpec
 
 Object = dict[str, Any]
 Found = tuple[str, str, Operation, Guarded]
@@ -73,8 +77,10 @@ def describe(routes: Iterable[BaseRoute], types: Sequence[TypeInfo], *, needs_ke
     schemas.components.update(submissions(schemas.components["TaskSpec"], types))
     paths: dict[str, Object] = defaultdict(dict)
     problems: Object = {}
+    examples = {TaskSpec: submission_examples(types), Batch: batch_examples(types)}
     for path, method, operation, guarded in found:
         paths[path][method.lower()] = _operation(path, operation, guarded, schemas) | {
+            **_body(operation, schemas, examples.get(operation.body, {})),
             "security": _security(guarded.access, needs_key),
             "responses": responses(operation, guarded.access, schemas, partial(_links, found, path), problems),
         }
@@ -106,12 +112,14 @@ _INFO: Final = {
 
 
 def operations(routes: Iterable[BaseRoute]) -> Iterator[Found]:
-    """Path, method, declaration and guarded handler of every method that declares something; HEAD is in GET."""
+    """Path, method, declaration and guarded handler of every method that declares something, the reading ones first;
+    HEAD is in GET."""
     for route in routes:
         if isinstance(route, Route) and isinstance(route.endpoint, Resource):
-            for method, guarded in route.endpoint.guarded.items():
-                operation = operation_of(guarded.handler)
-                if operation is not None and method != "HEAD":
+            for method in METHODS:
+                guarded = route.endpoint.guarded.get(method)
+                operation = None if guarded is None else operation_of(guarded.handler)
+                if guarded is not None and operation is not None:
                     yield route.path, method, operation, guarded
 
 
@@ -131,12 +139,17 @@ def _operation(path: str, operation: Operation, guarded: Guarded, schemas: Schem
     parameters += [{"name": name, "in": "header", **HEADERS[name]} for name in operation.headers]
     if parameters:
         document["parameters"] = parameters
-    if operation.body is not None:
-        content = {"application/json": {"schema": schemas.of(operation.body)}}
-        document["requestBody"] = {"required": not operation.body_optional, "content": content}
     if told := callbacks(operation, schemas):
         document["callbacks"] = told
     return document
+
+
+def _body(operation: Operation, schemas: Schemas, examples: Object) -> Object:
+    """What an operation takes, if it takes anything."""
+    if operation.body is None:
+        return {}
+    content = {"schema": schemas.of(operation.body), **({"examples": examples} if examples else {})}
+    return {"requestBody": {"required": not operation.body_optional, "content": {JSON: content}}}
 
 
 def _security(access: Access, needs_key: bool) -> list[Object]:

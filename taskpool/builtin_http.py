@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import httpx
 
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-Url = Annotated[str, Meta(pattern="^[hH][tT][tT][pP][sS]?://", max_length=8192)]
+Url = Annotated[str, Meta(pattern="^[hH][tT][tT][pP][sS]?://", max_length=8192, examples=["https://example.com/"])]
 Timeout = Annotated[float, Meta(gt=0, le=3600, description="Seconds for the whole request.")]
 
 SHOWN_CHARS: Final = 200

@@ -44,7 +44,13 @@ class WordCount(Task):
     """Count the words of a text file, or of a text; case doesn't matter, and numbers aren't words."""
 
     type = "word_count"
-    Payload = Annotated[WordInput, Meta(extra_json_schema={"oneOf": [{"required": ["path"]}, {"required": ["text"]}]})]
+    Payload = Annotated[
+        WordInput,
+        Meta(
+            examples=[{"text": "one and one is two"}],
+            extra_json_schema={"oneOf": [{"required": ["path"]}, {"required": ["text"]}]},
+        ),
+    ]
 
     def run(self, ctx: TaskContext) -> dict[str, Any]:
         settings = Settings.load(os.environ)

@@ -2,6 +2,7 @@
 
 // Reads the document and shows it. A server that wants a key gets the one that is typed in here; it is kept nowhere.
 
+const dark = matchMedia("(prefers-color-scheme: dark)");
 const form = document.getElementById("key");
 const secret = document.getElementById("secret");
 const problem = document.getElementById("problem");
@@ -13,13 +14,13 @@ async function show(key) {
   } catch (error) {
     return ask(`The server can't be reached: ${error.message}`);
   }
-  const document = await answer.json().catch(() => ({ detail: `The server answered ${answer.status}` }));
+  const spec = await answer.json().catch(() => ({ detail: `The server answered ${answer.status}` }));
   if (!answer.ok) {
-    return ask(answer.status === 401 && !key ? "" : document.detail || document.title);
+    return ask(answer.status === 401 && !key ? "" : spec.detail || spec.title);
   }
   form.hidden = true;
   const ui = SwaggerUIBundle({
-    spec: document,
+    spec,
     dom_id: "#document",
     deepLinking: true,
     displayRequestDuration: true,
@@ -35,6 +36,12 @@ function ask(text) {
   secret.focus();
 }
 
+function dim() {
+  document.documentElement.classList.toggle("dark-mode", dark.matches);
+}
+
+dim();
+dark.addEventListener("change", dim);
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   show(secret.value.trim());
