@@ -6,19 +6,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from benchmarks.chaos.evidence import Attempt, Evidence, Finding, attempts
-from benchmarks.chaos.harm import Fault
+from benchmarks.chaos.evidence import NOTICE_S, Attempt, Evidence, Finding, attempts
+from benchmarks.chaos.harm import AWAY, NETWORK, Fault
 
 CHILD_S: Final = 1.0
 HOST_S: Final = 2.0
 """Beyond the lease."""
 MARGIN_S: Final = 4.0
 """For a machine that has other things to do."""
+BACK_S: Final = 3.0
+"""How long after the end of a fault a pool may take to be at work again, on such a machine."""
+HINDERS: Final = AWAY | NETWORK | {"freeze_pool", "kill_supervisor", "drain_pool", "kill_fork_server"}
+"""What keeps a pool from settling what it should."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """One attempt that a kill ended: how long until it was settled, and whether no other fault was in the way."""
+    """One attempt that a kill ended: how long until it was settled, and whether another fault kept all who could."""
 
     id: str
     kind: str
@@ -35,11 +39,29 @@ def recoveries(evidence: Evidence) -> Iterator[Recovery]:
             for attempt in attempts(evidence.events.get(id, ()), effects):
                 if _was_hit(attempt, fault) and attempt.over is not None:
                     took_s = (attempt.over.at_ms - fault.began_ms) / 1000
-                    within_ms = fault.began_ms + limit_s(evidence, fault.kind) * 1000
-                    others = [
-                        each for each in evidence.faults_at(set(), fault.began_ms, within_ms) if each is not fault
-                    ]
-                    yield Recovery(id, fault.kind, max(took_s, 0.0), not others)
+                    yield Recovery(id, fault.kind, max(took_s, 0.0), _somebody_could(evidence, fault))
+
+
+def _somebody_could(evidence: Evidence, fault: Fault) -> bool:
+    """Whether a pool was free to settle it in time: the pool itself a dead process, any other one a dead host."""
+    pools = {pool.name for pool in evidence.plan.pools}
+    helpers = pools - fault.scope if fault.kind == "kill_supervisor" else fault.scope
+    return any(not _is_hindered(evidence, fault, helper) for helper in helpers)
+
+
+def _is_hindered(evidence: Evidence, fault: Fault, helper: str) -> bool:
+    until_ms = fault.began_ms + limit_s(evidence, fault.kind) * 1000
+    for other in evidence.faults:
+        if other is fault or other.kind not in HINDERS or helper not in other.scope:
+            continue
+        felt_s = BACK_S
+        if other.kind == "black_hole":
+            felt_s += NOTICE_S
+        if fault.kind == "kill_supervisor" and other.kind in AWAY | NETWORK:
+            felt_s += evidence.plan.lease_s  # every pool may renew its own leases first
+        if other.began_ms <= until_ms and fault.began_ms <= other.ended_ms + felt_s * 1000:
+            return True
+    return False
 
 
 def limit_s(evidence: Evidence, kind: str) -> float:

@@ -83,18 +83,19 @@ def history(evidence: Evidence, finding: Finding) -> Iterator[str]:
 
 
 def _quantiles(kind: str, evidence: Evidence) -> dict[str, float] | None:
-    """Of all recoveries, and the longest of those that no other fault was in the way of."""
+    """Of all recoveries; and how many no other fault was in the way of, with the longest of them."""
     found = [recovery for recovery in recoveries(evidence) if recovery.kind == kind]
     if not found:
         return None
     took_s = sorted(recovery.took_s for recovery in found)
-    undisturbed_s = max((recovery.took_s for recovery in found if recovery.is_undisturbed), default=0)
+    undisturbed_s = sorted(recovery.took_s for recovery in found if recovery.is_undisturbed)
     return {
         "n": len(took_s),
         "p50": _at(took_s, 0.5),
         "p99": _at(took_s, 0.99),
         "max": round(took_s[-1], 2),
-        "max_undisturbed": round(undisturbed_s, 2),
+        "undisturbed": len(undisturbed_s),
+        "undisturbed_max": round(undisturbed_s[-1], 2) if undisturbed_s else 0,
     }
 
 
