@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import jsonschema_rs
-
 from taskpool.fleet import TypeInfo
+from taskpool.payload_check import validator_of
 
 Object = dict[str, Any]
 
@@ -39,11 +38,8 @@ def _task(info: TypeInfo) -> Object | None:
     """The smallest payload there is, if it fits."""
     schema = dict(info.schema)
     payload = _value(schema, schema, DEEPEST)
-    try:
-        fits = jsonschema_rs.validator_for(schema).is_valid(payload)
-    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError):
-        return None  # the workers check alone
-    return {"type": info.name, "payload": payload} if fits else None
+    validator = validator_of(schema)
+    return {"type": info.name, "payload": payload} if validator is not None and validator.is_valid(payload) else None
 
 
 def _value(schema: Any, whole: Object, depth: int) -> Any:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
-import jsonschema_rs
-
 from api.openapi_schemas import REFS, Schema, with_refs
 from taskpool.fleet import TypeInfo
+from taskpool.payload_check import validator_of
 
 LOCAL: Final = "#/$defs/"
 
@@ -59,7 +58,5 @@ def _submission(generic: Schema, info: TypeInfo, payload: str) -> Schema:
 
 
 def _takes_nothing(schema: Any) -> bool:
-    try:
-        return jsonschema_rs.validator_for(dict(schema)).is_valid({})
-    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError):
-        return True  # the workers check alone
+    validator = validator_of(schema)
+    return validator is None or validator.is_valid({})

@@ -23,7 +23,7 @@ from taskpool.errors import FieldError, InvalidPayload, UnknownType
 from taskpool.faults import invalid_payload_of, pointer
 from taskpool.fleet import TypeInfo
 from taskpool.lua import Script
-from taskpool.secret import MASK
+from taskpool.payload_check import validator_of
 from taskpool.secret_fields import SecretFields
 
 FRESH_S: Final = 1.0
@@ -152,17 +152,8 @@ class Catalogue:
         if entry is None or entry.document != document:
             info = _type_info.decode(document)
             fields = SecretFields(info.schema)
-            entry = self._entries[name] = _Entry(document, info, _validator(info.schema, masks=bool(fields)), fields)
+            entry = self._entries[name] = _Entry(document, info, validator_of(info.schema, masks=bool(fields)), fields)
         return entry.info
-
-
-def _validator(schema: Mapping[str, Any], *, masks: bool) -> jsonschema_rs.Validator | None:
-    """None for a schema that can't be used here, because of a regular expression that only Python knows: the worker,
-    which converts the payload, then checks alone. With `masks`, what it finds wrong is said without the value."""
-    try:
-        return jsonschema_rs.validator_for(dict(schema), validate_formats=True, mask=MASK if masks else None)
-    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError):
-        return None
 
 
 def _read() -> Sequence[Call[Any]]:
