@@ -36,19 +36,21 @@ def send(load: Load) -> Outcome:
 class Server:
     """One service under load, and what it costs."""
 
-    def __init__(self, service: Service, port: int, workers: Workers, place: int, connections: int) -> None:
-        self.service, self.port, self.connections = service, port, connections
+    def __init__(
+        self, service: Service, port: int, workers: Workers, place: int, *, connections: int, headers: str
+    ) -> None:
+        self.service, self.port, self.connections, self.headers = service, port, connections, headers
         self.workers, self.place = workers, place
 
     def submit(self, total: int) -> tuple[dict[str, float], list[str]]:
         """The figures of so many submissions, and the ids of some."""
         path, body = self.service.submit
-        figures, bodies = self._send(total, [request("POST", path, body)], self.service.accepted)
+        figures, bodies = self._send(total, [request("POST", path, body, self.headers)], self.service.accepted)
         return figures, [json.loads(body)[self.service.id_field] for body in bodies]
 
     def read(self, total: int, ids: list[str]) -> dict[str, float]:
         """The figures of so many reads of these tasks."""
-        return self._send(total, [request("GET", self.service.read(id)) for id in ids], b"200")[0]
+        return self._send(total, [request("GET", self.service.read(id), headers=self.headers) for id in ids], b"200")[0]
 
     def _send(self, total: int, requests: list[bytes], status: bytes) -> tuple[dict[str, float], list[bytes]]:
         before = self._cpu_s()
@@ -77,12 +79,15 @@ def main(arguments: list[str] | None = None) -> int:
     submits, reads = Readings(), Readings()
     with private_redis(asked.redis_server, unix=asked.unix) as redis_url:
         publish_task(redis_url)
+        headers = {name: SERVICES[name].headers(redis_url) for name in names}
         ports = {name: free_port() for name in names}
         workers = Workers([SERVICES[name].start(ports[name], redis_url) for name in names])
         try:
             wait_until_they_answer(list(ports.values()), workers)
             servers = {
-                name: Server(SERVICES[name], ports[name], workers, place, asked.connections)
+                name: Server(
+                    SERVICES[name], ports[name], workers, place, connections=asked.connections, headers=headers[name]
+                )
                 for place, name in enumerate(names)
             }
             for server in servers.values():
@@ -96,8 +101,10 @@ def main(arguments: list[str] | None = None) -> int:
                     reads.add(name, server.read(total, ids))
         finally:
             workers.stop()
-    show("submit: POST", submits.medians(), as_json=asked.json, ratio_of="requests_per_s")
-    show("read: GET", reads.medians(), as_json=asked.json, ratio_of="requests_per_s")
+    for title, readings in (("submit: POST", submits), ("read: GET", reads)):
+        rate = "requests_per_s"
+        spread = readings.spread_of_ratios(rate) if "taskpool" in names and asked.rounds > 1 else None
+        show(title, readings.medians(), as_json=asked.json, ratio_of=rate, spread=spread)
     return 0
 
 

@@ -28,6 +28,15 @@ class Readings:
             for subject, by_name in self.figures.items()
         }
 
+    def spread_of_ratios(self, name: str, ours: str = "taskpool") -> dict[str, dict[str, float]]:
+        """What `ours` was times the others in each round, by one figure: a low and a high quartile."""
+        spread = {}
+        for subject, by_name in self.figures.items():
+            pairs = zip(self.figures[ours][name], by_name[name], strict=True)
+            low, _, high = statistics.quantiles([mine / other for mine, other in pairs], n=4, method="inclusive")
+            spread[subject] = {"from": low, "to": high}
+        return spread
+
 
 def options(description: str | None, *, tasks: int | None = None, rounds: int = 3) -> argparse.ArgumentParser:
     """The options every benchmark has, with this one's defaults; `tasks` None: it has another way to say its size."""
@@ -41,14 +50,26 @@ def options(description: str | None, *, tasks: int | None = None, rounds: int = 
     return parser
 
 
-def show(title: str, results: Mapping[str, Mapping[str, float]], *, as_json: bool, ratio_of: str | None = None) -> None:
-    """Print one row a subject. `ratio_of` names a figure to divide taskpool's by, as the last column."""
+RATIOS = ("taskpool_is", "from", "to")
+
+
+def show(
+    title: str,
+    results: Mapping[str, Mapping[str, float]],
+    *,
+    as_json: bool,
+    ratio_of: str | None = None,
+    spread: Mapping[str, Mapping[str, float]] | None = None,
+) -> None:
+    """Print one row a subject. `ratio_of` names a figure to divide taskpool's by, the last column before `spread`."""
     rows = {subject: dict(figures) for subject, figures in results.items()}
     ours = rows.get("taskpool", {}).get(ratio_of or "")
     if ours is not None and ratio_of is not None:
         for figures in rows.values():
             if ratio_of in figures:
                 figures["taskpool_is"] = ours / figures[ratio_of]
+    for subject, more in (spread or {}).items():
+        rows[subject] |= more
     if as_json:
         print(json.dumps({"title": title, "results": rows}, indent=2))
         return
@@ -65,7 +86,7 @@ def show(title: str, results: Mapping[str, Mapping[str, float]], *, as_json: boo
 def text(column: str, value: float | None) -> str:
     if value is None:
         return ""
-    if column == "taskpool_is":
+    if column in RATIOS:
         return f"{value:.2f}x"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 

@@ -12,6 +12,9 @@ import httpx
 
 from benchmarks.processes import Command, Workers
 from benchmarks.tasks import increment
+from taskpool import keyring
+from taskpool.apikey import PLAIN_SCOPES, KeySpec
+from taskpool.audit import Actor
 from taskpool.catalogue import PoolInfo, publish
 from taskpool.registry import Registry
 from taskpool.store import Store
@@ -24,7 +27,8 @@ DAY_S: Final = 86_400
 class Service:
     """`start` gives the command for a port and a Redis; `share`: of the requests that the quick ones get.
 
-    `submit` and `read` are the path and the body (None: GET) of a request; `read` is given an id.
+    `submit` and `read` are the path and the body (None: GET) of a request; `read` is given an id. `headers` makes Redis
+    ready for it, and gives what its requests have in their heads besides.
     """
 
     start: Callable[[int, str], Command]
@@ -33,6 +37,7 @@ class Service:
     accepted: bytes = b"202"
     id_field: str = "id"
     share: float = 1.0
+    headers: Callable[[str], str] = lambda redis_url: ""
 
 
 def uvicorn(app: str) -> Callable[[int, str], Command]:
@@ -62,6 +67,26 @@ def ours(port: int, redis_url: str) -> Command:
     return Command(["-m", "api"], {"TASKPOOL_REDIS_URL": redis_url, "TASKPOOL_PORT": str(port)})
 
 
+def beside(redis_url: str) -> str:
+    """Another database of the same Redis: where there is a key, everybody needs one."""
+    return f"{redis_url}?db=1" if redis_url.startswith("unix") else f"{redis_url.rpartition('/')[0]}/1"
+
+
+def ours_with_a_key(port: int, redis_url: str) -> Command:
+    """The same where callers need a key."""
+    return ours(port, beside(redis_url))
+
+
+def make_key(redis_url: str) -> str:
+    """The header of a caller that has one."""
+    publish_task(beside(redis_url))
+    store = Store(beside(redis_url))
+    by = Actor(key=None, name="benchmark", project=None, address="")
+    _, text = store.carry_out(keyring.create(KeySpec(name="benchmark", scopes=PLAIN_SCOPES), by))
+    store.close()
+    return f"Authorization: Bearer {text}\r\n"
+
+
 def flower(port: int, redis_url: str) -> Command:
     """Flower, with its API open to anybody."""
     options = ["--address=127.0.0.1", f"--port={port}", "--logging=error"]
@@ -73,6 +98,7 @@ TASK: Final = {"type": "increment", "payload": {"n": 1}}
 
 SERVICES: Final = {
     "taskpool": Service(ours, ("/tasks", TASK), "/tasks/{}".format),
+    "with_a_key": Service(ours_with_a_key, ("/tasks", TASK), "/tasks/{}".format, headers=make_key),
     "bare": Service(uvicorn("benchmarks.web.bare:app"), ("/tasks", TASK), "/tasks/{}".format),
     "fastapi_rq": Service(uvicorn("benchmarks.web.fastapi_rq:app"), ("/tasks", TASK), "/tasks/{}".format, share=0.2),
     "flower": Service(
@@ -86,10 +112,11 @@ SERVICES: Final = {
 }
 
 
-def request(method: str, path: str, body: Any = None) -> bytes:
+def request(method: str, path: str, body: Any = None, headers: str = "") -> bytes:
     """One request as it goes over the wire."""
     content = b"" if body is None else json.dumps(body).encode()
     head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: application/json\r\nUser-Agent: benchmark\r\n"
+    head += headers
     if content:
         head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n"
     return head.encode() + b"\r\n" + content
