@@ -9,9 +9,9 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
+from api.access.door import check_door
 from api.app import create_app
 from api.connections import Limits
-from api.door import check_door
 from api.server import bind, serve
 from taskpool.embedded import check_redis
 from taskpool.errors import ConfigurationError, RedisUnavailable

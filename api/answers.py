@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
+from taskpool.access.document import AuditEntryDocument, KeyDocument
 from taskpool.document_types import (
     Count,
     Document,
@@ -23,9 +24,8 @@ from taskpool.document_types import (
     TypeDocument,
     WorkerDocument,
 )
-from taskpool.key_document import AuditEntryDocument, KeyDocument
 from taskpool.types import TaskStatus
-from taskpool.webhook_document import DeliveryDocument, WebhookDocument
+from taskpool.webhooks.document import DeliveryDocument, WebhookDocument
 
 NextCursor = Annotated[str | None, Meta(description="there may be more: the cursor of the next page")]
 

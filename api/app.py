@@ -15,28 +15,28 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.access import ADMIN, ANYONE, PUBLIC, READ, READ_ALL, STOP, STREAM, WRITE, Guarded
+from api.access.access import ADMIN, ANYONE, PUBLIC, READ, READ_ALL, STOP, STREAM, WRITE, Guarded
+from api.access.gate import Gate
+from api.access.origins import read_origins
+from api.events.hub import Hub
+from api.events.socket import SocketRoute
+from api.events.streams import Streams
 from api.front import Front, go_on
-from api.gate import Gate
-from api.hub import Hub
 from api.longpoll import LongPolls
-from api.origins import read_origins
 from api.problems import HANDLERS
 from api.resource import Resource, Socket
-from api.routes_docs import DocsRoutes
-from api.routes_events import EventRoutes
-from api.routes_fleet import FleetRoutes
-from api.routes_health import HealthRoutes
-from api.routes_keys import KeyRoutes
-from api.routes_logs import LogRoutes
-from api.routes_submit import SubmitRoutes
-from api.routes_tasks import TaskRoutes
-from api.routes_webhooks import WebhookRoutes
-from api.socket import SocketRoute
-from api.streams import Streams
+from api.routes.docs import DocsRoutes
+from api.routes.events import EventRoutes
+from api.routes.fleet import FleetRoutes
+from api.routes.health import HealthRoutes
+from api.routes.keys import KeyRoutes
+from api.routes.logs import LogRoutes
+from api.routes.submit import SubmitRoutes
+from api.routes.tasks import TaskRoutes
+from api.routes.webhooks import WebhookRoutes
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.settings import Settings, resolve_redis_url
-from taskpool.webhook_target import Allowed
+from taskpool.webhooks.target import Allowed
 
 
 class Application(Starlette):

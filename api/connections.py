@@ -20,7 +20,7 @@ from typing import Any, Final
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from api import whole
-from api.addresses import network
+from api.access.addresses import network
 from api.problems import Problem, retry_after
 
 logger = logging.getLogger(__name__)

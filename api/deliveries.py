@@ -9,11 +9,11 @@ import msgspec
 from api.answers import DeliveryPage
 from api.query import DeadQuery, DeliveriesQuery, wrong_cursor
 from api.responses import Json
-from taskpool import delivery
 from taskpool.errors import InvalidTask
 from taskpool.store import AsyncStore
-from taskpool.webhook import DeliveryStatus
-from taskpool.webhook_document import delivery_document
+from taskpool.webhooks import delivery
+from taskpool.webhooks.document import delivery_document
+from taskpool.webhooks.endpoint import DeliveryStatus
 
 
 async def list_deliveries(

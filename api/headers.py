@@ -7,7 +7,7 @@ from typing import Final
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.rate import RATE_KEY
+from api.access.rate import RATE_KEY
 
 Header = tuple[bytes, bytes]
 

@@ -15,7 +15,7 @@ from api.problems import Problem
 from api.wishes import MAX_WAIT_S
 from taskpool.errors import InvalidTask
 from taskpool.types import TaskStatus
-from taskpool.webhook import DeliveryStatus
+from taskpool.webhooks.endpoint import DeliveryStatus
 
 Cursor = Annotated[str, Meta(min_length=1, max_length=1024, description="the `next_cursor` of the page before")]
 # The core gives a page the length that it thinks right.

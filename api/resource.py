@@ -8,8 +8,8 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.access import Guarded
-from api.gate import Gate
+from api.access.access import Guarded
+from api.access.gate import Gate
 from api.problems import Problem
 
 

@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from api.connections import Connections, LimitedProtocol, Limits
-from api.socket import MAX_MESSAGE_BYTES
+from api.events.socket import MAX_MESSAGE_BYTES
 from taskpool.errors import ConfigurationError
 
 DRAIN_S = 10

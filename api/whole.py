@@ -11,8 +11,8 @@ from typing import Any, Final
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
+from api.access.rate import RATE_KEY
 from api.headers import ALWAYS, Header
-from api.rate import RATE_KEY
 from api.responses import Whole
 
 CYCLE: Final = "taskpool.cycle"

@@ -38,9 +38,9 @@ from taskpool.task import Task, task
 from taskpool.types import TaskRecord, TaskSpec, TaskStatus
 
 if TYPE_CHECKING:
-    from taskpool.async_client import AsyncClient
     from taskpool.async_pool import AsyncTaskPool
-    from taskpool.client import Client
+    from taskpool.client.async_client import AsyncClient
+    from taskpool.client.client import Client
     from taskpool.pool import TaskPool
 
 __all__ = [
@@ -84,9 +84,9 @@ __all__ = [
 
 
 _LATER: Final = {
-    "AsyncClient": "taskpool.async_client",
+    "AsyncClient": "taskpool.client.async_client",
     "AsyncTaskPool": "taskpool.async_pool",
-    "Client": "taskpool.client",
+    "Client": "taskpool.client.client",
     "TaskPool": "taskpool.pool",
 }
 

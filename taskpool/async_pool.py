@@ -12,24 +12,25 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Unpack
 
-from taskpool import addition, catalogue, entry, listing, logs, overview, queue, runner, status
+from taskpool import addition, catalogue, entry, listing, overview, queue, runner, status
+from taskpool.access.audit import Actor
 from taskpool.addition import Once
 from taskpool.attempt import Outcome
-from taskpool.audit import Actor
+from taskpool.connection.subscriptions import Subscriptions
 from taskpool.entry import Submitted
 from taskpool.face import Face
 from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
 from taskpool.inline import execute_here
 from taskpool.listen import FOLLOW_S, LOOK_AGAIN_S, AsyncListener
 from taskpool.listing import Filter
-from taskpool.logfollow import follow_log_async
-from taskpool.logline import LogLine
+from taskpool.logs import pages as logs
+from taskpool.logs.follow import follow_log_async
+from taskpool.logs.line import LogLine
 from taskpool.overview import ServerInfo
 from taskpool.record import fetch
 from taskpool.registry import Registry
 from taskpool.settings import Settings
 from taskpool.store import AsyncStore, Store
-from taskpool.subscriptions import Subscriptions
 from taskpool.together import Together
 from taskpool.types import Event, Page, QueuedTask, RunningTask, TaskOptions, TaskRecord, TaskSpec, TaskStatus
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from taskpool.access.audit import Actor
 from taskpool.addition import NewTask
-from taskpool.audit import Actor
 from taskpool.calls import Plan
 from taskpool.catalogue import Catalogue
 from taskpool.errors import FieldError, InvalidPayload, InvalidTask

@@ -23,7 +23,7 @@ from taskpool.document_types import (
     WorkerDocument,
 )
 from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
-from taskpool.logline import LogLine
+from taskpool.logs.line import LogLine
 from taskpool.overview import ServerInfo
 from taskpool.types import Event, PastAttempt, QueuedTask, TaskRecord, TaskStatus, utc
 

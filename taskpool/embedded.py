@@ -20,7 +20,7 @@ from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError
 
 from taskpool import keys
-from taskpool.address import connect, why_no_master
+from taskpool.connection.address import connect, why_no_master
 from taskpool.errors import ConfigurationError
 from taskpool.redis_server import RedisServer
 from taskpool.settings import Settings, redact_url

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from taskpool import addition
+from taskpool.access.audit import Actor, entry
 from taskpool.addition import Added, Once
-from taskpool.audit import Actor, entry
 from taskpool.calls import Plan, one
 from taskpool.catalogue import Catalogue
 from taskpool.checking import Checked, check_task, check_tasks

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from taskpool import entry, queue
+from taskpool.access.audit import Actor
 from taskpool.addition import Once
-from taskpool.audit import Actor
 from taskpool.calls import Plan
 from taskpool.catalogue import Catalogue
 from taskpool.checking import Checked, check_task

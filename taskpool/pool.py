@@ -12,10 +12,10 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, Unpack
 
-from taskpool import catalogue, listing, logs, overview, queue, runner, scripts, status
+from taskpool import catalogue, listing, overview, queue, runner, scripts, status
+from taskpool.access.audit import Actor
 from taskpool.addition import Once
 from taskpool.attempt import Outcome
-from taskpool.audit import Actor
 from taskpool.entry import Submitted
 from taskpool.errors import RedisUnavailable, WaitTimeout
 from taskpool.face import Face
@@ -23,8 +23,9 @@ from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
 from taskpool.inline import execute_here
 from taskpool.listen import AWAY_RETRY_S, FOLLOW_S, LOOK_AGAIN_S, Listener
 from taskpool.listing import Filter
-from taskpool.logfollow import follow_log
-from taskpool.logline import LogLine
+from taskpool.logs import pages as logs
+from taskpool.logs.follow import follow_log
+from taskpool.logs.line import LogLine
 from taskpool.overview import ServerInfo
 from taskpool.record import fetch
 from taskpool.registry import Registry

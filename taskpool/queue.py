@@ -10,8 +10,8 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from taskpool import addition, keys, scripts
+from taskpool.access.audit import Actor, entry
 from taskpool.addition import Added, NewTask
-from taskpool.audit import Actor, entry
 from taskpool.calls import Call, Plan, one
 from taskpool.catalogue import Catalogue
 from taskpool.checking import Checked, check_task, check_tasks

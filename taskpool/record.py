@@ -20,7 +20,7 @@ from taskpool.secret import Secrets
 from taskpool.trace import trace_of
 from taskpool.types import PastAttempt, RunningTask, TaskRecord, TaskStatus, utc
 from taskpool.unique import rare_fields
-from taskpool.webhook import ENDS
+from taskpool.webhooks.endpoint import ENDS
 
 Hash = Mapping[bytes, bytes]
 

@@ -11,7 +11,7 @@ from taskpool.errors import ConfigurationError, DuplicateType
 from taskpool.task import Task, options_of
 from taskpool.tasktype import TaskType, place_of, task_type
 
-BUILTINS: Final = ("taskpool.builtin", "taskpool.builtin_words", "taskpool.builtin_http")
+BUILTINS: Final = ("taskpool.builtin.simple", "taskpool.builtin.words", "taskpool.builtin.http")
 
 
 class Registry:

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from taskpool import rqjob, scripts
+from taskpool.access.audit import Actor, entry
 from taskpool.attempt import Outcome, execute_task, execute_task_async
-from taskpool.audit import Actor, entry
 from taskpool.calls import Call, Plan, one
 from taskpool.context import TaskContext
 from taskpool.errors import TaskConflict, TaskNotFound, TaskpoolError

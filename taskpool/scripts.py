@@ -18,7 +18,7 @@ import msgspec
 from taskpool import keys, rqjob
 from taskpool.addition import Added, NewTask, add
 from taskpool.calls import Call
-from taskpool.logline import LogLimits
+from taskpool.logs.line import LogLimits
 from taskpool.lua import Script
 from taskpool.record import restore_claimed
 from taskpool.types import RunningTask, TaskStatus

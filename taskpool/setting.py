@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
-from taskpool.sentinel_url import FORM, SCHEME, TLS_SCHEME, SentinelUrl, is_sentinel_url
-from taskpool.webhook_target import entry_fault
+from taskpool.connection.sentinel_url import FORM, SCHEME, TLS_SCHEME, SentinelUrl, is_sentinel_url
+from taskpool.webhooks.target import entry_fault
 
 Kind = Literal["text", "integer", "seconds", "list", "targets", "networks", "switch", "choice", "url", "http"]
 

@@ -10,7 +10,7 @@ import msgspec
 from taskpool import keys, scripts
 from taskpool.attempt import Outcome
 from taskpool.calls import Call
-from taskpool.logline import DEFAULT_LIMITS, LogLimits, LogLine, encode
+from taskpool.logs.line import DEFAULT_LIMITS, LogLimits, LogLine, encode
 from taskpool.secret import hidden
 from taskpool.types import Event, RunningTask, TaskStatus
 

@@ -12,11 +12,11 @@ from typing import Any, Final, Protocol, TypeVar
 
 import hiredis
 
-from taskpool.address import Address
-from taskpool.async_wire import AsyncWire
 from taskpool.calls import Call, Part, Plan
+from taskpool.connection.address import Address
+from taskpool.connection.async_wire import AsyncWire
+from taskpool.connection.wire import Wire, unpack
 from taskpool.errors import RedisFull, RedisUnavailable, TaskpoolError
-from taskpool.wire import Wire, unpack
 
 T = TypeVar("T")
 

@@ -17,8 +17,8 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from taskpool import rqjob, unique
+from taskpool.access.audit import Actor
 from taskpool.addition import NewTask, Unique
-from taskpool.audit import Actor
 from taskpool.calls import Part
 from taskpool.errors import FieldError, InvalidPayload, InvalidTask
 from taskpool.finite import refuse_nan
@@ -27,8 +27,8 @@ from taskpool.secret import Secrets
 from taskpool.shared import DEFAULT_ATTEMPTS, share
 from taskpool.trace import trace_text
 from taskpool.types import TaskSpec
-from taskpool.webhook import callback_events, callback_faults
-from taskpool.webhook_target import Allowed
+from taskpool.webhooks.endpoint import callback_events, callback_faults
+from taskpool.webhooks.target import Allowed
 
 ALPHABET: Final = "0123456789abcdefghijklmnopqrstuv"
 PAIRS: Final = [first + second for first in ALPHABET for second in ALPHABET]

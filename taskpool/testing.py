@@ -21,6 +21,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from taskpool import keys, scripts
 from taskpool.calls import Call, Part
+from taskpool.connection.wire import unpack
 from taskpool.errors import WaitTimeout
 from taskpool.pool import TaskPool
 from taskpool.registry import Registry
@@ -28,7 +29,6 @@ from taskpool.settings import Settings
 from taskpool.status import read_event
 from taskpool.store import Store
 from taskpool.types import Event, RunningTask, TaskRecord, TaskSpec
-from taskpool.wire import unpack
 
 WORKER: Final = "inline"
 

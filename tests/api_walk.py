@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from api.access import Guarded
+from api.access.access import Guarded
 from api.app import create_app
 from api.problems import TYPE_PREFIX
 from api.resource import Resource

@@ -6,9 +6,10 @@ from typing import Any
 
 import httpx
 
-from taskpool import keyring, keys
-from taskpool.apikey import KeySpec, Scope
-from taskpool.logline import DEFAULT_LIMITS, LogLine, encode_line
+from taskpool import keys
+from taskpool.access import keyring
+from taskpool.access.apikey import KeySpec, Scope
+from taskpool.logs.line import DEFAULT_LIMITS, LogLine, encode_line
 from taskpool.scripts import log
 from taskpool.types import TaskStatus
 from tests.api_client import run_next

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 import httpx
 
 from api import body, responses
-from api.caller import anonymous
-from taskpool import webhook_store
-from taskpool.apikey import Scope
+from api.access.caller import anonymous
+from taskpool.access.apikey import Scope
 from taskpool.errors import RedisUnavailable
+from taskpool.webhooks import store as webhook_store
 from tests.api_walk import Walk, of_any
 from tests.keys import bearer, make_key
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import httpx
 
-from taskpool import keys, webhook_store
-from taskpool.delivery import SendAttempt, settle, take
+from taskpool import keys
+from taskpool.webhooks import store as webhook_store
+from taskpool.webhooks.delivery import SendAttempt, settle, take
 from tests.api_walk import BODIES, Walk, answers_of, refusal_of
 
 

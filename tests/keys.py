@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from taskpool import keyring
-from taskpool.apikey import PLAIN_SCOPES, KeySpec, Scope
-from taskpool.audit import Actor
+from taskpool.access import keyring
+from taskpool.access.apikey import PLAIN_SCOPES, KeySpec, Scope
+from taskpool.access.audit import Actor
 from taskpool.store import Store
 
 ME: Final = Actor(None, "a test", None, "here")

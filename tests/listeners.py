@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from api.hub import Hub
-from api.outlet import MOST_WAITING, Gone, Item, Live, Outlet, Resync, Snapshot, Steps
-from api.subscription import Subscription, Wanted
+from api.events.hub import Hub
+from api.events.outlet import MOST_WAITING, Gone, Item, Live, Outlet, Resync, Snapshot, Steps
+from api.events.subscription import Subscription, Wanted
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.eventlog import Position
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import Route, WebSocketRoute
 
-from api.access import Access, Guarded
+from api.access.access import Access, Guarded
 from api.app import create_app
 from api.resource import Resource, Socket
 from taskpool.settings import Settings

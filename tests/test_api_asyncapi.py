@@ -9,8 +9,8 @@ import pytest
 from starlette.routing import WebSocketRoute
 
 from api.app import create_app
-from api.asyncapi import describe_socket
-from api.socket_messages import MESSAGES, REQUESTS, Asked, Told
+from api.events.socket_messages import MESSAGES, REQUESTS, Asked, Told
+from api.openapi.asyncapi import describe_socket
 from taskpool.settings import Settings
 
 NAMES = {

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from api.addresses import network
+from api.access.addresses import network
 from api.connections import Connections, Limits
 from taskpool import TaskPool, TaskSpec
 from taskpool.redis_server import RedisServer

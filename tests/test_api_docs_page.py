@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from api.docs_page import FILES
+from api.openapi.page import FILES
 from tests.api_client import ROOT, api
 
 

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from api import event_stream
 from api.app import create_app
+from api.events import event_stream
 from taskpool import keys, scripts
 from taskpool.settings import Settings
 from tests.api_client import api, api_process, publish_types

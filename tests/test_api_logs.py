@@ -15,7 +15,7 @@ from redis import Redis
 
 from taskpool import TaskPool
 from taskpool.attempt import Outcome
-from taskpool.logline import DEFAULT_LIMITS, LogLine, encode_line
+from taskpool.logs.line import DEFAULT_LIMITS, LogLine, encode_line
 from taskpool.redis_server import RedisServer
 from taskpool.scripts import log
 from taskpool.types import RunningTask, TaskStatus

@@ -12,12 +12,12 @@ from redis import Redis
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from api.access import READ, Guarded
+from api.access.access import READ, Guarded
 from api.app import create_app
-from api.openapi import TAGS, describe
-from api.openapi_answers import HEADERS
-from api.openapi_schemas import with_refs
-from api.operation import operation_of
+from api.openapi.answers import HEADERS
+from api.openapi.document import TAGS, describe
+from api.openapi.operation import operation_of
+from api.openapi.schemas import with_refs
 from api.problems import KINDS, TYPE_PREFIX
 from api.resource import Resource
 from taskpool import Registry, task

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from api.openapi_examples import batch_examples, submission_examples
+from api.openapi.examples import batch_examples, submission_examples
 from taskpool.fleet import TypeInfo
 from tests.api_client import api, publish_types
 

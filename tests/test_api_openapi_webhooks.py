@@ -9,13 +9,13 @@ import msgspec
 import pytest
 
 from api.app import create_app
-from api.openapi import describe
-from taskpool.delivery import outbox_page
+from api.openapi.document import describe
 from taskpool.settings import Settings
-from taskpool.signature import new_secret, signed_headers
 from taskpool.types import TaskStatus
-from taskpool.webhook import ENDS, TOLD, Webhook
-from taskpool.webhook_message import message_body, trial_body
+from taskpool.webhooks.delivery import outbox_page
+from taskpool.webhooks.endpoint import ENDS, TOLD, Webhook
+from taskpool.webhooks.message import message_body, trial_body
+from taskpool.webhooks.signature import new_secret, signed_headers
 from tests.states import World
 
 URL = "https://hooks.example/in"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import httpx
 import pytest
 
+from api.access.origins import names_this_machine
 from api.app import create_app
-from api.origins import names_this_machine
 from taskpool.errors import ConfigurationError
 from taskpool.settings import Settings
 from tests.api_client import api, publish_types
@@ -147,7 +147,7 @@ async def test_an_answer_to_a_bug_has_them_too(redis_url: str, monkeypatch: pyte
     async def break_down(*_: object) -> None:
         raise ValueError
 
-    monkeypatch.setattr("api.gate.Gate.admit", break_down)
+    monkeypatch.setattr("api.access.gate.Gate.admit", break_down)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         response = await client.get("/tasks")

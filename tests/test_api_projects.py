@@ -15,7 +15,7 @@ from starlette.routing import Route
 from api.app import create_app
 from api.resource import Resource
 from taskpool import scripts
-from taskpool.apikey import Scope
+from taskpool.access.apikey import Scope
 from taskpool.settings import Settings
 from taskpool.types import TaskStatus
 from tests.api_client import api, claim, publish_types, run_next

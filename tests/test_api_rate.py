@@ -13,9 +13,9 @@ from redis import Redis
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from api import rate
+from api.access import rate
 from api.app import create_app
-from taskpool.apikey import Scope
+from taskpool.access.apikey import Scope
 from taskpool.settings import Settings
 from tests.api_client import api, api_process
 from tests.keys import bearer, make_key

@@ -9,10 +9,10 @@ import httpx
 import pytest
 from starlette.routing import Route
 
-from api.access import Access
+from api.access.access import Access
 from api.app import create_app
 from api.resource import Resource
-from taskpool.apikey import Scope
+from taskpool.access.apikey import Scope
 from taskpool.settings import Settings
 from tests.api_client import api, publish_types
 from tests.keys import bearer, make_key

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from api.access.caller import SCOPE_KEY, anonymous
 from api.app import create_app
-from api.caller import SCOPE_KEY, anonymous
-from api.socket import SocketRoute
+from api.events.socket import SocketRoute
 from taskpool import scripts
 from taskpool.settings import Settings
 from taskpool.types import RunningTask

@@ -18,9 +18,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
-from api import known
+from api.access import known
 from api.app import create_app
-from taskpool.apikey import Scope
+from taskpool.access.apikey import Scope
 from taskpool.settings import Settings
 from tests.api_client import publish_types
 from tests.keys import bearer, make_key, revoke_key

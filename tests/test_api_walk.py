@@ -10,7 +10,7 @@ from redis import Redis
 from starlette.routing import Route, WebSocketRoute
 
 from api.app import create_app
-from api.openapi import operations
+from api.openapi.document import operations
 from api.problems import TYPE_PREFIX
 from api.resource import Resource
 from taskpool.settings import Settings

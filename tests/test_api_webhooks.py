@@ -9,9 +9,9 @@ import httpx
 import pytest
 from redis import Redis
 
-from api import known
+from api.access import known
 from taskpool import keys
-from taskpool.apikey import Scope
+from taskpool.access.apikey import Scope
 from tests.api_client import api, publish_types
 from tests.keys import bearer, make_key
 
@@ -22,7 +22,7 @@ FIRST = {"type": "echo", "payload": {"message": "hi"}, "callback_url": URL}
 @pytest.fixture
 async def client(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[httpx.AsyncClient]:
     monkeypatch.setattr(known, "FRESH_S", 0.0)
-    monkeypatch.setattr("api.gate.FRESH_S", 0.0)
+    monkeypatch.setattr("api.access.gate.FRESH_S", 0.0)
     publish_types(redis_url)
     async with api(redis_url) as client:
         yield client

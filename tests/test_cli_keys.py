@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from taskpool.apikey import Scope
+from taskpool.access.apikey import Scope
 from taskpool.cli.root import main
 from tests.api_client import api_process, publish_types
 from tests.keys import id_of, make_key

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from taskpool import ApiError, InvalidTask, NotAllowed, TaskNotFound, TaskSpec, Unauthorized
-from taskpool.apikey import Scope
+from taskpool.access.apikey import Scope
 from taskpool.cli import main
 from taskpool.cli.exits import Exit
 from tests.client_kinds import KINDS, Service, client_of, service

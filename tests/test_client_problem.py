@@ -24,8 +24,8 @@ from taskpool import (
     UnknownDependency,
     UnknownType,
 )
-from taskpool.client_problem import error_of
-from taskpool.client_request import About, Answer
+from taskpool.client.problem import error_of
+from taskpool.client.request import About, Answer
 from taskpool.errors import InvalidKey, KeyNotFound, KeyReused
 
 OWN: dict[str, type[TaskpoolError]] = {

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from taskpool import ApiError, ApiUnavailable, QueueFull, RedisUnavailable, TaskNotFound, TaskSpec, WaitTimeout
-from taskpool import client_operations as operations
-from taskpool.client_follow import WAITING, WATCHING, events, follow, follow_log
-from taskpool.client_request import Answer, Lost, Plan, Read, Request, Send, Sleep, Tell
-from taskpool.client_retry import Retrying, sending
+from taskpool.client import operations
+from taskpool.client.follow import WAITING, WATCHING, events, follow, follow_log
+from taskpool.client.request import Answer, Lost, Plan, Read, Request, Send, Sleep, Tell
+from taskpool.client.retry import Retrying, sending
 from taskpool.errors import TaskpoolError
 
 GET, DELETE = operations.get("t1"), operations.remove_task("t1")

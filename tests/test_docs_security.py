@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from taskpool import apikey
+from taskpool.access import apikey
 from tests.test_api_access import guards
 
 ROOT = Path(__file__).parent.parent

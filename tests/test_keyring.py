@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from taskpool import audit, keyring
-from taskpool.apikey import TOKEN, ApiKey, KeySpec, Scope, digest_of
-from taskpool.audit import Actor
+from taskpool.access import audit, keyring
+from taskpool.access.apikey import TOKEN, ApiKey, KeySpec, Scope, digest_of
+from taskpool.access.audit import Actor
 from taskpool.errors import InvalidKey, KeyNotFound
 from taskpool.redis_server import RedisServer
 from taskpool.store import Store

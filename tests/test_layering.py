@@ -134,10 +134,10 @@ def test_the_vocabulary_imports_next_to_nothing(modules: dict[str, Module]) -> N
     assert graph["taskpool.types"] == {"taskpool.secret"}
     assert graph["taskpool.keys"] == set()
     assert graph["taskpool.errors"] <= {"taskpool.types"}
-    assert graph["taskpool.sentinel_url"] == set()
-    assert graph["taskpool.webhook_target"] == set()
+    assert graph["taskpool.connection.sentinel_url"] == set()
+    assert graph["taskpool.webhooks.target"] == set()
     assert graph["taskpool.settings"] == {"taskpool.errors", "taskpool.setting"}
-    assert graph["taskpool.setting"] == {"taskpool.sentinel_url", "taskpool.webhook_target"}
+    assert graph["taskpool.setting"] == {"taskpool.connection.sentinel_url", "taskpool.webhooks.target"}
 
 
 def test_no_file_is_too_long_to_read(modules: dict[str, Module]) -> None:

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from taskpool.logline import Lines, LogLimits, LogLine, decode_line, plain_text
+from taskpool.logs.line import Lines, LogLimits, LogLine, decode_line, plain_text
 from taskpool.secret import Secrets
 
 SMALL = LogLimits(lines=20, bytes=100_000, line_chars=10)

@@ -23,7 +23,7 @@ from rq.serializers import JSONSerializer
 
 from taskpool import listing, overview, scripts
 from taskpool.calls import Call
-from taskpool.logline import DEFAULT_LIMITS
+from taskpool.logs.line import DEFAULT_LIMITS
 from taskpool.queue import get_queue
 from taskpool.types import TERMINAL, RunningTask, TaskStatus
 from tests.machine import INDEXES, LATER_S, LEASE_MS, QUEUES, WORKERS, Bench, lease_of

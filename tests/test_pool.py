@@ -31,10 +31,10 @@ from taskpool import (
     task,
 )
 from taskpool.attempt import Outcome
+from taskpool.connection.wire import Wire
 from taskpool.face import Face
 from taskpool.settings import Settings
 from taskpool.types import Event, RunningTask, TaskRecord
-from taskpool.wire import Wire
 from tests.states import World
 from tests.support import eventually
 

@@ -15,7 +15,7 @@ from taskpool.calls import Call
 from taskpool.catalogue import PoolInfo
 from taskpool.errors import RedisFull
 from taskpool.fleet import TypeInfo
-from taskpool.logline import DEFAULT_LIMITS
+from taskpool.logs.line import DEFAULT_LIMITS
 from taskpool.redis_server import RedisServer
 from tests.api_client import api_process
 from tests.states import FAILURE, World, new_task

@@ -13,11 +13,11 @@ import pytest
 
 from benchmarks.ports import free_port
 from taskpool import AsyncTaskPool, TaskPool, TaskRecord, TaskStatus, scripts
-from taskpool.address import Address, connect
+from taskpool.connection.address import Address, connect
+from taskpool.connection.sentinel_url import SentinelUrl
 from taskpool.embedded import check_redis
 from taskpool.errors import ConfigurationError, RedisUnavailable
 from taskpool.record import fetch
-from taskpool.sentinel_url import SentinelUrl
 from taskpool.settings import Settings, redact_url
 from taskpool.store import AsyncStore, Store
 from tests.api_client import api_process

@@ -10,9 +10,9 @@ import pytest
 from msgspec.structs import replace
 
 from taskpool import scripts
+from taskpool.connection.wire import unpack
 from taskpool.scripts import Added, NewTask
 from taskpool.types import TaskStatus
-from taskpool.wire import unpack
 from tests.states import ENDED, FAILURE_TTL_S, SEED, World, new_task
 
 S = TaskStatus

@@ -9,7 +9,7 @@ import pytest
 
 from taskpool import scripts
 from taskpool.calls import Call
-from taskpool.logline import DEFAULT_LIMITS
+from taskpool.logs.line import DEFAULT_LIMITS
 from taskpool.types import RunningTask, TaskStatus
 from tests.states import FAILURE, World
 

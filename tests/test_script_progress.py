@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from taskpool import scripts
-from taskpool.logline import LogLimits
+from taskpool.logs.line import LogLimits
 from taskpool.types import TaskStatus
 from tests.states import SEED, World
 

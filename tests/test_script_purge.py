@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from taskpool import scripts
-from taskpool.logline import DEFAULT_LIMITS
+from taskpool.logs.line import DEFAULT_LIMITS
 from taskpool.types import TaskStatus
 from tests.states import ENDED, SEED, World, race
 

@@ -9,15 +9,15 @@ import pytest
 from redis import Redis
 
 from taskpool import TaskPool, scripts
-from taskpool.address import Address
 from taskpool.attempt import Outcome
 from taskpool.calls import Call, Part
+from taskpool.connection.address import Address
+from taskpool.connection.wire import Wire
 from taskpool.errors import RedisUnavailable, TaskConflict, TaskNotFound
 from taskpool.keys import LEAST_TTL_S
 from taskpool.registry import Registry
 from taskpool.store import Store
 from taskpool.types import TaskStatus
-from taskpool.wire import Wire
 from tests.states import FAILURE, SEED, World, new_task
 
 S = TaskStatus

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from taskpool import scripts
-from taskpool.logline import DEFAULT_LIMITS
+from taskpool.logs.line import DEFAULT_LIMITS
 from taskpool.types import RETRYABLE, TRANSITIONS, RunningTask, TaskStatus
 from tests.states import ENDED, FAILURE, WAITS, World
 

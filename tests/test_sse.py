@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskpool.sse import EventStream, Message
+from taskpool.client.sse import EventStream, Message
 
 
 def read(*pieces: bytes, last_id: str = "") -> list[Message]:

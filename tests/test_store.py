@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 import pytest
 from redis import Redis
 
-from taskpool import async_wire, keys, scripts, store
-from taskpool.address import Address
+from taskpool import keys, scripts, store
 from taskpool.calls import Call, Plan, one
+from taskpool.connection import async_wire
+from taskpool.connection.address import Address
 from taskpool.errors import ConfigurationError, RedisUnavailable
 from taskpool.redis_server import RedisServer
 from taskpool.store import AsyncStore, ReplyFault, Store

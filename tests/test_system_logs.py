@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 
 from taskpool import TaskStatus
-from taskpool.logline import LogLine
+from taskpool.logs.line import LogLine
 from tests.support import eventually
 from tests.worker_pool import WorkerPool, pool_with_redis
 

@@ -22,7 +22,7 @@ from redis import Redis
 from websockets.sync.client import connect
 
 from taskpool import TaskStatus
-from taskpool.apikey import Scope
+from taskpool.access.apikey import Scope
 from taskpool.cli.root import main
 from taskpool.redis_server import RedisServer
 from tests.api_client import api_process

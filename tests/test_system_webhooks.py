@@ -20,7 +20,7 @@ from standardwebhooks import Webhook as Verifier
 
 from benchmarks.ports import free_port
 from taskpool import keys
-from taskpool.apikey import Scope
+from taskpool.access.apikey import Scope
 from tests.api_client import api_process
 from tests.keys import bearer, make_key
 from tests.receiver import Receiver, receiver

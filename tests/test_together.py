@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from taskpool import AsyncTaskPool, QueueFull, RedisUnavailable, Registry, TaskSpec, TaskStatus
-from taskpool.audit import Actor, read
+from taskpool.access.audit import Actor, read
 from taskpool.entry import Submitted
 from taskpool.settings import Settings
 from taskpool.together import MOST

@@ -10,15 +10,18 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook as Verifier
 
-from taskpool import audit, delivery, keys, scripts, webhook_store
-from taskpool.audit import Actor
-from taskpool.delivery import Delivery
+from taskpool import keys, scripts
+from taskpool.access import audit
+from taskpool.access.audit import Actor
 from taskpool.errors import DeliveryBusy, DeliveryNotFound, WebhookConflict, WebhookNotFound
 from taskpool.store import AsyncStore
 from taskpool.types import TaskStatus
-from taskpool.webhook import DeliveryStatus, Webhook
-from taskpool.webhook_fields import NewWebhook, WebhookFields
-from taskpool.webhook_target import Allowed
+from taskpool.webhooks import delivery
+from taskpool.webhooks import store as webhook_store
+from taskpool.webhooks.delivery import Delivery
+from taskpool.webhooks.endpoint import DeliveryStatus, Webhook
+from taskpool.webhooks.fields import NewWebhook, WebhookFields
+from taskpool.webhooks.target import Allowed
 from tests.receiver import Received, Receiver, receiver
 from tests.states import World
 from workers.dispatcher import AT_ONCE, DELAYS_S, LANE_MOST, LEASE_MS, Dispatcher

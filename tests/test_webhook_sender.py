@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from taskpool.webhook_target import Address, Allowed
+from taskpool.webhooks.target import Address, Allowed
 from tests.certificates import certificate
 from tests.receiver import Receiver, receiver
 from workers.webhook_sender import Answer, NotSent, Resolver, Sender

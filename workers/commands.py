@@ -13,8 +13,8 @@ import msgspec
 from hiredis import ReplyError
 
 from taskpool import keys
-from taskpool.address import Address
-from taskpool.async_wire import AsyncWire
+from taskpool.connection.address import Address
+from taskpool.connection.async_wire import AsyncWire
 from taskpool.errors import RedisUnavailable
 
 PING_S: Final = 10.0

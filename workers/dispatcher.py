@@ -14,16 +14,17 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from taskpool import delivery, keys
+from taskpool import keys
 from taskpool.calls import Call, Plan, one
-from taskpool.delivery import NewDelivery, Outcome, SendAttempt, Taken
 from taskpool.errors import RedisUnavailable
-from taskpool.signature import signed_headers
 from taskpool.store import AsyncStore
-from taskpool.webhook import Webhook
-from taskpool.webhook_message import MOST_RESULT_BYTES, TYPE_PREFIX, OutboxEntry, is_wanted, message_body
-from taskpool.webhook_store import callback_key, callback_webhook, disable_webhook
-from taskpool.webhook_target import Allowed, parse_target
+from taskpool.webhooks import delivery
+from taskpool.webhooks.delivery import NewDelivery, Outcome, SendAttempt, Taken
+from taskpool.webhooks.endpoint import Webhook
+from taskpool.webhooks.message import MOST_RESULT_BYTES, TYPE_PREFIX, OutboxEntry, is_wanted, message_body
+from taskpool.webhooks.signature import signed_headers
+from taskpool.webhooks.store import callback_key, callback_webhook, disable_webhook
+from taskpool.webhooks.target import Allowed, parse_target
 from workers.webhook_sender import Answer, NotSent, Sender
 
 log = logging.getLogger("workers")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from taskpool import keys, record, scripts
 from taskpool.calls import Call, Plan
-from taskpool.logline import Lines, LogLimits, decode_line
+from taskpool.logs.line import Lines, LogLimits, decode_line
 from taskpool.secret import Secrets
 from workers.child import Child
 from workers.nursery import Ending

@@ -15,7 +15,7 @@ from typing import Any, Final
 from taskpool import scripts
 from taskpool.calls import Call
 from taskpool.errors import RedisUnavailable
-from taskpool.logline import Lines, LogLimits
+from taskpool.logs.line import Lines, LogLimits
 from taskpool.runner import parents_of
 from taskpool.settings import Settings
 from taskpool.store import ReplyFault, Store

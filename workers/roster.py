@@ -10,7 +10,7 @@ from typing import Any
 
 from taskpool import scripts
 from taskpool.errors import RedisFull
-from taskpool.logline import LogLimits
+from taskpool.logs.line import LogLimits
 from taskpool.store import AsyncStore, ReplyFault
 from workers.child import Child
 from workers.commands import CommandChannel

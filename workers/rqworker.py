@@ -21,7 +21,7 @@ from rq.queue import Queue
 from rq.serializers import JSONSerializer
 from rq.worker import BaseWorker, WorkerStatus
 
-from taskpool import address
+from taskpool.connection import address
 from taskpool.errors import RedisFull, RedisUnavailable
 from taskpool.keys import SUSPENDED
 from workers.slots import Counters, Run

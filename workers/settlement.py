@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from taskpool import record, scripts
 from taskpool.attempt import timed_out
 from taskpool.calls import Plan
-from taskpool.logs import last_lines
+from taskpool.logs.pages import last_lines
 from taskpool.metrics_names import TASKS, field_name
 from taskpool.status import update_status
 from taskpool.types import TaskRecord

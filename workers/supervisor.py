@@ -22,7 +22,7 @@ from taskpool.catalogue import PoolInfo
 from taskpool.errors import ConfigurationError, RedisUnavailable
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.store import AsyncStore
-from taskpool.webhook_target import Allowed
+from taskpool.webhooks.target import Allowed
 from workers import processgroup, reload, stacks
 from workers.child import Child, Verdict
 from workers.crew import Crew

@@ -7,7 +7,7 @@ from typing import Final
 
 from httpcore import SOCKET_OPTION, AnyIOBackend, AsyncNetworkBackend, AsyncNetworkStream
 
-from taskpool.webhook_target import Address
+from taskpool.webhooks.target import Address
 
 _network: Final = AnyIOBackend()
 

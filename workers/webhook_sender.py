@@ -17,7 +17,7 @@ from importlib.metadata import version
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
-from taskpool.webhook_target import Address, Allowed, Target, check_addresses, parse_target
+from taskpool.webhooks.target import Address, Allowed, Target, check_addresses, parse_target
 
 ANSWER_S: Final = 14.0
 BODY_S: Final = 1.0

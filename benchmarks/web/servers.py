@@ -12,9 +12,9 @@ import httpx
 
 from benchmarks.processes import Command, Workers
 from benchmarks.tasks import increment
-from taskpool import keyring
-from taskpool.apikey import PLAIN_SCOPES, KeySpec
-from taskpool.audit import Actor
+from taskpool.access import keyring
+from taskpool.access.apikey import PLAIN_SCOPES, KeySpec
+from taskpool.access.audit import Actor
 from taskpool.catalogue import PoolInfo, publish
 from taskpool.registry import Registry
 from taskpool.store import Store

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from taskpool.client_values import submission
+from taskpool.client.values import submission
 from taskpool.errors import TaskpoolError, WaitTimeout
 from taskpool.types import TaskRecord, TaskSpec, TaskStatus
 
 if TYPE_CHECKING:
-    from taskpool.async_client import AsyncClient
+    from taskpool.client.async_client import AsyncClient
 
 BATCH_TASKS: Final = 1000
 BATCH_BYTES: Final = 200_000

@@ -19,10 +19,10 @@ from taskpool.cli.show import command_name, console, print_table
 from taskpool.cli.signals import cancelled_by_signals
 
 if TYPE_CHECKING:
-    from taskpool.async_client import AsyncClient
     from taskpool.cli.bars import CountBars
     from taskpool.cli.counting import Counted, Counting
     from taskpool.cli.instance import Instance
+    from taskpool.client.async_client import AsyncClient
     from taskpool.settings import Settings
 
 MOST_FILES: Final = 5000
@@ -113,7 +113,7 @@ async def _own_instance(settings: Settings, root: Path) -> AsyncIterator[Instanc
 
 
 def _client(url: str, api_key: str | None = None) -> AsyncClient:
-    from taskpool.async_client import AsyncClient
+    from taskpool.client.async_client import AsyncClient
 
     return AsyncClient(url, api_key, timeout_s=HTTP_TIMEOUT_S)
 

@@ -9,16 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
-from taskpool import audit, client_keys, keyring
-from taskpool.apikey import KeySpec
+from taskpool.access import audit, keyring
+from taskpool.access.apikey import KeySpec
+from taskpool.access.document import KeyDocument, audit_document, key_document
 from taskpool.cli.options import load_settings
 from taskpool.cli.person import person
 from taskpool.cli.service import RETRIES, is_server_meant
-from taskpool.client import Client
-from taskpool.client_keys import AuditPart
+from taskpool.client import keys as client_keys
+from taskpool.client.client import Client
+from taskpool.client.keys import AuditPart
 from taskpool.embedded import EmbeddedRedis
 from taskpool.errors import ConfigurationError
-from taskpool.key_document import KeyDocument, audit_document, key_document
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.store import Store
 

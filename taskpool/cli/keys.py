@@ -12,7 +12,7 @@ from taskpool.cli.service import SERVICE
 from taskpool.cli.show import moment, print_json, print_table
 
 if TYPE_CHECKING:
-    from taskpool.key_document import AuditEntryDocument, KeyDocument
+    from taskpool.access.document import AuditEntryDocument, KeyDocument
 
 SCOPES: Final = ("tasks:read", "tasks:write", "tasks:stop", "admin")
 DAY_S: Final = 86_400
@@ -84,7 +84,7 @@ def create(
     **flags: Any,
 ) -> None:
     """Make a key called NAME, and show it."""
-    from taskpool.apikey import PLAIN_SCOPES, KeySpec, Scope
+    from taskpool.access.apikey import PLAIN_SCOPES, KeySpec, Scope
     from taskpool.cli.keeper import open_keeper
 
     spec = KeySpec(

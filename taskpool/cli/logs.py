@@ -15,7 +15,7 @@ from taskpool.cli.service import SERVICE, Service, open_service
 from taskpool.types import utc
 
 if TYPE_CHECKING:
-    from taskpool.logline import LogLine
+    from taskpool.logs.line import LogLine
 
 PAGE: Final = 1000
 

@@ -6,7 +6,7 @@ import getpass
 import socket
 from typing import Any, Unpack
 
-from taskpool.audit import Actor
+from taskpool.access.audit import Actor
 from taskpool.pool import TaskPool
 from taskpool.runner import kill_task, retry_task
 from taskpool.types import TaskOptions, TaskRecord, TaskSpec

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol, Unpack
 from taskpool.cli.exits import Exit, Failure
 from taskpool.cli.options import CONNECTION, load_settings
 from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
-from taskpool.logline import LogLine
+from taskpool.logs.line import LogLine
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.types import Page, QueuedTask, TaskOptions, TaskRecord
 
@@ -64,7 +64,7 @@ def open_service(flags: Mapping[str, Any]) -> Iterator[Service]:
     """
     settings = load_settings(flags)
     if is_server_meant(settings, flags):
-        from taskpool.client import Client
+        from taskpool.client.client import Client
 
         with Client(settings.server or "", settings.api_key, retries=RETRIES) as client:
             yield client

@@ -1,0 +1,1 @@
+"""Who asks, where from, how often, and whether that is allowed."""

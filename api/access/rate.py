@@ -1,0 +1,141 @@
+"""How many requests a caller may make: a token bucket in Redis for each, which all API processes share.
+
+Tokens are taken for a tenth of a second at once and spent here, the next ones fetched while some are left: so a request
+of a busy caller waits for no round trip of its own. What isn't spent within a second is forgotten, never spent twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from contextlib import suppress
+from typing import Final
+
+from starlette.types import Scope as AsgiScope
+
+from api.access.addresses import network
+from api.access.caller import Caller
+from api.problems import Problem, retry_after
+from taskpool.access.bucket import take
+from taskpool.errors import RedisUnavailable
+from taskpool.settings import Settings
+from taskpool.store import AsyncStore
+
+RATE_KEY: Final = "taskpool.rate"
+"""Where the headers for the answer are put in the ASGI scope."""
+AHEAD_S: Final = 0.1
+KEPT_S: Final = 1.0
+SHARE: Final = 10
+"""A process takes one part in so many of a bucket at once: the others must find some, too."""
+MOST_CALLERS: Final = 10_000
+
+
+class RateLimits:
+    """The limits of all callers: so many requests a minute, and those of `rate_burst_s` seconds at once."""
+
+    def __init__(self, store: AsyncStore, settings: Settings) -> None:
+        self._store = store
+        self._per_minute, self._burst_s = settings.rate_limit, settings.rate_burst_s
+        self._buckets: dict[tuple[str, int], _Bucket] = {}
+
+    async def take(self, caller: Caller, scope: AsgiScope) -> None:
+        """Count one request of the caller; what its answer says of that is put into the scope.
+
+        Raises:
+            Problem: 429.
+            RedisUnavailable
+        """
+        per_minute = self._per_minute if caller.rate_limit is None else caller.rate_limit
+        if not per_minute:
+            return
+        name = f"key:{caller.key_id}" if caller.key_id else f"address:{network(caller.address)}"
+        bucket = self._buckets.get((name, per_minute))
+        if bucket is None:
+            if len(self._buckets) >= MOST_CALLERS:
+                self._buckets.clear()
+            bucket = self._buckets[name, per_minute] = _Bucket(self._store, name, per_minute, self._burst_s)
+        wait_s = await bucket.spend()
+        scope[RATE_KEY] = bucket.headers(wait_s)
+        if wait_s:
+            detail = f"there may be {per_minute:,} requests a minute; the next one in {math.ceil(wait_s)} s"
+            raise Problem("rate-limited", detail, headers=[retry_after(wait_s)])
+
+
+class _Bucket:
+    """One caller's tokens: those that this process has taken, and what it knows of the others."""
+
+    def __init__(self, store: AsyncStore, name: str, per_minute: int, burst_s: float) -> None:
+        self._store, self._name = store, name
+        self._rate = per_minute / 60
+        self._most = max(1, round(self._rate * burst_s))
+        self._block = max(1, min(round(self._rate * AHEAD_S), self._most // SHARE))
+        self._policy = b'"requests";q=%d;w=%d' % (self._most, math.ceil(self._most / self._rate))
+        self._held = self._left = 0
+        self._taken_mono = self._refused_until_mono = 0.0
+        self._waiting = self._granted = 0
+        """How many wait for tokens; how many of those that have just come are for them, however late they wake."""
+        self._taking: asyncio.Task[None] | None = None
+
+    async def spend(self) -> float:
+        """Spend a token: 0, or the seconds until there may be one."""
+        while True:
+            now_mono = time.monotonic()
+            if self._held and now_mono - self._taken_mono < KEPT_S:
+                self._held -= 1
+                if self._held * 2 < self._block and self._block > 1 and now_mono >= self._refused_until_mono:
+                    self._take()
+                return 0.0
+            if now_mono < self._refused_until_mono:
+                return self._refused_until_mono - now_mono
+            self._held = 0
+            self._waiting += 1
+            taking = self._take()
+            try:
+                await asyncio.shield(taking)
+            except asyncio.CancelledError:
+                if taking.done() and self._granted:
+                    self._granted -= 1
+                raise
+            finally:
+                self._waiting -= 1
+            if self._granted:
+                self._granted -= 1
+                return 0.0
+
+    def headers(self, wait_s: float) -> list[tuple[bytes, bytes]]:
+        """What an answer says: how many are left, and in how many seconds the bucket is full (of none: there is one).
+
+        The draft wants no `Retry-After` that is earlier than that.
+        """
+        left = 0 if wait_s else self._left + self._held + self._granted
+        until_s = wait_s or max(self._most - left, 0) / self._rate
+        item = b'"requests";r=%d;t=%d' % (left, math.ceil(until_s))
+        return [(b"ratelimit-policy", self._policy), (b"ratelimit", item)]
+
+    def _take(self) -> asyncio.Task[None]:
+        """Fetch more, for all who wait."""
+        if self._taking is None or self._taking.done():
+            self._taking = asyncio.create_task(self._fetch())
+            self._taking.add_done_callback(_heard)
+        return self._taking
+
+    async def _fetch(self) -> None:
+        await asyncio.sleep(0)  # whoever else comes in this turn of the loop is fetched for as well
+        wanted = max(self._block, self._waiting)
+        taken = await self._store.run(take(self._name, rate=self._rate, most=self._most, wanted=wanted))
+        now_mono = time.monotonic()
+        for_those_who_wait = min(taken.tokens, self._waiting)
+        self._granted += for_those_who_wait
+        self._held += taken.tokens - for_those_who_wait
+        self._left = taken.left
+        if taken.tokens:
+            self._taken_mono = now_mono
+        else:
+            self._refused_until_mono = now_mono + taken.next_in_s
+
+
+def _heard(task: asyncio.Task[None]) -> None:
+    """Who waits hears of an outage; when nobody does, the next request will."""
+    with suppress(asyncio.CancelledError, RedisUnavailable):
+        task.result()

@@ -1,0 +1,272 @@
+"""Events from Redis to every client of this process, over one subscribed connection.
+
+A subscription begins *behind*, at a position of the stream of events. The hub subscribes to its channel, reads from the
+stream what came since, and from then on it is *live*: told what is published. When the connection is lost, all that are
+live are behind again, at the last position up to which all was heard. So nobody misses an event or gets one twice;
+who was away for longer than the stream reaches back is told so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from api.events.attributes import RETRY_S, Arriving, AttributeCache
+from api.events.outlet import Gone, Live, Outlet, Resync, Step
+from api.events.snapshots import take_snapshot
+from api.events.subscribers import Subscribers, channel
+from api.events.subscription import Subscription, Wanted
+from taskpool.async_pool import AsyncTaskPool
+from taskpool.errors import RedisUnavailable, TaskNotFound
+from taskpool.eventlog import START, Position, events_after, holds, newest, oldest, reaches_back
+from taskpool.status import read_event
+from taskpool.store import ReplyFault
+
+MARK_S: Final = 5.0
+"""How often the hub looks how far the stream is: that far nothing needs to be read again after a cut, and a connection
+that no longer answers is found out."""
+CHUNK: Final = 500
+
+logger = logging.getLogger(__name__)
+
+
+class Hub:
+    """The subscriptions of this process's clients. `open` starts one, `close` ends it."""
+
+    def __init__(self, pool: AsyncTaskPool) -> None:
+        self._pool, self._store, self._connection = pool, pool.store, pool.subscriptions
+        self._connection.when_lost(self._lost)
+        self._attributes = AttributeCache(pool.store)
+        self._all = Subscribers()
+        self._behind: set[Subscription] = set()
+        self._channels: set[str] = set()
+        self._cuts = 0
+        self._horizon = START
+        self._arriving = Arriving(self._attributes, self._spread, too_many=self._lost)
+        self._reading = False
+        self._since_read: list[Step] = []
+        self._wake = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+        self._restarts: set[asyncio.Task[None]] = set()
+
+    async def open(self, wanted: Wanted, outlet: Outlet, *, name: str = "", after: Position | None) -> Subscription:
+        """Tell `outlet` of what is wanted: how it stands now and what follows, or with `after` what came since then.
+
+        Raises:
+            TaskNotFound: there is no such task, or none that the caller may see.
+            RedisUnavailable
+        """
+        subscription = Subscription(wanted, outlet, name)
+        await self.check(wanted)
+        if after is None:
+            await take_snapshot(self._pool, subscription)
+        else:
+            subscription.after = subscription.sent = after
+        self._all.add(subscription)
+        self._behind.add(subscription)
+        self._work_on()
+        return subscription
+
+    async def check(self, wanted: Wanted) -> None:
+        """Return if the task that is wanted exists for the caller.
+
+        Raises:
+            TaskNotFound
+            RedisUnavailable
+        """
+        if wanted.task is not None:
+            attributes = await self._attributes.of(wanted.task)
+            if attributes is None or not wanted.sees(attributes.project):
+                raise TaskNotFound(wanted.task)
+
+    def close(self, subscription: Subscription) -> None:
+        """Tell it nothing more."""
+        subscription.closed, subscription.live = True, False
+        self._behind.discard(subscription)
+        self._all.discard(subscription)
+        self._wake.set()
+
+    def go_on(self) -> None:
+        """A client has room again for what it missed."""
+        self._wake.set()
+
+    def end(self) -> None:
+        """Stop working; the connection is the pool's to close."""
+        self._arriving.clear()
+        for task in (self._worker, *self._restarts):
+            if task is not None:
+                task.cancel()
+
+    # --- the connection: one task subscribes, catches up, looks how far the stream is -----------------------------
+
+    def _work_on(self) -> None:
+        self._wake.set()
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+
+    async def _work(self) -> None:
+        failing = False
+        while True:
+            self._wake.clear()
+            try:
+                await self._listen()
+                if not self._all:
+                    return  # `open` starts the next one
+                if ready := self._ready():
+                    self._reading = True
+                    await self._catch_up(ready)
+                if not self._ready() and not self._wake.is_set():
+                    await self._mark()
+            except (RedisUnavailable, ReplyFault) as error:
+                if not failing:
+                    logger.warning("events: %s; trying again", error)
+                failing = True
+                self._lost()
+                await asyncio.sleep(RETRY_S)
+                continue
+            finally:
+                self._reading = False
+            failing = False
+            if not self._ready():
+                try:
+                    await asyncio.wait_for(self._wake.wait(), MARK_S)
+                except TimeoutError:
+                    pass
+
+    def _ready(self) -> set[Subscription]:
+        """Those who are behind, whose channels are listened to, and whose clients have room for what they missed."""
+        return {each for each in self._behind if channel(each.wanted) in self._channels and each.outlet.has_room}
+
+    async def _listen(self) -> None:
+        wanted = self._all.channels()
+        if gone := self._channels - wanted:
+            self._channels -= gone
+            await self._connection.ignore(self._hear, gone)
+        if new := wanted - self._channels:
+            cuts = self._cuts
+            await self._connection.listen(self._hear, new)
+            if cuts == self._cuts:
+                self._channels |= new
+
+    def _lost(self) -> None:
+        """Nothing is heard any more: what was live is behind from the last position up to which all was heard."""
+        self._cuts += 1
+        for name in self._channels:
+            self._connection.forget(self._hear, name.encode())
+        self._channels.clear()
+        self._arriving.clear()
+        for subscription in self._all:
+            if subscription.live:
+                subscription.live = False
+                subscription.after = max(subscription.after, self._horizon)
+                self._behind.add(subscription)
+        self._horizon = START  # the next Redis may be another one, whose clock is behind
+        self._wake.set()
+
+    async def _mark(self) -> None:
+        """What the stream holds up to now was heard: Redis answers behind its messages."""
+        cuts = self._cuts
+        end = await self._connection.read(newest())
+        if cuts == self._cuts and not self._arriving:
+            self._horizon = max(self._horizon, end)
+
+    # --- behind: from the stream ----------------------------------------------------------------------------------
+
+    async def _catch_up(self, behind: set[Subscription]) -> None:
+        """Bring those who are ready up to now, in one pass over the stream. Who has no room left drops out of it."""
+        cuts = self._cuts
+        if places := list({each.after for each in behind} - {START}):
+            found = await self._store.run_many([holds(place) for place in places])
+            gone = {place for place, is_there in zip(places, found, strict=True) if not is_there}
+        else:
+            gone = set()
+        for subscription in [each for each in behind if each.after in gone]:
+            behind.discard(subscription)
+            self._start_over(subscription)
+        position = min((subscription.after for subscription in behind), default=START)
+        while behind:
+            # Whoever heard of it before the next read finds it in there; what is heard from here on is told below.
+            self._since_read.clear()
+            chunk, first = await self._store.run_many([events_after(position, CHUNK), oldest()])
+            if chunk.end > position and not reaches_back(first, position):  # trimmed faster than read
+                for subscription in behind:
+                    self._start_over(subscription)
+                return
+            await self._tell(behind, [Step(event) for event in chunk.events], position)
+            position = chunk.end
+            if chunk.is_last:
+                break
+        for subscription in behind:
+            subscription.after = max(subscription.after, position)
+            if cuts == self._cuts and subscription in self._behind:
+                self._behind.discard(subscription)
+                subscription.live = True
+                subscription.outlet.put(Live(subscription))
+                subscription.tell(self._since_read, bounded=True)
+
+    async def _tell(self, behind: set[Subscription], steps: Sequence[Step], since: Position) -> None:
+        if any(subscription.wanted.task is None for subscription in behind):
+            await self._attributes.resolve(steps)
+        by_task: defaultdict[str, list[Step]] = defaultdict(list)
+        for step in steps:
+            by_task[step.event.id].append(step)
+        for subscription in tuple(behind):
+            task = subscription.wanted.task
+            if subscription.outlet.has_room:
+                subscription.tell(steps if task is None else by_task.get(task, ()), bounded=False)
+            else:
+                subscription.after = max(subscription.after, since)
+                behind.discard(subscription)
+
+    def _start_over(self, subscription: Subscription) -> None:
+        """The stream no longer has all that it missed: tell it so, and how things stand."""
+        self._behind.discard(subscription)
+        restart = asyncio.create_task(self._restart(subscription))
+        self._restarts.add(restart)
+        restart.add_done_callback(self._restarts.discard)
+
+    async def _restart(self, subscription: Subscription) -> None:
+        told = False
+        while not subscription.closed:
+            try:
+                subscription.after = await self._store.run(newest())
+                if not told:
+                    subscription.outlet.put(Resync(subscription, subscription.after, "trimmed"))
+                    told = True
+                await take_snapshot(self._pool, subscription)
+            except (RedisUnavailable, ReplyFault):
+                await asyncio.sleep(RETRY_S)
+                continue
+            except TaskNotFound:  # purged meanwhile: nothing more will come
+                subscription.outlet.put(Gone(subscription))
+                self.close(subscription)
+            if not subscription.closed:
+                self._behind.add(subscription)
+                self._work_on()
+            return
+
+    # --- live: from the channels ----------------------------------------------------------------------------------
+
+    def _hear(self, message: bytes) -> None:
+        try:
+            event = read_event(message)
+        except (msgspec.DecodeError, KeyError, ValueError):  # the stream says what it was, if it was one
+            self._lost()
+            return
+        if not event.stream:  # told again, by hand
+            return
+        self._arriving.take(Step(event), by_attributes=bool(self._all.to_all))
+
+    def _spread(self, step: Step) -> None:
+        if step.at <= self._horizon:  # heard on a task's channel and on the firehose, or told again by hand
+            return
+        self._horizon = step.at
+        if self._reading:
+            self._since_read.append(step)
+        for subscription in self._all.live_for(step):
+            subscription.tell((step,), bounded=True)

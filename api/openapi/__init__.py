@@ -1,0 +1,1 @@
+"""The documents that describe this API, made of the code that answers."""

@@ -1,0 +1,166 @@
+"""The answers in the OpenAPI document: of each status its description, headers, media types and schemas."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from api.access.access import Access
+from api.openapi.operation import EVENTS, JSON, Answer, Operation
+from api.openapi.schemas import REFS, Schemas
+from api.problems import KINDS, TYPE_PREFIX
+
+Object = dict[str, Any]
+
+PROBLEM: Final = "application/problem+json"
+
+_TEXT: Final = {"type": "string"}
+
+HEADERS: Final[Mapping[str, Object]] = {
+    "Accept": {"description": "The media type that is taken.", "schema": _TEXT},
+    "Accept-Encoding": {"description": "The coding that is taken.", "schema": _TEXT},
+    "ETag": {"description": "Changes with the answer.", "required": True, "schema": _TEXT},
+    "Last-Event-ID": {"description": "The `id` of the last message: go on after it.", "schema": _TEXT},
+    "Idempotency-Key": {
+        "description": "The request is carried out once, however often it comes within 24 hours.",
+        "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+    },
+    "Idempotency-Replayed": {"description": "This is the answer to an earlier request.", "schema": {"const": "true"}},
+    "If-None-Match": {"description": "The ETag of what is known already.", "schema": _TEXT},
+    "Link": {"description": 'The next page, as `rel="next"`.', "schema": _TEXT},
+    "Location": {
+        "description": "The path of what was made, or is there already.",
+        "required": True,
+        "schema": {"type": "string", "format": "uri-reference"},
+    },
+    "Prefer": {"description": "`wait=S`: answer once the task has ended, or after S seconds (60).", "schema": _TEXT},
+    "Preference-Applied": {"description": "The preference that was minded.", "schema": _TEXT},
+    "RateLimit": {
+        "description": "The requests left (`r`) and the seconds until all are again, or of none the next (`t`).",
+        "schema": {"type": "string", "examples": ['"requests";r=58;t=1']},
+    },
+    "RateLimit-Policy": {
+        "description": "How many requests (`q`) there may be in how many seconds (`w`); only where there is a limit.",
+        "schema": {"type": "string", "examples": ['"requests";q=100;w=10']},
+    },
+    "Retry-After": {
+        "description": "Seconds to wait before the next try.",
+        "required": True,
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    "traceparent": {"description": "The W3C trace context, handed to the task; ignored if invalid.", "schema": _TEXT},
+    "tracestate": {"description": "What belongs to it.", "schema": _TEXT},
+    "WWW-Authenticate": {"description": "How to show who asks.", "schema": _TEXT},
+}
+"""Headers of answers, and those of requests that handlers declare."""
+
+PROBLEM_HEADERS: Final[Mapping[str, Mapping[str, bool]]] = {
+    "unauthorized": {"WWW-Authenticate": True},
+    "forbidden": {"WWW-Authenticate": False},
+    "unique-conflict": {"Link": True},
+    "unsupported-media-type": {"Accept": False, "Accept-Encoding": False},
+    "rate-limited": {"Retry-After": True},
+    "queue-full": {"Retry-After": True},
+    "too-many-streams": {"Retry-After": True},
+    "redis-unavailable": {"Retry-After": True},
+}
+"""The headers of problems by kind, and whether each of them is always there."""
+
+OF_A_LIMIT: Final = ("RateLimit", "RateLimit-Policy")
+BEFORE_ANY_LIMIT: Final = (401, 421)
+
+TITLES: Final = {
+    200: "It is done.",
+    201: "It is made.",
+    202: "It is stored.",
+    204: "It is gone.",
+    304: "It hasn't changed.",
+}
+
+
+def responses(
+    operation: Operation, access: Access, schemas: Schemas, links: Callable[[Answer], Object], shared: Object
+) -> Object:
+    """All answers of an operation by their status; `links` tells what can be done with what an answer has made.
+
+    Its problems are those of many others: they are put into `shared`, by their kinds, and referred to there.
+    """
+    limits = () if access.public else OF_A_LIMIT
+    found = {
+        str(status): _answer(status, answer, (*answer.headers, *limits), schemas, links(answer))
+        for status, answer in operation.answers.items()
+    }
+    kinds: dict[int, list[str]] = defaultdict(list)
+    for kind in dict.fromkeys(operation.kinds(access)):
+        kinds[KINDS[kind][0]].append(kind)
+    of_whom = ".public" if access.public else ".anyone" if access.scope is None else ""
+    for status in sorted(kinds):
+        assert str(status) not in found
+        name = ".".join(sorted(kinds[status])) + of_whom
+        if name not in shared:
+            shared[name] = _problem(status, kinds[status], _problem_headers(status, kinds[status], access))
+        found[str(status)] = {"$ref": f"#/components/responses/{name}"}
+    return found
+
+
+def _answer(status: int, answer: Answer, headers: Sequence[str], schemas: Schemas, links: Object) -> Object:
+    response: Object = {"description": TITLES[status]}
+    if links:
+        response["links"] = links
+    if headers:
+        response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in headers}
+    if answer.body is not None:
+        response["content"] = {
+            media_type: {"schema": _content(media_type, answer, schemas)} for media_type in answer.media_types
+        }
+    return response
+
+
+def _content(media_type: str, answer: Answer, schemas: Schemas) -> Object:
+    if media_type != EVENTS:
+        return schemas.of(answer.body if media_type == JSON else str)
+    messages = [_message(name, schemas.of(kind)) for name, kind in answer.events.items()]
+    return {"description": "One message of the stream.", "oneOf": messages}
+
+
+def _message(name: str, told: Object) -> Object:
+    """An event as its reader sees it; one without a name of its own is a `message`."""
+    data = {"type": "string", "contentMediaType": JSON, "contentSchema": told}
+    properties = {"id": {"type": "string"}, "event": {"const": name}, "data": data}
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _problem_headers(status: int, kinds: Sequence[str], access: Access) -> Object:
+    """The headers of the problems of one status."""
+    given = [PROBLEM_HEADERS.get(kind, {}) for kind in kinds]
+    needed = {name: all(headers.get(name, False) for headers in given) for headers in given for name in headers}
+    is_refused_at_once = status in BEFORE_ANY_LIMIT
+    if status == 403 and access.scope is None:  # it can only have come from another origin
+        is_refused_at_once = True
+        del needed["WWW-Authenticate"]
+    if not access.public and not is_refused_at_once:
+        needed.update(dict.fromkeys(OF_A_LIMIT, False))
+    return {name: _header(name, required) for name, required in needed.items()}
+
+
+def _header(name: str, required: bool) -> Object:
+    """A header as a reference, if the document has it in this form."""
+    if HEADERS[name].get("required", False) == required:
+        return {"$ref": f"#/components/headers/{name}"}
+    return {**HEADERS[name], "required": required}
+
+
+def _problem(status: int, kinds: Sequence[str], headers: Object) -> Object:
+    types = [TYPE_PREFIX + kind for kind in kinds]
+    schema = {
+        "allOf": [{"$ref": f"{REFS}Problem"}],
+        "properties": {"type": {"enum": types}, "status": {"const": status}},
+    }
+    response: Object = {
+        "description": "; ".join(KINDS[kind][1] for kind in kinds) + ".",
+        "content": {PROBLEM: {"schema": schema}},
+    }
+    if headers:
+        response["headers"] = headers
+    return response

@@ -1,0 +1,91 @@
+"""The AsyncAPI 3 document of the WebSocket: made of the types that parse and render its messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any, Final
+
+import msgspec
+
+from api.events.socket import CLOSE_CODES, MAX_MESSAGE_BYTES, MOST_BAD_MESSAGES, MOST_SUBSCRIPTIONS
+from api.events.socket_messages import MESSAGES, REQUESTS
+from api.openapi.document import SECURITY
+
+Object = dict[str, Any]
+
+_INFO: Final = (
+    "Events of tasks as they happen. A client subscribes to tasks and filters; each subscription is told how things"
+    " stand, then every event exactly once and in order, over any cut between this server and Redis.\n\n"
+    f"A socket has {MOST_SUBSCRIPTIONS} subscriptions at most, a message {MAX_MESSAGE_BYTES} bytes. What can't be done"
+    f" is answered with `error`; after {MOST_BAD_MESSAGES} such messages the socket is closed. The server sends pings"
+    " of the protocol every 20 seconds and closes a socket that doesn't answer.\n\nThe same events are served as"
+    " Server-Sent Events: see `/openapi.json`."
+)
+
+
+def describe_socket(host: str, *, secure: bool) -> Object:
+    """The document, for a client that reached this server as `host`."""
+    schemas, components = _schemas([*REQUESTS, *MESSAGES])
+    messages = {
+        kind.__name__: {
+            "name": kind.__struct_config__.tag,
+            "title": kind.__name__,
+            "summary": " ".join((kind.__doc__ or "").split()),
+            "contentType": "application/json",
+            "payload": schema,
+        }
+        for kind, schema in zip([*REQUESTS, *MESSAGES], schemas, strict=True)
+    }
+    return {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "Taskpool",
+            "version": version("taskpool"),
+            "description": _INFO,
+            "license": {"name": "MIT"},
+        },
+        "defaultContentType": "application/json",
+        "servers": {
+            "this": {
+                "host": host,
+                "protocol": "wss" if secure else "ws",
+                "description": "Keys are needed unless the server runs without; browsers use a ticket.",
+                "security": [{"$ref": f"#/components/securitySchemes/{name}"} for name in _SECURITY],
+            }
+        },
+        "channels": {
+            "events": {
+                "address": "/ws",
+                "description": "Closed by the server with "
+                + "; ".join(f"{code}: {reason}" for code, reason in CLOSE_CODES.values() if reason)
+                + ".",
+                "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in messages},
+            }
+        },
+        "operations": {
+            "ask": _operation("receive", "What a client may say.", REQUESTS),
+            "tell": _operation("send", "What a client is told.", MESSAGES),
+        },
+        "components": {"schemas": components, "messages": messages, "securitySchemes": _SECURITY},
+    }
+
+
+_SECURITY: Final = {
+    "bearer": {key: value for key, value in SECURITY["bearer"].items() if key != "bearerFormat"},
+    "ticket": SECURITY["ticket"] | {"type": "httpApiKey"},
+}
+
+
+def _operation(action: str, summary: str, kinds: Sequence[Any]) -> Object:
+    return {
+        "action": action,
+        "channel": {"$ref": "#/channels/events"},
+        "summary": summary,
+        "messages": [{"$ref": f"#/channels/events/messages/{kind.__name__}"} for kind in kinds],
+    }
+
+
+def _schemas(kinds: Sequence[Any]) -> tuple[Sequence[Object], Object]:
+    schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    return list(schemas), dict(sorted(components.items()))

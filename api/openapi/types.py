@@ -1,0 +1,62 @@
+"""The task types in the document: each with its payload, and a submission as one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Final
+
+from api.openapi.schemas import REFS, Schema, with_refs
+from taskpool.fleet import TypeInfo
+from taskpool.payload_check import validator_of
+
+LOCAL: Final = "#/$defs/"
+
+
+def submissions(generic: Schema, types: Sequence[TypeInfo]) -> dict[str, Schema]:
+    """The components of these types, and `Submission`: a task of any of them. `generic` is the schema of TaskSpec."""
+    if not types:
+        return {"Submission": {"title": "Submission", "$ref": REFS + "TaskSpec"}}
+    components: dict[str, Schema] = {}
+    for info in types:
+        payload = f"{info.name}.payload"
+        components[payload] = _embedded(info, REFS + payload)
+        components[f"{info.name}.task"] = _submission(generic, info, REFS + payload)
+    refs = {info.name: f"{REFS}{info.name}.task" for info in types}
+    components["Submission"] = {
+        "title": "Submission",
+        "description": "A task of one of the types that are known now. `TaskSpec` is its form whatever the type.",
+        "oneOf": [{"$ref": ref} for ref in refs.values()],
+        "discriminator": {"propertyName": "type", "mapping": refs},
+    }
+    return components
+
+
+def _embedded(info: TypeInfo, place: str) -> Schema:
+    """A payload's schema, which stands for itself, as it has to be where it is a part of this document."""
+    schema: Schema = with_refs(dict(info.schema), partial(_moved, place=place))
+    schema.pop("$schema", None)
+    return schema
+
+
+def _moved(ref: str, place: str) -> str:
+    if ref == "#":
+        return place
+    return place + ref.removeprefix("#") if ref.startswith("#/") else ref
+
+
+def _submission(generic: Schema, info: TypeInfo, payload: str) -> Schema:
+    """The schema of a submission of this type. Null is "not given" for the payload too, which then is empty."""
+    may_be_empty = _takes_nothing(info.schema)
+    properties: Schema = dict(generic["properties"])
+    properties["type"] = {"const": info.name}
+    properties["payload"] = {"anyOf": [{"$ref": payload}, {"type": "null"}]} if may_be_empty else {"$ref": payload}
+    required = ["type"] if may_be_empty else ["type", "payload"]
+    schema = {**generic, "title": f"{info.name}.task", "properties": properties, "required": required}
+    schema["description"] = info.description or f"A task of the type {info.name}."
+    return schema
+
+
+def _takes_nothing(schema: Any) -> bool:
+    validator = validator_of(schema)
+    return validator is None or validator.is_valid({})

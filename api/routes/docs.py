@@ -1,0 +1,74 @@
+"""/openapi.json and /docs: the whole of this API as a document, for programs and for people."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.access.gate import Gate
+from api.openapi.asyncapi import describe_socket
+from api.openapi.document import describe
+from api.openapi.operation import Answer, operation
+from api.openapi.page import FILES, INDEX, DocsPage
+from api.problems import Problem
+from api.query import NoQuery, read_query
+from api.responses import Json
+from taskpool.async_pool import AsyncTaskPool
+from taskpool.fleet import TypeInfo
+
+PAGE: Final = Answer(str, headers=("ETag",), media_types=("text/html",))
+SAME_PAGE: Final = Answer(None, headers=("ETag",))
+SCRIPT_OR_STYLE: Final = Answer(str, headers=("ETag",), media_types=("text/javascript", "text/css"))
+
+
+class DocsRoutes:
+    """Handlers that describe the API. `type_grace_s`: for how long a type without workers still takes tasks."""
+
+    def __init__(self, pool: AsyncTaskPool, gate: Gate, type_grace_s: float) -> None:
+        self._pool = pool
+        self._gate = gate
+        self._type_grace_s = type_grace_s
+        self._page = DocsPage()
+
+    @operation("get_openapi", tag="service", answers={200: dict[str, Any]})
+    async def openapi(self, request: Request) -> Json:
+        """GET /openapi.json: this document, OpenAPI 3.1, with the task types as they are known now."""
+        read_query(request.scope["query_string"], NoQuery)
+        types = [info for info in await self._pool.types() if self._takes_tasks(info)]
+        return Json(describe(request.app.routes, types, needs_key=await self._gate.needs_key()))
+
+    @operation("get_asyncapi", tag="service", answers={200: dict[str, Any]}, asks_redis=False)
+    async def asyncapi(self, request: Request) -> Json:
+        """GET /asyncapi.json: the WebSocket at /ws as a document, AsyncAPI 3."""
+        read_query(request.scope["query_string"], NoQuery)
+        return Json(describe_socket(request.url.netloc, secure=request.url.scheme == "https"))
+
+    @operation("show_docs", tag="service", query=None, answers={200: PAGE, 304: SAME_PAGE}, asks_redis=False)
+    async def docs(self, request: Request) -> Response:
+        """GET /docs: this document as a page. The page itself is the same for all; what it shows takes a key."""
+        return await self._file(request, INDEX)
+
+    @operation(
+        "get_docs_file",
+        tag="service",
+        query=None,
+        answers={200: SCRIPT_OR_STYLE, 304: SAME_PAGE},
+        problems=["not-found"],
+        asks_redis=False,
+    )
+    async def docs_file(self, request: Request) -> Response:
+        """GET /docs/{file}: what the page is made of."""
+        name: str = request.path_params["file"]
+        if name not in FILES:
+            raise Problem("not-found", "the page has no such file")
+        return await self._file(request, name)
+
+    async def _file(self, request: Request, name: str) -> Response:
+        takes_gzip = "gzip" in request.headers.get("accept-encoding", "")
+        return await self._page.answer(name, takes_gzip=takes_gzip, known=request.headers.get("if-none-match", ""))
+
+    def _takes_tasks(self, info: TypeInfo) -> bool:
+        return bool(info.served_by) or (info.last_seen_ms or 0) / 1000 > time.time() - self._type_grace_s

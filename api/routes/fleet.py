@@ -1,0 +1,71 @@
+"""/queues, /types and /workers: what there is to work on, what can be worked on, and who works."""
+
+from __future__ import annotations
+
+from urllib.parse import quote, urlencode
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.access.caller import caller_of
+from api.answers import QueuePage, Queues, Types, Workers
+from api.openapi.operation import Answer, operation
+from api.query import NoQuery, QueueQuery, read_query, wrong_cursor
+from api.responses import Json, tagged
+from taskpool.async_pool import AsyncTaskPool
+from taskpool.document import queue_document, queued_document, type_document, worker_document
+from taskpool.errors import InvalidTask
+from taskpool.queue import get_queue
+
+
+class FleetRoutes:
+    """Handlers that show the queues, the task types and the workers."""
+
+    def __init__(self, pool: AsyncTaskPool) -> None:
+        self._pool = pool
+
+    @operation("list_queues", tag="fleet", answers={200: Queues})
+    async def queues(self, request: Request) -> Json:
+        """GET /queues: every queue with its counts."""
+        read_query(request.scope["query_string"], NoQuery)
+        caller, infos = caller_of(request.scope), await self._pool.queues()
+        if caller.project is not None:  # the counts are of all projects: it sees those of the queues that are for it
+            infos = [info for info in infos if info.name in (caller.queues or ())]
+        return Json(Queues(queues=[queue_document(info) for info in infos]))
+
+    @operation("get_queue", tag="fleet", query=QueueQuery, answers={200: Answer(QueuePage, headers=("Link",))})
+    async def queue(self, request: Request) -> Json:
+        """GET /queues/{name}: the tasks of a queue in the order in which they will start."""
+        query = read_query(request.scope["query_string"], QueueQuery)
+        name = request.path_params["name"]
+        try:
+            project = caller_of(request.scope).project
+            reading = get_queue(name, cursor=query.cursor, limit=query.limit, project=project)
+            page = await self._pool.store.carry_out(reading)
+        except InvalidTask as error:
+            raise wrong_cursor(error) from None
+        tasks = [queued_document(queued) for queued in page.items]
+        document = QueuePage(name=name, tasks=tasks, next_cursor=page.next_cursor)
+        if page.next_cursor is None:
+            return Json(document)
+        parameters = urlencode({"cursor": page.next_cursor, "limit": query.limit})
+        link = f'</queues/{quote(name)}?{parameters}>; rel="next"'
+        return Json(document, headers=[(b"link", link.encode())])
+
+    @operation(
+        "list_types",
+        tag="fleet",
+        headers=["If-None-Match"],
+        answers={200: Answer(Types, headers=("ETag",)), 304: Answer(None, headers=("ETag",))},
+    )
+    async def types(self, request: Request) -> Response:
+        """GET /types: every task type with the JSON Schema of its payload, and who serves it; 304 by its ETag."""
+        read_query(request.scope["query_string"], NoQuery)
+        document = Types(types=[type_document(info) for info in await self._pool.types()])
+        return tagged(document, request.scope["headers"])
+
+    @operation("list_workers", tag="fleet", answers={200: Workers})
+    async def workers(self, request: Request) -> Json:
+        """GET /workers: every worker process."""
+        read_query(request.scope["query_string"], NoQuery)
+        return Json(Workers(workers=[worker_document(info) for info in await self._pool.workers()]))

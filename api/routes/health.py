@@ -1,0 +1,63 @@
+"""/, /livez, /readyz and /metrics: for those who meet the service first, and those who run it."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.metadata import version
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.access.access import READ_ALL
+from api.access.gate import Gate
+from api.answers import Door, Live, Ready
+from api.metrics import Scrape, exposition
+from api.openapi.operation import Answer, operation
+from api.responses import Json
+from taskpool.async_pool import AsyncTaskPool
+from taskpool.document import server_document
+from taskpool.errors import RedisUnavailable
+from taskpool.webhooks.delivery import outbox_length
+
+EXPOSITIONS: Final = ("text/plain", "application/openmetrics-text")
+
+
+class HealthRoutes:
+    """Handlers for probes and scrapes. They take whatever parameters a probe adds."""
+
+    def __init__(self, pool: AsyncTaskPool, gate: Gate) -> None:
+        self._pool = pool
+        self._gate = gate
+
+    @operation("open_door", tag="service", query=None, answers={200: Door}, asks_redis=False)
+    async def door(self, request: Request) -> Json:
+        """GET /: what this is, and where one can go from here."""
+        paths = ("tasks", "queues", "types", "workers", "openapi.json", "docs", "livez", "readyz", "metrics")
+        links = {path: f"/{path}" for path in paths}
+        return Json(Door(service="taskpool", version=version("taskpool"), links=links))
+
+    @operation("is_alive", tag="service", query=None, answers={200: Live}, asks_redis=False)
+    async def live(self, request: Request) -> Json:
+        """GET /livez: this process answers. It asks nobody else: a restart wouldn't bring Redis back."""
+        return Json(Live(status="ok"))
+
+    @operation("is_ready", tag="service", query=None, answers={200: Ready})
+    async def ready(self, request: Request) -> Json:
+        """GET /readyz: Redis answers and takes writes; to who may see all tasks, what it keeps over a crash, too."""
+        server, workers = await asyncio.gather(self._pool.server(), self._pool.workers())
+        if server.role != "master":
+            raise RedisUnavailable("it is a read-only replica now")
+        if not await self._gate.would_admit(request.scope, READ_ALL):
+            return Json(Ready(status="ok"))
+        document = server_document(server)
+        return Json(Ready(status="ok", redis=document, workers=len(workers), warnings=server.warnings))
+
+    @operation("get_metrics", tag="service", query=None, answers={200: Answer(str, media_types=EXPOSITIONS)})
+    async def metrics(self, request: Request) -> Response:
+        """GET /metrics: the whole cluster's figures for Prometheus, or as OpenMetrics for who accepts that."""
+        counters, queues, workers, outbox = await asyncio.gather(
+            self._pool.counters(), self._pool.queues(), self._pool.workers(), self._pool.store.run(outbox_length())
+        )
+        text, media_type = exposition(Scrape(counters, queues, workers, outbox), request.headers.get("accept", ""))
+        return Response(text, headers={"content-type": media_type, "cache-control": "no-store"})

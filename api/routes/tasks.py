@@ -1,0 +1,178 @@
+"""/tasks and what is below it, once tasks exist: list, read, wait, remove, stop, retry."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import quote, urlencode
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.access.caller import caller_of
+from api.answers import DeliveryPage, TaskPage
+from api.body import read_optional_json
+from api.deliveries import list_deliveries
+from api.longpoll import LongPolls
+from api.openapi.operation import Answer, operation
+from api.problems import conflict
+from api.query import DeliveriesQuery, ListQuery, NoQuery, TaskQuery, read_query, wrong_cursor
+from api.responses import Json, NoContent, tagged
+from api.submission import Retry, Stop, read_retry, read_stop
+from taskpool.async_pool import AsyncTaskPool
+from taskpool.document import task_document
+from taskpool.document_types import TaskDocument
+from taskpool.errors import InvalidTask, TaskConflict, TaskNotFound
+from taskpool.listing import Filter, list_tasks
+from taskpool.queue import remove_task
+from taskpool.record import fetch
+from taskpool.runner import kill_task, retry_task
+from taskpool.types import TaskRecord, TaskStatus
+
+_is_id: Final = re.compile(r"[A-Za-z0-9_-]{1,200}").fullmatch
+
+
+class TaskRoutes:
+    """Handlers of tasks that exist."""
+
+    def __init__(self, pool: AsyncTaskPool, long_polls: LongPolls, max_body_bytes: int) -> None:
+        self._pool = pool
+        self._long_polls = long_polls
+        self._max_body_bytes = max_body_bytes
+
+    @operation(
+        "get_task",
+        tag="tasks",
+        query=TaskQuery,
+        headers=["If-None-Match"],
+        answers={200: Answer(TaskDocument, headers=("ETag",)), 304: Answer(None, headers=("ETag",))},
+        problems=["task-not-found"],
+    )
+    async def get(self, request: Request) -> Response:
+        """GET /tasks/{id}: read a task; with ?wait=S once it has ended, or as it is after S seconds; 304 by ETag."""
+        query = read_query(request.scope["query_string"], TaskQuery)
+        if query.wait:
+            await check_visible(self._pool, request)  # whether it is there isn't told by a wait either
+            record = await self._long_polls.wait(task_id(request), query.wait, request.receive)
+        else:
+            record = await visible(self._pool, request)
+        return tagged(task_document(record), request.scope["headers"])
+
+    @operation(
+        "list_task_deliveries",
+        tag="webhooks",
+        query=DeliveriesQuery,
+        answers={200: Answer(DeliveryPage, headers=("Link",))},
+        problems=["task-not-found"],
+    )
+    async def deliveries(self, request: Request) -> Json:
+        """GET /tasks/{id}/deliveries: the webhooks that were sent about a task, the newest first."""
+        query = read_query(request.scope["query_string"], DeliveriesQuery)
+        record = await visible(self._pool, request)
+        path = f"/tasks/{quote(record.id)}/deliveries"
+        return await list_deliveries(self._pool.store, query, path, task=record.id)
+
+    @operation("list_tasks", tag="tasks", query=ListQuery, answers={200: Answer(TaskPage, headers=("Link",))})
+    async def list(self, request: Request) -> Json:
+        """GET /tasks: list tasks, newest first; all filters must hold."""
+        query = read_query(request.scope["query_string"], ListQuery)
+        try:
+            filter = Filter(query.status, query.queue, query.type, query.tag, caller_of(request.scope).project)
+            page = await self._pool.store.carry_out(list_tasks(filter, cursor=query.cursor, limit=query.limit))
+        except InvalidTask as error:
+            raise wrong_cursor(error) from None
+        document = TaskPage(tasks=[task_document(record) for record in page.items], next_cursor=page.next_cursor)
+        if page.next_cursor is None:
+            return Json(document)
+        given = {**msgspec.structs.asdict(query), "cursor": page.next_cursor}
+        parameters = urlencode({name: value for name, value in given.items() if value is not None})
+        return Json(document, headers=[(b"link", f'</tasks?{parameters}>; rel="next"'.encode())])
+
+    @operation(
+        "remove_task",
+        tag="tasks",
+        answers={200: TaskDocument, 204: None},
+        problems=["task-not-found", "task-conflict"],
+    )
+    async def remove(self, request: Request) -> Response:
+        """DELETE /tasks/{id}: cancel a task; 200 with it, or 204 when it had ended and is gone for good."""
+        read_query(request.scope["query_string"], NoQuery)
+        id = task_id(request)
+        by = caller_of(request.scope).actor()
+        await check_visible(self._pool, request)
+        try:
+            outcome = await self._pool.store.carry_out(remove_task(id, by))
+        except TaskConflict as error:
+            raise conflict(error, stop=f"/tasks/{quote(id)}/stop") from None
+        if outcome is None:
+            return NoContent()
+        return Json(task_document(await self._pool.get(id)))
+
+    @operation(
+        "stop_task",
+        tag="tasks",
+        body=Stop,
+        body_optional=True,
+        answers={202: TaskDocument},
+        problems=["task-not-found", "task-conflict"],
+    )
+    async def stop(self, request: Request) -> Json:
+        """POST /tasks/{id}/stop: stop a task; 202 with it as it is now, stopping or canceled."""
+        read_query(request.scope["query_string"], NoQuery)
+        how = read_stop(await read_optional_json(request.scope, request.receive, self._max_body_bytes))
+        record = await visible(self._pool, request)
+        if not record.status.is_terminal:
+            by = caller_of(request.scope).actor()
+            killing = kill_task(record.id, grace_s=how.grace_s, force=how.force, by=by)
+            record = await self._pool.store.carry_out(killing)
+            if record.status not in (TaskStatus.DONE, TaskStatus.FAILED):  # else it ended just before
+                return Json(task_document(record), status=202)
+        raise TaskConflict(record.id, record.status, f"task {record.id} has ended already: it is {record.status}")
+
+    @operation(
+        "retry_task",
+        tag="tasks",
+        body=Retry,
+        body_optional=True,
+        answers={202: TaskDocument},
+        problems=["task-not-found", "task-conflict"],
+    )
+    async def retry(self, request: Request) -> Json:
+        """POST /tasks/{id}/retry: queue a task again that has failed, or was stopped or canceled; 202 with it."""
+        read_query(request.scope["query_string"], NoQuery)
+        read_retry(await read_optional_json(request.scope, request.receive, self._max_body_bytes))
+        id, by = task_id(request), caller_of(request.scope).actor()
+        await check_visible(self._pool, request)
+        record = await self._pool.store.carry_out(retry_task(id, by))
+        return Json(task_document(record), status=202)
+
+
+async def visible(pool: AsyncTaskPool, request: Request) -> TaskRecord:
+    """The task in the path, if it is there for the caller.
+
+    Raises:
+        TaskNotFound: it isn't, or it is another project's.
+    """
+    record = await pool.store.run(fetch(task_id(request)))
+    if not caller_of(request.scope).sees(record.project):
+        raise TaskNotFound(record.id)
+    return record
+
+
+async def check_visible(pool: AsyncTaskPool, request: Request) -> None:
+    """Return if what is done with the task in the path shows whether it is there, and it may be for the caller.
+
+    Raises:
+        TaskNotFound: it is another project's, or it isn't there and the caller belongs to a project.
+    """
+    if caller_of(request.scope).project is not None:  # else it costs nothing
+        await visible(pool, request)
+
+
+def task_id(request: Request) -> str:
+    """The task's id in the path; what can't be one names no task, whatever keys of Redis it might name."""
+    id: str = request.path_params["id"]
+    if not _is_id(id):
+        raise TaskNotFound(id[:200])
+    return id

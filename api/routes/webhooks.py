@@ -1,0 +1,220 @@
+"""/webhooks and what is below it: standing endpoints, their secrets, and what became of the messages to them.
+
+A caller that belongs to a project sees that project's endpoints and deliveries; another's don't exist for it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+from urllib.parse import quote
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+from starlette.requests import Request
+
+from api.access.caller import Caller, caller_of
+from api.answers import DeliveryPage, Webhooks
+from api.body import read_json, read_optional_json
+from api.deliveries import list_deliveries
+from api.openapi.operation import Answer, operation
+from api.query import DeadQuery, DeliveriesQuery, NoQuery, read_query
+from api.responses import Json, NoContent
+from api.submission import read_as
+from taskpool.errors import DeliveryNotFound, WebhookNotFound
+from taskpool.store import AsyncStore
+from taskpool.webhooks import delivery
+from taskpool.webhooks import store as webhook_store
+from taskpool.webhooks.delivery import Delivery
+from taskpool.webhooks.document import (
+    DeliveryDocument,
+    SecretDocument,
+    WebhookDocument,
+    delivery_document,
+    secret_document,
+    webhook_document,
+)
+from taskpool.webhooks.fields import NewWebhook, WebhookFields
+from taskpool.webhooks.store import MOST_OVERLAP_S, OVERLAP_S
+from taskpool.webhooks.target import Allowed
+
+OF_ONE: Final = ("webhook-not-found", "webhook-conflict")
+"""What can be wrong with the endpoint in the path: the one of callbacks is made when it is first asked for."""
+
+
+class NewSecret(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of POST /webhooks/{webhook}/secret: the new one, if not one made here; how long the old one signs."""
+
+    secret: str | UnsetType = UNSET
+    overlap_s: Annotated[float, Meta(ge=0, le=MOST_OVERLAP_S)] = OVERLAP_S
+
+
+class WebhookRoutes:
+    """Handlers of endpoints and deliveries."""
+
+    def __init__(self, store: AsyncStore, allowed: Allowed, max_body_bytes: int) -> None:
+        self._store, self._allowed, self._max_body_bytes = store, allowed, max_body_bytes
+
+    @operation("list_webhooks", tag="webhooks", answers={200: Webhooks})
+    async def list(self, request: Request) -> Json:
+        """GET /webhooks: list the standing endpoints, without their secrets."""
+        caller = _caller(request)
+        found = await self._store.carry_out(webhook_store.list_webhooks(caller.project))
+        return Json(Webhooks(webhooks=[webhook_document(each) for each in found]))
+
+    @operation(
+        "create_webhook",
+        tag="webhooks",
+        body=NewWebhook,
+        body_fault="invalid-webhook",
+        answers={201: Answer(WebhookDocument, headers=("Location",))},
+        problems=["webhook-conflict"],
+    )
+    async def create(self, request: Request) -> Json:
+        """POST /webhooks: make a standing endpoint; 201 with it and its secret."""
+        caller = _caller(request)
+        body = await read_json(request.scope, request.receive, self._max_body_bytes)
+        fields = read_as(body, NewWebhook, "invalid-webhook")
+        plan = webhook_store.create_webhook(fields, caller.project, self._allowed, caller.actor())
+        webhook = await self._store.carry_out(plan)
+        location = (b"location", b"/webhooks/" + webhook.id.encode())
+        return Json(webhook_document(webhook, with_secret=True), status=201, headers=(location,))
+
+    @operation("get_webhook", tag="webhooks", answers={200: WebhookDocument}, problems=OF_ONE)
+    async def get(self, request: Request) -> Json:
+        """GET /webhooks/{webhook}: read an endpoint, without its secret."""
+        caller = _caller(request)
+        return Json(
+            webhook_document(await self._store.carry_out(webhook_store.get_webhook(_id(request), caller.project)))
+        )
+
+    @operation(
+        "update_webhook",
+        tag="webhooks",
+        body=WebhookFields,
+        body_fault="invalid-webhook",
+        answers={200: WebhookDocument},
+        problems=OF_ONE,
+    )
+    async def update(self, request: Request) -> Json:
+        """PATCH /webhooks/{webhook}: change what is given of an endpoint.
+
+        Its project stays, and its secret is replaced at a path of its own. What waits for it goes to a new URL.
+        """
+        caller = _caller(request)
+        body = await read_json(request.scope, request.receive, self._max_body_bytes)
+        fields = read_as(body, WebhookFields, "invalid-webhook")
+        plan = webhook_store.update_webhook(_id(request), fields, caller.project, self._allowed, caller.actor())
+        return Json(webhook_document(await self._store.carry_out(plan)))
+
+    @operation(
+        "remove_webhook",
+        tag="webhooks",
+        answers={204: None},
+        problems=OF_ONE,
+    )
+    async def remove(self, request: Request) -> NoContent:
+        """DELETE /webhooks/{webhook}: remove an endpoint; 204, it is gone with its deliveries."""
+        caller = _caller(request)
+        await self._store.carry_out(webhook_store.remove_webhook(_id(request), caller.project, caller.actor()))
+        return NoContent()
+
+    @operation("get_webhook_secret", tag="webhooks", answers={200: SecretDocument}, problems=OF_ONE)
+    async def secret(self, request: Request) -> Json:
+        """GET /webhooks/{webhook}/secret: what signs; the endpoint `callback` has the secret of callbacks."""
+        caller = _caller(request)
+        return Json(
+            secret_document(await self._store.carry_out(webhook_store.get_webhook(_id(request), caller.project)))
+        )
+
+    @operation(
+        "rotate_webhook_secret",
+        tag="webhooks",
+        body=NewSecret,
+        body_optional=True,
+        body_fault="invalid-webhook",
+        answers={200: SecretDocument},
+        problems=OF_ONE,
+    )
+    async def rotate(self, request: Request) -> Json:
+        """POST /webhooks/{webhook}/secret: a new secret; the old one signs beside it for a while."""
+        caller = _caller(request)
+        body = await read_optional_json(request.scope, request.receive, self._max_body_bytes)
+        asked = read_as(body, NewSecret, "invalid-webhook")
+        secret = None if asked.secret is UNSET else asked.secret
+        plan = webhook_store.rotate_secret(
+            _id(request), caller.project, secret=secret, overlap_s=asked.overlap_s, by=caller.actor()
+        )
+        return Json(secret_document(await self._store.carry_out(plan)))
+
+    @operation(
+        "test_webhook",
+        tag="webhooks",
+        answers={202: Answer(DeliveryDocument, headers=("Location",), made="/webhooks/deliveries")},
+        problems=OF_ONE,
+    )
+    async def test(self, request: Request) -> Json:
+        """POST /webhooks/{webhook}/test: send a message that only tries whether the endpoint hears."""
+        caller = _caller(request)
+        sent = await self._store.carry_out(webhook_store.send_test(_id(request), caller.project))
+        location = (b"location", b"/webhooks/deliveries/" + sent.id.encode())
+        return Json(delivery_document(sent), status=202, headers=(location,))
+
+    @operation(
+        "list_deliveries",
+        tag="webhooks",
+        query=DeliveriesQuery,
+        answers={200: Answer(DeliveryPage, headers=("Link",))},
+        problems=OF_ONE,
+    )
+    async def deliveries(self, request: Request) -> Json:
+        """GET /webhooks/{webhook}/deliveries: the last messages to an endpoint, the newest first."""
+        query = read_query(request.scope["query_string"], DeliveriesQuery)
+        webhook = await self._store.carry_out(webhook_store.get_webhook(_id(request), caller_of(request.scope).project))
+        return await list_deliveries(
+            self._store, query, f"/webhooks/{quote(_id(request))}/deliveries", webhook=webhook.id
+        )
+
+    @operation("list_dead", tag="webhooks", query=DeadQuery, answers={200: Answer(DeliveryPage, headers=("Link",))})
+    async def dead(self, request: Request) -> Json:
+        """GET /webhooks/dead: the deliveries to any endpoint that nobody tries any more, the newest first."""
+        query = read_query(request.scope["query_string"], DeadQuery)
+        return await list_deliveries(self._store, query, "/webhooks/dead")
+
+    @operation("get_delivery", tag="webhooks", answers={200: DeliveryDocument}, problems=["delivery-not-found"])
+    async def delivery(self, request: Request) -> Json:
+        """GET /webhooks/deliveries/{delivery}: one message with its body and its attempts."""
+        found = await self._delivery(request, _caller(request))
+        return Json(delivery_document(found, with_body=True))
+
+    @operation(
+        "replay_delivery",
+        tag="webhooks",
+        answers={202: DeliveryDocument},
+        problems=["delivery-not-found", "delivery-busy"],
+    )
+    async def replay(self, request: Request) -> Json:
+        """POST /webhooks/deliveries/{delivery}/replay: send a message again, or at once, with all its attempts."""
+        caller = _caller(request)
+        found = await self._delivery(request, caller)
+        again = await self._store.carry_out(delivery.replay(found.id, caller.actor()))
+        return Json(delivery_document(again), status=202)
+
+    async def _delivery(self, request: Request, caller: Caller) -> Delivery:
+        """The delivery in the path, if its endpoint is one that the caller sees."""
+        found = await self._store.carry_out(delivery.get_delivery(request.path_params["delivery"]))
+        try:
+            await self._store.carry_out(webhook_store.get_webhook(found.webhook, caller.project))
+        except WebhookNotFound:
+            raise DeliveryNotFound(found.id) from None
+        return found
+
+
+def _caller(request: Request) -> Caller:
+    """Who asks, on a path that takes no parameters."""
+    read_query(request.scope["query_string"], NoQuery)
+    return caller_of(request.scope)
+
+
+def _id(request: Request) -> str:
+    id: str = request.path_params["webhook"]
+    return id

@@ -1,0 +1,131 @@
+"""The API keys in Redis: made, listed, rotated, revoked, and found for whoever calls. Each change is audited.
+
+A change replaces a key's document only if it is still the one that was read: two changes at once can't undo each
+other, least of all a rotation a revocation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from taskpool import keys
+from taskpool.access.apikey import KEY_ID, ROTATION_GRACE_S, ApiKey, KeySpec, new_key, rotated
+from taskpool.access.audit import Actor, entry
+from taskpool.calls import Call, Plan, one
+from taskpool.errors import KeyNotFound, TaskpoolError
+from taskpool.lua import Script
+
+RACES: Final = 5
+
+_change, _used = Script("key_change"), Script("key_used")
+_document = msgspec.json.Decoder(ApiKey)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A key, and when it was last used, to about a minute (None: never)."""
+
+    key: ApiKey
+    used_ms: int | None
+
+
+def any_key() -> Call[bool]:
+    """Whether there is any key, were it an expired one: then nobody is let in without."""
+    return Call(("EXISTS", keys.API_KEYS), lambda reply: reply == 1, again=True)
+
+
+def find(id: str) -> tuple[Call[ApiKey | None], Call[int]]:
+    """The key of this id, and the time in ms: to be sent together."""
+    return Call(("HGET", keys.API_KEYS, id), _read, again=True), _now()
+
+
+def note_use(id: str) -> Call[str]:
+    """Note that a key was used now: ``ok`` or ``gone``."""
+    return _used.call((id,), _word, again=True)
+
+
+def create(spec: KeySpec, by: Actor) -> Plan[tuple[ApiKey, str]]:
+    """Make a key; it and its text, which nothing shows again.
+
+    Raises:
+        InvalidKey
+    """
+    now_ms = yield from one(_now())
+    key, text = new_key(spec, now_ms)
+    yield from one(_changing(key.id, b"", msgspec.json.encode(key), entry(by, "key.created", key.id)))
+    return key, text
+
+
+def listed() -> Plan[list[Listed]]:
+    """All keys, the oldest first."""
+    documents, used = yield (
+        Call(("HGETALL", keys.API_KEYS), _pairs, again=True),
+        Call(("HGETALL", keys.API_KEYS_USED), _pairs, again=True),
+    )
+    found = [_document.decode(document) for document in documents.values()]
+    found.sort(key=lambda key: (key.created_ms, key.id))
+    return [Listed(key, int(used[key.id.encode()]) if key.id.encode() in used else None) for key in found]
+
+
+def rotate(id: str, by: Actor, *, grace_s: float = ROTATION_GRACE_S) -> Plan[tuple[ApiKey, str]]:
+    """Give a key a new secret; the key and its new text. The secret it had stays good for `grace_s`; one from before
+    that, which an earlier rotation left good, doesn't.
+
+    Raises:
+        KeyNotFound
+    """
+    for _ in range(RACES):
+        document, now_ms = yield (_raw(id), _now())
+        key, text = rotated(_known(id, document), grace_s, now_ms)
+        word = yield from one(_changing(id, document, msgspec.json.encode(key), entry(by, "key.rotated", id)))
+        if word == "ok":
+            return key, text
+    raise TaskpoolError(f"the key {id} is being changed by others all the time; try again")
+
+
+def revoke(id: str, by: Actor) -> Plan[ApiKey]:
+    """Take a key back for good; as it was.
+
+    Raises:
+        KeyNotFound
+    """
+    for _ in range(RACES):
+        document = yield from one(_raw(id))
+        key = _known(id, document)
+        if (yield from one(_changing(id, document, b"", entry(by, "key.revoked", id)))) == "ok":
+            return key
+    raise TaskpoolError(f"the key {id} is being changed by others all the time; try again")
+
+
+def _changing(id: str, before: bytes, after: bytes, audited: bytes) -> Call[str]:
+    return _change.call((id, before, after, audited), _word, again=True)
+
+
+def _raw(id: str) -> Call[bytes]:
+    return Call(("HGET", keys.API_KEYS, id), lambda reply: reply or b"", again=True)
+
+
+def _known(id: str, document: bytes) -> ApiKey:
+    if not document or not KEY_ID.fullmatch(id):
+        raise KeyNotFound(id[:200])
+    return _document.decode(document)
+
+
+def _read(reply: bytes | None) -> ApiKey | None:
+    return None if reply is None else _document.decode(reply)
+
+
+def _now() -> Call[int]:
+    return Call(("TIME",), lambda reply: int(reply[0]) * 1000 + int(reply[1]) // 1000, again=True)
+
+
+def _pairs(flat: Sequence[Any]) -> dict[bytes, bytes]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _word(reply: bytes) -> str:
+    return reply.decode()

@@ -1,0 +1,1 @@
+"""The HTTP API from a program: `Client`, `AsyncClient`, and what both share."""

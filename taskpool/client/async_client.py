@@ -1,0 +1,201 @@
+"""The HTTP API for programs that await: `AsyncClient`. (`client` has the one for programs that block.)
+
+Methods have the names of those of `AsyncTaskPool` that mean the same, and return the same values. Each names an
+operation and runs it; what it does stands in `operations` and `follow`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from types import TracebackType
+from typing import Any, TypeVar, Unpack
+
+import httpx
+
+from taskpool.client import follow as client_follow
+from taskpool.client import operations
+from taskpool.client.http import AsyncRunner, Server
+from taskpool.client.request import Plan, Request
+from taskpool.client.retry import RETRIES, TIMEOUT_S, Retrying, sending
+from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
+from taskpool.logs.line import LogLine
+from taskpool.receipt import Receipt
+from taskpool.types import Event, Page, QueuedTask, TaskOptions, TaskRecord, TaskSpec, TaskStatus
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """As `Client`, awaited, with any number of coroutines at once.
+
+        async with AsyncClient("http://localhost:8080", api_key) as client:
+            task = await client.add_task("resize", {"url": "https://example.org/a.png"})
+            print((await client.wait(task.id, timeout_s=60)).result)
+
+    Whoever leaves `follow`, `events` or `follow_log` early closes them with `contextlib.aclosing`.
+    """
+
+    def __init__(
+        self, url: str, api_key: str | None = None, *, timeout_s: float = TIMEOUT_S, retries: int = RETRIES
+    ) -> None:
+        """Raises: ConfigurationError, when the URL or the key can't be one."""
+        self._server = Server(url, api_key, timeout_s)
+        self._retrying = Retrying(retries)
+        self._http = httpx.AsyncClient(**self._server.options)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def add_task(self, type: str, payload: Any = None, **options: Unpack[TaskOptions]) -> Receipt:
+        """Submit a task; see `TaskSpec` for the options. Returns its id and status.
+
+        Raises:
+            InvalidTask: UnknownType, InvalidPayload, UnknownDependency or an option that can't be; nothing was stored.
+            UniqueConflict: another task holds its unique key; nothing was stored.
+            QueueFull: the queue has no room; nothing was stored.
+        """
+        return await self.send(operations.add_task(TaskSpec(type=type, payload=payload, **options)))
+
+    async def add_tasks(self, specs: Sequence[TaskSpec]) -> list[Receipt]:
+        """Submit up to 1,000 tasks in one request: all are stored or none. Ids and statuses in order.
+
+        Raises:
+            InvalidTask: pointers start with the task's index, ``/3/payload/width``.
+            UniqueConflict, QueueFull: as `add_task`.
+        """
+        return await self.send(operations.add_tasks(specs)) if specs else []
+
+    async def get(self, id: str) -> TaskRecord:
+        """The task as it is now.
+
+        Raises:
+            TaskNotFound
+        """
+        return await self.send(operations.get(id))
+
+    async def wait(self, id: str, *, timeout_s: float | None = None) -> TaskRecord:
+        """The task once it has ended, well or not: look at `status`, `result`, `error`. None waits for ever.
+
+        A wait that has begun outlives an API that is away, if it comes back in time.
+
+        Raises:
+            TaskNotFound
+            WaitTimeout: it hasn't ended in `timeout_s`; `record` is how it stands.
+        """
+        return await self._run(client_follow.follow(id, timeout_s, client_follow.WAITING, self._retrying))
+
+    def follow(self, id: str, *, timeout_s: float | None = None) -> AsyncGenerator[TaskRecord]:
+        """The task as it is now, again twice a second, and last when it has ended. Outlives as `wait`.
+
+        Raises:
+            TaskNotFound
+            WaitTimeout: it hasn't ended in `timeout_s`.
+        """
+        return self._tell(client_follow.follow(id, timeout_s, client_follow.WATCHING, self._retrying))
+
+    def events(self, id: str, *, after: str | None = None) -> AsyncGenerator[Event]:
+        """Every event of a task until it has ended, each once, also when the API was away meanwhile.
+
+        First comes one called `snapshot`, whose data is the task's document; or, with `after` (the `stream` of an
+        event), what came since then. Where the API has forgotten events, there is another snapshot.
+
+        Raises:
+            TaskNotFound
+        """
+        return self._tell(client_follow.events(id, after, self._retrying))
+
+    async def get_queue(
+        self, name: str = "default", *, cursor: str | None = None, limit: int = 100
+    ) -> Page[QueuedTask]:
+        """A part of a queue as it is at one moment, in dispatch order, with position and wait."""
+        return await self.send(operations.get_queue(name, cursor, limit))
+
+    async def list_tasks(
+        self,
+        *,
+        status: TaskStatus | None = None,
+        queue: str | None = None,
+        type: str | None = None,
+        tag: str | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> Page[TaskRecord]:
+        """Tasks that fit, newest first. A page may be short: go on with `next_cursor` until it is None."""
+        return await self.send(
+            operations.list_tasks(status=status, queue=queue, type=type, tag=tag, cursor=cursor, limit=limit)
+        )
+
+    async def remove_task(self, id: str) -> TaskStatus | None:
+        """Cancel a task that hasn't started (CANCELED), purge one that has ended (None).
+
+        Raises:
+            TaskNotFound
+            TaskConflict: it is running; use `kill_task`.
+        """
+        return await self.send(operations.remove_task(id))
+
+    async def kill_task(self, id: str, *, grace_s: float = 10.0, force: bool = False) -> TaskRecord:
+        """Stop a task: cancel it before it starts; else ask it to stop, and kill it after `grace_s` (`force`: at once).
+
+        Raises:
+            TaskNotFound
+        """
+        return await self._run(operations.kill_task(id, grace_s=grace_s, force=force, retrying=self._retrying))
+
+    async def retry_task(self, id: str) -> TaskRecord:
+        """Queue a failed, stopped or canceled task again.
+
+        Raises:
+            TaskNotFound
+            TaskConflict: any other status, or a task it depends on isn't done.
+        """
+        return await self.send(operations.retry_task(id))
+
+    async def queues(self) -> list[QueueInfo]:
+        """Every queue with its counts."""
+        return await self.send(operations.queues())
+
+    async def types(self) -> list[TypeInfo]:
+        """Every known task type, with the pools that serve it."""
+        return await self.send(operations.types())
+
+    async def workers(self) -> list[WorkerInfo]:
+        """Every registered worker process."""
+        return await self.send(operations.workers())
+
+    async def logs(self, id: str, *, cursor: str | None = None, limit: int = 100) -> Page[LogLine]:
+        """A page of a task's log, the oldest line first. While the task hasn't ended there is always a next cursor.
+
+        Raises:
+            TaskNotFound
+            InvalidTask: the cursor isn't one of this listing.
+        """
+        return await self.send(operations.logs(id, cursor, limit))
+
+    def follow_log(self, id: str, *, cursor: str | None = None) -> AsyncGenerator[LogLine]:
+        """Every line of a task's log, those to come as well, each once, until the task has ended. Outlives as `wait`.
+
+        Raises:
+            TaskNotFound
+            InvalidTask: the cursor isn't one of `logs`.
+        """
+        return self._tell(client_follow.follow_log(id, cursor, self._retrying))
+
+    async def send(self, request: Request[T]) -> T:
+        """What a request of `client_operations` or `client_keys` is answered; it is sent again where that is safe."""
+        return await self._run(sending(request, self._retrying))
+
+    async def _run(self, plan: Plan[T]) -> T:
+        return await AsyncRunner(self._http, self._server).result(plan)
+
+    def _tell(self, plan: Plan[object]) -> AsyncGenerator[Any]:
+        return AsyncRunner(self._http, self._server).told(plan)

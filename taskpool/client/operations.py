@@ -1,0 +1,159 @@
+"""Each operation of the HTTP API as a request: where it is sent, what with, and what its answer means."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+from urllib.parse import quote
+
+import msgspec
+
+from taskpool.client import values
+from taskpool.client.request import About, Answer, Plan, Request
+from taskpool.client.retry import Retrying, sending
+from taskpool.errors import TaskConflict, TaskNotFound
+from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
+from taskpool.logs.line import LogLine
+from taskpool.receipt import Receipt
+from taskpool.types import Page, QueuedTask, TaskRecord, TaskSpec, TaskStatus
+
+STREAM_SILENCE_S: Final = 35.0
+"""Beyond the usual time: streams send a comment every 15 s, so one that is silent for longer was cut."""
+
+_JSON: Final = {"content-type": "application/json"}
+_STREAM: Final = {"accept": "text/event-stream"}
+_is_id: Final = re.compile(r"[A-Za-z0-9_-]{1,200}").fullmatch
+
+
+def add_task(spec: TaskSpec) -> Request[Receipt]:
+    """Submit a task: once, however often this request is sent.
+
+    Raises: InvalidTask, when the submission has no JSON form.
+    """
+    return Request(
+        method="POST",
+        path="/tasks",
+        read=values.receipt,
+        headers={**_JSON, "idempotency-key": secrets.token_hex(16)},
+        body=values.submission(spec),
+        about=About(specs=(spec,)),
+    )
+
+
+def add_tasks(specs: Sequence[TaskSpec]) -> Request[list[Receipt]]:
+    """Submit tasks, all or none: once, however often this request is sent. Raises: as `add_task`."""
+    return Request(
+        method="POST",
+        path="/tasks/batch",
+        read=values.receipts,
+        headers={**_JSON, "idempotency-key": secrets.token_hex(16)},
+        body=values.submissions(specs),
+        about=About(specs=tuple(specs), prefix="/tasks"),
+    )
+
+
+def get(id: str, *, wait_s: float = 0.0) -> Request[TaskRecord]:
+    """Read a task; with `wait_s`, once it has ended or so many seconds have passed."""
+    query = {"wait": f"{wait_s:.3f}"} if wait_s > 0 else {}
+    return Request(
+        method="GET", path=_task(id), query=query, read=values.record, waits_s=max(wait_s, 0.0), about=About(id)
+    )
+
+
+def list_tasks(*, cursor: str | None, limit: int, **filters: str | None) -> Request[Page[TaskRecord]]:
+    """A page of the tasks that fit the filters (`status`, `queue`, `type`, `tag`)."""
+    query = _given(**filters, cursor=cursor, limit=limit)
+    return Request(method="GET", path="/tasks", query=query, read=values.records)
+
+
+def get_queue(name: str, cursor: str | None, limit: int) -> Request[Page[QueuedTask]]:
+    """A page of a queue."""
+    path = f"/queues/{quote(name, safe='')}"
+    return Request(method="GET", path=path, query=_given(cursor=cursor, limit=limit), read=values.queued)
+
+
+def remove_task(id: str) -> Request[TaskStatus | None]:
+    """Cancel a task, or purge it. Not to be sent again: the first may cancel what the second purges."""
+
+    def read(answer: Answer) -> TaskStatus | None:
+        record = values.record_or_none(answer)
+        return None if record is None else record.status
+
+    return Request(method="DELETE", path=_task(id), read=read, again=False, about=About(id))
+
+
+def kill_task(id: str, *, grace_s: float, force: bool, retrying: Retrying) -> Plan[TaskRecord]:
+    """Stop a task; one that has ended is left as it is."""
+    body = msgspec.json.encode({"grace_s": grace_s, "force": force})
+    path = f"{_task(id)}/stop"
+    stop = Request(method="POST", path=path, headers=_JSON, body=body, read=values.record, about=About(id))
+    try:
+        return (yield from sending(stop, retrying))
+    except TaskConflict:
+        return (yield from sending(get(id), retrying))
+
+
+def retry_task(id: str) -> Request[TaskRecord]:
+    """Queue a task again. Not to be sent again: it may have run and failed in between."""
+    return Request(method="POST", path=f"{_task(id)}/retry", read=values.record, again=False, about=About(id))
+
+
+def queues() -> Request[list[QueueInfo]]:
+    """Every queue."""
+    return Request(method="GET", path="/queues", read=values.queues)
+
+
+def types() -> Request[list[TypeInfo]]:
+    """Every task type."""
+    return Request(method="GET", path="/types", read=values.types)
+
+
+def workers() -> Request[list[WorkerInfo]]:
+    """Every worker process."""
+    return Request(method="GET", path="/workers", read=values.workers)
+
+
+def logs(id: str, cursor: str | None, limit: int) -> Request[Page[LogLine]]:
+    """A page of a task's log."""
+    query = _given(cursor=cursor, limit=limit)
+    return Request(method="GET", path=f"{_task(id)}/logs", query=query, read=values.lines, about=About(id))
+
+
+def event_stream(id: str, last_id: str) -> Request[bool]:
+    """The stream of a task's events behind `last_id`; whether there is one."""
+    return _stream(id, f"{_task(id)}/events", {}, last_id)
+
+
+def log_stream(id: str, last_id: str) -> Request[bool]:
+    """The stream of a task's log behind `last_id`; whether there is one."""
+    return _stream(id, f"{_task(id)}/logs", {"follow": "1"}, last_id)
+
+
+def _stream(id: str, path: str, query: Mapping[str, str], last_id: str) -> Request[bool]:
+    return Request(
+        method="GET",
+        path=path,
+        query=query,
+        read=lambda answer: answer.status == 200,
+        headers={**_STREAM, "last-event-id": last_id} if last_id else _STREAM,
+        waits_s=STREAM_SILENCE_S,
+        streams=True,
+        about=About(id),
+    )
+
+
+def _task(id: str) -> str:
+    """The path of a task.
+
+    Raises:
+        TaskNotFound: no task can have this id.
+    """
+    if not _is_id(id):
+        raise TaskNotFound(id[:200])
+    return f"/tasks/{id}"
+
+
+def _given(**parameters: Any) -> dict[str, str]:
+    return {name: str(value) for name, value in parameters.items() if value is not None}

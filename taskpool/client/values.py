@@ -1,0 +1,236 @@
+"""From the API's documents to the values that a `TaskPool` returns, and from submissions to bodies.
+
+A document has the names of the value's own fields, so most are read as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, Final, Generic, TypeVar
+
+import msgspec
+from msgspec.structs import fields
+
+from taskpool.client.request import Answer
+from taskpool.client.sse import Message
+from taskpool.errors import FieldError, InvalidPayload, InvalidTask
+from taskpool.finite import refuse_nan
+from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
+from taskpool.logs.line import LogLine
+from taskpool.receipt import Receipt
+from taskpool.types import Event, Page, QueuedTask, TaskRecord, TaskSpec, TaskStatus
+
+T = TypeVar("T")
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class _Receipt(msgspec.Struct):
+    id: str
+    status: TaskStatus
+    existing: bool = False
+
+
+class _Receipts(msgspec.Struct):
+    tasks: list[_Receipt]
+
+
+class _Place(msgspec.Struct):
+    position: int
+    wait_s: float
+
+
+class _Seen(msgspec.Struct):
+    last_seen_at: datetime | None = None
+
+
+class _Line(msgspec.Struct):
+    at: datetime
+    text: str
+    stream: str
+    attempt: int = 0
+    level: str | None = None
+    logger: str | None = None
+    continues: bool = False
+
+
+class _Event(msgspec.Struct):
+    id: str
+    seq: int
+    event: str
+    status: TaskStatus
+    at: datetime
+    data: dict[str, Any]
+    stream: str = ""
+
+
+class _Tasks(msgspec.Struct):
+    tasks: list[msgspec.Raw]
+    next_cursor: str | None = None
+
+
+class _Lines(msgspec.Struct):
+    lines: list[_Line]
+    next_cursor: str | None = None
+
+
+class _Queues(msgspec.Struct):
+    queues: list[QueueInfo]
+
+
+class _Types(msgspec.Struct):
+    types: list[msgspec.Raw]
+
+
+class _Workers(msgspec.Struct):
+    workers: list[WorkerInfo]
+
+
+class _Reader(Generic[T]):
+    """Reads a document of one type."""
+
+    def __init__(self, wanted: type[T]) -> None:
+        self.read: Callable[[bytes | msgspec.Raw], T] = msgspec.json.Decoder(wanted).decode
+
+
+_record, _receipt, _receipts = _Reader(TaskRecord).read, _Reader(_Receipt).read, _Reader(_Receipts).read
+_tasks, _place = _Reader(_Tasks).read, _Reader(_Place).read
+_line, _lines, _event = _Reader(_Line).read, _Reader(_Lines).read, _Reader(_Event).read
+_queues, _workers = _Reader(_Queues).read, _Reader(_Workers).read
+_types, _type, _seen = _Reader(_Types).read, _Reader(TypeInfo).read, _Reader(_Seen).read
+
+_DEFAULTS: Final = {each.name: each.default for each in fields(TaskSpec) if each.name not in ("type", "payload")}
+
+
+def submission(spec: TaskSpec) -> bytes:
+    """The body that submits a task.
+
+    Raises:
+        InvalidPayload: the payload has no JSON form.
+        InvalidTask: one of its options has none.
+    """
+    return _encode(_submission(spec, ""))
+
+
+def submissions(specs: Sequence[TaskSpec]) -> bytes:
+    """The body that submits a batch. Raises: as `submission`; pointers start with the task's index."""
+    return _encode({"tasks": [_submission(spec, f"/{index}") for index, spec in enumerate(specs)]})
+
+
+def _submission(spec: TaskSpec, start: str) -> dict[str, Any]:
+    try:
+        payload = {} if spec.payload is None else msgspec.to_builtins(spec.payload, str_keys=True)
+        refuse_nan(payload, _encode(payload))
+    except (TypeError, ValueError, RecursionError) as error:
+        fault = FieldError(f"{start}/payload", str(error))
+        raise InvalidPayload(f"the payload of {spec.type!r} is not JSON: {error}", [fault]) from None
+    given = {name: value for name, default in _DEFAULTS.items() if (value := getattr(spec, name)) != default}
+    try:
+        options = msgspec.to_builtins(given)
+        refuse_nan(options, _encode(options))
+    except (TypeError, ValueError) as error:
+        raise InvalidTask(str(error), [FieldError(start, str(error))]) from None
+    return {"type": spec.type, "payload": payload, **options}
+
+
+def record(answer: Answer) -> TaskRecord:
+    """A task."""
+    return _record(answer.body)
+
+
+def record_or_none(answer: Answer) -> TaskRecord | None:
+    """A task, or nothing when it is gone."""
+    return None if answer.status == 204 else _record(answer.body)
+
+
+def receipt(answer: Answer) -> Receipt:
+    """What a submission became: with 200, it is a task that was there already."""
+    found = _receipt(answer.body)
+    return Receipt(found.id, found.status, answer.status == 200)
+
+
+def receipts(answer: Answer) -> list[Receipt]:
+    """What a batch became."""
+    return [Receipt(each.id, each.status, each.existing) for each in _receipts(answer.body).tasks]
+
+
+def records(answer: Answer) -> Page[TaskRecord]:
+    """A page of a listing."""
+    page = _tasks(answer.body)
+    return Page(tuple(map(_record, page.tasks)), page.next_cursor)
+
+
+def queued(answer: Answer) -> Page[QueuedTask]:
+    """A page of a queue."""
+    page = _tasks(answer.body)
+    places = [(_record(task), _place(task)) for task in page.tasks]
+    return Page(tuple([QueuedTask(each, place.position, place.wait_s) for each, place in places]), page.next_cursor)
+
+
+def queues(answer: Answer) -> list[QueueInfo]:
+    """Every queue."""
+    return _queues(answer.body).queues
+
+
+def types(answer: Answer) -> list[TypeInfo]:
+    """Every task type."""
+    return [
+        replace(_type(each), last_seen_ms=None if (at := _seen(each).last_seen_at) is None else _ms(at))
+        for each in _types(answer.body).types
+    ]
+
+
+def workers(answer: Answer) -> list[WorkerInfo]:
+    """Every worker process."""
+    return _workers(answer.body).workers
+
+
+def lines(answer: Answer) -> Page[LogLine]:
+    """A page of a log."""
+    page = _lines(answer.body)
+    return Page(tuple(map(_log_line, page.lines)), page.next_cursor)
+
+
+def told_line(message: Message) -> LogLine:
+    """The line in a message of a log that is followed."""
+    return _log_line(_line(message.data.encode()))
+
+
+def told_event(message: Message) -> Event:
+    """The event in a message of a stream of events."""
+    told = _event(message.data.encode())
+    return Event(told.id, told.seq, told.event, told.status, _ms(told.at), told.data, told.stream)
+
+
+def told_snapshot(message: Message) -> Event:
+    """How a task stands, as the first event of who follows it; its data is the task's document."""
+    raw = message.data.encode()
+    task = _record(raw)
+    at_ms = message.id.partition("-")[0]
+    return Event(
+        id=task.id,
+        seq=task.seq,
+        event="snapshot",
+        status=task.status,
+        at_ms=int(at_ms) if at_ms.isdecimal() else 0,
+        data=msgspec.json.decode(raw),
+        stream=message.id,
+    )
+
+
+def _log_line(line: _Line) -> LogLine:
+    return LogLine(
+        at_ms=_ms(line.at),
+        text=line.text,
+        attempt=line.attempt,
+        stream=line.stream,
+        level=line.level,
+        logger=line.logger,
+        continues=line.continues,
+    )
+
+
+def _ms(at: datetime) -> int:
+    return round(at.timestamp() * 1000)

@@ -1,0 +1,172 @@
+"""The same connection for an event loop, shared by all its coroutines.
+
+What they send within one turn of the loop leaves in one write, and replies come back in order: concurrent
+submissions share a round trip without waiting for each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final, cast
+
+import hiredis
+
+from taskpool.calls import Part
+from taskpool.connection.address import Address
+from taskpool.connection.wire import CLOSED, CONNECT_TIMEOUT_S, pack, refuse_bad_greeting
+from taskpool.errors import RedisUnavailable
+
+WATCH_INTERVAL_S: Final = 0.5
+_PUSHED: Final = (b"message", b"pmessage")
+
+
+class AsyncWire:
+    """One connection, opened when first used. `close` ends it; the next exchange opens a new one.
+
+    `on_push` gets the messages of a subscribed connection; `on_lost` is told when a connection was lost.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        name: str,
+        on_push: Callable[[list[Any]], None] | None = None,
+        on_lost: Callable[[], None] | None = None,
+        protocol: int = 2,
+    ) -> None:
+        self._address = address
+        self._name = name
+        self._on_push = on_push
+        self._on_lost = on_lost
+        self._protocol = protocol
+        self._link: _Link | None = None
+        self._outgoing: list[bytes] = []
+        self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()
+        self._connecting = asyncio.Lock()
+        self._watch: asyncio.TimerHandle | None = None
+
+    async def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float) -> list[Any]:
+        """As `Wire.exchange`."""
+        if self._link is None:
+            await self._connect()
+        try:
+            replies = self._send(commands, timeout_s)
+            return [await replies[0]] if len(replies) == 1 else [await reply for reply in replies]
+        except OSError as error:
+            raise self._unavailable(error) from error
+
+    def close(self) -> None:
+        """Close the connection; what waits for a reply gets `RedisUnavailable`."""
+        self.drop(ConnectionResetError("closed"))
+
+    def received(self, reply: Any) -> None:
+        """Take one reply off the connection: to whoever waits first, or to `on_push`."""
+        if self._on_push is not None and isinstance(reply, list) and reply and reply[0] in _PUSHED:
+            self._on_push(reply)
+        elif self._waiting:
+            future, _ = self._waiting.popleft()
+            if not future.done():
+                future.set_result(reply)
+
+    def drop(self, error: OSError, link: _Link | None = None) -> None:
+        """Give the connection up (only if it is still `link`, when one is named)."""
+        if self._link is None or (link is not None and link is not self._link):
+            return
+        self._link.transport.abort()
+        self._link = None
+        self._outgoing = []
+        waiting, self._waiting = self._waiting, deque()
+        for future, _ in waiting:
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # mark as seen: whoever waited may be gone
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        if self._on_lost is not None:
+            self._on_lost()
+
+    def _send(self, commands: Sequence[Sequence[Part]], timeout_s: float) -> list[asyncio.Future[Any]]:
+        if self._link is None:
+            raise ConnectionResetError(CLOSED)
+        loop = asyncio.get_running_loop()
+        if not self._outgoing:
+            loop.call_soon(self._flush)
+        if self._watch is None:
+            self._watch = loop.call_later(WATCH_INTERVAL_S, self._look)
+        self._outgoing.append(pack(commands))
+        deadline = loop.time() + timeout_s
+        replies = [loop.create_future() for _ in commands]
+        self._waiting.extend([(reply, deadline) for reply in replies])
+        return replies
+
+    def _flush(self) -> None:
+        outgoing, self._outgoing = self._outgoing, []
+        if self._link is not None and outgoing:
+            self._link.transport.write(b"".join(outgoing))
+
+    def _look(self) -> None:
+        """One timer for all that waits: replies come in order, so the first is the oldest."""
+        self._watch = None
+        if not self._waiting:
+            return
+        loop = asyncio.get_running_loop()
+        if self._waiting[0][1] < loop.time():
+            self.drop(TimeoutError("no answer in time"))
+        else:
+            self._watch = loop.call_later(WATCH_INTERVAL_S, self._look)
+
+    async def _connect(self) -> None:
+        async with self._connecting:
+            if self._link is not None:
+                return
+            address = self._address
+            loop = asyncio.get_running_loop()
+            try:
+                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                    if address.sentinels:
+                        address = await asyncio.to_thread(address.located)
+                    link = _Link(self)
+                    if address.path:
+                        await loop.create_unix_connection(lambda: link, address.path)
+                    else:
+                        await loop.create_connection(lambda: link, address.host, address.port, ssl=address.tls)
+                    self._link = link
+                    greeting = address.greeting(self._name, self._protocol)
+                    greeted = [await reply for reply in self._send(greeting, CONNECT_TIMEOUT_S)]
+            except OSError as error:  # TimeoutError is one
+                self.drop(error)
+                raise self._unavailable(error) from error
+            try:
+                refuse_bad_greeting(address, greeted)
+            except RedisUnavailable:
+                self.close()
+                raise
+
+    def _unavailable(self, error: OSError) -> RedisUnavailable:
+        what = "no answer in time" if isinstance(error, TimeoutError) else (error.strerror or str(error))
+        return RedisUnavailable(f"can't reach Redis at {self._address}: {what}")
+
+
+class _Link(asyncio.Protocol):
+    """One TCP or unix connection of a wire: a late goodbye of an old one doesn't end the new one."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, wire: AsyncWire) -> None:
+        self._wire = wire
+        self._reader = hiredis.Reader()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's derives from neither class
+
+    def data_received(self, data: bytes) -> None:
+        self._reader.feed(data)
+        while (reply := self._reader.gets()) is not False:
+            self._wire.received(reply)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._wire.drop(exc if isinstance(exc, OSError) else ConnectionResetError(CLOSED), self)

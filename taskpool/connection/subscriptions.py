@@ -1,0 +1,98 @@
+"""The one subscribed connection of an event loop: who listens to which channel, and who is told when it is lost.
+
+It speaks RESP 3, where messages and replies share a connection in the order in which Redis made them: what was asked
+behind a subscription is answered after every message that came before. A lost connection isn't restored by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, Final, TypeVar
+
+from taskpool import keys
+from taskpool.calls import Call
+from taskpool.connection.address import Address
+from taskpool.connection.async_wire import AsyncWire
+from taskpool.errors import RedisUnavailable
+from taskpool.store import values
+
+T = TypeVar("T")
+
+Heard = Callable[[bytes], None]
+
+REPLY_TIMEOUT_S: Final = 5.0
+
+
+class Subscriptions:
+    """Opened when first used. Raises, from every method that awaits: RedisUnavailable."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._wire = AsyncWire(
+            Address.parse(redis_url), name="taskpool-wait", on_push=self._pushed, on_lost=self._lost, protocol=3
+        )
+        self._heard: dict[bytes, set[Heard]] = {}
+        self._when_lost: list[Callable[[], None]] = []
+
+    def when_lost(self, tell: Callable[[], None]) -> None:
+        """Call `tell` whenever the connection was lost or closed: from then on nothing is heard."""
+        self._when_lost.append(tell)
+
+    async def listen(self, heard: Heard, channels: Collection[str]) -> None:
+        """Give `heard` every message of these channels (`keys.FIREHOSE`: of all tasks); it is heard once this returns.
+
+        Whoever listens is registered even if this raises; `ignore` ends that.
+        """
+        names = [channel.encode() for channel in channels]
+        for name in names:
+            self._heard.setdefault(name, set()).add(heard)
+        # Also what others listen to already: after a lost connection theirs is gone, and once more is harmless.
+        commands = [("PSUBSCRIBE" if name == _FIREHOSE else "SUBSCRIBE", name) for name in names]
+        self._refuse(await self._wire.exchange(commands, REPLY_TIMEOUT_S))
+
+    async def ignore(self, heard: Heard, channels: Collection[str]) -> None:
+        """No longer give `heard` the messages of these channels; the last who listens to one ends its subscription."""
+        names = [channel.encode() for channel in channels]
+        for name in names:
+            self.forget(heard, name)
+        unheard = [name for name in names if name not in self._heard]
+        commands = [("PUNSUBSCRIBE" if name == _FIREHOSE else "UNSUBSCRIBE", name) for name in unheard]
+        if commands:
+            await self._wire.exchange(commands, REPLY_TIMEOUT_S)
+
+    def forget(self, heard: Heard, name: bytes) -> None:
+        """As `ignore`, when the connection is gone anyway."""
+        listeners = self._heard.get(name, set())
+        listeners.discard(heard)
+        if not listeners:
+            self._heard.pop(name, None)
+
+    async def read(self, call: Call[T]) -> T:
+        """The value of a call. By then every message that Redis sent before it answered was heard."""
+        (value,) = values([call], await self._wire.exchange([call.command], REPLY_TIMEOUT_S))
+        return value  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Close the connection, and tell everyone; the next call opens a new one."""
+        self._wire.close()
+        self._lost()  # also those who wait without a connection
+
+    def _refuse(self, replies: list[Any]) -> None:
+        """An error in the place of a subscription: Redis can't serve, or doesn't let us."""
+        try:
+            values([_SUBSCRIBED] * len(replies), replies)
+        except RedisUnavailable:
+            self._wire.close()
+            raise
+
+    def _pushed(self, message: list[Any]) -> None:
+        # ["message", channel, text] or ["pmessage", pattern, channel, text]
+        for heard in tuple(self._heard.get(message[1], ())):
+            heard(message[-1])
+
+    def _lost(self) -> None:
+        for tell in self._when_lost:
+            tell()
+
+
+_FIREHOSE: Final = keys.FIREHOSE.encode()
+_SUBSCRIBED: Final[Call[Any]] = Call((), lambda reply: reply)

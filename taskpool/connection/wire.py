@@ -1,0 +1,170 @@
+"""A plain socket to Redis: packed commands out, raw replies in, nothing else.
+
+hiredis packs and parses; redis-py's client costs more CPU a task than our whole task (see docs/decisions.md).
+A connection that fails in any way is closed; the next exchange opens a new one.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import Any, Final
+
+import hiredis
+
+from taskpool.calls import Part
+from taskpool.connection.address import Address
+from taskpool.errors import RedisUnavailable
+
+CONNECT_TIMEOUT_S: Final = 5.0
+CHUNK_BYTES: Final = 65536
+CLOSED: Final = "Redis closed the connection"
+
+
+def pack(commands: Sequence[Sequence[Part]]) -> bytes:
+    """Commands as Redis reads them; one that is bytes already is."""
+    return b"".join(
+        [command if type(command) is bytes else hiredis.pack_command(tuple(command)) for command in commands]  # type: ignore[arg-type]
+    )
+
+
+def unpack(command: bytes) -> list[bytes]:
+    """The parts of a packed command."""
+    reader = hiredis.Reader()
+    reader.feed(command)
+    parts: list[bytes] = reader.gets()
+    return parts
+
+
+class Wire:
+    """One connection, opened when first used. Not for two threads at once."""
+
+    def __init__(self, address: Address, *, name: str, protocol: int = 2) -> None:
+        self._address = address
+        self._name = name
+        self._protocol = protocol
+        self._socket: socket.socket | None = None
+        self._timeout_s: float | None = None
+        self._reader = hiredis.Reader()
+
+    def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float, *, sent: int = 0) -> list[Any]:
+        """Send the commands together and return their raw replies in order; an error reply is a value here.
+
+        The replies to those `sent` before come first.
+
+        Raises:
+            RedisUnavailable: no connection, or no reply in time. Whether the commands ran is then unknown.
+        """
+        try:
+            connection = self._socket or self._connect()
+            self._wait_at_most(connection, timeout_s)
+            connection.sendall(pack(commands))
+            return [self._read(connection) for _ in range(sent + len(commands))]
+        except OSError as error:
+            self.close()
+            raise self._unavailable(error) from error
+        except BaseException:
+            # Left with replies unread (an interrupted task, a broken stream), the connection is of no more use.
+            self.close()
+            raise
+
+    def send(self, commands: Sequence[Sequence[Part]]) -> None:
+        """Send commands whose replies are read later, by `next_reply` or `exchange`.
+
+        Raises:
+            RedisUnavailable
+        """
+        try:
+            connection = self._socket or self._connect()
+            packed = pack(commands)
+            if len(packed) > CHUNK_BYTES:  # less doesn't wait: the kernel takes it
+                self._wait_at_most(connection, CONNECT_TIMEOUT_S)
+            connection.sendall(packed)
+        except OSError as error:
+            self.close()
+            raise self._unavailable(error) from error
+
+    def next_reply(self, timeout_s: float) -> Any:
+        """The next reply or, on a RESP 3 connection, the next message pushed; None when none came within `timeout_s`.
+
+        Raises:
+            RedisUnavailable
+        """
+        reply = self._reader.gets()
+        if reply is not False:
+            return reply
+        connection = self._socket
+        if connection is None:
+            raise RedisUnavailable(f"not connected to Redis at {self._address}")
+        try:
+            self._wait_at_most(connection, timeout_s)
+            return self._read(connection)
+        except TimeoutError:
+            return None
+        except OSError as error:
+            self.close()
+            raise self._unavailable(error) from error
+
+    @property
+    def closed(self) -> bool:
+        """Whether there is no connection now."""
+        return self._socket is None
+
+    def close(self) -> None:
+        """Close the connection; the next exchange opens a new one."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _wait_at_most(self, connection: socket.socket, timeout_s: float) -> None:
+        """Setting a timeout is a system call: not for each task when it stays the same."""
+        if timeout_s != self._timeout_s:
+            connection.settimeout(timeout_s)
+            self._timeout_s = timeout_s
+
+    def _read(self, connection: socket.socket) -> Any:
+        reader = self._reader
+        reply = reader.gets()
+        while reply is False:
+            received = connection.recv(CHUNK_BYTES)
+            if not received:
+                raise ConnectionResetError(CLOSED)
+            reader.feed(received)
+            reply = reader.gets()
+        return reply
+
+    def _connect(self) -> socket.socket:
+        address = self._address.located()
+        self._reader = hiredis.Reader()
+        if address.path:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            connection.settimeout(CONNECT_TIMEOUT_S)
+        else:
+            connection = socket.create_connection((address.host, address.port), CONNECT_TIMEOUT_S)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        try:
+            if address.path:
+                connection.connect(address.path)
+            elif address.tls:
+                connection = address.tls.wrap_socket(connection, server_hostname=address.host)
+            greeting = address.greeting(self._name, self._protocol)
+            connection.sendall(pack(greeting))
+            replies = [self._read(connection) for _ in greeting]
+            refuse_bad_greeting(address, replies)
+        except BaseException:
+            connection.close()
+            raise
+        self._socket, self._timeout_s = connection, None
+        return connection
+
+    def _unavailable(self, error: OSError) -> RedisUnavailable:
+        what = "no answer in time" if isinstance(error, TimeoutError) else (error.strerror or str(error))
+        return RedisUnavailable(f"can't reach Redis at {self._address}: {what}")
+
+
+def refuse_bad_greeting(address: Address, replies: Sequence[Any]) -> None:
+    """Raise `RedisUnavailable` for the first error among the replies to a greeting."""
+    for reply in replies:
+        if isinstance(reply, hiredis.ReplyError):
+            raise RedisUnavailable(f"Redis at {address} refused us: {reply}")

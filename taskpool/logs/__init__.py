@@ -1,0 +1,1 @@
+"""A task's log: its lines, pages of it, and following it."""

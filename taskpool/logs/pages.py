@@ -1,0 +1,120 @@
+"""Reads a task's log: pages of it, and what comes after a line, for those who follow it.
+
+What is read in one step is consistent: when the task had ended before its lines were read, there are no more of them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from taskpool import keys
+from taskpool.calls import Call, Plan
+from taskpool.cursor import decode_cursor, encode_cursor, wrong_cursor
+from taskpool.errors import TaskNotFound
+from taskpool.logs.line import LogLine, decode_line
+from taskpool.record import STATUS_OF
+from taskpool.types import Page, TaskStatus
+
+MOST_LINES: Final = 1000
+START: Final = "0-0"
+
+_is_entry: Final = re.compile(r"[0-9]{1,15}-[0-9]{1,15}").fullmatch
+
+
+@dataclass(frozen=True, slots=True)
+class LogStep:
+    """What stands behind a line: the next lines, the place to go on from, and whether that was the last of the log."""
+
+    lines: tuple[LogLine, ...]
+    after: str
+    status: TaskStatus
+    is_over: bool
+    """The task has ended, and these are its last lines."""
+    is_full: bool
+    """There may be more already."""
+
+
+def logs(id: str, *, cursor: str | None = None, limit: int = 100) -> Plan[Page[LogLine]]:
+    """A page of a task's log, oldest line first. While the task hasn't ended there is always a next cursor.
+
+    Raises:
+        TaskNotFound
+        InvalidTask: the cursor isn't one of this listing.
+    """
+    step = yield from log_step(id, place_of(cursor), limit)
+    return Page(step.lines, None if step.is_over else cursor_of(step.after))
+
+
+def log_step(id: str, after: str, limit: int = MOST_LINES) -> Plan[LogStep]:
+    """What stands behind the entry `after` of a task's log.
+
+    Raises:
+        TaskNotFound
+    """
+    limit = max(1, min(limit, MOST_LINES))
+    # In this order: lines are written before the end is.
+    status, lines = yield (_status(id), _lines(id, after, limit))
+    is_full = len(lines) == limit
+    return LogStep(
+        lines=lines,
+        after=lines[-1].id if lines else after,
+        status=status,
+        is_over=status.is_terminal and not is_full,
+        is_full=is_full,
+    )
+
+
+def last_lines(id: str, since_ms: float, *, most: int) -> Call[list[str]]:
+    """The last lines of a task's log that were written after `since_ms`, by their writer's clock; the oldest first."""
+
+    def read(reply: list[Any]) -> list[str]:
+        lines = [_line(entry) for entry in reversed(reply)]
+        return [line.text for line in lines if line.at_ms >= since_ms]
+
+    return Call(("XREVRANGE", keys.LOG + id, "+", "-", "COUNT", most), read, again=True)
+
+
+def place_of(cursor: str | None) -> str:
+    """The entry that a cursor stands for.
+
+    Raises:
+        InvalidTask: it isn't a cursor of a log.
+    """
+    if cursor is None:
+        return START
+    (entry,) = decode_cursor(cursor, (str,))
+    if not _is_entry(entry):
+        raise wrong_cursor()
+    return str(entry)
+
+
+def cursor_of(entry: str) -> str:
+    """The cursor of what comes after an entry: after the line with this `id`."""
+    return encode_cursor(entry)
+
+
+def _status(id: str) -> Call[TaskStatus]:
+    def read(reply: list[bytes | None]) -> TaskStatus:
+        status, stop_ms, data = reply
+        if data is None:
+            raise TaskNotFound(id)
+        found = STATUS_OF.get(status or b"", TaskStatus.FAILED)
+        return TaskStatus.STOPPING if found is TaskStatus.IN_PROGRESS and stop_ms is not None else found
+
+    return Call(("HMGET", keys.JOB + id, "status", "stop_ms", "data"), read, again=True)
+
+
+def _lines(id: str, after: str, limit: int) -> Call[tuple[LogLine, ...]]:
+    def read(reply: list[Any]) -> tuple[LogLine, ...]:
+        return tuple([_line(entry) for entry in reply])
+
+    return Call(("XRANGE", keys.LOG + id, f"({after}", "+", "COUNT", limit), read, again=True)
+
+
+def _line(entry: Any) -> LogLine:
+    id, fields = entry
+    return msgspec.structs.replace(decode_line(fields[1]), id=id.decode())

@@ -1,0 +1,259 @@
+"""Deliveries: one message to one endpoint, from the outbox to its end. What supervisors and readers ask of Redis.
+
+At least once: a delivery is taken with a lease and comes back when that ends. Its id, which receivers see as
+`webhook-id`, is made of the event and the endpoint, so it is the same however often it is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, Literal, NamedTuple
+
+import msgspec
+
+from taskpool import keys
+from taskpool.access.audit import Actor, entry
+from taskpool.calls import Call, Plan
+from taskpool.cursor import decode_cursor, encode_cursor
+from taskpool.errors import DeliveryBusy, DeliveryNotFound
+from taskpool.lua import Script
+from taskpool.types import Page
+from taskpool.webhooks.endpoint import DeliveryStatus, Webhook, is_callback
+from taskpool.webhooks.message import OutboxEntry, read_entry
+
+Outcome = Literal["delivered", "failed", "dead", "given_back"]
+
+LONGEST_PAGE: Final = 200
+
+_page, _deliver = Script("outbox_page"), Script("deliver", "lane")
+_send, _sent, _replay = Script("send"), Script("sent", "lane"), Script("replay", "lane")
+_attempts = msgspec.json.Decoder().decode_lines
+_webhook = msgspec.json.Decoder(Webhook).decode
+
+
+class NewDelivery(msgspec.Struct, frozen=True, gc=False):
+    """A message that is to be sent. `lane` is what it must not starve: its endpoint, or a callback's host."""
+
+    id: str
+    lane: str
+    webhook: str
+    task: str
+    event: str
+    url: str
+    body: bytes
+
+
+class Taken(msgspec.Struct, frozen=True, gc=False):
+    """A delivery that was taken to be sent. `endpoint` is None when it was removed; `attempt` counts from 1. Times in
+    ms by Redis's clock."""
+
+    id: str
+    endpoint: Webhook | None
+    webhook: str
+    task: str
+    event: str
+    url: str
+    body: bytes
+    attempt: int
+    created_ms: int
+    taken_ms: int
+
+
+class SendAttempt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How one attempt to send went. Times and durations in ms."""
+
+    at_ms: int
+    duration_ms: int
+    outcome: str
+    status_code: int | None = None
+    error: str | None = None
+
+
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+    """A delivery as stored. `next_ms`: when it is tried next, if it waits."""
+
+    id: str
+    webhook: str
+    task: str | None
+    event: str
+    url: str
+    status: DeliveryStatus
+    attempts: tuple[SendAttempt, ...]
+    created_ms: int
+    next_ms: int | None = None
+    body: bytes = b""
+    lane: str = ""
+
+    @property
+    def is_callback(self) -> bool:
+        """Whether it goes to its task's own callback."""
+        return is_callback(self.webhook)
+
+
+# --- what supervisors ask ---------------------------------------------------------------------------------------------
+
+
+class OutboxPage(NamedTuple):
+    """The oldest events of the outbox, and all endpoints. `unreadable` are entries that aren't events."""
+
+    webhooks: Sequence[Webhook] = ()
+    entries: Sequence[OutboxEntry] = ()
+    unreadable: Sequence[str] = ()
+
+
+def outbox_page(supervisor: str, *, hold_ms: int, limit: int) -> Call[OutboxPage]:
+    """The oldest events of the outbox; nothing while another supervisor is at it."""
+
+    def read(reply: list[Any]) -> OutboxPage:
+        if not reply:
+            return OutboxPage()
+        found = {id.decode(): read_entry(id.decode(), flat) for id, flat in reply[1]}
+        return OutboxPage(
+            [_webhook(each) for each in reply[0]],
+            [entry for entry in found.values() if entry is not None],
+            [id for id, entry in found.items() if entry is None],
+        )
+
+    return _page.call((supervisor, hold_ms, limit), read, again=True)
+
+
+def deliver(entry: str, deliveries: Sequence[NewDelivery]) -> Call[str]:
+    """Turn one event of the outbox into these deliveries: ``ok``, or ``gone``: it has been. `entry` may be empty."""
+    flat = [
+        part
+        for each in deliveries
+        for part in (each.id, each.lane, each.webhook, each.task, each.event, each.url, each.body)
+    ]
+    return _deliver.call((entry, *flat), bytes.decode, again=True)
+
+
+def take(
+    token: str, *, lease_ms: int, limit: int, lane_most: int, failing_most: int
+) -> Call[tuple[int | None, list[Taken]]]:
+    """Take due deliveries to send them; and in how many ms there may be more (None: nothing waits)."""
+
+    def read(reply: list[Any]) -> tuple[int | None, list[Taken]]:
+        now_ms, wait_ms, *rows = reply
+        return (None if wait_ms < 0 else wait_ms), [_taken(row, now_ms) for row in rows]
+
+    return _send.call((token, lease_ms, limit, lane_most, failing_most), read)
+
+
+def settle(
+    id: str, token: str, outcome: Outcome, *, delay_ms: int = 0, attempt: SendAttempt | None = None
+) -> Call[str]:
+    """End an attempt: ``ok`` or ``lost``."""
+    told = b"" if attempt is None else msgspec.json.encode(attempt)
+    return _sent.call((id, token, outcome, delay_ms, told), bytes.decode, again=True)
+
+
+def outbox_length() -> Call[int]:
+    """How many events wait to become deliveries."""
+    return Call(("XLEN", keys.WEBHOOKS_OUTBOX), int, again=True)
+
+
+# --- what readers ask -------------------------------------------------------------------------------------------------
+
+
+def get_delivery(id: str) -> Plan[Delivery]:
+    """One delivery, body and all.
+
+    Raises:
+        DeliveryNotFound
+    """
+    (found,) = yield from _read([id])
+    if found is None:
+        raise DeliveryNotFound(id)
+    return found
+
+
+def list_deliveries(
+    *,
+    webhook: str = "",
+    task: str = "",
+    status: DeliveryStatus | None = None,
+    cursor: str | None = None,
+    limit: int = 50,
+) -> Plan[Page[Delivery]]:
+    """The deliveries to an endpoint or about a task that are still known, or of neither the dead ones of all; the
+    newest first. A page may be short.
+
+    Raises:
+        InvalidTask: the cursor isn't one of ours.
+    """
+    limit = max(1, min(limit, LONGEST_PAGE))
+    end = f"({decode_cursor(cursor, (str,))[0]}" if cursor else "+"
+    if webhook:
+        key = (keys.DELIVERIES_DEAD if status is DeliveryStatus.DEAD else keys.DELIVERIES) + webhook
+    else:
+        key = keys.DELIVERIES_OF_TASK + task if task else keys.DELIVERIES_ALL_DEAD
+    command = ("ZREVRANGEBYLEX", key, end, "-", "LIMIT", 0, limit)
+    (ids,) = yield (Call(command, lambda reply: [id.decode() for id in reply], again=True),)
+    found = (yield from _read(ids)) if ids else []
+    items = tuple(each for each in found if each is not None and status in (None, each.status))
+    return Page(items, encode_cursor(ids[-1]) if len(ids) == limit else None)
+
+
+def replay(id: str, by: Actor | None = None) -> Plan[Delivery]:
+    """Send a delivery again, or at once: it as it is then.
+
+    Raises:
+        DeliveryNotFound
+        DeliveryBusy: it is being sent at this moment.
+    """
+    (word,) = yield (_replay.call((id, entry(by, "delivery.replayed", id)), bytes.decode, again=True),)
+    if word == "gone":
+        raise DeliveryNotFound(id)
+    if word == "sending":
+        raise DeliveryBusy(id)
+    return (yield from get_delivery(id))
+
+
+def _read(ids: Sequence[str]) -> Plan[list[Delivery | None]]:
+    found = yield [_fetch(id) for id in ids]
+    pending = [each for each in found if each is not None and each.status is DeliveryStatus.PENDING]
+    scores = (yield [Call(("ZSCORE", keys.WEBHOOKS_WAITING + each.lane, each.id), _ms, again=True) for each in pending]
+              ) if pending else []  # fmt: skip
+    due = dict(zip([each.id for each in pending], scores, strict=True))
+    return [each and msgspec.structs.replace(each, next_ms=due.get(each.id)) for each in found]
+
+
+def _fetch(id: str) -> Call[Delivery | None]:
+    def read(reply: list[bytes]) -> Delivery | None:
+        h = dict(zip(reply[::2], reply[1::2], strict=True))
+        if b"lane" not in h:
+            return None
+        return Delivery(
+            id=id,
+            webhook=h[b"webhook"].decode(),
+            task=h[b"task"].decode() or None,
+            event=h[b"event"].decode(),
+            url=h[b"url"].decode(),
+            status=DeliveryStatus(h[b"status"].decode()),
+            attempts=tuple(msgspec.convert(_attempts(h.get(b"log", b"")), list[SendAttempt])),
+            created_ms=int(h[b"created_ms"]),
+            body=h[b"body"],
+            lane=h[b"lane"].decode(),
+        )
+
+    return Call(("HGETALL", keys.DELIVERY + id), read, again=True)
+
+
+def _taken(row: Sequence[Any], now_ms: int) -> Taken:
+    id, endpoint, webhook, task, event, url, body, attempts, created_ms = row
+    return Taken(
+        id.decode(),
+        _webhook(endpoint) if endpoint else None,
+        webhook.decode(),
+        task.decode(),
+        event.decode(),
+        url.decode(),
+        body,
+        attempts,
+        int(created_ms),
+        now_ms,
+    )
+
+
+def _ms(reply: bytes | None) -> int | None:
+    return None if reply is None else round(float(reply))

@@ -1,0 +1,243 @@
+"""Standing endpoints in Redis: list, read, create, change, remove, rotate the secret. Plans, which either store runs.
+
+A caller that belongs to a project sees that project's endpoints alone; another's don't exist for it. Each project has a
+built-in endpoint `callback.PROJECT`, what belongs to none has `callback`: made when it is first asked for, it has the
+secret of their callbacks and lists their deliveries.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+from msgspec.structs import replace
+
+from taskpool import keys
+from taskpool.access.apikey import PROJECT
+from taskpool.access.audit import Actor, entry
+from taskpool.calls import Call, Plan
+from taskpool.errors import DeliveryNotFound, FieldError, InvalidWebhook, WebhookConflict, WebhookNotFound
+from taskpool.lua import Script
+from taskpool.submission import new_id
+from taskpool.webhooks.delivery import Delivery, NewDelivery, deliver, get_delivery
+from taskpool.webhooks.endpoint import CALLBACK, STEPS, TOLD, Webhook, is_callback
+from taskpool.webhooks.fields import NewWebhook, WebhookFields, field_faults
+from taskpool.webhooks.message import TEST_EVENT, TYPE_PREFIX, trial_body
+from taskpool.webhooks.signature import new_secret, secret_fault
+from taskpool.webhooks.target import Allowed
+
+MOST_WEBHOOKS: Final = 1000
+MOST_OVERLAP_S: Final = 7 * 86_400
+OVERLAP_S: Final = 86_400
+"""How long the secret that was replaced still signs, beside the new one."""
+RETRIES: Final = 5
+
+_save = Script("webhook_save")
+_decode = msgspec.json.Decoder(Webhook).decode
+
+
+def list_webhooks(project: str | None) -> Plan[list[Webhook]]:
+    """Every endpoint, the oldest first, without the built-in ones."""
+    (found,) = yield (Call(("HVALS", keys.WEBHOOKS), lambda reply: [_decode(each) for each in reply], again=True),)
+    listed = [each for each in found if not each.id.startswith(CALLBACK) and project in (None, each.project)]
+    return sorted(listed, key=lambda each: each.id)
+
+
+def get_webhook(id: str, project: str | None) -> Plan[Webhook]:
+    """One endpoint.
+
+    Raises:
+        WebhookNotFound
+    """
+    (webhook, _) = yield from _get(id, project)
+    return webhook
+
+
+def create_webhook(fields: NewWebhook, project: str | None, allowed: Allowed, by: Actor | None = None) -> Plan[Webhook]:
+    """Store a new endpoint.
+
+    Raises:
+        InvalidWebhook
+        WebhookConflict: there are too many.
+    """
+    given = fields.given()
+    faults = list(field_faults(given, allowed))
+    if project is not None and given.setdefault("project", project) != project:
+        faults.append(FieldError("/project", f"must be {project}, to which the caller belongs"))
+    if faults:
+        raise InvalidWebhook(faults)
+    if "events" not in given and given.get("statuses"):
+        given["events"] = STEPS
+    (now_ms,) = yield (_now(),)
+    chosen = {"secret": new_secret(), **_once_each(given)}
+    webhook = Webhook(**chosen, id="wh_" + new_id(), created_ms=now_ms, updated_ms=now_ms)
+    yield from _put(webhook, 0, entry(by, "webhook.created", webhook.id))
+    return webhook
+
+
+def update_webhook(
+    id: str, fields: WebhookFields, project: str | None, allowed: Allowed, by: Actor | None = None
+) -> Plan[Webhook]:
+    """Change an endpoint; enabling it forgets why it was disabled.
+
+    Raises:
+        WebhookNotFound
+        InvalidWebhook
+        WebhookConflict: somebody else changes it all the time, or it is a built-in one.
+    """
+    given = fields.given()
+    faults = list(field_faults(given, allowed))
+    if faults:
+        raise InvalidWebhook(faults)
+    if is_callback(id):
+        raise WebhookConflict("the built-in endpoint of callbacks can't be changed; its secret can")
+    if "enabled" in given:
+        given["disabled_reason"] = None if given["enabled"] else "disabled by hand"
+    return (yield from _change(id, project, _once_each(given), entry(by, "webhook.changed", id)))
+
+
+def disable_webhook(id: str, reason: str) -> Plan[None]:
+    """Disable an endpoint for a reason that its readers see; nothing if it is gone meanwhile."""
+    try:
+        yield from _change(id, None, {"enabled": False, "disabled_reason": reason})
+    except WebhookNotFound:
+        pass
+
+
+def rotate_secret(
+    id: str, project: str | None, *, secret: str | None, overlap_s: float, by: Actor | None = None
+) -> Plan[Webhook]:
+    """Replace an endpoint's secret; the one before still signs beside it for `overlap_s`.
+
+    Raises:
+        WebhookNotFound
+        InvalidWebhook
+    """
+    if secret is not None and (fault := secret_fault(secret)):
+        raise InvalidWebhook([FieldError("/secret", fault)])
+    webhook, now_ms = yield from _get(id, project)
+    given = {
+        "secret": secret or new_secret(),
+        "previous_secret": webhook.secret if overlap_s else None,
+        "previous_until_ms": now_ms + round(overlap_s * 1000) if overlap_s else 0,
+    }
+    changed = replace(webhook, **given, revision=webhook.revision + 1, updated_ms=now_ms)
+    yield from _put(changed, webhook.revision, entry(by, "webhook.rotated", webhook.id))
+    return changed
+
+
+def remove_webhook(id: str, project: str | None, by: Actor | None = None) -> Plan[None]:
+    """Remove an endpoint with its deliveries.
+
+    Raises:
+        WebhookNotFound
+        WebhookConflict: somebody else changes it all the time, or it is a built-in one.
+    """
+    if is_callback(id):
+        raise WebhookConflict("the built-in endpoint of callbacks can't be removed")
+    for _ in range(RETRIES):
+        webhook, _now_ms = yield from _get(id, project)
+        arguments = (webhook.id, "", webhook.revision, MOST_WEBHOOKS, entry(by, "webhook.removed", webhook.id))
+        (word,) = yield (_save.call((*arguments, *TOLD), bytes.decode, again=True),)
+        if word != "changed":
+            return
+    raise WebhookConflict(f"the webhook {id} is being changed; try again")
+
+
+def send_test(id: str, project: str | None) -> Plan[Delivery]:
+    """Have a message sent to an endpoint that only tries whether it hears.
+
+    Raises:
+        WebhookNotFound
+        WebhookConflict: it is disabled, or a built-in one, or too much waits for it already.
+    """
+    webhook, now_ms = yield from _get(id, project)
+    if is_callback(id):
+        raise WebhookConflict("the built-in endpoint of callbacks has no URL of its own: there is nothing to test")
+    if not webhook.enabled:
+        raise WebhookConflict(f"the webhook {id} is disabled, so nothing is sent to it: enable it first")
+    trial = NewDelivery(
+        f"msg_{now_ms:013d}t{new_id()[-5:]}_{webhook.id}",
+        webhook.id,
+        webhook.id,
+        "",
+        TYPE_PREFIX + TEST_EVENT,
+        webhook.url,
+        trial_body(webhook, now_ms),
+    )
+    yield (deliver("", [trial]),)
+    try:
+        return (yield from get_delivery(trial.id))
+    except DeliveryNotFound:
+        raise WebhookConflict(f"so many messages wait for the webhook {id} that it can't be sent another") from None
+
+
+def callback_key(project: str | None) -> str:
+    """The id under which a project's built-in endpoint of callbacks is stored."""
+    return CALLBACK if project is None else f"{CALLBACK}.{project}"
+
+
+def callback_webhook(project: str | None) -> Plan[Webhook]:
+    """The built-in endpoint of a project's callbacks, made if it isn't there yet."""
+    key = callback_key(project)
+    for _ in range(RETRIES):
+        found, now_ms = yield (_stored(key), _now())
+        if found is not None:
+            return found  # type: ignore[no-any-return]
+        new = Webhook(
+            id=key, url="", secret=new_secret(), events=(), project=project, created_ms=now_ms, updated_ms=now_ms
+        )
+        (word,) = yield (_saving(new, 0),)
+        if word == "ok":
+            return new
+    raise WebhookConflict("the secret of callbacks can't be made: there are too many webhooks")
+
+
+def _get(id: str, project: str | None) -> Plan[tuple[Webhook, int]]:
+    """An endpoint and Redis's time in ms."""
+    if is_callback(id):
+        of_project = id.removeprefix(CALLBACK).removeprefix(".") or project
+        if project in (None, of_project) and (of_project is None or PROJECT.fullmatch(of_project)):
+            webhook = yield from callback_webhook(of_project)
+            (now_ms,) = yield (_now(),)
+            return webhook, now_ms
+    found, now_ms = yield (_stored(id), _now())
+    if found is None or project not in (None, found.project):
+        raise WebhookNotFound(id)
+    return found, now_ms
+
+
+def _change(id: str, project: str | None, given: dict[str, Any], audited: bytes = b"") -> Plan[Webhook]:
+    for _ in range(RETRIES):
+        webhook, now_ms = yield from _get(id, project)
+        changed = replace(webhook, **given, revision=webhook.revision + 1, updated_ms=now_ms)
+        (word,) = yield (_saving(changed, webhook.revision, audited),)
+        if word == "ok":
+            return changed
+    raise WebhookConflict(f"the webhook {id} is being changed; try again")
+
+
+def _put(webhook: Webhook, revision: int, audited: bytes) -> Plan[None]:
+    (word,) = yield (_saving(webhook, revision, audited),)
+    if word == "full":
+        raise WebhookConflict(f"there are {MOST_WEBHOOKS:,} webhooks already: remove one first")
+    if word != "ok":
+        raise WebhookConflict(f"the webhook {webhook.id} was changed meanwhile; try again")
+
+
+def _saving(webhook: Webhook, revision: int, audited: bytes = b"") -> Call[str]:
+    most = MOST_WEBHOOKS if not is_callback(webhook.id) else 10 * MOST_WEBHOOKS
+    arguments = (webhook.id, msgspec.json.encode(webhook), revision, most, audited)
+    return _save.call((*arguments, *TOLD), bytes.decode, again=True)
+
+
+def _stored(id: str) -> Call[Webhook | None]:
+    return Call(("HGET", keys.WEBHOOKS, id), lambda reply: _decode(reply) if reply else None, again=True)
+
+
+def _now() -> Call[int]:
+    return Call(("TIME",), lambda reply: int(reply[0]) * 1000 + int(reply[1]) // 1000, again=True)
+
+
+def _once_each(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(dict.fromkeys(value)) if isinstance(value, list) else value for name, value in given.items()}
