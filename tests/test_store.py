@@ -205,12 +205,12 @@ def test_what_may_not_be_repeated_is_told_to_be_of_unknown_outcome(either: Eithe
 def test_a_blocking_call_may_take_longer_than_a_reply(
     either: Either, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "REPLY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(store, "REPLY_TIMEOUT_S", 0.8)
     monkeypatch.setattr(async_wire, "WATCH_INTERVAL_S", 0.02)
     redis.rpush(keys.DOORBELL + "default", "1")
 
-    assert either.run(scripts.ring_wait(["default"], 0.3)) is True
-    assert either.run(scripts.ring_wait(["default"], 0.3)) is False
+    assert either.run(scripts.ring_wait(["default"], 1.2)) is True
+    assert either.run(scripts.ring_wait(["default"], 1.2)) is False
 
 
 class Stub:
