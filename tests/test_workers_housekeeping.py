@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import pytest
 from redis import Redis
 
-from taskpool import Registry, TaskPool, TaskStatus, task
+from taskpool import Registry, TaskPool, TaskSpec, TaskStatus, task
 from taskpool.errors import RedisUnavailable
 from taskpool.scripts import claim, finish
 from taskpool.settings import Settings
 from taskpool.store import AsyncStore
 from taskpool.types import RunningTask
 from workers.duties import Outage
-from workers.housekeeping import LEAST_S, Housekeeping
+from workers.housekeeping import BATCH, LEAST_S, Housekeeping
 
 
 @task("nothing")
@@ -64,6 +64,21 @@ async def test_an_attempt_whose_lease_has_ended_runs_again_and_in_the_end_fails(
     record = bench.pool.get(task.id)
     assert (record.status, record.crashes) == (TaskStatus.FAILED, 2)
     assert record.error == "crashed: its worker was not heard of before the lease ended"
+
+
+async def test_attempts_of_a_host_that_died_are_taken_back_in_batches(bench: Bench) -> None:
+    bench.pool.add_tasks([TaskSpec(type="nothing")] * (3 * BATCH))
+    for number in range(3 * BATCH):
+        bench.claim(str(number), lease_ms=-1)
+
+    await bench.housekeeping.step()
+    (queue,) = bench.pool.queues()
+    assert BATCH <= queue.queued <= 2 * BATCH  # from both ends of the leases
+
+    await bench.housekeeping.step()
+    await bench.housekeeping.step()
+    (queue,) = bench.pool.queues()
+    assert (queue.queued, queue.in_progress) == (3 * BATCH, 0)
 
 
 async def test_a_lease_that_holds_is_left_alone(bench: Bench) -> None:
