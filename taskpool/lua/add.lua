@@ -27,6 +27,21 @@
 local FIXED = 13
 local n, most = tonumber(ARGV[1]), tonumber(ARGV[2])
 
+-- Most calls: one new task without options, for a queue with room. As below, without a look for what it can't have.
+if n == 1 and ARGV[4] == '1' and (most == 0 or redis.call('LLEN', KEY.queue .. ARGV[6]) < most)
+  and redis.call('EXISTS', KEY.job .. ARGV[5]) == 0 then
+  local id, queue, type = ARGV[5], ARGV[6], ARGV[7]
+  local now_ms, stamp = clock()
+  redis.call('HSET', KEY.job .. id, 'status', 'queued', 'created_at', stamp, 'seq', '1', 'enqueued_at', stamp,
+    unpack(ARGV, 5 + FIXED))
+  redis.call('ZADD', KEY.by_type .. type, 0, id)
+  redis.call('SADD', KEY.types_used, type)
+  emit(id, 1, 'queued', 'queued', now_ms, ',"type":"' .. type .. '","queue":"' .. queue .. '"')
+  enqueue(id, queue)
+  audit(ARGV[3], true)
+  return {'ok', stamp, 'queued'}
+end
+
 local function rq_status(id)
   return redis.call('HGET', KEY.job .. id, 'status')
 end
