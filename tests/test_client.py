@@ -221,7 +221,8 @@ def test_what_runs_is_stopped_and_what_has_ended_is_left(client: Client, tmp_pat
     ended = client.wait(id, timeout_s=30)
 
     assert (removed.value.id, removed.value.status, retried.value.status) == (id, "in_progress", "in_progress")
-    assert (stopping.status, ended.status) == ("stopping", "stopped")
+    assert stopping.status in {"stopping", "stopped"}  # it may be gone before the answer is read
+    assert ended.status == "stopped"
     assert client.kill_task(id) == ended
 
 
