@@ -26,11 +26,6 @@ class LastWords:
         self._writer = running[0] if len(running) == 1 and ending.output else None
         self._output: Mapping[str, str] = ending.output
 
-    @property
-    def of_nobody(self) -> Mapping[str, str]:
-        """By stream, what no task has written."""
-        return {} if self._writer is not None else self._output
-
     def send(self, limits: LogLimits) -> Plan[None]:
         """Sends all that Redis doesn't have yet: the numbers of the lines tell. May be done again."""
         for id, run in self._runs.items():

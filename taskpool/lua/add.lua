@@ -3,7 +3,7 @@
 -- ARGV[1]  n, the number of tasks
 -- ARGV[2]  most tasks that a queue may hold of each kind (ready, scheduled, waiting for others); '0' = any number
 -- ARGV[3]  entries of the audit, one a line ('' = none)
--- ARGV[4]  '1': no task names others, so nothing of that is looked for
+-- ARGV[4]  '1': no task has an option, so nothing of that is looked for, and nothing follows the tasks
 -- ARGV[5+] for each task:
 --          id, queue, type, front ('1' or ''), run_ms (absolute; '' = now), delay_ms ('' = none),
 --          expires_ms (from now; '' = never), tags (comma separated), parents (ids, comma separated),
