@@ -32,8 +32,7 @@ stands in the middle when a script ran into it: ``ERR Error running script (...)
 class Transport(Protocol):
     """What a store needs of a connection: send commands together, get raw replies (errors as values) in order."""
 
-    def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float, *, sent: int = 0) -> list[Any]: ...
-    def send(self, commands: Sequence[Sequence[Part]]) -> None: ...
+    def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float) -> list[Any]: ...
     def close(self) -> None: ...
 
 
@@ -70,24 +69,17 @@ class Store:
         (value,) = self.run_many((call,))
         return value  # type: ignore[no-any-return]
 
-    def send(self, calls: Sequence[Call[Any]]) -> None:
-        """Send calls ahead: Redis is at them while the next are made. Give them to `run_many`, which must follow."""
-        self._transport.send([call.command for call in calls])
-
-    def run_many(self, calls: Sequence[Call[Any]], *, sent: Sequence[Call[Any]] = ()) -> list[Any]:
-        """The values of several calls, sent together and carried out in order: one round trip.
-
-        The values of those `sent` ahead come first.
-        """
+    def run_many(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        """The values of several calls, sent together and carried out in order: one round trip."""
         timeout_s = _timeout_s(calls)
         try:
-            replies = self._transport.exchange([call.command for call in calls], timeout_s, sent=len(sent))
+            replies = self._transport.exchange([call.command for call in calls], timeout_s)
         except RedisUnavailable:
-            if sent or not all(call.again for call in calls):
+            if not all(call.again for call in calls):
                 raise
             replies = self._transport.exchange([call.command for call in calls], timeout_s)
-        if sent:
-            calls = (*sent, *calls)
+        if not _has_errors(replies):
+            return [call.read(reply) for call, reply in zip(calls, replies, strict=True)]
         for at in _unknown_scripts(replies):
             replies[at] = self._transport.exchange([with_text(calls[at])], timeout_s)[0]
         try:

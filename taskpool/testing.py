@@ -202,17 +202,10 @@ class MemoryTransport:
     def __init__(self) -> None:
         client = fakeredis.FakeRedis(server=fakeredis.FakeServer(version=(7,)), protocol=2)
         self._connection: Any = client.connection_pool.get_connection()
-        self._unread: list[Any] = []
 
-    def send(self, commands: Sequence[Sequence[Part]]) -> None:
-        """Carry out commands whose replies `exchange` gives."""
-        self._unread += [self._reply(command) for command in commands]
-
-    def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float, *, sent: int = 0) -> list[Any]:
+    def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float) -> list[Any]:
         """The raw replies, errors as values."""
-        self.send(commands)
-        replies, self._unread = self._unread, []
-        return replies
+        return [self._reply(command) for command in commands]
 
     def close(self) -> None:
         """Close the connection."""

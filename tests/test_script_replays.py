@@ -146,16 +146,13 @@ class LosesReplies:
         self._wire = Wire(Address.parse(url), name="cut")
         self.loses_next = False
 
-    def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float, *, sent: int = 0) -> list[Any]:
-        replies = self._wire.exchange(commands, timeout_s, sent=sent)
+    def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float) -> list[Any]:
+        replies = self._wire.exchange(commands, timeout_s)
         if self.loses_next:
             self.loses_next = False
             self._wire.close()
             raise RedisUnavailable("cut")
         return replies
-
-    def send(self, commands: Sequence[Sequence[Part]]) -> None:
-        self._wire.send(commands)
 
     def close(self) -> None:
         self._wire.close()

@@ -45,6 +45,9 @@ COUNT_S: Final = 1.0
 RELEASE_STEPS: Final = 10
 FIRST_RETRY_S: Final = 0.05
 LONGEST_RETRY_S: Final = 1.0
+AFTER_OTHERS: Final[Call[Any]] = Call(("PING",), lambda reply: None, again=True)
+"""Put in front of a call, it has Redis write to this process last: Redis goes through those whom it has something to
+tell in the reverse order of their first reply, and each of them that wakes up takes a core from the next."""
 
 
 def serve(settings: Settings, registry: Registry, block: Block, capture: Capture, place: Place) -> int:
@@ -129,8 +132,12 @@ class Process:
     def _exchange(self, *, claims: bool) -> RunningTask | None:
         """One round trip: writes the last task's outcome, claims the next and returns it."""
         ended = self._ended
-        calls: list[Call[Any]] = [] if ended is None else [update_status(ended.running, ended.outcome)]
-        sent: list[Call[Any]] = []
+        # Whoever waits for the one task of an idle pool hears of its end before this process goes on.
+        is_awaited = ended is not None and self._was_woken
+        claims = claims and not is_awaited
+        calls: list[Call[Any]] = [AFTER_OTHERS] if is_awaited else []
+        if ended is not None:
+            calls.append(update_status(ended.running, ended.outcome))
         try:
             if self._is_unsure:
                 self._recover()
@@ -139,15 +146,11 @@ class Process:
                 with suppress(RedisFull, ReplyFault):  # then they are lost; the outcome isn't refused
                     self._store.run_many(ended.reports)
                 ended.reports.clear()
-            if ended is not None and self._was_woken:
-                # Whoever waits for the one task of an idle pool hears of its end before the next claim is made.
-                self._store.send(calls)
-                sent, calls = calls, []
+            calls += self._counters()
             if claims:
                 calls += self._claim(waits=self._is_idle and ended is None)
-            calls += self._counters()
             sent_mono = time.monotonic()
-            values = self._store.run_many(calls, sent=sent) if calls or sent else []
+            values = self._store.run_many(calls) if calls else []
         except RedisUnavailable:  # the supervisor logs it, once for all its processes
             self._is_unsure = True
             time.sleep(self._retry_s)
@@ -160,15 +163,15 @@ class Process:
         self._retry_s = FIRST_RETRY_S
         if ended is not None:
             self._ended = None
-            self._conclude(ended, values[0])
-        claimed = next((value for value in values if isinstance(value, RunningTask)), None)
+            self._conclude(ended, values[1 if is_awaited else 0])
+        claimed: RunningTask | None = values[-1] if claims else None
         if claimed is not None and time.monotonic() - sent_mono > self._settings.lease_s:
             # The machine slept, or the answer was long on its way: the lease, which nobody renewed, may be over.
             # Seen as unknown, it is given back.
             claimed, self._is_unsure = None, True
         if claimed is None:
             self._lane.clear()
-        self._was_woken, self._is_idle = self._is_idle, claimed is None
+        self._was_woken, self._is_idle = self._is_idle, claims and claimed is None
         return claimed
 
     def _claim(self, *, waits: bool) -> list[Call[Any]]:

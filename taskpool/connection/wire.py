@@ -47,10 +47,8 @@ class Wire:
         self._timeout_s: float | None = None
         self._reader = hiredis.Reader()
 
-    def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float, *, sent: int = 0) -> list[Any]:
+    def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float) -> list[Any]:
         """Send the commands together and return their raw replies in order; an error reply is a value here.
-
-        The replies to those `sent` before come first.
 
         Raises:
             RedisUnavailable: no connection, or no reply in time. Whether the commands ran is then unknown.
@@ -59,7 +57,7 @@ class Wire:
             connection = self._socket or self._connect()
             self._wait_at_most(connection, timeout_s)
             connection.sendall(pack(commands))
-            return [self._read(connection) for _ in range(sent + len(commands))]
+            return [self._read(connection) for _ in commands]
         except OSError as error:
             self.close()
             raise self._unavailable(error) from error
@@ -69,7 +67,7 @@ class Wire:
             raise
 
     def send(self, commands: Sequence[Sequence[Part]]) -> None:
-        """Send commands whose replies are read later, by `next_reply` or `exchange`.
+        """Send commands whose replies are read later, by `next_reply`.
 
         Raises:
             RedisUnavailable
