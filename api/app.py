@@ -22,8 +22,8 @@ from api.events.hub import Hub
 from api.events.socket import SocketRoute
 from api.events.streams import Streams
 from api.front import Front, go_on
+from api.handlers import HANDLERS
 from api.longpoll import LongPolls
-from api.problems import HANDLERS
 from api.resource import Resource, Socket
 from api.routes.docs import DocsRoutes
 from api.routes.events import EventRoutes

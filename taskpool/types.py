@@ -220,7 +220,7 @@ class RunningTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     failure_ttl_s: int
     started_ms: int
     enqueued_at: str = ""
-    """As its record has it (see `record.waited_ms`)."""
+    """As its record has it (see `claimed.waited_ms`)."""
     depends_on: tuple[str, ...] = ()
     backoff_s: float | None = None
     backoff_max_s: float | None = None

@@ -10,7 +10,7 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from taskpool import rqjob, scripts
-from taskpool.record import waited_ms
+from taskpool.claimed import waited_ms
 from taskpool.store import Store
 from taskpool.types import RunningTask, TaskStatus
 from tests.states import LEASE_MS, SEED, World, new_task

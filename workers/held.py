@@ -6,6 +6,7 @@ from collections.abc import Container, Sequence
 
 from taskpool import keys, record, scripts
 from taskpool.calls import Call, Plan
+from taskpool.claimed import DEFAULT_FAILURE_TTL_S, DEFAULT_TTL_S
 from taskpool.types import RunningTask, TaskRecord
 
 
@@ -35,8 +36,8 @@ def running_of(
         backoff_s=found.backoff_s if found else None,
         backoff_max_s=found.backoff_max_s if found else None,
         timeout_s=found.timeout_s if found else None,
-        result_ttl_s=_or_default(found.result_ttl_s if found else None, record.DEFAULT_TTL_S),
-        failure_ttl_s=_or_default(found.failure_ttl_s if found else None, record.DEFAULT_FAILURE_TTL_S),
+        result_ttl_s=_or_default(found.result_ttl_s if found else None, DEFAULT_TTL_S),
+        failure_ttl_s=_or_default(found.failure_ttl_s if found else None, DEFAULT_FAILURE_TTL_S),
         started_ms=0,
     )
 

@@ -20,9 +20,9 @@ import msgspec
 from taskpool import scripts
 from taskpool.attempt import Outcome, execute_task, stopped
 from taskpool.calls import Call
+from taskpool.claimed import waited_ms
 from taskpool.context import TaskContext
 from taskpool.errors import RedisFull, RedisUnavailable
-from taskpool.record import waited_ms
 from taskpool.registry import Registry
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.status import update_status
