@@ -140,6 +140,8 @@ class AsyncTaskPool(Face):
     async def follow(self, id: str, *, timeout_s: float | None = None) -> AsyncIterator[TaskRecord]:
         """The task as it is now, again a few times a second, and last when it has ended.
 
+        What has begun outlives an outage of Redis, if that ends in time.
+
         Raises:
             TaskNotFound
             WaitTimeout: it hasn't ended in `timeout_s`.

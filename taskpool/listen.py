@@ -47,22 +47,50 @@ class Listener:
         self._wire = Wire(Address.parse(redis_url), name="taskpool-wait", protocol=3)
         self._heard: str | None = None
 
-    def follow(self, id: str, look_s: Callable[[], float]) -> Iterator[TaskRecord]:
-        """The task's record: as it is now, again whenever `look_s()` seconds have passed, and last when it has ended.
+    def follow(
+        self, id: str, timeout_s: float | None, every_s: float, known: TaskRecord | None = None
+    ) -> Iterator[TaskRecord]:
+        """The task's record: as it is now (or as `known`, of one that `hear` listens to already), again after `every_s`
+        seconds at most, and last when the task has ended.
+
+        What has begun outlives an outage of Redis, if that ends in time.
 
         Raises:
             TaskNotFound
+            WaitTimeout: it hasn't ended in `timeout_s`; `record` is how it stands.
         """
-        yield from self.follow_on(self.hear(id, record_of(id)), look_s)
+        end_mono = math.inf if timeout_s is None else time.monotonic() + timeout_s
 
-    def follow_on(self, record: TaskRecord, look_s: Callable[[], float]) -> Iterator[TaskRecord]:
-        """As `follow`, for a task that `hear` listens to already and whose record is known."""
-        yield record
-        while not record.status.is_terminal:
-            message = self._wait_for_end((keys.CHANNEL + record.id).encode(), look_s)
-            ended = None if message is None else restore_told(record, message)
-            record = ended or self._run(record_of(record.id))
+        def look_s() -> float:
+            return min(every_s, end_mono - time.monotonic())
+
+        record = known or self.hear(id, record_of(id))
+        while True:
             yield record
+            if record.status.is_terminal:
+                return
+            if look_s() <= 0:
+                raise WaitTimeout(record, timeout_s or 0)
+            try:
+                record = self._look_again(record, look_s)
+            except RedisUnavailable as lost:
+                record = self._come_back(id, end_mono, lost)
+
+    def _look_again(self, record: TaskRecord, look_s: Callable[[], float]) -> TaskRecord:
+        """The record once its end is told, or after `look_s()` seconds."""
+        message = self._wait_for_end((keys.CHANNEL + record.id).encode(), look_s)
+        ended = None if message is None else restore_told(record, message)
+        return ended or self._run(record_of(record.id))
+
+    def _come_back(self, id: str, end_mono: float, lost: RedisUnavailable) -> TaskRecord:
+        """The record once Redis is there again, with a new subscription; raises what was wrong last at `end_mono`."""
+        while (left_s := end_mono - time.monotonic()) > 0:
+            time.sleep(min(AWAY_RETRY_S, left_s))
+            try:
+                return self.hear(id, record_of(id))
+            except RedisUnavailable as error:
+                lost = error
+        raise lost
 
     def hear(self, id: str, call: Call[T]) -> T:
         """Listen to a task from now on, no longer to the one before; run `call` behind it, in the same round trip."""

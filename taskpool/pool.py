@@ -5,8 +5,6 @@ Each method names an operation and runs it; what it does stands in `queue`, `run
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from types import TracebackType
@@ -17,11 +15,10 @@ from taskpool.access.audit import Actor
 from taskpool.addition import Once
 from taskpool.attempt import Outcome
 from taskpool.entry import Submitted
-from taskpool.errors import RedisUnavailable, WaitTimeout
 from taskpool.face import Face
 from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
 from taskpool.inline import execute_here
-from taskpool.listen import AWAY_RETRY_S, FOLLOW_S, LOOK_AGAIN_S, Listener
+from taskpool.listen import FOLLOW_S, LOOK_AGAIN_S, Listener
 from taskpool.listing import Filter
 from taskpool.logs import pages as logs
 from taskpool.logs.follow import follow_log
@@ -145,41 +142,19 @@ class TaskPool(Face):
     def follow(self, id: str, *, timeout_s: float | None = None) -> Iterator[TaskRecord]:
         """The task as it is now, again a few times a second, and last when it has ended.
 
+        What has begun outlives an outage of Redis, if that ends in time.
+
         Raises:
             TaskNotFound
             WaitTimeout: it hasn't ended in `timeout_s`.
         """
-        end_mono = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        return self.listener.follow(id, timeout_s, FOLLOW_S)
 
-        def look_s() -> float:
-            return min(FOLLOW_S, end_mono - time.monotonic())
-
-        for record in self.listener.follow(id, look_s):
-            yield record
-            if not record.status.is_terminal and look_s() <= 0:
-                raise WaitTimeout(record, timeout_s or 0)
-
-    def _end_of(self, id: str, record: TaskRecord | None, timeout_s: float | None) -> TaskRecord:
-        """Wait for the end of a task; `record` when the listener hears of it already."""
-        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
-
-        def look_s() -> float:
-            return min(LOOK_AGAIN_S, deadline - time.monotonic())
-
-        latest = record
-        records = self.listener.follow(id, look_s) if record is None else self.listener.follow_on(record, look_s)
-        while True:
-            try:
-                for latest in records:
-                    if latest.status.is_terminal:
-                        return latest
-                    if look_s() <= 0:
-                        raise WaitTimeout(latest, timeout_s or 0)
-            except RedisUnavailable:
-                if latest is None or look_s() <= 0:
-                    raise
-                time.sleep(max(0.0, min(AWAY_RETRY_S, look_s())))
-                records = self.listener.follow(id, look_s)
+    def _end_of(self, id: str, known: TaskRecord | None, timeout_s: float | None) -> TaskRecord:
+        """Wait for the end of a task; `known` is its record when the listener hears of it already."""
+        for record in self.listener.follow(id, timeout_s, LOOK_AGAIN_S, known):
+            latest = record
+        return latest
 
     def get_queue(self, name: str = "default", *, cursor: str | None = None, limit: int = 100) -> Page[QueuedTask]:
         """A part of a queue as it is at one moment, in dispatch order, with position and wait. It changes nothing."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 
 import pytest
 from redis import Redis
 
-from taskpool import Registry, TaskSpec, TaskStatus, WaitTimeout, task
-from taskpool.errors import InvalidPayload, UnknownDependency
+from taskpool import AsyncTaskPool, Registry, TaskRecord, TaskSpec, TaskStatus, WaitTimeout, task
+from taskpool.errors import InvalidPayload, RedisUnavailable, UnknownDependency
 from taskpool.pool import TaskPool
+from taskpool.redis_server import RedisServer
 from tests.support import eventually
 
 
@@ -26,12 +30,14 @@ def fall() -> None:
     raise RuntimeError("fell")
 
 
+REGISTRY = Registry()
+REGISTRY.add(repeat)
+REGISTRY.add(fall)
+
+
 @pytest.fixture
 def pool(redis_url: str) -> Iterator[TaskPool]:
-    registry = Registry()
-    registry.add(repeat)
-    registry.add(fall)
-    with TaskPool(redis_url, registry=registry) as pool:
+    with TaskPool(redis_url, registry=REGISTRY) as pool:
         yield pool
 
 
@@ -130,3 +136,75 @@ def test_a_script_that_redis_has_forgotten_is_sent_anew(redis_url: str, redis: R
 
     worker.join()
     assert ended.result == "f"
+
+
+@pytest.fixture
+def server(tmp_path: Path, redis_binary: str | None) -> Iterator[RedisServer]:
+    """A Redis of the test's own, that keeps everything it said yes to."""
+    (tmp_path / "redis").mkdir()
+    server = RedisServer(tmp_path / "redis", binary=redis_binary, config={"appendonly": "yes", "appendfsync": "always"})
+    server.start()
+    yield server
+    server.stop()
+
+
+def wait_blocking(url: str, id: str, timeout_s: float) -> TaskRecord:
+    with TaskPool(url) as pool:
+        return pool.wait(id, timeout_s=timeout_s)
+
+
+def follow_blocking(url: str, id: str, timeout_s: float) -> TaskRecord:
+    with TaskPool(url) as pool:
+        return list(pool.follow(id, timeout_s=timeout_s))[-1]
+
+
+def wait_awaiting(url: str, id: str, timeout_s: float) -> TaskRecord:
+    async def wait() -> TaskRecord:
+        async with AsyncTaskPool(url) as pool:
+            return await pool.wait(id, timeout_s=timeout_s)
+
+    return asyncio.run(wait())
+
+
+def follow_awaiting(url: str, id: str, timeout_s: float) -> TaskRecord:
+    async def follow() -> TaskRecord:
+        async with AsyncTaskPool(url) as pool:
+            return [record async for record in pool.follow(id, timeout_s=timeout_s)][-1]
+
+    return asyncio.run(follow())
+
+
+WAYS: list[Callable[[str, str, float], TaskRecord]] = [wait_blocking, follow_blocking, wait_awaiting, follow_awaiting]
+
+
+def test_whoever_has_begun_to_wait_outlives_a_restart_of_redis(server: RedisServer) -> None:
+    with (
+        ThreadPoolExecutor() as threads,
+        TaskPool(server.url, registry=REGISTRY) as worker,
+        Redis.from_url(server.url) as redis,
+    ):
+        task = worker.add_task("repeat", {"text": "g"})
+        waiting = {way.__name__: threads.submit(way, server.url, task.id, 60) for way in WAYS}
+        channel = f"taskpool:task:{task.id}".encode()
+        eventually(lambda: redis.pubsub_numsub(channel) == [(channel, len(WAYS))])
+
+        server.kill()
+        gave_up = wait(waiting.values(), timeout=1).done
+        server.start()
+        running = worker.run_task(["default"], worker="w", attempt_id="a", lease_s=60)
+        assert running is not None
+        worker.execute_task(running)
+
+        assert not gave_up
+        assert {way: future.result().result for way, future in waiting.items()} == dict.fromkeys(waiting, "g")
+
+
+def test_an_outage_that_takes_longer_than_there_is_time_ends_what_had_begun(server: RedisServer) -> None:
+    with TaskPool(server.url, registry=REGISTRY) as pool:
+        following = pool.follow(pool.add_task("repeat", {"text": "h"}).id, timeout_s=3)
+        next(following)
+
+        server.kill()
+
+        with pytest.raises(RedisUnavailable):
+            list(following)
