@@ -13,9 +13,8 @@ from taskpool import keys, rqjob
 from taskpool.calls import Call
 from taskpool.errors import TaskNotFound
 from taskpool.hash_fields import backoff_part_s, ids_of, json_of, limit_s, moment_of, number_of, text_of, time_of
-from taskpool.types import PastAttempt, TaskRecord, TaskStatus, utc
+from taskpool.types import ENDS, PastAttempt, TaskRecord, TaskStatus, utc
 from taskpool.unique import rare_fields
-from taskpool.webhooks.endpoint import ENDS
 
 Hash = Mapping[bytes, bytes]
 

@@ -6,9 +6,7 @@ Nothing is sent from here. Whatever is wrong with any of the specs is found befo
 from __future__ import annotations
 
 import math
-import os
 import re
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +20,7 @@ from taskpool.addition import NewTask, Unique
 from taskpool.calls import Part
 from taskpool.errors import FieldError, InvalidPayload, InvalidTask
 from taskpool.finite import refuse_nan
-from taskpool.names import queue_name_fault
+from taskpool.names import TAG, TASK_ID, new_id, queue_name_fault
 from taskpool.secret import Secrets
 from taskpool.shared import DEFAULT_ATTEMPTS, share
 from taskpool.trace import trace_text
@@ -30,11 +28,6 @@ from taskpool.types import TaskSpec
 from taskpool.webhooks.endpoint import callback_events, callback_faults
 from taskpool.webhooks.target import Allowed
 
-ALPHABET: Final = "0123456789abcdefghijklmnopqrstuv"
-PAIRS: Final = [first + second for first in ALPHABET for second in ALPHABET]
-
-TASK_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
-TAG: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 MOST_TAGS: Final = 16
 MOST_PARENTS: Final = 10_000
 MOST_ATTEMPTS: Final = 1000
@@ -73,12 +66,6 @@ class TypeOptions(Protocol):
     def backoff_max_s(self) -> float | None: ...
     @property
     def result_ttl_s(self) -> int | None: ...
-
-
-def new_id() -> str:
-    """A new task's id: 20 characters that sort by the millisecond (42 bits, good until 2109), then 58 random bits."""
-    number = time.time_ns() // 1_000_000 << 58 | int.from_bytes(os.urandom(8)) >> 6
-    return "".join([PAIRS[number >> shift & 1023] for shift in range(90, -1, -10)])
 
 
 def prepare(

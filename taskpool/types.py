@@ -69,6 +69,9 @@ TRANSITIONS: Final[Mapping[TaskStatus, frozenset[TaskStatus]]] = {
 }
 """The whitelist of moves. Nothing else happens, except `retry_task`: failed, stopped, canceled -> queued."""
 
+ENDS: Final = ("done", "failed", "stopped", "canceled")
+"""The events of a task's end: what webhooks are sent for unless others are named."""
+
 RETRYABLE: Final = frozenset({S.FAILED, S.STOPPED, S.CANCELED})
 
 RQ_STATUS: Final[Mapping[TaskStatus, str]] = {

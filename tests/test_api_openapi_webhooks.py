@@ -11,9 +11,9 @@ import pytest
 from api.app import create_app
 from api.openapi.document import describe
 from taskpool.settings import Settings
-from taskpool.types import TaskStatus
+from taskpool.types import ENDS, TaskStatus
 from taskpool.webhooks.delivery import outbox_page
-from taskpool.webhooks.endpoint import ENDS, TOLD, Webhook
+from taskpool.webhooks.endpoint import TOLD, Webhook
 from taskpool.webhooks.message import message_body, trial_body
 from taskpool.webhooks.signature import new_secret, signed_headers
 from tests.states import World

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from taskpool.types import ENDS
 from taskpool.webhooks.target import Allowed, parse_target
 
 TOLD: Final = (
@@ -18,8 +19,6 @@ TOLD: Final = (
     "done", "failed", "stopped", "canceled",
 )  # fmt: skip
 """The events that webhooks can be sent for: all but a log's lines."""
-ENDS: Final = ("done", "failed", "stopped", "canceled")
-"""The events that webhooks are sent for unless others are named."""
 STEPS: Final = tuple(event for event in TOLD if event != "progress")
 """What an endpoint is sent that names statuses and no events."""
 

@@ -11,8 +11,7 @@ from msgspec import UNSET, UnsetType
 
 from taskpool.access.apikey import PROJECT
 from taskpool.errors import FieldError
-from taskpool.names import queue_name_fault, type_name_fault
-from taskpool.submission import TAG
+from taskpool.names import TAG, queue_name_fault, type_name_fault
 from taskpool.types import TaskStatus
 from taskpool.webhooks.endpoint import events_faults
 from taskpool.webhooks.signature import secret_fault

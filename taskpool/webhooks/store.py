@@ -18,7 +18,7 @@ from taskpool.access.audit import Actor, entry
 from taskpool.calls import Call, Plan
 from taskpool.errors import DeliveryNotFound, FieldError, InvalidWebhook, WebhookConflict, WebhookNotFound
 from taskpool.lua import Script
-from taskpool.submission import new_id
+from taskpool.names import new_id
 from taskpool.webhooks.delivery import Delivery, NewDelivery, deliver, get_delivery
 from taskpool.webhooks.endpoint import CALLBACK, STEPS, TOLD, Webhook, is_callback
 from taskpool.webhooks.fields import NewWebhook, WebhookFields, field_faults
