@@ -16,6 +16,7 @@ from taskpool import keys
 from taskpool.calls import Call, Part
 from taskpool.lua import Script
 from taskpool.shared import Shared
+from taskpool.unique import Unique
 
 ONCE_KEPT_S: Final = 86_400
 UNKNOWN_ROOM_S: Final = 10.0
@@ -26,15 +27,6 @@ NONE: Final[Mapping[int, str]] = MappingProxyType({})
 _add: Final = Script("add", "unique")
 _is_plain: Final = attrgetter("is_plain")
 _COMMAND: Final = b"$7\r\nEVALSHA\r\n$40\r\n%b\r\n$1\r\n0\r\n" % _add.sha.encode()
-
-
-class Unique(NamedTuple):
-    """A task's unique key, how its record holds it (see `unique`), and for how many ms (None: as its status says)."""
-
-    name: str
-    on_conflict: str
-    text: str
-    held_ms: int | None = None
 
 
 class NewTask(msgspec.Struct, frozen=True, gc=False):

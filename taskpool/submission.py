@@ -16,7 +16,7 @@ import msgspec
 
 from taskpool import rqjob, unique
 from taskpool.access.audit import Actor
-from taskpool.addition import NewTask, Unique
+from taskpool.addition import NewTask
 from taskpool.calls import Part
 from taskpool.errors import FieldError, InvalidPayload, InvalidTask
 from taskpool.finite import refuse_nan
@@ -25,6 +25,7 @@ from taskpool.secret import Secrets
 from taskpool.shared import DEFAULT_ATTEMPTS, share
 from taskpool.trace import trace_text
 from taskpool.types import TaskSpec
+from taskpool.unique import Unique
 from taskpool.webhooks.endpoint import callback_events, callback_faults
 from taskpool.webhooks.target import Allowed
 

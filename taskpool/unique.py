@@ -6,9 +6,8 @@ It is how long the key is held, a blank, the key: ``done key``, ``start key``, `
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from taskpool.addition import Unique
 from taskpool.trace import trace_of
 from taskpool.types import TaskSpec
 
@@ -19,6 +18,15 @@ WHOSE: Final = "\x1f"
 """What stands between a project and its key, and in neither."""
 
 _SECONDS: Final = re.compile(r"\d{1,12}(\.\d{1,12})?")
+
+
+class Unique(NamedTuple):
+    """A task's unique key, how its record holds it, and for how many ms (None: as its status says)."""
+
+    name: str
+    on_conflict: str
+    text: str
+    held_ms: int | None = None
 
 
 def unique_of(spec: TaskSpec, project: str | None) -> Unique | None:
