@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from taskpool.faults import pointer
+from taskpool.payload.faults import pointer
 
 MAX_DEPTH: Final = 32
 LEAST_INTEGER: Final = -(1 << 63)

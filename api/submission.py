@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from api.problems import Problem
 from taskpool.errors import FieldError
-from taskpool.faults import field_errors, pointer
+from taskpool.payload.faults import field_errors, pointer
 from taskpool.types import TaskSpec
 
 MAX_BATCH: Final = 1000

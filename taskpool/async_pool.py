@@ -12,11 +12,9 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Unpack
 
-from taskpool import addition, catalogue, entry, listing, overview, queue, runner, status
+from taskpool import catalogue, entry, listing, overview, queue, runner, status
 from taskpool.access.audit import Actor
-from taskpool.addition import Once
 from taskpool.attempt import Outcome
-from taskpool.connection.subscriptions import Subscriptions
 from taskpool.entry import Submitted
 from taskpool.face import Face
 from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
@@ -31,7 +29,10 @@ from taskpool.record import fetch
 from taskpool.registry import Registry
 from taskpool.settings import Settings
 from taskpool.store import AsyncStore, Store
-from taskpool.together import Together
+from taskpool.submission import addition
+from taskpool.submission.addition import Once
+from taskpool.submission.together import Together
+from taskpool.subscriptions import Subscriptions
 from taskpool.types import Event, Page, QueuedTask, RunningTask, TaskOptions, TaskRecord, TaskSpec, TaskStatus
 
 

@@ -20,11 +20,11 @@ from jsonschema_rs import ValidationErrorKind as Kind
 from taskpool import keys
 from taskpool.calls import Call, Plan, one
 from taskpool.errors import FieldError, InvalidPayload, UnknownType
-from taskpool.faults import invalid_payload_of, pointer
 from taskpool.fleet import TypeInfo
 from taskpool.lua import Script
-from taskpool.payload_check import validator_of
-from taskpool.secret_fields import SecretFields
+from taskpool.payload.check import validator_of
+from taskpool.payload.faults import invalid_payload_of, pointer
+from taskpool.payload.secret_fields import SecretFields
 
 FRESH_S: Final = 1.0
 MOST_FAULTS: Final = 20

@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from taskpool import addition
 from taskpool.access.audit import Actor, entry
-from taskpool.addition import Added, Once
 from taskpool.calls import Plan, one
 from taskpool.catalogue import Catalogue
-from taskpool.checking import Checked, check_task, check_tasks
 from taskpool.errors import InvalidTask
 from taskpool.queue import refuse
 from taskpool.receipt import Receipt
 from taskpool.record import STATUS_OF
 from taskpool.registry import Registry
-from taskpool.submission import Defaults
+from taskpool.submission import addition
+from taskpool.submission.addition import Added, Once
+from taskpool.submission.checking import Checked, check_task, check_tasks
+from taskpool.submission.prepare import Defaults
 from taskpool.types import TaskSpec, TaskStatus
 
 

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 from taskpool import entry, queue
 from taskpool.access.audit import Actor
-from taskpool.addition import Once
 from taskpool.calls import Plan
 from taskpool.catalogue import Catalogue
-from taskpool.checking import Checked, check_task
 from taskpool.entry import Submitted
 from taskpool.errors import ConfigurationError
 from taskpool.registry import Registry
 from taskpool.settings import Settings
-from taskpool.submission import Defaults
+from taskpool.submission.addition import Once
+from taskpool.submission.checking import Checked, check_task
+from taskpool.submission.prepare import Defaults
 from taskpool.types import TaskRecord, TaskSpec
 
 

@@ -18,11 +18,11 @@ import hiredis
 from taskpool import keys
 from taskpool.calls import Call, Part
 from taskpool.connection.address import Address
-from taskpool.connection.subscriptions import Heard, Subscriptions
 from taskpool.connection.wire import Wire
 from taskpool.errors import RedisUnavailable, TaskNotFound, WaitTimeout
 from taskpool.record import restore_hash, restore_told
 from taskpool.store import values, with_text
+from taskpool.subscriptions import Heard, Subscriptions
 from taskpool.types import TaskRecord
 
 T = TypeVar("T")

@@ -12,7 +12,6 @@ from typing import Any, Unpack
 
 from taskpool import catalogue, listing, overview, queue, runner, scripts, status
 from taskpool.access.audit import Actor
-from taskpool.addition import Once
 from taskpool.attempt import Outcome
 from taskpool.entry import Submitted
 from taskpool.face import Face
@@ -28,6 +27,7 @@ from taskpool.record import fetch
 from taskpool.registry import Registry
 from taskpool.settings import Settings
 from taskpool.store import Store
+from taskpool.submission.addition import Once
 from taskpool.types import Event, Page, QueuedTask, RunningTask, TaskOptions, TaskRecord, TaskSpec, TaskStatus
 
 

@@ -9,12 +9,10 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from taskpool import addition, keys, scripts
+from taskpool import keys, scripts
 from taskpool.access.audit import Actor, entry
-from taskpool.addition import Added, NewTask
 from taskpool.calls import Call, Plan, one
 from taskpool.catalogue import Catalogue
-from taskpool.checking import Checked, check_task, check_tasks
 from taskpool.cursor import decode_cursor, encode_cursor, wrong_cursor
 from taskpool.errors import (
     KeyReused,
@@ -26,7 +24,10 @@ from taskpool.errors import (
 )
 from taskpool.record import STATUS_OF, fetch_if_there, hash_of, is_task, restore_hash
 from taskpool.registry import Registry
-from taskpool.submission import Defaults
+from taskpool.submission import addition
+from taskpool.submission.addition import Added, NewTask
+from taskpool.submission.checking import Checked, check_task, check_tasks
+from taskpool.submission.prepare import Defaults
 from taskpool.types import Page, QueuedTask, TaskRecord, TaskSpec, TaskStatus, utc
 from taskpool.unique import rare_fields, shown_key
 

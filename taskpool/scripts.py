@@ -16,11 +16,11 @@ from typing import Any, Final
 import msgspec
 
 from taskpool import keys, rqjob
-from taskpool.addition import Added, NewTask, add
 from taskpool.calls import Call
 from taskpool.claimed import restore_claimed
 from taskpool.logs.line import LogLimits
 from taskpool.lua import Script
+from taskpool.submission.addition import Added, NewTask, add
 from taskpool.types import RunningTask, TaskStatus
 
 __all__ = ["Added", "NewTask", "add"]  # and all that is below

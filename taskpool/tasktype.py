@@ -17,9 +17,9 @@ from taskpool.context import TaskContext
 from taskpool.errors import ConfigurationError
 from taskpool.fleet import TypeInfo
 from taskpool.names import queue_name_fault, type_name_fault
-from taskpool.payload import class_payload, function_payload, mask_in_repr
-from taskpool.schema import converter, json_schema
-from taskpool.secret_fields import SecretFields
+from taskpool.payload.schema import converter, json_schema
+from taskpool.payload.secret_fields import SecretFields
+from taskpool.payload.signature import class_payload, function_payload, mask_in_repr
 from taskpool.task import Task, TaskOptions, options_of
 
 DEFAULT_QUEUE: Final = "default"

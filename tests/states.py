@@ -25,7 +25,7 @@ from taskpool.fleet import TypeInfo
 from taskpool.record import fetch
 from taskpool.scripts import NewTask
 from taskpool.store import Store
-from taskpool.submission import Defaults, prepare
+from taskpool.submission.prepare import Defaults, prepare
 from taskpool.types import RunningTask, TaskRecord, TaskSpec, TaskStatus
 
 T = TypeVar("T")

@@ -23,7 +23,7 @@ from api.resource import Resource
 from taskpool import Registry, task
 from taskpool.fleet import TypeInfo
 from taskpool.settings import Settings
-from taskpool.submission import LONGEST_S
+from taskpool.submission.prepare import LONGEST_S
 from tests.api_client import api, publish_types
 from tests.keys import bearer, make_key
 

@@ -21,7 +21,7 @@ from taskpool.errors import (
     UnknownType,
 )
 from taskpool.queue import CHUNK
-from taskpool.submission import Defaults
+from taskpool.submission.prepare import Defaults
 from taskpool.types import Page, QueuedTask, TaskRecord, TaskSpec, TaskStatus
 from tests.states import ENDED, SEED, WAITS, World, new_task
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from taskpool import scripts
-from taskpool.addition import ONCE_KEPT_S, Once, added_before
 from taskpool.calls import Call
 from taskpool.scripts import Added
+from taskpool.submission.addition import ONCE_KEPT_S, Once, added_before
 from taskpool.types import TaskStatus
 from tests.states import World, new_task, race
 

@@ -13,8 +13,8 @@ import pytest
 from pydantic import BaseModel, SecretStr
 
 from taskpool import Registry, Secret, Task, TaskContext, task
+from taskpool.payload.secret_fields import SecretFields
 from taskpool.secret import MASK, Secrets, SecretsGone
-from taskpool.secret_fields import SecretFields
 from taskpool.tasktype import task_type
 
 

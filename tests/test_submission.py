@@ -15,7 +15,7 @@ from taskpool.errors import InvalidTask
 from taskpool.fleet import TypeInfo
 from taskpool.names import TASK_ID, new_id
 from taskpool.scripts import NewTask
-from taskpool.submission import MOST_PARENTS, MOST_TAGS, Defaults, prepare
+from taskpool.submission.prepare import MOST_PARENTS, MOST_TAGS, Defaults, prepare
 from taskpool.types import TaskSpec
 
 INFO = TypeInfo(name="work", queue="work_queue", schema={}, timeout_s=30, max_attempts=4, result_ttl_s=70)

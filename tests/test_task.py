@@ -18,7 +18,7 @@ import pytest
 
 from taskpool import ConfigurationError, DuplicateType, FieldError, InvalidPayload, Task, TaskContext, task
 from taskpool.fleet import TypeInfo
-from taskpool.schema import DIALECT
+from taskpool.payload.schema import DIALECT
 from taskpool.tasktype import TaskType, task_type
 
 if TYPE_CHECKING:

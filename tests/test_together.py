@@ -11,7 +11,7 @@ from taskpool import AsyncTaskPool, QueueFull, RedisUnavailable, Registry, TaskS
 from taskpool.access.audit import Actor, read
 from taskpool.entry import Submitted
 from taskpool.settings import Settings
-from taskpool.together import MOST
+from taskpool.submission.together import MOST
 from tests.states import World
 
 ECHO = TaskSpec(type="echo", payload={"message": 1})

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from taskpool.fleet import TypeInfo
-from taskpool.payload_check import validator_of
+from taskpool.payload.check import validator_of
 
 Object = dict[str, Any]
 

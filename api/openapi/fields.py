@@ -13,7 +13,7 @@ from typing import Any, Final
 from taskpool.access.apikey import LONGEST_S as LONGEST_KEY_S
 from taskpool.access.apikey import MOST_A_MINUTE, MOST_NAMES, PROJECT
 from taskpool.names import QUEUE_NAME, TAG, TASK_ID, TYPE_NAME
-from taskpool.submission import LONGEST_S, MOST_ATTEMPTS, MOST_PARENTS, MOST_TAGS
+from taskpool.submission.prepare import LONGEST_S, MOST_ATTEMPTS, MOST_PARENTS, MOST_TAGS
 from taskpool.types import TaskStatus
 from taskpool.unique import KEY as UNIQUE_KEY
 from taskpool.webhooks.endpoint import TOLD

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from api.openapi.schemas import REFS, Schema, with_refs
 from taskpool.fleet import TypeInfo
-from taskpool.payload_check import validator_of
+from taskpool.payload.check import validator_of
 
 LOCAL: Final = "#/$defs/"
 

@@ -18,12 +18,12 @@ from api.query import NoQuery, read_query
 from api.responses import Json
 from api.submission import MAX_SHOWN, Batch, read_batch, read_submission
 from api.wishes import Wishes, wishes_of
-from taskpool.addition import Once
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.document import task_document
 from taskpool.document_types import TaskDocument
 from taskpool.errors import InvalidTask, NotAllowed, UniqueConflict, UnknownDependency, UnknownType
 from taskpool.receipt import Receipt
+from taskpool.submission.addition import Once
 from taskpool.types import TaskSpec
 
 REPLAYED: Final = (b"idempotency-replayed", b"true")

@@ -1,1 +1,1 @@
-"""The way to Redis: its address, sockets that block and that await, subscriptions."""
+"""The way to Redis: its address, and sockets that block and that await."""

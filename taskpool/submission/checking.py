@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from taskpool.access.audit import Actor
-from taskpool.addition import NewTask
 from taskpool.calls import Plan
 from taskpool.catalogue import Catalogue
 from taskpool.errors import FieldError, InvalidPayload, InvalidTask
 from taskpool.registry import Registry
 from taskpool.secret import Secrets
-from taskpool.submission import Defaults, TypeOptions, prepare
+from taskpool.submission.addition import NewTask
+from taskpool.submission.prepare import Defaults, TypeOptions, prepare
 from taskpool.tasktype import TaskType
 from taskpool.types import TaskSpec
 

@@ -20,8 +20,8 @@ from typing import Any, Final
 import msgspec
 
 from taskpool.errors import ConfigurationError
-from taskpool.faults import invalid_payload
-from taskpool.secret_fields import SecretFields
+from taskpool.payload.faults import invalid_payload
+from taskpool.payload.secret_fields import SecretFields
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 REQUIRED: Final = msgspec.NODEFAULT

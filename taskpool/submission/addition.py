@@ -15,7 +15,7 @@ import msgspec
 from taskpool import keys
 from taskpool.calls import Call, Part
 from taskpool.lua import Script
-from taskpool.shared import Shared
+from taskpool.submission.shared import Shared
 from taskpool.unique import Unique
 
 ONCE_KEPT_S: Final = 86_400

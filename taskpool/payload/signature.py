@@ -17,10 +17,10 @@ import msgspec
 
 from taskpool.context import TaskContext
 from taskpool.errors import ConfigurationError, FieldError, InvalidPayload
-from taskpool.faults import PAYLOAD, invalid_payload_of, pointer
-from taskpool.schema import REQUIRED, PayloadField, converter, encode_foreign, json_schema, payload_struct
+from taskpool.payload.faults import PAYLOAD, invalid_payload_of, pointer
+from taskpool.payload.schema import REQUIRED, PayloadField, converter, encode_foreign, json_schema, payload_struct
+from taskpool.payload.secret_fields import SecretFields
 from taskpool.secret import MASK
-from taskpool.secret_fields import SecretFields
 
 P = inspect.Parameter
 

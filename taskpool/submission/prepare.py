@@ -16,13 +16,13 @@ import msgspec
 
 from taskpool import rqjob, unique
 from taskpool.access.audit import Actor
-from taskpool.addition import NewTask
 from taskpool.calls import Part
 from taskpool.errors import FieldError, InvalidPayload, InvalidTask
 from taskpool.finite import refuse_nan
 from taskpool.names import TAG, TASK_ID, new_id, queue_name_fault
 from taskpool.secret import Secrets
-from taskpool.shared import DEFAULT_ATTEMPTS, share
+from taskpool.submission.addition import NewTask
+from taskpool.submission.shared import DEFAULT_ATTEMPTS, share
 from taskpool.trace import trace_text
 from taskpool.types import TaskSpec
 from taskpool.unique import Unique

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 from typing import Final, NamedTuple
 
-from taskpool import addition
-from taskpool.addition import Added, NewTask
 from taskpool.errors import TaskpoolError
 from taskpool.store import AsyncStore
+from taskpool.submission import addition
+from taskpool.submission.addition import Added, NewTask
 
 MOST: Final = 32
 """Tasks in one call: more would save little, and everybody else waits for Redis as long as one call takes."""
