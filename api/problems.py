@@ -107,10 +107,10 @@ class Problem(Exception):
         return Json(document, status=status, headers=self.headers, media_type=MEDIA_TYPE, unread_body=self.unread_body)
 
 
-def invalid_task(error: InvalidTask, prefix: str = "") -> Problem:
-    """The problem that a refused submission is; `prefix` is the pointer of the document that its pointers start in."""
+def invalid_task(error: InvalidTask) -> Problem:
+    """The problem that a refused submission is."""
     kind = next((kind for cls, kind in _INVALID.items() if isinstance(error, cls)), "invalid-task")
-    errors = [{"pointer": prefix + fault.pointer, "detail": fault.detail} for fault in error.errors]
+    errors = [{"pointer": fault.pointer, "detail": fault.detail} for fault in error.errors]
     problem = Problem(kind, str(error), errors=errors)
     if isinstance(error, UnknownType):
         problem.extra["near"] = error.near
@@ -119,9 +119,9 @@ def invalid_task(error: InvalidTask, prefix: str = "") -> Problem:
     return problem
 
 
-def not_allowed(error: NotAllowed, prefix: str = "") -> Problem:
-    """The problem that a type or a queue is which the caller may not use; `prefix` as above."""
-    errors = [{"pointer": prefix + fault.pointer, "detail": fault.detail} for fault in error.errors]
+def not_allowed(error: NotAllowed) -> Problem:
+    """The problem that a type or a queue is which the caller may not use."""
+    errors = [{"pointer": fault.pointer, "detail": fault.detail} for fault in error.errors]
     return Problem("forbidden", str(error), errors=errors)
 
 

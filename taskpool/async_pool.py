@@ -112,10 +112,10 @@ class AsyncTaskPool(Face):
         return entry.submitted((checked,), added)
 
     async def submit_many(
-        self, specs: Sequence[TaskSpec], once: Once | None = None, *, by: Actor | None = None
+        self, specs: Sequence[TaskSpec], once: Once | None = None, *, by: Actor | None = None, start: str = ""
     ) -> Submitted:
-        """Submit a thousand tasks at most in the same way, all or none; pointers start with the task's index."""
-        return await self.store.carry_out(self.submitting_many(specs, once, by))
+        """Submit a thousand tasks at most in the same way, all or none; pointers begin with `start` and the index."""
+        return await self.store.carry_out(self.submitting_many(specs, once, by, start))
 
     async def get(self, id: str) -> TaskRecord:
         """The task as it is now.

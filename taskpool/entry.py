@@ -69,10 +69,12 @@ def submit_many(
     once: Once | None = None,
     *,
     by: Actor | None = None,
+    start: str = "",
 ) -> Plan[Submitted]:
-    """Add tasks, a thousand at most, all or none; as `submit` otherwise. The faults' pointers start with the index."""
+    """Add tasks, a thousand at most, all or none; as `submit` otherwise. The faults' pointers begin with `start` and
+    the index."""
     try:
-        checked = yield from check_tasks(specs, catalogue, registry, defaults, by=by)
+        checked = yield from check_tasks(specs, catalogue, registry, defaults, by=by, start=start)
     except InvalidTask as error:
         return (yield from _before(once, error))
     tasks = [each.task for each in checked]

@@ -47,10 +47,10 @@ class Face:
         return entry.submit(spec, self.catalogue, self.registry, self.defaults, once, by=by)
 
     def submitting_many(
-        self, specs: Sequence[TaskSpec], once: Once | None = None, by: Actor | None = None
+        self, specs: Sequence[TaskSpec], once: Once | None = None, by: Actor | None = None, start: str = ""
     ) -> Plan[Submitted]:
-        """The plan that adds a thousand at most in the same way."""
-        return entry.submit_many(specs, self.catalogue, self.registry, self.defaults, once, by=by)
+        """The plan that adds a thousand at most in the same way; the faults' pointers begin with `start`."""
+        return entry.submit_many(specs, self.catalogue, self.registry, self.defaults, once, by=by, start=start)
 
     def checking(self, spec: TaskSpec, by: Actor | None = None) -> Plan[Checked]:
         """The plan that checks one task as adding it, in the name of `by`, would."""

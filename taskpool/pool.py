@@ -102,9 +102,11 @@ class TaskPool(Face):
         """
         return self.store.carry_out(self.submitting(spec, once, by))
 
-    def submit_many(self, specs: Sequence[TaskSpec], once: Once | None = None, *, by: Actor | None = None) -> Submitted:
-        """Submit a thousand tasks at most in the same way, all or none; pointers start with the task's index."""
-        return self.store.carry_out(self.submitting_many(specs, once, by))
+    def submit_many(
+        self, specs: Sequence[TaskSpec], once: Once | None = None, *, by: Actor | None = None, start: str = ""
+    ) -> Submitted:
+        """Submit a thousand tasks at most in the same way, all or none; pointers begin with `start` and the index."""
+        return self.store.carry_out(self.submitting_many(specs, once, by, start))
 
     def get(self, id: str) -> TaskRecord:
         """The task as it is now.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -160,6 +161,9 @@ async def test_an_unknown_type_names_those_that_are_near(client: httpx.AsyncClie
         ([GOOD, {**GOOD, "depends_on": ["x"]}], "unknown-dependency", ["/tasks/1/depends_on"]),
         ([GOOD, json.loads(DURATION % '"x"')], "invalid-payload", ["/tasks/1/payload/duration_s"]),
         ([GOOD, {**GOOD, "queue": "a b"}], "invalid-task", ["/tasks/1/queue"]),
+        ([GOOD, {**GOOD, "callback_url": "http://127.0.0.1/"}], "invalid-task", ["/tasks/1/callback_url"]),
+        ([{**GOOD, "unique_key": "k"}, GOOD, {**GOOD, "unique_key": "k"}], "invalid-task", ["/tasks/2/unique_key"]),
+        ([GOOD, {**GOOD, "timeout_s": "x"}], "invalid-task", ["/tasks/1/timeout_s"]),
         ([5], "invalid-task", ["/tasks/0"]),
         ([], "invalid-task", ["/tasks"]),
         ([NO] * 1001, "body-too-large", []),
@@ -171,6 +175,8 @@ async def test_a_wrong_batch_is_refused_by_the_index(
     problem = check(await client.post("/tasks/batch", json={"tasks": tasks}), kind)
 
     assert [error["pointer"] for error in problem.get("errors", [])] == pointers
+    named = re.findall(r"(/\S+): ", problem["detail"])  # a kind that is about one field alone names none
+    assert named == (pointers if kind in ("invalid-task", "invalid-payload") else [])
 
 
 @pytest.mark.parametrize("media_type", [None, "text/plain", "application/json; charset=latin-1", "multipart/form-data"])

@@ -92,9 +92,12 @@ def test_an_invalid_task_has_its_faults() -> None:
 def test_pointers_of_a_batch_start_with_the_index() -> None:
     batch = About(specs=(TaskSpec(type="a"), TaskSpec(type="b")), prefix="/tasks")
 
-    error = told(invalid_task(InvalidPayload("no", [FieldError("/1/payload/x", "no")]), "/tasks"), batch)
+    refusal = InvalidPayload("it doesn't fit: /tasks/1/payload/x: no", [FieldError("/tasks/1/payload/x", "no")])
+
+    error = told(invalid_task(refusal), batch)
 
     assert error.errors == (FieldError("/1/payload/x", "no"),)
+    assert str(error) == "it doesn't fit: /1/payload/x: no"
 
 
 def test_an_unknown_type_has_its_name_and_those_near() -> None:

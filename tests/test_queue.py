@@ -240,6 +240,24 @@ def test_a_fault_of_the_last_of_many_refuses_them_all(
     assert world.since(before) == {}
 
 
+@pytest.mark.parametrize(
+    ("wrong", "place"),
+    [
+        ({"payload": {"width": "5"}}, "/1/payload/width"),
+        ({"queue": "a b"}, "/1/queue"),
+        ({"unique_key": "k"}, "/1/unique_key"),
+    ],
+)
+def test_the_text_of_a_refusal_names_the_same_place_as_its_pointer(
+    submitter: Submitter, wrong: dict[str, Any], place: str
+) -> None:
+    with pytest.raises(InvalidTask) as refused:
+        submitter.add_many([TaskSpec(type="resize", unique_key="k"), TaskSpec(type="resize", **wrong)])
+
+    assert refused.value.errors[0].pointer == place
+    assert f"{place}: " in str(refused.value)
+
+
 @pytest.mark.parametrize("wrong", [TaskSpec(type="nope"), TaskSpec(type="resize", depends_on=["ghost"])])
 def test_what_is_unknown_in_the_last_of_many_refuses_them_all(
     submitter: Submitter, world: World, wrong: TaskSpec

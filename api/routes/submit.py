@@ -13,7 +13,7 @@ from api.answers import Accepted, AcceptedBatch
 from api.body import read_json
 from api.longpoll import LongPolls
 from api.openapi.operation import Answer, operation
-from api.problems import Problem, invalid_task, not_allowed, unique_conflict
+from api.problems import Problem, invalid_task, unique_conflict
 from api.query import NoQuery, read_query
 from api.responses import Json
 from api.submission import MAX_SHOWN, Batch, read_batch, read_submission
@@ -21,7 +21,7 @@ from api.wishes import Wishes, wishes_of
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.document import task_document
 from taskpool.document_types import TaskDocument
-from taskpool.errors import InvalidTask, NotAllowed, UniqueConflict, UnknownDependency, UnknownType
+from taskpool.errors import InvalidTask, UniqueConflict, UnknownDependency, UnknownType
 from taskpool.receipt import Receipt
 from taskpool.submission.addition import Once
 from taskpool.types import TaskSpec
@@ -95,15 +95,11 @@ class SubmitRoutes:
             specs = _traced(specs, wishes)
         once = None if wishes.key is None else _once(wishes.key, caller_of(scope), b"/tasks/batch", document)
         try:
-            submitted = await self._pool.submit_many(specs, once, by=caller_of(scope).actor())
+            submitted = await self._pool.submit_many(specs, once, by=caller_of(scope).actor(), start="/tasks")
         except UnknownType as error:
             raise _in_batch(error, [spec.type == error.type for spec in specs]) from None
         except UnknownDependency as error:
             raise _in_batch(error, [error.id in spec.depends_on for spec in specs]) from None
-        except InvalidTask as error:
-            raise invalid_task(error, "/tasks") from None
-        except NotAllowed as error:
-            raise not_allowed(error, "/tasks") from None
         except UniqueConflict as error:
             raise unique_conflict(error, f"/tasks/{error.index}") from None
         answers = [

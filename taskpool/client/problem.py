@@ -82,7 +82,7 @@ def error_of(answer: Answer, about: About) -> TaskpoolError:
     told = _Told(problem, about, errors, retry_after(answer.headers))
     if problem.kind in _KINDS:
         cls, fields_of = _KINDS[problem.kind]
-        return _as_told(cls, problem.detail, fields_of(told))
+        return _as_told(cls, _message(told), fields_of(told))
     general = Unauthorized if answer.status == 401 else ApiError
     return general(
         answer.status, problem.kind, problem.title, problem.detail, errors=errors, retry_after_s=told.retry_after_s
@@ -128,6 +128,14 @@ def _strange(answer: Answer) -> ApiError:
 def _field_error(fault: _Fault, prefix: str) -> FieldError:
     pointer = f"/{fault.parameter}" if fault.parameter else fault.pointer or ""
     return FieldError(pointer.removeprefix(prefix), fault.detail)
+
+
+def _message(told: _Told) -> str:
+    """The API's words, in which a place has the name that it has in `errors`."""
+    problem = told.problem
+    if not (told.errors and problem.errors and problem.errors[0].pointer):
+        return problem.detail
+    return problem.detail.replace(f"{problem.errors[0].pointer}: ", f"{told.errors[0].pointer}: ", 1)
 
 
 Fields = Mapping[str, Any]

@@ -14,6 +14,7 @@ from taskpool.access.audit import Actor
 from taskpool.calls import Plan
 from taskpool.catalogue import Catalogue
 from taskpool.errors import FieldError, InvalidPayload, InvalidTask
+from taskpool.payload.faults import invalid_payload_of
 from taskpool.registry import Registry
 from taskpool.secret import Secrets
 from taskpool.submission.addition import NewTask
@@ -55,33 +56,16 @@ def check_tasks(
     defaults: Defaults,
     *,
     by: Actor | None = None,
+    start: str = "",
 ) -> Plan[list[Checked]]:
-    """Check submissions as `add_tasks` does, and store nothing; `by` as in `check_task`.
+    """Check submissions as `add_tasks` does, and store nothing; `by` as in `check_task`. The faults' pointers begin
+    with `start` and the task's index.
 
     Raises:
         InvalidTask: as `add_tasks`.
         NotAllowed
     """
-    _check_keys(specs)
-    return (yield from _check(specs, catalogue, registry, defaults, by))
-
-
-def _check_keys(specs: Sequence[TaskSpec]) -> None:
-    """A unique key can't be held by two that come together."""
-    first: dict[str, int] = {}
-    for index, spec in enumerate(specs):
-        if spec.unique_key is not None and first.setdefault(spec.unique_key, index) != index:
-            detail = f"the task {first[spec.unique_key]} of this batch has the same unique key"
-            raise InvalidTask(f"/{index}/unique_key: {detail}", [FieldError(f"/{index}/unique_key", detail)])
-
-
-def _check(
-    specs: Sequence[TaskSpec],
-    catalogue: Catalogue,
-    registry: Registry | None,
-    defaults: Defaults,
-    by: Actor | None,
-) -> Plan[list[Checked]]:
+    _check_keys(specs, start)
     local = {} if registry is None else {spec.type: registry.get(spec.type) for spec in specs}
     foreign = {spec.type for spec in specs if local.get(spec.type) is None}
     infos = (yield from catalogue.find(list(foreign))) if foreign else {}
@@ -89,8 +73,20 @@ def _check(
     for index, spec in enumerate(specs):
         task_type = local.get(spec.type)
         info = task_type or infos[spec.type]
-        checked.append(_checked(spec, task_type or catalogue, info, defaults, f"/{index}", by=by))
+        checked.append(_checked(spec, task_type or catalogue, info, defaults, f"{start}/{index}", by=by))
     return checked
+
+
+def _check_keys(specs: Sequence[TaskSpec], start: str) -> None:
+    """A unique key can't be held by two that come together."""
+    first: dict[str, int] = {}
+    for index, spec in enumerate(specs):
+        if spec.unique_key is not None and first.setdefault(spec.unique_key, index) != index:
+            fault = FieldError(
+                f"{start}/{index}/unique_key",
+                f"the task with the index {first[spec.unique_key]} has the same unique key",
+            )
+            raise InvalidTask(f"{fault.pointer}: {fault.detail}", [fault])
 
 
 def _checked(
@@ -121,7 +117,8 @@ def _check_locally(task_type: TaskType, payload: Any, start: str, secrets: Secre
             raise
         hide = secrets.hide if secrets else str
         faults = [FieldError(start + each.pointer, hide(each.detail)) for each in error.errors]
-        raise InvalidPayload(hide(str(error)), faults) from None
+        refusal = invalid_payload_of(task_type.name, faults)
+        raise InvalidPayload(hide(str(refusal)), refusal.errors) from None
 
 
 def _as_json(spec: TaskSpec, start: str) -> Any:
