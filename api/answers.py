@@ -153,6 +153,13 @@ class Resynced(Document, frozen=True, kw_only=True):
     reason: Literal["trimmed", "slow"]
 
 
+class TaskGone(Document, frozen=True, kw_only=True):
+    """The task isn't there any more, and the stream has ended: its record was deleted, or its retention ended."""
+
+    kind: Literal["task-not-found"]
+    detail: str
+
+
 class LogEnded(Document, frozen=True, kw_only=True):
     """There is no more of a log: its task has ended."""
 

@@ -107,6 +107,11 @@ def attributes_of(id: str) -> Call[Attributes | None]:
     return Call(("HMGET", keys.JOB + id, "created_at", "type", "origin", "tags", "project"), read, again=True)
 
 
+def is_there(id: str) -> Call[bool]:
+    """Whether there is still such a task. A late write of RQ's may leave a hash without its data: that isn't one."""
+    return Call(("HEXISTS", keys.JOB + id, "data"), bool, again=True)
+
+
 def attributes_told(event: Event) -> Attributes | None:
     """What a task's first event says of it; None for its later ones."""
     told = event.data

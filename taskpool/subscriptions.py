@@ -6,8 +6,8 @@ behind a subscription is answered after every message that came before. A lost c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final
 
 from taskpool import keys
 from taskpool.calls import Call
@@ -15,8 +15,6 @@ from taskpool.connection.address import Address
 from taskpool.connection.async_wire import AsyncWire
 from taskpool.errors import RedisUnavailable
 from taskpool.store import values
-
-T = TypeVar("T")
 
 Heard = Callable[[bytes], None]
 
@@ -66,10 +64,9 @@ class Subscriptions:
         if not listeners:
             self._heard.pop(name, None)
 
-    async def read(self, call: Call[T]) -> T:
-        """The value of a call. By then every message that Redis sent before it answered was heard."""
-        (value,) = values([call], await self._wire.exchange([call.command], REPLY_TIMEOUT_S))
-        return value  # type: ignore[no-any-return]
+    async def read_many(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        """The values of calls, in one round trip. By then every message that Redis sent before it was heard."""
+        return values(calls, await self._wire.exchange([call.command for call in calls], REPLY_TIMEOUT_S))
 
     def close(self) -> None:
         """Close the connection, and tell everyone; the next call opens a new one."""

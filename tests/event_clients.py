@@ -16,12 +16,14 @@ from websockets.exceptions import ConnectionClosed
 
 class EventClient:
     """One client. `steps`: the events it was told, as (task, number); `shown`: up to which number tasks were shown as
-    they stand; `last`: from where it would go on; `notices`: the names of what else it was told."""
+    they stand; `last`: from where it would go on; `notices`: the names of what else it was told; `problem`: the kind of
+    the problem among it."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[str, int]] = []
         self.shown: dict[str, int] = {}
         self.notices: list[str] = []
+        self.problem = ""
         self.last = ""
         self.reading: asyncio.Task[None] | None = None
 
@@ -72,7 +74,8 @@ class StreamClient(EventClient):
     def _note(self, fields: dict[str, str]) -> None:
         if "event" in fields:
             self.notices.append(fields["event"])
-            self.last = fields["id"]
+            self.last = fields.get("id", self.last)
+            self.problem = json.loads(fields["data"]).get("kind", "")
             if fields["event"] == "snapshot":
                 task = json.loads(fields["data"])
                 self.shown[task["id"]] = task["seq"]
@@ -110,6 +113,7 @@ class SocketClient(EventClient):
             self.note_step(message["event"])
             return
         self.notices.append(message["op"])
+        self.problem = message.get("kind", "")
         self.shown |= {task["id"]: task["seq"] for task in message.get("tasks", ())}
         self.last = message.get("at") or message.get("after") or self.last
 

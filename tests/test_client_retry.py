@@ -324,6 +324,17 @@ def test_a_client_that_was_too_slow_comes_again_where_it_was_told_to() -> None:
     assert last_ids(hand.sent) == [None, "150-0"]
 
 
+@pytest.mark.parametrize("follow_it", [events, follow_log])
+def test_a_task_that_is_gone_is_not_asked_for_again(follow_it: Any) -> None:
+    gone = b'event: gone\ndata: {"kind":"task-not-found","detail":"no task has the id"}\n\n'
+    hand = Hand(STREAM, gone, NEVER_SENT)
+
+    with pytest.raises(TaskNotFound):
+        hand.carry_out(follow_it("t1", None, hand.retrying))
+
+    assert len(hand.sent) == 1
+
+
 def test_there_is_nothing_behind_the_end() -> None:
     hand = Hand(Answer(204, {}))
 

@@ -13,10 +13,11 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from api.answers import Resynced
+from api.answers import Resynced, TaskGone
 from api.events.outlet import Beat, Gone, Item, Resync, Snapshot, Steps
 from api.events.streams import Streams
 from api.events.subscription import Subscription
+from taskpool.errors import TaskNotFound
 from taskpool.eventlog import Position
 
 MEDIA_TYPE: Final = b"text/event-stream"
@@ -64,12 +65,12 @@ class EventStream(Response):
 
     async def _tell(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        items: Sequence[Item] = self._first
+        items = self._worth_telling(self._first)
         text = b"retry: %d\n\n" % RETRY_MS + b"".join(map(_text, items))
         await send({"type": "http.response.body", "body": text, "more_body": True})
         self._beat()
         while not self._is_over(items):
-            items = await self._subscription.outlet.take()
+            items = self._worth_telling(await self._subscription.outlet.take())
             if not items:
                 break
             if text := _text(items[0]) if len(items) == 1 else b"".join(map(_text, items)):
@@ -85,6 +86,12 @@ class EventStream(Response):
                 self._subscription.outlet.put(Beat())
             self._sent_mono, rest_s = self._loop.time(), KEEP_ALIVE_S
         self._alarm = self._loop.call_later(rest_s, self._beat)
+
+    def _worth_telling(self, items: Sequence[Item]) -> Sequence[Item]:
+        """These, but not that a task is gone behind its end."""
+        if items and isinstance(items[-1], Gone) and self._is_over(items[:-1]):
+            return items[:-1]
+        return items
 
     def _is_over(self, items: Sequence[Item]) -> bool:
         """Whether the last of these says that the task has ended, or that the client has to come again."""
@@ -122,7 +129,14 @@ def _text(item: Item) -> bytes:
         return _named("snapshot", item.at, item.documents[0])
     if isinstance(item, Resync):
         return _named("resync", item.at, Resynced(after=str(item.at), reason=item.reason))
+    if isinstance(item, Gone):
+        return gone_text(TaskNotFound(item.to.wanted.task))
     return b": keep-alive\n\n" if isinstance(item, Beat) else b""
+
+
+def gone_text(error: TaskNotFound) -> bytes:
+    """The last message of a stream whose task isn't there any more. It has no place to go on from."""
+    return b"event: gone\ndata: %s\n\n" % _encode(TaskGone(kind="task-not-found", detail=str(error)))
 
 
 def _named(name: str, at: Position, document: Any) -> bytes:

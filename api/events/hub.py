@@ -18,18 +18,19 @@ import msgspec
 
 from api.events.attributes import RETRY_S, Arriving, AttributeCache
 from api.events.outlet import Gone, Live, Outlet, Resync, Step
+from api.events.rota import Rota
 from api.events.snapshots import take_snapshot
 from api.events.subscribers import Subscribers, channel
 from api.events.subscription import Subscription, Wanted
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.errors import RedisUnavailable, TaskNotFound
-from taskpool.eventlog import START, Position, events_after, holds, newest, oldest, reaches_back
+from taskpool.eventlog import START, Position, events_after, holds, is_there, newest, oldest, reaches_back
 from taskpool.status import read_event
 from taskpool.store import ReplyFault
 
-MARK_S: Final = 5.0
-"""How often the hub looks how far the stream is: that far nothing needs to be read again after a cut, and a connection
-that no longer answers is found out."""
+MARK_S: Final = 3.0
+"""How often the hub looks how far the stream is, and which followed tasks are gone: that far nothing needs to be read
+again after a cut, and a connection that no longer answers is found out."""
 CHUNK: Final = 500
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class Hub:
         self._connection.when_lost(self._lost)
         self._attributes = AttributeCache(pool.store)
         self._all = Subscribers()
+        self._rota = Rota(self._all.tasks)
         self._behind: set[Subscription] = set()
         self._channels: set[str] = set()
         self._cuts = 0
@@ -169,11 +171,21 @@ class Hub:
         self._wake.set()
 
     async def _mark(self) -> None:
-        """What the stream holds up to now was heard: Redis answers behind its messages."""
-        cuts = self._cuts
-        end = await self._connection.read(newest())
+        """What the stream holds up to now was heard: Redis answers behind its messages. So was what the tasks had to
+        tell that are gone by now."""
+        cuts, ids = self._cuts, self._rota.take()
+        end, *found = await self._connection.read_many([newest(), *map(is_there, ids)])
         if cuts == self._cuts and not self._arriving:
             self._horizon = max(self._horizon, end)
+            for id, is_found in zip(ids, found, strict=True):
+                if not is_found:
+                    for subscription in self._all.live_to(id):
+                        self._end(subscription)
+
+    def _end(self, subscription: Subscription) -> None:
+        """Its task is gone: nothing more will come."""
+        subscription.outlet.put(Gone(subscription))
+        self.close(subscription)
 
     # --- behind: from the stream ----------------------------------------------------------------------------------
 
@@ -242,9 +254,8 @@ class Hub:
             except (RedisUnavailable, ReplyFault):
                 await asyncio.sleep(RETRY_S)
                 continue
-            except TaskNotFound:  # purged meanwhile: nothing more will come
-                subscription.outlet.put(Gone(subscription))
-                self.close(subscription)
+            except TaskNotFound:
+                self._end(subscription)
             if not subscription.closed:
                 self._behind.add(subscription)
                 self._work_on()

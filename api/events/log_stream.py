@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.answers import LogEnded
-from api.events.event_stream import KEEP_ALIVE_S, RETRY_MS
+from api.events.event_stream import KEEP_ALIVE_S, RETRY_MS, gone_text
 from api.events.outlet import Outlet
 from api.events.streams import Streams
 from taskpool.document import log_line_document
@@ -35,12 +35,20 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class Form:
-    """How a log is written: its media type, what stands first, how a step looks, and what is sent when nothing is."""
+    """How a log is written: its media type, what stands first, how a step looks, what is sent when nothing is, and what
+    when its task is gone."""
 
     def __init__(
-        self, media_type: bytes, step: Callable[[LogStep], bytes], *, head: bytes = b"", keep_alive: bytes = b""
+        self,
+        media_type: bytes,
+        step: Callable[[LogStep], bytes],
+        *,
+        head: bytes = b"",
+        keep_alive: bytes = b"",
+        gone: Callable[[TaskNotFound], bytes] = lambda error: b"",
     ) -> None:
         self.media_type, self.step, self.head, self.keep_alive = media_type, step, head, keep_alive
+        self.gone = gone
 
 
 def _as_text(step: LogStep) -> bytes:
@@ -58,7 +66,9 @@ def _as_events(step: LogStep) -> bytes:
 
 
 AS_TEXT: Final = Form(TEXT, _as_text)
-AS_EVENTS: Final = Form(EVENTS, _as_events, head=b"retry: %d\n\n" % RETRY_MS, keep_alive=b": keep-alive\n\n")
+AS_EVENTS: Final = Form(
+    EVENTS, _as_events, head=b"retry: %d\n\n" % RETRY_MS, keep_alive=b": keep-alive\n\n", gone=gone_text
+)
 
 
 class LogStream(Response):
@@ -115,8 +125,10 @@ class LogStream(Response):
                 if text:
                     await _send(send, text)
                     sent_mono = time.monotonic()
-        except (StopAsyncIteration, TaskNotFound):  # the task was purged meanwhile: there is no more of it
+        except StopAsyncIteration:
             pass
+        except TaskNotFound as error:
+            await _send(send, form.gone(error))
         finally:
             if coming is not None and not coming.done():
                 coming.cancel()

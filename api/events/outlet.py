@@ -86,7 +86,7 @@ class Live(msgspec.Struct, frozen=True, gc=False):
 
 
 class Gone(msgspec.Struct, frozen=True, gc=False):
-    """A subscription's task was purged while events of it were missed: the subscription has ended."""
+    """A subscription's task isn't there any more: the subscription has ended."""
 
     to: Any
 

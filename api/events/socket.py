@@ -175,7 +175,7 @@ class _Socket:
         name = item.to.name
         if isinstance(item, Gone):
             self._forget(item.to)
-            detail = f"{item.to.wanted.task!r} was removed, and events of it were missed"
+            detail = str(TaskNotFound(item.to.wanted.task))
             yield _encode(ErrorMessage(kind="task-not-found", detail=detail, sub=name)).decode()
         elif isinstance(item, Resync):
             if item.reason == "slow":

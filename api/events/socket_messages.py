@@ -122,7 +122,8 @@ class Pong(Told, frozen=True, kw_only=True, tag="pong"):
 
 
 class ErrorMessage(Told, frozen=True, kw_only=True, tag="error"):
-    """Something that the client said can't be done; the socket goes on. `kind` is the kind of problem."""
+    """Something that the client said can't be done; the socket goes on. `kind` is the kind of problem. As
+    `task-not-found` it also ends a subscription whose task isn't there any more."""
 
     kind: Annotated[
         Literal[

@@ -39,6 +39,14 @@ class Subscribers:
             if not self._to_task[task]:
                 del self._to_task[task]
 
+    def tasks(self) -> list[str]:
+        """The single tasks that are followed."""
+        return list(self._to_task)
+
+    def live_to(self, task: str) -> list[Subscription]:
+        """Those who are live and follow this task alone."""
+        return [each for each in self._to_task.get(task, ()) if each.live]
+
     def live_for(self, step: Step) -> list[Subscription]:
         """Those who are live and may want this event."""
         of_task = self._to_task.get(step.event.id, ())

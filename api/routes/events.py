@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.access.caller import Caller, caller_of
-from api.answers import Resynced
+from api.answers import Resynced, TaskGone
 from api.events.event_stream import EventStream, StreamHead
-from api.events.outlet import Item, Live, Outlet
+from api.events.outlet import Gone, Item, Live, Outlet
 from api.events.streams import Streams
 from api.events.subscription import Subscription, Wanted
 from api.openapi.operation import EVENTS, Answer, operation
@@ -23,7 +23,7 @@ from taskpool.document_types import EventDocument, TaskDocument
 from taskpool.eventlog import Position
 
 OF_ALL: Final = Answer(str, media_types=(EVENTS,), events={"message": EventDocument, "resync": Resynced})
-OF_ONE: Final = Answer(str, media_types=(EVENTS,), events={"snapshot": TaskDocument, **OF_ALL.events})
+OF_ONE: Final = Answer(str, media_types=(EVENTS,), events={"snapshot": TaskDocument, **OF_ALL.events, "gone": TaskGone})
 
 
 class EventRoutes:
@@ -44,8 +44,9 @@ class EventRoutes:
     async def task(self, request: Request) -> Response:
         """GET /tasks/{id}/events: follow a task, as Server-Sent Events, until it has ended.
 
-        First `snapshot` tells how it stands, then a message comes for each step. With `Last-Event-ID` (or
-        `last_event_id` in the query) there is no snapshot but all that came since; 204 if it has ended and nothing did.
+        First `snapshot` tells how it stands, then a message comes for each step; `gone`, if its record is deleted. With
+        `Last-Event-ID` (or `last_event_id` in the query) there is no snapshot but all that came since; 204 if it has
+        ended and nothing did.
         """
         query = read_query(request.scope["query_string"], TaskEventsQuery)
         after = _after(request, query.last_event_id)
@@ -105,9 +106,9 @@ class EventRoutes:
 
 
 async def _until_live(outlet: Outlet) -> list[Item]:
-    """What there is to tell until the subscription has caught up."""
+    """What there is to tell until the subscription has caught up, or ended."""
     items: list[Item] = []
-    while outlet.ended is None and not any(isinstance(item, Live) for item in items):
+    while outlet.ended is None and not any(isinstance(item, Live | Gone) for item in items):
         items += await outlet.take()
     return items
 

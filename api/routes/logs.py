@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.access.caller import caller_of
-from api.answers import LogEnded, LogPage
+from api.answers import LogEnded, LogPage, TaskGone
 from api.events.log_stream import AS_EVENTS, AS_TEXT, TEXT, Form, LogHead, LogStream, there
 from api.events.streams import Streams
 from api.openapi.operation import EVENTS, JSON, Answer, operation
@@ -49,7 +49,7 @@ class LogRoutes:
                 LogPage,
                 headers=("Link",),
                 media_types=(JSON, "text/plain", EVENTS),
-                events={"message": LogLineDocument, "end": LogEnded},
+                events={"message": LogLineDocument, "end": LogEnded, "gone": TaskGone},
             ),
             204: None,
         },

@@ -13,7 +13,7 @@ from taskpool.client.problem import strange_answer
 from taskpool.client.request import Answer, Plan, Read, Request, Sleep, Tell
 from taskpool.client.retry import Retrying, sending
 from taskpool.client.sse import EventStream, Message
-from taskpool.errors import WaitTimeout
+from taskpool.errors import TaskNotFound, WaitTimeout
 from taskpool.types import TaskRecord
 
 T = TypeVar("T")
@@ -71,6 +71,8 @@ def events(id: str, after: str | None, retrying: Retrying) -> Plan[None]:
                 event = _read(values.told_snapshot, message)
             elif message.event == "message":
                 event = _read(values.told_event, message)
+            elif message.event == "gone":
+                raise TaskNotFound(id)
             else:  # `resync`: a new snapshot follows
                 continue
             yield Tell(event)
@@ -90,6 +92,8 @@ def follow_log(id: str, cursor: str | None, retrying: Retrying) -> Plan[None]:
         for message in messages:
             if message.event == "end":
                 return
+            if message.event == "gone":
+                raise TaskNotFound(id)
             if message.event == "message":
                 yield Tell(_read(values.told_line, message))
 
