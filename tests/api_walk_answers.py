@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
 
+from api.events import hub, rota
 from taskpool import keys
 from taskpool.access import keyring
 from taskpool.access.apikey import KeySpec, Scope
@@ -182,6 +184,20 @@ async def in_every_form(walk: Walk, id: str) -> None:
     told = await walk.ask(id, at="a", params={"follow": "1"}, headers={"accept": "text/event-stream"})
     last = told.text.rpartition("id: ")[2].partition("\n")[0]
     await walk.ask(id, at="a", params={"follow": "1", "format": "events"}, headers={"last-event-id": last})
+    walk.world.add("b")
+    await _that_goes(walk, id, "b", params={"follow": "1", "format": "events"})
+
+
+async def _that_goes(walk: Walk, id: str, at: str, **how: Any) -> None:
+    """Follow a task that has nothing to tell and whose record is deleted meanwhile."""
+    walk.patch.setattr(hub, "MARK_S", 0.01)
+    walk.patch.setattr(rota, "LOOK_S", 0.0)
+    following = asyncio.create_task(walk.ask(id, at=at, **how))
+    async with asyncio.timeout(30):
+        while not walk.world.redis.pubsub_numsub(keys.CHANNEL + at)[0][1]:
+            await asyncio.sleep(0.01)
+    walk.world.redis.delete(keys.JOB + at)
+    await following
 
 
 @answers_of("follow_task")
@@ -191,6 +207,9 @@ async def to_the_end_and_no_more(walk: Walk, id: str) -> None:
     last = told.text.rpartition("id: ")[2].partition("\n")[0]
     await walk.ask(id, at="a", headers={"last-event-id": "0-0"})
     await walk.ask(id, at="a", headers={"last-event-id": last})
+    walk.world.add("b")
+    newest = walk.world.redis.xrevrange(keys.EVENTS, count=1)[0][0].decode()
+    await _that_goes(walk, id, "b", params={"last_event_id": newest})
     walk.world.redis.xtrim(keys.EVENTS, maxlen=1, approximate=False)
     await walk.ask(id, at="a", params={"last_event_id": "0-1"})
 

@@ -74,7 +74,7 @@ class StreamClient(EventClient):
     def _note(self, fields: dict[str, str]) -> None:
         if "event" in fields:
             self.notices.append(fields["event"])
-            self.last = fields.get("id", self.last)
+            self.last = fields["id"]
             self.problem = json.loads(fields["data"]).get("kind", "")
             if fields["event"] == "snapshot":
                 task = json.loads(fields["data"])

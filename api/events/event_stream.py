@@ -130,13 +130,14 @@ def _text(item: Item) -> bytes:
     if isinstance(item, Resync):
         return _named("resync", item.at, Resynced(after=str(item.at), reason=item.reason))
     if isinstance(item, Gone):
-        return gone_text(TaskNotFound(item.to.wanted.task))
+        return gone_text(str(item.to.after), TaskNotFound(item.to.wanted.task))
     return b": keep-alive\n\n" if isinstance(item, Beat) else b""
 
 
-def gone_text(error: TaskNotFound) -> bytes:
-    """The last message of a stream whose task isn't there any more. It has no place to go on from."""
-    return b"event: gone\ndata: %s\n\n" % _encode(TaskGone(kind="task-not-found", detail=str(error)))
+def gone_text(id: str, error: TaskNotFound) -> bytes:
+    """The last message of a stream whose task isn't there any more."""
+    document = _encode(TaskGone(kind="task-not-found", detail=str(error)))
+    return b"id: %s\nevent: gone\ndata: %s\n\n" % (id.encode(), document)
 
 
 def _named(name: str, at: Position, document: Any) -> bytes:

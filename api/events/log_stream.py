@@ -45,7 +45,7 @@ class Form:
         *,
         head: bytes = b"",
         keep_alive: bytes = b"",
-        gone: Callable[[TaskNotFound], bytes] = lambda error: b"",
+        gone: Callable[[str, TaskNotFound], bytes] = lambda cursor, error: b"",
     ) -> None:
         self.media_type, self.step, self.head, self.keep_alive = media_type, step, head, keep_alive
         self.gone = gone
@@ -110,7 +110,8 @@ class LogStream(Response):
     async def _tell(self, send: Send) -> None:
         form = self._form
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await _send(send, form.head + form.step(self._first))
+        step = self._first
+        await _send(send, form.head + form.step(step))
         sent_mono = time.monotonic()
         coming: asyncio.Future[LogStep] | None = None
         try:
@@ -119,7 +120,8 @@ class LogStream(Response):
                 await asyncio.wait((coming,), timeout=KEEP_ALIVE_S)
                 text = b""
                 if coming.done():
-                    text, coming = form.step(coming.result()), None
+                    step, coming = coming.result(), None
+                    text = form.step(step)
                 if not text and form.keep_alive and time.monotonic() - sent_mono >= KEEP_ALIVE_S:
                     text = form.keep_alive
                 if text:
@@ -128,7 +130,7 @@ class LogStream(Response):
         except StopAsyncIteration:
             pass
         except TaskNotFound as error:
-            await _send(send, form.gone(error))
+            await _send(send, form.gone(cursor_of(step.after), error))
         finally:
             if coming is not None and not coming.done():
                 coming.cancel()
