@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 import msgspec
 
 from api.answers import DeliveryPage
-from api.query import DeadQuery, DeliveriesQuery, wrong_cursor
+from api.query import DeadQuery, DeliveriesQuery, wrong_parameter
 from api.responses import Json
 from taskpool.errors import InvalidTask
 from taskpool.store import AsyncStore
@@ -32,7 +32,7 @@ async def list_deliveries(
     try:
         page = await store.carry_out(listing)
     except InvalidTask as error:
-        raise wrong_cursor(error) from None
+        raise wrong_parameter(error) from None
     deliveries = [delivery_document(each, with_url=not task or each.is_callback) for each in page.items]
     document = DeliveryPage(deliveries=deliveries, next_cursor=page.next_cursor)
     if page.next_cursor is None:

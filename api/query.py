@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from datetime import datetime
 from enum import StrEnum
 from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args
@@ -13,6 +14,8 @@ from msgspec import Meta
 
 from api.problems import Problem
 from api.wishes import MAX_WAIT_S
+from taskpool.access.apikey import KEY_ID
+from taskpool.access.audit import What
 from taskpool.errors import InvalidTask
 from taskpool.types import TaskStatus
 from taskpool.webhooks.endpoint import DeliveryStatus
@@ -86,8 +89,13 @@ class QueueQuery(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class AuditQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """GET /audit: the page."""
+    """GET /audit: filters, all of which must hold, and the page."""
 
+    what: What | None = None
+    key: Annotated[str, Meta(pattern=f"^{KEY_ID.pattern}$", description="the id of who did it")] | None = None
+    project: Annotated[str, Meta(min_length=1, max_length=128, description="the project of who did it")] | None = None
+    since: Annotated[datetime, Meta(tz=True, description="not before this time")] | None = None
+    until: Annotated[datetime, Meta(tz=True, description="before this time")] | None = None
     cursor: Cursor | None = None
     limit: Limit = 100
 
@@ -138,8 +146,8 @@ def read_query(query_string: bytes, wanted: type[Q]) -> Q:
     return wanted(**values)
 
 
-def wrong_cursor(error: InvalidTask) -> Problem:
-    """The problem of a cursor that the core didn't take."""
+def wrong_parameter(error: InvalidTask) -> Problem:
+    """The problem of parameters that the core didn't take, such as a cursor that isn't one."""
     return _invalid([{"parameter": fault.pointer.removeprefix("/"), "detail": fault.detail} for fault in error.errors])
 
 
@@ -154,9 +162,12 @@ def _value(text: str, wanted: Any) -> tuple[Any, str]:
     """The value and no fault, or no value and what is wrong with it."""
     # Without its None: read leniently, as text has to be, "null" would be one.
     plain = next((part for part in get_args(wanted) if NoneType in get_args(wanted)), wanted)
+    is_time = datetime in get_args(plain)
     try:
-        return msgspec.convert(text, plain, strict=False), ""
+        return msgspec.convert(text, plain, strict=is_time), ""  # leniently, a number would be a time as well
     except msgspec.ValidationError as error:
+        if is_time:
+            return None, "must be a time with its zone: 2026-11-24T03:00:00Z (the + of an offset is %2B in a URL)"
         if str(error).startswith("Invalid enum value"):
             words: type[StrEnum] = plain if isinstance(plain, type) else get_args(plain)[0]
             near = difflib.get_close_matches(text[:64], known := [word.value for word in words], n=1)

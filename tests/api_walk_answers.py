@@ -250,3 +250,7 @@ async def two_pages_of_the_audit(walk: Walk, id: str) -> None:
     off = await walk.server(auth="off")
     first = await walk.ask(id, off, params={"limit": "1"})
     await walk.ask(id, off, params={"cursor": first.json()["next_cursor"]})
+    since, until = "2020-01-01T00:00:00Z", "2999-01-01T00:00:00+01:00"
+    await walk.ask(id, off, params={"what": "key.created", "since": since, "until": until, "limit": "1"})
+    await walk.ask(id, off, params={"key": "0" * 12, "project": "none", "what": "task.submitted"})
+    await walk.ask(id, off, params={"since": until, "until": since})

@@ -30,8 +30,10 @@ NO_SCHEMA_SAYS = {
     "name": "printable",
     "run_at": "from 1970 to 2999",
     "unique_key": "has the same unique key",
+    "until": "later than `since`",
 }
-"""Fields whose right values are those that the server has given out, or that it allows, and what it says of others."""
+"""Fields whose right values are those that the server has given out, or that it allows, or that go with another's, and
+what it says of others."""
 
 
 @schemathesis.hook

@@ -32,6 +32,8 @@ CURSORS = [
     cursor(-100, ""), cursor(0, "a b"), cursor(1, "abc"),
     cursor(0, []), cursor(2**52, []), cursor(2**52, ["a 0"]), cursor(0, ["* 0"]), cursor(0, ["a"]),
     cursor(0, ["a 0"] * 20), cursor(0, [1]), cursor(0, [["a 0"]]), cursor(0, ["a 0\n"]), cursor(0, {}), cursor(0, [""]),
+    cursor("0-0", "0-0"), cursor("0-1", "+"), cursor("9" * 15 + "-" + "9" * 10, "+"), cursor("5-5", "-"),
+    cursor("5", "+"),
 ]  # fmt: skip
 
 
@@ -44,6 +46,8 @@ CURSORS = [
         "/tasks?type=echo",
         "/tasks?queue=default",
         "/queues/default?",
+        "/audit?",
+        "/audit?what=task.submitted&until=2026-11-24T00:00:00Z",
     ],
 )
 @pytest.mark.parametrize("text", CURSORS)

@@ -252,3 +252,62 @@ async def test_the_audit_is_for_admins_and_says_who_did_what_from_where(
     assert (await client.get(response.links["next"]["url"], headers=bearer(admin))).status_code == 200
     refused(await client.get("/audit", headers=bearer(reader)), 403, "insufficient_scope")
     assert (await client.get("/audit?cursor=x", headers=bearer(admin))).status_code == 400
+
+
+async def test_the_audit_is_read_by_kind_caller_project_and_time(client: httpx.AsyncClient, redis_url: str) -> None:
+    admin, shop = make_key(redis_url, "root", Scope.ADMIN), make_key(redis_url, "shop", project="shop")
+    made = (await client.post("/keys", json={"name": "b"}, headers=bearer(admin))).json()["id"]
+    await client.delete(f"/keys/{made}", headers=bearer(admin))
+    await client.post("/tasks", json={"type": "echo", "payload": {"message": 1}}, headers=bearer(shop))
+
+    async def found(**wanted: str) -> list[str]:
+        response = await client.get("/audit", params=wanted, headers=bearer(admin))
+        assert response.status_code == 200, response.text
+        return [entry["what"] for entry in response.json()["entries"]]
+
+    assert await found(what="key.revoked") == ["key.revoked"]
+    assert await found(key=id_of(admin)) == ["key.revoked", "key.created"]
+    assert await found(project="shop") == await found(key=id_of(shop)) == ["task.submitted"]
+    assert await found(until="2020-01-01T00:00:00Z") == await found(since="2999-01-01T00:00:00+02:00") == []
+    assert "task.submitted" in await found(since="2020-01-01T00:00:00Z", until="2999-01-01T00:00:00Z")
+
+
+async def test_the_next_page_of_the_audit_is_of_the_same_filter(client: httpx.AsyncClient, redis_url: str) -> None:
+    admin = make_key(redis_url, "root", Scope.ADMIN)
+    for _ in range(3):
+        await client.post("/keys", json={"name": "b"}, headers=bearer(admin))
+    wanted = {"what": "key.created", "key": id_of(admin), "since": "2020-01-01T00:00:00+01:00", "limit": "2"}
+
+    first = await client.get("/audit", params=wanted, headers=bearer(admin))
+    second = await client.get(first.links["next"]["url"], headers=bearer(admin))
+
+    assert [len(page.json()["entries"]) for page in (first, second)] == [2, 1]
+    assert "next" not in second.links
+
+
+@pytest.mark.parametrize(
+    ("query", "parameter", "says"),
+    [
+        ("what=task.stoped", "what", "did you mean 'task.stopped'"),
+        ("what=", "what", "known: task.submitted, "),
+        ("key=nobody", "key", "regex"),
+        ("project=", "project", "length >= 1"),
+        ("since=yesterday", "since", "a time with its zone"),
+        ("since=1795500000", "since", "a time with its zone"),
+        ("until=2026-11-24T00:00:00", "until", "a time with its zone"),
+        ("until=2026-11-24T00:00:00+01:00", "until", "%2B"),
+        ("since=2026-11-24T00:00:00Z&until=2026-11-24T00:00:00Z", "until", "later than"),
+        ("who=anna", "who", "this path takes what, key, project, since, until, cursor, limit"),
+    ],
+)
+async def test_a_wrong_filter_of_the_audit_is_named(
+    client: httpx.AsyncClient, redis_url: str, query: str, parameter: str, says: str
+) -> None:
+    admin = make_key(redis_url, "root", Scope.ADMIN)
+
+    response = await client.get(f"/audit?{query}", headers=bearer(admin))
+
+    assert response.status_code == 400
+    (error,) = response.json()["errors"]
+    assert error["parameter"] == parameter
+    assert says in error["detail"]

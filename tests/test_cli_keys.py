@@ -74,6 +74,8 @@ def test_with_a_server_it_is_all_done_through_the_api(redis_url: str, tmp_path: 
         again, forbidden = ask("keys", "revoke", made["id"]), ask("keys", "list", key=rotated.strip())
         wrong = ask("keys", "create", "x", "--scope", "admin", "--project", "p")
         entries = json.loads(ask("audit", "--limit", "3", "--json").stdout)["entries"]
+        few = json.loads(ask("audit", "--what", "key.rotated", "--since", "2020-01-01", "--json").stdout)["entries"]
+        by_nobody = ask("audit", "--key", made["id"], "--until", "2999-01-01T00:00:00Z")
 
     assert made["key"].startswith(f"tp_{made['id']}_")
     assert rotated.startswith(f"tp_{made['id']}_")
@@ -85,6 +87,8 @@ def test_with_a_server_it_is_all_done_through_the_api(redis_url: str, tmp_path: 
     assert "can't have one itself" in wrong.output
     assert [entry["what"] for entry in entries] == ["key.revoked", "key.rotated", "key.created"]
     assert {entry["by"]["name"] for entry in entries} == {"root"}
+    assert few == [entries[1]]
+    assert (by_nobody.exit_code, by_nobody.stdout, "no entry" in by_nobody.output) == (0, "", True)
 
 
 def test_the_audit_says_who_ran_the_command(redis_url: str) -> None:
@@ -112,6 +116,38 @@ def test_the_audit_says_who_changed_tasks_by_commands(redis_url: str) -> None:
     ]
     assert {entry["by"]["name"].partition(" ")[0] for entry in entries} == {"taskpool"}
     assert all(entry["by"]["address"] for entry in entries)
+
+
+def test_the_audit_is_shown_by_kind_project_and_time(redis_url: str) -> None:
+    for name in ("x", "y"):
+        run(redis_url, "keys", "create", name)
+    publish_types(redis_url)
+    id = run(redis_url, "submit", "echo", "message=hi").stdout.strip()
+
+    def found(*wanted: str) -> list[str]:
+        return [entry["what"] for entry in json.loads(run(redis_url, "audit", *wanted, "--json").stdout)["entries"]]
+
+    assert id in run(redis_url, "audit", "--what", "task.submitted").stdout
+    assert found("--what", "key.created", "--limit", "1") == ["key.created"]
+    assert found("--what", "key.created", "--since", "2020-01-01") == ["key.created"] * 2
+    assert found("--project", "shop") == found("--until", "2020-01-01T00:00:00Z") == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--what", "task.stoped"], "task.stopped"),
+        (["--key", "root"], "`taskpool keys list` has them"),
+        (["--since", "soon"], "isn't a time"),
+        (["--since", "2026-11-24", "--until", "2026-11-23"], "later than `since`"),
+    ],
+)
+def test_a_filter_of_the_audit_that_cannot_be_is_refused(redis_url: str, flags: list[str], says: str) -> None:
+    refused = run(redis_url, "audit", *flags)
+
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert says in refused.output
+    assert flags[-2] in refused.output or "until" in refused.output
 
 
 def test_nothing_yet_is_said(redis_url: str) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from taskpool.access import audit, keyring
+from taskpool.access import keyring
 from taskpool.access.apikey import TOKEN, ApiKey, KeySpec, Scope, digest_of
-from taskpool.access.audit import Actor
+from taskpool.access.audit_pages import read_audit
 from taskpool.errors import InvalidKey, KeyNotFound
 from taskpool.redis_server import RedisServer
 from taskpool.store import Store
@@ -29,7 +29,7 @@ def accepts(world: World, text: str, *, later_ms: int = 0) -> bool:
 
 
 def entries(world: World) -> list[tuple[str, str, str]]:
-    page = world.store.carry_out(audit.read())
+    page = world.store.carry_out(read_audit())
     return [(each.entry.what, each.entry.about, each.entry.name) for each in page.items]
 
 
@@ -176,25 +176,6 @@ def test_a_change_that_is_sent_again_is_made_and_audited_once(world: World) -> N
 
     assert answers == [["ok"], ["ok"]]
     assert [what for what, _, _ in entries(world)] == ["key.revoked", "key.created"]
-
-
-def test_the_audit_is_paged_through_both_streams_in_order(world: World) -> None:
-    for number in range(7):
-        world.redis.xadd("taskpool:audit", {"e": audit.entry(Actor("k", "n", None, ""), "x.y", str(number))})
-        world.redis.xadd("taskpool:audit:submitted", {"e": audit.entry(ME, "task.submitted", f"t{number}")})
-
-    pages, cursor = [], None
-    while True:
-        page = world.store.carry_out(audit.read(cursor=cursor, limit=3))
-        pages.append([each.entry.about for each in page.items])
-        cursor = page.next_cursor
-        if cursor is None:
-            break
-
-    shown = [about for part in pages for about in part]
-    assert sorted(shown) == sorted([*map(str, range(7)), *(f"t{number}" for number in range(7))])
-    assert [about for about in shown if about.isdigit()] == list("6543210")
-    assert max(map(len, pages)) == 3
 
 
 def test_a_full_redis_lets_keys_be_revoked(tmp_path: Any, redis_binary: str | None) -> None:

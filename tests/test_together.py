@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from taskpool import AsyncTaskPool, QueueFull, RedisUnavailable, Registry, TaskSpec, TaskStatus
-from taskpool.access.audit import Actor, read
+from taskpool.access.audit import Actor
+from taskpool.access.audit_pages import read_audit
 from taskpool.entry import Submitted
 from taskpool.settings import Settings
 from taskpool.submission.together import MOST
@@ -60,7 +61,7 @@ async def test_a_call_takes_no_more_than_so_many_of_them(pool: AsyncTaskPool, wo
 async def test_each_has_its_own_entry_in_the_audit(pool: AsyncTaskPool) -> None:
     submitted = await submit(pool, 3)
 
-    page = await pool.store.carry_out(read(limit=3))
+    page = await pool.store.carry_out(read_audit(limit=3))
     assert {(each.entry.name, each.entry.about) for each in page.items} == {
         (f"caller-{number}", each.receipts[0].id)
         for number, each in enumerate(submitted)

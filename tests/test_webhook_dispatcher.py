@@ -11,8 +11,8 @@ import pytest
 from standardwebhooks import Webhook as Verifier
 
 from taskpool import keys, scripts
-from taskpool.access import audit
 from taskpool.access.audit import Actor
+from taskpool.access.audit_pages import read_audit
 from taskpool.errors import DeliveryBusy, DeliveryNotFound, WebhookConflict, WebhookNotFound
 from taskpool.store import AsyncStore
 from taskpool.types import TaskStatus
@@ -351,7 +351,7 @@ async def test_what_is_to_be_sent_at_once_is_replayed_without_a_trace(
     world.store.carry_out(delivery.replay(trial.id, by))
 
     assert (replayed, untouched) == (trial, {})
-    (audited,) = world.store.carry_out(audit.read()).items
+    (audited,) = world.store.carry_out(read_audit()).items
     assert (audited.entry.what, audited.entry.about, audited.entry.key) == ("delivery.replayed", trial.id, "k")
 
 

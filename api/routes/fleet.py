@@ -10,7 +10,7 @@ from starlette.responses import Response
 from api.access.caller import caller_of
 from api.answers import QueuePage, Queues, Types, Workers
 from api.openapi.operation import Answer, operation
-from api.query import NoQuery, QueueQuery, read_query, wrong_cursor
+from api.query import NoQuery, QueueQuery, read_query, wrong_parameter
 from api.responses import Json, tagged
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.document import queue_document, queued_document, type_document, worker_document
@@ -43,7 +43,7 @@ class FleetRoutes:
             reading = get_queue(name, cursor=query.cursor, limit=query.limit, project=project)
             page = await self._pool.store.carry_out(reading)
         except InvalidTask as error:
-            raise wrong_cursor(error) from None
+            raise wrong_parameter(error) from None
         tasks = [queued_document(queued) for queued in page.items]
         document = QueuePage(name=name, tasks=tasks, next_cursor=page.next_cursor)
         if page.next_cursor is None:

@@ -14,11 +14,12 @@ from api.access.caller import caller_of
 from api.answers import AuditPage, Keys, Ticket
 from api.body import read_json, read_optional_json
 from api.openapi.operation import Answer, operation
-from api.query import AuditQuery, NoQuery, read_query, wrong_cursor
+from api.query import AuditQuery, NoQuery, read_query, wrong_parameter
 from api.responses import Json, NoContent
 from api.submission import read_as
-from taskpool.access import audit, keyring
+from taskpool.access import keyring
 from taskpool.access.apikey import LONGEST_S, ROTATION_GRACE_S, KeySpec
+from taskpool.access.audit_pages import AuditFilter, read_audit
 from taskpool.access.document import KeyDocument, audit_document, key_document
 from taskpool.document import time_text
 from taskpool.errors import InvalidTask
@@ -97,12 +98,14 @@ class KeyRoutes:
     async def audit(self, request: Request) -> Json:
         """GET /audit: read who did what, the newest first."""
         query = read_query(request.scope["query_string"], AuditQuery)
+        wanted = AuditFilter(query.what, query.key, query.project, query.since, query.until)
         try:
-            page = await self._store.carry_out(audit.read(cursor=query.cursor, limit=query.limit))
+            page = await self._store.carry_out(read_audit(wanted, cursor=query.cursor, limit=query.limit))
         except InvalidTask as error:
-            raise wrong_cursor(error) from None
+            raise wrong_parameter(error) from None
         document = AuditPage(entries=[audit_document(each) for each in page.items], next_cursor=page.next_cursor)
         if page.next_cursor is None:
             return Json(document)
-        parameters = urlencode({"cursor": page.next_cursor, "limit": query.limit})
+        given = {**msgspec.to_builtins(query), "cursor": page.next_cursor}
+        parameters = urlencode({name: value for name, value in given.items() if value is not None})
         return Json(document, headers=[(b"link", f'</audit?{parameters}>; rel="next"'.encode())])

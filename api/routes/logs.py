@@ -14,7 +14,7 @@ from api.events.log_stream import AS_EVENTS, AS_TEXT, TEXT, Form, LogHead, LogSt
 from api.events.streams import Streams
 from api.openapi.operation import EVENTS, JSON, Answer, operation
 from api.problems import Problem
-from api.query import LogFormat, LogQuery, read_query, wrong_cursor
+from api.query import LogFormat, LogQuery, read_query, wrong_parameter
 from api.responses import Json, NoContent
 from api.routes.tasks import check_visible, task_id
 from taskpool.async_pool import AsyncTaskPool
@@ -70,7 +70,7 @@ class LogRoutes:
                 return await self._page(request, query)
             return await self._stream(request, query, AS_EVENTS if form is LogFormat.EVENTS else AS_TEXT)
         except InvalidTask as error:
-            raise wrong_cursor(error) from None
+            raise wrong_parameter(error) from None
 
     async def _page(self, request: Request, query: LogQuery) -> Response:
         if query.follow:

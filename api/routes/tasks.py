@@ -17,7 +17,7 @@ from api.deliveries import list_deliveries
 from api.longpoll import LongPolls
 from api.openapi.operation import Answer, operation
 from api.problems import conflict
-from api.query import DeliveriesQuery, ListQuery, NoQuery, TaskQuery, read_query, wrong_cursor
+from api.query import DeliveriesQuery, ListQuery, NoQuery, TaskQuery, read_query, wrong_parameter
 from api.responses import Json, NoContent, tagged
 from api.submission import Retry, Stop, read_retry, read_stop
 from taskpool.async_pool import AsyncTaskPool
@@ -81,7 +81,7 @@ class TaskRoutes:
             filter = Filter(query.status, query.queue, query.type, query.tag, caller_of(request.scope).project)
             page = await self._pool.store.carry_out(list_tasks(filter, cursor=query.cursor, limit=query.limit))
         except InvalidTask as error:
-            raise wrong_cursor(error) from None
+            raise wrong_parameter(error) from None
         document = TaskPage(tasks=[task_document(record) for record in page.items], next_cursor=page.next_cursor)
         if page.next_cursor is None:
             return Json(document)

@@ -2,26 +2,36 @@
 
 An entry is written by the script that makes the change, so that there is one for each change and none without.
 Submissions have a stream of their own, so that many of them don't wash out the rest. Both are capped.
+`audit_pages` reads them.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Final
+from enum import StrEnum
 
 import msgspec
 
-from taskpool import keys
-from taskpool.calls import Call, Plan
-from taskpool.cursor import decode_cursor, encode_cursor, wrong_cursor
 from taskpool.errors import FieldError, NotAllowed
-from taskpool.types import Page
 
-LONGEST_PAGE: Final = 500
 
-_POSITION: Final = re.compile(r"\d{1,15}-\d{1,10}|\+")
+class What(StrEnum):
+    """The kinds of changes that there are entries of."""
+
+    TASK_SUBMITTED = "task.submitted"
+    TASK_STOPPED = "task.stopped"
+    TASK_CANCELED = "task.canceled"
+    TASK_REMOVED = "task.removed"
+    TASK_RETRIED = "task.retried"
+    KEY_CREATED = "key.created"
+    KEY_ROTATED = "key.rotated"
+    KEY_REVOKED = "key.revoked"
+    WEBHOOK_CREATED = "webhook.created"
+    WEBHOOK_CHANGED = "webhook.changed"
+    WEBHOOK_ROTATED = "webhook.rotated"
+    WEBHOOK_REMOVED = "webhook.removed"
+    DELIVERY_REPLAYED = "delivery.replayed"
 
 
 class Actor(msgspec.Struct, frozen=True, gc=False):
@@ -77,7 +87,6 @@ class Audited:
 
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(AuditEntry).decode
 
 
 def entry(by: Actor | None, what: str, about: str, *, count: int = 1, last: str | None = None) -> bytes:
@@ -96,48 +105,3 @@ def entry(by: Actor | None, what: str, about: str, *, count: int = 1, last: str 
             last=last,
         )
     )
-
-
-def read(*, cursor: str | None = None, limit: int = 100) -> Plan[Page[Audited]]:
-    """One page of the audit, newest first.
-
-    Raises:
-        InvalidTask: the cursor isn't one of ours.
-    """
-    limit = max(1, min(limit, LONGEST_PAGE))
-    streams = (keys.AUDIT, keys.AUDIT_SUBMITTED)
-    after = decode_cursor(cursor, (str, str)) if cursor else ["+", "+"]
-    if not all(_POSITION.fullmatch(position) for position in after):
-        raise wrong_cursor()
-    parts = yield [
-        Call(
-            ("XREVRANGE", stream, position if position == "+" else f"({position}", "-", "COUNT", limit),
-            _rows,
-            again=True,
-        )
-        for stream, position in zip(streams, after, strict=True)
-    ]
-    merged = sorted(((row, at) for at, rows in enumerate(parts) for row in rows), key=lambda each: each[0].order)
-    shown = merged[::-1][:limit]
-    for row, at in shown:
-        after[at] = row.id
-    is_last = len(shown) == len(merged) and all(len(rows) < limit for rows in parts)
-    return Page(tuple(row.audited for row, _ in shown), None if is_last else encode_cursor(*after))
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    id: str
-    audited: Audited
-
-    @property
-    def order(self) -> tuple[int, ...]:
-        return tuple(map(int, self.id.split("-")))
-
-
-def _rows(reply: Sequence[Any]) -> list[_Row]:
-    rows = []
-    for id, (_, document) in reply:
-        text = id.decode()
-        rows.append(_Row(text, Audited(int(text.partition("-")[0]), _decode(document))))
-    return rows

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
-from taskpool.access import audit, keyring
+from taskpool.access import keyring
 from taskpool.access.apikey import KeySpec
+from taskpool.access.audit_pages import AuditFilter, read_audit
 from taskpool.access.document import KeyDocument, audit_document, key_document
 from taskpool.cli.options import load_settings
 from taskpool.cli.person import person
@@ -35,7 +36,7 @@ class Keeper(Protocol):
 
     def revoke(self, id: str) -> None: ...
 
-    def audit(self, cursor: str | None, limit: int) -> AuditPart: ...
+    def audit(self, wanted: AuditFilter, cursor: str | None, limit: int) -> AuditPart: ...
 
 
 class RedisKeeper:
@@ -62,9 +63,9 @@ class RedisKeeper:
         """It opens nothing any more."""
         self._store.carry_out(keyring.revoke(id, person()))
 
-    def audit(self, cursor: str | None, limit: int) -> AuditPart:
+    def audit(self, wanted: AuditFilter, cursor: str | None, limit: int) -> AuditPart:
         """A page, newest first."""
-        page = self._store.carry_out(audit.read(cursor=cursor, limit=limit))
+        page = self._store.carry_out(read_audit(wanted, cursor=cursor, limit=limit))
         return AuditPart([audit_document(each) for each in page.items], page.next_cursor)
 
 
@@ -90,9 +91,9 @@ class ServerKeeper:
         """It opens nothing any more."""
         self._client.send(client_keys.revoke(id))
 
-    def audit(self, cursor: str | None, limit: int) -> AuditPart:
+    def audit(self, wanted: AuditFilter, cursor: str | None, limit: int) -> AuditPart:
         """A page, newest first."""
-        return self._client.send(client_keys.audit(cursor, limit))
+        return self._client.send(client_keys.audit(wanted, cursor, limit))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`taskpool keys` and `taskpool audit`: who may use the API, and who did what there."""
+"""`taskpool keys`: who may use the API."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from taskpool.cli.service import SERVICE
 from taskpool.cli.show import moment, print_json, print_table
 
 if TYPE_CHECKING:
-    from taskpool.access.document import AuditEntryDocument, KeyDocument
+    from taskpool.access.document import KeyDocument
 
 SCOPES: Final = ("tasks:read", "tasks:write", "tasks:stop", "admin")
 DAY_S: Final = 86_400
@@ -33,13 +33,6 @@ Example:
 
 Until the grace is over, the old secret is as good as the new one.
 """
-
-AUDIT_EPILOG: Final = """\b
-Examples:
-  taskpool audit
-  taskpool audit --limit 500 --json | jq '.entries[] | select(.what == "task.stopped")'
-"""
-
 
 KEYS_EPILOG: Final = """\b
 Examples:
@@ -151,34 +144,6 @@ def revoke(id: str, **flags: Any) -> None:
     click.echo(f"{id} is revoked; streams that are open with it end within a minute")
 
 
-@click.command(cls=Command, epilog=AUDIT_EPILOG)
-@click.option(
-    "--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, metavar="N", help="Entries to show."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@settings_flags(*SERVICE)
-def audit(limit: int, as_json: bool, **flags: Any) -> None:
-    """Show who did what through the API and these commands, the newest first."""
-    from taskpool.cli.keeper import open_keeper
-
-    found: list[AuditEntryDocument] = []
-    cursor = None
-    with open_keeper(flags) as keeper:
-        while len(found) < limit:
-            page = keeper.audit(cursor, limit - len(found))
-            found += page.entries
-            cursor = page.next_cursor
-            if cursor is None:
-                break
-    if as_json:
-        print_json({"entries": found})
-    else:
-        columns = ("when", "what", "about", "who", "project", "from")
-        print_table(
-            columns, map(_entry_row, found), nothing="nothing has been done yet, through the API or these commands"
-        )
-
-
 def _show(key: KeyDocument, *, as_json: bool) -> None:
     if as_json:
         print_json(key)
@@ -199,13 +164,6 @@ def _row(key: KeyDocument) -> tuple[str, ...]:
         _moment(key.expires_at),
         _moment(key.last_used_at),
     )
-
-
-def _entry_row(entry: AuditEntryDocument) -> tuple[str, ...]:
-    about = entry.about if entry.last is None else f"{entry.about} .. {entry.last} ({entry.count})"
-    by = entry.by
-    who = by.name if by.key is None else f"{by.name} ({by.key})"
-    return _moment(entry.at), entry.what, about, who, by.project or "", by.address
 
 
 def _moment(time: str | None) -> str:

@@ -7,9 +7,10 @@ from typing import Any, Final, NoReturn
 
 import click
 
+from taskpool.cli.audit import audit
 from taskpool.cli.demo import demo
 from taskpool.cli.exits import HELP, Exit, Failure, failure_of
-from taskpool.cli.keys import audit, keys
+from taskpool.cli.keys import keys
 from taskpool.cli.logs import logs
 from taskpool.cli.look import queue, types, workers
 from taskpool.cli.new import new

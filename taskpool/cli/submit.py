@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 import click
 
 from taskpool.cli.options import Command, settings_flags
 from taskpool.cli.service import SERVICE, Service, open_service
-from taskpool.cli.values import read_json, read_pairs
+from taskpool.cli.values import read_json, read_pairs, read_time
 from taskpool.cli.watch import follow, print_end
 
 FOREVER = -1.0
@@ -65,7 +64,7 @@ def submit(
     type: str, pairs: tuple[str, ...], source: str | None, run_at: str | None, wait_s: float | None, **options: Any
 ) -> None:
     """Submit a task of TYPE; prints its id."""
-    when = _moment(run_at) if run_at else None
+    when = read_time(run_at, "--at") if run_at else None
     whole = read_json(source) if source is not None else None
     flags = {name: options.pop(name) for name in SERVICE}
     with open_service(flags) as service:
@@ -92,10 +91,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _moment(text: str) -> datetime:
-    try:
-        return datetime.fromisoformat(text).astimezone()
-    except ValueError:
-        raise click.BadParameter(f"{text!r} isn't a time like 2026-12-24T18:00:00Z", param_hint="--at") from None

@@ -1,4 +1,4 @@
-"""A payload as a person types it: `key=value` pairs, or JSON from a file, from stdin or as the text itself.
+"""What a person types: a time, or a payload: `key=value` pairs, or JSON from a file, from stdin or as the text itself.
 
 A value that is JSON is taken as JSON, anything else as a string; a field that the type's schema declares
 as a string stays one (`name=123`, `name=true`).
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,18 @@ def read_json(source: str) -> Any:
         reason = error.strerror if isinstance(error, OSError) else "its name or text isn't readable"
         raise click.BadParameter(f"{source!r} is neither JSON nor a readable file ({reason})") from None
     return _parse(text, source)
+
+
+def read_time(text: str, flag: str) -> datetime:
+    """The time that `text` says, in this machine's zone where it names none.
+
+    Raises:
+        click.BadParameter: it says none; `flag` is what it was given to.
+    """
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError):
+        raise click.BadParameter(f"{text!r} isn't a time like 2026-12-24T18:00:00Z", param_hint=flag) from None
 
 
 def read_pairs(pairs: Sequence[str], schema: Mapping[str, Any] | None = None) -> dict[str, Any]:

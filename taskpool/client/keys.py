@@ -8,6 +8,7 @@ from urllib.parse import quote
 import msgspec
 
 from taskpool.access.apikey import KEY_ID, KeySpec
+from taskpool.access.audit_pages import EVERYTHING, AuditFilter
 from taskpool.access.document import AuditEntryDocument, KeyDocument
 from taskpool.client.request import About, Answer, Request
 from taskpool.errors import KeyNotFound
@@ -45,9 +46,10 @@ def revoke(id: str) -> Request[None]:
     return Request(method="DELETE", path=_key(id), read=lambda answer: None, again=False, about=About(id=id))
 
 
-def audit(cursor: str | None, limit: int) -> Request[AuditPart]:
-    """A page of the audit."""
-    query = {"limit": str(limit)} | ({} if cursor is None else {"cursor": cursor})
+def audit(wanted: AuditFilter = EVERYTHING, cursor: str | None = None, limit: int = 100) -> Request[AuditPart]:
+    """A page of those entries of the audit; it may be short, or empty, and have a `next_cursor` yet."""
+    asked = {**msgspec.to_builtins(wanted), "cursor": cursor, "limit": limit}
+    query = {name: str(value) for name, value in asked.items() if value is not None}
 
     def read(answer: Answer) -> AuditPart:
         return msgspec.json.decode(answer.body, type=AuditPart)
