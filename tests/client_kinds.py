@@ -59,9 +59,17 @@ def client_of(kind: str, url: str, *arguments: Any, **options: Any) -> Iterator[
         yield awaiting  # type: ignore[misc]
     finally:
         awaiting.close()
+        asyncio.run_coroutine_threadsafe(_settle(), loop).result(SILENT_S)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+async def _settle() -> None:
+    """As `asyncio.run` does it: what a stream that was left early still has to close, is closed."""
+    await asyncio.get_running_loop().shutdown_asyncgens()
+    if others := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(others)
 
 
 class _Awaiting:

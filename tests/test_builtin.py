@@ -129,7 +129,7 @@ def test_a_file_that_is_not_utf8_is_counted_as_far_as_it_can_be(pool: InlinePool
         ("pipe", "ValueError: 'pipe' is no file"),
         ("binary", "ValueError: the file isn't text"),
         ("huge", f"ValueError: 'huge' is larger than {LARGEST_FILE_BYTES:,} bytes"),
-        ("nul\0", "ValueError: embedded null byte"),
+        ("nul\0", "ValueError: 'nul\\x00' is no file"),
     ],
 )
 def test_only_text_files_below_the_root_are_read(

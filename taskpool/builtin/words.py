@@ -100,6 +100,8 @@ def open_below(root: Path, path: str) -> BinaryIO:
 
     Raises: PermissionError when it lies elsewhere, ValueError when it is too large or no file; OSError.
     """
+    if "\0" in path:
+        raise ValueError(f"{path!r} is no file")
     base = root.resolve()
     full = (base / path).resolve()
     if not full.is_relative_to(base):
