@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -14,6 +14,7 @@ from taskpool.logs.line import DEFAULT_LIMITS, LogLimits, LogLine, encode
 from taskpool.secret import hidden
 from taskpool.types import Event, RunningTask, TaskStatus
 
+_decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
 _EVENT_FIELDS: Final = 5
 """`id`, `seq`, `event`, `status`, `at_ms`: every event begins with them, in this order."""
 
@@ -73,10 +74,17 @@ def notify_websocket(event: Event) -> Call[int]:
 
 
 def read_event(document: bytes, stream: str = "") -> Event:
-    """The event in a message of a task's channel, or in the field ``e`` of the entry `stream` of the stream."""
-    fields = list(msgspec.json.decode(document).items())
+    """The event in a message of a task's channel, or in the field ``e`` of the entry `stream` of the stream.
+
+    Raises:
+        msgspec.DecodeError, KeyError, ValueError: it isn't one, whoever wrote it.
+    """
+    fields = list(_decode(document).items())
     names = [name for name, _ in fields]
     end = names.index("stream") if "stream" in names else len(fields)
     head, data, told = dict(fields[:_EVENT_FIELDS]), dict(fields[_EVENT_FIELDS:end]), dict(fields[end:])
     stream = told.pop("stream", stream)
-    return Event(head["id"], head["seq"], head["event"], TaskStatus(head["status"]), head["at_ms"], data, stream, told)
+    id, seq, name, at_ms = head["id"], head["seq"], head["event"], head["at_ms"]
+    if not (type(id) is type(name) is type(stream) is str and type(seq) is type(at_ms) is int):
+        raise ValueError("not an event")
+    return Event(id, seq, name, TaskStatus(head["status"]), at_ms, data, stream, told)

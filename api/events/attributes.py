@@ -69,13 +69,19 @@ class AttributeCache:
 class Arriving:
     """Events as they arrive: each is passed on in its turn, once it is known whose it is.
 
-    `too_many` is called when more wait than may; it must `clear`.
+    `too_many` is called when more wait than may, `failed` when they can't be passed on; both must `clear`.
     """
 
     def __init__(
-        self, attributes: AttributeCache, pass_on: Callable[[Step], None], *, too_many: Callable[[], None]
+        self,
+        attributes: AttributeCache,
+        pass_on: Callable[[Step], None],
+        *,
+        too_many: Callable[[], None],
+        failed: Callable[[Exception], None],
     ) -> None:
-        self._attributes, self._pass_on, self._too_many = attributes, pass_on, too_many
+        self._attributes, self._pass_on = attributes, pass_on
+        self._too_many, self._failed = too_many, failed
         self._waiting: deque[Step] = deque()
         self._resolver: asyncio.Task[None] | None = None
 
@@ -105,8 +111,10 @@ class Arriving:
             steps = list(self._waiting)
             try:
                 await self._attributes.resolve(steps)
+                for _ in steps:
+                    self._pass_on(self._waiting.popleft())
             except (RedisUnavailable, ReplyFault):
                 await asyncio.sleep(RETRY_S)
-                continue
-            for _ in steps:
-                self._pass_on(self._waiting.popleft())
+            except Exception as error:  # nobody awaits this: unsaid, what waits would wait for ever
+                self._failed(error)
+                return

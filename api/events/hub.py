@@ -9,31 +9,30 @@ who was away for longer than the stream reaches back is told so.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 import msgspec
 
 from api.events.attributes import RETRY_S, Arriving, AttributeCache
-from api.events.outlet import Gone, Live, Outlet, Resync, Step
+from api.events.mishaps import Mishaps
+from api.events.outlet import Gone, Live, Outlet, Step
+from api.events.restarts import Restarts
 from api.events.rota import Rota
 from api.events.snapshots import take_snapshot
 from api.events.subscribers import Subscribers, channel
 from api.events.subscription import Subscription, Wanted
 from taskpool.async_pool import AsyncTaskPool
-from taskpool.errors import RedisUnavailable, TaskNotFound
+from taskpool.errors import TaskNotFound
 from taskpool.eventlog import START, Position, events_after, holds, is_there, newest, oldest, reaches_back
 from taskpool.status import read_event
-from taskpool.store import ReplyFault
 
 MARK_S: Final = 3.0
 """How often the hub looks how far the stream is, and which followed tasks are gone: that far nothing needs to be read
 again after a cut, and a connection that no longer answers is found out."""
 CHUNK: Final = 500
-
-logger = logging.getLogger(__name__)
 
 
 class Hub:
@@ -49,12 +48,13 @@ class Hub:
         self._channels: set[str] = set()
         self._cuts = 0
         self._horizon = START
-        self._arriving = Arriving(self._attributes, self._spread, too_many=self._lost)
+        self._arriving = Arriving(self._attributes, self._spread, too_many=self._lost, failed=self._failed)
         self._reading = False
         self._since_read: list[Step] = []
         self._wake = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
-        self._restarts: set[asyncio.Task[None]] = set()
+        self._mishaps = Mishaps("events")
+        self._restarts = Restarts(pool, self._mishaps, go_on=self._follow, end=self._end)
 
     async def open(self, wanted: Wanted, outlet: Outlet, *, name: str = "", after: Position | None) -> Subscription:
         """Tell `outlet` of what is wanted: how it stands now and what follows, or with `after` what came since then.
@@ -70,8 +70,7 @@ class Hub:
         else:
             subscription.after = subscription.sent = after
         self._all.add(subscription)
-        self._behind.add(subscription)
-        self._work_on()
+        self._follow(subscription)
         return subscription
 
     async def check(self, wanted: Wanted) -> None:
@@ -100,19 +99,20 @@ class Hub:
     def end(self) -> None:
         """Stop working; the connection is the pool's to close."""
         self._arriving.clear()
-        for task in (self._worker, *self._restarts):
-            if task is not None:
-                task.cancel()
+        self._restarts.cancel()
+        if self._worker is not None:
+            self._worker.cancel()
 
     # --- the connection: one task subscribes, catches up, looks how far the stream is -----------------------------
 
-    def _work_on(self) -> None:
+    def _follow(self, subscription: Subscription) -> None:
+        """Go on with one who is behind."""
+        self._behind.add(subscription)
         self._wake.set()
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
 
     async def _work(self) -> None:
-        failing = False
         while True:
             self._wake.clear()
             try:
@@ -124,21 +124,17 @@ class Hub:
                     await self._catch_up(ready)
                 if not self._ready() and not self._wake.is_set():
                     await self._mark()
-            except (RedisUnavailable, ReplyFault) as error:
-                if not failing:
-                    logger.warning("events: %s; trying again", error)
-                failing = True
-                self._lost()
+            except Exception as error:  # the outermost loop of all that is told: without it nobody hears of anything
+                self._failed(error)
                 await asyncio.sleep(RETRY_S)
                 continue
             finally:
                 self._reading = False
-            failing = False
+            self._mishaps.over()
             if not self._ready():
-                try:
-                    await asyncio.wait_for(self._wake.wait(), MARK_S)
-                except TimeoutError:
-                    pass
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(MARK_S):  # `wait_for` may swallow the end of this task (Python 3.11)
+                        await self._wake.wait()
 
     def _ready(self) -> set[Subscription]:
         """Those who are behind, whose channels are listened to, and whose clients have room for what they missed."""
@@ -154,6 +150,11 @@ class Hub:
             await self._connection.listen(self._hear, new)
             if cuts == self._cuts:
                 self._channels |= new
+
+    def _failed(self, error: Exception) -> None:
+        """Something went wrong: whoever may not have been told all is told the rest from the stream."""
+        self._mishaps.note(error)
+        self._lost()
 
     def _lost(self) -> None:
         """Nothing is heard any more: what was live is behind from the last position up to which all was heard."""
@@ -216,10 +217,10 @@ class Hub:
         for subscription in behind:
             subscription.after = max(subscription.after, position)
             if cuts == self._cuts and subscription in self._behind:
-                self._behind.discard(subscription)
-                subscription.live = True
                 subscription.outlet.put(Live(subscription))
-                subscription.tell(self._since_read, bounded=True)
+                subscription.tell(self._since_read, bounded=True)  # if that fails it still is behind
+                self._behind.discard(subscription)
+                subscription.live = not subscription.closed
 
     async def _tell(self, behind: set[Subscription], steps: Sequence[Step], since: Position) -> None:
         if any(subscription.wanted.task is None for subscription in behind):
@@ -238,46 +239,29 @@ class Hub:
     def _start_over(self, subscription: Subscription) -> None:
         """The stream no longer has all that it missed: tell it so, and how things stand."""
         self._behind.discard(subscription)
-        restart = asyncio.create_task(self._restart(subscription))
-        self._restarts.add(restart)
-        restart.add_done_callback(self._restarts.discard)
-
-    async def _restart(self, subscription: Subscription) -> None:
-        told = False
-        while not subscription.closed:
-            try:
-                subscription.after = await self._store.run(newest())
-                if not told:
-                    subscription.outlet.put(Resync(subscription, subscription.after, "trimmed"))
-                    told = True
-                await take_snapshot(self._pool, subscription)
-            except (RedisUnavailable, ReplyFault):
-                await asyncio.sleep(RETRY_S)
-                continue
-            except TaskNotFound:
-                self._end(subscription)
-            if not subscription.closed:
-                self._behind.add(subscription)
-                self._work_on()
-            return
+        self._restarts.start(subscription)
 
     # --- live: from the channels ----------------------------------------------------------------------------------
 
     def _hear(self, message: bytes) -> None:
         try:
             event = read_event(message)
+            if not event.stream:  # told again, by hand
+                return
+            step = Step(event)
         except (msgspec.DecodeError, KeyError, ValueError):  # the stream says what it was, if it was one
             self._lost()
             return
-        if not event.stream:  # told again, by hand
-            return
-        self._arriving.take(Step(event), by_attributes=bool(self._all.to_all))
+        try:
+            self._arriving.take(step, by_attributes=bool(self._all.to_all))
+        except Exception as error:  # raised to whoever reads the connection, it would end that for all who share it
+            self._failed(error)
 
     def _spread(self, step: Step) -> None:
         if step.at <= self._horizon:  # heard on a task's channel and on the firehose, or told again by hand
             return
-        self._horizon = step.at
         if self._reading:
             self._since_read.append(step)
         for subscription in self._all.live_for(step):
             subscription.tell((step,), bounded=True)
+        self._horizon = step.at  # everyone was told

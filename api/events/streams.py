@@ -8,10 +8,12 @@ from typing import Final
 from api.access.caller import Caller
 from api.access.gate import Gate
 from api.events.hub import Hub
+from api.events.mishaps import Mishaps
 from api.events.outlet import Outlet
 from api.events.subscription import Subscription
 from api.problems import Problem
 from taskpool.errors import RedisUnavailable
+from taskpool.store import ReplyFault
 
 RETRY_AFTER_S: Final = 5
 LOOK_AT_KEYS_S: Final = 20.0
@@ -29,6 +31,7 @@ class Streams:
         self._open: dict[Outlet, Caller] = {}
         self._ended = False
         self._guard: asyncio.Task[None] | None = None
+        self._mishaps = Mishaps("keys of streams")
 
     def admit(self, caller: Caller) -> Outlet:
         """A place for one more client.
@@ -74,7 +77,10 @@ class Streams:
             for caller in set(self._open.values()):
                 try:
                     admitted = await self._gate.still_admits(caller)
-                except RedisUnavailable:  # nothing is told either
+                except (RedisUnavailable, ReplyFault):  # nothing is told either
+                    continue
+                except Exception as error:  # nobody awaits this: the others are asked for all the same
+                    self._mishaps.note(error)
                     continue
                 if not admitted:
                     for outlet in [outlet for outlet, whose in self._open.items() if whose == caller]:
