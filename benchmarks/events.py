@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import msgspec
 
@@ -26,12 +27,16 @@ PAUSE_S = 0.4
 
 def measure(queue: Queue, api: Workers, audience: Audience) -> dict[str, float]:
     """The figures of one task's reports to an audience, which is subscribed before a worker starts."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.web.listen"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as listening:
+    with (
+        subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.web.listen"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as listening,
+        ExitStack() as ending,
+    ):
+        ending.callback(listening.kill)  # one that is left before its end would be waited for
         assert listening.stdin is not None
         assert listening.stdout is not None
         assert listening.stderr is not None

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import redis
 
+from benchmarks.ending import ends_with_us
 from benchmarks.ports import free_port
 from taskpool.redis_server import find_redis_server
 
@@ -23,7 +24,8 @@ START_TIMEOUT_S = 10.0
 def private_redis(
     binary: str | None = None, *, unix: bool = False, config: Mapping[str, str] | None = None
 ) -> Iterator[str]:
-    """Start a redis-server and yield its URL; it ends with the block.
+    """Start a redis-server and yield its URL; it ends with the block, and so does all else that is started in it, also
+    when this process is told to end.
 
     `unix` chooses a unix socket over loopback TCP; `config` holds more directives.
 
@@ -31,7 +33,7 @@ def private_redis(
         ConfigurationError: there is no redis-server on this machine.
         ChildProcessError: it didn't answer within START_TIMEOUT_S.
     """
-    with tempfile.TemporaryDirectory(prefix="taskpool-bench-") as directory:
+    with ends_with_us(), tempfile.TemporaryDirectory(prefix="taskpool-bench-") as directory:
         port, path = (0, f"{directory}/redis.sock") if unix else (free_port(), "")
         where = ["--port", str(port)] + (["--unixsocket", path] if unix else ["--bind", "127.0.0.1"])
         quiet = ["--save", "", "--appendonly", "no", "--dir", directory, "--loglevel", "warning"]

@@ -11,6 +11,7 @@ from benchmarks.chaos.mutants import MUTATIONS, mutate
 from benchmarks.chaos.plan import FAULTS, Plan
 from benchmarks.chaos.report import render
 from benchmarks.chaos.soak import run
+from benchmarks.ending import ends_with_us
 
 
 def main() -> int:
@@ -27,7 +28,7 @@ def main() -> int:
     )
     parser.add_argument("--keep", metavar="DIRECTORY", help="where logs and effects are kept")
     flags = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="taskpool-chaos-") as scratch:
+    with ends_with_us(), tempfile.TemporaryDirectory(prefix="taskpool-chaos-") as scratch:
         directory = Path(flags.keep or scratch)
         directory.mkdir(parents=True, exist_ok=True)
         plan = Plan(
