@@ -104,6 +104,13 @@ def test_submit_passes_its_options_on(pool: Reached) -> None:
     assert record.callback_url == "https://hooks.example/in"
 
 
+def test_submit_alone_asks_for_a_type() -> None:
+    result = CliRunner().invoke(main, ["submit"])
+
+    assert result.exit_code == Exit.USAGE
+    assert "Missing argument 'TYPE'" in result.stderr
+
+
 @pytest.mark.parametrize("when", [("--delay", "3600"), ("--at", "2199-12-24T18:00:00Z"), ("--at", "2199-12-24 18:00")])
 def test_submit_schedules(when: tuple[str, str], pool: Reached) -> None:
     result = run(pool, "submit", "greet", "name=x", *when)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import click
@@ -35,7 +36,7 @@ class SubmitCommand(Command):
         """Parse, with the number of each lonely `--wait` filled in."""
         filled = [
             f"--wait={FOREVER}" if arg == "--wait" and not _is_number(after) else arg
-            for arg, after in zip(args, [*args[1:], ""], strict=True)
+            for arg, after in pairwise([*args, ""])
         ]
         return super().parse_args(ctx, filled)
 
