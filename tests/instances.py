@@ -24,14 +24,15 @@ START_S = 60
 class Up:
     """One `taskpool up` in a directory of its own."""
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
+    def __init__(self, directory: Path, *arguments: str, **environment: str) -> None:
         self.directory = directory
         self.port = free_port()
         self.output = directory / "output"
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
                 [*COMMAND, "up", "--port", str(self.port), "--workers", "2", *arguments],
-                cwd=directory, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+                cwd=directory, env=os.environ | environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                start_new_session=True,
             )  # fmt: skip
         self.children: list[psutil.Process] = []
 

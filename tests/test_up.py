@@ -63,6 +63,25 @@ def test_the_commands_beside_it_find_it(up: Up) -> None:
     assert len(workers) == 2
 
 
+@pytest.mark.parametrize("where", ["here", "elsewhere", "your Redis"])
+def test_the_command_it_prints_works_in_another_terminal(
+    where: str, tmp_path: Path, redis_url: str, started: list[Up]
+) -> None:
+    flags = ["--redis-url", redis_url] if where == "your Redis" else []
+    variables = {"TASKPOOL_DATA_DIR": str(tmp_path / "the data")} if where == "elsewhere" else {}
+    started.append(up := Up(tmp_path, *flags, **variables))
+    up.await_ready()
+
+    (line,) = [line.partition("Watch")[2].strip() for line in up.text().splitlines() if "Watch" in line]
+    run = subprocess.run(
+        line.replace("duration_s=10", "duration_s=0.1"), shell=True, cwd=tmp_path, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+
+    assert (run.returncode, run.stderr.splitlines()[-1:]) == (Exit.DONE, ["done"])
+    assert up.end() == Exit.DONE
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_all_of_it_cleanly(number: signal.Signals, up: Up) -> None:
     assert up.end(number) == Exit.DONE

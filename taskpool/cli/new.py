@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import keyword
 from pathlib import Path
+from shlex import quote
 from string import Template
 from typing import Final
 
@@ -84,5 +85,6 @@ def new(name: str, directory: Path) -> None:
         file.write_text(template.substitute(name=name), encoding="utf-8")
         click.echo(f"wrote {file}")
     task_file, test_file = files
-    click.echo(f"\nNow: pytest {test_file}\n     {command_name()} up --tasks {task_file} --reload")
+    click.echo(f"\nNow: pytest {quote(str(test_file))}")
+    click.echo(f"     {command_name()} up --tasks {quote(str(task_file))} --reload")
     click.echo(f"""     {command_name()} submit {name} names='["Ada"]' --wait""")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -69,13 +70,13 @@ def print_fields(fields: Mapping[str, str]) -> None:
 
 
 def command_name() -> str:
-    """How to call this command again: by its name, or by its path where the name isn't found."""
+    """How to call this command again from here, in a shell: by its name, or by its path where that isn't found."""
     if shutil.which("taskpool"):
         return "taskpool"
     script = Path(sys.executable).with_name("taskpool")
     if not script.exists():
-        return f"{sys.executable} -m taskpool.cli"
-    return min(os.path.relpath(script), str(script), key=len)
+        return f"{shlex.quote(sys.executable)} -m taskpool.cli"
+    return shlex.quote(min(os.path.relpath(script), str(script), key=len))
 
 
 def age(seconds: float | None) -> str:

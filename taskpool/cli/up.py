@@ -15,6 +15,7 @@ from taskpool.cli.options import Command, load_settings, settings_flags
 from taskpool.cli.ports import wants_key
 from taskpool.cli.show import command_name
 from taskpool.cli.signals import cancelled_by_signals
+from taskpool.settings import Settings
 
 if TYPE_CHECKING:
     from taskpool.cli.instance import Instance
@@ -46,14 +47,14 @@ TRIES: Final = """\
   Submit   curl -s {url}/tasks{key} -H 'Content-Type: application/json' \\
              -d '{{"type": "echo", "payload": {{"message": "hello"}}}}'
   Look     curl -s {url}/tasks{key}
-  Watch    {command} submit long_task duration_s=10 --wait"""
+  Watch    {submit} long_task duration_s=10 --wait"""
 
 KEY: Final = ' -H "Authorization: Bearer $TASKPOOL_API_KEY"'
 
 TRIES_WITHOUT_BUILTINS: Final = """\
   Types    curl -s {url}/types{key}
   Look     curl -s {url}/tasks{key}
-  Submit   {command} submit TYPE KEY=VALUE --wait"""
+  Submit   {submit} TYPE KEY=VALUE --wait"""
 
 
 @click.command(cls=Command, epilog=EPILOG)
@@ -100,12 +101,25 @@ async def _serve(instance: Instance) -> None:
 
 def _welcome(instance: Instance, key: str) -> str:
     """What to know and to try; without the parts' names before it, so that it can be copied. `key`: how one is sent."""
-    settings, url = instance.settings, instance.url
-    command, where = command_name(), "your Redis"
-    if instance.data_dir is not None:
-        where = f"{instance.data_dir}, kept for the next `up`"
-        if instance.data_dir != Path(".taskpool").resolve():
-            command += f" --data-dir {shlex.quote(str(instance.data_dir))}"
-    tries = (TRIES if settings.builtins else TRIES_WITHOUT_BUILTINS).format(url=url, key=key, command=command)
+    settings, url = instance.settings, shlex.quote(instance.url)
+    where = "your Redis" if instance.data_dir is None else f"{instance.data_dir}, kept for the next `up`"
+    submit = f"{command_name()} submit{_way_to(instance)}"
+    tries = (TRIES if settings.builtins else TRIES_WITHOUT_BUILTINS).format(url=url, key=key, submit=submit)
     workers = f"{settings.workers} worker{'s' if settings.workers > 1 else ''}"
-    return WELCOME.format(url=url, workers=workers, tries=tries, where=where)
+    return WELCOME.format(url=instance.url, workers=workers, tries=tries, where=where)
+
+
+def _way_to(instance: Instance) -> str:
+    """The flag by which a command in another terminal, whose variables may be others, finds the instance."""
+    data_dir = instance.data_dir
+    if data_dir is None:  # not by the Redis's own URL: it may hold a password
+        return f" --server {shlex.quote(instance.url)}"
+    unflagged = (Settings(), load_settings({}))
+    if all(_leads_to(data_dir, settings) for settings in unflagged):
+        return ""
+    return f" --data-dir {shlex.quote(str(data_dir))}"
+
+
+def _leads_to(data_dir: Path, settings: Settings) -> bool:
+    """Whether a command with these settings talks to the embedded Redis of `data_dir`."""
+    return settings.server is None and settings.redis_url is None and Path(settings.data_dir).resolve() == data_dir
