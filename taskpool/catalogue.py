@@ -85,6 +85,15 @@ def types() -> Plan[list[TypeInfo]]:
     return infos
 
 
+def is_served(name: str, *, within_s: float) -> Plan[bool]:
+    """Whether a live pool has served a type within the last `within_s` seconds."""
+    seen_ms, now_ms = yield (
+        Call(("ZSCORE", keys.TYPES_SEEN, name), lambda reply: None if reply is None else float(reply), again=True),
+        Call(("TIME",), _now_ms, again=True),
+    )
+    return seen_ms is not None and now_ms - seen_ms <= within_s * 1000
+
+
 class _Entry(NamedTuple):
     """What a type's document says, and what was made of it once."""
 
@@ -163,14 +172,15 @@ def _read() -> Sequence[Call[Any]]:
     def seen(reply: list[bytes]) -> dict[str, int]:
         return {name.decode(): int(float(ms)) for name, ms in zip(reply[::2], reply[1::2], strict=True)}
 
-    def now_ms(reply: list[bytes]) -> float:
-        return int(reply[0]) * 1000 + int(reply[1]) / 1000
-
     return (
         Call(("HGETALL", keys.TYPES), documents, again=True),
         Call(("ZRANGE", keys.TYPES_SEEN, 0, -1, "WITHSCORES"), seen, again=True),
-        Call(("TIME",), now_ms, again=True),
+        Call(("TIME",), _now_ms, again=True),
     )
+
+
+def _now_ms(time: list[bytes]) -> float:
+    return int(time[0]) * 1000 + int(time[1]) / 1000
 
 
 def _faults_of(error: jsonschema_rs.ValidationError, start: str) -> list[FieldError]:

@@ -51,6 +51,21 @@ class Act(Task):
     def leave(self, ctx: TaskContext) -> None:
         os._exit(7)
 
+    def fork_and_return(self, ctx: TaskContext) -> int:
+        """Its child comes back from here as well; the child's exit status."""
+        child = os.fork()
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0
+
+    def fork_and_raise(self, ctx: TaskContext) -> int:
+        """The child leaves with an exception."""
+        child = os.fork()
+        if not child:
+            raise ValueError("in the child")
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def fork_and_exit(self, ctx: TaskContext) -> int:
+        return fork_and_exit()
+
     def hang(self, ctx: TaskContext) -> str:
         """Sleeps, and can be interrupted."""
         self._wait()
@@ -176,6 +191,8 @@ async def act_async(ctx: TaskContext, do: str = "ok", note: str = "", seconds: f
     if do == "hog":
         while True:
             pass
+    if do == "fork_and_exit":
+        return fork_and_exit()
     try:
         deadline = time.monotonic() + (0 if do == "ok" else seconds)
         while time.monotonic() < deadline and not (until and os.path.exists(until)):
@@ -189,6 +206,14 @@ async def act_async(ctx: TaskContext, do: str = "ok", note: str = "", seconds: f
 def elsewhere(n: int = 0) -> int:
     """Goes to another queue."""
     return n + 1
+
+
+def fork_and_exit() -> int:
+    """The child leaves as programs do; its exit status."""
+    child = os.fork()
+    if not child:
+        sys.exit(3)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def write_line(path: str, line: str) -> None:

@@ -140,3 +140,10 @@ def test_reports_of_tasks_side_by_side_stay_apart(workers: WorkerPool) -> None:
     assert [record.progress for record in ended] == [{"done": 100, "total": 100, "note": "step 100"}] * SLOTS
     with Redis.from_url(workers.pool.redis_url) as redis:
         assert [redis.xlen(f"taskpool:log:{task.id}") for task in tasks] == [101] * SLOTS
+
+
+@pytest.mark.parametrize("type", ["act_async", "act"])
+def test_what_a_task_forks_ends_where_its_code_does(workers: WorkerPool, type: str) -> None:
+    record = workers.result("fork_and_exit", type=type)
+
+    assert (record.status, record.result) == (TaskStatus.DONE, 3)

@@ -56,6 +56,14 @@ def test_what_a_task_raises_fails_it_with_its_own_traceback(workers: WorkerPool)
     assert "tasks_for_tests.py" in record.failure["traceback"]
 
 
+@pytest.mark.parametrize(("do", "status"), [("fork_and_return", 0), ("fork_and_exit", 3), ("fork_and_raise", 1)])
+def test_what_a_task_forks_ends_where_its_code_does(workers: WorkerPool, do: str, status: int) -> None:
+    record = workers.result(do)
+
+    assert (record.status, record.result) == (TaskStatus.DONE, status)
+    assert workers.result("ok").status is TaskStatus.DONE
+
+
 def test_a_failed_attempt_is_retried_while_attempts_are_left(workers: WorkerPool) -> None:
     record = workers.result("fail_once", max_attempts=2)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import secrets
 import signal
 import time
@@ -31,10 +32,12 @@ from taskpool.store import AsyncStore, ReplyFault
 from taskpool.types import RunningTask, TaskStatus
 from workers import forks, processgroup
 from workers.capture import Capture
+from workers.elsewhere import Elsewhere
 from workers.held import give_back_unseen
 from workers.reports import Reporter, Reports, limits_of
 from workers.slots import Block, Lane, Request
 from workers.stats import COUNTED_AS, Stats
+from workers.threads import to_its_end
 
 log = logging.getLogger("workers")
 
@@ -70,6 +73,8 @@ class AsyncProcess:
         self._settings, self._registry, self._worker, self._queues = settings, registry, worker, queues
         self._capture = capture
         self._lease_ms = round(settings.lease_s * 1000)
+        self._elsewhere = Elsewhere(type_grace_s=settings.type_grace_s)
+        self._pid = os.getpid()
         self._block = block
         self._free = [block.lane(number) for number in range(settings.slots)]
         self._freed = asyncio.Event()
@@ -208,20 +213,20 @@ class AsyncProcess:
         self._capture.enter(attempt.reports, alone=False)
         task_type = self._registry.get(running.type)
         if task_type is None or task_type.is_async:
-            return await execute_task_async(running, self._registry, attempt.context, max_result_bytes=limit)
+            outcome = await execute_task_async(running, self._registry, attempt.context, max_result_bytes=limit)
+            forks.end_if_forked(self._pid, outcome)
+            if task_type is None and running.refusal is None:
+                return await self._elsewhere.outcome_async(running, outcome, self._store)
+            return outcome
 
         def execute() -> Outcome:
-            return execute_task(
+            outcome = execute_task(
                 running, self._registry, attempt.context, max_result_bytes=limit, run_coroutine=asyncio.run
             )
+            forks.end_if_forked(self._pid, outcome)
+            return outcome
 
-        thread = asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, execute)
-        while True:
-            try:
-                return await asyncio.shield(thread)
-            except asyncio.CancelledError:  # a thread can only be asked: `ctx.cancelled` says so, then comes SIGKILL
-                if thread.done():
-                    return thread.result()
+        return await to_its_end(asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, execute))
 
     async def _write(self, attempt: _Attempt, outcome: Outcome) -> str:
         """Writes the outcome, as soon as Redis is there; the word it answers."""

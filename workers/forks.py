@@ -1,13 +1,19 @@
-"""What a task forks, with `multiprocessing` for one, doesn't inherit how a worker process handles its signals.
+"""What a task forks is no second worker: it handles signals as any program does, and ends where the task's code does.
 
-It would note a SIGTERM for after the task, as its parent does, and never end.
+With the worker's handlers it would note a SIGTERM for after the task, as its parent does, and never end. Coming back
+from the task's code (`os.fork()` without an `os._exit`) it would go on in the worker's name, on the same connections.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterable
+from contextlib import suppress
+
+from taskpool.attempt import Outcome
+from taskpool.types import TaskStatus
 
 
 def keep_apart(numbers: Iterable[signal.Signals]) -> None:
@@ -30,3 +36,18 @@ def keep_apart(numbers: Iterable[signal.Signals]) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop())
 
     os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
+
+
+def end_if_forked(worker_pid: int, outcome: Outcome) -> None:
+    """Ends this process, as Python would end a program with that outcome, unless it is the worker itself."""
+    if os.getpid() == worker_pid:
+        return
+    is_exit = outcome.failure.get("exception") == SystemExit.__name__
+    code = outcome.error.removeprefix(SystemExit.__name__).removeprefix(": ") if is_exit else ""
+    with suppress(OSError, ValueError):
+        if not is_exit:
+            sys.stderr.write(outcome.traceback)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    has_failed = not is_exit and outcome.status is not TaskStatus.DONE
+    os._exit(int(code) & 0xFF if code.isdecimal() else int(has_failed or bool(code)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import os
 import secrets
 import threading
 import time
@@ -28,8 +29,9 @@ from taskpool.settings import Settings, resolve_redis_url
 from taskpool.status import update_status
 from taskpool.store import ReplyFault, Store
 from taskpool.types import RunningTask, TaskStatus
-from workers import async_process, processgroup
+from workers import async_process, forks, processgroup
 from workers.capture import Capture
+from workers.elsewhere import Elsewhere
 from workers.held import give_back_unseen
 from workers.interruption import Interruption
 from workers.pipes import Output, Pipes
@@ -87,6 +89,7 @@ class Process:
         capture.begin(place.pipes.become_output() if place.pipes else {})
         self._output = Output(place.pipes.readers, capture) if place.pipes else None
         self._lease_ms = round(settings.lease_s * 1000)
+        self._elsewhere = Elsewhere(type_grace_s=settings.type_grace_s)
         self._block, self._lane = block, block.lane(0)
         self._store = Store(redis_url, name=worker)
         self._interruption = Interruption(self._lane)
@@ -98,6 +101,7 @@ class Process:
         self._ended: Ended | None = None
         self._given_up: set[str] = set()
         """Attempts whose outcome Redis refuses to take: their leases run out."""
+        self._pid = os.getpid()
         self._is_idle = False
         self._was_woken = False
         self._is_unsure = False
@@ -225,13 +229,17 @@ class Process:
 
     def _execute(self, running: RunningTask, reports: Reports) -> Outcome:
         context = TaskContext.of(running, reports)
-        return execute_task(
+        outcome = execute_task(
             running,
             self._registry,
             context,
             max_result_bytes=self._settings.max_result_bytes,
             run_coroutine=self._interruption.run_coroutine,
         )
+        forks.end_if_forked(self._pid, outcome)
+        if outcome.status is TaskStatus.FAILED and running.refusal is None and self._registry.get(running.type) is None:
+            return self._elsewhere.outcome(running, outcome, self._store)
+        return outcome
 
     def _send(self, calls: list[Call[Any]]) -> None:
         try:
