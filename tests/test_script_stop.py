@@ -50,7 +50,25 @@ def test_a_running_task_is_flagged_and_its_worker_told(world: World) -> None:
     ]
 
 
-def test_asking_again_only_tells_the_worker_again(world: World) -> None:
+def test_asked_again_the_sooner_deadline_counts(world: World) -> None:
+    world.start("a")
+    world.run(scripts.stop("a", grace_s=60, force=False))
+    world.redis.hset("rq:job:a", "stop_ms", int(world.redis.hget("rq:job:a", "stop_ms")) - 10_000)
+    channel = told(world)
+    before = world.snapshot()
+
+    assert world.run(scripts.stop("a", grace_s=40, force=False, audited=b"{}")) == "ok"
+    assert world.run(scripts.stop("a", grace_s=40, force=False, audited=b"{}")) == "ok"
+
+    assert {name: value for name, value in world.since(before).items() if name.startswith("rq:")} == {
+        "rq:job:a stop_ms": "now",
+        "rq:job:a stop_grace_s": "40",
+    }
+    assert world.redis.xlen("taskpool:audit") == 1
+    assert [message["grace_s"] for message in messages(channel)] == [40, 40]
+
+
+def test_asked_again_for_a_later_deadline_only_tells_the_worker_again_which_one_counts(world: World) -> None:
     world.start("a")
     world.run(scripts.stop("a", grace_s=5, force=False))
     channel = told(world)
@@ -59,10 +77,21 @@ def test_asking_again_only_tells_the_worker_again(world: World) -> None:
     assert world.run(scripts.stop("a", grace_s=9, force=False)) == "ok"
 
     assert world.since(before) == {}
-    assert [message["grace_s"] for message in messages(channel)] == [9]
+    assert [message["grace_s"] for message in messages(channel)] == [5]
 
 
-def test_force_escalates_once_and_keeps_the_time_of_the_first_request(world: World) -> None:
+def test_a_shorter_grace_whose_deadline_is_later_changes_nothing(world: World) -> None:
+    world.start("a")
+    world.run(scripts.stop("a", grace_s=60, force=False))
+    world.redis.hset("rq:job:a", "stop_ms", int(world.redis.hget("rq:job:a", "stop_ms")) - 50_000)
+    before = world.snapshot()
+
+    assert world.run(scripts.stop("a", grace_s=30, force=False)) == "ok"
+
+    assert world.since(before) == {}
+
+
+def test_force_escalates_once(world: World) -> None:
     world.start("a")
     world.run(scripts.stop("a", grace_s=5, force=False))
     world.redis.hset("rq:job:a", "stop_ms", 77)
@@ -72,6 +101,7 @@ def test_force_escalates_once_and_keeps_the_time_of_the_first_request(world: Wor
     assert world.run(scripts.stop("a", grace_s=5, force=False)) == "ok"
 
     assert world.since(before) == {
+        "rq:job:a stop_ms": "now",
         "rq:job:a stop_grace_s": "0",
         "rq:job:a stop_force": "1",
         "rq:job:a seq": "4",

@@ -122,6 +122,31 @@ def test_force_overtakes_a_stop_that_waits(workers: WorkerPool, note: Path) -> N
     assert workers.pool.wait(task.id, timeout_s=30).status is TaskStatus.STOPPED
 
 
+def test_a_sooner_stop_overtakes_one_that_waits_and_a_later_one_does_not(workers: WorkerPool, note: Path) -> None:
+    task, pid = running(workers, "ignore", note)
+    workers.pool.kill_task(task.id, grace_s=600)
+    eventually(lambda: lines(note)[1:])
+
+    workers.pool.kill_task(task.id, grace_s=0.5)
+    workers.pool.kill_task(task.id, grace_s=600)
+
+    assert workers.pool.wait(task.id, timeout_s=30).status is TaskStatus.STOPPED
+    assert not is_running(pid)
+
+
+def test_a_sooner_stop_whose_message_is_lost_is_seen_by_a_heartbeat(
+    redis_url: str, redis: Redis, tmp_path: Path, note: Path
+) -> None:
+    with WorkerPool(redis_url, tmp_path / "log", lease_s=1.5) as workers:
+        task, _ = running(workers, "ignore", note)
+        workers.pool.kill_task(task.id, grace_s=600)
+        eventually(lambda: lines(note)[1:])
+
+        redis.hset(f"rq:job:{task.id}", mapping={"stop_grace_s": 0.5})
+
+        assert workers.pool.wait(task.id, timeout_s=30).status is TaskStatus.STOPPED
+
+
 def test_a_stop_whose_message_is_lost_is_seen_by_a_heartbeat(
     redis_url: str, redis: Redis, tmp_path: Path, note: Path
 ) -> None:

@@ -36,9 +36,6 @@ class Stops:
     def __init__(self) -> None:
         self.asked: list[tuple[str, Any]] = []
 
-    def is_under_way(self, run: Run) -> bool:
-        return run.id in [id for id, _ in self.asked]
-
     def stop(self, child: Any, run: Run, *, grace_s: float, request: Request = Request.STOP) -> None:
         self.asked.append((run.id, (grace_s, request)))
 
@@ -66,9 +63,21 @@ async def test_a_stop_seen_by_a_heartbeat_has_the_grace_that_was_asked_for(world
         world.start(id)
         world.run(scripts.stop(id, grace_s=grace_s, force=False))
 
-    asked = await beat(store, "a", "b", times=2)
+    asked = await beat(store, "a", "b")
 
     assert asked == [("a", (3600.5, Request.STOP)), ("b", (0, Request.STOP))]
+
+
+async def test_each_heartbeat_tells_of_the_sooner_of_two_stops(world: World, store: AsyncStore) -> None:
+    world.start("a")
+    world.run(scripts.stop("a", grace_s=60, force=False))
+    first = await beat(store, "a")
+
+    world.run(scripts.stop("a", grace_s=1, force=False))
+    world.run(scripts.stop("a", grace_s=600, force=False))
+
+    assert first == [("a", (60, Request.STOP))]
+    assert await beat(store, "a", times=2) == [("a", (1, Request.STOP))] * 2
 
 
 @pytest.mark.parametrize("grace_s", ["", "soon"])

@@ -49,20 +49,25 @@ class Heartbeats:
             for child, its in runs
         ]
         answers = await self._store.run_many([*renewals, *marks])
+        asked = []
         for (child, run), word in zip(held, itertools.chain(*answers[: len(renewals)]), strict=True):
             # One whose code is over is writing its outcome this moment: a "lost" is then only that.
-            if word != "ok" and run.state is LaneState.RUNNING and child.is_running(run):
-                await self._heed(child, run, word)
-
-    async def _heed(self, child: Child, run: Run, word: str) -> None:
-        match word:
-            case "force":
+            if word == "ok" or run.state is not LaneState.RUNNING or not child.is_running(run):
+                continue
+            if word == "force":
                 self._stops.force(child, run)
-            case "stop" if not self._stops.is_under_way(run):  # its message was lost, and the grace with it
-                grace_s = await self._store.run(status.stop_grace_s(run.id, DEFAULT_GRACE_S))
-                self._stops.stop(child, run, grace_s=grace_s)
-            case "lost":
+            elif word == "lost":
                 self._stops.stop(child, run, grace_s=DEFAULT_GRACE_S, request=Request.LOST)
+            else:
+                asked.append((child, run))
+        if asked:
+            await self._stop(asked)
+
+    async def _stop(self, asked: Sequence[tuple[Child, Run]]) -> None:
+        """Stops what was asked to: its message may have been lost, or that of a sooner stop, and the grace with it."""
+        graces = await self._store.run_many([status.stop_grace_s(run.id, DEFAULT_GRACE_S) for _, run in asked])
+        for (child, run), grace_s in zip(asked, graces, strict=True):
+            self._stops.stop(child, run, grace_s=grace_s)
 
     async def announce(self, pool: PoolInfo, types: Sequence[TypeInfo], workers: Sequence[PoolWorker]) -> None:
         """Publishes the pool with its types, and renews its workers' entries in RQ's registry.

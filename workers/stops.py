@@ -11,6 +11,7 @@ import asyncio
 import logging
 import signal
 import time
+from dataclasses import dataclass
 
 from workers import stacks
 from workers.child import Child, Verdict
@@ -23,47 +24,61 @@ POLL_S = 0.02
 REPEAT_S = 0.5
 
 
+@dataclass(slots=True)
+class _Grace:
+    """Until when somebody waits for the end of an attempt."""
+
+    until_mono: float
+
+    @classmethod
+    def of(cls, seconds: float) -> _Grace:
+        return cls(time.monotonic() + seconds)
+
+
 class Stops:
     """The stops under way, one for each attempt."""
 
     def __init__(self) -> None:
-        self._under_way: dict[str, asyncio.Task[None]] = {}
-
-    def is_under_way(self, run: Run) -> bool:
-        """Whether this attempt is being ended."""
-        return run.attempt_id in self._under_way
+        self._under_way: dict[str, tuple[asyncio.Task[None], _Grace]] = {}
 
     def stop(self, child: Child, run: Run, *, grace_s: float, request: Request = Request.STOP) -> None:
-        """Starts to end an attempt; `grace_s` is what it gets to end by itself. A second call changes nothing."""
-        if run.attempt_id not in self._under_way:
-            task = asyncio.create_task(self._escalate(child, run, grace_s, request))
-            self._under_way[run.attempt_id] = task
-            task.add_done_callback(lambda _: self._under_way.pop(run.attempt_id, None))
+        """Starts to end an attempt; `grace_s` is what it gets to end by itself. Called again, the sooner end of the two
+        graces counts."""
+        grace = _Grace.of(grace_s)
+        if run.attempt_id in self._under_way:
+            _, first = self._under_way[run.attempt_id]
+            first.until_mono = min(first.until_mono, grace.until_mono)
+            return
+        task = asyncio.create_task(self._escalate(child, run, grace, request))
+        self._under_way[run.attempt_id] = task, grace
+        task.add_done_callback(lambda _: self._under_way.pop(run.attempt_id, None))
 
     def force(self, child: Child, run: Run, verdict: Verdict = Verdict.STOPPED) -> None:
         """Ends an attempt at once, without asking."""
         child.kill(verdict, run)
 
-    async def _escalate(self, child: Child, run: Run, grace_s: float, request: Request) -> None:
+    async def _escalate(self, child: Child, run: Run, grace: _Grace, request: Request) -> None:
+        asked_mono = time.monotonic()
         child.ask(run, request)
-        if await self._is_over(child, run, grace_s):
+        if await self._is_over(child, run, grace):
             return
-        log.warning("task %s doesn't stop within %g s: SIGTERM to its process group %d", run.id, grace_s, child.pid)
+        had_s = time.monotonic() - asked_mono
+        log.warning("task %s didn't stop in %.3g s: SIGTERM to its process group %d", run.id, had_s, child.pid)
         child.ask_for_stacks(run)
-        if await self._is_over(child, run, stacks.WRITE_S):
+        if await self._is_over(child, run, _Grace.of(stacks.WRITE_S)):
             return
         child.signal(signal.SIGTERM)
-        if await self._is_over(child, run, TERM_GRACE_S):
+        if await self._is_over(child, run, _Grace.of(TERM_GRACE_S)):
             return
         log.warning("task %s ignores SIGTERM: SIGKILL to its process group %d", run.id, child.pid)
         child.kill(Verdict.STOPPED, run)
 
-    async def _is_over(self, child: Child, run: Run, within_s: float) -> bool:
+    async def _is_over(self, child: Child, run: Run, grace: _Grace) -> bool:
         """Waits for the end of the attempt. The signal is repeated: one that came between two steps had no effect."""
-        started_mono = signalled_mono = time.monotonic()
+        signalled_mono = time.monotonic()
         while child.is_running(run):
             now = time.monotonic()
-            if now - started_mono >= within_s:
+            if now >= grace.until_mono:
                 return False
             if now - signalled_mono >= REPEAT_S:
                 signalled_mono = now
