@@ -31,6 +31,7 @@ SUSPENDED: Final = "rq:suspended"  # exists while `rq suspend` holds
 EVENTS: Final = "taskpool:events"  # capped stream of every event, one JSON document each
 CHANNEL: Final = "taskpool:task:"  # + id: channel of that task's events
 FIREHOSE: Final = CHANNEL + "*"  # the pattern of all of them: every event, at no cost while nobody listens
+SOON: Final = "taskpool:soon"  # channel: in how many ms a task is due that was just scheduled, if it is below SOON_MS
 DOORBELL: Final = "taskpool:doorbell:"  # + queue: capped list that idle workers block on
 TYPES: Final = "taskpool:types"  # hash type -> JSON of its TypeInfo
 TYPES_SEEN: Final = "taskpool:types:seen"  # zset type -> when a live pool last served it, ms
@@ -107,6 +108,9 @@ DELIVERY_KEPT_S: Final = 7 * 86_400
 
 DELIVERED_KEPT_S: Final = 86_400
 """How long one is kept that did, as long as it is one of its endpoint's last."""
+
+SOON_MS: Final = 1000
+"""What is due before housekeeping looks again by itself, it is told of."""
 
 DOORBELL_CAP: Final = 64
 """The most idle workers of one queue that are woken at once; each of them looks again after its task."""

@@ -1,6 +1,8 @@
-"""The supervisor's ears: RQ's commands and our stop messages for all its processes, on one connection.
+"""The supervisor's ears: RQ's commands and our stop messages for all its processes, and what is due soon, on one
+connection.
 
-A message lost while the connection was away costs only speed: heartbeats see the same requests on the record.
+A message lost while the connection was away costs only speed: heartbeats see the same requests on the record, and
+housekeeping looks by itself.
 """
 
 from __future__ import annotations
@@ -22,10 +24,16 @@ REPLY_S: Final = 5.0
 
 
 class CommandChannel:
-    """Listens on each named worker's channel. `on_command` gets the worker's name and the command."""
+    """Listens on each named worker's channel. `on_command` gets the worker's name and the command, `on_soon` in how
+    many seconds a task is due."""
 
-    def __init__(self, redis_url: str, on_command: Callable[[str, Mapping[str, Any]], None]) -> None:
-        self._on_command = on_command
+    def __init__(
+        self,
+        redis_url: str,
+        on_command: Callable[[str, Mapping[str, Any]], None],
+        on_soon: Callable[[float], None],
+    ) -> None:
+        self._on_command, self._on_soon = on_command, on_soon
         self.changed = asyncio.Event()
         self._wanted: frozenset[str] = frozenset()
         self._heard: frozenset[str] = frozenset()
@@ -35,7 +43,7 @@ class CommandChannel:
 
     def listen_to(self, names: frozenset[str]) -> None:
         """Sets the workers whose channels are heard."""
-        self._wanted = names
+        self._wanted = frozenset([keys.SOON, *[keys.COMMANDS + name for name in names]])
         self.changed.set()
 
     async def step(self) -> float:
@@ -45,8 +53,8 @@ class CommandChannel:
             RedisUnavailable: the connection is lost.
         """
         wanted = self._wanted
-        changes = [("SUBSCRIBE", keys.COMMANDS + name) for name in wanted - self._heard]
-        changes += [("UNSUBSCRIBE", keys.COMMANDS + name) for name in self._heard - wanted]
+        changes = [("SUBSCRIBE", channel) for channel in wanted - self._heard]
+        changes += [("UNSUBSCRIBE", channel) for channel in self._heard - wanted]
         # A half-open connection is silent for ever: the PING finds out.
         for reply in await self._wire.exchange([*changes, ("PING",)], REPLY_S):
             if isinstance(reply, ReplyError):
@@ -64,6 +72,10 @@ class CommandChannel:
 
     def _push(self, push: list[Any]) -> None:
         channel, data = push[1].decode(), push[2]
+        if channel == keys.SOON:
+            if data.isdigit():
+                self._on_soon(min(int(data), keys.SOON_MS) / 1000)
+            return
         try:
             command = msgspec.json.decode(data, type=dict[str, Any])
         except msgspec.DecodeError:  # anybody may publish anything there

@@ -34,7 +34,7 @@ EXPIRED_LEASE: Final = "its worker was not heard of before the lease ended"
 
 
 class Housekeeping:
-    """One duty: every second, or earlier when a scheduled task is due."""
+    """One duty: every second, or earlier when a scheduled task is due. `wake` cuts its waits short."""
 
     def __init__(self, store: AsyncStore, outage: Outage, settings: Settings) -> None:
         self._store, self._outage, self._settings = store, outage, settings
@@ -43,6 +43,21 @@ class Housekeeping:
         self._swept_to = ""
         self._unique_cursor = "0"
         self._told: deque[str] = deque(maxlen=FAULTS_TOLD)
+        self._alarm: asyncio.TimerHandle | None = None
+        self.wake = asyncio.Event()
+
+    def look_in(self, seconds: float) -> None:
+        """Has the next round come that soon."""
+        loop = asyncio.get_running_loop()
+        at = loop.time() + max(seconds, LEAST_S)
+        if self._alarm is None or at < self._alarm.when():
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm = loop.call_at(at, self._look)
+
+    def _look(self) -> None:
+        self._alarm = None
+        self.wake.set()
 
     async def step(self) -> float:
         """One round over all queues; the seconds until the next.

@@ -23,7 +23,8 @@ from workers.stops import Stops
 
 
 class Roster:
-    """`on_change` is called when a process was entered, `on_dismiss` when RQ tells one to shut down."""
+    """`on_change` is called when a process was entered, `on_dismiss` when RQ tells one to shut down, `on_soon` with the
+    seconds until a task is due that was just scheduled."""
 
     def __init__(
         self,
@@ -38,6 +39,7 @@ class Roster:
         limits: LogLimits,
         on_change: Callable[[], None],
         on_dismiss: Callable[[Child], None],
+        on_soon: Callable[[float], None],
     ) -> None:
         self._pool, self._store, self._registrar = pool, store, registrar
         self._stops, self._outage = stops, outage
@@ -45,7 +47,7 @@ class Roster:
         self._on_change, self._on_dismiss = on_change, on_dismiss
         self._members: dict[str, tuple[Child, PoolWorker]] = {}
         self._work: set[asyncio.Task[None]] = set()
-        self.commands = CommandChannel(redis_url, self._obey)
+        self.commands = CommandChannel(redis_url, self._obey, on_soon)
 
     def entered(self) -> list[PoolWorker]:
         """The workers that stand in RQ's registry."""

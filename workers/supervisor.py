@@ -77,6 +77,7 @@ class Supervisor:
             limits=limits_of(settings),
             on_change=self._changed.set,
             on_dismiss=self._crew.dismiss,
+            on_soon=self._housekeeping.look_in,
         )
         self._nursery: Nursery | None = None
         self._nurseries: set[Nursery] = set()
@@ -104,8 +105,8 @@ class Supervisor:
             self._spawn(repeat("timeouts", self._enforce_timeouts))
             announcing = self._spawn(repeat("heartbeats", self._heartbeat, outage=outage, wake=self._changed))
             self._spawn(repeat("commands", commands.step, outage=outage, wake=commands.changed))
-            self._spawn(repeat("housekeeping", self._housekeeping.step, outage=outage))
-            webhooks = self._dispatcher
+            housekeeping, webhooks = self._housekeeping, self._dispatcher
+            self._spawn(repeat("housekeeping", housekeeping.step, outage=outage, wake=housekeeping.wake))
             self._spawn(repeat("webhooks", webhooks.step, outage=outage, wake=webhooks.wake))
             self._spawn(repeat("forgetting dead workers", self._forget_dead, outage=outage))
             if self._reloads:

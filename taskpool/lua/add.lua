@@ -247,7 +247,7 @@ local function store(at)
     end
   elseif status == 'scheduled' then
     redis.call('SADD', KEY.queues, KEY.queue .. queue)
-    redis.call('ZADD', KEY.scheduled .. queue, string.format('%.3f', due_ms / 1000), id)
+    schedule(id, queue, due_ms, now_ms)
   elseif status == 'waiting' then
     redis.call('SADD', KEY.queues, KEY.queue .. queue)
     redis.call('ZADD', KEY.deferred .. queue, string.format('%.3f', now_ms / 1000), id)

@@ -69,6 +69,12 @@ local function enqueue(id, queue, front)
   ring(queue, redis.call(front and 'LPUSH' or 'RPUSH', KEY.queue .. queue, id))
 end
 
+-- Enters a task among those that wait for their time.
+local function schedule(id, queue, due_ms, now_ms)
+  redis.call('ZADD', KEY.scheduled .. queue, string.format('%.3f', due_ms / 1000), id)
+  if due_ms - now_ms < KEY.soon_ms then redis.call('PUBLISH', KEY.soon, string.format('%.0f', due_ms - now_ms)) end
+end
+
 -- A Redis whose memory is full refuses what may need more of it (HSET, ZADD, XADD, RPUSH), but in a script only until
 -- its first write. So what must not wait for memory begins with a write that is never refused, if only with this one.
 local function pass_when_full()

@@ -34,7 +34,7 @@ for _, id in ipairs(redis.call('SPOP', waiting, limit)) do
       if f[6] then keep_secrets(id, f[6], math.max((tonumber(f[4]) or 0) - now_ms, 0)) end
       if f[4] and tonumber(f[4]) > now_ms then
         redis.call('HSET', key, 'status', 'scheduled', 'seq', seq)
-        redis.call('ZADD', KEY.scheduled .. queue, string.format('%.3f', f[4] / 1000), id)
+        schedule(id, queue, tonumber(f[4]), now_ms)
         emit(id, seq, 'scheduled', 'scheduled', now_ms, '')
       else
         redis.call('HSET', key, 'status', 'queued', 'enqueued_at', stamp, 'seq', seq)

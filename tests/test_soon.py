@@ -1,0 +1,78 @@
+"""What is due before housekeeping looks again by itself is told, and looked at in time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from taskpool import AsyncTaskPool, Registry, TaskSpec, TaskStatus
+from taskpool.attempt import Outcome
+from taskpool.keys import SOON_MS
+from taskpool.settings import Settings
+from taskpool.store import AsyncStore
+from workers.commands import CommandChannel
+from workers.duties import Outage
+from workers.housekeeping import Housekeeping
+
+LATER = TaskSpec(type="echo", payload={"message": 1}, delay_s=60)
+
+
+@pytest.fixture
+async def pool(redis_url: str) -> AsyncIterator[AsyncTaskPool]:
+    async with AsyncTaskPool(redis_url, registry=Registry(builtins=True)) as pool:
+        yield pool
+
+
+@pytest.fixture
+async def told(redis_url: str) -> AsyncIterator[asyncio.Queue[float]]:
+    """The seconds that a supervisor is told."""
+    told: asyncio.Queue[float] = asyncio.Queue()
+    channel = CommandChannel(redis_url, lambda worker, command: None, told.put_nowait)
+    channel.listen_to(frozenset())
+    await channel.step()
+    yield told
+    channel.close()
+
+
+async def next_of(told: asyncio.Queue[float]) -> float:
+    return await asyncio.wait_for(told.get(), 30)
+
+
+async def test_a_delay_is_told_only_if_it_is_short(pool: AsyncTaskPool, told: asyncio.Queue[float]) -> None:
+    await pool.add_tasks([LATER, TaskSpec(type="echo", payload={"message": 1}, delay_s=0.25)])
+
+    assert await next_of(told) == 0.25
+    assert told.empty()
+
+
+async def test_a_time_is_told_too(pool: AsyncTaskPool, told: asyncio.Queue[float]) -> None:
+    soon = datetime.now(UTC) + timedelta(seconds=0.9)
+
+    record = await pool.add_task("echo", {"message": 1}, run_at=soon)
+
+    assert record.status is TaskStatus.SCHEDULED
+    assert 0 < await next_of(told) <= SOON_MS / 1000
+
+
+async def test_a_retry_is_told(pool: AsyncTaskPool, told: asyncio.Queue[float]) -> None:
+    await pool.add_task("echo", {"message": 1})
+    running = await pool.run_task(["default"], worker="w", attempt_id="a")
+    assert running is not None
+
+    outcome = Outcome(TaskStatus.SCHEDULED, error="x", failure={"reason": "retry"}, delay_s=0.2)
+    await pool.update_status(running, outcome)
+
+    assert await next_of(told) == 0.2
+
+
+async def test_housekeeping_wakes_for_the_first_of_what_is_due(redis_url: str) -> None:
+    housekeeping = Housekeeping(AsyncStore(redis_url), Outage(), Settings())
+
+    housekeeping.look_in(600)
+    housekeeping.look_in(0)
+    housekeeping.look_in(300)
+
+    await asyncio.wait_for(housekeeping.wake.wait(), 30)
