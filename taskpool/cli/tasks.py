@@ -116,7 +116,8 @@ def _fields(record: TaskRecord) -> Iterator[tuple[str, str]]:
     if record.started_at and record.ended_at:
         yield "took", f"{(record.ended_at - record.started_at).total_seconds():.3f} s"
     if record.attempt > 1 or record.max_attempts > 1:
-        yield "attempt", f"{record.attempt} of {record.max_attempts}"
+        beyond = record.attempt > record.max_attempts  # what crashed, and what somebody queued again
+        yield "attempt", f"{record.attempt}" if beyond else f"{record.attempt} of {record.max_attempts}"
     if record.crashes:
         yield "crashes", str(record.crashes)
     yield from _outcome(record) if record.status.is_terminal else _running(record)
