@@ -56,8 +56,8 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert existing.read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["no-dash", "class", "9lives", "größe", "", "json", "taskpool"])
-def test_a_name_that_python_cannot_use_is_refused(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["no-dash", "class", "9lives", "größe", "", "json", "taskpool", "test_x"])
+def test_a_name_that_python_or_pytest_cannot_use_is_refused(name: str, tmp_path: Path) -> None:
     result = new(name, "--dir", str(tmp_path))
 
     assert result.exit_code == Exit.USAGE

@@ -74,6 +74,8 @@ def new(name: str, directory: Path) -> None:
     """Write a task file NAME.py and its test."""
     if not name.isidentifier() or keyword.iskeyword(name) or not name.isascii():
         raise Failure(f"{name!r} can't be the name of a Python function: take letters, digits and _", Exit.USAGE)
+    if name.startswith("test_"):
+        raise Failure(f"pytest would take the task {name!r} for a test: take another name", Exit.USAGE)
     files = {directory / f"{name}.py": TASK, directory / f"test_{name}.py": TEST}
     for file in files:
         if file.exists():
