@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, InvalidResponse, NoPermissionError, RedisError, ResponseError
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError
 
@@ -136,6 +136,8 @@ def check_redis(url: str) -> None:
         raise ConfigurationError(f"the Redis at {where} refuses us: {error}") from None
     except MasterNotFoundError:
         raise ConfigurationError(f"can't reach the Redis at {where}: {why_no_master(url)}") from None
+    except InvalidResponse:
+        raise ConfigurationError(f"what answers at {where} isn't Redis") from None
     except (RedisError, OSError, ValueError) as error:
         raise ConfigurationError(f"can't reach the Redis at {where}: {error}") from None
 

@@ -16,6 +16,7 @@ from taskpool import keys, scripts, store
 from taskpool.calls import Call, Plan, one
 from taskpool.connection import async_wire
 from taskpool.connection.address import Address
+from taskpool.connection.wire import Wire
 from taskpool.errors import ConfigurationError, RedisUnavailable
 from taskpool.redis_server import RedisServer
 from taskpool.store import AsyncStore, ReplyFault, Store
@@ -251,6 +252,23 @@ def test_a_reply_that_breaks_off_makes_redis_unavailable(opened: Open, tmp_path:
 
     with pytest.raises(RedisUnavailable, match=str(tmp_path / "s")):
         opened(stub.url).run(ping("hello"))
+
+
+def test_a_reply_that_is_no_reply_makes_redis_unavailable(opened: Open, tmp_path: Path) -> None:
+    stub = Stub(tmp_path / "s", b"HTTP/1.1 400 Bad Request\r\n", b"HTTP/1.1 400 Bad Request\r\n")
+
+    with pytest.raises(RedisUnavailable, match=f"{tmp_path / 's'}: what answers there isn't Redis"):
+        opened(stub.url).run(ping("hello"))
+
+
+def test_a_message_that_is_none_makes_redis_unavailable(tmp_path: Path) -> None:
+    wire = Wire(Address.parse(Stub(tmp_path / "s", b"HTTP/1.1 400 Bad Request\r\n").url), name="test")
+    wire.send([("PING",)])
+
+    with pytest.raises(RedisUnavailable, match="what answers there isn't Redis"):
+        wire.next_reply(5)
+
+    assert wire.closed
 
 
 def test_a_call_is_repeated_once_and_not_for_ever(opened: Open, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import hiredis
 
 from taskpool.calls import Part
 from taskpool.connection.address import Address
-from taskpool.connection.wire import CLOSED, CONNECT_TIMEOUT_S, pack, refuse_bad_greeting
+from taskpool.connection.wire import CLOSED, CONNECT_TIMEOUT_S, pack, refuse_bad_greeting, strange
 from taskpool.errors import RedisUnavailable
 
 WATCH_INTERVAL_S: Final = 0.5
@@ -70,6 +70,10 @@ class AsyncWire:
             future, _ = self._waiting.popleft()
             if not future.done():
                 future.set_result(reply)
+
+    def misheard(self, link: _Link) -> None:
+        """What came isn't a reply of Redis: give the connection up."""
+        self.drop(strange(self._address), link)
 
     def drop(self, error: OSError, link: _Link | None = None) -> None:
         """Give the connection up (only if it is still `link`, when one is named)."""
@@ -165,8 +169,11 @@ class _Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
-        while (reply := self._reader.gets()) is not False:
-            self._wire.received(reply)
+        try:
+            while (reply := self._reader.gets()) is not False:
+                self._wire.received(reply)
+        except hiredis.ProtocolError:
+            self._wire.misheard(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wire.drop(exc if isinstance(exc, OSError) else ConnectionResetError(CLOSED), self)

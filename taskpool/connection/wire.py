@@ -88,17 +88,20 @@ class Wire:
         Raises:
             RedisUnavailable
         """
-        reply = self._reader.gets()
-        if reply is not False:
-            return reply
-        connection = self._socket
-        if connection is None:
-            raise RedisUnavailable(f"not connected to Redis at {self._address}")
         try:
+            reply = self._reader.gets()
+            if reply is not False:
+                return reply
+            connection = self._socket
+            if connection is None:
+                raise RedisUnavailable(f"not connected to Redis at {self._address}")
             self._wait_at_most(connection, timeout_s)
             return self._read(connection)
         except TimeoutError:
             return None
+        except hiredis.ProtocolError as error:
+            self.close()
+            raise self._unavailable(strange(self._address)) from error
         except OSError as error:
             self.close()
             raise self._unavailable(error) from error
@@ -122,13 +125,16 @@ class Wire:
 
     def _read(self, connection: socket.socket) -> Any:
         reader = self._reader
-        reply = reader.gets()
-        while reply is False:
-            received = connection.recv(CHUNK_BYTES)
-            if not received:
-                raise ConnectionResetError(CLOSED)
-            reader.feed(received)
+        try:
             reply = reader.gets()
+            while reply is False:
+                received = connection.recv(CHUNK_BYTES)
+                if not received:
+                    raise ConnectionResetError(CLOSED)
+                reader.feed(received)
+                reply = reader.gets()
+        except hiredis.ProtocolError as error:
+            raise strange(self._address) from error
         return reply
 
     def _connect(self) -> socket.socket:
@@ -159,6 +165,13 @@ class Wire:
     def _unavailable(self, error: OSError) -> RedisUnavailable:
         what = "no answer in time" if isinstance(error, TimeoutError) else (error.strerror or str(error))
         return RedisUnavailable(f"can't reach Redis at {self._address}: {what}")
+
+
+def strange(address: Address) -> OSError:
+    """What the connection has died of when what came wasn't a reply of Redis."""
+    return ConnectionAbortedError(
+        f"what answers there isn't Redis{'' if address.tls else ', or wants TLS (rediss://)'}"
+    )
 
 
 def refuse_bad_greeting(address: Address, replies: Sequence[Any]) -> None:
