@@ -43,7 +43,13 @@ async def test_without_keys_no_name_made_to_point_here_is_served(redis_url: str)
     assert own.status_code == 200
 
 
-@pytest.mark.parametrize("header", ["x-forwarded-for", "x-real-ip"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        *("x-forwarded-for", "X-Forwarded-Host", "x-real-ip", "x-client-ip", "x-cluster-client-ip"),
+        *("true-client-ip", "CF-Connecting-IP"),
+    ],
+)
 @pytest.mark.parametrize(("forwarded", "status"), [("203.0.113.7", 421), ("203.0.113.7, ::1", 421), ("127.0.0.1", 200)])
 async def test_without_keys_a_proxy_on_this_machine_opens_the_door_to_nobody_else(
     redis_url: str, header: str, forwarded: str, status: int
@@ -54,10 +60,28 @@ async def test_without_keys_a_proxy_on_this_machine_opens_the_door_to_nobody_els
     assert response.status_code == status
 
 
-async def test_with_a_key_any_name_is_served(redis_url: str) -> None:
+MARKS = {
+    "Forwarded": "for=127.0.0.1",
+    "Via": "1.1 somebody",
+    "X-Forwarded-Proto": "https",
+    "X-Forwarded-Server": "localhost",
+    "X-Forwarded-Port": "443",
+}
+
+
+@pytest.mark.parametrize("header", MARKS)
+async def test_without_keys_nothing_that_bears_the_mark_of_a_proxy_is_served(redis_url: str, header: str) -> None:
+    async with api(redis_url) as client:
+        response = await client.get("/tasks", headers={"x-forwarded-for": "127.0.0.1", header: MARKS[header]})
+
+    assert response.status_code == 421
+    assert "not through a proxy" in response.json()["detail"]
+
+
+async def test_with_a_key_any_name_is_served_also_through_a_proxy(redis_url: str) -> None:
     text = make_key(redis_url)
     async with api(redis_url) as client:
-        response = await client.get("/tasks", headers={"host": "tasks.example.org", **bearer(text)})
+        response = await client.get("/tasks", headers={"host": "tasks.example.org", **MARKS, **bearer(text)})
 
     assert response.status_code == 200
 

@@ -29,7 +29,14 @@ SAFE: Final = ("GET", "HEAD")
 THIS_MACHINE: Final = (
     "as long as there is no API key, only this machine is served, by the names localhost and 127.0.0.1"
 )
-TELLING_WHERE: Final = (b"host", b"x-forwarded-for", b"x-real-ip")
+THROUGH_A_PROXY: Final = "as long as there is no API key, only this machine is served, and not through a proxy"
+TELLING_WHERE: Final = frozenset(
+    (b"host", b"x-forwarded-host", b"x-forwarded-for", b"x-real-ip", b"x-client-ip", b"x-cluster-client-ip",
+     b"true-client-ip", b"cf-connecting-ip")
+)  # fmt: skip
+"""Headers with names or addresses, which must be this machine's."""
+MARKS_OF_A_PROXY: Final = (b"forwarded", b"via")
+"""With all others that begin with `x-forwarded-`: no client sends them by itself."""
 UNUSABLE: Final = "this key isn't known: it was revoked, or it is wrong"
 
 
@@ -142,8 +149,11 @@ class Gate:
         if self._is_off:
             return
         for name, value in scope["headers"]:
-            if name in TELLING_WHERE and value and not name_this_machine(value):
-                raise Problem("misdirected", THIS_MACHINE)
+            if name in TELLING_WHERE:
+                if value and not name_this_machine(value):
+                    raise Problem("misdirected", THIS_MACHINE)
+            elif name in MARKS_OF_A_PROXY or name.startswith(b"x-forwarded-"):
+                raise Problem("misdirected", THROUGH_A_PROXY)
 
 
 def check(caller: Caller, access: Access) -> None:
