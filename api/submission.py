@@ -18,13 +18,13 @@ from msgspec.structs import replace
 from api.problems import Problem
 from taskpool.errors import FieldError
 from taskpool.payload.faults import field_errors, pointer
+from taskpool.seconds import LONGEST_GRACE_S
 from taskpool.types import TaskSpec
 
 MAX_BATCH: Final = 1000
 SUBMISSION: Final = {"$ref": "#/components/schemas/Submission"}
 """How a schema says "a task of any known type"; the OpenAPI document has it."""
 MAX_SHOWN: Final = 100
-DAY_S: Final = 86_400
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -38,7 +38,7 @@ class Batch(msgspec.Struct, forbid_unknown_fields=True):
 class Stop(msgspec.Struct, forbid_unknown_fields=True):
     """The body of POST /tasks/{id}/stop: seconds until the task is killed, or kill it at once."""
 
-    grace_s: Annotated[float, Meta(ge=0, le=DAY_S)] = 10.0
+    grace_s: Annotated[float, Meta(ge=0, le=LONGEST_GRACE_S)] = 10.0
     force: bool = False
 
 

@@ -133,6 +133,7 @@ class AsyncTaskPool(Face):
         Raises:
             TaskNotFound
             WaitTimeout: it hasn't ended in `timeout_s`; `record` is how it stands.
+            InvalidTask: `timeout_s` is no number of seconds, or more than ten years of them.
         """
         async for record in self.listener.follow(id, partial(self.get, id), timeout_s, LOOK_AGAIN_S):
             latest = record
@@ -146,6 +147,7 @@ class AsyncTaskPool(Face):
         Raises:
             TaskNotFound
             WaitTimeout: it hasn't ended in `timeout_s`.
+            InvalidTask: `timeout_s` is no number of seconds, or more than ten years of them.
         """
         async with aclosing(self.listener.follow(id, partial(self.get, id), timeout_s, FOLLOW_S)) as records:
             async for record in records:
@@ -155,16 +157,18 @@ class AsyncTaskPool(Face):
         """Submit a task and wait for its end: the record once it has ended, well or not.
 
         Raises:
-            InvalidTask: as `add_task`.
+            InvalidTask: as `add_task`; or `wait_s` can't be, and nothing was stored.
             WaitTimeout: it hasn't ended in `wait_s`; it goes on, and `record` is how it stands.
         """
+        self.check_wait(spec, wait_s)
         record = await self.store.carry_out(self.adding(spec))
         return record if record.status.is_terminal else await self.wait(record.id, timeout_s=wait_s)
 
     async def get_queue(
         self, name: str = "default", *, cursor: str | None = None, limit: int = 100
     ) -> Page[QueuedTask]:
-        """A part of a queue as it is at one moment, in dispatch order, with position and wait. It changes nothing."""
+        """A part of a queue as it is at one moment, in dispatch order, with position and wait. It changes nothing.
+        Raises: InvalidTask, when the cursor or the limit can't be."""
         return await self.store.carry_out(queue.get_queue(name, cursor=cursor, limit=limit))
 
     async def list_tasks(
@@ -177,7 +181,8 @@ class AsyncTaskPool(Face):
         cursor: str | None = None,
         limit: int = 50,
     ) -> Page[TaskRecord]:
-        """Tasks that fit, newest first. A page may be short: go on with `next_cursor` until it is None."""
+        """Tasks that fit, newest first. A page may be short: go on with `next_cursor` until it is None.
+        Raises: InvalidTask, when the status, the cursor or the limit can't be."""
         return await self.store.carry_out(
             listing.list_tasks(Filter(status, queue, type, tag), cursor=cursor, limit=limit)
         )
@@ -196,6 +201,7 @@ class AsyncTaskPool(Face):
 
         Raises:
             TaskNotFound
+            InvalidTask: `grace_s` is no number of seconds from 0 to a day.
         """
         return await self.store.carry_out(runner.kill_task(id, grace_s=grace_s, force=force))
 
@@ -232,8 +238,7 @@ class AsyncTaskPool(Face):
         self, queues: Sequence[str], *, worker: str, attempt_id: str, lease_s: float = 15.0
     ) -> RunningTask | None:
         """Claim the next ready task for one attempt; None when there is none. For whoever writes a worker."""
-        lease_ms = round(lease_s * 1000)
-        return await self.store.run(runner.run_task(queues, worker=worker, attempt_id=attempt_id, lease_ms=lease_ms))
+        return await self.store.run(runner.run_task(queues, worker=worker, attempt_id=attempt_id, lease_s=lease_s))
 
     async def execute_task(self, running: RunningTask) -> TaskStatus:
         """Run a claimed task in a thread, with the types of `registry`, and write how it ended.
@@ -258,7 +263,7 @@ class AsyncTaskPool(Face):
 
         Raises:
             TaskNotFound
-            InvalidTask: the cursor isn't one of this listing.
+            InvalidTask: the cursor isn't one of this listing, or the limit can't be.
         """
         return await self.store.carry_out(logs.logs(id, cursor=cursor, limit=limit))
 

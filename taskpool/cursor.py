@@ -1,4 +1,4 @@
-"""Opaque cursors: where a listing goes on, as one URL-safe word."""
+"""Pages of a listing: how long one is, and opaque cursors, which say as one URL-safe word where it goes on."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ def decode_cursor(cursor: str, kinds: Sequence[type]) -> list[Any]:
     Raises:
         InvalidTask: it isn't a cursor of these kinds of values.
     """
+    if not isinstance(cursor, str):
+        raise wrong_cursor()
     try:
         parts = msgspec.json.decode(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     except (binascii.Error, ValueError, msgspec.MsgspecError):
@@ -34,6 +36,18 @@ def decode_cursor(cursor: str, kinds: Sequence[type]) -> list[Any]:
     if any(isinstance(part, int) and not 0 <= part <= MOST for part in parts):
         raise wrong_cursor()
     return parts
+
+
+def page_length(limit: object, longest: int) -> int:
+    """How many a page holds at most: `limit`, but no more than `longest`.
+
+    Raises:
+        InvalidTask: `limit` is no whole number of 1 or more.
+    """
+    if isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1:
+        return min(limit, longest)
+    text = f"must be a whole number of 1 or more, not {limit!r}"
+    raise InvalidTask(f"/limit: {text}", [FieldError("/limit", text)])
 
 
 def wrong_cursor() -> InvalidTask:

@@ -77,6 +77,8 @@ def submit_many(
         checked = yield from check_tasks(specs, catalogue, registry, defaults, by=by, start=start)
     except InvalidTask as error:
         return (yield from _before(once, error))
+    if not checked:
+        return Submitted(())
     tasks = [each.task for each in checked]
     audited = entry(by, "task.submitted", tasks[0].id, count=len(tasks), last=tasks[-1].id)
     return submitted(checked, (yield from one(addition.add(tasks, once, audited))))

@@ -1,7 +1,7 @@
 """One tree of exceptions. Each carries data, so that the API and the command line can render it for people.
 
 TaskpoolError
-├── InvalidTask                what was submitted can't be a task
+├── InvalidTask                what was submitted can't be a task, or a parameter can't be
 │   ├── UnknownType            no worker ever registered the type, or none serves it any more
 │   ├── InvalidPayload         the payload doesn't fit the type's schema
 │   └── UnknownDependency      depends_on names a task that doesn't exist
@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from taskpool.types import TaskRecord
@@ -44,9 +44,10 @@ class TaskpoolError(Exception):
 
 
 class InvalidTask(TaskpoolError):
-    """Raised when a submission can't become a task; nothing was stored.
+    """Raised when a submission can't become a task, or a parameter such as `grace_s` or `limit` can't be; nothing was
+    done.
 
-    `errors` holds one entry a fault: the JSON Pointer of the field and what is wrong with it.
+    `errors` holds one entry a fault: the JSON Pointer of the field or the parameter and what is wrong with it.
     """
 
     def __init__(self, message: str, errors: Sequence[FieldError] = ()) -> None:
@@ -132,9 +133,9 @@ class NotAllowed(TaskpoolError):
 
 
 class TaskNotFound(TaskpoolError):
-    """Raised when no task has this id: it never existed, was removed, or its result's time ran out."""
+    """Raised when no task has this id: it never existed, was removed, or its result's time ran out; or no task can."""
 
-    def __init__(self, id: str) -> None:
+    def __init__(self, id: Any) -> None:
         super().__init__(f"no task has the id {id!r}; it was removed, its retention ended, or it never existed")
         self.id = id
 

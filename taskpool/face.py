@@ -11,10 +11,12 @@ from taskpool.catalogue import Catalogue
 from taskpool.entry import Submitted
 from taskpool.errors import ConfigurationError
 from taskpool.registry import Registry
+from taskpool.seconds import patience_s
 from taskpool.settings import Settings
 from taskpool.submission.addition import Once
 from taskpool.submission.checking import Checked, check_task
 from taskpool.submission.prepare import Defaults
+from taskpool.submission.specs import check_spec
 from taskpool.types import TaskRecord, TaskSpec
 
 
@@ -55,6 +57,15 @@ class Face:
     def checking(self, spec: TaskSpec, by: Actor | None = None) -> Plan[Checked]:
         """The plan that checks one task as adding it, in the name of `by`, would."""
         return check_task(spec, self.catalogue, self.registry, self.defaults, by=by)
+
+    def check_wait(self, spec: TaskSpec, wait_s: float | None) -> None:
+        """Return if this may be submitted and waited for, as far as can be told before it is checked further.
+
+        Raises:
+            InvalidTask: it is no `TaskSpec`, or `wait_s` can't be.
+        """
+        check_spec(spec)
+        patience_s("wait_s", wait_s)
 
     def adding_many(self, specs: Sequence[TaskSpec]) -> Plan[list[TaskRecord]]:
         """The plan that adds many."""

@@ -6,10 +6,7 @@ may catch it to tidy up, and should let it go on; `finally` and `with` blocks ru
 
 from __future__ import annotations
 
-import math
-from typing import Final
-
-LONGEST_WAIT_S: Final = 10 * 366 * 86_400
+from taskpool.seconds import seconds_fault
 
 
 class TaskStopped(BaseException):
@@ -44,7 +41,7 @@ class NonRetryable(Exception):
     """Raised by a task that would fail in the same way again: it fails at once, whatever attempts are left."""
 
 
-def _checked(name: str, after_s: object) -> float:
-    if not (isinstance(after_s, int | float) and math.isfinite(after_s) and 0 <= after_s <= LONGEST_WAIT_S):
-        raise ValueError(f"{name}(after_s=...) takes seconds from 0 to {LONGEST_WAIT_S}, not {after_s!r}")
+def _checked(name: str, after_s: float) -> float:
+    if fault := seconds_fault(after_s):
+        raise ValueError(f"{name}(after_s=...) {fault}")
     return float(after_s)

@@ -6,7 +6,6 @@ Pub/sub alone loses messages, so nobody waits longer than `LOOK_AGAIN_S` without
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
@@ -20,7 +19,8 @@ from taskpool.calls import Call, Part
 from taskpool.connection.address import Address
 from taskpool.connection.wire import Wire
 from taskpool.errors import RedisUnavailable, TaskNotFound, WaitTimeout
-from taskpool.record import restore_hash, restore_told
+from taskpool.record import check_id, restore_hash, restore_told
+from taskpool.seconds import patience_s
 from taskpool.store import values, with_text
 from taskpool.subscriptions import Heard, Subscriptions
 from taskpool.types import TaskRecord
@@ -58,8 +58,9 @@ class Listener:
         Raises:
             TaskNotFound
             WaitTimeout: it hasn't ended in `timeout_s`; `record` is how it stands.
+            InvalidTask: `timeout_s` can't be.
         """
-        end_mono = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        end_mono = time.monotonic() + patience_s("timeout_s", timeout_s)
 
         def look_s() -> float:
             return min(every_s, end_mono - time.monotonic())
@@ -70,7 +71,7 @@ class Listener:
             if record.status.is_terminal:
                 return
             if look_s() <= 0:
-                raise WaitTimeout(record, timeout_s or 0)
+                raise WaitTimeout(record, max(timeout_s or 0, 0))
             try:
                 record = self._look_again(record, look_s)
             except RedisUnavailable as lost:
@@ -157,6 +158,7 @@ def record_of(id: str) -> Call[TaskRecord]:
             raise TaskNotFound(id)
         return restore_hash(id, reply)
 
+    check_id(id)
     return Call(("HGETALL", keys.JOB + id), read, again=True)
 
 
@@ -172,8 +174,10 @@ class AsyncListener:
         """An event that is set when the task's end is told, or `every` step of it. Give it back with `unsubscribe`.
 
         Raises:
+            TaskNotFound: no task can have this id.
             RedisUnavailable
         """
+        check_id(id)
         told = asyncio.Event()
 
         def heard(message: bytes) -> None:
@@ -201,8 +205,9 @@ class AsyncListener:
 
         Raises:
             WaitTimeout: it hasn't ended in `timeout_s`; `record` is how it stands.
+            InvalidTask: `timeout_s` can't be.
         """
-        deadline_mono = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        deadline_mono = time.monotonic() + patience_s("timeout_s", timeout_s)
         told = await self.subscribe(id)
         try:
             while True:
@@ -219,7 +224,7 @@ class AsyncListener:
                 if record.status.is_terminal:
                     return
                 if left_s <= 0:
-                    raise WaitTimeout(record, timeout_s or 0)
+                    raise WaitTimeout(record, max(timeout_s or 0, 0))
                 with suppress(TimeoutError):
                     await asyncio.wait_for(told.wait(), min(left_s, every_s))
         finally:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final
 
 from taskpool import keys
 from taskpool.calls import Call, Plan, one
-from taskpool.cursor import decode_cursor, encode_cursor, wrong_cursor
+from taskpool.cursor import decode_cursor, encode_cursor, page_length, wrong_cursor
+from taskpool.errors import FieldError, InvalidTask
+from taskpool.names import check_text
 from taskpool.record import fetch_if_there
 from taskpool.types import Page, TaskRecord, TaskStatus
 
@@ -63,9 +65,10 @@ def list_tasks(wanted: Filter, *, cursor: str | None = None, limit: int = 50) ->
     """One page of the tasks that fit.
 
     Raises:
-        InvalidTask: the cursor isn't one of ours.
+        InvalidTask: a filter, the cursor or the limit can't be.
     """
-    limit = max(1, min(limit, LONGEST_PAGE))
+    wanted = _read(wanted)
+    limit = page_length(limit, LONGEST_PAGE)
     walk = yield from _walk(wanted)
     source, position = _resume(walk, cursor) if cursor else (0, "")
     kept: list[TaskRecord] = []
@@ -84,6 +87,20 @@ def list_tasks(wanted: Filter, *, cursor: str | None = None, limit: int = 50) ->
                 if len(kept) == limit:
                     break
     return Page(tuple(kept), encode_cursor(walk[source].name, position) if source < len(walk) else None)
+
+
+def _read(wanted: Filter) -> Filter:
+    """The filter with a status of its type: a program may give what its types forbid."""
+    for name, value in (("queue", wanted.queue), ("type", wanted.type), ("tag", wanted.tag)):
+        if value is not None:
+            check_text(name, value)
+    if wanted.status is None or isinstance(wanted.status, TaskStatus):
+        return wanted
+    try:
+        return replace(wanted, status=TaskStatus(wanted.status))
+    except ValueError:
+        text = f"must be one of {', '.join(TaskStatus)}, not {wanted.status!r}"
+        raise InvalidTask(f"/status: {text}", [FieldError("/status", text)]) from None
 
 
 def _resume(walk: Sequence[Index], cursor: str) -> tuple[int, str]:

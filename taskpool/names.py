@@ -5,15 +5,34 @@ from __future__ import annotations
 import os
 import re
 import time
-from typing import Final
+from typing import Final, TypeGuard
+
+from taskpool.errors import FieldError, InvalidTask
 
 TYPE_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 TAG: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 TASK_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _ALPHABET: Final = "0123456789abcdefghijklmnopqrstuv"
 _PAIRS: Final = [first + second for first in _ALPHABET for second in _ALPHABET]
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether it is a text that UTF-8 can hold, as Redis gets it: one without half a surrogate pair."""
+    return isinstance(value, str) and (value.isascii() or not _SURROGATE.search(value))
+
+
+def check_text(parameter: str, value: object) -> None:
+    """Return if what was given as `parameter` may be a name.
+
+    Raises:
+        InvalidTask: it is no text.
+    """
+    if not is_text(value):
+        fault = f"must be a name, not {value!r}"
+        raise InvalidTask(f"/{parameter}: {fault}", [FieldError(f"/{parameter}", fault)])
 
 
 def type_name_fault(name: object) -> str | None:

@@ -124,6 +124,7 @@ class TaskPool(Face):
         Raises:
             TaskNotFound
             WaitTimeout: it hasn't ended in `timeout_s`; `record` is how it stands.
+            InvalidTask: `timeout_s` is no number of seconds, or more than ten years of them.
         """
         return self._end_of(id, None, timeout_s)
 
@@ -131,9 +132,10 @@ class TaskPool(Face):
         """Submit a task and wait for its end, in one round trip and a message: the record once it has ended.
 
         Raises:
-            InvalidTask: as `add_task`.
+            InvalidTask: as `add_task`; or `wait_s` can't be, and nothing was stored.
             WaitTimeout: it hasn't ended in `wait_s`; it goes on, and `record` is how it stands.
         """
+        self.check_wait(spec, wait_s)
         if spec.unique_key is not None:  # the one to wait for may be another
             return self.wait(self.store.carry_out(self.adding(spec)).id, timeout_s=wait_s)
         checked = self.store.carry_out(self.checking(spec))
@@ -149,6 +151,7 @@ class TaskPool(Face):
         Raises:
             TaskNotFound
             WaitTimeout: it hasn't ended in `timeout_s`.
+            InvalidTask: `timeout_s` is no number of seconds, or more than ten years of them.
         """
         return self.listener.follow(id, timeout_s, FOLLOW_S)
 
@@ -159,7 +162,8 @@ class TaskPool(Face):
         return latest
 
     def get_queue(self, name: str = "default", *, cursor: str | None = None, limit: int = 100) -> Page[QueuedTask]:
-        """A part of a queue as it is at one moment, in dispatch order, with position and wait. It changes nothing."""
+        """A part of a queue as it is at one moment, in dispatch order, with position and wait. It changes nothing.
+        Raises: InvalidTask, when the cursor or the limit can't be."""
         return self.store.carry_out(queue.get_queue(name, cursor=cursor, limit=limit))
 
     def list_tasks(
@@ -172,7 +176,8 @@ class TaskPool(Face):
         cursor: str | None = None,
         limit: int = 50,
     ) -> Page[TaskRecord]:
-        """Tasks that fit, newest first. A page may be short: go on with `next_cursor` until it is None."""
+        """Tasks that fit, newest first. A page may be short: go on with `next_cursor` until it is None.
+        Raises: InvalidTask, when the status, the cursor or the limit can't be."""
         return self.store.carry_out(listing.list_tasks(Filter(status, queue, type, tag), cursor=cursor, limit=limit))
 
     def remove_task(self, id: str) -> TaskStatus | None:
@@ -189,6 +194,7 @@ class TaskPool(Face):
 
         Raises:
             TaskNotFound
+            InvalidTask: `grace_s` is no number of seconds from 0 to a day.
         """
         return self.store.carry_out(runner.kill_task(id, grace_s=grace_s, force=force))
 
@@ -225,8 +231,7 @@ class TaskPool(Face):
         self, queues: Sequence[str], *, worker: str, attempt_id: str, lease_s: float = 15.0
     ) -> RunningTask | None:
         """Claim the next ready task for one attempt; None when there is none. For whoever writes a worker."""
-        lease_ms = round(lease_s * 1000)
-        return self.store.run(runner.run_task(queues, worker=worker, attempt_id=attempt_id, lease_ms=lease_ms))
+        return self.store.run(runner.run_task(queues, worker=worker, attempt_id=attempt_id, lease_s=lease_s))
 
     def execute_task(self, running: RunningTask) -> TaskStatus:
         """Run a claimed task in this thread, with the types of `registry`, and write how it ended.
@@ -243,7 +248,7 @@ class TaskPool(Face):
 
         Raises:
             TaskNotFound
-            InvalidTask: the cursor isn't one of this listing.
+            InvalidTask: the cursor isn't one of this listing, or the limit can't be.
         """
         return self.store.carry_out(logs.logs(id, cursor=cursor, limit=limit))
 

@@ -13,7 +13,7 @@ from taskpool import keys, scripts
 from taskpool.access.audit import Actor, entry
 from taskpool.calls import Call, Plan, one
 from taskpool.catalogue import Catalogue
-from taskpool.cursor import decode_cursor, encode_cursor, wrong_cursor
+from taskpool.cursor import decode_cursor, encode_cursor, page_length, wrong_cursor
 from taskpool.errors import (
     KeyReused,
     QueueFull,
@@ -22,7 +22,8 @@ from taskpool.errors import (
     UniqueConflict,
     UnknownDependency,
 )
-from taskpool.record import STATUS_OF, fetch_if_there, hash_of, is_task, restore_hash
+from taskpool.names import check_text
+from taskpool.record import STATUS_OF, check_id, fetch_if_there, hash_of, is_task, restore_hash
 from taskpool.registry import Registry
 from taskpool.submission import addition
 from taskpool.submission.addition import Added, NewTask
@@ -171,9 +172,10 @@ def get_queue(
     taken out.
 
     Raises:
-        InvalidTask: the cursor isn't one of ours.
+        InvalidTask: the name, the cursor or the limit can't be.
     """
-    limit = max(1, min(limit, LONGEST_PAGE))
+    check_text("name", name)
+    limit = page_length(limit, LONGEST_PAGE)
     offset, shown = decode_cursor(cursor, (int, list)) if cursor else (0, [])
     if not all(isinstance(each, str) and _SHOWN.fullmatch(each) for each in shown[: LAST_OF_PAGE + LAST_BEFORE]):
         raise wrong_cursor()
@@ -204,6 +206,7 @@ def remove_task(id: str, by: Actor | None = None) -> Plan[TaskStatus | None]:
         TaskNotFound
         TaskConflict: it is running (stop it first), or RQ itself holds it back.
     """
+    check_id(id)
     audited = entry(by, "task.canceled", id)
     word = yield from one(scripts.cancel(id, reason="canceled", error=scripts.NOT_STARTED, audited=audited))
     if word == "ok":

@@ -13,6 +13,7 @@ from taskpool import keys, rqjob
 from taskpool.calls import Call
 from taskpool.errors import TaskNotFound
 from taskpool.hash_fields import backoff_part_s, ids_of, json_of, limit_s, moment_of, number_of, text_of, time_of
+from taskpool.names import is_text
 from taskpool.types import ENDS, PastAttempt, TaskRecord, TaskStatus, utc
 from taskpool.unique import rare_fields
 
@@ -45,6 +46,16 @@ _COMMON: Final = frozenset(
 """The fields of a record on which nothing rare happened. (What `add`, `claim` and `finish` write, and heartbeats.)"""
 
 
+def check_id(id: object) -> None:
+    """Return if a task may have this id. (A plain RQ job has any text for one.)
+
+    Raises:
+        TaskNotFound
+    """
+    if not is_text(id):
+        raise TaskNotFound(id)
+
+
 def fetch(id: str) -> Call[TaskRecord]:
     """Read one task.
 
@@ -58,6 +69,7 @@ def fetch(id: str) -> Call[TaskRecord]:
             raise TaskNotFound(id)
         return restore_hash(id, h)
 
+    check_id(id)
     return Call(("HGETALL", keys.JOB + id), read, again=True)
 
 

@@ -16,8 +16,9 @@ from taskpool.attempt import Outcome, execute_task, execute_task_async
 from taskpool.calls import Call, Plan, one
 from taskpool.context import TaskContext
 from taskpool.errors import TaskConflict, TaskNotFound, TaskpoolError
-from taskpool.record import fetch, fetch_if_there
+from taskpool.record import check_id, fetch, fetch_if_there
 from taskpool.registry import Registry
+from taskpool.seconds import LONGEST_GRACE_S, check_seconds
 from taskpool.settings import Settings
 from taskpool.types import RunningTask, TaskRecord, TaskStatus
 
@@ -31,11 +32,16 @@ class TaskFailed(TaskpoolError):
     """Raised in a plain RQ worker for a task that failed, so that RQ marks the job as failed."""
 
 
-def run_task(queues: Sequence[str], *, worker: str, attempt_id: str, lease_ms: int) -> Call[RunningTask | None]:
+def run_task(queues: Sequence[str], *, worker: str, attempt_id: str, lease_s: float) -> Call[RunningTask | None]:
     """Claim the next task of these queues, the first queue first, for one attempt; None when none is ready.
 
     Called again with the same attempt id, it answers with what that attempt holds.
+
+    Raises:
+        InvalidTask: `lease_s` is no number of seconds from 0.001 to ten years.
     """
+    check_seconds("lease_s", lease_s, 0.001)
+    lease_ms = round(lease_s * 1000)
     return scripts.claim(queues, worker=worker, attempt_id=attempt_id, lease_ms=lease_ms, again=True)
 
 
@@ -45,7 +51,10 @@ def kill_task(id: str, *, grace_s: float = 10.0, force: bool = False, by: Actor 
 
     Raises:
         TaskNotFound
+        InvalidTask: `grace_s` is no number of seconds from 0 to a day.
     """
+    check_id(id)
+    check_seconds("grace_s", grace_s, most_s=LONGEST_GRACE_S)
     audited = entry(by, "task.stopped", id)
     for _ in range(RACES):
         word = yield from one(scripts.stop(id, grace_s=grace_s, force=force, audited=audited))
@@ -65,6 +74,7 @@ def retry_task(id: str, by: Actor | None = None) -> Plan[TaskRecord]:
         TaskConflict: its status doesn't allow it, or a task it depends on hasn't ended well.
         NotAllowed: `by` may not use its type or its queue.
     """
+    check_id(id)
     if by is not None and not (by.types is None and by.queues is None):
         found = yield from one(fetch(id))
         by.check_use(found.type, found.queue)

@@ -20,10 +20,10 @@ from taskpool.names import queue_name_fault, type_name_fault
 from taskpool.payload.schema import converter, json_schema
 from taskpool.payload.secret_fields import SecretFields
 from taskpool.payload.signature import class_payload, function_payload, mask_in_repr
+from taskpool.seconds import LONGEST_S
 from taskpool.task import Task, TaskOptions, options_of
 
 DEFAULT_QUEUE: Final = "default"
-LONGEST_S: Final = 10 * 366 * 86_400
 MOST_ATTEMPTS: Final = 1000
 
 

@@ -22,8 +22,8 @@ from api.problems import KINDS, TYPE_PREFIX
 from api.resource import Resource
 from taskpool import Registry, task
 from taskpool.fleet import TypeInfo
+from taskpool.seconds import LONGEST_S
 from taskpool.settings import Settings
-from taskpool.submission.prepare import LONGEST_S
 from tests.api_client import api, publish_types
 from tests.keys import bearer, make_key
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import click
 import pytest
 from click.testing import CliRunner
@@ -9,6 +11,7 @@ from click.testing import CliRunner
 from taskpool.cli import main
 from taskpool.cli.exits import Exit
 from taskpool.cli.options import SettingOption, environment, load_settings
+from taskpool.seconds import LONGEST_S
 from taskpool.settings import CLIENT_SETTINGS, SETTING_FIELDS, Settings
 
 
@@ -90,3 +93,25 @@ def test_a_misspelt_command_is_named_with_the_right_one() -> None:
 
 def test_the_version_is_told() -> None:
     assert CliRunner().invoke(main, ["--version"]).stdout.startswith("taskpool ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag", "most"),
+    [
+        (("stop", "x", "--grace"), "--grace", 86_400),
+        (("watch", "x", "--timeout"), "--timeout", LONGEST_S),
+        (("submit", "echo", "--wait"), "--wait", LONGEST_S),
+        (("submit", "echo", "--delay"), "--delay", LONGEST_S),
+        (("submit", "echo", "--timeout"), "--timeout", LONGEST_S),
+        (("submit", "echo", "--expires-in"), "--expires-in", LONGEST_S),
+        (("keys", "rotate", "x", "--grace"), "--grace", 366 * 86_400),
+    ],
+)
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "1e300"])
+def test_seconds_that_can_not_be_are_refused_with_those_that_can(
+    arguments: tuple[str, ...], flag: str, most: int, seconds: str
+) -> None:
+    result = CliRunner().invoke(main, [*arguments, seconds])
+
+    assert result.exit_code == Exit.USAGE
+    assert re.search(f"'{flag}': '{seconds}' is not a number of seconds from 0(.001)? to {most}$", result.stderr, re.M)

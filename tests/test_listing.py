@@ -277,7 +277,7 @@ def test_a_page_looks_at_a_bounded_number_of_records_and_goes_on(world: World) -
     assert ids(world, tag="x", type="play") == ["needle"]
 
 
-@pytest.mark.parametrize(("limit", "length"), [(-3, 1), (0, 1), (1, 1), (10_000, LONGEST_PAGE)])
+@pytest.mark.parametrize(("limit", "length"), [(1, 1), (LONGEST_PAGE, LONGEST_PAGE), (10_000, LONGEST_PAGE)])
 def test_a_page_has_a_sensible_length_whatever_is_asked(world: World, limit: int, length: int) -> None:
     add(world, *[f"t{n:03}" for n in range(LONGEST_PAGE + 10)])
 

@@ -194,12 +194,12 @@ def test_what_one_task_of_a_group_raises_counts_for_all(pool: InlinePool) -> Non
 def test_a_time_that_is_none_is_the_task_s_own_mistake(pool: InlinePool) -> None:
     record = pool.run("ask", {"how": "wrongly"}, max_attempts=1)
 
-    assert record.error == "ValueError: Retry(after_s=...) takes seconds from 0 to 316224000, not -1"
+    assert record.error == "ValueError: Retry(after_s=...) must be a number of seconds from 0 to 316224000, not -1"
 
 
 @pytest.mark.parametrize("after_s", [-1, float("inf"), float("nan"), "5"])
 def test_a_snooze_takes_seconds(after_s: Any) -> None:
-    with pytest.raises(ValueError, match="takes seconds"):
+    with pytest.raises(ValueError, match="must be a number of seconds"):
         Snooze(after_s=after_s)
 
 

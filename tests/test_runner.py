@@ -24,7 +24,7 @@ def test_a_claim_is_for_the_first_queue_that_has_a_task(world: World) -> None:
     world.add("low", queue="low")
     world.add("high", queue="high")
 
-    call = runner.run_task(["high", "low"], worker="w", attempt_id="1", lease_ms=100_000)
+    call = runner.run_task(["high", "low"], worker="w", attempt_id="1", lease_s=100)
     running = world.run(call)
 
     assert running is not None

@@ -10,10 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from taskpool.access.apikey import LONGEST_S as LONGEST_KEY_S
 from taskpool.access.apikey import MOST_A_MINUTE, MOST_NAMES, PROJECT
 from taskpool.names import QUEUE_NAME, TAG, TASK_ID, TYPE_NAME
-from taskpool.submission.prepare import LONGEST_S, MOST_ATTEMPTS, MOST_PARENTS, MOST_TAGS
+from taskpool.seconds import LONGEST_S
+from taskpool.submission.prepare import MOST_ATTEMPTS, MOST_PARENTS, MOST_TAGS
 from taskpool.types import TaskStatus
 from taskpool.unique import KEY as UNIQUE_KEY
 from taskpool.webhooks.endpoint import TOLD
@@ -100,7 +100,7 @@ OF_A_KEY: Final[Mapping[str, Object]] = {
     "project": _says("The only one whose tasks it sees; if not given, all.", pattern=_pattern(PROJECT)),
     "types": _names("The only task types that it may submit.", TYPE_NAME),
     "queues": _names("The only queues that it may submit to.", QUEUE_NAME),
-    "expires_in_s": _says("When it ends; if not given, never.", minimum=1, maximum=LONGEST_KEY_S),
+    "expires_in_s": _says("When it ends; if not given, never.", minimum=1, maximum=LONGEST_S),
     "rate_limit": _says(
         "How many requests a minute it may make, 0 for any number; if not given, what the server allows each key.",
         minimum=0,

@@ -18,11 +18,12 @@ from api.query import AuditQuery, NoQuery, read_query, wrong_parameter
 from api.responses import Json, NoContent
 from api.submission import read_as
 from taskpool.access import keyring
-from taskpool.access.apikey import LONGEST_S, ROTATION_GRACE_S, KeySpec
+from taskpool.access.apikey import ROTATION_GRACE_S, KeySpec
 from taskpool.access.audit_pages import AuditFilter, read_audit
 from taskpool.access.document import KeyDocument, audit_document, key_document
 from taskpool.document import time_text
 from taskpool.errors import InvalidTask
+from taskpool.seconds import LONGEST_S
 from taskpool.store import AsyncStore
 
 

@@ -19,13 +19,13 @@ from msgspec.structs import replace
 
 from taskpool.errors import FieldError, InvalidKey
 from taskpool.names import queue_name_fault, type_name_fault
+from taskpool.seconds import LONGEST_S
 
 ID_ALPHABET: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 ID_LENGTH: Final = 12
 SECRET_BYTES: Final = 32
 ROTATION_GRACE_S: Final = 600
 """How long the secret before the last rotation stays good, unless whoever rotates says otherwise."""
-LONGEST_S: Final = 10 * 366 * 86_400
 MOST_NAMES: Final = 100
 MOST_A_MINUTE: Final = 1_000_000_000
 

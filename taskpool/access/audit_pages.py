@@ -17,7 +17,7 @@ import msgspec
 from taskpool import keys
 from taskpool.access.audit import Audited, AuditEntry, What
 from taskpool.calls import Call, Plan
-from taskpool.cursor import decode_cursor, encode_cursor, wrong_cursor
+from taskpool.cursor import decode_cursor, encode_cursor, page_length, wrong_cursor
 from taskpool.errors import FieldError, InvalidTask
 from taskpool.types import Page
 
@@ -76,7 +76,7 @@ def read_audit(wanted: AuditFilter = EVERYTHING, *, cursor: str | None = None, l
     if wanted.since is not None and wanted.until is not None and wanted.until <= wanted.since:
         fault = FieldError("/until", "must be later than `since`")
         raise InvalidTask(f"{fault.pointer}: {fault.detail}", [fault])
-    limit = max(1, min(limit, LONGEST_PAGE))
+    limit = page_length(limit, LONGEST_PAGE)
     after = decode_cursor(cursor, (str, str)) if cursor else [_NEWEST, _NEWEST]
     if not all(_POSITION.fullmatch(position) for position in after):
         raise wrong_cursor()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from taskpool.cli.options import Command, settings_flags
+from taskpool.cli.seconds import Seconds
 from taskpool.cli.service import SERVICE
 from taskpool.cli.show import moment, print_json, print_table
 
@@ -115,7 +116,7 @@ def list_(as_json: bool, **flags: Any) -> None:
 @click.option(
     "--grace",
     "grace_s",
-    type=click.FloatRange(min=0, max=366 * DAY_S),
+    type=Seconds(most_s=366 * DAY_S),
     default=600.0,
     show_default=True,
     metavar="S",

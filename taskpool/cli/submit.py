@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from taskpool.cli.options import Command, settings_flags
+from taskpool.cli.seconds import Seconds
 from taskpool.cli.service import SERVICE, Service, open_service
 from taskpool.cli.values import read_json, read_pairs, read_time
 from taskpool.cli.watch import follow, print_end
 
-FOREVER = -1.0
+FOREVER: Final = "forever"
 """What `--wait` without a number stands for."""
 
 EPILOG = """\b
@@ -27,6 +29,14 @@ A value that is JSON is sent as JSON, any other as text; a field that the type
 declares as text stays text (name=123). The exit status of --wait says how the
 task ended: see `taskpool --help`.
 """
+
+
+class WaitSeconds(Seconds):
+    """How long to wait; infinity stands for ever."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """As for any seconds."""
+        return math.inf if value == FOREVER else super().convert(value, param, ctx)
 
 
 class SubmitCommand(Command):
@@ -46,19 +56,27 @@ class SubmitCommand(Command):
 @click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--json", "source", metavar="FILE|-|TEXT", help="The payload as JSON; KEY=VALUE pairs are put on top.")
 @click.option("--queue", metavar="NAME", help="Queue to put it in, instead of the type's.")
-@click.option("--delay", "delay_s", type=click.FloatRange(min=0), metavar="S", help="Queue it in S seconds.")
+@click.option("--delay", "delay_s", type=Seconds(), metavar="S", help="Queue it in S seconds.")
 @click.option("--at", "run_at", metavar="TIME", help="Queue it then: 2026-12-24T18:00:00Z; no zone: local time.")
 @click.option("--front", is_flag=True, help="Put it at the head of its queue.")
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="A tag to find it by; may be repeated.")
-@click.option("--timeout", "timeout_s", type=float, metavar="S", help="Seconds one attempt may take.")
+@click.option("--timeout", "timeout_s", type=Seconds(0.001), metavar="S", help="Seconds one attempt may take.")
 @click.option("--max-attempts", type=int, metavar="N", help="Attempts it gets before it fails.")
 @click.option(
-    "--expires-in", "expires_in_s", type=float, metavar="S", help="Cancel it unless it starts within S seconds."
+    "--expires-in",
+    "expires_in_s",
+    type=Seconds(0.001),
+    metavar="S",
+    help="Cancel it unless it starts within S seconds.",
 )
 @click.option("--depends-on", multiple=True, metavar="ID", help="Wait until this task is done; may be repeated.")
 @click.option("--callback-url", metavar="URL", help="Send signed messages there when it ends.")
 @click.option(
-    "--wait", "wait_s", type=float, metavar="[S]", help="Wait until it ends, at most S seconds; print the result."
+    "--wait",
+    "wait_s",
+    type=WaitSeconds(),
+    metavar="[S]",
+    help="Wait until it ends, at most S seconds; print the result.",
 )
 @settings_flags(*SERVICE)
 def submit(
@@ -73,7 +91,7 @@ def submit(
         record = service.add_task(type, payload, run_at=when, **options)
         click.echo(record.id)
         if wait_s is not None:
-            ended = follow(service, record.id, timeout_s=None if wait_s == FOREVER else wait_s)
+            ended = follow(service, record.id, timeout_s=None if wait_s == math.inf else wait_s)
             raise SystemExit(print_end(ended))
 
 

@@ -9,8 +9,10 @@ import click
 
 from taskpool.cli.exits import exit_of
 from taskpool.cli.options import Command, settings_flags
+from taskpool.cli.seconds import Seconds
 from taskpool.cli.service import SERVICE, open_service
 from taskpool.cli.show import moment, print_fields, print_json, short_json
+from taskpool.seconds import LONGEST_GRACE_S
 from taskpool.types import TaskStatus
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def get(id: str, as_json: bool, **flags: Any) -> None:
 @click.option(
     "--grace",
     "grace_s",
-    type=click.FloatRange(min=0),
+    type=Seconds(most_s=LONGEST_GRACE_S),
     default=10.0,
     metavar="S",
     show_default=True,

@@ -10,6 +10,7 @@ import click
 
 from taskpool.cli.exits import Exit, exit_of
 from taskpool.cli.options import Command, settings_flags
+from taskpool.cli.seconds import Seconds
 from taskpool.cli.service import SERVICE, Service, open_service
 from taskpool.cli.show import console, print_json, short_json
 
@@ -27,7 +28,7 @@ Ctrl-C ends the watching, not the task. The exit status says how the task ended.
 
 @click.command(cls=Command, epilog=EPILOG)
 @click.argument("id")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="S", help="Give up after S seconds.")
+@click.option("--timeout", "timeout_s", type=Seconds(), metavar="S", help="Give up after S seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole task as JSON at the end.")
 @settings_flags(*SERVICE)
 def watch(id: str, timeout_s: float | None, as_json: bool, **flags: Any) -> None:

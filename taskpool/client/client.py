@@ -94,6 +94,7 @@ class Client:
         Raises:
             TaskNotFound
             WaitTimeout: it hasn't ended in `timeout_s`; `record` is how it stands.
+            InvalidTask: `timeout_s` is no number of seconds, or more than ten years of them.
         """
         return self._run(client_follow.follow(id, timeout_s, client_follow.WAITING, self._retrying))
 
@@ -103,6 +104,7 @@ class Client:
         Raises:
             TaskNotFound
             WaitTimeout: it hasn't ended in `timeout_s`.
+            InvalidTask: `timeout_s` is no number of seconds, or more than ten years of them.
         """
         return self._tell(client_follow.follow(id, timeout_s, client_follow.WATCHING, self._retrying))
 
@@ -150,6 +152,7 @@ class Client:
 
         Raises:
             TaskNotFound
+            InvalidTask: `grace_s` is no number of seconds from 0 to a day.
         """
         return self._run(operations.kill_task(id, grace_s=grace_s, force=force, retrying=self._retrying))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Final, NamedTuple, TypeVar
 
@@ -14,6 +13,7 @@ from taskpool.client.request import Answer, Plan, Read, Request, Sleep, Tell
 from taskpool.client.retry import Retrying, sending
 from taskpool.client.sse import EventStream, Message
 from taskpool.errors import TaskNotFound, WaitTimeout
+from taskpool.seconds import patience_s
 from taskpool.types import TaskRecord
 
 T = TypeVar("T")
@@ -39,9 +39,10 @@ def follow(id: str, timeout_s: float | None, pace: Pace, retrying: Retrying) -> 
     Raises:
         TaskNotFound
         WaitTimeout: it hasn't ended in `timeout_s`.
+        InvalidTask: `timeout_s` can't be.
     """
     clock = retrying.clock
-    end = math.inf if timeout_s is None else clock() + timeout_s
+    end = clock() + patience_s("timeout_s", timeout_s)
     patience, look_s, soon = retrying, pace.first_s, 0
     while True:
         asked = clock()
@@ -51,7 +52,7 @@ def follow(id: str, timeout_s: float | None, pace: Pace, retrying: Retrying) -> 
         if record.status.is_terminal:
             return record
         if clock() >= end:
-            raise WaitTimeout(record, timeout_s or 0.0)
+            raise WaitTimeout(record, max(timeout_s or 0.0, 0.0))
         soon = soon + 1 if clock() - asked < wait_s - EARLY_S else 0
         if soon:  # that API is stopping, and answers whoever waits at once
             yield Sleep(max(0.0, min(retrying.pause_s(soon), end - clock())))

@@ -17,6 +17,8 @@ from taskpool.errors import TaskConflict, TaskNotFound
 from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
 from taskpool.logs.line import LogLine
 from taskpool.receipt import Receipt
+from taskpool.seconds import LONGEST_GRACE_S, check_seconds
+from taskpool.submission.specs import read_specs
 from taskpool.types import Page, QueuedTask, TaskRecord, TaskSpec, TaskStatus
 
 STREAM_SILENCE_S: Final = 35.0
@@ -44,6 +46,7 @@ def add_task(spec: TaskSpec) -> Request[Receipt]:
 
 def add_tasks(specs: Sequence[TaskSpec]) -> Request[list[Receipt]]:
     """Submit tasks, all or none: once, however often this request is sent. Raises: as `add_task`."""
+    specs = read_specs(specs)
     return Request(
         method="POST",
         path="/tasks/batch",
@@ -85,7 +88,12 @@ def remove_task(id: str) -> Request[TaskStatus | None]:
 
 
 def kill_task(id: str, *, grace_s: float, force: bool, retrying: Retrying) -> Plan[TaskRecord]:
-    """Stop a task; one that has ended is left as it is."""
+    """Stop a task; one that has ended is left as it is.
+
+    Raises:
+        InvalidTask: `grace_s` is no number of seconds from 0 to a day.
+    """
+    check_seconds("grace_s", grace_s, most_s=LONGEST_GRACE_S)
     body = msgspec.json.encode({"grace_s": grace_s, "force": force})
     path = f"{_task(id)}/stop"
     stop = Request(method="POST", path=path, headers=_JSON, body=body, read=values.record, about=About(id))
@@ -144,14 +152,14 @@ def _stream(id: str, path: str, query: Mapping[str, str], last_id: str) -> Reque
     )
 
 
-def _task(id: str) -> str:
+def _task(id: Any) -> str:
     """The path of a task.
 
     Raises:
         TaskNotFound: no task can have this id.
     """
-    if not _is_id(id):
-        raise TaskNotFound(id[:200])
+    if not (isinstance(id, str) and _is_id(id)):
+        raise TaskNotFound(id[:200] if isinstance(id, str) else id)
     return f"/tasks/{id}"
 
 

@@ -13,10 +13,10 @@ import msgspec
 
 from taskpool import keys
 from taskpool.calls import Call, Plan
-from taskpool.cursor import decode_cursor, encode_cursor, wrong_cursor
+from taskpool.cursor import decode_cursor, encode_cursor, page_length, wrong_cursor
 from taskpool.errors import TaskNotFound
 from taskpool.logs.line import LogLine, decode_line
-from taskpool.record import STATUS_OF
+from taskpool.record import STATUS_OF, check_id
 from taskpool.types import Page, TaskStatus
 
 MOST_LINES: Final = 1000
@@ -55,7 +55,7 @@ def log_step(id: str, after: str, limit: int = MOST_LINES) -> Plan[LogStep]:
     Raises:
         TaskNotFound
     """
-    limit = max(1, min(limit, MOST_LINES))
+    limit = page_length(limit, MOST_LINES)
     # In this order: lines are written before the end is.
     status, lines = yield (_status(id), _lines(id, after, limit))
     is_full = len(lines) == limit
@@ -105,6 +105,7 @@ def _status(id: str) -> Call[TaskStatus]:
         found = STATUS_OF.get(status or b"", TaskStatus.FAILED)
         return TaskStatus.STOPPING if found is TaskStatus.IN_PROGRESS and stop_ms is not None else found
 
+    check_id(id)
     return Call(("HMGET", keys.JOB + id, "status", "stop_ms", "data"), read, again=True)
 
 

@@ -19,6 +19,7 @@ from taskpool.registry import Registry
 from taskpool.secret import Secrets
 from taskpool.submission.addition import NewTask
 from taskpool.submission.prepare import Defaults, TypeOptions, prepare
+from taskpool.submission.specs import check_spec, read_specs
 from taskpool.tasktype import TaskType
 from taskpool.types import TaskSpec
 
@@ -44,6 +45,7 @@ def check_task(
         InvalidTask: as `add_task`.
         NotAllowed: `by` may not use its type or its queue.
     """
+    check_spec(spec)
     task_type = None if registry is None else registry.get(spec.type)
     info = task_type or (yield from catalogue.find((spec.type,)))[spec.type]
     return _checked(spec, task_type or catalogue, info, defaults, "", by=by)
@@ -65,6 +67,7 @@ def check_tasks(
         InvalidTask: as `add_tasks`.
         NotAllowed
     """
+    specs = read_specs(specs, start)
     _check_keys(specs, start)
     local = {} if registry is None else {spec.type: registry.get(spec.type) for spec in specs}
     foreign = {spec.type for spec in specs if local.get(spec.type) is None}

@@ -20,6 +20,7 @@ from taskpool.calls import Part
 from taskpool.errors import FieldError, InvalidPayload, InvalidTask
 from taskpool.finite import refuse_nan
 from taskpool.names import TAG, TASK_ID, new_id, queue_name_fault
+from taskpool.seconds import LONGEST_S, seconds_fault
 from taskpool.secret import Secrets
 from taskpool.submission.addition import NewTask
 from taskpool.submission.shared import DEFAULT_ATTEMPTS, share
@@ -32,7 +33,6 @@ from taskpool.webhooks.target import Allowed
 MOST_TAGS: Final = 16
 MOST_PARENTS: Final = 10_000
 MOST_ATTEMPTS: Final = 1000
-LONGEST_S: Final = 10 * 366 * 86_400
 EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST: Final = datetime(2999, 12, 31, tzinfo=UTC)
 
@@ -188,8 +188,8 @@ def _faults(spec: TaskSpec, defaults: Defaults) -> Iterator[tuple[str, str]]:
         "backoff_max_s": (spec.backoff_max_s, 0),
     }
     for field, (value, least) in seconds.items():
-        if value is not None and not (_is_number(value) and least <= value <= LONGEST_S):
-            yield field, f"must be a number of seconds from {least:g} to {LONGEST_S}"
+        if value is not None and (fault := seconds_fault(value, least)):
+            yield field, fault
     whole: dict[str, tuple[Any, int]] = {
         "result_ttl_s": (spec.result_ttl_s, LONGEST_S),
         "failure_ttl_s": (spec.failure_ttl_s, LONGEST_S),
@@ -227,8 +227,8 @@ def _unique_faults(spec: TaskSpec) -> Iterator[tuple[str, str]]:
     if spec.unique_for_s is not None:
         if spec.unique_until is not None:
             yield "unique_for_s", "give either unique_until or unique_for_s, not both"
-        if not (_is_number(spec.unique_for_s) and 0.001 <= spec.unique_for_s <= LONGEST_S):
-            yield "unique_for_s", f"must be a number of seconds from 0.001 to {LONGEST_S}"
+        if fault := seconds_fault(spec.unique_for_s, 0.001):
+            yield "unique_for_s", fault
     for field in ("traceparent", "tracestate"):
         if not isinstance(getattr(spec, field), str | None):
             yield field, "must be a text"
@@ -241,7 +241,3 @@ def _list_faults(field: str, values: Any, most: int, pattern: re.Pattern[str], w
     for at, value in enumerate(values):
         if not (isinstance(value, str) and pattern.fullmatch(value)):
             yield f"{field}/{at}", f"must be {what}"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

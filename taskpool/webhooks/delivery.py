@@ -14,7 +14,7 @@ import msgspec
 from taskpool import keys
 from taskpool.access.audit import Actor, entry
 from taskpool.calls import Call, Plan
-from taskpool.cursor import decode_cursor, encode_cursor
+from taskpool.cursor import decode_cursor, encode_cursor, page_length
 from taskpool.errors import DeliveryBusy, DeliveryNotFound
 from taskpool.lua import Script
 from taskpool.types import Page
@@ -181,7 +181,7 @@ def list_deliveries(
     Raises:
         InvalidTask: the cursor isn't one of ours.
     """
-    limit = max(1, min(limit, LONGEST_PAGE))
+    limit = page_length(limit, LONGEST_PAGE)
     end = f"({decode_cursor(cursor, (str,))[0]}" if cursor else "+"
     if webhook:
         key = (keys.DELIVERIES_DEAD if status is DeliveryStatus.DEAD else keys.DELIVERIES) + webhook
