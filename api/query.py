@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from datetime import datetime
 from enum import StrEnum
 from types import NoneType
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Final, TypeVar, get_args
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -115,6 +116,9 @@ class DeadQuery(msgspec.Struct, forbid_unknown_fields=True):
     limit: Limit = 50
 
 
+_EXPECTED: Final = re.compile(r"Expected `(int|float|bool)`, got `\w+`")
+_NUMBERS: Final = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+
 Q = TypeVar("Q", bound=msgspec.Struct)
 
 
@@ -173,7 +177,8 @@ def _value(text: str, wanted: Any) -> tuple[Any, str]:
             near = difflib.get_close_matches(text[:64], known := [word.value for word in words], n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             return None, f"no such {'status' if words is TaskStatus else 'word'}; {hint}"
-        return None, str(error)
+        expected = _EXPECTED.fullmatch(str(error))
+        return None, f"must be {_NUMBERS[expected[1]]}" if expected else str(error)
 
 
 def _invalid(faults: list[dict[str, str]]) -> Problem:

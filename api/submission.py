@@ -136,7 +136,7 @@ def _faults(document: Any, wanted: type[msgspec.Struct], at: str) -> Iterator[Fi
             if _is_out_of_range(msgspec.convert(_whole(value), annotations[name])):
                 yield FieldError(pointer((name,), at), "must be a time from 1970 to 2999")
         except msgspec.ValidationError as error:
-            yield from field_errors(error, pointer((name,), at))
+            yield from field_errors(error, pointer((name,), at), annotations[name])
     for field in msgspec.structs.fields(wanted):
         if field.required and field.name not in document:
             yield FieldError(pointer((field.name,), at), "this field is required")

@@ -103,7 +103,7 @@ async def test_text_is_as_it_was_written(
         ("format=events", "add follow=1"),
         ("follow=1&format=json", "comes as text or as events"),
         ("follow=1&limit=3", "has no pages"),
-        ("follow=perhaps", "Expected `bool`"),
+        ("follow=perhaps", "must be true or false"),
         ("fellow=1", "did you mean 'follow'?"),
     ],
 )

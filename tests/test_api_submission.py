@@ -59,7 +59,11 @@ def test_every_field_of_a_spec_may_be_submitted() -> None:
         ({"type": "t", "max_attempts": 1.5}, {"/max_attempts": "Expected `int | null`, got `float`"}),
         ({"type": "t", "max_attempts": True}, {"/max_attempts": "Expected `int | null`, got `bool`"}),
         ({"type": "t", "delay_s": "5"}, {"/delay_s": "Expected `float | null`, got `str`"}),
-        ({"type": "t", "run_at": "tomorrow"}, {"/run_at": "Invalid RFC3339 encoded datetime"}),
+        (
+            {"type": "t", "run_at": "tomorrow"},
+            {"/run_at": "must be a time as RFC 3339 writes it, like 2026-11-24T03:00:00Z"},
+        ),
+        ({"type": "t", "on_conflict": "drop"}, {"/on_conflict": "must be one of 'reject', 'replace', 'return'"}),
         ({"type": "t", "run_at": 1790000000}, {"/run_at": "Expected `datetime | null`, got `int`"}),
         ({"type": "t", "tags": "a"}, {"/tags": "Expected `array`, got `str`"}),
         ({"type": "t", "tags": ["a", 1]}, {"/tags/1": "Expected `str`, got `int`"}),

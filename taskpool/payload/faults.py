@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 from taskpool.errors import FieldError, InvalidPayload
+from taskpool.payload.choices import choices
 
 PAYLOAD: Final = "/payload"
 
@@ -14,6 +15,15 @@ PAYLOAD: Final = "/payload"
 _MESSAGE = re.compile(r"(?P<what>.*?)(?: - at (?:(?P<key>`key`) in )?`\$(?P<path>[^`]*)`)?", re.DOTALL)
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 _FIELD = re.compile(r"Object (?:missing (?P<missing>required)|contains unknown) field `(?P<name>.*)`")
+_CHOICE = "Invalid enum value "
+_EXAMPLES: Final = {
+    "Invalid RFC3339 encoded datetime": "must be a time as RFC 3339 writes it, like 2026-11-24T03:00:00Z",
+    "Expected `datetime` with a timezone component": "must be a time with its zone, like 2026-11-24T03:00:00Z",
+    "Invalid RFC3339 encoded date": "must be a date, like 2026-11-24",
+    "Invalid RFC3339 encoded time": "must be a time of day, like 03:00:00",
+}
+MOST_CHOICES: Final = 30
+"""So many are named; whoever has more finds them in the type's schema."""
 
 
 def pointer(steps: Iterable[str | int], start: str = PAYLOAD) -> str:
@@ -21,9 +31,10 @@ def pointer(steps: Iterable[str | int], start: str = PAYLOAD) -> str:
     return start + "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in steps)
 
 
-def invalid_payload(task: str, error: Exception) -> InvalidPayload:
-    """The InvalidPayload that says what `error`, msgspec's or pydantic's, says. `task` is the type's name."""
-    return invalid_payload_of(task, field_errors(error))
+def invalid_payload(task: str, error: Exception, wanted: Any = Any) -> InvalidPayload:
+    """The InvalidPayload that says what `error`, msgspec's or pydantic's, says. `task` is the type's name, `wanted` the
+    annotation of its payload."""
+    return invalid_payload_of(task, field_errors(error, wanted=wanted))
 
 
 def invalid_payload_of(task: str, errors: Iterable[FieldError]) -> InvalidPayload:
@@ -35,18 +46,24 @@ def invalid_payload_of(task: str, errors: Iterable[FieldError]) -> InvalidPayloa
     )
 
 
-def field_errors(error: BaseException, start: str = PAYLOAD) -> list[FieldError]:
-    """The faults that `error` tells of, each with the pointer of its field; at least one."""
+def field_errors(error: BaseException, start: str = PAYLOAD, wanted: Any = Any) -> list[FieldError]:
+    """The faults that `error` tells of, each with the pointer of its field; at least one. `wanted` is the annotation of
+    what is at `start`: with it, what isn't among a field's choices is told them."""
     if hasattr(error, "errors"):  # pydantic's, which lists them all
         return [FieldError(pointer(fault["loc"], start), fault["msg"]) for fault in error.errors()]
     match = _MESSAGE.fullmatch(str(error))
     what, path = (match["what"], match["path"] or "") if match else (str(error), "")
-    steps: list[str | int] = []
-    for step in _STEP.finditer(path):
-        if step[2] == "...":  # msgspec doesn't say which value of a mapping it is
-            what = f"{what} (in one of its values{', at ' + path[step.end() :] if path[step.end() :] else ''})"
+    what = _EXAMPLES.get(what, what)
+    places = list(_STEP.finditer(path))
+    steps: list[str | int] = [int(place[2]) if (place[2] or "").isdigit() else place[1] or place[2] for place in places]
+    if what.startswith(_CHOICE) and (known := choices(wanted, steps, is_key=bool(match and match["key"]))):
+        what = _one_of(known)
+    for number, place in enumerate(places):
+        if place[2] == "...":  # msgspec doesn't say which value of a mapping it is
+            rest = path[place.end() :]
+            what = f"{what} (in one of its values{', at ' + rest if rest else ''})"
+            del steps[number:]
             break
-        steps.append(step[1] or int(step[2]))
     if error.__cause__ is not None and hasattr(error.__cause__, "errors"):
         return field_errors(error.__cause__, pointer(steps, start))
     if match and match["key"]:
@@ -55,3 +72,8 @@ def field_errors(error: BaseException, start: str = PAYLOAD) -> list[FieldError]
         steps.append(field["name"])
         what = "this field is required" if field["missing"] else "unknown field"
     return [FieldError(pointer(steps, start), what)]
+
+
+def _one_of(known: list[Any]) -> str:
+    more = f" or {len(known) - MOST_CHOICES} others" if len(known) > MOST_CHOICES else ""
+    return f"must be one of {', '.join(map(repr, known[:MOST_CHOICES]))}{more}"

@@ -98,7 +98,7 @@ def converter(type_: Any, *, task: str) -> Callable[[Any], Any]:
                 return convert(_with_integers(payload))
             except msgspec.ValidationError as error:
                 fault = error
-        raise invalid_payload(task, fault) from None
+        raise invalid_payload(task, fault, type_) from None
 
     return convert_payload
 
