@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import socket
@@ -16,8 +17,12 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 import pytest
+import uvicorn
 from redis import Redis
+from starlette.applications import Starlette
 
+from api.connections import Connections, Limits
+from api.server import MIDDLE_COLLECTIONS_A_FULL_ONE, _Server
 from taskpool.redis_server import RedisServer
 from tests.api_client import JSON, ROOT, api_process, environment, publish_types
 from tests.support import eventually
@@ -243,3 +248,20 @@ def test_while_redis_is_away_it_says_503_and_then_serves_again(tmp_path: Path, r
             eventually(lambda: client.post("/tasks", json=ECHO).status_code == 202)
     finally:
         redis.stop()
+
+
+async def test_what_a_server_starts_with_is_never_looked_through_for_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(self: uvicorn.Server, sockets: object = None) -> None:
+        """It doesn't serve."""
+
+    app = Starlette()
+    usual = gc.get_threshold()
+    monkeypatch.setattr(uvicorn.Server, "startup", nothing)
+    try:
+        await _Server(uvicorn.Config(app), app, Connections(Limits(1, 1, 1, 1))).startup()
+
+        assert gc.get_freeze_count() > 10_000
+        assert gc.get_threshold() == (*usual[:2], MIDDLE_COLLECTIONS_A_FULL_ONE)
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*usual)
