@@ -10,9 +10,11 @@ from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from taskpool.connection.sentinel_url import FORM, SCHEME, TLS_SCHEME, SentinelUrl, is_sentinel_url
+from taskpool.names import queue_name_fault
+from taskpool.seconds import LONGEST_S
 from taskpool.webhooks.target import entry_fault
 
-Kind = Literal["text", "integer", "seconds", "list", "targets", "networks", "switch", "choice", "url", "http"]
+Kind = Literal["text", "integer", "seconds", "list", "queues", "targets", "networks", "switch", "choice", "url", "http"]
 
 PREFIX: Final = "TASKPOOL_"
 REDIS_SCHEMES: Final = ("redis", "rediss", "unix", SCHEME, TLS_SCHEME)
@@ -24,11 +26,16 @@ def setting(
     kind: Kind,
     *,
     least: float = 0,
-    most: float = math.inf,
+    most: float | None = None,
     choices: tuple[str, ...] = (),
     secret: bool = False,
 ) -> Any:
-    """The field of a settings class: its default, what it is, its `kind` of value and which of these are allowed."""
+    """The field of a settings class: its default, what it is, its `kind` of value and which of these are allowed.
+
+    `most`: None is ten years for seconds, and no limit for other numbers.
+    """
+    if most is None:
+        most = LONGEST_S if kind == "seconds" else math.inf
     metadata = {"help": help, "kind": kind, "least": least, "most": most, "choices": choices}
     return field(default=default, repr=not secret, metadata=metadata)
 
@@ -58,7 +65,7 @@ class SettingField:
     @property
     def is_list(self) -> bool:
         """Whether it takes several names."""
-        return self.kind in ("list", "targets", "networks")
+        return self.kind in ("list", "queues", "targets", "networks")
 
     @property
     def accepts(self) -> str:
@@ -75,6 +82,7 @@ class SettingField:
         return {
             "text": "text",
             "list": "names, separated by commas",
+            "queues": "names, separated by commas",
             "targets": "host names, addresses and networks like 10.0.0.0/8, separated by commas",
             "networks": "addresses and networks like 10.0.0.0/8, separated by commas",
             "switch": "true or false",
@@ -108,6 +116,8 @@ class SettingField:
             raise ValueError(f"{text!r} is not {self.accepts}{hint}") from None
 
     def _entry_fault(self, name: str) -> str | None:
+        if self.kind == "queues":
+            return queue_name_fault(name)
         if self.kind == "targets":
             return entry_fault(name)
         if self.kind == "networks":

@@ -16,6 +16,7 @@ from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from taskpool.errors import ConfigurationError
+from taskpool.seconds import LONGEST_S
 from taskpool.setting import PREFIX, SettingField
 from taskpool.setting import setting as _setting
 
@@ -35,7 +36,7 @@ class Settings:
     workers: int = _setting(5, "Worker processes in this pool.", "integer", least=1, most=1024)
     slots: int = _setting(1, "Async tasks that each worker process runs at once.", "integer", least=1, most=10_000)
     queues: tuple[str, ...] = _setting(
-        (), "Queues to serve, the first one first; empty: `default` and each queue a loaded type names.", "list"
+        (), "Queues to serve, the first one first; empty: `default` and each queue a loaded type names.", "queues"
     )
     data_dir: str = _setting(".taskpool", "Directory of the embedded Redis and its data.", "text")
     redis_url: str | None = _setting(None, "Redis to use; empty: the embedded one.", "url", secret=True)
@@ -53,9 +54,15 @@ class Settings:
     max_connections_per_address: int = _setting(5_000, "Most of them from one address.", "integer", least=1)
     header_timeout_s: float = _setting(10.0, "Seconds a request's headers may take.", "seconds", least=0.1)
     write_timeout_s: float = _setting(30.0, "Seconds a client may leave its answer unread.", "seconds", least=0.1)
-    result_ttl_s: int = _setting(86_400, "Seconds a task that is done stays readable.", "integer", least=1)
+    result_ttl_s: int = _setting(
+        86_400, "Seconds a task that is done stays readable.", "integer", least=1, most=LONGEST_S
+    )
     failure_ttl_s: int = _setting(
-        604_800, "Seconds a task that failed or was stopped or canceled stays readable.", "integer", least=1
+        604_800,
+        "Seconds a task that failed or was stopped or canceled stays readable.",
+        "integer",
+        least=1,
+        most=LONGEST_S,
     )
     secret_ttl_s: int = _setting(
         604_800,

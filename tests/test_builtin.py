@@ -16,8 +16,8 @@ import jsonschema_rs
 import pytest
 
 from taskpool import InvalidPayload, Registry, TaskContext, TaskStatus, TaskStopped
+from taskpool.builtin.files import LARGEST_FILE_BYTES
 from taskpool.builtin.simple import LongTask
-from taskpool.builtin.words import LARGEST_FILE_BYTES
 from taskpool.testing import InlinePool, RecordingSink
 
 S = TaskStatus

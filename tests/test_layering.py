@@ -150,8 +150,15 @@ def test_the_vocabulary_imports_next_to_nothing(modules: dict[str, Module]) -> N
     assert graph["taskpool.errors"] <= {"taskpool.types"}
     assert graph["taskpool.connection.sentinel_url"] == set()
     assert graph["taskpool.webhooks.target"] == set()
-    assert graph["taskpool.settings"] == {"taskpool.errors", "taskpool.setting"}
-    assert graph["taskpool.setting"] == {"taskpool.connection.sentinel_url", "taskpool.webhooks.target"}
+    assert graph["taskpool.names"] == {"taskpool.errors"}
+    assert graph["taskpool.seconds"] == {"taskpool.errors"}
+    assert graph["taskpool.settings"] == {"taskpool.errors", "taskpool.seconds", "taskpool.setting"}
+    assert graph["taskpool.setting"] == {
+        "taskpool.connection.sentinel_url",
+        "taskpool.names",
+        "taskpool.seconds",
+        "taskpool.webhooks.target",
+    }
 
 
 def test_no_file_is_too_long_to_read(modules: dict[str, Module]) -> None:

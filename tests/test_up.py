@@ -236,6 +236,8 @@ def test_a_redis_out_of_reach_is_one_line(tmp_path: Path) -> None:
         ((), {"TASKPOOL_WORKERS": "0"}, "TASKPOOL_WORKERS: '0' is not a whole number from 1"),
         (("--log-level", "inof"), {}, "did you mean info?"),
         (("--tasks", "nowhere.py"), {}, "nowhere.py"),
+        (("--queues", "a b"), {}, "--queues: 'a b' can't be the name of a queue: "),
+        (("--files-root", "nowhere"), {}, "can't use the files root nowhere: No such file or directory"),
         (("--host", "203.0.113.7"), {}, "can't listen on 203.0.113.7"),
     ],
 )

@@ -60,6 +60,17 @@ def test_a_task_file_that_is_not_there_is_named(redis_url: str, tmp_path: Path) 
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize(("name", "reason"), [("nowhere", "No such file"), ("file", "Not a directory")])
+def test_a_files_root_that_is_no_directory_is_named(name: str, reason: str, redis_url: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    status, error = run(TASKPOOL_FILES_ROOT=str(tmp_path / name), TASKPOOL_REDIS_URL=redis_url)
+
+    assert status == 2
+    assert f"can't use the files root {tmp_path / name}: {reason}" in error
+    assert len(error.splitlines()) == 1
+
+
 def test_a_flag_goes_before_its_variable(redis_url: str, tmp_path: Path) -> None:
     with WorkerPool(redis_url, tmp_path / "log", "--queues", "elsewhere", queues="default") as workers:
         task = workers.pool.add_task("elsewhere", {"n": 1})

@@ -8,7 +8,9 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from taskpool.builtin.files import check_root
 from taskpool.embedded import check_redis
 from taskpool.errors import ConfigurationError
 from taskpool.settings import SETTING_FIELDS, Settings, resolve_redis_url
@@ -25,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = Settings.load(os.environ, **{field.name: getattr(flags, field.name) for field in SETTING_FIELDS})
         configure(settings.log_level)
         check_redis(resolve_redis_url(settings))
+        if settings.builtins:
+            check_root(Path(settings.files_root))
         return asyncio.run(_run(settings, reloads=flags.reload))
     except ConfigurationError as error:
         print(f"taskpool: {error}", file=sys.stderr)

@@ -1,7 +1,4 @@
-"""Built-in task types `word_count` and `word_merge`: real input, one task a file and one that merges.
-
-Files are read below the setting `files_root` alone, whatever links lead out of it.
-"""
+"""Built-in task types `word_count` and `word_merge`: real input, one task a file and one that merges."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import io
 import json
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +14,11 @@ from typing import Annotated, Any, BinaryIO, Final
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from taskpool.builtin.files import open_below
 from taskpool.context import TaskContext
 from taskpool.settings import Settings
 from taskpool.task import Task, task
 
-LARGEST_FILE_BYTES: Final = 32 * 1024 * 1024
 CHUNK_CHARS: Final = 256 * 1024
 RESERVED_BYTES: Final = 1024  # of a result, for what stands around the counts
 
@@ -93,27 +89,6 @@ def summary(counts: Counter[str], max_result_bytes: int) -> dict[str, Any]:
             break
         kept[word] = count
     return {"words": counts.total(), "distinct": len(counts), "counts": kept, "omitted": len(counts) - len(kept)}
-
-
-def open_below(root: Path, path: str) -> BinaryIO:
-    """Open a regular file that lies below `root` once every link is followed.
-
-    Raises: PermissionError when it lies elsewhere, ValueError when it is too large or no file; OSError.
-    """
-    if "\0" in path:
-        raise ValueError(f"{path!r} is no file")
-    base = root.resolve()
-    full = (base / path).resolve()
-    if not full.is_relative_to(base):
-        raise PermissionError(f"{path!r} isn't below files_root")
-    # No link is left in a resolved path, so O_NOFOLLOW refuses one put there since; O_NONBLOCK is for pipes.
-    descriptor = os.open(full, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    found = os.fstat(descriptor)
-    if stat.S_ISREG(found.st_mode) and found.st_size <= LARGEST_FILE_BYTES:
-        return os.fdopen(descriptor, "rb")
-    os.close(descriptor)
-    what = f"larger than {LARGEST_FILE_BYTES:,} bytes" if stat.S_ISREG(found.st_mode) else "no file"
-    raise ValueError(f"{path!r} is {what}")
 
 
 def _text_chunks(file: BinaryIO, ctx: TaskContext) -> Iterator[str]:

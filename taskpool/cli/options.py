@@ -22,6 +22,7 @@ _METAVARS: Final = {
     "integer": "N",
     "seconds": "S",
     "list": "A,B",
+    "queues": "A,B",
     "targets": "A,B",
     "networks": "A,B",
     "url": "URL",
