@@ -161,6 +161,40 @@ async def test_what_is_said_wrong_is_answered_and_the_socket_goes_on(url: str, w
     assert event["event"]["event"] == "started"
 
 
+async def test_what_is_wrong_with_a_subscription_is_told_by_its_name_and_the_place(url: str) -> None:
+    answers = []
+    async with client_of(url) as client:
+        for said in (
+            {"sub": "a", "op": "subscribe", "filter": {"status": "runing"}},
+            {"sub": "b", "op": "subscribe", "filter": {}, "after": "x"},
+            {"sub": "c", "op": "subscribe", "filter": {"que": "x"}},
+            {"sub": "", "op": "subscribe", "filter": {}},
+            {"sub": "d", "op": "subscrbe"},
+            {"sub": "e", "op": ["subscribe"]},
+            [5],
+        ):
+            await client.connection.send(json.dumps(said))
+            answers.append(await client.hear())
+
+    assert [(each.get("sub"), each["pointer"]) for each in answers] == [
+        ("a", "/filter/status"), ("b", "/after"), ("c", "/filter/que"), (None, "/sub"), ("d", "/op"), ("e", "/op"),
+        (None, ""),
+    ]  # fmt: skip
+    assert answers[0]["detail"].startswith("/filter/status: must be one of 'queued', 'scheduled', ")
+    assert answers[4]["detail"] == "/op: must be one of 'subscribe', 'unsubscribe', 'ping'"
+
+
+async def test_what_is_nested_too_deeply_is_answered(url: str) -> None:
+    deep = "[" * 8_000 + "]" * 8_000
+    async with client_of(url) as client:
+        await client.connection.send('{"x":' + deep + ',"op":"ping"}')
+        first = await client.hear()
+        await client.connection.send('{"op":"subscribe","sub":"s","filter":5,"x":' + deep + "}")
+        second = await client.hear()
+
+    assert [first["kind"], second["kind"]] == ["invalid-json", "invalid-message"]
+
+
 async def test_too_many_bad_messages_and_too_large_ones_end_it(url: str) -> None:
     async with client_of(url) as client:
         for _ in range(30):

@@ -30,6 +30,7 @@ from api.events.socket_messages import (
     Unsubscribe,
     Unsubscribed,
 )
+from api.events.socket_requests import read_request
 from api.events.streams import Streams
 from api.events.subscription import Subscription, Wanted
 from api.problems import Problem
@@ -50,7 +51,6 @@ CLOSE_CODES: Final = {
 }
 
 _encode: Final = msgspec.json.Encoder().encode
-_decode: Final = msgspec.json.Decoder(Request).decode
 
 
 class SocketRoute:
@@ -93,15 +93,9 @@ class _Socket:
     async def read(self, receive: Receive) -> None:
         """Do what the client says, until it leaves."""
         while (message := await receive())["type"] == "websocket.receive":
-            text = message.get("text")
-            try:
-                if text is None:
-                    raise msgspec.DecodeError("messages are text, not bytes")
-                request = _decode(text)
-            except msgspec.ValidationError as error:
-                self._answer_bad("invalid-message", str(error))
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                self._answer_bad("invalid-json", str(error))
+            request = read_request(message.get("text"))
+            if isinstance(request, ErrorMessage):
+                self._refuse(request)
             else:
                 await self._do(request)
 
@@ -160,8 +154,11 @@ class _Socket:
     def _answer(self, message: Told) -> None:
         self._outlet.put(Reply(_encode(message).decode()))
 
-    def _answer_bad(self, kind: str, detail: str, sub: str | None = None) -> None:
-        self._answer(ErrorMessage(kind=kind, detail=detail, sub=sub))  # type: ignore[arg-type]
+    def _answer_bad(self, kind: str, detail: str, sub: str) -> None:
+        self._refuse(ErrorMessage(kind=kind, detail=detail, sub=sub))  # type: ignore[arg-type]
+
+    def _refuse(self, message: ErrorMessage) -> None:
+        self._answer(message)
         self._bad += 1
         if self._bad > MOST_BAD_MESSAGES:
             self._outlet.end("abuse")

@@ -138,7 +138,8 @@ class ErrorMessage(Told, frozen=True, kw_only=True, tag="error"):
         Meta(description="the kind of problem"),
     ]
     detail: str
-    sub: str | None = None
+    pointer: Annotated[str, Meta(description="the JSON Pointer of the field at fault")] | None = None
+    sub: Annotated[str, Meta(description="the subscription that it is about")] | None = None
 
 
 MESSAGES: Final = (
