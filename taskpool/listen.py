@@ -226,7 +226,8 @@ class AsyncListener:
                 if left_s <= 0:
                     raise WaitTimeout(record, max(timeout_s or 0, 0))
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(told.wait(), min(left_s, every_s))
+                    async with asyncio.timeout(min(left_s, every_s)):  # Python 3.11's wait_for may miss a cancellation
+                        await told.wait()
         finally:
             with suppress(RedisUnavailable):  # then the subscription has ended with its connection
                 await self.unsubscribe(id, told)

@@ -64,7 +64,8 @@ async def follow_log_async(
                 return
             if not step.is_full:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(told.wait(), LOOK_AGAIN_S)
+                    async with asyncio.timeout(LOOK_AGAIN_S):  # Python 3.11's wait_for may miss a cancellation
+                        await told.wait()
     finally:
         with suppress(RedisUnavailable):  # then the subscription has ended with its connection
             await listener.unsubscribe(id, told)
