@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from taskpool.cli.part import LONGEST_LINE, TAIL_LINES, Part, Watcher
 from tests.support import eventually, is_running
 
@@ -120,3 +122,33 @@ def test_a_closed_watcher_leaves_its_processes_alone() -> None:
     assert child.poll() is None
     child.kill()
     child.wait()
+
+
+async def test_why_it_can_not_start_is_left_to_whoever_started_it() -> None:
+    lines: list[tuple[str, str]] = []
+
+    part = await start("print('one'); print('taskpool: wrong'); print('more of it'); raise SystemExit(2)", lines)
+    await part.ended()
+
+    assert lines == [("part", "one")]
+    assert list(part.tail) == ["one", "taskpool: wrong", "more of it"]
+
+
+async def test_what_only_looks_like_it_is_passed_on() -> None:
+    lines: list[tuple[str, str]] = []
+
+    part = await start("print('part: one'); print('two')", lines)
+    await part.ended()
+
+    assert lines == [("part", "part: one"), ("part", "two")]
+
+
+async def test_nothing_is_held_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskpool.cli.part.HOLD_S", 0.05)
+    lines: list[tuple[str, str]] = []
+
+    part = await start("import time; print('taskpool: one', flush=True); time.sleep(600)", lines)
+    await wait_for(lines)
+
+    assert lines == [("part", "taskpool: one")]
+    await part.stop(10)

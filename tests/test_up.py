@@ -248,6 +248,7 @@ def test_a_wrong_setting_is_named_before_anything_starts(
 
     assert result.returncode == Exit.USAGE
     assert complaint in result.stderr
+    assert complaint not in result.stdout
     assert "Traceback" not in result.stderr
 
 

@@ -103,7 +103,7 @@ async def _own_instance(settings: Settings, root: Path) -> AsyncIterator[Instanc
             settings, host="127.0.0.1", public_address=None, port=0, redis_url=None, data_dir=directory,
             files_root=str(base), queues=(), tasks=(), slots=1, builtins=True, grace_s=0,
         )  # fmt: skip
-        instance = Instance(mine, tell=lambda name, line: None)
+        instance = Instance(mine)
         try:
             await instance.start()
             click.echo("ready.")

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 from taskpool import catalogue
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.cli.options import environment
-from taskpool.cli.part import Part, Tell, Watcher
+from taskpool.cli.part import CONFIGURATION_FAULT, Part, Tell, Watcher
 from taskpool.cli.ports import answers_ready, claim_port, local_url
 from taskpool.embedded import EmbeddedRedis, check_redis
 from taskpool.errors import ConfigurationError, RedisUnavailable, TaskpoolError
@@ -32,13 +32,13 @@ DRAIN_MARGIN_S: Final = 10.0
 HURRY_S: Final = 5.0
 BETWEEN_SIGNALS_S: Final = 0.2  # two that come at once are one to the process
 TAKING: Final = ("idle", "busy")
-CONFIGURATION_FAULT: Final = 2  # the exit status by which a part says that a setting or a task module is wrong
 
 T = TypeVar("T")
 
 
 class PartDied(TaskpoolError):
-    """Raised when a part of the instance ended by itself, or never served; the text has its last output."""
+    """Raised when a part of the instance ended by itself, or never served; the text has its last output, if that
+    wasn't told."""
 
     def __init__(self, what: str, tail: Iterable[str]) -> None:
         lines = [f"  {line}" for line in tail]
@@ -48,9 +48,11 @@ class PartDied(TaskpoolError):
 class Instance:
     """One instance: `start` it, wait until it has `died` or for whatever else, and always `stop` it."""
 
-    def __init__(self, settings: Settings, *, tell: Tell, reload: bool = False) -> None:
+    def __init__(self, settings: Settings, *, tell: Tell | None = None, reload: bool = False) -> None:
+        """`tell` takes what the parts print; without it, an error that ends the instance has their last lines."""
         self.settings = settings
-        self._tell = tell
+        self._is_quiet = tell is None
+        self._tell: Tell = tell or (lambda name, line: None)
         self._reload = reload
         self._redis: EmbeddedRedis | None = None
         self._watcher: Watcher | None = None
@@ -155,7 +157,7 @@ class Instance:
             await self.during(asyncio.wait_for(look(), READY_LIMIT_S))
         except TimeoutError:
             part = self._parts[-1]
-            raise PartDied(f"{part.name} didn't get ready within {READY_LIMIT_S:g} s", part.tail) from None
+            raise self._death(part, f"didn't get ready within {READY_LIMIT_S:g} s") from None
 
     async def _workers_serve(self) -> bool:
         """Whether our pool has announced itself and as many of its worker processes as we asked for take tasks."""
@@ -174,7 +176,10 @@ class Instance:
         if status == CONFIGURATION_FAULT:
             raise ConfigurationError(_last_words(part))
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        raise PartDied(f"{part.name} {how}", part.tail)
+        raise self._death(part, how)
+
+    def _death(self, part: Part, how: str) -> PartDied:
+        return PartDied(f"{part.name} {how}", part.tail if self._is_quiet else ())
 
     async def _outlive_redis(self) -> None:
         while self._redis is None or self._redis.pid is not None:

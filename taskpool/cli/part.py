@@ -20,6 +20,9 @@ Tell = Callable[[str, str], None]
 TAIL_LINES: Final = 15
 LONGEST_LINE: Final = 16_384
 READ_REST_S: Final = 1.0
+HOLD_S: Final = 5.0
+CONFIGURATION_FAULT: Final = 2
+"""The exit status by which a part says that a setting or a task module is wrong."""
 
 _WATCH: Final = 'while read -r pid; do pids="$pids $pid"; done; [ -z "$pids" ] || kill -TERM $pids 2>/dev/null'
 
@@ -30,9 +33,9 @@ class Part:
     def __init__(self, name: str, tell: Tell) -> None:
         self.name = name
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
-        self._tell = tell
         self._process: asyncio.subprocess.Process | None = None
         self._ended: asyncio.Task[int] | None = None
+        self._last_words = _LastWords(name, tell)
 
     async def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """Start it."""
@@ -99,6 +102,7 @@ class Part:
         await asyncio.wait([reading], timeout=READ_REST_S)
         reading.cancel()
         await asyncio.wait([reading])
+        self._last_words.close(are_told=status == CONFIGURATION_FAULT)
         return status
 
     async def _read(self, output: int) -> None:
@@ -125,7 +129,43 @@ class Part:
     def _pass_on(self, line: bytes) -> None:
         text = line.decode(errors="replace").rstrip()
         self.tail.append(text)
-        self._tell(self.name, text)
+        self._last_words.hear(text)
+
+
+class _LastWords:
+    """Passes lines on, except for those by which a part says why it can't start: whoever started it says that.
+
+    They begin with its name. Should it go on to live, they are passed on after `HOLD_S`.
+    """
+
+    def __init__(self, name: str, tell: Tell) -> None:
+        self._name = name
+        self._tell = tell
+        self._held: list[str] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def hear(self, text: str) -> None:
+        """Take a line."""
+        if not self._held and not text.startswith(("taskpool: ", f"{self._name}: ")):
+            self._tell(self._name, text)
+            return
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(HOLD_S, self._pass_on)
+        self._held.append(text)
+
+    def close(self, *, are_told: bool) -> None:
+        """There will be no more; `are_told`: what is held is told by somebody else."""
+        if are_told:
+            self._held.clear()
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for text in self._held:
+            self._tell(self._name, text)
+        self._held.clear()
 
 
 class Watcher:
