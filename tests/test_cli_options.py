@@ -115,3 +115,12 @@ def test_seconds_that_can_not_be_are_refused_with_those_that_can(
 
     assert result.exit_code == Exit.USAGE
     assert re.search(f"'{flag}': '{seconds}' is not a number of seconds from 0(.001)? to {most}$", result.stderr, re.M)
+
+
+@pytest.mark.parametrize("arguments", [*([name] for name in main.commands), ["keys", "create"], ["keys", "rotate"]])
+def test_the_help_has_no_line_without_a_text(arguments: list[str]) -> None:
+    result = CliRunner().invoke(main, [*arguments, "--help"])
+
+    listed = result.stdout.partition("Options:\n")[2].partition("\n\n")[0].splitlines()
+    assert listed
+    assert all(line.lstrip().startswith("-") or line.startswith("    ") for line in listed)

@@ -77,7 +77,8 @@ class Command(click.Command):
         own: list[tuple[str, str]] = []
         settings: list[tuple[str, str]] = []
         for parameter in self.get_params(ctx):
-            if (row := parameter.get_help_record(ctx)) is not None:
+            # Arguments stand in the line of usage, and the text says what they are.
+            if isinstance(parameter, click.Option) and (row := parameter.get_help_record(ctx)) is not None:
                 (settings if isinstance(parameter, SettingOption) else own).append(row)
         with formatter.section("Options"):
             formatter.write_dl(own)
