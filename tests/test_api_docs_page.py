@@ -19,6 +19,18 @@ async def client(redis_url: str) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
+async def test_the_door_leads_to_all_that_can_be_read_without_knowing_more(client: httpx.AsyncClient) -> None:
+    links = (await client.get("/")).json()["links"]
+
+    assert set(links) == {
+        "tasks", "events", "ws", "queues", "types", "workers", "openapi.json", "asyncapi.json", "docs", "keys", "audit",
+        "webhooks", "livez", "readyz", "metrics",
+    }  # fmt: skip
+    assert all(path == f"/{name}" for name, path in links.items())
+    described = set((await client.get("/openapi.json")).json()["paths"])
+    assert set(links.values()) - {"/ws"} <= described
+
+
 async def test_the_door_leads_to_the_page_and_the_page_to_its_files(client: httpx.AsyncClient) -> None:
     links = (await client.get("/")).json()["links"]
 

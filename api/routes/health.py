@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from importlib.metadata import version
 from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from api.access.access import READ_ALL
 from api.access.gate import Gate
 from api.answers import Door, Live, Ready
 from api.metrics import Scrape, exposition
 from api.openapi.operation import Answer, operation
+from api.resource import Resource, Socket
 from api.responses import Json
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.document import server_document
@@ -21,6 +24,7 @@ from taskpool.errors import RedisUnavailable
 from taskpool.webhooks.delivery import outbox_length
 
 EXPOSITIONS: Final = ("text/plain", "application/openmetrics-text")
+_is_one_word: Final = re.compile(r"/[^/{}]+").fullmatch
 
 
 class HealthRoutes:
@@ -33,8 +37,7 @@ class HealthRoutes:
     @operation("open_door", tag="service", query=None, answers={200: Door}, asks_redis=False)
     async def door(self, request: Request) -> Json:
         """GET /: what this is, and where one can go from here."""
-        paths = ("tasks", "queues", "types", "workers", "openapi.json", "docs", "livez", "readyz", "metrics")
-        links = {path: f"/{path}" for path in paths}
+        links = {path.removeprefix("/"): path for path in map(_way, request.app.routes) if path}
         return Json(Door(service="taskpool", version=version("taskpool"), links=links))
 
     @operation("is_alive", tag="service", query=None, answers={200: Live}, asks_redis=False)
@@ -61,3 +64,12 @@ class HealthRoutes:
         )
         text, media_type = exposition(Scrape(counters, queues, workers, outbox), request.headers.get("accept", ""))
         return Response(text, headers={"content-type": media_type, "cache-control": "no-store"})
+
+
+def _way(route: BaseRoute) -> str:
+    """The path of a route that can be read or listened to without knowing more, and is one word; else nothing."""
+    if not isinstance(route, Route | WebSocketRoute) or not _is_one_word(route.path):
+        return ""
+    served: object = route.endpoint
+    is_open = isinstance(served, Socket) or (isinstance(served, Resource) and "GET" in served.guarded)
+    return route.path if is_open else ""
