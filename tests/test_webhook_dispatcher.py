@@ -511,7 +511,7 @@ async def test_a_supervisor_that_ends_lets_an_attempt_end_in_its_grace(
         await closing
 
     (waits,) = hooks.of(webhook.id)
-    assert [each.error for each in waits.attempts] == ["no answer: RemoteProtocolError"]
+    assert [each.error for each in waits.attempts] == ["no answer: the connection was closed"]
     assert len(server.requests) == 1
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import socket
 import ssl
+import struct
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import pytest
 from taskpool.webhooks.target import Address, Allowed
 from tests.certificates import certificate
 from tests.receiver import Receiver, receiver
+from workers import webhook_sender
 from workers.webhook_sender import Answer, NotSent, Resolver, Sender
 
 LOOPBACK = Allowed(["127.0.0.0/8"])
@@ -112,7 +116,7 @@ async def test_the_status_decides_whatever_becomes_of_the_body(server: Receiver,
 
 
 async def test_what_is_no_http_is_no_answer(server: Receiver) -> None:
-    with pytest.raises(NotSent, match="no answer: RemoteProtocolError"):
+    with pytest.raises(NotSent, match="no answer: the connection was closed"):
         await send(server.url("/nonsense"))
 
 
@@ -123,8 +127,52 @@ async def test_the_next_address_has_its_chance_when_one_takes_no_connection(serv
 
 
 async def test_an_error_of_the_network_tells_no_address() -> None:
-    with pytest.raises(NotSent, match=r"^can't connect: ConnectError$"):
+    with pytest.raises(NotSent, match=r"^can't connect: connection refused$"):
         await send("http://hooks.example:1/", Allowed(["hooks.example"]), Names(["127.0.0.1"]))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "answer", "says"),
+    [
+        ("http", b"", "no answer: the connection was closed"),
+        ("http", b"SSH-2.0-x\r\n\r\n", "no answer: what it sent isn't HTTP"),
+        ("http", None, "no answer: connection reset by peer"),
+        ("https", b"HTTP/1.1 400 Bad Request\r\n\r\n", "can't connect: TLS error: wrong version number"),
+        ("https", None, "can't connect: connection reset by peer"),
+    ],
+)
+async def test_what_went_wrong_is_told(scheme: str, answer: bytes | None, says: str) -> None:
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            if answer is None:  # a reset
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                return
+            connection.sendall(answer)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65536):  # closed with anything unread, it would be a reset
+                pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = threading.Thread(target=serve)
+        serving.start()
+        with pytest.raises(NotSent) as failed:
+            await send(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/")
+        serving.join()
+
+    assert str(failed.value) == says
+
+
+async def test_a_connection_that_is_not_taken_in_time_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook_sender, "CONNECT_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as stack:
+        for _ in range(3):  # its queue is full: who comes next waits
+            stack.enter_context(other := socket.socket()).setblocking(False)
+            other.connect_ex(full.getsockname())
+
+        with pytest.raises(NotSent, match=r"^can't connect: timed out$"):
+            await send(f"http://127.0.0.1:{full.getsockname()[1]}/")
 
 
 @pytest.mark.parametrize(

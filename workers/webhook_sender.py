@@ -5,11 +5,12 @@ in 15 seconds whatever the other side does. No redirects, no proxies, no cookies
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -215,13 +216,39 @@ def _retry_after_s(header: bytes | None) -> float | None:
 
 def _shown(what: str, error: Exception) -> str:
     """An error of the network for readers; the addresses in it are nobody's business."""
-    kind = type(error).__name__
-    cause = error.__context__
-    while cause is not None and not isinstance(cause, ssl.SSLError):
-        cause = cause.__context__
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return f"{what}: the certificate isn't valid: {cause.verify_message}"[:SHOWN_CHARS]
-    return f"{what}: {'TLS error' if cause is not None else kind}"
+    return f"{what}: {_why(error, list(_behind(error)))}"[:SHOWN_CHARS]
+
+
+def _why(error: Exception, behind: Sequence[BaseException]) -> str:
+    import httpcore
+
+    tls = [each for each in behind if isinstance(each, ssl.SSLError)]
+    for fault in tls:
+        if isinstance(fault, ssl.SSLCertVerificationError):
+            return f"the certificate isn't valid: {fault.verify_message}"
+    for each in behind:
+        if isinstance(each, OSError) and not isinstance(each, ssl.SSLError) and each.errno:
+            return os.strerror(each.errno).lower()  # "connection refused", "no route to host"
+    if tls:
+        reason = tls[0].reason
+        return f"TLS error: {reason.replace('_', ' ').lower()}" if reason else "TLS error"
+    if isinstance(error, httpcore.TimeoutException):
+        return "timed out"
+    if isinstance(error, httpcore.RemoteProtocolError):
+        return "what it sent isn't HTTP" if len(behind) > 1 else "the connection was closed"
+    return type(error).__name__
+
+
+def _behind(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and all that led to it."""
+    seen: list[BaseException] = []
+    waiting = [error]
+    while waiting:
+        each = waiting.pop(0)
+        if each is not None and each not in seen:
+            seen.append(each)
+            waiting += [each.__cause__, each.__context__]
+            yield each
 
 
 def _system_tls() -> ssl.SSLContext:
