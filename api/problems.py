@@ -46,6 +46,7 @@ KINDS: Final[Mapping[str, tuple[int, str]]] = {
     "body-too-large": (413, "The body is too large"),
     "unsupported-media-type": (415, "The body must be JSON"),
     "misdirected": (421, "That name isn't served here"),
+    "invalid-body": (422, "The body isn't what this path takes"),
     "invalid-task": (422, "The submission can't be a task"),
     "invalid-key": (422, "That can't be an API key"),
     "invalid-webhook": (422, "That can't be a webhook"),

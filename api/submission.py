@@ -78,12 +78,12 @@ def read_batch(document: Any) -> list[TaskSpec]:
 
 def read_stop(document: Any) -> Stop:
     """How the body of POST /tasks/{id}/stop wants it. Raises: Problem 422."""
-    return read_as(document, Stop)
+    return read_as(document, Stop, "invalid-body")
 
 
 def read_retry(document: Any) -> None:
     """Nothing. Raises: Problem 422 for a body with any field."""
-    read_as(document, Retry)
+    read_as(document, Retry, "invalid-body")
 
 
 def read_as(document: Any, wanted: type[T], kind: str = "invalid-task") -> T:

@@ -83,6 +83,7 @@ async def a_bug(walk: Walk, id: str) -> httpx.Response:
     return await walk.ask(id, await walk.server(broken=RuntimeError("a bug")))
 
 
+@of_any("invalid-body")
 @of_any("invalid-task")
 @of_any("invalid-key")
 @of_any("invalid-webhook")

@@ -277,7 +277,11 @@ async def test_a_wrong_query_is_refused_with_the_right_names(
     ("body", "pointer"), [({"grace_s": -1}, "/grace_s"), ({"grace_s": 1e9}, "/grace_s"), ({"x": 1}, "/x"), ([], "")]
 )
 async def test_a_wrong_stop_is_refused(body: Any, pointer: str, client: httpx.AsyncClient) -> None:
-    check(await client.post("/tasks/1/stop", json=body), "invalid-task", pointer)
+    check(await client.post("/tasks/1/stop", json=body), "invalid-body", pointer)
+
+
+async def test_a_retry_takes_no_field(client: httpx.AsyncClient) -> None:
+    check(await client.post("/tasks/1/retry", json={"x": 1}), "invalid-body", "/x")
 
 
 async def test_a_bug_shows_nothing_of_itself(client: httpx.AsyncClient, redis: Redis) -> None:

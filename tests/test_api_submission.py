@@ -15,7 +15,7 @@ from taskpool.types import TaskSpec
 def faults(read: Any, document: Any) -> dict[str, str]:
     with pytest.raises(Problem) as refusal:
         read(document)
-    assert refusal.value.kind == "invalid-task"
+    assert refusal.value.kind == ("invalid-body" if read in (read_stop, read_retry) else "invalid-task")
     return {error["pointer"]: error["detail"] for error in refusal.value.errors}
 
 

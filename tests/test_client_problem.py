@@ -36,6 +36,7 @@ OWN: dict[str, type[TaskpoolError]] = {
     "unique-conflict": UniqueConflict,
     "invalid-query": InvalidTask,
     "invalid-task": InvalidTask,
+    "invalid-body": InvalidTask,
     "invalid-payload": InvalidPayload,
     "unknown-type": UnknownType,
     "unknown-dependency": UnknownDependency,

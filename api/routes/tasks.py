@@ -114,6 +114,7 @@ class TaskRoutes:
         tag="tasks",
         body=Stop,
         body_optional=True,
+        body_fault="invalid-body",
         answers={202: TaskDocument},
         problems=["task-not-found", "task-conflict"],
     )
@@ -135,6 +136,7 @@ class TaskRoutes:
         tag="tasks",
         body=Retry,
         body_optional=True,
+        body_fault="invalid-body",
         answers={202: TaskDocument},
         problems=["task-not-found", "task-conflict"],
     )

@@ -191,6 +191,7 @@ def _index(told: _Told) -> int:
 
 _KINDS: Final[Mapping[str, tuple[type[TaskpoolError], Callable[[_Told], Fields]]]] = {
     "invalid-task": (InvalidTask, _faults),
+    "invalid-body": (InvalidTask, _faults),
     "invalid-query": (InvalidTask, _faults),
     "invalid-payload": (InvalidPayload, _faults),
     "unknown-type": (UnknownType, _unknown_type),
