@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,6 +17,7 @@ from taskpool import (
     AsyncTaskPool,
     AttemptLost,
     ConfigurationError,
+    InvalidTask,
     Registry,
     Task,
     TaskConflict,
@@ -252,6 +254,23 @@ def test_the_settings_fill_in_what_types_leave_open(redis_url: str) -> None:
 
 
 # --- steering ------------------------------------------------------------------------------------------------
+
+
+def test_a_program_that_submits_to_redis_itself_says_which_callbacks_may_lead_inside(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TASKPOOL_WEBHOOK_ALLOW", "10.0.0.0/8")
+    url = "http://10.1.2.3:25/in"
+
+    with (
+        TaskPool(redis_url, registry=REGISTRY) as pool,
+        pytest.raises(InvalidTask, match="TASKPOOL_WEBHOOK_ALLOW names exceptions"),
+    ):
+        pool.add_task("double", {"n": 1}, callback_url=url)
+    with TaskPool(redis_url, registry=REGISTRY, settings=Settings.load(os.environ)) as pool:
+        added = pool.add_task("double", {"n": 1}, callback_url=url)
+
+    assert added.callback_url == url
 
 
 def test_a_task_is_canceled_retried_and_removed(pool: Any) -> None:

@@ -120,6 +120,11 @@ def test_what_the_operator_names_may_be_reached(url: str) -> None:
         parse_target("http://10.1.2.3/", NOBODY)
 
 
+def test_the_rule_on_ports_holds_for_a_name_that_is_not_listed_itself() -> None:
+    with pytest.raises(ValueError, match="the port must be 80, 443 or from 1024 up"):
+        parse_target("http://hooks.example:25/", Allowed(["10.0.0.0/8"]))
+
+
 def test_a_name_may_resolve_into_an_allowed_network_and_not_beside_it() -> None:
     allowed = Allowed(["10.0.0.0/8"])
     target = parse_target("https://hooks.example/", allowed)
