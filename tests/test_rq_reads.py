@@ -158,7 +158,7 @@ def test_info_has_the_numbers_of_every_queue(pool: TaskPool, redis_url: str) -> 
 
 def test_looking_fails_no_task_whose_lease_has_ended(pool: TaskPool, queue: Queue, redis_url: str) -> None:
     task = pool.add_task("echo", {"message": 1})
-    claim(pool, lease_s=0)
+    claim(pool, lease_s=0.001)
 
     shown = rq(redis_url, "info", "--raw", "--only-queues")
 
