@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,25 @@ def test_it_says_what_to_do_next(tmp_path: Path) -> None:
     result = new("thumbnails", "--dir", str(tmp_path / "new"))
 
     assert f" up --tasks {tmp_path}/new/thumbnails.py --reload" in result.stdout
+
+
+def test_the_pytest_it_names_is_the_one_of_this_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "pytest"
+    other.write_text("#!/bin/sh\nexit 1\n")
+    other.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    named = new("thumbnails", "--dir", str(tmp_path)).stdout.split("Now: ")[1].splitlines()[0]
+
+    checked = subprocess.run(named, shell=True, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_it_says_what_the_test_needs_where_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "fakeredis" else find_spec(name))
+
+    assert 'needs: pip install "taskpool[testing]"' in new("thumbnails", "--dir", str(tmp_path)).stdout
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

@@ -87,6 +87,11 @@ def new(name: str, directory: Path) -> None:
         file.write_text(template.substitute(name=name), encoding="utf-8")
         click.echo(f"wrote {file}")
     task_file, test_file = files
-    click.echo(f"\nNow: pytest {quote(str(test_file))}")
+    click.echo(f"\nNow: {command_name('pytest', module='pytest')} {quote(str(test_file))}{_what_it_needs()}")
     click.echo(f"     {command_name()} up --tasks {quote(str(task_file))} --reload")
     click.echo(f"""     {command_name()} submit {name} names='["Ada"]' --wait""")
+
+
+def _what_it_needs() -> str:
+    missing = [name for name in ("pytest", "fakeredis") if importlib.util.find_spec(name) is None]
+    return '  # needs: pip install "taskpool[testing]"' if missing else ""

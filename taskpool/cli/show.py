@@ -69,14 +69,13 @@ def print_fields(fields: Mapping[str, str]) -> None:
         click.echo(click.style(name.ljust(width), dim=True) + click.style(text, fg=colour))
 
 
-def command_name() -> str:
-    """How to call this command again from here, in a shell: by its name, or by its path where that isn't found."""
-    if shutil.which("taskpool"):
-        return "taskpool"
-    script = Path(sys.executable).with_name("taskpool")
-    if not script.exists():
-        return f"{shlex.quote(sys.executable)} -m taskpool.cli"
-    return shlex.quote(min(os.path.relpath(script), str(script), key=len))
+def command_name(name: str = "taskpool", *, module: str = "taskpool.cli") -> str:
+    """How to call a command of this environment in a shell: by its name, by its path where the name isn't found or
+    means another environment's, or as the module it is."""
+    script, found = Path(sys.executable).with_name(name), shutil.which(name)
+    if script.exists() and (found is None or not script.samefile(found)):
+        return shlex.quote(min(os.path.relpath(script), str(script), key=len))
+    return name if found else f"{shlex.quote(sys.executable)} -m {module}"
 
 
 def age(seconds: float | None) -> str:
