@@ -15,7 +15,8 @@ from taskpool.access.audit import Actor, entry
 from taskpool.attempt import Outcome, execute_task, execute_task_async
 from taskpool.calls import Call, Plan, one
 from taskpool.context import TaskContext
-from taskpool.errors import TaskConflict, TaskNotFound, TaskpoolError
+from taskpool.errors import FieldError, InvalidTask, TaskConflict, TaskNotFound, TaskpoolError
+from taskpool.names import queue_name_fault
 from taskpool.record import check_id, fetch, fetch_if_there
 from taskpool.registry import Registry
 from taskpool.seconds import LONGEST_GRACE_S, check_seconds
@@ -38,11 +39,20 @@ def run_task(queues: Sequence[str], *, worker: str, attempt_id: str, lease_s: fl
     Called again with the same attempt id, it answers with what that attempt holds.
 
     Raises:
-        InvalidTask: `lease_s` is no number of seconds from 0.001 to ten years.
+        InvalidTask: `queues` is no list of names of queues, or `lease_s` no number of seconds from 0.001 to ten years.
     """
+    _check_queues(queues)
     check_seconds("lease_s", lease_s, 0.001)
     lease_ms = round(lease_s * 1000)
     return scripts.claim(queues, worker=worker, attempt_id=attempt_id, lease_ms=lease_ms, again=True)
+
+
+def _check_queues(queues: Sequence[str]) -> None:
+    faults = [FieldError(f"/queues/{at}", fault) for at, name in enumerate(queues) if (fault := queue_name_fault(name))]
+    if isinstance(queues, str):
+        faults = [FieldError("/queues", f"must be a list of names, not the text {queues!r}")]
+    if faults:
+        raise InvalidTask(f"{faults[0].pointer}: {faults[0].detail}", faults)
 
 
 def kill_task(id: str, *, grace_s: float = 10.0, force: bool = False, by: Actor | None = None) -> Plan[TaskRecord]:

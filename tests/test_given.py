@@ -109,6 +109,15 @@ def test_a_task_is_claimed_for_no_time_that_can_not_be(pool: Any, lease_s: Any) 
     assert (pointer, pool.get(id).status) == ("/lease_s", TaskStatus.QUEUED)
 
 
+@pytest.mark.parametrize(("queues", "place"), [("default", "/queues"), (["default", "no queue"], "/queues/1")])
+def test_a_task_is_claimed_from_no_queue_that_can_not_be(pool: Any, queues: Any, place: str) -> None:
+    id = pool.add_task("note").id
+
+    pointer, _ = refusal(lambda: pool.run_task(queues, worker="w", attempt_id="1"))
+
+    assert (pointer, pool.get(id).status) == (place, TaskStatus.QUEUED)
+
+
 @pytest.mark.parametrize("limit", [0, -3, 2.5, "5", None, True])
 def test_a_page_has_one_task_or_more(pool: Any, limit: Any) -> None:
     id = pool.add_task("note").id
