@@ -6,7 +6,7 @@ A member without a default is always there; one that has its default is left out
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import UNSET, Meta
@@ -31,9 +31,15 @@ class AttemptDocument(Document, frozen=True, kw_only=True):
     started_at: Time
     ended_at: Time
     outcome: Annotated[
-        str, Meta(description="done, failed, crashed, stopped, snoozed or given_back", examples=["failed"])
+        str, Meta(description="done, failed, crashed, lease_lost, stopped, snoozed or given_back", examples=["failed"])
     ]
     error: str | None = None
+
+
+WHY_ENDED: Final = (
+    "why it was canceled, stopped or failed; lease_lost: its lease ended, and its worker, which can't be reached, may"
+    " still be running it"
+)
 
 
 class TaskDocument(Document, frozen=True, kw_only=True):
@@ -47,13 +53,13 @@ class TaskDocument(Document, frozen=True, kw_only=True):
     result: Annotated[Any, Meta(description="what it returned; always there when it is done, if only as null")] = UNSET
     error: Annotated[str | None, Meta(description="why it failed, in one readable line")] = None
     failure: Annotated[Mapping[str, Any] | None, Meta(description="all that is known of the failure")] = None
-    reason: Annotated[str | None, Meta(description="why it was canceled or stopped")] = None
+    reason: Annotated[str | None, Meta(description=WHY_ENDED)] = None
     progress: Annotated[Mapping[str, Any] | None, Meta(description="what it last reported: done, total, note")] = None
     attempt: Annotated[Count, Meta(description="the number of the present or last attempt; 0 before the first")]
     max_attempts: Count
     backoff_s: Seconds | None = None
     backoff_max_s: Seconds | None = None
-    crashes: Annotated[Count, Meta(description="how often its process died while it ran")] = 0
+    crashes: Annotated[Count, Meta(description="how often its process died, or its lease ended, while it ran")] = 0
     snoozes: Count = 0
     worker: str | None = None
     created_at: Time | None = None

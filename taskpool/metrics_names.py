@@ -30,9 +30,10 @@ BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30,
 """Upper ends of the buckets, in seconds; above the last one comes "+Inf"."""
 BUCKET_LABELS: Final = (*(f"{bound:g}" for bound in BUCKETS_S), "+Inf")
 
-OUTCOMES: Final = ("done", "failed", "stopped", "retried", "crashed", "given_back", "lost")
-"""How an attempt may end. `retried` runs again later, `crashed` died, `given_back` was put back at a shutdown,
-`lost` no longer held its lease when it ended: another attempt counts."""
+OUTCOMES: Final = ("done", "failed", "stopped", "retried", "crashed", "given_back", "lost", "lease_lost")
+"""How an attempt may end. `retried` runs again later, `crashed` died, `given_back` was put back at a shutdown.
+`lease_lost` was given up because its lease ended; its process may still run. `lost` is counted by such a process when
+its attempt ends after all: nothing of it is kept."""
 
 
 WEBHOOK_OUTCOMES: Final = ("delivered", "failed", "dead", "dropped", "lost")

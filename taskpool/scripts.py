@@ -133,12 +133,17 @@ def crash(
 ) -> Call[str]:
     """Settle an attempt whose process is gone: ``queued``, ``failed``, ``stopped`` (it was asked to), or ``lost``.
 
-    With `only_expired` the attempt is settled only if its lease has ended: what a reaper says. ``unseen`` tells that
-    it never began then (see `mark_unseen`): nothing is changed, it is to be given back.
+    The end's reason is ``lease_lost`` if `failure` says so, else ``crashed``; ``stopped`` if a stop was requested.
+
+    With `only_expired`, which a reaper uses, the attempt is settled only if its lease has ended. Its process may still
+    run, so the reason is always ``lease_lost``, also when a stop was requested. The answer ``unseen`` means that the
+    attempt never began (see `mark_unseen`): nothing is changed, and the caller gives the task back.
     """
-    stopped = _json({**failure, "reason": "stopped"})
-    arguments = (id, attempt_id, queue, max_crashes, error, _json(failure), rqjob.exc_string(error))
-    return _crash.call((*arguments, "1" if only_expired else "", stopped), _word, again=True)
+    lost = {**failure, "reason": "lease_lost"}
+    failed, stopped = (lost, lost) if only_expired else (failure, {**failure, "reason": "stopped"})
+    reason = "lease_lost" if failed.get("reason") == "lease_lost" else "crashed"
+    arguments = (id, attempt_id, queue, max_crashes, error, _json(failed), rqjob.exc_string(error))
+    return _crash.call((*arguments, "1" if only_expired else "", _json(stopped), reason), _word, again=True)
 
 
 def heartbeat(attempts: Sequence[tuple[str, str, str]], lease_ms: int) -> Call[list[str]]:

@@ -151,8 +151,11 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class PastAttempt(msgspec.Struct, frozen=True, kw_only=True):
-    """How one attempt ended. `outcome`: done, failed, crashed, stopped, snoozed or given_back (its worker was drained,
-    or died before the code began); the last two don't count, so the next attempt has the same number."""
+    """How one attempt ended. `outcome`: done, failed, crashed, lease_lost, stopped, snoozed or given_back.
+
+    `lease_lost`: the lease ended without a word from the worker, which may still be running. `given_back`: the worker
+    was drained, or died before the code began. Attempts that were snoozed or given back don't count: the next one has
+    the same number."""
 
     attempt: int
     worker: str
@@ -164,7 +167,8 @@ class PastAttempt(msgspec.Struct, frozen=True, kw_only=True):
 
 class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A task as stored. `error` is one readable line; `failure` has the details (`reason`, `exception`,
-    `traceback`, ...). `reason` says why a task was canceled or stopped. `history` tells of the last 20 ended attempts;
+    `traceback`, ...). `reason` says why a task ended as it did; `lease_lost`: its worker couldn't be reached and may
+    still be running. `history` tells of the last 20 ended attempts;
     it is empty for a task that is done at the first. Times are aware, in UTC."""
 
     id: str

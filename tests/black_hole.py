@@ -21,6 +21,7 @@ class BlackHole:
         self._listener.listen(128)
         self._kept: list[socket.socket] = []
         self._swallowed = 0
+        self._is_cut = False
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
@@ -30,6 +31,17 @@ class BlackHole:
     def swallow(self) -> None:
         """From now on the connections there are stay open and silent for ever; new ones are forwarded."""
         self._swallowed = len(self._kept)
+
+    def cut(self) -> None:
+        """From now on nothing arrives, on new connections either, and nothing is closed."""
+        self._is_cut = True
+        self.swallow()
+
+    def mend(self) -> None:
+        """New connections are forwarded again. Those that were opened while it was cut are closed."""
+        self._is_cut = False
+        for side in self._kept[self._swallowed :]:
+            _end(side)
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
@@ -43,6 +55,9 @@ class BlackHole:
                 client, _ = self._listener.accept()
             except OSError:  # closed
                 return
+            if self._is_cut:
+                self._kept.append(client)
+                continue
             server = socket.socket(socket.AF_UNIX)
             server.connect(str(self._upstream))
             number = len(self._kept)
@@ -67,3 +82,10 @@ class BlackHole:
             except OSError:  # one side is gone: so is the other
                 for side in (client, server):
                     side.close()
+
+
+def _end(side: socket.socket) -> None:
+    try:
+        side.shutdown(socket.SHUT_RDWR)
+    except OSError:  # its other end is closed already
+        pass

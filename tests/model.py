@@ -126,7 +126,8 @@ class Model(State):
         if task is None:
             return "lost"
         task.crashes += 1
-        task.history.append("stopped" if task.stop else "crashed")
+        reason = "lease_lost" if only_expired else "crashed"
+        task.history.append("stopped" if task.stop and not only_expired else reason)
         if task.stop or task.crashes >= max_crashes:
             status = S.STOPPED if task.stop else S.FAILED
             task.reason = "crashed"

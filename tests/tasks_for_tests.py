@@ -71,6 +71,17 @@ class Act(Task):
         self._wait()
         return "slept"
 
+    def work(self, ctx: TaskContext) -> str:
+        """Writes a line every few milliseconds until `until` is there, and ignores every interrupt: "works", the number of
+        the attempt, the time by a clock that all processes share, the process and the task."""
+        while not (self.payload.until and Path(self.payload.until).exists()):
+            try:
+                write_line(self.payload.note, f"works {ctx.attempt} {time.monotonic()} {os.getpid()} {ctx.id}")
+                time.sleep(STEP_S)
+            except (TaskStopped, SoftTimeout):
+                pass
+        return "worked"
+
     def hang_once(self, ctx: TaskContext) -> str:
         """Hangs in its first process, returns in any other."""
         if len(Path(self.payload.note).read_text().splitlines()) == 1:

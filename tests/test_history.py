@@ -88,7 +88,7 @@ def test_an_execution_of_a_plain_rq_worker_is_told_too(world: World) -> None:
 
     world.run(scripts.crash("a", "e1", "default", error="died", failure=FAILURE, max_crashes=3, only_expired=True))
 
-    assert world.snapshot()["rq:job:a history"] == [ended("crashed", "died", attempt=0)]
+    assert world.snapshot()["rq:job:a history"] == [ended("lease_lost", "died", attempt=0)]
 
 
 def test_the_message_of_the_end_leaves_a_task_with_a_history_to_be_read(world: World) -> None:

@@ -156,6 +156,60 @@ def test_a_reaper_takes_back_an_attempt_whose_lease_has_ended(world: World) -> N
     assert world.get("a").status is S.QUEUED
 
 
+def test_a_lost_lease_is_not_called_a_crash(world: World) -> None:
+    world.start("a")
+    world.expire_lease("a")
+    before = world.snapshot()
+
+    assert crash(world, only_expired=True) == "queued"
+
+    changed = world.since(before)
+    assert changed["rq:job:a failure"] == '{"reason":"lease_lost","message":"died"}'
+    assert changed["rq:job:a history"] == [ended("lease_lost", "died")]
+    assert changed["rq:job:a crashes"] == "1"
+    assert changed["taskpool:events a 3"] == {
+        "event": "lease_lost",
+        "status": "queued",
+        "at_ms": "now",
+        "error": "died",
+        "crashes": 1,
+        "reason": "lease_lost",
+    }
+
+
+@pytest.mark.parametrize("stop", [None, False, True])
+def test_an_end_after_a_lost_lease_says_that_it_is_presumed(world: World, stop: bool | None) -> None:
+    world.start("a")
+    if stop is not None:
+        world.run(scripts.stop("a", grace_s=5, force=stop))
+    world.expire_lease("a")
+    status = "failed" if stop is None else "stopped"
+    before = world.snapshot()
+
+    assert crash(world, only_expired=True, max_crashes=1) == status
+
+    changed = world.since(before)
+    assert (changed["rq:job:a status"], changed["rq:job:a reason"]) == (status, "lease_lost")
+    assert changed["rq:job:a failure"] == '{"reason":"lease_lost","message":"died"}'
+    assert changed["rq:job:a history"] == [ended("lease_lost", "died")]
+    (event,) = [value for name, value in changed.items() if name.startswith("taskpool:events a")]
+    assert (event["event"], event["reason"]) == (status, "lease_lost")
+
+
+def test_lost_leases_count_towards_the_limit_of_crashes(world: World) -> None:
+    world.add("a")
+    for attempt in ("1", "2"):
+        world.claim(attempt_id=attempt)
+        world.expire_lease("a", attempt)
+        assert crash(world, attempt_id=attempt, only_expired=True) == "queued"
+    world.claim(attempt_id="3")
+
+    assert crash(world, attempt_id="3") == "failed"
+
+    assert [attempt.outcome for attempt in world.get("a").history] == ["lease_lost", "lease_lost", "crashed"]
+    assert world.get("a").reason == "crashed"
+
+
 def test_a_reaper_comes_too_late_after_a_heartbeat(world: World) -> None:
     world.start("a")
     world.expire_lease("a")

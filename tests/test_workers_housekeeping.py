@@ -63,7 +63,9 @@ async def test_an_attempt_whose_lease_has_ended_runs_again_and_in_the_end_fails(
     await bench.housekeeping.step()
     record = bench.pool.get(task.id)
     assert (record.status, record.crashes) == (TaskStatus.FAILED, 2)
-    assert record.error == "crashed: its worker was not heard of before the lease ended"
+    assert record.error == "lease lost: its worker can't be reached and may still be running"
+    assert record.failure == {"reason": "lease_lost", "message": record.error, "may_still_run": True}
+    assert bench.pool.counters() == {"tasks|lease_lost|nothing|default": 2}
 
 
 async def test_attempts_of_a_host_that_died_are_taken_back_in_batches(bench: Bench) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from typing import Final, TypeVar
 
-from taskpool import keys, scripts
+from taskpool import keys, record, scripts
 from taskpool.calls import Call, Plan, one
+from taskpool.metrics_names import TASKS, field_name
 from taskpool.settings import Settings
 from taskpool.store import AsyncStore, ReplyFault
 from workers.duties import Outage
@@ -29,8 +30,10 @@ IDLE_S: Final = 1.0
 LEAST_S: Final = 0.05
 FAULTS_TOLD: Final = 100
 
+SETTLED: Final = ("queued", "failed", "stopped")
+"""What `scripts.crash` answers when it changed the task."""
 NOT_STARTED: Final = "canceled: it was not started before it expired"
-EXPIRED_LEASE: Final = "its worker was not heard of before the lease ended"
+LEASE_LOST: Final = "lease lost: its worker can't be reached and may still be running"
 
 
 class Housekeeping:
@@ -129,19 +132,37 @@ def reap(queue: str, *, max_crashes: int) -> Plan[None]:
         scripts.due(keys.WIP + queue, limit=BATCH, ahead_s=keys.WIP_GRACE_S, newest_first=True),
         scripts.due(keys.WIP + queue, limit=BATCH),
     )
-    failure = {"reason": "crashed", "message": EXPIRED_LEASE}
+    failure = {"reason": "lease_lost", "message": LEASE_LOST, "may_still_run": True}
     members = dict.fromkeys((*ours.members, *plain.members))
     if members:
         words = yield [
             scripts.crash(
-                *_split(member), queue, error=f"crashed: {EXPIRED_LEASE}", failure=failure, max_crashes=max_crashes,
-                only_expired=True,
+                *_split(member), queue, error=LEASE_LOST, failure=failure, max_crashes=max_crashes, only_expired=True
             )
             for member in members
         ]  # fmt: skip
         unseen = [_split(member) for member, word in zip(members, words, strict=True) if word == "unseen"]
         if unseen:
             yield from give_back(unseen)
+        settled = {_split(member)[0]: word for member, word in zip(members, words, strict=True) if word in SETTLED}
+        if settled:
+            yield from _tell_of_lost(settled)
+
+
+def _tell_of_lost(settled: Mapping[str, str]) -> Plan[None]:
+    """Logs and counts attempts whose leases have ended; `settled` has the new status of each task."""
+    records = yield [record.fetch_if_there(id) for id in settled]
+    counts: Counter[str] = Counter()
+    for (id, word), found in zip(settled.items(), records, strict=True):
+        worker = found.history[-1].worker if found and found.history else "unknown"
+        what = "queued again" if word == "queued" else word
+        log.warning(
+            "task %s: the lease of worker %s has ended. The worker can't be reached and may still be running the task."
+            " The task is %s (reason lease_lost)", id, worker, what,
+        )  # fmt: skip
+        type, queue = (found.type, found.queue) if found else ("unknown", "default")
+        counts[field_name(TASKS, "lease_lost", type, queue)] += 1
+    yield (scripts.count(counts),)
 
 
 def promote(queue: str) -> Plan[float]:

@@ -58,7 +58,9 @@ def is_again(attempt: Attempt) -> bool:
     over = attempt.over
     if over is None or over.event == "retry":
         return False
-    return over.status in (TaskStatus.QUEUED, TaskStatus.SCHEDULED) or "crashed" in str(over.data.get("error", ""))
+    return over.status in (TaskStatus.QUEUED, TaskStatus.SCHEDULED) or (
+        "crashed" in str(over.data.get("error", "")) or over.data.get("reason") == "lease_lost"
+    )
 
 
 def explanation(evidence: Evidence, id: str, attempt: Attempt) -> str | None:
@@ -82,7 +84,7 @@ def explanation(evidence: Evidence, id: str, attempt: Attempt) -> str | None:
 def _causes(attempt: Attempt) -> frozenset[str]:
     """The kinds of faults that can end an attempt as this one ended."""
     error = str(attempt.over.data.get("error", "")) if attempt.over else ""
-    if "lease ended" not in error:
+    if not error.startswith("lease lost"):
         return DEATHS if "process ended" in error else RETURNS
     # Its supervisor renews what a frozen process runs, but not a claim that it was frozen before it saw (and that is
     # given back, unless the lease ends before the supervisor could tell).
@@ -124,9 +126,9 @@ def duplicates(evidence: Evidence) -> Counter[str]:
 
 
 def _check_stop(evidence: Evidence, id: str, attempt: Attempt, over: Event) -> Iterator[Finding]:
-    """What is stopped does nothing more, unless it was out of reach."""
+    """What is stopped does nothing more. An end with the reason `lease_lost` is only presumed."""
     late = [effect for effect in attempt.effects if effect.at_ms > over.at_ms + CLOCK_MS]
-    if late and not evidence.faults_at(attempt.pools, attempt.started_ms, over.at_ms):
+    if late and over.data.get("reason") != "lease_lost":
         yield Finding("stopped", f"after it was stopped it went on to {late[0].what}", id)
 
 

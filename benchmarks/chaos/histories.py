@@ -66,7 +66,7 @@ def _check_limits(evidence: Evidence, id: str, events: Sequence[Event]) -> Itera
         if event.data.get("retried_by") == "hand":
             retries = crashes = 0
         retries += event.event == "retry"
-        crashes += event.event == "crashed"
+        crashes += event.event in ("crashed", "lease_lost")
         if id in evidence.specs() and retries >= most:
             yield Finding("limits", f"it was retried {retries} times in one life, with {most} attempts", id)
         if crashes >= evidence.plan.max_crashes:

@@ -32,7 +32,9 @@ def figures(result: Result) -> dict[str, Any]:
         "ended": dict(ended),
         "lost": sum(finding.kind in ("lost", "unfinished") for finding in result.findings),
         "attempts": sum(event.event == "started" for events in evidence.events.values() for event in events),
-        "crashes": sum(event.event == "crashed" for events in evidence.events.values() for event in events),
+        "crashes": sum(
+            event.event in ("crashed", "lease_lost") for events in evidence.events.values() for event in events
+        ),
         "steered": len(evidence.ledger.steered),
         "faults": dict(sorted(faults.items())),
         "recovery_s": {kind: _quantiles(kind, evidence) for kind in sorted(faults) if kind.startswith("kill_")},

@@ -1,15 +1,18 @@
--- Settles an attempt whose process is gone: the task runs again, or ends when its attempts keep dying.
+-- Settles an attempt whose process is gone, or whose lease has ended: the task runs again, or ends when its attempts keep
+-- dying. A lease that has ended proves nothing about the process: such an end has the reason 'lease_lost'.
 --
 -- ARGV[1..3]  id, attempt id, queue
 -- ARGV[4]     max_crashes
 -- ARGV[5..6]  error, failure as JSON
 -- ARGV[7]     the error as RQ stores tracebacks
--- ARGV[8]     '1': only if the lease has ended (the reaper); '': it is known to be dead
+-- ARGV[8]     '1': only if the lease has ended (the reaper); '': the process is known to be dead
 -- ARGV[9]     the failure as JSON of a task that was asked to stop
+-- ARGV[10]    the reason of the end: 'crashed' | 'lease_lost' (always with ARGV[8] = '1')
 -- Returns     'queued' | 'failed' | 'stopped' (a stop was asked) | 'lost' | 'unseen' (a claim that nobody saw has expired,
 --             see unseen.lua: nothing was changed, it is to be given back)
 
 local id, attempt_id, queue, max_crashes = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local presumed, reason = ARGV[8] == '1', ARGV[10]
 local key, member = KEY.job .. id, id .. ':' .. attempt_id
 local now_ms, stamp = clock()
 
@@ -22,7 +25,7 @@ local execution = redis.call('HMGET', KEY.execution .. member, 'worker_name', 'i
   'last_heartbeat')
 local worker = execution[1] or f[7] or ''
 local ours = f[1] == attempt_id
-if ARGV[8] == '1' then
+if presumed then
   local is_late = ours or execution[1] and not execution[2]
   local ends_ms = score and (score - (is_late and KEY.wip_grace_s or 0)) * 1000
   if not ends_ms or ends_ms > now_ms then return 'lost' end
@@ -40,25 +43,32 @@ end
 
 local seq, crashes = tonumber(f[3] or 0) + 1, tonumber(f[4] or 0) + 1
 local ttl_s = tonumber(f[6]) or 604800
-local history = history_with(f[8], tonumber(f[9]) or 0, worker, f[10], stamp, f[5] and 'stopped' or 'crashed', ARGV[5])
+-- A task that was asked to stop is known to be stopped only if its process is known to be gone.
+local stop_reason = presumed and reason or 'stopped'
+local history = history_with(f[8], tonumber(f[9]) or 0, worker, f[10], stamp, f[5] and stop_reason or reason, ARGV[5])
 drop_attempt(id, attempt_id, queue, worker)
 
-local function settle(status, reason, failure)
+local function told(why)
+  return why == 'lease_lost' and ',"reason":"lease_lost"' or ''
+end
+
+local function settle(status, why, failure)
   redis.call('HSET', key, 'status', status, 'ended_at', stamp, 'seq', seq, 'crashes', crashes, 'error', ARGV[5],
-    'failure', failure, 'reason', reason, 'history', history)
+    'failure', failure, 'reason', why, 'history', history)
   redis.call('XADD', KEY.results .. id, 'MAXLEN', 10, '*', 'type', status == 'stopped' and 3 or 2, 'worker_name', worker,
     'exc_string', ARGV[7], 'execution_id', attempt_id)
   if ttl_s >= 0 then redis.call('EXPIRE', KEY.results .. id, ttl_s + 60) end
   retain(id, KEY.failed .. queue, ttl_s, now_ms, f[11], f[12])
-  emit(id, seq, status, status, now_ms, ',"error":' .. cjson.encode(ARGV[5]))
+  emit(id, seq, status, status, now_ms, ',"error":' .. cjson.encode(ARGV[5]) .. told(why))
   return status
 end
 
-if f[5] then return settle('stopped', 'stopped', ARGV[9]) end
-if crashes >= max_crashes then return settle('failed', 'crashed', ARGV[6]) end
+if f[5] then return settle('stopped', stop_reason, ARGV[9]) end
+if crashes >= max_crashes then return settle('failed', reason, ARGV[6]) end
 
 redis.call('HSET', key, 'status', 'queued', 'seq', seq, 'crashes', crashes, 'attempt_id', '', 'enqueued_at', stamp,
   'error', ARGV[5], 'failure', ARGV[6], 'history', history)
 enqueue(id, queue, true)
-emit(id, seq, 'crashed', 'queued', now_ms, ',"error":' .. cjson.encode(ARGV[5]) .. ',"crashes":' .. crashes)
+emit(id, seq, reason, 'queued', now_ms, ',"error":' .. cjson.encode(ARGV[5]) .. ',"crashes":' .. crashes
+  .. told(reason))
 return 'queued'

@@ -15,8 +15,8 @@ from taskpool.types import ENDS
 from taskpool.webhooks.target import Allowed, parse_target
 
 TOLD: Final = (
-    "queued", "scheduled", "waiting", "started", "progress", "retry", "snoozed", "crashed", "stopping",
-    "done", "failed", "stopped", "canceled",
+    "queued", "scheduled", "waiting", "started", "progress", "retry", "snoozed", "crashed", "lease_lost",
+    "stopping", "done", "failed", "stopped", "canceled",
 )  # fmt: skip
 """The events that webhooks can be sent for: all but a log's lines."""
 STEPS: Final = tuple(event for event in TOLD if event != "progress")
