@@ -72,8 +72,8 @@ class Act(Task):
         return "slept"
 
     def work(self, ctx: TaskContext) -> str:
-        """Writes a line every few milliseconds until `until` is there, and ignores every interrupt: "works", the number of
-        the attempt, the time by a clock that all processes share, the process and the task."""
+        """Writes a line every few milliseconds until `until` is there, and ignores every interrupt: "works", the
+        attempt's number, the time by a clock that all processes share, the process and the task."""
         while not (self.payload.until and Path(self.payload.until).exists()):
             try:
                 write_line(self.payload.note, f"works {ctx.attempt} {time.monotonic()} {os.getpid()} {ctx.id}")

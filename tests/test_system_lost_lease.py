@@ -11,7 +11,7 @@ import pytest
 from taskpool import TaskStatus
 from taskpool.redis_server import RedisServer
 from tests.black_hole import BlackHole
-from tests.support import is_running
+from tests.support import eventually, is_running
 from tests.worker_pool import WorkerPool, started
 
 LEASE_S = 2
@@ -57,7 +57,8 @@ def test_a_stop_of_a_task_whose_host_is_cut_off_is_reported_as_presumed(hosts: T
         "may_still_run": True,
     }
     assert [attempt.outcome for attempt in record.history] == ["lease_lost"]
-    assert f"task {task.id}: the lease of worker {record.history[0].worker} has ended" in other.log.read_text()
+    told = f"task {task.id}: the lease of worker {record.history[0].worker} has ended"
+    eventually(lambda: told in other.log.read_text())
 
 
 def test_a_task_whose_host_is_cut_off_runs_elsewhere_and_its_history_says_what_is_known(hosts: TwoHosts) -> None:
