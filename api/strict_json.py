@@ -1,6 +1,6 @@
 """JSON as a service should take it: RFC 8259 without the parts on which readers disagree (compare RFC 7493).
 
-Refused, besides bad syntax and NaN: a name twice in one object, nesting deeper than 32, integers beyond 64
+Refused, besides bad syntax and NaN: a name twice in one object, nesting deeper than MAX_DEPTH, integers beyond 64
 bits, numbers beyond a double, lone surrogates. Whatever passes means the same to every reader behind us.
 """
 
@@ -13,9 +13,11 @@ from typing import Any, Final
 
 import msgspec
 
+from taskpool.payload.encode import DEEPEST
 from taskpool.payload.faults import pointer
 
-MAX_DEPTH: Final = 32
+MAX_DEPTH: Final = DEEPEST + 3
+"""A payload may be nested DEEPEST deep; a batch puts it three levels down."""
 LEAST_INTEGER: Final = -(1 << 63)
 MOST_INTEGER: Final = (1 << 64) - 1
 

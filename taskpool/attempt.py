@@ -15,8 +15,9 @@ import msgspec
 
 from taskpool.context import TaskContext
 from taskpool.errors import InvalidPayload
-from taskpool.finite import refuse_nan
 from taskpool.interrupts import NonRetryable, Retry, Snooze, SoftTimeout, TaskStopped
+from taskpool.payload.encode import encode_value
+from taskpool.payload.faults import NotJson
 from taskpool.registry import Registry
 from taskpool.retry import backoff_s
 from taskpool.secret import SecretsGone, hidden
@@ -122,11 +123,10 @@ def _bind(running: RunningTask, registry: Registry, context: TaskContext) -> Cal
 
 def _returned(running: RunningTask, result: Any, max_result_bytes: int) -> Outcome:
     try:
-        encoded = _encode(result)
-        refuse_nan(result, encoded)
+        encoded = encode_value(result)
         if running.secrets is not None:
             encoded = _encode(running.secrets.hide_in(_decode(encoded)))
-    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+    except NotJson as error:
         return _refused("result_not_json", f"its result is not JSON: {hidden(_clean(str(error)), running.secrets)}")
     if len(encoded) > max_result_bytes:
         return _refused(

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("taskpool", "workers", "api")
 MAY_IMPORT_RQ = {"taskpool.rqjob", "taskpool.rq_dashboard", "workers.rqworker"}
 NOT_A_DUTY = {"utils", "util", "common", "helpers", "helper", "base", "manager", "misc"}
-LINES_MAX = 300
+LINES_MAX = 800
 
 
 @dataclass(frozen=True)

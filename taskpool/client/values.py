@@ -15,10 +15,12 @@ from msgspec.structs import fields
 
 from taskpool.client.request import Answer
 from taskpool.client.sse import Message
-from taskpool.errors import FieldError, InvalidPayload, InvalidTask
+from taskpool.errors import FieldError, InvalidTask
 from taskpool.finite import refuse_nan
 from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
 from taskpool.logs.line import LogLine
+from taskpool.payload.encode import fault_in, is_faithful, json_value, strict_json_value
+from taskpool.payload.faults import NotJson, not_json
 from taskpool.receipt import Receipt
 from taskpool.types import Event, Page, QueuedTask, TaskRecord, TaskSpec, TaskStatus
 
@@ -121,11 +123,11 @@ def submissions(specs: Sequence[TaskSpec]) -> bytes:
 
 def _submission(spec: TaskSpec, start: str) -> dict[str, Any]:
     try:
-        payload = {} if spec.payload is None else msgspec.to_builtins(spec.payload, str_keys=True)
-        refuse_nan(payload, _encode(payload))
-    except (TypeError, ValueError, RecursionError) as error:
-        fault = FieldError(f"{start}/payload", str(error))
-        raise InvalidPayload(f"the payload of {spec.type!r} is not JSON: {error}", [fault]) from None
+        payload = {} if spec.payload is None else json_value(spec.payload)
+        if not is_faithful(payload, _encode(payload)):
+            strict_json_value(spec.payload)
+    except ValueError as error:  # half a surrogate pair has no pointer yet
+        raise not_json(spec.type, fault_in(spec.payload) or NotJson((), str(error)), start) from None
     given = {name: value for name, default in _DEFAULTS.items() if (value := getattr(spec, name)) != default}
     try:
         options = msgspec.to_builtins(given)

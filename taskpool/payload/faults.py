@@ -11,6 +11,8 @@ from taskpool.payload.choices import choices
 
 PAYLOAD: Final = "/payload"
 
+Steps = tuple[str | int, ...]
+
 # msgspec: "Expected `int`, got `str` - at `$.sizes[1].width`", or "... - at `key` in `$.sizes`".
 _MESSAGE = re.compile(r"(?P<what>.*?)(?: - at (?:(?P<key>`key`) in )?`\$(?P<path>[^`]*)`)?", re.DOTALL)
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
@@ -31,6 +33,14 @@ def pointer(steps: Iterable[str | int], start: str = PAYLOAD) -> str:
     return start + "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in steps)
 
 
+class NotJson(ValueError):
+    """Raised for a value that JSON can't hold. `pointer` is the JSON Pointer of the place, "" for the value itself."""
+
+    def __init__(self, steps: Steps, detail: str) -> None:
+        self.steps, self.pointer, self.detail = steps, pointer(steps, ""), detail
+        super().__init__(f"{detail} (at {self.pointer})" if steps else detail)
+
+
 def invalid_payload(task: str, error: Exception, wanted: Any = Any) -> InvalidPayload:
     """The InvalidPayload that says what `error`, msgspec's or pydantic's, says. `task` is the type's name, `wanted` the
     annotation of its payload."""
@@ -44,6 +54,12 @@ def invalid_payload_of(task: str, errors: Iterable[FieldError]) -> InvalidPayloa
     return InvalidPayload(
         f"the payload doesn't fit the task type {task!r}: {faults[0].pointer}: {faults[0].detail}{more}", faults
     )
+
+
+def not_json(type_name: str, error: NotJson, start: str) -> InvalidPayload:
+    """The InvalidPayload for a payload that isn't JSON. `start` prefixes the pointer."""
+    fault = FieldError(start + PAYLOAD + error.pointer, error.detail)
+    return InvalidPayload(f"the payload of {type_name!r} is not JSON: {fault.pointer}: {fault.detail}", [fault])
 
 
 def field_errors(error: BaseException, start: str = PAYLOAD, wanted: Any = Any) -> list[FieldError]:

@@ -20,7 +20,9 @@ from typing import Any, Final
 import msgspec
 
 from taskpool.errors import ConfigurationError
-from taskpool.payload.faults import invalid_payload
+from taskpool.payload.encode import strict_json_value
+from taskpool.payload.faults import NotJson, invalid_payload
+from taskpool.payload.models import is_pydantic, is_pydantic_secret
 from taskpool.payload.secret_fields import SecretFields
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -63,7 +65,7 @@ def json_schema(type_: Any, *, title: str, defaults: Sequence[PayloadField] = ()
 
     Raises: ConfigurationError for a type that has no JSON form and for a default that isn't JSON.
     """
-    document = _pydantic_schema(type_, REFS) if _is_pydantic(type_) else _msgspec_schema(type_)
+    document = _pydantic_schema(type_, REFS) if is_pydantic(type_) else _msgspec_schema(type_)
     document = {"$schema": DIALECT, **_root_inlined(document), "title": title}
     for field in defaults:
         if field.default is not REQUIRED:
@@ -81,7 +83,7 @@ def converter(type_: Any, *, task: str) -> Callable[[Any], Any]:
 
     It raises InvalidPayload, with a JSON Pointer into the submitted document for each fault.
     """
-    if _is_pydantic(type_):
+    if is_pydantic(type_):
         return partial(_convert_with_pydantic, type_, task)
     convert = partial(msgspec.convert, type=type_, strict=True, str_keys=True, dec_hook=_decode_foreign)
 
@@ -115,20 +117,18 @@ def _default(field: PayloadField) -> Any:
 
 def _as_json(field: PayloadField) -> Any:
     try:
-        value = msgspec.to_builtins(field.default, str_keys=True, enc_hook=encode_foreign)
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
+        return strict_json_value(field.default)
+    except NotJson as error:
         raise ConfigurationError(
             f"the default of {field.name!r} isn't JSON: {field.default!r} ({error}); use None and set it in the task"
         ) from error
-    return value
 
 
 def _msgspec_schema(type_: Any) -> dict[str, Any]:
     foreign: dict[str, Any] = {}
 
     def schema_of_foreign(other: Any) -> dict[str, Any]:
-        if _is_pydantic(other):
+        if is_pydantic(other):
             prefix = "".join(c if c.isalnum() or c in "._" else "_" for c in f"{other.__module__}.{other.__qualname__}")
             document = _pydantic_schema(other, f"{REFS}{prefix}.")
             foreign.update({f"{prefix}.{name}": schema for name, schema in document.pop("$defs", {}).items()})
@@ -137,7 +137,7 @@ def _msgspec_schema(type_: Any) -> dict[str, Any]:
             return {}
         if isinstance(other, type) and issubclass(other, PurePath):
             return {"type": "string"}
-        if _is_pydantic_secret(other):
+        if is_pydantic_secret(other):
             return {"type": "string", "writeOnly": True}
         raise NotImplementedError
 
@@ -188,31 +188,11 @@ def _convert_with_pydantic(model: Any, task: str, payload: Any) -> Any:
 
 
 def _decode_foreign(type_: Any, value: Any) -> Any:
-    if _is_pydantic(type_):
+    if is_pydantic(type_):
         return type_.model_validate_json(msgspec.json.encode(value))
-    if isinstance(value, str) and (issubclass(type_, PurePath) or _is_pydantic_secret(type_)):
+    if isinstance(value, str) and (issubclass(type_, PurePath) or is_pydantic_secret(type_)):
         return type_(value)
     raise ValueError(f"Expected `str`, got `{type(value).__name__}`")
-
-
-def encode_foreign(value: Any) -> Any:
-    """The JSON form of what msgspec doesn't know: pydantic's, and paths. Raises: TypeError."""
-    if _is_pydantic(type(value)):
-        return value.model_dump(mode="json")
-    if isinstance(value, PurePath):
-        return str(value)
-    if _is_pydantic_secret(type(value)):
-        return value.get_secret_value()
-    raise TypeError(f"{type(value).__name__} has no JSON form")
-
-
-def _is_pydantic(type_: Any) -> bool:
-    return isinstance(type_, type) and hasattr(type_, "model_validate_json") and hasattr(type_, "model_json_schema")
-
-
-def _is_pydantic_secret(type_: Any) -> bool:
-    """pydantic's SecretStr, known by what it does: pydantic is imported only by those who use it."""
-    return isinstance(type_, type) and type_.__name__ == "SecretStr" and hasattr(type_, "get_secret_value")
 
 
 def _with_integers(value: Any) -> Any:

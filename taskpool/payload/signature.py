@@ -17,8 +17,9 @@ import msgspec
 
 from taskpool.context import TaskContext
 from taskpool.errors import ConfigurationError, FieldError, InvalidPayload
+from taskpool.payload.encode import strict_json_value
 from taskpool.payload.faults import PAYLOAD, invalid_payload_of, pointer
-from taskpool.payload.schema import REQUIRED, PayloadField, converter, encode_foreign, json_schema, payload_struct
+from taskpool.payload.schema import REQUIRED, PayloadField, converter, json_schema, payload_struct
 from taskpool.payload.secret_fields import SecretFields
 from taskpool.secret import MASK
 
@@ -91,7 +92,7 @@ def mask_in_repr(struct: type[msgspec.Struct], secret: SecretFields) -> None:
     """Make the instances of a struct that was made from a plain class show no secret field in their repr."""
 
     def shown(payload: Any) -> str:
-        plain = msgspec.to_builtins(payload, str_keys=True, enc_hook=encode_foreign)
+        plain = strict_json_value(payload)
         masked, _ = secret.split(plain)
         fields = [
             f"{name}={(getattr(payload, name) if masked[name] == plain[name] else MASK)!r}"

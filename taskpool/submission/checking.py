@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import msgspec
-
 from taskpool.access.audit import Actor
 from taskpool.calls import Plan
 from taskpool.catalogue import Catalogue
 from taskpool.errors import FieldError, InvalidPayload, InvalidTask
-from taskpool.payload.faults import invalid_payload_of
+from taskpool.payload.encode import json_value
+from taskpool.payload.faults import NotJson, invalid_payload_of, not_json
 from taskpool.registry import Registry
 from taskpool.secret import Secrets
 from taskpool.submission.addition import NewTask
@@ -127,7 +126,6 @@ def _check_locally(task_type: TaskType, payload: Any, start: str, secrets: Secre
 def _as_json(spec: TaskSpec, start: str) -> Any:
     """The payload as JSON values: a program may give dataclasses, dates and the like."""
     try:
-        return {} if spec.payload is None else msgspec.to_builtins(spec.payload, str_keys=True)
-    except (TypeError, ValueError, RecursionError) as error:
-        fault = FieldError(f"{start}/payload", str(error))
-        raise InvalidPayload(f"the payload of {spec.type!r} is not JSON: {error}", [fault]) from None
+        return {} if spec.payload is None else json_value(spec.payload)
+    except NotJson as error:
+        raise not_json(spec.type, error, start) from None

@@ -17,9 +17,11 @@ import msgspec
 from taskpool import rqjob, unique
 from taskpool.access.audit import Actor
 from taskpool.calls import Part
-from taskpool.errors import FieldError, InvalidPayload, InvalidTask
-from taskpool.finite import refuse_nan
+from taskpool.errors import FieldError, InvalidTask
+from taskpool.finite import may_hide_nan
 from taskpool.names import TAG, TASK_ID, new_id, queue_name_fault
+from taskpool.payload.encode import fault_in, is_faithful, strict_json_value
+from taskpool.payload.faults import NotJson, not_json
 from taskpool.seconds import LONGEST_S, seconds_fault
 from taskpool.secret import Secrets
 from taskpool.submission.addition import NewTask
@@ -113,13 +115,7 @@ def prepare(
         info.backoff_s if spec.backoff_s is None else spec.backoff_s,
         info.backoff_max_s if spec.backoff_max_s is None else spec.backoff_max_s,
     )
-    try:
-        encoded = _encode(payload)
-        refuse_nan(payload, encoded)
-        hidden = b"" if secrets is None else secrets.stored()
-    except ValueError as error:  # NaN, or half a surrogate pair in a text
-        fault = FieldError(f"{start}/payload", str(error))
-        raise InvalidPayload(f"the payload of {spec.type!r} is not JSON: {error}", [fault]) from None
+    encoded, hidden = _encoded(spec, payload, secrets, start)
     data = rqjob.data(spec.type, encoded)
     description = rqjob.description(spec.type, payload, size=len(encoded))
     if is_plain and secrets is None and project is None:
@@ -151,6 +147,18 @@ def prepare(
         trace=traced,
         project=project,
     )
+
+
+def _encoded(spec: TaskSpec, payload: Any, secrets: Secrets | None, start: str) -> tuple[bytes, bytes]:
+    """The payload as JSON, and its secrets as they are kept. Raises: InvalidPayload, with the place of the fault."""
+    try:
+        encoded = _encode(payload)
+        hidden = b"" if secrets is None else secrets.stored()
+        if not is_faithful(payload, encoded) or may_hide_nan(hidden):
+            strict_json_value(spec.payload)
+        return encoded, hidden
+    except ValueError as error:  # NaN, too deep, or half a surrogate pair in a text
+        raise not_json(spec.type, fault_in(spec.payload) or NotJson((), str(error)), start) from None
 
 
 def _rare_fields(spec: TaskSpec, held: Unique | None, traced: str | None) -> Iterator[Part]:

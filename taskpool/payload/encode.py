@@ -1,0 +1,311 @@
+"""From the values that users hand over (payloads, defaults, results) to JSON.
+
+Almost all values take the fast path: msgspec encodes them, and a few scans of its output prove that nothing was lost.
+Every other value is walked in Python (`_Walk`). The walk accepts more types, and it knows the place of each fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from pathlib import PurePath
+from types import MemberDescriptorType
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+from msgspec import NODEFAULT, UNSET
+
+from taskpool.finite import is_plain_and_finite, may_hide_nan
+from taskpool.payload.faults import NotJson, Steps
+from taskpool.payload.models import dump, is_pydantic, is_pydantic_secret, refuse_infinite
+
+DEEPEST: Final = 64
+"""How many arrays and objects may be nested in one value."""
+SHALLOW_BYTES: Final = 2 * DEEPEST + 1
+"""JSON of this size has too few brackets to be too deep."""
+
+_encode: Final = msgspec.json.Encoder().encode
+_AS_LISTS: Final = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS: Final = bytes(sorted(set(range(256)) - set(b'[]{}"')))
+
+
+def encode_value(value: Any) -> bytes:
+    """A result as JSON.
+
+    Raises:
+        NotJson: the value or a part of it has no JSON form, is NaN or infinite, contains itself, or is nested more
+            than DEEPEST deep. Apart from interrupts (a stop, a timeout) it is the only exception.
+    """
+    try:
+        encoded = _encode(value)
+        if (not may_hide_nan(encoded) and len(encoded) <= SHALLOW_BYTES) or is_faithful(value, encoded):
+            return encoded
+    except Exception:  # not only msgspec's: a time zone of the user's may raise anything
+        pass
+    return _encode(_Walk(for_input=False).walk(value, ()))
+
+
+def json_value(value: Any) -> Any:
+    """A payload as JSON values, in the form that the schema of its type describes. It may still hold NaN:
+    call `is_faithful` on what is encoded.
+
+    Unlike a result it has what its type reads: secrets of pydantic in clear, no computed fields.
+
+    Raises:
+        NotJson: as `encode_value`, but for NaN and infinities, which it may leave in.
+    """
+    try:
+        return msgspec.to_builtins(value, str_keys=True)
+    except Exception:  # as above
+        return _Walk(for_input=True).walk(value, ())
+
+
+def strict_json_value(value: Any) -> Any:
+    """As `json_value`, with every check made. Raises: NotJson."""
+    return _Walk(for_input=True).walk(value, ())
+
+
+def fault_in(payload: Any) -> NotJson | None:
+    """What is wrong with a payload; None when it is JSON."""
+    try:
+        strict_json_value(payload)
+    except NotJson as error:
+        return error
+    return None
+
+
+def is_faithful(value: Any, encoded: bytes) -> bool:
+    """Whether `encoded`, which msgspec made of `value`, is known to be right: no lost NaN, and not too deep.
+
+    False means that the walk has to look, not that there is a fault.
+    """
+    return not _is_too_deep(encoded) and not (may_hide_nan(encoded) and not is_plain_and_finite(value))
+
+
+def _is_too_deep(encoded: bytes) -> bool:
+    """Counts the levels of brackets outside of texts. The loop peels one level off all branches in each round."""
+    if len(encoded) <= SHALLOW_BYTES:
+        return False
+    if b"\\" in encoded:
+        encoded = encoded.replace(b"\\\\", b"").replace(b'\\"', b"")
+    brackets = encoded.translate(_AS_LISTS, _NO_BRACKETS).replace(b'""', b"")
+    if b'"' in brackets:  # a text has brackets
+        brackets = b"".join(brackets.split(b'"')[::2])
+    for _ in range(DEEPEST):
+        if not brackets:
+            return False
+        brackets = brackets.replace(b"[]", b"")
+    return bool(brackets)
+
+
+class _Walk:
+    """Turns one value into Python's own JSON types, step by step."""
+
+    def __init__(self, *, for_input: bool) -> None:
+        self._for_input = for_input
+        self._above: list[int] = []
+        """The ids of the containers that the walk is in."""
+
+    def walk(self, value: Any, steps: Steps) -> Any:
+        kind = type(value)
+        if value is None or kind is bool or kind is int:
+            return value
+        try:
+            leaf = _LEAVES.get(kind) or next((_LEAVES[base] for base in kind.__mro__ if base in _LEAVES), None)
+            if leaf is not None:
+                return leaf(value)
+            return self._composite(value, steps)
+        except NotJson as error:
+            raise error if error.pointer or not steps else NotJson(steps, error.detail) from None
+        except Exception as error:  # users' own code: serializers, iterators, properties
+            raise NotJson(steps, f"{_name(kind)} can't be turned into JSON: {_text(error)}") from None
+
+    def _composite(self, value: Any, steps: Steps) -> Any:
+        if id(value) in self._above:
+            raise NotJson(steps, f"the {type(value).__qualname__} contains itself")
+        if len(self._above) >= DEEPEST:
+            raise NotJson(steps, f"nested more than {DEEPEST} levels deep")
+        self._above.append(id(value))
+        try:
+            return self._members(value, steps)
+        finally:
+            self._above.pop()
+
+    def _members(self, value: Any, steps: Steps) -> Any:
+        kind = type(value)
+        if isinstance(value, Enum):
+            return self._inside(value.value, steps)
+        if is_pydantic(kind):
+            return self._inside(self._dumped(value, steps), steps)
+        if is_pydantic_secret(kind):
+            return self._inside(value.get_secret_value() if self._for_input else str(value), steps)
+        if kind.__module__.partition(".")[0] == "numpy" and hasattr(value, "tolist"):
+            return self._inside(_of_numpy(value), steps)
+        if isinstance(value, msgspec.Struct) and type(value).__struct_config__.array_like:
+            tag = type(value).__struct_config__.tag
+            items = [getattr(value, name) for name in value.__struct_fields__]
+            return self._list(items if tag is None else [tag, *items], steps)
+        if isinstance(value, msgspec.Raw):
+            return self._inside(msgspec.json.decode(value), steps)
+        if isinstance(value, Mapping):
+            return self._object(value.items(), steps)
+        if isinstance(value, Sequence | Set) and not isinstance(value, memoryview):
+            return self._list(value, steps)
+        fields = _fields(value)
+        if fields is None:
+            raise NotJson(steps, f"{_name(kind)} has no JSON form")
+        return self._object(fields, steps)
+
+    def _dumped(self, model: Any, steps: Steps) -> Any:
+        try:
+            return dump(model, for_input=self._for_input)
+        except NotJson as error:
+            raise NotJson((*steps, *error.steps), error.detail) from None
+
+    def _inside(self, value: Any, steps: Steps) -> Any:
+        """Another form of the same value: it is no level of its own."""
+        own = self._above.pop()
+        try:
+            return self.walk(value, steps)
+        finally:
+            self._above.append(own)
+
+    def _list(self, values: Any, steps: Steps) -> list[Any]:
+        return [self.walk(each, (*steps, at)) for at, each in enumerate(values)]
+
+    def _object(self, members: Any, steps: Steps) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, each in members:
+            name = self._key(key, steps)
+            if name in found:
+                raise NotJson((*steps, name), "two keys of this object are the same in JSON")
+            found[name] = self.walk(each, (*steps, name))
+        return found
+
+    def _key(self, key: Any, steps: Steps) -> str:
+        """Text as it is; numbers, dates and the like as JSON writes them."""
+        try:
+            plain = self.walk(key, ())
+        except NotJson as error:
+            raise NotJson(steps, f"a key, {_name(type(key))}: {error.detail}") from None
+        if isinstance(plain, str):
+            return plain
+        if isinstance(plain, bool) or plain is None or isinstance(plain, int | float):
+            return _encode(plain).decode()
+        raise NotJson(steps, f"a key is {_name(type(key))}; keys must be text or numbers")
+
+
+def _finite(value: float) -> float:
+    refuse_infinite(value)
+    return float(value)
+
+
+def _decimal(value: Decimal) -> str:
+    refuse_infinite(value)
+    return Decimal.__str__(value)
+
+
+def _str(value: str) -> str:
+    text = str.__str__(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise NotJson((), "the text has half of a surrogate pair, which UTF-8 can't hold") from None
+    return text
+
+
+def _datetime(value: datetime) -> Any:
+    fields = (value.year, value.month, value.day, value.hour, value.minute, value.second, value.microsecond)
+    return msgspec.to_builtins(datetime(*fields, tzinfo=value.tzinfo, fold=value.fold))
+
+
+def _time(value: time) -> Any:
+    plain = time(value.hour, value.minute, value.second, value.microsecond, value.tzinfo, fold=value.fold)
+    return msgspec.to_builtins(plain)
+
+
+def _timedelta(value: timedelta) -> Any:
+    return msgspec.to_builtins(timedelta(value.days, value.seconds, value.microseconds))
+
+
+_LEAVES: Final[dict[type, Callable[[Any], Any]]] = {
+    float: _finite,
+    int: int,
+    str: _str,
+    Decimal: _decimal,
+    datetime: _datetime,
+    date: lambda value: date(value.year, value.month, value.day).isoformat(),
+    time: _time,
+    timedelta: _timedelta,
+    UUID: str,
+    PurePath: lambda value: _str(str(value)),
+    bytes: lambda value: msgspec.to_builtins(bytes(value)),
+    bytearray: lambda value: msgspec.to_builtins(bytes(value)),
+    memoryview: lambda value: msgspec.to_builtins(bytes(value)),
+}
+"""By type, also for the types derived from it: what JSON has instead."""
+
+
+def _fields(value: Any) -> Iterator[tuple[str, Any]] | None:
+    """The members of a struct, a dataclass or an attrs object, under the names that msgspec gives them."""
+    if isinstance(value, msgspec.Struct):
+        return _of_struct(value)
+    names = getattr(type(value), "__dataclass_fields__", None)
+    if names is not None:
+        names = [name for name, field in names.items() if field._field_type.name == "_FIELD"]
+    elif (attributes := getattr(type(value), "__attrs_attrs__", None)) is not None:
+        names = [attribute.name for attribute in attributes]
+    if names is None:
+        return None
+    found = ((name, _attribute(value, name)) for name in names)
+    return ((name, each) for name, each in found if each is not UNSET)
+
+
+def _attribute(value: Any, name: str) -> Any:
+    """The value of an instance's attribute; UNSET when the class alone has it."""
+    if name in getattr(value, "__dict__", ()):
+        return value.__dict__[name]
+    return getattr(value, name, UNSET) if isinstance(getattr(type(value), name, None), MemberDescriptorType) else UNSET
+
+
+def _of_struct(value: msgspec.Struct) -> Iterator[tuple[str, Any]]:
+    config = value.__struct_config__
+    if config.tag is not None and config.tag_field is not None:
+        yield config.tag_field, config.tag
+    defaults = (NODEFAULT,) * (
+        len(value.__struct_fields__) - len(value.__struct_defaults__)
+    ) + value.__struct_defaults__
+    for name, shown, default in zip(value.__struct_fields__, value.__struct_encode_fields__, defaults, strict=True):
+        each = getattr(value, name)
+        if each is not UNSET and not (config.omit_defaults and _is_default(each, default)):
+            yield shown, each
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    factory = getattr(default, "factory", None)
+    if factory in (list, dict, set):
+        return type(value) is factory and not value
+    return value is default
+
+
+def _of_numpy(value: Any) -> Any:
+    plain = value.tolist()
+    if type(plain) is type(value):  # a long double gives itself
+        return float(plain)
+    if plain is None:
+        raise NotJson((), "NaT is not JSON; use null or a text")
+    return plain
+
+
+def _name(kind: type) -> str:
+    return f"an object of the type {kind.__qualname__}"
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # it is a user's own class, and its text may fail as well
+        return type(error).__name__
