@@ -44,7 +44,7 @@ def main() -> int:
         settings.header_timeout_s,
         settings.write_timeout_s,
     )
-    serve(app, listener, limits, trusted_proxies=settings.trusted_proxies, log_level="warning")
+    serve(app, listener, limits, log_level="warning")
     return 0
 
 

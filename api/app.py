@@ -5,7 +5,7 @@ Every method of every path is guarded by an `Access`; `PUBLIC` is for the few th
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -24,6 +24,7 @@ from api.events.streams import Streams
 from api.front import Front, go_on
 from api.handlers import HANDLERS
 from api.longpoll import LongPolls
+from api.prefix import Prefixes
 from api.resource import Resource, Socket
 from api.routes.docs import DocsRoutes
 from api.routes.events import EventRoutes
@@ -43,13 +44,18 @@ class Application(Starlette):
     """Starlette's, with what every answer has, its own answers to failures included."""
 
     origins: frozenset[str] = frozenset()
+    root_path = ""
+    trusted_proxies: Sequence[str] = ()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, one socket or the application's life."""
         scope["app"] = self
         if self.middleware_stack is None:
             rest = self.build_middleware_stack()
-            self.middleware_stack = Front(rest, self._handling(go_on), self.routes, origins=self.origins)
+            front: ASGIApp = Front(rest, self._handling(go_on), self.routes, origins=self.origins)
+            if self.root_path or self.trusted_proxies:
+                front = Prefixes(front, self.root_path, self.trusted_proxies, self.routes)
+            self.middleware_stack = front
         await self.middleware_stack(scope, receive, send)
 
     def _handling(self, app: ASGIApp) -> ASGIApp:
@@ -83,6 +89,7 @@ def create_app(settings: Settings) -> Starlette:
     routes = _routes(pool, gate, long_polls, streams, settings)
     app = Application(routes=routes, exception_handlers=HANDLERS, lifespan=lifespan)
     app.origins = origins
+    app.root_path, app.trusted_proxies = settings.root_path, settings.trusted_proxies
     app.router.redirect_slashes = False  # "/tasks/" is a path that doesn't exist, not a detour to "/tasks"
     app.state.long_polls, app.state.streams = long_polls, streams
     return app

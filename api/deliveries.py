@@ -5,8 +5,10 @@ from __future__ import annotations
 from urllib.parse import urlencode
 
 import msgspec
+from starlette.types import Scope
 
 from api.answers import DeliveryPage
+from api.prefix import next_link
 from api.query import DeadQuery, DeliveriesQuery, wrong_parameter
 from api.responses import Json
 from taskpool.errors import InvalidTask
@@ -17,7 +19,7 @@ from taskpool.webhooks.endpoint import DeliveryStatus
 
 
 async def list_deliveries(
-    store: AsyncStore, query: DeliveriesQuery | DeadQuery, path: str, *, webhook: str = "", task: str = ""
+    store: AsyncStore, scope: Scope, query: DeliveriesQuery | DeadQuery, path: str, *, webhook: str = "", task: str = ""
 ) -> Json:
     """One page of the deliveries to an endpoint or about a task, or of neither the dead ones of all. Who may see a task
     alone isn't shown where standing endpoints are: only where its own callback is.
@@ -39,4 +41,4 @@ async def list_deliveries(
         return Json(document)
     given = {**msgspec.structs.asdict(query), "cursor": page.next_cursor}
     parameters = urlencode({name: value for name, value in given.items() if value is not None})
-    return Json(document, headers=[(b"link", f'<{path}?{parameters}>; rel="next"'.encode())])
+    return Json(document, headers=[next_link(scope, path, parameters)])

@@ -131,10 +131,11 @@ def conflict(error: TaskConflict, **extra: Any) -> Problem:
     return Problem("task-conflict", str(error), task_status=error.status, **extra)
 
 
-def unique_conflict(error: UniqueConflict, prefix: str) -> Problem:
-    """The problem that a held unique key is; `prefix` is the pointer of the submission."""
-    holder = f"/tasks/{error.id}"
-    errors = [{"pointer": f"{prefix}/unique_key", "detail": str(error)}]
+def unique_conflict(error: UniqueConflict, pointer: str, prefix: str = "") -> Problem:
+    """The problem of a unique key that another task holds; `pointer` is that of the submission in the request, and
+    `prefix` that of the API's paths."""
+    holder = f"{prefix}/tasks/{error.id}"
+    errors = [{"pointer": f"{pointer}/unique_key", "detail": str(error)}]
     headers = [(b"link", f'<{holder}>; rel="related"'.encode())]
     return Problem(
         "unique-conflict",

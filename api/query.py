@@ -18,6 +18,7 @@ from api.wishes import MAX_WAIT_S
 from taskpool.access.apikey import KEY_ID
 from taskpool.access.audit import What
 from taskpool.errors import InvalidTask
+from taskpool.seconds import LONGEST_S
 from taskpool.types import TaskStatus
 from taskpool.webhooks.endpoint import DeliveryStatus
 
@@ -43,7 +44,14 @@ class NoQuery(msgspec.Struct, forbid_unknown_fields=True):
 class TaskQuery(msgspec.Struct, forbid_unknown_fields=True):
     """GET /tasks/{id}: for how many seconds to wait for the task's end."""
 
-    wait: Annotated[float, Meta(ge=0, le=MAX_WAIT_S, description="wait so many seconds for its end")] = 0.0
+    wait: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=LONGEST_S,
+            description=f"wait so many seconds for its end; more than {MAX_WAIT_S} counts as {MAX_WAIT_S}",
+        ),
+    ] = 0.0
 
 
 class ListQuery(msgspec.Struct, forbid_unknown_fields=True):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import socket
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -54,25 +53,19 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(
-    app: Starlette, listener: socket.socket, limits: Limits, *, trusted_proxies: Sequence[str] = (), log_level: str
-) -> None:
-    """Serve until SIGTERM or SIGINT; then answer what is under way and return.
-
-    `trusted_proxies`: addresses and networks of those who say truly whom they forward.
-    """
+def serve(app: Starlette, listener: socket.socket, limits: Limits, *, log_level: str) -> None:
+    """Serve until SIGTERM or SIGINT; then answer what is under way and return."""
     connections = Connections(limits)
     protocol: Any = partial(LimitedProtocol, among=connections)
     config = uvicorn.Config(
         app,
         access_log=False,
         backlog=BACKLOG,
-        forwarded_allow_ips=list(trusted_proxies),
         http=protocol,
         lifespan="on",
         log_config=None,  # the process's logging is its own
         log_level=log_level,
-        proxy_headers=bool(trusted_proxies),
+        proxy_headers=False,  # the application has its own: see `Prefixes`
         server_header=False,
         timeout_graceful_shutdown=DRAIN_S,
         timeout_keep_alive=KEEP_ALIVE_S,

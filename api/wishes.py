@@ -8,7 +8,8 @@ from typing import Final, NamedTuple
 from api.problems import Problem
 from api.tags import Headers
 
-MAX_WAIT_S: Final = 60
+MAX_WAIT_S: Final = 50
+"""The longest wait for a task's end: less than the 60 s after which nginx and others give up on an answer."""
 LONGEST_KEY: Final = 255
 
 _ASKS: Final = frozenset({b"idempotency-key", b"prefer", b"traceparent", b"tracestate"})
@@ -36,6 +37,11 @@ def wishes_of(headers: Headers) -> Wishes:
     """
     asks = [header for header in headers if header[0] in _ASKS]
     return _wishes(asks) if asks else NOTHING
+
+
+def waited(wait_s: float) -> tuple[bytes, bytes]:
+    """The header that says for how long the server was ready to wait."""
+    return b"preference-applied", f"wait={wait_s:g}".encode()
 
 
 def _wishes(asks: Headers) -> Wishes:

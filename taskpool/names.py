@@ -14,6 +14,9 @@ QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 TAG: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 TASK_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
+PATH_PREFIX_FORM: Final = "a path like /jobs or /a/b: letters, digits, '_', '-', '.' and '~' (ASCII) between slashes"
+LONGEST_PATH_PREFIX: Final = 255
+_PATH_PREFIX: Final = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]+)*")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _ALPHABET: Final = "0123456789abcdefghijklmnopqrstuv"
 _PAIRS: Final = [first + second for first in _ALPHABET for second in _ALPHABET]
@@ -49,6 +52,19 @@ def queue_name_fault(name: object) -> str | None:
     if isinstance(name, str) and QUEUE_NAME.fullmatch(name):
         return None
     return f"{name!r} can't be the name of a queue: 1 to 64 letters, digits, '_', '-' or '.' (ASCII)"
+
+
+def path_prefix(text: str) -> str:
+    """The prefix of URL paths that `text` names, such as `/jobs` or `/a/b`, without a slash at its end; `/` is none.
+
+    Raises:
+        ValueError: it isn't one; the text says what is accepted.
+    """
+    prefix = text.removesuffix("/")
+    if len(text) <= LONGEST_PATH_PREFIX and _PATH_PREFIX.fullmatch(prefix) and (prefix or text in ("", "/")):
+        return prefix
+    shown = text if len(text) <= 80 else text[:80] + "..."
+    raise ValueError(f"{shown!r} is not {PATH_PREFIX_FORM}")
 
 
 def new_id() -> str:

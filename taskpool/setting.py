@@ -10,11 +10,13 @@ from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from taskpool.connection.sentinel_url import FORM, SCHEME, TLS_SCHEME, SentinelUrl, is_sentinel_url
-from taskpool.names import queue_name_fault
+from taskpool.names import PATH_PREFIX_FORM, path_prefix, queue_name_fault
 from taskpool.seconds import LONGEST_S
 from taskpool.webhooks.target import entry_fault
 
-Kind = Literal["text", "integer", "seconds", "list", "queues", "targets", "networks", "switch", "choice", "url", "http"]
+Kind = Literal[
+    "text", "integer", "seconds", "list", "queues", "targets", "networks", "switch", "choice", "url", "http", "path"
+]
 
 PREFIX: Final = "TASKPOOL_"
 REDIS_SCHEMES: Final = ("redis", "rediss", "unix", SCHEME, TLS_SCHEME)
@@ -87,6 +89,7 @@ class SettingField:
             "networks": "addresses and networks like 10.0.0.0/8, separated by commas",
             "switch": "true or false",
             "http": "http://HOST:PORT or https://HOST:PORT, with a path if need be",
+            "path": PATH_PREFIX_FORM,
             "url": f"redis://HOST:PORT/DB, rediss://HOST:PORT/DB, unix:///PATH or {FORM}",
         }[self.kind]
 
@@ -108,6 +111,8 @@ class SettingField:
             return _redis_url(text, self.accepts)
         if self.kind == "http":
             return _http_url(text, self.accepts)
+        if self.kind == "path":
+            return path_prefix(text)
         try:
             return self._scalar(text)
         except (KeyError, ValueError):

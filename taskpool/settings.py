@@ -98,8 +98,11 @@ class Settings:
         (), "Origins of web pages that may use the API, such as `https://app.example.org`.", "list"
     )
     trusted_proxies: tuple[str, ...] = _setting(
-        (), "Proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed.", "networks"
+        (),
+        "Proxies whose `X-Forwarded-For`, `X-Forwarded-Proto` and `X-Forwarded-Prefix` are believed.",
+        "networks",
     )
+    root_path: str = _setting("", "Path prefix at which a proxy serves the API, such as `/jobs`; empty: none.", "path")
     log_level: str = _setting("info", "How much the log says.", "choice", choices=LOG_LEVELS)
     task_output: str = _setting(
         "both", "Where what a task writes goes: its log, the worker's own output, or both.", "choice", choices=OUTPUTS

@@ -110,9 +110,9 @@ class Contract:
 
     def _events(self, schema: Object, text: str) -> Iterator[str]:
         """The names of the events in a stream, each held to the document."""
-        assert text.startswith("retry: ")
+        assert text.startswith("retry: 2000\n")
         known = {each["properties"]["event"]["const"]: each for each in schema["oneOf"]}
-        for block in text.partition("\n\n")[2].split("\n\n")[:-1]:
+        for block in text.partition("\n")[2].split("\n\n")[:-1]:
             event = {"event": "message", **dict(line.split(": ", 1) for line in block.splitlines())}
             described = known[event["event"]]
             self._validator(described).validate(event)

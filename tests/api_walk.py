@@ -139,7 +139,7 @@ async def refuse(walk: Walk, id: str, kind: str) -> None:
         assert answer.json()["type"] == TYPE_PREFIX + kind, f"{id} should say {kind}: {answer.text}"
 
 
-RETRY: Final = b"retry: 2000\n\n"
+RETRY: Final = b"retry: 2000\n"
 """The beginning of every stream of events."""
 
 

@@ -122,7 +122,7 @@ async def a_task_as_it_is(walk: Walk, id: str) -> None:
     await walk.ask("submit_task", json={**BODIES["submit_task"], "tags": ["a"], "unique_key": "u", "delay_s": 60})
     walk.world.end("a")
     first = await walk.ask(id, at="a", params={"wait": "1"})
-    await walk.ask(id, at="a", headers={"if-none-match": first.headers["etag"]})
+    await walk.ask(id, at="a", params={"wait": "1"}, headers={"if-none-match": first.headers["etag"]})
 
 
 @answers_of("list_tasks", "get_queue")

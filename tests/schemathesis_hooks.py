@@ -17,8 +17,9 @@ from schemathesis import Case, HookContext, Response
 from schemathesis.core.failures import Failure
 from schemathesis.generation.meta import CONTENT_TYPE_PROBES
 
+from taskpool.seconds import LONGEST_S
+
 OWN_KEY = os.environ.get("TEST_KEY_ID")
-LONGEST_WAIT_S = 60
 SHORT_WAIT_S = 0.05
 DATE_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d")
 URL = re.compile(r"(https?://)[^/?#]+", re.IGNORECASE)
@@ -60,7 +61,7 @@ def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -
             query.clear()
             if "{id}" not in case.operation.path:
                 query["last_event_id"] = "0-0"
-    if re.fullmatch(r"\d{1,2}(\.\d+)?", str(query.get("wait"))) and float(query["wait"]) <= LONGEST_WAIT_S:
+    if re.fullmatch(r"\d{1,9}(\.\d+)?([eE]\d)?", str(query.get("wait"))) and float(query["wait"]) <= LONGEST_S:
         query["wait"] = SHORT_WAIT_S
     if str(query.get("follow")).lower() in ("true", "1"):  # what is followed ends with the task, if it ever does
         query["follow"] = "false"

@@ -62,8 +62,8 @@ async def test_a_task_that_has_ended_is_told_as_it_is_and_the_stream_ends(
 
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/event-stream"
-    assert answer.headers["cache-control"] == "no-store"
-    assert answer.text.startswith("retry: 2000\n\n")
+    assert answer.headers["cache-control"] == "no-store, no-transform"
+    assert answer.text.startswith("retry: 2000\nid: ")
     ((id, event, task),) = read(answer.text)
     assert (event, task["status"], task["result"], task["seq"]) == ("snapshot", "done", 42, 3)
     assert id == world.redis.xrevrange(keys.EVENTS, count=1)[0][0].decode()
@@ -183,13 +183,14 @@ async def test_a_stream_in_which_nothing_happens_says_so_now_and_then(
     async with app.router.lifespan_context(app), asyncio.timeout(30):
         scope = {"type": "http", "method": "GET", "path": "/tasks/a/events", "query_string": b"", "headers": []}
         stream = asyncio.create_task(app(scope, receive, send))
-        while sent.count(b": keep-alive\n\n") < 3:
+        while sent.count(b": keep-alive\n") < 3:
             await asyncio.sleep(0.01)
         world.finish(world.claim())
         await stream
 
     told = b"".join(sent).decode()
-    assert told.startswith("retry: 2000\n\n")
+    assert told.startswith("retry: 2000\nid: ")
+    assert told.count("\n\n") == told.count("data: ")
     assert steps(told) == [2, 3]
 
 

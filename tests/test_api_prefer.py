@@ -48,7 +48,7 @@ async def test_who_waits_gets_the_ended_task(
     response = await waiting
 
     assert response.status_code == 200
-    assert response.headers["preference-applied"] == "wait=60"
+    assert response.headers["preference-applied"] == "wait=50"  # sooner than the 60 s of proxies
     assert response.headers["location"] == f"/tasks/{response.json()['id']}"
     assert response.json().items() >= shown.items()
 
@@ -59,6 +59,16 @@ async def test_a_task_that_takes_longer_is_accepted_as_ever(client: httpx.AsyncC
     assert response.status_code == 202
     assert response.json().keys() == {"id", "status"}
     assert response.headers["preference-applied"] == "wait=0"
+
+
+async def test_a_submission_waits_less_long_than_a_proxy(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.wishes.MAX_WAIT_S", 0)
+
+    response = await client.post("/tasks", json=ECHO, headers={"Prefer": "respond-async, wait=3600"})
+
+    assert (response.status_code, response.headers["preference-applied"]) == (202, "wait=0")
 
 
 async def test_a_preference_that_isnt_understood_is_ignored(client: httpx.AsyncClient) -> None:

@@ -152,6 +152,44 @@ async def test_a_wait_for_an_ended_or_unknown_task_is_over_at_once(client: httpx
     assert (await client.get("/tasks/nothing?wait=60")).status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("asked", "applied"),
+    [("1", "1"), ("0.25", "0.25"), ("50", "50"), ("50.5", "50"), ("60", "50"), ("316224000", "50")],
+)
+async def test_a_wait_ends_before_a_proxy_gives_up(
+    client: httpx.AsyncClient, redis_url: str, asked: str, applied: str
+) -> None:
+    id = await submit(client)
+    run_next(redis_url)
+
+    response = await client.get(f"/tasks/{id}?wait={asked}")
+
+    assert (response.status_code, response.headers["preference-applied"]) == (200, f"wait={applied}")
+
+
+async def test_a_wait_that_is_too_long_is_cut_short(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.routes.tasks.MAX_WAIT_S", 0.05)
+    id = await submit(client)
+
+    response = await client.get(f"/tasks/{id}?wait=3600")
+
+    assert (response.json()["status"], response.headers["preference-applied"]) == ("queued", "wait=0.05")
+
+
+@pytest.mark.parametrize("wait", ["-1", "nan", "long", "null", ""])
+async def test_a_wait_that_is_no_time_is_refused(client: httpx.AsyncClient, wait: str) -> None:
+    response = await client.get(f"/tasks/nothing?wait={wait}")
+
+    assert response.status_code == 400
+    assert response.json()["errors"][0]["parameter"] == "wait"
+
+
+async def test_a_read_that_doesnt_wait_says_nothing_of_waiting(client: httpx.AsyncClient) -> None:
+    id = await submit(client)
+
+    assert "preference-applied" not in (await client.get(f"/tasks/{id}")).headers
+
+
 async def test_tasks_are_listed_page_by_page_newest_first(client: httpx.AsyncClient) -> None:
     ids = [await submit(client, tags=["x"]) for _ in range(5)]
 

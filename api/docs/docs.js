@@ -18,6 +18,8 @@ async function show(key) {
   if (!answer.ok) {
     return ask(answer.status === 401 && !key ? "" : spec.detail || spec.title);
   }
+  // "Execute" asks the server that served this page, below the same path, whatever that server knows of its prefix.
+  spec.servers = [{ url: new URL(".", location).pathname.replace(/(.)\/$/, "$1") }];
   form.hidden = true;
   const ui = SwaggerUIBundle({
     spec,

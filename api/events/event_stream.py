@@ -7,29 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Final
 
-import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.answers import Resynced, TaskGone
+from api.events.framing import KEEP_ALIVE, KEEP_ALIVE_S, RETRY, message, stream_headers
 from api.events.outlet import Beat, Gone, Item, Resync, Snapshot, Steps
 from api.events.streams import Streams
 from api.events.subscription import Subscription
 from taskpool.errors import TaskNotFound
-from taskpool.eventlog import Position
-
-MEDIA_TYPE: Final = b"text/event-stream"
-RETRY_MS: Final = 2000
-KEEP_ALIVE_S: Final = 15.0
-
-_HEADERS: Final = [
-    (b"content-type", MEDIA_TYPE),
-    (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),  # nginx would hold events back
-]
-_encode: Final = msgspec.json.Encoder().encode
 
 
 class EventStream(Response):
@@ -40,7 +27,7 @@ class EventStream(Response):
 
     def __init__(self, streams: Streams, subscription: Subscription, *, first: Sequence[Item] = ()) -> None:
         self.status_code, self.background = 200, None
-        self.raw_headers = list(_HEADERS)
+        self.raw_headers = stream_headers()
         self._streams, self._subscription, self._first = streams, subscription, first
         self._loop = asyncio.get_running_loop()
         self._sent_mono = 0.0
@@ -66,7 +53,7 @@ class EventStream(Response):
     async def _tell(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         items = self._worth_telling(self._first)
-        text = b"retry: %d\n\n" % RETRY_MS + b"".join(map(_text, items))
+        text = RETRY + b"".join(map(_text, items))
         await send({"type": "http.response.body", "body": text, "more_body": True})
         self._beat()
         while not self._is_over(items):
@@ -113,7 +100,7 @@ class StreamHead(Response):
 
     def __init__(self) -> None:
         self.status_code, self.background, self.body = 200, None, b""
-        self.raw_headers = list(_HEADERS)
+        self.raw_headers = stream_headers()
 
 
 async def _disconnect(receive: Receive) -> None:
@@ -126,19 +113,14 @@ def _text(item: Item) -> bytes:
         steps = item.steps
         return steps[0].message if len(steps) == 1 else b"".join([step.message for step in steps])
     if isinstance(item, Snapshot):
-        return _named("snapshot", item.at, item.documents[0])
+        return message(str(item.at), item.documents[0], "snapshot")
     if isinstance(item, Resync):
-        return _named("resync", item.at, Resynced(after=str(item.at), reason=item.reason))
+        return message(str(item.at), Resynced(after=str(item.at), reason=item.reason), "resync")
     if isinstance(item, Gone):
         return gone_text(str(item.to.after), TaskNotFound(item.to.wanted.task))
-    return b": keep-alive\n\n" if isinstance(item, Beat) else b""
+    return KEEP_ALIVE if isinstance(item, Beat) else b""
 
 
 def gone_text(id: str, error: TaskNotFound) -> bytes:
     """The last message of a stream whose task isn't there any more."""
-    document = _encode(TaskGone(kind="task-not-found", detail=str(error)))
-    return b"id: %s\nevent: gone\ndata: %s\n\n" % (id.encode(), document)
-
-
-def _named(name: str, at: Position, document: Any) -> bytes:
-    return b"id: %s\nevent: %s\ndata: %s\n\n" % (str(at).encode(), name.encode(), _encode(document))
+    return message(id, TaskGone(kind="task-not-found", detail=str(error)), "gone")

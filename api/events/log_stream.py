@@ -12,12 +12,12 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from typing import Final
 
-import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.answers import LogEnded
-from api.events.event_stream import KEEP_ALIVE_S, RETRY_MS, gone_text
+from api.events.event_stream import gone_text
+from api.events.framing import EVENT_STREAM, KEEP_ALIVE, KEEP_ALIVE_S, RETRY, message, stream_headers
 from api.events.outlet import Outlet
 from api.events.streams import Streams
 from taskpool.document import log_line_document
@@ -29,9 +29,6 @@ SEND_TIMEOUT_S: Final = 30.0
 """A client that takes nothing for so long is given up."""
 
 TEXT: Final = b"text/plain; charset=utf-8"
-EVENTS: Final = b"text/event-stream"
-
-_encode: Final = msgspec.json.Encoder().encode
 
 
 class Form:
@@ -56,19 +53,14 @@ def _as_text(step: LogStep) -> bytes:
 
 
 def _as_events(step: LogStep) -> bytes:
-    messages = [
-        b"id: %s\ndata: %s\n\n" % (cursor_of(line.id).encode(), _encode(log_line_document(line))) for line in step.lines
-    ]
+    messages = [message(cursor_of(line.id), log_line_document(line)) for line in step.lines]
     if step.is_over:
-        messages.append(b"id: %s\nevent: end\ndata: " % cursor_of(step.after).encode())
-        messages.append(_encode(LogEnded(status=step.status)) + b"\n\n")
+        messages.append(message(cursor_of(step.after), LogEnded(status=step.status), "end"))
     return b"".join(messages)
 
 
 AS_TEXT: Final = Form(TEXT, _as_text)
-AS_EVENTS: Final = Form(
-    EVENTS, _as_events, head=b"retry: %d\n\n" % RETRY_MS, keep_alive=b": keep-alive\n\n", gone=gone_text
-)
+AS_EVENTS: Final = Form(EVENT_STREAM, _as_events, head=RETRY, keep_alive=KEEP_ALIVE, gone=gone_text)
 
 
 class LogStream(Response):
@@ -78,7 +70,7 @@ class LogStream(Response):
         self, form: Form, first: LogStep, steps: AsyncGenerator[LogStep], *, place: tuple[Streams, Outlet] | None = None
     ) -> None:
         self.status_code, self.background = 200, None
-        self.raw_headers = headers_of(form)
+        self.raw_headers = stream_headers(form.media_type)
         self._form, self._first, self._steps, self._place = form, first, steps, place
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,12 +134,7 @@ class LogHead(Response):
 
     def __init__(self, form: Form) -> None:
         self.status_code, self.background, self.body = 200, None, b""
-        self.raw_headers = headers_of(form)
-
-
-def headers_of(form: Form) -> list[tuple[bytes, bytes]]:
-    """The headers of a log in this form; nginx would hold lines back."""
-    return [(b"content-type", form.media_type), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
+        self.raw_headers = stream_headers(form.media_type)
 
 
 async def there(step: LogStep, more: AsyncGenerator[LogStep]) -> AsyncGenerator[LogStep]:

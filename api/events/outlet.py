@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from api.events.framing import encoded_message
 from taskpool.document import event_document
 from taskpool.document_types import TaskDocument
 from taskpool.eventlog import Attributes, Position
@@ -51,7 +52,7 @@ class Step:
     def message(self) -> bytes:
         """The event as a Server-Sent Event. It has no `event:` field, so that `onmessage` hears all of them."""
         if self._message is None:
-            self._message = b"id: %s\ndata: %s\n\n" % (self.event.stream.encode(), self.document)
+            self._message = encoded_message(self.event.stream, self.document)
         return self._message
 
 

@@ -10,6 +10,7 @@ from api.access.access import Access
 from api.openapi.operation import EVENTS, JSON, Answer, Operation
 from api.openapi.schemas import REFS, Schemas
 from api.problems import KINDS, TYPE_PREFIX
+from api.wishes import MAX_WAIT_S
 
 Object = dict[str, Any]
 
@@ -30,12 +31,18 @@ HEADERS: Final[Mapping[str, Object]] = {
     "If-None-Match": {"description": "The ETag of what is known already.", "schema": _TEXT},
     "Link": {"description": 'The next page, as `rel="next"`.', "schema": _TEXT},
     "Location": {
-        "description": "The path of what was made, or is there already.",
+        "description": "The path of what was made or is there already, from the root of the host.",
         "required": True,
         "schema": {"type": "string", "format": "uri-reference"},
     },
-    "Prefer": {"description": "`wait=S`: answer once the task has ended, or after S seconds (60).", "schema": _TEXT},
-    "Preference-Applied": {"description": "The preference that was minded.", "schema": _TEXT},
+    "Prefer": {
+        "description": f"`wait=S`: answer once the task has ended, or after S seconds; {MAX_WAIT_S} at most.",
+        "schema": _TEXT,
+    },
+    "Preference-Applied": {
+        "description": f"`wait=S`: for how long the server was ready to wait; {MAX_WAIT_S} if more was asked for.",
+        "schema": _TEXT,
+    },
     "RateLimit": {
         "description": "The requests left (`r`) and the seconds until all are again, or of none the next (`t`).",
         "schema": {"type": "string", "examples": ['"requests";r=58;t=1']},

@@ -24,8 +24,8 @@ _INFO: Final = (
 )
 
 
-def describe_socket(host: str, *, secure: bool) -> Object:
-    """The document, for a client that reached this server as `host`."""
+def describe_socket(host: str, *, secure: bool, prefix: str = "") -> Object:
+    """The document, for a client that reached this server as `host`, below the path `prefix`."""
     schemas, components = _schemas([*REQUESTS, *MESSAGES])
     messages = {
         kind.__name__: {
@@ -50,6 +50,7 @@ def describe_socket(host: str, *, secure: bool) -> Object:
             "this": {
                 "host": host,
                 "protocol": "wss" if secure else "ws",
+                **({"pathname": prefix} if prefix else {}),
                 "description": "Keys are needed unless the server runs without; browsers use a ticket.",
                 "security": [{"$ref": f"#/components/securitySchemes/{name}"} for name in _SECURITY],
             }

@@ -70,8 +70,13 @@ SECURITY: Final[Mapping[str, Object]] = {
 }
 
 
-def describe(routes: Iterable[BaseRoute], types: Sequence[TypeInfo], *, needs_key: bool = True) -> Object:
-    """The document of these routes and task types, for a server that needs a key or one that doesn't."""
+def describe(
+    routes: Iterable[BaseRoute], types: Sequence[TypeInfo], *, needs_key: bool = True, prefix: str = ""
+) -> Object:
+    """The document of these routes and task types, for a server that needs a key or one that doesn't.
+
+    `prefix`: the path prefix at which clients reach the server.
+    """
     found = list(operations(routes))
     schemas = Schemas([operation for _, _, operation, _ in found])
     schemas.components.update(submissions(schemas.components["TaskSpec"], types))
@@ -87,6 +92,7 @@ def describe(routes: Iterable[BaseRoute], types: Sequence[TypeInfo], *, needs_ke
     return {
         "openapi": "3.1.1",
         "info": _INFO | {"version": version("taskpool")},
+        "servers": [{"url": prefix or "/"}],
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": dict(paths),
         "webhooks": webhooks(schemas),

@@ -13,6 +13,7 @@ from api.openapi.asyncapi import describe_socket
 from api.openapi.document import describe
 from api.openapi.operation import Answer, operation
 from api.openapi.page import FILES, INDEX, DocsPage
+from api.prefix import prefix_of
 from api.problems import Problem
 from api.query import NoQuery, read_query
 from api.responses import Json
@@ -38,13 +39,15 @@ class DocsRoutes:
         """GET /openapi.json: this document, OpenAPI 3.1, with the task types as they are known now."""
         read_query(request.scope["query_string"], NoQuery)
         types = [info for info in await self._pool.types() if self._takes_tasks(info)]
-        return Json(describe(request.app.routes, types, needs_key=await self._gate.needs_key()))
+        prefix, needs_key = prefix_of(request.scope), await self._gate.needs_key()
+        return Json(describe(request.app.routes, types, needs_key=needs_key, prefix=prefix))
 
     @operation("get_asyncapi", tag="service", answers={200: dict[str, Any]}, asks_redis=False)
     async def asyncapi(self, request: Request) -> Json:
         """GET /asyncapi.json: the WebSocket at /ws as a document, AsyncAPI 3."""
         read_query(request.scope["query_string"], NoQuery)
-        return Json(describe_socket(request.url.netloc, secure=request.url.scheme == "https"))
+        secure, prefix = request.url.scheme == "https", prefix_of(request.scope)
+        return Json(describe_socket(request.url.netloc, secure=secure, prefix=prefix))
 
     @operation("show_docs", tag="service", query=None, answers={200: PAGE, 304: SAME_PAGE}, asks_redis=False)
     async def docs(self, request: Request) -> Response:

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from api.access.caller import caller_of
 from api.answers import QueuePage, Queues, Types, Workers
 from api.openapi.operation import Answer, operation
+from api.prefix import next_link
 from api.query import NoQuery, QueueQuery, read_query, wrong_parameter
 from api.responses import Json, tagged
 from taskpool.async_pool import AsyncTaskPool
@@ -49,8 +50,7 @@ class FleetRoutes:
         if page.next_cursor is None:
             return Json(document)
         parameters = urlencode({"cursor": page.next_cursor, "limit": query.limit})
-        link = f'</queues/{quote(name)}?{parameters}>; rel="next"'
-        return Json(document, headers=[(b"link", link.encode())])
+        return Json(document, headers=[next_link(request.scope, f"/queues/{quote(name)}", parameters)])
 
     @operation(
         "list_types",

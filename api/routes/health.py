@@ -16,6 +16,7 @@ from api.access.gate import Gate
 from api.answers import Door, Live, Ready
 from api.metrics import Scrape, exposition
 from api.openapi.operation import Answer, operation
+from api.prefix import public_path
 from api.resource import Resource, Socket
 from api.responses import Json
 from taskpool.async_pool import AsyncTaskPool
@@ -37,7 +38,8 @@ class HealthRoutes:
     @operation("open_door", tag="service", query=None, answers={200: Door}, asks_redis=False)
     async def door(self, request: Request) -> Json:
         """GET /: what this is, and where one can go from here."""
-        links = {path.removeprefix("/"): path for path in map(_way, request.app.routes) if path}
+        paths = [path for path in map(_way, request.app.routes) if path]
+        links = {path.removeprefix("/"): public_path(request.scope, path) for path in paths}
         return Json(Door(service="taskpool", version=version("taskpool"), links=links))
 
     @operation("is_alive", tag="service", query=None, answers={200: Live}, asks_redis=False)

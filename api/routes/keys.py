@@ -14,6 +14,7 @@ from api.access.caller import caller_of
 from api.answers import AuditPage, Keys, Ticket
 from api.body import read_json, read_optional_json
 from api.openapi.operation import Answer, operation
+from api.prefix import next_link, public_path
 from api.query import AuditQuery, NoQuery, read_query, wrong_parameter
 from api.responses import Json, NoContent
 from api.submission import read_as
@@ -53,7 +54,7 @@ class KeyRoutes:
         document = await read_json(request.scope, request.receive, self._max_body_bytes)
         by = caller_of(request.scope).actor()
         key, text = await self._store.carry_out(keyring.create(read_as(document, KeySpec, "invalid-key"), by))
-        location = (b"location", b"/keys/" + key.id.encode())
+        location = (b"location", public_path(request.scope, f"/keys/{key.id}").encode())
         return Json(key_document(key, text=text), status=201, headers=(location,))
 
     @operation("list_keys", tag="keys", answers={200: Keys})
@@ -109,4 +110,4 @@ class KeyRoutes:
             return Json(document)
         given = {**msgspec.to_builtins(query), "cursor": page.next_cursor}
         parameters = urlencode({name: value for name, value in given.items() if value is not None})
-        return Json(document, headers=[(b"link", f'</audit?{parameters}>; rel="next"'.encode())])
+        return Json(document, headers=[next_link(request.scope, "/audit", parameters)])

@@ -13,6 +13,7 @@ from api.answers import LogEnded, LogPage, TaskGone
 from api.events.log_stream import AS_EVENTS, AS_TEXT, TEXT, Form, LogHead, LogStream, there
 from api.events.streams import Streams
 from api.openapi.operation import EVENTS, JSON, Answer, operation
+from api.prefix import next_link
 from api.problems import Problem
 from api.query import LogFormat, LogQuery, read_query, wrong_parameter
 from api.responses import Json, NoContent
@@ -78,7 +79,7 @@ class LogRoutes:
         id, limit = task_id(request), query.limit or PAGE
         page = await self._pool.logs(id, cursor=query.cursor, limit=limit)
         document = LogPage(lines=[log_line_document(line) for line in page.items], next_cursor=page.next_cursor)
-        return Json(document, headers=_link(id, query, page.next_cursor))
+        return Json(document, headers=_link(request, id, query, page.next_cursor))
 
     async def _stream(self, request: Request, query: LogQuery, form: Form) -> Response:
         id, cursor = task_id(request), request.headers.get("last-event-id") or query.cursor
@@ -88,7 +89,7 @@ class LogRoutes:
             if query.follow:
                 raise _wrong("limit", "a log that is followed has no pages")
             page = await self._pool.logs(id, cursor=cursor, limit=query.limit)
-            headers = dict(_link(id, query, page.next_cursor))
+            headers = dict(_link(request, id, query, page.next_cursor))
             return Response(
                 plain_text(page.items),
                 media_type=TEXT.decode(),
@@ -125,12 +126,12 @@ def _accepted(request: Request, *, follows: bool) -> LogFormat:
     return next((form for form in named if form in possible), possible[0])
 
 
-def _link(id: str, query: LogQuery, cursor: str | None) -> list[tuple[bytes, bytes]]:
+def _link(request: Request, id: str, query: LogQuery, cursor: str | None) -> list[tuple[bytes, bytes]]:
     if cursor is None:
         return []
     given = {"cursor": cursor, "limit": query.limit, "format": query.format}
     parameters = urlencode({name: value for name, value in given.items() if value is not None})
-    return [(b"link", f'</tasks/{quote(id)}/logs?{parameters}>; rel="next"'.encode())]
+    return [next_link(request.scope, f"/tasks/{quote(id)}/logs", parameters)]
 
 
 def _wrong(parameter: str, detail: str) -> Problem:

@@ -13,11 +13,12 @@ from api.answers import Accepted, AcceptedBatch
 from api.body import read_json
 from api.longpoll import LongPolls
 from api.openapi.operation import Answer, operation
+from api.prefix import prefix_of, public_path
 from api.problems import Problem, invalid_task, unique_conflict
 from api.query import NoQuery, read_query
 from api.responses import Json
 from api.submission import MAX_SHOWN, Batch, read_batch, read_submission
-from api.wishes import Wishes, wishes_of
+from api.wishes import Wishes, waited, wishes_of
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.document import task_document
 from taskpool.document_types import TaskDocument
@@ -69,7 +70,7 @@ class SubmitRoutes:
         once = None if wishes.key is None else _once(wishes.key, caller_of(scope), b"/tasks", document)
         submitted = await self._pool.submit(spec, once, by=caller_of(scope).actor())
         receipt = submitted.receipts[0]
-        headers = [(b"location", b"/tasks/" + receipt.id.encode())]
+        headers = [(b"location", public_path(scope, f"/tasks/{receipt.id}").encode())]
         if submitted.is_replayed:
             headers.append(REPLAYED)
         if wishes.wait_s is not None:
@@ -101,7 +102,7 @@ class SubmitRoutes:
         except UnknownDependency as error:
             raise _in_batch(error, [error.id in spec.depends_on for spec in specs]) from None
         except UniqueConflict as error:
-            raise unique_conflict(error, f"/tasks/{error.index}") from None
+            raise unique_conflict(error, f"/tasks/{error.index}", prefix_of(scope)) from None
         answers = [
             replace(_accepted(receipt), existing=True) if receipt.is_existing else _accepted(receipt)
             for receipt in submitted.receipts
@@ -112,7 +113,7 @@ class SubmitRoutes:
     async def _after(self, receipt: Receipt, wait_s: int, request: Request, headers: list[tuple[bytes, bytes]]) -> Json:
         """The answer for who prefers to wait (RFC 7240)."""
         record = await self._long_polls.wait(receipt.id, wait_s, request.receive)
-        headers.append((b"preference-applied", b"wait=%d" % wait_s))
+        headers.append(waited(wait_s))
         if record.status.is_terminal:
             return Json(task_document(record), headers=headers)
         latest = receipt._replace(status=record.status)

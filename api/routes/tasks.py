@@ -16,10 +16,12 @@ from api.body import read_optional_json
 from api.deliveries import list_deliveries
 from api.longpoll import LongPolls
 from api.openapi.operation import Answer, operation
+from api.prefix import next_link, public_path
 from api.problems import conflict
 from api.query import DeliveriesQuery, ListQuery, NoQuery, TaskQuery, read_query, wrong_parameter
 from api.responses import Json, NoContent, tagged
 from api.submission import Retry, Stop, read_retry, read_stop
+from api.wishes import MAX_WAIT_S, waited
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.document import task_document
 from taskpool.document_types import TaskDocument
@@ -46,18 +48,27 @@ class TaskRoutes:
         tag="tasks",
         query=TaskQuery,
         headers=["If-None-Match"],
-        answers={200: Answer(TaskDocument, headers=("ETag",)), 304: Answer(None, headers=("ETag",))},
+        answers={
+            200: Answer(TaskDocument, headers=("ETag", "Preference-Applied")),
+            304: Answer(None, headers=("ETag", "Preference-Applied")),
+        },
         problems=["task-not-found"],
     )
     async def get(self, request: Request) -> Response:
-        """GET /tasks/{id}: read a task; with ?wait=S once it has ended, or as it is after S seconds; 304 by ETag."""
+        """GET /tasks/{id}: read a task; with ?wait=S once it has ended, or as it is after S seconds; 304 by ETag.
+
+        The server waits 50 seconds at most, so that the answer comes before a proxy gives up: ask again for a task that
+        hasn't ended by then. `Preference-Applied` says how long it was ready to wait.
+        """
         query = read_query(request.scope["query_string"], TaskQuery)
-        if query.wait:
-            await check_visible(self._pool, request)  # whether it is there isn't told by a wait either
-            record = await self._long_polls.wait(task_id(request), query.wait, request.receive)
-        else:
-            record = await visible(self._pool, request)
-        return tagged(task_document(record), request.scope["headers"])
+        if not query.wait:
+            return tagged(task_document(await visible(self._pool, request)), request.scope["headers"])
+        wait_s = min(query.wait, MAX_WAIT_S)
+        await check_visible(self._pool, request)  # whether it is there isn't told by a wait either
+        record = await self._long_polls.wait(task_id(request), wait_s, request.receive)
+        answer = tagged(task_document(record), request.scope["headers"])
+        answer.raw_headers.append(waited(wait_s))
+        return answer
 
     @operation(
         "list_task_deliveries",
@@ -71,7 +82,7 @@ class TaskRoutes:
         query = read_query(request.scope["query_string"], DeliveriesQuery)
         record = await visible(self._pool, request)
         path = f"/tasks/{quote(record.id)}/deliveries"
-        return await list_deliveries(self._pool.store, query, path, task=record.id)
+        return await list_deliveries(self._pool.store, request.scope, query, path, task=record.id)
 
     @operation("list_tasks", tag="tasks", query=ListQuery, answers={200: Answer(TaskPage, headers=("Link",))})
     async def list(self, request: Request) -> Json:
@@ -87,7 +98,7 @@ class TaskRoutes:
             return Json(document)
         given = {**msgspec.structs.asdict(query), "cursor": page.next_cursor}
         parameters = urlencode({name: value for name, value in given.items() if value is not None})
-        return Json(document, headers=[(b"link", f'</tasks?{parameters}>; rel="next"'.encode())])
+        return Json(document, headers=[next_link(request.scope, "/tasks", parameters)])
 
     @operation(
         "remove_task",
@@ -104,7 +115,7 @@ class TaskRoutes:
         try:
             outcome = await self._pool.store.carry_out(remove_task(id, by))
         except TaskConflict as error:
-            raise conflict(error, stop=f"/tasks/{quote(id)}/stop") from None
+            raise conflict(error, stop=public_path(request.scope, f"/tasks/{quote(id)}/stop")) from None
         if outcome is None:
             return NoContent()
         return Json(task_document(await self._pool.get(id)))

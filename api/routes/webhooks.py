@@ -17,6 +17,7 @@ from api.answers import DeliveryPage, Webhooks
 from api.body import read_json, read_optional_json
 from api.deliveries import list_deliveries
 from api.openapi.operation import Answer, operation
+from api.prefix import public_path
 from api.query import DeadQuery, DeliveriesQuery, NoQuery, read_query
 from api.responses import Json, NoContent
 from api.submission import read_as
@@ -76,7 +77,7 @@ class WebhookRoutes:
         fields = read_as(body, NewWebhook, "invalid-webhook")
         plan = webhook_store.create_webhook(fields, caller.project, self._allowed, caller.actor())
         webhook = await self._store.carry_out(plan)
-        location = (b"location", b"/webhooks/" + webhook.id.encode())
+        location = (b"location", public_path(request.scope, f"/webhooks/{webhook.id}").encode())
         return Json(webhook_document(webhook, with_secret=True), status=201, headers=(location,))
 
     @operation("get_webhook", tag="webhooks", answers={200: WebhookDocument}, problems=OF_ONE)
@@ -156,7 +157,7 @@ class WebhookRoutes:
         """POST /webhooks/{webhook}/test: send a message that only tries whether the endpoint hears."""
         caller = _caller(request)
         sent = await self._store.carry_out(webhook_store.send_test(_id(request), caller.project))
-        location = (b"location", b"/webhooks/deliveries/" + sent.id.encode())
+        location = (b"location", public_path(request.scope, f"/webhooks/deliveries/{sent.id}").encode())
         return Json(delivery_document(sent), status=202, headers=(location,))
 
     @operation(
@@ -170,15 +171,14 @@ class WebhookRoutes:
         """GET /webhooks/{webhook}/deliveries: the last messages to an endpoint, the newest first."""
         query = read_query(request.scope["query_string"], DeliveriesQuery)
         webhook = await self._store.carry_out(webhook_store.get_webhook(_id(request), caller_of(request.scope).project))
-        return await list_deliveries(
-            self._store, query, f"/webhooks/{quote(_id(request))}/deliveries", webhook=webhook.id
-        )
+        path = f"/webhooks/{quote(_id(request))}/deliveries"
+        return await list_deliveries(self._store, request.scope, query, path, webhook=webhook.id)
 
     @operation("list_dead", tag="webhooks", query=DeadQuery, answers={200: Answer(DeliveryPage, headers=("Link",))})
     async def dead(self, request: Request) -> Json:
         """GET /webhooks/dead: the deliveries to any endpoint that nobody tries any more, the newest first."""
         query = read_query(request.scope["query_string"], DeadQuery)
-        return await list_deliveries(self._store, query, "/webhooks/dead")
+        return await list_deliveries(self._store, request.scope, query, "/webhooks/dead")
 
     @operation("get_delivery", tag="webhooks", answers={200: DeliveryDocument}, problems=["delivery-not-found"])
     async def delivery(self, request: Request) -> Json:

@@ -27,6 +27,7 @@ _METAVARS: Final = {
     "networks": "A,B",
     "url": "URL",
     "http": "URL",
+    "path": "PATH",
     "text": "TEXT",
     "choice": "WORD",
 }

@@ -13,9 +13,9 @@ from taskpool.cli.options import Command, environment, load_settings, settings_f
 
 SHARED: Final = ("redis_url", "data_dir", "max_attempts", "webhook_allow", "log_level")
 API: Final = (
-    "host", "port", "public_address", "auth", "cors_origins", "trusted_proxies", "max_body_bytes", "max_connections",
-    "max_streams", "max_connections_per_address", "header_timeout_s", "write_timeout_s", "rate_limit",
-    "rate_burst_s", "result_ttl_s", "failure_ttl_s", "secret_ttl_s", "max_queue_depth", "timeout_s",
+    "host", "port", "public_address", "auth", "cors_origins", "trusted_proxies", "root_path", "max_body_bytes",
+    "max_connections", "max_streams", "max_connections_per_address", "header_timeout_s", "write_timeout_s",
+    "rate_limit", "rate_burst_s", "result_ttl_s", "failure_ttl_s", "secret_ttl_s", "max_queue_depth", "timeout_s",
     "type_grace_s", *SHARED,
 )  # fmt: skip
 WORKER: Final = (
