@@ -238,7 +238,10 @@ class AsyncTaskPool(Face):
         self, queues: Sequence[str], *, worker: str, attempt_id: str, lease_s: float = 15.0
     ) -> RunningTask | None:
         """Claim the next ready task for one attempt; None when there is none. For whoever writes a worker."""
-        return await self.store.run(runner.run_task(queues, worker=worker, attempt_id=attempt_id, lease_s=lease_s))
+        call = runner.run_task(
+            queues, worker=worker, attempt_id=attempt_id, lease_s=lease_s, foreign=self.settings.foreign
+        )
+        return await self.store.run(call)
 
     async def execute_task(self, running: RunningTask) -> TaskStatus:
         """Run a claimed task in a thread, with the types of `registry`, and write how it ended.

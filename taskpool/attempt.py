@@ -190,6 +190,8 @@ def _failed(
         failure |= {"exception": type(error).__qualname__, "traceback": trace}
     if running.attempt < running.max_attempts and not is_final:
         if after_s is None:
+            after_s = running.retry_in_s
+        if after_s is None:
             after_s = backoff_s(running.attempt, first_s=running.backoff_s, longest_s=running.backoff_max_s)
         return Outcome(TaskStatus.SCHEDULED, error=text, failure=failure, traceback=trace, delay_s=after_s)
     return Outcome(TaskStatus.FAILED, error=text, failure=failure, traceback=trace)

@@ -8,30 +8,37 @@ from typing import Any, Final
 import msgspec
 
 from taskpool import rqjob
-from taskpool.hash_fields import backoff_part_s, ids_of, limit_s, number_of, text_of, time_of
+from taskpool.hash_fields import backoff_part_s, ids_of, json_of, limit_s, number_of, text_of, time_of
+from taskpool.seconds import LONGEST_S
 from taskpool.secret import Secrets
 from taskpool.trace import trace_of
-from taskpool.types import RunningTask
+from taskpool.types import ForeignJobs, RunningTask
 
 DEFAULT_TTL_S: Final = 86_400
 DEFAULT_FAILURE_TTL_S: Final = 604_800
-"""How long RQ jobs are kept that don't say."""
+"""How long jobs are kept that call our entry point and don't say."""
+
+RQ_TTL_S: Final = 500
+RQ_FAILURE_TTL_S: Final = 31_536_000
+"""How long RQ keeps jobs that don't say, and so do we when they call an RQ function."""
 
 
-def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str) -> RunningTask:
-    """The claimed task. A job that isn't one of ours is told by its `refusal`."""
+def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str, foreign: ForeignJobs) -> RunningTask:
+    """The claimed task. A job that isn't one of ours, and calls no RQ function to run, is told by its `refusal`."""
     id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, started_ms, *more = (
         reply
     )
-    parents, timeout_ms, backoff, snoozes, hidden, trace = more
+    parents, timeout_ms, backoff, snoozes, hidden, trace, retries_left, retry_intervals = more
     refusal = None
     secrets = None
     payload: Any = None
     try:
-        name, payload = rqjob.call_of(data or b"")
+        name, payload = rqjob.call_of(data or b"", foreign.functions)
         secrets = None if hidden is None else _secrets(hidden)
     except rqjob.Refused as error:
         name, refusal = text_of(type) or rqjob.UNKNOWN_TYPE, str(error)
+    of_rq = name in foreign.functions and refusal is None
+    retries = number_of(retries_left, 0) if of_rq else 0
     traceparent, tracestate = trace_of(text_of(trace)) if trace else (None, None)
     return RunningTask(
         id=id.decode(),
@@ -41,10 +48,10 @@ def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str) -> Runni
         attempt=attempt,
         attempt_id=attempt_id,
         worker=worker,
-        max_attempts=number_of(max_attempts, 0) or 1,
+        max_attempts=attempt + retries if of_rq else number_of(max_attempts, 0) or 1,
         timeout_s=limit_s(timeout_ms, timeout),
-        result_ttl_s=number_of(result_ttl, DEFAULT_TTL_S),
-        failure_ttl_s=number_of(failure_ttl, DEFAULT_FAILURE_TTL_S),
+        result_ttl_s=number_of(result_ttl, RQ_TTL_S if of_rq else DEFAULT_TTL_S),
+        failure_ttl_s=number_of(failure_ttl, RQ_FAILURE_TTL_S if of_rq else DEFAULT_FAILURE_TTL_S),
         enqueued_at=(enqueued_at or b"").decode("ascii", "replace"),
         started_ms=int(started_ms),
         depends_on=ids_of(parents) if parents else (),
@@ -55,6 +62,8 @@ def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str) -> Runni
         refusal=refusal,
         traceparent=traceparent,
         tracestate=tracestate,
+        of_rq=of_rq,
+        retry_in_s=_interval_s(retry_intervals, retries) if retries else None,
     )
 
 
@@ -63,6 +72,15 @@ def waited_ms(running: RunningTask) -> int:
     than all the rest.)"""
     enqueued = time_of(running.enqueued_at.encode())
     return 0 if enqueued is None else max(running.started_ms - round(enqueued.timestamp() * 1000), 0)
+
+
+def _interval_s(intervals: bytes | None, retries_left: int) -> float:
+    """How long RQ waits for the next retry: the last ones of its intervals in order, before that the first one."""
+    found = json_of(intervals)
+    if not isinstance(found, list) or not found:
+        return 0.0
+    interval = found[max(len(found) - retries_left, 0)]
+    return float(interval) if isinstance(interval, int | float) and 0 <= interval <= LONGEST_S else 0.0
 
 
 def _secrets(hidden: bytes) -> Secrets:

@@ -33,7 +33,7 @@ def import_tasks(entry: str) -> list[ModuleType]:
 
     Raises: ConfigurationError when there is nothing of that name, and when importing it fails.
     """
-    _make_importable(Path.cwd(), first=True)
+    make_cwd_importable()
     path = Path(entry)
     if entry.endswith(".py") or os.sep in entry or (path.is_dir() and not entry.isidentifier()):
         return _import_path(path, entry)
@@ -122,10 +122,10 @@ def _failed(entry: str, error: BaseException) -> ConfigurationError:
         what = (
             f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}".splitlines() or ["?"]
         )[0]
-    return ConfigurationError(f"can't load tasks from {entry!r}: {what} ({_user_place(error)})")
+    return ConfigurationError(f"can't load tasks from {entry!r}: {what} ({user_place(error)})")
 
 
-def _user_place(error: BaseException) -> str:
+def user_place(error: BaseException) -> str:
     """The last place in the user's code that the error passed: not in Python's library, an installed one or ours."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
@@ -150,6 +150,11 @@ def _neighbours(path: Path) -> list[str]:
 def _did_you_mean(name: str, names: Sequence[str], folder: Path) -> str:
     near = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {str(folder / near[0])!r}?" if near else ""
+
+
+def make_cwd_importable() -> None:
+    """Make the modules in the current directory importable, as a Python script's own are."""
+    _make_importable(Path.cwd(), first=True)
 
 
 def _make_importable(folder: Path, *, first: bool) -> None:

@@ -26,6 +26,12 @@ WORKER: Final = "rq:worker:"  # + name: hash; + name + ":executions": set of "id
 EXECUTION: Final = "rq:execution:"  # + id:attempt_id: hash
 COMMANDS: Final = "rq:pubsub:"  # + worker name: channel of RQ's commands
 SUSPENDED: Final = "rq:suspended"  # exists while `rq suspend` holds
+RQ_DEPENDENTS: Final = ":dependents"  # JOB + id + this: set of RQ jobs that wait for that one
+EXECUTIONS: Final = "rq:executions:"  # + id: zset of RQ's executions of a job
+INTERMEDIATE: Final = (
+    ":intermediate"  # QUEUE + queue + this: list of ids that a plain RQ worker popped and hasn't started
+)
+FIRST_SEEN: Final = ":first_seen:"  # the list's key + this + id: when RQ's maintenance, or ours, first saw the id there
 
 # --- ours -----------------------------------------------------------------------------------------------
 EVENTS: Final = "taskpool:events"  # capped stream of every event, one JSON document each
@@ -48,6 +54,10 @@ ONCE: Final = "taskpool:once:"  # + digest of an idempotency key: what its call 
 EXPIRING: Final = "taskpool:expiring"  # zset id -> when it expires if not started, s
 COUNTERS: Final = "taskpool:counters"  # hash of the metrics' running totals
 BUCKET: Final = "taskpool:bucket:"  # + caller: string "tokens ms", with a TTL: what it may still ask for
+STUCK: Final = "taskpool:stuck:"  # + id: when it was first seen in an intermediate list, ms, with a TTL
+FOREIGN: Final = "taskpool:foreign:"  # + queue: hash of settings -> how far its front was found to be foreign jobs
+FOREIGN_QUEUES: Final = "taskpool:foreign"  # zset of queues -> when foreign jobs were last found there, s
+SECRETS_INDEX: Final = "taskpool:secrets"  # zset of the ids that have secrets, all with score 0
 SECRETS: Final = "taskpool:secrets:"  # + id: string, what was taken out of the payload; with a TTL
 LOG: Final = "taskpool:log:"  # + id: capped stream of the task's log lines
 WEBHOOKS: Final = "taskpool:webhooks"  # hash endpoint -> its JSON, secrets and all
@@ -73,6 +83,15 @@ AUDIT_SUBMITTED: Final = "taskpool:audit:submitted"  # the same of submissions
 BY_PROJECT: Final = "taskpool:project:"  # + project: zset of ids, all with score 0
 PROJECTS: Final = "taskpool:projects"  # set of projects in use
 NOTHING: Final = "taskpool:nothing"  # never exists: deleting it is the write that Redis never refuses
+
+ENTRY_POINT: Final = "taskpool.runner.run"
+"""The one function that a job of ours names; its arguments are the type and the payload."""
+
+UNKNOWN_TYPE: Final = "unknown"
+"""The type of a job that is no task of ours."""
+
+FOREIGN_KEPT_S: Final = 300
+"""After that long the search behind a queue's foreign jobs begins at the queue's head again."""
 
 WIP_GRACE_S: Final = 3600
 """Seconds added to the end of a lease in ``rq:wip:*``. `rq info` and RQ's maintenance fail every task whose

@@ -231,7 +231,10 @@ class TaskPool(Face):
         self, queues: Sequence[str], *, worker: str, attempt_id: str, lease_s: float = 15.0
     ) -> RunningTask | None:
         """Claim the next ready task for one attempt; None when there is none. For whoever writes a worker."""
-        return self.store.run(runner.run_task(queues, worker=worker, attempt_id=attempt_id, lease_s=lease_s))
+        call = runner.run_task(
+            queues, worker=worker, attempt_id=attempt_id, lease_s=lease_s, foreign=self.settings.foreign
+        )
+        return self.store.run(call)
 
     def execute_task(self, running: RunningTask) -> TaskStatus:
         """Run a claimed task in this thread, with the types of `registry`, and write how it ended.

@@ -177,7 +177,13 @@ def _call_of(h: Hash) -> tuple[str, Any]:
     try:
         return rqjob.call_of(h[b"data"])
     except rqjob.Refused:
-        return (text_of(h.get(b"type")) or rqjob.UNKNOWN_TYPE), None
+        type = text_of(h.get(b"type"))
+    if type is None or type == rqjob.UNKNOWN_TYPE:
+        return rqjob.UNKNOWN_TYPE, None
+    try:
+        return rqjob.call_of(h[b"data"], (type,))  # an RQ function that was run here has its own name as its type
+    except rqjob.Refused:
+        return type, None
 
 
 def _history(raw: bytes | None) -> tuple[PastAttempt, ...]:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from taskpool.discovery import import_tasks
 from taskpool.errors import ConfigurationError, DuplicateType
+from taskpool.rqfunction import function_type
 from taskpool.task import Task, options_of
 from taskpool.tasktype import TaskType, place_of, task_type
 
@@ -41,7 +42,7 @@ class Registry:
 
     def queues(self) -> list[str]:
         """The queues that the types go to by default, sorted."""
-        return sorted({each.queue for each in self._types.values()})
+        return sorted({each.queue for each in self._types.values() if each.is_published})
 
     def files(self) -> list[str]:
         """The source files of the modules loaded, in the order given: what a reload must watch."""
@@ -58,6 +59,14 @@ class Registry:
             raise DuplicateType(f"the task type {new.name!r} is registered twice: at {old.where} and at {new.where}")
         self._types[new.name] = new
         return new
+
+    def load_functions(self, names: Sequence[str]) -> None:
+        """Import the functions of these dotted names, and add them for RQ jobs that call them.
+
+        Raises: ConfigurationError for what can't be imported or isn't a function; DuplicateType.
+        """
+        for name in names:
+            self.add(function_type(name))
 
     def load(self, modules: Sequence[str]) -> None:
         """Import modules, .py files and directories, and add the tasks written in them.

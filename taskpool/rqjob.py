@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import reprlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from math import ceil
 from typing import Any, Final
@@ -20,15 +20,14 @@ from rq.job import Job, JobStatus, get_current_job
 from rq.serializers import JSONSerializer
 
 from taskpool import keys
+from taskpool.lua import Script
 from taskpool.secret import Secrets
 from taskpool.trace import trace_of
 from taskpool.types import RunningTask
 
-ENTRY_POINT: Final = "taskpool.runner.run"
-"""The one function a job of ours names; its arguments are the type and the payload."""
+ENTRY_POINT: Final = keys.ENTRY_POINT
 
-UNKNOWN_TYPE: Final = "unknown"
-"""The type of a job that is no task of ours."""
+UNKNOWN_TYPE: Final = keys.UNKNOWN_TYPE
 
 OF_AN_ATTEMPT: Final = (
     *("attempt_id", "ended_at", "error", "failure", "reason", "progress", "result"),
@@ -39,6 +38,7 @@ OF_AN_ATTEMPT: Final = (
 DESCRIPTION_LENGTH: Final = 120
 SMALL: Final = 2000
 
+_own_key = Script("own_key", "unique")
 _encode = msgspec.json.Encoder().encode
 _CALL: Final = _encode((ENTRY_POINT, None, ())).removesuffix(b"]]")
 _decode = msgspec.json.Decoder().decode
@@ -73,17 +73,22 @@ def data(type: str, payload: bytes) -> bytes:
     return b"%b%b,%b],{}]" % (_CALL, _encode(type), payload)
 
 
-def call_of(stored: bytes) -> tuple[str, Any]:
-    """The type and the payload in a job's `data`, compressed (as RQ writes it) or not (as we do).
+def call_of(stored: bytes, functions: Collection[str] = ()) -> tuple[str, Any]:
+    """The type and the payload in a job's `data`, compressed (as RQ writes it) or not (as we do). A job that calls one
+    of the RQ `functions` has that name as its type, and its arguments as ``{"args": [...], "kwargs": {...}}``.
 
     Raises:
-        Refused: it isn't JSON, or calls anything but the entry point. Nothing of it was imported or run.
+        Refused: it isn't JSON, or calls anything else. Nothing of it was imported or run.
     """
     try:
         raw = stored if stored[:1] == b"[" else zlib.decompress(stored)
         function, instance, arguments, named = _decode(raw)
     except (zlib.error, msgspec.DecodeError, UnicodeDecodeError, ValueError, TypeError) as error:
         raise Refused("its data is not JSON (pickle is never loaded)") from error
+    if isinstance(function, str) and function in functions and instance is None:
+        if not isinstance(arguments, list) or not isinstance(named, dict):
+            raise Refused(f"its arguments for {function} are not a list and an object")
+        return function, {"args": arguments, "kwargs": named}
     if function != ENTRY_POINT or instance is not None:
         raise Refused(f"it calls {str(function)[:80]!r}, and only registered task types are run")
     if not isinstance(arguments, list) or named or not 1 <= len(arguments) <= 2 or not isinstance(arguments[0], str):
@@ -108,6 +113,11 @@ def exc_string(text: str) -> bytes:
     return base64.b64encode(zlib.compress(text.encode("utf-8", "replace")))
 
 
+def return_value(result: bytes) -> bytes:
+    """A result (JSON) as RQ keeps it in its result stream."""
+    return base64.b64encode(result)
+
+
 class PlainJob:
     """The job that a plain RQ worker runs in this process: what a task's context needs of it."""
 
@@ -125,6 +135,11 @@ class PlainJob:
         if job is None:
             raise RuntimeError(f"{ENTRY_POINT} is for RQ workers; use TaskPool.add_task to submit a task")
         return cls(job)
+
+    def rival(self) -> str | None:
+        """The task that took this one's unique key before RQ's tools queued this one again; None when it may run."""
+        found: Any = self._job.connection.eval(_own_key.text.decode(), 0, self._job.id)
+        return found.decode() or None
 
     def running(self, type: str, payload: Any) -> RunningTask:
         """The attempt, counted on the record, as our own workers see theirs. RQ enforces the timeout."""
@@ -166,7 +181,10 @@ class PlainJob:
     def forget_secrets(self, running: RunningTask) -> None:
         """Delete the secrets of a task that is done: nobody can retry it."""
         if running.secrets is not None:
-            self._job.connection.delete(keys.SECRETS + running.id)
+            with self._job.connection.pipeline() as pipeline:
+                pipeline.delete(keys.SECRETS + running.id)
+                pipeline.zrem(keys.SECRETS_INDEX, running.id)
+                pipeline.execute()
 
     def progress(self, done: float, total: float | None, note: str | None) -> None:
         """Keep the progress on the record."""

@@ -21,7 +21,7 @@ from taskpool.record import check_id, fetch, fetch_if_there
 from taskpool.registry import Registry
 from taskpool.seconds import LONGEST_GRACE_S, check_seconds
 from taskpool.settings import Settings
-from taskpool.types import RunningTask, TaskRecord, TaskStatus
+from taskpool.types import LEFT_ALONE, ForeignJobs, RunningTask, TaskRecord, TaskStatus
 
 __all__ = ["Outcome", "execute_task", "execute_task_async", "kill_task", "parents_of", "retry_task", "run", "run_task"]
 
@@ -33,7 +33,9 @@ class TaskFailed(TaskpoolError):
     """Raised in a plain RQ worker for a task that failed, so that RQ marks the job as failed."""
 
 
-def run_task(queues: Sequence[str], *, worker: str, attempt_id: str, lease_s: float) -> Call[RunningTask | None]:
+def run_task(
+    queues: Sequence[str], *, worker: str, attempt_id: str, lease_s: float, foreign: ForeignJobs = LEFT_ALONE
+) -> Call[RunningTask | None]:
     """Claim the next task of these queues, the first queue first, for one attempt; None when none is ready.
 
     Called again with the same attempt id, it answers with what that attempt holds.
@@ -44,7 +46,7 @@ def run_task(queues: Sequence[str], *, worker: str, attempt_id: str, lease_s: fl
     _check_queues(queues)
     check_seconds("lease_s", lease_s, 0.001)
     lease_ms = round(lease_s * 1000)
-    return scripts.claim(queues, worker=worker, attempt_id=attempt_id, lease_ms=lease_ms, again=True)
+    return scripts.claim(queues, worker=worker, attempt_id=attempt_id, lease_ms=lease_ms, again=True, foreign=foreign)
 
 
 def _check_queues(queues: Sequence[str]) -> None:
@@ -123,6 +125,11 @@ def run(type: str, payload: Any = None) -> Any:
     """
     job = rqjob.PlainJob.current()
     settings = Settings.load(os.environ)
+    if (rival := job.rival()) is not None:
+        error = f"the task {rival} took its unique key before it was queued again"
+        document = msgspec.json.encode({"reason": "unique_key_held", "message": error})
+        job.keep({"error": error, "failure": document, "reason": "unique_key_held"})
+        raise TaskFailed(error)
     running = job.running(type, {} if payload is None else payload)
     context = TaskContext.of(running, job)
     outcome = execute_task(

@@ -21,7 +21,7 @@ from taskpool.claimed import restore_claimed
 from taskpool.logs.line import LogLimits
 from taskpool.lua import Script
 from taskpool.submission.addition import Added, NewTask, add
-from taskpool.types import RunningTask, TaskStatus
+from taskpool.types import LEFT_ALONE, ForeignJobs, RunningTask, TaskStatus
 
 __all__ = ["Added", "NewTask", "add"]  # and all that is below
 
@@ -29,11 +29,14 @@ NO_TRACEBACK: Final = b""
 NOT_STARTED: Final = "canceled before it started"
 """What the record of a task says that a person canceled."""
 
-_claim, _finish, _requeue, _crash = map(Script, ("claim", "finish", "requeue", "crash"))
+_claim = Script("claim", "unique", "foreign")
+_finish, _requeue, _crash = map(Script, ("finish", "requeue", "crash"))
 _heartbeat, _unseen, _progress, _log, _stop = map(Script, ("heartbeat", "unseen", "progress", "log", "stop"))
 _cancel, _promote, _release = map(Script, ("cancel", "promote", "release"))
 _revive, _purge, _sweep_unique = (Script(name, "unique") for name in ("revive", "purge", "sweep_unique"))
-_due, _sweep_waiting, _sweep_index = map(Script, ("due", "sweep_waiting", "sweep_index"))
+_due, _sweep_waiting = map(Script, ("due", "sweep_waiting"))
+_sweep_index, _sweep_secrets = (Script(name, "forget") for name in ("sweep_index", "sweep_secrets"))
+_adopt = Script("adopt", "foreign")
 _queue_page, _count = map(Script, ("queue_page", "count"))
 
 
@@ -45,23 +48,39 @@ class Due:
     next_in_ms: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """How many tasks were queued again, and the offsets to go on from."""
+
+    count: int
+    offsets: Mapping[str, int]
+
+
 # --- one attempt --------------------------------------------------------------------------------------------
 
 
 def claim(
-    queues: Sequence[str], *, worker: str, attempt_id: str, lease_ms: int, was_idle: bool = False, again: bool = False
+    queues: Sequence[str],
+    *,
+    worker: str,
+    attempt_id: str,
+    lease_ms: int,
+    was_idle: bool = False,
+    again: bool = False,
+    foreign: ForeignJobs = LEFT_ALONE,
 ) -> Call[RunningTask | None]:
-    """Take the next ready task, most urgent queue first; None when there is none or `rq suspend` holds.
+    """Take the next ready task, most urgent queue first; None when there is none or `rq suspend` holds. `foreign` says
+    what becomes of RQ jobs that aren't tasks.
 
     With `again` it may be sent twice: what the attempt holds already is answered once more. Our own worker processes
     don't need that, nor what it costs: they give back what they never saw (see workers/held.py).
     """
 
     def read(reply: list[Any] | None) -> RunningTask | None:
-        return None if reply is None else restore_claimed(reply, worker, attempt_id)
+        return None if reply is None else restore_claimed(reply, worker, attempt_id, foreign)
 
     shown = "again" if again else "1" if was_idle else ""
-    return _claim.call((worker, attempt_id, lease_ms, shown, *queues), read, again=again)
+    return _claim.call((worker, attempt_id, lease_ms, shown, foreign.argument, *queues), read, again=again)
 
 
 def ring_wait(queues: Sequence[str], timeout_s: float) -> Call[bool]:
@@ -93,7 +112,11 @@ def finish(
             error,
             _json(failure),
             (failure or {}).get("reason", ""),
-            NO_TRACEBACK if done else rqjob.exc_string(traceback or error),
+            rqjob.return_value(result)
+            if done and running.of_rq
+            else NO_TRACEBACK
+            if done
+            else rqjob.exc_string(traceback or error),
             running.type,
         ),
         _word,
@@ -227,6 +250,22 @@ def sweep_waiting(queue: str, offset: int, limit: int) -> Call[int]:
 def sweep_index(index: str, after: str, limit: int) -> Call[str]:
     """Drop ids whose records are gone from an index by type or tag; the id to go on after, empty at the end."""
     return _sweep_index.call((after, limit), _word, keys=(index,), again=True)
+
+
+def sweep_secrets(after: str, limit: int) -> Call[str]:
+    """Delete the secrets of tasks whose records are gone; the id to go on after, empty at the end."""
+    return _sweep_secrets.call((after, limit), _word, again=True)
+
+
+def adopt(offsets: Mapping[str, int], limit: int, *, after_s: float, foreign: ForeignJobs) -> Call[Adopted]:
+    """Queue tasks again that a plain RQ worker took `after_s` ago or earlier and never started. `offsets`: where to go
+    on in each queue's intermediate list."""
+
+    def read(reply: list[int]) -> Adopted:
+        return Adopted(reply[0], dict(zip(offsets, reply[1:], strict=True)))
+
+    flat = [part for item in offsets.items() for part in item]
+    return _adopt.call((f"{after_s:g}", limit, foreign.argument, *flat), read, again=True)
 
 
 def sweep_unique(cursor: str, limit: int) -> Call[str]:

@@ -19,11 +19,13 @@ from taskpool.errors import ConfigurationError
 from taskpool.seconds import LONGEST_S
 from taskpool.setting import PREFIX, SettingField
 from taskpool.setting import setting as _setting
+from taskpool.types import ForeignJobs
 
 AUTH_MODES: Final = ("auto", "off")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 CLIENT_SETTINGS: Final = frozenset({"server", "api_key"})
 """Those of whoever talks to a service; all others are its own."""
+FOREIGN_JOBS: Final = ("leave", "refuse")
 OUTPUTS: Final = ("both", "log", "worker")
 
 
@@ -80,6 +82,15 @@ class Settings:
     timeout_s: float = _setting(600.0, "Seconds one attempt may take, unless its type says.", "seconds", least=0.001)
     max_attempts: int = _setting(1, "Attempts a task gets, unless its type says.", "integer", least=1)
     type_grace_s: float = _setting(3600.0, "Seconds a type stays accepted after its last worker left.", "seconds")
+    foreign_jobs: str = _setting(
+        "leave",
+        "RQ jobs in the queues that aren't tasks: leave them to RQ workers, or refuse (they fail, unread).",
+        "choice",
+        choices=FOREIGN_JOBS,
+    )
+    rq_functions: tuple[str, ...] = _setting(
+        (), "Functions (`package.module.function`) that RQ jobs with JSON data may call here.", "list"
+    )
     builtins: bool = _setting(True, "Serve the built-in task types.", "switch")
     files_root: str = _setting(".", "Directory below which word_count may read files.", "text")
     webhook_allow: tuple[str, ...] = _setting(
@@ -142,6 +153,11 @@ class Settings:
         if faults:
             raise ConfigurationError("\n".join(faults))
         return cls(**values)
+
+    @property
+    def foreign(self) -> ForeignJobs:
+        """What becomes of RQ jobs that aren't tasks."""
+        return ForeignJobs(self.rq_functions, are_refused=self.foreign_jobs == "refuse")
 
     @property
     def redis_url_file(self) -> Path:

@@ -46,6 +46,8 @@ class TaskType:
     result_ttl_s: int | None = None
     description: str = ""
     is_async: bool = False
+    is_published: bool = True
+    """Whether it is announced, so that it can be submitted by its name."""
 
     @cached_property
     def secret_fields(self) -> SecretFields:

@@ -18,7 +18,7 @@ same task in `queued`; it is the only way out, and its own transition.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -237,8 +237,25 @@ class RunningTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The secret values of its payload, which itself only shows masks."""
     traceparent: str | None = None
     tracestate: str | None = None
+    of_rq: bool = False
+    """Whether it is a job of plain RQ, for a function named in TASKPOOL_RQ_FUNCTIONS: RQ's rules hold for it."""
+    retry_in_s: float | None = None
+    """How long its next attempt waits if this one fails; None: as the back-off says."""
     refusal: str | None = None
     """Why this job must not run (another function than ours, unreadable data); None for a task."""
+
+
+class ForeignJobs:
+    """What becomes of RQ jobs that aren't tasks: those that call one of `functions` (dotted names) are run. The others
+    are left in their queue, or claimed to be refused."""
+
+    def __init__(self, functions: Collection[str] = (), *, are_refused: bool = False) -> None:
+        self.functions = frozenset(functions)
+        self.argument = ("!" if are_refused else "-") + ",".join(sorted(self.functions))
+        """As `claim.lua` takes it."""
+
+
+LEFT_ALONE: Final = ForeignJobs()
 
 
 @dataclass(frozen=True, slots=True)

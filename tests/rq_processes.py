@@ -128,9 +128,10 @@ def dashboard(redis_url: str, directory: Path, options: Sequence[str] = SETTINGS
 
 
 @contextmanager
-def workers(redis_url: str, directory: Path, *, count: int = 2, lease_s: float = 1) -> Iterator[None]:
-    """A pool of our workers that serves the default queue; short leases have it beat three times a second."""
-    settings = {"TASKPOOL_WORKERS": str(count), "TASKPOOL_LEASE_S": f"{lease_s:g}", "TASKPOOL_GRACE_S": "5"}
+def workers(redis_url: str, directory: Path, *, count: int = 2, lease_s: float = 1, **more: str) -> Iterator[None]:
+    """A pool of our workers that serves the default queue; short leases have it beat three times a second. `more`:
+    environment variables."""
+    settings = {**more, "TASKPOOL_WORKERS": str(count), "TASKPOOL_LEASE_S": f"{lease_s:g}", "TASKPOOL_GRACE_S": "5"}
     log = directory / "workers.log"
     with TaskPool(redis_url) as pool:
         others = {worker.name for worker in pool.workers()}  # of tests before

@@ -152,7 +152,7 @@ def test_the_vocabulary_imports_next_to_nothing(modules: dict[str, Module]) -> N
     assert graph["taskpool.webhooks.target"] == set()
     assert graph["taskpool.names"] == {"taskpool.errors"}
     assert graph["taskpool.seconds"] == {"taskpool.errors"}
-    assert graph["taskpool.settings"] == {"taskpool.errors", "taskpool.seconds", "taskpool.setting"}
+    assert graph["taskpool.settings"] == {"taskpool.errors", "taskpool.seconds", "taskpool.setting", "taskpool.types"}
     assert graph["taskpool.setting"] == {
         "taskpool.connection.sentinel_url",
         "taskpool.names",

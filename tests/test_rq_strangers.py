@@ -1,4 +1,5 @@
-"""Jobs that others put into RQ's queues: calls of our entry point run, all else is refused and executes nothing."""
+"""Jobs that others put into RQ's queues: calls of our entry point run. All else is refused here (TASKPOOL_FOREIGN_JOBS),
+and nothing of it executes. By default it is left alone: see test_script_foreign.py."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ from taskpool import TaskPool, scripts
 from taskpool.redis_server import RedisServer
 from taskpool.registry import Registry
 from taskpool.rqjob import ENTRY_POINT
+from taskpool.settings import Settings
 from taskpool.types import TaskRecord, TaskStatus
 from tests.rq_processes import TASKS, Dashboard, dashboard, numbers, traces, workers
 
@@ -30,14 +32,18 @@ S = TaskStatus
 def pages(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
     """rq-dashboard, and a worker of ours on the default queue."""
     directory = tmp_path_factory.mktemp("dashboard")
-    with dashboard(redis_server.url, directory) as pages, workers(redis_server.url, directory, count=1):
+    with (
+        dashboard(redis_server.url, directory) as pages,
+        workers(redis_server.url, directory, count=1, TASKPOOL_FOREIGN_JOBS="refuse"),
+    ):
         yield pages
 
 
 @pytest.fixture
 def pool(redis_url: str) -> Iterator[TaskPool]:
-    """A pool that runs the tasks of these tests in this process."""
-    with TaskPool(redis_url, registry=Registry([TASKS], builtins=True)) as pool:
+    """A pool that runs the tasks of these tests in this process, and refuses all other jobs."""
+    settings = Settings(foreign_jobs="refuse")
+    with TaskPool(redis_url, settings=settings, registry=Registry([TASKS], builtins=True)) as pool:
         yield pool
 
 

@@ -12,7 +12,7 @@ from rq.serializers import JSONSerializer
 from taskpool import rqjob, scripts
 from taskpool.claimed import waited_ms
 from taskpool.store import Store
-from taskpool.types import RunningTask, TaskStatus
+from taskpool.types import ForeignJobs, RunningTask, TaskStatus
 from tests.states import LEASE_MS, SEED, World, new_task
 
 S = TaskStatus
@@ -260,13 +260,16 @@ def test_a_plain_rq_job_without_a_time_limit_has_none(world: World) -> None:
     ("function", "arguments"),
     [("os.system", ("true",)), ("taskpool.runner.run_task", ("work",)), (rqjob.ENTRY_POINT, ()), ("print", ({},))],
 )
-def test_a_job_that_calls_anything_else_is_claimed_with_a_refusal(
+def test_a_job_that_calls_anything_else_is_claimed_with_a_refusal_where_those_are_refused(
     world: World, function: str, arguments: tuple[Any, ...]
 ) -> None:
     Queue(connection=world.redis, serializer=JSONSerializer).enqueue(function, *arguments)
 
-    running = world.claim()
+    running = world.run(
+        scripts.claim(["default"], worker="w", attempt_id="1", lease_ms=LEASE_MS, foreign=ForeignJobs(are_refused=True))
+    )
 
+    assert running is not None
     assert running.refusal is not None
     assert running.payload is None
 

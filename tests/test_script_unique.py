@@ -6,6 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from rq.job import Job
+from rq.registry import CanceledJobRegistry, FailedJobRegistry
+from rq.serializers import JSONSerializer
 
 from taskpool import scripts
 from taskpool.calls import Call
@@ -263,3 +266,80 @@ def test_a_record_that_tells_who_holds_a_key_stays_for_that_time(world: World) -
     record = world.get("a")
 
     assert (record.result_ttl_s, record.failure_ttl_s) == (5001, 5001)
+
+
+# --- tasks that RQ's own tools queue again ---------------------------------------------------------------------
+
+
+def requeue(world: World, status: TaskStatus) -> None:
+    """What `rq requeue` and the buttons of dashboards do; RQ has a registry for canceled jobs, too."""
+    job = Job.fetch("a", connection=world.redis, serializer=JSONSerializer)
+    registry = CanceledJobRegistry if status is S.CANCELED else FailedJobRegistry
+    registry("default", connection=world.redis, serializer=JSONSerializer).requeue(job)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("status", [S.FAILED, S.STOPPED, S.CANCELED])
+def test_a_task_that_rq_requeues_is_canceled_when_another_one_has_taken_its_key(
+    world: World, scope: str, status: TaskStatus
+) -> None:
+    seed(world, status, **SCOPES[scope])
+    world.redis.delete("taskpool:unique")  # a key for a time: let it be over
+    world.add("b", unique_key="k", queue="other")
+    requeue(world, status)
+
+    assert world.try_claim(attempt_id="2") is None
+
+    record = world.get("a")
+    assert (record.status, record.reason) == (S.CANCELED, "unique_key_held")
+    assert record.error == "canceled: the task b took its unique key before it was queued again"
+    assert world.events("a")[-1][1:] == ("canceled", "canceled")
+    assert world.snapshot()["taskpool:unique k"] == "b"
+    assert world.redis.zscore("rq:canceled:default", "a") is not None
+    assert not world.redis.exists("rq:queue:default")
+
+
+@pytest.mark.parametrize("status", [S.FAILED, S.STOPPED, S.CANCELED])
+def test_a_task_that_rq_requeues_takes_its_key_again_when_it_is_free(world: World, status: TaskStatus) -> None:
+    seed(world, status)
+    world.add("b", unique_key="k", queue="other")
+    requeue(world, status)
+    world.finish(world.claim("other", attempt_id="b"))
+
+    running = world.claim(attempt_id="2")
+
+    assert running.id == "a"
+    assert world.snapshot()["taskpool:unique k"] == "a"
+    record = world.get("a")
+    assert (record.status, record.reason, record.error, record.ended_at) == (S.IN_PROGRESS, None, None, None)
+    assert world.add("c", unique_key="k").conflict is not None
+
+
+@pytest.mark.parametrize("how", [{"unique_until": "start"}, {"unique_for_s": 500}])
+def test_the_next_attempt_of_a_task_runs_although_another_one_has_its_key_by_then(
+    world: World, how: dict[str, Any]
+) -> None:
+    running = world.start("a", unique_key="k", max_attempts=2, **how)
+    if "unique_for_s" in how:
+        world.redis.hset("taskpool:unique", "k", "a 1")
+    assert world.add("b", unique_key="k", queue="other").statuses == ("queued",)
+    world.run(scripts.retry(running, delay_ms=0, error="no luck", failure={}))
+
+    assert world.claim(attempt_id="2").id == "a"
+
+
+def test_of_a_task_that_rq_requeues_and_its_rival_exactly_one_runs_at_a_time(world: World) -> None:
+    for n in range(30):
+        world.redis.flushall()
+        seed(world, S.FAILED)
+        world.add("b", unique_key="k", queue="other")
+        requeue(world, S.FAILED)
+
+        (answers,) = race(
+            world.url,
+            1,
+            lambda n: scripts.claim(["default"], worker="w1", attempt_id="1", lease_ms=1000),
+            lambda n: scripts.claim(["other"], worker="w2", attempt_id="2", lease_ms=1000),
+        )
+
+        assert [running and running.id for running in answers] == [None, "b"], n

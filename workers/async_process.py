@@ -73,6 +73,7 @@ class AsyncProcess:
         self._settings, self._registry, self._worker, self._queues = settings, registry, worker, queues
         self._capture = capture
         self._lease_ms = round(settings.lease_s * 1000)
+        self._foreign = settings.foreign
         self._elsewhere = Elsewhere(type_grace_s=settings.type_grace_s)
         self._pid = os.getpid()
         self._block = block
@@ -153,6 +154,7 @@ class AsyncProcess:
             worker=self._worker,
             attempt_id=next(self._attempt_ids),
             lease_ms=self._lease_ms,
+            foreign=self._foreign,
             was_idle=not self._attempts,
         )
 

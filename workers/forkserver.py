@@ -196,6 +196,7 @@ def main(control_fd: int, memory_fd: int, parent: int) -> None:
     capture.install(settings.log_level)
     try:
         registry = Registry(settings.tasks, builtins=settings.builtins)
+        registry.load_functions(settings.rq_functions)
     except ConfigurationError as error:
         send(control, {"error": str(error)})
         return
@@ -205,7 +206,7 @@ def main(control_fd: int, memory_fd: int, parent: int) -> None:
     gc.collect()
     gc.freeze()  # the modules' objects stay shared with the children: no collection touches their pages
     lines = read_lines(control)
-    types = [each.info(max_attempts=settings.max_attempts) for each in registry]
+    types = [each.info(max_attempts=settings.max_attempts) for each in registry if each.is_published]
     send(control, {"types": types, "queues": registry.queues(), "files": source_files(registry)})
     ForkServer(control, settings, registry, memory, capture).serve(lines)
 

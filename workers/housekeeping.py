@@ -25,6 +25,9 @@ log = logging.getLogger("workers")
 T = TypeVar("T")
 
 BATCH: Final = 200
+INDEXES: Final = 8
+INDEX_BATCH: Final = 500
+"""How many indexes are swept in one round, and how many ids of each are looked at."""
 RELEASE_STEPS: Final = 20
 IDLE_S: Final = 1.0
 LEAST_S: Final = 0.05
@@ -43,7 +46,7 @@ class Housekeeping:
         self._store, self._outage, self._settings = store, outage, settings
         self._offsets: dict[str, int] = {}
         self._unswept: list[str] = []
-        self._swept_to = ""
+        self._swept_to: dict[str, str] = {}
         self._unique_cursor = "0"
         self._told: deque[str] = deque(maxlen=FAULTS_TOLD)
         self._alarm: asyncio.TimerHandle | None = None
@@ -89,15 +92,16 @@ class Housekeeping:
         return one(scripts.sweep_waiting(queue, self._offsets.get(queue, 0), BATCH))
 
     async def _sweep_indexes(self) -> None:
-        """One step through one index, in turn: what is gone without `purge` leaves its id behind."""
+        """One step through some of the indexes, in turn: what is gone without `purge` leaves its id behind."""
         if not self._unswept:
             self._unswept = await self._carry_out(indexes()) or []
-        if self._unswept:
-            self._swept_to = (
-                await self._carry_out(one(scripts.sweep_index(self._unswept[-1], self._swept_to, BATCH))) or ""
-            )
-            if not self._swept_to:
-                self._unswept.pop()
+        some, rest = self._unswept[:INDEXES], self._unswept[INDEXES:]
+        reached = await self._all([self._sweep_index(index) for index in some])
+        self._swept_to = {index: id for index, id in zip(some, reached, strict=True) if id}
+        self._unswept = [*self._swept_to, *rest]
+
+    def _sweep_index(self, index: str) -> Plan[str]:
+        return one(scripts.sweep_index(index, self._swept_to.get(index, ""), INDEX_BATCH))
 
     async def _carry_out(self, plan: Plan[T]) -> T | None:
         """Carries out one step. A damaged record may fail a script: it must not keep the other steps back."""

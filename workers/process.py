@@ -89,6 +89,7 @@ class Process:
         capture.begin(place.pipes.become_output() if place.pipes else {})
         self._output = Output(place.pipes.readers, capture) if place.pipes else None
         self._lease_ms = round(settings.lease_s * 1000)
+        self._foreign = settings.foreign
         self._elsewhere = Elsewhere(type_grace_s=settings.type_grace_s)
         self._block, self._lane = block, block.lane(0)
         self._store = Store(redis_url, name=worker)
@@ -184,6 +185,7 @@ class Process:
             worker=self._worker,
             attempt_id=next(self._attempt_ids),
             lease_ms=self._lease_ms,
+            foreign=self._foreign,
             was_idle=self._is_idle,
         )
         return [scripts.ring_wait(self._queues, DOORBELL_S), claim] if waits else [claim]

@@ -24,6 +24,7 @@ from taskpool.settings import Settings, resolve_redis_url
 from taskpool.store import AsyncStore
 from taskpool.webhooks.target import Allowed
 from workers import processgroup, reload, stacks
+from workers.beside_rq import BesideRq
 from workers.child import Child, Verdict
 from workers.crew import Crew
 from workers.dispatcher import Dispatcher
@@ -108,6 +109,8 @@ class Supervisor:
             housekeeping, webhooks = self._housekeeping, self._dispatcher
             self._spawn(repeat("housekeeping", housekeeping.step, outage=outage, wake=housekeeping.wake))
             self._spawn(repeat("webhooks", webhooks.step, outage=outage, wake=webhooks.wake))
+            beside_rq = BesideRq(self._store, self._settings)
+            self._spawn(repeat("looking after RQ's neighbours", beside_rq.step, outage=outage))
             self._spawn(repeat("forgetting dead workers", self._forget_dead, outage=outage))
             if self._reloads:
                 self._spawn(reload.watch(self._files, self._reload))

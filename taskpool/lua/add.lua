@@ -224,6 +224,7 @@ local function store(at)
   if secrets ~= '' then
     redis.call('SET', KEY.secrets .. id, secrets, 'EX',
       redis.call('HGET', key, 'secret_ttl') + math.ceil(math.max(due_ms - now_ms, 0) / 1000))
+    redis.call('ZADD', KEY.secrets_index, 0, id)
   end
   by_type[type] = by_type[type] or {}
   table.insert(by_type[type], '0')

@@ -1,17 +1,25 @@
 -- Takes the next ready task of the first queue that has one, for one attempt.
 --
+-- Jobs of other programs (foreign jobs: they call neither our entry point nor a function that we were told to run) stay
+-- in the queue, in their order, for the RQ workers that run them. Tasks behind them are found: `taskpool:foreign:{queue}`
+-- says how far a queue's front consists of such jobs, so that they aren't looked at by each claim again.
+--
 -- ARGV[1]  worker name
 -- ARGV[2]  attempt id: the fencing token of this attempt
 -- ARGV[3]  lease in ms
 -- ARGV[4]  '1' when the worker was shown as idle until now; 'again' when this call may be sent twice: a task that this
 --          attempt has claimed already is then answered once more
--- ARGV[5+] queues, most urgent first
+-- ARGV[5]  '-' or '!' and the dotted names of RQ functions to run, comma separated. '-': other foreign jobs are left
+--          alone; '!': they are claimed, to be refused
+-- ARGV[6+] queues, most urgent first
 -- Returns  {id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, started_ms,
---           parents, timeout_ms, backoff, snoozes, secrets (false: it has none; '': they are no longer kept), trace},
+--           parents, timeout_ms, backoff, snoozes, secrets (false: it has none; '': they are no longer kept), trace,
+--           retries_left, retry_intervals (of RQ's Retry; false: it has none)},
 --           or false: nothing is ready, or `rq suspend` holds
 
 local worker, attempt_id, lease_ms, was_idle = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1'
-local BOUND = 200 -- ids looked at in one call: stale ones are skipped
+local foreign, FIRST_QUEUE = ARGV[5], 6
+local BOUND = 200 -- ids looked at in one call: stale ones and foreign ones are skipped
 
 local now_ms, stamp = clock()
 local looked_at = 0
@@ -19,13 +27,71 @@ local looked_at = 0
 local function fields_of(id)
   return redis.call('HMGET', KEY.job .. id, 'status', 'type', 'data', 'attempt', 'max_attempts', 'timeout',
     'result_ttl', 'failure_ttl', 'enqueued_at', 'seq', 'expires_ms', 'dependency_ids', 'timeout_ms', 'started_at',
-    'backoff', 'snoozes', 'secret_ttl', 'trace')
+    'backoff', 'snoozes', 'secret_ttl', 'trace', 'unique', 'ended_at')
 end
 
 local function answer(id, queue, f, attempt)
   local secrets = f[17] and (redis.call('GETEX', KEY.secrets .. id, 'EX', f[17] + math.max(tonumber(f[6]) or 0, 0)) or '')
+  local retry = {false, false}
+  if f[3] and not is_stored_by_us(f[3]) then retry = redis.call('HMGET', KEY.job .. id, 'retries_left', 'retry_intervals') end
   return {id, queue, f[2], f[3], attempt, f[5], f[6], f[7], f[8], f[9], string.format('%.0f', now_ms), f[12], f[13],
-    f[15], f[16], secrets, f[18]}
+    f[15], f[16], secrets, f[18], retry[1], retry[2]}
+end
+
+-- Whether an RQ job asks for something that our workers don't do: callbacks, repetition, webhooks, RQ's rate limits and
+-- groups, dependents. Run without it, it would be half done.
+local function needs_rq(id)
+  for _, value in ipairs(redis.call('HMGET', KEY.job .. id, 'success_callback_name', 'failure_callback_name',
+    'stopped_callback_name', 'repeats_left', 'webhooks', 'rate_limit_key', 'group_id')) do
+    if value and value ~= '' and value ~= '0' then return true end
+  end
+  return redis.call('EXISTS', KEY.job .. id .. KEY.rq_dependents) == 1
+end
+
+-- Whether a job is another program's, and to be left alone; as how many ids it counts; and the RQ function that it calls,
+-- if that is one to run. A record with a type is a task, even if its data can't be read any more.
+local function is_foreign(id, f)
+  local name, cost = called_function(f[3])
+  if name == KEY.entry_point then return false, cost end
+  if name and string.find(',' .. string.sub(foreign, 2) .. ',', ',' .. name .. ',', 1, true) then
+    return needs_rq(id), cost, name
+  end
+  local is_task = not name and f[2] and f[2] ~= KEY.unknown_type
+  return not is_task and string.sub(foreign, 1, 1) ~= '!', cost
+end
+
+-- How many foreign jobs the front of a queue consists of, as far as it is known: 1 at least, the one that is its head.
+-- Kept are their number, the first one's id and the last one's. RQ's workers take them from the front. When others were
+-- put in front of them since, those have not been looked at: then the second value is the first id that has.
+local function known_foreign(queue, place, head)
+  local n, first, last = string.match(redis.call('HGET', KEY.foreign .. queue, foreign) or '', '^(%d+) (%S+) (%S+)$')
+  if not n then return 1 end
+  local new = head ~= first and redis.call('LPOS', place, first, 'MAXLEN', 1000)
+  if new then return 1, first end
+  if redis.call('LINDEX', place, n - 1) == last then return tonumber(n) end
+  local at = redis.call('LPOS', place, last, 'MAXLEN', n)
+  return at and at + 1 or 1
+end
+
+-- The same for a search that has come to the first of those that are known, at this index.
+local function known_from(queue, place, at)
+  local n, last = string.match(redis.call('HGET', KEY.foreign .. queue, foreign) or '', '^(%d+) %S+ (%S+)$')
+  local found = last and redis.call('LPOS', place, last, 'MAXLEN', at + n)
+  return found and found + 1 or at + 1
+end
+
+local function keep_foreign(queue, place, n)
+  local key, first, last = KEY.foreign .. queue, redis.call('LINDEX', place, 0), redis.call('LINDEX', place, n - 1)
+  redis.call('HSET', key, foreign, n .. ' ' .. first .. ' ' .. last)
+  if redis.call('TTL', key) < 0 then redis.call('EXPIRE', key, KEY.foreign_kept_s) end
+  redis.call('ZADD', KEY.foreign_queues, string.format('%.3f', now_ms / 1000), queue)
+end
+
+-- Ends a task that can't be started any more.
+local function cancel(id, queue, f, seq, reason, error, more)
+  redis.call('HSET', KEY.job .. id, 'status', 'canceled', 'ended_at', stamp, 'reason', reason, 'seq', seq, 'error', error)
+  retain(id, KEY.canceled .. queue, tonumber(f[8]) or 604800, now_ms, f[17])
+  emit(id, seq, 'canceled', 'canceled', now_ms, ',"reason":"' .. reason .. '"' .. more)
 end
 
 if ARGV[4] == 'again' then
@@ -41,60 +107,87 @@ if ARGV[4] == 'again' then
 end
 if redis.call('EXISTS', KEY.suspended) == 1 then return false end
 
-for argument = 5, #ARGV do
+for argument = FIRST_QUEUE, #ARGV do
   local queue = ARGV[argument]
-  local id = redis.call('LPOP', KEY.queue .. queue)
+  local place = KEY.queue .. queue
+  local passed, known = 0, nil -- foreign jobs at the front: from the first one on, nothing is popped any more
+  local id = redis.call('LPOP', place)
   while id do
     local key = KEY.job .. id
     local f = fields_of(id)
+    local is_alien, cost, named = false, nil, nil
+    if f[3] and not is_stored_by_us(f[3]) then is_alien, cost, named = is_foreign(id, f) end
+    looked_at = looked_at + (cost or 1)
 
-    -- Only a queued record is started. Anything else is a leftover (removed by a dashboard, queued twice): skip it.
-    if f[1] == 'queued' and string.find(id, '^[%w_-]+$') then
-      local attempt, seq = tonumber(f[4] or 0) + 1, tonumber(f[10] or 0) + 1
-      if f[11] then redis.call('ZREM', KEY.expiring, id) end
-
-      -- A task that was started in time, whatever became of that attempt, no longer expires.
-      if f[11] and not f[14] and tonumber(f[11]) <= now_ms then
-        redis.call('HSET', key, 'status', 'canceled', 'ended_at', stamp, 'reason', 'expired', 'seq', seq,
-          'error', 'canceled: it was not started before it expired')
-        retain(id, KEY.canceled .. queue, tonumber(f[8]) or 604800, now_ms, f[17])
-        emit(id, seq, 'canceled', 'canceled', now_ms, ',"reason":"expired"')
+    if is_alien then
+      if passed == 0 then
+        redis.call('LPUSH', place, id)
+        passed, known = known_foreign(queue, place, id)
+      elseif id == known then
+        passed, known = known_from(queue, place, passed), nil
       else
-        -- RQ's own enqueue and a dashboard's requeue leave an expiry or the last attempt's end on the record.
-        if attempt > 1 or not f[2] then
-          redis.call('PERSIST', key)
-          -- A reason says that the task had ended, so this is a new life: its crashes don't count on.
-          if redis.call('HEXISTS', key, 'reason') == 1 then redis.call('HDEL', key, 'crashes') end
-          redis.call('HDEL', key, 'ended_at', 'error', 'failure', 'reason', 'progress', 'stop_ms', 'stop_grace_s',
-            'stop_force')
+        passed = passed + 1
+      end
+    else
+      if passed > 0 then redis.call('LREM', place, passed * 2 > redis.call('LLEN', place) and -1 or 1, id) end
+
+      -- Only a queued record is started. Anything else is a leftover (removed by a dashboard, queued twice): skip it.
+      if f[1] == 'queued' and string.find(id, '^[%w_-]+$') then
+        local attempt, seq = tonumber(f[4] or 0) + 1, tonumber(f[10] or 0) + 1
+        if f[11] then redis.call('ZREM', KEY.expiring, id) end
+        local holder = f[19] and f[20] and rival_of(id, f[19], now_ms)
+
+        -- A task that was started in time, whatever became of that attempt, no longer expires.
+        if f[11] and not f[14] and tonumber(f[11]) <= now_ms then
+          cancel(id, queue, f, seq, 'expired', 'canceled: it was not started before it expired', '')
+        elseif holder then
+          cancel(id, queue, f, seq, 'unique_key_held', string.format(
+            'canceled: the task %s took its unique key before it was queued again', holder), ',"by":"' .. holder .. '"')
+        else
+          -- RQ's own enqueue and a dashboard's requeue leave an expiry or the last attempt's end on the record.
+          if attempt > 1 or not f[2] or f[20] then
+            redis.call('PERSIST', key)
+            -- A reason says that the task had ended, so this is a new life: its crashes don't count on.
+            if redis.call('HEXISTS', key, 'reason') == 1 then redis.call('HDEL', key, 'crashes') end
+            redis.call('HDEL', key, 'ended_at', 'error', 'failure', 'reason', 'progress', 'stop_ms', 'stop_grace_s',
+              'stop_force')
+          end
+          if named and f[2] ~= named then
+            f[2] = named
+            redis.call('HSET', key, 'type', named)
+            redis.call('ZADD', KEY.by_type .. named, 0, id)
+            redis.call('SADD', KEY.types_used, named)
+          end
+          redis.call('HSET', key, 'status', 'started', 'started_at', stamp, 'worker_name', worker, 'attempt', attempt,
+            'attempt_id', attempt_id, 'seq', seq)
+          local member = id .. ':' .. attempt_id
+          redis.call('ZADD', KEY.wip .. queue, string.format('%.3f', (now_ms + lease_ms) / 1000 + KEY.wip_grace_s), member)
+          redis.call('HSET', KEY.execution .. member, 'job_id', id, 'created_at', now_ms / 1000, 'last_heartbeat',
+            now_ms / 1000, 'worker_name', worker)
+          redis.call('EXPIRE', KEY.execution .. member, KEY.wip_grace_s)
+          redis.call('SADD', KEY.worker .. worker .. ':executions', member)
+          if was_idle and redis.call('EXISTS', KEY.worker .. worker) == 1 then
+            redis.call('HSET', KEY.worker .. worker, 'state', 'busy')
+          end
+          if passed > 0 then keep_foreign(queue, place, passed) end
+          emit(id, seq, 'started', 'in_progress', now_ms, ',"attempt":' .. attempt)
+          return answer(id, queue, f, attempt)
         end
-        redis.call('HSET', key, 'status', 'started', 'started_at', stamp, 'worker_name', worker, 'attempt', attempt,
-          'attempt_id', attempt_id, 'seq', seq)
-        local member = id .. ':' .. attempt_id
-        redis.call('ZADD', KEY.wip .. queue, string.format('%.3f', (now_ms + lease_ms) / 1000 + KEY.wip_grace_s), member)
-        redis.call('HSET', KEY.execution .. member, 'job_id', id, 'created_at', now_ms / 1000, 'last_heartbeat',
-          now_ms / 1000, 'worker_name', worker)
-        redis.call('EXPIRE', KEY.execution .. member, KEY.wip_grace_s)
-        redis.call('SADD', KEY.worker .. worker .. ':executions', member)
-        if was_idle and redis.call('EXISTS', KEY.worker .. worker) == 1 then
-          redis.call('HSET', KEY.worker .. worker, 'state', 'busy')
-        end
-        emit(id, seq, 'started', 'in_progress', now_ms, ',"attempt":' .. attempt)
-        return answer(id, queue, f, attempt)
       end
     end
 
-    looked_at = looked_at + 1
     if looked_at >= BOUND then
+      if passed > 0 then keep_foreign(queue, place, passed) end
       ring(queue, 1) -- come back at once
       return false
     end
-    id = redis.call('LPOP', KEY.queue .. queue)
+    if passed > 0 then id = redis.call('LINDEX', place, passed) else id = redis.call('LPOP', place) end
   end
+  if passed > 0 then keep_foreign(queue, place, passed) end
 end
 
--- Every queue is empty: what still rings is stale.
-for argument = 5, #ARGV do redis.call('DEL', KEY.doorbell .. ARGV[argument]) end
+-- Every queue is empty, or holds only foreign jobs: what still rings is stale.
+for argument = FIRST_QUEUE, #ARGV do redis.call('DEL', KEY.doorbell .. ARGV[argument]) end
 if not was_idle and redis.call('EXISTS', KEY.worker .. worker) == 1 then
   redis.call('HSET', KEY.worker .. worker, 'state', 'idle')
 end

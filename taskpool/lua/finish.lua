@@ -5,7 +5,8 @@
 -- ARGV[6]     seconds the record is kept; negative: for ever
 -- ARGV[7]     result as JSON ('' unless done)
 -- ARGV[8..10] error, failure as JSON, reason ('' = none)
--- ARGV[11]    traceback as RQ stores it in its result stream ('' = none)
+-- ARGV[11]    traceback as RQ stores it in its result stream ('' = none); of an RQ function that is done, its result as
+--             RQ stores it there
 -- ARGV[12]    type, for a record that a plain RQ producer made
 -- Returns     'ok' | 'children' (dependents wait in the outbox) | 'lost' (the lease is another's: nothing changed).
 --             Sent again because the answer was lost, it answers as at first and changes nothing
@@ -33,8 +34,16 @@ local seq = tonumber(f[3]) + 1
 local more, aside = '', nil
 drop_attempt(id, attempt_id, queue, worker) -- first: see there
 if status == 'done' then
-  if f[8] then redis.call('DEL', KEY.secrets .. id) end -- nobody can retry it by hand
+  if f[8] then -- nobody can retry it by hand
+    redis.call('DEL', KEY.secrets .. id)
+    redis.call('ZREM', KEY.secrets_index, id)
+  end
   redis.call('HSET', key, 'status', 'finished', 'ended_at', stamp, 'seq', seq, 'result', ARGV[7])
+  if ARGV[11] ~= '' then
+    redis.call('XADD', KEY.results .. id, 'MAXLEN', 10, '*', 'type', 1, 'worker_name', worker, 'return_value', ARGV[11],
+      'execution_id', attempt_id)
+    if tonumber(ARGV[6]) >= 0 then redis.call('EXPIRE', KEY.results .. id, math.max(ARGV[6], KEY.least_ttl_s) + 60) end
+  end
   if f[7] then
     redis.call('HSET', key, 'history', history_with(f[7], f[5], worker, f[6], stamp, status, ''))
   elseif ARGV[7] ~= '' and #ARGV[7] <= TOLD_BYTES then -- who waits for a small result needn't read the record for it

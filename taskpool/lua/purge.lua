@@ -50,6 +50,7 @@ if f[12] then
   redis.call('ZREM', KEY.by_project .. f[12], id)
   if redis.call('EXISTS', KEY.by_project .. f[12]) == 0 then redis.call('SREM', KEY.projects, f[12]) end
 end
+if f[8] then redis.call('ZREM', KEY.secrets_index, id) end
 if f[9] then redis.call('HDEL', KEY.webhooks_wanted, id) end
 local name = f[10] and string.match(f[10], ' (%S+)$')
 if name and entry_of(name) == id then redis.call('HDEL', KEY.unique, name) end

@@ -19,11 +19,21 @@ local function holder_of(name, now_ms)
   if not status or status == 'canceled' or not how or string.sub(f[2], -#name - 1) ~= ' ' .. name then return nil end
   if how == 'time' then return until_ms and until_ms > now_ms and id or nil, status end
   if status == 'finished' or status == 'failed' or status == 'stopped' then return nil end
-  if how == 'start' and (status == 'started' or f[3]) then return nil end
+  if how == 'start' and (status == 'started' or (f[3] or '') ~= '') then return nil end
   return id, status
 end
 
 -- Notes that a task has a key, until a time (nil: as its record says).
 local function hold(name, id, until_ms)
   redis.call('HSET', KEY.unique, name, until_ms and string.format('%s %.0f', id, until_ms) or id)
+end
+
+-- Of a task that had ended and that another program queued again: the task that holds its unique key meanwhile. Else nil,
+-- and the task holds it again.
+local function rival_of(id, unique, now_ms)
+  local name = string.match(unique, ' (%S+)$')
+  if not name or entry_of(name) == id then return nil end
+  local holder = holder_of(name, now_ms)
+  if holder and holder ~= id then return holder end
+  if string.sub(unique, 1, 4) ~= 'time' then hold(name, id) end
 end

@@ -1,0 +1,8 @@
+-- Has a task that a plain RQ worker starts hold its unique key again, if it had ended before.
+--
+-- ARGV[1]  id
+-- Returns  the id of the task that holds the key meanwhile: this one must not run; '' when it may
+
+local id = ARGV[1]
+local f = redis.call('HMGET', KEY.job .. id, 'unique', 'ended_at')
+return f[1] and f[2] and rival_of(id, f[1], clock()) or ''

@@ -1,0 +1,260 @@
+"""What other programs with RQ leave undone: tasks taken and never started, and secrets of tasks that were deleted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from redis import Redis
+from rq import Queue, SimpleWorker
+from rq.executions import Execution
+from rq.intermediate_queue import IntermediateQueue
+from rq.job import Job, requeue_job
+from rq.serializers import JSONSerializer
+
+from taskpool import Registry, Secret, TaskPool, TaskStatus, scripts, task
+from taskpool.keys import SECRETS, SECRETS_INDEX
+from taskpool.rqjob import ENTRY_POINT
+from taskpool.settings import Settings
+from taskpool.store import AsyncStore
+from tests.states import SEED, World
+from workers.beside_rq import BesideRq
+
+S = TaskStatus
+PLACE = "rq:queue:default:intermediate"
+
+
+@task("login")
+def login(user: str, password: Secret[str]) -> str:
+    raise RuntimeError("no")
+
+
+@pytest.fixture
+async def store(redis_url: str) -> AsyncIterator[AsyncStore]:
+    store = AsyncStore(redis_url)
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def beside(store: AsyncStore) -> BesideRq:
+    return BesideRq(store, Settings())
+
+
+def take(redis: Redis) -> None:
+    """What RQ's worker of one queue does first, and nothing more: it dies right behind it."""
+    assert redis.lmove("rq:queue:default", PLACE)
+
+
+def age(redis: Redis, id: str) -> None:
+    """Let a minute pass since it was first seen there."""
+    redis.set(f"taskpool:stuck:{id}", int(time.time() * 1000) - 60_000)
+
+
+# --- taken and never started -----------------------------------------------------------------------------------
+
+
+async def test_a_task_that_an_rq_worker_took_and_never_started_is_queued_again_at_the_front(
+    beside: BesideRq, world: World
+) -> None:
+    world.add("a")
+    world.add("b")
+    take(world.redis)
+
+    await beside.step()
+    assert world.redis.lrange(PLACE, 0, -1) == [b"a"]  # it may just have been taken
+    age(world.redis, "a")
+    await beside.step()
+
+    assert world.redis.lrange("rq:queue:default", 0, -1) == [b"a", b"b"]
+    assert not world.redis.exists(PLACE, "taskpool:stuck:a")
+    assert world.claim().id == "a"
+
+
+async def test_a_plain_producers_task_is_adopted_and_a_foreign_job_is_left_to_rq(
+    beside: BesideRq, world: World
+) -> None:
+    own = Queue(connection=world.redis, serializer=JSONSerializer).enqueue(ENTRY_POINT, "work", {})
+    foreign = Queue(connection=world.redis).enqueue("os.getcwd")
+    for job in (own, foreign):
+        take(world.redis)
+        age(world.redis, job.id)
+
+    await beside.step()
+
+    assert world.redis.lrange("rq:queue:default", 0, -1) == [own.id.encode()]
+    assert world.redis.lrange(PLACE, 0, -1) == [foreign.id.encode()]
+
+
+async def test_a_task_that_an_rq_worker_has_begun_is_not_adopted(beside: BesideRq, world: World) -> None:
+    world.add("a")
+    take(world.redis)
+    job = Job.fetch("a", connection=world.redis, serializer=JSONSerializer)
+    with world.redis.pipeline() as pipeline:
+        Execution.create(job, 90, pipeline)
+        pipeline.execute()
+    age(world.redis, "a")
+
+    await beside.step()
+
+    assert world.redis.lrange(PLACE, 0, -1) == [b"a"]
+
+
+async def test_rqs_own_maintenance_fails_nothing_that_was_adopted(beside: BesideRq, world: World) -> None:
+    world.add("a")
+    take(world.redis)
+    queue = Queue(connection=world.redis, serializer=JSONSerializer)
+    worker = SimpleWorker([queue], connection=world.redis, serializer=JSONSerializer)
+    queue.intermediate_queue.cleanup(worker, queue)
+    assert queue.intermediate_queue.get_first_seen("a") is not None
+    age(world.redis, "a")
+
+    await beside.step()
+    queue.intermediate_queue.cleanup(worker, queue)
+
+    assert world.get("a").status is S.QUEUED
+    assert queue.intermediate_queue.get_first_seen("a") is None
+    assert IntermediateQueue(queue.key, world.redis).get_job_ids() == []
+
+
+@pytest.mark.parametrize("status", [S.DONE, S.FAILED, S.IN_PROGRESS, S.CANCELED])
+async def test_only_the_id_is_dropped_of_a_task_that_went_on_meanwhile(
+    beside: BesideRq, world: World, status: TaskStatus
+) -> None:
+    SEED[status](world, "a")
+    world.redis.rpush(PLACE, "a", "gone")
+    for id in ("a", "gone"):
+        age(world.redis, id)
+
+    await beside.step()
+
+    assert not world.redis.exists(PLACE)
+    assert not world.redis.exists("rq:queue:default")
+    assert world.get("a").status is status
+
+
+async def test_a_task_that_stands_in_its_queue_as_well_is_not_queued_twice(beside: BesideRq, world: World) -> None:
+    world.add("a")
+    world.redis.rpush(PLACE, "a")
+    age(world.redis, "a")
+
+    await beside.step()
+
+    assert world.redis.lrange("rq:queue:default", 0, -1) == [b"a"]
+
+
+async def test_many_left_behind_are_adopted_in_bounded_steps_past_those_that_stay(
+    beside: BesideRq, world: World
+) -> None:
+    foreign = Queue(connection=world.redis).enqueue("os.getcwd")
+    world.redis.rpush(PLACE, *[foreign.id] * 300)
+    for n in range(250):
+        world.add(f"t{n}", queue="default")
+        take(world.redis)
+        age(world.redis, f"t{n}")
+    world.redis.lrem("rq:queue:default", 0, foreign.id)
+
+    for _ in range(4):
+        await beside.step()
+
+    adopted = [id for id in world.redis.lrange("rq:queue:default", 0, -1) if id.startswith(b"t")]
+    assert sorted(adopted) == sorted(f"t{n}".encode() for n in range(250))
+
+
+async def test_two_pools_adopt_a_task_once(beside: BesideRq, store: AsyncStore, world: World) -> None:
+    world.add("a")
+    take(world.redis)
+    age(world.redis, "a")
+
+    await beside.step()
+    await BesideRq(store, Settings()).step()
+
+    assert world.redis.lrange("rq:queue:default", 0, -1) == [b"a"]
+
+
+# --- deleted by other programs ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pool(redis_url: str) -> Iterator[TaskPool]:
+    registry = Registry()
+    registry.add(login)
+    with TaskPool(redis_url, registry=registry) as pool:
+        yield pool
+
+
+def secrets(redis: Redis) -> list[bytes]:
+    return sorted(redis.scan_iter(SECRETS + "*", count=1000))
+
+
+async def test_the_secrets_of_deleted_tasks_are_deleted_too(beside: BesideRq, pool: TaskPool, redis: Redis) -> None:
+    queue = Queue(connection=redis, serializer=JSONSerializer)
+    emptied = [pool.add_task("login", {"user": "ann", "password": f"x{n}"}).id for n in range(250)]
+    queue.empty()  # type: ignore[no-untyped-call]
+    deleted = pool.add_task("login", {"user": "ann", "password": "y"}).id
+    Job.fetch(deleted, connection=redis, serializer=JSONSerializer).delete()
+    kept = pool.add_task("login", {"user": "ann", "password": "z"})
+    assert len(secrets(redis)) == len(emptied) + 2
+
+    await beside.step()
+
+    assert secrets(redis) == [f"{SECRETS}{kept.id}".encode()]
+    assert redis.zrange(SECRETS_INDEX, 0, -1) == [kept.id.encode()]
+
+
+async def test_the_index_of_secrets_follows_the_ends_of_tasks(beside: BesideRq, pool: TaskPool, redis: Redis) -> None:
+    for n in range(3):
+        pool.add_task("login", {"user": "ann", "password": f"x{n}"})
+    done, failed, lapsed = (pool.run_task(["default"], worker="w", attempt_id=str(n)) for n in range(3))
+    assert done is not None
+    assert failed is not None
+    assert lapsed is not None
+    pool.store.run(scripts.finish(done, S.DONE, result=b"1"))
+    pool.execute_task(failed)
+    redis.delete(SECRETS + lapsed.id)
+
+    await beside.step()
+    assert redis.zrange(SECRETS_INDEX, 0, -1) == [failed.id.encode()]
+    pool.remove_task(failed.id)
+
+    assert not redis.exists(SECRETS_INDEX)
+
+
+async def test_secrets_that_an_older_release_stored_go_with_the_sweep_of_the_indexes(
+    pool: TaskPool, redis: Redis
+) -> None:
+    record = pool.add_task("login", {"user": "ann", "password": "x"})
+    redis.delete(SECRETS_INDEX, f"rq:job:{record.id}")
+
+    pool.store.run(scripts.sweep_index("taskpool:type:login", "", 100))
+
+    assert secrets(redis) == []
+
+
+# --- requeued under an RQ worker --------------------------------------------------------------------------------
+
+
+def test_a_plain_rq_worker_does_not_run_a_task_whose_unique_key_another_one_took(
+    world: World,
+) -> None:
+    world.end("a", S.FAILED, unique_key="k", type="echo", payload={"message": 1})
+    world.add("b", unique_key="k", queue="other")
+    requeue_job("a", world.redis, serializer=JSONSerializer)
+
+    queue = Queue(connection=world.redis, serializer=JSONSerializer)
+    SimpleWorker([queue], connection=world.redis, serializer=JSONSerializer).work(burst=True)
+
+    record = world.get("a")
+    assert (record.status, record.reason, record.attempt) == (S.FAILED, "unique_key_held", 1)
+    assert record.error == "the task b took its unique key before it was queued again"
+
+
+def test_a_plain_rq_worker_takes_the_key_of_a_requeued_task_again(world: World) -> None:
+    world.end("a", S.FAILED, unique_key="k", type="echo", payload={"message": 1})
+    requeue_job("a", world.redis, serializer=JSONSerializer)
+
+    queue = Queue(connection=world.redis, serializer=JSONSerializer)
+    SimpleWorker([queue], connection=world.redis, serializer=JSONSerializer).work(burst=True)
+
+    assert (world.get("a").status, world.get("a").result) == (S.DONE, 1)

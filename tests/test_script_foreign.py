@@ -1,0 +1,278 @@
+"""Jobs of other programs in a queue of ours: the claim passes over them and leaves them where they stand."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+import zlib
+from typing import Any
+
+import pytest
+from rq import Callback, Queue, Repeat, Retry
+from rq.job import requeue_job
+from rq.serializers import JSONSerializer
+
+from taskpool import rqjob, scripts
+from taskpool.types import ForeignJobs, RunningTask, TaskStatus
+from tests.states import LEASE_MS, World
+
+S = TaskStatus
+PLACE = "rq:queue:default"
+REFUSE = ForeignJobs(are_refused=True)
+
+
+def pickles(world: World) -> Queue:
+    return Queue(connection=world.redis)
+
+
+def plain(world: World) -> Queue:
+    return Queue(connection=world.redis, serializer=JSONSerializer)
+
+
+def claim(world: World, foreign: ForeignJobs, attempt_id: str = "1") -> RunningTask | None:
+    return world.run(scripts.claim(["default"], worker="w", attempt_id=attempt_id, lease_ms=LEASE_MS, foreign=foreign))
+
+
+def queued(world: World) -> list[str]:
+    return [id.decode() for id in world.redis.lrange(PLACE, 0, -1)]
+
+
+def jobs(world: World) -> dict[bytes, dict[bytes, bytes]]:
+    """Every record that isn't a task's."""
+    names = [key for key in world.redis.scan_iter("rq:job:*", count=1000) if world.redis.type(key) == b"hash"]
+    return {key: h for key in names if not (h := world.redis.hgetall(key)).get(b"type")}
+
+
+def test_foreign_jobs_stay_where_they_are_and_tasks_between_them_are_claimed_in_order(world: World) -> None:
+    foreign = [pickles(world).enqueue("os.getcwd").id, plain(world).enqueue("os.getcwd").id]
+    world.add("a")
+    foreign.append(pickles(world).enqueue("os.getcwd").id)
+    world.add("b")
+    own = plain(world).enqueue(rqjob.ENTRY_POINT, "work", {"n": 1}).id
+    before = jobs(world)
+
+    claimed = [world.claim(attempt_id=str(n)).id for n in range(3)]
+
+    assert claimed == ["a", "b", own]
+    assert world.try_claim(attempt_id="9") is None
+    assert queued(world) == foreign
+    after = jobs(world)
+    assert {key: after[key] for key in before if key != f"rq:job:{own}".encode()} == {
+        key: h for key, h in before.items() if key != f"rq:job:{own}".encode()
+    }
+
+
+def test_ten_thousand_foreign_jobs_at_the_head_do_not_keep_a_task_back(world: World) -> None:
+    job = pickles(world).enqueue("os.getcwd")
+    data = world.redis.hget(job.key, "data")
+    with world.redis.pipeline(transaction=False) as pipeline:
+        for n in range(10_000):
+            pipeline.hset(f"rq:job:f{n}", mapping={"data": data, "status": "queued"})
+        pipeline.rpush(PLACE, *[f"f{n}" for n in range(10_000)])
+        pipeline.execute()
+    before = queued(world)
+    world.add("a")
+
+    looks = 0
+    while world.try_claim() is None:
+        looks += 1
+        assert world.redis.llen("taskpool:doorbell:default") >= 1  # the worker comes back at once
+    world.add("b")
+
+    assert looks <= 51
+    assert world.claim(attempt_id="2").id == "b"  # what was looked at isn't looked at again
+    assert world.try_claim(attempt_id="3") is None
+    assert not world.redis.exists("taskpool:doorbell:default")
+    assert queued(world) == before
+
+
+def test_an_rq_worker_that_takes_jobs_from_the_head_hides_no_task(world: World) -> None:
+    for _ in range(300):
+        pickles(world).enqueue("os.getcwd")
+    world.add("a")
+    assert world.try_claim() is None
+    assert world.claim().id == "a"
+
+    for n in range(299):
+        world.redis.lpop(PLACE)
+        if n % 60 == 0:
+            world.add(f"t{n}")
+            assert world.claim(attempt_id=str(n)).id == f"t{n}"
+    world.redis.lpop(PLACE)
+    pickles(world).enqueue("os.getcwd")
+    world.add("last")
+
+    assert world.claim(attempt_id="last").id == "last"
+
+
+def test_what_is_put_in_front_of_foreign_jobs_is_found(world: World) -> None:
+    for _ in range(10):
+        pickles(world).enqueue("os.getcwd")
+    assert world.try_claim() is None
+
+    world.add("a", front=True)
+    pickles(world).enqueue("os.getcwd", at_front=True)
+    world.add("b")
+
+    assert [world.claim(attempt_id=str(n)).id for n in range(2)] == ["a", "b"]
+    assert world.try_claim(attempt_id="9") is None
+    assert world.redis.llen(PLACE) == 11
+
+
+def test_the_search_starts_at_the_head_again_after_a_while(world: World) -> None:
+    pickles(world).enqueue("os.getcwd")
+    assert world.try_claim() is None
+
+    assert 0 < world.redis.ttl("taskpool:foreign:default") <= 300
+    assert world.try_claim() is None
+    assert world.snapshot()["taskpool:foreign default"] == "now"
+
+
+def test_leftovers_behind_foreign_jobs_are_dropped(world: World) -> None:
+    job = pickles(world).enqueue("os.getcwd")
+    world.end("ended")
+    world.redis.rpush(PLACE, "gone", "ended")
+    world.add("a")
+
+    assert world.claim(attempt_id="2").id == "a"
+
+    assert queued(world) == [job.id]
+
+
+def test_an_expired_task_behind_foreign_jobs_is_canceled(world: World) -> None:
+    job = pickles(world).enqueue("os.getcwd")
+    world.add("late", expires_in_s=300)
+    world.redis.hset("rq:job:late", "expires_ms", 1)
+
+    assert world.try_claim() is None
+
+    assert (world.get("late").status, world.get("late").reason) == (S.CANCELED, "expired")
+    assert queued(world) == [job.id]
+
+
+def test_a_tasks_own_damaged_data_is_not_taken_for_a_foreign_job(world: World) -> None:
+    world.add("a")
+    world.redis.hset("rq:job:a", "data", pickle.dumps(("os.getcwd", None, (), {})))
+
+    assert world.claim().refusal is not None
+
+
+def test_a_foreign_job_that_was_refused_before_is_left_alone_when_it_is_requeued(world: World) -> None:
+    job = pickles(world).enqueue("os.getcwd")
+    running = claim(world, REFUSE)
+    assert running is not None
+    assert running.refusal is not None
+    world.finish(running, S.FAILED)
+    assert world.redis.hget(job.key, "type") == b"unknown"
+
+    requeue_job(job.id, world.redis, serializer=job.serializer)
+
+    assert world.try_claim(attempt_id="2") is None
+    assert queued(world) == [job.id]
+
+
+@pytest.mark.parametrize("serializer", [JSONSerializer, None])
+def test_refusal_is_a_setting(world: World, serializer: Any) -> None:
+    Queue(connection=world.redis, serializer=serializer).enqueue("os.getcwd")
+
+    running = claim(world, REFUSE)
+
+    assert running is not None
+    assert running.refusal is not None
+
+
+# --- RQ functions that we were told to run -------------------------------------------------------------------
+
+CHOSEN = ForeignJobs(["app.jobs.send", "app.jobs.other"])
+
+
+def test_a_job_that_calls_a_chosen_function_is_claimed_with_its_arguments(world: World) -> None:
+    left = [plain(world).enqueue("app.jobs.sen").id, plain(world).enqueue("app.jobs.send.more").id]
+    job = plain(world).enqueue("app.jobs.send", 1, [None], retry=Retry(max=3, interval=[7, 30]), to="ann")
+
+    running = claim(world, CHOSEN)
+
+    assert running is not None
+    assert (running.id, running.type, running.of_rq) == (job.id, "app.jobs.send", True)
+    assert running.payload == {"args": [1, [None]], "kwargs": {"to": "ann"}}
+    assert (running.max_attempts, running.retry_in_s) == (4, 7)
+    assert (running.timeout_s, running.result_ttl_s, running.failure_ttl_s) == (180, 500, 31_536_000)
+    assert queued(world) == left
+    assert world.redis.zscore("taskpool:type:app.jobs.send", job.id) == 0
+
+
+def test_a_pool_that_was_not_told_of_the_function_leaves_a_job_alone_that_another_one_ran(world: World) -> None:
+    job = plain(world).enqueue("app.jobs.send")
+    running = claim(world, CHOSEN)
+    assert running is not None
+    world.finish(running, S.FAILED)
+    requeue_job(job.id, world.redis, serializer=job.serializer)
+
+    assert world.try_claim(attempt_id="2") is None
+    again = claim(world, CHOSEN, "3")
+    assert again is not None
+    assert (again.id, again.attempt) == (job.id, 2)
+
+
+def test_retries_are_counted_as_rq_counts_them(world: World) -> None:
+    job = plain(world).enqueue("app.jobs.send", retry=Retry(max=3, interval=[7, 30]))
+
+    waits = []
+    for n in range(4):
+        running = claim(world, CHOSEN, str(n))
+        assert running is not None
+        waits.append((running.attempt, running.max_attempts, running.retry_in_s))
+        world.run(scripts.retry(running, delay_ms=0, error="no", failure={}))
+
+    assert waits == [(1, 4, 7), (2, 4, 7), (3, 4, 30), (4, 4, None)]
+    assert world.redis.hget(job.key, "retries_left") == b"0"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"on_success": Callback("app.jobs.other")},
+        {"on_failure": Callback("app.jobs.other")},
+        {"on_stopped": Callback("app.jobs.other")},
+        {"repeat": Repeat(times=2)},
+    ],
+)
+def test_a_job_that_needs_what_only_rq_does_is_left_to_rq(world: World, options: dict[str, Any]) -> None:
+    job = plain(world).enqueue("app.jobs.send", **options)
+
+    assert claim(world, CHOSEN) is None
+
+    assert queued(world) == [job.id]
+
+
+def test_a_pickled_call_of_a_chosen_function_is_left_alone(world: World) -> None:
+    job = pickles(world).enqueue("app.jobs.send", 1)
+
+    assert claim(world, CHOSEN) is None
+
+    assert queued(world) == [job.id]
+
+
+def test_the_name_of_the_function_is_read_whatever_rq_compressed(world: World) -> None:
+    dice = random.Random(7)
+    chosen = ForeignJobs(["app.jobs.send"])
+    with world.redis.pipeline() as pipeline:
+        for n in range(150):
+            arguments = [dice.choice([1, "a" * dice.randint(0, 900), {"x": [dice.random()] * 9}]) for _ in range(n % 4)]
+            text = json.dumps(("app.jobs.send" if n % 2 else "app.jobs.sent", None, arguments, {}))
+            data = zlib.compress(text.encode(), dice.choice([0, 1, 6, 9]))
+            pipeline.hset(f"rq:job:j{n}", mapping={"data": data, "status": "queued"})
+            pipeline.rpush(PLACE, f"j{n}")
+            pipeline.hset(f"rq:job:b{n}", mapping={"data": data[: dice.randrange(len(data))], "status": "queued"})
+            pipeline.rpush(PLACE, f"b{n}")
+        pipeline.execute()
+
+    claimed = []
+    for n in range(120):
+        running = claim(world, chosen, str(n))
+        if running is not None:
+            claimed.append(running.id)
+
+    assert [id for id in claimed if id.startswith("j")] == [f"j{n}" for n in range(1, 150, 2)]
+    assert {f"j{n}" for n in range(0, 150, 2)} <= set(queued(world))

@@ -1,0 +1,67 @@
+"""What other programs with RQ leave undone on our queues: any pool looks after it, every few seconds, without a lock.
+
+Tasks that a plain RQ worker took and never started are queued again. When RQ's tools delete a task's record, its
+secrets are deleted as well.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from taskpool import scripts
+from taskpool.calls import one
+from taskpool.settings import Settings
+from taskpool.store import AsyncStore, ReplyFault
+from workers.housekeeping import all_queues
+
+log = logging.getLogger("workers")
+
+LOOK_S: Final = 5.0
+STUCK_S: Final = 30.0
+"""How long a task may have been taken by an RQ worker and not started. RQ's own maintenance fails it after 60 s at the
+earliest: by then it is queued again."""
+BATCH: Final = 200
+SECRETS_BATCH: Final = 2000
+SECRETS_STEPS: Final = 5
+
+
+class BesideRq:
+    """One duty: a look every LOOK_S."""
+
+    def __init__(self, store: AsyncStore, settings: Settings, *, stuck_s: float = STUCK_S) -> None:
+        self._store, self._foreign, self._stuck_s = store, settings.foreign, stuck_s
+        self._offsets: dict[str, int] = {}
+        self._swept_to = ""
+
+    async def step(self) -> float:
+        """One look; the seconds until the next.
+
+        Raises:
+            RedisUnavailable: Redis is away.
+        """
+        for look in (self._adopt, self._sweep_secrets):
+            try:
+                await look()
+            except ReplyFault as fault:  # a damaged record must not keep the other looks back
+                log.error("beside RQ: %s", fault)
+        return LOOK_S
+
+    async def _adopt(self) -> None:
+        """Queues the tasks again that an RQ worker took and never started."""
+        queues = await self._store.run(all_queues())
+        if not queues:
+            return
+        offsets = {queue: self._offsets.get(queue, 0) for queue in queues}
+        adopted = await self._store.carry_out(
+            one(scripts.adopt(offsets, BATCH, after_s=self._stuck_s, foreign=self._foreign))
+        )
+        self._offsets = {queue: offset for queue, offset in adopted.offsets.items() if offset}
+        if adopted.count:
+            log.warning("%d tasks that an RQ worker took and never started are queued again", adopted.count)
+
+    async def _sweep_secrets(self) -> None:
+        for _ in range(SECRETS_STEPS):
+            self._swept_to = await self._store.run(scripts.sweep_secrets(self._swept_to, SECRETS_BATCH))
+            if not self._swept_to:
+                return
