@@ -1,5 +1,7 @@
-"""Jobs that others put into RQ's queues: calls of our entry point run. All else is refused here (TASKPOOL_FOREIGN_JOBS),
-and nothing of it executes. By default it is left alone: see test_script_foreign.py."""
+"""Jobs that others put into RQ's queues: calls of our entry point run, all else is refused and executes nothing.
+
+That is with TASKPOOL_FOREIGN_JOBS=refuse. By default, other jobs are left alone: see test_script_foreign.py.
+"""
 
 from __future__ import annotations
 
