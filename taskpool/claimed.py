@@ -28,7 +28,7 @@ def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str, foreign:
     id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, started_ms, *more = (
         reply
     )
-    parents, timeout_ms, backoff, snoozes, hidden, trace, retries_left, retry_intervals = more
+    parents, timeout_ms, backoff, snoozes, hidden, trace, retries_left, retry_intervals, on_lost_lease = more
     refusal = None
     secrets = None
     payload: Any = None
@@ -57,6 +57,7 @@ def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str, foreign:
         depends_on=ids_of(parents) if parents else (),
         backoff_s=backoff_part_s(backoff, 0) if backoff else None,
         backoff_max_s=backoff_part_s(backoff, 1) if backoff else None,
+        on_lost_lease="kill" if on_lost_lease == b"kill" else "continue",
         snoozes=number_of(snoozes, 0) if snoozes else 0,
         secrets=secrets,
         refusal=refusal,

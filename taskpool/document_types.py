@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import UNSET, Meta
 
-from taskpool.types import TaskStatus
+from taskpool.types import OnLostLease, TaskStatus
 
 Id = Annotated[str, Meta(examples=["d217r8m2n3aolstf2ch5"])]
 Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"}, examples=["2026-11-23T12:00:00.000Z"])]
@@ -36,6 +36,9 @@ class AttemptDocument(Document, frozen=True, kw_only=True):
     error: str | None = None
 
 
+ON_LOST_LEASE: Final = (
+    "kill: an attempt whose lease can't be renewed is killed before the lease ends; else it continues"
+)
 WHY_ENDED: Final = (
     "why it was canceled, stopped or failed; lease_lost: its lease ended, and its worker, which can't be reached, may"
     " still be running it"
@@ -59,6 +62,7 @@ class TaskDocument(Document, frozen=True, kw_only=True):
     max_attempts: Count
     backoff_s: Seconds | None = None
     backoff_max_s: Seconds | None = None
+    on_lost_lease: Annotated[OnLostLease | None, Meta(description=ON_LOST_LEASE)] = None
     crashes: Annotated[Count, Meta(description="how often its process died, or its lease ended, while it ran")] = 0
     snoozes: Count = 0
     worker: str | None = None
@@ -117,6 +121,7 @@ class TypeDocument(Document, frozen=True, kw_only=True):
     max_attempts: Count
     backoff_s: Seconds | None = None
     backoff_max_s: Seconds | None = None
+    on_lost_lease: Annotated[OnLostLease | None, Meta(description=ON_LOST_LEASE)] = None
     result_ttl_s: int | None = None
     is_async: bool
     served_by: Sequence[str]

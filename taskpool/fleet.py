@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from taskpool.types import OnLostLease
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TypeInfo:
@@ -20,6 +22,7 @@ class TypeInfo:
     max_attempts: int = 1
     backoff_s: float | None = None
     backoff_max_s: float | None = None
+    on_lost_lease: OnLostLease | None = None
     result_ttl_s: int | None = None
     is_async: bool = False
     served_by: tuple[str, ...] = ()

@@ -148,6 +148,7 @@ def _record(task: NewTask, payload: Any, status: TaskStatus, created_at: datetim
         max_attempts=task.shared.max_attempts,
         backoff_s=task.shared.backoff_s,
         backoff_max_s=task.shared.backoff_max_s,
+        on_lost_lease=task.shared.on_lost_lease,
         timeout_s=task.shared.timeout_s,
         result_ttl_s=task.shared.result_ttl_s,
         failure_ttl_s=task.shared.failure_ttl_s,

@@ -139,6 +139,7 @@ def _rare(h: Hash) -> dict[str, Any]:
         "max_attempts": number_of(h.get(b"max_attempts")) or 1,
         "backoff_s": backoff_part_s(h.get(b"backoff"), 0),
         "backoff_max_s": backoff_part_s(h.get(b"backoff"), 1),
+        "on_lost_lease": "kill" if h.get(b"on_lost_lease") == b"kill" else "continue",
         "snoozes": number_of(h.get(b"snoozes")) or 0,
         "crashes": number_of(h.get(b"crashes")) or 0,
         "tags": tuple((text_of(h.get(b"tags")) or "").split(",")) if h.get(b"tags") else (),

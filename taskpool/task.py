@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from taskpool.context import TaskContext
 from taskpool.errors import ConfigurationError, DuplicateType
+from taskpool.types import OnLostLease
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,6 +31,7 @@ class TaskOptions:
     max_attempts: int | None = None
     backoff_s: float | None = None
     backoff_max_s: float | None = None
+    on_lost_lease: OnLostLease | None = None
     result_ttl_s: int | None = None
 
 
@@ -41,6 +43,7 @@ def task(
     max_attempts: int | None = None,
     backoff_s: float | None = None,
     backoff_max_s: float | None = None,
+    on_lost_lease: OnLostLease | None = None,
     result_ttl_s: int | None = None,
 ) -> Callable[[F], F]:
     """Make a function, plain or `async`, a task type called `name`. It stays callable as before.
@@ -48,7 +51,9 @@ def task(
     The payload's fields are the function's parameters; their annotations are its schema. A parameter annotated
     `TaskContext`, or named `ctx`, receives the context. `timeout_s` bounds one attempt, `result_ttl_s` says how
     long the result is kept. A failed attempt is made again, `max_attempts` times in all, after a random wait of up to
-    `backoff_s` (1), twice that, and so on, `backoff_max_s` (300) at the most. A submission may override all of them.
+    `backoff_s` (1), twice that, and so on, `backoff_max_s` (300) at the most. With `on_lost_lease="kill"`, an attempt
+    whose lease can't be renewed is killed before the lease ends, so that no two attempts overlap; by default it
+    continues. A submission may override all of them.
 
     Raises: ConfigurationError when used on something else, or where the registry would not find it.
 
@@ -64,6 +69,7 @@ def task(
         max_attempts=max_attempts,
         backoff_s=backoff_s,
         backoff_max_s=backoff_max_s,
+        on_lost_lease=on_lost_lease,
         result_ttl_s=result_ttl_s,
     )
 
@@ -100,6 +106,7 @@ class Task:
     max_attempts: ClassVar[int | None] = None
     backoff_s: ClassVar[float | None] = None
     backoff_max_s: ClassVar[float | None] = None
+    on_lost_lease: ClassVar[OnLostLease | None] = None
     result_ttl_s: ClassVar[int | None] = None
     Payload: ClassVar[Any] = None
 

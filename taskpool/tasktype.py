@@ -22,6 +22,7 @@ from taskpool.payload.secret_fields import SecretFields
 from taskpool.payload.signature import class_payload, function_payload, mask_in_repr
 from taskpool.seconds import LONGEST_S
 from taskpool.task import Task, TaskOptions, options_of
+from taskpool.types import LOST_LEASE_CHOICES, OnLostLease
 
 DEFAULT_QUEUE: Final = "default"
 MOST_ATTEMPTS: Final = 1000
@@ -43,6 +44,7 @@ class TaskType:
     max_attempts: int | None = None
     backoff_s: float | None = None
     backoff_max_s: float | None = None
+    on_lost_lease: OnLostLease | None = None
     result_ttl_s: int | None = None
     description: str = ""
     is_async: bool = False
@@ -65,6 +67,7 @@ class TaskType:
             max_attempts=self.max_attempts or max_attempts,
             backoff_s=self.backoff_s,
             backoff_max_s=self.backoff_max_s,
+            on_lost_lease=self.on_lost_lease,
             result_ttl_s=self.result_ttl_s,
             is_async=self.is_async,
         )
@@ -115,6 +118,7 @@ def _from_function(function: Callable[..., Any], options: TaskOptions, where: st
         max_attempts=options.max_attempts,
         backoff_s=options.backoff_s,
         backoff_max_s=options.backoff_max_s,
+        on_lost_lease=options.on_lost_lease,
         result_ttl_s=options.result_ttl_s,
         description=_summary(function),
         # A wrapper around a coroutine function is rarely one itself, but gives back its coroutine.
@@ -133,6 +137,7 @@ def _from_class(cls: type[Task], where: str) -> TaskType:
         max_attempts=cls.max_attempts,
         backoff_s=cls.backoff_s,
         backoff_max_s=cls.backoff_max_s,
+        on_lost_lease=cls.on_lost_lease,
         result_ttl_s=cls.result_ttl_s,
     )
     _check_options(options)
@@ -154,6 +159,7 @@ def _from_class(cls: type[Task], where: str) -> TaskType:
         max_attempts=cls.max_attempts,
         backoff_s=cls.backoff_s,
         backoff_max_s=cls.backoff_max_s,
+        on_lost_lease=cls.on_lost_lease,
         result_ttl_s=cls.result_ttl_s,
         description=_summary(cls),
         is_async=inspect.iscoroutinefunction(cls.run),
@@ -203,6 +209,9 @@ def _check_options(options: TaskOptions) -> None:
     check("max_attempts", int, 1, MOST_ATTEMPTS, f"a whole number from 1 to {MOST_ATTEMPTS}")
     check("backoff_s", int | float, 0, LONGEST_S, "a number of seconds, 0 or more")
     check("backoff_max_s", int | float, 0, LONGEST_S, "a number of seconds, 0 or more")
+    if options.on_lost_lease not in (None, *LOST_LEASE_CHOICES):
+        words = " or ".join(map(repr, LOST_LEASE_CHOICES))
+        raise ConfigurationError(f"task {options.name!r}: on_lost_lease must be {words}, not {options.on_lost_lease!r}")
     check("result_ttl_s", int, 1, LONGEST_S, "a whole number of seconds, 1 or more")
 
 

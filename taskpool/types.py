@@ -55,6 +55,10 @@ class TaskStatus(StrEnum):
 S = TaskStatus
 T = TypeVar("T")
 
+OnLostLease = Literal["continue", "kill"]
+"""What becomes of an attempt whose lease can't be renewed: it goes on, or it is killed before the lease ends."""
+LOST_LEASE_CHOICES: Final[tuple[OnLostLease, ...]] = ("continue", "kill")
+
 TERMINAL: Final = frozenset({S.DONE, S.FAILED, S.STOPPED, S.CANCELED})
 
 TRANSITIONS: Final[Mapping[TaskStatus, frozenset[TaskStatus]]] = {
@@ -103,6 +107,7 @@ class TaskOptions(TypedDict, total=False):
     max_attempts: int | None
     backoff_s: float | None
     backoff_max_s: float | None
+    on_lost_lease: OnLostLease | None
     expires_in_s: float | None
     depends_on: Sequence[str]
     callback_url: str | None
@@ -120,6 +125,8 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     datetime) exclude each other. `expires_in_s` counts from submission: a task not started by then is canceled, reason
     `expired`. `front` puts it at its queue's head. A failed attempt is made again after up to `backoff_s`, twice that
     and so on, `backoff_max_s` at most. `callback_url` is told of `callback_events`, or else of the task's end.
+    With `on_lost_lease` "kill", an attempt whose lease can't be renewed is killed before the lease ends, so that no two
+    attempts overlap.
 
     A task with a `unique_key` holds that key until it starts or ends (`unique_until`, else until it ends), or for
     `unique_for_s`. Another one with it is refused (`on_conflict` "reject"), answered with the holder ("return"), or
@@ -138,6 +145,7 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_attempts: int | None = None
     backoff_s: float | None = None
     backoff_max_s: float | None = None
+    on_lost_lease: OnLostLease | None = None
     expires_in_s: float | None = None
     depends_on: Sequence[str] = ()
     callback_url: str | None = None
@@ -191,6 +199,7 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     max_attempts: int = 1
     backoff_s: float | None = None
     backoff_max_s: float | None = None
+    on_lost_lease: OnLostLease = "continue"
     crashes: int = 0
     snoozes: int = 0
     timeout_s: float | None = None
@@ -231,6 +240,7 @@ class RunningTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     depends_on: tuple[str, ...] = ()
     backoff_s: float | None = None
     backoff_max_s: float | None = None
+    on_lost_lease: OnLostLease = "continue"
     snoozes: int = 0
     """How often it has snoozed so far."""
     secrets: Secrets | None = None

@@ -38,9 +38,9 @@ class BlackHole:
         self.swallow()
 
     def mend(self) -> None:
-        """New connections are forwarded again. Those that were opened while it was cut are closed."""
+        """New connections are forwarded again. The old ones are closed."""
         self._is_cut = False
-        for side in self._kept[self._swallowed :]:
+        for side in tuple(self._kept):
             _end(side)
 
     def close(self) -> None:

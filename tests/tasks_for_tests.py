@@ -82,6 +82,22 @@ class Act(Task):
                 pass
         return "worked"
 
+    def hold(self, ctx: TaskContext) -> None:
+        """Has a process in a session of its own write the lines of `work`, and holds the interpreter lock."""
+        code = (
+            "import sys, time, os\n"
+            "while True:\n"
+            "    line = f'works {sys.argv[2]} {time.monotonic()} {os.getpid()} {sys.argv[3]}\\n'\n"
+            "    with open(sys.argv[1], 'a') as file: file.write(line)\n"
+            "    time.sleep(0.01)\n"
+        )
+        if ctx.attempt > 1:
+            write_line(self.payload.note, f"works {ctx.attempt} {time.monotonic()} {os.getpid()} {ctx.id}")
+            return
+        arguments = [sys.executable, "-S", "-c", code, self.payload.note, str(ctx.attempt), ctx.id]
+        subprocess.Popen(arguments, start_new_session=True)
+        sum(range(10**13))  # one call into C: no other thread of the process runs meanwhile
+
     def hang_once(self, ctx: TaskContext) -> str:
         """Hangs in its first process, returns in any other."""
         if len(Path(self.payload.note).read_text().splitlines()) == 1:

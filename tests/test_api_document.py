@@ -59,7 +59,7 @@ def test_a_task_with_everything_shows_everything() -> None:
     full = record(
         status=TaskStatus.FAILED, payload={"a": 1}, created_at=AT, enqueued_at=AT, run_at=AT, started_at=AT,
         ended_at=AT, expires_at=AT, result=None, error="it broke", failure={"reason": "exception"}, reason="timeout",
-        progress={"done": 1}, attempt=2, max_attempts=3, backoff_s=1, backoff_max_s=2,
+        progress={"done": 1}, attempt=2, max_attempts=3, backoff_s=1, backoff_max_s=2, on_lost_lease="kill",
         crashes=1, snoozes=1, timeout_s=1.5, result_ttl_s=10, failure_ttl_s=20,
         tags=("a",), depends_on=("0",), worker="w", seq=9, callback_url="https://a.example", callback_events=("done",),
         history=(PastAttempt(attempt=1, worker="w", started_at=AT, ended_at=AT, outcome="failed"),),

@@ -100,6 +100,7 @@ VALUES: dict[str, list[tuple[Any, str]]] = {
     "max_attempts": [(0, ""), (-1, ""), (1.5, ""), (2**63, ""), (1001, "")],
     "backoff_s": [(-1, ""), ("1", ""), (1e12, "")],
     "backoff_max_s": [(-1, ""), (True, ""), (1e12, "")],
+    "on_lost_lease": [("stop", ""), ("", ""), (True, ""), (["kill"], "")],
     "expires_in_s": [(0, ""), (-1, "")],
     "depends_on": [("x", ""), ([""], "/0"), (["a,b"], "/0"), (["a:b"], "/0"), ([None], "/0")],
     "callback_url": [("", ""), ("ftp://a.example", ""), (5, "")],

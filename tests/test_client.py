@@ -67,7 +67,7 @@ def test_every_option_arrives(client: Client, there: Service) -> None:
     task = client.add_task(
         "echo", {"message": 2}, queue="other", front=True, tags=("a",), timeout_s=7.5, result_ttl_s=60,
         failure_ttl_s=61, max_attempts=3, backoff_s=2, backoff_max_s=9, expires_in_s=600, depends_on=[parent.id],
-        unique_key=f"key-{parent.id}", unique_until="start",
+        unique_key=f"key-{parent.id}", unique_until="start", on_lost_lease="kill",
     )  # fmt: skip
 
     record = there.pool.get(task.id)
@@ -76,6 +76,7 @@ def test_every_option_arrives(client: Client, there: Service) -> None:
     assert (record.max_attempts, record.backoff_s, record.backoff_max_s) == (3, 2, 9)
     assert (record.depends_on, record.unique_key, record.unique_until) == ((parent.id,), f"key-{parent.id}", "start")
     assert record.expires_at is not None
+    assert record.on_lost_lease == "kill"
     assert client.get(task.id) == record
 
 

@@ -80,7 +80,7 @@ def test_a_pool_announces_itself_and_its_types(world: World) -> None:
         "taskpool:pool:p1 expires": "now+100 s",
         "taskpool:pools p1": "now",
         "taskpool:types work": '{"name":"work","queue":"default","schema":{"type":"object"},"description":"",'
-        '"timeout_s":null,"max_attempts":1,"backoff_s":null,"backoff_max_s":null,"result_ttl_s":null,"is_async":false,"served_by":[],"last_seen_ms":null}',
+        '"timeout_s":null,"max_attempts":1,"backoff_s":null,"backoff_max_s":null,"on_lost_lease":null,"result_ttl_s":null,"is_async":false,"served_by":[],"last_seen_ms":null}',
         "taskpool:types:seen work": "now",
     }
 

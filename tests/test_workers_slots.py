@@ -117,3 +117,28 @@ def test_a_reader_never_sees_half_a_run(memory: SharedMemory) -> None:
             torn.append(run)
 
     assert torn == []
+
+
+def test_a_lease_lasts_until_its_last_renewal_says_and_a_renewal_is_of_one_run_alone(memory: SharedMemory) -> None:
+    block = memory.block(0)
+    lane = block.lane(1)
+    lane.begin("a", "1", "default", 5.0, 60.0, 100.0)
+    first = block.runs()[0]
+
+    block.renew(first, 115.25)
+    renewed = block.runs()[0]
+    lane.begin("b", "2", "default", 6.0, 60.0, 103.0)
+    second = block.runs()[0]
+    block.renew(first, 200.0)
+
+    assert (first.safe_until, renewed.safe_until, second.safe_until) == (100.0, 115.25, 103.0)
+    assert block.runs()[0].safe_until == 103.0
+
+
+def test_a_lane_whose_attempt_may_outlive_its_lease_shows_no_end_of_it(memory: SharedMemory) -> None:
+    block = memory.block(0)
+    block.lane(1).begin("a", "1", "default", 5.0, 60.0)
+
+    block.renew(block.runs()[0], 115.0)
+
+    assert block.runs()[0].safe_until == 0

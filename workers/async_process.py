@@ -30,7 +30,7 @@ from taskpool.settings import Settings, resolve_redis_url
 from taskpool.status import update_status
 from taskpool.store import AsyncStore, ReplyFault
 from taskpool.types import RunningTask, TaskStatus
-from workers import forks, processgroup
+from workers import forks, guardian, processgroup
 from workers.capture import Capture
 from workers.elsewhere import Elsewhere
 from workers.held import give_back_unseen
@@ -135,15 +135,25 @@ class AsyncProcess:
         if self._is_idle:
             calls.append(scripts.ring_wait(self._queues, DOORBELL_S))
         calls += [self._claim() for _ in range(1 if self._is_idle else min(len(self._free), CLAIMS_AT_ONCE))]
-        sent_mono = time.monotonic()
+        sent = guardian.boottime()
         claimed = [value for value in await self._intake.run_many(calls) if isinstance(value, RunningTask)]
         self._is_idle = not claimed
+        safe_until = sent + self._settings.lease_s
         # They came while we waited; or the machine slept, and their leases, which nobody renewed, may be over.
-        if claimed and (self._is_leaving() or time.monotonic() - sent_mono > self._settings.lease_s):
+        if claimed and (self._is_leaving() or guardian.boottime() > safe_until):
             self._is_unsure = True  # seen as unknown, they are given back
             return
+        is_guarded = True
+        if any(running.on_lost_lease == "kill" for running in claimed):
+            lease_s = self._settings.lease_s
+            is_guarded = await asyncio.to_thread(guardian.may_begin, self._block, safe_until, lease_s)
         for running in claimed:
-            self._begin(running)
+            if running.on_lost_lease != "kill":
+                self._begin(running)
+            elif is_guarded:
+                self._begin(running, safe_until)
+            else:
+                self._is_unsure = True
 
     def _is_leaving(self) -> bool:
         return self._block.draining or self._terminated
@@ -158,9 +168,10 @@ class AsyncProcess:
             was_idle=not self._attempts,
         )
 
-    def _begin(self, running: RunningTask) -> None:
+    def _begin(self, running: RunningTask, safe_until: float = 0.0) -> None:
         lane = self._free.pop()
-        lane.begin(running.id, running.attempt_id, running.queue, time.monotonic(), max(running.timeout_s or 0.0, 0.0))
+        timeout_s = max(running.timeout_s or 0.0, 0.0)
+        lane.begin(running.id, running.attempt_id, running.queue, time.monotonic(), timeout_s, safe_until)
         attempt = _Attempt(running, lane, self._reporter)
         self._attempts[running.attempt_id] = attempt
         attempt.task = asyncio.create_task(self._carry_through(attempt))

@@ -19,6 +19,7 @@ class Verdict(StrEnum):
     TIMEOUT = "timeout"
     STOPPED = "stopped"
     GIVEN_BACK = "given_back"
+    LEASE_LOST = "lease_lost"
 
 
 class Child:
@@ -74,6 +75,12 @@ class Child:
         """Sends a signal to the process and all it started."""
         if not self.ended.is_set():
             processgroup.signal_group(self.pid, number)
+
+    def note_fenced(self) -> None:
+        """Reads whose attempts its guardian killed it for."""
+        for run in self.runs():
+            if self.block.asked(run) is Request.FENCED:
+                self.verdicts.setdefault(run.attempt_id, Verdict.LEASE_LOST)
 
     def kill(self, verdict: Verdict, run: Run | None = None) -> None:
         """Kills it for the sake of one attempt, or of all it runs."""

@@ -22,6 +22,8 @@ def error_of(ending: Ending, verdict: Verdict | None) -> str:
     how = describe_status(ending.status)
     if verdict is Verdict.STOPPED:
         return f"stopped on request: its worker process was killed ({how})"
+    if verdict is Verdict.LEASE_LOST:
+        return f"lease lost: its lease couldn't be renewed, so its process was killed before the lease ended ({how})"
     error = f"crashed: its worker process ended with {how}"
     if _signal_of(ending) is signal.SIGKILL:
         error += " (killed from outside, or out of memory)"

@@ -23,6 +23,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,11 +35,25 @@ from taskpool.registry import Registry
 from taskpool.settings import Settings
 from workers import process, processgroup, stacks
 from workers.capture import Capture
+from workers.guardian import STALE_S, boottime
+from workers.guardian import become as become_guardian
 from workers.pipes import Pipes
-from workers.slots import SharedMemory
+from workers.slots import Block, SharedMemory
 
 RECEIVE_BYTES = 65536
 RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Guardian:
+    """What watches a worker process (see guardian). `forked_at` is by `boottime()`."""
+
+    pid: int
+    forked_at: float
+
+    def is_stale(self, block: Block) -> bool:
+        """True when it is frozen, as it seems: it should beat more often."""
+        return boottime() - max(self.forked_at, block.beaten_at) > STALE_S
 
 
 class ForkServer:
@@ -51,6 +66,10 @@ class ForkServer:
         self._capture = capture
         self._stacks: dict[int, IO[bytes]] = {}
         """Of each worker process, which leads a process group, the file in which it says where its threads are."""
+        self._blocks: dict[int, Block] = {}
+        """Of each worker process, its block of the shared memory."""
+        self._guardians: dict[int, Guardian] = {}
+        """Of each worker process that runs tasks which must not outlive their leases, what watches it."""
         self._pipes: dict[int, Pipes] = {}
         """Of each that runs one task at a time, the pipes that its output goes through."""
         self._older = processgroup.children()
@@ -63,6 +82,7 @@ class ForkServer:
                 self._fork(msgspec.json.decode(line))
             else:
                 self._reap()
+                self._guard()
         for group in self._stacks:
             processgroup.signal_group(group, signal.SIGKILL)
         processgroup.end_children(spare=self._older)
@@ -75,6 +95,7 @@ class ForkServer:
         if pid == 0:
             os._exit(self._become_worker(parent, order, file, pipes))
         self._stacks[pid] = file
+        self._blocks[pid] = self._memory.block(order["fork"])
         if pipes is not None:
             pipes.close_writers()
             self._pipes[pid] = pipes
@@ -105,6 +126,33 @@ class ForkServer:
             sys.stdout.flush()
             sys.stderr.flush()
 
+    def _guard(self) -> None:
+        """Gives each worker process that has asked for it a guardian, and another one when that died or is frozen."""
+        for pid, block in self._blocks.items():
+            watching = self._guardians.get(pid)
+            if not block.wants_guardian or (watching is not None and not watching.is_stale(block)):
+                continue
+            if watching is not None:
+                os.kill(watching.pid, signal.SIGKILL)  # frozen, as it seems
+                del self._guardians[pid]
+            self._guardians[pid] = Guardian(self._fork_guardian(pid, block), boottime())
+
+    def _fork_guardian(self, pid: int, block: Block) -> int:
+        pidfd = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None  # it can't be another's: we haven't reaped it
+        forked = os.fork()
+        if forked == 0:
+            try:
+                become_guardian(block, pid, pidfd, self._settings.lease_s)
+            finally:
+                os._exit(0)
+        if pidfd is not None:
+            os.close(pidfd)
+        return forked
+
+    def _spared(self) -> set[int]:
+        """The children that are no orphans of tasks."""
+        return self._older | self._stacks.keys() | {guardian.pid for guardian in self._guardians.values()}
+
     def _reap(self) -> None:
         """Reports the workers that ended. Orphans of their tasks are killed, and reaped without a word."""
         while True:
@@ -114,9 +162,13 @@ class ForkServer:
                 return
             if pid == 0:
                 return
+            for worker, guardian in tuple(self._guardians.items()):
+                if guardian.pid == pid:
+                    del self._guardians[worker]
             if pid in self._stacks:
+                del self._blocks[pid]
                 # What it leaves behind has fallen to us: nothing of its tasks lives when it is told to have ended.
-                processgroup.end_children(spare=self._older | self._stacks.keys())
+                processgroup.end_children(spare=self._spared())
                 with self._stacks.pop(pid) as file:
                     written = stacks.read(file)
                 pipes = self._pipes.pop(pid, None)

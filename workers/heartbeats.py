@@ -15,7 +15,8 @@ from taskpool import catalogue, scripts, status
 from taskpool.catalogue import PoolInfo
 from taskpool.fleet import TypeInfo
 from taskpool.store import AsyncStore
-from workers.child import Child
+from workers.child import Child, Verdict
+from workers.guardian import boottime
 from workers.rqworker import PoolWorker, Registrar
 from workers.slots import LaneState, Request, Run
 from workers.stops import Stops
@@ -48,14 +49,20 @@ class Heartbeats:
             scripts.mark_unseen(child.name, [run.attempt_id for run in its], least_age_ms=self._lease_ms // 3)
             for child, its in runs
         ]
+        sent = boottime()
         answers = await self._store.run_many([*renewals, *marks])
+        safe_until = sent + self._lease_ms / 1000
         asked = []
         for (child, run), word in zip(held, itertools.chain(*answers[: len(renewals)]), strict=True):
+            if run.safe_until and word != "lost":
+                child.block.renew(run, safe_until)
             # One whose code is over is writing its outcome this moment: a "lost" is then only that.
             if word == "ok" or run.state is not LaneState.RUNNING or not child.is_running(run):
                 continue
             if word == "force":
                 self._stops.force(child, run)
+            elif word == "lost" and run.safe_until:
+                self._stops.force(child, run, Verdict.LEASE_LOST)
             elif word == "lost":
                 self._stops.stop(child, run, grace_s=DEFAULT_GRACE_S, request=Request.LOST)
             else:

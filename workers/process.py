@@ -29,7 +29,7 @@ from taskpool.settings import Settings, resolve_redis_url
 from taskpool.status import update_status
 from taskpool.store import ReplyFault, Store
 from taskpool.types import RunningTask, TaskStatus
-from workers import async_process, forks, processgroup
+from workers import async_process, forks, guardian, processgroup
 from workers.capture import Capture
 from workers.elsewhere import Elsewhere
 from workers.held import give_back_unseen
@@ -92,6 +92,8 @@ class Process:
         self._foreign = settings.foreign
         self._elsewhere = Elsewhere(type_grace_s=settings.type_grace_s)
         self._block, self._lane = block, block.lane(0)
+        self._safe_until = 0.0
+        """When the lease of the last claim ends at the earliest, by `guardian.boottime()`."""
         self._store = Store(redis_url, name=worker)
         self._interruption = Interruption(self._lane)
         self._reporter = Reporter(redis_url, limits_of(settings), block.spool)
@@ -154,7 +156,7 @@ class Process:
             calls += self._counters()
             if claims:
                 calls += self._claim(waits=self._is_idle and ended is None)
-            sent_mono = time.monotonic()
+            sent = guardian.boottime()
             values = self._store.run_many(calls) if calls else []
         except RedisUnavailable:  # the supervisor logs it, once for all its processes
             self._is_unsure = True
@@ -170,14 +172,22 @@ class Process:
             self._ended = None
             self._conclude(ended, values[1 if is_awaited else 0])
         claimed: RunningTask | None = values[-1] if claims else None
-        if claimed is not None and time.monotonic() - sent_mono > self._settings.lease_s:
-            # The machine slept, or the answer was long on its way: the lease, which nobody renewed, may be over.
-            # Seen as unknown, it is given back.
-            claimed, self._is_unsure = None, True
+        if claimed is not None and not self._may_begin(claimed, sent):
+            claimed, self._is_unsure = None, True  # seen as unknown, it is given back
         if claimed is None:
             self._lane.clear()
         self._was_woken, self._is_idle = self._is_idle, claims and claimed is None
         return claimed
+
+    def _may_begin(self, claimed: RunningTask, sent: float) -> bool:
+        """False when the lease, which wasn't renewed yet, may be over: the machine slept, or the answer took long.
+
+        A task that must not outlive its lease needs a guardian as well.
+        """
+        self._safe_until = sent + self._settings.lease_s
+        if claimed.on_lost_lease == "kill":
+            return guardian.may_begin(self._block, self._safe_until, self._settings.lease_s)
+        return guardian.boottime() <= self._safe_until
 
     def _claim(self, *, waits: bool) -> list[Call[Any]]:
         claim = scripts.claim(
@@ -206,7 +216,8 @@ class Process:
         """Runs one attempt. None: it leaves something behind that only the end of this process ends."""
         started_mono = time.monotonic()
         timeout_s = max(running.timeout_s or 0.0, 0.0)
-        self._lane.begin(running.id, running.attempt_id, running.queue, started_mono, timeout_s)
+        safe_until = self._safe_until if running.on_lost_lease == "kill" else 0.0
+        self._lane.begin(running.id, running.attempt_id, running.queue, started_mono, timeout_s, safe_until)
         self._interruption.watch(started_mono, started_mono + timeout_s if timeout_s else math.inf)
         reports = Reports(running, self._lane, self._reporter)
         self._capture.enter(reports, alone=True)

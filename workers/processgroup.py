@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -59,6 +59,44 @@ def is_alive(group: int) -> bool:
     except PermissionError:  # macOS says so of zombies; or a process changed its user: it's there
         pass
     return _has_living(group)
+
+
+def is_there(pid: int) -> bool:
+    """Whether a process is there that isn't a zombie."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it changed its user
+        return True
+    stat = _stat(pid)
+    return sys.platform != "linux" or (stat is not None and stat.lives)
+
+
+def kill_family(leader: int) -> bool:
+    """Kills a process group and all that descends from its leader, in any group. Blocks until they are gone, for
+    ORPHANS_S at most.
+
+    False: some are left; they hang in the kernel.
+    """
+    known = {leader}
+    deadline = time.monotonic() + ORPHANS_S
+    while True:
+        processes = _processes() or {}
+        known |= _descendants(known, processes)  # before the first of them dies: orphans get another parent
+        signal_group(leader, signal.SIGKILL)
+        living = {pid for pid in known if pid in processes and processes[pid].lives}
+        known = {leader} | living
+        for pid in living:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):  # it ended by itself, or changed its user
+                pass
+        if not living and not is_alive(leader):
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(GONE_POLL_S)
 
 
 async def end_group(group: int, *, timeout_s: float = 10) -> bool:
@@ -169,14 +207,20 @@ def _others() -> list[int] | None:
     if processes is None:
         return None
     own, group = os.getpid(), os.getpgrp()
-    family: set[int] = set()
-    young = {own}
-    while young:
-        young = {pid for pid, stat in processes.items() if stat.parent in young} - family
-        family |= young
+    family = _descendants({own}, processes)
     return [
         pid for pid, stat in processes.items() if pid != own and stat.lives and (stat.group == group or pid in family)
     ]
+
+
+def _descendants(of: Container[int], processes: Mapping[int, _Stat]) -> set[int]:
+    """All that descend from some processes."""
+    family: set[int] = set()
+    young: Container[int] = of
+    while found := {pid for pid, stat in processes.items() if stat.parent in young} - family:
+        family |= found
+        young = found
+    return family
 
 
 def _prctl(option: int, value: int) -> None:

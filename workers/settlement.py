@@ -50,6 +50,7 @@ class Remains:
     @classmethod
     def of(cls, child: Child, ending: Ending) -> Remains:
         """What `child`, which ended so, leaves behind."""
+        child.note_fenced()
         runs = child.runs()
         # Only a process with a lane to spare may have sent a claim; one that ended in order has seen its answer.
         running = [run for run in runs if run.state is LaneState.RUNNING]
@@ -101,13 +102,14 @@ def _settle_attempt(
         if word != "stopping":
             return COUNTED_AS[outcome.status]
     error = error_of(remains.ending, verdict)
-    failure = {"reason": "crashed", "message": error, **dossier}
+    reason = "lease_lost" if verdict is Verdict.LEASE_LOST else "crashed"
+    failure = {"reason": reason, "message": error, **dossier}
     (word,) = yield (
         scripts.crash(id, attempt_id, running.queue, error=error, failure=failure, max_crashes=max_crashes),
     )
     if word in ("queued", "failed"):
         log.warning("task %s: %s; it is %s", id, error, "queued again" if word == "queued" else "failed")
-    return "stopped" if word == "stopped" else "crashed"
+    return "stopped" if word == "stopped" else reason
 
 
 def _dossier(remains: Remains, id: str, run: Run | None) -> Plan[dict[str, Any]]:

@@ -1,19 +1,24 @@
 """What each worker process runs, in memory shared by the supervisor and all of its processes.
 
 A process owns one *block*: a head with its counters, one *lane* for each task it runs at once, and the `Spool` of the
-lines that its tasks wrote last. The process alone writes its block, except two words that belong to the supervisor:
-`drain` and each lane's `request`. Reads are consistent: a lane's sequence is odd while it is being written. Nothing
-here is trusted for a write to Redis: the attempt id it carries is checked there.
+lines that its tasks wrote last. The process alone writes its block, with these exceptions: `drain` and each lane's
+`request` and `renewed` belong to the supervisor, `beat` to the process's guardian (which also makes a last request).
+Reads are consistent: a lane's sequence is odd while it is being written. Nothing here is trusted for a write to Redis:
+the attempt id it carries is checked there.
 
-    block   ┌────────┬────────┬────────┬─────────────┬────────┬────────────────┬────────┬────────┬───┬───────┐
-            │ ready  │ done   │ failed │ working_us  │ drain  │ (to 64 bytes)  │ lane 0 │ lane 1 │ … │ spool │
-            └────────┴────────┴────────┴─────────────┴────────┴────────────────┴────────┴────────┴───┴───────┘
-             u64      u64      u64      u64           u64 (written by the supervisor)
+An attempt that must not outlive its lease (`on_lost_lease` is "kill") shows in `safe_until` how long the lease surely
+lasts, by the clock of `guardian.boottime`. The process writes the first such time with the claim. The supervisor writes
+later ones to `renewed`, as `milliseconds << 24 | run`: one word, so that no reader sees half of it.
 
-    lane    ┌──────────┬────────┬────────┬──────────────┬────────────┬────────────────┬─────────┬────────┐
-            │ sequence │ state  │ run    │ started_mono │ timeout_s  │ three lengths  │ request │ text   │
-            └──────────┴────────┴────────┴──────────────┴────────────┴────────────────┴─────────┴────────┘
-             u64        u64      u64      f64            f64          3 x u16 + pad    u64       to 768 bytes
+    block   ┌────────┬────────┬────────┬─────────────┬────────┬────────┬────────┬────────┬────────┬───┬───────┐
+            │ ready  │ done   │ failed │ working_us  │ drain  │ guard  │ beat   │ lane 0 │ lane 1 │ … │ spool │
+            └────────┴────────┴────────┴─────────────┴────────┴────────┴────────┴────────┴────────┴───┴───────┘
+             u64      u64      u64      u64           u64      u64      u64      from byte 64 on
+
+    lane    ┌──────────┬───────┬─────┬──────────────┬───────────┬────────────┬─────────┬─────────┬─────────┬──────┐
+            │ sequence │ state │ run │ started_mono │ timeout_s │ safe_until │ lengths │ request │ renewed │ text │
+            └──────────┴───────┴─────┴──────────────┴───────────┴────────────┴─────────┴─────────┴─────────┴──────┘
+             u64        u64     u64   f64            f64         f64          3 x u16   u64       u64       to 768 bytes
 
 `run` counts the attempts a lane has held. `request` is `run << 8 | kind`: a request made for one run never
 hits the next. `text` is the task's id, the attempt id and the queue, one after the other.
@@ -34,14 +39,18 @@ from workers.spool import Spool
 
 _WORD: Final = struct.Struct("=Q")
 _HEAD_BYTES: Final = 64
-_READY, _DONE, _FAILED, _WORKING_US, _DRAIN = 0, 8, 16, 24, 32
+_READY, _DONE, _FAILED, _WORKING_US, _DRAIN, _GUARD, _BEAT = 0, 8, 16, 24, 32, 40, 48
 
-_LANE: Final = struct.Struct("=QQddHHHxx")
-"""state, run, started_mono, timeout_s, lengths of id, attempt id and queue; stands behind the sequence."""
+_LANE: Final = struct.Struct("=QQdddHHHxx")
+"""state, run, started_mono, timeout_s, safe_until, lengths of id, attempt id and queue; stands behind the sequence."""
+_ATOMIC: Final = struct.Struct("@Q")
+"""A word that is written in one piece, since it is aligned."""
+_RUN_BITS: Final = 24
 _LANE_BYTES: Final = 768
 _STATE: Final = 8
 _REQUEST: Final = 8 + _LANE.size
-_TEXT: Final = _REQUEST + 8
+_RENEWED: Final = _REQUEST + 8
+_TEXT: Final = _RENEWED + 8
 LONGEST_NAME: Final = 300
 
 
@@ -54,16 +63,21 @@ class LaneState(IntEnum):
 
 
 class Request(IntEnum):
-    """What the supervisor asks of a run. LOST: it no longer holds its lease, so all it does is for nothing."""
+    """What is asked of a run. LOST: it no longer holds its lease, so its outcome will be refused. FENCED: its guardian
+    kills its process, because its lease is about to end."""
 
     NONE = 0
     STOP = 1
     LOST = 2
+    FENCED = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One attempt as a lane shows it. `started_mono` is `time.monotonic()`; `timeout_s` 0 means no limit."""
+    """One attempt as a lane shows it. `started_mono` is `time.monotonic()`; `timeout_s` 0 means no limit.
+
+    `safe_until` (`guardian.boottime()`) is when its lease ends at the earliest, if the attempt must not outlive it; 0
+    if it may."""
 
     lane: int
     state: LaneState
@@ -73,6 +87,7 @@ class Run:
     queue: str
     started_mono: float
     timeout_s: float
+    safe_until: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +161,27 @@ class Block:
         ready, done, failed, working_us = struct.unpack_from("=QQQQ", self._map, self._at)
         return Counters(bool(ready), done, failed, working_us / 1e6)
 
+    def ask_for_guardian(self) -> None:
+        """Has the fork server give this process a guardian, as soon as a signal makes it look."""
+        _WORD.pack_into(self._map, self._at + _GUARD, 1)
+
+    # --- the guardian's word ------------------------------------------------------------------------------
+
+    def beat(self, now: float) -> None:
+        """Says that a guardian watches this process at `now` (`guardian.boottime()`)."""
+        _ATOMIC.pack_into(self._map, self._at + _BEAT, int(now * 1000))
+
+    @property
+    def beaten_at(self) -> float:
+        """When a guardian last said that it watches; 0: none did."""
+        beat: int = _ATOMIC.unpack_from(self._map, self._at + _BEAT)[0]
+        return beat / 1000
+
+    @property
+    def wants_guardian(self) -> bool:
+        """Whether the process has asked for a guardian."""
+        return self._map[self._at + _GUARD] != 0
+
     # --- the supervisor's words --------------------------------------------------------------------------
 
     def ask_to_drain(self) -> None:
@@ -162,6 +198,16 @@ class Block:
         lane_at = self._at + _HEAD_BYTES + run.lane * _LANE_BYTES
         _WORD.pack_into(self._map, lane_at + _REQUEST, run.run << 8 | request)
 
+    def asked(self, run: Run) -> Request:
+        """What was asked of this very run."""
+        lane_at = self._at + _HEAD_BYTES + run.lane * _LANE_BYTES
+        return _request_at(self._map, lane_at, run.run)
+
+    def renew(self, run: Run, safe_until: float) -> None:
+        """Says that the lease of this very run surely lasts until then; the next one of the lane doesn't see it."""
+        word = int(safe_until * 1000) << _RUN_BITS | run.run & (1 << _RUN_BITS) - 1
+        _ATOMIC.pack_into(self._map, self._at + _HEAD_BYTES + run.lane * _LANE_BYTES + _RENEWED, word)
+
     def runs(self) -> list[Run]:
         """What the lanes hold now, idle ones left out."""
         runs = (self.run(lane) for lane in range(self.lanes))
@@ -174,7 +220,7 @@ class Block:
             (sequence,) = _WORD.unpack_from(self._map, at)
             if sequence % 2:
                 continue
-            state, run, started_mono, timeout_s, *lengths = _LANE.unpack_from(self._map, at + 8)
+            state, run, started_mono, timeout_s, safe_until, *lengths = _LANE.unpack_from(self._map, at + 8)
             if state == LaneState.IDLE:
                 return None
             text = self._map[at + _TEXT : at + _TEXT + sum(lengths)]
@@ -185,8 +231,15 @@ class Block:
                     text[first:second].decode(),
                     text[second:].decode(errors="replace"),
                 )
-                return Run(lane, LaneState(state), run, id, attempt_id, queue, started_mono, timeout_s)
+                if safe_until:
+                    safe_until = max(safe_until, self._renewed_until(at, run))
+                return Run(lane, LaneState(state), run, id, attempt_id, queue, started_mono, timeout_s, safe_until)
         return None
+
+    def _renewed_until(self, lane_at: int, run: int) -> float:
+        word: int = _ATOMIC.unpack_from(self._map, lane_at + _RENEWED)[0]
+        is_its = word & (1 << _RUN_BITS) - 1 == run & (1 << _RUN_BITS) - 1
+        return (word >> _RUN_BITS) / 1000 if is_its else 0.0
 
     def _word(self, offset: int) -> int:
         word: int = _WORD.unpack_from(self._map, self._at + offset)[0]
@@ -203,9 +256,13 @@ class Lane:
         self._sequence: int = _WORD.unpack_from(map, at)[0]
         self._run: int = _WORD.unpack_from(map, at + 16)[0]
 
-    def begin(self, id: str, attempt_id: str, queue: str, started_mono: float, timeout_s: float) -> None:
-        """Shows the attempt that now runs. Names over LONGEST_NAME bytes, which only a plain RQ producer can give,
-        are shown cut: such an attempt gets no heartbeats and must end within its lease."""
+    def begin(  # noqa: PLR0917 - names would cost time, and this is done for every task
+        self, id: str, attempt_id: str, queue: str, started_mono: float, timeout_s: float, safe_until: float = 0.0
+    ) -> None:
+        """Shows the attempt that now runs; `safe_until` as in `Run`.
+
+        Names over LONGEST_NAME bytes, which only a plain RQ producer can give, are shown cut: such an attempt gets no
+        heartbeats and must end within its lease."""
         id_, attempt, name = id.encode()[:LONGEST_NAME], attempt_id.encode(), queue.encode()[:LONGEST_NAME]
         text = id_ + attempt + name
         map, at = self._map, self._at
@@ -213,8 +270,9 @@ class Lane:
         self._sequence += 2
         _WORD.pack_into(map, at, self._sequence - 1)
         _LANE.pack_into(
-            map, at + 8, LaneState.RUNNING, self._run, started_mono, timeout_s, len(id_), len(attempt), len(name)
-        )
+            map, at + 8, LaneState.RUNNING, self._run, started_mono, timeout_s, safe_until,
+            len(id_), len(attempt), len(name),
+        )  # fmt: skip
         map[at + _TEXT : at + _TEXT + len(text)] = text
         _WORD.pack_into(map, at, self._sequence)
 
@@ -228,5 +286,9 @@ class Lane:
 
     def request(self) -> Request:
         """What was asked of the run it now shows."""
-        word: int = _WORD.unpack_from(self._map, self._at + _REQUEST)[0]
-        return Request(word & 0xFF) if word >> 8 == self._run else Request.NONE
+        return _request_at(self._map, self._at, self._run)
+
+
+def _request_at(map: mmap.mmap, lane_at: int, run: int) -> Request:
+    word: int = _WORD.unpack_from(map, lane_at + _REQUEST)[0]
+    return Request(word & 0xFF) if word >> 8 == run else Request.NONE

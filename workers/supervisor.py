@@ -23,7 +23,7 @@ from taskpool.errors import ConfigurationError, RedisUnavailable
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.store import AsyncStore
 from taskpool.webhooks.target import Allowed
-from workers import processgroup, reload, stacks
+from workers import fencing, processgroup, reload, stacks
 from workers.beside_rq import BesideRq
 from workers.child import Child, Verdict
 from workers.crew import Crew
@@ -104,6 +104,7 @@ class Supervisor:
             commands, outage = self._roster.commands, self._outage
             self._spawn(repeat("starting processes", self._crew.step, wake=self._crew.changed))
             self._spawn(repeat("timeouts", self._enforce_timeouts))
+            self._spawn(repeat("leases that end", self._enforce_leases))
             announcing = self._spawn(repeat("heartbeats", self._heartbeat, outage=outage, wake=self._changed))
             self._spawn(repeat("commands", commands.step, outage=outage, wake=commands.changed))
             housekeeping, webhooks = self._housekeeping, self._dispatcher
@@ -203,6 +204,10 @@ class Supervisor:
             if child.is_running(run):
                 child.kill(Verdict.TIMEOUT, run)
         return LOOK_S
+
+    async def _enforce_leases(self) -> float:
+        """Kills attempts that must not outlive their leases, when those can't be renewed."""
+        return await fencing.enforce(tuple(self._crew.children.values()), lease_s=self._settings.lease_s)
 
     async def _forget_dead(self) -> float:
         """Removes workers from RQ's registry whose supervisor died without a word."""

@@ -70,6 +70,10 @@ OF_A_TASK: Final[Mapping[str, Object]] = {
     "max_attempts": _says("How often it is tried; if not given, what the type says.", minimum=1, maximum=MOST_ATTEMPTS),
     "backoff_s": _seconds("The longest wait after the first failed attempt; twice that after the second, and so on."),
     "backoff_max_s": _seconds("The longest wait after any failed attempt."),
+    "on_lost_lease": _says(
+        "What to do with an attempt whose lease can't be renewed: let it continue, or kill it before the lease ends, so"
+        " that no two attempts overlap; if not given, what the type says."
+    ),
     "expires_in_s": _seconds("Cancel it if it hasn't started so many seconds from now.", LEAST_S),
     "depends_on": _says(
         "Ids of tasks that must be done first.",

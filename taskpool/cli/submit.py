@@ -13,6 +13,7 @@ from taskpool.cli.seconds import Seconds
 from taskpool.cli.service import SERVICE, Service, open_service
 from taskpool.cli.values import read_json, read_pairs, read_time
 from taskpool.cli.watch import follow, print_end
+from taskpool.types import LOST_LEASE_CHOICES
 
 FOREVER: Final = "forever"
 """What `--wait` without a number stands for."""
@@ -62,6 +63,11 @@ class SubmitCommand(Command):
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="A tag to find it by; may be repeated.")
 @click.option("--timeout", "timeout_s", type=Seconds(0.001), metavar="S", help="Seconds one attempt may take.")
 @click.option("--max-attempts", type=int, metavar="N", help="Attempts it gets before it fails.")
+@click.option(
+    "--on-lost-lease",
+    type=click.Choice(LOST_LEASE_CHOICES),
+    help="kill: end an attempt before its lease ends if the lease can't be renewed, so that no two overlap.",
+)
 @click.option(
     "--expires-in",
     "expires_in_s",

@@ -14,7 +14,7 @@
 -- ARGV[6+] queues, most urgent first
 -- Returns  {id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, started_ms,
 --           parents, timeout_ms, backoff, snoozes, secrets (false: it has none; '': they are no longer kept), trace,
---           retries_left, retry_intervals (of RQ's Retry; false: it has none)},
+--           retries_left, retry_intervals (of RQ's Retry; false: it has none), on_lost_lease},
 --           or false: nothing is ready, or `rq suspend` holds
 
 local worker, attempt_id, lease_ms, was_idle = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1'
@@ -27,7 +27,7 @@ local looked_at = 0
 local function fields_of(id)
   return redis.call('HMGET', KEY.job .. id, 'status', 'type', 'data', 'attempt', 'max_attempts', 'timeout',
     'result_ttl', 'failure_ttl', 'enqueued_at', 'seq', 'expires_ms', 'dependency_ids', 'timeout_ms', 'started_at',
-    'backoff', 'snoozes', 'secret_ttl', 'trace', 'unique', 'ended_at')
+    'backoff', 'snoozes', 'secret_ttl', 'trace', 'unique', 'ended_at', 'on_lost_lease')
 end
 
 local function answer(id, queue, f, attempt)
@@ -35,7 +35,7 @@ local function answer(id, queue, f, attempt)
   local retry = {false, false}
   if f[3] and not is_stored_by_us(f[3]) then retry = redis.call('HMGET', KEY.job .. id, 'retries_left', 'retry_intervals') end
   return {id, queue, f[2], f[3], attempt, f[5], f[6], f[7], f[8], f[9], string.format('%.0f', now_ms), f[12], f[13],
-    f[15], f[16], secrets, f[18], retry[1], retry[2]}
+    f[15], f[16], secrets, f[18], retry[1], retry[2], f[21]}
 end
 
 -- Whether an RQ job asks for something that our workers don't do: callbacks, repetition, webhooks, RQ's rate limits and

@@ -27,7 +27,7 @@ from taskpool.secret import Secrets
 from taskpool.submission.addition import NewTask
 from taskpool.submission.shared import DEFAULT_ATTEMPTS, share
 from taskpool.trace import trace_text
-from taskpool.types import TaskSpec
+from taskpool.types import LOST_LEASE_CHOICES, OnLostLease, TaskSpec
 from taskpool.unique import Unique
 from taskpool.webhooks.endpoint import callback_events, callback_faults
 from taskpool.webhooks.target import Allowed
@@ -67,6 +67,8 @@ class TypeOptions(Protocol):
     def backoff_s(self) -> float | None: ...
     @property
     def backoff_max_s(self) -> float | None: ...
+    @property
+    def on_lost_lease(self) -> OnLostLease | None: ...
     @property
     def result_ttl_s(self) -> int | None: ...
 
@@ -114,6 +116,7 @@ def prepare(
         spec.max_attempts or info.max_attempts or defaults.max_attempts,
         info.backoff_s if spec.backoff_s is None else spec.backoff_s,
         info.backoff_max_s if spec.backoff_max_s is None else spec.backoff_max_s,
+        spec.on_lost_lease or info.on_lost_lease or "continue",
     )
     encoded, hidden = _encoded(spec, payload, secrets, start)
     data = rqjob.data(spec.type, encoded)
@@ -212,6 +215,8 @@ def _faults(spec: TaskSpec, defaults: Defaults) -> Iterator[tuple[str, str]]:
         yield from _list_faults("depends_on", spec.depends_on, MOST_PARENTS, TASK_ID, "a task's id")
     if spec.callback_url is not None or spec.callback_events is not None:
         yield from callback_faults(spec.callback_url, spec.callback_events, Allowed(defaults.webhook_allow))
+    if spec.on_lost_lease not in (None, *LOST_LEASE_CHOICES):
+        yield "on_lost_lease", f"must be {' or '.join(map(repr, LOST_LEASE_CHOICES))}"
     yield from _unique_faults(spec)
 
 

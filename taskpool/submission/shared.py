@@ -13,6 +13,7 @@ import msgspec
 
 from taskpool import rqjob
 from taskpool.calls import Part
+from taskpool.types import OnLostLease
 
 DEFAULT_ATTEMPTS: Final = 1
 
@@ -31,6 +32,7 @@ class Shared(msgspec.Struct, frozen=True, gc=False):
     max_attempts: int
     backoff_s: float | None
     backoff_max_s: float | None
+    on_lost_lease: OnLostLease
     fields: tuple[Part, ...]
     packed: bytes
     """What stands between id and `data` in the command that adds a task without further options."""
@@ -48,6 +50,7 @@ def share(  # noqa: PLR0917 - names would cost time, and this is asked for every
     max_attempts: int,
     backoff_s: float | None,
     backoff_max_s: float | None,
+    on_lost_lease: OnLostLease,
 ) -> Shared:
     """What tasks with these options share."""
     fields: list[Part] = [*rqjob.template(queue, timeout_s, result_ttl_s, failure_ttl_s), "type", type]
@@ -56,6 +59,8 @@ def share(  # noqa: PLR0917 - names would cost time, and this is asked for every
         fields += ("max_attempts", max_attempts)
     if backoff_s is not None or backoff_max_s is not None:
         fields += ("backoff", backoff_text(backoff_s, backoff_max_s))
+    if on_lost_lease != "continue":
+        fields += ("on_lost_lease", on_lost_lease)
     without_options = [""] * (PLAIN_PARTS - 4)  # id, queue and type stand in front, the count of the fields behind
     arguments: tuple[Part, ...] = (queue, type, *without_options, len(fields) + 4, *fields, "data")
     _, _, packed = hiredis.pack_command(arguments).partition(b"\r\n")  # type: ignore[arg-type]
@@ -68,6 +73,7 @@ def share(  # noqa: PLR0917 - names would cost time, and this is asked for every
         max_attempts=max_attempts,
         backoff_s=backoff_s,
         backoff_max_s=backoff_max_s,
+        on_lost_lease=on_lost_lease,
         fields=tuple(fields),
         packed=packed,
         parts=PLAIN_PARTS + len(fields) + 4,

@@ -1,0 +1,97 @@
+"""The guardian of a worker process: kills it before a lease ends that nobody renews.
+
+Only tasks that must not outlive their leases (`on_lost_lease` is "kill") need one. Usually the supervisor kills such
+an attempt in time (see fencing). The guardian is for the case that the supervisor is frozen, or too busy. It is a
+process of its own, so it works while a task holds the interpreter lock. The fork server forks it when a worker process
+asks for it, and it ends with that process. It reads in shared memory how long the leases surely last.
+
+A lease of L seconds that was last renewed at t ends in Redis at t + L or later. The supervisor kills at t + 0.8 L, the
+guardian at t + 0.9 L. The rest is for the kill itself, and for clocks that run at different speeds.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import select
+import signal
+import time
+from typing import Final
+
+from workers import processgroup
+from workers.slots import Block, LaneState, Request
+
+log = logging.getLogger("workers")
+
+SUPERVISOR_SHARE: Final = 0.2
+"""How long before a lease may end the supervisor kills, as a share of the lease; and the guardian:"""
+GUARDIAN_SHARE: Final = 0.1
+LOOK_SHARE: Final = 0.05
+LONGEST_LOOK_S: Final = 0.5
+START_SHARE: Final = 0.5
+"""How much of its lease must be left when an attempt begins: then a heartbeat and the guardian come well before its
+end."""
+READY_S: Final = 2.0
+STALE_S: Final = 2.0
+ASK_S: Final = 0.02
+
+_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def boottime() -> float:
+    """Seconds by a clock that never steps and that all processes of a host share. It goes on while the host sleeps,
+    unlike `time.monotonic()` on Linux."""
+    return time.clock_gettime(_CLOCK)
+
+
+def may_begin(block: Block, safe_until: float, lease_s: float) -> bool:
+    """Whether a worker process may begin an attempt that must not outlive its lease: a guardian watches the process,
+    and enough of the lease is left. Blocks for up to READY_S until a guardian is there. False is logged."""
+    deadline = min(boottime() + READY_S, safe_until - lease_s * START_SHARE)
+    while (now := boottime()) <= deadline:
+        if block.beaten_at and now - block.beaten_at < STALE_S:
+            return True
+        block.ask_for_guardian()
+        os.kill(os.getppid(), signal.SIGCHLD)  # it makes the fork server look; any other process ignores it
+        time.sleep(ASK_S)
+    log.error(
+        "a task with on_lost_lease=kill is given back: no guardian watches its process, or too little of its lease is"
+        " left (%.3g s)", safe_until - now,
+    )  # fmt: skip
+    return False
+
+
+def watch(block: Block, pid: int, pidfd: int | None, lease_s: float) -> None:
+    """Watches the worker process `pid` until it has ended. `pidfd` is None where the kernel has none."""
+    look_s = min(lease_s * LOOK_SHARE, LONGEST_LOOK_S)
+    poll = select.poll()
+    if pidfd is not None:
+        poll.register(pidfd, select.POLLIN)
+    while processgroup.is_there(pid):
+        now = boottime()
+        block.beat(now)
+        running = [run for run in block.runs() if run.safe_until and run.state is LaneState.RUNNING]
+        overdue = [run for run in running if run.safe_until - lease_s * GUARDIAN_SHARE <= now]
+        if overdue:
+            for run in overdue:
+                block.ask(run, Request.FENCED)  # says why, to the supervisor
+            processgroup.kill_family(pid)
+        due_s = min((run.safe_until - lease_s * GUARDIAN_SHARE - now for run in running), default=look_s)
+        if poll.poll(min(max(due_s, 0.001), look_s) * 1000):
+            return
+
+
+def become(block: Block, pid: int, pidfd: int | None, lease_s: float) -> None:
+    """The whole life of a guardian, right after the fork: it keeps nothing of the fork server but the shared memory."""
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    gc.disable()
+    kept = 2 if pidfd is None else pidfd
+    if pidfd is not None:
+        os.closerange(3, pidfd)
+    os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
+    watch(block, pid, pidfd, lease_s)
