@@ -101,7 +101,7 @@ def test_an_attempt_on_a_host_that_is_cut_off_ends_before_the_next_one_begins(
     assert not overlap(found)
     assert not is_running(pid)
     assert [attempt.outcome for attempt in record.history] == ["lease_lost", "done"]
-    assert f"task {task.id}: its lease can't be renewed" in first.log.read_text()
+    eventually(lambda: f"task {task.id}: its lease can't be renewed" in first.log.read_text())
 
 
 @pytest.mark.parametrize("do", ["work", "hold"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import time
@@ -11,6 +12,9 @@ from enum import StrEnum
 from workers import processgroup, stacks
 from workers.nursery import Nursery
 from workers.slots import Block, LaneState, Request, Run
+
+
+log = logging.getLogger("workers")
 
 
 class Verdict(StrEnum):
@@ -81,6 +85,10 @@ class Child:
         for run in self.runs():
             if self.block.asked(run) is Request.FENCED:
                 self.verdicts.setdefault(run.attempt_id, Verdict.LEASE_LOST)
+                log.warning(
+                    "task %s: its lease can't be renewed, and the supervisor didn't act in time: its guardian killed the"
+                    " process group %d (on_lost_lease is kill)", run.id, self.pid,
+                )  # fmt: skip
 
     def kill(self, verdict: Verdict, run: Run | None = None) -> None:
         """Kills it for the sake of one attempt, or of all it runs."""
