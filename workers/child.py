@@ -13,7 +13,6 @@ from workers import processgroup, stacks
 from workers.nursery import Nursery
 from workers.slots import Block, LaneState, Request, Run
 
-
 log = logging.getLogger("workers")
 
 
@@ -86,8 +85,8 @@ class Child:
             if self.block.asked(run) is Request.FENCED:
                 self.verdicts.setdefault(run.attempt_id, Verdict.LEASE_LOST)
                 log.warning(
-                    "task %s: its lease can't be renewed, and the supervisor didn't act in time: its guardian killed the"
-                    " process group %d (on_lost_lease is kill)", run.id, self.pid,
+                    "task %s: its lease can't be renewed, and the supervisor didn't act in time: its guardian killed"
+                    " the process group %d (on_lost_lease is kill)", run.id, self.pid,
                 )  # fmt: skip
 
     def kill(self, verdict: Verdict, run: Run | None = None) -> None:
