@@ -30,13 +30,13 @@ NOT_STARTED: Final = "canceled before it started"
 """What the record of a task says that a person canceled."""
 
 _claim = Script("claim", "unique", "foreign")
-_finish, _requeue, _crash = map(Script, ("finish", "requeue", "crash"))
+_finish, _requeue = map(Script, ("finish", "requeue"))
+_crash, _adopt = (Script(name, "foreign") for name in ("crash", "adopt"))
 _heartbeat, _unseen, _progress, _log, _stop = map(Script, ("heartbeat", "unseen", "progress", "log", "stop"))
 _cancel, _promote, _release = map(Script, ("cancel", "promote", "release"))
 _revive, _purge, _sweep_unique = (Script(name, "unique") for name in ("revive", "purge", "sweep_unique"))
 _due, _sweep_waiting = map(Script, ("due", "sweep_waiting"))
 _sweep_index, _sweep_secrets = (Script(name, "forget") for name in ("sweep_index", "sweep_secrets"))
-_adopt = Script("adopt", "foreign")
 _queue_page, _count = map(Script, ("queue_page", "count"))
 
 
@@ -118,6 +118,7 @@ def finish(
             if done
             else rqjob.exc_string(traceback or error),
             running.type,
+            *(("1",) if running.of_rq else ()),
         ),
         _word,
         again=True,

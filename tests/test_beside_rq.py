@@ -38,8 +38,8 @@ async def store(redis_url: str) -> AsyncIterator[AsyncStore]:
 
 
 @pytest.fixture
-async def beside(store: AsyncStore) -> BesideRq:
-    return BesideRq(store, Settings())
+async def beside(store: AsyncStore, redis: Redis) -> BesideRq:
+    return BesideRq(store, Settings(), redis)
 
 
 def take(redis: Redis) -> None:
@@ -168,7 +168,7 @@ async def test_two_pools_adopt_a_task_once(beside: BesideRq, store: AsyncStore, 
     age(world.redis, "a")
 
     await beside.step()
-    await BesideRq(store, Settings()).step()
+    await BesideRq(store, Settings(), world.redis).step()
 
     assert world.redis.lrange("rq:queue:default", 0, -1) == [b"a"]
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from rq import Queue
+from rq.serializers import JSONSerializer
 
-from taskpool import scripts
+from taskpool import rqjob, scripts
 from taskpool.keys import WIP_GRACE_S
 from taskpool.types import TaskStatus
 from tests.states import SEED, World, ended, race
@@ -266,6 +268,24 @@ def test_the_execution_of_a_plain_rq_worker_is_taken_back_when_its_lease_has_end
 
     assert world.redis.zcard("rq:wip:default") == 0
     assert world.redis.lrange("rq:queue:default", 0, -1) == [b"a"]
+
+
+@pytest.mark.parametrize("serializer", [None, JSONSerializer])
+def test_the_execution_of_another_programs_job_is_left_to_rqs_own_maintenance(world: World, serializer: Any) -> None:
+    job = Queue(connection=world.redis, serializer=serializer).enqueue("os.getcwd")
+    plain_execution(world, job.id, ends_s=-1)
+    before = world.snapshot()
+
+    assert crash(world, id=job.id, attempt_id="e1", only_expired=True) == "lost"
+
+    assert world.since(before) == {}
+
+
+def test_the_execution_of_a_plain_producers_task_is_taken_back(world: World) -> None:
+    job = Queue(connection=world.redis, serializer=JSONSerializer).enqueue(rqjob.ENTRY_POINT, "work", {})
+    plain_execution(world, job.id, ends_s=-1)
+
+    assert crash(world, id=job.id, attempt_id="e1", only_expired=True) == "queued"
 
 
 def test_the_execution_of_a_plain_rq_worker_is_left_while_its_lease_runs(world: World) -> None:

@@ -6,11 +6,17 @@ secrets are deleted as well.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections import deque
 from typing import Final
 
-from taskpool import scripts
-from taskpool.calls import one
+from redis import Redis
+from redis.exceptions import RedisError
+
+from taskpool import keys, rqjob, scripts
+from taskpool.calls import Call, one
+from taskpool.errors import RedisUnavailable
 from taskpool.settings import Settings
 from taskpool.store import AsyncStore, ReplyFault
 from workers.housekeeping import all_queues
@@ -24,13 +30,16 @@ earliest: by then it is queued again."""
 BATCH: Final = 200
 SECRETS_BATCH: Final = 2000
 SECRETS_STEPS: Final = 5
+TOLD: Final = 100
 
 
 class BesideRq:
     """One duty: a look every LOOK_S."""
 
-    def __init__(self, store: AsyncStore, settings: Settings, *, stuck_s: float = STUCK_S) -> None:
+    def __init__(self, store: AsyncStore, settings: Settings, connection: Redis, *, stuck_s: float = STUCK_S) -> None:
         self._store, self._foreign, self._stuck_s = store, settings.foreign, stuck_s
+        self._connection = connection
+        self._told: deque[str] = deque(maxlen=TOLD)
         self._offsets: dict[str, int] = {}
         self._swept_to = ""
 
@@ -40,7 +49,7 @@ class BesideRq:
         Raises:
             RedisUnavailable: Redis is away.
         """
-        for look in (self._adopt, self._sweep_secrets):
+        for look in (self._adopt, self._release_dependents, self._sweep_secrets):
             try:
                 await look()
             except ReplyFault as fault:  # a damaged record must not keep the other looks back
@@ -60,8 +69,31 @@ class BesideRq:
         if adopted.count:
             log.warning("%d tasks that an RQ worker took and never started are queued again", adopted.count)
 
+    async def _release_dependents(self) -> None:
+        """Queues the RQ jobs that waited for a job of an RQ function which ended here. RQ's own code does it."""
+        ids = await self._store.run(Call(("SRANDMEMBER", keys.RQ_OUTBOX, BATCH), _names, again=True))
+        for id in ids:
+            try:
+                await asyncio.to_thread(rqjob.release_dependents, self._connection, id)
+            except RedisError as error:
+                raise RedisUnavailable(f"Redis: {error}") from error
+            except Exception as error:  # RQ raises what it likes at a record that it can't read
+                self._tell(f"the RQ jobs that wait for {id} can't be queued: {type(error).__name__}: {error}")
+                continue
+            await self._store.run(Call(("SREM", keys.RQ_OUTBOX, id), int, again=True))
+
+    def _tell(self, text: str) -> None:
+        """Logs a warning, once."""
+        if text not in self._told:
+            self._told.append(text)
+            log.warning("beside RQ: %s", text)
+
     async def _sweep_secrets(self) -> None:
         for _ in range(SECRETS_STEPS):
             self._swept_to = await self._store.run(scripts.sweep_secrets(self._swept_to, SECRETS_BATCH))
             if not self._swept_to:
                 return
+
+
+def _names(reply: list[bytes]) -> list[str]:
+    return [name.decode() for name in reply]

@@ -110,7 +110,7 @@ class Supervisor:
             housekeeping, webhooks = self._housekeeping, self._dispatcher
             self._spawn(repeat("housekeeping", housekeeping.step, outage=outage, wake=housekeeping.wake))
             self._spawn(repeat("webhooks", webhooks.step, outage=outage, wake=webhooks.wake))
-            beside_rq = BesideRq(self._store, self._settings)
+            beside_rq = BesideRq(self._store, self._settings, self._registrar.connection)
             self._spawn(repeat("looking after RQ's neighbours", beside_rq.step, outage=outage))
             self._spawn(repeat("forgetting dead workers", self._forget_dead, outage=outage))
             if self._reloads:

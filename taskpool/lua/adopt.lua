@@ -15,12 +15,6 @@ local wait_s, most, functions = tonumber(ARGV[1]), tonumber(ARGV[2]), ',' .. str
 local now_ms, stamp = clock()
 local reply = {0}
 
-local function is_task(f)
-  if f[2] and f[2] ~= KEY.unknown_type then return true end
-  local name = f[3] and called_function(f[3])
-  return name and (name == KEY.entry_point or string.find(functions, ',' .. name .. ',', 1, true))
-end
-
 -- Whether an RQ worker has begun to run it. Its heartbeats keep the execution's hash alive.
 local function is_begun(id)
   for _, execution in ipairs(redis.call('ZREVRANGE', KEY.executions .. id, 0, 9)) do
@@ -38,7 +32,7 @@ for at = 4, #ARGV, 2 do
   for _, id in ipairs(ids) do
     local f = redis.call('HMGET', KEY.job .. id, 'status', 'type', 'data')
     local is_gone = not f[1] and redis.call('EXISTS', KEY.job .. id) == 0
-    if is_gone or (is_task(f) and not is_begun(id)) then
+    if is_gone or (is_task(f[2], f[3], functions) and not is_begun(id)) then
       local seen = KEY.stuck .. id
       local since_ms = tonumber(redis.call('GET', seen))
       if not since_ms then

@@ -39,13 +39,13 @@ local function answer(id, queue, f, attempt)
 end
 
 -- Whether an RQ job asks for something that our workers don't do: callbacks, repetition, webhooks, RQ's rate limits and
--- groups, dependents. Run without it, it would be half done.
+-- groups. Run without it, it would be half done.
 local function needs_rq(id)
   for _, value in ipairs(redis.call('HMGET', KEY.job .. id, 'success_callback_name', 'failure_callback_name',
     'stopped_callback_name', 'repeats_left', 'webhooks', 'rate_limit_key', 'group_id')) do
     if value and value ~= '' and value ~= '0' then return true end
   end
-  return redis.call('EXISTS', KEY.job .. id .. KEY.rq_dependents) == 1
+  return false
 end
 
 -- Whether a job is another program's, and to be left alone; as how many ids it counts; and the RQ function that it calls,

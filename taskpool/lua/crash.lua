@@ -36,6 +36,10 @@ end
 -- A plain RQ worker's execution has no attempt id on the record: it counts while no attempt of ours holds the lease.
 local plain = not ours and f[2] == 'started' and score
   and not (f[1] and redis.call('ZSCORE', KEY.wip .. queue, id .. ':' .. f[1]))
+if plain then -- of another program's job RQ's own maintenance says what becomes of it
+  local what = redis.call('HMGET', key, 'type', 'data')
+  if not is_task(what[1], what[2], '') then return 'lost' end
+end
 if f[2] ~= 'started' or not (ours or plain) then
   drop_attempt(id, attempt_id, queue, worker)
   return 'lost'
@@ -58,6 +62,7 @@ local function settle(status, why, failure)
   redis.call('XADD', KEY.results .. id, 'MAXLEN', 10, '*', 'type', status == 'stopped' and 3 or 2, 'worker_name', worker,
     'exc_string', ARGV[7], 'execution_id', attempt_id)
   if ttl_s >= 0 then redis.call('EXPIRE', KEY.results .. id, ttl_s + 60) end
+  if redis.call('EXISTS', key .. KEY.rq_dependents) == 1 then redis.call('SADD', KEY.rq_outbox, id) end
   retain(id, KEY.failed .. queue, ttl_s, now_ms, f[11], f[12])
   emit(id, seq, status, status, now_ms, ',"error":' .. cjson.encode(ARGV[5]) .. told(why))
   return status

@@ -8,6 +8,7 @@
 -- ARGV[11]    traceback as RQ stores it in its result stream ('' = none); of an RQ function that is done, its result as
 --             RQ stores it there
 -- ARGV[12]    type, for a record that a plain RQ producer made
+-- ARGV[13]    '1': it is a job of plain RQ, so other RQ jobs may wait for it
 -- Returns     'ok' | 'children' (dependents wait in the outbox) | 'lost' (the lease is another's: nothing changed).
 --             Sent again because the answer was lost, it answers as at first and changes nothing
 
@@ -63,6 +64,7 @@ if not f[4] then
   redis.call('ZADD', KEY.by_type .. ARGV[12], 0, id)
   redis.call('SADD', KEY.types_used, ARGV[12])
 end
+if ARGV[13] == '1' and redis.call('EXISTS', key .. KEY.rq_dependents) == 1 then redis.call('SADD', KEY.rq_outbox, id) end
 local children = retain(id, (status == 'done' and KEY.finished or KEY.failed) .. queue, tonumber(ARGV[6]), now_ms,
   f[8], f[9])
 emit(id, seq, status, status, now_ms, more, aside)

@@ -153,3 +153,11 @@ local function called_function(data)
   end
   return string.match(start, '^%["([%w_.]+)", ?null, ?%['), cost
 end
+
+-- Whether a record is a task's, or that of a job that calls one of these RQ functions (',a.b,c.d,'). A record with a type
+-- is a task even if its data can't be read any more.
+local function is_task(type, data, functions)
+  if type and type ~= KEY.unknown_type then return true end
+  local name = data and called_function(data)
+  return name and (name == KEY.entry_point or string.find(functions, ',' .. name .. ',', 1, true) ~= nil)
+end
