@@ -121,7 +121,7 @@ def return_value(result: bytes) -> bytes:
 
 
 def release_dependents(connection: Redis, id: str) -> None:
-    """Queue the RQ jobs that waited for this one, which has ended. RQ's own code does it; it reads no data of theirs."""
+    """Queue the RQ jobs that waited for this one, which has ended. RQ's code does it; it reads no data of theirs."""
     try:
         job = Job.fetch(id, connection=connection, serializer=JSONSerializer)
     except NoSuchJobError:
