@@ -16,7 +16,8 @@ from typing import Any, Final
 
 from taskpool.context import TaskContext
 from taskpool.discovery import make_cwd_importable, user_place
-from taskpool.errors import ConfigurationError
+from taskpool.errors import ConfigurationError, FieldError
+from taskpool.payload.faults import invalid_payload_of
 from taskpool.tasktype import TaskType, place_of
 
 SETTING: Final = "TASKPOOL_RQ_FUNCTIONS"
@@ -48,11 +49,22 @@ def function_type(name: str) -> TaskType:
         name=name,
         schema=_ARGUMENTS,
         where=place_of(function),
-        decode=lambda payload: payload,
+        decode=partial(_decode, name),
         bind=partial(_bind, function),
         is_async=inspect.iscoroutinefunction(inspect.unwrap(function)),
         is_published=False,
     )
+
+
+def _decode(name: str, payload: Any) -> Any:
+    """The arguments of a call. They come from an RQ job, or from a task that was given this type.
+
+    Raises: InvalidPayload for anything else.
+    """
+    if isinstance(payload, dict) and isinstance(payload.get("args"), list) and isinstance(payload.get("kwargs"), dict):
+        return payload
+    fault = FieldError("/payload", "must be an object with the arguments of a call: a list `args`, an object `kwargs`")
+    raise invalid_payload_of(name, [fault])
 
 
 def _bind(function: Callable[..., Any], payload: Any, ctx: TaskContext) -> Callable[[], Any]:

@@ -17,6 +17,7 @@ from rq.serializers import JSONSerializer
 
 from taskpool import TaskPool, TaskStatus
 from taskpool.redis_server import RedisServer
+from taskpool.rqjob import ENTRY_POINT
 from tests import rq_functions
 from tests.rq_processes import environment, process, workers
 from tests.support import eventually
@@ -125,6 +126,18 @@ def test_a_failed_parent_keeps_its_child_waiting_as_in_rq(queue: Queue, tmp_path
     assert ended(parent).get_status() is JobStatus.FAILED
     eventually(lambda: not queue.connection.exists("taskpool:outbox:rq"))
     assert child.get_status() is JobStatus.DEFERRED
+
+
+def test_a_task_that_names_a_function_as_its_type_gets_the_arguments_of_a_call_or_fails(
+    queue: Queue, pool: TaskPool
+) -> None:
+    call = {"args": [1], "kwargs": {"b": 5}}
+
+    fine = ended(queue.enqueue(ENTRY_POINT, f"{MODULE}.add", call))
+    faulty = ended(queue.enqueue(ENTRY_POINT, f"{MODULE}.add", {"a": 1}))
+
+    assert pool.get(fine.id).result == {"sum": 6}
+    assert pool.get(faulty.id).reason == "invalid_payload"
 
 
 def test_other_functions_pickles_and_jobs_with_callbacks_are_left_in_the_queue(queue: Queue, redis: Redis) -> None:
