@@ -31,7 +31,7 @@ from taskpool.errors import (
     UnknownType,
     WaitTimeout,
 )
-from taskpool.interrupts import NonRetryable, Retry, Snooze, SoftTimeout, TaskStopped
+from taskpool.interrupts import NonRetryable, ParentResultGone, Retry, Snooze, SoftTimeout, TaskStopped
 from taskpool.registry import Registry
 from taskpool.secret import Secret
 from taskpool.task import Task, task
@@ -57,6 +57,7 @@ __all__ = [
     "InvalidTask",
     "NonRetryable",
     "NotAllowed",
+    "ParentResultGone",
     "QueueFull",
     "RedisUnavailable",
     "Registry",

@@ -29,7 +29,8 @@ class ContextSink(Protocol):
         """Whether the task was asked to stop. Cheap: a task may ask thousands of times a second."""
 
     def parents(self) -> Mapping[str, Any]:
-        """The results of the tasks it depends on, by id. Called once at most."""
+        """The results of the tasks it depends on, by id. Called once at most. To read one that is gone raises
+        ParentResultGone."""
 
 
 class TaskContext:
@@ -93,7 +94,10 @@ class TaskContext:
 
     @property
     def parents(self) -> Mapping[str, Any]:
-        """The results of the tasks named in `depends_on`, by id, in that order. Fetched when first asked for."""
+        """The results of the tasks named in `depends_on`, by id, in that order. Fetched when first asked for.
+
+        A result is kept until this task is done, but not for ever. To read one that is gone raises ParentResultGone.
+        """
         if self._parents is None:
             self._parents = self._sink.parents()
         return self._parents

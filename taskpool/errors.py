@@ -20,6 +20,7 @@ TaskpoolError
 ├── QueueFull                  the queue has no room for what was submitted
 ├── WaitTimeout                the task didn't end in time
 ├── AttemptLost                the attempt no longer holds the lease
+├── ParentResultGone           the result of a task that this one depends on can't be read (in `interrupts`)
 ├── ConfigurationError         a setting or a task module is wrong
 │   └── DuplicateType          two places register one type
 ├── RedisUnavailable           Redis can't be reached, or refused

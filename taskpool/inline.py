@@ -14,8 +14,8 @@ from taskpool import scripts, status
 from taskpool.attempt import execute_task, stopped
 from taskpool.context import TaskContext
 from taskpool.errors import AttemptLost
+from taskpool.parents import parents_of
 from taskpool.registry import Registry
-from taskpool.runner import parents_of
 from taskpool.store import Store
 from taskpool.types import RunningTask, TaskStatus
 
@@ -66,6 +66,5 @@ def execute_here(store: Store, registry: Registry, running: RunningTask, *, max_
     if word == "lost":
         raise AttemptLost(f"attempt {running.attempt} of task {running.id} no longer holds its lease")
     if word == "children":
-        while store.run(scripts.release(running.id)) > 0:
-            pass
+        store.carry_out(status.release_dependents(running.id))
     return outcome.status

@@ -6,6 +6,7 @@ may catch it to tidy up, and should let it go on; `finally` and `with` blocks ru
 
 from __future__ import annotations
 
+from taskpool.errors import TaskpoolError
 from taskpool.seconds import seconds_fault
 
 
@@ -39,6 +40,15 @@ class Snooze(Exception):
 
 class NonRetryable(Exception):
     """Raised by a task that would fail in the same way again: it fails at once, whatever attempts are left."""
+
+
+class ParentResultGone(TaskpoolError, NonRetryable):
+    """Raised in a task that reads the result of a task it depends on, when there is none (any more). `parent` is that
+    task's id. The attempt fails and isn't repeated, unless the task catches this."""
+
+    def __init__(self, parent: str, why: str) -> None:
+        super().__init__(f"the result of task {parent} can't be read: {why}")
+        self.parent = parent
 
 
 def _checked(name: str, after_s: float) -> float:

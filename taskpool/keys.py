@@ -48,7 +48,9 @@ BY_TYPE: Final = "taskpool:type:"  # + type: zset of ids, all with score 0 (ids 
 BY_TAG: Final = "taskpool:tag:"  # + tag: zset of ids, all with score 0
 TAGS: Final = "taskpool:tags"  # set of tags in use
 DEPENDENTS: Final = "taskpool:dependents:"  # + id: set of the ids that wait for it
+NEEDED: Final = "taskpool:needed:"  # + id: set of the ids that no longer wait for it, but may still read its result
 OUTBOX: Final = "taskpool:outbox"  # set of ended tasks whose dependents are still to be released
+SWEPT: Final = "taskpool:swept"  # hash queue -> where the sweep of its waiting tasks goes on, for all pools
 UNIQUE: Final = "taskpool:unique"  # hash unique key -> the task that took it last, and until when if for a time
 ONCE: Final = "taskpool:once:"  # + digest of an idempotency key: what its call was answered, with a TTL
 EXPIRING: Final = "taskpool:expiring"  # zset id -> when it expires if not started, s
@@ -107,6 +109,19 @@ AUDIT_MAXLEN: Final = 10_000
 LEAST_TTL_S: Final = 30
 """How long the record of an ended task stays at least. A submission whose answer was lost is sent again, up to two
 reply timeouts later; it is known by the record of its task, which may have run and ended meanwhile."""
+
+HELD_MOST_S: Final = 30 * 86_400
+"""The longest time for which a done task's record is kept beyond its own retention, because a task that depends on it
+may still read its result."""
+
+HELD_LOOK_S: Final = 300
+"""How often housekeeping looks whether such a record is still needed."""
+
+NEEDED_STEP: Final = 500
+"""How many dependents one look reads. The rest follows with the next look."""
+
+SWEPT_TASKS: Final = 200
+"""How many waiting tasks one step of the sweep reads."""
 
 LOG_IDLE_TTL_S: Final = 30 * 86_400
 """How long a log is kept without a further line while its task hasn't ended; then as long as the task."""

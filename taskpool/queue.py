@@ -25,6 +25,7 @@ from taskpool.errors import (
 from taskpool.names import check_text
 from taskpool.record import STATUS_OF, check_id, fetch_if_there, hash_of, is_task, restore_hash
 from taskpool.registry import Registry
+from taskpool.status import release_dependents
 from taskpool.submission import addition
 from taskpool.submission.addition import Added, NewTask
 from taskpool.submission.checking import Checked, check_task, check_tasks
@@ -42,7 +43,7 @@ LAST_BEFORE: Final = 2
 goes on behind one of the others."""
 
 _SHOWN: Final = re.compile(r"[A-Za-z0-9_-]{1,64} [0-9TZ:.+-]{1,40}")
-RELEASES: Final = 1000
+RELEASES: Final = 100
 
 
 def add_task(spec: TaskSpec, catalogue: Catalogue, registry: Registry | None, defaults: Defaults) -> Plan[TaskRecord]:
@@ -210,7 +211,9 @@ def remove_task(id: str, by: Actor | None = None) -> Plan[TaskStatus | None]:
     check_id(id)
     audited = entry(by, "task.canceled", id)
     word = yield from one(scripts.cancel(id, reason="canceled", error=scripts.NOT_STARTED, audited=audited))
-    if word == "ok":
+    if word == "children":
+        yield from release_dependents(id)
+    if word in ("ok", "children"):
         return TaskStatus.CANCELED
     for _ in range(RELEASES):
         if word == "gone":
@@ -221,7 +224,7 @@ def remove_task(id: str, by: Actor | None = None) -> Plan[TaskStatus | None]:
         if word in ("ok", "gone"):  # gone meanwhile, or by this very call when its first answer was lost
             return None
         if word == "children":  # tasks that wait for it still have to read how it ended
-            yield from one(scripts.release(id))
+            yield from release_dependents(id)
         elif word != "started":
             break
     status = STATUS_OF.get(word.encode(), TaskStatus.DONE)

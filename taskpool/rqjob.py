@@ -23,6 +23,7 @@ from rq.serializers import JSONSerializer
 
 from taskpool import keys
 from taskpool.lua import Script
+from taskpool.parents import FIELDS, is_in_stream, results_of
 from taskpool.secret import Secrets
 from taskpool.trace import trace_of
 from taskpool.types import RunningTask
@@ -37,6 +38,7 @@ OF_AN_ATTEMPT: Final = (
 )
 """What an attempt leaves on the record that the next one must not find."""
 
+LEAST_TTL_FOR_DEPENDENTS_S: Final = 86_400
 DESCRIPTION_LENGTH: Final = 120
 SMALL: Final = 2000
 
@@ -189,6 +191,13 @@ class PlainJob:
         mapping: dict[Any, Any] = dict(fields)
         self._job.connection.hset(self._job.key, mapping=mapping)
 
+    def keep_for_dependents(self) -> None:
+        """Have RQ keep the record for a day at least, if other tasks depend on it: they are released by a worker pool,
+        which may not run at this moment."""
+        job = self._job
+        if job.connection.exists(keys.DEPENDENTS + job.id, keys.NEEDED + job.id) and (job.result_ttl or 0) >= 0:
+            job.result_ttl = max(job.result_ttl or 0, LEAST_TTL_FOR_DEPENDENTS_S)
+
     def forget_secrets(self, running: RunningTask) -> None:
         """Delete the secrets of a task that is done: nobody can retry it."""
         if running.secrets is not None:
@@ -210,10 +219,10 @@ class PlainJob:
         return False
 
     def parents(self) -> Mapping[str, Any]:
-        """The results of the tasks it depends on, by id."""
-        results = {}
-        redis = self._job.connection
-        for id in _decode(redis.hget(self._job.key, "dependency_ids") or b"[]"):
-            result = redis.hget(Job.key_for(id), "result")
-            results[id] = None if result is None else _decode(result)
-        return results
+        """The results of the tasks it depends on, by id. To read one that is gone raises ParentResultGone."""
+        redis: Any = self._job.connection  # its stubs allow every reply to be of any type
+        ids = _decode(redis.hget(self._job.key, "dependency_ids") or b"[]")
+        records = {id: redis.hmget(Job.key_for(id), *FIELDS) for id in ids}
+        in_stream = [id for id, fields in records.items() if is_in_stream(fields)]
+        entries = {id: redis.xrevrange(keys.RESULTS + id, count=1) for id in in_stream}
+        return results_of(records, {id: found[0][1] if found else None for id, found in entries.items()})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -17,10 +17,12 @@ from taskpool.calls import Call, Plan, one
 from taskpool.context import TaskContext
 from taskpool.errors import FieldError, InvalidTask, TaskConflict, TaskNotFound, TaskpoolError
 from taskpool.names import queue_name_fault
-from taskpool.record import check_id, fetch, fetch_if_there
+from taskpool.parents import parents_of
+from taskpool.record import check_id, fetch
 from taskpool.registry import Registry
 from taskpool.seconds import LONGEST_GRACE_S, check_seconds
 from taskpool.settings import Settings
+from taskpool.status import release_dependents
 from taskpool.types import LEFT_ALONE, ForeignJobs, RunningTask, TaskRecord, TaskStatus
 
 __all__ = ["Outcome", "execute_task", "execute_task_async", "kill_task", "parents_of", "retry_task", "run", "run_task"]
@@ -73,7 +75,9 @@ def kill_task(id: str, *, grace_s: float = 10.0, force: bool = False, by: Actor 
         if word not in ("queued", "scheduled", "deferred"):
             break
         word = yield from one(scripts.cancel(id, reason="canceled", error=scripts.NOT_STARTED, audited=audited))
-        if word == "ok":
+        if word == "children":
+            yield from release_dependents(id)
+        if word in ("ok", "children"):
             break
     return (yield from one(fetch(id)))
 
@@ -97,8 +101,10 @@ def retry_task(id: str, by: Actor | None = None) -> Plan[TaskRecord]:
     if word.startswith("unique "):
         held = f"task {word.removeprefix('unique ')} holds its unique key {record.unique_key!r}"
         raise TaskConflict(id, record.status, f"task {id} can't run again now: {held}")
-    if word == "dependency":
-        raise TaskConflict(id, record.status, f"task {id} depends on a task that is not done: retry that one first")
+    if word.startswith("dependency "):
+        _, parent, status = word.split()
+        advice = "its record is gone: submit both again" if status == "gone" else "it is not done: retry that one first"
+        raise TaskConflict(id, record.status, f"task {id} depends on task {parent}, but {advice}")
     if word == "secrets":
         raise TaskConflict(id, record.status, f"task {id}: its secret fields are no longer kept; submit it again")
     if word != "ok":
@@ -106,12 +112,6 @@ def retry_task(id: str, by: Actor | None = None) -> Plan[TaskRecord]:
             id, record.status, f"task {id} is {record.status}; only failed, stopped and canceled tasks can be retried"
         )
     return record
-
-
-def parents_of(ids: Sequence[str]) -> Plan[Mapping[str, Any]]:
-    """The results of the tasks that a task depends on, by id, in order (None: its record is gone)."""
-    records = yield [fetch_if_there(id) for id in ids]
-    return {id: None if record is None else record.result for id, record in zip(ids, records, strict=True)}
 
 
 def run(type: str, payload: Any = None) -> Any:
@@ -144,6 +144,7 @@ def run(type: str, payload: Any = None) -> Any:
         job.keep({"error": outcome.error, "failure": msgspec.json.encode(failure), "reason": failure["reason"]})
         raise TaskFailed(f"{outcome.error}\n{outcome.traceback}".strip())
     job.keep({"result": outcome.result})
+    job.keep_for_dependents()
     job.forget_secrets(running)
     return msgspec.json.decode(outcome.result)
 

@@ -201,20 +201,23 @@ def stop(id: str, *, grace_s: float, force: bool, audited: bytes = b"") -> Call[
 
 
 def cancel(id: str, *, reason: str, error: str, audited: bytes = b"") -> Call[str]:
-    """Cancel a task that hasn't started (reason ``expired``: only if it has expired)."""
+    """Cancel a task that hasn't started (reason ``expired``: only if it has expired): ``ok``, ``children`` (tasks wait
+    for it: release them), or why not."""
     mark = "" if reason == "expired" else _mark()
     return _cancel.call((id, reason, error, mark, audited), _word, again=True)
 
 
 def revive(id: str, audited: bytes = b"") -> Call[str]:
-    """Queue a failed, stopped or canceled task again: ``ok``, ``gone``, ``dependency``, ``secrets`` (they are gone),
-    ``unique ID`` (that task holds its unique key), or RQ's word of its status."""
+    """Queue a failed, stopped or canceled task again: ``ok``, ``gone``, ``dependency ID STATUS`` (that parent has not
+    ended well), ``secrets`` (they are gone), ``unique ID`` (that task holds its unique key), or RQ's word of its
+    status."""
     return _revive.call((id, _mark(), audited), _word, again=True)
 
 
 def purge(id: str, registry: str = "", audited: bytes = b"") -> Call[str]:
     """Remove an ended task (with `registry`: if its time there has come): ``ok``, ``early``, ``gone``, ``children``,
-    or RQ's word of the status that doesn't allow it."""
+    ``needed`` (with `registry`: a dependent may still read its result), or RQ's word of the status that doesn't allow
+    it."""
     return _purge.call((id, registry, audited), _word, again=True)
 
 
@@ -226,9 +229,10 @@ def promote(id: str, queue: str) -> Call[str]:
     return _promote.call((id, queue), _word, again=True)
 
 
-def release(id: str, limit: int = 100) -> Call[int]:
-    """Release up to `limit` tasks that waited for an ended one; how many are left (-1: it runs again, they wait on)."""
-    return _release.call((id, limit), int, again=True)
+def release(id: str, limit: int = 100) -> Call[list[str]]:
+    """Release up to `limit` tasks that wait for an ended one, and cancel down the line if it did not end well; the ids
+    of ended tasks that still have dependents to release."""
+    return _release.call((id, limit), _texts, again=True)
 
 
 def due(registry: str, *, limit: int, ahead_s: float = 0, newest_first: bool = False) -> Call[Due]:
@@ -243,9 +247,9 @@ def due(registry: str, *, limit: int, ahead_s: float = 0, newest_first: bool = F
     return _due.call(arguments, read, keys=(registry,), again=True)
 
 
-def sweep_waiting(queue: str, offset: int, limit: int) -> Call[int]:
-    """Look after waiting tasks whose parents ended unnoticed; the offset to go on from."""
-    return _sweep_waiting.call((queue, offset, limit), int, again=True)
+def sweep_waiting(queue: str, limit: int) -> Call[str]:
+    """Look for waiting tasks whose parents ended unnoticed, in one step of up to `limit` reads: ``more`` or ``end``."""
+    return _sweep_waiting.call((queue, limit), _word, again=True)
 
 
 def sweep_index(index: str, after: str, limit: int) -> Call[str]:
@@ -295,6 +299,10 @@ def _mark() -> str:
 
 def _word(reply: bytes) -> str:
     return reply.decode()
+
+
+def _texts(reply: list[bytes]) -> list[str]:
+    return [text.decode() for text in reply]
 
 
 def _json(document: Mapping[str, Any] | None) -> bytes:

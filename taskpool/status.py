@@ -9,7 +9,7 @@ import msgspec
 
 from taskpool import keys, scripts
 from taskpool.attempt import Outcome
-from taskpool.calls import Call
+from taskpool.calls import Call, Plan
 from taskpool.logs.line import DEFAULT_LIMITS, LogLimits, LogLine, encode
 from taskpool.secret import hidden
 from taskpool.types import Event, RunningTask, TaskStatus
@@ -18,12 +18,16 @@ _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
 _EVENT_FIELDS: Final = 5
 """`id`, `seq`, `event`, `status`, `at_ms`: every event begins with them, in this order."""
 
+RELEASE_STEPS: Final = 20
+RELEASED_AT_ONCE: Final = 10
+"""Calls in one round trip: each of them holds Redis for a few milliseconds."""
+
 
 def update_status(running: RunningTask, outcome: Outcome) -> Call[str]:
     """End an attempt as `outcome` says. The answer is
 
     - ``ok``;
-    - ``children``: tasks wait for this one, `scripts.release` lets them go;
+    - ``children``: tasks wait for this one, `release_dependents` releases them;
     - ``stopping``: it was asked to stop meanwhile, so it can't run again: end it as stopped;
     - ``lost``: it no longer holds the lease, and nothing changed.
     """
@@ -40,6 +44,20 @@ def update_status(running: RunningTask, outcome: Outcome) -> Call[str]:
         failure=outcome.failure or None,
         traceback=outcome.traceback,
     )
+
+
+def release_dependents(id: str, steps: int = RELEASE_STEPS) -> Plan[None]:
+    """Release the tasks that wait for an ended one. If it did not end well, cancel them and all that wait for them,
+    level by level.
+
+    It stops after so many `steps`, a round trip each. Housekeeping does the rest: what is left is in the outbox.
+    """
+    ids = [id]
+    for _ in range(steps):
+        left = yield [scripts.release(each) for each in ids[:RELEASED_AT_ONCE]]
+        ids = [*(each for found in left for each in found), *ids[RELEASED_AT_ONCE:]]
+        if not ids:
+            return
 
 
 def log_task(running: RunningTask, lines: Sequence[tuple[int, str]], limits: LogLimits = DEFAULT_LIMITS) -> Call[str]:

@@ -153,7 +153,7 @@ class Bench:
         self.send(scripts.release(id), lambda model, watch: model.release(id, _ready(watch)))
 
     def sweep_waiting(self, queue: str) -> None:
-        self.send(scripts.sweep_waiting(queue, 0, 100), lambda model, _: model.sweep_waiting(queue))
+        self.send(scripts.sweep_waiting(queue, 1000), lambda model, _: model.sweep_waiting(queue))
 
     def sweep_index(self, name: str) -> None:
         self.send(scripts.sweep_index(f"taskpool:{name}", "", 100), lambda model, _: model.sweep_index(name))

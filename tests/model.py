@@ -44,7 +44,11 @@ class Model(State):
             self.index[name].add(task.id)
         statuses = {parent: self.tasks[parent].status for parent in task.parents}
         waits_for = [parent for parent, status in statuses.items() if status is not S.DONE]
-        if any(status in RETRYABLE for status in statuses.values()):
+        is_broken = any(status in RETRYABLE for status in statuses.values())
+        for parent, status in statuses.items():
+            if is_broken or status is S.DONE:
+                self.needed[parent].add(task.id)
+        if is_broken:
             task.status, task.reason = S.CANCELED, "dependency_failed"
             return
         if waits_for:
@@ -53,6 +57,7 @@ class Model(State):
                 self.dependents[parent].add(task.id)
         elif task.later:
             task.status = S.SCHEDULED
+        task.was_released = not waits_for
         if task.expires:
             self.expiring.add(task.id)
 
@@ -172,7 +177,7 @@ class Model(State):
             if expired or not task:
                 self.expiring.discard(id)
             if task and task.status is S.CANCELED and mark and task.by_call == mark:
-                return "ok"
+                return "children" if self.dependents[id] else "ok"
             return task.rq if task else "gone"
         if expired and (task.was_started or task.expires != "due"):
             return "early"
@@ -181,7 +186,7 @@ class Model(State):
         self.expiring.discard(id)
         task.reason, task.by_call = "expired" if expired else "canceled", mark or task.by_call
         self.move(task, S.CANCELED)
-        return "ok"
+        return "children" if self.dependents[id] else "ok"
 
     def revive(self, id: str, mark: str) -> str:
         task = self.tasks.get(id)
@@ -191,8 +196,12 @@ class Model(State):
             return "ok"
         if task.status not in RETRYABLE:
             return task.rq
-        if any(parent not in self.tasks or self.tasks[parent].status is not S.DONE for parent in task.parents):
-            return "dependency"
+        good = [parent for parent in task.parents if parent in self.tasks and self.tasks[parent].status is S.DONE]
+        if not task.was_released and (bad := [parent for parent in task.parents if parent not in good]):
+            return f"dependency {bad[0]} {self.tasks[bad[0]].rq if bad[0] in self.tasks else 'gone'}"
+        for parent in good:
+            self.needed[parent].add(id)
+        task.was_released = True
         task.attempts_a_life = task.attempts_a_life or task.max_attempts
         task.max_attempts = task.attempt + task.attempts_a_life
         task.crashes, task.snoozes, task.stop, task.reason, task.expires, task.attempt_id = 0, 0, "", "", "", ""
@@ -206,6 +215,7 @@ class Model(State):
         if task is None:
             self.results.discard(id)
             self.logs.discard(id)
+            self.needed.pop(id, None)
             return "gone"
         if when_due and task.status in TERMINAL and not task.is_due:
             return "early"
@@ -213,6 +223,13 @@ class Model(State):
             return task.rq
         if self.dependents[id]:
             return "children"
+        if when_due and task.status is S.DONE:
+            self.needed[id] = {child for child in self.needed[id] if child in self.tasks}
+            self.needed[id] = {child for child in self.needed[id] if self.tasks[child].status is not S.DONE}
+            if self.needed[id]:
+                task.is_due = False
+                return "needed"
+        self.needed.pop(id, None)
         for name in (f"type:{task.type}", *(f"tag:{tag}" for tag in task.tags)):
             self.index[name].discard(id)
         del self.tasks[id]
@@ -229,22 +246,32 @@ class Model(State):
         self.move(task, S.QUEUED)
         return "ok"
 
-    def release(self, id: str, ready: Iterable[str]) -> int:
+    def release(self, id: str, ready: Iterable[str]) -> list[str]:
         """`ready`: the children that are queued after it; in which order they come is Redis's choice."""
+        parents = [id]
+        for each in parents:  # it grows: what is canceled has children of its own
+            if each not in self.tasks or self.tasks[each].status in TERMINAL:
+                parents += self._release(each, ready)
+            self.outbox.discard(each)
+        return []
+
+    def _release(self, id: str, ready: Iterable[str]) -> list[str]:
         parent = self.tasks.get(id)
-        if parent is not None and parent.status not in TERMINAL:
-            self.outbox.discard(id)
-            return -1
-        queued = []
-        for child in [self.tasks[each] for each in self.dependents.pop(id, ()) if each in self.tasks]:
+        queued, canceled = [], []
+        children = [self.tasks[each] for each in self.dependents.pop(id, ()) if each in self.tasks]
+        if parent is not None:
+            self.needed[id] |= {child.id for child in children if child.status is not S.DONE}
+        for child in children:
             if child.status is not S.WAITING:
                 continue
             if parent is None or parent.status is not S.DONE:
                 self.expiring.discard(child.id)
                 child.reason = "dependency_failed"
                 self.move(child, S.CANCELED)
+                canceled += [child.id] if self.dependents[child.id] else []
                 continue
             child.pending -= 1
+            child.was_released = child.pending <= 0
             if child.pending <= 0 and child.later:
                 self.move(child, S.SCHEDULED)
             elif child.pending <= 0:
@@ -253,23 +280,23 @@ class Model(State):
         assert sorted(order) == sorted(queued)
         for each in order:
             self.move(self.tasks[each], S.QUEUED)
-        self.outbox.discard(id)
-        return 0
+        return canceled
 
-    def sweep_waiting(self, queue: str) -> int:
+    def sweep_waiting(self, queue: str) -> str:
         for task in self.tasks.values():
             if task.status is S.WAITING and task.queue == queue:
                 for parent in task.parents:
                     ended = parent not in self.tasks or self.tasks[parent].status in TERMINAL
                     if ended and task.id in self.dependents[parent]:
                         self.outbox.add(parent)
-        return 0
+        return "end"
 
     def sweep_index(self, name: str) -> str:
         for id in [id for id in self.index[name] if id not in self.tasks]:
             self.index[name].discard(id)
             self.results.discard(id)
             self.logs.discard(id)
+            self.needed.pop(id, None)
             if self.dependents[id]:
                 self.outbox.add(id)
         return ""

@@ -54,6 +54,8 @@ class Task:
     snoozes: int = 0
     history: list[str] = field(default_factory=list)
     was_started: bool = False
+    was_released: bool = False
+    """It has waited for all its parents, and they are done."""
     is_due: bool = False
     """The time of its registry has come: to be promoted, or to be purged."""
 
@@ -74,6 +76,8 @@ class State:
         """True: it has expired."""
         self.held: dict[str, set[str]] = defaultdict(set)
         self.dependents: dict[str, set[str]] = defaultdict(set)
+        self.needed: dict[str, set[str]] = defaultdict(set)
+        """Tasks that no longer wait for that one, but may read its result."""
         self.outbox: set[str] = set()
         self.expiring: set[str] = set()
         self.index: dict[str, set[str]] = defaultdict(set)
@@ -120,6 +124,7 @@ class State:
         keys["taskpool:tags"] = {name[4:] for name, ids in self.index.items() if name.startswith("tag:") and ids}
         keys["taskpool:types:used"] = {name[5:] for name, ids in self.index.items() if name.startswith("type:") and ids}
         keys |= {f"taskpool:dependents:{id}": set(ids) for id, ids in self.dependents.items()}
+        keys |= {f"taskpool:needed:{id}": set(ids) for id, ids in self.needed.items()}
         keys |= {f"rq:worker:{worker}:executions": set(members) for worker, members in self.held.items()}
         keys |= {f"rq:results:{id}": "stream" for id in self.results}
         keys |= {f"taskpool:log:{id}": "stream" for id in self.logs}

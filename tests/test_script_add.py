@@ -94,6 +94,12 @@ def test_a_time_that_has_passed_queues_at_once(world: World) -> None:
     assert "rq:job:a run_ms" not in world.snapshot()
 
 
+def needed(parent: str, child: str, *, is_done: bool) -> dict[str, Any]:
+    """What keeps a parent's record for a task that depends on it."""
+    kept = {f"taskpool:needed:{parent}": {child}, f"taskpool:needed:{parent} expires": "now+2592000 s"}
+    return kept | ({f"rq:job:{parent} expires": "now+2592000 s"} if is_done else {})
+
+
 def test_a_task_waits_for_parents_that_have_not_ended(world: World) -> None:
     world.end("done")
     world.start("running")
@@ -108,6 +114,7 @@ def test_a_task_waits_for_parents_that_have_not_ended(world: World) -> None:
         "rq:deferred:default a": "now",
         "taskpool:dependents:running": {"a"},
         "taskpool:dependents:queued": {"a"},
+        **needed("done", "a", is_done=True),
         "taskpool:type:work a": "0",
         "taskpool:events a 1": {"event": "waiting", "status": "waiting", "at_ms": "now", **FIRST},
     }
@@ -121,7 +128,9 @@ def test_a_task_whose_parents_are_all_done_is_queued(world: World) -> None:
     world.add("a", depends_on=["p", "q"])
 
     assert world.since(before) == {
-        **hash_of("a", status="queued", enqueued_at="now", dependency_ids='["p","q"]'),
+        **hash_of("a", status="queued", enqueued_at="now", dependency_ids='["p","q"]', pending="0"),
+        **needed("p", "a", is_done=True),
+        **needed("q", "a", is_done=True),
         # The parents' ring is still there, because nobody looked into the empty queue since: one is enough.
         "rq:queue:default": ["a"],
         "taskpool:type:work a": "0",
@@ -143,12 +152,16 @@ def test_a_task_is_canceled_at_once_when_a_parent_ended_badly(world: World, end:
             "a",
             status="canceled",
             dependency_ids='["running","bad"]',
+            pending="2",
             ended_at="now",
             reason="dependency_failed",
             error="canceled: the task bad it depends on did not end well",
             expires=f"now+{FAILURE_TTL_S + 60} s",
         ),
         "rq:canceled:default a": f"now+{FAILURE_TTL_S} s",
+        # Retried by hand, the parents may still be done, and then this one.
+        **needed("bad", "a", is_done=False),
+        **needed("running", "a", is_done=False),
         "taskpool:type:work a": "0",
         "taskpool:events a 1": {
             "event": "canceled",

@@ -153,8 +153,8 @@ def test_a_task_others_wait_for_is_kept_until_they_know(world: World, registry: 
     assert world.since(before) == {}
 
     world.run(scripts.release("a"))
-    assert world.run(scripts.purge("a", registry)) == "ok"
     assert world.get("child").status is S.QUEUED
+    assert world.run(scripts.purge("a", registry)) == ("needed" if registry else "ok")
 
 
 def test_a_task_is_either_purged_or_retried(world: World) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from taskpool import scripts
-from taskpool.types import RETRYABLE, TaskStatus
+from taskpool.types import RETRYABLE, RQ_STATUS, TaskStatus
 from tests.states import A_MARK, SEED, World, race
 
 S = TaskStatus
@@ -134,21 +134,50 @@ def test_a_task_is_not_revived_while_a_parent_is_not_done(world: World, parent: 
     assert world.cancel("a") in {"ok", "canceled"}
     before = world.snapshot()
 
-    assert world.run(scripts.revive("a")) == "dependency"
+    assert world.run(scripts.revive("a")) == f"dependency bad {RQ_STATUS[parent]}"
 
     assert world.since(before) == {}
 
 
-def test_a_task_is_not_revived_without_its_parents_results(world: World) -> None:
-    world.end("p")
+def test_a_task_is_not_revived_when_it_is_unknown_how_a_parent_ended(world: World) -> None:
+    world.start("p")
     world.add("a", depends_on=["p"])
     world.cancel("a")
-    world.run(scripts.purge("p"))
+    world.redis.delete("rq:job:p")
     before = world.snapshot()
 
-    assert world.run(scripts.revive("a")) == "dependency"
+    assert world.run(scripts.revive("a")) == "dependency p gone"
 
     assert world.since(before) == {}
+
+
+@pytest.mark.parametrize("ended", ["before the child was added", "afterwards"])
+def test_a_task_that_was_released_once_is_revived_though_its_parents_record_is_gone(world: World, ended: str) -> None:
+    world.start("p")
+    if ended == "afterwards":
+        world.add("a", depends_on=["p"])
+    world.finish(world.running["p"])
+    if ended == "afterwards":
+        world.run(scripts.release("p"))
+    else:
+        world.add("a", depends_on=["p"])
+    world.finish(world.claim(attempt_id="2"), S.FAILED)
+    world.run(scripts.purge("p"))
+
+    assert world.run(scripts.revive("a")) == "ok"
+
+    assert world.claim(attempt_id="3").id == "a"
+
+
+def test_a_task_released_by_the_release_before_is_revived_as_well(world: World) -> None:
+    world.start("p")
+    world.add("a", depends_on=["p"])
+    world.finish(world.running["p"])
+    world.run(scripts.release("p"))
+    world.redis.delete("taskpool:needed:p", "rq:job:p")  # the release before kept neither
+    world.finish(world.claim(attempt_id="2"), S.FAILED)
+
+    assert world.run(scripts.revive("a")) == "ok"
 
 
 def test_a_task_whose_parent_was_retried_and_is_done_now_can_be_retried(world: World) -> None:
@@ -169,12 +198,12 @@ def test_what_waits_for_a_revived_task_waits_on(world: World) -> None:
     world.finish(world.running["p"], S.FAILED)
     world.run(scripts.revive("p"))
 
-    assert world.run(scripts.release("p")) == -1
+    assert world.run(scripts.release("p")) == []
 
     assert world.get("a").status is S.WAITING
     assert not world.redis.exists("taskpool:outbox")
     assert world.finish(world.claim(attempt_id="2")) == "children"
-    assert world.run(scripts.release("p")) == 0
+    assert world.run(scripts.release("p")) == []
     assert world.get("a").status is S.QUEUED
 
 

@@ -27,7 +27,7 @@ from taskpool.context import TaskContext
 from taskpool.errors import RedisFull, RedisUnavailable
 from taskpool.registry import Registry
 from taskpool.settings import Settings, resolve_redis_url
-from taskpool.status import update_status
+from taskpool.status import release_dependents, update_status
 from taskpool.store import AsyncStore, ReplyFault
 from taskpool.types import RunningTask, TaskStatus
 from workers import forks, guardian, processgroup
@@ -254,9 +254,8 @@ class AsyncProcess:
                 word = await self._store.run(update_status(running, outcome))
                 if word == "stopping":
                     word = await self._store.run(update_status(running, stopped()))
-                for _ in range(RELEASE_STEPS if word == "children" else 0):
-                    if await self._store.run(scripts.release(running.id)) <= 0:
-                        break
+                if word == "children":
+                    await self._store.carry_out(release_dependents(running.id, RELEASE_STEPS))
                 return word
             except RedisUnavailable:
                 await asyncio.sleep(RETRY_S)

@@ -29,6 +29,8 @@ INDEXES: Final = 8
 INDEX_BATCH: Final = 500
 """How many indexes are swept in one round, and how many ids of each are looked at."""
 RELEASE_STEPS: Final = 20
+MOST_SWEPT: Final = 1000
+"""Waiting tasks and parents that one step of the sweep reads."""
 IDLE_S: Final = 1.0
 LEAST_S: Final = 0.05
 FAULTS_TOLD: Final = 100
@@ -44,7 +46,6 @@ class Housekeeping:
 
     def __init__(self, store: AsyncStore, outage: Outage, settings: Settings) -> None:
         self._store, self._outage, self._settings = store, outage, settings
-        self._offsets: dict[str, int] = {}
         self._unswept: list[str] = []
         self._swept_to: dict[str, str] = {}
         self._unique_cursor = "0"
@@ -77,9 +78,8 @@ class Housekeeping:
         waits_s = await self._all([promote(queue) for queue in queues])
         await self._carry_out(expire_queued())
         waits_s += await self._all([purge_ended(queue) for queue in queues])
-        offsets = await self._all([self._sweep_waiting(queue) for queue in queues])
-        self._offsets = {queue: offset or 0 for queue, offset in zip(queues, offsets, strict=True)}
-        await self._carry_out(release_outbox())
+        await self._all([one(scripts.sweep_waiting(queue, MOST_SWEPT)) for queue in queues])
+        waits_s.append(await self._carry_out(release_outbox()))
         await self._sweep_indexes()
         self._unique_cursor = await self._carry_out(one(scripts.sweep_unique(self._unique_cursor, BATCH))) or "0"
         return max(LEAST_S, min([IDLE_S, *(wait_s for wait_s in waits_s if wait_s is not None)]))
@@ -87,9 +87,6 @@ class Housekeeping:
     async def _all(self, plans: Sequence[Plan[T]]) -> list[T | None]:
         """Carries out one plan a queue, side by side: they share their round trips, however many queues there are."""
         return await asyncio.gather(*(self._carry_out(plan) for plan in plans))
-
-    def _sweep_waiting(self, queue: str) -> Plan[int]:
-        return one(scripts.sweep_waiting(queue, self._offsets.get(queue, 0), BATCH))
 
     async def _sweep_indexes(self) -> None:
         """One step through some of the indexes, in turn: what is gone without `purge` leaves its id behind."""
@@ -195,7 +192,7 @@ def purge_ended(queue: str) -> Plan[float]:
         words = yield [scripts.purge(id, registry) for id, registry in ended]
         held = [id for (id, _), word in zip(ended, words, strict=True) if word == "children"]
         if held:  # purged in a later round, when nobody waits for them any more
-            yield [scripts.release(id) for id in held]
+            yield [scripts.release(id) for id in held]  # what is left is in the outbox
     return LEAST_S if any(len(due.members) == BATCH for due in found) else IDLE_S
 
 
@@ -210,14 +207,19 @@ def indexes() -> Plan[list[str]]:
     return [*by_type, *(keys.BY_TAG + tag for tag in tags), *(keys.BY_PROJECT + project for project in projects)]
 
 
-def release_outbox() -> Plan[None]:
-    """Releases what waits for tasks that have ended, when the worker that ended them didn't get to it."""
+def release_outbox() -> Plan[float]:
+    """Releases the tasks that wait for ended ones, and cancels down the line. The worker or the caller that ended those
+    has begun with it, and may have died. The seconds until there may be more."""
     (ids,) = yield (Call(("SRANDMEMBER", keys.OUTBOX, BATCH), _names, again=True),)
+    if not ids:
+        return IDLE_S
     for _ in range(RELEASE_STEPS):
-        if not ids:
-            return
         left = yield [scripts.release(id) for id in ids]
-        ids = [id for id, count in zip(ids, left, strict=True) if count > 0]
+        ids = list(dict.fromkeys(id for found in left for id in found))[:BATCH]
+        if not ids:
+            break
+    (count,) = yield (Call(("SCARD", keys.OUTBOX), int, again=True),)
+    return LEAST_S if count else IDLE_S
 
 
 def _names(reply: list[bytes]) -> list[str]:

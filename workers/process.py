@@ -26,7 +26,7 @@ from taskpool.context import TaskContext
 from taskpool.errors import RedisFull, RedisUnavailable
 from taskpool.registry import Registry
 from taskpool.settings import Settings, resolve_redis_url
-from taskpool.status import update_status
+from taskpool.status import release_dependents, update_status
 from taskpool.store import ReplyFault, Store
 from taskpool.types import RunningTask, TaskStatus
 from workers import async_process, forks, guardian, processgroup
@@ -276,9 +276,7 @@ class Process:
         )
         try:
             if word == "children":
-                for _ in range(RELEASE_STEPS):  # housekeeping does the rest
-                    if self._store.run(scripts.release(ended.running.id)) <= 0:
-                        break
+                self._store.carry_out(release_dependents(ended.running.id, RELEASE_STEPS))
             elif word == "stopping":
                 self._store.run(update_status(ended.running, stopped()))
         except RedisUnavailable:  # the outbox releases them; and the reaper ends what was asked to stop as stopped

@@ -16,7 +16,7 @@ from taskpool import scripts
 from taskpool.calls import Call
 from taskpool.errors import RedisUnavailable
 from taskpool.logs.line import Lines, LogLimits
-from taskpool.runner import parents_of
+from taskpool.parents import parents_of
 from taskpool.settings import Settings
 from taskpool.store import ReplyFault, Store
 from taskpool.types import RunningTask

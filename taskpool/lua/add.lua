@@ -46,16 +46,30 @@ local function rq_status(id)
   return redis.call('HGET', KEY.job .. id, 'status')
 end
 
--- How many of the parents a task has to wait for, having told them; or the one that ended, but not well.
+-- Notes that a task waits for its parents, or may still read the result of those that have ended: how many of them are
+-- not done, and one that ended, but not well.
 local function wait_for(id, parents)
-  local pending = {}
+  local statuses, unended, ended, undone, broken = {}, {}, {}, 0, nil
   for parent in string.gmatch(parents, '[^,]+') do
-    local status = rq_status(parent)
-    if status == 'failed' or status == 'stopped' or status == 'canceled' then return 0, parent end
-    if status ~= 'finished' then table.insert(pending, parent) end
+    local f = redis.call('HMGET', KEY.job .. parent, 'status', 'result_ttl')
+    local is_bad = f[1] == 'failed' or f[1] == 'stopped' or f[1] == 'canceled'
+    statuses[parent] = f[1]
+    if f[1] ~= 'finished' then undone = undone + 1 end
+    if is_bad then broken = broken or parent end
+    table.insert((is_bad or f[1] == 'finished') and ended or unended, parent)
+    -- A plain RQ worker deletes a record with a short one before anybody notices the end.
+    local ttl_s = f[1] ~= 'finished' and tonumber(f[2])
+    if ttl_s and ttl_s >= 0 and ttl_s < KEY.least_ttl_s then
+      redis.call('HSET', KEY.job .. parent, 'result_ttl', KEY.least_ttl_s)
+    end
   end
-  for _, parent in ipairs(pending) do redis.call('SADD', KEY.dependents .. parent, id) end
-  return #pending
+  for _, parent in ipairs(broken and {} or unended) do redis.call('SADD', KEY.dependents .. parent, id) end
+  for _, parent in ipairs(broken and unended or {}) do table.insert(ended, parent) end
+  for _, parent in ipairs(ended) do
+    redis.call('SADD', KEY.needed .. parent, id)
+    keep_for_children(parent, statuses[parent] == 'finished')
+  end
+  return undone, broken
 end
 
 -- Whether a task that holds a key can be replaced.
@@ -214,8 +228,8 @@ local function store(at)
       status, rq = 'canceled', 'canceled'
     elseif pending > 0 then
       status, rq = 'waiting', 'deferred'
-      redis.call('HSET', key, 'pending', pending)
     end
+    redis.call('HSET', key, 'pending', pending)
   end
 
   -- One command for all of it; a task that isn't queued yet gets its creation twice instead of a time of queueing.

@@ -5,7 +5,7 @@
 -- ARGV[3]  error: one readable line
 -- ARGV[4]  mark of this call, by which it is known when it is sent again; '' = none
 -- ARGV[5]  entry of the audit; '' = none
--- Returns  'ok' (also when sent again) | 'early' (expired was asked, but it isn't, or was started in time) | 'gone' |
+-- Returns  'ok' | 'children' (it is canceled, and tasks that wait for it are in the outbox) (both also when sent again) | 'early' (expired was asked, but it isn't, or was started in time) | 'gone' |
 --          RQ's word of the status that doesn't allow it
 
 local id, reason, mark = ARGV[1], ARGV[2], ARGV[4]
@@ -19,7 +19,8 @@ if not status then
 end
 if status ~= 'queued' and status ~= 'scheduled' and status ~= 'deferred' then
   if reason == 'expired' then redis.call('ZREM', KEY.expiring, id) end
-  return status == 'canceled' and f[7] == mark and 'ok' or status
+  if status ~= 'canceled' or f[7] ~= mark then return status end
+  return redis.call('EXISTS', KEY.dependents .. id) == 1 and 'children' or 'ok'
 end
 
 local now_ms, stamp = clock()
@@ -33,7 +34,7 @@ redis.call('ZREM', KEY.deferred .. queue, id)
 redis.call('ZREM', KEY.expiring, id)
 redis.call('HSET', key, 'status', 'canceled', 'ended_at', stamp, 'seq', seq, 'reason', reason, 'error', ARGV[3])
 if mark ~= '' then redis.call('HSET', key, 'by_call', mark) end
-retain(id, KEY.canceled .. queue, tonumber(f[4]) or 604800, now_ms, f[8], f[9])
+local children = retain(id, KEY.canceled .. queue, tonumber(f[4]) or 604800, now_ms, f[8], f[9])
 emit(id, seq, 'canceled', 'canceled', now_ms, ',"reason":"' .. reason .. '"')
 audit(ARGV[5])
-return 'ok'
+return children and 'children' or 'ok'

@@ -14,7 +14,7 @@ end
 
 -- Drops it all, but for the entries of the indexes that the caller goes through.
 local function forget(id)
-  redis.call('DEL', KEY.secrets .. id, KEY.results .. id, KEY.log .. id)
+  redis.call('DEL', KEY.secrets .. id, KEY.results .. id, KEY.log .. id, KEY.needed .. id)
   redis.call('ZREM', KEY.secrets_index, id)
   redis.call('ZREM', KEY.expiring, id)
   redis.call('HDEL', KEY.webhooks_wanted, id)

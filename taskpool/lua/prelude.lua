@@ -95,10 +95,22 @@ local function keep_secrets(id, ttl_s, delay_ms)
   redis.call('EXPIRE', KEY.secrets .. id, ttl_s + math.ceil(delay_ms / 1000))
 end
 
+-- For a task that others depend on: keeps the set `needed`, and the record if the task is done, from expiring by itself
+-- while they may read its result. `purge` removes the record when its time has come and no task needs it.
+local function keep_for_children(id, is_done)
+  local ttl_s = redis.call('TTL', KEY.job .. id)
+  redis.call('EXPIRE', KEY.needed .. id, math.max(ttl_s, KEY.held_most_s))
+  if is_done and ttl_s >= 0 and ttl_s < KEY.held_most_s then
+    redis.call('EXPIRE', KEY.job .. id, KEY.held_most_s)
+    -- A plain RQ worker stores results here, with the expiry of the record.
+    if redis.call('TTL', KEY.results .. id) >= 0 then redis.call('EXPIRE', KEY.results .. id, KEY.held_most_s) end
+  end
+end
+
 -- Enters an ended task into the registry of its outcome for `ttl_s` seconds, at least so long that a repeated submission
--- is known by it (negative: for ever); purge removes it
--- then, and the key's own expiry a minute later is for the case that no worker pool lives. Its secrets, if it has any,
--- stay no longer than that; they stay so long for a retry by hand. So does its log. True: dependents wait.
+-- is known by it (negative: for ever). Purge removes it then. The key's own expiry a minute later is for the case that no
+-- worker pool lives; it is longer for a task that others depend on. The secrets and the log stay no longer than the
+-- record; the secrets stay that long for a retry by hand. Returns true when other tasks wait for it.
 local function retain(id, registry, ttl_s, now_ms, has_secrets, has_log)
   if ttl_s < 0 then
     redis.call('ZADD', registry, '+inf', id)
@@ -112,11 +124,11 @@ local function retain(id, registry, ttl_s, now_ms, has_secrets, has_log)
     end
     if has_log then redis.call('EXPIRE', KEY.log .. id, ttl_s + 60) end
   end
-  if redis.call('EXISTS', KEY.dependents .. id) == 1 then
-    redis.call('SADD', KEY.outbox, id)
-    return true
-  end
-  return false
+  if redis.call('EXISTS', KEY.dependents .. id, KEY.needed .. id) == 0 then return false end
+  keep_for_children(id, string.find(registry, KEY.finished, 1, true) == 1)
+  if redis.call('EXISTS', KEY.dependents .. id) == 0 then return false end
+  redis.call('SADD', KEY.outbox, id)
+  return true
 end
 
 -- A task's history with one more attempt that has ended: JSON documents, one a line, the last ones. It is kept from the

@@ -4,12 +4,13 @@
 -- ARGV[2]  '' = now; a registry's key: only when its time in there has come
 -- ARGV[3]  entry of the audit; '' = none
 -- Returns  'ok' | 'early' | 'gone' (only left-overs were dropped) | 'children' (tasks that wait for it must be
---          released first) | RQ's word of the status that doesn't allow it
+--          released first) | 'needed' (its time has come, but a task that depends on it may still read its result) |
+--          RQ's word of the status that doesn't allow it
 
 local id, registry = ARGV[1], ARGV[2]
 local key = KEY.job .. id
 local f = redis.call('HMGET', key, 'status', 'origin', 'type', 'tags', 'ended_at', 'seq', 'failure_ttl', 'secret_ttl',
-  'callback_url', 'unique', 'log', 'project')
+  'callback_url', 'unique', 'log', 'project', 'held_ms')
 local status = f[1]
 local now_ms, stamp = clock()
 if registry ~= '' then
@@ -30,7 +31,35 @@ if registry ~= '' and status == 'canceled' and (f[5] or '') == '' then
   emit(id, seq, 'canceled', 'canceled', now_ms, ',"reason":"canceled"')
   return 'early'
 end
-if status and redis.call('EXISTS', KEY.dependents .. id) == 1 then return 'children' end
+
+-- Whether a task that isn't done yet depends on this one. Drops those that are done or gone, in bounded steps. A record
+-- that is needed is looked at again later, and kept no longer than KEY.held_most_s beyond its own time.
+local function is_needed()
+  local needed, is_one_left = KEY.needed .. id, false
+  pass_when_full()
+  for _, child in ipairs(redis.call('SSCAN', needed, 0, 'COUNT', KEY.needed_step)[2]) do
+    local child_status = redis.call('HGET', KEY.job .. child, 'status')
+    if child_status and child_status ~= 'finished' then
+      is_one_left = true
+    else
+      redis.call('SREM', needed, child)
+    end
+  end
+  if not is_one_left then return redis.call('EXISTS', needed) == 1 end
+
+  local held_ms = tonumber(f[13]) or now_ms
+  if now_ms - held_ms >= KEY.held_most_s * 1000 then return false end
+  redis.call('HSET', key, 'held_ms', string.format('%.0f', held_ms))
+  redis.call('ZADD', registry, string.format('%.3f', now_ms / 1000 + KEY.held_look_s), id)
+  redis.call('EXPIRE', key, KEY.held_most_s)
+  redis.call('EXPIRE', needed, KEY.held_most_s)
+  return true
+end
+
+if status and redis.call('EXISTS', KEY.dependents .. id, KEY.needed .. id) > 0 then
+  if redis.call('EXISTS', KEY.dependents .. id) == 1 then return 'children' end
+  if registry ~= '' and status == 'finished' and is_needed() then return 'needed' end
+end
 
 if registry ~= '' then redis.call('ZREM', registry, id) end
 if status then
@@ -54,6 +83,6 @@ if f[8] then redis.call('ZREM', KEY.secrets_index, id) end
 if f[9] then redis.call('HDEL', KEY.webhooks_wanted, id) end
 local name = f[10] and string.match(f[10], ' (%S+)$')
 if name and entry_of(name) == id then redis.call('HDEL', KEY.unique, name) end
-redis.call('DEL', key, KEY.results .. id, KEY.log .. id, KEY.secrets .. id)
+redis.call('DEL', key, KEY.results .. id, KEY.log .. id, KEY.secrets .. id, KEY.needed .. id)
 if status then audit(ARGV[3]) end
 return status and 'ok' or 'gone'

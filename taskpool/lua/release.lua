@@ -1,50 +1,76 @@
--- Releases tasks that waited for one that has ended: those whose last parent it was are queued, and those of a task
--- that did not end well are canceled (and what waits for them follows through the outbox).
+-- Releases the tasks that wait for an ended task. Those for which it was the last parent are queued. Those of a task
+-- that did not end well are canceled, and so are their own dependents, down to the limit of this call. What is left is in
+-- the outbox, so a caller that dies in between loses nothing.
+--
+-- A task that still exists stays in the set `needed` of its parent: it may read the parent's result later.
 --
 -- ARGV[1]  id of the ended task
--- ARGV[2]  at most so many children in this call
--- Returns  how many children are left; -1 when the task hasn't ended (a retry by hand revived it): they wait on
+-- ARGV[2]  the most tasks that this call releases or cancels
+-- Returns  the ids of ended tasks that still have dependents to release: call again with each. Empty: nothing is left, or
+--          the task has not ended (a retry by hand revived it), and its dependents keep waiting
 
-local parent, limit = ARGV[1], tonumber(ARGV[2])
-local waiting = KEY.dependents .. parent
-local parent_status = redis.call('HGET', KEY.job .. parent, 'status') or 'gone'
-local good = parent_status == 'finished'
-if not good and parent_status ~= 'failed' and parent_status ~= 'stopped' and parent_status ~= 'canceled'
-  and parent_status ~= 'gone' then
-  redis.call('SREM', KEY.outbox, parent)
-  return -1
+local limit = tonumber(ARGV[2])
+local now_ms, stamp = clock()
+local parents, at = {ARGV[1]}, 1
+
+local function cancel(id, f, parent, parent_status)
+  local key, queue, seq = KEY.job .. id, f[2], tonumber(f[3] or 0) + 1
+  local why = parent_status
+    and string.format('canceled: the task %s it depends on did not end well (%s)', parent, parent_status)
+    or string.format('canceled: the task %s it depends on is gone (removed or expired), so its outcome is unknown', parent)
+  redis.call('ZREM', KEY.deferred .. queue, id)
+  redis.call('ZREM', KEY.expiring, id)
+  redis.call('HSET', key, 'status', 'canceled', 'ended_at', stamp, 'seq', seq, 'reason', 'dependency_failed',
+    'error', why)
+  if retain(id, KEY.canceled .. queue, tonumber(f[5]) or 604800, now_ms, f[6]) then table.insert(parents, id) end
+  emit(id, seq, 'canceled', 'canceled', now_ms,
+    string.format(',"reason":"dependency_failed","dependency":"%s"', parent))
 end
 
-local now_ms, stamp = clock()
-for _, id in ipairs(redis.call('SPOP', waiting, limit)) do
-  local key = KEY.job .. id
-  local f = redis.call('HMGET', key, 'status', 'origin', 'seq', 'run_ms', 'failure_ttl', 'secret_ttl')
-  local queue, seq = f[2], tonumber(f[3] or 0) + 1
-  if f[1] == 'deferred' then
-    if not good then
-      redis.call('ZREM', KEY.deferred .. queue, id)
-      redis.call('ZREM', KEY.expiring, id)
-      redis.call('HSET', key, 'status', 'canceled', 'ended_at', stamp, 'seq', seq, 'reason', 'dependency_failed',
-        'error', string.format('canceled: the task %s it depends on did not end well (%s)', parent, parent_status))
-      retain(id, KEY.canceled .. queue, tonumber(f[5]) or 604800, now_ms, f[6])
-      emit(id, seq, 'canceled', 'canceled', now_ms,
-        string.format(',"reason":"dependency_failed","dependency":"%s"', parent))
-    elseif redis.call('HINCRBY', key, 'pending', -1) <= 0 then
-      redis.call('ZREM', KEY.deferred .. queue, id)
-      if f[6] then keep_secrets(id, f[6], math.max((tonumber(f[4]) or 0) - now_ms, 0)) end
-      if f[4] and tonumber(f[4]) > now_ms then
-        redis.call('HSET', key, 'status', 'scheduled', 'seq', seq)
-        schedule(id, queue, tonumber(f[4]), now_ms)
-        emit(id, seq, 'scheduled', 'scheduled', now_ms, '')
-      else
-        redis.call('HSET', key, 'status', 'queued', 'enqueued_at', stamp, 'seq', seq)
-        enqueue(id, queue, false)
-        emit(id, seq, 'queued', 'queued', now_ms, '')
-      end
-    end
+local function count_down(id, f)
+  local key, queue, seq = KEY.job .. id, f[2], tonumber(f[3] or 0) + 1
+  if redis.call('HINCRBY', key, 'pending', -1) > 0 then return end
+  redis.call('ZREM', KEY.deferred .. queue, id)
+  if f[6] then keep_secrets(id, f[6], math.max((tonumber(f[4]) or 0) - now_ms, 0)) end
+  if f[4] and tonumber(f[4]) > now_ms then
+    redis.call('HSET', key, 'status', 'scheduled', 'seq', seq)
+    schedule(id, queue, tonumber(f[4]), now_ms)
+    emit(id, seq, 'scheduled', 'scheduled', now_ms, '')
+  else
+    redis.call('HSET', key, 'status', 'queued', 'enqueued_at', stamp, 'seq', seq)
+    enqueue(id, queue, false)
+    emit(id, seq, 'queued', 'queued', now_ms, '')
   end
 end
 
-local left = redis.call('SCARD', waiting)
-if left == 0 then redis.call('SREM', KEY.outbox, parent) end
-return left
+local function release(parent, status)
+  local needing = {}
+  local ids = redis.call('SPOP', KEY.dependents .. parent, limit)
+  limit = limit - #ids
+  for _, id in ipairs(ids) do
+    local f = redis.call('HMGET', KEY.job .. id, 'status', 'origin', 'seq', 'run_ms', 'failure_ttl', 'secret_ttl')
+    if f[1] and f[1] ~= 'finished' then table.insert(needing, id) end
+    if f[1] == 'deferred' and status == 'finished' then
+      count_down(id, f)
+    elseif f[1] == 'deferred' then
+      cancel(id, f, parent, status)
+    end
+  end
+  -- Of a task that did not end well as well: retried by hand, it may still be done.
+  if status and #needing > 0 then
+    redis.call('SADD', KEY.needed .. parent, unpack(needing))
+    keep_for_children(parent, status == 'finished')
+  end
+end
+
+while at <= #parents and limit > 0 do
+  local parent = parents[at]
+  local status = redis.call('HGET', KEY.job .. parent, 'status')
+  if not status or status == 'finished' or status == 'failed' or status == 'stopped' or status == 'canceled' then
+    release(parent, status or nil)
+    if redis.call('EXISTS', KEY.dependents .. parent) == 1 then break end
+  end
+  redis.call('SREM', KEY.outbox, parent)
+  at = at + 1
+end
+return {unpack(parents, at)}

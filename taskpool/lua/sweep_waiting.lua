@@ -1,24 +1,50 @@
--- Finds waiting tasks whose parents ended without telling the outbox (run by a plain RQ worker, deleted in a
--- dashboard, expired) and puts those parents into it. A backstop, in bounded steps round the registry.
+-- Finds waiting tasks whose parents ended without a word to the outbox (run by a plain RQ worker, deleted in a dashboard,
+-- expired) and puts those parents into it. A backstop. Each call is one bounded step round the queue's waiting tasks. It
+-- goes on where the last step of any pool ended: a task's place in the registry, and the byte in its list of parents.
 --
--- ARGV[1]  queue; ARGV[2] offset; ARGV[3] at most so many tasks
--- Returns  the offset to go on from; 0 at the end
+-- ARGV[1]  queue; ARGV[2] the most tasks and parents that it reads
+-- Returns  'more' | 'end' (the next step begins at the start)
 
-local queue, offset, limit = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local ids = redis.call('ZRANGE', KEY.deferred .. queue, offset, offset + limit - 1)
-if #ids > 0 then pass_when_full() end
+local queue, limit = ARGV[1], tonumber(ARGV[2])
+local registry = KEY.deferred .. queue
+if redis.call('EXISTS', registry) == 0 then return 'end' end
+
+pass_when_full()
+local offset, from = string.match(redis.call('HGET', KEY.swept, queue) or '', '^(%d+) (%d+)$')
+offset, from = tonumber(offset or 0), tonumber(from or 1)
+local ids = redis.call('ZRANGE', registry, offset, offset + KEY.swept_tasks - 1)
+
+-- Whether the parent ended, or is gone, and this task still waits for it.
+local function is_unnoticed(parent, id)
+  local status = redis.call('HGET', KEY.job .. parent, 'status')
+  local ended = not status or status == 'finished' or status == 'failed' or status == 'stopped' or status == 'canceled'
+  return ended and redis.call('SISMEMBER', KEY.dependents .. parent, id) == 1
+end
+
 for _, id in ipairs(ids) do
+  if limit <= 0 then break end
+  limit = limit - 1
   local f = redis.call('HMGET', KEY.job .. id, 'status', 'dependency_ids', 'pending')
   if f[1] ~= 'deferred' then
-    redis.call('ZREM', KEY.deferred .. queue, id)
-  elseif f[3] and f[2] then
-    for parent in string.gmatch(f[2], '"([%w_-]+)"') do
-      local status = redis.call('HGET', KEY.job .. parent, 'status') or 'gone'
-      local ended = status == 'finished' or status == 'failed' or status == 'stopped' or status == 'canceled'
-      if (ended or status == 'gone') and redis.call('SISMEMBER', KEY.dependents .. parent, id) == 1 then
-        redis.call('SADD', KEY.outbox, parent)
-      end
+    redis.call('ZREM', registry, id)
+    from = 1
+  else
+    local parents = f[3] and f[2] or ''
+    local first, last, parent = string.find(parents, '"([%w_-]+)"', from)
+    while first and limit > 0 do
+      limit = limit - 1
+      if is_unnoticed(parent, id) then redis.call('SADD', KEY.outbox, parent) end
+      from = last + 1
+      first, last, parent = string.find(parents, '"([%w_-]+)"', from)
     end
+    if first then break end
+    offset, from = offset + 1, 1
   end
 end
-return #ids < limit and 0 or offset + limit
+
+if offset >= redis.call('ZCARD', registry) then
+  redis.call('HDEL', KEY.swept, queue)
+  return 'end'
+end
+redis.call('HSET', KEY.swept, queue, string.format('%d %d', offset, from))
+return 'more'
