@@ -108,7 +108,7 @@ def test_what_was_accepted_always_finds_room(pool: TaskPool, world: World) -> No
     world.make_due(scheduled)
     assert world.run(scripts.promote(scheduled, "default")) == "ok"
     assert world.finish(world.claim(attempt_id="2")) == "children"
-    assert world.run(scripts.release(parent)) == 0
+    assert world.run(scripts.release(parent)) == []
     assert pool.remove_task(canceled) is TaskStatus.CANCELED
     assert pool.retry_task(canceled).status is TaskStatus.QUEUED
 

@@ -107,7 +107,7 @@ PASSES: dict[str, tuple[Callable[[World], Any], Move]] = {
     "cancel": (lambda world: world.add("a"), lambda world: world.cancel("a")),
     "promote": (scheduled, call(lambda _: scripts.promote("a", "default"))),
     "release": (parent_done, call(lambda _: scripts.release("a"))),
-    "sweep": (lost_parent, call(lambda _: scripts.sweep_waiting("default", 0, 100))),
+    "sweep": (lost_parent, call(lambda _: scripts.sweep_waiting("default", 100))),
     "purge": (lambda world: world.end("a"), call(lambda _: scripts.purge("a"))),
     "count": (lambda world: None, call(lambda _: scripts.count({"n": 1}))),
     "publish": (

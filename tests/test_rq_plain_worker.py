@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +56,7 @@ def run(pool: TaskPool) -> TaskStatus:
 
 def tend(pool: TaskPool) -> None:
     """What our housekeeping does for waiting tasks: look after them, then release those whose parents have ended."""
-    pool.store.run(scripts.sweep_waiting("default", 0, 100))
+    pool.store.run(scripts.sweep_waiting("default", 1000))
     for id in pool.store.run(Call(("SMEMBERS", OUTBOX), list)):
         pool.store.run(scripts.release(id.decode()))
 
@@ -160,6 +161,35 @@ def test_what_waits_for_its_tasks_is_released(pool: TaskPool, redis_url: str) ->
     assert (pool.get(orphan.id).status, pool.get(orphan.id).reason) == (S.CANCELED, "dependency_failed")
     work(redis_url)
     assert pool.get(child.id).result == [0, 1]
+
+
+def test_a_short_retention_does_not_hide_from_a_child_that_its_parent_is_done(
+    pool: TaskPool, redis: Redis, redis_url: str
+) -> None:
+    brief = pool.add_task("echo", {"message": 1}, result_ttl_s=1)
+    foreign = Queue(connection=redis, serializer=JSONSerializer).enqueue(os.path.basename, "/a/b", result_ttl=0)
+    child = pool.add_task("collect", depends_on=[brief.id, foreign.id])
+
+    work(redis_url)  # no worker pool of ours lives meanwhile
+
+    assert redis.ttl(f"rq:job:{brief.id}") > 80_000
+    tend(pool)
+    work(redis_url)
+    assert pool.get(child.id).result == [1, "b"]
+
+
+def test_a_parents_result_that_is_gone_fails_the_task_that_reads_it(
+    pool: TaskPool, redis: Redis, redis_url: str
+) -> None:
+    parent = pool.add_task("echo", {"message": 1})
+    work(redis_url)
+    child = pool.add_task("collect", depends_on=[parent.id])
+    redis.delete(f"rq:job:{parent.id}")
+
+    work(redis_url)
+
+    why = f"the result of task {parent.id} can't be read: its record expired or was removed"
+    assert pool.get(child.id).error == f"ParentResultGone: {why}"
 
 
 def test_it_shows_as_a_worker_and_its_task_as_running(

@@ -246,7 +246,7 @@ def test_a_job_that_rq_cancels_is_a_canceled_task_for_as_long_as_any(pool: TaskP
     assert (record.status, record.reason) == (S.CANCELED, "canceled")
     assert record.ended_at is not None
     assert numbers(pool).canceled == 1
-    assert pool.store.run(scripts.release(task.id)) == 0
+    assert pool.store.run(scripts.release(task.id)) == []
     assert pool.get(child.id).status is S.CANCELED
     assert pool.store.run(scripts.purge(task.id, "rq:canceled:default")) == "early"
     kept_s = redis.zscore("rq:canceled:default", task.id) - record.ended_at.timestamp()  # type: ignore[operator]

@@ -180,6 +180,45 @@ def test_a_cancellation_goes_down_to_the_last_descendant(world: World) -> None:
     assert not world.redis.keys("taskpool:dependents:*")
 
 
+def chain(world: World, levels: int) -> None:
+    """Tasks t0, t1, ... each of which waits for the one before."""
+    for at in range(0, levels, 1000):
+        numbers = range(at, min(at + 1000, levels))
+        world.run(scripts.add([new_task(f"t{n}", depends_on=[f"t{n - 1}"] if n else ()) for n in numbers]))
+
+
+def test_one_call_cancels_as_many_levels_as_it_may_and_says_where_to_go_on(world: World) -> None:
+    chain(world, 1500)
+    world.cancel("t0")
+
+    assert world.run(scripts.release("t0", 1000)) == ["t1000"]
+
+    assert [world.get(f"t{n}").status for n in (1000, 1001)] == [S.CANCELED, S.WAITING]
+    assert world.snapshot()["taskpool:outbox"] == {"t1000"}
+    assert world.run(scripts.release("t1000", 1000)) == []
+    assert world.redis.zcard("rq:canceled:default") == 1500
+    assert not world.redis.exists("taskpool:outbox", "rq:deferred:default")
+    assert not world.redis.keys("taskpool:dependents:*")
+
+
+def test_a_cancellation_reaches_every_branch_of_a_tree_in_bounded_calls(world: World) -> None:
+    world.add("r")
+    world.run(scripts.add([new_task(f"b{n}", depends_on=["r"]) for n in range(30)]))
+    world.run(scripts.add([new_task(f"l{n}-{m}", depends_on=[f"b{n}"]) for n in range(30) for m in range(10)]))
+    world.cancel("r")
+
+    left, calls = ["r"], 0
+    while left:
+        before = world.redis.zcard("rq:canceled:default")
+        left = [*left[1:], *world.run(scripts.release(left[0], 7))]
+        calls += 1
+        assert world.redis.zcard("rq:canceled:default") - before <= 7
+
+    assert world.redis.zcard("rq:canceled:default") == 1 + 30 + 300
+    assert calls >= 330 // 7
+    assert not world.redis.keys("taskpool:dependents:*")
+
+
 def test_many_children_are_released_in_bounded_steps(world: World) -> None:
     world.start("p")
     world.run(scripts.add([new_task(f"c{n}", depends_on=["p"]) for n in range(25)]))
@@ -313,7 +352,11 @@ def test_a_parent_that_ended_or_vanished_outside_our_scripts_is_noticed(
 
     assert world.snapshot()["taskpool:outbox"] == {"p"}
     release_all(world)
-    assert world.get("a").status is then
+    record = world.get("a")
+    assert record.status is then
+    if not left:
+        gone = "canceled: the task p it depends on is gone (removed or expired), so its outcome is unknown"
+        assert (record.reason, record.error) == ("dependency_failed", gone)
 
 
 @pytest.mark.parametrize("status", [status for status in SEED if status not in ENDED])
@@ -344,6 +387,40 @@ def test_a_sweep_goes_round_in_bounded_steps(world: World) -> None:
 
     assert sweep(world, 2) == 5  # a task and its parent are a step
     assert not world.redis.exists("taskpool:swept")
+
+
+def test_a_sweep_stops_in_the_middle_of_a_tasks_parents_and_goes_on_there(world: World) -> None:
+    for n in range(30):
+        world.start(f"p{n}", attempt_id=str(n))
+    world.add("a", depends_on=[f"p{n}" for n in range(30)])
+    world.redis.hset("rq:job:p29", "status", "finished")
+
+    words = [world.run(scripts.sweep_waiting("default", 11)) for _ in range(3)]
+
+    assert words == ["more", "more", "end"]
+    assert world.snapshot()["taskpool:outbox"] == {"p29"}
+
+
+def test_the_sweeps_of_several_pools_share_one_round(world: World) -> None:
+    world.start("p")
+    world.run(scripts.add([new_task(f"c{n}", depends_on=["p"]) for n in range(40)]))
+
+    answers = race(world.url, 10, *[lambda n: scripts.sweep_waiting("default", 2)] * 4)
+
+    assert [word for each in answers for word in each].count("end") == 1
+    assert not world.redis.exists("taskpool:swept")
+
+
+@pytest.mark.parametrize("place", ["", "x", "999 1", "0 99999"])
+def test_a_sweep_whose_place_makes_no_sense_begins_anew(world: World, place: str) -> None:
+    family(world, "p")
+    world.redis.hset("rq:job:p", "status", "finished")
+    world.redis.hset("taskpool:swept", "default", place)
+
+    world.run(scripts.sweep_waiting("default", 1000))
+    world.run(scripts.sweep_waiting("default", 1000))
+
+    assert world.snapshot()["taskpool:outbox"] == {"p"}
 
 
 def test_the_entry_of_a_task_that_does_not_wait_is_dropped(world: World) -> None:

@@ -37,7 +37,7 @@ def finish_with_children(world: World) -> Call[str]:
     return scripts.finish(running, S.DONE, result=b"42")
 
 
-def release(world: World) -> Call[int]:
+def release(world: World) -> Call[list[str]]:
     world.start("a")
     world.add("child", depends_on=["a"])
     world.finish(world.running["a"])

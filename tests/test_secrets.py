@@ -135,7 +135,7 @@ def test_a_task_that_runs_again_later_keeps_its_secret_until_then(pool: TaskPool
     waiting = add(pool, depends_on=[parent], delay_s=2000)
     redis.expire(f"taskpool:secrets:{waiting}", 5)
     run(pool)
-    assert pool.store.run(scripts.release(parent)) == 0
+    assert pool.store.run(scripts.release(parent)) == []
     snoozing = add(pool, "snooze")
     run(pool, "a2")
 
