@@ -18,6 +18,7 @@ from api.wishes import MAX_WAIT_S
 from taskpool.access.apikey import KEY_ID
 from taskpool.access.audit import What
 from taskpool.errors import InvalidTask
+from taskpool.openenum import refuse_unknown
 from taskpool.seconds import LONGEST_S
 from taskpool.types import TaskStatus
 from taskpool.webhooks.endpoint import DeliveryStatus
@@ -176,7 +177,9 @@ def _value(text: str, wanted: Any) -> tuple[Any, str]:
     plain = next((part for part in get_args(wanted) if NoneType in get_args(wanted)), wanted)
     is_time = datetime in get_args(plain)
     try:
-        return msgspec.convert(text, plain, strict=is_time), ""  # leniently, a number would be a time as well
+        value = msgspec.convert(text, plain, strict=is_time)  # leniently, a number would be a time as well
+        refuse_unknown(value)
+        return value, ""
     except msgspec.ValidationError as error:
         if is_time:
             return None, "must be a time with its zone: 2026-11-24T03:00:00Z (the + of an offset is %2B in a URL)"

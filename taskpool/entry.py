@@ -15,7 +15,7 @@ from taskpool.catalogue import Catalogue
 from taskpool.errors import InvalidTask
 from taskpool.queue import refuse
 from taskpool.receipt import Receipt
-from taskpool.record import STATUS_OF
+from taskpool.record import status_of
 from taskpool.registry import Registry
 from taskpool.submission import addition
 from taskpool.submission.addition import Added, Once
@@ -112,4 +112,4 @@ def submitted(checked: Sequence[Checked], added: Added) -> Submitted:
 
 
 def _status(word: str) -> TaskStatus:
-    return TaskStatus.QUEUED if word == "queued" else STATUS_OF.get(word.encode(), TaskStatus.QUEUED)
+    return TaskStatus.QUEUED if word == "queued" else status_of(word)

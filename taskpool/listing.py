@@ -94,13 +94,13 @@ def _read(wanted: Filter) -> Filter:
     for name, value in (("queue", wanted.queue), ("type", wanted.type), ("tag", wanted.tag)):
         if value is not None:
             check_text(name, value)
-    if wanted.status is None or isinstance(wanted.status, TaskStatus):
+    if wanted.status is None:
         return wanted
-    try:
-        return replace(wanted, status=TaskStatus(wanted.status))
-    except ValueError:
-        text = f"must be one of {', '.join(TaskStatus)}, not {wanted.status!r}"
-        raise InvalidTask(f"/status: {text}", [FieldError("/status", text)]) from None
+    for status in TaskStatus:
+        if status == wanted.status:
+            return replace(wanted, status=status)
+    text = f"must be one of {', '.join(TaskStatus)}, not {wanted.status!r}"
+    raise InvalidTask(f"/status: {text}", [FieldError("/status", text)])
 
 
 def _resume(walk: Sequence[Index], cursor: str) -> tuple[int, str]:

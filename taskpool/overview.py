@@ -96,7 +96,7 @@ def workers() -> Plan[list[WorkerInfo]]:
 
 def counters() -> Call[dict[str, int]]:
     """The running totals of the cluster (see `metrics_names`)."""
-    return Call(("HGETALL", keys.COUNTERS), lambda reply: {k: int(v) for k, v in _hash(reply).items()}, again=True)
+    return Call(("HGETALL", keys.COUNTERS), _counted, again=True)
 
 
 def server() -> Call[ServerInfo]:
@@ -116,6 +116,10 @@ def server() -> Call[ServerInfo]:
         )
 
     return Call(("INFO",), read, again=True)
+
+
+def _counted(reply: list[bytes]) -> dict[str, int]:
+    return {name: int(value) for name, value in _hash(reply).items() if value.isdecimal()}  # others are not ours
 
 
 def _count(command: str, key: str) -> Call[int]:

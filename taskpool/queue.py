@@ -23,7 +23,7 @@ from taskpool.errors import (
     UnknownDependency,
 )
 from taskpool.names import check_text
-from taskpool.record import STATUS_OF, check_id, fetch_if_there, hash_of, is_task, restore_hash
+from taskpool.record import check_id, fetch_if_there, hash_of, is_task, restore_hash, status_of
 from taskpool.registry import Registry
 from taskpool.status import release_dependents
 from taskpool.submission import addition
@@ -100,7 +100,7 @@ def refuse(checked: Sequence[Checked], added: Added, start: int = 0) -> None:
     if added.conflict is not None:
         index, id, word = added.conflict
         held = checked[index].task.unique
-        status = STATUS_OF.get(word.encode(), TaskStatus.QUEUED)
+        status = status_of(word)
         raise UniqueConflict("" if held is None else shown_key(held.name), id, status, start + index)
     if added.is_other:
         raise KeyReused
@@ -118,7 +118,7 @@ def stored(checked: Sequence[Checked], added: Added, start: int = 0) -> list[Tas
     refuse(checked, added, start)
     created_at = datetime.fromisoformat(added.stamp)
     return [
-        _record(each.task, each.payload, STATUS_OF.get(status.encode(), TaskStatus.QUEUED), created_at)
+        _record(each.task, each.payload, status_of(status), created_at)
         for each, status in zip(checked, added.statuses, strict=True)
     ]
 
@@ -227,5 +227,5 @@ def remove_task(id: str, by: Actor | None = None) -> Plan[TaskStatus | None]:
             yield from release_dependents(id)
         elif word != "started":
             break
-    status = STATUS_OF.get(word.encode(), TaskStatus.DONE)
+    status = status_of(word)
     raise TaskConflict(id, status, f"task {id} is {status}: it can't be removed now")

@@ -34,10 +34,27 @@ STATUS_OF: Final[Mapping[bytes, TaskStatus]] = {
 }
 """RQ's words (ours and those that only RQ's own moves leave) as the API shows them."""
 
+
+def status_of(word: bytes | str | None) -> TaskStatus:
+    """The status for the word in a hash. One that neither RQ 3 nor this release knows is kept as it is (see
+    `TaskStatus`). What is no word counts as failed: nothing moves such a task on."""
+    raw = word.encode() if isinstance(word, str) else word or b""
+    known = STATUS_OF.get(raw)
+    if known is not None:
+        return known
+    try:
+        return TaskStatus(raw.decode())
+    except ValueError:
+        return TaskStatus.FAILED
+
+
 ELSEWHERE: Final = "it failed outside our workers: RQ's own tools have the traceback"
 
 _json = msgspec.json.Decoder().decode
 _attempts = msgspec.json.Decoder(PastAttempt).decode_lines
+
+_TOLD: Final = frozenset({"seq", "at_ms", "attempt", "started_at", "worker", "result"})
+"""What a message has that tells a record's end whole."""
 
 _COMMON: Final = frozenset(
     b"attempt attempt_id created_at data description ended_at enqueued_at error failure_ttl last_heartbeat log origin"
@@ -97,7 +114,7 @@ def hash_of(flat: Sequence[bytes]) -> Hash:
 def restore_hash(id: str, h: Hash) -> TaskRecord:
     """The record in a hash."""
     type, payload = _call_of(h)
-    status = STATUS_OF.get(h.get(b"status", b""), TaskStatus.FAILED)
+    status = status_of(h.get(b"status"))
     if status is TaskStatus.IN_PROGRESS and b"stop_ms" in h:
         status = TaskStatus.STOPPING
     created, enqueued = h.get(b"created_at"), h.get(b"enqueued_at")
@@ -155,9 +172,11 @@ def restore_told(record: TaskRecord, message: bytes) -> TaskRecord | None:
     """The record as the message of its end tells it; None when that takes a look: it didn't end well, the result is
     large, or more happened since `record` was read than the message says."""
     told = _json(message)
+    if not (isinstance(told, dict) and told.keys() >= _TOLD):
+        return None
     steps = told["seq"] - record.seq
     nothing_else = (record.status, steps) in ((TaskStatus.QUEUED, 2), (TaskStatus.IN_PROGRESS, 1))
-    if "result" not in told or not nothing_else:
+    if not nothing_else:
         return None
     return replace(
         record,

@@ -21,16 +21,20 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any, Final, Generic, Literal, TypedDict, TypeVar
 
 import msgspec
 
+from taskpool.openenum import OpenEnum
 from taskpool.secret import Secrets
 
 
-class TaskStatus(StrEnum):
-    """Where a task is."""
+class TaskStatus(OpenEnum):
+    """Where a task is.
+
+    A status that a newer release has written is kept as the word that it is: `is_known` is False then, and it counts as
+    not terminal.
+    """
 
     # The API shows these words; Redis holds RQ's, see `RQ_STATUS`.
 

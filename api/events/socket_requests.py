@@ -6,8 +6,9 @@ from typing import Any, Final
 
 import msgspec
 
-from api.events.socket_messages import REQUESTS, ErrorMessage, Request, Sub
+from api.events.socket_messages import REQUESTS, ErrorMessage, Request, Sub, Subscribe
 from taskpool.errors import FieldError
+from taskpool.openenum import refuse_unknown
 from taskpool.payload.faults import field_errors
 
 _decoder: Final[msgspec.json.Decoder[Request]] = msgspec.json.Decoder(Request)
@@ -20,7 +21,10 @@ def read_request(text: str | None) -> Request | ErrorMessage:
     try:
         if text is None:
             raise msgspec.DecodeError("messages are text, not bytes")
-        return _decoder.decode(text)
+        request = _decoder.decode(text)
+        if isinstance(request, Subscribe) and request.filter is not None:
+            refuse_unknown(request.filter.status, ".filter.status")
+        return request
     except msgspec.ValidationError as error:
         return _refusal(text or "", error)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

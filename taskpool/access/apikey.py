@@ -11,7 +11,6 @@ import hmac
 import re
 import secrets
 from collections.abc import Iterator, Sequence
-from enum import StrEnum
 from typing import Final
 
 import msgspec
@@ -19,6 +18,7 @@ from msgspec.structs import replace
 
 from taskpool.errors import FieldError, InvalidKey
 from taskpool.names import queue_name_fault, type_name_fault
+from taskpool.openenum import OpenEnum
 from taskpool.seconds import LONGEST_S
 
 ID_ALPHABET: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -34,7 +34,7 @@ KEY_ID: Final = re.compile(r"[0-9a-z]{12}")
 PROJECT: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
-class Scope(StrEnum):
+class Scope(OpenEnum):
     """What a caller may do. `admin` includes the others."""
 
     READ = "tasks:read"
@@ -132,11 +132,19 @@ def _new_secret(id: str) -> tuple[str, str]:
     return f"tp_{id}_{secret}", digest_of(secret)
 
 
+def _scope_faults(scopes: Sequence[Scope]) -> Iterator[tuple[str, str]]:
+    known = ", ".join(Scope)
+    if not scopes:
+        yield "scopes", f"must have at least one of {known}"
+    for at, scope in enumerate(scopes):
+        if scope not in tuple(Scope):
+            yield f"scopes/{at}", f"must be one of {known}"
+
+
 def _faults(spec: KeySpec) -> Iterator[tuple[str, str]]:
     if not 1 <= len(spec.name) <= 64 or not spec.name.isprintable() or spec.name != spec.name.strip():
         yield "name", "must be 1 to 64 printable characters, without space around them"
-    if not spec.scopes:
-        yield "scopes", f"must have at least one of {', '.join(Scope)}"
+    yield from _scope_faults(spec.scopes)
     if spec.project is not None and not PROJECT.fullmatch(spec.project):
         yield "project", "must be 1 to 64 letters, digits, '_', '-' or '.'"
     bounds = {"project": spec.project, "types": spec.types, "queues": spec.queues}

@@ -16,7 +16,7 @@ from taskpool.calls import Call, Plan
 from taskpool.cursor import decode_cursor, encode_cursor, page_length, wrong_cursor
 from taskpool.errors import TaskNotFound
 from taskpool.logs.line import LogLine, decode_line
-from taskpool.record import STATUS_OF, check_id
+from taskpool.record import check_id, status_of
 from taskpool.types import Page, TaskStatus
 
 MOST_LINES: Final = 1000
@@ -102,7 +102,7 @@ def _status(id: str) -> Call[TaskStatus]:
         status, stop_ms, data = reply
         if data is None:
             raise TaskNotFound(id)
-        found = STATUS_OF.get(status or b"", TaskStatus.FAILED)
+        found = status_of(status)
         return TaskStatus.STOPPING if found is TaskStatus.IN_PROGRESS and stop_ms is not None else found
 
     check_id(id)

@@ -18,7 +18,9 @@ if registry ~= '' then
   if score and tonumber(score) * 1000 > now_ms then return 'early' end
 end
 if status and status ~= 'finished' and status ~= 'failed' and status ~= 'stopped' and status ~= 'canceled' then
-  if registry ~= '' then redis.call('ZREM', registry, id) end -- what stands there is of a former life
+  -- What stands there is of a former life. (A status that isn't known here may be another release's for an end.)
+  local lives = status == 'queued' or status == 'scheduled' or status == 'deferred' or status == 'started'
+  if registry ~= '' and lives then redis.call('ZREM', registry, id) end
   return status
 end
 

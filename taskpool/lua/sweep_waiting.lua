@@ -21,15 +21,20 @@ local function is_unnoticed(parent, id)
   return ended and redis.call('SISMEMBER', KEY.dependents .. parent, id) == 1
 end
 
+-- Where a task with one of these statuses stands, or one without a record, it is an entry of a former life. A status that
+-- isn't known here may be another release's.
+local elsewhere = {queued = true, scheduled = true, started = true, finished = true, failed = true, stopped = true,
+  canceled = true}
+
 for _, id in ipairs(ids) do
   if limit <= 0 then break end
   limit = limit - 1
   local f = redis.call('HMGET', KEY.job .. id, 'status', 'dependency_ids', 'pending')
-  if f[1] ~= 'deferred' then
+  if not f[1] or elsewhere[f[1]] then
     redis.call('ZREM', registry, id)
     from = 1
   else
-    local parents = f[3] and f[2] or ''
+    local parents = f[1] == 'deferred' and f[3] and f[2] or ''
     local first, last, parent = string.find(parents, '"([%w_-]+)"', from)
     while first and limit > 0 do
       limit = limit - 1

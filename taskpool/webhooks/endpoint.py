@@ -6,11 +6,11 @@ Whoever has a webhook's secret can forge its messages: no document but the one m
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from enum import StrEnum
 from typing import Any, Final
 
 import msgspec
 
+from taskpool.openenum import OpenEnum
 from taskpool.types import ENDS
 from taskpool.webhooks.target import Allowed, parse_target
 
@@ -31,7 +31,7 @@ def is_callback(id: str) -> bool:
     return id == CALLBACK or id.startswith(CALLBACK + ".")
 
 
-class DeliveryStatus(StrEnum):
+class DeliveryStatus(OpenEnum):
     """Where a message to an endpoint is: still to be sent, arrived, or given up."""
 
     PENDING = "pending"

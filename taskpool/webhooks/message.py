@@ -84,7 +84,10 @@ def read_entry(id: str, flat: Sequence[bytes]) -> OutboxEntry | None:
     h = {name.decode(): value.decode("utf-8", "replace") for name, value in zip(flat[::2], flat[1::2], strict=True)}
     try:
         event = msgspec.json.decode(h["event"])
-        return _entry(id, event, h) if event.keys() >= _HEAD else None
+        if not event.keys() >= _HEAD:
+            return None
+        TaskStatus(event["status"])  # raises for what is no word
+        return _entry(id, event, h)
     except (msgspec.DecodeError, KeyError, ValueError, AttributeError):
         return None
 
