@@ -297,6 +297,7 @@ class Model(State):
             self.results.discard(id)
             self.logs.discard(id)
             self.needed.pop(id, None)
+            self.expiring.discard(id)
             if self.dependents[id]:
                 self.outbox.add(id)
         return ""
