@@ -134,12 +134,16 @@ class Live(Document, frozen=True, kw_only=True):
 
 
 class Ready(Document, frozen=True, kw_only=True):
-    """A process whose Redis answers too."""
+    """A process whose Redis answers reads and takes writes."""
 
     status: str
-    redis: Annotated[ServerDocument | None, Meta(description="this and the rest are told to who may see all tasks")] = (
-        None
-    )
+    reads: Annotated[bool | None, Meta(description="Redis can be read")] = None
+    writes: Annotated[
+        bool | None, Meta(description="Redis takes writes; false, with a 503, while it can only be read")
+    ] = None
+    redis: Annotated[
+        ServerDocument | None, Meta(description="this and all but `status` are told to who may see all tasks")
+    ] = None
     workers: Count | None = None
     warnings: Annotated[
         Sequence[str] | None, Meta(description="what of Redis's settings can cost tasks; empty: nothing")
@@ -190,3 +194,5 @@ class ProblemDocument(Document, frozen=True, kw_only=True):
     held: Annotated[Count | UnsetType, Meta(description="how many tasks it holds")] = UNSET
     stop: Annotated[str | UnsetType, Meta(description="where to post to stop the task")] = UNSET
     max_bytes: Annotated[int | UnsetType, Meta(description="the limit")] = UNSET
+    reads: Annotated[bool | UnsetType, Meta(description="of /readyz: Redis can be read")] = UNSET
+    writes: Annotated[bool | UnsetType, Meta(description="of /readyz: Redis takes writes")] = UNSET

@@ -26,6 +26,7 @@ from taskpool.errors import (
     NotAllowed,
     QueueFull,
     RedisFull,
+    RedisRefused,
     RedisUnavailable,
     TaskConflict,
     TaskNotFound,
@@ -33,6 +34,7 @@ from taskpool.errors import (
     WebhookConflict,
     WebhookNotFound,
 )
+from taskpool.store import ReplyFault
 
 logger = logging.getLogger(__name__)
 
@@ -113,8 +115,16 @@ async def render_unavailable(request: Request, exception: Exception) -> Response
     if isinstance(exception, RedisFull):
         detail = "Redis has no memory left; nothing was changed"
     else:
-        detail = "Redis doesn't answer" + ("" if reading else "; whether the change was made is unknown")
+        what = "can't serve this at the moment" if isinstance(exception, RedisRefused) else "doesn't answer"
+        detail = f"Redis {what}" + ("" if reading else "; whether the change was made is unknown")
     return Problem("redis-unavailable", detail, headers=[retry_after(exception.retry_after_s)]).response()
+
+
+async def render_fault(request: Request, exception: Exception) -> Response:
+    """The handler of ReplyFault. The connection stays open: the fault is in a record, not in this process."""
+    logger.error("answered 500: %s %s: %s", request.method, request.url.path, exception)
+    detail = "a record in Redis is damaged, so the request can't be served; the server's log says more"
+    return Problem("internal-error", detail).response()
 
 
 async def render_http_exception(request: Request, exception: Exception) -> Response:
@@ -156,6 +166,7 @@ HANDLERS: Final = {
     KeyReused: render_key_reused,
     **dict.fromkeys(_OF_WEBHOOKS, render_webhook_error),
     RedisUnavailable: render_unavailable,
+    ReplyFault: render_fault,
     HTTPException: render_http_exception,
     ClientDisconnect: render_disconnect,
     Exception: render_bug,

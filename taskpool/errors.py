@@ -24,7 +24,8 @@ TaskpoolError
 ├── ConfigurationError         a setting or a task module is wrong
 │   └── DuplicateType          two places register one type
 ├── RedisUnavailable           Redis can't be reached, or refused
-│   └── RedisFull              it refused for want of memory: nothing was changed
+│   ├── RedisFull              it refused for want of memory: nothing was changed
+│   └── RedisRefused           it answered with an error: it can't serve, or takes no writes, at the moment
 ├── ApiUnavailable             the HTTP API can't be reached, or doesn't answer
 └── ApiError                   it answered with an error that is none of the above
     └── Unauthorized           it doesn't know who asks: the API key is missing or wrong
@@ -225,6 +226,18 @@ class RedisUnavailable(TaskpoolError):
 
 class RedisFull(RedisUnavailable):
     """Raised when Redis refuses a write because its memory is full (`maxmemory`): nothing was changed by it."""
+
+
+class RedisRefused(RedisUnavailable):
+    """Raised when Redis answers with an error that says it can't serve, or takes no writes, at the moment.
+
+    `is_known` is False for a reply that taskpool doesn't know. `at` is the place of the refused call among those that
+    were sent together.
+    """
+
+    def __init__(self, message: str, *, is_known: bool = True) -> None:
+        super().__init__(message)
+        self.is_known, self.at = is_known, 0
 
 
 class ApiUnavailable(TaskpoolError):

@@ -21,7 +21,7 @@ from taskpool.connection.wire import Wire
 from taskpool.errors import RedisUnavailable, TaskNotFound, WaitTimeout
 from taskpool.record import check_id, restore_hash, restore_told
 from taskpool.seconds import patience_s
-from taskpool.store import values, with_text
+from taskpool.store import ReplyFault, values, with_text
 from taskpool.subscriptions import Heard, Subscriptions
 from taskpool.types import TaskRecord
 
@@ -120,7 +120,11 @@ class Listener:
         except BaseException:
             self.close()  # interrupted, with a reply unread that the next would take for its own
             raise
-        (value,) = values([call], [reply])
+        try:
+            (value,) = values([call], [reply])
+        except (RedisUnavailable, ReplyFault):
+            self.close()  # an error may have come in the place of a subscription: the call's own reply is still to come
+            raise
         return value  # type: ignore[no-any-return]
 
     def _reply(self) -> Any:

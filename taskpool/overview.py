@@ -122,6 +122,16 @@ def _counted(reply: list[bytes]) -> dict[str, int]:
     return {name: int(value) for name, value in _hash(reply).items() if value.isdecimal()}  # others are not ours
 
 
+def write_probe() -> Call[None]:
+    """A write that changes nothing. Redis answers it with the error that it has for all writes at the moment, if any.
+
+    Raises, when run:
+        RedisFull: the memory limit is reached.
+        RedisRefused: Redis takes no writes at all.
+    """
+    return Call(("SETRANGE", keys.NOTHING, 0, ""), lambda reply: None, again=True)
+
+
 def _count(command: str, key: str) -> Call[int]:
     return Call((command, key), int, again=True)
 

@@ -6,7 +6,6 @@ calls marked `again` are repeated after a lost connection.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, Final, Protocol, TypeVar
 
@@ -15,18 +14,13 @@ import hiredis
 from taskpool.calls import Call, Part, Plan
 from taskpool.connection.address import Address
 from taskpool.connection.async_wire import AsyncWire
+from taskpool.connection.replies import Meaning, meaning_of, unavailable
 from taskpool.connection.wire import Wire, unpack
-from taskpool.errors import RedisFull, RedisUnavailable, TaskpoolError
+from taskpool.errors import RedisRefused, RedisUnavailable, TaskpoolError
 
 T = TypeVar("T")
 
 REPLY_TIMEOUT_S: Final = 10.0
-AWAY: Final = re.compile(
-    r"(?:^|: -)(LOADING|MASTERDOWN|READONLY|OOM|CLUSTERDOWN|NOAUTH|NOPERM|WRONGPASS|BUSY|MISCONF)\b"
-    r"|^ERR (ACL failure) in script"
-)
-"""Error replies by which Redis says that it can't serve now; anything else is a fault of ours. Before Redis 7 the word
-stands in the middle when a script ran into it: ``ERR Error running script (...): @user_script: 161: -OOM ...``."""
 
 
 class Transport(Protocol):
@@ -43,16 +37,33 @@ class AsyncTransport(Protocol):
     def close(self) -> None: ...
 
 
-ELSEWHERE: Final = ("READONLY", "MASTERDOWN", "NOAUTH")
-"""By which it says that it isn't the one to serve us, or doesn't know us: another connection may find the one."""
-
-
-class WrongServer(RedisUnavailable):
-    """Raised when this connection is of no more use, because of who is at its other end."""
+class WrongServer(RedisRefused):
+    """Raised when the server at the other end of this connection can't serve us; a new connection may find another."""
 
 
 class ReplyFault(TaskpoolError):
-    """Raised when Redis answers a call with an error that no operation expects."""
+    """Raised when a call fails although Redis serves: a damaged record, or a bug of ours.
+
+    `at` is the place of that call among those that were sent together.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.at = 0
+        self._before: Sequence[tuple[Call[Any], Any]] = ()
+
+    @classmethod
+    def of(cls, message: str, calls: Sequence[Call[Any]], replies: Sequence[Any], at: int) -> ReplyFault:
+        """The fault of the call at `at`, the first one that failed."""
+        fault = cls(message)
+        fault.at = at
+        fault._before = tuple(zip(calls[:at], replies[:at], strict=True))
+        return fault
+
+    def value(self, at: int) -> Any:
+        """The value of a call before the one that failed: it was carried out."""
+        call, reply = self._before[at]
+        return call.read(reply)
 
 
 class Store:
@@ -182,14 +193,22 @@ def values(calls: Sequence[Call[Any]], replies: Sequence[Any]) -> list[Any]:
     """What the replies mean to their calls.
 
     Raises:
-        RedisUnavailable: Redis said that it can't serve.
-        ReplyFault: it answered with any other error.
+        RedisUnavailable: Redis answered one of them with an error that says that it can't serve.
+        ReplyFault: one of the calls fails by itself (see `connection.replies`).
     """
-    for reply in replies:
+    for at, reply in enumerate(replies):
         if isinstance(reply, hiredis.ReplyError):
-            text = str(reply)
-            if away := AWAY.search(text):
-                kind = WrongServer if away[1] in ELSEWHERE else RedisFull if away[1] == "OOM" else RedisUnavailable
-                raise kind(f"Redis can't serve now: {text}")
-            raise ReplyFault(f"Redis answered: {text}")
+            raise _error_of(calls, replies, at)
     return [call.read(reply) for call, reply in zip(calls, replies, strict=True)]
+
+
+def _error_of(calls: Sequence[Call[Any]], replies: Sequence[Any], at: int) -> RedisUnavailable | ReplyFault:
+    text = str(replies[at])
+    meaning = meaning_of(text)
+    if meaning is Meaning.FAULT:
+        return ReplyFault.of(f"Redis answered: {text}", calls, replies, at)
+    wrong = WrongServer(f"Redis can't serve now: {text}") if meaning is Meaning.WRONG_SERVER else None
+    error = wrong or unavailable(text, meaning)
+    if isinstance(error, RedisRefused):
+        error.at = at
+    return error

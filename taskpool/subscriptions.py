@@ -14,7 +14,7 @@ from taskpool.calls import Call
 from taskpool.connection.address import Address
 from taskpool.connection.async_wire import AsyncWire
 from taskpool.errors import RedisUnavailable
-from taskpool.store import values
+from taskpool.store import ReplyFault, WrongServer, values
 
 Heard = Callable[[bytes], None]
 
@@ -66,7 +66,12 @@ class Subscriptions:
 
     async def read_many(self, calls: Sequence[Call[Any]]) -> list[Any]:
         """The values of calls, in one round trip. By then every message that Redis sent before it was heard."""
-        return values(calls, await self._wire.exchange([call.command for call in calls], REPLY_TIMEOUT_S))
+        replies = await self._wire.exchange([call.command for call in calls], REPLY_TIMEOUT_S)
+        try:
+            return values(calls, replies)
+        except WrongServer:
+            self._wire.close()
+            raise
 
     def close(self) -> None:
         """Close the connection, and tell everyone; the next call opens a new one."""
@@ -74,12 +79,15 @@ class Subscriptions:
         self._lost()  # also those who wait without a connection
 
     def _refuse(self, replies: list[Any]) -> None:
-        """An error in the place of a subscription: Redis can't serve, or doesn't let us."""
+        """Raise for an error in the place of a subscription: Redis can't serve, or doesn't let us."""
         try:
             values([_SUBSCRIBED] * len(replies), replies)
         except RedisUnavailable:
             self._wire.close()
             raise
+        except ReplyFault as fault:
+            self._wire.close()
+            raise RedisUnavailable(str(fault)) from fault
 
     def _pushed(self, message: list[Any]) -> None:
         # ["message", channel, text] or ["pmessage", pattern, channel, text]

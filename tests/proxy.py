@@ -1,4 +1,5 @@
-"""A proxy in front of Redis that ends a connection at the n-th command of somebody's, before or after it ran.
+"""A proxy in front of Redis that ends a connection at the n-th command of somebody's, before or after it ran, or that
+answers commands with errors instead of sending them on.
 
 Each command and each reply passes as a whole. Connections are told apart by the name they give themselves.
 """
@@ -15,6 +16,8 @@ from typing import Final, Literal
 from urllib.parse import quote
 
 When = Literal["before", "after"]
+Refuse = Callable[[str, list[bytes]], str | None]
+"""Gets a connection's name and the words of a command."""
 CHUNK: Final = 65536
 
 
@@ -53,6 +56,10 @@ class Proxy:
         self._listener.listen(64)
         self._links: set[_Link] = set()
         self.trap: Trap | None = None
+        self.refuse: Refuse | None = None
+        """Asked for each command: the error that it is answered with, such as ``LOADING ...``; None: it is sent on."""
+        self.refused: list[str] = []
+        """The names of the connections and the commands that were refused."""
         self._lock = threading.Lock()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -102,8 +109,8 @@ class _Link(threading.Thread):
         super().__init__(daemon=True)
         self._proxy, self._client, self._upstream = proxy, client, upstream
         self._name = ""
-        self._commands: list[str] = []
-        """Sent on, and not answered yet."""
+        self._commands: list[tuple[str, str | None]] = []
+        """Sent on, and not answered yet; and the error that the answer is replaced by."""
 
     def run(self) -> None:
         unread = {self._client: b"", self._upstream: b""}
@@ -139,12 +146,19 @@ class _Link(threading.Thread):
         verb = words[0].decode()
         if self._proxy.closes(self._name, "before", verb):
             return False
-        self._commands.append(verb)
-        self._upstream.sendall(command)
+        error = self._proxy.refuse(self._name, words) if self._proxy.refuse else None
+        self._commands.append((verb, error))
+        # In the place of a refused command something harmless is sent, so that replies keep their order.
+        self._upstream.sendall(b"*1\r\n$4\r\nPING\r\n" if error is not None else command)
+        if error is not None:
+            self._proxy.refused.append(f"{self._name} {verb}")
         return True
 
     def _send_back(self, reply: bytes) -> bool:
-        verb = self._commands.pop(0) if self._commands else "(pushed)"
+        is_pushed = reply[:1] in b">*" and reply.split(b"\r\n")[2:3] in ([b"message"], [b"pmessage"])
+        verb, error = self._commands.pop(0) if self._commands and not is_pushed else ("(pushed)", None)
+        if error is not None:
+            reply = f"-{error}\r\n".encode()
         if self._proxy.closes(self._name, "after", verb):
             return False
         self._client.sendall(reply)

@@ -96,3 +96,19 @@ async def test_the_others_are_left_ended_at_once_or_told_that_they_lost(world: W
     asked = await beat(store, "runs", "forced", "gone")
 
     assert asked == [("forced", "at once"), ("gone", (DEFAULT_GRACE_S, Request.LOST))]
+
+
+async def test_one_damaged_record_costs_no_other_task_its_lease(
+    world: World, store: AsyncStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    for id in ("a", "b", "c"):
+        world.start(id)
+    world.redis.set("rq:job:b", "damaged")
+    for id in ("a", "c"):
+        world.redis.zadd("rq:wip:default", {f"{id}:1": 1})
+
+    asked = await beat(store, "a", "b", "c")
+
+    assert asked == []
+    assert all(world.redis.zscore("rq:wip:default", f"{id}:1") > 1 for id in ("a", "c"))
+    assert "the lease of task b can't be renewed" in caplog.text

@@ -24,7 +24,7 @@ from taskpool.attempt import Outcome, execute_task, execute_task_async, stopped,
 from taskpool.calls import Call
 from taskpool.claimed import waited_ms
 from taskpool.context import TaskContext
-from taskpool.errors import RedisFull, RedisUnavailable
+from taskpool.errors import RedisFull, RedisRefused, RedisUnavailable
 from taskpool.registry import Registry
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.status import release_dependents, update_status
@@ -38,6 +38,7 @@ from workers.reports import Reporter, Reports, limits_of
 from workers.slots import Block, Lane, Request
 from workers.stats import COUNTED_AS, Stats
 from workers.threads import to_its_end
+from workers.unwritten import PATIENCE, Unwritten
 
 log = logging.getLogger("workers")
 
@@ -82,6 +83,7 @@ class AsyncProcess:
         self._intake = AsyncStore(redis_url, name=worker)
         self._store = AsyncStore(redis_url, name=worker)
         self._reporter = Reporter(redis_url, limits_of(settings), block.spool)
+        self._unwritten = Unwritten(redis_url, worker=worker, lease_s=settings.lease_s)
         self._threads = ThreadPoolExecutor(settings.slots, thread_name_prefix="taskpool-task")
         self._attempts: dict[str, _Attempt] = {}
         self._stats = Stats()
@@ -104,7 +106,8 @@ class AsyncProcess:
         while not self._is_leaving() or self._is_unsure:
             try:
                 if self._is_unsure:
-                    await self._intake.carry_out(give_back_unseen(self._worker, self._attempts))
+                    known = {*self._attempts, *self._unwritten.attempt_ids()}
+                    await self._intake.carry_out(give_back_unseen(self._worker, known))
                     self._is_unsure = False
                 else:
                     await self._take_in()
@@ -118,11 +121,15 @@ class AsyncProcess:
         while self._attempts:
             await asyncio.wait([attempt.task for attempt in self._attempts.values()])
         counting.cancel()
+        await asyncio.to_thread(self._unwritten.close)
         await self._count()
         return 0
 
     async def _take_in(self) -> None:
         """Claims for the free lanes, in one round trip; waits when none is free, or nothing is ready."""
+        if self._unwritten.is_full:
+            await asyncio.sleep(DOORBELL_S)
+            return
         if not self._free:
             self._freed.clear()
             try:
@@ -242,9 +249,11 @@ class AsyncProcess:
         return await to_its_end(asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, execute))
 
     async def _write(self, attempt: _Attempt, outcome: Outcome) -> str:
-        """Writes the outcome, as soon as Redis is there; the word it answers."""
+        """Writes the outcome, as soon as Redis takes it; the word it answers. ``unwritten``: it is kept and written
+        later, see `Unwritten`."""
         running = attempt.running
         reports = attempt.reports.take()
+        refusals = 0
         while True:
             try:
                 if reports:
@@ -253,15 +262,29 @@ class AsyncProcess:
                     reports.clear()
                 word = await self._store.run(update_status(running, outcome))
                 if word == "stopping":
-                    word = await self._store.run(update_status(running, stopped()))
-                if word == "children":
-                    await self._store.carry_out(release_dependents(running.id, RELEASE_STEPS))
-                return word
-            except RedisUnavailable:
+                    outcome = stopped()
+                    word = await self._store.run(update_status(running, outcome))
+                break
+            except RedisUnavailable as error:
+                refusals += isinstance(error, RedisRefused) and not error.is_known
+                if refusals >= PATIENCE and isinstance(error, RedisRefused):
+                    self._unwritten.add(running, outcome, error)
+                    return "unwritten"
                 await asyncio.sleep(RETRY_S)
-            except ReplyFault as fault:  # a damaged record: its lease runs out
-                log.error("worker %s: %s", self._worker, fault)
-                return "lost"
+            except ReplyFault as fault:
+                self._unwritten.add(running, outcome, fault)
+                return "unwritten"
+        if word == "children":
+            await self._release_children(running)
+        return word
+
+    async def _release_children(self, running: RunningTask) -> None:
+        try:
+            await self._store.carry_out(release_dependents(running.id, RELEASE_STEPS))
+        except RedisUnavailable:  # housekeeping does the rest
+            pass
+        except ReplyFault as fault:
+            log.error("worker %s: what waits for task %s can't be released now: %s", self._worker, running.id, fault)
 
     # --- signals and counters ---------------------------------------------------------------------------------
 

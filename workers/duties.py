@@ -11,11 +11,13 @@ import time
 from collections.abc import Awaitable, Callable
 
 from taskpool.errors import RedisFull, RedisUnavailable
+from taskpool.store import ReplyFault
 
 log = logging.getLogger("workers")
 
 AWAY_RETRY_S = 0.5
 FAULT_RETRY_S = 5.0
+FAULT_TRIES = 5
 FULL_TOLD_S = 60.0
 
 
@@ -101,7 +103,9 @@ async def _first_of(wake: asyncio.Event, wait_s: float) -> None:
 
 
 async def insist(step: Callable[[], Awaitable[None]], outage: Outage) -> None:
-    """Calls `step` until it gets through to Redis."""
+    """Calls `step` until it gets through to Redis. A step that fails although Redis serves is tried `FAULT_TRIES` times
+    and then given up, with a log line."""
+    faults = 0
     while True:
         try:
             await step()
@@ -110,3 +114,11 @@ async def insist(step: Callable[[], Awaitable[None]], outage: Outage) -> None:
         except RedisUnavailable as error:
             outage.note_failure(error, step)
             await asyncio.sleep(AWAY_RETRY_S)
+        except ReplyFault as fault:
+            outage.note_success(step)
+            faults += 1
+            if faults == FAULT_TRIES:
+                log.error("given up after %d tries: %s", faults, fault)
+                return
+            log.error("%s; it is tried again in %g s", fault, FAULT_RETRY_S)
+            await asyncio.sleep(FAULT_RETRY_S)

@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 from taskpool import catalogue, scripts, status
 from taskpool.catalogue import PoolInfo
 from taskpool.fleet import TypeInfo
-from taskpool.store import AsyncStore
+from taskpool.store import AsyncStore, ReplyFault
 from workers.child import Child, Verdict
 from workers.guardian import boottime
 from workers.rqworker import PoolWorker, Registrar
 from workers.slots import LaneState, Request, Run
 from workers.stops import Stops
 
+log = logging.getLogger("workers")
+
 ATTEMPTS_AT_ONCE: Final = 500
 """In one script: Redis does nothing else meanwhile."""
 DEFAULT_GRACE_S: Final = 10.0
 """For an attempt that lost its lease, and for a stop that says no other."""
+DAMAGED: Final = "damaged"
+"""The word for an attempt whose lease can't be renewed, because the keys of its task are damaged."""
 
 
 class Heartbeats:
@@ -50,14 +55,18 @@ class Heartbeats:
             for child, its in runs
         ]
         sent = boottime()
-        answers = await self._store.run_many([*renewals, *marks])
+        try:
+            answers = await self._store.run_many([*renewals, *marks])
+            words = list(itertools.chain(*answers[: len(renewals)]))
+        except ReplyFault:
+            words = await self._renew_one_by_one(attempts)
         safe_until = sent + self._lease_ms / 1000
         asked = []
-        for (child, run), word in zip(held, itertools.chain(*answers[: len(renewals)]), strict=True):
-            if run.safe_until and word != "lost":
+        for (child, run), word in zip(held, words, strict=True):
+            if run.safe_until and word not in ("lost", DAMAGED):
                 child.block.renew(run, safe_until)
             # One whose code is over is writing its outcome this moment: a "lost" is then only that.
-            if word == "ok" or run.state is not LaneState.RUNNING or not child.is_running(run):
+            if word in ("ok", DAMAGED) or run.state is not LaneState.RUNNING or not child.is_running(run):
                 continue
             if word == "force":
                 self._stops.force(child, run)
@@ -69,6 +78,18 @@ class Heartbeats:
                 asked.append((child, run))
         if asked:
             await self._stop(asked)
+
+    async def _renew_one_by_one(self, attempts: Sequence[tuple[str, str, str]]) -> list[str]:
+        """After a fault: one damaged record must not cost the other attempts their leases."""
+        words: list[str] = []
+        for attempt in attempts:
+            try:
+                (word,) = await self._store.run(scripts.heartbeat([attempt], self._lease_ms))
+                words.append(word)
+            except ReplyFault as fault:
+                log.error("the lease of task %s can't be renewed, its keys are damaged: %s", attempt[0], fault)
+                words.append(DAMAGED)
+        return words
 
     async def _stop(self, asked: Sequence[tuple[Child, Run]]) -> None:
         """Stops what was asked to: its message may have been lost, or that of a sooner stop, and the grace with it."""
@@ -83,4 +104,7 @@ class Heartbeats:
             RedisUnavailable: Redis is away.
         """
         await self._store.run(catalogue.publish(pool, types, ttl_s=round(self._lease_ms / 1000) + 1))
-        await asyncio.to_thread(self._registrar.renew, workers)
+        try:
+            await asyncio.to_thread(self._registrar.renew, workers)
+        except ReplyFault as fault:  # only what RQ's tools show suffers
+            log.error("the workers can't be entered in RQ's registry: %s", fault)

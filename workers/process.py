@@ -23,7 +23,7 @@ from taskpool.attempt import Outcome, execute_task, stopped
 from taskpool.calls import Call
 from taskpool.claimed import waited_ms
 from taskpool.context import TaskContext
-from taskpool.errors import RedisFull, RedisUnavailable
+from taskpool.errors import RedisFull, RedisRefused, RedisUnavailable
 from taskpool.registry import Registry
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.status import release_dependents, update_status
@@ -38,6 +38,7 @@ from workers.pipes import Output, Pipes
 from workers.reports import Reporter, Reports, limits_of
 from workers.slots import Block, Request
 from workers.stats import COUNTED_AS, Stats
+from workers.unwritten import PATIENCE, Unwritten
 
 log = logging.getLogger("workers")
 
@@ -102,8 +103,9 @@ class Process:
         token = secrets.token_hex(4)
         self._attempt_ids = (f"{token}{number:x}" for number in itertools.count(1))
         self._ended: Ended | None = None
-        self._given_up: set[str] = set()
-        """Attempts whose outcome Redis refuses to take: their leases run out."""
+        self._unwritten = Unwritten(redis_url, worker=worker, lease_s=settings.lease_s)
+        self._refusals = 0
+        """How many times in a row Redis answered the outcome with an error that taskpool doesn't know."""
         self._pid = os.getpid()
         self._is_idle = False
         self._was_woken = False
@@ -119,7 +121,9 @@ class Process:
             self._output.start()
         self._block.set_ready()
         while not self._is_leaving():
-            running = self._exchange(claims=True)
+            if self._unwritten.is_full:
+                time.sleep(LONGEST_RETRY_S)
+            running = self._exchange(claims=not self._unwritten.is_full)
             if running is None:
                 continue
             if self._is_leaving():
@@ -129,6 +133,7 @@ class Process:
                 self._ended = self._perform(running)
         while self._ended is not None or self._is_unsure:  # Redis may be away; the supervisor sets an end to that
             self._exchange(claims=False)
+        self._unwritten.close()
         if self._output is not None:
             self._output.settle()
         return 0
@@ -158,16 +163,18 @@ class Process:
                 calls += self._claim(waits=self._is_idle and ended is None)
             sent = guardian.boottime()
             values = self._store.run_many(calls) if calls else []
-        except RedisUnavailable:  # the supervisor logs it, once for all its processes
+        except RedisUnavailable as error:  # the supervisor logs it, once for all its processes
             self._is_unsure = True
+            if ended is not None and isinstance(error, RedisRefused):
+                self._count_refusal(ended, error, at=int(is_awaited))
             time.sleep(self._retry_s)
             self._retry_s = min(self._retry_s * 2, LONGEST_RETRY_S)
             return None
         except ReplyFault as fault:
             self._is_unsure = True
-            self._give_up(ended, fault)
+            self._outlive(ended, fault, at=int(is_awaited))
             return None
-        self._retry_s = FIRST_RETRY_S
+        self._retry_s, self._refusals = FIRST_RETRY_S, 0
         if ended is not None:
             self._ended = None
             self._conclude(ended, values[1 if is_awaited else 0])
@@ -262,7 +269,8 @@ class Process:
 
     def _is_tidy(self) -> bool:
         """After an interrupt: ends the processes the task left behind. False when those or threads of it go on."""
-        ours = 1 + (self._reporter.thread is not None) + (self._output is not None)
+        threads = (self._reporter.thread, self._output, self._unwritten.thread)
+        ours = 1 + sum(thread is not None for thread in threads)
         return processgroup.end_others() and threading.active_count() <= ours
 
     def _conclude(self, ended: Ended, word: str) -> None:
@@ -281,12 +289,16 @@ class Process:
                 self._store.run(update_status(ended.running, stopped()))
         except RedisUnavailable:  # the outbox releases them; and the reaper ends what was asked to stop as stopped
             self._is_unsure = True
+        except ReplyFault as fault:
+            log.error("worker %s: what follows the end of task %s failed: %s", self._worker, ended.running.id, fault)
+            if word == "stopping":
+                self._unwritten.add(ended.running, stopped(), fault)
 
     # --- when something is wrong with Redis -------------------------------------------------------------------
 
     def _recover(self) -> None:
         """Gives back what was claimed for this process in a round trip whose answer was lost."""
-        known = {*self._given_up, self._ended.running.attempt_id} if self._ended else self._given_up
+        known = {*self._unwritten.attempt_ids(), *([self._ended.running.attempt_id] if self._ended else ())}
         self._is_unsure = False
         try:
             self._store.carry_out(give_back_unseen(self._worker, known))
@@ -296,10 +308,26 @@ class Process:
             self._is_unsure = True
             raise
 
-    def _give_up(self, ended: Ended | None, fault: ReplyFault) -> None:
-        """A script failed, on a damaged record for one: the process must outlive it, and not try for ever."""
-        log.error("worker %s: %s", self._worker, fault)
-        if ended is not None:
+    def _outlive(self, ended: Ended | None, fault: ReplyFault, *, at: int) -> None:
+        """A call failed, on a damaged record for one. The process goes on, and no other outcome suffers for it.
+
+        `at` is the outcome's place among the calls.
+        """
+        if ended is not None and fault.at == at:
             self._ended = None
-            self._given_up.add(ended.running.attempt_id)
+            self._unwritten.add(ended.running, ended.outcome, fault)
+        else:
+            log.error("worker %s: %s", self._worker, fault)
+            if ended is not None and fault.at > at:  # what failed came behind the outcome, which is written
+                self._ended = None
+                self._conclude(ended, fault.value(at))
         time.sleep(LONGEST_RETRY_S)
+
+    def _count_refusal(self, ended: Ended, error: RedisRefused, *, at: int) -> None:
+        """Keeps the outcome aside when Redis answers it with an unknown error again and again: others may pass."""
+        if error.is_known or error.at != at:
+            return
+        self._refusals += 1
+        if self._refusals >= PATIENCE:
+            self._refusals, self._ended = 0, None
+            self._unwritten.add(ended.running, ended.outcome, error)

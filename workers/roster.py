@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -15,11 +16,14 @@ from taskpool.store import AsyncStore, ReplyFault
 from workers.child import Child
 from workers.commands import CommandChannel
 from workers.duties import Outage, insist
+from workers.held import attempts_of
 from workers.lastwords import LastWords
 from workers.nursery import Ending
 from workers.rqworker import PoolWorker, Registrar
 from workers.settlement import Remains, await_end, settle
 from workers.stops import Stops
+
+log = logging.getLogger("workers")
 
 
 class Roster:
@@ -94,7 +98,11 @@ class Roster:
         async def look() -> None:
             with suppress(RedisFull, ReplyFault):  # then they are lost; what becomes of the attempts isn't
                 await self._store.carry_out(words.send(self._limits))
-            await self._store.carry_out(settle(remains, max_crashes=self._max_crashes))
+            for id, attempt_id in await self._store.run(attempts_of(child.name)):
+                try:
+                    await self._store.carry_out(settle(remains, id, attempt_id, max_crashes=self._max_crashes))
+                except ReplyFault as fault:  # a damaged record; the others are settled all the same
+                    log.error("what task %s ran in worker %s can't be settled: %s", id, child.name, fault)
 
         await await_end(child)
         for wait_s in remains.looks_s:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from redis import Redis
-from redis.exceptions import OutOfMemoryError, RedisError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from rq import worker_registration
 from rq.command import handle_command
 from rq.queue import Queue
@@ -22,8 +22,10 @@ from rq.serializers import JSONSerializer
 from rq.worker import BaseWorker, WorkerStatus
 
 from taskpool.connection import address
+from taskpool.connection.replies import Meaning, meaning_of
 from taskpool.errors import RedisFull, RedisUnavailable
 from taskpool.keys import SUSPENDED
+from taskpool.store import ReplyFault
 from workers.slots import Counters, Run
 
 KEEP_S: Final = 60
@@ -204,5 +206,7 @@ class _as_unavailable:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OutOfMemoryError):
             raise RedisFull(f"Redis: {error}") from error
+        if isinstance(error, ResponseError) and meaning_of(str(error)) is Meaning.FAULT:
+            raise ReplyFault(f"Redis answered: {error}") from error
         if isinstance(error, RedisError):
             raise RedisUnavailable(f"Redis: {error}") from error

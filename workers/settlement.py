@@ -24,7 +24,7 @@ from taskpool.types import TaskRecord
 from workers import processgroup
 from workers.child import Child, Verdict
 from workers.dossier import LINES, began_ms, error_of, failure_of
-from workers.held import attempts_of, running_of
+from workers.held import running_of
 from workers.nursery import Ending
 from workers.slots import LaneState, Run
 from workers.stats import COUNTED_AS
@@ -72,16 +72,12 @@ async def await_end(child: Child) -> None:
         log.error("process group %d of worker %s doesn't die: its tasks stay as they are", child.pid, child.name)
 
 
-def settle(remains: Remains, *, max_crashes: int) -> Plan[int]:
-    """Settles every attempt that Redis still shows with the process; how many there were."""
-    (held,) = yield (attempts_of(remains.child.name),)
-    for id, attempt_id in held:
-        (found,) = yield (record.fetch_if_there(id),)
-        outcome = yield from _settle_attempt(remains, id, attempt_id, found, max_crashes)
-        type, queue = (found.type, found.queue) if found else ("unknown", "default")
-        counter = field_name(TASKS, outcome, type, queue)
-        yield (scripts.count({counter: 1}),)
-    return len(held)
+def settle(remains: Remains, id: str, attempt_id: str, *, max_crashes: int) -> Plan[None]:
+    """Settles one of the attempts that Redis still shows with the process."""
+    (found,) = yield (record.fetch_if_there(id),)
+    outcome = yield from _settle_attempt(remains, id, attempt_id, found, max_crashes)
+    type, queue = (found.type, found.queue) if found else ("unknown", "default")
+    yield (scripts.count({field_name(TASKS, outcome, type, queue): 1}),)
 
 
 def _settle_attempt(

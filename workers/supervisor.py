@@ -21,7 +21,7 @@ from taskpool import catalogue
 from taskpool.catalogue import PoolInfo
 from taskpool.errors import ConfigurationError, RedisUnavailable
 from taskpool.settings import Settings, resolve_redis_url
-from taskpool.store import AsyncStore
+from taskpool.store import AsyncStore, ReplyFault
 from taskpool.webhooks.target import Allowed
 from workers import fencing, processgroup, reload, stacks
 from workers.beside_rq import BesideRq
@@ -269,7 +269,7 @@ class Supervisor:
         announcing.cancel()  # one more announcement would bring the pool back
         try:
             await self._store.carry_out(catalogue.retire(self._id))
-        except RedisUnavailable:  # it counts as gone when its announcement expires
+        except (RedisUnavailable, ReplyFault):  # it counts as gone when its announcement expires
             pass
 
     async def _close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from importlib.metadata import version
 from typing import Final
@@ -17,13 +18,18 @@ from api.answers import Door, Live, Ready
 from api.metrics import Scrape, exposition
 from api.openapi.operation import Answer, operation
 from api.prefix import public_path
+from api.problems import Problem, retry_after
 from api.resource import Resource, Socket
 from api.responses import Json
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.document import server_document
-from taskpool.errors import RedisUnavailable
+from taskpool.errors import RedisFull, RedisRefused
+from taskpool.overview import write_probe
 from taskpool.webhooks.delivery import outbox_length
 
+logger = logging.getLogger(__name__)
+
+MEMORY_FULL: Final = "Redis's memory is full (maxmemory): it takes no new tasks until there is room"
 EXPOSITIONS: Final = ("text/plain", "application/openmetrics-text")
 _is_one_word: Final = re.compile(r"/[^/{}]+").fullmatch
 
@@ -49,14 +55,32 @@ class HealthRoutes:
 
     @operation("is_ready", tag="service", query=None, answers={200: Ready})
     async def ready(self, request: Request) -> Json:
-        """GET /readyz: Redis answers and takes writes; to who may see all tasks, what it keeps over a crash, too."""
+        """GET /readyz: Redis answers and takes writes. Callers who see all tasks get what it keeps, too."""
         server, workers = await asyncio.gather(self._pool.server(), self._pool.workers())
         if server.role != "master":
-            raise RedisUnavailable("it is a read-only replica now")
+            raise _not_ready("it is a read-only replica now")
+        is_full = await self._memory_is_full()
         if not await self._gate.would_admit(request.scope, READ_ALL):
             return Json(Ready(status="ok"))
+        warnings = (*server.warnings, MEMORY_FULL) if is_full else server.warnings
         document = server_document(server)
-        return Json(Ready(status="ok", redis=document, workers=len(workers), warnings=server.warnings))
+        return Json(
+            Ready(status="ok", reads=True, writes=True, redis=document, workers=len(workers), warnings=warnings)
+        )
+
+    async def _memory_is_full(self) -> bool:
+        """Asks Redis for a write that changes nothing: whether its memory is full, so that it takes no new tasks.
+
+        Raises:
+            Problem: it takes no writes.
+        """
+        try:
+            await self._pool.store.run(write_probe())
+        except RedisFull:
+            return True
+        except RedisRefused as error:
+            raise _not_ready(str(error)) from error
+        return False
 
     @operation("get_metrics", tag="service", query=None, answers={200: Answer(str, media_types=EXPOSITIONS)})
     async def metrics(self, request: Request) -> Response:
@@ -66,6 +90,13 @@ class HealthRoutes:
         )
         text, media_type = exposition(Scrape(counters, queues, workers, outbox), request.headers.get("accept", ""))
         return Response(text, headers={"content-type": media_type, "cache-control": "no-store"})
+
+
+def _not_ready(why: str) -> Problem:
+    """Redis answers reads but takes no writes. The text may name hosts, so it goes to the log alone."""
+    logger.warning("not ready, Redis takes no writes: %s", why)
+    detail = "Redis can be read, but takes no writes at the moment"
+    return Problem("redis-unavailable", detail, headers=[retry_after(1)], reads=True, writes=False)
 
 
 def _way(route: BaseRoute) -> str:
