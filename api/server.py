@@ -20,6 +20,8 @@ DRAIN_S = 10
 """How long requests under way may take once the process was asked to end. Those that wait for a task end at once."""
 KEEP_ALIVE_S = 75
 """How long an idle connection stays open: longer than proxies keep theirs (60 s), so that they close first."""
+PING_S = 20.0
+"""How often a WebSocket gets a ping: proxies cut one that is silent for 50 to 60 s."""
 BACKLOG = 2048
 TICKS_A_SECOND = 10
 """How often uvicorn calls `on_tick`."""
@@ -71,6 +73,7 @@ def serve(app: Starlette, listener: socket.socket, limits: Limits, *, log_level:
         timeout_keep_alive=KEEP_ALIVE_S,
         ws=_SocketProtocol,
         ws_max_size=MAX_MESSAGE_BYTES,
+        ws_ping_interval=PING_S,
         ws_per_message_deflate=False,  # small messages, and memory for each socket
     )
     _Server(config, app, connections).run(sockets=[listener])
