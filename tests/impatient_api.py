@@ -1,28 +1,29 @@
-"""`python -m tests.impatient_api`: the API with a 25th of its usual times, for proxies with a 25th of theirs.
+"""`python -m tests.impatient_api 25`: the API with a 25th of its usual times, so that tests need not wait so long.
 
-`retry:` is shorter still, so that clients that were cut off come back at once.
+`retry:` is shorter still: clients that were cut off come back at once.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from api import wishes
 from api.events import framing
 
 
-def main() -> int:
+def main(divisor: float) -> int:
     """Run it; the exit status."""
-    shortened: Any = framing
-    shortened.KEEP_ALIVE_S, shortened.RETRY = framing.KEEP_ALIVE_S / 25, b"retry: 50\n"
-    shortened = wishes
-    shortened.MAX_WAIT_S = 2
+    changed: Any = framing
+    changed.KEEP_ALIVE_S, changed.RETRY = framing.KEEP_ALIVE_S / divisor, b"retry: 50\n"
+    changed = wishes
+    changed.MAX_WAIT_S = wishes.MAX_WAIT_S / divisor
     from api import __main__, server  # what they import has these figures by now
 
-    shortened = server
-    shortened.PING_S = server.PING_S / 25
+    changed = server
+    changed.PING_S = server.PING_S / divisor
     return __main__.main()
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(float(sys.argv[1])))

@@ -60,7 +60,7 @@ class Upstream:
         }
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.impatient_api"],
+                [sys.executable, "-m", "tests.impatient_api", "25"],
                 env=environment(self._redis_url, **variables),
                 cwd=ROOT,
                 stdout=log,
