@@ -28,6 +28,8 @@ from taskpool.client.async_client import AsyncClient
 from taskpool.client.client import Client
 from taskpool.redis_server import RedisServer
 from tests.api_client import ROOT, environment, publish_types
+from tests.browser import INSTALL as INSTALL_CHROMIUM
+from tests.browser import browser, find_chromium
 from tests.certificates import certificate
 from tests.event_clients import until
 from tests.reverse_proxies import NAMES, PREFIX, PREFIX_HOST, PROXIES, ROOT_HOST, Place, find, running
@@ -307,6 +309,42 @@ async def test_a_stream_goes_on_after_the_last_message(front: Front, world: Worl
     assert rest.messages[-1] == whole.messages[-1]
     assert rest.events() == ["started", "done"]
     assert over.status_code == 204
+
+
+EXECUTE = """
+(async () => {
+  const find = async (selector, within = document) => {
+    for (;;) {
+      const found = within.querySelector(selector);
+      if (found) return found;
+      await new Promise((go) => setTimeout(go, 20));
+    }
+  };
+  const operation = await find("#operations-service-is_alive");
+  (await find(".opblock-summary-control", operation)).click();
+  (await find(".try-out__btn", operation)).click();
+  (await find(".execute", operation)).click();
+  const url = await find(".request-url pre", operation);
+  const status = await find(".live-responses-table .response .response-col_status", operation);
+  return [url.textContent.trim(), status.textContent.trim()];
+})()
+"""
+"""Does in the page at /docs what a person does to ask GET /livez: what was asked, and the status of the answer."""
+
+
+def test_execute_on_the_page_of_the_documentation_asks_this_api(
+    fronts: dict[tuple[str, str], Front], tmp_path: Path
+) -> None:
+    if not find_chromium():
+        pytest.skip(f"Chromium isn't installed; {INSTALL_CHROMIUM}")
+    flags = ("--host-resolver-rules=MAP *.example.org 127.0.0.1", "--ignore-certificate-errors")
+    with browser(tmp_path / "browser", *flags) as page:
+        for front in list(fronts.values())[:2]:  # of one proxy: the page is the same behind all
+            page.open(f"{front.base}/docs")
+            asked, status = page.run(EXECUTE)
+
+            assert asked == f"{front.base}/livez"
+            assert status.startswith("200")
 
 
 async def test_an_api_that_restarts_is_away_for_a_moment(
