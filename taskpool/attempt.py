@@ -65,8 +65,8 @@ def execute_task(
         return call
     try:
         result = call()
-        if hasattr(result, "__await__") and isinstance(result, Coroutine):  # the second is slow
-            result = run_coroutine(result)
+        if hasattr(type(result), "__await__"):
+            result = run_coroutine(_awaited(result))
     except BaseException as error:  # a task may raise anything, SystemExit too: its process goes on
         return _raised(running, error)
     return _returned(running, result, max_result_bytes)
@@ -84,12 +84,19 @@ async def execute_task_async(
     if isinstance(call, Outcome):
         return call
     try:
-        result = await call()
+        result = await _awaited(call())
     except asyncio.CancelledError:
         raise
     except BaseException as error:  # as above
         return _raised(running, error)
     return _returned(running, result, max_result_bytes)
+
+
+async def _awaited(result: Any) -> Any:
+    """What is at the end of a coroutine, a future or another awaitable. An `async def` may return an asyncio task."""
+    while hasattr(type(result), "__await__"):
+        result = await result
+    return result
 
 
 def stopped(reason: str = "stopped") -> Outcome:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any, Final
 
 from taskpool.discovery import import_tasks
 from taskpool.errors import ConfigurationError, DuplicateType
+from taskpool.marks import Note, bearers, notes_of
 from taskpool.rqfunction import function_type
-from taskpool.task import Task, options_of
+from taskpool.task import MARK, Task, options_of
 from taskpool.tasktype import TaskType, place_of, task_type
 
 BUILTINS: Final = ("taskpool.builtin.simple", "taskpool.builtin.words", "taskpool.builtin.http")
@@ -56,7 +58,7 @@ class Registry:
         new = source if isinstance(source, TaskType) else task_type(source)
         old = self._types.get(new.name)
         if old is not None and old.where != new.where:
-            raise DuplicateType(f"the task type {new.name!r} is registered twice: at {old.where} and at {new.where}")
+            raise _registered_twice(new.name, old.where, new.where)
         self._types[new.name] = new
         return new
 
@@ -71,24 +73,89 @@ class Registry:
     def load(self, modules: Sequence[str]) -> None:
         """Import modules, .py files and directories, and add the tasks written in them.
 
-        A task counts where it is written, so importing one to call it registers nothing twice.
+        A task counts where it is made: in the module whose import runs its `@task`. Importing it elsewhere to call it
+        registers nothing twice.
 
         Raises: ConfigurationError for what can't be imported, has a faulty task, or has none; DuplicateType.
         """
         for entry in modules:
             loaded = import_tasks(entry)
-            sources = [source for module in loaded for source in tasks_in(module)]
-            if not sources:
+            found = [each for module in loaded for each in tasks_in(module)]
+            if not found:
                 raise ConfigurationError(f"{entry!r} has no tasks{_imported_instead(loaded)}")
-            for source in sources:
-                self.add(source)
+            for each in found:
+                self.add(each)
             self._files.update({module.__file__: None for module in loaded if module.__file__})
 
 
-def tasks_in(module: ModuleType) -> list[Any]:
-    """The marked functions and the task classes written in a module, each once, in order."""
+def tasks_in(module: ModuleType) -> list[TaskType]:
+    """The task types that a module makes when it is imported, each once, in order.
+
+    Raises: ConfigurationError for a faulty task and for one that is hidden by another object; DuplicateType.
+    """
+    notes = notes_of(module)
     written = {id(each): each for each in vars(module).values() if _module_of(each) == module.__name__}
-    return [each for each in written.values() if options_of(each) or _is_task_class(each)]
+    named = [each for each in written.values() if options_of(each) or _is_task_class(each)]
+    found: list[TaskType] = []
+    sources: dict[str, Any] = {}
+    for source, note in [*_noted(module, notes), *[(each, None) for each in _not_noted(named, notes)]]:
+        new = task_type(source, note)
+        if new.name not in sources:
+            sources[new.name] = source
+            found.append(new)
+        elif sources[new.name] is not source:
+            first = next(each for each in found if each.name == new.name)
+            raise _registered_twice(new.name, first.where, new.where)
+    return found
+
+
+def _noted(module: ModuleType, notes: Sequence[Note]) -> Iterator[tuple[Any, Note]]:
+    """What the notes of a module stand for: a function itself, or the one that a decorator put into its place."""
+    marked = list(bearers(module, MARK)) if notes else []
+    for at, note in enumerate(notes):
+        if note.options is None:
+            is_replaced = any(_is_made_anew(note.source, later.source) for later in notes[at + 1 :])
+            if _is_task_class(note.source) and not is_replaced:
+                yield note.source, note
+            continue
+        name = getattr(note.source, "__name__", "")
+        now = vars(module).get(name)
+        meant = [each for each in marked if options_of(each) is note.options]
+        if not meant:
+            _refuse_hidden(module, note, now)
+        yield (now if any(each is now for each in meant) else [*meant, note.source][0]), note
+
+
+def _not_noted(named: Sequence[Any], notes: Sequence[Note]) -> list[Any]:
+    """Tasks that a module has and whose making left no note in it."""
+    options, classes = {id(note.options) for note in notes}, {id(note.source) for note in notes}
+    return [each for each in named if id(options_of(each)) not in options and id(each) not in classes]
+
+
+def _is_made_anew(old: type, new: Any) -> bool:
+    """Whether a decorator such as @dataclass(slots=True) made a new class of the old one: it has the same functions."""
+    if not isinstance(new, type) or (new.__qualname__, new.__module__) != (old.__qualname__, old.__module__):
+        return False
+    functions = [(name, each) for name, each in vars(old).items() if inspect.isfunction(each) and name[:2] != "__"]
+    return getattr(new, "type", None) == getattr(old, "type", None) and all(
+        vars(new).get(name) is each for name, each in functions
+    )
+
+
+def _refuse_hidden(module: ModuleType, note: Note, now: Any) -> None:
+    """A task function at the top level whose name stands for another object, most likely another decorator's."""
+    is_at_top = getattr(note.source, "__qualname__", "<") == getattr(note.source, "__name__", "")
+    if now is None or now is note.source or not is_at_top or note.source.__module__ != module.__name__:
+        return
+    raise ConfigurationError(
+        f"{place_of(note.source)}: the task {note.options.name!r} is the function {note.source.__name__!r}, but in its "
+        f"module that name stands for another object, {now!r}. A decorator above @task would be left out when the task "
+        "runs: put @task on top, or use functools.wraps in the decorator"
+    )
+
+
+def _registered_twice(name: str, first: str, second: str) -> DuplicateType:
+    return DuplicateType(f"the task type {name!r} is registered twice: at {first} and at {second}")
 
 
 def _module_of(source: Any) -> str | None:

@@ -17,6 +17,7 @@ from typing import Any, Final
 from taskpool.context import TaskContext
 from taskpool.discovery import make_cwd_importable, user_place
 from taskpool.errors import ConfigurationError, FieldError
+from taskpool.marks import is_coroutine_function, written_function
 from taskpool.payload.faults import invalid_payload_of
 from taskpool.tasktype import TaskType, place_of
 
@@ -51,7 +52,8 @@ def function_type(name: str) -> TaskType:
         where=place_of(function),
         decode=partial(_decode, name),
         bind=partial(_bind, function),
-        is_async=inspect.iscoroutinefunction(inspect.unwrap(function)),
+        is_async=is_coroutine_function(written_function(function)),
+        runs_on_loop=is_coroutine_function(function),
         is_published=False,
     )
 

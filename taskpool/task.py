@@ -1,7 +1,8 @@
 """How a task is written: `@task` on a function, or a subclass of `Task`.
 
-Neither registers anything: they leave a mark, and a `Registry` collects the marked objects of the modules it
-is told to load. So a task file can be imported anywhere, and the function stays the function it was.
+Neither registers anything: they leave a mark on the function, and a note in the module that is being imported (see
+`marks`). A `Registry` collects both from the modules that it loads. So a task file can be imported anywhere, and the
+function stays the function it was.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from taskpool.context import TaskContext
 from taskpool.errors import ConfigurationError, DuplicateType
+from taskpool.marks import caller_place, leave_note, written_function
 from taskpool.types import OnLostLease
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -55,7 +57,9 @@ def task(
     whose lease can't be renewed is killed before the lease ends, so that no two attempts overlap; by default it
     continues. A submission may override all of them.
 
-    Raises: ConfigurationError when used on something else, or where the registry would not find it.
+    `@task` registers what it is given. Put it on top of other decorators, so that they are part of the task.
+
+    Raises: ConfigurationError when used on something that can't be a task.
 
         @task("resize", queue="images", timeout_s=60, max_attempts=3)
         def resize(ctx: TaskContext, url: str, width: int = 80) -> dict: ...
@@ -74,11 +78,14 @@ def task(
     )
 
     def mark(function: F) -> F:
-        if not inspect.isroutine(function):
-            raise ConfigurationError(f"@task({name!r}) is for functions; for a class, derive from taskpool.Task")
+        _refuse_others(function, options)
         _refuse_methods(function, options)
-        _refuse_shadowing(function, options)
-        setattr(function, MARK, options)
+        try:
+            _refuse_shadowing(function, options)
+            setattr(function, MARK, options)
+        except (AttributeError, TypeError):  # a bound method, a function in C, an object with slots
+            raise _refusal(options, f"{function!r} can't be marked as one; write a function that calls it") from None
+        leave_note(function, options)
         return function
 
     return mark
@@ -113,6 +120,10 @@ class Task:
     id: str
     payload: Any
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        leave_note(cls)
+
     def run(self, ctx: TaskContext) -> Any:
         """Do the work and return a JSON value, or a coroutine of one. An exception fails the attempt."""
         raise NotImplementedError
@@ -124,18 +135,33 @@ def options_of(function: object) -> TaskOptions | None:
     return options if isinstance(options, TaskOptions) else None
 
 
+def _refusal(options: TaskOptions, fault: str) -> ConfigurationError:
+    file, line = caller_place()
+    return ConfigurationError(f"{file}:{line}: the task {options.name!r}: {fault}")
+
+
+def _refuse_others(function: Any, options: TaskOptions) -> None:
+    if inspect.isclass(function):
+        raise _refusal(options, f"{function.__qualname__} is a class; for a class, derive from taskpool.Task")
+    if not callable(function):
+        raise _refusal(options, f"{function!r} can't be called; @task is for functions")
+
+
 def _refuse_methods(function: Callable[..., Any], options: TaskOptions) -> None:
-    owner = function.__qualname__.rpartition(".")[0]
-    if owner and not owner.endswith("<locals>"):
+    qualname = getattr(function, "__qualname__", "")
+    owner = qualname.rpartition(".")[0]
+    if owner and not owner.endswith("<locals>") and not inspect.ismethod(function):
         raise ConfigurationError(
-            f"{_place(function)}: the method {function.__qualname__} can't be the task {options.name!r}; "
+            f"{_place(function)}: the method {qualname} can't be the task {options.name!r}; "
             "write a function at the module's top level, or derive the class from taskpool.Task"
         )
 
 
 def _refuse_shadowing(function: Callable[..., Any], options: TaskOptions) -> None:
     """Two functions of one name in one module: the first would vanish without a word."""
-    module = getattr(function, "__globals__", {})
+    module = getattr(function, "__globals__", None)
+    if module is None:
+        return
     previous = module.get(function.__name__)
     earlier = options_of(previous)
     # A reload runs the module again over its old names; its spec is a new one then.
@@ -154,5 +180,5 @@ def _refuse_shadowing(function: Callable[..., Any], options: TaskOptions) -> Non
 
 
 def _place(function: Any) -> str:
-    code = getattr(inspect.unwrap(function), "__code__", None)
+    code = getattr(written_function(function), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)

@@ -16,6 +16,7 @@ from typing import Any, Final
 from taskpool.context import TaskContext
 from taskpool.errors import ConfigurationError
 from taskpool.fleet import TypeInfo
+from taskpool.marks import Note, is_callable_object, is_coroutine_function, written_function
 from taskpool.names import queue_name_fault, type_name_fault
 from taskpool.payload.schema import converter, json_schema
 from taskpool.payload.secret_fields import SecretFields
@@ -48,6 +49,9 @@ class TaskType:
     result_ttl_s: int | None = None
     description: str = ""
     is_async: bool = False
+    """Whether its author wrote it as `async def`, if only below a decorator."""
+    runs_on_loop: bool = False
+    """Whether a call gives a coroutine for certain. Any other function may block: it isn't called on an event loop."""
     is_published: bool = True
     """Whether it is announced, so that it can be submitted by its name."""
 
@@ -73,34 +77,45 @@ class TaskType:
         )
 
 
-def task_type(source: Any) -> TaskType:
-    """The task type of a function marked by `@task`, or of a subclass of `Task`.
+def task_type(source: Any, note: Note | None = None) -> TaskType:
+    """The task type of a function marked by `@task`, or of a subclass of `Task`; `note` is what its module notes of it.
 
     Raises: ConfigurationError, which names the place, for anything that would fail when the task runs.
     """
-    where = place_of(source)
+    written = where = place_of(source)
+    if note is not None and note.options is not None and not _is_in_file(source, note.place[0]):
+        where = shown_place(*note.place)  # another module's decorator or factory made the function
     try:
         if isinstance(source, type) and issubclass(source, Task):
             return _from_class(source, where)
-        if options := options_of(source):
+        if options := (note.options if note else None) or options_of(source):
             return _from_function(source, options, where)
     except ConfigurationError as error:
-        raise ConfigurationError(f"{where}: {error}") from error
+        hint = "" if written == where else f" (of the function at {written}; a decorator needs functools.wraps)"
+        raise ConfigurationError(f"{where}: {error}{hint}") from error
     raise ConfigurationError(f"{where}: not a task; mark a function with @task, or derive a class from taskpool.Task")
 
 
 def place_of(source: Any) -> str:
     """Where a function or class is written, "file.py:12", relative to the current directory when below it."""
-    code = getattr(inspect.unwrap(source) if callable(source) else source, "__code__", None)
+    code = getattr(source if isinstance(source, type) else written_function(source), "__code__", None)
     if code is not None:
-        file, line = code.co_filename, code.co_firstlineno
-    else:
-        try:
-            file, line = inspect.getsourcefile(source) or "?", inspect.getsourcelines(source)[1]
-        except (OSError, TypeError):  # made without a file: in a shell, or by exec
-            return f"{getattr(source, '__module__', '?')}.{getattr(source, '__qualname__', repr(source))}"
+        return shown_place(code.co_filename, code.co_firstlineno)
+    try:
+        return shown_place(inspect.getsourcefile(source) or "?", inspect.getsourcelines(source)[1])
+    except (OSError, TypeError):  # made without a file: in a shell, or by exec
+        return f"{getattr(source, '__module__', '?')}.{getattr(source, '__qualname__', repr(source))}"
+
+
+def shown_place(file: str, line: int) -> str:
+    """A place in a file, relative to the current directory when below it."""
     path = Path(file).resolve()
     return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}:{line}"
+
+
+def _is_in_file(source: Any, file: str) -> bool:
+    code = getattr(written_function(source), "__code__", None)
+    return code is None or code.co_filename == file
 
 
 def _from_function(function: Callable[..., Any], options: TaskOptions, where: str) -> TaskType:
@@ -120,9 +135,9 @@ def _from_function(function: Callable[..., Any], options: TaskOptions, where: st
         backoff_max_s=options.backoff_max_s,
         on_lost_lease=options.on_lost_lease,
         result_ttl_s=options.result_ttl_s,
-        description=_summary(function),
-        # A wrapper around a coroutine function is rarely one itself, but gives back its coroutine.
-        is_async=inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(inspect.unwrap(function)),
+        description=_summary(written_function(function) if is_callable_object(function) else function),
+        is_async=is_coroutine_function(function) or is_coroutine_function(written_function(function)),
+        runs_on_loop=is_coroutine_function(function),
     )
 
 
@@ -162,7 +177,8 @@ def _from_class(cls: type[Task], where: str) -> TaskType:
         on_lost_lease=cls.on_lost_lease,
         result_ttl_s=cls.result_ttl_s,
         description=_summary(cls),
-        is_async=inspect.iscoroutinefunction(cls.run),
+        is_async=is_coroutine_function(cls.run) or is_coroutine_function(written_function(cls.run)),
+        runs_on_loop=is_coroutine_function(cls.run),
     )
 
 
@@ -189,6 +205,7 @@ def _takes_context(cls: type[Task]) -> bool:
 
 
 def _refuse_generators(function: Callable[..., Any]) -> None:
+    function = type(function).__call__ if is_callable_object(function) else function
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise ConfigurationError("a task returns its result; it can't be a generator (yield)")
 

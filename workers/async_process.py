@@ -37,7 +37,7 @@ from workers.held import give_back_unseen
 from workers.reports import Reporter, Reports, limits_of
 from workers.slots import Block, Lane, Request
 from workers.stats import COUNTED_AS, Stats
-from workers.threads import to_its_end
+from workers.threads import LoopRunner, to_its_end
 from workers.unwritten import PATIENCE, Unwritten
 
 log = logging.getLogger("workers")
@@ -232,21 +232,24 @@ class AsyncProcess:
         running, limit = attempt.running, self._settings.max_result_bytes
         self._capture.enter(attempt.reports, alone=False)
         task_type = self._registry.get(running.type)
-        if task_type is None or task_type.is_async:
+        if task_type is None or task_type.runs_on_loop:
             outcome = await execute_task_async(running, self._registry, attempt.context, max_result_bytes=limit)
             forks.end_if_forked(self._pid, outcome)
             if task_type is None and running.refusal is None:
                 return await self._elsewhere.outcome_async(running, outcome, self._store)
             return outcome
 
+        loop = asyncio.get_running_loop()
+        runner = LoopRunner(loop)
+
         def execute() -> Outcome:
             outcome = execute_task(
-                running, self._registry, attempt.context, max_result_bytes=limit, run_coroutine=asyncio.run
+                running, self._registry, attempt.context, max_result_bytes=limit, run_coroutine=runner.run
             )
             forks.end_if_forked(self._pid, outcome)
             return outcome
 
-        return await to_its_end(asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, execute))
+        return await to_its_end(loop.run_in_executor(self._threads, copy_context().run, execute), runner.cancel)
 
     async def _write(self, attempt: _Attempt, outcome: Outcome) -> str:
         """Writes the outcome, as soon as Redis takes it; the word it answers. ``unwritten``: it is kept and written

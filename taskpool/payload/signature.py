@@ -17,6 +17,7 @@ import msgspec
 
 from taskpool.context import TaskContext
 from taskpool.errors import ConfigurationError, FieldError, InvalidPayload
+from taskpool.marks import written_function
 from taskpool.payload.encode import strict_json_value
 from taskpool.payload.faults import PAYLOAD, invalid_payload_of, pointer
 from taskpool.payload.schema import REQUIRED, PayloadField, converter, json_schema, payload_struct
@@ -131,7 +132,7 @@ def _means_context(annotation: Any) -> bool:
 
 def _hints(function: Callable[..., Any], parameters: list[inspect.Parameter]) -> dict[str, Any]:
     """The resolved annotation of each parameter; Any where there is none. The return annotation isn't touched."""
-    names = getattr(inspect.unwrap(function), "__globals__", {})
+    names = getattr(written_function(function), "__globals__", {})
     hints = {}
     for parameter in parameters:
         if parameter.annotation is P.empty:
