@@ -37,6 +37,7 @@ from api.routes.tasks import TaskRoutes
 from api.routes.webhooks import WebhookRoutes
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.settings import Settings, resolve_redis_url
+from taskpool.store import AsyncStore
 from taskpool.webhooks.target import Allowed
 
 
@@ -74,7 +75,8 @@ def create_app(settings: Settings) -> Starlette:
     Raises:
         ConfigurationError: the settings name no Redis, or something that isn't an origin.
     """
-    pool = AsyncTaskPool(resolve_redis_url(settings), settings=settings)
+    redis_url = resolve_redis_url(settings)
+    pool = AsyncTaskPool(redis_url, settings=settings, store=AsyncStore(redis_url))
     long_polls = LongPolls(pool)
     origins = read_origins(settings.cors_origins)
     gate = Gate(pool.store, settings, origins)

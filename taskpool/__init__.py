@@ -19,6 +19,7 @@ from taskpool.errors import (
     FieldError,
     InvalidPayload,
     InvalidTask,
+    NoEventLoop,
     NotAllowed,
     QueueFull,
     RedisUnavailable,
@@ -34,6 +35,7 @@ from taskpool.errors import (
 from taskpool.interrupts import NonRetryable, ParentResultGone, Retry, Snooze, SoftTimeout, TaskStopped
 from taskpool.registry import Registry
 from taskpool.secret import Secret
+from taskpool.submission.given import spec_for
 from taskpool.task import Task, task
 from taskpool.types import TaskRecord, TaskSpec, TaskStatus
 
@@ -55,6 +57,7 @@ __all__ = [
     "FieldError",
     "InvalidPayload",
     "InvalidTask",
+    "NoEventLoop",
     "NonRetryable",
     "NotAllowed",
     "ParentResultGone",
@@ -80,6 +83,7 @@ __all__ = [
     "UnknownDependency",
     "UnknownType",
     "WaitTimeout",
+    "spec_for",
     "task",
 ]
 

@@ -6,15 +6,17 @@ Each method names an operation and runs it; what it does stands in `queue`, `run
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
 from functools import partial
 from types import TracebackType
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 from taskpool import catalogue, entry, listing, overview, queue, runner, status
 from taskpool.access.audit import Actor
 from taskpool.attempt import Outcome
+from taskpool.connection.address import Address
+from taskpool.connection.async_wire import AsyncWire
 from taskpool.entry import Submitted
 from taskpool.face import Face
 from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
@@ -24,6 +26,7 @@ from taskpool.listing import Filter
 from taskpool.logs import pages as logs
 from taskpool.logs.follow import follow_log_async
 from taskpool.logs.line import LogLine
+from taskpool.loops import PerLoop
 from taskpool.overview import ServerInfo
 from taskpool.record import fetch
 from taskpool.registry import Registry
@@ -31,34 +34,63 @@ from taskpool.settings import Settings
 from taskpool.store import AsyncStore, Store
 from taskpool.submission import addition
 from taskpool.submission.addition import Once
+from taskpool.submission.given import AddTask, spec_given
 from taskpool.submission.together import Together
 from taskpool.subscriptions import Subscriptions
-from taskpool.types import Event, Page, QueuedTask, RunningTask, TaskOptions, TaskRecord, TaskSpec, TaskStatus
+from taskpool.types import Event, Page, QueuedTask, RunningTask, TaskRecord, TaskSpec, TaskStatus
+
+
+class _LoopState:
+    """What a pool has in one event loop: its connections, and those who wait for them."""
+
+    def __init__(self, redis_url: str, store: AsyncStore, wire: AsyncWire | None = None) -> None:
+        self.store = store
+        self.together = Together(store)
+        self.subscriptions = Subscriptions(redis_url)
+        self.listener = AsyncListener(self.subscriptions)
+        self._wire = wire
+
+    async def close(self) -> None:
+        """Close the connections."""
+        self.subscriptions.close()
+        await self.store.close()
+        await asyncio.sleep(0)  # an aborted transport lets go of its socket in the next turn of the loop
+
+    def abandon(self) -> None:
+        """Let go of the sockets without the loop."""
+        self.subscriptions.abandon()
+        if self._wire is not None:
+            self._wire.abandon()
 
 
 class AsyncTaskPool(Face):
-    """As `TaskPool`, awaited. All its coroutines share one connection: what they send in one turn of the loop goes out
-    together. A call that waits for a task shares one subscription with all others.
+    """As `TaskPool`, awaited. All coroutines of an event loop share one connection: what they send in one turn of the
+    loop goes out together. A call that waits for a task shares one subscription with all others.
 
         async with AsyncTaskPool("redis://localhost:6379") as pool:
             task = await pool.add_task("resize", {"url": "https://example.org/a.png"})
             print((await pool.wait(task.id, timeout_s=60)).result)
+
+    One pool serves any number of event loops, one after the other or at once in several threads: each has its own
+    connections, opened at its first call and closed when it shuts down. Needs asyncio.
     """
 
     def __init__(
         self,
-        redis_url: str,
+        redis_url: str | None = None,
         *,
         settings: Settings | None = None,
         registry: Registry | None = None,
         store: AsyncStore | None = None,
     ) -> None:
+        """With a `store` of the caller's, the pool works in the one loop in which that store is used.
+
+        Raises: ConfigurationError, when the URL can't be one, or none is given and none is found.
+        """
         super().__init__(redis_url, settings, registry)
-        self.store = store or AsyncStore(redis_url)
-        self._together = Together(self.store)
-        self.subscriptions = Subscriptions(redis_url)
-        """The subscribed connection that all share who wait or listen, opened by the first."""
-        self.listener = AsyncListener(self.subscriptions)
+        self._only = None if store is None else _LoopState(self.redis_url, store)
+        self._address = Address.parse(self.redis_url)
+        self._loops = PerLoop(self._new_state, owner="AsyncTaskPool", blocking="TaskPool")
 
     async def __aenter__(self) -> AsyncTaskPool:
         return self
@@ -69,18 +101,44 @@ class AsyncTaskPool(Face):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection."""
-        self.subscriptions.close()
-        await self.store.close()
+        """Close the connections of this event loop; other loops keep theirs. The next call opens new ones."""
+        if self._only is not None:
+            await self._only.close()
+        await self._loops.close()
 
-    async def add_task(self, type: str, payload: Any = None, **options: Unpack[TaskOptions]) -> TaskRecord:
-        """Submit a task; see `TaskSpec` for the options. Returns its record as stored.
+    @property
+    def store(self) -> AsyncStore:
+        """What runs calls and plans in this event loop."""
+        return self._here.store
 
-        Raises:
-            InvalidTask: UnknownType, InvalidPayload, UnknownDependency or an option that can't be; nothing was stored.
-            UniqueConflict: another task holds its unique key; nothing was stored.
-        """
-        spec = TaskSpec(type=type, payload={} if payload is None else payload, **options)
+    @property
+    def subscriptions(self) -> Subscriptions:
+        """The subscribed connection of this event loop, for all who wait or listen; opened by the first."""
+        return self._here.subscriptions
+
+    @property
+    def listener(self) -> AsyncListener:
+        """What hears of tasks' ends in this event loop."""
+        return self._here.listener
+
+    @property
+    def _here(self) -> _LoopState:
+        return self._only or self._loops.here()
+
+    def _new_state(self) -> _LoopState:
+        wire = AsyncWire(self._address, name="taskpool")
+        return _LoopState(self.redis_url, AsyncStore(transport=wire), wire)
+
+    if TYPE_CHECKING:
+        add_task: AddTask[Coroutine[Any, Any, TaskRecord]]
+    else:
+
+        async def add_task(self, *given: Any, **named: Any) -> TaskRecord:
+            """Submit a task; returns its record as stored. See `AddTask` for what may be given."""
+            return await self.add_spec(spec_given(given, named))
+
+    async def add_spec(self, spec: TaskSpec) -> TaskRecord:
+        """As `add_task`, for a `TaskSpec` alone."""
         return await self.store.carry_out(self.adding(spec))
 
     async def add_tasks(self, specs: Sequence[TaskSpec]) -> list[TaskRecord]:
@@ -106,7 +164,7 @@ class AsyncTaskPool(Face):
         checked = await self.store.carry_out(self.checking(spec, by))
         audited = entry.audit_of(checked, by)
         if checked.task.is_plain:
-            added = await self._together.add(checked.task, audited)
+            added = await self._here.together.add(checked.task, audited)
         else:
             added = await self.store.run(addition.add((checked.task,), None, audited))
         return entry.submitted((checked,), added)

@@ -103,16 +103,23 @@ class _Entry(NamedTuple):
     secret_fields: SecretFields
 
 
+class _Snapshot(NamedTuple):
+    """The catalogue as it was read: threads see one whole or the next, never a mixture."""
+
+    documents: Mapping[str, bytes]
+    seen: Mapping[str, int]
+    clock_offset_ms: float
+    """Redis's time minus our monotonic one."""
+
+
 class Catalogue:
-    """A reader's copy of the catalogue, at most a second old when it is asked."""
+    """A reader's copy of the catalogue, at most a second old when it is asked. Threads and event loops may share it."""
 
     def __init__(self, *, type_grace_s: float) -> None:
         self._grace_ms = type_grace_s * 1000
-        self._documents: Mapping[str, bytes] = {}
-        self._seen: Mapping[str, int] = {}
+        self._snapshot = _Snapshot({}, {}, 0.0)
         self._entries: dict[str, _Entry] = {}
         self._read_at = -FRESH_S  # mono
-        self._clock_offset_ms = 0.0  # Redis's time minus our monotonic one
 
     def find(self, names: Sequence[str]) -> Plan[dict[str, TypeInfo]]:
         """The types of these names.
@@ -120,11 +127,12 @@ class Catalogue:
         Raises:
             UnknownType: one was never registered, or no live worker has served it for `type_grace_s`.
         """
-        if time.monotonic() - self._read_at >= FRESH_S or [name for name in names if name not in self._documents]:
+        snapshot = self._snapshot
+        if time.monotonic() - self._read_at >= FRESH_S or [name for name in names if name not in snapshot.documents]:
             self._read_at = time.monotonic()  # at once: others needn't read it as well
-            self._documents, self._seen, now_ms = yield _read()
-            self._clock_offset_ms = now_ms - time.monotonic() * 1000
-        return {name: self._info(name) for name in names}
+            documents, seen, now_ms = yield _read()
+            self._snapshot = snapshot = _Snapshot(documents, seen, now_ms - time.monotonic() * 1000)
+        return {name: self._info(name, snapshot) for name in names}
 
     def check(self, name: str, payload: Any, start: str = "/payload") -> None:
         """Check a payload against the schema of a type that `find` found.
@@ -150,12 +158,12 @@ class Catalogue:
         """Which fields of the payload of a type that `find` found are secret."""
         return self._entries[name].secret_fields
 
-    def _info(self, name: str) -> TypeInfo:
-        document = self._documents.get(name)
+    def _info(self, name: str, snapshot: _Snapshot) -> TypeInfo:
+        document = snapshot.documents.get(name)
         if document is None:
-            raise UnknownType(name, difflib.get_close_matches(name, self._documents, n=3, cutoff=0.5))
-        last_seen_ms = self._seen.get(name, 0)
-        if time.monotonic() * 1000 + self._clock_offset_ms - last_seen_ms > self._grace_ms:
+            raise UnknownType(name, difflib.get_close_matches(name, snapshot.documents, n=3, cutoff=0.5))
+        last_seen_ms = snapshot.seen.get(name, 0)
+        if time.monotonic() * 1000 + snapshot.clock_offset_ms - last_seen_ms > self._grace_ms:
             raise UnknownType(name, last_served_ms=last_seen_ms)
         entry = self._entries.get(name)
         if entry is None or entry.document != document:

@@ -23,6 +23,7 @@ TaskpoolError
 ├── ParentResultGone           the result of a task that this one depends on can't be read (in `interrupts`)
 ├── ConfigurationError         a setting or a task module is wrong
 │   └── DuplicateType          two places register one type
+├── NoEventLoop                an async method was called where asyncio doesn't run
 ├── RedisUnavailable           Redis can't be reached, or refused
 │   ├── RedisFull              it refused for want of memory: nothing was changed
 │   └── RedisRefused           it answered with an error: it can't serve, or takes no writes, at the moment
@@ -211,6 +212,10 @@ class ConfigurationError(TaskpoolError):
 
 class DuplicateType(ConfigurationError):
     """Raised when two places register the same task type; the text names both."""
+
+
+class NoEventLoop(TaskpoolError, RuntimeError):
+    """Raised when a method of `AsyncTaskPool` or `AsyncClient` is called without a running asyncio event loop."""
 
 
 class RedisUnavailable(TaskpoolError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from taskpool import entry, queue
@@ -12,7 +13,7 @@ from taskpool.entry import Submitted
 from taskpool.errors import ConfigurationError
 from taskpool.registry import Registry
 from taskpool.seconds import patience_s
-from taskpool.settings import Settings
+from taskpool.settings import Settings, resolve_redis_url
 from taskpool.submission.addition import Once
 from taskpool.submission.checking import Checked, check_task
 from taskpool.submission.prepare import Defaults
@@ -23,7 +24,16 @@ from taskpool.types import TaskRecord, TaskSpec
 class Face:
     """The part of a task pool that neither blocks nor awaits."""
 
-    def __init__(self, redis_url: str, settings: Settings | None, registry: Registry | None) -> None:
+    def __init__(self, redis_url: str | None, settings: Settings | None, registry: Registry | None) -> None:
+        """Without a URL, Redis is looked for where the commands look: in the settings or, without these too, in the
+        TASKPOOL_* variables, then in the data directory of a running `taskpool up`.
+
+        Raises:
+            ConfigurationError: there is none, or a variable is wrong.
+        """
+        if redis_url is None:
+            settings = settings or Settings.load(os.environ)
+            redis_url = resolve_redis_url(settings)
         settings = settings or Settings()
         self.settings = settings
         self.redis_url = redis_url

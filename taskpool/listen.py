@@ -37,14 +37,15 @@ _tells_end: Final = re.compile(rb'"status":"(?:done|failed|stopped|canceled)"').
 
 
 class Listener:
-    """One blocking connection that hears of a task's end and reads its record, kept from one wait to the next.
+    """One blocking connection that hears of a task's end and reads its record, kept from one wait to the next. It
+    serves one wait at a time.
 
     It speaks RESP 3, where messages and replies share a connection: subscribing and looking cost one round trip.
     Raises, from every method: RedisUnavailable.
     """
 
-    def __init__(self, redis_url: str) -> None:
-        self._wire = Wire(Address.parse(redis_url), name="taskpool-wait", protocol=3)
+    def __init__(self, address: Address) -> None:
+        self._wire = Wire(address, name="taskpool-wait", protocol=3)
         self._heard: str | None = None
 
     def follow(

@@ -6,14 +6,17 @@ Each method names an operation and runs it; what it does stands in `queue`, `run
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import partial
 from types import TracebackType
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Final
 
 from taskpool import catalogue, listing, overview, queue, runner, scripts, status
 from taskpool.access.audit import Actor
 from taskpool.attempt import Outcome
+from taskpool.connection.address import Address
+from taskpool.connection.connection_pool import MAX_CONNECTIONS, ConnectionPool, SharedWire
 from taskpool.entry import Submitted
+from taskpool.errors import InvalidTask, QueueFull, TaskConflict, TaskNotFound, WaitTimeout
 from taskpool.face import Face
 from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
 from taskpool.inline import execute_here
@@ -28,30 +31,42 @@ from taskpool.registry import Registry
 from taskpool.settings import Settings
 from taskpool.store import Store
 from taskpool.submission.addition import Once
-from taskpool.types import Event, Page, QueuedTask, RunningTask, TaskOptions, TaskRecord, TaskSpec, TaskStatus
+from taskpool.submission.given import AddTask, spec_given
+from taskpool.types import Event, Page, QueuedTask, RunningTask, TaskRecord, TaskSpec, TaskStatus
+
+NO_FAULT: Final = (GeneratorExit, InvalidTask, QueueFull, TaskConflict, TaskNotFound, WaitTimeout)
+"""Exceptions that end a wait and say nothing about its connection."""
 
 
 class TaskPool(Face):
-    """Submit, watch and steer tasks. Not for two threads at once: give each its own.
+    """Submit, watch and steer tasks.
 
         with TaskPool("redis://localhost:6379") as pool:
             task = pool.add_task("resize", {"url": "https://example.org/a.png"}, queue="images")
             print(pool.wait(task.id, timeout_s=60).result)
 
-    Given a `registry`, it also takes the types registered there, before any worker has announced them.
+    Threads may share one: each call has a connection for itself, taken from up to `max_connections`, and each wait has
+    one of up to as many others. Made before a fork, it works in parent and child, each with its own connections.
+
+    Without a URL it uses the Redis that the commands use: that of TASKPOOL_REDIS_URL, or of a `taskpool up` in this
+    directory. Given a `registry`, it also takes the types registered there, before any worker has announced them.
     Every method raises RedisUnavailable when Redis can't be reached.
     """
 
     def __init__(
         self,
-        redis_url: str,
+        redis_url: str | None = None,
         *,
         settings: Settings | None = None,
         registry: Registry | None = None,
         store: Store | None = None,
+        max_connections: int = MAX_CONNECTIONS,
     ) -> None:
+        """Raises: ConfigurationError, when the URL can't be one, or none is given and none is found."""
         super().__init__(redis_url, settings, registry)
-        self.store = store or Store(redis_url)
+        address = Address.parse(self.redis_url)
+        self.store = store or Store(transport=SharedWire(address, name="taskpool", most=max_connections))
+        self._listeners = ConnectionPool(partial(Listener, address), most=max_connections)
 
     def __enter__(self) -> TaskPool:
         return self
@@ -62,24 +77,20 @@ class TaskPool(Face):
         self.close()
 
     def close(self) -> None:
-        """Close the connections."""
-        if "listener" in self.__dict__:
-            self.listener.close()
+        """Close the connections. The next call opens new ones."""
+        self._listeners.close()
         self.store.close()
 
-    @cached_property
-    def listener(self) -> Listener:
-        """The connection that waits share, opened by the first."""
-        return Listener(self.redis_url)
+    if TYPE_CHECKING:
+        add_task: AddTask[TaskRecord]
+    else:
 
-    def add_task(self, type: str, payload: Any = None, **options: Unpack[TaskOptions]) -> TaskRecord:
-        """Submit a task; see `TaskSpec` for the options. Returns its record as stored.
+        def add_task(self, *given: Any, **named: Any) -> TaskRecord:
+            """Submit a task; returns its record as stored. See `AddTask` for what may be given."""
+            return self.add_spec(spec_given(given, named))
 
-        Raises:
-            InvalidTask: UnknownType, InvalidPayload, UnknownDependency or an option that can't be; nothing was stored.
-            UniqueConflict: another task holds its unique key; nothing was stored.
-        """
-        spec = TaskSpec(type=type, payload={} if payload is None else payload, **options)
+    def add_spec(self, spec: TaskSpec) -> TaskRecord:
+        """As `add_task`, for a `TaskSpec` alone."""
         return self.store.carry_out(self.adding(spec))
 
     def add_tasks(self, specs: Sequence[TaskSpec]) -> list[TaskRecord]:
@@ -126,7 +137,8 @@ class TaskPool(Face):
             WaitTimeout: it hasn't ended in `timeout_s`; `record` is how it stands.
             InvalidTask: `timeout_s` is no number of seconds, or more than ten years of them.
         """
-        return self._end_of(id, None, timeout_s)
+        with self._listeners.taken(*NO_FAULT) as listener:
+            return _last(listener.follow(id, timeout_s, LOOK_AGAIN_S))
 
     def add_and_wait(self, spec: TaskSpec, *, wait_s: float | None = None) -> TaskRecord:
         """Submit a task and wait for its end, in one round trip and a message: the record once it has ended.
@@ -139,9 +151,10 @@ class TaskPool(Face):
         if spec.unique_key is not None:  # the one to wait for may be another
             return self.wait(self.store.carry_out(self.adding(spec)).id, timeout_s=wait_s)
         checked = self.store.carry_out(self.checking(spec))
-        added = self.listener.hear(checked.task.id, scripts.add([checked.task]))
-        (record,) = queue.stored([checked], added)
-        return self._end_of(record.id, record, wait_s)
+        with self._listeners.taken(*NO_FAULT) as listener:
+            added = listener.hear(checked.task.id, scripts.add([checked.task]))
+            (record,) = queue.stored([checked], added)
+            return _last(listener.follow(record.id, wait_s, LOOK_AGAIN_S, record))
 
     def follow(self, id: str, *, timeout_s: float | None = None) -> Iterator[TaskRecord]:
         """The task as it is now, again a few times a second, and last when it has ended.
@@ -153,13 +166,8 @@ class TaskPool(Face):
             WaitTimeout: it hasn't ended in `timeout_s`.
             InvalidTask: `timeout_s` is no number of seconds, or more than ten years of them.
         """
-        return self.listener.follow(id, timeout_s, FOLLOW_S)
-
-    def _end_of(self, id: str, known: TaskRecord | None, timeout_s: float | None) -> TaskRecord:
-        """Wait for the end of a task; `known` is its record when the listener hears of it already."""
-        for record in self.listener.follow(id, timeout_s, LOOK_AGAIN_S, known):
-            latest = record
-        return latest
+        with self._listeners.taken(*NO_FAULT) as listener:
+            yield from listener.follow(id, timeout_s, FOLLOW_S)
 
     def get_queue(self, name: str = "default", *, cursor: str | None = None, limit: int = 100) -> Page[QueuedTask]:
         """A part of a queue as it is at one moment, in dispatch order, with position and wait. It changes nothing.
@@ -276,3 +284,9 @@ class TaskPool(Face):
     def notify_websocket(self, event: Event) -> int:
         """Publish an event on its task's channel; how many listen."""
         return self.store.run(status.notify_websocket(event))
+
+
+def _last(records: Iterator[TaskRecord]) -> TaskRecord:
+    for record in records:
+        latest = record
+    return latest

@@ -195,7 +195,8 @@ def resolve_redis_url(settings: Settings) -> str:
     except OSError:
         where = Path(settings.data_dir).resolve()
         raise ConfigurationError(
-            f"no Redis runs in {where}: start `taskpool up` there, or set TASKPOOL_REDIS_URL"
+            f"no Redis runs in {where}: start `taskpool up` there, or set TASKPOOL_REDIS_URL, "
+            "or name another directory with TASKPOOL_DATA_DIR"
         ) from None
     return url
 

@@ -14,6 +14,7 @@ import hiredis
 from taskpool.calls import Call, Part, Plan
 from taskpool.connection.address import Address
 from taskpool.connection.async_wire import AsyncWire
+from taskpool.connection.connection_pool import ConnectionsInUse
 from taskpool.connection.replies import Meaning, meaning_of, unavailable
 from taskpool.connection.wire import Wire, unpack
 from taskpool.errors import RedisRefused, RedisUnavailable, TaskpoolError
@@ -67,7 +68,10 @@ class ReplyFault(TaskpoolError):
 
 
 class Store:
-    """Runs calls over one blocking connection. Not for two threads at once.
+    """Runs calls that block, over one connection, or over a `transport`.
+
+    Threads may share it if they may share its transport: `SharedWire` is made for that. Its own single connection, a
+    `Wire`, is for one thread and one process.
 
     Raises, from every method: RedisUnavailable.
     """
@@ -85,6 +89,8 @@ class Store:
         timeout_s = _timeout_s(calls)
         try:
             replies = self._transport.exchange([call.command for call in calls], timeout_s)
+        except ConnectionsInUse:
+            raise
         except RedisUnavailable:
             if not all(call.again for call in calls):
                 raise

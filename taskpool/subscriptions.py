@@ -78,6 +78,10 @@ class Subscriptions:
         self._wire.close()
         self._lost()  # also those who wait without a connection
 
+    def abandon(self) -> None:
+        """Let go of the socket when its loop is closed or belongs to the parent process. Nobody is told."""
+        self._wire.abandon()
+
     def _refuse(self, replies: list[Any]) -> None:
         """Raise for an error in the place of a subscription: Redis can't serve, or doesn't let us."""
         try:

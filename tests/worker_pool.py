@@ -79,7 +79,7 @@ class WorkerPool:
         """Submits one of the tasks for tests; what isn't an option of `add_task` goes into its payload."""
         payload = {name: options.pop(name) for name in ("note", "seconds", "until") if name in options}
         payload = {name: str(value) if isinstance(value, Path) else value for name, value in payload.items()}
-        return self.pool.add_task(type, {"do": do, **payload}, **options)
+        return self.pool.add_task(type, {"do": do} | payload, **options)
 
     def result(self, do: str = "ok", **options: Any) -> TaskRecord:
         """Submits one and waits for its end."""

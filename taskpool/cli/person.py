@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import getpass
 import socket
-from typing import Any, Unpack
 
 from taskpool.access.audit import Actor
 from taskpool.pool import TaskPool
 from taskpool.runner import kill_task, retry_task
-from taskpool.types import TaskOptions, TaskRecord, TaskSpec
+from taskpool.types import TaskRecord, TaskSpec
 
 
 def person() -> Actor:
@@ -24,9 +23,8 @@ def person() -> Actor:
 class PersonsPool(TaskPool):
     """A pool that changes tasks in the name of that person."""
 
-    def add_task(self, type: str, payload: Any = None, **options: Unpack[TaskOptions]) -> TaskRecord:
+    def add_spec(self, spec: TaskSpec) -> TaskRecord:
         """As a pool does."""
-        spec = TaskSpec(type=type, payload={} if payload is None else payload, **options)
         submitted = self.store.carry_out(self.submitting(spec, by=person()))
         return self.get(submitted.receipts[0].id)
 

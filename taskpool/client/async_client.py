@@ -6,42 +6,42 @@ operation and runs it; what it does stands in `operations` and `follow`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from types import TracebackType
-from typing import Any, TypeVar, Unpack
-
-import httpx
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from taskpool.client import follow as client_follow
 from taskpool.client import operations
-from taskpool.client.http import AsyncRunner, Server
+from taskpool.client.http import AsyncConnections, AsyncRunner, Server
 from taskpool.client.request import Plan, Request
 from taskpool.client.retry import RETRIES, TIMEOUT_S, Retrying, sending
 from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
 from taskpool.logs.line import LogLine
 from taskpool.receipt import Receipt
-from taskpool.types import Event, Page, QueuedTask, TaskOptions, TaskRecord, TaskSpec, TaskStatus
+from taskpool.submission.given import AddTask, spec_given
+from taskpool.types import Event, Page, QueuedTask, TaskRecord, TaskSpec, TaskStatus
 
 T = TypeVar("T")
 
 
 class AsyncClient:
-    """As `Client`, awaited, with any number of coroutines at once.
+    """As `Client`, awaited, with any number of coroutines at once. Needs asyncio.
 
         async with AsyncClient("http://localhost:8080", api_key) as client:
             task = await client.add_task("resize", {"url": "https://example.org/a.png"})
             print((await client.wait(task.id, timeout_s=60)).result)
 
-    Whoever leaves `follow`, `events` or `follow_log` early closes them with `contextlib.aclosing`.
+    One client serves any number of event loops, one after the other or at once in several threads: each has its own
+    connections, opened at its first call and closed when it shuts down. To leave `follow`, `events` or `follow_log`
+    early, close them with `contextlib.aclosing`.
     """
 
     def __init__(
         self, url: str, api_key: str | None = None, *, timeout_s: float = TIMEOUT_S, retries: int = RETRIES
     ) -> None:
         """Raises: ConfigurationError, when the URL or the key can't be one."""
-        self._server = Server(url, api_key, timeout_s)
+        self._connections = AsyncConnections(Server(url, api_key, timeout_s))
         self._retrying = Retrying(retries)
-        self._http = httpx.AsyncClient(**self._server.options)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -52,18 +52,16 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
+        """Close the connections of this event loop; other loops keep theirs. The next call opens new ones."""
+        await self._connections.close()
 
-    async def add_task(self, type: str, payload: Any = None, **options: Unpack[TaskOptions]) -> Receipt:
-        """Submit a task; see `TaskSpec` for the options. Returns its id and status.
+    if TYPE_CHECKING:
+        add_task: AddTask[Coroutine[Any, Any, Receipt]]
+    else:
 
-        Raises:
-            InvalidTask: UnknownType, InvalidPayload, UnknownDependency or an option that can't be; nothing was stored.
-            UniqueConflict: another task holds its unique key; nothing was stored.
-            QueueFull: the queue has no room; nothing was stored.
-        """
-        return await self.send(operations.add_task(TaskSpec(type=type, payload=payload, **options)))
+        async def add_task(self, *given: Any, **named: Any) -> Receipt:
+            """Submit a task; returns its id and status. See `AddTask` for what may be given."""
+            return await self.send(operations.add_task(spec_given(given, named)))
 
     async def add_tasks(self, specs: Sequence[TaskSpec]) -> list[Receipt]:
         """Submit up to 1,000 tasks in one request: all are stored or none. Ids and statuses in order.
@@ -198,7 +196,7 @@ class AsyncClient:
         return await self._run(sending(request, self._retrying))
 
     async def _run(self, plan: Plan[T]) -> T:
-        return await AsyncRunner(self._http, self._server).result(plan)
+        return await AsyncRunner(self._connections).result(plan)
 
     def _tell(self, plan: Plan[object]) -> AsyncGenerator[Any]:
-        return AsyncRunner(self._http, self._server).told(plan)
+        return AsyncRunner(self._connections).told(plan)

@@ -8,29 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, TypeVar, Unpack
-
-import httpx
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from taskpool.client import follow as client_follow
 from taskpool.client import operations
-from taskpool.client.http import Runner, Server
+from taskpool.client.http import Connections, Runner, Server
 from taskpool.client.request import Plan, Request
 from taskpool.client.retry import RETRIES, TIMEOUT_S, Retrying, sending
 from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
 from taskpool.logs.line import LogLine
 from taskpool.receipt import Receipt
-from taskpool.types import Event, Page, QueuedTask, TaskOptions, TaskRecord, TaskSpec, TaskStatus
+from taskpool.submission.given import AddTask, spec_given
+from taskpool.types import Event, Page, QueuedTask, TaskRecord, TaskSpec, TaskStatus
 
 T = TypeVar("T")
 
 
 class Client:
-    """Submit, watch and steer tasks through the HTTP API at `url`. Threads may share one.
+    """Submit, watch and steer tasks through the HTTP API at `url`.
 
         with Client("http://localhost:8080", api_key) as client:
             task = client.add_task("resize", {"url": "https://example.org/a.png"}, queue="images")
             print(client.wait(task.id, timeout_s=60).result)
+
+    Threads may share one. Made before a fork, it works in parent and child, each with its own connections.
 
     `timeout_s` is how long each answer may take. What can safely be sent again is, up to `retries` times within 30 s,
     when no answer comes or one that says "later"; a submission carries its own idempotency key, so it is stored once.
@@ -43,9 +44,8 @@ class Client:
         self, url: str, api_key: str | None = None, *, timeout_s: float = TIMEOUT_S, retries: int = RETRIES
     ) -> None:
         """Raises: ConfigurationError, when the URL or the key can't be one."""
-        self._server = Server(url, api_key, timeout_s)
+        self._connections = Connections(Server(url, api_key, timeout_s))
         self._retrying = Retrying(retries)
-        self._http = httpx.Client(**self._server.options)
 
     def __enter__(self) -> Client:
         return self
@@ -56,18 +56,16 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
+        """Close the connections. The next call opens new ones."""
+        self._connections.close()
 
-    def add_task(self, type: str, payload: Any = None, **options: Unpack[TaskOptions]) -> Receipt:
-        """Submit a task; see `TaskSpec` for the options. Returns its id and status.
+    if TYPE_CHECKING:
+        add_task: AddTask[Receipt]
+    else:
 
-        Raises:
-            InvalidTask: UnknownType, InvalidPayload, UnknownDependency or an option that can't be; nothing was stored.
-            UniqueConflict: another task holds its unique key; nothing was stored.
-            QueueFull: the queue has no room; nothing was stored.
-        """
-        return self.send(operations.add_task(TaskSpec(type=type, payload=payload, **options)))
+        def add_task(self, *given: Any, **named: Any) -> Receipt:
+            """Submit a task; returns its id and status. See `AddTask` for what may be given."""
+            return self.send(operations.add_task(spec_given(given, named)))
 
     def add_tasks(self, specs: Sequence[TaskSpec]) -> list[Receipt]:
         """Submit up to 1,000 tasks in one request: all are stored or none. Ids and statuses in order.
@@ -200,7 +198,7 @@ class Client:
         return self._run(sending(request, self._retrying))
 
     def _run(self, plan: Plan[T]) -> T:
-        return Runner(self._http, self._server).result(plan)
+        return Runner(self._connections).result(plan)
 
     def _tell(self, plan: Plan[object]) -> Iterator[Any]:
-        return Runner(self._http, self._server).told(plan)
+        return Runner(self._connections).told(plan)

@@ -1,17 +1,28 @@
-"""Carries out a client's steps with httpx: one runner that blocks, one that awaits. The only file that knows httpx."""
+"""Carries out a client's steps with httpx: one runner that blocks, one that awaits. The only file that knows httpx.
+
+httpx's own client may be shared by threads, and by nothing else: `Connections` has one for each process,
+`AsyncConnections` one for each event loop.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
+import ssl
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from functools import cached_property
 from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary
 
 import httpx
 
+from taskpool import lifecycle
 from taskpool.client.request import Answer, Lost, Plan, Read, Request, Send, Sleep, Tell
 from taskpool.errors import ConfigurationError
+from taskpool.loops import PerLoop, inode_of, let_go
 from taskpool.settings import redact_url
 
 T = TypeVar("T")
@@ -39,12 +50,22 @@ class Server:
             raise ConfigurationError("the API key must be one word of ASCII, like tp_<id>_<secret>")
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
-        self.options: dict[str, Any] = {
+        self._options: dict[str, Any] = {
             "headers": {} if api_key is None else {"authorization": f"Bearer {api_key}"},
             "limits": httpx.Limits(max_connections=None, max_keepalive_connections=KEPT),
             # A proxy of the surroundings has nothing to do with a server on this machine.
             "mounts": {"http://": None, "https://": None} if _is_here(parsed.host) else None,
         }
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How httpx's clients are made."""
+        return {**self._options, "verify": self._tls}
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        """One for all: to make one takes longer than a request."""
+        return httpx.create_ssl_context()
 
     def request(self, client: httpx.Client | httpx.AsyncClient, request: Request[Any]) -> httpx.Request:
         """The request as httpx sends it."""
@@ -66,13 +87,121 @@ class Server:
         return Lost(f"the API at {self.url} {'gave no answer' if was_sent else 'cannot be reached'}: {why}", was_sent)
 
 
+class _Sockets:
+    """The sockets below httpx's connections, so that a forked process can let go of them."""
+
+    def __init__(self) -> None:
+        self._inodes: WeakKeyDictionary[Any, int | None] = WeakKeyDictionary()
+
+    def note(self, response: httpx.Response) -> None:
+        """Remember the connection of a response."""
+        stream = response.extensions.get("network_stream")
+        if stream is not None and stream not in self._inodes:
+            self._inodes[stream] = inode_of(_descriptor_of(stream))
+
+    def let_go(self) -> None:
+        """Close our descriptors of those that are open. Nothing is sent, not even TLS's goodbye."""
+        for stream, inode in list(self._inodes.items()):
+            let_go(_descriptor_of(stream), inode)
+
+
+def _descriptor_of(stream: Any) -> int:
+    found = stream.get_extra_info("socket")
+    return -1 if found is None else int(found.fileno())
+
+
+class Connections:
+    """The connections of this process to the API; threads share them. A forked process begins with none."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._client: httpx.Client | None = None
+        self._sockets = _Sockets()
+        self._inherited: list[object] = []
+        lifecycle.watch(self)
+
+    def client(self) -> httpx.Client:
+        """httpx's client of this process."""
+        if os.getpid() != self._pid:  # a fork that didn't run Python's hooks
+            self.forked()
+        client = self._client
+        if client is None:
+            with self._lock:
+                client = self._client = self._client or httpx.Client(**self.server.options)
+        return client
+
+    def note(self, response: httpx.Response) -> None:
+        """Remember the connection of a response."""
+        self._sockets.note(response)
+
+    def close(self) -> None:
+        """Close the connections; the next request opens new ones."""
+        if os.getpid() != self._pid:
+            self.forked()
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def forked(self) -> None:
+        """In a child process: let go of the parent's connections."""
+        self._sockets.let_go()
+        # Kept: the locks in there may be held by threads that don't exist here, so nothing may close it.
+        self._inherited += (self._client, self._sockets)
+        self._client, self._sockets = None, _Sockets()
+        self._lock, self._pid = threading.Lock(), os.getpid()
+
+    def at_exit(self) -> None:
+        """As `close`."""
+        self.close()
+
+
+class LoopConnections:
+    """The connections of one event loop to the API."""
+
+    def __init__(self, server: Server) -> None:
+        self.client = httpx.AsyncClient(**server.options)
+        self._sockets = _Sockets()
+
+    def note(self, response: httpx.Response) -> None:
+        """Remember the connection of a response."""
+        self._sockets.note(response)
+
+    async def close(self) -> None:
+        """Close them."""
+        await self.client.aclose()
+        await asyncio.sleep(0)  # a closed transport lets go of its socket in the next turn of the loop
+
+    def abandon(self) -> None:
+        """Let go of them without the loop."""
+        self._sockets.let_go()
+
+
+class AsyncConnections:
+    """The connections to the API, for each event loop its own."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self._loops = PerLoop(lambda: LoopConnections(server), owner="AsyncClient", blocking="Client")
+
+    def here(self) -> LoopConnections:
+        """Those of the running loop. Raises: NoEventLoop."""
+        return self._loops.here()
+
+    async def close(self) -> None:
+        """Close those of the running loop; the next request opens new ones."""
+        await self._loops.close()
+
+
 class Runner:
     """Carries out one plan, blocking."""
 
-    def __init__(self, client: httpx.Client, server: Server) -> None:
-        self._client, self._server = client, server
+    def __init__(self, connections: Connections) -> None:
+        self._connections, self._server = connections, connections.server
         self._stream: httpx.Response | None = None
         self._pieces: Iterator[bytes] = iter(())
+        self._pid = os.getpid()
 
     def result(self, plan: Plan[T]) -> T:
         """What the plan returns."""
@@ -109,8 +238,10 @@ class Runner:
 
     def _send(self, request: Request[Any]) -> Answer | Lost:
         self._close()
+        client = self._connections.client()
         try:
-            response = self._client.send(self._server.request(self._client, request), stream=True)
+            response = client.send(self._server.request(client, request), stream=True)
+            self._connections.note(response)
             if request.streams and response.status_code == OK:
                 self._stream, self._pieces = response, response.iter_bytes()
                 return Answer(OK, response.headers)
@@ -129,15 +260,17 @@ class Runner:
 
     def _close(self) -> None:
         if self._stream is not None:
-            self._stream.close()
+            if self._pid == os.getpid():  # else it is the parent's
+                self._stream.close()
             self._stream = None
+        self._pid = os.getpid()
 
 
 class AsyncRunner:
     """Carries out one plan, awaiting."""
 
-    def __init__(self, client: httpx.AsyncClient, server: Server) -> None:
-        self._client, self._server = client, server
+    def __init__(self, connections: AsyncConnections) -> None:
+        self._connections, self._server = connections, connections.server
         self._stream: httpx.Response | None = None
         self._pieces: AsyncIterator[bytes] | None = None
 
@@ -176,8 +309,10 @@ class AsyncRunner:
 
     async def _send(self, request: Request[Any]) -> Answer | Lost:
         await self._close()
+        here = self._connections.here()
         try:
-            response = await self._client.send(self._server.request(self._client, request), stream=True)
+            response = await here.client.send(self._server.request(here.client, request), stream=True)
+            here.note(response)
             if request.streams and response.status_code == OK:
                 self._stream, self._pieces = response, response.aiter_bytes()
                 return Answer(OK, response.headers)

@@ -17,6 +17,7 @@ from taskpool.calls import Part
 from taskpool.connection.address import Address
 from taskpool.connection.wire import CLOSED, CONNECT_TIMEOUT_S, pack, refuse_bad_greeting, strange
 from taskpool.errors import RedisUnavailable
+from taskpool.loops import inode_of, let_go
 
 WATCH_INTERVAL_S: Final = 0.5
 _PUSHED: Final = (b"message", b"pmessage")
@@ -61,6 +62,12 @@ class AsyncWire:
     def close(self) -> None:
         """Close the connection; what waits for a reply gets `RedisUnavailable`."""
         self.drop(ConnectionResetError("closed"))
+
+    def abandon(self) -> None:
+        """Let go of the socket when its loop is closed or belongs to the parent process. Nothing is sent."""
+        link, self._link = self._link, None
+        if link is not None:
+            link.abandon()
 
     def received(self, reply: Any) -> None:
         """Take one reply off the connection: to whoever waits first, or to `on_push`."""
@@ -144,6 +151,9 @@ class AsyncWire:
             except OSError as error:  # TimeoutError is one
                 self.drop(error)
                 raise self._unavailable(error) from error
+            except BaseException:  # cancelled in the middle: nobody has seen whether the greeting was accepted
+                self.close()
+                raise
             try:
                 refuse_bad_greeting(address, greeted)
             except RedisUnavailable:
@@ -163,9 +173,19 @@ class _Link(asyncio.Protocol):
     def __init__(self, wire: AsyncWire) -> None:
         self._wire = wire
         self._reader = hiredis.Reader()
+        self._inode: int | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's derives from neither class
+        self._inode = inode_of(self._descriptor())
+
+    def abandon(self) -> None:
+        """As `AsyncWire.abandon`."""
+        let_go(self._descriptor(), self._inode)
+
+    def _descriptor(self) -> int:
+        found = self.transport.get_extra_info("socket")
+        return -1 if found is None else int(found.fileno())
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)

@@ -117,6 +117,10 @@ class Wire:
             self._socket.close()
             self._socket = None
 
+    def __del__(self) -> None:
+        if "_socket" in self.__dict__:
+            self.close()
+
     def _wait_at_most(self, connection: socket.socket, timeout_s: float) -> None:
         """Setting a timeout is a system call: not for each task when it stays the same."""
         if timeout_s != self._timeout_s:

@@ -104,6 +104,14 @@ def mask_in_repr(struct: type[msgspec.Struct], secret: SecretFields) -> None:
     struct.__repr__ = shown  # type: ignore[method-assign]
 
 
+def payload_parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The parameters of a task function that are fields of its payload: all but the one that receives the context.
+
+    Raises: ConfigurationError when they can't be read.
+    """
+    return _context_parameter(_parameters(function))[1]
+
+
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     try:
         return list(inspect.signature(function).parameters.values())

@@ -57,6 +57,10 @@ class Together:
         audited = b"\n".join([each.audited for each in submissions])
         try:
             added = await self._store.run(addition.add(tasks, audited=audited))
+        except asyncio.CancelledError:  # the program cancels every task: those who wait must not wait for ever
+            for each in submissions:
+                each.added.cancel()
+            raise
         except TaskpoolError as error:
             for each in submissions:
                 if not each.added.done():  # else whoever asked for it has left
