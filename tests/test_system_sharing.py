@@ -132,7 +132,7 @@ def test_a_thread_that_gets_no_connection_in_time_is_told_what_to_do(
     monkeypatch.setattr(connection_pool, "WAIT_S", 0.05)
     with TaskPool(redis_url, registry=REGISTRY, max_connections=1) as pool:
         task = pool.add_task("echo", {"message": 1})
-        following = pool.follow(task.id)
+        following: Any = pool.follow(task.id)
         next(following)
 
         with pytest.raises(ConnectionsInUse, match=r"all 1 connections to Redis are in use.*max_connections"):
