@@ -137,6 +137,12 @@ class Act(Task):
         self._spawn()
         self._wait()
 
+    def spawn_apart(self, ctx: TaskContext) -> None:
+        """Starts a process in a session of its own, and hangs."""
+        child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        write_line(self.payload.note, f"spawned {child.pid}")
+        self._wait()
+
     def spawn_and_ignore(self, ctx: TaskContext) -> None:
         self._spawn()
         self.ignore(ctx)

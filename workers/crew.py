@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from workers.child import Child
-from workers.nursery import Ending, Nursery, NurseryLost, describe_status
+from workers.nursery import Ending, ForkRefused, Nursery, NurseryLost, describe_status
 from workers.slots import SharedMemory
 
 log = logging.getLogger("workers")
@@ -37,8 +37,11 @@ class Crew:
         self._pool, self._memory = pool, memory
         self._on_start, self._on_end = on_start, on_end
         self._free = list(range(memory.blocks))
+        self._held: dict[Nursery, list[int]] = {}
+        """Blocks that a silent fork server may still give to a process."""
         self._started = 0
         self._failures = 0
+        self._refusals = 0
         self._is_starting = False
         self.changed = asyncio.Event()
         self._nursery: Nursery | None = None
@@ -90,15 +93,29 @@ class Crew:
         self.changed.set()
         self._look_whether_gone()
 
+    def closed(self, nursery: Nursery) -> None:
+        """Takes note that a fork server is gone: nothing uses the blocks any more that it was to use."""
+        if held := self._held.pop(nursery, None):
+            self._free += held
+            self.changed.set()
+
     async def step(self) -> float:
         """One round of the duty that starts processes while some are missing; nothing more to do until `changed`."""
         if self._failures:
-            await asyncio.sleep(min(BACKOFF_S * 2 ** (self._failures - 1), MAX_BACKOFF_S))
-        while self._nursery is not None and self._missing() > 0 and self._free:
+            await asyncio.sleep(backoff_s(self._failures))
+        while (nursery := self._nursery) is not None and self._missing() > 0 and self._free:
             try:
-                await self._start(self._nursery)
-            except NurseryLost:  # whoever watches the nursery puts another in its place
-                self._nursery = None
+                await self._start(nursery)
+                self._refusals = 0
+            except NurseryLost:  # the supervisor puts another in its place
+                if self._nursery is nursery:
+                    self._nursery = None
+            except ForkRefused as error:
+                self._refusals += 1
+                wait_s = backoff_s(self._refusals)
+                log.error("a worker process can't be started: %s; tried again in %g s", error, wait_s)
+                return wait_s
+        self._look_whether_gone()
         return math.inf
 
     def _look_whether_gone(self) -> None:
@@ -118,6 +135,12 @@ class Crew:
         try:
             pid = await nursery.fork(index, name, self.queues)
         except NurseryLost:
+            if nursery.is_silent:
+                self._held.setdefault(nursery, []).append(index)
+            else:
+                self._free.append(index)
+            raise
+        except ForkRefused:
             self._free.append(index)
             raise
         finally:
@@ -126,3 +149,8 @@ class Crew:
         if self.size == 0 or nursery is not self._nursery:  # it was told to drain while it was being forked
             child.drain()
         self._on_start(child)
+
+
+def backoff_s(failures: int) -> float:
+    """How long to wait after so many failures in a row."""
+    return min(BACKOFF_S * 2.0 ** min(failures - 1, 16), MAX_BACKOFF_S)

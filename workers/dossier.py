@@ -24,6 +24,8 @@ def error_of(ending: Ending, verdict: Verdict | None) -> str:
         return f"stopped on request: its worker process was killed ({how})"
     if verdict is Verdict.LEASE_LOST:
         return f"lease lost: its lease couldn't be renewed, so its process was killed before the lease ended ({how})"
+    if ending.cause:
+        return f"crashed: {ending.cause}, which ended its worker process ({how})"
     error = f"crashed: its worker process ended with {how}"
     if _signal_of(ending) is signal.SIGKILL:
         error += " (killed from outside, or out of memory)"
@@ -36,7 +38,7 @@ def failure_of(child: Child, ending: Ending, run: Run | None, ended_mono: float,
     failure: dict[str, Any] = {"exit": describe_status(ending.status)}
     if (number := _signal_of(ending)) is not None:
         failure["signal"] = getattr(number, "name", str(number))
-    else:
+    elif ending.status is not None:
         failure["exit_status"] = os.waitstatus_to_exitcode(ending.status)
     failure |= {
         "worker": child.name,
@@ -59,7 +61,7 @@ def began_ms(run: Run) -> float:
 
 def _signal_of(ending: Ending) -> signal.Signals | int | None:
     """The signal it died of; a number, when that has no name."""
-    if not os.WIFSIGNALED(ending.status):
+    if ending.status is None or not os.WIFSIGNALED(ending.status):
         return None
     number = os.WTERMSIG(ending.status)
     return signal.Signals(number) if number in set(signal.Signals) else number

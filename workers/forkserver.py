@@ -8,12 +8,14 @@ with the supervisor over one socket; when that closes it kills every process gro
     fork server -> {"types": [...], "queues": [...], "files": [...]}      once, when the modules are loaded;
                    {"error": text}                                        or when they can't be
                    {"forked": block, "pid": pid}
+                   {"refused": block, "error": text}                      the host lacks something for it
                    {"ended": pid, "status": wait status, "usage": {...}, "stacks": text, "output": {...}}
 """
 
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import random
 import resource
@@ -23,6 +25,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -33,7 +36,7 @@ import taskpool
 from taskpool.errors import ConfigurationError
 from taskpool.registry import Registry
 from taskpool.settings import Settings
-from workers import process, processgroup, stacks
+from workers import process, processgroup, shortage, stacks
 from workers.capture import Capture
 from workers.guardian import STALE_S, boottime
 from workers.guardian import become as become_guardian
@@ -88,10 +91,19 @@ class ForkServer:
         processgroup.end_children(spare=self._older)
 
     def _fork(self, order: Mapping[str, Any]) -> None:
+        """Forks a worker process. If the host lacks something for it, the supervisor is told, and may ask again."""
         parent = os.getpid()
-        file = stacks.open_file()
-        pipes = Pipes() if self._settings.slots == 1 and self._capture.keeps else None
-        pid = os.fork()
+        with ExitStack() as undo:
+            try:
+                file = undo.enter_context(stacks.open_file())
+                pipes = Pipes() if self._settings.slots == 1 and self._capture.keeps else None
+                if pipes is not None:
+                    undo.callback(pipes.close)
+                pid = os.fork()
+            except OSError as error:
+                send(self._control, {"refused": order["fork"], "error": shortage.explain(error)})
+                return
+            undo.pop_all()
         if pid == 0:
             os._exit(self._become_worker(parent, order, file, pipes))
         self._stacks[pid] = file
@@ -135,18 +147,23 @@ class ForkServer:
             if watching is not None:
                 os.kill(watching.pid, signal.SIGKILL)  # frozen, as it seems
                 del self._guardians[pid]
-            self._guardians[pid] = Guardian(self._fork_guardian(pid, block), boottime())
+            try:
+                self._guardians[pid] = Guardian(self._fork_guardian(pid, block), boottime())
+            except OSError as error:  # the worker begins no task that needs one, and asks again
+                logging.getLogger("workers").error("no guardian can be started: %s", shortage.explain(error))
 
     def _fork_guardian(self, pid: int, block: Block) -> int:
         pidfd = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None  # it can't be another's: we haven't reaped it
-        forked = os.fork()
-        if forked == 0:
-            try:
-                become_guardian(block, pid, pidfd, self._settings.lease_s)
-            finally:
-                os._exit(0)
-        if pidfd is not None:
-            os.close(pidfd)
+        try:
+            forked = os.fork()
+            if forked == 0:
+                try:
+                    become_guardian(block, pid, pidfd, self._settings.lease_s)
+                finally:
+                    os._exit(0)
+        finally:
+            if pidfd is not None:
+                os.close(pidfd)
         return forked
 
     def _spared(self) -> set[int]:

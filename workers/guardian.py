@@ -70,7 +70,7 @@ def watch(block: Block, pid: int, pidfd: int | None, lease_s: float) -> None:
         poll.register(pidfd, select.POLLIN)
     while processgroup.is_there(pid):
         now = boottime()
-        block.beat(now)
+        block.beat(os.getpid(), now)
         running = [run for run in block.runs() if run.safe_until and run.state is LaneState.RUNNING]
         overdue = [run for run in running if run.safe_until - lease_s * GUARDIAN_SHARE <= now]
         if overdue:

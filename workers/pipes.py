@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import fcntl
+import itertools
 import os
 import select
 import threading
@@ -30,7 +31,13 @@ class Pipes:
     """Both pipes, made before the fork; `output` reads from them, `become_output` writes into them."""
 
     def __init__(self) -> None:
-        self._ends = {name: os.pipe() for name in STREAMS}
+        self._ends: dict[str, tuple[int, int]] = {}
+        try:
+            for name in STREAMS:
+                self._ends[name] = os.pipe()
+        except OSError:
+            self.close()
+            raise
         for reader, writer in self._ends.values():
             os.set_blocking(reader, False)
             try:
@@ -46,6 +53,11 @@ class Pipes:
             os.dup2(writer, STREAMS[name])
         self.close_writers()
         return before
+
+    def close(self) -> None:
+        """Close both ends of all."""
+        for end in itertools.chain(*self._ends.values()):
+            os.close(end)
 
     def close_writers(self) -> None:
         """What is left is to read."""

@@ -23,6 +23,8 @@ PR_SET_CHILD_SUBREAPER: Final = 36
 GONE_POLL_S: Final = 0.005
 ORPHANS_S: Final = 2.0
 MOST_ZOMBIES: Final = 64
+_EXIT_CODE: Final = 49
+"""The place of exit_code, field 52, among the fields of /proc/PID/stat from the third on."""
 
 
 def die_with_parent(parent: int) -> None:
@@ -127,14 +129,67 @@ def end_others(grace_s: float = 2) -> bool:
     return _others() == []
 
 
-def children() -> set[int]:
-    """The children of this process's main thread, to which orphans fall as well; zombies included."""
-    pid = os.getpid()
+def children(of: int | None = None) -> set[int]:
+    """The children of the main thread of a process (by default this one), to which orphans fall as well; zombies
+    included."""
+    pid = os.getpid() if of is None else of
     try:
         with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
             return {int(child) for child in file.read().split()}
-    except FileNotFoundError:  # not Linux, or a kernel without this list
+    except OSError:  # not Linux, a kernel without this list, or out of file descriptors
         return set()
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process is stopped by a signal (SIGSTOP) or a debugger."""
+    try:
+        fields = _fields(pid)
+    except OSError:  # out of file descriptors
+        return False
+    return fields is not None and fields[0] in (b"T", b"t")
+
+
+def exit_status(pid: int) -> int | None:
+    """The wait status of a dead process that its parent hasn't collected; None: it can't be told."""
+    try:
+        fields = _fields(pid)
+    except OSError:  # out of file descriptors
+        return None
+    if fields is None or fields[0] not in (b"Z", b"X") or len(fields) <= _EXIT_CODE:
+        return None
+    return int(fields[_EXIT_CODE])
+
+
+def is_child(pid: int, parent: int) -> bool:
+    """Whether a process is there, dead or alive, and its parent is `parent`."""
+    try:
+        stat = _stat(pid)
+    except OSError:  # out of file descriptors
+        return False
+    return stat is not None and stat.parent == parent
+
+
+def end_orphans(parent: int, spare: Container[int]) -> bool:
+    """Kills the children of another process that are not spared, and all that descends from them. That process can't do
+    it because it is frozen. Blocks for ORPHANS_S at most.
+
+    False: some are left.
+    """
+    deadline = time.monotonic() + ORPHANS_S
+    while True:
+        processes = _processes() or {}
+        orphans = {pid for pid, stat in processes.items() if stat.parent == parent and pid not in spare}
+        living = {pid for pid in orphans | _descendants(orphans, processes) if processes[pid].lives}
+        if not living:
+            return True
+        for pid in living:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):  # it ended by itself, or changed its user
+                pass
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(GONE_POLL_S)
 
 
 def end_children(spare: Container[int]) -> bool:
@@ -162,7 +217,10 @@ def has_many_zombies() -> bool:
     ours = children()
     if len(ours) <= MOST_ZOMBIES:
         return False
-    return sum(stat is not None and not stat.lives for stat in map(_stat, ours)) > MOST_ZOMBIES
+    try:
+        return sum(stat is not None and not stat.lives for stat in map(_stat, ours)) > MOST_ZOMBIES
+    except OSError:  # out of file descriptors
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +232,26 @@ class _Stat:
     lives: bool
 
 
-def _stat(pid: int) -> _Stat | None:
-    """None: it ended this moment."""
+def _fields(pid: int) -> list[bytes] | None:
+    """The fields of /proc/PID/stat behind the name; None: the process is gone.
+
+    Raises:
+        OSError: this process is out of file descriptors.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            state, parent, group = file.read().rpartition(b")")[2].split()[:3]
+            return file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # hidden from us, so it's not one of ours
+        return None
+
+
+def _stat(pid: int) -> _Stat | None:
+    """None: it ended this moment."""
+    fields = _fields(pid)
+    if fields is None:
+        return None
+    state, parent, group = fields[:3]
+    try:
         # The first thread of a process can be a zombie while others go on.
         lives = state not in (b"Z", b"X") or len(os.listdir(f"/proc/{pid}/task")) > 1
     except (FileNotFoundError, ProcessLookupError):
@@ -187,12 +260,12 @@ def _stat(pid: int) -> _Stat | None:
 
 
 def _processes() -> dict[int, _Stat] | None:
-    """All processes there are, by id; None where there is no /proc."""
+    """All processes there are, by id; None: there is no /proc, or no file descriptor left to read it."""
     try:
         pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    except FileNotFoundError:
+        return {pid: stat for pid in pids if (stat := _stat(pid)) is not None}
+    except OSError:
         return None
-    return {pid: stat for pid in pids if (stat := _stat(pid)) is not None}
 
 
 def _has_living(group: int) -> bool:

@@ -2,7 +2,7 @@
 
 A process owns one *block*: a head with its counters, one *lane* for each task it runs at once, and the `Spool` of the
 lines that its tasks wrote last. The process alone writes its block, with these exceptions: `drain` and each lane's
-`request` and `renewed` belong to the supervisor, `beat` to the process's guardian (which also makes a last request).
+`request` and `renewed` belong to the supervisor, `beat` and `guardian` (a process id) to the process's guardian.
 Reads are consistent: a lane's sequence is odd while it is being written. Nothing here is trusted for a write to Redis:
 the attempt id it carries is checked there.
 
@@ -10,10 +10,10 @@ An attempt that must not outlive its lease (`on_lost_lease` is "kill") shows in 
 lasts, by the clock of `guardian.boottime`. The process writes the first such time with the claim. The supervisor writes
 later ones to `renewed`, as `milliseconds << 24 | run`: one word, so that no reader sees half of it.
 
-    block   ┌────────┬────────┬────────┬─────────────┬────────┬────────┬────────┬────────┬────────┬───┬───────┐
-            │ ready  │ done   │ failed │ working_us  │ drain  │ guard  │ beat   │ lane 0 │ lane 1 │ … │ spool │
-            └────────┴────────┴────────┴─────────────┴────────┴────────┴────────┴────────┴────────┴───┴───────┘
-             u64      u64      u64      u64           u64      u64      u64      from byte 64 on
+    block   ┌───────┬──────┬────────┬────────────┬───────┬───────┬──────┬──────────┬────────┬────────┬───┬───────┐
+            │ ready │ done │ failed │ working_us │ drain │ guard │ beat │ guardian │ lane 0 │ lane 1 │ … │ spool │
+            └───────┴──────┴────────┴────────────┴───────┴───────┴──────┴──────────┴────────┴────────┴───┴───────┘
+             u64     u64    u64      u64          u64     u64     u64    u64        from byte 64 on
 
     lane    ┌──────────┬───────┬─────┬──────────────┬───────────┬────────────┬─────────┬─────────┬─────────┬──────┐
             │ sequence │ state │ run │ started_mono │ timeout_s │ safe_until │ lengths │ request │ renewed │ text │
@@ -39,7 +39,7 @@ from workers.spool import Spool
 
 _WORD: Final = struct.Struct("=Q")
 _HEAD_BYTES: Final = 64
-_READY, _DONE, _FAILED, _WORKING_US, _DRAIN, _GUARD, _BEAT = 0, 8, 16, 24, 32, 40, 48
+_READY, _DONE, _FAILED, _WORKING_US, _DRAIN, _GUARD, _BEAT, _GUARDIAN = 0, 8, 16, 24, 32, 40, 48, 56
 
 _LANE: Final = struct.Struct("=QQdddHHHxx")
 """state, run, started_mono, timeout_s, safe_until, lengths of id, attempt id and queue; stands behind the sequence."""
@@ -165,10 +165,11 @@ class Block:
         """Has the fork server give this process a guardian, as soon as a signal makes it look."""
         _WORD.pack_into(self._map, self._at + _GUARD, 1)
 
-    # --- the guardian's word ------------------------------------------------------------------------------
+    # --- the guardian's words -----------------------------------------------------------------------------
 
-    def beat(self, now: float) -> None:
-        """Says that a guardian watches this process at `now` (`guardian.boottime()`)."""
+    def beat(self, guardian: int, now: float) -> None:
+        """Says that the process `guardian` watches this one at `now` (`guardian.boottime()`)."""
+        _WORD.pack_into(self._map, self._at + _GUARDIAN, guardian)
         _ATOMIC.pack_into(self._map, self._at + _BEAT, int(now * 1000))
 
     @property
@@ -176,6 +177,11 @@ class Block:
         """When a guardian last said that it watches; 0: none did."""
         beat: int = _ATOMIC.unpack_from(self._map, self._at + _BEAT)[0]
         return beat / 1000
+
+    @property
+    def guardian_pid(self) -> int:
+        """The process that watches this one, or did; 0: none did."""
+        return self._word(_GUARDIAN)
 
     @property
     def wants_guardian(self) -> bool:

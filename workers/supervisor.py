@@ -23,10 +23,10 @@ from taskpool.errors import ConfigurationError, RedisUnavailable
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.store import AsyncStore, ReplyFault
 from taskpool.webhooks.target import Allowed
-from workers import fencing, processgroup, reload, stacks
+from workers import fencing, processgroup, reload, shortage, stacks
 from workers.beside_rq import BesideRq
 from workers.child import Child, Verdict
-from workers.crew import Crew
+from workers.crew import Crew, backoff_s
 from workers.dispatcher import Dispatcher
 from workers.duties import Outage, repeat
 from workers.heartbeats import Heartbeats
@@ -105,6 +105,7 @@ class Supervisor:
             self._spawn(repeat("starting processes", self._crew.step, wake=self._crew.changed))
             self._spawn(repeat("timeouts", self._enforce_timeouts))
             self._spawn(repeat("leases that end", self._enforce_leases))
+            self._spawn(repeat("fork server", self._look_after_nursery))
             announcing = self._spawn(repeat("heartbeats", self._heartbeat, outage=outage, wake=self._changed))
             self._spawn(repeat("commands", commands.step, outage=outage, wake=commands.changed))
             housekeeping, webhooks = self._housekeeping, self._dispatcher
@@ -127,7 +128,13 @@ class Supervisor:
     async def _new_nursery(self) -> Nursery:
         self._starting += 1
         try:
-            nursery = await Nursery.start(self._settings, self._memory, on_end=self._crew.ended, on_lost=self._on_lost)
+            nursery = await Nursery.start(
+                self._settings,
+                self._memory,
+                on_end=self._crew.ended,
+                on_lost=self._on_lost,
+                on_silent=self._on_silent,
+            )
         finally:
             self._starting -= 1
         self._nurseries.add(nursery)
@@ -140,17 +147,39 @@ class Supervisor:
         if not self._stopping.is_set():
             self._crew.staff_from(nursery, queues)
             log.info("pool %s: %d workers on the queues %s", self._id, self._crew.size, ", ".join(queues))
+        self._close_unused()
 
     def _on_lost(self, nursery: Nursery) -> None:
         """The fork server died, and with it every process it had forked; what those left behind has fallen to us."""
         if not self._starting:  # one that starts couldn't be told from an orphan
             processgroup.end_children(spare={each.pid for each in self._nurseries})
         self._nurseries.discard(nursery)
+        self._crew.closed(nursery)
         if nursery is self._nursery and not self._stopping.is_set():
             log.error("the fork server died; another one is started")
             self._spawn(self._replace_nursery())
 
+    def _on_silent(self, nursery: Nursery) -> None:
+        """The fork server doesn't answer. Its workers finish their tasks; it is killed when the last one has ended."""
+        if nursery is self._nursery and not self._stopping.is_set():
+            log.error("another fork server is started; the workers of the silent one finish their tasks and end")
+            self._spawn(self._replace_nursery())
+
+    def _close_unused(self) -> None:
+        """Ends the fork servers that have no workers any more and are to get none."""
+        used = {child.nursery for child in self._crew.children.values()}
+        for nursery in self._nurseries - used - {self._nursery}:
+            self._nurseries.discard(nursery)
+            self._spawn(self._close_nursery(nursery))
+
+    async def _close_nursery(self, nursery: Nursery) -> None:
+        await nursery.close()
+        self._crew.closed(nursery)
+        if nursery.is_silent and not self._starting:  # it was killed, and couldn't take along what it had forked
+            processgroup.end_children(spare={each.pid for each in self._nurseries})
+
     async def _replace_nursery(self) -> None:
+        failures = 0
         while True:
             try:
                 self._use(await self._new_nursery())
@@ -158,16 +187,17 @@ class Supervisor:
             except ConfigurationError as error:  # the code changed since it was loaded
                 log.error("the task modules can't be loaded any more: %s", error)
                 await asyncio.sleep(LOOK_S)
+            except OSError as error:
+                failures += 1
+                log.error("a fork server can't be started: %s", shortage.explain(error))
+                await asyncio.sleep(backoff_s(failures))
 
     def _on_start(self, child: Child) -> None:
         self._roster.add(child)
 
     def _on_end(self, child: Child, ending: Ending) -> None:
         self._roster.bury(child, ending)
-        left = {other.nursery for other in self._crew.children.values()}
-        for nursery in self._nurseries - left - {self._nursery}:
-            self._nurseries.discard(nursery)
-            self._spawn(nursery.close())
+        self._close_unused()
 
     def _files(self) -> Sequence[str]:
         return self._nursery.loaded.files if self._nursery is not None else ()
@@ -203,6 +233,12 @@ class Supervisor:
         for child, run in overdue:
             if child.is_running(run):
                 child.kill(Verdict.TIMEOUT, run)
+        return LOOK_S
+
+    async def _look_after_nursery(self) -> float:
+        """Notices a fork server that is frozen."""
+        if self._nursery is not None:
+            self._nursery.look()
         return LOOK_S
 
     async def _enforce_leases(self) -> float:
