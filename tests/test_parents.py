@@ -205,6 +205,22 @@ def test_a_parent_of_very_many_children_is_looked_at_in_bounded_steps(world: Wor
     assert len(words) >= 3
 
 
+async def test_a_parent_that_rq_ran_and_let_expire_is_known_to_be_done_by_its_entry_among_the_finished(
+    pool: TaskPool, redis: Redis, redis_url: str
+) -> None:
+    parent = pool.add_task("one")
+    child = pool.add_task("fail", depends_on=[parent.id])
+    redis.delete("rq:queue:default", f"rq:job:{parent.id}")
+    redis.zadd(FINISHED, {parent.id: 1})  # as RQ left it, while no pool lived
+
+    await keep_house(redis_url)
+    await keep_house(redis_url)
+
+    assert pool.get(child.id).status is S.QUEUED
+    assert redis.zscore(FINISHED, parent.id) is None
+    assert not redis.exists(f"taskpool:needed:{parent.id}", f"taskpool:dependents:{parent.id}")
+
+
 def test_what_is_taken_out_by_hand_is_removed_though_a_child_may_read_it(pool: TaskPool, redis: Redis) -> None:
     parent = pool.add_task("one")
     child = pool.add_task("add_up", depends_on=[parent.id])

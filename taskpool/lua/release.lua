@@ -43,7 +43,18 @@ local function count_down(id, f)
   end
 end
 
-local function release(parent, status)
+-- RQ's word of a task's status; nil when it has no record. One that RQ ran and let expire is still entered among the
+-- finished, which only those are that ended well.
+local function status_of(id)
+  local status = redis.call('HGET', KEY.job .. id, 'status')
+  if status then return status, true end
+  for _, queue in ipairs(redis.call('SMEMBERS', KEY.queues)) do
+    if redis.call('ZSCORE', KEY.finished .. string.sub(queue, #KEY.queue + 1), id) then return 'finished', false end
+  end
+  return nil, false
+end
+
+local function release(parent, status, has_record)
   local needing = {}
   local ids = redis.call('SPOP', KEY.dependents .. parent, limit)
   limit = limit - #ids
@@ -57,7 +68,7 @@ local function release(parent, status)
     end
   end
   -- Of a task that did not end well as well: retried by hand, it may still be done.
-  if status and #needing > 0 then
+  if has_record and #needing > 0 then
     redis.call('SADD', KEY.needed .. parent, unpack(needing))
     keep_for_children(parent, status == 'finished')
   end
@@ -65,9 +76,9 @@ end
 
 while at <= #parents and limit > 0 do
   local parent = parents[at]
-  local status = redis.call('HGET', KEY.job .. parent, 'status')
+  local status, has_record = status_of(parent)
   if not status or status == 'finished' or status == 'failed' or status == 'stopped' or status == 'canceled' then
-    release(parent, status or nil)
+    release(parent, status, has_record)
     if redis.call('EXISTS', KEY.dependents .. parent) == 1 then break end
   end
   redis.call('SREM', KEY.outbox, parent)
