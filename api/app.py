@@ -24,7 +24,7 @@ from api.events.streams import Streams
 from api.front import Front, go_on
 from api.handlers import HANDLERS
 from api.longpoll import LongPolls
-from api.prefix import Prefixes
+from api.prefix import Prefixes, read_root_path
 from api.resource import Resource, Socket
 from api.routes.docs import DocsRoutes
 from api.routes.events import EventRoutes
@@ -73,12 +73,13 @@ def create_app(settings: Settings) -> Starlette:
     what would go on for ever.
 
     Raises:
-        ConfigurationError: the settings name no Redis, or something that isn't an origin.
+        ConfigurationError: the settings name no Redis, something that isn't an origin, or no path as the root path.
     """
     redis_url = resolve_redis_url(settings)
     pool = AsyncTaskPool(redis_url, settings=settings, store=AsyncStore(redis_url))
     long_polls = LongPolls(pool)
     origins = read_origins(settings.cors_origins)
+    root_path = read_root_path(settings.root_path)
     gate = Gate(pool.store, settings, origins)
     streams = Streams(Hub(pool), gate, settings.max_streams)
 
@@ -91,7 +92,7 @@ def create_app(settings: Settings) -> Starlette:
     routes = _routes(pool, gate, long_polls, streams, settings)
     app = Application(routes=routes, exception_handlers=HANDLERS, lifespan=lifespan)
     app.origins = origins
-    app.root_path, app.trusted_proxies = settings.root_path, settings.trusted_proxies
+    app.root_path, app.trusted_proxies = root_path, settings.trusted_proxies
     app.router.redirect_slashes = False  # "/tasks/" is a path that doesn't exist, not a detour to "/tasks"
     app.state.long_polls, app.state.streams = long_polls, streams
     return app

@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Scope
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from taskpool.errors import ConfigurationError
 from taskpool.names import path_prefix
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,18 @@ logger = logging.getLogger(__name__)
 PREFIX_KEY: Final = "taskpool.prefix"
 """Where the prefix of a request is in the ASGI scope. It isn't there if there is none."""
 FORWARDED_PREFIX: Final = b"x-forwarded-prefix"
+
+
+def read_root_path(text: str) -> str:
+    """The prefix of TASKPOOL_ROOT_PATH, also of settings that weren't read from text.
+
+    Raises:
+        ConfigurationError: it isn't one.
+    """
+    try:
+        return path_prefix(text)
+    except ValueError as fault:
+        raise ConfigurationError(f"TASKPOOL_ROOT_PATH: {fault}") from None
 
 
 def prefix_of(scope: Scope) -> str:

@@ -15,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.routing import Mount
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from api.app import create_app
 from taskpool import Client
@@ -259,6 +261,31 @@ def test_clients_and_commands_work_below_a_prefix(redis_url: str, tmp_path: Path
 
     assert json.loads(shown.stdout)["id"] == made.id
     assert read.json()["id"] == answer.json()["id"]
+
+
+def test_sockets_and_streams_are_found_with_the_prefix_and_without(redis_url: str, tmp_path: Path) -> None:
+    variables = {"TASKPOOL_TRUSTED_PROXIES": "127.0.0.1", "TASKPOOL_AUTH": "off"}
+    forwarded = {"x-forwarded-prefix": "/jobs"}
+    with api_process(redis_url, tmp_path / "log", **variables) as (_, url):
+        for base in (url, url + "/jobs"):
+            with connect(base.replace("http", "ws") + "/ws", additional_headers=forwarded, proxy=None) as socket:
+                socket.send('{"op": "ping", "nonce": "1"}')
+                assert json.loads(socket.recv(10)) == {"op": "pong", "nonce": "1"}
+            with httpx.stream("GET", base + "/events", headers=forwarded) as stream:
+                assert next(stream.iter_lines()) == "retry: 2000"
+        with pytest.raises(InvalidStatus), connect(url.replace("http", "ws") + "/jobs/ws", proxy=None):
+            pass
+
+
+@pytest.mark.parametrize("root_path", ["/jobs/", "jobs"])
+async def test_settings_that_werent_read_are_checked_too(redis_url: str, root_path: str) -> None:
+    settings = Settings(redis_url=redis_url, root_path=root_path)
+    if root_path == "jobs":
+        with pytest.raises(ConfigurationError, match="TASKPOOL_ROOT_PATH: 'jobs' is not a path"):
+            create_app(settings)
+    else:
+        async with api_for(redis_url, root_path=root_path) as client:
+            assert (await client.get("/")).json()["links"]["tasks"] == "/jobs/tasks"
 
 
 def test_an_api_with_a_wrong_prefix_doesnt_start(tmp_path: Path) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import httpx
+import httpx_sse
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from api.events import framing
 from taskpool.client.sse import EventStream, Message
 
 
@@ -32,6 +36,10 @@ def read(*pieces: bytes, last_id: str = "") -> list[Message]:
         (b"id: 7\ndata: x\n\nid\ndata: y\n\n", [Message("message", "x", "7"), Message("message", "y", "")]),
         (b"id: 1\x002\ndata: x\n\n", [Message("message", "x", "")]),
         (b": keep-alive\n\nretry: 2000\n\n", []),
+        (b"retry: 2000\nid: 7\ndata: x\n\n", [Message("message", "x", "7")]),
+        (b"retry: 2000\n: keep-alive\n: keep-alive\nid: 7\ndata: x\n\n", [Message("message", "x", "7")]),
+        (b"data: x\n\n: keep-alive\ndata: y\n\n", [Message("message", "x", ""), Message("message", "y", "")]),
+        (b"data: x\n: keep-alive\ndata: y\n\n", [Message("message", "x\ny", "")]),
         (b"other: x\n: comment\ndata: x\n\n", [Message("message", "x", "")]),
         (b"\xef\xbb\xbfdata: x\n\n", [Message("message", "x", "")]),
         (b"data: x\n\n\xef\xbb\xbfdata: y\n\n", [Message("message", "x", "")]),
@@ -55,6 +63,50 @@ def test_a_message_is_told_with_the_carriage_return_that_ends_it() -> None:
     assert stream.feed(b"data: x\r\r") == [Message("message", "x", "")]
     assert stream.feed(b"\ndata: y\r\n\r") == [Message("message", "y", "")]
     assert stream.feed(b"\n") == []
+
+
+TEXTS = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("\r\n\0\ufeff\x85\u2028\u2029\x0b\x1c: ")))
+JSON = st.recursive(TEXTS | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner))
+
+
+def read_by_lines(text: str) -> list[dict[str, str]]:
+    """The messages for a reader that takes whatever Python does for the end of a line."""
+    messages: list[dict[str, str]] = [{}]
+    for line in text.splitlines():
+        name, _, value = line.partition(": ")
+        if not line:
+            messages.append({})
+        elif name:
+            messages[-1][name] = value
+    return messages[:-1]
+
+
+def read_with_httpx_sse(stream: bytes) -> list[httpx_sse.ServerSentEvent]:
+    response = httpx.Response(200, headers={"content-type": "text/event-stream"}, content=stream)
+    return list(httpx_sse.EventSource(response).iter_sse())
+
+
+@given(st.lists(JSON, min_size=1, max_size=4), st.sampled_from(["", "snapshot"]), st.integers(0, 2))
+def test_what_is_written_is_read_as_it_was(documents: list[object], event: str, comments: int) -> None:
+    ids = [f"{place}-0" for place in range(len(documents))]
+    silence = framing.KEEP_ALIVE * comments
+    blocks = [framing.message(id, document, event) for id, document in zip(ids, documents, strict=True)]
+    stream = framing.RETRY + silence + silence.join(blocks) + silence
+
+    ours, theirs, by_lines = read(stream), read_with_httpx_sse(stream), read_by_lines(stream.decode())
+
+    name = event or "message"
+    assert [(each.event, each.id) for each in ours] == [(name, id) for id in ids]
+    assert [(each.event, each.id) for each in theirs] == [(name, id) for id in ids]
+    assert [(each.get("event", "message"), each["id"]) for each in by_lines] == [(name, id) for id in ids]
+    data = [[each.data for each in ours], [each.data for each in theirs], [each["data"] for each in by_lines]]
+    assert [[msgspec.json.decode(each.encode()) for each in told] for told in data] == [documents] * 3
+    assert theirs[0].retry == framing.RETRY_MS
+
+
+@given(st.lists(st.binary(max_size=20)))
+def test_any_bytes_are_read(pieces: list[bytes]) -> None:
+    assert read(*pieces) == read(b"".join(pieces))
 
 
 PARTS = [b"data: a", b"data:b", b"id: 1", b"event: e", b": c", b"\n", b"\r", b"\r\n", b"\n\n"]
