@@ -1,4 +1,4 @@
-"""`python -m tests.impatient_api 25`: the API with a 25th of its usual times, so that tests need not wait so long.
+"""`python -m tests.impatient_api 15`: the API with a 15th of its usual times, so that tests need not wait so long.
 
 `retry:` is shorter still: clients that were cut off come back at once.
 """

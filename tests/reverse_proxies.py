@@ -44,7 +44,7 @@ def _nginx(place: Place) -> list[str]:
         "127.0.0.1:8080": f"127.0.0.1:{place.upstream}",
         "/etc/ssl/certs/example.org.pem": str(place.certificate),
         "/etc/ssl/private/example.org.key": str(place.certificate),
-        "75s": "3s",
+        "75s": "5s",
     }
     (place.folder / "taskpool.conf").write_text(_sample("nginx.conf", changes))
     paths = " ".join(
@@ -77,7 +77,7 @@ def _haproxy(place: Place) -> list[str]:
         "bind :443 ssl": f"bind 127.0.0.1:{place.port} ssl",
         "127.0.0.1:8080": f"127.0.0.1:{place.upstream}",
         "/etc/haproxy/certs/example.org.pem": str(place.certificate),
-        "75s": "3s",
+        "75s": "5s",
         "inter 1s": "inter 100ms",
     }
     file = place.folder / "haproxy.cfg"
