@@ -18,7 +18,7 @@ same task in `queued`; it is the only way out, and its own transition.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Generic, Literal, TypedDict, TypeVar
@@ -162,7 +162,34 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tracestate: str | None = None
 
 
-class PastAttempt(msgspec.Struct, frozen=True, kw_only=True):
+class Document(msgspec.Struct, frozen=True):
+    """A value that web frameworks can answer with: `to_dict()` is its JSON form.
+
+    FastAPI turns it into JSON by itself, also as the annotated return type of an endpoint.
+    """
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values: times as RFC 3339 texts, statuses as words."""
+        values: dict[str, Any] = msgspec.to_builtins(self, str_keys=True)
+        return values
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        """The items of `to_dict()`, so that ``dict(record)`` works. FastAPI relies on that."""
+        yield from self.to_dict().items()
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        answer = core_schema.plain_serializer_function_ser_schema(cls.to_dict)
+        return core_schema.is_instance_schema(cls, serialization=answer)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
+        return {"type": "object", "title": cls.__name__, "properties": {name: {} for name in cls.__struct_fields__}}
+
+
+class PastAttempt(Document, frozen=True, kw_only=True):
     """How one attempt ended. `outcome`: done, failed, crashed, lease_lost, stopped, snoozed or given_back.
 
     `lease_lost`: the lease ended without a word from the worker, which may still be running. `given_back`: the worker
@@ -177,7 +204,7 @@ class PastAttempt(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
-class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class TaskRecord(Document, frozen=True, kw_only=True, gc=False):
     """A task as stored. `error` is one readable line; `failure` has the details (`reason`, `exception`,
     `traceback`, ...). `reason` says why a task ended as it did; `lease_lost`: its worker couldn't be reached and may
     still be running. `history` tells of the last 20 ended attempts;

@@ -16,11 +16,13 @@ from typing import Final
 
 import msgspec
 
+from taskpool.types import Document
+
 TAIL_SHARE: Final = 10
 """A tenth of the limits is for the last lines."""
 
 
-class LogLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class LogLine(Document, frozen=True, kw_only=True, omit_defaults=True):
     """One line. `at_ms`: when it was written, by the clock of its host. `stream`: log (`ctx.log`), stdout, stderr,
     logging (then `level` and `logger` say whose), or taskpool for what is said about the log itself. `continues`: the
     text goes on in the next line of the stream, because it was too long for one. `id` is its place in the log."""
