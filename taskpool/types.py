@@ -170,7 +170,7 @@ class Document(msgspec.Struct, frozen=True):
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values: times as RFC 3339 texts, statuses as words."""
-        values: dict[str, Any] = msgspec.to_builtins(self, str_keys=True)
+        values: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
         return values
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
