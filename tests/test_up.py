@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +20,8 @@ from taskpool.cli.exits import Exit
 from tests.instances import COMMAND, Up, taskpool
 from tests.keys import make_key
 from tests.support import eventually
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -61,6 +66,44 @@ def test_the_commands_beside_it_find_it(up: Up) -> None:
     assert json.loads(submitted.stdout.splitlines()[1]) == {"a": [1]}
     assert (watched.returncode, json.loads(watched.stdout)) == (Exit.DONE, {"a": [1]})
     assert len(workers) == 2
+
+
+def test_the_readmes_python_programs_run_beside_it(tmp_path: Path, started: list[Up]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    (tmp_path / "images.py").write_text(next(block for block in blocks if block.startswith("# images.py")))
+    started.append(up := Up(tmp_path, "--tasks", "images.py"))
+    up.await_ready()
+
+    printed = [python(block, tmp_path) for block in blocks if "TaskPool(" in block]
+
+    assert printed == ["hello\n", "{'url': 'https://example.org/a.png', 'width': 80}\n"]
+
+
+def test_a_pool_without_a_url_says_where_it_looked(tmp_path: Path) -> None:
+    source = "import taskpool\ntry:\n    taskpool.{}()\nexcept taskpool.ConfigurationError as error:\n    print(error)"
+
+    for kind in ("TaskPool", "AsyncTaskPool"):
+        told = python(source.format(kind), tmp_path)
+
+        assert f"no Redis runs in {tmp_path / '.taskpool'}: start `taskpool up` there" in told
+        assert "TASKPOOL_REDIS_URL" in told
+        assert "TASKPOOL_DATA_DIR" in told
+
+
+def test_a_pool_without_a_url_takes_that_of_the_variable(tmp_path: Path, redis_url: str) -> None:
+    source = "from taskpool import TaskPool; print(TaskPool().redis_url, TaskPool().queues())"
+
+    assert python(source, tmp_path, TASKPOOL_REDIS_URL=redis_url) == f"{redis_url} []\n"
+
+
+def python(source: str, directory: Path, **environment: str) -> str:
+    """What a program in this directory prints."""
+    ended = subprocess.run(
+        [sys.executable, "-c", source], cwd=directory, env=os.environ | environment, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert ended.stderr == ""
+    return ended.stdout
 
 
 @pytest.mark.parametrize("where", ["here", "elsewhere", "your Redis"])
