@@ -30,7 +30,7 @@ from taskpool.settings import Settings, resolve_redis_url
 from taskpool.status import release_dependents, update_status
 from taskpool.store import AsyncStore, ReplyFault
 from taskpool.types import RunningTask, TaskStatus
-from workers import forks, guardian, processgroup
+from workers import forks, guardian, processgroup, shortage
 from workers.capture import Capture
 from workers.elsewhere import Elsewhere
 from workers.held import give_back_unseen
@@ -93,6 +93,7 @@ class AsyncProcess:
         self._is_unsure = False
         """True while Redis may show claims with us that we don't know of."""
         self._terminated = False
+        self._files = shortage.Files(worker)
 
     async def serve(self) -> int:
         """Runs tasks until it is told to end and the last one has ended."""
@@ -111,8 +112,9 @@ class AsyncProcess:
                     self._is_unsure = False
                 else:
                     await self._take_in()
-            except RedisUnavailable:  # the supervisor logs it, once for all its processes
+            except RedisUnavailable as error:  # the supervisor logs it, once for all its processes
                 self._is_unsure = True
+                self._terminated = self._files.give_way(error) or self._terminated
                 await asyncio.sleep(RETRY_S)
             except ReplyFault as fault:  # a damaged record: what was claimed with it is given back, itself it can't be
                 log.error("worker %s: %s", self._worker, fault)
@@ -189,6 +191,8 @@ class AsyncProcess:
         outcome = await self._outcome_of(attempt)
         self._capture.leave(attempt.running)
         run_s = time.monotonic() - started_mono
+        if run_s > shortage.QUICK_S:
+            self._terminated = self._terminated or self._files.are_short()
         attempt.lane.end()
         if attempt.lane.request() is Request.STOP and outcome.status is not TaskStatus.DONE:
             outcome = stopped()
@@ -269,6 +273,7 @@ class AsyncProcess:
                     word = await self._store.run(update_status(running, outcome))
                 break
             except RedisUnavailable as error:
+                self._terminated = self._files.give_way(error) or self._terminated
                 refusals += isinstance(error, RedisRefused) and not error.is_known
                 if refusals >= PATIENCE and isinstance(error, RedisRefused):
                     self._unwritten.add(running, outcome, error)
@@ -310,7 +315,7 @@ class AsyncProcess:
         while True:
             await asyncio.sleep(COUNT_S)
             await self._count()
-            self._terminated = self._terminated or processgroup.has_many_zombies()
+            self._terminated = self._terminated or processgroup.has_many_zombies() or self._files.are_short()
 
     async def _count(self) -> None:
         self._block.add(self._stats.done, self._stats.failed, self._stats.working_us)

@@ -29,7 +29,7 @@ from taskpool.settings import Settings, resolve_redis_url
 from taskpool.status import release_dependents, update_status
 from taskpool.store import ReplyFault, Store
 from taskpool.types import RunningTask, TaskStatus
-from workers import async_process, forks, guardian, processgroup
+from workers import async_process, forks, guardian, processgroup, shortage
 from workers.capture import Capture
 from workers.elsewhere import Elsewhere
 from workers.held import give_back_unseen
@@ -113,6 +113,7 @@ class Process:
         """True after a failed round trip: Redis may have carried out the claim that was in it."""
         self._retry_s = FIRST_RETRY_S
         self._must_leave = False
+        self._files = shortage.Files(worker)
 
     def serve(self) -> int:
         """Runs tasks until it is told to end, and then writes what is still to be written."""
@@ -131,6 +132,8 @@ class Process:
                 self._is_unsure = True
             else:
                 self._ended = self._perform(running)
+                if self._ended is None or self._ended.run_s > shortage.QUICK_S:
+                    self._must_leave = self._must_leave or self._files.are_short()
         while self._ended is not None or self._is_unsure:  # Redis may be away; the supervisor sets an end to that
             self._exchange(claims=False)
         self._unwritten.close()
@@ -165,6 +168,7 @@ class Process:
             values = self._store.run_many(calls) if calls else []
         except RedisUnavailable as error:  # the supervisor logs it, once for all its processes
             self._is_unsure = True
+            self._must_leave = self._files.give_way(error) or self._must_leave
             if ended is not None and isinstance(error, RedisRefused):
                 self._count_refusal(ended, error, at=int(is_awaited))
             time.sleep(self._retry_s)
@@ -214,7 +218,7 @@ class Process:
             return []
         self._counted_mono = now
         self._interruption.reinstall()
-        self._must_leave = self._must_leave or processgroup.has_many_zombies()
+        self._must_leave = self._must_leave or processgroup.has_many_zombies() or self._files.are_short()
         self._block.add(self._stats.done, self._stats.failed, self._stats.working_us)
         deltas = self._stats.take()
         return [scripts.count(deltas)] if deltas else []

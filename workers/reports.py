@@ -43,8 +43,12 @@ class Reporter:
     def notice(self, reports: Reports) -> None:
         """Sends what these reports hold, soon."""
         if self.thread is None:
-            self.thread = threading.Thread(target=self._send_for_ever, name="taskpool-reports", daemon=True)
-            self.thread.start()
+            thread = threading.Thread(target=self._send_for_ever, name="taskpool-reports", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads are allowed: all is sent at the attempt's end, and the task goes on
+                return
+            self.thread = thread
         self._due.append(reports)
         self._wake.set()
 

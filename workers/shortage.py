@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
+
+log = logging.getLogger("workers")
 
 ADVICE: Final = {
     errno.EMFILE: "this process has too many open files; raise the limit (ulimit -n), or close what tasks leave open",
@@ -19,6 +23,9 @@ ADVICE: Final = {
 FILES: Final = frozenset({errno.EMFILE, errno.ENFILE})
 RESERVED: Final = 8
 """Enough to look up a host name and to connect."""
+NO_EDGE: Final = 1 << 62
+QUICK_S: Final = 0.0005
+"""A task that was over sooner opened no great number of files: it costs no look."""
 
 
 def explain(error: BaseException) -> str:
@@ -31,11 +38,6 @@ def explain(error: BaseException) -> str:
     return str(error)
 
 
-def is_of_files(error: BaseException) -> bool:
-    """Whether an error comes from a lack of file descriptors."""
-    return any(isinstance(cause, OSError) and cause.errno in FILES for cause in causes(error))
-
-
 def causes(error: BaseException | None) -> Iterator[BaseException]:
     """The error and what caused it."""
     while error is not None:
@@ -43,30 +45,58 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-class Reserve:
-    """File descriptors that a process keeps for the day on which it has no others: to connect to Redis once more, and
-    write how its task ended."""
+class Files:
+    """The file descriptors of a worker process. It leaves in order before they run out, so that the task that leaked
+    them ends as it did, and no other task fails for the lack of them.
 
-    def __init__(self) -> None:
-        self._fds: list[int] = []
+    A few are kept in reserve: enough to connect to Redis once more, and to write how the last task ended.
+    """
+
+    def __init__(self, worker: str) -> None:
+        self._worker = worker
+        self._reserve: list[int] = []
         with suppress(OSError):  # a smaller reserve is better than none
             for _ in range(RESERVED):
-                self._fds.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+                self._reserve.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        self._edge = self._edge_now()
+        if self._reserve and self._reserve[-1] >= self._edge:
+            log.warning("worker %s: the limit of open files is very low; raise it (ulimit -n)", worker)
+            self._edge = NO_EDGE
 
-    def release(self) -> bool:
-        """Gives them free. False: they were already."""
-        fds, self._fds = self._fds, []
+    def are_short(self) -> bool:
+        """Whether the process has nearly no file descriptors left, and must leave. The reason is logged.
+
+        It costs about a microsecond: the next free number tells how many are in use."""
+        try:
+            fd = os.dup(0)
+        except OSError as error:
+            if error.errno not in FILES:  # a task closed 0
+                return False
+            self._log()
+            return True
+        os.close(fd)
+        if fd < self._edge or fd < (edge := self._edge_now()):
+            return False
+        self._edge = edge
+        self._log()
+        return True
+
+    def give_way(self, error: BaseException) -> bool:
+        """Called when Redis couldn't be reached. If the reason was a lack of file descriptors, it frees the reserve for
+        another attempt. True: the process itself has used them up, and must leave then."""
+        lacks = {cause.errno for cause in causes(error) if isinstance(cause, OSError)} & FILES
+        if not lacks or not self._reserve:
+            return False
+        fds, self._reserve = self._reserve, []
         for fd in fds:
             with suppress(OSError):  # a task closed it
                 os.close(fd)
-        return bool(fds)
+        self._log()
+        return errno.EMFILE in lacks
 
+    def _edge_now(self) -> int:
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return NO_EDGE if limit == resource.RLIM_INFINITY else limit - max(limit // 16, 2 * RESERVED)
 
-def is_nearly_out_of_files() -> bool:
-    """Whether this process can open hardly any more files. It costs about a microsecond."""
-    try:
-        fd = os.dup(0)
-    except OSError as error:
-        return error.errno in FILES
-    os.close(fd)
-    return False
+    def _log(self) -> None:
+        log.error("worker %s leaves and is replaced: %s", self._worker, ADVICE[errno.EMFILE])

@@ -29,12 +29,11 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-import tempfile
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from workers import spool
+from workers import anonymous, spool
 from workers.spool import Spool
 
 _WORD: Final = struct.Struct("=Q")
@@ -111,7 +110,7 @@ class SharedMemory:
     @classmethod
     def create(cls, blocks: int, lanes: int) -> SharedMemory:
         """A new, zeroed one, in a file without a name: nothing is left behind however the pool ends."""
-        with tempfile.TemporaryFile(prefix="taskpool-") as file:
+        with anonymous.open_file("taskpool") as file:
             file.truncate(blocks * (_HEAD_BYTES + lanes * _LANE_BYTES + spool.BYTES))
             return cls(os.dup(file.fileno()), blocks, lanes)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
-import tempfile
 from typing import IO, Any, Final
+
+from workers import anonymous
 
 ASK: Final = signal.SIGUSR2
 FATAL: Final = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL})
@@ -22,7 +23,7 @@ WRITE_S: Final = 0.2
 
 def open_file() -> IO[bytes]:
     """A file for one process."""
-    return tempfile.TemporaryFile(prefix="taskpool-stacks-", buffering=0)
+    return anonymous.open_file("taskpool-stacks")
 
 
 def write_into(file: IO[Any]) -> None:

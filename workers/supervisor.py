@@ -100,7 +100,10 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
         try:
-            self._use(await self._new_nursery())
+            try:
+                self._use(await self._new_nursery())
+            except OSError as error:
+                raise ConfigurationError(f"the fork server can't be started: {shortage.explain(error)}") from error
             commands, outage = self._roster.commands, self._outage
             self._spawn(repeat("starting processes", self._crew.step, wake=self._crew.changed))
             self._spawn(repeat("timeouts", self._enforce_timeouts))

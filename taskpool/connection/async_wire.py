@@ -15,7 +15,7 @@ import hiredis
 
 from taskpool.calls import Part
 from taskpool.connection.address import Address
-from taskpool.connection.wire import CLOSED, CONNECT_TIMEOUT_S, pack, refuse_bad_greeting, strange
+from taskpool.connection.wire import CLOSED, CONNECT_TIMEOUT_S, pack, refuse_bad_greeting, strange, unreachable
 from taskpool.errors import RedisUnavailable
 from taskpool.loops import inode_of, let_go
 
@@ -161,8 +161,7 @@ class AsyncWire:
                 raise
 
     def _unavailable(self, error: OSError) -> RedisUnavailable:
-        what = "no answer in time" if isinstance(error, TimeoutError) else (error.strerror or str(error))
-        return RedisUnavailable(f"can't reach Redis at {self._address}: {what}")
+        return unreachable(self._address, error)
 
 
 class _Link(asyncio.Protocol):

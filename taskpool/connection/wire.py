@@ -6,6 +6,7 @@ A connection that fails in any way is closed; the next exchange opens a new one.
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Sequence
 from typing import Any, Final
@@ -167,8 +168,15 @@ class Wire:
         return connection
 
     def _unavailable(self, error: OSError) -> RedisUnavailable:
-        what = "no answer in time" if isinstance(error, TimeoutError) else (error.strerror or str(error))
-        return RedisUnavailable(f"can't reach Redis at {self._address}: {what}")
+        return unreachable(self._address, error)
+
+
+def unreachable(address: Address, error: OSError) -> RedisUnavailable:
+    """Why Redis can't be reached, and what to do about it if that is on our side."""
+    what = "no answer in time" if isinstance(error, TimeoutError) else (error.strerror or str(error))
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        what += " (raise the limit with ulimit -n, or look for what leaves files open)"
+    return RedisUnavailable(f"can't reach Redis at {address}: {what}")
 
 
 def strange(address: Address) -> OSError:
