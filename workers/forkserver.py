@@ -131,8 +131,11 @@ class ForkServer:
                 self._capture,
                 process.Place(order["name"], tuple(order["queues"]), pipes),
             )
-        except BaseException:  # the outermost frame of the process: say why it ends, and end
-            traceback.print_exc()
+        except BaseException as error:  # the outermost frame of the process: say why it ends, and end
+            if lack := shortage.lack(error):
+                logging.getLogger("workers").error("worker %s ends: %s", order["name"], lack)
+            else:
+                traceback.print_exc()
             return 1
         finally:
             sys.stdout.flush()

@@ -28,14 +28,22 @@ QUICK_S: Final = 0.0005
 """A task that was over sooner opened no great number of files: it costs no look."""
 
 
-def explain(error: BaseException) -> str:
-    """An error of the system in words. If the host has run out of something, they say what to do."""
+def explain(error: OSError) -> str:
+    """Why something couldn't be opened or forked. If the host has run out of something, it says what to do."""
+    if isinstance(error, BlockingIOError):  # what a fork raises that isn't allowed
+        return ADVICE[errno.EAGAIN]
+    return lack(error) or str(error)
+
+
+def lack(error: BaseException) -> str | None:
+    """What the host has run out of, and what to do; None: the error comes from something else."""
     for cause in causes(error):
-        if isinstance(cause, OSError) and cause.errno in ADVICE:
+        # A read that would block has the number of a fork that isn't allowed, so that is left out.
+        if isinstance(cause, OSError) and cause.errno in ADVICE and not isinstance(cause, BlockingIOError):
             return ADVICE[cause.errno]
         if isinstance(cause, RuntimeError) and "start new thread" in str(cause):
             return ADVICE[errno.EAGAIN]
-    return str(error)
+    return None
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

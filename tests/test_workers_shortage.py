@@ -1,0 +1,132 @@
+"""What a process says and does when the host has run out of something."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from taskpool.errors import RedisUnavailable
+from taskpool.settings import Settings
+from workers import shortage
+from workers.forkserver import ForkServer
+from workers.reports import Reporter
+from workers.shortage import Files
+from workers.slots import SharedMemory
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (errno.EMFILE, "ulimit -n"),
+        (errno.ENFILE, "fs.file-max"),
+        (errno.EAGAIN, "ulimit -u"),
+        (errno.ENOMEM, "memory"),
+        (errno.ENOSPC, "TMPDIR"),
+        (errno.EACCES, "Permission denied"),
+    ],
+)
+def test_what_is_missing_is_said_with_what_to_do(number: int, says: str) -> None:
+    assert says in shortage.explain(OSError(number, os.strerror(number)))
+
+
+def test_a_lack_is_found_behind_other_errors_and_a_read_that_would_block_is_none() -> None:
+    try:
+        try:
+            raise OSError(errno.EMFILE, "x")
+        except OSError as error:
+            raise RedisUnavailable("away") from error
+    except RedisUnavailable as error:
+        found = shortage.lack(error)
+
+    assert found == shortage.ADVICE[errno.EMFILE]
+    assert shortage.lack(RuntimeError("can't start new thread")) == shortage.ADVICE[errno.EAGAIN]
+    assert shortage.lack(BlockingIOError(errno.EAGAIN, "x")) is None
+    assert shortage.lack(ValueError("x")) is None
+
+
+@pytest.fixture
+def low_limit() -> Iterator[int]:
+    """A limit of open files that a test can reach."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, before[1]))
+    yield 512
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def fill(limit: int) -> list[int]:
+    opened = []
+    with suppress(OSError):
+        for _ in range(limit):
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+    return opened
+
+
+def test_a_process_leaves_before_it_can_open_nothing_more(low_limit: int) -> None:
+    files = Files("w")
+    was_short = files.are_short()
+    opened = fill(low_limit)
+
+    is_short = files.are_short()
+    for fd in opened:
+        os.close(fd)
+
+    assert (was_short, is_short, files.are_short()) == (False, True, False)
+
+
+def test_the_reserve_is_freed_once_for_a_lack_of_files_and_for_nothing_else(low_limit: int) -> None:
+    files = Files("w")
+    opened = fill(low_limit)
+
+    for_another_reason = files.give_way(OSError(errno.ECONNREFUSED, "x"))
+    first = files.give_way(OSError(errno.EMFILE, "x"))
+    room = fill(low_limit)
+    again = files.give_way(OSError(errno.EMFILE, "x"))
+    for fd in opened + room:
+        os.close(fd)
+
+    assert (for_another_reason, first, again) == (False, True, False)
+    assert len(room) == shortage.RESERVED
+
+
+def test_a_fork_that_is_not_allowed_is_told_and_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    class Capture:
+        keeps = True
+
+    memory = SharedMemory.create(2, 1)
+    ours, theirs = socket.socketpair()
+    server = ForkServer(theirs, Settings(), cast("Any", None), memory, cast("Any", Capture()))
+    monkeypatch.setattr(os, "fork", refuse)
+    before = len(os.listdir("/proc/self/fd"))
+
+    server.serve(iter([msgspec.json.encode({"fork": 1, "name": "w", "queues": ["default"]})]))
+
+    assert msgspec.json.decode(ours.recv(10_000)) == {"refused": 1, "error": shortage.ADVICE[errno.EAGAIN]}
+    assert len(os.listdir("/proc/self/fd")) == before
+    ours.close()
+    theirs.close()
+    memory.close()
+
+
+def test_reports_wait_for_the_end_of_the_attempt_when_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    reporter = Reporter("redis://localhost:1", cast("Any", None), cast("Any", None))
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+    reporter.notice(cast("Any", object()))
+
+    assert reporter.thread is None
