@@ -30,12 +30,9 @@ from taskpool.secret import Secrets
 
 
 class TaskStatus(OpenEnum):
-    """Where a task is.
+    """Where a task is. Later releases may add statuses: one that you don't know isn't terminal."""
 
-    A status that a newer release has written is kept as the word that it is: `is_known` is False then, and it counts as
-    not terminal.
-    """
-
+    # A word that isn't a member becomes a `TaskStatus` whose `is_known` is False (see `OpenEnum`).
     # The API shows these words; Redis holds RQ's, see `RQ_STATUS`.
 
     QUEUED = "queued"
