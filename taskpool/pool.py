@@ -6,7 +6,6 @@ Each method names an operation and runs it; what it does stands in `queue`, `run
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -64,9 +63,13 @@ class TaskPool(Face):
     ) -> None:
         """Raises: ConfigurationError, when the URL can't be one, or none is given and none is found."""
         super().__init__(redis_url, settings, registry)
-        address = Address.parse(self.redis_url)
-        self.store = store or Store(transport=SharedWire(address, name="taskpool", most=max_connections))
-        self._listeners = ConnectionPool(partial(Listener, address), most=max_connections)
+        if store is None:
+            store = Store(transport=SharedWire(Address.parse(self.redis_url), name="taskpool", most=max_connections))
+        self.store = store
+        self._listeners = ConnectionPool(self._listener, most=max_connections)
+
+    def _listener(self) -> Listener:
+        return Listener(Address.parse(self.redis_url))
 
     def __enter__(self) -> TaskPool:
         return self
