@@ -154,7 +154,7 @@ def plot(points: list[Point], label: str = "#/$defs/Point") -> None:
     """Draw some points."""
 
 
-def test_a_payload_that_refers_to_its_own_definitions_does_so_from_its_place(app: Starlette) -> None:
+def test_a_type_nested_in_a_payload_is_a_component(app: Starlette) -> None:
     registry = Registry()
     registry.add(plot)
 
@@ -162,10 +162,11 @@ def test_a_payload_that_refers_to_its_own_definitions_does_so_from_its_place(app
 
     validate(described)
     payload = described["components"]["schemas"]["plot.payload"]
-    place = "#/components/schemas/plot.payload/$defs/Point"
+    place = "#/components/schemas/Point"
     assert payload["properties"]["points"]["items"] == {"$ref": place}
-    assert payload["properties"]["label"]["default"] == "#/$defs/Point"
-    assert {"$ref": place} in payload["$defs"]["Point"]["properties"]["nearest"]["anyOf"]
+    assert payload["properties"]["label"] == {"type": "string", "description": 'Default: `"#/$defs/Point"`.'}
+    assert {"$ref": place} in described["components"]["schemas"]["Point"]["properties"]["nearest"]["anyOf"]
+    assert "$defs" not in payload
     assert described["components"]["schemas"]["plot.task"]["required"] == ["type", "payload"]
     assert "$schema" not in payload
 

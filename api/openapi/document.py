@@ -79,7 +79,7 @@ def describe(
     """
     found = list(operations(routes))
     schemas = Schemas([operation for _, _, operation, _ in found])
-    schemas.components.update(submissions(schemas.components["TaskSpec"], types))
+    schemas.components.update(submissions(schemas.components["TaskSpec"], types, schemas.components))
     paths: dict[str, Object] = defaultdict(dict)
     problems: Object = {}
     examples = {TaskSpec: submission_examples(types), Batch: batch_examples(types)}

@@ -10,6 +10,7 @@ import msgspec
 from api.answers import ProblemDocument
 from api.openapi.fields import with_limits
 from api.openapi.operation import Operation
+from api.openapi.readable import as_generators_read
 from api.submission import SUBMISSION
 from taskpool.document_types import Document
 from taskpool.types import TaskSpec
@@ -42,12 +43,10 @@ class Schemas:
             return REFS + new_names.get(name, name)
 
         self._of = {kind: with_refs(schema, renamed) for kind, schema in zip(wanted, schemas, strict=True)}
-        self.components: dict[str, Schema] = {
-            new_names.get(name, name): with_limits(
-                name, with_refs(schema, renamed) | {"title": new_names.get(name, name)}
-            )
-            for name, schema in components.items()
-        }
+        self.components: dict[str, Schema] = {}
+        for name, schema in components.items():
+            plain = as_generators_read(with_limits(name, with_refs(schema, renamed)))
+            self.components[new_names.get(name, name)] = plain | {"title": new_names.get(name, name)}
 
     def of(self, kind: Any) -> Schema:
         """The schema of what an operation declares as its body, or as that of an answer."""

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-from typing import Any, Final
+from collections.abc import Collection, Sequence
+from typing import Any
 
-from api.openapi.schemas import REFS, Schema, with_refs
+from api.openapi.hoist import hoisted, payload_name
+from api.openapi.schemas import REFS, Schema
 from taskpool.fleet import TypeInfo
 from taskpool.payload.check import validator_of
 
-LOCAL: Final = "#/$defs/"
 
+def submissions(generic: Schema, types: Sequence[TypeInfo], taken: Collection[str] = ()) -> dict[str, Schema]:
+    """The components of these types, and `Submission`: a task of any of them.
 
-def submissions(generic: Schema, types: Sequence[TypeInfo]) -> dict[str, Schema]:
-    """The components of these types, and `Submission`: a task of any of them. `generic` is the schema of TaskSpec."""
+    `generic` is the schema of TaskSpec, `taken` are the names of all other components.
+    """
     if not types:
         return {"Submission": {"title": "Submission", "$ref": REFS + "TaskSpec"}}
-    components: dict[str, Schema] = {}
+    tasks = {info.name: f"{info.name}.task" for info in types}
+    components = hoisted(types, {*taken, "Submission", *tasks.values()})
     for info in types:
-        payload = f"{info.name}.payload"
-        components[payload] = _embedded(info, REFS + payload)
-        components[f"{info.name}.task"] = _submission(generic, info, REFS + payload)
+        components[tasks[info.name]] = _submission(generic, info, REFS + payload_name(info))
     refs = {info.name: f"{REFS}{info.name}.task" for info in types}
     components["Submission"] = {
         "title": "Submission",
@@ -30,19 +30,6 @@ def submissions(generic: Schema, types: Sequence[TypeInfo]) -> dict[str, Schema]
         "discriminator": {"propertyName": "type", "mapping": refs},
     }
     return components
-
-
-def _embedded(info: TypeInfo, place: str) -> Schema:
-    """A payload's schema, which stands for itself, as it has to be where it is a part of this document."""
-    schema: Schema = with_refs(dict(info.schema), partial(_moved, place=place))
-    schema.pop("$schema", None)
-    return schema
-
-
-def _moved(ref: str, place: str) -> str:
-    if ref == "#":
-        return place
-    return place + ref.removeprefix("#") if ref.startswith("#/") else ref
 
 
 def _submission(generic: Schema, info: TypeInfo, payload: str) -> Schema:

@@ -29,6 +29,7 @@ DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 REQUIRED: Final = msgspec.NODEFAULT
 REFS: Final = "#/$defs/"
 
+_ANYTHING: Final = {"$comment": "taskpool: any value"}
 _PLAIN_DEFAULTS = (type(None), bool, int, float, str, Enum)
 
 
@@ -134,7 +135,7 @@ def _msgspec_schema(type_: Any) -> dict[str, Any]:
             foreign.update({f"{prefix}.{name}": schema for name, schema in document.pop("$defs", {}).items()})
             return document
         if other is object:
-            return {}
+            return dict(_ANYTHING)
         if isinstance(other, type) and issubclass(other, PurePath):
             return {"type": "string"}
         if is_pydantic_secret(other):
@@ -148,7 +149,14 @@ def _msgspec_schema(type_: Any) -> dict[str, Any]:
     except (TypeError, NameError) as error:
         # msgspec explains hooks of its own at length; the last line says which type it is about.
         raise ConfigurationError(f"the payload has no JSON form: {str(error).splitlines()[-1]}") from error
-    return {**root, "$defs": {**definitions, **foreign}}
+    return _with_anything({**root, "$defs": {**definitions, **foreign}})  # type: ignore[no-any-return]
+
+
+def _with_anything(node: Any) -> Any:
+    """A copy in which the marks of `object` are schemas for any value. (msgspec takes an empty schema for none.)"""
+    if isinstance(node, dict):
+        return {} if node == _ANYTHING else {key: _with_anything(value) for key, value in node.items()}
+    return [_with_anything(each) for each in node] if isinstance(node, list) else node
 
 
 def _pydantic_schema(model: Any, refs: str) -> dict[str, Any]:
@@ -188,6 +196,8 @@ def _convert_with_pydantic(model: Any, task: str, payload: Any) -> Any:
 
 
 def _decode_foreign(type_: Any, value: Any) -> Any:
+    if type_ is object:
+        return value
     if is_pydantic(type_):
         return type_.model_validate_json(msgspec.json.encode(value))
     if isinstance(value, str) and (issubclass(type_, PurePath) or is_pydantic_secret(type_)):

@@ -18,6 +18,7 @@ import msgspec
 from taskpool.context import TaskContext
 from taskpool.errors import ConfigurationError, FieldError, InvalidPayload
 from taskpool.marks import written_function
+from taskpool.payload.annotations import adapted
 from taskpool.payload.encode import strict_json_value
 from taskpool.payload.faults import PAYLOAD, invalid_payload_of, pointer
 from taskpool.payload.schema import REQUIRED, PayloadField, converter, json_schema, payload_struct
@@ -153,7 +154,7 @@ def _hints(function: Callable[..., Any], parameters: list[inspect.Parameter]) ->
             raise ConfigurationError(
                 f"the annotation of {parameter.name!r}, {parameter.annotation!r}, can't be resolved: {error}"
             ) from error
-    return hints
+    return {name: adapted(hint) for name, hint in hints.items()}
 
 
 def _decode_closed(convert: Callable[[Any], Any], payload: Any) -> dict[str, Any]:
@@ -235,7 +236,7 @@ def _class_fields(payload: type) -> list[PayloadField]:
         key: value for base in reversed(payload.__mro__[:-1]) for key, value in vars(base).items()
     }
     fields = [
-        PayloadField(name, hint, values.get(name, REQUIRED))
+        PayloadField(name, adapted(hint), values.get(name, REQUIRED))
         for name, hint in hints.items()
         if hint is not ClassVar and typing.get_origin(hint) is not ClassVar
     ]
