@@ -2,22 +2,26 @@
 
 Everything a task's code can do is turned into an `Outcome` here; nothing is written to Redis. The worker process
 decides when to interrupt it (it raises `TaskStopped` or `SoftTimeout` inside the task).
+
+The task's code runs inside a *fence*, `run_in_fence`: whatever is raised in there is caught there. The exception and the
+result are objects of the task's, so all that is kept of them goes through `handover.py`, which trusts none of their
+methods. The functions here never raise.
 """
 
 from __future__ import annotations
 
 import asyncio
-import traceback
 from collections.abc import Callable, Coroutine, Mapping
+from contextvars import copy_context
 from typing import Any, Final
 
 import msgspec
 
 from taskpool.context import TaskContext
 from taskpool.errors import InvalidPayload
+from taskpool.handover import attribute_of, described, name_of, qualified_name_of, seconds_of, traceback_of
 from taskpool.interrupts import NonRetryable, Retry, Snooze, SoftTimeout, TaskStopped
 from taskpool.payload.encode import encode_value
-from taskpool.payload.faults import NotJson
 from taskpool.registry import Registry
 from taskpool.retry import backoff_s
 from taskpool.secret import SecretsGone, hidden
@@ -27,6 +31,9 @@ LONGEST_TRACEBACK: Final = 20_000
 LONGEST_ERROR: Final = 500
 MOST_SNOOZES: Final = 1000
 """How often a task may snooze: one that always does ends some day."""
+
+_SIZED: Final = frozenset({str, bytes, list, dict, tuple})
+_EXCEPTIONS: Final = BaseExceptionGroup.__dict__["exceptions"]
 
 RunCoroutine = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -38,8 +45,9 @@ class Outcome(msgspec.Struct, frozen=True):
     """How an attempt ended. `status`: done, failed, stopped, or scheduled (it runs again after `delay_s`).
 
     `result` is JSON. `failure` has `reason` (exception, retry, non_retryable, snoozed, timeout, stopped, unknown_task,
-    invalid_payload, secrets_gone, result_not_json, result_too_large) and, where there was one, `exception`, `message`
-    and `traceback`. With `counts` false the attempt, which is to be scheduled, isn't counted: a snooze.
+    invalid_payload, secrets_gone, result_not_json, result_too_large, worker_error) and, where there was one,
+    `exception`, `message` and `traceback`. With `counts` false the attempt, which is to be scheduled, isn't counted: a
+    snooze.
     """
 
     status: TaskStatus
@@ -59,17 +67,45 @@ def execute_task(
     max_result_bytes: int,
     run_coroutine: RunCoroutine,
 ) -> Outcome:
-    """Run one attempt to its end, in this thread. `run_coroutine` runs what an `async def` task returns."""
+    """Run one attempt to its end, in this thread. `run_coroutine` runs what an `async def` task returns.
+
+    It runs in a copy of the caller's context: what a task sets in a context variable ends with its attempt.
+    """
+    return copy_context().run(_execute, running, registry, context, max_result_bytes, run_coroutine)
+
+
+def _execute(
+    running: RunningTask,
+    registry: Registry,
+    context: TaskContext,
+    max_result_bytes: int,
+    run_coroutine: RunCoroutine,
+) -> Outcome:
     call = _bind(running, registry, context)
     if isinstance(call, Outcome):
         return call
+    result, error = run_in_fence(call, run_coroutine)
+    return _returned(running, result, max_result_bytes) if error is None else _raised(running, error)
+
+
+def run_in_fence(call: Callable[[], Any], run_coroutine: RunCoroutine) -> tuple[Any, BaseException | None]:
+    """Call the task's code; what it returns, or what it raises.
+
+    A signal handler may raise an interrupt at any point above this frame: it is caught here. It never does so in this
+    frame itself (see `workers/interruption.py`), so nothing may be added outside of the `try`.
+    """
     try:
         result = call()
         if hasattr(type(result), "__await__"):
             result = run_coroutine(_awaited(result))
+        return result, None
     except BaseException as error:  # a task may raise anything, SystemExit too: its process goes on
-        return _raised(running, error)
-    return _returned(running, result, max_result_bytes)
+        return None, error
+
+
+async def _awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """The same coroutine below a frame of ours, from which on tracebacks are shown."""
+    return await coroutine
 
 
 async def execute_task_async(
@@ -78,7 +114,7 @@ async def execute_task_async(
     """Run one attempt at an `async def` task on the running event loop.
 
     Raises:
-        asyncio.CancelledError: whoever runs it cancelled it, and says why.
+        asyncio.CancelledError: the caller cancelled it, and knows why.
     """
     call = _bind(running, registry, context)
     if isinstance(call, Outcome):
@@ -111,6 +147,15 @@ def timed_out(running: RunningTask, error: BaseException | None = None) -> Outco
     return _failed(running, text, "timeout", error)
 
 
+def worker_error(running: RunningTask, error: BaseException) -> Outcome:
+    """The outcome of an attempt around which the worker's own code failed: a failure, retried while attempts are left.
+
+    It is a fault of taskpool's, and costs no other task anything.
+    """
+    text = f"the worker failed while it ran this task: {name_of(type(error))}: {described(error)}"
+    return _failed(running, hidden(text, running.secrets), "worker_error", error)
+
+
 def _bind(running: RunningTask, registry: Registry, context: TaskContext) -> Callable[[], Any] | Outcome:
     if running.refusal is not None:
         return _refused("unknown_task", f"refused: {running.refusal}")
@@ -123,25 +168,44 @@ def _bind(running: RunningTask, registry: Registry, context: TaskContext) -> Cal
     except SecretsGone as error:
         return _refused("secrets_gone", str(error))
     except InvalidPayload as error:
-        return _refused("invalid_payload", hidden(str(error), running.secrets))
+        return _refused("invalid_payload", hidden(described(error), running.secrets))
     except BaseException as error:  # a task class may raise anything in its __init__
         return _raised(running, error)
 
 
 def _returned(running: RunningTask, result: Any, max_result_bytes: int) -> Outcome:
     try:
+        if (least := _least_bytes(result)) > max_result_bytes:
+            return _too_large(f"at least {least:,}", max_result_bytes)
         encoded = encode_value(result)
         if running.secrets is not None:
             encoded = _encode(running.secrets.hide_in(_decode(encoded)))
-    except NotJson as error:
-        return _refused("result_not_json", f"its result is not JSON: {hidden(_clean(str(error)), running.secrets)}")
+    except BaseException as error:  # methods of the result's objects run here: they may raise anything
+        text = f"its result is not JSON: {hidden(described(error), running.secrets)}"
+        return _refused("result_not_json", _shortened(text))
     if len(encoded) > max_result_bytes:
-        return _refused(
-            "result_too_large",
-            f"its result is {len(encoded):,} bytes as JSON; at most {max_result_bytes:,} are kept"
-            " (TASKPOOL_MAX_RESULT_BYTES): store it elsewhere and return where",
-        )
+        return _too_large(f"{len(encoded):,}", max_result_bytes)
     return Outcome(TaskStatus.DONE, result=encoded)
+
+
+def _least_bytes(result: Any) -> int:
+    """How large its JSON is at least, as far as one look at it tells: a list of large texts isn't encoded in vain."""
+    kind = type(result)
+    if kind is str or kind is bytes:
+        return len(result)
+    if kind is dict:
+        return 2 * len(result) + sum([len(each) for each in result.values() if type(each) in _SIZED])
+    if kind is list or kind is tuple:
+        return 2 * len(result) + sum([len(each) for each in result if type(each) in _SIZED])
+    return 0
+
+
+def _too_large(size: str, most: int) -> Outcome:
+    return _refused(
+        "result_too_large",
+        f"its result is {size} bytes as JSON; at most {most:,} are kept"
+        " (TASKPOOL_MAX_RESULT_BYTES): store it elsewhere and return where",
+    )
 
 
 def _raised(running: RunningTask, error: BaseException) -> Outcome:
@@ -149,33 +213,54 @@ def _raised(running: RunningTask, error: BaseException) -> Outcome:
         return stopped()
     if _is_or_holds(error, SoftTimeout):
         return timed_out(running, error)
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]  # what one of a TaskGroup's tasks raised counts as if the task itself had
-    message = hidden(_message(error), running.secrets)
-    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
-    match error:
-        case Snooze():
-            return _snoozed(running, text, error)
-        case Retry():
-            return _failed(running, text, "retry", error, after_s=error.after_s)
-        case NonRetryable():
-            return _failed(running, text, "non_retryable", error, is_final=True)
+    error = _only_one(error)
+    kind = type(error)  # `isinstance` would ask the exception's own `__class__`, which may raise
+    message = hidden(described(error), running.secrets)
+    text = f"{name_of(kind)}: {message}" if message else name_of(kind)
+    if issubclass(kind, Snooze):
+        return _snoozed(running, text, error)
+    if issubclass(kind, Retry):
+        after_s = attribute_of(error, "after_s")
+        return _failed(running, text, "retry", error, after_s=None if after_s is None else seconds_of(after_s))
+    if issubclass(kind, NonRetryable):
+        return _failed(running, text, "non_retryable", error, is_final=True)
     return _failed(running, text, "exception", error)
 
 
-def _snoozed(running: RunningTask, text: str, snooze: Snooze) -> Outcome:
+def _only_one(error: BaseException) -> BaseException:
+    """What one of a TaskGroup's tasks raised counts as if the task itself had."""
+    while issubclass(type(error), BaseExceptionGroup):
+        held = _EXCEPTIONS.__get__(error)
+        if len(held) != 1:
+            break
+        error = held[0]
+    return error
+
+
+def _snoozed(running: RunningTask, text: str, snooze: BaseException) -> Outcome:
     if running.snoozes >= MOST_SNOOZES:
         return _failed(running, f"{text} (it snoozed {MOST_SNOOZES:,} times already)", "snoozed", snooze, is_final=True)
+    after_s = seconds_of(attribute_of(snooze, "after_s"))
+    if after_s is None:  # its class doesn't call `Snooze.__init__`, or sets something else
+        after_s = backoff_s(running.snoozes + 1, first_s=running.backoff_s, longest_s=running.backoff_max_s)
     text = _shortened(text)
     failure = {"reason": "snoozed", "message": text}
-    return Outcome(TaskStatus.SCHEDULED, error=text, failure=failure, delay_s=snooze.after_s, counts=False)
+    return Outcome(TaskStatus.SCHEDULED, error=text, failure=failure, delay_s=after_s, counts=False)
 
 
 def _is_or_holds(error: BaseException, kind: type[BaseException]) -> bool:
-    """Whether it is one, or a group with one in it: what passes through an `asyncio.TaskGroup` comes out as a group."""
-    if isinstance(error, BaseExceptionGroup):
-        return error.subgroup(kind) is not None
-    return isinstance(error, kind)
+    """Whether it is one, or a group with one in it: what passes through an `asyncio.TaskGroup` comes out as a group.
+
+    Groups may be nested deeper than Python can recurse.
+    """
+    left = [error]
+    while left:
+        each = left.pop()
+        if issubclass(type(each), kind):
+            return True
+        if issubclass(type(each), BaseExceptionGroup):
+            left += _EXCEPTIONS.__get__(each)
+    return False
 
 
 def _failed(
@@ -192,9 +277,9 @@ def _failed(
     failure: dict[str, Any] = {"reason": reason, "message": text}
     trace = ""
     if error is not None:
-        whole = _clean("".join(traceback.format_exception(error.with_traceback(_users_part(error)))))
-        trace = hidden(whole, running.secrets)[-LONGEST_TRACEBACK:]
-        failure |= {"exception": type(error).__qualname__, "traceback": trace}
+        # A secret may be cut in two where the traceback is cut: that half is cut off too.
+        trace = hidden(traceback_of(error, __name__, 2 * LONGEST_TRACEBACK), running.secrets)[-LONGEST_TRACEBACK:]
+        failure |= {"exception": qualified_name_of(type(error)), "traceback": trace}
     if running.attempt < running.max_attempts and not is_final:
         if after_s is None:
             after_s = running.retry_in_s
@@ -209,25 +294,6 @@ def _refused(reason: str, text: str) -> Outcome:
     return Outcome(TaskStatus.FAILED, error=text, failure={"reason": reason, "message": text})
 
 
-def _users_part(error: BaseException) -> Any:
-    """The traceback from the task's own first line on: our frames above it help nobody."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_globals.get("__name__") == __name__:
-        trace = trace.tb_next
-    return trace if trace is not None else error.__traceback__
-
-
 def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST_ERROR else text[: LONGEST_ERROR - 1] + "…"
 
-
-def _message(error: BaseException) -> str:
-    try:
-        return _clean(str(error))
-    except Exception:  # it is a task's own class: its text may fail as well
-        return "<its text can't be read>"
-
-
-def _clean(text: str) -> str:
-    """Text that UTF-8 can hold."""
-    return text.encode("utf-8", "replace").decode()

@@ -5,15 +5,17 @@ The context knows no Redis. Whoever runs the task gives it a `ContextSink`, whic
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from taskpool.handover import progress_number, text_of
 from taskpool.interrupts import TaskStopped
 from taskpool.secret import Secrets, hidden
 from taskpool.types import RunningTask
 
 NOTE_MAX_CHARS = 500
+LONGEST_MESSAGE = 16 * 1024 * 1024
+"""Characters of one message for the log; how many lines and bytes a log holds is a setting."""
 
 
 class ContextSink(Protocol):
@@ -115,13 +117,16 @@ class TaskContext:
     def progress(self, done: float, total: float | None = None, note: str | None = None) -> None:
         """Tell how far the task is: `done` of `total`, in any unit, and a note for people (500 characters are kept).
 
-        Raises: ValueError for a number that is negative or not finite.
+        Anything that converts to a number counts as one, `Decimal`, `Fraction` and numpy's numbers, too. A note may be
+        any object: its `str` is kept.
+
+        Raises: ValueError for what is no number, negative, or not finite.
         """
-        for name, value in (("done", done), ("total", total)):
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"progress: {name} must be a finite number, 0 or more, not {value!r}")
-        self._sink.progress(done, total, note if note is None else hidden(str(note), self._secrets)[:NOTE_MAX_CHARS])
+        done = progress_number("done", done)
+        if total is not None:
+            total = progress_number("total", total)
+        self._sink.progress(done, total, note if note is None else hidden(text_of(note), self._secrets)[:NOTE_MAX_CHARS])
 
     def log(self, message: object) -> None:
-        """Keep a line in the task's log."""
-        self._sink.log(hidden(str(message), self._secrets))
+        """Keep a line in the task's log: the `str` of any object."""
+        self._sink.log(hidden(text_of(message, LONGEST_MESSAGE), self._secrets))

@@ -20,7 +20,13 @@ class SoftTimeout(BaseException):
 
 class Retry(Exception):
     """Raised by a task whose attempt failed and should be made again: after `after_s` seconds (None: the back-off of
-    its type), if attempts are left. If none is, the task fails with `message`."""
+    its type), if attempts are left. If none is, the task fails with `message`.
+
+    A class of your own may leave out `super().__init__()`, and may set `after_s` itself. What isn't a number of seconds
+    counts as None.
+    """
+
+    after_s: float | None = None
 
     def __init__(self, message: str = "", *, after_s: float | None = None) -> None:
         super().__init__(message)
@@ -30,8 +36,11 @@ class Retry(Exception):
 class Snooze(Exception):
     """Raised by a task that can't do its work yet: it runs again after `after_s` seconds, with its attempt uncounted.
 
-    A task has 1,000 of them; the next one fails it.
+    A task has 1,000 of them; the next one fails it. A class of your own that sets no `after_s`, or one that isn't a
+    number of seconds, waits for the back-off of its type.
     """
+
+    after_s: float | None = None
 
     def __init__(self, message: str = "", *, after_s: float) -> None:
         super().__init__(message)

@@ -1,11 +1,24 @@
 """Ends the user's code from outside: SIGALRM for its timeout, SIGUSR1 for a stop.
 
-A signal raises only while a frame of the user's code is on the stack, called by `execute_task`; our own bookkeeping
-is never hit. It raises once for each attempt and reason, so that a task has its grace to tidy up, and only for the
-attempt the supervisor meant: the request in the shared memory names it.
+An interrupt is raised only inside the fence (`attempt.run_in_fence`), so it can't reach our own code. Why that holds:
+
+- A handler raises only if a frame of the fence is on the stack with another frame directly above it. That other frame
+  was called from within the `try` of the fence, so whatever is raised in it, or above it, is caught by the fence.
+- Frames of the handlers themselves don't count, nor does what they call. Handlers nest: one signal may interrupt the
+  handler of another before that has run its first line. Without this rule, a handler that interrupts the fence's own
+  frame would look like the user's code to the next handler. Once a handler has run its first line, another one does
+  nothing but come again later.
+- Below `run_coroutine` runs the event loop, which an exception out of nowhere would break. There the task's coroutine
+  is cancelled instead.
+- What is raised in a finalizer (`__del__`) is swallowed by Python, so it isn't raised there.
+
+An interrupt that isn't raised for one of these reasons is tried again a moment later. Each reason raises once for each
+attempt, so that a task has its grace to tidy up, and only for the attempt the supervisor meant: the request in the
+shared memory names it.
 
 The alarm isn't set and cleared for each task: it stays armed for the earliest deadline so far, and one that goes
-off too early is armed again. A run of short tasks makes no system call for it.
+off too early is armed again. A run of short tasks only looks at it. A task may use SIGALRM for itself: then its soft
+timeout comes with the supervisor's signal, a second later at most.
 """
 
 from __future__ import annotations
@@ -15,10 +28,11 @@ import math
 import signal
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from types import FrameType
 from typing import Any, Final, TypeVar
 
-from taskpool.attempt import execute_task
+from taskpool.attempt import run_in_fence
 from taskpool.interrupts import SoftTimeout, TaskStopped
 from workers import forks
 from workers.slots import Lane, Request
@@ -35,7 +49,6 @@ class Interruption:
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
         self._deadline = math.inf
-        self._alarm_at = math.inf
         self._handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]] = {
             signal.SIGALRM: self._on_alarm,
             signal.SIGUSR1: self._on_request,
@@ -44,7 +57,8 @@ class Interruption:
         }
         self._raised: set[type[BaseException]] = set()
         self._coroutine: asyncio.Task[Any] | None = None
-        self._runner: asyncio.Runner | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._has_leftovers = self._is_debugged = self._is_handling = False
         self.terminated = False
         """True after a SIGTERM from outside: the process is to end when its task has."""
 
@@ -54,18 +68,27 @@ class Interruption:
         forks.keep_apart(self._handlers)
 
     def reinstall(self) -> None:
-        """Sets the handlers again: a task may have used a signal for itself. Called between two tasks, now and then."""
+        """Sets the handlers again, and lets their signals through: a task may have used a signal for itself. Called
+        between two tasks, now and then; what interrupts the next task is looked at before each of them."""
         for number, handler in self._handlers.items():
             if signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._handlers)
 
     def watch(self, started_mono: float, deadline_mono: float) -> None:
         """Begins an attempt that may run until the deadline (inf: without limit)."""
         self._deadline = deadline_mono
         if self._raised:
             self._raised.clear()
-        if deadline_mono < self._alarm_at or self._alarm_at < started_mono:
-            self._arm(deadline_mono)
+        if signal.getsignal(signal.SIGUSR1) is not self._handlers[signal.SIGUSR1]:
+            self.reinstall()
+        if deadline_mono < math.inf:
+            # An earlier task may have set the timer for itself, cleared it, or made it repeat.
+            left_s, repeats_s = signal.getitimer(signal.ITIMER_REAL)
+            if not 0 < left_s <= deadline_mono - started_mono or repeats_s:
+                self._arm(deadline_mono)
+            if signal.getsignal(signal.SIGALRM) is not self._handlers[signal.SIGALRM]:
+                self.reinstall()
 
     def unwatch(self) -> None:
         """Ends the attempt: nothing is raised any more."""
@@ -73,8 +96,10 @@ class Interruption:
 
     def close(self) -> None:
         """Closes the event loop, if there was need of one."""
-        if self._runner is not None:
-            self._runner.close()
+        if self._loop is not None:
+            loop, self._loop = self._loop, None
+            with suppress(RuntimeError):  # a task runs it in a thread of its own
+                loop.close()
 
     @property
     def has_raised(self) -> bool:
@@ -84,77 +109,143 @@ class Interruption:
     def run_coroutine(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs the user's coroutine; an interrupt cancels it. What it leaves running is cancelled too.
 
+        The loop is kept for the next task, unless this one has closed or changed it. What a sub-task raises is for the
+        one that awaits it, `SystemExit` as well, which otherwise would end the loop and not the task.
+
         Raises:
             SoftTimeout, TaskStopped: what interrupted it; and whatever it raises.
         """
-        if self._runner is None:
-            self._runner = asyncio.Runner()
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._is_debugged = self._loop.get_debug()
+        loop, self._has_leftovers = self._loop, False
+        asyncio.set_event_loop(loop)
+        watched = self._watched(coroutine)
+        main: asyncio.Task[Any] | None = loop.create_task(watched)
         try:
-            return self._runner.run(self._watched(coroutine))
+            assert main is not None
+            while not main.done():
+                try:
+                    loop.run_until_complete(main)
+                except (SystemExit, KeyboardInterrupt):  # of a sub-task, which keeps it for the one that awaits it
+                    continue
+                except RuntimeError:  # it stopped the loop; a closed one can't go on
+                    if loop.is_closed() or main.done():
+                        raise
+            result, error = main.result()
         except asyncio.CancelledError:
             raise next(iter(self._raised), asyncio.CancelledError) from None
+        finally:
+            self._coroutine = None
+            # In case it was cancelled before its first step. Both go while this frame is there: finalizers that Python
+            # runs for them must not be the first frame above the fence.
+            watched.close()
+            main = None
+            if not self._is_as_new(loop):
+                self.close()
+        if error is not None:
+            raise error
+        return result  # type: ignore[return-value]
 
-    async def _watched(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """The coroutine inside the loop. An exception raised by a signal would leave the loop in a bad state."""
+    async def _watched(self, coroutine: Coroutine[Any, Any, T]) -> tuple[T | None, BaseException | None]:
+        """The coroutine inside the loop. An exception raised by a signal would leave the loop in a bad state, and so
+        would one that ends programs: it is handed out."""
         self._coroutine = asyncio.current_task()
         try:
-            return await coroutine
+            return await coroutine, None
+        except (SystemExit, KeyboardInterrupt) as error:
+            return None, error
         finally:
             self._coroutine = None
             leftovers = asyncio.all_tasks() - {asyncio.current_task()}
             for task in leftovers:
                 task.cancel()
             if leftovers:
-                await asyncio.wait(leftovers, timeout=1)
+                _, pending = await asyncio.wait(leftovers, timeout=1)
+                self._has_leftovers = bool(pending)
+
+    def _is_as_new(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether the next task may use this loop."""
+        return not (
+            loop.is_closed()
+            or loop.is_running()
+            or self._has_leftovers
+            or loop.get_task_factory() is not None
+            or loop.get_exception_handler() is not None
+            or loop.get_debug() is not self._is_debugged
+            # Python doesn't tell in public; without these attributes a shut executor fails the tasks that need one.
+            or getattr(loop, "_executor_shutdown_called", False)
+            or getattr(getattr(loop, "_default_executor", None), "_shutdown", False)
+        )
 
     # --- signal handlers: they run between two bytecodes of the main thread -----------------------------------
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
-        self._alarm_at = math.inf
-        if self._deadline == math.inf:
-            return
-        if time.monotonic() < self._deadline:
-            self._arm(self._deadline)
-        elif self._is_user_code(frame):
-            self._raise(SoftTimeout)
-        elif SoftTimeout not in self._raised:
+        if self._is_handling:
             self._arm(time.monotonic() + RETRY_S)
+            return
+        self._is_handling = True
+        try:
+            if self._deadline == math.inf:
+                return
+            if time.monotonic() < self._deadline:
+                self._arm(self._deadline)
+            elif not self._interrupt(SoftTimeout, frame):
+                self._arm(time.monotonic() + RETRY_S)
+        finally:
+            self._is_handling = False
 
     def _on_request(self, number: int, frame: FrameType | None) -> None:
         """The supervisor repeats the signal while the task goes on, so one that comes too early isn't lost."""
-        if self._lane.request() is not Request.NONE and self._is_user_code(frame):
-            self._raise(TaskStopped)
+        if self._is_handling:
+            return
+        self._is_handling = True
+        try:
+            if self._lane.request() is not Request.NONE:
+                self._interrupt(TaskStopped, frame)
+            elif time.monotonic() >= self._deadline:  # its alarm was taken by the task
+                self._interrupt(SoftTimeout, frame)
+        finally:
+            self._is_handling = False
 
     def _on_terminate(self, number: int, frame: FrameType | None) -> None:
         self.terminated = True
 
     def _arm(self, at_mono: float) -> None:
-        self._alarm_at = at_mono
-        if at_mono < math.inf:
-            signal.setitimer(signal.ITIMER_REAL, max(at_mono - time.monotonic(), 1e-4))
+        signal.setitimer(signal.ITIMER_REAL, max(at_mono - time.monotonic(), 1e-4))
 
-    def _raise(self, interrupt: type[BaseException]) -> None:
+    def _interrupt(self, interrupt: type[BaseException], frame: FrameType | None) -> bool:
+        """Interrupts the task, if it is where it can be; False: try again."""
         if interrupt in self._raised:
-            return
-        self._raised.add(interrupt)
-        if self._coroutine is not None:
-            # Threadsafe, because the loop may be asleep: a signal alone doesn't wake it.
-            self._coroutine.get_loop().call_soon_threadsafe(self._coroutine.cancel)
-        else:
-            raise interrupt
-
-    def _is_user_code(self, frame: FrameType | None) -> bool:
-        """Whether `execute_task` is calling the task, and not, itself or with its own functions, what is around it."""
-        if self._coroutine is not None:
             return True
-        above: FrameType | None = None
-        while frame is not None:
-            if frame.f_code is execute_task.__code__:
-                ours = above is None or above.f_globals is execute_task.__globals__ or above.f_code is _RUN_COROUTINE
-                return not ours
-            frame, above = frame.f_back, frame
-        return False
+        coroutine = self._coroutine
+        if coroutine is not None:
+            self._raised.add(interrupt)
+            with suppress(RuntimeError):  # the task has closed its loop
+                # Threadsafe, because the loop may be asleep: a signal alone doesn't wake it.
+                coroutine.get_loop().call_soon_threadsafe(coroutine.cancel)
+            return True
+        if not is_inside_fence(frame):
+            return False
+        self._raised.add(interrupt)
+        raise interrupt
 
 
+def is_inside_fence(frame: FrameType | None) -> bool:
+    """Whether an exception raised in `frame`, which a signal has interrupted, is caught by the fence. See above."""
+    above: FrameType | None = None
+    while frame is not None:
+        code = frame.f_code
+        if code is _FENCE:
+            return above is not None and above.f_code is not _RUN_COROUTINE
+        if code.co_name == "__del__":
+            return False
+        frame, above = frame.f_back, None if code in _HANDLERS else frame
+    return False
+
+
+_FENCE: Final = run_in_fence.__code__
 _RUN_COROUTINE: Final = Interruption.run_coroutine.__code__
-"""Below it runs the event loop, which an exception out of nowhere would break: its tasks are cancelled instead."""
+_HANDLERS: Final = frozenset(
+    handler.__code__ for handler in (Interruption._on_alarm, Interruption._on_request, Interruption._on_terminate)
+)
