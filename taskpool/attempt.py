@@ -3,9 +3,9 @@
 Everything a task's code can do is turned into an `Outcome` here; nothing is written to Redis. The worker process
 decides when to interrupt it (it raises `TaskStopped` or `SoftTimeout` inside the task).
 
-The task's code runs inside a *fence*, `run_in_fence`: whatever is raised in there is caught there. The exception and the
-result are objects of the task's, so all that is kept of them goes through `handover.py`, which trusts none of their
-methods. The functions here never raise.
+The task's code runs inside a *fence*, `run_in_fence`: whatever is raised in there is caught there. The exception and
+the result are objects of the task's, so all that is kept of them goes through `handover.py`, which trusts none of
+their methods. The functions here never raise.
 """
 
 from __future__ import annotations
@@ -97,15 +97,43 @@ def run_in_fence(call: Callable[[], Any], run_coroutine: RunCoroutine) -> tuple[
     try:
         result = call()
         if hasattr(type(result), "__await__"):
-            result = run_coroutine(_awaited(result))
+            held = run_coroutine(_awaited(result))
+            return held.result, held.error
         return result, None
     except BaseException as error:  # a task may raise anything, SystemExit too: its process goes on
         return None, error
 
 
-async def _awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """The same coroutine below a frame of ours, from which on tracebacks are shown."""
-    return await coroutine
+class _Held:
+    """What a coroutine of a task's came to. It hides that from the event loop, which looks at the results and
+    exceptions of its tasks, and calls their methods."""
+
+    __slots__ = ("error", "result")
+
+    def __init__(self, result: Any = None, error: BaseException | None = None) -> None:
+        self.result, self.error = result, error
+
+
+async def _awaited(result: Any) -> _Held:
+    """What is at the end of a coroutine, a future or another awaitable. An `async def` may return an asyncio task.
+
+    Raises:
+        asyncio.CancelledError: the task was cancelled, by itself or from outside.
+    """
+    try:
+        while hasattr(type(result), "__await__"):
+            result = await result
+        return _Held(result)
+    except BaseException as error:
+        if _was_cancelled(error):
+            raise asyncio.CancelledError from None
+        return _Held(error=error)
+
+
+def _was_cancelled(error: BaseException) -> bool:
+    """Whether it tells of a cancellation. A task may raise a CancelledError as it may raise anything."""
+    task = asyncio.current_task()
+    return issubclass(type(error), asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 async def execute_task_async(
@@ -120,19 +148,12 @@ async def execute_task_async(
     if isinstance(call, Outcome):
         return call
     try:
-        result = await _awaited(call())
+        held = await _awaited(call())
     except asyncio.CancelledError:
         raise
-    except BaseException as error:  # as above
+    except BaseException as error:  # of a function that isn't `async def` and returns an awaitable
         return _raised(running, error)
-    return _returned(running, result, max_result_bytes)
-
-
-async def _awaited(result: Any) -> Any:
-    """What is at the end of a coroutine, a future or another awaitable. An `async def` may return an asyncio task."""
-    while hasattr(type(result), "__await__"):
-        result = await result
-    return result
+    return _returned(running, held.result, max_result_bytes) if held.error is None else _raised(running, held.error)
 
 
 def stopped(reason: str = "stopped") -> Outcome:
@@ -296,4 +317,3 @@ def _refused(reason: str, text: str) -> Outcome:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST_ERROR else text[: LONGEST_ERROR - 1] + "…"
-

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-import msgspec
-
 from taskpool import rqjob
 from taskpool.hash_fields import backoff_part_s, ids_of, json_of, limit_s, number_of, text_of, time_of
 from taskpool.seconds import LONGEST_S
@@ -87,5 +85,5 @@ def _interval_s(intervals: bytes | None, retries_left: int) -> float:
 def _secrets(hidden: bytes) -> Secrets:
     try:
         return Secrets.restore(hidden)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise rqjob.Refused("its secret fields can't be read") from error

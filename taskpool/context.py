@@ -125,7 +125,9 @@ class TaskContext:
         done = progress_number("done", done)
         if total is not None:
             total = progress_number("total", total)
-        self._sink.progress(done, total, note if note is None else hidden(text_of(note), self._secrets)[:NOTE_MAX_CHARS])
+        if note is not None:
+            note = hidden(text_of(note), self._secrets)[:NOTE_MAX_CHARS]
+        self._sink.progress(done, total, note)
 
     def log(self, message: object) -> None:
         """Keep a line in the task's log: the `str` of any object."""

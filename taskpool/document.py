@@ -190,5 +190,8 @@ def _time(moment: datetime | None) -> str | None:
 def time_text(moment: datetime) -> str:
     """A time as every document has it."""
     if moment.tzinfo is not UTC:
-        moment = moment.astimezone(UTC)
+        try:
+            moment = moment.astimezone(UTC)
+        except OverflowError:  # its zone takes it out of the years 1 to 9999
+            moment = moment.replace(tzinfo=UTC)
     return moment.isoformat(timespec="milliseconds")[:-6] + "Z"

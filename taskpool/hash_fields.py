@@ -14,6 +14,11 @@ from taskpool.types import utc
 _DIGITS: Final = 15
 _NUMBER: Final = re.compile(rb"-?[0-9]{1,%d}" % _DIGITS)
 
+DEEPEST: Final = 128
+"""How many arrays and objects may be nested in a JSON field that is shown."""
+_AS_LISTS: Final = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS: Final = bytes(sorted(set(range(256)) - set(b"[]{}")))
+
 _decode = msgspec.json.Decoder().decode
 
 
@@ -29,18 +34,23 @@ def ids_of(raw: bytes | None) -> tuple[str, ...]:
 
 
 def time_of(raw: bytes | None) -> datetime | None:
-    """A time as RQ writes them, aware."""
+    """A time as RQ writes them, aware, in UTC."""
     try:
         time = datetime.fromisoformat(raw.decode()) if raw else None
-    except ValueError:
+        if time is None or time.tzinfo is UTC:
+            return time
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError):  # no time; or one whose zone takes it out of the years 1 to 9999
         return None
-    return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time
 
 
 def moment_of(ms: bytes | None) -> datetime | None:
     """A time in ms since 1970."""
     number = number_of(ms)
-    return None if number is None else utc(number)
+    try:
+        return None if number is None else utc(number)
+    except (ValueError, OverflowError, OSError):  # beyond the year 9999
+        return None
 
 
 def limit_s(timeout_ms: bytes | None, timeout: bytes | None) -> float | None:
@@ -69,10 +79,46 @@ def number_of(raw: bytes | None, default: int | None = None) -> int | None:
 
 
 def json_of(raw: bytes | None) -> Any:
-    """A JSON field. RQ writes its own serializer's bytes into `result` when a dashboard saves a job: not ours."""
-    if not raw:
+    """A JSON field; None when it can't be read, see `why_unreadable`."""
+    if not raw or is_too_deep(raw):
         return None
     try:
         return _decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
         return None
+
+
+def object_of(raw: bytes | None) -> dict[str, Any] | None:
+    """A JSON field that holds an object; None for anything else."""
+    value = json_of(raw) if raw else None
+    return value if isinstance(value, dict) else None
+
+
+def why_unreadable(raw: bytes | None) -> str | None:
+    """Why `json_of` can't read a field that is there; None when it can."""
+    if not raw:
+        return None
+    if is_too_deep(raw):
+        return f"it is nested more than {DEEPEST} levels deep"
+    try:
+        _decode(raw)
+    except (ValueError, RecursionError):  # RQ writes its own serializer's bytes when a dashboard saves a job
+        return "it isn't JSON"
+    return None
+
+
+def is_too_deep(raw: bytes) -> bool:
+    """Whether JSON is nested so deep that its readers, each with a stack of its own, can't be trusted with it.
+
+    New results and payloads are refused at far less. This is for records that an older release or RQ has written.
+    Brackets outside of texts are counted; each round peels one level off all branches.
+    """
+    if len(raw) <= 2 * DEEPEST or raw.count(b"[") + raw.count(b"{") <= DEEPEST:
+        return False
+    outside = b"".join(raw.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
+    brackets = outside.translate(_AS_LISTS, _NO_BRACKETS)
+    for _ in range(DEEPEST):
+        if not brackets:
+            return False
+        brackets = brackets.replace(b"[]", b"")
+    return bool(brackets)

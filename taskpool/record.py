@@ -12,7 +12,19 @@ from msgspec.structs import replace
 from taskpool import keys, rqjob
 from taskpool.calls import Call
 from taskpool.errors import TaskNotFound
-from taskpool.hash_fields import backoff_part_s, ids_of, json_of, limit_s, moment_of, number_of, text_of, time_of
+from taskpool.hash_fields import (
+    backoff_part_s,
+    ids_of,
+    is_too_deep,
+    json_of,
+    limit_s,
+    moment_of,
+    number_of,
+    object_of,
+    text_of,
+    time_of,
+    why_unreadable,
+)
 from taskpool.names import is_text
 from taskpool.types import ENDS, PastAttempt, TaskRecord, TaskStatus, utc
 from taskpool.unique import rare_fields
@@ -117,6 +129,14 @@ def restore_hash(id: str, h: Hash) -> TaskRecord:
     status = status_of(h.get(b"status"))
     if status is TaskStatus.IN_PROGRESS and b"stop_ms" in h:
         status = TaskStatus.STOPPING
+    result, error = None, text_of(h.get(b"error"))
+    if status is TaskStatus.DONE:
+        stored = h.get(b"result")
+        result = json_of(stored)
+        if result is None and stored != b"null" and (why := why_unreadable(stored)):
+            error = f"its stored result can't be shown: {why}"
+    elif status is TaskStatus.FAILED:
+        error = error or ELSEWHERE
     created, enqueued = h.get(b"created_at"), h.get(b"enqueued_at")
     created_at = time_of(created)
     rare: dict[str, Any] = {} if _COMMON.issuperset(h) else _rare(h)
@@ -130,8 +150,8 @@ def restore_hash(id: str, h: Hash) -> TaskRecord:
         enqueued_at=created_at if enqueued == created else time_of(enqueued),  # as most are
         started_at=time_of(h.get(b"started_at")),
         ended_at=time_of(h.get(b"ended_at")) if status.is_terminal else None,
-        result=json_of(h.get(b"result")) if status is TaskStatus.DONE else None,
-        error=text_of(h.get(b"error")) or (ELSEWHERE if status is TaskStatus.FAILED else None),
+        result=result,
+        error=error,
         attempt=number_of(h.get(b"attempt")) or 0,
         timeout_s=limit_s(h.get(b"timeout_ms"), h.get(b"timeout")),
         result_ttl_s=number_of(h.get(b"result_ttl")),
@@ -150,9 +170,9 @@ def _rare(h: Hash) -> dict[str, Any]:
     return {
         "run_at": moment_of(h.get(b"run_ms")),
         "expires_at": moment_of(h.get(b"expires_ms")),
-        "failure": json_of(h.get(b"failure")),
+        "failure": object_of(h.get(b"failure")),
         "reason": text_of(h.get(b"reason")),
-        "progress": json_of(h.get(b"progress")),
+        "progress": object_of(h.get(b"progress")),
         "max_attempts": number_of(h.get(b"max_attempts")) or 1,
         "backoff_s": backoff_part_s(h.get(b"backoff"), 0),
         "backoff_max_s": backoff_part_s(h.get(b"backoff"), 1),
@@ -171,6 +191,8 @@ def _rare(h: Hash) -> dict[str, Any]:
 def restore_told(record: TaskRecord, message: bytes) -> TaskRecord | None:
     """The record as the message of its end tells it; None when that takes a look: it didn't end well, the result is
     large, or more happened since `record` was read than the message says."""
+    if is_too_deep(message):
+        return None
     told = _json(message)
     if not (isinstance(told, dict) and told.keys() >= _TOLD):
         return None
@@ -209,5 +231,5 @@ def _call_of(h: Hash) -> tuple[str, Any]:
 def _history(raw: bytes | None) -> tuple[PastAttempt, ...]:
     try:
         return tuple(_attempts(raw)) if raw else ()
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         return ()

@@ -22,6 +22,7 @@ from rq.job import Job, JobStatus, get_current_job
 from rq.serializers import JSONSerializer
 
 from taskpool import keys
+from taskpool.hash_fields import DEEPEST, ids_of, is_too_deep
 from taskpool.lua import Script
 from taskpool.parents import FIELDS, is_in_stream, results_of
 from taskpool.secret import Secrets
@@ -86,8 +87,10 @@ def call_of(stored: bytes, functions: Collection[str] = ()) -> tuple[str, Any]:
     """
     try:
         raw = stored if stored[:1] == b"[" else zlib.decompress(stored)
+        if is_too_deep(raw):
+            raise Refused(f"its payload is nested more than {DEEPEST} levels deep")
         function, instance, arguments, named = _decode(raw)
-    except (zlib.error, msgspec.DecodeError, UnicodeDecodeError, ValueError, TypeError) as error:
+    except (zlib.error, msgspec.DecodeError, UnicodeDecodeError, ValueError, TypeError, RecursionError) as error:
         raise Refused("its data is not JSON (pickle is never loaded)") from error
     if isinstance(function, str) and function in functions and instance is None:
         if not isinstance(arguments, list) or not isinstance(named, dict):
@@ -221,7 +224,7 @@ class PlainJob:
     def parents(self) -> Mapping[str, Any]:
         """The results of the tasks it depends on, by id. To read one that is gone raises ParentResultGone."""
         redis: Any = self._job.connection  # its stubs allow every reply to be of any type
-        ids = _decode(redis.hget(self._job.key, "dependency_ids") or b"[]")
+        ids = ids_of(redis.hget(self._job.key, "dependency_ids"))
         records = {id: redis.hmget(Job.key_for(id), *FIELDS) for id in ids}
         in_stream = [id for id, fields in records.items() if is_in_stream(fields)]
         entries = {id: redis.xrevrange(keys.RESULTS + id, count=1) for id in in_stream}

@@ -10,6 +10,7 @@ import msgspec
 from taskpool import keys, scripts
 from taskpool.attempt import Outcome
 from taskpool.calls import Call, Plan
+from taskpool.hash_fields import is_too_deep
 from taskpool.logs.line import DEFAULT_LIMITS, LogLimits, LogLine, encode
 from taskpool.secret import hidden
 from taskpool.types import Event, RunningTask, TaskStatus
@@ -97,6 +98,8 @@ def read_event(document: bytes, stream: str = "") -> Event:
     Raises:
         msgspec.DecodeError, KeyError, ValueError: it isn't one, whoever wrote it.
     """
+    if is_too_deep(document):
+        raise ValueError("nested too deep")
     fields = list(_decode(document).items())
     names = [name for name, _ in fields]
     end = names.index("stream") if "stream" in names else len(fields)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from taskpool import scripts
+from taskpool import TaskPool, scripts
+from taskpool.document import task_document
 from taskpool.errors import TaskNotFound
 from taskpool.record import ELSEWHERE, fetch, fetch_if_there
 from taskpool.types import RQ_STATUS, TaskRecord, TaskStatus
@@ -150,12 +153,57 @@ def test_a_result_is_read_only_of_a_task_that_is_done(world: World) -> None:
         "status",
     ],
 )
-def test_a_damaged_field_never_keeps_a_record_from_being_read(world: World, field: str) -> None:
+def test_a_damaged_field_never_keeps_a_record_from_being_read_and_shown(world: World, field: str) -> None:
     world.end("a")
+    damaged = (b"", b"nonsense", b"\xff\xfe", b"{", b"9" * 400, b"9" * 15, b"-" + b"9" * 14, b"-", b"1.5", b"[1]")
+    far = (b"0001-01-01T00:00:00+05:00", b"9999-12-31T23:59:59-05:00", b"2026-01-02T03:04:05.678+02:00")
+    deep = (b"[" * 980 + b"]" * 980, b'{"a":' * 5000 + b"1" + b"}" * 5000, b"[" * 100_000)
 
-    for value in (b"", b"nonsense", b"\xff\xfe", b"{", b"9" * 400, b"-", b"1.5", b"[1]", b'{"a":1}'):
+    for value in (*damaged, *far, *deep, b'{"a":1}', b'"\\ud800"', b"NaN", b"1e999"):
         world.redis.hset("rq:job:a", field, value)
-        assert world.get("a").id == "a", value
+        record = world.get("a")
+        assert record.id == "a", value
+        assert json.loads(msgspec.json.encode(task_document(record)))["id"] == "a", value
+
+
+@pytest.mark.parametrize(
+    ("stored", "why"),
+    [
+        (b"[" * 980 + b"]" * 980, "it is nested more than 128 levels deep"),
+        (b"[" * 5000 + b"]" * 5000, "it is nested more than 128 levels deep"),
+        (b"\x80\x04pickle", "it isn't JSON"),
+    ],
+)
+def test_a_result_that_cannot_be_shown_says_so(world: World, stored: bytes, why: str) -> None:
+    world.end("a")
+    world.redis.hset("rq:job:a", "result", stored)
+
+    record = world.get("a")
+
+    assert (record.status, record.result) == (S.DONE, None)
+    assert record.error == f"its stored result can't be shown: {why}"
+
+
+def test_one_damaged_record_breaks_no_list(world: World) -> None:
+    for id in ("a", "b", "c"):
+        world.end(id)
+    world.redis.hset("rq:job:b", mapping={"result": b"[" * 980 + b"]" * 980, "ended_at": "9999-12-31T23:59:59-05:00"})
+
+    with TaskPool(world.url) as pool:
+        found = pool.list_tasks().items
+
+    assert {record.id for record in found} == {"a", "b", "c"}
+    assert len(json.loads(msgspec.json.encode([task_document(record) for record in found]))) == 3
+
+
+@pytest.mark.parametrize("depth", [1, 63, 127, 128])
+def test_a_result_as_deep_as_readers_can_take_is_shown(world: World, depth: int) -> None:
+    world.end("a")
+    world.redis.hset("rq:job:a", "result", b"[" * depth + b'"]]{{\\"["' + b"]" * depth)
+
+    record = world.get("a")
+
+    assert (record.result is not None, record.error) == (True, None)
 
 
 def test_a_time_without_a_zone_is_taken_as_utc(world: World) -> None:

@@ -14,13 +14,14 @@ import os
 import secrets
 import signal
 import time
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from taskpool import scripts
-from taskpool.attempt import Outcome, execute_task, execute_task_async, stopped, timed_out
+from taskpool.attempt import Outcome, execute_task, execute_task_async, stopped, timed_out, worker_error
 from taskpool.calls import Call
 from taskpool.claimed import waited_ms
 from taskpool.context import TaskContext
@@ -40,6 +41,8 @@ from workers.stats import COUNTED_AS, Stats
 from workers.threads import LoopRunner, to_its_end
 from workers.unwritten import PATIENCE, Unwritten
 
+T = TypeVar("T")
+
 log = logging.getLogger("workers")
 
 DOORBELL_S: Final = 1.0
@@ -54,7 +57,17 @@ def serve(
 ) -> int:
     """Runs tasks until the supervisor drains this process; returns its exit status."""
     process = AsyncProcess(settings, registry, block, capture, worker=worker, queues=queues)
-    return asyncio.run(process.serve())
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        main = loop.create_task(process.serve())
+        while not main.done():
+            try:
+                loop.run_until_complete(main)
+            except BaseException:  # a sub-task of some task ends the program, or stops the loop: the others go on
+                if loop.is_closed() or main.done():
+                    raise
+                log.warning("worker %s: something that a task started would have ended the event loop", worker)
+        return main.result()
 
 
 class AsyncProcess:
@@ -93,6 +106,7 @@ class AsyncProcess:
         self._is_unsure = False
         """True while Redis may show claims with us that we don't know of."""
         self._terminated = False
+        self._is_over = False
         self._files = shortage.Files(worker)
 
     async def serve(self) -> int:
@@ -106,26 +120,42 @@ class AsyncProcess:
         self._block.set_ready()
         while not self._is_leaving() or self._is_unsure:
             try:
-                if self._is_unsure:
-                    known = {*self._attempts, *self._unwritten.attempt_ids()}
-                    await self._intake.carry_out(give_back_unseen(self._worker, known))
-                    self._is_unsure = False
-                else:
-                    await self._take_in()
-            except RedisUnavailable as error:  # the supervisor logs it, once for all its processes
+                await self._take_turn()
+            except asyncio.CancelledError:  # a task has cancelled all that runs on this loop
+                _uncancel()
                 self._is_unsure = True
-                self._terminated = self._files.give_way(error) or self._terminated
-                await asyncio.sleep(RETRY_S)
-            except ReplyFault as fault:  # a damaged record: what was claimed with it is given back, itself it can't be
-                log.error("worker %s: %s", self._worker, fault)
-                self._is_unsure = not self._is_unsure
-                await asyncio.sleep(RETRY_S)
+            except Exception:  # a fault of ours: what was claimed with it is given back
+                log.exception("worker %s: claiming failed", self._worker)
+                self._is_unsure = True
+                await _insist(lambda: asyncio.sleep(RETRY_S))
         while self._attempts:
-            await asyncio.wait([attempt.task for attempt in self._attempts.values()])
+            await _insist(self._await_ends)
+        self._is_over = True
         counting.cancel()
-        await asyncio.to_thread(self._unwritten.close)
-        await self._count()
+        await _insist(lambda: asyncio.to_thread(self._unwritten.close))
+        await _insist(self._count)
         return 0
+
+    async def _take_turn(self) -> None:
+        """Claims tasks; or, when Redis may show claims that this process hasn't seen, gives those back."""
+        try:
+            if self._is_unsure:
+                known = {*self._attempts, *self._unwritten.attempt_ids()}
+                await self._intake.carry_out(give_back_unseen(self._worker, known))
+                self._is_unsure = False
+            else:
+                await self._take_in()
+        except RedisUnavailable as error:  # the supervisor logs it, once for all its processes
+            self._is_unsure = True
+            self._terminated = self._files.give_way(error) or self._terminated
+            await asyncio.sleep(RETRY_S)
+        except ReplyFault as fault:  # a damaged record: what was claimed with it is given back, itself it can't be
+            log.error("worker %s: %s", self._worker, fault)
+            self._is_unsure = not self._is_unsure
+            await asyncio.sleep(RETRY_S)
+
+    async def _await_ends(self) -> None:
+        await asyncio.wait([attempt.task for attempt in self._attempts.values()])
 
     async def _take_in(self) -> None:
         """Claims for the free lanes, in one round trip; waits when none is free, or nothing is ready."""
@@ -186,18 +216,27 @@ class AsyncProcess:
         attempt.task = asyncio.create_task(self._carry_through(attempt))
 
     async def _carry_through(self, attempt: _Attempt) -> None:
-        """One attempt from its code to its written outcome."""
+        """One attempt from its code to its written outcome. Whatever happens in between, its lane is free then."""
         started_mono = time.monotonic()
-        outcome = await self._outcome_of(attempt)
-        self._capture.leave(attempt.running)
+        running = attempt.running
+        try:
+            outcome = await _insist(lambda: self._outcome_of(attempt))
+        except Exception as error:  # a fault of ours
+            log.exception("worker %s failed around task %s", self._worker, running.id)
+            outcome = worker_error(running, error)
+        self._capture.leave(running)
         run_s = time.monotonic() - started_mono
         if run_s > shortage.QUICK_S:
             self._terminated = self._terminated or self._files.are_short()
         attempt.lane.end()
         if attempt.lane.request() is Request.STOP and outcome.status is not TaskStatus.DONE:
             outcome = stopped()
-        running = attempt.running
-        word = await self._write(attempt, outcome)
+        try:
+            word = await _insist(lambda: self._write(attempt, outcome))
+        except Exception as error:  # a fault of ours: something in the outcome, or in the reports, can't be stored
+            log.exception("worker %s: the outcome of task %s can't be stored", self._worker, running.id)
+            attempt.unsent = []
+            word = await self._write_plainly(attempt, worker_error(running, error))
         self._stats.record(
             running.type,
             running.queue,
@@ -210,20 +249,28 @@ class AsyncProcess:
         self._free.append(attempt.lane)
         self._freed.set()
 
+    async def _write_plainly(self, attempt: _Attempt, outcome: Outcome) -> str:
+        try:
+            return await _insist(lambda: self._write(attempt, outcome))
+        except Exception:  # its lease runs out
+            log.exception("worker %s: nor can this be stored of task %s", self._worker, attempt.running.id)
+            return "lost"
+
     async def _outcome_of(self, attempt: _Attempt) -> Outcome:
         """Runs the code. It is cancelled by a stop (see `_on_request`) or by its timeout."""
         running = attempt.running
-        attempt.code = asyncio.create_task(self._execute(attempt))
-        if attempt.lane.request():  # asked for before there was something to cancel
-            self._cancel(attempt)
-        timeout_s = running.timeout_s if running.timeout_s and running.timeout_s > 0 else None
-        done, _ = await asyncio.wait([attempt.code], timeout=timeout_s)
-        if not done:
-            attempt.reports.is_overdue = True
-            attempt.code.cancel()
-            await asyncio.wait([attempt.code])
+        if attempt.code is None:
+            attempt.code = asyncio.create_task(self._execute(attempt))
+            if attempt.lane.request():  # asked for before there was something to cancel
+                self._cancel(attempt)
+        while not attempt.code.done():
+            left_s = None if attempt.reports.is_overdue else attempt.left_s()
+            done, _ = await asyncio.wait([attempt.code], timeout=left_s)
+            if not done:
+                attempt.reports.is_overdue = True
+                attempt.code.cancel()
         outcome = None if attempt.code.cancelled() else attempt.code.result()
-        if not done and (outcome is None or outcome.status is not TaskStatus.DONE):
+        if attempt.reports.is_overdue and (outcome is None or outcome.status is not TaskStatus.DONE):
             return timed_out(running)
         if outcome is not None:
             return outcome
@@ -259,7 +306,9 @@ class AsyncProcess:
         """Writes the outcome, as soon as Redis takes it; the word it answers. ``unwritten``: it is kept and written
         later, see `Unwritten`."""
         running = attempt.running
-        reports = attempt.reports.take()
+        if attempt.unsent is None:
+            attempt.unsent = attempt.reports.take()
+        reports = attempt.unsent
         refusals = 0
         while True:
             try:
@@ -312,9 +361,9 @@ class AsyncProcess:
         self._terminated = True
 
     async def _count_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(COUNT_S)
-            await self._count()
+        while not self._is_over:
+            await _insist(lambda: asyncio.sleep(COUNT_S))
+            await _insist(self._count)
             self._terminated = self._terminated or processgroup.has_many_zombies() or self._files.are_short()
 
     async def _count(self) -> None:
@@ -337,3 +386,26 @@ class _Attempt:
         self.task: asyncio.Task[None]
         self.code: asyncio.Task[Outcome] | None = None
         self.was_cancelled = False
+        self.unsent: list[Call[Any]] | None = None
+        """Its last reports, once its code is over."""
+        timeout_s = running.timeout_s if running.timeout_s and running.timeout_s > 0 else None
+        self._deadline_mono = None if timeout_s is None else time.monotonic() + timeout_s
+
+    def left_s(self) -> float | None:
+        """What is left of its time; None: it has no limit."""
+        return None if self._deadline_mono is None else max(self._deadline_mono - time.monotonic(), 0.0)
+
+
+async def _insist(step: Callable[[], Awaitable[T]]) -> T:
+    """Awaits a step of our own work, again when it is cancelled: a task may cancel all that runs on the loop."""
+    while True:
+        try:
+            return await step()
+        except asyncio.CancelledError:
+            _uncancel()
+
+
+def _uncancel() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.uncancel()

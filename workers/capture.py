@@ -7,11 +7,13 @@ no thread that the task starts itself. What belongs to no task goes where it alw
 
 from __future__ import annotations
 
+import codecs
 import io
 import logging
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, TextIO
 
@@ -71,10 +73,19 @@ class Capture:
         return None if attempt is None or attempt.is_over or not self.keeps else attempt
 
     def take(self, stream: str, text: str, source: str) -> bool:
-        """Take text for the log of the task that writes; False when nobody's turn it is."""
+        """Take text for the log of the task that writes; False when no task does."""
+        attempt = self.current()
+        return attempt is not None and self._take(attempt, stream, text, source)
+
+    def take_bytes(self, stream: str, data: bytes) -> bool:
+        """The same for bytes. A character may come in two parts."""
         attempt = self.current()
         if attempt is None:
             return False
+        text = attempt.decode(stream, data)
+        return not text or self._take(attempt, stream, text, "bytes")
+
+    def _take(self, attempt: Reports, stream: str, text: str, source: str) -> bool:
         attempt.write(stream, text, source)
         if self.passes_on:
             self.terminal.show(stream, text, attempt.running, source=source)
@@ -95,14 +106,25 @@ class _Stream(io.TextIOBase):
     def __init__(self, name: str, under: TextIO, capture: Capture) -> None:
         self._name, self._under, self._capture = name, under, capture
         self.buffer = _Bytes(self)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        """For what belongs to no task."""
 
     def write(self, text: str) -> int:
         """Take text: for the task's log, if it is a task that writes."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        if not self._capture.take(self._name, text, "stream"):
-            self._under.write(self._capture.terminal.hide(text))
-        return len(text)
+        plain = str.__str__(text)  # of a subclass, whatever it overrides
+        if not self._capture.take(self._name, plain, "stream"):
+            self._pass_on(plain)
+        return len(plain)
+
+    def write_bytes(self, data: bytes) -> None:
+        """Take bytes, in the same way."""
+        if not self._capture.take_bytes(self._name, data):
+            self._pass_on(self._decoder.decode(data))
+
+    def _pass_on(self, text: str) -> None:
+        self._under.write(self._capture.terminal.hide(text))
 
     def flush(self) -> None:
         """A task's lines are kept at once; the rest is the stream's business."""
@@ -142,7 +164,7 @@ class _Bytes(io.BufferedIOBase):
     def write(self, data: Any) -> int:
         """Take bytes."""
         raw = bytes(data)
-        self._stream.write(raw.decode("utf-8", "replace"))
+        self._stream.write_bytes(raw)
         return len(raw)
 
     def flush(self) -> None:
@@ -195,10 +217,14 @@ class _Handler(logging.Handler):
         self._capture = capture
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take one record."""
+        """Take one record. As with Python's own handlers, one that can't be shown is reported on stderr, and the code
+        that logs it goes on."""
         attempt = self._capture.current()
         if attempt is not None:
             try:
                 attempt.record(self.format(record), level=record.levelname.lower(), logger=record.name)
-            except (TypeError, ValueError, KeyError):  # the message and its arguments don't fit together
-                self.handleError(record)
+            except RecursionError:  # as Python's do: the code that logs is about to end with it
+                raise
+            except Exception:  # the arguments are the task's objects: their methods may raise anything
+                with suppress(Exception):
+                    self.handleError(record)

@@ -78,6 +78,6 @@ class CommandChannel:
             return
         try:
             command = msgspec.json.decode(data, type=dict[str, Any])
-        except msgspec.DecodeError:  # anybody may publish anything there
+        except (ValueError, RecursionError):  # anybody may publish anything there
             return
         self._on_command(channel.removeprefix(keys.COMMANDS), command)

@@ -127,12 +127,10 @@ class Interruption:
             while not main.done():
                 try:
                     loop.run_until_complete(main)
-                except (SystemExit, KeyboardInterrupt):  # of a sub-task, which keeps it for the one that awaits it
-                    continue
-                except RuntimeError:  # it stopped the loop; a closed one can't go on
+                except BaseException:  # a sub-task ends the program, or stops the loop
                     if loop.is_closed() or main.done():
                         raise
-            result, error = main.result()
+            result: T = main.result()
         except asyncio.CancelledError:
             raise next(iter(self._raised), asyncio.CancelledError) from None
         finally:
@@ -143,18 +141,13 @@ class Interruption:
             main = None
             if not self._is_as_new(loop):
                 self.close()
-        if error is not None:
-            raise error
-        return result  # type: ignore[return-value]
+        return result
 
-    async def _watched(self, coroutine: Coroutine[Any, Any, T]) -> tuple[T | None, BaseException | None]:
-        """The coroutine inside the loop. An exception raised by a signal would leave the loop in a bad state, and so
-        would one that ends programs: it is handed out."""
+    async def _watched(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The coroutine inside the loop. An exception raised by a signal would leave the loop in a bad state."""
         self._coroutine = asyncio.current_task()
         try:
-            return await coroutine, None
-        except (SystemExit, KeyboardInterrupt) as error:
-            return None, error
+            return await coroutine
         finally:
             self._coroutine = None
             leftovers = asyncio.all_tasks() - {asyncio.current_task()}

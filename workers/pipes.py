@@ -14,6 +14,7 @@ import os
 import select
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Final
 
 from workers.capture import Capture
@@ -24,6 +25,8 @@ PIPE_BYTES: Final = 1 << 20
 READ_BYTES: Final = 1 << 18
 MOST_AT_END: Final = 4 << 20
 """What a task left running may write without a pause: the end of the task doesn't wait for it."""
+RELOOK_MS: Final = 200
+_ENDED: Final = select.POLLHUP | select.POLLERR | select.POLLNVAL
 _F_SETPIPE_SZ: Final = 1031
 
 
@@ -73,12 +76,20 @@ class Pipes:
 
 
 class Output:
-    """The process's side: a thread reads what comes; `settle` sees to it that all of a task's output has been read."""
+    """The process's side: a thread reads what comes; `settle` sees to it that all of a task's output has been read.
+
+    A task may close descriptor 1 or 2, or put something else in its place. The end of file tells: nothing can write
+    into the pipe any more. `settle` then puts the pipe back, so that the next task's output is kept again.
+    """
 
     def __init__(self, readers: Mapping[str, int], capture: Capture) -> None:
         self._readers, self._capture = readers, capture
+        self._names = {reader: name for name, reader in readers.items()}
         self._lock = threading.Lock()
         self._decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in readers}
+        self._has_part = False
+        """Whether a decoder may hold a part of a character."""
+        self._wait_ms: int | None = None
         self._now = select.poll()
         self._later = select.poll()
         for poll in (self._now, self._later):
@@ -94,16 +105,46 @@ class Output:
     def settle(self) -> None:
         """Returns when all that was written until now has gone to where it belongs."""
         with self._lock:
-            if self._look(0):
+            found = self._look(0)
+            if found:
                 self._take(MOST_AT_END)
+            if found or self._has_part:
+                self._has_part = False
                 for name, decoder in self._decoders.items():
                     self._deliver(name, decoder.decode(b"", final=True))
+            for reader, events in found:
+                if events & _ENDED:
+                    self._put_back(self._names[reader], reader)
+
+    def _put_back(self, name: str, reader: int) -> None:
+        """Puts the pipe in the place of the descriptor again."""
+        try:
+            writer = os.open(f"/proc/self/fd/{reader}", os.O_WRONLY)  # the other end of the same pipe
+            os.dup2(writer, STREAMS[name])
+            if writer != STREAMS[name]:
+                os.close(writer)
+            os.set_inheritable(STREAMS[name], True)
+            self._later.register(reader, select.POLLIN)
+        except OSError:  # not Linux, or the task has closed our end, too: this stream's output is lost from now on
+            for poll in (self._now, self._later):
+                with suppress(KeyError):
+                    poll.unregister(reader)
 
     def _read_for_ever(self) -> None:
         while True:
-            self._later.poll()
+            # `poll` doesn't see what is registered while it waits.
+            ended = [reader for reader, events in self._later.poll(self._wait_ms) if events & _ENDED]
             with self._lock:
                 self._take(READ_BYTES)
+                for reader in ended:
+                    if not self._has_writer(reader):
+                        with suppress(KeyError):
+                            self._later.unregister(reader)  # until `settle` puts it back; else this loop would spin
+                        self._wait_ms = RELOOK_MS
+
+    def _has_writer(self, reader: int) -> bool:
+        """Whether something can still write: the pipe may have been put back meanwhile."""
+        return not any(at == reader and events & _ENDED for at, events in self._look(0))
 
     def _take(self, most: int) -> None:
         """Reads what is there, up to about `most` bytes of each stream."""
@@ -112,6 +153,7 @@ class Output:
             left = most
             while left > 0 and (data := read_some(reader)):
                 left -= len(data)
+                self._has_part = True
                 self._deliver(name, decoder.decode(data))
 
     def _deliver(self, name: str, text: str) -> None:
@@ -131,5 +173,5 @@ def read_some(fd: int) -> bytes:
     """A part of it; empty when there is nothing, or nobody who could write any more."""
     try:
         return os.read(fd, READ_BYTES)
-    except BlockingIOError:
+    except OSError:  # nothing is there; or a task has closed it
         return b""

@@ -19,7 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from taskpool import scripts
-from taskpool.attempt import Outcome, execute_task, stopped
+from taskpool.attempt import Outcome, execute_task, stopped, worker_error
 from taskpool.calls import Call
 from taskpool.claimed import waited_ms
 from taskpool.context import TaskContext
@@ -112,7 +112,7 @@ class Process:
         self._is_unsure = False
         """True after a failed round trip: Redis may have carried out the claim that was in it."""
         self._retry_s = FIRST_RETRY_S
-        self._must_leave = False
+        self._must_leave = self._has_failed = False
         self._files = shortage.Files(worker)
 
     def serve(self) -> int:
@@ -124,7 +124,7 @@ class Process:
         while not self._is_leaving():
             if self._unwritten.is_full:
                 time.sleep(LONGEST_RETRY_S)
-            running = self._exchange(claims=not self._unwritten.is_full)
+            running = self._exchange_or_log(claims=not self._unwritten.is_full)
             if running is None:
                 continue
             if self._is_leaving():
@@ -135,7 +135,7 @@ class Process:
                 if self._ended is None or self._ended.run_s > shortage.QUICK_S:
                     self._must_leave = self._must_leave or self._files.are_short()
         while self._ended is not None or self._is_unsure:  # Redis may be away; the supervisor sets an end to that
-            self._exchange(claims=False)
+            self._exchange_or_log(claims=False)
         self._unwritten.close()
         if self._output is not None:
             self._output.settle()
@@ -143,6 +143,25 @@ class Process:
 
     def _is_leaving(self) -> bool:
         return self._block.draining or self._interruption.terminated or self._must_leave
+
+    def _exchange_or_log(self, *, claims: bool) -> RunningTask | None:
+        """One round trip. A fault of ours in it ends neither the process nor, three times in a row, a task."""
+        try:
+            running = self._exchange(claims=claims)
+        except Exception as error:
+            log.exception("worker %s: a round trip failed", self._worker)
+            self._is_unsure = True
+            if self._ended is not None and self._has_failed:
+                self._unwritten.add(self._ended.running, worker_error(self._ended.running, error), error)
+                self._ended = None
+            elif self._ended is not None:
+                outcome = worker_error(self._ended.running, error)
+                self._ended = Ended(self._ended.running, outcome, self._ended.run_s, [])
+            self._has_failed = True
+            time.sleep(LONGEST_RETRY_S)
+            return None
+        self._has_failed = False
+        return running
 
     def _exchange(self, *, claims: bool) -> RunningTask | None:
         """One round trip: writes the last task's outcome, claims the next and returns it."""
@@ -152,7 +171,7 @@ class Process:
         claims = claims and not is_awaited
         calls: list[Call[Any]] = [AFTER_OTHERS] if is_awaited else []
         if ended is not None:
-            calls.append(update_status(ended.running, ended.outcome))
+            calls.append(self._end_of(ended))
         try:
             if self._is_unsure:
                 self._recover()
@@ -223,14 +242,40 @@ class Process:
         deltas = self._stats.take()
         return [scripts.count(deltas)] if deltas else []
 
+    @staticmethod
+    def _end_of(ended: Ended) -> Call[str]:
+        """The call that writes an outcome."""
+        try:
+            return update_status(ended.running, ended.outcome)
+        except Exception as error:  # a fault of ours: something in the outcome can't be stored
+            log.exception("the outcome of task %s can't be stored", ended.running.id)
+            return update_status(ended.running, worker_error(ended.running, error))
+
     def _perform(self, running: RunningTask) -> Ended | None:
-        """Runs one attempt. None: it leaves something behind that only the end of this process ends."""
+        """Runs one attempt, and outlives whatever happens around it.
+
+        None: it leaves something behind that only the end of this process ends.
+        """
         started_mono = time.monotonic()
+        reports = Reports(running, self._lane, self._reporter)
+        try:
+            return self._run_attempt(running, reports, started_mono)
+        except BaseException as error:  # a fault of ours, which must cost no other task anything
+            if os.getpid() != self._pid:  # in what the task forked
+                raise
+            log.exception("worker %s failed around task %s", self._worker, running.id)
+            self._interruption.unwatch()
+            self._lane.end()
+            self._capture.leave(running)
+            reports.forget()
+            reports.take()
+            return Ended(running, worker_error(running, error), time.monotonic() - started_mono, [])
+
+    def _run_attempt(self, running: RunningTask, reports: Reports, started_mono: float) -> Ended | None:
         timeout_s = max(running.timeout_s or 0.0, 0.0)
         safe_until = self._safe_until if running.on_lost_lease == "kill" else 0.0
         self._lane.begin(running.id, running.attempt_id, running.queue, started_mono, timeout_s, safe_until)
         self._interruption.watch(started_mono, started_mono + timeout_s if timeout_s else math.inf)
-        reports = Reports(running, self._lane, self._reporter)
         self._capture.enter(reports, alone=True)
         # A stop may have been asked for between the claim and now.
         outcome = stopped() if self._lane.request() else self._execute(running, reports)

@@ -6,6 +6,8 @@ is sent before the outcome, so that nothing is lost or comes too late. What Redi
 
 from __future__ import annotations
 
+import codecs
+import logging
 import threading
 import time
 from collections import deque
@@ -22,6 +24,8 @@ from taskpool.store import ReplyFault, Store
 from taskpool.types import RunningTask
 from workers.slots import Lane, Request
 from workers.spool import Spool
+
+log = logging.getLogger("workers")
 
 INTERVAL_S: Final = 0.25
 LINES_AT_ONCE: Final = 500
@@ -42,15 +46,14 @@ class Reporter:
 
     def notice(self, reports: Reports) -> None:
         """Sends what these reports hold, soon."""
-        if self.thread is None:
-            thread = threading.Thread(target=self._send_for_ever, name="taskpool-reports", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # no more threads are allowed: all is sent at the attempt's end, and the task goes on
-                return
-            self.thread = thread
         self._due.append(reports)
         self._wake.set()
+        if self.thread is None:
+            thread = self.thread = threading.Thread(target=self._send_for_ever, name="taskpool-reports", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # too many threads: it is sent with the attempt's end, or by the next try
+                self.thread = None
 
     def _send_for_ever(self) -> None:
         while True:
@@ -59,7 +62,11 @@ class Reporter:
             due = {self._due.popleft() for _ in range(len(self._due))}
             with self.sending:
                 for reports in due:
-                    self._send(reports)
+                    try:
+                        self._send(reports)
+                    except Exception:  # the next ones are to be sent all the same
+                        log.exception("the reports of task %s can't be sent", reports.running.id)
+                        reports.forget()
             for reports in due:
                 if reports.is_unsent:
                     self.notice(reports)
@@ -89,7 +96,8 @@ class Reports:
     """The `ContextSink` of one attempt. Made for every task, so it makes nothing itself before it is used."""
 
     __slots__ = (
-        "_is_due", "_is_over", "_lane", "_lines", "_progress", "_progress_sent", "_reporter", "is_overdue", "running",
+        "_decoders", "_is_due", "_is_over", "_lane", "_lines", "_progress", "_progress_sent", "_reporter", "is_overdue",
+        "running",
     )  # fmt: skip
 
     def __init__(self, running: RunningTask, lane: Lane, reporter: Reporter) -> None:
@@ -99,6 +107,8 @@ class Reports:
         self._progress: Mapping[str, Any] | None = None
         self._progress_sent: Mapping[str, Any] | None = None
         self._lines: Lines | None = None
+        self._decoders: dict[str, codecs.IncrementalDecoder] | None = None
+        """By stream, of what is written as bytes."""
         self._is_due = self._is_over = False
 
     @property
@@ -119,6 +129,9 @@ class Reports:
         calls: list[Call[Any]] = []
         with self._reporter.sending:  # a report that is under way arrives before the outcome
             if self._lines is not None:
+                for stream, decoder in (self._decoders or {}).items():
+                    if rest := decoder.decode(b"", final=True):
+                        self._lines.write(stream, rest, "bytes")
                 self._lines.end()
             while (unsent := self.unsent()).calls:
                 calls += unsent.calls
@@ -145,6 +158,11 @@ class Reports:
         if self._lines is not None:
             self._lines.drop(unsent.last_line)
 
+    def forget(self) -> None:
+        """Give up what can't be sent."""
+        self._progress = self._progress_sent = None
+        self._lines = None
+
     # --- the task's side ----------------------------------------------------------------------------------
 
     def progress(self, done: float, total: float | None, note: str | None) -> None:
@@ -166,6 +184,15 @@ class Reports:
         """Takes a part of a stream, stdout or stderr. `source`: what it came through; its parts follow each other."""
         self.log_lines().write(stream, text, source)
         self._notice()
+
+    def decode(self, stream: str, data: bytes) -> str:
+        """The text of bytes that are written to a stream; what begins a character waits for the rest of it."""
+        if self._decoders is None:
+            self._decoders = {}
+        if stream not in self._decoders:
+            self._decoders[stream] = codecs.getincrementaldecoder("utf-8")("replace")
+            self.log_lines()
+        return self._decoders[stream].decode(data)
 
     def log_lines(self) -> Lines:
         """Where its lines go, made for the first one."""

@@ -92,7 +92,11 @@ class Terminal:
         """That the operator's terminal, or whatever stands in its place, is gone is no fault of a task."""
         target = self._streams[stream]
         try:
-            target.write(text)
+            try:
+                target.write(text)
+            except UnicodeEncodeError:
+                encoding = target.encoding or "ascii"
+                target.write(text.encode(encoding, "backslashreplace").decode(encoding))
             if "\n" in text:
                 target.flush()
         except (OSError, ValueError):

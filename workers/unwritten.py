@@ -15,7 +15,7 @@ from typing import Final
 
 from taskpool import scripts
 from taskpool.attempt import Outcome, stopped
-from taskpool.errors import RedisRefused, RedisUnavailable
+from taskpool.errors import RedisUnavailable
 from taskpool.status import update_status
 from taskpool.store import ReplyFault, Store
 from taskpool.types import RunningTask
@@ -49,7 +49,7 @@ class Unwritten:
         self._lock = threading.Lock()
         self._closing = threading.Event()
 
-    def add(self, running: RunningTask, outcome: Outcome, error: ReplyFault | RedisRefused) -> None:
+    def add(self, running: RunningTask, outcome: Outcome, error: Exception) -> None:
         """Keeps an outcome that Redis answered with `error`, and writes it again until Redis takes it."""
         log.error(
             "worker %s: the outcome of task %s (%s) can't be written, it is kept and tried again: %s; look at the keys "

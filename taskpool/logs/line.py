@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from taskpool.handover import clean
 from taskpool.types import Document
 
 TAIL_SHARE: Final = 10
@@ -212,8 +213,8 @@ def encode(line: LogLine) -> bytes:
     try:
         return encode_line(line)
     except UnicodeEncodeError:
-        logger = None if line.logger is None else _clean(line.logger)
-        return encode_line(msgspec.structs.replace(line, text=_clean(line.text), logger=logger))
+        level, logger = [None if part is None else clean(part) for part in (line.level, line.logger)]
+        return encode_line(msgspec.structs.replace(line, text=clean(line.text), level=level, logger=logger))
 
 
 def plain_text(lines: Iterable[LogLine]) -> str:
@@ -235,7 +236,3 @@ def _shown_whole(line: str) -> str:
 
 def _without_return(line: str) -> str:
     return line.removesuffix("\r")
-
-
-def _clean(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()

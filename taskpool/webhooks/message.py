@@ -88,7 +88,7 @@ def read_entry(id: str, flat: Sequence[bytes]) -> OutboxEntry | None:
             return None
         TaskStatus(event["status"])  # raises for what is no word
         return _entry(id, event, h)
-    except (msgspec.DecodeError, KeyError, ValueError, AttributeError):
+    except (msgspec.DecodeError, KeyError, ValueError, AttributeError, RecursionError):
         return None
 
 
