@@ -132,8 +132,10 @@ async def _awaited(result: Any) -> _Held:
 
 def _was_cancelled(error: BaseException) -> bool:
     """Whether it tells of a cancellation. A task may raise a CancelledError as it may raise anything."""
+    if not issubclass(type(error), asyncio.CancelledError):
+        return False  # what the task forked has no loop, and may leave
     task = asyncio.current_task()
-    return issubclass(type(error), asyncio.CancelledError) and task is not None and task.cancelling() > 0
+    return task is not None and task.cancelling() > 0
 
 
 async def execute_task_async(

@@ -121,21 +121,31 @@ def bearers(module: ModuleType, mark: str) -> Iterator[Any]:
         if id(value) in seen:
             return
         seen.add(id(value))
-        inner: Any = ()
-        if isinstance(value, dict):
-            inner = value.values()
-        elif isinstance(value, list | tuple | set | frozenset):
-            inner = value
-        elif inspect.isclass(value):
-            inner = vars(value).values() if value.__module__ == module.__name__ else ()
-        elif _has(value, mark):
-            yield value
-        if depth > 0 and len(inner) <= _MOST_ITEMS:
-            for each in list(inner):
+        inner = _members(value, module)
+        if inner is None:
+            if _has(value, mark):
+                yield value
+        elif depth > 0 and len(inner) <= _MOST_ITEMS:
+            for each in inner:
                 yield from look(each, depth - 1)
 
     for each in list(vars(module).values()):
         yield from look(each, _MOST_LEVELS)
+
+
+def _members(value: Any, module: ModuleType) -> list[Any] | None:
+    """What a container, or a class of this module, holds; None for any other object."""
+    kind = type(value)  # `isinstance` asks the object's own `__class__`, which may raise
+    try:
+        if issubclass(kind, dict):
+            return list(value.values())
+        if issubclass(kind, list | tuple | set | frozenset):
+            return list(value)
+        if issubclass(kind, type):
+            return list(vars(value).values()) if value.__module__ == module.__name__ else []
+    except Exception:  # a user's own class may do anything
+        return []
+    return None
 
 
 def _has(value: Any, mark: str) -> bool:
