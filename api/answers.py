@@ -84,6 +84,12 @@ class Workers(Document, frozen=True, kw_only=True):
     """Every worker process."""
 
     workers: Sequence[WorkerDocument]
+    warnings: Annotated[
+        Sequence[str],
+        Meta(
+            description="what is wrong with the RQ programs that share the workers' queues; not for keys of a project"
+        ),
+    ] = ()
 
 
 class Keys(Document, frozen=True, kw_only=True):
@@ -146,7 +152,8 @@ class Ready(Document, frozen=True, kw_only=True):
     ] = None
     workers: Count | None = None
     warnings: Annotated[
-        Sequence[str] | None, Meta(description="what of Redis's settings can cost tasks; empty: nothing")
+        Sequence[str] | None,
+        Meta(description="what can cost tasks: settings of Redis, RQ programs beside the workers; empty: nothing"),
     ] = None
 
 

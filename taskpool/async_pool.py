@@ -284,6 +284,10 @@ class AsyncTaskPool(Face):
         """Every registered worker process."""
         return await self.store.carry_out(overview.workers())
 
+    async def worker_warnings(self) -> list[str]:
+        """What is wrong with the RQ programs that share queues with the workers, each in a sentence."""
+        return await self.store.carry_out(overview.worker_warnings())
+
     async def counters(self) -> dict[str, int]:
         """The running totals of the whole cluster (see `taskpool.metrics_names`)."""
         return await self.store.run(overview.counters())

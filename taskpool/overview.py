@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -14,6 +14,8 @@ from taskpool.fleet import QueueInfo, WorkerInfo
 from taskpool.listing import queue_names
 from taskpool.types import utc
 
+FOREIGN_FRESH_S: Final = 60
+MOST_NAMES: Final = 10
 REGISTRIES: Final = (keys.WIP, keys.SCHEDULED, keys.DEFERRED, keys.FINISHED, keys.FAILED, keys.CANCELED)
 
 
@@ -94,6 +96,47 @@ def workers() -> Plan[list[WorkerInfo]]:
     ]
 
 
+def worker_warnings() -> Plan[list[str]]:
+    """What is wrong with the RQ programs that share queues with our pools, each in a sentence for operators."""
+    live = yield from pools()
+    entered, found, now_ms = yield (
+        Call(("SMEMBERS", keys.WORKERS), lambda reply: [key.decode() for key in reply], again=True),
+        Call(("ZRANGE", keys.FOREIGN_QUEUES, 0, -1, "WITHSCORES"), _hash, again=True),
+        Call(("TIME",), _now_ms, again=True),
+    )
+    known = {keys.WORKER + worker for pool in live for worker in pool.workers}
+    others = sorted(set(entered) - known)
+    hashes = yield [Call(("HGETALL", key), _hash, again=True) for key in others]
+    ours = {queue for pool in live for queue in pool.queues}
+    plain = {
+        key.removeprefix(keys.WORKER): ours & set(h.get("queues", "").split(","))
+        for key, h in zip(others, hashes, strict=True)
+        if "birth" in h and "death" not in h and "pool" not in h
+    }
+    foreign = {queue for queue, at_s in found.items() if now_ms / 1000 - float(at_s) < FOREIGN_FRESH_S}
+    return [*_sharing(plain), *(_foreign(queue, plain) for queue in sorted(foreign & ours))]
+
+
+def _sharing(plain: Mapping[str, set[str]]) -> Iterator[str]:
+    names = [f"{name} ({', '.join(sorted(queues))})" for name, queues in plain.items() if queues]
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    if names:
+        yield (
+            f"RQ workers serve Taskpool's queues: {', '.join(names[:MOST_NAMES])}{more}. Start them with `-S json` and "
+            "TASKPOOL_TASKS, or on other queues: RQ's default serializer can't read tasks"
+        )
+
+
+def _foreign(queue: str, plain: Mapping[str, set[str]]) -> str:
+    left = f"The queue {queue!r} holds RQ jobs that aren't Taskpool tasks. They are left to RQ workers"
+    if any(queue in queues for queues in plain.values()):
+        return left
+    return (
+        f"{left}, but none serves that queue: start one, name the jobs' functions in TASKPOOL_RQ_FUNCTIONS, "
+        "or set TASKPOOL_FOREIGN_JOBS=refuse"
+    )
+
+
 def counters() -> Call[dict[str, int]]:
     """The running totals of the cluster (see `metrics_names`)."""
     return Call(("HGETALL", keys.COUNTERS), _counted, again=True)
@@ -143,7 +186,7 @@ def _worker(name: str, h: Mapping[str, str], current: tuple[str, ...], pool: str
         pid=int(h.get("pid") or 0),
         state=h.get("state", "?"),
         queues=tuple(h.get("queues", "").split(",")),
-        pool=pool,
+        pool=pool or h.get("pool"),
         current=current,
         done=int(h.get("successful_job_count", 0)),
         failed=int(h.get("failed_job_count", 0)),

@@ -230,6 +230,10 @@ class TaskPool(Face):
         """Every registered worker process."""
         return self.store.carry_out(overview.workers())
 
+    def worker_warnings(self) -> list[str]:
+        """What is wrong with the RQ programs that share queues with the workers, each in a sentence."""
+        return self.store.carry_out(overview.worker_warnings())
+
     def counters(self) -> dict[str, int]:
         """The running totals of the whole cluster (see `taskpool.metrics_names`)."""
         return self.store.run(overview.counters())

@@ -343,7 +343,7 @@ def test_types_are_listed_with_their_payloads(pool: Reached) -> None:
 
 def test_workers_are_none_when_none_runs(pool: Reached) -> None:
     assert "no worker runs" in run(pool, "workers").stderr
-    assert json.loads(run(pool, "workers", "--json").stdout) == {"workers": []}
+    assert json.loads(run(pool, "workers", "--json").stdout) == {"workers": [], "warnings": []}
 
 
 def test_an_unreachable_redis_is_one_line() -> None:

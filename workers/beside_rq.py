@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from typing import Final
 
 from redis import Redis
 from redis.exceptions import RedisError
 
-from taskpool import keys, rqjob, scripts
+from taskpool import keys, overview, rqjob, scripts
 from taskpool.calls import Call, one
 from taskpool.errors import RedisUnavailable
 from taskpool.settings import Settings
@@ -24,6 +25,7 @@ from workers.housekeeping import all_queues
 log = logging.getLogger("workers")
 
 LOOK_S: Final = 5.0
+WARN_S: Final = 30.0
 STUCK_S: Final = 30.0
 """How long a task may have been taken by an RQ worker and not started. RQ's own maintenance fails it after 60 s at the
 earliest: by then it is queued again."""
@@ -36,12 +38,21 @@ TOLD: Final = 100
 class BesideRq:
     """One duty: a look every LOOK_S."""
 
-    def __init__(self, store: AsyncStore, settings: Settings, connection: Redis, *, stuck_s: float = STUCK_S) -> None:
+    def __init__(
+        self,
+        store: AsyncStore,
+        settings: Settings,
+        connection: Redis,
+        *,
+        stuck_s: float = STUCK_S,
+        warn_after_s: float = LOOK_S,
+    ) -> None:
         self._store, self._foreign, self._stuck_s = store, settings.foreign, stuck_s
         self._connection = connection
         self._told: deque[str] = deque(maxlen=TOLD)
         self._offsets: dict[str, int] = {}
         self._swept_to = ""
+        self._warn_mono = time.monotonic() + warn_after_s
 
     async def step(self) -> float:
         """One look; the seconds until the next.
@@ -49,7 +60,7 @@ class BesideRq:
         Raises:
             RedisUnavailable: Redis is away.
         """
-        for look in (self._adopt, self._release_dependents, self._sweep_secrets):
+        for look in (self._adopt, self._release_dependents, self._sweep_secrets, self._warn):
             try:
                 await look()
             except ReplyFault as fault:  # a damaged record must not keep the other looks back
@@ -69,6 +80,14 @@ class BesideRq:
         if adopted.count:
             log.warning("%d tasks that an RQ worker took and never started are queued again", adopted.count)
 
+    async def _warn(self) -> None:
+        """Logs what is wrong with the RQ programs beside the pools, each thing once."""
+        if self._warn_mono > time.monotonic():
+            return
+        self._warn_mono = time.monotonic() + WARN_S
+        for text in await self._store.carry_out(overview.worker_warnings()):
+            self._tell(text)
+
     async def _release_dependents(self) -> None:
         """Queues the RQ jobs that waited for a job of an RQ function which ended here. RQ's own code does it."""
         ids = await self._store.run(Call(("SRANDMEMBER", keys.RQ_OUTBOX, BATCH), _names, again=True))
@@ -86,7 +105,7 @@ class BesideRq:
         """Logs a warning, once."""
         if text not in self._told:
             self._told.append(text)
-            log.warning("beside RQ: %s", text)
+            log.warning("%s", text)
 
     async def _sweep_secrets(self) -> None:
         for _ in range(SECRETS_STEPS):

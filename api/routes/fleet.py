@@ -66,6 +66,9 @@ class FleetRoutes:
 
     @operation("list_workers", tag="fleet", answers={200: Workers})
     async def workers(self, request: Request) -> Json:
-        """GET /workers: every worker process."""
+        """GET /workers: every worker process, and what is wrong with RQ programs beside them."""
         read_query(request.scope["query_string"], NoQuery)
-        return Json(Workers(workers=[worker_document(info) for info in await self._pool.workers()]))
+        infos = await self._pool.workers()
+        # They name queues of all projects.
+        warnings = await self._pool.worker_warnings() if caller_of(request.scope).project is None else []
+        return Json(Workers(workers=[worker_document(info) for info in infos], warnings=warnings))

@@ -56,13 +56,15 @@ class HealthRoutes:
     @operation("is_ready", tag="service", query=None, answers={200: Ready})
     async def ready(self, request: Request) -> Json:
         """GET /readyz: Redis answers and takes writes. Callers who see all tasks get what it keeps, too."""
-        server, workers = await asyncio.gather(self._pool.server(), self._pool.workers())
+        server, workers, beside = await asyncio.gather(
+            self._pool.server(), self._pool.workers(), self._pool.worker_warnings()
+        )
         if server.role != "master":
             raise _not_ready("it is a read-only replica now")
         is_full = await self._memory_is_full()
         if not await self._gate.would_admit(request.scope, READ_ALL):
             return Json(Ready(status="ok"))
-        warnings = (*server.warnings, MEMORY_FULL) if is_full else server.warnings
+        warnings = (*server.warnings, *((MEMORY_FULL,) if is_full else ()), *beside)
         document = server_document(server)
         return Json(
             Ready(status="ok", reads=True, writes=True, redis=document, workers=len(workers), warnings=warnings)

@@ -83,12 +83,14 @@ def workers(as_json: bool, **flags: Any) -> None:
     from taskpool.document import worker_document
 
     with open_service(flags) as service:
-        infos = service.workers()
+        infos, warnings = service.workers(), service.worker_warnings()
     if as_json:
-        print_json({"workers": [worker_document(info) for info in infos]})
+        print_json({"workers": [worker_document(info) for info in infos], "warnings": list(warnings)})
     else:
         columns = ("worker", "host", ">pid", "state", ">done", ">failed", "started", "queues", "runs")
         print_table(columns, map(_worker_row, infos), nothing="no worker runs: start some with `taskpool worker`")
+        for warning in warnings:
+            click.echo(f"Warning: {warning}.", err=True)
 
 
 def _print_queues(infos: Sequence[QueueInfo]) -> None:

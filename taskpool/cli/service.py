@@ -53,6 +53,8 @@ class Service(Protocol):
 
     def workers(self) -> Sequence[WorkerInfo]: ...
 
+    def worker_warnings(self) -> Sequence[str]: ...
+
 
 @contextmanager
 def open_service(flags: Mapping[str, Any]) -> Iterator[Service]:

@@ -173,6 +173,10 @@ class AsyncClient:
         """Every registered worker process."""
         return await self.send(operations.workers())
 
+    async def worker_warnings(self) -> list[str]:
+        """What is wrong with the RQ programs that share queues with the workers, each in a sentence."""
+        return await self.send(operations.worker_warnings())
+
     async def logs(self, id: str, *, cursor: str | None = None, limit: int = 100) -> Page[LogLine]:
         """A page of a task's log, the oldest line first. While the task hasn't ended there is always a next cursor.
 

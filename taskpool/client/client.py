@@ -175,6 +175,10 @@ class Client:
         """Every registered worker process."""
         return self.send(operations.workers())
 
+    def worker_warnings(self) -> list[str]:
+        """What is wrong with the RQ programs that share queues with the workers, each in a sentence."""
+        return self.send(operations.worker_warnings())
+
     def logs(self, id: str, *, cursor: str | None = None, limit: int = 100) -> Page[LogLine]:
         """A page of a task's log, the oldest line first. While the task hasn't ended there is always a next cursor.
 

@@ -123,6 +123,11 @@ def workers() -> Request[list[WorkerInfo]]:
     return Request(method="GET", path="/workers", read=values.workers)
 
 
+def worker_warnings() -> Request[list[str]]:
+    """What is wrong with the RQ programs beside the workers."""
+    return Request(method="GET", path="/workers", read=values.worker_warnings)
+
+
 def logs(id: str, cursor: str | None, limit: int) -> Request[Page[LogLine]]:
     """A page of a task's log."""
     query = _given(cursor=cursor, limit=limit)

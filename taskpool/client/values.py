@@ -88,6 +88,7 @@ class _Types(msgspec.Struct):
 
 class _Workers(msgspec.Struct):
     workers: list[WorkerInfo]
+    warnings: list[str] = []
 
 
 class _Reader(Generic[T]):
@@ -187,6 +188,11 @@ def types(answer: Answer) -> list[TypeInfo]:
 def workers(answer: Answer) -> list[WorkerInfo]:
     """Every worker process."""
     return _workers(answer.body).workers
+
+
+def worker_warnings(answer: Answer) -> list[str]:
+    """What is wrong with the RQ programs beside the workers; an older API says nothing of it."""
+    return _workers(answer.body).warnings
 
 
 def lines(answer: Answer) -> Page[LogLine]:
