@@ -96,6 +96,9 @@ UNKNOWN_TYPE: Final = "unknown"
 FOREIGN_KEPT_S: Final = 300
 """After that long the search behind a queue's foreign jobs begins at the queue's head again."""
 
+JUDGED_S: Final = 20
+"""How long a task that a plain RQ worker failed doesn't count as ended for its dependents, unless it was judged."""
+
 WIP_GRACE_S: Final = 3600
 """Seconds added to the end of a lease in ``rq:wip:*``. `rq info` and RQ's maintenance fail every task whose
 score has passed; ours is taken back by the reaper the moment its lease ends, long before that."""

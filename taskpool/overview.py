@@ -11,6 +11,7 @@ from taskpool import keys
 from taskpool.calls import Call, Plan, one
 from taskpool.catalogue import pools
 from taskpool.fleet import QueueInfo, WorkerInfo
+from taskpool.hash_fields import number_of, time_of
 from taskpool.listing import queue_names
 from taskpool.types import utc
 
@@ -96,23 +97,35 @@ def workers() -> Plan[list[WorkerInfo]]:
     ]
 
 
-def worker_warnings() -> Plan[list[str]]:
-    """What is wrong with the RQ programs that share queues with our pools, each in a sentence for operators."""
+def plain_workers() -> Plan[dict[str, set[str]]]:
+    """The RQ workers that aren't ours, and which of our queues they serve."""
+    _, plain = yield from _neighbours()
+    return plain
+
+
+def _neighbours() -> Plan[tuple[set[str], dict[str, set[str]]]]:
+    """The queues of our pools; and the RQ workers that aren't ours, with those of these queues that they serve."""
     live = yield from pools()
-    entered, found, now_ms = yield (
-        Call(("SMEMBERS", keys.WORKERS), lambda reply: [key.decode() for key in reply], again=True),
-        Call(("ZRANGE", keys.FOREIGN_QUEUES, 0, -1, "WITHSCORES"), _hash, again=True),
-        Call(("TIME",), _now_ms, again=True),
+    entered = yield from one(
+        Call(("SMEMBERS", keys.WORKERS), lambda reply: [key.decode() for key in reply], again=True)
     )
-    known = {keys.WORKER + worker for pool in live for worker in pool.workers}
-    others = sorted(set(entered) - known)
+    others = sorted(set(entered) - {keys.WORKER + worker for pool in live for worker in pool.workers})
     hashes = yield [Call(("HGETALL", key), _hash, again=True) for key in others]
     ours = {queue for pool in live for queue in pool.queues}
-    plain = {
+    return ours, {
         key.removeprefix(keys.WORKER): ours & set(h.get("queues", "").split(","))
         for key, h in zip(others, hashes, strict=True)
         if "birth" in h and "death" not in h and "pool" not in h
     }
+
+
+def worker_warnings() -> Plan[list[str]]:
+    """What is wrong with the RQ programs that share queues with our pools, each in a sentence for operators."""
+    ours, plain = yield from _neighbours()
+    found, now_ms = yield (
+        Call(("ZRANGE", keys.FOREIGN_QUEUES, 0, -1, "WITHSCORES"), _hash, again=True),
+        Call(("TIME",), _now_ms, again=True),
+    )
     foreign = {queue for queue, at_s in found.items() if now_ms / 1000 - float(at_s) < FOREIGN_FRESH_S}
     return [*_sharing(plain), *(_foreign(queue, plain) for queue in sorted(foreign & ours))]
 
@@ -183,14 +196,14 @@ def _worker(name: str, h: Mapping[str, str], current: tuple[str, ...], pool: str
     return WorkerInfo(
         name=name,
         host=h.get("hostname", ""),
-        pid=int(h.get("pid") or 0),
+        pid=number_of(h.get("pid", "").encode(), 0),
         state=h.get("state", "?"),
         queues=tuple(h.get("queues", "").split(",")),
         pool=pool or h.get("pool"),
         current=current,
-        done=int(h.get("successful_job_count", 0)),
-        failed=int(h.get("failed_job_count", 0)),
-        working_s=float(h.get("total_working_time", 0)),
+        done=number_of(h.get("successful_job_count", "").encode(), 0),
+        failed=number_of(h.get("failed_job_count", "").encode(), 0),
+        working_s=_float(h.get("total_working_time")),
         started_at=_time(h.get("birth")),
         last_heartbeat=_time(h.get("last_heartbeat")),
     )
@@ -217,5 +230,12 @@ def _text(reply: bytes | None) -> str | None:
     return reply.decode() if reply else None
 
 
+def _float(text: str | None) -> float:
+    try:
+        return float(text or 0)
+    except ValueError:
+        return 0.0
+
+
 def _time(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text) if text else None
+    return time_of(text.encode()) if text else None

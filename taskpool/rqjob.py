@@ -42,6 +42,7 @@ OF_AN_ATTEMPT: Final = (
 LEAST_TTL_FOR_DEPENDENTS_S: Final = 86_400
 DESCRIPTION_LENGTH: Final = 120
 SMALL: Final = 2000
+LONGEST_TRACEBACK: Final = 1_000_000
 
 _own_key = Script("own_key", "unique")
 _encode = msgspec.json.Encoder().encode
@@ -123,6 +124,15 @@ def exc_string(text: str) -> bytes:
 def return_value(result: bytes) -> bytes:
     """A result (JSON) as RQ keeps it in its result stream."""
     return base64.b64encode(result)
+
+
+def is_unread(exc_string: str) -> bool:
+    """Whether a traceback in RQ's result stream says that its worker couldn't read the job: nothing of it ran."""
+    try:
+        text = zlib.decompressobj().decompress(base64.b64decode(exc_string), LONGEST_TRACEBACK)
+    except (zlib.error, ValueError):
+        return False
+    return text.rstrip().rpartition(b"\n")[2].startswith(b"rq.exceptions.DeserializationError")
 
 
 def release_dependents(connection: Redis, id: str) -> None:

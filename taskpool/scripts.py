@@ -25,13 +25,18 @@ from taskpool.types import LEFT_ALONE, ForeignJobs, RunningTask, TaskStatus
 
 __all__ = ["Added", "NewTask", "add"]  # and all that is below
 
+UNREAD: Final = (
+    "RQ workers took it again and again and could not read it: "
+    "start them with `-S json` and TASKPOOL_TASKS, or on other queues"
+)
 NO_TRACEBACK: Final = b""
 NOT_STARTED: Final = "canceled before it started"
 """What the record of a task says that a person canceled."""
 
 _claim = Script("claim", "unique", "foreign")
 _finish, _requeue = map(Script, ("finish", "requeue"))
-_crash, _adopt = (Script(name, "foreign") for name in ("crash", "adopt"))
+_crash, _adopt, _misread = (Script(name, "foreign") for name in ("crash", "adopt", "misread"))
+_judge = Script("judge")
 _heartbeat, _unseen, _progress, _log, _stop = map(Script, ("heartbeat", "unseen", "progress", "log", "stop"))
 _cancel, _promote, _release = map(Script, ("cancel", "promote", "release"))
 _revive, _purge, _sweep_unique = (Script(name, "unique") for name in ("revive", "purge", "sweep_unique"))
@@ -54,6 +59,15 @@ class Adopted:
 
     count: int
     offsets: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Misread:
+    """The state of each queue's failed tasks and the next offset; and those that an RQ worker failed: id, entry of the
+    result, traceback."""
+
+    states: Mapping[str, tuple[str, int]]
+    found: Sequence[tuple[str, str, str]]
 
 
 # --- one attempt --------------------------------------------------------------------------------------------
@@ -271,6 +285,26 @@ def adopt(offsets: Mapping[str, int], limit: int, *, after_s: float, foreign: Fo
 
     flat = [part for item in offsets.items() for part in item]
     return _adopt.call((f"{after_s:g}", limit, foreign.argument, *flat), read, again=True)
+
+
+def misread(states: Mapping[str, tuple[str, int]], *, limit: int, most: int, walks: bool) -> Call[Misread]:
+    """Find tasks that a plain RQ worker failed, among the last `limit` failed ones of each queue; `most` of them.
+    `states`: what the last call answered for each queue. `walks`: look at the older ones, too, page by page."""
+
+    def read(reply: list[Any]) -> Misread:
+        ends = 2 * len(states)
+        after = [(state.decode(), offset) for state, offset in zip(reply[:ends:2], reply[1:ends:2], strict=True)]
+        texts = [part.decode() for part in reply[ends:]]
+        return Misread(dict(zip(states, after, strict=True)), list(zip(*[iter(texts)] * 3, strict=True)))
+
+    flat = [part for queue, (state, offset) in states.items() for part in (queue, state, offset if walks else "")]
+    return _misread.call((limit, most, *flat), read, again=True)
+
+
+def judge(id: str, entry: str, *, is_unread: bool) -> Call[str]:
+    """Schedule a task again that an RQ worker failed without reading it, or let its failure stand: ``scheduled``,
+    ``failed`` or ``lost``. `entry`: the id of the result that was judged."""
+    return _judge.call((id, entry, "1" if is_unread else "", UNREAD), _word, again=True)
 
 
 def sweep_unique(cursor: str, limit: int) -> Call[str]:

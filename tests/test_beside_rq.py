@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from click.testing import CliRunner
 from redis import Redis
 from rq import Queue, SimpleWorker
 from rq.executions import Execution
@@ -14,10 +15,14 @@ from rq.job import Job, requeue_job
 from rq.serializers import JSONSerializer
 
 from taskpool import Registry, Secret, TaskPool, TaskStatus, scripts, task
+from taskpool.catalogue import PoolInfo, publish
+from taskpool.cli.root import main
 from taskpool.keys import SECRETS, SECRETS_INDEX
+from taskpool.overview import worker_warnings
 from taskpool.rqjob import ENTRY_POINT
 from taskpool.settings import Settings
 from taskpool.store import AsyncStore
+from tests.api_client import api
 from tests.states import SEED, World
 from workers.beside_rq import BesideRq
 
@@ -258,3 +263,154 @@ def test_a_plain_rq_worker_takes_the_key_of_a_requeued_task_again(world: World) 
     SimpleWorker([queue], connection=world.redis, serializer=JSONSerializer).work(burst=True)
 
     assert (world.get("a").status, world.get("a").result) == (S.DONE, 1)
+
+
+# --- failed by an RQ worker that couldn't read them -------------------------------------------------------------
+
+
+def pickle_worker(redis: Redis) -> None:
+    """What `rq worker` does without `-S json`, until the queue is empty."""
+    SimpleWorker([Queue(connection=redis)], connection=redis).work(burst=True)
+
+
+async def test_a_task_that_an_rq_worker_could_not_read_is_scheduled_again(beside: BesideRq, world: World) -> None:
+    world.add("a", tags=["red"])
+    pickle_worker(world.redis)
+    assert world.get("a").status is S.FAILED
+
+    await beside.step()
+
+    record = world.get("a")
+    assert (record.status, record.attempt) == (S.SCHEDULED, 0)
+    assert not world.redis.exists("rq:failed:default")
+    assert world.events("a")[-1] == (2, "scheduled", "scheduled")
+    world.make_due("a")
+    assert world.run(scripts.promote("a", "default")) == "ok"
+    assert world.finish(world.claim()) == "ok"
+    assert (world.get("a").status, world.get("a").error) == (S.DONE, None)
+
+
+async def test_what_waits_for_such_a_task_waits_on(beside: BesideRq, world: World) -> None:
+    world.add("a")
+    world.add("child", depends_on=["a"], queue="other")
+    pickle_worker(world.redis)
+
+    world.run(scripts.sweep_waiting("other", 100))
+    assert not world.redis.exists("taskpool:outbox")
+    await beside.step()
+    world.make_due("a")
+    world.run(scripts.promote("a", "default"))
+    world.finish(world.claim())
+    world.run(scripts.release("a"))
+
+    assert world.get("child").status is S.QUEUED
+
+
+async def test_a_task_that_failed_in_an_rq_worker_stays_failed(beside: BesideRq, world: World) -> None:
+    world.add("a", type="word_count", payload={"path": "/no/such/file"})
+    world.add("b", type="nobody_knows")
+    queue = Queue(connection=world.redis, serializer=JSONSerializer)
+    SimpleWorker([queue], connection=world.redis, serializer=JSONSerializer).work(burst=True)
+    world.end("c", S.FAILED)
+
+    await beside.step()
+
+    assert [world.get(id).status for id in ("a", "b", "c")] == [S.FAILED] * 3
+
+
+async def test_a_task_that_such_workers_take_again_and_again_fails_in_the_end_and_says_why(
+    beside: BesideRq, world: World
+) -> None:
+    world.add("a")
+
+    waits = []
+    for _ in range(20):
+        pickle_worker(world.redis)
+        await beside.step()
+        seconds, micros = world.redis.time()
+        waits.append(round(world.redis.zscore("rq:scheduled:default", "a") - seconds - micros / 1e6))
+        world.make_due("a")
+        world.run(scripts.promote("a", "default"))
+    pickle_worker(world.redis)
+    await beside.step()
+
+    record = world.get("a")
+    assert (record.status, record.reason) == (S.FAILED, "rq_worker")
+    assert record.error is not None
+    assert "could not read it: start them with `-S json`" in record.error
+    assert waits[:8] == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+async def test_a_foreign_job_that_failed_is_left_as_it_is(beside: BesideRq, world: World) -> None:
+    job = Queue(connection=world.redis, serializer=JSONSerializer).enqueue("os.getcwd")
+    pickle_worker(world.redis)
+    before = world.redis.hgetall(job.key)
+
+    await beside.step()
+
+    assert world.redis.hgetall(job.key) == before
+
+
+async def test_a_misread_task_whose_unique_key_was_taken_meanwhile_is_canceled(beside: BesideRq, world: World) -> None:
+    world.add("a", unique_key="k")
+    pickle_worker(world.redis)
+    world.add("b", unique_key="k", queue="other")
+    await beside.step()
+    world.make_due("a")
+    world.run(scripts.promote("a", "default"))
+
+    assert world.try_claim() is None
+
+    assert world.get("a").reason == "unique_key_held"
+
+
+# --- warnings ---------------------------------------------------------------------------------------------------
+
+
+def announce(world: World, *queues: str) -> None:
+    """A pool of ours on these queues."""
+    info = PoolInfo(id="p", host="h", pid=1, queues=queues, types=(), workers=("ours",))
+    world.run(publish(info, [], ttl_s=60))
+    world.redis.sadd("rq:workers", "rq:worker:ours")
+    world.redis.hset("rq:worker:ours", mapping={"birth": "now", "queues": ",".join(queues), "pool": "p"})
+
+
+async def test_rq_workers_and_foreign_jobs_on_our_queues_are_warned_of_once(
+    store: AsyncStore, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    beside = BesideRq(store, Settings(), world.redis, warn_after_s=0)
+    announce(world, "default", "mail")
+    SimpleWorker([Queue("other", connection=world.redis)], connection=world.redis, name="apart").register_birth()  # type: ignore[no-untyped-call]
+    assert await store.carry_out(worker_warnings()) == []
+
+    Queue("mail", connection=world.redis).enqueue("os.getcwd")
+    Queue("other", connection=world.redis).enqueue("os.getcwd")
+    assert world.try_claim("default", "mail", "other") is None
+    (unserved,) = await store.carry_out(worker_warnings())
+    queues = [Queue("mail", connection=world.redis), Queue("x", connection=world.redis)]
+    SimpleWorker(queues, connection=world.redis, name="plain").register_birth()  # type: ignore[no-untyped-call]
+    sharing, served = await store.carry_out(worker_warnings())
+
+    assert unserved == (
+        "The queue 'mail' holds RQ jobs that aren't Taskpool tasks. They are left to RQ workers, but none serves that "
+        "queue: start one, name the jobs' functions in TASKPOOL_RQ_FUNCTIONS, or set TASKPOOL_FOREIGN_JOBS=refuse"
+    )
+    assert sharing.startswith("RQ workers serve Taskpool's queues: plain (mail). Start them with `-S json`")
+    assert served == "The queue 'mail' holds RQ jobs that aren't Taskpool tasks. They are left to RQ workers"
+    for _ in range(2):
+        await beside.step()
+    assert [record.message for record in caplog.records if "RQ" in record.message] == [sharing, served]
+
+
+async def test_the_api_and_the_command_show_the_warnings(world: World) -> None:
+    announce(world, "default")
+    Queue(connection=world.redis).enqueue("os.getcwd")
+    assert world.try_claim() is None
+
+    async with api(world.url) as client:
+        ready, workers = (await client.get("/readyz")).json(), (await client.get("/workers")).json()
+    shown = CliRunner().invoke(main, ["workers", "--redis-url", world.url])
+
+    assert len(workers["warnings"]) == 1
+    assert workers["warnings"][0] in ready["warnings"]
+    assert f"Warning: {workers['warnings'][0]}." in shown.stderr

@@ -32,6 +32,7 @@ earliest: by then it is queued again."""
 BATCH: Final = 200
 SECRETS_BATCH: Final = 2000
 SECRETS_STEPS: Final = 5
+MISREAD_BATCH: Final = 50
 TOLD: Final = 100
 
 
@@ -51,6 +52,9 @@ class BesideRq:
         self._connection = connection
         self._told: deque[str] = deque(maxlen=TOLD)
         self._offsets: dict[str, int] = {}
+        self._states: dict[str, tuple[str, int]] = {}
+        self._walks = False
+        """Whether older failures are looked at as well: an RQ worker serves our queues."""
         self._swept_to = ""
         self._warn_mono = time.monotonic() + warn_after_s
 
@@ -60,7 +64,7 @@ class BesideRq:
         Raises:
             RedisUnavailable: Redis is away.
         """
-        for look in (self._adopt, self._release_dependents, self._sweep_secrets, self._warn):
+        for look in (self._adopt, self._take_back, self._release_dependents, self._sweep_secrets, self._warn):
             try:
                 await look()
             except ReplyFault as fault:  # a damaged record must not keep the other looks back
@@ -80,11 +84,26 @@ class BesideRq:
         if adopted.count:
             log.warning("%d tasks that an RQ worker took and never started are queued again", adopted.count)
 
+    async def _take_back(self) -> None:
+        """Schedules the tasks again that an RQ worker failed because it couldn't read them."""
+        queues = await self._store.run(all_queues())
+        states = {queue: self._states.get(queue, ("", 0)) for queue in queues}
+        if not states:
+            return
+        failed = await self._store.run(scripts.misread(states, limit=BATCH, most=MISREAD_BATCH, walks=self._walks))
+        # Having found some, it looks again: the same ones may be failed again, which changes no state.
+        self._states = {queue: ("" if failed.found else state, at) for queue, (state, at) in failed.states.items()}
+        for id, entry, traceback in failed.found:
+            word = await self._store.run(scripts.judge(id, entry, is_unread=rqjob.is_unread(traceback)))
+            if word == "scheduled":
+                self._tell("an RQ worker failed tasks that it could not read; they are scheduled again")
+
     async def _warn(self) -> None:
         """Logs what is wrong with the RQ programs beside the pools, each thing once."""
         if self._warn_mono > time.monotonic():
             return
         self._warn_mono = time.monotonic() + WARN_S
+        self._walks = any((await self._store.carry_out(overview.plain_workers())).values())
         for text in await self._store.carry_out(overview.worker_warnings()):
             self._tell(text)
 

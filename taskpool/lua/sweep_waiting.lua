@@ -14,9 +14,18 @@ local offset, from = string.match(redis.call('HGET', KEY.swept, queue) or '', '^
 offset, from = tonumber(offset or 0), tonumber(from or 1)
 local ids = redis.call('ZRANGE', registry, offset, offset + KEY.swept_tasks - 1)
 
+-- Whether a plain RQ worker has just failed a task. It may not have been able to read it: then `judge` schedules it again.
+local function is_to_be_judged(parent)
+  local f = redis.call('HMGET', KEY.job .. parent, 'reason', 'rq_failure', 'failure_ttl', 'origin')
+  if f[1] or f[2] or not tonumber(f[3]) or tonumber(f[3]) < 0 then return false end
+  local expires_s = redis.call('ZSCORE', KEY.failed .. f[4], parent)
+  return expires_s and clock() / 1000 < expires_s - f[3] + KEY.judged_s
+end
+
 -- Whether the parent ended, or is gone, and this task still waits for it.
 local function is_unnoticed(parent, id)
   local status = redis.call('HGET', KEY.job .. parent, 'status')
+  if status == 'failed' and is_to_be_judged(parent) then return false end
   local ended = not status or status == 'finished' or status == 'failed' or status == 'stopped' or status == 'canceled'
   return ended and redis.call('SISMEMBER', KEY.dependents .. parent, id) == 1
 end
