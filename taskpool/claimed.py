@@ -26,7 +26,7 @@ def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str, foreign:
     id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, started_ms, *more = (
         reply
     )
-    parents, timeout_ms, backoff, snoozes, hidden, trace, retries_left, retry_intervals, on_lost_lease = more
+    parents, timeout_ms, backoff, snoozes, hidden, trace, on_lost_lease, *retry = more
     refusal = None
     secrets = None
     payload: Any = None
@@ -36,6 +36,7 @@ def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str, foreign:
     except rqjob.Refused as error:
         name, refusal = text_of(type) or rqjob.UNKNOWN_TYPE, str(error)
     of_rq = name in foreign.functions and refusal is None
+    retries_left, retry_intervals = retry or (None, None)
     retries = number_of(retries_left, 0) if of_rq else 0
     traceparent, tracestate = trace_of(text_of(trace)) if trace else (None, None)
     return RunningTask(

@@ -42,6 +42,8 @@ if n == 1 and ARGV[4] == '1' and (most == 0 or redis.call('LLEN', KEY.queue .. A
   return {'ok', stamp, 'queued'}
 end
 
+local entry_of, holder_of, hold = unique_keys()
+
 local function rq_status(id)
   return redis.call('HGET', KEY.job .. id, 'status')
 end

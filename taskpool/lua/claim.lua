@@ -14,7 +14,7 @@
 -- ARGV[6+] queues, most urgent first
 -- Returns  {id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, started_ms,
 --           parents, timeout_ms, backoff, snoozes, secrets (false: it has none; '': they are no longer kept), trace,
---           retries_left, retry_intervals (of RQ's Retry; false: it has none), on_lost_lease},
+--           on_lost_lease; and of a job that RQ stored: retries_left, retry_intervals (of RQ's Retry; false: none)},
 --           or false: nothing is ready, or `rq suspend` holds
 
 local worker, attempt_id, lease_ms, was_idle = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1'
@@ -27,71 +27,83 @@ local looked_at = 0
 local function fields_of(id)
   return redis.call('HMGET', KEY.job .. id, 'status', 'type', 'data', 'attempt', 'max_attempts', 'timeout',
     'result_ttl', 'failure_ttl', 'enqueued_at', 'seq', 'expires_ms', 'dependency_ids', 'timeout_ms', 'started_at',
-    'backoff', 'snoozes', 'secret_ttl', 'trace', 'unique', 'ended_at', 'on_lost_lease')
+    'backoff', 'snoozes', 'secret_ttl', 'trace', 'on_lost_lease')
 end
 
 local function answer(id, queue, f, attempt)
   local secrets = f[17] and (redis.call('GETEX', KEY.secrets .. id, 'EX', f[17] + math.max(tonumber(f[6]) or 0, 0)) or '')
-  local retry = {false, false}
-  if f[3] and not is_stored_by_us(f[3]) then retry = redis.call('HMGET', KEY.job .. id, 'retries_left', 'retry_intervals') end
-  return {id, queue, f[2], f[3], attempt, f[5], f[6], f[7], f[8], f[9], string.format('%.0f', now_ms), f[12], f[13],
-    f[15], f[16], secrets, f[18], retry[1], retry[2], f[21]}
-end
-
--- Whether an RQ job asks for something that our workers don't do: callbacks, repetition, webhooks, RQ's rate limits and
--- groups. Run without it, it would be half done.
-local function needs_rq(id)
-  for _, value in ipairs(redis.call('HMGET', KEY.job .. id, 'success_callback_name', 'failure_callback_name',
-    'stopped_callback_name', 'repeats_left', 'webhooks', 'rate_limit_key', 'group_id')) do
-    if value and value ~= '' and value ~= '0' then return true end
+  local reply = {id, queue, f[2], f[3], attempt, f[5], f[6], f[7], f[8], f[9], string.format('%.0f', now_ms), f[12], f[13],
+    f[15], f[16], secrets, f[18], f[19]}
+  if f[3] and not is_stored_by_us(f[3]) then
+    for _, value in ipairs(redis.call('HMGET', KEY.job .. id, 'retries_left', 'retry_intervals')) do
+      reply[#reply + 1] = value
+    end
   end
-  return false
+  return reply
 end
 
--- Whether a job is another program's, and to be left alone; as how many ids it counts; and the RQ function that it calls,
--- if that is one to run. A record with a type is a task, even if its data can't be read any more.
-local function is_foreign(id, f)
-  local name, cost = called_function(f[3])
-  if name == KEY.entry_point then return false, cost end
-  if name and string.find(',' .. string.sub(foreign, 2) .. ',', ',' .. name .. ',', 1, true) then
-    return needs_rq(id), cost, name
+-- The functions for queues with foreign jobs. They are made only when a claim meets one.
+local function beside_rq()
+  local called_function = foreign_jobs()
+
+  -- Whether an RQ job asks for something that our workers don't do: callbacks, repetition, webhooks, RQ's rate limits
+  -- and groups. Run without it, it would be half done.
+  local function needs_rq(id)
+    for _, value in ipairs(redis.call('HMGET', KEY.job .. id, 'success_callback_name', 'failure_callback_name',
+      'stopped_callback_name', 'repeats_left', 'webhooks', 'rate_limit_key', 'group_id')) do
+      if value and value ~= '' and value ~= '0' then return true end
+    end
+    return false
   end
-  local is_task = not name and f[2] and f[2] ~= KEY.unknown_type
-  return not is_task and string.sub(foreign, 1, 1) ~= '!', cost
+
+  -- Whether a job is another program's, and to be left alone; as how many ids it counts; and the RQ function that it
+  -- calls, if that is one to run. A record with a type is a task, even if its data can't be read any more.
+  local function is_foreign(id, f)
+    local name, cost = called_function(f[3])
+    if name == KEY.entry_point then return false, cost end
+    if name and string.find(',' .. string.sub(foreign, 2) .. ',', ',' .. name .. ',', 1, true) then
+      return needs_rq(id), cost, name
+    end
+    local is_task = not name and f[2] and f[2] ~= KEY.unknown_type
+    return not is_task and string.sub(foreign, 1, 1) ~= '!', cost
+  end
+
+  -- How many foreign jobs the front of a queue consists of, as far as it is known: 1 at least, the one that is its head.
+  -- Kept are their number, the first one's id and the last one's. RQ's workers take them from the front. When others were
+  -- put in front of them since, those have not been looked at: then the second value is the first id that has.
+  local function known_foreign(queue, place, head)
+    local n, first, last = string.match(redis.call('HGET', KEY.foreign .. queue, foreign) or '', '^(%d+) (%S+) (%S+)$')
+    if not n then return 1 end
+    local new = head ~= first and redis.call('LPOS', place, first, 'MAXLEN', 1000)
+    if new then return 1, first end
+    if redis.call('LINDEX', place, n - 1) == last then return tonumber(n) end
+    local at = redis.call('LPOS', place, last, 'MAXLEN', n)
+    return at and at + 1 or 1
+  end
+
+  -- The same for a search that has come to the first of those that are known, at this index.
+  local function known_from(queue, place, at)
+    local n, last = string.match(redis.call('HGET', KEY.foreign .. queue, foreign) or '', '^(%d+) %S+ (%S+)$')
+    local found = last and redis.call('LPOS', place, last, 'MAXLEN', at + n)
+    return found and found + 1 or at + 1
+  end
+
+  local function keep_foreign(queue, place, n)
+    local key, first, last = KEY.foreign .. queue, redis.call('LINDEX', place, 0), redis.call('LINDEX', place, n - 1)
+    redis.call('HSET', key, foreign, n .. ' ' .. first .. ' ' .. last)
+    if redis.call('TTL', key) < 0 then redis.call('EXPIRE', key, KEY.foreign_kept_s) end
+    redis.call('ZADD', KEY.foreign_queues, string.format('%.3f', now_ms / 1000), queue)
+  end
+
+  return is_foreign, known_foreign, known_from, keep_foreign
 end
 
--- How many foreign jobs the front of a queue consists of, as far as it is known: 1 at least, the one that is its head.
--- Kept are their number, the first one's id and the last one's. RQ's workers take them from the front. When others were
--- put in front of them since, those have not been looked at: then the second value is the first id that has.
-local function known_foreign(queue, place, head)
-  local n, first, last = string.match(redis.call('HGET', KEY.foreign .. queue, foreign) or '', '^(%d+) (%S+) (%S+)$')
-  if not n then return 1 end
-  local new = head ~= first and redis.call('LPOS', place, first, 'MAXLEN', 1000)
-  if new then return 1, first end
-  if redis.call('LINDEX', place, n - 1) == last then return tonumber(n) end
-  local at = redis.call('LPOS', place, last, 'MAXLEN', n)
-  return at and at + 1 or 1
-end
-
--- The same for a search that has come to the first of those that are known, at this index.
-local function known_from(queue, place, at)
-  local n, last = string.match(redis.call('HGET', KEY.foreign .. queue, foreign) or '', '^(%d+) %S+ (%S+)$')
-  local found = last and redis.call('LPOS', place, last, 'MAXLEN', at + n)
-  return found and found + 1 or at + 1
-end
-
-local function keep_foreign(queue, place, n)
-  local key, first, last = KEY.foreign .. queue, redis.call('LINDEX', place, 0), redis.call('LINDEX', place, n - 1)
-  redis.call('HSET', key, foreign, n .. ' ' .. first .. ' ' .. last)
-  if redis.call('TTL', key) < 0 then redis.call('EXPIRE', key, KEY.foreign_kept_s) end
-  redis.call('ZADD', KEY.foreign_queues, string.format('%.3f', now_ms / 1000), queue)
-end
-
--- Ends a task that can't be started any more.
-local function cancel(id, queue, f, seq, reason, error, more)
-  redis.call('HSET', KEY.job .. id, 'status', 'canceled', 'ended_at', stamp, 'reason', reason, 'seq', seq, 'error', error)
-  retain(id, KEY.canceled .. queue, tonumber(f[8]) or 604800, now_ms, f[17])
-  emit(id, seq, 'canceled', 'canceled', now_ms, ',"reason":"' .. reason .. '"' .. more)
+-- Of a task that had ended and was queued again by RQ's tools: the task that holds its unique key meanwhile.
+local function rival_of_ended(id)
+  local f = redis.call('HMGET', KEY.job .. id, 'unique', 'ended_at')
+  if not (f[1] and f[2]) then return nil end
+  local _, _, _, rival_of = unique_keys()
+  return rival_of(id, f[1], now_ms)
 end
 
 if ARGV[4] == 'again' then
@@ -107,6 +119,7 @@ if ARGV[4] == 'again' then
 end
 if redis.call('EXISTS', KEY.suspended) == 1 then return false end
 
+local is_foreign, known_foreign, known_from, keep_foreign
 for argument = FIRST_QUEUE, #ARGV do
   local queue = ARGV[argument]
   local place = KEY.queue .. queue
@@ -116,7 +129,10 @@ for argument = FIRST_QUEUE, #ARGV do
     local key = KEY.job .. id
     local f = fields_of(id)
     local is_alien, cost, named = false, nil, nil
-    if f[3] and not is_stored_by_us(f[3]) then is_alien, cost, named = is_foreign(id, f) end
+    if f[3] and not is_stored_by_us(f[3]) then
+      if not is_foreign then is_foreign, known_foreign, known_from, keep_foreign = beside_rq() end
+      is_alien, cost, named = is_foreign(id, f)
+    end
     looked_at = looked_at + (cost or 1)
 
     if is_alien then
@@ -135,17 +151,25 @@ for argument = FIRST_QUEUE, #ARGV do
       if f[1] == 'queued' and string.find(id, '^[%w_-]+$') then
         local attempt, seq = tonumber(f[4] or 0) + 1, tonumber(f[10] or 0) + 1
         if f[11] then redis.call('ZREM', KEY.expiring, id) end
-        local holder = f[19] and f[20] and rival_of(id, f[19], now_ms)
+        local why, error, more = nil, nil, ''
 
         -- A task that was started in time, whatever became of that attempt, no longer expires.
         if f[11] and not f[14] and tonumber(f[11]) <= now_ms then
-          cancel(id, queue, f, seq, 'expired', 'canceled: it was not started before it expired', '')
-        elseif holder then
-          cancel(id, queue, f, seq, 'unique_key_held', string.format(
-            'canceled: the task %s took its unique key before it was queued again', holder), ',"by":"' .. holder .. '"')
+          why, error = 'expired', 'canceled: it was not started before it expired'
+        elseif f[14] then -- it was started before, or stored by RQ's tools
+          local rival = rival_of_ended(id)
+          if rival then
+            why, more = 'unique_key_held', ',"by":"' .. rival .. '"'
+            error = string.format('canceled: the task %s took its unique key before it was queued again', rival)
+          end
+        end
+        if why then
+          redis.call('HSET', key, 'status', 'canceled', 'ended_at', stamp, 'reason', why, 'seq', seq, 'error', error)
+          retain(id, KEY.canceled .. queue, tonumber(f[8]) or 604800, now_ms, f[17])
+          emit(id, seq, 'canceled', 'canceled', now_ms, ',"reason":"' .. why .. '"' .. more)
         else
           -- RQ's own enqueue and a dashboard's requeue leave an expiry or the last attempt's end on the record.
-          if attempt > 1 or not f[2] or f[20] then
+          if attempt > 1 or not f[2] or f[14] then
             redis.call('PERSIST', key)
             -- A reason says that the task had ended, so this is a new life: its crashes don't count on.
             if redis.call('HEXISTS', key, 'reason') == 1 then redis.call('HDEL', key, 'crashes') end

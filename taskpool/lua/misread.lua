@@ -9,6 +9,7 @@
 
 local most, most_found = tonumber(ARGV[1]), tonumber(ARGV[2])
 local states, found = {}, {}
+local _, is_task = foreign_jobs()
 
 -- The last result of a task, if an RQ worker wrote it and it has not been judged yet.
 local function look(id)

@@ -5,4 +5,6 @@
 
 local id = ARGV[1]
 local f = redis.call('HMGET', KEY.job .. id, 'unique', 'ended_at')
-return f[1] and f[2] and rival_of(id, f[1], clock()) or ''
+if not (f[1] and f[2]) then return '' end
+local _, _, _, rival_of = unique_keys()
+return rival_of(id, f[1], clock()) or ''

@@ -32,6 +32,7 @@ if f[9] and redis.call('EXISTS', KEY.secrets .. id) == 0 then return 'secrets' e
 
 local now_ms, stamp = clock()
 local name = f[10] and string.match(f[10], ' (%S+)$')
+local _, holder_of, hold = unique_keys()
 local holder = name and holder_of(name, now_ms)
 if holder and holder ~= id then return 'unique ' .. holder end
 

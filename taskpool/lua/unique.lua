@@ -2,38 +2,43 @@
 -- holds it, its record says (`unique`: how long, a blank, the key). So nothing has to be released where tasks start and
 -- end, and no way of ending can forget it: what no longer holds is in nobody's way until `sweep_unique` drops it.
 
--- The task that took a key last, and until when (nil: as its record says).
-local function entry_of(name)
-  local entry = redis.call('HGET', KEY.unique, name)
-  if not entry then return nil end
-  local id, until_ms = string.match(entry, '^(%S+) ?(%d*)$')
-  return id, tonumber(until_ms)
-end
+-- Returns the functions below. They are made only when a script asks for them: most tasks have no unique key.
+local function unique_keys()
+  -- The task that took a key last, and until when (nil: as its record says).
+  local function entry_of(name)
+    local entry = redis.call('HGET', KEY.unique, name)
+    if not entry then return nil end
+    local id, until_ms = string.match(entry, '^(%S+) ?(%d*)$')
+    return id, tonumber(until_ms)
+  end
 
--- The task that holds a key now, and RQ's word of its status; nil: nobody does.
-local function holder_of(name, now_ms)
-  local id, until_ms = entry_of(name)
-  if not id then return nil end
-  local f = redis.call('HMGET', KEY.job .. id, 'status', 'unique', 'started_at')
-  local status, how = f[1], string.match(f[2] or '', '^(%a+)')
-  if not status or status == 'canceled' or not how or string.sub(f[2], -#name - 1) ~= ' ' .. name then return nil end
-  if how == 'time' then return until_ms and until_ms > now_ms and id or nil, status end
-  if status == 'finished' or status == 'failed' or status == 'stopped' then return nil end
-  if how == 'start' and (status == 'started' or (f[3] or '') ~= '') then return nil end
-  return id, status
-end
+  -- The task that holds a key now, and RQ's word of its status; nil: nobody does.
+  local function holder_of(name, now_ms)
+    local id, until_ms = entry_of(name)
+    if not id then return nil end
+    local f = redis.call('HMGET', KEY.job .. id, 'status', 'unique', 'started_at')
+    local status, how = f[1], string.match(f[2] or '', '^(%a+)')
+    if not status or status == 'canceled' or not how or string.sub(f[2], -#name - 1) ~= ' ' .. name then return nil end
+    if how == 'time' then return until_ms and until_ms > now_ms and id or nil, status end
+    if status == 'finished' or status == 'failed' or status == 'stopped' then return nil end
+    if how == 'start' and (status == 'started' or (f[3] or '') ~= '') then return nil end
+    return id, status
+  end
 
--- Notes that a task has a key, until a time (nil: as its record says).
-local function hold(name, id, until_ms)
-  redis.call('HSET', KEY.unique, name, until_ms and string.format('%s %.0f', id, until_ms) or id)
-end
+  -- Notes that a task has a key, until a time (nil: as its record says).
+  local function hold(name, id, until_ms)
+    redis.call('HSET', KEY.unique, name, until_ms and string.format('%s %.0f', id, until_ms) or id)
+  end
 
--- Of a task that had ended and that another program queued again: the task that holds its unique key meanwhile. Else nil,
--- and the task holds it again.
-local function rival_of(id, unique, now_ms)
-  local name = string.match(unique, ' (%S+)$')
-  if not name or entry_of(name) == id then return nil end
-  local holder = holder_of(name, now_ms)
-  if holder and holder ~= id then return holder end
-  if string.sub(unique, 1, 4) ~= 'time' then hold(name, id) end
+  -- Of a task that had ended and that another program queued again: the task that holds its unique key meanwhile. Else
+  -- nil, and the task holds it again.
+  local function rival_of(id, unique, now_ms)
+    local name = string.match(unique, ' (%S+)$')
+    if not name or entry_of(name) == id then return nil end
+    local holder = holder_of(name, now_ms)
+    if holder and holder ~= id then return holder end
+    if string.sub(unique, 1, 4) ~= 'time' then hold(name, id) end
+  end
+
+  return entry_of, holder_of, hold, rival_of
 end
