@@ -170,7 +170,8 @@ def test_an_outage_of_redis_ends_it_and_it_runs_again_when_redis_is_back(
     assert not overlap(spans(note))
     assert (record.status, record.crashes) == (TaskStatus.DONE, 1)
     assert [attempt.outcome for attempt in record.history] == ["lease_lost", "done"]
-    assert other.status is TaskStatus.DONE
+    assert (other.status, other.crashes) == (TaskStatus.DONE, 0)
+    assert {attempt.outcome for attempt in other.history} == {"given_back", "done"}
 
 
 def test_a_guardian_that_is_killed_or_frozen_is_replaced_before_the_next_task(hosts: Hosts) -> None:

@@ -17,7 +17,7 @@ from tests.support import eventually, is_running
 from tests.worker_pool import WorkerPool, lines
 
 TASKS = """
-import os, time
+import os, threading, time
 from taskpool import TaskContext, task
 
 KEPT = []
@@ -48,6 +48,15 @@ def healthy(seconds: float = 0) -> int:
     time.sleep(seconds)
     with open(os.devnull):
         return os.getpid()
+
+
+@task("no_threads")
+async def no_threads() -> int:
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    threading.Thread.start = refuse
+    return os.getpid()
 
 
 @task("healthy_async")
@@ -102,6 +111,18 @@ def test_an_outcome_is_written_though_its_task_left_no_descriptor_for_a_new_conn
     assert workers.pool.wait(workers.pool.add_task("healthy").id, timeout_s=20).result != pid
     eventually(lambda: not is_running(pid))
     assert "Traceback" not in workers.log.read_text()
+
+
+@pytest.mark.parametrize("slots", [4], indirect=True)
+def test_a_task_for_which_no_thread_can_be_started_runs_elsewhere_and_pays_nothing(workers: WorkerPool) -> None:
+    first = workers.pool.wait(workers.pool.add_task("no_threads").id, timeout_s=20)
+
+    record = workers.pool.wait(workers.pool.add_task("healthy").id, timeout_s=20)
+
+    assert (record.status, record.attempt, record.crashes) == (TaskStatus.DONE, 1, 0)
+    assert record.result != first.result
+    assert [attempt.outcome for attempt in record.history] == ["snoozed", "done"]
+    assert "no more processes or threads are allowed" in workers.log.read_text()
 
 
 @pytest.mark.parametrize("slots", [1], indirect=True)

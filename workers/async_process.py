@@ -14,7 +14,7 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
@@ -177,22 +177,30 @@ class AsyncProcess:
         sent = guardian.boottime()
         claimed = [value for value in await self._intake.run_many(calls) if isinstance(value, RunningTask)]
         self._is_idle = not claimed
-        safe_until = sent + self._settings.lease_s
         # They came while we waited; or the machine slept, and their leases, which nobody renewed, may be over.
-        if claimed and (self._is_leaving() or guardian.boottime() > safe_until):
+        if claimed and (self._is_leaving() or guardian.boottime() > sent + self._settings.lease_s):
             self._is_unsure = True  # seen as unknown, they are given back
             return
-        is_guarded = True
-        if any(running.on_lost_lease == "kill" for running in claimed):
-            lease_s = self._settings.lease_s
-            is_guarded = await asyncio.to_thread(guardian.may_begin, self._block, safe_until, lease_s)
+        fenced = [running for running in claimed if running.on_lost_lease == "kill"]
         for running in claimed:
             if running.on_lost_lease != "kill":
                 self._begin(running)
-            elif is_guarded:
-                self._begin(running, safe_until)
-            else:
-                self._is_unsure = True
+        if fenced:
+            await self._begin_fenced(fenced)
+
+    async def _begin_fenced(self, claimed: Sequence[RunningTask]) -> None:
+        """Begins attempts that must not outlive their leases: with a guardian, and with whole leases."""
+        self._is_unsure = True  # what isn't begun here is seen as unknown and given back
+        if not await asyncio.to_thread(guardian.wait_for_guardian, self._block):
+            return
+        attempts = [(running.id, running.attempt_id, running.queue) for running in claimed]
+        sent, lease_s = guardian.boottime(), self._settings.lease_s
+        words = await self._store.run(scripts.heartbeat(attempts, self._lease_ms))
+        held = [running for running, word in zip(claimed, words, strict=True) if word != "lost"]
+        if guardian.is_in_time(sent + lease_s, lease_s):
+            for running in held:
+                self._begin(running, sent + lease_s)
+            self._is_unsure = held != claimed
 
     def _is_leaving(self) -> bool:
         return self._block.draining or self._terminated
@@ -293,14 +301,35 @@ class AsyncProcess:
         loop = asyncio.get_running_loop()
         runner = LoopRunner(loop)
 
+        is_refused = False
+
         def execute() -> Outcome:
+            if is_refused:
+                return stopped()  # nobody reads it
             outcome = execute_task(
                 running, self._registry, attempt.context, max_result_bytes=limit, run_coroutine=runner.run
             )
             forks.end_if_forked(self._pid, outcome)
             return outcome
 
-        return await to_its_end(loop.run_in_executor(self._threads, copy_context().run, execute), runner.cancel)
+        try:
+            future = loop.run_in_executor(self._threads, copy_context().run, execute)
+        except RuntimeError as error:
+            is_refused = True  # the executor has put it into its queue nevertheless
+            return self._without_thread(running, error)
+        return await to_its_end(future, runner.cancel)
+
+    def _without_thread(self, running: RunningTask, error: RuntimeError) -> Outcome:
+        """What becomes of an attempt for which no thread can be started: the task runs later, at no cost of an attempt.
+        This process leaves: tasks may have left threads behind in it."""
+        lack = shortage.lack(error)
+        if lack is None:
+            raise error
+        log.error("worker %s leaves and is replaced: %s", self._worker, lack)
+        self._terminated = True
+        message = f"put back: no thread can be started for it on this worker ({lack})"
+        failure = {"reason": "snoozed", "message": message}
+        return Outcome(TaskStatus.SCHEDULED, error=message, failure=failure, delay_s=RETRY_S, counts=False)
 
     async def _write(self, attempt: _Attempt, outcome: Outcome) -> str:
         """Writes the outcome, as soon as Redis takes it; the word it answers. ``unwritten``: it is kept and written

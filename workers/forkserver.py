@@ -187,10 +187,10 @@ class ForkServer:
                     del self._guardians[worker]
             if pid in self._stacks:
                 del self._blocks[pid]
+                with self._stacks.pop(pid) as file:  # closed first: to look for orphans takes a file descriptor
+                    written = stacks.read(file)
                 # What it leaves behind has fallen to us: nothing of its tasks lives when it is told to have ended.
                 processgroup.end_children(spare=self._spared())
-                with self._stacks.pop(pid) as file:
-                    written = stacks.read(file)
                 pipes = self._pipes.pop(pid, None)
                 output = pipes.left_over() if pipes is not None else {}
                 ending = {"status": status, "usage": in_words(usage), "stacks": written, "output": output}

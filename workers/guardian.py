@@ -29,9 +29,9 @@ SUPERVISOR_SHARE: Final = 0.2
 GUARDIAN_SHARE: Final = 0.1
 LOOK_SHARE: Final = 0.05
 LONGEST_LOOK_S: Final = 0.5
-START_SHARE: Final = 0.5
-"""How much of its lease must be left when an attempt begins: then a heartbeat and the guardian come well before its
-end."""
+START_SHARE: Final = 0.6
+"""How much of its lease must be left when an attempt begins: the next heartbeat, a third of a lease later at most, must
+come before the supervisor would kill it."""
 READY_S: Final = 2.0
 STALE_S: Final = 2.0
 ASK_S: Final = 0.02
@@ -45,21 +45,22 @@ def boottime() -> float:
     return time.clock_gettime(_CLOCK)
 
 
-def may_begin(block: Block, safe_until: float, lease_s: float) -> bool:
-    """Whether a worker process may begin an attempt that must not outlive its lease: a guardian watches the process,
-    and enough of the lease is left. Blocks for up to READY_S until a guardian is there. False is logged."""
-    deadline = min(boottime() + READY_S, safe_until - lease_s * START_SHARE)
+def wait_for_guardian(block: Block) -> bool:
+    """Called by a worker process: has a guardian watch it. Blocks until it does, or for READY_S. False is logged."""
+    deadline = boottime() + READY_S
     while (now := boottime()) <= deadline:
         if block.beaten_at and now - block.beaten_at < STALE_S:
             return True
         block.ask_for_guardian()
         os.kill(os.getppid(), signal.SIGCHLD)  # it makes the fork server look; any other process ignores it
         time.sleep(ASK_S)
-    log.error(
-        "a task with on_lost_lease=kill is given back: no guardian watches its process, or too little of its lease is"
-        " left (%.3g s)", safe_until - now,
-    )  # fmt: skip
+    log.error("a task with on_lost_lease=kill is given back: the fork server starts no guardian for its process")
     return False
+
+
+def is_in_time(safe_until: float, lease_s: float) -> bool:
+    """Whether enough of a lease is left to begin an attempt that must not outlive it."""
+    return safe_until - boottime() >= lease_s * START_SHARE
 
 
 def watch(block: Block, pid: int, pidfd: int | None, lease_s: float) -> None:

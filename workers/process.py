@@ -94,7 +94,8 @@ class Process:
         self._elsewhere = Elsewhere(type_grace_s=settings.type_grace_s)
         self._block, self._lane = block, block.lane(0)
         self._safe_until = 0.0
-        """When the lease of the last claim ends at the earliest, by `guardian.boottime()`."""
+        """When the lease of the last attempt that must not outlive its lease ends at the earliest, by
+        `guardian.boottime()`."""
         self._store = Store(redis_url, name=worker)
         self._interruption = Interruption(self._lane)
         self._reporter = Reporter(redis_url, limits_of(settings), block.spool)
@@ -210,14 +211,23 @@ class Process:
         return claimed
 
     def _may_begin(self, claimed: RunningTask, sent: float) -> bool:
-        """False when the lease, which wasn't renewed yet, may be over: the machine slept, or the answer took long.
-
-        A task that must not outlive its lease needs a guardian as well.
-        """
-        self._safe_until = sent + self._settings.lease_s
+        """False when the lease, which wasn't renewed yet, may be over: the machine slept, or the answer took long."""
         if claimed.on_lost_lease == "kill":
-            return guardian.may_begin(self._block, self._safe_until, self._settings.lease_s)
-        return guardian.boottime() <= self._safe_until
+            return self._may_begin_fenced(claimed)
+        return guardian.boottime() <= sent + self._settings.lease_s
+
+    def _may_begin_fenced(self, claimed: RunningTask) -> bool:
+        """The same of an attempt that must not outlive its lease: it begins with a guardian, and with a whole lease."""
+        if not guardian.wait_for_guardian(self._block):
+            return False
+        attempt = claimed.id, claimed.attempt_id, claimed.queue
+        sent = guardian.boottime()
+        try:
+            (word,) = self._store.run(scripts.heartbeat([attempt], self._lease_ms))
+        except (RedisUnavailable, ReplyFault):
+            return False
+        self._safe_until = sent + self._settings.lease_s
+        return word != "lost" and guardian.is_in_time(self._safe_until, self._settings.lease_s)
 
     def _claim(self, *, waits: bool) -> list[Call[Any]]:
         claim = scripts.claim(

@@ -7,8 +7,8 @@ Reads are consistent: a lane's sequence is odd while it is being written. Nothin
 the attempt id it carries is checked there.
 
 An attempt that must not outlive its lease (`on_lost_lease` is "kill") shows in `safe_until` how long the lease surely
-lasts, by the clock of `guardian.boottime`. The process writes the first such time with the claim. The supervisor writes
-later ones to `renewed`, as `milliseconds << 24 | run`: one word, so that no reader sees half of it.
+lasts, by the clock of `guardian.boottime`. The process writes the first such time. The supervisor writes later ones to
+`renewed`, as `milliseconds << 24 | run`: one word, so that no reader sees half of it.
 
     block   ┌───────┬──────┬────────┬────────────┬───────┬───────┬──────┬──────────┬────────┬────────┬───┬───────┐
             │ ready │ done │ failed │ working_us │ drain │ guard │ beat │ guardian │ lane 0 │ lane 1 │ … │ spool │

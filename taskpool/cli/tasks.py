@@ -120,6 +120,8 @@ def _fields(record: TaskRecord) -> Iterator[tuple[str, str]]:
     if record.attempt > 1 or record.max_attempts > 1:
         beyond = record.attempt > record.max_attempts  # what crashed, and what somebody queued again
         yield "attempt", f"{record.attempt}" if beyond else f"{record.attempt} of {record.max_attempts}"
+    if record.on_lost_lease != "continue":
+        yield "on lost lease", record.on_lost_lease
     if record.crashes:
         yield "crashes", str(record.crashes)
     yield from _outcome(record) if record.status.is_terminal else _running(record)
