@@ -7,7 +7,7 @@ import subprocess
 
 import psutil
 
-from tests.support import eventually
+from tests.support import eventually, is_running
 from workers import processgroup
 
 
@@ -34,3 +34,64 @@ def test_a_zombie_that_nobody_collects_is_not_alive() -> None:
 
     zombie.wait()
     assert not alive
+
+
+def dead(*command: str) -> subprocess.Popen[bytes]:
+    """A process that has ended, and that nobody has collected."""
+    process = subprocess.Popen(command, start_new_session=True)
+    eventually(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE)
+    return process
+
+
+def test_how_a_process_ended_is_known_before_its_parent_collects_it() -> None:
+    killed, failed, fine = dead("sh", "-c", "kill -9 $$"), dead("sh", "-c", "exit 3"), dead("true")
+
+    found = [processgroup.exit_status(process.pid) for process in (killed, failed, fine)]
+    for process in (killed, failed, fine):
+        process.wait()
+
+    assert found == [signal.SIGKILL, 3 << 8, None]  # the kernel shows 0 as well when it won't tell
+    assert processgroup.exit_status(killed.pid) is None
+
+
+def test_a_stopped_process_is_told_from_one_that_runs() -> None:
+    process = subprocess.Popen(["sleep", "60"])
+
+    before = processgroup.is_stopped(process.pid)
+    process.send_signal(signal.SIGSTOP)
+    eventually(lambda: processgroup.is_stopped(process.pid))
+    process.kill()
+    process.wait()
+
+    assert not before
+    assert not processgroup.is_stopped(process.pid)
+
+
+def test_a_family_is_killed_with_what_left_its_group() -> None:
+    leader = subprocess.Popen(
+        ["sh", "-c", "setsid sleep 60 & echo $!; sleep 60"], start_new_session=True, stdout=subprocess.PIPE, text=True
+    )
+    assert leader.stdout is not None
+    apart = int(leader.stdout.readline())
+    eventually(lambda: psutil.Process(apart).name() == "sleep")
+
+    assert processgroup.kill_family(leader.pid)
+
+    assert leader.wait() == -signal.SIGKILL
+    leader.stdout.close()
+    eventually(lambda: not is_running(apart))
+
+
+def test_orphans_of_a_frozen_process_are_ended_and_its_other_children_spared() -> None:
+    parent = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; sleep 61 & echo $!; wait"], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    orphan, spared = int(parent.stdout.readline()), int(parent.stdout.readline())
+    parent.send_signal(signal.SIGSTOP)
+
+    assert processgroup.end_orphans(parent.pid, spare={spared})
+
+    assert (is_running(orphan), is_running(spared)) == (False, True)
+    processgroup.kill_family(spared)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()

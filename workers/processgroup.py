@@ -150,14 +150,17 @@ def is_stopped(pid: int) -> bool:
 
 
 def exit_status(pid: int) -> int | None:
-    """The wait status of a dead process that its parent hasn't collected; None: it can't be told."""
+    """The wait status of a dead process that its parent hasn't collected; None: it can't be told.
+
+    The kernel shows 0 to those who may not know it, so 0 tells nothing.
+    """
     try:
         fields = _fields(pid)
     except OSError:  # out of file descriptors
         return None
     if fields is None or fields[0] not in (b"Z", b"X") or len(fields) <= _EXIT_CODE:
         return None
-    return int(fields[_EXIT_CODE])
+    return int(fields[_EXIT_CODE]) or None
 
 
 def is_child(pid: int, parent: int) -> bool:
