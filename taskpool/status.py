@@ -17,7 +17,8 @@ from taskpool.types import Event, RunningTask, TaskStatus
 
 _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
 _EVENT_FIELDS: Final = 5
-"""`id`, `seq`, `event`, `status`, `at_ms`: every event begins with them, in this order."""
+_HEAD: Final = frozenset({"id", "seq", "event", "status", "at_ms"})
+"""Every event begins with these, in this order."""
 
 RELEASE_STEPS: Final = 20
 RELEASED_AT_ONCE: Final = 10
@@ -104,6 +105,9 @@ def read_event(document: bytes, stream: str = "") -> Event:
     names = [name for name, _ in fields]
     end = names.index("stream") if "stream" in names else len(fields)
     head, data, told = dict(fields[:_EVENT_FIELDS]), dict(fields[_EVENT_FIELDS:end]), dict(fields[end:])
+    if head.keys() != _HEAD:  # a newer release may write members between ours
+        data = {name: value for name, value in fields[:end] if name not in _HEAD}
+        head = {name: value for name, value in fields[:end] if name in _HEAD}
     stream = told.pop("stream", stream)
     id, seq, name, at_ms = head["id"], head["seq"], head["event"], head["at_ms"]
     if not (type(id) is type(name) is type(stream) is str and type(seq) is type(at_ms) is int):

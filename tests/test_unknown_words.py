@@ -274,6 +274,27 @@ async def test_a_stream_goes_on_over_it_and_carries_its_words_and_data(client: h
     assert events[0]["data"] == {"budget": {"left": 7}}
 
 
+def test_members_that_a_newer_release_puts_between_ours_are_data() -> None:
+    event = read_event(b'{"v":2,"id":"a","seq":3,"flow":"f","event":"x","status":"queued","at_ms":1,"n":1}', "1-0")
+
+    assert (event.id, event.seq, event.event, event.status, event.at_ms) == ("a", 3, "x", "queued", 1)
+    assert (event.data, event.stream) == ({"v": 2, "flow": "f", "n": 1}, "1-0")
+
+
+async def test_a_message_that_is_no_task_s_event_cuts_no_live_subscription(redis_url: str, world: World) -> None:
+    running = world.start("a")
+    async with hub_on(redis_url) as hub:
+        listener = Listener(hub)
+        await listener.open(task="a")
+        await listener.until(lambda each: "live" in each.told)
+        world.redis.publish(f"{keys.CHANNEL}a", '{"flow":"f","event":"flow_started","stream":"1-0"}')
+        world.finish(running)
+
+        await listener.until(lambda each: each.steps() == [3])
+        assert hub._cuts == 0
+        listener.stop()
+
+
 def test_an_event_without_a_word_for_a_status_is_none() -> None:
     head = {"id": "a", "seq": 1, "event": "x", "at_ms": 1}
 

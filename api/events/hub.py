@@ -249,7 +249,9 @@ class Hub:
             if not event.stream:  # told again, by hand
                 return
             step = Step(event)
-        except (msgspec.DecodeError, KeyError, ValueError):  # the stream says what it was, if it was one
+        except (KeyError, ValueError):  # another release's; the stream is read without it, too
+            return
+        except msgspec.DecodeError:  # the stream says what it was, if it was an event
             self._lost()
             return
         try:
