@@ -100,7 +100,7 @@ end
 local function keep_for_children(id, is_done)
   local ttl_s = redis.call('TTL', KEY.job .. id)
   redis.call('EXPIRE', KEY.needed .. id, math.max(ttl_s, KEY.held_most_s))
-  if is_done and ttl_s >= 0 and ttl_s < KEY.held_most_s then
+  if is_done and ttl_s >= 0 and ttl_s < KEY.held_most_s / 2 then -- not again for each child
     redis.call('EXPIRE', KEY.job .. id, KEY.held_most_s)
     -- A plain RQ worker stores results here, with the expiry of the record.
     if redis.call('TTL', KEY.results .. id) >= 0 then redis.call('EXPIRE', KEY.results .. id, KEY.held_most_s) end
