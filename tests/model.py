@@ -289,6 +289,8 @@ class Model(State):
                     ended = parent not in self.tasks or self.tasks[parent].status in TERMINAL
                     if ended and task.id in self.dependents[parent]:
                         self.outbox.add(parent)
+                    elif ended and parent in self.tasks and self.tasks[parent].status is S.DONE:
+                        self.needed[parent].add(task.id)
         return "end"
 
     def sweep_index(self, name: str) -> str:

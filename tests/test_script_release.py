@@ -381,6 +381,18 @@ def test_a_parent_that_was_released_already_is_not_looked_at_again(world: World)
     assert world.since(before) == {}
 
 
+def test_a_parent_that_the_release_before_released_is_kept_for_the_task_that_still_waits(world: World) -> None:
+    family(world, "p", "q")
+    end(world, "p", S.DONE)
+    world.redis.delete("taskpool:dependents:p", "taskpool:outbox")  # all that it did
+    world.redis.hincrby("rq:job:a", "pending", -1)
+    before = world.snapshot()
+
+    sweep(world)
+
+    assert world.since(before) == {"taskpool:needed:p": {"a"}, "taskpool:needed:p expires": "now+2592000 s"}
+
+
 def test_a_sweep_goes_round_in_bounded_steps(world: World) -> None:
     world.start("p")
     world.run(scripts.add([new_task(f"c{n}", depends_on=["p"]) for n in range(5)]))

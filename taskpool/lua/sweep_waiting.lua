@@ -1,6 +1,7 @@
 -- Finds waiting tasks whose parents ended without a word to the outbox (run by a plain RQ worker, deleted in a dashboard,
 -- expired) and puts those parents into it. A backstop. Each call is one bounded step round the queue's waiting tasks. It
 -- goes on where the last step of any pool ended: a task's place in the registry, and the byte in its list of parents.
+-- A parent that is done and was released by a pool of the release before is kept for the task from here on.
 --
 -- ARGV[1]  queue; ARGV[2] the most tasks and parents that it reads
 -- Returns  'more' | 'end' (the next step begins at the start)
@@ -22,12 +23,16 @@ local function is_to_be_judged(parent)
   return expires_s and clock() / 1000 < expires_s - f[3] + KEY.judged_s
 end
 
--- Whether the parent ended, or is gone, and this task still waits for it.
-local function is_unnoticed(parent, id)
+local function look_at(parent, id)
   local status = redis.call('HGET', KEY.job .. parent, 'status')
-  if status == 'failed' and is_to_be_judged(parent) then return false end
+  if status == 'failed' and is_to_be_judged(parent) then return end
   local ended = not status or status == 'finished' or status == 'failed' or status == 'stopped' or status == 'canceled'
-  return ended and redis.call('SISMEMBER', KEY.dependents .. parent, id) == 1
+  if not ended then return end
+  if redis.call('SISMEMBER', KEY.dependents .. parent, id) == 1 then
+    redis.call('SADD', KEY.outbox, parent)
+  elseif status == 'finished' and redis.call('SADD', KEY.needed .. parent, id) == 1 then
+    keep_for_children(parent, true)
+  end
 end
 
 -- Where a task with one of these statuses stands, or one without a record, it is an entry of a former life. A status that
@@ -47,7 +52,7 @@ for _, id in ipairs(ids) do
     local first, last, parent = string.find(parents, '"([%w_-]+)"', from)
     while first and limit > 0 do
       limit = limit - 1
-      if is_unnoticed(parent, id) then redis.call('SADD', KEY.outbox, parent) end
+      look_at(parent, id)
       from = last + 1
       first, last, parent = string.find(parents, '"([%w_-]+)"', from)
     end
