@@ -221,7 +221,7 @@ async def test_a_parent_that_rq_ran_and_let_expire_is_known_to_be_done_by_its_en
     assert not redis.exists(f"taskpool:needed:{parent.id}", f"taskpool:dependents:{parent.id}")
 
 
-def test_what_is_taken_out_by_hand_is_removed_though_a_child_may_read_it(pool: TaskPool, redis: Redis) -> None:
+def test_a_parent_removed_by_hand_is_gone_though_a_child_may_read_it(pool: TaskPool, redis: Redis) -> None:
     parent = pool.add_task("one")
     child = pool.add_task("add_up", depends_on=[parent.id])
     run(pool)
@@ -343,11 +343,11 @@ def test_canceling_the_first_of_a_long_chain_cancels_all_of_it(pool: TaskPool, r
     assert not redis.exists("taskpool:outbox")
 
 
-async def test_a_failure_at_the_head_of_a_chain_that_nobody_released_is_a_matter_of_one_round(
+async def test_a_cancellation_whose_caller_dies_is_carried_out_in_one_round(
     pool: TaskPool, redis: Redis, redis_url: str
 ) -> None:
     first, *_ = chain(pool, 1500)
-    pool.store.run(scripts.cancel(first, reason="canceled", error="by hand"))  # and whoever called dies here
+    pool.store.run(scripts.cancel(first, reason="canceled", error="by hand"))  # the caller dies here
 
     await keep_house(redis_url)
 

@@ -192,7 +192,7 @@ def test_no_listing_is_asked_for_an_unknown_status(world: World) -> None:
         world.store.carry_out(list_tasks(Filter(status=TaskStatus(FUTURE))))
 
 
-def test_a_told_end_that_says_less_than_it_does_today_is_read_from_the_record(world: World, pool: TaskPool) -> None:
+def test_an_end_whose_message_says_less_than_today_is_read_from_the_record(world: World, pool: TaskPool) -> None:
     running = world.start("a")
     world.finish(running)
 
@@ -221,14 +221,14 @@ async def test_the_api_shows_it_in_every_list_and_waits_for_it(client: httpx.Asy
     assert (answer.status_code, answer.json()["task_status"]) == (409, FUTURE)
 
 
-async def test_nobody_may_ask_the_api_for_it(client: httpx.AsyncClient) -> None:
+async def test_the_api_accepts_no_unknown_status_in_a_filter(client: httpx.AsyncClient) -> None:
     for path in (f"/tasks?status={FUTURE}", f"/events?status={FUTURE}", f"/webhooks/dead?status={FUTURE}"):
         answer = await client.get(path)
         assert answer.status_code in (400, 404, 422)
     assert "no such status" in (await client.get(f"/tasks?status={FUTURE}")).json()["errors"][0]["detail"]
 
 
-def test_nobody_may_ask_for_it_over_the_socket() -> None:
+def test_the_socket_accepts_no_unknown_status_in_a_filter() -> None:
     refused: Any = read_request('{"op":"subscribe","sub":"s","filter":{"status":"paused_by_budget"}}')
 
     assert (refused.kind, refused.pointer, refused.sub) == ("invalid-message", "/filter/status", "s")
@@ -379,7 +379,9 @@ def test_a_key_with_an_unknown_scope_is_read_and_allows_nothing_by_it(world: Wor
         world.store.carry_out(keyring.create(KeySpec(name="k", scopes=(Scope.READ, Scope("flows:run"))), by))
 
 
-def test_what_pools_types_counters_and_the_audit_say_beyond_today_is_passed_over(world: World, redis_url: str) -> None:
+def test_pools_types_counters_and_the_audit_are_read_with_fields_of_a_newer_release(
+    world: World, redis_url: str
+) -> None:
     publish_types(redis_url)
     for key, field in ((keys.TYPES, "echo"), (keys.POOL + "pool-1", None)):
         raw = world.redis.hget(key, field) if field else world.redis.get(key)

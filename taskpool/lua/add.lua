@@ -59,7 +59,7 @@ local function wait_for(id, parents)
     if f[1] ~= 'finished' then undone = undone + 1 end
     if is_bad then broken = broken or parent end
     table.insert((is_bad or f[1] == 'finished') and ended or unended, parent)
-    -- A plain RQ worker deletes a record with a short one before anybody notices the end.
+    -- A plain RQ worker would delete the record at once, before a worker pool of ours sees the end.
     local ttl_s = f[1] ~= 'finished' and tonumber(f[2])
     if ttl_s and ttl_s >= 0 and ttl_s < KEY.least_ttl_s then
       redis.call('HSET', KEY.job .. parent, 'result_ttl', KEY.least_ttl_s)

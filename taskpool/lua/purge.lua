@@ -58,7 +58,7 @@ local function is_needed()
   return true
 end
 
--- A record that is gone has told nobody how it ended: its entry in the registry does, until the dependents are released.
+-- Of a record that is gone, the entry in the registry tells how it ended: it stays until the dependents are released.
 if (status or registry ~= '') and redis.call('EXISTS', KEY.dependents .. id, KEY.needed .. id) > 0 then
   if redis.call('EXISTS', KEY.dependents .. id) == 1 then return 'children' end
   if registry ~= '' and status == 'finished' and is_needed() then return 'needed' end
