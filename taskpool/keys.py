@@ -93,7 +93,7 @@ ENTRY_POINT: Final = "taskpool.runner.run"
 UNKNOWN_TYPE: Final = "unknown"
 """The type of a job that is no task of ours."""
 
-FOREIGN_KEPT_S: Final = 300
+FOREIGN_KEPT_S: Final = 3600
 """After that long the search behind a queue's foreign jobs begins at the queue's head again."""
 
 JUDGED_S: Final = 20

@@ -119,6 +119,11 @@ def _neighbours() -> Plan[tuple[set[str], dict[str, set[str]]]]:
     }
 
 
+def foreign_queues() -> Call[list[str]]:
+    """The queues in which claims have found foreign jobs, whenever that was."""
+    return Call(("ZRANGE", keys.FOREIGN_QUEUES, 0, -1), lambda reply: [queue.decode() for queue in reply], again=True)
+
+
 def worker_warnings() -> Plan[list[str]]:
     """What is wrong with the RQ programs that share queues with our pools, each in a sentence for operators."""
     ours, plain = yield from _neighbours()

@@ -35,7 +35,7 @@ NOT_STARTED: Final = "canceled before it started"
 
 _claim = Script("claim", "unique", "foreign")
 _finish, _requeue = map(Script, ("finish", "requeue"))
-_crash, _adopt, _misread = (Script(name, "foreign") for name in ("crash", "adopt", "misread"))
+_crash, _adopt, _misread, _recheck = (Script(name, "foreign") for name in ("crash", "adopt", "misread", "recheck"))
 _judge = Script("judge")
 _heartbeat, _unseen, _progress, _log, _stop = map(Script, ("heartbeat", "unseen", "progress", "log", "stop"))
 _cancel, _promote, _release = map(Script, ("cancel", "promote", "release"))
@@ -299,6 +299,11 @@ def misread(states: Mapping[str, tuple[str, int]], *, limit: int, most: int, wal
 
     flat = [part for queue, (state, offset) in states.items() for part in (queue, state, offset if walks else "")]
     return _misread.call((limit, most, *flat), read, again=True)
+
+
+def recheck(queue: str, offset: int, limit: int) -> Call[int]:
+    """Look for tasks among the foreign jobs at the front of a queue; the offset to go on from, 0 at the end."""
+    return _recheck.call((queue, offset, limit), int, again=True)
 
 
 def judge(id: str, entry: str, *, is_unread: bool) -> Call[str]:

@@ -124,9 +124,28 @@ def test_the_search_starts_at_the_head_again_after_a_while(world: World) -> None
     pickles(world).enqueue("os.getcwd")
     assert world.try_claim() is None
 
-    assert 0 < world.redis.ttl("taskpool:foreign:default") <= 300
+    assert 0 < world.redis.ttl("taskpool:foreign:default") <= 3600
     assert world.try_claim() is None
     assert world.snapshot()["taskpool:foreign default"] == "now"
+
+
+def test_a_task_that_was_hidden_among_foreign_jobs_is_found_by_the_recheck(world: World) -> None:
+    for _ in range(31):
+        pickles(world).enqueue("os.getcwd")
+    assert world.try_claim() is None
+    # All of this between two claims: an RQ worker takes two jobs; a task and a job are put to the front.
+    world.redis.lpop(PLACE, 2)
+    world.add("a", front=True)
+    pickles(world).enqueue("os.getcwd", at_front=True)
+    assert world.try_claim() is None
+
+    offsets = [0]
+    while world.redis.exists("taskpool:foreign:default"):
+        offsets.append(world.run(scripts.recheck("default", offsets[-1], 1)))
+
+    assert world.claim().id == "a"
+    assert world.try_claim(attempt_id="9") is None
+    assert [world.run(scripts.recheck("default", offset, 10)) for offset in (0, 20, 30)] == [10, 0, 0]
 
 
 def test_leftovers_behind_foreign_jobs_are_dropped(world: World) -> None:

@@ -33,6 +33,7 @@ BATCH: Final = 200
 SECRETS_BATCH: Final = 2000
 SECRETS_STEPS: Final = 5
 MISREAD_BATCH: Final = 50
+RECHECK_BATCH: Final = 1000
 TOLD: Final = 100
 
 
@@ -55,6 +56,7 @@ class BesideRq:
         self._states: dict[str, tuple[str, int]] = {}
         self._walks = False
         """Whether older failures are looked at as well: an RQ worker serves our queues."""
+        self._rechecked: dict[str, int] = {}
         self._swept_to = ""
         self._warn_mono = time.monotonic() + warn_after_s
 
@@ -64,7 +66,15 @@ class BesideRq:
         Raises:
             RedisUnavailable: Redis is away.
         """
-        for look in (self._adopt, self._take_back, self._release_dependents, self._sweep_secrets, self._warn):
+        looks = (
+            self._adopt,
+            self._take_back,
+            self._release_dependents,
+            self._sweep_secrets,
+            self._recheck,
+            self._warn,
+        )
+        for look in looks:
             try:
                 await look()
             except ReplyFault as fault:  # a damaged record must not keep the other looks back
@@ -97,6 +107,13 @@ class BesideRq:
             word = await self._store.run(scripts.judge(id, entry, is_unread=rqjob.is_unread(traceback)))
             if word == "scheduled":
                 self._tell("an RQ worker failed tasks that it could not read; they are scheduled again")
+
+    async def _recheck(self) -> None:
+        """Looks for tasks among the jobs that claims pass over."""
+        queues = await self._store.run(overview.foreign_queues())
+        for queue in queues:
+            offset = await self._store.run(scripts.recheck(queue, self._rechecked.get(queue, 0), RECHECK_BATCH))
+            self._rechecked[queue] = offset
 
     async def _warn(self) -> None:
         """Logs what is wrong with the RQ programs beside the pools, each thing once."""
