@@ -6,7 +6,7 @@ Each method names an operation and runs it; what it does stands in `queue`, `run
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from functools import partial
 from types import TracebackType
@@ -40,27 +40,38 @@ from taskpool.subscriptions import Subscriptions
 from taskpool.types import Event, Page, QueuedTask, RunningTask, TaskRecord, TaskSpec, TaskStatus
 
 
-class _LoopState:
+class _Parts:
     """What a pool has in one event loop: its connections, and those who wait for them."""
 
-    def __init__(self, redis_url: str, store: AsyncStore, wire: AsyncWire | None = None) -> None:
+    def __init__(self, redis_url: str, store: AsyncStore) -> None:
         self.store = store
         self.together = Together(store)
         self.subscriptions = Subscriptions(redis_url)
         self.listener = AsyncListener(self.subscriptions)
-        self._wire = wire
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; the next call opens new ones."""
         self.subscriptions.close()
         await self.store.close()
+
+
+class _LoopParts(_Parts):
+    """The same for one of several loops. Once it is closed it stays so: the next call in the loop gets a new one."""
+
+    def __init__(self, redis_url: str, address: Address) -> None:
+        self._wire = AsyncWire(address, name="taskpool")
+        super().__init__(redis_url, AsyncStore(transport=self._wire))
+
+    async def close(self) -> None:
+        """Close the connections. What is still to come, such as the end of a wait, must not open them again."""
+        self.subscriptions.end()
+        self._wire.end()
         await asyncio.sleep(0)  # an aborted transport lets go of its socket in the next turn of the loop
 
     def abandon(self) -> None:
         """Let go of the sockets without the loop."""
         self.subscriptions.abandon()
-        if self._wire is not None:
-            self._wire.abandon()
+        self._wire.abandon()
 
 
 class AsyncTaskPool(Face):
@@ -88,9 +99,10 @@ class AsyncTaskPool(Face):
         Raises: ConfigurationError, when the URL can't be one, or none is given and none is found.
         """
         super().__init__(redis_url, settings, registry)
-        self._only = None if store is None else _LoopState(self.redis_url, store)
+        self._only = None if store is None else _Parts(self.redis_url, store)
         self._address = Address.parse(self.redis_url)
-        self._loops = PerLoop(self._new_state, owner="AsyncTaskPool", blocking="TaskPool")
+        self._loops = PerLoop(self._new_parts, owner="AsyncTaskPool", blocking="TaskPool")
+        self._here: Callable[[], _Parts] = self._loops.here if self._only is None else self._the_only
 
     async def __aenter__(self) -> AsyncTaskPool:
         return self
@@ -109,25 +121,24 @@ class AsyncTaskPool(Face):
     @property
     def store(self) -> AsyncStore:
         """What runs calls and plans in this event loop."""
-        return self._here.store
+        return self._here().store
 
     @property
     def subscriptions(self) -> Subscriptions:
         """The subscribed connection of this event loop, for all who wait or listen; opened by the first."""
-        return self._here.subscriptions
+        return self._here().subscriptions
 
     @property
     def listener(self) -> AsyncListener:
         """What hears of tasks' ends in this event loop."""
-        return self._here.listener
+        return self._here().listener
 
-    @property
-    def _here(self) -> _LoopState:
-        return self._only or self._loops.here()
+    def _the_only(self) -> _Parts:
+        assert self._only is not None
+        return self._only
 
-    def _new_state(self) -> _LoopState:
-        wire = AsyncWire(self._address, name="taskpool")
-        return _LoopState(self.redis_url, AsyncStore(transport=wire), wire)
+    def _new_parts(self) -> _LoopParts:
+        return _LoopParts(self.redis_url, self._address)
 
     if TYPE_CHECKING:
         add_task: AddTask[Coroutine[Any, Any, TaskRecord]]
@@ -164,7 +175,7 @@ class AsyncTaskPool(Face):
         checked = await self.store.carry_out(self.checking(spec, by))
         audited = entry.audit_of(checked, by)
         if checked.task.is_plain:
-            added = await self._here.together.add(checked.task, audited)
+            added = await self._here().together.add(checked.task, audited)
         else:
             added = await self.store.run(addition.add((checked.task,), None, audited))
         return entry.submitted((checked,), added)

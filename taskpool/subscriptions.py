@@ -78,6 +78,11 @@ class Subscriptions:
         self._wire.close()
         self._lost()  # also those who wait without a connection
 
+    def end(self) -> None:
+        """As `close`, for good."""
+        self._wire.end()
+        self._lost()
+
     def abandon(self) -> None:
         """Let go of the socket when its loop is closed or belongs to the parent process. Nobody is told."""
         self._wire.abandon()

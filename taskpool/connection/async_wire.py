@@ -48,6 +48,7 @@ class AsyncWire:
         self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()
         self._connecting = asyncio.Lock()
         self._watch: asyncio.TimerHandle | None = None
+        self._has_ended = False
 
     async def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float) -> list[Any]:
         """As `Wire.exchange`."""
@@ -62,6 +63,11 @@ class AsyncWire:
     def close(self) -> None:
         """Close the connection; what waits for a reply gets `RedisUnavailable`."""
         self.drop(ConnectionResetError("closed"))
+
+    def end(self) -> None:
+        """Close the connection for good: later exchanges raise `RedisUnavailable`."""
+        self._has_ended = True
+        self.close()
 
     def abandon(self) -> None:
         """Let go of the socket when its loop is closed or belongs to the parent process. Nothing is sent."""
@@ -134,6 +140,8 @@ class AsyncWire:
         async with self._connecting:
             if self._link is not None:
                 return
+            if self._has_ended:
+                raise RedisUnavailable("the pool was closed in this event loop")
             address = self._address
             loop = asyncio.get_running_loop()
             try:

@@ -68,7 +68,7 @@ class ConnectionPool(Generic[C]):
         try:
             return self._members.idle.pop()
         except IndexError:
-            return self._another()
+            return self._another()[0]
 
     def give_back(self, connection: C) -> None:
         """Return a connection on which no answer is outstanding."""
@@ -77,10 +77,8 @@ class ConnectionPool(Generic[C]):
             connection.close()
             return
         members.idle.append(connection)
-        if members.waiting:
-            members.serve()
-        if members is not self._members:  # closed between the look and the append
-            members.close_idle()
+        if members.waiting or members.is_closed:
+            members.settle()
 
     def drop(self, connection: C) -> None:
         """Close a connection that is of no more use."""
@@ -114,6 +112,7 @@ class ConnectionPool(Generic[C]):
         """Start anew in a child process: close our copies of the parent's sockets, those in use as well."""
         members, self._members = self._members, _Members(self._most)
         self._pid = os.getpid()
+        members.is_closed = True
         for connection in members.all():
             connection.close()
 
@@ -125,11 +124,12 @@ class ConnectionPool(Generic[C]):
         if "_members" in self.__dict__:
             self.close()
 
-    def _another(self) -> C:
+    def _another(self) -> tuple[C, _Members[C]]:
         end_mono = time.monotonic() + WAIT_S
         while True:
-            if connection := self._members.another(self._make, end_mono):
-                return connection
+            members = self._members
+            if connection := members.another(self._make, end_mono):
+                return connection, members
             if time.monotonic() >= end_mono:
                 raise ConnectionsInUse(
                     f"all {self._most} connections to Redis are in use, and none became free within {WAIT_S:g} s: "
@@ -145,7 +145,13 @@ class SharedWire(ConnectionPool[Wire]):
 
     def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float) -> list[Any]:
         """As `Wire.exchange`."""
-        wire = self.take()
+        if os.getpid() != self._pid:
+            self.forked()
+        members = self._members
+        try:
+            wire = members.idle.pop()  # this is `take` and `give_back`, without what their calls cost
+        except IndexError:
+            wire, members = self._another()
         try:
             replies = wire.exchange(commands, timeout_s)
         except RedisUnavailable:
@@ -155,7 +161,9 @@ class SharedWire(ConnectionPool[Wire]):
         except BaseException:
             self.drop(wire)
             raise
-        self.give_back(wire)
+        members.idle.append(wire)
+        if members.waiting or members.is_closed:
+            members.settle()
         return replies
 
 
@@ -178,7 +186,7 @@ class _Members(Generic[C]):
         self.waiting: deque[_Waiting[C]] = deque()
         self._permits = deque([None] * most)  # one for each connection that may still be made
         self._known: dict[int, weakref.ref[C]] = {}
-        self._is_closed = False
+        self.is_closed = False
 
     def has(self, connection: C) -> bool:
         """Whether the connection was made here, and wasn't dropped."""
@@ -211,7 +219,14 @@ class _Members(Generic[C]):
         if self.waiting:
             self._wake(None)
 
-    def serve(self) -> None:
+    def settle(self) -> None:
+        """Do what a connection that was given back calls for."""
+        if self.is_closed:  # since a moment ago
+            self.close_idle()
+        else:
+            self._serve()
+
+    def _serve(self) -> None:
         """Hand idle connections to those who wait, the first one first."""
         while self.waiting:
             try:
@@ -223,7 +238,7 @@ class _Members(Generic[C]):
 
     def close(self) -> None:
         """Close what is idle, and send those who wait elsewhere."""
-        self._is_closed = True
+        self.is_closed = True
         self.close_idle()
         while self._wake(None):
             pass
@@ -247,7 +262,7 @@ class _Members(Generic[C]):
         is_served = False
         try:
             # Look again, now that whoever gives one back sees us.
-            if not (self.idle or self._permits or self._is_closed):
+            if not (self.idle or self._permits or self.is_closed):
                 is_served = me.lock.acquire(timeout=max(0.0, min(LOOK_S, end_mono - time.monotonic())))
         except BaseException:
             self._leave(me, is_served)

@@ -107,7 +107,7 @@ def spec_for(task: Callable[..., Any], /, *fields: Any, **named: Any) -> TaskSpe
     return TaskSpec(type=known.type, payload=_payload(known, fields, named))
 
 
-def spec_given(given: Sequence[Any], named: dict[str, Any]) -> TaskSpec:
+def spec_given(given: tuple[Any, ...], named: dict[str, Any]) -> TaskSpec:
     """What the arguments of `add_task` submit.
 
     Raises:
@@ -115,11 +115,14 @@ def spec_given(given: Sequence[Any], named: dict[str, Any]) -> TaskSpec:
         TypeError: an argument is missing, unknown, or one too many.
     """
     if given:
-        source, *rest = given
+        source, rest = given[0], given[1:]
     elif "type" in named:
-        source, rest = named.pop("type"), []
+        source, rest = named.pop("type"), ()
     else:
         raise TypeError("add_task() needs a task: a type's name, a function marked with @task, or a TaskSpec")
+    if isinstance(source, str) and len(rest) == 1:
+        payload = rest[0]
+        return TaskSpec(type=source, payload={} if payload is None else payload, **named)
     if isinstance(source, TaskSpec):
         _refuse_more(rest, 0)
         return replace(source, **named) if named else source
@@ -129,7 +132,7 @@ def spec_given(given: Sequence[Any], named: dict[str, Any]) -> TaskSpec:
         return TaskSpec(type=source, payload={} if payload is None else payload, **named)
     known = _known(source)
     if "payload" in named and not rest and "payload" not in known.fields:
-        rest = [named.pop("payload")]
+        rest = (named.pop("payload"),)
     if len(rest) == 1 and _is_payload(rest[0]) and named.keys() <= OPTIONS:
         return TaskSpec(type=known.type, payload=rest[0], **named)
     options = {name: named.pop(name) for name in OPTIONS & named.keys()}
