@@ -13,18 +13,24 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 import pytest
 from redis import Redis
 
+from benchmarks.ports import free_port
 from taskpool import AsyncClient, AsyncTaskPool, Client, NoEventLoop, RedisUnavailable, Registry, TaskPool, TaskRecord
 from taskpool.connection import connection_pool
 from taskpool.connection.connection_pool import ConnectionPool, ConnectionsInUse
+from taskpool.redis_server import RedisServer
+from tests.api_client import api_process, publish_types
+from tests.certificates import certificate
 from tests.client_kinds import Service, service
 from tests.programs import run_program
 from tests.support import eventually
+from tests.tls_front import TlsFront
 
 REGISTRY = Registry(builtins=True)
 THREADS = 8
@@ -260,7 +266,7 @@ FORK = """
         return {new}
 
     def check(pool, who):
-        for call in range(30):
+        for call in range(8):
             task = pool.add_task("echo", {{"message": [who, call]}})
             assert pool.get(task.id).payload == {{"message": [who, call]}}, who
         held = pool.add_task("echo", {{"message": 1}}, delay_s=3600)
@@ -659,3 +665,81 @@ def test_redis_away_is_told_to_every_thread(tmp_path: Any) -> None:
             pool.add_task("echo", {"message": thread})
 
     at_once(work)
+
+
+# --- TLS -----------------------------------------------------------------------------------------------------
+
+
+def test_a_child_says_no_goodbye_in_tls_on_its_parents_connections(tmp_path: Path, redis_binary: str | None) -> None:
+    port, trusted = free_port(), certificate(tmp_path, "IP:127.0.0.1")
+    server = RedisServer(tmp_path, binary=redis_binary, config={"port": str(port), "bind": "127.0.0.1"})
+    source = """
+        import asyncio, gc, os, psutil, sys, threading
+        from taskpool import AsyncClient, AsyncTaskPool, Client, TaskPool
+
+        kinds = [TaskPool(sys.argv[1]), Client(sys.argv[2])]
+        async_kinds = [AsyncTaskPool(sys.argv[1]), AsyncClient(sys.argv[2])]
+        loop = asyncio.new_event_loop()
+        running = threading.Thread(target=loop.run_forever)
+        running.start()
+
+        async def ask():
+            for each in async_kinds:
+                task = await each.add_task("echo", {"message": "x"})
+                assert (await each.get(task.id)).id == task.id
+
+        def check():
+            for each in kinds:
+                task = each.add_task("echo", {"message": "x"})
+                assert each.get(task.id).id == task.id
+
+        def mine():
+            return {each.laddr.port for each in psutil.Process().net_connections() if each.status == "ESTABLISHED"}
+
+        check()
+        asyncio.run_coroutine_threadsafe(ask(), loop).result(30)
+        before = mine()
+        assert len(before) == 4, before
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                gc.collect()
+                assert not mine() & before
+                check()
+                asyncio.run(ask())
+                for each in kinds:
+                    each.close()
+                gc.collect()
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        check()
+        asyncio.run_coroutine_threadsafe(ask(), loop).result(30)
+        assert mine() == before
+
+        async def close():
+            for each in async_kinds:
+                await each.close()
+
+        asyncio.run_coroutine_threadsafe(close(), loop).result(30)
+        loop.call_soon_threadsafe(loop.stop)
+        running.join()
+        loop.close()
+        print("right")
+    """
+
+    server.start()
+    fronts = [TlsFront(port, trusted)]
+    try:
+        publish_types(server.url)
+        with api_process(server.url, tmp_path / "api.log") as (_, url):
+            fronts.append(TlsFront(int(url.rpartition(":")[2]), trusted))
+            redis_url = f"rediss://127.0.0.1:{fronts[0].port}?ssl_ca_certs={trusted}"
+            api_url = f"https://127.0.0.1:{fronts[1].port}"
+            assert run_program(source, redis_url, api_url, SSL_CERT_FILE=str(trusted)) == "right\n"
+    finally:
+        for front in fronts:
+            front.close()
+        server.stop()
