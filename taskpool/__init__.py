@@ -32,6 +32,7 @@ from taskpool.errors import (
     UnknownType,
     WaitTimeout,
 )
+from taskpool.hooks import around_attempt, on_process_start, on_process_stop
 from taskpool.interrupts import NonRetryable, ParentResultGone, Retry, Snooze, SoftTimeout, TaskStopped
 from taskpool.registry import Registry
 from taskpool.secret import Secret
@@ -83,6 +84,9 @@ __all__ = [
     "UnknownDependency",
     "UnknownType",
     "WaitTimeout",
+    "around_attempt",
+    "on_process_start",
+    "on_process_stop",
     "spec_for",
     "task",
 ]

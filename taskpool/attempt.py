@@ -20,6 +20,7 @@ import msgspec
 from taskpool.context import TaskContext
 from taskpool.errors import InvalidPayload
 from taskpool.handover import attribute_of, described, name_of, qualified_name_of, seconds_of, traceback_of
+from taskpool.hooks import surrounded
 from taskpool.interrupts import NonRetryable, Retry, Snooze, SoftTimeout, TaskStopped
 from taskpool.payload.encode import encode_value
 from taskpool.registry import Registry
@@ -187,7 +188,8 @@ def _bind(running: RunningTask, registry: Registry, context: TaskContext) -> Cal
         return _refused("unknown_task", f"this worker doesn't know the task type {running.type!r}")
     try:
         payload = running.payload if running.secrets is None else running.secrets.put_into(running.payload)
-        return task_type.bind(task_type.decode(payload), context)
+        call = task_type.bind(task_type.decode(payload), context)
+        return surrounded(call, context, is_async=task_type.runs_on_loop)
     except SecretsGone as error:
         return _refused("secrets_gone", str(error))
     except InvalidPayload as error:

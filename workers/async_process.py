@@ -14,11 +14,11 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
-from typing import Any, Final, TypeVar
+from typing import IO, Any, Final, TypeVar
 
 from taskpool import scripts
 from taskpool.attempt import Outcome, execute_task, execute_task_async, stopped, timed_out, worker_error
@@ -31,13 +31,14 @@ from taskpool.settings import Settings, resolve_redis_url
 from taskpool.status import release_dependents, update_status
 from taskpool.store import AsyncStore, ReplyFault
 from taskpool.types import RunningTask, TaskStatus
-from workers import forks, guardian, processgroup, shortage
+from workers import forks, guardian, lifecycle, processgroup, shortage
 from workers.capture import Capture
 from workers.elsewhere import Elsewhere
 from workers.held import give_back_unseen
 from workers.reports import Reporter, Reports, limits_of
 from workers.slots import Block, Lane, Request
 from workers.stats import COUNTED_AS, Stats
+from workers.surroundings import Surroundings
 from workers.threads import LoopRunner, to_its_end
 from workers.unwritten import PATIENCE, Unwritten
 
@@ -45,6 +46,7 @@ T = TypeVar("T")
 
 log = logging.getLogger("workers")
 
+SIGNALS: Final = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 DOORBELL_S: Final = 1.0
 COUNT_S: Final = 1.0
 CLAIMS_AT_ONCE: Final = 16
@@ -53,10 +55,17 @@ RETRY_S: Final = 0.5
 
 
 def serve(
-    settings: Settings, registry: Registry, block: Block, capture: Capture, *, worker: str, queues: tuple[str, ...]
+    settings: Settings,
+    registry: Registry,
+    block: Block,
+    capture: Capture,
+    *,
+    worker: str,
+    queues: tuple[str, ...],
+    stacks: IO[Any] | None = None,
 ) -> int:
     """Runs tasks until the supervisor drains this process; returns its exit status."""
-    process = AsyncProcess(settings, registry, block, capture, worker=worker, queues=queues)
+    process = AsyncProcess(settings, registry, block, capture, worker=worker, queues=queues, stacks=stacks)
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
         main = loop.create_task(process.serve())
@@ -67,7 +76,8 @@ def serve(
                 if loop.is_closed() or main.done():
                     raise
                 log.warning("worker %s: something that a task started would have ended the event loop", worker)
-        return main.result()
+    lifecycle.run_exit_handlers()
+    return main.result()
 
 
 class AsyncProcess:
@@ -82,10 +92,11 @@ class AsyncProcess:
         *,
         worker: str,
         queues: tuple[str, ...],
+        stacks: IO[Any] | None,
     ) -> None:
         redis_url = resolve_redis_url(settings)
         self._settings, self._registry, self._worker, self._queues = settings, registry, worker, queues
-        self._capture = capture
+        self._capture, self._stacks = capture, stacks
         self._lease_ms = round(settings.lease_s * 1000)
         self._foreign = settings.foreign
         self._elsewhere = Elsewhere(type_grace_s=settings.type_grace_s)
@@ -111,11 +122,12 @@ class AsyncProcess:
 
     async def serve(self) -> int:
         """Runs tasks until it is told to end and the last one has ended."""
+        self._take_signals()
+        forks.keep_apart(SIGNALS)
+        await lifecycle.await_start_hooks()
+        self._surroundings = Surroundings(self._capture, self._stacks, has_pipes=False)
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGUSR1, self._on_request)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_terminate)
-        forks.keep_apart((signal.SIGUSR1, signal.SIGTERM, signal.SIGINT))
+        self._loop_is = loop.get_task_factory(), loop.get_exception_handler()
         counting = asyncio.create_task(self._count_for_ever())
         self._block.set_ready()
         while not self._is_leaving() or self._is_unsure:
@@ -132,9 +144,36 @@ class AsyncProcess:
             await _insist(self._await_ends)
         self._is_over = True
         counting.cancel()
-        await _insist(lambda: asyncio.to_thread(self._unwritten.close))
+        await _insist(lambda: loop.run_in_executor(self._threads, self._unwritten.close))
         await _insist(self._count)
+        lifecycle.limit_end()
+        await lifecycle.await_stop_hooks()
         return 0
+
+    def _take_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self._on_request if number is signal.SIGUSR1 else self._on_terminate)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+    def _restore_rest(self) -> None:
+        """Takes back what a task has changed and what can wait a second."""
+        self._take_signals()
+        self._surroundings.restore_output()
+        self._surroundings.restore_rest()
+
+    def _restore(self) -> None:
+        """Takes back what a task has changed and what the next one would trip over."""
+        if self._attempts:
+            self._surroundings.restore_output()
+        else:
+            self._surroundings.restore()
+        loop = asyncio.get_running_loop()
+        factory, handler = self._loop_is
+        if loop.get_task_factory() is not factory:
+            loop.set_task_factory(factory)
+        if loop.get_exception_handler() is not handler:
+            loop.set_exception_handler(handler)
 
     async def _take_turn(self) -> None:
         """Claims tasks; or, when Redis may show claims that this process hasn't seen, gives those back."""
@@ -221,7 +260,7 @@ class AsyncProcess:
         lane.begin(running.id, running.attempt_id, running.queue, time.monotonic(), timeout_s, safe_until)
         attempt = _Attempt(running, lane, self._reporter)
         self._attempts[running.attempt_id] = attempt
-        attempt.task = asyncio.create_task(self._carry_through(attempt))
+        attempt.task = _task(self._carry_through(attempt))
 
     async def _carry_through(self, attempt: _Attempt) -> None:
         """One attempt from its code to its written outcome. Whatever happens in between, its lane is free then."""
@@ -254,6 +293,7 @@ class AsyncProcess:
         )
         attempt.lane.clear()
         del self._attempts[running.attempt_id]
+        self._restore()
         self._free.append(attempt.lane)
         self._freed.set()
 
@@ -268,7 +308,7 @@ class AsyncProcess:
         """Runs the code. It is cancelled by a stop (see `_on_request`) or by its timeout."""
         running = attempt.running
         if attempt.code is None:
-            attempt.code = asyncio.create_task(self._execute(attempt))
+            attempt.code = _task(self._execute(attempt))
             if attempt.lane.request():  # asked for before there was something to cancel
                 self._cancel(attempt)
         while not attempt.code.done():
@@ -393,6 +433,7 @@ class AsyncProcess:
         while not self._is_over:
             await _insist(lambda: asyncio.sleep(COUNT_S))
             await _insist(self._count)
+            self._restore_rest()
             self._terminated = self._terminated or processgroup.has_many_zombies() or self._files.are_short()
 
     async def _count(self) -> None:
@@ -432,6 +473,11 @@ async def _insist(step: Callable[[], Awaitable[T]]) -> T:
             return await step()
         except asyncio.CancelledError:
             _uncancel()
+
+
+def _task(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """A task of our own: a factory that a task has set on the loop isn't asked."""
+    return asyncio.Task(coroutine, loop=asyncio.get_running_loop())
 
 
 def _uncancel() -> None:

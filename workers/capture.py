@@ -34,6 +34,8 @@ class Capture:
         self._of_context: ContextVar[Reports | None] = ContextVar("taskpool-attempt", default=None)
         self.terminal = Terminal()
         """Where the worker's own output goes."""
+        self.handlers: list[logging.Handler] = []
+        """Of the root logger."""
 
     def install(self, level: str) -> None:
         """Takes over the process's streams and log, before the task modules are loaded: they may keep the streams."""
@@ -41,8 +43,10 @@ class Capture:
         handler.setFormatter(_Formatter(self))
         handler.addFilter(self._is_for_operator)
         configure(level, handler)
+        self.handlers = [handler]
         if self.keeps:
-            logging.getLogger().addHandler(_Handler(self))
+            self.handlers.append(_Handler(self))
+            logging.getLogger().addHandler(self.handlers[-1])
             sys.stdout = _Stream("stdout", sys.stdout, self)
             sys.stderr = _Stream("stderr", sys.stderr, self)
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import random
 import resource
 import selectors
 import signal
@@ -36,7 +35,7 @@ import taskpool
 from taskpool.errors import ConfigurationError
 from taskpool.registry import Registry
 from taskpool.settings import Settings
-from workers import process, processgroup, shortage, stacks
+from workers import lifecycle, process, processgroup, shortage, stacks
 from workers.capture import Capture
 from workers.guardian import STALE_S, boottime
 from workers.guardian import become as become_guardian
@@ -123,13 +122,13 @@ class ForkServer:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._control.close()
             stacks.write_into(file)
-            random.seed()
+            lifecycle.become_separate()
             return process.serve(
                 self._settings,
                 self._registry,
                 self._memory.block(order["fork"]),
                 self._capture,
-                process.Place(order["name"], tuple(order["queues"]), pipes),
+                process.Place(order["name"], tuple(order["queues"]), pipes, file),
             )
         except BaseException as error:  # the outermost frame of the process: say why it ends, and end
             if lack := shortage.lack(error):

@@ -29,7 +29,7 @@ from taskpool.settings import Settings, resolve_redis_url
 from taskpool.status import release_dependents, update_status
 from taskpool.store import ReplyFault, Store
 from taskpool.types import RunningTask, TaskStatus
-from workers import async_process, forks, guardian, processgroup, shortage
+from workers import async_process, forks, guardian, lifecycle, processgroup, shortage
 from workers.capture import Capture
 from workers.elsewhere import Elsewhere
 from workers.held import give_back_unseen
@@ -38,6 +38,7 @@ from workers.pipes import Output, Pipes
 from workers.reports import Reporter, Reports, limits_of
 from workers.slots import Block, Request
 from workers.stats import COUNTED_AS, Stats
+from workers.surroundings import Surroundings
 from workers.unwritten import PATIENCE, Unwritten
 
 log = logging.getLogger("workers")
@@ -57,16 +58,20 @@ def serve(settings: Settings, registry: Registry, block: Block, capture: Capture
     """Runs tasks until the supervisor drains this process; returns its exit status."""
     if settings.slots > 1:
         capture.begin({})
-        return async_process.serve(settings, registry, block, capture, worker=place.worker, queues=place.queues)
+        return async_process.serve(
+            settings, registry, block, capture, worker=place.worker, queues=place.queues, stacks=place.stacks
+        )
     return Process(settings, registry, block, capture, place).serve()
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Who this process is: its worker's name, its queues, and the pipes that its output goes through, if it does."""
+    """Who this process is: its worker's name, its queues, the pipes that its output goes through, if it does, and the
+    file for its stacks."""
 
     worker: str
     queues: tuple[str, ...]
     pipes: Pipes | None = None
+    stacks: Any = None
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -86,7 +91,7 @@ class Process:
         self._settings, self._registry = settings, registry
         self._worker, self._queues = place.worker, place.queues
         worker = place.worker
-        self._capture = capture
+        self._capture, self._stacks = capture, place.stacks
         capture.begin(place.pipes.become_output() if place.pipes else {})
         self._output = Output(place.pipes.readers, capture) if place.pipes else None
         self._lease_ms = round(settings.lease_s * 1000)
@@ -121,6 +126,9 @@ class Process:
         self._interruption.install()
         if self._output is not None:
             self._output.start()
+        lifecycle.run_start_hooks(self._interruption.run_coroutine)
+        self._surroundings = Surroundings(self._capture, self._stacks, has_pipes=self._output is not None)
+        self._threads = threading.active_count()
         self._block.set_ready()
         while not self._is_leaving():
             if self._unwritten.is_full:
@@ -138,6 +146,10 @@ class Process:
         while self._ended is not None or self._is_unsure:  # Redis may be away; the supervisor sets an end to that
             self._exchange_or_log(claims=False)
         self._unwritten.close()
+        lifecycle.limit_end()
+        lifecycle.run_stop_hooks(self._interruption.run_coroutine)
+        self._interruption.close()
+        lifecycle.run_exit_handlers()
         if self._output is not None:
             self._output.settle()
         return 0
@@ -247,6 +259,7 @@ class Process:
             return []
         self._counted_mono = now
         self._interruption.reinstall()
+        self._surroundings.restore_rest()
         self._must_leave = self._must_leave or processgroup.has_many_zombies() or self._files.are_short()
         self._block.add(self._stats.done, self._stats.failed, self._stats.working_us)
         deltas = self._stats.take()
@@ -280,6 +293,8 @@ class Process:
             reports.forget()
             reports.take()
             return Ended(running, worker_error(running, error), time.monotonic() - started_mono, [])
+        finally:
+            self._surroundings.restore()
 
     def _run_attempt(self, running: RunningTask, reports: Reports, started_mono: float) -> Ended | None:
         timeout_s = max(running.timeout_s or 0.0, 0.0)
@@ -328,8 +343,7 @@ class Process:
 
     def _is_tidy(self) -> bool:
         """After an interrupt: ends the processes the task left behind. False when those or threads of it go on."""
-        threads = (self._reporter.thread, self._output, self._unwritten.thread)
-        ours = 1 + sum(thread is not None for thread in threads)
+        ours = self._threads + sum(thread is not None for thread in (self._reporter.thread, self._unwritten.thread))
         return processgroup.end_others() and threading.active_count() <= ours
 
     def _conclude(self, ended: Ended, word: str) -> None:

@@ -42,6 +42,8 @@ log = logging.getLogger("workers")
 
 HARD_TIMEOUT_S: Final = 5.0
 """What a task gets after its soft timeout, before its process is killed."""
+SOFT_TIMEOUT_S: Final = 0.2
+"""When its process should have told a task of its timeout by itself."""
 LOOK_S: Final = 1.0
 FORGET_S: Final = 60.0
 SETTLE_S: Final = 5.0
@@ -229,6 +231,9 @@ class Supervisor:
             for run in child.runs()
             if run.timeout_s and child.is_running(run) and now - run.started_mono - run.timeout_s > HARD_TIMEOUT_S
         ]
+        for each in self._crew.children.values():
+            if any(run.timeout_s and now - run.started_mono - run.timeout_s > SOFT_TIMEOUT_S for run in each.runs()):
+                each.nudge()  # a task that uses SIGALRM for itself hears of its timeout in this way
         for child, run in overdue:
             log.warning("task %s ignores its timeout of %g s: SIGKILL", run.id, run.timeout_s)
             child.ask_for_stacks(run)

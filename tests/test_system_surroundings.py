@@ -1,0 +1,103 @@
+"""What one task does to its process is not the next task's problem."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskpool import TaskStatus
+from tests.support import eventually
+from tests.tasks_for_surroundings import HARM
+from tests.worker_pool import WorkerPool, pool_with_redis
+
+TASKS = str(Path(__file__).with_name("tasks_for_surroundings.py"))
+S = TaskStatus
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory, redis_binary: str | None) -> Iterator[WorkerPool]:
+    """A process with one slot."""
+    with pool_with_redis(tmp_path_factory.mktemp("one"), redis_binary, tasks=TASKS) as workers:
+        yield workers
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory, redis_binary: str | None) -> Iterator[WorkerPool]:
+    """A process with several slots."""
+    with pool_with_redis(tmp_path_factory.mktemp("many"), redis_binary, tasks=TASKS, slots=4) as workers:
+        yield workers
+
+
+def run(workers: WorkerPool, type: str, **payload: Any) -> Any:
+    """The record of a task at its end."""
+    return workers.pool.wait(workers.pool.add_task(type, payload).id, timeout_s=30)
+
+
+@pytest.mark.parametrize("what", HARM)
+def test_the_next_task_finds_the_process_as_it_began(one: WorkerPool, what: str) -> None:
+    before = run(one, "look").result
+    harmful = run(one, "harm", what=what)
+
+    after = run(one, "look")
+
+    assert harmful.status is S.DONE
+    assert (after.status, after.result) == (S.DONE, before)
+    lines = {(line.stream, line.text) for line in one.pool.logs(after.id).items}
+    assert {("stdout", "printed"), ("logging", "logged"), ("stdout", "written")} <= lines
+    assert run(one, "look_async").result == "nobody"
+
+
+@pytest.mark.parametrize("what", ["signals", "alarm"])
+def test_the_next_task_has_its_timeout(one: WorkerPool, what: str) -> None:
+    run(one, "harm", what=what)
+
+    record = run(one, "late")
+
+    assert record.failure["reason"] == "timeout"
+    assert record.crashes == 0
+    assert len(one.pids()) == 1
+
+
+@pytest.mark.parametrize("what", ["exit", "stop", "cancel all", "factory", "raising callback", "close"])
+@pytest.mark.parametrize("slots", [1, 4])
+def test_what_a_task_does_to_the_event_loop_harms_neither_its_process_nor_the_next_task(
+    one: WorkerPool, many: WorkerPool, slots: int, what: str
+) -> None:
+    workers = one if slots == 1 else many
+    (pid,) = eventually(lambda: pids if len(pids := workers.pids()) == 1 else None)
+
+    record = run(workers, "loop_harm", what=what)
+
+    assert record.status in (S.DONE, S.FAILED)
+    assert record.crashes == 0
+    assert {run(workers, "look_async").result for _ in range(3)} == {"nobody"}
+    assert workers.pids() == [pid]
+
+
+@pytest.mark.parametrize("what", ["exit", "stop", "factory", "raising callback"])
+def test_its_neighbours_go_on(many: WorkerPool, tmp_path: Path, what: str) -> None:
+    neighbours = [many.pool.add_task("wait", {"until": str(tmp_path / "go")}) for _ in range(2)]
+    eventually(lambda: all(many.pool.get(each.id).status is S.IN_PROGRESS for each in neighbours))
+
+    run(many, "loop_harm", what=what)
+    (tmp_path / "go").touch()
+
+    records = [many.pool.wait(each.id, timeout_s=30) for each in neighbours]
+    assert [(each.status, each.attempt, each.crashes) for each in records] == [(S.DONE, 1, 0)] * 2
+
+
+@pytest.mark.parametrize("what", [each for each in HARM if each not in ("directory", "removed directory", "umask")])
+def test_with_several_slots_the_next_task_and_the_worker_go_on(many: WorkerPool, what: str) -> None:
+    for type in ("harm", "harm_async"):
+        if type == "harm" and what in ("signals", "alarm"):  # Python allows that in the main thread alone
+            continue
+        assert run(many, type, what=what).status is S.DONE, type
+
+        after = run(many, "look")
+        assert after.status is S.DONE, (type, after)
+        assert after.result["user"] == "nobody"
+        lines = {(line.stream, line.text) for line in many.pool.logs(after.id).items}
+        assert {("stdout", "printed"), ("logging", "logged")} <= lines, type
