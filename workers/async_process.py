@@ -124,7 +124,8 @@ class AsyncProcess:
         """Runs tasks until it is told to end and the last one has ended."""
         self._take_signals()
         forks.keep_apart(SIGNALS)
-        await lifecycle.await_start_hooks()
+        if not await lifecycle.await_start_hooks():
+            return 1
         self._surroundings = Surroundings(self._capture, self._stacks, has_pipes=False)
         loop = asyncio.get_running_loop()
         self._loop_is = loop.get_task_factory(), loop.get_exception_handler()

@@ -38,11 +38,16 @@ def become_separate() -> None:
             getattr(sys.modules[module], name).clear()
 
 
-def run_start_hooks(run: Callable[[Any], Any]) -> None:
-    """Calls them in order. `run` runs what an `async def` hook returns. Raises: whatever they raise."""
+def run_start_hooks(run: Callable[[Any], Any]) -> bool:
+    """Calls them in order. `run` runs what an `async def` hook returns. False: one failed, and the log says so."""
     for hook in hooks.starts:
-        if (awaitable := hook()) is not None:
-            run(awaitable)
+        try:
+            if (awaitable := hook()) is not None:
+                run(awaitable)
+        except BaseException:
+            log.exception("the hook %s of the process's start failed: the process ends", _name(hook))
+            return False
+    return True
 
 
 def run_stop_hooks(run: Callable[[Any], Any]) -> None:
@@ -55,10 +60,15 @@ def run_stop_hooks(run: Callable[[Any], Any]) -> None:
             log.exception("the hook %s of the process's end failed", _name(hook))
 
 
-async def await_start_hooks() -> None:
+async def await_start_hooks() -> bool:
     """As `run_start_hooks`, on the running event loop."""
     for hook in hooks.starts:
-        await _awaited(hook())
+        try:
+            await _awaited(hook())
+        except BaseException:
+            log.exception("the hook %s of the process's start failed: the process ends", _name(hook))
+            return False
+    return True
 
 
 async def await_stop_hooks() -> None:

@@ -126,7 +126,8 @@ class Process:
         self._interruption.install()
         if self._output is not None:
             self._output.start()
-        lifecycle.run_start_hooks(self._interruption.run_coroutine)
+        if not lifecycle.run_start_hooks(self._interruption.run_coroutine):
+            return 1
         self._surroundings = Surroundings(self._capture, self._stacks, has_pipes=self._output is not None)
         self._threads = threading.active_count()
         self._block.set_ready()
