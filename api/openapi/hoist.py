@@ -122,4 +122,4 @@ def _mover(info: TypeInfo, names: Mapping[Key, str]) -> Callable[[str], str]:
 
 
 def _component(schema: Any, name: str, move: Callable[[str], str]) -> Schema:
-    return {**as_generators_read(with_refs(schema, move)), "title": name}
+    return {**as_generators_read(with_refs(schema, move), is_component=True), "title": name}

@@ -8,7 +8,7 @@ from typing import Any, Final
 Schema = dict[str, Any]
 
 
-def as_generators_read(schema: Any) -> Schema:
+def as_generators_read(schema: Any, *, is_component: bool = False) -> Schema:
     """The same schema in the words that generators of clients understand.
 
     A field with a default would be one that is always there, so defaults go into descriptions; titles would be names of
@@ -33,6 +33,8 @@ def as_generators_read(schema: Any) -> Schema:
         plain["additionalProperties"] = as_generators_read(plain["additionalProperties"])
     if plain.get("type") == "array":
         plain.setdefault("items", {})
+    if not is_component and len(plain.get("enum", ())) == 1:
+        return {key: value for key, value in plain.items() if key != "enum"} | {"const": plain["enum"][0]}
     return _with_plain_enum(plain)
 
 

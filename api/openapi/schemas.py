@@ -45,7 +45,7 @@ class Schemas:
         self._of = {kind: with_refs(schema, renamed) for kind, schema in zip(wanted, schemas, strict=True)}
         self.components: dict[str, Schema] = {}
         for name, schema in components.items():
-            plain = as_generators_read(with_limits(name, with_refs(schema, renamed)))
+            plain = as_generators_read(with_limits(name, with_refs(schema, renamed)), is_component=True)
             self.components[new_names.get(name, name)] = plain | {"title": new_names.get(name, name)}
 
     def of(self, kind: Any) -> Schema:

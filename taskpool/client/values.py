@@ -125,7 +125,7 @@ def submissions(specs: Sequence[TaskSpec]) -> bytes:
 def _submission(spec: TaskSpec, start: str) -> dict[str, Any]:
     try:
         payload = {} if spec.payload is None else json_value(spec.payload)
-        if not is_faithful(payload, _encode(payload)):
+        if not is_faithful(spec.payload, _encode(payload)):
             strict_json_value(spec.payload)
     except ValueError as error:  # half a surrogate pair has no pointer yet
         raise not_json(spec.type, fault_in(spec.payload) or NotJson((), str(error)), start) from None

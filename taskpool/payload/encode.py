@@ -50,7 +50,7 @@ def encode_value(value: Any) -> bytes:
 
 def json_value(value: Any) -> Any:
     """A payload as JSON values, in the form that the schema of its type describes. It may still hold NaN:
-    call `is_faithful` on what is encoded.
+    call `is_faithful` with the payload as it was given.
 
     Unlike a result it has what its type reads: secrets of pydantic in clear, no computed fields.
 

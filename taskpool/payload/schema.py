@@ -20,6 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from taskpool.errors import ConfigurationError
+from taskpool.payload.dataclass_defaults import completed
 from taskpool.payload.encode import strict_json_value
 from taskpool.payload.faults import NotJson, invalid_payload
 from taskpool.payload.models import is_pydantic, is_pydantic_secret
@@ -86,7 +87,8 @@ def converter(type_: Any, *, task: str) -> Callable[[Any], Any]:
     """
     if is_pydantic(type_):
         return partial(_convert_with_pydantic, type_, task)
-    convert = partial(msgspec.convert, type=type_, strict=True, str_keys=True, dec_hook=_decode_foreign)
+    strict = partial(msgspec.convert, type=type_, strict=True, str_keys=True, dec_hook=_decode_foreign)
+    convert = completed(strict, type_)
 
     def convert_payload(payload: Any) -> Any:
         try:
