@@ -129,6 +129,28 @@ def test_a_process_whose_supervisor_is_frozen_ends_itself_even_while_it_holds_th
     assert other.pool.get(task.id) == record
 
 
+def test_a_pool_that_is_stopped_as_a_whole_does_nothing_more_of_it_when_it_goes_on(
+    hosts: Hosts, tmp_path: Path, note: Path
+) -> None:
+    first = hosts.pool()
+    task = first.submit("work", note=note, until=tmp_path / "until", on_lost_lease="kill")
+    pid = started(note)
+    worked(note, 1)
+    everything = [psutil.Process(first.process.pid), *first.descendants()]
+
+    for process in everything:
+        process.suspend()
+    other = hosts.other()
+    worked(note, 2)
+    for process in sorted(everything, key=lambda process: process.pid != pid):  # the worker goes on before the others
+        process.resume()
+    eventually(lambda: not is_running(pid))
+    (tmp_path / "until").touch()
+
+    assert other.pool.wait(task.id, timeout_s=30).status is TaskStatus.DONE
+    assert not overlap(spans(note))
+
+
 def test_a_unique_key_that_is_free_again_after_a_lost_lease_is_held_by_one_alone(
     hosts: Hosts, tmp_path: Path, note: Path
 ) -> None:

@@ -10,6 +10,8 @@ import pytest
 from taskpool import scripts
 from taskpool.store import AsyncStore
 from tests.states import World
+from workers.child import Verdict
+from workers.guardian import boottime
 from workers.heartbeats import DEFAULT_GRACE_S, Heartbeats
 from workers.slots import LaneState, Request, Run
 
@@ -19,9 +21,14 @@ pytestmark = pytest.mark.anyio
 class Running:
     """A worker process, as far as heartbeats look at it: it runs one attempt."""
 
-    def __init__(self, id: str) -> None:
+    def __init__(self, id: str, safe_until: float = 0.0) -> None:
         self.name = "w"
-        self.run = Run(0, LaneState.RUNNING, 1, id, "1", "default", 0.0, 0.0)
+        self.run = Run(0, LaneState.RUNNING, 1, id, "1", "default", 0.0, 0.0, safe_until)
+        self.block = self
+        self.renewed: list[float] = []
+
+    def renew(self, run: Run, safe_until: float) -> None:
+        self.renewed.append(safe_until)
 
     def runs(self) -> list[Run]:
         return [self.run]
@@ -39,8 +46,8 @@ class Stops:
     def stop(self, child: Any, run: Run, *, grace_s: float, request: Request = Request.STOP) -> None:
         self.asked.append((run.id, (grace_s, request)))
 
-    def force(self, child: Any, run: Run) -> None:
-        self.asked.append((run.id, "at once"))
+    def force(self, child: Any, run: Run, verdict: Verdict = Verdict.STOPPED) -> None:
+        self.asked.append((run.id, "at once" if verdict is Verdict.STOPPED else verdict))
 
 
 @pytest.fixture
@@ -112,3 +119,18 @@ async def test_one_damaged_record_costs_no_other_task_its_lease(
     assert asked == []
     assert all(world.redis.zscore("rq:wip:default", f"{id}:1") > 1 for id in ("a", "c"))
     assert "the lease of task b can't be renewed" in caplog.text
+
+
+async def test_an_attempt_that_must_not_outlive_its_lease_is_killed_when_it_lost_it(
+    world: World, store: AsyncStore
+) -> None:
+    world.start("runs")
+    stops, runs, gone = Stops(), Running("runs", 1.0), Running("gone", 1.0)
+    before = boottime()
+
+    await Heartbeats(store, cast("Any", None), cast("Any", stops), lease_s=15).renew_leases(cast("Any", [runs, gone]))
+
+    assert stops.asked == [("gone", Verdict.LEASE_LOST)]
+    assert gone.renewed == []
+    (safe_until,) = runs.renewed
+    assert before + 15 <= safe_until <= boottime() + 15

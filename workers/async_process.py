@@ -231,6 +231,7 @@ class AsyncProcess:
     async def _begin_fenced(self, claimed: Sequence[RunningTask]) -> None:
         """Begins attempts that must not outlive their leases: with a guardian, and with whole leases."""
         self._is_unsure = True  # what isn't begun here is seen as unknown and given back
+        guardian.end_late_when_continued(self._block)
         if not await asyncio.to_thread(guardian.wait_for_guardian, self._block):
             return
         attempts = [(running.id, running.attempt_id, running.queue) for running in claimed]
@@ -274,8 +275,7 @@ class AsyncProcess:
             outcome = worker_error(running, error)
         self._capture.leave(running)
         run_s = time.monotonic() - started_mono
-        if run_s > shortage.QUICK_S:
-            self._terminated = self._terminated or self._files.are_short()
+        self._terminated = self._files.are_short_after(run_s) or self._terminated
         attempt.lane.end()
         if attempt.lane.request() is Request.STOP and outcome.status is not TaskStatus.DONE:
             outcome = stopped()

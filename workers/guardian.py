@@ -63,6 +63,21 @@ def is_in_time(safe_until: float, lease_s: float) -> bool:
     return safe_until - boottime() >= lease_s * START_SHARE
 
 
+def end_late_when_continued(block: Block) -> None:
+    """Called by a worker process, in its main thread. When the process was stopped by a signal and goes on (SIGCONT),
+    it ends itself at once if a lease may have ended meanwhile. Its guardian may have been stopped as well."""
+
+    def look(number: int, frame: object) -> None:
+        now = boottime()
+        for run in block.runs():
+            if run.safe_until and run.state is LaneState.RUNNING and run.safe_until <= now:
+                block.ask(run, Request.FENCED)
+                os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    if signal.getsignal(signal.SIGCONT) is signal.SIG_DFL:
+        signal.signal(signal.SIGCONT, look)
+
+
 def watch(block: Block, pid: int, pidfd: int | None, lease_s: float) -> None:
     """Watches the worker process `pid` until it has ended. `pidfd` is None where the kernel has none."""
     look_s = min(lease_s * LOOK_SHARE, LONGEST_LOOK_S)

@@ -142,8 +142,8 @@ class Process:
                 self._is_unsure = True
             else:
                 self._ended = self._perform(running)
-                if self._ended is None or self._ended.run_s > shortage.QUICK_S:
-                    self._must_leave = self._must_leave or self._files.are_short()
+                if self._ended is not None and self._files.are_short_after(self._ended.run_s):
+                    self._must_leave = True
         while self._ended is not None or self._is_unsure:  # Redis may be away; the supervisor sets an end to that
             self._exchange_or_log(claims=False)
         self._unwritten.close()
@@ -231,6 +231,7 @@ class Process:
 
     def _may_begin_fenced(self, claimed: RunningTask) -> bool:
         """The same of an attempt that must not outlive its lease: it begins with a guardian, and with a whole lease."""
+        guardian.end_late_when_continued(self._block)
         if not guardian.wait_for_guardian(self._block):
             return False
         attempt = claimed.id, claimed.attempt_id, claimed.queue

@@ -25,7 +25,8 @@ RESERVED: Final = 8
 """Enough to look up a host name and to connect."""
 NO_EDGE: Final = 1 << 62
 QUICK_S: Final = 0.0005
-"""A task that was over sooner opened no great number of files: it costs no look."""
+"""A task that was over sooner opened no great number of files. Only each LOOK_EVERYth of those costs a look."""
+LOOK_EVERY: Final = 16
 
 
 def explain(error: OSError) -> str:
@@ -62,14 +63,24 @@ class Files:
 
     def __init__(self, worker: str) -> None:
         self._worker = worker
+        self._quick = 0
         self._reserve: list[int] = []
         with suppress(OSError):  # a smaller reserve is better than none
-            for _ in range(RESERVED):
+            limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            for _ in range(RESERVED if limit == resource.RLIM_INFINITY else min(RESERVED, limit // 16)):
                 self._reserve.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
         self._edge = self._edge_now()
         if self._reserve and self._reserve[-1] >= self._edge:
             log.warning("worker %s: the limit of open files is very low; raise it (ulimit -n)", worker)
             self._edge = NO_EDGE
+
+    def are_short_after(self, run_s: float) -> bool:
+        """`are_short`, asked after a task that ran for so long: rarely enough to cost nothing."""
+        self._quick += 1
+        if run_s <= QUICK_S and self._quick < LOOK_EVERY:
+            return False
+        self._quick = 0
+        return self.are_short()
 
     def are_short(self) -> bool:
         """Whether the process has nearly no file descriptors left, and must leave. The reason is logged.
