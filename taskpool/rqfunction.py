@@ -17,6 +17,7 @@ from typing import Any, Final
 from taskpool.context import TaskContext
 from taskpool.discovery import make_cwd_importable, user_place
 from taskpool.errors import ConfigurationError, FieldError
+from taskpool.keys import ENTRY_POINT
 from taskpool.marks import is_coroutine_function, written_function
 from taskpool.payload.faults import invalid_payload_of
 from taskpool.tasktype import TaskType, place_of
@@ -41,6 +42,8 @@ def function_type(name: str) -> TaskType:
             f"{SETTING}: {name!r} isn't the name of a function: write it as package.module.function"
             f" (ASCII, at most {LONGEST_NAME} characters)"
         )
+    if name == ENTRY_POINT:
+        raise ConfigurationError(f"{SETTING}: {name!r} runs tasks; RQ jobs may always call it")
     function = _found(name)
     if not callable(function) or inspect.isclass(function):
         raise ConfigurationError(f"{SETTING}: {name!r} is not a function but {type(function).__name__}")

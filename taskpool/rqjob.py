@@ -35,7 +35,7 @@ UNKNOWN_TYPE: Final = keys.UNKNOWN_TYPE
 
 OF_AN_ATTEMPT: Final = (
     *("attempt_id", "ended_at", "error", "failure", "reason", "progress", "result"),
-    *("stop_ms", "stop_grace_s", "stop_force"),
+    *("stop_ms", "stop_grace_s", "stop_force", "rq_failure"),
 )
 """What an attempt leaves on the record that the next one must not find."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from rq.job import Job
 from rq.registry import CanceledJobRegistry, FailedJobRegistry
+from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
 
 from taskpool import scripts
@@ -326,6 +327,35 @@ def test_the_next_attempt_of_a_task_runs_although_another_one_has_its_key_by_the
     world.run(scripts.retry(running, delay_ms=0, error="no luck", failure={}))
 
     assert world.claim(attempt_id="2").id == "a"
+
+
+def test_a_retry_that_rqs_scheduler_queues_runs_although_another_task_has_its_key_by_then(world: World) -> None:
+    running = world.start("a", unique_key="k", unique_until="start", max_attempts=2)
+    assert world.add("b", unique_key="k", queue="other").statuses == ("queued",)
+    world.run(scripts.retry(running, delay_ms=60_000, error="no luck", failure={}))
+    world.make_due("a")
+
+    scheduler = RQScheduler(["default"], connection=world.redis, serializer=JSONSerializer)
+    scheduler.acquire_locks()  # type: ignore[no-untyped-call]
+    scheduler.prepare_registries()
+    scheduler.enqueue_scheduled_jobs()  # type: ignore[no-untyped-call]
+    scheduler.release_locks()  # type: ignore[no-untyped-call]
+
+    assert world.redis.hget("rq:job:a", "ended_at") == b""
+    assert world.claim(attempt_id="2").id == "a"
+
+
+def test_a_task_that_failed_in_an_rq_worker_is_checked_too_when_it_is_requeued(world: World) -> None:
+    world.add("a", unique_key="k")
+    world.redis.lpop("rq:queue:default")
+    world.redis.hset("rq:job:a", mapping={"status": "failed", "rq_failure": "1-0"})
+    world.redis.zadd("rq:failed:default", {"a": 9e9})
+    world.add("b", unique_key="k", queue="other")
+    requeue(world, S.FAILED)
+
+    assert world.try_claim(attempt_id="2") is None
+
+    assert world.get("a").reason == "unique_key_held"
 
 
 def test_of_a_task_that_rq_requeues_and_its_rival_exactly_one_runs_at_a_time(world: World) -> None:

@@ -177,6 +177,7 @@ def test_our_workers_and_a_plain_rq_worker_share_a_queue_and_each_job_runs_once(
         ("add", "'add' isn't the name of a function"),
         ("os;system", "'os;system' isn't the name of a function"),
         (f"{MODULE}.NOT_A_FUNCTION", f"'{MODULE}.NOT_A_FUNCTION' is not a function but int"),
+        ("taskpool.runner.run", "'taskpool.runner.run' runs tasks"),
         (f"{MODULE}.Tools", f"'{MODULE}.Tools' is not a function but type"),
     ],
 )

@@ -98,14 +98,6 @@ local function beside_rq()
   return is_foreign, known_foreign, known_from, keep_foreign
 end
 
--- Of a task that had ended and was queued again by RQ's tools: the task that holds its unique key meanwhile.
-local function rival_of_ended(id)
-  local f = redis.call('HMGET', KEY.job .. id, 'unique', 'ended_at')
-  if not (f[1] and f[2]) then return nil end
-  local _, _, _, rival_of = unique_keys()
-  return rival_of(id, f[1], now_ms)
-end
-
 if ARGV[4] == 'again' then
   for _, member in ipairs(redis.call('SMEMBERS', KEY.worker .. worker .. ':executions')) do
     local id, of = string.match(member, '^([%w_-]+):(.+)$')
@@ -152,12 +144,15 @@ for argument = FIRST_QUEUE, #ARGV do
         local attempt, seq = tonumber(f[4] or 0) + 1, tonumber(f[10] or 0) + 1
         if f[11] then redis.call('ZREM', KEY.expiring, id) end
         local why, error, more = nil, nil, ''
+        -- It was started before, or stored by RQ's tools.
+        local before = f[14] and redis.call('HMGET', key, 'unique', 'reason') or {}
 
         -- A task that was started in time, whatever became of that attempt, no longer expires.
         if f[11] and not f[14] and tonumber(f[11]) <= now_ms then
           why, error = 'expired', 'canceled: it was not started before it expired'
-        elseif f[14] then -- it was started before, or stored by RQ's tools
-          local rival = rival_of_ended(id)
+        elseif before[1] then
+          local _, _, _, rival_of = unique_keys()
+          local rival = rival_of(id, now_ms)
           if rival then
             why, more = 'unique_key_held', ',"by":"' .. rival .. '"'
             error = string.format('canceled: the task %s took its unique key before it was queued again', rival)
@@ -172,9 +167,9 @@ for argument = FIRST_QUEUE, #ARGV do
           if attempt > 1 or not f[2] or f[14] then
             redis.call('PERSIST', key)
             -- A reason says that the task had ended, so this is a new life: its crashes don't count on.
-            if redis.call('HEXISTS', key, 'reason') == 1 then redis.call('HDEL', key, 'crashes') end
+            if before[2] then redis.call('HDEL', key, 'crashes') end
             redis.call('HDEL', key, 'ended_at', 'error', 'failure', 'reason', 'progress', 'stop_ms', 'stop_grace_s',
-              'stop_force')
+              'stop_force', 'rq_failure')
           end
           if named and f[2] ~= named then
             f[2] = named

@@ -31,13 +31,16 @@ local function unique_keys()
   end
 
   -- Of a task that had ended and that another program queued again: the task that holds its unique key meanwhile. Else
-  -- nil, and the task holds it again.
-  local function rival_of(id, unique, now_ms)
-    local name = string.match(unique, ' (%S+)$')
+  -- nil, and the task holds it again. A later attempt of the same life isn't meant: another task may hold the key then.
+  local function rival_of(id, now_ms)
+    local f = redis.call('HMGET', KEY.job .. id, 'unique', 'ended_at', 'reason', 'result', 'rq_failure')
+    local name = f[1] and string.match(f[1], ' (%S+)$')
     if not name or entry_of(name) == id then return nil end
+    -- RQ's tools write an empty `ended_at`, also where they only move a task whose time has come.
+    if (f[2] or '') == '' and not (f[3] or f[4] or f[5]) then return nil end
     local holder = holder_of(name, now_ms)
     if holder and holder ~= id then return holder end
-    if string.sub(unique, 1, 4) ~= 'time' then hold(name, id) end
+    if string.sub(f[1], 1, 4) ~= 'time' then hold(name, id) end
   end
 
   return entry_of, holder_of, hold, rival_of
