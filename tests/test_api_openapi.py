@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -169,6 +171,112 @@ def test_a_type_nested_in_a_payload_is_a_component(app: Starlette) -> None:
     assert "$defs" not in payload
     assert described["components"]["schemas"]["plot.task"]["required"] == ["type", "payload"]
     assert "$schema" not in payload
+
+
+class Inner:
+    @dataclass
+    class Point:
+        """Another type of the same name."""
+
+        latitude: float
+
+
+@task("fly")
+def fly(to: Inner.Point) -> None:
+    """Has a Point of its own."""
+
+
+@task("draw")
+def draw(point: Point) -> None:
+    """Has the Point that `plot` has."""
+
+
+class Circle(msgspec.Struct, tag="circle"):
+    radius: float = 1.0
+
+
+class Square(msgspec.Struct, tag="square"):
+    side: float
+
+
+@task("shape")
+def shape(a: Circle | Square, b: Literal["x", 1, None] = None, ctx: Any = None, **others: int) -> None: ...
+
+
+class Problem(msgspec.Struct):
+    """A type with the name of one of the document's own."""
+
+    x: int
+
+
+@task("solve")
+def solve(problem: Problem, nothing: list[Any] = [], colour: str | None = None) -> None: ...  # noqa: B006
+
+
+def components(app: Starlette, *tasks: Any) -> Any:
+    registry = Registry()
+    for each in tasks:
+        registry.add(each)
+    described = document(app, [task_type.info() for task_type in registry])
+    validate(described)
+    return described["components"]["schemas"]
+
+
+def test_types_of_one_name_share_a_component_if_they_are_alike_and_only_then(app: Starlette) -> None:
+    alike = components(app, plot, draw)
+    different = components(app, plot, fly)
+
+    assert {name for name in alike if "Point" in name} == {"Point"}
+    assert alike["draw.payload"]["properties"]["point"] == {"$ref": "#/components/schemas/Point"}
+    assert {name for name in different if "Point" in name} == {"plot.Point", "fly.Point"}
+    assert different["fly.payload"]["properties"]["to"] == {"$ref": "#/components/schemas/fly.Point"}
+    nearest = different["plot.Point"]["properties"]["nearest"]
+    assert {"$ref": "#/components/schemas/plot.Point"} in nearest["anyOf"]
+
+
+def test_a_type_never_takes_the_place_of_one_of_the_documents_own(app: Starlette) -> None:
+    found = components(app, solve)
+
+    assert "detail" in found["Problem"]["properties"]
+    assert found["solve.Problem"]["properties"].keys() == {"x"}
+    assert found["solve.payload"]["properties"]["problem"] == {"$ref": "#/components/schemas/solve.Problem"}
+
+
+def test_the_mapping_of_a_union_names_components(app: Starlette) -> None:
+    found = components(app, shape)["shape.payload"]["properties"]["a"]
+
+    assert set(found["discriminator"]["mapping"].values()) == {
+        "#/components/schemas/Circle",
+        "#/components/schemas/Square",
+    }
+
+
+def test_no_component_says_what_generators_misread(app: Starlette) -> None:
+    found = components(app, shape, solve, plot, *Registry(builtins=True))
+
+    def look(node: Any, where: str) -> Iterator[str]:
+        if isinstance(node, list):
+            for at, each in enumerate(node):
+                yield from look(each, f"{where}/{at}")
+        if not isinstance(node, dict):
+            return
+        is_schema = not where.endswith("properties")
+        if is_schema and "default" in node:
+            yield f"{where}: default"
+        if is_schema and node.get("type") == "array" and "items" not in node:
+            yield f"{where}: items"
+        if is_schema and len({type(each) for each in node.get("enum", ())}) > 1:
+            yield f"{where}: enum"
+        for name, each in node.items():
+            if name in ("properties", "items") and each in (True, False):
+                yield f"{where}: {name}"
+            if where.endswith("properties") and not isinstance(each, dict):
+                yield f"{where}/{name}: {each}"
+            if name not in ("enum", "const", "examples", "mapping", "required"):
+                yield from look(each, f"{where}/{name}")
+
+    assert list(look(found, "")) == []
+    assert found["shape.payload"]["properties"]["ctx"] == {"not": {}}
 
 
 @pytest.mark.parametrize(
