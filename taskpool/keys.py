@@ -55,6 +55,7 @@ UNIQUE: Final = "taskpool:unique"  # hash unique key -> the task that took it la
 ONCE: Final = "taskpool:once:"  # + digest of an idempotency key: what its call was answered, with a TTL
 EXPIRING: Final = "taskpool:expiring"  # zset id -> when it expires if not started, s
 COUNTERS: Final = "taskpool:counters"  # hash of the metrics' running totals
+CLOCK: Final = "taskpool:clock"  # hash: since when writes work, and by how much Redis's clock was stepped
 BUCKET: Final = "taskpool:bucket:"  # + caller: string "tokens ms", with a TTL: what it may still ask for
 RQ_OUTBOX: Final = "taskpool:outbox:rq"  # set of ended RQ jobs whose dependents in RQ are still to be queued
 STUCK: Final = "taskpool:stuck:"  # + id: when it was first seen in an intermediate list, ms, with a TTL
@@ -149,6 +150,9 @@ DELIVERED_KEPT_S: Final = 86_400
 
 SOON_MS: Final = 1000
 """What is due before housekeeping looks again by itself, it is told of."""
+
+LEASES_AT_ONCE: Final = 20_000
+"""How many leases are begun anew after a step of Redis's clock. Leases beyond that end by the old clock."""
 
 DOORBELL_CAP: Final = 64
 """The most idle workers of one queue that are woken at once; each of them looks again after its task."""

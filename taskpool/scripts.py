@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from taskpool import keys, rqjob
-from taskpool.calls import Call
+from taskpool.calls import Call, Part
 from taskpool.claimed import restore_claimed
 from taskpool.logs.line import LogLimits
 from taskpool.lua import Script
@@ -43,6 +43,20 @@ _revive, _purge, _sweep_unique = (Script(name, "unique") for name in ("revive", 
 _due, _sweep_waiting = map(Script, ("due", "sweep_waiting"))
 _sweep_index, _sweep_secrets = (Script(name, "forget") for name in ("sweep_index", "sweep_secrets"))
 _queue_page, _count = map(Script, ("queue_page", "count"))
+_tick, _step, _rebase = map(Script, ("tick", "step", "rebase"))
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """What a round of housekeeping learns of Redis's clock, all in ms: the time; for how long writes are known to work
+    and the clock to run steadily; the sum of its steps; whether all due times are corrected by those; and how far the
+    clock is behind the last round of any pool."""
+
+    now_ms: int
+    steady_ms: int
+    stepped_ms: int
+    is_corrected: bool
+    behind_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +182,7 @@ def crash(
     failure: Mapping[str, Any],
     max_crashes: int,
     only_expired: bool = False,
+    by_ms: int | None = None,
 ) -> Call[str]:
     """Settle an attempt whose process is gone: ``queued``, ``failed``, ``stopped`` (it was asked to), or ``lost``.
 
@@ -175,13 +190,15 @@ def crash(
 
     With `only_expired`, which a reaper uses, the attempt is settled only if its lease has ended. Its process may still
     run, so the reason is always ``lease_lost``, also when a stop was requested. The answer ``unseen`` means that the
-    attempt never began (see `mark_unseen`): nothing is changed, and the caller gives the task back.
+    attempt never began (see `mark_unseen`): nothing is changed, and the caller gives the task back. With `by_ms` as
+    well, the lease must have ended by that time of Redis's clock.
     """
+    expired: Part = "" if not only_expired else "1" if by_ms is None else by_ms
     lost = {**failure, "reason": "lease_lost"}
     failed, stopped = (lost, lost) if only_expired else (failure, {**failure, "reason": "stopped"})
     reason = "lease_lost" if failed.get("reason") == "lease_lost" else "crashed"
     arguments = (id, attempt_id, queue, max_crashes, error, _json(failed), rqjob.exc_string(error))
-    return _crash.call((*arguments, "1" if only_expired else "", _json(stopped), reason), _word, again=True)
+    return _crash.call((*arguments, expired, _json(stopped), reason), _word, again=True)
 
 
 def heartbeat(attempts: Sequence[tuple[str, str, str]], lease_ms: int) -> Call[list[str]]:
@@ -249,16 +266,45 @@ def release(id: str, limit: int = 100) -> Call[list[str]]:
     return _release.call((id, limit), _texts, again=True)
 
 
-def due(registry: str, *, limit: int, ahead_s: float = 0, newest_first: bool = False) -> Call[Due]:
-    """What is due in a registry scored in seconds, `ahead_s` early: the `limit` oldest, or newest, in that order."""
+def due(
+    registry: str, *, limit: int, ahead_s: float = 0, newest_first: bool = False, by_ms: int | None = None
+) -> Call[Due]:
+    """What is due in a registry scored in seconds, `ahead_s` early: the `limit` oldest, or newest, in that order. With
+    `by_ms`, what was due by that time of Redis's clock."""
 
     def read(reply: list[Any]) -> Due:
         now_ms, next_score, *members = reply
         next_in_ms = None if not next_score else max(0, round((float(next_score) - ahead_s) * 1000 - now_ms))
         return Due(tuple([member.decode() for member in members]), next_in_ms)
 
-    arguments = (f"{ahead_s:g}", limit, "1" if newest_first else "")
+    arguments = (f"{ahead_s:g}", limit, "1" if newest_first else "", "" if by_ms is None else by_ms)
     return _due.call(arguments, read, keys=(registry,), again=True)
+
+
+def tick(*, steady_ms: int, gap_ms: int, lease_ms: int, corrected_ms: int | None = None) -> Call[Tick]:
+    """Note that Redis takes writes, and learn of its clock. `steady_ms`: for how long the caller has seen writes work
+    and the clock run steadily; `gap_ms`: the longest gap between rounds of any pools that costs no lease;
+    `corrected_ms`: the sum of steps up to which the caller has corrected all due times."""
+
+    def read(reply: list[Any]) -> Tick:
+        now_ms, known_ms, stepped_ms, is_corrected, behind_ms = reply
+        return Tick(now_ms, known_ms, stepped_ms, is_corrected == b"1", behind_ms)
+
+    corrected = "" if corrected_ms is None else corrected_ms
+    return _tick.call((steady_ms, gap_ms, lease_ms, corrected), read, again=True)
+
+
+def step(step_ms: int, *, base_ms: int, least_ms: int, lease_ms: int) -> Call[tuple[bool, int]]:
+    """Note a measured step of Redis's clock, and begin all leases anew: whether it is a new one, and the sum of all
+    steps. `base_ms` is that sum when the measurement began."""
+    arguments = (step_ms, base_ms, least_ms, lease_ms)
+    return _step.call(arguments, lambda reply: (reply[0] == b"stepped", reply[1]), again=True)
+
+
+def rebase(queue: str, cursor: str, limit: int) -> Call[str]:
+    """Correct due times by the steps of Redis's clock: of a queue's scheduled tasks, or (``""``) of all that expire.
+    The cursor to go on from, ``0`` at the end."""
+    return _rebase.call((queue, cursor, limit), _word, again=True)
 
 
 def sweep_waiting(queue: str, limit: int) -> Call[str]:

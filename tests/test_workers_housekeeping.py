@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 from redis import Redis
 
-from taskpool import Registry, TaskPool, TaskSpec, TaskStatus, task
+from taskpool import Registry, TaskPool, TaskSpec, TaskStatus, scripts, task
 from taskpool.errors import RedisUnavailable
 from taskpool.scripts import claim, finish
 from taskpool.settings import Settings
@@ -42,12 +42,19 @@ class Bench:
         return self.pool.get(id).status
 
 
+def be_steady(pool: TaskPool) -> None:
+    """As if another pool had seen writes work, and the clock run steadily, for an hour."""
+    now_ms = pool.store.run(scripts.tick(steady_ms=3_600_000, gap_ms=0, lease_ms=15_000)).now_ms
+    assert pool.store.run(scripts.tick(steady_ms=0, gap_ms=60_000, lease_ms=15_000)).steady_ms >= 3_600_000 < now_ms
+
+
 @pytest.fixture
 async def bench(redis_url: str) -> AsyncIterator[Bench]:
     store, outage = AsyncStore(redis_url), Outage()
     registry = Registry()
     registry.add(nothing)
     with TaskPool(redis_url, registry=registry) as pool:
+        be_steady(pool)
         yield Bench(pool, outage, Housekeeping(store, outage, Settings(max_crashes=2)))
     await store.close()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 
@@ -33,9 +34,14 @@ class Outage:
 
     def is_over_for(self, seconds: float) -> bool:
         """Whether Redis is there, and has been for so long since it last was away."""
+        return self.over_for_s() > seconds
+
+    def over_for_s(self) -> float:
+        """For how many seconds Redis has been there since it last was away: 0 while it is away, infinite if it never
+        was."""
         if self._since is not None:
-            return False
-        return self.back_at is None or time.monotonic() - self.back_at > seconds
+            return 0.0
+        return math.inf if self.back_at is None else time.monotonic() - self.back_at
 
     def note_failure(self, error: RedisUnavailable, who: object = None) -> None:
         """Called for each failed round trip; logs the first one. A full Redis is there, but it's said once a minute."""

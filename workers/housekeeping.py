@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
 from taskpool import keys, record, scripts
@@ -19,6 +19,7 @@ from taskpool.settings import Settings
 from taskpool.store import AsyncStore, ReplyFault
 from workers.duties import Outage
 from workers.held import give_back
+from workers.timekeeping import Timekeeper
 
 log = logging.getLogger("workers")
 
@@ -44,8 +45,11 @@ LEASE_LOST: Final = "lease lost: its worker can't be reached and may still be ru
 class Housekeeping:
     """One duty: every second, or earlier when a scheduled task is due. `wake` cuts its waits short."""
 
-    def __init__(self, store: AsyncStore, outage: Outage, settings: Settings) -> None:
-        self._store, self._outage, self._settings = store, outage, settings
+    def __init__(
+        self, store: AsyncStore, outage: Outage, settings: Settings, *, on_step: Callable[[], None] = lambda: None
+    ) -> None:
+        self._store, self._settings = store, settings
+        self.timekeeper = Timekeeper(store, outage, lease_s=settings.lease_s, on_step=on_step)
         self._unswept: list[str] = []
         self._swept_to: dict[str, str] = {}
         self._unique_cursor = "0"
@@ -72,12 +76,13 @@ class Housekeeping:
         Raises:
             RedisUnavailable: Redis is away.
         """
-        queues = await self._store.run(all_queues())
-        if self._may_reap():
-            await self._all([reap(queue, max_crashes=self._settings.max_crashes) for queue in queues])
-        waits_s = await self._all([promote(queue) for queue in queues])
-        await self._carry_out(expire_queued())
-        waits_s += await self._all([purge_ended(queue) for queue in queues])
+        queues = await self.timekeeper.look(all_queues())
+        by_ms = self.timekeeper.now_ms  # a step of the clock from here on makes nothing due
+        if self.timekeeper.may_reap():
+            await self._all([reap(queue, max_crashes=self._settings.max_crashes, by_ms=by_ms) for queue in queues])
+        waits_s = await self._all([promote(queue, by_ms=by_ms) for queue in queues])
+        await self._carry_out(expire_queued(by_ms=by_ms))
+        waits_s += await self._all([purge_ended(queue, by_ms=by_ms) for queue in queues])
         await self._all([one(scripts.sweep_waiting(queue, MOST_SWEPT)) for queue in queues])
         waits_s.append(await self._carry_out(release_outbox()))
         await self._sweep_indexes()
@@ -110,10 +115,6 @@ class Housekeeping:
                 log.error("housekeeping: %s", fault)
             return None
 
-    def _may_reap(self) -> bool:
-        """Not for a while after Redis was away: every pool gets to renew its leases first."""
-        return self._outage.is_over_for(self._settings.lease_s)
-
 
 def all_queues() -> Call[list[str]]:
     """The names of all queues there are."""
@@ -124,21 +125,23 @@ def all_queues() -> Call[list[str]]:
     )
 
 
-def reap(queue: str, *, max_crashes: int) -> Plan[None]:
+def reap(queue: str, *, max_crashes: int, by_ms: int | None = None) -> Plan[None]:
     """Takes back attempts whose lease has ended. Ours are entered WIP_GRACE_S late, a plain RQ worker's are not.
 
     So a plain one that lives looks due ahead of its time. Those stand before ours: the newest are looked at first.
+    With `by_ms`, leases must have ended by that time of Redis's clock.
     """
     ours, plain = yield (
-        scripts.due(keys.WIP + queue, limit=BATCH, ahead_s=keys.WIP_GRACE_S, newest_first=True),
-        scripts.due(keys.WIP + queue, limit=BATCH),
+        scripts.due(keys.WIP + queue, limit=BATCH, ahead_s=keys.WIP_GRACE_S, newest_first=True, by_ms=by_ms),
+        scripts.due(keys.WIP + queue, limit=BATCH, by_ms=by_ms),
     )
     failure = {"reason": "lease_lost", "message": LEASE_LOST, "may_still_run": True}
     members = dict.fromkeys((*ours.members, *plain.members))
     if members:
         words = yield [
             scripts.crash(
-                *_split(member), queue, error=LEASE_LOST, failure=failure, max_crashes=max_crashes, only_expired=True
+                *_split(member), queue, error=LEASE_LOST, failure=failure, max_crashes=max_crashes, only_expired=True,
+                by_ms=by_ms,
             )
             for member in members
         ]  # fmt: skip
@@ -166,9 +169,9 @@ def _tell_of_lost(settled: Mapping[str, str]) -> Plan[None]:
     yield (scripts.count(counts),)
 
 
-def promote(queue: str) -> Plan[float]:
+def promote(queue: str, *, by_ms: int | None = None) -> Plan[float]:
     """Queues scheduled tasks whose time has come, in the order of their times; the seconds until the next one."""
-    (due,) = yield (scripts.due(keys.SCHEDULED + queue, limit=BATCH),)
+    (due,) = yield (scripts.due(keys.SCHEDULED + queue, limit=BATCH, by_ms=by_ms),)
     if due.members:
         yield [scripts.promote(id, queue) for id in due.members]
     if len(due.members) == BATCH:
@@ -176,17 +179,17 @@ def promote(queue: str) -> Plan[float]:
     return IDLE_S if due.next_in_ms is None else due.next_in_ms / 1000
 
 
-def expire_queued() -> Plan[None]:
+def expire_queued(*, by_ms: int | None = None) -> Plan[None]:
     """Cancels tasks that weren't started in time."""
-    (due,) = yield (scripts.due(keys.EXPIRING, limit=BATCH),)
+    (due,) = yield (scripts.due(keys.EXPIRING, limit=BATCH, by_ms=by_ms),)
     if due.members:
         yield [scripts.cancel(id, reason="expired", error=NOT_STARTED) for id in due.members]
 
 
-def purge_ended(queue: str) -> Plan[float]:
+def purge_ended(queue: str, *, by_ms: int | None = None) -> Plan[float]:
     """Removes the records of ended tasks whose time is over; the seconds until there may be more."""
     registries = [part + queue for part in (keys.FINISHED, keys.FAILED, keys.CANCELED)]
-    found = yield [scripts.due(registry, limit=BATCH) for registry in registries]
+    found = yield [scripts.due(registry, limit=BATCH, by_ms=by_ms) for registry in registries]
     ended = [(id, registry) for registry, due in zip(registries, found, strict=True) for id in due.members]
     if ended:
         words = yield [scripts.purge(id, registry) for id, registry in ended]

@@ -65,10 +65,10 @@ class Supervisor:
         self._outage = Outage()
         self._stops = Stops()
         self._heartbeats = Heartbeats(self._store, self._registrar, self._stops, lease_s=settings.lease_s)
-        self._housekeeping = Housekeeping(self._store, self._outage, settings)
+        self._changed = asyncio.Event()
+        self._housekeeping = Housekeeping(self._store, self._outage, settings, on_step=self._changed.set)
         self._dispatcher = Dispatcher(self._store, self._id, Allowed(settings.webhook_allow))
         self._crew = Crew(self._id, settings.workers, self._memory, on_start=self._on_start, on_end=self._on_end)
-        self._changed = asyncio.Event()
         self._roster = Roster(
             self._id,
             redis_url,

@@ -11,7 +11,7 @@
 local id, reason, mark = ARGV[1], ARGV[2], ARGV[4]
 local key = KEY.job .. id
 local f = redis.call('HMGET', key, 'status', 'origin', 'seq', 'failure_ttl', 'expires_ms', 'started_at', 'by_call',
-  'secret_ttl', 'log')
+  'secret_ttl', 'log', 'expires_clock_ms')
 local status, queue = f[1], f[2]
 if not status then
   redis.call('ZREM', KEY.expiring, id)
@@ -24,7 +24,7 @@ if status ~= 'queued' and status ~= 'scheduled' and status ~= 'deferred' then
 end
 
 local now_ms, stamp = clock()
-if reason == 'expired' and (f[6] or not f[5] or tonumber(f[5]) > now_ms) then return 'early' end
+if reason == 'expired' and (f[6] or not f[5] or expiry_of(f[5], f[10]) > now_ms) then return 'early' end
 
 local seq = tonumber(f[3] or 0) + 1
 -- What expires is near the head, what a person takes back is near the tail.

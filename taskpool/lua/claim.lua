@@ -148,7 +148,8 @@ for argument = FIRST_QUEUE, #ARGV do
         local before = f[14] and redis.call('HMGET', key, 'unique', 'reason') or {}
 
         -- A task that was started in time, whatever became of that attempt, no longer expires.
-        if f[11] and not f[14] and tonumber(f[11]) <= now_ms then
+        if f[11] and not f[14] and tonumber(f[11]) <= now_ms
+          and expiry_of(f[11], redis.call('HGET', key, 'expires_clock_ms')) <= now_ms then
           why, error = 'expired', 'canceled: it was not started before it expired'
         elseif before[1] then
           local _, _, _, rival_of = unique_keys()

@@ -5,14 +5,15 @@
 -- ARGV[4]     max_crashes
 -- ARGV[5..6]  error, failure as JSON
 -- ARGV[7]     the error as RQ stores tracebacks
--- ARGV[8]     '1': only if the lease has ended (the reaper); '': the process is known to be dead
+-- ARGV[8]     '1': only if the lease has ended (the reaper); a time in ms: only if it had ended by then, too; '': the
+--             process is known to be dead
 -- ARGV[9]     the failure as JSON of a task that was asked to stop
--- ARGV[10]    the reason of the end: 'crashed' | 'lease_lost' (always with ARGV[8] = '1')
+-- ARGV[10]    the reason of the end: 'crashed' | 'lease_lost' (always when ARGV[8] isn't '')
 -- Returns     'queued' | 'failed' | 'stopped' (a stop was asked) | 'lost' | 'unseen' (a claim that nobody saw has expired,
 --             see unseen.lua: nothing was changed, it is to be given back)
 
 local id, attempt_id, queue, max_crashes = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local presumed, reason = ARGV[8] == '1', ARGV[10]
+local presumed, reason = ARGV[8] ~= '', ARGV[10]
 local key, member = KEY.job .. id, id .. ':' .. attempt_id
 local now_ms, stamp = clock()
 
@@ -28,7 +29,8 @@ local ours = f[1] == attempt_id
 if presumed then
   local is_late = ours or execution[1] and not execution[2]
   local ends_ms = score and (score - (is_late and KEY.wip_grace_s or 0)) * 1000
-  if not ends_ms or ends_ms > now_ms then return 'lost' end
+  local by_ms = ARGV[8] == '1' and now_ms or math.min(now_ms, tonumber(ARGV[8]))
+  if not ends_ms or ends_ms > by_ms then return 'lost' end
   -- One that has had a heartbeat since was seen after all.
   local is_unseen = execution[3] and execution[4] == execution[5]
   if ours and f[2] == 'started' and not f[5] and is_unseen then return 'unseen' end

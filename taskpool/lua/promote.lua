@@ -1,7 +1,7 @@
 -- Queues a scheduled task whose time has come.
 --
 -- ARGV[1..2]  id, queue
--- Returns     'ok' | 'early' | 'gone' (no longer scheduled: the entry is dropped)
+-- Returns     'ok' | 'early' (also when its time was to be corrected after a step of the clock) | 'gone' (no longer scheduled: the entry is dropped)
 
 local id, queue = ARGV[1], ARGV[2]
 local key = KEY.job .. id
@@ -10,8 +10,14 @@ if not score then return 'gone' end
 
 local now_ms, stamp = clock()
 if score * 1000 > now_ms then return 'early' end
+local f = redis.call('HMGET', key, 'status', 'seq', 'clock_ms')
+local due_ms = f[3] and score * 1000 + stepped_ms() - f[3] or 0
+if due_ms > now_ms and f[1] == 'scheduled' then
+  redis.call('ZADD', KEY.scheduled .. queue, string.format('%.3f', due_ms / 1000), id)
+  redis.call('HSET', key, 'run_ms', string.format('%.0f', due_ms), 'clock_ms', stepped_ms())
+  return 'early'
+end
 redis.call('ZREM', KEY.scheduled .. queue, id)
-local f = redis.call('HMGET', key, 'status', 'seq')
 if f[1] ~= 'scheduled' then return 'gone' end
 
 local seq = tonumber(f[2] or 0) + 1

@@ -1,0 +1,25 @@
+-- Corrects due times after a step of Redis's clock: those that were computed from a duration (a delay, a back-off, an
+-- expiry). A time that somebody named stays. One bounded step through a sorted set; each record says up to which sum of
+-- steps its time is right, so several pools may do it at once, and again.
+--
+-- ARGV[1]  queue: its scheduled tasks; '' = the tasks that expire
+-- ARGV[2]  cursor of the set; ARGV[3] about how many entries it looks at
+-- Returns  the cursor to go on from ('0' = this was the last)
+
+local expiring = ARGV[1] == ''
+local registry = expiring and KEY.expiring or KEY.scheduled .. ARGV[1]
+local based_on, field = 'clock_ms', 'run_ms'
+if expiring then based_on, field = 'expires_clock_ms', 'expires_ms' end
+local sum_ms = stepped_ms()
+pass_when_full()
+local page = redis.call('ZSCAN', registry, ARGV[2], 'COUNT', ARGV[3])
+for at = 1, #page[2], 2 do
+  local id = page[2][at]
+  local based_ms = tonumber(redis.call('HGET', KEY.job .. id, based_on))
+  if based_ms and based_ms ~= sum_ms then
+    local due_ms = page[2][at + 1] * 1000 + sum_ms - based_ms
+    redis.call('ZADD', registry, 'XX', string.format('%.3f', due_ms / 1000), id)
+    redis.call('HSET', KEY.job .. id, field, string.format('%.0f', due_ms), based_on, string.format('%.0f', sum_ms))
+  end
+end
+return page[1]

@@ -1,0 +1,253 @@
+"""What housekeeping knows of Redis's clock: steps are found and counted once, and nothing is taken back too early."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from random import Random
+
+import pytest
+
+from taskpool import TaskStatus, keys, scripts
+from taskpool.errors import RedisRefused
+from taskpool.store import AsyncStore
+from tests.states import World
+from workers.duties import Outage
+from workers.housekeeping import all_queues
+from workers.timekeeping import ClockWatch, Timekeeper
+
+S = TaskStatus
+LEASE_S = 15.0
+H = 3_600_000
+
+
+# --- finding steps ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step_ms", [120_000, -600_000, H, -2500, 2500])
+def test_a_step_is_measured(step_ms: int) -> None:
+    watch = ClockWatch(2000)
+    for second in range(10):
+        assert watch.step_ms(second * 1000, second - 0.01, second + 0.01) == 0
+
+    found = watch.step_ms(10_000 + step_ms, 9.99, 10.01)
+
+    assert abs(found - step_ms) <= 25
+    assert watch.step_ms(11_000 + step_ms, 10.99, 11.01) == 0
+
+
+def test_small_steps_add_up() -> None:
+    watch, stepped_ms, found = ClockWatch(2000), 0, 0
+
+    for second in range(20):
+        stepped_ms += 1500 if second in (3, 5, 7) else 0
+        found += watch.step_ms(second * 1000 + stepped_ms, second, second)
+
+    assert 0 <= stepped_ms - found < 2000
+
+
+def test_a_slow_round_trip_and_a_slewed_clock_are_no_steps() -> None:
+    watch, chance = ClockWatch(2000), Random(1)
+    now = 0.0
+    for _ in range(2000):
+        now += chance.uniform(0, 30)
+        before, after = chance.uniform(0, 12), chance.uniform(0, 12)
+        assert watch.step_ms(now * 1000.5, now - before, now + after) == 0
+
+
+# --- what is done about them --------------------------------------------------------------------------------------
+
+
+class Host:
+    """One pool's timekeeper, with a clock of its own that the test sets."""
+
+    def __init__(self, store: AsyncStore, now: float = 1000.0) -> None:
+        self.now, self.steps, self.outage = now, 0, Outage()
+        self.keeper = Timekeeper(store, self.outage, lease_s=LEASE_S, clock=lambda: self.now, on_step=self._stepped)
+
+    def _stepped(self) -> None:
+        self.steps += 1
+
+    async def look(self) -> bool:
+        await self.keeper.look(all_queues())
+        return self.keeper.may_reap()
+
+
+@pytest.fixture
+async def store(world: World) -> AsyncIterator[AsyncStore]:
+    store = AsyncStore(world.url)
+    yield store
+    await store.close()
+
+
+def start(world: World, id: str, lease_ms: int) -> None:
+    world.add(id)
+    assert world.run(scripts.claim(["default"], worker="w", attempt_id="1", lease_ms=lease_ms)) is not None
+
+
+def stepped_ms(world: World) -> int:
+    return int(world.redis.hget(keys.CLOCK, "stepped_ms") or 0)
+
+
+def age(world: World, ms: int) -> None:
+    """As if the last rounds had been so long ago."""
+    for field in ("seen_ms", "since_ms"):
+        world.redis.hincrby(keys.CLOCK, field, -ms)
+
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_new_pool_takes_nothing_back_before_a_lease_has_passed(world: World, store: AsyncStore) -> None:
+    host = Host(store)
+
+    assert not await host.look()
+    world.redis.hincrby(keys.CLOCK, "since_ms", -14_000)
+    assert not await host.look()
+    world.redis.hincrby(keys.CLOCK, "since_ms", -1000)
+    assert await host.look()
+
+
+async def test_a_new_pool_relies_on_those_that_were_there_before(world: World, store: AsyncStore) -> None:
+    first, second = Host(store), Host(store, now=5.0)
+    await first.look()
+    world.redis.hincrby(keys.CLOCK, "since_ms", -15_000)
+
+    assert await second.look()
+
+
+async def test_after_a_gap_of_all_pools_a_new_one_waits(world: World, store: AsyncStore) -> None:
+    first, second = Host(store), Host(store)
+    await first.look()
+    world.redis.hincrby(keys.CLOCK, "since_ms", -H)
+    age(world, 6000)
+
+    assert not await second.look()
+
+
+async def test_a_pool_that_saw_an_outage_waits_and_one_that_saw_none_does_not(world: World, store: AsyncStore) -> None:
+    host = Host(store)
+    await host.look()
+    world.redis.hincrby(keys.CLOCK, "since_ms", -H)
+    assert await host.look()
+
+    host.outage.note_failure(RedisRefused("NOREPLICAS"), "heartbeats")
+    assert not await host.look()
+    host.outage.note_success("heartbeats")
+    assert not await host.look()
+
+
+@pytest.mark.parametrize("step_s", [120, -600])
+async def test_one_step_is_counted_once_however_many_pools_measure_it(
+    world: World, store: AsyncStore, step_s: float
+) -> None:
+    hosts = [Host(store, now=100.0 * number) for number in range(3)]
+    for host in hosts:
+        await host.look()
+
+    for host in hosts:
+        host.now -= step_s  # to it, Redis's clock has gone on by so much more
+    reaps = [await host.look() for host in (*hosts, *hosts)]
+
+    assert not any(reaps)
+    assert [host.steps for host in hosts] == [1] * 3
+    assert abs(stepped_ms(world) - step_s * 1000) < 1000
+
+
+async def test_two_steps_in_a_row_are_both_counted(world: World, store: AsyncStore) -> None:
+    first, second = Host(store), Host(store)
+    await first.look()
+    await second.look()
+
+    first.now -= 100
+    await first.look()
+    first.now -= 50
+    second.now -= 150
+    await second.look()
+    await first.look()
+
+    assert abs(stepped_ms(world) - 150_000) < 1000
+
+
+async def test_a_step_begins_every_lease_anew_with_its_own_length(world: World, store: AsyncStore) -> None:
+    host = Host(store)
+    await host.look()
+    world.redis.hset(keys.CLOCK, "lease_ms", 60_000)
+    for id, lease_ms in (("a", 15_000), ("b", 60_000), ("c", 15_000)):
+        start(world, id, lease_ms)
+    for id in ("a", "b"):  # as they were left by a clock that was 600 s ahead
+        world.redis.zincrby("rq:wip:default", 600, f"{id}:1")
+        world.redis.hincrbyfloat(f"rq:execution:{id}:1", "last_heartbeat", 600)
+    world.redis.zadd("rq:wip:default", {"plain:e": 5})
+    world.redis.hset("rq:execution:plain:e", "id", "e")
+
+    host.now += 600
+    await host.look()
+
+    now_s = world.redis.time()[0]
+    left = {member.decode(): score - now_s - keys.WIP_GRACE_S
+            for member, score in world.redis.zrange("rq:wip:default", 0, -1, withscores=True)}  # fmt: skip
+    assert [round(left[f"{id}:1"] / 5) * 5 for id in ("a", "b", "c")] == [15, 60, 15]
+    assert world.redis.zscore("rq:wip:default", "plain:e") == 5
+
+
+async def test_due_times_that_came_from_a_duration_are_corrected_and_named_ones_stay(
+    world: World, store: AsyncStore
+) -> None:
+    host = Host(store)
+    await host.look()
+    for number in range(300):
+        world.add(f"d{number}", delay_s=5000, expires_in_s=9000)
+    world.add("named", run_at=datetime.now(UTC) + timedelta(seconds=5000))
+    world.start("r", max_attempts=2)
+    world.run(scripts.retry(world.running["r"], delay_ms=5_000_000, error="no", failure={}))
+    before = due_in(world)
+
+    host.now += 600
+    for _ in range(4):
+        await host.look()
+
+    after = due_in(world)
+    moved = {id for id in before if abs(before[id] - after[id] - 600) < 3}
+    assert moved == before.keys() - {"named"}
+    assert after["named"] == before["named"]
+    expiring = world.redis.zrange(keys.EXPIRING, 0, -1, withscores=True)
+    assert all(abs(score - world.redis.time()[0] - 8400) < 5 for _, score in expiring)
+    assert world.redis.hget("rq:job:d0", "expires_ms") == b"%.0f" % (dict(expiring)[b"d0"] * 1000)
+    assert world.redis.hget(keys.CLOCK, "corrected_ms") == world.redis.hget(keys.CLOCK, "stepped_ms")
+
+
+def due_in(world: World) -> dict[str, float]:
+    return {id.decode(): score for id, score in world.redis.zrange("rq:scheduled:default", 0, -1, withscores=True)}
+
+
+async def test_a_delay_that_a_step_forward_made_due_waits_on(world: World, store: AsyncStore) -> None:
+    host = Host(store)
+    await host.look()
+    world.add("a", delay_s=500)
+    world.add("b", expires_in_s=500)
+    at = world.redis.zscore("rq:scheduled:default", "a")
+    world.run(scripts.step(1000_000, base_ms=0, least_ms=2000, lease_ms=15_000))
+    for field, key in (("run_ms", "rq:scheduled:default"), ("expires_ms", keys.EXPIRING)):
+        id = "a" if field == "run_ms" else "b"
+        world.redis.hset(f"rq:job:{id}", field, round((at - 1000) * 1000))
+        world.redis.zadd(key, {id: at - 1000})
+
+    assert world.run(scripts.promote("a", "default")) == "early"
+    assert world.redis.zscore("rq:scheduled:default", "a") == pytest.approx(at)
+    assert world.run(scripts.cancel("b", reason="expired", error="late")) == "early"
+    assert world.claim().id == "b"
+
+
+async def test_a_lease_that_ended_after_the_round_began_is_not_taken_back(world: World) -> None:
+    start(world, "a", -1)
+    before_ms = round(world.redis.zscore("rq:wip:default", "a:1") - keys.WIP_GRACE_S - 60) * 1000
+
+    def crash(by_ms: int) -> str:
+        return world.run(
+            scripts.crash("a", "1", "default", error="x", failure={}, max_crashes=3, only_expired=True, by_ms=by_ms)
+        )
+
+    assert world.run(scripts.due("rq:wip:default", limit=9, ahead_s=keys.WIP_GRACE_S, by_ms=before_ms)).members == ()
+    assert crash(before_ms) == "lost"
+    assert crash(before_ms + H) == "queued"

@@ -1,0 +1,154 @@
+"""Watches Redis's clock, which leases, delays and expiries follow, against this host's clock that never steps.
+
+Each round of housekeeping reads Redis's time anyway. When it has gone on by much more or less than this host's clock,
+it was stepped: by an administrator, by NTP, or by a failover to a server with another clock. Then every attempt gets
+its lease anew, no lease is taken back before every pool has renewed its own, and due times that came from a duration
+are corrected. See docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from taskpool import scripts
+from taskpool.calls import Call
+from taskpool.scripts import Tick
+from taskpool.store import AsyncStore
+from workers.duties import Outage
+from workers.guardian import boottime
+
+log = logging.getLogger("workers")
+
+DRIFT: Final = 0.001
+"""How much faster or slower a clock may run that isn't stepped: a slewing NTP changes half of that."""
+LEAST_STEP_S: Final = 2.0
+STEP_SHARE: Final = 0.25
+"""A step counts from two seconds on, or from this share of a lease if that is less."""
+GAP_SHARE: Final = 1 / 3
+REBASE_AT_ONCE: Final = 500
+REBASE_PAGES: Final = 20
+QUEUES_AT_ONCE: Final = 50
+END: Final = "end"
+
+
+class ClockWatch:
+    """Finds steps of Redis's clock. It keeps the range in which the difference between the two clocks must lie."""
+
+    def __init__(self, least_step_ms: float) -> None:
+        self._least_ms = least_step_ms
+        self._low = self._high = 0.0
+        self._looked_at: float | None = None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it has seen no time of Redis yet."""
+        return self._looked_at is None
+
+    def step_ms(self, redis_ms: float, sent_s: float, received_s: float) -> int:
+        """By how many ms the clock was stepped since the last look; 0: it wasn't. Redis's time was read between
+        `sent_s` and `received_s` of this host's clock."""
+        low, high = redis_ms - received_s * 1000, redis_ms - sent_s * 1000
+        if self._looked_at is None:
+            self._low, self._high, self._looked_at = low, high, received_s
+            return 0
+        drift_ms = max(received_s - self._looked_at, 0.0) * 1000 * DRIFT
+        self._low, self._high, self._looked_at = self._low - drift_ms, self._high + drift_ms, received_s
+        apart_ms = low - self._high if low > self._high else high - self._low if high < self._low else 0.0
+        if abs(apart_ms) >= self._least_ms:
+            step_ms = (low + high - self._low - self._high) / 2
+            self._low, self._high = low, high
+            return round(step_ms)
+        if not apart_ms:
+            self._low, self._high = max(low, self._low), min(high, self._high)
+        return 0
+
+
+class Timekeeper:
+    """What housekeeping knows of Redis's clock. `on_step` is called when it was stepped."""
+
+    def __init__(
+        self,
+        store: AsyncStore,
+        outage: Outage,
+        *,
+        lease_s: float,
+        clock: Callable[[], float] = boottime,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._store, self._outage, self._clock, self._on_step = store, outage, clock, on_step
+        self._lease_ms = round(lease_s * 1000)
+        self._least_ms = round(min(LEAST_STEP_S, lease_s * STEP_SHARE) * 1000)
+        self._watch = ClockWatch(self._least_ms)
+        self._base_ms = 0
+        self._steady_since: float | None = None
+        self._corrected_ms: int | None = None
+        self._cursors: dict[str, str] = {}
+        self.now_ms = 0
+        """Redis's time at the last look: nothing that wasn't due by then is taken for due in this round."""
+        self._steady_ms = 0
+
+    async def look(self, all_queues: Call[list[str]]) -> list[str]:
+        """Reads Redis's time, and notes a step of its clock. Returns the names of all queues, which `all_queues` reads
+        in the same round trip.
+
+        Raises:
+            RedisUnavailable: Redis is away, or takes no writes.
+        """
+        sent = self._clock()
+        queues, tick = await self._store.run_many((all_queues, self._tick(sent)))
+        received = self._clock()
+        is_first = self._watch.is_new
+        step_ms = self._watch.step_ms(tick.now_ms, sent, received)
+        if is_first:
+            self._base_ms = tick.stepped_ms
+            # A pool that starts has nothing to compare with, but time doesn't go back by itself.
+            step_ms = -tick.behind_ms if tick.behind_ms >= self._least_ms else 0
+        if self._steady_since is None:
+            self._steady_since = received
+        self.now_ms, self._steady_ms = tick.now_ms, tick.steady_ms
+        if step_ms:
+            await self._note_step(step_ms, received)
+        elif not tick.is_corrected:
+            await self._correct(tick, queues)
+        found: list[str] = queues
+        return found
+
+    def may_reap(self) -> bool:
+        """Whether every pool had a lease's time to renew its leases: writes worked, and the clock ran steadily."""
+        return self._steady_ms >= self._lease_ms and self._outage.is_over_for(self._lease_ms / 1000)
+
+    def _tick(self, now: float) -> Call[Tick]:
+        steady_s = 0.0 if self._steady_since is None else min(now - self._steady_since, self._outage.over_for_s())
+        corrected_ms, self._corrected_ms = self._corrected_ms, None
+        return scripts.tick(
+            steady_ms=max(0, round(steady_s * 1000)),
+            gap_ms=round(self._lease_ms * GAP_SHARE),
+            lease_ms=self._lease_ms,
+            corrected_ms=corrected_ms,
+        )
+
+    async def _note_step(self, step_ms: int, now: float) -> None:
+        is_new, self._base_ms = await self._store.run(
+            scripts.step(step_ms, base_ms=self._base_ms, least_ms=self._least_ms, lease_ms=self._lease_ms)
+        )
+        self._steady_since, self._steady_ms, self._cursors = now, 0, {}
+        log.warning(
+            "Redis's clock was set %s by %.1f s: leases begin anew%s",
+            "forward" if step_ms > 0 else "back", abs(step_ms) / 1000, "" if is_new else ", as another pool noted",
+        )  # fmt: skip
+        self._on_step()
+
+    async def _correct(self, tick: Tick, queues: Sequence[str]) -> None:
+        """Some bounded steps through all due times; the next round goes on."""
+        for _ in range(REBASE_PAGES):
+            places = [queue for queue in ("", *queues) if self._cursors.get(queue) != END]
+            if not places:
+                self._corrected_ms = tick.stepped_ms
+                self._cursors = {}
+                return
+            pages = [scripts.rebase(queue, self._cursors.get(queue, "0"), REBASE_AT_ONCE) for queue in places]
+            reached = await self._store.run_many(pages[:QUEUES_AT_ONCE])
+            for queue, cursor in zip(places, reached, strict=False):
+                self._cursors[queue] = END if cursor == "0" else cursor
