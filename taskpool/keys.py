@@ -151,8 +151,11 @@ DELIVERED_KEPT_S: Final = 86_400
 SOON_MS: Final = 1000
 """What is due before housekeeping looks again by itself, it is told of."""
 
+DELIVERY_LEASE_MS: Final = 30_000
+"""How long a supervisor may take to send a webhook: twice what an attempt may take."""
+
 LEASES_AT_ONCE: Final = 20_000
-"""How many leases are begun anew after a step of Redis's clock. Leases beyond that end by the old clock."""
+"""How many leases and waiting webhooks are corrected after a step of Redis's clock. What is beyond keeps its time."""
 
 DOORBELL_CAP: Final = 64
 """The most idle workers of one queue that are woken at once; each of them looks again after its task."""

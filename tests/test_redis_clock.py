@@ -127,7 +127,7 @@ def test_a_time_that_was_named_stays(redis: ShiftedRedis, tmp_path: Path) -> Non
         assert moved_to is not None
         assert abs((relative_at - moved_to).total_seconds() - 600) < 3
 
-        redis.step(2700)  # beyond the named time
+        redis.step(3700)  # beyond the named time
         assert workers.pool.wait(absolute.id, timeout_s=30).status is S.DONE
         assert workers.pool.get(relative.id).status is S.SCHEDULED
         assert workers.pool.get(expiring.id).status is S.SCHEDULED

@@ -251,3 +251,35 @@ async def test_a_lease_that_ended_after_the_round_began_is_not_taken_back(world:
     assert world.run(scripts.due("rq:wip:default", limit=9, ahead_s=keys.WIP_GRACE_S, by_ms=before_ms)).members == ()
     assert crash(before_ms) == "lost"
     assert crash(before_ms + H) == "queued"
+
+
+async def test_webhooks_are_neither_late_nor_sent_twice_after_a_step_back(world: World, store: AsyncStore) -> None:
+    host = Host(store)
+    await host.look()
+    ahead_ms = (world.redis.time()[0] + 600) * 1000  # as they were left by a clock that was 600 s ahead
+    world.redis.zadd(keys.WEBHOOKS_LANES, {"lane": ahead_ms})
+    world.redis.zadd(f"{keys.WEBHOOKS_SENDING}lane", {"sent": ahead_ms + 20_000})
+    world.redis.zadd(f"{keys.WEBHOOKS_WAITING}lane", {"soon": ahead_ms + 5000, "later": ahead_ms + 300_000})
+
+    host.now += 600
+    await host.look()
+
+    now_ms = world.redis.time()[0] * 1000
+
+    def left_s(key: str, member: str) -> float:
+        return float(world.redis.zscore(key, member) - now_ms) / 1000
+
+    assert left_s(keys.WEBHOOKS_LANES, "lane") == pytest.approx(0, abs=2)
+    assert left_s(f"{keys.WEBHOOKS_SENDING}lane", "sent") == pytest.approx(30, abs=2)
+    assert left_s(f"{keys.WEBHOOKS_WAITING}lane", "soon") == pytest.approx(5, abs=2)
+    assert left_s(f"{keys.WEBHOOKS_WAITING}lane", "later") == pytest.approx(300, abs=2)
+
+
+async def test_a_heartbeat_makes_an_execution_anew_that_has_expired(world: World) -> None:
+    world.start("a")
+    before = set(world.redis.hkeys("rq:execution:a:1"))
+    world.redis.delete("rq:execution:a:1")
+
+    assert world.run(scripts.heartbeat([("a", "1", "default")], 15_000)) == ["ok"]
+
+    assert set(world.redis.hkeys("rq:execution:a:1")) == before

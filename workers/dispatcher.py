@@ -33,8 +33,6 @@ DELAYS_S: Final = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 """The waits after failed attempts, as Standard Webhooks has them; after the tenth attempt a delivery is dead."""
 JITTER: Final = 0.2
 MOST_RETRY_AFTER_S: Final = 86_400
-LEASE_MS: Final = 30_000
-"""Twice what an attempt may take."""
 AT_ONCE: Final = 100
 LANE_MOST: Final = 16
 FAILING_MOST: Final = 1
@@ -55,7 +53,7 @@ class Dispatcher:
         *,
         sender: Sender | None = None,
         delays_s: Sequence[float] = DELAYS_S,
-        lease_ms: int = LEASE_MS,
+        lease_ms: int = keys.DELIVERY_LEASE_MS,
     ) -> None:
         self._store, self._supervisor, self._allowed = store, supervisor, allowed
         self._sender = sender or Sender(allowed)

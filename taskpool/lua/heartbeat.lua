@@ -16,7 +16,11 @@ for at = 2, #ARGV, 3 do
   else
     redis.call('ZADD', KEY.wip .. queue, 'GT', until_s, member)
     redis.call('HSET', key, 'last_heartbeat', stamp)
-    redis.call('HSET', KEY.execution .. member, 'last_heartbeat', now_ms / 1000)
+    if redis.call('HSET', KEY.execution .. member, 'last_heartbeat', now_ms / 1000) == 1 then
+      -- It had expired, in an outage or by a step of Redis's clock: RQ's tools need all of it.
+      redis.call('HSET', KEY.execution .. member, 'job_id', id, 'created_at', now_ms / 1000, 'worker_name',
+        redis.call('HGET', key, 'worker_name') or '')
+    end
     redis.call('EXPIRE', KEY.execution .. member, KEY.wip_grace_s)
     reply[#reply + 1] = f[4] == '1' and 'force' or (f[3] and 'stop' or 'ok')
   end
