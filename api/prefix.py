@@ -59,7 +59,7 @@ class Prefixes(ProxyHeadersMiddleware):
     """ASGI: `app` behind proxies. `trusted` proxies say for whom they forward (`X-Forwarded-For`), how those came
     (`X-Forwarded-Proto`) and at which prefix (`X-Forwarded-Prefix`); without the last one, `root_path` is the prefix.
 
-    A header of anyone else, and one with anything but one prefix in it, counts as not sent.
+    These headers are ignored when another peer sends them. So is an `X-Forwarded-Prefix` that isn't exactly one prefix.
     """
 
     def __init__(self, app: ASGIApp, root_path: str, trusted: Sequence[str], routes: Iterable[BaseRoute]) -> None:
