@@ -157,7 +157,7 @@ def _encoded(spec: TaskSpec, payload: Any, secrets: Secrets | None, start: str) 
     try:
         encoded = _encode(payload)
         hidden = b"" if secrets is None else secrets.stored()
-        if not is_faithful(spec.payload, encoded) or may_hide_nan(hidden):
+        if not is_faithful(spec.payload, encoded) or (hidden and may_hide_nan(hidden)):
             strict_json_value(spec.payload)
         return encoded, hidden
     except ValueError as error:  # NaN, too deep, or half a surrogate pair in a text
