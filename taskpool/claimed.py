@@ -26,7 +26,7 @@ def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str, foreign:
     id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, started_ms, *more = (
         reply
     )
-    parents, timeout_ms, backoff, snoozes, hidden, trace, on_lost_lease, *retry = more
+    parents, timeout_ms, backoff, snoozes, hidden, trace, on_lost_lease, suspect, *retry = more
     refusal = None
     secrets = None
     payload: Any = None
@@ -58,6 +58,7 @@ def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str, foreign:
         backoff_max_s=backoff_part_s(backoff, 1) if backoff else None,
         on_lost_lease="kill" if on_lost_lease == b"kill" else "continue",
         snoozes=number_of(snoozes, 0) if snoozes else 0,
+        is_suspect=suspect is not None,
         secrets=secrets,
         refusal=refusal,
         traceparent=traceparent,

@@ -130,6 +130,10 @@ SWEPT_TASKS: Final = 200
 LOG_IDLE_TTL_S: Final = 30 * 86_400
 """How long a log is kept without a further line while its task hasn't ended; then as long as the task."""
 
+MOST_SUSPICIONS: Final = 10
+"""How often a task may be among several that died together, without being charged. Suspects run alone, so it doesn't
+come to that, unless a task ends other processes than its own."""
+
 HISTORY_CAP: Final = 20
 """How many ended attempts a record tells of, the last ones."""
 

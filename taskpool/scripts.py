@@ -183,8 +183,12 @@ def crash(
     max_crashes: int,
     only_expired: bool = False,
     by_ms: int | None = None,
+    is_shared: bool = False,
 ) -> Call[str]:
     """Settle an attempt whose process is gone: ``queued``, ``failed``, ``stopped`` (it was asked to), or ``lost``.
+
+    With `is_shared` it isn't known which of several attempts was the cause. Then the crash isn't counted, and the task
+    is queued again as a suspect, which runs alone: ``given_back``.
 
     The end's reason is ``lease_lost`` if `failure` says so, else ``crashed``; ``stopped`` if a stop was requested.
 
@@ -198,7 +202,7 @@ def crash(
     failed, stopped = (lost, lost) if only_expired else (failure, {**failure, "reason": "stopped"})
     reason = "lease_lost" if failed.get("reason") == "lease_lost" else "crashed"
     arguments = (id, attempt_id, queue, max_crashes, error, _json(failed), rqjob.exc_string(error))
-    return _crash.call((*arguments, expired, _json(stopped), reason), _word, again=True)
+    return _crash.call((*arguments, expired, _json(stopped), reason, "1" if is_shared else ""), _word, again=True)
 
 
 def heartbeat(attempts: Sequence[tuple[str, str, str]], lease_ms: int) -> Call[list[str]]:

@@ -190,8 +190,8 @@ class PastAttempt(Document, frozen=True, kw_only=True):
     """How one attempt ended. `outcome`: done, failed, crashed, lease_lost, stopped, snoozed or given_back.
 
     `lease_lost`: the lease ended without a word from the worker, which may still be running. `given_back`: the worker
-    was drained, or died before the code began. Attempts that were snoozed or given back don't count: the next one has
-    the same number."""
+    was drained, or died before the code began or while it ran other tasks, too. Attempts that were snoozed or given
+    back don't count: the next one has the same number."""
 
     attempt: int
     worker: str
@@ -271,6 +271,8 @@ class RunningTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     on_lost_lease: OnLostLease = "continue"
     snoozes: int = 0
     """How often it has snoozed so far."""
+    is_suspect: bool = False
+    """Whether a process died while it ran this task beside others: it has to run alone."""
     secrets: Secrets | None = None
     """The secret values of its payload, which itself only shows masks."""
     traceparent: str | None = None

@@ -9,7 +9,7 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from taskpool import rqjob, scripts
-from taskpool.keys import WIP_GRACE_S
+from taskpool.keys import MOST_SUSPICIONS, WIP_GRACE_S
 from taskpool.types import TaskStatus
 from tests.states import SEED, World, ended, race
 from tests.test_script_finish import FORGOTTEN
@@ -19,7 +19,13 @@ DEATH = {"reason": "crashed", "message": "died"}
 
 
 def crash(
-    world: World, id: str = "a", attempt_id: str = "1", *, max_crashes: int = 3, only_expired: bool = False
+    world: World,
+    id: str = "a",
+    attempt_id: str = "1",
+    *,
+    max_crashes: int = 3,
+    only_expired: bool = False,
+    is_shared: bool = False,
 ) -> str:
     return world.run(
         scripts.crash(
@@ -30,6 +36,7 @@ def crash(
             failure=DEATH,
             max_crashes=max_crashes,
             only_expired=only_expired,
+            is_shared=is_shared,
         )
     )
 
@@ -54,6 +61,59 @@ def test_a_task_whose_attempt_died_is_queued_again_at_the_front(world: World) ->
         "taskpool:doorbell:default": ["1", "1"],
         "taskpool:events a 3": {"event": "crashed", "status": "queued", "at_ms": "now", "error": "died", "crashes": 1},
     }
+
+
+def test_a_task_that_died_beside_others_is_queued_again_uncounted_and_is_a_suspect(world: World) -> None:
+    world.start("a")
+    world.add("b")
+    before = world.snapshot()
+
+    assert crash(world, is_shared=True) == "given_back"
+
+    assert world.since(before) == {
+        **FORGOTTEN,
+        "rq:job:a status": "queued",
+        "rq:job:a attempt_id": "",
+        "rq:job:a attempt": "0",
+        "rq:job:a suspect": "1",
+        "rq:job:a history": [ended("given_back", "died")],
+        "rq:job:a seq": "3",
+        "rq:queue:default": ["a", "b"],
+        "taskpool:doorbell:default": ["1", "1"],
+        "taskpool:events a 3": {"event": "crashed", "status": "queued", "at_ms": "now", "error": "died", "crashes": 0},
+    }
+    assert world.claim(attempt_id="2").is_suspect
+
+
+def test_a_suspect_is_one_until_it_fails_by_itself_or_begins_a_new_life(world: World) -> None:
+    world.start("a", max_attempts=3)
+    crash(world, is_shared=True)
+    running = world.claim(attempt_id="2")
+    world.run(scripts.snooze(running, delay_ms=0, message="later"))
+    running = world.claim(attempt_id="3")
+    assert running.is_suspect
+
+    world.run(scripts.retry(running, delay_ms=0, error="no", failure=DEATH))
+
+    assert not world.claim(attempt_id="4").is_suspect
+
+
+def test_a_task_that_dies_beside_others_again_and_again_is_charged_in_the_end(world: World) -> None:
+    world.add("a")
+    words: list[str] = []
+    while not words or words[-1] != "failed":
+        world.claim(attempt_id=str(len(words)))
+        words.append(crash(world, attempt_id=str(len(words)), is_shared=True))
+
+    assert words == ["given_back"] * MOST_SUSPICIONS + ["queued"] * 2 + ["failed"]
+    assert world.get("a").crashes == 3
+
+
+def test_a_stopped_task_that_dies_beside_others_is_stopped(world: World) -> None:
+    world.start("a")
+    world.run(scripts.stop("a", grace_s=1, force=False))
+
+    assert crash(world, is_shared=True) == "stopped"
 
 
 def test_a_task_whose_attempts_keep_dying_fails_and_says_how(world: World) -> None:

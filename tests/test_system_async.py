@@ -98,15 +98,53 @@ def test_a_stop_that_only_a_kill_can_carry_out_costs_the_neighbours_no_attempt(
     assert (record.result, record.attempt, record.crashes) == ("the second time", 1, 0)
 
 
-def test_a_killed_process_costs_each_of_its_tasks_one_attempt(workers: WorkerPool, tmp_path: Path) -> None:
+def test_a_killed_process_costs_none_of_its_tasks_an_attempt(workers: WorkerPool, tmp_path: Path) -> None:
     ids = start_all(workers, tmp_path / "note", "act_async", until=tmp_path / "go")
 
     os.kill(started(tmp_path / "note"), signal.SIGKILL)
-    started(tmp_path / "note", 2 * SLOTS)
+    started(tmp_path / "note", SLOTS + 1)
     (tmp_path / "go").touch()
 
     ended = [workers.pool.wait(id, timeout_s=30) for id in ids]
-    assert {(record.status, record.attempt, record.crashes) for record in ended} == {(TaskStatus.DONE, 2, 1)}
+    assert {(record.status, record.attempt, record.crashes) for record in ended} == {(TaskStatus.DONE, 1, 0)}
+    assert all(record.history[0].outcome == "given_back" for record in ended)
+    assert all("isn't known which of its tasks" in (record.history[0].error or "") for record in ended)
+
+
+@pytest.mark.parametrize("killer", ["die", "leave"])
+def test_a_task_that_keeps_killing_its_process_fails_and_its_neighbours_are_done(
+    workers: WorkerPool, tmp_path: Path, killer: str
+) -> None:
+    types = ("act_async", "act")
+    neighbours = [workers.submit("hang", type=types[n % 2], note=tmp_path / "note", seconds=0.5) for n in range(4)]
+    started(tmp_path / "note", 4)
+
+    poison = [workers.submit(killer) for _ in range(2)]
+
+    failed = [workers.pool.wait(task.id, timeout_s=60) for task in poison]
+    ended = [workers.pool.wait(task.id, timeout_s=60) for task in neighbours]
+    assert {(record.status, record.crashes) for record in failed} == {(TaskStatus.FAILED, 3)}
+    assert {record.failure["reason"] for record in failed if record.failure} == {"crashed"}
+    assert {(record.status, record.attempt, record.crashes) for record in ended} == {(TaskStatus.DONE, 1, 0)}
+    assert workers.result("ok").status is TaskStatus.DONE
+
+
+def test_a_suspect_waits_until_it_can_run_alone_while_other_tasks_go_on(workers: WorkerPool, tmp_path: Path) -> None:
+    long = workers.submit("hang", type="act_async", note=tmp_path / "long", until=tmp_path / "go")
+    started(tmp_path / "long")
+    suspect = workers.submit("ok", delay_s=0.5)
+    with Redis.from_url(workers.pool.redis_url) as redis:
+        redis.hset(f"rq:job:{suspect.id}", "suspect", 1)
+    eventually(lambda: workers.pool.get(suspect.id).history)
+
+    others = [workers.result("ok") for _ in range(3)]
+    waiting = eventually(lambda: record if (record := workers.pool.get(suspect.id)).snoozes else None, 30)
+    (tmp_path / "go").touch()
+
+    assert {record.status for record in others} == {TaskStatus.DONE}
+    assert "it has to run alone" in (waiting.history[-1].error or "")
+    assert workers.pool.wait(long.id, timeout_s=30).attempt == 1
+    assert workers.pool.wait(suspect.id, timeout_s=30).attempt == 1
 
 
 def test_a_shutdown_lets_coroutines_end_and_puts_the_rest_back(redis_url: str, tmp_path: Path) -> None:

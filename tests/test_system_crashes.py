@@ -89,6 +89,21 @@ def test_a_dead_fork_server_is_replaced_and_what_ran_runs_again(workers: WorkerP
     assert not is_running(first)
 
 
+def test_a_dead_fork_server_costs_none_of_several_tasks_an_attempt(redis_url: str, tmp_path: Path) -> None:
+    with WorkerPool(redis_url, tmp_path / "log", workers=2) as workers:
+        tasks = [workers.submit("hang_once", note=tmp_path / f"note{n}") for n in range(2)]
+        for n in range(2):
+            started(tmp_path / f"note{n}")
+        (fork_server,) = psutil.Process(workers.process.pid).children()
+
+        fork_server.kill()
+        records = [workers.pool.wait(task.id, timeout_s=30) for task in tasks]
+
+        assert [(record.result, record.attempt, record.crashes) for record in records] == [
+            ("the second time", 1, 0)
+        ] * 2
+
+
 def test_a_killed_supervisor_takes_everything_along(workers: WorkerPool, tmp_path: Path) -> None:
     workers.submit("spawn", note=tmp_path / "note")
     started(tmp_path / "note")

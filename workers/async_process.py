@@ -49,6 +49,11 @@ log = logging.getLogger("workers")
 SIGNALS: Final = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 DOORBELL_S: Final = 1.0
 COUNT_S: Final = 1.0
+CLEAR_S: Final = 5.0
+"""How long nothing is claimed at most, so that a suspect can run alone."""
+ALONE_S: Final = 60.0
+"""How long a suspect has the process for itself: most of what ends a process does so earlier."""
+HAS_TO_WAIT: Final = "it has to run alone in its worker process, and waits until one is free (see reliability.md)"
 CLAIMS_AT_ONCE: Final = 16
 RELEASE_STEPS: Final = 10
 RETRY_S: Final = 0.5
@@ -118,6 +123,9 @@ class AsyncProcess:
         """True while Redis may show claims with us that we don't know of."""
         self._terminated = False
         self._is_over = False
+        self._is_careful = False
+        """True when the last claim found a suspect: there may be more of them, and only one runs at a time."""
+        self._clear_until = self._rest_until = 0.0
         self._files = shortage.Files(worker)
 
     async def serve(self) -> int:
@@ -202,7 +210,7 @@ class AsyncProcess:
         if self._unwritten.is_full:
             await asyncio.sleep(DOORBELL_S)
             return
-        if not self._free:
+        if not self._free or self._must_wait():
             self._freed.clear()
             try:
                 async with asyncio.timeout(DOORBELL_S):
@@ -213,7 +221,8 @@ class AsyncProcess:
         calls: list[Call[Any]] = []
         if self._is_idle:
             calls.append(scripts.ring_wait(self._queues, DOORBELL_S))
-        calls += [self._claim() for _ in range(1 if self._is_idle else min(len(self._free), CLAIMS_AT_ONCE))]
+        is_one = self._is_idle or self._is_careful
+        calls += [self._claim() for _ in range(1 if is_one else min(len(self._free), CLAIMS_AT_ONCE))]
         sent = guardian.boottime()
         claimed = [value for value in await self._intake.run_many(calls) if isinstance(value, RunningTask)]
         self._is_idle = not claimed
@@ -221,12 +230,49 @@ class AsyncProcess:
         if claimed and (self._is_leaving() or guardian.boottime() > sent + self._settings.lease_s):
             self._is_unsure = True  # seen as unknown, they are given back
             return
+        await self._begin_all([running for running in claimed if not running.is_suspect])
+        suspects = [running for running in claimed if running.is_suspect]
+        self._is_careful = bool(suspects) or (self._is_careful and not claimed)
+        if suspects:
+            await self._begin_alone(suspects)
+
+    async def _begin_all(self, claimed: Sequence[RunningTask]) -> None:
         fenced = [running for running in claimed if running.on_lost_lease == "kill"]
         for running in claimed:
             if running.on_lost_lease != "kill":
                 self._begin(running)
         if fenced:
             await self._begin_fenced(fenced)
+
+    async def _begin_alone(self, suspects: Sequence[RunningTask]) -> None:
+        """Begins a task that may be the one that ended a process: alone, so that the next end is its own.
+
+        While others run it goes back to the front of its queue, and nothing is claimed until they have ended, for
+        CLEAR_S at most. If they take longer, it is put back for as long, and meanwhile the process goes on as usual.
+        """
+        if not self._attempts:
+            await self._begin_all(suspects[:1])
+            suspects = suspects[1:]
+        now = time.monotonic()
+        if self._attempts and self._clear_until and now >= self._clear_until:
+            self._clear_until, self._rest_until = 0.0, now + CLEAR_S
+        for running in suspects:
+            if now < self._rest_until:
+                await self._store.run(scripts.snooze(running, delay_ms=round(CLEAR_S * 1000), message=HAS_TO_WAIT))
+            else:
+                await self._store.run(scripts.give_back(running))
+                self._clear_until = self._clear_until or now + CLEAR_S
+
+    def _must_wait(self) -> bool:
+        """Whether nothing may be claimed before what runs has ended: a suspect runs, or is to run alone."""
+        if not self._attempts:
+            self._clear_until = 0.0
+            return False
+        now = time.monotonic()
+        if now < self._clear_until:
+            return True
+        suspects = [attempt for attempt in self._attempts.values() if attempt.running.is_suspect]
+        return any(now < attempt.begun_mono + ALONE_S for attempt in suspects)
 
     async def _begin_fenced(self, claimed: Sequence[RunningTask]) -> None:
         """Begins attempts that must not outlive their leases: with a guardian, and with whole leases."""
@@ -457,10 +503,11 @@ class _Attempt:
         self.task: asyncio.Task[None]
         self.code: asyncio.Task[Outcome] | None = None
         self.was_cancelled = False
+        self.begun_mono = time.monotonic()
         self.unsent: list[Call[Any]] | None = None
         """Its last reports, once its code is over."""
         timeout_s = running.timeout_s if running.timeout_s and running.timeout_s > 0 else None
-        self._deadline_mono = None if timeout_s is None else time.monotonic() + timeout_s
+        self._deadline_mono = None if timeout_s is None else self.begun_mono + timeout_s
 
     def left_s(self) -> float | None:
         """What is left of its time; None: it has no limit."""

@@ -76,7 +76,11 @@ class Crew:
 
     def ended(self, pid: int, ending: Ending) -> None:
         """Takes note of the end of a process: called by its nursery."""
-        child = self.children.pop(pid)
+        child = self.children[pid]
+        if ending.cause and child.nursery.runs_at_loss is None:  # all its processes end now, one after the other
+            siblings = [each for each in self.children.values() if each.nursery is child.nursery]
+            child.nursery.runs_at_loss = sum(len(each.runs()) for each in siblings)
+        del self.children[pid]
         child.ended.set()
         self._on_end(child, ending)
         if child.block.counters().ready or child.is_draining:

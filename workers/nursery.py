@@ -102,6 +102,8 @@ class Nursery:
         self.pid = server.pid
         self.loaded = Loaded()
         self.is_lost = False
+        self.runs_at_loss: int | None = None
+        """How many attempts died with the fork server."""
         self.is_silent = False
         """True when it doesn't answer. That doesn't change any more, even if it goes on."""
 

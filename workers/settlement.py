@@ -57,9 +57,19 @@ class Remains:
         looks_s = (0.0,) if ending.status == 0 or len(running) == child.block.lanes else LATE_CLAIMS_S
         return cls(child, ending, {run.attempt_id: run for run in runs}, time.monotonic(), looks_s)
 
+    def is_shared(self) -> bool:
+        """Whether it isn't known which attempt was the cause of the end: several ran in this process, or in those
+        that died with their fork server."""
+        return len(self._candidates()) > 1 or (bool(self.ending.cause) and (self.child.nursery.runs_at_loss or 0) > 1)
+
+    def _candidates(self) -> list[str]:
+        """The attempts that may have been the cause: those whose code ran, else those that were about to end."""
+        running = [id for id, run in self.runs.items() if run.state is LaneState.RUNNING]
+        return running or list(self.runs)
+
     def verdict(self, attempt_id: str) -> Verdict | None:
         """What to do with an attempt; None: it crashed."""
-        if attempt_id not in self.runs:
+        if attempt_id not in self._candidates():
             return Verdict.GIVEN_BACK
         # The process was killed for the sake of another attempt: this one is a bystander.
         default = Verdict.GIVEN_BACK if self.child.verdicts else None
@@ -98,11 +108,25 @@ def _settle_attempt(
         if word != "stopping":
             return COUNTED_AS[outcome.status]
     error = error_of(remains.ending, verdict)
+    is_shared = verdict is None and remains.is_shared()
+    if is_shared:
+        error += "; it isn't known which of its tasks was the cause, so none is charged, and this one runs alone next"
     reason = "lease_lost" if verdict is Verdict.LEASE_LOST else "crashed"
     failure = {"reason": reason, "message": error, **dossier}
     (word,) = yield (
-        scripts.crash(id, attempt_id, running.queue, error=error, failure=failure, max_crashes=max_crashes),
+        scripts.crash(
+            id,
+            attempt_id,
+            running.queue,
+            error=error,
+            failure=failure,
+            max_crashes=max_crashes,
+            is_shared=is_shared,
+        ),
     )
+    if word == "given_back":
+        log.warning("task %s: %s", id, error)
+        return "given_back"
     if word in ("queued", "failed"):
         log.warning("task %s: %s; it is %s", id, error, "queued again" if word == "queued" else "failed")
     return "stopped" if word == "stopped" else reason

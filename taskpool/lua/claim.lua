@@ -14,7 +14,7 @@
 -- ARGV[6+] queues, most urgent first
 -- Returns  {id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, started_ms,
 --           parents, timeout_ms, backoff, snoozes, secrets (false: it has none; '': they are no longer kept), trace,
---           on_lost_lease; and of a job that RQ stored: retries_left, retry_intervals (of RQ's Retry; false: none)},
+--           on_lost_lease, suspect (set: a process died while it ran this task beside others); and of a job that RQ stored: retries_left, retry_intervals (of RQ's Retry; false: none)},
 --           or false: nothing is ready, or `rq suspend` holds
 
 local worker, attempt_id, lease_ms, was_idle = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1'
@@ -27,13 +27,13 @@ local looked_at = 0
 local function fields_of(id)
   return redis.call('HMGET', KEY.job .. id, 'status', 'type', 'data', 'attempt', 'max_attempts', 'timeout',
     'result_ttl', 'failure_ttl', 'enqueued_at', 'seq', 'expires_ms', 'dependency_ids', 'timeout_ms', 'started_at',
-    'backoff', 'snoozes', 'secret_ttl', 'trace', 'on_lost_lease')
+    'backoff', 'snoozes', 'secret_ttl', 'trace', 'on_lost_lease', 'suspect')
 end
 
 local function answer(id, queue, f, attempt)
   local secrets = f[17] and (redis.call('GETEX', KEY.secrets .. id, 'EX', f[17] + math.max(tonumber(f[6]) or 0, 0)) or '')
   local reply = {id, queue, f[2], f[3], attempt, f[5], f[6], f[7], f[8], f[9], string.format('%.0f', now_ms), f[12], f[13],
-    f[15], f[16], secrets, f[18], f[19]}
+    f[15], f[16], secrets, f[18], f[19], f[20]}
   if f[3] and not is_stored_by_us(f[3]) then
     for _, value in ipairs(redis.call('HMGET', KEY.job .. id, 'retries_left', 'retry_intervals')) do
       reply[#reply + 1] = value
@@ -168,7 +168,7 @@ for argument = FIRST_QUEUE, #ARGV do
           if attempt > 1 or not f[2] or f[14] then
             redis.call('PERSIST', key)
             -- A reason says that the task had ended, so this is a new life: its crashes don't count on.
-            if before[2] then redis.call('HDEL', key, 'crashes') end
+            if before[2] then redis.call('HDEL', key, 'crashes', 'suspect') end
             redis.call('HDEL', key, 'ended_at', 'error', 'failure', 'reason', 'progress', 'stop_ms', 'stop_grace_s',
               'stop_force', 'rq_failure')
           end

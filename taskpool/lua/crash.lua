@@ -9,7 +9,10 @@
 --             process is known to be dead
 -- ARGV[9]     the failure as JSON of a task that was asked to stop
 -- ARGV[10]    the reason of the end: 'crashed' | 'lease_lost' (always when ARGV[8] isn't '')
--- Returns     'queued' | 'failed' | 'stopped' (a stop was asked) | 'lost' | 'unseen' (a claim that nobody saw has expired,
+-- ARGV[11]    '1': other tasks ran in the process, and it isn't known which of them was the cause. Then nothing is
+--             counted: the task is queued again as a suspect, which runs alone
+-- Returns     'queued' | 'given_back' (it is a suspect now) | 'failed' | 'stopped' (a stop was asked) | 'lost' |
+--             'unseen' (a claim that nobody saw has expired,
 --             see unseen.lua: nothing was changed, it is to be given back)
 
 local id, attempt_id, queue, max_crashes = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
@@ -19,7 +22,7 @@ local now_ms, stamp = clock()
 
 local score = redis.call('ZSCORE', KEY.wip .. queue, member)
 local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'crashes', 'stop_ms', 'failure_ttl', 'worker_name',
-  'history', 'attempt', 'started_at', 'secret_ttl', 'log')
+  'history', 'attempt', 'started_at', 'secret_ttl', 'log', 'suspect')
 -- The record may be another attempt's by now, or deleted by a dashboard: then the execution tells whose it was. RQ's own
 -- has an id.
 local execution = redis.call('HMGET', KEY.execution .. member, 'worker_name', 'id', 'unseen', 'created_at',
@@ -52,7 +55,10 @@ local seq, crashes = tonumber(f[3] or 0) + 1, tonumber(f[4] or 0) + 1
 local ttl_s = tonumber(f[6]) or 604800
 -- A task that was asked to stop is known to be stopped only if its process is known to be gone.
 local stop_reason = presumed and reason or 'stopped'
-local history = history_with(f[8], tonumber(f[9]) or 0, worker, f[10], stamp, f[5] and stop_reason or reason, ARGV[5])
+local suspicions = (tonumber(f[13]) or 0) + 1
+local uncounted = ARGV[11] == '1' and not f[5] and suspicions <= KEY.most_suspicions
+local history = history_with(f[8], tonumber(f[9]) or 0, worker, f[10], stamp,
+  f[5] and stop_reason or uncounted and 'given_back' or reason, ARGV[5])
 drop_attempt(id, attempt_id, queue, worker)
 
 local function told(why)
@@ -72,6 +78,14 @@ local function settle(status, why, failure)
 end
 
 if f[5] then return settle('stopped', stop_reason, ARGV[9]) end
+if uncounted then
+  redis.call('HSET', key, 'status', 'queued', 'seq', seq, 'attempt', math.max((tonumber(f[9]) or 0) - 1, 0),
+    'attempt_id', '', 'enqueued_at', stamp, 'suspect', suspicions, 'history', history)
+  redis.call('HDEL', key, 'progress')
+  enqueue(id, queue, true)
+  emit(id, seq, 'crashed', 'queued', now_ms, ',"error":' .. cjson.encode(ARGV[5]) .. ',"crashes":' .. crashes - 1)
+  return 'given_back'
+end
 if crashes >= max_crashes then return settle('failed', reason, ARGV[6]) end
 
 redis.call('HSET', key, 'status', 'queued', 'seq', seq, 'crashes', crashes, 'attempt_id', '', 'enqueued_at', stamp,

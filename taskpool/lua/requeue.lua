@@ -17,7 +17,7 @@ local key = KEY.job .. id
 local mark = attempt_id .. (given_back and ':given_back' or snoozed and ':snooze' or ':retry')
 
 local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'attempt', 'stop_ms', 'put_back', 'history',
-  'started_at', 'secret_ttl', 'retries_left')
+  'started_at', 'secret_ttl', 'retries_left', 'suspect')
 if f[1] ~= attempt_id or f[2] ~= 'started' then
   drop_attempt(id, attempt_id, queue, worker)
   return f[6] == mark and 'ok' or 'lost'
@@ -34,6 +34,7 @@ redis.call('HSET', key, 'status', status, 'seq', seq, 'attempt_id', '', 'attempt
 -- The claim of a second attempt takes back what the first one left; the one after an uncounted first would not.
 if ARGV[7] ~= '' and not uncounted then redis.call('HSET', key, 'error', ARGV[7], 'failure', ARGV[8]) end
 if uncounted then redis.call('HDEL', key, 'progress') end
+if f[11] and not uncounted then redis.call('HDEL', key, 'suspect') end -- it has ended by itself
 -- RQ's own count, which an RQ worker reads that takes the job next.
 if f[10] and not uncounted and tonumber(f[10]) then
   redis.call('HSET', key, 'retries_left', math.max(tonumber(f[10]) - 1, 0))

@@ -44,7 +44,7 @@ if f[9] then keep_secrets(id, f[9], 0) end
 if name and string.sub(f[10], 1, 4) ~= 'time' then hold(name, id) end
 redis.call('EXPIRE', KEY.log .. id, KEY.log_idle_ttl_s)
 redis.call('HDEL', key, 'ended_at', 'error', 'failure', 'reason', 'progress', 'stop_ms', 'stop_grace_s', 'stop_force',
-  'expires_ms', 'run_ms', 'crashes', 'snoozes', 'attempt_id', 'worker_name', 'started_at')
+  'expires_ms', 'run_ms', 'crashes', 'suspect', 'snoozes', 'attempt_id', 'worker_name', 'started_at')
 if f[4] then redis.call('HSET', key, 'pending', 0) end
 for _, parent in ipairs(parents) do
   redis.call('SADD', KEY.needed .. parent, id)
