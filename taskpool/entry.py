@@ -15,13 +15,12 @@ from taskpool.catalogue import Catalogue
 from taskpool.errors import InvalidTask
 from taskpool.queue import refuse
 from taskpool.receipt import Receipt
-from taskpool.record import status_of
 from taskpool.registry import Registry
 from taskpool.submission import addition
-from taskpool.submission.addition import Added, Once
+from taskpool.submission.addition import Added, Once, status_told
 from taskpool.submission.checking import Checked, check_task, check_tasks
 from taskpool.submission.prepare import Defaults
-from taskpool.types import TaskSpec, TaskStatus
+from taskpool.types import TaskSpec
 
 
 class Submitted(NamedTuple):
@@ -99,17 +98,13 @@ def submitted(checked: Sequence[Checked], added: Added) -> Submitted:
         InvalidTask, UniqueConflict, KeyReused, QueueFull: as `submit`; none of them was stored.
     """
     if len(checked) == 1 and len(added.statuses) == 1 and not (added.existing or added.replayed):  # as most are
-        return Submitted((Receipt(checked[0].task.id, _status(added.statuses[0])),))
+        return Submitted((Receipt(checked[0].task.id, status_told(added.statuses[0])),))
     refuse(checked, added)
     own = tuple([each.task.id for each in checked])
     ids = added.replayed or own
     receipts = [
-        Receipt(added.existing.get(index, id), _status(status), index in added.existing)
+        Receipt(added.existing.get(index, id), status_told(status), index in added.existing)
         for index, (id, status) in enumerate(zip(ids, added.statuses, strict=True))
     ]
     # Sent again because the answer was lost, the call meets what it stored itself.
     return Submitted(tuple(receipts), is_replayed=bool(added.replayed) and added.replayed != own)
-
-
-def _status(word: str) -> TaskStatus:
-    return TaskStatus.QUEUED if word == "queued" else status_of(word)

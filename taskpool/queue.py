@@ -27,7 +27,7 @@ from taskpool.record import check_id, fetch_if_there, hash_of, is_task, restore_
 from taskpool.registry import Registry
 from taskpool.status import release_dependents
 from taskpool.submission import addition
-from taskpool.submission.addition import Added, NewTask
+from taskpool.submission.addition import Added, NewTask, status_told
 from taskpool.submission.checking import Checked, check_task, check_tasks
 from taskpool.submission.prepare import Defaults
 from taskpool.types import Page, QueuedTask, TaskRecord, TaskSpec, TaskStatus, utc
@@ -118,7 +118,7 @@ def stored(checked: Sequence[Checked], added: Added, start: int = 0) -> list[Tas
     refuse(checked, added, start)
     created_at = datetime.fromisoformat(added.stamp)
     return [
-        _record(each.task, each.payload, status_of(status), created_at)
+        _record(each.task, each.payload, status_told(status), created_at)
         for each, status in zip(checked, added.statuses, strict=True)
     ]
 
@@ -227,5 +227,9 @@ def remove_task(id: str, by: Actor | None = None) -> Plan[TaskStatus | None]:
             yield from release_dependents(id)
         elif word != "started":
             break
+    if word == "children":
+        raise TaskConflict(
+            id, TaskStatus.DONE, f"task {id} still has tasks that wait for it: remove it again in a moment"
+        )
     status = status_of(word)
     raise TaskConflict(id, status, f"task {id} is {status}: it can't be removed now")

@@ -32,13 +32,14 @@ from taskpool.errors import InvalidKey, InvalidTask
 from taskpool.listing import Filter, list_tasks
 from taskpool.record import restore_told
 from taskpool.status import read_event
+from taskpool.submission.addition import status_told
 from taskpool.types import TERMINAL
 from taskpool.webhooks import delivery
 from taskpool.webhooks.endpoint import DeliveryStatus
 from taskpool.webhooks.message import message_body, read_entry
 from tests.api_client import api, publish_types
 from tests.listeners import Listener, hub_on
-from tests.states import World
+from tests.states import World, new_task
 
 S = TaskStatus
 FUTURE = "paused_by_budget"
@@ -169,6 +170,17 @@ def test_another_task_conflicts_with_one_that_holds_its_key(world: World, pool: 
 
     assert conflict.value.status == FUTURE
     assert pool.add_task("echo", {"message": 1}, unique_key="k", on_conflict="return").status == FUTURE
+
+
+def test_a_call_sent_again_after_its_task_is_gone_is_answered_as_at_first(world: World) -> None:
+    tasks = [new_task("a"), new_task("b")]
+    world.run(scripts.add(tasks))
+    world.finish(world.claim())
+    world.run(scripts.purge("a"))
+
+    again = world.run(scripts.add(tasks))
+
+    assert [status_told(word) for word in again.statuses] == [S.QUEUED, S.QUEUED]
 
 
 def test_scripts_leave_it_alone_where_it_stands(world: World) -> None:

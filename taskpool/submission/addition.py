@@ -15,7 +15,9 @@ import msgspec
 from taskpool import keys
 from taskpool.calls import Call, Part
 from taskpool.lua import Script
+from taskpool.record import status_of
 from taskpool.submission.shared import Shared
+from taskpool.types import TaskStatus
 from taskpool.unique import Unique
 
 ONCE_KEPT_S: Final = 86_400
@@ -159,6 +161,12 @@ def _packed(tasks: Sequence[NewTask], most: int, audited: bytes) -> bytes:
         )
     command[0] = b"*%d\r\n" % parts
     return b"".join(command)
+
+
+def status_told(word: str) -> TaskStatus:
+    """The status for a word in `Added.statuses`. A task whose record is gone (the call was sent again after its end)
+    was accepted as queued."""
+    return TaskStatus.QUEUED if word in ("queued", "gone") else status_of(word)
 
 
 def added_before(once: Once) -> Call[Added | None]:
