@@ -50,7 +50,7 @@ TAGS: Final = "taskpool:tags"  # set of tags in use
 DEPENDENTS: Final = "taskpool:dependents:"  # + id: set of the ids that wait for it
 NEEDED: Final = "taskpool:needed:"  # + id: set of the ids that no longer wait for it, but may still read its result
 OUTBOX: Final = "taskpool:outbox"  # set of ended tasks whose dependents are still to be released
-SWEPT: Final = "taskpool:swept"  # hash queue -> where the sweep of its waiting tasks goes on, for all pools
+SWEPT: Final = "taskpool:swept:"  # + queue: string, where the sweep of its waiting tasks goes on; with a TTL
 UNIQUE: Final = "taskpool:unique"  # hash unique key -> the task that took it last, and until when if for a time
 ONCE: Final = "taskpool:once:"  # + digest of an idempotency key: what its call was answered, with a TTL
 EXPIRING: Final = "taskpool:expiring"  # zset id -> when it expires if not started, s
@@ -126,6 +126,9 @@ NEEDED_STEP: Final = 500
 
 SWEPT_TASKS: Final = 200
 """How many waiting tasks one step of the sweep reads."""
+
+SWEPT_TTL_S: Final = 3600
+"""How long the place of a sweep is kept without another step."""
 
 LOG_IDLE_TTL_S: Final = 30 * 86_400
 """How long a log is kept without a further line while its task hasn't ended; then as long as the task."""

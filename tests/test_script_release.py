@@ -398,7 +398,7 @@ def test_a_sweep_goes_round_in_bounded_steps(world: World) -> None:
     world.run(scripts.add([new_task(f"c{n}", depends_on=["p"]) for n in range(5)]))
 
     assert sweep(world, 2) == 5  # a task and its parent are a step
-    assert not world.redis.exists("taskpool:swept")
+    assert not world.redis.exists("taskpool:swept:default")
 
 
 def test_a_sweep_stops_in_the_middle_of_a_tasks_parents_and_goes_on_there(world: World) -> None:
@@ -420,14 +420,14 @@ def test_the_sweeps_of_several_pools_share_one_round(world: World) -> None:
     answers = race(world.url, 10, *[lambda n: scripts.sweep_waiting("default", 2)] * 4)
 
     assert [word for each in answers for word in each].count("end") == 1
-    assert not world.redis.exists("taskpool:swept")
+    assert not world.redis.exists("taskpool:swept:default")
 
 
 @pytest.mark.parametrize("place", ["", "x", "999 1", "0 99999"])
 def test_a_sweep_whose_place_makes_no_sense_begins_anew(world: World, place: str) -> None:
     family(world, "p")
     world.redis.hset("rq:job:p", "status", "finished")
-    world.redis.hset("taskpool:swept", "default", place)
+    world.redis.set("taskpool:swept:default", place)
 
     world.run(scripts.sweep_waiting("default", 1000))
     world.run(scripts.sweep_waiting("default", 1000))

@@ -23,7 +23,7 @@ CAPPED: Final = {
 """Streams that are trimmed, to about so many entries."""
 NODE: Final = 200
 """How many more there may be: Redis trims whole nodes."""
-EXPIRES: Final = (keys.ONCE, keys.BUCKET)
+EXPIRES: Final = (keys.ONCE, keys.BUCKET, keys.SWEPT)
 REGISTRY: Final = {
     TaskStatus.DONE: keys.FINISHED,
     TaskStatus.FAILED: keys.FAILED,
@@ -33,7 +33,7 @@ REGISTRY: Final = {
 INDEXES: Final = {keys.BY_TYPE: keys.TYPES_USED, keys.BY_TAG: keys.TAGS, keys.BY_PROJECT: keys.PROJECTS}
 LOOKED_AT: Final = (keys.JOB, *REGISTRY.values(), *INDEXES, *INDEXES.values())
 """What is in them is compared with the records."""
-OF_A_TASK: Final = (keys.RESULTS, keys.LOG, keys.SECRETS)
+OF_A_TASK: Final = (keys.RESULTS, keys.LOG, keys.SECRETS, keys.NEEDED)
 WORKER_TTL_S: Final = 120
 
 

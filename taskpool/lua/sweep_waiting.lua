@@ -11,7 +11,7 @@ local registry = KEY.deferred .. queue
 if redis.call('EXISTS', registry) == 0 then return 'end' end
 
 pass_when_full()
-local offset, from = string.match(redis.call('HGET', KEY.swept, queue) or '', '^(%d+) (%d+)$')
+local offset, from = string.match(redis.call('GET', KEY.swept .. queue) or '', '^(%d+) (%d+)$')
 offset, from = tonumber(offset or 0), tonumber(from or 1)
 local ids = redis.call('ZRANGE', registry, offset, offset + KEY.swept_tasks - 1)
 
@@ -62,8 +62,8 @@ for _, id in ipairs(ids) do
 end
 
 if offset >= redis.call('ZCARD', registry) then
-  redis.call('HDEL', KEY.swept, queue)
+  redis.call('DEL', KEY.swept .. queue)
   return 'end'
 end
-redis.call('HSET', KEY.swept, queue, string.format('%d %d', offset, from))
+redis.call('SET', KEY.swept .. queue, string.format('%d %d', offset, from), 'EX', KEY.swept_ttl_s)
 return 'more'
