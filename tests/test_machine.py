@@ -229,7 +229,8 @@ class Machine(RuleBasedStateMachine, Bench):
             self.promote(id, task.queue)
         elif task.status in TERMINAL:
             call = scripts.purge(id, REGISTRY[task.status] + task.queue)
-            self.send(call, lambda model, _: model.purge(id, when_due=True))
+            is_held = task.status is S.DONE and bool(self.model.needed[id])  # then the time of its entry is put off
+            self.send(call, lambda model, _: model.purge(id, when_due=True), touches=is_held)
         else:
             self.expire(id)
 
