@@ -86,6 +86,8 @@ def test_a_dead_fork_server_is_replaced_and_what_ran_runs_again(workers: WorkerP
     record = workers.pool.wait(task.id, timeout_s=30)
 
     assert (record.result, record.crashes) == ("the second time", 1)
+    assert record.history[0].error is not None
+    assert record.history[0].error.startswith("crashed: its worker process ended because its fork server died (")
     assert not is_running(first)
 
 

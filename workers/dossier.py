@@ -25,7 +25,7 @@ def error_of(ending: Ending, verdict: Verdict | None) -> str:
     if verdict is Verdict.LEASE_LOST:
         return f"lease lost: its lease couldn't be renewed, so its process was killed before the lease ended ({how})"
     if ending.cause:
-        return f"crashed: {ending.cause}, which ended its worker process ({how})"
+        return f"crashed: its worker process ended {ending.cause} ({how})"
     error = f"crashed: its worker process ended with {how}"
     if _signal_of(ending) is signal.SIGKILL:
         error += " (killed from outside, or out of memory)"

@@ -17,6 +17,7 @@ import os
 import select
 import signal
 import time
+from contextlib import suppress
 from typing import Final
 
 from workers import processgroup
@@ -25,15 +26,19 @@ from workers.slots import Block, LaneState, Request
 log = logging.getLogger("workers")
 
 SUPERVISOR_SHARE: Final = 0.2
-"""How long before a lease may end the supervisor kills, as a share of the lease; and the guardian:"""
+"""How long before a lease may end the supervisor kills, as a share of the lease."""
 GUARDIAN_SHARE: Final = 0.1
+"""The same for the guardian."""
 LOOK_SHARE: Final = 0.05
+"""How often the guardian looks, as a share of the lease."""
 LONGEST_LOOK_S: Final = 0.5
 START_SHARE: Final = 0.6
 """How much of its lease must be left when an attempt begins: the next heartbeat, a third of a lease later at most, must
 come before the supervisor would kill it."""
 READY_S: Final = 2.0
+"""How long a worker process waits for its guardian."""
 STALE_S: Final = 2.0
+"""How old a guardian's last beat may be. An older one comes from a guardian that is frozen."""
 ASK_S: Final = 0.02
 
 _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -106,8 +111,8 @@ def become(block: Block, pid: int, pidfd: int | None, lease_s: float) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     gc.disable()
-    kept = 2 if pidfd is None else pidfd
-    if pidfd is not None:
-        os.closerange(3, pidfd)
-    os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
+    for fd in processgroup.open_files():  # the fork server's end must be seen: this process holds none of its sockets
+        if fd > 2 and fd != pidfd:
+            with suppress(OSError):  # the one of the list itself is closed already
+                os.close(fd)
     watch(block, pid, pidfd, lease_s)

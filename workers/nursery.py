@@ -55,7 +55,7 @@ class ForkRefused(Exception):
 class Ending(msgspec.Struct, frozen=True):
     """How a worker process ended: its wait status (None: only its fork server could have told), what it used from its
     start on (`max_rss_bytes`, `user_s`, `system_s`), the stacks of its threads, if they were written (see stacks), and
-    by stream what stood unread in its pipes (see pipes). `cause` says what else ended it, if something did."""
+    by stream what stood unread in its pipes (see pipes). `cause` says why, if it was for something else than itself."""
 
     status: int | None
     usage: Mapping[str, float] = msgspec.field(default_factory=dict)
@@ -167,7 +167,11 @@ class Nursery:
         return pid
 
     def look(self) -> None:
-        """Called about each second: notices a fork server that is stopped although nothing is expected of it now."""
+        """Called about each second: notices a fork server that is stopped although nothing is expected of it now, and
+        dead workers of a silent one that no pidfd told of."""
+        if self.is_silent:
+            for pid in [pid for pid in self._ends if not processgroup.is_there(pid)]:
+                self._died(pid)
         is_stopped = processgroup.is_stopped(self.pid)
         if not is_stopped or self.is_silent or self.is_lost:
             self._stopped_at = None
@@ -217,7 +221,7 @@ class Nursery:
                 answer.set_exception(NurseryLost())
         self._forks.clear()
         for pid in tuple(self._ends):  # their status is unknown: the kernel kills them now, or they died before
-            self._ended(pid, Ending(processgroup.exit_status(pid), cause="its fork server died"))
+            self._ended(pid, Ending(processgroup.exit_status(pid), cause="because its fork server died"))
         self._on_lost(self)
 
     def _handle(self, message: Mapping[str, Any]) -> None:
@@ -245,7 +249,7 @@ class Nursery:
             return
         self._pidfds.add(pidfd)
         if processgroup.is_child(pid, self.pid):  # else it was collected, and the id may be another process's by now
-            asyncio.get_running_loop().add_reader(pidfd, self._died, pid, pidfd)
+            asyncio.get_running_loop().add_reader(pidfd, self._on_readable, pid, pidfd)
         else:
             self._unwatch(pidfd)
 
@@ -254,8 +258,11 @@ class Nursery:
         asyncio.get_running_loop().remove_reader(pidfd)
         os.close(pidfd)
 
-    def _died(self, pid: int, pidfd: int) -> None:
+    def _on_readable(self, pid: int, pidfd: int) -> None:
         self._unwatch(pidfd)
+        self._died(pid)
+
+    def _died(self, pid: int) -> None:
         if pid in self._ends:
             wait = asyncio.create_task(self._await_report(pid, self._ends[pid]))
             self._waits.add(wait)

@@ -71,7 +71,10 @@ def is_there(pid: int) -> bool:
         return False
     except PermissionError:  # it changed its user
         return True
-    stat = _stat(pid)
+    try:
+        stat = _stat(pid)
+    except OSError:  # out of file descriptors
+        return True
     return sys.platform != "linux" or (stat is not None and stat.lives)
 
 
@@ -138,6 +141,14 @@ def children(of: int | None = None) -> set[int]:
             return {int(child) for child in file.read().split()}
     except OSError:  # not Linux, a kernel without this list, or out of file descriptors
         return set()
+
+
+def open_files() -> list[int]:
+    """The file descriptors of this process; one of them was only needed to list them."""
+    try:
+        return [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:  # there is no /proc
+        return list(range(os.sysconf("SC_OPEN_MAX") if sys.platform != "linux" else 65536))
 
 
 def is_stopped(pid: int) -> bool:

@@ -110,7 +110,8 @@ class Files:
         for fd in fds:
             with suppress(OSError):  # a task closed it
                 os.close(fd)
-        self._log()
+        if errno.EMFILE in lacks:
+            self._log()
         return errno.EMFILE in lacks
 
     def _edge_now(self) -> int:

@@ -245,8 +245,8 @@ class Supervisor:
 
     async def _look_after_nursery(self) -> float:
         """Notices a fork server that is frozen."""
-        if self._nursery is not None:
-            self._nursery.look()
+        for nursery in tuple(self._nurseries):
+            nursery.look()
         return LOOK_S
 
     async def _enforce_leases(self) -> float:
