@@ -20,7 +20,7 @@ API: Final = (
 )  # fmt: skip
 WORKER: Final = (
     "workers", "slots", "queues", "tasks", "max_result_bytes", "lease_s", "max_crashes", "grace_s", "builtins",
-    "files_root", "task_output", "log_lines", "log_bytes", "log_line_chars", *SHARED,
+    "foreign_jobs", "rq_functions", "files_root", "task_output", "log_lines", "log_bytes", "log_line_chars", *SHARED,
 )  # fmt: skip
 
 API_EPILOG = """\b
