@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import fakeredis
 import hiredis
@@ -28,6 +28,7 @@ from taskpool.registry import Registry
 from taskpool.settings import Settings
 from taskpool.status import read_event
 from taskpool.store import Store
+from taskpool.submission.given import AddTask
 from taskpool.types import Event, RunningTask, TaskRecord, TaskSpec
 
 WORKER: Final = "inline"
@@ -77,13 +78,17 @@ class InlinePool(TaskPool):
             else:
                 registry.add(each)
 
-    def run(self, type: str, payload: Any = None, **options: Any) -> TaskRecord:
-        """Add a task, with the options of `add_task`, run it to its end and return its record.
+    if TYPE_CHECKING:
+        run: AddTask[TaskRecord]
+    else:
 
-        Raises:
-            InvalidTask: as `add_task`.
-        """
-        return self.wait(self.add_task(type, payload, **options).id)
+        def run(self, *given: Any, **named: Any) -> TaskRecord:
+            """Add a task as `add_task` does, run it to its end and return its record.
+
+            Raises:
+                InvalidTask: as `add_task`.
+            """
+            return self.wait(self.add_task(*given, **named).id)
 
     def run_next(self) -> TaskRecord | None:
         """Run one attempt at the next task, a delayed one if no other is ready. Its record then; None: none is left."""

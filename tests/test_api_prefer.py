@@ -161,10 +161,8 @@ def test_a_task_finds_its_trace_context() -> None:
         return [ctx.traceparent, ctx.tracestate]
 
     later = "cc" + TRACE[2:] + "-more"
+    given: list[dict[str, Any]] = [{"traceparent": TRACE, "tracestate": "a=1"}, {"traceparent": later}, {}]
     with InlinePool(traced) as pool:
-        results = [
-            pool.run("traced", **options).result
-            for options in ({"traceparent": TRACE, "tracestate": "a=1"}, {"traceparent": later}, {})
-        ]
+        results = [pool.run("traced", **options).result for options in given]
 
     assert results == [[TRACE, "a=1"], [later, None], [None, None]]

@@ -76,6 +76,11 @@ def test_a_task_runs_inline_to_a_whole_record(pool: InlinePool) -> None:
     assert pool.run_all() == []
 
 
+def test_it_takes_the_task_function_itself(pool: InlinePool) -> None:
+    assert pool.run(add, a=1, b=2).result == 3
+    assert pool.run(nap, seconds=0.5).result == 0.5
+
+
 def test_a_failure_is_retried_without_waiting_for_its_time(pool: InlinePool) -> None:
     record = pool.run("fail", max_attempts=3)
 
