@@ -13,7 +13,7 @@ from collections import deque
 from typing import Final
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError, TimeoutError
 
 from taskpool import keys, overview, rqjob, scripts
 from taskpool.calls import Call, one
@@ -130,7 +130,7 @@ class BesideRq:
         for id in ids:
             try:
                 await asyncio.to_thread(rqjob.release_dependents, self._connection, id)
-            except RedisError as error:
+            except (ConnectionError, TimeoutError) as error:
                 raise RedisUnavailable(f"Redis: {error}") from error
             except Exception as error:  # RQ raises what it likes at a record that it can't read
                 self._tell(f"the RQ jobs that wait for {id} can't be queued: {type(error).__name__}: {error}")
