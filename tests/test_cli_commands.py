@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import shlex
 import signal
@@ -94,7 +95,7 @@ def test_submit_passes_its_options_on(pool: Reached) -> None:
     result = run(
         pool, "submit", "greet", "name=x", "--queue", "other", "--tag", "a", "--tag", "b", "--timeout", "7",
         "--max-attempts", "5", "--expires-in", "60", "--depends-on", parent.id,
-        "--callback-url", "https://hooks.example/in",
+        "--callback-url", "https://hooks.example/in", "--on-lost-lease", "kill",
     )  # fmt: skip
 
     record = pool.get(result.stdout.strip())
@@ -102,6 +103,8 @@ def test_submit_passes_its_options_on(pool: Reached) -> None:
     assert (record.status, record.depends_on) == ("waiting", (parent.id,))
     assert record.expires_at is not None
     assert record.callback_url == "https://hooks.example/in"
+    assert record.on_lost_lease == "kill"
+    assert re.search(r"on lost lease +kill", run(pool, "get", record.id).stdout)
 
 
 def test_submit_alone_asks_for_a_type() -> None:

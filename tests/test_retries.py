@@ -220,6 +220,36 @@ def test_a_submission_chooses_other_waits(pool: InlinePool) -> None:
     assert max(waits_ms(pool, task.id)) <= 500
 
 
+@task("alone", on_lost_lease="kill")
+def alone() -> None: ...
+
+
+class AloneAsAClass(Task):
+    type = "alone_as_a_class"
+    on_lost_lease = "kill"
+
+    def run(self, ctx: TaskContext) -> None: ...
+
+
+@pytest.mark.parametrize("type", ["alone", "alone_as_a_class"])
+def test_a_type_says_what_becomes_of_an_attempt_without_a_lease_and_a_submission_says_otherwise(type: str) -> None:
+    with InlinePool(alone, AloneAsAClass) as pool:
+        ids = [pool.add_task(type, on_lost_lease=how).id for how in (None, "kill", "continue")]
+        records = [pool.wait(id) for id in ids]
+
+        assert [record.on_lost_lease for record in records] == ["kill", "kill", "continue"]
+
+
+def test_wrong_words_for_a_lost_lease_are_refused(pool: InlinePool) -> None:
+    wrong: Any = "stop"
+
+    with pytest.raises(InvalidTask, match="/on_lost_lease: must be 'continue' or 'kill'"):
+        pool.add_task("ask", on_lost_lease=wrong)
+
+    with pytest.raises(ConfigurationError, match="on_lost_lease must be 'continue' or 'kill', not 'stop'"):
+        Registry(builtins=False).add(task("wrong", on_lost_lease=wrong)(lambda: None))
+
+
 def test_wrong_waits_are_refused(pool: InlinePool) -> None:
     with pytest.raises(InvalidTask, match="/backoff_s: must be a number of seconds"):
         pool.add_task("ask", backoff_s=-1)

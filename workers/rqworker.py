@@ -185,7 +185,7 @@ class Registrar:
                 worker.register_death()  # type: ignore[no-untyped-call]
 
     def clean(self, queues: Iterable[str]) -> None:
-        """Forgets workers of these queues whose supervisor died without a word.
+        """Forgets workers of these queues whose entries have expired: their supervisors renew them no more.
 
         Raises:
             RedisUnavailable: Redis is away.

@@ -254,7 +254,7 @@ class Supervisor:
         return await fencing.enforce(tuple(self._crew.children.values()), lease_s=self._settings.lease_s)
 
     async def _forget_dead(self) -> float:
-        """Removes workers from RQ's registry whose supervisor died without a word."""
+        """Removes workers from RQ's registry whose entries have expired: their supervisors renew them no more."""
         await asyncio.to_thread(self._registrar.clean, self._crew.queues)
         return FORGET_S
 
