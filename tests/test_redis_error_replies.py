@@ -17,6 +17,7 @@ from taskpool import AsyncTaskPool, RedisUnavailable, TaskPool, TaskStatus, scri
 from taskpool.connection.replies import Meaning
 from taskpool.redis_server import RedisServer
 from tests.api_client import api, api_process, publish_types
+from tests.keys import bearer, make_key
 from tests.proxy import Proxy, Refuse
 from tests.support import eventually
 from tests.test_replies import INSIDE, NEW, OLD, PLAIN
@@ -88,6 +89,25 @@ async def test_the_api_answers_503_for_every_error_reply(client: httpx.AsyncClie
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers)
     assert (await client.post("/tasks", json=ECHO)).status_code == 202
     assert len((await client.get("/tasks")).json()["tasks"]) == held + 1
+
+
+@pytest.mark.anyio
+async def test_a_key_that_cannot_be_looked_up_is_not_called_wrong(
+    client: httpx.AsyncClient, proxy: Proxy, redis_url: str
+) -> None:
+    headers = bearer(make_key(redis_url))
+
+    proxy.refuse = all_with("NOPERM this user has no permissions to access one of the keys used as arguments")
+    answers = [
+        await client.get("/queues", headers=headers),
+        await client.post("/tickets", headers=headers),
+        await client.get("/tasks", headers={"authorization": "Bearer tpk_unknown"}),
+    ]
+    proxy.refuse = None
+
+    assert [answer.status_code for answer in answers[:2]] == [503, 503]
+    assert answers[2].status_code in (401, 503)
+    assert (await client.get("/queues", headers=headers)).status_code == 200
 
 
 @pytest.mark.anyio

@@ -546,6 +546,33 @@ async def test_two_supervisors_make_each_delivery_once(world: World, hooks: Hook
     assert len(server.requests) == len({each.id for each in server.requests}) == 150
 
 
+async def test_an_attempt_that_ends_while_redis_refuses_writes_is_settled_later_and_not_made_again(
+    world: World, hooks: Hooks, server: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    webhook = hooks.create(server.url("/hang"))
+    world.end("a")
+    tries: list[str] = []
+    settle = delivery.settle
+
+    def counted(id: str, *arguments: Any, **options: Any) -> Any:
+        tries.append(id)
+        return settle(id, *arguments, **options)
+
+    monkeypatch.setattr(delivery, "settle", counted)
+    try:
+        async with supervisor(world):
+            await until(lambda: server.hanging == 1)
+            world.redis.config_set("min-replicas-to-write", 1)
+            server.release.set()
+            await until(lambda: len(tries) >= 2)
+            world.redis.config_set("min-replicas-to-write", 0)
+            await settled(hooks, webhook.id, "pending", attempts=1)
+    finally:
+        world.redis.config_set("min-replicas-to-write", 0)
+
+    assert len(server.requests) == 1
+
+
 async def test_a_fault_of_ours_is_an_attempt_that_failed(
     world: World, hooks: Hooks, server: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

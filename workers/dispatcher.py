@@ -11,7 +11,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from taskpool import keys
@@ -39,6 +39,7 @@ FAILING_MOST: Final = 1
 SORTED_AT_ONCE: Final = 100
 HOLD_MS: Final = 2000
 LOOK_S: Final = 0.5
+TELL_AGAIN_S: Final = 0.5
 GONE: Final = 410
 
 
@@ -164,7 +165,7 @@ class Dispatcher:
         except NotSent as fault:
             outcome, error = self._failed(taken), str(fault)
         except asyncio.CancelledError:
-            await self._tell(one(delivery.settle(taken.id, token, "given_back")))
+            await self._tell(lambda: one(delivery.settle(taken.id, token, "given_back")), insists=False)
             raise
         except Exception:  # the outermost loop of a delivery: without this it would come back with each end of a lease
             log.exception("the webhook %s can't be sent", taken.id)
@@ -173,10 +174,10 @@ class Dispatcher:
         code = answer.status_code if answer else None
         if code == GONE and taken.endpoint is not None and taken.endpoint.url:
             log.warning("the webhook %s answered 410: it is disabled", taken.webhook)
-            await self._tell(disable_webhook(taken.webhook, "the endpoint answered 410 Gone"))
+            await self._tell(lambda: disable_webhook(taken.webhook, "the endpoint answered 410 Gone"))
         attempt = SendAttempt(taken.taken_ms, spent_ms, outcome, code, error)
         delay_ms = self._delay_ms(taken, answer) if outcome == "failed" else 0
-        await self._tell(one(delivery.settle(taken.id, token, outcome, delay_ms=delay_ms, attempt=attempt)))
+        await self._tell(lambda: one(delivery.settle(taken.id, token, outcome, delay_ms=delay_ms, attempt=attempt)))
 
     async def _attempt(self, taken: Taken) -> tuple[Answer | None, Outcome, str | None]:
         """What was answered, how the attempt ended, and what went wrong. Raises NotSent."""
@@ -208,11 +209,18 @@ class Dispatcher:
             delay_s = max(delay_s, min(answer.retry_after_s, MOST_RETRY_AFTER_S))
         return round(delay_s * 1000 * (1 + random.random() * JITTER))
 
-    async def _tell(self, plan: Plan[Any]) -> None:
-        try:
-            await self._store.carry_out(plan)
-        except RedisUnavailable as error:
-            log.warning("a webhook's attempt can't be settled, so it may be sent again: %s", error)
+    async def _tell(self, plan: Callable[[], Plan[Any]], *, insists: bool = True) -> None:
+        """Tells Redis how an attempt ended; with `insists` again and again until its lease has ended."""
+        until = time.monotonic() + (self._lease_ms / 1000 if insists else 0)
+        while True:
+            try:
+                await self._store.carry_out(plan())
+                return
+            except RedisUnavailable as error:
+                if time.monotonic() >= until:
+                    log.warning("a webhook's attempt can't be settled, so it may be sent again: %s", error)
+                    return
+            await asyncio.sleep(TELL_AGAIN_S)
 
 
 def _id(entry: OutboxEntry, endpoint: str) -> str:

@@ -69,17 +69,6 @@ local function enqueue(id, queue, front)
   ring(queue, redis.call(front and 'LPUSH' or 'RPUSH', KEY.queue .. queue, id))
 end
 
--- The sum of all steps of Redis's clock in ms, as far as they are known (see step.lua). A time that was computed from a
--- duration is kept with it, so that it can be corrected by the steps that come later.
-local function stepped_ms()
-  return tonumber(redis.call('HGET', KEY.clock, 'stepped_ms') or 0)
-end
-
--- When a task expires, corrected by the steps of Redis's clock since that was computed.
-local function expiry_of(expires_ms, based_on_ms)
-  return expires_ms + (based_on_ms and stepped_ms() - based_on_ms or 0)
-end
-
 -- Enters a task among those that wait for their time.
 local function schedule(id, queue, due_ms, now_ms)
   redis.call('ZADD', KEY.scheduled .. queue, string.format('%.3f', due_ms / 1000), id)
