@@ -285,17 +285,27 @@ def due(
     return _due.call(arguments, read, keys=(registry,), again=True)
 
 
-def tick(*, steady_ms: int, gap_ms: int, lease_ms: int, corrected_ms: int | None = None) -> Call[Tick]:
+def tick(
+    *,
+    steady_ms: int,
+    gap_ms: int,
+    lease_ms: int,
+    expected_ms: int | None = None,
+    least_ms: int = 0,
+    base_ms: int = 0,
+    corrected_ms: int | None = None,
+) -> Call[Tick]:
     """Note that Redis takes writes, and learn of its clock. `steady_ms`: for how long the caller has seen writes work
     and the clock run steadily; `gap_ms`: the longest gap between rounds of any pools that costs no lease;
-    `corrected_ms`: the sum of steps up to which the caller has corrected all due times."""
+    `corrected_ms`: the sum of steps up to which the caller has corrected all due times. `steady_ms` counts only if the
+    time is `expected_ms`, give or take `least_ms`, and `base_ms` is the sum of all steps."""
 
     def read(reply: list[Any]) -> Tick:
         now_ms, known_ms, stepped_ms, is_corrected, behind_ms = reply
         return Tick(now_ms, known_ms, stepped_ms, is_corrected == b"1", behind_ms)
 
-    corrected = "" if corrected_ms is None else corrected_ms
-    return _tick.call((steady_ms, gap_ms, lease_ms, corrected), read, again=True)
+    corrected, expected = ("" if ms is None else ms for ms in (corrected_ms, expected_ms))
+    return _tick.call((steady_ms, gap_ms, lease_ms, corrected, expected, least_ms, base_ms), read, again=True)
 
 
 def step(step_ms: int, *, base_ms: int, least_ms: int, lease_ms: int) -> Call[tuple[bool, int]]:

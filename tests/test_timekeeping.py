@@ -137,6 +137,36 @@ async def test_a_pool_that_saw_an_outage_waits_and_one_that_saw_none_does_not(wo
     assert not await host.look()
 
 
+def tick_s(world: World, steady_s: int, *, gap_s: int = 5, ahead_s: int = 0, least_s: int = 60) -> int:
+    """For how many seconds writes are known to work, after a round of a pool that has seen that for `steady_s`, and that
+    expects a time which is `ahead_s` ahead of Redis's."""
+    expected_ms = (world.redis.time()[0] + ahead_s) * 1000
+    tick = scripts.tick(
+        steady_ms=steady_s * 1000,
+        gap_ms=gap_s * 1000,
+        lease_ms=15_000,
+        expected_ms=expected_ms,
+        least_ms=least_s * 1000,
+    )
+    return round(world.run(tick).steady_ms / 1000)
+
+
+async def test_a_pool_that_starts_takes_nothing_from_what_others_know(world: World) -> None:
+    assert tick_s(world, 0) == 0
+    assert tick_s(world, 20) == 20
+    assert tick_s(world, 0) == 20
+
+
+@pytest.mark.parametrize("gap_s", [-1, 5])
+async def test_a_pool_that_is_about_to_find_a_step_tells_nobody_that_the_clock_is_steady(
+    world: World, gap_s: int
+) -> None:
+    tick_s(world, 0)
+
+    assert tick_s(world, 20, gap_s=gap_s, ahead_s=600) == 0
+    assert tick_s(world, 20, gap_s=gap_s, ahead_s=-600) == 0
+
+
 @pytest.mark.parametrize("step_s", [120, -600])
 async def test_one_step_is_counted_once_however_many_pools_measure_it(
     world: World, store: AsyncStore, step_s: float

@@ -44,8 +44,10 @@ class Bench:
 
 def be_steady(pool: TaskPool) -> None:
     """As if another pool had seen writes work, and the clock run steadily, for an hour."""
-    now_ms = pool.store.run(scripts.tick(steady_ms=3_600_000, gap_ms=0, lease_ms=15_000)).now_ms
-    assert pool.store.run(scripts.tick(steady_ms=0, gap_ms=60_000, lease_ms=15_000)).steady_ms >= 3_600_000 < now_ms
+    hour_ms = 3_600_000
+    now_ms = pool.store.run(scripts.tick(steady_ms=0, gap_ms=0, lease_ms=15_000)).now_ms
+    known = scripts.tick(steady_ms=hour_ms, gap_ms=0, lease_ms=15_000, expected_ms=now_ms, least_ms=60_000)
+    assert pool.store.run(known).steady_ms == hour_ms
 
 
 @pytest.fixture

@@ -46,6 +46,10 @@ class ClockWatch:
         """Whether it has seen no time of Redis yet."""
         return self._looked_at is None
 
+    def expected_ms(self, now_s: float) -> int | None:
+        """What Redis's time must be at a time of this host's clock, unless it was stepped; None: it isn't known yet."""
+        return None if self._looked_at is None else round(now_s * 1000 + (self._low + self._high) / 2)
+
     def step_ms(self, redis_ms: float, sent_s: float, received_s: float) -> int:
         """By how many ms the clock was stepped since the last look; 0: it wasn't. Redis's time was read between
         `sent_s` and `received_s` of this host's clock."""
@@ -126,6 +130,9 @@ class Timekeeper:
             steady_ms=max(0, round(steady_s * 1000)),
             gap_ms=round(self._lease_ms * GAP_SHARE),
             lease_ms=self._lease_ms,
+            expected_ms=self._watch.expected_ms(now),
+            least_ms=self._least_ms,
+            base_ms=self._base_ms,
             corrected_ms=corrected_ms,
         )
 

@@ -5,6 +5,8 @@
 -- ARGV[2]  the longest gap in ms between two rounds of any pools that costs no lease
 -- ARGV[3]  the caller's lease in ms
 -- ARGV[4]  the sum of steps up to which the caller has corrected all due times ('' = none)
+-- ARGV[5]  what the time must be now, if the clock wasn't stepped since the caller's last round ('' = it can't tell)
+-- ARGV[6]  by how many ms the time may differ from that; ARGV[7] the sum of steps that the caller knows of
 -- Returns  {now_ms, for how many ms that is known, sum of all steps of the clock in ms (see step.lua), '1' when all due
 --           times are corrected by that (else '0'), by how many ms the clock is behind the last round (0 = it isn't)}
 
@@ -12,12 +14,16 @@ pass_when_full()
 local now_ms = clock()
 local f = redis.call('HMGET', KEY.clock, 'seen_ms', 'since_ms', 'stepped_ms', 'corrected_ms', 'lease_ms')
 local seen_ms, since_ms = tonumber(f[1]), tonumber(f[2])
+local stepped_ms, corrected_ms = f[3] or '0', f[4] or '0'
+
+-- What the caller has seen counts unless it is about to find a step.
+local is_as_expected = ARGV[5] ~= '' and math.abs(now_ms - ARGV[5]) < tonumber(ARGV[6]) and ARGV[7] == stepped_ms
+local steady_since_ms = now_ms - (is_as_expected and tonumber(ARGV[1]) or 0)
 local goes_on = seen_ms and since_ms and since_ms <= now_ms and seen_ms <= now_ms and now_ms - seen_ms <= tonumber(ARGV[2])
-if not goes_on then since_ms = now_ms - tonumber(ARGV[1]) end
+since_ms = goes_on and math.min(since_ms, steady_since_ms) or steady_since_ms
 redis.call('HSET', KEY.clock, 'seen_ms', string.format('%.0f', now_ms), 'since_ms', string.format('%.0f', since_ms))
 if tonumber(f[5] or 0) < tonumber(ARGV[3]) then redis.call('HSET', KEY.clock, 'lease_ms', ARGV[3]) end
 
-local stepped_ms, corrected_ms = f[3] or '0', f[4] or '0'
 if ARGV[4] == stepped_ms and corrected_ms ~= stepped_ms then
   redis.call('HSET', KEY.clock, 'corrected_ms', stepped_ms)
   corrected_ms = stepped_ms
