@@ -137,16 +137,16 @@ async def test_a_pool_that_saw_an_outage_waits_and_one_that_saw_none_does_not(wo
     assert not await host.look()
 
 
-def tick_s(world: World, steady_s: int, *, gap_s: int = 5, ahead_s: int = 0, least_s: int = 60) -> int:
-    """For how many seconds writes are known to work, after a round of a pool that has seen that for `steady_s`, and that
-    expects a time which is `ahead_s` ahead of Redis's."""
+def tick_s(world: World, steady_s: int, *, gap_s: int = 5, ahead_s: int = 0) -> int:
+    """For how many seconds writes are known to work, after a round of a pool that has seen that for `steady_s`, and
+    that expects a time which is `ahead_s` ahead of Redis's."""
     expected_ms = (world.redis.time()[0] + ahead_s) * 1000
     tick = scripts.tick(
         steady_ms=steady_s * 1000,
         gap_ms=gap_s * 1000,
         lease_ms=15_000,
         expected_ms=expected_ms,
-        least_ms=least_s * 1000,
+        least_ms=60_000,
     )
     return round(world.run(tick).steady_ms / 1000)
 

@@ -1,0 +1,57 @@
+"""Standing duties and what waits for Redis: an outage is waited for, a fault is not waited for for ever."""
+
+from __future__ import annotations
+
+import pytest
+
+from taskpool.errors import RedisRefused
+from taskpool.store import ReplyFault
+from workers import duties
+from workers.duties import Outage, insist
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duties, "AWAY_RETRY_S", 0)
+    monkeypatch.setattr(duties, "FAULT_RETRY_S", 0)
+
+
+class Step:
+    """Fails with these errors, one after the other, and then works."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors, self.calls = list(errors), 0
+
+    async def __call__(self) -> None:
+        self.calls += 1
+        if self.errors:
+            raise self.errors.pop(0)
+
+
+async def test_a_step_that_redis_refuses_is_tried_until_it_works() -> None:
+    step, outage = Step(*[RedisRefused("NOREPLICAS")] * 50), Outage()
+
+    await insist(step, outage)
+
+    assert step.calls == 51
+    assert 0 <= outage.over_for_s() < 60
+
+
+async def test_a_step_that_fails_although_redis_serves_is_given_up_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    step, outage = Step(*[ReplyFault("WRONGTYPE")] * 50), Outage()
+
+    await insist(step, outage)
+
+    assert step.calls == duties.FAULT_TRIES
+    assert "given up" in caplog.text
+    assert outage.is_over_for(0)
+
+
+async def test_a_fault_that_passes_is_outlived() -> None:
+    step = Step(ReplyFault("WRONGTYPE"), RedisRefused("LOADING"), ReplyFault("WRONGTYPE"))
+
+    await insist(step, Outage())
+
+    assert step.calls == 4
