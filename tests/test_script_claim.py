@@ -343,3 +343,13 @@ def test_a_further_attempt_has_its_own_start(world: World) -> None:
     world.claim(attempt_id="2")
 
     assert world.snapshot()["rq:job:a started_at"] == "now"
+
+
+def test_a_key_that_is_no_record_is_skipped_behind_another_programs_job_too(world: World) -> None:
+    world.redis.hset("rq:job:foreign", mapping={"status": "queued", "data": b"\x80\x04garbage"})
+    world.redis.set("rq:job:wrong", "not a hash")
+    world.redis.rpush("rq:queue:default", "foreign", "wrong", "missing")
+    world.add("a")
+
+    assert world.claim().id == "a"
+    assert world.redis.lrange("rq:queue:default", 0, -1) == [b"foreign"]
