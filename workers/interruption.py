@@ -37,8 +37,19 @@ from taskpool.interrupts import SoftTimeout, TaskStopped
 from workers import forks
 from workers.slots import Lane, Request
 
+try:
+    # What `signal.getsignal` wraps. For a handler that is no constant of `signal`, the wrapper formats and raises an
+    # exception, which takes longer than all other looks before a task.
+    from _signal import getsignal as _handler_of  # type: ignore[import-not-found]
+except ImportError:
+    from signal import getsignal as _handler_of
+
 T = TypeVar("T")
 
+_SIGUSR1, _SIGALRM, _ITIMER_REAL = int(signal.SIGUSR1), int(signal.SIGALRM), int(signal.ITIMER_REAL)
+
+SLACK_S: Final = 0.01
+"""The kernel rounds what is left of the timer up. An alarm may be this late before another one is set."""
 RETRY_S: Final = 0.01
 """When the alarm goes off on the way into or out of the user's code, it is tried again this much later."""
 
@@ -55,6 +66,7 @@ class Interruption:
             signal.SIGTERM: self._on_terminate,
             signal.SIGINT: self._on_terminate,
         }
+        self._on_sigusr1, self._on_sigalrm = self._handlers[signal.SIGUSR1], self._handlers[signal.SIGALRM]
         self._raised: set[type[BaseException]] = set()
         self._coroutine: asyncio.Task[Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -80,14 +92,14 @@ class Interruption:
         self._deadline = deadline_mono
         if self._raised:
             self._raised.clear()
-        if signal.getsignal(signal.SIGUSR1) is not self._handlers[signal.SIGUSR1]:
+        if _handler_of(_SIGUSR1) is not self._on_sigusr1:
             self.reinstall()
         if deadline_mono < math.inf:
             # An earlier task may have set the timer for itself, cleared it, or made it repeat.
-            left_s, repeats_s = signal.getitimer(signal.ITIMER_REAL)
-            if not 0 < left_s <= deadline_mono - started_mono or repeats_s:
+            left_s, repeats_s = signal.getitimer(_ITIMER_REAL)
+            if not 0 < left_s <= deadline_mono - started_mono + SLACK_S or repeats_s:
                 self._arm(deadline_mono)
-            if signal.getsignal(signal.SIGALRM) is not self._handlers[signal.SIGALRM]:
+            if _handler_of(_SIGALRM) is not self._on_sigalrm:
                 self.reinstall()
 
     def unwatch(self) -> None:

@@ -42,6 +42,7 @@ class Surroundings:
         self._recursion = sys.getrecursionlimit()
         self._collects = gc.isenabled()
         self._filters = list(warnings.filters)
+        self._first_filter = self._filters[0] if self._filters else None
         self._policy = asyncio.get_event_loop_policy() if sys.version_info < (3, 14) else None
 
     def restore(self) -> None:
@@ -60,10 +61,8 @@ class Surroundings:
             sys.stdout = self._stdout
         if sys.stderr is not self._stderr:
             sys.stderr = self._stderr
-        for fd, (copy, is_) in self._output.items():
-            if _file_at(fd) != is_:
-                with suppress(OSError):
-                    os.dup2(copy, fd)
+        if self._output:
+            self._restore_descriptors()
         root = self._root
         if root.handlers != self._handlers and not all(each in root.handlers for each in self._ours):
             root.handlers[:] = self._handlers
@@ -77,7 +76,8 @@ class Surroundings:
             sys.setrecursionlimit(self._recursion)
         if self._collects and not gc.isenabled():
             gc.enable()
-        if warnings.filters[:1] != self._filters[:1]:
+        filters = warnings.filters
+        if (filters[0] if filters else None) is not self._first_filter:
             self._drop_error_filters()
 
     def restore_rest(self) -> None:
@@ -87,6 +87,12 @@ class Surroundings:
                 stacks.write_into(self._file)
         if sys.version_info < (3, 14) and asyncio.get_event_loop_policy() is not self._policy:
             asyncio.set_event_loop_policy(self._policy)
+
+    def _restore_descriptors(self) -> None:
+        for fd, (copy, is_) in self._output.items():
+            if _file_at(fd) != is_:
+                with suppress(OSError):
+                    os.dup2(copy, fd)
 
     def _enable_loggers(self) -> None:
         for logger in list(self._root.manager.loggerDict.values()):
