@@ -362,8 +362,10 @@ class Process:
                 self._store.carry_out(release_dependents(ended.running.id, RELEASE_STEPS))
             elif word == "stopping":
                 self._store.run(update_status(ended.running, stopped()))
-        except RedisUnavailable:  # the outbox releases them; and the reaper ends what was asked to stop as stopped
+        except RedisUnavailable as error:  # the outbox releases them
             self._is_unsure = True
+            if word == "stopping":
+                self._unwritten.add(ended.running, stopped(), error)
         except ReplyFault as fault:
             log.error("worker %s: what follows the end of task %s failed: %s", self._worker, ended.running.id, fault)
             if word == "stopping":
