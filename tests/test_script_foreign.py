@@ -106,6 +106,55 @@ def test_an_rq_worker_that_takes_jobs_from_the_head_hides_no_task(world: World) 
     assert world.claim(attempt_id="last").id == "last"
 
 
+@pytest.mark.parametrize("id", ["user 7 {n}", "a:b:{n}", "line\n{n}", "ü{n}", "{n}", "x" * 65_536 + "{n}"])
+def test_foreign_jobs_with_any_id_do_not_keep_a_task_back(world: World, id: str) -> None:
+    """RQ 3 checks the ids of new jobs. Older releases of RQ take any text."""
+    data = world.redis.hget(pickles(world).enqueue("os.getcwd").key, "data")
+    ids = [id.format(n=n) for n in range(450)]
+    with world.redis.pipeline(transaction=False) as pipeline:
+        for foreign in ids:
+            pipeline.hset(f"rq:job:{foreign}", mapping={"data": data, "status": "queued"})
+            pipeline.rpush(PLACE, foreign)
+        pipeline.execute()
+    before = queued(world)
+    world.add("a")
+
+    looks = [world.try_claim() for _ in range(3)]
+
+    assert [running and running.id for running in looks] == [None, None, "a"]
+    assert queued(world) == before
+
+
+@pytest.mark.parametrize("foreign", [REFUSE, ForeignJobs(["app.jobs.send"])])
+@pytest.mark.parametrize("function", ["app.jobs.send", rqjob.ENTRY_POINT])
+def test_a_call_under_an_id_that_no_task_can_have_is_left_to_rq(
+    world: World, foreign: ForeignJobs, function: str
+) -> None:
+    data = zlib.compress(json.dumps((function, None, ["work"], {})).encode())
+    world.redis.hset("rq:job:order 7", mapping={"data": data, "status": "queued"})
+    world.redis.rpush(PLACE, "order 7")
+    world.add("a")
+
+    assert (running := claim(world, foreign)) is not None
+    assert running.id == "a"
+    assert claim(world, foreign, "2") is None
+    assert queued(world) == ["order 7"]
+
+
+def test_jobs_that_take_long_to_read_are_looked_at_in_smaller_steps(world: World) -> None:
+    megabyte = b'["os.getcwd", null, ["' + b"x" * 1_000_000 + b'"], {}]'
+    with world.redis.pipeline(transaction=False) as pipeline:
+        for n in range(30):
+            pipeline.hset(f"rq:job:f{n}", mapping={"data": megabyte, "status": "queued"})
+            pipeline.rpush(PLACE, f"f{n}")
+        pipeline.execute()
+    world.add("a")
+
+    looks = [world.try_claim() for _ in range(3)]
+
+    assert [running and running.id for running in looks] == [None, None, "a"]
+
+
 def test_what_is_put_in_front_of_foreign_jobs_is_found(world: World) -> None:
     for _ in range(10):
         pickles(world).enqueue("os.getcwd")
@@ -295,3 +344,21 @@ def test_the_name_of_the_function_is_read_whatever_rq_compressed(world: World) -
 
     assert [id for id in claimed if id.startswith("j")] == [f"j{n}" for n in range(1, 150, 2)]
     assert {f"j{n}" for n in range(0, 150, 2)} <= set(queued(world))
+
+
+def test_the_name_is_read_at_every_level_and_strategy_of_zlib(world: World) -> None:
+    dice = random.Random(11)
+    strategies = (zlib.Z_DEFAULT_STRATEGY, zlib.Z_FILTERED, zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE, zlib.Z_FIXED)
+    for level in range(-1, 10):
+        for strategy in strategies:
+            text = json.dumps(("app.jobs.send", None, ["a" * dice.randint(0, 99), dice.random()], {})).encode()
+            packer = zlib.compressobj(level, zlib.DEFLATED, dice.choice([9, 15]), dice.randint(1, 9), strategy)
+            halves = [packer.compress(text[:20]), packer.flush(zlib.Z_SYNC_FLUSH), packer.compress(text[20:])]
+            data = b"".join([*halves, packer.flush()])
+            world.redis.hset(f"rq:job:{level}_{strategy}", mapping={"data": data, "status": "queued"})
+            world.redis.rpush(PLACE, f"{level}_{strategy}")
+    expected = queued(world)
+
+    claimed = [claim(world, ForeignJobs(["app.jobs.send"]), str(n)) for n in range(len(expected))]
+
+    assert [running and running.id for running in claimed] == expected

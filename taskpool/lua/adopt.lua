@@ -31,9 +31,9 @@ for at = 4, #ARGV, 2 do
   local taken = 0
   if #ids > 0 then pass_when_full() end
   for _, id in ipairs(ids) do
-    local f = redis.call('HMGET', KEY.job .. id, 'status', 'type', 'data')
+    local f = redis.call('HMGET', KEY.job .. id, 'status', 'type')
     local is_gone = not f[1] and redis.call('EXISTS', KEY.job .. id) == 0
-    if is_gone or (is_task(f[2], f[3], functions) and not is_begun(id)) then
+    if is_gone or (is_task(id, f[2], functions) and not is_begun(id)) then
       local seen = KEY.stuck .. id
       local since_ms = tonumber(redis.call('GET', seen))
       if not since_ms then

@@ -61,9 +61,11 @@ local function beside_rq()
   end
 
   -- Whether a job is another program's, and to be left alone; as how many ids it counts; and the RQ function that it
-  -- calls, if that is one to run. A record with a type is a task, even if its data can't be read any more.
+  -- calls, if that is one to run. A record with a type is a task, even if its data can't be read any more. An id that no
+  -- task can have is that of a foreign job, whatever it calls: an RQ worker can run it.
   local function is_foreign(id, f)
     local name, cost = called_function(f[3])
+    if not string.find(id, '^[%w_-]+$') then return true, cost end
     if name == KEY.entry_point then return false, cost end
     if name and string.find(',' .. string.sub(foreign, 2) .. ',', ',' .. name .. ',', 1, true) then
       return needs_rq(id), cost, name
@@ -72,29 +74,37 @@ local function beside_rq()
     return not is_task and string.sub(foreign, 1, 1) ~= '!', cost
   end
 
+  -- What `keep_foreign` kept: how many, the first id, the last one; nothing if there is none. The length of the first id
+  -- tells where it ends: an id of another program may hold any byte.
+  local function read_known(queue)
+    local kept = redis.call('HGET', KEY.foreign .. queue, foreign) or ''
+    local n, length, ids = string.match(kept, '^(%d+) (%d+) (.*)$')
+    if n then return tonumber(n), string.sub(ids, 1, length), string.sub(ids, length + 1) end
+  end
+
   -- How many foreign jobs the front of a queue consists of, as far as it is known: 1 at least, the one that is its head.
-  -- Kept are their number, the first one's id and the last one's. RQ's workers take them from the front. When others were
+  -- Kept are their number, the first one's id and the last one's (see `read_known`). RQ's workers take them from the front. When others were
   -- put in front of them since, those have not been looked at: then the second value is the first id that has.
   local function known_foreign(queue, place, head)
-    local n, first, last = string.match(redis.call('HGET', KEY.foreign .. queue, foreign) or '', '^(%d+) (%S+) (%S+)$')
+    local n, first, last = read_known(queue)
     if not n then return 1 end
     local new = head ~= first and redis.call('LPOS', place, first, 'MAXLEN', 1000)
     if new then return 1, first end
-    if redis.call('LINDEX', place, n - 1) == last then return tonumber(n) end
+    if redis.call('LINDEX', place, n - 1) == last then return n end
     local at = redis.call('LPOS', place, last, 'MAXLEN', n)
     return at and at + 1 or 1
   end
 
   -- The same for a search that has come to the first of those that are known, at this index.
   local function known_from(queue, place, at)
-    local n, last = string.match(redis.call('HGET', KEY.foreign .. queue, foreign) or '', '^(%d+) %S+ (%S+)$')
+    local n, _, last = read_known(queue)
     local found = last and redis.call('LPOS', place, last, 'MAXLEN', at + n)
     return found and found + 1 or at + 1
   end
 
   local function keep_foreign(queue, place, n)
     local key, first, last = KEY.foreign .. queue, redis.call('LINDEX', place, 0), redis.call('LINDEX', place, n - 1)
-    redis.call('HSET', key, foreign, n .. ' ' .. first .. ' ' .. last)
+    redis.call('HSET', key, foreign, n .. ' ' .. #first .. ' ' .. first .. last)
     if redis.call('TTL', key) < 0 then redis.call('EXPIRE', key, KEY.foreign_kept_s) end
     redis.call('ZADD', KEY.foreign_queues, string.format('%.3f', now_ms / 1000), queue)
   end

@@ -42,9 +42,8 @@ end
 local plain = not ours and f[2] == 'started' and score
   and not (f[1] and redis.call('ZSCORE', KEY.wip .. queue, id .. ':' .. f[1]))
 if plain then -- of another program's job RQ's own maintenance says what becomes of it
-  local what = redis.call('HMGET', key, 'type', 'data')
   local _, is_task = foreign_jobs()
-  if not is_task(what[1], what[2], '') then return 'lost' end
+  if not is_task(id, redis.call('HGET', key, 'type'), '') then return 'lost' end
 end
 if f[2] ~= 'started' or not (ours or plain) then
   drop_attempt(id, attempt_id, queue, worker)

@@ -1,7 +1,9 @@
 -- Which function an RQ job calls, for the scripts that must tell a task from another program's job.
 --
 -- RQ compresses a job's data with zlib (ours is stored as plain JSON), so the first bytes are inflated here. The work is
--- bounded: CALL_BYTES of output, INPUT_BYTES of input. Data that isn't a JSON call of a named function has no name.
+-- bounded: CALL_BYTES of output, INPUT_BYTES of input, BLOCKS blocks. Each step of a loop reads at least one bit of input
+-- or adds to a table of limited size, so hostile data can't make it slow. Data that isn't a JSON call of a named function
+-- has no name.
 
 -- Whether a job's data names Taskpool's entry point as it is stored by Taskpool itself: plain JSON without blanks.
 local function is_stored_by_us(data)
@@ -11,6 +13,9 @@ end
 -- The functions below. They are made only when a script asks for them: a claim that meets no foreign job doesn't pay.
 local function foreign_jobs()
   local CALL_BYTES, INPUT_BYTES, BLOCKS = 200, 2048, 8
+  local DATA_BYTES, OUT_BYTES, TABLES_COST = 65536, 50, 8 -- what the costs of `called_function` are computed with
+
+  local inflated, tables -- how many bytes and tables of codes the last call of `inflate_start` made, even if it failed
 
   -- The first CALL_BYTES that a zlib stream (RFC 1950, RFC 1951) holds. It stops early when they don't start like JSON,
   -- and raises an error where the stream is damaged.
@@ -23,6 +28,7 @@ local function foreign_jobs()
     local CODE_ORDER = {17, 18, 19, 1, 9, 8, 10, 7, 11, 6, 12, 5, 13, 4, 14, 3, 15, 2, 16}
 
     local at, bits, count, out = 3, 0, 0, {} -- behind the zlib header
+    inflated, tables = out, 0
 
     local function take(n)
       while count < n do
@@ -95,10 +101,10 @@ local function foreign_jobs()
       for index = 1, n_codes do lengths[CODE_ORDER[index]] = take(3) end
       local code, all = code_of(lengths), {}
       while #all < n_literals + n_distances do
-        local symbol = symbol_of(code)
+        local symbol = symbol_of(code) or error('no such code')
         local length, times = symbol, 1
         if symbol == 16 then
-          length, times = all[#all], 3 + take(2)
+          length, times = all[#all] or error('nothing to repeat'), 3 + take(2)
         elseif symbol == 17 then
           length, times = 0, 3 + take(3)
         elseif symbol == 18 then
@@ -106,6 +112,7 @@ local function foreign_jobs()
         end
         for _ = 1, times do all[#all + 1] = length end
       end
+      if #all > n_literals + n_distances then error('too many lengths') end
       local distances = {}
       for index = 1, n_distances do distances[index] = all[n_literals + index] end
       for index = #all, n_literals + 1, -1 do all[index] = nil end
@@ -123,7 +130,10 @@ local function foreign_jobs()
         at = at + 4 + length
       else
         local literals, distances
-        if kind ~= 1 then literals, distances = dynamic_codes() end
+        if kind ~= 1 then
+          tables = tables + 1
+          literals, distances = dynamic_codes()
+        end
         while #out < CALL_BYTES and (out[1] or 91) == 91 do
           local symbol = literals and symbol_of(literals) or fixed_literal()
           if symbol == 256 then break end
@@ -144,13 +154,12 @@ local function foreign_jobs()
   end
 
   -- The dotted name of the function that a job's data calls, if it is a JSON call of a function and not of a method of
-  -- a stored object; else nil. And nil, or as how many ids it counts because it took long to read.
+  -- a stored object; else nil. And as how many ids it counts against a script's bound, by the work that it took to read.
   local function called_function(data)
-    local start, cost = data, nil
+    local start, cost = string.sub(data, 1, CALL_BYTES), 1 + math.floor(#data / DATA_BYTES)
     if string.byte(data, 1) ~= 91 then
-      local kind = string.byte(data, 3) -- the block's header: with 4, it has code tables of its own
-      if kind and kind % 8 > 3 then cost = 8 end
       local is_read, text = pcall(inflate_start, data)
+      cost = cost + math.floor(#inflated / OUT_BYTES) + tables * TABLES_COST
       if not is_read then return nil, cost end
       start = text
     end
@@ -158,9 +167,10 @@ local function foreign_jobs()
   end
 
   -- Whether a record is a task's, or that of a job that calls one of these RQ functions (',a.b,c.d,'). A record with a
-  -- type is a task even if its data can't be read any more.
-  local function is_task(type, data, functions)
+  -- type is a task even if its data can't be read any more. `type` is that of the record; its data is read if needed.
+  local function is_task(id, type, functions)
     if type and type ~= KEY.unknown_type then return true end
+    local data = redis.call('HGET', KEY.job .. id, 'data')
     local name = data and called_function(data)
     return name and (name == KEY.entry_point or string.find(functions, ',' .. name .. ',', 1, true) ~= nil)
   end

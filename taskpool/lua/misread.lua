@@ -13,13 +13,13 @@ local _, is_task = foreign_jobs()
 
 -- The last result of a task, if an RQ worker wrote it and it has not been judged yet.
 local function look(id)
-  local f = redis.call('HMGET', KEY.job .. id, 'status', 'type', 'data', 'attempt_id', 'rq_failure')
-  if f[1] ~= 'failed' or not is_task(f[2], f[3], '') then return end
+  local f = redis.call('HMGET', KEY.job .. id, 'status', 'type', 'attempt_id', 'rq_failure')
+  if f[1] ~= 'failed' or not is_task(id, f[2], '') then return end
   local entry = redis.call('XREVRANGE', KEY.results .. id, '+', '-', 'COUNT', 1)[1]
-  if not entry or entry[1] == f[5] then return end
+  if not entry or entry[1] == f[4] then return end
   local fields = {}
   for at = 1, #entry[2], 2 do fields[entry[2][at]] = entry[2][at + 1] end
-  if fields.execution_id and fields.execution_id ~= f[4] and fields.exc_string then
+  if fields.execution_id and fields.execution_id ~= f[3] and fields.exc_string then
     for _, part in ipairs({id, entry[1], fields.exc_string}) do table.insert(found, part) end
   end
 end

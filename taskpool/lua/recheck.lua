@@ -18,7 +18,7 @@ for _, id in ipairs(redis.call('LRANGE', KEY.queue .. queue, offset, last)) do
   if type and type ~= KEY.unknown_type and LOOKS > 0 then
     LOOKS = LOOKS - 1
     local data = redis.call('HGET', KEY.job .. id, 'data')
-    if not data or is_stored_by_us(data) or is_task(nil, data, '') then
+    if not data or is_stored_by_us(data) or is_task(id, nil, '') then
       redis.call('DEL', KEY.foreign .. queue)
       return 0
     end
