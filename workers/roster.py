@@ -11,6 +11,7 @@ from typing import Any
 
 from taskpool import scripts
 from taskpool.errors import RedisFull
+from taskpool.handover import seconds_of
 from taskpool.logs.line import LogLimits
 from taskpool.store import AsyncStore, ReplyFault
 from workers.child import Child
@@ -121,12 +122,8 @@ class Roster:
         if command.get("command") != "taskpool-stop":
             worker.obey(command)
             return
-        for run in child.runs():
-            if run.attempt_id == command.get("attempt_id"):
-                if command.get("force"):
-                    self._stops.force(child, run)
-                else:
-                    self._stops.stop(child, run, grace_s=float(command.get("grace_s", 0)))
+        attempt_id, grace_s = str(command.get("attempt_id")), seconds_of(command.get("grace_s")) or 0.0
+        self._stops.stop_attempt(child, attempt_id, grace_s=grace_s, force=bool(command.get("force")))
 
     def _stop_at_once(self, id: str) -> None:
         """RQ's stop-job: noted on the record like any other stop; the message that follows carries it out."""

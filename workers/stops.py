@@ -22,6 +22,8 @@ log = logging.getLogger("workers")
 TERM_GRACE_S = 2.0
 POLL_S = 0.02
 REPEAT_S = 0.5
+CLAIM_S = 2.0
+"""How long a stop waits for an attempt that Redis has started, but that no process shows yet."""
 
 
 @dataclass(slots=True)
@@ -40,6 +42,17 @@ class Stops:
 
     def __init__(self) -> None:
         self._under_way: dict[str, tuple[asyncio.Task[None], _Grace]] = {}
+        self._awaited: set[asyncio.Task[None]] = set()
+
+    def stop_attempt(self, child: Child, attempt_id: str, *, grace_s: float, force: bool = False) -> None:
+        """Starts to end the attempt with this id; with `force` without asking it first.
+
+        Redis starts an attempt a moment before its process shows it. A stop that comes in between waits for it.
+        """
+        if not self._stop_if_shown(child, attempt_id, grace_s=grace_s, force=force):
+            task = asyncio.create_task(self._stop_when_shown(child, attempt_id, grace_s=grace_s, force=force))
+            self._awaited.add(task)
+            task.add_done_callback(self._awaited.discard)
 
     def stop(self, child: Child, run: Run, *, grace_s: float, request: Request = Request.STOP) -> None:
         """Starts to end an attempt; `grace_s` is what it gets to end by itself. Called again, the sooner end of the two
@@ -56,6 +69,23 @@ class Stops:
     def force(self, child: Child, run: Run, verdict: Verdict = Verdict.STOPPED) -> None:
         """Ends an attempt at once, without asking."""
         child.kill(verdict, run)
+
+    def _stop_if_shown(self, child: Child, attempt_id: str, *, grace_s: float, force: bool) -> bool:
+        for run in child.runs():
+            if run.attempt_id == attempt_id:
+                if force:
+                    self.force(child, run)
+                else:
+                    self.stop(child, run, grace_s=grace_s)
+                return True
+        return False
+
+    async def _stop_when_shown(self, child: Child, attempt_id: str, *, grace_s: float, force: bool) -> None:
+        end_mono = time.monotonic() + CLAIM_S
+        while time.monotonic() < end_mono and not child.ended.is_set():
+            await asyncio.sleep(POLL_S)
+            if self._stop_if_shown(child, attempt_id, grace_s=grace_s, force=force):
+                return
 
     async def _escalate(self, child: Child, run: Run, grace: _Grace, request: Request) -> None:
         asked_mono = time.monotonic()
