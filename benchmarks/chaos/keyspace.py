@@ -13,7 +13,7 @@ from benchmarks.chaos.evidence import Finding
 from taskpool import keys
 from taskpool.types import TERMINAL, TaskRecord, TaskStatus
 
-FIXED: Final = frozenset({keys.QUEUES, keys.TYPES, keys.TYPES_SEEN, keys.COUNTERS})
+FIXED: Final = frozenset({keys.QUEUES, keys.TYPES, keys.TYPES_SEEN, keys.COUNTERS, keys.CLOCK})
 """There for good; as large as there are queues, types and metrics."""
 CAPPED: Final = {
     keys.EVENTS: keys.EVENTS_MAXLEN,
