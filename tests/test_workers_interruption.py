@@ -95,7 +95,9 @@ def bench() -> Iterator[Bench]:
     memory = SharedMemory.create(1, 1)
     bench = Bench(memory.block(0))
     bench.interruption.install()
+    gc.disable()  # Python swallows what is raised in a callback of the collector's, and other tests may have left one
     yield bench
+    gc.enable()
     bench.interruption.close()
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number, handler in zip(SIGNALS, before, strict=True):
@@ -263,13 +265,11 @@ def storm(*, alarms: bool) -> Iterator[None]:
         os._exit(0)
     if alarms:
         signal.setitimer(signal.ITIMER_REAL, 5e-5, 5e-5)
-    gc.disable()  # Python swallows what is raised in a callback of the collector's, and other tests may have left one
     try:
         yield
     except (TaskStopped, SoftTimeout) as error:
         raise AssertionError("raised outside of a task") from error
     finally:
-        gc.enable()
         signal.setitimer(signal.ITIMER_REAL, 0)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
