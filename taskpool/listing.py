@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 from taskpool import keys
 from taskpool.calls import Call, Plan, one
@@ -226,9 +226,28 @@ def _of_status(status: TaskStatus, queue: str) -> Iterator[Index]:
 
 def queue_names() -> Plan[list[str]]:
     """Every queue there is, sorted."""
-    found = yield from one(Call(("SMEMBERS", keys.QUEUES), _texts, again=True))
-    return sorted(key.removeprefix(keys.QUEUE) for key in found)
+    return (yield from one(all_queues()))
 
 
-def _texts(reply: list[Any]) -> list[str]:
-    return [part.decode() for part in reply]
+def all_queues() -> Call[list[str]]:
+    """The names of all queues, sorted. Members of RQ's set that are no queue's key are skipped."""
+
+    def read(reply: list[bytes]) -> list[str]:
+        names = [key.removeprefix(keys.QUEUE.encode()) for key in reply if key.startswith(keys.QUEUE.encode())]
+        return sorted(name.decode() for name in names if is_utf8(name))
+
+    return Call(("SMEMBERS", keys.QUEUES), read, again=True)
+
+
+def _texts(reply: list[bytes]) -> list[str]:
+    """Ids of other programs may hold any bytes. One that isn't UTF-8 names no task, and is skipped like a stale id."""
+    return [part.decode(errors="replace") for part in reply]
+
+
+def is_utf8(name: bytes) -> bool:
+    """Whether it is the name of something that RQ or Taskpool stored. Other programs may write any bytes."""
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -232,7 +232,7 @@ def _hash(reply: list[bytes]) -> dict[str, str]:
 
 
 def _text(reply: bytes | None) -> str | None:
-    return reply.decode() if reply else None
+    return reply.decode(errors="replace") if reply else None
 
 
 def _float(text: str | None) -> float:

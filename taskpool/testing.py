@@ -23,6 +23,7 @@ from taskpool import keys, scripts
 from taskpool.calls import Call, Part
 from taskpool.connection.wire import unpack
 from taskpool.errors import WaitTimeout
+from taskpool.listing import all_queues
 from taskpool.pool import TaskPool
 from taskpool.registry import Registry
 from taskpool.settings import Settings
@@ -169,7 +170,7 @@ class InlinePool(TaskPool):
         return True
 
     def _queues(self) -> list[str]:
-        return sorted(key.removeprefix(keys.QUEUE) for key in self.store.run(Call(("SMEMBERS", keys.QUEUES), _texts)))
+        return self.store.run(all_queues())
 
 
 @dataclass

@@ -18,6 +18,7 @@ from taskpool import Registry, Secret, TaskPool, TaskStatus, scripts, task
 from taskpool.catalogue import PoolInfo, publish
 from taskpool.cli.root import main
 from taskpool.keys import SECRETS, SECRETS_INDEX
+from taskpool.listing import all_queues
 from taskpool.overview import worker_warnings
 from taskpool.rqjob import ENTRY_POINT
 from taskpool.settings import Settings
@@ -165,6 +166,32 @@ async def test_many_left_behind_are_adopted_in_bounded_steps_past_those_that_sta
 
     adopted = [id for id in world.redis.lrange("rq:queue:default", 0, -1) if id.startswith(b"t")]
     assert sorted(adopted) == sorted(f"t{n}".encode() for n in range(250))
+
+
+async def test_what_is_no_record_keeps_no_task_from_being_adopted(beside: BesideRq, world: World) -> None:
+    world.redis.set("rq:job:text", "not a hash")
+    world.redis.rpush("rq:job:list", "not a hash")
+    world.redis.rpush(PLACE, "text", "list", b"\xff", "a b:c\n", "x" * 65_536)
+    world.add("a")
+    take(world.redis)
+
+    await beside.step()
+    age(world.redis, "a")
+    await beside.step()
+
+    assert world.redis.lrange("rq:queue:default", 0, -1) == [b"a"]
+
+
+async def test_what_is_no_record_keeps_no_task_from_being_taken_back(beside: BesideRq, world: World) -> None:
+    world.redis.set("rq:job:text", "not a hash")
+    world.redis.zadd("rq:failed:default", {"text": time.time() + 1e6})
+    world.add("a")
+    SimpleWorker(["default"], connection=world.redis).work(burst=True)
+    assert world.get("a").status is S.FAILED
+
+    await beside.step()
+
+    assert world.get("a").status is S.SCHEDULED
 
 
 async def test_two_pools_adopt_a_task_once(beside: BesideRq, store: AsyncStore, world: World) -> None:
@@ -414,3 +441,21 @@ async def test_the_api_and_the_command_show_the_warnings(world: World) -> None:
     assert len(workers["warnings"]) == 1
     assert workers["warnings"][0] in ready["warnings"]
     assert f"Warning: {workers['warnings'][0]}." in shown.stderr
+
+
+async def test_names_and_ids_that_are_no_text_break_no_list_and_no_duty(world: World, pool: TaskPool) -> None:
+    world.add("a")
+    world.redis.sadd("rq:queues", b"rq:queue:\xff", "no queue")
+    world.redis.lpush("rq:queue:default", b"\xff")
+    world.redis.rpush("rq:queue:default", b"\xfe", "a b\n")
+
+    async with api(world.url) as client:
+        answers = [(await client.get(path)).status_code for path in ("/queues", "/workers", "/readyz", "/metrics")]
+        queued = (await client.get("/tasks", params={"status": "queued"})).json()
+        listed = (await client.get("/queues/default")).status_code
+
+    assert answers[0] == 200
+    assert 500 not in (*answers, listed)
+    assert [task["id"] for task in queued["tasks"]] == ["a"]
+    assert [queue.name for queue in pool.queues()] == ["default"]
+    assert world.run(all_queues()) == ["default"]

@@ -10,10 +10,10 @@ import pytest
 
 from taskpool import TaskStatus, keys, scripts
 from taskpool.errors import RedisRefused
+from taskpool.listing import all_queues
 from taskpool.store import AsyncStore
 from tests.states import World
 from workers.duties import Outage
-from workers.housekeeping import all_queues
 from workers.timekeeping import ClockWatch, Timekeeper
 
 S = TaskStatus

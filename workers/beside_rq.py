@@ -18,9 +18,9 @@ from redis.exceptions import ConnectionError, TimeoutError
 from taskpool import keys, overview, rqjob, scripts
 from taskpool.calls import Call, one
 from taskpool.errors import RedisUnavailable
+from taskpool.listing import all_queues
 from taskpool.settings import Settings
 from taskpool.store import AsyncStore, ReplyFault
-from workers.housekeeping import all_queues
 
 log = logging.getLogger("workers")
 

@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 from taskpool import keys, record, scripts
 from taskpool.calls import Call, Plan, one
+from taskpool.listing import all_queues
 from taskpool.metrics_names import TASKS, field_name
 from taskpool.settings import Settings
 from taskpool.store import AsyncStore, ReplyFault
@@ -114,15 +115,6 @@ class Housekeeping:
                 self._told.append(str(fault))
                 log.error("housekeeping: %s", fault)
             return None
-
-
-def all_queues() -> Call[list[str]]:
-    """The names of all queues there are."""
-    return Call(
-        ("SMEMBERS", keys.QUEUES),
-        lambda reply: sorted(key.decode().removeprefix(keys.QUEUE) for key in reply),
-        again=True,
-    )
 
 
 def reap(queue: str, *, max_crashes: int, by_ms: int | None = None) -> Plan[None]:

@@ -31,7 +31,7 @@ for at = 4, #ARGV, 2 do
   local taken = 0
   if #ids > 0 then pass_when_full() end
   for _, id in ipairs(ids) do
-    local f = redis.call('HMGET', KEY.job .. id, 'status', 'type')
+    local f = fields_of_record(id, 'status', 'type')
     local is_gone = not f[1] and redis.call('EXISTS', KEY.job .. id) == 0
     if is_gone or (is_task(id, f[2], functions) and not is_begun(id)) then
       local seen = KEY.stuck .. id

@@ -25,13 +25,9 @@ local now_ms, stamp = clock()
 local looked_at = 0
 
 local function fields_of(id)
-  local f = redis.pcall('HMGET', KEY.job .. id, 'status', 'type', 'data', 'attempt', 'max_attempts', 'timeout',
-    'result_ttl', 'failure_ttl', 'enqueued_at', 'seq', 'expires_ms', 'dependency_ids', 'timeout_ms', 'started_at',
-    'backoff', 'snoozes', 'secret_ttl', 'trace', 'on_lost_lease', 'suspect')
-  if not f.err then return f end
-  -- A key that is no record is skipped like a leftover. An error here would come again with each claim, for ever.
-  if string.find(f.err, 'WRONGTYPE', 1, true) then return {} end
-  error(f.err)
+  return fields_of_record(id, 'status', 'type', 'data', 'attempt', 'max_attempts', 'timeout', 'result_ttl', 'failure_ttl',
+    'enqueued_at', 'seq', 'expires_ms', 'dependency_ids', 'timeout_ms', 'started_at', 'backoff', 'snoozes',
+    'secret_ttl', 'trace', 'on_lost_lease', 'suspect')
 end
 
 local function answer(id, queue, f, attempt)

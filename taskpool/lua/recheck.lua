@@ -14,10 +14,10 @@ local last = math.min(offset + most, passed) - 1
 if last < offset then return 0 end
 local _, is_task = foreign_jobs()
 for _, id in ipairs(redis.call('LRANGE', KEY.queue .. queue, offset, last)) do
-  local type = redis.call('HGET', KEY.job .. id, 'type')
+  local type = fields_of_record(id, 'type')[1]
   if type and type ~= KEY.unknown_type and LOOKS > 0 then
     LOOKS = LOOKS - 1
-    local data = redis.call('HGET', KEY.job .. id, 'data')
+    local data = fields_of_record(id, 'data')[1]
     if not data or is_stored_by_us(data) or is_task(id, nil, '') then
       redis.call('DEL', KEY.foreign .. queue)
       return 0
