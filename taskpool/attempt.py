@@ -35,6 +35,7 @@ MOST_SNOOZES: Final = 1000
 
 _SIZED: Final = frozenset({str, bytes, list, dict, tuple})
 _EXCEPTIONS: Final = BaseExceptionGroup.__dict__["exceptions"]
+_NO_LOOP: Final = ("no running event loop", "no current event loop", "attached to a different loop")
 
 RunCoroutine = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -249,6 +250,8 @@ def _raised(running: RunningTask, error: BaseException) -> Outcome:
         return _failed(running, text, "retry", error, after_s=None if after_s is None else seconds_of(after_s))
     if issubclass(kind, NonRetryable):
         return _failed(running, text, "non_retryable", error, is_final=True)
+    if issubclass(kind, RuntimeError) and any(words in message for words in _NO_LOOP):
+        text += " (no event loop runs in a plain function: write the task as `async def`, or call asyncio.run)"
     return _failed(running, text, "exception", error)
 
 

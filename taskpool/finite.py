@@ -11,9 +11,16 @@ _PLAIN: Final = frozenset({str, int, bool, type(None)})
 def may_hide_nan(encoded: bytes) -> bool:
     """Whether the JSON that msgspec wrote may stand for a value with NaN or an infinity in it.
 
-    A float becomes null, and a Decimal becomes "NaN" or "Infinity". Looking for one letter first is much faster.
+    A float becomes null, as a key "nan", "inf" or "-inf", and a Decimal becomes "NaN" or "Infinity". Looking for one
+    letter first is much faster.
     """
-    return b"null" in encoded or (b"N" in encoded and b"NaN" in encoded) or (b"I" in encoded and b"Infinity" in encoded)
+    return (
+        b"null" in encoded
+        or (b"N" in encoded and b"NaN" in encoded)
+        or (b"I" in encoded and b"Infinity" in encoded)
+        or b'nan":' in encoded
+        or b'inf":' in encoded
+    )
 
 
 def is_plain_and_finite(value: Any) -> bool:

@@ -12,7 +12,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from types import FrameType, ModuleType
+from types import CellType, FrameType, FunctionType, ModuleType
 from typing import Any, Final
 
 _NOTES: Final = "__taskpool_notes__"
@@ -115,6 +115,28 @@ def bearers(module: ModuleType, mark: str) -> Iterator[Any]:
 
     `functools.wraps` copies a mark from a task function to the decorator's function, which is then what is meant.
     """
+    return (each for each in _reachable(module) if _has(each, mark))
+
+
+def hiding(module: ModuleType, source: Any) -> Any:
+    """A function that a decorator made of the nested function `source` without leaving its mark; None if there is none.
+
+    It keeps `source` in its closure, and its own code is written in another function, the decorator.
+    """
+    place = getattr(source, "__qualname__", "").rpartition(".")[0]
+    if not place.endswith("<locals>"):
+        return None
+    for each in _reachable(module):
+        if type(each) is not FunctionType:
+            continue
+        is_elsewhere = each.__code__.co_qualname.rpartition(".")[0] != place
+        if is_elsewhere and any(_content(cell) is source for cell in each.__closure__ or ()):
+            return each
+    return None
+
+
+def _reachable(module: ModuleType) -> Iterator[Any]:
+    """The objects that a module's names lead to, also through containers and classes of its own."""
     seen: set[int] = set()
 
     def look(value: Any, depth: int) -> Iterator[Any]:
@@ -123,14 +145,20 @@ def bearers(module: ModuleType, mark: str) -> Iterator[Any]:
         seen.add(id(value))
         inner = _members(value, module)
         if inner is None:
-            if _has(value, mark):
-                yield value
+            yield value
         elif depth > 0 and len(inner) <= _MOST_ITEMS:
             for each in inner:
                 yield from look(each, depth - 1)
 
     for each in list(vars(module).values()):
         yield from look(each, _MOST_LEVELS)
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
 
 
 def _members(value: Any, module: ModuleType) -> list[Any] | None:

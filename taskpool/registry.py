@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from taskpool.discovery import import_tasks
 from taskpool.errors import ConfigurationError, DuplicateType
-from taskpool.marks import Note, bearers, notes_of
+from taskpool.marks import Note, bearers, hiding, notes_of
 from taskpool.rqfunction import function_type
 from taskpool.task import MARK, Task, options_of
 from taskpool.tasktype import TaskType, place_of, task_type
@@ -121,7 +121,7 @@ def _noted(module: ModuleType, notes: Sequence[Note]) -> Iterator[tuple[Any, Not
         name = getattr(note.source, "__name__", "")
         now = vars(module).get(name)
         meant = [each for each in marked if options_of(each) is note.options]
-        if not meant:
+        if not meant and not any(now is other.source for other in notes):  # a loop makes several of one name
             _refuse_hidden(module, note, now)
         yield (now if any(each is now for each in meant) else [*meant, note.source][0]), note
 
@@ -145,6 +145,13 @@ def _is_made_anew(old: type, new: Any) -> bool:
 def _refuse_hidden(module: ModuleType, note: Note, now: Any) -> None:
     """A task function at the top level whose name stands for another object, most likely another decorator's."""
     is_at_top = getattr(note.source, "__qualname__", "<") == getattr(note.source, "__name__", "")
+    if (instead := hiding(module, note.source)) is not None:
+        raise ConfigurationError(
+            f"{place_of(note.source)}: another function wraps the task {note.options.name!r}: "
+            f"{instead.__code__.co_qualname!r}. A decorator above @task would be left out when the task runs: put "
+            "@task on top, or use functools.wraps in the decorator. If it is no decorator, keep the task function "
+            "under a name of its own"
+        )
     if now is None or now is note.source or not is_at_top or note.source.__module__ != module.__name__:
         return
     raise ConfigurationError(

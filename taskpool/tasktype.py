@@ -121,6 +121,8 @@ def _is_in_file(source: Any, file: str) -> bool:
 def _from_function(function: Callable[..., Any], options: TaskOptions, where: str) -> TaskType:
     _check_options(options)
     _refuse_generators(function)
+    if hasattr(function, "dispatch") and hasattr(function, "registry"):
+        raise ConfigurationError("functools.singledispatch looks at an argument by position, and a task has none")
     payload = function_payload(function, options.name)
     return TaskType(
         name=options.name,

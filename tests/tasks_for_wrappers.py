@@ -79,6 +79,12 @@ async def future(a: int) -> Any:
     return asyncio.create_task(add(a))
 
 
+@task("loopless")
+def loopless(a: int) -> Any:
+    """Needs a running event loop, which a plain function has not."""
+    return asyncio.create_task(add(a))
+
+
 @task("nested")
 def nested(a: int) -> Any:
     async def outer() -> Any:

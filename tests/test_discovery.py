@@ -112,6 +112,9 @@ HEAD = "from decorators import *\nfrom taskpool import Task, task\nimport functo
         ("x = make_wrapped('x')", {"x": ["wrapped", 1]}),
         ("class Tasks:\n    x = make_wrapped('x')\n    y = make('y')", {"x": ["wrapped", 1], "y": 1}),
         ("for name in 'xy':\n    @task(name)\n    def f(a: int): return a\n    globals()[name] = f", {"x": 1, "y": 1}),
+        ("for name in 'xy':\n    @task(name)\n    def f(a: int): return a", {"x": 1, "y": 1}),
+        ("f = make('x')\ng = same_parameters(f)", {"x": 1}),
+        ("def g():\n    @task('x')\n    def f(a: int): return a\n    return lambda: f\nh = g()", {"x": 1}),
         ("def g(name):\n    @task(name)\n    def f(a: int): return a\ng('x')\ng('y')", {"x": 1, "y": 1}),
         ("def f(a: int): return a\ntask('x')(f)\ntask('y')(f)", {"x": 1, "y": 1}),
         ("@task('x')\ndef f(a: int): return a\ndel f", {"x": 1}),
@@ -157,6 +160,8 @@ def test_a_task_is_registered_wherever_its_function_comes_from_and_goes(
         ("@task('x')\nclass C:\n    def __call__(self): ...", "tasks.py:4: the task 'x': C is a class; for a class"),
         ("task('x')(5)", "tasks.py:4: the task 'x': 5 can't be called"),
         ("class C:\n    @task('x')\n    @staticmethod\n    def m(): ...", "the method C.m can't be the task 'x'"),
+        ("ALL = [same_parameters(make('x'))]", "wraps the task 'x': 'same_parameters.<locals>.wrapper'"),
+        ("@task('x')\n@functools.singledispatch\ndef f(a: int): ...", "tasks.py:4: functools.singledispatch looks at"),
         ("class C:\n    async def __call__(self):\n        yield\ntask('x')(C())", "it can't be a generator (yield)"),
     ],
 )  # fmt: skip

@@ -5,20 +5,24 @@ from __future__ import annotations
 import datetime as dt
 import enum
 import math
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field, make_dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, Optional, Required, TypedDict, TypeVar
 from uuid import UUID
 
+import annotated_types
 import attrs
 import msgspec
 import pydantic
+import pydantic.dataclasses
 import pytest
 
-from taskpool import InvalidPayload, TaskSpec, TaskStatus, task
+from taskpool import ConfigurationError, InvalidPayload, TaskSpec, TaskStatus, task
 from taskpool.client import values
+from taskpool.payload.check import validator_of
 from taskpool.payload.encode import encode_value
 from taskpool.tasktype import task_type
 from taskpool.testing import InlinePool
@@ -111,6 +115,82 @@ class Box(pydantic.BaseModel, Generic[T]):
 class Items(pydantic.RootModel[list[Item]]): ...
 
 
+class Text(str): ...
+
+
+@dataclass
+class Doubled:
+    """A field that `__init__` doesn't take."""
+
+    a: int
+    double: int = field(init=False)
+    notes: list[str] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.double = self.a * 2
+
+
+@dataclass
+class Scaled:
+    a: int
+    scale: InitVar[int] = 2
+    b: int = field(init=False, default=0)
+
+    def __post_init__(self, scale: int) -> None:
+        self.b = self.a * scale
+
+
+@dataclass
+class Folder:
+    """Fields that msgspec can't read by itself."""
+
+    place: Path | int
+    sizes: dict[Path, int] = field(default_factory=dict)
+    inner: Doubled | None = None
+    share: Annotated[int, pydantic.Field(gt=0)] = 1
+    root: Path = Path("r")
+
+
+class Entry(TypedDict, total=False):
+    size: Required[Annotated[int, pydantic.Field(gt=0)]]
+    place: Path | int
+
+
+@attrs.define
+class Counted:
+    a: int
+    seen: int = attrs.field(init=False, default=9)
+
+
+@pydantic.dataclasses.dataclass
+class Positive:
+    a: int
+
+    @pydantic.field_validator("a")
+    @classmethod
+    def above_zero(cls, a: int) -> int:
+        assert a > 0
+        return a
+
+
+class Cat(pydantic.BaseModel):
+    kind: Literal["cat"] = "cat"
+
+
+class Dog(pydantic.BaseModel):
+    kind: Literal["dog"] = "dog"
+    age: int = 1
+
+
+class Hidden(pydantic.BaseModel):
+    a: int
+    b: int = pydantic.Field(2, exclude=True)
+    secret: pydantic.SecretBytes = pydantic.SecretBytes(b"")
+
+
+Pet = Annotated[Cat | Dog, pydantic.Field(discriminator="kind")]
+
+
 AN_ID = UUID("d8a1e5f0-0b44-4a52-9b3c-6f6f2f0f1a11")
 NOON = dt.datetime(2026, 1, 2, 12, tzinfo=dt.UTC)
 ITEM = Item(itemName="hat")
@@ -160,6 +240,39 @@ KINDS: list[tuple[Any, Any, Any]] = [
     (Box[int], Box[int](content=1, children=[Box[int](content=2)]),
      {"content": 1, "children": [{"content": 2, "children": []}]}),
     (Items, Items([ITEM]), [ITEM_JSON]),
+    (deque[int], deque([1, 2]), [1, 2]),
+    (OrderedDict[str, int], OrderedDict(b=1, a=2), {"b": 1, "a": 2}),
+    (defaultdict[str, list[int]], defaultdict(list, a=[1]), {"a": [1]}),
+    (Counter[str], Counter("aab"), {"a": 2, "b": 1}),
+    (defaultdict[Path, list[Path]], defaultdict(list, {Path("a"): [Path("b")]}), {"a": ["b"]}),
+    (dict[Path, int], {Path("a/b"): 1}, {"a/b": 1}),
+    (dict[bool, int], {True: 1}, {"true": 1}),
+    (dict[dt.date, int], {NOON.date(): 1}, {"2026-01-02": 1}),
+    (dict[Colour, Path], {Colour.RED: Path("a")}, {"red": "a"}),
+    (dict[Level, int], {Level.LOW: 2}, {"1": 2}),
+    (dict[Text, int], {Text("a"): 1}, {"a": 1}),
+    (Text, Text("a"), "a"),
+    (Path | int, Path("a"), "a"),
+    (Path | int, 3, 3),
+    (list[Path | int | None], [Path("a"), 1, None], ["a", 1, None]),
+    (Path | list[Path], [Path("a")], ["a"]),
+    (Item | int, 4, 4),
+    (Rights, Rights.READ | Rights.WRITE, 3),
+    (Rights | None, Rights(0), 0),
+    (dt.timedelta, dt.timedelta(seconds=-90), "-PT90S"),
+    (Doubled, Doubled(2), {"a": 2, "double": 4, "notes": []}),
+    (Doubled | int, Doubled(2), {"a": 2, "double": 4, "notes": []}),
+    (Scaled, Scaled(2), {"a": 2, "b": 4}),
+    (list[Folder], [Folder(Path("p"), {Path("k"): 1}, Doubled(1))],
+     [{"place": "p", "sizes": {"k": 1}, "inner": {"a": 1, "double": 2, "notes": []}, "share": 1, "root": "r"}]),
+    (Entry, {"size": 1, "place": Path("p")}, {"size": 1, "place": "p"}),
+    (Counted, Counted(1), {"a": 1, "seen": 9}),
+    (Positive | None, Positive(1), {"a": 1}),
+    (dict[str, Positive], {"p": Positive(1)}, {"p": {"a": 1}}),
+    (Cat | Dog, Dog(age=2), {"kind": "dog", "age": 2}),
+    (list[Pet], [Dog(), Cat()], [{"kind": "dog", "age": 1}, {"kind": "cat"}]),
+    (pydantic.HttpUrl, pydantic.HttpUrl("http://a.example/"), "http://a.example/"),
+    (Annotated[str, pydantic.AfterValidator(str.upper)], "AB", "AB"),
 ]  # fmt: skip
 
 
@@ -203,6 +316,9 @@ def test_the_client_submits_the_same_json_and_a_default_is_published_so(kind: tu
 
     assert body["payload"] == {"given": as_json}
     assert of.schema["properties"]["given"]["default"] == as_json
+    schema = validator_of(of.schema)
+    assert schema is not None
+    assert schema.is_valid(body["payload"])
     assert of.decode(body["payload"])["given"] == value
     assert of.decode({})["given"] == value
     assert msgspec.json.decode(encode_value({"given": value})) == body["payload"]
@@ -254,13 +370,100 @@ def test_a_whole_payload_may_be_a_model() -> None:
         assert pool.run("item", ITEM).result == "hat 1.5"
 
 
-def test_a_limit_that_has_no_effect_is_refused() -> None:
-    def after(value: int) -> int:
-        return value
+def of_type(annotation: Any) -> Any:
+    def keep(given: Any) -> Any: ...
 
-    def run(a: Any) -> None: ...
+    keep.__annotations__["given"] = annotation
+    return task_type(task("keep")(keep))
 
-    run.__annotations__["a"] = Annotated[int, pydantic.AfterValidator(after)]
 
-    with pytest.raises(Exception, match="AfterValidator in Annotated has no effect here"):
-        task_type(task("x")(run))
+@pytest.mark.parametrize(
+    ("annotation", "given", "pointer"),
+    [
+        (Positive, {"a": -1}, "/payload/given/a"),
+        (list[Positive], [{"a": 1}, {"a": -1}], "/payload/given/1/a"),
+        (Doubled, {"a": "x"}, "/payload/given/a"),
+        (Folder, {"place": 1, "share": 0}, "/payload/given/share"),
+        (Folder, {"place": 1, "inner": {"a": None}}, "/payload/given/inner/a"),
+        (Folder, {}, "/payload/given/place"),
+        (Entry, {"size": 0}, "/payload/given/size"),
+        (Path | int, [1], "/payload/given"),
+        (Path | int, 1.5, "/payload/given"),
+        (deque[int], [1, "x"], "/payload/given/1"),
+        (list[Pet], [{"kind": "cow"}], "/payload/given/0"),
+        (Annotated[str, pydantic.Field(max_length=2)], "abc", "/payload/given"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_its_place(annotation: Any, given: Any, pointer: str) -> None:
+    with pytest.raises(InvalidPayload) as refused:
+        of_type(annotation).decode({"given": given})
+
+    assert refused.value.errors[0].pointer == pointer
+
+
+class Holder(msgspec.Struct):
+    inner: Doubled
+
+
+class PositiveHolder(msgspec.Struct):
+    inner: Positive
+
+
+class PathKeys(msgspec.Struct):
+    sizes: dict[Path, int]
+
+
+@dataclass
+class Chain:
+    next: Chain | None = None
+    length: int = field(init=False, default=1)
+
+
+@pydantic.dataclasses.dataclass
+class Aliased:
+    a: int = pydantic.Field(alias="b")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "words"),
+    [
+        (Path | str, "JSON doesn't tell str from Path: both are string"),
+        (Folder | Item, "JSON doesn't tell Folder from Item: both are object"),
+        (dict[tuple[int, int], str], "keys of the type .* can't be read"),
+        (Holder, "the dataclass Doubled has a field with init=False: it can't stand inside"),
+        (PositiveHolder, "the dataclass Positive has validators of pydantic: it can't stand inside"),
+        (PathKeys, "keys of the type Path can't be read"),
+        (Chain, "Chain'> refers to itself and has fields that msgspec can't read"),
+        (Aliased, "the field 'a' of the pydantic dataclass Aliased has an alias"),
+        (msgspec.Raw, "msgspec.Raw can't be read from a payload; use Any"),
+        (Annotated[deque[int], msgspec.Meta(max_length=3)], "limits have no effect on this type"),
+        (Annotated[int, annotated_types.Predicate(bool)], "Predicate in Annotated has no effect here"),
+    ],
+)
+def test_a_type_that_cannot_be_read_right_is_refused_when_it_is_loaded(annotation: Any, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        of_type(annotation)
+
+
+def test_a_field_that_init_does_not_take_may_be_left_out() -> None:
+    assert of_type(Doubled).decode({"given": {"a": 3}})["given"] == Doubled(3)
+    assert of_type(Scaled).decode({"given": {"a": 3, "scale": 5}})["given"].b == 15
+
+
+def test_an_excluded_field_and_a_secret_of_bytes_are_submitted_as_they_are() -> None:
+    model = Hidden(a=1, b=5, secret=pydantic.SecretBytes(b"abcdef"))
+    body = msgspec.json.decode(values.submission(TaskSpec(type="keep", payload={"given": model})))
+
+    assert body["payload"]["given"] == {"a": 1, "b": 5, "secret": "abcdef"}
+    assert of_type(Hidden).decode(body["payload"])["given"] == model
+    assert b"abcdef" not in encode_value(model)
+
+
+def test_two_classes_of_one_name_keep_their_own_schemas() -> None:
+    def local(kind: Any) -> Any:
+        return make_dataclass("Same", [("a", kind), ("b", int, field(init=False, default=1))])
+
+    schema = of_type(tuple[local(int), local(str)]).schema  # type: ignore[misc]
+
+    kinds = [schema["$defs"][name]["properties"]["a"]["type"] for name in sorted(schema["$defs"])]
+    assert sorted(kinds) == ["integer", "string"]

@@ -54,6 +54,13 @@ def test_an_async_generator_is_no_result(workers: WorkerPool) -> None:
     assert record.error == "its result is not JSON: an object of the type async_generator has no JSON form"
 
 
+def test_a_plain_function_that_needs_an_event_loop_fails_and_says_what_to_do(workers: WorkerPool) -> None:
+    record = run(workers, "loopless", {"a": 1})
+
+    assert record.error is not None
+    assert record.error.startswith("RuntimeError: no running event loop (no event loop runs in a plain function: write")
+
+
 def test_an_exception_behind_a_wrapper_is_the_tasks(workers: WorkerPool) -> None:
     assert run(workers, "raising", {"a": 1}).error == "ValueError: no 1"
 

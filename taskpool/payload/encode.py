@@ -20,7 +20,15 @@ from msgspec import NODEFAULT, UNSET
 
 from taskpool.finite import is_plain_and_finite, may_hide_nan
 from taskpool.payload.faults import NotJson, Steps
-from taskpool.payload.models import dump, is_pydantic, is_pydantic_secret, refuse_infinite
+from taskpool.payload.models import (
+    dump,
+    in_clear,
+    is_of_pydantic,
+    is_pydantic,
+    is_pydantic_secret,
+    refuse_infinite,
+    written,
+)
 
 DEEPEST: Final = 64
 """How many arrays and objects may be nested in one value."""
@@ -28,6 +36,8 @@ SHALLOW_BYTES: Final = 2 * DEEPEST + 1
 """JSON of this size has too few brackets to be too deep."""
 
 _encode: Final = msgspec.json.Encoder().encode
+_skip: Final = msgspec.json.Decoder(msgspec.Raw).decode
+"""Looks at the syntax alone, and makes no objects."""
 _AS_LISTS: Final = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS: Final = bytes(sorted(set(range(256)) - set(b'[]{}"')))
 
@@ -42,6 +52,7 @@ def encode_value(value: Any) -> bytes:
     try:
         encoded = _encode(value)
         if (not may_hide_nan(encoded) and len(encoded) <= SHALLOW_BYTES) or is_faithful(value, encoded):
+            _check_syntax(encoded)
             return encoded
     except Exception:  # not only msgspec's: a time zone of the user's may raise anything
         pass
@@ -83,6 +94,13 @@ def is_faithful(value: Any, encoded: bytes) -> bool:
     False means that the walk has to look, not that there is a fault.
     """
     return not _is_too_deep(encoded) and not (may_hide_nan(encoded) and not is_plain_and_finite(value))
+
+
+def _check_syntax(encoded: bytes) -> None:
+    """Only `msgspec.Raw`, which msgspec copies unseen, makes JSON that isn't valid. Raises: ValueError."""
+    _skip(encoded)
+    if not encoded.isascii():
+        encoded.decode()
 
 
 def _is_too_deep(encoded: bytes) -> bool:
@@ -141,7 +159,9 @@ class _Walk:
         if is_pydantic(kind):
             return self._inside(self._dumped(value, steps), steps)
         if is_pydantic_secret(kind):
-            return self._inside(value.get_secret_value() if self._for_input else str(value), steps)
+            return self._inside(in_clear(value) if self._for_input else str(value), steps)
+        if is_of_pydantic(kind):
+            return self._inside(written(value), steps)
         if kind.__module__.partition(".")[0] == "numpy" and hasattr(value, "tolist"):
             return self._inside(_of_numpy(value), steps)
         if isinstance(value, msgspec.Struct) and type(value).__struct_config__.array_like:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import Any, Final
 
+import msgspec
+
 from taskpool.errors import FieldError, InvalidPayload
 from taskpool.payload.choices import choices
 
@@ -39,6 +41,10 @@ class NotJson(ValueError):
     def __init__(self, steps: Steps, detail: str) -> None:
         self.steps, self.pointer, self.detail = steps, pointer(steps, ""), detail
         super().__init__(f"{detail} (at {self.pointer})" if steps else detail)
+
+
+class Misfit(ValueError):
+    """Raised in a hook of msgspec's for a ValidationError, its cause, about a part of the value."""
 
 
 def invalid_payload(task: str, error: Exception, wanted: Any = Any) -> InvalidPayload:
@@ -80,8 +86,9 @@ def field_errors(error: BaseException, start: str = PAYLOAD, wanted: Any = Any) 
             what = f"{what} (in one of its values{', at ' + rest if rest else ''})"
             del steps[number:]
             break
-    if error.__cause__ is not None and hasattr(error.__cause__, "errors"):
-        return field_errors(error.__cause__, pointer(steps, start))
+    cause = error.__cause__.__cause__ if isinstance(error.__cause__, Misfit) else error.__cause__
+    if cause is not None and (hasattr(cause, "errors") or isinstance(cause, msgspec.ValidationError)):
+        return field_errors(cause, pointer(steps, start))
     if match and match["key"]:
         what = f"{what} as a key"
     if field := _FIELD.fullmatch(what):

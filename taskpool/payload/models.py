@@ -18,8 +18,35 @@ def is_pydantic(type_: Any) -> bool:
 
 
 def is_pydantic_secret(type_: Any) -> bool:
-    """pydantic's SecretStr, known in the same way."""
-    return isinstance(type_, type) and type_.__name__ == "SecretStr" and hasattr(type_, "get_secret_value")
+    """pydantic's SecretStr or SecretBytes, known in the same way."""
+    return (
+        isinstance(type_, type)
+        and type_.__name__ in ("SecretStr", "SecretBytes")
+        and hasattr(type_, "get_secret_value")
+    )
+
+
+def is_of_pydantic(kind: type) -> bool:
+    """Another type of pydantic's, such as a URL."""
+    return kind.__module__.partition(".")[0] in ("pydantic", "pydantic_core")
+
+
+def written(value: Any) -> Any:
+    """A value of such a type as pydantic writes it."""
+    from pydantic_core import to_jsonable_python
+
+    return to_jsonable_python(value)
+
+
+def secret_from(type_: Any, text: str) -> Any:
+    """The secret that a text in JSON is."""
+    return type_(text.encode() if type_.__name__ == "SecretBytes" else text)
+
+
+def in_clear(secret: Any) -> Any:
+    """What a secret is in JSON. Raises: UnicodeDecodeError for bytes that aren't UTF-8."""
+    value = secret.get_secret_value()
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def dump(model: Any, *, for_input: bool) -> Any:
@@ -44,12 +71,14 @@ def _refuse_nan(value: Any, steps: Steps) -> None:
 def _as_read(value: Any, dumped: Any) -> Any:
     """What pydantic wrote of `value`, with secrets in clear and under the names that validation reads."""
     kind = type(value)
-    if is_pydantic_secret(kind):
-        return value.get_secret_value()
+    if is_of_pydantic(kind) and hasattr(kind, "get_secret_value"):
+        return in_clear(value)
     if is_pydantic(kind):
         if "root" in kind.model_fields and not isinstance(dumped, dict):
             return _as_read(value.root, dumped)
         return _model_as_read(value, dumped) if isinstance(dumped, dict) else dumped
+    if hasattr(kind, "__dataclass_fields__") and isinstance(dumped, dict):
+        return {name: _as_read(getattr(value, name, None), each) for name, each in dumped.items()}
     if isinstance(value, dict) and isinstance(dumped, dict) and len(value) == len(dumped):
         return {name: _as_read(each, dumped[name]) for name, each in zip(dumped, value.values(), strict=True)}
     if isinstance(value, list | tuple) and isinstance(dumped, list) and len(value) == len(dumped):
@@ -60,14 +89,30 @@ def _as_read(value: Any, dumped: Any) -> Any:
 def _model_as_read(model: Any, dumped: dict[str, Any]) -> dict[str, Any]:
     read = dict(dumped)
     for name, field in type(model).model_fields.items():
-        written = field.serialization_alias or field.alias or name
-        if written in dumped:
-            alias = field.validation_alias or field.alias
-            choices = getattr(alias, "choices", [alias])  # of several names, the first one
-            wanted = next((each for each in choices if isinstance(each, str)), name)
-            value = _as_read(getattr(model, name), read.pop(written))
-            read[wanted] = value
+        alias = field.serialization_alias or field.alias or name
+        if field.exclude:
+            _put(read, _steps_to(field, name), written(getattr(model, name)))
+        elif alias in dumped:
+            value = _as_read(getattr(model, name), read.pop(alias))
+            _put(read, _steps_to(field, name), value)
     return read
+
+
+def _steps_to(field: Any, name: str) -> list[str]:
+    """Where validation reads a field: mostly one name, with an AliasPath several."""
+    alias = field.validation_alias or field.alias
+    choices = getattr(alias, "choices", [alias])  # of several names, the first one
+    for each in choices:
+        steps = [each] if isinstance(each, str) else list(getattr(each, "path", ()))
+        if steps and all(isinstance(step, str) for step in steps):
+            return steps
+    return [name]
+
+
+def _put(into: dict[str, Any], steps: list[str], value: Any) -> None:
+    for step in steps[:-1]:
+        into = into.setdefault(step, {})
+    into[steps[-1]] = value
 
 
 def refuse_infinite(value: float | Decimal, steps: Steps = ()) -> None:

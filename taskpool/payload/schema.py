@@ -9,29 +9,26 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from pathlib import PurePath
 from typing import Any, Final
 
 import msgspec
 
 from taskpool.errors import ConfigurationError
+from taskpool.payload.custom import REFS, decode_custom, pydantic_schema, refuse_lossy, schema_of
 from taskpool.payload.dataclass_defaults import completed
 from taskpool.payload.encode import strict_json_value
 from taskpool.payload.faults import NotJson, invalid_payload
-from taskpool.payload.models import is_pydantic, is_pydantic_secret
+from taskpool.payload.models import is_pydantic
 from taskpool.payload.secret_fields import SecretFields
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 REQUIRED: Final = msgspec.NODEFAULT
-REFS: Final = "#/$defs/"
 
-_ANYTHING: Final = {"$comment": "taskpool: any value"}
-_PLAIN_DEFAULTS = (type(None), bool, int, float, str, Enum)
+_PLAIN_DEFAULTS: Final = (type(None), bool, int, float, str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +64,12 @@ def json_schema(type_: Any, *, title: str, defaults: Sequence[PayloadField] = ()
 
     Raises: ConfigurationError for a type that has no JSON form and for a default that isn't JSON.
     """
-    document = _pydantic_schema(type_, REFS) if is_pydantic(type_) else _msgspec_schema(type_)
+    if is_pydantic(type_):
+        document = pydantic_schema(type_, REFS)
+    else:
+        root, definitions = schema_of(type_)
+        refuse_lossy(type_)
+        document = {**root, "$defs": definitions}
     document = {"$schema": DIALECT, **_root_inlined(document), "title": title}
     for field in defaults:
         if field.default is not REQUIRED:
@@ -87,8 +89,7 @@ def converter(type_: Any, *, task: str) -> Callable[[Any], Any]:
     """
     if is_pydantic(type_):
         return partial(_convert_with_pydantic, type_, task)
-    strict = partial(msgspec.convert, type=type_, strict=True, str_keys=True, dec_hook=_decode_foreign)
-    convert = completed(strict, type_)
+    convert = completed(partial(msgspec.convert, type=type_, strict=True, str_keys=True, dec_hook=decode_custom), type_)
 
     def convert_payload(payload: Any) -> Any:
         try:
@@ -112,8 +113,14 @@ def _default(field: PayloadField) -> Any:
     if field.default is REQUIRED:
         return REQUIRED
     _as_json(field)
-    if isinstance(field.default, _PLAIN_DEFAULTS):
+    if type(field.default) in _PLAIN_DEFAULTS or isinstance(field.default, Enum):
         return field.default
+    try:
+        copy.deepcopy(field.default)
+    except Exception as error:  # of the user's own class, or of one that can't be copied
+        raise ConfigurationError(
+            f"the default of {field.name!r} can't be copied for each task: {error}; use None and set it in the task"
+        ) from error
     # Each payload gets its own copy: Python's shared mutable default would leak from one task into the next.
     return msgspec.field(default_factory=partial(copy.deepcopy, field.default))
 
@@ -125,53 +132,6 @@ def _as_json(field: PayloadField) -> Any:
         raise ConfigurationError(
             f"the default of {field.name!r} isn't JSON: {field.default!r} ({error}); use None and set it in the task"
         ) from error
-
-
-def _msgspec_schema(type_: Any) -> dict[str, Any]:
-    foreign: dict[str, Any] = {}
-
-    def schema_of_foreign(other: Any) -> dict[str, Any]:
-        if is_pydantic(other):
-            prefix = "".join(c if c.isalnum() or c in "._" else "_" for c in f"{other.__module__}.{other.__qualname__}")
-            document = _pydantic_schema(other, f"{REFS}{prefix}.")
-            foreign.update({f"{prefix}.{name}": schema for name, schema in document.pop("$defs", {}).items()})
-            return document
-        if other is object:
-            return dict(_ANYTHING)
-        if isinstance(other, type) and issubclass(other, PurePath):
-            return {"type": "string"}
-        if is_pydantic_secret(other):
-            return {"type": "string", "writeOnly": True}
-        raise NotImplementedError
-
-    try:
-        (root,), definitions = msgspec.json.schema_components(
-            [type_], schema_hook=schema_of_foreign, ref_template=REFS + "{name}"
-        )
-    except (TypeError, NameError) as error:
-        # msgspec explains hooks of its own at length; the last line says which type it is about.
-        raise ConfigurationError(f"the payload has no JSON form: {str(error).splitlines()[-1]}") from error
-    return _with_anything({**root, "$defs": {**definitions, **foreign}})  # type: ignore[no-any-return]
-
-
-def _with_anything(node: Any) -> Any:
-    """A copy in which the marks of `object` are schemas for any value. (msgspec takes an empty schema for none.)"""
-    if isinstance(node, dict):
-        return {} if node == _ANYTHING else {key: _with_anything(value) for key, value in node.items()}
-    return [_with_anything(each) for each in node] if isinstance(node, list) else node
-
-
-def _pydantic_schema(model: Any, refs: str) -> dict[str, Any]:
-    from pydantic.errors import PydanticUserError
-    from pydantic.json_schema import PydanticJsonSchemaWarning
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", PydanticJsonSchemaWarning)
-            schema: dict[str, Any] = model.model_json_schema(ref_template=refs + "{model}")
-            return schema
-    except (PydanticUserError, PydanticJsonSchemaWarning) as error:
-        raise ConfigurationError(f"the payload has no JSON form: {error}") from error
 
 
 def _root_inlined(document: dict[str, Any]) -> dict[str, Any]:
@@ -195,16 +155,6 @@ def _convert_with_pydantic(model: Any, task: str, payload: Any) -> Any:
         return model.model_validate_json(msgspec.json.encode(payload))
     except (ValidationError, UnicodeEncodeError) as error:
         raise invalid_payload(task, error) from None
-
-
-def _decode_foreign(type_: Any, value: Any) -> Any:
-    if type_ is object:
-        return value
-    if is_pydantic(type_):
-        return type_.model_validate_json(msgspec.json.encode(value))
-    if isinstance(value, str) and (issubclass(type_, PurePath) or is_pydantic_secret(type_)):
-        return type_(value)
-    raise ValueError(f"Expected `str`, got `{type(value).__name__}`")
 
 
 def _with_integers(value: Any) -> Any:
