@@ -58,12 +58,21 @@ class Sentinels:
     With a certificate (of 127.0.0.1) and its key each of them has a front that speaks TLS and is announced instead.
     """
 
-    def __init__(self, directory: Path, redis_binary: str | None, *, certificate: Path | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        redis_binary: str | None,
+        *,
+        certificate: Path | None = None,
+        server_binary: str | None = None,
+    ) -> None:
+        """`server_binary`: what the two servers run, if it is another one than the sentinels."""
         binary = redis_binary or find_redis_server()
+        servers = server_binary or binary
         self.processes: list[Server] = []
         self.fronts: dict[int, TlsFront] = {}
         try:
-            self.master = self._add(Server(binary, directory / "master"))
+            self.master = self._add(Server(servers, directory / "master"))
             if certificate:
                 ports = (self.master.port, *(free_port() for _ in range(4)))
                 self.fronts = {port: TlsFront(port, certificate) for port in ports}
@@ -71,7 +80,7 @@ class Sentinels:
             replica_port, *sentinel_ports = list(self.fronts)[1:] or [free_port() for _ in range(4)]
             replicaof = ("--replicaof", "127.0.0.1", str(self._master_port), "--repl-diskless-sync-delay", "0")
             announced = ("--replica-announce-port", str(self.announced(replica_port)))
-            self.replica = self._add(Server(binary, directory / "replica", *replicaof, *announced, port=replica_port))
+            self.replica = self._add(Server(servers, directory / "replica", *replicaof, *announced, port=replica_port))
             eventually(lambda: self.replica.admin.info("replication")["master_link_status"] == "up")
             self.sentinels = [self._add(self._sentinel(binary, directory, port)) for port in sentinel_ports]
             eventually(lambda: all(self._sees_all(sentinel) for sentinel in self.sentinels))

@@ -65,8 +65,8 @@ int clock_gettime(clockid_t id, struct timespec *to) {
 """
 
 
-class ShiftedRedis:
-    """One redis-server in `directory`, until it is stopped."""
+class ShiftedClock:
+    """The wall clock of each redis-server that is started as `binary`, in a new `directory`."""
 
     def __init__(self, directory: Path, binary: str | None) -> None:
         directory.mkdir()
@@ -82,7 +82,26 @@ class ShiftedRedis:
             f'exec "{binary or find_redis_server()}" "$@"\n'
         )
         wrapper.chmod(0o700)
-        self.server = RedisServer(directory, binary=str(wrapper))
+        self.binary = str(wrapper)
+
+    @property
+    def offset_s(self) -> float:
+        """By how much it is ahead of the machine's clock."""
+        return self._shifted_us / 1_000_000
+
+    def step(self, seconds: float) -> None:
+        """Sets the clock forward, or back. Redis sees all of it at once."""
+        self._shifted_us += round(seconds * 1_000_000)
+        with self._offset.open("r+b") as file:
+            file.write(struct.pack("q", self._shifted_us))
+
+
+class ShiftedRedis:
+    """One redis-server in `directory`, until it is stopped."""
+
+    def __init__(self, directory: Path, binary: str | None) -> None:
+        self._clock = ShiftedClock(directory, binary)
+        self.server = RedisServer(directory, binary=self._clock.binary)
         self.server.start()
 
     @property
@@ -91,6 +110,4 @@ class ShiftedRedis:
 
     def step(self, seconds: float) -> None:
         """Sets the clock forward, or back. Redis sees all of it at once."""
-        self._shifted_us += round(seconds * 1_000_000)
-        with self._offset.open("r+b") as file:
-            file.write(struct.pack("q", self._shifted_us))
+        self._clock.step(seconds)

@@ -1,4 +1,4 @@
-"""The chaos soak, three fixed seeds; and the gate: with a safeguard switched off its checker finds that out.
+"""The chaos soak, each profile with a seed; and the gate: with a safeguard switched off its checker finds that out.
 
 The last file, because it takes longest. `python -m benchmarks.chaos` runs it for as long as you like.
 """
@@ -6,18 +6,18 @@ The last file, because it takes longest. `python -m benchmarks.chaos` runs it fo
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.chaos.mutants import mutate
-from benchmarks.chaos.plan import Plan, PoolPlan
+from benchmarks.chaos.plan import PROFILES, Plan, PoolPlan
 from benchmarks.chaos.report import render
 from benchmarks.chaos.soak import Result, run
 
 pytestmark = pytest.mark.long(about_s=130)
-SEEDS = (1, 2, 3)
+SEEDS = {"clients": 1, "neighbours": 2, "failover": 3}
 SECONDS = 60
 SMALL = (
     PoolPlan("a", 2, 1, ("fast", "slow")),
@@ -27,41 +27,48 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def soaks(tmp_path_factory: pytest.TempPathFactory, redis_binary: str | None) -> dict[int, Future[Result]]:
-    """A soak for each seed. They run side by side: each waits most of its time, and is all the more disturbed."""
+def soaks(tmp_path_factory: pytest.TempPathFactory, redis_binary: str | None) -> dict[str, Future[Result]]:
+    """A soak of each profile. They run side by side: each waits most of its time, and is all the more disturbed."""
     with ThreadPoolExecutor(len(SEEDS)) as threads:
         return {
-            seed: threads.submit(
+            name: threads.submit(
                 run,
-                Plan(seed=seed, seconds=SECONDS, redis_binary=redis_binary),
-                tmp_path_factory.mktemp(f"seed{seed}"),
+                Plan(seed=seed, seconds=SECONDS, profile=PROFILES[name], redis_binary=redis_binary),
+                tmp_path_factory.mktemp(name),
             )
-            for seed in SEEDS
+            for name, seed in SEEDS.items()
         }
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("profile", SEEDS)
 def test_whatever_dies_nothing_is_lost_stuck_or_done_twice_without_cause(
-    seed: int, soaks: dict[int, Future[Result]]
+    profile: str, soaks: dict[str, Future[Result]]
 ) -> None:
-    result = soaks[seed].result()
+    result = soaks[profile].result()
 
     assert result.findings == [], render(result)
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A safeguard to switch off, the faults that need it, and what the checker must find then."""
+    """Safeguards to switch off, the faults that need them, and what the checker must find then. `slow` and `steers`:
+    how many tasks outlive a lease, and how many are stopped, removed or retried (see Plan)."""
 
     mutation: str
     faults: tuple[str, ...]
     signs: frozenset[str]
+    profile: str = "clients"
+    slow: float = 0.08
+    steers: float = 0.15
 
 
 GATES = (
     Gate("fence", ("freeze_pool",), frozenset({"transition"})),
     Gate("claim", ("kill_child", "kill_supervisor"), frozenset({"unfinished", "place"})),
     Gate("reaper", ("kill_supervisor",), frozenset({"unfinished", "lease"})),
+    Gate("clients", ("cut", "http_cut_after"), frozenset({"unique", "repeated", "webhook", "gap"})),
+    Gate("refused", ("refuse_all", "refuse_writes"), frozenset({"once"}), profile="neighbours", slow=0.4),
+    Gate("presumed", ("freeze_supervisor",), frozenset({"stopped", "gone"}), slow=0.6, steers=0.8),
 )
 
 
@@ -79,12 +86,13 @@ def search(gate: Gate, directory: Path, redis_binary: str | None) -> set[str]:
     """What the checker finds with the first seed that shows the signs: what a fault hits is chance, a seed may miss."""
     source = str(mutate(gate.mutation, directory / "source"))
     kinds: set[str] = set()
-    for seed in SEEDS:
+    profile = replace(PROFILES[gate.profile], faults=gate.faults, older=False, rq_worker=False)
+    for seed in SEEDS.values():
         logs = directory / str(seed)
         logs.mkdir()
         plan = Plan(
-            seed=seed, seconds=5, faults=gate.faults, pools=SMALL, lease_s=1.5, rate=10, calm_s=0.5, heal_s=5,
-            redis_binary=redis_binary, source=source,
+            seed=seed, seconds=5, profile=profile, pools=SMALL, lease_s=1.5, rate=10, calm_s=0.5, heal_s=5,
+            delivered_s=8, slow=gate.slow, steers=gate.steers, redis_binary=redis_binary, source=source,
         )  # fmt: skip
         kinds = {finding.kind for finding in run(plan, logs).findings}
         if gate.signs <= kinds:

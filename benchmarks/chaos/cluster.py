@@ -5,39 +5,54 @@ Nothing it starts outlives `close`.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import psutil
 
+from benchmarks.chaos.backend import SentinelRedis, SingleRedis
 from benchmarks.chaos.network import Link, Network
-from benchmarks.chaos.plan import Plan
+from benchmarks.chaos.plan import SHARED_QUEUE, Plan
 from benchmarks.ports import free_port
-from taskpool.redis_server import RedisServer
 
 TASKS: Final = Path(__file__).with_name("tasks.py")
 ROOT: Final = Path(__file__).parents[2]
 MEMORY: Final = Path("/dev/shm")
 STOP_S: Final = 30.0
-START_S: Final = 60.0
 REFUSED_TO_START: Final = 2
+OLDER: Final = "ef30c4a"
+"""The commit of the release before."""
+PACKAGES: Final = ("taskpool", "workers", "api")
+RQ: Final = "rq"
+"""What effects call the pool of the plain RQ worker."""
 
 
 class Service:
-    """One process and what is below it: `python -m MODULE` with its own link to Redis."""
+    """One process and what is below it: `python -m COMMAND...`, with its own link to Redis where that has a proxy."""
 
     def __init__(
-        self, name: str, module: str, link: Link, environment: Mapping[str, str], *, root: Path, log: Path
+        self,
+        name: str,
+        command: Sequence[str],
+        redis: Link | str,
+        environment: Mapping[str, str],
+        *,
+        root: Path,
+        log: Path,
     ) -> None:
-        self.name, self.link, self.log = name, link, log
-        self._module, self._root = module, root
+        self.name, self.log = name, log
+        self.link = redis if isinstance(redis, Link) else None
+        self._redis_url = redis.url if isinstance(redis, Link) else redis
+        self._command, self._root = tuple(command), root
         self._environment = environment
         self.process: subprocess.Popen[bytes] | None = None
         self.exits: list[int] = []
@@ -50,8 +65,13 @@ class Service:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("TASKPOOL_")}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", self._module],
-                env={**clean, "PYTHONPATH": str(self._root), **self._environment, "TASKPOOL_REDIS_URL": self.link.url},
+                [sys.executable, "-m", *self._command],
+                env={
+                    **clean,
+                    "PYTHONPATH": str(self._root),
+                    **self._environment,
+                    "TASKPOOL_REDIS_URL": self._redis_url,
+                },
                 cwd=self._root,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -111,46 +131,47 @@ class Cluster:
         self.effects = directory / "effects"
         self.effects.write_bytes(b"")
         self._data = tempfile.TemporaryDirectory(prefix="taskpool-chaos-", dir=MEMORY if MEMORY.is_dir() else None)
-        config = {"appendonly": "yes", "appendfsync": "everysec"}
-        self.redis = RedisServer(Path(self._data.name), binary=plan.redis_binary, config=config)
-        self.redis.start()
-        self.network = Network(self.redis.socket_path)
-        self.port = free_port()
-        root = Path(plan.source) if plan.source else ROOT
-        self.client_link = self.network.link(plan.seed)
-        api = {"TASKPOOL_PORT": str(self.port), "TASKPOOL_LOG_LEVEL": "warning"}
-        self.api = Service("api", "api", self.network.link(plan.seed + 1), api, root=root, log=directory / "api.log")
-        self.pools = [
-            Service(
-                pool.name,
-                "workers",
-                self.network.link(plan.seed + 2 + number),
-                {
-                    "TASKPOOL_WORKERS": str(pool.workers),
-                    "TASKPOOL_SLOTS": str(pool.slots),
-                    "TASKPOOL_QUEUES": ",".join(pool.queues),
-                    "TASKPOOL_LEASE_S": f"{plan.lease_s:g}",
-                    "TASKPOOL_GRACE_S": f"{plan.grace_s:g}",
-                    "TASKPOOL_MAX_CRASHES": str(plan.max_crashes),
-                    "TASKPOOL_TASKS": str(TASKS),
-                    "TASKPOOL_BUILTINS": "no",
-                    "CHAOS_EFFECTS": str(self.effects),
-                    "CHAOS_POOL": pool.name,
-                },
-                root=root,
-                log=directory / f"pool-{pool.name}.log",
-            )
-            for number, pool in enumerate(plan.pools)
-        ]
+        data = Path(self._data.name)
+        self.single = None if plan.profile.sentinel else SingleRedis(data, plan.redis_binary)
+        self.sentinel = SentinelRedis(data, plan.redis_binary) if plan.profile.sentinel else None
+        self.network = Network()
+        self.root = Path(plan.source) if plan.source else ROOT
+        self.older_root = older_release(directory / "older") if plan.profile.older else None
+        """Where the release before is; None: the plan has none, or the repository doesn't have it."""
+        self.clock: list[tuple[float, float]] = [(0.0, 0.0)]
+        """By how many seconds Redis's clock was ahead, and since when (ms)."""
+        self._seed = plan.seed
+        self.client_redis = self._redis_link()
+        self.apis = [self._api(number) for number in range(2 if plan.profile.second_api else 1)]
+        self.pools = [self._pool(number) for number in range(len(plan.pools))]
+        self.rq_worker = self._rq_worker() if plan.profile.rq_worker else None
+
+    @property
+    def redis(self) -> SingleRedis | SentinelRedis:
+        """What holds the data."""
+        redis = self.single or self.sentinel
+        assert redis is not None
+        return redis
 
     @property
     def services(self) -> list[Service]:
-        """The API and the pools."""
-        return [self.api, *self.pools]
+        """The APIs, the pools and the RQ worker."""
+        return [*self.apis, *self.pools, *([self.rq_worker] if self.rq_worker else [])]
 
     @property
-    def api_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+    def older_pools(self) -> frozenset[str]:
+        """The names of the pools that run the release before."""
+        return frozenset({self.plan.pools[-1].name} if self.older_root else ())
+
+    def note_step(self, offset_s: float) -> None:
+        """Redis's clock is about to be this far ahead of the right time."""
+        self.clock.append((time.time() * 1000, offset_s))
+
+    def right_ms(self, at_ms: float) -> float:
+        """The right time of what Redis said was then. It must have been said just now."""
+        now_ms = time.time() * 1000
+        offsets_ms = [offset_s * 1000 for _, offset_s in self.clock]
+        return min((at_ms - offset_ms for offset_ms in offsets_ms), key=lambda right_ms: abs(right_ms - now_ms))
 
     def keep(self) -> None:
         """Starts again what ended because it found no Redis at its start, as `restart: unless-stopped` would."""
@@ -165,23 +186,124 @@ class Cluster:
             if service.process is not None:
                 service.process.wait()
         self.network.close()
-        self.redis.stop()
+        self.redis.close()
         self._data.cleanup()
 
+    def _redis_link(self) -> Link | str:
+        """A proxy of its own for the next client of Redis; the URL itself where the sentinels tell where to go."""
+        if self.single is None:
+            return self.redis.url
+        self._seed += 1
+        refuses = any(fault.startswith("refuse") for fault in self.plan.faults)
+        return self.network.link(self._seed, str(self.single.server.socket_path), reads_commands=refuses)
 
-def fork_server(pool: Service) -> psutil.Process | None:
-    """The process that forks a pool's workers; None while there is none."""
+    def _api(self, number: int) -> Api:
+        port = free_port()
+        self._seed += 1
+        return Api(
+            f"api{number or ''}",
+            ("api",),
+            self._redis_link(),
+            {"TASKPOOL_PORT": str(port), "TASKPOOL_LOG_LEVEL": "warning", "TASKPOOL_WEBHOOK_ALLOW": "127.0.0.1"},
+            root=self.root,
+            log=self.directory / f"api{number or ''}.log",
+            port=port,
+            front=self.network.link(self._seed, ("127.0.0.1", port)),
+        )
+
+    def _pool(self, number: int) -> Service:
+        plan, pool = self.plan, self.plan.pools[number]
+        environment = {
+            "TASKPOOL_WORKERS": str(pool.workers),
+            "TASKPOOL_SLOTS": str(pool.slots),
+            "TASKPOOL_QUEUES": ",".join(pool.queues),
+            "TASKPOOL_LEASE_S": f"{plan.lease_s:g}",
+            "TASKPOOL_GRACE_S": f"{plan.grace_s:g}",
+            "TASKPOOL_MAX_CRASHES": str(plan.max_crashes),
+            "TASKPOOL_WEBHOOK_ALLOW": "127.0.0.1",
+            **self._tasks(pool.name),
+        }
+        root = self.older_root if self.older_root and pool.name in self.older_pools else self.root
+        log = self.directory / f"pool-{pool.name}.log"
+        return Service(pool.name, ("workers",), self._redis_link(), environment, root=root, log=log)
+
+    def _rq_worker(self) -> Service:
+        url = self.redis.url
+        command = ("rq.cli", "worker", "-S", "json", "--url", url, SHARED_QUEUE)
+        return Service(RQ, command, url, self._tasks(RQ), root=self.root, log=self.directory / "rq.log")
+
+    def _tasks(self, pool: str) -> dict[str, str]:
+        return {
+            "TASKPOOL_TASKS": str(TASKS),
+            "TASKPOOL_BUILTINS": "no",
+            "CHAOS_EFFECTS": str(self.effects),
+            "CHAOS_POOL": pool,
+        }
+
+
+class Api(Service):
+    """An API. `front` is a proxy before it, which can lose requests and answers."""
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        redis: Link | str,
+        environment: Mapping[str, str],
+        *,
+        root: Path,
+        log: Path,
+        port: int,
+        front: Link,
+    ) -> None:
+        super().__init__(name, command, redis, environment, root=root, log=log)
+        self.url, self.front = f"http://127.0.0.1:{port}", front
+
+
+def older_release(directory: Path) -> Path | None:
+    """The packages of the release before, as the repository has them; None: it doesn't, as in a shallow clone."""
+    command = ["git", "-C", str(ROOT), "archive", OLDER, *PACKAGES]
     try:
-        return next((child for child in pool.root().children() if "workers.forkserver" in child.cmdline()), None)
-    except psutil.NoSuchProcess:
+        archive = subprocess.run(command, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
         return None
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        tar.extractall(directory, filter="data")
+    return directory
+
+
+def fork_servers(pool: Service) -> list[psutil.Process]:
+    """The processes that fork a pool's workers: one, or more while one is frozen."""
+    try:
+        return [child for child in pool.root().children() if "workers.forkserver" in _command(child)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def workers(pool: Service) -> list[psutil.Process]:
-    """A pool's worker processes."""
-    server = fork_server(pool)
+    """A pool's worker processes. (Guardians are children of a fork server, too.)"""
+    found = []
+    for server in fork_servers(pool):
+        try:
+            found += [child for child in server.children() if not is_guardian(child)]
+        except psutil.NoSuchProcess:
+            pass
+    return found
+
+
+def is_guardian(process: psutil.Process) -> bool:
+    """Whether it watches a worker process: it ignores SIGTERM, which no worker does."""
     try:
-        return server.children() if server is not None else []
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    except OSError:
+        return False
+    ignored = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigIgn:"))
+    return bool(ignored & 1 << signal.SIGTERM - 1)
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
     except psutil.NoSuchProcess:
         return []
 
@@ -193,16 +315,3 @@ def kill_all(processes: list[psutil.Process]) -> None:
             process.kill()
         except psutil.NoSuchProcess:
             pass
-
-
-def await_true(what: str, is_true: Callable[[], bool], timeout_s: float = START_S) -> None:
-    """Waits for something to become true.
-
-    Raises:
-        TimeoutError: it didn't.
-    """
-    deadline = time.monotonic() + timeout_s
-    while not is_true():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {timeout_s:g} s")
-        time.sleep(0.05)

@@ -6,57 +6,65 @@ happened to another task of the same process.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Final
 
-from benchmarks.chaos.evidence import Attempt, Evidence, Finding, attempts
-from benchmarks.chaos.harm import AWAY, NETWORK
+from benchmarks.chaos.cluster import RQ
+from benchmarks.chaos.evidence import VERIFIED, Attempt, Evidence, Finding, attempts
+from benchmarks.chaos.harm import AWAY, FREEZES, NETWORK
 from taskpool.types import Event, TaskStatus
 
 CLOCK_MS: Final = 2
 DEATHS: Final = frozenset({"kill_child", "kill_fork_server"})
 """What ends a process whose supervisor lives to tell."""
-LOST_LEASES: Final = AWAY | {"kill_supervisor", "freeze_pool"} | NETWORK - {"cut"}
+LOST_LEASES: Final = AWAY | FREEZES | {"kill_supervisor"} | NETWORK - {"cut"}
 """What keeps a pool from renewing its leases. Lost connections alone don't: new ones are made in time."""
-RETURNS: Final = AWAY | DEATHS | NETWORK | {"drain_pool", "freeze_child", "freeze_pool"}
+ENDS: Final = frozenset({"drain_pool"})
+"""What has an attempt given back on purpose that has begun."""
+RETURNS: Final = AWAY | DEATHS | FREEZES | NETWORK | {"drain_pool", "freeze_child", "freeze_fork_server"}
 """What has claims given back: on purpose, or because nobody saw their answers."""
-REFUSED_RIGHTLY: Final = ("depends_on", "UnknownDependency")
-"""What it depends on may have been purged by then."""
 
 
 def check_effects(evidence: Evidence) -> Iterator[Finding]:
-    """Findings: effect, once, order, stopped, canceled, batch, twice-submitted."""
+    """Findings: effect, once, order, stopped, gone, overlap, canceled, failed."""
     for id, events in evidence.events.items():
         effects = evidence.effects.get(id, ())
-        starts = sum(effect.what == "start" for effect in effects)
+        starts = sum(effect.what == "start" and effect.pool != RQ for effect in effects)
+        in_rq = sum(effect.what == "start" and effect.pool == RQ for effect in effects)
         claims = sum(event.event == "started" for event in events)
         ends = [effect for effect in effects if effect.what == "end"]
         if starts > claims:
             yield Finding("once", f"it began {starts} times, and was claimed {claims} times", id)
-        if events[-1].status is TaskStatus.DONE:
-            before = [end for end in ends if end.at_ms <= events[-1].at_ms + CLOCK_MS]
+        if in_rq > 1:
+            yield Finding("once", f"RQ's worker began it {in_rq} times", id)
+        if evidence.status(id) is TaskStatus.DONE:
+            before = [end for end in ends if end.at_ms <= events[-1].at_ms + CLOCK_MS or end.pool == RQ]
             if not before:
                 yield Finding("effect", "it is done, and nothing shows that its work was done before", id)
-            if claims == 1 and (starts, len(ends)) != (1, 1):
+            if claims + in_rq == 1 and (starts + in_rq, len(ends)) != (1, 1):
                 yield Finding("once", f"claimed once, it began {starts} times and ended {len(ends)} times", id)
         yield from _check_order(evidence, id, events)
-        for attempt in attempts(events, effects):
-            if attempt.over and attempt.over.event == "stopped":
-                yield from _check_stop(evidence, id, attempt, attempt.over)
+        made = list(attempts(events, effects))
+        for attempt in made:
+            yield from _check_gone(evidence, id, attempt)
             if is_again(attempt) and explanation(evidence, id, attempt) is None:
                 yield Finding("once", f"attempt {attempt.number} ended in {attempt.over}, and nothing explains it", id)
+        if evidence.spec(id).get("on_lost_lease") == "kill":
+            yield from _check_overlap(id, made)
+        yield from _check_failure(evidence, id, events)
     for id in evidence.effects:
         if id not in evidence.events:
             yield Finding("effect", "it did something, and no event tells of it", id)
     yield from _check_words(evidence)
-    yield from _check_submissions(evidence)
 
 
 def is_again(attempt: Attempt) -> bool:
     """Whether it ended in a way that has the task run again though its code didn't ask for that, or fail for that."""
     over = attempt.over
-    if over is None or over.event == "retry":
+    if over is None or over.event in ("retry", "snoozed"):
         return False
     return over.status in (TaskStatus.QUEUED, TaskStatus.SCHEDULED) or (
         "crashed" in str(over.data.get("error", "")) or over.data.get("reason") == "lease_lost"
@@ -65,7 +73,7 @@ def is_again(attempt: Attempt) -> bool:
 
 def explanation(evidence: Evidence, id: str, attempt: Attempt) -> str | None:
     """What ended an attempt before its time; None: nothing that happened could have."""
-    if evidence.specs().get(id, {}).get("payload", {}).get("do") == "die" and attempt.number == 1:
+    if evidence.spec(id).get("payload", {}).get("do") == "die" and attempt.number == 1:
         return "it killed its process itself"
     over_ms = attempt.over.at_ms if attempt.over else attempt.started_ms
     causes = _causes(attempt)
@@ -85,6 +93,8 @@ def _causes(attempt: Attempt) -> frozenset[str]:
     """The kinds of faults that can end an attempt as this one ended."""
     error = str(attempt.over.data.get("error", "")) if attempt.over else ""
     if not error.startswith("lease lost"):
+        if attempt.over is not None and attempt.over.event == "queued" and attempt.effects:
+            return ENDS  # it had begun, so its claim was seen
         return DEATHS if "process ended" in error else RETURNS
     # Its supervisor renews what a frozen process runs, but not a claim that it was frozen before it saw (and that is
     # given back, unless the lease ends before the supervisor could tell).
@@ -96,7 +106,7 @@ def _causes(attempt: Attempt) -> frozenset[str]:
 def _beside(evidence: Evidence, id: str, attempt: Attempt, over_ms: float) -> str | None:
     """Whether it was another task of the same process that ended the process, or had it ended."""
     for other, effects in evidence.effects.items():
-        spec = evidence.specs().get(other, {})
+        spec = evidence.spec(other)
         beside = [
             effect
             for effect in effects
@@ -109,6 +119,11 @@ def _beside(evidence: Evidence, id: str, attempt: Attempt, over_ms: float) -> st
             return "beside one that killed its process"
         if other in evidence.ledger.asked("stop") or spec.get("timeout_s"):
             return "beside one that was stopped"
+        if spec.get("on_lost_lease") == "kill" and any(
+            VERIFIED in str(event.data.get("error", "")) and abs(event.at_ms - over_ms) < 10_000
+            for event in evidence.events.get(other, ())
+        ):
+            return "beside one whose process was killed with its lease"
     return None
 
 
@@ -125,11 +140,48 @@ def duplicates(evidence: Evidence) -> Counter[str]:
     return why
 
 
-def _check_stop(evidence: Evidence, id: str, attempt: Attempt, over: Event) -> Iterator[Finding]:
-    """What is stopped does nothing more. An end with the reason `lease_lost` is only presumed."""
+def _check_gone(evidence: Evidence, id: str, attempt: Attempt) -> Iterator[Finding]:
+    """An attempt that has ended does nothing more, whatever faults there were: its process is gone, or has said itself
+    that it is done with it. The one exception is an end that is presumed, because the lease ended."""
+    over = attempt.over
+    if over is None or evidence.is_presumed(over):
+        return
     late = [effect for effect in attempt.effects if effect.at_ms > over.at_ms + CLOCK_MS]
-    if late and over.data.get("reason") != "lease_lost":
-        yield Finding("stopped", f"after it was stopped it went on to {late[0].what}", id)
+    if late:
+        kind = "stopped" if over.event == "stopped" else "gone"
+        text = f"attempt {attempt.number} ended as {over.event}, and {late[-1].at_ms - over.at_ms:.0f} ms later it"
+        yield Finding(kind, f"{text} had an effect ({late[-1].what})", id)
+
+
+def _check_overlap(id: str, made: Sequence[Attempt]) -> Iterator[Finding]:
+    """Two attempts never run at the same time where a lost lease kills."""
+    for before, after in pairwise(made):
+        first = min((effect.at_ms for effect in after.effects), default=math.inf)
+        late = [effect for effect in before.effects if effect.at_ms > first + CLOCK_MS]
+        if late:
+            yield Finding("overlap", f"attempt {before.number} did something {late[-1].at_ms - first:.0f} ms after", id)
+
+
+def _check_failure(evidence: Evidence, id: str, events: Sequence[Event]) -> Iterator[Finding]:
+    """What failed was meant to: its code said so, its time was over, or its attempts kept dying."""
+    if events[-1].status is not TaskStatus.FAILED:
+        return
+    spec, error = evidence.spec(id), str(events[-1].data.get("error", ""))
+    payload = spec.get("payload", {})
+    removed = evidence.ledger.asked("remove")
+    crashes = sum(event.event in ("crashed", "lease_lost") for event in events)
+    is_meant = (
+        not spec
+        or ("as planned" in error and payload.get("fails", 0) >= spec.get("max_attempts", 1))
+        or ("timed out" in error and "timeout_s" in spec)
+        or (
+            "ParentResultGone" in error
+            and any(parent in error and parent in removed for parent in payload.get("parents", ()))
+        )
+        or crashes >= evidence.plan.max_crashes - 1
+    )
+    if not is_meant:
+        yield Finding("failed", f"it failed, and nothing explains why: {error}", id)
 
 
 def _check_order(evidence: Evidence, id: str, events: Sequence[Event]) -> Iterator[Finding]:
@@ -137,7 +189,8 @@ def _check_order(evidence: Evidence, id: str, events: Sequence[Event]) -> Iterat
     started = next((event for event in events if event.event == "started"), None)
     for parent in evidence.specs().get(id, {}).get("depends_on", ()) if started else ():
         done = next((event for event in evidence.events.get(parent, ()) if event.status is TaskStatus.DONE), None)
-        if started and (done is None or done.at_ms > started.at_ms):
+        order = evidence.order
+        if started and (done is None or order[parent, done.seq] > order[id, started.seq]):
             yield Finding("order", f"it started before {parent}, which it depends on, was done", id)
 
 
@@ -151,23 +204,3 @@ def _check_words(evidence: Evidence) -> Iterator[Finding]:
             # A stop of a task that hasn't started cancels it.
             if event.data.get("reason") == "canceled" and id not in removals | stops:
                 yield Finding("canceled", "it was canceled, and nobody asked for that", id)
-
-
-def _check_submissions(evidence: Evidence) -> Iterator[Finding]:
-    """Each submission became each of its tasks once, or none of them; what the service can't blame on Redis is ours."""
-    known: dict[str, dict[int, set[str]]] = {}
-    for id, record in evidence.records.items():
-        known.setdefault(record.payload["batch"], {}).setdefault(record.payload["n"], set()).add(id)
-    for submission in evidence.ledger.submissions:
-        if submission.status >= 500 and submission.status != 503:
-            yield Finding("answer", f"the API answered {submission.status}: {submission.detail}")
-        if submission.word == "refused" and not any(word in submission.detail for word in REFUSED_RIGHTLY):
-            yield Finding("answer", f"a good submission was refused: {submission.detail}")
-        found = known.get(submission.batch, {})
-        for number, ids in found.items():
-            if len(ids) > 1:
-                yield Finding("twice-submitted", f"{submission.batch} number {number} exists as {sorted(ids)}")
-        kept = {n for n, spec in zip(submission.numbers, submission.specs, strict=True) if spec["result_ttl_s"] > 60}
-        removed = evidence.ledger.asked("remove")
-        if submission.word == "unknown" and found and kept - set(found) and not removed:
-            yield Finding("batch", f"of {submission.batch} only {sorted(found)} exist, not {sorted(kept - set(found))}")

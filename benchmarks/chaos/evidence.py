@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
+from benchmarks.chaos.cluster import RQ
+from benchmarks.chaos.followers import Told
 from benchmarks.chaos.harm import AWAY, NETWORK, Fault
-from benchmarks.chaos.load import Ledger
+from benchmarks.chaos.load import Ledger, Submission
 from benchmarks.chaos.plan import Plan
+from benchmarks.chaos.receiver import Message
 from benchmarks.chaos.witness import Effect, Use
 from taskpool.types import Event, TaskRecord, TaskStatus
 
 NOTICE_S: Final = 12.0
 """How long a client may take to notice that its connection is dead: it waits 10 s for a reply."""
 SETTLE_S: Final = 3.0
+VERIFIED: Final = "its process was killed before the lease ended"
+"""An attempt with `on_lost_lease` "kill", by the supervisor that has seen its process end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,50 @@ class Evidence:
     growth: Mapping[tuple[str, int], tuple[Use, Use]]
     rolled_back: int
     heal_s: float
+    order: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    """At which place of the stream an event, by its task and number, stands."""
+    messages: Sequence[Message] = ()
+    """What the receiver of webhooks was sent."""
+    secret: str = ""
+    """With which callbacks are signed."""
+    told: Mapping[str, Sequence[Told]] = field(default_factory=dict)
+    """What each follower was told."""
+    has_older: bool = False
+    """A pool ran the release before."""
+
+    def spec(self, id: str) -> dict[str, Any]:
+        """What a task was to be, also one whose submission was never answered; {}: it isn't known."""
+        if id in (specs := self.specs()):
+            return specs[id]
+        record = self.records.get(id)
+        if record is None:
+            return {}
+        found = self.submission(record.payload["batch"])
+        at = found.numbers.index(record.payload["n"]) if found else 0
+        return found.specs[at] if found else {}
+
+    def submission(self, batch: str) -> Submission | None:
+        """By the name that its tasks carry."""
+        return next((each for each in self.ledger.submissions if each.batch == batch), None)
+
+    def ran_in_rq(self, id: str) -> bool:
+        """Whether a plain RQ worker ran it, of which no event tells."""
+        return any(effect.pool == RQ for effect in self.effects.get(id, ()))
+
+    def status(self, id: str) -> TaskStatus | None:
+        """How a task ended, or stands: by its last event, or by its record if a plain RQ worker ran it."""
+        if self.ran_in_rq(id) and id in self.records:
+            return self.records[id].status
+        return self.last_status(id)
+
+    def is_presumed(self, event: Event) -> bool:
+        """Whether this end of an attempt is presumed only: its lease ended, and the process may live on.
+
+        The release before says so in the error alone."""
+        error = str(event.data.get("error", ""))
+        if "lease_lost" in (event.event, event.data.get("reason")):
+            return VERIFIED not in error
+        return self.has_older and error.startswith("lease lost")
 
     def specs(self) -> dict[str, dict[str, Any]]:
         """What each accepted task was to be."""
@@ -88,17 +137,33 @@ WHILE_RUNNING: Final = frozenset({TaskStatus.IN_PROGRESS, TaskStatus.STOPPING})
 
 
 def attempts(events: Sequence[Event], effects: Sequence[Effect]) -> Iterator[Attempt]:
-    """A task's attempts in order. An effect belongs to the last attempt of its number that had started by then."""
+    """A task's attempts in order, without those of plain RQ workers.
+
+    What one process did from one `start` on belongs together, and to the last attempt of its number that had started
+    by then: an attempt that was given back has the same number as the next one.
+    """
     starts = [event for event in events if event.event == "started"]
     owned: dict[int, list[Effect]] = {}
+    runs: dict[tuple[int, int], int] = {}
     for effect in effects:
-        mine = [
-            at
-            for at, start in enumerate(starts)
-            if start.data["attempt"] == effect.attempt and start.at_ms <= effect.at_ms + 1
-        ]
-        if mine:
-            owned.setdefault(mine[-1], []).append(effect)
+        if effect.what == "start":
+            mine = [
+                at
+                for at, start in enumerate(starts)
+                if start.data["attempt"] == effect.attempt and start.at_ms <= effect.at_ms + 1
+            ]
+            runs[effect.pid, effect.attempt] = mine[-1] if mine else -1
+        owned.setdefault(runs.get((effect.pid, effect.attempt), -1), []).append(effect)
     for at, start in enumerate(starts):
         later = (event for event in events if event.seq > start.seq and event.status not in WHILE_RUNNING)
         yield Attempt(start.data["attempt"], start.at_ms, next(later, None), tuple(owned.get(at, ())))
+
+
+def is_given_back(before: Event, event: Event) -> bool:
+    """Whether this event gives an attempt back, so that the next one has its number: on purpose, by a snooze, or
+    because its process died, and it isn't known of which of its tasks."""
+    if before.status not in WHILE_RUNNING:
+        return False
+    if event.event == "crashed":
+        return "none is charged" in str(event.data.get("error", ""))
+    return event.event == "snoozed" or (event.event == "queued" and event.status is TaskStatus.QUEUED)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from benchmarks.chaos.evidence import Evidence, Finding
+from benchmarks.chaos.evidence import Evidence, Finding, is_given_back
 from taskpool.types import RETRYABLE, TERMINAL, TRANSITIONS, Event, TaskStatus
 
 FIRST = frozenset({TaskStatus.QUEUED, TaskStatus.SCHEDULED, TaskStatus.WAITING, TaskStatus.CANCELED})
-RUNNING = frozenset({TaskStatus.IN_PROGRESS, TaskStatus.STOPPING})
 NO_MOVE = frozenset({"progress", "log", "stopping"})
 
 
@@ -19,8 +18,8 @@ def check_histories(evidence: Evidence) -> Iterator[Finding]:
         if id not in evidence.events:
             yield Finding("lost", "it was accepted, and no event tells of it", id)
     for id, events in evidence.events.items():
-        if events[-1].status not in TERMINAL:
-            yield Finding("unfinished", f"it was {events[-1].status} when all should have ended", id)
+        if (status := evidence.status(id)) not in TERMINAL:
+            yield Finding("unfinished", f"it was {status} when all should have ended", id)
         yield from _check_numbering(id, events)
         yield from _check_moves(id, events)
         yield from _check_attempts(id, events)
@@ -50,8 +49,7 @@ def _check_attempts(id: str, events: Sequence[Event]) -> Iterator[Finding]:
     """Attempts are counted from 1 on; one that was given back isn't counted."""
     expected = 1
     for before, event in pairwise(events):
-        if before.status in RUNNING and event.event == "queued" and event.status is TaskStatus.QUEUED:
-            expected -= 1
+        expected -= is_given_back(before, event)
         if event.event == "started":
             if event.data["attempt"] != expected:
                 yield Finding("attempts", f"number {event.seq} is attempt {event.data['attempt']}, not {expected}", id)
@@ -62,11 +60,11 @@ def _check_limits(evidence: Evidence, id: str, events: Sequence[Event]) -> Itera
     """Each life may fail `max_attempts` times and crash `max_crashes` times, and run no more often than that."""
     most = evidence.specs().get(id, {}).get("max_attempts", 1)
     retries = crashes = 0
-    for event in events:
+    for before, event in pairwise(events):
         if event.data.get("retried_by") == "hand":
             retries = crashes = 0
         retries += event.event == "retry"
-        crashes += event.event in ("crashed", "lease_lost")
+        crashes += event.event in ("crashed", "lease_lost") and not is_given_back(before, event)
         if id in evidence.specs() and retries >= most:
             yield Finding("limits", f"it was retried {retries} times in one life, with {most} attempts", id)
         if crashes >= evidence.plan.max_crashes:
@@ -78,7 +76,7 @@ def _check_records(evidence: Evidence) -> Iterator[Finding]:
         events = evidence.events.get(id)
         if not events:
             yield Finding("record", "it has a record, and no event tells of it", id)
-        elif (record.status, record.seq) != (events[-1].status, events[-1].seq):
+        elif (record.status, record.seq) != (evidence.status(id), events[-1].seq):
             shown = f"{record.status} and number {record.seq}"
             yield Finding("record", f"its record says {shown}, its events {events[-1].status}, {events[-1].seq}", id)
     for id, spec in evidence.specs().items():

@@ -13,17 +13,24 @@ from benchmarks.chaos.evidence import Finding
 from taskpool import keys
 from taskpool.types import TERMINAL, TaskRecord, TaskStatus
 
-FIXED: Final = frozenset({keys.QUEUES, keys.TYPES, keys.TYPES_SEEN, keys.COUNTERS, keys.CLOCK})
+FIXED: Final = frozenset(
+    {keys.QUEUES, keys.TYPES, keys.TYPES_SEEN, keys.COUNTERS, keys.CLOCK, keys.WEBHOOKS, keys.WEBHOOKS_LANES}
+)
 """There for good; as large as there are queues, types and metrics."""
+NODE: Final = 200
+"""How many more there may be: Redis trims whole nodes."""
 CAPPED: Final = {
     keys.EVENTS: keys.EVENTS_MAXLEN,
+    keys.WEBHOOKS_OUTBOX: -NODE,  # none is left
     keys.AUDIT: keys.AUDIT_MAXLEN,
     keys.AUDIT_SUBMITTED: keys.AUDIT_MAXLEN,
 }
 """Streams that are trimmed, to about so many entries."""
-NODE: Final = 200
-"""How many more there may be: Redis trims whole nodes."""
-EXPIRES: Final = (keys.ONCE, keys.BUCKET, keys.SWEPT)
+EXPIRES: Final = (
+    *(keys.ONCE, keys.BUCKET, keys.SWEPT, keys.STUCK, keys.EXECUTIONS),
+    *(keys.DELIVERY, keys.DELIVERIES, keys.WEBHOOKS_FAILING, keys.WEBHOOKS_SORTER),
+    *("rq:clean_registries:", "rq:clean_groups"),
+)
 REGISTRY: Final = {
     TaskStatus.DONE: keys.FINISHED,
     TaskStatus.FAILED: keys.FAILED,
@@ -34,6 +41,9 @@ INDEXES: Final = {keys.BY_TYPE: keys.TYPES_USED, keys.BY_TAG: keys.TAGS, keys.BY
 LOOKED_AT: Final = (keys.JOB, *REGISTRY.values(), *INDEXES, *INDEXES.values())
 """What is in them is compared with the records."""
 OF_A_TASK: Final = (keys.RESULTS, keys.LOG, keys.SECRETS, keys.NEEDED)
+IDS: Final = frozenset({keys.SECRETS_INDEX, keys.WEBHOOKS_WANTED})
+"""Tasks that have something; they stay as long as their records."""
+FLEET: Final = (keys.WORKERS, keys.WORKERS_OF, keys.WORKER, keys.POOLS, keys.POOL)
 WORKER_TTL_S: Final = 120
 
 
@@ -43,6 +53,16 @@ class Dump:
 
     kinds: Mapping[str, str]
     ttls_s: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The supervisors that had no chance to say goodbye, and how long what they left behind may stay."""
+
+    pids: set[int]
+    most_s: int
+    purged_by_older: bool = False
+    """The release before doesn't know `taskpool:needed:`, and leaves that of a task that it purges to its expiry."""
 
 
 def read_keys(redis: Redis) -> Dump:
@@ -57,8 +77,8 @@ def read_keys(redis: Redis) -> Dump:
     return Dump(kinds, dict(zip(names, answers[1::2], strict=True)))
 
 
-def check_keys(redis: Redis, records: Mapping[str, TaskRecord], killed_pids: set[int]) -> Iterator[Finding]:
-    """Findings: place, lease, left-over, index. `killed_pids` are supervisors that had no chance to say goodbye."""
+def check_keys(redis: Redis, records: Mapping[str, TaskRecord], gone: Gone) -> Iterator[Finding]:
+    """Findings: place, lease, left-over, index."""
     dump = read_keys(redis)
     places = _places(redis, dump)
     for id, record in records.items():
@@ -75,7 +95,7 @@ def check_keys(redis: Redis, records: Mapping[str, TaskRecord], killed_pids: set
     for id in places.keys() - records.keys():
         yield Finding("place", f"it has no record and stands in {dict(places[id])}", id)
     for key in dump.kinds:
-        if fault := _fault(redis, dump, key, records, killed_pids):
+        if fault := _fault(redis, dump, key, records, gone):
             yield Finding("lease" if key.startswith(keys.WIP) else "left-over", f"{key}: {fault}")
     yield from _check_indexes(redis, dump, records)
 
@@ -96,41 +116,56 @@ def _places(redis: Redis, dump: Dump) -> dict[str, Counter[str]]:
     return places
 
 
-def _fault(redis: Redis, dump: Dump, name: str, records: Mapping[str, TaskRecord], killed_pids: set[int]) -> str | None:
+def _fault(redis: Redis, dump: Dump, name: str, records: Mapping[str, TaskRecord], gone: Gone) -> str | None:
     """Why a key should not be there; None: it may."""
     ttl_s = dump.ttls_s[name]
-    members: Any
     if name in FIXED or name.startswith(LOOKED_AT):
         return None
+    if name in IDS:
+        left: Any = redis.zrange(name, 0, -1) if name == keys.SECRETS_INDEX else redis.hkeys(name)
+        unknown = sorted({id.decode() for id in left} - records.keys())
+        return f"tasks that are gone: {unknown}" if unknown else None
     if name in CAPPED:
         entries: Any = redis.xlen(name)
         return None if entries <= CAPPED[name] + NODE else f"it has {entries} entries"
     if name.startswith(EXPIRES):
         return None if ttl_s >= 0 else "it never expires"
-    for prefix in OF_A_TASK:
-        if name.startswith(prefix):
-            record = records.get(name.removeprefix(prefix))
-            if record is None:
-                return "its task is gone"
-            if prefix == keys.SECRETS and record.status is TaskStatus.DONE:
-                return "its task is done"
-            return None if ttl_s >= 0 else "it never expires"
+    if name.startswith(OF_A_TASK):
+        return _fault_of_a_tasks(name, ttl_s, records, gone)
     if name.startswith(keys.DOORBELL):
         length: Any = redis.llen(name)
         return None if length <= keys.DOORBELL_CAP else f"it has {length} entries"
+    if name.startswith(FLEET):
+        return _fault_of_the_fleet(redis, name, ttl_s, gone)
+    return "nothing should be here when all has ended"
+
+
+def _fault_of_a_tasks(name: str, ttl_s: int, records: Mapping[str, TaskRecord], gone: Gone) -> str | None:
+    """The same of a key that belongs to one task."""
+    prefix = next(prefix for prefix in OF_A_TASK if name.startswith(prefix))
+    record = records.get(name.removeprefix(prefix))
+    if record is None:
+        may_stay = prefix == keys.NEEDED and gone.purged_by_older and ttl_s >= 0
+        return None if may_stay else "its task is gone"
+    if prefix == keys.SECRETS and record.status is TaskStatus.DONE:
+        return "its task is done"
+    return None if ttl_s >= 0 else "it never expires"
+
+
+def _fault_of_the_fleet(redis: Redis, name: str, ttl_s: int, gone: Gone) -> str | None:
+    """The same of a key that says which workers and pools there are."""
+    members: Any
     if name.startswith((keys.WORKERS, keys.WORKERS_OF)):
         members = redis.smembers(name)
-        alive = [key.decode() for key in members if not _is_of(key.decode().removeprefix(keys.WORKER), killed_pids)]
+        alive = [key.decode() for key in members if not _is_of(key.decode().removeprefix(keys.WORKER), gone.pids)]
         return f"workers that have ended: {alive}" if alive else None
     if name.startswith(keys.WORKER):
         if name.endswith(":executions"):
             return "it shows something that runs"
-        return None if 0 <= ttl_s <= WORKER_TTL_S else f"it expires in {ttl_s} s"
-    if name == keys.POOLS or name.startswith(keys.POOL):
-        pools: Any = redis.zrange(name, 0, -1) if name == keys.POOLS else [name.removeprefix(keys.POOL).encode()]
-        alive = [pool.decode() for pool in pools if not _is_of(pool.decode(), killed_pids)]
-        return f"pools that have ended: {alive}" if alive else None
-    return "nothing should be here when all has ended"
+        return None if 0 <= ttl_s <= gone.most_s else f"it expires in {ttl_s} s"
+    pools: Any = redis.zrange(name, 0, -1) if name == keys.POOLS else [name.removeprefix(keys.POOL).encode()]
+    alive = [pool.decode() for pool in pools if not _is_of(pool.decode(), gone.pids)]
+    return f"pools that have ended: {alive}" if alive else None
 
 
 def _is_of(name: str, pids: set[int]) -> bool:

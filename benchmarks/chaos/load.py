@@ -2,7 +2,7 @@
 
 Every submission stands in the ledger with what became of it. `unknown`: the connection was lost or the service said
 that it is away, so the tasks may exist or not; a batch exists whole or not at all. However often it was sent, each of
-its tasks exists once.
+its tasks exists once. `existing` and `conflict`: another task holds its unique key, so nothing was stored.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any, Final
 
 import httpx
 
+from benchmarks.chaos.plan import SHARED_QUEUE, Plan
 from taskpool import TaskPool, TaskSpec
-from taskpool.errors import InvalidTask, RedisUnavailable, TaskpoolError
+from taskpool.errors import InvalidTask, RedisUnavailable, TaskpoolError, UniqueConflict
 
 TIMEOUT_S: Final = 4.0
 RECENT: Final = 40
@@ -26,11 +27,18 @@ INSISTS: Final = 0.3
 """How many of the submissions over HTTP have an idempotency key, and are sent again until they are answered."""
 RESENDS: Final = 5
 RESEND_S: Final = 0.5
+REPEATS: Final = 0.3
+"""How many of those that were answered are sent once more, where the profile has that."""
+UNIQUE_KEYS: Final = 4
+KEPT_S: Final = 3600
+UNKNOWN: Final = 0
+"""The status of an answer that never came."""
 
 
 @dataclass(slots=True)
 class Submission:
-    """Tasks submitted together. `ids` is empty unless it was accepted; `word` is accepted, unknown or refused."""
+    """Tasks submitted together. `ids` is empty unless it was accepted; `word` is accepted, existing, conflict, unknown
+    or refused. `holder` is the task that holds the unique key of one that exists or conflicts."""
 
     numbers: tuple[int, ...]
     batch: str
@@ -39,8 +47,12 @@ class Submission:
     word: str = "unknown"
     ids: tuple[str, ...] = ()
     detail: str = ""
-    status: int = 0
+    status: int = UNKNOWN
     """Of the answer over HTTP; 0: none came, or it went another way."""
+    holder: str = ""
+    answered_ms: float = 0.0
+    repeated: str = ""
+    """What was wrong with the answer when it was sent once more."""
 
 
 @dataclass(slots=True)
@@ -60,16 +72,18 @@ class Ledger:
         }
 
     def asked(self, what: str) -> set[str]:
-        """The tasks of which that was asked, whatever the answer."""
-        return {id for _, kind, id, _ in self.steered if kind == what}
+        """The tasks of which that was asked, unless the answer was that it isn't done."""
+        return {id for _, kind, id, status in self.steered if kind == what and not 400 <= status < 500}
 
 
 class Client(threading.Thread):
     """Submits at random times until it is told to end. Seeded; what it meets isn't."""
 
-    def __init__(self, ledger: Ledger, name: str, seed: int, rate: float) -> None:
+    def __init__(self, plan: Plan, ledger: Ledger, name: str, rate: float) -> None:
         super().__init__(name=f"chaos-{name}", daemon=True)
-        self._ledger, self._prefix, self._random, self._rate = ledger, name, random.Random(f"{seed} {name}"), rate
+        self._ledger, self._prefix, self._rate = ledger, name, rate
+        self._random = random.Random(f"{plan.seed} {name}")
+        self._plan, self._profile = plan, plan.profile
         self._number = 0
         self.ending = threading.Event()
         self.fault: Exception | None = None
@@ -85,13 +99,19 @@ class Client(threading.Thread):
 
     def _submit(self) -> None:
         many = self._random.randint(2, 6) if self._random.random() < 0.15 else 1
-        recent = [id for submission in self._ledger.submissions[-RECENT:] for id in submission.ids]
+        recent = [
+            (id, spec)
+            for submission in self._ledger.submissions[-RECENT:]
+            for id, spec in zip(submission.ids, submission.specs, strict=False)
+        ]
         batch = f"{self._prefix}-{self._number}"
         numbers, specs = [], []
         for _ in range(many):
             self._number += 1
             numbers.append(self._number)
             specs.append(self._spec(f"{self._prefix}{self._number}", self._number, batch, recent))
+        if many == 1:
+            self._contend(specs[0])
         submission = Submission(tuple(numbers), batch, tuple(specs), time.time() * 1000)
         self._ledger.submissions.append(submission)
         self.send(submission)
@@ -103,7 +123,17 @@ class Client(threading.Thread):
     def _steer(self) -> None:
         """Now and then stops, removes or retries one of the last tasks."""
 
-    def _spec(self, name: str, number: int, batch: str, recent: Sequence[str]) -> dict[str, Any]:
+    def _contend(self, spec: dict[str, Any]) -> None:
+        """Now and then it wants one of a few unique keys. Its record is kept, so that it is known who held which."""
+        if not self._profile.unique_keys or self._random.random() > 0.3:
+            return
+        spec["unique_key"] = spec["payload"]["key"] = f"shared-{self._random.randrange(UNIQUE_KEYS)}"
+        spec["on_conflict"] = self._random.choice(("reject", "return", "replace"))
+        spec["unique_until"] = self._random.choice(("start", "done", "done"))
+        spec["result_ttl_s"] = KEPT_S
+        spec["type"] = "chaos"
+
+    def _spec(self, name: str, number: int, batch: str, recent: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
         pick = self._random.random
         payload: dict[str, Any] = {"n": number, "batch": batch, "seconds": round(self._seconds(), 3)}
         spec: dict[str, Any] = {
@@ -111,8 +141,10 @@ class Client(threading.Thread):
             "payload": payload,
             "queue": self._random.choice(("fast", "slow", "bulk")),
             "tags": [f"by-{self._prefix}"],
-            "result_ttl_s": SOON_PURGED_S if pick() < 0.2 else 3600,
+            "result_ttl_s": SOON_PURGED_S if pick() < 0.2 else KEPT_S,
         }
+        if self._profile.rq_worker and pick() < 0.15:  # what RQ's worker can do as ours do
+            return {**spec, "type": "chaos", "queue": SHARED_QUEUE, "result_ttl_s": KEPT_S}
         if pick() < 0.2:
             spec["delay_s"] = round(self._random.uniform(0.1, 5), 3)
         if pick() < 0.2:
@@ -121,7 +153,9 @@ class Client(threading.Thread):
         elif spec["type"] == "chaos" and pick() < 0.15:
             payload["do"] = self._random.choice(("die", "talk", "talk", "stubborn"))
         if recent and pick() < 0.15:
-            spec["depends_on"] = sorted(set(self._random.choices(recent, k=2)))
+            parents = [id for id, parent in recent if parent["queue"] != SHARED_QUEUE]
+            spec["depends_on"] = sorted(set(self._random.choices(parents, k=2))) if parents else []
+            payload["parents"] = spec["depends_on"]
         if pick() < 0.05:
             spec["expires_in_s"] = 3
         if pick() < 0.05:
@@ -130,6 +164,10 @@ class Client(threading.Thread):
             spec["unique_key"] = name
         if spec["type"] == "chaos" and pick() < 0.1:
             payload["word"] = str(number)
+        if self._profile.snoozes and spec["type"] == "chaos" and not payload.get("fails") and pick() < 0.2:
+            payload["snoozes"] = self._random.randint(1, 3)
+        if not self._profile.older and pick() < 0.15:
+            spec["on_lost_lease"] = "kill"
         return spec
 
     def _seconds(self) -> float:
@@ -137,19 +175,34 @@ class Client(threading.Thread):
         kind = self._random.random()
         if kind < 0.6:
             return self._random.uniform(0, 0.05)
-        return self._random.uniform(0.1, 1) if kind < 0.92 else self._random.uniform(2, 5)
+        return self._random.uniform(0.1, 1) if kind < 1 - self._plan.slow else self._random.uniform(2, 5)
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """Where the APIs are, and where the ends of some tasks are told (None: of none)."""
+
+    api_urls: tuple[str, ...]
+    callback_url: str | None
 
 
 class HttpClient(Client):
-    """Over the API."""
+    """Over the APIs, each request to one of them."""
 
-    def __init__(self, ledger: Ledger, seed: int, rate: float, api_url: str) -> None:
-        super().__init__(ledger, "http", seed, rate)
-        self._http = httpx.Client(base_url=api_url, timeout=TIMEOUT_S, trust_env=False)
+    def __init__(self, plan: Plan, ledger: Ledger, name: str, rate: float, doors: Doors) -> None:
+        super().__init__(plan, ledger, name, rate)
+        self._urls, self._callback_url = doors.api_urls, doors.callback_url
+        self._http = httpx.Client(timeout=TIMEOUT_S, trust_env=False)
 
     def run(self) -> None:
         super().run()
         self._http.close()
+
+    def _spec(self, *arguments: Any) -> dict[str, Any]:
+        spec = super()._spec(*arguments)
+        if self._callback_url is not None and self._random.random() < 0.2:
+            spec["callback_url"] = self._callback_url
+        return spec
 
     def send(self, submission: Submission) -> None:
         specs = submission.specs
@@ -160,31 +213,52 @@ class HttpClient(Client):
             submission.word = "unknown"
             self._post(submission, path, body, headers)
             if submission.word != "unknown":
-                return
+                break
             time.sleep(RESEND_S)
+        submission.answered_ms = time.time() * 1000
+        if insists and self._profile.repeats and submission.word == "accepted" and self._random.random() < REPEATS:
+            self._repeat(submission, path, body, headers)
+
+    def _url(self, path: str) -> str:
+        return self._random.choice(self._urls) + path
 
     def _post(self, submission: Submission, path: str, body: Any, headers: dict[str, str]) -> None:
         try:
-            answer = self._http.post(path, json=body, headers=headers)
+            answer = self._http.post(self._url(path), json=body, headers=headers)
         except httpx.TransportError as error:
             submission.detail = repr(error)
             return
         submission.status = answer.status_code
         if answer.status_code == 202:
-            document = answer.json()
-            submission.ids = tuple(task["id"] for task in document.get("tasks", [document]))
+            submission.ids = _ids(answer)
             submission.word = "accepted"
+        elif answer.status_code == 200:
+            submission.word, submission.holder = "existing", _ids(answer)[0]
+        elif answer.status_code == 409 and answer.json()["type"].endswith("unique-conflict"):
+            submission.word, submission.holder = "conflict", answer.json()["task"].rpartition("/")[2]
         else:
             submission.word = "unknown" if answer.status_code >= 500 else "refused"
             submission.detail = answer.text
 
+    def _repeat(self, submission: Submission, path: str, body: Any, headers: dict[str, str]) -> None:
+        """The same once more: the answer is the first one, whatever became of its tasks."""
+        try:
+            answer = self._http.post(self._url(path), json=body, headers=headers)
+        except httpx.TransportError:
+            return
+        if answer.status_code == 503:
+            return
+        if answer.status_code != 202 or _ids(answer) != submission.ids:
+            submission.repeated = f"answered {answer.status_code} {answer.text} after {submission.ids}"
+
     def _steer(self) -> None:
-        if self._random.random() > 0.15:
+        if self._random.random() > self._plan.steers:
             return
         recent = [
             (id, spec["payload"]["seconds"])
             for submission in self._ledger.submissions[-RECENT:]
             for id, spec in zip(submission.ids, submission.specs, strict=False)  # not accepted: no ids
+            if spec["queue"] != SHARED_QUEUE
         ]
         if not recent:
             return
@@ -194,22 +268,22 @@ class HttpClient(Client):
         ((id, _),) = self._random.choices(recent, weights)
         try:
             if what == "remove":
-                status = self._http.delete(f"/tasks/{id}").status_code
+                status = self._http.delete(self._url(f"/tasks/{id}")).status_code
             elif what == "stop":
                 how = {"grace_s": 0.3, "force": self._random.random() < 0.3}
-                status = self._http.post(f"/tasks/{id}/stop", json=how).status_code
+                status = self._http.post(self._url(f"/tasks/{id}/stop"), json=how).status_code
             else:
-                status = self._http.post(f"/tasks/{id}/retry").status_code
+                status = self._http.post(self._url(f"/tasks/{id}/retry")).status_code
         except httpx.TransportError:
-            status = 0
+            status = UNKNOWN
         self._ledger.steered.append((time.time() * 1000, what, id, status))
 
 
 class PythonClient(Client):
     """With `TaskPool`, over a bad network too."""
 
-    def __init__(self, ledger: Ledger, seed: int, rate: float, redis_url: str) -> None:
-        super().__init__(ledger, "python", seed, rate)
+    def __init__(self, plan: Plan, ledger: Ledger, rate: float, redis_url: str) -> None:
+        super().__init__(plan, ledger, "python", rate)
         self._pool = TaskPool(redis_url)
 
     def run(self) -> None:
@@ -221,8 +295,18 @@ class PythonClient(Client):
             records = self._pool.add_tasks([TaskSpec(**spec) for spec in submission.specs])
         except RedisUnavailable as error:
             submission.detail = str(error)
+        except UniqueConflict as error:
+            submission.word, submission.holder = "conflict", error.id
         except (InvalidTask, TaskpoolError) as error:
             submission.word, submission.detail = "refused", f"{type(error).__name__}: {error}"
         else:
-            submission.ids = tuple(record.id for record in records)
-            submission.word = "accepted"
+            if records[0].payload["batch"] != submission.batch:
+                submission.word, submission.holder = "existing", records[0].id
+            else:
+                submission.word, submission.ids = "accepted", tuple(record.id for record in records)
+        submission.answered_ms = time.time() * 1000
+
+
+def _ids(answer: httpx.Response) -> tuple[str, ...]:
+    document = answer.json()
+    return tuple(task["id"] for task in document.get("tasks", [document]))

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks.chaos.cluster import ROOT
-
-PACKAGES: Final = ("taskpool", "workers", "api")
+from benchmarks.chaos.cluster import PACKAGES, ROOT
 
 Edit = tuple[str, str, str]
 """File, text, and what stands there instead."""
 
+_HEARD = "if subscription.live:\n                subscription.live = False"
+_UNWRITTEN = "self._is_unsure = True\n            self._must_leave = self._files"
 _UNFENCED = "if f[1] ~= attempt_id or f[2] ~= 'started' then"
 _PARKED = """local id = redis.call('HGET', KEY.worker .. worker, 'popped:' .. queue)
     redis.call('HDEL', KEY.worker .. worker, 'popped:' .. queue)
@@ -38,9 +38,26 @@ MUTATIONS: Final[Mapping[str, Sequence[Edit]]] = {
         ("taskpool/lua/crash.lua", "local ours = f[1] == attempt_id", "local ours = true"),
     ],
     # A task leaves its queue in one step and is started in the next one, as with a plain BLPOP.
-    "claim": [("taskpool/lua/claim.lua", "local id = redis.call('LPOP', KEY.queue .. queue)\n", f"{_PARKED}\n")],
+    "claim": [("taskpool/lua/claim.lua", "local id = redis.call('LPOP', place)\n", f"{_PARKED}\n")],
+    # Of what clients rely on: unique keys, idempotency keys, further attempts of webhooks, events after a cut.
+    "clients": [
+        ("taskpool/lua/add.lua", "local holder, status = holder_of(ARGV[at + 1], now_ms)", "local holder, status"),
+        ("taskpool/lua/add.lua", "  if kept then\n", "  if false then\n"),
+        ("workers/dispatcher.py", "if 200 <= answer.status_code < 300:", "if 200 <= answer.status_code < 600:"),
+        ("api/events/hub.py", _HEARD, _HEARD.replace("subscription.live:", "False:")),
+    ],
+    # What Redis refuses with an error is dropped.
+    "refused": [("workers/process.py", _UNWRITTEN, f"self._ended = None\n            {_UNWRITTEN}")],
+    # What is only presumed is told as if it had been seen.
+    "presumed": [
+        (
+            "taskpool/lua/crash.lua",
+            "local presumed, reason = ARGV[8] ~= '', ARGV[10]",
+            "local presumed, reason = ARGV[8] ~= '', 'crashed'",
+        )
+    ],
     # Nobody takes back what a dead host ran.
-    "reaper": [("workers/housekeeping.py", "if self._may_reap():", "if False:")],
+    "reaper": [("workers/housekeeping.py", "if self.timekeeper.may_reap():", "if False:")],
 }
 
 

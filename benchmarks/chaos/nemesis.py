@@ -10,7 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks.chaos.cluster import Cluster
-from benchmarks.chaos.harm import NETWORK, REDIS, Fault, Harm
+from benchmarks.chaos.harm import HTTP, NETWORK, REDIS, Fault, Harm
 
 AT_ONCE = 0.3
 """How often a fault comes on top of another one."""
@@ -53,4 +53,4 @@ class Nemesis:
 
 
 def _class(kind: str) -> str:
-    return "network" if kind in NETWORK else "redis" if kind in REDIS else "process"
+    return "network" if kind in NETWORK | HTTP else "redis" if kind in REDIS else "process"

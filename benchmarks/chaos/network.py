@@ -1,4 +1,5 @@
-"""A network that can be made bad: one TCP proxy in front of Redis for each pool, for the API and for the client.
+"""A network that can be made bad: one TCP proxy in front of Redis for each pool, for each API and for the client, and
+one in front of each API.
 
 All of them live on one event loop in a thread of its own. A link's weather is changed from any thread; what it
 does to a connection is decided chunk by chunk as the bytes pass.
@@ -12,10 +13,14 @@ import socket
 import threading
 from collections.abc import Callable
 from enum import Enum
-from pathlib import Path
 from typing import Final
 
+from benchmarks.chaos.refusals import Refusals, Refusing
+
 CHUNK_BYTES: Final = 65536
+
+Upstream = str | tuple[str, int]
+"""The path of a unix socket, or a host and a port."""
 
 
 class Weather(Enum):
@@ -36,19 +41,38 @@ class Weather(Enum):
 class Link:
     """One proxy. `url` is what its client connects to."""
 
-    def __init__(self, network: Network, seed: int) -> None:
-        self._network = network
+    def __init__(self, network: Network, seed: int, upstream: Upstream, *, reads_commands: bool) -> None:
+        self._network, self._upstream, self._reads_commands = network, upstream, reads_commands
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._random = random.Random(seed)
         self._weather = Weather.CLEAR
         self._delay_s = 0.0
         self._chance = 0.0
+        self._refusals: Refusals | None = None
         self._cleared = asyncio.Event()
         self._connections: set[_Connection] = set()
 
     @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self._listener.getsockname()[1])
+
+    @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
+        """Of Redis behind it."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def refuse(self, refusals: Refusals | None) -> None:
+        """From now on answers commands of Redis with errors; None: no more."""
+        assert self._reads_commands
+
+        def change() -> None:
+            self._refusals = refusals
+            if refusals is not None and refusals.connections:
+                for connection in tuple(self._connections):
+                    connection.abort()
+
+        self._network.call(change)
 
     def set(self, weather: Weather, *, delay_s: float = 0.0, chance: float = 1.0) -> None:
         """Changes the weather; `chance` is that of each chunk to be cut."""
@@ -79,23 +103,37 @@ class Link:
             await server.serve_forever()
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._refusals is not None and self._refusals.connections:
+            writer.write(self._refusals.reply())
+            writer.close()
+            return
         connection = _Connection(writer, is_deaf=self._weather is Weather.BLACK_HOLE)
         self._connections.add(connection)
         try:
-            redis_reader, connection.upstream = await asyncio.open_unix_connection(self._network.redis_socket)
+            if isinstance(self._upstream, str):
+                upstream_reader, connection.upstream = await asyncio.open_unix_connection(self._upstream)
+            else:
+                upstream_reader, connection.upstream = await asyncio.open_connection(*self._upstream)
+            refusing = Refusing(lambda: self._refusals) if self._reads_commands else None
             pumps = (
-                self._pump(connection, reader, connection.upstream, is_request=True),
-                self._pump(connection, redis_reader, writer, is_request=False),
+                self._pump(connection, reader, connection.upstream, refusing, is_request=True),
+                self._pump(connection, upstream_reader, writer, refusing, is_request=False),
             )
             await asyncio.gather(*pumps)
-        except OSError:  # either end is gone, Redis isn't there, or it was cut: its client sees a closed connection
+        except OSError:  # either end is gone, nobody listens, or it was cut: its client sees a closed connection
             pass
         finally:
             self._connections.discard(connection)
             connection.abort()
 
     async def _pump(
-        self, connection: _Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_request: bool
+        self,
+        connection: _Connection,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        refusing: Refusing | None,
+        *,
+        is_request: bool,
     ) -> None:
         while data := await reader.read(CHUNK_BYTES):
             if self._weather is Weather.DELAY:
@@ -105,6 +143,8 @@ class Link:
             cuts = Weather.CUT_BEFORE if is_request else Weather.CUT_AFTER
             if self._weather is cuts and self._random.random() < self._chance:
                 break
+            if refusing is not None:
+                data = refusing.requests(data) if is_request else refusing.replies(data)
             if not connection.is_deaf:
                 writer.write(data)
                 await writer.drain()
@@ -127,16 +167,15 @@ class _Connection:
 class Network:
     """The links, on a loop in a thread: started by the first link, ended by `close`."""
 
-    def __init__(self, redis_socket: Path) -> None:
-        self.redis_socket = str(redis_socket)
+    def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._tasks: list[asyncio.Task[None]] = []
         self._thread = threading.Thread(target=self._loop.run_forever, name="chaos-network", daemon=True)
         self._thread.start()
 
-    def link(self, seed: int) -> Link:
-        """A new link to Redis, in clear weather."""
-        link = Link(self, seed)
+    def link(self, seed: int, upstream: Upstream, *, reads_commands: bool = False) -> Link:
+        """A new link, in clear weather. One that reads commands can refuse them."""
+        link = Link(self, seed, upstream, reads_commands=reads_commands)
         self.call(lambda: self._tasks.append(self._loop.create_task(link.serve())))
         return link
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from benchmarks.chaos.evidence import NOTICE_S, Attempt, Evidence, Finding, attempts
-from benchmarks.chaos.harm import AWAY, NETWORK, Fault
+from benchmarks.chaos.harm import AWAY, FREEZES, NETWORK, Fault
 
 CHILD_S: Final = 1.0
 HOST_S: Final = 2.0
@@ -16,7 +16,7 @@ MARGIN_S: Final = 4.0
 """For a machine that has other things to do."""
 BACK_S: Final = 3.0
 """How long after the end of a fault a pool may take to be at work again, on such a machine."""
-HINDERS: Final = AWAY | NETWORK | {"freeze_pool", "kill_supervisor", "drain_pool", "kill_fork_server"}
+HINDERS: Final = AWAY | FREEZES | NETWORK | {"kill_supervisor", "drain_pool", "kill_fork_server", "clock_step"}
 """What keeps a pool from settling what it should."""
 
 

@@ -21,7 +21,7 @@ def figures(result: Result) -> dict[str, Any]:
     evidence = result.evidence
     submissions = evidence.ledger.submissions
     faults = Counter(fault.kind for fault in evidence.faults)
-    ended = Counter(str(events[-1].status) for events in evidence.events.values())
+    ended = Counter(str(evidence.status(id)) for id in evidence.events)
     words = Counter(submission.word for submission in submissions)
     return {
         "seed": evidence.plan.seed,
@@ -39,6 +39,10 @@ def figures(result: Result) -> dict[str, Any]:
         "faults": dict(sorted(faults.items())),
         "recovery_s": {kind: _quantiles(kind, evidence) for kind in sorted(faults) if kind.startswith("kill_")},
         "healed_s": round(evidence.heal_s, 1),
+        "webhooks": dict(Counter(message.status for message in evidence.messages)),
+        "told": {name: len(told) for name, told in evidence.told.items()},
+        "by_rq": sum(evidence.ran_in_rq(id) for id in evidence.events),
+        "older": evidence.has_older,
         "done_twice": dict(duplicates(evidence)),
         "findings": dict(Counter(finding.kind for finding in result.findings)),
     }

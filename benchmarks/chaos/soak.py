@@ -5,24 +5,31 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import httpx
 from redis import Redis
 
-from benchmarks.chaos.cluster import Cluster, Service, await_true, workers
+from benchmarks.chaos.answers import check_results, check_submissions, check_unique_keys
+from benchmarks.chaos.cluster import Cluster, Service, workers
+from benchmarks.chaos.deliveries import check_followers, check_webhooks, expected_messages
 from benchmarks.chaos.effects import check_effects
 from benchmarks.chaos.evidence import Evidence, Finding
+from benchmarks.chaos.followers import Follower, SocketFollower, StreamFollower, TaskFollower, await_last
+from benchmarks.chaos.harm import STEPS_S
 from benchmarks.chaos.histories import check_histories
-from benchmarks.chaos.keyspace import check_keys, read_keys
-from benchmarks.chaos.load import Client, HttpClient, Ledger, PythonClient
+from benchmarks.chaos.keyspace import WORKER_TTL_S, Gone, check_keys, read_keys
+from benchmarks.chaos.load import Client, Doors, HttpClient, Ledger, PythonClient
 from benchmarks.chaos.nemesis import Nemesis
+from benchmarks.chaos.network import Link
 from benchmarks.chaos.plan import Plan
+from benchmarks.chaos.receiver import Receiver
 from benchmarks.chaos.recovery import check_recoveries
+from benchmarks.chaos.waiting import await_true
 from benchmarks.chaos.witness import EventTail, Gauge, read_effects
 from taskpool import TaskPool, keys
 from taskpool.errors import TaskNotFound
@@ -30,9 +37,12 @@ from taskpool.types import TERMINAL, TaskRecord
 
 QUIET_S: Final = 2.0
 """How long nothing may be left to do before all is held to have ended."""
+HEARD_S: Final = 15.0
+"""How long followers may take to hear what has happened, once nothing more does."""
 FDS_MORE: Final = 8
 RSS_FACTOR: Final = 1.3
 RSS_MORE_MIB: Final = 12.0
+RQ_ENDS: Final = (b"finished", b"failed", b"stopped", b"canceled")
 FAULT_OF_OURS: Final = re.compile(r"^Traceback .*?(?=^\S*\d{4}-|\Z)", re.MULTILINE | re.DOTALL)
 
 
@@ -49,64 +59,115 @@ def run(plan: Plan, directory: Path) -> Result:
     with contextlib.ExitStack() as stack:
         cluster = Cluster(plan, directory)
         stack.callback(cluster.close)
+        receiver = Receiver(plan.seed)
+        stack.callback(receiver.close)
         for service in cluster.services:
             service.start()
         _await_ready(cluster)
-        tail = EventTail(cluster.redis.url)
+        tail = EventTail(cluster)
         gauge = Gauge(cluster.services)
         ledger, nemesis = Ledger(), Nemesis(cluster)
-        clients = _clients(plan, cluster, ledger)
-        for client in clients:
-            client.start()
+        clients = _clients(plan, cluster, ledger, receiver)
+        followers = _followers(plan, cluster, ledger)
+        for thread in (*followers, *clients):
+            thread.start()
+            if isinstance(thread, Follower):
+                thread.ready.wait(10)
         nemesis.rage(time.monotonic() + plan.seconds)
-        for client in clients:
-            client.ending.set()
-        for client in clients:
-            client.join()
-            if client.fault is not None:
-                raise client.fault
+        _end(clients)
         heal_s = _heal(plan, cluster, ledger, tail)
         _await_ready(cluster)
         gauge.close()
+        await_last(followers, {id: events[-1].seq for id, events in tuple(tail.events.items())}, HEARD_S)
+        _end(followers)
+        evidence = Evidence(
+            plan=plan,
+            ledger=ledger,
+            events=tail.events,
+            effects=read_effects(cluster.effects),
+            faults=nemesis.faults,
+            records=_records(cluster),
+            growth=gauge.growth(),
+            rolled_back=tail.rolled_back,
+            heal_s=heal_s,
+            order=tail.order,
+            messages=receiver.messages,
+            secret=_secret(cluster),
+            told={follower.name.removeprefix("chaos-"): follower.told for follower in followers},
+            has_older=cluster.older_root is not None,
+        )
+        _await_delivered(evidence, receiver)
         exits = {service.name: service.end() for service in reversed(cluster.services)}
         tail.close()
-        with Redis.from_url(cluster.redis.url) as redis, TaskPool(cluster.redis.url) as pool:
-            evidence = Evidence(
-                plan=plan,
-                ledger=ledger,
-                events=tail.events,
-                effects=read_effects(cluster.effects),
-                faults=nemesis.faults,
-                records=_records(redis, pool),
-                growth=gauge.growth(),
-                rolled_back=tail.rolled_back,
-                heal_s=heal_s,
-            )
-            killed = {pid for service in cluster.pools for pid in service.killed}
+        killed = {pid for service in cluster.pools for pid in service.killed}
+        with cluster.redis.connected() as redis:
+            records = _records(cluster)
+            # An expiry is a time: a clock that went back puts it off.
+            most_s = WORKER_TTL_S + (2 * max(STEPS_S) if "clock_step" in plan.faults else 0)
             findings = [
                 *check_histories(evidence),
                 *check_effects(evidence),
+                *check_submissions(evidence),
+                *check_unique_keys(evidence),
+                *check_results(evidence),
+                *check_webhooks(evidence),
+                *check_followers(evidence),
                 *check_recoveries(evidence),
-                *check_keys(redis, evidence.records, killed),
+                *check_keys(redis, records, Gone(killed, most_s, cluster.older_root is not None)),
                 *_check_processes(evidence, cluster, exits),
             ]
     return Result(evidence, findings)
 
 
-def _clients(plan: Plan, cluster: Cluster, ledger: Ledger) -> list[Client]:
+def _clients(plan: Plan, cluster: Cluster, ledger: Ledger, receiver: Receiver) -> list[Client]:
+    urls = tuple(f"http://127.0.0.1:{api.front.port}" for api in cluster.apis)
+    doors = Doors(urls, receiver.url if plan.profile.webhooks else None)
+    redis = cluster.client_redis
     return [
-        HttpClient(ledger, plan.seed, plan.rate * 0.75, cluster.api_url),
-        PythonClient(ledger, plan.seed, plan.rate * 0.25, cluster.client_link.url),
+        *(HttpClient(plan, ledger, name, plan.rate * share, doors) for name, share in (("http", 0.5), ("http2", 0.25))),
+        PythonClient(plan, ledger, plan.rate * 0.25, redis.url if isinstance(redis, Link) else redis),
     ]
+
+
+def _followers(plan: Plan, cluster: Cluster, ledger: Ledger) -> list[Follower]:
+    if not plan.profile.followers:
+        return []
+    first, last = cluster.apis[0].url, cluster.apis[-1].url
+    return [StreamFollower("stream", first), SocketFollower("socket", last), TaskFollower("task", last, ledger)]
+
+
+def _end(threads: Sequence[Client] | Sequence[Follower]) -> None:
+    for thread in threads:
+        thread.ending.set()
+    for thread in threads:
+        thread.join()
+        if thread.fault is not None:
+            raise thread.fault
+
+
+def _secret(cluster: Cluster) -> str:
+    """With which callbacks are signed."""
+    if not cluster.plan.profile.webhooks:
+        return ""
+    answer = httpx.get(f"{cluster.apis[0].url}/webhooks/callback/secret", timeout=10, trust_env=False)
+    return str(answer.raise_for_status().json()["secret"])
+
+
+def _await_delivered(evidence: Evidence, receiver: Receiver) -> None:
+    """Waits until each webhook has arrived, for a while at most."""
+    expected = expected_messages(evidence).keys() if evidence.plan.profile.webhooks else set()
+    with contextlib.suppress(TimeoutError):
+        await_true("webhooks", lambda: expected <= receiver.received(), evidence.plan.delivered_s)
 
 
 def _await_ready(cluster: Cluster) -> None:
     """Waits until the API answers and every pool has its processes and has announced itself."""
 
-    def answers() -> bool:
+    def are_ready() -> bool:
         cluster.keep()
         try:
-            return httpx.get(f"{cluster.api_url}/readyz", timeout=2, trust_env=False).status_code == 200
+            answers = [httpx.get(f"{api.url}/readyz", timeout=2, trust_env=False) for api in cluster.apis]
+            return all(answer.status_code == 200 for answer in answers)
         except httpx.TransportError:
             return False
 
@@ -114,7 +175,7 @@ def _await_ready(cluster: Cluster) -> None:
         cluster.keep()
         return len(workers(pool)) == count
 
-    await_true("the API", answers)
+    await_true("the APIs", are_ready)
     for pool, plan in zip(cluster.pools, cluster.plan.pools, strict=True):
         await_true(f"pool {pool.name}", partial(works, pool, plan.workers))
     with TaskPool(cluster.redis.url) as client:
@@ -129,10 +190,10 @@ def _heal(plan: Plan, cluster: Cluster, ledger: Ledger, tail: EventTail) -> floa
     """Waits until nothing is left to do, `heal_s` after the last event at most; how long it took."""
     began = quiet_since = moved = time.monotonic()
     seen = tail.seen
-    with Redis.from_url(cluster.redis.url) as redis:
+    with cluster.redis.connected() as redis:
         while (now := time.monotonic()) - moved < plan.heal_s and now - quiet_since < QUIET_S:
             cluster.keep()
-            if not _is_quiet(ledger, tail, redis):
+            if not _is_quiet(cluster, ledger, tail, redis):
                 quiet_since = time.monotonic()
             if tail.seen != seen:
                 seen, moved = tail.seen, time.monotonic()
@@ -140,19 +201,23 @@ def _heal(plan: Plan, cluster: Cluster, ledger: Ledger, tail: EventTail) -> floa
     return quiet_since - began
 
 
-def _is_quiet(ledger: Ledger, tail: EventTail, redis: Redis) -> bool:
+def _is_quiet(cluster: Cluster, ledger: Ledger, tail: EventTail, redis: Redis) -> bool:
     known = {id: events[-1].status for id, events in tuple(tail.events.items())}
-    ended = all(status in TERMINAL for status in known.values()) and known.keys() >= ledger.accepted().keys()
-    return ended and not redis.exists(keys.OUTBOX, keys.UNIQUE)
+    going = [id for id, status in known.items() if status not in TERMINAL]
+    if going and cluster.rq_worker is not None:  # no event tells of the end of what a plain RQ worker runs
+        statuses: Any = [redis.hget(keys.JOB + id, "status") for id in going]
+        going = [id for id, status in zip(going, statuses, strict=True) if status not in RQ_ENDS]
+    return not going and known.keys() >= ledger.accepted().keys() and not redis.exists(keys.OUTBOX, keys.UNIQUE)
 
 
-def _records(redis: Redis, pool: TaskPool) -> dict[str, TaskRecord]:
+def _records(cluster: Cluster) -> dict[str, TaskRecord]:
     records = {}
-    for name in read_keys(redis).kinds:
-        if name.startswith(keys.JOB):
-            id = name.removeprefix(keys.JOB)
-            with contextlib.suppress(TaskNotFound):  # it expired this moment
-                records[id] = pool.get(id)
+    with cluster.redis.connected() as redis, TaskPool(cluster.redis.url) as pool:
+        for name in read_keys(redis).kinds:
+            if name.startswith(keys.JOB):
+                id = name.removeprefix(keys.JOB)
+                with contextlib.suppress(TaskNotFound):  # it expired this moment
+                    records[id] = pool.get(id)
     return records
 
 

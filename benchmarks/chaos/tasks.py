@@ -1,17 +1,20 @@
-"""The soak's task types. Each attempt notes in a file outside Redis that it begins, and that it has done its work."""
+"""The soak's task types. Each attempt notes in a file outside Redis that it begins, runs and is done."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
+import secrets
 import signal
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from taskpool import Secret, TaskContext, TaskStopped, task
+from taskpool import Secret, Snooze, TaskContext, TaskStopped, task
 
 STEP_S = 0.05
+ALIVE_S = 0.2
 
 
 @task("chaos")
@@ -22,45 +25,71 @@ def chaos(
     do: str = "ok",
     seconds: float = 0.0,
     fails: int = 0,
+    snoozes: int = 0,
     batch: str = "",
+    key: str = "",
+    parents: Sequence[str] = (),
     word: Secret[str] = "",
 ) -> dict[str, Any]:
-    """Works for `seconds`, or fails, dies, talks or ignores a stop, as `do` says."""
+    """Works for `seconds`, or fails, snoozes, dies, talks or ignores a stop, as `do` says."""
     note(ctx, n, "start")
     if ctx.attempt <= fails:
         raise ValueError("as planned")
     if do == "die" and ctx.attempt == 1:
         os.kill(os.getpid(), signal.SIGKILL)
+    if snoozes and _starts(ctx) <= snoozes:
+        raise Snooze("as planned", after_s=0.3)
     deadline = time.monotonic() + seconds
+    next_note = time.monotonic() + ALIVE_S
     while (left_s := deadline - time.monotonic()) > 0:
         if do == "talk":
             ctx.progress(seconds - left_s, seconds)
             ctx.log(f"{left_s:.3f} s left")
         try:
             time.sleep(min(STEP_S, left_s))
+            if time.monotonic() > next_note:
+                note(ctx, n, "alive")
+                next_note = time.monotonic() + ALIVE_S
         except TaskStopped:
             if do != "stubborn":
                 raise
     if word and word != str(n):
         raise ValueError("its secret is gone")
-    note(ctx, n, "end")
-    return {"n": n}
+    return done(ctx, n, parents)
 
 
 @task("chaos_async")
 async def chaos_async(
-    ctx: TaskContext, *, n: int, do: str = "ok", seconds: float = 0.0, fails: int = 0, batch: str = ""
+    ctx: TaskContext,
+    *,
+    n: int,
+    do: str = "ok",
+    seconds: float = 0.0,
+    fails: int = 0,
+    batch: str = "",
+    key: str = "",
+    parents: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The same for an event loop; it only works or fails."""
     note(ctx, n, "start")
     if ctx.attempt <= fails:
         raise ValueError("as planned")
-    await asyncio.sleep(seconds)
-    note(ctx, n, "end")
-    return {"n": n}
+    deadline = time.monotonic() + seconds
+    while (left_s := deadline - time.monotonic()) > 0:
+        await asyncio.sleep(min(ALIVE_S, left_s))
+        note(ctx, n, "alive")
+    return done(ctx, n, parents)
 
 
-def note(ctx: TaskContext, n: int, what: str) -> None:
+def done(ctx: TaskContext, n: int, parents: Sequence[str]) -> dict[str, Any]:
+    """Notes the end, with what the attempt returns: a word that no other attempt returns, and those of its parents."""
+    token = secrets.token_hex(8)
+    seen = {id: ctx.parents[id]["token"] for id in parents}
+    note(ctx, n, "end", token=token, parents=seen)
+    return {"n": n, "token": token, "parents": seen}
+
+
+def note(ctx: TaskContext, n: int, what: str, **more: Any) -> None:
     """Adds one line to the file of effects: one write, so that lines of several processes don't mix."""
     line = {
         "id": ctx.id,
@@ -70,9 +99,16 @@ def note(ctx: TaskContext, n: int, what: str) -> None:
         "pool": os.environ["CHAOS_POOL"],
         "pid": os.getpid(),
         "at_ms": time.time() * 1000,
+        **more,
     }
     file = os.open(os.environ["CHAOS_EFFECTS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(file, json.dumps(line).encode() + b"\n")
     finally:
         os.close(file)
+
+
+def _starts(ctx: TaskContext) -> int:
+    """How often this task has begun, by the file of effects: snoozed attempts keep their number."""
+    with open(os.environ["CHAOS_EFFECTS"]) as file:
+        return sum(f'"{ctx.id}"' in line and '"what": "start"' in line for line in file)

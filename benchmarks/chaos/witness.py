@@ -11,7 +11,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ import psutil
 from redis import Redis
 from redis.exceptions import RedisError
 
-from benchmarks.chaos.cluster import Service
+from benchmarks.chaos.cluster import Cluster, Service
 from taskpool import keys
 from taskpool.status import read_event
 from taskpool.types import Event
@@ -27,11 +27,14 @@ from taskpool.types import Event
 BLOCK_MS: Final = 200
 AT_ONCE: Final = 2000
 SAMPLE_S: Final = 0.5
+START_SAMPLES: Final = 20
+"""A process that starts on a busy machine hasn't all it needs at first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """One line a task wrote: it began (`start`) or had done its work (`end`), in that pool and process."""
+    """One line a task wrote: it began (`start`), still works (`alive`) or had done its work (`end`), in that pool and
+    process. At its end `token` is a word that only this attempt returned, and `parents` has those of `ctx.parents`."""
 
     id: str
     n: int
@@ -40,6 +43,8 @@ class Effect:
     pool: str
     pid: int
     at_ms: float
+    token: str = ""
+    parents: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_effects(file: Path) -> dict[str, list[Effect]]:
@@ -54,13 +59,15 @@ def read_effects(file: Path) -> dict[str, list[Effect]]:
 class EventTail:
     """Reads the event stream along, in a thread, through every outage of Redis."""
 
-    def __init__(self, redis_url: str) -> None:
+    def __init__(self, cluster: Cluster) -> None:
         self.events: dict[str, list[Event]] = defaultdict(list)
-        """By task, in the order of the stream."""
+        """By task, in the order of the stream. Their times are right, also when Redis's clock isn't."""
+        self.order: dict[tuple[str, int], int] = {}
+        """At which place of the stream an event, by its task and number, stands."""
         self.rolled_back = 0
         """How often Redis came back without events that it had already shown."""
         self.seen = 0
-        self._redis = Redis.from_url(redis_url, socket_timeout=5)
+        self._cluster = cluster
         self._last = "0-0"
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="chaos-events", daemon=True)
@@ -70,40 +77,41 @@ class EventTail:
         """Reads what is left, and ends."""
         self._ending.set()
         self._thread.join()
-        self._redis.close()
 
     def _follow(self) -> None:
-        is_new = True
-        while True:
-            is_last = self._ending.is_set()
-            try:
-                if is_new:
-                    self._compare()
-                    is_new = False
-                if not self._read() and is_last:
-                    return
-            except RedisError:
-                is_new = True
-                time.sleep(0.05)
-                if is_last:
-                    return
+        while not self._is_over():
+            time.sleep(0.05)
 
-    def _compare(self) -> None:
-        """Is Redis, which may have been restarted, as far as it was?"""
-        if self._redis.exists(keys.EVENTS):
-            info: Mapping[str, Any] = self._redis.xinfo_stream(keys.EVENTS)
+    def _is_over(self) -> bool:
+        """Reads until Redis is away, or until nothing is left to read when all is over."""
+        try:
+            with self._cluster.redis.connected() as redis:
+                self._compare(redis)
+                while True:
+                    is_last = self._ending.is_set()
+                    if not self._read(redis) and is_last:
+                        return True
+        except RedisError:
+            return self._ending.is_set()
+
+    def _compare(self, redis: Redis) -> None:
+        """Is Redis, which may have been restarted or replaced, as far as it was?"""
+        if redis.exists(keys.EVENTS):
+            info: Mapping[str, Any] = redis.xinfo_stream(keys.EVENTS)
             if _entry(info["last-generated-id"].decode()) >= _entry(self._last):
                 return
         elif self._last == "0-0":
             return
         self.rolled_back += 1
 
-    def _read(self) -> bool:
-        found: Any = self._redis.xread({keys.EVENTS: self._last}, count=AT_ONCE, block=BLOCK_MS)
+    def _read(self, redis: Redis) -> bool:
+        found: Any = redis.xread({keys.EVENTS: self._last}, count=AT_ONCE, block=BLOCK_MS)
         for _, entries in found:
             for entry, fields in entries:
                 event = read_event(fields[b"e"])
+                event = replace(event, at_ms=round(self._cluster.right_ms(event.at_ms)))
                 self.events[event.id].append(event)
+                self.order[event.id, event.seq] = self.seen
                 self.seen += 1
                 self._last = entry.decode()
         return bool(found)
@@ -141,7 +149,8 @@ class Gauge:
     def growth(self) -> dict[tuple[str, int], tuple[Use, Use]]:
         """Of each process that lived long enough: its use after the first fifth of its life, and at its end."""
         found = {}
-        for process, uses in self.uses.items():
+        for process, all_uses in self.uses.items():
+            uses = all_uses[START_SAMPLES:]
             fifth = len(uses) // 5
             if fifth >= 4:
                 found[process] = _typical(uses[fifth : 2 * fifth]), _typical(uses[-fifth:])

@@ -1,0 +1,142 @@
+"""The Redis of a soak: one append-only server behind a proxy, or a master with a replica and sentinels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from benchmarks.chaos.waiting import await_true
+from taskpool.redis_server import RedisServer
+from tests.sentinels import SERVICE, Sentinels, Server
+from tests.shifted_clock import ShiftedClock
+
+PAUSE_MS: Final = 20_000
+
+
+class SingleRedis:
+    """One server with an append-only file."""
+
+    def __init__(self, directory: Path, binary: str | None) -> None:
+        self.server = RedisServer(directory, binary=binary, config={"appendonly": "yes", "appendfsync": "everysec"})
+        self.server.start()
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    @contextmanager
+    def connected(self) -> Iterator[Redis]:
+        """A connection to it, past the bad network."""
+        with Redis.from_url(self.url, socket_timeout=5) as redis:
+            yield redis
+
+    @property
+    def offset_s(self) -> float:
+        """By how much its clock is ahead of ours."""
+        return 0.0
+
+    def close(self) -> None:
+        self.server.stop()
+
+
+class SentinelRedis:
+    """A master, its replica and three sentinels. The clocks of the two servers can be stepped.
+
+    A failover loses what the replica has not received, which is documented. So each failover here waits first until
+    the replica has everything, while the master takes no writes: then nothing may be lost.
+    """
+
+    def __init__(self, directory: Path, binary: str | None) -> None:
+        self.clock = ShiftedClock(directory / "clock", binary)
+        self._sentinels = Sentinels(directory, binary, server_binary=self.clock.binary)
+        self.url = self._sentinels.url
+        self._master, self._replica = self._sentinels.master, self._sentinels.replica
+
+    @contextmanager
+    def connected(self) -> Iterator[Redis]:
+        """A connection to the present master."""
+        with Redis(port=self._master.port, socket_timeout=5) as redis:
+            yield redis
+
+    @property
+    def offset_s(self) -> float:
+        """By how much its clock is ahead of ours."""
+        return self.clock.offset_s
+
+    def fail_over(self) -> None:
+        """The master dies; the replica takes its place; the old master comes back as its replica."""
+        old, new = self._master, self._replica
+        self._catch_up(old, new)
+        old.kill()
+        await_true("the failover", lambda: _role(new) == "master")
+        self._master, self._replica = new, old
+        old.command = [*_without_master(old.command), "--replicaof", "127.0.0.1", str(new.port)]
+        old.start()
+        self._await_replica()
+
+    def switch_over(self) -> None:
+        """The sentinels are told to make the replica the master; both live on."""
+        old, new = self._master, self._replica
+        self._catch_up(old, new)
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                self._sentinels.sentinels[0].admin.execute_command("SENTINEL", "FAILOVER", SERVICE)
+                break
+            except RedisError:  # it still looks after the last failover, or thinks that the replica is away
+                if time.monotonic() > deadline:
+                    old.admin.execute_command("CLIENT", "UNPAUSE")
+                    return
+                time.sleep(0.2)
+        await_true("the new master", lambda: _role(new) == "master")
+        self._master, self._replica = new, old
+        await_true("the old master as a replica", lambda: _role(old) == "slave")
+        self._await_replica()
+
+    def close(self) -> None:
+        self._sentinels.stop()
+
+    def _catch_up(self, master: Server, replica: Server) -> None:
+        master.admin.execute_command("CLIENT", "PAUSE", PAUSE_MS, "WRITE")
+
+        def is_equal() -> bool:
+            with suppress(RedisError):
+                have: Any = replica.admin.info("replication")
+                wanted: Any = master.admin.info("replication")
+                return bool(
+                    have["master_link_status"] == "up" and have["slave_repl_offset"] >= wanted["master_repl_offset"]
+                )
+            return False
+
+        await_true("the replica has everything", is_equal)
+
+    def _await_replica(self) -> None:
+        replica = self._replica
+
+        def is_up() -> bool:
+            with suppress(RedisError):
+                return bool(replica.admin.info("replication")["master_link_status"] == "up")
+            return False
+
+        await_true("the replica", is_up)
+        with suppress(RedisError):
+            replica.admin.execute_command("CLIENT", "UNPAUSE")
+
+
+def _role(server: Server) -> str:
+    with suppress(RedisError):
+        return server.role()
+    return ""
+
+
+def _without_master(command: list[str]) -> list[str]:
+    if "--replicaof" not in command:
+        return command
+    at = command.index("--replicaof")
+    return [*command[:at], *command[at + 3 :]]
