@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from benchmarks.chaos.followers import Told
 from benchmarks.chaos.harm import Fault
 from benchmarks.chaos.histories import check_histories
 from benchmarks.chaos.load import Ledger, Submission
+from benchmarks.chaos.mutants import MUTATIONS, mutate
 from benchmarks.chaos.plan import Plan
 from benchmarks.chaos.receiver import Message
 from benchmarks.chaos.witness import Effect
@@ -342,3 +344,8 @@ def test_attempts_that_are_given_back_or_snoozed_do_not_count(case: Case) -> Non
     case.event("t", "done")
 
     assert case.found(check_histories) == []
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_the_text_that_a_mutation_changes_is_there(mutation: str, tmp_path: Path) -> None:
+    assert mutate(mutation, tmp_path) == tmp_path

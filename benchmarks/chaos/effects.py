@@ -18,9 +18,11 @@ from benchmarks.chaos.harm import AWAY, FREEZES, NETWORK
 from taskpool.types import Event, TaskStatus
 
 CLOCK_MS: Final = 2
+BESIDE_MS: Final = 10_000
+"""How long ago a task beside this one may have shown its process, and how long after one another both are settled."""
 DEATHS: Final = frozenset({"kill_child", "kill_fork_server"})
 """What ends a process whose supervisor lives to tell."""
-LOST_LEASES: Final = AWAY | FREEZES | {"kill_supervisor"} | NETWORK - {"cut"}
+LOST_LEASES: Final = AWAY | FREEZES | {"kill_supervisor"} | NETWORK - {"cut", "cut_api"}
 """What keeps a pool from renewing its leases. Lost connections alone don't: new ones are made in time."""
 ENDS: Final = frozenset({"drain_pool"})
 """What has an attempt given back on purpose that has begun."""
@@ -86,7 +88,7 @@ def explanation(evidence: Evidence, id: str, attempt: Attempt) -> str | None:
         return "+".join(sorted({fault.kind for fault in faults}))
     if causes >= LOST_LEASES:
         return None
-    return "it was stopped" if id in evidence.ledger.asked("stop") else _beside(evidence, id, attempt, over_ms)
+    return _beside(evidence, id, attempt, over_ms)
 
 
 def _causes(attempt: Attempt) -> frozenset[str]:
@@ -110,20 +112,18 @@ def _beside(evidence: Evidence, id: str, attempt: Attempt, over_ms: float) -> st
         beside = [
             effect
             for effect in effects
-            if attempt.started_ms - 10_000 <= effect.at_ms <= over_ms
+            if attempt.started_ms - BESIDE_MS <= effect.at_ms <= over_ms
             if effect.pid in attempt.pids or not attempt.pids
         ]
         if other == id or not beside or not spec:
             continue
         if spec["payload"].get("do") == "die":
             return "beside one that killed its process"
-        if other in evidence.ledger.asked("stop") or spec.get("timeout_s"):
-            return "beside one that was stopped"
-        if spec.get("on_lost_lease") == "kill" and any(
-            VERIFIED in str(event.data.get("error", "")) and abs(event.at_ms - over_ms) < 10_000
-            for event in evidence.events.get(other, ())
-        ):
-            return "beside one whose process was killed with its lease"
+        for event in evidence.events.get(other, ()):
+            if abs(event.at_ms - over_ms) < BESIDE_MS:
+                error = str(event.data.get("error", ""))
+                if event.event == "stopped" or "timed out" in error or VERIFIED in error:
+                    return "beside one that was stopped, timed out or lost its lease"
     return None
 
 

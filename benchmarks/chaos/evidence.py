@@ -110,7 +110,7 @@ class Evidence:
 
     def felt_s(self, fault: Fault) -> float:
         """How long after its end a fault can still be felt: nobody takes tasks back for a lease after an outage."""
-        slow = fault.kind in AWAY | NETWORK - {"cut"}
+        slow = fault.kind in AWAY | NETWORK - {"cut", "cut_api"}
         return 2 * self.plan.lease_s + SETTLE_S + (NOTICE_S if slow else 0)
 
 

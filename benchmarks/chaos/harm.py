@@ -19,7 +19,7 @@ from taskpool.redis_server import RedisServer
 PROCESS_END_S: Final = 5.0
 HTTP: Final = frozenset({"http_cut_before", "http_cut_after"})
 REFUSED: Final = frozenset({"refuse_writes", "refuse_all", "refuse_clients"})
-NETWORK: Final = frozenset({"cut", "cut_before", "cut_after", "delay", "stall", "black_hole"}) | REFUSED
+NETWORK: Final = frozenset({"cut", "cut_api", "cut_before", "cut_after", "delay", "stall", "black_hole"}) | REFUSED
 AWAY: Final = frozenset({"kill_redis", "restart_redis", "outage", "failover", "switchover"})
 REDIS: Final = AWAY | {"forget_scripts", "clock_step"}
 """All others are faults of processes. Two of one class never come at once: they would undo each other's work."""
@@ -126,7 +126,7 @@ class Harm:
         self._freeze([pool.root()])
 
     def _freeze_fork_server(self, fault: Fault) -> None:
-        """A fork server alone, while one of its worker processes dies as well, or not."""
+        """A fork server alone: its workers and the supervisor go on."""
         pool = self._victim(fault)
         self._freeze(self._some(fork_servers(pool)))
 
@@ -193,6 +193,11 @@ class Harm:
 
     def _cut(self, fault: Fault) -> None:
         for link in self._links(fault):
+            link.cut()
+
+    def _cut_api(self, fault: Fault) -> None:
+        """The connections of an API alone, the one over which it hears of events among them."""
+        for link in _links([self._api(fault).link]):
             link.cut()
 
     def _cut_before(self, fault: Fault) -> None:

@@ -49,6 +49,7 @@ PROFILES: Final[Mapping[str, Profile]] = {
             "outage",
             "forget_scripts",
             "cut",
+            "cut_api",
             "cut_before",
             "cut_after",
             "delay",
