@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Final
 
 from benchmarks.chaos.cluster import RQ
-from benchmarks.chaos.evidence import VERIFIED, Attempt, Evidence, Finding, attempts
+from benchmarks.chaos.evidence import LEASE_ENDED, VERIFIED, Attempt, Evidence, Finding, attempts
 from benchmarks.chaos.harm import AWAY, FREEZES, NETWORK
 from taskpool.types import Event, TaskStatus
 
@@ -94,7 +94,7 @@ def explanation(evidence: Evidence, id: str, attempt: Attempt) -> str | None:
 def _causes(attempt: Attempt) -> frozenset[str]:
     """The kinds of faults that can end an attempt as this one ended."""
     error = str(attempt.over.data.get("error", "")) if attempt.over else ""
-    if not error.startswith("lease lost"):
+    if not error.startswith("lease lost") and LEASE_ENDED not in error:
         if attempt.over is not None and attempt.over.event == "queued" and attempt.effects:
             return ENDS  # it had begun, so its claim was seen
         return DEATHS if "process ended" in error else RETURNS

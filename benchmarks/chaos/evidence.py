@@ -18,6 +18,8 @@ from taskpool.types import Event, TaskRecord, TaskStatus
 NOTICE_S: Final = 12.0
 """How long a client may take to notice that its connection is dead: it waits 10 s for a reply."""
 SETTLE_S: Final = 3.0
+LEASE_ENDED: Final = "its worker was not heard of before the lease ended"
+"""How the release before says that a lease was lost."""
 VERIFIED: Final = "its process was killed before the lease ended"
 """An attempt with `on_lost_lease` "kill", by the supervisor that has seen its process end."""
 
@@ -87,7 +89,7 @@ class Evidence:
         error = str(event.data.get("error", ""))
         if "lease_lost" in (event.event, event.data.get("reason")):
             return VERIFIED not in error
-        return self.has_older and error.startswith("lease lost")
+        return self.has_older and LEASE_ENDED in error
 
     def specs(self) -> dict[str, dict[str, Any]]:
         """What each accepted task was to be."""

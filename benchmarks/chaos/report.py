@@ -79,6 +79,13 @@ def history(evidence: Evidence, finding: Finding) -> Iterator[str]:
             steps.append((at_ms, f"asked to {what}: {status}"))
     if not steps:
         return
+    for parent in (spec or {}).get("depends_on", ()):
+        steps += [(event.at_ms, f"parent {parent}: {event.event}") for event in evidence.events.get(parent, ())]
+        steps += [
+            (at_ms, f"parent {parent}: asked to {what}: {status}")
+            for at_ms, what, asked, status in evidence.ledger.steered
+            if asked == parent
+        ]
     first, last = min(steps)[0] - 5000, max(steps)[0] + 5000
     for fault in evidence.faults:
         if fault.began_ms <= last and fault.ended_ms >= first:

@@ -8,10 +8,11 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taskpool import Secret, Snooze, TaskContext, TaskStopped, task
+from taskpool.errors import RedisUnavailable
 
 STEP_S = 0.05
 ALIVE_S = 0.2
@@ -55,7 +56,9 @@ def chaos(
                 raise
     if word and word != str(n):
         raise ValueError("its secret is gone")
-    return done(ctx, n, parents)
+    while (seen := results(ctx, parents)) is None:
+        time.sleep(STEP_S)
+    return done(ctx, n, seen)
 
 
 @task("chaos_async")
@@ -78,13 +81,22 @@ async def chaos_async(
     while (left_s := deadline - time.monotonic()) > 0:
         await asyncio.sleep(min(ALIVE_S, left_s))
         note(ctx, n, "alive")
-    return done(ctx, n, parents)
+    while (seen := results(ctx, parents)) is None:
+        await asyncio.sleep(STEP_S)
+    return done(ctx, n, seen)
 
 
-def done(ctx: TaskContext, n: int, parents: Sequence[str]) -> dict[str, Any]:
+def results(ctx: TaskContext, parents: Sequence[str]) -> dict[str, str] | None:
+    """The words that the parents returned; None: Redis is away."""
+    try:
+        return {id: ctx.parents[id]["token"] for id in parents}
+    except RedisUnavailable:
+        return None
+
+
+def done(ctx: TaskContext, n: int, seen: Mapping[str, str]) -> dict[str, Any]:
     """Notes the end, with what the attempt returns: a word that no other attempt returns, and those of its parents."""
     token = secrets.token_hex(8)
-    seen = {id: ctx.parents[id]["token"] for id in parents}
     note(ctx, n, "end", token=token, parents=seen)
     return {"n": n, "token": token, "parents": seen}
 
