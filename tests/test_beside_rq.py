@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -55,7 +56,8 @@ def take(redis: Redis) -> None:
 
 def age(redis: Redis, id: str) -> None:
     """Let a minute pass since it was first seen there."""
-    redis.set(f"taskpool:stuck:{id}", int(time.time() * 1000) - 60_000)
+    queued: Any = redis.hget(f"rq:job:{id}", "enqueued_at")
+    redis.set(f"taskpool:stuck:{id}", f"{int(time.time() * 1000) - 60_000} {(queued or b'').decode()}")
 
 
 # --- taken and never started -----------------------------------------------------------------------------------
@@ -105,6 +107,24 @@ async def test_a_task_that_an_rq_worker_has_begun_is_not_adopted(beside: BesideR
     await beside.step()
 
     assert world.redis.lrange(PLACE, 0, -1) == [b"a"]
+
+
+async def test_a_task_that_was_taken_again_later_is_not_adopted_at_once(beside: BesideRq, world: World) -> None:
+    world.add("a", type="echo", payload={"message": 1}, max_attempts=2)
+    take(world.redis)
+    await beside.step()
+    age(world.redis, "a")
+    world.redis.lmove(PLACE, "rq:queue:default", "RIGHT", "LEFT")
+    running = world.claim()
+    assert world.run(scripts.retry(running, delay_ms=1, error="no luck", failure={})) == "ok"
+    world.make_due("a")
+    assert world.run(scripts.promote("a", "default")) == "ok"
+    take(world.redis)
+
+    await beside.step()
+
+    assert world.redis.lrange(PLACE, 0, -1) == [b"a"]
+    assert world.redis.llen("rq:queue:default") == 0
 
 
 async def test_rqs_own_maintenance_fails_nothing_that_was_adopted(beside: BesideRq, world: World) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -48,7 +49,8 @@ def test_rq_workers_that_die_or_cannot_read_a_task_cost_none(
     taken = pool.add_task("echo", {"message": "taken"})
     subprocess.run([sys.executable, "-c", DIES_BEHIND_THE_POP, redis_url], cwd=ROOT, check=False, capture_output=True)
     assert redis.lrange("rq:queue:default:intermediate", 0, -1) == [taken.id.encode()]
-    redis.set(f"taskpool:stuck:{taken.id}", int(time.time() * 1000) - 60_000)  # a minute ago
+    queued: Any = redis.hget(f"rq:job:{taken.id}", "enqueued_at")
+    redis.set(f"taskpool:stuck:{taken.id}", f"{int(time.time() * 1000) - 60_000} {queued.decode()}")  # a minute ago
     unread = pool.add_task("echo", {"message": "unread"})
     pickled = Queue(connection=redis).enqueue("os.getcwd")
     rq(redis_url, "worker", "--burst", "default")

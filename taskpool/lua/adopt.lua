@@ -31,13 +31,15 @@ for at = 4, #ARGV, 2 do
   local taken = 0
   if #ids > 0 then pass_when_full() end
   for _, id in ipairs(ids) do
-    local f = fields_of_record(id, 'status', 'type')
+    local f = fields_of_record(id, 'status', 'type', 'enqueued_at')
     local is_gone = not f[1] and redis.call('EXISTS', KEY.job .. id) == 0
     if is_gone or (is_task(id, f[2], functions) and not is_begun(id)) then
+      -- When it was first seen, and when it had been queued then: one that was started meanwhile, and queued and taken
+      -- again, has only just come.
       local seen = KEY.stuck .. id
-      local since_ms = tonumber(redis.call('GET', seen))
-      if not since_ms then
-        redis.call('SET', seen, string.format('%.0f', now_ms), 'EX', wait_s + 3600)
+      local since_ms, enqueued_at = string.match(redis.call('GET', seen) or '', '^(%d+) (.*)$')
+      if not since_ms or enqueued_at ~= (f[3] or '') then
+        redis.call('SET', seen, string.format('%.0f %s', now_ms, f[3] or ''), 'EX', wait_s + 3600)
       elseif now_ms - since_ms >= wait_s * 1000 then
         redis.call('LREM', place, 1, id)
         redis.call('DEL', seen, place .. KEY.first_seen .. id)
