@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from types import FrameType
 from typing import NoReturn
 
@@ -13,7 +14,7 @@ from api.access.door import check_door
 from api.app import create_app
 from api.connections import Limits
 from api.server import bind, serve
-from taskpool.embedded import check_redis
+from taskpool.embedded import START_RETRY_S, wait_for_redis
 from taskpool.errors import ConfigurationError, RedisUnavailable
 from taskpool.settings import Settings, resolve_redis_url
 
@@ -30,10 +31,9 @@ def main() -> int:
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         logging.getLogger("uvicorn").setLevel("WARNING")
         listener = bind(settings.host, settings.port)
-        check_redis(resolve_redis_url(settings))
-        who = check_door(settings)
+        who = _check(settings)
         app = create_app(settings)
-    except (ConfigurationError, RedisUnavailable) as error:
+    except ConfigurationError as error:
         print(f"api: {error}", file=sys.stderr)
         return 2
     host, port = listener.getsockname()[:2]
@@ -46,6 +46,21 @@ def main() -> int:
     )
     serve(app, listener, limits, log_level="warning")
     return 0
+
+
+def _check(settings: Settings) -> str:
+    """As `check_door`, once Redis can be read.
+
+    Raises:
+        ConfigurationError
+    """
+    while True:
+        wait_for_redis(resolve_redis_url(settings))
+        try:
+            return check_door(settings)
+        except RedisUnavailable as error:
+            logger.warning("%s; waiting to start until it serves", error)
+            time.sleep(START_RETRY_S)
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

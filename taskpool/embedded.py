@@ -1,30 +1,47 @@
 """The embedded Redis: one private server over one data directory, its log of every write on disk.
 
 A file lock keeps two servers off one directory. The server holds that lock too, so that after a crash of its
-starter nobody opens the files before it has let go of them. `check_redis` judges any Redis, embedded or not.
+starter nobody opens the files before it has let go of them. `check_redis` judges any Redis, embedded or not;
+`wait_for_redis` waits for one that can't serve yet.
 """
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, InvalidResponse, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ConnectionError,
+    InvalidResponse,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError
 
 from taskpool import keys
 from taskpool.connection.address import connect, why_no_master
-from taskpool.errors import ConfigurationError
+from taskpool.connection.replies import TOLD_AGAIN_S, may_pass
+from taskpool.connection.wire import greeting_error
+from taskpool.errors import ConfigurationError, RedisRefused, TaskpoolError
 from taskpool.redis_server import RedisServer
 from taskpool.settings import Settings, redact_url
 
+log = logging.getLogger("taskpool")
+
+START_RETRY_S: Final = 0.5
 OLDEST_REDIS: Final = (6, 2)
 HANDOVER_TIMEOUT_S: Final = 5.0
 
@@ -110,36 +127,102 @@ class EmbeddedRedis:
         stack.callback(file.unlink, missing_ok=True)
 
 
+class _NoWrites(RedisRefused):
+    """Raised for a Redis that serves, but takes no writes at the moment."""
+
+
 def check_redis(url: str) -> None:
     """Return when the Redis at `url` answers, is new enough, is no replica, and lets us do what we need.
 
     Raises:
         ConfigurationError: it isn't so; one line says why, without the password.
+        RedisRefused: it can't serve at the moment (it loads its data, or takes no writes).
     """
     where = redact_url(url)
     try:
         with connect(url, socket_connect_timeout=5, socket_timeout=5, **_PLAIN) as client:
-            version = str(client.info("server")["redis_version"])
-            if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
-                raise ConfigurationError(f"the Redis at {where} is version {version}; 6.2 or newer is needed")
-            replication = client.info("replication")
-            if replication["role"] != "master":
-                master = f"{replication['master_host']}:{replication['master_port']}"
-                raise ConfigurationError(f"the Redis at {where} is a read-only replica; name its master, {master}")
-            client.client_setname("taskpool-start")
-            client.eval(_MAY_WE, 0)
-    except AuthenticationError as error:
-        raise ConfigurationError(f"the Redis at {where} refuses the user or the password: {error}") from None
-    except ResponseError as error:
-        if "ACL failure" in str(error) or "NOPERM" in str(error) or isinstance(error, NoPermissionError):
-            raise ConfigurationError(f"the Redis at {where} doesn't let us: {error}; {_RIGHTS}") from None
-        raise ConfigurationError(f"the Redis at {where} refuses us: {error}") from None
-    except MasterNotFoundError:
-        raise ConfigurationError(f"can't reach the Redis at {where}: {why_no_master(url)}") from None
-    except InvalidResponse:
-        raise ConfigurationError(f"what answers at {where} isn't Redis") from None
+            _check_server(client, where)
+            _check_rights(client, where)
     except (RedisError, OSError, ValueError) as error:
-        raise ConfigurationError(f"can't reach the Redis at {where}: {error}") from None
+        raise _refusal(error, url) from None
+
+
+def wait_for_redis(url: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Return when a part can start with the Redis at `url`; wait while that can't serve at the moment.
+
+    A Redis that only takes no writes keeps no part from starting: it waits for that while it runs.
+
+    Raises:
+        ConfigurationError: as `check_redis`.
+    """
+    told_at: float | None = None
+    while True:
+        try:
+            check_redis(url)
+        except _NoWrites as error:
+            log.warning("%s; starting, and waiting until it takes writes", error)
+            return
+        except RedisRefused as error:
+            if told_at is None or time.monotonic() - told_at >= TOLD_AGAIN_S:
+                told_at = time.monotonic()
+                log.warning("%s; waiting to start until it serves", error)
+            sleep(START_RETRY_S)
+        else:
+            if told_at is not None:
+                log.warning("the Redis at %s serves; starting", redact_url(url))
+            return
+
+
+def _check_server(client: Redis, where: str) -> None:
+    version = str(client.info("server")["redis_version"])
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
+        raise ConfigurationError(f"the Redis at {where} is version {version}; 6.2 or newer is needed")
+    replication = client.info("replication")
+    if replication["role"] != "master":
+        master = f"{replication['master_host']}:{replication['master_port']}"
+        raise ConfigurationError(f"the Redis at {where} is a read-only replica; name its master, {master}")
+
+
+def _check_rights(client: Redis, where: str) -> None:
+    client.client_setname("taskpool-start")
+    try:
+        client.eval(_MAY_WE, 0)
+    except TimeoutError:  # CLIENT PAUSE, or a failover
+        raise _NoWrites(f"the Redis at {where} takes no writes now: no answer in time") from None
+    except ResponseError as error:
+        # Only what a write got: a Redis that loads or runs a script refuses reads as well.
+        if may_pass(text := _reply(error)) and not text.startswith(("LOADING", "BUSY")):
+            raise _NoWrites(f"the Redis at {where} takes no writes now: {text}") from None
+        raise
+
+
+def _refusal(error: Exception, url: str) -> TaskpoolError:
+    """What a failed check means to a part that starts."""
+    where = redact_url(url)
+    if isinstance(error, AuthenticationError):
+        return ConfigurationError(f"the Redis at {where} refuses the user or the password: {error}")
+    if isinstance(error, ResponseError | BusyLoadingError):
+        return _refusal_by_reply(_reply(error), where)
+    if isinstance(error, MasterNotFoundError):
+        return ConfigurationError(f"can't reach the Redis at {where}: {why_no_master(url)}")
+    if isinstance(error, InvalidResponse):
+        return ConfigurationError(f"what answers at {where} isn't Redis")
+    if isinstance(error, ConnectionError | OSError) and (text := greeting_error(url)):
+        return _refusal_by_reply(text, where)
+    return ConfigurationError(f"can't reach the Redis at {where}: {error}")
+
+
+def _refusal_by_reply(text: str, where: str) -> TaskpoolError:
+    if may_pass(text):
+        return RedisRefused(f"the Redis at {where} can't serve now: {text}")
+    if "ACL failure" in text or "NOPERM" in text:
+        return ConfigurationError(f"the Redis at {where} doesn't let us: {text}; {_RIGHTS}")
+    return ConfigurationError(f"the Redis at {where} refuses us: {text}")
+
+
+def _reply(error: RedisError) -> str:
+    """The whole error reply: redis-py takes off the words that it knows."""
+    return f"{error.status_code} {error}" if error.status_code else str(error)
 
 
 def _lock(path: Path, stack: ExitStack) -> int:

@@ -6,12 +6,15 @@ import argparse
 import asyncio
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from taskpool.builtin.files import check_root
-from taskpool.embedded import check_redis
+from taskpool.embedded import wait_for_redis
 from taskpool.errors import ConfigurationError
 from taskpool.settings import SETTING_FIELDS, Settings, resolve_redis_url
 from workers.logs import configure
@@ -23,10 +26,12 @@ EXIT_CONFIGURATION = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a pool to its end; the exit status is 0 after a shutdown, 2 for a wrong setting or task module."""
     flags = _parser().parse_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGINT):  # the supervisor replaces them when it runs
+        signal.signal(number, _end)
     try:
         settings = Settings.load(os.environ, **{field.name: getattr(flags, field.name) for field in SETTING_FIELDS})
         configure(settings.log_level)
-        check_redis(resolve_redis_url(settings))
+        wait_for_redis(resolve_redis_url(settings))
         if settings.builtins:
             check_root(Path(settings.files_root))
         return asyncio.run(_run(settings, reloads=flags.reload))
@@ -37,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 async def _run(settings: Settings, *, reloads: bool) -> int:
     return await Supervisor(settings, reloads=reloads).run()
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)
 
 
 def _parser() -> argparse.ArgumentParser:

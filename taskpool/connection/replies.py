@@ -83,17 +83,23 @@ CODES: Final[Mapping[str, Meaning]] = {
 }
 """By the first word of the reply. Redis's own, but for those that no command of ours can get (`NOTREADY`, modules)."""
 
+_NO_RIGHT: Final = r"The user executing the script|ACL failure in script|[Nn]o permissions? to"
+_NO_COMMAND: Final = r"unknown (sub)?command|Unknown (sub)?command|Unknown Redis command"  # renamed or disabled
+_NOT_ALLOWED: Final = r"command (is )?not allowed|not allowed while|not allowed in this context"
+_NO_PASSWORD: Final = r"invalid password|without any password configured|Authentication required"
+_NO_DATABASE: Final = r"DB index is out of range|invalid DB index|SELECT is not allowed"
+
 TEXTS: Final[tuple[tuple[re.Pattern[str], Meaning], ...]] = tuple(
     (re.compile(pattern), meaning)
     for pattern, meaning in (
         (r"max number of clients|^max.*clients", Meaning.WRONG_SERVER),
         (r"[Ss]cript killed by user", Meaning.AWAY),  # SCRIPT KILL: it had written nothing
-        (r"The user executing the script|ACL failure in script|[Nn]o permissions? to", Meaning.AWAY),
+        (_NO_RIGHT, Meaning.AWAY),
         (r"not enough memory", Meaning.AWAY),
-        (r"unknown (sub)?command|Unknown (sub)?command|Unknown Redis command", Meaning.AWAY),  # renamed or disabled
-        (r"command (is )?not allowed|not allowed while|not allowed in this context", Meaning.AWAY),
-        (r"invalid password|without any password configured|Authentication required", Meaning.WRONG_SERVER),
-        (r"DB index is out of range|invalid DB index|SELECT is not allowed", Meaning.AWAY),  # as the server is set up
+        (_NO_COMMAND, Meaning.AWAY),
+        (_NOT_ALLOWED, Meaning.AWAY),
+        (_NO_PASSWORD, Meaning.WRONG_SERVER),
+        (_NO_DATABASE, Meaning.AWAY),
         (r"replica-serve-stale-data|[Cc]an't (SYNC|SUBSCRIBE)", Meaning.AWAY),
         (r"[Ee]rrors? writing to|[Cc]luster support disabled|[Ff]ailover|[Ff]ailing over", Meaning.AWAY),
         (r"^[Ss]erver closed the connection|[Cc]onnection (closed|lost|reset)", Meaning.WRONG_SERVER),
@@ -108,6 +114,12 @@ TEXTS: Final[tuple[tuple[re.Pattern[str], Meaning], ...]] = tuple(
 )
 """Replies that begin with `ERR`, or come from inside a script without a word of their own. The first match counts."""
 
+LASTING_CODES: Final = frozenset(
+    ("NOPERM", "WRONGPASS", "NOAUTH", "NOPROTO", "DENIED", "READONLY", "CLUSTERDOWN", "MOVED", "ASK", "CROSSSLOT")
+)
+_LASTING: Final = re.compile("|".join((_NO_RIGHT, _NO_COMMAND, _NOT_ALLOWED, _NO_PASSWORD, _NO_DATABASE)))
+"""Replies that stay the same until someone changes a setting of Redis, or ours."""
+
 # Redis 6.2: "ERR Error running script (call to f_<sha>): @user_script:161: [@user_script: 161: ]" and what went wrong.
 _RUNNING: Final = re.compile(r"^ERR Error running script \(call to \w+\): (?:@[\w:]+: ?\d+: )*")
 # Redis 7: what went wrong, and then " script: <sha>, on @user_script:161."
@@ -119,17 +131,36 @@ _CODE: Final = re.compile(r"^-?([A-Z][A-Z0-9]+)(?= |$)")
 
 def meaning_of(text: str) -> Meaning:
     """What an error reply means; `text` is the reply without the leading ``-``."""
+    code, said, is_luas = _parts(text)
+    if code:
+        return CODES.get(code, Meaning.UNKNOWN)
+    for pattern, meaning in TEXTS:
+        if pattern.search(said):
+            return meaning
+    return Meaning.FAULT if is_luas else Meaning.UNKNOWN
+
+
+def may_pass(text: str) -> bool:
+    """Whether Redis may serve soon, without a change of any setting, although it refuses a part that starts.
+
+    Yes: too few replicas, a full disk, a slow script, a reply that the table doesn't know. No: a wrong password,
+    missing rights, a replica. A part that starts reports those at once, so that the operator sees them.
+    """
+    if meaning_of(text) in (Meaning.FAULT, Meaning.NO_SCRIPT):
+        return False
+    code, said, _ = _parts(text)
+    return code not in LASTING_CODES if code else not _LASTING.search(said)
+
+
+def _parts(text: str) -> tuple[str, str, bool]:
+    """The reply's own word ("" for `ERR`), its text without where it comes from, and whether it is an error of Lua."""
     said = _PLACE.sub("", _RUNNING.sub("", text))
     is_luas = _LUA.match(said) is not None
     said = _LUA.sub("", said)
     code = _CODE.match(said)
     if code is not None and code[1] != "ERR":
-        return CODES.get(code[1], Meaning.UNKNOWN)
-    said = said.removeprefix("-").removeprefix("ERR ")
-    for pattern, meaning in TEXTS:
-        if pattern.search(said):
-            return meaning
-    return Meaning.FAULT if is_luas else Meaning.UNKNOWN
+        return code[1], said, is_luas
+    return "", said.removeprefix("-").removeprefix("ERR "), is_luas
 
 
 def unavailable(text: str, meaning: Meaning) -> RedisUnavailable:

@@ -15,9 +15,10 @@ import hiredis
 
 from taskpool.calls import Part
 from taskpool.connection.address import Address
-from taskpool.errors import RedisUnavailable
+from taskpool.errors import RedisUnavailable, TaskpoolError
 
 CONNECT_TIMEOUT_S: Final = 5.0
+GREETING_ERROR_S: Final = 1.0
 CHUNK_BYTES: Final = 65536
 CLOSED: Final = "Redis closed the connection"
 
@@ -145,17 +146,12 @@ class Wire:
     def _connect(self) -> socket.socket:
         address = self._address.located()
         self._reader = hiredis.Reader()
-        if address.path:
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            connection.settimeout(CONNECT_TIMEOUT_S)
-        else:
-            connection = socket.create_connection((address.host, address.port), CONNECT_TIMEOUT_S)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection = _open(address, CONNECT_TIMEOUT_S)
         try:
-            if address.path:
-                connection.connect(address.path)
-            elif address.tls:
+            if not address.path:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if address.tls:
                 connection = address.tls.wrap_socket(connection, server_hostname=address.host)
             greeting = address.greeting(self._name, self._protocol)
             connection.sendall(pack(greeting))
@@ -171,6 +167,19 @@ class Wire:
         return unreachable(self._address, error)
 
 
+def _open(address: Address, timeout_s: float) -> socket.socket:
+    if not address.path:
+        return socket.create_connection((address.host, address.port), timeout_s)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(timeout_s)
+        connection.connect(address.path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 def unreachable(address: Address, error: OSError) -> RedisUnavailable:
     """Why Redis can't be reached, and what to do about it if that is on our side."""
     what = "no answer in time" if isinstance(error, TimeoutError) else (error.strerror or str(error))
@@ -184,6 +193,22 @@ def strange(address: Address) -> OSError:
     return ConnectionAbortedError(
         f"what answers there isn't Redis{'' if address.tls else ', or wants TLS (rediss://)'}"
     )
+
+
+def greeting_error(redis_url: str) -> str:
+    """The error that Redis sends to a new connection before it closes it: too many clients, or protected mode.
+
+    A client that writes first may see only a broken connection. "" if there is no such error.
+    """
+    try:
+        address = Address.parse(redis_url).located()
+        if address.tls:
+            return ""
+        with _open(address, GREETING_ERROR_S) as connection:
+            line = connection.recv(CHUNK_BYTES)
+    except (OSError, TaskpoolError):
+        return ""
+    return line.decode(errors="replace").strip()[1:] if line.startswith(b"-") else ""
 
 
 def refuse_bad_greeting(address: Address, replies: Sequence[Any]) -> None:
