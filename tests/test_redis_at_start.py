@@ -184,8 +184,8 @@ def test_parts_that_start_while_a_script_blocks_redis_serve_when_it_ends(server:
                 starting("workers", server.url, tmp_path / "log") as workers,
                 starting("api", server.url, tmp_path / "api") as api,
             ):
-                for name in ("log", "api"):
-                    eventually(lambda name=name: "can't serve now: BUSY" in (tmp_path / name).read_text())
+                eventually(lambda: "can't serve now: BUSY" in (tmp_path / "log").read_text())
+                eventually(lambda: "can't serve now: BUSY" in (tmp_path / "api").read_text())
                 assert (workers.poll(), api.poll()) == (None, None)
 
                 admin.script_kill()
