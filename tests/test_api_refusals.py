@@ -130,6 +130,13 @@ async def test_a_wrong_body_is_refused_and_nothing_stored(case: str, client: htt
     assert set(redis.keys()) == before
 
 
+async def test_the_deepest_payload_that_is_allowed_is_accepted(client: httpx.AsyncClient) -> None:
+    response = await client.post("/tasks", content=deep(63), headers=JSON)
+    batch = await client.post("/tasks/batch", content=f'{{"tasks":[{deep(63)}]}}', headers=JSON)
+
+    assert (response.status_code, batch.status_code) == (202, 202), (response.text, batch.text)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "below"), [(name, *case) for name, cases in VALUES.items() for case in cases]
 )
