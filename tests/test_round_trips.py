@@ -20,7 +20,7 @@ import pydantic
 import pydantic.dataclasses
 import pytest
 
-from taskpool import ConfigurationError, InvalidPayload, TaskSpec, TaskStatus, task
+from taskpool import ConfigurationError, InvalidPayload, Task, TaskContext, TaskSpec, TaskStatus, task
 from taskpool.client import values
 from taskpool.payload.check import validator_of
 from taskpool.payload.encode import encode_value
@@ -387,6 +387,7 @@ def of_type(annotation: Any) -> Any:
         (Folder, {"place": 1, "inner": {"a": None}}, "/payload/given/inner/a"),
         (Folder, {}, "/payload/given/place"),
         (Entry, {"size": 0}, "/payload/given/size"),
+        (Entry, {}, "/payload/given/size"),
         (Path | int, [1], "/payload/given"),
         (Path | int, 1.5, "/payload/given"),
         (deque[int], [1, "x"], "/payload/given/1"),
@@ -467,3 +468,35 @@ def test_two_classes_of_one_name_keep_their_own_schemas() -> None:
 
     kinds = [schema["$defs"][name]["properties"]["a"]["type"] for name in sorted(schema["$defs"])]
     assert sorted(kinds) == ["integer", "string"]
+
+
+@pytest.mark.parametrize(
+    ("payload", "value"),
+    [
+        (Doubled, Doubled(2)),
+        (Scaled, Scaled(2)),
+        (Positive, Positive(1)),
+        (Folder, Folder(Path("p"), {Path("k"): 1})),
+        (Counted, Counted(1)),
+        (Entry, {"size": 1, "place": Path("p")}),
+        (Child, Child(1)),
+        (Cat | Dog, Dog(age=3)),
+    ],
+)
+def test_the_payload_of_a_class_may_be_of_these_types_too(payload: Any, value: Any) -> None:
+    seen = []
+
+    class Keep(Task):
+        type = "keep"
+        Payload = payload
+
+        def run(self, ctx: TaskContext) -> None:
+            seen.append(self.payload)
+
+    with InlinePool(Keep, builtins=False) as pool:
+        assert pool.run("keep", value).status is TaskStatus.DONE
+        with pytest.raises(InvalidPayload):
+            pool.add_task("keep", {"a": "x", "size": "x", "kind": "x", "place": []})
+
+    assert seen == [value]
+    assert task_type(Keep).schema["title"] == "keep"

@@ -161,22 +161,21 @@ def _field(hint: Any, above: tuple[Any, ...]) -> Any:
 
 
 def _typed_dict(cls: Any, above: tuple[Any, ...]) -> Any:
-    hints = {name: _without_requirement(hint) for name, hint in _hints(cls).items()}
-    changed = {name: adapted(hint, above) for name, hint in hints.items()}
-    if changed == hints:
+    changed, is_changed = {}, False
+    for name, hint in _hints(cls).items():
+        mark, inner = typing.get_origin(hint), hint
+        if mark in (typing.Required, typing.NotRequired):
+            # What is written counts: __required_keys__ doesn't know it when annotations are texts.
+            inner = typing.get_args(hint)[0]
+        else:
+            mark = typing.Required if name in cls.__required_keys__ else typing.NotRequired
+        new = adapted(inner, above)
+        changed[name], is_changed = mark[new], is_changed or new != inner
+    if not is_changed:
         return cls
-    fields = {
-        name: (typing.Required if name in cls.__required_keys__ else typing.NotRequired)[hint]
-        for name, hint in changed.items()
-    }
-    made: Any = typing.TypedDict(cls.__name__, fields)  # type: ignore[misc]
+    made: Any = typing.TypedDict(cls.__name__, changed)  # type: ignore[misc]
     made.__doc__, made.__module__ = cls.__doc__, cls.__module__
     return made
-
-
-def _without_requirement(hint: Any) -> Any:
-    is_marked = typing.get_origin(hint) in (typing.Required, typing.NotRequired)
-    return typing.get_args(hint)[0] if is_marked else hint
 
 
 def _hints(cls: Any) -> dict[str, Any]:

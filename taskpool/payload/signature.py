@@ -80,7 +80,7 @@ def class_payload(payload: Any, owner: str) -> tuple[Any, list[PayloadField]]:
     if payload is None:
         return payload_struct(f"{owner}Payload", []), []
     if not _is_plain_class(payload):
-        return payload, []
+        return adapted(payload), []
     fields = _class_fields(payload)
     names = {field.name for field in fields}
     dropped = names | _OF_THE_CLASS_ITSELF
