@@ -59,7 +59,7 @@ CLOCK: Final = "taskpool:clock"  # hash: since when writes work, and by how much
 BUCKET: Final = "taskpool:bucket:"  # + caller: string "tokens ms", with a TTL: what it may still ask for
 RQ_OUTBOX: Final = "taskpool:outbox:rq"  # set of ended RQ jobs whose dependents in RQ are still to be queued
 STUCK: Final = (
-    "taskpool:stuck:"  # + id: when it was first seen in an intermediate list, ms, and its `enqueued_at`; with a TTL
+    "taskpool:stuck:"  # + id: when first seen in an intermediate list, ms, and its `enqueued_at`
 )
 FOREIGN: Final = "taskpool:foreign:"  # + queue: hash of settings -> how far its front was found to be foreign jobs
 FOREIGN_QUEUES: Final = "taskpool:foreign"  # zset of queues -> when foreign jobs were last found there, s

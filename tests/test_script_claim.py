@@ -353,3 +353,16 @@ def test_a_key_that_is_no_record_is_skipped_behind_another_programs_job_too(worl
 
     assert world.claim().id == "a"
     assert world.redis.lrange("rq:queue:default", 0, -1) == [b"foreign"]
+
+
+@pytest.mark.parametrize("value", ["abc", "", b"\xff", "-5", "nan", "9" * 40])
+@pytest.mark.parametrize("field", ["attempt", "seq", "expires_ms", "secret_ttl", "timeout", "result_ttl", "max_attempts"])
+def test_a_damaged_field_loses_no_task(world: World, field: str, value: str | bytes) -> None:
+    world.add("a")
+    world.redis.hset("rq:job:a", field, value)
+
+    running = world.try_claim()
+
+    assert world.get("a").status is (S.IN_PROGRESS if running else S.CANCELED)
+    assert running or (field, value) == ("expires_ms", "-5")
+    assert world.redis.llen("rq:queue:default") == 0

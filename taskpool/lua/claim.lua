@@ -31,7 +31,8 @@ local function fields_of(id)
 end
 
 local function answer(id, queue, f, attempt)
-  local secrets = f[17] and (redis.call('GETEX', KEY.secrets .. id, 'EX', f[17] + math.max(tonumber(f[6]) or 0, 0)) or '')
+  local secrets = f[17] and (redis.call('GETEX', KEY.secrets .. id, 'EX',
+    string.format('%.0f', math.max(tonumber(f[17]) or 1, 1) + math.max(tonumber(f[6]) or 0, 0))) or '')
   local reply = {id, queue, f[2], f[3], attempt, f[5], f[6], f[7], f[8], f[9], string.format('%.0f', now_ms), f[12], f[13],
     f[15], f[16], secrets, f[18], f[19], f[20]}
   if f[3] and not is_stored_by_us(f[3]) then
@@ -151,18 +152,19 @@ for argument = FIRST_QUEUE, #ARGV do
 
       -- Only a queued record is started. Anything else is a leftover (removed by a dashboard, queued twice): skip it.
       if f[1] == 'queued' and string.find(id, '^[%w_-]+$') then
-        local attempt, seq = tonumber(f[4] or 0) + 1, tonumber(f[10] or 0) + 1
+        -- A damaged field counts as none: an error here would lose the id that was just taken out of the queue.
+        local attempt, seq, expires_ms = (tonumber(f[4]) or 0) + 1, (tonumber(f[10]) or 0) + 1, tonumber(f[11])
         if f[11] then redis.call('ZREM', KEY.expiring, id) end
         local why, error, more = nil, nil, ''
         -- It was started before, or stored by RQ's tools.
         local before = f[14] and redis.call('HMGET', key, 'unique', 'reason') or {}
 
         -- A task that was started in time, whatever became of that attempt, no longer expires.
-        local has_expired = f[11] and not f[14] and tonumber(f[11]) <= now_ms
+        local has_expired = expires_ms and not f[14] and expires_ms <= now_ms
         if has_expired then -- unless Redis's clock was stepped since that time was computed (see step.lua)
           local based_ms = redis.call('HGET', key, 'expires_clock_ms')
           local stepped_ms = based_ms and redis.call('HGET', KEY.clock, 'stepped_ms') or based_ms or 0
-          has_expired = f[11] + stepped_ms - (based_ms or 0) <= now_ms
+          has_expired = expires_ms + stepped_ms - (based_ms or 0) <= now_ms
         end
         if has_expired then
           why, error = 'expired', 'canceled: it was not started before it expired'
