@@ -58,9 +58,7 @@ COUNTERS: Final = "taskpool:counters"  # hash of the metrics' running totals
 CLOCK: Final = "taskpool:clock"  # hash: since when writes work, and by how much Redis's clock was stepped
 BUCKET: Final = "taskpool:bucket:"  # + caller: string "tokens ms", with a TTL: what it may still ask for
 RQ_OUTBOX: Final = "taskpool:outbox:rq"  # set of ended RQ jobs whose dependents in RQ are still to be queued
-STUCK: Final = (
-    "taskpool:stuck:"  # + id: when first seen in an intermediate list, ms, and its `enqueued_at`
-)
+STUCK: Final = "taskpool:stuck:"  # + id: when first seen in an intermediate list, ms, and its `enqueued_at`
 FOREIGN: Final = "taskpool:foreign:"  # + queue: hash of settings -> how far its front was found to be foreign jobs
 FOREIGN_QUEUES: Final = "taskpool:foreign"  # zset of queues -> when foreign jobs were last found there, s
 SECRETS_INDEX: Final = "taskpool:secrets"  # zset of the ids that have secrets, all with score 0

@@ -361,9 +361,10 @@ def misread(states: Mapping[str, tuple[str, int]], *, limit: int, most: int, wal
     return _misread.call((limit, most, *flat), read, again=True)
 
 
-def recheck(queue: str, offset: int, limit: int) -> Call[int]:
-    """Look for tasks among the foreign jobs at the front of a queue; the offset to go on from, 0 at the end."""
-    return _recheck.call((queue, offset, limit), int, again=True)
+def recheck(queue: str, offset: int, limit: int, *, foreign: ForeignJobs = LEFT_ALONE) -> Call[int]:
+    """Look for tasks near the head of a queue, and in a page of `limit` ids, among the jobs that claims pass over; the
+    offset of the next page."""
+    return _recheck.call((queue, offset, limit, foreign.argument), int, again=True)
 
 
 def judge(id: str, entry: str, *, is_unread: bool) -> Call[str]:

@@ -356,7 +356,9 @@ def test_a_key_that_is_no_record_is_skipped_behind_another_programs_job_too(worl
 
 
 @pytest.mark.parametrize("value", ["abc", "", b"\xff", "-5", "nan", "9" * 40])
-@pytest.mark.parametrize("field", ["attempt", "seq", "expires_ms", "secret_ttl", "timeout", "result_ttl", "max_attempts"])
+@pytest.mark.parametrize(
+    "field", ["attempt", "seq", "expires_ms", "secret_ttl", "timeout", "result_ttl", "max_attempts"]
+)
 def test_a_damaged_field_loses_no_task(world: World, field: str, value: str | bytes) -> None:
     world.add("a")
     world.redis.hset("rq:job:a", field, value)

@@ -197,6 +197,39 @@ def test_a_task_that_was_hidden_among_foreign_jobs_is_found_by_the_recheck(world
     assert [world.run(scripts.recheck("default", offset, 10)) for offset in (0, 20, 30)] == [10, 0, 0]
 
 
+@pytest.mark.parametrize("function", [rqjob.ENTRY_POINT, "app.jobs.send", None])
+def test_what_is_hidden_near_the_head_is_found_by_the_next_recheck(world: World, function: str | None) -> None:
+    chosen = ForeignJobs(["app.jobs.send"])
+    for _ in range(31):
+        pickles(world).enqueue("os.getcwd")
+    assert claim(world, chosen) is None
+    # All of this between two claims: an RQ worker takes two jobs; a task and a job are put to the front.
+    world.redis.lpop(PLACE, 2)
+    if function is None:
+        world.add("a", front=True)
+    else:
+        plain(world).enqueue(function, "work", {}, job_id="a", at_front=True)
+    pickles(world).enqueue("os.getcwd", at_front=True)
+    assert claim(world, chosen) is None
+
+    assert world.run(scripts.recheck("default", 20, 1, foreign=chosen)) == 0
+
+    running = claim(world, chosen)
+    assert running is not None
+    assert running.id == "a"
+
+
+def test_a_job_that_is_left_to_rq_ends_no_recheck(world: World) -> None:
+    chosen = ForeignJobs(["app.jobs.send"])
+    plain(world).enqueue("app.jobs.send", on_success=Callback("app.jobs.told"))
+    plain(world).enqueue("os.getcwd")
+    assert claim(world, chosen) is None
+
+    world.run(scripts.recheck("default", 0, 10, foreign=chosen))
+
+    assert world.redis.exists("taskpool:foreign:default")
+
+
 def test_leftovers_behind_foreign_jobs_are_dropped(world: World) -> None:
     job = pickles(world).enqueue("os.getcwd")
     world.end("ended")

@@ -112,8 +112,10 @@ class BesideRq:
         """Looks for tasks among the jobs that claims pass over."""
         queues = await self._store.run(overview.foreign_queues())
         for queue in queues:
-            offset = await self._store.run(scripts.recheck(queue, self._rechecked.get(queue, 0), RECHECK_BATCH))
-            self._rechecked[queue] = offset
+            offset = self._rechecked.get(queue, 0)
+            self._rechecked[queue] = await self._store.run(
+                scripts.recheck(queue, offset, RECHECK_BATCH, foreign=self._foreign)
+            )
 
     async def _warn(self) -> None:
         """Logs what is wrong with the RQ programs beside the pools, each thing once."""

@@ -45,17 +45,7 @@ end
 
 -- The functions for queues with foreign jobs. They are made only when a claim meets one.
 local function beside_rq()
-  local called_function = foreign_jobs()
-
-  -- Whether an RQ job asks for something that our workers don't do: callbacks, repetition, webhooks, RQ's rate limits
-  -- and groups. Run without it, it would be half done.
-  local function needs_rq(id)
-    for _, value in ipairs(redis.call('HMGET', KEY.job .. id, 'success_callback_name', 'failure_callback_name',
-      'stopped_callback_name', 'repeats_left', 'webhooks', 'rate_limit_key', 'group_id')) do
-      if value and value ~= '' and value ~= '0' then return true end
-    end
-    return false
-  end
+  local called_function, _, needs_rq = foreign_jobs()
 
   -- Whether a job is another program's, and to be left alone; as how many ids it counts; and the RQ function that it
   -- calls, if that is one to run. A record with a type is a task, even if its data can't be read any more. An id that no

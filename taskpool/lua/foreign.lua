@@ -189,5 +189,15 @@ local function foreign_jobs()
     return name and (name == KEY.entry_point or string.find(functions, ',' .. name .. ',', 1, true) ~= nil)
   end
 
-  return called_function, is_task
+  -- Whether an RQ job asks for something that our workers don't do: callbacks, repetition, webhooks, RQ's rate limits
+  -- and groups. Run without it, it would be half done.
+  local function needs_rq(id)
+    for _, value in ipairs(redis.call('HMGET', KEY.job .. id, 'success_callback_name', 'failure_callback_name',
+      'stopped_callback_name', 'repeats_left', 'webhooks', 'rate_limit_key', 'group_id')) do
+      if value and value ~= '' and value ~= '0' then return true end
+    end
+    return false
+  end
+
+  return called_function, is_task, needs_rq
 end
