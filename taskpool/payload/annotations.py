@@ -25,7 +25,7 @@ from taskpool.payload.custom import (
     union,
     why_own,
 )
-from taskpool.payload.models import is_pydantic, is_pydantic_secret
+from taskpool.payload.models import is_of_pydantic, is_pydantic, is_pydantic_secret
 
 _AS_LIST: Final = (
     collections.abc.Iterable,
@@ -129,7 +129,7 @@ def _class(cls: type, above: tuple[Any, ...]) -> Any:
     if hasattr(cls, "__pydantic_validator__"):  # a dataclass of pydantic's
         _refuse_aliases(cls)
         return by_pydantic(cls, strict=None)
-    if cls.__module__.partition(".")[0] == "pydantic":
+    if is_of_pydantic(cls):
         return by_pydantic(cls, strict=True)
     if plain_collection(cls) is not None:
         return collection(cls, plain_collection(cls))

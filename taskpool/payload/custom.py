@@ -343,21 +343,22 @@ def merged(root: dict[str, Any], more: dict[str, Any], definitions: dict[str, An
     return root
 
 
-def refuse_lossy(type_: Any, seen: set[int] | None = None) -> None:
+def refuse_lossy(type_: Any, above: tuple[Any, ...] = ()) -> None:
     """Refuse what msgspec would read without a fault, but wrongly. Stand-ins have replaced the rest.
 
     Raises: ConfigurationError.
     """
-    left: list[Any] = [inspect.type_info(type_)]
-    seen = set() if seen is None else seen
+    root = inspect.type_info(type_)
+    left: list[Any] = [root]
+    seen = set[int]()
     while left:
         each = left.pop()
         if id(each) in seen:
             continue
         seen.add(id(each))
-        if isinstance(each, inspect.CustomType):
+        if isinstance(each, inspect.CustomType) and each.cls not in above:
             for inner in _inside(each.cls):
-                refuse_lossy(inner, seen)
+                refuse_lossy(inner, (*above, each.cls))
         if isinstance(each, inspect.DictType):
             _refuse_key(each.key_type)
         if isinstance(each, inspect.RawType):

@@ -27,14 +27,21 @@ def is_pydantic_secret(type_: Any) -> bool:
 
 
 def is_of_pydantic(kind: type) -> bool:
-    """Another type of pydantic's, such as a URL."""
-    return kind.__module__.partition(".")[0] in ("pydantic", "pydantic_core")
+    """Another type that pydantic reads and writes: one of its own, such as a URL, or one made for it."""
+    return hasattr(kind, "__get_pydantic_core_schema__") or _package(kind) in ("pydantic", "pydantic_core")
+
+
+def _package(kind: type) -> str:
+    return str(kind.__module__).partition(".")[0]
 
 
 def written(value: Any) -> Any:
     """A value of such a type as pydantic writes it."""
+    from pydantic import TypeAdapter
     from pydantic_core import to_jsonable_python
 
+    if hasattr(type(value), "__get_pydantic_core_schema__"):
+        return TypeAdapter(type(value)).dump_python(value, mode="json")
     return to_jsonable_python(value)
 
 
