@@ -13,7 +13,10 @@ from taskpool.catalogue import pools
 from taskpool.fleet import QueueInfo, WorkerInfo
 from taskpool.hash_fields import number_of, time_of
 from taskpool.listing import queue_names
+from taskpool.lua import Script
 from taskpool.types import utc
+
+_probe = Script("probe")
 
 FOREIGN_FRESH_S: Final = 60
 MOST_NAMES: Final = 10
@@ -184,13 +187,13 @@ def _counted(reply: list[bytes]) -> dict[str, int]:
 
 
 def write_probe() -> Call[None]:
-    """A write that changes nothing. Redis answers it with the error that it has for all writes at the moment, if any.
+    """A script's write that changes nothing: refused as our other writes are at the moment, if they are.
 
     Raises, when run:
         RedisFull: the memory limit is reached.
         RedisRefused: Redis takes no writes at all.
     """
-    return Call(("SETRANGE", keys.NOTHING, 0, ""), lambda reply: None, again=True)
+    return _probe.call((), lambda reply: None, again=True)
 
 
 def _count(command: str, key: str) -> Call[int]:

@@ -92,6 +92,17 @@ async def test_the_api_answers_503_for_every_error_reply(client: httpx.AsyncClie
 
 
 @pytest.mark.anyio
+async def test_an_api_whose_scripts_are_refused_is_not_ready(client: httpx.AsyncClient, proxy: Proxy) -> None:
+    proxy.refuse = lambda name, words: "NOPERM no permissions" if words[0] in (b"EVALSHA", b"EVAL") else None
+    answers = [await client.get("/readyz"), await client.post("/tasks", json=ECHO)]
+    proxy.refuse = None
+
+    assert [answer.status_code for answer in answers] == [503, 503]
+    assert (answers[0].json()["reads"], answers[0].json()["writes"]) == (True, False)
+    assert (await client.get("/readyz")).status_code == 200
+
+
+@pytest.mark.anyio
 async def test_a_key_that_cannot_be_looked_up_is_not_called_wrong(
     client: httpx.AsyncClient, proxy: Proxy, redis_url: str
 ) -> None:
