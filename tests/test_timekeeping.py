@@ -63,7 +63,13 @@ class Host:
 
     def __init__(self, store: AsyncStore, now: float = 1000.0) -> None:
         self.now, self.steps, self.outage = now, 0, Outage()
-        self.keeper = Timekeeper(store, self.outage, lease_s=LEASE_S, clock=lambda: self.now, on_step=self._stepped)
+        self.delay_s = 0.0
+        """How much time passes on its own clock whenever it is read. Redis's stands still meanwhile."""
+        self.keeper = Timekeeper(store, self.outage, lease_s=LEASE_S, clock=self._clock, on_step=self._stepped)
+
+    def _clock(self) -> float:
+        now, self.now = self.now, self.now + self.delay_s
+        return now
 
     def _stepped(self) -> None:
         self.steps += 1
@@ -197,6 +203,41 @@ async def test_two_steps_in_a_row_are_both_counted(world: World, store: AsyncSto
     await first.look()
 
     assert abs(stepped_ms(world) - 150_000) < 1000
+
+
+async def test_a_step_that_was_noted_right_after_a_pool_had_started_is_not_counted_with_the_next_one(
+    world: World, store: AsyncStore
+) -> None:
+    first, second = Host(store), Host(store)
+    await first.look()
+    first.now -= 120
+    await second.look()  # the clock was stepped already, and it isn't noted yet
+    await first.look()
+    await second.look()
+    assert abs(stepped_ms(world) - 120_000) < 1000
+
+    second.now += 120
+    await second.look()
+
+    assert abs(stepped_ms(world)) < 1000
+
+
+async def test_a_step_that_hides_in_a_slow_round_trip_is_counted_once(world: World, store: AsyncStore) -> None:
+    first, second = Host(store), Host(store)
+    await first.look()
+    await second.look()
+    first.now -= 3
+    await first.look()
+
+    second.now -= 3
+    second.delay_s = 8.0  # between this pool's two looks at its own clock
+    await second.look()
+    second.delay_s = 0.0
+    second.now -= 16
+    await second.look()
+    await second.look()
+
+    assert abs(stepped_ms(world) - 3000) < 1000
 
 
 async def test_a_step_begins_every_lease_anew_with_its_own_length(world: World, store: AsyncStore) -> None:

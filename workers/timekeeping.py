@@ -26,6 +26,8 @@ DRIFT: Final = 0.001
 LEAST_STEP_S: Final = 2.0
 STEP_SHARE: Final = 0.25
 """A step counts from two seconds on, or from this share of a lease if that is less."""
+SURE_SHARE: Final = 1 / 8
+"""How much of the least step may be left unreported by a pool that relies on what others noted."""
 GAP_SHARE: Final = 1 / 3
 REBASE_AT_ONCE: Final = 500
 REBASE_PAGES: Final = 20
@@ -40,6 +42,8 @@ class ClockWatch:
         self._least_ms = least_step_ms
         self._low = self._high = 0.0
         self._looked_at: float | None = None
+        self.is_sure = False
+        """Whether the last look was quick and found no step, nor a part of one."""
 
     @property
     def is_new(self) -> bool:
@@ -54,6 +58,7 @@ class ClockWatch:
         """By how many ms the clock was stepped since the last look; 0: it wasn't. Redis's time was read between
         `sent_s` and `received_s` of this host's clock."""
         low, high = redis_ms - received_s * 1000, redis_ms - sent_s * 1000
+        is_quick, self.is_sure = high - low < self._least_ms, False
         if self._looked_at is None:
             self._low, self._high, self._looked_at = low, high, received_s
             return 0
@@ -64,6 +69,7 @@ class ClockWatch:
             step_ms = (low + high - self._low - self._high) / 2
             self._low, self._high = low, high
             return round(step_ms)
+        self.is_sure = is_quick and abs(apart_ms) < self._least_ms * SURE_SHARE
         if not apart_ms:
             self._low, self._high = max(low, self._low), min(high, self._high)
         return 0
@@ -114,8 +120,11 @@ class Timekeeper:
         self.now_ms, self._steady_ms = tick.now_ms, tick.steady_ms
         if step_ms:
             await self._note_step(step_ms, received)
-        elif not tick.is_corrected:
-            await self._correct(tick, queues)
+        else:
+            if self._watch.is_sure:  # then others noted steps from before this pool began to measure
+                self._base_ms = tick.stepped_ms
+            if not tick.is_corrected:
+                await self._correct(tick, queues)
         found: list[str] = queues
         return found
 
