@@ -97,6 +97,9 @@ UNKNOWN_TYPE: Final = "unknown"
 FOREIGN_KEPT_S: Final = 3600
 """After that long the search behind a queue's foreign jobs begins at the queue's head again."""
 
+RQ_SCHEDULER_S: Final = 15
+"""How long a due job of another program is left to RQ's scheduler, which takes due jobs each second."""
+
 JUDGED_S: Final = 20
 """How long a task that a plain RQ worker failed doesn't count as ended for its dependents, unless it was judged."""
 

@@ -38,8 +38,10 @@ _finish, _requeue = map(Script, ("finish", "requeue"))
 _crash, _adopt, _misread, _recheck = (Script(name, "foreign") for name in ("crash", "adopt", "misread", "recheck"))
 _judge = Script("judge")
 _heartbeat, _unseen, _progress, _log, _stop = map(Script, ("heartbeat", "unseen", "progress", "log", "stop"))
-_cancel, _promote, _release, _rebase = (Script(name, "steps") for name in ("cancel", "promote", "release", "rebase"))
-_revive, _purge, _sweep_unique = (Script(name, "unique") for name in ("revive", "purge", "sweep_unique"))
+_cancel, _release, _rebase = (Script(name, "steps") for name in ("cancel", "release", "rebase"))
+_promote = Script("promote", "steps", "foreign")
+_revive, _sweep_unique = (Script(name, "unique") for name in ("revive", "sweep_unique"))
+_purge = Script("purge", "unique", "foreign")
 _due, _sweep_waiting = map(Script, ("due", "sweep_waiting"))
 _sweep_index, _sweep_secrets = (Script(name, "forget") for name in ("sweep_index", "sweep_secrets"))
 _queue_page, _count = map(Script, ("queue_page", "count"))
@@ -259,9 +261,9 @@ def purge(id: str, registry: str = "", audited: bytes = b"") -> Call[str]:
 # --- housekeeping ---------------------------------------------------------------------------------------------
 
 
-def promote(id: str, queue: str) -> Call[str]:
-    """Queue a scheduled task whose time has come: ``ok``, ``early`` or ``gone``."""
-    return _promote.call((id, queue), _word, again=True)
+def promote(id: str, queue: str, *, foreign: ForeignJobs = LEFT_ALONE) -> Call[str]:
+    """Queue a scheduled task whose time has come: ``ok``, ``early``, ``gone`` or ``foreign`` (left to RQ)."""
+    return _promote.call((id, queue, foreign.argument), _word, again=True)
 
 
 def release(id: str, limit: int = 100) -> Call[list[str]]:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import time
 import zlib
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from rq import Callback, Queue, Repeat, Retry
-from rq.job import requeue_job
+from rq.job import JobStatus, requeue_job
 from rq.serializers import JSONSerializer
 
 from taskpool import rqjob, scripts
+from taskpool.keys import RQ_SCHEDULER_S
 from taskpool.types import ForeignJobs, RunningTask, TaskStatus
 from tests.states import LEASE_MS, World
+from workers import housekeeping
 
 S = TaskStatus
 PLACE = "rq:queue:default"
@@ -395,3 +399,100 @@ def test_the_name_is_read_at_every_level_and_strategy_of_zlib(world: World) -> N
     claimed = [claim(world, ForeignJobs(["app.jobs.send"]), str(n)) for n in range(len(expected))]
 
     assert [running and running.id for running in claimed] == expected
+
+
+# --- what RQ's scheduler and registries hold -------------------------------------------------------------------
+
+
+def events(world: World) -> int:
+    return int(world.redis.xlen("taskpool:events"))
+
+
+@pytest.mark.parametrize("source", [pickles, plain])
+def test_a_scheduled_job_of_another_program_is_left_to_rqs_scheduler(world: World, source: Any) -> None:
+    job = source(world).enqueue_in(timedelta(hours=1), "os.getcwd")
+    world.redis.zadd("rq:scheduled:default", {job.id: time.time() - 1})
+    before = world.redis.hgetall(job.key)
+
+    world.store.carry_out(housekeeping.promote("default"))
+
+    assert world.redis.zrange("rq:scheduled:default", 0, -1) == [job.id.encode()]
+    assert world.redis.hgetall(job.key) == before
+    assert queued(world) == []
+
+
+def test_without_a_scheduler_of_rq_it_is_queued_a_little_later_and_told_to_nobody(world: World) -> None:
+    job = pickles(world).enqueue_in(timedelta(hours=1), "os.getcwd")
+    world.redis.zadd("rq:scheduled:default", {job.id: time.time() - RQ_SCHEDULER_S - 1})
+
+    world.store.carry_out(housekeeping.promote("default"))
+
+    assert queued(world) == [job.id]
+    assert job.get_status() is JobStatus.QUEUED
+    assert not world.redis.exists("rq:scheduled:default")
+    assert not world.redis.hexists(job.key, "seq")
+    assert events(world) == 0
+
+
+def test_a_scheduled_job_of_a_chosen_function_is_queued_at_its_time(world: World) -> None:
+    job = plain(world).enqueue_in(timedelta(hours=1), "app.jobs.send")
+    world.redis.zadd("rq:scheduled:default", {job.id: time.time() - 1})
+
+    world.store.carry_out(housekeeping.promote("default", ForeignJobs(["app.jobs.send"])))
+
+    assert queued(world) == [job.id]
+
+
+def test_many_scheduled_jobs_of_other_programs_keep_no_task_back(world: World) -> None:
+    data = world.redis.hget(pickles(world).enqueue_in(timedelta(hours=1), "os.getcwd").key, "data")
+    world.redis.delete("rq:scheduled:default")
+    now = time.time()
+    for n in range(housekeeping.BATCH + 50):
+        world.redis.hset(f"rq:job:f{n}", mapping={"data": data, "status": "scheduled"})
+        world.redis.zadd("rq:scheduled:default", {f"f{n}": now - 2})
+    world.redis.set("rq:job:text", "not a hash")
+    world.add("a", delay_s=500)
+    world.redis.zadd("rq:scheduled:default", {"a": now - 1, "text": now - 3})
+
+    world.store.carry_out(housekeeping.promote("default"))
+
+    assert queued(world) == ["a"]
+
+
+def test_a_canceled_job_of_another_program_stays_as_rq_left_it(world: World) -> None:
+    job = pickles(world).enqueue("os.getcwd")
+    job.cancel()
+    before = world.redis.hgetall(job.key)
+
+    for _ in range(2):
+        world.store.carry_out(housekeeping.purge_ended("default"))
+
+    assert world.redis.hgetall(job.key) == before
+    assert world.redis.ttl(job.key) == -1
+    assert pickles(world).canceled_job_registry.get_job_ids() == [job.id]
+    assert world.run(scripts.due("rq:canceled:default", limit=10)).members == ()
+    assert events(world) == 0
+
+
+def test_the_record_of_a_failed_job_of_another_program_is_not_deleted(world: World) -> None:
+    job = pickles(world).enqueue("os.getcwd")
+    world.redis.hset(job.key, "status", "failed")
+    world.redis.zadd("rq:failed:default", {job.id: 1})
+
+    world.store.carry_out(housekeeping.purge_ended("default"))
+
+    assert world.redis.exists(job.key)
+    assert not world.redis.exists("rq:failed:default")
+
+
+@pytest.mark.parametrize("status", ["finished", "failed", "canceled"])
+def test_what_waits_for_such_a_job_is_released_before_its_entry_is_dropped(world: World, status: str) -> None:
+    job = pickles(world).enqueue("os.getcwd")
+    world.add("a", depends_on=[job.id])
+    world.redis.hset(job.key, "status", status)
+    world.redis.zadd(f"rq:{status}:default", {job.id: 1})
+
+    world.store.carry_out(housekeeping.purge_ended("default"))
+
+    assert world.get("a").status is (S.QUEUED if status == "finished" else S.CANCELED)
+    assert world.redis.exists(job.key)

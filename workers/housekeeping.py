@@ -18,6 +18,7 @@ from taskpool.listing import all_queues
 from taskpool.metrics_names import TASKS, field_name
 from taskpool.settings import Settings
 from taskpool.store import AsyncStore, ReplyFault
+from taskpool.types import LEFT_ALONE, ForeignJobs
 from workers.duties import Outage
 from workers.held import give_back
 from workers.timekeeping import Timekeeper
@@ -81,7 +82,8 @@ class Housekeeping:
         by_ms = self.timekeeper.now_ms  # a step of the clock from here on makes nothing due
         if self.timekeeper.may_reap():
             await self._all([reap(queue, max_crashes=self._settings.max_crashes, by_ms=by_ms) for queue in queues])
-        waits_s = await self._all([promote(queue, by_ms=by_ms) for queue in queues])
+        foreign = self._settings.foreign
+        waits_s = await self._all([promote(queue, foreign, by_ms=by_ms) for queue in queues])
         await self._carry_out(expire_queued(by_ms=by_ms))
         waits_s += await self._all([purge_ended(queue, by_ms=by_ms) for queue in queues])
         await self._all([one(scripts.sweep_waiting(queue, MOST_SWEPT)) for queue in queues])
@@ -161,11 +163,21 @@ def _tell_of_lost(settled: Mapping[str, str]) -> Plan[None]:
     yield (scripts.count(counts),)
 
 
-def promote(queue: str, *, by_ms: int | None = None) -> Plan[float]:
-    """Queues scheduled tasks whose time has come, in the order of their times; the seconds until the next one."""
+def promote(queue: str, foreign: ForeignJobs = LEFT_ALONE, *, by_ms: int | None = None) -> Plan[float]:
+    """Queues scheduled tasks whose time has come, in the order of their times; the seconds until the next one.
+
+    Jobs that are left to RQ's scheduler stay. So many of them that they fill a batch must not keep tasks back: then the
+    newest due ones are looked at as well.
+    """
     (due,) = yield (scripts.due(keys.SCHEDULED + queue, limit=BATCH, by_ms=by_ms),)
     if due.members:
-        yield [scripts.promote(id, queue) for id in due.members]
+        words = yield [scripts.promote(id, queue, foreign=foreign) for id in due.members]
+        if len(due.members) == BATCH and "foreign" in words:
+            (newest,) = yield (scripts.due(keys.SCHEDULED + queue, limit=BATCH, newest_first=True, by_ms=by_ms),)
+            yield [scripts.promote(id, queue, foreign=foreign) for id in reversed(newest.members)]
+            return IDLE_S if words.count("foreign") == BATCH else LEAST_S
+        if "foreign" in words:
+            return IDLE_S
     if len(due.members) == BATCH:
         return LEAST_S
     return IDLE_S if due.next_in_ms is None else due.next_in_ms / 1000

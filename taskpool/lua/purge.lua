@@ -24,8 +24,15 @@ if status and status ~= 'finished' and status ~= 'failed' and status ~= 'stopped
   return status
 end
 
+-- A job of another program, which no worker of ours has run, is RQ's: its record is left as it is.
+local is_foreign = false
+if registry ~= '' and status and not f[3] then
+  local _, is_task = foreign_jobs()
+  is_foreign = not is_task(id, nil, '')
+end
+
 -- RQ's own cancel enters a job as due at once and says nothing more: it is kept and told of like one that we canceled.
-if registry ~= '' and status == 'canceled' and (f[5] or '') == '' then
+if registry ~= '' and status == 'canceled' and (f[5] or '') == '' and not is_foreign then
   local seq = tonumber(f[6] or 0) + 1
   redis.call('ZREM', KEY.expiring, id)
   redis.call('HSET', key, 'ended_at', stamp, 'seq', seq, 'reason', 'canceled', 'error', 'canceled before it started')
@@ -64,7 +71,17 @@ if (status or registry ~= '') and redis.call('EXISTS', KEY.dependents .. id, KEY
   if registry ~= '' and status == 'finished' and is_needed() then return 'needed' end
 end
 
+-- RQ keeps a canceled job for ever, with an entry that is due at once: it is put behind all that is due. RQ's maintenance
+-- drops other entries whose time is over, and so do we.
+if is_foreign and status == 'canceled' then
+  redis.call('ZADD', registry, '+inf', id)
+  return 'early'
+end
 if registry ~= '' then redis.call('ZREM', registry, id) end
+if is_foreign then
+  redis.call('DEL', KEY.needed .. id)
+  return 'gone'
+end
 if status then
   redis.call('ZREM', KEY.finished .. f[2], id)
   redis.call('ZREM', KEY.failed .. f[2], id)
