@@ -213,9 +213,10 @@ def heartbeat(attempts: Sequence[tuple[str, str, str]], lease_ms: int) -> Call[l
     return _heartbeat.call((lease_ms, *flat), lambda reply: [word.decode() for word in reply], again=True)
 
 
-def mark_unseen(worker: str, runs: Sequence[str], *, least_age_ms: int) -> Call[int]:
-    """Mark claims of a worker that are so old, without a heartbeat, and not among what it `runs`: how many."""
-    return _unseen.call((worker, least_age_ms, *runs), int, again=True)
+def mark_unseen(worker: str, runs: Sequence[str], *, listed: int, least_age_ms: int) -> Call[int]:
+    """Mark claims of a worker that are so old, without a heartbeat, and missing in two lists of what it `runs`: how
+    many. `listed` is another number for each list."""
+    return _unseen.call((worker, least_age_ms, listed, *runs), int, again=True)
 
 
 def progress(running: RunningTask, document: Mapping[str, Any]) -> Call[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from taskpool import scripts
@@ -11,11 +13,19 @@ from tests.test_script_crash import crash
 from workers.housekeeping import reap
 
 S = TaskStatus
-MARK = {"rq:execution:a:1 unseen": "1"}
+MARKED = "rq:execution:a:1 unseen"
+MISSED = "rq:execution:a:1 missed_by"
+LISTS = itertools.count(1)
+
+
+def look(world: World, *runs: str, least_age_ms: int = 0) -> int:
+    """One list of what the worker runs."""
+    return world.run(scripts.mark_unseen("w", runs, listed=next(LISTS), least_age_ms=least_age_ms))
 
 
 def mark(world: World, *runs: str, least_age_ms: int = 0) -> int:
-    return world.run(scripts.mark_unseen("w", runs, least_age_ms=least_age_ms))
+    """Two lists: a claim that both lack is marked."""
+    return look(world, *runs, least_age_ms=least_age_ms) + look(world, *runs, least_age_ms=least_age_ms)
 
 
 def test_a_claim_that_its_process_does_not_run_is_marked_once(world: World) -> None:
@@ -23,9 +33,21 @@ def test_a_claim_that_its_process_does_not_run_is_marked_once(world: World) -> N
     world.start("b", attempt_id="2")
     before = world.snapshot()
 
-    assert (mark(world, "2"), mark(world, "2")) == (1, 0)
+    assert (look(world, "2"), look(world, "2"), look(world, "2")) == (0, 1, 0)
 
-    assert world.since(before) == MARK
+    changes = world.since(before)
+    assert changes.keys() == {MARKED, MISSED}
+    assert changes[MARKED] == "1"
+
+
+def test_a_list_that_arrives_late_marks_no_claim_that_is_newer(world: World) -> None:
+    """It was read before the claim, and is sent again because its answer was lost."""
+    late = scripts.mark_unseen("w", [], listed=next(LISTS), least_age_ms=0)
+    world.start("a")
+
+    assert (world.run(late), world.run(late), look(world, "1")) == (0, 0, 0)
+
+    assert MARKED not in world.snapshot()
 
 
 def test_a_claim_whose_answer_may_be_on_its_way_is_not_marked(world: World) -> None:
@@ -34,7 +56,7 @@ def test_a_claim_whose_answer_may_be_on_its_way_is_not_marked(world: World) -> N
 
     assert mark(world, least_age_ms=60_000) == 0
 
-    assert world.since(before) == {}
+    assert world.since(before).keys() == {MISSED}
 
 
 def test_an_attempt_that_has_had_a_heartbeat_is_not_marked(world: World) -> None:

@@ -38,6 +38,7 @@ class Heartbeats:
     def __init__(self, store: AsyncStore, registrar: Registrar, stops: Stops, *, lease_s: float) -> None:
         self._store, self._registrar, self._stops = store, registrar, stops
         self._lease_ms = round(lease_s * 1000)
+        self._lists = 0
 
     async def renew_leases(self, children: Iterable[Child]) -> None:
         """Renews what runs, starts to stop what must, and marks the claims that a frozen process doesn't see.
@@ -50,8 +51,14 @@ class Heartbeats:
         attempts = [(run.id, run.attempt_id, run.queue) for _, run in held]
         chunks = [attempts[start : start + ATTEMPTS_AT_ONCE] for start in range(0, len(attempts), ATTEMPTS_AT_ONCE)]
         renewals = [scripts.heartbeat(chunk, self._lease_ms) for chunk in chunks]
+        self._lists += 1
         marks = [
-            scripts.mark_unseen(child.name, [run.attempt_id for run in its], least_age_ms=self._lease_ms // 3)
+            scripts.mark_unseen(
+                child.name,
+                [run.attempt_id for run in its],
+                listed=self._lists,
+                least_age_ms=self._lease_ms // 3,
+            )
             for child, its in runs
         ]
         sent = boottime()

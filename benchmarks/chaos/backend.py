@@ -96,8 +96,10 @@ class SentinelRedis:
                     return
                 time.sleep(0.2)
         await_true("the new master", lambda: _role(new) == "master")
+        # The sentinels would demote it, too, but not while they can't publish there, because of the pause.
+        old.admin.execute_command("REPLICAOF", "127.0.0.1", str(new.port))
+        old.admin.execute_command("CLIENT", "UNPAUSE")
         self._master, self._replica = new, old
-        await_true("the old master as a replica", lambda: _role(old) == "slave")
         self._await_replica()
 
     def close(self) -> None:
@@ -126,8 +128,6 @@ class SentinelRedis:
             return False
 
         await_true("the replica", is_up)
-        with suppress(RedisError):
-            replica.admin.execute_command("CLIENT", "UNPAUSE")
 
 
 def _role(server: Server) -> str:

@@ -20,7 +20,6 @@ from benchmarks.chaos.deliveries import check_followers, check_webhooks, expecte
 from benchmarks.chaos.effects import check_effects
 from benchmarks.chaos.evidence import Evidence, Finding
 from benchmarks.chaos.followers import Follower, SocketFollower, StreamFollower, TaskFollower, await_last
-from benchmarks.chaos.harm import STEPS_S
 from benchmarks.chaos.histories import check_histories
 from benchmarks.chaos.keyspace import WORKER_TTL_S, Gone, check_keys, read_keys
 from benchmarks.chaos.load import Client, Doors, HttpClient, Ledger, PythonClient
@@ -102,8 +101,9 @@ def run(plan: Plan, directory: Path) -> Result:
         killed = {pid for service in cluster.pools for pid in service.killed}
         with cluster.redis.connected() as redis:
             records = _records(cluster)
+            offsets_s = [offset_s for _, offset_s in cluster.clock]
             # An expiry is a time: a clock that went back puts it off.
-            most_s = WORKER_TTL_S + (2 * max(STEPS_S) if "clock_step" in plan.faults else 0)
+            most_s = WORKER_TTL_S + round(max(offsets_s) - offsets_s[-1])
             findings = [
                 *check_histories(evidence),
                 *check_effects(evidence),
