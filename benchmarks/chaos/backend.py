@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from taskpool.redis_server import RedisServer
 from tests.sentinels import SERVICE, Sentinels, Server
 from tests.shifted_clock import ShiftedClock
 
+NEVER_MS: Final = 3_600_000
 PAUSE_MS: Final = 120_000
 """Longer than any failover: what the old master took in between would be lost."""
 
@@ -58,6 +58,9 @@ class SentinelRedis:
         self._sentinels = Sentinels(directory, binary, server_binary=self.clock.binary)
         self.url = self._sentinels.url
         self._master, self._replica = self._sentinels.master, self._sentinels.replica
+        for sentinel in self._sentinels.sentinels:
+            # On a busy machine they would take a living master for dead. Two masters lose writes.
+            sentinel.admin.execute_command("SENTINEL", "SET", SERVICE, "down-after-milliseconds", NEVER_MS)
 
     @contextmanager
     def connected(self) -> Iterator[Redis]:
@@ -75,35 +78,40 @@ class SentinelRedis:
         old, new = self._master, self._replica
         self._catch_up(old, new)
         old.kill()
-        await_true("the failover", lambda: _role(new) == "master")
-        self._master, self._replica = new, old
+        self._promote(new)
         old.command = [*_without_master(old.command), "--replicaof", "127.0.0.1", str(new.port)]
         old.start()
-        self._await_replica()
+        self._swap()
 
     def switch_over(self) -> None:
         """The sentinels are told to make the replica the master; both live on."""
         old, new = self._master, self._replica
         self._catch_up(old, new)
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                self._sentinels.sentinels[0].admin.execute_command("SENTINEL", "FAILOVER", SERVICE)
-                break
-            except RedisError:  # it still looks after the last failover, or thinks that the replica is away
-                if time.monotonic() > deadline:  # it doesn't come to it: all goes on with the old master
-                    old.admin.execute_command("CLIENT", "UNPAUSE")
-                    return
-                time.sleep(0.2)
-        await_true("the new master", lambda: _role(new) == "master")
+        self._promote(new)
         # The sentinels would demote it, too, but not while they can't publish there, because of the pause.
         old.admin.execute_command("REPLICAOF", "127.0.0.1", str(new.port))
         old.admin.execute_command("CLIENT", "UNPAUSE")
-        self._master, self._replica = new, old
-        self._await_replica()
+        self._swap()
 
     def close(self) -> None:
         self._sentinels.stop()
+
+    def _promote(self, new: Server) -> None:
+        """Tells the sentinels to make it the master."""
+
+        def is_under_way() -> bool:
+            try:
+                self._sentinels.sentinels[0].admin.execute_command("SENTINEL", "FAILOVER", SERVICE)
+            except RedisError:  # it still looks after the last failover, or hasn't heard of the replica lately
+                return _role(new) == "master"
+            return True
+
+        await_true("the sentinels' consent", is_under_way)
+        await_true("the new master", lambda: _role(new) == "master")
+
+    def _swap(self) -> None:
+        self._master, self._replica = self._replica, self._master
+        self._await_replica()
 
     def _catch_up(self, master: Server, replica: Server) -> None:
         master.admin.execute_command("CLIENT", "PAUSE", PAUSE_MS, "WRITE")
