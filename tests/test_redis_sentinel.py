@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from redis import Sentinel
 
 from benchmarks.ports import free_port
 from taskpool import AsyncTaskPool, TaskPool, TaskRecord, TaskStatus, scripts
@@ -17,7 +18,7 @@ from taskpool.connection.address import Address, connect
 from taskpool.connection.sentinel_url import SentinelUrl
 from taskpool.embedded import check_redis
 from taskpool.errors import ConfigurationError, RedisUnavailable
-from taskpool.record import fetch
+from taskpool.record import fetch, fetch_if_there
 from taskpool.settings import Settings, redact_url
 from taskpool.store import AsyncStore, Store
 from tests.api_client import api_process
@@ -169,6 +170,25 @@ def test_a_master_that_is_made_a_replica_is_left_for_the_new_one(sentinels: Sent
         assert store.run(scripts.add([new_task("b")])).statuses == ("queued",)
         assert client.set("k", "w")
     store.close()
+
+
+async def test_a_replica_that_a_sentinel_takes_for_the_master_is_not_read(
+    sentinels: Sentinels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right after a failover a sentinel may name the old master, which is an empty replica when it comes back."""
+    named = [sentinels.replica.port]
+    monkeypatch.setattr(Sentinel, "discover_master", lambda self, service: ("127.0.0.1", named[0]))
+    store, async_store = Store(sentinels.url), AsyncStore(sentinels.url)
+
+    with pytest.raises(RedisUnavailable, match="is a replica, though a sentinel named it"):
+        store.run(fetch_if_there("a"))
+    with pytest.raises(RedisUnavailable, match="is a replica, though a sentinel named it"):
+        await async_store.run(fetch_if_there("a"))
+    named[0] = sentinels.master.port
+
+    assert (store.run(fetch_if_there("a")), await async_store.run(fetch_if_there("a"))) == (None, None)
+    store.close()
+    await async_store.close()
 
 
 @pytest.mark.long(about_s=13)

@@ -90,6 +90,8 @@ class SentinelRedis:
         self._promote(new)
         # The sentinels would demote it, too, but not while they can't publish there, because of the pause.
         old.admin.execute_command("REPLICAOF", "127.0.0.1", str(new.port))
+        for kind in ("normal", "pubsub"):
+            old.admin.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
         old.admin.execute_command("CLIENT", "UNPAUSE")
         self._swap()
 

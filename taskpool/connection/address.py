@@ -37,6 +37,8 @@ class Address:
     password: str | None = field(repr=False)
     tls: ssl.SSLContext | None
     sentinels: SentinelUrl | None = None
+    must_be_master: bool = False
+    """The sentinels named it. Some of them may not know of a failover yet: then it is a replica by now, or is empty."""
 
     @classmethod
     def parse(cls, url: str) -> Address:
@@ -83,7 +85,7 @@ class Address:
         finally:
             for sentinel in asked.sentinels:
                 sentinel.close()
-        return replace(self, host=host, port=port, sentinels=None)
+        return replace(self, host=host, port=port, sentinels=None, must_be_master=True)
 
     def greeting(self, name: str, protocol: int = 2) -> list[tuple[Part, ...]]:
         """The commands that open a connection called `name`, which speaks RESP 2 or 3."""
@@ -95,6 +97,8 @@ class Address:
         if protocol != 2:
             commands.append(("HELLO", protocol))
         commands.append(("CLIENT", "SETNAME", name))
+        if self.must_be_master:
+            commands.append(("INFO", "replication"))  # an ACL user may lack ROLE, which is a dangerous command
         return commands
 
 

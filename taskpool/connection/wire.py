@@ -212,7 +212,15 @@ def greeting_error(redis_url: str) -> str:
 
 
 def refuse_bad_greeting(address: Address, replies: Sequence[Any]) -> None:
-    """Raise `RedisUnavailable` for the first error among the replies to a greeting."""
+    """Raise `RedisUnavailable` for the first error among the replies to a greeting, or if it is a replica that answers in
+    the place of the master: what can be read there may be old or missing."""
     for reply in replies:
         if isinstance(reply, hiredis.ReplyError):
             raise RedisUnavailable(f"Redis at {address} refused us: {reply}")
+    if address.must_be_master and "role:master" not in _text(replies[-1]):
+        raise RedisUnavailable(f"Redis at {address} is a replica, though a sentinel named it as the master")
+
+
+def _text(reply: Any) -> str:
+    """A reply in RESP 2 or 3 as text."""
+    return reply.decode("utf-8", "replace") if isinstance(reply, bytes) else str(reply)
