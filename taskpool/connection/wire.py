@@ -212,8 +212,8 @@ def greeting_error(redis_url: str) -> str:
 
 
 def refuse_bad_greeting(address: Address, replies: Sequence[Any]) -> None:
-    """Raise `RedisUnavailable` for the first error among the replies to a greeting, or if it is a replica that answers in
-    the place of the master: what can be read there may be old or missing."""
+    """Raise `RedisUnavailable` for the first error among the replies to a greeting, or if it is a replica that answers
+    in the place of the master: what can be read there may be old or missing."""
     for reply in replies:
         if isinstance(reply, hiredis.ReplyError):
             raise RedisUnavailable(f"Redis at {address} refused us: {reply}")
