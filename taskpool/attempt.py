@@ -13,14 +13,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import copy_context
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
+from taskpool import hooks
 from taskpool.context import TaskContext
 from taskpool.errors import InvalidPayload
 from taskpool.handover import attribute_of, described, name_of, qualified_name_of, seconds_of, traceback_of
-from taskpool.hooks import surrounded
 from taskpool.interrupts import NonRetryable, Retry, Snooze, SoftTimeout, TaskStopped
 from taskpool.payload.encode import encode_value
 from taskpool.registry import Registry
@@ -83,7 +84,7 @@ def _execute(
     max_result_bytes: int,
     run_coroutine: RunCoroutine,
 ) -> Outcome:
-    call = _bind(running, registry, context)
+    call = _bind(running, registry, context, run_coroutine)
     if isinstance(call, Outcome):
         return call
     result, error = run_in_fence(call, run_coroutine)
@@ -104,6 +105,17 @@ def run_in_fence(call: Callable[[], Any], run_coroutine: RunCoroutine) -> tuple[
         return result, None
     except BaseException as error:  # a task may raise anything, SystemExit too: its process goes on
         return None, error
+
+
+def _call_to_its_end(call: Callable[[], Any], run_coroutine: RunCoroutine) -> Any:
+    """Call a plain function, and run the coroutine that it may return: the hooks around both see how it ends."""
+    result = call()
+    if not hasattr(type(result), "__await__"):
+        return result
+    held = run_coroutine(_awaited(result))
+    if held.error is not None:
+        raise held.error
+    return held.result
 
 
 class _Held:
@@ -148,7 +160,7 @@ async def execute_task_async(
     Raises:
         asyncio.CancelledError: the caller cancelled it, and knows why.
     """
-    call = _bind(running, registry, context)
+    call = _bind(running, registry, context, None)
     if isinstance(call, Outcome):
         return call
     try:
@@ -181,7 +193,9 @@ def worker_error(running: RunningTask, error: BaseException) -> Outcome:
     return _failed(running, hidden(text, running.secrets), "worker_error", error)
 
 
-def _bind(running: RunningTask, registry: Registry, context: TaskContext) -> Callable[[], Any] | Outcome:
+def _bind(
+    running: RunningTask, registry: Registry, context: TaskContext, run_coroutine: RunCoroutine | None
+) -> Callable[[], Any] | Outcome:
     if running.refusal is not None:
         return _refused("unknown_task", f"refused: {running.refusal}")
     task_type = registry.get(running.type)
@@ -190,7 +204,11 @@ def _bind(running: RunningTask, registry: Registry, context: TaskContext) -> Cal
     try:
         payload = running.payload if running.secrets is None else running.secrets.put_into(running.payload)
         call = task_type.bind(task_type.decode(payload), context)
-        return surrounded(call, context, is_async=task_type.runs_on_loop)
+        if not hooks.arounds:
+            return call
+        if task_type.runs_on_loop or run_coroutine is None:
+            return hooks.surrounded(call, context, is_async=True)
+        return hooks.surrounded(partial(_call_to_its_end, call, run_coroutine), context, is_async=False)
     except SecretsGone as error:
         return _refused("secrets_gone", str(error))
     except InvalidPayload as error:

@@ -9,6 +9,7 @@ from typing import Any, Final, overload
 
 import msgspec
 
+from taskpool.depth import is_deeper_than
 from taskpool.types import utc
 
 _DIGITS: Final = 15
@@ -16,8 +17,6 @@ _NUMBER: Final = re.compile(rb"-?[0-9]{1,%d}" % _DIGITS)
 
 DEEPEST: Final = 128
 """How many arrays and objects may be nested in a JSON field that is shown."""
-_AS_LISTS: Final = bytes.maketrans(b"{}", b"[]")
-_NO_BRACKETS: Final = bytes(sorted(set(range(256)) - set(b"[]{}")))
 
 _decode = msgspec.json.Decoder().decode
 
@@ -111,14 +110,5 @@ def is_too_deep(raw: bytes) -> bool:
     """Whether JSON is nested so deep that its readers, each with a stack of its own, can't be trusted with it.
 
     New results and payloads are refused at far less. This is for records that an older release or RQ has written.
-    Brackets outside of texts are counted; each round peels one level off all branches.
     """
-    if len(raw) <= 2 * DEEPEST or raw.count(b"[") + raw.count(b"{") <= DEEPEST:
-        return False
-    outside = b"".join(raw.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
-    brackets = outside.translate(_AS_LISTS, _NO_BRACKETS)
-    for _ in range(DEEPEST):
-        if not brackets:
-            return False
-        brackets = brackets.replace(b"[]", b"")
-    return bool(brackets)
+    return is_deeper_than(DEEPEST, raw)

@@ -64,9 +64,8 @@ def around_attempt(hook: A) -> A:
 
 
 def surrounded(call: Callable[[], Any], context: TaskContext, *, is_async: bool) -> Callable[[], Any]:
-    """The same call, with the hooks around it. A plain function that returns a coroutine is surrounded without that."""
-    if not arounds:
-        return call
+    """The same call with the hooks around it, until its end: a plain `call` must not return an awaitable, and what an
+    async one returns is awaited within them."""
 
     def surround() -> Any:
         with ExitStack() as stack:
@@ -78,6 +77,9 @@ def surrounded(call: Callable[[], Any], context: TaskContext, *, is_async: bool)
         with ExitStack() as stack:
             for hook in arounds:
                 stack.enter_context(hook(context))
-            return await call()
+            result = call()
+            while hasattr(type(result), "__await__"):  # an `async def` may return an asyncio task
+                result = await result
+            return result
 
     return surround_async if is_async else surround

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
 import random
@@ -112,6 +113,17 @@ def spans() -> str:
 @task("spans_async")
 async def spans_async() -> str:
     return span.get()
+
+
+@task("returns_coroutine")
+def returns_coroutine(fault: bool = False) -> Any:
+    async def answer() -> str:
+        await asyncio.sleep(0)
+        if fault:
+            raise ValueError("as asked")
+        return span.get()
+
+    return answer()
 
 
 @task("raises")

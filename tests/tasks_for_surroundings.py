@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any
 
@@ -47,15 +48,43 @@ def _replace_streams() -> None:
     sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
 
 
+def _delete_streams() -> None:
+    del sys.stdout, sys.stderr
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        raise RuntimeError("no format")
+
+
+def _break_handlers() -> None:
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Formatter())
+        handler.addFilter(_raise)
+
+
+def _silence_handlers() -> None:
+    for handler in logging.getLogger().handlers:
+        handler.setLevel(100)
+
+
+class _Policy(asyncio.DefaultEventLoopPolicy):
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        raise RuntimeError("no loop")
+
+
 HARM: dict[str, Any] = {
     "none": lambda: None,
     "streams": _replace_streams,
     "closed streams": lambda: (sys.stdout.close(), sys.stderr.close(), sys.stdout.buffer.close()),
+    "deleted streams": _delete_streams,
     "closed descriptors": _close_output,
     "other descriptors": _replace_descriptors,
     "basicConfig": lambda: logging.basicConfig(force=True, level="ERROR"),
     "dictConfig": lambda: logging.config.dictConfig({"version": 1, "root": {"level": "ERROR"}}),
     "logging disabled": lambda: logging.disable(logging.CRITICAL),
+    "handlers": _break_handlers,
+    "handlers' level": _silence_handlers,
     "level": lambda: logging.getLogger().setLevel("CRITICAL"),
     "directory": lambda: os.chdir("/"),
     "removed directory": _remove_directory,
@@ -68,6 +97,7 @@ HARM: dict[str, Any] = {
     "signal mask": lambda: signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 64)),
     "alarm": lambda: signal.alarm(100),
     "policy": lambda: asyncio.set_event_loop_policy(None),
+    "broken policy": lambda: asyncio.set_event_loop_policy(_Policy()),
     "context": lambda: user.set("alice"),
 }
 
@@ -141,6 +171,15 @@ async def loop_harm(what: str) -> str:
             loop.set_task_factory(_raise)
         case "raising callback":
             loop.call_soon(sys.exit, 5)
+        case "methods":
+            loop.create_task = loop.create_future = _raise  # type: ignore[method-assign]
+            return what
+        case "executor":
+            executor = ThreadPoolExecutor(1)
+            loop.set_default_executor(executor)
+            executor.shutdown()
+        case "default executor":
+            await loop.shutdown_default_executor()
     await asyncio.sleep(0.02)
     return what
 
@@ -150,6 +189,11 @@ async def wait(until: str) -> str:
     while not os.path.exists(until):
         await asyncio.sleep(0.01)
     return "waited"
+
+
+@task("wait_for_another")
+async def wait_for_another(until: str) -> str:
+    return await asyncio.create_task(wait(until))
 
 
 @task("segfault")

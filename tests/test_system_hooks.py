@@ -40,9 +40,9 @@ def workers(redis_url: str, tmp_path: Path, slots: int) -> Iterator[WorkerPool]:
         yield workers
 
 
-def run(workers: WorkerPool, type: str) -> Any:
+def run(workers: WorkerPool, type: str, **payload: Any) -> Any:
     """The record of a task at its end."""
-    return workers.pool.wait(workers.pool.add_task(type).id, timeout_s=30)
+    return workers.pool.wait(workers.pool.add_task(type, payload).id, timeout_s=30)
 
 
 def test_a_process_runs_its_hooks_and_exit_handlers_in_order(workers: WorkerPool, tmp_path: Path) -> None:
@@ -66,6 +66,20 @@ def test_attempt_hooks_surround_plain_and_async_tasks_and_see_what_they_raise(
     refused = run(workers, "refused")
 
     assert (refused.status, refused.error) == (S.FAILED, "PermissionError: not this one")
+    assert noted(tmp_path, pid)[2:] == ["outer saw it"]
+
+
+def test_attempt_hooks_surround_the_coroutine_that_a_plain_function_returns(
+    workers: WorkerPool, tmp_path: Path
+) -> None:
+    (pid,) = workers.pids()
+
+    assert run(workers, "returns_coroutine").result == "outer returns_coroutine, inner"
+    failed = run(workers, "returns_coroutine", fault=True)
+
+    assert failed.error == "ValueError: as asked"
+    assert failed.failure["traceback"].count("tasks_for_hooks.py") >= 1
+    assert "taskpool" not in failed.failure["traceback"].replace("taskpool.py", "")
     assert noted(tmp_path, pid)[2:] == ["outer saw it"]
 
 

@@ -15,6 +15,9 @@ from tests.worker_pool import WorkerPool, pool_with_redis
 
 TASKS = str(Path(__file__).with_name("tasks_for_surroundings.py"))
 S = TaskStatus
+LOOP_HARM = [
+    *("exit", "stop", "cancel all", "factory", "raising callback", "close", "methods", "executor", "default executor"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +64,7 @@ def test_the_next_task_has_its_timeout(one: WorkerPool, what: str) -> None:
     assert len(one.pids()) == 1
 
 
-@pytest.mark.parametrize("what", ["exit", "stop", "cancel all", "factory", "raising callback", "close"])
+@pytest.mark.parametrize("what", LOOP_HARM)
 @pytest.mark.parametrize("slots", [1, 4])
 def test_what_a_task_does_to_the_event_loop_harms_neither_its_process_nor_the_next_task(
     one: WorkerPool, many: WorkerPool, slots: int, what: str
@@ -77,7 +80,7 @@ def test_what_a_task_does_to_the_event_loop_harms_neither_its_process_nor_the_ne
     assert workers.pids() == [pid]
 
 
-@pytest.mark.parametrize("what", ["exit", "stop", "factory", "raising callback"])
+@pytest.mark.parametrize("what", ["exit", "stop", "cancel all", "factory", "raising callback", "methods"])
 def test_its_neighbours_go_on(many: WorkerPool, tmp_path: Path, what: str) -> None:
     neighbours = [many.pool.add_task("wait", {"until": str(tmp_path / "go")}) for _ in range(2)]
     eventually(lambda: all(many.pool.get(each.id).status is S.IN_PROGRESS for each in neighbours))
@@ -87,6 +90,20 @@ def test_its_neighbours_go_on(many: WorkerPool, tmp_path: Path, what: str) -> No
 
     records = [many.pool.wait(each.id, timeout_s=30) for each in neighbours]
     assert [(each.status, each.attempt, each.crashes) for each in records] == [(S.DONE, 1, 0)] * 2
+
+
+def test_a_neighbour_whose_own_part_is_cancelled_by_another_task_runs_again_at_no_cost(
+    many: WorkerPool, tmp_path: Path
+) -> None:
+    neighbour = many.pool.add_task("wait_for_another", {"until": str(tmp_path / "go")})
+    eventually(lambda: many.pool.get(neighbour.id).status is S.IN_PROGRESS)
+
+    run(many, "loop_harm", what="cancel all")
+    eventually(lambda: many.pool.get(neighbour.id).snoozes == 1)
+    (tmp_path / "go").touch()
+
+    record = many.pool.wait(neighbour.id, timeout_s=30)
+    assert (record.status, record.attempt, record.crashes) == (S.DONE, 1, 0)
 
 
 @pytest.mark.parametrize("what", [each for each in HARM if each not in ("directory", "removed directory", "umask")])

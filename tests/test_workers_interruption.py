@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -92,13 +93,13 @@ class _Sink:
 @pytest.fixture
 def bench() -> Iterator[Bench]:
     before = [signal.getsignal(number) for number in SIGNALS]
+    hook = sys.unraisablehook
     memory = SharedMemory.create(1, 1)
     bench = Bench(memory.block(0))
     bench.interruption.install()
-    gc.disable()  # Python swallows what is raised in a callback of the collector's, and other tests may have left one
     yield bench
-    gc.enable()
     bench.interruption.close()
+    sys.unraisablehook = hook
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number, handler in zip(SIGNALS, before, strict=True):
         signal.signal(number, handler)
@@ -382,6 +383,82 @@ def test_nothing_is_raised_in_a_finalizer_which_would_swallow_it(bench: Bench) -
         return spin()
 
     assert bench.run(leaves_one).status is TaskStatus.STOPPED
+
+
+class _Referable: ...
+
+
+def in_weakref(harm: Callable[..., None]) -> Any:
+    referable = _Referable()
+    return weakref.ref(referable, harm)
+
+
+def in_collector(harm: Callable[..., None]) -> None:
+    gc.callbacks.append(harm)
+    try:
+        gc.collect()
+    finally:
+        gc.callbacks.remove(harm)
+
+
+def in_generator(harm: Callable[..., None]) -> None:
+    def generator() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            harm()
+
+    next(generator())
+
+
+SWALLOWERS = [in_weakref, in_collector, in_generator]
+
+
+@pytest.mark.parametrize("swallower", SWALLOWERS)
+def test_a_timeout_that_python_swallows_is_raised_again(bench: Bench, swallower: Callable[..., Any]) -> None:
+    swallowed = []
+
+    def overruns(*_: Any) -> None:
+        with suppress(IndexError):
+            try:
+                spin(0.1)
+            finally:
+                swallowed.append(bench.interruption.has_raised)
+
+    def swallows() -> str:
+        swallower(overruns)
+        return spin()
+
+    outcome = bench.run(swallows, timeout_s=0.02)
+
+    assert swallowed[0]
+    assert outcome.failure["reason"] == "timeout"
+
+
+@pytest.mark.parametrize("swallower", SWALLOWERS)
+def test_a_stop_that_python_swallows_is_raised_by_the_next_signal(bench: Bench, swallower: Callable[..., Any]) -> None:
+    def is_asked(*_: Any) -> None:
+        bench.ask()
+        spin(0.02)
+
+    def swallows() -> str:
+        swallower(is_asked)
+        bench.ask()
+        return spin()
+
+    assert bench.run(swallows).status is TaskStatus.STOPPED
+
+
+def test_what_else_python_swallows_is_reported_as_ever(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[type[BaseException]] = []
+    monkeypatch.setattr(bench.interruption, "_report_swallowed", lambda each: reported.append(each.exc_type))
+
+    def raises(*_: Any) -> None:
+        raise ValueError
+
+    bench.run(lambda: in_generator(raises))
+
+    assert reported == [ValueError]
 
 
 # --- what one task leaves to the next ------------------------------------------------------------------------

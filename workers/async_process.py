@@ -81,6 +81,9 @@ def serve(
                 if loop.is_closed() or main.done():
                     raise
                 log.warning("worker %s: something that a task started would have ended the event loop", worker)
+        if error := main.exception():  # a fault of ours, or a task has broken the loop: no step on it can be trusted
+            log.critical("worker %s ends: its event loop fails", worker, exc_info=error)
+            os._exit(1)  # what it ran is settled by the supervisor
     lifecycle.run_exit_handlers()
     return main.result()
 
@@ -137,6 +140,7 @@ class AsyncProcess:
         self._surroundings = Surroundings(self._capture, self._stacks, has_pipes=False)
         loop = asyncio.get_running_loop()
         self._loop_is = loop.get_task_factory(), loop.get_exception_handler()
+        self._loop, self._loop_attributes = loop, frozenset(getattr(loop, "__dict__", ()))
         counting = asyncio.create_task(self._count_for_ever())
         self._block.set_ready()
         while not self._is_leaving() or self._is_unsure:
@@ -177,12 +181,24 @@ class AsyncProcess:
             self._surroundings.restore_output()
         else:
             self._surroundings.restore()
-        loop = asyncio.get_running_loop()
+        self._restore_loop()
+
+    def _restore_loop(self) -> None:
+        loop = self._loop
         factory, handler = self._loop_is
         if loop.get_task_factory() is not factory:
             loop.set_task_factory(factory)
         if loop.get_exception_handler() is not handler:
             loop.set_exception_handler(handler)
+        attributes = getattr(loop, "__dict__", ())
+        if len(attributes) > len(self._loop_attributes):  # a task has replaced methods
+            for name in set(attributes) - self._loop_attributes:
+                delattr(loop, name)
+        # Python has no public way to tell, nor to undo it; without these attributes it stays as it is.
+        if getattr(loop, "_executor_shutdown_called", False):
+            loop._executor_shutdown_called = False  # type: ignore[attr-defined]
+        if getattr(getattr(loop, "_default_executor", None), "_shutdown", False):
+            loop._default_executor = None  # type: ignore[attr-defined]
 
     async def _take_turn(self) -> None:
         """Claims tasks; or, when Redis may show claims that this process hasn't seen, gives those back."""
@@ -355,7 +371,7 @@ class AsyncProcess:
         """Runs the code. It is cancelled by a stop (see `_on_request`) or by its timeout."""
         running = attempt.running
         if attempt.code is None:
-            attempt.code = _task(self._execute(attempt))
+            attempt.code = _Code(self._execute(attempt), attempt.reports, self._capture)
             if attempt.lane.request():  # asked for before there was something to cancel
                 self._cancel(attempt)
         while not attempt.code.done():
@@ -367,10 +383,12 @@ class AsyncProcess:
         outcome = None if attempt.code.cancelled() else attempt.code.result()
         if attempt.reports.is_overdue and (outcome is None or outcome.status is not TaskStatus.DONE):
             return timed_out(running)
+        if attempt.was_cancelled and outcome is None:
+            return stopped()
+        if attempt.code.was_disturbed and not attempt.was_cancelled and (outcome is None or _is_cancellation(outcome)):
+            return _disturbed()
         if outcome is not None:
             return outcome
-        if attempt.was_cancelled:
-            return stopped()
         error = "CancelledError: the task cancelled itself"
         return Outcome(TaskStatus.FAILED, error=error, failure={"reason": "exception", "message": error})
 
@@ -501,7 +519,7 @@ class _Attempt:
         self.reports = Reports(running, lane, reporter)
         self.context = TaskContext.of(running, self.reports)
         self.task: asyncio.Task[None]
-        self.code: asyncio.Task[Outcome] | None = None
+        self.code: _Code | None = None
         self.was_cancelled = False
         self.begun_mono = time.monotonic()
         self.unsent: list[Call[Any]] | None = None
@@ -512,6 +530,40 @@ class _Attempt:
     def left_s(self) -> float | None:
         """What is left of its time; None: it has no limit."""
         return None if self._deadline_mono is None else max(self._deadline_mono - time.monotonic(), 0.0)
+
+
+class _Code(asyncio.Task[Outcome]):
+    """Runs the code of an attempt. The code of other attempts can't cancel it: some cancel all that runs on the loop,
+    as programs do at their end."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Outcome], reports: Reports, capture: Capture) -> None:
+        super().__init__(coroutine, loop=asyncio.get_running_loop())
+        self._reports, self._capture = reports, capture
+        self.was_disturbed = False
+        """Another attempt has tried to cancel it, and may have cancelled something that it waits for."""
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancel it, unless the code of another attempt asks."""
+        if self._capture.owner() in (None, self._reports):
+            return super().cancel(msg)
+        self.was_disturbed = True
+        return False
+
+
+def _is_cancellation(outcome: Outcome) -> bool:
+    return outcome.failure.get("exception") == asyncio.CancelledError.__name__
+
+
+def _disturbed() -> Outcome:
+    """What becomes of an attempt for which another task has cancelled something: it runs again, at no cost."""
+    message = "put back: another task has cancelled everything on the event loop of its worker process"
+    return Outcome(
+        TaskStatus.SCHEDULED,
+        error=message,
+        failure={"reason": "snoozed", "message": message},
+        delay_s=RETRY_S,
+        counts=False,
+    )
 
 
 async def _insist(step: Callable[[], Awaitable[T]]) -> T:

@@ -76,6 +76,10 @@ class Capture:
         attempt = self._alone or self._of_context.get()
         return None if attempt is None or attempt.is_over or not self.keeps else attempt
 
+    def owner(self) -> Reports | None:
+        """The attempt whose code runs now, where several run at once; None: it is the worker's own."""
+        return self._of_context.get()
+
     def take(self, stream: str, text: str, source: str) -> bool:
         """Take text for the log of the task that writes; False when no task does."""
         attempt = self.current()

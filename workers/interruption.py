@@ -10,7 +10,9 @@ An interrupt is raised only inside the fence (`attempt.run_in_fence`), so it can
   nothing but come again later.
 - Below `run_coroutine` runs the event loop, which an exception out of nowhere would break. There the task's coroutine
   is cancelled instead.
-- What is raised in a finalizer (`__del__`) is swallowed by Python, so it isn't raised there.
+- Python swallows what is raised in a finalizer (`__del__`, a callback of `weakref` or `gc`, a generator that is
+  dropped), so it isn't raised in a `__del__`. The others don't show in the stack: Python reports what it has swallowed,
+  and the interrupt is raised again (`_on_swallowed`).
 
 An interrupt that isn't raised for one of these reasons is tried again a moment later. Each reason raises once for each
 attempt, so that a task has its grace to tidy up, and only for the attempt the supervisor meant: the request in the
@@ -26,6 +28,7 @@ from __future__ import annotations
 import asyncio
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -71,6 +74,8 @@ class Interruption:
         self._coroutine: asyncio.Task[Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._has_leftovers = self._is_debugged = self._is_handling = False
+        self._attributes = 0
+        self._report_swallowed = sys.unraisablehook
         self.terminated = False
         """True after a SIGTERM from outside: the process is to end when its task has."""
 
@@ -78,6 +83,7 @@ class Interruption:
         """Takes over the process's signals. What a task forks has Python's own handling of them again."""
         self.reinstall()
         forks.keep_apart(self._handlers)
+        self._report_swallowed, sys.unraisablehook = sys.unraisablehook, self._on_swallowed
 
     def reinstall(self) -> None:
         """Sets the handlers again, and lets their signals through: a task may have used a signal for itself. Called
@@ -130,6 +136,7 @@ class Interruption:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             self._is_debugged = self._loop.get_debug()
+            self._attributes = _attributes_of(self._loop)
         loop, self._has_leftovers = self._loop, False
         asyncio.set_event_loop(loop)
         watched = self._watched(coroutine)
@@ -178,6 +185,7 @@ class Interruption:
             or loop.get_task_factory() is not None
             or loop.get_exception_handler() is not None
             or loop.get_debug() is not self._is_debugged
+            or _attributes_of(loop) != self._attributes  # a method was replaced
             # Python doesn't tell in public; without these attributes a shut executor fails the tasks that need one.
             or getattr(loop, "_executor_shutdown_called", False)
             or getattr(getattr(loop, "_default_executor", None), "_shutdown", False)
@@ -216,6 +224,16 @@ class Interruption:
     def _on_terminate(self, number: int, frame: FrameType | None) -> None:
         self.terminated = True
 
+    def _on_swallowed(self, unraisable: Any) -> None:
+        """Python has swallowed an exception where none can be raised. If it is an interrupt, it is raised again: a
+        timeout by the alarm, a stop by the supervisor's next signal."""
+        if unraisable.exc_type not in self._raised:
+            self._report_swallowed(unraisable)
+            return
+        self._raised.discard(unraisable.exc_type)
+        if unraisable.exc_type is SoftTimeout and self._deadline < math.inf:
+            self._arm(time.monotonic() + RETRY_S)
+
     def _arm(self, at_mono: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, max(at_mono - time.monotonic(), 1e-4))
 
@@ -236,21 +254,26 @@ class Interruption:
         raise interrupt
 
 
+def _attributes_of(loop: asyncio.AbstractEventLoop) -> int:
+    """How many attributes an event loop has of its own. A method that is replaced adds one."""
+    return len(getattr(loop, "__dict__", ()))
+
+
 def is_inside_fence(frame: FrameType | None) -> bool:
     """Whether an exception raised in `frame`, which a signal has interrupted, is caught by the fence. See above."""
     above: FrameType | None = None
     while frame is not None:
         code = frame.f_code
         if code is _FENCE:
-            return above is not None and above.f_code is not _RUN_COROUTINE
-        if code.co_name == "__del__":
+            return above is not None
+        if code in _NOT_INSIDE or code.co_name == "__del__":
             return False
         frame, above = frame.f_back, None if code in _HANDLERS else frame
     return False
 
 
 _FENCE: Final = run_in_fence.__code__
-_RUN_COROUTINE: Final = Interruption.run_coroutine.__code__
+_NOT_INSIDE: Final = frozenset({Interruption.run_coroutine.__code__, Interruption._on_swallowed.__code__})
 _HANDLERS: Final = frozenset(
     handler.__code__ for handler in (Interruption._on_alarm, Interruption._on_request, Interruption._on_terminate)
 )

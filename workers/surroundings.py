@@ -30,7 +30,7 @@ class Surroundings:
         """Descriptors of the worker's own output, each with a copy. Pipes are looked after by `pipes.Output`."""
         root = self._root = logging.getLogger()
         self._log = logging.getLogger("workers")
-        self._ours = capture.handlers
+        self._ours = [(each, each.formatter, each.level, list(each.filters)) for each in capture.handlers]
         self._handlers, self._level, self._disabled = list(root.handlers), root.level, root.manager.disable
         known = root.manager.loggerDict.items()
         self._disabled_loggers = {name for name, each in known if getattr(each, "disabled", False)}
@@ -55,17 +55,23 @@ class Surroundings:
         if socket.getdefaulttimeout() != self._socket_timeout_s:
             socket.setdefaulttimeout(self._socket_timeout_s)
 
+        if sys.version_info < (3, 14) and asyncio.get_event_loop_policy() is not self._policy:
+            asyncio.set_event_loop_policy(self._policy)
+
     def restore_output(self) -> None:
         """Restores what the worker itself needs, and what keeps a task's output. May be called while tasks run."""
-        if sys.stdout is not self._stdout:
+        if getattr(sys, "stdout", None) is not self._stdout:
             sys.stdout = self._stdout
-        if sys.stderr is not self._stderr:
+        if getattr(sys, "stderr", None) is not self._stderr:
             sys.stderr = self._stderr
         if self._output:
             self._restore_descriptors()
         root = self._root
-        if root.handlers != self._handlers and not all(each in root.handlers for each in self._ours):
+        if root.handlers != self._handlers and not all(each in root.handlers for each, *_ in self._ours):
             root.handlers[:] = self._handlers
+        for handler, formatter, level, its_filters in self._ours:
+            if handler.formatter is not formatter or handler.level != level or handler.filters != its_filters:
+                handler.formatter, handler.level, handler.filters[:] = formatter, level, its_filters
         if self._log.disabled:  # `dictConfig` disables every logger that it doesn't name
             self._enable_loggers()
         if root.level != self._level:
@@ -85,8 +91,6 @@ class Surroundings:
         if self._file is not None:
             with suppress(OSError, ValueError, RuntimeError):
                 stacks.write_into(self._file)
-        if sys.version_info < (3, 14) and asyncio.get_event_loop_policy() is not self._policy:
-            asyncio.set_event_loop_policy(self._policy)
 
     def _restore_descriptors(self) -> None:
         for fd, (copy, is_) in self._output.items():

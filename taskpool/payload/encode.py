@@ -18,6 +18,7 @@ from uuid import UUID
 import msgspec
 from msgspec import NODEFAULT, UNSET
 
+from taskpool.depth import is_deeper_than
 from taskpool.finite import is_plain_and_finite, may_hide_nan
 from taskpool.payload.faults import NotJson, Steps
 from taskpool.payload.models import (
@@ -32,14 +33,12 @@ from taskpool.payload.models import (
 
 DEEPEST: Final = 64
 """How many arrays and objects may be nested in one value."""
-SHALLOW_BYTES: Final = 2 * DEEPEST + 1
+SHALLOW_BYTES: Final = 2 * DEEPEST
 """JSON of this size has too few brackets to be too deep."""
 
 _encode: Final = msgspec.json.Encoder().encode
 _skip: Final = msgspec.json.Decoder(msgspec.Raw).decode
 """Looks at the syntax alone, and makes no objects."""
-_AS_LISTS: Final = bytes.maketrans(b"{}", b"[]")
-_NO_BRACKETS: Final = bytes(sorted(set(range(256)) - set(b'[]{}"')))
 
 
 def encode_value(value: Any) -> bytes:
@@ -93,7 +92,7 @@ def is_faithful(value: Any, encoded: bytes) -> bool:
 
     False means that the walk has to look, not that there is a fault.
     """
-    return not _is_too_deep(encoded) and not (may_hide_nan(encoded) and not is_plain_and_finite(value))
+    return not is_deeper_than(DEEPEST, encoded) and not (may_hide_nan(encoded) and not is_plain_and_finite(value))
 
 
 def _check_syntax(encoded: bytes) -> None:
@@ -101,22 +100,6 @@ def _check_syntax(encoded: bytes) -> None:
     _skip(encoded)
     if not encoded.isascii():
         encoded.decode()
-
-
-def _is_too_deep(encoded: bytes) -> bool:
-    """Counts the levels of brackets outside of texts. The loop peels one level off all branches in each round."""
-    if len(encoded) <= SHALLOW_BYTES:
-        return False
-    if b"\\" in encoded:
-        encoded = encoded.replace(b"\\\\", b"").replace(b'\\"', b"")
-    brackets = encoded.translate(_AS_LISTS, _NO_BRACKETS).replace(b'""', b"")
-    if b'"' in brackets:  # a text has brackets
-        brackets = b"".join(brackets.split(b'"')[::2])
-    for _ in range(DEEPEST):
-        if not brackets:
-            return False
-        brackets = brackets.replace(b"[]", b"")
-    return bool(brackets)
 
 
 class _Walk:
