@@ -188,7 +188,7 @@ def get_queue(
     for position, (id, flat) in enumerate(zip(rest[::2], rest[1::2], strict=True), start=offset + 1):
         if is_task(flat):
             h = hash_of(flat)
-            record = restore_hash(id.decode(), h)
+            record = restore_hash(id.decode(errors="replace"), h)
             if project is not None and record.project != project:
                 continue
             since = record.enqueued_at or record.created_at or now

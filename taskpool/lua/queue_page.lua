@@ -31,7 +31,8 @@ end
 local from = begin()
 local reply = {now_ms, length, from}
 for _, id in ipairs(redis.call('LRANGE', key, from, from + ARGV[3] - 1)) do
+  local fields = redis.pcall('HGETALL', KEY.job .. id)
   reply[#reply + 1] = id
-  reply[#reply + 1] = redis.call('HGETALL', KEY.job .. id)
+  reply[#reply + 1] = fields.err and {} or fields -- a key that is no record is shown no more than one that is gone
 end
 return reply
