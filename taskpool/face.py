@@ -11,6 +11,7 @@ from taskpool.calls import Plan
 from taskpool.catalogue import Catalogue
 from taskpool.entry import Submitted
 from taskpool.errors import ConfigurationError
+from taskpool.lifecycle import HoldsConnections
 from taskpool.registry import Registry
 from taskpool.seconds import patience_s
 from taskpool.settings import Settings, resolve_redis_url
@@ -21,7 +22,7 @@ from taskpool.submission.specs import check_spec
 from taskpool.types import TaskRecord, TaskSpec
 
 
-class Face:
+class Face(HoldsConnections):
     """The part of a task pool that neither blocks nor awaits."""
 
     def __init__(self, redis_url: str | None, settings: Settings | None, registry: Registry | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,10 +55,14 @@ class TaskType:
     is_published: bool = True
     """Whether it is announced, so that it can be submitted by its name."""
 
-    @cached_property
+    @property
     def secret_fields(self) -> SecretFields:
-        """Which fields of its payload nobody is to see."""
-        return SecretFields(self.schema)
+        """Which fields of its payload nobody may see."""
+        # No `cached_property`: it has a lock in Python 3.11, which a forked child may inherit locked.
+        found: SecretFields | None = self.__dict__.get("_secret_fields")
+        if found is None:
+            found = self.__dict__["_secret_fields"] = SecretFields(self.schema)
+        return found
 
     def info(self, *, max_attempts: int = 1) -> TypeInfo:
         """As workers publish it; `max_attempts` is the setting's default."""

@@ -172,6 +172,18 @@ def test_each_request_gets_its_own_answer(command: tuple[str, ...], paths: tuple
     eventually(lambda: site.connections() <= own)
 
 
+def test_a_task_that_is_unknown_or_has_not_ended_is_no_server_error(site: Site) -> None:
+    later = site.workers.pool.add_task("greet", {"name": "Ada"}, delay_s=3600)
+
+    with site.served(*UVICORN, "fastapi_app:app") as url, httpx.Client(base_url=url, trust_env=False) as client:
+        for path in ("/greetings", "/threads/greetings"):
+            assert client.get(f"{path}/{'a' * 20}").status_code == 404
+        found = client.get(f"/greetings/{later.id}", params={"wait_s": 0})
+        assert (found.status_code, found.json()["status"]) == (200, "scheduled")
+    with site.served(*GUNICORN, "flask_app:app") as url:
+        assert httpx.get(f"{url}/greetings/{'a' * 20}", trust_env=False).status_code == 404
+
+
 def test_a_preloaded_program_that_used_its_pools_before_the_fork_is_answered_right(site: Site) -> None:
     (site.directory / "used_before.py").write_text(
         "import asyncio\n"

@@ -16,6 +16,7 @@ from taskpool.client.http import AsyncConnections, AsyncRunner, Server
 from taskpool.client.request import Plan, Request
 from taskpool.client.retry import RETRIES, TIMEOUT_S, Retrying, sending
 from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
+from taskpool.lifecycle import HoldsConnections
 from taskpool.logs.line import LogLine
 from taskpool.receipt import Receipt
 from taskpool.submission.given import AddTask, spec_given
@@ -24,7 +25,7 @@ from taskpool.types import Event, Page, QueuedTask, TaskRecord, TaskSpec, TaskSt
 T = TypeVar("T")
 
 
-class AsyncClient:
+class AsyncClient(HoldsConnections):
     """As `Client`, awaited, with any number of coroutines at once. Needs asyncio.
 
         async with AsyncClient("http://localhost:8080", api_key) as client:

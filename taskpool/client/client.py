@@ -16,6 +16,7 @@ from taskpool.client.http import Connections, Runner, Server
 from taskpool.client.request import Plan, Request
 from taskpool.client.retry import RETRIES, TIMEOUT_S, Retrying, sending
 from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
+from taskpool.lifecycle import HoldsConnections
 from taskpool.logs.line import LogLine
 from taskpool.receipt import Receipt
 from taskpool.submission.given import AddTask, spec_given
@@ -24,7 +25,7 @@ from taskpool.types import Event, Page, QueuedTask, TaskRecord, TaskSpec, TaskSt
 T = TypeVar("T")
 
 
-class Client:
+class Client(HoldsConnections):
     """Submit, watch and steer tasks through the HTTP API at `url`.
 
         with Client("http://localhost:8080", api_key) as client:

@@ -1,7 +1,7 @@
 """Carries out a client's steps with httpx: one runner that blocks, one that awaits. The only file that knows httpx.
 
-httpx's own client may be shared by threads, and by nothing else: `Connections` has one for each process,
-`AsyncConnections` one for each event loop.
+httpx's own client may be shared by threads, but not by processes, event loops or signal handlers, and closing it cuts
+the calls of all. `Connections` has one for each call at the same moment, `AsyncConnections` one for each event loop.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import asyncio
 import ipaddress
 import os
 import ssl
-import threading
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from functools import cached_property
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
+import httpcore  # noqa: F401 - httpx would import it in the first call, with a lock that a forked child may inherit
 import httpx
 
 from taskpool import lifecycle
@@ -50,22 +50,17 @@ class Server:
             raise ConfigurationError("the API key must be one word of ASCII, like tp_<id>_<secret>")
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
-        self._options: dict[str, Any] = {
+        is_here = _is_here(parsed.host)
+        self.options: Final[dict[str, Any]] = {
             "headers": {} if api_key is None else {"authorization": f"Bearer {api_key}"},
             "limits": httpx.Limits(max_connections=None, max_keepalive_connections=KEPT),
             # A proxy of the surroundings has nothing to do with a server on this machine.
-            "mounts": {"http://": None, "https://": None} if _is_here(parsed.host) else None,
+            "mounts": {"http://": None, "https://": None} if is_here else None,
+            # One context for all connections: to make one takes longer than a request. It is made now, because OpenSSL
+            # holds locks meanwhile: a child forked at that moment by another thread would wait for them for ever.
+            "verify": _no_tls() if is_here and parsed.scheme == "http" else httpx.create_ssl_context(),
         }
-
-    @property
-    def options(self) -> dict[str, Any]:
         """How httpx's clients are made."""
-        return {**self._options, "verify": self._tls}
-
-    @cached_property
-    def _tls(self) -> ssl.SSLContext:
-        """One for all: to make one takes longer than a request."""
-        return httpx.create_ssl_context()
 
     def request(self, client: httpx.Client | httpx.AsyncClient, request: Request[Any]) -> httpx.Request:
         """The request as httpx sends it."""
@@ -111,50 +106,81 @@ def _descriptor_of(stream: Any) -> int:
 
 
 class Connections:
-    """The connections of this process to the API; threads share them. A forked process begins with none."""
+    """The connections of this process to the API; threads share them. A forked process begins with none.
+
+    Each call takes a client of httpx for itself and gives it back, so a call shares no lock with another thread, with
+    a signal handler or with the parent of a fork, and `close` cuts no call that is under way.
+    """
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self._lock = threading.Lock()
         self._pid = os.getpid()
-        self._client: httpx.Client | None = None
+        self._idle: deque[httpx.Client] = deque()
+        self._clients: set[httpx.Client] = set()
         self._sockets = _Sockets()
         self._inherited: list[object] = []
         lifecycle.watch(self)
 
-    def client(self) -> httpx.Client:
-        """httpx's client of this process."""
+    def take(self) -> httpx.Client:
+        """A client for this caller alone, until it calls `give_back` or `drop`."""
         if os.getpid() != self._pid:  # a fork that didn't run Python's hooks
             self.forked()
-        client = self._client
-        if client is None:
-            with self._lock:
-                client = self._client = self._client or httpx.Client(**self.server.options)
-        return client
+        try:
+            return self._idle.pop()
+        except IndexError:
+            client = httpx.Client(**self.server.options)
+            self._clients.add(client)
+            return client
+
+    def give_back(self, client: httpx.Client) -> None:
+        """Return a client whose answer was read to its end."""
+        idle = self._idle
+        if client not in self._clients or len(idle) >= KEPT:  # taken before `close`; or there are enough
+            self.drop(client)
+            return
+        idle.append(client)
+        if idle is not self._idle:  # `close` was called since a moment ago
+            self._close_all(idle)
+
+    def drop(self, client: httpx.Client) -> None:
+        """Close a client that is of no more use."""
+        self._clients.discard(client)
+        client.close()
 
     def note(self, response: httpx.Response) -> None:
         """Remember the connection of a response."""
         self._sockets.note(response)
 
     def close(self) -> None:
-        """Close the connections; the next request opens new ones."""
+        """Close the connections; those in use close when they are given back. The next request opens a new one."""
         if os.getpid() != self._pid:
             self.forked()
-        client, self._client = self._client, None
-        if client is not None:
-            client.close()
+        idle, self._idle, self._clients = self._idle, deque(), set()
+        self._close_all(idle)
 
     def forked(self) -> None:
         """In a child process: let go of the parent's connections."""
         self._sockets.let_go()
         # Kept: the locks in there may be held by threads that don't exist here, so nothing may close it.
-        self._inherited += (self._client, self._sockets)
-        self._client, self._sockets = None, _Sockets()
-        self._lock, self._pid = threading.Lock(), os.getpid()
+        self._inherited += (self._clients, self._sockets)
+        self._idle, self._clients, self._sockets = deque(), set(), _Sockets()
+        self._pid = os.getpid()
 
     def at_exit(self) -> None:
         """As `close`."""
         self.close()
+
+    def __del__(self) -> None:
+        if "_inherited" in self.__dict__:
+            self.close()
+
+    def _close_all(self, idle: deque[httpx.Client]) -> None:
+        while True:
+            try:
+                client = idle.pop()
+            except IndexError:
+                return
+            client.close()
 
 
 class LoopConnections:
@@ -200,6 +226,7 @@ class Runner:
     def __init__(self, connections: Connections) -> None:
         self._connections, self._server = connections, connections.server
         self._stream: httpx.Response | None = None
+        self._client: httpx.Client | None = None
         self._pieces: Iterator[bytes] = iter(())
         self._pid = os.getpid()
 
@@ -238,19 +265,28 @@ class Runner:
 
     def _send(self, request: Request[Any]) -> Answer | Lost:
         self._close()
-        client = self._connections.client()
+        connections = self._connections
+        client = connections.take()
+        is_whole = False
         try:
             response = client.send(self._server.request(client, request), stream=True)
-            self._connections.note(response)
+            connections.note(response)
             if request.streams and response.status_code == OK:
-                self._stream, self._pieces = response, response.iter_bytes()
+                self._stream, self._client, self._pieces = response, client, response.iter_bytes()
+                is_whole = True
                 return Answer(OK, response.headers)
             try:
-                return Answer(response.status_code, response.headers, response.read())
+                answer = Answer(response.status_code, response.headers, response.read())
             finally:
                 response.close()
+            is_whole = True
+            connections.give_back(client)
+            return answer
         except FAILURES as error:
             return self._server.lost(error)
+        finally:
+            if not is_whole:
+                connections.drop(client)
 
     def _read(self) -> bytes | None:
         try:
@@ -259,10 +295,11 @@ class Runner:
             return None
 
     def _close(self) -> None:
-        if self._stream is not None:
-            if self._pid == os.getpid():  # else it is the parent's
-                self._stream.close()
-            self._stream = None
+        stream, client = self._stream, self._client
+        self._stream = self._client = None
+        if stream is not None and client is not None and self._pid == os.getpid():  # else it is the parent's
+            stream.close()
+            self._connections.give_back(client)
         self._pid = os.getpid()
 
 
@@ -333,6 +370,11 @@ class AsyncRunner:
         if self._stream is not None:
             await self._stream.aclose()
             self._stream = None
+
+
+def _no_tls() -> ssl.SSLContext:
+    """A context that no connection uses: httpx would load all certificates otherwise."""
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def _is_here(host: str) -> bool:

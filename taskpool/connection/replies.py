@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 import logging
 import re
-import threading
 import time
 from collections.abc import Mapping
 from typing import Final
@@ -177,16 +176,15 @@ class _Unknown:
 
     def __init__(self) -> None:
         self._told: dict[str, float] = {}
-        self._lock = threading.Lock()
 
     def tell(self, text: str) -> None:
         kind, now = _PLACE.sub("", _RUNNING.sub("", text))[:40], time.monotonic()
-        with self._lock:
-            if now - self._told.get(kind, -TOLD_AGAIN_S) < TOLD_AGAIN_S:
-                return
-            if len(self._told) >= TOLD_MOST:
-                self._told.clear()
-            self._told[kind] = now
+        # No lock: a signal handler or a forked child might wait for it for ever. Two threads may log the same.
+        if now - self._told.get(kind, -TOLD_AGAIN_S) < TOLD_AGAIN_S:
+            return
+        if len(self._told) >= TOLD_MOST:
+            self._told.clear()
+        self._told[kind] = now
         log.warning("unknown error reply of Redis, taken for an outage: %s", text[:TEXT_MOST])
 
 
