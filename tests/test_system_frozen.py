@@ -6,6 +6,7 @@ The moment between a claim and its task's first line is held still that way.
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from taskpool import TaskRecord, TaskStatus
+from taskpool import TaskRecord, TaskStatus, WaitTimeout
 from tests.support import eventually
 from tests.worker_pool import WorkerPool, lines
 
@@ -70,3 +71,28 @@ def test_a_stop_that_comes_before_the_first_line_of_a_claimed_task_stops_it(
         assert asked.status is TaskStatus.STOPPING
         assert (record.status, record.attempt) == (TaskStatus.STOPPED, 1)
         assert workers.result("ok").status is TaskStatus.DONE
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_a_process_whose_supervisor_is_frozen_claims_nothing_until_it_goes_on(
+    redis_url: str, tmp_path: Path, slots: int
+) -> None:
+    with WorkerPool(redis_url, tmp_path / "log", lease_s=2, slots=slots) as workers:
+
+        def is_left() -> TaskRecord | None:
+            task = workers.submit()
+            try:
+                workers.pool.wait(task.id, timeout_s=1)
+            except WaitTimeout:
+                return task
+            return None
+
+        workers.send(signal.SIGSTOP)
+        left = eventually(is_left)
+        assert left is not None
+        assert workers.pool.get(left.id).status is TaskStatus.QUEUED
+
+        workers.send(signal.SIGCONT)
+        record = workers.pool.wait(left.id, timeout_s=30)
+
+        assert (record.status, record.attempt, record.crashes) == (TaskStatus.DONE, 1, 0)

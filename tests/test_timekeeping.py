@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from random import Random
+from typing import Any
 
 import pytest
 
 from taskpool import TaskStatus, keys, scripts
+from taskpool.calls import Call
 from taskpool.errors import RedisRefused
 from taskpool.listing import all_queues
 from taskpool.store import AsyncStore
@@ -63,12 +65,13 @@ class Host:
 
     def __init__(self, store: AsyncStore, now: float = 1000.0) -> None:
         self.now, self.steps, self.outage = now, 0, Outage()
-        self.delay_s = 0.0
-        """How much time passes on its own clock whenever it is read. Redis's stands still meanwhile."""
+        self.waits_s: list[float] = []
+        """How much time passes on its own clock after each time it is read. Redis's stands still meanwhile."""
         self.keeper = Timekeeper(store, self.outage, lease_s=LEASE_S, clock=self._clock, on_step=self._stepped)
 
     def _clock(self) -> float:
-        now, self.now = self.now, self.now + self.delay_s
+        now = self.now
+        self.now += self.waits_s.pop(0) if self.waits_s else 0.0
         return now
 
     def _stepped(self) -> None:
@@ -230,14 +233,45 @@ async def test_a_step_that_hides_in_a_slow_round_trip_is_counted_once(world: Wor
     await first.look()
 
     second.now -= 3
-    second.delay_s = 8.0  # between this pool's two looks at its own clock
+    second.waits_s = [8.0]
     await second.look()
-    second.delay_s = 0.0
-    second.now -= 16
+    second.now -= 8
     await second.look()
     await second.look()
 
     assert abs(stepped_ms(world) - 3000) < 1000
+
+
+async def test_a_step_that_a_slow_answer_shows_is_measured_exactly(world: World, store: AsyncStore) -> None:
+    host = Host(store)
+    await host.look()
+
+    host.now -= 90 + 5
+    host.waits_s = [5.0]
+    await host.look()
+
+    assert abs(stepped_ms(world) - 90_000) < 500
+
+
+async def test_a_step_that_cannot_be_noted_at_once_is_noted_later(world: World, store: AsyncStore) -> None:
+    host, error = Host(store), RedisRefused("NOREPLICAS")
+    await host.look()
+    run = store.run
+
+    async def refuse(call: Call[Any]) -> Any:
+        raise error
+
+    host.now -= 90
+    store.run = refuse  # type: ignore[method-assign]
+    with pytest.raises(RedisRefused):
+        await host.look()
+    assert stepped_ms(world) == 0
+
+    store.run = run  # type: ignore[method-assign]
+    assert not await host.look()
+
+    assert abs(stepped_ms(world) - 90_000) < 500
+    assert host.steps == 1
 
 
 async def test_a_step_begins_every_lease_anew_with_its_own_length(world: World, store: AsyncStore) -> None:

@@ -226,7 +226,7 @@ class AsyncProcess:
         if self._unwritten.is_full:
             await asyncio.sleep(DOORBELL_S)
             return
-        if not self._free or self._must_wait():
+        if not self._free or self._must_wait() or not self._is_supervised():
             self._freed.clear()
             try:
                 async with asyncio.timeout(DOORBELL_S):
@@ -242,8 +242,9 @@ class AsyncProcess:
         sent = guardian.boottime()
         claimed = [value for value in await self._intake.run_many(calls) if isinstance(value, RunningTask)]
         self._is_idle = not claimed
-        # They came while we waited; or the machine slept, and their leases, which nobody renewed, may be over.
-        if claimed and (self._is_leaving() or guardian.boottime() > sent + self._settings.lease_s):
+        # They came while we waited; or the machine slept, or the supervisor is frozen: nobody renewed their leases.
+        is_late = guardian.boottime() > sent + self._settings.lease_s or not self._is_supervised()
+        if claimed and (self._is_leaving() or is_late):
             self._is_unsure = True  # seen as unknown, they are given back
             return
         await self._begin_all([running for running in claimed if not running.is_suspect])
@@ -251,6 +252,9 @@ class AsyncProcess:
         self._is_careful = bool(suspects) or (self._is_careful and not claimed)
         if suspects:
             await self._begin_alone(suspects)
+
+    def _is_supervised(self) -> bool:
+        return guardian.is_supervised(self._block, self._settings.lease_s)
 
     async def _begin_all(self, claimed: Sequence[RunningTask]) -> None:
         fenced = [running for running in claimed if running.on_lost_lease == "kill"]

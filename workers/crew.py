@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from workers.child import Child
+from workers.guardian import boottime
 from workers.nursery import Ending, ForkRefused, Nursery, NurseryLost, describe_status
 from workers.slots import SharedMemory
 
@@ -135,6 +136,7 @@ class Crew:
         name = f"{self._pool}.{self._started}"
         block = self._memory.block(index)
         block.clear()
+        block.supervise(boottime())
         self._is_starting = True
         try:
             pid = await nursery.fork(index, name, self.queues)

@@ -35,6 +35,8 @@ LONGEST_LOOK_S: Final = 0.5
 START_SHARE: Final = 0.6
 """How much of its lease must be left when an attempt begins: the next heartbeat, a third of a lease later at most, must
 come before the supervisor would kill it."""
+SUPERVISED_SHARE: Final = 1 / 3
+"""For how much of a lease a worker process claims tasks without a sign of its supervisor."""
 READY_S: Final = 2.0
 """How long a worker process waits for its guardian."""
 STALE_S: Final = 2.0
@@ -61,6 +63,13 @@ def wait_for_guardian(block: Block) -> bool:
         time.sleep(ASK_S)
     log.error("a task with on_lost_lease=kill is given back: the fork server starts no guardian for its process")
     return False
+
+
+def is_supervised(block: Block, lease_s: float) -> bool:
+    """Called by a worker process: whether the supervisor was at work a moment ago. A frozen one renews no lease, so
+    every task that the process claims would lose its lease."""
+    at = block.supervised_at
+    return not at or boottime() - at < lease_s * SUPERVISED_SHARE
 
 
 def is_in_time(safe_until: float, lease_s: float) -> bool:

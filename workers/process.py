@@ -134,7 +134,10 @@ class Process:
         while not self._is_leaving():
             if self._unwritten.is_full:
                 time.sleep(LONGEST_RETRY_S)
-            running = self._exchange_or_log(claims=not self._unwritten.is_full)
+            is_supervised = self._is_supervised()
+            if not is_supervised and self._ended is None:
+                time.sleep(FIRST_RETRY_S)
+            running = self._exchange_or_log(claims=is_supervised and not self._unwritten.is_full)
             if running is None:
                 continue
             if self._is_leaving():
@@ -223,8 +226,14 @@ class Process:
         self._was_woken, self._is_idle = self._is_idle, claims and claimed is None
         return claimed
 
+    def _is_supervised(self) -> bool:
+        return guardian.is_supervised(self._block, self._settings.lease_s)
+
     def _may_begin(self, claimed: RunningTask, sent: float) -> bool:
-        """False when the lease, which wasn't renewed yet, may be over: the machine slept, or the answer took long."""
+        """False when the lease, which wasn't renewed yet, may be over (the machine slept, or the answer took long), or
+        when the supervisor, which would renew it, is frozen."""
+        if not self._is_supervised():
+            return False
         if claimed.on_lost_lease == "kill":
             return self._may_begin_fenced(claimed)
         return guardian.boottime() <= sent + self._settings.lease_s

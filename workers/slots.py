@@ -1,8 +1,8 @@
 """What each worker process runs, in memory shared by the supervisor and all of its processes.
 
 A process owns one *block*: a head with its counters, one *lane* for each task it runs at once, and the `Spool` of the
-lines that its tasks wrote last. The process alone writes its block, with these exceptions: `drain` and each lane's
-`request` and `renewed` belong to the supervisor, `beat` and `guardian` (a process id) to the process's guardian.
+lines that its tasks wrote last. The process alone writes its block, with these exceptions: `drain`, `supervised` and
+each lane's `request` and `renewed` belong to the supervisor, `beat` and `guardian` (a process id) to its guardian.
 Reads are consistent: a lane's sequence is odd while it is being written. Nothing here is trusted for a write to Redis:
 the attempt id it carries is checked there.
 
@@ -10,10 +10,10 @@ An attempt that must not outlive its lease (`on_lost_lease` is "kill") shows in 
 lasts, by the clock of `guardian.boottime`. The process writes the first such time. The supervisor writes later ones to
 `renewed`, as `milliseconds << 24 | run`: one word, so that no reader sees half of it.
 
-    block   ┌───────┬──────┬────────┬────────────┬───────┬───────┬──────┬──────────┬────────┬────────┬───┬───────┐
-            │ ready │ done │ failed │ working_us │ drain │ guard │ beat │ guardian │ lane 0 │ lane 1 │ … │ spool │
-            └───────┴──────┴────────┴────────────┴───────┴───────┴──────┴──────────┴────────┴────────┴───┴───────┘
-             u64     u64    u64      u64          u64     u64     u64    u64        from byte 64 on
+    block   ┌───────┬──────┬────────┬────────────┬───────┬───────┬──────┬──────────┬────────────┬────────┬───┬───────┐
+            │ ready │ done │ failed │ working_us │ drain │ guard │ beat │ guardian │ supervised │ lane 0 │ … │ spool │
+            └───────┴──────┴────────┴────────────┴───────┴───────┴──────┴──────────┴────────────┴────────┴───┴───────┘
+             u64     u64    u64      u64          u64     u64     u64    u64        u64          from byte 72 on
 
     lane    ┌──────────┬───────┬─────┬──────────────┬───────────┬────────────┬─────────┬─────────┬─────────┬──────┐
             │ sequence │ state │ run │ started_mono │ timeout_s │ safe_until │ lengths │ request │ renewed │ text │
@@ -37,8 +37,8 @@ from workers import anonymous, spool
 from workers.spool import Spool
 
 _WORD: Final = struct.Struct("=Q")
-_HEAD_BYTES: Final = 64
-_READY, _DONE, _FAILED, _WORKING_US, _DRAIN, _GUARD, _BEAT, _GUARDIAN = 0, 8, 16, 24, 32, 40, 48, 56
+_HEAD_BYTES: Final = 72
+_READY, _DONE, _FAILED, _WORKING_US, _DRAIN, _GUARD, _BEAT, _GUARDIAN, _SUPERVISED = range(0, _HEAD_BYTES, 8)
 
 _LANE: Final = struct.Struct("=QQdddHHHxx")
 """state, run, started_mono, timeout_s, safe_until, lengths of id, attempt id and queue; stands behind the sequence."""
@@ -197,6 +197,16 @@ class Block:
     def draining(self) -> bool:
         """True when the supervisor wants no more claims."""
         return self._map[self._at + _DRAIN] != 0
+
+    def supervise(self, now: float) -> None:
+        """Says that the supervisor is at work at `now` (`guardian.boottime()`)."""
+        _ATOMIC.pack_into(self._map, self._at + _SUPERVISED, int(now * 1000))
+
+    @property
+    def supervised_at(self) -> float:
+        """When the supervisor last said that it is at work; 0: it never did."""
+        at: int = _ATOMIC.unpack_from(self._map, self._at + _SUPERVISED)[0]
+        return at / 1000
 
     def ask(self, run: Run, request: Request) -> None:
         """Leaves a request for this very run; the next one of the lane doesn't see it."""

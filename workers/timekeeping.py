@@ -28,6 +28,7 @@ STEP_SHARE: Final = 0.25
 """A step counts from two seconds on, or from this share of a lease if that is less."""
 SURE_SHARE: Final = 1 / 8
 """How much of the least step may be left unreported by a pool that relies on what others noted."""
+LOOKS_AGAIN: Final = 3
 GAP_SHARE: Final = 1 / 3
 REBASE_AT_ONCE: Final = 500
 REBASE_PAGES: Final = 20
@@ -42,8 +43,11 @@ class ClockWatch:
         self._least_ms = least_step_ms
         self._low = self._high = 0.0
         self._looked_at: float | None = None
-        self.is_sure = False
-        """Whether the last look was quick and found no step, nor a part of one."""
+        self._middle = 0.0
+        """The difference of the clocks before the last step."""
+        self.is_quick = self.is_sure = False
+        """Whether the last look was quick, so that it says exactly what the time is; and whether it was quick and found
+        no step, nor a part of one."""
 
     @property
     def is_new(self) -> bool:
@@ -58,7 +62,7 @@ class ClockWatch:
         """By how many ms the clock was stepped since the last look; 0: it wasn't. Redis's time was read between
         `sent_s` and `received_s` of this host's clock."""
         low, high = redis_ms - received_s * 1000, redis_ms - sent_s * 1000
-        is_quick, self.is_sure = high - low < self._least_ms, False
+        self.is_quick, self.is_sure = high - low < self._least_ms * SURE_SHARE, False
         if self._looked_at is None:
             self._low, self._high, self._looked_at = low, high, received_s
             return 0
@@ -66,13 +70,19 @@ class ClockWatch:
         self._low, self._high, self._looked_at = self._low - drift_ms, self._high + drift_ms, received_s
         apart_ms = low - self._high if low > self._high else high - self._low if high < self._low else 0.0
         if abs(apart_ms) >= self._least_ms:
-            step_ms = (low + high - self._low - self._high) / 2
+            self._middle = (self._low + self._high) / 2
             self._low, self._high = low, high
-            return round(step_ms)
-        self.is_sure = is_quick and abs(apart_ms) < self._least_ms * SURE_SHARE
+            return round((low + high) / 2 - self._middle)
+        self.is_sure = self.is_quick and abs(apart_ms) < self._least_ms * SURE_SHARE
         if not apart_ms:
             self._low, self._high = max(low, self._low), min(high, self._high)
         return 0
+
+    def again_ms(self, redis_ms: float, sent_s: float, received_s: float) -> int:
+        """The step that was just found, measured once more."""
+        self._low, self._high, self._looked_at = redis_ms - received_s * 1000, redis_ms - sent_s * 1000, received_s
+        self.is_quick = self._high - self._low < self._least_ms * SURE_SHARE
+        return round((self._low + self._high) / 2 - self._middle)
 
 
 class Timekeeper:
@@ -95,6 +105,8 @@ class Timekeeper:
         self._steady_since: float | None = None
         self._corrected_ms: int | None = None
         self._cursors: dict[str, str] = {}
+        self._found_ms = 0
+        """A step that is measured, and not noted in Redis yet."""
         self.now_ms = 0
         """Redis's time at the last look: nothing that wasn't due by then is taken for due in this round."""
         self._steady_ms = 0
@@ -115,11 +127,15 @@ class Timekeeper:
             self._base_ms = tick.stepped_ms
             # A pool that starts has nothing to compare with, but time doesn't go back by itself.
             step_ms = -tick.behind_ms if tick.behind_ms >= self._least_ms else 0
+        self._found_ms += step_ms
+        if step_ms and not is_first:
+            await self._measure_again(step_ms)
         if self._steady_since is None:
             self._steady_since = received
         self.now_ms, self._steady_ms = tick.now_ms, tick.steady_ms
-        if step_ms:
-            await self._note_step(step_ms, received)
+        if self._found_ms:
+            await self._note_step(self._found_ms, received)
+            self._found_ms = 0
         else:
             if self._watch.is_sure:  # then others noted steps from before this pool began to measure
                 self._base_ms = tick.stepped_ms
@@ -145,6 +161,17 @@ class Timekeeper:
             corrected_ms=corrected_ms,
         )
 
+    async def _measure_again(self, step_ms: int) -> None:
+        """While Redis hangs, its answer says little about the time. Delays would be wrong by half of that wait."""
+        for _ in range(LOOKS_AGAIN):
+            if self._watch.is_quick:
+                break
+            sent = self._clock()
+            now_ms = await self._store.run(redis_time_ms())
+            better_ms = self._watch.again_ms(now_ms, sent, self._clock())
+            self._found_ms += better_ms - step_ms
+            step_ms = better_ms
+
     async def _note_step(self, step_ms: int, now: float) -> None:
         is_new, self._base_ms = await self._store.run(
             scripts.step(step_ms, base_ms=self._base_ms, least_ms=self._least_ms, lease_ms=self._lease_ms)
@@ -168,3 +195,8 @@ class Timekeeper:
             reached = await self._store.run_many(pages[:QUEUES_AT_ONCE])
             for queue, cursor in zip(places, reached, strict=False):
                 self._cursors[queue] = END if cursor == "0" else cursor
+
+
+def redis_time_ms() -> Call[float]:
+    """Redis's time in ms."""
+    return Call(("TIME",), lambda reply: int(reply[0]) * 1000 + int(reply[1]) / 1000, again=True)
