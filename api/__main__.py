@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from api.access.door import check_door
 from api.app import create_app
-from api.connections import Limits
+from api.connections import Limits, check_files
 from api.server import bind, serve
 from taskpool.embedded import START_RETRY_S, wait_for_redis
 from taskpool.errors import ConfigurationError, RedisUnavailable
@@ -30,6 +30,7 @@ def main() -> int:
         settings = Settings.load(os.environ)
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         logging.getLogger("uvicorn").setLevel("WARNING")
+        check_files()
         listener = bind(settings.host, settings.port)
         who = _check(settings)
         app = create_app(settings)

@@ -22,12 +22,14 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from api import whole
 from api.access.addresses import network
 from api.problems import Problem, retry_after
+from taskpool.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
 MOST_HEAD_BYTES: Final = 64 * 1024
 """Of a request line and its headers together. A little more may arrive in one piece with the last of them."""
 NO_LINGER: Final = struct.pack("ii", 1, 0)
+LOG_AGAIN_S: Final = 60.0
 FILES_ASIDE: Final = 64
 """File descriptors that connections leave to the rest of the process."""
 
@@ -50,6 +52,7 @@ class Connections:
         self._most = min(limits.most, _files() - FILES_ASIDE)
         self._open: dict[LimitedProtocol, str] = {}
         self._by_address: Counter[str] = Counter()
+        self._logged_mono: float | None = None
 
     def __len__(self) -> int:
         return len(self._open)
@@ -58,12 +61,22 @@ class Connections:
         """Count a new connection; or why there is no room for it."""
         address = network(connection.client[0]) if connection.client else ""
         if len(self._open) >= self._most:
+            self._log_full()
             return f"this server has {self._most:,} connections open, and takes no more"
         if self._by_address[address] >= self.limits.most_per_address:
             return f"your address has {self.limits.most_per_address:,} connections open, and gets no more"
         self._open[connection] = address
         self._by_address[address] += 1
         return None
+
+    def _log_full(self) -> None:
+        now_mono = time.monotonic()
+        if self._logged_mono is None or now_mono - self._logged_mono >= LOG_AGAIN_S:
+            self._logged_mono = now_mono
+            what = (
+                "TASKPOOL_MAX_CONNECTIONS" if self._most == self.limits.most else "the limit of open files (ulimit -n)"
+            )
+            logger.warning("all %d connections are in use; new ones are refused. Raise %s", self._most, what)
 
     def forget(self, connection: LimitedProtocol) -> None:
         """It has ended."""
@@ -194,6 +207,19 @@ class LimitedProtocol(HttpToolsProtocol):
         head = b"".join([name + b": " + value + b"\r\n" for name, value in headers])
         self.transport.write(STATUS_LINE[answer.status_code] + head + b"\r\n" + bytes(answer.body))
         self.transport.close()
+
+
+def check_files() -> None:
+    """Return if this process may open enough files to serve anyone.
+
+    Raises:
+        ConfigurationError
+    """
+    if (files := _files()) <= FILES_ASIDE:
+        raise ConfigurationError(
+            f"this process may have {files} files open, and the API needs more than {FILES_ASIDE}: raise the limit with"
+            " ulimit -n"
+        )
 
 
 def _files() -> int:

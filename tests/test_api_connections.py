@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import httpx
@@ -236,3 +237,14 @@ def test_an_address_is_one_of_ipv4_or_a_network_of_ipv6() -> None:
 
 def test_no_more_connections_are_counted_on_than_there_are_files() -> None:
     assert Connections(Limits(most=1 << 40))._most < 1 << 40
+
+
+def test_the_log_says_once_a_minute_that_no_connection_is_left(caplog: pytest.LogCaptureFixture) -> None:
+    connections = Connections(Limits(most=0))
+    one: Any = SimpleNamespace(client=None)
+    for _ in range(3):
+        assert connections.admit(one) is not None
+
+    assert [record.message for record in caplog.records] == [
+        "all 0 connections are in use; new ones are refused. Raise TASKPOOL_MAX_CONNECTIONS"
+    ]

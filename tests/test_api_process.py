@@ -125,6 +125,18 @@ def test_what_keeps_it_from_starting_is_one_line_and_status_2(
     assert says in lines[0]
 
 
+def test_too_few_files_are_one_line_and_status_2(redis_url: str) -> None:
+    ended = subprocess.run(
+        ["sh", "-c", f"ulimit -n 60 && exec {sys.executable} -m api"],
+        env=environment(redis_url), cwd=ROOT, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "api: this process may have 60 files open, and the API needs more than 64: raise the limit with ulimit -n\n"
+    )
+
+
 def test_an_endless_body_costs_no_memory_and_ends_in_413(server: tuple[Any, str], url: str) -> None:
     process = psutil.Process(server[0].pid)
     before = process.memory_info().rss
