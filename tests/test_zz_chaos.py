@@ -16,7 +16,7 @@ from benchmarks.chaos.plan import PROFILES, Plan, PoolPlan
 from benchmarks.chaos.report import render
 from benchmarks.chaos.soak import Result, run
 
-pytestmark = pytest.mark.long(about_s=130)
+pytestmark = pytest.mark.long(about_s=160)
 SEEDS = {"clients": 1, "neighbours": 2, "failover": 3}
 SECONDS = 60
 SMALL = (

@@ -37,11 +37,6 @@ class SingleRedis:
         with Redis.from_url(self.url, socket_timeout=5) as redis:
             yield redis
 
-    @property
-    def offset_s(self) -> float:
-        """By how much its clock is ahead of ours."""
-        return 0.0
-
     def close(self) -> None:
         self.server.stop()
 
@@ -67,11 +62,6 @@ class SentinelRedis:
         """A connection to the present master."""
         with Redis(port=self._master.port, socket_timeout=5) as redis:
             yield redis
-
-    @property
-    def offset_s(self) -> float:
-        """By how much its clock is ahead of ours."""
-        return self.clock.offset_s
 
     def fail_over(self) -> None:
         """The master dies; the replica takes its place; the old master comes back as its replica."""

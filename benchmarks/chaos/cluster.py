@@ -138,8 +138,8 @@ class Cluster:
         self.root = Path(plan.source) if plan.source else ROOT
         self.older_root = older_release(directory / "older") if plan.profile.older else None
         """Where the release before is; None: the plan has none, or the repository doesn't have it."""
-        self.clock: list[tuple[float, float]] = [(0.0, 0.0)]
-        """By how many seconds Redis's clock was ahead, and since when (ms)."""
+        self.offsets_s = [0.0]
+        """By how many seconds Redis's clock was ahead of the right time, one after the other."""
         self._seed = plan.seed
         self.client_redis = self._redis_link()
         self.apis = [self._api(number) for number in range(2 if plan.profile.second_api else 1)]
@@ -165,13 +165,14 @@ class Cluster:
 
     def note_step(self, offset_s: float) -> None:
         """Redis's clock is about to be this far ahead of the right time."""
-        self.clock.append((time.time() * 1000, offset_s))
+        self.offsets_s.append(offset_s)
 
     def right_ms(self, at_ms: float) -> float:
         """The right time of what Redis said was then. It must have been said just now."""
         now_ms = time.time() * 1000
-        offsets_ms = [offset_s * 1000 for _, offset_s in self.clock]
-        return min((at_ms - offset_ms for offset_ms in offsets_ms), key=lambda right_ms: abs(right_ms - now_ms))
+        return min(
+            (at_ms - offset_s * 1000 for offset_s in self.offsets_s), key=lambda right_ms: abs(right_ms - now_ms)
+        )
 
     def keep(self) -> None:
         """Starts again what ended because it found no Redis at its start, as `restart: unless-stopped` would."""

@@ -15,6 +15,7 @@ from typing import Final
 from benchmarks.chaos.cluster import RQ
 from benchmarks.chaos.evidence import LEASE_ENDED, VERIFIED, Attempt, Evidence, Finding, attempts
 from benchmarks.chaos.harm import AWAY, FREEZES, NETWORK
+from benchmarks.chaos.load import SOON_PURGED_S
 from taskpool.types import Event, TaskStatus
 
 CLOCK_MS: Final = 2
@@ -162,6 +163,11 @@ def _check_overlap(id: str, made: Sequence[Attempt]) -> Iterator[Finding]:
             yield Finding("overlap", f"attempt {before.number} did something {late[-1].at_ms - first:.0f} ms after", id)
 
 
+def _may_be_gone(evidence: Evidence, parent: str) -> bool:
+    """Whether a parent was removed; or purged by the release before, to which its result is None then."""
+    return parent in evidence.ledger.asked("remove") or evidence.spec(parent).get("result_ttl_s") == SOON_PURGED_S
+
+
 def _check_failure(evidence: Evidence, id: str, events: Sequence[Event]) -> Iterator[Finding]:
     """What failed was meant to: its code said so, its time was over, or its attempts kept dying."""
     if events[-1].status is not TaskStatus.FAILED:
@@ -178,6 +184,7 @@ def _check_failure(evidence: Evidence, id: str, events: Sequence[Event]) -> Iter
             "ParentResultGone" in error
             and any(parent in error and parent in removed for parent in payload.get("parents", ()))
         )
+        or (evidence.has_older and "NoneType" in error and any(_may_be_gone(evidence, id) for id in payload["parents"]))
         or crashes >= evidence.plan.max_crashes - 1
     )
     if not is_meant:

@@ -61,12 +61,13 @@ class Evidence:
         """What a task was to be, also one whose submission was never answered; {}: it isn't known."""
         if id in (specs := self.specs()):
             return specs[id]
-        record = self.records.get(id)
-        if record is None:
-            return {}
-        found = self.submission(record.payload["batch"])
-        at = found.numbers.index(record.payload["n"]) if found else 0
-        return found.specs[at] if found else {}
+        batch, number = "", 0
+        if id in self.records:
+            batch, number = self.records[id].payload["batch"], self.records[id].payload["n"]
+        elif effects := self.effects.get(id):
+            batch, number = effects[0].batch, effects[0].n
+        found = self.submission(batch)
+        return found.specs[found.numbers.index(number)] if found else {}
 
     def submission(self, batch: str) -> Submission | None:
         """By the name that its tasks carry."""

@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks.chaos.effects import duplicates
+from benchmarks.chaos.cluster import OLDER
+from benchmarks.chaos.effects import BESIDE_MS, duplicates
 from benchmarks.chaos.evidence import Evidence, Finding
 from benchmarks.chaos.recovery import recoveries
 from benchmarks.chaos.soak import Result
 
 SHOWN = 12
+MISSING = f"the repository doesn't have {OLDER}: all pools run this release"
 
 
 def figures(result: Result) -> dict[str, Any]:
@@ -42,7 +44,7 @@ def figures(result: Result) -> dict[str, Any]:
         "webhooks": dict(Counter(message.status for message in evidence.messages)),
         "told": {name: len(told) for name, told in evidence.told.items()},
         "by_rq": sum(evidence.ran_in_rq(id) for id in evidence.events),
-        "older": evidence.has_older,
+        "older": OLDER if evidence.has_older else "none" if not evidence.plan.profile.older else MISSING,
         "done_twice": dict(duplicates(evidence)),
         "findings": dict(Counter(finding.kind for finding in result.findings)),
     }
@@ -79,6 +81,15 @@ def history(evidence: Evidence, finding: Finding) -> Iterator[str]:
             steps.append((at_ms, f"asked to {what}: {status}"))
     if not steps:
         return
+    ended_ms = max(steps)[0]
+    pids = {effect.pid for effect in evidence.effects.get(id, ())}
+    for other, effects in evidence.effects.items():
+        if other != id and any(effect.pid in pids for effect in effects):
+            steps += [
+                (event.at_ms, f"beside it {other}: {event.event}")
+                for event in evidence.events.get(other, ())
+                if abs(event.at_ms - ended_ms) < BESIDE_MS
+            ]
     for parent in (spec or {}).get("depends_on", ()):
         steps += [(event.at_ms, f"parent {parent}: {event.event}") for event in evidence.events.get(parent, ())]
         steps += [

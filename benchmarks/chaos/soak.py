@@ -101,9 +101,8 @@ def run(plan: Plan, directory: Path) -> Result:
         killed = {pid for service in cluster.pools for pid in service.killed}
         with cluster.redis.connected() as redis:
             records = _records(cluster)
-            offsets_s = [offset_s for _, offset_s in cluster.clock]
             # An expiry is a time: a clock that went back puts it off.
-            most_s = WORKER_TTL_S + round(max(offsets_s) - offsets_s[-1])
+            most_s = WORKER_TTL_S + round(max(cluster.offsets_s) - cluster.offsets_s[-1])
             findings = [
                 *check_histories(evidence),
                 *check_effects(evidence),

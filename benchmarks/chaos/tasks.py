@@ -33,7 +33,7 @@ def chaos(
     word: Secret[str] = "",
 ) -> dict[str, Any]:
     """Works for `seconds`, or fails, snoozes, dies, talks or ignores a stop, as `do` says."""
-    note(ctx, n, "start")
+    note(ctx, n, "start", batch=batch)
     if ctx.attempt <= fails:
         raise ValueError("as planned")
     if do == "die" and ctx.attempt == 1:
@@ -74,7 +74,7 @@ async def chaos_async(
     parents: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The same for an event loop; it only works or fails."""
-    note(ctx, n, "start")
+    note(ctx, n, "start", batch=batch)
     if ctx.attempt <= fails:
         raise ValueError("as planned")
     deadline = time.monotonic() + seconds

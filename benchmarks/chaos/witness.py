@@ -43,6 +43,7 @@ class Effect:
     pool: str
     pid: int
     at_ms: float
+    batch: str = ""
     token: str = ""
     parents: Mapping[str, str] = field(default_factory=dict)
 
