@@ -88,7 +88,7 @@ def _execute(
     if isinstance(call, Outcome):
         return call
     result, error = run_in_fence(call, run_coroutine)
-    return _returned(running, result, max_result_bytes) if error is None else _raised(running, error)
+    return _returned(running, result, max_result_bytes) if error is None else raised(running, error)
 
 
 def run_in_fence(call: Callable[[], Any], run_coroutine: RunCoroutine) -> tuple[Any, BaseException | None]:
@@ -168,8 +168,8 @@ async def execute_task_async(
     except asyncio.CancelledError:
         raise
     except BaseException as error:  # of a function that isn't `async def` and returns an awaitable
-        return _raised(running, error)
-    return _returned(running, held.result, max_result_bytes) if held.error is None else _raised(running, held.error)
+        return raised(running, error)
+    return _returned(running, held.result, max_result_bytes) if held.error is None else raised(running, held.error)
 
 
 def stopped(reason: str = "stopped") -> Outcome:
@@ -214,7 +214,7 @@ def _bind(
     except InvalidPayload as error:
         return _refused("invalid_payload", hidden(described(error), running.secrets))
     except BaseException as error:  # a task class may raise anything in its __init__
-        return _raised(running, error)
+        return raised(running, error)
 
 
 def _returned(running: RunningTask, result: Any, max_result_bytes: int) -> Outcome:
@@ -252,7 +252,8 @@ def _too_large(size: str, most: int) -> Outcome:
     )
 
 
-def _raised(running: RunningTask, error: BaseException) -> Outcome:
+def raised(running: RunningTask, error: BaseException) -> Outcome:
+    """The outcome of an attempt whose code raised."""
     if _is_or_holds(error, TaskStopped):
         return stopped()
     if _is_or_holds(error, SoftTimeout):

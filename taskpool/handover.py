@@ -142,8 +142,8 @@ def _number(value: Any) -> int | float:
         return int.__index__(value)
     if issubclass(kind, float):
         return float.__float__(value)
-    if issubclass(kind, str | bytes | bytearray):
-        raise TypeError("a text is no number")
+    if issubclass(kind, str | bytes | bytearray | complex):  # numpy's complex numbers would lose a part
+        raise TypeError("it is no real number")
     try:
         return int.__index__(operator.index(value))
     except TypeError:  # no whole number by its type, as Decimal and Fraction

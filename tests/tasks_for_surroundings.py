@@ -196,6 +196,19 @@ async def wait_for_another(until: str) -> str:
     return await asyncio.create_task(wait(until))
 
 
+@task("awaits_exit")
+async def awaits_exit(way: str) -> None:
+    """A sub-task or a thread raises GeneratorExit, and this task awaits it."""
+
+    def leave() -> None:
+        raise GeneratorExit
+
+    async def leave_async() -> None:
+        leave()
+
+    await (asyncio.create_task(leave_async()) if way == "sub-task" else asyncio.to_thread(leave))
+
+
 @task("segfault")
 def segfault() -> None:
     ctypes.string_at(0)

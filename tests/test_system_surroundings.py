@@ -92,6 +92,19 @@ def test_its_neighbours_go_on(many: WorkerPool, tmp_path: Path, what: str) -> No
     assert [(each.status, each.attempt, each.crashes) for each in records] == [(S.DONE, 1, 0)] * 2
 
 
+@pytest.mark.parametrize("way", ["sub-task", "thread"])
+@pytest.mark.parametrize("slots", [1, 4])
+def test_a_generator_exit_that_is_awaited_fails_the_task_and_frees_its_slot(
+    one: WorkerPool, many: WorkerPool, slots: int, way: str
+) -> None:
+    workers = one if slots == 1 else many
+
+    records = [run(workers, "awaits_exit", way=way) for _ in range(slots + 1)]
+
+    assert {(each.status, each.crashes, each.error) for each in records} == {(S.FAILED, 0, "GeneratorExit")}
+    assert run(workers, "look_async").result == "nobody"
+
+
 def test_a_neighbour_whose_own_part_is_cancelled_by_another_task_runs_again_at_no_cost(
     many: WorkerPool, tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ from contextvars import copy_context
 from typing import IO, Any, Final, TypeVar
 
 from taskpool import scripts
-from taskpool.attempt import Outcome, execute_task, execute_task_async, stopped, timed_out, worker_error
+from taskpool.attempt import Outcome, execute_task, execute_task_async, raised, stopped, timed_out, worker_error
 from taskpool.calls import Call
 from taskpool.claimed import waited_ms
 from taskpool.context import TaskContext
@@ -384,7 +384,7 @@ class AsyncProcess:
             if not done:
                 attempt.reports.is_overdue = True
                 attempt.code.cancel()
-        outcome = None if attempt.code.cancelled() else attempt.code.result()
+        outcome = None if attempt.code.cancelled() else _outcome_in(attempt.code, running)
         if attempt.reports.is_overdue and (outcome is None or outcome.status is not TaskStatus.DONE):
             return timed_out(running)
         if attempt.was_cancelled and outcome is None:
@@ -552,6 +552,13 @@ class _Code(asyncio.Task[Outcome]):
             return super().cancel(msg)
         self.was_disturbed = True
         return False
+
+
+def _outcome_in(code: asyncio.Task[Outcome], running: RunningTask) -> Outcome:
+    """The outcome that the code of an attempt came to. A GeneratorExit that a task awaits (of a sub-task, or of a
+    thread) closes all coroutines on its way, those of the fence too, and ends the asyncio task itself."""
+    error = code.exception()
+    return raised(running, error) if isinstance(error, GeneratorExit) else code.result()
 
 
 def _is_cancellation(outcome: Outcome) -> bool:
