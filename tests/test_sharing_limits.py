@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import pickle
 import signal
@@ -13,7 +14,17 @@ from typing import Any
 
 import pytest
 
-from taskpool import AsyncClient, AsyncTaskPool, Client, TaskNotFound, TaskPool
+from taskpool import (
+    AsyncClient,
+    AsyncTaskPool,
+    Client,
+    RedisUnavailable,
+    Registry,
+    TaskNotFound,
+    TaskPool,
+    WaitTimeout,
+)
+from taskpool.connection import async_wire
 from tests.programs import run_program
 
 LATER_S = 60
@@ -150,3 +161,46 @@ def test_a_pool_given_to_a_spawned_process_is_refused_with_the_way_out() -> None
     """
 
     assert run_program(source).startswith("a TaskPool can't be pickled or copied, because it holds connections")
+
+
+# --- coroutines that need the same connection ------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_a_call_that_is_cancelled_while_it_connects_disturbs_no_other(redis_url: str) -> None:
+    async with AsyncTaskPool(redis_url, registry=Registry(builtins=True)) as pool:
+        task = await pool.add_task("echo", {"message": 1}, delay_s=3600)
+        for turns in range(12):
+            pool.subscriptions.close()
+            first = asyncio.create_task(pool.wait(task.id))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            others = [asyncio.create_task(pool.wait(task.id, timeout_s=0.01)) for _ in range(3)]
+            await asyncio.sleep(0)
+
+            first.cancel()
+
+            ended = await asyncio.gather(first, *others, return_exceptions=True)
+            assert [type(each) for each in ended] == [asyncio.CancelledError, *[WaitTimeout] * 3]
+
+
+@pytest.mark.anyio
+async def test_calls_that_need_a_connection_share_one_attempt_to_open_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If each made its own, one after the other, the last of many would hear of a silent Redis after minutes."""
+    monkeypatch.setattr(async_wire, "CONNECT_TIMEOUT_S", 0.2)
+    came = 0
+
+    async def stay_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal came
+        came += 1
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(stay_silent, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with AsyncTaskPool(f"redis://127.0.0.1:{port}") as pool:
+            calls = [pool.get("a" * 20) for _ in range(20)]
+            ended = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert {type(each) for each in ended} == {RedisUnavailable}
+    assert came == 2  # a read is tried twice

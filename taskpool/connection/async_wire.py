@@ -46,13 +46,15 @@ class AsyncWire:
         self._link: _Link | None = None
         self._outgoing: list[bytes] = []
         self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()
-        self._connecting = asyncio.Lock()
+        self._is_ready = False
+        self._opening: asyncio.Task[None] | None = None
+        self._wanted = 0
         self._watch: asyncio.TimerHandle | None = None
         self._has_ended = False
 
     async def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float) -> list[Any]:
         """As `Wire.exchange`."""
-        if self._link is None:
+        if not self._is_ready:
             await self._connect()
         try:
             replies = self._send(commands, timeout_s)
@@ -72,6 +74,7 @@ class AsyncWire:
     def abandon(self) -> None:
         """Let go of the socket when its loop is closed or belongs to the parent process. Nothing is sent."""
         link, self._link = self._link, None
+        self._is_ready = False
         if link is not None:
             link.abandon()
 
@@ -94,6 +97,7 @@ class AsyncWire:
             return
         self._link.transport.abort()
         self._link = None
+        self._is_ready = False
         self._outgoing = []
         waiting, self._waiting = self._waiting, deque()
         for future, _ in waiting:
@@ -137,36 +141,59 @@ class AsyncWire:
             self._watch = loop.call_later(WATCH_INTERVAL_S, self._look)
 
     async def _connect(self) -> None:
-        async with self._connecting:
-            if self._link is not None:
-                return
-            if self._has_ended:
-                raise RedisUnavailable("the pool was closed in this event loop")
-            address = self._address
-            loop = asyncio.get_running_loop()
-            try:
-                async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                    if address.sentinels:
-                        address = await asyncio.to_thread(address.located)
-                    link = _Link(self)
-                    if address.path:
-                        await loop.create_unix_connection(lambda: link, address.path)
-                    else:
-                        await loop.create_connection(lambda: link, address.host, address.port, ssl=address.tls)
-                    self._link = link
-                    greeting = address.greeting(self._name, self._protocol)
-                    greeted = [await reply for reply in self._send(greeting, CONNECT_TIMEOUT_S)]
-            except OSError as error:  # TimeoutError is one
-                self.drop(error)
-                raise self._unavailable(error) from error
-            except BaseException:  # cancelled in the middle: nobody has seen whether the greeting was accepted
-                self.close()
-                raise
-            try:
-                refuse_bad_greeting(address, greeted)
-            except RedisUnavailable:
-                self.close()
-                raise
+        """Wait for the one attempt to connect that all callers share. A caller that is cancelled leaves it to the
+        others; the last one to leave ends it."""
+        opening = self._opening
+        if opening is None:
+            opening = self._opening = asyncio.create_task(self._open())
+            opening.add_done_callback(self._opened)
+        self._wanted += 1
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            if self._wanted == 1 and self._opening is opening:
+                self._opening = None
+                opening.cancel()
+            raise
+        finally:
+            self._wanted -= 1
+
+    def _opened(self, opening: asyncio.Task[None]) -> None:
+        if self._opening is opening:
+            self._opening = None
+        if not opening.cancelled():
+            opening.exception()  # mark as seen: whoever waited may be gone
+
+    async def _open(self) -> None:
+        if self._has_ended:
+            raise RedisUnavailable("the pool was closed in this event loop")
+        address = self._address
+        loop = asyncio.get_running_loop()
+        link = _Link(self)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                if address.sentinels:
+                    address = await asyncio.to_thread(address.located)
+                if address.path:
+                    await loop.create_unix_connection(lambda: link, address.path)
+                else:
+                    await loop.create_connection(lambda: link, address.host, address.port, ssl=address.tls)
+                if self._has_ended:
+                    link.transport.abort()
+                    raise ConnectionResetError("closed")
+                self._link = link
+                greeting = address.greeting(self._name, self._protocol)
+                greeted = [await reply for reply in self._send(greeting, CONNECT_TIMEOUT_S)]
+            refuse_bad_greeting(address, greeted)
+            if self._link is not link:  # lost right behind the replies
+                raise ConnectionResetError(CLOSED)
+        except OSError as error:  # TimeoutError is one
+            self.drop(error, link)
+            raise self._unavailable(error) from error
+        except BaseException:  # refused; or cancelled, when nobody has seen whether the greeting was accepted
+            self.drop(ConnectionResetError("closed"), link)
+            raise
+        self._is_ready = True
 
     def _unavailable(self, error: OSError) -> RedisUnavailable:
         return unreachable(self._address, error)
