@@ -148,7 +148,8 @@ class Ready(Document, frozen=True, kw_only=True):
         bool | None, Meta(description="Redis takes writes; false, with a 503, while it can only be read")
     ] = None
     redis: Annotated[
-        ServerDocument | None, Meta(description="this and all but `status` are told to who may see all tasks")
+        ServerDocument | None,
+        Meta(description="only callers who may see all tasks get this and the other fields besides `status`"),
     ] = None
     workers: Count | None = None
     warnings: Annotated[

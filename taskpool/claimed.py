@@ -22,7 +22,7 @@ RQ_FAILURE_TTL_S: Final = 31_536_000
 
 
 def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str, foreign: ForeignJobs) -> RunningTask:
-    """The claimed task. A job that isn't one of ours, and calls no RQ function to run, is told by its `refusal`."""
+    """The claimed task. A job that isn't one of ours, and calls no RQ function to run, has a `refusal`."""
     id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, started_ms, *more = (
         reply
     )

@@ -84,7 +84,7 @@ class Subscriptions:
         self._lost()
 
     def abandon(self) -> None:
-        """Let go of the socket when its loop is closed or belongs to the parent process. Nobody is told."""
+        """Let go of the socket when its loop is closed or belongs to the parent process. Nothing is sent."""
         self._wire.abandon()
 
     def _refuse(self, replies: list[Any]) -> None:

@@ -57,7 +57,7 @@ class TaskType:
 
     @property
     def secret_fields(self) -> SecretFields:
-        """Which fields of its payload nobody may see."""
+        """Which fields of its payload are secret."""
         # No `cached_property`: it has a lock in Python 3.11, which a forked child may inherit locked.
         found: SecretFields | None = self.__dict__.get("_secret_fields")
         if found is None:

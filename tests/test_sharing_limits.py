@@ -71,7 +71,7 @@ def api() -> Iterator[_Api]:
 
 
 def test_closing_a_client_cuts_no_call_of_another_thread(api: _Api) -> None:
-    """A socket that is closed under a call wakes nobody: the call would wait until its time is over."""
+    """A socket that is closed under a call doesn't wake it: the call would wait until its time is over."""
     api.may_answer.clear()
     with Client(api.url, retries=0, timeout_s=LATER_S) as client, ThreadPoolExecutor(4) as executor:
         calls = [executor.submit(client.get, "a" * 20) for _ in range(4)]

@@ -246,7 +246,7 @@ class Stream:
         return [message.get("event") or json.loads(message["data"])["event"] for message in self.messages]
 
     async def _read(self, front: Front, path: str, headers: dict[str, str]) -> None:
-        # Whoever takes compressed answers must get events all the same.
+        # A client that takes compressed answers must get events all the same.
         accepts = {"accept": "text/event-stream", "accept-encoding": "gzip, br, zstd"}
         async with front.http() as client, client.stream("GET", path, headers=accepts | headers) as answer:
             assert answer.status_code == 200

@@ -16,7 +16,7 @@ from tests.worker_pool import WorkerPool, pool_with_redis
 TASKS = str(Path(__file__).with_name("tasks_for_surroundings.py"))
 S = TaskStatus
 LOOP_HARM = [
-    *("exit", "stop", "cancel all", "factory", "raising callback", "close", "methods", "executor", "default executor"),
+    *("exit", "stop", "cancel all", "factory", "raising callback", "close", "executor", "default executor"),
 ]
 
 
@@ -64,8 +64,9 @@ def test_the_next_task_has_its_timeout(one: WorkerPool, what: str) -> None:
     assert len(one.pids()) == 1
 
 
-@pytest.mark.parametrize("what", LOOP_HARM)
-@pytest.mark.parametrize("slots", [1, 4])
+@pytest.mark.parametrize(
+    ("slots", "what"), [(1, "methods"), *((slots, what) for slots in (1, 4) for what in LOOP_HARM)]
+)
 def test_what_a_task_does_to_the_event_loop_harms_neither_its_process_nor_the_next_task(
     one: WorkerPool, many: WorkerPool, slots: int, what: str
 ) -> None:
@@ -80,7 +81,7 @@ def test_what_a_task_does_to_the_event_loop_harms_neither_its_process_nor_the_ne
     assert workers.pids() == [pid]
 
 
-@pytest.mark.parametrize("what", ["exit", "stop", "cancel all", "factory", "raising callback", "methods"])
+@pytest.mark.parametrize("what", ["exit", "stop", "cancel all", "factory", "raising callback"])
 def test_its_neighbours_go_on(many: WorkerPool, tmp_path: Path, what: str) -> None:
     neighbours = [many.pool.add_task("wait", {"until": str(tmp_path / "go")}) for _ in range(2)]
     eventually(lambda: all(many.pool.get(each.id).status is S.IN_PROGRESS for each in neighbours))

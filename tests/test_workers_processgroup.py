@@ -37,7 +37,7 @@ def test_a_zombie_that_nobody_collects_is_not_alive() -> None:
 
 
 def dead(*command: str) -> subprocess.Popen[bytes]:
-    """A process that has ended, and that nobody has collected."""
+    """A process that has ended, and that its parent hasn't collected."""
     process = subprocess.Popen(command, start_new_session=True)
     eventually(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE)
     return process

@@ -65,7 +65,7 @@ GATES = (
     Gate("fence", ("freeze_pool",), frozenset({"transition"})),
     Gate("claim", ("kill_child", "kill_supervisor"), frozenset({"unfinished", "place"})),
     Gate("reaper", ("kill_supervisor",), frozenset({"unfinished", "lease"})),
-    Gate("clients", ("cut_api", "http_cut_after"), frozenset({"unique", "repeated", "webhook", "gap"})),
+    Gate("clients", ("cut_api", "http_cut_after"), frozenset({"unique", "repeated", "webhook"})),
     Gate("refused", ("refuse_all", "refuse_writes"), frozenset({"once"}), profile="neighbours", slow=0.4),
     Gate("presumed", ("freeze_supervisor",), frozenset({"gone"}), slow=0.6),
 )

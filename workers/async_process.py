@@ -242,7 +242,7 @@ class AsyncProcess:
         sent = guardian.boottime()
         claimed = [value for value in await self._intake.run_many(calls) if isinstance(value, RunningTask)]
         self._is_idle = not claimed
-        # They came while we waited; or the machine slept, or the supervisor is frozen: nobody renewed their leases.
+        # They came while we waited; or the machine slept, or the supervisor is frozen: their leases weren't renewed.
         is_late = guardian.boottime() > sent + self._settings.lease_s or not self._is_supervised()
         if claimed and (self._is_leaving() or is_late):
             self._is_unsure = True  # seen as unknown, they are given back
@@ -340,6 +340,7 @@ class AsyncProcess:
             log.exception("worker %s failed around task %s", self._worker, running.id)
             outcome = worker_error(running, error)
         self._capture.leave(running)
+        self._restore_loop()  # what follows needs a loop that works
         run_s = time.monotonic() - started_mono
         self._terminated = self._files.are_short_after(run_s) or self._terminated
         attempt.lane.end()
@@ -350,6 +351,7 @@ class AsyncProcess:
         except Exception as error:  # a fault of ours: something in the outcome, or in the reports, can't be stored
             log.exception("worker %s: the outcome of task %s can't be stored", self._worker, running.id)
             attempt.unsent = []
+            self._restore_loop()  # another task may have changed it meanwhile
             word = await self._write_plainly(attempt, worker_error(running, error))
         self._stats.record(
             running.type,
@@ -414,7 +416,7 @@ class AsyncProcess:
 
         def execute() -> Outcome:
             if is_refused:
-                return stopped()  # nobody reads it
+                return stopped()  # it isn't read
             outcome = execute_task(
                 running, self._registry, attempt.context, max_result_bytes=limit, run_coroutine=runner.run
             )

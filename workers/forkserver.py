@@ -90,7 +90,7 @@ class ForkServer:
         processgroup.end_children(spare=self._older)
 
     def _fork(self, order: Mapping[str, Any]) -> None:
-        """Forks a worker process. If the host lacks something for it, the supervisor is told, and may ask again."""
+        """Forks a worker process. If the host lacks something for it, it tells the supervisor, which may ask again."""
         parent = os.getpid()
         with ExitStack() as undo:
             try:
@@ -188,7 +188,7 @@ class ForkServer:
                 del self._blocks[pid]
                 with self._stacks.pop(pid) as file:  # closed first: to look for orphans takes a file descriptor
                     written = stacks.read(file)
-                # What it leaves behind has fallen to us: nothing of its tasks lives when it is told to have ended.
+                # What it leaves behind has fallen to us: nothing of its tasks lives when its end is reported.
                 processgroup.end_children(spare=self._spared())
                 pipes = self._pipes.pop(pid, None)
                 output = pipes.left_over() if pipes is not None else {}

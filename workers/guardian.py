@@ -1,4 +1,4 @@
-"""The guardian of a worker process: kills it before a lease ends that nobody renews.
+"""The guardian of a worker process: kills it before a lease ends that isn't renewed.
 
 Only tasks that must not outlive their leases (`on_lost_lease` is "kill") need one. Usually the supervisor kills such
 an attempt in time (see fencing). The guardian is for the case that the supervisor is frozen, or too busy. It is a

@@ -74,7 +74,7 @@ class SentinelRedis:
         self._swap()
 
     def switch_over(self) -> None:
-        """The sentinels are told to make the replica the master; both live on."""
+        """Tells the sentinels to make the replica the master; both live on."""
         old, new = self._master, self._replica
         self._catch_up(old, new)
         self._promote(new)

@@ -38,7 +38,7 @@ class Told:
 
 
 class Follower(threading.Thread):
-    """One client, until it is told to end. `told` is what it heard about one task or all."""
+    """One client, until it is asked to end. `told` is what it received about one task or all."""
 
     def __init__(self, name: str, api_url: str) -> None:
         super().__init__(name=f"chaos-{name}", daemon=True)
@@ -57,7 +57,7 @@ class Follower(threading.Thread):
                 with suppress(httpx.TransportError, WebSocketException, OSError, TimeoutError):
                     self._follow()
                 self.ending.wait(RETRY_S)
-        except Exception as fault:  # the thread's outermost loop: whoever joins it raises this
+        except Exception as fault:  # the thread's outermost loop: the thread that joins it raises this
             self.fault = fault
 
     def _follow(self) -> None:

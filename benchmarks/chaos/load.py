@@ -94,7 +94,7 @@ class Client(threading.Thread):
             while not self.ending.wait(self._random.expovariate(self._rate)):
                 self._submit()
                 self._steer()
-        except Exception as fault:  # the thread's outermost loop: whoever joins it raises this
+        except Exception as fault:  # the thread's outermost loop: the thread that joins it raises this
             self.fault = fault
 
     def _submit(self) -> None:
@@ -180,7 +180,7 @@ class Client(threading.Thread):
 
 @dataclass(frozen=True, slots=True)
 class Doors:
-    """Where the APIs are, and where the ends of some tasks are told (None: of none)."""
+    """Where the APIs are, and where the ends of some tasks are reported (None: of none)."""
 
     api_urls: tuple[str, ...]
     callback_url: str | None

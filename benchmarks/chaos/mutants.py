@@ -48,7 +48,7 @@ MUTATIONS: Final[Mapping[str, Sequence[Edit]]] = {
     ],
     # What Redis refuses with an error is dropped.
     "refused": [("workers/process.py", _UNWRITTEN, f"self._ended = None\n            {_UNWRITTEN}")],
-    # What is only presumed is told as if it had been seen.
+    # What is only presumed is reported as if it had been seen.
     "presumed": [
         (
             "taskpool/lua/crash.lua",

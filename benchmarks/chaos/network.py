@@ -120,7 +120,7 @@ class Link:
                 self._pump(connection, upstream_reader, writer, refusing, is_request=False),
             )
             await asyncio.gather(*pumps)
-        except OSError:  # either end is gone, nobody listens, or it was cut: its client sees a closed connection
+        except OSError:  # either end is gone, nothing listens, or it was cut: its client sees a closed connection
             pass
         finally:
             self._connections.discard(connection)

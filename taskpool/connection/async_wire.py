@@ -103,7 +103,7 @@ class AsyncWire:
         for future, _ in waiting:
             if not future.done():
                 future.set_exception(error)
-                future.exception()  # mark as seen: whoever waited may be gone
+                future.exception()  # mark as seen: the callers may be gone
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
@@ -162,7 +162,7 @@ class AsyncWire:
         if self._opening is opening:
             self._opening = None
         if not opening.cancelled():
-            opening.exception()  # mark as seen: whoever waited may be gone
+            opening.exception()  # mark as seen: the callers may be gone
 
     async def _open(self) -> None:
         if self._has_ended:
@@ -190,7 +190,7 @@ class AsyncWire:
         except OSError as error:  # TimeoutError is one
             self.drop(error, link)
             raise self._unavailable(error) from error
-        except BaseException:  # refused; or cancelled, when nobody has seen whether the greeting was accepted
+        except BaseException:  # refused; or cancelled, when it is unknown whether the greeting was accepted
             self.drop(ConnectionResetError("closed"), link)
             raise
         self._is_ready = True

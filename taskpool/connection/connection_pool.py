@@ -4,7 +4,7 @@ A caller takes the connection that was given back last, so a program has as many
 same moment, however many threads it starts. `deque.pop` and `deque.append` are atomic: the common case needs no lock,
 and a signal handler may use the pool while the code it interrupted does.
 
-A connection that failed is dropped: it may hold an answer that nobody read. After a fork the child starts with an empty
+A connection that failed is dropped: it may hold an unread answer. After a fork the child starts with an empty
 pool. It closes its copies of the parent's sockets, which sends nothing and leaves the parent's connections alone.
 """
 
@@ -86,7 +86,7 @@ class ConnectionPool(Generic[C]):
         self._members.forget(id(connection))
 
     def drop_idle(self) -> None:
-        """Close the connections that nobody uses now."""
+        """Close the connections that no call uses now."""
         self._members.close_idle()
 
     @contextmanager
@@ -261,7 +261,7 @@ class _Members(Generic[C]):
         self.waiting.append(me)
         is_served = False
         try:
-            # Look again, now that whoever gives one back sees us.
+            # Look again, now that a caller who gives one back sees us.
             if not (self.idle or self._permits or self.is_closed):
                 is_served = me.lock.acquire(timeout=max(0.0, min(LOOK_S, end_mono - time.monotonic())))
         except BaseException:

@@ -12,7 +12,7 @@
 -- ARGV[11]    '1': other tasks ran in the process, and it isn't known which of them was the cause. Then nothing is
 --             counted: the task is queued again as a suspect, which runs alone
 -- Returns     'queued' | 'given_back' (it is a suspect now) | 'failed' | 'stopped' (a stop was asked) | 'lost' |
---             'unseen' (a claim that nobody saw has expired,
+--             'unseen' (a claim that no process saw has expired,
 --             see unseen.lua: nothing was changed, it is to be given back)
 
 local id, attempt_id, queue, max_crashes = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])

@@ -35,7 +35,7 @@ local seq = tonumber(f[3]) + 1
 local more, aside = '', nil
 drop_attempt(id, attempt_id, queue, worker) -- first: see there
 if status == 'done' then
-  if f[8] then -- nobody can retry it by hand
+  if f[8] then -- a done task can't be retried by hand
     redis.call('DEL', KEY.secrets .. id)
     redis.call('ZREM', KEY.secrets_index, id)
   end

@@ -12,7 +12,7 @@ local function unique_keys()
     return id, tonumber(until_ms)
   end
 
-  -- The task that holds a key now, and RQ's word of its status; nil: nobody does.
+  -- The task that holds a key now, and RQ's word of its status; nil: no task does.
   local function holder_of(name, now_ms)
     local id, until_ms = entry_of(name)
     if not id then return nil end
