@@ -161,6 +161,12 @@ DELIVERED_KEPT_S: Final = 86_400
 SOON_MS: Final = 1000
 """What is due before housekeeping looks again by itself, it is told of."""
 
+SEEN_OFTEN_MS: Final = 1500
+"""Pools look at Redis's clock each second. A time that is further from what they saw may be that of a stepped clock."""
+
+STEPS_KEPT: Final = 60
+"""How many steps of Redis's clock are remembered, in the hash that also holds what else is known of it."""
+
 DELIVERY_LEASE_MS: Final = 30_000
 """How long a supervisor may take to send a webhook: twice what an attempt may take."""
 

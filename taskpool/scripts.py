@@ -33,7 +33,7 @@ NO_TRACEBACK: Final = b""
 NOT_STARTED: Final = "canceled before it started"
 """What the record of a task says that a person canceled."""
 
-_claim = Script("claim", "unique", "foreign")
+_claim = Script("claim", "unique", "foreign", "steps")
 _finish, _requeue = map(Script, ("finish", "requeue"))
 _crash, _adopt, _misread, _recheck = (Script(name, "foreign") for name in ("crash", "adopt", "misread", "recheck"))
 _judge = Script("judge")
@@ -45,7 +45,7 @@ _purge = Script("purge", "unique", "foreign")
 _due, _sweep_waiting = map(Script, ("due", "sweep_waiting"))
 _sweep_index, _sweep_secrets = (Script(name, "forget") for name in ("sweep_index", "sweep_secrets"))
 _queue_page, _count = map(Script, ("queue_page", "count"))
-_tick, _step = map(Script, ("tick", "step"))
+_tick, _step = Script("tick"), Script("step", "steps")
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ def test_a_delayed_task_is_scheduled_and_rings_nobody(world: World) -> None:
 
     assert added.statuses == ("scheduled",)
     assert world.snapshot() == {
-        **hash_of("a", status="scheduled", run_ms="now+500 s", clock_ms="0"),
+        **hash_of("a", status="scheduled", run_ms="now+500 s", run_clock="0"),
         "rq:queues": {"rq:queue:default"},
         "rq:scheduled:default a": "now+500 s",
         "taskpool:type:work a": "0",

@@ -38,7 +38,7 @@ def test_a_retry_later_is_scheduled_and_says_what_went_wrong(world: World) -> No
         **FAILED,
         "rq:job:a status": "scheduled",
         "rq:job:a run_ms": "now+500 s",
-        "rq:job:a clock_ms": "0",
+        "rq:job:a run_clock": "0",
         "rq:scheduled:default a": "now+500 s",
         "taskpool:events a 3": {
             "event": "retry",
@@ -143,7 +143,7 @@ def test_a_snooze_is_counted_and_told_and_the_attempt_is_not(world: World) -> No
         "rq:job:a put_back": "1:snooze",
         "rq:job:a history": [ended("snoozed", "not yet")],
         "rq:job:a run_ms": "now+500 s",
-        "rq:job:a clock_ms": "0",
+        "rq:job:a run_clock": "0",
         "rq:job:a seq": "4",
         "rq:job:a snoozes": "1",
         "rq:job:a started_at": "now",

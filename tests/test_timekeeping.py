@@ -14,6 +14,7 @@ from taskpool.calls import Call
 from taskpool.errors import RedisRefused
 from taskpool.listing import all_queues
 from taskpool.store import AsyncStore
+from taskpool.webhooks.delivery import NewDelivery, deliver
 from tests.states import World
 from workers.duties import Outage
 from workers.timekeeping import ClockWatch, Timekeeper
@@ -342,6 +343,100 @@ async def test_a_delay_that_a_step_forward_made_due_waits_on(world: World, store
     assert world.redis.zscore("rq:scheduled:default", "a") == pytest.approx(at)
     assert world.run(scripts.cancel("b", reason="expired", error="late")) == "early"
     assert world.claim().id == "b"
+
+
+def steps_unnoticed(world: World, host: Host, step_s: float) -> None:
+    """Redis's clock is stepped, and the host will see that in its next round."""
+    host.now -= step_s  # to it, Redis's clock has gone on by so much more
+    world.redis.hincrby(keys.CLOCK, "seen_ms", round(-step_s * 1000))
+
+
+@pytest.mark.parametrize("step_s", [120, 3600, -600])
+async def test_what_is_scheduled_after_a_step_and_before_it_is_noticed_is_right_already(
+    world: World, store: AsyncStore, step_s: float
+) -> None:
+    host, late = Host(store), Host(store, now=7.0)
+    await host.look()
+    world.add("parent")
+    world.start("before", max_attempts=2)
+    world.run(scripts.retry(world.running["before"], delay_ms=8_000_000, error="no", failure={}))
+    steps_unnoticed(world, host, step_s)
+    world.add("delayed", delay_s=8000, expires_in_s=9000)
+    world.add("child", delay_s=8000, depends_on=["parent"])
+    world.start("again", max_attempts=2)
+    world.run(scripts.retry(world.running["again"], delay_ms=8_000_000, error="no", failure={}))
+    await late.look()  # a pool that starts now can't tell that the clock was stepped
+    world.add("later", delay_s=8000)
+
+    for _ in range(3):
+        await host.look()
+    world.finish(world.claim())
+    world.run(scripts.release("parent", 10))
+
+    now_s = world.redis.time()[0]
+    left_s = {id: due_s - now_s for id, due_s in due_in(world).items()}
+    assert left_s == {
+        **{id: pytest.approx(8000, abs=3) for id in ("delayed", "child", "again", "later")},
+        "before": pytest.approx(8000 + step_s, abs=3),  # it was computed before the step, by a clock that was behind
+    }
+    assert world.redis.zscore(keys.EXPIRING, "delayed") - now_s == pytest.approx(9000, abs=3)
+    assert {world.redis.hget(f"rq:job:{id}", "run_clock") for id in ("delayed", "again", "later", "before")} == {
+        world.redis.hget(keys.CLOCK, "stepped_ms")
+    }
+
+
+@pytest.mark.parametrize("step_s", [120, -600])
+async def test_two_steps_in_a_row_move_what_was_scheduled_between_them_by_the_second(
+    world: World, store: AsyncStore, step_s: float
+) -> None:
+    host = Host(store)
+    await host.look()
+    steps_unnoticed(world, host, step_s)
+    world.add("a", delay_s=8000)
+    world.run(scripts.step(round(step_s * 1000), base_ms=0, least_ms=2000, lease_ms=15_000))
+    world.run(scripts.step(50_000, base_ms=round(step_s * 1000), least_ms=2000, lease_ms=15_000))
+
+    world.run(scripts.rebase("default", "0", 100))
+
+    assert due_in(world)["a"] - world.redis.time()[0] == pytest.approx(8050, abs=3)
+
+
+async def test_a_delay_that_was_submitted_while_no_pool_lived_is_left_as_it_is(world: World, store: AsyncStore) -> None:
+    await Host(store).look()
+    age(world, H)
+    world.add("a", delay_s=8000)
+    host = Host(store)
+    for _ in range(3):
+        await host.look()
+    host.now -= 120
+    for _ in range(3):
+        await host.look()
+
+    assert due_in(world)["a"] - world.redis.time()[0] == pytest.approx(8120, abs=3)
+
+
+async def test_steps_that_never_end_are_not_all_remembered(world: World) -> None:
+    for number in range(200):
+        world.run(scripts.step(5000, base_ms=5000 * number, least_ms=2000, lease_ms=15_000))
+
+    assert world.redis.hlen(keys.CLOCK) <= keys.STEPS_KEPT + 1
+
+
+@pytest.mark.parametrize("step_s", [120, -600])
+async def test_webhooks_that_are_made_after_a_step_and_before_it_is_noticed_are_sent_at_once(
+    world: World, store: AsyncStore, step_s: float
+) -> None:
+    host = Host(store)
+    await host.look()
+    steps_unnoticed(world, host, step_s)
+    new = NewDelivery("new", "lane", "endpoint", "", "done", "http://127.0.0.1/", b"{}")
+    world.run(deliver("", [new]))
+
+    await host.look()
+
+    score = world.redis.zscore(f"{keys.WEBHOOKS_WAITING}lane", "new")
+    assert score / 1000 - world.redis.time()[0] == pytest.approx(0, abs=2)
+    assert not world.redis.hexists(f"{keys.DELIVERY}new", "clock")
 
 
 async def test_a_lease_that_ended_after_the_round_began_is_not_taken_back(world: World) -> None:

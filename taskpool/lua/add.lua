@@ -221,7 +221,7 @@ local function store(at)
   if due_ms > now_ms then
     status, rq = 'scheduled', 'scheduled'
     redis.call('HSET', key, 'run_ms', string.format('%.0f', due_ms))
-    if run_ms == '' then redis.call('HSET', key, 'clock_ms', redis.call('HGET', KEY.clock, 'stepped_ms') or 0) end
+    if run_ms == '' then redis.call('HSET', key, 'run_clock', clock_base(now_ms)) end
   end
 
   local pending, broken = 0, nil
@@ -278,8 +278,7 @@ local function store(at)
   end
   if expires_ms ~= '' and status ~= 'canceled' then
     local expires_at = string.format('%.0f', now_ms + tonumber(expires_ms))
-    redis.call('HSET', key, 'expires_ms', expires_at, 'expires_clock_ms',
-      redis.call('HGET', KEY.clock, 'stepped_ms') or 0)
+    redis.call('HSET', key, 'expires_ms', expires_at, 'expires_clock', clock_base(now_ms))
     redis.call('ZADD', KEY.expiring, string.format('%.3f', expires_at / 1000), id)
   end
   if callback_events ~= '' then

@@ -11,7 +11,7 @@
 local id, reason, mark = ARGV[1], ARGV[2], ARGV[4]
 local key = KEY.job .. id
 local f = redis.call('HMGET', key, 'status', 'origin', 'seq', 'failure_ttl', 'expires_ms', 'started_at', 'by_call',
-  'secret_ttl', 'log', 'expires_clock_ms')
+  'secret_ttl', 'log', 'expires_clock')
 local status, queue = f[1], f[2]
 if not status then
   redis.call('ZREM', KEY.expiring, id)

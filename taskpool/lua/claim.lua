@@ -152,9 +152,7 @@ for argument = FIRST_QUEUE, #ARGV do
         -- A task that was started in time, whatever became of that attempt, no longer expires.
         local has_expired = expires_ms and not f[14] and expires_ms <= now_ms
         if has_expired then -- unless Redis's clock was stepped since that time was computed (see step.lua)
-          local based_ms = redis.call('HGET', key, 'expires_clock_ms')
-          local stepped_ms = based_ms and redis.call('HGET', KEY.clock, 'stepped_ms') or based_ms or 0
-          has_expired = expires_ms + stepped_ms - (based_ms or 0) <= now_ms
+          has_expired = expiry_of(expires_ms, redis.call('HGET', key, 'expires_clock')) <= now_ms
         end
         if has_expired then
           why, error = 'expired', 'canceled: it was not started before it expired'

@@ -16,7 +16,7 @@ for at = 2, #ARGV, 7 do
     redis.call('HSET', KEY.delivery .. id, 'webhook', endpoint, 'lane', lane, 'task', task, 'event', ARGV[at + 4],
       'url', ARGV[at + 5], 'body', ARGV[at + 6], 'status', 'pending', 'created_ms', now_ms, 'attempts', 0)
     redis.call('EXPIRE', KEY.delivery .. id, KEY.delivery_kept_s)
-    redis.call('ZADD', KEY.webhooks_waiting .. lane, now_ms, id)
+    wait_in(lane, id, now_ms, now_ms)
     wake_lane(lane, now_ms)
     list_delivery(KEY.deliveries .. endpoint, id, 'delivered')
     if task ~= '' then list_delivery(KEY.deliveries_of_task .. task, id, '') end

@@ -22,6 +22,16 @@ local function clock()
   return seconds * 1000 + millis, stamp
 end
 
+-- What is kept beside a time that was computed from a duration at `now_ms`, so that it can be corrected after a step of
+-- Redis's clock (see steps.lua): the sum of all known steps. If the time differs from what the pools have seen last, the
+-- clock may have been stepped, and no pool has noticed yet: then that difference stands behind it, "sum:difference".
+local function clock_base(now_ms)
+  local f = redis.call('HMGET', KEY.clock, 'stepped_ms', 'seen_ms')
+  local base, ahead_ms = f[1] or '0', now_ms - (tonumber(f[2]) or now_ms)
+  if ahead_ms >= 0 and ahead_ms <= KEY.seen_often_ms then return base end
+  return string.format('%s:%.0f', base, ahead_ms)
+end
+
 -- Whether anybody wants webhooks: asked once a script, nil before.
 local webhooks_wanted
 

@@ -13,17 +13,17 @@ if not score then return 'gone' end
 
 local now_ms, stamp = clock()
 if score * 1000 > now_ms then return 'early' end
-local f = fields_of_record(id, 'status', 'seq', 'clock_ms', 'type', 'enqueue_at_front')
+local f = fields_of_record(id, 'status', 'seq', 'run_clock', 'type', 'enqueue_at_front')
 local is_foreign = false
 if f[1] == 'scheduled' and not f[4] then
   local _, is_task = foreign_jobs()
   is_foreign = not is_task(id, nil, ',' .. string.sub(ARGV[3], 2) .. ',')
   if is_foreign and now_ms - score * 1000 < KEY.rq_scheduler_s * 1000 then return 'foreign' end
 end
-local due_ms = f[3] and score * 1000 + stepped_ms() - f[3] or 0
+local due_ms = score * 1000 + (moved_ms(f[3]) or 0)
 if due_ms > now_ms and f[1] == 'scheduled' then
   redis.call('ZADD', KEY.scheduled .. queue, string.format('%.3f', due_ms / 1000), id)
-  redis.call('HSET', key, 'run_ms', string.format('%.0f', due_ms), 'clock_ms', stepped_ms())
+  redis.call('HSET', key, 'run_ms', string.format('%.0f', due_ms), 'run_clock', clock_base(now_ms))
   return 'early'
 end
 redis.call('ZREM', KEY.scheduled .. queue, id)

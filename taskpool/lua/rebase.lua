@@ -8,18 +8,18 @@
 
 local expiring = ARGV[1] == ''
 local registry = expiring and KEY.expiring or KEY.scheduled .. ARGV[1]
-local based_on, field = 'clock_ms', 'run_ms'
-if expiring then based_on, field = 'expires_clock_ms', 'expires_ms' end
-local sum_ms = stepped_ms()
+local based_on, field = 'run_clock', 'run_ms'
+if expiring then based_on, field = 'expires_clock', 'expires_ms' end
+local sum = redis.call('HGET', KEY.clock, 'stepped_ms') or '0'
 pass_when_full()
 local page = redis.call('ZSCAN', registry, ARGV[2], 'COUNT', ARGV[3])
 for at = 1, #page[2], 2 do
   local id = page[2][at]
-  local based_ms = tonumber(redis.call('HGET', KEY.job .. id, based_on))
-  if based_ms and based_ms ~= sum_ms then
-    local due_ms = page[2][at + 1] * 1000 + sum_ms - based_ms
+  local moved = moved_ms(redis.call('HGET', KEY.job .. id, based_on))
+  if moved then
+    local due_ms = page[2][at + 1] * 1000 + moved
     redis.call('ZADD', registry, 'XX', string.format('%.3f', due_ms / 1000), id)
-    redis.call('HSET', KEY.job .. id, field, string.format('%.0f', due_ms), based_on, string.format('%.0f', sum_ms))
+    redis.call('HSET', KEY.job .. id, field, string.format('%.0f', due_ms), based_on, sum)
   end
 end
 return page[1]

@@ -31,9 +31,10 @@ local function count_down(id, f)
   local key, queue, seq = KEY.job .. id, f[2], tonumber(f[3] or 0) + 1
   if redis.call('HINCRBY', key, 'pending', -1) > 0 then return end
   redis.call('ZREM', KEY.deferred .. queue, id)
-  if f[7] and tonumber(f[7]) ~= stepped_ms() then -- Redis's clock was stepped while it waited
-    f[4] = string.format('%.0f', f[4] + stepped_ms() - f[7])
-    redis.call('HSET', key, 'run_ms', f[4], 'clock_ms', stepped_ms())
+  local moved = moved_ms(f[7])
+  if moved then -- Redis's clock was stepped while it waited
+    f[4] = string.format('%.0f', f[4] + moved)
+    redis.call('HSET', key, 'run_ms', f[4], 'run_clock', clock_base(now_ms))
   end
   if f[6] then keep_secrets(id, f[6], math.max((tonumber(f[4]) or 0) - now_ms, 0)) end
   if f[4] and tonumber(f[4]) > now_ms then
@@ -64,7 +65,7 @@ local function release(parent, status, has_record)
   limit = limit - #ids
   for _, id in ipairs(ids) do
     local f = redis.call('HMGET', KEY.job .. id, 'status', 'origin', 'seq', 'run_ms', 'failure_ttl', 'secret_ttl',
-      'clock_ms')
+      'run_clock')
     if f[1] and f[1] ~= 'finished' then table.insert(needing, id) end
     if f[1] == 'deferred' and status == 'finished' then
       count_down(id, f)

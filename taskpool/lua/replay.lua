@@ -15,9 +15,10 @@ local due_ms = redis.call('ZSCORE', KEY.webhooks_waiting .. f[1], id)
 if due_ms and tonumber(due_ms) <= now_ms and f[4] == '0' then return 'ok' end
 
 redis.call('HSET', key, 'status', 'pending', 'attempts', 0)
+redis.call('HDEL', key, 'clock')
 redis.call('EXPIRE', key, KEY.delivery_kept_s)
 redis.call('ZREM', KEY.webhooks_sending .. f[1], id)
-redis.call('ZADD', KEY.webhooks_waiting .. f[1], now_ms, id)
+wait_in(f[1], id, now_ms, now_ms)
 redis.call('ZREM', KEY.deliveries_dead .. f[3], id)
 redis.call('ZREM', KEY.deliveries_all_dead, id)
 list_delivery(KEY.deliveries .. f[3], id, 'delivered')

@@ -42,8 +42,7 @@ end
 if snoozed then redis.call('HINCRBY', key, 'snoozes', 1) end
 if f[9] then keep_secrets(id, f[9], delay_ms) end
 if delay_ms > 0 then
-  redis.call('HSET', key, 'run_ms', string.format('%.0f', now_ms + delay_ms), 'clock_ms',
-    redis.call('HGET', KEY.clock, 'stepped_ms') or 0)
+  redis.call('HSET', key, 'run_ms', string.format('%.0f', now_ms + delay_ms), 'run_clock', clock_base(now_ms))
   schedule(id, queue, now_ms + delay_ms, now_ms)
 else
   redis.call('HSET', key, 'enqueued_at', stamp)

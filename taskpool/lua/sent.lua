@@ -15,7 +15,7 @@ local now_ms = clock()
 local lane = f[2]
 redis.call('ZREM', KEY.webhooks_sending .. lane, id)
 redis.call('ZREM', KEY.webhooks_waiting .. lane, id) -- the lease has ended, but nobody took it yet
-redis.call('HDEL', key, 'token')
+redis.call('HDEL', key, 'token', 'clock')
 if ARGV[5] ~= '' then
   local log = f[3] and f[3] .. '\n' .. ARGV[5] or ARGV[5]
   local _, breaks = string.gsub(log, '\n', '')
@@ -26,7 +26,7 @@ end
 if outcome == 'delivered' or outcome == 'dead' then
   redis.call('HSET', key, 'status', outcome)
 else
-  redis.call('ZADD', KEY.webhooks_waiting .. lane, now_ms + ARGV[4], id)
+  wait_in(lane, id, now_ms + ARGV[4], now_ms)
 end
 if outcome == 'given_back' then redis.call('HINCRBY', key, 'attempts', -1) end
 if outcome == 'delivered' then

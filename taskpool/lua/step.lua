@@ -19,6 +19,13 @@ pass_when_full()
 sum_ms = sum_ms + new_ms
 redis.call('HSET', KEY.clock, 'stepped_ms', string.format('%.0f', sum_ms), 'since_ms', string.format('%.0f', now_ms),
   'seen_ms', string.format('%.0f', now_ms))
+-- Each step is kept by the sum before it; a clock that is stepped very often loses the old ones.
+if redis.call('HLEN', KEY.clock) > KEY.steps_kept then
+  for _, name in ipairs(redis.call('HKEYS', KEY.clock)) do
+    if string.find(name, '^after:') then redis.call('HDEL', KEY.clock, name) end
+  end
+end
+redis.call('HSET', KEY.clock, string.format('after:%.0f', sum_ms - new_ms), string.format('%.0f', new_ms))
 
 -- The lease that an attempt has: a claim and a heartbeat write its end and their own time together.
 local longest_ms = math.max(tonumber(f[2] or 0), tonumber(ARGV[4]))
@@ -48,7 +55,13 @@ for _, lane in ipairs(redis.call('ZRANGE', KEY.webhooks_lanes, 0, left - 1)) do
     redis.call('ZADD', sending, 'XX', now_ms + KEY.delivery_lease_ms, id)
   end
   local entries = redis.call('ZRANGE', waiting, 0, left - 1, 'WITHSCORES')
-  for at = 1, #entries, 2 do redis.call('ZADD', waiting, 'XX', entries[at + 1] + new_ms, entries[at]) end
+  for at = 1, #entries, 2 do
+    local base = redis.call('HGET', KEY.delivery .. entries[at], 'clock')
+    if base then redis.call('HDEL', KEY.delivery .. entries[at], 'clock') end
+    local moved = new_ms
+    if base then moved = moved_ms(base) or 0 end
+    redis.call('ZADD', waiting, 'XX', entries[at + 1] + moved, entries[at])
+  end
   redis.call('ZADD', KEY.webhooks_lanes, 'XX', now_ms, lane)
   left = left - 1 - #entries / 2
   if left <= 0 then break end

@@ -17,11 +17,13 @@ local seen_ms, since_ms = tonumber(f[1]), tonumber(f[2])
 local stepped_ms, corrected_ms = f[3] or '0', f[4] or '0'
 
 -- What the caller has seen counts unless it is about to find a step.
-local is_as_expected = ARGV[5] ~= '' and math.abs(now_ms - ARGV[5]) < tonumber(ARGV[6]) and ARGV[7] == stepped_ms
-local steady_since_ms = now_ms - (is_as_expected and tonumber(ARGV[1]) or 0)
+local is_as_expected = ARGV[5] ~= '' and math.abs(now_ms - ARGV[5]) < tonumber(ARGV[6])
+local steady_since_ms = now_ms - (is_as_expected and ARGV[7] == stepped_ms and tonumber(ARGV[1]) or 0)
 local goes_on = seen_ms and since_ms and since_ms <= now_ms and seen_ms <= now_ms and now_ms - seen_ms <= tonumber(ARGV[2])
 since_ms = goes_on and math.min(since_ms, steady_since_ms) or steady_since_ms
-redis.call('HSET', KEY.clock, 'seen_ms', string.format('%.0f', now_ms), 'since_ms', string.format('%.0f', since_ms))
+redis.call('HSET', KEY.clock, 'since_ms', string.format('%.0f', since_ms))
+-- `seen_ms` stays at what the time was before a step until the step is noted: `clock_base` compares with it.
+if is_as_expected or goes_on or not seen_ms then redis.call('HSET', KEY.clock, 'seen_ms', string.format('%.0f', now_ms)) end
 if tonumber(f[5] or 0) < tonumber(ARGV[3]) then redis.call('HSET', KEY.clock, 'lease_ms', ARGV[3]) end
 
 if ARGV[4] == stepped_ms and corrected_ms ~= stepped_ms then
