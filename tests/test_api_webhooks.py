@@ -238,16 +238,20 @@ async def test_each_project_has_a_secret_of_callbacks(client: httpx.AsyncClient)
     assert (await client.get("/webhooks")).json() == {"webhooks": []}
 
 
-async def test_who_changed_an_endpoint_stands_in_the_audit(client: httpx.AsyncClient) -> None:
+async def test_the_audit_says_who_changed_an_endpoint_and_who_read_its_secret(client: httpx.AsyncClient) -> None:
     id = (await create(client))["id"]
     await client.patch(f"/webhooks/{id}", json={"enabled": False})
     await client.post(f"/webhooks/{id}/secret")
+    await client.get(f"/webhooks/{id}/secret")
+    await client.get("/webhooks/callback/secret")
+    await client.get("/webhooks/nobody/secret")
     await client.delete(f"/webhooks/{id}")
 
     entries = (await client.get("/audit")).json()["entries"]
 
     assert [(each["what"], each["about"]) for each in entries] == [
-        ("webhook.removed", id), ("webhook.rotated", id), ("webhook.changed", id), ("webhook.created", id),
+        ("webhook.removed", id), ("webhook.secret_read", "callback"), ("webhook.secret_read", id),
+        ("webhook.rotated", id), ("webhook.changed", id), ("webhook.created", id),
     ]  # fmt: skip
 
 

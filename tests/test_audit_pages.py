@@ -1,4 +1,4 @@
-"""Pages of the audit: both streams as one, in order, by filters, each page at a bounded cost."""
+"""Pages of the audit: all streams as one, in order, by filters, each page at a bounded cost."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from taskpool import keys, scripts
+from taskpool.access import keyring
+from taskpool.access.apikey import KeySpec
 from taskpool.access.audit import Actor, What, entry
 from taskpool.access.audit_pages import MOST_LOOKED_AT, AuditFilter, read_audit
 from taskpool.errors import InvalidTask
@@ -23,7 +26,8 @@ FIRST = datetime.fromtimestamp(SECOND_MS / 1000, UTC)
 
 def note(world: World, by: Actor, what: What, about: str, *, at_ms: int, n: int = 0) -> None:
     """One entry of that time, in the stream that it belongs to."""
-    stream = "taskpool:audit:submitted" if what is What.TASK_SUBMITTED else "taskpool:audit"
+    of_tasks = "taskpool:audit:submitted" if what is What.TASK_SUBMITTED else "taskpool:audit:tasks"
+    stream = of_tasks if what.startswith("task.") else "taskpool:audit"
     world.redis.xadd(stream, {"e": entry(by, what, about)}, id=f"{at_ms}-{n}")
 
 
@@ -120,6 +124,35 @@ def test_a_kind_is_looked_for_in_its_own_stream(world: World) -> None:
         (call,) = next(read_audit(AuditFilter(what=what)))
 
         assert (call.command[1] == "taskpool:audit:submitted") == (what is What.TASK_SUBMITTED)
+
+
+def test_entries_about_tasks_of_an_earlier_release_are_read_with_those_of_this_one(world: World) -> None:
+    world.redis.xadd("taskpool:audit", {"e": entry(ANNA, What.TASK_STOPPED, "0")}, id=f"{SECOND_MS}-0")
+    note(world, ANNA, What.TASK_STOPPED, "1", at_ms=SECOND_MS)
+    note(world, ANNA, What.KEY_CREATED, "2", at_ms=SECOND_MS + 1)
+
+    assert walked(world, AuditFilter(), 1) == [2, 0, 1]
+    assert walked(world, AuditFilter(what=What.TASK_STOPPED), 1) == [0, 1]
+
+
+def test_no_number_of_tasks_that_a_caller_removes_pushes_out_what_admins_did(world: World) -> None:
+    key, _ = world.store.carry_out(keyring.create(KeySpec(name="k"), ANNA))
+    world.add("a")
+    for _ in range(6):
+        moves = [
+            move
+            for _ in range(1000)
+            for move in (
+                scripts.cancel("a", reason="canceled", error="", audited=entry(SHOP, "task.canceled", "a")),
+                scripts.revive("a", entry(SHOP, "task.retried", "a")),
+            )
+        ]
+        assert set(world.store.run_many(moves)) == {"ok"}
+
+    found = pages(world, AuditFilter(what=What.KEY_CREATED))
+
+    assert found == [[key.id]]
+    assert world.redis.xlen("taskpool:audit:tasks") < 2 * keys.AUDIT_MAXLEN
 
 
 def test_a_cursor_goes_on_where_the_page_ended_while_entries_come(world: World) -> None:

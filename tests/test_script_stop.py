@@ -64,7 +64,7 @@ def test_asked_again_the_sooner_deadline_counts(world: World) -> None:
         "rq:job:a stop_ms": "now",
         "rq:job:a stop_grace_s": "40",
     }
-    assert world.redis.xlen("taskpool:audit") == 1
+    assert world.redis.xlen("taskpool:audit:tasks") == 1
     assert [message["grace_s"] for message in messages(channel)] == [40, 40]
 
 

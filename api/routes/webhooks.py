@@ -123,9 +123,8 @@ class WebhookRoutes:
     async def secret(self, request: Request) -> Json:
         """GET /webhooks/{webhook}/secret: what signs; the endpoint `callback` has the secret of callbacks."""
         caller = _caller(request)
-        return Json(
-            secret_document(await self._store.carry_out(webhook_store.get_webhook(_id(request), caller.project)))
-        )
+        plan = webhook_store.read_secret(_id(request), caller.project, caller.actor())
+        return Json(secret_document(await self._store.carry_out(plan)))
 
     @operation(
         "rotate_webhook_secret",

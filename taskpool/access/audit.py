@@ -1,8 +1,8 @@
-"""The audit: who submitted, stopped, retried, removed or changed what, from where and when.
+"""The audit: who submitted, stopped, retried, removed, changed or was shown what, from where and when.
 
-An entry is written by the script that makes the change, so that there is one for each change and none without.
-Submissions have a stream of their own, so that many of them don't wash out the rest. Both are capped.
-`audit_pages` reads them.
+The script that makes a change writes its entry, so each change has one and a refused one has none. Submissions, changes
+of tasks, and what admins do with keys and webhooks have a capped stream each: a caller that may only submit and stop
+tasks can't push out what admins did. `audit_pages` reads the streams.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from enum import StrEnum
 
 import msgspec
 
+from taskpool import keys
+from taskpool.calls import Call
 from taskpool.errors import FieldError, NotAllowed
 
 
 class What(StrEnum):
-    """The kinds of changes that there are entries of."""
+    """The kinds of entries."""
 
     TASK_SUBMITTED = "task.submitted"
     TASK_STOPPED = "task.stopped"
@@ -31,6 +33,7 @@ class What(StrEnum):
     WEBHOOK_CHANGED = "webhook.changed"
     WEBHOOK_ROTATED = "webhook.rotated"
     WEBHOOK_REMOVED = "webhook.removed"
+    WEBHOOK_SECRET_READ = "webhook.secret_read"
     DELIVERY_REPLAYED = "delivery.replayed"
 
 
@@ -105,3 +108,9 @@ def entry(by: Actor | None, what: str, about: str, *, count: int = 1, last: str 
             last=last,
         )
     )
+
+
+def note(entry: bytes) -> Call[None]:
+    """Append an entry about something that changes nothing, such as a secret that is shown."""
+    command = ("XADD", keys.AUDIT, "MAXLEN", "~", keys.AUDIT_MAXLEN, "*", "e", entry)
+    return Call(command, lambda _: None, again=True)

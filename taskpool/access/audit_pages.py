@@ -1,6 +1,6 @@
-"""Pages of the audit, of all entries or of those that a filter keeps: both streams as one, newest first.
+"""Pages of the audit, of all entries or of those that a filter keeps: all streams as one, newest first.
 
-A page looks at so many entries and no more: where few are wanted among many, it may be short, and its cursor goes on.
+A page reads a bounded number of entries. If few of them fit the filter, it may be short, and its cursor goes on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MOST_LOOKED_AT: Final = 1000
 
 _NEWEST: Final = "+"
 _POSITION: Final = re.compile(r"(?!0+-)\d{1,15}-\d{1,10}|\+")
-_STREAMS: Final = (keys.AUDIT, keys.AUDIT_SUBMITTED)
+_STREAMS: Final = (keys.AUDIT, keys.AUDIT_SUBMITTED, keys.AUDIT_TASKS)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MS: Final = timedelta(milliseconds=1)
 
@@ -58,10 +58,13 @@ class AuditFilter:
 
     @property
     def streams(self) -> Sequence[int]:
-        """Which of the streams may have such entries."""
+        """The indexes in `_STREAMS` of those that may have such entries."""
         if self.what is None:
-            return (0, 1)
-        return (1,) if self.what is What.TASK_SUBMITTED else (0,)
+            return (0, 1, 2)
+        if self.what is What.TASK_SUBMITTED:
+            return (1,)
+        # Entries about tasks that an earlier release wrote are in the first stream.
+        return (0, 2) if self.what.startswith("task.") else (0,)
 
 
 EVERYTHING: Final = AuditFilter()
@@ -77,7 +80,7 @@ def read_audit(wanted: AuditFilter = EVERYTHING, *, cursor: str | None = None, l
         fault = FieldError("/until", "must be later than `since`")
         raise InvalidTask(f"{fault.pointer}: {fault.detail}", [fault])
     limit = page_length(limit, LONGEST_PAGE)
-    after = decode_cursor(cursor, (str, str)) if cursor else [_NEWEST, _NEWEST]
+    after = decode_cursor(cursor, [str] * len(_STREAMS)) if cursor else [_NEWEST] * len(_STREAMS)
     if not all(_POSITION.fullmatch(position) for position in after):
         raise wrong_cursor()
     if wanted.until is not None:

@@ -38,7 +38,7 @@ if n == 1 and ARGV[4] == '1' and (most == 0 or redis.call('LLEN', KEY.queue .. A
   redis.call('SADD', KEY.types_used, type)
   emit(id, 1, 'queued', 'queued', now_ms, ',"type":"' .. type .. '","queue":"' .. queue .. '"')
   enqueue(id, queue)
-  audit(ARGV[3], true)
+  audit(KEY.audit_submitted, ARGV[3])
   return {'ok', stamp, 'queued'}
 end
 
@@ -100,7 +100,7 @@ local function replace(id, by, now_ms, stamp)
     string.format('canceled: the task %s with the same unique key replaced it', by))
   retain(id, KEY.canceled .. queue, tonumber(f[4]) or 604800, now_ms, f[5])
   emit(id, seq, 'canceled', 'canceled', now_ms, string.format(',"reason":"replaced","by":"%s"', by))
-  audit(audited('task.canceled', id))
+  audit(KEY.audit_tasks, audited('task.canceled', id))
 end
 
 -- Is it a repetition, because the answer to the first was lost? Then it is answered again, whatever became of parents.
@@ -314,9 +314,9 @@ for type, pairs_ in pairs(by_type) do
   redis.call('SADD', KEY.types_used, type)
 end
 if stored == n then
-  for entry in string.gmatch(ARGV[3], '[^\n]+') do audit(entry, true) end
+  for entry in string.gmatch(ARGV[3], '[^\n]+') do audit(KEY.audit_submitted, entry) end
 elseif stored > 0 then
-  audit(audited('task.submitted', first, stored, stored > 1 and last or nil), true)
+  audit(KEY.audit_submitted, audited('task.submitted', first, stored, stored > 1 and last or nil))
 end
 if once_key and once_key ~= '' then
   local answers = {}

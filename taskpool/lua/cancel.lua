@@ -36,5 +36,5 @@ redis.call('HSET', key, 'status', 'canceled', 'ended_at', stamp, 'seq', seq, 're
 if mark ~= '' then redis.call('HSET', key, 'by_call', mark) end
 local children = retain(id, KEY.canceled .. queue, tonumber(f[4]) or 604800, now_ms, f[8], f[9])
 emit(id, seq, 'canceled', 'canceled', now_ms, ',"reason":"' .. reason .. '"')
-audit(ARGV[5])
+audit(KEY.audit_tasks, ARGV[5])
 return children and 'children' or 'ok'

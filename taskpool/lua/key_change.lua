@@ -16,5 +16,5 @@ if ARGV[3] == '' then
 else
   redis.call('HSET', KEY.api_keys, ARGV[1], ARGV[3])
 end
-audit(ARGV[4])
+audit(KEY.audit, ARGV[4])
 return 'ok'

@@ -153,10 +153,7 @@ local function history_with(history, attempt, worker, started_at, ended_at, outc
   return history .. '\n' .. entry
 end
 
--- One entry of the audit, after all that was checked; '' or nil for none. A submission's goes into its own stream.
-local function audit(entry, of_submissions)
-  if entry and entry ~= '' then
-    local stream = of_submissions and KEY.audit_submitted or KEY.audit
-    redis.call('XADD', stream, 'MAXLEN', '~', KEY.audit_maxlen, '*', 'e', entry)
-  end
+-- Appends an entry to a stream of the audit, after all checks; '' or nil: no entry.
+local function audit(stream, entry)
+  if entry and entry ~= '' then redis.call('XADD', stream, 'MAXLEN', '~', KEY.audit_maxlen, '*', 'e', entry) end
 end

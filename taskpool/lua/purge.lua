@@ -104,5 +104,5 @@ if f[9] then redis.call('HDEL', KEY.webhooks_wanted, id) end
 local name = f[10] and string.match(f[10], ' (%S+)$')
 if name and unique_keys()(name) == id then redis.call('HDEL', KEY.unique, name) end
 redis.call('DEL', key, KEY.results .. id, KEY.log .. id, KEY.secrets .. id, KEY.needed .. id)
-if status then audit(ARGV[3]) end
+if status then audit(KEY.audit_tasks, ARGV[3]) end
 return status and 'ok' or 'gone'

@@ -23,5 +23,5 @@ redis.call('ZREM', KEY.deliveries_dead .. f[3], id)
 redis.call('ZREM', KEY.deliveries_all_dead, id)
 list_delivery(KEY.deliveries .. f[3], id, 'delivered')
 wake_lane(f[1], now_ms)
-audit(ARGV[2])
+audit(KEY.audit, ARGV[2])
 return 'ok'

@@ -56,5 +56,5 @@ redis.call('HSET', key, 'status', 'queued', 'enqueued_at', stamp, 'seq', seq, 'a
   'max_attempts', tonumber(f[5] or 0) + attempts_a_life, 'by_call', mark)
 enqueue(id, queue, false)
 emit(id, seq, 'queued', 'queued', now_ms, ',"retried_by":"hand"')
-audit(ARGV[3])
+audit(KEY.audit_tasks, ARGV[3])
 return 'ok'

@@ -25,7 +25,7 @@ if is_step or (f[6] ~= '1' and now_ms + tonumber(grace_s) * 1000 < ends_ms) then
     redis.call('HSET', key, 'seq', seq)
     emit(id, seq, 'stopping', 'stopping', now_ms, ',"force":' .. (force == '1' and 'true' or 'false'))
   end
-  audit(ARGV[4])
+  audit(KEY.audit_tasks, ARGV[4])
 else
   grace_s, force = tonumber(f[7]) and f[7] or grace_s, f[6] or ''
 end

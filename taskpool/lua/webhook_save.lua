@@ -27,7 +27,7 @@ else
   redis.call('HSET', KEY.webhooks, id, document)
 end
 
-audit(ARGV[5])
+audit(KEY.audit, ARGV[5])
 
 local wanted = {}
 for _, each in ipairs(redis.call('HVALS', KEY.webhooks)) do

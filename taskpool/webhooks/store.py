@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from taskpool import keys
 from taskpool.access.apikey import PROJECT
-from taskpool.access.audit import Actor, entry
+from taskpool.access.audit import Actor, entry, note
 from taskpool.calls import Call, Plan
 from taskpool.errors import DeliveryNotFound, FieldError, InvalidWebhook, WebhookConflict, WebhookNotFound
 from taskpool.lua import Script
@@ -50,6 +50,17 @@ def get_webhook(id: str, project: str | None) -> Plan[Webhook]:
         WebhookNotFound
     """
     (webhook, _) = yield from _get(id, project)
+    return webhook
+
+
+def read_secret(id: str, project: str | None, by: Actor) -> Plan[Webhook]:
+    """One endpoint, whose secret is about to be shown: the audit says so first.
+
+    Raises:
+        WebhookNotFound
+    """
+    webhook = yield from get_webhook(id, project)
+    yield (note(entry(by, "webhook.secret_read", webhook.id)),)
     return webhook
 
 
