@@ -31,7 +31,7 @@ NONE: Final = dict.fromkeys(("delivery", "file", "id", "name", "webhook"), "none
 BODIES: Final[dict[str, Any]] = {
     "submit_task": {"type": "echo", "payload": {"message": "hi"}},
     "submit_batch": {"tasks": [{"type": "echo", "payload": {"message": "hi"}}]},
-    "create_key": {"name": "k", "scopes": ["tasks:read"]},
+    "create_key": {"name": "k", "scopes": ["admin"]},
     "create_webhook": {"url": "https://a.example/"},
     "update_webhook": {"enabled": True},
 }

@@ -216,6 +216,27 @@ async def test_a_wrong_key_is_refused_by_its_field(
     assert [error["pointer"] for error in response.json()["errors"]] == [pointer]
 
 
+@pytest.mark.parametrize("settings", [{}, {"auth": "off"}])
+async def test_the_first_key_made_over_http_is_an_admins_so_that_nobody_is_locked_out(
+    redis_url: str, world: World, settings: dict[str, Any]
+) -> None:
+    async with api(redis_url, **settings) as client:
+        refused = [
+            await client.post("/keys", json={"name": "k", **more})
+            for more in ({}, {"scopes": ["tasks:read"]}, {"project": "shop"}, {"expires_in_s": 9})
+        ]
+        before = world.snapshot()
+        first = await client.post("/keys", json={"name": "root", "scopes": ["tasks:read", "admin"]})
+        admin = bearer(first.json()["key"])
+        second = await client.post("/keys", json={"name": "k"}, headers=admin)
+
+    assert {answer.status_code for answer in refused} == {422}
+    assert {answer.json()["errors"][0]["pointer"] for answer in refused} == {"/scopes"}
+    assert "taskpool keys create" in refused[0].json()["detail"]
+    assert before == {}
+    assert (first.status_code, second.status_code) == (201, 201)
+
+
 async def test_no_answer_no_log_and_nothing_in_redis_shows_a_secret(
     client: httpx.AsyncClient, redis_url: str, world: World, caplog: pytest.LogCaptureFixture
 ) -> None:

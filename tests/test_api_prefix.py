@@ -74,7 +74,7 @@ async def every_path(client: httpx.AsyncClient, world: World, base: str = "", **
     found["task in a batch"] = in_batch.json()["task"]
     await ask("GET", "/tasks?limit=1")
     await ask("GET", "/queues/default?limit=1")
-    await ask("POST", "/keys", json={"name": "k"})
+    await ask("POST", "/keys", json={"name": "k", "scopes": ["admin"]})
     await ask("GET", "/audit?limit=1")
     hook = (await ask("POST", "/webhooks", json={"url": "https://a.example/"})).json()["id"]
     for _ in range(2):

@@ -27,6 +27,7 @@ def test_a_key_is_made_listed_rotated_and_revoked(redis_url: str) -> None:
     table = run(redis_url, "keys", "list").stdout
     revoked = run(redis_url, "keys", "revoke", document["id"])
 
+    assert "no key has the scope admin" in made.stderr
     assert document["key"].startswith(f"tp_{document['id']}_")
     assert document["scopes"] == ["tasks:read", "tasks:write", "tasks:stop"]
     assert id_of(rotated.stdout) == document["id"]
@@ -89,6 +90,15 @@ def test_with_a_server_it_is_all_done_through_the_api(redis_url: str, tmp_path: 
     assert {entry["by"]["name"] for entry in entries} == {"root"}
     assert few == [entries[1]]
     assert (by_nobody.exit_code, by_nobody.stdout, "no entry" in by_nobody.output) == (0, "", True)
+
+
+def test_who_makes_a_key_is_warned_until_one_is_an_admins(redis_url: str) -> None:
+    warned = []
+    for arguments in ((), ("--scope", "admin"), ()):
+        made = run(redis_url, "keys", "create", "x", *arguments)
+        warned.append("Warning: no key has the scope admin" in made.stderr)
+
+    assert warned == [True, False, False]
 
 
 def test_the_audit_says_who_ran_the_command(redis_url: str) -> None:

@@ -101,6 +101,17 @@ def test_a_revoked_key_is_gone_but_for_the_audit(world: World) -> None:
     assert {name.partition(" ")[0] for name in world.snapshot()} == {"taskpool:audit"}
 
 
+def test_whether_a_key_is_the_first_is_decided_when_it_is_stored(world: World) -> None:
+    making = keyring.create(KeySpec(name="k"), ME, admin_first=True)
+    change = making.send(world.store.run_many(next(making)))
+
+    assert world.store.run_many(change) == ["first"]
+    assert world.snapshot() == {}
+
+    create(world, scopes=[Scope.ADMIN])
+    assert world.store.run_many(change) == ["ok"]
+
+
 def test_a_rotation_that_read_a_key_before_its_revocation_does_not_bring_it_back(world: World) -> None:
     key, _ = create(world)
     rotating = keyring.rotate(key.id, ME)

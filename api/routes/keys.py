@@ -49,11 +49,12 @@ class KeyRoutes:
         answers={201: Answer(KeyDocument, headers=("Location",))},
     )
     async def create(self, request: Request) -> Json:
-        """POST /keys: make an API key; 201 with it, its text for this once."""
+        """POST /keys: make an API key; 201 with it, its text for this once. The first must have the scope admin."""
         read_query(request.scope["query_string"], NoQuery)
         document = await read_json(request.scope, request.receive, self._max_body_bytes)
         by = caller_of(request.scope).actor()
-        key, text = await self._store.carry_out(keyring.create(read_as(document, KeySpec, "invalid-key"), by))
+        spec = read_as(document, KeySpec, "invalid-key")
+        key, text = await self._store.carry_out(keyring.create(spec, by, admin_first=True))
         location = (b"location", public_path(request.scope, f"/keys/{key.id}").encode())
         return Json(key_document(key, text=text), status=201, headers=(location,))
 

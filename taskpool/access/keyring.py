@@ -13,13 +13,17 @@ from typing import Any, Final
 import msgspec
 
 from taskpool import keys
-from taskpool.access.apikey import KEY_ID, ROTATION_GRACE_S, ApiKey, KeySpec, new_key, rotated
+from taskpool.access.apikey import KEY_ID, ROTATION_GRACE_S, ApiKey, KeySpec, Scope, new_key, rotated
 from taskpool.access.audit import Actor, entry
 from taskpool.calls import Call, Plan, one
-from taskpool.errors import KeyNotFound, TaskpoolError
+from taskpool.errors import FieldError, InvalidKey, KeyNotFound, TaskpoolError
 from taskpool.lua import Script
 
 RACES: Final = 5
+NO_ADMIN: Final = (
+    "the first key must have the scope admin: from then on the API asks for keys, and only an admin can make more; "
+    "`taskpool keys create`, where it reaches Redis itself, can make any"
+)
 
 _change, _used = Script("key_change"), Script("key_used")
 _document = msgspec.json.Decoder(ApiKey)
@@ -48,15 +52,20 @@ def note_use(id: str) -> Call[str]:
     return _used.call((id,), _word, again=True)
 
 
-def create(spec: KeySpec, by: Actor) -> Plan[tuple[ApiKey, str]]:
-    """Make a key; it and its text, which nothing shows again.
+def create(spec: KeySpec, by: Actor, *, admin_first: bool = False) -> Plan[tuple[ApiKey, str]]:
+    """Make a key; it and its text, which nothing shows again. With `admin_first` the first key must be an admin's:
+    whoever reaches only the API could make no other key after it.
 
     Raises:
         InvalidKey
     """
     now_ms = yield from one(_now())
     key, text = new_key(spec, now_ms)
-    yield from one(_changing(key.id, b"", msgspec.json.encode(key), entry(by, "key.created", key.id)))
+    not_first = admin_first and Scope.ADMIN not in key.scopes
+    audited = entry(by, "key.created", key.id)
+    word = yield from one(_changing(key.id, b"", msgspec.json.encode(key), audited, not_first=not_first))
+    if word == "first":
+        raise InvalidKey([FieldError("/scopes", NO_ADMIN)])
     return key, text
 
 
@@ -101,8 +110,8 @@ def revoke(id: str, by: Actor) -> Plan[ApiKey]:
     raise TaskpoolError(f"the key {id} is being changed by others all the time; try again")
 
 
-def _changing(id: str, before: bytes, after: bytes, audited: bytes) -> Call[str]:
-    return _change.call((id, before, after, audited), _word, again=True)
+def _changing(id: str, before: bytes, after: bytes, audited: bytes, *, not_first: bool = False) -> Call[str]:
+    return _change.call((id, before, after, audited, "1" if not_first else ""), _word, again=True)
 
 
 def _raw(id: str) -> Call[bytes]:

@@ -24,9 +24,14 @@ Examples:
   taskpool keys create shop --project shop --queue mails --days 90 --rate-limit 600
   taskpool keys create prometheus --scope tasks:read
 
-The key is shown once; only a hash of it is kept. From the first one on, the API lets
-nobody in without.
+The key is shown once; only a hash of it is kept. As soon as there is a key, the API
+asks for one. So make one with the scope admin first: only it can make others at the API.
 """
+
+NO_ADMIN: Final = (
+    "Warning: no key has the scope admin, so keys, webhooks and the audit can't be reached through the API. "
+    "`taskpool keys create NAME --scope admin` makes one here."
+)
 
 ROTATE_EPILOG: Final = """\b
 Example:
@@ -92,7 +97,9 @@ def create(
     )
     with open_keeper(flags) as keeper:
         key = keeper.create(spec)
-    _show(key, as_json=as_json)
+        _show(key, as_json=as_json)
+        if Scope.ADMIN not in key.scopes and not any(Scope.ADMIN in each.scopes for each in keeper.listed()):
+            click.echo(NO_ADMIN, err=True)
 
 
 @keys.command("list", cls=Command)
