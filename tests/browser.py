@@ -35,6 +35,11 @@ class Page:
         self._do("Page.navigate", url=url)
         eventually(lambda: self.run("document.readyState === 'complete' && location.href !== 'about:blank'"))
 
+    def prepare(self, script: str) -> None:
+        """Run a script in each document from now on, before the document's own."""
+        self._do("Page.enable")
+        self._do("Page.addScriptToEvaluateOnNewDocument", source=script)
+
     def run(self, script: str) -> Any:
         """The value of an expression in the page; of a promise, what it resolves to."""
         answer = self._do("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)

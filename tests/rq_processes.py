@@ -106,14 +106,17 @@ class Dashboard:
 
 
 @contextmanager
-def dashboard(redis_url: str, directory: Path, options: Sequence[str] = SETTINGS) -> Iterator[Dashboard]:
-    """rq-dashboard on a loopback port."""
+def dashboard(
+    redis_url: str, directory: Path, options: Sequence[str] = SETTINGS, env: Mapping[str, str] | None = None
+) -> Iterator[Dashboard]:
+    """rq-dashboard on a loopback port; with a password, it is ann's: `secret`."""
     port = free_port()
     address = ("--bind", "127.0.0.1", "--port", str(port), "--redis-url", redis_url)
     log = directory / "dashboard.log"
+    auth = ("ann", "secret") if "--password" in options else None
     with (
-        process(("rq_dashboard", *options, *address), os.environ, log) as running,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+        process(("rq_dashboard", *options, *address), {**os.environ, **(env or {})}, log) as running,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, auth=auth) as client,
     ):
 
         def answers() -> bool:
