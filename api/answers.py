@@ -202,5 +202,7 @@ class ProblemDocument(Document, frozen=True, kw_only=True):
     held: Annotated[Count | UnsetType, Meta(description="how many tasks it holds")] = UNSET
     stop: Annotated[str | UnsetType, Meta(description="where to post to stop the task")] = UNSET
     max_bytes: Annotated[int | UnsetType, Meta(description="the limit")] = UNSET
+    cap: Annotated[Count | UnsetType, Meta(description="how many the project may use")] = UNSET
+    setting: Annotated[str | UnsetType, Meta(description="the setting that says so")] = UNSET
     reads: Annotated[bool | UnsetType, Meta(description="of /readyz: Redis can be read")] = UNSET
     writes: Annotated[bool | UnsetType, Meta(description="of /readyz: Redis takes writes")] = UNSET

@@ -81,7 +81,7 @@ def create_app(settings: Settings) -> Starlette:
     origins = read_origins(settings.cors_origins)
     root_path = read_root_path(settings.root_path)
     gate = Gate(pool.store, settings, origins)
-    streams = Streams(Hub(pool), gate, settings.max_streams)
+    streams = Streams(Hub(pool), gate, settings)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -107,7 +107,9 @@ def _routes(
     logs = LogRoutes(pool, streams)
     fleet = FleetRoutes(pool)
     keys = KeyRoutes(pool.store, settings.max_body_bytes)
-    webhooks = WebhookRoutes(pool.store, Allowed(settings.webhook_allow), settings.max_body_bytes)
+    webhooks = WebhookRoutes(
+        pool.store, Allowed(settings.webhook_allow), settings.max_body_bytes, most=settings.max_webhooks
+    )
     health = HealthRoutes(pool, gate)
     docs = DocsRoutes(pool, gate, settings.type_grace_s)
 

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from api.prefix import prefix_of
 from api.problems import Problem, conflict, invalid_task, not_allowed, retry_after, unique_conflict
 from taskpool.errors import (
+    CapReached,
     DeliveryBusy,
     DeliveryNotFound,
     InvalidKey,
@@ -107,6 +108,13 @@ async def render_queue_full(request: Request, exception: Exception) -> Response:
     return Problem("queue-full", detail, headers=headers, queue=exception.queue, held=held).response()
 
 
+async def render_cap_reached(request: Request, exception: Exception) -> Response:
+    """The handler of CapReached."""
+    assert isinstance(exception, CapReached)
+    detail = f"{exception}; nothing was stored"
+    return Problem("cap-reached", detail, cap=exception.most, setting=exception.setting).response()
+
+
 async def render_unavailable(request: Request, exception: Exception) -> Response:
     """The handler of RedisUnavailable. Its text may name hosts, so it goes to the log alone."""
     assert isinstance(exception, RedisUnavailable)
@@ -160,6 +168,7 @@ HANDLERS: Final = {
     TaskNotFound: render_not_found,
     TaskConflict: render_conflict,
     QueueFull: render_queue_full,
+    CapReached: render_cap_reached,
     InvalidKey: render_invalid_key,
     KeyNotFound: render_key_not_found,
     UniqueConflict: render_unique_conflict,

@@ -31,6 +31,7 @@ KINDS: Final[Mapping[str, tuple[int, str]]] = {
     "invalid-header": (400, "A header is wrong"),
     "unauthorized": (401, "It isn't known who asks"),
     "forbidden": (403, "The caller may not do that"),
+    "cap-reached": (403, "Cap reached"),
     "not-found": (404, "There is nothing at this path"),
     "task-not-found": (404, "No such task"),
     "key-not-found": (404, "No such API key"),

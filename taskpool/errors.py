@@ -18,6 +18,7 @@ TaskpoolError
 ├── InvalidKey                 what was asked for can't be an API key
 ├── KeyNotFound                no API key has this id
 ├── QueueFull                  the queue has no room for what was submitted
+├── CapReached                 the project uses as many queues, tags, keys or webhooks as it may
 ├── WaitTimeout                the task didn't end in time
 ├── AttemptLost                the attempt no longer holds the lease
 ├── ParentResultGone           the result of a task that this one depends on can't be read (in `interrupts`)
@@ -192,6 +193,22 @@ class QueueFull(TaskpoolError):
     def __init__(self, queue: str, held: int, most: int, retry_after_s: float) -> None:
         super().__init__(f"the queue {queue!r} has no room: it holds {held:,} tasks, and may hold {most:,}")
         self.queue, self.held, self.retry_after_s = queue, held, retry_after_s
+
+
+class CapReached(TaskpoolError):
+    """Raised when something new would go beyond a cap of its project; nothing was stored.
+
+    `setting` is the environment variable that sets the cap, `most` is the cap.
+    """
+
+    def __init__(self, kind: str, project: str | None, most: int) -> None:
+        self.setting, self.most = f"TASKPOOL_MAX_{kind.upper()}", most
+        whose = f"the project {project!r} uses" if project else "what belongs to no project uses"
+        advice = "wait until some expire" if kind == "idempotency_keys" else "use one of those, remove some"
+        super().__init__(
+            f"{whose} {most:,} {kind.replace('_', ' ')}, as many as {self.setting} allows: {advice}, "
+            "or have the setting raised"
+        )
 
 
 class WaitTimeout(TaskpoolError):

@@ -15,7 +15,7 @@ from taskpool.lifecycle import HoldsConnections
 from taskpool.registry import Registry
 from taskpool.seconds import patience_s
 from taskpool.settings import Settings, resolve_redis_url
-from taskpool.submission.addition import Once
+from taskpool.submission.addition import Caps, Once
 from taskpool.submission.checking import Checked, check_task
 from taskpool.submission.prepare import Defaults
 from taskpool.submission.specs import check_spec
@@ -47,6 +47,7 @@ class Face(HoldsConnections):
             max_attempts=settings.max_attempts,
             secret_ttl_s=settings.secret_ttl_s,
             max_queue_depth=settings.max_queue_depth,
+            caps=Caps(settings.max_queues, settings.max_tags, settings.max_unique_keys, settings.max_idempotency_keys),
             webhook_allow=settings.webhook_allow,
         )
 

@@ -53,6 +53,8 @@ OUTBOX: Final = "taskpool:outbox"  # set of ended tasks whose dependents are sti
 SWEPT: Final = "taskpool:swept:"  # + queue: string, where the sweep of its waiting tasks goes on; with a TTL
 UNIQUE: Final = "taskpool:unique"  # hash unique key -> the task that took it last, and until when if for a time
 ONCE: Final = "taskpool:once:"  # + digest of an idempotency key: what its call was answered, with a TTL
+USED: Final = "taskpool:used:"  # + queues, tags or unique_keys + ":" + project: set of what it was first to use
+ONCE_COUNT: Final = "taskpool:once:count:"  # + project: string, how many idempotency keys it used; with a TTL
 EXPIRING: Final = "taskpool:expiring"  # zset id -> when it expires if not started, s
 COUNTERS: Final = "taskpool:counters"  # hash of the metrics' running totals
 CLOCK: Final = "taskpool:clock"  # hash: since when writes work, and by how much Redis's clock was stepped
@@ -107,6 +109,12 @@ JUDGED_S: Final = 20
 WIP_GRACE_S: Final = 3600
 """Seconds added to the end of a lease in ``rq:wip:*``. `rq info` and RQ's maintenance fail every task whose
 score has passed; ours is taken back by the reaper the moment its lease ends, long before that."""
+
+WITHOUT_PROJECT: Final = 10
+"""All tasks without a project together may use so many times as many queues, tags and keys as one project."""
+
+USED_SAMPLE: Final = 100
+"""So many names of a project that has reached a cap are looked at: those that are gone make room."""
 
 EVENTS_MAXLEN: Final = 10_000
 """About how many events the stream keeps, for those who resume."""

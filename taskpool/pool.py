@@ -15,7 +15,7 @@ from taskpool.attempt import Outcome
 from taskpool.connection.address import Address
 from taskpool.connection.connection_pool import MAX_CONNECTIONS, ConnectionPool, SharedWire
 from taskpool.entry import Submitted
-from taskpool.errors import InvalidTask, QueueFull, TaskConflict, TaskNotFound, WaitTimeout
+from taskpool.errors import CapReached, InvalidTask, QueueFull, TaskConflict, TaskNotFound, WaitTimeout
 from taskpool.face import Face
 from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
 from taskpool.inline import execute_here
@@ -33,7 +33,7 @@ from taskpool.submission.addition import Once
 from taskpool.submission.given import AddTask, spec_given
 from taskpool.types import Event, Page, QueuedTask, RunningTask, TaskRecord, TaskSpec, TaskStatus
 
-NO_FAULT: Final = (GeneratorExit, InvalidTask, QueueFull, TaskConflict, TaskNotFound, WaitTimeout)
+NO_FAULT: Final = (GeneratorExit, CapReached, InvalidTask, QueueFull, TaskConflict, TaskNotFound, WaitTimeout)
 """Exceptions that end a wait and say nothing about its connection."""
 
 

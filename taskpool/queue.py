@@ -15,6 +15,7 @@ from taskpool.calls import Call, Plan, one
 from taskpool.catalogue import Catalogue
 from taskpool.cursor import decode_cursor, encode_cursor, page_length, wrong_cursor
 from taskpool.errors import (
+    CapReached,
     KeyReused,
     QueueFull,
     TaskConflict,
@@ -94,6 +95,7 @@ def refuse(checked: Sequence[Checked], added: Added, start: int = 0) -> None:
         UniqueConflict
         KeyReused
         QueueFull
+        CapReached
     """
     if added.unknown_dependency is not None:
         raise UnknownDependency(added.unknown_dependency)
@@ -104,6 +106,8 @@ def refuse(checked: Sequence[Checked], added: Added, start: int = 0) -> None:
         raise UniqueConflict("" if held is None else shown_key(held.name), id, status, start + index)
     if added.is_other:
         raise KeyReused
+    if (cap := added.capped) is not None:
+        raise CapReached(cap.kind, cap.project or None, cap.most)
     if (queue := added.full) is not None:
         raise QueueFull(queue.name, queue.held, queue.most, queue.room_in_s())
 

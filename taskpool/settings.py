@@ -52,6 +52,8 @@ class Settings:
     max_streams: int = _setting(
         2000, "Streams of events (SSE and WebSocket) that one API process serves.", "integer", least=1
     )
+    max_streams_per_key: int = _setting(500, "Most of them with one API key; 0: any number.", "integer")
+    max_streams_per_address: int = _setting(1000, "Most of them from one address; 0: any number.", "integer")
     max_connections: int = _setting(10_000, "Most connections to one API process.", "integer", least=1)
     max_connections_per_address: int = _setting(5_000, "Most of them from one address.", "integer", least=1)
     header_timeout_s: float = _setting(10.0, "Seconds a request's headers may take.", "seconds", least=0.1)
@@ -78,6 +80,22 @@ class Settings:
     grace_s: float = _setting(25.0, "Seconds running tasks get to end at shutdown.", "seconds")
     max_queue_depth: int = _setting(
         1_000_000, "Most ready, scheduled and waiting tasks, each, of a queue; 0: any number.", "integer"
+    )
+    max_queues: int = _setting(
+        1000, "Queues that one project may use; without a project ten times as many; 0: any number.", "integer"
+    )
+    max_tags: int = _setting(
+        10_000, "Tags that the tasks of one project may have; without a project ten times as many; 0: any.", "integer"
+    )
+    max_unique_keys: int = _setting(
+        100_000, "Unique keys that one project may hold; without a project ten times as many; 0: any number.", "integer"
+    )
+    max_idempotency_keys: int = _setting(
+        1_000_000, "Idempotency keys that one project may use a day; without a project ten times as many; 0: any.",
+        "integer",
+    )  # fmt: skip
+    max_webhooks: int = _setting(
+        100, "Webhooks that one project may have; without a project ten times as many.", "integer", least=1
     )
     timeout_s: float = _setting(600.0, "Seconds one attempt may take, unless its type says.", "seconds", least=0.001)
     max_attempts: int = _setting(1, "Attempts a task gets, unless its type says.", "integer", least=1)

@@ -93,6 +93,17 @@ async def to_a_full_queue(walk: Walk, id: str) -> httpx.Response:
     return await walk.ask(id, await walk.server(max_queue_depth=1))
 
 
+@refusal_of("cap-reached", "submit_task", "submit_batch", "create_webhook")
+async def beyond_a_cap(walk: Walk, id: str) -> httpx.Response:
+    capped = await walk.server(max_tags=1, max_webhooks=1)
+    if id == "create_webhook":
+        hook = {**BODIES[id], "project": "p"}
+        await walk.ask(id, capped, json=hook)
+        return await walk.ask(id, capped, json=hook)
+    project = bearer(make_key(walk.redis_url, project="p"))
+    return await walk.ask(id, capped, json=_submission(id, tags=["a", "b"]), headers=project)
+
+
 @refusal_of("unique-conflict", "submit_task", "submit_batch")
 async def with_a_key_that_is_held(walk: Walk, id: str) -> httpx.Response:
     await walk.ask(id, json=_submission(id, unique_key="u"))

@@ -128,5 +128,5 @@ async def a_stream_too_many(walk: Walk, id: str) -> httpx.Response:
 @of_any("webhook-conflict")
 async def no_room_for_the_secret_of_callbacks(walk: Walk, id: str) -> httpx.Response:
     with walk.patch.context() as patch:
-        patch.setattr(webhook_store, "MOST_WEBHOOKS", 0)
+        patch.setattr(webhook_store, "MOST_CALLBACKS", 0)
         return await walk.ask(id, at="callback")

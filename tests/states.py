@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from redis import Redis
 
 from taskpool import scripts
+from taskpool.access.audit import Actor
 from taskpool.calls import Call
 from taskpool.fleet import TypeInfo
 from taskpool.record import fetch
@@ -139,10 +140,13 @@ def ended(outcome: str, error: str | None = None, *, attempt: int = 1) -> dict[s
     return entry if error is None else entry | {"error": error}
 
 
-def new_task(id: str, *, type: str = "work", payload: Any = None, **options: Any) -> NewTask:
+def new_task(
+    id: str, *, type: str = "work", payload: Any = None, project: str | None = None, **options: Any
+) -> NewTask:
     """A task as `add` takes it, with an id of the test's choice."""
+    by = None if project is None else Actor(None, "a test", project, "")
     spec = TaskSpec(type=type, payload={} if payload is None else payload, **options)
-    return replace(prepare(spec, spec.payload, _INFO, _DEFAULTS), id=id)
+    return replace(prepare(spec, spec.payload, _INFO, _DEFAULTS, by=by), id=id)
 
 
 def race(url: str, rounds: int, *moves: Callable[[int], Call[Any]]) -> list[list[Any]]:

@@ -9,6 +9,7 @@ import pytest
 from api.problems import KINDS, Problem, conflict, invalid_task, unique_conflict
 from taskpool import (
     ApiError,
+    CapReached,
     FieldError,
     InvalidPayload,
     InvalidTask,
@@ -44,6 +45,7 @@ OWN: dict[str, type[TaskpoolError]] = {
     "invalid-key": InvalidKey,
     "key-not-found": KeyNotFound,
     "queue-full": QueueFull,
+    "cap-reached": CapReached,
     "redis-unavailable": RedisUnavailable,
 }
 

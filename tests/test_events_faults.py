@@ -19,6 +19,7 @@ from api.events.streams import Streams
 from api.events.subscription import Subscription
 from taskpool import keys, scripts
 from taskpool.errors import RedisUnavailable
+from taskpool.settings import Settings
 from tests.listeners import Listener, hub_on
 from tests.states import World
 
@@ -176,7 +177,7 @@ async def test_a_bug_in_the_look_at_keys_does_not_end_it(
 
     bug = Bug(monkeypatch, Doors, "still_admits")
     async with hub_on(redis_url) as hub:
-        streams = Streams(hub, Doors(), 9, look_at_keys_s=0.01)
+        streams = Streams(hub, Doors(), Settings(max_streams=9), look_at_keys_s=0.01)
         outlet = streams.admit(anonymous(""))
         bug.arm()
 

@@ -338,8 +338,8 @@ def test_a_packed_addition_is_the_same_command(world: World) -> None:
     ]
     packed = unpack(call.command)
     assert packed[:3] == as_sent[:3]
-    assert packed[3:7] == [b"2", b"0", b"", b"1"]
-    assert packed[7:] == as_sent[7 : len(packed)]
+    assert packed[3:8] == [b"2", b"0", b"0 0 0 0", b"", b"1"]
+    assert packed[8:] == as_sent[8 : len(packed)]
 
 
 def test_a_packed_addition_that_redis_does_not_know_is_sent_with_its_text(world: World) -> None:

@@ -45,7 +45,7 @@ class Hooks:
         self.world = world
 
     def create(self, url: str, project: str | None = None, **fields: Any) -> Webhook:
-        plan = webhook_store.create_webhook(NewWebhook(url=url, **fields), project, ALLOWED)
+        plan = webhook_store.create_webhook(NewWebhook(url=url, **fields), project, ALLOWED, most=100)
         return self.world.store.carry_out(plan)
 
     def get(self, id: str, project: str | None = None) -> Webhook:

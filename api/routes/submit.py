@@ -31,7 +31,7 @@ REPLAYED: Final = (b"idempotency-replayed", b"true")
 ASKS: Final = ("Idempotency-Key", "Prefer", "traceparent", "tracestate")
 TELLS: Final = ("Idempotency-Replayed", "Preference-Applied")
 PROBLEMS: Final = (
-    *("invalid-header", "unknown-type", "invalid-payload", "unknown-dependency", "queue-full"),
+    *("invalid-header", "unknown-type", "invalid-payload", "unknown-dependency", "queue-full", "cap-reached"),
     *("unique-conflict", "idempotency-key-reused"),
 )
 

@@ -52,8 +52,8 @@ class NewSecret(msgspec.Struct, forbid_unknown_fields=True):
 class WebhookRoutes:
     """Handlers of endpoints and deliveries."""
 
-    def __init__(self, store: AsyncStore, allowed: Allowed, max_body_bytes: int) -> None:
-        self._store, self._allowed, self._max_body_bytes = store, allowed, max_body_bytes
+    def __init__(self, store: AsyncStore, allowed: Allowed, max_body_bytes: int, *, most: int) -> None:
+        self._store, self._allowed, self._max_body_bytes, self._most = store, allowed, max_body_bytes, most
 
     @operation("list_webhooks", tag="webhooks", answers={200: Webhooks})
     async def list(self, request: Request) -> Json:
@@ -68,14 +68,14 @@ class WebhookRoutes:
         body=NewWebhook,
         body_fault="invalid-webhook",
         answers={201: Answer(WebhookDocument, headers=("Location",))},
-        problems=["webhook-conflict"],
+        problems=["cap-reached"],
     )
     async def create(self, request: Request) -> Json:
         """POST /webhooks: make a standing endpoint; 201 with it and its secret."""
         caller = _caller(request)
         body = await read_json(request.scope, request.receive, self._max_body_bytes)
         fields = read_as(body, NewWebhook, "invalid-webhook")
-        plan = webhook_store.create_webhook(fields, caller.project, self._allowed, caller.actor())
+        plan = webhook_store.create_webhook(fields, caller.project, self._allowed, caller.actor(), most=self._most)
         webhook = await self._store.carry_out(plan)
         location = (b"location", public_path(request.scope, f"/webhooks/{webhook.id}").encode())
         return Json(webhook_document(webhook, with_secret=True), status=201, headers=(location,))

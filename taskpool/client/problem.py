@@ -12,6 +12,7 @@ import msgspec
 from taskpool.client.request import About, Answer
 from taskpool.errors import (
     ApiError,
+    CapReached,
     FieldError,
     InvalidKey,
     InvalidPayload,
@@ -54,6 +55,8 @@ class Problem(msgspec.Struct):
     task_status: str = ""
     queue: str = ""
     held: int = 0
+    cap: int = 0
+    setting: str = ""
 
     @property
     def kind(self) -> str:
@@ -173,6 +176,10 @@ def _queue_full(told: _Told) -> Fields:
     return {"queue": told.problem.queue, "held": told.problem.held, **_come_again(told)}
 
 
+def _cap_reached(told: _Told) -> Fields:
+    return {"setting": told.problem.setting, "most": told.problem.cap}
+
+
 def _come_again(told: _Told) -> Fields:
     return {"retry_after_s": told.retry_after_s or 1.0}
 
@@ -204,6 +211,7 @@ _KINDS: Final[Mapping[str, tuple[type[TaskpoolError], Callable[[_Told], Fields]]
     "key-not-found": (KeyNotFound, _not_found),
     "idempotency-key-reused": (KeyReused, lambda told: {}),
     "queue-full": (QueueFull, _queue_full),
+    "cap-reached": (CapReached, _cap_reached),
     "redis-unavailable": (RedisUnavailable, _come_again),
 }
 """Which exception a kind of problem is, and what it carries. All others are an `ApiError`."""

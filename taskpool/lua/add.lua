@@ -2,9 +2,10 @@
 --
 -- ARGV[1]  n, the number of tasks
 -- ARGV[2]  most tasks that a queue may hold of each kind (ready, scheduled, waiting for others); '0' = any number
--- ARGV[3]  entries of the audit, one a line ('' = none)
--- ARGV[4]  '1': no task has an option, so nothing of that is looked for, and nothing follows the tasks
--- ARGV[5+] for each task:
+-- ARGV[3]  how many queues, tags, unique keys and idempotency keys a project may use ('0' = any number), with blanks
+-- ARGV[4]  entries of the audit, one a line ('' = none)
+-- ARGV[5]  '1': no task has an option, so nothing of that is looked for, and nothing follows the tasks
+-- ARGV[6+] for each task:
 --          id, queue, type, front ('1' or ''), run_ms (absolute; '' = now), delay_ms ('' = none),
 --          expires_ms (from now; '' = never), tags (comma separated), parents (ids, comma separated),
 --          secrets (what was taken out of its payload; '' = nothing),
@@ -23,22 +24,24 @@
 --          {'conflict', index, id of the holder, its status}  its unique key is held
 --          {'unknown_dependency', id of the parent that doesn't exist}
 --          {'full', stamp, queue, how many it holds, how many would come, since when its head is queued (or '')}
+--          {'capped', which cap, project ('' = none), how many it allows}
 
-local FIXED = 13
+local FIXED, FIRST = 13, 6
 local n, most = tonumber(ARGV[1]), tonumber(ARGV[2])
 
--- Most calls: one new task without options, for a queue with room. As below, without a look for what it can't have.
-if n == 1 and ARGV[4] == '1' and (most == 0 or redis.call('LLEN', KEY.queue .. ARGV[6]) < most)
-  and redis.call('EXISTS', KEY.job .. ARGV[5]) == 0 then
-  local id, queue, type = ARGV[5], ARGV[6], ARGV[7]
+-- Most calls: one new task without options, for a known queue with room. As below, without a look for what it can't have.
+if n == 1 and ARGV[5] == '1' and (most == 0 or redis.call('LLEN', KEY.queue .. ARGV[FIRST + 1]) < most)
+  and redis.call('EXISTS', KEY.job .. ARGV[FIRST]) == 0
+  and redis.call('SISMEMBER', KEY.queues, KEY.queue .. ARGV[FIRST + 1]) == 1 then
+  local id, queue, type = ARGV[FIRST], ARGV[FIRST + 1], ARGV[FIRST + 2]
   local now_ms, stamp = clock()
   redis.call('HSET', KEY.job .. id, 'status', 'queued', 'created_at', stamp, 'seq', '1', 'enqueued_at', stamp,
-    unpack(ARGV, 5 + FIXED))
+    unpack(ARGV, FIRST + FIXED))
   redis.call('ZADD', KEY.by_type .. type, 0, id)
   redis.call('SADD', KEY.types_used, type)
   emit(id, 1, 'queued', 'queued', now_ms, ',"type":"' .. type .. '","queue":"' .. queue .. '"')
-  enqueue(id, queue)
-  audit(KEY.audit_submitted, ARGV[3])
+  ring(queue, redis.call('RPUSH', KEY.queue .. queue, id))
+  audit(KEY.audit_submitted, ARGV[4])
   return {'ok', stamp, 'queued'}
 end
 
@@ -81,8 +84,8 @@ end
 
 -- The audit's entry (where tasks have unique keys there is one), about something else than was thought before.
 local function audited(what, about, count, last)
-  if ARGV[3] == '' then return '' end
-  local entry = cjson.decode(ARGV[3])
+  if ARGV[4] == '' then return '' end
+  local entry = cjson.decode(ARGV[4])
   entry.what, entry.about, entry.count, entry.last = what, about, count, last
   return cjson.encode(entry)
 end
@@ -105,7 +108,7 @@ end
 
 -- Is it a repetition, because the answer to the first was lost? Then it is answered again, whatever became of parents.
 -- The first of a batch may have run and been purged since: each id counts.
-local keys, next_at = {}, 5
+local keys, next_at = {}, FIRST
 for index = 1, n do
   keys[index] = KEY.job .. ARGV[next_at]
   next_at = next_at + FIXED + tonumber(ARGV[next_at + FIXED - 1])
@@ -143,8 +146,8 @@ local function is_there(parent, project)
 end
 
 -- Check: does every parent exist (it may stand earlier in the same call)?
-local at, own = 5, {}
-for _ = 1, ARGV[4] == '1' and 0 or n do
+local at, own = FIRST, {}
+for _ = 1, ARGV[5] == '1' and 0 or n do
   local id = ARGV[at]
   for parent in string.gmatch(ARGV[at + 8], '[^,]+') do
     if not own[parent] and not is_there(parent, ARGV[at + 11]) then
@@ -174,7 +177,7 @@ end
 
 -- Check: is there room for what needs some? A task that takes another's place doesn't.
 local coming = {}
-at = 5
+at = FIRST
 for index = 1, most > 0 and n or 0 do
   if not roomless[index] then
     local kind = ARGV[at + 8] ~= '' and KEY.deferred
@@ -194,7 +197,72 @@ for place, what in pairs(coming) do
   end
 end
 
+-- Check: may the projects use what is new? A project that has reached a cap is looked through for names that are gone: some
+-- of them with each call, because there may be many.
+local INDEX = {queues = KEY.queues, tags = KEY.tags}
+local caps, looked_at, entering, listing = {}, {}, {}, {}
+caps.queues, caps.tags, caps.unique_keys, caps.idempotency_keys = string.match(ARGV[3], '^(%d+) (%d+) (%d+) (%d+)$')
+
+local function most_of(kind, project)
+  return (tonumber(caps[kind]) or 0) * (project == '' and KEY.without_project or 1)
+end
+
+local function is_known(kind, name)
+  if kind == 'unique_keys' then return redis.call('HEXISTS', KEY.unique, name) == 1 end
+  return redis.call('SISMEMBER', INDEX[kind], name) == 1
+end
+
+local function look_at(kind, name, project)
+  if looked_at[kind .. name] then return end
+  looked_at[kind .. name] = true
+  if is_known(kind, name) then return end
+  if INDEX[kind] then table.insert(entering, {INDEX[kind], name}) end
+  local list, most_used = KEY.used .. kind .. ':' .. project, most_of(kind, project)
+  if most_used == 0 then return end
+  local its = listing[list] or {kind = kind, project = project, most = most_used, names = {}, gone = {}, more = 0}
+  listing[list] = its
+  table.insert(its.names, name)
+  its.more = its.more + 1 - redis.call('SISMEMBER', list, name)
+end
+
+at = FIRST
+for index = 1, n do
+  if not existing[index] then
+    look_at('queues', KEY.queue .. ARGV[at + 1], ARGV[at + 11])
+    for tag in string.gmatch(ARGV[at + 7], '[^,]+') do look_at('tags', tag, ARGV[at + 11]) end
+  end
+  at = at + FIXED + tonumber(ARGV[at + FIXED - 1])
+end
+for at = uniques_at, #ARGV, 4 do
+  look_at('unique_keys', ARGV[at + 1], string.match(ARGV[at + 1], '^([^\31]*)\31') or '')
+end
+for list, its in pairs(listing) do
+  local held = redis.call('SCARD', list)
+  if held + its.more > its.most then
+    for _, name in ipairs(redis.call('SRANDMEMBER', list, KEY.used_sample)) do
+      if not is_known(its.kind, name) then table.insert(its.gone, name) end
+    end
+    if held + its.more - #its.gone > its.most then
+      if #its.gone > 0 then redis.call('SREM', list, unpack(its.gone)) end
+      return {'capped', its.kind, its.project, its.most}
+    end
+  end
+end
+local project, once_count = ARGV[FIRST + 11], nil
+local most_keys = most_of('idempotency_keys', project)
+if once_key and once_key ~= '' and most_keys > 0 then
+  once_count = KEY.once_count .. project
+  if tonumber(redis.call('GET', once_count) or 0) >= most_keys then
+    return {'capped', 'idempotency_keys', project, most_keys}
+  end
+end
+
 -- Write. What comes first is refused when Redis is full, and with it all.
+for _, entry in ipairs(entering) do redis.call('SADD', entry[1], entry[2]) end
+for list, its in pairs(listing) do
+  if #its.gone > 0 then redis.call('SREM', list, unpack(its.gone)) end
+  for _, name in ipairs(its.names) do redis.call('SADD', list, name) end
+end
 for at = uniques_at, #ARGV, 4 do
   local index, until_ms = tonumber(ARGV[at]), ARGV[at + 3]
   if not existing[index] then
@@ -248,7 +316,6 @@ local function store(at)
   table.insert(by_type[type], id)
   for tag in string.gmatch(tags, '[^,]+') do
     redis.call('ZADD', KEY.by_tag .. tag, 0, id)
-    redis.call('SADD', KEY.tags, tag)
   end
   if project ~= '' then
     redis.call('ZADD', KEY.by_project .. project, 0, id)
@@ -264,16 +331,13 @@ local function store(at)
       table.insert(ready[queue], id)
     end
   elseif status == 'scheduled' then
-    redis.call('SADD', KEY.queues, KEY.queue .. queue)
     schedule(id, queue, due_ms, now_ms)
   elseif status == 'waiting' then
-    redis.call('SADD', KEY.queues, KEY.queue .. queue)
     redis.call('ZADD', KEY.deferred .. queue, string.format('%.3f', now_ms / 1000), id)
   else
     more = more .. string.format(',"reason":"dependency_failed","dependency":"%s"', broken)
     redis.call('HSET', key, 'ended_at', stamp, 'reason', 'dependency_failed',
       'error', string.format('canceled: the task %s it depends on did not end well', broken))
-    redis.call('SADD', KEY.queues, KEY.queue .. queue)
     retain(id, KEY.canceled .. queue, tonumber(redis.call('HGET', key, 'failure_ttl')), now_ms, secrets ~= '')
   end
   if expires_ms ~= '' and status ~= 'canceled' then
@@ -290,7 +354,7 @@ local function store(at)
 end
 
 local reply, stored, first, last = {'ok', stamp}, 0, nil, nil
-at = 5
+at = FIRST
 for index = 1, n do
   if not existing[index] then
     stored, first, last = stored + 1, first or ARGV[at], ARGV[at]
@@ -302,11 +366,9 @@ end
 for queue, ids in pairs(fronts) do -- the first one ends up at the head
   local reversed = {}
   for index = #ids, 1, -1 do reversed[#reversed + 1] = ids[index] end
-  redis.call('SADD', KEY.queues, KEY.queue .. queue)
   ring(queue, redis.call('LPUSH', KEY.queue .. queue, unpack(reversed)))
 end
 for queue, ids in pairs(ready) do
-  redis.call('SADD', KEY.queues, KEY.queue .. queue)
   ring(queue, redis.call('RPUSH', KEY.queue .. queue, unpack(ids)))
 end
 for type, pairs_ in pairs(by_type) do
@@ -314,7 +376,7 @@ for type, pairs_ in pairs(by_type) do
   redis.call('SADD', KEY.types_used, type)
 end
 if stored == n then
-  for entry in string.gmatch(ARGV[3], '[^\n]+') do audit(KEY.audit_submitted, entry) end
+  for entry in string.gmatch(ARGV[4], '[^\n]+') do audit(KEY.audit_submitted, entry) end
 elseif stored > 0 then
   audit(KEY.audit_submitted, audited('task.submitted', first, stored, stored > 1 and last or nil))
 end
@@ -325,5 +387,6 @@ if once_key and once_key ~= '' then
   end
   redis.call('SET', KEY.once .. once_key, ARGV[next_at + 1] .. ' ' .. stamp .. ' ' .. table.concat(answers, ','),
     'PX', ARGV[next_at + 2])
+  if once_count and redis.call('INCR', once_count) == 1 then redis.call('PEXPIRE', once_count, ARGV[next_at + 2]) end
 end
 return reply

@@ -3,17 +3,41 @@
 -- ARGV[1]  id
 -- ARGV[2]  the endpoint as JSON; '' = remove it with its deliveries
 -- ARGV[3]  the revision that it must have now; '0' = it must not exist yet
--- ARGV[4]  at most so many endpoints
+-- ARGV[4]  at most so many endpoints of its project, or built-in ones if it is one; '' = any number
 -- ARGV[5]  entry of the audit; '' = none
 -- ARGV[6+] every event there is
 -- Returns  'ok' (also when sent again) | 'gone' | 'changed' (it has another revision) | 'full'
 
 local id, document, revision = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local now = redis.call('HGET', KEY.webhooks, id)
+
+-- What stands there; nil if it can't be read.
+local function read(text)
+  local is_json, endpoint = pcall(cjson.decode, text)
+  return is_json and type(endpoint) == 'table' and endpoint or nil
+end
+
+-- Whose endpoints are counted together.
+local function group_of(endpoint_id, project)
+  return string.find(endpoint_id, '^callback') and 'callbacks' or type(project) == 'string' and 'project ' .. project or ''
+end
+
+local endpoints = {}
+local flat = redis.call('HGETALL', KEY.webhooks)
+for at = 1, #flat, 2 do endpoints[flat[at]] = read(flat[at + 1]) end
+
 if now and now == document then return 'ok' end
 if not now and revision > 0 then return 'gone' end
-if now and cjson.decode(now).revision ~= revision then return 'changed' end
-if not now and redis.call('HLEN', KEY.webhooks) >= tonumber(ARGV[4]) then return 'full' end
+if now and (not endpoints[id] or endpoints[id].revision ~= revision) then return 'changed' end
+local most, new, count = tonumber(ARGV[4]), read(document), 0
+if not now and most then
+  local group = group_of(id, new.project)
+  for other, endpoint in pairs(endpoints) do
+    if group_of(other, endpoint.project) == group then count = count + 1 end
+  end
+  if count >= most then return 'full' end
+end
+endpoints[id] = new
 
 if document == '' then
   redis.call('HDEL', KEY.webhooks, id)
@@ -30,9 +54,8 @@ end
 audit(KEY.audit, ARGV[5])
 
 local wanted = {}
-for _, each in ipairs(redis.call('HVALS', KEY.webhooks)) do
-  local endpoint = cjson.decode(each)
-  if endpoint.enabled then
+for _, endpoint in pairs(endpoints) do
+  if endpoint.enabled and type(endpoint.events) == 'table' then
     for _, event in ipairs(endpoint.events) do wanted[event] = true end
   end
 end

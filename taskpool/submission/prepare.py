@@ -24,7 +24,7 @@ from taskpool.payload.encode import fault_in, is_faithful, strict_json_value
 from taskpool.payload.faults import NotJson, not_json
 from taskpool.seconds import LONGEST_S, seconds_fault
 from taskpool.secret import Secrets
-from taskpool.submission.addition import NewTask
+from taskpool.submission.addition import NO_CAPS, Caps, NewTask
 from taskpool.submission.shared import DEFAULT_ATTEMPTS, share
 from taskpool.trace import trace_text
 from taskpool.types import LOST_LEASE_CHOICES, OnLostLease, TaskSpec
@@ -51,6 +51,7 @@ class Defaults:
     max_attempts: int = DEFAULT_ATTEMPTS
     secret_ttl_s: int = 604_800
     max_queue_depth: int = 0
+    caps: Caps = NO_CAPS
     webhook_allow: tuple[str, ...] = ()
 
 
@@ -122,7 +123,9 @@ def prepare(
     data = rqjob.data(spec.type, encoded)
     description = rqjob.description(spec.type, payload, size=len(encoded))
     if is_plain and secrets is None and project is None:
-        return NewTask(new_id(), shared, data, description, max_depth=defaults.max_queue_depth, is_plain=True)
+        return NewTask(
+            new_id(), shared, data, description, max_depth=defaults.max_queue_depth, caps=defaults.caps, is_plain=True
+        )
     held = unique.unique_of(spec, project)
     traced = trace_text(spec.traceparent, spec.tracestate) if spec.traceparent else None
     fields: list[Part] = [] if is_plain else list(_rare_fields(spec, held, traced))
@@ -144,6 +147,7 @@ def prepare(
         fields=fields,
         secrets=hidden,
         max_depth=defaults.max_queue_depth,
+        caps=defaults.caps,
         callback_url=spec.callback_url,
         callback_events=callback_events(spec.callback_url, spec.callback_events),
         unique=held,

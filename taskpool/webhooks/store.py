@@ -16,7 +16,7 @@ from taskpool import keys
 from taskpool.access.apikey import PROJECT
 from taskpool.access.audit import Actor, entry, note
 from taskpool.calls import Call, Plan
-from taskpool.errors import DeliveryNotFound, FieldError, InvalidWebhook, WebhookConflict, WebhookNotFound
+from taskpool.errors import CapReached, DeliveryNotFound, FieldError, InvalidWebhook, WebhookConflict, WebhookNotFound
 from taskpool.lua import Script
 from taskpool.names import new_id
 from taskpool.webhooks.delivery import Delivery, NewDelivery, deliver, get_delivery
@@ -26,7 +26,8 @@ from taskpool.webhooks.message import TEST_EVENT, TYPE_PREFIX, trial_body
 from taskpool.webhooks.signature import new_secret, secret_fault
 from taskpool.webhooks.target import Allowed
 
-MOST_WEBHOOKS: Final = 1000
+MOST_CALLBACKS: Final = 10_000
+"""The most projects whose built-in endpoint of callbacks is kept."""
 MOST_OVERLAP_S: Final = 7 * 86_400
 OVERLAP_S: Final = 86_400
 """How long the secret that was replaced still signs, beside the new one."""
@@ -64,12 +65,14 @@ def read_secret(id: str, project: str | None, by: Actor) -> Plan[Webhook]:
     return webhook
 
 
-def create_webhook(fields: NewWebhook, project: str | None, allowed: Allowed, by: Actor | None = None) -> Plan[Webhook]:
-    """Store a new endpoint.
+def create_webhook(
+    fields: NewWebhook, project: str | None, allowed: Allowed, by: Actor | None = None, *, most: int
+) -> Plan[Webhook]:
+    """Store a new endpoint, unless its project has `most`.
 
     Raises:
         InvalidWebhook
-        WebhookConflict: there are too many.
+        CapReached
     """
     given = fields.given()
     faults = list(field_faults(given, allowed))
@@ -82,7 +85,12 @@ def create_webhook(fields: NewWebhook, project: str | None, allowed: Allowed, by
     (now_ms,) = yield (_now(),)
     chosen = {"secret": new_secret(), **_once_each(given)}
     webhook = Webhook(**chosen, id="wh_" + new_id(), created_ms=now_ms, updated_ms=now_ms)
-    yield from _put(webhook, 0, entry(by, "webhook.created", webhook.id))
+    most *= 1 if webhook.project else keys.WITHOUT_PROJECT
+    (word,) = yield (_saving(webhook, 0, entry(by, "webhook.created", webhook.id), most),)
+    if word == "full":
+        raise CapReached("webhooks", webhook.project, most)
+    if word != "ok":
+        raise _changed_meanwhile(webhook.id)
     return webhook
 
 
@@ -133,7 +141,9 @@ def rotate_secret(
         "previous_until_ms": now_ms + round(overlap_s * 1000) if overlap_s else 0,
     }
     changed = replace(webhook, **given, revision=webhook.revision + 1, updated_ms=now_ms)
-    yield from _put(changed, webhook.revision, entry(by, "webhook.rotated", webhook.id))
+    (word,) = yield (_saving(changed, webhook.revision, entry(by, "webhook.rotated", webhook.id)),)
+    if word != "ok":
+        raise _changed_meanwhile(id)
     return changed
 
 
@@ -148,7 +158,7 @@ def remove_webhook(id: str, project: str | None, by: Actor | None = None) -> Pla
         raise WebhookConflict("the built-in endpoint of callbacks can't be removed")
     for _ in range(RETRIES):
         webhook, _now_ms = yield from _get(id, project)
-        arguments = (webhook.id, "", webhook.revision, MOST_WEBHOOKS, entry(by, "webhook.removed", webhook.id))
+        arguments = (webhook.id, "", webhook.revision, "", entry(by, "webhook.removed", webhook.id))
         (word,) = yield (_save.call((*arguments, *TOLD), bytes.decode, again=True),)
         if word != "changed":
             return
@@ -198,7 +208,7 @@ def callback_webhook(project: str | None) -> Plan[Webhook]:
         new = Webhook(
             id=key, url="", secret=new_secret(), events=(), project=project, created_ms=now_ms, updated_ms=now_ms
         )
-        (word,) = yield (_saving(new, 0),)
+        (word,) = yield (_saving(new, 0, most=MOST_CALLBACKS),)
         if word == "ok":
             return new
     raise WebhookConflict("the secret of callbacks can't be made: there are too many webhooks")
@@ -228,17 +238,13 @@ def _change(id: str, project: str | None, given: dict[str, Any], audited: bytes 
     raise WebhookConflict(f"the webhook {id} is being changed; try again")
 
 
-def _put(webhook: Webhook, revision: int, audited: bytes) -> Plan[None]:
-    (word,) = yield (_saving(webhook, revision, audited),)
-    if word == "full":
-        raise WebhookConflict(f"there are {MOST_WEBHOOKS:,} webhooks already: remove one first")
-    if word != "ok":
-        raise WebhookConflict(f"the webhook {webhook.id} was changed meanwhile; try again")
+def _changed_meanwhile(id: str) -> WebhookConflict:
+    return WebhookConflict(f"the webhook {id} was changed meanwhile; try again")
 
 
-def _saving(webhook: Webhook, revision: int, audited: bytes = b"") -> Call[str]:
-    most = MOST_WEBHOOKS if not is_callback(webhook.id) else 10 * MOST_WEBHOOKS
-    arguments = (webhook.id, msgspec.json.encode(webhook), revision, most, audited)
+def _saving(webhook: Webhook, revision: int, audited: bytes = b"", most: int | None = None) -> Call[str]:
+    """`most`: how many endpoints there may be of its project, or built-in ones if it is one; None: any number."""
+    arguments = (webhook.id, msgspec.json.encode(webhook), revision, "" if most is None else most, audited)
     return _save.call((*arguments, *TOLD), bytes.decode, again=True)
 
 
