@@ -57,10 +57,10 @@ class Site:
         """Click a button; `confirm`: and Yes in the dialogue that it opens."""
         eventually(lambda: self.page.run(f"!!document.querySelector({selector!r})?.offsetParent"))
         self.page.run(f"document.querySelector({selector!r}).click()")
-        if confirm:
-            yes = "document.querySelector('#confirmation-modal.show #confirmation-modal-yes')"
-            eventually(lambda: self.page.run(f"!!{yes}?.offsetParent"))
-            self.page.run(f"{yes}.click()")
+        if confirm:  # while the dialogue fades in, it can't be closed
+            modal = "$('#confirmation-modal')"
+            eventually(lambda: self.page.run(f"{modal}.is('.show') && !{modal}.data('bs.modal')._isTransitioning"))
+            self.page.run("document.querySelector('#confirmation-modal-yes').click()")
 
     def text(self) -> str:
         """What the page shows."""
@@ -149,7 +149,7 @@ def test_every_button_does_what_it_says(site: Site, pool: TaskPool) -> None:
 
     site.jobs("queued")
     site.press("#compact-btn", confirm=True)
-    eventually(lambda: site.page.run("!document.querySelector('.modal.show')"))
+    eventually(lambda: site.page.run("!document.querySelector('.modal-backdrop')"))
     assert len(pool.get_queue("default").items) == 5
     site.press("#empty-btn", confirm=True)
     eventually(lambda: pool.get_queue("default").items == ())
