@@ -22,6 +22,7 @@ from taskpool.calls import Call, Plan, one
 from taskpool.errors import FieldError, InvalidPayload, UnknownType
 from taskpool.fleet import TypeInfo
 from taskpool.lua import Script
+from taskpool.names import BUILTIN_TYPES
 from taskpool.payload.check import validator_of
 from taskpool.payload.faults import invalid_payload_of, pointer
 from taskpool.payload.secret_fields import SecretFields
@@ -161,7 +162,8 @@ class Catalogue:
     def _info(self, name: str, snapshot: _Snapshot) -> TypeInfo:
         document = snapshot.documents.get(name)
         if document is None:
-            raise UnknownType(name, difflib.get_close_matches(name, snapshot.documents, n=3, cutoff=0.5))
+            near = difflib.get_close_matches(name, snapshot.documents, n=3, cutoff=0.5)
+            raise UnknownType(name, near, is_builtin=name in BUILTIN_TYPES)
         last_seen_ms = snapshot.seen.get(name, 0)
         if time.monotonic() * 1000 + snapshot.clock_offset_ms - last_seen_ms > self._grace_ms:
             raise UnknownType(name, last_served_ms=last_seen_ms)

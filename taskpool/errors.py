@@ -70,10 +70,14 @@ class FieldError:
 class UnknownType(InvalidTask):
     """Raised when a type isn't registered; `near` lists similar known types, best first."""
 
-    def __init__(self, type: str, near: Sequence[str] = (), *, last_served_ms: int | None = None) -> None:
+    def __init__(
+        self, type: str, near: Sequence[str] = (), *, last_served_ms: int | None = None, is_builtin: bool = False
+    ) -> None:
         self.type, self.near, self.last_served_ms = type, tuple(near), last_served_ms
         if last_served_ms is not None:
             message = f"the task type {type!r} is known, but no live worker serves it"
+        elif is_builtin:
+            message = f"the task type {type!r} is built in, but no worker pool serves it: name it in TASKPOOL_BUILTINS"
         elif near:
             message = f"unknown task type {type!r}; did you mean {', '.join(map(repr, near))}?"
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import time
@@ -9,6 +10,14 @@ from typing import Final, TypeGuard
 
 from taskpool.errors import FieldError, InvalidTask
 
+BUILTIN_TYPES: Final = {
+    "echo": "taskpool.builtin.simple",
+    "long_task": "taskpool.builtin.simple",
+    "word_count": "taskpool.builtin.words",
+    "word_merge": "taskpool.builtin.words",
+    "http_request": "taskpool.builtin.http",
+}
+"""The task types that come along, each with its module."""
 TYPE_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 TAG: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
@@ -52,6 +61,21 @@ def queue_name_fault(name: object) -> str | None:
     if isinstance(name, str) and QUEUE_NAME.fullmatch(name):
         return None
     return f"{name!r} can't be the name of a queue: 1 to 64 letters, digits, '_', '-' or '.' (ASCII)"
+
+
+def names_this_machine(address: str) -> bool:
+    """Whether only this machine itself can reach an address: ``localhost``, ``127.0.0.1:8080``, ``[::1]:8080``."""
+    host = address.lower()
+    if host.startswith("["):
+        host = host[1:].partition("]")[0]
+    elif host.count(":") == 1:
+        host = host.partition(":")[0]
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def path_prefix(text: str) -> str:

@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from importlib import import_module
 from types import ModuleType
 from typing import Any, Final
 
 from taskpool.discovery import import_tasks
 from taskpool.errors import ConfigurationError, DuplicateType
 from taskpool.marks import Note, bearers, hiding, notes_of
+from taskpool.names import BUILTIN_TYPES
 from taskpool.rqfunction import function_type
 from taskpool.task import MARK, Task, options_of
 from taskpool.tasktype import TaskType, place_of, task_type
 
-BUILTINS: Final = ("taskpool.builtin.simple", "taskpool.builtin.words", "taskpool.builtin.http")
+BUILTINS: Final = tuple(dict.fromkeys(BUILTIN_TYPES.values()))
+"""The modules of the built-in types."""
 
 
 class Registry:
     """Task types by name.
 
-    Registry(["app.tasks", "tasks/images.py"], builtins=True) loads those modules and the built-in types.
+    Registry(["app.tasks", "tasks/images.py"], builtins=True) loads those modules and the built-in types; `builtins`
+    may also be the names of some of them.
     """
 
-    def __init__(self, modules: Sequence[str] = (), *, builtins: bool = False) -> None:
+    def __init__(self, modules: Sequence[str] = (), *, builtins: bool | Collection[str] | None = False) -> None:
         self._types: dict[str, TaskType] = {}
         self._files: dict[str, None] = {}
-        self.load((*BUILTINS, *modules) if builtins else modules)
+        names = BUILTIN_TYPES if builtins is True else builtins or ()
+        for module in dict.fromkeys(BUILTIN_TYPES[name] for name in names):
+            for each in tasks_in(import_module(module)):
+                if each.name in names:
+                    self.add(each)
+        self.load(modules)
 
     def __len__(self) -> int:
         return len(self._types)

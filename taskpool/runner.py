@@ -150,5 +150,5 @@ def run(type: str, payload: Any = None) -> Any:
 
 
 @cache
-def _registry(modules: tuple[str, ...], builtins: bool) -> Registry:
+def _registry(modules: tuple[str, ...], builtins: bool | tuple[str, ...] | None) -> Registry:
     return Registry(modules, builtins=builtins)

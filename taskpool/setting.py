@@ -5,17 +5,18 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from taskpool.connection.sentinel_url import FORM, SCHEME, TLS_SCHEME, SentinelUrl, is_sentinel_url
-from taskpool.names import PATH_PREFIX_FORM, path_prefix, queue_name_fault
+from taskpool.names import BUILTIN_TYPES, PATH_PREFIX_FORM, path_prefix, queue_name_fault
 from taskpool.seconds import LONGEST_S
 from taskpool.webhooks.target import entry_fault
 
 Kind = Literal[
-    "text", "integer", "seconds", "list", "queues", "targets", "networks", "switch", "choice", "url", "http", "path"
+    "text", "integer", "seconds", "list", "queues", "targets", "networks", "builtins", "choice", "url", "http", "path"
 ]
 
 PREFIX: Final = "TASKPOOL_"
@@ -87,7 +88,7 @@ class SettingField:
             "queues": "names, separated by commas",
             "targets": "host names, addresses and networks like 10.0.0.0/8, separated by commas",
             "networks": "addresses and networks like 10.0.0.0/8, separated by commas",
-            "switch": "true or false",
+            "builtins": "true (all), false (none), or some of " + ", ".join(BUILTIN_TYPES) + ", separated by commas",
             "http": "http://HOST:PORT or https://HOST:PORT, with a path if need be",
             "path": PATH_PREFIX_FORM,
             "url": f"redis://HOST:PORT/DB, rediss://HOST:PORT/DB, unix:///PATH or {FORM}",
@@ -107,6 +108,8 @@ class SettingField:
                     raise ValueError(fault)
             return names
         text = str(raw).strip()
+        if self.kind == "builtins":
+            return _builtins(raw if isinstance(raw, list | tuple) else text.split(","), self.accepts)
         if self.kind == "url":
             return _redis_url(text, self.accepts)
         if self.kind == "http":
@@ -139,8 +142,6 @@ class SettingField:
                 if not (self.least <= number <= self.most and math.isfinite(number)):
                     raise ValueError
                 return number
-            case "switch":
-                return _SWITCH[text.lower()]
             case "choice":
                 return self.choices[self.choices.index(text.lower())]
             case _:
@@ -150,9 +151,22 @@ class SettingField:
 
 
 _SWITCH: Final = {
-    "true": True, "yes": True, "on": True, "1": True,
-    "false": False, "no": False, "off": False, "0": False,
+    "true": True, "yes": True, "on": True, "1": True, "all": True,
+    "false": False, "no": False, "off": False, "0": False, "none": False,
 }  # fmt: skip
+
+
+def _builtins(parts: Sequence[object], accepts: str) -> bool | tuple[str, ...]:
+    """All built-in types, none of them, or the names of some."""
+    names = tuple(dict.fromkeys(name for part in parts if (name := str(part).strip())))
+    if len(names) == 1 and (switch := _SWITCH.get(names[0].lower())) is not None:
+        return switch
+    for name in names:
+        if name not in BUILTIN_TYPES:
+            near = difflib.get_close_matches(name, BUILTIN_TYPES, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{name!r} is not {accepts}{hint}")
+    return names
 
 
 def _http_url(text: str, accepts: str) -> str:

@@ -109,10 +109,16 @@ class Settings:
     rq_functions: tuple[str, ...] = _setting(
         (), "Functions (`package.module.function`) that RQ jobs with JSON data may call here.", "list"
     )
-    builtins: bool = _setting(True, "Serve the built-in task types.", "switch")
-    files_root: str = _setting(".", "Directory below which word_count may read files.", "text")
+    builtins: bool | tuple[str, ...] | None = _setting(
+        None,
+        "Built-in task types to serve; empty: none, but all in a `taskpool up` that only this machine reaches.",
+        "builtins",
+    )
+    files_root: str | None = _setting(
+        None, "Directory below which word_count may read files; empty: it reads none.", "text"
+    )
     webhook_allow: tuple[str, ...] = _setting(
-        (), "Hosts and networks that webhooks may reach though they aren't public.", "targets"
+        (), "Hosts and networks that webhooks and http_request may reach though they aren't public.", "targets"
     )
     auth: str = _setting(
         "auto",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -58,7 +58,7 @@ class InlinePool(TaskPool):
     time to come: a delayed task, and a retry, runs once nothing else is ready.
     """
 
-    def __init__(self, *tasks: Any, builtins: bool = True, settings: Settings | None = None) -> None:
+    def __init__(self, *tasks: Any, builtins: bool | Collection[str] = True, settings: Settings | None = None) -> None:
         store = Store(transport=MemoryTransport())
         super().__init__("", settings=settings, registry=Registry(builtins=builtins), store=store)
         self.use(*tasks)

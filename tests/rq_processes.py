@@ -28,7 +28,7 @@ SETTINGS = ("-j", "-c", "taskpool.rq_dashboard")
 
 def environment(redis_url: str, **more: str) -> dict[str, str]:
     """What our code finds in the environment: the Redis and the tasks of these tests."""
-    return {**os.environ, "TASKPOOL_REDIS_URL": redis_url, "TASKPOOL_TASKS": TASKS, **more}
+    return {**os.environ, "TASKPOOL_REDIS_URL": redis_url, "TASKPOOL_TASKS": TASKS, "TASKPOOL_BUILTINS": "true", **more}
 
 
 @contextmanager

@@ -5,9 +5,9 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from api.access.origins import names_this_machine
 from api.app import create_app
 from taskpool.errors import ConfigurationError
+from taskpool.names import names_this_machine
 from taskpool.settings import Settings
 from tests.api_client import api, publish_types
 from tests.keys import bearer, make_key

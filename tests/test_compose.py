@@ -141,7 +141,12 @@ def test_the_variables_that_look_like_settings_are_settings() -> None:
 
 @pytest.fixture
 def stack(tmp_path: Path, redis_binary: str | None) -> Iterator[Stack]:
-    env = {"TASKPOOL_WORKERS": "1", "RQ_DASHBOARD_USERNAME": "ann", "RQ_DASHBOARD_PASSWORD": "secret"}
+    env = {
+        "TASKPOOL_WORKERS": "1",
+        "TASKPOOL_BUILTINS": "echo",
+        "RQ_DASHBOARD_USERNAME": "ann",
+        "RQ_DASHBOARD_PASSWORD": "secret",
+    }
     stack = Stack(tmp_path, read_services(env), redis_binary)
     yield stack
     stack.close()

@@ -44,7 +44,7 @@ def text(tmp_path: Path) -> Path:
 @pytest.fixture
 def up(tmp_path: Path) -> Iterator[Up]:
     """An instance whose workers read below `tmp_path`."""
-    instance = Up(tmp_path)
+    instance = Up(tmp_path, "--files-root", ".")
     instance.await_ready()
     yield instance
     instance.kill()

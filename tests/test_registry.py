@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -260,3 +261,16 @@ def test_the_built_in_types_are_loaded_by_name_and_cost_no_heavy_import() -> Non
 
     assert ran.stdout == "['echo', 'http_request', 'long_task', 'word_count', 'word_merge']\n[]\n"
     assert set(BUILTINS) == {"taskpool.builtin.simple", "taskpool.builtin.words", "taskpool.builtin.http"}
+
+
+@pytest.mark.parametrize(
+    ("builtins", "known"),
+    [
+        (None, []),
+        (False, []),
+        (["word_count", "echo"], ["echo", "word_count"]),
+        (True, ["echo", "http_request", "long_task", "word_count", "word_merge"]),
+    ],
+)
+def test_only_the_built_in_types_that_are_named_are_there(builtins: Any, known: list[str]) -> None:
+    assert Registry(builtins=builtins).names() == known

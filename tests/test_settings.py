@@ -23,6 +23,12 @@ def test_nothing_set_means_the_defaults() -> None:
     assert Settings.load({"PATH": "/bin", "TASKPOOLER": "x"}) == Settings()
 
 
+NO_BUILTIN = (
+    "'http_requests' is not true (all), false (none), or some of echo, long_task, word_count, word_merge, "
+    "http_request, separated by commas; did you mean http_request?"
+)
+
+
 @pytest.mark.parametrize(
     ("variable", "text", "name", "value"),
     [
@@ -39,6 +45,7 @@ def test_nothing_set_means_the_defaults() -> None:
         ),
         ("TASKPOOL_BUILTINS", "No", "builtins", False),
         ("TASKPOOL_BUILTINS", "1", "builtins", True),
+        ("TASKPOOL_BUILTINS", "echo, long_task,echo", "builtins", ("echo", "long_task")),
         ("TASKPOOL_LOG_LEVEL", "DEBUG", "log_level", "debug"),
         ("TASKPOOL_REDIS_URL", "rediss://u:p@h:6380/1", "redis_url", "rediss://u:p@h:6380/1"),
         ("TASKPOOL_REDIS_URL", "unix:///run/redis.sock?db=2", "redis_url", "unix:///run/redis.sock?db=2"),
@@ -82,7 +89,11 @@ def test_an_empty_variable_counts_as_unset() -> None:
             "images,a/b",
             "'a/b' can't be the name of a queue: 1 to 64 letters, digits, '_', '-' or '.' (ASCII)",
         ),
-        ("TASKPOOL_BUILTINS", "maybe", "'maybe' is not true or false"),
+        (
+            "TASKPOOL_BUILTINS",
+            "echo,http_requests",
+            NO_BUILTIN,
+        ),
         (
             "TASKPOOL_WEBHOOK_ALLOW",
             "hooks.internal,10.0.0.0/33",
@@ -193,7 +204,7 @@ def test_each_duration_and_size_has_its_unit_in_its_name_and_its_help() -> None:
 def documented(row: SettingField) -> str:
     """The row's line in docs/settings.md."""
     default = ",".join(row.default) if row.is_list else str(row.default if row.default is not None else "")
-    default = f"`{default.lower() if row.kind == 'switch' else default}`" if default else ""
+    default = f"`{default}`" if default else ""
     return f"| `{row.env}` | `{row.flag}` | {default} | {row.help} | {row.accepts} |"
 
 

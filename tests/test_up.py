@@ -17,6 +17,7 @@ import pytest
 
 from benchmarks.ports import free_port
 from taskpool.cli.exits import Exit
+from taskpool.names import BUILTIN_TYPES
 from tests.instances import COMMAND, Up, taskpool
 from tests.keys import make_key
 from tests.support import eventually
@@ -296,6 +297,27 @@ def test_a_wrong_setting_is_named_before_anything_starts(
 
 
 # --- the two halves ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "served"),
+    [((), []), (("--builtins", "echo,long_task"), ["echo", "long_task"])],
+)
+def test_what_others_can_reach_serves_only_the_built_in_types_that_are_named(
+    arguments: tuple[str, ...], served: list[str], tmp_path: Path, redis_url: str, started: list[Up]
+) -> None:
+    make_key(redis_url)  # without one it doesn't listen there
+    tasks = ("--tasks", str(ROOT / "tests" / "tasks_for_logs.py"))
+    public = ("--public-address", "tasks.example.org", "--redis-url", redis_url)
+    started.append(up := Up(tmp_path, *tasks, *public, *arguments))
+    up.await_ready()
+
+    told = json.loads(taskpool(tmp_path, "types", "--json", "--redis-url", redis_url).stdout)["types"]
+    refused = taskpool(tmp_path, "submit", "http_request", "url=http://a", "--redis-url", redis_url)
+
+    assert [each["name"] for each in told if each["name"] in BUILTIN_TYPES] == served
+    assert refused.returncode == Exit.USAGE
+    assert "is built in, but no worker pool serves it: name it in TASKPOOL_BUILTINS" in refused.stderr
 
 
 @pytest.mark.parametrize("half", ["api", "worker"])

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from taskpool.webhooks.network import NotSent, Resolver
 from taskpool.webhooks.target import Address, Allowed
 from tests.certificates import certificate
 from tests.receiver import Receiver, receiver
 from workers import webhook_sender
-from workers.webhook_sender import Answer, NotSent, Resolver, Sender
+from workers.webhook_sender import Answer, Sender
 
 LOOPBACK = Allowed(["127.0.0.0/8"])
 

@@ -27,7 +27,7 @@ class WorkerPool:
 
     def __init__(self, redis_url: str, log: Path, *arguments: str, **settings: Any) -> None:
         env: dict[str, str] = settings.pop("env", {})
-        chosen = {"redis_url": redis_url, "workers": 1, "tasks": TASKS, "lease_s": 60, **settings}
+        chosen = {"redis_url": redis_url, "workers": 1, "tasks": TASKS, "builtins": True, "lease_s": 60, **settings}
         variables = {f"TASKPOOL_{name.upper()}": str(value) for name, value in chosen.items()}
         self.size = int(chosen["workers"])
         self.log = log

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = Settings.load(os.environ, **{field.name: getattr(flags, field.name) for field in SETTING_FIELDS})
         configure(settings.log_level)
         wait_for_redis(resolve_redis_url(settings))
-        if settings.builtins:
+        if settings.files_root is not None:
             check_root(Path(settings.files_root))
         return asyncio.run(_run(settings, reloads=flags.reload))
     except ConfigurationError as error:

@@ -22,10 +22,11 @@ from taskpool.webhooks import delivery
 from taskpool.webhooks.delivery import NewDelivery, Outcome, SendAttempt, Taken
 from taskpool.webhooks.endpoint import Webhook
 from taskpool.webhooks.message import MOST_RESULT_BYTES, TYPE_PREFIX, OutboxEntry, is_wanted, message_body
+from taskpool.webhooks.network import NotSent
 from taskpool.webhooks.signature import signed_headers
 from taskpool.webhooks.store import callback_key, callback_webhook, disable_webhook
 from taskpool.webhooks.target import Allowed, parse_target
-from workers.webhook_sender import Answer, NotSent, Sender
+from workers.webhook_sender import Answer, Sender
 
 log = logging.getLogger("workers")
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from api.access.origins import names_this_machine
 from taskpool.access import keyring
 from taskpool.errors import ConfigurationError
+from taskpool.names import names_this_machine
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.store import Store
 

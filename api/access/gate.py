@@ -16,11 +16,12 @@ from api.access import tickets
 from api.access.access import Access
 from api.access.caller import SCOPE_KEY, Caller, anonymous
 from api.access.known import FRESH_S, KnownKeys
-from api.access.origins import is_own_origin, name_this_machine, names_this_machine
+from api.access.origins import is_own_origin, name_this_machine
 from api.access.rate import RateLimits
 from api.problems import Problem
 from taskpool.access import keyring
 from taskpool.access.apikey import TOKEN, ApiKey
+from taskpool.names import names_this_machine
 from taskpool.settings import Settings
 from taskpool.store import AsyncStore
 

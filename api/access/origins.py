@@ -7,13 +7,13 @@ which browsers let any page open, are always held to the exact list.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
 from taskpool.errors import ConfigurationError
+from taskpool.names import names_this_machine
 
 _ORIGIN: Final = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 
@@ -42,18 +42,3 @@ def is_own_origin(origin: bytes, host: bytes) -> bool:
 def name_this_machine(addresses: bytes) -> bool:
     """Whether each of these addresses, with commas between, as a header has them, is this machine's own."""
     return all(names_this_machine(each.strip()) for each in addresses.decode("latin-1").split(","))
-
-
-def names_this_machine(address: str) -> bool:
-    """Whether only this machine itself can reach an address: ``localhost``, ``127.0.0.1:8080``, ``[::1]:8080``."""
-    host = address.lower()
-    if host.startswith("["):
-        host = host[1:].partition("]")[0]
-    elif host.count(":") == 1:
-        host = host.partition(":")[0]
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -14,7 +14,7 @@ from typing import Annotated, Any, BinaryIO, Final
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from taskpool.builtin.files import open_below
+from taskpool.builtin.files import LARGEST_FILE_BYTES, open_below
 from taskpool.context import TaskContext
 from taskpool.settings import Settings
 from taskpool.task import Task, task
@@ -28,7 +28,9 @@ _WORD: Final = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 class WordInput(msgspec.Struct, forbid_unknown_fields=True):
     """Where the text is: exactly one of a file's `path` and the `text` itself."""
 
-    path: Annotated[str, Meta(min_length=1, description="A text file below files_root.")] | UnsetType = UNSET
+    path: Annotated[str, Meta(min_length=1, description="A text file below the workers' files root.")] | UnsetType = (
+        UNSET
+    )
     text: str | UnsetType = UNSET
 
     def __post_init__(self) -> None:
@@ -54,6 +56,8 @@ class WordCount(Task):
         if self.payload.text is not UNSET:
             counts.update(words_in(self.payload.text))
         else:
+            if settings.files_root is None:
+                raise PermissionError("this worker reads no files: TASKPOOL_FILES_ROOT isn't set")
             with open_below(Path(settings.files_root), self.payload.path) as file:
                 for chunk in _text_chunks(file, ctx):
                     counts.update(words_in(chunk))
@@ -100,5 +104,7 @@ def _text_chunks(file: BinaryIO, ctx: TaskContext) -> Iterator[str]:
             chunk = "".join(lines)
             if "\0" in chunk:
                 raise ValueError("the file isn't text")
+            if file.tell() > LARGEST_FILE_BYTES:
+                raise ValueError(f"the file has grown larger than {LARGEST_FILE_BYTES:,} bytes")
             yield chunk
             ctx.progress(file.tell(), size)

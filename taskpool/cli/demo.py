@@ -87,7 +87,7 @@ async def _api_that_reads(
                 click.echo(f"Using the Taskpool at {url}")
                 yield api, None
                 return
-        click.echo(f"The Taskpool at {url} can't read these files, or is too busy to.")
+        click.echo(f"The Taskpool at {url} can't read these files (`up --files-root DIR` lets it), or is too busy to.")
     async with _own_instance(settings, root) as instance, _client(instance.url) as api:
         yield api, instance
 
@@ -101,7 +101,7 @@ async def _own_instance(settings: Settings, root: Path) -> AsyncIterator[Instanc
     with tempfile.TemporaryDirectory(prefix="taskpool-demo-") as directory:
         mine = replace(
             settings, host="127.0.0.1", public_address=None, port=0, redis_url=None, data_dir=directory,
-            files_root=str(base), queues=(), tasks=(), slots=1, builtins=True, grace_s=0,
+            files_root=str(base), queues=(), tasks=(), slots=1, builtins=("word_count", "word_merge"), grace_s=0,
         )  # fmt: skip
         instance = Instance(mine)
         try:
@@ -160,7 +160,7 @@ def _next(url: str | None, counted: Counted) -> None:
     click.echo("\nWhere to look next")
     if url is None:
         lines = [
-            (f"{command_name()} up", "a Taskpool that stays; the demo beside it uses that one"),
+            (f"{command_name()} up --files-root .", "a Taskpool that stays; the demo beside it uses that one"),
             (f"{command_name()} new resize", "a task of your own, with its test"),
         ]
     else:

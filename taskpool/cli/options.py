@@ -73,6 +73,10 @@ class SettingOption(click.Option):
 class Command(click.Command):
     """A command that lists its settings apart from its own options."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse; `--no-builtins` is short for `--builtins=false`."""
+        return super().parse_args(ctx, ["--builtins=false" if arg == "--no-builtins" else arg for arg in args])
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write both lists."""
         own: list[tuple[str, str]] = []
@@ -92,9 +96,10 @@ def _flag(row: SettingField) -> Callable[[F], F]:
     default = _text(row.default)
     words = [row.help, f"One of {', '.join(row.choices)}." if row.choices else "", f"[{default}]" if default else ""]
     help = " ".join(word for word in words if word)
-    if row.kind == "switch":
-        flags = f"{row.flag}/--no-{row.flag.removeprefix('--')}"
-        return click.option(flags, row.name, cls=SettingOption, default=None, help=help)
+    if row.kind == "builtins":  # alone it stands for all
+        return click.option(
+            row.flag, row.name, cls=SettingOption, metavar="[A,B]", is_flag=False, flag_value="true", help=help
+        )
     multiple = row.is_list
     return click.option(
         row.flag, row.name, cls=SettingOption, metavar=_METAVARS[row.kind], multiple=multiple, help=help

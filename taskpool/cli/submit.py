@@ -22,7 +22,7 @@ EPILOG = """\b
 Examples:
   taskpool submit echo message=hello --wait
   taskpool submit long_task duration_s=20
-  taskpool submit word_count path=README.md --wait 30
+  taskpool submit word_count text="one and one is two" --wait 30
   taskpool submit echo --json '{"message": [1, 2]}'
   id=$(taskpool submit echo message=later --delay 60) && taskpool watch "$id"
 

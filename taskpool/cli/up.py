@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +16,8 @@ from taskpool.cli.options import Command, load_settings, settings_flags
 from taskpool.cli.ports import wants_key
 from taskpool.cli.show import command_name
 from taskpool.cli.signals import cancelled_by_signals
+from taskpool.connection.address import Address
+from taskpool.names import names_this_machine
 from taskpool.settings import Settings
 
 if TYPE_CHECKING:
@@ -65,11 +68,21 @@ def up(reload: bool, **flags: Any) -> None:
     from taskpool.cli.instance import Instance
 
     settings = load_settings(flags)
+    if settings.builtins is None and _is_for_this_machine(settings):
+        settings = replace(settings, builtins=True)
 
     async def run() -> None:
         await _serve(Instance(settings, tell=tell, reload=reload))
 
     asyncio.run(run())
+
+
+def _is_for_this_machine(settings: Settings) -> bool:
+    """Whether programs of other machines can submit nothing to it: neither its API nor its Redis is theirs to reach."""
+    if not names_this_machine(settings.public_address or settings.host):
+        return False
+    redis = None if settings.redis_url is None else Address.parse(settings.redis_url)
+    return redis is None or redis.path is not None or (redis.sentinels is None and names_this_machine(redis.host))
 
 
 def tell(name: str, line: str) -> None:
@@ -104,7 +117,7 @@ def _welcome(instance: Instance, key: str) -> str:
     settings, url = instance.settings, shlex.quote(instance.url)
     where = "your Redis" if instance.data_dir is None else f"{instance.data_dir}, kept for the next `up`"
     submit = f"{command_name()} submit{_way_to(instance)}"
-    tries = (TRIES if settings.builtins else TRIES_WITHOUT_BUILTINS).format(url=url, key=key, submit=submit)
+    tries = (TRIES if settings.builtins is True else TRIES_WITHOUT_BUILTINS).format(url=url, key=key, submit=submit)
     workers = f"{settings.workers} worker{'s' if settings.workers > 1 else ''}"
     return WELCOME.format(url=instance.url, workers=workers, tries=tries, where=where)
 

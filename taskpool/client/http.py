@@ -7,7 +7,6 @@ the calls of all. `Connections` has one for each call at the same moment, `Async
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import os
 import ssl
 import time
@@ -23,6 +22,7 @@ from taskpool import lifecycle
 from taskpool.client.request import Answer, Lost, Plan, Read, Request, Send, Sleep, Tell
 from taskpool.errors import ConfigurationError
 from taskpool.loops import PerLoop, inode_of, let_go
+from taskpool.names import names_this_machine
 from taskpool.settings import redact_url
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class Server:
             raise ConfigurationError("the API key must be one word of ASCII, like tp_<id>_<secret>")
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
-        is_here = _is_here(parsed.host)
+        is_here = names_this_machine(parsed.host)
         self.options: Final[dict[str, Any]] = {
             "headers": {} if api_key is None else {"authorization": f"Bearer {api_key}"},
             "limits": httpx.Limits(max_connections=None, max_keepalive_connections=KEPT),
@@ -375,10 +375,3 @@ class AsyncRunner:
 def _no_tls() -> ssl.SSLContext:
     """A context that no connection uses: httpx would load all certificates otherwise."""
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-
-
-def _is_here(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"

@@ -1,4 +1,4 @@
-"""Where a webhook may go: the form of its URL, and which addresses it may reach.
+"""Where a webhook or an http_request may go: the form of its URL, and which addresses it may reach.
 
 A URL comes from whoever submits a task, and our workers stand inside somebody's network. So one strict grammar is
 used to check it and to send to it, and every address its host resolves to must be public, or named by the operator
@@ -68,7 +68,7 @@ class Target:
 
 
 class Allowed:
-    """What the operator lets webhooks reach besides the public network: host names, addresses and CIDR networks."""
+    """What the operator lets them reach besides the public network: host names, addresses and CIDR networks."""
 
     def __init__(self, entries: Sequence[str] = ()) -> None:
         self._networks = [network for entry in entries if (network := _network(entry)) is not None]
@@ -83,14 +83,14 @@ class Allowed:
         return any(each in network for each in (address, _mapped(address)) for network in self._networks)
 
 
-def parse_target(url: object, allowed: Allowed) -> Target:
-    """The parts of a URL that may be a webhook's, as far as that can be told without resolving its host.
+def parse_target(url: object, allowed: Allowed, *, longest: int = LONGEST_URL) -> Target:
+    """The parts of a URL that may be sent to, as far as that can be told without resolving its host.
 
     Raises:
         ValueError: it may not; the text says why.
     """
-    if not isinstance(url, str) or len(url) > LONGEST_URL:
-        raise ValueError(f"must be a URL of at most {LONGEST_URL:,} characters")
+    if not isinstance(url, str) or len(url) > longest:
+        raise ValueError(f"must be a URL of at most {longest:,} characters")
     found = URL.fullmatch(url)
     if found is None:
         raise ValueError(_why_not(url))
@@ -112,7 +112,7 @@ def parse_target(url: object, allowed: Allowed) -> Target:
 
 
 def check_addresses(target: Target, addresses: Iterable[Address], allowed: Allowed) -> None:
-    """Whether a webhook may be sent to any of the addresses that its host resolved to.
+    """Whether a request may be sent to any of the addresses that its host resolved to.
 
     Raises:
         ValueError: it may not. The text doesn't tell the address: it may be read by whoever gave the URL.
