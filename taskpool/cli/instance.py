@@ -133,7 +133,7 @@ class Instance:
         if self.settings.redis_url:
             await asyncio.to_thread(check_redis, self.settings.redis_url)
             return self.settings.redis_url
-        redis = EmbeddedRedis(self.settings.data_dir)
+        redis = EmbeddedRedis(self.settings.data_dir, binary=self.settings.redis_server)
         await asyncio.to_thread(redis.__enter__)
         self._redis = redis
         return redis.url

@@ -117,7 +117,7 @@ def _open_store(settings: Settings, stack: ExitStack) -> Store:
     try:
         url = resolve_redis_url(settings)
     except ConfigurationError:  # no `taskpool up` runs there: the first key may have to be there before one does
-        url = stack.enter_context(EmbeddedRedis(settings.data_dir)).url
+        url = stack.enter_context(EmbeddedRedis(settings.data_dir, binary=settings.redis_server)).url
     store = Store(url)
     stack.callback(store.close)
     return store
