@@ -19,6 +19,7 @@ from benchmarks.chaos.soak import Result, run
 pytestmark = pytest.mark.long(about_s=160)
 SEEDS = {"clients": 1, "neighbours": 2, "failover": 3}
 SECONDS = 60
+MORE_SEEDS = range(1, 8)
 SMALL = (
     PoolPlan("a", 2, 1, ("fast", "slow")),
     PoolPlan("b", 1, 4, ("slow", "bulk")),
@@ -52,13 +53,14 @@ def test_whatever_dies_nothing_is_lost_stuck_or_done_twice_without_cause(
 @dataclass(frozen=True)
 class Gate:
     """Safeguards to switch off, the faults that need them, and what the checker must find then. `slow`: how many tasks
-    outlive a lease."""
+    outlive a lease; `rate`: how many are submitted each second."""
 
     mutation: str
     faults: tuple[str, ...]
     signs: frozenset[str]
     profile: str = "clients"
     slow: float = 0.08
+    rate: float = 10
 
 
 GATES = (
@@ -66,7 +68,8 @@ GATES = (
     Gate("claim", ("kill_child", "kill_supervisor"), frozenset({"unfinished", "place"})),
     Gate("reaper", ("kill_supervisor",), frozenset({"unfinished", "lease"})),
     Gate("clients", ("cut_api", "http_cut_after"), frozenset({"unique", "repeated", "webhook"})),
-    Gate("refused", ("refuse_all", "refuse_writes"), frozenset({"once"}), profile="neighbours", slow=0.4),
+    Gate("catch_up", ("cut_api",), frozenset({"gap"})),
+    Gate("refused", ("refuse_all", "refuse_writes"), frozenset({"once"}), profile="neighbours", slow=0.1, rate=30),
     Gate("presumed", ("freeze_supervisor",), frozenset({"gone"}), slow=0.6),
 )
 
@@ -82,15 +85,15 @@ def found(tmp_path_factory: pytest.TempPathFactory, redis_binary: str | None) ->
 
 
 def search(gate: Gate, directory: Path, redis_binary: str | None) -> set[str]:
-    """What the checker finds with the first seed that shows the signs: what a fault hits is chance, a seed may miss."""
+    """What the checker finds with the first seed that shows the signs: what a fault hits is chance, seeds may miss."""
     source = str(mutate(gate.mutation, directory / "source"))
     kinds: set[str] = set()
     profile = replace(PROFILES[gate.profile], faults=gate.faults, older=False, rq_worker=False)
-    for seed in SEEDS.values():
+    for seed in MORE_SEEDS:
         logs = directory / str(seed)
         logs.mkdir()
         plan = Plan(
-            seed=seed, seconds=5, profile=profile, pools=SMALL, lease_s=1.5, rate=10, calm_s=0.5, heal_s=5,
+            seed=seed, seconds=5, profile=profile, pools=SMALL, lease_s=1.5, rate=gate.rate, calm_s=0.5, heal_s=5,
             delivered_s=8, slow=gate.slow, redis_binary=redis_binary, source=source,
         )  # fmt: skip
         kinds = {finding.kind for finding in run(plan, logs).findings}

@@ -41,8 +41,7 @@ REFUSES_ALL: Final = (
     "ODDWORD something that no release of Redis says",
 )
 REFUSES_CLIENTS: Final = "ERR max number of clients reached"
-STEPS_S: Final = (20, 20, -20, -120, -600)
-"""Forward not by more than healing waits: what is scheduled before a pool notices the step comes late by the step."""
+STEPS_S: Final = (20, 120, -20, -120, -600)
 
 
 @dataclass(slots=True)

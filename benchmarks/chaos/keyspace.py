@@ -23,6 +23,7 @@ CAPPED: Final = {
     keys.EVENTS: keys.EVENTS_MAXLEN,
     keys.WEBHOOKS_OUTBOX: -NODE,  # none is left
     keys.AUDIT: keys.AUDIT_MAXLEN,
+    keys.AUDIT_TASKS: keys.AUDIT_MAXLEN,
     keys.AUDIT_SUBMITTED: keys.AUDIT_MAXLEN,
 }
 """Streams that are trimmed, to about so many entries."""

@@ -39,13 +39,14 @@ MUTATIONS: Final[Mapping[str, Sequence[Edit]]] = {
     ],
     # A task leaves its queue in one step and is started in the next one, as with a plain BLPOP.
     "claim": [("taskpool/lua/claim.lua", "local id = redis.call('LPOP', place)\n", f"{_PARKED}\n")],
-    # Of what clients rely on: unique keys, idempotency keys, further attempts of webhooks, events after a cut.
+    # Of what clients rely on: unique keys, idempotency keys, further attempts of webhooks.
     "clients": [
         ("taskpool/lua/add.lua", "local holder, status = holder_of(ARGV[at + 1], now_ms)", "local holder, status"),
         ("taskpool/lua/add.lua", "  if kept then\n", "  if false then\n"),
         ("workers/dispatcher.py", "if 200 <= answer.status_code < 300:", "if 200 <= answer.status_code < 600:"),
-        ("api/events/hub.py", _HEARD, _HEARD.replace("subscription.live:", "False:")),
     ],
+    # Followers aren't told of the events that they missed while the API's connection to Redis was cut.
+    "catch_up": [("api/events/hub.py", _HEARD, _HEARD.replace("subscription.live:", "False:"))],
     # What Redis refuses with an error is dropped.
     "refused": [("workers/process.py", _UNWRITTEN, f"self._ended = None\n            {_UNWRITTEN}")],
     # What is only presumed is reported as if it had been seen.
