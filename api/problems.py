@@ -6,6 +6,7 @@ Which exception becomes which of them, where nobody catches it, is in `handlers`
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from math import ceil
 from typing import Any, Final
 
@@ -22,6 +23,8 @@ from taskpool.errors import (
 
 MEDIA_TYPE: Final = b"application/problem+json"
 TYPE_PREFIX: Final = "urn:taskpool:problem:"
+MAX_SHOWN: Final = 100
+"""An answer names this many faults at most."""
 
 KINDS: Final[Mapping[str, tuple[int, str]]] = {
     "invalid-http": (400, "The request is not HTTP"),
@@ -75,8 +78,8 @@ _INVALID: Final = {
 class Problem(Exception):
     """Raised where a request can't be served; it is rendered as it is.
 
-    `errors` has one entry a fault. `unread_body`: part of the body wasn't read, so the connection ends with
-    the answer. `extra` are further members of the document.
+    `errors` has one entry a fault; the first MAX_SHOWN are shown. `unread_body`: part of the body wasn't read, so the
+    connection ends with the answer. `extra` are further members of the document.
     """
 
     def __init__(
@@ -91,7 +94,7 @@ class Problem(Exception):
     ) -> None:
         super().__init__(detail)
         self.kind, self.detail, self.extra = kind, detail, extra
-        self.errors = list(errors)
+        self.errors = list(islice(errors, MAX_SHOWN))
         self.headers, self.unread_body = list(headers), unread_body
 
     def response(self) -> Json:
@@ -112,7 +115,7 @@ class Problem(Exception):
 def invalid_task(error: InvalidTask) -> Problem:
     """The problem that a refused submission is."""
     kind = next((kind for cls, kind in _INVALID.items() if isinstance(error, cls)), "invalid-task")
-    errors = [{"pointer": fault.pointer, "detail": fault.detail} for fault in error.errors]
+    errors = ({"pointer": fault.pointer, "detail": fault.detail} for fault in error.errors)
     problem = Problem(kind, str(error), errors=errors)
     if isinstance(error, UnknownType):
         problem.extra["near"] = error.near

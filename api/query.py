@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from datetime import datetime
 from enum import StrEnum
+from functools import cache
 from types import NoneType
 from typing import Annotated, Any, Final, TypeVar, get_args
 from urllib.parse import parse_qsl
@@ -18,6 +18,7 @@ from api.wishes import MAX_WAIT_S
 from taskpool.access.apikey import KEY_ID
 from taskpool.access.audit import What
 from taskpool.errors import InvalidTask
+from taskpool.nearest import Guesses
 from taskpool.openenum import refuse_unknown
 from taskpool.seconds import LONGEST_S
 from taskpool.types import TaskStatus
@@ -140,18 +141,19 @@ def read_query(query_string: bytes, wanted: type[Q]) -> Q:
     if not query_string:
         return wanted()
     given = _pairs(query_string)
-    fields = {field.name: field for field in msgspec.structs.fields(wanted)}
+    fields = _fields(wanted)
     values: dict[str, Any] = {}
     faults = []
+    guesses = Guesses()
     for name, text in given:
         if name not in fields:
-            near = difflib.get_close_matches(name[:64], fields, n=1)
+            near = guesses.near(name, fields)
             known = f"this path takes {', '.join(fields)}" if fields else "this path takes none"
             fault = "unknown parameter; " + (f"did you mean {near[0]!r}?" if near else known)
         elif name in values:
             fault = "given twice"
         else:
-            values[name], fault = _value(text, fields[name].type)
+            values[name], fault = _value(text, fields[name], guesses)
         if fault:
             faults.append({"parameter": name[:64], "detail": fault})
     if faults:
@@ -164,6 +166,12 @@ def wrong_parameter(error: InvalidTask) -> Problem:
     return _invalid([{"parameter": fault.pointer.removeprefix("/"), "detail": fault.detail} for fault in error.errors])
 
 
+@cache
+def _fields(wanted: type[msgspec.Struct]) -> dict[str, Any]:
+    """Of each parameter its type."""
+    return {field.name: field.type for field in msgspec.structs.fields(wanted)}
+
+
 def _pairs(query_string: bytes) -> list[tuple[str, str]]:
     try:
         return parse_qsl(query_string.decode("latin-1"), keep_blank_values=True, max_num_fields=32)
@@ -171,7 +179,7 @@ def _pairs(query_string: bytes) -> list[tuple[str, str]]:
         raise Problem("invalid-query", "too many parameters") from None
 
 
-def _value(text: str, wanted: Any) -> tuple[Any, str]:
+def _value(text: str, wanted: Any, guesses: Guesses) -> tuple[Any, str]:
     """The value and no fault, or no value and what is wrong with it."""
     # Without its None: read leniently, as text has to be, "null" would be one.
     plain = next((part for part in get_args(wanted) if NoneType in get_args(wanted)), wanted)
@@ -185,7 +193,7 @@ def _value(text: str, wanted: Any) -> tuple[Any, str]:
             return None, "must be a time with its zone: 2026-11-24T03:00:00Z (the + of an offset is %2B in a URL)"
         if str(error).startswith("Invalid enum value"):
             words: type[StrEnum] = plain if isinstance(plain, type) else get_args(plain)[0]
-            near = difflib.get_close_matches(text[:64], known := [word.value for word in words], n=1)
+            near = guesses.near(text, known := [word.value for word in words])
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             return None, f"no such {'status' if words is TaskStatus else 'word'}; {hint}"
         expected = _EXPECTED.fullmatch(str(error))

@@ -6,17 +6,19 @@ faults is answered with all of them, each with its JSON Pointer.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from datetime import datetime
+from functools import cache
+from itertools import islice
 from typing import Annotated, Any, Final, TypeVar, get_type_hints
 
 import msgspec
 from msgspec import Meta
 from msgspec.structs import replace
 
-from api.problems import Problem
+from api.problems import MAX_SHOWN, Problem
 from taskpool.errors import FieldError
+from taskpool.nearest import Guesses
 from taskpool.payload.faults import field_errors, pointer
 from taskpool.seconds import LONGEST_GRACE_S
 from taskpool.types import TaskSpec
@@ -24,7 +26,8 @@ from taskpool.types import TaskSpec
 MAX_BATCH: Final = 1000
 SUBMISSION: Final = {"$ref": "#/components/schemas/Submission"}
 """How a schema says "a task of any known type"; the OpenAPI document has it."""
-MAX_SHOWN: Final = 100
+ENOUGH: Final = MAX_SHOWN + 1
+"""Nobody looks for more faults than this."""
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -66,11 +69,14 @@ def read_batch(document: Any) -> list[TaskSpec]:
         raise _invalid([FieldError("/tasks", f"a batch has 1 to {MAX_BATCH:,} tasks, not {len(submitted):,}")])
     specs: list[TaskSpec] = []
     faults: list[FieldError] = []
+    guesses = Guesses()
     for index, item in enumerate(submitted):
         try:
             specs.append(_read(item, TaskSpec))
         except msgspec.ValidationError:
-            faults += _faults(item, TaskSpec, f"/tasks/{index}")
+            faults += islice(_faults(item, TaskSpec, f"/tasks/{index}", guesses), ENOUGH - len(faults))
+            if len(faults) == ENOUGH:
+                break
     if faults:
         raise _invalid(faults)
     return specs
@@ -95,7 +101,7 @@ def read_as(document: Any, wanted: type[T], kind: str = "invalid-task") -> T:
     try:
         return _read(document, wanted)
     except msgspec.ValidationError:
-        raise _invalid(list(_faults(document, wanted, "")), kind) from None
+        raise _invalid(list(islice(_faults(document, wanted, "", Guesses()), ENOUGH)), kind) from None
 
 
 def _read(document: Any, wanted: type[T]) -> T:
@@ -122,35 +128,47 @@ def _is_out_of_range(value: Any) -> bool:
     return isinstance(value, datetime) and not 1970 <= value.year <= 2999
 
 
-def _faults(document: Any, wanted: type[msgspec.Struct], at: str) -> Iterator[FieldError]:
+def _faults(document: Any, wanted: type[msgspec.Struct], at: str, guesses: Guesses) -> Iterator[FieldError]:
     """Every fault of a document that `_read` refused, field by field: msgspec by itself names only the first."""
     if not isinstance(document, dict):
         yield FieldError(at, "must be an object")
         return
-    annotations = get_type_hints(wanted, include_extras=True)
+    annotations = _annotations(wanted)
     for name, value in document.items():
         if name not in annotations:
-            yield FieldError(pointer((name,), at), "unknown field" + _hint(name, annotations))
+            yield FieldError(pointer((name,), at), "unknown field" + _hint(name, annotations, guesses))
             continue
         try:
             if _is_out_of_range(msgspec.convert(_whole(value), annotations[name])):
                 yield FieldError(pointer((name,), at), "must be a time from 1970 to 2999")
         except msgspec.ValidationError as error:
             yield from field_errors(error, pointer((name,), at), annotations[name])
-    for field in msgspec.structs.fields(wanted):
-        if field.required and field.name not in document:
-            yield FieldError(pointer((field.name,), at), "this field is required")
+    for name in _required(wanted):
+        if name not in document:
+            yield FieldError(pointer((name,), at), "this field is required")
 
 
-def _hint(name: str, known: dict[str, Any]) -> str:
+@cache
+def _annotations(wanted: type[msgspec.Struct]) -> dict[str, Any]:
+    return get_type_hints(wanted, include_extras=True)
+
+
+@cache
+def _required(wanted: type[msgspec.Struct]) -> list[str]:
+    return [field.name for field in msgspec.structs.fields(wanted) if field.required]
+
+
+def _hint(name: str, known: dict[str, Any], guesses: Guesses) -> str:
     if not known:
         return "; there are none"
-    near = difflib.get_close_matches(name[:64], known, n=1)
+    near = guesses.near(name, known)
+    if near is None:
+        return ""
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
 
 
 def _invalid(faults: list[FieldError], kind: str = "invalid-task") -> Problem:
     first = faults[0]
-    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    errors = [{"pointer": fault.pointer, "detail": fault.detail} for fault in faults[:MAX_SHOWN]]
+    more = f" (and {'at least ' if len(faults) == ENOUGH else ''}{len(faults) - 1} more)" if len(faults) > 1 else ""
+    errors = [{"pointer": fault.pointer, "detail": fault.detail} for fault in faults]
     return Problem(kind, f"{first.pointer or 'the body'}: {first.detail}{more}", errors=errors)

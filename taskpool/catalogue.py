@@ -6,9 +6,8 @@ keeps what it read for a second; a type it doesn't know makes it look again at o
 
 from __future__ import annotations
 
-import difflib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Final, NamedTuple
@@ -23,7 +22,9 @@ from taskpool.errors import FieldError, InvalidPayload, UnknownType
 from taskpool.fleet import TypeInfo
 from taskpool.lua import Script
 from taskpool.names import BUILTIN_TYPES
+from taskpool.nearest import Guesses
 from taskpool.payload.check import validator_of
+from taskpool.payload.excerpt import MOST_VALUES, Excerpt, excerpts, size
 from taskpool.payload.faults import invalid_payload_of, pointer
 from taskpool.payload.secret_fields import SecretFields
 
@@ -147,8 +148,7 @@ class Catalogue:
         try:
             if validator.is_valid(payload):
                 return
-            violations = islice(validator.iter_errors(payload), MOST_FAULTS)
-            faults = [fault for violation in violations for fault in _faults_of(violation, start)]
+            faults = list(islice(_faults(validator, payload, start), MOST_FAULTS))
         except ValueError as error:  # something JSON can't hold
             raise InvalidPayload(
                 f"the payload of {name!r} is not JSON: {error}", [FieldError(start, str(error))]
@@ -162,7 +162,7 @@ class Catalogue:
     def _info(self, name: str, snapshot: _Snapshot) -> TypeInfo:
         document = snapshot.documents.get(name)
         if document is None:
-            near = difflib.get_close_matches(name, snapshot.documents, n=3, cutoff=0.5)
+            near = Guesses().near(name, snapshot.documents, n=3, cutoff=0.5) or ()
             raise UnknownType(name, near, is_builtin=name in BUILTIN_TYPES)
         last_seen_ms = snapshot.seen.get(name, 0)
         if time.monotonic() * 1000 + snapshot.clock_offset_ms - last_seen_ms > self._grace_ms:
@@ -193,14 +193,47 @@ def _now_ms(time: list[bytes]) -> float:
     return int(time[0]) * 1000 + int(time[1]) / 1000
 
 
-def _faults_of(error: jsonschema_rs.ValidationError, start: str) -> list[FieldError]:
+_CERTAIN: Final = (Kind.AdditionalProperties, Kind.Type)
+"""Faults of a value that are there whatever is left out of it."""
+_OWN: Final = (Kind.Required, Kind.MinItems, Kind.MinProperties)
+"""Faults that may be there because something is left out of the value itself; of the rest, of anything in it."""
+
+
+def _faults(validator: jsonschema_rs.Validator, payload: Any, start: str) -> Iterator[FieldError]:
+    """What is wrong with a payload, at least one fault. Of a large one a part that shows it is looked through, because
+    the validator finds all faults before it tells the first."""
+    if size(payload) <= MOST_VALUES:
+        for violation in validator.iter_errors(payload):
+            yield from _faults_of(violation, violation.instance_path, start)
+        return
+    for excerpt in excerpts(payload):
+        if not validator.is_valid(excerpt.value):
+            told = list(_faults_of_excerpt(validator, excerpt, start))
+            if told:
+                yield from told
+                return
+            break
+    yield FieldError(start, "doesn't fit the schema of its type, and is too large to tell the place")
+
+
+def _faults_of_excerpt(validator: jsonschema_rs.Validator, excerpt: Excerpt, start: str) -> Iterator[FieldError]:
+    """Those that aren't there because of what is left out."""
+    for violation in validator.iter_errors(excerpt.value):
+        path, kind = violation.instance_path, violation.kind
+        if isinstance(kind, _CERTAIN) or not excerpt.is_cut(path, itself=isinstance(kind, _OWN)):
+            yield from _faults_of(violation, excerpt.place(path), start)
+
+
+def _faults_of(error: jsonschema_rs.ValidationError, path: Sequence[str | int], start: str) -> Iterator[FieldError]:
     """One violation as faults of fields: a missing or an unknown one is named by its own pointer."""
-    path, kind = error.instance_path, error.kind
+    kind = error.kind
     if isinstance(kind, Kind.Required):
-        return [FieldError(pointer([*path, kind.property], start), "this field is required")]
-    if isinstance(kind, Kind.AdditionalProperties):
-        return [FieldError(pointer([*path, name], start), "unknown field") for name in kind.unexpected]
-    return [FieldError(pointer(path, start), _shortened(error.message))]
+        yield FieldError(pointer([*path, kind.property], start), "this field is required")
+    elif isinstance(kind, Kind.AdditionalProperties):
+        for name in kind.unexpected:
+            yield FieldError(pointer([*path, name], start), "unknown field")
+    else:
+        yield FieldError(pointer(path, start), _shortened(error.message))
 
 
 def _shortened(text: str) -> str:

@@ -12,6 +12,7 @@ import msgspec
 from taskpool.errors import FieldError, InvalidTask
 
 MOST: Final = 1 << 53
+LONGEST: Final = 1024
 
 
 def encode_cursor(*parts: Any) -> str:
@@ -25,7 +26,7 @@ def decode_cursor(cursor: str, kinds: Sequence[type]) -> list[Any]:
     Raises:
         InvalidTask: it isn't a cursor of these kinds of values.
     """
-    if not isinstance(cursor, str):
+    if not isinstance(cursor, str) or len(cursor) > LONGEST:
         raise wrong_cursor()
     try:
         parts = msgspec.json.decode(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))

@@ -1,6 +1,6 @@
 """A task as RQ's job, in both directions: the hash that `rq.job.Job` would save, and what its `data` says.
 
-RQ builds the fields (once for each combination of options: they are then a template), so that every tool of
+RQ builds the fields (once; each task then puts its own options in their places), so that every tool of
 RQ's reads our records. Data is JSON, never pickle: what isn't a call of our entry point is refused unread.
 """
 
@@ -10,7 +10,7 @@ import base64
 import reprlib
 import zlib
 from collections.abc import Collection, Mapping
-from functools import lru_cache
+from functools import cache
 from math import ceil
 from typing import Any, Final
 
@@ -54,24 +54,34 @@ class Refused(Exception):
     """Raised when a job's data isn't a call of our entry point; the text says what it is instead."""
 
 
-@lru_cache(maxsize=1024)
 def template(queue: str, timeout_s: float, result_ttl_s: int, failure_ttl_s: int) -> tuple[str | int, ...]:
     """The hash fields, flat, that all tasks with these options share: as RQ saves them, without the empty ones."""
+    fields = _fields_of_rq() | {
+        "origin": queue,
+        "timeout": ceil(timeout_s),
+        "result_ttl": result_ttl_s,
+        "failure_ttl": failure_ttl_s,
+    }
+    if timeout_s != ceil(timeout_s):
+        fields["timeout_ms"] = round(timeout_s * 1000)
+    return tuple([part for item in fields.items() for part in item])
+
+
+@cache  # to ask RQ takes most of a millisecond, and the options are for whoever submits to choose
+def _fields_of_rq() -> dict[str, str | int]:
+    """What RQ saves of a job, but for what differs between two of them. The four options are placeholders."""
     job = Job.create(
         ENTRY_POINT,
         connection=Redis(),  # Job wants one; nothing here ever connects
         serializer=JSONSerializer,
-        origin=queue,
-        timeout=ceil(timeout_s),
-        result_ttl=result_ttl_s,
-        failure_ttl=failure_ttl_s,
+        origin="default",
+        timeout=1,
+        result_ttl=1,
+        failure_ttl=1,
         status=JobStatus.QUEUED,
     )
     varying = {"data", "description", "created_at", "status"}
-    fields = {k: v for k, v in job.to_dict().items() if v not in ("", None) and k not in varying}
-    if timeout_s != ceil(timeout_s):
-        fields["timeout_ms"] = round(timeout_s * 1000)
-    return tuple(part for item in fields.items() for part in item)
+    return {name: value for name, value in job.to_dict().items() if value not in ("", None) and name not in varying}
 
 
 def data(type: str, payload: bytes) -> bytes:

@@ -37,6 +37,15 @@ CURSORS = [
 ]  # fmt: skip
 
 
+async def test_a_cursor_nested_deeper_than_python_goes_is_refused(client: httpx.AsyncClient) -> None:
+    id = (await client.post("/tasks", json=GOOD)).json()["id"]
+    deep = base64.urlsafe_b64encode(b"[" * 20_000).decode()
+
+    response = await client.get(f"/tasks/{id}/logs?follow=1&format=events", headers={"last-event-id": deep})
+
+    assert (response.status_code, response.json()["errors"][0]["parameter"]) == (400, "cursor")
+
+
 @pytest.mark.parametrize(
     "path",
     [

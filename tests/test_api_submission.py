@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from datetime import UTC, datetime
 from typing import Any
 
@@ -115,6 +116,41 @@ def test_every_fault_of_a_batch_is_told_with_its_index(document: Any, expected: 
 
 def test_of_very_many_faults_the_first_are_told() -> None:
     assert len(faults(read_batch, {"tasks": [5] * MAX_BATCH})) == MAX_SHOWN
+
+
+@pytest.mark.parametrize(
+    ("read", "document"),
+    [
+        (read_submission, {f"tag{number}": 0 for number in range(14_000)}),
+        (read_stop, {f"grace_{number}": 0 for number in range(14_000)}),
+        (read_batch, {"tasks": [{"typ": "t", f"tag{number}": 1} for number in range(MAX_BATCH)]}),
+    ],
+)
+def test_of_very_many_unknown_fields_the_first_are_guessed_at(
+    read: Any, document: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guessed = []
+    guess = difflib.get_close_matches
+
+    def noting(name: str, *known: Any, **how: Any) -> list[str]:
+        guessed.append(name)
+        return guess(name, *known, **how)
+
+    monkeypatch.setattr(difflib, "get_close_matches", noting)
+
+    told = faults(read, document)
+
+    assert len(told) == MAX_SHOWN
+    assert len(guessed) == 5
+    assert sum("did you mean" in detail for detail in told.values()) == 5
+
+
+def test_a_long_unknown_name_is_not_guessed_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(difflib, "get_close_matches", None)
+
+    (detail,) = faults(read_stop, {"grace_s" * 30_000: 1}).values()
+
+    assert detail == "unknown field; known: grace_s, force"
 
 
 def test_how_to_stop_has_defaults() -> None:

@@ -245,6 +245,33 @@ def test_a_fault_of_a_large_value_is_told_in_short(copy: Catalogue) -> None:
     assert len(refused.value.errors[0].detail) < 300
 
 
+MANY: dict[str, Any] = {"width": 1, "sizes": [1] * 5000}
+
+
+@pytest.mark.parametrize(
+    ("payload", "pointers"),
+    [
+        ({**MANY, "sizes": [1] * 3333 + ["x"] + [1] * 3333}, ["/sizes/3333"]),
+        ({**MANY, "sizes": ["x"] * 60_000}, [f"/sizes/{at}" for at in range(20)]),
+        ({**MANY, "width": 0}, ["/width"]),
+        ({**MANY, "width": None, "heigth": 2}, ["/heigth", "/width"]),
+        ({"sizes": [1] * 5000}, ["/width"]),
+        ({"width": 1} | {f"f{at:05}": 0 for at in range(20_000)}, [f"/f{at:05}" for at in range(20)]),
+        ({f"f{at:05}": 0 for at in range(20_000)} | {"width": 1}, [f"/f{at:05}" for at in range(20)]),
+        ({"width": 1, "sizes": [1] * 50_000 + ["x"]}, [""]),
+        ([1] * 20_000, [""]),
+    ],
+)
+def test_of_a_payload_too_large_to_find_all_faults_some_are_told(
+    copy: Catalogue, payload: Any, pointers: list[str]
+) -> None:
+    with pytest.raises(InvalidPayload) as refused:
+        copy.check("resize", payload, "")
+
+    found = sorted([fault.pointer for fault in refused.value.errors], key=lambda each: (len(each), each))
+    assert found == sorted(pointers, key=lambda each: (len(each), each))
+
+
 def test_something_that_json_cannot_hold_is_a_fault(copy: Catalogue) -> None:
     with pytest.raises(InvalidPayload):
         copy.check("resize", {"width": object()})

@@ -73,16 +73,23 @@ def test_what_a_submission_says_goes_first() -> None:
     assert (task.result_ttl_s, task.failure_ttl_s) == (8, 7)
 
 
-def test_the_hash_is_what_rq_would_save_of_such_a_job() -> None:
-    task = prepared(PLAIN)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"queue": "default", "timeout_s": 600, "result_ttl_s": 1000, "failure_ttl_s": 2000},
+        {"queue": "q", "timeout_s": 1, "result_ttl_s": 1, "failure_ttl_s": 3_000_000},
+    ],
+)
+def test_the_hash_is_what_rq_would_save_of_such_a_job(options: dict[str, Any]) -> None:
+    task = prepared(PLAIN, **options)
     job = Job.create(
         rqjob.ENTRY_POINT,
         args=("work", {"n": 1}),
         serializer=JSONSerializer,
-        origin="default",
-        timeout=600,
-        result_ttl=1000,
-        failure_ttl=2000,
+        origin=options["queue"],
+        timeout=options["timeout_s"],
+        result_ttl=options["result_ttl_s"],
+        failure_ttl=options["failure_ttl_s"],
         connection=object(),  # type: ignore[arg-type]  # nothing here connects
     )
 
@@ -92,6 +99,15 @@ def test_the_hash_is_what_rq_would_save_of_such_a_job() -> None:
     assert ours.keys() - rqs.keys() == {"type"}
     for name in rqs.keys() & ours.keys() - {"data", "description"}:
         assert ours[name] == rqs[name], name
+
+
+def test_rq_is_asked_once_however_many_options_callers_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared()
+    monkeypatch.setattr(rqjob.Job, "create", None)
+
+    tasks = [prepared(timeout_s=1 + number / 8, result_ttl_s=number + 1) for number in range(20)]
+
+    assert len({fields(task)["result_ttl"] for task in tasks}) == 20
 
 
 def test_only_what_differs_from_the_usual_is_stored() -> None:

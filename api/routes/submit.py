@@ -14,10 +14,10 @@ from api.body import read_json
 from api.longpoll import LongPolls
 from api.openapi.operation import Answer, operation
 from api.prefix import prefix_of, public_path
-from api.problems import Problem, invalid_task, unique_conflict
+from api.problems import MAX_SHOWN, Problem, invalid_task, unique_conflict
 from api.query import NoQuery, read_query
 from api.responses import Json
-from api.submission import MAX_SHOWN, Batch, read_batch, read_submission
+from api.submission import Batch, read_batch, read_submission
 from api.wishes import Wishes, waited, wishes_of
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.document import task_document
