@@ -6,7 +6,7 @@ Either store runs them, the one that blocks and the one that awaits, so that no 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
@@ -30,7 +30,10 @@ class Call(msgspec.Struct, Generic[T], frozen=True, gc=False):
 
 
 Plan = Generator[Sequence[Call[Any]], list[Any], T]
-"""Steps of calls: each yield sends its calls in one round trip and gets their values back."""
+"""Steps of calls: each yield sends its calls in one round trip and gets their values back. An empty step sends nothing:
+in an event loop it lets others have their turn, which a plan owes them every SLICE_S."""
+
+SLICE_S: Final = 0.005
 
 
 def one(call: Call[T]) -> Plan[T]:

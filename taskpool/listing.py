@@ -1,8 +1,8 @@
 """Lists of tasks by status, queue, type, tag, project: newest first, in pages, never at the cost of a queue's length.
 
 Each filter has an index: RQ's queues and registries hold the statuses, ours the types and tags. The narrowest one
-is walked, the other filters look at the records. A page looks at 1,000 records at most: where few of them match,
-it may be short, and its cursor goes on.
+is walked, the other filters look at the records. A page looks at 1,000 records at most, and at 4 MB of them: where few
+of them match, or they are large, it may be short, and its cursor goes on.
 """
 
 from __future__ import annotations
@@ -25,6 +25,12 @@ S = TaskStatus
 LONGEST_PAGE: Final = 200
 MOST_LOOKED_AT: Final = 1000
 BATCH: Final = 100
+FIRST_READ: Final = 5
+"""How many records are read at once before it is known how large they are."""
+READ_BYTES: Final = 512 * 1024
+"""About how much is read at once: to make records of more would keep an event loop for long."""
+MOST_BYTES: Final = 4 * 1024 * 1024
+"""A page ends behind the record with which it has looked at so much."""
 
 NEWER: Final = 10_000
 """So many tasks may have come between two pages for the second to find where the first ended."""
@@ -72,21 +78,28 @@ def list_tasks(wanted: Filter, *, cursor: str | None = None, limit: int = 50) ->
     walk = yield from _walk(wanted)
     source, position = _resume(walk, cursor) if cursor else (0, "")
     kept: list[TaskRecord] = []
-    looked_at = 0
-    while source < len(walk) and len(kept) < limit and looked_at < MOST_LOOKED_AT:
+    looked_at = size = 0
+    at_once = FIRST_READ
+    while source < len(walk) and len(kept) < limit and looked_at < MOST_LOOKED_AT and size < MOST_BYTES:
         found = yield from walk[source].step(position, min(BATCH, max(limit, 20)))
         if not found:
             source, position = source + 1, ""
-            continue
-        records = yield [fetch_if_there(id) for id, _ in found]
-        for (_, after), record in zip(found, records, strict=True):
-            looked_at += 1
-            position = after
-            if record is not None and wanted.keeps(record):
-                kept.append(record)
-                if len(kept) == limit:
+        while found and len(kept) < limit and size < MOST_BYTES:
+            group, found = found[:at_once], found[at_once:]
+            for (_, after), (record, length) in zip(group, (yield [_sized(id) for id, _ in group]), strict=True):
+                looked_at, size, position = looked_at + 1, size + length, after
+                if record is not None and wanted.keeps(record):
+                    kept.append(record)
+                if len(kept) == limit or size >= MOST_BYTES:
                     break
+            at_once = max(1, min(READ_BYTES * looked_at // max(size, 1), BATCH))
     return Page(tuple(kept), encode_cursor(walk[source].name, position) if source < len(walk) else None)
+
+
+def _sized(id: str) -> Call[tuple[TaskRecord | None, int]]:
+    """A record, and how many bytes it has."""
+    call = fetch_if_there(id)
+    return Call(call.command, lambda reply: (call.read(reply), sum(map(len, reply))), again=True)
 
 
 def _read(wanted: Filter) -> Filter:

@@ -6,6 +6,7 @@ calls marked `again` are repeated after a lost connection.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, Final, Protocol, TypeVar
 
@@ -154,7 +155,7 @@ class AsyncStore:
         try:
             calls = next(plan)
             while True:
-                calls = plan.send(await self.run_many(calls) if calls else [])
+                calls = plan.send(await self.run_many(calls) if calls else await asyncio.sleep(0, []))
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
 

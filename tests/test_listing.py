@@ -314,3 +314,42 @@ def test_a_cursor_of_ones_own_making_is_refused_or_harmless(world: World, wanted
         page(world, Filter(**wanted), cursor)
 
     assert world.since(before) == {}
+
+
+# --- what it costs -------------------------------------------------------------------------------------------
+
+
+def test_a_page_of_large_tasks_is_short_and_none_is_missing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "MOST_BYTES", 50_000)
+    add(world, *[f"t{number:02}" for number in range(20)], payload={"text": "x" * 10_000})
+
+    first = page(world, Filter())
+
+    assert 0 < len(first.items) < 10
+    assert ids(world) == [f"t{number:02}" for number in reversed(range(20))]
+
+
+def test_large_tasks_of_others_end_a_page_as_well(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "MOST_BYTES", 50_000)
+    add(world, "wanted")
+    add(world, *[f"x{number:02}" for number in range(20)], payload={"text": "x" * 10_000})
+
+    first = page(world, Filter(type="work", queue="default", tag=None, status=None))
+    narrow = page(world, Filter(status=S.QUEUED, type="play"))
+
+    assert len(first.items) < 10
+    assert (narrow.items, narrow.next_cursor is None) == ((), False)
+
+
+def test_few_records_are_read_at_once_where_they_are_large(world: World) -> None:
+    add(world, *[f"t{number:02}" for number in range(40)], payload={"text": "x" * 60_000})
+    plan = listing.list_tasks(Filter())
+    calls: Any = next(plan)
+    reads = []
+    with suppress(StopIteration):
+        while True:
+            reads.append(sum(call.command[0] == "HGETALL" for call in calls))
+            calls = plan.send(world.store.run_many(calls))
+
+    assert sum(reads) == 40
+    assert max(reads) < 10

@@ -35,6 +35,15 @@ def test_a_page_shows_an_id_without_a_record_as_such(world: World) -> None:
     assert (length, rest) == (1, [b"ghost", []])
 
 
+def test_a_page_of_large_records_is_short(world: World) -> None:
+    for number in range(12):
+        world.add(f"t{number:02}", payload={"text": "x" * 200_000})
+
+    _, length, _, *rest = world.run(scripts.queue_page("default", 2, 10))
+
+    assert (length, rest[::2]) == (12, [f"t{number:02}".encode() for number in range(2, 8)])
+
+
 def test_a_page_of_a_queue_that_does_not_exist_is_empty(world: World) -> None:
     _, *rest = world.run(scripts.queue_page("nowhere", 0, 10))
 

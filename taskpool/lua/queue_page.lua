@@ -1,6 +1,7 @@
 -- Reads a part of a queue in dispatch order, records and all, at one moment. Writes nothing.
 --
--- ARGV[1]  queue; ARGV[2] where the page before ended, counted from the head; ARGV[3] at most so many
+-- ARGV[1]  queue; ARGV[2] where the page before ended, counted from the head; ARGV[3] at most so many. The page also
+--          ends behind the record with which it has KEY.queue_page_bytes or more.
 -- ARGV[4+] the last tasks that were shown, the last one first: id, when it was queued (enqueued_at), id, ...
 --          The page goes on behind the first of these that still waits where it did. None: at ARGV[2].
 -- Returns  {now_ms, length of the queue, where the page begins, id, its hash as a flat list, id, ...}
@@ -29,10 +30,12 @@ local function begin()
 end
 
 local from = begin()
-local reply = {now_ms, length, from}
+local reply, bytes = {now_ms, length, from}, 0
 for _, id in ipairs(redis.call('LRANGE', key, from, from + ARGV[3] - 1)) do
   local fields = redis.pcall('HGETALL', KEY.job .. id)
   reply[#reply + 1] = id
   reply[#reply + 1] = fields.err and {} or fields -- a key that is no record is shown no more than one that is gone
+  for at = 2, #fields, 2 do bytes = bytes + #fields[at] end
+  if bytes >= KEY.queue_page_bytes then break end
 end
 return reply

@@ -5,11 +5,12 @@ Nothing is stored here; what stores what was checked is in `queue` and `entry`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from taskpool.access.audit import Actor
-from taskpool.calls import Plan
+from taskpool.calls import SLICE_S, Plan
 from taskpool.catalogue import Catalogue
 from taskpool.errors import FieldError, InvalidPayload, InvalidTask
 from taskpool.payload.encode import json_value
@@ -72,10 +73,15 @@ def check_tasks(
     foreign = {spec.type for spec in specs if local.get(spec.type) is None}
     infos = (yield from catalogue.find(list(foreign))) if foreign else {}
     checked = []
+    due_mono = time.monotonic() + SLICE_S
     for index, spec in enumerate(specs):
+        if time.monotonic() >= due_mono:
+            yield ()
+            due_mono = time.monotonic() + SLICE_S
         task_type = local.get(spec.type)
         info = task_type or infos[spec.type]
         checked.append(_checked(spec, task_type or catalogue, info, defaults, f"{start}/{index}", by=by))
+    yield ()
     return checked
 
 
