@@ -103,7 +103,7 @@ def test_the_hash_is_what_rq_would_save_of_such_a_job(options: dict[str, Any]) -
 
 def test_rq_is_asked_once_however_many_options_callers_choose(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared()
-    monkeypatch.setattr(rqjob.Job, "create", None)
+    monkeypatch.setattr(Job, "create", None)
 
     tasks = [prepared(timeout_s=1 + number / 8, result_ttl_s=number + 1) for number in range(20)]
 
