@@ -191,6 +191,25 @@ def test_an_attempt_that_has_begun_is_given_back_only_by_a_drain(case: Case) -> 
     assert case.found(check_effects) == ["once"]
 
 
+@pytest.mark.parametrize(("has_ended", "pid", "found"), [(True, 7, []), (True, 8, ["once"]), (False, 7, ["once"])])
+def test_an_attempt_that_has_ended_is_given_back_if_its_process_dies_before_its_outcome_is_written(
+    case: Case, has_ended: bool, pid: int, found: list[str]
+) -> None:
+    case.submit("a")
+    case.event("a", "queued", "started")
+    case.effect("a", "start")
+    if has_ended:
+        case.effect("a", "end")
+    case.faults = [Fault("kill_fork_server", frozenset("a"), case.ms, case.ms + 50, (pid,))]
+    case.event("a", "queued")
+    case.event("a", "started", attempt=1)
+    case.effect("a", "start", pid=9)
+    case.effect("a", "end", pid=9)
+    case.event("a", "done")
+
+    assert case.found(check_effects) == found
+
+
 def test_two_attempts_never_overlap_where_a_lost_lease_kills(case: Case) -> None:
     case.submit("t", on_lost_lease="kill")
     case.faults = [Fault("freeze_pool", frozenset("a"), 0, 10_000)]

@@ -83,7 +83,7 @@ def explanation(evidence: Evidence, id: str, attempt: Attempt) -> str | None:
     faults = [
         fault
         for fault in evidence.faults_at(attempt.pools, attempt.started_ms, over_ms)
-        if fault.kind in causes and (causes is not DEATHS or not attempt.pids or attempt.pids & set(fault.pids))
+        if fault.kind in causes and (fault.kind not in DEATHS or not attempt.pids or attempt.pids & set(fault.pids))
     ]
     if faults:
         return "+".join(sorted({fault.kind for fault in faults}))
@@ -97,7 +97,9 @@ def _causes(attempt: Attempt) -> frozenset[str]:
     error = str(attempt.over.data.get("error", "")) if attempt.over else ""
     if not error.startswith("lease lost") and LEASE_ENDED not in error:
         if attempt.over is not None and attempt.over.event == "queued" and attempt.effects:
-            return ENDS  # it had begun, so its claim was seen
+            # It had begun, so its claim was seen. If a process dies while it writes an outcome, that attempt is given back
+            # when the code of another one still ran, which is charged.
+            return ENDS | DEATHS if attempt.effects[-1].what == "end" else ENDS
         return DEATHS if "process ended" in error else RETURNS
     # Its supervisor renews what a frozen process runs, but not a claim that it was frozen before it saw (and that is
     # given back, unless the lease ends before the supervisor could tell).

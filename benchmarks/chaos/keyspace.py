@@ -120,7 +120,7 @@ def _places(redis: Redis, dump: Dump) -> dict[str, Counter[str]]:
 def _fault(redis: Redis, dump: Dump, name: str, records: Mapping[str, TaskRecord], gone: Gone) -> str | None:
     """Why a key should not be there; None: it may."""
     ttl_s = dump.ttls_s[name]
-    if name in FIXED or name.startswith(LOOKED_AT):
+    if name in FIXED or name.startswith((*LOOKED_AT, keys.USED)):  # the last have caps, and lose what isn't used
         return None
     if name in IDS:
         left: Any = redis.zrange(name, 0, -1) if name == keys.SECRETS_INDEX else redis.hkeys(name)
