@@ -97,8 +97,8 @@ def _causes(attempt: Attempt) -> frozenset[str]:
     error = str(attempt.over.data.get("error", "")) if attempt.over else ""
     if not error.startswith("lease lost") and LEASE_ENDED not in error:
         if attempt.over is not None and attempt.over.event == "queued" and attempt.effects:
-            # It had begun, so its claim was seen. If a process dies while it writes an outcome, that attempt is given back
-            # when the code of another one still ran, which is charged.
+            # It had begun, so its claim was seen. If a process dies while it writes an outcome, that attempt is given
+            # back when the code of another one still ran, which is charged.
             return ENDS | DEATHS if attempt.effects[-1].what == "end" else ENDS
         return DEATHS if "process ended" in error else RETURNS
     # Its supervisor renews what a frozen process runs, but not a claim that it was frozen before it saw (and that is
