@@ -15,7 +15,7 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.access.access import ADMIN, ANYONE, PUBLIC, READ, READ_ALL, STOP, STREAM, WRITE, Guarded
+from api.access.access import ADMIN, ANYONE, PUBLIC, READ, READ_ALL, START, STOP, STREAM, Guarded
 from api.access.gate import Gate
 from api.access.origins import read_origins
 from api.events.hub import Hub
@@ -118,11 +118,11 @@ def _routes(
 
     return [
         at("/", GET=PUBLIC(health.door)),
-        at("/tasks", GET=READ(tasks.list), POST=WRITE(submit.add)),
-        at("/tasks/batch", POST=WRITE(submit.add_batch)),
+        at("/tasks", GET=READ(tasks.list), POST=START(submit.add)),
+        at("/tasks/batch", POST=START(submit.add_batch)),
         at("/tasks/{id}", GET=READ(tasks.get), DELETE=STOP(tasks.remove)),
         at("/tasks/{id}/stop", POST=STOP(tasks.stop)),
-        at("/tasks/{id}/retry", POST=WRITE(tasks.retry)),
+        at("/tasks/{id}/retry", POST=START(tasks.retry)),
         at("/tasks/{id}/deliveries", GET=READ(tasks.deliveries)),
         at("/tasks/{id}/events", GET=STREAM(events.task)),
         at("/tasks/{id}/logs", GET=STREAM(logs.logs)),

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from api.access.caller import caller_of
 from api.prefix import prefix_of
 from api.problems import Problem, conflict, invalid_task, not_allowed, retry_after, unique_conflict
 from taskpool.errors import (
@@ -91,7 +92,8 @@ async def render_conflict(request: Request, exception: Exception) -> Response:
 async def render_unique_conflict(request: Request, exception: Exception) -> Response:
     """The handler of UniqueConflict: it links to the task that holds the key."""
     assert isinstance(exception, UniqueConflict)
-    return unique_conflict(exception, "", prefix_of(request.scope)).response()
+    may_read = caller_of(request.scope).may_read
+    return unique_conflict(exception, "", prefix_of(request.scope), may_read=may_read).response()
 
 
 async def render_key_reused(request: Request, exception: Exception) -> Response:

@@ -135,9 +135,12 @@ def conflict(error: TaskConflict, **extra: Any) -> Problem:
     return Problem("task-conflict", str(error), task_status=error.status, **extra)
 
 
-def unique_conflict(error: UniqueConflict, pointer: str, prefix: str = "") -> Problem:
+def unique_conflict(error: UniqueConflict, pointer: str, prefix: str = "", *, may_read: bool = True) -> Problem:
     """The problem of a unique key that another task holds; `pointer` is that of the submission in the request, and
-    `prefix` that of the API's paths."""
+    `prefix` that of the API's paths. A caller that may not read tasks isn't told which one it is."""
+    if not may_read:
+        detail = f"another task has the unique key {error.key!r}"
+        return Problem("unique-conflict", detail, errors=[{"pointer": f"{pointer}/unique_key", "detail": detail}])
     holder = f"{prefix}/tasks/{error.id}"
     errors = [{"pointer": f"{pointer}/unique_key", "detail": str(error)}]
     headers = [(b"link", f'<{holder}>; rel="related"'.encode())]

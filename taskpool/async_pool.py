@@ -166,7 +166,7 @@ class AsyncTaskPool(Face):
 
         Raises:
             InvalidTask: as `add_task`.
-            NotAllowed: `by` may not use its type or its queue.
+            NotAllowed: `by` may not use its type, its queue or one of its options.
             UniqueConflict: as `add_task`.
             KeyReused: the key stands for another submission.
         """

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from taskpool.access.audit import Actor, entry
 from taskpool.calls import Plan, one
 from taskpool.catalogue import Catalogue
-from taskpool.errors import InvalidTask
+from taskpool.errors import FieldError, InvalidTask, NotAllowed
 from taskpool.queue import refuse
 from taskpool.receipt import Receipt
 from taskpool.registry import Registry
@@ -21,6 +21,10 @@ from taskpool.submission.addition import Added, Once, status_told
 from taskpool.submission.checking import Checked, check_task, check_tasks
 from taskpool.submission.prepare import Defaults
 from taskpool.types import TaskSpec
+
+UNREPLACEABLE = (
+    "the task that holds the unique key has a type or a queue that the key may not use, so it can't be replaced"
+)
 
 
 class Submitted(NamedTuple):
@@ -43,7 +47,7 @@ def submit(
 
     Raises:
         InvalidTask: as `add_task`.
-        NotAllowed: `by` may not use its type or its queue.
+        NotAllowed: `by` may not use its type, its queue or one of its options.
         UniqueConflict: as `add_task`.
         KeyReused: `once` stands for another submission.
     """
@@ -80,7 +84,7 @@ def submit_many(
         return Submitted(())
     tasks = [each.task for each in checked]
     audited = entry(by, "task.submitted", tasks[0].id, count=len(tasks), last=tasks[-1].id)
-    return submitted(checked, (yield from one(addition.add(tasks, once, audited))))
+    return submitted(checked, (yield from one(addition.add(tasks, once, audited))), start)
 
 
 def _before(once: Once | None, refusal: InvalidTask) -> Plan[Submitted]:
@@ -91,14 +95,17 @@ def _before(once: Once | None, refusal: InvalidTask) -> Plan[Submitted]:
     return submitted((), added)
 
 
-def submitted(checked: Sequence[Checked], added: Added) -> Submitted:
-    """What became of submissions that one `addition.add` was sent for.
+def submitted(checked: Sequence[Checked], added: Added, start: str | None = None) -> Submitted:
+    """What became of submissions that one `addition.add` was sent for; with `start` they were a batch.
 
     Raises:
-        InvalidTask, UniqueConflict, KeyReused, QueueFull: as `submit`; none of them was stored.
+        InvalidTask, NotAllowed, UniqueConflict, KeyReused, QueueFull: as `submit`; none of them was stored.
     """
     if len(checked) == 1 and len(added.statuses) == 1 and not (added.existing or added.replayed):  # as most are
         return Submitted((Receipt(checked[0].task.id, status_told(added.statuses[0])),))
+    if added.unreplaceable is not None:
+        at = "" if start is None else f"{start}/{added.unreplaceable}"
+        raise NotAllowed([FieldError(f"{at}/on_conflict", UNREPLACEABLE)])
     refuse(checked, added)
     own = tuple([each.task.id for each in checked])
     ids = added.replayed or own

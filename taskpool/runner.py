@@ -88,12 +88,8 @@ def retry_task(id: str, by: Actor | None = None) -> Plan[TaskRecord]:
     Raises:
         TaskNotFound
         TaskConflict: its status doesn't allow it, or a task it depends on hasn't ended well.
-        NotAllowed: `by` may not use its type or its queue.
     """
     check_id(id)
-    if by is not None and not (by.types is None and by.queues is None):
-        found = yield from one(fetch(id))
-        by.check_use(found.type, found.queue)
     word = yield from one(scripts.revive(id, entry(by, "task.retried", id)))
     if word == "gone":
         raise TaskNotFound(id)

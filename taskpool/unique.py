@@ -21,23 +21,25 @@ _SECONDS: Final = re.compile(r"\d{1,12}(\.\d{1,12})?")
 
 
 class Unique(NamedTuple):
-    """A task's unique key, how its record holds it, and for how many ms (None: as its status says)."""
+    """A task's unique key, how its record holds it, and for how many ms (None: as its status says). `replaceable`: of
+    which types and in which queues another task must be to be replaced, as JSON (empty: any)."""
 
     name: str
     on_conflict: str
     text: str
     held_ms: int | None = None
+    replaceable: bytes = b""
 
 
-def unique_of(spec: TaskSpec, project: str | None) -> Unique | None:
-    """The unique key of a checked submission: each project has its own."""
+def unique_of(spec: TaskSpec, project: str | None, replaceable: bytes = b"") -> Unique | None:
+    """The unique key of a submission that was checked: each project has its own."""
     if spec.unique_key is None:
         return None
     key, for_s = spec.unique_key, spec.unique_for_s
     how = f"time:{round(for_s * 1000) / 1000}" if for_s is not None else spec.unique_until or "done"
     if project is not None:
         key = project + WHOSE + key
-    return Unique(key, spec.on_conflict, f"{how} {key}", None if for_s is None else round(for_s * 1000))
+    return Unique(key, spec.on_conflict, f"{how} {key}", None if for_s is None else round(for_s * 1000), replaceable)
 
 
 def shown_key(name: str) -> str:

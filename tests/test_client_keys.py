@@ -66,6 +66,19 @@ def test_what_a_key_may_not_do_is_refused(kind: str, there: Service) -> None:
     assert [fault.pointer for fault in in_batch.value.errors] == ["/1/type"]
 
 
+def test_who_may_change_tasks_and_not_read_them_learns_their_statuses(kind: str, there: Service) -> None:
+    changer = make_key(there.redis_url, "changer", Scope.WRITE, Scope.STOP)
+    with client_of(kind, there.url, changer) as client:
+        ids = [client.add_task("echo", {"message": 1}, delay_s=600).id for _ in range(2)]
+
+        killed, removed = client.kill_task(ids[0]), client.remove_task(ids[1])
+        retried = client.retry_task(ids[0])
+
+        assert (killed.id, killed.status, killed.payload) == (ids[0], "canceled", None)
+        assert (removed, retried.id, retried.payload) == ("canceled", ids[0], None)
+        assert run(there, "stop", client.add_task("echo", {"message": 1}, delay_s=600).id, key=changer).exit_code == 0
+
+
 def test_the_task_of_another_project_is_not_there(kind: str, there: Service) -> None:
     mine, theirs = (make_key(there.redis_url, name, project=name) for name in ("mine", "theirs"))
     with client_of(kind, there.url, mine) as client:

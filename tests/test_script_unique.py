@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from rq.job import Job
 from rq.registry import CanceledJobRegistry, FailedJobRegistry
@@ -49,6 +50,51 @@ HOLDS = {
     "time": set(SEED) - {S.CANCELED},
 }
 SCOPES: dict[str, dict[str, Any]] = {"done": {}, "start": {"unique_until": "start"}, "time": {"unique_for_s": 500}}
+
+
+def replacing(id: str, type: str, queue: str, allowed: str = "") -> Call[Added]:
+    """A task that takes the place of the one that has the key "k", if that is of the `allowed` types and queues."""
+    task = new_task(id, type=type, queue=queue, unique_key="k", on_conflict="replace")
+    assert task.unique is not None
+    return scripts.add([msgspec.structs.replace(task, unique=task.unique._replace(replaceable=allowed.encode()))])
+
+
+@pytest.mark.parametrize(
+    ("allowed", "may"),
+    [
+        ('{"types":{"work":1}}', True),
+        ('{"queues":{"a":1,"b":1}}', True),
+        ('{"types":{"work":1},"queues":{"a":1}}', True),
+        ('{"types":{"other":1}}', False),
+        ('{"queues":{"b":1}}', False),
+        ('{"types":{"work":1},"queues":{"b":1}}', False),
+        ('{"types":{}}', False),
+    ],
+)
+def test_a_task_is_replaced_by_who_may_use_its_type_and_queue_alone(world: World, allowed: str, may: bool) -> None:
+    world.add("a", queue="a", unique_key="k")
+    before = world.snapshot()
+
+    added = world.run(replacing("b", "other", "b", allowed))
+
+    assert (added.unreplaceable, world.get("a").status) == ((None, "canceled") if may else (0, "queued"))
+    assert may or world.since(before) == {}
+
+
+def test_who_may_replace_is_decided_when_the_task_is_stored(world: World) -> None:
+    rounds = 100
+    world.add("first", type="mine", unique_key="k")
+
+    answers = race(
+        world.url,
+        rounds,
+        lambda n: replacing(f"m{n}", "mine", "default", '{"types":{"mine":1}}'),
+        lambda n: replacing(f"t{n}", "theirs" if n % 2 else "mine", "default"),
+    )
+
+    theirs = [world.get(f"t{n}") for n in range(1, rounds, 2)]
+    assert [task.id for task in theirs if "the task m" in (task.error or "")] == []
+    assert {theirs.unreplaceable for _, theirs in answers} == {None}
 
 
 @pytest.mark.parametrize("scope", SCOPES)

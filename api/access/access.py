@@ -1,12 +1,16 @@
-"""What each method of a route asks of its caller; the table of routes in `app` wraps every handler in one of these."""
+"""What each method of a route asks of its caller; the table of routes in `app` wraps every handler in one of these.
+
+`START` and `STOP` open a route; which tasks the caller may start and stop there, `Caller.check` says.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from taskpool.access.apikey import Scope
+from taskpool.access.rights import RIGHTS, Effect
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +41,9 @@ class Guarded:
 
 PUBLIC: Final = Access(public=True)
 ANYONE: Final = Access()
-READ: Final = Access(Scope.READ)
-READ_ALL: Final = Access(Scope.READ, whole=True)
-STREAM: Final = Access(Scope.READ, ticket=True)
-WRITE: Final = Access(Scope.WRITE)
-STOP: Final = Access(Scope.STOP)
+READ: Final = Access(RIGHTS[Effect.READ].scope)
+READ_ALL: Final = replace(READ, whole=True)
+STREAM: Final = replace(READ, ticket=True)
+START: Final = Access(RIGHTS[Effect.START].scope)
+STOP: Final = Access(RIGHTS[Effect.STOP].scope)
 ADMIN: Final = Access(Scope.ADMIN)

@@ -11,6 +11,9 @@ from starlette.types import Scope as AsgiScope
 
 from taskpool.access.apikey import ALL_SCOPES, Scope
 from taskpool.access.audit import Actor
+from taskpool.access.rights import RIGHTS, Effect
+from taskpool.errors import NotAllowed, TaskNotFound
+from taskpool.types import TaskRecord
 
 SCOPE_KEY: Final = "taskpool.caller"
 """Where the gate puts the caller in the ASGI scope."""
@@ -34,13 +37,38 @@ class Caller(msgspec.Struct, frozen=True, gc=False):
         """Whether it has this scope."""
         return scope in self.scopes or Scope.ADMIN in self.scopes
 
-    def actor(self) -> Actor:
-        """The caller as the audit names it."""
-        return Actor(self.key_id, self.name, self.project, self.address, self.types, self.queues)
+    @property
+    def may_read(self) -> bool:
+        """Whether it may be shown more of a task than its id and status."""
+        return self.may(RIGHTS[Effect.READ].scope)
 
-    def sees(self, project: str | None) -> bool:
-        """Whether a task with this project exists for it."""
-        return self.project is None or self.project == project
+    def actor(self) -> Actor:
+        """The caller as the audit and the core know it."""
+        return Actor(self.key_id, self.name, self.project, self.address, self.types, self.queues, self.scopes)
+
+    def is_limited(self, effect: Effect) -> bool:
+        """Whether there are tasks that it may not do this to, though it has the scope."""
+        bound = RIGHTS[effect].is_bound and (self.types is not None or self.queues is not None)
+        return bound or self.project is not None
+
+    def check(self, effect: Effect, task: TaskRecord) -> None:
+        """Return if it may do this to a task, for which it has the scope. What is found here still holds when the task
+        is changed: its project, type and queue never change.
+
+        Raises:
+            TaskNotFound: for this caller there is no such task: it is another project's, or the caller may not read
+                tasks and may not do this to that one.
+            NotAllowed: it has a type or a queue that the caller may not use.
+        """
+        if self.project is not None and self.project != task.project:
+            raise TaskNotFound(task.id)
+        if RIGHTS[effect].is_bound:
+            try:
+                self.actor().check_task(task.type, task.queue)
+            except NotAllowed:
+                if self.may_read:
+                    raise
+                raise TaskNotFound(task.id) from None
 
 
 @lru_cache(maxsize=1024)

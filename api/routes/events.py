@@ -17,7 +17,8 @@ from api.openapi.operation import EVENTS, Answer, operation
 from api.problems import Problem
 from api.query import EventsQuery, TaskEventsQuery, read_query
 from api.responses import NoContent
-from api.routes.tasks import task_id, visible
+from api.routes.tasks import affected, task_id
+from taskpool.access.rights import Effect
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.document_types import EventDocument, TaskDocument
 from taskpool.eventlog import Position
@@ -52,7 +53,7 @@ class EventRoutes:
         after = _after(request, query.last_event_id)
         caller = caller_of(request.scope)
         wanted = Wanted(caller.project, task=task_id(request))
-        record = await visible(self._pool, request)
+        record = await affected(self._pool, request, Effect.READ)
         if request.method == "HEAD":
             return StreamHead()
         subscription = await self._open(caller, wanted, after)

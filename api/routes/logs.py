@@ -17,7 +17,8 @@ from api.prefix import next_link
 from api.problems import Problem
 from api.query import LogFormat, LogQuery, read_query, wrong_parameter
 from api.responses import Json, NoContent
-from api.routes.tasks import check_visible, task_id
+from api.routes.tasks import check_affected, task_id
+from taskpool.access.rights import Effect
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.document import log_line_document
 from taskpool.document_types import LogLineDocument
@@ -64,7 +65,7 @@ class LogRoutes:
         (`Accept: text/event-stream` or `format=events`); 204 to who comes back for more of a log that has ended.
         """
         query = read_query(request.scope["query_string"], LogQuery)
-        await check_visible(self._pool, request)
+        await check_affected(self._pool, request, Effect.READ)
         form = query.format or _accepted(request, follows=query.follow)
         try:
             if form is LogFormat.JSON:

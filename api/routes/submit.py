@@ -59,7 +59,7 @@ class SubmitRoutes:
         """POST /tasks: submit a task; 202 with its id, and where to look for it.
 
         200 when another task holds its unique key and it asked for that one, or with the whole task when it ends while
-        the client prefers to wait."""
+        the client prefers to wait. With a key that has no scope tasks:read, `Prefer` is ignored."""
         scope = request.scope
         read_query(scope["query_string"], NoQuery)
         wishes = wishes_of(scope["headers"])
@@ -73,7 +73,8 @@ class SubmitRoutes:
         headers = [(b"location", public_path(scope, f"/tasks/{receipt.id}").encode())]
         if submitted.is_replayed:
             headers.append(REPLAYED)
-        if wishes.wait_s is not None:
+        # Without tasks:read the preference is ignored, as RFC 7240 allows.
+        if wishes.wait_s is not None and caller_of(scope).may_read:
             return await self._after(receipt, wishes.wait_s, request, headers)
         return Json(_accepted(receipt), status=200 if receipt.is_existing else 202, headers=headers)
 
@@ -102,7 +103,8 @@ class SubmitRoutes:
         except UnknownDependency as error:
             raise _in_batch(error, [error.id in spec.depends_on for spec in specs]) from None
         except UniqueConflict as error:
-            raise unique_conflict(error, f"/tasks/{error.index}", prefix_of(scope)) from None
+            at, may_read = f"/tasks/{error.index}", caller_of(scope).may_read
+            raise unique_conflict(error, at, prefix_of(scope), may_read=may_read) from None
         answers = [
             replace(_accepted(receipt), existing=True) if receipt.is_existing else _accepted(receipt)
             for receipt in submitted.receipts

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.access.caller import caller_of
-from api.answers import DeliveryPage, TaskPage
+from api.answers import Accepted, DeliveryPage, TaskPage
 from api.body import read_optional_json
 from api.deliveries import list_deliveries
 from api.longpoll import LongPolls
@@ -22,6 +22,7 @@ from api.query import DeliveriesQuery, ListQuery, NoQuery, TaskQuery, read_query
 from api.responses import Json, NoContent, tagged
 from api.submission import Retry, Stop, read_retry, read_stop
 from api.wishes import MAX_WAIT_S, waited
+from taskpool.access.rights import Effect
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.document import task_document
 from taskpool.document_types import TaskDocument
@@ -31,6 +32,9 @@ from taskpool.queue import remove_task
 from taskpool.record import fetch
 from taskpool.runner import kill_task, retry_task
 from taskpool.types import TaskRecord, TaskStatus
+
+SHOWN: Final = Answer((TaskDocument, Accepted))
+"""A task that was changed, or what `shown` says of it."""
 
 _is_id: Final = re.compile(r"[A-Za-z0-9_-]{1,200}").fullmatch
 
@@ -62,9 +66,10 @@ class TaskRoutes:
         """
         query = read_query(request.scope["query_string"], TaskQuery)
         if not query.wait:
-            return tagged(task_document(await visible(self._pool, request)), request.scope["headers"])
+            record = await affected(self._pool, request, Effect.READ)
+            return tagged(task_document(record), request.scope["headers"])
         wait_s = min(query.wait, MAX_WAIT_S)
-        await check_visible(self._pool, request)  # whether it is there isn't told by a wait either
+        await check_affected(self._pool, request, Effect.READ)  # whether it is there isn't told by a wait either
         record = await self._long_polls.wait(task_id(request), wait_s, request.receive)
         answer = tagged(task_document(record), request.scope["headers"])
         answer.raw_headers.append(waited(wait_s))
@@ -80,7 +85,7 @@ class TaskRoutes:
     async def deliveries(self, request: Request) -> Json:
         """GET /tasks/{id}/deliveries: the webhooks that were sent about a task, the newest first."""
         query = read_query(request.scope["query_string"], DeliveriesQuery)
-        record = await visible(self._pool, request)
+        record = await affected(self._pool, request, Effect.READ)
         path = f"/tasks/{quote(record.id)}/deliveries"
         return await list_deliveries(self._pool.store, request.scope, query, path, task=record.id)
 
@@ -103,7 +108,7 @@ class TaskRoutes:
     @operation(
         "remove_task",
         tag="tasks",
-        answers={200: TaskDocument, 204: None},
+        answers={200: SHOWN, 204: None},
         problems=["task-not-found", "task-conflict"],
     )
     async def remove(self, request: Request) -> Response:
@@ -111,14 +116,14 @@ class TaskRoutes:
         read_query(request.scope["query_string"], NoQuery)
         id = task_id(request)
         by = caller_of(request.scope).actor()
-        await check_visible(self._pool, request)
+        await check_affected(self._pool, request, Effect.STOP)
         try:
             outcome = await self._pool.store.carry_out(remove_task(id, by))
         except TaskConflict as error:
             raise conflict(error, stop=public_path(request.scope, f"/tasks/{quote(id)}/stop")) from None
         if outcome is None:
             return NoContent()
-        return Json(task_document(await self._pool.get(id)))
+        return Json(shown(await self._pool.get(id), request))
 
     @operation(
         "stop_task",
@@ -126,20 +131,20 @@ class TaskRoutes:
         body=Stop,
         body_optional=True,
         body_fault="invalid-body",
-        answers={202: TaskDocument},
+        answers={202: SHOWN},
         problems=["task-not-found", "task-conflict"],
     )
     async def stop(self, request: Request) -> Json:
         """POST /tasks/{id}/stop: stop a task; 202 with it as it is now, stopping or canceled."""
         read_query(request.scope["query_string"], NoQuery)
         how = read_stop(await read_optional_json(request.scope, request.receive, self._max_body_bytes))
-        record = await visible(self._pool, request)
+        record = await affected(self._pool, request, Effect.STOP)
         if not record.status.is_terminal:
             by = caller_of(request.scope).actor()
             killing = kill_task(record.id, grace_s=how.grace_s, force=how.force, by=by)
             record = await self._pool.store.carry_out(killing)
             if record.status not in (TaskStatus.DONE, TaskStatus.FAILED):  # else it ended just before
-                return Json(task_document(record), status=202)
+                return Json(shown(record, request), status=202)
         raise TaskConflict(record.id, record.status, f"task {record.id} has ended already: it is {record.status}")
 
     @operation(
@@ -148,7 +153,7 @@ class TaskRoutes:
         body=Retry,
         body_optional=True,
         body_fault="invalid-body",
-        answers={202: TaskDocument},
+        answers={202: SHOWN},
         problems=["task-not-found", "task-conflict"],
     )
     async def retry(self, request: Request) -> Json:
@@ -156,31 +161,41 @@ class TaskRoutes:
         read_query(request.scope["query_string"], NoQuery)
         read_retry(await read_optional_json(request.scope, request.receive, self._max_body_bytes))
         id, by = task_id(request), caller_of(request.scope).actor()
-        await check_visible(self._pool, request)
-        record = await self._pool.store.carry_out(retry_task(id, by))
-        return Json(task_document(record), status=202)
+        await check_affected(self._pool, request, Effect.START)
+        try:
+            record = await self._pool.store.carry_out(retry_task(id, by))
+        except TaskConflict as error:
+            if by.may(Effect.READ):
+                raise
+            detail = f"task {id} is {error.status}; its status, or another task, doesn't allow a retry now"
+            raise TaskConflict(id, error.status, detail) from None  # it may name tasks that the caller may not read
+        return Json(shown(record, request), status=202)
 
 
-async def visible(pool: AsyncTaskPool, request: Request) -> TaskRecord:
-    """The task in the path, if it is there for the caller.
+async def affected(pool: AsyncTaskPool, request: Request, effect: Effect) -> TaskRecord:
+    """The task in the path, to which the caller may do this.
 
     Raises:
-        TaskNotFound: it isn't, or it is another project's.
+        TaskNotFound: it isn't there, or not for this caller.
+        NotAllowed
     """
     record = await pool.store.run(fetch(task_id(request)))
-    if not caller_of(request.scope).sees(record.project):
-        raise TaskNotFound(record.id)
+    caller_of(request.scope).check(effect, record)
     return record
 
 
-async def check_visible(pool: AsyncTaskPool, request: Request) -> None:
-    """Return if what is done with the task in the path shows whether it is there, and it may be for the caller.
+async def check_affected(pool: AsyncTaskPool, request: Request, effect: Effect) -> None:
+    """As `affected`, where what follows finds out by itself whether the task is there: costs nothing for a caller that
+    may do this to any task."""
+    if caller_of(request.scope).is_limited(effect):
+        await affected(pool, request, effect)
 
-    Raises:
-        TaskNotFound: it is another project's, or it isn't there and the caller belongs to a project.
-    """
-    if caller_of(request.scope).project is not None:  # else it costs nothing
-        await visible(pool, request)
+
+def shown(record: TaskRecord, request: Request) -> TaskDocument | Accepted:
+    """A task that the caller has changed: without tasks:read it is told the id and the status, and no more."""
+    if caller_of(request.scope).may_read:
+        return task_document(record)
+    return Accepted(id=record.id, status=record.status)
 
 
 def task_id(request: Request) -> str:

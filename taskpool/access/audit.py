@@ -7,15 +7,18 @@ tasks can't push out what admins did. `audit_pages` reads the streams.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
 import msgspec
 
 from taskpool import keys
+from taskpool.access.apikey import Scope
+from taskpool.access.rights import OPTIONS, RIGHTS, Effect
 from taskpool.calls import Call
 from taskpool.errors import FieldError, NotAllowed
+from taskpool.types import TaskSpec
 
 
 class What(StrEnum):
@@ -38,8 +41,8 @@ class What(StrEnum):
 
 
 class Actor(msgspec.Struct, frozen=True, gc=False):
-    """Who does something: `key` is a key's id (None: none was asked for), `project` what its new tasks belong to, and
-    `types` and `queues` are what it may submit tasks to (None: any)."""
+    """Who does something: `key` is a key's id (None: none was asked for), `project` what its new tasks belong to.
+    `scopes`, and the `types` and `queues` whose tasks it may start and stop, are its key's (None: any)."""
 
     key: str | None
     name: str
@@ -47,24 +50,59 @@ class Actor(msgspec.Struct, frozen=True, gc=False):
     address: str
     types: Collection[str] | None = None
     queues: Collection[str] | None = None
+    scopes: Collection[Scope] | None = None
 
-    def check_use(self, type: str, queue: str, start: str = "") -> None:
-        """Return when it may have a task of this type in this queue; `start` prefixes the faults' pointers.
+    @property
+    def is_bound(self) -> bool:
+        """Whether there are types or queues whose tasks it may not start and stop."""
+        return self.types is not None or self.queues is not None
+
+    def bounds(self) -> bytes:
+        """Its types and queues as `add.lua` takes them, ``{"types":{name:1},"queues":{name:1}}``; empty: any."""
+        if not self.is_bound:
+            return b""
+        names = {"types": self.types, "queues": self.queues}
+        return _encode({of: dict.fromkeys(each, 1) for of, each in names.items() if each is not None})
+
+    def may(self, effect: Effect) -> bool:
+        """Whether it has the scope for this effect."""
+        return self.scopes is None or RIGHTS[effect].scope in self.scopes or Scope.ADMIN in self.scopes
+
+    def check_options(self, spec: TaskSpec, start: str = "") -> None:
+        """Return if it may use the type and the options of a submission; `start` prefixes the faults' pointers. To be
+        asked before the type is looked up: a caller learns nothing about a type that it may not use.
 
         Raises:
             NotAllowed
         """
-        faults = []
-        if self.types is not None and type not in self.types:
-            known = ", ".join(sorted(self.types))
-            faults.append(FieldError(start + "/type", f"the key {self.name!r} may use the types {known}, not {type}"))
-        if self.queues is not None and queue not in self.queues:
-            known = ", ".join(sorted(self.queues))
-            faults.append(
-                FieldError(start + "/queue", f"the key {self.name!r} may use the queues {known}, not {queue}")
-            )
+        faults = [*self._faults("type", spec.type, self.types, start)]
+        for option, value, effect in OPTIONS:
+            given = getattr(spec, option)
+            if given and value in (None, given) and not self.may(effect):
+                what = option if value is None else f"{option} {value}"
+                text = f"the key {self.name!r} doesn't have the scope {RIGHTS[effect].scope.value}, which {what} needs"
+                faults.append(FieldError(f"{start}/{option}", text))
         if faults:
             raise NotAllowed(faults)
+
+    def check_task(self, type: str, queue: str, start: str = "") -> None:
+        """Return if it may start and stop tasks of this type in this queue; `start` prefixes the faults' pointers.
+
+        Raises:
+            NotAllowed
+        """
+        if self.is_bound:
+            faults = [
+                *self._faults("type", type, self.types, start),
+                *self._faults("queue", queue, self.queues, start),
+            ]
+            if faults:
+                raise NotAllowed(faults)
+
+    def _faults(self, field: str, value: str, allowed: Collection[str] | None, start: str) -> Iterator[FieldError]:
+        if allowed is not None and value not in allowed:
+            known = ", ".join(sorted(allowed))
+            yield FieldError(f"{start}/{field}", f"the key {self.name!r} may use the {field}s {known}, not {value}")
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

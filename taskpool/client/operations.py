@@ -81,7 +81,7 @@ def remove_task(id: str) -> Request[TaskStatus | None]:
     """Cancel a task, or purge it. Not to be sent again: the first may cancel what the second purges."""
 
     def read(answer: Answer) -> TaskStatus | None:
-        record = values.record_or_none(answer)
+        record = values.changed_or_none(answer)
         return None if record is None else record.status
 
     return Request(method="DELETE", path=_task(id), read=read, again=False, about=About(id))
@@ -96,7 +96,7 @@ def kill_task(id: str, *, grace_s: float, force: bool, retrying: Retrying) -> Pl
     check_seconds("grace_s", grace_s, most_s=LONGEST_GRACE_S)
     body = msgspec.json.encode({"grace_s": grace_s, "force": force})
     path = f"{_task(id)}/stop"
-    stop = Request(method="POST", path=path, headers=_JSON, body=body, read=values.record, about=About(id))
+    stop = Request(method="POST", path=path, headers=_JSON, body=body, read=values.changed, about=About(id))
     try:
         return (yield from sending(stop, retrying))
     except TaskConflict:
@@ -105,7 +105,7 @@ def kill_task(id: str, *, grace_s: float, force: bool, retrying: Retrying) -> Pl
 
 def retry_task(id: str) -> Request[TaskRecord]:
     """Queue a task again. Not to be sent again: it may have run and failed in between."""
-    return Request(method="POST", path=f"{_task(id)}/retry", read=values.record, again=False, about=About(id))
+    return Request(method="POST", path=f"{_task(id)}/retry", read=values.changed, again=False, about=About(id))
 
 
 def queues() -> Request[list[QueueInfo]]:

@@ -35,6 +35,12 @@ class _Receipt(msgspec.Struct):
     existing: bool = False
 
 
+class _Changed(TaskRecord, frozen=True, kw_only=True, gc=False):
+    type: str = ""
+    queue: str = ""
+    payload: Any = None
+
+
 class _Receipts(msgspec.Struct):
     tasks: list[_Receipt]
 
@@ -98,7 +104,8 @@ class _Reader(Generic[T]):
         self.read: Callable[[bytes | msgspec.Raw], T] = msgspec.json.Decoder(wanted).decode
 
 
-_record, _receipt, _receipts = _Reader(TaskRecord).read, _Reader(_Receipt).read, _Reader(_Receipts).read
+_record, _changed = _Reader(TaskRecord).read, _Reader(_Changed).read
+_receipt, _receipts = _Reader(_Receipt).read, _Reader(_Receipts).read
 _tasks, _place = _Reader(_Tasks).read, _Reader(_Place).read
 _line, _lines, _event = _Reader(_Line).read, _Reader(_Lines).read, _Reader(_Event).read
 _queues, _workers = _Reader(_Queues).read, _Reader(_Workers).read
@@ -143,9 +150,14 @@ def record(answer: Answer) -> TaskRecord:
     return _record(answer.body)
 
 
-def record_or_none(answer: Answer) -> TaskRecord | None:
-    """A task, or nothing when it is gone."""
-    return None if answer.status == 204 else _record(answer.body)
+def changed(answer: Answer) -> TaskRecord:
+    """A task that was changed. With a key that may not read tasks, only its id and status are known."""
+    return _changed(answer.body)
+
+
+def changed_or_none(answer: Answer) -> TaskRecord | None:
+    """The same, or nothing when it is gone."""
+    return None if answer.status == 204 else changed(answer)
 
 
 def receipt(answer: Answer) -> Receipt:

@@ -15,13 +15,15 @@
 --          and then, only if any is asked for:
 --          key under which this call is carried out once ('' = none), fingerprint of what it asks for, ms it is kept;
 --          for each task that has a unique key: its index from 1, the key, on_conflict (reject | return | replace),
---          ms that it is held ('' = as its record says)
+--          ms that it is held ('' = as its record says), the types and queues of tasks that it may replace
+--          ({"types":{name:1},"queues":{name:1}}; without one of them, or '' = any)
 -- Returns  {'ok', stamp, status of each task in order}; of one that was there already (on_conflict is return) instead
 --          of a status '=id:status'
 --          {'exists', stamp, the same of each, or 'gone'}  when any id exists: this very call was already carried out
 --          {'replayed', stamp, 'id:status' or '=id:status' of each}  the key of an earlier call: what that was answered
 --          {'other', ''}  the key of an earlier call that asked for something else
 --          {'conflict', index, id of the holder, its status}  its unique key is held
+--          {'unreplaceable', index}  its unique key is held by a task that it may not replace
 --          {'unknown_dependency', id of the parent that doesn't exist}
 --          {'full', stamp, queue, how many it holds, how many would come, since when its head is queued (or '')}
 --          {'capped', which cap, project ('' = none), how many it allows}
@@ -82,6 +84,13 @@ local function waits(status)
   return status == 'queued' or status == 'scheduled' or status == 'deferred'
 end
 
+-- Whether the caller may replace it.
+local function is_replaceable(id, allowed)
+  if allowed == '' then return true end
+  local bounds, f = cjson.decode(allowed), redis.call('HMGET', KEY.job .. id, 'type', 'origin')
+  return (not bounds.types or bounds.types[f[1]]) and (not bounds.queues or bounds.queues[f[2]])
+end
+
 -- The audit's entry (where tasks have unique keys there is one), about something else than was thought before.
 local function audited(what, about, count, last)
   if ARGV[4] == '' then return '' end
@@ -131,7 +140,7 @@ if redis.call('EXISTS', unpack(keys)) > 0 then
     reply[index + 2] = f[1] or 'gone'
     if f[2] then reply[2] = f[2] end
   end
-  for at = uniques_at, #ARGV, 4 do -- one that isn't there was answered with the task that holds its key
+  for at = uniques_at, #ARGV, 5 do -- one that isn't there was answered with the task that holds its key
     local index = tonumber(ARGV[at]) + 2
     local holder = reply[index] == 'gone' and entry_of(ARGV[at + 1])
     if holder then reply[index] = '=' .. holder .. ':' .. (rq_status(holder) or 'gone') end
@@ -161,12 +170,14 @@ end
 -- Check: whose unique keys are held?
 local existing, replaced, roomless = {}, {}, {}
 local now_ms, stamp = clock()
-for at = uniques_at, #ARGV, 4 do
+for at = uniques_at, #ARGV, 5 do
   local index, on_conflict = tonumber(ARGV[at]), ARGV[at + 2]
   local holder, status = holder_of(ARGV[at + 1], now_ms)
   if holder and on_conflict == 'return' then
     existing[index] = '=' .. holder .. ':' .. status
     roomless[index] = true
+  elseif holder and on_conflict == 'replace' and not is_replaceable(holder, ARGV[at + 4]) then
+    return {'unreplaceable', index}
   elseif holder and on_conflict == 'replace' and waits(status) then
     table.insert(replaced, {holder, string.sub(keys[index], #KEY.job + 1)})
     roomless[index] = true
@@ -233,7 +244,7 @@ for index = 1, n do
   end
   at = at + FIXED + tonumber(ARGV[at + FIXED - 1])
 end
-for at = uniques_at, #ARGV, 4 do
+for at = uniques_at, #ARGV, 5 do
   look_at('unique_keys', ARGV[at + 1], string.match(ARGV[at + 1], '^([^\31]*)\31') or '')
 end
 for list, its in pairs(listing) do
@@ -263,7 +274,7 @@ for list, its in pairs(listing) do
   if #its.gone > 0 then redis.call('SREM', list, unpack(its.gone)) end
   for _, name in ipairs(its.names) do redis.call('SADD', list, name) end
 end
-for at = uniques_at, #ARGV, 4 do
+for at = uniques_at, #ARGV, 5 do
   local index, until_ms = tonumber(ARGV[at]), ARGV[at + 3]
   if not existing[index] then
     hold(ARGV[at + 1], string.sub(keys[index], #KEY.job + 1), until_ms ~= '' and now_ms + tonumber(until_ms))

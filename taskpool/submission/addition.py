@@ -127,6 +127,8 @@ class Added(msgspec.Struct, frozen=True, gc=False):
     replayed: tuple[str, ...] = ()
     conflict: tuple[int, str, str] | None = None
     """The index of the task whose unique key is held, by whom, and that task's status."""
+    unreplaceable: int | None = None
+    """The index of the task whose unique key is held by one that the caller may not replace."""
     full: FullQueue | None = None
     capped: Capped | None = None
     is_other: bool = False
@@ -161,8 +163,8 @@ def add(tasks: Sequence[NewTask], once: Once | None = None, audited: bytes = b""
         )
         arguments += (*task.shared.fields, "data", task.data, "description", task.description, *task.fields)
         if task.unique is not None:
-            name, on_conflict, _, held_ms = task.unique
-            held += (index, name, on_conflict, "" if held_ms is None else held_ms)
+            name, on_conflict, _, held_ms, replaceable = task.unique
+            held += (index, name, on_conflict, "" if held_ms is None else held_ms, replaceable)
     if once is not None:
         arguments += (once.digest, once.fingerprint, round(once.kept_s * 1000))
     elif held:
@@ -232,6 +234,8 @@ def _read(reply: list[Any], most: int = 0) -> Added:
         return Added(reply[1].decode(), statuses_, existing=existing, replayed=tuple([id for id, _, _ in pairs]))
     if word == b"conflict":
         return Added(conflict=(int(reply[1]) - 1, reply[2].decode(), reply[3].decode()))
+    if word == b"unreplaceable":
+        return Added(unreplaceable=int(reply[1]) - 1)
     if word == b"full":
         _, stamp, queue, held, coming, since = reply
         return Added(full=FullQueue(queue.decode(), held, coming, most, _seconds_between(since, stamp)))

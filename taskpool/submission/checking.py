@@ -43,9 +43,11 @@ def check_task(
 
     Raises:
         InvalidTask: as `add_task`.
-        NotAllowed: `by` may not use its type or its queue.
+        NotAllowed: `by` may not use its type, its queue or one of its options.
     """
     check_spec(spec)
+    if by is not None:
+        by.check_options(spec)
     task_type = None if registry is None else registry.get(spec.type)
     info = task_type or (yield from catalogue.find((spec.type,)))[spec.type]
     return _checked(spec, task_type or catalogue, info, defaults, "", by=by)
@@ -68,6 +70,9 @@ def check_tasks(
         NotAllowed
     """
     specs = read_specs(specs, start)
+    if by is not None:
+        for index, spec in enumerate(specs):
+            by.check_options(spec, f"{start}/{index}")
     _check_keys(specs, start)
     local = {} if registry is None else {spec.type: registry.get(spec.type) for spec in specs}
     foreign = {spec.type for spec in specs if local.get(spec.type) is None}
@@ -107,6 +112,8 @@ def _checked(
     by: Actor | None,
 ) -> Checked:
     """One submission, checked by its type where that is registered here, else by its schema in the catalogue."""
+    if by is not None:
+        by.check_task(spec.type, spec.queue or info.queue, start)
     payload = _as_json(spec, start)
     fields = judge.secret_fields(spec.type) if isinstance(judge, Catalogue) else judge.secret_fields
     shown, secrets = fields.split(payload) if fields else (payload, None)

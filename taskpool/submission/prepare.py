@@ -87,11 +87,10 @@ def prepare(
     """The task that `spec` asks for, with `payload`: its own as JSON values, which fit the schema already, with masks
     in the places of its `secrets`.
 
-    `start` prefixes the faults' pointers; `by` is who submits it.
+    `start` prefixes the faults' pointers; `by` is who submits it, and may do so.
 
     Raises:
         InvalidTask: with a JSON Pointer for each fault.
-        NotAllowed
     """
     is_plain = spec == TaskSpec(type=spec.type, payload=spec.payload)
     if not is_plain:  # without an option there is nothing to check
@@ -99,10 +98,7 @@ def prepare(
         if faults:
             raise InvalidTask(f"{faults[0].pointer}: {faults[0].detail}", faults)
     queue = spec.queue or info.queue
-    project = None
-    if by is not None:
-        by.check_use(spec.type, queue, start)
-        project = by.project
+    project = None if by is None else by.project
     result_ttl_s = spec.result_ttl_s or info.result_ttl_s or defaults.result_ttl_s
     failure_ttl_s = spec.failure_ttl_s or defaults.failure_ttl_s
     if spec.unique_for_s is not None:  # the record stays as long as it is needed to tell who holds the key
@@ -126,7 +122,7 @@ def prepare(
         return NewTask(
             new_id(), shared, data, description, max_depth=defaults.max_queue_depth, caps=defaults.caps, is_plain=True
         )
-    held = unique.unique_of(spec, project)
+    held = unique.unique_of(spec, project, b"" if by is None else by.bounds())
     traced = trace_text(spec.traceparent, spec.tracestate) if spec.traceparent else None
     fields: list[Part] = [] if is_plain else list(_rare_fields(spec, held, traced))
     if secrets is not None:

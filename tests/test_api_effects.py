@@ -1,0 +1,366 @@
+"""Every operation and option with an effect on a task, asked for with every kind of key.
+
+The effect comes about only if the key has the scope for it and may use the task's project, type and queue. A key that
+may not read the task isn't told that there is one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from taskpool import scripts
+from taskpool.access.apikey import Scope
+from taskpool.access.rights import OPTIONS, RIGHTS, Effect
+from taskpool.logs.line import DEFAULT_LIMITS, LogLine, encode_line
+from taskpool.types import TaskStatus
+from tests.api_client import api, publish_types
+from tests.keys import bearer, make_key
+from tests.states import World
+
+READS, STARTS, STOPS = Effect.READ, Effect.START, Effect.STOP
+R, W, S = Scope.READ, Scope.WRITE, Scope.STOP
+MARK: Final = "shown-to-readers-alone"
+VICTIM: Final[dict[str, Any]] = {"type": "echo", "payload": {"message": MARK}, "queue": "a"}
+PAYLOADS: Final = {"echo": {"message": "hi"}, "word_count": {"text": "hi"}, "word_merge": {}}
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of the victim's project, unless it says otherwise."""
+
+    scopes: tuple[Scope, ...] = (R, W, S)
+    project: str | None = "shop"
+    types: tuple[str, ...] | None = None
+    queues: tuple[str, ...] | None = None
+
+    def submission(self, **options: Any) -> dict[str, Any]:
+        """A task that it may start."""
+        type, queue = (self.types or ("echo",))[0], (self.queues or ("b",))[0]
+        return {"type": type, "payload": PAYLOADS[type], "queue": queue, **options}
+
+    def may(self, effect: Effect, *, of_victim: bool = True) -> bool:
+        """Whether the rules in docs/security.md let it do this to the victim, or else to a task that it may start."""
+        if {READS: R, STARTS: W, STOPS: S}[effect] not in self.scopes:
+            return False
+        bound = effect is READS or (self.types in (None, ("echo",)) and self.queues in (None, ("a",)))
+        return not of_victim or (self.project in (None, "shop") and bound)
+
+
+BOUNDS: Final[tuple[dict[str, Any], ...]] = (
+    {"types": ("echo",), "queues": ("a",)}, {"types": ("word_count",)}, {"types": ("word_merge",)}, {"queues": ("b",)},
+    {"project": "bank"}, {"project": None},
+)  # fmt: skip
+KEYS: Final = [
+    *(Key(scopes) for count in (1, 2, 3) for scopes in itertools.combinations((R, W, S), count)),
+    *(Key(scopes, **bounds) for bounds in BOUNDS for scopes in ((R, W, S), (W, S))),
+]
+
+Answer = Awaitable[httpx.Response]
+
+
+@dataclass
+class Place:
+    """The API, and a task of the project shop that a key is tried on."""
+
+    client: httpx.AsyncClient
+    world: World
+    owner: dict[str, str]
+    victim: str = ""
+
+    async def seed(self, state: str) -> None:
+        """Make a new victim."""
+        self.world.redis.delete("rq:queue:a", "taskpool:unique")
+        body = {**VICTIM, "unique_key": "u"}
+        self.victim = (await self.client.post("/tasks", json=body, headers=self.owner)).json()["id"]
+        if state == "queued":
+            return
+        running = self.world.claim("a", attempt_id=self.victim)
+        lines = [encode_line(LogLine(at_ms=0, text=MARK, attempt=1, stream="stdout"))]
+        assert self.world.run(scripts.log(running.id, running.attempt_id, lines, DEFAULT_LIMITS)) == "ok"
+        if state != "running":
+            status = TaskStatus(state)
+            ended = {"result": f'"{MARK}"'.encode()} if state == "done" else {"error": MARK, "failure": {}}
+            assert self.world.run(scripts.finish(running, status, **ended)) == "ok"
+
+    def status(self) -> str | None:
+        """The victim's, as RQ names it; None: its record is gone."""
+        found = self.world.redis.hget(f"rq:job:{self.victim}", "status")
+        return None if found is None else found.decode()
+
+    def stored(self) -> dict[str, Any]:
+        """All of Redis but for when keys were used."""
+        return {name: value for name, value in self.world.snapshot().items() if not name.startswith("taskpool:keys:")}
+
+
+Act = Callable[[Place, Key, dict[str, str], str], Answer]
+Seen = Callable[[Place, httpx.Response], bool]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Something that has effects on the victim, and perhaps on a task that the caller submits (`own`).
+
+    `act` does it to the task with the id that it is given; `took_place` tells whether the effects came about.
+    """
+
+    victim: str
+    effects: tuple[Effect, ...]
+    act: Act
+    took_place: Seen
+    own: tuple[Effect, ...] = ()
+    names_id: bool = True
+
+
+def ask(method: str, path: str) -> Act:
+    def act(place: Place, key: Key, headers: dict[str, str], id: str) -> Answer:
+        return place.client.request(method, path.replace("ID", id), headers=headers)
+
+    return act
+
+
+def submit(in_batch: bool = False, **options: Any) -> Act:
+    """Submits a task that the key may start; ID in an option stands for the victim's id."""
+
+    def act(place: Place, key: Key, headers: dict[str, str], id: str) -> Answer:
+        given = {name: [id] if value == ["ID"] else value for name, value in options.items()}
+        body = key.submission(**given)
+        path, body = ("/tasks/batch", {"tasks": [body]}) if in_batch else ("/tasks", body)
+        return place.client.post(path, json=body, headers=headers)
+
+    return act
+
+
+def start_like_the_victim(in_batch: bool) -> Act:
+    def act(place: Place, key: Key, headers: dict[str, str], id: str) -> Answer:
+        path, body = ("/tasks/batch", {"tasks": [VICTIM]}) if in_batch else ("/tasks", VICTIM)
+        return place.client.post(path, json=body, headers=headers)
+
+    return act
+
+
+async def wait_for_own(place: Place, key: Key, headers: dict[str, str], id: str) -> httpx.Response:
+    """Submits a task, ends it, and sends the same again with a preference to wait."""
+    body, headers = key.submission(queue=(key.queues or ("c",))[0]), {**headers, "idempotency-key": f"{id}{key}"[:200]}
+    headers["idempotency-key"] = f"{id}-{hash(key)}"
+    first = await place.client.post("/tasks", json=body, headers=headers)
+    if first.status_code == 202:
+        place.world.redis.delete(f"rq:queue:{body['queue']}")
+        place.world.redis.rpush(f"rq:queue:{body['queue']}", first.json()["id"])
+        running = place.world.claim(body["queue"], attempt_id=first.json()["id"])
+        assert place.world.run(scripts.finish(running, TaskStatus.DONE, result=b'"own"')) == "ok"
+    return await place.client.post("/tasks", json=body, headers={**headers, "prefer": "wait=1"})
+
+
+def shows(place: Place, answer: httpx.Response) -> bool:
+    return MARK in answer.text
+
+
+def names(place: Place, answer: httpx.Response) -> bool:
+    return place.victim in answer.text
+
+
+def is_taken(place: Place, answer: httpx.Response) -> bool:
+    return answer.status_code in (200, 202)
+
+
+def becomes(*statuses: str | None) -> Seen:
+    return lambda place, answer: place.status() in statuses
+
+
+def is_asked_to_stop(place: Place, answer: httpx.Response) -> bool:
+    return bool(place.world.redis.hexists(f"rq:job:{place.victim}", "stop_ms"))
+
+
+canceled = becomes("canceled")
+OPERATIONS: Final = {
+    "GET /tasks/{id}": Operation("done", (READS,), ask("GET", "/tasks/ID"), shows),
+    "GET /tasks/{id}?wait": Operation("done", (READS,), ask("GET", "/tasks/ID?wait=1"), shows),
+    "GET /tasks/{id}/logs": Operation("done", (READS,), ask("GET", "/tasks/ID/logs"), shows),
+    "GET /tasks/{id}/logs?follow": Operation("done", (READS,), ask("GET", "/tasks/ID/logs?follow=1"), shows),
+    "GET /tasks/{id}/events": Operation("done", (READS,), ask("GET", "/tasks/ID/events"), shows),
+    "GET /tasks/{id}/deliveries": Operation("done", (READS,), ask("GET", "/tasks/ID/deliveries"), is_taken),
+    "GET /tasks": Operation("done", (READS,), ask("GET", "/tasks"), shows, names_id=False),
+    "GET /tasks with filters": Operation(
+        "done", (READS,), ask("GET", "/tasks?type=echo&queue=a&status=done"), shows, names_id=False
+    ),
+    "GET /queues/{name}": Operation("queued", (READS,), ask("GET", "/queues/a"), shows, names_id=False),
+    "depends_on": Operation("done", (READS,), submit(depends_on=["ID"]), is_taken, (STARTS,)),
+    "depends_on in a batch": Operation("done", (READS,), submit(True, depends_on=["ID"]), is_taken, (STARTS,)),
+    "on_conflict return": Operation(
+        "queued", (READS,), submit(unique_key="u", on_conflict="return"), names, (STARTS,), names_id=False
+    ),
+    "on_conflict return in a batch": Operation(
+        "queued", (READS,), submit(True, unique_key="u", on_conflict="return"), names, (STARTS,), names_id=False
+    ),
+    "on_conflict replace": Operation(
+        "queued", (STOPS,), submit(unique_key="u", on_conflict="replace"), canceled, (STARTS,), names_id=False
+    ),
+    "on_conflict replace in a batch": Operation(
+        "queued", (STOPS,), submit(True, unique_key="u", on_conflict="replace"), canceled, (STARTS,), names_id=False
+    ),
+    "callback_url": Operation(
+        "queued", (), submit(callback_url="https://hooks.example/in"), is_taken, (STARTS, READS), names_id=False
+    ),
+    "Prefer: wait": Operation(
+        "queued", (), wait_for_own, lambda _, answer: '"own"' in answer.text, (STARTS, READS), names_id=False
+    ),
+    "POST /tasks": Operation("queued", (STARTS,), start_like_the_victim(False), is_taken, names_id=False),
+    "POST /tasks/batch": Operation("queued", (STARTS,), start_like_the_victim(True), is_taken, names_id=False),
+    "POST /tasks/{id}/retry": Operation("failed", (STARTS,), ask("POST", "/tasks/ID/retry"), becomes("queued")),
+    "DELETE /tasks/{id} that waits": Operation("queued", (STOPS,), ask("DELETE", "/tasks/ID"), canceled),
+    "DELETE /tasks/{id} that has ended": Operation("failed", (STOPS,), ask("DELETE", "/tasks/ID"), becomes(None)),
+    "POST /tasks/{id}/stop that waits": Operation("queued", (STOPS,), ask("POST", "/tasks/ID/stop"), canceled),
+    "POST /tasks/{id}/stop that runs": Operation("running", (STOPS,), ask("POST", "/tasks/ID/stop"), is_asked_to_stop),
+}
+CREATES: Final = {"POST /tasks", "POST /tasks/batch"}
+"""A new task gets the caller's project, so another project is nothing that it affects."""
+BY_UNIQUE_KEY: Final = {name for name in OPERATIONS if name.startswith("on_conflict")}
+"""Each project, and what belongs to none, has unique keys of its own: nothing is found by those of another."""
+
+
+def is_allowed(name: str, key: Key) -> bool:
+    operation = OPERATIONS[name]
+    if name in BY_UNIQUE_KEY and key.project != "shop":
+        return False
+    on_victim = [key.may(effect) for effect in operation.effects]
+    if name in CREATES:
+        on_victim = [Key(key.scopes, "shop", key.types, key.queues).may(effect) for effect in operation.effects]
+    return all(on_victim) and all(key.may(effect, of_victim=False) for effect in operation.own)
+
+
+@pytest.fixture
+async def place(redis_url: str, world: World) -> Any:
+    publish_types(redis_url)
+    owner = bearer(make_key(redis_url, "owner", project="shop", rate_limit=0))
+    async with api(redis_url) as client:
+        yield Place(client, world, owner)
+
+
+def headers_of(key: Key, url: str) -> dict[str, str]:
+    bounds = {"project": key.project, "types": key.types, "queues": key.queues, "rate_limit": 0}
+    return bearer(make_key(url, "k", *key.scopes, **bounds))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+async def test_an_effect_comes_about_with_the_rights_for_it_and_only_then(place: Place, name: str) -> None:
+    operation = OPERATIONS[name]
+    for key in KEYS:
+        headers = headers_of(key, place.world.url)
+        await place.seed(operation.victim)
+        before = place.stored()
+
+        answer = await operation.act(place, key, headers, place.victim)
+
+        allowed = is_allowed(name, key)
+        assert operation.took_place(place, answer) == allowed, (key, answer.status_code, answer.text)
+        if not key.may(READS):
+            assert MARK not in answer.text, key
+        if not allowed and answer.status_code >= 400:
+            assert answer.status_code in (401, 403, 404, 422), (key, answer.text)
+            assert place.stored() == before, key
+        if not allowed and operation.names_id and not key.may(READS):
+            nobodys = await operation.act(place, key, headers, "nobody")
+            assert (answer.status_code, answer.text.replace(place.victim, "nobody")) == (
+                nobodys.status_code,
+                nobodys.text,
+            ), key
+
+
+def test_every_option_that_affects_other_tasks_is_tried() -> None:
+    tried = {name.removesuffix(" in a batch") for name in OPERATIONS}
+
+    assert {option if value is None else f"{option} {value}" for option, value, _ in OPTIONS} <= tried
+    assert {effect: right.scope for effect, right in RIGHTS.items()} == {READS: R, STARTS: W, STOPS: S}
+
+
+async def test_a_write_only_key_reads_no_result_through_a_task_that_merges_others(place: Place) -> None:
+    await place.seed("done")
+    writer = headers_of(Key((W,), types=("word_merge",)), place.world.url)
+    body = {"type": "word_merge", "payload": {}, "depends_on": [place.victim]}
+
+    answers = [
+        await place.client.post("/tasks", json={**body, "depends_on": [id]}, headers={**writer, "prefer": "wait=1"})
+        for id in (place.victim, "nobody")
+    ]
+
+    assert {answer.status_code for answer in answers} == {403}
+    assert answers[0].text == answers[1].text
+    assert "tasks:read" in answers[0].json()["detail"]
+    assert answers[0].json()["errors"][0]["pointer"] == "/depends_on"
+
+
+@pytest.mark.parametrize("in_batch", [False, True])
+async def test_who_may_not_read_is_told_that_a_unique_key_is_held_and_not_by_whom(place: Place, in_batch: bool) -> None:
+    await place.seed("queued")
+    told = {}
+    for scopes in ((W,), (R, W)):
+        key = Key(scopes)
+        answer = await submit(in_batch, unique_key="u")(place, key, headers_of(key, place.world.url), "")
+        assert (answer.status_code, answer.json()["type"]) == (409, "urn:taskpool:problem:unique-conflict")
+        told[scopes] = place.victim in answer.text + str(answer.headers)
+
+    assert told == {(W,): False, (R, W): True}
+
+
+async def test_a_retry_that_another_task_prevents_does_not_name_it_to_who_may_not_read(place: Place) -> None:
+    await place.seed("failed")
+    rival = (await place.client.post("/tasks", json={**VICTIM, "unique_key": "u"}, headers=place.owner)).json()["id"]
+    told = {}
+    for scopes in ((W,), (R, W)):
+        headers = headers_of(Key(scopes), place.world.url)
+        answer = await place.client.post(f"/tasks/{place.victim}/retry", headers=headers)
+        assert answer.status_code == 409
+        told[scopes] = rival in answer.text
+
+    assert told == {(W,): False, (R, W): True}
+
+
+async def test_an_idempotency_key_gives_no_right_that_the_second_caller_lacks(place: Place) -> None:
+    await place.seed("queued")
+    key = {"idempotency-key": "1"}
+    bodies: Iterator[dict[str, Any]] = iter(
+        [{**VICTIM, "depends_on": [place.victim]}, {**VICTIM, "unique_key": "u", "on_conflict": "replace"}]
+    )
+    for number, body in enumerate(bodies):
+        key = {"idempotency-key": str(number)}
+        first = await place.client.post("/tasks", json=body, headers={**place.owner, **key})
+        others = [Key((W,)), Key((R, W, S), types=("word_count",)), Key((R, W, S), queues=("b",))]
+        replies = [
+            await place.client.post("/tasks", json=body, headers={**headers_of(each, place.world.url), **key})
+            for each in others
+        ]
+
+        assert first.status_code == 202
+        assert [reply.status_code for reply in replies] == [403, 403, 403]
+        assert first.json()["id"] not in "".join(reply.text for reply in replies)
+
+
+async def test_of_a_type_that_a_key_may_not_use_it_learns_nothing(place: Place) -> None:
+    headers = headers_of(Key(types=("echo",)), place.world.url)
+    texts = []
+    for type in ("word_count", "nonesuch"):
+        answer = await place.client.post("/tasks", json={"type": type, "payload": {"no": 1}}, headers=headers)
+        assert answer.status_code == 403
+        texts.append(answer.text.replace(type, "it"))
+
+    assert texts[0] == texts[1]
+
+
+async def test_who_may_change_a_task_and_not_read_it_is_told_its_id_and_status(place: Place) -> None:
+    for state, method, path, status in (
+        ("queued", "DELETE", "/tasks/ID", "canceled"),
+        ("running", "POST", "/tasks/ID/stop", "stopping"),
+        ("failed", "POST", "/tasks/ID/retry", "queued"),
+    ):
+        await place.seed(state)
+        headers = headers_of(Key((W, S)), place.world.url)
+
+        answer = await place.client.request(method, path.replace("ID", place.victim), headers=headers)
+
+        assert answer.json() == {"id": place.victim, "status": status}
