@@ -7,7 +7,7 @@ may not read the task isn't told that there is one.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,12 +15,13 @@ import httpx
 import pytest
 
 from taskpool import scripts
-from taskpool.access.apikey import Scope
+from taskpool.access import keyring
+from taskpool.access.apikey import KeySpec, Scope
 from taskpool.access.rights import OPTIONS, RIGHTS, Effect
 from taskpool.logs.line import DEFAULT_LIMITS, LogLine, encode_line
 from taskpool.types import TaskStatus
 from tests.api_client import api, publish_types
-from tests.keys import bearer, make_key
+from tests.keys import ME, bearer, make_key
 from tests.states import World
 
 READS, STARTS, STOPS = Effect.READ, Effect.START, Effect.STOP
@@ -93,9 +94,18 @@ class Place:
         found = self.world.redis.hget(f"rq:job:{self.victim}", "status")
         return None if found is None else found.decode()
 
-    def stored(self) -> dict[str, Any]:
-        """All of Redis but for when keys were used."""
-        return {name: value for name, value in self.world.snapshot().items() if not name.startswith("taskpool:keys:")}
+    def state(self) -> tuple[Any, ...]:
+        """What differs once anything was done with any task: the last event, the keys in Redis, the victim's record."""
+        redis = self.world.redis
+        events = redis.xinfo_stream("taskpool:events")["last-generated-id"]
+        return events, redis.dbsize(), redis.hgetall(f"rq:job:{self.victim}")
+
+    def headers(self, key: Key) -> dict[str, str]:
+        """Those of a caller that has such a key."""
+        spec = KeySpec(
+            name="k", scopes=key.scopes, project=key.project, types=key.types, queues=key.queues, rate_limit=0
+        )
+        return bearer(self.world.store.carry_out(keyring.create(spec, ME))[1])
 
 
 Act = Callable[[Place, Key, dict[str, str], str], Answer]
@@ -146,8 +156,7 @@ def start_like_the_victim(in_batch: bool) -> Act:
 
 async def wait_for_own(place: Place, key: Key, headers: dict[str, str], id: str) -> httpx.Response:
     """Submits a task, ends it, and sends the same again with a preference to wait."""
-    body, headers = key.submission(queue=(key.queues or ("c",))[0]), {**headers, "idempotency-key": f"{id}{key}"[:200]}
-    headers["idempotency-key"] = f"{id}-{hash(key)}"
+    body, headers = key.submission(queue=(key.queues or ("c",))[0]), {**headers, "idempotency-key": id}
     first = await place.client.post("/tasks", json=body, headers=headers)
     if first.status_code == 202:
         place.world.redis.delete(f"rq:queue:{body['queue']}")
@@ -242,18 +251,13 @@ async def place(redis_url: str, world: World) -> Any:
         yield Place(client, world, owner)
 
 
-def headers_of(key: Key, url: str) -> dict[str, str]:
-    bounds = {"project": key.project, "types": key.types, "queues": key.queues, "rate_limit": 0}
-    return bearer(make_key(url, "k", *key.scopes, **bounds))
-
-
 @pytest.mark.parametrize("name", OPERATIONS)
 async def test_an_effect_comes_about_with_the_rights_for_it_and_only_then(place: Place, name: str) -> None:
     operation = OPERATIONS[name]
     for key in KEYS:
-        headers = headers_of(key, place.world.url)
+        headers = place.headers(key)
         await place.seed(operation.victim)
-        before = place.stored()
+        before = place.state()
 
         answer = await operation.act(place, key, headers, place.victim)
 
@@ -263,7 +267,7 @@ async def test_an_effect_comes_about_with_the_rights_for_it_and_only_then(place:
             assert MARK not in answer.text, key
         if not allowed and answer.status_code >= 400:
             assert answer.status_code in (401, 403, 404, 422), (key, answer.text)
-            assert place.stored() == before, key
+            assert place.state() == before, key
         if not allowed and operation.names_id and not key.may(READS):
             nobodys = await operation.act(place, key, headers, "nobody")
             assert (answer.status_code, answer.text.replace(place.victim, "nobody")) == (
@@ -281,7 +285,7 @@ def test_every_option_that_affects_other_tasks_is_tried() -> None:
 
 async def test_a_write_only_key_reads_no_result_through_a_task_that_merges_others(place: Place) -> None:
     await place.seed("done")
-    writer = headers_of(Key((W,), types=("word_merge",)), place.world.url)
+    writer = place.headers(Key((W,), types=("word_merge",)))
     body = {"type": "word_merge", "payload": {}, "depends_on": [place.victim]}
 
     answers = [
@@ -301,7 +305,7 @@ async def test_who_may_not_read_is_told_that_a_unique_key_is_held_and_not_by_who
     told = {}
     for scopes in ((W,), (R, W)):
         key = Key(scopes)
-        answer = await submit(in_batch, unique_key="u")(place, key, headers_of(key, place.world.url), "")
+        answer = await submit(in_batch, unique_key="u")(place, key, place.headers(key), "")
         assert (answer.status_code, answer.json()["type"]) == (409, "urn:taskpool:problem:unique-conflict")
         told[scopes] = place.victim in answer.text + str(answer.headers)
 
@@ -313,7 +317,7 @@ async def test_a_retry_that_another_task_prevents_does_not_name_it_to_who_may_no
     rival = (await place.client.post("/tasks", json={**VICTIM, "unique_key": "u"}, headers=place.owner)).json()["id"]
     told = {}
     for scopes in ((W,), (R, W)):
-        headers = headers_of(Key(scopes), place.world.url)
+        headers = place.headers(Key(scopes))
         answer = await place.client.post(f"/tasks/{place.victim}/retry", headers=headers)
         assert answer.status_code == 409
         told[scopes] = rival in answer.text
@@ -323,17 +327,16 @@ async def test_a_retry_that_another_task_prevents_does_not_name_it_to_who_may_no
 
 async def test_an_idempotency_key_gives_no_right_that_the_second_caller_lacks(place: Place) -> None:
     await place.seed("queued")
-    key = {"idempotency-key": "1"}
-    bodies: Iterator[dict[str, Any]] = iter(
-        [{**VICTIM, "depends_on": [place.victim]}, {**VICTIM, "unique_key": "u", "on_conflict": "replace"}]
+    options: tuple[dict[str, Any], ...] = (
+        {"depends_on": [place.victim]},
+        {"unique_key": "u", "on_conflict": "replace"},
     )
-    for number, body in enumerate(bodies):
-        key = {"idempotency-key": str(number)}
+    for number, option in enumerate(options):
+        body, key = {**VICTIM, **option}, {"idempotency-key": str(number)}
         first = await place.client.post("/tasks", json=body, headers={**place.owner, **key})
         others = [Key((W,)), Key((R, W, S), types=("word_count",)), Key((R, W, S), queues=("b",))]
         replies = [
-            await place.client.post("/tasks", json=body, headers={**headers_of(each, place.world.url), **key})
-            for each in others
+            await place.client.post("/tasks", json=body, headers={**place.headers(each), **key}) for each in others
         ]
 
         assert first.status_code == 202
@@ -342,7 +345,7 @@ async def test_an_idempotency_key_gives_no_right_that_the_second_caller_lacks(pl
 
 
 async def test_of_a_type_that_a_key_may_not_use_it_learns_nothing(place: Place) -> None:
-    headers = headers_of(Key(types=("echo",)), place.world.url)
+    headers = place.headers(Key(types=("echo",)))
     texts = []
     for type in ("word_count", "nonesuch"):
         answer = await place.client.post("/tasks", json={"type": type, "payload": {"no": 1}}, headers=headers)
@@ -359,7 +362,7 @@ async def test_who_may_change_a_task_and_not_read_it_is_told_its_id_and_status(p
         ("failed", "POST", "/tasks/ID/retry", "queued"),
     ):
         await place.seed(state)
-        headers = headers_of(Key((W, S)), place.world.url)
+        headers = place.headers(Key((W, S)))
 
         answer = await place.client.request(method, path.replace("ID", place.victim), headers=headers)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from taskpool.access import apikey
 from taskpool.access.audit import What
+from taskpool.access.rights import OPTIONS, RIGHTS, Effect
 from tests.test_api_access import guards
 
 ROOT = Path(__file__).parent.parent
@@ -17,7 +18,7 @@ def rows(heading: str) -> dict[str, str]:
     """The second cells of the table under this line, by the first."""
     lines = TEXT.partition(heading + "\n")[2].splitlines()[1:]
     cells = [line.strip("|").split("|") for line in lines[: lines.index("")]]
-    return {first.strip(): second for first, second in cells}
+    return {first.strip(): second for first, second, *_ in cells}
 
 
 def routes(cell: str) -> set[tuple[str, str]]:
@@ -36,6 +37,35 @@ def test_the_table_of_scopes_says_what_each_route_asks_of_its_caller() -> None:
     assert told == {
         f"`{scope}`": {where for where, access in served.items() if access.scope is scope} for scope in apikey.Scope
     }
+
+
+def test_the_tables_of_effects_say_what_the_code_asks_for() -> None:
+    of_effects = {
+        row.partition("`:")[0].strip("`"): cell for row, cell in rows("| effect | scope | which tasks |").items()
+    }
+    of_options = rows("| operation or option | effects |")
+
+    assert {effect: cell.strip(" `") for effect, cell in of_effects.items()} == {
+        effect: right.scope for effect, right in RIGHTS.items()
+    }
+    for option, value, effect in OPTIONS:
+        row = of_options[f"`{option}`" if value is None else f"`{option}: {value}`"]
+        assert re.findall(r"^ `(\w+)`", row) == [effect], option
+
+
+def test_every_route_of_tasks_has_a_row_of_its_effects() -> None:
+    of_operations = rows("| operation or option | effects |")
+    told = {
+        (path, method): effect
+        for row, cell in of_operations.items()
+        for path, method in routes(row)
+        for effect in re.findall(r"^ `(\w+)`", cell)
+    }
+
+    scopes = {where: RIGHTS[Effect(effect)].scope for where, effect in told.items() if where[0].startswith("/tasks")}
+    assert scopes == {where: guards()[where].scope for where in scopes}
+    changing = {where for where in guards() if where[0].startswith("/tasks") and where[1] not in ("GET", "HEAD")}
+    assert changing <= scopes.keys()
 
 
 def test_the_table_of_the_audit_has_every_word_that_the_code_has() -> None:

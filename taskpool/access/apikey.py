@@ -48,9 +48,9 @@ PLAIN_SCOPES: Final = (Scope.READ, Scope.WRITE, Scope.STOP)
 
 
 class KeySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a new key is to be. None: in `project` it sees the tasks of all; in `types` and `queues`, which are for what
-    it submits, it may use any; in `expires_in_s` it never expires; in `rate_limit` (requests a minute; 0: any number)
-    it is limited as the setting says."""
+    """What a new key is to be. None: in `project` it sees the tasks of all; in `types` and `queues` it may start and
+    stop tasks of any; in `expires_in_s` it never expires; in `rate_limit` (requests a minute; 0: any number) it is
+    limited as the setting says."""
 
     name: str
     scopes: Sequence[Scope] = PLAIN_SCOPES

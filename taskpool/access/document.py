@@ -21,8 +21,12 @@ class KeyDocument(Document, frozen=True, kw_only=True):
     name: str
     scopes: Sequence[Scope]
     project: Annotated[str | None, Meta(description="it sees the tasks of this project alone")] = None
-    types: Annotated[Sequence[str] | None, Meta(description="the task types it may submit, if not any")] = None
-    queues: Annotated[Sequence[str] | None, Meta(description="the queues it may submit to, if not any")] = None
+    types: Annotated[
+        Sequence[str] | None, Meta(description="the types whose tasks it may start and stop, if not any")
+    ] = None
+    queues: Annotated[
+        Sequence[str] | None, Meta(description="the queues whose tasks it may start and stop, if not any")
+    ] = None
     rate_limit: Annotated[Count | None, Meta(description="requests a minute, if not as the setting says")] = None
     created_at: Time
     rotated_at: Time | None = None

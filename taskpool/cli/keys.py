@@ -62,8 +62,16 @@ def keys() -> None:
     "--scope", "scopes", multiple=True, type=click.Choice(SCOPES), help="What it may do [all but admin]; repeatable."
 )
 @click.option("--project", metavar="NAME", help="It sees the tasks of this project alone, and adds to it.")
-@click.option("--type", "types", multiple=True, metavar="NAME", help="A task type it may submit [any]; repeatable.")
-@click.option("--queue", "queues", multiple=True, metavar="NAME", help="A queue it may submit to [any]; repeatable.")
+@click.option(
+    "--type", "types", multiple=True, metavar="NAME", help="Tasks of this type it may start and stop [any]; repeatable."
+)
+@click.option(
+    "--queue",
+    "queues",
+    multiple=True,
+    metavar="NAME",
+    help="Tasks in this queue it may start and stop [any]; repeatable.",
+)
 @click.option("--days", type=click.IntRange(1, 3660), metavar="N", help="It expires after so many days [never].")
 @click.option(
     "--rate-limit", type=click.IntRange(min=0), metavar="N", help="Requests a minute; 0: any number [the setting]."
