@@ -5,10 +5,15 @@ Either store runs them, the one that blocks and the one that awaits, so that no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+import logging
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, Final, Generic, TypeVar
 
+import hiredis
 import msgspec
+
+log = logging.getLogger("taskpool")
 
 T = TypeVar("T")
 
@@ -27,6 +32,8 @@ class Call(msgspec.Struct, Generic[T], frozen=True, gc=False):
     """How long the command itself may block, on top of the usual time for a reply."""
     again: bool = False
     """Sending it twice is as good as once: after a lost connection it may be repeated."""
+    reads_faults: bool = False
+    """`read` takes Redis's error as well, if that says that the call itself fails, as with a key of another kind."""
 
 
 Plan = Generator[Sequence[Call[Any]], list[Any], T]
@@ -40,3 +47,51 @@ def one(call: Call[T]) -> Plan[T]:
     """A plan of a single call."""
     (value,) = yield (call,)
     return value  # type: ignore[no-any-return]
+
+
+TOLD: Final = 100
+TEXT_MOST: Final = 200
+UNREADABLE: Final = (ArithmeticError, LookupError, TypeError, ValueError, RecursionError, msgspec.MsgspecError)
+"""What `read` raises at a reply that no release of ours wrote."""
+
+_told: deque[str] = deque(maxlen=TOLD)
+
+
+def tolerant(call: Call[T], otherwise: T) -> Call[T]:
+    """The same call for one of many records, with the value `otherwise` for one that can't be read: another program may
+    have written anything there. The log says it once."""
+
+    def read(reply: Any) -> T:
+        if not isinstance(reply, hiredis.ReplyError):
+            try:
+                return call.read(reply)
+            except UNREADABLE as error:
+                reply = error
+        tell_unreadable(_named(call), reply)
+        return otherwise
+
+    return msgspec.structs.replace(call, read=read, reads_faults=True)
+
+
+def readable(pairs: Iterable[tuple[Any, bytes]], decode: Callable[[bytes], T], what: str) -> dict[Any, T]:
+    """The documents among the values of a hash, by field, without those that can't be read. The log says it once."""
+    found = {}
+    for name, document in pairs:
+        try:
+            found[name] = decode(document)
+        except UNREADABLE as error:
+            tell_unreadable(f"{what} {name!r}", error)
+    return found
+
+
+def tell_unreadable(what: str, why: object) -> None:
+    """Log once that something in Redis is skipped."""
+    if what not in _told:
+        _told.append(what)
+        log.warning("%s in Redis can't be read, so it is skipped: %s", what[:TEXT_MOST], str(why)[:TEXT_MOST])
+
+
+def _named(call: Call[Any]) -> str:
+    """The key that a call reads, for people; of a script what it is about."""
+    parts = [part if isinstance(part, str) else repr(part) for part in call.command[:5]]
+    return " ".join(parts[3:]) if call.script else parts[1] if len(parts) > 1 else parts[0]

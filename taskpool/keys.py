@@ -54,6 +54,7 @@ SWEPT: Final = "taskpool:swept:"  # + queue: string, where the sweep of its wait
 UNIQUE: Final = "taskpool:unique"  # hash unique key -> the task that took it last, and until when if for a time
 ONCE: Final = "taskpool:once:"  # + digest of an idempotency key: what its call was answered, with a TTL
 USED: Final = "taskpool:used:"  # + queues, tags or unique_keys + ":" + project: set of what it was first to use
+EMPTY_QUEUES: Final = "taskpool:queues:empty"  # zset queue -> when it was first seen empty and without workers, ms
 ONCE_COUNT: Final = "taskpool:once:count:"  # + project: string, how many idempotency keys it used; with a TTL
 EXPIRING: Final = "taskpool:expiring"  # zset id -> when it expires if not started, s
 COUNTERS: Final = "taskpool:counters"  # hash of the metrics' running totals
@@ -112,6 +113,9 @@ score has passed; ours is taken back by the reaper the moment its lease ends, lo
 
 WITHOUT_PROJECT: Final = 10
 """All tasks without a project together may use so many times as many queues, tags and keys as one project."""
+
+QUEUE_KEPT_S: Final = 300
+"""How long a queue is known that holds no task and has no worker."""
 
 USED_SAMPLE: Final = 100
 """So many names of a project that has reached a cap are looked at: those that are gone make room."""

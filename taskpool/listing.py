@@ -245,11 +245,18 @@ def queue_names() -> Plan[list[str]]:
 def all_queues() -> Call[list[str]]:
     """The names of all queues, sorted. Members of RQ's set that are no queue's key are skipped."""
 
-    def read(reply: list[bytes]) -> list[str]:
-        names = [key.removeprefix(keys.QUEUE.encode()) for key in reply if key.startswith(keys.QUEUE.encode())]
-        return sorted(name.decode() for name in names if is_utf8(name))
+    return Call(("SMEMBERS", keys.QUEUES), _names, again=True)
 
-    return Call(("SMEMBERS", keys.QUEUES), read, again=True)
+
+def some_queues(cursor: str, count: int) -> Call[tuple[str, list[str]]]:
+    """The names of about so many queues, on a way round all of them: where to go on, and the names."""
+    command = ("SSCAN", keys.QUEUES, cursor, "COUNT", count)
+    return Call(command, lambda reply: (reply[0].decode(), _names(reply[1])), again=True)
+
+
+def _names(reply: list[bytes]) -> list[str]:
+    names = [key.removeprefix(keys.QUEUE.encode()) for key in reply if key.startswith(keys.QUEUE.encode())]
+    return sorted(name.decode() for name in names if is_utf8(name))
 
 
 def _texts(reply: list[bytes]) -> list[str]:

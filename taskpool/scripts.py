@@ -42,7 +42,7 @@ _cancel, _release, _rebase = (Script(name, "steps") for name in ("cancel", "rele
 _promote = Script("promote", "steps", "foreign")
 _revive, _sweep_unique = (Script(name, "unique") for name in ("revive", "sweep_unique"))
 _purge = Script("purge", "unique", "foreign")
-_due, _sweep_waiting = map(Script, ("due", "sweep_waiting"))
+_due, _queues_due, _sweep_waiting = map(Script, ("due", "queues_due", "sweep_waiting"))
 _sweep_index, _sweep_secrets = (Script(name, "forget") for name in ("sweep_index", "sweep_secrets"))
 _queue_page, _count = map(Script, ("queue_page", "count"))
 _tick, _step = Script("tick"), Script("step", "steps")
@@ -67,6 +67,16 @@ class Due:
 
     members: tuple[str, ...]
     next_in_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDue:
+    """What housekeeping has to do for a queue: the marks of `queues_due.lua`, the seconds until a scheduled task is due
+    and until anything is (None: nothing will be)."""
+
+    marks: str
+    scheduled_in_s: float | None
+    next_in_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +334,20 @@ def rebase(queue: str, cursor: str, limit: int) -> Call[str]:
     return _rebase.call((queue, cursor, limit), _word, again=True)
 
 
+def queues_due(queues: Sequence[str], *, by_ms: int | None = None) -> Call[dict[str, QueueDue]]:
+    """What there is to do for each of these queues, at most a few hundred. Queues that have been empty for a while are
+    forgotten."""
+
+    def read(reply: list[bytes]) -> dict[str, QueueDue]:
+        rows = zip(reply[::3], map(_seconds, reply[1::3]), map(_seconds, reply[2::3]), strict=True)
+        return {
+            queue: QueueDue(marks.decode(), scheduled_s, next_s)
+            for queue, (marks, scheduled_s, next_s) in zip(queues, rows, strict=True)
+        }
+
+    return _queues_due.call(("" if by_ms is None else by_ms, *queues), read, again=True)
+
+
 def sweep_waiting(queue: str, limit: int) -> Call[str]:
     """Look for waiting tasks whose parents ended unnoticed, in one step of up to `limit` reads: ``more`` or ``end``."""
     return _sweep_waiting.call((queue, limit), _word, again=True)
@@ -402,6 +426,10 @@ def _mark() -> str:
 
 def _word(reply: bytes) -> str:
     return reply.decode()
+
+
+def _seconds(milliseconds: bytes) -> float | None:
+    return int(milliseconds) / 1000 if milliseconds else None
 
 
 def _texts(reply: list[bytes]) -> list[str]:

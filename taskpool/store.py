@@ -205,6 +205,8 @@ def values(calls: Sequence[Call[Any]], replies: Sequence[Any]) -> list[Any]:
     """
     for at, reply in enumerate(replies):
         if isinstance(reply, hiredis.ReplyError):
+            if calls[at].reads_faults and meaning_of(str(reply)) is Meaning.FAULT:
+                continue
             raise _error_of(calls, replies, at)
     return [call.read(reply) for call, reply in zip(calls, replies, strict=True)]
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from redis import Redis
 
 from taskpool import Registry, TaskPool, TaskSpec, TaskStatus, scripts, task
+from taskpool.catalogue import PoolInfo, publish
 from taskpool.errors import RedisUnavailable
 from taskpool.scripts import claim, finish
 from taskpool.settings import Settings
@@ -189,3 +191,49 @@ async def test_unique_keys_that_nobody_holds_any_more_are_dropped(bench: Bench, 
     await bench.housekeeping.step()
 
     assert redis.hgetall("taskpool:unique") == {b"held": held.id.encode()}
+
+
+async def test_a_round_costs_no_more_with_many_idle_queues(bench: Bench, redis: Redis) -> None:
+    async def commands() -> int:
+        redis.config_resetstat()
+        await bench.housekeeping.step()
+        stats: Any = redis.info("commandstats")
+        return sum(stat["calls"] for stat in stats.values())
+
+    served = [f"q{n}" for n in range(3)]
+    for queue in served:
+        bench.pool.add_task("nothing", queue=queue, delay_s=3600)
+        redis.sadd(f"rq:workers:{queue}", "rq:worker:w")
+    redis.sadd("rq:queues", *[f"rq:queue:idle{n}" for n in range(100)])
+    for _ in range(5):
+        few = await commands()
+
+    redis.sadd("rq:queues", *[f"rq:queue:idle{n}" for n in range(5000)])
+    for _ in range(5):
+        many = await commands()
+
+    assert many < few * 2
+
+
+async def test_what_is_due_in_a_queue_that_nobody_serves_is_found_among_many(bench: Bench, redis: Redis) -> None:
+    redis.sadd("rq:queues", *[f"rq:queue:idle{n}" for n in range(1000)])
+    task = bench.pool.add_task("nothing", queue="quiet", delay_s=3600)
+    redis.zadd("rq:scheduled:quiet", {task.id: 1})
+
+    for _ in range(30):
+        await bench.housekeeping.step()
+
+    assert bench.status(task.id) is TaskStatus.QUEUED
+
+
+async def test_the_queues_of_pools_are_looked_at_in_each_round(bench: Bench, redis: Redis) -> None:
+    redis.sadd("rq:queues", *[f"rq:queue:idle{n}" for n in range(1000)])
+    pool = PoolInfo(id="other", host="h", pid=1, queues=("mine",), types=(), workers=())
+    bench.pool.store.run(publish(pool, [], ttl_s=60))
+    await bench.housekeeping.step()
+    task = bench.pool.add_task("nothing", queue="mine", delay_s=3600)
+    redis.zadd("rq:scheduled:mine", {task.id: 1})
+
+    await bench.housekeeping.step()
+
+    assert bench.status(task.id) is TaskStatus.QUEUED

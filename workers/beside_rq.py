@@ -10,15 +10,17 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from redis import Redis
 from redis.exceptions import ConnectionError, TimeoutError
 
 from taskpool import keys, overview, rqjob, scripts
-from taskpool.calls import Call, one
+from taskpool.calls import Call, one, tolerant
 from taskpool.errors import RedisUnavailable
-from taskpool.listing import all_queues
+from taskpool.listing import some_queues
 from taskpool.settings import Settings
 from taskpool.store import AsyncStore, ReplyFault
 
@@ -30,6 +32,8 @@ STUCK_S: Final = 30.0
 """How long a task may have been taken by an RQ worker and not started. RQ's own maintenance fails it after 60 s at the
 earliest: by then it is queued again."""
 BATCH: Final = 200
+QUEUES_A_LOOK: Final = 500
+"""About how many queues are looked at each time, on the way round all of them, besides those that RQ workers serve."""
 SECRETS_BATCH: Final = 2000
 SECRETS_STEPS: Final = 5
 MISREAD_BATCH: Final = 50
@@ -52,6 +56,9 @@ class BesideRq:
         self._store, self._foreign, self._stuck_s = store, settings.foreign, stuck_s
         self._connection = connection
         self._told: deque[str] = deque(maxlen=TOLD)
+        self._cursor = "0"
+        self._shared: set[str] = set()
+        """The queues that RQ workers serve."""
         self._offsets: dict[str, int] = {}
         self._states: dict[str, tuple[str, int]] = {}
         self._walks = False
@@ -66,9 +73,12 @@ class BesideRq:
         Raises:
             RedisUnavailable: Redis is away.
         """
+        part = tolerant(some_queues(self._cursor, QUEUES_A_LOOK), ("0", []))
+        self._cursor, names = await self._store.run(part)
+        queues = list(dict.fromkeys([*self._shared, *names]))
         looks = (
-            self._adopt,
-            self._take_back,
+            partial(self._adopt, queues),
+            partial(self._take_back, queues),
             self._release_dependents,
             self._sweep_secrets,
             self._recheck,
@@ -81,28 +91,28 @@ class BesideRq:
                 log.error("beside RQ: %s", fault)
         return LOOK_S
 
-    async def _adopt(self) -> None:
+    async def _adopt(self, queues: Sequence[str]) -> None:
         """Queues the tasks again that an RQ worker took and never started."""
-        queues = await self._store.run(all_queues())
         if not queues:
             return
         offsets = {queue: self._offsets.get(queue, 0) for queue in queues}
         adopted = await self._store.carry_out(
             one(scripts.adopt(offsets, BATCH, after_s=self._stuck_s, foreign=self._foreign))
         )
-        self._offsets = {queue: offset for queue, offset in adopted.offsets.items() if offset}
+        self._offsets |= adopted.offsets
+        self._offsets = {queue: offset for queue, offset in self._offsets.items() if offset}
         if adopted.count:
             log.warning("%d tasks that an RQ worker took and never started are queued again", adopted.count)
 
-    async def _take_back(self) -> None:
+    async def _take_back(self, queues: Sequence[str]) -> None:
         """Schedules the tasks again that an RQ worker failed because it couldn't read them."""
-        queues = await self._store.run(all_queues())
         states = {queue: self._states.get(queue, ("", 0)) for queue in queues}
         if not states:
             return
         failed = await self._store.run(scripts.misread(states, limit=BATCH, most=MISREAD_BATCH, walks=self._walks))
         # Having found some, it looks again: the same ones may be failed again, which changes no state.
-        self._states = {queue: ("" if failed.found else state, at) for queue, (state, at) in failed.states.items()}
+        self._states |= {queue: ("" if failed.found else state, at) for queue, (state, at) in failed.states.items()}
+        self._states = {queue: each for queue, each in self._states.items() if not each[0].startswith("0 ")}
         for id, entry, traceback in failed.found:
             word = await self._store.run(scripts.judge(id, entry, is_unread=rqjob.is_unread(traceback)))
             if word == "scheduled":
@@ -122,7 +132,9 @@ class BesideRq:
         if self._warn_mono > time.monotonic():
             return
         self._warn_mono = time.monotonic() + WARN_S
-        self._walks = any((await self._store.carry_out(overview.plain_workers())).values())
+        shared = (await self._store.carry_out(overview.plain_workers())).values()
+        self._shared = set().union(*shared)
+        self._walks = bool(self._shared)
         for text in await self._store.carry_out(overview.worker_warnings()):
             self._tell(text)
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
 from taskpool import keys, record, scripts
-from taskpool.calls import Call, Plan, one
-from taskpool.listing import all_queues
+from taskpool.calls import Call, Plan, one, tolerant
+from taskpool.catalogue import pools
+from taskpool.listing import some_queues
 from taskpool.metrics_names import TASKS, field_name
+from taskpool.scripts import QueueDue
 from taskpool.settings import Settings
 from taskpool.store import AsyncStore, ReplyFault
 from taskpool.types import LEFT_ALONE, ForeignJobs
@@ -28,6 +31,10 @@ log = logging.getLogger("workers")
 T = TypeVar("T")
 
 BATCH: Final = 200
+QUEUES_A_ROUND: Final = 100
+"""About how many queues each round looks at, whether or not there is something to do, on its way round all of them."""
+SERVED_S: Final = 5.0
+"""How often a round reads which queues the pools serve."""
 INDEXES: Final = 8
 INDEX_BATCH: Final = 500
 """How many indexes are swept in one round, and how many ids of each are looked at."""
@@ -44,6 +51,46 @@ NOT_STARTED: Final = "canceled: it was not started before it expired"
 LEASE_LOST: Final = "lease lost: its worker can't be reached and may still be running"
 
 
+class Rounds:
+    """Which queues a round looks at: those that workers serve, those in which something is due, and a part of all.
+
+    So a round costs as much with many idle queues as with few. What other programs, and pools of another release, bring
+    to a queue that nobody serves is found on the way round all queues.
+    """
+
+    def __init__(self) -> None:
+        self._cursor = "0"
+        self._with_workers: set[str] = set()
+        self._of_pools: set[str] = set()
+        self._read_pools_mono = -SERVED_S
+        self._due_mono: dict[str, float] = {}
+
+    def some(self) -> Call[tuple[str, list[str]]]:
+        """Reads the next part of all queues."""
+        return tolerant(some_queues(self._cursor, QUEUES_A_ROUND), ("0", []))
+
+    def served(self) -> Plan[None]:
+        """Reads now and then which queues the pools serve."""
+        if time.monotonic() - self._read_pools_mono >= SERVED_S:
+            self._read_pools_mono = time.monotonic()
+            self._of_pools = {queue for pool in (yield from pools()) for queue in pool.queues}
+
+    def choose(self, part: tuple[str, list[str]]) -> list[str]:
+        """The queues to look at in this round; `part` is what `some` read."""
+        self._cursor, names = part
+        now_mono = time.monotonic()
+        due = [queue for queue, at_mono in self._due_mono.items() if at_mono <= now_mono]
+        return list(dict.fromkeys([*self._of_pools, *self._with_workers, *due, *names]))
+
+    def note(self, queue: str, found: QueueDue) -> None:
+        """Notes when to look at a queue again."""
+        (self._with_workers.add if "v" in found.marks else self._with_workers.discard)(queue)
+        if found.next_in_s is None:
+            self._due_mono.pop(queue, None)
+        else:
+            self._due_mono[queue] = time.monotonic() + found.next_in_s
+
+
 class Housekeeping:
     """One duty: every second, or earlier when a scheduled task is due. `wake` cuts its waits short."""
 
@@ -52,6 +99,7 @@ class Housekeeping:
     ) -> None:
         self._store, self._settings = store, settings
         self.timekeeper = Timekeeper(store, outage, lease_s=settings.lease_s, on_step=on_step)
+        self._rounds = Rounds()
         self._unswept: list[str] = []
         self._swept_to: dict[str, str] = {}
         self._unique_cursor = "0"
@@ -73,24 +121,38 @@ class Housekeeping:
         self.wake.set()
 
     async def step(self) -> float:
-        """One round over all queues; the seconds until the next.
+        """One round; the seconds until the next.
 
         Raises:
             RedisUnavailable: Redis is away.
         """
-        queues = await self.timekeeper.look(all_queues())
+        part = await self.timekeeper.look(self._rounds.some())
+        await self._carry_out(self._rounds.served())
         by_ms = self.timekeeper.now_ms  # a step of the clock from here on makes nothing due
+        found = await self._look_at(self._rounds.choose(part), by_ms)
+        leases, scheduled, ended, waiting = ([name for name in found if mark in found[name].marks] for mark in "lsew")
+        waits_s: list[float | None] = [each.scheduled_in_s for each in found.values() if "s" not in each.marks]
         if self.timekeeper.may_reap():
-            await self._all([reap(queue, max_crashes=self._settings.max_crashes, by_ms=by_ms) for queue in queues])
+            await self._all([reap(queue, max_crashes=self._settings.max_crashes, by_ms=by_ms) for queue in leases])
         foreign = self._settings.foreign
-        waits_s = await self._all([promote(queue, foreign, by_ms=by_ms) for queue in queues])
+        waits_s += await self._all([promote(queue, foreign, by_ms=by_ms) for queue in scheduled])
         await self._carry_out(expire_queued(by_ms=by_ms))
-        waits_s += await self._all([purge_ended(queue, by_ms=by_ms) for queue in queues])
-        await self._all([one(scripts.sweep_waiting(queue, MOST_SWEPT)) for queue in queues])
+        waits_s += await self._all([purge_ended(queue, by_ms=by_ms) for queue in ended])
+        await self._all([one(scripts.sweep_waiting(queue, MOST_SWEPT)) for queue in waiting])
         waits_s.append(await self._carry_out(release_outbox()))
         await self._sweep_indexes()
         self._unique_cursor = await self._carry_out(one(scripts.sweep_unique(self._unique_cursor, BATCH))) or "0"
         return max(LEAST_S, min([IDLE_S, *(wait_s for wait_s in waits_s if wait_s is not None)]))
+
+    async def _look_at(self, queues: Sequence[str], by_ms: int) -> dict[str, QueueDue]:
+        """What there is to do in each queue."""
+        parts = [queues[at : at + BATCH] for at in range(0, len(queues), BATCH)]
+        found: dict[str, QueueDue] = {}
+        for part in await self._all([one(scripts.queues_due(part, by_ms=by_ms)) for part in parts]):
+            found |= part or {}
+        for queue, due in found.items():
+            self._rounds.note(queue, due)
+        return found
 
     async def _all(self, plans: Sequence[Plan[T]]) -> list[T | None]:
         """Carries out one plan a queue, side by side: they share their round trips, however many queues there are."""
@@ -133,9 +195,12 @@ def reap(queue: str, *, max_crashes: int, by_ms: int | None = None) -> Plan[None
     members = dict.fromkeys((*ours.members, *plain.members))
     if members:
         words = yield [
-            scripts.crash(
-                *_split(member), queue, error=LEASE_LOST, failure=failure, max_crashes=max_crashes, only_expired=True,
-                by_ms=by_ms,
+            tolerant(
+                scripts.crash(
+                    *_split(member), queue, error=LEASE_LOST, failure=failure, max_crashes=max_crashes,
+                    only_expired=True, by_ms=by_ms,
+                ),
+                "",
             )
             for member in members
         ]  # fmt: skip
@@ -171,10 +236,10 @@ def promote(queue: str, foreign: ForeignJobs = LEFT_ALONE, *, by_ms: int | None 
     """
     (due,) = yield (scripts.due(keys.SCHEDULED + queue, limit=BATCH, by_ms=by_ms),)
     if due.members:
-        words = yield [scripts.promote(id, queue, foreign=foreign) for id in due.members]
+        words = yield [tolerant(scripts.promote(id, queue, foreign=foreign), "") for id in due.members]
         if len(due.members) == BATCH and "foreign" in words:
             (newest,) = yield (scripts.due(keys.SCHEDULED + queue, limit=BATCH, newest_first=True, by_ms=by_ms),)
-            yield [scripts.promote(id, queue, foreign=foreign) for id in reversed(newest.members)]
+            yield [tolerant(scripts.promote(id, queue, foreign=foreign), "") for id in reversed(newest.members)]
             return IDLE_S if words.count("foreign") == BATCH else LEAST_S
         if "foreign" in words:
             return IDLE_S
@@ -187,7 +252,7 @@ def expire_queued(*, by_ms: int | None = None) -> Plan[None]:
     """Cancels tasks that weren't started in time."""
     (due,) = yield (scripts.due(keys.EXPIRING, limit=BATCH, by_ms=by_ms),)
     if due.members:
-        yield [scripts.cancel(id, reason="expired", error=NOT_STARTED) for id in due.members]
+        yield [tolerant(scripts.cancel(id, reason="expired", error=NOT_STARTED), "") for id in due.members]
 
 
 def purge_ended(queue: str, *, by_ms: int | None = None) -> Plan[float]:
@@ -196,10 +261,10 @@ def purge_ended(queue: str, *, by_ms: int | None = None) -> Plan[float]:
     found = yield [scripts.due(registry, limit=BATCH, by_ms=by_ms) for registry in registries]
     ended = [(id, registry) for registry, due in zip(registries, found, strict=True) for id in due.members]
     if ended:
-        words = yield [scripts.purge(id, registry) for id, registry in ended]
+        words = yield [tolerant(scripts.purge(id, registry), "") for id, registry in ended]
         held = [id for (id, _), word in zip(ended, words, strict=True) if word == "children"]
         if held:  # purged in a later round, when nobody waits for them any more
-            yield [scripts.release(id) for id in held]  # what is left is in the outbox
+            yield [tolerant(scripts.release(id), []) for id in held]  # what is left is in the outbox
     return LEAST_S if any(len(due.members) == BATCH for due in found) else IDLE_S
 
 
@@ -221,7 +286,7 @@ def release_outbox() -> Plan[float]:
     if not ids:
         return IDLE_S
     for _ in range(RELEASE_STEPS):
-        left = yield [scripts.release(id) for id in ids]
+        left = yield [tolerant(scripts.release(id), []) for id in ids]
         ids = list(dict.fromkeys(id for found in left for id in found))[:BATCH]
         if not ids:
             break

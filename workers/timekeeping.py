@@ -9,17 +9,20 @@ are corrected. See docs/reliability.md.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 from taskpool import scripts
-from taskpool.calls import Call
+from taskpool.calls import Call, tolerant
+from taskpool.listing import all_queues
 from taskpool.scripts import Tick
 from taskpool.store import AsyncStore
 from workers.duties import Outage
 from workers.guardian import boottime
 
 log = logging.getLogger("workers")
+
+T = TypeVar("T")
 
 DRIFT: Final = 0.001
 """How much faster or slower a clock may run that isn't stepped: a slewing NTP changes half of that."""
@@ -111,15 +114,15 @@ class Timekeeper:
         """Redis's time at the last look: nothing that wasn't due by then is taken for due in this round."""
         self._steady_ms = 0
 
-    async def look(self, all_queues: Call[list[str]]) -> list[str]:
-        """Reads Redis's time, and notes a step of its clock. Returns the names of all queues, which `all_queues` reads
-        in the same round trip.
+    async def look(self, beside: Call[T]) -> T:
+        """Reads Redis's time, and notes a step of its clock. Returns the value of the call `beside`, which is sent in
+        the same round trip.
 
         Raises:
             RedisUnavailable: Redis is away, or takes no writes.
         """
         sent = self._clock()
-        queues, tick = await self._store.run_many((all_queues, self._tick(sent)))
+        value, tick = await self._store.run_many((beside, self._tick(sent)))
         received = self._clock()
         is_first = self._watch.is_new
         step_ms = self._watch.step_ms(tick.now_ms, sent, received)
@@ -140,9 +143,8 @@ class Timekeeper:
             if self._watch.is_sure:  # then others noted steps from before this pool began to measure
                 self._base_ms = tick.stepped_ms
             if not tick.is_corrected:
-                await self._correct(tick, queues)
-        found: list[str] = queues
-        return found
+                await self._correct(tick)
+        return value  # type: ignore[no-any-return]
 
     def may_reap(self) -> bool:
         """Whether every pool had a lease's time to renew its leases: writes worked, and the clock ran steadily."""
@@ -183,16 +185,21 @@ class Timekeeper:
         )  # fmt: skip
         self._on_step()
 
-    async def _correct(self, tick: Tick, queues: Sequence[str]) -> None:
+    async def _correct(self, tick: Tick) -> None:
         """Some bounded steps through all due times; the next round goes on."""
+        queues = await self._store.run(tolerant(all_queues(), []))
         for _ in range(REBASE_PAGES):
             places = [queue for queue in ("", *queues) if self._cursors.get(queue) != END]
             if not places:
                 self._corrected_ms = tick.stepped_ms
                 self._cursors = {}
                 return
-            pages = [scripts.rebase(queue, self._cursors.get(queue, "0"), REBASE_AT_ONCE) for queue in places]
-            reached = await self._store.run_many(pages[:QUEUES_AT_ONCE])
+            reached = await self._store.run_many(
+                [
+                    tolerant(scripts.rebase(queue, self._cursors.get(queue, "0"), REBASE_AT_ONCE), "0")
+                    for queue in places[:QUEUES_AT_ONCE]
+                ]
+            )
             for queue, cursor in zip(places, reached, strict=False):
                 self._cursors[queue] = END if cursor == "0" else cursor
 

@@ -27,7 +27,7 @@ end
 for at = 4, #ARGV, 2 do
   local queue, offset = ARGV[at], tonumber(ARGV[at + 1])
   local place = KEY.queue .. queue .. KEY.intermediate
-  local ids = redis.call('LRANGE', place, offset, offset + most - 1)
+  local ids = redis.pcall('LRANGE', place, offset, offset + most - 1)
   local taken = 0
   if #ids > 0 then pass_when_full() end
   for _, id in ipairs(ids) do
