@@ -84,6 +84,7 @@ def starting(module: str, redis_url: str, log: Path) -> Iterator[subprocess.Pope
         "TASKPOOL_PORT": "0",
         "TASKPOOL_WORKERS": "1",
         "TASKPOOL_TASKS": TASKS,
+        "TASKPOOL_BUILTINS": "echo",
     }
     with log.open("wb") as output:
         process = subprocess.Popen([sys.executable, "-m", module], env={**os.environ, **variables}, stderr=output)
