@@ -5,28 +5,19 @@ JSON Schema's word for such a field is `writeOnly`: it may be sent and is never 
 
 from __future__ import annotations
 
-import base64
 import copy
-import json
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Final, TypeVar
-from urllib.parse import quote, quote_plus
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from taskpool.finite import refuse_nan
+from taskpool.masking import MASK, Masker
 
 T = TypeVar("T")
 
 Secret = Annotated[T, msgspec.Meta(extra_json_schema={"writeOnly": True})]
 """Marks a field of a payload as secret: `token: Secret[str]`. The task gets a plain `str`; nobody else sees it."""
-
-MASK: Final = "***"
-"""What everybody else sees."""
-
-LEAST: Final = 4
-"""A shorter value is not searched for in texts: it would be found everywhere, and hiding it would hide nothing."""
-LEAST_LINE: Final = 8
 
 Path = Sequence[str | int]
 
@@ -40,11 +31,11 @@ class SecretsGone(Exception):
 class Secrets:
     """The secret values of one payload, each with its path into it. None stands for those that are no longer kept."""
 
-    __slots__ = ("_forms", "_places")
+    __slots__ = ("_masker", "_places")
 
     def __init__(self, places: Sequence[tuple[Path, Any]] | None) -> None:
         self._places = places
-        self._forms: list[str] | None = None
+        self._masker: Masker | None = None
 
     @classmethod
     def restore(cls, stored: bytes) -> Secrets:
@@ -79,15 +70,16 @@ class Secrets:
             place[last] = value
         return payload[0]
 
+    @property
+    def masker(self) -> Masker:
+        """Masks the values; made when the first text is to be masked."""
+        if self._masker is None:
+            self._masker = Masker(leaf for _, value in self._places or () for leaf in _leaves(value))
+        return self._masker
+
     def hide(self, text: str) -> str:
-        """The text with every value masked: as it is, and as it looks in a repr, in JSON, in a URL and in base64."""
-        if self._forms is None:
-            found = {form for _, value in self._places or () for leaf in _leaves(value) for form in _forms(leaf)}
-            self._forms = sorted(found, key=len, reverse=True)  # one may be a part of another
-        for form in self._forms:
-            if form in text:
-                text = text.replace(form, MASK)
-        return text
+        """The text with every value masked, also where it is escaped or packed."""
+        return self.masker.hide(text)
 
     def hide_in(self, value: Any) -> Any:
         """The JSON value with all its texts, and numbers that are secret, masked."""
@@ -121,17 +113,3 @@ def _leaves(value: Any) -> Iterator[str]:
         yield value
     elif value is not None and not isinstance(value, bool):
         yield str(value)
-
-
-def _forms(text: str) -> Iterator[str]:
-    """How a value may look in a log, a traceback or a URL. A text of several lines is found line by line, too."""
-    lines = text.splitlines()
-    least = LEAST if len(lines) < 2 else LEAST_LINE
-    for each in {text, text.strip(), *[line.strip() for line in lines if len(line.strip()) >= least]}:
-        if len(each) >= LEAST:
-            raw = each.encode("utf-8", "surrogatepass")
-            yield each
-            yield from (repr(each)[1:-1], ascii(each)[1:-1], repr(raw)[2:-1])
-            yield from (json.dumps(each)[1:-1], json.dumps(each, ensure_ascii=False)[1:-1])
-            yield from (quote(raw), quote(raw, safe=""), quote_plus(raw))
-            yield from (base64.b64encode(raw).decode(), base64.urlsafe_b64encode(raw).decode())

@@ -165,6 +165,29 @@ def test_secrets_are_masked_before_anything_else_sees_them() -> None:
     assert not any(b"hunter2" in line for line in kept)
 
 
+@pytest.mark.parametrize("size", [*range(1, 16)])
+def test_a_secret_that_is_written_in_parts_into_a_line_without_an_end_is_masked(size: int) -> None:
+    secrets = Secrets([(("token",), "hunter2hunter2")])
+    kept: list[bytes] = []
+    lines = Lines(
+        1,
+        LogLimits(line_chars=20),
+        mask=secrets.hide,
+        reach=secrets.masker.reach,
+        spool=lambda _, line: kept.append(line),
+    )
+    text = "-" * 100 + "hunter2hunter2" + "-" * 7 + "hunter2%68unter2" + "-" * 100
+
+    for start in range(0, len(text), size):
+        lines.write("stdout", text[start : start + size])
+    lines.end()
+
+    found = [line for _, line in taken(lines)]
+    assert plain_text(found) == "-" * 100 + "***" + "-" * 7 + "***" + "-" * 100 + "\n"
+    assert {len(line.text) for line in found[:-1]} == {20}
+    assert not any(b"hunter2hunter2" in line for line in kept)
+
+
 def test_threads_that_write_at_once_lose_nothing() -> None:
     lines = Lines(1, LogLimits(lines=10_000))
 

@@ -13,8 +13,9 @@ import pytest
 from pydantic import BaseModel, SecretStr
 
 from taskpool import Registry, Secret, Task, TaskContext, task
+from taskpool.masking import MASK
 from taskpool.payload.secret_fields import SecretFields
-from taskpool.secret import MASK, Secrets, SecretsGone
+from taskpool.secret import Secrets, SecretsGone
 from taskpool.tasktype import task_type
 
 

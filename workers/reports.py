@@ -204,8 +204,9 @@ class Reports:
                 spool.keep(attempt_id, number, line)
 
             secrets = self.running.secrets
-            mask = None if secrets is None else secrets.hide
-            lines = self._lines = Lines(self.running.attempt, self._reporter.limits, mask=mask, spool=keep)
+            mask, reach = (None, 0) if secrets is None else (secrets.hide, secrets.masker.reach)
+            lines = Lines(self.running.attempt, self._reporter.limits, mask=mask, reach=reach, spool=keep)
+            self._lines = lines
         return lines
 
     def _notice(self) -> None:

@@ -57,8 +57,10 @@ _Numbered = tuple[int, bytes]
 class Lines:
     """The log of one attempt on its way out. Any thread may write; one at a time takes.
 
-    `mask` is applied to each line before anything else sees it. `spool` is told of every line at once, also of those
-    that aren't kept, and under the number 0 of one that hasn't ended yet: what it keeps outlives the process.
+    `mask` is applied to each line before anything else sees it. What it masks takes `reach` characters at most, so the
+    last ones of a long line that goes on are held back: they may be the first half of it. `spool` is told of every line
+    at once, also of those that aren't kept, and under the number 0 of one that hasn't ended yet: what it keeps outlives
+    the process.
     """
 
     def __init__(
@@ -67,9 +69,10 @@ class Lines:
         limits: LogLimits,
         *,
         mask: Callable[[str], str] | None = None,
+        reach: int = 0,
         spool: Callable[[int, bytes], None] | None = None,
     ) -> None:
-        self._attempt, self._limits, self._mask, self._spool = attempt, limits, mask, spool
+        self._attempt, self._limits, self._mask, self._reach, self._spool = attempt, limits, mask, reach, spool
         self._lock = threading.RLock()  # a signal handler or a finalizer may write while we do
         self._count = 0
         self._head: deque[_Numbered] = deque()
@@ -92,14 +95,16 @@ class Lines:
             # An interrupt may come between any two of our steps: a line that isn't ended yet is then told once more.
             self._add_all(stream, whole, _shown_whole)
             rest = _shown(rest)
-            if len(rest) > self._limits.line_chars:
-                *pieces, rest = self._pieces(rest)
-                for piece in pieces:
-                    self._keep(stream, piece, continues=True)
+            size = self._limits.line_chars
+            if len(rest) > size + self._reach:
+                rest = self._masked(rest)
+                end = (len(rest) - self._reach - 1) // size * size
+                for start in range(0, end, size):
+                    self._keep(stream, rest[start : start + size], continues=True)
+                rest = rest[max(end, 0) :]
             self._open[stream, source] = rest
             if rest and self._spool is not None:
-                (shown,) = self._pieces(rest)
-                self._spool(0, encode(self._line(stream, shown)))
+                self._spool(0, encode(self._line(stream, self._masked(rest))))
 
     def add(self, stream: str, text: str, *, level: str | None = None, logger: str | None = None) -> None:
         """Take a message of one line or several."""
@@ -160,10 +165,13 @@ class Lines:
 
     def _pieces(self, text: str) -> Sequence[str]:
         size = self._limits.line_chars
+        text = self._masked(text)
         if len(text) <= size:
-            return (text if self._mask is None else self._mask(text),)
-        text = text if self._mask is None else self._mask(text)
+            return (text,)
         return [text[start : start + size] for start in range(0, max(len(text), 1), size)]
+
+    def _masked(self, text: str) -> str:
+        return text if self._mask is None else self._mask(text)
 
     def _keep(
         self, stream: str, text: str, level: str | None = None, logger: str | None = None, *, continues: bool = False

@@ -11,7 +11,7 @@ from typing import Any, Final, NoReturn
 
 import jsonschema_rs
 
-from taskpool.secret import MASK
+from taskpool.masking import MASK
 
 _DURATION: Final = re.compile(
     r"[-+]?P(?=[\dT])(?:[\d.]+Y)?(?:[\d.]+M)?(?:[\d.]+W)?(?:[\d.]+D)?"

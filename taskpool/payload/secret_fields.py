@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from taskpool.secret import MASK, Path, Secrets
+from taskpool.masking import MASK
+from taskpool.secret import Path, Secrets
 
 Schema = Mapping[str, Any]
 

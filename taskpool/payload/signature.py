@@ -18,12 +18,12 @@ import msgspec
 from taskpool.context import TaskContext
 from taskpool.errors import ConfigurationError, FieldError, InvalidPayload
 from taskpool.marks import written_function
+from taskpool.masking import MASK
 from taskpool.payload.annotations import adapted
 from taskpool.payload.encode import strict_json_value
 from taskpool.payload.faults import PAYLOAD, invalid_payload_of, pointer
 from taskpool.payload.schema import REQUIRED, PayloadField, converter, json_schema, payload_struct
 from taskpool.payload.secret_fields import SecretFields
-from taskpool.secret import MASK
 
 P = inspect.Parameter
 
