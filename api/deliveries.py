@@ -21,8 +21,8 @@ from taskpool.webhooks.endpoint import DeliveryStatus
 async def list_deliveries(
     store: AsyncStore, scope: Scope, query: DeliveriesQuery | DeadQuery, path: str, *, webhook: str = "", task: str = ""
 ) -> Json:
-    """One page of the deliveries to an endpoint or about a task, or of neither the dead ones of all. Who may see a task
-    alone isn't shown where standing endpoints are: only where its own callback is.
+    """One page of the deliveries to an endpoint or about a task, or of neither the dead ones of all. A page about a
+    task, which is for who may read it, doesn't say where standing endpoints are, only where its own callback is.
 
     Raises:
         Problem: 400 the cursor isn't one of this listing.

@@ -70,6 +70,7 @@ class Place:
     """The API, and a task of the project shop that a key is tried on."""
 
     client: httpx.AsyncClient
+    app: Any
     world: World
     owner: dict[str, str]
     victim: str = ""
@@ -248,7 +249,7 @@ async def place(redis_url: str, world: World) -> Any:
     publish_types(redis_url)
     owner = bearer(make_key(redis_url, "owner", project="shop", rate_limit=0))
     async with api(redis_url) as client:
-        yield Place(client, world, owner)
+        yield Place(client, client._transport.app, world, owner)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -323,6 +324,47 @@ async def test_a_retry_that_another_task_prevents_does_not_name_it_to_who_may_no
         told[scopes] = rival in answer.text
 
     assert told == {(W,): False, (R, W): True}
+
+
+async def opens_socket(place: Place, headers: dict[str, str], ticket: str = "") -> bool:
+    """Whether a socket is accepted, by key or by ticket."""
+    scope = {
+        "type": "websocket",
+        "path": "/ws",
+        "root_path": "",
+        "scheme": "ws",
+        "client": ("127.0.0.1", 1),
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        "query_string": f"ticket={ticket}".encode() if ticket else b"",
+        "extensions": {"websocket.http.response": {}},
+        "subprotocols": [],
+    }
+    to_come: list[dict[str, Any]] = [{"type": "websocket.connect"}, {"type": "websocket.disconnect", "code": 1000}]
+    sent: list[str] = []
+
+    async def receive() -> dict[str, Any]:
+        return to_come.pop(0)
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message["type"])
+
+    await place.app(scope, receive, send)
+    return sent[0] == "websocket.accept"
+
+
+async def test_streams_and_sockets_open_for_who_may_read_and_a_ticket_gives_no_more_than_its_key(place: Place) -> None:
+    for key in KEYS[:7]:
+        headers = place.headers(key)
+        tickets = [(await place.client.post("/tickets", headers=headers)).json()["ticket"] for _ in range(2)]
+
+        opened = [
+            (await place.client.head("/events", headers=headers)).status_code == 200,
+            (await place.client.head(f"/events?ticket={tickets[0]}")).status_code == 200,
+            await opens_socket(place, headers),
+            await opens_socket(place, {}, tickets[1]),
+        ]
+
+        assert opened == [key.may(READS)] * 4, key
 
 
 async def test_an_idempotency_key_gives_no_right_that_the_second_caller_lacks(place: Place) -> None:

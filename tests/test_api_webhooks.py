@@ -12,8 +12,11 @@ from redis import Redis
 from api.access import known
 from taskpool import keys
 from taskpool.access.apikey import Scope
+from taskpool.webhooks import delivery
+from taskpool.webhooks.delivery import NewDelivery, SendAttempt
 from tests.api_client import api, publish_types
 from tests.keys import bearer, make_key
+from tests.states import World
 
 URL = "https://hooks.example/in"
 FIRST = {"type": "echo", "payload": {"message": "hi"}, "callback_url": URL}
@@ -253,6 +256,26 @@ async def test_the_audit_says_who_changed_an_endpoint_and_who_read_its_secret(cl
         ("webhook.removed", id), ("webhook.secret_read", "callback"), ("webhook.secret_read", id),
         ("webhook.rotated", id), ("webhook.changed", id), ("webhook.created", id),
     ]  # fmt: skip
+
+
+async def test_the_deliveries_of_a_task_do_not_say_where_standing_endpoints_are(
+    client: httpx.AsyncClient, world: World
+) -> None:
+    endpoint = (await create(client, events=["queued"]))["id"]
+    task = (await client.post("/tasks", json={**FIRST, "callback_events": ["queued"]})).json()["id"]
+    for id in (endpoint, "callback"):
+        world.run(delivery.deliver("", [NewDelivery(f"msg_{id}", id, id, task, "taskpool.task.queued", URL, b"{}")]))
+    world.run(delivery.take("t", lease_ms=60_000, limit=10, lane_most=8, failing_most=1))
+    attempt = SendAttempt(at_ms=1, duration_ms=1, outcome="dead", error="the host hooks.example can't be resolved")
+    for id in (endpoint, "callback"):
+        assert world.run(delivery.settle(f"msg_{id}", "t", "dead", attempt=attempt)) == "ok"
+
+    shown = (await client.get(f"/tasks/{task}/deliveries")).json()["deliveries"]
+    of_endpoint = await client.get(f"/webhooks/{endpoint}/deliveries")
+
+    assert {each["webhook"]: "hooks.example" in str(each) for each in shown} == {endpoint: False, "callback": True}
+    assert {each["attempts"][0]["outcome"] for each in shown} == {"dead"}
+    assert "hooks.example can't be resolved" in of_endpoint.text
 
 
 async def test_what_became_of_webhooks_is_in_the_metrics(client: httpx.AsyncClient, redis: Redis) -> None:

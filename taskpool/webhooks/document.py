@@ -49,7 +49,7 @@ class SendAttemptDocument(Document, frozen=True, kw_only=True):
     duration_ms: Count
     outcome: str
     status_code: Annotated[int | None, Meta(description="what was answered, if anything")] = None
-    error: str | None = None
+    error: Annotated[str | None, Meta(description="what went wrong, for who may see the URL")] = None
 
 
 class DeliveryDocument(Document, frozen=True, kw_only=True):
@@ -97,7 +97,7 @@ def secret_document(webhook: Webhook) -> SecretDocument:
 
 
 def delivery_document(delivery: Delivery, *, with_url: bool = True, with_body: bool = False) -> DeliveryDocument:
-    """A delivery."""
+    """A delivery. Without its URL nothing says where it was sent, errors included: they may name the host."""
     return DeliveryDocument(
         id=delivery.id,
         webhook=delivery.webhook,
@@ -105,18 +105,18 @@ def delivery_document(delivery: Delivery, *, with_url: bool = True, with_body: b
         event=delivery.event,
         url=delivery.url if with_url else None,
         status=delivery.status,
-        attempts=[_attempt(each) for each in delivery.attempts],
+        attempts=[_attempt(each, with_error=with_url) for each in delivery.attempts],
         created_at=time_text(utc(delivery.created_ms)),
         next_at=None if delivery.next_ms is None else time_text(utc(delivery.next_ms)),
         body=msgspec.Raw(delivery.body) if with_body else UNSET,
     )
 
 
-def _attempt(attempt: SendAttempt) -> SendAttemptDocument:
+def _attempt(attempt: SendAttempt, *, with_error: bool) -> SendAttemptDocument:
     return SendAttemptDocument(
         at=time_text(utc(attempt.at_ms)),
         duration_ms=attempt.duration_ms,
         outcome=attempt.outcome,
         status_code=attempt.status_code,
-        error=attempt.error,
+        error=attempt.error if with_error else None,
     )
