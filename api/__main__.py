@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from api.access.door import check_door
 from api.app import create_app
-from api.connections import Limits, check_files
+from api.connections import DROPPED_BYTES, Limits, check_files
 from api.server import bind, serve
 from taskpool.embedded import START_RETRY_S, wait_for_redis
 from taskpool.errors import ConfigurationError, RedisUnavailable
@@ -44,6 +44,8 @@ def main() -> int:
         settings.max_connections_per_address,
         settings.header_timeout_s,
         settings.write_timeout_s,
+        settings.idle_timeout_s,
+        body_bytes=settings.max_body_bytes + DROPPED_BYTES,
     )
     serve(app, listener, limits, log_level="warning")
     return 0

@@ -1,7 +1,11 @@
-"""What a connection may cost: how many there are, how long a request's head may take, how slowly an answer may be read.
+"""What a connection may cost: how many there are, how many bytes each may hold, and how long each of its states lasts.
 
-uvicorn bounds none of this. A request pays for nothing but a comparison: once a second a sweep looks at all connections
-and cuts those on which nothing good has happened for too long. Bodies have a time limit of their own (see `body`).
+uvicorn bounds little of this. A request pays for a few comparisons: once a second a sweep looks at all connections and
+cuts those that have been in one state for too long. docs/api.md lists every bound ("Limits of a connection").
+
+An answer may be given before the request has arrived: 401, 413, 429 and so on. If the connection were closed then, the
+kernel would answer what the client still sends with a reset, and the client would lose the answer. So the rest is read
+and dropped, within the same bounds in bytes and time as any body.
 """
 
 from __future__ import annotations
@@ -15,33 +19,51 @@ import struct
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from api import whole
 from api.access.addresses import network
+from api.body import BODY_TIMEOUT_S
+from api.headers import ALWAYS, told_to_browsers
 from api.problems import Problem, retry_after
 from taskpool.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
 MOST_HEAD_BYTES: Final = 64 * 1024
-"""Of a request line and its headers together. A little more may arrive in one piece with the last of them."""
+"""Of a request line and its headers together; the trailers of a chunked body have the same bound for themselves. A
+little more may arrive in one piece with the last of them."""
+MOST_HEADERS: Final = 128
+"""The WebSocket library takes no more either."""
+MOST_PIPELINED: Final = 100
+"""Requests of one connection that wait for the answers to those before them."""
+DROPPED_BYTES: Final = 16 * 1024 * 1024
+"""How much more than the largest allowed body is read, so that a client that sends too much sees the answer."""
+MOST_REFUSED: Final = 32
+"""Connections that are told that there is no room for them, at one time; others are only closed."""
 NO_LINGER: Final = struct.pack("ii", 1, 0)
 LOG_AGAIN_S: Final = 60.0
 FILES_ASIDE: Final = 64
 """File descriptors that connections leave to the rest of the process."""
+FAULT: Final = "taskpool.fault"
+"""Where the ASGI scope has the problem of a request whose headers are wrong."""
+_LENIENT: Final = {"lenient_data_after_close": True}  # as uvicorn has it
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many connections there may be, of one address too, and the seconds that a head and a stalled answer get."""
+    """How many connections there may be, of one address too; the seconds that a head gets (and what comes after an
+    answer), an answer that isn't read, and an idle connection; and the bytes of a body, with those that are dropped."""
 
     most: int = 10_000
     most_per_address: int = 5_000
     head_s: float = 10.0
     write_s: float = 30.0
+    idle_s: float = 75.0
+    body_bytes: int = 256 * 1024 + DROPPED_BYTES
 
 
 class Connections:
@@ -51,6 +73,7 @@ class Connections:
         self.limits = limits
         self._most = min(limits.most, _files() - FILES_ASIDE)
         self._open: dict[LimitedProtocol, str] = {}
+        self._refused: set[LimitedProtocol] = set()
         self._by_address: Counter[str] = Counter()
         self._logged_mono: float | None = None
 
@@ -69,6 +92,13 @@ class Connections:
         self._by_address[address] += 1
         return None
 
+    def keeps_refused(self, connection: LimitedProtocol) -> bool:
+        """Whether a connection that isn't admitted may stay until its client has read why."""
+        if len(self._refused) >= MOST_REFUSED:
+            return False
+        self._refused.add(connection)
+        return True
+
     def _log_full(self) -> None:
         now_mono = time.monotonic()
         if self._logged_mono is None or now_mono - self._logged_mono >= LOG_AGAIN_S:
@@ -80,6 +110,7 @@ class Connections:
 
     def forget(self, connection: LimitedProtocol) -> None:
         """It has ended."""
+        self._refused.discard(connection)
         address = self._open.pop(connection, None)
         if address is not None:
             self._by_address[address] -= 1
@@ -89,124 +120,374 @@ class Connections:
     def sweep(self) -> None:
         """Cut every connection that is overdue. Called about once a second."""
         now_mono = time.monotonic()
-        for connection in list(self._open):
-            if connection.has_ended_elsewhere():
-                self.forget(connection)
-            else:
-                connection.look(now_mono, self.limits)
+        for connection in [*self._open, *self._refused]:
+            connection.look(now_mono)
+
+
+class Transport:
+    """A connection's transport. If the client may still be sending when it is closed, only our side is closed at
+    first, and what comes is dropped until the client has closed its own or a bound is reached."""
+
+    def __init__(self, inner: asyncio.Transport, owner: LimitedProtocol) -> None:
+        self._inner, self._owner = inner, owner
+        self.write = inner.write  # asked for by each request
+        self.get_write_buffer_size = inner.get_write_buffer_size
+        self.is_lingering = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def is_closing(self) -> bool:
+        """Whether nothing more is written."""
+        return self.is_lingering or self._inner.is_closing()
+
+    def close(self) -> None:
+        """Close it once everything has been written, and the client has had the time to read it."""
+        if self.is_closing():
+            return
+        if not self._owner.is_receiving():
+            self._inner.close()
+            return
+        self.is_lingering = True
+        self._owner.flow.resume_reading()
+        self._inner.write_eof()
+
+    def close_now(self) -> None:
+        """Close it, whatever the client still sends."""
+        self._inner.close()
+
+    def lost(self) -> None:
+        """The WebSocket it became has ended."""
+        self._owner.forget()
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """uvicorn's connection, which is also counted, watched and cut."""
+    """uvicorn's connection, which is also counted, watched, bounded and cut."""
 
     cycle: RequestResponseCycle | None  # type: ignore[assignment]
+    transport: Transport  # type: ignore[assignment]
 
     def __init__(self, *arguments: Any, among: Connections, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._among = among
-        self._unfinished_bytes = 0
+        self._among, self._limits = among, among.limits
+        self._receives: Literal["", "head", "body"] = ""
+        self._fault: Problem | None = None
+        self._upgrades = False
+        self._hosts = self._trailer_bytes = self._body_bytes = 0
+        # Bytes that neither completed a head nor belonged to a body, and those that came with the last that did.
+        self._unfinished_bytes = self._before_bytes = 0
+        self._progresses = False
+        self._is_deaf = False
         self._pauses = 0
-        self._seen: tuple[Any, ...] = ()
-        self._seen_mono = 0.0
+        self._seen_in: tuple[Any, ...] = ()
+        self._seen_out: tuple[Any, ...] = ()
+        self._seen_in_mono = self._seen_out_mono = 0.0
+
+    # What comes in
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take it, or answer 503 if there is no room."""
-        super().connection_made(transport)
+        wrapped: Any = Transport(transport, self)
+        super().connection_made(wrapped)
         if full := self._among.admit(self):
-            self._refuse(Problem("too-many-connections", full, headers=[retry_after(1)]))
+            self._receives = "head"  # it will: it is dropped
+            self._write(Problem("too-many-connections", full, headers=[retry_after(1)]))
+            if not self._among.keeps_refused(self):
+                self.transport.close_now()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
-        self._among.forget(self)
+        self.forget()
         super().connection_lost(exc)
 
+    def forget(self) -> None:
+        """It no longer counts."""
+        self._among.forget(self)
+
     def data_received(self, data: bytes) -> None:
-        """Parse it. What neither completes a head nor belongs to a body that is read is counted."""
-        if self.transport.is_closing():
+        """Parse it. What neither completes a head nor belongs to a body is counted."""
+        if self._is_deaf or self.transport.is_closing():
+            self._drop(len(data))
             return
-        cycle = self.cycle
-        wants_body = cycle is not None and cycle.more_body and not cycle.response_complete
-        super().data_received(data)
-        if wants_body or self.cycle is not cycle:
-            self._unfinished_bytes = 0
-            return
+        self._progresses = False
         self._unfinished_bytes += len(data)
-        if self._unfinished_bytes > MOST_HEAD_BYTES and not self._is_upgraded() and not self.transport.is_closing():
-            self._refuse_head()
+        rest: bytes = data
+        while rest and not self._is_deaf:
+            try:
+                self.parser.feed_data(rest)
+                break
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = self._upgrade(rest[upgrade.args[0] :])
+            except httptools.HttpParserError:
+                self._refuse(Problem("invalid-http", "this isn't a request of HTTP/1.1"))
+                return
+        if self._progresses:
+            self._unfinished_bytes, self._before_bytes = 0, len(data)
+        if self._unfinished_bytes > MOST_HEAD_BYTES or self._trailer_bytes > MOST_HEAD_BYTES:
+            self._refuse_unfinished()
+        elif self._receives == "body":
+            self._drop(len(data))
+
+    def is_receiving(self) -> bool:
+        """Whether the client is known to be in the middle of something, or isn't heard any more."""
+        return bool(self._receives) or self._is_deaf
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._receives = "head"
+        self._fault, self._upgrades = None, False
+        self._hosts = self._trailer_bytes = self._body_bytes = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header. What comes behind the body is none: trailers are counted and dropped."""
+        if self._receives == "body":
+            self._trailer_bytes += len(name) + len(value) + 4
+            if self._trailer_bytes > MOST_HEAD_BYTES:
+                self._is_deaf = True
+            return
+        name = name.lower()
+        if name == b"host":
+            self._hosts += 1
+        elif name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Begin to serve the request, or put it behind those that aren't answered yet."""
+        self._progresses = True
+        if self._is_deaf:
+            return
+        self._fault = self._find_fault()
+        if self._fault is not None:
+            self.scope[FAULT] = self._fault  # type: ignore[typeddict-unknown-key]
+        if self.parser.should_upgrade():
+            self.scope["method"] = self.parser.get_method().decode("ascii")
+            self._upgrades = True
+        elif len(self.pipeline) >= MOST_PIPELINED:
+            self._end_after_answers()
+        else:
+            super().on_headers_complete()
+            self._receives = "body"
+            if self.expect_100_continue and self.cycle is not None:
+                # Answered without being asked for, the body may come or not: what comes next can't be told from it.
+                self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        """Keep a part of the body for the handler; without one it is dropped."""
+        self._progresses = True
+        if not self._is_deaf:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """All of the request is here."""
+        if self._is_deaf:  # of its trailers, perhaps
+            return
+        self._receives, self._progresses = "", True
+        if not self._upgrades:
+            super().on_message_complete()
+
+    def _find_fault(self) -> Problem | None:
+        if self._unfinished_bytes + self._before_bytes > MOST_HEAD_BYTES:  # so that its size must be looked at
+            size = len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers])
+            if size > MOST_HEAD_BYTES:
+                return _head_too_large()
+        if len(self.headers) > MOST_HEADERS:
+            return Problem("headers-too-large", f"a request may have {MOST_HEADERS} headers", unread_body=True)
+        if self._hosts != 1 and (self._hosts or self.parser.get_http_version() != "1.0"):
+            detail = f"a request must have one Host header; this one has {self._hosts}"
+            return Problem("invalid-header", detail, unread_body=True)
+        return None
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         whole.offer(cycle)
+        scope: Any = cycle.scope
+        if FAULT in scope:
+            app = told_to_browsers(scope[FAULT].response(), frozenset())
         super()._start_asgi_task(cycle, app)
+
+    # Upgrades
+
+    def _upgrade(self, rest: bytes) -> bytes:
+        """Become a WebSocket. Any other upgrade is ignored, as RFC 9110 allows, also one to a WebSocket by a request
+        that can't be its handshake: what is to be parsed then, since the parser hasn't looked at the body."""
+        if self._fault is not None:
+            self._refuse(self._fault)
+        elif self.scope["method"] == "CONNECT":
+            self._refuse(Problem("method-not-allowed", "CONNECT isn't possible here"))
+        elif not self._is_handshake():
+            return self._without_upgrade() + rest
+        elif self._is_answering():
+            self._end_after_answers()
+        else:
+            self.handle_websocket_upgrade()
+            protocol: Any = self.transport.get_protocol()
+            if not protocol.handshake_initiated:
+                self.transport.set_protocol(self)
+                self.connections.discard(protocol)
+                self.connections.add(self)
+                detail = "this can't be the handshake of a WebSocket; no line of it may have more than 8,192 bytes"
+                self._refuse(Problem("invalid-http", detail))
+        return b""
+
+    def _is_handshake(self) -> bool:
+        headers = dict(self.headers)
+        return (
+            self.scope["method"] == "GET"
+            and self.parser.get_http_version() == "1.1"
+            and headers[b"upgrade"].lower() == b"websocket"
+            and headers.get(b"content-length", b"0") == b"0"
+            and b"transfer-encoding" not in headers
+        )
+
+    def _without_upgrade(self) -> bytes:
+        """The head once more, and a parser that takes it for a usual request."""
+        line = b"%b %b HTTP/%b" % (self.scope["method"].encode(), self.url, self.parser.get_http_version().encode())
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(**_LENIENT)
+        headers = [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([line, *headers, b"", b""])
+
+    # What goes out
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request, if it is here; read on only if it isn't."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+        else:
+            if self.cycle is not None and self.cycle.body:
+                self.cycle.body = bytearray()  # of a request that nobody has read
+            self.flow.resume_reading()
 
     def pause_writing(self) -> None:
         """The client doesn't read as fast as it is answered."""
         self._pauses += 1
         super().pause_writing()
 
-    def send_400_response(self, msg: str) -> None:
-        """Answer what isn't HTTP, in the form of every other error."""
-        self._refuse(Problem("invalid-http", msg))
+    def shutdown(self) -> None:
+        """The server ends: so does this connection, once what is under way has been answered."""
+        if self.transport.is_lingering or not self._is_answering():
+            self.transport.close_now()
+        elif self.cycle is not None:
+            self.cycle.keep_alive = False
 
-    def has_ended_elsewhere(self) -> bool:
-        """Whether it became a WebSocket, whose own protocol has seen its end, and all that was written has left."""
-        return self.transport.is_closing() and self._is_upgraded() and not self.transport.get_write_buffer_size()
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
-    def look(self, now_mono: float, limits: Limits) -> None:
-        """Cut it if it has been in one stage for too long."""
-        stage = self._stage()
-        seen = (stage, self.cycle, self.transport.get_write_buffer_size() if stage == "socket" else self._pauses)
-        if seen != self._seen:
-            self._seen, self._seen_mono = seen, now_mono
+    def _refuse(self, problem: Problem) -> None:
+        """Answer and close. If other answers are to come before, only close behind them."""
+        cycle = self.cycle
+        if self._receives == "body" and cycle is not None:
+            if cycle.response_started or self.pipeline:
+                self._reset()
+                return
+            cycle.disconnected = True  # for its handler, which waits for the body, the client has left
+            cycle.message_event.set()
+        elif self._is_answering():
+            self._end_after_answers()
             return
-        waited_s = now_mono - self._seen_mono
-        if stage in ("answer", "socket") and waited_s >= limits.write_s:
-            self._reset()
-        elif stage == "head" and waited_s >= limits.head_s:
-            if self._unfinished_bytes and self._awaits_head():
-                detail = f"the request's headers must arrive within {limits.head_s:g} s"
-                self._refuse(Problem("headers-timeout", detail))
-            else:
-                self.transport.close()
+        self._is_deaf = True
+        self._write(problem)
 
-    def _refuse_head(self) -> None:
-        if self._awaits_head():
-            detail = f"the request line and the headers may have {MOST_HEAD_BYTES:,} bytes together"
-            self._refuse(Problem("headers-too-large", detail))
+    def _end_after_answers(self) -> None:
+        self._is_deaf = True
+        if self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    def _write(self, problem: Problem) -> None:
+        answer = problem.response()
+        headers = [*self.server_state.default_headers, *answer.raw_headers, *ALWAYS]
+        if not answer.unread_body:
+            headers.append((b"connection", b"close"))
+        self.transport.write(STATUS_LINE[answer.status_code] + whole.lines(headers) + b"\r\n" + bytes(answer.body))
+        self.transport.close()
+
+    # Bounds
+
+    def look(self, now_mono: float) -> None:
+        """Cut it if it has been in one state for too long."""
+        state, allowed_s = self._coming_in()
+        seen_in = (state, self.cycle)
+        if seen_in != self._seen_in:
+            self._seen_in, self._seen_in_mono = seen_in, now_mono
+        elif allowed_s is not None and now_mono - self._seen_in_mono >= allowed_s:
+            self._end_state(state)
+            return
+        seen_out = self._going_out()
+        if seen_out != self._seen_out:
+            self._seen_out, self._seen_out_mono = seen_out, now_mono
+        elif seen_out and now_mono - self._seen_out_mono >= self._limits.write_s:
+            self._reset()
+
+    def _coming_in(self) -> tuple[str, float | None]:
+        """The state of what the client sends, and how long that may take; None: other bounds end it.
+
+        ``lingering``: it has been answered, and what comes is dropped. ``waiting``: for an answer; a handler doesn't
+        take longer than Redis and its own limits let it, and the pings of a WebSocket must be answered.
+        """
+        limits = self._limits
+        if self.transport.is_lingering:
+            return "lingering", limits.head_s
+        if self._is_upgraded() or self.pipeline or self._is_deaf:
+            return "waiting", None
+        if self._receives == "body":
+            if not self._is_answering():
+                return "unwanted body", limits.head_s
+            return "body", 2 * BODY_TIMEOUT_S  # a handler that reads it has half of that, and answers
+        if self._receives == "head" or self.cycle is None:
+            return "head", limits.head_s
+        if not self.cycle.response_complete:
+            return "waiting", None
+        return "idle", limits.idle_s
+
+    def _end_state(self, state: str) -> None:
+        if state == "head" and self._receives:
+            self._refuse(Problem("headers-timeout", f"the headers must arrive within {self._limits.head_s:g} s"))
+        elif state in ("head", "idle"):
+            self.transport.close_now()
         else:
             self._reset()
 
-    def _awaits_head(self) -> bool:
-        """Not: the answer before it isn't complete, or it goes on with a body that nobody wanted."""
-        return self.cycle is None or (self.cycle.response_complete and not self.cycle.more_body)
+    def _going_out(self) -> tuple[Any, ...]:
+        """What the client doesn't read; empty when it reads."""
+        if self.transport.is_closing() or self._is_upgraded():
+            size = self.transport.get_write_buffer_size()
+            return (size,) if size else ()
+        return ("paused", self._pauses) if self.flow.write_paused else ()
+
+    def _refuse_unfinished(self) -> None:
+        """More has come than a head, or what stands between and behind the chunks of a body, may have."""
+        if self._receives == "body":
+            detail = f"the trailers of a body, or the extensions of a chunk, may have {MOST_HEAD_BYTES:,} bytes"
+            self._refuse(Problem("headers-too-large", detail))
+        elif self._is_answering():
+            self._reset()
+        else:
+            self._refuse(_head_too_large())
+
+    def _drop(self, count: int) -> None:
+        """Count what belongs to a body, or comes when nobody hears any more."""
+        self._body_bytes += count
+        if self._body_bytes > self._limits.body_bytes:
+            self._reset()
 
     def _reset(self) -> None:
         """End it at once. What wasn't read is dropped: the kernel would go on offering it."""
+        self._is_deaf = True
         self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
         self.transport.abort()
-
-    def _stage(self) -> str:
-        """What it waits for: ``app``, ``next`` (uvicorn's own time-out runs), ``head``, ``answer``, or ``socket``: that
-        the client takes what a WebSocket, open or closed, has for it."""
-        if self._is_upgraded():
-            return "socket" if self.transport.get_write_buffer_size() else "app"
-        if self.transport.is_closing():
-            return "answer"
-        if self.flow.write_paused:
-            return "answer"
-        if self.cycle is not None and not self.cycle.response_complete:
-            return "app"
-        return "head" if self.timeout_keep_alive_task is None else "next"
 
     def _is_upgraded(self) -> bool:
         return self.transport.get_protocol() is not self
 
-    def _refuse(self, problem: Problem) -> None:
-        """Answer and close."""
-        answer = problem.response()
-        headers = [*self.server_state.default_headers, *answer.raw_headers, (b"connection", b"close")]
-        head = b"".join([name + b": " + value + b"\r\n" for name, value in headers])
-        self.transport.write(STATUS_LINE[answer.status_code] + head + b"\r\n" + bytes(answer.body))
-        self.transport.close()
+
+def _head_too_large() -> Problem:
+    detail = f"the request line and the headers may have {MOST_HEAD_BYTES:,} bytes together"
+    return Problem("headers-too-large", detail, unread_body=True)
 
 
 def check_files() -> None:

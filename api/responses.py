@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -13,8 +12,6 @@ from starlette.types import Receive, Scope, Send
 from api.tags import Headers, has_tag, tag_of
 
 JSON: Final = b"application/json"
-LINGER_S: Final = 2.0
-LINGER_BYTES: Final = 1 << 20
 
 _encode: Final = msgspec.json.Encoder().encode
 _NO_STORE: Final = (b"cache-control", b"no-store")
@@ -22,13 +19,14 @@ _CLOSE: Final = (b"connection", b"close")
 
 
 class Whole(Response):
-    """An answer that is all there; `raw_headers` and `body` are made by hand. `unread_body`: see `_finish_unread`."""
+    """An answer that is all there; `raw_headers` and `body` are made by hand. `unread_body`: it tells the client not to
+    go on with the request's body, since the connection ends with this answer."""
 
     unread_body = False
 
 
 class Json(Whole):
-    """`document` as JSON; never stored by caches. `unread_body`: see `_finish_unread`."""
+    """`document` as JSON; never stored by caches. `unread_body`: see `Whole`."""
 
     def __init__(
         self,
@@ -54,9 +52,7 @@ class Json(Whole):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": self.body, "more_body": self.unread_body})
-        if self.unread_body:
-            await _finish_unread(receive, send)
+        await send({"type": "http.response.body", "body": self.body, "more_body": False})
 
 
 class NotModified(Whole):
@@ -82,23 +78,3 @@ class NoContent(Response):
 
     def __init__(self) -> None:
         super().__init__(status_code=204, headers={"cache-control": "no-store"})
-
-
-async def _finish_unread(receive: Receive, send: Send) -> None:
-    """End an answer that was given before the request's body was read.
-
-    The answer is complete on the wire by now. Closing at once would make the kernel reset the connection, and
-    a client that is still sending would lose the answer; so what it sends is dropped for a moment, bounded in
-    time and bytes, before the connection closes.
-    """
-    try:
-        async with asyncio.timeout(LINGER_S):
-            left = LINGER_BYTES
-            while left > 0:
-                message = await receive()
-                if not message.get("more_body", False):  # the end, or a disconnect
-                    break
-                left -= len(message["body"])
-    except TimeoutError:
-        pass  # it sends slowly or not at all: it had the time to read
-    await send({"type": "http.response.body", "body": b"", "more_body": False})

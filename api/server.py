@@ -11,6 +11,7 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
 
 from api.connections import Connections, LimitedProtocol, Limits
 from api.events.socket import MAX_MESSAGE_BYTES
@@ -18,10 +19,10 @@ from taskpool.errors import ConfigurationError
 
 DRAIN_S = 10
 """How long requests under way may take once the process was asked to end. Those that wait for a task end at once."""
-KEEP_ALIVE_S = 75
-"""How long an idle connection stays open: longer than proxies keep theirs (60 s), so that they close first."""
 PING_S = 20.0
-"""How often a WebSocket gets a ping: proxies cut one that is silent for 50 to 60 s."""
+"""How often a WebSocket gets a ping, and how long it may take to answer: proxies cut one that is silent for 50 s."""
+MOST_MESSAGES = 1000
+"""Of a WebSocket in one piece, and frames of one message: neither may be a way past the bound in bytes."""
 BACKLOG = 2048
 TICKS_A_SECOND = 10
 """How often uvicorn calls `on_tick`."""
@@ -70,16 +71,55 @@ def serve(app: Starlette, listener: socket.socket, limits: Limits, *, log_level:
         proxy_headers=False,  # the application has its own: see `Prefixes`
         server_header=False,
         timeout_graceful_shutdown=DRAIN_S,
-        timeout_keep_alive=KEEP_ALIVE_S,
         ws=_SocketProtocol,
         ws_max_size=MAX_MESSAGE_BYTES,
         ws_ping_interval=PING_S,
+        ws_ping_timeout=PING_S,
         ws_per_message_deflate=False,  # small messages, and memory for each socket
     )
     _Server(config, app, connections).run(sockets=[listener])
 
 
 class _SocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket, with bounds for what it leaves unbounded."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As always; and it no longer counts as open."""
+        super().connection_lost(exc)
+        transport: Any = self.transport
+        transport.lost()
+
+    def handle_ping(self) -> None:
+        """As always; but one that doesn't read the answers gets no more of them."""
+        pong = b"".join(self.conn.data_to_send())
+        if self.writable.is_set():
+            self.transport.write(pong)
+
+    def handle_cont(self, event: Frame) -> None:
+        """As always; but the parts of a message are bounded in number, too: they may be empty."""
+        if len(self.frames) >= MOST_MESSAGES:
+            self._fail("too many parts of one message")
+        else:
+            super().handle_cont(event)
+
+    def send_receive_event_to_app(self) -> None:
+        """As always; but what came in one piece is bounded in number, too."""
+        if self.queue.qsize() >= MOST_MESSAGES:
+            self._fail("too many messages at once")
+        else:
+            super().send_receive_event_to_app()
+
+    def _fail(self, reason: str) -> None:
+        self.frames = []
+        if not self.close_sent:
+            self.conn.fail(1008, reason)
+            self.handle_parser_exception()
+
+    def send_500_response(self) -> None:
+        """As always, unless the connection is closing: then no handshake can be answered any more."""
+        if not self.transport.is_closing():
+            super().send_500_response()
+
     async def send(self, message: Any) -> None:
         """As always; but a handshake that was answered as HTTP is over, not an error to log."""
         await super().send(message)

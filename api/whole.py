@@ -1,7 +1,7 @@
 """An answer that is all there, in one write. Told in two messages, as ASGI has it, uvicorn writes it in two pieces, for
 which the client is woken twice, and looks at each header by itself: a third of what it does for a small request.
 
-What can't be done in one goes the usual way: a stream, a body that nobody has read, a client that doesn't read.
+What can't be done in one goes the usual way: a stream, a client that doesn't read.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def write(answer: Any, scope: Scope) -> bool:
         ValueError: a header holds a line break; nothing was written.
     """
     cycle: RequestResponseCycle | None = scope.get(CYCLE)
-    if cycle is None or cycle.flow.write_paused or not isinstance(answer, Whole) or answer.unread_body:
+    if cycle is None or cycle.flow.write_paused or not isinstance(answer, Whole):
         return False
     head = lines([*cycle.default_headers, *answer.raw_headers, *scope.get(RATE_KEY, ())])
-    end = b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"
+    end = b"\r\n" if cycle.keep_alive or answer.unread_body else b"connection: close\r\n\r\n"
     body = b"" if scope["method"] == "HEAD" else answer.body
     if not cycle.disconnected:
         # From here on as uvicorn does it.
@@ -43,7 +43,7 @@ def write(answer: Any, scope: Scope) -> bool:
         cycle.waiting_for_100_continue = False
         cycle.transport.write(b"".join((STATUS_LINE[answer.status_code], head, ALWAYS_LINES, end, body)))
         cycle.message_event.set()
-        if not cycle.keep_alive:
+        if not cycle.keep_alive or answer.unread_body:
             cycle.transport.close()
         cycle.on_response()
     return True

@@ -64,6 +64,9 @@ class Settings:
     max_connections_per_address: int = _setting(5_000, "Most of them from one address.", "integer", least=1)
     header_timeout_s: float = _setting(10.0, "Seconds a request's headers may take.", "seconds", least=0.1)
     write_timeout_s: float = _setting(30.0, "Seconds a client may leave its answer unread.", "seconds", least=0.1)
+    idle_timeout_s: float = _setting(
+        75.0, "Seconds a connection may stay idle: more than the proxy keeps its own.", "seconds", least=0.1
+    )
     result_ttl_s: int = _setting(
         86_400, "Seconds a task that is done stays readable.", "integer", least=1, most=LONGEST_S
     )
