@@ -27,7 +27,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from api import whole
 from api.access.addresses import network
 from api.body import BODY_TIMEOUT_S
-from api.headers import ALWAYS, told_to_browsers
+from api.headers import ALWAYS
 from api.problems import Problem, retry_after
 from taskpool.errors import ConfigurationError
 
@@ -48,8 +48,8 @@ NO_LINGER: Final = struct.pack("ii", 1, 0)
 LOG_AGAIN_S: Final = 60.0
 FILES_ASIDE: Final = 64
 """File descriptors that connections leave to the rest of the process."""
-FAULT: Final = "taskpool.fault"
-"""Where the ASGI scope has the problem of a request whose headers are wrong."""
+END_BODY_S: Final = 2.0
+"""How long bodies may still take to arrive when the server ends."""
 _LENIENT: Final = {"lenient_data_after_close": True}  # as uvicorn has it
 
 
@@ -171,13 +171,12 @@ class LimitedProtocol(HttpToolsProtocol):
         super().__init__(*arguments, **named)
         self._among, self._limits = among, among.limits
         self._receives: Literal["", "head", "body"] = ""
-        self._fault: Problem | None = None
         self._upgrades = False
         self._hosts = self._trailer_bytes = self._body_bytes = 0
         # Bytes that neither completed a head nor belonged to a body, and those that came with the last that did.
         self._unfinished_bytes = self._before_bytes = 0
         self._progresses = False
-        self._is_deaf = False
+        self._is_deaf = self._ends = False
         self._pauses = 0
         self._seen_in: tuple[Any, ...] = ()
         self._seen_out: tuple[Any, ...] = ()
@@ -229,14 +228,14 @@ class LimitedProtocol(HttpToolsProtocol):
             self._drop(len(data))
 
     def is_receiving(self) -> bool:
-        """Whether the client is known to be in the middle of something, or isn't heard any more."""
-        return bool(self._receives) or self._is_deaf
+        """Whether the client may be in the middle of something, and there is time to let it come to its end."""
+        return bool(self._receives or self._is_deaf) and not self._ends
 
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
         self._receives = "head"
-        self._fault, self._upgrades = None, False
+        self._upgrades = False
         self._hosts = self._trailer_bytes = self._body_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -258,10 +257,10 @@ class LimitedProtocol(HttpToolsProtocol):
         self._progresses = True
         if self._is_deaf:
             return
-        self._fault = self._find_fault()
-        if self._fault is not None:
-            self.scope[FAULT] = self._fault  # type: ignore[typeddict-unknown-key]
-        if self.parser.should_upgrade():
+        fault = self._find_fault()
+        if fault is not None:
+            self._refuse(fault)
+        elif self.parser.should_upgrade():
             self.scope["method"] = self.parser.get_method().decode("ascii")
             self._upgrades = True
         elif len(self.pipeline) >= MOST_PIPELINED:
@@ -293,17 +292,14 @@ class LimitedProtocol(HttpToolsProtocol):
             if size > MOST_HEAD_BYTES:
                 return _head_too_large()
         if len(self.headers) > MOST_HEADERS:
-            return Problem("headers-too-large", f"a request may have {MOST_HEADERS} headers", unread_body=True)
+            return Problem("headers-too-large", f"a request may have {MOST_HEADERS} headers")
         if self._hosts != 1 and (self._hosts or self.parser.get_http_version() != "1.0"):
             detail = f"a request must have one Host header; this one has {self._hosts}"
-            return Problem("invalid-header", detail, unread_body=True)
+            return Problem("invalid-header", detail)
         return None
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         whole.offer(cycle)
-        scope: Any = cycle.scope
-        if FAULT in scope:
-            app = told_to_browsers(scope[FAULT].response(), frozenset())
         super()._start_asgi_task(cycle, app)
 
     # Upgrades
@@ -311,10 +307,12 @@ class LimitedProtocol(HttpToolsProtocol):
     def _upgrade(self, rest: bytes) -> bytes:
         """Become a WebSocket. Any other upgrade is ignored, as RFC 9110 allows, also one to a WebSocket by a request
         that can't be its handshake: what is to be parsed then, since the parser hasn't looked at the body."""
-        if self._fault is not None:
-            self._refuse(self._fault)
-        elif self.scope["method"] == "CONNECT":
-            self._refuse(Problem("method-not-allowed", "CONNECT isn't possible here"))
+        if self._is_deaf:
+            return b""
+        if not self._upgrades:  # its trailers spoke of one
+            return rest
+        if self.scope["method"] == "CONNECT":
+            self._refuse(Problem("invalid-http", "CONNECT isn't possible: this is no proxy"))
         elif not self._is_handshake():
             return self._without_upgrade() + rest
         elif self._is_answering():
@@ -370,10 +368,16 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """The server ends: so does this connection, once what is under way has been answered."""
+        self._ends = True
         if self.transport.is_lingering or not self._is_answering():
             self.transport.close_now()
         elif self.cycle is not None:
             self.cycle.keep_alive = False
+            self.loop.call_later(END_BODY_S, self._end_body)
+
+    def _end_body(self) -> None:
+        if self._receives == "body" and not self.transport.is_closing():
+            self._refuse(Problem("body-timeout", f"the server stops: the body must arrive within {END_BODY_S:g} s"))
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
@@ -400,9 +404,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _write(self, problem: Problem) -> None:
         answer = problem.response()
-        headers = [*self.server_state.default_headers, *answer.raw_headers, *ALWAYS]
-        if not answer.unread_body:
-            headers.append((b"connection", b"close"))
+        headers = [*self.server_state.default_headers, *answer.raw_headers, *ALWAYS, (b"connection", b"close")]
         self.transport.write(STATUS_LINE[answer.status_code] + whole.lines(headers) + b"\r\n" + bytes(answer.body))
         self.transport.close()
 
@@ -487,7 +489,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
 def _head_too_large() -> Problem:
     detail = f"the request line and the headers may have {MOST_HEAD_BYTES:,} bytes together"
-    return Problem("headers-too-large", detail, unread_body=True)
+    return Problem("headers-too-large", detail)
 
 
 def check_files() -> None:

@@ -74,6 +74,14 @@ _INVALID: Final = {
     UnknownDependency: "unknown-dependency",
 }
 
+SHOWN: Final = 500
+"""Characters of a text that an answer shows: names that callers choose stand in it, and may be as long as a body."""
+
+
+def shortened(text: str) -> str:
+    """The text, without its middle if it is long."""
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]}…{text[1 - SHOWN // 2 :]}"
+
 
 class Problem(Exception):
     """Raised where a request can't be served; it is rendered as it is.
@@ -104,10 +112,10 @@ class Problem(Exception):
             "type": TYPE_PREFIX + self.kind,
             "title": title,
             "status": status,
-            "detail": self.detail,
+            "detail": shortened(self.detail),
         }
         if self.errors:
-            document["errors"] = self.errors
+            document["errors"] = [{name: shortened(text) for name, text in error.items()} for error in self.errors]
         document.update(self.extra)
         return Json(document, status=status, headers=self.headers, media_type=MEDIA_TYPE, unread_body=self.unread_body)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import os
 import socket
+from asyncio import BaseTransport
 from functools import partial
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 
@@ -83,6 +85,11 @@ def serve(app: Starlette, listener: socket.socket, limits: Limits, *, log_level:
 class _SocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket, with bounds for what it leaves unbounded."""
 
+    def connection_made(self, transport: BaseTransport) -> None:
+        """As always; and a close that isn't answered ends as a ping does."""
+        super().connection_made(transport)
+        self.close_timeout = PING_S
+
     def connection_lost(self, exc: Exception | None) -> None:
         """As always; and it no longer counts as open."""
         super().connection_lost(exc)
@@ -121,7 +128,10 @@ class _SocketProtocol(WebSocketsSansIOProtocol):
             super().send_500_response()
 
     async def send(self, message: Any) -> None:
-        """As always; but a handshake that was answered as HTTP is over, not an error to log."""
+        """As always; but a handshake that was answered as HTTP is over, and so is a socket that was closed because of
+        what the client sent: neither is an error to log."""
+        if self.close_sent and message["type"] in ("websocket.send", "websocket.close"):
+            raise ClientDisconnected
         await super().send(message)
         if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
             self.handshake_complete = True

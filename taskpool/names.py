@@ -62,14 +62,16 @@ def queue_name_fault(name: object) -> str | None:
         return None
     return f"{name!r} can't be the name of a queue: 1 to 64 letters, digits, '_', '-' or '.' (ASCII)"
 
+_HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9.-]+))(?::[0-9]{1,5})?|([0-9a-f:.]+)")
+"""A name or an address, perhaps with a port; one of IPv6 in brackets, or without them and without a port."""
+
 
 def names_this_machine(address: str) -> bool:
     """Whether only this machine itself can reach an address: ``localhost``, ``127.0.0.1:8080``, ``[::1]:8080``."""
-    host = address.lower()
-    if host.startswith("["):
-        host = host[1:].partition("]")[0]
-    elif host.count(":") == 1:
-        host = host.partition(":")[0]
+    found = _HOST.fullmatch(address.lower())
+    if found is None:
+        return False
+    host = found[1] or found[2] or found[3]
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,11 +66,14 @@ def environment(redis_url: str, **variables: str) -> dict[str, str]:
 
 
 @contextmanager
-def api_process(redis_url: str, log: Path, **variables: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """`python -m api` on a free port until the block ends: the process and its URL."""
+def api_process(
+    redis_url: str, log: Path, *, module: Sequence[str] = ("api",), **variables: str
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """`python -m api` on a free port until the block ends: the process and its URL. `module`: another one that runs it,
+    and its arguments."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "api"], env=environment(redis_url, **variables), cwd=ROOT, stderr=output
+            [sys.executable, "-m", *module], env=environment(redis_url, **variables), cwd=ROOT, stderr=output
         )
     try:
         yield process, eventually(lambda: _url(process, log)) or ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from api import wishes
+from api import body, wishes
 from api.events import framing
 
 
@@ -18,6 +18,8 @@ def main(divisor: float) -> int:
     changed.KEEP_ALIVE_S, changed.RETRY = framing.KEEP_ALIVE_S / divisor, b"retry: 50\n"
     changed = wishes
     changed.MAX_WAIT_S = wishes.MAX_WAIT_S / divisor
+    changed = body
+    changed.BODY_TIMEOUT_S = body.BODY_TIMEOUT_S / divisor
     from api import __main__, server  # what they import has these figures by now
 
     changed = server

@@ -57,14 +57,19 @@ class Gate:
         """The caller of a request or a socket, which may do what `access` asks; `caller_of` finds it from then on.
 
         Raises:
-            Problem: 401 it isn't known who asks; 403 it may not; 421 it asked for another machine; 429 not so soon.
+            Problem: 400 it says twice who asks; 401 it isn't known who asks; 403 it may not; 421 it asked for another
+                machine; 429 not so soon.
             RedisUnavailable
         """
-        authorization = origin = b""
+        authorization = origin = None
         for name, value in scope["headers"]:
             if name == b"authorization":
+                if authorization is not None:
+                    raise _twice("Authorization")
                 authorization = value
             elif name == b"origin":
+                if origin is not None:
+                    raise _twice("Origin")
                 origin = value
         if origin and not self._may_come_from(origin, scope):
             if scope["type"] == "websocket":
@@ -72,7 +77,7 @@ class Gate:
             if scope["method"] not in SAFE and not await self.needs_key():
                 raise _from_elsewhere("changes")
         client = scope.get("client")
-        caller = await self._caller(scope, access, authorization, client[0] if client else "")
+        caller = await self._caller(scope, access, authorization or b"", client[0] if client else "")
         await self._rates.take(caller, scope)
         check(caller, access)
         scope[SCOPE_KEY] = caller
@@ -103,9 +108,11 @@ class Gate:
         Raises:
             RedisUnavailable
         """
+        given = [value for name, value in scope["headers"] if name == b"authorization"]
         try:
-            authorization = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-            check(await self._caller(scope, access, authorization, ""), access)
+            if len(given) > 1:
+                raise _twice("Authorization")
+            check(await self._caller(scope, access, given[0] if given else b"", ""), access)
         except Problem:
             return False
         return True
@@ -176,6 +183,10 @@ def unauthorized(detail: str, error: str = "") -> Problem:
     """The problem 401; `error` is RFC 6750's word for what is wrong with what was sent."""
     challenge = f'{REALM}, error="{error}"' if error else REALM
     return Problem("unauthorized", detail, headers=[(b"www-authenticate", challenge.encode())])
+
+
+def _twice(name: str) -> Problem:
+    return Problem("invalid-header", f"{name} must be sent once; this request has it more than once")
 
 
 def _holder(key: ApiKey, address: str) -> Caller:

@@ -7,6 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from api.events.socket_messages import REQUESTS, ErrorMessage, Request, Sub, Subscribe
+from api.problems import shortened
 from taskpool.errors import FieldError
 from taskpool.openenum import refuse_unknown
 from taskpool.payload.faults import field_errors
@@ -28,7 +29,7 @@ def read_request(text: str | None) -> Request | ErrorMessage:
     except msgspec.ValidationError as error:
         return _refusal(text or "", error)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return ErrorMessage(kind="invalid-json", detail=str(error))
+        return ErrorMessage(kind="invalid-json", detail=shortened(str(error)))
 
 
 def _refusal(text: str, error: msgspec.ValidationError) -> ErrorMessage:
@@ -40,8 +41,8 @@ def _refusal(text: str, error: msgspec.ValidationError) -> ErrorMessage:
         (fault,) = field_errors(error, "", _OPS.get(op, Any))
     return ErrorMessage(
         kind="invalid-message",
-        detail=f"{fault.pointer or 'the message'}: {fault.detail}",
-        pointer=fault.pointer,
+        detail=shortened(f"{fault.pointer or 'the message'}: {fault.detail}"),
+        pointer=shortened(fault.pointer),
         sub=_name(said.get("sub")),
     )
 
