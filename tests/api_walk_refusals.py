@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 
-from api import body, responses
+from api import body
 from api.access.caller import anonymous
 from taskpool.access.apikey import Scope
 from taskpool.errors import RedisUnavailable
@@ -55,7 +55,6 @@ async def half_a_body(walk: Walk, id: str) -> httpx.Response:
 
     with walk.patch.context() as patch:
         patch.setattr(body, "BODY_TIMEOUT_S", 0.01)
-        patch.setattr(responses, "LINGER_S", 0.01)
         return await walk.ask(id, content=half(), headers={"content-type": "application/json"})
 
 
@@ -101,8 +100,9 @@ async def nothing_there(walk: Walk, id: str) -> httpx.Response:
 
 
 @of_any("invalid-header")
-async def a_key_with_a_blank(walk: Walk, id: str) -> httpx.Response:
-    return await walk.ask(id, headers={"idempotency-key": "a b"})
+async def a_key_with_a_blank_and_two_that_ask(walk: Walk, id: str) -> httpx.Response:
+    await walk.ask(id, headers={"idempotency-key": "a b"})
+    return await walk.ask(id, headers=[("authorization", "Bearer a"), ("authorization", "Bearer b")])
 
 
 @of_any("invalid-event-id")

@@ -26,7 +26,12 @@ def test_names_that_only_this_machine_answers_to(host: str) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["0.0.0.0", "0.0.0.0:8080", "::", "[::]:80", "8080", "", "evil.org", "127.0.0.1.evil.org", "localhost.evil.org"],
+    [
+        *("0.0.0.0", "0.0.0.0:8080", "::", "[::]:80", "8080", "", "evil.org", "127.0.0.1.evil.org"),
+        *("localhost.evil.org", "[::1].evil.org", "[::1]evil.org", "[::1", "[::1]:80.evil.org", "[[::1]]", "[::1]:"),
+        *("localhost:evil.org", "localhost:80:80", "localhost:80@evil.org", "127.0.0.1:x", "evil.org/.localhost"),
+        *("[localhost]", "evil.org@localhost", "localhost\n", "[::1%eth0]", ":80"),
+    ],
 )
 def test_names_that_others_answer_to_or_reach(host: str) -> None:
     assert not names_this_machine(host)

@@ -339,3 +339,35 @@ def test_no_body_whatever_makes_it_fail(redis_url: str) -> None:
 
         fuzz()
         runner.run(context.__aexit__(None, None, None))
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tasks", '{"%s": 1}'),
+        ("/tasks", '{"%s": 1, "%s": 2}'),
+        ("/tasks", '{"type": "%s"}'),
+        ("/tasks", '{"type": "echo", "payload": {"%s": 1}}'),
+        ("/tasks", '{"type": "echo", "queue": "%s"}'),
+        ("/tasks", '{"type": "echo", "depends_on": ["%s"]}'),
+        ("/tasks", '{"type": "echo", "callback_url": "%s"}'),
+        ("/tasks/batch", '{"tasks": [{"%s": 1}]}'),
+        ("/webhooks", '{"%s": 1}'),
+        ("/keys", '{"name": "a", "scopes": ["%s"]}'),
+        ("/tasks/x/stop", '{"%s": 1}'),
+        ("/tasks?%s=1", "{}"),
+        ("/tasks?status=%s", ""),
+        ("/types?%s", ""),
+    ],
+)
+async def test_a_long_name_is_not_echoed_in_full(redis_url: str, path: str, body: str) -> None:
+    publish_types(redis_url)
+    long = "x" * 100_000
+    url, content = path.replace("%s", long), body.replace("%s", long)
+
+    async with api(redis_url) as client:
+        answer = await client.request("POST" if body else "GET", url[:60_000], content=content, headers=JSON)
+
+    assert 400 <= answer.status_code < 500
+    assert answer.status_code != 413
+    assert len(answer.content) < 3000

@@ -75,7 +75,7 @@ PROBLEM_HEADERS: Final[Mapping[str, Mapping[str, bool]]] = {
 """The headers of problems by kind, and whether each of them is always there."""
 
 OF_A_LIMIT: Final = ("RateLimit", "RateLimit-Policy")
-BEFORE_ANY_LIMIT: Final = (401, 421)
+BEFORE_ANY_LIMIT: Final = frozenset(("unauthorized", "misdirected", "invalid-header"))
 
 TITLES: Final = {
     200: "It is done.",
@@ -142,7 +142,7 @@ def _problem_headers(status: int, kinds: Sequence[str], access: Access) -> Objec
     """The headers of the problems of one status."""
     given = [PROBLEM_HEADERS.get(kind, {}) for kind in kinds]
     needed = {name: all(headers.get(name, False) for headers in given) for headers in given for name in headers}
-    is_refused_at_once = status in BEFORE_ANY_LIMIT
+    is_refused_at_once = BEFORE_ANY_LIMIT.issuperset(kinds)
     if status == 403 and access.scope is None:  # it can only have come from another origin
         is_refused_at_once = True
         del needed["WWW-Authenticate"]

@@ -19,7 +19,7 @@ H = TypeVar("H", bound=Callable[..., Any])
 
 JSON: Final = "application/json"
 EVENTS: Final = "text/event-stream"
-OF_A_CALLER: Final = ("unauthorized", "forbidden", "misdirected", "rate-limited")
+OF_A_CALLER: Final = ("invalid-header", "unauthorized", "forbidden", "misdirected", "rate-limited")
 MARK: Final = "operation"
 OF_A_BODY: Final = ("invalid-json", "body-timeout", "body-too-large", "unsupported-media-type")
 
