@@ -75,10 +75,10 @@ class Actor(msgspec.Struct, frozen=True, gc=False):
         Raises:
             NotAllowed
         """
-        faults = [*self._faults("type", spec.type, self.types, start)]
+        faults = [] if self.types is None else list(self._faults("type", spec.type, self.types, start))
         for option, value, effect in OPTIONS:
             given = getattr(spec, option)
-            if given and value in (None, given) and not self.may(effect):
+            if given and (value is None or value == given) and not self.may(effect):
                 what = option if value is None else f"{option} {value}"
                 text = f"the key {self.name!r} doesn't have the scope {RIGHTS[effect].scope.value}, which {what} needs"
                 faults.append(FieldError(f"{start}/{option}", text))
