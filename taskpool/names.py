@@ -62,6 +62,7 @@ def queue_name_fault(name: object) -> str | None:
         return None
     return f"{name!r} can't be the name of a queue: 1 to 64 letters, digits, '_', '-' or '.' (ASCII)"
 
+
 _HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9.-]+))(?::[0-9]{1,5})?|([0-9a-f:.]+)")
 """A name or an address, perhaps with a port; one of IPv6 in brackets, or without them and without a port."""
 

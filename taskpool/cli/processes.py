@@ -16,8 +16,8 @@ API: Final = (
     "host", "port", "public_address", "auth", "cors_origins", "trusted_proxies", "root_path", "max_body_bytes",
     "max_connections", "max_connections_per_address", "max_streams", "max_streams_per_key", "max_streams_per_address",
     "header_timeout_s", "write_timeout_s", "idle_timeout_s", "rate_limit", "rate_burst_s", "result_ttl_s",
-    "failure_ttl_s", "secret_ttl_s", "max_queue_depth", "max_queues", "max_tags", "max_unique_keys", "max_idempotency_keys",
-    "max_webhooks", "timeout_s", "type_grace_s", *SHARED,
+    "failure_ttl_s", "secret_ttl_s", "max_queue_depth", "max_queues", "max_tags", "max_unique_keys",
+    "max_idempotency_keys", "max_webhooks", "timeout_s", "type_grace_s", *SHARED,
 )  # fmt: skip
 WORKER: Final = (
     "workers", "slots", "queues", "tasks", "max_result_bytes", "lease_s", "max_crashes", "grace_s", "builtins",

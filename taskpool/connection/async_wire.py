@@ -15,7 +15,15 @@ import hiredis
 
 from taskpool.calls import Part
 from taskpool.connection.address import Address
-from taskpool.connection.wire import CLOSED, CONNECT_TIMEOUT_S, pack, refuse_bad_greeting, strange, unreachable
+from taskpool.connection.wire import (
+    CLOSED,
+    CONNECT_TIMEOUT_S,
+    pack,
+    refuse_bad_greeting,
+    refuse_error,
+    strange,
+    unreachable,
+)
 from taskpool.errors import RedisUnavailable
 from taskpool.loops import inode_of, let_go
 
@@ -51,6 +59,8 @@ class AsyncWire:
         self._wanted = 0
         self._watch: asyncio.TimerHandle | None = None
         self._has_ended = False
+        self._unasked: Any = None
+        """A reply to nothing: why Redis is about to close the connection."""
 
     async def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float) -> list[Any]:
         """As `Wire.exchange`."""
@@ -86,6 +96,8 @@ class AsyncWire:
             future, _ = self._waiting.popleft()
             if not future.done():
                 future.set_result(reply)
+        else:
+            self._unasked = reply
 
     def misheard(self, link: _Link) -> None:
         """What came isn't a reply of Redis: give the connection up."""
@@ -170,6 +182,7 @@ class AsyncWire:
         address = self._address
         loop = asyncio.get_running_loop()
         link = _Link(self)
+        self._unasked, replies = None, []
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 if address.sentinels:
@@ -183,12 +196,15 @@ class AsyncWire:
                     raise ConnectionResetError("closed")
                 self._link = link
                 greeting = address.greeting(self._name, self._protocol)
-                greeted = [await reply for reply in self._send(greeting, CONNECT_TIMEOUT_S)]
+                replies = self._send(greeting, CONNECT_TIMEOUT_S)
+                greeted = [await reply for reply in replies]
             refuse_bad_greeting(address, greeted)
             if self._link is not link:  # lost right behind the replies
                 raise ConnectionResetError(CLOSED)
         except OSError as error:  # TimeoutError is one
             self.drop(error, link)
+            said = [reply.result() for reply in replies if not (reply.cancelled() or reply.exception())]
+            refuse_error(address, [self._unasked, *said])
             raise self._unavailable(error) from error
         except BaseException:  # refused; or cancelled, when it is unknown whether the greeting was accepted
             self.drop(ConnectionResetError("closed"), link)

@@ -153,15 +153,30 @@ class Wire:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if address.tls:
                 connection = address.tls.wrap_socket(connection, server_hostname=address.host)
-            greeting = address.greeting(self._name, self._protocol)
-            connection.sendall(pack(greeting))
-            replies = [self._read(connection) for _ in greeting]
-            refuse_bad_greeting(address, replies)
+            refuse_bad_greeting(address, self._greet(address, connection))
         except BaseException:
             connection.close()
             raise
         self._socket, self._timeout_s = connection, None
         return connection
+
+    def _greet(self, address: Address, connection: socket.socket) -> list[Any]:
+        """The replies to the greeting. A Redis that refuses everybody says why once and closes: before or after we have
+        sent anything, and whether or not that can still be sent."""
+        greeting = address.greeting(self._name, self._protocol)
+        replies: list[Any] = []
+        lost: OSError | None = None
+        try:
+            connection.sendall(pack(greeting))
+        except OSError as error:
+            lost = error
+        try:
+            while len(replies) < len(greeting):
+                replies.append(self._read(connection))
+        except OSError as error:
+            refuse_error(address, replies)
+            raise lost or error  # noqa: B904  the first one says more
+        return replies
 
     def _unavailable(self, error: OSError) -> RedisUnavailable:
         return unreachable(self._address, error)
@@ -214,11 +229,16 @@ def greeting_error(redis_url: str) -> str:
 def refuse_bad_greeting(address: Address, replies: Sequence[Any]) -> None:
     """Raise `RedisUnavailable` for the first error among the replies to a greeting, or if it is a replica that answers
     in the place of the master: what can be read there may be old or missing."""
+    refuse_error(address, replies)
+    if address.must_be_master and "role:master" not in _text(replies[-1]):
+        raise RedisUnavailable(f"Redis at {address} is a replica, though a sentinel named it as the master")
+
+
+def refuse_error(address: Address, replies: Sequence[Any]) -> None:
+    """Raise `RedisUnavailable` for the first error among the replies to a greeting, of which some may be missing."""
     for reply in replies:
         if isinstance(reply, hiredis.ReplyError):
             raise RedisUnavailable(f"Redis at {address} refused us: {reply}")
-    if address.must_be_master and "role:master" not in _text(replies[-1]):
-        raise RedisUnavailable(f"Redis at {address} is a replica, though a sentinel named it as the master")
 
 
 def _text(reply: Any) -> str:
