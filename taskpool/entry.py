@@ -7,7 +7,7 @@ there is no moment in which such a key is taken and its tasks aren't there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from taskpool.access.audit import Actor, entry
 from taskpool.calls import Plan, one
@@ -22,8 +22,8 @@ from taskpool.submission.checking import Checked, check_task, check_tasks
 from taskpool.submission.prepare import Defaults
 from taskpool.types import TaskSpec
 
-UNREPLACEABLE = (
-    "the task that holds the unique key has a type or a queue that the key may not use, so it can't be replaced"
+UNREPLACEABLE: Final = (
+    "the task that holds this unique key can't be replaced: your API key may not use its type, or not its queue"
 )
 
 

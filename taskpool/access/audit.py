@@ -69,13 +69,14 @@ class Actor(msgspec.Struct, frozen=True, gc=False):
         return self.scopes is None or RIGHTS[effect].scope in self.scopes or Scope.ADMIN in self.scopes
 
     def check_options(self, spec: TaskSpec, start: str = "") -> None:
-        """Return if it may use the type and the options of a submission; `start` prefixes the faults' pointers. To be
-        asked before the type is looked up: a caller learns nothing about a type that it may not use.
+        """Return if it may use the type, the queue (if it names one) and the options of a submission; `start` prefixes
+        the faults' pointers. To be asked before the type is looked up: a caller learns nothing about a type that it may
+        not use.
 
         Raises:
             NotAllowed
         """
-        faults = [] if self.types is None else list(self._faults("type", spec.type, self.types, start))
+        faults = list(self._bound_faults(spec.type, spec.queue, start)) if self.is_bound else []
         for option, value, effect in OPTIONS:
             given = getattr(spec, option)
             if given and (value is None or value == given) and not self.may(effect):
@@ -91,18 +92,14 @@ class Actor(msgspec.Struct, frozen=True, gc=False):
         Raises:
             NotAllowed
         """
-        if self.is_bound:
-            faults = [
-                *self._faults("type", type, self.types, start),
-                *self._faults("queue", queue, self.queues, start),
-            ]
-            if faults:
-                raise NotAllowed(faults)
+        if self.is_bound and (faults := list(self._bound_faults(type, queue, start))):
+            raise NotAllowed(faults)
 
-    def _faults(self, field: str, value: str, allowed: Collection[str] | None, start: str) -> Iterator[FieldError]:
-        if allowed is not None and value not in allowed:
-            known = ", ".join(sorted(allowed))
-            yield FieldError(f"{start}/{field}", f"the key {self.name!r} may use the {field}s {known}, not {value}")
+    def _bound_faults(self, type: str, queue: str | None, start: str) -> Iterator[FieldError]:
+        for field, value, allowed in (("type", type, self.types), ("queue", queue, self.queues)):
+            if allowed is not None and value is not None and value not in allowed:
+                known = ", ".join(sorted(allowed))
+                yield FieldError(f"{start}/{field}", f"the key {self.name!r} may use the {field}s {known}, not {value}")
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
