@@ -24,10 +24,24 @@ from tests.support import eventually
 ROOT = Path(__file__).parent.parent
 
 
+class Strict(yaml.SafeLoader):
+    """A loader that refuses a key which is there twice, as Docker does."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        assert len(set(keys)) == len(keys), f"a key is there twice: {keys}, line {node.start_mark.line}"
+        return super().construct_mapping(node, deep)
+
+
 def read_services(env: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """The services of docker-compose.yml, its variables taken from `env`."""
-    services: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
-    return {name: interpolate(service, env) for name, service in services.items()}
+    return {name: interpolate(service, env) for name, service in read_file()["services"].items()}
+
+
+def read_file() -> dict[str, Any]:
+    """docker-compose.yml as it is written."""
+    document: dict[str, Any] = yaml.load((ROOT / "docker-compose.yml").read_text(), Strict)
+    return document
 
 
 def interpolate(value: Any, env: Mapping[str, str]) -> Any:
@@ -50,6 +64,13 @@ def seconds(duration: str) -> int:
     """A duration of the file, such as 45s, in seconds."""
     assert duration.endswith("s"), duration
     return int(duration[:-1])
+
+
+def in_bytes(size: str) -> int:
+    """A size of the file, such as 512m or 1gb."""
+    found = re.fullmatch(r"(\d+)([kmg])b?", size)
+    assert found, size
+    return int(found[1]) << 10 * " kmg".index(found[2])
 
 
 @dataclass

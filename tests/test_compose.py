@@ -15,9 +15,11 @@ import pytest
 from rq_dashboard.cli import run as rq_dashboard
 
 from taskpool.cli.root import main
+from taskpool.rq_dashboard import HOSTS_VARIABLE
+from taskpool.server_version import ServerVersion
 from taskpool.setting import PREFIX
 from taskpool.settings import SETTING_FIELDS, Settings
-from tests.compose import ROOT, Stack, read_services, seconds, words
+from tests.compose import ROOT, Stack, in_bytes, read_file, read_services, seconds, words
 
 SERVICES = read_services({})
 OURS = [name for name, service in SERVICES.items() if service["image"] == "taskpool"]
@@ -34,13 +36,40 @@ def test_a_service_is_hardened(name: str) -> None:
     assert service["user"].split(":")[0].isdigit()
     assert service["user"].split(":")[0] != "0"
     assert service["read_only"] is True
-    assert service["tmpfs"] == ["/tmp"]
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["init"] is True
     assert service["restart"] == "unless-stopped"
     assert service["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL")
     assert not {"privileged", "cap_add", "network_mode", "pid", "devices"} & service.keys()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_what_a_service_takes_of_the_host_is_bounded(name: str) -> None:
+    service = SERVICES[name]
+    (tmpfs,) = service["tmpfs"]
+    size = re.search(r"^/tmp:.*\bsize=(\w+)", tmpfs)
+
+    assert size is not None
+    assert in_bytes(size[1]) <= in_bytes(service["mem_limit"]) / 4  # it counts as memory
+    assert 0 < int(service["pids_limit"]) <= 4096
+    assert service["logging"]["driver"] == "json-file"
+    assert in_bytes(service["logging"]["options"]["max-size"]) * int(service["logging"]["options"]["max-file"]) < 2**27
+
+
+def test_every_image_is_pinned_by_its_version() -> None:
+    bases = re.findall(r"^FROM (\S+)", (ROOT / "Dockerfile").read_text(), re.M)
+    images = {service["image"] for service in SERVICES.values()} - {"taskpool"}
+
+    assert len(set(bases)) == 1
+    for image in (*bases, *images):
+        assert re.fullmatch(r"[a-z]+:\d+\.\d+\.\d+-[a-z-]+", image), image
+
+
+def test_the_version_of_redis_has_no_known_holes() -> None:
+    version = SERVICES["redis"]["image"].partition(":")[2].partition("-")[0]
+
+    assert ServerVersion("Redis", version).security_warning is None
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -78,10 +107,18 @@ def test_redis_is_reached_by_the_services_alone_and_keeps_its_data() -> None:
     redis = SERVICES["redis"]
     command = words(redis["command"])
 
-    assert redis["networks"] == ["data"]
+    assert all(read_file()["networks"][network] == {"internal": True} for network in redis["networks"])
+    assert "ports" not in redis
     assert redis["volumes"] == ["redis-data:/data"]
     assert command[command.index("--appendonly") + 1] == "yes"
     assert command[command.index("--maxmemory-policy") + 1] == "noeviction"
+    assert in_bytes(command[command.index("--maxmemory") + 1]) <= in_bytes(redis["mem_limit"]) / 2
+
+
+def test_no_worker_is_in_a_network_of_rq_dashboard() -> None:
+    assert not set(SERVICES["rq-dashboard"]["networks"]) & set(SERVICES["worker"]["networks"])
+    assert set(SERVICES["rq-dashboard"]["networks"]) & set(SERVICES["redis"]["networks"])
+    assert {name for service in SERVICES.values() for name in service["networks"]} == read_file()["networks"].keys()
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -122,7 +159,7 @@ def test_the_environment_of_ours_is_valid_settings(name: str) -> None:
 
 
 def test_the_dashboards_environment_is_its_own_options() -> None:
-    known = {f"RQ_DASHBOARD_{option.name}".upper() for option in rq_dashboard.params}
+    known = {f"RQ_DASHBOARD_{option.name}".upper() for option in rq_dashboard.params} | {HOSTS_VARIABLE}
 
     assert SERVICES["rq-dashboard"]["environment"].keys() <= known
 
@@ -136,6 +173,8 @@ def test_the_variables_that_look_like_settings_are_settings() -> None:
         "DASHBOARD_PORT",
         "RQ_DASHBOARD_USERNAME",
         "RQ_DASHBOARD_PASSWORD",
+        HOSTS_VARIABLE,
+        *("REDIS_MAXMEMORY", "REDIS_MEMORY", "API_MEMORY", "WORKER_MEMORY", "WORKER_PIDS", "WORKER_TMP"),
     }
 
 
