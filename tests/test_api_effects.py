@@ -275,6 +275,8 @@ async def test_an_effect_comes_about_with_the_rights_for_it_and_only_then(place:
                 nobodys.status_code,
                 nobodys.text,
             ), key
+    made = 1 + len(KEYS)
+    assert place.world.redis.xlen("taskpool:audit") == made, "only admins add to the audit of keys and webhooks"
 
 
 def test_every_option_that_affects_other_tasks_is_tried() -> None:

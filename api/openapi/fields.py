@@ -102,8 +102,8 @@ OF_A_KEY: Final[Mapping[str, Object]] = {
     "name": _says("What people call it.", minLength=1, maxLength=64, pattern=r"^\S(.*\S)?$", examples=["a service"]),
     "scopes": _says("What its holder may do.", minItems=1),
     "project": _says("The only one whose tasks it sees; if not given, all.", pattern=_pattern(PROJECT)),
-    "types": _names("The only task types that it may submit.", TYPE_NAME),
-    "queues": _names("The only queues that it may submit to.", QUEUE_NAME),
+    "types": _names("It starts and stops tasks of these types alone.", TYPE_NAME),
+    "queues": _names("It starts and stops tasks in these queues alone.", QUEUE_NAME),
     "expires_in_s": _says("When it ends; if not given, never.", minimum=1, maximum=LONGEST_S),
     "rate_limit": _says(
         "How many requests a minute it may make, 0 for any number; if not given, what the server allows each key.",
