@@ -101,7 +101,7 @@ def create_app(settings: Settings) -> Starlette:
 def _routes(
     pool: AsyncTaskPool, gate: Gate, long_polls: LongPolls, streams: Streams, settings: Settings
 ) -> list[BaseRoute]:
-    submit = SubmitRoutes(pool, long_polls, settings.max_body_bytes)
+    submit = SubmitRoutes(pool, gate, long_polls, settings.max_body_bytes)
     tasks = TaskRoutes(pool, long_polls, settings.max_body_bytes)
     events = EventRoutes(pool, streams)
     logs = LogRoutes(pool, streams)

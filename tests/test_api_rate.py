@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from api.access import rate
+from api.access.rate import FAILED_AT_ONCE
 from api.app import create_app
 from taskpool.access.apikey import Scope
 from taskpool.settings import Settings
-from tests.api_client import api, api_process
+from tests.api_client import api, api_process, publish_types
 from tests.keys import bearer, make_key
 
 TEN: dict[str, Any] = {"rate_limit": 6, "rate_burst_s": 100}
@@ -241,6 +244,166 @@ async def test_a_page_of_a_listed_origin_may_read_the_limit(redis_url: str) -> N
         response.headers["access-control-expose-headers"].split(", ")
     )
     assert left_of(response)[0] == 9
+
+
+# --- batches -------------------------------------------------------------------------------------------------
+
+
+def batch(tasks: int) -> dict[str, Any]:
+    return {"tasks": [{"type": "echo", "payload": {"message": number}} for number in range(tasks)]}
+
+
+async def test_a_batch_costs_as_much_as_its_tasks(redis_url: str, redis: Redis) -> None:
+    publish_types(redis_url)
+
+    async with api(redis_url, **TEN) as client:
+        first = await client.post("/tasks/batch", json=batch(5))
+        refused = await client.post("/tasks/batch", json=batch(6))
+        smaller = await client.post("/tasks/batch", json=batch(4))
+        single = await client.post("/tasks", json=batch(1)["tasks"][0])
+
+    assert [each.status_code for each in (first, refused, smaller, single)] == [202, 429, 202, 429]
+    assert (left_of(first)[0], left_of(refused)[0], left_of(smaller)[0]) == (5, 4, 0)
+    assert 1 <= int(refused.headers["retry-after"]) <= 10
+    assert refused.json()["detail"].startswith("there may be 6 requests a minute, and each task of a batch counts")
+    assert redis.llen("rq:queue:default") == 9
+
+
+async def test_a_batch_that_never_fits_is_told_how_large_one_may_be(redis_url: str, redis: Redis) -> None:
+    publish_types(redis_url)
+
+    async with api(redis_url, **TEN) as client:
+        refused = await client.post("/tasks/batch", json=batch(1000))
+        fitting = await client.post("/tasks/batch", json=batch(9))
+
+    assert (refused.status_code, fitting.status_code) == (429, 202)
+    assert refused.json()["detail"].startswith("a batch has at most 10 tasks here")
+    assert 1 <= int(refused.headers["retry-after"]) <= 100
+    assert redis.llen("rq:queue:default") == 9
+
+
+async def test_tokens_that_a_process_holds_already_count_for_a_batch(redis_url: str) -> None:
+    publish_types(redis_url)
+
+    async with api(redis_url, auth="off", rate_limit=60_000, rate_burst_s=0.5) as client:  # 500, 50 of them at a time
+        answers = [await client.post("/tasks/batch", json=batch(480)), await client.get(UNTOUCHED)]
+
+    assert [each.status_code for each in answers] == [202, 200]
+
+
+# --- failed authentication -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_refill(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a test takes, what failed counts to its end."""
+    monkeypatch.setattr(rate, "FAILED_A_SECOND", 0.001)
+
+
+WRONG: dict[str, str] = {"authorization": "Bearer tp_000000000000_" + "A" * 43}
+
+
+@asynccontextmanager
+async def clients_at(redis_url: str, *addresses: str) -> AsyncIterator[list[httpx.AsyncClient]]:
+    """A client of one API for each address."""
+    app = create_app(Settings(redis_url=redis_url, host="0.0.0.0"))
+    async with app.router.lifespan_context(app):
+        yield [
+            httpx.AsyncClient(transport=httpx.ASGITransport(app, client=(address, 1)), base_url="http://localhost")
+            for address in addresses
+        ]
+
+
+def hash_reads(redis: Any) -> int:
+    stats = redis.info("commandstats")
+    return sum(stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("hget", "hkeys", "getdel"))
+
+
+@pytest.mark.parametrize(
+    "headers", [WRONG, {}, {"authorization": "Bearer nonsense"}, {"authorization": "Basic QTpC"}], ids=str
+)
+@pytest.mark.usefixtures("no_refill")
+async def test_an_address_that_fails_to_authenticate_too_often_gets_429(
+    redis_url: str, headers: dict[str, str]
+) -> None:
+    make_key(redis_url)
+
+    async with clients_at(redis_url, "192.0.2.1", "192.0.2.2") as (bad, good):
+        failed = await statuses(bad, FAILED_AT_ONCE, headers=headers)
+        refused = await bad.get(UNTOUCHED, headers=headers)
+        elsewhere = await good.get(UNTOUCHED, headers=headers)
+
+    assert set(failed) == {401}
+    assert (refused.status_code, elsewhere.status_code) == (429, 401)
+    assert refused.json()["type"] == "urn:taskpool:problem:rate-limited"
+    assert 1 <= int(refused.headers["retry-after"]) <= 1000
+
+
+@pytest.mark.usefixtures("no_refill")
+async def test_such_an_address_costs_redis_nothing_more(redis_url: str, redis: Redis) -> None:
+    known = make_key(redis_url)
+    wrong = bearer(known[:-8] + "AAAAAAAA")
+
+    async with clients_at(redis_url, "192.0.2.1") as (client,):
+        answers = await asyncio.gather(*[client.get(UNTOUCHED, headers=WRONG) for _ in range(500)])
+        before = hash_reads(redis)
+        more = [await client.get(UNTOUCHED, headers=each) for _ in range(200) for each in (WRONG, wrong)]
+
+    assert sorted({each.status_code for each in answers}) == [401, 429]
+    assert {each.status_code for each in more} <= {401, 429}
+    assert sum(each.status_code == 401 for each in answers) == FAILED_AT_ONCE
+    assert hash_reads(redis) - before <= 20  # those of the one key that exists, and of all ids
+
+
+@pytest.mark.usefixtures("no_refill")
+async def test_valid_keys_work_beside_wrong_ones_from_the_same_address(redis_url: str) -> None:
+    used, unused = bearer(make_key(redis_url)), bearer(make_key(redis_url))
+
+    async with clients_at(redis_url, "192.0.2.1") as (client,):
+        assert await statuses(client, 1, headers=used) == [200]
+        assert (await statuses(client, FAILED_AT_ONCE + 1, headers=WRONG))[-1] == 429
+
+        assert await statuses(client, 3, headers=used) == [200] * 3
+        assert await statuses(client, 3, headers=unused) == [200] * 3
+
+
+async def test_valid_keys_and_probes_without_one_are_no_failures(redis_url: str) -> None:
+    key = bearer(make_key(redis_url))
+
+    async with clients_at(redis_url, "192.0.2.1") as (client,):
+        assert set(await statuses(client, FAILED_AT_ONCE + 20, headers=key)) == {200}
+        for _ in range(FAILED_AT_ONCE + 20):
+            assert (await client.get("/readyz")).status_code == 200
+        assert await statuses(client, 1) == [401]
+
+
+@pytest.mark.usefixtures("no_refill")
+async def test_wrong_tickets_are_counted_for_themselves(redis_url: str, redis: Redis) -> None:
+    key = bearer(make_key(redis_url))
+
+    async with clients_at(redis_url, "192.0.2.1") as (client,):
+        for _ in range(FAILED_AT_ONCE):
+            assert (await client.get(f"/events?ticket={'A' * 43}")).status_code == 401
+        before = hash_reads(redis)
+        refused = await client.get(f"/events?ticket={'A' * 43}")
+        assert hash_reads(redis) == before
+        assert await statuses(client, 1) == [401]
+        assert await statuses(client, 1, headers=key) == [200]
+
+    assert refused.status_code == 429
+
+
+async def test_so_many_addresses_are_remembered_and_the_latest_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate, "MOST_CALLERS", 10)
+    failed = rate.FailedAttempts()
+
+    for number in range(100):
+        failed.note(f"192.0.2.{number}")
+    for _ in range(FAILED_AT_ONCE):
+        failed.note("192.0.2.99")
+
+    assert failed.wait_s("192.0.2.99") > 0
+    assert len(failed._paid_mono) == 10
 
 
 def test_a_socket_too_many_is_refused_as_http_and_not_worth_a_line_in_the_log(redis_url: str, tmp_path: Path) -> None:

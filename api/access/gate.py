@@ -6,6 +6,7 @@ machine can reach, as long as there is none. Once there was one, it stays so for
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -14,11 +15,12 @@ from starlette.types import Scope as AsgiScope
 
 from api.access import tickets
 from api.access.access import Access
+from api.access.addresses import network
 from api.access.caller import SCOPE_KEY, Caller, anonymous
 from api.access.known import FRESH_S, KnownKeys
 from api.access.origins import is_own_origin, name_this_machine
-from api.access.rate import RateLimits
-from api.problems import Problem
+from api.access.rate import FailedAttempts, RateLimits
+from api.problems import Problem, retry_after
 from taskpool.access import keyring
 from taskpool.access.apikey import TOKEN, ApiKey
 from taskpool.names import names_this_machine
@@ -48,6 +50,7 @@ class Gate:
         self._store = store
         self._known = KnownKeys(store)
         self._rates = RateLimits(store, settings)
+        self._failed = FailedAttempts()
         self._origins = frozenset(origin.encode() for origin in origins)
         self._is_off = settings.auth == "off"
         self._is_shut = not self._is_off and not names_this_machine(settings.public_address or settings.host)
@@ -58,7 +61,7 @@ class Gate:
 
         Raises:
             Problem: 400 it says twice who asks; 401 it isn't known who asks; 403 it may not; 421 it asked for another
-                machine; 429 not so soon.
+                machine; 429 it asks too often, or its address failed to authenticate too often.
             RedisUnavailable
         """
         authorization = origin = None
@@ -82,6 +85,16 @@ class Gate:
         check(caller, access)
         scope[SCOPE_KEY] = caller
         return caller
+
+    async def charge(self, scope: AsgiScope, tasks: int | None = None) -> None:
+        """Count work of a caller that was let in: the tasks of a batch, or (None) a message.
+
+        Raises:
+            Problem: 429.
+            RedisUnavailable
+        """
+        caller: Caller = scope[SCOPE_KEY]
+        await (self._rates.take(caller, scope) if tasks is None else self._rates.take_all(caller, scope, tasks))
 
     async def still_admits(self, caller: Caller) -> bool:
         """Whether the caller, let in before, would be let in now: its key wasn't revoked and hasn't expired.
@@ -109,17 +122,40 @@ class Gate:
             RedisUnavailable
         """
         given = [value for name, value in scope["headers"] if name == b"authorization"]
+        if not given and await self.needs_key():  # which is no failure: probes ask like that all the time
+            return False
+        client = scope.get("client")
         try:
             if len(given) > 1:
                 raise _twice("Authorization")
-            check(await self._caller(scope, access, given[0] if given else b"", ""), access)
+            check(await self._caller(scope, access, given[0] if given else b"", client[0] if client else ""), access)
         except Problem:
             return False
         return True
 
     async def _caller(self, scope: AsgiScope, access: Access, authorization: bytes, address: str) -> Caller:
-        if access.ticket and b"ticket=" in scope["query_string"]:
-            return await self._of_ticket(_take_ticket(scope), address)
+        """Who asks. An address that fails too often is refused without a word to Redis, but for keys that exist: others
+        may share the address."""
+        has_ticket = access.ticket and b"ticket=" in scope["query_string"]
+        name = f"{'ticket' if has_ticket else 'key'} {network(address)}"
+        wait_s = self._failed.wait_s(name)
+        if not wait_s:
+            self._failed.note(name)  # before it is known, or many at once would all be looked up
+        try:
+            if has_ticket:
+                return await self._of_ticket(_take_ticket(scope), address, wait_s)
+            return await self._identified(scope, authorization, address, wait_s)
+        except Problem as problem:
+            if problem.kind == "unauthorized":
+                name = ""
+                if wait_s:
+                    raise failed_too_often(wait_s) from None
+            raise
+        finally:
+            if name and not wait_s:
+                self._failed.forgive(name)
+
+    async def _identified(self, scope: AsgiScope, authorization: bytes, address: str, wait_s: float) -> Caller:
         if not authorization or self._is_off:
             if await self.needs_key():
                 raise unauthorized("this takes an API key: send it as Authorization: Bearer tp_...")
@@ -129,15 +165,15 @@ class Gate:
         found = TOKEN.fullmatch(token.strip()) if kind.lower() == "bearer" else None
         if found is None:
             raise unauthorized("Authorization must be `Bearer` and an API key, tp_<id>_<secret>", "invalid_token")
-        key = await self._known.verified(found[1], found[2])
+        key = await self._known.verified(found[1], found[2], is_listed=bool(wait_s))
         if key is None:
             raise unauthorized(UNUSABLE, "invalid_token")
         if not self._known.lives(key):
             raise unauthorized(f"the key {key.name!r} has expired", "invalid_token")
         return _holder(key, address)
 
-    async def _of_ticket(self, ticket: str, address: str) -> Caller:
-        stands_for = await tickets.redeem(self._store, ticket)
+    async def _of_ticket(self, ticket: str, address: str, wait_s: float) -> Caller:
+        stands_for = None if wait_s else await tickets.redeem(self._store, ticket)
         if stands_for == tickets.NO_KEY and not await self.needs_key():
             return anonymous(address)
         key = None
@@ -187,6 +223,15 @@ def unauthorized(detail: str, error: str = "") -> Problem:
 
 def _twice(name: str) -> Problem:
     return Problem("invalid-header", f"{name} must be sent once; this request has it more than once")
+
+
+def failed_too_often(wait_s: float) -> Problem:
+    """The problem 429 of an address that showed too many wrong keys or tickets."""
+    detail = (
+        "authentication failed too often for this address; "
+        f"try again in {math.ceil(wait_s)} s, or with a valid key, which is let in all the same"
+    )
+    return Problem("rate-limited", detail, headers=[retry_after(wait_s)])
 
 
 def _holder(key: ApiKey, address: str) -> Caller:

@@ -34,15 +34,20 @@ class KnownKeys:
     def __init__(self, store: AsyncStore) -> None:
         self._store = store
         self._entries: dict[str, _Entry] = {}
+        self._listed: frozenset[str] = frozenset()
+        self._listed_at = -FRESH_S  # mono
         self._clock_offset_ms = 0.0  # Redis's time minus our monotonic one
 
-    async def verified(self, id: str, secret: str) -> ApiKey | None:
-        """The key that this is the secret of, if there is one; it may have expired.
+    async def verified(self, id: str, secret: str, *, is_listed: bool = False) -> ApiKey | None:
+        """The key that this is the secret of, if there is one; it may have expired. `is_listed`: it is looked up only
+        if there was a key of this id when all ids were read, which is done every few seconds at most.
 
         Raises:
             RedisUnavailable: it isn't known here, and Redis can't be asked.
         """
         entry = self._entries.get(id)
+        if entry is None and is_listed and not await self._is_listed(id):
+            return None
         if entry is None or time.monotonic() - entry.read_at >= FRESH_S:
             entry = await self._look_up(id)
         if entry.key is None or not entry.key.takes(digest_of(secret), self._now_ms()):
@@ -67,6 +72,12 @@ class KnownKeys:
     def lives(self, key: ApiKey) -> bool:
         """Whether a key that was just found hasn't expired."""
         return key.lives(self._now_ms())
+
+    async def _is_listed(self, id: str) -> bool:
+        if time.monotonic() - self._listed_at >= FRESH_S:
+            self._listed_at = time.monotonic()  # at once: others needn't read them as well
+            self._listed = await self._store.run(keyring.ids())
+        return id in self._listed
 
     async def _look_up(self, id: str) -> _Entry:
         key, now_ms = await self._store.run_many(keyring.find(id))

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from starlette.requests import Request
 
 from api.access.caller import Caller, caller_of
+from api.access.gate import Gate
 from api.answers import Accepted, AcceptedBatch
 from api.body import read_json
 from api.longpoll import LongPolls
@@ -39,8 +40,9 @@ PROBLEMS: Final = (
 class SubmitRoutes:
     """Handlers that add tasks."""
 
-    def __init__(self, pool: AsyncTaskPool, long_polls: LongPolls, max_body_bytes: int) -> None:
+    def __init__(self, pool: AsyncTaskPool, gate: Gate, long_polls: LongPolls, max_body_bytes: int) -> None:
         self._pool = pool
+        self._gate = gate
         self._long_polls = long_polls
         self._max_body_bytes = max_body_bytes
 
@@ -93,6 +95,7 @@ class SubmitRoutes:
         wishes = wishes_of(scope["headers"])
         document = await read_json(scope, request.receive, self._max_body_bytes)
         specs = read_batch(document)
+        await self._gate.charge(scope, len(specs))
         if wishes.traceparent is not None:
             specs = _traced(specs, wishes)
         once = None if wishes.key is None else _once(wishes.key, caller_of(scope), b"/tasks/batch", document)

@@ -47,6 +47,11 @@ def find(id: str) -> tuple[Call[ApiKey | None], Call[int]]:
     return Call(("HGET", keys.API_KEYS, id), _read, again=True), _now()
 
 
+def ids() -> Call[frozenset[str]]:
+    """The ids of all keys."""
+    return Call(("HKEYS", keys.API_KEYS), lambda reply: frozenset([id.decode() for id in reply]), again=True)
+
+
 def note_use(id: str) -> Call[str]:
     """Note that a key was used now: ``ok`` or ``gone``."""
     return _used.call((id,), _word, again=True)
