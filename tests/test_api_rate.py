@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -419,3 +420,25 @@ def test_a_socket_too_many_is_refused_as_http_and_not_worth_a_line_in_the_log(re
     assert refused.value.response.status_code == 429
     assert 1 <= int(refused.value.response.headers["retry-after"]) <= 60
     assert "ERROR" not in (tmp_path / "log").read_text()
+
+
+def test_each_message_over_a_socket_counts_and_one_too_many_is_answered(redis_url: str, tmp_path: Path) -> None:
+    text = make_key(redis_url, rate_limit=6)
+    headers: dict[str, str] = bearer(text)
+
+    with (
+        api_process(redis_url, tmp_path / "log", TASKPOOL_RATE_BURST_S="100") as (_, url),
+        connect(url.replace("http", "ws") + "/ws", additional_headers=headers, proxy=None) as socket,
+    ):
+        for number in range(16):
+            socket.send(json.dumps({"op": "ping", "nonce": str(number)}))
+        answers = [json.loads(socket.recv(timeout=30)) for _ in range(16)]
+        socket.send(json.dumps({"op": "subscribe", "sub": "s", "filter": {}}))
+        last = json.loads(socket.recv(timeout=30))  # the socket goes on
+
+    pongs = [each for each in answers if each["op"] == "pong"]
+    limited = [each for each in answers if each["op"] == "error"]
+    assert 9 <= len(pongs) <= 12  # ten, of which the handshake was one, and one every ten seconds
+    assert {each["kind"] for each in limited} == {"rate-limited"}
+    assert all(1 <= each["retry_after_s"] <= 10 for each in limited)
+    assert last["kind" if last["op"] == "error" else "op"] in ("rate-limited", "snapshot")

@@ -16,8 +16,15 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from api.access.caller import anonymous
+from api.events import streams
+from api.events.subscription import Wanted
 from taskpool import keys, scripts
+from taskpool.errors import TaskNotFound
+from taskpool.eventlog import START
+from taskpool.settings import Settings
 from tests.api_client import api_process, publish_types
+from tests.listeners import hub_on
 from tests.states import World
 
 
@@ -228,6 +235,34 @@ async def test_a_socket_has_so_many_subscriptions_and_a_process_so_many_sockets(
     assert refused.value.response.status_code == 503
     assert refused.value.response.headers["retry-after"] == "5"
     assert json.loads(refused.value.response.body)["type"] == "urn:taskpool:problem:too-many-streams"
+
+
+async def test_an_address_has_so_many_subscriptions_over_all_its_sockets_and_left_ones_count_no_more(
+    redis_url: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "MOST_SUBSCRIPTIONS_OF", 3)
+    world.add("a")
+    async with hub_on(redis_url) as hub:
+        gate: Any = None
+        places = streams.Streams(hub, gate, Settings())
+        caller = anonymous("192.0.2.1")
+        first, second = places.admit(caller), places.admit(caller)
+        opened = [await places.subscribe(Wanted(None, task="a"), each, name="s", after=START) for each in (first,) * 2]
+        await places.subscribe(Wanted(None), second, name="s", after=START)
+        with pytest.raises(streams.TooManySubscriptions):
+            await places.subscribe(Wanted(None), second, name="t", after=START)
+        with pytest.raises(TaskNotFound):
+            await places.subscribe(Wanted(None, task="x"), places.admit(anonymous("192.0.2.2")), name="s", after=START)
+
+        places.unsubscribe(opened[0])
+        await places.subscribe(Wanted(None), second, name="t", after=START)
+        places.release(second)
+        for name in "uv":
+            await places.subscribe(Wanted(None), first, name=name, after=START)
+        places.release(first)
+
+        assert not places._subscribed_of
+        places.close()
 
 
 async def test_one_that_does_not_read_is_told_where_to_resume_misses_nothing_and_delays_nobody(

@@ -141,15 +141,19 @@ class Hub:
         return {each for each in self._behind if channel(each.wanted) in self._channels and each.outlet.has_room}
 
     async def _listen(self) -> None:
-        wanted = self._all.channels()
-        if gone := self._channels - wanted:
-            self._channels -= gone
-            await self._connection.ignore(self._hear, gone)
-        if new := wanted - self._channels:
-            cuts = self._cuts
-            await self._connection.listen(self._hear, new)
-            if cuts == self._cuts:
-                self._channels |= new
+        touched, self._all.touched = self._all.touched, set()
+        try:
+            if gone := {each for each in touched & self._channels if not self._all.wants(each)}:
+                self._channels -= gone
+                await self._connection.ignore(self._hear, gone)
+            if new := {each for each in touched - self._channels if self._all.wants(each)}:
+                cuts = self._cuts
+                await self._connection.listen(self._hear, new)
+                if cuts == self._cuts:
+                    self._channels |= new
+        except BaseException:
+            self._all.touched |= touched
+            raise
 
     def _failed(self, error: Exception) -> None:
         """Something went wrong: whoever may not have been told all is told the rest from the stream."""
@@ -162,6 +166,7 @@ class Hub:
         for name in self._channels:
             self._connection.forget(self._hear, name.encode())
         self._channels.clear()
+        self._all.touch_all()
         self._arriving.clear()
         for subscription in self._all:
             if subscription.live:
@@ -255,7 +260,7 @@ class Hub:
             self._lost()
             return
         try:
-            self._arriving.take(step, by_attributes=bool(self._all.to_all))
+            self._arriving.take(step, by_attributes=self._all.are_to_more)
         except Exception as error:  # raised to whoever reads the connection, it would end that for all who share it
             self._failed(error)
 

@@ -1,8 +1,8 @@
 """The WebSocket: a client subscribes to tasks and filters by messages and is told of their events.
 
-What it says wrong is answered, not punished, within limits. It is read and written independently: one that is slow to
-read is told what it missed (see `outlet`), one that doesn't read at all is cut by `connections`, and so is one that
-floods.
+What it says wrong is answered, not punished, within limits. Each message counts for its caller's rate limit, and one is
+read in each turn of the event loop. It is read and written independently: one that is slow to read is told what it
+missed (see `outlet`), one that doesn't read at all is cut by `connections`, and so is one that floods.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from api.events.socket_messages import (
     Unsubscribed,
 )
 from api.events.socket_requests import read_request
-from api.events.streams import Streams
+from api.events.streams import Streams, TooManySubscriptions
 from api.events.subscription import Subscription, Wanted
 from api.problems import Problem
 from api.resource import refuse
@@ -41,6 +41,8 @@ from taskpool.eventlog import Position
 MOST_SUBSCRIPTIONS: Final = 100
 MOST_BAD_MESSAGES: Final = 20
 MAX_MESSAGE_BYTES: Final = 16 * 1024
+LIMITED_PAUSE_S: Final = 0.1
+"""How long the next message waits behind one that was beyond the rate limit."""
 
 CLOSE_CODES: Final = {
     "left": (1000, ""),
@@ -67,7 +69,7 @@ class SocketRoute:
         except Problem as problem:
             await refuse(problem, scope, send)
             return
-        socket = _Socket(self._streams, outlet, caller_of(scope))
+        socket = _Socket(self._streams, outlet, scope)
         tasks: tuple[asyncio.Task[None], ...] = ()
         try:
             await send({"type": "websocket.accept"})
@@ -85,19 +87,36 @@ class SocketRoute:
 
 
 class _Socket:
-    def __init__(self, streams: Streams, outlet: Outlet, caller: Caller) -> None:
-        self._hub, self._outlet, self._caller = streams.hub, outlet, caller
+    def __init__(self, streams: Streams, outlet: Outlet, scope: Scope) -> None:
+        self._streams, self._outlet, self._scope = streams, outlet, scope
+        self._caller = caller_of(scope)
         self.subscriptions: dict[str, Subscription] = {}
         self._bad = 0
 
     async def read(self, receive: Receive) -> None:
         """Do what the client says, until it leaves."""
         while (message := await receive())["type"] == "websocket.receive":
+            await asyncio.sleep(0)  # others have their turn, however many messages have come at once
             request = read_request(message.get("text"))
-            if isinstance(request, ErrorMessage):
+            if (limited := await self._charged(request)) is not None:
+                self._answer(limited)
+                await asyncio.sleep(LIMITED_PAUSE_S)
+            elif isinstance(request, ErrorMessage):
                 self._refuse(request)
             else:
                 await self._do(request)
+
+    async def _charged(self, request: Request | ErrorMessage) -> ErrorMessage | None:
+        """What is answered to a message that the caller's rate limit doesn't allow."""
+        sub = getattr(request, "sub", None)
+        try:
+            await self._streams.charge(self._scope)
+        except Problem as problem:
+            seconds = int(dict(problem.headers)[b"retry-after"])
+            return ErrorMessage(kind="rate-limited", detail=problem.detail, sub=sub, retry_after_s=seconds)
+        except RedisUnavailable:
+            return _unavailable(sub)
+        return None
 
     async def write(self, send: Send) -> None:
         """Tell the client what there is to tell, until nothing more comes."""
@@ -132,24 +151,26 @@ class _Socket:
             wanted = _wanted(self._caller, request.task, request.filter)
             after = None if request.after is None else Position.parse(request.after)
             try:
-                self.subscriptions[name] = await self._hub.open(wanted, self._outlet, name=name, after=after)
+                subscription = await self._streams.subscribe(wanted, self._outlet, name=name, after=after)
+                self.subscriptions[name] = subscription
+            except TooManySubscriptions as error:
+                self._answer_bad("too-many-subscriptions", str(error), name)
             except TaskNotFound as error:
                 self._answer(ErrorMessage(kind="task-not-found", detail=str(error), sub=name))
             except RedisUnavailable:
-                detail = "Redis doesn't answer; subscribe again in a moment"
-                self._answer(ErrorMessage(kind="redis-unavailable", detail=detail, sub=name))
+                self._answer(_unavailable(name))
 
     def _unsubscribe(self, request: Unsubscribe) -> None:
         subscription = self.subscriptions.pop(request.sub, None)
         if subscription is None:
             self._answer_bad("no-such-subscription", f"nothing is subscribed as {request.sub!r}", request.sub)
             return
-        self._hub.close(subscription)
+        self._streams.unsubscribe(subscription)
         self._answer(Unsubscribed(sub=request.sub))
 
     def _forget(self, subscription: Subscription) -> None:
         if self.subscriptions.get(subscription.name) is subscription:
-            del self.subscriptions[subscription.name]
+            self._streams.unsubscribe(self.subscriptions.pop(subscription.name))
 
     def _answer(self, message: Told) -> None:
         self._outlet.put(Reply(_encode(message).decode()))
@@ -188,6 +209,11 @@ class _Socket:
             yield _encode(SnapshotMessage(sub=name, at=str(item.at), tasks=item.documents)).decode()
         elif isinstance(item, Live):
             yield _encode(LiveMessage(sub=name)).decode()
+
+
+def _unavailable(sub: str | None) -> ErrorMessage:
+    detail = "Redis doesn't answer; say it again in a moment"
+    return ErrorMessage(kind="redis-unavailable", detail=detail, sub=sub)
 
 
 def _wanted(caller: Caller, task: str | None, filter: Filter | None) -> Wanted:

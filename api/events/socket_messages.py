@@ -133,6 +133,7 @@ class ErrorMessage(Told, frozen=True, kw_only=True, tag="error"):
             "subscription-exists",
             "no-such-subscription",
             "too-many-subscriptions",
+            "rate-limited",
             "redis-unavailable",
         ],
         Meta(description="the kind of problem"),
@@ -140,6 +141,9 @@ class ErrorMessage(Told, frozen=True, kw_only=True, tag="error"):
     detail: str
     pointer: Annotated[str, Meta(description="the JSON Pointer of the field at fault")] | None = None
     sub: Annotated[str, Meta(description="the subscription that it is about")] | None = None
+    retry_after_s: Annotated[int, Meta(description="of `rate-limited`: say it again after so many seconds")] | None = (
+        None
+    )
 
 
 MESSAGES: Final = (

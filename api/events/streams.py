@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, TypeVar
+
+from starlette.types import Scope
 
 from api.access.addresses import network
 from api.access.caller import Caller
@@ -13,15 +15,27 @@ from api.access.gate import Gate
 from api.events.hub import Hub
 from api.events.mishaps import Mishaps
 from api.events.outlet import Outlet
-from api.events.subscription import Subscription
+from api.events.subscription import Subscription, Wanted
 from api.problems import Problem, retry_after
 from taskpool.errors import RedisUnavailable
+from taskpool.eventlog import Position
 from taskpool.settings import Settings
 from taskpool.store import ReplyFault
 
+T = TypeVar("T")
+
 RETRY_AFTER_S: Final = 5
+OPENED_AT_ONCE: Final = 4
+"""Subscriptions that WebSockets begin at the same time in this process. The rest waits, first come, first served: so
+other requests get their turn, however many subscriptions come at once."""
+MOST_SUBSCRIPTIONS_OF: Final = 10_000
+"""Subscriptions of one key or address, over all its WebSockets: an event may have to be told to each."""
 LOOK_AT_KEYS_S: Final = 20.0
 """How often it is asked whether the callers' keys are still good."""
+
+
+class TooManySubscriptions(Exception):
+    """Raised for a subscription too many of a key or an address; the text says so."""
 
 
 class Streams:
@@ -35,6 +49,9 @@ class Streams:
         self._look_at_keys_s = look_at_keys_s
         self._open: dict[Outlet, Caller] = {}
         self._open_of: Counter[tuple[str, str]] = Counter()
+        self._subscribed: Counter[Outlet] = Counter()
+        self._subscribed_of: Counter[tuple[str, str]] = Counter()
+        self._turns = asyncio.Semaphore(OPENED_AT_ONCE)
         self._ended = False
         self._guard: asyncio.Task[None] | None = None
         self._mishaps = Mishaps("keys of streams")
@@ -67,11 +84,45 @@ class Streams:
         caller = self._open.pop(outlet, None)
         if caller is not None:
             for name in _names(caller):
-                self._open_of[name] -= 1
-                if not self._open_of[name]:
-                    del self._open_of[name]
+                _add(self._open_of, name, -1)
+            self._count(outlet, caller, -self._subscribed[outlet])
         for subscription in subscriptions:
             self.hub.close(subscription)
+
+    async def charge(self, scope: Scope) -> None:
+        """Count a message of a client. Raises Problem: 429; RedisUnavailable."""
+        await self._gate.charge(scope)
+
+    async def subscribe(self, wanted: Wanted, outlet: Outlet, *, name: str, after: Position | None) -> Subscription:
+        """One more subscription of a client that may have many, once it is its turn.
+
+        Raises:
+            TooManySubscriptions
+            TaskNotFound, RedisUnavailable: as `Hub.open`.
+        """
+        caller = self._open[outlet]
+        for kind, whose in _names(caller):
+            if self._subscribed_of[kind, whose] >= MOST_SUBSCRIPTIONS_OF:
+                raise TooManySubscriptions(f"this {kind} has {MOST_SUBSCRIPTIONS_OF:,} subscriptions already")
+        self._count(outlet, caller, 1)
+        try:
+            async with self._turns:
+                return await self.hub.open(wanted, outlet, name=name, after=after)
+        except BaseException:
+            if outlet in self._open:
+                self._count(outlet, caller, -1)
+            raise
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """One that `subscribe` made has ended."""
+        self.hub.close(subscription)
+        if (caller := self._open.get(subscription.outlet)) is not None:
+            self._count(subscription.outlet, caller, -1)
+
+    def _count(self, outlet: Outlet, caller: Caller, more: int) -> None:
+        _add(self._subscribed, outlet, more)
+        for name in _names(caller):
+            _add(self._subscribed_of, name, more)
 
     def end(self) -> None:
         """End all streams, and every later one at once: the server stops."""
@@ -109,3 +160,10 @@ def _names(caller: Caller) -> Iterator[tuple[str, str]]:
         yield "key", caller.key_id
     if caller.address:
         yield "address", network(caller.address)
+
+
+def _add(counts: Counter[T], name: T, more: int) -> None:
+    """Count, and forget what counts for nothing."""
+    counts[name] += more
+    if not counts[name]:
+        del counts[name]
