@@ -26,6 +26,14 @@ for name in [name for name in os.environ if name.startswith("TASKPOOL_")]:
 START_PROCESSES = ("client", "compose", "demo", "killpoints", "redis_", "rq_", "system_", "up", "zz_")
 """How the names of the test files begin that start processes: they come after the quick ones."""
 
+EACH_SERVER = (
+    "beside_rq", "chaos_recovery", "embedded", "history", "keyring", "killpoints", "listing", "locks", "parents",
+    "queue", "redis_", "rq_", "script_", "secrets", "server_version", "sharing_limits", "status", "store",
+    "system_beside_rq", "system_crashes", "system_fencing", "system_lost_lease", "system_retries", "system_rq",
+    "system_stops", "timekeeping", "wait", "webhook_outbox", "workers_housekeeping",
+)  # fmt: skip
+"""How the names of the test files begin whose results can depend on the Redis server: CI runs them with each one."""
+
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -58,7 +66,13 @@ def _shares_fixtures(file: Path) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Quick tests first, long ones last. Side by side the longest ones first: all others run while they wait."""
+    """Quick tests first, long ones last. Side by side the longest ones first: all others run while they wait.
+
+    And those are marked that CI runs with each server (`-m each_server`).
+    """
+    for item in items:
+        if item.path.name.removeprefix("test_").startswith(EACH_SERVER):
+            item.add_marker("each_server")
     is_side_by_side = hasattr(config, "workerinput")
 
     def turn(item: pytest.Item) -> int:
