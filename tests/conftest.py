@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from taskpool.redis_server import RedisServer
+from taskpool.redis_server import RedisServer, find_redis_server
+from taskpool.server_version import ServerVersion
 from tests.states import World
 
 # Tests see the defaults, whatever the shell that runs them has set.
@@ -83,10 +84,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=turn)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Side by side: the other processes are told of the server, too, whose variable isn't in the environment any more."""
+    node.workerinput["redis_binary"] = TEST_REDIS
+
+
 @pytest.fixture(scope="session")
-def redis_binary() -> str | None:
+def redis_binary(pytestconfig: pytest.Config) -> str | None:
     """The redis-server that TASKPOOL_TEST_REDIS names; None: the one `taskpool up` would take."""
-    return TEST_REDIS
+    told: dict[str, Any] = getattr(pytestconfig, "workerinput", {"redis_binary": TEST_REDIS})
+    binary: str | None = told["redis_binary"]
+    return binary
+
+
+def pytest_report_header() -> str:
+    """Which server the tests run with."""
+    return f"server: {ServerVersion.from_program(find_redis_server(TEST_REDIS))}"
 
 
 @pytest.fixture(scope="session")

@@ -30,9 +30,15 @@ local function fields_of(id)
     'secret_ttl', 'trace', 'on_lost_lease', 'suspect')
 end
 
+-- The seconds that a field says; one that is damaged counts as `least`, one that is too large as 30 years.
+local function seconds(field, least)
+  local said = tonumber(field)
+  return said and said > least and math.min(said, 1e9) or least -- "nan" is a number, but none that is greater
+end
+
 local function answer(id, queue, f, attempt)
   local secrets = f[17] and (redis.call('GETEX', KEY.secrets .. id, 'EX',
-    string.format('%.0f', math.max(tonumber(f[17]) or 1, 1) + math.max(tonumber(f[6]) or 0, 0))) or '')
+    string.format('%.0f', seconds(f[17], 1) + seconds(f[6], 0))) or '')
   local reply = {id, queue, f[2], f[3], attempt, f[5], f[6], f[7], f[8], f[9], string.format('%.0f', now_ms), f[12], f[13],
     f[15], f[16], secrets, f[18], f[19], f[20]}
   if f[3] and not is_stored_by_us(f[3]) then
