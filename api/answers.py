@@ -69,9 +69,10 @@ class QueuePage(Document, frozen=True, kw_only=True):
 
 
 class Queues(Document, frozen=True, kw_only=True):
-    """Every queue."""
+    """A page of the queues, by name."""
 
     queues: Sequence[QueueDocument]
+    next_cursor: NextCursor = None
 
 
 class Types(Document, frozen=True, kw_only=True):

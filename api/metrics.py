@@ -21,6 +21,9 @@ from taskpool import metrics_names as names
 from taskpool.fleet import QueueInfo, WorkerInfo
 
 BY_TYPE: Final = ("type", "queue")
+MOST_QUEUES: Final = 100
+"""So many queues have lines of their own, those with the most tasks to come. The others have one line together."""
+
 LABELS: Final = {
     names.TASKS: 3,
     names.WAIT_BUCKET: 3,

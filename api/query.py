@@ -99,6 +99,13 @@ class QueueQuery(msgspec.Struct, forbid_unknown_fields=True):
     limit: Limit = 100
 
 
+class QueuesQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """GET /queues: the page."""
+
+    cursor: Cursor | None = None
+    limit: Limit = 500
+
+
 class AuditQuery(msgspec.Struct, forbid_unknown_fields=True):
     """GET /audit: filters, all of which must hold, and the page."""
 

@@ -8,6 +8,7 @@ TaskpoolError
 ├── InvalidWebhook             a field of a webhook can't be
 ├── NotAllowed                 who submits may not use that type or that queue
 ├── TaskNotFound               no task has this id
+│   └── UnreadableTask         something else than a task is stored under this id
 ├── WebhookNotFound            no webhook has this id
 ├── WebhookConflict            that can't be done with it now
 ├── DeliveryNotFound           no delivery has this id
@@ -145,6 +146,16 @@ class TaskNotFound(TaskpoolError):
 
     def __init__(self, id: Any) -> None:
         super().__init__(f"no task has the id {id!r}; it was removed, its retention ended, or it never existed")
+        self.id = id
+
+
+class UnreadableTask(TaskNotFound):
+    """Raised when what Redis holds under a task's id isn't a task's record: another program wrote there."""
+
+    def __init__(self, id: Any) -> None:
+        TaskpoolError.__init__(
+            self, f"the task {id!r} can't be read: its key in Redis holds something else than a task's record"
+        )
         self.id = id
 
 

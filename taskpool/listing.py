@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from taskpool import keys
-from taskpool.calls import Call, Plan, one
+from taskpool.calls import Call, Part, Plan, one, tolerant
 from taskpool.cursor import decode_cursor, encode_cursor, page_length, wrong_cursor
 from taskpool.errors import FieldError, InvalidTask
 from taskpool.names import check_text
@@ -24,6 +24,8 @@ S = TaskStatus
 
 LONGEST_PAGE: Final = 200
 MOST_LOOKED_AT: Final = 1000
+FEW_PLACES: Final = 20
+"""With more indexes to walk than that, empty ones are passed over many at a time, and count as looked at."""
 BATCH: Final = 100
 FIRST_READ: Final = 5
 """How many records are read at once before it is known how large they are."""
@@ -81,6 +83,11 @@ def list_tasks(wanted: Filter, *, cursor: str | None = None, limit: int = 50) ->
     looked_at = size = 0
     at_once = FIRST_READ
     while source < len(walk) and len(kept) < limit and looked_at < MOST_LOOKED_AT and size < MOST_BYTES:
+        if not position and len(walk) - source > FEW_PLACES:
+            passed = yield from _empty_ones(walk[source : source + BATCH])
+            source, looked_at = source + passed, looked_at + passed
+            if source == len(walk) or passed == BATCH:
+                continue
         found = yield from walk[source].step(position, min(BATCH, max(limit, 20)))
         if not found:
             source, position = source + 1, ""
@@ -96,10 +103,20 @@ def list_tasks(wanted: Filter, *, cursor: str | None = None, limit: int = 50) ->
     return Page(tuple(kept), encode_cursor(walk[source].name, position) if source < len(walk) else None)
 
 
+def _empty_ones(places: Sequence[Index]) -> Plan[int]:
+    """How many of these there are before the first that holds anything."""
+    exist = yield [Call(("EXISTS", each.name), bool, again=True) for each in places]
+    return next((at for at, holds_some in enumerate(exist) if holds_some), len(places))
+
+
 def _sized(id: str) -> Call[tuple[TaskRecord | None, int]]:
     """A record, and how many bytes it has."""
     call = fetch_if_there(id)
-    return Call(call.command, lambda reply: (call.read(reply), sum(map(len, reply))), again=True)
+
+    def read(reply: Any) -> tuple[TaskRecord | None, int]:
+        return call.read(reply), sum(map(len, reply)) if isinstance(reply, list) else 0
+
+    return Call(call.command, read, again=True, reads_faults=True)
 
 
 def _read(wanted: Filter) -> Filter:
@@ -143,7 +160,7 @@ class ById:
     def step(self, position: str, count: int) -> Plan[Found]:
         newest = f"({position}" if position else "+"
         commands = [("ZREVRANGEBYLEX", key, newest, "-", "LIMIT", 0, count) for key in self.keys]
-        parts = yield [Call(command, _texts, again=True) for command in commands]
+        parts = yield [_reading(command) for command in commands]
         ids = sorted([id for part in parts for id in part], reverse=True)[:count]
         return [(id, id) for id in ids]
 
@@ -156,7 +173,7 @@ class Running:
     POSITION: ClassVar = ById.POSITION
 
     def step(self, position: str, count: int) -> Plan[Found]:
-        members = yield from one(Call(("ZRANGE", self.name, 0, -1), _texts, again=True))
+        members = yield from one(_reading(("ZRANGE", self.name, 0, -1)))
         ids = sorted({member.partition(":")[0] for member in members}, reverse=True)
         return [(id, id) for id in ids if not position or id < position][:count]
 
@@ -172,7 +189,7 @@ class ByScore:
         score, _, passed = position.partition("/")
         behind = int(passed or 0)
         command = ("ZREVRANGEBYSCORE", self.name, score or "+inf", "-inf", "WITHSCORES", "LIMIT", behind, count)
-        flat = yield from one(Call(command, _texts, again=True))
+        flat = yield from one(_reading(command))
         found = []
         for member, at in zip(flat[::2], flat[1::2], strict=True):
             behind = behind + 1 if at == score else 1
@@ -193,17 +210,18 @@ class FromTail:
         behind, _, last = position.partition("/")
         passed = int(behind or 0)
         if last:
+            search = ("LPOS", self.name, last, "RANK", -1)
             length, at, status = yield (
-                Call(("LLEN", self.name), int, again=True),
-                Call(("LPOS", self.name, last, "RANK", -1, "MAXLEN", passed + NEWER), lambda reply: reply, again=True),
-                Call(("HGET", keys.JOB + last, "status"), lambda reply: reply, again=True),
+                tolerant(Call(("LLEN", self.name), int, again=True), 0),
+                tolerant(Call((*search, "MAXLEN", passed + NEWER), _as_it_is, again=True), None),
+                tolerant(Call(("HGET", keys.JOB + last, "status"), _as_it_is, again=True), None),
             )
             if at is not None:
                 passed = max(passed, length - at)
             elif status not in (b"queued", b"canceled", None):
                 return []  # it was claimed, and what stood nearer to the head before it
         command = ("LRANGE", self.name, -passed - count, -passed - 1)
-        ids = yield from one(Call(command, _texts, again=True))
+        ids = yield from one(_reading(command))
         return [(id, f"{passed + n}/{id}") for n, id in enumerate(reversed(ids), start=1)]
 
 
@@ -224,7 +242,7 @@ def _walk(wanted: Filter) -> Plan[Sequence[Index]]:
     if wanted.queue is not None:
         statuses = dict.fromkeys([S.QUEUED, S.IN_PROGRESS, S.SCHEDULED, S.WAITING, S.FAILED, S.CANCELED, S.DONE])
         return [index for status in statuses for index in _of_status(status, wanted.queue)]
-    types = yield from one(Call(("SMEMBERS", keys.TYPES_USED), _texts, again=True))
+    types = yield from one(_reading(("SMEMBERS", keys.TYPES_USED)))
     return [ById([keys.BY_TYPE + type for type in types])]
 
 
@@ -239,7 +257,7 @@ def _of_status(status: TaskStatus, queue: str) -> Iterator[Index]:
 
 def queue_names() -> Plan[list[str]]:
     """Every queue there is, sorted."""
-    return (yield from one(all_queues()))
+    return (yield from one(tolerant(all_queues(), [])))
 
 
 def all_queues() -> Call[list[str]]:
@@ -257,6 +275,15 @@ def some_queues(cursor: str, count: int) -> Call[tuple[str, list[str]]]:
 def _names(reply: list[bytes]) -> list[str]:
     names = [key.removeprefix(keys.QUEUE.encode()) for key in reply if key.startswith(keys.QUEUE.encode())]
     return sorted(name.decode() for name in names if is_utf8(name))
+
+
+def _reading(command: Sequence[Part]) -> Call[list[str]]:
+    """Reads part of an index; nothing of one that is no index."""
+    return tolerant(Call(command, _texts, again=True), [])
+
+
+def _as_it_is(reply: Any) -> Any:
+    return reply
 
 
 def _texts(reply: list[bytes]) -> list[str]:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from heapq import nlargest
 from typing import Any, Final
 
 from taskpool import keys
 from taskpool.calls import Call, Plan, one
 from taskpool.catalogue import pools
+from taskpool.cursor import decode_cursor, encode_cursor, page_length
 from taskpool.fleet import QueueInfo, WorkerInfo
 from taskpool.hash_fields import number_of, time_of
 from taskpool.listing import queue_names
 from taskpool.lua import Script
 from taskpool.server_version import ServerVersion
-from taskpool.types import utc
+from taskpool.types import Page, utc
 
-_probe = Script("probe")
+_probe, _counts, _sizes = map(Script, ("probe", "queue_counts", "queue_sizes"))
 
 FOREIGN_FRESH_S: Final = 60
 MOST_NAMES: Final = 10
-REGISTRIES: Final = (keys.WIP, keys.SCHEDULED, keys.DEFERRED, keys.FINISHED, keys.FAILED, keys.CANCELED)
+QUEUES_AT_ONCE: Final = 500
+LONGEST_PAGE: Final = 500
+OTHERS: Final = "(other)"
+"""No queue of ours can have this name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,32 +66,73 @@ class ServerInfo:
         return tuple(found)
 
 
-def queues() -> Plan[list[QueueInfo]]:
-    """Every queue with its counts; `oldest_s` is how long the task at its head has been queued."""
-    names = yield from queue_names()
-    calls: list[Call[Any]] = [Call(("TIME",), _now_ms, again=True)]
-    for name in names:
-        calls.append(_count("LLEN", keys.QUEUE + name))
-        calls += [_count("ZCARD", registry + name) for registry in REGISTRIES]
-        calls.append(Call(("LINDEX", keys.QUEUE + name, 0), _text, again=True))
-    now_ms, *values = yield calls
-    width = len(REGISTRIES) + 2
-    rows = [values[at : at + width] for at in range(0, len(values), width)]
-    heads = yield [Call(("HGET", f"{keys.JOB}{row[-1]}", "enqueued_at"), _text, again=True) for row in rows]
-    return [
-        QueueInfo(
-            name=name,
-            queued=row[0],
-            in_progress=row[1],
-            scheduled=row[2],
-            waiting=row[3],
-            done=row[4],
-            failed=row[5],
-            canceled=row[6],
-            oldest_s=_age_s(head, now_ms),
-        )
-        for name, row, head in zip(names, rows, heads, strict=True)
-    ]
+def queues(names: Sequence[str] | None = None) -> Plan[list[QueueInfo]]:
+    """Every queue, or those of these names, with its counts; `oldest_s` is how long the task at its head has been
+    queued."""
+    if names is None:
+        names = yield from queue_names()
+    found: list[QueueInfo] = []
+    for at in range(0, len(names), QUEUES_AT_ONCE):
+        part = names[at : at + QUEUES_AT_ONCE]
+        now_ms, *rows = yield from one(_counts.call(part, _as_it_is, again=True))
+        found += [_queue(name, row, now_ms) for name, row in zip(part, rows, strict=True)]
+    return found
+
+
+def busiest_queues(most: int) -> Plan[list[QueueInfo]]:
+    """The `most` queues that have the most tasks still to end, and all others as one with the name `OTHERS`, of whose
+    ended tasks nothing is said."""
+    names = [name for name in (yield from queue_names()) if name != OTHERS]
+    if len(names) <= most:
+        return (yield from queues(names))
+    top: list[tuple[int, str]] = []
+    totals = [0, 0, 0, 0]
+    for at in range(0, len(names), QUEUES_AT_ONCE):
+        part = names[at : at + QUEUES_AT_ONCE]
+        reply = yield from one(_sizes.call(part, _as_it_is, again=True))
+        totals = [total + count for total, count in zip(totals, reply, strict=False)]
+        top = nlargest(most, [*top, *zip(reply[4:], part, strict=True)])
+    busiest = yield from queues([name for _, name in top])
+    shown = [(each.queued, each.in_progress, each.scheduled, each.waiting) for each in busiest]
+    others = [max(total - sum(counts), 0) for total, *counts in zip(totals, *shown, strict=True)]
+    return [*busiest, _queue(OTHERS, [*others, 0, 0, 0, b""], 0)]
+
+
+def queues_page(
+    names: Sequence[str] | None = None, *, cursor: str | None = None, limit: int = LONGEST_PAGE
+) -> Plan[Page[QueueInfo]]:
+    """A page of the queues by name: of all, or of these.
+
+    Raises:
+        InvalidTask: the cursor or the limit can't be.
+    """
+    limit = page_length(limit, LONGEST_PAGE)
+    after = decode_cursor(cursor, (str,))[0] if cursor else ""
+    if names is None:
+        names = yield from queue_names()
+    first = bisect_right(names, after)
+    page = names[first : first + limit]
+    infos = yield from queues(page)
+    return Page(tuple(infos), encode_cursor(page[-1]) if first + limit < len(names) else None)
+
+
+def _queue(name: str, row: Sequence[Any] | None, now_ms: float) -> QueueInfo:
+    queued, in_progress, scheduled, waiting, done, failed, canceled, head = row or (0, 0, 0, 0, 0, 0, 0, b"")
+    return QueueInfo(
+        name=name,
+        queued=queued,
+        in_progress=in_progress,
+        scheduled=scheduled,
+        waiting=waiting,
+        done=done,
+        failed=failed,
+        canceled=canceled,
+        oldest_s=_age_s(_text(head), now_ms),
+    )
+
+
+def _as_it_is(reply: list[Any]) -> list[Any]:
+    return reply
 
 
 def workers() -> Plan[list[WorkerInfo]]:
@@ -200,10 +247,6 @@ def write_probe() -> Call[None]:
         RedisRefused: Redis takes no writes at all.
     """
     return _probe.call((), lambda reply: None, again=True)
-
-
-def _count(command: str, key: str) -> Call[int]:
-    return Call((command, key), int, again=True)
 
 
 def _worker(name: str, h: Mapping[str, str], current: tuple[str, ...], pool: str | None) -> WorkerInfo:

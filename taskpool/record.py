@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
+import hiredis
 import msgspec
 from msgspec.structs import replace
 
 from taskpool import keys, rqjob
-from taskpool.calls import Call
-from taskpool.errors import TaskNotFound
+from taskpool.calls import Call, tolerant
+from taskpool.errors import TaskNotFound, UnreadableTask
 from taskpool.hash_fields import (
     backoff_part_s,
     ids_of,
@@ -92,19 +93,22 @@ def fetch(id: str) -> Call[TaskRecord]:
         TaskNotFound
     """
 
-    def read(reply: list[bytes]) -> TaskRecord:
+    def read(reply: Any) -> TaskRecord:
+        if isinstance(reply, hiredis.ReplyError):
+            raise UnreadableTask(id)
         h = hash_of(reply)
         if b"data" not in h:
             raise TaskNotFound(id)
         return restore_hash(id, h)
 
     check_id(id)
-    return Call(("HGETALL", keys.JOB + id), read, again=True)
+    return Call(("HGETALL", keys.JOB + id), read, again=True, reads_faults=True)
 
 
 def fetch_if_there(id: str) -> Call[TaskRecord | None]:
     """Read one task; None when there is none."""
-    return Call(("HGETALL", keys.JOB + id), lambda reply: restore(id, reply) if is_task(reply) else None, again=True)
+    call = Call(("HGETALL", keys.JOB + id), lambda reply: restore(id, reply) if is_task(reply) else None, again=True)
+    return tolerant(call, None)
 
 
 def is_task(flat: Sequence[bytes]) -> bool:

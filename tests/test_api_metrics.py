@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 from redis import Redis
 
-from api.metrics import Scrape, exposition
+from api.metrics import MOST_QUEUES, Scrape, exposition
 from taskpool import metrics_names as names
 from taskpool.fleet import QueueInfo, WorkerInfo
 from taskpool.keys import COUNTERS
@@ -95,3 +95,44 @@ async def test_one_scrape_has_the_whole_cluster(redis_url: str, redis: Redis) ->
     assert 'taskpool_queue_depth{queue="default"} 1.0' in plain.text
     assert open_metrics.headers["content-type"].startswith("application/openmetrics-text")
     assert open_metrics.text.endswith("# EOF\n")
+
+
+async def test_the_busiest_queues_have_lines_of_their_own_and_the_others_one_together(
+    redis_url: str, redis: Redis
+) -> None:
+    count = 1300
+    pipeline = redis.pipeline()
+    pipeline.sadd("rq:queues", "rq:queue:(other)", *[f"rq:queue:q{n}" for n in range(count)])
+    for n in range(count):
+        pipeline.rpush(f"rq:queue:q{n}", *[f"t{n}"] * (1 + n % 3))
+    pipeline.zadd("rq:wip:q0", {f"x{n}": 1 for n in range(50)})
+    pipeline.zadd("rq:scheduled:q1", {f"x{n}": 1 for n in range(40)})
+    pipeline.zadd("rq:deferred:q3", {"x": 1})
+    pipeline.hset("rq:job:t0", "enqueued_at", "2026-01-01T00:00:00.000Z")
+    pipeline.set("rq:scheduled:q5", "no registry")
+    pipeline.execute()
+
+    async with api(redis_url) as client:
+        families = list(parse((await client.get("/metrics")).text))
+
+    def values(name: str) -> dict[str, float]:
+        (family,) = [each for each in families if each.name == name]
+        return {sample.labels["queue"]: sample.value for sample in family.samples}
+
+    depth = values("taskpool_queue_depth")
+    assert len(depth) == MOST_QUEUES + 1
+    assert (depth["q0"], depth["q1"]) == (1, 2)
+    assert sum(depth.values()) == sum(1 + n % 3 for n in range(count))
+    assert values("taskpool_queue_in_progress")["q0"] == 50
+    assert values("taskpool_queue_scheduled")["q1"] == 40
+    assert sum(values("taskpool_queue_waiting").values()) == 1
+    assert values("taskpool_queue_oldest_seconds")["q0"] > 0
+
+
+async def test_few_queues_have_a_line_each(redis_url: str, redis: Redis) -> None:
+    redis.sadd("rq:queues", *[f"rq:queue:q{n}" for n in range(MOST_QUEUES)])
+    async with api(redis_url) as client:
+        text = (await client.get("/metrics")).text
+
+    assert text.count("taskpool_queue_depth{") == MOST_QUEUES
+    assert "(other)" not in text

@@ -281,6 +281,29 @@ async def test_a_queued_task_cannot_be_retried(client: httpx.AsyncClient) -> Non
     assert (response.status_code, response.json()["task_status"]) == (409, "queued")
 
 
+async def test_queues_are_paged_by_name(client: httpx.AsyncClient, redis: Redis, redis_url: str) -> None:
+    redis.sadd("rq:queues", *[f"rq:queue:q{n:04}" for n in range(1200)])
+    redis.rpush("rq:queue:q0501", "a", "b")
+
+    found: list[dict[str, Any]] = []
+    path = "/queues"
+    while path:
+        answer = await client.get(path)
+        page = answer.json()
+        assert len(page["queues"]) <= 500
+        found += page["queues"]
+        path = answer.links["next"]["url"] if page.get("next_cursor") else ""
+        redis.srem("rq:queues", f"rq:queue:{found[-1]['name']}")  # the next page doesn't need it
+
+    assert [queue["name"] for queue in found] == [f"q{n:04}" for n in range(1200)]
+    assert [queue["name"] for queue in found if queue["queued"]] == ["q0501"]
+    small = (await client.get("/queues?limit=2")).json()
+    assert [queue["name"] for queue in small["queues"]] == ["q0000", "q0001"]
+    assert (await client.get("/queues?cursor=x")).status_code == 400
+    with TaskPool(redis_url) as pool:
+        assert len(pool.queues()) == 1197
+
+
 async def test_queues_are_shown_with_their_tasks_in_order(client: httpx.AsyncClient) -> None:
     second = await submit(client, queue="images")
     first = await submit(client, queue="images", front=True)

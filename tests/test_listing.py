@@ -353,3 +353,15 @@ def test_few_records_are_read_at_once_where_they_are_large(world: World) -> None
 
     assert sum(reads) == 40
     assert max(reads) < 10
+
+
+def test_a_status_is_listed_across_thousands_of_queues_in_bounded_steps(world: World) -> None:
+    world.redis.sadd("rq:queues", *[f"rq:queue:idle{n:04}" for n in range(2500)])
+    for n in range(5):
+        add(world, f"a{n}", queue=f"idle{n * 600:04}")
+
+    assert sorted(ids(world, status=S.QUEUED)) == [f"a{n}" for n in range(5)]
+
+    world.redis.config_resetstat()
+    page(world, Filter(status=S.QUEUED))
+    assert world.redis.info("commandstats")["cmdstat_exists"]["calls"] <= MOST_LOOKED_AT + listing.BATCH

@@ -11,11 +11,13 @@ from api.access.caller import caller_of
 from api.answers import QueuePage, Queues, Types, Workers
 from api.openapi.operation import Answer, operation
 from api.prefix import next_link
-from api.query import NoQuery, QueueQuery, read_query, wrong_parameter
+from api.query import NoQuery, QueueQuery, QueuesQuery, read_query, wrong_parameter
 from api.responses import Json, tagged
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.document import queue_document, queued_document, type_document, worker_document
 from taskpool.errors import InvalidTask
+from taskpool.listing import all_queues
+from taskpool.overview import queues_page
 from taskpool.queue import get_queue
 
 
@@ -25,14 +27,23 @@ class FleetRoutes:
     def __init__(self, pool: AsyncTaskPool) -> None:
         self._pool = pool
 
-    @operation("list_queues", tag="fleet", answers={200: Queues})
+    @operation("list_queues", tag="fleet", query=QueuesQuery, answers={200: Answer(Queues, headers=("Link",))})
     async def queues(self, request: Request) -> Json:
-        """GET /queues: every queue with its counts."""
-        read_query(request.scope["query_string"], NoQuery)
-        caller, infos = caller_of(request.scope), await self._pool.queues()
+        """GET /queues: the queues with their counts, by name."""
+        query = read_query(request.scope["query_string"], QueuesQuery)
+        caller, names = caller_of(request.scope), None
         if caller.project is not None:  # the counts are of all projects: it sees those of the queues that are for it
-            infos = [info for info in infos if info.name in (caller.queues or ())]
-        return Json(Queues(queues=[queue_document(info) for info in infos]))
+            known = await self._pool.store.run(all_queues())
+            names = [name for name in known if name in (caller.queues or ())]
+        try:
+            page = await self._pool.store.carry_out(queues_page(names, cursor=query.cursor, limit=query.limit))
+        except InvalidTask as error:
+            raise wrong_parameter(error) from None
+        document = Queues(queues=[queue_document(info) for info in page.items], next_cursor=page.next_cursor)
+        if page.next_cursor is None:
+            return Json(document)
+        parameters = urlencode({"cursor": page.next_cursor, "limit": query.limit})
+        return Json(document, headers=[next_link(request.scope, "/queues", parameters)])
 
     @operation("get_queue", tag="fleet", query=QueueQuery, answers={200: Answer(QueuePage, headers=("Link",))})
     async def queue(self, request: Request) -> Json:

@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from api.access.access import READ_ALL
 from api.access.gate import Gate
 from api.answers import Door, Live, Ready
-from api.metrics import Scrape, exposition
+from api.metrics import MOST_QUEUES, Scrape, exposition
 from api.openapi.operation import Answer, operation
 from api.prefix import public_path
 from api.problems import Problem, retry_after
@@ -24,7 +24,7 @@ from api.responses import Json
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.document import server_document
 from taskpool.errors import RedisFull, RedisRefused
-from taskpool.overview import write_probe
+from taskpool.overview import busiest_queues, write_probe
 from taskpool.webhooks.delivery import outbox_length
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,10 @@ class HealthRoutes:
     async def metrics(self, request: Request) -> Response:
         """GET /metrics: the whole cluster's figures for Prometheus, or as OpenMetrics for who accepts that."""
         counters, queues, workers, outbox = await asyncio.gather(
-            self._pool.counters(), self._pool.queues(), self._pool.workers(), self._pool.store.run(outbox_length())
+            self._pool.counters(),
+            self._pool.store.carry_out(busiest_queues(MOST_QUEUES)),
+            self._pool.workers(),
+            self._pool.store.run(outbox_length()),
         )
         text, media_type = exposition(Scrape(counters, queues, workers, outbox), request.headers.get("accept", ""))
         return Response(text, headers={"content-type": media_type, "cache-control": "no-store"})

@@ -164,7 +164,7 @@ class AsyncClient(HoldsConnections):
 
     async def queues(self) -> list[QueueInfo]:
         """Every queue with its counts."""
-        return await self.send(operations.queues())
+        return await self._run(operations.queues(self._retrying))
 
     async def types(self) -> list[TypeInfo]:
         """Every known task type, with the pools that serve it."""

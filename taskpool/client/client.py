@@ -166,7 +166,7 @@ class Client(HoldsConnections):
 
     def queues(self) -> list[QueueInfo]:
         """Every queue with its counts."""
-        return self.send(operations.queues())
+        return self._run(operations.queues(self._retrying))
 
     def types(self) -> list[TypeInfo]:
         """Every known task type, with the pools that serve it."""

@@ -108,9 +108,18 @@ def retry_task(id: str) -> Request[TaskRecord]:
     return Request(method="POST", path=f"{_task(id)}/retry", read=values.changed, again=False, about=About(id))
 
 
-def queues() -> Request[list[QueueInfo]]:
-    """Every queue."""
-    return Request(method="GET", path="/queues", read=values.queues)
+def queues(retrying: Retrying) -> Plan[list[QueueInfo]]:
+    """Every queue, page by page."""
+    found: list[QueueInfo] = []
+    cursor = None
+    while True:
+        page = yield from sending(
+            Request(method="GET", path="/queues", query=_given(cursor=cursor), read=values.queues), retrying
+        )
+        found += page.items
+        cursor = page.next_cursor
+        if cursor is None:
+            return found
 
 
 def types() -> Request[list[TypeInfo]]:

@@ -86,6 +86,7 @@ class _Lines(msgspec.Struct):
 
 class _Queues(msgspec.Struct):
     queues: list[QueueInfo]
+    next_cursor: str | None = None
 
 
 class _Types(msgspec.Struct):
@@ -184,9 +185,10 @@ def queued(answer: Answer) -> Page[QueuedTask]:
     return Page(tuple([QueuedTask(each, place.position, place.wait_s) for each, place in places]), page.next_cursor)
 
 
-def queues(answer: Answer) -> list[QueueInfo]:
-    """Every queue."""
-    return _queues(answer.body).queues
+def queues(answer: Answer) -> Page[QueueInfo]:
+    """A page of the queues."""
+    page = _queues(answer.body)
+    return Page(tuple(page.queues), page.next_cursor)
 
 
 def types(answer: Answer) -> list[TypeInfo]:
