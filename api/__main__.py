@@ -16,6 +16,7 @@ from api.connections import DROPPED_BYTES, Limits, check_files
 from api.server import bind, serve
 from taskpool.embedded import START_RETRY_S, wait_for_redis
 from taskpool.errors import ConfigurationError, RedisUnavailable
+from taskpool.printable import LogFormatter, printable_lines
 from taskpool.settings import Settings, resolve_redis_url
 
 logger = logging.getLogger("api")
@@ -28,14 +29,16 @@ def main() -> int:
         signal.signal(number, _end)
     try:
         settings = Settings.load(os.environ)
-        logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        log = logging.StreamHandler()
+        log.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logging.basicConfig(level=settings.log_level.upper(), handlers=[log])
         logging.getLogger("uvicorn").setLevel("WARNING")
         check_files()
         listener = bind(settings.host, settings.port)
         who = _check(settings)
         app = create_app(settings)
     except ConfigurationError as error:
-        print(f"api: {error}", file=sys.stderr)
+        print(printable_lines(f"api: {error}"), file=sys.stderr)
         return 2
     host, port = listener.getsockname()[:2]
     logger.info("listening on http://%s:%d %s", f"[{host}]" if ":" in host else host, port, who)

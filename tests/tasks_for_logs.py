@@ -16,7 +16,7 @@ from typing import Annotated
 
 import msgspec
 
-from taskpool import TaskContext, task
+from taskpool import Secret, TaskContext, task
 
 log = logging.getLogger("app.work")
 KEPT = sys.stderr
@@ -200,3 +200,30 @@ def tell(token: Annotated[str, msgspec.Meta(extra_json_schema={"writeOnly": True
     print(f"token={token}")
     log.warning("token %s", token)
     os.write(1, f"raw {token}\n".encode())
+
+
+FORGED = "2026-11-29 12:00:00,000 INFO forged"
+ORDER = "\x1b]52;c;aGk=\x07\x1b[2J\x9b1A\b\u202e"
+
+
+@task("forge")
+def forge(token: Secret[str]) -> None:
+    """Writes what looks like the worker's log, and orders to a terminal, in every way there is."""
+    print(FORGED)
+    for end in ("\r", "\x0b", "\x0c", "\x85", "\u2028", "\u2029", "\x1bE"):
+        print(f"{ORDER}{end}{FORGED}", file=sys.stderr)
+    print(f"no end {ORDER}", end="", flush=True)
+    sys.stdout.buffer.write(f"{ORDER}\n{FORGED}\n".encode())
+    sys.stdout.flush()
+    for name in ("app.work", "workers", "taskpool"):
+        logging.getLogger(name).error("%s\n%s", ORDER, FORGED)
+    thread = threading.Thread(target=print, args=(f"{ORDER}\n{FORGED}",), daemon=True)
+    thread.start()
+    thread.join()
+    thread = threading.Thread(target=logging.getLogger("app.work").error, args=(f"{ORDER}\n{FORGED}",), daemon=True)
+    thread.start()
+    thread.join()
+    subprocess.run(["printf", f"{ORDER}\\n{FORGED}\\n{token}\\n".replace("%", "%%")], check=True)
+    sys.stdout.write(token[:7])
+    sys.stdout.write(f"{token[7:]}\n")
+    raise ValueError(f"{ORDER}\n{FORGED}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -192,6 +193,25 @@ def test_no_secret_of_a_task_is_in_its_log_or_the_workers_own(workers: WorkerPoo
 
     assert [line.text for line in lines] == ["token=***", "token ***", "raw ***"]
     assert "hunter2" not in workers.log.read_text()
+
+
+@pytest.mark.parametrize(("output", "slots"), [("both", 1), ("worker", 1), ("both", 4)])
+def test_nobody_can_take_what_a_task_writes_for_the_workers_log_nor_does_a_terminal_obey_it(
+    redis_url: str, tmp_path: Path, output: str, slots: int
+) -> None:
+    with WorkerPool(redis_url, tmp_path / "log", tasks=TASKS, task_output=output, slots=slots) as workers:
+        id = workers.pool.wait(workers.pool.add_task("forge", {"token": "hunter2hunter2"}).id, timeout_s=30).id
+        workers.pool.wait(workers.pool.add_task("speak", {"how": "print"}).id, timeout_s=30)  # a thread has its say
+        drain(workers)
+        text = workers.log.read_text()
+
+    assert not re.search("[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f\u2028-\u202e]|\x1b(?!\\[[0-9;]*m)", text)
+    starts = [line for line in text.splitlines() if not line.startswith(("[", "    "))]
+    assert starts
+    assert not [line for line in starts if "forged" in line or not line.startswith("20")]
+    assert text.count("forged") >= 12
+    assert f"[{id}] 2026-11-29 12:00:00,000 INFO forged" in text
+    assert "hunter2" not in text
 
 
 def drain(workers: WorkerPool) -> None:

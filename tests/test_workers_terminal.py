@@ -1,8 +1,9 @@
-"""What a worker shows on its own output of what tasks write: no secret, neither in halves nor too late."""
+"""What a worker shows on its own output of what tasks write: marked as theirs, no secret, nothing a terminal obeys."""
 
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 
@@ -42,10 +43,35 @@ def attempt(id: str, secret: str | None = None) -> RunningTask:
     )  # fmt: skip
 
 
-def test_of_a_task_without_secrets_everything_is_shown_at_once(shown: Shown) -> None:
-    shown.write("no end", attempt("a"))
+def test_lines_are_shown_as_they_end_each_with_whose_it_is(shown: Shown) -> None:
+    first, second = attempt("a"), attempt("b")
 
-    assert shown.text == "no end"
+    shown.write("one\ntwo", first)
+    shown.write("other\n", second)
+    shown.write(" and more\n\n", first)
+
+    assert shown.text == "[a] one\n[b] other\n[a] two and more\n[a] \n"
+
+
+BREAKS = (
+    *("\r", "\r\r\n", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"),
+    *("\x1bE", "\x1bD", "\x1b[E", "\x1b[1;1H"),
+)
+
+
+@pytest.mark.parametrize("end", BREAKS)
+def test_no_line_of_a_task_looks_like_the_workers(shown: Shown, end: str) -> None:
+    shown.write(f"work{end}2026-11-29 12:00:00,000 INFO forged\n", attempt("a"))
+    shown.write(f"work{end}2026-11-29 12:00:00,000 INFO forged\n", None)
+
+    assert not [line for line in re.split(r"[\n\r]", shown.text) if line and not line.startswith(("[a] ", "[-] "))]
+    assert not [line for line in shown.text.splitlines() if not line.startswith(("[a] ", "[-] "))]
+
+
+def test_of_what_a_terminal_obeys_only_colours_are_shown(shown: Shown) -> None:
+    shown.write("\x1b]52;c;aGk=\x07\x1b[2J\x1b[31mred\b\x9b1A\n", attempt("a"))
+
+    assert shown.text == "[a] \\x1b]52;c;aGk=\\x07\x1b[31mred\\x08\\x9b1A\x1b[0m\n"
 
 
 def test_a_secret_in_two_halves_is_masked(shown: Shown) -> None:
@@ -55,7 +81,7 @@ def test_a_secret_in_two_halves_is_masked(shown: Shown) -> None:
     before = shown.text
     shown.write("ary\nand more", running)
 
-    assert (before, shown.text) == ("", "it is ***\n")
+    assert (before, shown.text) == ("", "[a] it is ***\n")
 
 
 def test_what_comes_in_two_ways_does_not_mix(shown: Shown) -> None:
@@ -65,7 +91,7 @@ def test_what_comes_in_two_ways_does_not_mix(shown: Shown) -> None:
     shown.write("whole\n", running, "descriptor")
     shown.write("ary\n", running, "stream")
 
-    assert shown.text == "whole\n***\n"
+    assert shown.text == "[a] whole\n[a] ***\n"
 
 
 def test_what_has_no_end_is_shown_when_the_task_has_ended(shown: Shown) -> None:
@@ -75,13 +101,27 @@ def test_what_has_no_end_is_shown_when_the_task_has_ended(shown: Shown) -> None:
     shown.write("still going", other)
     shown.terminal.end(running)
 
-    assert shown.text == "a ***\n"
+    assert shown.text == "[a] a ***\n"
 
 
-def test_a_line_without_an_end_is_not_kept_for_ever(shown: Shown) -> None:
-    shown.write("x" * (LONGEST_LINE + 1), attempt("a", "canary"))
+@pytest.mark.parametrize("secret", ["canary" * 3, None])
+def test_a_line_without_an_end_is_not_kept_for_ever_nor_is_a_secret_cut_in_it(shown: Shown, secret: str | None) -> None:
+    running = attempt("a", secret)
 
-    assert shown.text == "x" * (LONGEST_LINE + 1) + "\n"
+    for _ in range(LONGEST_LINE):
+        shown.write("xx", running)
+        if "x" in shown.text:
+            break
+    shown.write("canary" * 2, running)
+    shown.write("x" * LONGEST_LINE, running)
+    shown.write("canary" * 2, running)
+    shown.write("canary" + "x" * LONGEST_LINE + "\n", running)
+
+    lines = shown.text.splitlines()
+    assert len(lines) > 2
+    assert all(line.startswith("[a] ") for line in lines)
+    assert ("canary" * 3 in shown.text) == (secret is None)
+    assert "***" in shown.text or secret is None
 
 
 def test_what_belongs_to_nobody_shows_no_secret_of_those_who_run_or_ran(shown: Shown) -> None:
@@ -90,9 +130,10 @@ def test_what_belongs_to_nobody_shows_no_secret_of_those_who_run_or_ran(shown: S
         shown.terminal.begin(each)
     shown.terminal.end(former)
 
-    shown.write("canary, a former one, no secret\n", None)
+    shown.write("can", None)
+    shown.write("ary, a former one, no secret\n", None)
 
-    assert shown.text == "***, ***, no secret\n"
+    assert shown.text == "[-] ***, ***, no secret\n"
 
 
 def test_only_so_many_are_remembered(shown: Shown) -> None:
@@ -103,7 +144,7 @@ def test_only_so_many_are_remembered(shown: Shown) -> None:
 
     shown.write("secret 0000, secret 0001\n", None)
 
-    assert shown.text == "secret 0000, ***\n"
+    assert shown.text == "[-] secret 0000, ***\n"
 
 
 def test_an_output_that_is_gone_is_nobodys_fault(monkeypatch: pytest.MonkeyPatch) -> None:

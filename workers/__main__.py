@@ -16,6 +16,7 @@ from typing import NoReturn
 from taskpool.builtin.files import check_root
 from taskpool.embedded import wait_for_redis
 from taskpool.errors import ConfigurationError
+from taskpool.printable import printable_lines
 from taskpool.settings import SETTING_FIELDS, Settings, resolve_redis_url
 from workers.logs import configure
 from workers.supervisor import Supervisor
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_root(Path(settings.files_root))
         return asyncio.run(_run(settings, reloads=flags.reload))
     except ConfigurationError as error:
-        print(f"taskpool: {error}", file=sys.stderr)
+        print(printable_lines(f"taskpool: {error}"), file=sys.stderr)
         return EXIT_CONFIGURATION
 
 

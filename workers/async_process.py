@@ -35,6 +35,7 @@ from workers import forks, guardian, lifecycle, processgroup, shortage
 from workers.capture import Capture
 from workers.elsewhere import Elsewhere
 from workers.held import give_back_unseen
+from workers.pipes import Output
 from workers.reports import Reporter, Reports, limits_of
 from workers.slots import Block, Lane, Request
 from workers.stats import COUNTED_AS, Stats
@@ -65,12 +66,15 @@ def serve(
     block: Block,
     capture: Capture,
     *,
+    output: Output | None,
     worker: str,
     queues: tuple[str, ...],
     stacks: IO[Any] | None = None,
 ) -> int:
     """Runs tasks until the supervisor drains this process; returns its exit status."""
-    process = AsyncProcess(settings, registry, block, capture, worker=worker, queues=queues, stacks=stacks)
+    process = AsyncProcess(
+        settings, registry, block, capture, output=output, worker=worker, queues=queues, stacks=stacks
+    )
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
         main = loop.create_task(process.serve())
@@ -98,13 +102,14 @@ class AsyncProcess:
         block: Block,
         capture: Capture,
         *,
+        output: Output | None,
         worker: str,
         queues: tuple[str, ...],
         stacks: IO[Any] | None,
     ) -> None:
         redis_url = resolve_redis_url(settings)
         self._settings, self._registry, self._worker, self._queues = settings, registry, worker, queues
-        self._capture, self._stacks = capture, stacks
+        self._capture, self._output, self._stacks = capture, output, stacks
         self._lease_ms = round(settings.lease_s * 1000)
         self._foreign = settings.foreign
         self._elsewhere = Elsewhere(type_grace_s=settings.type_grace_s)
@@ -135,9 +140,11 @@ class AsyncProcess:
         """Runs tasks until it is told to end and the last one has ended."""
         self._take_signals()
         forks.keep_apart(SIGNALS)
+        if self._output is not None:
+            self._output.start()
         if not await lifecycle.await_start_hooks():
             return 1
-        self._surroundings = Surroundings(self._capture, self._stacks, has_pipes=False)
+        self._surroundings = Surroundings(self._capture, self._stacks, has_pipes=self._output is not None)
         loop = asyncio.get_running_loop()
         self._loop_is = loop.get_task_factory(), loop.get_exception_handler()
         self._loop, self._loop_attributes = loop, frozenset(getattr(loop, "__dict__", ()))
@@ -161,6 +168,8 @@ class AsyncProcess:
         await _insist(self._count)
         lifecycle.limit_end()
         await lifecycle.await_stop_hooks()
+        if self._output is not None:
+            self._output.settle()
         return 0
 
     def _take_signals(self) -> None:
@@ -181,6 +190,8 @@ class AsyncProcess:
             self._surroundings.restore_output()
         else:
             self._surroundings.restore()
+        if self._output is not None:
+            self._output.put_back()
         self._restore_loop()
 
     def _restore_loop(self) -> None:

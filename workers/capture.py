@@ -15,13 +15,16 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
-from taskpool.secret import hidden
+from taskpool.printable import indented, printable_lines
 from taskpool.types import RunningTask
 from workers.logs import FORMAT, configure
 from workers.reports import Reports
 from workers.terminal import Terminal
+
+OURS: Final = frozenset({"workers", "taskpool"})
+"""The loggers of the worker itself, and of what is below it."""
 
 
 class Capture:
@@ -47,8 +50,8 @@ class Capture:
         if self.keeps:
             self.handlers.append(_Handler(self))
             logging.getLogger().addHandler(self.handlers[-1])
-            sys.stdout = _Stream("stdout", sys.stdout, self)
-            sys.stderr = _Stream("stderr", sys.stderr, self)
+        sys.stdout = _Stream("stdout", sys.stdout, self)
+        sys.stderr = _Stream("stderr", sys.stderr, self)
 
     def begin(self, before: Mapping[str, int]) -> None:
         """Begins the life of a worker process. `before`: by stream, the descriptor that its own output goes to now.
@@ -72,9 +75,9 @@ class Capture:
         self.terminal.end(running)
 
     def current(self) -> Reports | None:
-        """Whose output it is; None: nobody's, or it is the worker's business alone."""
+        """Whose output it is; None: nobody's."""
         attempt = self._alone or self._of_context.get()
-        return None if attempt is None or attempt.is_over or not self.keeps else attempt
+        return None if attempt is None or attempt.is_over else attempt
 
     def owner(self) -> Reports | None:
         """The attempt whose code runs now, where several run at once; None: it is the worker's own."""
@@ -94,7 +97,8 @@ class Capture:
         return not text or self._take(attempt, stream, text, "bytes")
 
     def _take(self, attempt: Reports, stream: str, text: str, source: str) -> bool:
-        attempt.write(stream, text, source)
+        if self.keeps:
+            attempt.write(stream, text, source)
         if self.passes_on:
             self.terminal.show(stream, text, attempt.running, source=source)
         return True
@@ -132,7 +136,7 @@ class _Stream(io.TextIOBase):
             self._pass_on(self._decoder.decode(data))
 
     def _pass_on(self, text: str) -> None:
-        self._under.write(self._capture.terminal.hide(text))
+        self._capture.terminal.show(self._name, text, None)
 
     def flush(self) -> None:
         """A task's lines are kept at once; the rest is the stream's business."""
@@ -204,7 +208,7 @@ class _Operator(io.TextIOBase):
 
 
 class _Formatter(logging.Formatter):
-    """The worker's log; what a task logs shows no secret of it there either."""
+    """The worker's log. What a task logs is marked as its own and shows no secret of it there either."""
 
     def __init__(self, capture: Capture) -> None:
         super().__init__(FORMAT)
@@ -213,8 +217,10 @@ class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """As always, masked."""
         text = super().format(record)
-        attempt = self._capture.current()
-        return self._capture.terminal.hide(text) if attempt is None else hidden(text, attempt.running.secrets)
+        attempt, terminal = self._capture.current(), self._capture.terminal
+        if attempt is None and record.name.partition(".")[0] in OURS:
+            return indented(printable_lines(terminal.hide(text)))
+        return terminal.marked(text, None if attempt is None else attempt.running)
 
 
 class _Handler(logging.Handler):

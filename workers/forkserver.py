@@ -73,7 +73,7 @@ class ForkServer:
         self._guardians: dict[int, Guardian] = {}
         """Of each worker process that runs tasks which must not outlive their leases, what watches it."""
         self._pipes: dict[int, Pipes] = {}
-        """Of each that runs one task at a time, the pipes that its output goes through."""
+        """Of each worker process, the pipes that its output goes through."""
         self._older = processgroup.children()
         """What the task modules started when they were imported: it stays."""
 
@@ -95,9 +95,8 @@ class ForkServer:
         with ExitStack() as undo:
             try:
                 file = undo.enter_context(stacks.open_file())
-                pipes = Pipes() if self._settings.slots == 1 and self._capture.keeps else None
-                if pipes is not None:
-                    undo.callback(pipes.close)
+                pipes = Pipes()
+                undo.callback(pipes.close)
                 pid = os.fork()
             except OSError as error:
                 send(self._control, {"refused": order["fork"], "error": shortage.explain(error)})
@@ -107,12 +106,11 @@ class ForkServer:
             os._exit(self._become_worker(parent, order, file, pipes))
         self._stacks[pid] = file
         self._blocks[pid] = self._memory.block(order["fork"])
-        if pipes is not None:
-            pipes.close_writers()
-            self._pipes[pid] = pipes
+        pipes.close_writers()
+        self._pipes[pid] = pipes
         send(self._control, {"forked": order["fork"], "pid": pid})
 
-    def _become_worker(self, parent: int, order: Mapping[str, Any], file: IO[bytes], pipes: Pipes | None) -> int:
+    def _become_worker(self, parent: int, order: Mapping[str, Any], file: IO[bytes], pipes: Pipes) -> int:
         """The new process's whole life; returns its exit status."""
         try:
             os.setsid()
@@ -137,6 +135,7 @@ class ForkServer:
                 traceback.print_exc()
             return 1
         finally:
+            self._capture.terminal.close()
             sys.stdout.flush()
             sys.stderr.flush()
 
@@ -190,8 +189,11 @@ class ForkServer:
                     written = stacks.read(file)
                 # What it leaves behind has fallen to us: nothing of its tasks lives when its end is reported.
                 processgroup.end_children(spare=self._spared())
-                pipes = self._pipes.pop(pid, None)
-                output = pipes.left_over() if pipes is not None else {}
+                output = self._pipes.pop(pid).left_over()
+                if self._settings.slots > 1:  # it may be any task's, or say why the process died
+                    for name, text in output.items():
+                        self._capture.terminal.show(name, text.removesuffix("\n") + "\n", None)
+                    output = {}
                 ending = {"status": status, "usage": in_words(usage), "stacks": written, "output": output}
                 send(self._control, {"ended": pid, **ending})
 

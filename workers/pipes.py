@@ -1,6 +1,7 @@
-"""File descriptors 1 and 2 of a process that runs one task at a time: what goes through them is the task's output too.
+"""File descriptors 1 and 2 of a worker process: what C code prints, and what the programs that tasks start print.
 
-So what C code prints is kept, and what the programs that a task starts print. Each is a pipe which a thread of the
+In a process that runs one task at a time, that is the task's output too. Where several run, nobody knows whose it is:
+it goes to the worker's own output, as what belongs to nobody. Each is a pipe which a thread of the
 process empties; the fork server holds its other end as well and reads what is left in it when the process has died. A
 task that ends costs one look, whether something is still in there.
 """
@@ -75,6 +76,12 @@ class Pipes:
         return {name: text for name, text in found.items() if text}
 
 
+def take_output(capture: Capture, pipes: Pipes | None) -> Output | None:
+    """Begins the life of a worker process with its output; returns what is still to be started, None without pipes."""
+    capture.begin(pipes.become_output() if pipes else {})
+    return Output(pipes.readers, capture) if pipes else None
+
+
 class Output:
     """The process's side: a thread reads what comes; `settle` sees to it that all of a task's output has been read.
 
@@ -113,6 +120,13 @@ class Output:
                 for name, decoder in self._decoders.items():
                     self._deliver(name, decoder.decode(b"", final=True))
             for reader, events in found:
+                if events & _ENDED:
+                    self._put_back(self._names[reader], reader)
+
+    def put_back(self) -> None:
+        """Puts the pipes back that a task has closed."""
+        with self._lock:
+            for reader, events in self._look(0):
                 if events & _ENDED:
                     self._put_back(self._names[reader], reader)
 

@@ -34,7 +34,7 @@ from workers.capture import Capture
 from workers.elsewhere import Elsewhere
 from workers.held import give_back_unseen
 from workers.interruption import Interruption
-from workers.pipes import Output, Pipes
+from workers.pipes import Pipes, take_output
 from workers.reports import Reporter, Reports, limits_of
 from workers.slots import Block, Request
 from workers.stats import COUNTED_AS, Stats
@@ -57,10 +57,11 @@ tell in the reverse order of their first reply, and each of them that wakes up t
 def serve(settings: Settings, registry: Registry, block: Block, capture: Capture, place: Place) -> int:
     """Runs tasks until the supervisor drains this process; returns its exit status."""
     if settings.slots > 1:
-        capture.begin({})
+        output = take_output(capture, place.pipes)
         return async_process.serve(
-            settings, registry, block, capture, worker=place.worker, queues=place.queues, stacks=place.stacks
-        )
+            settings, registry, block, capture, output=output, worker=place.worker, queues=place.queues,
+            stacks=place.stacks,
+        )  # fmt: skip
     return Process(settings, registry, block, capture, place).serve()
 
 
@@ -92,8 +93,7 @@ class Process:
         self._worker, self._queues = place.worker, place.queues
         worker = place.worker
         self._capture, self._stacks = capture, place.stacks
-        capture.begin(place.pipes.become_output() if place.pipes else {})
-        self._output = Output(place.pipes.readers, capture) if place.pipes else None
+        self._output = take_output(capture, place.pipes)
         self._lease_ms = round(settings.lease_s * 1000)
         self._foreign = settings.foreign
         self._elsewhere = Elsewhere(type_grace_s=settings.type_grace_s)

@@ -1,7 +1,9 @@
-"""What a worker process writes to its own output: its log, what belongs to no task, and what tasks write, masked.
+"""What a worker process writes to its own output: its log, what belongs to no task, and what tasks write.
 
-A secret may come in two halves, and out of a thread that outlives its task. So of tasks with secrets whole lines are
-passed on, and in what belongs to nobody the secrets are masked of all that run here or ran lately.
+Nobody may take a task's words for the worker's: each line of them begins with the task's id in brackets, and one that
+belongs to nobody known with `[-]`. Only colours are left of what a terminal takes for orders. Secrets are masked: they
+may come in two halves, so whole lines are passed on, and out of a thread that outlives its task, so what belongs to
+nobody shows none of all that run here or ran lately.
 """
 
 from __future__ import annotations
@@ -14,7 +16,10 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Final, TextIO
 
-from taskpool.secret import Secrets
+from taskpool.logs.line import shown_line
+from taskpool.masking import LONGEST_REACH
+from taskpool.printable import coloured
+from taskpool.secret import Secrets, hidden
 from taskpool.types import RunningTask
 
 MOST_REMEMBERED: Final = 32
@@ -31,19 +36,23 @@ class Terminal:
         self._streams: dict[str, TextIO] = {"stdout": sys.stdout, "stderr": sys.stderr}
         self._lock = threading.RLock()  # a signal handler or a finalizer may write while we do
         self._begun: dict[_Source, str] = {}
-        """By attempt, stream and where it came from: the line of a task with secrets that hasn't ended yet."""
+        """By whose it is, stream and where it came from: the line that hasn't ended yet."""
         self._secrets: dict[str, Secrets] = {}
         """By attempt id, of those that run."""
         self._former: deque[Secrets] = deque(maxlen=MOST_REMEMBERED)
+        self._is_workers = True
+        """False in what a task forked: its output goes to the worker's, which says whose it is."""
 
     def move(self, fds: Mapping[str, int]) -> None:
         """Write to these file descriptors from now on."""
+        self._begun.clear()
         for name, fd in fds.items():
             self._streams[name] = io.TextIOWrapper(io.FileIO(fd, "w"), "utf-8", "backslashreplace", write_through=True)
 
     def forget(self) -> None:
         """In what a task forked: write to where the process's own streams go."""
         self._lock = threading.RLock()
+        self._is_workers = False
         self._streams = {"stdout": sys.__stdout__ or sys.stdout, "stderr": sys.__stderr__ or sys.stderr}
 
     def begin(self, running: RunningTask) -> None:
@@ -53,30 +62,44 @@ class Terminal:
 
     def end(self, running: RunningTask) -> None:
         """Pass on what an attempt has begun, and remember its secrets."""
-        secrets = running.secrets
-        if secrets is None:
-            return
-        self._secrets.pop(running.attempt_id, None)
-        self._former.append(secrets)
-        with self._lock:
-            for source in [source for source in self._begun if source[0] == running.attempt_id]:
-                self._write(source[1], secrets.hide(self._begun.pop(source)) + "\n")
+        if running.secrets is not None:
+            self._secrets.pop(running.attempt_id, None)
+            self._former.append(running.secrets)
+        if self._begun:
+            self._end_lines(running.attempt_id, running)
+
+    def close(self) -> None:
+        """Pass on what belongs to nobody and has begun."""
+        self._end_lines("", None)
 
     def show(self, stream: str, text: str, running: RunningTask | None, *, source: str = "") -> None:
         """Pass on a part of what an attempt writes, or nobody. Parts from one `source` follow each other."""
-        if running is None:
+        if not self._is_workers:
             self._write(stream, self.hide(text))
-        elif running.secrets is None:
-            self._write(stream, text)
-        else:
-            part = (running.attempt_id, stream, source)
-            with self._lock:
-                whole, end, rest = (self._begun.pop(part, "") + text).rpartition("\n")
-                if len(rest) > LONGEST_LINE:
-                    whole, end, rest = whole + end + rest, "\n", ""
-                if rest:
-                    self._begun[part] = rest
-                self._write(stream, running.secrets.hide(whole + end))
+            return
+        part = ("" if running is None else running.attempt_id, stream, source)
+        with self._lock:
+            *lines, rest = (self._begun.pop(part, "") + text).split("\n")
+            if len(rest) > LONGEST_LINE:
+                rest = self.masked(rest, running)
+                end = len(rest) - LONGEST_REACH
+                lines, rest = [*lines, rest[:end]], rest[end:]
+            if rest:
+                self._begun[part] = rest
+            if lines:
+                self._write(stream, "".join([self.marked(shown_line(line), running) + "\n" for line in lines]))
+
+    def marked(self, text: str, running: RunningTask | None) -> str:
+        """Lines of an attempt, or of nobody, as they are passed on."""
+        text = self.masked(text, running)
+        if not self._is_workers:
+            return text
+        mark = f"[{'-' if running is None else running.id}] "
+        return "\n".join([mark + coloured(line) for line in text.split("\n")])
+
+    def masked(self, text: str, running: RunningTask | None) -> str:
+        """The text without secrets of the attempt; of nobody's, without all that are known here."""
+        return self.hide(text) if running is None else hidden(text, running.secrets)
 
     def hide(self, text: str) -> str:
         """The text of nobody knows whom, with all secrets masked that are known here."""
@@ -87,6 +110,11 @@ class Terminal:
     def log(self, line: str) -> None:
         """A line of the worker's log."""
         self._write("stderr", line)
+
+    def _end_lines(self, owner: str, running: RunningTask | None) -> None:
+        with self._lock:
+            for part in [part for part in self._begun if part[0] == owner]:
+                self._write(part[1], self.marked(shown_line(self._begun.pop(part)), running) + "\n")
 
     def _write(self, stream: str, text: str) -> None:
         """That the operator's terminal, or whatever stands in its place, is gone is no fault of a task."""

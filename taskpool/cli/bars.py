@@ -16,6 +16,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from taskpool.printable import printable
+
 if TYPE_CHECKING:
     from taskpool.types import TaskRecord
 
@@ -51,10 +53,10 @@ class TaskBar:
             done, total = (1, 1) if record.status == "done" else (done, total or 1)
         self._progress.update(
             self._row,
-            description=f"{record.type} {record.status.value}",
+            description=printable(f"{record.type} {record.status.value}"),
             completed=done,
             total=total,
-            note=str(progress.get("note") or ""),
+            note=printable(str(progress.get("note") or "")),
         )
 
 

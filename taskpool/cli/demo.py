@@ -15,7 +15,7 @@ import click
 from taskpool.cli.exits import Exit, Failure
 from taskpool.cli.options import Command, load_settings, settings_flags
 from taskpool.cli.ports import answers_ready, local_url
-from taskpool.cli.show import command_name, console, print_table
+from taskpool.cli.show import command_name, console, print_table, say
 from taskpool.cli.signals import cancelled_by_signals
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def demo(path: Path, top: int, **flags: Any) -> None:
         f"; {found.skipped:,} others are no text, generated or too large" if found.skipped else "",
         f"; {found.beyond:,} are beyond the {MOST_FILES:,} that it takes" if found.beyond else "",
     ]
-    click.echo(f"{_files(len(found.paths))} below {root}" + "".join(left_out))
+    say(f"{_files(len(found.paths))} below {root}" + "".join(left_out))
     asyncio.run(_demo(settings, root, found.paths, top))
 
 
@@ -84,10 +84,10 @@ async def _api_that_reads(
     if await asyncio.to_thread(answers_ready, url):
         async with _client(url, settings.api_key) as api:
             if await Counting(api, files).reads_files():
-                click.echo(f"Using the Taskpool at {url}")
+                say(f"Using the Taskpool at {url}")
                 yield api, None
                 return
-        click.echo(f"The Taskpool at {url} can't read these files (`up --files-root DIR` lets it), or is too busy to.")
+        say(f"The Taskpool at {url} can't read these files (`up --files-root DIR` lets it), or is too busy to.")
     async with _own_instance(settings, root) as instance, _client(instance.url) as api:
         yield api, instance
 
@@ -96,7 +96,7 @@ async def _api_that_reads(
 async def _own_instance(settings: Settings, root: Path) -> AsyncIterator[Instance]:
     from taskpool.cli.instance import Instance
 
-    click.echo(f"Starting a Taskpool for this: Redis, {settings.workers} workers, the API ... ", nl=False)
+    say(f"Starting a Taskpool for this: Redis, {settings.workers} workers, the API ... ", nl=False)
     base = root if root.is_dir() else root.parent
     with tempfile.TemporaryDirectory(prefix="taskpool-demo-") as directory:
         mine = replace(
@@ -106,7 +106,7 @@ async def _own_instance(settings: Settings, root: Path) -> AsyncIterator[Instanc
         instance = Instance(mine)
         try:
             await instance.start()
-            click.echo("ready.")
+            say("ready.")
             yield instance
         finally:
             await instance.stop()
@@ -143,12 +143,12 @@ def _report(counted: Counted, files: int, top: int) -> None:
     """The most frequent words, and how fast it went."""
     result = counted.result
     rows = [(word, f"{count:,}") for word, count in list(result["counts"].items())[:top]]
-    click.echo()
+    say()
     print_table(("word", ">times"), rows, nothing="not one word")
-    click.echo()
-    click.echo(f"{_files(files)}, {result['words']:,} words, {result['distinct']:,} different ones.")
+    say()
+    say(f"{_files(files)}, {result['words']:,} words, {result['distinct']:,} different ones.")
     pace = counted.tasks / counted.took_s
-    click.echo(f"{counted.tasks:,} tasks in {counted.took_s:.2f} s, through the HTTP API: {pace:,.0f} tasks a second.")
+    say(f"{counted.tasks:,} tasks in {counted.took_s:.2f} s, through the HTTP API: {pace:,.0f} tasks a second.")
 
 
 def _files(count: int) -> str:
@@ -157,7 +157,7 @@ def _files(count: int) -> str:
 
 def _next(url: str | None, counted: Counted) -> None:
     """Where to look now: the tasks where they still are, else how to have them."""
-    click.echo("\nWhere to look next")
+    say("\nWhere to look next")
     if url is None:
         lines = [
             (f"{command_name()} up --files-root .", "a Taskpool that stays; the demo beside it uses that one"),
@@ -172,4 +172,4 @@ def _next(url: str | None, counted: Counted) -> None:
     lines.append(("README.md", "the tour"))
     width = max(len(command) for command, _ in lines)
     for command, what in lines:
-        click.echo(f"  {command.ljust(width)}  {what}")
+        say(f"  {command.ljust(width)}  {what}")

@@ -10,7 +10,7 @@ import click
 from taskpool.cli.options import Command, settings_flags
 from taskpool.cli.seconds import Seconds
 from taskpool.cli.service import SERVICE
-from taskpool.cli.show import moment, print_json, print_table
+from taskpool.cli.show import moment, print_json, print_table, say
 
 if TYPE_CHECKING:
     from taskpool.access.document import KeyDocument
@@ -107,7 +107,7 @@ def create(
         key = keeper.create(spec)
         _show(key, as_json=as_json)
         if Scope.ADMIN not in key.scopes and not any(Scope.ADMIN in each.scopes for each in keeper.listed()):
-            click.echo(NO_ADMIN, err=True)
+            say(NO_ADMIN, err=True)
 
 
 @keys.command("list", cls=Command)
@@ -157,15 +157,15 @@ def revoke(id: str, **flags: Any) -> None:
 
     with open_keeper(flags) as keeper:
         keeper.revoke(id)
-    click.echo(f"{id} is revoked; streams that are open with it end within a minute")
+    say(f"{id} is revoked; streams that are open with it end within a minute")
 
 
 def _show(key: KeyDocument, *, as_json: bool) -> None:
     if as_json:
         print_json(key)
         return
-    click.echo(key.key)
-    click.echo("This is the only time it is shown: put it where secrets are kept.", err=True)
+    say(str(key.key))
+    say("This is the only time it is shown: put it where secrets are kept.", err=True)
 
 
 def _row(key: KeyDocument) -> tuple[str, ...]:

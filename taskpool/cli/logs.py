@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, Final
@@ -12,6 +11,8 @@ import click
 from taskpool.cli.exits import exit_of
 from taskpool.cli.options import Command, settings_flags
 from taskpool.cli.service import SERVICE, Service, open_service
+from taskpool.cli.show import say, short_json
+from taskpool.printable import coloured, printable
 from taskpool.types import utc
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def logs(id: str, follow: bool, times: bool, as_json: bool, **flags: Any) -> Non
         for line in service.follow_log(id) if follow else _there(service, id):
             if line.attempt > attempt and not as_json:
                 attempt = line.attempt
-                click.secho(f"--- attempt {attempt}", dim=True, err=True)
+                say(click.style(f"--- attempt {attempt}", dim=True), err=True)
             _print(line, times=times, as_json=as_json)
         raise SystemExit(exit_of(service.get(id).status))
 
@@ -64,11 +65,11 @@ def _print(line: LogLine, *, times: bool, as_json: bool) -> None:
 
         from taskpool.document import log_line_document
 
-        click.echo(json.dumps(msgspec.to_builtins(log_line_document(line)), ensure_ascii=False))
+        say(short_json(msgspec.to_builtins(log_line_document(line))))
         return
     head = ""
     if times:
         at = utc(line.at_ms).astimezone(UTC)
-        said = line.stream if line.level is None else f"{line.level} {line.logger}"
+        said = printable(line.stream if line.level is None else f"{line.level} {line.logger}")
         head = click.style(f"{at:%Y-%m-%d %H:%M:%S}.{line.at_ms % 1000:03d} {said}: ", dim=True)
-    click.echo(head + line.text, nl=not line.continues or times)
+    say(head + coloured(line.text), nl=not line.continues or times)

@@ -9,7 +9,7 @@ import click
 
 from taskpool.cli.options import Command, settings_flags
 from taskpool.cli.service import SERVICE, open_service
-from taskpool.cli.show import age, moment, print_json, print_table, short_json
+from taskpool.cli.show import age, moment, print_json, print_table, say, short_json
 from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
 from taskpool.types import Page, QueuedTask
 
@@ -90,7 +90,7 @@ def workers(as_json: bool, **flags: Any) -> None:
         columns = ("worker", "host", ">pid", "state", ">done", ">failed", "started", "queues", "runs")
         print_table(columns, map(_worker_row, infos), nothing="no worker runs: start some with `taskpool worker`")
         for warning in warnings:
-            click.echo(f"Warning: {warning}.", err=True)
+            say(f"Warning: {warning}.", err=True)
 
 
 def _print_queues(infos: Sequence[QueueInfo]) -> None:
@@ -106,7 +106,7 @@ def _print_queue(name: str, page: Page[QueuedTask]) -> None:
     ]
     print_table((">#", "id", "type", ">waits", "payload"), rows, nothing=f"nothing waits in the queue {name!r}")
     if page.next_cursor:
-        click.echo(f"These are the first {len(rows)}; --limit shows more.", err=True)
+        say(f"These are the first {len(rows)}; --limit shows more.", err=True)
 
 
 def _type_row(info: TypeInfo) -> tuple[str, ...]:

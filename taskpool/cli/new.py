@@ -12,7 +12,7 @@ from typing import Final
 import click
 
 from taskpool.cli.exits import Exit, Failure
-from taskpool.cli.show import command_name
+from taskpool.cli.show import command_name, say
 
 TASK: Final = Template('''\
 """The task `$name`: say here what it does."""
@@ -85,11 +85,11 @@ def new(name: str, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for file, template in files.items():
         file.write_text(template.substitute(name=name), encoding="utf-8")
-        click.echo(f"wrote {file}")
+        say(f"wrote {file}")
     task_file, test_file = files
-    click.echo(f"\nNow: {command_name('pytest', module='pytest')} {quote(str(test_file))}{_what_it_needs()}")
-    click.echo(f"     {command_name()} up --tasks {quote(str(task_file))} --reload")
-    click.echo(f"""     {command_name()} submit {name} names='["Ada"]' --wait""")
+    say(f"\nNow: {command_name('pytest', module='pytest')} {quote(str(test_file))}{_what_it_needs()}")
+    say(f"     {command_name()} up --tasks {quote(str(task_file))} --reload")
+    say(f"""     {command_name()} submit {name} names='["Ada"]' --wait""")
 
 
 def _what_it_needs() -> str:

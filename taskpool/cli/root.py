@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any, Final, NoReturn
 
@@ -15,11 +16,13 @@ from taskpool.cli.logs import logs
 from taskpool.cli.look import queue, types, workers
 from taskpool.cli.new import new
 from taskpool.cli.processes import api, worker
+from taskpool.cli.show import say
 from taskpool.cli.submit import submit
 from taskpool.cli.tasks import get, retry, stop
 from taskpool.cli.up import up
 from taskpool.cli.watch import watch
 from taskpool.errors import TaskpoolError
+from taskpool.printable import LogFormatter
 
 GROUPS: Final[tuple[tuple[str, tuple[click.Command, ...]], ...]] = (
     ("Run it", (up, api, worker, demo)),
@@ -36,6 +39,9 @@ First steps:
 {HELP}
 Every setting is a flag and a variable: --redis-url and TASKPOOL_REDIS_URL.
 """
+
+if logging.lastResort is not None:  # where the library logs and nobody has said where to
+    logging.lastResort.setFormatter(LogFormatter())
 
 CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -77,7 +83,7 @@ def main() -> None:
 
 
 def _leave(failure: Failure) -> NoReturn:
-    click.echo(f"Error: {failure}", err=True)
+    say(f"Error: {failure}", err=True)
     sys.exit(failure.status)
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
+from taskpool.printable import coloured, indented, json_text, printable, printable_lines
 from taskpool.types import TaskStatus
 
 if TYPE_CHECKING:
@@ -33,6 +34,12 @@ STATUS_COLOURS: Final[Mapping[str, str]] = {
 }
 
 
+def say(text: str = "", *, err: bool = False, nl: bool = True) -> None:
+    """Print text. All that the commands print comes through here, and much of it comes from tasks and from Redis: of
+    what a terminal takes for orders, only colours pass."""
+    click.echo("\n".join(map(coloured, text.split("\n"))), err=err, nl=nl)
+
+
 def console(*, stderr: bool = False) -> Console:
     """A rich console that takes no text for markup and colours nothing by guessing."""
     from rich.console import Console
@@ -42,14 +49,14 @@ def console(*, stderr: bool = False) -> Console:
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout."""
-    click.echo(json.dumps(msgspec.to_builtins(document), indent=2, ensure_ascii=False))
+    say(json_text(json.dumps(msgspec.to_builtins(document), indent=2, ensure_ascii=False)))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, nothing: str) -> None:
     """A table; a column whose name starts with `>` is aligned to the right. `nothing` is said when it has no rows."""
-    cells = [[cell or "-" for cell in row] for row in rows]
+    cells = [[printable(cell) or "-" for cell in row] for row in rows]
     if not cells:
-        click.echo(nothing, err=True)
+        say(nothing, err=True)
         return
     names = [column.removeprefix(">").upper() for column in columns]
     right = [column.startswith(">") for column in columns]
@@ -57,16 +64,16 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, nothin
     for number, row in enumerate([names, *cells]):
         aligned = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
         line = _fitted("  ".join(aligned).rstrip())
-        click.echo(click.style(line, bold=True) if number == 0 else line)
+        say(click.style(line, bold=True) if number == 0 else line)
 
 
 def print_fields(fields: Mapping[str, str]) -> None:
     """Names and values, one a line; a value of several lines goes on below the first, indented."""
     width = max(map(len, fields), default=0) + 2
     for name, value in fields.items():
-        text = value.replace("\n", "\n" + " " * width)
+        text = indented(printable_lines(value), " " * width)
         colour = STATUS_COLOURS.get(value) if name == "status" else None
-        click.echo(click.style(name.ljust(width), dim=True) + click.style(text, fg=colour))
+        say(click.style(name.ljust(width), dim=True) + click.style(text, fg=colour))
 
 
 def command_name(name: str = "taskpool", *, module: str = "taskpool.cli") -> str:
@@ -101,7 +108,7 @@ def moment(at: datetime | None) -> str:
 
 def short_json(value: Any) -> str:
     """A JSON value on one line."""
-    return json.dumps(value, ensure_ascii=False)
+    return json_text(json.dumps(value, ensure_ascii=False))
 
 
 def _fitted(line: str) -> str:

@@ -11,6 +11,7 @@ import click
 from taskpool.cli.options import Command, settings_flags
 from taskpool.cli.seconds import Seconds
 from taskpool.cli.service import SERVICE, Service, open_service
+from taskpool.cli.show import say
 from taskpool.cli.values import read_json, read_pairs, read_time
 from taskpool.cli.watch import follow, print_end
 from taskpool.types import LOST_LEASE_CHOICES
@@ -95,7 +96,7 @@ def submit(
     with open_service(flags) as service:
         payload = _payload(service, type, pairs, whole)
         record = service.add_task(type, payload, run_at=when, **options)
-        click.echo(record.id)
+        say(record.id)
         if wait_s is not None:
             ended = follow(service, record.id, timeout_s=None if wait_s == math.inf else wait_s)
             raise SystemExit(print_end(ended))

@@ -11,7 +11,7 @@ from taskpool.cli.exits import exit_of
 from taskpool.cli.options import Command, settings_flags
 from taskpool.cli.seconds import Seconds
 from taskpool.cli.service import SERVICE, open_service
-from taskpool.cli.show import moment, print_fields, print_json, short_json
+from taskpool.cli.show import moment, print_fields, print_json, say, short_json
 from taskpool.seconds import LONGEST_GRACE_S
 from taskpool.types import TaskStatus
 
@@ -89,7 +89,7 @@ def _print_move(record: TaskRecord, *, as_json: bool) -> None:
     if as_json:
         _print(record, as_json=True)
     else:
-        click.echo(record.status.value)
+        say(record.status.value)
 
 
 def _print(record: TaskRecord, *, as_json: bool) -> None:

@@ -14,7 +14,7 @@ import click
 
 from taskpool.cli.options import Command, load_settings, settings_flags
 from taskpool.cli.ports import wants_key
-from taskpool.cli.show import command_name
+from taskpool.cli.show import command_name, say
 from taskpool.cli.signals import cancelled_by_signals
 from taskpool.connection.address import Address
 from taskpool.names import names_this_machine
@@ -92,7 +92,7 @@ def tell(name: str, line: str) -> None:
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):
-        click.echo(text)
+        say(text)
 
 
 async def _serve(instance: Instance) -> None:

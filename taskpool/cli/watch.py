@@ -12,7 +12,8 @@ from taskpool.cli.exits import Exit, exit_of
 from taskpool.cli.options import Command, settings_flags
 from taskpool.cli.seconds import Seconds
 from taskpool.cli.service import SERVICE, Service, open_service
-from taskpool.cli.show import console, print_json, short_json
+from taskpool.cli.show import console, print_json, say, short_json
+from taskpool.printable import indented, printable_lines
 
 if TYPE_CHECKING:
     from taskpool.types import TaskRecord
@@ -58,10 +59,10 @@ def print_end(record: TaskRecord, *, as_json: bool = False) -> Exit:
 
         print_json(task_document(record))
     elif exit_of(record.status) is Exit.DONE:
-        click.echo(short_json(record.result))
+        say(short_json(record.result))
     else:
-        why = record.error or record.reason
-        click.echo(f"Error: the task {record.status.value}" + (f": {why}" if why else ""), err=True)
+        why = indented(printable_lines(record.error or record.reason or ""))
+        say(f"Error: the task {record.status.value}" + (f": {why}" if why else ""), err=True)
     return exit_of(record.status)
 
 
@@ -89,5 +90,5 @@ class _Lines:
             parts.append(f"{10 * int(10 * done / total)} %" if total else f"{done:g}")
         line = ", ".join(parts)
         if line != self._last:
-            click.echo(line, err=True)
+            say(line, err=True)
             self._last = line

@@ -93,7 +93,7 @@ class Lines:
         with self._lock:
             *whole, rest = (self._open.get((stream, source), "") + text).split("\n")
             # An interrupt may come between any two of our steps: a line that isn't ended yet is then told once more.
-            self._add_all(stream, whole, _shown_whole)
+            self._add_all(stream, whole, shown_line)
             rest = _shown(rest)
             size = self._limits.line_chars
             if len(rest) > size + self._reach:
@@ -238,7 +238,8 @@ def _shown(text: str) -> str:
     return text.removesuffix("\r").rpartition("\r")[2] + end
 
 
-def _shown_whole(line: str) -> str:
+def shown_line(line: str) -> str:
+    """What is seen of a line that has ended: of what a carriage return wrote over, the last."""
     return _shown(line.removesuffix("\r"))
 
 
