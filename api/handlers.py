@@ -121,7 +121,7 @@ async def render_unavailable(request: Request, exception: Exception) -> Response
     """The handler of RedisUnavailable. Its text may name hosts, so it goes to the log alone."""
     assert isinstance(exception, RedisUnavailable)
     logger.warning("answered 503: %s", exception)
-    reading = request.method in ("GET", "HEAD")
+    reading = request.scope.get("method", "GET") in ("GET", "HEAD")  # a handshake has none
     if isinstance(exception, RedisFull):
         detail = "Redis has no memory left; nothing was changed"
     else:
@@ -132,7 +132,7 @@ async def render_unavailable(request: Request, exception: Exception) -> Response
 
 async def render_fault(request: Request, exception: Exception) -> Response:
     """The handler of ReplyFault. The connection stays open: the fault is in a record, not in this process."""
-    logger.error("answered 500: %s %s: %s", request.method, request.url.path, exception)
+    logger.error("answered 500: %s %s: %s", request.scope.get("method", "WS"), request.url.path, exception)
     detail = "a record in Redis is damaged, so the request can't be served; the server's log says more"
     return Problem("internal-error", detail).response()
 

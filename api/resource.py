@@ -60,17 +60,14 @@ class Socket:
             await self._gate.admit(scope, self.guarded.access)
         except Problem as problem:
             await receive()  # websocket.connect
-            await refuse(problem, scope, send)
+            await refuse(problem, scope, receive, send)
             return
         await self.guarded.handler(scope, receive, send)
 
 
-async def refuse(problem: Problem, scope: Scope, send: Send) -> None:
+async def refuse(problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer a socket's handshake with a problem, once `websocket.connect` was received."""
     if "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": 1008, "reason": problem.detail[:120]})
         return
-    answer = problem.response()
-    headers = answer.raw_headers
-    await send({"type": "websocket.http.response.start", "status": answer.status_code, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": answer.body})
+    await problem.response()(scope, receive, send)

@@ -50,9 +50,10 @@ class Json(Whole):
             self.raw_headers.append(_CLOSE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": self.body, "more_body": False})
+        """Send it; to a WebSocket's handshake, in the place of the handshake's answer."""
+        response = "http.response" if scope["type"] == "http" else "websocket.http.response"
+        await send({"type": f"{response}.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": f"{response}.body", "body": self.body, "more_body": False})
 
 
 class NotModified(Whole):

@@ -122,6 +122,15 @@ class _SocketProtocol(WebSocketsSansIOProtocol):
             self.conn.fail(1008, reason)
             self.handle_parser_exception()
 
+    def shutdown(self) -> None:
+        """As always; but a handshake that isn't answered yet is told why it won't be."""
+        if not self.handshake_complete and not self.transport.is_closing():
+            self.conn.send_response(self.conn.reject(503, "The server stops; connect again.\n"))
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.transport.close()
+        else:
+            super().shutdown()
+
     def send_500_response(self) -> None:
         """As always, unless the connection is closing: then no handshake can be answered any more."""
         if not self.transport.is_closing():
@@ -130,7 +139,8 @@ class _SocketProtocol(WebSocketsSansIOProtocol):
     async def send(self, message: Any) -> None:
         """As always; but a handshake that was answered as HTTP is over, and so is a socket that was closed because of
         what the client sent: neither is an error to log."""
-        if self.close_sent and message["type"] in ("websocket.send", "websocket.close"):
+        is_over = self.close_sent and message["type"] in ("websocket.send", "websocket.close")
+        if is_over or self.transport.is_closing():
             raise ClientDisconnected
         await super().send(message)
         if message["type"] == "websocket.http.response.body" and not message.get("more_body"):

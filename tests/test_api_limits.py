@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -15,7 +16,7 @@ import psutil
 import pytest
 from redis import Redis
 
-from api.connections import MOST_HEADERS, MOST_PIPELINED
+from api.connections import MOST_HEADERS, MOST_PIPELINED, MOST_REFUSED
 from taskpool.redis_server import RedisServer
 from tests.api_client import api_process, publish_types
 from tests.keys import make_key
@@ -60,11 +61,11 @@ def key(redis_url: str) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def impatient(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def impatient(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """An API that gives its clients a second or two, and asks for no key."""
     log = tmp_path_factory.mktemp("api") / "log"
-    with api_process(redis_server.url, log, module=("tests.impatient_api", "20"), **QUICK) as (_, url):
-        yield url
+    with api_process(redis_server.url, log, module=("tests.impatient_api", "20"), **QUICK) as (process, url):
+        yield psutil.Process(process.pid), url
     assert "Traceback" not in log.read_text()
 
 
@@ -225,25 +226,27 @@ def test_what_is_no_request_ends_the_connection_behind_the_answers_before_it(url
     [
         ([frame(1, b"a", is_last=False), *[frame(0, is_last=False) * 1000] * 1000], 1008),
         ([frame(1, b"{}") * 30_000] * 10, 1008),
+        ([frame(9, b"x" * 125) * 500] * 600, None),
     ],
-    ids=["empty parts of a message", "messages in one piece"],
+    ids=["empty parts of a message", "messages in one piece", "pings"],
 )
 def test_a_socket_that_floods_costs_no_memory_and_is_closed(
-    running: Running, url: str, key: bytes, frames: list[bytes], code: int
+    running: Running, url: str, key: bytes, frames: list[bytes], code: int | None
 ) -> None:
     process, _ = running
     before = process.memory_info().rss
 
-    with connect(url) as client:
+    with connect(url, buffer_bytes=4096) as client:
         client.sendall(HANDSHAKE + key + b"\r\n")
         assert statuses(client.recv(4096)) == [101]
         with suppress(ConnectionError):
             for each in frames:
                 client.sendall(each)
-        received = rest(client)
+        held = process.memory_info().rss - before
+        received = rest(client) if code is not None else b""
 
-    assert process.memory_info().rss - before < 16 * MIB
-    assert code.to_bytes(2, "big") in received or received == b""  # a reset may overtake the answer
+    assert held < 16 * MIB
+    assert received == b"" or (code or 0).to_bytes(2, "big") in received  # a reset may overtake the answer
 
 
 STATES = {
@@ -293,18 +296,26 @@ STATES = {
 }
 
 
-def test_every_state_of_a_connection_ends(impatient: str, redis_url: str) -> None:
+def connections(process: psutil.Process) -> int:
+    """How many connections a process has, those included that only its client has closed."""
+    return sum(each.status != psutil.CONN_LISTEN for each in process.net_connections("tcp"))
+
+
+def test_every_state_of_a_connection_ends(impatient: Running, redis_url: str) -> None:
+    process, url = impatient
     publish_types(redis_url)
-    id = httpx.post(impatient + "/tasks", content=ECHO, headers={"content-type": "application/json"}).json()["id"]
+    id = httpx.post(url + "/tasks", content=ECHO, headers={"content-type": "application/json"}).json()["id"]
 
     with ExitStack() as stack:
-        clients = {state: stack.enter_context(connect(impatient)) for state in STATES}
+        clients = {state: stack.enter_context(connect(url)) for state in STATES}
         for state, client in clients.items():
             client.sendall(STATES[state].replace(b"%b", id.encode()))
         said = clients["a socket that answers no close"]
         assert statuses(said.recv(4096)) == [101]
-        said.sendall(frame(1, b"{}") * 30)  # too many bad messages
+        with suppress(ConnectionError):
+            said.sendall(frame(1, b"{}") * 30)  # too many bad messages
         received = {state: rest(client) for state, client in clients.items()}
+        eventually(lambda: connections(process) == 0)  # though no client has closed its side
 
     told = {state: statuses(answer) for state, answer in received.items()}
     assert {state: told[state] for state in STATES if told[state] and told[state][-1] >= 500} == {}
@@ -317,19 +328,41 @@ def test_every_state_of_a_connection_ends(impatient: str, redis_url: str) -> Non
     assert told["nothing"] == told["blank lines"] == []
 
 
-def test_a_client_that_sends_pings_and_reads_nothing_is_cut(impatient: str, redis_url: str) -> None:
-    with connect(impatient, buffer_bytes=4096) as client:
-        client.sendall(HANDSHAKE + b"\r\n")
-        assert statuses(client.recv(4096)) == [101]
+def test_connections_for_which_there_is_no_room_end_though_their_clients_stay(redis_url: str, tmp_path: Path) -> None:
+    with (
+        ExitStack() as stack,
+        api_process(redis_url, tmp_path / "log", TASKPOOL_MAX_CONNECTIONS="1", **QUICK) as (process, url),
+    ):
+        eventually(lambda: connections(psutil.Process(process.pid)) == 0)
+        stack.enter_context(connect(url)).sendall(b"GET /livez HTTP/1.1\r\n")
+        refused = [stack.enter_context(connect(url)) for _ in range(2 * MOST_REFUSED)]
 
-        def is_cut() -> bool:
-            with suppress(BlockingIOError):
-                client.send(frame(9, b"x" * 125) * 100)
-            return False
+        assert {tuple(statuses(rest(client))) for client in refused[:MOST_REFUSED]} == {(503,)}
+        eventually(lambda: connections(psutil.Process(process.pid)) == 0)
 
-        client.setblocking(False)
-        with pytest.raises(ConnectionError):
-            eventually(is_cut)
+
+def test_handshakes_that_wait_for_redis_leave_no_traceback_when_the_server_ends(
+    tmp_path: Path, redis_binary: str | None
+) -> None:
+    (tmp_path / "redis").mkdir()
+    redis = RedisServer(tmp_path / "redis", binary=redis_binary)
+    redis.start()
+    try:
+        key = b"authorization: Bearer " + make_key(redis.url).encode() + b"\r\n"
+        with api_process(redis.url, tmp_path / "log") as (process, url), connect(url) as client:
+            os.kill(redis.pid or 0, signal.SIGSTOP)
+            client.sendall(HANDSHAKE + key + b"\r\n")
+            assert httpx.get(url + "/livez").status_code == 200
+
+            process.send_signal(signal.SIGTERM)
+            answer = rest(client)
+            os.kill(redis.pid or 0, signal.SIGCONT)
+            status = process.wait(60)
+    finally:
+        redis.stop()
+
+    assert (status, statuses(answer)) == (0, [503])
+    assert (tmp_path / "log").read_text().count("\n") == 1  # "listening on ..."
 
 
 def test_the_end_of_a_server_leaves_no_traceback_whatever_state_its_connections_are_in(

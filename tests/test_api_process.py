@@ -29,6 +29,12 @@ from tests.support import eventually
 
 ECHO = {"type": "echo", "payload": {"message": "hi"}}
 MIB = 1 << 20
+HANDSHAKE = (
+    b"GET /ws HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+    b"sec-websocket-version: 13\r\nsec-websocket-key: x3JJHMbDL1EzLkh9GBhXDw==\r\n"
+    b"authorization: Bearer tp_" + b"0" * 12 + b"_" + b"0" * 43 + b"\r\n\r\n"
+)
+"""A WebSocket's, with a key that must be looked up."""
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +256,9 @@ def test_while_redis_is_away_it_says_503_and_then_serves_again(tmp_path: Path, r
             answers += [client.get(path) for path in ("/tasks", "/queues", "/types", "/workers", "/readyz", "/metrics")]
 
             assert {answer.status_code for answer in answers} == {503}
+            handshake = exchange(url, HANDSHAKE)
+            assert handshake.startswith(b"HTTP/1.1 503 ")
+            assert b"retry-after: " in handshake.lower()
             assert {answer.json()["type"].rpartition(":")[2] for answer in answers} == {"redis-unavailable"}
             assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers)
             assert client.get("/livez").status_code == 200
@@ -258,6 +267,7 @@ def test_while_redis_is_away_it_says_503_and_then_serves_again(tmp_path: Path, r
             publish_types(redis.url)
             eventually(lambda: client.get("/readyz").status_code == 200)
             eventually(lambda: client.post("/tasks", json=ECHO).status_code == 202)
+        assert "Traceback" not in (tmp_path / "log").read_text()
     finally:
         redis.stop()
 

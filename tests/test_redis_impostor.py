@@ -14,7 +14,7 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from taskpool import TaskPool
+from taskpool import AsyncTaskPool, TaskPool
 from taskpool.cli import main
 from taskpool.connection.address import Address
 from taskpool.connection.async_wire import AsyncWire
@@ -62,6 +62,25 @@ def http_server(path: Path) -> Iterator[list[str]]:
         path.unlink()
 
 
+@contextmanager
+def refusing_server(path: Path) -> Iterator[str]:
+    """A server that says why it refuses everybody, and closes without reading anything, as Redis does; its URL."""
+    refusal = b"-DENIED Redis is running in protected mode because protected mode is enabled\r\n"
+
+    class Refusal(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(refusal)
+
+    with socketserver.ThreadingUnixStreamServer(str(path), Refusal) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield f"unix://{path}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 @pytest.fixture
 def impostor(tmp_path: Path) -> Iterator[str]:
     with http_server(tmp_path / "http"):
@@ -80,6 +99,20 @@ def server(tmp_path: Path, redis_binary: str | None) -> Iterator[RedisServer]:
 def test_the_library_says_that_it_is_not_redis(impostor: str) -> None:
     with TaskPool(impostor) as pool, pytest.raises(RedisUnavailable, match=SAYS):
         pool.get("some-id")
+
+
+@pytest.mark.parametrize("rest", ["", "?db=1", "?db=1&password=secret"])
+def test_a_redis_that_refuses_everybody_is_quoted(tmp_path: Path, rest: str) -> None:
+    async def ask(url: str) -> None:
+        async with AsyncTaskPool(url) as pool:
+            await pool.get("some-id")
+
+    with refusing_server(tmp_path / "redis") as url:
+        for _ in range(20):  # it may have closed before anything is sent, or behind that
+            with TaskPool(url + rest) as pool, pytest.raises(RedisUnavailable, match="DENIED Redis is running"):
+                pool.get("some-id")
+            with pytest.raises(RedisUnavailable, match="DENIED Redis is running"):
+                asyncio.run(ask(url + rest))
 
 
 def test_a_connection_that_is_opened_there_is_closed(impostor: str) -> None:

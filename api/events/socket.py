@@ -67,7 +67,7 @@ class SocketRoute:
         try:
             outlet = self._streams.admit(caller_of(scope))
         except Problem as problem:
-            await refuse(problem, scope, send)
+            await refuse(problem, scope, receive, send)
             return
         socket = _Socket(self._streams, outlet, scope)
         tasks: tuple[asyncio.Task[None], ...] = ()
