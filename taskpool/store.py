@@ -7,7 +7,7 @@ calls marked `again` are repeated after a lost connection.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 import hiredis
@@ -74,11 +74,21 @@ class Store:
     Threads may share it if they may share its transport: `SharedWire` is made for that. Its own single connection, a
     `Wire`, is for one thread and one process.
 
+    `on_retry` is called with the reason before calls are sent for the second time.
+
     Raises, from every method: RedisUnavailable.
     """
 
-    def __init__(self, redis_url: str = "", *, name: str = "taskpool", transport: Transport | None = None) -> None:
+    def __init__(
+        self,
+        redis_url: str = "",
+        *,
+        name: str = "taskpool",
+        transport: Transport | None = None,
+        on_retry: Callable[[RedisUnavailable], None] = lambda error: None,
+    ) -> None:
         self._transport = transport or Wire(Address.parse(redis_url), name=name)
+        self._on_retry = on_retry
 
     def run(self, call: Call[T]) -> T:
         """The value of one call."""
@@ -92,9 +102,10 @@ class Store:
             replies = self._transport.exchange([call.command for call in calls], timeout_s)
         except ConnectionsInUse:
             raise
-        except RedisUnavailable:
+        except RedisUnavailable as error:
             if not all(call.again for call in calls):
                 raise
+            self._on_retry(error)
             replies = self._transport.exchange([call.command for call in calls], timeout_s)
         if not _has_errors(replies):
             return [call.read(reply) for call, reply in zip(calls, replies, strict=True)]

@@ -8,6 +8,7 @@ import gc
 import io
 import logging
 import logging.config
+import multiprocessing
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ import tempfile
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -39,6 +41,14 @@ def _replace_descriptors() -> None:
             os.dup2(file.fileno(), fd)
 
 
+def _take_descriptors(way: str) -> None:
+    """Does away with every descriptor but the standard ones, as code that makes a daemon does."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in [int(name) for name in os.listdir("/dev/fd") if int(name) > 2 and int(name) != null]:
+        with suppress(OSError):
+            os.close(fd) if way == "close" else os.dup2(null, fd)
+
+
 def _remove_directory() -> None:
     with tempfile.TemporaryDirectory() as directory:
         os.chdir(directory)
@@ -46,6 +56,10 @@ def _remove_directory() -> None:
 
 def _replace_streams() -> None:
     sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
+
+
+def _replace_methods() -> None:
+    sys.stdout.write = sys.stderr.write = _raise  # type: ignore[method-assign]
 
 
 def _delete_streams() -> None:
@@ -78,6 +92,7 @@ HARM: dict[str, Any] = {
     "streams": _replace_streams,
     "closed streams": lambda: (sys.stdout.close(), sys.stderr.close(), sys.stdout.buffer.close()),
     "deleted streams": _delete_streams,
+    "methods of streams": _replace_methods,
     "closed descriptors": _close_output,
     "other descriptors": _replace_descriptors,
     "basicConfig": lambda: logging.basicConfig(force=True, level="ERROR"),
@@ -106,6 +121,16 @@ HARM: dict[str, Any] = {
 def harm(what: str) -> str:
     HARM[what]()
     return what
+
+
+@task("take_descriptors")
+def take_descriptors(way: str) -> None:
+    _take_descriptors(way)
+
+
+@task("take_descriptors_async")
+async def take_descriptors_async(way: str) -> None:
+    _take_descriptors(way)
 
 
 @task("harm_async")
@@ -207,6 +232,20 @@ async def awaits_exit(way: str) -> None:
         leave()
 
     await (asyncio.create_task(leave_async()) if way == "sub-task" else asyncio.to_thread(leave))
+
+
+@task("multiprocess")
+async def multiprocess() -> list[int | None]:
+    """The exit statuses of processes that a thread of an executor starts."""
+
+    def run() -> int | None:
+        process = multiprocessing.get_context("fork").Process(target=time.monotonic)
+        process.start()
+        process.join()
+        return process.exitcode
+
+    with ThreadPoolExecutor(1) as executor:
+        return [await asyncio.to_thread(run), executor.submit(run).result()]
 
 
 @task("segfault")

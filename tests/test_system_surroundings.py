@@ -132,3 +132,40 @@ def test_with_several_slots_the_next_task_and_the_worker_go_on(many: WorkerPool,
         assert after.result["user"] == "nobody"
         lines = {(line.stream, line.text) for line in many.pool.logs(after.id).items}
         assert {("stdout", "printed"), ("logging", "logged")} <= lines, type
+
+
+@pytest.mark.parametrize("way", ["close", "replace"])
+@pytest.mark.parametrize("type", ["take_descriptors", "take_descriptors_async"])
+def test_a_process_whose_descriptors_a_task_has_closed_is_replaced_before_its_next_task(
+    one: WorkerPool, type: str, way: str
+) -> None:
+    (pid,) = eventually(lambda: pids if len(pids := one.pids()) == 1 else None)
+
+    harmful = run(one, type, way=way)
+    next_ones = [run(one, "look_async"), run(one, "look")]
+
+    assert (harmful.status, harmful.crashes) == (S.DONE if type == "take_descriptors" else S.FAILED, 0)
+    assert [(each.status, each.attempt) for each in next_ones] == [(S.DONE, 1)] * 2
+    assert pid not in one.pids()
+
+
+@pytest.mark.parametrize("type", ["take_descriptors", "take_descriptors_async"])
+def test_a_task_that_closes_the_descriptors_of_its_process_costs_its_neighbours_no_attempt(
+    many: WorkerPool, tmp_path: Path, type: str
+) -> None:
+    neighbour = many.pool.add_task("wait", {"until": str(tmp_path / "go")})
+    eventually(lambda: many.pool.get(neighbour.id).status is S.IN_PROGRESS)
+
+    harmful = many.pool.add_task(type, {"way": "close"})
+    eventually(lambda: many.pool.get(neighbour.id).history)
+    (tmp_path / "go").touch()
+
+    record = many.pool.wait(neighbour.id, timeout_s=30)
+    assert (record.status, record.attempt, record.crashes) == (S.DONE, 1, 0)
+    assert many.pool.wait(harmful.id, timeout_s=30).reason == "crashed"
+    assert run(many, "look_async").status is S.DONE
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_a_process_that_a_thread_of_an_executor_starts_ends_well(one: WorkerPool, many: WorkerPool, slots: int) -> None:
+    assert run(one if slots == 1 else many, "multiprocess").result == [0, 0]

@@ -81,9 +81,12 @@ def serve(
         while not main.done():
             try:
                 loop.run_until_complete(main)
-            except BaseException:  # a sub-task of some task ends the program, or stops the loop: the others go on
+            except BaseException as end:  # a sub-task ends the program, or stops the loop: the other tasks go on
                 if loop.is_closed() or main.done():
                     raise
+                if shortage.has_lost_selector(end):
+                    log.critical("worker %s ends and is replaced: %s", worker, shortage.TAKEN_ADVICE)
+                    os._exit(1)  # as below
                 log.warning("worker %s: something that a task started would have ended the event loop", worker)
         if error := main.exception():  # a fault of ours, or a task has broken the loop: no step on it can be trusted
             log.critical("worker %s ends: its event loop fails", worker, exc_info=error)

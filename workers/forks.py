@@ -6,6 +6,7 @@ from the task's code (`os.fork()` without an `os._exit`) it would go on in the w
 
 from __future__ import annotations
 
+import concurrent.futures.thread
 import os
 import signal
 import sys
@@ -34,6 +35,9 @@ def keep_apart(numbers: Iterable[signal.Signals]) -> None:
         for number in held:
             signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop())
+        # A `multiprocessing.Process` that a thread of an executor starts would wait for that thread at its end: for
+        # itself, and so fail. Python has no public way to forget the threads of executors.
+        getattr(concurrent.futures.thread, "_threads_queues", {}).clear()
 
     os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
 

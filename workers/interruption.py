@@ -37,7 +37,7 @@ from typing import Any, Final, TypeVar
 
 from taskpool.attempt import run_in_fence
 from taskpool.interrupts import SoftTimeout, TaskStopped
-from workers import forks
+from workers import forks, shortage
 from workers.slots import Lane, Request
 
 try:
@@ -116,7 +116,9 @@ class Interruption:
         """Closes the event loop, if there was need of one."""
         if self._loop is not None:
             loop, self._loop = self._loop, None
-            with suppress(RuntimeError):  # a task runs it in a thread of its own
+            with suppress(
+                RuntimeError, OSError
+            ):  # a task runs it in a thread of its own, or has closed its descriptors
                 loop.close()
 
     @property
@@ -146,8 +148,10 @@ class Interruption:
             while not main.done():
                 try:
                     loop.run_until_complete(main)
-                except BaseException:  # a sub-task ends the program, or stops the loop
-                    if loop.is_closed() or main.done():
+                except BaseException as error:  # a sub-task ends the program, or stops the loop
+                    is_lost = shortage.has_lost_selector(error)
+                    self._has_leftovers |= is_lost
+                    if is_lost or loop.is_closed() or main.done():
                         raise
             result: T = main.result()
         except asyncio.CancelledError:

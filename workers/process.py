@@ -101,7 +101,7 @@ class Process:
         self._safe_until = 0.0
         """When the lease of the last attempt that must not outlive its lease ends at the earliest, by
         `guardian.boottime()`."""
-        self._store = Store(redis_url, name=worker)
+        self._store = Store(redis_url, name=worker, on_retry=self._look_for_reason)
         self._interruption = Interruption(self._lane)
         self._reporter = Reporter(redis_url, limits_of(settings), block.spool)
         self._stats = Stats()
@@ -204,7 +204,7 @@ class Process:
             values = self._store.run_many(calls) if calls else []
         except RedisUnavailable as error:  # the supervisor logs it, once for all its processes
             self._is_unsure = True
-            self._must_leave = self._files.give_way(error) or self._must_leave
+            self._look_for_reason(error)
             if ended is not None and isinstance(error, RedisRefused):
                 self._count_refusal(ended, error, at=int(is_awaited))
             time.sleep(self._retry_s)
@@ -225,6 +225,10 @@ class Process:
             self._lane.clear()
         self._was_woken, self._is_idle = self._is_idle, claims and claimed is None
         return claimed
+
+    def _look_for_reason(self, error: RedisUnavailable) -> None:
+        """Whether Redis can't be reached for a reason that only the end of this process mends."""
+        self._must_leave = self._files.give_way(error) or self._must_leave
 
     def _is_supervised(self) -> bool:
         return guardian.is_supervised(self._block, self._settings.lease_s)

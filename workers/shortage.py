@@ -21,6 +21,9 @@ ADVICE: Final = {
     errno.EDQUOT: "the disk quota is used up; free some space in the folder for temporary files (TMPDIR)",
 }
 FILES: Final = frozenset({errno.EMFILE, errno.ENFILE})
+TAKEN: Final = frozenset({errno.EBADF, errno.ENOTSOCK})
+"""What a socket answers whose descriptor was closed, or now stands for something else."""
+TAKEN_ADVICE: Final = "a task has closed file descriptors of the worker; a task should close only what it has opened"
 RESERVED: Final = 8
 """Enough to look up a host name and to connect."""
 NO_EDGE: Final = 1 << 62
@@ -52,6 +55,12 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def has_lost_selector(error: BaseException) -> bool:
+    """Whether an event loop ended with this error because a task has closed its descriptor, or put another file in its
+    place: such a loop can never run again."""
+    return isinstance(error, OSError) and error.errno in {errno.EBADF, errno.EINVAL}
 
 
 class Files:
@@ -102,8 +111,12 @@ class Files:
 
     def give_way(self, error: BaseException) -> bool:
         """Called when Redis couldn't be reached. If the reason was a lack of file descriptors, it frees the reserve for
-        another attempt. True: the process itself has used them up, and must leave then."""
-        lacks = {cause.errno for cause in causes(error) if isinstance(cause, OSError)} & FILES
+        another attempt. True: the process itself has used them up, or a task has closed them, and it must leave."""
+        numbers = {cause.errno for cause in causes(error) if isinstance(cause, OSError)}
+        if numbers & TAKEN:
+            self._log(TAKEN_ADVICE)
+            return True
+        lacks = numbers & FILES
         if not lacks or not self._reserve:
             return False
         fds, self._reserve = self._reserve, []
@@ -118,5 +131,5 @@ class Files:
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return NO_EDGE if limit == resource.RLIM_INFINITY else limit - max(limit // 16, 2 * RESERVED)
 
-    def _log(self) -> None:
-        log.error("worker %s leaves and is replaced: %s", self._worker, ADVICE[errno.EMFILE])
+    def _log(self, why: str = ADVICE[errno.EMFILE]) -> None:
+        log.error("worker %s leaves and is replaced: %s", self._worker, why)

@@ -35,6 +35,7 @@ class Surroundings:
         known = root.manager.loggerDict.items()
         self._disabled_loggers = {name for name, each in known if getattr(each, "disabled", False)}
         self._stdout, self._stderr = sys.stdout, sys.stderr
+        self._stdout_has, self._stderr_has = dict(_members(sys.stdout)), dict(_members(sys.stderr))
         self._umask = os.umask(0o77)
         os.umask(self._umask)
         self._directory = _directory()
@@ -60,10 +61,7 @@ class Surroundings:
 
     def restore_output(self) -> None:
         """Restores what the worker itself needs, and what keeps a task's output. May be called while tasks run."""
-        if getattr(sys, "stdout", None) is not self._stdout:
-            sys.stdout = self._stdout
-        if getattr(sys, "stderr", None) is not self._stderr:
-            sys.stderr = self._stderr
+        self._restore_streams()
         if self._output:
             self._restore_descriptors()
         root = self._root
@@ -92,6 +90,16 @@ class Surroundings:
             with suppress(OSError, ValueError, RuntimeError):
                 stacks.write_into(self._file)
 
+    def _restore_streams(self) -> None:
+        if getattr(sys, "stdout", None) is not self._stdout:
+            sys.stdout = self._stdout
+        if getattr(sys, "stderr", None) is not self._stderr:
+            sys.stderr = self._stderr
+        if _members(self._stdout) != self._stdout_has:  # a method was replaced, say `sys.stdout.write`
+            _reset(self._stdout, self._stdout_has)
+        if _members(self._stderr) != self._stderr_has:
+            _reset(self._stderr, self._stderr_has)
+
     def _restore_descriptors(self) -> None:
         for fd, (copy, is_) in self._output.items():
             if _file_at(fd) != is_:
@@ -118,6 +126,17 @@ def _file_at(fd: int) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _members(stream: object) -> dict[str, Any]:
+    """The attributes of a stream of its own."""
+    return getattr(stream, "__dict__", {})
+
+
+def _reset(stream: object, members: dict[str, Any]) -> None:
+    its = _members(stream)
+    its.clear()
+    its.update(members)
 
 
 def _directory() -> str | None:

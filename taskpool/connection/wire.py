@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import hiredis
@@ -115,9 +116,10 @@ class Wire:
 
     def close(self) -> None:
         """Close the connection; the next exchange opens a new one."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        connection, self._socket = self._socket, None
+        if connection is not None:
+            with suppress(OSError):  # a task has closed its descriptor
+                connection.close()
 
     def __del__(self) -> None:
         if "_socket" in self.__dict__:
