@@ -86,7 +86,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Side by side: the other processes are told of the server, too, whose variable isn't in the environment any more."""
+    """Side by side: tells the other processes of the server, because its variable is no longer in the environment."""
     node.workerinput["redis_binary"] = TEST_REDIS
 
 

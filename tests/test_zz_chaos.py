@@ -28,8 +28,11 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def soaks(tmp_path_factory: pytest.TempPathFactory, redis_binary: str | None) -> dict[str, Future[Result]]:
+def soaks(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, redis_binary: str | None
+) -> dict[str, Future[Result]]:
     """A soak of each profile. They run side by side: each waits most of its time, and is all the more disturbed."""
+    selected = {item.name.rpartition("[")[2] for item in request.session.items}
     with ThreadPoolExecutor(len(SEEDS)) as threads:
         return {
             name: threads.submit(
@@ -38,10 +41,11 @@ def soaks(tmp_path_factory: pytest.TempPathFactory, redis_binary: str | None) ->
                 tmp_path_factory.mktemp(name),
             )
             for name, seed in SEEDS.items()
+            if f"{name}]" in selected
         }
 
 
-@pytest.mark.parametrize("profile", SEEDS)
+@pytest.mark.parametrize("profile", [pytest.param("clients", marks=pytest.mark.each_server), "neighbours", "failover"])
 def test_whatever_dies_nothing_is_lost_stuck_or_done_twice_without_cause(
     profile: str, soaks: dict[str, Future[Result]]
 ) -> None:
