@@ -283,8 +283,11 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._is_deaf:  # of its trailers, perhaps
             return
         self._receives, self._progresses = "", True
-        if not self._upgrades:
-            super().on_message_complete()
+        cycle = self.cycle
+        if cycle is not None and not (self._upgrades or cycle.response_complete):
+            # As uvicorn does it, without what it asks the parser.
+            cycle.more_body = False
+            cycle.message_event.set()
 
     def _find_fault(self) -> Problem | None:
         if self._unfinished_bytes + self._before_bytes > MOST_HEAD_BYTES:  # so that its size must be looked at
