@@ -129,7 +129,8 @@ class Transport:
     first, and what comes is dropped until the client has closed its own or a bound is reached."""
 
     def __init__(self, inner: asyncio.Transport, owner: LimitedProtocol) -> None:
-        self._inner, self._owner = inner, owner
+        self._inner = inner
+        self._owner: LimitedProtocol | None = owner
         self.write = inner.write  # asked for by each request
         self.get_write_buffer_size = inner.get_write_buffer_size
         self.is_lingering = False
@@ -143,22 +144,28 @@ class Transport:
 
     def close(self) -> None:
         """Close it once everything has been written, and the client has had the time to read it."""
-        if self.is_closing():
+        owner = self._owner
+        if owner is None or self.is_closing():
             return
-        if not self._owner.is_receiving():
+        if not owner.is_receiving():
             self._inner.close()
             return
         self.is_lingering = True
-        self._owner.flow.resume_reading()
-        self._inner.write_eof()
+        owner.flow.resume_reading()
+        try:
+            self._inner.write_eof()
+        except OSError:  # the client has left
+            self._inner.abort()
 
     def close_now(self) -> None:
         """Close it, whatever the client still sends."""
         self._inner.close()
 
     def lost(self) -> None:
-        """The WebSocket it became has ended."""
-        self._owner.forget()
+        """The connection has ended, perhaps as a WebSocket. Nothing that refers to it in a circle outlives it."""
+        owner, self._owner = self._owner, None
+        if owner is not None:
+            owner.forget()
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -196,12 +203,13 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
-        self.forget()
+        self.transport.lost()
         super().connection_lost(exc)
 
     def forget(self) -> None:
-        """It no longer counts."""
+        """It no longer counts, and is no longer needed."""
         self._among.forget(self)
+        self.parser = None  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
         """Parse it. What neither completes a head nor belongs to a body is counted."""

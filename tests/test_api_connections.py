@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import socket
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -14,9 +17,12 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.server import ServerState
 
 from api.access.addresses import network
-from api.connections import Connections, Limits
+from api.connections import Connections, LimitedProtocol, Limits
 from taskpool import TaskPool, TaskSpec
 from taskpool.redis_server import RedisServer
 from tests.api_client import api_process, publish_types
@@ -249,3 +255,28 @@ def test_the_log_says_once_a_minute_that_no_connection_is_left(caplog: pytest.Lo
     assert [record.message for record in caplog.records] == [
         "all 0 connections are in use; new ones are refused. Raise TASKPOOL_MAX_CONNECTIONS"
     ]
+
+
+async def test_a_connection_that_has_ended_is_freed_at_once() -> None:
+    connections = Connections(Limits())
+    config = uvicorn.Config(Starlette(), lifespan="off", log_config=None)
+    loop = asyncio.get_running_loop()
+    made: list[weakref.ref[LimitedProtocol]] = []
+
+    def connection() -> LimitedProtocol:
+        protocol = LimitedProtocol(config=config, server_state=ServerState(), app_state={}, among=connections)
+        made.append(weakref.ref(protocol))
+        return protocol
+
+    server = await loop.create_server(connection, "127.0.0.1")
+    gc.disable()
+    try:
+        async with asyncio.timeout(30), server:
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            writer.write(REQUEST)
+            assert (await reader.readline()).startswith(b"HTTP/1.1 404")
+            writer.close()
+            while len(connections) or made[0]() is not None:
+                await asyncio.sleep(0)
+    finally:
+        gc.enable()
