@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from starlette.requests import ClientDisconnect
@@ -16,6 +17,9 @@ from api.begun import Begun
 from api.problems import Problem
 from api.strict_json import InvalidJson, decode
 
+SMALL: Final = 32 * 1024
+"""A larger body is read by a thread: that may take 0.1 s for 256 KB, and can't be cut into slices."""
+_reader: Final = ThreadPoolExecutor(1, "json")  # one, so that the event loop shares Python's lock with no more
 BODY_TIMEOUT_S: Final = 30.0
 """How long a body may take to arrive."""
 
@@ -37,7 +41,7 @@ async def read_json(scope: Scope, receive: Receive, limit: int) -> Any:
     raw = await _read(receive, limit)
     if not raw:
         raise Problem("invalid-json", "the body is empty; send a JSON object")
-    return _parse(raw)
+    return await _parse(raw)
 
 
 async def read_optional_json(scope: Scope, receive: Receive, limit: int) -> Any:
@@ -48,9 +52,11 @@ async def read_optional_json(scope: Scope, receive: Receive, limit: int) -> Any:
     return {}
 
 
-def _parse(raw: bytes) -> Any:
+async def _parse(raw: bytes) -> Any:
     try:
-        return decode(raw)
+        if len(raw) <= SMALL:
+            return decode(raw)
+        return await asyncio.get_running_loop().run_in_executor(_reader, decode, raw)
     except InvalidJson as fault:
         errors = [] if fault.pointer is None else [{"pointer": fault.pointer, "detail": fault.detail}]
         raise Problem("invalid-json", fault.detail, errors=errors) from None

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from taskpool.payload.encode import DEEPEST
-from taskpool.payload.faults import pointer
+from taskpool.payload.faults import pointer, shown
 
 MAX_DEPTH: Final = DEEPEST + 3
 """A payload may be nested DEEPEST deep; a batch puts it three levels down."""
@@ -81,7 +81,7 @@ class _Object(list[tuple[str, Any]]):
 def _refuse_repeated_names(raw: bytes) -> None:
     """The second reading, for documents where some text looks like a name: it sees each member."""
     for steps in _repeated(json.loads(raw, object_pairs_hook=_Object), ()):
-        raise InvalidJson(f"the name {str(steps[-1])!r} occurs twice in one object", pointer(steps, ""))
+        raise InvalidJson(f"the name {shown(str(steps[-1]))!r} occurs twice in one object", pointer(steps, ""))
 
 
 def _repeated(value: Any, at: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:

@@ -21,7 +21,7 @@ from taskpool.calls import Call, Plan, one
 from taskpool.errors import FieldError, InvalidPayload, UnknownType
 from taskpool.fleet import TypeInfo
 from taskpool.lua import Script
-from taskpool.names import BUILTIN_TYPES
+from taskpool.names import BUILTIN_TYPES, type_name_fault
 from taskpool.nearest import Guesses
 from taskpool.payload.check import validator_of
 from taskpool.payload.excerpt import MOST_VALUES, Excerpt, excerpts, size
@@ -130,7 +130,8 @@ class Catalogue:
             UnknownType: one was never registered, or no live worker has served it for `type_grace_s`.
         """
         snapshot = self._snapshot
-        if time.monotonic() - self._read_at >= FRESH_S or [name for name in names if name not in snapshot.documents]:
+        is_old = time.monotonic() - self._read_at >= FRESH_S
+        if is_old or (yield from _exists([name for name in names if name not in snapshot.documents])):
             self._read_at = time.monotonic()  # at once: others needn't read it as well
             documents, seen, now_ms = yield _read()
             self._snapshot = snapshot = _Snapshot(documents, seen, now_ms - time.monotonic() * 1000)
@@ -173,6 +174,15 @@ class Catalogue:
             fields = SecretFields(info.schema)
             entry = self._entries[name] = _Entry(document, info, validator_of(info.schema, masks=bool(fields)), fields)
         return entry.info
+
+
+def _exists(names: Sequence[str]) -> Plan[bool]:
+    """Whether there is any of these types: callers may name what doesn't exist, and to read all types takes long."""
+    possible = [name for name in names if type_name_fault(name) is None]
+    if not possible:
+        return False
+    found = yield from one(Call(("HMGET", keys.TYPES, *possible), lambda reply: reply, again=True))
+    return any(document is not None for document in found)
 
 
 def _read() -> Sequence[Call[Any]]:

@@ -82,7 +82,8 @@ class UnknownType(InvalidTask):
         elif near:
             message = f"unknown task type {type!r}; did you mean {', '.join(map(repr, near))}?"
         else:
-            message = f"unknown task type {type!r}; no worker pool has registered it"
+            shown = type if len(type) <= 80 else type[:79] + "…"
+            message = f"unknown task type {shown!r}; no worker pool has registered it"
         super().__init__(message, [FieldError("/type", message)])
 
 

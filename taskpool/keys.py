@@ -189,7 +189,7 @@ LEASES_AT_ONCE: Final = 20_000
 DOORBELL_CAP: Final = 64
 """The most idle workers of one queue that are woken at once; each of them looks again after its task."""
 
-QUEUE_PAGE_BYTES: Final = 1024 * 1024
+QUEUE_PAGE_BYTES: Final = 512 * 1024
 """A page of a queue ends behind the record with which it has so many bytes."""
 
 QUEUE_PAGE_NEWER: Final = 10_000

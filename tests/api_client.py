@@ -18,6 +18,7 @@ from taskpool.attempt import Outcome
 from taskpool.catalogue import PoolInfo, publish
 from taskpool.settings import Settings
 from taskpool.store import Store
+from tests.loop_watch import HELD
 from tests.support import eventually
 
 ROOT = Path(__file__).parent.parent
@@ -67,10 +68,10 @@ def environment(redis_url: str, **variables: str) -> dict[str, str]:
 
 @contextmanager
 def api_process(
-    redis_url: str, log: Path, *, module: Sequence[str] = ("api",), **variables: str
+    redis_url: str, log: Path, *, module: Sequence[str] = ("tests.loop_watch",), **variables: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """`python -m api` on a free port until the block ends: the process and its URL. `module`: another one that runs it,
-    and its arguments."""
+    """`python -m api` on a free port until the block ends: the process and its URL. No request may keep its event loop
+    for long in one go. `module`: another one that runs it, and its arguments."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", *module], env=environment(redis_url, **variables), cwd=ROOT, stderr=output
@@ -84,6 +85,8 @@ def api_process(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    held = log.read_text().partition(HELD)[1:]
+    assert not any(held), log.read_text()
 
 
 def _url(process: subprocess.Popen[bytes], log: Path) -> str | None:

@@ -17,6 +17,7 @@ from redis import Redis
 
 from taskpool.redis_server import RedisServer, find_redis_server
 from taskpool.server_version import ServerVersion
+from tests.loop_watch import Watch, WatchedLoop, watching
 from tests.states import World
 
 # Tests see the defaults, whatever the shell that runs them has set.
@@ -152,6 +153,24 @@ def world(redis: Redis, redis_url: str) -> Iterator[World]:
 
 
 @pytest.fixture(scope="session")
-def anyio_backend() -> str:
+def anyio_backend() -> tuple[str, dict[str, Any]]:
     """Every `async def` test runs on asyncio."""
-    return "asyncio"
+    return "asyncio", {"loop_factory": WatchedLoop}
+
+
+@pytest.fixture(autouse=True)
+def no_request_keeps_the_loop(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test of the API in which a request took too much of the event loop's CPU time in one go."""
+    if not request.path.name.removeprefix("test_").startswith(("api_", "events_", "hub")):
+        yield
+        return
+    watch = _watch()
+    watch.found.clear()
+    with watching(watch):
+        yield
+    assert not watch.found, "\n".join(watch.found)
+
+
+@functools.cache
+def _watch() -> Watch:
+    return Watch(of_requests_alone=True)

@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httpx
@@ -17,8 +17,10 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from api.access.caller import anonymous
+from api.app import create_app
 from api.events import streams
-from api.events.subscription import Wanted
+from api.events.outlet import Outlet
+from api.events.subscription import Subscription, Wanted
 from taskpool import keys, scripts
 from taskpool.errors import TaskNotFound
 from taskpool.eventlog import START
@@ -235,6 +237,63 @@ async def test_a_socket_has_so_many_subscriptions_and_a_process_so_many_sockets(
     assert refused.value.response.status_code == 503
     assert refused.value.response.headers["retry-after"] == "5"
     assert json.loads(refused.value.response.body)["type"] == "urn:taskpool:problem:too-many-streams"
+
+
+async def test_others_have_their_turn_between_the_messages_of_a_socket(redis_url: str) -> None:
+    said = iter(['{"op":"ping"}'] * 500)
+    turns = 0
+
+    async def receive() -> dict[str, Any]:
+        text = next(said, None)
+        return {"type": "websocket.disconnect"} if text is None else {"type": "websocket.receive", "text": text}
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def send(message: Any) -> None:
+        pass
+
+    app = create_app(Settings(redis_url=redis_url, auth="off"))
+    scope = {"type": "websocket", "path": "/ws", "headers": [], "query_string": b"", "client": ("192.0.2.1", 1)}
+    async with app.router.lifespan_context(app):
+        meanwhile = asyncio.create_task(others())
+        await asyncio.wait_for(app({**scope, "extensions": {}}, receive, send), 60)
+        meanwhile.cancel()
+
+    assert turns >= 500
+
+
+async def test_few_subscriptions_begin_at_the_same_time(redis_url: str) -> None:
+    under_way: list[str] = []
+    most = 0
+
+    class Opening:
+        """A hub that takes its time."""
+
+        close = go_on = end = staticmethod(lambda *_: None)
+
+        async def open(self, wanted: Wanted, outlet: Outlet, *, name: str, after: Any) -> Subscription:
+            nonlocal most
+            under_way.append(name)
+            most = max(most, len(under_way))
+            for _ in range(10):
+                await asyncio.sleep(0)
+            under_way.remove(name)
+            return Subscription(wanted, outlet, name)
+
+    hub, gate = cast(Any, Opening()), cast(Any, None)
+    places = streams.Streams(hub, gate, Settings())
+    outlets = [places.admit(anonymous(f"192.0.2.{number}")) for number in range(20)]
+    opened = await asyncio.gather(
+        *[places.subscribe(Wanted(None), each, name=str(at), after=None) for at, each in enumerate(outlets)]
+    )
+    places.close()
+
+    assert most == streams.OPENED_AT_ONCE
+    assert [each.name for each in opened] == [str(number) for number in range(20)]
 
 
 async def test_an_address_has_so_many_subscriptions_over_all_its_sockets_and_left_ones_count_no_more(

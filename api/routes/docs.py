@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 
 from api.access.gate import Gate
 from api.openapi.asyncapi import describe_socket
@@ -25,6 +30,9 @@ SAME_PAGE: Final = Answer(None, headers=("ETag",))
 SCRIPT_OR_STYLE: Final = Answer(str, headers=("ETag",), media_types=("text/javascript", "text/css"))
 
 
+Described = tuple[list[TypeInfo], bool, str]
+
+
 class DocsRoutes:
     """Handlers that describe the API. `type_grace_s`: for how long a type without workers still takes tasks."""
 
@@ -33,6 +41,8 @@ class DocsRoutes:
         self._gate = gate
         self._type_grace_s = type_grace_s
         self._page = DocsPage()
+        self._described: tuple[Described, msgspec.Raw] | None = None
+        """The last document, and what it is of."""
 
     @operation("get_openapi", tag="service", answers={200: dict[str, Any]})
     async def openapi(self, request: Request) -> Json:
@@ -40,7 +50,12 @@ class DocsRoutes:
         read_query(request.scope["query_string"], NoQuery)
         types = [info for info in await self._pool.types() if self._takes_tasks(info)]
         prefix, needs_key = prefix_of(request.scope), await self._gate.needs_key()
-        return Json(describe(request.app.routes, types, needs_key=needs_key, prefix=prefix))
+        # Without what changes all the time, and isn't in the document.
+        of = [replace(info, served_by=(), last_seen_ms=None) for info in types], needs_key, prefix
+        if self._described is None or self._described[0] != of:
+            # In a thread, because with many types it takes long.
+            self._described = of, await asyncio.to_thread(_described, request.app.routes, *of)
+        return Json(self._described[1])
 
     @operation("get_asyncapi", tag="service", answers={200: dict[str, Any]}, asks_redis=False)
     async def asyncapi(self, request: Request) -> Json:
@@ -75,3 +90,7 @@ class DocsRoutes:
 
     def _takes_tasks(self, info: TypeInfo) -> bool:
         return bool(info.served_by) or (info.last_seen_ms or 0) / 1000 > time.time() - self._type_grace_s
+
+
+def _described(routes: Sequence[BaseRoute], types: list[TypeInfo], needs_key: bool, prefix: str) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(describe(routes, types, needs_key=needs_key, prefix=prefix)))

@@ -26,13 +26,19 @@ _EXAMPLES: Final = {
     "Invalid RFC3339 encoded date": "must be a date, like 2026-11-24",
     "Invalid RFC3339 encoded time": "must be a time of day, like 03:00:00",
 }
+LONGEST_SHOWN: Final = 200
 MOST_CHOICES: Final = 30
 """So many are named; whoever has more finds them in the type's schema."""
 
 
 def pointer(steps: Iterable[str | int], start: str = PAYLOAD) -> str:
-    """The JSON Pointer of the place reached by `steps` from `start`."""
-    return start + "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in steps)
+    """The JSON Pointer of the place reached by `steps` from `start`. Names that are too long to read are cut."""
+    return start + "".join("/" + shown(str(step)).replace("~", "~0").replace("/", "~1") for step in steps)
+
+
+def shown(name: str) -> str:
+    """A name as texts of faults show it: whoever sends one chooses how long it is."""
+    return name if len(name) <= LONGEST_SHOWN else name[: LONGEST_SHOWN - 1] + "…"
 
 
 class NotJson(ValueError):

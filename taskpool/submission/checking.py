@@ -114,7 +114,10 @@ def _checked(
     """One submission, checked by its type where that is registered here, else by its schema in the catalogue."""
     if by is not None:
         by.check_task(spec.type, spec.queue or info.queue, start)
-    payload = _as_json(spec, start)
+    # What comes over HTTP or from a command, in somebody's name, was read from JSON: a large one takes long to copy.
+    payload = _as_json(spec, start) if by is None else spec.payload
+    if payload is None:
+        payload = {}
     fields = judge.secret_fields(spec.type) if isinstance(judge, Catalogue) else judge.secret_fields
     shown, secrets = fields.split(payload) if fields else (payload, None)
     if isinstance(judge, Catalogue):
@@ -139,6 +142,6 @@ def _check_locally(task_type: TaskType, payload: Any, start: str, secrets: Secre
 def _as_json(spec: TaskSpec, start: str) -> Any:
     """The payload as JSON values: a program may give dataclasses, dates and the like."""
     try:
-        return {} if spec.payload is None else json_value(spec.payload)
+        return json_value(spec.payload)
     except NotJson as error:
         raise not_json(spec.type, error, start) from None
