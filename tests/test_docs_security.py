@@ -75,3 +75,13 @@ def test_the_table_of_the_audit_has_every_word_that_the_code_has() -> None:
 
     assert "task.submitted" in words
     assert told == words == set(What)
+
+
+def test_each_risk_of_the_owasp_list_names_tests_that_there_are() -> None:
+    risks = rows("| risk | what Taskpool does | tests |")
+    named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", TEXT)
+
+    assert [risk.split()[0] for risk in risks] == [f"API{number}" for number in range(1, 11)]
+    assert len(named) >= len(risks)
+    for file, function in named:
+        assert f"def {function}" in (ROOT / "tests" / file).read_text(), (file, function)
