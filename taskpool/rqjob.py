@@ -25,6 +25,7 @@ from taskpool import keys
 from taskpool.hash_fields import DEEPEST, ids_of, is_too_deep
 from taskpool.lua import Script
 from taskpool.parents import FIELDS, is_in_stream, results_of
+from taskpool.printable import printable
 from taskpool.secret import Secrets
 from taskpool.trace import trace_of
 from taskpool.types import RunningTask
@@ -235,7 +236,7 @@ class PlainJob:
 
     def log(self, message: str) -> None:
         """Say it in the RQ worker's own log."""
-        self._job.log.info("Job %s: %s", self._job.id, message)
+        self._job.log.info("Job %s: %s", self._job.id, printable(message))
 
     def is_cancelled(self) -> bool:
         """Never: RQ kills what it stops."""

@@ -254,6 +254,8 @@ class Answer(BaseHTTPRequestHandler):
                 self.answer(200, "é".encode("latin-1"), "text/plain; charset=latin-1")
             case "/controls":
                 self.answer(200, b"\x01" * 1000, "text/plain")
+            case "/charset":
+                self.answer(200, b"answer", f"text/plain; charset={self.path.partition('?')[2]}")
             case "/credentials":
                 self.answer(200, (self.headers["authorization"] or "").encode(), "text/plain")
             case "/bomb":
@@ -510,3 +512,37 @@ def test_an_answer_in_a_packed_form_is_not_unpacked(pool: InlinePool, url: str) 
 
     assert (result["encoding"], result["headers"]["content-encoding"]) == ("base64", "gzip")
     assert len(result["body"]) < 100_000
+
+
+@pytest.mark.parametrize(
+    "charset", ["zlib", "bz2", "hex", "rot13", "punycode", "idna", "undefined", "unicode_escape", "x-none"]
+)
+def test_an_answer_in_what_is_no_charset_is_base64(pool: InlinePool, url: str, charset: str) -> None:
+    result = pool.run("http_request", {"url": f"{url}/charset?{charset}"}).result
+
+    assert (result["encoding"], result["body"]) == ("base64", base64.b64encode(b"answer").decode())
+
+
+@pytest.mark.parametrize(
+    ("url_of", "error"),
+    [
+        ("http://127.0.0.1:PORT\\@evil.example/", "GET: the URL isn't one that can be sent to"),
+        ("http://127.0.0.1:PORT/\r\nHost: x", "GET: the URL isn't one that can be sent to"),
+        ("http://user:s3cret:9@127.0.0.1:99999/", "the port 99999 doesn't exist"),
+        ("http://8.8.8.8:22/", "the port must be 80, 443 or from 1024 up, not 22"),
+    ],
+)
+def test_a_url_that_may_not_be_sent_to_is_told_without_what_may_be_secret(
+    pool: InlinePool, url: str, url_of: str, error: str
+) -> None:
+    record = pool.run("http_request", {"url": url_of.replace("PORT", url.rpartition(":")[2])})
+
+    assert str(record.error).endswith(error)
+    assert "s3cret" not in str(record.error)
+
+
+@pytest.mark.parametrize("headers", [{"X": "a\r\nHost: evil"}, {"X: a\r\nHost": "evil"}, {"": "a"}, {"X": "é"}])
+def test_a_header_that_http_does_not_allow_is_not_sent(pool: InlinePool, url: str, headers: dict[str, str]) -> None:
+    record = pool.run("http_request", {"url": f"{url}/echo", "headers": headers})
+
+    assert "a header isn't" in str(record.error)

@@ -79,7 +79,9 @@ class Terminal:
             return
         part = ("" if running is None else running.attempt_id, stream, source)
         with self._lock:
-            *lines, rest = (self._begun.pop(part, "") + text).split("\n")
+            if part in self._begun:
+                text = self._begun.pop(part) + text
+            *lines, rest = text.split("\n")
             if len(rest) > LONGEST_LINE:
                 rest = self.masked(rest, running)
                 end = len(rest) - LONGEST_REACH
@@ -87,14 +89,18 @@ class Terminal:
             if rest:
                 self._begun[part] = rest
             if lines:
-                self._write(stream, "".join([self.marked(shown_line(line), running) + "\n" for line in lines]))
+                text = "\n".join(lines)
+                text = text if "\r" not in text else "\n".join(map(shown_line, lines))
+                self._write(stream, self.marked(text, running) + "\n")
 
     def marked(self, text: str, running: RunningTask | None) -> str:
         """Lines of an attempt, or of nobody, as they are passed on."""
         text = self.masked(text, running)
         if not self._is_workers:
             return text
-        mark = f"[{'-' if running is None else running.id}] "
+        mark = "[-] " if running is None else f"[{running.id}] "
+        if text.isascii() and text.isprintable():
+            return mark + text
         return "\n".join([mark + coloured(line) for line in text.split("\n")])
 
     def masked(self, text: str, running: RunningTask | None) -> str:

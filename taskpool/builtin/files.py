@@ -61,11 +61,12 @@ def _walk(base: Path, parts: tuple[str, ...]) -> int:
     """Open what lies there, from directory to directory. A resolved path has no links in it, so one that is met was put
     there since: O_NOFOLLOW refuses it. O_NONBLOCK is for pipes."""
     *directories, name = parts or (".",)
+    passing = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
     with ExitStack() as opened:
-        at = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        at = os.open(base, passing)
         opened.callback(os.close, at)
         for each in directories:
-            at = os.open(each, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+            at = os.open(each, passing | os.O_NOFOLLOW, dir_fd=at)
             opened.callback(os.close, at)
         return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=at)
 

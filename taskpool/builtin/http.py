@@ -36,6 +36,23 @@ SHOWN_CHARS: Final = 200
 OURS: Final = frozenset({"host", "content-length", "transfer-encoding", "connection", "upgrade", "expect"})
 """Headers that say where the request goes and where it ends."""
 
+NO_CHARSETS: Final = frozenset(
+    {
+        "idna",
+        "punycode",
+        "unicode-escape",
+        "raw-unicode-escape",
+        "base64",
+        "bz2",
+        "hex",
+        "quopri",
+        "rot13",
+        "uu",
+        "zlib",
+    }
+)
+"""What Python calls encodings as well: some take for ever with a long text, or make a long text of a short one."""
+
 _resolver: Final = Resolver()
 
 
@@ -99,6 +116,8 @@ def _request(
     if refused := sorted({name for name in headers or {} if name.strip().lower() in OURS}):
         raise RequestFailed(f"{method}: the header {refused[0]!r} can't be given: it follows from the URL and the body")
     try:
+        if "\\" in url:
+            raise httpx.InvalidURL("readers of URLs disagree about what a backslash means")
         parsed = httpx.URL(url)
         target = parse_target(str(parsed.copy_with(userinfo=b"", fragment=None)), allowed, longest=3 * LONGEST_URL)
     except (httpx.InvalidURL, UnicodeError):
@@ -115,7 +134,7 @@ def _request(
     try:
         return httpx.Request(method, "http://host/", headers=told, **_content(body)), target
     except UnicodeError:
-        raise RequestFailed(f"{_shown(method, target)}: a header or the body holds what UTF-8 can't") from None
+        raise RequestFailed(f"{_shown(method, target)}: a header isn't ASCII") from None
 
 
 def _content(body: Any) -> dict[str, Any]:
@@ -139,8 +158,9 @@ def _body(content: bytes, charset: str | None, limit: int) -> dict[str, Any]:
     content = content[:limit]
     try:
         # A cut may go through a character: what is left over of it isn't an error then.
-        text = codecs.getincrementaldecoder(charset or "utf-8")().decode(content, final=not is_cut)
-    except (LookupError, UnicodeDecodeError):
+        decoder = codecs.lookup(charset or "utf-8")
+        text = None if decoder.name in NO_CHARSETS else decoder.incrementaldecoder().decode(content, final=not is_cut)
+    except (LookupError, UnicodeError):
         text = None
     # Control characters take six bytes each in JSON: a binary body that happens to decode is better as base64.
     if text is not None and len(msgspec.json.encode(text)) <= max(limit * 3 // 2, 2 * len(content)):

@@ -95,6 +95,8 @@ def _why(error: Exception, behind: Sequence[BaseException]) -> str:
         return f"TLS error: {reason.replace('_', ' ').lower()}" if reason else "TLS error"
     if isinstance(error, httpcore.TimeoutException):
         return "timed out"
+    if isinstance(error, httpcore.LocalProtocolError):
+        return "it isn't sent, because a header isn't allowed in HTTP"
     if isinstance(error, httpcore.RemoteProtocolError):
         return "what it sent isn't HTTP" if len(behind) > 1 else "the connection was closed"
     return type(error).__name__
