@@ -36,21 +36,10 @@ SHOWN_CHARS: Final = 200
 OURS: Final = frozenset({"host", "content-length", "transfer-encoding", "connection", "upgrade", "expect"})
 """Headers that say where the request goes and where it ends."""
 
-NO_CHARSETS: Final = frozenset(
-    {
-        "idna",
-        "punycode",
-        "unicode-escape",
-        "raw-unicode-escape",
-        "base64",
-        "bz2",
-        "hex",
-        "quopri",
-        "rot13",
-        "uu",
-        "zlib",
-    }
-)
+NO_CHARSETS: Final = frozenset({
+    "idna", "punycode", "unicode-escape", "raw-unicode-escape", "base64", "bz2", "hex", "quopri", "rot-13",
+    "uu", "zlib",
+})  # fmt: skip
 """What Python calls encodings as well: some take for ever with a long text, or make a long text of a short one."""
 
 _resolver: Final = Resolver()
