@@ -22,7 +22,9 @@ from taskpool.errors import ConfigurationError
 DRAIN_S = 10
 """How long requests under way may take once the process was asked to end. Those that wait for a task end at once."""
 PING_S = 20.0
-"""How often a WebSocket gets a ping, and how long it may take to answer: proxies cut one that is silent for 50 s."""
+"""How often a WebSocket gets a ping: proxies cut one that is silent for 50 to 60 s."""
+PONG_S = 20.0
+"""How long a WebSocket may take to answer a ping, or a close."""
 MOST_MESSAGES = 1000
 """Of a WebSocket in one piece, and frames of one message: neither may be a way past the bound in bytes."""
 BACKLOG = 2048
@@ -76,7 +78,7 @@ def serve(app: Starlette, listener: socket.socket, limits: Limits, *, log_level:
         ws=_SocketProtocol,
         ws_max_size=MAX_MESSAGE_BYTES,
         ws_ping_interval=PING_S,
-        ws_ping_timeout=PING_S,
+        ws_ping_timeout=PONG_S,
         ws_per_message_deflate=False,  # small messages, and memory for each socket
     )
     _Server(config, app, connections).run(sockets=[listener])
@@ -86,9 +88,9 @@ class _SocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket, with bounds for what it leaves unbounded."""
 
     def connection_made(self, transport: BaseTransport) -> None:
-        """As always; and a close that isn't answered ends as a ping does."""
+        """As always, with our time for the answer to a close."""
         super().connection_made(transport)
-        self.close_timeout = PING_S
+        self.close_timeout = PONG_S
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As always; and it no longer counts as open."""

@@ -1,6 +1,7 @@
 """`python -m tests.impatient_api 15`: the API with a 15th of its usual times, so that tests need not wait so long.
 
-`retry:` is shorter still: clients that were cut off come back at once.
+`retry:` is shorter still: clients that were cut off come back at once. With `clients` behind it, clients have as little
+time to send a body and to answer a ping.
 """
 
 from __future__ import annotations
@@ -12,20 +13,23 @@ from api import body, wishes
 from api.events import framing
 
 
-def main(divisor: float) -> int:
+def main(divisor: float, *, hurries_clients: bool) -> int:
     """Run it; the exit status."""
     changed: Any = framing
     changed.KEEP_ALIVE_S, changed.RETRY = framing.KEEP_ALIVE_S / divisor, b"retry: 50\n"
     changed = wishes
     changed.MAX_WAIT_S = wishes.MAX_WAIT_S / divisor
-    changed = body
-    changed.BODY_TIMEOUT_S = body.BODY_TIMEOUT_S / divisor
+    if hurries_clients:
+        changed = body
+        changed.BODY_TIMEOUT_S = body.BODY_TIMEOUT_S / divisor
     from api import __main__, server  # what they import has these figures by now
 
     changed = server
     changed.PING_S = server.PING_S / divisor
+    if hurries_clients:
+        changed.PONG_S = server.PONG_S / divisor
     return __main__.main()
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(float(sys.argv[1])))
+    raise SystemExit(main(float(sys.argv[1]), hurries_clients="clients" in sys.argv[2:]))

@@ -64,7 +64,7 @@ def key(redis_url: str) -> bytes:
 def impatient(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """An API that gives its clients a second or two, and asks for no key."""
     log = tmp_path_factory.mktemp("api") / "log"
-    with api_process(redis_server.url, log, module=("tests.impatient_api", "20"), **QUICK) as (process, url):
+    with api_process(redis_server.url, log, module=("tests.impatient_api", "20", "clients"), **QUICK) as (process, url):
         yield psutil.Process(process.pid), url
     assert "Traceback" not in log.read_text()
 
