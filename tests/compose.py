@@ -60,6 +60,12 @@ def words(command: str | list[str]) -> list[str]:
     return shlex.split(command) if isinstance(command, str) else list(command)
 
 
+def check_command(service: Mapping[str, Any]) -> list[str]:
+    """The command of a service's health check."""
+    kind, *command = service["healthcheck"]["test"]
+    return ["sh", "-c", command[0].replace("$$", "$")] if kind == "CMD-SHELL" else command
+
+
 def seconds(duration: str) -> int:
     """A duration of the file, such as 45s, in seconds."""
     assert duration.endswith("s"), duration
@@ -108,11 +114,11 @@ class Stack:
         Raises:
             AssertionError: it didn't in time; the text has the check's output and the service's log.
         """
-        kind, *command = self.services[service]["healthcheck"]["test"]
-        if kind == "CMD-SHELL":
-            command = ["sh", "-c", command[0].replace("$$", "$").replace("redis-cli", self._redis_cli())]
+        program, *command = check_command(self.services[service])
+        if program == "sh":
+            command = [program, *(each.replace("redis-cli", self._redis_cli()) for each in command)]
         else:
-            command[0] = self._program(command[0])
+            command = [self._program(program), *command]
         arguments, env = self._here(service, command), self._environment(service)
 
         def check() -> subprocess.CompletedProcess[str]:

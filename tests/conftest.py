@@ -22,6 +22,7 @@ from tests.states import World
 
 # Tests see the defaults, whatever the shell that runs them has set.
 TEST_REDIS = os.environ.get("TASKPOOL_TEST_REDIS")
+TEST_CONTAINERS = os.environ.get("TASKPOOL_TEST_CONTAINERS")
 for name in [name for name in os.environ if name.startswith("TASKPOOL_")]:
     del os.environ[name]
 
