@@ -7,16 +7,21 @@ is imported, wherever that is: unlike a task it needs no name by which others fi
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import inspect
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractContextManager, ExitStack
+from types import ModuleType
 from typing import Any, Final, TypeVar
 
 from taskpool.context import TaskContext
+from taskpool.errors import ConfigurationError
+from taskpool.tasktype import place_of
 
 ProcessHook = Callable[[], Awaitable[None] | None]
 AttemptHook = Callable[[TaskContext], AbstractContextManager[Any]]
 P = TypeVar("P", bound=ProcessHook)
 A = TypeVar("A", bound=AttemptHook)
+H = TypeVar("H", bound=Callable[..., Any])
 
 starts: Final[list[ProcessHook]] = []
 stops: Final[list[ProcessHook]] = []
@@ -34,7 +39,7 @@ def on_process_start(hook: P) -> P:
             global database
             database = Database(os.environ["DATABASE_URL"])
     """
-    starts.append(hook)
+    starts.append(_checked(hook, "on_process_start"))
     return hook
 
 
@@ -42,7 +47,7 @@ def on_process_stop(hook: P) -> P:
     """Call this function in each worker process that ends in order, after its last task. It may be `async def`. The
     last one registered runs first, then the handlers of `atexit`; all of them have 5 seconds together. One that raises
     is logged, and the next one runs."""
-    stops.append(hook)
+    stops.append(_checked(hook, "on_process_stop"))
     return hook
 
 
@@ -59,8 +64,17 @@ def around_attempt(hook: A) -> A:
             with tracer.start_as_current_span(ctx.type):
                 yield
     """
+    makes = inspect.unwrap(_checked(hook, "around_attempt"))
+    if inspect.iscoroutinefunction(makes) or inspect.isasyncgenfunction(makes):
+        raise ConfigurationError(f"{place_of(hook)}: @around_attempt needs a plain context manager, not an async one")
     arounds.append(hook)
     return hook
+
+
+def are_in(modules: Collection[ModuleType]) -> bool:
+    """Whether one of these modules has registered a hook."""
+    names = {module.__name__ for module in modules}
+    return any(getattr(hook, "__module__", None) in names for hook in (*starts, *stops, *arounds))
 
 
 def surrounded(call: Callable[[], Any], context: TaskContext, *, is_async: bool) -> Callable[[], Any]:
@@ -83,3 +97,12 @@ def surrounded(call: Callable[[], Any], context: TaskContext, *, is_async: bool)
             return result
 
     return surround_async if is_async else surround
+
+
+def _checked(hook: H, decorator: str) -> H:
+    if not callable(hook):
+        raise ConfigurationError(f"@{decorator} takes a function, not {hook!r}")
+    if inspect.isgeneratorfunction(hook) or inspect.isasyncgenfunction(hook):
+        advice = "put @contextmanager below it" if decorator == "around_attempt" else "a hook can't use yield"
+        raise ConfigurationError(f"{place_of(hook)}: @{decorator} got a generator; {advice}")
+    return hook

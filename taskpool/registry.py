@@ -8,6 +8,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, Final
 
+from taskpool import hooks
 from taskpool.discovery import import_tasks
 from taskpool.errors import ConfigurationError, DuplicateType
 from taskpool.marks import Note, bearers, hiding, notes_of
@@ -90,7 +91,7 @@ class Registry:
         for entry in modules:
             loaded = import_tasks(entry)
             found = [each for module in loaded for each in tasks_in(module)]
-            if not found:
+            if not found and not hooks.are_in(loaded):
                 raise ConfigurationError(f"{entry!r} has no tasks{_imported_instead(loaded)}")
             for each in found:
                 self.add(each)

@@ -196,3 +196,25 @@ def test_what_can_be_no_id_is_no_tasks(pool: Any, client: Client, ask: str, id: 
     for face in (pool, client):
         with pytest.raises(TaskNotFound):
             getattr(face, ask)(id)
+
+
+@pytest.mark.parametrize(
+    ("given", "named", "advice"),
+    [
+        (("note", {}), {"delay": 3}, "has no option 'delay'; did you mean 'delay_s'?"),
+        (
+            ("note",),
+            {"text": "a"},
+            "has no option 'text'; fields of the payload go into one object, its second argument",
+        ),
+        ((TaskSpec(type="note"),), {"tag": ["a"]}, "has no option 'tag'; did you mean 'tags'?"),
+    ],
+)
+def test_an_option_that_does_not_exist_is_named_with_a_guess(
+    pool: Any, client: Client, given: tuple[Any, ...], named: dict[str, Any], advice: str
+) -> None:
+    for face in (pool, client):
+        with pytest.raises(TypeError) as refused:
+            face.add_task(*given, **named)
+
+        assert str(refused.value) == f"add_task() {advice}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from taskpool import ConfigurationError, DuplicateType, Registry, task
+from taskpool import ConfigurationError, DuplicateType, Registry, hooks, task
 from taskpool.registry import BUILTINS
 
 Write = Callable[..., Path]
@@ -209,6 +209,9 @@ def test_a_task_may_be_added_without_a_module() -> None:
         ("faulty", "faulty.py:2: task 'a' takes *args, but a payload has named fields; name the parameters"),
         ("nameless", "nameless.py:2: the task class A has no name; give it type = \"...\""),
         ("method", "{project}/method.py:3: the method A.run can't be the task 'a'; {method}"),
+        ("around", "around.py:2: @around_attempt got a generator; put @contextmanager below it"),
+        ("around_async", "around_async.py:3: @around_attempt needs a plain context manager, not an async one"),
+        ("starts", "starts.py:2: @on_process_start got a generator; a hook can't use yield"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_loaded_is_told_in_one_line(write: Write, project: Path, entry: str, fault: str) -> None:
@@ -217,6 +220,11 @@ def test_what_cannot_be_loaded_is_told_in_one_line(write: Write, project: Path, 
     write("pkg/images.py", *a_task("i"))
     write("empty/notes.txt")
     write("none.py", "X = 1")
+    names = "from taskpool import around_attempt, on_process_start"
+    write("around.py", names, "@around_attempt", "def around(ctx): yield")
+    other = "from contextlib import asynccontextmanager"
+    write("around_async.py", names, other, "@around_attempt", "@asynccontextmanager", "async def around(ctx): yield")
+    write("starts.py", names, "@on_process_start", "async def start(): yield")
     write("borrowed.py", "from tasks import run")
     write("broken.py", "x = 1", "def def")
     write("fails.py", "import deeper")
@@ -236,6 +244,14 @@ def test_what_cannot_be_loaded_is_told_in_one_line(write: Write, project: Path, 
         failed=f"can't load tasks from {entry!r}",
         method="write a function at the module's top level, or derive the class from taskpool.Task",
     )
+
+
+def test_a_file_with_hooks_alone_is_a_task_file(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks, "starts", [])
+    write("hooks.py", "from taskpool import on_process_start", "@on_process_start", "def start(): ...")
+
+    assert Registry(["hooks.py"], builtins=False).names() == []
+    assert [hook.__name__ for hook in hooks.starts] == ["start"]
 
 
 def test_a_file_that_fails_leaves_no_module_behind(write: Write) -> None:

@@ -34,6 +34,7 @@ from msgspec.structs import replace
 
 from taskpool.context import TaskContext
 from taskpool.errors import FieldError, InvalidTask
+from taskpool.nearest import Guesses
 from taskpool.payload.signature import payload_parameters
 from taskpool.task import Task, options_of
 from taskpool.types import TaskOptions, TaskSpec
@@ -121,15 +122,13 @@ def spec_given(given: tuple[Any, ...], named: dict[str, Any]) -> TaskSpec:
     else:
         raise TypeError("add_task() needs a task: a type's name, a function marked with @task, or a TaskSpec")
     if isinstance(source, str) and len(rest) == 1:
-        payload = rest[0]
-        return TaskSpec(type=source, payload={} if payload is None else payload, **named)
+        return _spec(source, rest[0], named)
     if isinstance(source, TaskSpec):
         _refuse_more(rest, 0)
-        return replace(source, **named) if named else source
+        return _spec(source.type, source.payload, named, source) if named else source
     if not callable(source):
         _refuse_more(rest, 1)
-        payload = rest[0] if rest else named.pop("payload", None)
-        return TaskSpec(type=source, payload={} if payload is None else payload, **named)
+        return _spec(source, rest[0] if rest else named.pop("payload", None), named)
     known = _known(source)
     if "payload" in named and not rest and "payload" not in known.fields:
         rest = (named.pop("payload"),)
@@ -138,6 +137,22 @@ def spec_given(given: tuple[Any, ...], named: dict[str, Any]) -> TaskSpec:
     options = {name: named.pop(name) for name in OPTIONS & named.keys()}
     _refuse_clash(known, options)
     return TaskSpec(type=known.type, payload=_payload(known, rest, named), **options)
+
+
+def _spec(type: Any, payload: Any, options: dict[str, Any], before: TaskSpec | None = None) -> TaskSpec:
+    try:
+        if before is not None:
+            return replace(before, **options)
+        return TaskSpec(type=type, payload={} if payload is None else payload, **options)
+    except TypeError:
+        unknown = next((name for name in options if name not in OPTIONS), None)
+        if unknown is None:
+            raise
+        near = Guesses().near(unknown, OPTIONS)
+        advice = (
+            f"did you mean {near[0]!r}?" if near else "fields of the payload go into one object, its second argument"
+        )
+        raise TypeError(f"add_task() has no option {unknown!r}; {advice}") from None
 
 
 class _Known(NamedTuple):
