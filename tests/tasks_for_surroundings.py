@@ -58,6 +58,11 @@ def _replace_streams() -> None:
     sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
 
 
+def _let_alarm_ring() -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
+    time.sleep(0.1)
+
+
 def _replace_methods() -> None:
     sys.stdout.write = sys.stderr.write = _raise  # type: ignore[method-assign]
 
@@ -108,6 +113,7 @@ HARM: dict[str, Any] = {
     "recursion limit": lambda: sys.setrecursionlimit(120),
     "collector": gc.disable,
     "warnings": lambda: warnings.simplefilter("error"),
+    "alarm that rings": _let_alarm_ring,
     "signals": lambda: [signal.signal(number, _raise) for number in (signal.SIGALRM, signal.SIGUSR1, signal.SIGTERM)],
     "signal mask": lambda: signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 64)),
     "alarm": lambda: signal.alarm(100),

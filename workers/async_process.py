@@ -47,7 +47,8 @@ T = TypeVar("T")
 
 log = logging.getLogger("workers")
 
-SIGNALS: Final = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+SIGNALS: Final = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+"""SIGALRM is taken so that the alarm that one task has left behind doesn't end the process of the others."""
 DOORBELL_S: Final = 1.0
 COUNT_S: Final = 1.0
 CLEAR_S: Final = 5.0
@@ -177,13 +178,15 @@ class AsyncProcess:
 
     def _take_signals(self) -> None:
         loop = asyncio.get_running_loop()
+        does = {signal.SIGUSR1: self._on_request, signal.SIGALRM: lambda: None}
         for number in SIGNALS:
-            loop.add_signal_handler(number, self._on_request if number is signal.SIGUSR1 else self._on_terminate)
+            loop.add_signal_handler(number, does.get(number, self._on_terminate))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def _restore_rest(self) -> None:
         """Takes back what a task has changed and what can wait a second."""
         self._take_signals()
+        signal.setitimer(signal.ITIMER_REAL, 0)
         self._surroundings.restore_output()
         self._surroundings.restore_rest()
 
