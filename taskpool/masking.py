@@ -82,6 +82,7 @@ _ESCAPES: Final = (
     _Escapes("&", re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});"),
              lambda found: html.unescape(found[0])),
     _Escapes("'\"'\"'", re.compile("'\"'\"'"), lambda found: "'"),  # shlex.quote
+    _Escapes("\x1b", re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]"), lambda found: ""),  # colours, also within a value
 )  # fmt: skip
 _FORM_FIELD: Final = _Escapes("+", re.compile(_PERCENT + r"|\+"), _percent)
 """As web forms escape: a space is a plus sign. Only for values with spaces."""

@@ -81,6 +81,12 @@ def test_hexadecimal_of_a_value_is_masked(value: str) -> None:
     assert Masker([value]).hide(f"0x{digits} {digits.upper()}.") == f"0x{MASK} {MASK}."
 
 
+def test_a_value_with_colours_in_it_is_masked() -> None:
+    text = "\x1b[32mtoken=\x1b[1;36mhunter\x1b[0m2\x1b[33mhunter2\x1b[0m, and \x1b[31mmore\x1b[0m"
+
+    assert Masker([PLAIN]).hide(text) == f"\x1b[32mtoken=\x1b[1;36m{MASK}, and \x1b[31mmore\x1b[0m"
+
+
 def test_what_is_no_value_stays_as_it_is() -> None:
     text = '{"a": "\\u00e9\\n", "b": "%41+%zz", "c": "&amp;&nothing;"} dXNlcjpub3RoaW5n \\ % & + \'"\'"\''
 

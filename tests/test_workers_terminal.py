@@ -124,6 +124,14 @@ def test_a_line_without_an_end_is_not_kept_for_ever_nor_is_a_secret_cut_in_it(sh
     assert "***" in shown.text or secret is None
 
 
+def test_of_a_bar_of_progress_only_the_last_state_is_shown(shown: Shown) -> None:
+    for percent in range(0, 101, 10):
+        shown.write(f"\r{percent} %", attempt("a"))
+    shown.write("\r\n", attempt("a"))
+
+    assert shown.text == "[a] 100 %\n"
+
+
 def test_what_belongs_to_nobody_shows_no_secret_of_those_who_run_or_ran(shown: Shown) -> None:
     running, former = attempt("a", "canary"), attempt("b", "a former one")
     for each in (running, former):

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Final, TextIO
 
-from taskpool.logs.line import shown_line
+from taskpool.logs.line import shown_line, shown_part
 from taskpool.masking import LONGEST_REACH
 from taskpool.printable import coloured
 from taskpool.secret import Secrets, hidden
@@ -87,7 +87,7 @@ class Terminal:
                 end = len(rest) - LONGEST_REACH
                 lines, rest = [*lines, rest[:end]], rest[end:]
             if rest:
-                self._begun[part] = rest
+                self._begun[part] = shown_part(rest)
             if lines:
                 text = "\n".join(lines)
                 text = text if "\r" not in text else "\n".join(map(shown_line, lines))

@@ -94,7 +94,7 @@ class Lines:
             *whole, rest = (self._open.get((stream, source), "") + text).split("\n")
             # An interrupt may come between any two of our steps: a line that isn't ended yet is then told once more.
             self._add_all(stream, whole, shown_line)
-            rest = _shown(rest)
+            rest = shown_part(rest)
             size = self._limits.line_chars
             if len(rest) > size + self._reach:
                 rest = self._masked(rest)
@@ -230,7 +230,7 @@ def plain_text(lines: Iterable[LogLine]) -> str:
     return "".join([line.text if line.continues else line.text + "\n" for line in lines])
 
 
-def _shown(text: str) -> str:
+def shown_part(text: str) -> str:
     """What of a line is left to be seen when parts of it were written over, as progress bars do."""
     if "\r" not in text:
         return text
@@ -240,7 +240,7 @@ def _shown(text: str) -> str:
 
 def shown_line(line: str) -> str:
     """What is seen of a line that has ended: of what a carriage return wrote over, the last."""
-    return _shown(line.removesuffix("\r"))
+    return shown_part(line.removesuffix("\r"))
 
 
 def _without_return(line: str) -> str:
