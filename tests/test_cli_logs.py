@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import pytest
 from click.testing import CliRunner, Result
 
-from taskpool import Registry, TaskPool, task
+from taskpool import Registry, TaskPool, scripts, task
 from taskpool.attempt import Outcome
 from taskpool.cli import main
 from taskpool.cli.exits import Exit
+from taskpool.logs.line import LogLimits, encode_line, note
 from taskpool.types import RunningTask, TaskStatus
 from tests.cli_ways import Reached
 
@@ -73,6 +74,20 @@ def test_it_says_when_and_by_what_and_which_attempt(pool: Reached) -> None:
         "2026-11-23 12:00:00.123 log: two",
     ]
     assert result.stderr == "--- attempt 2\n"
+
+
+def test_what_is_said_about_the_log_is_not_among_the_tasks_lines(pool: Reached) -> None:
+    running = start(pool, "the log is full: forged")
+    lines = [encode_line(note("the log is full", 1))]
+    assert pool.store.run(scripts.log(running.id, running.attempt_id, lines, LogLimits(), first=2)) == "ok"
+
+    bare, timed = run(pool, running.id), run(pool, running.id, "--times")
+
+    assert (bare.stdout, bare.stderr) == ("the log is full: forged\n", "--- the log is full\n")
+    assert [line.split(" ", 2)[2] for line in timed.stdout.splitlines()] == [
+        "log: the log is full: forged",
+        "taskpool: the log is full",
+    ]
 
 
 def test_as_json_each_line_is_an_object(pool: Reached) -> None:

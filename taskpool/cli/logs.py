@@ -43,7 +43,7 @@ def logs(id: str, follow: bool, times: bool, as_json: bool, **flags: Any) -> Non
         for line in service.follow_log(id) if follow else _there(service, id):
             if line.attempt > attempt and not as_json:
                 attempt = line.attempt
-                say(click.style(f"--- attempt {attempt}", dim=True), err=True)
+                _remark(f"attempt {attempt}")
             _print(line, times=times, as_json=as_json)
         raise SystemExit(exit_of(service.get(id).status))
 
@@ -67,9 +67,17 @@ def _print(line: LogLine, *, times: bool, as_json: bool) -> None:
 
         say(short_json(msgspec.to_builtins(log_line_document(line))))
         return
+    if line.stream == "taskpool" and not times:  # about the log, not in it
+        _remark(printable(line.text))
+        return
     head = ""
     if times:
         at = utc(line.at_ms).astimezone(UTC)
         said = printable(line.stream if line.level is None else f"{line.level} {line.logger}")
         head = click.style(f"{at:%Y-%m-%d %H:%M:%S}.{line.at_ms % 1000:03d} {said}: ", dim=True)
     say(head + coloured(line.text), nl=not line.continues or times)
+
+
+def _remark(text: str) -> None:
+    """Say what isn't the task's own words: on stderr, so that no line of a task can be taken for it in a pipe."""
+    say(click.style(f"--- {text}", dim=True), err=True)
