@@ -136,10 +136,11 @@ async def a_task_as_it_is(walk: Walk, id: str) -> None:
     await walk.ask(id, at="a", params={"wait": "1"}, headers={"if-none-match": first.headers["etag"]})
 
 
-@answers_of("list_tasks", "get_queue")
+@answers_of("list_tasks", "get_queue", "list_queues")
 async def two_pages(walk: Walk, id: str) -> None:
     for name in ("a", "b"):
         walk.world.add(name)
+    walk.world.add("c", queue="other")
     first = await walk.ask(id, at="default", params={"limit": "1"})
     await walk.ask(id, at="default", params={"cursor": first.json()["next_cursor"]})
 
