@@ -40,6 +40,12 @@ from taskpool.store import ReplyFault
 
 logger = logging.getLogger(__name__)
 
+WRONG_KIND: Final = (
+    "a key in Redis holds another kind of value than it should, so this can't be done: another program wrote there. "
+    "The server's log says more"
+)
+WRONG_KIND_S: Final = 60
+
 
 async def render_problem(request: Request, exception: Exception) -> Response:
     """The handler of Problem."""
@@ -132,7 +138,11 @@ async def render_unavailable(request: Request, exception: Exception) -> Response
 
 async def render_fault(request: Request, exception: Exception) -> Response:
     """The handler of ReplyFault. The connection stays open: the fault is in a record, not in this process."""
-    logger.error("answered 500: %s %s: %s", request.scope.get("method", "WS"), request.url.path, exception)
+    method = request.scope.get("method", "WS")
+    if "WRONGTYPE" in str(exception):
+        logger.error("answered 503: %s %s: %s", method, request.url.path, exception)
+        return Problem("redis-unavailable", WRONG_KIND, headers=[retry_after(WRONG_KIND_S)]).response()
+    logger.error("answered 500: %s %s: %s", method, request.url.path, exception)
     detail = "a record in Redis is damaged, so the request can't be served; the server's log says more"
     return Problem("internal-error", detail).response()
 

@@ -91,6 +91,11 @@ def tell_unreadable(what: str, why: object) -> None:
         log.warning("%s in Redis can't be read, so it is skipped: %s", what[:TEXT_MOST], str(why)[:TEXT_MOST])
 
 
+def forget_told() -> None:
+    """Log it again."""
+    _told.clear()
+
+
 def _named(call: Call[Any]) -> str:
     """The key that a call reads, for people; of a script what it is about."""
     parts = [part if isinstance(part, str) else repr(part) for part in call.command[:5]]

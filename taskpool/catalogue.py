@@ -6,6 +6,7 @@ keeps what it read for a second; a type it doesn't know makes it look again at o
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ import msgspec
 from jsonschema_rs import ValidationErrorKind as Kind
 
 from taskpool import keys
-from taskpool.calls import Call, Plan, one
+from taskpool.calls import UNREADABLE, Call, Plan, one, readable, tell_unreadable, tolerant
 from taskpool.errors import FieldError, InvalidPayload, UnknownType
 from taskpool.fleet import TypeInfo
 from taskpool.lua import Script
@@ -69,11 +70,13 @@ def retire(pool_id: str) -> Plan[None]:
 
 def pools() -> Plan[list[PoolInfo]]:
     """The live pools."""
-    ids = yield from one(Call(("ZRANGE", keys.POOLS, 0, -1), lambda reply: [id.decode() for id in reply], again=True))
+    reading = Call(("ZRANGE", keys.POOLS, 0, -1), lambda reply: [_text(id) for id in reply], again=True)
+    ids = yield from one(tolerant(reading, []))
     if not ids:
         return []
     found = yield from one(Call(("MGET", *[keys.POOL + id for id in ids]), lambda reply: reply, again=True))
-    return [_pool_info.decode(document) for document in found if document is not None]
+    documents = [(id, document) for id, document in zip(ids, found, strict=True) if document is not None]
+    return list(readable(documents, _pool_info.decode, "worker pool").values())
 
 
 def types() -> Plan[list[TypeInfo]]:
@@ -81,9 +84,9 @@ def types() -> Plan[list[TypeInfo]]:
     known, seen, _ = yield _read()
     live = yield from pools()
     infos = []
-    for name in sorted(known):
+    for name, info in sorted(readable(known.items(), _type_info.decode, "task type").items()):
         served_by = tuple(pool.id for pool in live if name in pool.types)
-        infos.append(replace(_type_info.decode(known[name]), served_by=served_by, last_seen_ms=seen.get(name)))
+        infos.append(replace(info, name=name, served_by=served_by, last_seen_ms=seen.get(name)))
     return infos
 
 
@@ -170,9 +173,14 @@ class Catalogue:
             raise UnknownType(name, last_served_ms=last_seen_ms)
         entry = self._entries.get(name)
         if entry is None or entry.document != document:
-            info = _type_info.decode(document)
-            fields = SecretFields(info.schema)
-            entry = self._entries[name] = _Entry(document, info, validator_of(info.schema, masks=bool(fields)), fields)
+            try:
+                info = _type_info.decode(document)
+                fields = SecretFields(info.schema)
+                validator = validator_of(info.schema, masks=bool(fields))
+            except UNREADABLE as error:
+                tell_unreadable(f"task type {name!r}", error)
+                raise UnknownType(name) from None
+            entry = self._entries[name] = _Entry(document, info, validator, fields)
         return entry.info
 
 
@@ -187,16 +195,21 @@ def _exists(names: Sequence[str]) -> Plan[bool]:
 
 def _read() -> Sequence[Call[Any]]:
     def documents(reply: list[bytes]) -> dict[str, bytes]:
-        return {name.decode(): text for name, text in zip(reply[::2], reply[1::2], strict=True)}
+        return {_text(name): text for name, text in zip(reply[::2], reply[1::2], strict=True)}
 
     def seen(reply: list[bytes]) -> dict[str, int]:
-        return {name.decode(): int(float(ms)) for name, ms in zip(reply[::2], reply[1::2], strict=True)}
+        pairs = zip(reply[::2], map(float, reply[1::2]), strict=True)
+        return {_text(name): int(ms) for name, ms in pairs if math.isfinite(ms)}
 
     return (
-        Call(("HGETALL", keys.TYPES), documents, again=True),
-        Call(("ZRANGE", keys.TYPES_SEEN, 0, -1, "WITHSCORES"), seen, again=True),
+        tolerant(Call(("HGETALL", keys.TYPES), documents, again=True), {}),
+        tolerant(Call(("ZRANGE", keys.TYPES_SEEN, 0, -1, "WITHSCORES"), seen, again=True), {}),
         Call(("TIME",), _now_ms, again=True),
     )
+
+
+def _text(name: bytes) -> str:
+    return name.decode(errors="replace")
 
 
 def _now_ms(time: list[bytes]) -> float:

@@ -10,12 +10,12 @@ from heapq import nlargest
 from typing import Any, Final
 
 from taskpool import keys
-from taskpool.calls import Call, Plan, one
+from taskpool.calls import Call, Plan, one, tolerant
 from taskpool.catalogue import pools
 from taskpool.cursor import decode_cursor, encode_cursor, page_length
 from taskpool.fleet import QueueInfo, WorkerInfo
 from taskpool.hash_fields import number_of, time_of
-from taskpool.listing import queue_names
+from taskpool.listing import is_utf8, queue_names
 from taskpool.lua import Script
 from taskpool.server_version import ServerVersion
 from taskpool.types import Page, utc
@@ -138,12 +138,11 @@ def _as_it_is(reply: list[Any]) -> list[Any]:
 def workers() -> Plan[list[WorkerInfo]]:
     """Every registered worker process, ours and plain RQ ones, by name."""
     pool_of = {worker: pool.id for pool in (yield from pools()) for worker in pool.workers}
-    found = yield from one(Call(("SMEMBERS", keys.WORKERS), lambda reply: [key.decode() for key in reply], again=True))
-    names = sorted(key.removeprefix(keys.WORKER) for key in found)
+    names = sorted(key.removeprefix(keys.WORKER) for key in (yield from one(_worker_keys())))
     calls: list[Call[Any]] = []
     for name in names:
-        calls.append(Call(("HGETALL", keys.WORKER + name), _hash, again=True))
-        calls.append(Call(("SMEMBERS", f"{keys.WORKER}{name}:executions"), _members, again=True))
+        calls.append(_hash_at(keys.WORKER + name))
+        calls.append(tolerant(Call(("SMEMBERS", f"{keys.WORKER}{name}:executions"), _members, again=True), ()))
     values = yield calls
     rows = zip(names, values[::2], values[1::2], strict=True)
     return [
@@ -160,11 +159,9 @@ def plain_workers() -> Plan[dict[str, set[str]]]:
 def _neighbours() -> Plan[tuple[set[str], dict[str, set[str]]]]:
     """The queues of our pools; and the RQ workers that aren't ours, with those of these queues that they serve."""
     live = yield from pools()
-    entered = yield from one(
-        Call(("SMEMBERS", keys.WORKERS), lambda reply: [key.decode() for key in reply], again=True)
-    )
+    entered = yield from one(_worker_keys())
     others = sorted(set(entered) - {keys.WORKER + worker for pool in live for worker in pool.workers})
-    hashes = yield [Call(("HGETALL", key), _hash, again=True) for key in others]
+    hashes = yield [_hash_at(key) for key in others]
     ours = {queue for pool in live for queue in pool.queues}
     return ours, {
         key.removeprefix(keys.WORKER): ours & set(h.get("queues", "").split(","))
@@ -175,14 +172,14 @@ def _neighbours() -> Plan[tuple[set[str], dict[str, set[str]]]]:
 
 def foreign_queues() -> Call[list[str]]:
     """The queues in which claims have found foreign jobs, whenever that was."""
-    return Call(("ZRANGE", keys.FOREIGN_QUEUES, 0, -1), lambda reply: [queue.decode() for queue in reply], again=True)
+    return tolerant(Call(("ZRANGE", keys.FOREIGN_QUEUES, 0, -1), _texts, again=True), [])
 
 
 def worker_warnings() -> Plan[list[str]]:
     """What is wrong with the RQ programs that share queues with our pools, each in a sentence for operators."""
     ours, plain = yield from _neighbours()
     found, now_ms = yield (
-        Call(("ZRANGE", keys.FOREIGN_QUEUES, 0, -1, "WITHSCORES"), _hash, again=True),
+        tolerant(Call(("ZRANGE", keys.FOREIGN_QUEUES, 0, -1, "WITHSCORES"), _hash, again=True), {}),
         Call(("TIME",), _now_ms, again=True),
     )
     foreign = {queue for queue, at_s in found.items() if now_ms / 1000 - float(at_s) < FOREIGN_FRESH_S}
@@ -211,7 +208,7 @@ def _foreign(queue: str, plain: Mapping[str, set[str]]) -> str:
 
 def counters() -> Call[dict[str, int]]:
     """The running totals of the cluster (see `metrics_names`)."""
-    return Call(("HGETALL", keys.COUNTERS), _counted, again=True)
+    return tolerant(Call(("HGETALL", keys.COUNTERS), _counted, again=True), {})
 
 
 def server() -> Call[ServerInfo]:
@@ -275,12 +272,28 @@ def _now_ms(reply: list[bytes]) -> float:
     return int(reply[0]) * 1000 + int(reply[1]) / 1000
 
 
+def _worker_keys() -> Call[list[str]]:
+    """The keys of all registered workers."""
+    return tolerant(Call(("SMEMBERS", keys.WORKERS), _texts, again=True), [])
+
+
+def _hash_at(key: str) -> Call[dict[str, str]]:
+    """The hash under a key; empty if another kind of value stands there."""
+    return tolerant(Call(("HGETALL", key), _hash, again=True), {})
+
+
+def _texts(reply: list[bytes]) -> list[str]:
+    """The members that are names of ours or RQ's: others may hold any bytes."""
+    return [text.decode() for text in reply if is_utf8(text)]
+
+
 def _members(reply: list[bytes]) -> tuple[str, ...]:
-    return tuple(sorted(member.decode().partition(":")[0] for member in reply))
+    return tuple(sorted(member.partition(":")[0] for member in _texts(reply)))
 
 
 def _hash(reply: list[bytes]) -> dict[str, str]:
-    return {k.decode(): v.decode("utf-8", "replace") for k, v in zip(reply[::2], reply[1::2], strict=True)}
+    texts = [part.decode(errors="replace") for part in reply]
+    return dict(zip(texts[::2], texts[1::2], strict=True))
 
 
 def _text(reply: bytes | None) -> str | None:

@@ -292,7 +292,7 @@ def due(
     def read(reply: list[Any]) -> Due:
         now_ms, next_score, *members = reply
         next_in_ms = None if not next_score else max(0, round((float(next_score) - ahead_s) * 1000 - now_ms))
-        return Due(tuple([member.decode() for member in members]), next_in_ms)
+        return Due(tuple([member.decode(errors="replace") for member in members]), next_in_ms)
 
     arguments = (f"{ahead_s:g}", limit, "1" if newest_first else "", "" if by_ms is None else by_ms)
     return _due.call(arguments, read, keys=(registry,), again=True)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from api.problems import KINDS, TYPE_PREFIX
+from taskpool.async_pool import AsyncTaskPool
 from taskpool.types import TaskSpec
 from tests.api_client import JSON, api, publish_types
 
@@ -267,7 +268,8 @@ async def test_an_id_that_names_no_task_is_not_found(
         ("/tasks?cursor=x", "cursor", "next_cursor"),
         ("/tasks/1?wait=316224001", "wait", "<= 316224000"),
         ("/tasks/1?wait=soon", "wait", "must be a number"),
-        ("/queues?limit=1", "limit", "none"),
+        ("/queues?limit=0", "limit", ">= 1"),
+        ("/queues?cursor=x", "cursor", "next_cursor"),
         ("/queues/default?cursor=x", "cursor", "next_cursor"),
         ("/types?x=1", "x", "none"),
         ("/workers?x=1", "x", "none"),
@@ -293,8 +295,11 @@ async def test_a_retry_takes_no_field(client: httpx.AsyncClient) -> None:
     check(await client.post("/tasks/1/retry", json={"x": 1}), "invalid-body", "/x")
 
 
-async def test_a_bug_shows_nothing_of_itself(client: httpx.AsyncClient, redis: Redis) -> None:
-    redis.set("rq:workers", "not a set")
+async def test_a_bug_shows_nothing_of_itself(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: object) -> None:
+        raise RuntimeError("WRONGTYPE secret")
+
+    monkeypatch.setattr(AsyncTaskPool, "workers", bug)
     transport = client._transport
     assert isinstance(transport, httpx.ASGITransport)
     transport.raise_app_exceptions = False
@@ -303,6 +308,17 @@ async def test_a_bug_shows_nothing_of_itself(client: httpx.AsyncClient, redis: R
 
     assert "WRONGTYPE" not in response.text
     check(response, "internal-error")
+
+
+async def test_a_key_of_another_kind_is_no_bug_and_shows_nothing_of_itself(
+    client: httpx.AsyncClient, redis: Redis
+) -> None:
+    redis.set("taskpool:events", "no stream")
+    response = await client.post("/tasks", json={"type": "echo", "payload": {"message": 1}})
+
+    assert "WRONGTYPE" not in response.text
+    assert "another kind of value" in response.json()["detail"]
+    check(response, "redis-unavailable")
 
 
 ODD_JSON = st.recursive(

@@ -165,4 +165,4 @@ class BesideRq:
 
 
 def _names(reply: list[bytes]) -> list[str]:
-    return [name.decode() for name in reply]
+    return [name.decode(errors="replace") for name in reply]

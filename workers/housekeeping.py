@@ -271,9 +271,9 @@ def purge_ended(queue: str, *, by_ms: int | None = None) -> Plan[float]:
 def indexes() -> Plan[list[str]]:
     """The keys of all indexes by type, tag and project."""
     types, tags, projects = yield (
-        Call(("SMEMBERS", keys.TYPES_USED), _names, again=True),
-        Call(("SMEMBERS", keys.TAGS), _names, again=True),
-        Call(("SMEMBERS", keys.PROJECTS), _names, again=True),
+        tolerant(Call(("SMEMBERS", keys.TYPES_USED), _names, again=True), []),
+        tolerant(Call(("SMEMBERS", keys.TAGS), _names, again=True), []),
+        tolerant(Call(("SMEMBERS", keys.PROJECTS), _names, again=True), []),
     )
     by_type = [keys.BY_TYPE + type for type in types]
     return [*by_type, *(keys.BY_TAG + tag for tag in tags), *(keys.BY_PROJECT + project for project in projects)]
@@ -295,7 +295,7 @@ def release_outbox() -> Plan[float]:
 
 
 def _names(reply: list[bytes]) -> list[str]:
-    return [name.decode() for name in reply]
+    return [name.decode(errors="replace") for name in reply]
 
 
 def _split(member: str) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from api.openapi.hoist import hoisted, payload_name
 from api.openapi.schemas import REFS, Schema
+from taskpool.calls import UNREADABLE, tell_unreadable
 from taskpool.fleet import TypeInfo
 from taskpool.payload.check import validator_of
 
@@ -16,6 +17,7 @@ def submissions(generic: Schema, types: Sequence[TypeInfo], taken: Collection[st
 
     `generic` is the schema of TaskSpec, `taken` are the names of all other components.
     """
+    types = [info for info in types if _is_fit(info)]
     if not types:
         return {"Submission": {"title": "Submission", "$ref": REFS + "TaskSpec"}}
     tasks = {info.name: f"{info.name}.task" for info in types}
@@ -30,6 +32,17 @@ def submissions(generic: Schema, types: Sequence[TypeInfo], taken: Collection[st
         "discriminator": {"propertyName": "type", "mapping": refs},
     }
     return components
+
+
+def _is_fit(info: TypeInfo) -> bool:
+    """Whether a type's schema can stand in the document; the log says it of one that can't."""
+    try:
+        hoisted([info], ())
+        _takes_nothing(info.schema)
+    except UNREADABLE as error:
+        tell_unreadable(f"the schema of the task type {info.name!r}", error)
+        return False
+    return True
 
 
 def _submission(generic: Schema, info: TypeInfo, payload: str) -> Schema:

@@ -16,7 +16,7 @@ import msgspec
 
 from taskpool import keys
 from taskpool.access.audit import Audited, AuditEntry, What
-from taskpool.calls import Call, Plan
+from taskpool.calls import UNREADABLE, Call, Plan, tell_unreadable, tolerant
 from taskpool.cursor import decode_cursor, encode_cursor, page_length, wrong_cursor
 from taskpool.errors import FieldError, InvalidTask
 from taskpool.types import Page
@@ -96,7 +96,7 @@ def read_audit(wanted: AuditFilter = EVERYTHING, *, cursor: str | None = None, l
         for stream, row in rows:
             after[stream] = row.id
             used += 1
-            if wanted.keeps(row.audited.entry):
+            if row.audited is not None and wanted.keeps(row.audited.entry):
                 kept.append(row.audited)
                 if len(kept) == limit:
                     break
@@ -108,7 +108,8 @@ def read_audit(wanted: AuditFilter = EVERYTHING, *, cursor: str | None = None, l
 @dataclass(frozen=True, slots=True)
 class _Row:
     id: str
-    audited: Audited
+    audited: Audited | None
+    """None: it can't be read."""
 
 
 def _newest(wanted: AuditFilter, after: Sequence[str], count: int) -> Plan[tuple[list[tuple[int, _Row]], bool]]:
@@ -116,7 +117,7 @@ def _newest(wanted: AuditFilter, after: Sequence[str], count: int) -> Plan[tuple
     since = "-" if wanted.since is None else str(max(0, _ms(wanted.since)))
     ends = [position if position == _NEWEST else f"({position}" for position in after]
     parts = yield [
-        Call(("XREVRANGE", _STREAMS[stream], ends[stream], since, "COUNT", count), _rows, again=True)
+        tolerant(Call(("XREVRANGE", _STREAMS[stream], ends[stream], since, "COUNT", count), _rows, again=True), [])
         for stream in wanted.streams
     ]
     rows = [(stream, row) for stream, part in zip(wanted.streams, parts, strict=True) for row in part]
@@ -139,7 +140,12 @@ def _ms(at: datetime) -> int:
 
 def _rows(reply: Sequence[Any]) -> list[_Row]:
     rows = []
-    for id, (_, document) in reply:
+    for id, fields in reply:
         text = id.decode()
-        rows.append(_Row(text, Audited(int(text.partition("-")[0]), _decode(document))))
+        try:
+            audited = Audited(int(text.partition("-")[0]), _decode(fields[1]))
+        except UNREADABLE as error:
+            tell_unreadable(f"the audit's entry {text}", error)
+            audited = None
+        rows.append(_Row(text, audited))
     return rows

@@ -15,11 +15,13 @@ import msgspec
 from taskpool import keys
 from taskpool.access.apikey import KEY_ID, ROTATION_GRACE_S, ApiKey, KeySpec, Scope, new_key, rotated
 from taskpool.access.audit import Actor, entry
-from taskpool.calls import Call, Plan, one
+from taskpool.calls import Call, Plan, one, readable, tell_unreadable, tolerant
 from taskpool.errors import FieldError, InvalidKey, KeyNotFound, TaskpoolError
+from taskpool.hash_fields import number_of
 from taskpool.lua import Script
 
 RACES: Final = 5
+UNREADABLE_NAME: Final = "(its record can't be read)"
 NO_ADMIN: Final = (
     "the first key must have the scope admin: from then on the API asks for keys, and only an admin can make more; "
     "`taskpool keys create`, where it reaches Redis itself, can make any"
@@ -44,12 +46,16 @@ def any_key() -> Call[bool]:
 
 def find(id: str) -> tuple[Call[ApiKey | None], Call[int]]:
     """The key of this id, and the time in ms: to be sent together."""
-    return Call(("HGET", keys.API_KEYS, id), _read, again=True), _now()
+    return tolerant(Call(("HGET", keys.API_KEYS, id), _read, again=True), None), _now()
 
 
 def ids() -> Call[frozenset[str]]:
     """The ids of all keys."""
-    return Call(("HKEYS", keys.API_KEYS), lambda reply: frozenset([id.decode() for id in reply]), again=True)
+
+    def read(reply: list[bytes]) -> frozenset[str]:
+        return frozenset([id.decode(errors="replace") for id in reply])
+
+    return tolerant(Call(("HKEYS", keys.API_KEYS), read, again=True), frozenset())
 
 
 def note_use(id: str) -> Call[str]:
@@ -77,12 +83,12 @@ def create(spec: KeySpec, by: Actor, *, admin_first: bool = False) -> Plan[tuple
 def listed() -> Plan[list[Listed]]:
     """All keys, the oldest first."""
     documents, used = yield (
-        Call(("HGETALL", keys.API_KEYS), _pairs, again=True),
-        Call(("HGETALL", keys.API_KEYS_USED), _pairs, again=True),
+        tolerant(Call(("HGETALL", keys.API_KEYS), _pairs, again=True), {}),
+        tolerant(Call(("HGETALL", keys.API_KEYS_USED), _pairs, again=True), {}),
     )
-    found = [_document.decode(document) for document in documents.values()]
+    found = list(readable(documents.items(), _document.decode, "API key").values())
     found.sort(key=lambda key: (key.created_ms, key.id))
-    return [Listed(key, int(used[key.id.encode()]) if key.id.encode() in used else None) for key in found]
+    return [Listed(key, number_of(used.get(key.id.encode()))) for key in found]
 
 
 def rotate(id: str, by: Actor, *, grace_s: float = ROTATION_GRACE_S) -> Plan[tuple[ApiKey, str]]:
@@ -94,7 +100,12 @@ def rotate(id: str, by: Actor, *, grace_s: float = ROTATION_GRACE_S) -> Plan[tup
     """
     for _ in range(RACES):
         document, now_ms = yield (_raw(id), _now())
-        key, text = rotated(_known(id, document), grace_s, now_ms)
+        try:
+            known = _known(id, document)
+        except msgspec.MsgspecError as error:
+            tell_unreadable(f"API key {id!r}", error)
+            raise KeyNotFound(id) from None
+        key, text = rotated(known, grace_s, now_ms)
         word = yield from one(_changing(id, document, msgspec.json.encode(key), entry(by, "key.rotated", id)))
         if word == "ok":
             return key, text
@@ -109,7 +120,10 @@ def revoke(id: str, by: Actor) -> Plan[ApiKey]:
     """
     for _ in range(RACES):
         document = yield from one(_raw(id))
-        key = _known(id, document)
+        try:
+            key = _known(id, document)
+        except msgspec.MsgspecError:  # what can't be read can be taken back all the same
+            key = ApiKey(id=id, name=UNREADABLE_NAME, scopes=(), created_ms=0, hash="")
         if (yield from one(_changing(id, document, b"", entry(by, "key.revoked", id)))) == "ok":
             return key
     raise TaskpoolError(f"the key {id} is being changed by others all the time; try again")
@@ -120,7 +134,7 @@ def _changing(id: str, before: bytes, after: bytes, audited: bytes, *, not_first
 
 
 def _raw(id: str) -> Call[bytes]:
-    return Call(("HGET", keys.API_KEYS, id), lambda reply: reply or b"", again=True)
+    return tolerant(Call(("HGET", keys.API_KEYS, id), lambda reply: reply or b"", again=True), b"")
 
 
 def _known(id: str, document: bytes) -> ApiKey:

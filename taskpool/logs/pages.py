@@ -9,18 +9,20 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
+import hiredis
 import msgspec
 
 from taskpool import keys
-from taskpool.calls import Call, Plan
+from taskpool.calls import UNREADABLE, Call, Plan, tolerant
 from taskpool.cursor import decode_cursor, encode_cursor, page_length, wrong_cursor
-from taskpool.errors import TaskNotFound
+from taskpool.errors import TaskNotFound, UnreadableTask
 from taskpool.logs.line import LogLine, decode_line
 from taskpool.record import check_id, status_of
 from taskpool.types import Page, TaskStatus
 
 MOST_LINES: Final = 1000
 START: Final = "0-0"
+NO_LINE: Final = "(this line can't be read: another program wrote it)"
 
 _is_entry: Final = re.compile(r"[0-9]{1,15}-[0-9]{1,15}").fullmatch
 
@@ -75,7 +77,7 @@ def last_lines(id: str, since_ms: float, *, most: int) -> Call[list[str]]:
         lines = [_line(entry) for entry in reversed(reply)]
         return [line.text for line in lines if line.at_ms >= since_ms]
 
-    return Call(("XREVRANGE", keys.LOG + id, "+", "-", "COUNT", most), read, again=True)
+    return tolerant(Call(("XREVRANGE", keys.LOG + id, "+", "-", "COUNT", most), read, again=True), [])
 
 
 def place_of(cursor: str | None) -> str:
@@ -98,7 +100,9 @@ def cursor_of(entry: str) -> str:
 
 
 def _status(id: str) -> Call[TaskStatus]:
-    def read(reply: list[bytes | None]) -> TaskStatus:
+    def read(reply: Any) -> TaskStatus:
+        if isinstance(reply, hiredis.ReplyError):
+            raise UnreadableTask(id)
         status, stop_ms, data = reply
         if data is None:
             raise TaskNotFound(id)
@@ -106,16 +110,20 @@ def _status(id: str) -> Call[TaskStatus]:
         return TaskStatus.STOPPING if found is TaskStatus.IN_PROGRESS and stop_ms is not None else found
 
     check_id(id)
-    return Call(("HMGET", keys.JOB + id, "status", "stop_ms", "data"), read, again=True)
+    return Call(("HMGET", keys.JOB + id, "status", "stop_ms", "data"), read, again=True, reads_faults=True)
 
 
 def _lines(id: str, after: str, limit: int) -> Call[tuple[LogLine, ...]]:
     def read(reply: list[Any]) -> tuple[LogLine, ...]:
         return tuple([_line(entry) for entry in reply])
 
-    return Call(("XRANGE", keys.LOG + id, f"({after}", "+", "COUNT", limit), read, again=True)
+    return tolerant(Call(("XRANGE", keys.LOG + id, f"({after}", "+", "COUNT", limit), read, again=True), ())
 
 
 def _line(entry: Any) -> LogLine:
     id, fields = entry
-    return msgspec.structs.replace(decode_line(fields[1]), id=id.decode())
+    try:
+        line = decode_line(fields[1])
+    except UNREADABLE:  # it keeps its place, at which a page may end
+        line = LogLine(at_ms=int(id.partition(b"-")[0]), text=NO_LINE)
+    return msgspec.structs.replace(line, id=id.decode())

@@ -8,7 +8,8 @@
 
 local now_ms = clock()
 local key = KEY.queue .. ARGV[1]
-local length = redis.call('LLEN', key)
+local length = redis.pcall('LLEN', key)
+if type(length) ~= 'number' then return {now_ms, 0, 0} end -- it is no queue
 local offset = math.min(tonumber(ARGV[2]), length)
 
 -- Tasks leave at the head, so a place doesn't keep its number: it is found by who stood before it. Not further from the
@@ -22,7 +23,7 @@ end
 -- it; and where all were taken out, showing some again is better than skipping some.
 local function begin()
   for at = 4, #ARGV, 2 do
-    local f = redis.call('HMGET', KEY.job .. ARGV[at], 'status', 'enqueued_at')
+    local f = redis.pcall('HMGET', KEY.job .. ARGV[at], 'status', 'enqueued_at')
     local place = f[1] == 'queued' and f[2] == ARGV[at + 1] and place_of(ARGV[at])
     if place then return place + 1 end
   end

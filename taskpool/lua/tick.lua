@@ -12,7 +12,11 @@
 
 pass_when_full()
 local now_ms = clock()
-local f = redis.call('HMGET', KEY.clock, 'seen_ms', 'since_ms', 'stepped_ms', 'corrected_ms', 'lease_ms')
+local f = redis.pcall('HMGET', KEY.clock, 'seen_ms', 'since_ms', 'stepped_ms', 'corrected_ms', 'lease_ms')
+if f.err or (f[3] and not tonumber(f[3])) then -- another program wrote there: all that was known is lost
+  redis.call('DEL', KEY.clock)
+  f = {}
+end
 local seen_ms, since_ms = tonumber(f[1]), tonumber(f[2])
 local stepped_ms, corrected_ms = f[3] or '0', f[4] or '0'
 
@@ -24,7 +28,7 @@ since_ms = goes_on and math.min(since_ms, steady_since_ms) or steady_since_ms
 redis.call('HSET', KEY.clock, 'since_ms', string.format('%.0f', since_ms))
 -- `seen_ms` stays at what the time was before a step until the step is noted: `clock_base` compares with it.
 if is_as_expected or goes_on or not seen_ms then redis.call('HSET', KEY.clock, 'seen_ms', string.format('%.0f', now_ms)) end
-if tonumber(f[5] or 0) < tonumber(ARGV[3]) then redis.call('HSET', KEY.clock, 'lease_ms', ARGV[3]) end
+if (tonumber(f[5]) or 0) < tonumber(ARGV[3]) then redis.call('HSET', KEY.clock, 'lease_ms', ARGV[3]) end
 
 if ARGV[4] == stepped_ms and corrected_ms ~= stepped_ms then
   redis.call('HSET', KEY.clock, 'corrected_ms', stepped_ms)

@@ -13,7 +13,7 @@ import msgspec
 
 from taskpool import keys
 from taskpool.access.audit import Actor, entry
-from taskpool.calls import Call, Plan
+from taskpool.calls import Call, Plan, readable, tolerant
 from taskpool.cursor import decode_cursor, encode_cursor, page_length
 from taskpool.errors import DeliveryBusy, DeliveryNotFound
 from taskpool.lua import Script
@@ -109,7 +109,7 @@ def outbox_page(supervisor: str, *, hold_ms: int, limit: int) -> Call[OutboxPage
             return OutboxPage()
         found = {id.decode(): read_entry(id.decode(), flat) for id, flat in reply[1]}
         return OutboxPage(
-            [_webhook(each) for each in reply[0]],
+            list(readable(enumerate(reply[0]), _webhook, "endpoint of webhooks").values()),
             [entry for entry in found.values() if entry is not None],
             [id for id, entry in found.items() if entry is None],
         )
@@ -149,7 +149,7 @@ def settle(
 
 def outbox_length() -> Call[int]:
     """How many events wait to become deliveries."""
-    return Call(("XLEN", keys.WEBHOOKS_OUTBOX), int, again=True)
+    return tolerant(Call(("XLEN", keys.WEBHOOKS_OUTBOX), int, again=True), 0)
 
 
 # --- what readers ask -------------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def list_deliveries(
     else:
         key = keys.DELIVERIES_OF_TASK + task if task else keys.DELIVERIES_ALL_DEAD
     command = ("ZREVRANGEBYLEX", key, end, "-", "LIMIT", 0, limit)
-    (ids,) = yield (Call(command, lambda reply: [id.decode() for id in reply], again=True),)
+    (ids,) = yield (tolerant(Call(command, _texts, again=True), []),)
     found = (yield from _read(ids)) if ids else []
     items = tuple(each for each in found if each is not None and status in (None, each.status))
     return Page(items, encode_cursor(ids[-1]) if len(ids) == limit else None)
@@ -212,7 +212,7 @@ def replay(id: str, by: Actor | None = None) -> Plan[Delivery]:
 def _read(ids: Sequence[str]) -> Plan[list[Delivery | None]]:
     found = yield [_fetch(id) for id in ids]
     pending = [each for each in found if each is not None and each.status is DeliveryStatus.PENDING]
-    scores = (yield [Call(("ZSCORE", keys.WEBHOOKS_WAITING + each.lane, each.id), _ms, again=True) for each in pending]
+    scores = (yield [_due_ms(each) for each in pending]
               ) if pending else []  # fmt: skip
     due = dict(zip([each.id for each in pending], scores, strict=True))
     return [each and msgspec.structs.replace(each, next_ms=due.get(each.id)) for each in found]
@@ -236,7 +236,7 @@ def _fetch(id: str) -> Call[Delivery | None]:
             lane=h[b"lane"].decode(),
         )
 
-    return Call(("HGETALL", keys.DELIVERY + id), read, again=True)
+    return tolerant(Call(("HGETALL", keys.DELIVERY + id), read, again=True), None)
 
 
 def _taken(row: Sequence[Any], now_ms: int) -> Taken:
@@ -253,6 +253,14 @@ def _taken(row: Sequence[Any], now_ms: int) -> Taken:
         int(created_ms),
         now_ms,
     )
+
+
+def _due_ms(delivery: Delivery) -> Call[int | None]:
+    return tolerant(Call(("ZSCORE", keys.WEBHOOKS_WAITING + delivery.lane, delivery.id), _ms, again=True), None)
+
+
+def _texts(reply: list[bytes]) -> list[str]:
+    return [text.decode(errors="replace") for text in reply]
 
 
 def _ms(reply: bytes | None) -> int | None:

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from taskpool import keys
 from taskpool.access.apikey import PROJECT
 from taskpool.access.audit import Actor, entry, note
-from taskpool.calls import Call, Plan
+from taskpool.calls import Call, Plan, readable, tolerant
 from taskpool.errors import CapReached, DeliveryNotFound, FieldError, InvalidWebhook, WebhookConflict, WebhookNotFound
 from taskpool.lua import Script
 from taskpool.names import new_id
@@ -39,7 +39,8 @@ _decode = msgspec.json.Decoder(Webhook).decode
 
 def list_webhooks(project: str | None) -> Plan[list[Webhook]]:
     """Every endpoint, the oldest first, without the built-in ones."""
-    (found,) = yield (Call(("HVALS", keys.WEBHOOKS), lambda reply: [_decode(each) for each in reply], again=True),)
+    (flat,) = yield (tolerant(Call(("HGETALL", keys.WEBHOOKS), lambda reply: reply, again=True), []),)
+    found = readable(zip(flat[::2], flat[1::2], strict=True), _decode, "webhook").values()
     listed = [each for each in found if not each.id.startswith(CALLBACK) and project in (None, each.project)]
     return sorted(listed, key=lambda each: each.id)
 
@@ -249,7 +250,8 @@ def _saving(webhook: Webhook, revision: int, audited: bytes = b"", most: int | N
 
 
 def _stored(id: str) -> Call[Webhook | None]:
-    return Call(("HGET", keys.WEBHOOKS, id), lambda reply: _decode(reply) if reply else None, again=True)
+    call = Call(("HGET", keys.WEBHOOKS, id), lambda reply: _decode(reply) if reply else None, again=True)
+    return tolerant(call, None)
 
 
 def _now() -> Call[int]:
