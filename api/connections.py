@@ -48,6 +48,8 @@ NO_LINGER: Final = struct.pack("ii", 1, 0)
 LOG_AGAIN_S: Final = 60.0
 FILES_ASIDE: Final = 64
 """File descriptors that connections leave to the rest of the process."""
+HALF_CLOSED_S: Final = 2.0
+"""How long a client that has closed its own side waits for its answer at most. One that has left looks the same."""
 END_BODY_S: Final = 2.0
 """How long bodies may still take to arrive when the server ends."""
 _LENIENT: Final = {"lenient_data_after_close": True}  # as uvicorn has it
@@ -183,7 +185,7 @@ class LimitedProtocol(HttpToolsProtocol):
         # Bytes that neither completed a head nor belonged to a body, and those that came with the last that did.
         self._unfinished_bytes = self._before_bytes = 0
         self._progresses = False
-        self._is_deaf = self._ends = False
+        self._is_deaf = self._ends = self._has_client_ended = False
         self._pauses = 0
         self._seen_in: tuple[Any, ...] = ()
         self._seen_out: tuple[Any, ...] = ()
@@ -235,9 +237,18 @@ class LimitedProtocol(HttpToolsProtocol):
         elif self._receives == "body":
             self._drop(len(data))
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more. If it has asked for something, it may still wait for the answer."""
+        if self._receives or self._is_upgraded() or self.transport.is_closing() or not self._is_answering():
+            return False
+        self._has_client_ended = True
+        self._end_after_answers()
+        self.loop.call_later(HALF_CLOSED_S, self.transport.close_now)
+        return True
+
     def is_receiving(self) -> bool:
         """Whether the client may be in the middle of something, and there is time to let it come to its end."""
-        return bool(self._receives or self._is_deaf) and not self._ends
+        return bool(self._receives or self._is_deaf) and not (self._ends or self._has_client_ended)
 
     def on_message_begin(self) -> None:
         """A request begins."""

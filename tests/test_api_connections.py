@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import re
 import socket
 import threading
 import weakref
@@ -185,6 +186,25 @@ def test_a_body_that_nobody_wants_does_not_keep_a_connection(impatient: str) -> 
         client.sendall(b"x")
 
         assert rest(client) == b""
+
+
+def test_a_client_that_has_closed_its_own_side_is_answered_or_closed_soon(impatient: str, redis_url: str) -> None:
+    body = json.dumps(ECHO).encode()
+    post = b"POST /tasks HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+    publish_types(redis_url)
+    with TaskPool(redis_url) as pool:
+        (waiting,) = pool.add_tasks([TaskSpec(type="echo", payload={"message": "hi"}, delay_s=600)])
+    asked = {
+        "a task": (post % (len(body), body), [b"202"]),
+        "three requests": (b"GET /types HTTP/1.1\r\nhost: localhost\r\n\r\n" * 2 + REQUEST, [b"200"] * 3),
+        "a wait": (b"GET /tasks/%b?wait=30 HTTP/1.1\r\nhost: localhost\r\n\r\n" % waiting.id.encode(), []),
+        "half a body": (post % (len(body), body[:5]), []),
+    }
+    for what, (request, expected) in asked.items():
+        with connect(impatient) as client:
+            client.sendall(request)
+            client.shutdown(socket.SHUT_WR)
+            assert re.findall(rb"HTTP/1.1 (\d+)", rest(client)) == expected, what
 
 
 def test_a_client_that_does_not_read_its_answer_is_cut(impatient: str, redis_url: str) -> None:
