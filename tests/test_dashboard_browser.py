@@ -67,6 +67,13 @@ class Site:
         text: str = self.page.run("document.body?.innerText ?? ''")
         return text
 
+    def shows(self, text: str) -> None:
+        """Wait until the page shows a text."""
+        try:
+            eventually(lambda: text in self.text())
+        except AssertionError:
+            raise AssertionError(f"{text!r} isn't in {self.text()!r}; faults: {self.faults()}") from None
+
     def faults(self) -> list[str]:
         """What went wrong in the page since it was opened."""
         faults: list[str] = self.page.run("faults")
@@ -115,7 +122,7 @@ def test_every_page_shows_its_data_and_nothing_is_blocked(site: Site, pool: Task
     }.items():
         site.open(path)
 
-        eventually(lambda shown=shown: shown in site.text())  # type: ignore[misc]
+        site.shows(shown)
         assert site.faults() == []
     site.jobs("queued", "images")
     styles = site.page.run("['#empty-btn', '#compact-btn'].map(e => getComputedStyle(document.querySelector(e)).float)")
@@ -140,7 +147,7 @@ def test_every_button_does_what_it_says(site: Site, pool: TaskPool) -> None:
     site.open(f"/0/view/job/{ids[3]}")
     site.press("#delete-job-btn", confirm=True)
     eventually(lambda: is_gone(pool, ids[3]))
-    eventually(lambda: "registered queues" in site.text())
+    site.shows("registered queues")
 
     site.jobs("failed")
     site.press("#requeue-all-btn", confirm=True)
@@ -153,7 +160,7 @@ def test_every_button_does_what_it_says(site: Site, pool: TaskPool) -> None:
     assert len(pool.get_queue("default").items) == 5
     site.press("#empty-btn", confirm=True)
     eventually(lambda: pool.get_queue("default").items == ())
-    eventually(lambda: "No jobs." in site.text())
+    site.shows("No jobs.")
     assert site.faults() == []
 
 
@@ -178,11 +185,11 @@ def test_no_queue_name_runs_script(name: str, site: Site, redis: Redis) -> None:
     Queue(name, connection=redis).enqueue("os.getpid")  # as a program that uses RQ may call one
 
     site.open("/")
-    eventually(lambda: name in site.text())
+    site.shows(name)
     assert site.faults() == []
     site.page.open(f"{site.base}/0/view/jobs/{quote(name)}/queued/8/asc/1")
     if "/" not in name:  # rq-dashboard has no address for such a queue
-        eventually(lambda: "os.getpid" in site.text())
+        site.shows("os.getpid")
         site.page.run("$('#select-queue').click().mouseleave().length")
         assert site.page.run("$('#select-queue').val()") == name
     assert site.faults() == []
