@@ -220,9 +220,10 @@ def forge(token: Secret[str]) -> None:
     thread = threading.Thread(target=print, args=(f"{ORDER}\n{FORGED}",), daemon=True)
     thread.start()
     thread.join()
-    thread = threading.Thread(target=logging.getLogger("app.work").error, args=(f"{ORDER}\n{FORGED}",), daemon=True)
-    thread.start()
-    thread.join()
+    for name in ("app.work", "workers"):
+        thread = threading.Thread(target=logging.getLogger(name).error, args=(f"{ORDER}\n{FORGED}",), daemon=True)
+        thread.start()
+        thread.join()
     subprocess.run(["printf", f"{ORDER}\\n{FORGED}\\n{token}\\n".replace("%", "%%")], check=True)
     sys.stdout.write(token[:7])
     sys.stdout.write(f"{token[7:]}\n")

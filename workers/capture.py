@@ -15,16 +15,19 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, Final, TextIO
 
+import taskpool
+import workers
 from taskpool.printable import indented, printable_lines
 from taskpool.types import RunningTask
 from workers.logs import FORMAT, configure
 from workers.reports import Reports
 from workers.terminal import Terminal
 
-OURS: Final = frozenset({"workers", "taskpool"})
-"""The loggers of the worker itself, and of what is below it."""
+OURS: Final = tuple(str(Path(each.__file__ or "").parent) + os.sep for each in (workers, taskpool))
+"""Where the code of the worker itself is. What other code logs outside a task is nobody's, whatever logger it uses."""
 
 
 class Capture:
@@ -218,7 +221,7 @@ class _Formatter(logging.Formatter):
         """As always, masked."""
         text = super().format(record)
         attempt, terminal = self._capture.current(), self._capture.terminal
-        if attempt is None and record.name.partition(".")[0] in OURS:
+        if attempt is None and record.pathname.startswith(OURS):
             return indented(printable_lines(terminal.hide(text)))
         return terminal.marked(text, None if attempt is None else attempt.running)
 
