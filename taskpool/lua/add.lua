@@ -226,14 +226,18 @@ end
 local function look_at(kind, name, project)
   if looked_at[kind .. name] then return end
   looked_at[kind .. name] = true
-  if is_known(kind, name) then return end
-  if INDEX[kind] then table.insert(entering, {INDEX[kind], name}) end
+  if INDEX[kind] then
+    if is_known(kind, name) then return end
+    table.insert(entering, {INDEX[kind], name})
+  end
   local list, most_used = KEY.used .. kind .. ':' .. project, most_of(kind, project)
   if most_used == 0 then return end
+  local is_listed = redis.call('SISMEMBER', list, name) == 1
+  if is_listed and not INDEX[kind] then return end
   local its = listing[list] or {kind = kind, project = project, most = most_used, names = {}, gone = {}, more = 0}
   listing[list] = its
   table.insert(its.names, name)
-  its.more = its.more + 1 - redis.call('SISMEMBER', list, name)
+  if not is_listed then its.more = its.more + 1 end
 end
 
 at = FIRST

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -139,7 +139,7 @@ def add(tasks: Sequence[NewTask], once: Once | None = None, audited: bytes = b""
     """Add tasks, all or none; with `once`, only if no call with the same key did. `audited`: its entries, one a
     line."""
     most = tasks[0].max_depth if tasks else 0
-    caps = " ".join(map(str, tasks[0].caps)) if tasks else ""
+    caps = _caps_text(tasks[0].caps) if tasks else ""
     read = partial(_read, most=most)
     if once is None and all(map(_is_plain, tasks)):
         return Call(_packed(tasks, most, caps, audited), read, _add.text, again=True)
@@ -171,6 +171,11 @@ def add(tasks: Sequence[NewTask], once: Once | None = None, audited: bytes = b""
         arguments += ("", "", "")
     arguments += held
     return _add.call(arguments, read, again=True)
+
+
+@lru_cache(maxsize=16)
+def _caps_text(caps: Caps) -> str:
+    return " ".join(map(str, caps))
 
 
 def _packed(tasks: Sequence[NewTask], most: int, caps: str, audited: bytes) -> bytes:
