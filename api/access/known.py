@@ -38,6 +38,15 @@ class KnownKeys:
         self._listed_at = -FRESH_S  # mono
         self._clock_offset_ms = 0.0  # Redis's time minus our monotonic one
 
+    def at_hand(self, id: str, secret: str) -> ApiKey | None:
+        """The key that this is the secret of, if that can be told at once, it lives, and its use needn't be noted."""
+        entry, now_mono = self._entries.get(id), time.monotonic()
+        if entry is None or entry.key is None or now_mono - entry.read_at >= FRESH_S:
+            return None
+        now_ms = now_mono * 1000 + self._clock_offset_ms
+        is_good = entry.key.takes(digest_of(secret), now_ms) and entry.key.lives(now_ms)
+        return entry.key if is_good and now_mono - entry.noted_at < USE_NOTED_S else None
+
     async def verified(self, id: str, secret: str, *, is_listed: bool = False) -> ApiKey | None:
         """The key that this is the secret of, if there is one; it may have expired. `is_listed`: it is looked up only
         if there was a key of this id when all ids were read, which is done every few seconds at most.
