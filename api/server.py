@@ -25,8 +25,10 @@ PING_S = 20.0
 """How often a WebSocket gets a ping: proxies cut one that is silent for 50 to 60 s."""
 PONG_S = 20.0
 """How long a WebSocket may take to answer a ping, or a close."""
-MOST_MESSAGES = 1000
-"""Of a WebSocket in one piece, and frames of one message: neither may be a way past the bound in bytes."""
+PIECE_BYTES = 4096
+"""How much of a WebSocket is read in one turn of the loop, if more has come."""
+MOST_PARTS = 1000
+"""Frames of one message: they may be empty, and so no way past its bound in bytes."""
 BACKLOG = 2048
 TICKS_A_SECOND = 10
 """How often uvicorn calls `on_tick`."""
@@ -91,6 +93,43 @@ class _SocketProtocol(WebSocketsSansIOProtocol):
         """As always, with our time for the answer to a close."""
         super().connection_made(transport)
         self.close_timeout = PONG_S
+        self._unread = bytearray()
+        self._is_going_on = False
+
+    def data_received(self, data: bytes) -> None:
+        """As always, but a piece in each turn of the loop, and the next one only when all messages of the last were
+        taken: frames may be tiny, and each takes Python some microseconds."""
+        is_first = not self._unread
+        self._unread += data
+        if is_first:
+            self._read_piece()
+
+    def _read_piece(self) -> None:
+        self._is_going_on = False
+        piece = bytes(self._unread[:PIECE_BYTES])
+        del self._unread[:PIECE_BYTES]
+        super().data_received(piece)
+        if self.transport.is_closing():
+            self._unread.clear()
+        elif self._unread:
+            self.transport.pause_reading()
+            self._go_on()
+        elif not self.read_paused:
+            self.transport.resume_reading()
+
+    def _go_on(self) -> None:
+        if self._unread and not self._is_going_on and (self.queue.empty() or self.close_sent):
+            self._is_going_on = True
+            self.loop.call_soon(self._read_piece)
+
+    async def receive(self) -> Any:
+        """As always; but reading goes on where it was stopped."""
+        message = await self.queue.get()
+        self._go_on()
+        if not self._unread and self.read_paused and self.queue.empty():
+            self.read_paused = False
+            self.transport.resume_reading()
+        return message
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As always; and it no longer counts as open."""
@@ -106,17 +145,10 @@ class _SocketProtocol(WebSocketsSansIOProtocol):
 
     def handle_cont(self, event: Frame) -> None:
         """As always; but the parts of a message are bounded in number, too: they may be empty."""
-        if len(self.frames) >= MOST_MESSAGES:
+        if len(self.frames) >= MOST_PARTS:
             self._fail("too many parts of one message")
         else:
             super().handle_cont(event)
-
-    def send_receive_event_to_app(self) -> None:
-        """As always; but what came in one piece is bounded in number, too."""
-        if self.queue.qsize() >= MOST_MESSAGES:
-            self._fail("too many messages at once")
-        else:
-            super().send_receive_event_to_app()
 
     def _fail(self, reason: str) -> None:
         self.frames = []
@@ -145,6 +177,7 @@ class _SocketProtocol(WebSocketsSansIOProtocol):
         if is_over or self.transport.is_closing():
             raise ClientDisconnected
         await super().send(message)
+        self._go_on()
         if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
             self.handshake_complete = True
 

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -184,3 +186,34 @@ def test_a_read_costs_little_in_one_go(client: httpx.Client, path: str, headers:
     response = client.get(path, headers=headers)
 
     assert response.status_code == expected
+
+
+FRAMES: dict[str, tuple[bytes, bytes]] = {
+    "pings": (b"\x89\x80\0\0\0\0", b""),
+    "parts": (b"\x00\x80\0\0\0\0", b"too many parts"),
+    "messages": (b"\x81\x8d\0\0\0\0" + b'{"op":"ping"}', b'{"op":"pong"}'),
+    "nonsense": (b"\x81\x81\0\0\0\0{", b"invalid-json"),
+}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_tiny_frames_of_a_socket_cost_little_in_one_go(client: httpx.Client, name: str) -> None:
+    frame, answer = FRAMES[name]
+    handshake = (
+        b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+
+    with socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=60) as connection:
+        connection.sendall(handshake)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 101")
+        with suppress(OSError):  # it may be cut off
+            begin = b"\x01\x80\0\0\0\0" if name == "parts" else b""
+            connection.sendall(begin + frame * (LIMIT // len(frame)) + b"\x88\x82\0\0\0\0\x03\xe8")
+        heard = b""
+        with suppress(OSError):
+            while chunk := connection.recv(65_536):
+                heard = (heard + chunk)[:1_000_000]
+
+    assert answer in heard
+    assert client.get("/livez").status_code == 200
