@@ -18,7 +18,7 @@ from typing import Final, TextIO
 
 from taskpool.logs.line import shown_line, shown_part
 from taskpool.masking import LONGEST_REACH
-from taskpool.printable import coloured
+from taskpool.printable import coloured, printable
 from taskpool.secret import Secrets, hidden
 from taskpool.types import RunningTask
 
@@ -98,7 +98,7 @@ class Terminal:
         text = self.masked(text, running)
         if not self._is_workers:
             return text
-        mark = "[-] " if running is None else f"[{running.id}] "
+        mark = "[-] " if running is None else f"[{printable(running.id)}] "
         if text.isascii() and text.isprintable():
             return mark + text
         return "\n".join([mark + coloured(line) for line in text.split("\n")])
