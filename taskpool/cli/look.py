@@ -11,6 +11,7 @@ from taskpool.cli.options import Command, settings_flags
 from taskpool.cli.service import SERVICE, open_service
 from taskpool.cli.show import age, moment, print_json, print_table, say, short_json
 from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
+from taskpool.printable import printable
 from taskpool.types import Page, QueuedTask
 
 QUEUE_EPILOG = """\b
@@ -90,7 +91,7 @@ def workers(as_json: bool, **flags: Any) -> None:
         columns = ("worker", "host", ">pid", "state", ">done", ">failed", "started", "queues", "runs")
         print_table(columns, map(_worker_row, infos), nothing="no worker runs: start some with `taskpool worker`")
         for warning in warnings:
-            say(f"Warning: {warning}.", err=True)
+            say(f"Warning: {printable(warning)}.", err=True)
 
 
 def _print_queues(infos: Sequence[QueueInfo]) -> None:

@@ -22,7 +22,7 @@ from taskpool.cli.tasks import get, retry, stop
 from taskpool.cli.up import up
 from taskpool.cli.watch import watch
 from taskpool.errors import TaskpoolError
-from taskpool.printable import LogFormatter
+from taskpool.printable import LogFormatter, indented
 
 GROUPS: Final[tuple[tuple[str, tuple[click.Command, ...]], ...]] = (
     ("Run it", (up, api, worker, demo)),
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def _leave(failure: Failure) -> NoReturn:
-    say(f"Error: {failure}", err=True)
+    say("Error: " + indented(str(failure), "  "), err=True)
     sys.exit(failure.status)
 
 
