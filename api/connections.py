@@ -180,14 +180,15 @@ class LimitedProtocol(HttpToolsProtocol):
         super().__init__(*arguments, **named)
         self._among, self._limits = among, among.limits
         self._receives: Literal["", "head", "body"] = ""
-        self._upgrades = False
+        self._upgrades = self._is_socket = False
         self._hosts = self._trailer_bytes = self._body_bytes = 0
         # Bytes that neither completed a head nor belonged to a body, and those that came with the last that did.
         self._unfinished_bytes = self._before_bytes = 0
         self._progresses = False
         self._is_deaf = self._ends = self._has_client_ended = False
         self._pauses = 0
-        self._seen_in: tuple[Any, ...] = ()
+        self._seen_in = ""
+        self._seen_cycle: RequestResponseCycle | None = None
         self._seen_out: tuple[Any, ...] = ()
         self._seen_in_mono = self._seen_out_mono = 0.0
 
@@ -239,7 +240,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client sends no more. If it has asked for something, it may still wait for the answer."""
-        if self._receives or self._is_upgraded() or self.transport.is_closing() or not self._is_answering():
+        if self._receives or self._is_socket or self.transport.is_closing() or not self._is_answering():
             return False
         self._has_client_ended = True
         self._end_after_answers()
@@ -342,7 +343,8 @@ class LimitedProtocol(HttpToolsProtocol):
         else:
             self.handle_websocket_upgrade()
             protocol: Any = self.transport.get_protocol()
-            if not protocol.handshake_initiated:
+            self._is_socket = protocol.handshake_initiated
+            if not self._is_socket:
                 self.transport.set_protocol(self)
                 self.connections.discard(protocol)
                 self.connections.add(self)
@@ -435,9 +437,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def look(self, now_mono: float) -> None:
         """Cut it if it has been in one state for too long."""
         state, allowed_s = self._coming_in()
-        seen_in = (state, self.cycle)
-        if seen_in != self._seen_in:
-            self._seen_in, self._seen_in_mono = seen_in, now_mono
+        if state != self._seen_in or self.cycle is not self._seen_cycle:
+            self._seen_in, self._seen_cycle, self._seen_in_mono = state, self.cycle, now_mono
         elif allowed_s is not None and now_mono - self._seen_in_mono >= allowed_s:
             self._end_state(state)
             return
@@ -456,7 +457,7 @@ class LimitedProtocol(HttpToolsProtocol):
         limits = self._limits
         if self.transport.is_lingering:
             return "lingering", limits.head_s
-        if self._is_upgraded() or self.pipeline or self._is_deaf:
+        if self._is_socket or self.pipeline or self._is_deaf:
             return "waiting", None
         if self._receives == "body":
             if not self._is_answering():
@@ -478,7 +479,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _going_out(self) -> tuple[Any, ...]:
         """What the client doesn't read; empty when it reads."""
-        if self.transport.is_closing() or self._is_upgraded():
+        if self._is_socket or self.transport.is_closing():
             size = self.transport.get_write_buffer_size()
             return (size,) if size else ()
         return ("paused", self._pauses) if self.flow.write_paused else ()
@@ -504,9 +505,6 @@ class LimitedProtocol(HttpToolsProtocol):
         self._is_deaf = True
         self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
         self.transport.abort()
-
-    def _is_upgraded(self) -> bool:
-        return self.transport.get_protocol() is not self
 
 
 def _head_too_large() -> Problem:

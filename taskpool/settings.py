@@ -62,7 +62,12 @@ class Settings:
     max_streams_per_address: int = _setting(1000, "Most of them from one address; 0: any number.", "integer")
     max_connections: int = _setting(10_000, "Most connections to one API process.", "integer", least=1)
     max_connections_per_address: int = _setting(5_000, "Most of them from one address.", "integer", least=1)
-    header_timeout_s: float = _setting(10.0, "Seconds a request's headers may take.", "seconds", least=0.1)
+    header_timeout_s: float = _setting(
+        10.0,
+        "Seconds a request's headers may take, or the rest of a body behind an early answer.",
+        "seconds",
+        least=0.1,
+    )
     write_timeout_s: float = _setting(30.0, "Seconds a client may leave its answer unread.", "seconds", least=0.1)
     idle_timeout_s: float = _setting(
         75.0, "Seconds a connection may stay idle: more than the proxy keeps its own.", "seconds", least=0.1
