@@ -72,7 +72,9 @@ def _check_headers(scope: Scope, limit: int) -> None:
             # Digits that int() wouldn't take in one piece are too large as well.
             if value.isdigit() and (len(value) > 18 or int(value) > limit):
                 raise _too_large(limit, unread=True)
-        elif name == b"content-encoding" and value.lower() != b"identity":
+        elif (name == b"content-encoding" and value.lower() != b"identity") or (
+            name == b"transfer-encoding" and value.lower() != b"chunked"
+        ):
             detail = "the body must not be compressed"
             raise Problem("unsupported-media-type", detail, headers=[_ACCEPT_ENCODING], unread_body=True)
     if media_type != b"application/json" and (media_type is None or not _is_json(media_type)):

@@ -106,8 +106,9 @@ class _SocketProtocol(WebSocketsSansIOProtocol):
 
     def _read_piece(self) -> None:
         self._is_going_on = False
-        piece = bytes(self._unread[:PIECE_BYTES])
-        del self._unread[:PIECE_BYTES]
+        size = PIECE_BYTES if self.handshake_initiated else len(self._unread)  # the handshake is here as a whole
+        piece = bytes(self._unread[:size])
+        del self._unread[:size]
         super().data_received(piece)
         if self.transport.is_closing():
             self._unread.clear()

@@ -75,6 +75,8 @@ async def test_json_in_utf_8_is_taken_however_it_is_spelled(media_type: bytes) -
         [(b"content-type", b"application/json;" + b" " * 60_000 + b"x")],
         [(b"content-type", b"\xff\xfe")],
         [JSON, (b"content-encoding", b"gzip")],
+        [JSON, (b"transfer-encoding", b"gzip, chunked")],
+        [JSON, (b"transfer-encoding", b"gzip"), (b"transfer-encoding", b"chunked")],
     ],
 )
 async def test_what_says_it_is_something_else_is_refused_unread(headers: list[tuple[bytes, bytes]]) -> None:

@@ -62,11 +62,11 @@ def url(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> 
 def full(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of an API that has no room for another connection."""
     log = tmp_path_factory.mktemp("api") / "log"
-    with api_process(redis_server.url, log, TASKPOOL_MAX_CONNECTIONS="1") as (_, url):
+    with api_process(redis_server.url, log, TASKPOOL_MAX_CONNECTIONS="1", TASKPOOL_AUTH="off") as (_, url):
         parts = urlsplit(url)
         with socket.create_connection((parts.hostname, parts.port)) as held:
-            held.sendall(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n")
-            held.recv(4096)
+            held.sendall(b"GET /events HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert held.recv(4096).startswith(b"HTTP/1.1 200 ")
             yield url
 
 

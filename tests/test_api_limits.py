@@ -15,10 +15,15 @@ import httpx
 import psutil
 import pytest
 from redis import Redis
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
+from api import body, server
+from api import connections as connections_module
 from api.connections import MOST_HEADERS, MOST_PIPELINED, MOST_REFUSED
+from api.events.socket import MAX_MESSAGE_BYTES
 from taskpool.redis_server import RedisServer
-from tests.api_client import api_process, publish_types
+from taskpool.settings import Settings
+from tests.api_client import ROOT, api_process, publish_types
 from tests.keys import make_key
 from tests.support import eventually
 
@@ -198,6 +203,13 @@ def test_a_head_that_can_not_be_served_is_answered_as_every_error(url: str, head
     assert b"\r\nx-content-type-options: nosniff\r\n" in received
 
 
+def test_a_handshake_may_have_long_headers(url: str, key: bytes) -> None:
+    with connect(url) as client:
+        client.sendall(HANDSHAKE + key + (b"cookie: " + b"x" * 8000 + b"\r\n") * 7 + b"\r\n")
+
+        assert statuses(client.recv(4096)) == [101]
+
+
 @pytest.mark.parametrize("upgrade", [b"h2c", b"websocket"])
 @pytest.mark.parametrize("length", [b"content-length: %d\r\n\r\n" % len(ECHO) + ECHO, None])
 def test_a_request_with_a_body_that_offers_an_upgrade_is_served_without_it(
@@ -334,11 +346,13 @@ def test_connections_for_which_there_is_no_room_end_though_their_clients_stay(re
         api_process(redis_url, tmp_path / "log", TASKPOOL_MAX_CONNECTIONS="1", **QUICK) as (process, url),
     ):
         eventually(lambda: connections(psutil.Process(process.pid)) == 0)
-        stack.enter_context(connect(url)).sendall(b"GET /livez HTTP/1.1\r\n")
+        held = stack.enter_context(connect(url))
+        held.sendall(b"GET /events HTTP/1.1\r\n" + HOST + b"\r\n")
+        assert statuses(held.recv(4096)) == [200]
         refused = [stack.enter_context(connect(url)) for _ in range(2 * MOST_REFUSED)]
 
         assert {tuple(statuses(rest(client))) for client in refused[:MOST_REFUSED]} == {(503,)}
-        eventually(lambda: connections(psutil.Process(process.pid)) == 0)
+        eventually(lambda: connections(psutil.Process(process.pid)) == 1)
 
 
 def test_handshakes_that_wait_for_redis_leave_no_traceback_when_the_server_ends(
@@ -384,3 +398,25 @@ def test_the_end_of_a_server_leaves_no_traceback_whatever_state_its_connections_
 
     assert status == 0
     assert (tmp_path / "log").read_text().count("\n") == 1  # "listening on ..."
+
+
+def test_the_docs_have_the_bounds_that_the_code_has() -> None:
+    text = (ROOT / "docs" / "api.md").read_text().partition("## Limits of a connection\n")[2].partition("\n## ")[0]
+    settings = ("max_body_bytes", "header_timeout_s", "write_timeout_s", "idle_timeout_s")
+    figures = [
+        f"{connections_module.MOST_HEAD_BYTES // 1024} KiB, {MOST_HEADERS} headers",
+        f"{connections_module.DROPPED_BYTES // MIB} MiB more",
+        f"answers before them | {MOST_PIPELINED} |",
+        f"{MOST_REFUSED} of these at a time",
+        f"{HIGH_WATER_LIMIT // 1024} KiB and one read",
+        f"{MAX_MESSAGE_BYTES // 1024} KiB, {server.MOST_PARTS:,} parts",
+        f"half a body that is read | {body.BODY_TIMEOUT_S:g} s",
+        f"answer pings within {server.PONG_S:g} s",
+        f"{connections_module.END_BODY_S:g} s for half a body, {server.DRAIN_S} s for answers",
+    ]
+
+    assert [figure for figure in figures if figure not in text] == []
+    for name in settings:
+        default = getattr(Settings(), name)
+        shown = f"{default // 1024} KiB" if name == "max_body_bytes" else f"{default:g}"
+        assert f"`TASKPOOL_{name.upper()}` ({shown})" in text
