@@ -1,7 +1,7 @@
 """Settings for rq-dashboard, run as `rq-dashboard -j -c taskpool.rq_dashboard`: it then shows our tasks, and is closed
 to other web pages.
 
-rq-dashboard imports this module before it serves its first page. From then on:
+rq-dashboard imports this module before it makes its application. From then on:
 
 - Its process never unpickles, wherever in it a job is read (its own `-j` leaves out the workers page, the job page and
   the buttons). A job's page shows the result that our workers keep.
@@ -227,10 +227,18 @@ def finish(response: Response) -> Response:
 
 
 def set_up(state: BlueprintSetupState) -> None:
-    """Put the checks before everything else of the application, and check_queue after the password's check."""
+    """Change what the dashboard's process reads, serves and answers, once an application has its pages.
+
+    The checks come before everything else of the application; check_queue comes after the check of the password.
+    """
     context = click.get_current_context(silent=True)
     if context and context.params.get("password") and not context.params.get("username"):
         raise click.UsageError("a password is given without a user name, so it would not be asked for: give --username")
+    JsonAlone.take_over(DefaultSerializer)  # pickle
+    JsonAlone.take_over(JSONSerializer)
+    web.Job = TaskJob
+    Job.get_call_string = call_string  # type: ignore[assignment, method-assign]
+    WSGIRequestHandler.timeout = IDLE_S
     app = state.app
     app.before_request_funcs.setdefault(None, []).extend([check_source, check_address])
     app.before_request_funcs.setdefault(web.blueprint.name, []).append(check_queue)
@@ -242,9 +250,4 @@ def set_up(state: BlueprintSetupState) -> None:
         app.register_error_handler(unavailable, lambda _: refusal(503, "Redis doesn't answer.", **{"Retry-After": "5"}))
 
 
-JsonAlone.take_over(DefaultSerializer)  # pickle
-JsonAlone.take_over(JSONSerializer)
-web.Job = TaskJob
-Job.get_call_string = call_string  # type: ignore[assignment, method-assign]
-web.blueprint.record_once(set_up)
-WSGIRequestHandler.timeout = IDLE_S
+web.blueprint.record_once(set_up)  # importing this module alone changes nothing

@@ -16,7 +16,7 @@ from redis import Redis
 from rq import Queue
 
 from benchmarks.ports import free_port
-from taskpool import TaskPool
+from taskpool import TaskPool, rq_dashboard
 from taskpool.redis_server import RedisServer
 from taskpool.registry import Registry
 from tests.rq_processes import SETTINGS, Dashboard, dashboard
@@ -194,8 +194,6 @@ def test_every_answer_tells_browsers_what_it_may_do(pages: Dashboard, port: int)
 
 @pytest.mark.long(about_s=10)
 def test_a_connection_that_sends_nothing_is_closed(port: int) -> None:
-    from taskpool import rq_dashboard
-
     assert rq_dashboard.IDLE_S <= 60
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.settimeout(rq_dashboard.IDLE_S + 30)

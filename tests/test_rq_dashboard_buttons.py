@@ -211,7 +211,8 @@ def test_the_workers_page_shows_who_runs_what(pages: Dashboard, pool: TaskPool, 
     task = pool.add_task("hold", {"path": str(gate)})
     running = once(pool, task.id, S.IN_PROGRESS)
 
-    eventually(lambda: len(pages.workers()) == 2)  # they enter themselves again after the test before this one
+    # They enter themselves again after the test before this one.
+    eventually(lambda: [row["state"] for row in pages.workers()] == ["busy", "idle"])
 
     rows = {row["name"]: row for row in pages.workers()}
     row = rows.pop(running.worker or "")
