@@ -25,9 +25,11 @@ from taskpool.store import ReplyFault
 T = TypeVar("T")
 
 RETRY_AFTER_S: Final = 5
-OPENED_AT_ONCE: Final = 4
+OPENED_AT_ONCE: Final = 2
 """Subscriptions that WebSockets begin at the same time in this process. The rest waits, first come, first served: so
 other requests get their turn, however many subscriptions come at once."""
+LONGEST_REST_S: Final = 0.05
+"""Behind each of them there is a rest as long as it took, but no longer than this."""
 MOST_SUBSCRIPTIONS_OF: Final = 10_000
 """Subscriptions of one key or address, over all its WebSockets: an event may have to be told to each."""
 LOOK_AT_KEYS_S: Final = 20.0
@@ -106,8 +108,13 @@ class Streams:
                 raise TooManySubscriptions(f"this {kind} has {MOST_SUBSCRIPTIONS_OF:,} subscriptions already")
         self._count(outlet, caller, 1)
         try:
-            async with self._turns:
+            await self._turns.acquire()
+            loop = asyncio.get_running_loop()
+            began_mono = loop.time()
+            try:
                 return await self.hub.open(wanted, outlet, name=name, after=after)
+            finally:  # later, and not awaited: what is told of the subscription may leave as soon as this returns
+                loop.call_later(min(loop.time() - began_mono, LONGEST_REST_S), self._turns.release)
         except BaseException:
             if outlet in self._open:
                 self._count(outlet, caller, -1)
