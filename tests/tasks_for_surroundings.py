@@ -98,6 +98,7 @@ HARM: dict[str, Any] = {
     "closed streams": lambda: (sys.stdout.close(), sys.stderr.close(), sys.stdout.buffer.close()),
     "deleted streams": _delete_streams,
     "methods of streams": _replace_methods,
+    "encoding": lambda: sys.stdout.reconfigure(encoding="ascii", errors="strict"),  # type: ignore[union-attr]
     "closed descriptors": _close_output,
     "other descriptors": _replace_descriptors,
     "basicConfig": lambda: logging.basicConfig(force=True, level="ERROR"),
@@ -149,6 +150,7 @@ async def harm_async(what: str) -> str:
 def look() -> dict[str, Any]:
     """How the process stands, and output in all ways."""
     print("printed")
+    print("ä")
     logging.getLogger("app").warning("logged")
     os.write(1, b"written\n")
     warnings.warn("warned", RuntimeWarning, stacklevel=1)

@@ -52,9 +52,7 @@ class Act(Task):
         os._exit(7)
 
     def fork_and_return(self, ctx: TaskContext) -> int:
-        """Its child comes back from here as well; the child's exit status."""
-        child = os.fork()
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0
+        return fork_and_return()
 
     def fork_and_raise(self, ctx: TaskContext) -> int:
         """The child leaves with an exception."""
@@ -226,6 +224,8 @@ async def act_async(ctx: TaskContext, do: str = "ok", note: str = "", seconds: f
             pass
     if do == "fork_and_exit":
         return fork_and_exit()
+    if do == "fork_and_return":
+        return fork_and_return()
     try:
         deadline = time.monotonic() + (0 if do == "ok" else seconds)
         while time.monotonic() < deadline and not (until and os.path.exists(until)):
@@ -239,6 +239,12 @@ async def act_async(ctx: TaskContext, do: str = "ok", note: str = "", seconds: f
 def elsewhere(n: int = 0) -> int:
     """Goes to another queue."""
     return n + 1
+
+
+def fork_and_return() -> int:
+    """The child comes back from here as well; its exit status."""
+    child = os.fork()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0
 
 
 def fork_and_exit() -> int:

@@ -181,7 +181,8 @@ def test_reports_of_tasks_side_by_side_stay_apart(workers: WorkerPool) -> None:
 
 
 @pytest.mark.parametrize("type", ["act_async", "act"])
-def test_what_a_task_forks_ends_where_its_code_does(workers: WorkerPool, type: str) -> None:
-    record = workers.result("fork_and_exit", type=type)
+@pytest.mark.parametrize(("do", "status"), [("fork_and_return", 0), ("fork_and_exit", 3)])
+def test_what_a_task_forks_ends_where_its_code_does(workers: WorkerPool, type: str, do: str, status: int) -> None:
+    record = workers.result(do, type=type)
 
-    assert (record.status, record.result) == (TaskStatus.DONE, 3)
+    assert (record.status, record.result) == (TaskStatus.DONE, status)

@@ -161,6 +161,9 @@ class _Stream(io.TextIOBase):
     def close(self) -> None:
         """Not for a task to do: others write here as well."""
 
+    def reconfigure(self, **options: Any) -> None:
+        """Accepted and ignored: lines are kept as UTF-8, and the stream below is the worker's."""
+
     @property
     def encoding(self) -> str:  # type: ignore[override]
         """As it says below."""

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import signal
 import sys
 import time
@@ -168,12 +169,13 @@ class Interruption:
 
     async def _watched(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The coroutine inside the loop. An exception raised by a signal would leave the loop in a bad state."""
-        self._coroutine = asyncio.current_task()
+        self._coroutine, pid = asyncio.current_task(), os.getpid()
         try:
             return await coroutine
         finally:
             self._coroutine = None
-            leftovers = asyncio.all_tasks() - {asyncio.current_task()}
+            is_forked = os.getpid() != pid  # what the task forked can't await anything, and ends: see forks.py
+            leftovers = set() if is_forked else asyncio.all_tasks() - {asyncio.current_task()}
             for task in leftovers:
                 task.cancel()
             if leftovers:
