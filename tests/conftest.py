@@ -31,9 +31,9 @@ START_PROCESSES = ("client", "compose", "dashboard", "demo", "killpoints", "redi
 
 EACH_SERVER = (
     "beside_rq", "chaos_recovery", "embedded", "history", "keyring", "killpoints", "listing", "locks", "parents",
-    "queue", "redis_", "rq_", "script_", "secrets", "server_version", "sharing_limits", "status", "store",
-    "system_beside_rq", "system_crashes", "system_fencing", "system_lost_lease", "system_retries", "system_rq",
-    "system_stops", "timekeeping", "wait", "webhook_outbox", "workers_housekeeping",
+    "queue", "redis_", "rq_plain", "rq_reads", "rq_strangers", "script_", "secrets", "server_version",
+    "sharing_limits", "status", "store", "system_beside_rq", "system_crashes", "system_fencing", "system_lost_lease",
+    "system_retries", "system_rq", "system_stops", "timekeeping", "wait", "webhook_outbox", "workers_housekeeping",
 )  # fmt: skip
 """How the names of the test files begin whose results can depend on the Redis server: CI runs them with each one."""
 
