@@ -188,6 +188,29 @@ def test_a_read_costs_little_in_one_go(client: httpx.Client, path: str, headers:
     assert response.status_code == expected
 
 
+OTHERS: dict[str, tuple[str, str, int]] = {
+    "types of a key": ("/keys", json.dumps({"name": "k", "types": ["a b"] * 30_000}), 422),
+    "queues of a key": ("/keys", json.dumps({"name": "k", "queues": [f"q{number}" for number in range(20_000)]}), 422),
+    "scopes of a key": ("/keys", json.dumps({"name": "k", "scopes": ["tasks:read"] * 15_000}), 422),
+    "unknown fields of a key": ("/keys", json.dumps({f"nam{number}": 0 for number in range(15_000)}), 422),
+    "types of a webhook": ("/webhooks", json.dumps({"url": "https://example.org/", "types": ["a b"] * 30_000}), 422),
+    "events of a webhook": ("/webhooks", json.dumps({"url": "https://example.org/", "events": ["dne"] * 30_000}), 422),
+    "the URL of a webhook": ("/webhooks", json.dumps({"url": "https://" + "a." * 100_000}), 422),
+    "how to stop": ("/tasks/x/stop", json.dumps({f"grace{number}": 0 for number in range(15_000)}), 422),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_change_costs_little_in_one_go(client: httpx.Client, name: str) -> None:
+    path, body, expected = OTHERS[name]
+    assert len(body) <= LIMIT
+
+    response = client.post(path, content=body, headers=JSON)
+
+    assert response.status_code == expected, response.text[:300]
+    assert len(response.content) < 60_000
+
+
 FRAMES: dict[str, tuple[bytes, bytes]] = {
     "pings": (b"\x89\x80\0\0\0\0", b""),
     "parts": (b"\x00\x80\0\0\0\0", b"too many parts"),

@@ -151,16 +151,14 @@ def _faults(spec: KeySpec) -> Iterator[tuple[str, str]]:
     bound = [name for name, value in bounds.items() if value is not None]
     if Scope.ADMIN in spec.scopes and bound:
         yield bound[0], "a key with the scope admin can make keys without such a bound, so it can't have one itself"
-    for name in ("types", "queues"):
+    for name, fault_of in (("types", type_name_fault), ("queues", queue_name_fault)):
         values = bounds[name]
         if values is not None and not 1 <= len(values) <= MOST_NAMES:
             yield name, f"must have 1 to {MOST_NAMES} names; leave it out for any"
-    for at, type in enumerate(spec.types or ()):
-        if fault := type_name_fault(type):
-            yield f"types/{at}", fault
-    for at, queue in enumerate(spec.queues or ()):
-        if fault := queue_name_fault(queue):
-            yield f"queues/{at}", fault
+            continue
+        for at, value in enumerate(values or ()):
+            if fault := fault_of(value):
+                yield f"{name}/{at}", fault
     if spec.expires_in_s is not None and not 1 <= spec.expires_in_s <= LONGEST_S:
         yield "expires_in_s", f"must be a whole number of seconds from 1 to {LONGEST_S}"
     if spec.rate_limit is not None and not 0 <= spec.rate_limit <= MOST_A_MINUTE:
