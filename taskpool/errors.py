@@ -146,7 +146,10 @@ class TaskNotFound(TaskpoolError):
     """Raised when no task has this id: it never existed, was removed, or its result's time ran out; or no task can."""
 
     def __init__(self, id: Any) -> None:
-        super().__init__(f"no task has the id {id!r}; it was removed, its retention ended, or it never existed")
+        if isinstance(id, str):
+            super().__init__(f"no task has the id {id!r}; it was removed, its retention ended, or it never existed")
+        else:
+            super().__init__(f"a task's id is a text, not {type(id).__name__}; pass the `id` of its record")
         self.id = id
 
 

@@ -194,7 +194,9 @@ def test_nothing_is_submitted_as_nothing(pool: Any) -> None:
 @pytest.mark.parametrize("ask", ["get", "wait", "remove_task", "kill_task", "retry_task", "logs"])
 def test_what_can_be_no_id_is_no_tasks(pool: Any, client: Client, ask: str, id: Any) -> None:
     for face in (pool, client):
-        with pytest.raises(TaskNotFound):
+        with pytest.raises(
+            TaskNotFound, match="no task has the id" if isinstance(id, str) else "a task's id is a text, not"
+        ):
             getattr(face, ask)(id)
 
 
