@@ -205,12 +205,10 @@ async def test_a_round_costs_no_more_with_many_idle_queues(bench: Bench, redis: 
         bench.pool.add_task("nothing", queue=queue, delay_s=3600)
         redis.sadd(f"rq:workers:{queue}", "rq:worker:w")
     redis.sadd("rq:queues", *[f"rq:queue:idle{n}" for n in range(100)])
-    for _ in range(5):
-        few = await commands()
+    few = max([await commands() for _ in range(5)])
 
     redis.sadd("rq:queues", *[f"rq:queue:idle{n}" for n in range(5000)])
-    for _ in range(5):
-        many = await commands()
+    many = max([await commands() for _ in range(5)])
 
     assert many < few * 2
 
