@@ -40,8 +40,8 @@ EACH_SERVER = (
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """`-n auto`: two processes more than cores."""
-    return (os.cpu_count() or 1) + 2
+    """`-n auto`: three processes more than cores, because tests wait for about half of their time."""
+    return (os.cpu_count() or 1) + 3
 
 
 @pytest.hookimpl(optionalhook=True)

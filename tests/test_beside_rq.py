@@ -302,7 +302,10 @@ def test_a_plain_rq_worker_does_not_run_a_task_whose_unique_key_another_one_took
     assert record.error == "the task b took its unique key before it was queued again"
 
 
-def test_a_plain_rq_worker_takes_the_key_of_a_requeued_task_again(world: World) -> None:
+def test_a_plain_rq_worker_takes_the_key_of_a_requeued_task_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TASKPOOL_BUILTINS", "echo")
     world.end("a", S.FAILED, unique_key="k", type="echo", payload={"message": 1})
     requeue_job("a", world.redis, serializer=JSONSerializer)
 
