@@ -50,7 +50,7 @@ HOSTS: Final = frozenset(
 ) - {""}
 """Hosts by which a request may address it, without ports: another machine's page can't have these names."""
 
-_HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::[0-9]{1,5})?")
+_HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[0-9]{1,5})?")
 
 REGISTRIES: Final = ("queued", "scheduled", "deferred", "started", "finished", "failed", "canceled")
 ORDERS: Final = ("asc", "dsc")
@@ -234,6 +234,10 @@ def set_up(state: BlueprintSetupState) -> None:
     context = click.get_current_context(silent=True)
     if context and context.params.get("password") and not context.params.get("username"):
         raise click.UsageError("a password is given without a user name, so it would not be asked for: give --username")
+    for name in sorted(HOSTS):
+        named = _HOST.fullmatch(name)
+        if named is None or named[1] != name:
+            raise click.UsageError(f"{HOSTS_VARIABLE}: {name!r} isn't a host name or address without a port")
     JsonAlone.take_over(DefaultSerializer)  # pickle
     JsonAlone.take_over(JSONSerializer)
     web.Job = TaskJob

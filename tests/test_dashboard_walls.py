@@ -213,18 +213,20 @@ def test_a_redis_that_is_away_is_said(tmp_path: Path, redis_binary: str | None) 
     assert {answer.headers["Retry-After"] for answer in answers} == {"5"}
 
 
-def test_a_password_without_a_user_name_is_no_protection_and_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("env", "told"),
+    [
+        ({"RQ_DASHBOARD_PASSWORD": "secret"}, "--username"),  # it would not be asked for
+        ({"RQ_DASHBOARD_TRUSTED_HOSTS": "jobs.example.org,https://other.example.org"}, "'https://other.example.org'"),
+        ({"RQ_DASHBOARD_TRUSTED_HOSTS": "jobs.example.org:8080"}, "without a port"),
+    ],
+)
+def test_a_setting_that_would_not_protect_is_refused(env: dict[str, str], told: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "rq_dashboard", *SETTINGS, "--bind", "127.0.0.1", "--port", str(free_port())]
 
     run = subprocess.run(
-        command,
-        env={**os.environ, "RQ_DASHBOARD_PASSWORD": "secret"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+        command, env={**os.environ, **env}, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
     )
 
     assert run.returncode == 2
-    assert "--username" in run.stderr
+    assert told in run.stderr
