@@ -21,6 +21,7 @@ from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
+from statistics import median
 from types import FrameType
 from typing import Any, Final
 
@@ -84,7 +85,7 @@ class Watch:
             return callback(*arguments)
 
     def _judge(self, took_s: float, what: Any, mark: object) -> None:
-        slowness = max(1.0, *(fixed_work_s() / USUAL_S for _ in range(3)))
+        slowness = max(1.0, median([fixed_work_s() for _ in range(5)]) / USUAL_S)
         if took_s <= LIMIT_S * slowness:
             return
         is_its = self._stack is not None and self._stack[0] is mark

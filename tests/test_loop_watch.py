@@ -25,7 +25,7 @@ def work(pieces: int) -> None:
 
 
 async def at_once(request: Request) -> Response:
-    work(ALLOWED * 3)
+    work(ALLOWED * 6)
     return Response()
 
 
@@ -35,27 +35,27 @@ async def in_a_task(request: Request) -> Response:
 
 
 async def in_a_callback(request: Request) -> Response:
-    asyncio.get_running_loop().call_soon(work, ALLOWED * 3)
+    asyncio.get_running_loop().call_soon(work, ALLOWED * 6)
     await asyncio.sleep(0)
     return Response()
 
 
 async def in_slices(request: Request) -> Response:
     for _ in range(12):
-        work(ALLOWED // 4)
+        work(ALLOWED // 5)
         await asyncio.sleep(0)
     return Response()
 
 
 async def _later() -> None:
-    work(ALLOWED * 3)
+    work(ALLOWED * 6)
 
 
 async def ask(handler: Callable[[Request], Awaitable[Response]]) -> list[str]:
     watch = Watch(of_requests_alone=True)
     app = Application(routes=[Route("/things", handler)], exception_handlers=HANDLERS)
     with watching(watch):
-        work(ALLOWED * 3)  # the test's own
+        work(ALLOWED * 6)  # the test's own
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
             assert (await client.get("/things?a=1")).status_code == 200
     return watch.found
