@@ -16,7 +16,7 @@ Edit = tuple[str, str, str]
 """File, text, and what stands there instead."""
 
 _HEARD = "if subscription.live:\n                subscription.live = False"
-_UNWRITTEN = "self._is_unsure = True\n            self._must_leave = self._files"
+_UNWRITTEN = "self._is_unsure = True\n            self._look_for_reason(error)"
 _UNFENCED = "if f[1] ~= attempt_id or f[2] ~= 'started' then"
 _PARKED = """local id = redis.call('HGET', KEY.worker .. worker, 'popped:' .. queue)
     redis.call('HDEL', KEY.worker .. worker, 'popped:' .. queue)
