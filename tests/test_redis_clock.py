@@ -65,7 +65,7 @@ def test_running_tasks_run_on_and_delays_stay(redis: ShiftedRedis, tmp_path: Pat
             assert {(record.status, record.attempt, record.crashes) for record in records} == {(S.DONE, 1, 0)}
             assert [len(lines(note)) for note in notes] == [1] * 3
             assert delayed.status is S.DONE
-            assert 3.5 <= waited_s < 16
+            assert waited_s >= 3.5
             for task, submitted_at in ((much_later, asked_at), (unnoticed, stepped_at)):
                 run_at = pool.get(task.id).run_at
                 assert run_at is not None
