@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import resource
 import socket
 import struct
@@ -52,6 +53,7 @@ HALF_CLOSED_S: Final = 2.0
 """How long a client that has closed its own side waits for its answer at most. One that has left looks the same."""
 END_BODY_S: Final = 2.0
 """How long bodies may still take to arrive when the server ends."""
+_AUTHORITY: Final = re.compile(rb"[^:/?#]*://([^/?#]*)")
 _LENIENT: Final = {"lenient_data_after_close": True}  # as uvicorn has it
 
 
@@ -319,7 +321,15 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._hosts != 1 and (self._hosts or self.parser.get_http_version() != "1.0"):
             detail = f"a request must have one Host header; this one has {self._hosts}"
             return Problem("invalid-header", detail)
+        if self.url[:1] != b"/" and self.parser.get_method() != b"CONNECT" and not self._is_target_of_host():
+            return Problem("invalid-header", "Host must be the authority of the request's target")
         return None
+
+    def _is_target_of_host(self) -> bool:
+        """Whether a target that isn't a path agrees with Host. Where it doesn't, readers disagree who is asked."""
+        authority = _AUTHORITY.match(self.url)
+        host = dict(self.headers).get(b"host")
+        return host is None or authority is None or authority[1].lower() == host.lower()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         whole.offer(cycle)

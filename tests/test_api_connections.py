@@ -167,6 +167,26 @@ def test_what_is_not_http_is_told_so_like_every_error(impatient: str) -> None:
         assert kind(rest(client)) == "invalid-http"
 
 
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        (b"http://localhost/livez", b"200"),
+        (b"HTTP://LOCALHOST/livez", b"200"),
+        (b"http://evil.example/livez", b"400"),
+        (b"http://localhost:1/livez", b"400"),
+        (b"http://localhost@evil.example/livez", b"400"),
+        (b"http://user@localhost/livez", b"400"),
+        (b"ws://evil.example/livez", b"400"),
+        (b"*", b"404"),
+    ],
+)
+def test_a_target_with_a_host_names_the_same_as_the_header(impatient: str, target: bytes, status: bytes) -> None:
+    with connect(impatient) as client:
+        client.sendall(b"GET %b HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n" % target)
+
+        assert rest(client).split(b" ")[1] == status
+
+
 def test_a_head_that_follows_a_request_that_waits_is_bounded_too(impatient: str, redis_url: str) -> None:
     publish_types(redis_url)
     id = httpx.post(impatient + "/tasks", json=ECHO).json()["id"]
