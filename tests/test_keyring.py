@@ -112,6 +112,17 @@ def test_whether_a_key_is_the_first_is_decided_when_it_is_stored(world: World) -
     assert world.store.run_many(change) == ["ok"]
 
 
+def test_a_first_key_made_over_http_does_not_expire(world: World) -> None:
+    spec = KeySpec(name="k", scopes=[Scope.ADMIN], expires_in_s=60)
+
+    with pytest.raises(InvalidKey, match="never expire"):
+        world.store.carry_out(keyring.create(spec, ME, admin_first=True))
+    assert world.snapshot() == {}
+
+    create(world, scopes=[Scope.ADMIN])
+    world.store.carry_out(keyring.create(spec, ME, admin_first=True))
+
+
 def test_a_rotation_that_read_a_key_before_its_revocation_does_not_bring_it_back(world: World) -> None:
     key, _ = create(world)
     rotating = keyring.rotate(key.id, ME)

@@ -23,8 +23,8 @@ from taskpool.lua import Script
 RACES: Final = 5
 UNREADABLE_NAME: Final = "(its record can't be read)"
 NO_ADMIN: Final = (
-    "the first key must have the scope admin: from then on the API asks for keys, and only an admin can make more; "
-    "`taskpool keys create`, where it reaches Redis itself, can make any"
+    "the first key must have the scope admin and never expire: from then on the API asks for keys, and only an admin can "
+    "make more; `taskpool keys create`, where it reaches Redis itself, can make any"
 )
 
 _change, _used = Script("key_change"), Script("key_used")
@@ -64,19 +64,20 @@ def note_use(id: str) -> Call[str]:
 
 
 def create(spec: KeySpec, by: Actor, *, admin_first: bool = False) -> Plan[tuple[ApiKey, str]]:
-    """Make a key; it and its text, which nothing shows again. With `admin_first` the first key must be an admin's:
-    whoever reaches only the API could make no other key after it.
+    """Make a key; it and its text, which nothing shows again. With `admin_first` the first key must be an admin's that
+    never expires: whoever reaches only the API could make no other key after it.
 
     Raises:
         InvalidKey
     """
     now_ms = yield from one(_now())
     key, text = new_key(spec, now_ms)
-    not_first = admin_first and Scope.ADMIN not in key.scopes
+    is_admin = Scope.ADMIN in key.scopes
+    not_first = admin_first and not (is_admin and key.expires_ms is None)
     audited = entry(by, "key.created", key.id)
     word = yield from one(_changing(key.id, b"", msgspec.json.encode(key), audited, not_first=not_first))
     if word == "first":
-        raise InvalidKey([FieldError("/scopes", NO_ADMIN)])
+        raise InvalidKey([FieldError("/expires_in_s" if is_admin else "/scopes", NO_ADMIN)])
     return key, text
 
 
