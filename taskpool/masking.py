@@ -188,7 +188,11 @@ def _values(text: str) -> Iterator[str]:
 
 def _plain(value: str) -> Iterator[str]:
     raw = value.encode("utf-8", "surrogatepass")
-    yield from (value, raw.hex(), raw.hex().upper())
+    yield value
+    for digits in (raw.hex(), raw.hex(":"), raw.hex(" ")):
+        yield from (digits, digits.upper())
+    for quotes in ("'", '"'):  # SQL and CSV write a quote in quotes twice
+        yield value.replace(quotes, quotes * 2)
 
 
 def _base64(value: str) -> Iterator[tuple[str, tuple[bool, bool]]]:

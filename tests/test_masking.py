@@ -76,9 +76,19 @@ def test_a_packed_value_that_is_escaped_is_masked(outer: str) -> None:
 
 @pytest.mark.parametrize("value", [PLAIN, ODD])
 def test_hexadecimal_of_a_value_is_masked(value: str) -> None:
-    digits = value.encode().hex()
+    for between in ("", ":", " "):
+        digits = value.encode().hex(*between)
 
-    assert Masker([value]).hide(f"0x{digits} {digits.upper()}.") == f"0x{MASK} {MASK}."
+        assert Masker([value]).hide(f"0x{digits}; {digits.upper()}.") == f"0x{MASK}; {MASK}."
+
+
+@pytest.mark.parametrize("quotes", ["'", '"'])
+def test_a_value_whose_quotes_are_written_twice_is_masked(quotes: str) -> None:
+    value = "it's \"hunter2\""
+
+    written = f"{quotes}{value.replace(quotes, quotes * 2)}{quotes}"
+
+    assert Masker([value]).hide(f"VALUES (1, {written})") == f"VALUES (1, {quotes}{MASK}{quotes})"
 
 
 def test_a_value_with_colours_in_it_is_masked() -> None:
