@@ -21,6 +21,7 @@ from taskpool.connection.wire import (
     pack,
     refuse_bad_greeting,
     refuse_error,
+    said_first,
     strange,
     unreachable,
 )
@@ -203,13 +204,21 @@ class AsyncWire:
                 raise ConnectionResetError(CLOSED)
         except OSError as error:  # TimeoutError is one
             self.drop(error, link)
-            said = [reply.result() for reply in replies if not (reply.cancelled() or reply.exception())]
-            refuse_error(address, [self._unasked, *said])
+            answered = [reply for reply in replies if reply.done() and not reply.cancelled() and not reply.exception()]
+            refuse_error(address, [self._unasked, *[reply.result() for reply in answered]])
+            if replies and (text := await self._unheard(address, error)):
+                raise RedisUnavailable(f"Redis at {address} refused us: {text}") from None
             raise self._unavailable(error) from error
         except BaseException:  # refused; or cancelled, when it is unknown whether the greeting was accepted
             self.drop(ConnectionResetError("closed"), link)
             raise
         self._is_ready = True
+
+    async def _unheard(self, address: Address, error: OSError) -> str:
+        """What Redis may have said before a connection broke on which we wrote first: then it was never read."""
+        if self._has_ended or not isinstance(error, BrokenPipeError | ConnectionResetError):
+            return ""
+        return await asyncio.to_thread(said_first, address)
 
     def _unavailable(self, error: OSError) -> RedisUnavailable:
         return unreachable(self._address, error)

@@ -218,12 +218,19 @@ def greeting_error(redis_url: str) -> str:
     A client that writes first may see only a broken connection. "" if there is no such error.
     """
     try:
-        address = Address.parse(redis_url).located()
-        if address.tls:
-            return ""
+        return said_first(Address.parse(redis_url).located())
+    except (OSError, TaskpoolError):
+        return ""
+
+
+def said_first(address: Address) -> str:
+    """The error that a Redis sends to a new connection that has sent nothing; "" if there is none."""
+    if address.tls:
+        return ""
+    try:
         with _open(address, GREETING_ERROR_S) as connection:
             line = connection.recv(CHUNK_BYTES)
-    except (OSError, TaskpoolError):
+    except OSError:
         return ""
     return line.decode(errors="replace").strip()[1:] if line.startswith(b"-") else ""
 
