@@ -103,4 +103,5 @@ def test_scripts_that_redis_forgot_are_sent_again(server: RedisServer, tmp_path:
         records = [workers.pool.wait(id, timeout_s=30) for id in ids]
 
         assert {(record.status, record.attempt, record.crashes) for record in records} == {(TaskStatus.DONE, 1, 0)}
-        assert workers.log.read_text().count("\n") == 1  # that the pool began
+        told = [line for line in workers.log.read_text().splitlines() if "known security holes" not in line]
+        assert len(told) == 1  # that the pool began
