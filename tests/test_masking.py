@@ -84,7 +84,7 @@ def test_hexadecimal_of_a_value_is_masked(value: str) -> None:
 
 @pytest.mark.parametrize("quotes", ["'", '"'])
 def test_a_value_whose_quotes_are_written_twice_is_masked(quotes: str) -> None:
-    value = "it's \"hunter2\""
+    value = 'it\'s "hunter2"'
 
     written = f"{quotes}{value.replace(quotes, quotes * 2)}{quotes}"
 

@@ -50,6 +50,16 @@ def healthy(seconds: float = 0) -> int:
         return os.getpid()
 
 
+@task("healthy_later")
+def healthy_later(note: str) -> int:
+    is_first = not os.path.exists(note)
+    with open(note, "a") as file:
+        file.write("begun\\n")
+    while is_first:
+        time.sleep(0.01)
+    return os.getpid()
+
+
 @task("no_threads")
 async def no_threads() -> int:
     def refuse(self):
@@ -146,14 +156,15 @@ def test_a_fork_server_without_descriptors_says_so_and_goes_on_when_there_are_so
 def test_a_supervisor_without_descriptors_waits_and_says_what_to_do(
     workers: WorkerPool, tmp_path: Path, redis: Redis
 ) -> None:
-    task = workers.pool.add_task("healthy", {"seconds": 2})
+    task = workers.pool.add_task("healthy_later", {"note": str(tmp_path / "note")})
+    eventually(lambda: lines(tmp_path / "note"))
     before = resource.prlimit(workers.process.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(workers.process.pid, resource.RLIMIT_NOFILE, (4, before[1]))
 
     redis.client_kill_filter(_type="normal", skipme=True)
     redis.client_kill_filter(_type="pubsub", skipme=True)
-    eventually(lambda: "Redis is away" in workers.log.read_text())
-    assert "Too many open files" in workers.log.read_text()
+    eventually(lambda: "Too many open files" in workers.log.read_text())
+    assert "Redis is away" in workers.log.read_text()
     assert "ulimit -n" in workers.log.read_text()
     (pid,) = (worker.pid for worker in workers.pool.workers())
     os.kill(pid, signal.SIGKILL)

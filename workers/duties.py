@@ -20,6 +20,8 @@ AWAY_RETRY_S = 0.5
 FAULT_RETRY_S = 5.0
 FAULT_TRIES = 5
 FULL_TOLD_S = 60.0
+MOST_REASONS = 5
+"""An outage has that many reasons in the log: a lost connection comes first, and why there is no new one after it."""
 
 
 class Outage:
@@ -31,6 +33,7 @@ class Outage:
         self.back_at: float | None = None
         """When (monotonic) Redis last came back; None while it never was away."""
         self._told_full: float | None = None
+        self._reasons: set[str] = set()
 
     def is_over_for(self, seconds: float) -> bool:
         """Whether Redis is there, and has been for so long since it last was away."""
@@ -44,7 +47,8 @@ class Outage:
         return math.inf if self.back_at is None else time.monotonic() - self.back_at
 
     def note_failure(self, error: RedisUnavailable, who: object = None) -> None:
-        """Called for each failed round trip; logs the first one. A full Redis is there, but it's said once a minute."""
+        """Called for each failed round trip; logs the first one, and each further reason once. A full Redis is there,
+        but it's said once a minute."""
         now = time.monotonic()
         if isinstance(error, RedisFull):
             self.note_success(who)
@@ -54,8 +58,11 @@ class Outage:
             return
         self._failing.add(who)
         if self._since is None:
-            self._since = now
+            self._since, self._reasons = now, {str(error)}
             log.warning("Redis is away: %s; waiting for it to come back", error)
+        elif str(error) not in self._reasons and len(self._reasons) < MOST_REASONS:
+            self._reasons.add(str(error))
+            log.warning("Redis is still away: %s", error)
 
     def note_success(self, who: object = None) -> None:
         """Called for each round trip that worked; logs that Redis is back when it was, and nobody fails any more.

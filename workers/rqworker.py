@@ -208,5 +208,5 @@ class _as_unavailable:
             raise RedisFull(f"Redis: {error}") from error
         if isinstance(error, ResponseError) and meaning_of(str(error)) is Meaning.FAULT:
             raise ReplyFault(f"Redis answered: {error}") from error
-        if isinstance(error, RedisError):
+        if isinstance(error, RedisError | OSError):  # the second without file descriptors, for one
             raise RedisUnavailable(f"Redis: {error}") from error
