@@ -188,6 +188,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unfinished_bytes = self._before_bytes = 0
         self._progresses = False
         self._is_deaf = self._ends = self._has_client_ended = False
+        self._answered: RequestResponseCycle | None = None
         self._pauses = 0
         self._seen_in = ""
         self._seen_cycle: RequestResponseCycle | None = None
@@ -207,8 +208,13 @@ class LimitedProtocol(HttpToolsProtocol):
                 self.transport.close_now()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget it."""
+        """Forget it. The request that is being answered may be an older one than `cycle`, and others wait behind it."""
         self.transport.lost()
+        if self._answered is not None:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
+            self._answered = None
+        self.pipeline.clear()
         super().connection_lost(exc)
 
     def forget(self) -> None:
@@ -332,6 +338,7 @@ class LimitedProtocol(HttpToolsProtocol):
         return host is None or authority is None or authority[1].lower() == host.lower()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answered = cycle
         whole.offer(cycle)
         super()._start_asgi_task(cycle, app)
 

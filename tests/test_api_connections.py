@@ -23,7 +23,7 @@ from starlette.applications import Starlette
 from uvicorn.server import ServerState
 
 from api.access.addresses import network
-from api.connections import Connections, LimitedProtocol, Limits
+from api.connections import NO_LINGER, Connections, LimitedProtocol, Limits
 from taskpool import TaskPool, TaskSpec
 from taskpool.redis_server import RedisServer
 from tests.api_client import api_process, publish_types
@@ -225,6 +225,23 @@ def test_a_client_that_has_closed_its_own_side_is_answered_or_closed_soon(impati
             client.sendall(request)
             client.shutdown(socket.SHUT_WR)
             assert re.findall(rb"HTTP/1.1 (\d+)", rest(client)) == expected, what
+
+
+def test_a_client_that_leaves_several_requests_behind_is_no_error(redis_url: str, tmp_path: Path) -> None:
+    publish_types(redis_url)
+    with TaskPool(redis_url) as pool:
+        (waiting,) = pool.add_tasks([TaskSpec(type="echo", payload={"message": "hi"}, delay_s=600)])
+    with api_process(redis_url, tmp_path / "log") as (_, url):
+        path = f"/tasks/{waiting.id}?wait=1"
+        with connect(url) as client:
+            client.sendall(b"GET %b HTTP/1.1\r\nhost: localhost\r\n\r\n" % path.encode() * 3)
+            assert httpx.get(url + "/livez").status_code == 200  # by now the three have arrived
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
+
+        assert httpx.get(url + path, timeout=30).status_code == 200
+        assert httpx.get(url + path, timeout=30).status_code == 200
+
+    assert "ERROR" not in (tmp_path / "log").read_text()
 
 
 def test_a_client_that_does_not_read_its_answer_is_cut(impatient: str, redis_url: str) -> None:
