@@ -23,8 +23,8 @@ from taskpool.lua import Script
 RACES: Final = 5
 UNREADABLE_NAME: Final = "(its record can't be read)"
 NO_ADMIN: Final = (
-    "the first key must have the scope admin and never expire: from then on the API asks for keys, and only an admin can "
-    "make more; `taskpool keys create`, where it reaches Redis itself, can make any"
+    "the first key must have the scope admin and never expire: from then on the API asks for keys, and only an admin "
+    "can make more; `taskpool keys create`, where it reaches Redis itself, can make any"
 )
 
 _change, _used = Script("key_change"), Script("key_used")
