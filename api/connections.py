@@ -20,6 +20,7 @@ import struct
 import time
 from collections import Counter
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final, Literal
 
 import httptools
@@ -43,6 +44,8 @@ MOST_PIPELINED: Final = 100
 """Requests of one connection that wait for the answers to those before them."""
 DROPPED_BYTES: Final = 16 * 1024 * 1024
 """How much more than the largest allowed body is read, so that a client that sends too much sees the answer."""
+MOST_UNREAD_BYTES: Final = 128 * 1024 * 1024
+"""Of all answers together that clients don't read."""
 MOST_REFUSED: Final = 32
 """Connections that are told that there is no room for them, at one time; others are only closed."""
 NO_LINGER: Final = struct.pack("ii", 1, 0)
@@ -122,10 +125,20 @@ class Connections:
                 del self._by_address[address]
 
     def sweep(self) -> None:
-        """Cut every connection that is overdue. Called about once a second."""
+        """Cut every connection that is overdue, and the greediest of those that don't read their answers. Called about
+        once a second."""
         now_mono = time.monotonic()
+        unread = []
         for connection in [*self._open, *self._refused]:
             connection.look(now_mono)
+            if size := connection.unread_bytes():
+                unread.append((size, connection))
+        excess = sum(size for size, _ in unread) - MOST_UNREAD_BYTES
+        for size, connection in sorted(unread, key=itemgetter(0), reverse=True):
+            if excess <= 0:
+                break
+            connection.cut()
+            excess -= size
 
 
 class Transport:
@@ -428,7 +441,7 @@ class LimitedProtocol(HttpToolsProtocol):
         cycle = self.cycle
         if self._receives == "body" and cycle is not None:
             if cycle.response_started or self.pipeline:
-                self._reset()
+                self.cut()
                 return
             cycle.disconnected = True  # for its handler, which waits for the body, the client has left
             cycle.message_event.set()
@@ -463,7 +476,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if seen_out != self._seen_out:
             self._seen_out, self._seen_out_mono = seen_out, now_mono
         elif seen_out and now_mono - self._seen_out_mono >= self._limits.write_s:
-            self._reset()
+            self.cut()
 
     def _coming_in(self) -> tuple[str, float | None]:
         """The state of what the client sends, and how long that may take; None: other bounds end it.
@@ -492,7 +505,11 @@ class LimitedProtocol(HttpToolsProtocol):
         elif state in ("head", "idle"):
             self.transport.close_now()
         else:
-            self._reset()
+            self.cut()
+
+    def unread_bytes(self) -> int:
+        """How much of its answers is kept because the client doesn't read."""
+        return self.transport.get_write_buffer_size() if self._going_out() else 0
 
     def _going_out(self) -> tuple[Any, ...]:
         """What the client doesn't read; empty when it reads."""
@@ -507,7 +524,7 @@ class LimitedProtocol(HttpToolsProtocol):
             detail = f"the trailers of a body, or the extensions of a chunk, may have {MOST_HEAD_BYTES:,} bytes"
             self._refuse(Problem("headers-too-large", detail))
         elif self._is_answering():
-            self._reset()
+            self.cut()
         else:
             self._refuse(_head_too_large())
 
@@ -515,9 +532,9 @@ class LimitedProtocol(HttpToolsProtocol):
         """Count what belongs to a body, or comes when nobody hears any more."""
         self._body_bytes += count
         if self._body_bytes > self._limits.body_bytes:
-            self._reset()
+            self.cut()
 
-    def _reset(self) -> None:
+    def cut(self) -> None:
         """End it at once. What wasn't read is dropped: the kernel would go on offering it."""
         self._is_deaf = True
         self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)

@@ -1,6 +1,7 @@
 """`python -m tests.impatient_api 15`: the API with a 15th of its usual times, so that tests need not wait so long.
 
-`retry:` is shorter still: clients that were cut off come back at once. With `clients` behind it, clients have as little
+It keeps as much less for clients that don't read. `retry:` is shorter still: clients that were cut off come back at
+once. With `clients` behind it, clients have as little
 time to send a body and to answer a ping.
 """
 
@@ -22,8 +23,10 @@ def main(divisor: float, *, hurries_clients: bool) -> int:
     if hurries_clients:
         changed = body
         changed.BODY_TIMEOUT_S = body.BODY_TIMEOUT_S / divisor
-    from api import __main__, server  # what they import has these figures by now
+    from api import __main__, connections, server  # what they import has these figures by now
 
+    changed = connections
+    changed.MOST_UNREAD_BYTES = round(connections.MOST_UNREAD_BYTES / divisor)
     changed = server
     changed.PING_S = server.PING_S / divisor
     if hurries_clients:

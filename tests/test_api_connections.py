@@ -259,6 +259,28 @@ def test_a_client_that_does_not_read_its_answer_is_cut(impatient: str, redis_url
         assert len(rest(client)) < length
 
 
+def test_of_clients_that_do_not_read_some_are_cut_before_their_answers_fill_the_memory(
+    redis_url: str, tmp_path: Path
+) -> None:
+    publish_types(redis_url)
+    with TaskPool(redis_url) as pool:
+        pool.add_tasks([TaskSpec(type="echo", payload={"message": "x" * 40_000})] * 100)
+    patient = {**QUICK, "TASKPOOL_WRITE_TIMEOUT_S": "300"}
+
+    with (
+        api_process(redis_url, tmp_path / "log", module=("tests.impatient_api", "32"), **patient) as (_, url),
+        ExitStack() as stack,
+    ):
+        clients = [stack.enter_context(connect(url, buffer_bytes=4096)) for _ in range(6)]
+        for client in clients:
+            client.sendall(b"GET /tasks?limit=100 HTTP/1.1\r\nhost: localhost\r\n\r\n")
+
+        eventually(lambda: any(map(is_cut, clients)))
+
+        assert not all(map(is_cut, clients))
+        assert httpx.get(url + "/livez").status_code == 200
+
+
 def is_cut(client: socket.socket) -> bool:
     """Whether the other side has reset it, whatever is still to be read."""
     return client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == 7  # TCP_CLOSE
