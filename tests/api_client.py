@@ -23,6 +23,7 @@ from tests.support import eventually
 
 ROOT = Path(__file__).parent.parent
 JSON = {"content-type": "application/json"}
+START_TIMEOUT_S = 60
 
 
 def publish_types(redis_url: str) -> None:
@@ -77,7 +78,7 @@ def api_process(
             [sys.executable, "-m", *module], env=environment(redis_url, **variables), cwd=ROOT, stderr=output
         )
     try:
-        yield process, eventually(lambda: _url(process, log)) or ""
+        yield process, eventually(lambda: _url(process, log), START_TIMEOUT_S) or ""
     finally:
         process.terminate()
         try:

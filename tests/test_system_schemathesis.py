@@ -38,7 +38,7 @@ def schemathesis(url: str, directory: Path, key: str | None) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=280,
+        timeout=420,
         check=False,
     )
     assert "generated" in ended.stdout, ended.stdout
