@@ -61,7 +61,7 @@ def test_the_next_task_has_its_timeout(one: WorkerPool, what: str) -> None:
 
     assert record.failure["reason"] == "timeout"
     assert record.crashes == 0
-    assert len(one.pids()) == 1
+    eventually(lambda: len(one.pids()) == 1)
 
 
 @pytest.mark.parametrize(
