@@ -41,7 +41,13 @@ async def read_json(scope: Scope, receive: Receive, limit: int) -> Any:
     raw = await _read(receive, limit)
     if not raw:
         raise Problem("invalid-json", "the body is empty; send a JSON object")
-    return await _parse(raw)
+    try:
+        if len(raw) <= SMALL:
+            return decode(raw)
+        return await asyncio.get_running_loop().run_in_executor(_reader, decode, raw)
+    except InvalidJson as fault:
+        errors = [] if fault.pointer is None else [{"pointer": fault.pointer, "detail": fault.detail}]
+        raise Problem("invalid-json", fault.detail, errors=errors) from None
 
 
 async def read_optional_json(scope: Scope, receive: Receive, limit: int) -> Any:
@@ -50,16 +56,6 @@ async def read_optional_json(scope: Scope, receive: Receive, limit: int) -> Any:
         if name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
             return await read_json(scope, receive, limit)
     return {}
-
-
-async def _parse(raw: bytes) -> Any:
-    try:
-        if len(raw) <= SMALL:
-            return decode(raw)
-        return await asyncio.get_running_loop().run_in_executor(_reader, decode, raw)
-    except InvalidJson as fault:
-        errors = [] if fault.pointer is None else [{"pointer": fault.pointer, "detail": fault.detail}]
-        raise Problem("invalid-json", fault.detail, errors=errors) from None
 
 
 def _check_headers(scope: Scope, limit: int) -> None:

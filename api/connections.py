@@ -24,6 +24,7 @@ from operator import itemgetter
 from typing import Any, Final, Literal
 
 import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from api import whole
@@ -316,8 +317,13 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Keep a part of the body for the handler; without one it is dropped."""
         self._progresses = True
-        if not self._is_deaf:
-            super().on_body(body)
+        cycle = self.cycle
+        if cycle is not None and not (self._is_deaf or self._upgrades or cycle.response_complete):
+            # As uvicorn does it, without what it asks the parser.
+            cycle.body += body
+            if len(cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         """All of the request is here."""

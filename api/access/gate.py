@@ -142,6 +142,9 @@ class Gate:
             found = _token(authorization)
             if found is not None and (key := self._known.at_hand(found[1], found[2])) is not None:
                 return _holder(key, address)  # as most are: nothing failed, and nothing is asked
+        elif not has_ticket and not await self.needs_key():
+            self._check_here(scope)
+            return anonymous(address)
         name = f"{'ticket' if has_ticket else 'key'} {network(address)}"
         wait_s = self._failed.wait_s(name)
         if not wait_s:
@@ -161,11 +164,8 @@ class Gate:
                 self._failed.forgive(name)
 
     async def _identified(self, scope: AsgiScope, authorization: bytes, address: str, wait_s: float) -> Caller:
-        if not authorization or self._is_off:
-            if await self.needs_key():
-                raise unauthorized("this takes an API key: send it as Authorization: Bearer tp_...")
-            self._check_here(scope)
-            return anonymous(address)
+        if not authorization:
+            raise unauthorized("this takes an API key: send it as Authorization: Bearer tp_...")
         found = _token(authorization)
         if found is None:
             raise unauthorized("Authorization must be `Bearer` and an API key, tp_<id>_<secret>", "invalid_token")

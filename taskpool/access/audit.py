@@ -76,7 +76,9 @@ class Actor(msgspec.Struct, frozen=True, gc=False):
         Raises:
             NotAllowed
         """
-        faults = list(self._bound_faults(spec.type, spec.queue, start)) if self.is_bound else []
+        if not self.is_bound and (self.scopes is None or Scope.ADMIN in self.scopes):
+            return
+        faults = list(self._bound_faults(spec.type, spec.queue, start))
         for option, value, effect in OPTIONS:
             given = getattr(spec, option)
             if given and (value is None or value == given) and not self.may(effect):
