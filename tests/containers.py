@@ -15,8 +15,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -191,8 +189,9 @@ def _bootstrap(tar: Path) -> None:
 def check_package_index() -> None:
     """Raises NoContainers: no packages can be installed into an image."""
     try:
-        urllib.request.urlopen("https://pypi.org/simple/pip/", timeout=30).close()
-    except (urllib.error.URLError, TimeoutError) as failed:
+        with tempfile.TemporaryDirectory() as folder:
+            _run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, "pip"], 60)
+    except Failed as failed:
         raise NoContainers(f"no packages can be installed into an image: {failed}") from failed
 
 
