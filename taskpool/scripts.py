@@ -51,14 +51,16 @@ _tick, _step = Script("tick"), Script("step", "steps")
 @dataclass(frozen=True, slots=True)
 class Tick:
     """What a round of housekeeping learns of Redis's clock, all in ms: the time; for how long writes are known to work
-    and the clock to run steadily; the sum of its steps; whether all due times are corrected by those; and how far the
-    clock is behind the last round of any pool."""
+    and the clock to run steadily; the sum of its steps; whether all due times are corrected by those; how far the clock
+    is behind the last round of any pool; and the time up to which something is due (earlier than the time itself while
+    it may have been stepped)."""
 
     now_ms: int
     steady_ms: int
     stepped_ms: int
     is_corrected: bool
     behind_ms: int
+    due_by_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,8 +316,8 @@ def tick(
     time is `expected_ms`, give or take `least_ms`, and `base_ms` is the sum of all steps."""
 
     def read(reply: list[Any]) -> Tick:
-        now_ms, known_ms, stepped_ms, is_corrected, behind_ms = reply
-        return Tick(now_ms, known_ms, stepped_ms, is_corrected == b"1", behind_ms)
+        now_ms, known_ms, stepped_ms, is_corrected, behind_ms, due_by_ms = reply
+        return Tick(now_ms, known_ms, stepped_ms, is_corrected == b"1", behind_ms, due_by_ms)
 
     corrected, expected = ("" if ms is None else ms for ms in (corrected_ms, expected_ms))
     return _tick.call((steady_ms, gap_ms, lease_ms, corrected, expected, least_ms, base_ms), read, again=True)

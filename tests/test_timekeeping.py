@@ -401,6 +401,40 @@ async def test_two_steps_in_a_row_move_what_was_scheduled_between_them_by_the_se
     assert due_in(world)["a"] - world.redis.time()[0] == pytest.approx(8050, abs=3)
 
 
+async def test_a_pool_that_starts_between_a_step_and_its_notice_takes_no_delay_for_over(
+    world: World, store: AsyncStore
+) -> None:
+    host, late = Host(store), Host(store, now=7.0)
+    await host.look()
+    world.add("a", delay_s=60)
+    due_ms = world.redis.time()[0] * 1000 - 60_000  # as the clock says after a step of 120 s
+    world.redis.zadd("rq:scheduled:default", {"a": due_ms / 1000})
+    steps_unnoticed(world, host, 120)
+
+    await late.look()
+    assert late.keeper.now_ms < due_ms
+    late.now += 0.1
+    await late.look()
+    assert late.keeper.now_ms < due_ms
+    await host.look()
+
+    assert world.run(scripts.promote("a", "default")) == "early"
+
+
+async def test_a_pool_that_starts_alone_soon_takes_over_what_became_due(world: World, store: AsyncStore) -> None:
+    await Host(store).look()
+    age(world, H)
+    host = Host(store)
+
+    await host.look()
+    early_ms = host.keeper.now_ms
+    host.now += 1.6
+    await host.look()
+
+    assert early_ms < (world.redis.time()[0] - 3000) * 1000
+    assert host.keeper.now_ms > (world.redis.time()[0] - 2) * 1000
+
+
 async def test_a_delay_that_was_submitted_while_no_pool_lived_is_left_as_it_is(world: World, store: AsyncStore) -> None:
     await Host(store).look()
     age(world, H)

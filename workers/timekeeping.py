@@ -111,7 +111,8 @@ class Timekeeper:
         self._found_ms = 0
         """A step that is measured, and not noted in Redis yet."""
         self.now_ms = 0
-        """Redis's time at the last look: nothing that wasn't due by then is taken for due in this round."""
+        """Redis's time at the last look, or earlier while a step of the clock may be unnoticed: nothing that wasn't due
+        by then is taken for due in this round."""
         self._steady_ms = 0
 
     async def look(self, beside: Call[T]) -> T:
@@ -135,7 +136,7 @@ class Timekeeper:
             await self._measure_again(step_ms)
         if self._steady_since is None:
             self._steady_since = received
-        self.now_ms, self._steady_ms = tick.now_ms, tick.steady_ms
+        self.now_ms, self._steady_ms = tick.due_by_ms, tick.steady_ms
         if self._found_ms:
             await self._note_step(self._found_ms, received)
             self._found_ms = 0

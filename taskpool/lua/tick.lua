@@ -8,7 +8,8 @@
 -- ARGV[5]  what the time must be now, if the clock wasn't stepped since the caller's last round ('' = it can't tell)
 -- ARGV[6]  by how many ms the time may differ from that; ARGV[7] the sum of steps that the caller knows of
 -- Returns  {now_ms, for how many ms that is known, sum of all steps of the clock in ms (see step.lua), '1' when all due
---           times are corrected by that (else '0'), by how many ms the clock is behind the last round (0 = it isn't)}
+--           times are corrected by that (else '0'), by how many ms the clock is behind the last round (0 = it isn't), the
+--           time up to which something is due}
 
 pass_when_full()
 local now_ms = clock()
@@ -26,8 +27,11 @@ local steady_since_ms = now_ms - (is_as_expected and ARGV[7] == stepped_ms and t
 local goes_on = seen_ms and since_ms and since_ms <= now_ms and seen_ms <= now_ms and now_ms - seen_ms <= tonumber(ARGV[2])
 since_ms = goes_on and math.min(since_ms, steady_since_ms) or steady_since_ms
 redis.call('HSET', KEY.clock, 'since_ms', string.format('%.0f', since_ms))
--- `seen_ms` stays at what the time was before a step until the step is noted: `clock_base` compares with it.
-if is_as_expected or goes_on or not seen_ms then redis.call('HSET', KEY.clock, 'seen_ms', string.format('%.0f', now_ms)) end
+-- A pool that has only just begun to look can't tell a step from the time in which no pool lived. Until the others had the
+-- time to notice a step, `seen_ms` stays (`clock_base` compares with it), and nothing new is due.
+local is_trusted = not seen_ms or (now_ms >= seen_ms and now_ms - seen_ms <= KEY.seen_often_ms)
+  or (is_as_expected and tonumber(ARGV[1]) >= KEY.seen_often_ms)
+if is_trusted then redis.call('HSET', KEY.clock, 'seen_ms', string.format('%.0f', now_ms)) end
 if (tonumber(f[5]) or 0) < tonumber(ARGV[3]) then redis.call('HSET', KEY.clock, 'lease_ms', ARGV[3]) end
 
 if ARGV[4] == stepped_ms and corrected_ms ~= stepped_ms then
@@ -35,4 +39,4 @@ if ARGV[4] == stepped_ms and corrected_ms ~= stepped_ms then
   corrected_ms = stepped_ms
 end
 return {now_ms, now_ms - since_ms, tonumber(stepped_ms), corrected_ms == stepped_ms and '1' or '0',
-  math.max((seen_ms or 0) - now_ms, 0)}
+  math.max((seen_ms or 0) - now_ms, 0), is_trusted and now_ms or math.min(seen_ms, now_ms)}
