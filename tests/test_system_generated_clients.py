@@ -27,9 +27,16 @@ TASKS = str(Path(__file__).with_name("tasks_for_clients.py"))
 EXPECTED = {
     "results": [{"street": "Lane", "colour": "blue", "size": 1, "width": 80, "back": None}, 3, 2, 1,
                 [{"mailbox": "me", "host": "localhost"}, "blue"]],
-    "statuses": ["done", "done", "done", "done", "done", "stopped"],
+    "statuses": ["done", "done", "done", "done", "done"],
     "listed": True,
 }  # fmt: skip
+
+
+def check(printed: str) -> None:
+    """A client got what it should. The stop of its last task may come before the task has started: then it's canceled."""
+    found = json.loads(printed)
+    assert found["statuses"].pop() in ("stopped", "canceled")
+    assert found == EXPECTED
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +105,7 @@ def test_the_clients_of_typescript_generators_compile_and_work(url: str, clients
     npx(clients, "tsc", "-p", ".")
 
     for script in ("with_openapi_typescript", "with_hey_api"):
-        assert json.loads(run(clients, "node", f"built/{script}.js", url)) == EXPECTED
+        check(run(clients, "node", f"built/{script}.js", url))
 
 
 def test_the_python_client_is_whole_and_works(url: str, clients: Path) -> None:
@@ -110,7 +117,7 @@ def test_the_python_client_is_whole_and_works(url: str, clients: Path) -> None:
     )  # fmt: skip
 
     assert "warning" not in generated.lower()
-    assert json.loads(run(clients, sys.executable, "with_openapi_python_client.py", url)) == EXPECTED
+    check(run(clients, sys.executable, "with_openapi_python_client.py", url))
 
 
 def test_linters_find_no_error_in_the_document(clients: Path) -> None:
