@@ -33,7 +33,7 @@ EXPECTED = {
 
 
 def check(printed: str) -> None:
-    """A client got what it should. The stop of its last task may come before the task has started: then it's canceled."""
+    """A client got what it should. Its stop may come before the last task has started: then that is canceled."""
     found = json.loads(printed)
     assert found["statuses"].pop() in ("stopped", "canceled")
     assert found == EXPECTED
