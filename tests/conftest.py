@@ -74,8 +74,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     And those are marked that CI runs with each server (`-m each_server`).
     """
     for item in items:
-        if item.path.name.removeprefix("test_").startswith(EACH_SERVER):
+        name = item.path.name.removeprefix("test_")
+        if name.startswith(EACH_SERVER):
             item.add_marker("each_server")
+        if name.startswith(START_PROCESSES):
+            item.add_marker("processes")
     is_side_by_side = hasattr(config, "workerinput")
 
     def turn(item: pytest.Item) -> int:
