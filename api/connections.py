@@ -48,7 +48,7 @@ DROPPED_BYTES: Final = 16 * 1024 * 1024
 MOST_UNREAD_BYTES: Final = 128 * 1024 * 1024
 """Of all answers together that clients don't read."""
 MOST_REFUSED: Final = 32
-"""Connections that are told that there is no room for them, at one time; others are only closed."""
+"""Connections beyond the limit that get an answer (503) at the same time; further ones are only closed."""
 NO_LINGER: Final = struct.pack("ii", 1, 0)
 LOG_AGAIN_S: Final = 60.0
 FILES_ASIDE: Final = 64
@@ -418,7 +418,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._start_asgi_task(cycle, app)
         else:
             if self.cycle is not None and self.cycle.body:
-                self.cycle.body = bytearray()  # of a request that nobody has read
+                self.cycle.body = bytearray()  # of a request whose handler did not read it
             self.flow.resume_reading()
 
     def pause_writing(self) -> None:
@@ -535,7 +535,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refuse(_head_too_large())
 
     def _drop(self, count: int) -> None:
-        """Count what belongs to a body, or comes when nobody hears any more."""
+        """Count received bytes that belong to a body, or that are no longer parsed."""
         self._body_bytes += count
         if self._body_bytes > self._limits.body_bytes:
             self.cut()

@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -27,6 +26,7 @@ from api.connections import NO_LINGER, Connections, LimitedProtocol, Limits
 from taskpool import TaskPool, TaskSpec
 from taskpool.redis_server import RedisServer
 from tests.api_client import api_process, publish_types
+from tests.raw_client import connect, rest
 from tests.support import eventually
 
 CROWD = 500
@@ -40,25 +40,6 @@ def impatient(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactor
     """An API that gives its clients half a second."""
     with api_process(redis_server.url, tmp_path_factory.mktemp("api") / "log", **QUICK) as (_, url):
         yield url
-
-
-def connect(url: str, *, buffer_bytes: int | None = None) -> socket.socket:
-    parts = urlsplit(url)
-    client = socket.socket()
-    if buffer_bytes is not None:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
-    client.settimeout(30)
-    client.connect((parts.hostname, parts.port))
-    return client
-
-
-def rest(client: socket.socket) -> bytes:
-    """What comes until the server ends the connection."""
-    received = b""
-    with suppress(ConnectionError):
-        while chunk := client.recv(1 << 20):
-            received += chunk
-    return received
 
 
 def answer_on(client: socket.socket, request: bytes = REQUEST) -> bytes:

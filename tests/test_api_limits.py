@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -25,6 +23,7 @@ from taskpool.redis_server import RedisServer
 from taskpool.settings import Settings
 from tests.api_client import ROOT, api_process, publish_types
 from tests.keys import make_key
+from tests.raw_client import connect, rest
 from tests.support import eventually
 
 QUICK = {"TASKPOOL_HEADER_TIMEOUT_S": "0.5", "TASKPOOL_WRITE_TIMEOUT_S": "0.5", "TASKPOOL_IDLE_TIMEOUT_S": "1"}
@@ -72,25 +71,6 @@ def impatient(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactor
     with api_process(redis_server.url, log, module=("tests.impatient_api", "20", "clients"), **QUICK) as (process, url):
         yield psutil.Process(process.pid), url
     assert "Traceback" not in log.read_text()
-
-
-def connect(url: str, *, buffer_bytes: int | None = None) -> socket.socket:
-    parts = urlsplit(url)
-    client = socket.socket()
-    if buffer_bytes is not None:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
-    client.settimeout(60)
-    client.connect((parts.hostname, parts.port))
-    return client
-
-
-def rest(client: socket.socket) -> bytes:
-    """What comes until the server ends the connection."""
-    received = b""
-    with suppress(ConnectionError):
-        while chunk := client.recv(1 << 16):
-            received += chunk
-    return received
 
 
 def exchange(url: str, *parts: bytes) -> bytes:

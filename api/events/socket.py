@@ -1,8 +1,8 @@
-"""The WebSocket: a client subscribes to tasks and filters by messages and is told of their events.
+"""The WebSocket: a client subscribes to tasks and filters by messages and receives their events.
 
-What it says wrong is answered, not punished, within limits. Each message counts for its caller's rate limit, and one is
-read in each turn of the event loop. It is read and written independently: one that is slow to read is told what it
-missed (see `outlet`), one that doesn't read at all is cut by `connections`, and so is one that floods.
+A wrong message gets an error and, within limits, keeps the connection open. Each message counts for its caller's rate
+limit, and one is read in each turn of the event loop. Reading and writing are independent. A client that reads slowly
+gets a message about what it missed (see `outlet`). `connections` cuts a client that reads nothing or floods.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ class Streams:
             began_mono = loop.time()
             try:
                 return await self.hub.open(wanted, outlet, name=name, after=after)
-            finally:  # later, and not awaited: what is told of the subscription may leave as soon as this returns
+            finally:  # the turn ends later; this returns at once, so that the first messages can be sent
                 loop.call_later(min(loop.time() - began_mono, LONGEST_REST_S), self._turns.release)
         except BaseException:
             if outlet in self._open:
