@@ -50,6 +50,8 @@ class Crew:
         self.size = size
         self.children: dict[int, Child] = {}
         """By process id."""
+        self._ended_early: dict[int, Ending] = {}
+        """By process id: the ends that were reported before `_start` had registered the process."""
         self.gone = asyncio.Event()
         """Set when no process is left and none is wanted."""
 
@@ -76,7 +78,10 @@ class Crew:
         self._look_whether_gone()
 
     def ended(self, pid: int, ending: Ending) -> None:
-        """Takes note of the end of a process: called by its nursery."""
+        """Handles the end of a process; its nursery may report it before `_start` knows the process."""
+        if pid not in self.children:
+            self._ended_early[pid] = ending
+            return
         child = self.children[pid]
         if ending.cause and child.nursery.runs_at_loss is None:  # all its processes end now, one after the other
             siblings = [each for each in self.children.values() if each.nursery is child.nursery]
@@ -106,9 +111,11 @@ class Crew:
 
     async def step(self) -> float:
         """One round of the duty that starts processes while some are missing; nothing more to do until `changed`."""
-        if self._failures:
-            await asyncio.sleep(backoff_s(self._failures))
-        while (nursery := self._nursery) is not None and self._missing() > 0 and self._free:
+        if failures := self._failures:
+            await asyncio.sleep(backoff_s(failures))
+        while (
+            self._failures == failures and (nursery := self._nursery) is not None and self._missing() > 0 and self._free
+        ):
             try:
                 await self._start(nursery)
                 self._refusals = 0
@@ -121,7 +128,7 @@ class Crew:
                 log.error("a worker process can't be started: %s; tried again in %g s", error, wait_s)
                 return wait_s
         self._look_whether_gone()
-        return math.inf
+        return 0.0 if self._failures > failures else math.inf
 
     def _look_whether_gone(self) -> None:
         if self.size == 0 and not self.children and not self._is_starting:
@@ -155,6 +162,8 @@ class Crew:
         if self.size == 0 or nursery is not self._nursery:  # it was told to drain while it was being forked
             child.drain()
         self._on_start(child)
+        if ending := self._ended_early.pop(pid, None):
+            self.ended(pid, ending)
 
 
 def backoff_s(failures: int) -> float:

@@ -305,7 +305,7 @@ class Nursery:
             self._on_silent(self)
 
     def _ended(self, pid: int, ending: Ending) -> None:
-        """Tells of an end one turn later, so that whoever awaits this very fork has seen its process id before."""
+        """Reports an end, after `on_lost`. The caller of `fork` may not have received the process id yet."""
         self._ends.pop(pid).set_result(None)
         asyncio.get_running_loop().call_soon(self._on_end, pid, ending)
 

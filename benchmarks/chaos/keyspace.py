@@ -14,7 +14,16 @@ from taskpool import keys
 from taskpool.types import TERMINAL, TaskRecord, TaskStatus
 
 FIXED: Final = frozenset(
-    {keys.QUEUES, keys.TYPES, keys.TYPES_SEEN, keys.COUNTERS, keys.CLOCK, keys.WEBHOOKS, keys.WEBHOOKS_LANES}
+    {
+        keys.QUEUES,
+        keys.EMPTY_QUEUES,
+        keys.TYPES,
+        keys.TYPES_SEEN,
+        keys.COUNTERS,
+        keys.CLOCK,
+        keys.WEBHOOKS,
+        keys.WEBHOOKS_LANES,
+    }
 )
 """There for good; as large as there are queues, types and metrics."""
 NODE: Final = 200
