@@ -10,14 +10,15 @@ import time
 from types import FrameType
 from typing import NoReturn
 
-from api.access.door import check_door
-from api.app import create_app
-from api.connections import DROPPED_BYTES, Limits, check_files
-from api.server import bind, serve
-from taskpool.embedded import START_RETRY_S, wait_for_redis
 from taskpool.errors import ConfigurationError, RedisUnavailable
-from taskpool.printable import LogFormatter, printable_lines
+from taskpool.redis.embedded import START_RETRY_S, wait_for_redis
 from taskpool.settings import Settings, resolve_redis_url
+from taskpool.text import LogFormatter, printable_lines
+
+from .app import create_app
+from .auth.door import check_door
+from .connections import DROPPED_BYTES, Limits, check_files
+from .server import bind, serve
 
 logger = logging.getLogger("api")
 

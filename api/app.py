@@ -15,30 +15,27 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.access.access import ADMIN, ANYONE, PUBLIC, READ, READ_ALL, START, STOP, STREAM, Guarded
-from api.access.gate import Gate
-from api.access.origins import read_origins
-from api.events.hub import Hub
-from api.events.socket import SocketRoute
-from api.events.streams import Streams
-from api.front import Front, go_on
-from api.handlers import HANDLERS
-from api.longpoll import LongPolls
-from api.prefix import Prefixes, read_root_path
-from api.resource import Resource, Socket
-from api.routes.docs import DocsRoutes
-from api.routes.events import EventRoutes
-from api.routes.fleet import FleetRoutes
-from api.routes.health import HealthRoutes
-from api.routes.keys import KeyRoutes
-from api.routes.logs import LogRoutes
-from api.routes.submit import SubmitRoutes
-from api.routes.tasks import TaskRoutes
-from api.routes.webhooks import WebhookRoutes
 from taskpool.async_pool import AsyncTaskPool
+from taskpool.redis.store import AsyncStore
 from taskpool.settings import Settings, resolve_redis_url
-from taskpool.store import AsyncStore
-from taskpool.webhooks.target import Allowed
+from taskpool.url_guard import Allowed
+
+from .auth.caller import ADMIN, ANYONE, PUBLIC, READ, READ_ALL, START, STOP, STREAM, Guarded
+from .auth.gate import Gate, read_origins
+from .events.hub import Hub
+from .events.streams import Streams
+from .events.websocket import SocketRoute
+from .exception_handlers import HANDLERS
+from .http.long_poll import LongPolls
+from .http.prefix import Prefixes, read_root_path
+from .routes.docs import DocsRoutes
+from .routes.events import EventRoutes, LogRoutes
+from .routes.fleet import FleetRoutes
+from .routes.health import HealthRoutes
+from .routes.keys import KeyRoutes
+from .routes.tasks import SubmitRoutes, TaskRoutes
+from .routes.webhooks import WebhookRoutes
+from .routing import Front, Resource, Socket, go_on
 
 
 class Application(Starlette):

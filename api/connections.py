@@ -27,12 +27,13 @@ import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from api import whole
-from api.access.addresses import network
-from api.body import BODY_TIMEOUT_S
-from api.headers import ALWAYS
-from api.problems import Problem, retry_after
 from taskpool.errors import ConfigurationError
+
+from . import routing
+from .auth.rate_limit import network
+from .http.body import BODY_TIMEOUT_S
+from .http.problems import Problem, retry_after
+from .routing import ALWAYS
 
 logger = logging.getLogger(__name__)
 
@@ -358,7 +359,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answered = cycle
-        whole.offer(cycle)
+        routing.offer(cycle)
         super()._start_asgi_task(cycle, app)
 
     # Upgrades
@@ -465,7 +466,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def _write(self, problem: Problem) -> None:
         answer = problem.response()
         headers = [*self.server_state.default_headers, *answer.raw_headers, *ALWAYS, (b"connection", b"close")]
-        self.transport.write(STATUS_LINE[answer.status_code] + whole.lines(headers) + b"\r\n" + bytes(answer.body))
+        self.transport.write(STATUS_LINE[answer.status_code] + routing.lines(headers) + b"\r\n" + bytes(answer.body))
         self.transport.close()
 
     # Bounds

@@ -15,9 +15,10 @@ from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 
-from api.connections import Connections, LimitedProtocol, Limits
-from api.events.socket import MAX_MESSAGE_BYTES
 from taskpool.errors import ConfigurationError
+
+from .connections import Connections, LimitedProtocol, Limits
+from .events.websocket import MAX_MESSAGE_BYTES
 
 DRAIN_S = 10
 """How long requests under way may take once the process was asked to end. Those that wait for a task end at once."""

@@ -17,7 +17,7 @@ from benchmarks.measure import Meter
 from benchmarks.processes import running
 from benchmarks.report import Readings, options, show
 from benchmarks.server import private_redis
-from taskpool.redis_server import COMPACT_HASHES
+from taskpool.redis.embedded import COMPACT_HASHES
 
 TOTAL = "used_memory"
 IN_A_FAMILY = re.compile(r"^(rq:\w+|taskpool:\w+)")

@@ -15,7 +15,7 @@ import redis
 
 from benchmarks.ending import ends_with_us
 from benchmarks.ports import free_port
-from taskpool.redis_server import find_redis_server
+from taskpool.redis.embedded import find_redis_server
 
 START_TIMEOUT_S = 10.0
 

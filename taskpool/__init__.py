@@ -9,7 +9,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from taskpool.context import TaskContext
 from taskpool.errors import (
     ApiError,
     ApiUnavailable,
@@ -21,7 +20,9 @@ from taskpool.errors import (
     InvalidPayload,
     InvalidTask,
     NoEventLoop,
+    NonRetryable,
     NotAllowed,
+    ParentResultGone,
     QueueFull,
     RedisUnavailable,
     TaskConflict,
@@ -33,13 +34,13 @@ from taskpool.errors import (
     UnknownType,
     WaitTimeout,
 )
-from taskpool.hooks import around_attempt, on_process_start, on_process_stop
-from taskpool.interrupts import NonRetryable, ParentResultGone, Retry, Snooze, SoftTimeout, TaskStopped
-from taskpool.registry import Registry
-from taskpool.secret import Secret
-from taskpool.submission.given import spec_for
-from taskpool.task import Task, task
-from taskpool.types import TaskRecord, TaskSpec, TaskStatus
+from taskpool.operations.specs import spec_for
+from taskpool.tasks.context import TaskContext
+from taskpool.tasks.hooks import around_attempt, on_process_start, on_process_stop
+from taskpool.tasks.interrupts import Retry, Snooze, SoftTimeout, TaskStopped
+from taskpool.tasks.registry import Registry
+from taskpool.tasks.task import Task, task
+from taskpool.types import Secret, TaskRecord, TaskSpec, TaskStatus
 
 if TYPE_CHECKING:
     from taskpool.async_pool import AsyncTaskPool

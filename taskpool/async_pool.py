@@ -12,32 +12,41 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from taskpool import catalogue, entry, listing, overview, queue, runner, status
+from taskpool import runner
 from taskpool.access.audit import Actor
-from taskpool.attempt import Outcome
-from taskpool.connection.address import Address
-from taskpool.connection.async_wire import AsyncWire
-from taskpool.entry import Submitted
-from taskpool.face import Face
-from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
-from taskpool.inline import execute_here
-from taskpool.listen import FOLLOW_S, LOOK_AGAIN_S, AsyncListener
-from taskpool.listing import Filter
-from taskpool.logs import pages as logs
-from taskpool.logs.follow import follow_log_async
-from taskpool.logs.line import LogLine
-from taskpool.loops import PerLoop
-from taskpool.overview import ServerInfo
-from taskpool.record import fetch
-from taskpool.registry import Registry
+from taskpool.lifecycle import PerLoop
+from taskpool.operations import catalog, listing, overview, queue, status
+from taskpool.operations import task_logs as logs
+from taskpool.operations.listing import Filter
+from taskpool.operations.overview import ServerInfo
+from taskpool.operations.pool_base import Face
+from taskpool.operations.queue import Submitted
+from taskpool.operations.records import fetch
+from taskpool.operations.specs import AddTask, spec_given
+from taskpool.operations.task_logs import follow_log_async
+from taskpool.operations.waiting import FOLLOW_S, LOOK_AGAIN_S, AsyncListener, Subscriptions
+from taskpool.redis import add_script
+from taskpool.redis.add_script import Once, Together
+from taskpool.redis.address import Address
+from taskpool.redis.async_connection import AsyncWire
+from taskpool.redis.store import AsyncStore, Store
+from taskpool.runner import execute_here
 from taskpool.settings import Settings
-from taskpool.store import AsyncStore, Store
-from taskpool.submission import addition
-from taskpool.submission.addition import Once
-from taskpool.submission.given import AddTask, spec_given
-from taskpool.submission.together import Together
-from taskpool.subscriptions import Subscriptions
-from taskpool.types import Event, Page, QueuedTask, RunningTask, TaskRecord, TaskSpec, TaskStatus
+from taskpool.tasks.attempt import Outcome
+from taskpool.tasks.log_lines import LogLine
+from taskpool.tasks.registry import Registry
+from taskpool.types import (
+    Event,
+    Page,
+    QueuedTask,
+    QueueInfo,
+    RunningTask,
+    TaskRecord,
+    TaskSpec,
+    TaskStatus,
+    TypeInfo,
+    WorkerInfo,
+)
 
 
 class _Parts:
@@ -173,12 +182,12 @@ class AsyncTaskPool(Face):
         if once is not None:
             return await self.store.carry_out(self.submitting(spec, once, by))
         checked = await self.store.carry_out(self.checking(spec, by))
-        audited = entry.audit_of(checked, by)
+        audited = queue.audit_of(checked, by)
         if checked.task.is_plain:
             added = await self._here().together.add(checked.task, audited)
         else:
-            added = await self.store.run(addition.add((checked.task,), None, audited))
-        return entry.submitted((checked,), added)
+            added = await self.store.run(add_script.add((checked.task,), None, audited))
+        return queue.submitted((checked,), added)
 
     async def submit_many(
         self, specs: Sequence[TaskSpec], once: Once | None = None, *, by: Actor | None = None, start: str = ""
@@ -289,7 +298,7 @@ class AsyncTaskPool(Face):
 
     async def types(self) -> list[TypeInfo]:
         """Every known task type, with the pools that serve it."""
-        return await self.store.carry_out(catalogue.types())
+        return await self.store.carry_out(catalog.types())
 
     async def workers(self) -> list[WorkerInfo]:
         """Every registered worker process."""
@@ -300,7 +309,7 @@ class AsyncTaskPool(Face):
         return await self.store.carry_out(overview.worker_warnings())
 
     async def counters(self) -> dict[str, int]:
-        """The running totals of the whole cluster (see `taskpool.metrics_names`)."""
+        """The running totals of the whole cluster (see `taskpool.redis.keys`)."""
         return await self.store.run(overview.counters())
 
     async def server(self) -> ServerInfo:

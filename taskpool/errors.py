@@ -316,3 +316,16 @@ class ApiError(TaskpoolError):
 
 class Unauthorized(ApiError):
     """Raised when the HTTP API doesn't know who asks: an API key is needed, or the one given isn't good (any more)."""
+
+
+class NonRetryable(Exception):
+    """Raised by a task that would fail in the same way again: it fails at once, whatever attempts are left."""
+
+
+class ParentResultGone(TaskpoolError, NonRetryable):
+    """Raised in a task that reads the result of a task it depends on, when there is none (any more). `parent` is that
+    task's id. The attempt fails and isn't repeated, unless the task catches this."""
+
+    def __init__(self, parent: str, why: str) -> None:
+        super().__init__(f"the result of task {parent} can't be read: {why}")
+        self.parent = parent

@@ -9,29 +9,41 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-from taskpool import catalogue, listing, overview, queue, runner, scripts, status
+from taskpool import runner
 from taskpool.access.audit import Actor
-from taskpool.attempt import Outcome
-from taskpool.connection.address import Address
-from taskpool.connection.connection_pool import MAX_CONNECTIONS, ConnectionPool, SharedWire
-from taskpool.entry import Submitted
 from taskpool.errors import CapReached, InvalidTask, QueueFull, TaskConflict, TaskNotFound, WaitTimeout
-from taskpool.face import Face
-from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
-from taskpool.inline import execute_here
-from taskpool.listen import FOLLOW_S, LOOK_AGAIN_S, Listener
-from taskpool.listing import Filter
-from taskpool.logs import pages as logs
-from taskpool.logs.follow import follow_log
-from taskpool.logs.line import LogLine
-from taskpool.overview import ServerInfo
-from taskpool.record import fetch
-from taskpool.registry import Registry
+from taskpool.operations import catalog, listing, overview, queue, status
+from taskpool.operations import task_logs as logs
+from taskpool.operations.listing import Filter
+from taskpool.operations.overview import ServerInfo
+from taskpool.operations.pool_base import Face
+from taskpool.operations.queue import Submitted
+from taskpool.operations.records import fetch
+from taskpool.operations.specs import AddTask, spec_given
+from taskpool.operations.task_logs import follow_log
+from taskpool.operations.waiting import FOLLOW_S, LOOK_AGAIN_S, Listener
+from taskpool.redis import scripts
+from taskpool.redis.add_script import Once
+from taskpool.redis.address import Address
+from taskpool.redis.connection import MAX_CONNECTIONS, ConnectionPool, SharedWire
+from taskpool.redis.store import Store
+from taskpool.runner import execute_here
 from taskpool.settings import Settings
-from taskpool.store import Store
-from taskpool.submission.addition import Once
-from taskpool.submission.given import AddTask, spec_given
-from taskpool.types import Event, Page, QueuedTask, RunningTask, TaskRecord, TaskSpec, TaskStatus
+from taskpool.tasks.attempt import Outcome
+from taskpool.tasks.log_lines import LogLine
+from taskpool.tasks.registry import Registry
+from taskpool.types import (
+    Event,
+    Page,
+    QueuedTask,
+    QueueInfo,
+    RunningTask,
+    TaskRecord,
+    TaskSpec,
+    TaskStatus,
+    TypeInfo,
+    WorkerInfo,
+)
 
 NO_FAULT: Final = (GeneratorExit, CapReached, InvalidTask, QueueFull, TaskConflict, TaskNotFound, WaitTimeout)
 """Exceptions that end a wait and say nothing about its connection."""
@@ -224,7 +236,7 @@ class TaskPool(Face):
 
     def types(self) -> list[TypeInfo]:
         """Every known task type, with the pools that serve it."""
-        return self.store.carry_out(catalogue.types())
+        return self.store.carry_out(catalog.types())
 
     def workers(self) -> list[WorkerInfo]:
         """Every registered worker process."""
@@ -235,7 +247,7 @@ class TaskPool(Face):
         return self.store.carry_out(overview.worker_warnings())
 
     def counters(self) -> dict[str, int]:
-        """The running totals of the whole cluster (see `taskpool.metrics_names`)."""
+        """The running totals of the whole cluster (see `taskpool.redis.keys`)."""
         return self.store.run(overview.counters())
 
     def server(self) -> ServerInfo:

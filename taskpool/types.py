@@ -1,4 +1,13 @@
-"""The words of the system as values: statuses, what is submitted, what is stored, what runs, what is told.
+"""Sets of words that a later release may add to: readers keep a word they don't know instead of failing on it.
+
+Two releases run side by side during a deployment, so an API process, a worker pool or a client reads what a newer one
+has written.
+
+Secret payload fields: how a type marks them, and the values of one task, which nothing here shows.
+
+JSON Schema's word for such a field is `writeOnly`: it may be sent and is never shown. `secret_fields` finds them.
+
+The words of the system as values: statuses, what is submitted, what is stored, what runs, what is told.
 
     (submitted) ──► queued, scheduled, waiting, canceled (a task it depends on had ended badly)
 
@@ -14,19 +23,168 @@
 
 Done, failed, stopped and canceled are terminal. A retry by hand (`retry_task`) starts a new life of the
 same task in `queued`; it is the only way out, and its own transition.
+
+What whoever submits is told of a task, when nothing of it is read back.
+
+The W3C trace context of a submission as its record holds it, in one field that is there only if it had one.
+
+It is the traceparent and, after a blank, the tracestate. What is invalid is ignored, as W3C wants it.
+
+Unique keys as a record holds them, in one field that is there only if the submission had one.
+
+It is how long the key is held, a blank, the key: ``done key``, ``start key``, ``time:3600 key`` (seconds).
+
+What there is to work on and who works, as values: task types, queues, worker processes.
 """
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final, Generic, Literal, TypedDict, TypeVar
+from enum import StrEnum
+from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, Self, TypedDict, TypeVar
 
 import msgspec
+from msgspec import Meta
 
-from taskpool.openenum import OpenEnum
-from taskpool.secret import Secrets
+from taskpool.text import MASK, Masker, refuse_nan
+
+_is_word: Final = re.compile(r"[a-z][a-z0-9_.:-]{0,63}").fullmatch
+
+
+class OpenEnum(StrEnum):
+    """A `StrEnum` that takes any word: one that isn't a member becomes a value of the class with that word, which
+    `is_known` tells from the members. What isn't a word at all raises ValueError.
+
+    Programs read with it. What clients ask for is checked with `refuse_unknown`.
+    """
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self | None:
+        if not isinstance(value, str) or not _is_word(value):
+            return None
+        unknown = str.__new__(cls, value)
+        unknown._name_, unknown._value_ = "UNKNOWN", value
+        return unknown
+
+    @property
+    def is_known(self) -> bool:
+        """True for a member, False for a word from another release."""
+        return self._name_ in type(self).__members__
+
+
+def refuse_unknown(value: object, path: str = "") -> None:
+    """Return unless this is a word that its enum doesn't know. `path`: where it stands, as msgspec names it.
+
+    Raises:
+        msgspec.ValidationError: as msgspec says it of other enums.
+    """
+    if isinstance(value, OpenEnum) and not value.is_known:
+        raise msgspec.ValidationError(f"Invalid enum value {value.value!r}" + (f" - at `${path}`" if path else ""))
+
+
+T = TypeVar("T")
+
+Secret = Annotated[T, msgspec.Meta(extra_json_schema={"writeOnly": True})]
+"""Marks a field of a payload as secret: `token: Secret[str]`. The task gets a plain `str`; nobody else sees it."""
+
+Path = Sequence[str | int]
+
+_decode = msgspec.json.Decoder().decode
+
+
+class SecretsGone(Exception):
+    """Raised when a task is to run whose secret values are no longer kept."""
+
+
+class Secrets:
+    """The secret values of one payload, each with its path into it. None stands for those that are no longer kept."""
+
+    __slots__ = ("_masker", "_places")
+
+    def __init__(self, places: Sequence[tuple[Path, Any]] | None) -> None:
+        self._places = places
+        self._masker: Masker | None = None
+
+    @classmethod
+    def restore(cls, stored: bytes) -> Secrets:
+        """Those that `stored` made; nothing is left of what is no longer kept."""
+        return cls(_decode(stored) if stored else None)
+
+    def stored(self) -> bytes:
+        """As they are kept in Redis.
+
+        Raises:
+            ValueError: one of them is not JSON.
+        """
+        encoded = msgspec.json.encode(self._places)
+        refuse_nan([value for _, value in self._places or ()], encoded)
+        return encoded
+
+    def put_into(self, payload: Any) -> Any:
+        """A copy of the masked payload with the values in their places.
+
+        Raises:
+            SecretsGone: they are no longer kept.
+            LookupError, TypeError: the payload, a damaged one, has no such place.
+        """
+        if self._places is None:
+            raise SecretsGone("its secret fields are no longer kept (TASKPOOL_SECRET_TTL_S): submit it again")
+        payload = [copy.deepcopy(payload)]
+        for path, value in self._places:
+            *steps, last = (0, *path)
+            place: Any = payload
+            for step in steps:
+                place = place[step]
+            place[last] = value
+        return payload[0]
+
+    @property
+    def masker(self) -> Masker:
+        """Masks the values; made when the first text is to be masked."""
+        if self._masker is None:
+            self._masker = Masker(leaf for _, value in self._places or () for leaf in _leaves(value))
+        return self._masker
+
+    def hide(self, text: str) -> str:
+        """The text with every value masked, also where it is escaped or packed."""
+        return self.masker.hide(text)
+
+    def hide_in(self, value: Any) -> Any:
+        """The JSON value with all its texts, and numbers that are secret, masked."""
+        if isinstance(value, str):
+            return self.hide(value)
+        if isinstance(value, dict):
+            return {self.hide(name): self.hide_in(item) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.hide_in(item) for item in value]
+        if isinstance(value, int | float) and not isinstance(value, bool) and self.hide(str(value)) == MASK:
+            return MASK
+        return value
+
+    def __repr__(self) -> str:
+        return f"<{len(self._places or ())} secrets>"
+
+
+def hidden(text: str, secrets: Secrets | None) -> str:
+    """The text with these secrets masked, if there are any: for all that a task says and that others may read."""
+    return text if secrets is None else secrets.hide(text)
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """The texts and numbers in a value."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _leaves(item)
+    elif isinstance(value, str):
+        yield value
+    elif value is not None and not isinstance(value, bool):
+        yield str(value)
 
 
 class TaskStatus(OpenEnum):
@@ -54,7 +212,6 @@ class TaskStatus(OpenEnum):
 
 
 S = TaskStatus
-T = TypeVar("T")
 
 OnLostLease = Literal["continue", "kill"]
 """What becomes of an attempt whose lease can't be renewed: it goes on, or it is killed before the lease ends."""
@@ -336,3 +493,157 @@ class Page(Generic[T]):
 def utc(ms: float) -> datetime:
     """The aware UTC datetime of a Unix time in milliseconds."""
     return datetime.fromtimestamp(ms / 1000, UTC)
+
+
+class Receipt(NamedTuple):
+    """What a submission became. `is_existing`: a task that was there already holds its unique key."""
+
+    id: str
+    status: TaskStatus
+    is_existing: bool = False
+
+
+LONGEST: Final = 512
+_TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-[!-~]*)?")
+_TRACESTATE: Final = re.compile(r"[ -~]*")
+
+
+def trace_text(traceparent: str, tracestate: str | None) -> str | None:
+    """The field of a trace context; None when the traceparent is invalid, which W3C wants ignored with its state."""
+    match = _TRACEPARENT.fullmatch(traceparent)
+    if match is None or match[1] == "ff" or not match[2].strip("0") or not match[3].strip("0"):
+        return None
+    if (match[1] == "00" and match[5]) or len(traceparent) > LONGEST:
+        return None
+    state = tracestate or ""
+    if not state or len(state) > LONGEST or not _TRACESTATE.fullmatch(state):
+        return traceparent
+    return f"{traceparent} {state}"
+
+
+def trace_of(field: str | None) -> tuple[str | None, str | None]:
+    """The traceparent and the tracestate in the field."""
+    parent, _, state = (field or "").partition(" ")
+    return parent or None, state or None
+
+
+KEY: Final = re.compile(r"[!-~]{1,128}")
+KEY_FAULT: Final = "must be 1 to 128 letters, digits or marks of ASCII, without blanks"
+
+WHOSE: Final = "\x1f"
+"""What stands between a project and its key, and in neither."""
+
+_SECONDS: Final = re.compile(r"\d{1,12}(\.\d{1,12})?")
+
+
+class Unique(NamedTuple):
+    """A task's unique key, how its record holds it, and for how many ms (None: as its status says). `replaceable`: of
+    which types and in which queues another task must be to be replaced, as JSON (empty: any)."""
+
+    name: str
+    on_conflict: str
+    text: str
+    held_ms: int | None = None
+    replaceable: bytes = b""
+
+
+def unique_of(spec: TaskSpec, project: str | None, replaceable: bytes = b"") -> Unique | None:
+    """The unique key of a submission that was checked: each project has its own."""
+    if spec.unique_key is None:
+        return None
+    key, for_s = spec.unique_key, spec.unique_for_s
+    how = f"time:{round(for_s * 1000) / 1000}" if for_s is not None else spec.unique_until or "done"
+    if project is not None:
+        key = project + WHOSE + key
+    return Unique(key, spec.on_conflict, f"{how} {key}", None if for_s is None else round(for_s * 1000), replaceable)
+
+
+def shown_key(name: str) -> str:
+    """A unique key as its submission gave it."""
+    return name.rpartition(WHOSE)[2]
+
+
+def rare_fields(unique: str | None, trace: str | None) -> dict[str, Any]:
+    """What a record shows of the two fields, by its own names; nothing for most."""
+    shown: dict[str, Any] = {}
+    if unique:
+        how, _, name = unique.partition(" ")
+        shown["unique_key"] = shown_key(name)
+        until, is_time, seconds = how.partition(":")
+        if is_time:
+            shown["unique_for_s"] = float(seconds) if _SECONDS.fullmatch(seconds) else None
+        else:
+            shown["unique_until"] = until
+    if trace:
+        shown["traceparent"], shown["tracestate"] = trace_of(trace)
+    return shown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypeInfo:
+    """A task type as its workers publish it. `schema` is the JSON Schema of the payload."""
+
+    name: str
+    queue: str
+    schema: Mapping[str, Any]
+    description: str = ""
+    timeout_s: float | None = None
+    max_attempts: int = 1
+    backoff_s: float | None = None
+    backoff_max_s: float | None = None
+    on_lost_lease: OnLostLease | None = None
+    result_ttl_s: int | None = None
+    is_async: bool = False
+    served_by: tuple[str, ...] = ()
+    last_seen_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerInfo:
+    """One worker process as RQ's registry shows it. `state`: started, idle, busy or suspended."""
+
+    name: str
+    host: str
+    pid: int
+    state: str
+    queues: tuple[str, ...]
+    pool: str | None = None
+    current: tuple[str, ...]
+    done: int
+    failed: int
+    working_s: float
+    started_at: datetime | None = None
+    last_heartbeat: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueInfo:
+    """How a queue stands: counts by status, and the age in seconds of the task at its head."""
+
+    name: str
+    queued: int
+    in_progress: int
+    scheduled: int
+    waiting: int
+    done: int
+    failed: int
+    canceled: int
+    oldest_s: float | None = None
+
+
+Id = Annotated[str, Meta(examples=["d217r8m2n3aolstf2ch5"])]
+Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"}, examples=["2026-11-23T12:00:00.000Z"])]
+Count = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0)]
+
+
+@dataclass(frozen=True, slots=True)
+class LogLimits:
+    """What is kept of one attempt: lines, bytes (of the lines as JSON), and characters in one line."""
+
+    lines: int = 10_000
+    bytes: int = 4 * 1024 * 1024
+    line_chars: int = 8192
+
+
+DEFAULT_LIMITS: Final = LogLimits()

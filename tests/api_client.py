@@ -14,10 +14,10 @@ import httpx
 
 from api.app import create_app
 from taskpool import Registry, TaskPool, TaskRecord, TaskStatus
-from taskpool.attempt import Outcome
-from taskpool.catalogue import PoolInfo, publish
+from taskpool.operations.catalog import PoolInfo, publish
+from taskpool.redis.store import Store
 from taskpool.settings import Settings
-from taskpool.store import Store
+from taskpool.tasks.attempt import Outcome
 from tests.loop_watch import HELD
 from tests.support import eventually
 

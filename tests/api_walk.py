@@ -17,10 +17,10 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from api.access.access import Guarded
 from api.app import create_app
-from api.problems import TYPE_PREFIX
-from api.resource import Resource
+from api.auth.caller import Guarded
+from api.http.problems import TYPE_PREFIX
+from api.routing import Resource
 from taskpool.settings import Settings
 from tests.api_client import publish_types
 from tests.api_contract import Contract, templated

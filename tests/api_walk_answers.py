@@ -7,13 +7,13 @@ from typing import Any
 
 import httpx
 
-from api.events import hub, rota
-from taskpool import keys
+from api.events import hub
 from taskpool.access import keyring
-from taskpool.access.apikey import KeySpec, Scope
-from taskpool.logs.line import DEFAULT_LIMITS, LogLine, encode_line
-from taskpool.scripts import log
-from taskpool.types import TaskStatus
+from taskpool.access.api_key import KeySpec, Scope
+from taskpool.redis import keys
+from taskpool.redis.scripts import log
+from taskpool.tasks.log_lines import LogLine, encode_line
+from taskpool.types import DEFAULT_LIMITS, TaskStatus
 from tests.api_client import run_next
 from tests.api_walk import BODIES, Walk, answers_of, refusal_of
 from tests.keys import ME, bearer, make_key
@@ -203,7 +203,7 @@ async def in_every_form(walk: Walk, id: str) -> None:
 async def _that_goes(walk: Walk, id: str, at: str, **how: Any) -> None:
     """Follow a task that has nothing to tell and whose record is deleted meanwhile."""
     walk.patch.setattr(hub, "MARK_S", 0.01)
-    walk.patch.setattr(rota, "LOOK_S", 0.0)
+    walk.patch.setattr(hub, "LOOK_S", 0.0)
     following = asyncio.create_task(walk.ask(id, at=at, **how))
     async with asyncio.timeout(30):
         while not walk.world.redis.pubsub_numsub(keys.CHANNEL + at)[0][1]:

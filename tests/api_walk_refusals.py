@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 
 import httpx
 
-from api import body
-from api.access.caller import anonymous
-from taskpool.access.apikey import Scope
+from api.auth.caller import anonymous
+from api.http import body
+from taskpool.access.api_key import Scope
 from taskpool.errors import RedisUnavailable
 from taskpool.webhooks import store as webhook_store
 from tests.api_walk import Walk, of_any

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import httpx
 
-from taskpool import keys
+from taskpool.redis import keys
 from taskpool.webhooks import store as webhook_store
 from taskpool.webhooks.delivery import SendAttempt, settle, take
 from tests.api_walk import BODIES, Walk, answers_of, refusal_of

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.ports import free_port
 from taskpool import AsyncClient, Client
-from taskpool.redis_server import RedisServer
+from taskpool.redis.embedded import RedisServer
 from tests.api_client import api_process
 from tests.worker_pool import WorkerPool
 

@@ -17,7 +17,7 @@ from typing import IO, Any
 import yaml
 
 from benchmarks.ports import free_port
-from taskpool.redis_server import find_redis_server
+from taskpool.redis.embedded import find_redis_server
 from tests.old_redis import find_old_redis
 from tests.support import eventually
 

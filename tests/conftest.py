@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from taskpool.redis_server import RedisServer, find_redis_server
-from taskpool.server_version import ServerVersion
+from taskpool.redis.embedded import RedisServer, ServerVersion, find_redis_server
 from tests.loop_watch import Watch, WatchedLoop, watching
 from tests.states import World
 

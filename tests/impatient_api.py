@@ -10,16 +10,16 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from api import body, wishes
-from api.events import framing
+from api.events import client_queue
+from api.http import body, query
 
 
 def main(divisor: float, *, hurries_clients: bool) -> int:
     """Run it; the exit status."""
-    changed: Any = framing
-    changed.KEEP_ALIVE_S, changed.RETRY = framing.KEEP_ALIVE_S / divisor, b"retry: 50\n"
-    changed = wishes
-    changed.MAX_WAIT_S = wishes.MAX_WAIT_S / divisor
+    changed: Any = client_queue
+    changed.KEEP_ALIVE_S, changed.RETRY = client_queue.KEEP_ALIVE_S / divisor, b"retry: 50\n"
+    changed = query
+    changed.MAX_WAIT_S = query.MAX_WAIT_S / divisor
     if hurries_clients:
         changed = body
         changed.BODY_TIMEOUT_S = body.BODY_TIMEOUT_S / divisor

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from taskpool.access import keyring
-from taskpool.access.apikey import PLAIN_SCOPES, KeySpec, Scope
+from taskpool.access.api_key import PLAIN_SCOPES, KeySpec, Scope
 from taskpool.access.audit import Actor
-from taskpool.store import Store
+from taskpool.redis.store import Store
 
 ME: Final = Actor(None, "a test", None, "here")
 

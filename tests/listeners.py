@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from api.events.client_queue import MOST_WAITING, Gone, Item, Live, Outlet, Resync, Snapshot, Steps
 from api.events.hub import Hub
-from api.events.outlet import MOST_WAITING, Gone, Item, Live, Outlet, Resync, Snapshot, Steps
-from api.events.subscription import Subscription, Wanted
+from api.events.subscriptions import Subscription, Wanted
 from taskpool.async_pool import AsyncTaskPool
-from taskpool.eventlog import Position
+from taskpool.operations.status import Position
 
 
 class Listener:

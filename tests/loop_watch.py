@@ -208,7 +208,7 @@ def _serve_watched() -> int:
     from api.__main__ import main
     from api.connections import LimitedProtocol
     from api.server import _SocketProtocol
-    from taskpool.connection.async_wire import _Link
+    from taskpool.redis.async_connection import _Link
 
     watch = Watch(of_requests_alone=False)
 

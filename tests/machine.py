@@ -12,8 +12,8 @@ from typing import Any
 
 from hypothesis import note as tell
 
-from taskpool import scripts
-from taskpool.calls import Call
+from taskpool.redis import scripts
+from taskpool.redis.calls import Call
 from taskpool.types import TERMINAL, RunningTask, TaskStatus
 from tests.machine_watch import Watch
 from tests.model import Model

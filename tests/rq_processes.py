@@ -14,11 +14,11 @@ import httpx
 from redis import Redis
 
 from benchmarks.ports import free_port
-from taskpool import TaskPool, scripts
+from taskpool import TaskPool
 from taskpool.errors import TaskNotFound
-from taskpool.fleet import QueueInfo
-from taskpool.keys import BY_TAG, BY_TYPE, EVENTS
-from taskpool.types import TaskRecord, TaskStatus
+from taskpool.redis import scripts
+from taskpool.redis.keys import BY_TAG, BY_TYPE, EVENTS
+from taskpool.types import QueueInfo, TaskRecord, TaskStatus
 from tests.support import eventually
 
 ROOT = Path(__file__).parent.parent

@@ -17,7 +17,7 @@ from schemathesis import Case, HookContext, Response
 from schemathesis.core.failures import Failure
 from schemathesis.generation.meta import CONTENT_TYPE_PROBES
 
-from taskpool.seconds import LONGEST_S
+from taskpool.validation import LONGEST_S
 
 OWN_KEY = os.environ.get("TEST_KEY_ID")
 SHORT_WAIT_S = 0.05

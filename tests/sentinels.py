@@ -11,7 +11,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from benchmarks.ports import free_port
-from taskpool.redis_server import find_redis_server
+from taskpool.redis.embedded import find_redis_server
 from tests.support import eventually
 from tests.tls_front import TlsFront
 

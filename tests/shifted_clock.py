@@ -10,7 +10,7 @@ import struct
 import subprocess
 from pathlib import Path
 
-from taskpool.redis_server import RedisServer, find_redis_server
+from taskpool.redis.embedded import RedisServer, find_redis_server
 
 SOURCE = r"""
 #define _GNU_SOURCE

@@ -19,15 +19,14 @@ from typing import Any, Final, TypeVar
 from msgspec.structs import replace
 from redis import Redis
 
-from taskpool import scripts
 from taskpool.access.audit import Actor
-from taskpool.calls import Call
-from taskpool.fleet import TypeInfo
-from taskpool.record import fetch
-from taskpool.scripts import NewTask
-from taskpool.store import Store
-from taskpool.submission.prepare import Defaults, prepare
-from taskpool.types import RunningTask, TaskRecord, TaskSpec, TaskStatus
+from taskpool.operations.records import fetch
+from taskpool.operations.submit import Defaults, prepare
+from taskpool.redis import scripts
+from taskpool.redis.calls import Call
+from taskpool.redis.scripts import NewTask
+from taskpool.redis.store import Store
+from taskpool.types import RunningTask, TaskRecord, TaskSpec, TaskStatus, TypeInfo
 
 T = TypeVar("T")
 S = TaskStatus

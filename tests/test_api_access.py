@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from starlette.routing import Route, WebSocketRoute
 
-from api.access.access import Access, Guarded
 from api.app import create_app
-from api.resource import Resource, Socket
+from api.auth.caller import Access, Guarded
+from api.routing import Resource, Socket
 from taskpool.settings import Settings
 
 PUBLIC_PATHS = {"/", "/docs", "/docs/{file}", "/livez", "/readyz"}

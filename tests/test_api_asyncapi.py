@@ -9,7 +9,7 @@ import pytest
 from starlette.routing import WebSocketRoute
 
 from api.app import create_app
-from api.events.socket_messages import MESSAGES, REQUESTS, Asked, Told
+from api.events.websocket import MESSAGES, REQUESTS, Asked, Told
 from api.openapi.asyncapi import describe_socket
 from taskpool.settings import Settings
 

@@ -9,9 +9,9 @@ import pytest
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from api import body
-from api.body import read_json, read_optional_json
-from api.problems import Problem
+from api.http import body
+from api.http.body import read_json, read_optional_json
+from api.http.problems import Problem
 
 LIMIT = 100
 JSON = (b"content-type", b"application/json")

@@ -21,10 +21,10 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.server import ServerState
 
-from api.access.addresses import network
+from api.auth.rate_limit import network
 from api.connections import NO_LINGER, Connections, LimitedProtocol, Limits
 from taskpool import TaskPool, TaskSpec
-from taskpool.redis_server import RedisServer
+from taskpool.redis.embedded import RedisServer
 from tests.api_client import api_process, publish_types
 from tests.raw_client import connect, rest
 from tests.support import eventually

@@ -8,9 +8,9 @@ from pathlib import Path
 from starlette.routing import Route, WebSocketRoute
 
 from api.app import create_app
-from api.metrics import Scrape
-from api.problems import KINDS
-from api.resource import Resource
+from api.http.problems import KINDS
+from api.routes.health import Scrape
+from api.routing import Resource
 from taskpool.settings import Settings
 from taskpool.types import TaskSpec
 

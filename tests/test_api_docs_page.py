@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from api.openapi.page import FILES
+from api.openapi.document import FILES
 from tests.api_client import ROOT, api
 
 

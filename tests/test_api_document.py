@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from taskpool.document import (
+from taskpool.operations.documents import (
     event_document,
     queue_document,
     queued_document,
@@ -18,8 +18,7 @@ from taskpool.document import (
     type_document,
     worker_document,
 )
-from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
-from taskpool.types import Event, PastAttempt, QueuedTask, TaskRecord, TaskStatus
+from taskpool.types import Event, PastAttempt, QueuedTask, QueueInfo, TaskRecord, TaskStatus, TypeInfo, WorkerInfo
 
 
 def shown(function: Callable[[Any], msgspec.Struct], what: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from taskpool.access.apikey import Scope
+from taskpool.access.api_key import Scope
 from tests.api_client import ROOT, api_process, environment
 from tests.instances import taskpool
 from tests.keys import bearer, make_key

@@ -17,8 +17,8 @@ import httpx
 import pytest
 import requests
 
-from taskpool.access.apikey import Scope
-from taskpool.redis_server import RedisServer
+from taskpool.access.api_key import Scope
+from taskpool.redis.embedded import RedisServer
 from tests.api_client import JSON, api_process, publish_types
 from tests.keys import bearer, make_key
 

@@ -14,12 +14,11 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from taskpool import scripts
 from taskpool.access import keyring
-from taskpool.access.apikey import KeySpec, Scope
-from taskpool.access.rights import OPTIONS, RIGHTS, Effect
-from taskpool.logs.line import DEFAULT_LIMITS, LogLine, encode_line
-from taskpool.types import TaskStatus
+from taskpool.access.api_key import OPTIONS, RIGHTS, Effect, KeySpec, Scope
+from taskpool.redis import scripts
+from taskpool.tasks.log_lines import LogLine, encode_line
+from taskpool.types import DEFAULT_LIMITS, TaskStatus
 from tests.api_client import api, publish_types
 from tests.keys import ME, bearer, make_key
 from tests.states import World

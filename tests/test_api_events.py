@@ -14,8 +14,8 @@ import httpx
 import pytest
 
 from api.app import create_app
-from api.events import event_stream
-from taskpool import keys, scripts
+from api.events import sse
+from taskpool.redis import keys, scripts
 from taskpool.settings import Settings
 from tests.api_client import api, api_process, publish_types
 from tests.event_clients import StreamClient, until
@@ -168,7 +168,7 @@ async def test_a_stream_beyond_the_limit_is_refused_with_a_time_to_come_back(red
 async def test_a_stream_in_which_nothing_happens_says_so_now_and_then(
     redis_url: str, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(event_stream, "KEEP_ALIVE_S", 0.01)
+    monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.01)
     world.add("a")
     sent: list[bytes] = []
 

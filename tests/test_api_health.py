@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from taskpool.overview import ServerInfo
-from taskpool.redis_server import RedisServer
+from taskpool.operations.overview import ServerInfo
+from taskpool.redis.embedded import RedisServer
 from tests.api_client import api
 from tests.old_redis import find_old_redis
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from api.strict_json import MAX_DEPTH, InvalidJson, decode
+from api.http.body import MAX_DEPTH, InvalidJson, decode
 
 REFUSED = {
     "nothing": (b"", "too early", None),

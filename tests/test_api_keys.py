@@ -11,8 +11,8 @@ import httpx
 import pytest
 from redis import Redis
 
-from api.access import known
-from taskpool.access.apikey import Scope
+from api.auth import gate
+from taskpool.access.api_key import Scope
 from tests.api_client import api, publish_types
 from tests.keys import bearer, id_of, make_key, revoke_key
 from tests.states import World
@@ -23,8 +23,8 @@ ECHO = {"type": "echo", "payload": {"message": "hi"}}
 @pytest.fixture
 async def client(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an application that looks every key up anew, and asks each time whether there is one."""
-    monkeypatch.setattr(known, "FRESH_S", 0.0)
-    monkeypatch.setattr("api.access.gate.FRESH_S", 0.0)
+    monkeypatch.setattr(gate, "FRESH_S", 0.0)
+    monkeypatch.setattr("api.auth.gate.FRESH_S", 0.0)
     publish_types(redis_url)
     async with api(redis_url) as client:
         yield client

@@ -15,11 +15,12 @@ import pytest
 from redis import Redis
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
-from api import body, server
 from api import connections as connections_module
+from api import server
 from api.connections import MOST_HEADERS, MOST_PIPELINED, MOST_REFUSED
-from api.events.socket import MAX_MESSAGE_BYTES
-from taskpool.redis_server import RedisServer
+from api.events.websocket import MAX_MESSAGE_BYTES
+from api.http import body
+from taskpool.redis.embedded import RedisServer
 from taskpool.settings import Settings
 from tests.api_client import ROOT, api_process, publish_types
 from tests.keys import make_key

@@ -14,11 +14,11 @@ import pytest
 from redis import Redis
 
 from taskpool import TaskPool
-from taskpool.attempt import Outcome
-from taskpool.logs.line import DEFAULT_LIMITS, LogLine, encode_line
-from taskpool.redis_server import RedisServer
-from taskpool.scripts import log
-from taskpool.types import RunningTask, TaskStatus
+from taskpool.redis.embedded import RedisServer
+from taskpool.redis.scripts import log
+from taskpool.tasks.attempt import Outcome
+from taskpool.tasks.log_lines import LogLine, encode_line
+from taskpool.types import DEFAULT_LIMITS, RunningTask, TaskStatus
 from tests.api_client import api, api_process, publish_types
 from tests.support import eventually
 

@@ -8,10 +8,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 from redis import Redis
 
-from api.metrics import MOST_QUEUES, Scrape, exposition
-from taskpool import metrics_names as names
-from taskpool.fleet import QueueInfo, WorkerInfo
-from taskpool.keys import COUNTERS
+from api.routes.health import MOST_QUEUES, Scrape, exposition
+from taskpool.redis import keys as names
+from taskpool.redis.keys import COUNTERS
+from taskpool.types import QueueInfo, WorkerInfo
 from tests.api_client import api, publish_types
 
 

@@ -14,18 +14,18 @@ from redis import Redis
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from api.access.access import READ, Guarded
 from api.app import create_app
+from api.auth.caller import READ, Guarded
+from api.http.problems import KINDS, TYPE_PREFIX
 from api.openapi.answers import HEADERS
+from api.openapi.declarations import operation_of
 from api.openapi.document import TAGS, describe
-from api.openapi.operation import operation_of
 from api.openapi.schemas import with_refs
-from api.problems import KINDS, TYPE_PREFIX
-from api.resource import Resource
+from api.routing import Resource
 from taskpool import Registry, task
-from taskpool.fleet import TypeInfo
-from taskpool.seconds import LONGEST_S
 from taskpool.settings import Settings
+from taskpool.types import TypeInfo
+from taskpool.validation import LONGEST_S
 from tests.api_client import api, publish_types
 from tests.keys import bearer, make_key
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from api.openapi.examples import batch_examples, submission_examples
-from taskpool.fleet import TypeInfo
+from api.openapi.document import batch_examples, submission_examples
+from taskpool.types import TypeInfo
 from tests.api_client import api, publish_types
 
 NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/Node"}}, "required": ["next"]}

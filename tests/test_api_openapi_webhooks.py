@@ -13,9 +13,8 @@ from api.openapi.document import describe
 from taskpool.settings import Settings
 from taskpool.types import ENDS, TaskStatus
 from taskpool.webhooks.delivery import outbox_page
-from taskpool.webhooks.endpoint import TOLD, Webhook
+from taskpool.webhooks.endpoint import TOLD, Webhook, new_secret, signed_headers
 from taskpool.webhooks.message import message_body, trial_body
-from taskpool.webhooks.signature import new_secret, signed_headers
 from tests.states import World
 
 URL = "https://hooks.example/in"

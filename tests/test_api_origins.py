@@ -7,8 +7,8 @@ import pytest
 
 from api.app import create_app
 from taskpool.errors import ConfigurationError
-from taskpool.names import names_this_machine
 from taskpool.settings import Settings
+from taskpool.validation import names_this_machine
 from tests.api_client import api, publish_types
 from tests.keys import bearer, make_key
 
@@ -174,7 +174,7 @@ async def test_an_answer_to_a_bug_has_them_too(redis_url: str, monkeypatch: pyte
     async def break_down(*_: object) -> None:
         raise ValueError
 
-    monkeypatch.setattr("api.access.gate.Gate.admit", break_down)
+    monkeypatch.setattr("api.auth.gate.Gate.admit", break_down)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         response = await client.get("/tasks")

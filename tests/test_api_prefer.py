@@ -64,7 +64,7 @@ async def test_a_task_that_takes_longer_is_accepted_as_ever(client: httpx.AsyncC
 async def test_a_submission_waits_less_long_than_a_proxy(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.wishes.MAX_WAIT_S", 0)
+    monkeypatch.setattr("api.http.query.MAX_WAIT_S", 0)
 
     response = await client.post("/tasks", json=ECHO, headers={"Prefer": "respond-async, wait=3600"})
 

@@ -20,10 +20,10 @@ from websockets.sync.client import connect
 
 from api.app import create_app
 from taskpool import Client
-from taskpool.access.apikey import Scope
+from taskpool.access.api_key import Scope
 from taskpool.errors import ConfigurationError
-from taskpool.names import path_prefix
 from taskpool.settings import Settings
+from taskpool.validation import path_prefix
 from tests.api_client import api_process, publish_types
 from tests.instances import taskpool
 from tests.keys import bearer, make_key
@@ -194,7 +194,7 @@ async def test_a_hostile_prefix_is_never_shown(redis_url: str, prefix: str, capl
 
     assert made.headers["location"] == f"/set/tasks/{made.json()['id']}"
     assert index.json()["links"]["tasks"] == "/set/tasks"
-    (said,) = [record.getMessage() for record in caplog.records if record.name == "api.prefix"]
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "api.http.prefix"]
     assert "X-Forwarded-Prefix" in said
     assert said.isprintable()
 

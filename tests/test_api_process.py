@@ -23,7 +23,7 @@ from starlette.applications import Starlette
 
 from api.connections import Connections, Limits
 from api.server import MIDDLE_COLLECTIONS_A_FULL_ONE, _Server
-from taskpool.redis_server import RedisServer
+from taskpool.redis.embedded import RedisServer
 from tests.api_client import JSON, ROOT, api_process, environment, publish_types
 from tests.support import eventually
 

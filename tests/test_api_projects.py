@@ -13,9 +13,9 @@ import pytest
 from starlette.routing import Route
 
 from api.app import create_app
-from api.resource import Resource
-from taskpool import scripts
-from taskpool.access.apikey import Scope
+from api.routing import Resource
+from taskpool.access.api_key import Scope
+from taskpool.redis import scripts
 from taskpool.settings import Settings
 from taskpool.types import TaskStatus
 from tests.api_client import api, claim, publish_types, run_next

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from api.problems import Problem
-from api.query import ListQuery, NoQuery, QueueQuery, TaskQuery, read_query
+from api.http.problems import Problem
+from api.http.query import ListQuery, NoQuery, QueueQuery, TaskQuery, read_query
 from taskpool.types import TaskStatus
 
 

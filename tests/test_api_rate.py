@@ -16,10 +16,10 @@ from redis import Redis
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from api.access import rate
-from api.access.rate import FAILED_AT_ONCE
 from api.app import create_app
-from taskpool.access.apikey import Scope
+from api.auth import rate_limit
+from api.auth.rate_limit import FAILED_AT_ONCE
+from taskpool.access.api_key import Scope
 from taskpool.settings import Settings
 from tests.api_client import api, api_process, publish_types
 from tests.keys import bearer, make_key
@@ -102,7 +102,7 @@ async def test_of_many_at_once_only_so_many_get_in(redis_url: str) -> None:
 async def test_a_process_that_stands_still_for_a_while_keeps_the_tokens_of_those_who_wait(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rate, "KEPT_S", 0.0)  # whenever somebody wakes, a second has gone by
+    monkeypatch.setattr(rate_limit, "KEPT_S", 0.0)  # whenever somebody wakes, a second has gone by
 
     async with api(redis_url, **TEN) as client:
         answers = await asyncio.gather(*[client.get(UNTOUCHED) for _ in range(12)])
@@ -298,7 +298,7 @@ async def test_tokens_that_a_process_holds_already_count_for_a_batch(redis_url: 
 @pytest.fixture
 def no_refill(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long a test takes, what failed counts to its end."""
-    monkeypatch.setattr(rate, "FAILED_A_SECOND", 0.001)
+    monkeypatch.setattr(rate_limit, "FAILED_A_SECOND", 0.001)
 
 
 WRONG: dict[str, str] = {"authorization": "Bearer tp_000000000000_" + "A" * 43}
@@ -395,8 +395,8 @@ async def test_wrong_tickets_are_counted_for_themselves(redis_url: str, redis: R
 
 
 async def test_so_many_addresses_are_remembered_and_the_latest_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rate, "MOST_CALLERS", 10)
-    failed = rate.FailedAttempts()
+    monkeypatch.setattr(rate_limit, "MOST_CALLERS", 10)
+    failed = rate_limit.FailedAttempts()
 
     for number in range(100):
         failed.note(f"192.0.2.{number}")

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from api.problems import KINDS, TYPE_PREFIX
+from api.http.problems import KINDS, TYPE_PREFIX
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.types import TaskSpec
 from tests.api_client import JSON, api, publish_types

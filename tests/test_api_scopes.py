@@ -9,10 +9,10 @@ import httpx
 import pytest
 from starlette.routing import Route
 
-from api.access.access import Access
 from api.app import create_app
-from api.resource import Resource
-from taskpool.access.apikey import Scope
+from api.auth.caller import Access
+from api.routing import Resource
+from taskpool.access.api_key import Scope
 from taskpool.settings import Settings
 from tests.api_client import api, publish_types
 from tests.keys import bearer, make_key

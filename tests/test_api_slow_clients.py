@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from api.access.caller import SCOPE_KEY, anonymous
 from api.app import create_app
-from api.events.socket import SocketRoute
-from taskpool import scripts
+from api.auth.caller import SCOPE_KEY, anonymous
+from api.events.websocket import SocketRoute
+from taskpool.redis import scripts
 from taskpool.settings import Settings
 from taskpool.types import RunningTask
 from tests.api_client import api_process

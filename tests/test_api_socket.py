@@ -16,14 +16,14 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from api.access.caller import anonymous
 from api.app import create_app
+from api.auth.caller import anonymous
 from api.events import streams
-from api.events.outlet import Outlet
-from api.events.subscription import Subscription, Wanted
-from taskpool import keys, scripts
+from api.events.client_queue import Outlet
+from api.events.subscriptions import Subscription, Wanted
 from taskpool.errors import TaskNotFound
-from taskpool.eventlog import START
+from taskpool.operations.status import START
+from taskpool.redis import keys, scripts
 from taskpool.settings import Settings
 from tests.api_client import api_process, publish_types
 from tests.listeners import hub_on

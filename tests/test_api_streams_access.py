@@ -18,9 +18,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
-from api.access import known
 from api.app import create_app
-from taskpool.access.apikey import Scope
+from api.auth import gate
+from taskpool.access.api_key import Scope
 from taskpool.settings import Settings
 from tests.api_client import publish_types
 from tests.keys import bearer, make_key, revoke_key
@@ -64,7 +64,7 @@ class Served:
 @pytest.fixture
 def served(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """An application that asks after keys all the time."""
-    monkeypatch.setattr(known, "FRESH_S", 0.0)
+    monkeypatch.setattr(gate, "FRESH_S", 0.0)
     publish_types(redis_url)
     app = create_app(Settings(redis_url=redis_url, cors_origins=(LISTED,)))
     monkeypatch.setattr(app.state.streams, "_look_at_keys_s", 0.05)

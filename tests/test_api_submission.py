@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from api.problems import MAX_SHOWN, Problem
-from api.submission import MAX_BATCH, Stop, read_batch, read_retry, read_stop, read_submission
+from api.http.problems import MAX_SHOWN, Problem
+from api.http.submission import MAX_BATCH, Stop, read_batch, read_retry, read_stop, read_submission
 from taskpool.types import TaskSpec
 
 

@@ -10,9 +10,9 @@ from redis import Redis
 from starlette.routing import Route, WebSocketRoute
 
 from api.app import create_app
+from api.http.problems import TYPE_PREFIX
 from api.openapi.document import operations
-from api.problems import TYPE_PREFIX
-from api.resource import Resource
+from api.routing import Resource
 from taskpool.settings import Settings
 from tests import api_walk_answers, api_walk_refusals, api_walk_webhooks
 from tests.api_contract import METHODS, templated

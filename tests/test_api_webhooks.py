@@ -9,9 +9,9 @@ import httpx
 import pytest
 from redis import Redis
 
-from api.access import known
-from taskpool import keys
-from taskpool.access.apikey import Scope
+from api.auth import gate
+from taskpool.access.api_key import Scope
+from taskpool.redis import keys
 from taskpool.webhooks import delivery
 from taskpool.webhooks.delivery import NewDelivery, SendAttempt
 from tests.api_client import api, publish_types
@@ -24,8 +24,8 @@ FIRST = {"type": "echo", "payload": {"message": "hi"}, "callback_url": URL}
 
 @pytest.fixture
 async def client(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[httpx.AsyncClient]:
-    monkeypatch.setattr(known, "FRESH_S", 0.0)
-    monkeypatch.setattr("api.access.gate.FRESH_S", 0.0)
+    monkeypatch.setattr(gate, "FRESH_S", 0.0)
+    monkeypatch.setattr("api.auth.gate.FRESH_S", 0.0)
     publish_types(redis_url)
     async with api(redis_url) as client:
         yield client

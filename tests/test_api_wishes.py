@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from api.problems import Problem
-from api.tags import has_tag, tag_of
-from api.wishes import NOTHING, wishes_of
+from api.http.problems import Problem
+from api.http.query import NOTHING, wishes_of
+from api.http.responses import has_tag, tag_of
 
 
 @pytest.mark.parametrize(

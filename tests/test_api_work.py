@@ -14,10 +14,10 @@ from typing import Any
 import httpx
 import pytest
 
-from taskpool.catalogue import PoolInfo, publish
-from taskpool.fleet import TypeInfo
-from taskpool.redis_server import RedisServer
-from taskpool.store import Store
+from taskpool.operations.catalog import PoolInfo, publish
+from taskpool.redis.embedded import RedisServer
+from taskpool.redis.store import Store
+from taskpool.types import TypeInfo
 from tests.api_client import JSON, api_process
 
 LIMIT = 256 * 1024

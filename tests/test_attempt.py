@@ -12,16 +12,16 @@ import pytest
 from msgspec.structs import replace
 
 from taskpool import Registry, SoftTimeout, Task, TaskContext, TaskStopped, task
-from taskpool.attempt import (
+from taskpool.tasks.attempt import (
     LONGEST_ERROR,
     LONGEST_TRACEBACK,
     Outcome,
+    backoff_s,
     execute_task,
     execute_task_async,
     stopped,
     timed_out,
 )
-from taskpool.retry import backoff_s
 from taskpool.testing import RecordingSink
 from taskpool.types import RunningTask, TaskStatus
 
@@ -154,7 +154,7 @@ def test_an_exception_fails_the_task_and_says_where() -> None:
     }
     assert outcome.traceback.startswith("Traceback (most recent call last):\n")
     assert "return 1 / by" in outcome.traceback
-    assert "taskpool/attempt.py" not in outcome.traceback
+    assert "taskpool/tasks/attempt.py" not in outcome.traceback
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from taskpool import keys, scripts
 from taskpool.access import keyring
-from taskpool.access.apikey import KeySpec
-from taskpool.access.audit import Actor, What, entry
-from taskpool.access.audit_pages import MOST_LOOKED_AT, AuditFilter, read_audit
+from taskpool.access.api_key import KeySpec
+from taskpool.access.audit import MOST_LOOKED_AT, Actor, AuditFilter, What, entry, read_audit
 from taskpool.errors import InvalidTask
+from taskpool.redis import keys, scripts
 from tests.states import World
 
 ANNA = Actor("a" * 12, "anna", None, "10.0.0.1")

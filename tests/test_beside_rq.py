@@ -15,18 +15,19 @@ from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job, requeue_job
 from rq.serializers import JSONSerializer
 
-from taskpool import Registry, Secret, TaskPool, TaskStatus, scripts, task
-from taskpool.catalogue import PoolInfo, publish
-from taskpool.cli.root import main
-from taskpool.keys import SECRETS, SECRETS_INDEX
-from taskpool.listing import all_queues
-from taskpool.overview import worker_warnings
-from taskpool.rqjob import ENTRY_POINT
+from taskpool import Registry, Secret, TaskPool, TaskStatus, task
+from taskpool.cli.__main__ import main
+from taskpool.operations.catalog import PoolInfo, publish
+from taskpool.operations.listing import all_queues
+from taskpool.operations.overview import worker_warnings
+from taskpool.redis import scripts
+from taskpool.redis.keys import SECRETS, SECRETS_INDEX
+from taskpool.redis.rq_job import ENTRY_POINT
+from taskpool.redis.store import AsyncStore
 from taskpool.settings import Settings
-from taskpool.store import AsyncStore
 from tests.api_client import api
 from tests.states import SEED, World
-from workers.beside_rq import BesideRq
+from workers.housekeeping import BesideRq
 
 S = TaskStatus
 PLACE = "rq:queue:default:intermediate"

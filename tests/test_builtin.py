@@ -18,12 +18,10 @@ import jsonschema_rs
 import pytest
 
 from taskpool import InvalidPayload, Registry, TaskContext, TaskStatus, TaskStopped
-from taskpool.builtin import files
-from taskpool.builtin.files import LARGEST_FILE_BYTES
-from taskpool.builtin.simple import LongTask
+from taskpool.tasks import builtin
+from taskpool.tasks.builtin import LARGEST_FILE_BYTES, LongTask
 from taskpool.testing import InlinePool, RecordingSink
-from taskpool.webhooks.network import Resolver
-from taskpool.webhooks.target import Address
+from taskpool.url_guard import Address, Resolver
 
 S = TaskStatus
 
@@ -183,17 +181,17 @@ def test_a_link_that_is_put_on_the_way_while_the_file_is_opened_is_not_followed(
     for top, text in ((root, "inside"), (tmp_path / "outside", "secret")):
         (top / "sub" / "deep").mkdir(parents=True)
         (top / "sub" / "deep" / "a.txt").write_text(text)
-    walk = files._walk
+    walk = builtin._walk
 
     def swap_then_walk(base: Path, parts: tuple[str, ...]) -> int:
         (root / swapped).rename(root / "away")
         (root / swapped).symlink_to(tmp_path / "outside" / swapped)
         return walk(base, parts)
 
-    monkeypatch.setattr(files, "_walk", swap_then_walk)
+    monkeypatch.setattr(builtin, "_walk", swap_then_walk)
 
     with pytest.raises(OSError, match=r"Not a directory|Too many levels of symbolic links"):
-        files.open_below(root, "sub/deep/a.txt")
+        builtin.open_below(root, "sub/deep/a.txt")
 
 
 @pytest.mark.parametrize("payload", [{}, {"path": "a", "text": "b"}, {"path": ""}, {"text": None}, {"txt": "a"}])

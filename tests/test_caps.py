@@ -9,13 +9,14 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
-from api.access.caller import anonymous
 from api.app import create_app
-from api.problems import Problem
-from taskpool import CapReached, Registry, TaskPool, TaskSpec, keys, scripts
-from taskpool.access.apikey import Scope
+from api.auth.caller import anonymous
+from api.http.problems import Problem
+from taskpool import CapReached, Registry, TaskPool, TaskSpec
+from taskpool.access.api_key import Scope
+from taskpool.redis import keys, scripts
+from taskpool.redis.add_script import Added, Capped, Caps, NewTask, Once
 from taskpool.settings import Settings
-from taskpool.submission.addition import Added, Capped, Caps, NewTask, Once
 from tests.api_client import api, publish_types
 from tests.keys import bearer, make_key
 from tests.states import World, new_task

@@ -8,11 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from taskpool import catalogue, keys
-from taskpool.calls import Call, Plan
-from taskpool.catalogue import Catalogue, PoolInfo
 from taskpool.errors import InvalidPayload, UnknownType
-from taskpool.fleet import TypeInfo
+from taskpool.operations import catalog
+from taskpool.operations.catalog import Catalogue, PoolInfo
+from taskpool.redis import keys
+from taskpool.redis.calls import Call, Plan
+from taskpool.types import TypeInfo
 from tests.states import World
 
 SCHEMA = {
@@ -32,7 +33,7 @@ POOL = PoolInfo(id="p1", host="h", pid=7, queues=("default",), types=("echo", "r
 
 
 def publish(world: World, *types: TypeInfo, pool: PoolInfo = POOL, ttl_s: int = 100) -> None:
-    world.run(catalogue.publish(pool, types, ttl_s=ttl_s))
+    world.run(catalog.publish(pool, types, ttl_s=ttl_s))
 
 
 def carry_out(world: World, plan: Plan[Any]) -> Any:
@@ -58,7 +59,7 @@ def test_types_are_listed_by_name_with_the_pools_that_serve_them(world: World) -
     publish(world, RESIZE, ECHO)
     publish(world, ECHO, pool=replace(POOL, id="p2", types=("echo",)))
 
-    echo, resize = carry_out(world, catalogue.types())
+    echo, resize = carry_out(world, catalog.types())
 
     assert (echo.name, sorted(echo.served_by)) == ("echo", ["p1", "p2"])
     assert replace(resize, last_seen_ms=None) == replace(RESIZE, served_by=("p1",))
@@ -68,21 +69,21 @@ def test_types_are_listed_by_name_with_the_pools_that_serve_them(world: World) -
 def test_live_pools_are_listed_as_they_announced_themselves(world: World) -> None:
     publish(world, pool=POOL)
 
-    assert carry_out(world, catalogue.pools()) == [POOL]
+    assert carry_out(world, catalog.pools()) == [POOL]
 
 
 def test_nothing_is_listed_where_nothing_was_announced(world: World) -> None:
-    assert carry_out(world, catalogue.pools()) == []
-    assert carry_out(world, catalogue.types()) == []
+    assert carry_out(world, catalog.pools()) == []
+    assert carry_out(world, catalog.types()) == []
 
 
 def test_a_pool_that_retired_serves_nothing_and_its_types_stay_known(world: World) -> None:
     publish(world, RESIZE)
 
-    carry_out(world, catalogue.retire("p1"))
+    carry_out(world, catalog.retire("p1"))
 
-    assert carry_out(world, catalogue.pools()) == []
-    assert [each.served_by for each in carry_out(world, catalogue.types())] == [()]
+    assert carry_out(world, catalog.pools()) == []
+    assert [each.served_by for each in carry_out(world, catalog.types())] == [()]
     assert not world.redis.exists(keys.POOL + "p1", keys.POOLS)
 
 
@@ -90,8 +91,8 @@ def test_a_pool_that_fell_silent_serves_nothing(world: World) -> None:
     publish(world, RESIZE)
     world.redis.delete(keys.POOL + "p1")  # as its expiry does
 
-    assert carry_out(world, catalogue.pools()) == []
-    assert [each.served_by for each in carry_out(world, catalogue.types())] == [()]
+    assert carry_out(world, catalog.pools()) == []
+    assert [each.served_by for each in carry_out(world, catalog.types())] == [()]
 
 
 def test_a_newer_version_may_tell_more_than_we_know(world: World) -> None:
@@ -133,13 +134,13 @@ def test_an_old_copy_is_read_again(world: World, monkeypatch: pytest.MonkeyPatch
     copy = Catalogue(type_grace_s=100)
     carry_out(world, copy.find(["echo"]))
     publish(world, replace(ECHO, queue="elsewhere"))
-    monkeypatch.setattr(catalogue, "FRESH_S", 0)
+    monkeypatch.setattr(catalog, "FRESH_S", 0)
 
     assert carry_out(world, copy.find(["echo"]))["echo"].queue == "elsewhere"
 
 
 def test_a_payload_is_checked_with_the_schema_of_the_latest_copy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "FRESH_S", 0)
+    monkeypatch.setattr(catalog, "FRESH_S", 0)
     publish(world, ECHO)
     copy = Catalogue(type_grace_s=100)
     carry_out(world, copy.find(["echo"]))
@@ -174,7 +175,7 @@ def test_a_type_that_nobody_has_served_for_long_is_refused_and_said_to_be_known(
 
 def test_a_type_stays_good_for_a_while_after_its_last_pool_went(world: World) -> None:
     publish(world, ECHO)
-    carry_out(world, catalogue.retire("p1"))
+    carry_out(world, catalog.retire("p1"))
     world.redis.zadd(keys.TYPES_SEEN, {"echo": world.redis.time()[0] * 1000 - 50_000})
 
     assert carry_out(world, Catalogue(type_grace_s=100).find(["echo"]))
@@ -288,7 +289,7 @@ def test_a_schema_that_the_reader_cannot_use_is_no_fault_of_the_payload(world: W
 
 
 def test_a_call_of_the_catalogue_may_be_repeated() -> None:
-    call = catalogue.publish(POOL, [ECHO], ttl_s=5)
+    call = catalog.publish(POOL, [ECHO], ttl_s=5)
 
     assert isinstance(call, Call)
     assert call.again

@@ -24,7 +24,7 @@ from benchmarks.chaos.plan import Plan
 from benchmarks.chaos.receiver import Message
 from benchmarks.chaos.witness import Effect
 from taskpool.types import Event, TaskRecord, TaskStatus
-from taskpool.webhooks.signature import new_secret, signed_headers
+from taskpool.webhooks.endpoint import new_secret, signed_headers
 
 Check = Callable[[Evidence], Iterator[Finding]]
 SECRET = new_secret()

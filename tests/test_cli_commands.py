@@ -18,10 +18,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from taskpool import Client, Registry, TaskContext, TaskPool, task
-from taskpool.catalogue import PoolInfo, publish
-from taskpool.cli import main
-from taskpool.cli.exits import Exit
-from taskpool.document import task_document
+from taskpool.cli.__main__ import main
+from taskpool.cli.output import Exit
+from taskpool.operations.catalog import PoolInfo, publish
+from taskpool.operations.documents import task_document
 from taskpool.types import TaskRecord
 from tests.cli_ways import Reached
 from tests.support import eventually

@@ -15,9 +15,9 @@ from redis import Redis
 from rich.console import Console
 
 from taskpool import Registry, task
-from taskpool.catalogue import PoolInfo, publish
-from taskpool.cli import main
-from taskpool.cli.bars import TaskBar
+from taskpool.cli.__main__ import main
+from taskpool.cli.output import TaskBar
+from taskpool.operations.catalog import PoolInfo, publish
 from tests.cli_ways import Reached
 
 EVIL = (

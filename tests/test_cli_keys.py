@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from taskpool.access.apikey import Scope
-from taskpool.cli.root import main
+from taskpool.access.api_key import Scope
+from taskpool.cli.__main__ import main
 from tests.api_client import api_process, publish_types
 from tests.keys import id_of, make_key
 

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 import pytest
 from click.testing import CliRunner, Result
 
-from taskpool import Registry, TaskPool, scripts, task
-from taskpool.attempt import Outcome
-from taskpool.cli import main
-from taskpool.cli.exits import Exit
-from taskpool.logs.line import LogLimits, encode_line, note
-from taskpool.types import RunningTask, TaskStatus
+from taskpool import Registry, TaskPool, task
+from taskpool.cli.__main__ import main
+from taskpool.cli.output import Exit
+from taskpool.redis import scripts
+from taskpool.tasks.attempt import Outcome
+from taskpool.tasks.log_lines import encode_line, note
+from taskpool.types import LogLimits, RunningTask, TaskStatus
 from tests.cli_ways import Reached
 
 RED = "\x1b[31mred\x1b[0m"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from taskpool.cli import main
-from taskpool.cli.exits import Exit
+from taskpool.cli.__main__ import main
+from taskpool.cli.output import Exit
 
 
 def new(*arguments: str) -> Result:

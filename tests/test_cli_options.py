@@ -8,11 +8,11 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from taskpool.cli import main
-from taskpool.cli.exits import Exit
+from taskpool.cli.__main__ import main
 from taskpool.cli.options import SettingOption, environment, load_settings
-from taskpool.seconds import LONGEST_S
+from taskpool.cli.output import Exit
 from taskpool.settings import CLIENT_SETTINGS, SETTING_FIELDS, Settings
+from taskpool.validation import LONGEST_S
 
 
 def settings_of(command: str) -> set[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from taskpool.cli.part import LONGEST_LINE, TAIL_LINES, Part, Watcher
+from taskpool.cli.instance import LONGEST_LINE, TAIL_LINES, Part, Watcher
 from tests.support import eventually, is_running
 
 
@@ -97,7 +97,7 @@ async def wait_for(lines: list[tuple[str, str]]) -> None:
 
 def test_the_watched_end_with_the_watcher(tmp_path: Path) -> None:
     code = (
-        "import subprocess, time\nfrom taskpool.cli.part import Watcher\n"
+        "import subprocess, time\nfrom taskpool.cli.instance import Watcher\n"
         "watcher = Watcher()\nchild = subprocess.Popen(['sleep', '60'], start_new_session=True)\n"
         "watcher.add(child.pid)\nprint(child.pid, flush=True)\ntime.sleep(60)"
     )
@@ -144,7 +144,7 @@ async def test_what_only_looks_like_it_is_passed_on() -> None:
 
 
 async def test_nothing_is_held_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taskpool.cli.part.HOLD_S", 0.05)
+    monkeypatch.setattr("taskpool.cli.instance.HOLD_S", 0.05)
     lines: list[tuple[str, str]] = []
 
     part = await start("import time; print('taskpool: one', flush=True); time.sleep(600)", lines)

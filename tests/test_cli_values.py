@@ -10,7 +10,7 @@ from typing import Any
 import click
 import pytest
 
-from taskpool.cli.values import read_json, read_pairs
+from taskpool.cli.options import read_json, read_pairs
 
 SCHEMA: dict[str, Any] = {
     "$ref": "#/$defs/Resize",

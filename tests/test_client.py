@@ -30,10 +30,8 @@ from taskpool import (
     UniqueConflict,
     WaitTimeout,
 )
-from taskpool.document import worker_document
-from taskpool.document_types import WorkerDocument
-from taskpool.fleet import WorkerInfo
-from taskpool.types import TaskOptions
+from taskpool.operations.documents import WorkerDocument, worker_document
+from taskpool.types import TaskOptions, WorkerInfo
 from tests.api_client import ROOT
 from tests.client_kinds import KINDS, Service, client_of, service
 from tests.worker_pool import started

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from taskpool import ApiUnavailable, Client, RedisUnavailable, TaskPool, TaskSpec
-from taskpool.attempt import Outcome
-from taskpool.redis_server import RedisServer
+from taskpool.redis.embedded import RedisServer
+from taskpool.tasks.attempt import Outcome
 from taskpool.types import RunningTask, TaskStatus
 from tests.api_client import publish_types
 from tests.client_kinds import KINDS, Api, client_of

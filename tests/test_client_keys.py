@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from taskpool import ApiError, InvalidTask, NotAllowed, TaskNotFound, TaskSpec, Unauthorized
-from taskpool.access.apikey import Scope
-from taskpool.cli import main
-from taskpool.cli.exits import Exit
+from taskpool.access.api_key import Scope
+from taskpool.cli.__main__ import main
+from taskpool.cli.output import Exit
 from tests.client_kinds import KINDS, Service, client_of, service
 from tests.instances import taskpool
 from tests.keys import make_key

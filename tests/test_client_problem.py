@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from api.problems import KINDS, Problem, conflict, invalid_task, unique_conflict
+from api.http.problems import KINDS, Problem, conflict, invalid_task, unique_conflict
 from taskpool import (
     ApiError,
     CapReached,
@@ -25,8 +25,7 @@ from taskpool import (
     UnknownDependency,
     UnknownType,
 )
-from taskpool.client.problem import error_of
-from taskpool.client.request import About, Answer
+from taskpool.client.request import About, Answer, error_of
 from taskpool.errors import InvalidKey, KeyNotFound, KeyReused
 
 OWN: dict[str, type[TaskpoolError]] = {

@@ -14,8 +14,7 @@ import pytest
 from taskpool import ApiError, ApiUnavailable, QueueFull, RedisUnavailable, TaskNotFound, TaskSpec, WaitTimeout
 from taskpool.client import operations
 from taskpool.client.follow import WAITING, WATCHING, events, follow, follow_log
-from taskpool.client.request import Answer, Lost, Plan, Read, Request, Send, Sleep, Tell
-from taskpool.client.retry import Retrying, sending
+from taskpool.client.request import Answer, Lost, Plan, Read, Request, Retrying, Send, Sleep, Tell, sending
 from taskpool.errors import TaskpoolError
 
 GET, DELETE = operations.get("t1"), operations.remove_task("t1")

@@ -14,11 +14,10 @@ import httpx
 import pytest
 from rq_dashboard.cli import run as rq_dashboard
 
-from taskpool.cli.root import main
+from taskpool.cli.__main__ import main
+from taskpool.redis.embedded import ServerVersion
 from taskpool.rq_dashboard import HOSTS_VARIABLE
-from taskpool.server_version import ServerVersion
-from taskpool.setting import PREFIX
-from taskpool.settings import SETTING_FIELDS, Settings
+from taskpool.settings import PREFIX, SETTING_FIELDS, Settings
 from tests.compose import ROOT, Stack, in_bytes, read_file, read_services, seconds, words
 
 SERVICES = read_services({})

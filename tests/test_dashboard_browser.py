@@ -16,8 +16,8 @@ from rq import Queue
 
 from benchmarks.ports import free_port
 from taskpool import TaskPool
-from taskpool.redis_server import RedisServer
-from taskpool.registry import Registry
+from taskpool.redis.embedded import RedisServer
+from taskpool.tasks.registry import Registry
 from taskpool.types import TaskStatus
 from tests.browser import INSTALL, Page, browser, find_chromium
 from tests.rq_processes import TASKS, dashboard, is_gone

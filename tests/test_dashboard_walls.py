@@ -17,8 +17,8 @@ from rq import Queue
 
 from benchmarks.ports import free_port
 from taskpool import TaskPool, rq_dashboard
-from taskpool.redis_server import RedisServer
-from taskpool.registry import Registry
+from taskpool.redis.embedded import RedisServer
+from taskpool.tasks.registry import Registry
 from tests.rq_processes import SETTINGS, Dashboard, dashboard
 
 INJECTION = "x');window.ran=1;//</script><script>window.ran=1</script>"

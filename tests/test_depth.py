@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from taskpool.depth import MANY, is_deeper_than
+from taskpool.text import MANY, is_deeper_than
 
 WIDE = ",".join(["[0]"] * 3)
 

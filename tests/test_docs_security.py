@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from taskpool.access import apikey
+from taskpool.access import api_key
+from taskpool.access.api_key import OPTIONS, RIGHTS, Effect
 from taskpool.access.audit import What
-from taskpool.access.rights import OPTIONS, RIGHTS, Effect
 from tests.test_api_access import guards
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +35,7 @@ def test_the_table_of_scopes_says_what_each_route_asks_of_its_caller() -> None:
     assert told.pop("not for a key of a project") == {where for where, access in served.items() if access.whole}
     assert told.pop("also with a ticket") == {where for where, access in served.items() if access.ticket}
     assert told == {
-        f"`{scope}`": {where for where, access in served.items() if access.scope is scope} for scope in apikey.Scope
+        f"`{scope}`": {where for where, access in served.items() if access.scope is scope} for scope in api_key.Scope
     }
 
 

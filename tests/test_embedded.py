@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from taskpool.embedded import EmbeddedRedis, check_redis
 from taskpool.errors import ConfigurationError
-from taskpool.redis_server import SOCKET_PATH_MAX, RedisServer, find_redis_server
+from taskpool.redis.embedded import SOCKET_PATH_MAX, EmbeddedRedis, RedisServer, check_redis, find_redis_server
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.types import TaskStatus
 from tests.old_redis import find_old_redis
@@ -25,7 +24,7 @@ from tests.support import eventually, is_running
 
 HOLD_IT = """
 import sys, threading
-from taskpool.embedded import EmbeddedRedis
+from taskpool.redis.embedded import EmbeddedRedis
 redis = EmbeddedRedis(sys.argv[1])
 starter = threading.Thread(target=redis.__enter__)  # the thread that starts it may end
 starter.start()

@@ -9,16 +9,14 @@ from typing import Any
 
 import pytest
 
-from api.access.caller import Caller, anonymous
-from api.access.gate import Gate
-from api.events import attributes, hub, restarts
-from api.events.attributes import AttributeCache
+from api.auth.caller import Caller, anonymous
+from api.auth.gate import Gate
+from api.events import hub, subscriptions
 from api.events.hub import Hub
-from api.events.mishaps import Mishaps
 from api.events.streams import Streams
-from api.events.subscription import Subscription
-from taskpool import keys, scripts
+from api.events.subscriptions import AttributeCache, Mishaps, Subscription
 from taskpool.errors import RedisUnavailable
+from taskpool.redis import keys, scripts
 from taskpool.settings import Settings
 from tests.listeners import Listener, hub_on
 from tests.states import World
@@ -62,7 +60,7 @@ class Bug:
 
 @pytest.fixture(autouse=True)
 def retries_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (hub, attributes, restarts):
+    for module in (hub, subscriptions, subscriptions):
         monkeypatch.setattr(module, "RETRY_S", 0.01)
 
 
@@ -125,7 +123,7 @@ async def test_a_bug_where_things_are_told_anew_keeps_nobody_waiting(
     world: World, redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     running = world.start("a")
-    bug = Bug(monkeypatch, restarts, "take_snapshot")
+    bug = Bug(monkeypatch, subscriptions, "take_snapshot")
     async with hub_on(redis_url) as hub:
         listener = Listener(hub)
         await listener.open(task="a")

@@ -15,13 +15,14 @@ from rq.serializers import JSONSerializer
 
 from api.app import create_app
 from api.events import hub as the_hub
-from api.events import rota as the_rota
-from api.events.outlet import Gone, Outlet
-from api.events.rota import LOOK_S, Rota
+from api.events import hub as the_rota
+from api.events.client_queue import Gone, Outlet
+from api.events.hub import LOOK_S, Rota
 from api.routes.events import _until_live
-from taskpool import TaskNotFound, scripts
+from taskpool import TaskNotFound
+from taskpool.operations.status import log_task
+from taskpool.redis import scripts
 from taskpool.settings import Settings
-from taskpool.status import log_task
 from tests.api_client import api_process
 from tests.client_kinds import KINDS, client_of
 from tests.event_clients import SocketClient, StreamClient, until

@@ -10,9 +10,9 @@ import pytest
 from redis import Redis
 
 from taskpool import AsyncTaskPool, Client, InvalidTask, Registry, TaskNotFound, TaskPool, TaskSpec, task
-from taskpool.listing import LONGEST_PAGE
-from taskpool.seconds import LONGEST_S, seconds_fault
+from taskpool.operations.listing import LONGEST_PAGE
 from taskpool.types import TaskStatus
+from taskpool.validation import LONGEST_S, seconds_fault
 
 NAN, INF = float("nan"), float("inf")
 NO_SERVER = "http://127.0.0.1:9"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from taskpool import scripts
-from taskpool.document import task_document
-from taskpool.keys import HISTORY_CAP
-from taskpool.record import restore_told
+from taskpool.operations.documents import task_document
+from taskpool.operations.records import restore_told
+from taskpool.redis import scripts
+from taskpool.redis.keys import HISTORY_CAP
 from taskpool.types import TaskRecord, TaskStatus
 from tests.states import FAILURE, World, ended
 

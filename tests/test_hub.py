@@ -10,15 +10,14 @@ from typing import Any
 import pytest
 from redis import Redis
 
-import api.events.hub
+from api.events import hub as hub_module
+from api.events.client_queue import Live, Steps
 from api.events.hub import Hub
-from api.events.outlet import Live, Steps
-from taskpool import keys, scripts
 from taskpool.errors import TaskNotFound
-from taskpool.eventlog import START, Position
-from taskpool.logs.line import DEFAULT_LIMITS
-from taskpool.redis_server import RedisServer
-from taskpool.types import TaskStatus
+from taskpool.operations.status import START, Position
+from taskpool.redis import keys, scripts
+from taskpool.redis.embedded import RedisServer
+from taskpool.types import DEFAULT_LIMITS, TaskStatus
 from tests.listeners import Listener, hub_on
 from tests.proxy import Proxy, Trap, When
 from tests.states import World
@@ -237,7 +236,7 @@ async def test_what_a_client_missed_is_read_only_as_fast_as_it_reads(hub: Hub, w
     await waits.until(lambda each: each.steps()[-1:] == [3003])
     await quick.until(lambda each: each.steps()[-1:] == [3003])
     assert waits.steps() == quick.steps() == list(range(1, 3004))
-    assert 0 < read_ahead <= api.events.hub.CHUNK
+    assert 0 < read_ahead <= hub_module.CHUNK
     assert waits.told.count(LIVE) == 1
 
 
@@ -304,7 +303,7 @@ def proxy(redis_server: RedisServer, tmp_path: Path, redis_url: str) -> Iterator
 async def test_over_many_cuts_everyone_is_told_every_event_once_and_in_order(
     world: World, redis_url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api.events.hub, "RETRY_S", 0.01)
+    monkeypatch.setattr(hub_module, "RETRY_S", 0.01)
 
     def cut(when: When, n: int) -> Trap:
         proxy.trap = Trap(catches=lambda name: name == "taskpool-wait", when=when, n=n)

@@ -8,11 +8,11 @@ import pytest
 from redis import Redis
 
 from taskpool.access import keyring
-from taskpool.access.apikey import TOKEN, ApiKey, KeySpec, Scope, digest_of
-from taskpool.access.audit_pages import read_audit
+from taskpool.access.api_key import TOKEN, ApiKey, KeySpec, Scope, digest_of
+from taskpool.access.audit import read_audit
 from taskpool.errors import InvalidKey, KeyNotFound
-from taskpool.redis_server import RedisServer
-from taskpool.store import Store
+from taskpool.redis.embedded import RedisServer
+from taskpool.redis.store import Store
 from tests.keys import ME
 from tests.states import World
 

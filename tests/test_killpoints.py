@@ -20,7 +20,7 @@ import pytest
 from redis import Redis
 
 from taskpool import TaskPool, TaskRecord, TaskStatus
-from taskpool.redis_server import RedisServer
+from taskpool.redis.embedded import RedisServer
 from tests.api_client import api_process
 from tests.proxy import Proxy, Trap, When
 from tests.support import eventually

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("taskpool", "workers", "api")
-MAY_IMPORT_RQ = {"taskpool.rqjob", "taskpool.rq_dashboard", "workers.rqworker"}
+MAY_IMPORT_RQ = {"taskpool.redis.rq_job", "taskpool.rq_dashboard", "workers.registration"}
 NOT_A_DUTY = {"utils", "util", "common", "helpers", "helper", "base", "manager", "misc"}
 LINES_MAX = 800
 
@@ -145,20 +145,12 @@ def test_no_module_imports_tests_or_examples(modules: dict[str, Module]) -> None
 def test_the_vocabulary_imports_next_to_nothing(modules: dict[str, Module]) -> None:
     graph = edges(modules)
 
-    assert graph["taskpool.types"] == {"taskpool.openenum", "taskpool.secret"}
-    assert graph["taskpool.keys"] == set()
-    assert graph["taskpool.errors"] <= {"taskpool.types"}
-    assert graph["taskpool.connection.sentinel_url"] == set()
-    assert graph["taskpool.webhooks.target"] == set()
-    assert graph["taskpool.names"] == {"taskpool.errors"}
-    assert graph["taskpool.seconds"] == {"taskpool.errors"}
-    assert graph["taskpool.settings"] == {"taskpool.errors", "taskpool.seconds", "taskpool.setting", "taskpool.types"}
-    assert graph["taskpool.setting"] == {
-        "taskpool.connection.sentinel_url",
-        "taskpool.names",
-        "taskpool.seconds",
-        "taskpool.webhooks.target",
-    }
+    assert graph["taskpool.text"] == set()
+    assert graph["taskpool.types"] == {"taskpool.text"}
+    assert graph["taskpool.errors"] == {"taskpool.types"}
+    assert graph["taskpool.validation"] == {"taskpool.errors"}
+    assert graph["taskpool.url_guard"] == set()
+    assert graph["taskpool.redis.keys"] == set()
 
 
 def test_no_file_is_too_long_to_read(modules: dict[str, Module]) -> None:

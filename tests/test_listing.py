@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from taskpool import listing, scripts
-from taskpool.cursor import encode_cursor
 from taskpool.errors import InvalidTask
-from taskpool.listing import LONGEST_PAGE, MOST_LOOKED_AT, Filter
+from taskpool.operations import listing
+from taskpool.operations.listing import LONGEST_PAGE, MOST_LOOKED_AT, Filter
+from taskpool.redis import scripts
 from taskpool.types import Page, TaskRecord, TaskStatus
+from taskpool.validation import encode_cursor
 from tests.states import SEED, World, new_task
 
 S = TaskStatus

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from taskpool.logs.line import Lines, LogLimits, LogLine, decode_line, plain_text
-from taskpool.secret import Secrets
+from taskpool.tasks.log_lines import Lines, LogLine, decode_line, plain_text
+from taskpool.types import LogLimits, Secrets
 
 SMALL = LogLimits(lines=20, bytes=100_000, line_chars=10)
 

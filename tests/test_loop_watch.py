@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.app import Application
-from api.handlers import HANDLERS
+from api.exception_handlers import HANDLERS
 from tests.loop_watch import LIMIT_S, USUAL_S, Watch, fixed_work_s, watching
 
 ALLOWED = round(LIMIT_S / USUAL_S)

@@ -21,11 +21,11 @@ from rq.exceptions import InvalidJobOperation
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from taskpool import listing, overview, scripts
-from taskpool.calls import Call
-from taskpool.logs.line import DEFAULT_LIMITS
-from taskpool.queue import get_queue
-from taskpool.types import TERMINAL, RunningTask, TaskStatus
+from taskpool.operations import listing, overview
+from taskpool.operations.queue import get_queue
+from taskpool.redis import scripts
+from taskpool.redis.calls import Call
+from taskpool.types import DEFAULT_LIMITS, TERMINAL, RunningTask, TaskStatus
 from tests.machine import INDEXES, LATER_S, LEASE_MS, QUEUES, WORKERS, Bench, lease_of
 from tests.model_state import REGISTRY, Lease, Task
 from tests.states import FAILURE, World, new_task

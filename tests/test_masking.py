@@ -13,7 +13,7 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-from taskpool.masking import MANY_FORMS, MASK, Masker
+from taskpool.text import MANY_FORMS, MASK, Masker
 
 PLAIN = "hunter2hunter2"
 ODD = "a\"b'c\\d/e <f>&g%h+ü€😀\tz"

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from taskpool import Registry, TaskContext, TaskPool, TaskStatus
-from taskpool.attempt import LONGEST_ERROR, LONGEST_TRACEBACK, Outcome, execute_task
-from taskpool.status import update_status
+from taskpool.operations.status import update_status
+from taskpool.tasks.attempt import LONGEST_ERROR, LONGEST_TRACEBACK, Outcome, execute_task
 from taskpool.testing import RecordingSink
 from tests.odd_values import ERRORS, VALUES
 from tests.support import eventually

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from taskpool import ParentResultGone, Registry, TaskConflict, TaskContext, TaskPool, TaskStatus, scripts, task
-from taskpool.keys import HELD_MOST_S, NEEDED_STEP
-from taskpool.parents import ParentResults, parents_of
+from taskpool import ParentResultGone, Registry, TaskConflict, TaskContext, TaskPool, TaskStatus, task
+from taskpool.redis import scripts
+from taskpool.redis.keys import HELD_MOST_S, NEEDED_STEP
+from taskpool.redis.rq_job import ParentResults, parents_of
+from taskpool.redis.store import AsyncStore
 from taskpool.settings import Settings
-from taskpool.store import AsyncStore
 from taskpool.types import TaskRecord
 from tests.states import RESULT_TTL_S, World, new_task
 from workers.duties import Outage

@@ -21,8 +21,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskpool.payload.encode import DEEPEST, encode_value, json_value, strict_json_value
-from taskpool.payload.faults import NotJson
+from taskpool.tasks.payload.encode import DEEPEST, encode_value, json_value, strict_json_value
+from taskpool.tasks.payload.faults import NotJson
 
 
 class Text(str): ...

@@ -11,7 +11,7 @@ import pytest
 from msgspec import Meta
 
 from taskpool.errors import FieldError
-from taskpool.payload.faults import MOST_CHOICES, field_errors
+from taskpool.tasks.payload.faults import MOST_CHOICES, field_errors
 
 
 class Colour(Enum):

@@ -28,14 +28,14 @@ from taskpool import (
     TaskStatus,
     TaskStopped,
     WaitTimeout,
-    scripts,
-    status,
     task,
 )
-from taskpool.attempt import Outcome
-from taskpool.connection.wire import Wire
-from taskpool.face import Face
+from taskpool.operations import status
+from taskpool.operations.pool_base import Face
+from taskpool.redis import scripts
+from taskpool.redis.connection import Wire
 from taskpool.settings import Settings
+from taskpool.tasks.attempt import Outcome
 from taskpool.types import Event, RunningTask, TaskRecord
 from tests.states import World
 from tests.support import eventually

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from taskpool.printable import LogFormatter, coloured, json_text, printable, printable_lines
+from taskpool.text import LogFormatter, coloured, json_text, printable, printable_lines
 
 ROOT = Path(__file__).parent.parent
 

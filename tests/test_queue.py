@@ -9,20 +9,15 @@ from typing import Any
 
 import pytest
 
-from taskpool import Registry, catalogue, queue, scripts, task
-from taskpool.catalogue import Catalogue, PoolInfo
-from taskpool.cursor import encode_cursor
-from taskpool.errors import (
-    InvalidPayload,
-    InvalidTask,
-    TaskConflict,
-    TaskNotFound,
-    UnknownDependency,
-    UnknownType,
-)
-from taskpool.queue import CHUNK
-from taskpool.submission.prepare import Defaults
+from taskpool import Registry, task
+from taskpool.errors import InvalidPayload, InvalidTask, TaskConflict, TaskNotFound, UnknownDependency, UnknownType
+from taskpool.operations import catalog, queue
+from taskpool.operations.catalog import Catalogue, PoolInfo
+from taskpool.operations.queue import CHUNK
+from taskpool.operations.submit import Defaults
+from taskpool.redis import scripts
 from taskpool.types import Page, QueuedTask, TaskRecord, TaskSpec, TaskStatus
+from taskpool.validation import encode_cursor
 from tests.states import ENDED, SEED, WAITS, World, new_task
 
 S = TaskStatus
@@ -56,7 +51,7 @@ class Submitter:
         self.catalogue = Catalogue(type_grace_s=100)
         if self.registry is None:
             types = [each.info(max_attempts=5) for each in REGISTRY]
-            self.world.run(catalogue.publish(POOL, types, ttl_s=100))
+            self.world.run(catalog.publish(POOL, types, ttl_s=100))
 
     def add(self, type: str = "resize", payload: Any = None, **options: Any) -> TaskRecord:
         spec = TaskSpec(type=type, payload={} if payload is None else payload, **options)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from taskpool import QueueFull, Registry, TaskPool, TaskSpec, TaskStatus, scripts
+from taskpool import QueueFull, Registry, TaskPool, TaskSpec, TaskStatus
+from taskpool.redis import scripts
 from taskpool.settings import Settings
 from tests.api_client import api, publish_types
 from tests.states import World

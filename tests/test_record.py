@@ -11,10 +11,11 @@ import pytest
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from taskpool import TaskPool, scripts
-from taskpool.document import task_document
+from taskpool import TaskPool
 from taskpool.errors import TaskNotFound
-from taskpool.record import ELSEWHERE, fetch, fetch_if_there
+from taskpool.operations.documents import task_document
+from taskpool.operations.records import ELSEWHERE, fetch, fetch_if_there
+from taskpool.redis import scripts
 from taskpool.types import RQ_STATUS, TaskRecord, TaskStatus
 from tests.states import ENDED, FAILURE, SEED, World
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from redis import Redis
 
-from taskpool.redis_server import RedisServer
+from taskpool.redis.embedded import RedisServer
 from tests.api_client import api_process, publish_types
 from tests.support import eventually
 

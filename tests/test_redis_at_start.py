@@ -17,9 +17,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from taskpool import ConfigurationError, RedisUnavailable, TaskPool, TaskStatus
-from taskpool.connection.replies import may_pass
-from taskpool.embedded import check_redis, wait_for_redis
-from taskpool.redis_server import RedisServer
+from taskpool.redis.embedded import RedisServer, check_redis, wait_for_redis
+from taskpool.redis.replies import may_pass
 from tests.api_client import api_process, publish_types
 from tests.proxy import Proxy, Refuse
 from tests.support import eventually

@@ -13,9 +13,10 @@ import httpx
 import pytest
 from redis import Redis
 
-from taskpool import AsyncTaskPool, RedisUnavailable, TaskPool, TaskStatus, scripts
-from taskpool.connection.replies import Meaning
-from taskpool.redis_server import RedisServer
+from taskpool import AsyncTaskPool, RedisUnavailable, TaskPool, TaskStatus
+from taskpool.redis import scripts
+from taskpool.redis.embedded import RedisServer
+from taskpool.redis.replies import Meaning
 from tests.api_client import api, api_process, publish_types
 from tests.keys import bearer, make_key
 from tests.proxy import Proxy, Refuse

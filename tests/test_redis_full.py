@@ -10,13 +10,14 @@ import httpx
 import pytest
 from redis import Redis
 
-from taskpool import TaskStatus, catalogue, scripts
-from taskpool.calls import Call
-from taskpool.catalogue import PoolInfo
+from taskpool import TaskStatus
 from taskpool.errors import RedisFull
-from taskpool.fleet import TypeInfo
-from taskpool.logs.line import DEFAULT_LIMITS
-from taskpool.redis_server import RedisServer
+from taskpool.operations import catalog
+from taskpool.operations.catalog import PoolInfo
+from taskpool.redis import scripts
+from taskpool.redis.calls import Call
+from taskpool.redis.embedded import RedisServer
+from taskpool.types import DEFAULT_LIMITS, TypeInfo
 from tests.api_client import api_process
 from tests.states import FAILURE, World, new_task
 from tests.support import eventually
@@ -112,7 +113,7 @@ PASSES: dict[str, tuple[Callable[[World], Any], Move]] = {
     "count": (lambda world: None, call(lambda _: scripts.count({"n": 1}))),
     "publish": (
         lambda world: None,
-        call(lambda _: catalogue.publish(POOL, [TypeInfo(name="work", queue="default", schema={})], ttl_s=60)),
+        call(lambda _: catalog.publish(POOL, [TypeInfo(name="work", queue="default", schema={})], ttl_s=60)),
     ),
 }
 """What needs no memory to speak of or makes room in the end: how the task comes there, and the step."""

@@ -15,14 +15,13 @@ import pytest
 from click.testing import CliRunner
 
 from taskpool import AsyncTaskPool, TaskPool
-from taskpool.cli import main
-from taskpool.connection.address import Address
-from taskpool.connection.async_wire import AsyncWire
-from taskpool.connection.wire import Wire
-from taskpool.embedded import check_redis
+from taskpool.cli.__main__ import main
 from taskpool.errors import ConfigurationError, RedisUnavailable
-from taskpool.redis_server import RedisServer
-from taskpool.subscriptions import Subscriptions
+from taskpool.operations.waiting import Subscriptions
+from taskpool.redis.address import Address
+from taskpool.redis.async_connection import AsyncWire
+from taskpool.redis.connection import Wire
+from taskpool.redis.embedded import RedisServer, check_redis
 from tests.api_client import api_process
 from tests.support import eventually
 from tests.worker_pool import WorkerPool

@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 
 from taskpool import TaskStatus
-from taskpool.redis_server import RedisServer
+from taskpool.redis.embedded import RedisServer
 from tests.api_client import api_process
 from tests.black_hole import BlackHole
 from tests.support import eventually

@@ -14,7 +14,7 @@ import pytest
 from redis import Redis
 
 from taskpool import TaskStatus
-from taskpool.redis_server import RedisServer
+from taskpool.redis.embedded import RedisServer
 from tests.api_client import api_process
 from tests.support import eventually
 from tests.worker_pool import WorkerPool, started

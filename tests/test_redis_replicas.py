@@ -17,7 +17,7 @@ from redis.exceptions import ResponseError
 
 from benchmarks.ports import free_port
 from taskpool import TaskPool, TaskStatus
-from taskpool.redis_server import RedisServer
+from taskpool.redis.embedded import RedisServer
 from tests.api_client import api_process
 from tests.support import eventually
 from tests.worker_pool import WorkerPool, lines, started

@@ -13,14 +13,14 @@ import pytest
 from redis import Sentinel
 
 from benchmarks.ports import free_port
-from taskpool import AsyncTaskPool, TaskPool, TaskRecord, TaskStatus, scripts
-from taskpool.connection.address import Address, connect
-from taskpool.connection.sentinel_url import SentinelUrl
-from taskpool.embedded import check_redis
+from taskpool import AsyncTaskPool, TaskPool, TaskRecord, TaskStatus
 from taskpool.errors import ConfigurationError, RedisUnavailable
-from taskpool.record import fetch, fetch_if_there
-from taskpool.settings import Settings, redact_url
-from taskpool.store import AsyncStore, Store
+from taskpool.operations.records import fetch, fetch_if_there
+from taskpool.redis import scripts
+from taskpool.redis.address import Address, connect
+from taskpool.redis.embedded import check_redis
+from taskpool.redis.store import AsyncStore, Store
+from taskpool.settings import SentinelUrl, Settings, redact_url
 from tests.api_client import api_process
 from tests.certificates import certificate
 from tests.sentinels import SERVICE, Sentinels

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from taskpool import ConfigurationError, DuplicateType, Registry, hooks, task
-from taskpool.registry import BUILTINS
+from taskpool import ConfigurationError, DuplicateType, Registry, task
+from taskpool.tasks import hooks
+from taskpool.tasks.registry import BUILTINS
 
 Write = Callable[..., Path]
 
@@ -267,7 +268,7 @@ def test_a_file_that_fails_leaves_no_module_behind(write: Write) -> None:
 def test_the_built_in_types_are_loaded_by_name_and_cost_no_heavy_import() -> None:
     look = (
         "import sys, taskpool\n"
-        "assert not {'taskpool.builtin.simple', 'taskpool.pool'} & set(sys.modules)\n"
+        "assert not {'taskpool.tasks.builtin', 'taskpool.pool'} & set(sys.modules)\n"
         "print(taskpool.Registry(builtins=True).names())\n"
         "print(sorted({'rq', 'redis', 'httpx', 'starlette', 'pydantic'} & set(sys.modules)))\n"
         "taskpool.TaskPool, taskpool.AsyncTaskPool"
@@ -276,7 +277,7 @@ def test_the_built_in_types_are_loaded_by_name_and_cost_no_heavy_import() -> Non
     ran = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
 
     assert ran.stdout == "['echo', 'http_request', 'long_task', 'word_count', 'word_merge']\n[]\n"
-    assert set(BUILTINS) == {"taskpool.builtin.simple", "taskpool.builtin.words", "taskpool.builtin.http"}
+    assert set(BUILTINS) == {"taskpool.tasks.builtin"}
 
 
 @pytest.mark.parametrize(

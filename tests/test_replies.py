@@ -11,12 +11,11 @@ from typing import Any
 import hiredis
 import pytest
 
-from taskpool import keys, scripts
-from taskpool.calls import Call
-from taskpool.connection import replies
-from taskpool.connection.replies import Meaning, meaning_of
 from taskpool.errors import RedisFull, RedisRefused, RedisUnavailable
-from taskpool.store import AsyncStore, ReplyFault, Store, WrongServer
+from taskpool.redis import keys, replies, scripts
+from taskpool.redis.calls import Call
+from taskpool.redis.replies import Meaning, meaning_of
+from taskpool.redis.store import AsyncStore, ReplyFault, Store, WrongServer
 from tests.states import World
 
 M = Meaning

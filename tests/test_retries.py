@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from taskpool import InvalidTask, NonRetryable, Registry, Retry, Snooze, Task, TaskContext, TaskStatus, task
-from taskpool.attempt import MOST_SNOOZES, Outcome, execute_task
-from taskpool.context import TaskContext as Context
-from taskpool.document import task_document
 from taskpool.errors import ConfigurationError
-from taskpool.retry import backoff_s
+from taskpool.operations.documents import task_document
+from taskpool.tasks.attempt import MOST_SNOOZES, Outcome, backoff_s, execute_task
+from taskpool.tasks.context import TaskContext as Context
 from taskpool.testing import InlinePool, RecordingSink
 from taskpool.types import RunningTask
 

@@ -23,9 +23,9 @@ from pydantic_core import core_schema
 
 from taskpool import ConfigurationError, InvalidPayload, Task, TaskContext, TaskSpec, TaskStatus, task
 from taskpool.client import values
-from taskpool.payload.check import validator_of
-from taskpool.payload.encode import encode_value
-from taskpool.tasktype import task_type
+from taskpool.tasks.payload.encode import encode_value
+from taskpool.tasks.payload.published import validator_of
+from taskpool.tasks.task_type import task_type
 from taskpool.testing import InlinePool
 
 T = TypeVar("T")

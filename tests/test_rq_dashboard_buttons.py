@@ -9,8 +9,8 @@ import pytest
 from redis import Redis
 
 from taskpool import TaskPool
-from taskpool.redis_server import RedisServer
-from taskpool.registry import Registry
+from taskpool.redis.embedded import RedisServer
+from taskpool.tasks.registry import Registry
 from taskpool.types import TaskStatus
 from tests.rq_processes import TASKS, Dashboard, dashboard, is_gone, numbers, once, traces, workers
 from tests.support import eventually

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from taskpool import TaskPool
-from taskpool.redis_server import RedisServer
-from taskpool.registry import Registry
+from taskpool.redis.embedded import RedisServer
+from taskpool.tasks.registry import Registry
 from taskpool.types import TaskStatus
 from tests.rq_processes import TASKS, Dashboard, dashboard
 

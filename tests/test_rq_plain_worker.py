@@ -13,11 +13,12 @@ from redis import Redis
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from taskpool import TaskPool, scripts
-from taskpool.calls import Call
-from taskpool.keys import OUTBOX
-from taskpool.registry import Registry
-from taskpool.rqjob import ENTRY_POINT
+from taskpool import TaskPool
+from taskpool.redis import scripts
+from taskpool.redis.calls import Call
+from taskpool.redis.keys import OUTBOX
+from taskpool.redis.rq_job import ENTRY_POINT
+from taskpool.tasks.registry import Registry
 from taskpool.types import TaskStatus
 from tests.rq_processes import TASKS, environment, numbers, once, process, rq, traces
 from tests.support import eventually

@@ -12,8 +12,9 @@ from rq.job import Job, JobStatus
 from rq.results import Result
 from rq.serializers import JSONSerializer
 
-from taskpool import TaskPool, scripts
-from taskpool.registry import Registry
+from taskpool import TaskPool
+from taskpool.redis import scripts
+from taskpool.tasks.registry import Registry
 from taskpool.types import RunningTask, TaskStatus
 from tests.rq_processes import TASKS, numbers, rq
 

@@ -19,11 +19,12 @@ from rq import Queue
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
-from taskpool import TaskPool, scripts
-from taskpool.redis_server import RedisServer
-from taskpool.registry import Registry
-from taskpool.rqjob import ENTRY_POINT
+from taskpool import TaskPool
+from taskpool.redis import scripts
+from taskpool.redis.embedded import RedisServer
+from taskpool.redis.rq_job import ENTRY_POINT
 from taskpool.settings import Settings
+from taskpool.tasks.registry import Registry
 from taskpool.types import TaskRecord, TaskStatus
 from tests.rq_processes import TASKS, Dashboard, dashboard, numbers, traces, workers
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from taskpool import runner, scripts
+from taskpool import runner
 from taskpool.errors import TaskConflict, TaskNotFound
+from taskpool.redis import scripts
 from taskpool.types import RETRYABLE, TaskRecord, TaskStatus
 from tests.states import ENDED, RUNS, SEED, WAITS, World, race
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from taskpool import scripts
-from taskpool.connection.wire import unpack
-from taskpool.scripts import Added, NewTask
+from taskpool.redis import scripts
+from taskpool.redis.connection import unpack
+from taskpool.redis.scripts import Added, NewTask
 from taskpool.types import TaskStatus
 from tests.states import ENDED, FAILURE_TTL_S, SEED, World, new_task
 

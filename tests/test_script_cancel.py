@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from taskpool import scripts
+from taskpool.redis import scripts
 from taskpool.types import TaskStatus
 from tests.states import A_MARK, ENDED, RUNS, SEED, World, new_task, race
 

@@ -8,8 +8,8 @@ import pytest
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from taskpool import rqjob, scripts
-from taskpool.keys import MOST_SUSPICIONS, WIP_GRACE_S
+from taskpool.redis import rq_job, scripts
+from taskpool.redis.keys import MOST_SUSPICIONS, WIP_GRACE_S
 from taskpool.types import TaskStatus
 from tests.states import SEED, World, ended, race
 from tests.test_script_finish import FORGOTTEN
@@ -342,7 +342,7 @@ def test_the_execution_of_another_programs_job_is_left_to_rqs_own_maintenance(wo
 
 
 def test_the_execution_of_a_plain_producers_task_is_taken_back(world: World) -> None:
-    job = Queue(connection=world.redis, serializer=JSONSerializer).enqueue(rqjob.ENTRY_POINT, "work", {})
+    job = Queue(connection=world.redis, serializer=JSONSerializer).enqueue(rq_job.ENTRY_POINT, "work", {})
     plain_execution(world, job.id, ends_s=-1)
 
     assert crash(world, id=job.id, attempt_id="e1", only_expired=True) == "queued"

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from taskpool import scripts
-from taskpool.calls import Call
-from taskpool.logs.line import DEFAULT_LIMITS
-from taskpool.types import RunningTask, TaskStatus
+from taskpool.redis import scripts
+from taskpool.redis.calls import Call
+from taskpool.types import DEFAULT_LIMITS, RunningTask, TaskStatus
 from tests.states import FAILURE, World
 
 S = TaskStatus

@@ -15,8 +15,8 @@ from rq import Callback, Queue, Repeat, Retry
 from rq.job import JobStatus, requeue_job
 from rq.serializers import JSONSerializer
 
-from taskpool import rqjob, scripts
-from taskpool.keys import RQ_SCHEDULER_S
+from taskpool.redis import rq_job, scripts
+from taskpool.redis.keys import RQ_SCHEDULER_S
 from taskpool.types import ForeignJobs, RunningTask, TaskStatus
 from tests.states import LEASE_MS, World
 from workers import housekeeping
@@ -53,7 +53,7 @@ def test_foreign_jobs_stay_where_they_are_and_tasks_between_them_are_claimed_in_
     world.add("a")
     foreign.append(pickles(world).enqueue("os.getcwd").id)
     world.add("b")
-    own = plain(world).enqueue(rqjob.ENTRY_POINT, "work", {"n": 1}).id
+    own = plain(world).enqueue(rq_job.ENTRY_POINT, "work", {"n": 1}).id
     before = jobs(world)
 
     claimed = [world.claim(attempt_id=str(n)).id for n in range(3)]
@@ -130,7 +130,7 @@ def test_foreign_jobs_with_any_id_do_not_keep_a_task_back(world: World, id: str)
 
 
 @pytest.mark.parametrize("foreign", [REFUSE, ForeignJobs(["app.jobs.send"])])
-@pytest.mark.parametrize("function", ["app.jobs.send", rqjob.ENTRY_POINT])
+@pytest.mark.parametrize("function", ["app.jobs.send", rq_job.ENTRY_POINT])
 def test_a_call_under_an_id_that_no_task_can_have_is_left_to_rq(
     world: World, foreign: ForeignJobs, function: str
 ) -> None:
@@ -201,7 +201,7 @@ def test_a_task_that_was_hidden_among_foreign_jobs_is_found_by_the_recheck(world
     assert [world.run(scripts.recheck("default", offset, 10)) for offset in (0, 20, 30)] == [10, 0, 0]
 
 
-@pytest.mark.parametrize("function", [rqjob.ENTRY_POINT, "app.jobs.send", None])
+@pytest.mark.parametrize("function", [rq_job.ENTRY_POINT, "app.jobs.send", None])
 def test_what_is_hidden_near_the_head_is_found_by_the_next_recheck(world: World, function: str | None) -> None:
     chosen = ForeignJobs(["app.jobs.send"])
     for _ in range(31):

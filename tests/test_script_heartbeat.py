@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from taskpool import scripts
+from taskpool.redis import scripts
 from taskpool.types import TaskStatus
 from tests.states import RUNS, SEED, World
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from taskpool import scripts
-from taskpool.calls import Call
-from taskpool.scripts import Added
-from taskpool.submission.addition import ONCE_KEPT_S, Once, added_before
+from taskpool.redis import scripts
+from taskpool.redis.add_script import ONCE_KEPT_S, Once, added_before
+from taskpool.redis.calls import Call
+from taskpool.redis.scripts import Added
 from taskpool.types import TaskStatus
 from tests.states import World, new_task, race
 

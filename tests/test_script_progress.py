@@ -7,9 +7,8 @@ import json
 import pytest
 from msgspec.structs import replace
 
-from taskpool import scripts
-from taskpool.logs.line import LogLimits
-from taskpool.types import TaskStatus
+from taskpool.redis import scripts
+from taskpool.types import LogLimits, TaskStatus
 from tests.states import SEED, World
 
 S = TaskStatus

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from taskpool import scripts
-from taskpool.scripts import Due
+from taskpool.redis import scripts
+from taskpool.redis.scripts import Due
 from taskpool.types import TaskStatus
 from tests.states import SEED, World, new_task, race
 from workers import housekeeping

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from taskpool import scripts
-from taskpool.logs.line import DEFAULT_LIMITS
-from taskpool.types import TaskStatus
+from taskpool.redis import scripts
+from taskpool.types import DEFAULT_LIMITS, TaskStatus
 from tests.states import ENDED, SEED, World, race
 
 S = TaskStatus

@@ -6,8 +6,8 @@ from typing import Final
 
 import pytest
 
-from taskpool import keys, scripts
-from taskpool.scripts import QueueDue
+from taskpool.redis import keys, scripts
+from taskpool.redis.scripts import QueueDue
 from tests.states import SEED, World, new_task, race
 
 EMPTY_SINCE: Final = "taskpool:queues:empty"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from taskpool import catalogue, scripts
-from taskpool.catalogue import PoolInfo
-from taskpool.fleet import TypeInfo
-from taskpool.store import Store
+from taskpool.operations import catalog
+from taskpool.operations.catalog import PoolInfo
+from taskpool.redis import scripts
+from taskpool.redis.store import Store
+from taskpool.types import TypeInfo
 from tests.states import World
 
 POOL = PoolInfo(id="p1", host="h", pid=7, queues=("default",), types=("work",), workers=("w",))
@@ -81,7 +82,7 @@ def test_counts_of_many_connections_add_up(world: World) -> None:
 
 
 def test_a_pool_announces_itself_and_its_types(world: World) -> None:
-    world.run(catalogue.publish(POOL, [TYPE], ttl_s=100))
+    world.run(catalog.publish(POOL, [TYPE], ttl_s=100))
 
     assert world.snapshot() == {
         "taskpool:pool:p1": '{"id":"p1","host":"h","pid":7,"queues":["default"],"types":["work"],"workers":["w"],'
@@ -95,11 +96,11 @@ def test_a_pool_announces_itself_and_its_types(world: World) -> None:
 
 
 def test_announcing_again_renews_and_replaces(world: World) -> None:
-    world.run(catalogue.publish(POOL, [TYPE], ttl_s=100))
+    world.run(catalog.publish(POOL, [TYPE], ttl_s=100))
     world.redis.zadd("taskpool:types:seen", {"work": 1})
     newer = TypeInfo(name="work", queue="other", schema={})
 
-    world.run(catalogue.publish(POOL, [newer], ttl_s=500))
+    world.run(catalog.publish(POOL, [newer], ttl_s=500))
 
     after = world.snapshot()
     assert after["taskpool:pool:p1 expires"] == "now+500 s"
@@ -108,11 +109,11 @@ def test_announcing_again_renews_and_replaces(world: World) -> None:
 
 
 def test_a_pool_that_was_not_heard_of_is_forgotten_and_its_types_stay_known(world: World) -> None:
-    world.run(catalogue.publish(POOL, [TYPE], ttl_s=100))
+    world.run(catalog.publish(POOL, [TYPE], ttl_s=100))
     world.redis.zadd("taskpool:pools", {"p1": 1})
     other = PoolInfo(id="p2", host="h", pid=8, queues=(), types=(), workers=())
 
-    world.run(catalogue.publish(other, [], ttl_s=100))
+    world.run(catalog.publish(other, [], ttl_s=100))
 
     after = world.snapshot()
     assert "taskpool:pools p1" not in after

@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from taskpool import TaskPool, scripts
-from taskpool.attempt import Outcome
-from taskpool.calls import Call, Part
-from taskpool.connection.address import Address
-from taskpool.connection.wire import Wire
+from taskpool import TaskPool
 from taskpool.errors import RedisUnavailable, TaskConflict, TaskNotFound
-from taskpool.keys import LEAST_TTL_S
-from taskpool.registry import Registry
-from taskpool.store import Store
+from taskpool.redis import scripts
+from taskpool.redis.address import Address
+from taskpool.redis.calls import Call, Part
+from taskpool.redis.connection import Wire
+from taskpool.redis.keys import LEAST_TTL_S
+from taskpool.redis.store import Store
+from taskpool.tasks.attempt import Outcome
+from taskpool.tasks.registry import Registry
 from taskpool.types import TaskStatus
 from tests.states import FAILURE, SEED, World, new_task
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from taskpool import scripts
+from taskpool.redis import scripts
 from taskpool.types import TaskStatus
 from tests.states import FAILURE, SEED, World, ended, race
 from tests.test_script_finish import FORGOTTEN

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from taskpool import scripts
+from taskpool.redis import scripts
 from taskpool.types import TaskStatus
 from tests.states import RUNS, SEED, World, race
 

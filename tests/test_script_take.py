@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from taskpool.access.bucket import Taken, take
+from taskpool.redis.scripts import Taken, take
 from tests.states import World, race
 
 KEY = "taskpool:bucket:b"

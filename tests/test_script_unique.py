@@ -12,9 +12,9 @@ from rq.registry import CanceledJobRegistry, FailedJobRegistry
 from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
 
-from taskpool import scripts
-from taskpool.calls import Call
-from taskpool.scripts import Added
+from taskpool.redis import scripts
+from taskpool.redis.calls import Call
+from taskpool.redis.scripts import Added
 from taskpool.types import TaskStatus
 from tests.states import ENDED, FAILURE, SEED, World, new_task, race
 

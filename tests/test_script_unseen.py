@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from taskpool import scripts
+from taskpool.redis import scripts
 from taskpool.types import TaskStatus
 from tests.states import SEED, World, ended
 from tests.test_script_crash import crash

@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from taskpool import scripts
-from taskpool.logs.line import DEFAULT_LIMITS
-from taskpool.types import RETRYABLE, TRANSITIONS, RunningTask, TaskStatus
+from taskpool.redis import scripts
+from taskpool.types import DEFAULT_LIMITS, RETRYABLE, TRANSITIONS, RunningTask, TaskStatus
 from tests.states import ENDED, FAILURE, WAITS, World
 
 S = TaskStatus

@@ -13,10 +13,10 @@ import pytest
 from pydantic import BaseModel, SecretStr
 
 from taskpool import Registry, Secret, Task, TaskContext, task
-from taskpool.masking import MASK
-from taskpool.payload.secret_fields import SecretFields
-from taskpool.secret import Secrets, SecretsGone
-from taskpool.tasktype import task_type
+from taskpool.tasks.payload.secret_fields import SecretFields
+from taskpool.tasks.task_type import task_type
+from taskpool.text import MASK
+from taskpool.types import Secrets, SecretsGone
 
 
 @dataclasses.dataclass

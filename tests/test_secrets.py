@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from taskpool import InvalidPayload, NonRetryable, Secret, Snooze, TaskContext, TaskPool, TaskStatus, scripts, task
+from taskpool import InvalidPayload, NonRetryable, Secret, Snooze, TaskContext, TaskPool, TaskStatus, task
 from taskpool.errors import TaskConflict
-from taskpool.registry import Registry
+from taskpool.redis import scripts
 from taskpool.settings import Settings
+from taskpool.tasks.registry import Registry
 from taskpool.types import TaskRecord, TaskSpec
 
 S = TaskStatus

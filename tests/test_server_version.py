@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from taskpool.server_version import FIXED, ServerVersion
+from taskpool.redis.embedded import FIXED, ServerVersion
 from tests.old_redis import find_old_redis
 
 UNSAFE = [

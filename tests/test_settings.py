@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from taskpool.errors import ConfigurationError
-from taskpool.setting import SettingField
-from taskpool.settings import SETTING_FIELDS, Settings, redact_url
+from taskpool.settings import SETTING_FIELDS, SettingField, Settings, redact_url
 
 
 def faults(env: dict[str, str], **overrides: Any) -> list[str]:

@@ -14,17 +14,8 @@ from typing import Any
 
 import pytest
 
-from taskpool import (
-    AsyncClient,
-    AsyncTaskPool,
-    Client,
-    RedisUnavailable,
-    Registry,
-    TaskNotFound,
-    TaskPool,
-    WaitTimeout,
-)
-from taskpool.connection import async_wire
+from taskpool import AsyncClient, AsyncTaskPool, Client, RedisUnavailable, Registry, TaskNotFound, TaskPool, WaitTimeout
+from taskpool.redis import async_connection
 from tests.programs import run_program
 
 LATER_S = 60
@@ -187,7 +178,7 @@ async def test_a_call_that_is_cancelled_while_it_connects_disturbs_no_other(redi
 @pytest.mark.anyio
 async def test_calls_that_need_a_connection_share_one_attempt_to_open_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """If each made its own, one after the other, the last of many would hear of a silent Redis after minutes."""
-    monkeypatch.setattr(async_wire, "CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(async_connection, "CONNECT_TIMEOUT_S", 0.2)
     came = 0
 
     async def stay_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

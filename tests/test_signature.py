@@ -7,7 +7,7 @@ import time
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from taskpool.webhooks.signature import new_secret, secret_fault, signed_headers
+from taskpool.webhooks.endpoint import new_secret, secret_fault, signed_headers
 
 BODY = '{"type":"taskpool.task.done","text":"é"}'.encode()
 

@@ -9,12 +9,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from taskpool import AsyncTaskPool, Registry, TaskSpec, TaskStatus
-from taskpool.attempt import Outcome
-from taskpool.keys import SOON_MS
+from taskpool.redis.keys import SOON_MS
+from taskpool.redis.store import AsyncStore
 from taskpool.settings import Settings
-from taskpool.store import AsyncStore
-from workers.commands import CommandChannel
-from workers.duties import Outage
+from taskpool.tasks.attempt import Outcome
+from workers.duties import CommandChannel, Outage
 from workers.housekeeping import Housekeeping
 
 LATER = TaskSpec(type="echo", payload={"message": 1}, delay_s=60)

@@ -9,8 +9,9 @@ from datetime import timedelta
 import pytest
 from msgspec.structs import replace
 
-from taskpool import keys, scripts, status
-from taskpool.attempt import Outcome, stopped
+from taskpool.operations import status
+from taskpool.redis import keys, scripts
+from taskpool.tasks.attempt import Outcome, stopped
 from taskpool.types import Event, TaskStatus
 from tests.states import FAILURE, World
 

@@ -12,14 +12,13 @@ from typing import Any, TypeVar
 import pytest
 from redis import Redis
 
-from taskpool import keys, scripts, store
-from taskpool.calls import Call, Plan, one
-from taskpool.connection import async_wire
-from taskpool.connection.address import Address
-from taskpool.connection.wire import Wire
 from taskpool.errors import ConfigurationError, RedisUnavailable
-from taskpool.redis_server import RedisServer
-from taskpool.store import AsyncStore, ReplyFault, Store
+from taskpool.redis import async_connection, keys, scripts, store
+from taskpool.redis.address import Address
+from taskpool.redis.calls import Call, Plan, one
+from taskpool.redis.connection import Wire
+from taskpool.redis.embedded import RedisServer
+from taskpool.redis.store import AsyncStore, ReplyFault, Store
 from tests.states import World, new_task
 
 T = TypeVar("T")
@@ -207,7 +206,7 @@ def test_a_blocking_call_may_take_longer_than_a_reply(
     either: Either, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "REPLY_TIMEOUT_S", 0.8)
-    monkeypatch.setattr(async_wire, "WATCH_INTERVAL_S", 0.02)
+    monkeypatch.setattr(async_connection, "WATCH_INTERVAL_S", 0.02)
     redis.rpush(keys.DOORBELL + "default", "1")
 
     assert either.run(scripts.ring_wait(["default"], 1.2)) is True
@@ -284,7 +283,7 @@ def test_a_server_that_does_not_answer_is_given_up(
     opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "REPLY_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(async_wire, "WATCH_INTERVAL_S", 0.02)
+    monkeypatch.setattr(async_connection, "WATCH_INTERVAL_S", 0.02)
     stub = Stub(tmp_path / "s", b"", keep=True)
 
     with pytest.raises(RedisUnavailable, match="no answer in time"):

@@ -10,13 +10,12 @@ import pytest
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from taskpool import rqjob
 from taskpool.errors import InvalidTask
-from taskpool.fleet import TypeInfo
-from taskpool.names import TASK_ID, new_id
-from taskpool.scripts import NewTask
-from taskpool.submission.prepare import MOST_PARENTS, MOST_TAGS, Defaults, prepare
-from taskpool.types import TaskSpec
+from taskpool.operations.submit import MOST_PARENTS, MOST_TAGS, Defaults, prepare
+from taskpool.redis import rq_job
+from taskpool.redis.scripts import NewTask
+from taskpool.types import TaskSpec, TypeInfo
+from taskpool.validation import TASK_ID, new_id
 
 INFO = TypeInfo(name="work", queue="work_queue", schema={}, timeout_s=30, max_attempts=4, result_ttl_s=70)
 PLAIN = TypeInfo(name="work", queue="default", schema={})
@@ -83,7 +82,7 @@ def test_what_a_submission_says_goes_first() -> None:
 def test_the_hash_is_what_rq_would_save_of_such_a_job(options: dict[str, Any]) -> None:
     task = prepared(PLAIN, **options)
     job = Job.create(
-        rqjob.ENTRY_POINT,
+        rq_job.ENTRY_POINT,
         args=("work", {"n": 1}),
         serializer=JSONSerializer,
         origin=options["queue"],
@@ -211,5 +210,5 @@ def test_the_description_reads_like_the_call() -> None:
 def test_a_long_description_is_cut_to_a_line() -> None:
     for payload in ({"text": "x" * 500}, {"text": "y\n" * 50_000}, list(range(10_000))):
         text = fields(prepared(payload=payload))["description"]
-        assert len(text) <= rqjob.DESCRIPTION_LENGTH
+        assert len(text) <= rq_job.DESCRIPTION_LENGTH
         assert "\n" not in text

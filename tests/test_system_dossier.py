@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from taskpool import TaskRecord, TaskStatus, keys
-from taskpool.calls import Call
+from taskpool import TaskRecord, TaskStatus
+from taskpool.redis import keys
+from taskpool.redis.calls import Call
 from tests.support import eventually
 from tests.worker_pool import WorkerPool, lines, pool_with_redis
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from taskpool.redis_server import RedisServer
+from taskpool.redis.embedded import RedisServer
 from tests.api_client import api_process
 from tests.event_clients import EventClient, SocketClient, StreamClient, until
 from tests.worker_pool import WorkerPool

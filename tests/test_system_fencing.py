@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from taskpool import TaskStatus
-from taskpool.redis_server import RedisServer
+from taskpool.redis.embedded import RedisServer
 from tests.black_hole import BlackHole
 from tests.support import eventually, is_running
 from tests.worker_pool import WorkerPool, lines, started

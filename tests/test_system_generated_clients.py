@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from taskpool.redis_server import RedisServer
+from taskpool.redis.embedded import RedisServer
 from tests.api_client import api_process
 from tests.worker_pool import WorkerPool
 

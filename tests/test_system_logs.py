@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 
 from taskpool import TaskStatus
-from taskpool.logs.line import LogLine
+from taskpool.tasks.log_lines import LogLine
 from tests.support import eventually
 from tests.worker_pool import WorkerPool, pool_with_redis
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from taskpool import TaskStatus
-from taskpool.redis_server import RedisServer
+from taskpool.redis.embedded import RedisServer
 from tests.support import eventually
 from tests.worker_pool import WorkerPool, lines, started
 

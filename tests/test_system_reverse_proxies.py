@@ -26,7 +26,7 @@ from websockets.typing import Origin
 from benchmarks.ports import free_port
 from taskpool.client.async_client import AsyncClient
 from taskpool.client.client import Client
-from taskpool.redis_server import RedisServer
+from taskpool.redis.embedded import RedisServer
 from tests.api_client import ROOT, environment, publish_types
 from tests.browser import INSTALL as INSTALL_CHROMIUM
 from tests.browser import browser, find_chromium

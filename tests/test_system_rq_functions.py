@@ -16,8 +16,8 @@ from rq.results import Result
 from rq.serializers import JSONSerializer
 
 from taskpool import TaskPool, TaskStatus
-from taskpool.redis_server import RedisServer
-from taskpool.rqjob import ENTRY_POINT
+from taskpool.redis.embedded import RedisServer
+from taskpool.redis.rq_job import ENTRY_POINT
 from tests import rq_functions
 from tests.rq_processes import environment, process, workers
 from tests.support import eventually

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from taskpool.access.apikey import Scope
+from taskpool.access.api_key import Scope
 from tests.api_client import ROOT, api_process
 from tests.keys import id_of, make_key
 from tests.worker_pool import WorkerPool

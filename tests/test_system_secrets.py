@@ -22,9 +22,9 @@ from redis import Redis
 from websockets.sync.client import connect
 
 from taskpool import TaskStatus
-from taskpool.access.apikey import Scope
-from taskpool.cli.root import main
-from taskpool.redis_server import RedisServer
+from taskpool.access.api_key import Scope
+from taskpool.cli.__main__ import main
+from taskpool.redis.embedded import RedisServer
 from tests.api_client import api_process
 from tests.keys import bearer, make_key
 from tests.receiver import Receiver, receiver

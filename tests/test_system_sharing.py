@@ -22,9 +22,9 @@ from redis import Redis
 
 from benchmarks.ports import free_port
 from taskpool import AsyncClient, AsyncTaskPool, Client, NoEventLoop, RedisUnavailable, Registry, TaskPool, TaskRecord
-from taskpool.connection import connection_pool
-from taskpool.connection.connection_pool import ConnectionPool, ConnectionsInUse
-from taskpool.redis_server import RedisServer
+from taskpool.redis import connection
+from taskpool.redis.connection import ConnectionPool, ConnectionsInUse
+from taskpool.redis.embedded import RedisServer
 from tests.api_client import api_process, publish_types
 from tests.certificates import certificate
 from tests.client_kinds import Service, service
@@ -135,7 +135,7 @@ def test_more_threads_than_connections_take_turns(redis: Redis, redis_url: str) 
 def test_a_thread_that_gets_no_connection_in_time_is_told_what_to_do(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection_pool, "WAIT_S", 0.05)
+    monkeypatch.setattr(connection, "WAIT_S", 0.05)
     with TaskPool(redis_url, registry=REGISTRY, max_connections=1) as pool:
         task = pool.add_task("echo", {"message": 1})
         following: Any = pool.follow(task.id)
@@ -325,7 +325,7 @@ def test_a_child_leaves_the_connections_of_its_parent_alone(redis: Redis, redis_
     source = """
         import os, sys
         from taskpool import Registry, TaskPool
-        from taskpool.calls import Call
+        from taskpool.redis.calls import Call
 
         pool = TaskPool(sys.argv[1], registry=Registry(builtins=True))
         task = pool.add_task("echo", {"message": 1})

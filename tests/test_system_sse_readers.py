@@ -21,10 +21,11 @@ import httpx_sse
 import pytest
 
 from benchmarks.ports import free_port
-from taskpool import keys
-from taskpool.logs.line import DEFAULT_LIMITS, LogLine, encode_line
-from taskpool.redis_server import RedisServer
-from taskpool.scripts import log
+from taskpool.redis import keys
+from taskpool.redis.embedded import RedisServer
+from taskpool.redis.scripts import log
+from taskpool.tasks.log_lines import LogLine, encode_line
+from taskpool.types import DEFAULT_LIMITS
 from tests.api_client import ROOT, environment
 from tests.browser import INSTALL, Page, browser, find_chromium
 from tests.states import World

@@ -12,7 +12,7 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from taskpool import TaskSpec, TaskStatus
-from taskpool.metrics_names import split_name
+from taskpool.redis.keys import split_name
 from tests.support import eventually
 from tests.worker_pool import WorkerPool, lines, pool_with_redis, started
 

@@ -16,7 +16,7 @@ import pytest
 from redis import Redis
 
 from benchmarks.ports import free_port
-from taskpool.redis_server import RedisServer
+from taskpool.redis.embedded import RedisServer
 from tests.support import eventually
 from tests.worker_pool import WorkerPool
 

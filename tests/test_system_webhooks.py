@@ -19,8 +19,8 @@ from redis import Redis
 from standardwebhooks import Webhook as Verifier
 
 from benchmarks.ports import free_port
-from taskpool import keys
-from taskpool.access.apikey import Scope
+from taskpool.access.api_key import Scope
+from taskpool.redis import keys
 from tests.api_client import api_process
 from tests.keys import bearer, make_key
 from tests.receiver import Receiver, receiver

@@ -17,9 +17,9 @@ import pydantic
 import pytest
 
 from taskpool import ConfigurationError, DuplicateType, FieldError, InvalidPayload, Task, TaskContext, task
-from taskpool.fleet import TypeInfo
-from taskpool.payload.schema import DIALECT
-from taskpool.tasktype import TaskType, task_type
+from taskpool.tasks.payload.schema import DIALECT
+from taskpool.tasks.task_type import TaskType, task_type
+from taskpool.types import TypeInfo
 
 if TYPE_CHECKING:
     from taskpool import TaskContext as OnlyForTheTypeChecker

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from taskpool import TaskStatus, keys, scripts
-from taskpool.calls import Call
+from taskpool import TaskStatus
 from taskpool.errors import RedisRefused
-from taskpool.listing import all_queues
-from taskpool.store import AsyncStore
+from taskpool.operations.listing import all_queues
+from taskpool.redis import keys, scripts
+from taskpool.redis.calls import Call
+from taskpool.redis.store import AsyncStore
 from taskpool.webhooks.delivery import NewDelivery, deliver
 from tests.states import World
 from workers.duties import Outage
-from workers.timekeeping import ClockWatch, Timekeeper
+from workers.redis_clock import ClockWatch, Timekeeper
 
 S = TaskStatus
 LEASE_S = 15.0

@@ -8,11 +8,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from taskpool import AsyncTaskPool, QueueFull, RedisUnavailable, Registry, TaskSpec, TaskStatus
-from taskpool.access.audit import Actor
-from taskpool.access.audit_pages import read_audit
-from taskpool.entry import Submitted
+from taskpool.access.audit import Actor, read_audit
+from taskpool.operations.queue import Submitted
+from taskpool.redis.add_script import MOST
 from taskpool.settings import Settings
-from taskpool.submission.together import MOST
 from tests.states import World
 
 ECHO = TaskSpec(type="echo", payload={"message": 1})

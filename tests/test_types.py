@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from rq.job import JobStatus
 
-from taskpool import scripts, types
-from taskpool.record import STATUS_OF
+from taskpool import types
+from taskpool.redis import scripts
+from taskpool.redis.rq_job import STATUS_OF
 from taskpool.types import RETRYABLE, RQ_STATUS, TERMINAL, TRANSITIONS, TaskOptions, TaskSpec, TaskStatus, utc
 from tests.states import FAILURE, SEED, World
 

@@ -14,25 +14,25 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from api.events.socket_requests import read_request
-from taskpool import AsyncTaskPool, TaskConflict, TaskPool, TaskStatus, UniqueConflict, WaitTimeout, keys, scripts
+from api.events.websocket import read_request
+from taskpool import AsyncTaskPool, TaskConflict, TaskPool, TaskStatus, UniqueConflict, WaitTimeout
 from taskpool.access import keyring
-from taskpool.access.apikey import KeySpec, Scope
-from taskpool.access.audit import Actor
-from taskpool.access.audit_pages import read_audit
-from taskpool.catalogue import PoolInfo, pools
-from taskpool.catalogue import types as all_types
-from taskpool.cli import main
-from taskpool.cli.exits import Exit, exit_of
+from taskpool.access.api_key import KeySpec, Scope
+from taskpool.access.audit import Actor, read_audit
+from taskpool.cli.__main__ import main
+from taskpool.cli.output import Exit, exit_of
 from taskpool.client import values
 from taskpool.client.request import Answer
-from taskpool.client.sse import Message
-from taskpool.document import task_document
+from taskpool.client.values import Message
 from taskpool.errors import InvalidKey, InvalidTask
-from taskpool.listing import Filter, list_tasks
-from taskpool.record import restore_told
-from taskpool.status import read_event
-from taskpool.submission.addition import status_told
+from taskpool.operations.catalog import PoolInfo, pools
+from taskpool.operations.catalog import types as all_types
+from taskpool.operations.documents import task_document
+from taskpool.operations.listing import Filter, list_tasks
+from taskpool.operations.records import restore_told
+from taskpool.operations.status import read_event
+from taskpool.redis import keys, scripts
+from taskpool.redis.add_script import status_told
 from taskpool.types import TERMINAL
 from taskpool.webhooks import delivery
 from taskpool.webhooks.endpoint import DeliveryStatus

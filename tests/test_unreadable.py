@@ -11,25 +11,26 @@ import pytest
 from click.testing import CliRunner
 
 from api.app import create_app
-from api.resource import Resource
-from taskpool import Registry, TaskPool, TaskStatus, calls, keys, scripts
+from api.routing import Resource
+from taskpool import Registry, TaskPool, TaskStatus
 from taskpool.access import keyring
-from taskpool.access.apikey import KeySpec
-from taskpool.catalogue import PoolInfo, publish
-from taskpool.cli import main
-from taskpool.logs.line import DEFAULT_LIMITS, LogLine, encode_line
+from taskpool.access.api_key import KeySpec
+from taskpool.cli.__main__ import main
+from taskpool.operations.catalog import PoolInfo, publish
+from taskpool.redis import calls, keys, scripts
+from taskpool.redis.store import AsyncStore
 from taskpool.settings import Settings
-from taskpool.store import AsyncStore
+from taskpool.tasks.log_lines import LogLine, encode_line
+from taskpool.types import DEFAULT_LIMITS
+from taskpool.url_guard import Allowed
 from taskpool.webhooks import store as webhook_store
 from taskpool.webhooks.delivery import NewDelivery, deliver
-from taskpool.webhooks.fields import NewWebhook
-from taskpool.webhooks.target import Allowed
+from taskpool.webhooks.endpoint import NewWebhook
 from tests.api_client import api
 from tests.keys import ME, bearer, id_of, make_key
 from tests.states import SEED, World, new_task
-from workers.beside_rq import BesideRq
 from workers.duties import Outage
-from workers.housekeeping import Housekeeping
+from workers.housekeeping import BesideRq, Housekeeping
 
 S = TaskStatus
 GARBAGE: Final = b'{"\xff'

@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from benchmarks.ports import free_port
-from taskpool.cli.exits import Exit
-from taskpool.names import BUILTIN_TYPES
+from taskpool.cli.output import Exit
+from taskpool.validation import BUILTIN_TYPES
 from tests.instances import COMMAND, Up, taskpool
 from tests.keys import make_key
 from tests.support import eventually

@@ -14,7 +14,7 @@ from redis import Redis
 from taskpool import AsyncTaskPool, Registry, TaskRecord, TaskSpec, TaskStatus, WaitTimeout, task
 from taskpool.errors import InvalidPayload, RedisUnavailable, UnknownDependency
 from taskpool.pool import TaskPool
-from taskpool.redis_server import RedisServer
+from taskpool.redis.embedded import RedisServer
 from tests.support import eventually
 
 

@@ -10,23 +10,20 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook as Verifier
 
-from taskpool import keys, scripts
-from taskpool.access.audit import Actor
-from taskpool.access.audit_pages import read_audit
+from taskpool.access.audit import Actor, read_audit
 from taskpool.errors import DeliveryBusy, DeliveryNotFound, WebhookConflict, WebhookNotFound
-from taskpool.store import AsyncStore
+from taskpool.redis import keys, scripts
+from taskpool.redis.store import AsyncStore
 from taskpool.types import TaskStatus
+from taskpool.url_guard import Allowed
 from taskpool.webhooks import delivery
 from taskpool.webhooks import store as webhook_store
 from taskpool.webhooks.delivery import Delivery
-from taskpool.webhooks.endpoint import DeliveryStatus, Webhook
-from taskpool.webhooks.fields import NewWebhook, WebhookFields
-from taskpool.webhooks.target import Allowed
+from taskpool.webhooks.endpoint import DeliveryStatus, NewWebhook, Webhook, WebhookFields
 from tests.receiver import Received, Receiver, receiver
 from tests.states import World
-from workers.dispatcher import AT_ONCE, DELAYS_S, LANE_MOST, Dispatcher
 from workers.duties import Outage, repeat
-from workers.webhook_sender import ANSWER_S, BODY_S, Sender
+from workers.webhook_dispatcher import ANSWER_S, AT_ONCE, BODY_S, DELAYS_S, LANE_MOST, Dispatcher, Sender
 
 S = TaskStatus
 ALLOWED = Allowed(["127.0.0.0/8"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from taskpool import keys, scripts
+from taskpool.redis import keys, scripts
 from taskpool.types import TaskStatus
 from tests.states import World, new_task
 

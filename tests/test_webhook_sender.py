@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from taskpool.webhooks.network import NotSent, Resolver
-from taskpool.webhooks.target import Address, Allowed
+from taskpool.url_guard import Address, Allowed, NotSent, Resolver
 from tests.certificates import certificate
 from tests.receiver import Receiver, receiver
-from workers import webhook_sender
-from workers.webhook_sender import Answer, Sender
+from workers import webhook_dispatcher
+from workers.webhook_dispatcher import Answer, Sender
 
 LOOPBACK = Allowed(["127.0.0.0/8"])
 
@@ -167,7 +166,7 @@ async def test_what_went_wrong_is_told(scheme: str, answer: bytes | None, says: 
 
 
 async def test_a_connection_that_is_not_taken_in_time_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webhook_sender, "CONNECT_S", 0.1)
+    monkeypatch.setattr(webhook_dispatcher, "CONNECT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as stack:
         for _ in range(3):  # its queue is full: who comes next waits
             stack.enter_context(other := socket.socket()).setblocking(False)

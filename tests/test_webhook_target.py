@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from taskpool.webhooks.target import Allowed, Target, check_addresses, is_public, parse_target
+from taskpool.url_guard import Allowed, Target, check_addresses, is_public, parse_target
 
 NOBODY = Allowed()
 

@@ -1,4 +1,4 @@
-"""The processes of a pool (workers/crew.py), with a fork server that answers as the test wants."""
+"""The processes of a pool (workers/process_pool.py), with a fork server that answers as the test wants."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from workers.child import Child
-from workers.crew import Crew
-from workers.nursery import Ending
-from workers.slots import SharedMemory
+from workers.fork_client import Ending
+from workers.process_handle import Child
+from workers.process_pool import Crew
+from workers.shared_memory import SharedMemory
 
 EXIT_3 = 3 << 8
 
@@ -48,7 +48,7 @@ async def test_a_process_that_ends_before_its_fork_is_known_is_replaced(monkeypa
     crew = nursery.crew = Crew("pool", 1, memory, on_start=on_start, on_end=on_end)
     crew.staff_from(nursery, ("default",))
 
-    monkeypatch.setattr("workers.crew.BACKOFF_S", 0.001)
+    monkeypatch.setattr("workers.process_pool.BACKOFF_S", 0.001)
 
     while not crew.gone.is_set():
         assert await crew.step() == 0.0

@@ -7,13 +7,13 @@ from typing import Any, cast
 
 import pytest
 
-from taskpool import scripts
-from taskpool.store import AsyncStore
+from taskpool.redis import scripts
+from taskpool.redis.store import AsyncStore
 from tests.states import World
-from workers.child import Verdict
-from workers.guardian import boottime
 from workers.heartbeats import DEFAULT_GRACE_S, Heartbeats
-from workers.slots import LaneState, Request, Run
+from workers.process_group import boottime
+from workers.process_handle import Verdict
+from workers.shared_memory import LaneState, Request, Run
 
 pytestmark = pytest.mark.anyio
 

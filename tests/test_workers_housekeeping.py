@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from taskpool import Registry, TaskPool, TaskSpec, TaskStatus, scripts, task
-from taskpool.catalogue import PoolInfo, publish
+from taskpool import Registry, TaskPool, TaskSpec, TaskStatus, task
 from taskpool.errors import RedisUnavailable
-from taskpool.scripts import claim, finish
+from taskpool.operations.catalog import PoolInfo, publish
+from taskpool.redis import scripts
+from taskpool.redis.scripts import claim, finish
+from taskpool.redis.store import AsyncStore
 from taskpool.settings import Settings
-from taskpool.store import AsyncStore
 from taskpool.types import RunningTask
 from workers.duties import Outage
 from workers.housekeeping import BATCH, LEAST_S, Housekeeping

@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 
 from taskpool import Registry, SoftTimeout, TaskContext, TaskStatus, TaskStopped, task
-from taskpool.attempt import Outcome, execute_task, run_in_fence
+from taskpool.tasks.attempt import Outcome, execute_task, run_in_fence
 from taskpool.types import RunningTask
-from workers.interruption import Interruption, is_inside_fence
-from workers.slots import Block, Lane, LaneState, Request, Run, SharedMemory
+from workers.process.interruption import Interruption, is_inside_fence
+from workers.shared_memory import Block, Lane, LaneState, Request, Run, SharedMemory
 
 SIGNALS = (signal.SIGALRM, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from taskpool import TaskStatus
-from taskpool.redis_server import RedisServer
+from taskpool.redis.embedded import RedisServer
 from tests.worker_pool import WorkerPool
 
 

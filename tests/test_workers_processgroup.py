@@ -8,7 +8,7 @@ import subprocess
 import psutil
 
 from tests.support import eventually, is_running
-from workers import processgroup
+from workers import process_group
 
 
 def test_a_group_lives_as_long_as_a_process_of_it_whoever_led_it() -> None:
@@ -19,10 +19,10 @@ def test_a_group_lives_as_long_as_a_process_of_it_whoever_led_it() -> None:
     leader.wait()
     leader.stdout.close()
 
-    assert processgroup.is_alive(leader.pid)
+    assert process_group.is_alive(leader.pid)
 
-    processgroup.signal_group(leader.pid, signal.SIGKILL)
-    eventually(lambda: not processgroup.is_alive(leader.pid))
+    process_group.signal_group(leader.pid, signal.SIGKILL)
+    eventually(lambda: not process_group.is_alive(leader.pid))
     eventually(lambda: not psutil.pid_exists(sleeper) or psutil.Process(sleeper).status() == psutil.STATUS_ZOMBIE)
 
 
@@ -30,7 +30,7 @@ def test_a_zombie_that_nobody_collects_is_not_alive() -> None:
     zombie = subprocess.Popen(["true"], start_new_session=True)
     eventually(lambda: psutil.Process(zombie.pid).status() == psutil.STATUS_ZOMBIE)
 
-    alive = processgroup.is_alive(zombie.pid)
+    alive = process_group.is_alive(zombie.pid)
 
     zombie.wait()
     assert not alive
@@ -46,25 +46,25 @@ def dead(*command: str) -> subprocess.Popen[bytes]:
 def test_how_a_process_ended_is_known_before_its_parent_collects_it() -> None:
     killed, failed, fine = dead("sh", "-c", "kill -9 $$"), dead("sh", "-c", "exit 3"), dead("true")
 
-    found = [processgroup.exit_status(process.pid) for process in (killed, failed, fine)]
+    found = [process_group.exit_status(process.pid) for process in (killed, failed, fine)]
     for process in (killed, failed, fine):
         process.wait()
 
     assert found == [signal.SIGKILL, 3 << 8, None]  # the kernel shows 0 as well when it won't tell
-    assert processgroup.exit_status(killed.pid) is None
+    assert process_group.exit_status(killed.pid) is None
 
 
 def test_a_stopped_process_is_told_from_one_that_runs() -> None:
     process = subprocess.Popen(["sleep", "60"])
 
-    before = processgroup.is_stopped(process.pid)
+    before = process_group.is_stopped(process.pid)
     process.send_signal(signal.SIGSTOP)
-    eventually(lambda: processgroup.is_stopped(process.pid))
+    eventually(lambda: process_group.is_stopped(process.pid))
     process.kill()
     process.wait()
 
     assert not before
-    assert not processgroup.is_stopped(process.pid)
+    assert not process_group.is_stopped(process.pid)
 
 
 def test_a_family_is_killed_with_what_left_its_group() -> None:
@@ -75,7 +75,7 @@ def test_a_family_is_killed_with_what_left_its_group() -> None:
     apart = int(leader.stdout.readline())
     eventually(lambda: psutil.Process(apart).name() == "sleep")
 
-    assert processgroup.kill_family(leader.pid)
+    assert process_group.kill_family(leader.pid)
 
     assert leader.wait() == -signal.SIGKILL
     leader.stdout.close()
@@ -88,10 +88,10 @@ def test_orphans_of_a_frozen_process_are_ended_and_its_other_children_spared() -
     orphan, spared = int(parent.stdout.readline()), int(parent.stdout.readline())
     parent.send_signal(signal.SIGSTOP)
 
-    assert processgroup.end_orphans(parent.pid, spare={spared})
+    assert process_group.end_orphans(parent.pid, spare={spared})
 
     assert (is_running(orphan), is_running(spared)) == (False, True)
-    processgroup.kill_family(spared)
+    process_group.kill_family(spared)
     parent.kill()
     parent.wait()
     parent.stdout.close()

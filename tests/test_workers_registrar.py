@@ -7,8 +7,8 @@ import os
 import pytest
 from redis import Redis
 
-from workers.rqworker import PoolWorker, Registrar
-from workers.slots import Counters
+from workers.registration import PoolWorker, Registrar
+from workers.shared_memory import Counters
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ import pytest
 
 from taskpool.errors import RedisUnavailable
 from taskpool.settings import Settings
-from workers import shortage
-from workers.forkserver import ForkServer
-from workers.reports import Reporter
-from workers.shortage import Files
-from workers.slots import SharedMemory
+from workers import process_group
+from workers.fork_server import ForkServer
+from workers.process.reports import Reporter
+from workers.process_group import Files
+from workers.shared_memory import SharedMemory
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ from workers.slots import SharedMemory
     ],
 )
 def test_what_is_missing_is_said_with_what_to_do(number: int, says: str) -> None:
-    assert says in shortage.explain(OSError(number, os.strerror(number)))
+    assert says in process_group.explain(OSError(number, os.strerror(number)))
 
 
 def test_a_lack_is_found_behind_other_errors_and_a_read_that_would_block_is_none() -> None:
@@ -44,12 +44,12 @@ def test_a_lack_is_found_behind_other_errors_and_a_read_that_would_block_is_none
         except OSError as error:
             raise RedisUnavailable("away") from error
     except RedisUnavailable as error:
-        found = shortage.lack(error)
+        found = process_group.lack(error)
 
-    assert found == shortage.ADVICE[errno.EMFILE]
-    assert shortage.lack(RuntimeError("can't start new thread")) == shortage.ADVICE[errno.EAGAIN]
-    assert shortage.lack(BlockingIOError(errno.EAGAIN, "x")) is None
-    assert shortage.lack(ValueError("x")) is None
+    assert found == process_group.ADVICE[errno.EMFILE]
+    assert process_group.lack(RuntimeError("can't start new thread")) == process_group.ADVICE[errno.EAGAIN]
+    assert process_group.lack(BlockingIOError(errno.EAGAIN, "x")) is None
+    assert process_group.lack(ValueError("x")) is None
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_the_reserve_is_freed_once_for_a_lack_of_files_and_for_nothing_else(low_
         os.close(fd)
 
     assert (for_another_reason, first, again) == (False, True, False)
-    assert len(room) == shortage.RESERVED
+    assert len(room) == process_group.RESERVED
 
 
 def test_a_fork_that_is_not_allowed_is_told_and_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_a_fork_that_is_not_allowed_is_told_and_leaves_nothing_open(monkeypatch:
 
     server.serve(iter([msgspec.json.encode({"fork": 1, "name": "w", "queues": ["default"]})]))
 
-    assert msgspec.json.decode(ours.recv(10_000)) == {"refused": 1, "error": shortage.ADVICE[errno.EAGAIN]}
+    assert msgspec.json.decode(ours.recv(10_000)) == {"refused": 1, "error": process_group.ADVICE[errno.EAGAIN]}
     assert len(os.listdir("/proc/self/fd")) == before
     ours.close()
     theirs.close()

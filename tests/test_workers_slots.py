@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from workers.slots import LONGEST_NAME, Counters, LaneState, Request, Run, SharedMemory
+from workers.shared_memory import LONGEST_NAME, Counters, LaneState, Request, Run, SharedMemory
 
 
 @pytest.fixture

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from workers.lastwords import ended
-from workers.slots import SharedMemory
-from workers.spool import BYTES
+from workers.recovery import ended
+from workers.shared_memory import BYTES, SharedMemory
 
 
 @pytest.fixture

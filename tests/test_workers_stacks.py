@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import signal
 
-from workers import stacks
+from workers import process_group
 
 
 def in_a_fork(number: int, times: int) -> str:
     """What a process has written that sent itself a signal so many times."""
-    with stacks.open_file() as file:
+    with process_group.open_file() as file:
         pid = os.fork()
         if pid == 0:
-            stacks.write_into(file)
+            process_group.write_into(file)
             for _ in range(times):
                 os.kill(os.getpid(), number)
             os._exit(0)
         os.waitpid(pid, 0)
-        return stacks.read(file)
+        return process_group.read(file)
 
 
 def test_nothing_is_written_unasked() -> None:
@@ -26,15 +26,15 @@ def test_nothing_is_written_unasked() -> None:
 
 
 def test_a_process_that_is_asked_says_where_it_is_and_goes_on() -> None:
-    written = in_a_fork(stacks.ASK, 2)
+    written = in_a_fork(process_group.ASK, 2)
 
     assert written.count("in in_a_fork") == 2
 
 
 def test_the_end_is_kept_of_what_is_too_long() -> None:
-    written = in_a_fork(stacks.ASK, 100)
+    written = in_a_fork(process_group.ASK, 100)
 
-    assert stacks.LONGEST_BYTES - 100 < len(written) <= stacks.LONGEST_BYTES
+    assert process_group.LONGEST_BYTES - 100 < len(written) <= process_group.LONGEST_BYTES
     assert written.splitlines()[-1].lstrip().startswith("File")
 
 

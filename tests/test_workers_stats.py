@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from taskpool.metrics_names import field_name, split_name
-from workers.stats import Stats
+from taskpool.redis.keys import field_name, split_name
+from workers.metrics import Stats
 
 
 def test_one_attempt_is_counted_in_each_metric() -> None:

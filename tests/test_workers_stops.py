@@ -9,8 +9,8 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from workers.child import Child
-from workers.slots import Request, SharedMemory
+from workers.process_handle import Child
+from workers.shared_memory import Request, SharedMemory
 from workers.stops import Stops
 
 

@@ -7,9 +7,8 @@ import re
 
 import pytest
 
-from taskpool.secret import Secrets
-from taskpool.types import RunningTask
-from workers.terminal import LONGEST_LINE, MOST_REMEMBERED, Terminal
+from taskpool.types import RunningTask, Secrets
+from workers.process.output import LONGEST_LINE, MOST_REMEMBERED, Terminal
 
 
 class Shown:

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from taskpool import TaskPool, TaskRecord
-from taskpool.redis_server import RedisServer
+from taskpool.redis.embedded import RedisServer
 from tests.support import eventually, is_running
 
 TASKS = str(Path(__file__).with_name("tasks_for_tests.py"))

@@ -13,13 +13,14 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from taskpool.builtin.files import check_root
-from taskpool.embedded import wait_for_redis
 from taskpool.errors import ConfigurationError
-from taskpool.printable import printable_lines
+from taskpool.redis.embedded import wait_for_redis
 from taskpool.settings import SETTING_FIELDS, Settings, resolve_redis_url
-from workers.logs import configure
-from workers.supervisor import Supervisor
+from taskpool.tasks.builtin import check_root
+from taskpool.text import printable_lines
+
+from .process.output import configure
+from .supervisor import Supervisor
 
 EXIT_CONFIGURATION = 2
 

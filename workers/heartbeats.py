@@ -12,15 +12,17 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from taskpool import catalogue, scripts, status
-from taskpool.catalogue import PoolInfo
-from taskpool.fleet import TypeInfo
-from taskpool.store import AsyncStore, ReplyFault
-from workers.child import Child, Verdict
-from workers.guardian import boottime
-from workers.rqworker import PoolWorker, Registrar
-from workers.slots import LaneState, Request, Run
-from workers.stops import Stops
+from taskpool.operations import catalog, status
+from taskpool.operations.catalog import PoolInfo
+from taskpool.redis import scripts
+from taskpool.redis.store import AsyncStore, ReplyFault
+from taskpool.types import TypeInfo
+
+from .process_group import boottime
+from .process_handle import Child, Verdict
+from .registration import PoolWorker, Registrar
+from .shared_memory import LaneState, Request, Run
+from .stops import Stops
 
 log = logging.getLogger("workers")
 
@@ -110,7 +112,7 @@ class Heartbeats:
         Raises:
             RedisUnavailable: Redis is away.
         """
-        await self._store.run(catalogue.publish(pool, types, ttl_s=round(self._lease_ms / 1000) + 1))
+        await self._store.run(catalog.publish(pool, types, ttl_s=round(self._lease_ms / 1000) + 1))
         try:
             await asyncio.to_thread(self._registrar.renew, workers)
         except ReplyFault as fault:  # only what RQ's tools show suffers

@@ -1,4 +1,6 @@
-"""The supervisor of a worker pool: puts the parts together, keeps their duties going, ends them in order.
+"""`--reload`: loads the task files anew when they change. A broken file is told of, and the old workers stay.
+
+The supervisor of a worker pool: puts the parts together, keeps their duties going, ends them in order.
 
 It runs none of the user's code. What it does with Redis waits while Redis is away; what it does with processes
 (timeouts, stops, replacements, shutdown) doesn't.
@@ -13,32 +15,52 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final
 
-from taskpool import catalogue
-from taskpool.catalogue import PoolInfo
+from watchfiles import PythonFilter, awatch
+
 from taskpool.errors import ConfigurationError, RedisUnavailable
+from taskpool.operations import catalog
+from taskpool.operations.catalog import PoolInfo
+from taskpool.redis.store import AsyncStore, ReplyFault
 from taskpool.settings import Settings, resolve_redis_url
-from taskpool.store import AsyncStore, ReplyFault
-from taskpool.webhooks.target import Allowed
-from workers import fencing, processgroup, reload, shortage, stacks
-from workers.beside_rq import BesideRq
-from workers.child import Child, Verdict
-from workers.crew import Crew, backoff_s
-from workers.dispatcher import Dispatcher
-from workers.duties import Outage, repeat
-from workers.heartbeats import Heartbeats
-from workers.housekeeping import Housekeeping
-from workers.nursery import Ending, Nursery
-from workers.reports import limits_of
-from workers.roster import Roster
-from workers.rqworker import Registrar, connect
-from workers.slots import SharedMemory
-from workers.stops import Stops
+from taskpool.url_guard import Allowed
+
+from . import process_group, stops
+from .duties import Outage, repeat
+from .fork_client import Ending, Nursery
+from .heartbeats import Heartbeats
+from .housekeeping import BesideRq, Housekeeping
+from .process.reports import limits_of
+from .process_handle import Child, Verdict
+from .process_pool import Crew, backoff_s
+from .registration import Registrar, Roster, connect
+from .shared_memory import SharedMemory
+from .stops import Stops
+from .webhook_dispatcher import Dispatcher
 
 log = logging.getLogger("workers")
+
+
+async def watch(files: Callable[[], Sequence[str]], reload: Callable[[], Awaitable[None]]) -> None:
+    """Calls `reload` after each change of a Python file in the folder of one of the files; never returns."""
+    while True:
+        folders = _folders(files())
+        async for _ in awatch(*folders, watch_filter=PythonFilter(), recursive=False, debounce=200):
+            try:
+                await reload()
+            except ConfigurationError as error:
+                log.error("not reloaded: %s", error)
+            if _folders(files()) != folders:
+                break  # the code now lies elsewhere as well
+
+
+def _folders(files: Sequence[str]) -> set[Path]:
+    return {folder for file in files if (folder := Path(file).parent).is_dir()}
+
 
 HARD_TIMEOUT_S: Final = 5.0
 """What a task gets after its soft timeout, before its process is killed."""
@@ -98,14 +120,14 @@ class Supervisor:
             ConfigurationError: a task module is wrong; nothing was started.
         """
         loop = asyncio.get_running_loop()
-        processgroup.adopt_orphans()
+        process_group.adopt_orphans()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
         try:
             try:
                 self._use(await self._new_nursery())
             except OSError as error:
-                raise ConfigurationError(f"the fork server can't be started: {shortage.explain(error)}") from error
+                raise ConfigurationError(f"the fork server can't be started: {process_group.explain(error)}") from error
             commands, outage = self._roster.commands, self._outage
             self._spawn(repeat("starting processes", self._crew.step, wake=self._crew.changed))
             self._spawn(repeat("timeouts", self._enforce_timeouts))
@@ -120,7 +142,7 @@ class Supervisor:
             self._spawn(repeat("looking after RQ's neighbours", beside_rq.step, outage=outage))
             self._spawn(repeat("forgetting dead workers", self._forget_dead, outage=outage))
             if self._reloads:
-                self._spawn(reload.watch(self._files, self._reload))
+                self._spawn(watch(self._files, self._reload))
             await self._crew.gone.wait()
             await self._dispatcher.close(self._grace_left_s())
             await self._say_goodbye(announcing)
@@ -157,7 +179,7 @@ class Supervisor:
     def _on_lost(self, nursery: Nursery) -> None:
         """The fork server died, and with it every process it had forked; what those left behind has fallen to us."""
         if not self._starting:  # one that starts couldn't be told from an orphan
-            processgroup.end_children(spare={each.pid for each in self._nurseries})
+            process_group.end_children(spare={each.pid for each in self._nurseries})
         self._nurseries.discard(nursery)
         self._crew.closed(nursery)
         if nursery is self._nursery and not self._stopping.is_set():
@@ -181,7 +203,7 @@ class Supervisor:
         await nursery.close()
         self._crew.closed(nursery)
         if nursery.is_silent and not self._starting:  # it was killed, and couldn't take along what it had forked
-            processgroup.end_children(spare={each.pid for each in self._nurseries})
+            process_group.end_children(spare={each.pid for each in self._nurseries})
 
     async def _replace_nursery(self) -> None:
         failures = 0
@@ -194,7 +216,7 @@ class Supervisor:
                 await asyncio.sleep(LOOK_S)
             except OSError as error:
                 failures += 1
-                log.error("a fork server can't be started: %s", shortage.explain(error))
+                log.error("a fork server can't be started: %s", process_group.explain(error))
                 await asyncio.sleep(backoff_s(failures))
 
     def _on_start(self, child: Child) -> None:
@@ -237,7 +259,7 @@ class Supervisor:
         for child, run in overdue:
             log.warning("task %s ignores its timeout of %g s: SIGKILL", run.id, run.timeout_s)
             child.ask_for_stacks(run)
-        await asyncio.sleep(stacks.WRITE_S if overdue else 0)
+        await asyncio.sleep(process_group.WRITE_S if overdue else 0)
         for child, run in overdue:
             if child.is_running(run):
                 child.kill(Verdict.TIMEOUT, run)
@@ -251,7 +273,7 @@ class Supervisor:
 
     async def _enforce_leases(self) -> float:
         """Kills attempts that must not outlive their leases, when those can't be renewed."""
-        return await fencing.enforce(tuple(self._crew.children.values()), lease_s=self._settings.lease_s)
+        return await stops.enforce(tuple(self._crew.children.values()), lease_s=self._settings.lease_s)
 
     async def _forget_dead(self) -> float:
         """Removes workers from RQ's registry whose entries have expired: their supervisors renew them no more."""
@@ -312,7 +334,7 @@ class Supervisor:
             return
         announcing.cancel()  # one more announcement would bring the pool back
         try:
-            await self._store.carry_out(catalogue.retire(self._id))
+            await self._store.carry_out(catalog.retire(self._id))
         except (RedisUnavailable, ReplyFault):  # it counts as gone when its announcement expires
             pass
 

@@ -1,4 +1,6 @@
-"""Events from Redis to every client of this process, over one subscribed connection.
+"""Which of the followed tasks are looked at next: a record that somebody deletes by hand tells nobody of it.
+
+Events from Redis to every client of this process, over one subscribed connection.
 
 A subscription begins *behind*, at a position of the stream of events. The hub subscribes to its channel, reads from the
 stream what came since, and from then on it is *live*: told what is published. When the connection is lost, all that are
@@ -9,25 +11,67 @@ who was away for longer than the stream reaches back is told so.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
 import msgspec
 
-from api.events.attributes import RETRY_S, Arriving, AttributeCache
-from api.events.mishaps import Mishaps
-from api.events.outlet import Gone, Live, Outlet, Step
-from api.events.restarts import Restarts
-from api.events.rota import Rota
-from api.events.snapshots import take_snapshot
-from api.events.subscribers import Subscribers, channel
-from api.events.subscription import Subscription, Wanted
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.errors import TaskNotFound
-from taskpool.eventlog import START, Position, events_after, holds, is_there, newest, oldest, reaches_back
-from taskpool.status import read_event
+from taskpool.operations.status import (
+    START,
+    Position,
+    events_after,
+    holds,
+    is_there,
+    newest,
+    oldest,
+    reaches_back,
+    read_event,
+)
+
+from .client_queue import Gone, Live, Outlet, Step
+from .subscriptions import (
+    RETRY_S,
+    Arriving,
+    AttributeCache,
+    Mishaps,
+    Restarts,
+    Subscribers,
+    Subscription,
+    Wanted,
+    channel,
+    take_snapshot,
+)
+
+LOOK_S: Final = 2.0
+"""How long at least lies between two looks, however often the hub could make one."""
+MOST_AT_ONCE: Final = 1000
+
+
+class Rota:
+    """Each task in its turn, `most` at a time, so that a look costs little however many are followed."""
+
+    def __init__(self, tasks: Callable[[], list[str]], most: int = MOST_AT_ONCE) -> None:
+        self._tasks, self._most = tasks, most
+        self._waiting: list[str] = []
+        self._looked_mono = -math.inf
+
+    def take(self) -> list[str]:
+        """Those whose turn it is; none, if it is too early."""
+        now_mono = time.monotonic()
+        if now_mono < self._looked_mono + LOOK_S:
+            return []
+        self._looked_mono = now_mono
+        self._waiting = self._waiting or self._tasks()
+        ids = self._waiting[-self._most :]
+        del self._waiting[-self._most :]
+        return ids
+
 
 MARK_S: Final = 3.0
 """How often the hub looks how far the stream is, and which followed tasks are gone: that far nothing needs to be read

@@ -9,18 +9,18 @@ from typing import Final, TypeVar
 
 from starlette.types import Scope
 
-from api.access.addresses import network
-from api.access.caller import Caller
-from api.access.gate import Gate
-from api.events.hub import Hub
-from api.events.mishaps import Mishaps
-from api.events.outlet import Outlet
-from api.events.subscription import Subscription, Wanted
-from api.problems import Problem, retry_after
 from taskpool.errors import RedisUnavailable
-from taskpool.eventlog import Position
+from taskpool.operations.status import Position
+from taskpool.redis.store import ReplyFault
 from taskpool.settings import Settings
-from taskpool.store import ReplyFault
+
+from ..auth.caller import Caller
+from ..auth.gate import Gate
+from ..auth.rate_limit import network
+from ..http.problems import Problem, retry_after
+from .client_queue import Outlet
+from .hub import Hub
+from .subscriptions import Mishaps, Subscription, Wanted
 
 T = TypeVar("T")
 

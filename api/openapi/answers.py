@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from api.access.access import Access
-from api.openapi.operation import EVENTS, JSON, Answer, Operation
-from api.openapi.schemas import REFS, Schemas
-from api.problems import KINDS, TYPE_PREFIX
-from api.wishes import MAX_WAIT_S
+from ..auth.caller import Access
+from ..http.problems import KINDS, TYPE_PREFIX
+from ..http.query import MAX_WAIT_S
+from .declarations import EVENTS, JSON, Answer, Operation
+from .schemas import REFS, Schemas
 
 Object = dict[str, Any]
 

@@ -8,9 +8,8 @@ from typing import Any, Final
 
 import msgspec
 
-from api.events.socket import CLOSE_CODES, MAX_MESSAGE_BYTES, MOST_BAD_MESSAGES, MOST_SUBSCRIPTIONS
-from api.events.socket_messages import MESSAGES, REQUESTS
-from api.openapi.document import SECURITY
+from ..events.websocket import CLOSE_CODES, MAX_MESSAGE_BYTES, MESSAGES, MOST_BAD_MESSAGES, MOST_SUBSCRIPTIONS, REQUESTS
+from .document import SECURITY
 
 Object = dict[str, Any]
 

@@ -1,4 +1,14 @@
-"""The OpenAPI 3.1 document: made of the routes' declarations, the types that parse and render, and the task types.
+"""The files of the page that shows the document: read once, served from memory, compressed for who takes that.
+
+The page needs nothing from any other host, and its policy forbids it: no inline script or style, no eval.
+
+Examples of submissions, one of each task type, for people who try the API from its page and for testers.
+
+The messages that this service sends, in the OpenAPI document: as `webhooks`, and as `callbacks` of submissions.
+
+The task types in the document: each with its payload, and a submission as one of them.
+
+The OpenAPI 3.1 document: made of the routes' declarations, the types that parse and render, and the task types.
 
 `describe` is pure. What a document says beyond its declarations (security, headers, parameters) stands in the
 tables here; `schemas` makes the schemas.
@@ -6,30 +16,281 @@ tables here; `schemas` makes the schemas.
 
 from __future__ import annotations
 
+import asyncio
+import gzip
+import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final
 
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from api.access.access import Access, Guarded
-from api.headers import METHODS
-from api.openapi.answers import HEADERS, responses
-from api.openapi.examples import batch_examples, submission_examples
-from api.openapi.operation import JSON, Answer, Operation, operation_of
-from api.openapi.page import FILES
-from api.openapi.schemas import Schemas
-from api.openapi.types import submissions
-from api.openapi.webhooks import callbacks, webhooks
-from api.resource import Resource
-from api.submission import Batch
-from taskpool.fleet import TypeInfo
-from taskpool.types import TaskSpec
+from taskpool.redis.calls import UNREADABLE, tell_unreadable
+from taskpool.tasks.payload.published import validator_of
+from taskpool.types import TaskSpec, TypeInfo
+from taskpool.webhooks.endpoint import TOLD
+from taskpool.webhooks.message import TEST_EVENT, TYPE_PREFIX, Message
+
+from ..auth.caller import Access, Guarded
+from ..http.submission import Batch
+from ..routing import METHODS, Resource
+from .answers import HEADERS, responses
+from .declarations import JSON, Answer, Operation, operation_of
+from .schemas import REFS, Schema, Schemas, hoisted, payload_name
+
+INDEX: Final = "index.html"
+FILES: Final = {
+    "docs.js": "text/javascript",
+    "docs.css": "text/css",
+    "swagger-ui-bundle.js": "text/javascript",
+    "swagger-ui.css": "text/css",
+}
+"""What the page asks for, by name."""
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+class DocsPage:
+    """The page's files by name."""
+
+    def __init__(self) -> None:
+        self._folder = Path(__file__).parents[1] / "docs"
+        self._loaded: dict[str, tuple[str, bytes, bytes]] = {}
+
+    async def answer(self, name: str, *, takes_gzip: bool, known: str) -> Response:
+        """INDEX or one of FILES. `known`: the If-None-Match of the request."""
+        if name not in self._loaded:
+            self._loaded[name] = await asyncio.to_thread(self._load, name)
+        etag, plain, packed = self._loaded[name]
+        headers = {
+            "cache-control": "no-cache",
+            "content-security-policy": POLICY,
+            "etag": etag,
+            "vary": "Accept-Encoding",
+        }
+        if etag in known:
+            return Response(status_code=304, headers=headers)
+        if takes_gzip:
+            headers["content-encoding"] = "gzip"
+        return Response(packed if takes_gzip else plain, headers=headers, media_type=FILES.get(name, "text/html"))
+
+    def _load(self, name: str) -> tuple[str, bytes, bytes]:
+        plain = (self._folder / name).read_bytes()
+        return f'W/"{hashlib.sha256(plain).hexdigest()[:20]}"', plain, gzip.compress(plain, mtime=0)
+
 
 Object = dict[str, Any]
+
+DEEPEST: Final = 8
+PLAIN: Final[Mapping[str, Any]] = {
+    "string": "text",
+    "integer": 1,
+    "number": 1,
+    "boolean": False,
+    "array": [],
+    "object": {},
+    "null": None,
+}
+
+
+def submission_examples(types: Sequence[TypeInfo]) -> Object:
+    """By the names of task types, a task of each; types whose payload can't be guessed have none."""
+    tasks = {info.name: _task(info) for info in types}
+    return {name: {"value": task} for name, task in tasks.items() if task is not None}
+
+
+def batch_examples(types: Sequence[TypeInfo]) -> Object:
+    """One batch, with one task of each type."""
+    tasks = [example["value"] for example in submission_examples(types).values()]
+    return {"one of each": {"value": {"tasks": tasks}}} if tasks else {}
+
+
+def _task(info: TypeInfo) -> Object | None:
+    """The smallest payload there is, if it fits."""
+    schema = dict(info.schema)
+    payload = _value(schema, schema, DEEPEST)
+    validator = validator_of(schema)
+    return {"type": info.name, "payload": payload} if validator is not None and validator.is_valid(payload) else None
+
+
+def _value(schema: Any, whole: Object, depth: int) -> Any:
+    """Something that fits a schema, most of the time: what it shows itself, else what is required and no more."""
+    if not isinstance(schema, dict) or depth == 0:
+        return None
+    for name in ("const", "default"):
+        if name in schema:
+            return schema[name]
+    for name in ("examples", "enum"):
+        if schema.get(name):
+            return schema[name][0]
+    for name in ("anyOf", "oneOf", "allOf"):
+        if schema.get(name):
+            return _value(schema[name][0], whole, depth - 1)
+    if "$ref" in schema:
+        return _value(_referred(schema["$ref"], whole), whole, depth - 1)
+    return _of_type(schema, whole, depth)
+
+
+def _of_type(schema: Object, whole: Object, depth: int) -> Any:
+    kind = schema.get("type")
+    if kind == "object":
+        fields = schema.get("properties", {})
+        return {name: _value(fields.get(name), whole, depth - 1) for name in schema.get("required", ())}
+    if kind == "array" and schema.get("minItems"):
+        return [_value(schema.get("items"), whole, depth - 1)] * schema["minItems"]
+    if kind in ("integer", "number") and "minimum" in schema:
+        return max(schema["minimum"], 1)
+    return PLAIN.get(kind) if isinstance(kind, str) else "anything"
+
+
+def _referred(ref: Any, whole: Object) -> Any:
+    """What a reference within the schema leads to; nothing for any other."""
+    found: Any = whole if isinstance(ref, str) and ref.startswith("#") else None
+    for step in str(ref).split("/")[1:]:
+        found = found.get(step) if isinstance(found, dict) else None
+    return found
+
+
+CALLBACK_URLS: Final = {
+    TaskSpec: "{$request.body#/callback_url}",
+    Batch: "{$request.body#/tasks/0/callback_url}",
+}
+"""Where the body of a submission has the address; in a batch every task has its own."""
+
+SIGNATURE_HEADERS: Final[dict[str, tuple[str, Object]]] = {
+    "webhook-id": ("The same however often the message is sent: what was seen before needs no look.", {}),
+    "webhook-timestamp": ("When it is sent, in seconds since 1970. Refuse what is older than a few minutes.", {}),
+    "webhook-signature": (
+        "`v1,` and base64 of HMAC-SHA256 over `id.timestamp.body`; one for each secret while one replaces another.",
+        {"pattern": "^v1,[A-Za-z0-9+/]+=*( v1,[A-Za-z0-9+/]+=*)*$"},
+    ),
+}
+"""What a message is signed with, after Standard Webhooks."""
+
+ANSWERS: Final = {
+    "2XX": "It was heard.",
+    "410": "Send no more: the message isn't tried again, and a standing endpoint is disabled.",
+    "default": "It is tried again later, for days; `Retry-After` is minded. Redirects aren't followed.",
+}
+
+_SENT: Final = (
+    "Sent by worker processes, at least once, signed after [Standard Webhooks](https://standardwebhooks.com)."
+)
+
+
+def webhooks(schemas: Schemas) -> Object:
+    """The messages to standing endpoints."""
+    summary = "A step of a task that a standing endpoint wants to hear of"
+    return {"task": {"post": _message("hear_of_task", summary, (*TOLD, TEST_EVENT), schemas)}}
+
+
+def callbacks(operation: Operation, schemas: Schemas) -> Object:
+    """The messages that an operation brings about: those to the callbacks of what it submits."""
+    where = CALLBACK_URLS.get(operation.body)
+    if where is None:
+        return {}
+    message = _message(
+        f"hear_of_{operation.id}", "A step of the task that its callback wants to hear of", TOLD, schemas
+    )
+    return {"step": {where: {"post": message}}}
+
+
+def _message(id: str, summary: str, events: Sequence[str], schemas: Schemas) -> Object:
+    required = list(Message.__struct_fields__)
+    types = {"type": {"enum": [TYPE_PREFIX + event for event in events]}}
+    return {
+        "operationId": id,
+        "tags": ["webhooks"],
+        "summary": summary,
+        "description": _SENT,
+        "security": [],
+        "parameters": [
+            {
+                "name": name,
+                "in": "header",
+                "required": True,
+                "description": text,
+                "schema": {"type": "string", **limits},
+            }
+            for name, (text, limits) in SIGNATURE_HEADERS.items()
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {"allOf": [schemas.of(Message)], "properties": types, "required": required}
+                }
+            },
+        },
+        "responses": {
+            status: {"description": text, **({"headers": _RETRY_AFTER} if status == "default" else {})}
+            for status, text in ANSWERS.items()
+        },
+    }
+
+
+_RETRY_AFTER: Final = {
+    "Retry-After": {"description": "Seconds, or a date: not before then.", "schema": {"type": "string"}}
+}
+
+
+def submissions(generic: Schema, types: Sequence[TypeInfo], taken: Collection[str] = ()) -> dict[str, Schema]:
+    """The components of these types, and `Submission`: a task of any of them.
+
+    `generic` is the schema of TaskSpec, `taken` are the names of all other components.
+    """
+    types = [info for info in types if _is_fit(info)]
+    if not types:
+        return {"Submission": {"title": "Submission", "$ref": REFS + "TaskSpec"}}
+    tasks = {info.name: f"{info.name}.task" for info in types}
+    components = hoisted(types, {*taken, "Submission", *tasks.values()})
+    for info in types:
+        components[tasks[info.name]] = _submission(generic, info, REFS + payload_name(info))
+    refs = {info.name: f"{REFS}{info.name}.task" for info in types}
+    components["Submission"] = {
+        "title": "Submission",
+        "description": "A task of one of the types that are known now. `TaskSpec` is its form whatever the type.",
+        "oneOf": [{"$ref": ref} for ref in refs.values()],
+        "discriminator": {"propertyName": "type", "mapping": refs},
+    }
+    return components
+
+
+def _is_fit(info: TypeInfo) -> bool:
+    """Whether a type's schema can stand in the document; the log says it of one that can't."""
+    try:
+        hoisted([info], ())
+        _takes_nothing(info.schema)
+    except UNREADABLE as error:
+        tell_unreadable(f"the schema of the task type {info.name!r}", error)
+        return False
+    return True
+
+
+def _submission(generic: Schema, info: TypeInfo, payload: str) -> Schema:
+    """The schema of a submission of this type. Null is "not given" for the payload too, which then is empty."""
+    may_be_empty = _takes_nothing(info.schema)
+    properties: Schema = dict(generic["properties"])
+    properties["type"] = {"const": info.name}
+    properties["payload"] = {"anyOf": [{"$ref": payload}, {"type": "null"}]} if may_be_empty else {"$ref": payload}
+    required = ["type"] if may_be_empty else ["type", "payload"]
+    schema = {**generic, "title": f"{info.name}.task", "properties": properties, "required": required}
+    schema["description"] = info.description or f"A task of the type {info.name}."
+    return schema
+
+
+def _takes_nothing(schema: Any) -> bool:
+    validator = validator_of(schema)
+    return validator is None or validator.is_valid({})
+
+
 Found = tuple[str, str, Operation, Guarded]
 
 TAGS: Final = {

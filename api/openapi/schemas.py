@@ -1,22 +1,102 @@
-"""From the types of declarations to schemas, and how a schema's references are moved."""
+"""Schemas in the words that generators of clients understand.
+
+From the types of declarations to schemas, and how a schema's references are moved.
+
+Payload schemas as components: each nested type stands in `components/schemas`, where generators of clients look.
+
+A payload's schema comes from Redis and stands for itself, with its nested types in `$defs`. Here every nested type gets
+a component. Types of one name share a component if they are alike. If they differ, the name of each component begins
+with the name of its task type.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
-from api.answers import ProblemDocument
-from api.openapi.fields import with_limits
-from api.openapi.operation import Operation
-from api.openapi.readable import as_generators_read
-from api.submission import SUBMISSION
-from taskpool.document_types import Document
-from taskpool.types import TaskSpec
+from taskpool.operations.documents import Document
+from taskpool.types import TaskSpec, TypeInfo
 from taskpool.webhooks.message import Message, TaskData
 
+from ..answers import ProblemDocument
+from ..http.submission import SUBMISSION
+from .declarations import Operation, with_limits
+
 Schema = dict[str, Any]
+
+
+def as_generators_read(schema: Any, *, is_component: bool = False) -> Schema:
+    """The same schema in the words that generators of clients understand.
+
+    A field with a default would be one that is always there, so defaults go into descriptions; titles would be names of
+    classes, and two of one name break a client; true, false, an array without `items` and an `enum` of several types
+    aren't understood at all.
+    """
+    if not isinstance(schema, dict):
+        return {"not": {}} if schema is False else {}
+    plain = {key: value for key, value in schema.items() if key not in ("$schema", "title", "default")}
+    if schema.get("default") is not None:
+        plain["description"] = _with_default(str(schema.get("description", "")), schema["default"])
+    for key in ("items", "contains", "not", "if", "then", "else", "propertyNames"):
+        if key in plain:
+            plain[key] = as_generators_read(plain[key])
+    for key in ("anyOf", "oneOf", "allOf", "prefixItems"):
+        if isinstance(plain.get(key), list | tuple):
+            plain[key] = [as_generators_read(each) for each in plain[key]]
+    for key in ("properties", "patternProperties", "dependentSchemas"):
+        if isinstance(plain.get(key), dict):
+            plain[key] = {name: as_generators_read(each) for name, each in plain[key].items()}
+    if isinstance(plain.get("additionalProperties"), dict):
+        plain["additionalProperties"] = as_generators_read(plain["additionalProperties"])
+    if plain.get("type") == "array":
+        plain.setdefault("items", {})
+    if not is_component and len(plain.get("enum", ())) == 1:
+        return {key: value for key, value in plain.items() if key != "enum"} | {"const": plain["enum"][0]}
+    return _with_plain_enum(plain)
+
+
+def _with_default(description: str, default: Any) -> str:
+    shown = json.dumps(default, ensure_ascii=False)
+    return f"{description} Default: `{shown}`.".strip()
+
+
+def _with_plain_enum(schema: Schema) -> Schema:
+    """A list of choices of one type; one with several types becomes a choice of lists."""
+    choices = schema.get("enum")
+    if not isinstance(choices, list):
+        return schema
+    by_type: dict[str, list[Any]] = {}
+    for choice in choices:
+        by_type.setdefault(_json_type(choice), []).append(choice)
+    forms = [_form(kind, values) for kind, values in by_type.items()]
+    rest = {key: value for key, value in schema.items() if key not in ("enum", "type")}
+    if len(forms) == 1:
+        return rest | forms[0]
+    return (
+        rest | {"anyOf": forms}
+        if "anyOf" not in rest
+        else {**rest, "allOf": [*rest.get("allOf", ()), {"anyOf": forms}]}
+    )
+
+
+_JSON_TYPES: Final = ((bool, "boolean"), (int, "integer"), (float, "number"), (str, "string"), (list, "array"))
+
+
+def _json_type(value: Any) -> str:
+    if value is None:
+        return "null"
+    return next((name for kind, name in _JSON_TYPES if isinstance(value, kind)), "object")
+
+
+def _form(kind: str, values: list[Any]) -> Schema:
+    if kind == "null" or (kind == "boolean" and len(values) > 1):
+        return {"type": kind}
+    return {"const": values[0]} if kind == "boolean" else {"type": kind, "enum": values}
+
 
 REFS: Final = "#/components/schemas/"
 _ONE: Final = frozenset({"additionalProperties", "contains", "else", "if", "items", "not", "propertyNames", "then"})
@@ -107,3 +187,112 @@ def _without_null(schema: Schema) -> Schema:
     rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
     plain: Schema = next(each for each in schema["anyOf"] if each != {"type": "null"})
     return rest | plain
+
+
+_PLACES: Final = ("$defs", "definitions")
+_LOCAL: Final = re.compile(r"#/(?:\$defs|definitions)/([^/]+)(.*)", re.DOTALL)
+_NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9._-]")
+
+Key = tuple[str, str]
+"""A nested type: the task type that has it, and its name there."""
+
+
+def payload_name(info: TypeInfo) -> str:
+    """The component of a type's payload."""
+    return f"{info.name}.payload"
+
+
+def hoisted(types: Sequence[TypeInfo], taken: Collection[str]) -> dict[str, Schema]:
+    """The components of the payloads of these types, and of all types nested in them. `taken`: the names of others."""
+    nested = {(info.name, name): schema for info in types for name, schema in _definitions(info.schema).items()}
+    names = _names(types, nested, {*taken, *map(payload_name, types)})
+    components: dict[str, Schema] = {}
+    for info in types:
+        definitions = _definitions(info.schema)
+        move = _mover(info, names)
+        for name in definitions:
+            components[names[info.name, name]] = _component(definitions[name], names[info.name, name], move)
+        root = {key: value for key, value in info.schema.items() if key not in _PLACES}
+        components[payload_name(info)] = _component(root, payload_name(info), move)
+    return components
+
+
+def _definitions(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: each for place in _PLACES for name, each in dict(schema.get(place) or {}).items()}
+
+
+def _names(types: Sequence[TypeInfo], nested: Mapping[Key, Any], taken: Collection[str]) -> dict[Key, str]:
+    """The component's name for each nested type."""
+    prints = {info.name: _fingerprints(_definitions(info.schema)) for info in types}
+    alike: dict[str, set[str]] = {}
+    for type_name, name in nested:
+        alike.setdefault(name, set()).add(prints[type_name][name])
+    used = {_folded(name): "" for name in taken}
+    found: dict[Key, str] = {}
+    for type_name, name in nested:
+        whole = name + prints[type_name][name]
+        wishes = [f"{type_name}.{name}", *(f"{type_name}.{name}.{number}" for number in range(2, 2 + len(nested)))]
+        if len(alike[name]) == 1:
+            wishes.insert(0, name)
+        cleaned = [_NOT_IN_NAMES.sub("_", wish) for wish in wishes]
+        found[type_name, name] = next(
+            (each for each in cleaned if used.get(_folded(each), whole) == whole), cleaned[-1]
+        )
+        used[_folded(found[type_name, name])] = whole
+    return found
+
+
+def _folded(name: str) -> str:
+    """Generators make class names of components, such as `ParcelsSend` of `parcels.send`: these must differ, too."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _fingerprints(definitions: Mapping[str, Any]) -> dict[str, str]:
+    """What tells apart types of one name: their schemas with all those that they refer to."""
+    refs = {name: set(_refs(schema)) & definitions.keys() for name, schema in definitions.items()}
+
+    def reached(name: str) -> set[str]:
+        seen, left = set[str](), [name]
+        while left:
+            each = left.pop()
+            if each not in seen:
+                seen.add(each)
+                left += refs[each]
+        return seen
+
+    return {
+        name: json.dumps({each: definitions[each] for each in reached(name)}, sort_keys=True, default=str)
+        for name in definitions
+    }
+
+
+def _refs(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        for value in node.values():
+            yield from _refs(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _refs(value)
+    elif isinstance(node, str) and (match := _LOCAL.fullmatch(node)):
+        yield _unescaped(match[1])
+
+
+def _unescaped(step: str) -> str:
+    return step.replace("~1", "/").replace("~0", "~")
+
+
+def _mover(info: TypeInfo, names: Mapping[Key, str]) -> Callable[[str], str]:
+    """What a reference within the schema of this type is in the document."""
+
+    def move(ref: str) -> str:
+        if (match := _LOCAL.fullmatch(ref)) and (info.name, _unescaped(match[1])) in names:
+            return REFS + names[info.name, _unescaped(match[1])] + match[2]
+        if ref == "#" or ref.startswith("#/"):
+            return REFS + payload_name(info) + ref.removeprefix("#")
+        return ref
+
+    return move
+
+
+def _component(schema: Any, name: str, move: Callable[[str], str]) -> Schema:
+    return {**as_generators_read(with_refs(schema, move), is_component=True), "title": name}

@@ -13,17 +13,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from api.access.gate import Gate
-from api.openapi.asyncapi import describe_socket
-from api.openapi.document import describe
-from api.openapi.operation import Answer, operation
-from api.openapi.page import FILES, INDEX, DocsPage
-from api.prefix import prefix_of
-from api.problems import Problem
-from api.query import NoQuery, read_query
-from api.responses import Json
 from taskpool.async_pool import AsyncTaskPool
-from taskpool.fleet import TypeInfo
+from taskpool.types import TypeInfo
+
+from ..auth.gate import Gate
+from ..http.prefix import prefix_of
+from ..http.problems import Problem
+from ..http.query import NoQuery, read_query
+from ..http.responses import Json
+from ..openapi.asyncapi import describe_socket
+from ..openapi.declarations import Answer, operation
+from ..openapi.document import FILES, INDEX, DocsPage, describe
 
 PAGE: Final = Answer(str, headers=("ETag",), media_types=("text/html",))
 SAME_PAGE: Final = Answer(None, headers=("ETag",))

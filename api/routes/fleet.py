@@ -7,18 +7,19 @@ from urllib.parse import quote, urlencode
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.access.caller import caller_of
-from api.answers import QueuePage, Queues, Types, Workers
-from api.openapi.operation import Answer, operation
-from api.prefix import next_link
-from api.query import NoQuery, QueueQuery, QueuesQuery, read_query, wrong_parameter
-from api.responses import Json, tagged
 from taskpool.async_pool import AsyncTaskPool
-from taskpool.document import queue_document, queued_document, type_document, worker_document
 from taskpool.errors import InvalidTask
-from taskpool.listing import all_queues
-from taskpool.overview import queues_page
-from taskpool.queue import get_queue
+from taskpool.operations.documents import queue_document, queued_document, type_document, worker_document
+from taskpool.operations.listing import all_queues
+from taskpool.operations.overview import queues_page
+from taskpool.operations.queue import get_queue
+
+from ..answers import QueuePage, Queues, Types, Workers
+from ..auth.caller import caller_of
+from ..http.prefix import next_link
+from ..http.query import NoQuery, QueueQuery, QueuesQuery, read_query, wrong_parameter
+from ..http.responses import Json, tagged
+from ..openapi.declarations import Answer, operation
 
 
 class FleetRoutes:

@@ -9,23 +9,23 @@ import msgspec
 from msgspec import Meta
 from starlette.requests import Request
 
-from api.access import tickets
-from api.access.caller import caller_of
-from api.answers import AuditPage, Keys, Ticket
-from api.body import read_json, read_optional_json
-from api.openapi.operation import Answer, operation
-from api.prefix import next_link, public_path
-from api.query import AuditQuery, NoQuery, read_query, wrong_parameter
-from api.responses import Json, NoContent
-from api.submission import read_as
 from taskpool.access import keyring
-from taskpool.access.apikey import ROTATION_GRACE_S, KeySpec
-from taskpool.access.audit_pages import AuditFilter, read_audit
-from taskpool.access.document import KeyDocument, audit_document, key_document
-from taskpool.document import time_text
+from taskpool.access.api_key import ROTATION_GRACE_S, KeySpec
+from taskpool.access.audit import AuditFilter, read_audit
 from taskpool.errors import InvalidTask
-from taskpool.seconds import LONGEST_S
-from taskpool.store import AsyncStore
+from taskpool.operations.documents import KeyDocument, audit_document, key_document, time_text
+from taskpool.redis.store import AsyncStore
+from taskpool.validation import LONGEST_S
+
+from ..answers import AuditPage, Keys, Ticket
+from ..auth import gate
+from ..auth.caller import caller_of
+from ..http.body import read_json, read_optional_json
+from ..http.prefix import next_link, public_path
+from ..http.query import AuditQuery, NoQuery, read_query, wrong_parameter
+from ..http.responses import Json, NoContent
+from ..http.submission import read_as
+from ..openapi.declarations import Answer, operation
 
 
 class Rotation(msgspec.Struct, forbid_unknown_fields=True):
@@ -94,7 +94,7 @@ class KeyRoutes:
     async def ticket(self, request: Request) -> Json:
         """POST /tickets: get a ticket for one socket or stream."""
         read_query(request.scope["query_string"], NoQuery)
-        ticket, expires_at = await tickets.issue(self._store, caller_of(request.scope).key_id)
+        ticket, expires_at = await gate.issue(self._store, caller_of(request.scope).key_id)
         return Json(Ticket(ticket=ticket, expires_at=time_text(expires_at)), status=201)
 
     @operation("read_audit", tag="keys", query=AuditQuery, answers={200: Answer(AuditPage, headers=("Link",))})

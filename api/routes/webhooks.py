@@ -12,21 +12,8 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 
-from api.access.caller import Caller, caller_of
-from api.answers import DeliveryPage, Webhooks
-from api.body import read_json, read_optional_json
-from api.deliveries import list_deliveries
-from api.openapi.operation import Answer, operation
-from api.prefix import public_path
-from api.query import DeadQuery, DeliveriesQuery, NoQuery, read_query
-from api.responses import Json, NoContent
-from api.submission import read_as
 from taskpool.errors import DeliveryNotFound, WebhookNotFound
-from taskpool.store import AsyncStore
-from taskpool.webhooks import delivery
-from taskpool.webhooks import store as webhook_store
-from taskpool.webhooks.delivery import Delivery
-from taskpool.webhooks.document import (
+from taskpool.operations.documents import (
     DeliveryDocument,
     SecretDocument,
     WebhookDocument,
@@ -34,9 +21,22 @@ from taskpool.webhooks.document import (
     secret_document,
     webhook_document,
 )
-from taskpool.webhooks.fields import NewWebhook, WebhookFields
+from taskpool.redis.store import AsyncStore
+from taskpool.url_guard import Allowed
+from taskpool.webhooks import delivery
+from taskpool.webhooks import store as webhook_store
+from taskpool.webhooks.delivery import Delivery
+from taskpool.webhooks.endpoint import NewWebhook, WebhookFields
 from taskpool.webhooks.store import MOST_OVERLAP_S, OVERLAP_S
-from taskpool.webhooks.target import Allowed
+
+from ..answers import DeliveryPage, Webhooks, list_deliveries
+from ..auth.caller import Caller, caller_of
+from ..http.body import read_json, read_optional_json
+from ..http.prefix import public_path
+from ..http.query import DeadQuery, DeliveriesQuery, NoQuery, read_query
+from ..http.responses import Json, NoContent
+from ..http.submission import read_as
+from ..openapi.declarations import Answer, operation
 
 OF_ONE: Final = ("webhook-not-found", "webhook-conflict")
 """What can be wrong with the endpoint in the path: the one of callbacks is made when it is first asked for."""

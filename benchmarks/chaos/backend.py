@@ -11,7 +11,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from benchmarks.chaos.waiting import await_true
-from taskpool.redis_server import RedisServer
+from taskpool.redis.embedded import RedisServer
 from tests.sentinels import SERVICE, Sentinels, Server
 from tests.shifted_clock import ShiftedClock
 

@@ -14,7 +14,7 @@ from benchmarks.chaos.cluster import Api, Cluster, Service, fork_servers, kill_a
 from benchmarks.chaos.network import Link, Weather
 from benchmarks.chaos.refusals import Refusals
 from benchmarks.chaos.waiting import await_true
-from taskpool.redis_server import RedisServer
+from taskpool.redis.embedded import RedisServer
 
 PROCESS_END_S: Final = 5.0
 HTTP: Final = frozenset({"http_cut_before", "http_cut_after"})

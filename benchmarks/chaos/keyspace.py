@@ -10,7 +10,7 @@ from typing import Any, Final
 from redis import Redis
 
 from benchmarks.chaos.evidence import Finding
-from taskpool import keys
+from taskpool.redis import keys
 from taskpool.types import TERMINAL, TaskRecord, TaskStatus
 
 FIXED: Final = frozenset(

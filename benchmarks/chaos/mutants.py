@@ -32,18 +32,22 @@ _PARKED = """local id = redis.call('HGET', KEY.worker .. worker, 'popped:' .. qu
 MUTATIONS: Final[Mapping[str, Sequence[Edit]]] = {
     # Every write of an attempt that lost its lease goes through.
     "fence": [
-        ("taskpool/lua/finish.lua", _UNFENCED, "if false then"),
-        ("taskpool/lua/requeue.lua", _UNFENCED, "if false then"),
-        ("taskpool/lua/heartbeat.lua", _UNFENCED, "if false then"),
-        ("taskpool/lua/crash.lua", "local ours = f[1] == attempt_id", "local ours = true"),
+        ("taskpool/redis/lua/finish.lua", _UNFENCED, "if false then"),
+        ("taskpool/redis/lua/requeue.lua", _UNFENCED, "if false then"),
+        ("taskpool/redis/lua/heartbeat.lua", _UNFENCED, "if false then"),
+        ("taskpool/redis/lua/crash.lua", "local ours = f[1] == attempt_id", "local ours = true"),
     ],
     # A task leaves its queue in one step and is started in the next one, as with a plain BLPOP.
-    "claim": [("taskpool/lua/claim.lua", "local id = redis.call('LPOP', place)\n", f"{_PARKED}\n")],
+    "claim": [("taskpool/redis/lua/claim.lua", "local id = redis.call('LPOP', place)\n", f"{_PARKED}\n")],
     # Of what clients rely on: unique keys, idempotency keys, further attempts of webhooks.
     "clients": [
-        ("taskpool/lua/add.lua", "local holder, status = holder_of(ARGV[at + 1], now_ms)", "local holder, status"),
-        ("taskpool/lua/add.lua", "  if kept then\n", "  if false then\n"),
-        ("workers/dispatcher.py", "if 200 <= answer.status_code < 300:", "if 200 <= answer.status_code < 600:"),
+        (
+            "taskpool/redis/lua/add.lua",
+            "local holder, status = holder_of(ARGV[at + 1], now_ms)",
+            "local holder, status",
+        ),
+        ("taskpool/redis/lua/add.lua", "  if kept then\n", "  if false then\n"),
+        ("workers/webhook_dispatcher.py", "if 200 <= answer.status_code < 300:", "if 200 <= answer.status_code < 600:"),
     ],
     # Followers aren't told of the events that they missed while the API's connection to Redis was cut.
     "catch_up": [("api/events/hub.py", _HEARD, _HEARD.replace("subscription.live:", "False:"))],
@@ -52,7 +56,7 @@ MUTATIONS: Final[Mapping[str, Sequence[Edit]]] = {
     # What is only presumed is reported as if it had been seen.
     "presumed": [
         (
-            "taskpool/lua/crash.lua",
+            "taskpool/redis/lua/crash.lua",
             "local presumed, reason = ARGV[8] ~= '', ARGV[10]",
             "local presumed, reason = ARGV[8] ~= '', 'crashed'",
         )

@@ -30,9 +30,10 @@ from benchmarks.chaos.receiver import Receiver
 from benchmarks.chaos.recovery import check_recoveries
 from benchmarks.chaos.waiting import await_true
 from benchmarks.chaos.witness import EventTail, Gauge, read_effects
-from taskpool import TaskPool, keys
-from taskpool.document import time_text
+from taskpool import TaskPool
 from taskpool.errors import TaskNotFound
+from taskpool.operations.documents import time_text
+from taskpool.redis import keys
 from taskpool.types import TERMINAL, TaskRecord, utc
 
 QUIET_S: Final = 2.0

@@ -20,8 +20,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from benchmarks.chaos.cluster import Cluster, Service
-from taskpool import keys
-from taskpool.status import read_event
+from taskpool.operations.status import read_event
+from taskpool.redis import keys
 from taskpool.types import Event
 
 BLOCK_MS: Final = 200

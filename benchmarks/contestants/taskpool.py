@@ -9,7 +9,7 @@ import redis
 
 from benchmarks.processes import Command
 from taskpool import TaskPool, TaskSpec
-from taskpool.registry import Registry
+from taskpool.tasks.registry import Registry
 
 MODULE = "benchmarks.tasks"
 CHUNK = 1_000

@@ -13,11 +13,11 @@ import httpx
 from benchmarks.processes import Command, Workers
 from benchmarks.tasks import increment
 from taskpool.access import keyring
-from taskpool.access.apikey import PLAIN_SCOPES, KeySpec
+from taskpool.access.api_key import PLAIN_SCOPES, KeySpec
 from taskpool.access.audit import Actor
-from taskpool.catalogue import PoolInfo, publish
-from taskpool.registry import Registry
-from taskpool.store import Store
+from taskpool.operations.catalog import PoolInfo, publish
+from taskpool.redis.store import Store
+from taskpool.tasks.registry import Registry
 
 START_TIMEOUT_S: Final = 60.0
 DAY_S: Final = 86_400

@@ -12,13 +12,12 @@ from typing import Any, Final
 
 import msgspec
 
-from taskpool import keys
-from taskpool.access.apikey import KEY_ID, ROTATION_GRACE_S, ApiKey, KeySpec, Scope, new_key, rotated
+from taskpool.access.api_key import KEY_ID, ROTATION_GRACE_S, ApiKey, KeySpec, Scope, new_key, rotated
 from taskpool.access.audit import Actor, entry
-from taskpool.calls import Call, Plan, one, readable, tell_unreadable, tolerant
 from taskpool.errors import FieldError, InvalidKey, KeyNotFound, TaskpoolError
-from taskpool.hash_fields import number_of
-from taskpool.lua import Script
+from taskpool.redis import keys
+from taskpool.redis.calls import Call, Plan, Script, one, readable, tell_unreadable, tolerant
+from taskpool.redis.rq_job import number_of
 
 RACES: Final = 5
 UNREADABLE_NAME: Final = "(its record can't be read)"

@@ -1,5 +1,1 @@
 """The `taskpool` command. It talks to Redis as any program would, and starts the parts as processes."""
-
-from taskpool.cli.root import main
-
-__all__ = ["main"]

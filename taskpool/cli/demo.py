@@ -12,16 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from taskpool.cli.exits import Exit, Failure
+from taskpool.cli.instance import answers_ready, cancelled_by_signals, local_url
 from taskpool.cli.options import Command, load_settings, settings_flags
-from taskpool.cli.ports import answers_ready, local_url
-from taskpool.cli.show import command_name, console, print_table, say
-from taskpool.cli.signals import cancelled_by_signals
+from taskpool.cli.output import Exit, Failure, command_name, console, print_table, say
 
 if TYPE_CHECKING:
-    from taskpool.cli.bars import CountBars
     from taskpool.cli.counting import Counted, Counting
     from taskpool.cli.instance import Instance
+    from taskpool.cli.output import CountBars
     from taskpool.client.async_client import AsyncClient
     from taskpool.settings import Settings
 
@@ -120,8 +118,8 @@ def _client(url: str, api_key: str | None = None) -> AsyncClient:
 
 async def _count(api: AsyncClient, files: Sequence[Path]) -> Counted:
     """Count, drawing how far it is."""
-    from taskpool.cli.bars import CountBars
     from taskpool.cli.counting import Counting
+    from taskpool.cli.output import CountBars
 
     counting = Counting(api, files)
     with CountBars(console(), counting.total) as bars:

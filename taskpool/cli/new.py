@@ -11,8 +11,7 @@ from typing import Final
 
 import click
 
-from taskpool.cli.exits import Exit, Failure
-from taskpool.cli.show import command_name, say
+from taskpool.cli.output import Exit, Failure, command_name, say
 
 TASK: Final = Template('''\
 """The task `$name`: say here what it does."""

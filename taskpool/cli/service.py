@@ -1,17 +1,64 @@
-"""What the commands talk to: Redis itself, or the HTTP API of `--server`. They know no difference."""
+"""Who runs a command on Redis itself: the audit names the user of this machine, as it names keys at the API.
+
+What the commands talk to: Redis itself, or the HTTP API of `--server`. They know no difference.
+
+Where `taskpool keys` and `taskpool audit` find what they show and change: Redis itself, or the API of `--server`.
+
+Redis itself, so that the first key can be made: where the embedded one doesn't run, it is started for the moment.
+"""
 
 from __future__ import annotations
 
+import getpass
+import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final, Protocol, Unpack
 
-from taskpool.cli.exits import Exit, Failure
+from taskpool.access import keyring
+from taskpool.access.api_key import KeySpec
+from taskpool.access.audit import Actor, AuditFilter, read_audit
 from taskpool.cli.options import CONNECTION, load_settings
-from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
-from taskpool.logs.line import LogLine
+from taskpool.cli.output import Exit, Failure
+from taskpool.client import operations as client_keys
+from taskpool.client.client import Client
+from taskpool.client.operations import AuditPart
+from taskpool.errors import ConfigurationError
+from taskpool.operations.documents import KeyDocument, audit_document, key_document
+from taskpool.pool import TaskPool
+from taskpool.redis.embedded import EmbeddedRedis
+from taskpool.redis.store import Store
+from taskpool.runner import kill_task, retry_task
 from taskpool.settings import Settings, resolve_redis_url
-from taskpool.types import Page, QueuedTask, TaskOptions, TaskRecord
+from taskpool.tasks.log_lines import LogLine
+from taskpool.types import Page, QueuedTask, QueueInfo, TaskOptions, TaskRecord, TaskSpec, TypeInfo, WorkerInfo
+
+
+def person() -> Actor:
+    """Whoever runs this command."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user has no name
+        user = "?"
+    return Actor(None, f"taskpool ({user})", None, socket.gethostname())
+
+
+class PersonsPool(TaskPool):
+    """A pool that changes tasks in the name of that person."""
+
+    def add_spec(self, spec: TaskSpec) -> TaskRecord:
+        """As a pool does."""
+        submitted = self.store.carry_out(self.submitting(spec, by=person()))
+        return self.get(submitted.receipts[0].id)
+
+    def kill_task(self, id: str, *, grace_s: float = 10.0, force: bool = False) -> TaskRecord:
+        """As a pool does."""
+        return self.store.carry_out(kill_task(id, grace_s=grace_s, force=force, by=person()))
+
+    def retry_task(self, id: str) -> TaskRecord:
+        """As a pool does."""
+        return self.store.carry_out(retry_task(id, person()))
+
 
 SERVICE: Final = (*CONNECTION, "server", "api_key")
 """The settings of every command that talks to either."""
@@ -71,7 +118,6 @@ def open_service(flags: Mapping[str, Any]) -> Iterator[Service]:
         with Client(settings.server or "", settings.api_key, retries=RETRIES) as client:
             yield client
         return
-    from taskpool.cli.person import PersonsPool
 
     with PersonsPool(resolve_redis_url(settings), settings=settings) as pool:
         yield pool
@@ -89,3 +135,101 @@ def is_server_meant(settings: Settings, flags: Mapping[str, Any]) -> bool:
     if redis_flags:
         raise Failure("--server and --redis-url or --data-dir exclude each other", Exit.USAGE)
     return True
+
+
+class Keeper(Protocol):
+    """Keeps the keys and the audit."""
+
+    def create(self, spec: KeySpec) -> KeyDocument: ...
+
+    def listed(self) -> Sequence[KeyDocument]: ...
+
+    def rotate(self, id: str, grace_s: float) -> KeyDocument: ...
+
+    def revoke(self, id: str) -> None: ...
+
+    def audit(self, wanted: AuditFilter, cursor: str | None, limit: int) -> AuditPart: ...
+
+
+class RedisKeeper:
+    """In the name of whoever runs the command."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def create(self, spec: KeySpec) -> KeyDocument:
+        """A new key, with its text."""
+        key, text = self._store.carry_out(keyring.create(spec, person()))
+        return key_document(key, text=text)
+
+    def listed(self) -> Sequence[KeyDocument]:
+        """All keys."""
+        return [key_document(each.key, each.used_ms) for each in self._store.carry_out(keyring.listed())]
+
+    def rotate(self, id: str, grace_s: float) -> KeyDocument:
+        """The key, with its new text."""
+        key, text = self._store.carry_out(keyring.rotate(id, person(), grace_s=grace_s))
+        return key_document(key, text=text)
+
+    def revoke(self, id: str) -> None:
+        """It opens nothing any more."""
+        self._store.carry_out(keyring.revoke(id, person()))
+
+    def audit(self, wanted: AuditFilter, cursor: str | None, limit: int) -> AuditPart:
+        """A page, newest first."""
+        page = self._store.carry_out(read_audit(wanted, cursor=cursor, limit=limit))
+        return AuditPart([audit_document(each) for each in page.items], page.next_cursor)
+
+
+class ServerKeeper:
+    """In the name of the API key."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def create(self, spec: KeySpec) -> KeyDocument:
+        """A new key, with its text."""
+        return self._client.send(client_keys.create(spec))
+
+    def listed(self) -> Sequence[KeyDocument]:
+        """All keys."""
+        return self._client.send(client_keys.listed())
+
+    def rotate(self, id: str, grace_s: float) -> KeyDocument:
+        """The key, with its new text."""
+        return self._client.send(client_keys.rotate(id, grace_s))
+
+    def revoke(self, id: str) -> None:
+        """It opens nothing any more."""
+        self._client.send(client_keys.revoke(id))
+
+    def audit(self, wanted: AuditFilter, cursor: str | None, limit: int) -> AuditPart:
+        """A page, newest first."""
+        return self._client.send(client_keys.audit(wanted, cursor, limit))
+
+
+@contextmanager
+def open_keeper(flags: Mapping[str, Any]) -> Iterator[Keeper]:
+    """The one of these flags.
+
+    Raises:
+        ConfigurationError: a setting is wrong.
+        RedisUnavailable: Redis can't be reached.
+    """
+    settings = load_settings(flags)
+    with ExitStack() as stack:
+        if is_server_meant(settings, flags):
+            client = Client(settings.server or "", settings.api_key, retries=RETRIES)
+            yield ServerKeeper(stack.enter_context(client))
+        else:
+            yield RedisKeeper(_open_store(settings, stack))
+
+
+def _open_store(settings: Settings, stack: ExitStack) -> Store:
+    try:
+        url = resolve_redis_url(settings)
+    except ConfigurationError:  # no `taskpool up` runs there: the first key may have to be there before one does
+        url = stack.enter_context(EmbeddedRedis(settings.data_dir, binary=settings.redis_server)).url
+    store = Store(url)
+    stack.callback(store.close)
+    return store

@@ -1,22 +1,110 @@
-"""`taskpool get`, `stop` and `retry`: one task by its id."""
+"""`taskpool watch`: follow a task to its end. The progress goes to stderr, the result to stdout.
+
+`taskpool get`, `stop` and `retry`: one task by its id.
+
+`taskpool submit`: a task from the command line.
+
+`taskpool logs`: what a task has written, and with `-f` what it writes, until it ends.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from taskpool.cli.exits import exit_of
-from taskpool.cli.options import Command, settings_flags
-from taskpool.cli.seconds import Seconds
-from taskpool.cli.service import SERVICE, open_service
-from taskpool.cli.show import moment, print_fields, print_json, say, short_json
-from taskpool.seconds import LONGEST_GRACE_S
-from taskpool.types import TaskStatus
+from taskpool.cli.options import Command, Seconds, read_json, read_pairs, read_time, settings_flags
+from taskpool.cli.output import Exit, console, exit_of, moment, print_fields, print_json, say, short_json
+from taskpool.cli.service import SERVICE, Service, open_service
+from taskpool.text import coloured, indented, printable, printable_lines
+from taskpool.types import LOST_LEASE_CHOICES, TaskStatus, utc
+from taskpool.validation import LONGEST_GRACE_S
 
 if TYPE_CHECKING:
+    from taskpool.tasks.log_lines import LogLine
     from taskpool.types import TaskRecord
+
+
+WATCH_EPILOG = """\b
+Examples:
+  taskpool watch d217r8m2n3aolstf2ch5
+  taskpool watch "$id" --timeout 60 > result.json
+
+Ctrl-C ends the watching, not the task. The exit status says how the task ended.
+"""
+
+
+@click.command(cls=Command, epilog=WATCH_EPILOG)
+@click.argument("id")
+@click.option("--timeout", "timeout_s", type=Seconds(), metavar="S", help="Give up after S seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole task as JSON at the end.")
+@settings_flags(*SERVICE)
+def watch(id: str, timeout_s: float | None, as_json: bool, **flags: Any) -> None:
+    """Follow a task's progress until it ends."""
+    with open_service(flags) as service:
+        record = follow(service, id, timeout_s=timeout_s)
+        raise SystemExit(print_end(record, as_json=as_json))
+
+
+def follow(service: Service, id: str, *, timeout_s: float | None = None) -> TaskRecord:
+    """Wait until the task has ended, showing its progress on stderr.
+
+    Raises:
+        TaskNotFound: no task has this id.
+        WaitTimeout: it didn't end within `timeout_s` seconds.
+    """
+    with _display() as show:
+        for record in service.follow(id, timeout_s=timeout_s):
+            show(record)
+    return record
+
+
+def print_end(record: TaskRecord, *, as_json: bool = False) -> Exit:
+    """Print the result on stdout, or the error on stderr; the exit status that says how the task ended."""
+    if as_json:
+        from taskpool.operations.documents import task_document
+
+        print_json(task_document(record))
+    elif exit_of(record.status) is Exit.DONE:
+        say(short_json(record.result))
+    else:
+        why = indented(printable_lines(record.error or record.reason or ""))
+        say(f"Error: the task {record.status.value}" + (f": {why}" if why else ""), err=True)
+    return exit_of(record.status)
+
+
+def _display() -> AbstractContextManager[Callable[[TaskRecord], None]]:
+    out = console(stderr=True)
+    if not out.is_terminal:
+        return nullcontext(_Lines().show)
+    from taskpool.cli.output import TaskBar
+
+    return TaskBar(out)
+
+
+class _Lines:
+    """A line for each step, where there is no terminal to draw a bar on."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def show(self, record: TaskRecord) -> None:
+        progress = record.progress or {}
+        done, total = progress.get("done"), progress.get("total")
+        parts = [record.status.value]
+        if done is not None and not record.status.is_terminal:
+            # A tenth at a time: a log file is no place for a thousand lines of progress.
+            parts.append(f"{10 * int(10 * done / total)} %" if total else f"{done:g}")
+        line = ", ".join(parts)
+        if line != self._last:
+            say(line, err=True)
+            self._last = line
+
 
 GET_EPILOG = """\b
 Examples:
@@ -94,7 +182,7 @@ def _print_move(record: TaskRecord, *, as_json: bool) -> None:
 
 def _print(record: TaskRecord, *, as_json: bool) -> None:
     if as_json:
-        from taskpool.document import task_document
+        from taskpool.operations.documents import task_document
 
         print_json(task_document(record))
     else:
@@ -149,3 +237,171 @@ def _progress(progress: Mapping[str, Any]) -> str:
     done, total, note = progress.get("done"), progress.get("total"), progress.get("note")
     share = f"{done:g} of {total:g} ({done / total:.0%})" if done is not None and total else f"{done}"
     return f"{share}, {note}" if note else share
+
+
+FOREVER: Final = "forever"
+"""What `--wait` without a number stands for."""
+
+SUBMIT_EPILOG = """\b
+Examples:
+  taskpool submit echo message=hello --wait
+  taskpool submit long_task duration_s=20
+  taskpool submit word_count text="one and one is two" --wait 30
+  taskpool submit echo --json '{"message": [1, 2]}'
+  id=$(taskpool submit echo message=later --delay 60) && taskpool watch "$id"
+
+A value that is JSON is sent as JSON, any other as text; a field that the type
+declares as text stays text (name=123). The exit status of --wait says how the
+task ended: see `taskpool --help`.
+"""
+
+
+class WaitSeconds(Seconds):
+    """How long to wait; infinity stands for ever."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """As for any seconds."""
+        return math.inf if value == FOREVER else super().convert(value, param, ctx)
+
+
+class SubmitCommand(Command):
+    """Lets `--wait` stand before a word that isn't its number: `submit --wait echo message=hi`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, with the number of each lonely `--wait` filled in."""
+        filled = [
+            f"--wait={FOREVER}" if arg == "--wait" and not _is_number(after) else arg
+            for arg, after in pairwise([*args, ""])
+        ]
+        return super().parse_args(ctx, filled)
+
+
+@click.command(cls=SubmitCommand, epilog=SUBMIT_EPILOG)
+@click.argument("type")
+@click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--json", "source", metavar="FILE|-|TEXT", help="The payload as JSON; KEY=VALUE pairs are put on top.")
+@click.option("--queue", metavar="NAME", help="Queue to put it in, instead of the type's.")
+@click.option("--delay", "delay_s", type=Seconds(), metavar="S", help="Queue it in S seconds.")
+@click.option("--at", "run_at", metavar="TIME", help="Queue it then: 2026-12-24T18:00:00Z; no zone: local time.")
+@click.option("--front", is_flag=True, help="Put it at the head of its queue.")
+@click.option("--tag", "tags", multiple=True, metavar="TAG", help="A tag to find it by; may be repeated.")
+@click.option("--timeout", "timeout_s", type=Seconds(0.001), metavar="S", help="Seconds one attempt may take.")
+@click.option("--max-attempts", type=int, metavar="N", help="Attempts it gets before it fails.")
+@click.option(
+    "--on-lost-lease",
+    type=click.Choice(LOST_LEASE_CHOICES),
+    help="kill: end an attempt before its lease ends if the lease can't be renewed, so that no two overlap.",
+)
+@click.option(
+    "--expires-in",
+    "expires_in_s",
+    type=Seconds(0.001),
+    metavar="S",
+    help="Cancel it unless it starts within S seconds.",
+)
+@click.option("--depends-on", multiple=True, metavar="ID", help="Wait until this task is done; may be repeated.")
+@click.option("--callback-url", metavar="URL", help="Send signed messages there when it ends.")
+@click.option(
+    "--wait",
+    "wait_s",
+    type=WaitSeconds(),
+    metavar="[S]",
+    help="Wait until it ends, at most S seconds; print the result.",
+)
+@settings_flags(*SERVICE)
+def submit(
+    type: str, pairs: tuple[str, ...], source: str | None, run_at: str | None, wait_s: float | None, **options: Any
+) -> None:
+    """Submit a task of TYPE; prints its id."""
+    when = read_time(run_at, "--at") if run_at else None
+    whole = read_json(source) if source is not None else None
+    flags = {name: options.pop(name) for name in SERVICE}
+    with open_service(flags) as service:
+        payload = _payload(service, type, pairs, whole)
+        record = service.add_task(type, payload, run_at=when, **options)
+        say(record.id)
+        if wait_s is not None:
+            ended = follow(service, record.id, timeout_s=None if wait_s == math.inf else wait_s)
+            raise SystemExit(print_end(ended))
+
+
+def _payload(service: Service, type: str, pairs: tuple[str, ...], whole: Any) -> Any:
+    if not pairs:
+        return {} if whole is None else whole
+    if whole is not None and not isinstance(whole, dict):
+        raise click.UsageError("KEY=VALUE pairs can only be put on top of a JSON object")
+    schema = next((info.schema for info in service.types() if info.name == type), None)
+    return {**(whole or {}), **read_pairs(pairs, schema)}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+PAGE: Final = 1000
+
+LOGS_EPILOG = """\b
+Examples:
+  taskpool logs d217r8m2n3aolstf2ch5
+  taskpool logs -f "$id"                      until the task has ended
+  taskpool logs "$id" --json | jq -r 'select(.stream == "stderr").text'
+
+Colours are kept on a terminal. The exit status says how the task ended; it is 0 while it hasn't.
+"""
+
+
+@click.command(cls=Command, epilog=LOGS_EPILOG)
+@click.argument("id")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the task has ended.")
+@click.option("-t", "--times", is_flag=True, help="Say when each line was written, and how.")
+@click.option("--json", "as_json", is_flag=True, help="Print each line as a JSON object.")
+@settings_flags(*SERVICE)
+def logs(id: str, follow: bool, times: bool, as_json: bool, **flags: Any) -> None:
+    """Show what a task has written."""
+    with open_service(flags) as service:
+        attempt = 1
+        for line in service.follow_log(id) if follow else _there(service, id):
+            if line.attempt > attempt and not as_json:
+                attempt = line.attempt
+                _remark(f"attempt {attempt}")
+            _print_line(line, times=times, as_json=as_json)
+        raise SystemExit(exit_of(service.get(id).status))
+
+
+def _there(service: Service, id: str) -> Iterator[LogLine]:
+    """What stands in the log now."""
+    cursor: str | None = None
+    while True:
+        page = service.logs(id, cursor=cursor, limit=PAGE)
+        yield from page.items
+        cursor = page.next_cursor
+        if cursor is None or len(page.items) < PAGE:
+            return
+
+
+def _print_line(line: LogLine, *, times: bool, as_json: bool) -> None:
+    if as_json:
+        import msgspec
+
+        from taskpool.operations.documents import log_line_document
+
+        say(short_json(msgspec.to_builtins(log_line_document(line))))
+        return
+    if line.stream == "taskpool" and not times:  # about the log, not in it
+        _remark(printable(line.text))
+        return
+    head = ""
+    if times:
+        at = utc(line.at_ms).astimezone(UTC)
+        said = printable(line.stream if line.level is None else f"{line.level} {line.logger}")
+        head = click.style(f"{at:%Y-%m-%d %H:%M:%S}.{line.at_ms % 1000:03d} {said}: ", dim=True)
+    say(head + coloured(line.text), nl=not line.continues or times)
+
+
+def _remark(text: str) -> None:
+    """Say what isn't the task's own words: on stderr, so that no line of a task can be taken for it in a pipe."""
+    say(click.style(f"--- {text}", dim=True), err=True)

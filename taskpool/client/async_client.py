@@ -13,14 +13,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from taskpool.client import follow as client_follow
 from taskpool.client import operations
 from taskpool.client.http import AsyncConnections, AsyncRunner, Server
-from taskpool.client.request import Plan, Request
-from taskpool.client.retry import RETRIES, TIMEOUT_S, Retrying, sending
-from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
+from taskpool.client.request import RETRIES, TIMEOUT_S, Plan, Request, Retrying, sending
 from taskpool.lifecycle import HoldsConnections
-from taskpool.logs.line import LogLine
-from taskpool.receipt import Receipt
-from taskpool.submission.given import AddTask, spec_given
-from taskpool.types import Event, Page, QueuedTask, TaskRecord, TaskSpec, TaskStatus
+from taskpool.operations.specs import AddTask, spec_given
+from taskpool.tasks.log_lines import LogLine
+from taskpool.types import (
+    Event,
+    Page,
+    QueuedTask,
+    QueueInfo,
+    Receipt,
+    TaskRecord,
+    TaskSpec,
+    TaskStatus,
+    TypeInfo,
+    WorkerInfo,
+)
 
 T = TypeVar("T")
 

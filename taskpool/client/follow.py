@@ -8,13 +8,11 @@ from typing import Final, NamedTuple, TypeVar
 import msgspec
 
 from taskpool.client import operations, values
-from taskpool.client.problem import strange_answer
-from taskpool.client.request import Answer, Plan, Read, Request, Sleep, Tell
-from taskpool.client.retry import Retrying, sending
-from taskpool.client.sse import EventStream, Message
+from taskpool.client.request import Answer, Plan, Read, Request, Retrying, Sleep, Tell, sending, strange_answer
+from taskpool.client.values import EventStream, Message
 from taskpool.errors import TaskNotFound, WaitTimeout
-from taskpool.seconds import patience_s
 from taskpool.types import TaskRecord
+from taskpool.validation import patience_s
 
 T = TypeVar("T")
 

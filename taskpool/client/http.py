@@ -21,9 +21,9 @@ import httpx
 from taskpool import lifecycle
 from taskpool.client.request import Answer, Lost, Plan, Read, Request, Send, Sleep, Tell
 from taskpool.errors import ConfigurationError
-from taskpool.loops import PerLoop, inode_of, let_go
-from taskpool.names import names_this_machine
+from taskpool.lifecycle import PerLoop, inode_of, let_go
 from taskpool.settings import redact_url
+from taskpool.validation import names_this_machine
 
 T = TypeVar("T")
 

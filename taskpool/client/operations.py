@@ -1,4 +1,7 @@
-"""Each operation of the HTTP API as a request: where it is sent, what with, and what its answer means."""
+"""Each operation of the HTTP API as a request: where it is sent, what with, and what its answer means.
+
+/keys and /audit as requests, for holders of a key with the scope admin. None that changes anything is sent twice.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,16 @@ from urllib.parse import quote
 
 import msgspec
 
+from taskpool.access.api_key import KEY_ID, KeySpec
+from taskpool.access.audit import EVERYTHING, AuditFilter
 from taskpool.client import values
-from taskpool.client.request import About, Answer, Plan, Request
-from taskpool.client.retry import Retrying, sending
-from taskpool.errors import TaskConflict, TaskNotFound
-from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
-from taskpool.logs.line import LogLine
-from taskpool.receipt import Receipt
-from taskpool.seconds import LONGEST_GRACE_S, check_seconds
-from taskpool.submission.specs import read_specs
-from taskpool.types import Page, QueuedTask, TaskRecord, TaskSpec, TaskStatus
+from taskpool.client.request import About, Answer, Plan, Request, Retrying, sending
+from taskpool.errors import KeyNotFound, TaskConflict, TaskNotFound
+from taskpool.operations.documents import AuditEntryDocument, KeyDocument
+from taskpool.operations.specs import read_specs
+from taskpool.tasks.log_lines import LogLine
+from taskpool.types import Page, QueuedTask, QueueInfo, Receipt, TaskRecord, TaskSpec, TaskStatus, TypeInfo, WorkerInfo
+from taskpool.validation import LONGEST_GRACE_S, check_seconds
 
 STREAM_SILENCE_S: Final = 35.0
 """Beyond the usual time: streams send a comment every 15 s, so one that is silent for longer was cut."""
@@ -179,3 +182,64 @@ def _task(id: Any) -> str:
 
 def _given(**parameters: Any) -> dict[str, str]:
     return {name: str(value) for name, value in parameters.items() if value is not None}
+
+
+class AuditPart(msgspec.Struct):
+    """A page of the audit, newest first, and where to go on."""
+
+    entries: Sequence[AuditEntryDocument]
+    next_cursor: str | None = None
+
+
+class _Keys(msgspec.Struct):
+    keys: list[KeyDocument]
+
+
+def create(spec: KeySpec) -> Request[KeyDocument]:
+    """Make a key; it, with its text."""
+    body = {name: value for name, value in msgspec.structs.asdict(spec).items() if value is not None}
+    return _change("POST", "/keys", body)
+
+
+def listed() -> Request[list[KeyDocument]]:
+    """All keys, the oldest first."""
+    return Request(method="GET", path="/keys", read=lambda answer: msgspec.json.decode(answer.body, type=_Keys).keys)
+
+
+def rotate(id: str, grace_s: float) -> Request[KeyDocument]:
+    """Give a key a new secret; it, with its new text. Raises: KeyNotFound, when that can't be an id."""
+    return _change("POST", f"{_key(id)}/rotate", {"grace_s": grace_s}, id)
+
+
+def revoke(id: str) -> Request[None]:
+    """Take a key back. Raises: KeyNotFound, when that can't be an id."""
+    return Request(method="DELETE", path=_key(id), read=lambda answer: None, again=False, about=About(id=id))
+
+
+def audit(wanted: AuditFilter = EVERYTHING, cursor: str | None = None, limit: int = 100) -> Request[AuditPart]:
+    """A page of those entries of the audit; it may be short, or empty, and have a `next_cursor` yet."""
+    asked = {**msgspec.to_builtins(wanted), "cursor": cursor, "limit": limit}
+    query = {name: str(value) for name, value in asked.items() if value is not None}
+
+    def read(answer: Answer) -> AuditPart:
+        return msgspec.json.decode(answer.body, type=AuditPart)
+
+    return Request(method="GET", path="/audit", read=read, query=query)
+
+
+def _change(method: str, path: str, body: object, id: str = "") -> Request[KeyDocument]:
+    return Request(
+        method=method,
+        path=path,
+        read=lambda answer: msgspec.json.decode(answer.body, type=KeyDocument),
+        headers={"content-type": "application/json"},
+        body=msgspec.json.encode(body),
+        again=False,
+        about=About(id=id),
+    )
+
+
+def _key(id: str) -> str:
+    if not KEY_ID.fullmatch(id):
+        raise KeyNotFound(id[:200])
+    return f"/keys/{quote(id)}"

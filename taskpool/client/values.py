@@ -1,28 +1,97 @@
-"""From the API's documents to the values that a `TaskPool` returns, and from submissions to bodies.
+"""Reads a stream of Server-Sent Events as it arrives, after the WHATWG's rules (HTML, 9.2.6).
+
+From the API's documents to the values that a `TaskPool` returns, and from submissions to bodies.
 
 A document has the names of the value's own fields, so most are read as they are.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 from msgspec.structs import fields
 
 from taskpool.client.request import Answer
-from taskpool.client.sse import Message
 from taskpool.errors import FieldError, InvalidTask
-from taskpool.finite import refuse_nan
-from taskpool.fleet import QueueInfo, TypeInfo, WorkerInfo
-from taskpool.logs.line import LogLine
-from taskpool.payload.encode import fault_in, is_faithful, json_value, strict_json_value
-from taskpool.payload.faults import NotJson, not_json
-from taskpool.receipt import Receipt
-from taskpool.types import Event, Page, QueuedTask, TaskRecord, TaskSpec, TaskStatus
+from taskpool.tasks.log_lines import LogLine
+from taskpool.tasks.payload.encode import fault_in, is_faithful, json_value, strict_json_value
+from taskpool.tasks.payload.faults import NotJson, not_json
+from taskpool.text import refuse_nan
+from taskpool.types import (
+    Event,
+    Page,
+    QueuedTask,
+    QueueInfo,
+    Receipt,
+    TaskRecord,
+    TaskSpec,
+    TaskStatus,
+    TypeInfo,
+    WorkerInfo,
+)
+
+_END_OF_LINE: Final = re.compile(rb"\r\n|\n|\r")
+_BOM: Final = b"\xef\xbb\xbf"
+
+
+class Message(NamedTuple):
+    """One message: its event's name, its data (lines joined with line feeds), and the last id told so far."""
+
+    event: str
+    data: str
+    id: str
+
+
+class EventStream:
+    """The messages in the pieces of one stream. `last_id` is that of the message it goes on from."""
+
+    def __init__(self, last_id: str = "") -> None:
+        self._rest = b""
+        self._ended_with_cr = False
+        self._is_first_line = True
+        self._id = last_id
+        self._event = ""
+        self._data: list[str] = []
+
+    def feed(self, piece: bytes) -> list[Message]:
+        """The messages that the next piece completes."""
+        messages = []
+        for line in self._lines(piece):
+            if line:
+                self._field(line.decode("utf-8", "replace"))
+                continue
+            if self._data:
+                messages.append(Message(self._event or "message", "\n".join(self._data), self._id))
+            self._event, self._data = "", []
+        return messages
+
+    def _lines(self, piece: bytes) -> list[bytes]:
+        if not piece:
+            return []
+        if self._ended_with_cr:  # an LF that follows is a part of that end of a line
+            piece = piece.removeprefix(b"\n")
+        self._ended_with_cr = piece.endswith(b"\r")
+        *lines, self._rest = _END_OF_LINE.split(self._rest + piece)
+        if lines and self._is_first_line:
+            self._is_first_line = False
+            lines[0] = lines[0].removeprefix(_BOM)
+        return lines
+
+    def _field(self, line: str) -> None:
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if name == "data":
+            self._data.append(value)
+        elif name == "event":
+            self._event = value
+        elif name == "id" and "\0" not in value:
+            self._id = value
+
 
 T = TypeVar("T")
 

@@ -11,13 +11,12 @@ from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from taskpool import keys
 from taskpool.access.audit import Actor, entry
-from taskpool.calls import Call, Plan, readable, tolerant
-from taskpool.cursor import decode_cursor, encode_cursor, page_length
 from taskpool.errors import DeliveryBusy, DeliveryNotFound
-from taskpool.lua import Script
+from taskpool.redis import keys
+from taskpool.redis.calls import Call, Plan, Script, readable, tolerant
 from taskpool.types import Page
+from taskpool.validation import decode_cursor, encode_cursor, page_length
 from taskpool.webhooks.endpoint import DeliveryStatus, Webhook, is_callback
 from taskpool.webhooks.message import OutboxEntry, read_entry
 

@@ -1,18 +1,68 @@
-"""Webhooks as values: which events are told, what a task's callback may ask for, a standing endpoint and its filters.
+"""Signatures after Standard Webhooks: HMAC-SHA256 over id, timestamp and body, one for each secret that is valid.
+
+Webhooks as values: which events are told, what a task's callback may ask for, a standing endpoint and its filters.
 
 Whoever has a webhook's secret can forge its messages: no document but the one made for it shows one.
+
+What can be chosen of a standing endpoint, and what is wrong with a choice.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hashlib
+import hmac
+import re
+import secrets
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from taskpool.openenum import OpenEnum
-from taskpool.types import ENDS
-from taskpool.webhooks.target import Allowed, parse_target
+from taskpool.access.api_key import PROJECT
+from taskpool.errors import FieldError
+from taskpool.types import ENDS, OpenEnum, TaskStatus
+from taskpool.url_guard import Allowed, parse_target
+from taskpool.validation import TAG, queue_name_fault, type_name_fault
+
+PREFIX: Final = "whsec_"
+SECRET_BYTES: Final = 32
+LEAST_BYTES: Final = 24
+MOST_BYTES: Final = 64
+
+
+def new_secret() -> str:
+    """A secret of 256 random bits."""
+    return PREFIX + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
+
+
+def secret_fault(secret: str) -> str | None:
+    """What is wrong with a secret; None when it is fine. The text doesn't show it."""
+    try:
+        size = len(_key(secret)) if secret.startswith(PREFIX) else 0
+    except (binascii.Error, ValueError):
+        size = 0
+    if LEAST_BYTES <= size <= MOST_BYTES:
+        return None
+    return f"must be {PREFIX!r} and {LEAST_BYTES} to {MOST_BYTES} bytes in base64"
+
+
+def signed_headers(id: str, timestamp_s: int, body: bytes, keys: Sequence[str]) -> dict[str, str]:
+    """The three headers of a message; its signature is made with each of the secrets `keys`."""
+    content = b"%s.%d.%s" % (id.encode(), timestamp_s, body)
+    signatures = [base64.b64encode(hmac.digest(_key(key), content, hashlib.sha256)).decode() for key in keys]
+    return {
+        "webhook-id": id,
+        "webhook-timestamp": str(timestamp_s),
+        "webhook-signature": " ".join(f"v1,{signature}" for signature in signatures),
+    }
+
+
+def _key(secret: str) -> bytes:
+    return base64.b64decode(secret.removeprefix(PREFIX), validate=True)
+
 
 TOLD: Final = (
     "queued", "scheduled", "waiting", "started", "progress", "retry", "snoozed", "crashed", "lease_lost",
@@ -96,3 +146,69 @@ def events_faults(field: str, events: Any) -> Iterator[tuple[str, str]]:
     for at, event in enumerate(events):
         if event not in TOLD:
             yield f"{field}/{at}", f"must be one of {', '.join(TOLD)}"
+
+
+MOST_NAMES: Final = 50
+LONGEST_DESCRIPTION: Final = 500
+FILTERS: Final = ("types", "queues", "tags", "statuses")
+
+
+class WebhookFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What can be changed of an endpoint; what isn't given stays as it is."""
+
+    url: str | UnsetType = UNSET
+    events: list[str] | UnsetType = UNSET
+    types: list[str] | UnsetType = UNSET
+    queues: list[str] | UnsetType = UNSET
+    tags: list[str] | UnsetType = UNSET
+    statuses: list[str] | UnsetType = UNSET
+    description: str | UnsetType = UNSET
+    enabled: bool | UnsetType = UNSET
+
+    def given(self) -> dict[str, Any]:
+        """The fields that are there."""
+        pairs = ((name, getattr(self, name)) for name in self.__struct_fields__)
+        return {name: value for name, value in pairs if value is not UNSET}
+
+
+class NewWebhook(WebhookFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a new endpoint is to be. What isn't given has its default; a secret is made."""
+
+    url: str
+    project: str | UnsetType = UNSET
+    secret: str | UnsetType = UNSET
+
+
+def field_faults(given: dict[str, Any], allowed: Allowed) -> Iterator[FieldError]:
+    """What can't be, in what was given; the types of the values are right already."""
+    if "url" in given:
+        try:
+            parse_target(given["url"], allowed)
+        except ValueError as error:
+            yield FieldError("/url", str(error))
+    if "events" in given:
+        yield from (FieldError(f"/{field}", detail) for field, detail in events_faults("events", given["events"]))
+    if len(given.get("description", "")) > LONGEST_DESCRIPTION:
+        yield FieldError("/description", f"must have at most {LONGEST_DESCRIPTION} characters")
+    if "secret" in given and (fault := secret_fault(given["secret"])):
+        yield FieldError("/secret", fault)
+    if "project" in given and not PROJECT.fullmatch(given["project"]):
+        yield FieldError("/project", "must be 1 to 64 letters, digits, '_', '-' or '.'")
+    for field in FILTERS:
+        yield from _name_faults(field, given.get(field, ()))
+
+
+def _name_faults(field: str, names: Sequence[str]) -> Iterator[FieldError]:
+    if len(names) > MOST_NAMES:
+        yield FieldError(f"/{field}", f"must be a list of at most {MOST_NAMES}")
+        return
+    statuses = [status.value for status in TaskStatus]
+    for at, name in enumerate(names):
+        fault = {
+            "types": type_name_fault(name),
+            "queues": queue_name_fault(name),
+            "tags": None if re.fullmatch(TAG, name) else "must be a tag: 1 to 64 letters, digits, '_', '-', '.' or ':'",
+            "statuses": None if name in statuses else f"must be one of {', '.join(statuses)}",
+        }[field]
+        if fault:
+            yield FieldError(f"/{field}/{at}", fault)

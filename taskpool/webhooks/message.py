@@ -11,8 +11,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from taskpool.document_types import Count, Id, Time
-from taskpool.types import TaskStatus, utc
+from taskpool.types import Count, Id, TaskStatus, Time, utc
 from taskpool.webhooks.endpoint import Webhook
 
 TYPE_PREFIX: Final = "taskpool.task."

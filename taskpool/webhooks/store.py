@@ -12,19 +12,27 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from taskpool import keys
-from taskpool.access.apikey import PROJECT
+from taskpool.access.api_key import PROJECT
 from taskpool.access.audit import Actor, entry, note
-from taskpool.calls import Call, Plan, readable, tolerant
 from taskpool.errors import CapReached, DeliveryNotFound, FieldError, InvalidWebhook, WebhookConflict, WebhookNotFound
-from taskpool.lua import Script
-from taskpool.names import new_id
+from taskpool.redis import keys
+from taskpool.redis.calls import Call, Plan, Script, readable, tolerant
+from taskpool.url_guard import Allowed
+from taskpool.validation import new_id
 from taskpool.webhooks.delivery import Delivery, NewDelivery, deliver, get_delivery
-from taskpool.webhooks.endpoint import CALLBACK, STEPS, TOLD, Webhook, is_callback
-from taskpool.webhooks.fields import NewWebhook, WebhookFields, field_faults
+from taskpool.webhooks.endpoint import (
+    CALLBACK,
+    STEPS,
+    TOLD,
+    NewWebhook,
+    Webhook,
+    WebhookFields,
+    field_faults,
+    is_callback,
+    new_secret,
+    secret_fault,
+)
 from taskpool.webhooks.message import TEST_EVENT, TYPE_PREFIX, trial_body
-from taskpool.webhooks.signature import new_secret, secret_fault
-from taskpool.webhooks.target import Allowed
 
 MOST_CALLBACKS: Final = 10_000
 """The most projects whose built-in endpoint of callbacks is kept."""

@@ -1,1 +1,0 @@
-"""Who asks, where from, how often, and whether that is allowed."""

@@ -1,0 +1,1 @@
+"""Requests and responses: reading bodies and queries, and rendering documents and errors."""

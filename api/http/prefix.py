@@ -1,0 +1,109 @@
+"""The path prefix at which clients reach this API, when a proxy serves it below a path such as ``/jobs``.
+
+Routes know no prefix. A request's path loses it here, if the proxy has left it in; whatever an answer names gets it
+back with `public_path`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.types import ASGIApp, Scope
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+from taskpool.errors import ConfigurationError
+from taskpool.validation import path_prefix
+
+logger = logging.getLogger(__name__)
+
+PREFIX_KEY: Final = "taskpool.prefix"
+"""Where the prefix of a request is in the ASGI scope. It isn't there if there is none."""
+FORWARDED_PREFIX: Final = b"x-forwarded-prefix"
+
+
+def read_root_path(text: str) -> str:
+    """The prefix of TASKPOOL_ROOT_PATH, also of settings that weren't read from text.
+
+    Raises:
+        ConfigurationError: it isn't one.
+    """
+    try:
+        return path_prefix(text)
+    except ValueError as fault:
+        raise ConfigurationError(f"TASKPOOL_ROOT_PATH: {fault}") from None
+
+
+def prefix_of(scope: Scope) -> str:
+    """The path prefix of the client that sent this request: empty, or like ``/jobs``.
+
+    A server or an application that mounts this one names its own part in ASGI's `root_path`.
+    """
+    prefix: str = scope.get(PREFIX_KEY, "") + scope.get("root_path", "")
+    return prefix
+
+
+def public_path(scope: Scope, path: str) -> str:
+    """A path of this API as the client that sent this request has to write it: for `Location`, `Link` and so on."""
+    return prefix_of(scope) + path
+
+
+def next_link(scope: Scope, path: str, parameters: str) -> tuple[bytes, bytes]:
+    """The header that leads to the next page: at `path` of this API, with `parameters` as its query."""
+    return b"link", f'<{public_path(scope, path)}?{parameters}>; rel="next"'.encode()
+
+
+class Prefixes(ProxyHeadersMiddleware):
+    """ASGI: `app` behind proxies. `trusted` proxies say for whom they forward (`X-Forwarded-For`), how those came
+    (`X-Forwarded-Proto`) and at which prefix (`X-Forwarded-Prefix`); without the last one, `root_path` is the prefix.
+
+    These headers are ignored when another peer sends them. So is an `X-Forwarded-Prefix` that isn't exactly one prefix.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str, trusted: Sequence[str], routes: Iterable[BaseRoute]) -> None:
+        inner: Any = app  # uvicorn has types of its own for ASGI
+        super().__init__(inner, list(trusted))
+        self._root_path = root_path
+        self._has_proxies = bool(trusted)
+        self._own = {route.path.split("/")[1] for route in routes if isinstance(route, Route | WebSocketRoute)}
+        self._has_warned = False
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one request, one socket or the application's life."""
+        if scope["type"] != "lifespan":
+            prefix = self._forwarded(scope) if self._has_proxies else None
+            prefix = self._root_path if prefix is None else prefix
+            if prefix:
+                scope[PREFIX_KEY] = prefix
+                self._strip(scope, prefix)
+        await super().__call__(scope, receive, send)
+
+    def _forwarded(self, scope: Scope) -> str | None:
+        """What a trusted proxy says; None if none does."""
+        client = scope.get("client")
+        if not client or client[0] not in self.trusted_hosts:
+            return None
+        given = [value for name, value in scope["headers"] if name == FORWARDED_PREFIX]
+        if not given:
+            return None
+        try:
+            if len(given) > 1:
+                raise ValueError("it came more than once")
+            return path_prefix(given[0].decode("latin-1").strip(" \t"))
+        except ValueError as fault:
+            if not self._has_warned:  # once: each request may bring it
+                self._has_warned = True
+                logger.warning("ignored X-Forwarded-Prefix of the proxy %s: %s", client[0], fault)
+            return None
+
+    def _strip(self, scope: Scope, prefix: str) -> None:
+        """Take the prefix off the path, if the proxy didn't. Below a prefix that begins as a path of this API does, the
+        two can't be told apart: there the proxy has to."""
+        path: str = scope["path"]
+        rest = path.removeprefix(prefix)
+        if len(rest) == len(path) or (rest and rest[0] != "/") or scope.get("root_path"):
+            return
+        if prefix.split("/")[1] not in self._own:
+            scope["path"] = rest or "/"

@@ -1,0 +1,272 @@
+"""What the headers of a submission ask for, beyond its body: to be carried out once, to wait, to be traced.
+
+Query parameters: which ones a path takes, each read strictly; anything else is a 400 that names the right ones.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from enum import StrEnum
+from functools import cache
+from types import NoneType
+from typing import Annotated, Any, Final, NamedTuple, TypeVar, get_args
+from urllib.parse import parse_qsl
+
+import msgspec
+from msgspec import Meta
+
+from taskpool.access.api_key import KEY_ID
+from taskpool.access.audit import What
+from taskpool.errors import InvalidTask
+from taskpool.types import TaskStatus, refuse_unknown
+from taskpool.validation import LONGEST_S, Guesses
+from taskpool.webhooks.endpoint import DeliveryStatus
+
+from .problems import Problem
+from .responses import Headers
+
+MAX_WAIT_S: Final = 50
+"""The longest wait for a task's end: less than the 60 s after which nginx and others give up on an answer."""
+LONGEST_KEY: Final = 255
+
+_ASKS: Final = frozenset({b"idempotency-key", b"prefer", b"traceparent", b"tracestate"})
+_KEY: Final = re.compile(rb"[!-~]{1,%d}" % LONGEST_KEY)
+_WAIT: Final = re.compile(rb'(?:^|[,;])[ \t]*wait[ \t]*=[ \t]*"?([0-9]{1,9})"?[ \t]*(?=$|[,;])', re.IGNORECASE)
+
+
+class Wishes(NamedTuple):
+    """What the headers of a submission ask for; most ask for nothing."""
+
+    key: str | None = None
+    wait_s: int | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
+
+
+NOTHING: Final = Wishes()
+
+
+def wishes_of(headers: Headers) -> Wishes:
+    """What the headers of a submission ask for. A `Prefer` that isn't understood is ignored, as RFC 7240 wants it.
+
+    Raises:
+        Problem: 400, an Idempotency-Key that can't be one.
+    """
+    asks = [header for header in headers if header[0] in _ASKS]
+    return _wishes(asks) if asks else NOTHING
+
+
+def waited(wait_s: float) -> tuple[bytes, bytes]:
+    """The header that says for how long the server was ready to wait."""
+    return b"preference-applied", f"wait={wait_s:g}".encode()
+
+
+def _wishes(asks: Headers) -> Wishes:
+    given: dict[bytes, bytes] = {}
+    for name, value in asks:
+        if name == b"idempotency-key" and name in given:
+            raise Problem("invalid-header", "Idempotency-Key: given twice")
+        # What may come in several lines means the same as one with commas. Two traceparents are none.
+        given[name] = given[name] + b"," + value if name in given else value
+    key = given.get(b"idempotency-key")
+    if key is not None and not _KEY.fullmatch(key):
+        detail = f"Idempotency-Key: must be 1 to {LONGEST_KEY} letters, digits or marks of ASCII, without blanks"
+        raise Problem("invalid-header", detail)
+    wait = _WAIT.search(given.get(b"prefer", b""))
+    traceparent = given.get(b"traceparent")
+    state = given.get(b"tracestate")
+    return Wishes(
+        None if key is None else key.decode(),
+        None if wait is None else min(int(wait[1]), MAX_WAIT_S),
+        None if traceparent is None else traceparent.decode("latin-1"),
+        None if state is None else state.decode("latin-1"),
+    )
+
+
+Cursor = Annotated[str, Meta(min_length=1, max_length=1024, description="the `next_cursor` of the page before")]
+# The core gives a page the length that it thinks right.
+Limit = Annotated[int, Meta(ge=1, le=1_000_000, description="how many would be liked; a page may be shorter")]
+Name = Annotated[str, Meta(min_length=1, max_length=128)]
+EventId = Annotated[str, Meta(max_length=128, description="the `id` of the last message; empty: from now on")]
+
+
+class LogFormat(StrEnum):
+    """How a log is written."""
+
+    JSON = "json"
+    TEXT = "text"
+    EVENTS = "events"
+
+
+class NoQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """The path takes no parameters."""
+
+
+class TaskQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """GET /tasks/{id}: for how many seconds to wait for the task's end."""
+
+    wait: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=LONGEST_S,
+            description=f"wait so many seconds for its end; more than {MAX_WAIT_S} counts as {MAX_WAIT_S}",
+        ),
+    ] = 0.0
+
+
+class ListQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """GET /tasks: filters, all of which must hold, and the page."""
+
+    status: TaskStatus | None = None
+    queue: Name | None = None
+    type: Name | None = None
+    tag: Name | None = None
+    cursor: Cursor | None = None
+    limit: Limit = 50
+
+
+class TaskEventsQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """GET /tasks/{id}/events: where to go on, for whom can't send the header."""
+
+    last_event_id: EventId = ""
+
+
+class EventsQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """GET /events: filters, all of which must hold, and where to go on."""
+
+    status: TaskStatus | None = None
+    queue: Name | None = None
+    type: Name | None = None
+    tag: Name | None = None
+    last_event_id: EventId = ""
+
+
+class LogQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """GET /tasks/{id}/logs: the page, or whether to go on until the task has ended."""
+
+    follow: Annotated[bool, Meta(description="go on until the task has ended")] = False
+    format: Annotated[LogFormat, Meta(description="instead of `Accept`; events only with `follow`")] | None = None
+    cursor: Cursor | None = None
+    limit: Limit | None = None
+
+
+class QueueQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """GET /queues/{name}: the page."""
+
+    cursor: Cursor | None = None
+    limit: Limit = 100
+
+
+class QueuesQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """GET /queues: the page."""
+
+    cursor: Cursor | None = None
+    limit: Limit = 500
+
+
+class AuditQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """GET /audit: filters, all of which must hold, and the page."""
+
+    what: What | None = None
+    key: Annotated[str, Meta(pattern=f"^{KEY_ID.pattern}$", description="the id of who did it")] | None = None
+    project: Annotated[str, Meta(min_length=1, max_length=128, description="the project of who did it")] | None = None
+    since: Annotated[datetime, Meta(tz=True, description="not before this time")] | None = None
+    until: Annotated[datetime, Meta(tz=True, description="before this time")] | None = None
+    cursor: Cursor | None = None
+    limit: Limit = 100
+
+
+class DeliveriesQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """GET .../deliveries: of this status alone, and the page."""
+
+    status: DeliveryStatus | None = None
+    cursor: Cursor | None = None
+    limit: Limit = 50
+
+
+class DeadQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """GET /webhooks/dead: the page."""
+
+    cursor: Cursor | None = None
+    limit: Limit = 50
+
+
+_EXPECTED: Final = re.compile(r"Expected `(int|float|bool)`, got `\w+`")
+_NUMBERS: Final = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+
+Q = TypeVar("Q", bound=msgspec.Struct)
+
+
+def read_query(query_string: bytes, wanted: type[Q]) -> Q:
+    """The parameters as `wanted`, with its defaults for those not given.
+
+    Raises:
+        Problem: 400, with an entry for each parameter at fault.
+    """
+    if not query_string:
+        return wanted()
+    given = _pairs(query_string)
+    fields = _fields(wanted)
+    values: dict[str, Any] = {}
+    faults = []
+    guesses = Guesses()
+    for name, text in given:
+        if name not in fields:
+            near = guesses.near(name, fields)
+            known = f"this path takes {', '.join(fields)}" if fields else "this path takes none"
+            fault = "unknown parameter; " + (f"did you mean {near[0]!r}?" if near else known)
+        elif name in values:
+            fault = "given twice"
+        else:
+            values[name], fault = _value(text, fields[name], guesses)
+        if fault:
+            faults.append({"parameter": name[:64], "detail": fault})
+    if faults:
+        raise _invalid(faults)
+    return wanted(**values)
+
+
+def wrong_parameter(error: InvalidTask) -> Problem:
+    """The problem of parameters that the core didn't take, such as a cursor that isn't one."""
+    return _invalid([{"parameter": fault.pointer.removeprefix("/"), "detail": fault.detail} for fault in error.errors])
+
+
+@cache
+def _fields(wanted: type[msgspec.Struct]) -> dict[str, Any]:
+    """Of each parameter its type."""
+    return {field.name: field.type for field in msgspec.structs.fields(wanted)}
+
+
+def _pairs(query_string: bytes) -> list[tuple[str, str]]:
+    try:
+        return parse_qsl(query_string.decode("latin-1"), keep_blank_values=True, max_num_fields=32)
+    except ValueError:
+        raise Problem("invalid-query", "too many parameters") from None
+
+
+def _value(text: str, wanted: Any, guesses: Guesses) -> tuple[Any, str]:
+    """The value and no fault, or no value and what is wrong with it."""
+    # Without its None: read leniently, as text has to be, "null" would be one.
+    plain = next((part for part in get_args(wanted) if NoneType in get_args(wanted)), wanted)
+    is_time = datetime in get_args(plain)
+    try:
+        value = msgspec.convert(text, plain, strict=is_time)  # leniently, a number would be a time as well
+        refuse_unknown(value)
+        return value, ""
+    except msgspec.ValidationError as error:
+        if is_time:
+            return None, "must be a time with its zone: 2026-11-24T03:00:00Z (the + of an offset is %2B in a URL)"
+        if str(error).startswith("Invalid enum value"):
+            words: type[StrEnum] = plain if isinstance(plain, type) else get_args(plain)[0]
+            near = guesses.near(text, known := [word.value for word in words])
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            return None, f"no such {'status' if words is TaskStatus else 'word'}; {hint}"
+        expected = _EXPECTED.fullmatch(str(error))
+        return None, f"must be {_NUMBERS[expected[1]]}" if expected else str(error)
+
+
+def _invalid(faults: list[dict[str, str]]) -> Problem:
+    first = faults[0]
+    return Problem("invalid-query", f"{first['parameter']}: {first['detail']}", errors=faults)

@@ -1,1 +1,0 @@
-"""The task types that come along."""

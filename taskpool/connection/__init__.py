@@ -1,1 +1,0 @@
-"""The way to Redis: its address, and sockets that block and that await."""

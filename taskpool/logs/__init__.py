@@ -1,1 +1,0 @@
-"""A task's log: its lines, pages of it, and following it."""

@@ -1,0 +1,261 @@
+"""Which task types exist: published in Redis by worker pools, read by whoever submits.
+
+A submission is checked against the JSON Schema published here, so that the API imports no user code. A reader
+keeps what it read for a second; a type it doesn't know makes it look again at once.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Final, NamedTuple
+
+import jsonschema_rs
+import msgspec
+from jsonschema_rs import ValidationErrorKind as Kind
+
+from taskpool.errors import FieldError, InvalidPayload, UnknownType
+from taskpool.redis import keys
+from taskpool.redis.calls import UNREADABLE, Call, Plan, Script, one, readable, tell_unreadable, tolerant
+from taskpool.tasks.payload.faults import invalid_payload_of, pointer
+from taskpool.tasks.payload.published import MOST_VALUES, Excerpt, excerpts, size, validator_of
+from taskpool.tasks.payload.secret_fields import SecretFields
+from taskpool.types import TypeInfo
+from taskpool.validation import BUILTIN_TYPES, Guesses, type_name_fault
+
+FRESH_S: Final = 1.0
+MOST_FAULTS: Final = 20
+DETAIL_LENGTH: Final = 200
+
+_publish = Script("publish")
+_type_info = msgspec.json.Decoder(TypeInfo)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolInfo:
+    """A worker pool as it announces itself. `id` is unique to its life."""
+
+    id: str
+    host: str
+    pid: int
+    queues: tuple[str, ...]
+    types: tuple[str, ...]
+    workers: tuple[str, ...]
+    slots: int = 1
+    version: str = ""
+
+
+_pool_info = msgspec.json.Decoder(PoolInfo)
+
+
+def publish(pool: PoolInfo, types: Sequence[TypeInfo], *, ttl_s: int) -> Call[None]:
+    """Announce a pool and its types; it counts as gone when `ttl_s` pass without another announcement."""
+    flat = [part for info in types for part in (info.name, msgspec.json.encode(info))]
+    return _publish.call((pool.id, msgspec.json.encode(pool), ttl_s, *flat), lambda _: None, again=True)
+
+
+def retire(pool_id: str) -> Plan[None]:
+    """Take a pool's announcement back; its types stay known."""
+    yield (
+        Call(("DEL", keys.POOL + pool_id), int, again=True),
+        Call(("ZREM", keys.POOLS, pool_id), int, again=True),
+    )
+
+
+def pools() -> Plan[list[PoolInfo]]:
+    """The live pools."""
+    reading = Call(("ZRANGE", keys.POOLS, 0, -1), lambda reply: [_text(id) for id in reply], again=True)
+    ids = yield from one(tolerant(reading, []))
+    if not ids:
+        return []
+    found = yield from one(Call(("MGET", *[keys.POOL + id for id in ids]), lambda reply: reply, again=True))
+    documents = [(id, document) for id, document in zip(ids, found, strict=True) if document is not None]
+    return list(readable(documents, _pool_info.decode, "worker pool").values())
+
+
+def types() -> Plan[list[TypeInfo]]:
+    """Every known type by name, with the live pools that serve it and when it was last served."""
+    known, seen, _ = yield _read()
+    live = yield from pools()
+    infos = []
+    for name, info in sorted(readable(known.items(), _type_info.decode, "task type").items()):
+        served_by = tuple(pool.id for pool in live if name in pool.types)
+        infos.append(replace(info, name=name, served_by=served_by, last_seen_ms=seen.get(name)))
+    return infos
+
+
+def is_served(name: str, *, within_s: float) -> Plan[bool]:
+    """Whether a live pool has served a type within the last `within_s` seconds."""
+    seen_ms, now_ms = yield (
+        Call(("ZSCORE", keys.TYPES_SEEN, name), lambda reply: None if reply is None else float(reply), again=True),
+        Call(("TIME",), _now_ms, again=True),
+    )
+    return seen_ms is not None and now_ms - seen_ms <= within_s * 1000
+
+
+class _Entry(NamedTuple):
+    """What a type's document says, and what was made of it once."""
+
+    document: bytes
+    info: TypeInfo
+    validator: jsonschema_rs.Validator | None
+    secret_fields: SecretFields
+
+
+class _Snapshot(NamedTuple):
+    """The catalogue as it was read: threads see one whole or the next, never a mixture."""
+
+    documents: Mapping[str, bytes]
+    seen: Mapping[str, int]
+    clock_offset_ms: float
+    """Redis's time minus our monotonic one."""
+
+
+class Catalogue:
+    """A reader's copy of the catalogue, at most a second old when it is asked. Threads and event loops may share it."""
+
+    def __init__(self, *, type_grace_s: float) -> None:
+        self._grace_ms = type_grace_s * 1000
+        self._snapshot = _Snapshot({}, {}, 0.0)
+        self._entries: dict[str, _Entry] = {}
+        self._read_at = -FRESH_S  # mono
+
+    def find(self, names: Sequence[str]) -> Plan[dict[str, TypeInfo]]:
+        """The types of these names.
+
+        Raises:
+            UnknownType: one was never registered, or no live worker has served it for `type_grace_s`.
+        """
+        snapshot = self._snapshot
+        is_old = time.monotonic() - self._read_at >= FRESH_S
+        if is_old or (yield from _exists([name for name in names if name not in snapshot.documents])):
+            self._read_at = time.monotonic()  # at once: others needn't read it as well
+            documents, seen, now_ms = yield _read()
+            self._snapshot = snapshot = _Snapshot(documents, seen, now_ms - time.monotonic() * 1000)
+        return {name: self._info(name, snapshot) for name in names}
+
+    def check(self, name: str, payload: Any, start: str = "/payload") -> None:
+        """Check a payload against the schema of a type that `find` found.
+
+        Raises:
+            InvalidPayload: with a JSON Pointer below `start` for each fault (20 at most).
+        """
+        validator = self._entries[name].validator
+        if validator is None:
+            return
+        try:
+            if validator.is_valid(payload):
+                return
+            faults = list(islice(_faults(validator, payload, start), MOST_FAULTS))
+        except ValueError as error:  # something JSON can't hold
+            raise InvalidPayload(
+                f"the payload of {name!r} is not JSON: {error}", [FieldError(start, str(error))]
+            ) from None
+        raise invalid_payload_of(name, faults)
+
+    def secret_fields(self, name: str) -> SecretFields:
+        """Which fields of the payload of a type that `find` found are secret."""
+        return self._entries[name].secret_fields
+
+    def _info(self, name: str, snapshot: _Snapshot) -> TypeInfo:
+        document = snapshot.documents.get(name)
+        if document is None:
+            near = Guesses().near(name, snapshot.documents, n=3, cutoff=0.5) or ()
+            raise UnknownType(name, near, is_builtin=name in BUILTIN_TYPES)
+        last_seen_ms = snapshot.seen.get(name, 0)
+        if time.monotonic() * 1000 + snapshot.clock_offset_ms - last_seen_ms > self._grace_ms:
+            raise UnknownType(name, last_served_ms=last_seen_ms)
+        entry = self._entries.get(name)
+        if entry is None or entry.document != document:
+            try:
+                info = _type_info.decode(document)
+                fields = SecretFields(info.schema)
+                validator = validator_of(info.schema, masks=bool(fields))
+            except UNREADABLE as error:
+                tell_unreadable(f"task type {name!r}", error)
+                raise UnknownType(name) from None
+            entry = self._entries[name] = _Entry(document, info, validator, fields)
+        return entry.info
+
+
+def _exists(names: Sequence[str]) -> Plan[bool]:
+    """Whether there is any of these types: callers may name what doesn't exist, and to read all types takes long."""
+    possible = [name for name in names if type_name_fault(name) is None]
+    if not possible:
+        return False
+    found = yield from one(Call(("HMGET", keys.TYPES, *possible), lambda reply: reply, again=True))
+    return any(document is not None for document in found)
+
+
+def _read() -> Sequence[Call[Any]]:
+    def documents(reply: list[bytes]) -> dict[str, bytes]:
+        return {_text(name): text for name, text in zip(reply[::2], reply[1::2], strict=True)}
+
+    def seen(reply: list[bytes]) -> dict[str, int]:
+        pairs = zip(reply[::2], map(float, reply[1::2]), strict=True)
+        return {_text(name): int(ms) for name, ms in pairs if math.isfinite(ms)}
+
+    return (
+        tolerant(Call(("HGETALL", keys.TYPES), documents, again=True), {}),
+        tolerant(Call(("ZRANGE", keys.TYPES_SEEN, 0, -1, "WITHSCORES"), seen, again=True), {}),
+        Call(("TIME",), _now_ms, again=True),
+    )
+
+
+def _text(name: bytes) -> str:
+    return name.decode(errors="replace")
+
+
+def _now_ms(time: list[bytes]) -> float:
+    return int(time[0]) * 1000 + int(time[1]) / 1000
+
+
+_CERTAIN: Final = (Kind.AdditionalProperties, Kind.Type)
+"""Faults of a value that are there whatever is left out of it."""
+_OWN: Final = (Kind.Required, Kind.MinItems, Kind.MinProperties)
+"""Faults that may be there because something is left out of the value itself; of the rest, of anything in it."""
+
+
+def _faults(validator: jsonschema_rs.Validator, payload: Any, start: str) -> Iterator[FieldError]:
+    """What is wrong with a payload, at least one fault. Of a large one a part that shows it is looked through, because
+    the validator finds all faults before it tells the first."""
+    if size(payload) <= MOST_VALUES:
+        for violation in validator.iter_errors(payload):
+            yield from _faults_of(violation, violation.instance_path, start)
+        return
+    for excerpt in excerpts(payload):
+        if not validator.is_valid(excerpt.value):
+            told = list(_faults_of_excerpt(validator, excerpt, start))
+            if told:
+                yield from told
+                return
+            break
+    yield FieldError(start, "doesn't fit the schema of its type, and is too large to tell the place")
+
+
+def _faults_of_excerpt(validator: jsonschema_rs.Validator, excerpt: Excerpt, start: str) -> Iterator[FieldError]:
+    """Those that aren't there because of what is left out."""
+    for violation in validator.iter_errors(excerpt.value):
+        path, kind = violation.instance_path, violation.kind
+        if isinstance(kind, _CERTAIN) or not excerpt.is_cut(path, itself=isinstance(kind, _OWN)):
+            yield from _faults_of(violation, excerpt.place(path), start)
+
+
+def _faults_of(error: jsonschema_rs.ValidationError, path: Sequence[str | int], start: str) -> Iterator[FieldError]:
+    """One violation as faults of fields: a missing or an unknown one is named by its own pointer."""
+    kind = error.kind
+    if isinstance(kind, Kind.Required):
+        yield FieldError(pointer([*path, kind.property], start), "this field is required")
+    elif isinstance(kind, Kind.AdditionalProperties):
+        for name in kind.unexpected:
+            yield FieldError(pointer([*path, name], start), "unknown field")
+    else:
+        yield FieldError(pointer(path, start), _shortened(error.message))
+
+
+def _shortened(text: str) -> str:
+    """A message without the whole of a large value in it."""
+    return text if len(text) <= DETAIL_LENGTH else f"{text[: DETAIL_LENGTH // 2]} … {text[-DETAIL_LENGTH // 2 :]}"

@@ -1,0 +1,340 @@
+"""The moves of waiting: add tasks, look at a queue, take a task out of it.
+
+The way in for who needs no more of a task than its id and status: the API. Nothing is read back.
+
+A submission may carry an idempotency key (`Once`): it is stored, or answered as the one before, in one script, so
+there is no moment in which such a key is taken and its tasks aren't there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+
+from msgspec.structs import replace
+
+from taskpool.access.audit import Actor, entry
+from taskpool.errors import (
+    CapReached,
+    FieldError,
+    InvalidTask,
+    KeyReused,
+    NotAllowed,
+    QueueFull,
+    TaskConflict,
+    TaskNotFound,
+    UniqueConflict,
+    UnknownDependency,
+)
+from taskpool.operations.catalog import Catalogue
+from taskpool.operations.records import check_id, fetch_if_there, hash_of, is_task, restore_hash
+from taskpool.operations.status import release_dependents
+from taskpool.operations.submit import Checked, Defaults, check_task, check_tasks
+from taskpool.redis import add_script, keys, scripts
+from taskpool.redis.add_script import Added, NewTask, Once, status_told
+from taskpool.redis.calls import Call, Plan, one
+from taskpool.redis.rq_job import status_of
+from taskpool.tasks.registry import Registry
+from taskpool.types import Page, QueuedTask, Receipt, TaskRecord, TaskSpec, TaskStatus, rare_fields, shown_key, utc
+from taskpool.validation import check_text, decode_cursor, encode_cursor, page_length, wrong_cursor
+
+CHUNK: Final = 1000
+"""So many tasks at most go into one call, which stores all of them or none."""
+
+LONGEST_PAGE: Final = 500
+LAST_OF_PAGE: Final = 3
+LAST_BEFORE: Final = 2
+"""So many tasks of a page, and of those before it, its cursor remembers: should the last be taken out, the next page
+goes on behind one of the others."""
+
+_SHOWN: Final = re.compile(r"[A-Za-z0-9_-]{1,64} [0-9TZ:.+-]{1,40}")
+RELEASES: Final = 100
+
+
+def add_task(spec: TaskSpec, catalogue: Catalogue, registry: Registry | None, defaults: Defaults) -> Plan[TaskRecord]:
+    """Add one task; the record as stored.
+
+    Raises:
+        InvalidTask: UnknownType, InvalidPayload, UnknownDependency, or a field that can't be. Nothing was stored.
+    """
+    checked = yield from check_task(spec, catalogue, registry, defaults)
+    (record,) = yield from _store([checked])
+    return record
+
+
+def add_tasks(
+    specs: Sequence[TaskSpec], catalogue: Catalogue, registry: Registry | None, defaults: Defaults
+) -> Plan[list[TaskRecord]]:
+    """Add tasks, in order: all are checked before the first is stored, and each thousand is stored whole or not.
+
+    Raises:
+        InvalidTask: as `add_task`; the pointers start with the index of the task.
+    """
+    checked = yield from check_tasks(specs, catalogue, registry, defaults)
+    if len(checked) > CHUNK:  # one call finds out by itself
+        yield from _check_parents([each.task for each in checked])
+    return (yield from _store(checked))
+
+
+def _store(checked: Sequence[Checked]) -> Plan[list[TaskRecord]]:
+    records: list[TaskRecord] = []
+    existing: dict[int, str] = {}
+    for at in range(0, len(checked), CHUNK):
+        chunk = checked[at : at + CHUNK]
+        added = yield from one(add_script.add([each.task for each in chunk]))
+        records += stored(chunk, added, at)
+        existing |= {at + index: id for index, id in added.existing.items()}
+    for at, record in enumerate(records):
+        if at in existing or record.status is TaskStatus.CANCELED:  # which parent did not end well, its record says
+            id = existing.get(at, record.id)
+            records[at] = (yield from one(fetch_if_there(id))) or replace(record, id=id)
+    return records
+
+
+def refuse(checked: Sequence[Checked], added: Added, start: int = 0) -> None:
+    """Raise for an addition that stored nothing; `start` is the index of its first task.
+
+    Raises:
+        UnknownDependency
+        UniqueConflict
+        KeyReused
+        QueueFull
+        CapReached
+    """
+    if added.unknown_dependency is not None:
+        raise UnknownDependency(added.unknown_dependency)
+    if added.conflict is not None:
+        index, id, word = added.conflict
+        held = checked[index].task.unique
+        status = status_of(word)
+        raise UniqueConflict("" if held is None else shown_key(held.name), id, status, start + index)
+    if added.is_other:
+        raise KeyReused
+    if (cap := added.capped) is not None:
+        raise CapReached(cap.kind, cap.project or None, cap.most)
+    if (queue := added.full) is not None:
+        raise QueueFull(queue.name, queue.held, queue.most, queue.room_in_s())
+
+
+def stored(checked: Sequence[Checked], added: Added, start: int = 0) -> list[TaskRecord]:
+    """The records of tasks that one `addition.add` was sent for, without reading them back.
+
+    Raises:
+        UnknownDependency: it stored none of them.
+        UniqueConflict, QueueFull: as well.
+    """
+    refuse(checked, added, start)
+    created_at = datetime.fromisoformat(added.stamp)
+    return [
+        _record(each.task, each.payload, status_told(status), created_at)
+        for each, status in zip(checked, added.statuses, strict=True)
+    ]
+
+
+def _check_parents(tasks: Sequence[NewTask]) -> Plan[None]:
+    """Refuse all chunks when a parent of any doesn't exist. (One that vanishes after this refuses its chunk.)"""
+    parents = list(dict.fromkeys(parent for task in tasks for parent in task.parents))
+    exist = yield [Call(("EXISTS", keys.JOB + parent), int, again=True) for parent in parents]
+    for parent, exists in zip(parents, exist, strict=True):
+        if not exists:
+            raise UnknownDependency(parent)
+
+
+def _record(task: NewTask, payload: Any, status: TaskStatus, created_at: datetime) -> TaskRecord:
+    """The record of what was just stored, without reading it back."""
+    created_ms = created_at.timestamp() * 1000
+    run_ms = (task.run_ms or 0) if task.delay_ms is None else created_ms + task.delay_ms
+    return TaskRecord(
+        id=task.id,
+        type=task.shared.type,
+        status=status,
+        queue=task.shared.queue,
+        payload=payload,
+        created_at=created_at,
+        enqueued_at=created_at if status is TaskStatus.QUEUED else None,
+        run_at=utc(run_ms) if run_ms > created_ms else None,
+        expires_at=None if task.expires_ms is None else utc(created_ms + task.expires_ms),
+        max_attempts=task.shared.max_attempts,
+        backoff_s=task.shared.backoff_s,
+        backoff_max_s=task.shared.backoff_max_s,
+        on_lost_lease=task.shared.on_lost_lease,
+        timeout_s=task.shared.timeout_s,
+        result_ttl_s=task.shared.result_ttl_s,
+        failure_ttl_s=task.shared.failure_ttl_s,
+        tags=tuple(task.tags),
+        depends_on=tuple(task.parents),
+        callback_url=task.callback_url,
+        callback_events=tuple(task.callback_events),
+        seq=1,
+        project=task.project,
+        **rare_fields(None if task.unique is None else task.unique.text, task.trace),
+    )
+
+
+def get_queue(
+    name: str, *, cursor: str | None = None, limit: int = 100, project: str | None = None
+) -> Plan[Page[QueuedTask]]:
+    """A part of a queue as it is at one moment, in dispatch order. It changes nothing. With `project` it shows the
+    tasks of that alone, with their positions among all.
+
+    The next page goes on behind the tasks that this one shows, wherever they stand then: while tasks leave at the head,
+    come in front or are taken out, none that waits is skipped. None is shown again, unless this page's last three are
+    taken out.
+
+    Raises:
+        InvalidTask: the name, the cursor or the limit can't be.
+    """
+    check_text("name", name)
+    limit = page_length(limit, LONGEST_PAGE)
+    offset, shown = decode_cursor(cursor, (int, list)) if cursor else (0, [])
+    if not all(isinstance(each, str) and _SHOWN.fullmatch(each) for each in shown[: LAST_OF_PAGE + LAST_BEFORE]):
+        raise wrong_cursor()
+    behind = [part for each in shown[: LAST_OF_PAGE + LAST_BEFORE] for part in each.split()]
+    now_ms, length, offset, *rest = yield from one(scripts.queue_page(name, offset, limit, behind))
+    now = utc(int(now_ms))
+    items, last = [], []
+    for position, (id, flat) in enumerate(zip(rest[::2], rest[1::2], strict=True), start=offset + 1):
+        if is_task(flat):
+            h = hash_of(flat)
+            record = restore_hash(id.decode(errors="replace"), h)
+            if project is not None and record.project != project:
+                continue
+            since = record.enqueued_at or record.created_at or now
+            items.append(QueuedTask(record, position, max(0.0, (now - since.astimezone(UTC)).total_seconds())))
+            last.append(f"{record.id} {h.get(b'enqueued_at', b'-').decode('latin-1')}")
+    end = offset + len(rest) // 2
+    if end >= length:
+        return Page(tuple(items), None)
+    last = [each for each in last[: -LAST_OF_PAGE - 1 : -1] if _SHOWN.fullmatch(each)]
+    return Page(tuple(items), encode_cursor(end, last + shown[:LAST_BEFORE] if last else []))
+
+
+def remove_task(id: str, by: Actor | None = None) -> Plan[TaskStatus | None]:
+    """Take a task out: one that waits is canceled (CANCELED), an ended one is purged with all that is its (None).
+
+    Raises:
+        TaskNotFound
+        TaskConflict: it is running (stop it first), or RQ itself holds it back.
+    """
+    check_id(id)
+    audited = entry(by, "task.canceled", id)
+    word = yield from one(scripts.cancel(id, reason="canceled", error=scripts.NOT_STARTED, audited=audited))
+    if word == "children":
+        yield from release_dependents(id)
+    if word in ("ok", "children"):
+        return TaskStatus.CANCELED
+    for _ in range(RELEASES):
+        if word == "gone":
+            raise TaskNotFound(id)
+        if word == "started":
+            raise TaskConflict(id, TaskStatus.IN_PROGRESS, f"task {id} is running: stop it first")
+        word = yield from one(scripts.purge(id, audited=entry(by, "task.removed", id)))
+        if word in ("ok", "gone"):  # gone meanwhile, or by this very call when its first answer was lost
+            return None
+        if word == "children":  # tasks that wait for it still have to read how it ended
+            yield from release_dependents(id)
+        elif word != "started":
+            break
+    if word == "children":
+        raise TaskConflict(
+            id, TaskStatus.DONE, f"task {id} still has tasks that wait for it: remove it again in a moment"
+        )
+    status = status_of(word)
+    raise TaskConflict(id, status, f"task {id} is {status}: it can't be removed now")
+
+
+UNREPLACEABLE: Final = (
+    "the task that holds this unique key can't be replaced: your API key may not use its type, or not its queue"
+)
+
+
+class Submitted(NamedTuple):
+    """What became of tasks that were submitted together, in order. `is_replayed`: by an earlier call."""
+
+    receipts: tuple[Receipt, ...]
+    is_replayed: bool = False
+
+
+def submit(
+    spec: TaskSpec,
+    catalogue: Catalogue,
+    registry: Registry | None,
+    defaults: Defaults,
+    once: Once | None = None,
+    *,
+    by: Actor | None = None,
+) -> Plan[Submitted]:
+    """Add one task. `by`: who submits it, whose project it gets, and whom the audit names.
+
+    Raises:
+        InvalidTask: as `add_task`.
+        NotAllowed: `by` may not use its type, its queue or one of its options.
+        UniqueConflict: as `add_task`.
+        KeyReused: `once` stands for another submission.
+    """
+    try:
+        checked = yield from check_task(spec, catalogue, registry, defaults, by=by)
+    except InvalidTask as error:
+        return (yield from _before(once, error))
+    audited = audit_of(checked, by)
+    return submitted((checked,), (yield from one(add_script.add((checked.task,), once, audited))))
+
+
+def audit_of(checked: Checked, by: Actor | None) -> bytes:
+    """The audit's entry of one submission."""
+    return entry(by, "task.submitted", checked.task.id)
+
+
+def submit_many(
+    specs: Sequence[TaskSpec],
+    catalogue: Catalogue,
+    registry: Registry | None,
+    defaults: Defaults,
+    once: Once | None = None,
+    *,
+    by: Actor | None = None,
+    start: str = "",
+) -> Plan[Submitted]:
+    """Add tasks, a thousand at most, all or none; as `submit` otherwise. The faults' pointers begin with `start` and
+    the index."""
+    try:
+        checked = yield from check_tasks(specs, catalogue, registry, defaults, by=by, start=start)
+    except InvalidTask as error:
+        return (yield from _before(once, error))
+    if not checked:
+        return Submitted(())
+    tasks = [each.task for each in checked]
+    audited = entry(by, "task.submitted", tasks[0].id, count=len(tasks), last=tasks[-1].id)
+    return submitted(checked, (yield from one(add_script.add(tasks, once, audited))), start)
+
+
+def _before(once: Once | None, refusal: InvalidTask) -> Plan[Submitted]:
+    """What was accepted under a key is answered alike, even if nobody serves its type any more."""
+    added = None if once is None else (yield from one(add_script.added_before(once)))
+    if added is None:
+        raise refusal
+    return submitted((), added)
+
+
+def submitted(checked: Sequence[Checked], added: Added, start: str | None = None) -> Submitted:
+    """What became of submissions that one `addition.add` was sent for; with `start` they were a batch.
+
+    Raises:
+        InvalidTask, NotAllowed, UniqueConflict, KeyReused, QueueFull: as `submit`; none of them was stored.
+    """
+    if len(checked) == 1 and len(added.statuses) == 1 and not (added.existing or added.replayed):  # as most are
+        return Submitted((Receipt(checked[0].task.id, status_told(added.statuses[0])),))
+    if added.unreplaceable is not None:
+        at = "" if start is None else f"{start}/{added.unreplaceable}"
+        raise NotAllowed([FieldError(f"{at}/on_conflict", UNREPLACEABLE)])
+    refuse(checked, added)
+    own = tuple([each.task.id for each in checked])
+    ids = added.replayed or own
+    receipts = [
+        Receipt(added.existing.get(index, id), status_told(status), index in added.existing)
+        for index, (id, status) in enumerate(zip(ids, added.statuses, strict=True))
+    ]
+    # Sent again because the answer was lost, the call meets what it stored itself.
+    return Submitted(tuple(receipts), is_replayed=bool(added.replayed) and added.replayed != own)

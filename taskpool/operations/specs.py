@@ -1,0 +1,242 @@
+"""What programs give as submissions: whether it is some at all. What they ask for is checked in `prepare`.
+
+What programs give `add_task`, as a `TaskSpec`: a type's name and a payload, or the task function itself.
+
+    pool.add_task("resize", {"url": url}, queue="images")
+    pool.add_task(resize, url=url)
+    pool.add_task(resize, {"url": url}, queue="images")
+    pool.add_task(spec_for(resize, url=url), queue="images")
+
+With a function, keyword arguments are fields of the payload, and a type checker compares them with the function's
+parameters. It can't do that for a call that also has options, so options go with a payload object or with `spec_for`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
+from functools import lru_cache
+from inspect import Parameter
+from typing import (
+    Any,
+    ClassVar,
+    Concatenate,
+    Final,
+    NamedTuple,
+    NoReturn,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    Unpack,
+    overload,
+)
+
+import msgspec
+from msgspec.structs import replace
+
+from taskpool.errors import FieldError, InvalidTask
+from taskpool.tasks.context import TaskContext
+from taskpool.tasks.payload.signature import payload_parameters
+from taskpool.tasks.task import Task, options_of
+from taskpool.types import TaskOptions, TaskSpec
+from taskpool.validation import Guesses, is_text
+
+
+def check_spec(spec: object, start: str = "") -> None:
+    """Return if it is a `TaskSpec` whose type is a text; `start` is the JSON Pointer to it.
+
+    Raises:
+        InvalidTask
+    """
+    if not isinstance(spec, TaskSpec):
+        raise _refusal(start, f"must be a TaskSpec, not {type(spec).__name__}")
+    if not is_text(spec.type):
+        raise _refusal(f"{start}/type", f"must be the name of a task type, not {spec.type!r}")
+
+
+def read_specs(specs: object, start: str = "") -> list[TaskSpec]:
+    """The submissions in a list, which a generator isn't.
+
+    Raises:
+        InvalidTask: one of them is no `TaskSpec`, or they are nothing that could hold any.
+    """
+    if isinstance(specs, str | bytes) or not isinstance(specs, Iterable):
+        raise _refusal(start, f"must be a list of TaskSpecs, not {type(specs).__name__}")
+    listed = list(specs)
+    for index, spec in enumerate(listed):
+        check_spec(spec, f"{start}/{index}")
+    return listed
+
+
+def _refusal(pointer: str, text: str) -> InvalidTask:
+    return InvalidTask(f"{pointer}: {text}" if pointer else f"what is submitted {text}", [FieldError(pointer, text)])
+
+
+P = ParamSpec("P")
+R_co = TypeVar("R_co", covariant=True)
+
+OPTIONS: Final = frozenset(TaskOptions.__annotations__)
+
+
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+class _Model(Protocol):
+    """A pydantic model."""
+
+    def model_dump(self) -> dict[str, Any]: ...
+
+
+PayloadObject = Mapping[str, Any] | msgspec.Struct | _Dataclass | _Model
+"""A whole payload as one value."""
+
+
+class AddTask(Protocol[R_co]):
+    """Submit a task; see `TaskSpec` for the options. What is submitted is one of:
+
+    - the name of a task type and its payload;
+    - a function marked with `@task` and the payload's fields as keyword arguments;
+    - such a function, or a subclass of `Task`, and the payload as one object;
+    - a `TaskSpec`, as `spec_for` makes it; options given here replace those of the spec.
+
+    Raises:
+        InvalidTask: UnknownType, InvalidPayload, UnknownDependency or an option that can't be; nothing was stored.
+        UniqueConflict: another task holds its unique key; nothing was stored.
+        QueueFull: the queue has no room; nothing was stored.
+    """
+
+    @overload
+    def __call__(self, type: str, payload: Any = None, **options: Unpack[TaskOptions]) -> R_co: ...
+    @overload
+    def __call__(self, spec: TaskSpec, /, **options: Unpack[TaskOptions]) -> R_co: ...
+    @overload
+    def __call__(
+        self, task: type[Task], payload: PayloadObject | None = None, /, **options: Unpack[TaskOptions]
+    ) -> R_co: ...
+    @overload
+    def __call__(self, task: Callable[..., Any], payload: PayloadObject, /, **options: Unpack[TaskOptions]) -> R_co: ...
+    @overload
+    def __call__(
+        self, task: Callable[Concatenate[TaskContext, P], Any], /, *fields: P.args, **named: P.kwargs
+    ) -> R_co: ...
+    @overload
+    def __call__(self, task: Callable[P, Any], /, *fields: P.args, **named: P.kwargs) -> R_co: ...
+
+
+@overload
+def spec_for(task: Callable[Concatenate[TaskContext, P], Any], /, *fields: P.args, **named: P.kwargs) -> TaskSpec: ...
+@overload
+def spec_for(task: Callable[P, Any], /, *fields: P.args, **named: P.kwargs) -> TaskSpec: ...
+def spec_for(task: Callable[..., Any], /, *fields: Any, **named: Any) -> TaskSpec:
+    """A task function with its payload, for `add_task`, `add_tasks` and `add_and_wait`. Every keyword argument is a
+    field of the payload, even if it has the name of an option.
+
+        pool.add_task(spec_for(resize, url="https://example.org/a.png"), delay_s=5)
+
+    Raises:
+        InvalidTask: it isn't a task, or the arguments aren't its payload.
+    """
+    known = _known(task)
+    return TaskSpec(type=known.type, payload=_payload(known, fields, named))
+
+
+def spec_given(given: tuple[Any, ...], named: dict[str, Any]) -> TaskSpec:
+    """What the arguments of `add_task` submit.
+
+    Raises:
+        InvalidTask: it isn't a task, or a keyword is both a field of its payload and an option.
+        TypeError: an argument is missing, unknown, or one too many.
+    """
+    if given:
+        source, rest = given[0], given[1:]
+    elif "type" in named:
+        source, rest = named.pop("type"), ()
+    else:
+        raise TypeError("add_task() needs a task: a type's name, a function marked with @task, or a TaskSpec")
+    if isinstance(source, str) and len(rest) == 1:
+        return _spec(source, rest[0], named)
+    if isinstance(source, TaskSpec):
+        _refuse_more(rest, 0)
+        return _spec(source.type, source.payload, named, source) if named else source
+    if not callable(source):
+        _refuse_more(rest, 1)
+        return _spec(source, rest[0] if rest else named.pop("payload", None), named)
+    known = _known(source)
+    if "payload" in named and not rest and "payload" not in known.fields:
+        rest = (named.pop("payload"),)
+    if len(rest) == 1 and _is_payload(rest[0]) and named.keys() <= OPTIONS:
+        return TaskSpec(type=known.type, payload=rest[0], **named)
+    options = {name: named.pop(name) for name in OPTIONS & named.keys()}
+    _refuse_clash(known, options)
+    return TaskSpec(type=known.type, payload=_payload(known, rest, named), **options)
+
+
+def _spec(type: Any, payload: Any, options: dict[str, Any], before: TaskSpec | None = None) -> TaskSpec:
+    try:
+        if before is not None:
+            return replace(before, **options)
+        return TaskSpec(type=type, payload={} if payload is None else payload, **options)
+    except TypeError:
+        unknown = next((name for name in options if name not in OPTIONS), None)
+        if unknown is None:
+            raise
+        near = Guesses().near(unknown, OPTIONS)
+        advice = (
+            f"did you mean {near[0]!r}?" if near else "fields of the payload go into one object, its second argument"
+        )
+        raise TypeError(f"add_task() has no option {unknown!r}; {advice}") from None
+
+
+class _Known(NamedTuple):
+    """A task's type, and the names of the fields of its payload."""
+
+    type: str
+    fields: tuple[str, ...]
+
+
+@lru_cache(maxsize=1024)
+def _known(source: Any) -> _Known:
+    if isinstance(source, type) and issubclass(source, Task):
+        annotations = [vars(base).get("__annotations__", ()) for base in getattr(source.Payload, "__mro__", ())]
+        return _Known(source.type, tuple(name for names in annotations for name in names))
+    options = options_of(source)
+    if options is None:
+        name = getattr(source, "__qualname__", repr(source))
+        _refuse("/type", f"{name} is not a task: mark the function with @task, or derive the class from taskpool.Task")
+    parameters = payload_parameters(source)
+    return _Known(options.name, tuple(each.name for each in parameters if each.kind is not Parameter.VAR_KEYWORD))
+
+
+def _payload(known: _Known, values: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    if len(values) > len(known.fields):
+        _refuse("/payload", f"the task {known.type!r} takes {len(known.fields)} values, not {len(values)}")
+    payload = dict(zip(known.fields, values, strict=False))
+    if twice := payload.keys() & named.keys():
+        _refuse(f"/payload/{min(twice)}", "is given twice: by its place and by its name")
+    return payload | dict(named)
+
+
+def _refuse_clash(known: _Known, options: Mapping[str, Any]) -> None:
+    for name in sorted(options):
+        if name in known.fields:
+            _refuse(
+                f"/{name}",
+                f"{name!r} is both a parameter of the task {known.type!r} and an option of add_task: give the payload "
+                f"as one object, add_task(task, {{{name!r}: ...}}), or use add_task(spec_for(task, {name}=...))",
+            )
+
+
+def _is_payload(value: Any) -> bool:
+    if isinstance(value, Mapping | msgspec.Struct):
+        return True
+    return not isinstance(value, type) and (is_dataclass(value) or hasattr(value, "model_dump"))
+
+
+def _refuse_more(rest: Sequence[Any], most: int) -> None:
+    if len(rest) > most:
+        raise TypeError("add_task() takes a task and its payload by position; options are keyword arguments")
+
+
+def _refuse(pointer: str, fault: str) -> NoReturn:
+    raise InvalidTask(f"{pointer}: {fault}", [FieldError(pointer, fault)])

@@ -1,0 +1,384 @@
+"""From a `TaskSpec` to what is stored: names and numbers checked, the type's defaults filled in, RQ's fields built.
+
+Nothing is sent from here. Whatever is wrong with any of the specs is found before the first is stored.
+
+Submissions checked: by their type, where it is registered here, else by the schema that its workers published.
+
+Nothing is stored here; what stores what was checked is in `queue` and `entry`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple, Protocol
+
+import msgspec
+
+from taskpool import types
+from taskpool.access.audit import Actor
+from taskpool.errors import FieldError, InvalidPayload, InvalidTask
+from taskpool.operations.catalog import Catalogue
+from taskpool.operations.specs import check_spec, read_specs
+from taskpool.redis import rq_job
+from taskpool.redis.add_script import DEFAULT_ATTEMPTS, NO_CAPS, Caps, NewTask, share
+from taskpool.redis.calls import SLICE_S, Part, Plan
+from taskpool.tasks.payload.encode import fault_in, is_faithful, json_value, strict_json_value
+from taskpool.tasks.payload.faults import NotJson, invalid_payload_of, not_json
+from taskpool.tasks.registry import Registry
+from taskpool.tasks.task_type import TaskType
+from taskpool.text import may_hide_nan
+from taskpool.types import LOST_LEASE_CHOICES, OnLostLease, Secrets, TaskSpec, Unique, trace_text
+from taskpool.url_guard import Allowed
+from taskpool.validation import LONGEST_S, TAG, TASK_ID, new_id, queue_name_fault, seconds_fault
+from taskpool.webhooks.endpoint import callback_events, callback_faults
+
+MOST_TAGS: Final = 16
+MOST_PARENTS: Final = 10_000
+MOST_ATTEMPTS: Final = 1000
+EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
+LATEST: Final = datetime(2999, 12, 31, tzinfo=UTC)
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a task gets when neither its submission nor its type says otherwise. Seconds."""
+
+    timeout_s: float = 600.0
+    result_ttl_s: int = 86_400
+    failure_ttl_s: int = 604_800
+    max_attempts: int = DEFAULT_ATTEMPTS
+    secret_ttl_s: int = 604_800
+    max_queue_depth: int = 0
+    caps: Caps = NO_CAPS
+    webhook_allow: tuple[str, ...] = ()
+
+
+class TypeOptions(Protocol):
+    """What a submission takes from its type: as published (`TypeInfo`), or as registered here (`TaskType`)."""
+
+    @property
+    def queue(self) -> str: ...
+    @property
+    def timeout_s(self) -> float | None: ...
+    @property
+    def max_attempts(self) -> int | None: ...
+    @property
+    def backoff_s(self) -> float | None: ...
+    @property
+    def backoff_max_s(self) -> float | None: ...
+    @property
+    def on_lost_lease(self) -> OnLostLease | None: ...
+    @property
+    def result_ttl_s(self) -> int | None: ...
+
+
+def prepare(
+    spec: TaskSpec,
+    payload: Any,
+    info: TypeOptions,
+    defaults: Defaults,
+    start: str = "",
+    *,
+    secrets: Secrets | None = None,
+    by: Actor | None = None,
+) -> NewTask:
+    """The task that `spec` asks for, with `payload`: its own as JSON values, which fit the schema already, with masks
+    in the places of its `secrets`.
+
+    `start` prefixes the faults' pointers; `by` is who submits it, and may do so.
+
+    Raises:
+        InvalidTask: with a JSON Pointer for each fault.
+    """
+    is_plain = spec == TaskSpec(type=spec.type, payload=spec.payload)
+    if not is_plain:  # without an option there is nothing to check
+        faults = [FieldError(f"{start}/{field}", detail) for field, detail in _faults(spec, defaults)]
+        if faults:
+            raise InvalidTask(f"{faults[0].pointer}: {faults[0].detail}", faults)
+    queue = spec.queue or info.queue
+    project = None if by is None else by.project
+    result_ttl_s = spec.result_ttl_s or info.result_ttl_s or defaults.result_ttl_s
+    failure_ttl_s = spec.failure_ttl_s or defaults.failure_ttl_s
+    if spec.unique_for_s is not None:  # the record stays as long as it is needed to tell who holds the key
+        least_s = math.ceil(spec.unique_for_s)
+        result_ttl_s, failure_ttl_s = max(result_ttl_s, least_s), max(failure_ttl_s, least_s)
+    shared = share(
+        spec.type,
+        queue,
+        spec.timeout_s or info.timeout_s or defaults.timeout_s,
+        result_ttl_s,
+        failure_ttl_s,
+        spec.max_attempts or info.max_attempts or defaults.max_attempts,
+        info.backoff_s if spec.backoff_s is None else spec.backoff_s,
+        info.backoff_max_s if spec.backoff_max_s is None else spec.backoff_max_s,
+        spec.on_lost_lease or info.on_lost_lease or "continue",
+    )
+    encoded, hidden = _encoded(spec, payload, secrets, start)
+    data = rq_job.data(spec.type, encoded)
+    description = rq_job.description(spec.type, payload, size=len(encoded))
+    if is_plain and secrets is None and project is None:
+        return NewTask(
+            new_id(), shared, data, description, max_depth=defaults.max_queue_depth, caps=defaults.caps, is_plain=True
+        )
+    held = types.unique_of(spec, project, b"" if by is None else by.bounds())
+    traced = trace_text(spec.traceparent, spec.tracestate) if spec.traceparent else None
+    fields: list[Part] = [] if is_plain else list(_rare_fields(spec, held, traced))
+    if secrets is not None:
+        fields += ("secret_ttl", defaults.secret_ttl_s)
+    if project is not None:
+        fields += ("project", project)
+    return NewTask(
+        new_id(),
+        shared,
+        data,
+        description,
+        front=spec.front,
+        run_ms=None if spec.run_at is None else round(spec.run_at.timestamp() * 1000),
+        delay_ms=None if spec.delay_s is None else round(spec.delay_s * 1000),
+        expires_ms=None if spec.expires_in_s is None else round(spec.expires_in_s * 1000),
+        tags=tuple(dict.fromkeys(spec.tags)) if spec.tags else (),
+        parents=tuple(dict.fromkeys(spec.depends_on)) if spec.depends_on else (),
+        fields=fields,
+        secrets=hidden,
+        max_depth=defaults.max_queue_depth,
+        caps=defaults.caps,
+        callback_url=spec.callback_url,
+        callback_events=callback_events(spec.callback_url, spec.callback_events),
+        unique=held,
+        trace=traced,
+        project=project,
+    )
+
+
+def _encoded(spec: TaskSpec, payload: Any, secrets: Secrets | None, start: str) -> tuple[bytes, bytes]:
+    """The payload as JSON, and its secrets as they are kept. Raises: InvalidPayload, with the place of the fault."""
+    try:
+        encoded = _encode(payload)
+        hidden = b"" if secrets is None else secrets.stored()
+        if not is_faithful(spec.payload, encoded) or (hidden and may_hide_nan(hidden)):
+            strict_json_value(spec.payload)
+        return encoded, hidden
+    except ValueError as error:  # NaN, too deep, or half a surrogate pair in a text
+        raise not_json(spec.type, fault_in(spec.payload) or NotJson((), str(error)), start) from None
+
+
+def _rare_fields(spec: TaskSpec, held: Unique | None, traced: str | None) -> Iterator[Part]:
+    """What only a submission says, where it does."""
+    if spec.tags:
+        yield from ("tags", ",".join(dict.fromkeys(spec.tags)))
+    if spec.depends_on:
+        yield from ("dependency_ids", msgspec.json.encode(tuple(dict.fromkeys(spec.depends_on))))
+    if spec.callback_url is not None:
+        yield from ("callback_url", spec.callback_url)
+        if spec.callback_events is not None:
+            yield from ("callback_events", ",".join(dict.fromkeys(spec.callback_events)))
+    if held is not None:
+        yield from ("unique", held.text)
+    if traced is not None:
+        yield from ("trace", traced)
+
+
+def _faults(spec: TaskSpec, defaults: Defaults) -> Iterator[tuple[str, str]]:
+    """What can't be. The values may be of any type: a program may give what its types forbid."""
+    if spec.queue is not None and (fault := queue_name_fault(spec.queue)):
+        yield "queue", fault
+    if spec.delay_s is not None and spec.run_at is not None:
+        yield "run_at", "give either delay_s or run_at, not both"
+    run_at: Any = spec.run_at
+    if run_at is not None and (not isinstance(run_at, datetime) or run_at.tzinfo is None):
+        yield "run_at", "must be a time with a time zone"
+    elif run_at is not None and not EARLIEST <= run_at <= LATEST:
+        yield "run_at", f"must be a time from {EARLIEST.year} to {LATEST.year}"
+    seconds = {
+        "delay_s": (spec.delay_s, 0),
+        "timeout_s": (spec.timeout_s, 0.001),
+        "expires_in_s": (spec.expires_in_s, 0.001),
+        "backoff_s": (spec.backoff_s, 0),
+        "backoff_max_s": (spec.backoff_max_s, 0),
+    }
+    for field, (value, least) in seconds.items():
+        if value is not None and (fault := seconds_fault(value, least)):
+            yield field, fault
+    whole: dict[str, tuple[Any, int]] = {
+        "result_ttl_s": (spec.result_ttl_s, LONGEST_S),
+        "failure_ttl_s": (spec.failure_ttl_s, LONGEST_S),
+        "max_attempts": (spec.max_attempts, MOST_ATTEMPTS),
+    }
+    for field, (count, most) in whole.items():
+        if count is not None and not (isinstance(count, int) and not isinstance(count, bool) and 1 <= count <= most):
+            yield field, f"must be a whole number from 1 to {most}"
+    if spec.tags:
+        yield from _list_faults("tags", spec.tags, MOST_TAGS, TAG, "1 to 64 letters, digits, '_', '-', '.' or ':'")
+    if spec.depends_on:
+        yield from _list_faults("depends_on", spec.depends_on, MOST_PARENTS, TASK_ID, "a task's id")
+    if spec.callback_url is not None or spec.callback_events is not None:
+        yield from callback_faults(spec.callback_url, spec.callback_events, Allowed(defaults.webhook_allow))
+    if spec.on_lost_lease not in (None, *LOST_LEASE_CHOICES):
+        yield "on_lost_lease", f"must be {' or '.join(map(repr, LOST_LEASE_CHOICES))}"
+    yield from _unique_faults(spec)
+
+
+def _unique_faults(spec: TaskSpec) -> Iterator[tuple[str, str]]:
+    key: Any = spec.unique_key
+    if key is None:
+        for field in ("unique_until", "unique_for_s"):
+            if getattr(spec, field) is not None:
+                yield field, "needs a unique_key"
+        if spec.on_conflict != "reject":
+            yield "on_conflict", "needs a unique_key"
+    elif not (isinstance(key, str) and types.KEY.fullmatch(key)):
+        yield "unique_key", types.KEY_FAULT
+    choices: dict[str, tuple[str | None, ...]] = {
+        "on_conflict": ("reject", "return", "replace"),
+        "unique_until": ("start", "done", None),
+    }
+    for field, allowed in choices.items():
+        if getattr(spec, field) not in allowed:
+            yield field, f"must be {' or '.join(repr(each) for each in allowed if each)}"
+    if spec.unique_for_s is not None:
+        if spec.unique_until is not None:
+            yield "unique_for_s", "give either unique_until or unique_for_s, not both"
+        if fault := seconds_fault(spec.unique_for_s, 0.001):
+            yield "unique_for_s", fault
+    for field in ("traceparent", "tracestate"):
+        if not isinstance(getattr(spec, field), str | None):
+            yield field, "must be a text"
+
+
+def _list_faults(field: str, values: Any, most: int, pattern: re.Pattern[str], what: str) -> Iterator[tuple[str, str]]:
+    if isinstance(values, str) or not isinstance(values, Sequence) or len(values) > most:
+        yield field, f"must be a list of at most {most:,}"
+        return
+    for at, value in enumerate(values):
+        if not (isinstance(value, str) and pattern.fullmatch(value)):
+            yield f"{field}/{at}", f"must be {what}"
+
+
+class Checked(NamedTuple):
+    """A submission that may be stored, and its payload as JSON values, with masks for what is secret."""
+
+    task: NewTask
+    payload: Any
+
+
+def check_task(
+    spec: TaskSpec,
+    catalogue: Catalogue,
+    registry: Registry | None,
+    defaults: Defaults,
+    *,
+    by: Actor | None = None,
+) -> Plan[Checked]:
+    """Check a submission as `add_task` does, and store nothing. `by`: who submits it, whose project it gets.
+
+    Raises:
+        InvalidTask: as `add_task`.
+        NotAllowed: `by` may not use its type, its queue or one of its options.
+    """
+    check_spec(spec)
+    if by is not None:
+        by.check_options(spec)
+    task_type = None if registry is None else registry.get(spec.type)
+    info = task_type or (yield from catalogue.find((spec.type,)))[spec.type]
+    return _checked(spec, task_type or catalogue, info, defaults, "", by=by)
+
+
+def check_tasks(
+    specs: Sequence[TaskSpec],
+    catalogue: Catalogue,
+    registry: Registry | None,
+    defaults: Defaults,
+    *,
+    by: Actor | None = None,
+    start: str = "",
+) -> Plan[list[Checked]]:
+    """Check submissions as `add_tasks` does, and store nothing; `by` as in `check_task`. The faults' pointers begin
+    with `start` and the task's index.
+
+    Raises:
+        InvalidTask: as `add_tasks`.
+        NotAllowed
+    """
+    specs = read_specs(specs, start)
+    if by is not None:
+        for index, spec in enumerate(specs):
+            by.check_options(spec, f"{start}/{index}")
+    _check_keys(specs, start)
+    local = {} if registry is None else {spec.type: registry.get(spec.type) for spec in specs}
+    foreign = {spec.type for spec in specs if local.get(spec.type) is None}
+    infos = (yield from catalogue.find(list(foreign))) if foreign else {}
+    checked = []
+    due_mono = time.monotonic() + SLICE_S
+    for index, spec in enumerate(specs):
+        if time.monotonic() >= due_mono:
+            yield ()
+            due_mono = time.monotonic() + SLICE_S
+        task_type = local.get(spec.type)
+        info = task_type or infos[spec.type]
+        checked.append(_checked(spec, task_type or catalogue, info, defaults, f"{start}/{index}", by=by))
+    yield ()
+    return checked
+
+
+def _check_keys(specs: Sequence[TaskSpec], start: str) -> None:
+    """A unique key can't be held by two that come together."""
+    first: dict[str, int] = {}
+    for index, spec in enumerate(specs):
+        if spec.unique_key is not None and first.setdefault(spec.unique_key, index) != index:
+            fault = FieldError(
+                f"{start}/{index}/unique_key",
+                f"the task with the index {first[spec.unique_key]} has the same unique key",
+            )
+            raise InvalidTask(f"{fault.pointer}: {fault.detail}", [fault])
+
+
+def _checked(
+    spec: TaskSpec,
+    judge: TaskType | Catalogue,
+    info: TypeOptions,
+    defaults: Defaults,
+    start: str,
+    *,
+    by: Actor | None,
+) -> Checked:
+    """One submission, checked by its type where that is registered here, else by its schema in the catalogue."""
+    if by is not None:
+        by.check_task(spec.type, spec.queue or info.queue, start)
+    # What comes over HTTP or from a command, in somebody's name, was read from JSON: a large one takes long to copy.
+    payload = _as_json(spec, start) if by is None else spec.payload
+    if payload is None:
+        payload = {}
+    fields = judge.secret_fields(spec.type) if isinstance(judge, Catalogue) else judge.secret_fields
+    shown, secrets = fields.split(payload) if fields else (payload, None)
+    if isinstance(judge, Catalogue):
+        judge.check(spec.type, payload, start + "/payload")
+    else:
+        _check_locally(judge, payload, start, secrets)
+    return Checked(prepare(spec, shown, info, defaults, start, secrets=secrets, by=by), shown)
+
+
+def _check_locally(task_type: TaskType, payload: Any, start: str, secrets: Secrets | None) -> None:
+    try:
+        task_type.decode(payload)
+    except InvalidPayload as error:
+        if not start and secrets is None:
+            raise
+        hide = secrets.hide if secrets else str
+        faults = [FieldError(start + each.pointer, hide(each.detail)) for each in error.errors]
+        refusal = invalid_payload_of(task_type.name, faults)
+        raise InvalidPayload(hide(str(refusal)), refusal.errors) from None
+
+
+def _as_json(spec: TaskSpec, start: str) -> Any:
+    """The payload as JSON values: a program may give dataclasses, dates and the like."""
+    try:
+        return json_value(spec.payload)
+    except NotJson as error:
+        raise not_json(spec.type, error, start) from None

@@ -1,0 +1,170 @@
+"""Where Redis is and who we are there, read from a URL. Who is the master, sentinels are asked for every connection.
+
+Nothing but this knows what kinds of URLs there are: `Address` is for our own connections, `connect` for redis-py's.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from redis import Redis, Sentinel
+from redis.backoff import NoBackoff
+from redis.connection import parse_url
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from taskpool.errors import ConfigurationError
+from taskpool.redis.calls import Part
+from taskpool.settings import SentinelUrl, is_sentinel_url
+
+SENTINEL_TIMEOUT_S: Final = 1.0
+"""For each sentinel that doesn't answer; there are others to ask."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where Redis is and who we are there: `path` is a unix socket; else `host` and `port`, unless sentinels know."""
+
+    path: str | None
+    host: str
+    port: int
+    db: int
+    username: str | None
+    password: str | None = field(repr=False)
+    tls: ssl.SSLContext | None
+    sentinels: SentinelUrl | None = None
+    must_be_master: bool = False
+    """The sentinels named it. Some of them may not know of a failover yet: then it is a replica by now, or is empty."""
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """Read a `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or `rediss+sentinel://` URL, with redis-py's
+        `ssl_*` query options.
+
+        Raises:
+            ConfigurationError: it isn't such a URL.
+        """
+        try:
+            if is_sentinel_url(url):
+                found = SentinelUrl.parse(url)
+                tls = None if found.tls is None else _tls(_typed(found.tls))
+                return cls(None, found.service, 0, found.db, found.username, found.password, tls, found)
+            options: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call]
+        except ValueError as error:
+            raise ConfigurationError(f"not a Redis URL: {error}") from None
+        return cls(
+            path=options.get("path"),
+            host=options.get("host", "localhost"),
+            port=options.get("port", 6379),
+            db=options.get("db", 0),
+            username=options.get("username"),
+            password=options.get("password"),
+            tls=_tls(options) if url.startswith("rediss://") else None,
+        )
+
+    def __str__(self) -> str:
+        return self.path or (str(self.sentinels) if self.sentinels else f"{self.host}:{self.port}")
+
+    def located(self) -> Address:
+        """The address to connect to: this one, or that of the master as the sentinels know it now, which blocks.
+
+        Raises:
+            OSError: no sentinel knows a master that lives.
+        """
+        if self.sentinels is None:
+            return self
+        asked = _ask(self.sentinels)
+        try:
+            host, port = asked.discover_master(self.sentinels.service)  # type: ignore[no-untyped-call]
+        except RedisError as error:
+            raise ConnectionError("no sentinel knows a master that lives") from error
+        finally:
+            for sentinel in asked.sentinels:
+                sentinel.close()
+        return replace(self, host=host, port=port, sentinels=None, must_be_master=True)
+
+    def greeting(self, name: str, protocol: int = 2) -> list[tuple[Part, ...]]:
+        """The commands that open a connection called `name`, which speaks RESP 2 or 3."""
+        commands: list[tuple[Part, ...]] = []
+        if self.password is not None:
+            commands.append(("AUTH", self.username, self.password) if self.username else ("AUTH", self.password))
+        if self.db:
+            commands.append(("SELECT", self.db))
+        if protocol != 2:
+            commands.append(("HELLO", protocol))
+        commands.append(("CLIENT", "SETNAME", name))
+        if self.must_be_master:
+            commands.append(("INFO", "replication"))  # an ACL user may lack ROLE, which is a dangerous command
+        return commands
+
+
+def connect(url: str, **options: Any) -> Redis:
+    """redis-py's client of the Redis at `url`, for what isn't hot; `options` are those of `redis.Redis`.
+
+    Through sentinels, each of its connections goes to whoever is the master when it is opened.
+
+    Raises:
+        ValueError: it isn't such a URL.
+    """
+    if not is_sentinel_url(url):
+        return Redis.from_url(url, **options)
+    found = SentinelUrl.parse(url)
+    who = {"db": found.db, "username": found.username, "password": found.password, **_tls_of(found)}
+    client: Redis = _ask(found).master_for(found.service, **who, **options)  # type: ignore[no-untyped-call]
+    return client
+
+
+def why_no_master(url: str) -> str:
+    """What keeps the sentinels of a URL from naming the master, as the first of them that doesn't answer has it."""
+    found = SentinelUrl.parse(url)
+    for sentinel in _ask(found).sentinels:
+        try:
+            sentinel.ping()
+        except RedisError as error:
+            return f"a sentinel doesn't answer: {error}"
+        finally:
+            sentinel.close()
+    return f"the sentinels know no master of the service {found.service!r} that lives"
+
+
+def _ask(url: SentinelUrl) -> Sentinel:
+    return Sentinel(  # type: ignore[no-untyped-call]
+        url.sentinels,
+        sentinel_kwargs={
+            "username": url.sentinel_username,
+            "password": url.sentinel_password,
+            "socket_timeout": SENTINEL_TIMEOUT_S,
+            "socket_connect_timeout": SENTINEL_TIMEOUT_S,
+            "retry": Retry(NoBackoff(), 0),
+            "protocol": 2,
+            **_tls_of(url),
+        },
+    )
+
+
+def _tls_of(url: SentinelUrl) -> dict[str, Any]:
+    """What redis-py's clients are to be told of TLS."""
+    return {} if url.tls is None else {"ssl": True, **_typed(url.tls)}
+
+
+def _typed(options: Mapping[str, str]) -> dict[str, Any]:
+    """The `ssl_*` options as redis-py reads them from a URL."""
+    read: dict[str, Any] = dict(parse_url(f"rediss://h?{urlencode(options)}"))  # type: ignore[no-untyped-call]
+    return {name: read[name] for name in options}
+
+
+def _tls(options: Mapping[str, Any]) -> ssl.SSLContext:
+    """How we speak TLS, from redis-py's options of a URL."""
+    context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+    if options.get("ssl_certfile"):
+        context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
+    if options.get("ssl_check_hostname") is False:
+        context.check_hostname = False
+    if options.get("ssl_cert_reqs") in ("none", ssl.CERT_NONE):
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context

@@ -1,0 +1,132 @@
+"""An operation as a value: a `Call` is one Redis command and how to read its reply; a `Plan` is several, in steps.
+
+Either store runs them, the one that blocks and the one that awaits, so that no operation is written twice.
+
+Loads the scripts beside this file: each with the prelude in front and every `KEY.name` replaced from keys.py.
+
+A script is named by the hash of its text, so that two versions deployed side by side never overwrite each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from importlib.resources import files
+from typing import Any, Final, Generic, TypeVar
+
+import hiredis
+import msgspec
+
+from taskpool.redis import keys
+
+log = logging.getLogger("taskpool")
+
+T = TypeVar("T")
+
+Part = str | bytes | int | float
+
+
+class Call(msgspec.Struct, Generic[T], frozen=True, gc=False):
+    """One command and the function that turns Redis's raw reply into a value (or raises for it)."""
+
+    command: Sequence[Part]
+    """Its parts; or bytes: packed already, as Redis reads it."""
+    read: Callable[[Any], T]
+    script: bytes | None = None
+    """The text of the script an EVALSHA names: sent instead when Redis doesn't know it (any more)."""
+    blocks_s: float = 0.0
+    """How long the command itself may block, on top of the usual time for a reply."""
+    again: bool = False
+    """Sending it twice is as good as once: after a lost connection it may be repeated."""
+    reads_faults: bool = False
+    """`read` takes Redis's error as well, if that says that the call itself fails, as with a key of another kind."""
+
+
+Plan = Generator[Sequence[Call[Any]], list[Any], T]
+"""Steps of calls: each yield sends its calls in one round trip and gets their values back. An empty step sends nothing:
+in an event loop it lets others have their turn, which a plan owes them every SLICE_S."""
+
+SLICE_S: Final = 0.005
+
+
+def one(call: Call[T]) -> Plan[T]:
+    """A plan of a single call."""
+    (value,) = yield (call,)
+    return value  # type: ignore[no-any-return]
+
+
+TOLD: Final = 100
+TEXT_MOST: Final = 200
+UNREADABLE: Final = (ArithmeticError, LookupError, TypeError, ValueError, RecursionError, msgspec.MsgspecError)
+"""What `read` raises at a reply that no release of ours wrote."""
+
+_told: deque[str] = deque(maxlen=TOLD)
+
+
+def tolerant(call: Call[T], otherwise: T) -> Call[T]:
+    """The same call for one of many records, with the value `otherwise` for one that can't be read: another program may
+    have written anything there. The log says it once."""
+
+    def read(reply: Any) -> T:
+        if not isinstance(reply, hiredis.ReplyError):
+            try:
+                return call.read(reply)
+            except UNREADABLE as error:
+                reply = error
+        tell_unreadable(_named(call), reply)
+        return otherwise
+
+    return msgspec.structs.replace(call, read=read, reads_faults=True)
+
+
+def readable(pairs: Iterable[tuple[Any, bytes]], decode: Callable[[bytes], T], what: str) -> dict[Any, T]:
+    """The documents among the values of a hash, by field, without those that can't be read. The log says it once."""
+    found = {}
+    for name, document in pairs:
+        try:
+            found[name] = decode(document)
+        except UNREADABLE as error:
+            tell_unreadable(f"{what} {name!r}", error)
+    return found
+
+
+def tell_unreadable(what: str, why: object) -> None:
+    """Log once that something in Redis is skipped."""
+    if what not in _told:
+        _told.append(what)
+        log.warning("%s in Redis can't be read, so it is skipped: %s", what[:TEXT_MOST], str(why)[:TEXT_MOST])
+
+
+def forget_told() -> None:
+    """Log it again."""
+    _told.clear()
+
+
+def _named(call: Call[Any]) -> str:
+    """The key that a call reads, for people; of a script what it is about."""
+    parts = [part if isinstance(part, str) else repr(part) for part in call.command[:5]]
+    return " ".join(parts[3:]) if call.script else parts[1] if len(parts) > 1 else parts[0]
+
+
+class Script:
+    """One script: its text, with the `parts` it needs before it, and the command that runs it by hash."""
+
+    def __init__(self, name: str, *parts: str) -> None:
+        folder = files(__package__) / "lua"
+        text = "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in ("prelude", *parts, name))
+        self.text = re.sub(r"\bKEY\.([a-z_]+)", _constant, text).encode()
+        self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
+
+    def call(
+        self, arguments: Sequence[Part], read: Callable[[Any], T], *, keys: Sequence[str] = (), again: bool = False
+    ) -> Call[T]:
+        """The call that runs it."""
+        return Call(("EVALSHA", self.sha, len(keys), *keys, *arguments), read, self.text, again=again)
+
+
+def _constant(match: re.Match[str]) -> str:
+    value = getattr(keys, match[1].upper())
+    return str(value) if isinstance(value, int) else f"'{value}'"

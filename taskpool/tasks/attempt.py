@@ -1,0 +1,370 @@
+"""When a failed task runs again: exponential back-off with full jitter, capped.
+
+The formula is the one of Marc Brooker's "Exponential Backoff and Jitter" (AWS Architecture Blog, 2015).
+
+One attempt at a task: find its type, read the payload, call it, and say how it ended.
+
+Everything a task's code can do is turned into an `Outcome` here; nothing is written to Redis. The worker process
+decides when to interrupt it (it raises `TaskStopped` or `SoftTimeout` inside the task).
+
+The task's code runs inside a *fence*, `run_in_fence`: whatever is raised in there is caught there. The exception and
+the result are objects of the task's, so all that is kept of them goes through `handover.py`, which trusts none of
+their methods. The functions here never raise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Mapping
+from contextvars import copy_context
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+
+from taskpool.errors import InvalidPayload, NonRetryable
+from taskpool.tasks import hooks
+from taskpool.tasks.context import (
+    TaskContext,
+    attribute_of,
+    described,
+    name_of,
+    qualified_name_of,
+    seconds_of,
+    traceback_of,
+)
+from taskpool.tasks.interrupts import Retry, Snooze, SoftTimeout, TaskStopped
+from taskpool.tasks.payload.encode import encode_value
+from taskpool.tasks.registry import Registry
+from taskpool.types import RunningTask, SecretsGone, TaskStatus, hidden
+
+FIRST_S: Final = 1.0
+LONGEST_S: Final = 300.0
+
+
+def backoff_s(
+    attempt: int, random_unit: float | None = None, *, first_s: float | None = None, longest_s: float | None = None
+) -> float:
+    """Seconds to wait after failed attempt number `attempt` (from 1): anything from 0 to 1, 2, 4, ... 300, or to
+    `first_s`, twice that, and so on, `longest_s` at the most. None means these defaults."""
+    unit = random.random() if random_unit is None else random_unit
+    first_s = FIRST_S if first_s is None else first_s
+    longest_s = max(LONGEST_S, first_s) if longest_s is None else longest_s
+    return unit * min(longest_s, first_s * 2.0 ** min(attempt - 1, 30))
+
+
+LONGEST_TRACEBACK: Final = 20_000
+LONGEST_ERROR: Final = 500
+MOST_SNOOZES: Final = 1000
+"""How often a task may snooze: one that always does ends some day."""
+
+_SIZED: Final = frozenset({str, bytes, list, dict, tuple})
+_EXCEPTIONS: Final = BaseExceptionGroup.__dict__["exceptions"]
+_NO_LOOP: Final = ("no running event loop", "no current event loop", "attached to a different loop")
+
+RunCoroutine = Callable[[Coroutine[Any, Any, Any]], Any]
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """How an attempt ended. `status`: done, failed, stopped, or scheduled (it runs again after `delay_s`).
+
+    `result` is JSON. `failure` has `reason` (exception, retry, non_retryable, snoozed, timeout, stopped, unknown_task,
+    invalid_payload, secrets_gone, result_not_json, result_too_large, worker_error) and, where there was one,
+    `exception`, `message` and `traceback`. With `counts` false the attempt, which is to be scheduled, isn't counted: a
+    snooze.
+    """
+
+    status: TaskStatus
+    result: bytes = b""
+    error: str = ""
+    failure: Mapping[str, Any] = {}
+    traceback: str = ""
+    delay_s: float = 0.0
+    counts: bool = True
+
+
+def execute_task(
+    running: RunningTask,
+    registry: Registry,
+    context: TaskContext,
+    *,
+    max_result_bytes: int,
+    run_coroutine: RunCoroutine,
+) -> Outcome:
+    """Run one attempt to its end, in this thread. `run_coroutine` runs what an `async def` task returns.
+
+    It runs in a copy of the caller's context: what a task sets in a context variable ends with its attempt.
+    """
+    return copy_context().run(_execute, running, registry, context, max_result_bytes, run_coroutine)
+
+
+def _execute(
+    running: RunningTask,
+    registry: Registry,
+    context: TaskContext,
+    max_result_bytes: int,
+    run_coroutine: RunCoroutine,
+) -> Outcome:
+    call = _bind(running, registry, context, run_coroutine)
+    if isinstance(call, Outcome):
+        return call
+    result, error = run_in_fence(call, run_coroutine)
+    return _returned(running, result, max_result_bytes) if error is None else raised(running, error)
+
+
+def run_in_fence(call: Callable[[], Any], run_coroutine: RunCoroutine) -> tuple[Any, BaseException | None]:
+    """Call the task's code; what it returns, or what it raises.
+
+    A signal handler may raise an interrupt at any point above this frame: it is caught here. It never does so in this
+    frame itself (see `workers/process/interruption.py`), so nothing may be added outside of the `try`.
+    """
+    try:
+        result = call()
+        if hasattr(type(result), "__await__"):
+            held = run_coroutine(_awaited(result))
+            return held.result, held.error
+        return result, None
+    except BaseException as error:  # a task may raise anything, SystemExit too: its process goes on
+        return None, error
+
+
+def _call_to_its_end(call: Callable[[], Any], run_coroutine: RunCoroutine) -> Any:
+    """Call a plain function, and run the coroutine that it may return: the hooks around both see how it ends."""
+    result = call()
+    if not hasattr(type(result), "__await__"):
+        return result
+    held = run_coroutine(_awaited(result))
+    if held.error is not None:
+        raise held.error
+    return held.result
+
+
+class _Held:
+    """What a coroutine of a task's came to. It hides that from the event loop, which looks at the results and
+    exceptions of its tasks, and calls their methods."""
+
+    __slots__ = ("error", "result")
+
+    def __init__(self, result: Any = None, error: BaseException | None = None) -> None:
+        self.result, self.error = result, error
+
+
+async def _awaited(result: Any) -> _Held:
+    """What is at the end of a coroutine, a future or another awaitable. An `async def` may return an asyncio task.
+
+    Raises:
+        asyncio.CancelledError: the task was cancelled, by itself or from outside.
+    """
+    try:
+        while hasattr(type(result), "__await__"):
+            result = await result
+        return _Held(result)
+    except BaseException as error:
+        if _was_cancelled(error):
+            raise asyncio.CancelledError from None
+        return _Held(error=error)
+
+
+def _was_cancelled(error: BaseException) -> bool:
+    """Whether it tells of a cancellation. A task may raise a CancelledError as it may raise anything."""
+    if not issubclass(type(error), asyncio.CancelledError):
+        return False  # what the task forked has no loop, and may leave
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+async def execute_task_async(
+    running: RunningTask, registry: Registry, context: TaskContext, *, max_result_bytes: int
+) -> Outcome:
+    """Run one attempt at an `async def` task on the running event loop.
+
+    Raises:
+        asyncio.CancelledError: the caller cancelled it, and knows why.
+    """
+    call = _bind(running, registry, context, None)
+    if isinstance(call, Outcome):
+        return call
+    try:
+        held = await _awaited(call())
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:  # of a function that isn't `async def` and returns an awaitable
+        return raised(running, error)
+    return _returned(running, held.result, max_result_bytes) if held.error is None else raised(running, held.error)
+
+
+def stopped(reason: str = "stopped") -> Outcome:
+    """The outcome of a task that was asked to stop."""
+    error = "stopped on request"
+    return Outcome(TaskStatus.STOPPED, error=error, failure={"reason": reason, "message": error})
+
+
+def timed_out(running: RunningTask, error: BaseException | None = None) -> Outcome:
+    """The outcome of an attempt that took longer than `timeout_s`: a failure, retried while attempts are left."""
+    text = f"timed out: it ran longer than its timeout_s of {running.timeout_s:g} s"
+    return _failed(running, text, "timeout", error)
+
+
+def worker_error(running: RunningTask, error: BaseException) -> Outcome:
+    """The outcome of an attempt around which the worker's own code failed: a failure, retried while attempts are left.
+
+    It is a fault of taskpool's, and costs no other task anything.
+    """
+    text = f"the worker failed while it ran this task: {name_of(type(error))}: {described(error)}"
+    return _failed(running, hidden(text, running.secrets), "worker_error", error)
+
+
+def _bind(
+    running: RunningTask, registry: Registry, context: TaskContext, run_coroutine: RunCoroutine | None
+) -> Callable[[], Any] | Outcome:
+    if running.refusal is not None:
+        return _refused("unknown_task", f"refused: {running.refusal}")
+    task_type = registry.get(running.type)
+    if task_type is None:
+        return _refused("unknown_task", f"this worker doesn't know the task type {running.type!r}")
+    try:
+        payload = running.payload if running.secrets is None else running.secrets.put_into(running.payload)
+        call = task_type.bind(task_type.decode(payload), context)
+        if not hooks.arounds:
+            return call
+        if task_type.runs_on_loop or run_coroutine is None:
+            return hooks.surrounded(call, context, is_async=True)
+        return hooks.surrounded(partial(_call_to_its_end, call, run_coroutine), context, is_async=False)
+    except SecretsGone as error:
+        return _refused("secrets_gone", str(error))
+    except InvalidPayload as error:
+        return _refused("invalid_payload", hidden(described(error), running.secrets))
+    except BaseException as error:  # a task class may raise anything in its __init__
+        return raised(running, error)
+
+
+def _returned(running: RunningTask, result: Any, max_result_bytes: int) -> Outcome:
+    try:
+        if (least := _least_bytes(result)) > max_result_bytes:
+            return _too_large(f"at least {least:,}", max_result_bytes)
+        encoded = encode_value(result)
+        if running.secrets is not None:
+            encoded = _encode(running.secrets.hide_in(_decode(encoded)))
+    except BaseException as error:  # methods of the result's objects run here: they may raise anything
+        text = f"its result is not JSON: {hidden(described(error), running.secrets)}"
+        return _refused("result_not_json", _shortened(text))
+    if len(encoded) > max_result_bytes:
+        return _too_large(f"{len(encoded):,}", max_result_bytes)
+    return Outcome(TaskStatus.DONE, result=encoded)
+
+
+def _least_bytes(result: Any) -> int:
+    """How large its JSON is at least, as far as one look at it tells: a list of large texts isn't encoded in vain."""
+    kind = type(result)
+    if kind is str or kind is bytes:
+        return len(result)
+    if kind is dict:
+        return 2 * len(result) + sum([len(each) for each in result.values() if type(each) in _SIZED])
+    if kind is list or kind is tuple:
+        return 2 * len(result) + sum([len(each) for each in result if type(each) in _SIZED])
+    return 0
+
+
+def _too_large(size: str, most: int) -> Outcome:
+    return _refused(
+        "result_too_large",
+        f"its result is {size} bytes as JSON; at most {most:,} are kept"
+        " (TASKPOOL_MAX_RESULT_BYTES): store it elsewhere and return where",
+    )
+
+
+def raised(running: RunningTask, error: BaseException) -> Outcome:
+    """The outcome of an attempt whose code raised."""
+    if _is_or_holds(error, TaskStopped):
+        return stopped()
+    if _is_or_holds(error, SoftTimeout):
+        return timed_out(running, error)
+    error = _only_one(error)
+    kind = type(error)  # `isinstance` would ask the exception's own `__class__`, which may raise
+    message = hidden(described(error), running.secrets)
+    text = f"{name_of(kind)}: {message}" if message else name_of(kind)
+    if issubclass(kind, Snooze):
+        return _snoozed(running, text, error)
+    if issubclass(kind, Retry):
+        after_s = attribute_of(error, "after_s")
+        return _failed(running, text, "retry", error, after_s=None if after_s is None else seconds_of(after_s))
+    if issubclass(kind, NonRetryable):
+        return _failed(running, text, "non_retryable", error, is_final=True)
+    if issubclass(kind, RuntimeError) and any(words in message for words in _NO_LOOP):
+        text += " (no event loop runs in a plain function: write the task as `async def`, or call asyncio.run)"
+    return _failed(running, text, "exception", error)
+
+
+def _only_one(error: BaseException) -> BaseException:
+    """What one of a TaskGroup's tasks raised counts as if the task itself had."""
+    while issubclass(type(error), BaseExceptionGroup):
+        held = _EXCEPTIONS.__get__(error)
+        if len(held) != 1:
+            break
+        error = held[0]
+    return error
+
+
+def _snoozed(running: RunningTask, text: str, snooze: BaseException) -> Outcome:
+    if running.snoozes >= MOST_SNOOZES:
+        return _failed(running, f"{text} (it snoozed {MOST_SNOOZES:,} times already)", "snoozed", snooze, is_final=True)
+    after_s = seconds_of(attribute_of(snooze, "after_s"))
+    if after_s is None:  # its class doesn't call `Snooze.__init__`, or sets something else
+        after_s = backoff_s(running.snoozes + 1, first_s=running.backoff_s, longest_s=running.backoff_max_s)
+    text = _shortened(text)
+    failure = {"reason": "snoozed", "message": text}
+    return Outcome(TaskStatus.SCHEDULED, error=text, failure=failure, delay_s=after_s, counts=False)
+
+
+def _is_or_holds(error: BaseException, kind: type[BaseException]) -> bool:
+    """Whether it is one, or a group with one in it: what passes through an `asyncio.TaskGroup` comes out as a group.
+
+    Groups may be nested deeper than Python can recurse.
+    """
+    left = [error]
+    while left:
+        each = left.pop()
+        if issubclass(type(each), kind):
+            return True
+        if issubclass(type(each), BaseExceptionGroup):
+            left += _EXCEPTIONS.__get__(each)
+    return False
+
+
+def _failed(
+    running: RunningTask,
+    text: str,
+    reason: str,
+    error: BaseException | None,
+    *,
+    after_s: float | None = None,
+    is_final: bool = False,
+) -> Outcome:
+    """A failure: scheduled again while attempts are left, after `after_s` if that is given."""
+    text = _shortened(text)
+    failure: dict[str, Any] = {"reason": reason, "message": text}
+    trace = ""
+    if error is not None:
+        # A secret may be cut in two where the traceback is cut: that half is cut off too.
+        trace = hidden(traceback_of(error, __name__, 2 * LONGEST_TRACEBACK), running.secrets)[-LONGEST_TRACEBACK:]
+        failure |= {"exception": qualified_name_of(type(error)), "traceback": trace}
+    if running.attempt < running.max_attempts and not is_final:
+        if after_s is None:
+            after_s = running.retry_in_s
+        if after_s is None:
+            after_s = backoff_s(running.attempt, first_s=running.backoff_s, longest_s=running.backoff_max_s)
+        return Outcome(TaskStatus.SCHEDULED, error=text, failure=failure, traceback=trace, delay_s=after_s)
+    return Outcome(TaskStatus.FAILED, error=text, failure=failure, traceback=trace)
+
+
+def _refused(reason: str, text: str) -> Outcome:
+    """A failure that another attempt would only repeat."""
+    return Outcome(TaskStatus.FAILED, error=text, failure={"reason": reason, "message": text})
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_ERROR else text[: LONGEST_ERROR - 1] + "…"

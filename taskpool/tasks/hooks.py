@@ -1,0 +1,108 @@
+"""Hooks that a task file registers: at the start and the end of each worker process, and around each attempt.
+
+Task files are imported once, in a fork server, and worker processes are forked from it. So what must not be shared by
+several processes (connections, threads, random generators) is made in a hook. A hook registers itself when its module
+is imported, wherever that is: unlike a task it needs no name by which others find it. Without hooks nothing here runs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import AbstractContextManager, ExitStack
+from types import ModuleType
+from typing import Any, Final, TypeVar
+
+from taskpool.errors import ConfigurationError
+from taskpool.tasks.context import TaskContext
+from taskpool.tasks.task_type import place_of
+
+ProcessHook = Callable[[], Awaitable[None] | None]
+AttemptHook = Callable[[TaskContext], AbstractContextManager[Any]]
+P = TypeVar("P", bound=ProcessHook)
+A = TypeVar("A", bound=AttemptHook)
+H = TypeVar("H", bound=Callable[..., Any])
+
+starts: Final[list[ProcessHook]] = []
+stops: Final[list[ProcessHook]] = []
+arounds: Final[list[AttemptHook]] = []
+
+
+def on_process_start(hook: P) -> P:
+    """Call this function in each worker process before its first task. It may be `async def`: it then runs on the
+    event loop of the process's `async def` tasks. If it raises, the process ends, and is started again a moment later.
+
+    Example:
+
+        @on_process_start
+        def connect() -> None:
+            global database
+            database = Database(os.environ["DATABASE_URL"])
+    """
+    starts.append(_checked(hook, "on_process_start"))
+    return hook
+
+
+def on_process_stop(hook: P) -> P:
+    """Call this function in each worker process that ends in order, after its last task. It may be `async def`. The
+    last one registered runs first, then the handlers of `atexit`; all of them have 5 seconds together. One that raises
+    is logged, and the next one runs."""
+    stops.append(_checked(hook, "on_process_stop"))
+    return hook
+
+
+def around_attempt(hook: A) -> A:
+    """Enter the context manager that this function returns around each attempt. The first one registered is the
+    outermost. It is a part of the attempt: what it raises counts as if the task had raised it, and it sees what the
+    task raises. It runs in the attempt's own context, and on the event loop when the task does.
+
+    Example:
+
+        @around_attempt
+        @contextmanager
+        def traced(ctx: TaskContext) -> Iterator[None]:
+            with tracer.start_as_current_span(ctx.type):
+                yield
+    """
+    makes = inspect.unwrap(_checked(hook, "around_attempt"))
+    if inspect.iscoroutinefunction(makes) or inspect.isasyncgenfunction(makes):
+        raise ConfigurationError(f"{place_of(hook)}: @around_attempt needs a plain context manager, not an async one")
+    arounds.append(hook)
+    return hook
+
+
+def are_in(modules: Collection[ModuleType]) -> bool:
+    """Whether one of these modules has registered a hook."""
+    names = {module.__name__ for module in modules}
+    return any(getattr(hook, "__module__", None) in names for hook in (*starts, *stops, *arounds))
+
+
+def surrounded(call: Callable[[], Any], context: TaskContext, *, is_async: bool) -> Callable[[], Any]:
+    """The same call with the hooks around it, until its end: a plain `call` must not return an awaitable, and what an
+    async one returns is awaited within them."""
+
+    def surround() -> Any:
+        with ExitStack() as stack:
+            for hook in arounds:
+                stack.enter_context(hook(context))
+            return call()
+
+    async def surround_async() -> Any:
+        with ExitStack() as stack:
+            for hook in arounds:
+                stack.enter_context(hook(context))
+            result = call()
+            while hasattr(type(result), "__await__"):  # an `async def` may return an asyncio task
+                result = await result
+            return result
+
+    return surround_async if is_async else surround
+
+
+def _checked(hook: H, decorator: str) -> H:
+    if not callable(hook):
+        raise ConfigurationError(f"@{decorator} takes a function, not {hook!r}")
+    if inspect.isgeneratorfunction(hook) or inspect.isasyncgenfunction(hook):
+        advice = "put @contextmanager below it" if decorator == "around_attempt" else "a hook can't use yield"
+        raise ConfigurationError(f"{place_of(hook)}: @{decorator} got a generator; {advice}")
+    return hook

@@ -1,0 +1,188 @@
+"""Which values of a payload its type's JSON Schema marks as secret (`writeOnly`), and how they are taken out of it.
+
+Where a schema leaves a choice, a value that is secret in any of its branches is: better too many than one too few.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from taskpool.text import MASK
+from taskpool.types import Path, Secrets
+
+Schema = Mapping[str, Any]
+
+BRANCHES: Final = ("anyOf", "oneOf", "allOf")
+CONDITIONS: Final = ("if", "then", "else")
+
+
+class SecretFields:
+    """The secret fields of one payload schema; false when it has none."""
+
+    def __init__(self, schema: Schema) -> None:
+        self._root = schema
+        self._has_any = any(each.get("writeOnly") is True for each in _objects_in(schema))
+        self._leading: dict[int, bool] = {}
+        """Of each part of the schema, by its id: whether anything that it describes can be secret."""
+        self._known: dict[tuple[int, ...], _Below] = {}
+
+    def __bool__(self) -> bool:
+        return self._has_any
+
+    def split(self, payload: Any) -> tuple[Any, Secrets | None]:
+        """The payload as others see it, and the values that were taken out (None: there were none).
+
+        The payload need not fit the schema; it isn't changed.
+        """
+        taken: list[tuple[Path, Any]] = []
+        shown = self._shown(payload, self.applying((self._root,)), (), taken) if self._has_any else payload
+        return shown, Secrets(taken) if taken else None
+
+    def without_secret_defaults(self) -> Schema:
+        """The schema as it may be published: a default that is secret, or holds something secret, is left out."""
+        published: Schema = self._without_defaults(self._root)
+        return published
+
+    def _shown(self, value: Any, schemas: Sequence[Schema], path: tuple[str | int, ...], taken: list[Any]) -> Any:
+        if value is None or not schemas:  # null says that nothing was given
+            return value
+        if any(schema.get("writeOnly") is True for schema in schemas):
+            taken.append((path, value))
+            return MASK
+        below = self._below(schemas)
+        if isinstance(value, dict):
+            return {name: self._shown(item, below.member(name), (*path, name), taken) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._shown(item, below.item(at), (*path, at), taken) for at, item in enumerate(value)]
+        return value
+
+    def _below(self, schemas: Sequence[Schema]) -> _Below:
+        key = tuple(map(id, schemas))
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = _Below(self, schemas)
+        return known
+
+    def applying(self, schemas: Iterable[Any]) -> list[Schema]:
+        """All that apply to the same value as these, but those that can't make anything secret: what no schema is left
+        for needs no look."""
+        return [each for schema in schemas for each in self._expanded(schema) if self._leads(each)]
+
+    def _leads(self, schema: Schema) -> bool:
+        known = self._leading.get(id(schema))
+        if known is None:
+            known = self._leading[id(schema)] = self._finds(schema, set())
+        return known
+
+    def _finds(self, node: Any, seen: set[int]) -> bool:
+        """Whether there is something secret in a part of the schema, or in what it refers to."""
+        if isinstance(node, list):
+            return any(self._finds(item, seen) for item in node)
+        if not isinstance(node, Mapping) or id(node) in seen:
+            return False
+        seen.add(id(node))
+        reference = node.get("$ref")
+        return (
+            node.get("writeOnly") is True
+            or (isinstance(reference, str) and self._finds(self._referred(reference), seen))
+            or any(self._finds(item, seen) for item in node.values())
+        )
+
+    def _expanded(self, schema: Any, seen: frozenset[int] = frozenset()) -> Iterator[Schema]:
+        """A schema and all that apply to the same value because of it."""
+        if not isinstance(schema, Mapping) or id(schema) in seen:
+            return
+        seen |= {id(schema)}
+        yield schema
+        if isinstance(reference := schema.get("$ref"), str):
+            yield from self._expanded(self._referred(reference), seen)
+        for word in BRANCHES:
+            for branch in schema.get(word, ()):
+                yield from self._expanded(branch, seen)
+        for word in CONDITIONS:
+            yield from self._expanded(schema.get(word), seen)
+
+    def _referred(self, reference: str) -> Any:
+        """What a reference into the document names; None when it names nothing there."""
+        place: Any = self._root
+        for step in reference.removeprefix("#").split("/")[1:]:
+            if not isinstance(place, Mapping):
+                return None
+            place = place.get(step.replace("~1", "/").replace("~0", "~"))
+        return place if reference.startswith("#") else None
+
+    def _without_defaults(self, node: Any) -> Any:
+        if isinstance(node, list):
+            return [self._without_defaults(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        taken: list[Any] = []
+        if "default" in node:
+            self._shown(node["default"], self.applying((node,)), (), taken)
+        kept = {name: item for name, item in node.items() if not (taken and name == "default")}
+        return {name: self._without_defaults(item) for name, item in kept.items()}
+
+
+class _Below:
+    """The schemas of what is inside of a value, found once for each name that they know and once for all others."""
+
+    def __init__(self, fields: SecretFields, schemas: Sequence[Schema]) -> None:
+        self._fields, self._schemas = fields, schemas
+        self._has_patterns = any("patternProperties" in schema for schema in schemas)
+        names = {name for schema in schemas for name in schema.get("properties", ())}
+        self._named = {name: fields.applying(_of_member(schemas, name)) for name in names}
+        self._others = fields.applying(_of_member(schemas, None))
+        first = max([len(schema.get("prefixItems", ())) for schema in schemas])
+        self._first = [fields.applying(_of_item(schemas, at)) for at in range(first)]
+        self._rest = fields.applying(_of_item(schemas, first))
+
+    def member(self, name: str) -> Sequence[Schema]:
+        """Those of this member."""
+        if self._has_patterns:
+            return self._fields.applying(_of_member(self._schemas, name))
+        return self._named.get(name, self._others)
+
+    def item(self, at: int) -> Sequence[Schema]:
+        """Those of the item at this index."""
+        return self._first[at] if at < len(self._first) else self._rest
+
+
+def _objects_in(node: Any) -> Iterator[Schema]:
+    if isinstance(node, Mapping):
+        yield node
+        for item in node.values():
+            yield from _objects_in(item)
+    elif isinstance(node, list):
+        for item in node:
+            yield from _objects_in(item)
+
+
+def _of_member(schemas: Sequence[Schema], name: str | None) -> Iterator[Any]:
+    """The schemas of one member of an object; None: of one that no schema names."""
+    for schema in schemas:
+        known = schema.get("properties", {})
+        if name in known:
+            yield known[name]
+        patterns = schema.get("patternProperties", {}) if name is not None else {}
+        patterned = [each for pattern, each in patterns.items() if _matches(pattern, name or "")]
+        yield from patterned
+        if name not in known and not patterned:
+            yield schema.get("additionalProperties")
+            yield schema.get("unevaluatedProperties")
+
+
+def _of_item(schemas: Sequence[Schema], at: int) -> Iterator[Any]:
+    """The schemas of one item of a list."""
+    for schema in schemas:
+        first = schema.get("prefixItems", ())
+        yield first[at] if at < len(first) else schema.get("items")
+        yield schema.get("contains")
+
+
+def _matches(pattern: str, name: str) -> bool:
+    try:
+        return re.search(pattern, name) is not None
+    except re.error:  # an expression that only JavaScript knows: it may match
+        return True

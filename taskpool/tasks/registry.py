@@ -1,0 +1,304 @@
+"""Functions that plain RQ jobs may call here: each one named in TASKPOOL_RQ_FUNCTIONS, as a task type of that name.
+
+They are imported once, when a worker pool starts. Nothing that a job names is ever imported: a job that calls any other
+function is another program's.
+
+The task types one process knows, by name. Filled at start from modules, then only read.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+from importlib import import_module
+from types import ModuleType
+from typing import Any, Final
+
+from taskpool.errors import ConfigurationError, DuplicateType, FieldError
+from taskpool.redis.keys import ENTRY_POINT
+from taskpool.tasks import hooks
+from taskpool.tasks.context import TaskContext
+from taskpool.tasks.discovery import import_tasks, make_cwd_importable, user_place
+from taskpool.tasks.payload.faults import invalid_payload_of
+from taskpool.tasks.task import (
+    MARK,
+    Note,
+    Task,
+    bearers,
+    hiding,
+    is_coroutine_function,
+    notes_of,
+    options_of,
+    written_function,
+)
+from taskpool.tasks.task_type import TaskType, place_of, task_type
+from taskpool.validation import BUILTIN_TYPES
+
+SETTING: Final = "TASKPOOL_RQ_FUNCTIONS"
+LONGEST_NAME: Final = 150
+_DOTTED: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)+")
+_ARGUMENTS: Final = {
+    "type": "object",
+    "properties": {"args": {"type": "array"}, "kwargs": {"type": "object"}},
+    "required": ["args", "kwargs"],
+}
+
+
+def function_type(name: str) -> TaskType:
+    """The task type of a function by its dotted name, ``package.module.function``: RQ's name for it.
+
+    Raises: ConfigurationError for a name that isn't one, can't be imported, or isn't a function.
+    """
+    if not _DOTTED.fullmatch(name) or len(name) > LONGEST_NAME:
+        raise ConfigurationError(
+            f"{SETTING}: {name!r} isn't the name of a function: write it as package.module.function"
+            f" (ASCII, at most {LONGEST_NAME} characters)"
+        )
+    if name == ENTRY_POINT:
+        raise ConfigurationError(f"{SETTING}: {name!r} runs tasks; RQ jobs may always call it")
+    function = _found(name)
+    if not callable(function) or inspect.isclass(function):
+        raise ConfigurationError(f"{SETTING}: {name!r} is not a function but {type(function).__name__}")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigurationError(f"{SETTING}: {name!r} is a generator; a job returns its result")
+    return TaskType(
+        name=name,
+        schema=_ARGUMENTS,
+        where=place_of(function),
+        decode=partial(_decode, name),
+        bind=partial(_bind, function),
+        is_async=is_coroutine_function(written_function(function)),
+        runs_on_loop=is_coroutine_function(function),
+        is_published=False,
+    )
+
+
+def _decode(name: str, payload: Any) -> Any:
+    """The arguments of a call. They come from an RQ job, or from a task that was given this type.
+
+    Raises: InvalidPayload for anything else.
+    """
+    if isinstance(payload, dict) and isinstance(payload.get("args"), list) and isinstance(payload.get("kwargs"), dict):
+        return payload
+    fault = FieldError("/payload", "must be an object with the arguments of a call: a list `args`, an object `kwargs`")
+    raise invalid_payload_of(name, [fault])
+
+
+def _bind(function: Callable[..., Any], payload: Any, ctx: TaskContext) -> Callable[[], Any]:
+    return partial(function, *payload["args"], **payload["kwargs"])
+
+
+def _found(name: str) -> Any:
+    """What the name stands for: a function of a module, or a static method of a class in one, as RQ looks it up."""
+    make_cwd_importable()
+    parts = name.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        module = _module(name, ".".join(parts[:length]))
+        if module is not None:
+            found: Any = module
+            for part in parts[length:]:
+                if not hasattr(found, part):
+                    raise ConfigurationError(f"{SETTING}: {name!r}: {found.__name__} has no {part!r}")
+                found = getattr(found, part)
+            return found
+    raise ConfigurationError(f"{SETTING}: {name!r} can't be imported: there is no module {parts[0]!r}")
+
+
+def _module(name: str, module: str) -> ModuleType | None:
+    """The module, imported; None when there is none of that name."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if module == missing or module.startswith(f"{missing}."):
+            return None
+        fault: BaseException = error
+    except (Exception, SystemExit) as error:  # a user's module may raise anything when it is imported
+        fault = error
+    what = f"{type(fault).__name__}: {fault}".splitlines()[0]
+    raise ConfigurationError(f"{SETTING}: {name!r} can't be imported: {what} ({user_place(fault)})") from fault
+
+
+BUILTINS: Final = tuple(dict.fromkeys(BUILTIN_TYPES.values()))
+"""The modules of the built-in types."""
+
+
+class Registry:
+    """Task types by name.
+
+    Registry(["app.tasks", "tasks/images.py"], builtins=True) loads those modules and the built-in types; `builtins`
+    may also be the names of some of them.
+    """
+
+    def __init__(self, modules: Sequence[str] = (), *, builtins: bool | Collection[str] | None = False) -> None:
+        self._types: dict[str, TaskType] = {}
+        self._files: dict[str, None] = {}
+        names = BUILTIN_TYPES if builtins is True else builtins or ()
+        for module in dict.fromkeys(BUILTIN_TYPES[name] for name in names):
+            for each in tasks_in(import_module(module)):
+                if each.name in names:
+                    self.add(each)
+        self.load(modules)
+
+    def __len__(self) -> int:
+        return len(self._types)
+
+    def __iter__(self) -> Iterator[TaskType]:
+        return iter(self._types.values())
+
+    def get(self, name: str) -> TaskType | None:
+        """The task type of this name, if it is known."""
+        return self._types.get(name)
+
+    def names(self) -> list[str]:
+        """The names of all types, sorted."""
+        return sorted(self._types)
+
+    def queues(self) -> list[str]:
+        """The queues that the types go to by default, sorted."""
+        return sorted({each.queue for each in self._types.values() if each.is_published})
+
+    def files(self) -> list[str]:
+        """The source files of the modules loaded, in the order given: what a reload must watch."""
+        return list(self._files)
+
+    def add(self, source: TaskType | Any) -> TaskType:
+        """Add a task type, a function marked by @task, or a subclass of Task. The same place may come again.
+
+        Raises: DuplicateType when another place has that name; ConfigurationError when the task is faulty.
+        """
+        new = source if isinstance(source, TaskType) else task_type(source)
+        old = self._types.get(new.name)
+        if old is not None and old.where != new.where:
+            raise _registered_twice(new.name, old.where, new.where)
+        self._types[new.name] = new
+        return new
+
+    def load_functions(self, names: Sequence[str]) -> None:
+        """Import the functions of these dotted names, and add them for RQ jobs that call them.
+
+        Raises: ConfigurationError for what can't be imported or isn't a function; DuplicateType.
+        """
+        for name in names:
+            self.add(function_type(name))
+
+    def load(self, modules: Sequence[str]) -> None:
+        """Import modules, .py files and directories, and add the tasks written in them.
+
+        A task counts where it is made: in the module whose import runs its `@task`. Importing it elsewhere to call it
+        registers nothing twice.
+
+        Raises: ConfigurationError for what can't be imported, has a faulty task, or has none; DuplicateType.
+        """
+        for entry in modules:
+            loaded = import_tasks(entry)
+            found = [each for module in loaded for each in tasks_in(module)]
+            if not found and not hooks.are_in(loaded):
+                raise ConfigurationError(f"{entry!r} has no tasks{_imported_instead(loaded)}")
+            for each in found:
+                self.add(each)
+            self._files.update({module.__file__: None for module in loaded if module.__file__})
+
+
+def tasks_in(module: ModuleType) -> list[TaskType]:
+    """The task types that a module makes when it is imported, each once, in order.
+
+    Raises: ConfigurationError for a faulty task and for one that is hidden by another object; DuplicateType.
+    """
+    notes = notes_of(module)
+    written = {id(each): each for each in vars(module).values() if _module_of(each) == module.__name__}
+    named = [each for each in written.values() if options_of(each) or _is_task_class(each)]
+    found: list[TaskType] = []
+    sources: dict[str, Any] = {}
+    for source, note in [*_noted(module, notes), *[(each, None) for each in _not_noted(named, notes)]]:
+        new = task_type(source, note)
+        if new.name not in sources:
+            sources[new.name] = source
+            found.append(new)
+        elif sources[new.name] is not source:
+            first = next(each for each in found if each.name == new.name)
+            raise _registered_twice(new.name, first.where, new.where)
+    return found
+
+
+def _noted(module: ModuleType, notes: Sequence[Note]) -> Iterator[tuple[Any, Note]]:
+    """What the notes of a module stand for: a function itself, or the one that a decorator put into its place."""
+    marked = list(bearers(module, MARK)) if notes else []
+    for at, note in enumerate(notes):
+        if note.options is None:
+            is_replaced = any(_is_made_anew(note.source, later.source) for later in notes[at + 1 :])
+            if _is_task_class(note.source) and not is_replaced:
+                yield note.source, note
+            continue
+        name = getattr(note.source, "__name__", "")
+        now = vars(module).get(name)
+        meant = [each for each in marked if options_of(each) is note.options]
+        if not meant and not any(now is other.source for other in notes):  # a loop makes several of one name
+            _refuse_hidden(module, note, now)
+        yield (now if any(each is now for each in meant) else [*meant, note.source][0]), note
+
+
+def _not_noted(named: Sequence[Any], notes: Sequence[Note]) -> list[Any]:
+    """Tasks that a module has and whose making left no note in it."""
+    options, classes = {id(note.options) for note in notes}, {id(note.source) for note in notes}
+    return [each for each in named if id(options_of(each)) not in options and id(each) not in classes]
+
+
+def _is_made_anew(old: type, new: Any) -> bool:
+    """Whether a decorator such as @dataclass(slots=True) made a new class of the old one: it has the same functions."""
+    if not isinstance(new, type) or (new.__qualname__, new.__module__) != (old.__qualname__, old.__module__):
+        return False
+    functions = [(name, each) for name, each in vars(old).items() if inspect.isfunction(each) and name[:2] != "__"]
+    return getattr(new, "type", None) == getattr(old, "type", None) and all(
+        vars(new).get(name) is each for name, each in functions
+    )
+
+
+def _refuse_hidden(module: ModuleType, note: Note, now: Any) -> None:
+    """A task function at the top level whose name stands for another object, most likely another decorator's."""
+    is_at_top = getattr(note.source, "__qualname__", "<") == getattr(note.source, "__name__", "")
+    if (instead := hiding(module, note.source)) is not None:
+        raise ConfigurationError(
+            f"{place_of(note.source)}: another function wraps the task {note.options.name!r}: "
+            f"{instead.__code__.co_qualname!r}. A decorator above @task would be left out when the task runs: put "
+            "@task on top, or use functools.wraps in the decorator. If it is no decorator, keep the task function "
+            "under a name of its own"
+        )
+    if now is None or now is note.source or not is_at_top or note.source.__module__ != module.__name__:
+        return
+    raise ConfigurationError(
+        f"{place_of(note.source)}: the task {note.options.name!r} is the function {note.source.__name__!r}, but in its "
+        f"module that name stands for another object, {now!r}. A decorator above @task would be left out when the task "
+        "runs: put @task on top, or use functools.wraps in the decorator"
+    )
+
+
+def _registered_twice(name: str, first: str, second: str) -> DuplicateType:
+    return DuplicateType(f"the task type {name!r} is registered twice: at {first} and at {second}")
+
+
+def _module_of(source: Any) -> str | None:
+    try:
+        name = getattr(source, "__module__", None)
+    except RuntimeError:  # a proxy that stands for nothing yet, like Flask's `request`
+        return None
+    return name if isinstance(name, str) else None
+
+
+def _is_task_class(source: Any) -> bool:
+    """A class without a `type` that others derive from is their common ground; without any it is a mistake."""
+    if not (isinstance(source, type) and issubclass(source, Task)):
+        return False
+    return hasattr(source, "type") or not source.__subclasses__()
+
+
+def _imported_instead(modules: Sequence[ModuleType]) -> str:
+    """Where the tasks come from that these modules only import: the likely wish."""
+    for module in modules:
+        for each in vars(module).values():
+            if _module_of(each) and (options_of(each) or (_is_task_class(each) and each is not Task)):
+                return f" of its own; it imports {place_of(each)}, which is in {each.__module__!r}: name that one"
+    return "; mark a function with @task, or derive a class from taskpool.Task"

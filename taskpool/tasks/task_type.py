@@ -1,0 +1,249 @@
+"""What the system knows of a task type, worked out once when its module is loaded.
+
+Everything that can be wrong with a task is found here, at load. What is left for each task is `decode` (JSON
+value to payload) and `bind` (payload to something that is called without arguments).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from taskpool.errors import ConfigurationError
+from taskpool.tasks.context import TaskContext
+from taskpool.tasks.payload.schema import converter, json_schema
+from taskpool.tasks.payload.secret_fields import SecretFields
+from taskpool.tasks.payload.signature import class_payload, function_payload, mask_in_repr
+from taskpool.tasks.task import (
+    Note,
+    Task,
+    TaskOptions,
+    is_callable_object,
+    is_coroutine_function,
+    options_of,
+    written_function,
+)
+from taskpool.types import LOST_LEASE_CHOICES, OnLostLease, TypeInfo
+from taskpool.validation import LONGEST_S, queue_name_fault, type_name_fault
+
+DEFAULT_QUEUE: Final = "default"
+MOST_ATTEMPTS: Final = 1000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TaskType:
+    """One task type. None for a limit means: the setting's default. `where` is its place, "file.py:12"."""
+
+    name: str
+    schema: dict[str, Any]
+    where: str
+    decode: Callable[[Any], Any] = field(repr=False)
+    """Turns a JSON value into the payload. Raises: InvalidPayload, with a JSON Pointer for each fault."""
+    bind: Callable[[Any, TaskContext], Callable[[], Any]] = field(repr=False)
+    """Gives what runs the task when called: it returns the result, or a coroutine of it when `is_async`."""
+    queue: str = DEFAULT_QUEUE
+    timeout_s: float | None = None
+    max_attempts: int | None = None
+    backoff_s: float | None = None
+    backoff_max_s: float | None = None
+    on_lost_lease: OnLostLease | None = None
+    result_ttl_s: int | None = None
+    description: str = ""
+    is_async: bool = False
+    """Whether its author wrote it as `async def`, if only below a decorator."""
+    runs_on_loop: bool = False
+    """Whether a call gives a coroutine for certain. Any other function may block: it isn't called on an event loop."""
+    is_published: bool = True
+    """Whether it is announced, so that it can be submitted by its name."""
+
+    @property
+    def secret_fields(self) -> SecretFields:
+        """Which fields of its payload are secret."""
+        # No `cached_property`: it has a lock in Python 3.11, which a forked child may inherit locked.
+        found: SecretFields | None = self.__dict__.get("_secret_fields")
+        if found is None:
+            found = self.__dict__["_secret_fields"] = SecretFields(self.schema)
+        return found
+
+    def info(self, *, max_attempts: int = 1) -> TypeInfo:
+        """As workers publish it; `max_attempts` is the setting's default."""
+        return TypeInfo(
+            name=self.name,
+            queue=self.queue,
+            schema=self.schema,
+            description=self.description,
+            timeout_s=self.timeout_s,
+            max_attempts=self.max_attempts or max_attempts,
+            backoff_s=self.backoff_s,
+            backoff_max_s=self.backoff_max_s,
+            on_lost_lease=self.on_lost_lease,
+            result_ttl_s=self.result_ttl_s,
+            is_async=self.is_async,
+        )
+
+
+def task_type(source: Any, note: Note | None = None) -> TaskType:
+    """The task type of a function marked by `@task`, or of a subclass of `Task`; `note` is what its module notes of it.
+
+    Raises: ConfigurationError, which names the place, for anything that would fail when the task runs.
+    """
+    written = where = place_of(source)
+    if note is not None and note.options is not None and not _is_in_file(source, note.place[0]):
+        where = shown_place(*note.place)  # another module's decorator or factory made the function
+    try:
+        if isinstance(source, type) and issubclass(source, Task):
+            return _from_class(source, where)
+        if options := (note.options if note else None) or options_of(source):
+            return _from_function(source, options, where)
+    except ConfigurationError as error:
+        hint = "" if written == where else f" (of the function at {written}; a decorator needs functools.wraps)"
+        raise ConfigurationError(f"{where}: {error}{hint}") from error
+    raise ConfigurationError(f"{where}: not a task; mark a function with @task, or derive a class from taskpool.Task")
+
+
+def place_of(source: Any) -> str:
+    """Where a function or class is written, "file.py:12", relative to the current directory when below it."""
+    code = getattr(source if isinstance(source, type) else written_function(source), "__code__", None)
+    if code is not None:
+        return shown_place(code.co_filename, code.co_firstlineno)
+    try:
+        return shown_place(inspect.getsourcefile(source) or "?", inspect.getsourcelines(source)[1])
+    except (OSError, TypeError):  # made without a file: in a shell, or by exec
+        return f"{getattr(source, '__module__', '?')}.{getattr(source, '__qualname__', repr(source))}"
+
+
+def shown_place(file: str, line: int) -> str:
+    """A place in a file, relative to the current directory when below it."""
+    path = Path(file).resolve()
+    return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}:{line}"
+
+
+def _is_in_file(source: Any, file: str) -> bool:
+    code = getattr(written_function(source), "__code__", None)
+    return code is None or code.co_filename == file
+
+
+def _from_function(function: Callable[..., Any], options: TaskOptions, where: str) -> TaskType:
+    _check_options(options)
+    _refuse_generators(function)
+    if hasattr(function, "dispatch") and hasattr(function, "registry"):
+        raise ConfigurationError("functools.singledispatch looks at an argument by position, and a task has none")
+    payload = function_payload(function, options.name)
+    return TaskType(
+        name=options.name,
+        schema=payload.schema,
+        where=where,
+        decode=payload.decode,
+        bind=payload.bind,
+        queue=options.queue or DEFAULT_QUEUE,
+        timeout_s=options.timeout_s,
+        max_attempts=options.max_attempts,
+        backoff_s=options.backoff_s,
+        backoff_max_s=options.backoff_max_s,
+        on_lost_lease=options.on_lost_lease,
+        result_ttl_s=options.result_ttl_s,
+        description=_summary(written_function(function) if is_callable_object(function) else function),
+        is_async=is_coroutine_function(function) or is_coroutine_function(written_function(function)),
+        runs_on_loop=is_coroutine_function(function),
+    )
+
+
+def _from_class(cls: type[Task], where: str) -> TaskType:
+    name = getattr(cls, "type", None)
+    if name is None:
+        raise ConfigurationError(f'the task class {cls.__name__} has no name; give it type = "..."')
+    options = TaskOptions(
+        name=name,
+        queue=cls.queue,
+        timeout_s=cls.timeout_s,
+        max_attempts=cls.max_attempts,
+        backoff_s=cls.backoff_s,
+        backoff_max_s=cls.backoff_max_s,
+        on_lost_lease=cls.on_lost_lease,
+        result_ttl_s=cls.result_ttl_s,
+    )
+    _check_options(options)
+    if cls.run is Task.run:
+        raise ConfigurationError(f"the task class {cls.__name__} has no run(self, ctx)")
+    _refuse_generators(cls.run)
+    payload_type, defaults = class_payload(cls.Payload, cls.__name__)
+    schema = json_schema(payload_type, title=name, defaults=defaults)
+    if defaults and (secret := SecretFields(schema)):
+        mask_in_repr(payload_type, secret)
+    return TaskType(
+        name=name,
+        schema=schema,
+        where=where,
+        decode=converter(payload_type, task=name),
+        bind=partial(_bind_instance, cls, _takes_context(cls)),
+        queue=cls.queue or DEFAULT_QUEUE,
+        timeout_s=cls.timeout_s,
+        max_attempts=cls.max_attempts,
+        backoff_s=cls.backoff_s,
+        backoff_max_s=cls.backoff_max_s,
+        on_lost_lease=cls.on_lost_lease,
+        result_ttl_s=cls.result_ttl_s,
+        description=_summary(cls),
+        is_async=is_coroutine_function(cls.run) or is_coroutine_function(written_function(cls.run)),
+        runs_on_loop=is_coroutine_function(cls.run),
+    )
+
+
+def _bind_instance(cls: type[Task], takes_context: bool, payload: Any, ctx: TaskContext) -> Callable[[], Any]:
+    instance = cls()
+    instance.id = ctx.id
+    instance.payload = payload
+    return partial(instance.run, *((ctx,) if takes_context else ()))
+
+
+def _takes_context(cls: type[Task]) -> bool:
+    try:
+        inspect.signature(cls).bind()
+    except TypeError as error:
+        raise ConfigurationError(f"{cls.__name__}() must work without arguments: {error}") from error
+    signature = inspect.signature(cls.run)
+    for arguments in (("self", "ctx"), ("self",)):
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            continue
+        return len(arguments) > 1
+    raise ConfigurationError(f"{cls.__name__}.run must be run(self, ctx), not run{signature}")
+
+
+def _refuse_generators(function: Callable[..., Any]) -> None:
+    function = type(function).__call__ if is_callable_object(function) else function
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigurationError("a task returns its result; it can't be a generator (yield)")
+
+
+def _check_options(options: TaskOptions) -> None:
+    def check(limit: str, kind: Any, low: float, high: float, rule: str) -> None:
+        value = getattr(options, limit)
+        if value is None:
+            return
+        if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
+            raise ConfigurationError(f"task {options.name!r}: {limit} must be {rule}, not {value!r}")
+
+    if fault := type_name_fault(options.name):
+        raise ConfigurationError(fault)
+    if options.queue is not None and (fault := queue_name_fault(options.queue)):
+        raise ConfigurationError(f"task {options.name!r}: {fault}")
+    check("timeout_s", int | float, 0.001, LONGEST_S, "a number of seconds above 0")
+    check("max_attempts", int, 1, MOST_ATTEMPTS, f"a whole number from 1 to {MOST_ATTEMPTS}")
+    check("backoff_s", int | float, 0, LONGEST_S, "a number of seconds, 0 or more")
+    check("backoff_max_s", int | float, 0, LONGEST_S, "a number of seconds, 0 or more")
+    if options.on_lost_lease not in (None, *LOST_LEASE_CHOICES):
+        words = " or ".join(map(repr, LOST_LEASE_CHOICES))
+        raise ConfigurationError(f"task {options.name!r}: on_lost_lease must be {words}, not {options.on_lost_lease!r}")
+    check("result_ttl_s", int, 1, LONGEST_S, "a whole number of seconds, 1 or more")
+
+
+def _summary(source: Any) -> str:
+    """The first paragraph of the docstring, on one line; nothing of what a class inherits."""
+    text = inspect.cleandoc(getattr(source, "__doc__", None) or "")
+    return " ".join(text.split("\n\n")[0].split())

@@ -1,0 +1,389 @@
+"""NaN and infinities: JSON has no such numbers, and msgspec writes null, "NaN" or "Infinity" for them.
+
+How deep JSON is nested, told from its text, without reading it: a reader has a stack of its own to lose.
+
+What may be printed of texts that tasks, clients or Redis have given us: nothing that a terminal takes for an order.
+
+Text stays as it is. Control characters (C0, C1, DEL), characters that turn the direction of writing, invisible ones and
+line separators are shown as escapes such as `\\x1b` or `\\u202e`. (The joiners U+200C and U+200D stay: scripts and
+emoji need them.) Colours may stay; every other well-formed control sequence (CSI) is left out. Commands that carry data
+to a terminal (titles, clipboards, links) are shown.
+
+Finds values in texts in the forms that programs give them, and masks them: for secrets in logs, errors and results.
+
+A text is searched as it is, and as it reads with its escapes undone: those of JSON and of a repr, of URLs, HTML and
+shells, up to three of them around one another. What is packed (base64, hex) is searched as packed text: in base64 a
+value looks different after 0, 1 and 2 other bytes, as `user:password` has them.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import logging
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote
+
+_PLAIN: Final = frozenset({str, int, bool, type(None)})
+
+
+def may_hide_nan(encoded: bytes) -> bool:
+    """Whether the JSON that msgspec wrote may stand for a value with NaN or an infinity in it.
+
+    A float becomes null, as a key "nan", "inf" or "-inf", and a Decimal becomes "NaN" or "Infinity". Looking for one
+    letter first is much faster.
+    """
+    return (
+        b"null" in encoded
+        or (b"N" in encoded and b"NaN" in encoded)
+        or (b"I" in encoded and b"Infinity" in encoded)
+        or b'nan":' in encoded
+        or b'inf":' in encoded
+    )
+
+
+def is_plain_and_finite(value: Any) -> bool:
+    """Whether a value consists of Python's own JSON types alone and has no NaN or infinity.
+
+    It is False for any other type, which may hold such a number where this function doesn't look.
+    """
+    kind = type(value)
+    if kind is float:
+        return math.isfinite(value)
+    if kind in _PLAIN:
+        return True
+    if kind is dict:
+        return all(map(_is_plain_key, value)) and all(map(is_plain_and_finite, value.values()))
+    return (kind is list or kind is tuple) and all(map(is_plain_and_finite, value))
+
+
+def refuse_nan(value: Any, encoded: bytes) -> None:
+    """Look for NaN and infinities in a JSON value; `encoded` is what msgspec made of it.
+
+    Raises:
+        ValueError: the value has one.
+    """
+    if may_hide_nan(encoded) and not is_plain_and_finite(value):
+        raise ValueError("NaN and Infinity are not JSON")
+
+
+def _is_plain_key(key: Any) -> bool:
+    return type(key) is str or type(key) is int
+
+
+PEELED: Final = 4
+MANY: Final = 4096
+
+_AS_LISTS: Final = bytes.maketrans(b"{}", b"[]")
+_AS_STEPS: Final = bytes.maketrans(b"[]", b"\x01\xff")
+"""Each bracket as a signed byte: one level down, one level up."""
+_NO_BRACKETS: Final = bytes(sorted(set(range(256)) - set(b'[]{}"')))
+
+
+def is_deeper_than(levels: int, encoded: bytes) -> bool:
+    """Whether more than `levels` arrays and objects are nested in each other.
+
+    Brackets outside of texts are counted. The loop peels one level off all branches in each round, which for most JSON
+    leaves nothing after a few.
+    """
+    if len(encoded) <= 2 * levels:  # too few brackets
+        return False
+    if b"\\" in encoded:
+        encoded = encoded.replace(b"\\\\", b"").replace(b'\\"', b"")
+    brackets = encoded.translate(_AS_LISTS, _NO_BRACKETS).replace(b'""', b"")
+    if b'"' in brackets:  # a text has brackets
+        brackets = b"".join(brackets.split(b'"')[::2])
+    for peeled in range(levels):
+        if not brackets:
+            return False
+        if peeled == PEELED and len(brackets) > MANY:  # deep everywhere: from here on it is quicker to count
+            steps = memoryview(brackets.translate(_AS_STEPS)).cast("b")
+            return max(accumulate(steps)) > levels - peeled
+        brackets = brackets.replace(b"[]", b"")
+    return bool(brackets)
+
+
+_UNSEEN: Final = (
+    "\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e"
+    "\u2060-\u206f\u3164\ud800-\udfff\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e0fff"
+)
+"""Everything but the tab and the line feed."""
+
+_NUMBER: Final = r"[0-9]{1,3}"
+_COLOUR: Final = (
+    rf"(?:0?[0-4]|2[2-4]|3[0-79]|4[0-79]|9[0-7]|10[0-7]|[34]8;5;{_NUMBER}|[34]8;2;{_NUMBER};{_NUMBER};{_NUMBER})"
+)
+_COLOURS: Final = rf"\x1b\[(?:{_COLOUR}(?:;{_COLOUR}){{0,7}})?m"
+"""Colours, bold, dim, italic and underlined; nothing that hides text or makes it blink."""
+_SEQUENCE: Final = r"\x1b\[[0-?]{0,32}[ -/]{0,4}[@-~]"
+
+_to_escape: Final = re.compile(f"[{_UNSEEN}]")
+_in_lines: Final = re.compile(f"({_COLOURS})|({_SEQUENCE})|[{_UNSEEN}]")
+_in_a_line: Final = re.compile(f"({_COLOURS})|({_SEQUENCE})|[{_UNSEEN}\n]")
+_in_a_cell: Final = re.compile(f"({_COLOURS})|({_SEQUENCE})|[{_UNSEEN}\n\t]")
+_ends_plain: Final = re.compile(r"(?:\A|\x1b\[0*m)[^\x1b]*\Z").search
+
+_SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+RESET: Final = "\x1b[0m"
+
+
+def printable(text: str) -> str:
+    """The text as a part of one line, without colours."""
+    return text if _is_plain(text) else _in_a_cell.sub(_without_colour, text)
+
+
+def printable_lines(text: str) -> str:
+    """The text, of one line or several, without colours."""
+    return text if _is_plain(text) else _in_lines.sub(_without_colour, text)
+
+
+def coloured(line: str) -> str:
+    """The text as one line with its colours, none of which goes on after it."""
+    if _is_plain(line):
+        return line
+    line = _in_a_line.sub(_shown, line)
+    return line if _ends_plain(line) else line + RESET
+
+
+def indented(text: str, indent: str = "    ") -> str:
+    """The text with all lines but its first one indented: who sees them knows that they go on."""
+    return text.replace("\n", "\n" + indent)
+
+
+def json_text(encoded: str) -> str:
+    """A JSON text in which what is never printed is escaped: it means the same."""
+    return encoded if _is_plain(encoded) else _to_escape.sub(_json_escape, encoded)
+
+
+class LogFormatter(logging.Formatter):
+    """Formats records for logs that people read on terminals. A line that doesn't begin with four spaces is a record's
+    first one, whatever is in its message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As always, made printable."""
+        return indented(printable_lines(super().format(record)))
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() and text.isprintable()
+
+
+def _without_colour(found: re.Match[str]) -> str:
+    return "" if found[1] or found[2] else _escape(found[0])
+
+
+def _shown(found: re.Match[str]) -> str:
+    if found[1]:
+        return found[1]
+    return "" if found[2] else _escape(found[0])
+
+
+def _escape(character: str) -> str:
+    if character in _SHORT:
+        return _SHORT[character]
+    number = ord(character)
+    if number < 0x100:
+        return f"\\x{number:02x}"
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def _json_escape(found: re.Match[str]) -> str:
+    units: Any = found[0].encode("utf-16-be", "surrogatepass")
+    return "".join([f"\\u{high << 8 | low:04x}" for high, low in zip(units[::2], units[1::2], strict=True)])
+
+
+MASK: Final = "***"
+"""What stands in the place of a value."""
+
+LEAST: Final = 4
+"""A shorter value is not searched for in texts: it would be found everywhere, and hiding it would hide nothing."""
+LEAST_LINE: Final = 8
+"""The same for a line of a value of several lines."""
+
+DEEPEST: Final = 3
+MANY_FORMS: Final = 64
+"""More are searched for by their first letters: a text costs about the same then, however many there are."""
+LONGEST_REACH: Final = 1 << 14
+
+_SIMPLE: Final = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "v": "\v", "a": "\a", "e": "\x1b", "0": "\0"}
+_BASE64: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_")
+
+
+class _Escapes(NamedTuple):
+    """One way of escaping: what every escape begins with, an escape, and the character that it stands for."""
+
+    mark: str
+    pattern: re.Pattern[str]
+    meaning: Callable[[re.Match[str]], str]
+
+
+def _bytes(mark: str) -> str:
+    """A pattern of escaped bytes: those that are one character in UTF-8 together, else a single one."""
+    more = f"{mark}[89abAB][0-9a-fA-F]"
+    first = "|".join(
+        f"{mark}{lead}[0-9a-fA-F]{more * count}" for lead, count in (("[cCdD]", 1), ("[eE]", 2), ("[fF]", 3))
+    )
+    return f"((?:{first})|{mark}[0-9a-fA-F]{{2}})"
+
+
+def _character(bytes_: str, mark: str) -> str:
+    raw = bytes.fromhex(bytes_.replace(mark, ""))
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
+
+
+def _backslash(found: re.Match[str]) -> str:
+    high, low, code, raw, other = found.groups()
+    if high:
+        return chr(0x10000 + ((int(high, 16) - 0xD800) << 10) + int(low, 16) - 0xDC00)
+    if code:
+        number = int(code[1:], 16)
+        return chr(number) if number < 0x110000 else found[0]
+    return _character(raw, "\\x") if raw else _SIMPLE.get(other, other)
+
+
+def _percent(found: re.Match[str]) -> str:
+    return _character(found[1], "%") if found[1] else " "
+
+
+_PERCENT: Final = _bytes("%")
+_BACKSLASH: Final = (
+    r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})|\\(u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8})"
+    "|" + _bytes(r"\\x") + r"|\\(.)"
+)
+_ESCAPES: Final = (
+    _Escapes("\\", re.compile(_BACKSLASH, re.DOTALL), _backslash),
+    _Escapes("%", re.compile(_PERCENT), _percent),
+    _Escapes("&", re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});"),
+             lambda found: html.unescape(found[0])),
+    _Escapes("'\"'\"'", re.compile("'\"'\"'"), lambda found: "'"),  # shlex.quote
+    _Escapes("\x1b", re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]"), lambda found: ""),  # colours, also within a value
+)  # fmt: skip
+_FORM_FIELD: Final = _Escapes("+", re.compile(_PERCENT + r"|\+"), _percent)
+"""As web forms escape: a space is a plus sign. Only for values with spaces."""
+
+
+class Masker:
+    """Masks these values: `texts` are their texts and numbers."""
+
+    __slots__ = ("_by_start", "_escapes", "_forms", "reach")
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        values = {value for text in texts for value in _values(text)}
+        self._forms: dict[str, tuple[bool, bool]] = {}
+        """By form, whether a base64 character before it, or behind it, holds a part of the value as well."""
+        for value in values:
+            for form in _plain(value):
+                self._forms.setdefault(form, (False, False))
+            self._forms.update(_base64(value))
+        self._by_start: dict[str, list[str]] = {}
+        if len(self._forms) > MANY_FORMS:
+            for form in self._forms:
+                self._by_start.setdefault(form[:LEAST], []).append(form)
+        self._escapes = (*_ESCAPES, _FORM_FIELD) if any(" " in value for value in values) else _ESCAPES
+        self.reach = min(6 * max(map(len, values), default=0), LONGEST_REACH)
+        """How many characters one value may take in a text: so much of what isn't complete may be the half of one."""
+
+    def hide(self, text: str) -> str:
+        """The text with every value masked."""
+        found = [*self._hits(text), *self._escaped(text)]
+        if not found:
+            return text
+        parts: list[str] = []
+        end = 0
+        for start, stop in sorted(found):
+            if start >= end:
+                parts += [text[end:start], MASK]
+            end = max(end, stop)
+        return "".join([*parts, text[end:]])
+
+    def _hits(self, text: str) -> Iterator[tuple[int, int]]:
+        """Where forms stand in a text."""
+        for form in self._candidates(text):
+            start = text.find(form)
+            while start >= 0:
+                stop = start + len(form)
+                before, behind = self._forms[form]
+                yield start - (before and text[start - 1 : start] in _BASE64), self._end(text, stop) if behind else stop
+                start = text.find(form, stop)
+
+    def _candidates(self, text: str) -> Iterable[str]:
+        if not self._by_start:
+            return self._forms
+        starts = {text[at : at + LEAST] for at in range(len(text) - LEAST + 1)} & self._by_start.keys()
+        return [form for start in starts for form in self._by_start[start]]
+
+    def _end(self, text: str, stop: int) -> int:
+        stop += text[stop : stop + 1] in _BASE64
+        return stop + len(text[stop : stop + 2]) - len(text[stop : stop + 2].lstrip("="))
+
+    def _escaped(self, text: str) -> Iterator[tuple[int, int]]:
+        """Where forms stand in the text that are found once its escapes are undone, in whatever order."""
+        views: dict[str, Callable[[int], int]] = {text: lambda place: place}
+        """What the text means, and where each place of that is in the text."""
+        newest = list(views)
+        for _ in range(DEEPEST):
+            newest, before = [], newest
+            for view in before:
+                for mark, pattern, meaning in self._escapes:
+                    if mark not in view or (plain := pattern.sub(meaning, view)) in views:
+                        continue
+                    place = views[plain] = _places(view, pattern, meaning, views[view])
+                    newest.append(plain)
+                    yield from ((place(start), place(stop)) for start, stop in self._hits(plain))
+
+
+def _places(
+    text: str, pattern: re.Pattern[str], meaning: Callable[[re.Match[str]], str], origin: Callable[[int], int]
+) -> Callable[[int], int]:
+    """Leads from a place in what a text means to the place where that stands; most texts are never asked."""
+    found: list[int] = []
+
+    def place(at: int) -> int:
+        if not found:
+            last = 0
+            for escape in pattern.finditer(text):
+                found.extend(range(last, escape.start()))
+                found.extend([escape.start()] * len(meaning(escape)))
+                last = escape.end()
+            found.extend(range(last, len(text) + 1))
+        return origin(found[at])
+
+    return place
+
+
+def _values(text: str) -> Iterator[str]:
+    """What to search for: the text, and each of its lines if it has several."""
+    lines = text.splitlines()
+    least = LEAST if len(lines) < 2 else LEAST_LINE
+    for each in (text, text.strip(), *[line.strip() for line in lines if len(line.strip()) >= least]):
+        if len(each) >= LEAST:
+            yield each
+
+
+def _plain(value: str) -> Iterator[str]:
+    raw = value.encode("utf-8", "surrogatepass")
+    yield value
+    for digits in (raw.hex(), raw.hex(":"), raw.hex(" ")):
+        yield from (digits, digits.upper())
+    for quotes in ("'", '"'):  # SQL and CSV write a quote in quotes twice
+        yield value.replace(quotes, quotes * 2)
+
+
+def _base64(value: str) -> Iterator[tuple[str, tuple[bool, bool]]]:
+    """The characters of base64 that depend on the value alone, after 0, 1 and 2 other bytes (modulo 3)."""
+    for text in {value, json.dumps(value)[1:-1], quote(value.encode("utf-8", "surrogatepass"), safe="")}:
+        raw = text.encode("utf-8", "surrogatepass")
+        for before in range(3):
+            first, before_first = -(-before * 8 // 6), before * 8 % 6 > 0
+            last, behind_last = (before + len(raw)) * 8 // 6, (before + len(raw)) * 8 % 6 > 0
+            for encode in (base64.b64encode, base64.urlsafe_b64encode):
+                yield encode(bytes(before) + raw).decode()[first:last], (before_first, behind_last)

@@ -1,0 +1,407 @@
+"""Where a webhook or an http_request may go: the form of its URL, and which addresses it may reach.
+
+A URL comes from whoever submits a task, and our workers stand inside somebody's network. So one strict grammar is
+used to check it and to send to it, and every address its host resolves to must be public, or named by the operator
+(TASKPOOL_WEBHOOK_ALLOW).
+
+What sending to a URL that others chose needs besides a connection: names looked up, and errors put into words.
+
+Requests to where a URL may lead: the host is resolved once, each address is checked, and one of them connected to.
+
+Webhooks and the built-in type http_request are sent through this alone. No redirects, no proxies, no variables of the
+environment, no connection used twice: one that stayed open would be found by its host, whatever that is by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+import ssl
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Final
+
+import httpcore
+from httpcore import SOCKET_OPTION, AnyIOBackend, AsyncNetworkBackend, AsyncNetworkStream
+
+Address = IPv4Address | IPv6Address
+
+LONGEST_URL: Final = 2048
+LEAST_FREE_PORT: Final = 1024
+USUAL_PORTS: Final = {"http": 80, "https": 443}
+
+URL: Final = re.compile(
+    r"(?P<scheme>[Hh][Tt][Tt][Pp][Ss]?)://"
+    r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9_.-]+))"
+    r"(?::(?P<port>[0-9]{1,5}))?"
+    r"(?P<path>(?:/[!-\x22$-\[\]-~]*)?(?:\?[!-\x22$-\[\]-~]*)?)"
+)
+"""Printable ASCII without `#` and the backslash, which readers of URLs disagree about."""
+_NUMERIC: Final = re.compile(r"(?:.*\.)?(?:[0-9]+|0[xX][0-9A-Fa-f]*)")
+"""A host whose last part is a number: resolvers take it as an IPv4 address in some notation."""
+
+_NAT64: Final = IPv6Network("64:ff9b::/96")
+_UNICAST: Final = IPv6Network("2000::/3")
+"""All that is handed out for the public IPv6 network."""
+_NOT_PUBLIC: Final = (
+    IPv4Network("192.0.0.0/24"),
+    IPv4Network("192.88.99.0/24"),
+    IPv4Network("168.63.129.16/32"),  # the host's own service in one large cloud
+    IPv6Network("2001::/23"),  # Teredo is in it
+    IPv6Network("2001:db8::/32"),
+    IPv6Network("3fff::/20"),
+)
+"""What `is_global` of some Python versions lets pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A URL, taken apart. `host` is in lower case, without brackets and a dot at its end."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+    @property
+    def address(self) -> Address | None:
+        """The host, when it is an address."""
+        try:
+            return ip_address(self.host)
+        except ValueError:
+            return None
+
+    @property
+    def authority(self) -> str:
+        """Host and port as the Host header has them."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == USUAL_PORTS[self.scheme] else f"{host}:{self.port}"
+
+
+class Allowed:
+    """What the operator lets them reach besides the public network: host names, addresses and CIDR networks."""
+
+    def __init__(self, entries: Sequence[str] = ()) -> None:
+        self._networks = [network for entry in entries if (network := _network(entry)) is not None]
+        self._names = {entry.lower().rstrip(".") for entry in entries if _network(entry) is None}
+
+    def name(self, host: str) -> bool:
+        """Whether this host name is on the list."""
+        return host in self._names
+
+    def address(self, address: Address) -> bool:
+        """Whether this address is on the list, itself or the IPv4 address that it stands for."""
+        return any(each in network for each in (address, _mapped(address)) for network in self._networks)
+
+
+def parse_target(url: object, allowed: Allowed, *, longest: int = LONGEST_URL) -> Target:
+    """The parts of a URL that may be sent to, as far as that can be told without resolving its host.
+
+    Raises:
+        ValueError: it may not; the text says why.
+    """
+    if not isinstance(url, str) or len(url) > longest:
+        raise ValueError(f"must be a URL of at most {longest:,} characters")
+    found = URL.fullmatch(url)
+    if found is None:
+        raise ValueError(_why_not(url))
+    scheme = found["scheme"].lower()
+    host = (found["six"] or found["host"]).lower().removesuffix(".")
+    port = int(found["port"] or USUAL_PORTS[scheme])
+    target = Target(scheme, host, port, found["path"] if found["path"].startswith("/") else "/" + found["path"])
+    if not 1 <= port <= 65535:
+        raise ValueError(f"the port {port} doesn't exist")
+    if found["six"] or _NUMERIC.fullmatch(host):
+        _check_literal(target, allowed)
+    elif not re.fullmatch(r"(?!.*\.\.)[a-z0-9_](?:[a-z0-9_.-]{0,251}[a-z0-9_])?", host):
+        raise ValueError(f"{host[:80]!r} isn't the name of a host")
+    elif not allowed.name(host) and (host == "localhost" or host.endswith(".localhost")):
+        raise ValueError("must not lead to this machine; TASKPOOL_WEBHOOK_ALLOW names exceptions")
+    elif not allowed.name(host) and port not in USUAL_PORTS.values() and port < LEAST_FREE_PORT:
+        raise ValueError(_wrong_port(port))
+    return target
+
+
+def check_addresses(target: Target, addresses: Iterable[Address], allowed: Allowed) -> None:
+    """Whether a request may be sent to any of the addresses that its host resolved to.
+
+    Raises:
+        ValueError: it may not. The text doesn't tell the address: it may be read by whoever gave the URL.
+    """
+    if allowed.name(target.host):
+        return
+    for address in addresses:
+        if not (is_public(address) or allowed.address(address)):
+            raise ValueError("its host resolves to an address that isn't public")
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address is one of the public network, and so is the IPv4 address inside it, if there is one."""
+    if isinstance(address, IPv6Address):
+        inner = address.ipv4_mapped or _embedded(address)
+        if inner is not None:
+            return is_public(inner)
+        if address not in _UNICAST:
+            return False
+    if any(address in network for network in _NOT_PUBLIC):
+        return False
+    return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+def entry_fault(entry: str) -> str | None:
+    """What is wrong with an entry of the list of allowed targets; None when it is fine."""
+    if _network(entry) is not None or (re.fullmatch(r"[A-Za-z0-9_.-]{1,253}", entry) and not _NUMERIC.fullmatch(entry)):
+        return None
+    return f"{entry!r} is neither the name of a host nor an address nor a network like 10.0.0.0/8"
+
+
+def _network(entry: str) -> IPv4Network | IPv6Network | None:
+    try:
+        return ip_network(entry, strict=False)
+    except ValueError:
+        return None
+
+
+def _mapped(address: Address) -> Address:
+    """The IPv4 address that an IPv6 one only spells (::ffff:10.0.0.1); any other as it is."""
+    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
+
+
+def _embedded(address: IPv6Address) -> IPv4Address | None:
+    """The IPv4 address to which an IPv6 one leads: through 6to4, NAT64 or ISATAP."""
+    if address.sixtofour is not None:
+        return address.sixtofour
+    if address in _NAT64 or (int(address) >> 32) & 0xFFFF_FFFF in (0x0000_5EFE, 0x0200_5EFE):
+        return IPv4Address(int(address) & 0xFFFF_FFFF)
+    return None
+
+
+def _check_literal(target: Target, allowed: Allowed) -> None:
+    try:
+        address = ip_address(target.host)
+    except ValueError:
+        raise ValueError(f"{target.host[:80]!r} isn't an address in its usual form") from None
+    if allowed.address(address):
+        return
+    if not is_public(address):
+        raise ValueError("the address isn't public; TASKPOOL_WEBHOOK_ALLOW names exceptions")
+    if target.port not in USUAL_PORTS.values() and target.port < LEAST_FREE_PORT:
+        raise ValueError(_wrong_port(target.port))
+
+
+def _wrong_port(port: int) -> str:
+    return f"the port must be 80, 443 or from {LEAST_FREE_PORT} up, not {port}"
+
+
+def _why_not(url: str) -> str:
+    if not re.match(r"[Hh][Tt][Tt][Pp][Ss]?://", url):
+        return "must be an http or https URL"
+    authority = re.split(r"[/?#]", url.split("://", 1)[1], maxsplit=1)[0]
+    if "@" in authority:
+        return "must not hold a user name or a password"
+    if "#" in url:
+        return "must not have a fragment"
+    if not url.isascii():
+        return "must be ASCII: write a host in its xn-- form, and anything else percent-encoded"
+    return "isn't a URL that can be sent to"
+
+
+MOST_LOOKUPS: Final = 256
+"""More than are sent at once: a lookup may go on when nobody waits for it any more."""
+SHOWN_CHARS: Final = 200
+
+Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
+
+
+class NotSent(Exception):
+    """Raised when there was no answer; the text is for those who may read what became of the request."""
+
+
+class Resolver:
+    """The system's resolver, in threads of its own: a name server that hangs keeps nothing else from the threads of the
+    loop, nor a supervisor from its end."""
+
+    def __init__(self) -> None:
+        self._under_way = 0
+
+    async def resolve(self, host: str, port: int) -> Sequence[Address]:
+        """The addresses of a host, in the order the system prefers.
+
+        Raises:
+            OSError: there are none, or too many lookups hang.
+        """
+        if self._under_way >= MOST_LOOKUPS:
+            raise OSError("too many lookups are waiting for name servers")
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[Sequence[Address]] = loop.create_future()
+
+        def look_up() -> None:
+            try:
+                rows = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                answer: Sequence[Address] | OSError = list(dict.fromkeys(ip_address(row[4][0]) for row in rows))
+            except (OSError, UnicodeError, ValueError) as error:
+                answer = error if isinstance(error, OSError) else OSError("not the name of a host")
+            try:
+                loop.call_soon_threadsafe(self._end, found, answer)
+            except RuntimeError:  # the loop has ended meanwhile
+                self._under_way -= 1
+
+        self._under_way += 1
+        threading.Thread(target=look_up, name="resolver", daemon=True).start()
+        return await found
+
+    def _end(self, found: asyncio.Future[Sequence[Address]], answer: Sequence[Address] | OSError) -> None:
+        self._under_way -= 1
+        if found.done():  # nobody waits any more
+            return
+        if isinstance(answer, OSError):
+            found.set_exception(answer)
+        else:
+            found.set_result(answer)
+
+
+def shown(what: str, error: Exception) -> str:
+    """An error of the network for readers; the addresses in it are nobody's business."""
+    return f"{what}: {_why(error, list(_behind(error)))}"[:SHOWN_CHARS]
+
+
+def system_tls() -> ssl.SSLContext:
+    """Trusts the certificates that the system's programs trust. Takes longer than most requests."""
+    import httpcore  # noqa: F401  # with the rest of what takes long
+    import httpx
+
+    return httpx.create_ssl_context()
+
+
+def _why(error: Exception, behind: Sequence[BaseException]) -> str:
+    import httpcore
+
+    tls = [each for each in behind if isinstance(each, ssl.SSLError)]
+    for fault in tls:
+        if isinstance(fault, ssl.SSLCertVerificationError):
+            return f"the certificate isn't valid: {fault.verify_message}"
+    for each in behind:
+        if isinstance(each, OSError) and not isinstance(each, ssl.SSLError) and each.errno:
+            return os.strerror(each.errno).lower()  # "connection refused", "no route to host"
+    if tls:
+        reason = tls[0].reason
+        return f"TLS error: {reason.replace('_', ' ').lower()}" if reason else "TLS error"
+    if isinstance(error, httpcore.TimeoutException):
+        return "timed out"
+    if isinstance(error, httpcore.LocalProtocolError):
+        return "it isn't sent, because a header isn't allowed in HTTP"
+    if isinstance(error, httpcore.RemoteProtocolError):
+        return "what it sent isn't HTTP" if len(behind) > 1 else "the connection was closed"
+    return type(error).__name__
+
+
+def _behind(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and all that led to it."""
+    seen: list[BaseException] = []
+    waiting = [error]
+    while waiting:
+        each = waiting.pop(0)
+        if each is not None and each not in seen:
+            seen.append(each)
+            waiting += [each.__cause__, each.__context__]
+            yield each
+
+
+MOST_ADDRESSES: Final = 3
+
+_backend: Final = AnyIOBackend()
+
+
+async def send(
+    method: str,
+    target: Target,
+    headers: Sequence[tuple[bytes, bytes]],
+    body: bytes,
+    *,
+    allowed: Allowed,
+    resolve: Resolve,
+    tls: ssl.SSLContext,
+    connect_s: float,
+    opened: AsyncExitStack,
+) -> httpcore.Response:
+    """The answer to a request; its body is read while `opened` is, which then closes the connection. One address may
+    take `connect_s` seconds to connect.
+
+    Raises:
+        NotSent: an address isn't allowed, or there was no answer.
+    """
+    network = GuardedNetwork(target, allowed, resolve)
+    opened.push_async_callback(network.aclose)
+    # In the name of the host: it is the host's certificate that must be valid.
+    url = httpcore.URL(scheme=target.scheme, host=target.host, port=target.port, target=target.path)
+    extensions = {"timeout": {"connect": connect_s}}
+    request = httpcore.Request(method, url, headers=headers, content=body, extensions=extensions)
+    pool = httpcore.AsyncConnectionPool(ssl_context=tls, network_backend=network)
+    try:
+        return await pool.handle_async_request(request)
+    except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+        raise NotSent(shown("can't connect", error)) from None
+    except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
+        raise NotSent(shown("no answer", error)) from None
+
+
+class GuardedNetwork(AsyncNetworkBackend):
+    """Connects to `target`, and only to addresses that are public or allowed. `aclose` closes what was connected, also
+    what a handshake that was cut short left open: the library doesn't, and whoever never answers one would keep a
+    socket of ours."""
+
+    def __init__(self, target: Target, allowed: Allowed, resolve: Resolve) -> None:
+        self._target, self._allowed, self._resolve = target, allowed, resolve
+        self._stream: AsyncNetworkStream | None = None
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[SOCKET_OPTION] | None = None,
+    ) -> AsyncNetworkStream:
+        """Connect to the first of the target's addresses that takes the connection within `timeout` seconds.
+
+        Raises:
+            NotSent: the host has no address, an address isn't allowed, or none takes the connection.
+        """
+        addresses = await self._addresses()
+        try:
+            check_addresses(self._target, addresses, self._allowed)
+        except ValueError as fault:
+            raise NotSent(f"not allowed: {fault}") from None
+        for number, address in enumerate(addresses[:MOST_ADDRESSES], start=1):
+            try:
+                self._stream = await _backend.connect_tcp(
+                    str(address), self._target.port, timeout, local_address, socket_options
+                )
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                if number == len(addresses[:MOST_ADDRESSES]):
+                    raise NotSent(shown("can't connect", error)) from None
+            else:
+                return self._stream
+        raise AssertionError("there is at least one address")
+
+    async def aclose(self) -> None:
+        """Close the connection, if there is one."""
+        if self._stream is not None:
+            await self._stream.aclose()
+
+    async def _addresses(self) -> Sequence[Address]:
+        if self._target.address is not None:
+            return [self._target.address]
+        host = self._target.host
+        try:
+            addresses = await self._resolve(host, self._target.port)
+        except OSError as error:
+            raise NotSent(f"the host {host} can't be resolved: {error.strerror or error}") from None
+        if not addresses:
+            raise NotSent(f"the host {host} has no address")
+        return addresses

@@ -1,0 +1,287 @@
+"""Ends the user's code from outside: SIGALRM for its timeout, SIGUSR1 for a stop.
+
+An interrupt is raised only inside the fence (`attempt.run_in_fence`), so it can't reach our own code. Why that holds:
+
+- A handler raises only if a frame of the fence is on the stack with another frame directly above it. That other frame
+  was called from within the `try` of the fence, so whatever is raised in it, or above it, is caught by the fence.
+- Frames of the handlers themselves don't count, nor does what they call. Handlers nest: one signal may interrupt the
+  handler of another before that has run its first line. Without this rule, a handler that interrupts the fence's own
+  frame would look like the user's code to the next handler. Once a handler has run its first line, another one does
+  nothing but come again later.
+- Below `run_coroutine` runs the event loop, which an exception out of nowhere would break. There the task's coroutine
+  is cancelled instead.
+- Python swallows what is raised in a finalizer (`__del__`, a callback of `weakref` or `gc`, a generator that is
+  dropped), so it isn't raised in a `__del__`. The others don't show in the stack: Python reports what it has swallowed,
+  and the interrupt is raised again (`_on_swallowed`).
+
+An interrupt that isn't raised for one of these reasons is tried again a moment later. Each reason raises once for each
+attempt, so that a task has its grace to tidy up, and only for the attempt the supervisor meant: the request in the
+shared memory names it.
+
+The alarm isn't set and cleared for each task: it stays armed for the earliest deadline so far, and one that goes
+off too early is armed again. A run of short tasks only looks at it. A task may use SIGALRM for itself: then its soft
+timeout comes with the supervisor's signal, a second later at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from types import FrameType
+from typing import Any, Final, TypeVar
+
+from taskpool.tasks.attempt import run_in_fence
+from taskpool.tasks.interrupts import SoftTimeout, TaskStopped
+
+from .. import process_group
+from ..shared_memory import Lane, Request
+from . import worker_loop
+
+try:
+    # What `signal.getsignal` wraps. For a handler that is no constant of `signal`, the wrapper formats and raises an
+    # exception, which takes longer than all other looks before a task.
+    from _signal import getsignal as _handler_of  # type: ignore[import-not-found]
+except ImportError:
+    from signal import getsignal as _handler_of
+
+T = TypeVar("T")
+
+_SIGUSR1, _SIGALRM, _ITIMER_REAL = int(signal.SIGUSR1), int(signal.SIGALRM), int(signal.ITIMER_REAL)
+
+SLACK_S: Final = 0.01
+"""The kernel rounds what is left of the timer up. An alarm may be this late before another one is set."""
+RETRY_S: Final = 0.01
+"""When the alarm goes off on the way into or out of the user's code, it is tried again this much later."""
+
+
+class Interruption:
+    """The interrupts of a process that runs one task at a time, in its main thread."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self._deadline = math.inf
+        self._handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]] = {
+            signal.SIGALRM: self._on_alarm,
+            signal.SIGUSR1: self._on_request,
+            signal.SIGTERM: self._on_terminate,
+            signal.SIGINT: self._on_terminate,
+        }
+        self._on_sigusr1, self._on_sigalrm = self._handlers[signal.SIGUSR1], self._handlers[signal.SIGALRM]
+        self._raised: set[type[BaseException]] = set()
+        self._coroutine: asyncio.Task[Any] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._has_leftovers = self._is_debugged = self._is_handling = False
+        self._attributes = 0
+        self._report_swallowed = sys.unraisablehook
+        self.terminated = False
+        """True after a SIGTERM from outside: the process is to end when its task has."""
+
+    def install(self) -> None:
+        """Takes over the process's signals. What a task forks has Python's own handling of them again."""
+        self.reinstall()
+        worker_loop.keep_apart(self._handlers)
+        self._report_swallowed, sys.unraisablehook = sys.unraisablehook, self._on_swallowed
+
+    def reinstall(self) -> None:
+        """Sets the handlers again, and lets their signals through: a task may have used a signal for itself. Called
+        between two tasks, now and then; what interrupts the next task is looked at before each of them."""
+        for number, handler in self._handlers.items():
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._handlers)
+
+    def watch(self, started_mono: float, deadline_mono: float) -> None:
+        """Begins an attempt that may run until the deadline (inf: without limit)."""
+        self._deadline = deadline_mono
+        if self._raised:
+            self._raised.clear()
+        if _handler_of(_SIGUSR1) is not self._on_sigusr1:
+            self.reinstall()
+        if deadline_mono < math.inf:
+            # An earlier task may have set the timer for itself, cleared it, or made it repeat.
+            left_s, repeats_s = signal.getitimer(_ITIMER_REAL)
+            if not 0 < left_s <= deadline_mono - started_mono + SLACK_S or repeats_s:
+                self._arm(deadline_mono)
+            if _handler_of(_SIGALRM) is not self._on_sigalrm:
+                self.reinstall()
+
+    def unwatch(self) -> None:
+        """Ends the attempt: nothing is raised any more."""
+        self._deadline = math.inf
+
+    def close(self) -> None:
+        """Closes the event loop, if there was need of one."""
+        if self._loop is not None:
+            loop, self._loop = self._loop, None
+            with suppress(
+                RuntimeError, OSError
+            ):  # a task runs it in a thread of its own, or has closed its descriptors
+                loop.close()
+
+    @property
+    def has_raised(self) -> bool:
+        """Whether the attempt was interrupted, whatever it made of that."""
+        return bool(self._raised)
+
+    def run_coroutine(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Runs the user's coroutine; an interrupt cancels it. What it leaves running is cancelled too.
+
+        The loop is kept for the next task, unless this one has closed or changed it. What a sub-task raises is for the
+        one that awaits it, `SystemExit` as well, which otherwise would end the loop and not the task.
+
+        Raises:
+            SoftTimeout, TaskStopped: what interrupted it; and whatever it raises.
+        """
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._is_debugged = self._loop.get_debug()
+            self._attributes = _attributes_of(self._loop)
+        loop, self._has_leftovers = self._loop, False
+        asyncio.set_event_loop(loop)
+        watched = self._watched(coroutine)
+        main: asyncio.Task[Any] | None = loop.create_task(watched)
+        try:
+            assert main is not None
+            while not main.done():
+                try:
+                    loop.run_until_complete(main)
+                except BaseException as error:  # a sub-task ends the program, or stops the loop
+                    is_lost = process_group.has_lost_selector(error)
+                    self._has_leftovers |= is_lost
+                    if is_lost or loop.is_closed() or main.done():
+                        raise
+            result: T = main.result()
+        except asyncio.CancelledError:
+            raise next(iter(self._raised), asyncio.CancelledError) from None
+        finally:
+            self._coroutine = None
+            # In case it was cancelled before its first step. Both go while this frame is there: finalizers that Python
+            # runs for them must not be the first frame above the fence.
+            watched.close()
+            main = None
+            if not self._is_as_new(loop):
+                self.close()
+        return result
+
+    async def _watched(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The coroutine inside the loop. An exception raised by a signal would leave the loop in a bad state."""
+        self._coroutine, pid = asyncio.current_task(), os.getpid()
+        try:
+            return await coroutine
+        finally:
+            self._coroutine = None
+            is_forked = os.getpid() != pid  # what the task forked can't await anything, and ends: see forks.py
+            leftovers = set() if is_forked else asyncio.all_tasks() - {asyncio.current_task()}
+            for task in leftovers:
+                task.cancel()
+            if leftovers:
+                _, pending = await asyncio.wait(leftovers, timeout=1)
+                self._has_leftovers = bool(pending)
+
+    def _is_as_new(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether the next task may use this loop."""
+        return not (
+            loop.is_closed()
+            or loop.is_running()
+            or self._has_leftovers
+            or loop.get_task_factory() is not None
+            or loop.get_exception_handler() is not None
+            or loop.get_debug() is not self._is_debugged
+            or _attributes_of(loop) != self._attributes  # a method was replaced
+            # Python doesn't tell in public; without these attributes a shut executor fails the tasks that need one.
+            or getattr(loop, "_executor_shutdown_called", False)
+            or getattr(getattr(loop, "_default_executor", None), "_shutdown", False)
+        )
+
+    # --- signal handlers: they run between two bytecodes of the main thread -----------------------------------
+
+    def _on_alarm(self, number: int, frame: FrameType | None) -> None:
+        if self._is_handling:
+            self._arm(time.monotonic() + RETRY_S)
+            return
+        self._is_handling = True
+        try:
+            if self._deadline == math.inf:
+                return
+            if time.monotonic() < self._deadline:
+                self._arm(self._deadline)
+            elif not self._interrupt(SoftTimeout, frame):
+                self._arm(time.monotonic() + RETRY_S)
+        finally:
+            self._is_handling = False
+
+    def _on_request(self, number: int, frame: FrameType | None) -> None:
+        """The supervisor repeats the signal while the task goes on, so one that comes too early isn't lost."""
+        if self._is_handling:
+            return
+        self._is_handling = True
+        try:
+            if self._lane.request() is not Request.NONE:
+                self._interrupt(TaskStopped, frame)
+            elif time.monotonic() >= self._deadline:  # its alarm was taken by the task
+                self._interrupt(SoftTimeout, frame)
+        finally:
+            self._is_handling = False
+
+    def _on_terminate(self, number: int, frame: FrameType | None) -> None:
+        self.terminated = True
+
+    def _on_swallowed(self, unraisable: Any) -> None:
+        """Python has swallowed an exception where none can be raised. If it is an interrupt, it is raised again: a
+        timeout by the alarm, a stop by the supervisor's next signal."""
+        if unraisable.exc_type not in self._raised:
+            self._report_swallowed(unraisable)
+            return
+        self._raised.discard(unraisable.exc_type)
+        if unraisable.exc_type is SoftTimeout and self._deadline < math.inf:
+            self._arm(time.monotonic() + RETRY_S)
+
+    def _arm(self, at_mono: float) -> None:
+        signal.setitimer(signal.ITIMER_REAL, max(at_mono - time.monotonic(), 1e-4))
+
+    def _interrupt(self, interrupt: type[BaseException], frame: FrameType | None) -> bool:
+        """Interrupts the task, if it is where it can be; False: try again."""
+        if interrupt in self._raised:
+            return True
+        coroutine = self._coroutine
+        if coroutine is not None:
+            self._raised.add(interrupt)
+            with suppress(RuntimeError):  # the task has closed its loop
+                # Threadsafe, because the loop may be asleep: a signal alone doesn't wake it.
+                coroutine.get_loop().call_soon_threadsafe(coroutine.cancel)
+            return True
+        if not is_inside_fence(frame):
+            return False
+        self._raised.add(interrupt)
+        raise interrupt
+
+
+def _attributes_of(loop: asyncio.AbstractEventLoop) -> int:
+    """How many attributes an event loop has of its own. A method that is replaced adds one."""
+    return len(getattr(loop, "__dict__", ()))
+
+
+def is_inside_fence(frame: FrameType | None) -> bool:
+    """Whether an exception raised in `frame`, which a signal has interrupted, is caught by the fence. See above."""
+    above: FrameType | None = None
+    while frame is not None:
+        code = frame.f_code
+        if code is _FENCE:
+            return above is not None
+        if code in _NOT_INSIDE or code.co_name == "__del__":
+            return False
+        frame, above = frame.f_back, None if code in _HANDLERS else frame
+    return False
+
+
+_FENCE: Final = run_in_fence.__code__
+_NOT_INSIDE: Final = frozenset({Interruption.run_coroutine.__code__, Interruption._on_swallowed.__code__})
+_HANDLERS: Final = frozenset(
+    handler.__code__ for handler in (Interruption._on_alarm, Interruption._on_request, Interruption._on_terminate)
+)

@@ -1,0 +1,243 @@
+"""How a running task's progress and log travel: at most four times a second, on a connection and a thread of their own.
+
+Both are started by the first report: a task that reports nothing costs nothing. What is still unsent at the end
+is sent before the outcome, so that nothing is lost or comes too late. What Redis didn't take is kept and sent again.
+"""
+
+from __future__ import annotations
+
+import codecs
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Final
+
+from taskpool.errors import RedisUnavailable
+from taskpool.redis import scripts
+from taskpool.redis.calls import Call
+from taskpool.redis.rq_job import parents_of
+from taskpool.redis.store import ReplyFault, Store
+from taskpool.settings import Settings
+from taskpool.tasks.log_lines import Lines
+from taskpool.types import LogLimits, RunningTask
+
+from ..shared_memory import Lane, Request, Spool
+
+log = logging.getLogger("workers")
+
+INTERVAL_S: Final = 0.25
+LINES_AT_ONCE: Final = 500
+BYTES_AT_ONCE: Final = 256 * 1024
+
+
+class Reporter:
+    """Sends what the tasks of a process report: one thread and one connection, started by the first report."""
+
+    def __init__(self, redis_url: str, limits: LogLimits, spool: Spool) -> None:
+        self.store = Store(redis_url, name="taskpool-reports")
+        self.limits, self.spool = limits, spool
+        self.sending = threading.Lock()
+        """Held while reports are on their way, and by whoever else uses the connection."""
+        self.thread: threading.Thread | None = None
+        self._due: deque[Reports] = deque()  # its append and popleft are atomic between threads
+        self._wake = threading.Event()
+
+    def notice(self, reports: Reports) -> None:
+        """Sends what these reports hold, soon."""
+        self._due.append(reports)
+        self._wake.set()
+        if self.thread is None:
+            thread = self.thread = threading.Thread(target=self._send_for_ever, name="taskpool-reports", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # too many threads: it is sent with the attempt's end, or by the next try
+                self.thread = None
+
+    def _send_for_ever(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            due = {self._due.popleft() for _ in range(len(self._due))}
+            with self.sending:
+                for reports in due:
+                    try:
+                        self._send(reports)
+                    except Exception:  # the next ones are to be sent all the same
+                        log.exception("the reports of task %s can't be sent", reports.running.id)
+                        reports.forget()
+            for reports in due:
+                if reports.is_unsent:
+                    self.notice(reports)
+            time.sleep(INTERVAL_S)
+
+    def _send(self, reports: Reports) -> None:
+        unsent = reports.unsent()
+        try:
+            self.store.run_many(unsent.calls) if unsent.calls else None
+        except (RedisUnavailable, ReplyFault):  # it is sent again, at the latest before the outcome
+            return
+        reports.drop(unsent)
+
+
+class Unsent:
+    """A part of what an attempt has reported: the calls that send it, and what they send."""
+
+    __slots__ = ("calls", "last_line", "progress")
+
+    def __init__(self) -> None:
+        self.calls: list[Call[Any]] = []
+        self.last_line = 0
+        self.progress: Mapping[str, Any] | None = None
+
+
+class Reports:
+    """The `ContextSink` of one attempt. Made for every task, so it makes nothing itself before it is used."""
+
+    __slots__ = (
+        "_decoders", "_is_due", "_is_over", "_lane", "_lines", "_progress", "_progress_sent", "_reporter", "is_overdue",
+        "running",
+    )  # fmt: skip
+
+    def __init__(self, running: RunningTask, lane: Lane, reporter: Reporter) -> None:
+        self.running, self._lane, self._reporter = running, lane, reporter
+        self.is_overdue = False
+        """True when its timeout has passed and nothing but this can tell it: it runs in a thread."""
+        self._progress: Mapping[str, Any] | None = None
+        self._progress_sent: Mapping[str, Any] | None = None
+        self._lines: Lines | None = None
+        self._decoders: dict[str, codecs.IncrementalDecoder] | None = None
+        """By stream, of what is written as bytes."""
+        self._is_due = self._is_over = False
+
+    @property
+    def is_unsent(self) -> bool:
+        """Whether there is something that wasn't sent, and is to be sent before the attempt ends."""
+        return not self._is_over and bool(self._lines or self._progress is not self._progress_sent)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the attempt has ended: what writes to it now comes too late."""
+        return self._is_over
+
+    def take(self) -> list[Call[Any]]:
+        """The calls for all that is still unsent; they belong in front of the one that ends the attempt."""
+        self._is_over = True
+        if self._progress is None and self._lines is None:
+            return []
+        calls: list[Call[Any]] = []
+        with self._reporter.sending:  # a report that is under way arrives before the outcome
+            if self._lines is not None:
+                for stream, decoder in (self._decoders or {}).items():
+                    if rest := decoder.decode(b"", final=True):
+                        self._lines.write(stream, rest, "bytes")
+                self._lines.end()
+            while (unsent := self.unsent()).calls:
+                calls += unsent.calls
+                self.drop(unsent)
+        return calls
+
+    def unsent(self) -> Unsent:
+        """What is to be sent next. Only while `sending` is held."""
+        unsent = Unsent()
+        self._is_due = False
+        if self._lines:
+            first, lines = self._lines.peek(LINES_AT_ONCE, BYTES_AT_ONCE)
+            unsent.last_line = first + len(lines) - 1
+            running, limits = self.running, self._reporter.limits
+            unsent.calls.append(scripts.log(running.id, running.attempt_id, lines, limits, first=first))
+        unsent.progress = self._progress
+        if unsent.progress is not None and unsent.progress is not self._progress_sent:
+            unsent.calls.append(scripts.progress(self.running, unsent.progress))
+        return unsent
+
+    def drop(self, unsent: Unsent) -> None:
+        """Forget what was sent."""
+        self._progress_sent = unsent.progress
+        if self._lines is not None:
+            self._lines.drop(unsent.last_line)
+
+    def forget(self) -> None:
+        """Give up what can't be sent."""
+        self._progress = self._progress_sent = None
+        self._lines = None
+
+    # --- the task's side ----------------------------------------------------------------------------------
+
+    def progress(self, done: float, total: float | None, note: str | None) -> None:
+        """Takes the latest progress; one that is overtaken before it was sent is dropped."""
+        self._progress = progress_document(done, total, note)
+        self._notice()
+
+    def log(self, message: str) -> None:
+        """Takes one line, or as many as the text has."""
+        self.log_lines().add("log", message)
+        self._notice()
+
+    def record(self, text: str, *, level: str, logger: str) -> None:
+        """Takes what was logged with `logging`."""
+        self.log_lines().add("logging", text, level=level, logger=logger)
+        self._notice()
+
+    def write(self, stream: str, text: str, source: str) -> None:
+        """Takes a part of a stream, stdout or stderr. `source`: what it came through; its parts follow each other."""
+        self.log_lines().write(stream, text, source)
+        self._notice()
+
+    def decode(self, stream: str, data: bytes) -> str:
+        """The text of bytes that are written to a stream; what begins a character waits for the rest of it."""
+        if self._decoders is None:
+            self._decoders = {}
+        if stream not in self._decoders:
+            self._decoders[stream] = codecs.getincrementaldecoder("utf-8")("replace")
+            self.log_lines()
+        return self._decoders[stream].decode(data)
+
+    def log_lines(self) -> Lines:
+        """Where its lines go, made for the first one."""
+        lines = self._lines
+        if lines is None:
+            spool, attempt_id = self._reporter.spool, self.running.attempt_id.encode()
+
+            def keep(number: int, line: bytes) -> None:
+                spool.keep(attempt_id, number, line)
+
+            secrets = self.running.secrets
+            mask, reach = (None, 0) if secrets is None else (secrets.hide, secrets.masker.reach)
+            lines = Lines(self.running.attempt, self._reporter.limits, mask=mask, reach=reach, spool=keep)
+            self._lines = lines
+        return lines
+
+    def _notice(self) -> None:
+        if not self._is_due:
+            self._is_due = True
+            self._reporter.notice(self)
+
+    def is_cancelled(self) -> bool:
+        """Whether the attempt was asked to end."""
+        return self.is_overdue or self._lane.request() is not Request.NONE
+
+    def parents(self) -> Mapping[str, Any]:
+        """The results of the tasks it depends on.
+
+        Raises:
+            RedisUnavailable: Redis is away.
+        """
+        with self._reporter.sending:
+            return self._reporter.store.carry_out(parents_of(self.running.depends_on))
+
+
+def limits_of(settings: Settings) -> LogLimits:
+    """What the settings say of logs."""
+    return LogLimits(settings.log_lines, settings.log_bytes, settings.log_line_chars)
+
+
+def progress_document(done: float, total: float | None, note: str | None) -> dict[str, Any]:
+    """Progress as it is stored: `done`, and `total` and `note` when given."""
+    document: dict[str, Any] = {"done": done}
+    if total is not None:
+        document["total"] = total
+    if note is not None:
+        document["note"] = note
+    return document

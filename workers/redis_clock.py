@@ -1,0 +1,211 @@
+"""Watches Redis's clock, which leases, delays and expiries follow, against this host's clock that never steps.
+
+Each round of housekeeping reads Redis's time anyway. When it has gone on by much more or less than this host's clock,
+it was stepped: by an administrator, by NTP, or by a failover to a server with another clock. Then every attempt gets
+its lease anew, no lease is taken back before every pool has renewed its own, and due times that came from a duration
+are corrected. See docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from taskpool.operations.listing import all_queues
+from taskpool.redis import scripts
+from taskpool.redis.calls import Call, tolerant
+from taskpool.redis.scripts import Tick
+from taskpool.redis.store import AsyncStore
+
+from .duties import Outage
+from .process_group import boottime
+
+log = logging.getLogger("workers")
+
+T = TypeVar("T")
+
+DRIFT: Final = 0.001
+"""How much faster or slower a clock may run that isn't stepped: a slewing NTP changes half of that."""
+LEAST_STEP_S: Final = 2.0
+STEP_SHARE: Final = 0.25
+"""A step counts from two seconds on, or from this share of a lease if that is less."""
+SURE_SHARE: Final = 1 / 8
+"""How much of the least step may be left unreported by a pool that relies on what others noted."""
+LOOKS_AGAIN: Final = 3
+GAP_SHARE: Final = 1 / 3
+REBASE_AT_ONCE: Final = 500
+REBASE_PAGES: Final = 20
+QUEUES_AT_ONCE: Final = 50
+END: Final = "end"
+
+
+class ClockWatch:
+    """Finds steps of Redis's clock. It keeps the range in which the difference between the two clocks must lie."""
+
+    def __init__(self, least_step_ms: float) -> None:
+        self._least_ms = least_step_ms
+        self._low = self._high = 0.0
+        self._looked_at: float | None = None
+        self._middle = 0.0
+        """The difference of the clocks before the last step."""
+        self.is_quick = self.is_sure = False
+        """Whether the last look was quick, so that it says exactly what the time is; and whether it was quick and found
+        no step, nor a part of one."""
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it has seen no time of Redis yet."""
+        return self._looked_at is None
+
+    def expected_ms(self, now_s: float) -> int | None:
+        """What Redis's time must be at a time of this host's clock, unless it was stepped; None: it isn't known yet."""
+        return None if self._looked_at is None else round(now_s * 1000 + (self._low + self._high) / 2)
+
+    def step_ms(self, redis_ms: float, sent_s: float, received_s: float) -> int:
+        """By how many ms the clock was stepped since the last look; 0: it wasn't. Redis's time was read between
+        `sent_s` and `received_s` of this host's clock."""
+        low, high = redis_ms - received_s * 1000, redis_ms - sent_s * 1000
+        self.is_quick, self.is_sure = high - low < self._least_ms * SURE_SHARE, False
+        if self._looked_at is None:
+            self._low, self._high, self._looked_at = low, high, received_s
+            return 0
+        drift_ms = max(received_s - self._looked_at, 0.0) * 1000 * DRIFT
+        self._low, self._high, self._looked_at = self._low - drift_ms, self._high + drift_ms, received_s
+        apart_ms = low - self._high if low > self._high else high - self._low if high < self._low else 0.0
+        if abs(apart_ms) >= self._least_ms:
+            self._middle = (self._low + self._high) / 2
+            self._low, self._high = low, high
+            return round((low + high) / 2 - self._middle)
+        self.is_sure = self.is_quick and abs(apart_ms) < self._least_ms * SURE_SHARE
+        if not apart_ms:
+            self._low, self._high = max(low, self._low), min(high, self._high)
+        return 0
+
+    def again_ms(self, redis_ms: float, sent_s: float, received_s: float) -> int:
+        """The step that was just found, measured once more."""
+        self._low, self._high, self._looked_at = redis_ms - received_s * 1000, redis_ms - sent_s * 1000, received_s
+        self.is_quick = self._high - self._low < self._least_ms * SURE_SHARE
+        return round((self._low + self._high) / 2 - self._middle)
+
+
+class Timekeeper:
+    """What housekeeping knows of Redis's clock. `on_step` is called when it was stepped."""
+
+    def __init__(
+        self,
+        store: AsyncStore,
+        outage: Outage,
+        *,
+        lease_s: float,
+        clock: Callable[[], float] = boottime,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._store, self._outage, self._clock, self._on_step = store, outage, clock, on_step
+        self._lease_ms = round(lease_s * 1000)
+        self._least_ms = round(min(LEAST_STEP_S, lease_s * STEP_SHARE) * 1000)
+        self._watch = ClockWatch(self._least_ms)
+        self._base_ms = 0
+        self._steady_since: float | None = None
+        self._corrected_ms: int | None = None
+        self._cursors: dict[str, str] = {}
+        self._found_ms = 0
+        """A step that is measured, and not noted in Redis yet."""
+        self.now_ms = 0
+        """Redis's time at the last look, or earlier while a step of the clock may be unnoticed: nothing that wasn't due
+        by then is taken for due in this round."""
+        self._steady_ms = 0
+
+    async def look(self, beside: Call[T]) -> T:
+        """Reads Redis's time, and notes a step of its clock. Returns the value of the call `beside`, which is sent in
+        the same round trip.
+
+        Raises:
+            RedisUnavailable: Redis is away, or takes no writes.
+        """
+        sent = self._clock()
+        value, tick = await self._store.run_many((beside, self._tick(sent)))
+        received = self._clock()
+        is_first = self._watch.is_new
+        step_ms = self._watch.step_ms(tick.now_ms, sent, received)
+        if is_first:
+            self._base_ms = tick.stepped_ms
+            # A pool that starts has nothing to compare with, but time doesn't go back by itself.
+            step_ms = -tick.behind_ms if tick.behind_ms >= self._least_ms else 0
+        self._found_ms += step_ms
+        if step_ms and not is_first:
+            await self._measure_again(step_ms)
+        if self._steady_since is None:
+            self._steady_since = received
+        self.now_ms, self._steady_ms = tick.due_by_ms, tick.steady_ms
+        if self._found_ms:
+            await self._note_step(self._found_ms, received)
+            self._found_ms = 0
+        else:
+            if self._watch.is_sure:  # then others noted steps from before this pool began to measure
+                self._base_ms = tick.stepped_ms
+            if not tick.is_corrected:
+                await self._correct(tick)
+        return value  # type: ignore[no-any-return]
+
+    def may_reap(self) -> bool:
+        """Whether every pool had a lease's time to renew its leases: writes worked, and the clock ran steadily."""
+        return self._steady_ms >= self._lease_ms and self._outage.is_over_for(self._lease_ms / 1000)
+
+    def _tick(self, now: float) -> Call[Tick]:
+        steady_s = 0.0 if self._steady_since is None else min(now - self._steady_since, self._outage.over_for_s())
+        corrected_ms, self._corrected_ms = self._corrected_ms, None
+        return scripts.tick(
+            steady_ms=max(0, round(steady_s * 1000)),
+            gap_ms=round(self._lease_ms * GAP_SHARE),
+            lease_ms=self._lease_ms,
+            expected_ms=self._watch.expected_ms(now),
+            least_ms=self._least_ms,
+            base_ms=self._base_ms,
+            corrected_ms=corrected_ms,
+        )
+
+    async def _measure_again(self, step_ms: int) -> None:
+        """While Redis hangs, its answer says little about the time. Delays would be wrong by half of that wait."""
+        for _ in range(LOOKS_AGAIN):
+            if self._watch.is_quick:
+                break
+            sent = self._clock()
+            now_ms = await self._store.run(redis_time_ms())
+            better_ms = self._watch.again_ms(now_ms, sent, self._clock())
+            self._found_ms += better_ms - step_ms
+            step_ms = better_ms
+
+    async def _note_step(self, step_ms: int, now: float) -> None:
+        is_new, self._base_ms = await self._store.run(
+            scripts.step(step_ms, base_ms=self._base_ms, least_ms=self._least_ms, lease_ms=self._lease_ms)
+        )
+        self._steady_since, self._steady_ms, self._cursors = now, 0, {}
+        log.warning(
+            "Redis's clock was set %s by %.1f s: leases begin anew%s",
+            "forward" if step_ms > 0 else "back", abs(step_ms) / 1000, "" if is_new else ", as another pool noted",
+        )  # fmt: skip
+        self._on_step()
+
+    async def _correct(self, tick: Tick) -> None:
+        """Some bounded steps through all due times; the next round goes on."""
+        queues = await self._store.run(tolerant(all_queues(), []))
+        for _ in range(REBASE_PAGES):
+            places = [queue for queue in ("", *queues) if self._cursors.get(queue) != END]
+            if not places:
+                self._corrected_ms = tick.stepped_ms
+                self._cursors = {}
+                return
+            reached = await self._store.run_many(
+                [
+                    tolerant(scripts.rebase(queue, self._cursors.get(queue, "0"), REBASE_AT_ONCE), "0")
+                    for queue in places[:QUEUES_AT_ONCE]
+                ]
+            )
+            for queue, cursor in zip(places, reached, strict=False):
+                self._cursors[queue] = END if cursor == "0" else cursor
+
+
+def redis_time_ms() -> Call[float]:
+    """Redis's time in ms."""
+    return Call(("TIME",), lambda reply: int(reply[0]) * 1000 + int(reply[1]) / 1000, again=True)
