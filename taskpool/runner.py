@@ -21,7 +21,7 @@ from taskpool.errors import AttemptLost, FieldError, InvalidTask, TaskConflict, 
 from taskpool.operations import status
 from taskpool.operations.records import check_id, fetch
 from taskpool.operations.status import release_dependents
-from taskpool.redis import rq_job, scripts
+from taskpool.redis import keys, rq_job, scripts
 from taskpool.redis.calls import Call, Plan, one
 from taskpool.redis.rq_job import parents_of
 from taskpool.redis.store import Store
@@ -81,7 +81,7 @@ def kill_task(id: str, *, grace_s: float = 10.0, force: bool = False, by: Actor 
         word = yield from one(scripts.stop(id, grace_s=grace_s, force=force, audited=audited))
         if word not in ("queued", "scheduled", "deferred"):
             break
-        word = yield from one(scripts.cancel(id, reason="canceled", error=scripts.NOT_STARTED, audited=audited))
+        word = yield from one(scripts.cancel(id, reason="canceled", error=keys.NOT_STARTED, audited=audited))
         if word == "children":
             yield from release_dependents(id)
         if word in ("ok", "children"):

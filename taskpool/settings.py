@@ -23,7 +23,7 @@ from typing import Any, Final, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from taskpool.errors import ConfigurationError
-from taskpool.types import ForeignJobs
+from taskpool.types import DEFAULT_FAILURE_TTL_S, DEFAULT_RESULT_TTL_S, DEFAULT_SECRET_TTL_S, ForeignJobs
 from taskpool.url_guard import entry_fault
 from taskpool.validation import BUILTIN_TYPES, LONGEST_S, PATH_PREFIX_FORM, path_prefix, queue_name_fault
 
@@ -340,17 +340,17 @@ class Settings:
         75.0, "Seconds a connection may stay idle: more than the proxy keeps its own.", "seconds", least=0.1
     )
     result_ttl_s: int = setting(
-        86_400, "Seconds a task that is done stays readable.", "integer", least=1, most=LONGEST_S
+        DEFAULT_RESULT_TTL_S, "Seconds a task that is done stays readable.", "integer", least=1, most=LONGEST_S
     )
     failure_ttl_s: int = setting(
-        604_800,
+        DEFAULT_FAILURE_TTL_S,
         "Seconds a task that failed or was stopped or canceled stays readable.",
         "integer",
         least=1,
         most=LONGEST_S,
     )
     secret_ttl_s: int = setting(
-        604_800,
+        DEFAULT_SECRET_TTL_S,
         "Seconds a task's secret fields are kept from when it was last queued or claimed.",
         "integer",
         least=1,

@@ -190,8 +190,7 @@ def _leaves(value: Any) -> Iterator[str]:
 class TaskStatus(OpenEnum):
     """Where a task is. Later releases may add statuses: one that you don't know isn't terminal."""
 
-    # A word that isn't a member becomes a `TaskStatus` whose `is_known` is False (see `OpenEnum`).
-    # The API shows these words; Redis holds RQ's, see `RQ_STATUS`.
+    # The API shows these words. Redis holds RQ's, see `STATUSES`, which has a row for each member.
 
     QUEUED = "queued"
     SCHEDULED = "scheduled"
@@ -217,38 +216,60 @@ OnLostLease = Literal["continue", "kill"]
 """What becomes of an attempt whose lease can't be renewed: it goes on, or it is killed before the lease ends."""
 LOST_LEASE_CHOICES: Final[tuple[OnLostLease, ...]] = ("continue", "kill")
 
-TERMINAL: Final = frozenset({S.DONE, S.FAILED, S.STOPPED, S.CANCELED})
 
-TRANSITIONS: Final[Mapping[TaskStatus, frozenset[TaskStatus]]] = {
-    S.QUEUED: frozenset({S.IN_PROGRESS, S.CANCELED}),
-    S.SCHEDULED: frozenset({S.QUEUED, S.CANCELED}),
-    S.WAITING: frozenset({S.QUEUED, S.SCHEDULED, S.CANCELED}),
-    S.WAITING_CONFIRMATION: frozenset({S.QUEUED, S.CANCELED}),
-    S.THROTTLED: frozenset({S.QUEUED, S.CANCELED}),
-    S.IN_PROGRESS: frozenset({S.STOPPING, S.DONE, S.FAILED, S.STOPPED, S.QUEUED, S.SCHEDULED}),
-    S.STOPPING: frozenset({S.DONE, S.FAILED, S.STOPPED}),
-    **dict.fromkeys(TERMINAL, frozenset[TaskStatus]()),
+class StatusFacts(NamedTuple):
+    """What the code needs to know about a status, declared once; everything else is derived from it.
+
+    `rq` is RQ's word, which the record holds. `registry` names the constant in `redis.keys` of the list or sorted set
+    that holds its tasks; it is empty for a status that no script of this release sets. `moves` are the statuses that
+    may follow; a terminal status has none. `event` is the event of a move to it, if that has another name.
+    `exit_status` is that of the command line for a task that ended with it, `colour` is that of its word there.
+    """
+
+    rq: str
+    registry: str
+    moves: tuple[TaskStatus, ...]
+    event: str = ""
+    is_retryable: bool = False
+    colour: str | None = None
+    exit_status: int = 0
+
+
+STATUSES: Final[Mapping[TaskStatus, StatusFacts]] = {
+    S.QUEUED: StatusFacts("queued", "QUEUE", (S.IN_PROGRESS, S.CANCELED)),
+    S.SCHEDULED: StatusFacts("scheduled", "SCHEDULED", (S.QUEUED, S.CANCELED)),
+    S.WAITING: StatusFacts("deferred", "DEFERRED", (S.QUEUED, S.SCHEDULED, S.CANCELED)),
+    S.WAITING_CONFIRMATION: StatusFacts("deferred", "", (S.QUEUED, S.CANCELED)),
+    S.THROTTLED: StatusFacts("rate_limited", "", (S.QUEUED, S.CANCELED)),
+    S.IN_PROGRESS: StatusFacts(
+        "started",
+        "WIP",
+        (S.STOPPING, S.DONE, S.FAILED, S.STOPPED, S.QUEUED, S.SCHEDULED),
+        event="started",
+        colour="cyan",
+    ),
+    S.STOPPING: StatusFacts("started", "WIP", (S.DONE, S.FAILED, S.STOPPED), colour="yellow"),
+    S.DONE: StatusFacts("finished", "FINISHED", (), colour="green"),
+    S.FAILED: StatusFacts("failed", "FAILED", (), is_retryable=True, colour="red", exit_status=1),
+    S.STOPPED: StatusFacts("stopped", "FAILED", (), is_retryable=True, colour="yellow", exit_status=5),
+    S.CANCELED: StatusFacts("canceled", "CANCELED", (), is_retryable=True, colour="yellow", exit_status=5),
 }
-"""The whitelist of moves. Nothing else happens, except `retry_task`: failed, stopped, canceled -> queued."""
+"""Every status, in the order of a task's life."""
 
-ENDS: Final = ("done", "failed", "stopped", "canceled")
-"""The events of a task's end: what webhooks are sent for unless others are named."""
+TRANSITIONS: Final = {status: frozenset(facts.moves) for status, facts in STATUSES.items()}
+"""The whitelist of moves. The only other one is `retry_task`: a retryable status -> queued."""
 
-RETRYABLE: Final = frozenset({S.FAILED, S.STOPPED, S.CANCELED})
+TERMINAL: Final = frozenset(status for status, moves in TRANSITIONS.items() if not moves)
+RETRYABLE: Final = frozenset(status for status, facts in STATUSES.items() if facts.is_retryable)
+RQ_STATUS: Final = {status: facts.rq for status, facts in STATUSES.items()}
+EVENT_OF: Final = {status: facts.event or status.value for status, facts in STATUSES.items()}
+ENDS: Final = tuple(EVENT_OF[status] for status in STATUSES if status in TERMINAL)
+"""The events of a task's end. Webhooks are sent for these unless others are named."""
 
-RQ_STATUS: Final[Mapping[TaskStatus, str]] = {
-    S.QUEUED: "queued",
-    S.SCHEDULED: "scheduled",
-    S.WAITING: "deferred",
-    S.WAITING_CONFIRMATION: "deferred",
-    S.THROTTLED: "rate_limited",
-    S.IN_PROGRESS: "started",
-    S.STOPPING: "started",
-    S.DONE: "finished",
-    S.FAILED: "failed",
-    S.STOPPED: "stopped",
-    S.CANCELED: "canceled",
-}
+DEFAULT_RESULT_TTL_S: Final = 86_400
+DEFAULT_FAILURE_TTL_S: Final = 7 * 86_400
+"""How long the record of an ended task is kept if neither the task nor a setting says."""
+DEFAULT_SECRET_TTL_S: Final = 7 * 86_400
 
 
 class TaskOptions(TypedDict, total=False):

@@ -28,10 +28,9 @@ from taskpool.operations.task_logs import last_lines
 from taskpool.redis import keys, scripts
 from taskpool.redis.calls import Call, Plan
 from taskpool.redis.keys import TASKS, field_name
-from taskpool.redis.rq_job import DEFAULT_FAILURE_TTL_S, DEFAULT_TTL_S
 from taskpool.tasks.attempt import timed_out
 from taskpool.tasks.log_lines import Lines, decode_line
-from taskpool.types import LogLimits, RunningTask, Secrets, TaskRecord
+from taskpool.types import DEFAULT_FAILURE_TTL_S, DEFAULT_RESULT_TTL_S, LogLimits, RunningTask, Secrets, TaskRecord
 
 from . import process_group
 from .fork_client import Ending, describe_status
@@ -66,7 +65,7 @@ def running_of(
         backoff_s=found.backoff_s if found else None,
         backoff_max_s=found.backoff_max_s if found else None,
         timeout_s=found.timeout_s if found else None,
-        result_ttl_s=_or_default(found.result_ttl_s if found else None, DEFAULT_TTL_S),
+        result_ttl_s=_or_default(found.result_ttl_s if found else None, DEFAULT_RESULT_TTL_S),
         failure_ttl_s=_or_default(found.failure_ttl_s if found else None, DEFAULT_FAILURE_TTL_S),
         started_ms=0,
     )

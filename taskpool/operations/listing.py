@@ -37,14 +37,6 @@ NEWER: Final = 10_000
 """So many tasks may have come between two pages for the second to find where the first ended."""
 
 RUNNING: Final = (S.IN_PROGRESS, S.STOPPING)
-REGISTRY_OF: Final = {
-    S.SCHEDULED: keys.SCHEDULED,
-    S.WAITING: keys.DEFERRED,
-    S.DONE: keys.FINISHED,
-    S.FAILED: keys.FAILED,
-    S.STOPPED: keys.FAILED,
-    S.CANCELED: keys.CANCELED,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,11 +239,11 @@ def _walk(wanted: Filter) -> Plan[Sequence[Index]]:
 
 def _of_status(status: TaskStatus, queue: str) -> Iterator[Index]:
     if status is S.QUEUED:
-        yield FromTail(keys.QUEUE + queue)
+        yield FromTail(keys.REGISTRY_OF[status] + queue)
     elif status in RUNNING:
-        yield Running(keys.WIP + queue)
-    elif status in REGISTRY_OF:
-        yield ByScore(REGISTRY_OF[status] + queue)
+        yield Running(keys.REGISTRY_OF[status] + queue)
+    elif status in keys.REGISTRY_OF:
+        yield ByScore(keys.REGISTRY_OF[status] + queue)
 
 
 def queue_names() -> Plan[list[str]]:

@@ -220,7 +220,7 @@ def remove_task(id: str, by: Actor | None = None) -> Plan[TaskStatus | None]:
     """
     check_id(id)
     audited = entry(by, "task.canceled", id)
-    word = yield from one(scripts.cancel(id, reason="canceled", error=scripts.NOT_STARTED, audited=audited))
+    word = yield from one(scripts.cancel(id, reason="canceled", error=keys.NOT_STARTED, audited=audited))
     if word == "children":
         yield from release_dependents(id)
     if word in ("ok", "children"):

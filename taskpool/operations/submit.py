@@ -32,7 +32,17 @@ from taskpool.tasks.payload.faults import NotJson, invalid_payload_of, not_json
 from taskpool.tasks.registry import Registry
 from taskpool.tasks.task_type import TaskType
 from taskpool.text import may_hide_nan
-from taskpool.types import LOST_LEASE_CHOICES, OnLostLease, Secrets, TaskSpec, Unique, trace_text
+from taskpool.types import (
+    DEFAULT_FAILURE_TTL_S,
+    DEFAULT_RESULT_TTL_S,
+    DEFAULT_SECRET_TTL_S,
+    LOST_LEASE_CHOICES,
+    OnLostLease,
+    Secrets,
+    TaskSpec,
+    Unique,
+    trace_text,
+)
 from taskpool.url_guard import Allowed
 from taskpool.validation import LONGEST_S, TAG, TASK_ID, new_id, queue_name_fault, seconds_fault
 from taskpool.webhooks.endpoint import callback_events, callback_faults
@@ -51,10 +61,10 @@ class Defaults:
     """What a task gets when neither its submission nor its type says otherwise. Seconds."""
 
     timeout_s: float = 600.0
-    result_ttl_s: int = 86_400
-    failure_ttl_s: int = 604_800
+    result_ttl_s: int = DEFAULT_RESULT_TTL_S
+    failure_ttl_s: int = DEFAULT_FAILURE_TTL_S
     max_attempts: int = DEFAULT_ATTEMPTS
-    secret_ttl_s: int = 604_800
+    secret_ttl_s: int = DEFAULT_SECRET_TTL_S
     max_queue_depth: int = 0
     caps: Caps = NO_CAPS
     webhook_allow: tuple[str, ...] = ()

@@ -27,7 +27,7 @@ from taskpool.redis.async_connection import AsyncWire
 from taskpool.redis.calls import Call, Part
 from taskpool.redis.connection import Wire
 from taskpool.redis.store import ReplyFault, WrongServer, values, with_text
-from taskpool.types import TaskRecord
+from taskpool.types import TERMINAL, TaskRecord
 from taskpool.validation import patience_s
 
 Heard = Callable[[bytes], None]
@@ -134,7 +134,7 @@ FOLLOW_S: Final = 0.2
 AWAY_RETRY_S: Final = 0.5
 """Between two tries of a wait whose Redis went away."""
 REPLY_TIMEOUT_S: Final = 10.0
-_tells_end: Final = re.compile(rb'"status":"(?:done|failed|stopped|canceled)"').search
+_tells_end: Final = re.compile(f'"status":"(?:{"|".join(sorted(TERMINAL))})"'.encode()).search
 
 
 class Listener:

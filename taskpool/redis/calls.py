@@ -2,7 +2,7 @@
 
 Either store runs them, the one that blocks and the one that awaits, so that no operation is written twice.
 
-Loads the scripts beside this file: each with the prelude in front and every `KEY.name` replaced from keys.py.
+Loads the scripts beside this file: each with the prelude in front and every constant replaced from keys.py.
 
 A script is named by the hash of its text, so that two versions deployed side by side never overwrite each other.
 """
@@ -117,7 +117,7 @@ class Script:
     def __init__(self, name: str, *parts: str) -> None:
         folder = files(__package__) / "lua"
         text = "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in ("prelude", *parts, name))
-        self.text = re.sub(r"\bKEY\.([a-z_]+)", _constant, text).encode()
+        self.text = _CONSTANT.sub(_literal, text).encode()
         self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
 
     def call(
@@ -127,6 +127,15 @@ class Script:
         return Call(("EVALSHA", self.sha, len(keys), *keys, *arguments), read, self.text, again=again)
 
 
-def _constant(match: re.Match[str]) -> str:
-    value = getattr(keys, match[1].upper())
-    return str(value) if isinstance(value, int) else f"'{value}'"
+_CONSTANT: Final = re.compile(rf"\b({'|'.join(keys.SCRIPT_CONSTANTS)})\.([a-z_]+)")
+
+
+def _literal(match: re.Match[str]) -> str:
+    """A constant as Lua writes it: a number, a text, a set."""
+    value = keys.SCRIPT_CONSTANTS[match[1]][match[2]]
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, str):
+        return f"'{value}'"
+    assert isinstance(value, frozenset)
+    return f"({{{', '.join(f'{word} = true' for word in sorted(value))}}})"

@@ -22,7 +22,10 @@ of its buckets. A `|` or `%` in a label is percent-encoded.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
+
+from taskpool.types import DEFAULT_FAILURE_TTL_S, EVENT_OF, RETRYABLE, RQ_STATUS, STATUSES, TERMINAL, TaskStatus
 
 # --- RQ's -----------------------------------------------------------------------------------------------
 QUEUES: Final = "rq:queues"  # set of queue keys
@@ -145,6 +148,22 @@ LEAST_TTL_S: Final = 30
 """How long the record of an ended task stays at least. A submission whose answer was lost is sent again, up to two
 reply timeouts later; it is known by the record of its task, which may have run and ended meanwhile."""
 
+EXPIRY_SLACK_S: Final = 60
+"""The key of an ended task's record expires so much later than its entry in the registry is due. Housekeeping removes
+both when the entry is due; the key's own expiry is for the case that no worker pool runs."""
+
+FAILURE_TTL_S: Final = DEFAULT_FAILURE_TTL_S
+"""How long the record of a task that ended badly is kept if it holds no number."""
+
+NOT_STARTED: Final = "canceled before it started"
+"""The error of a task that a person canceled."""
+
+FIRST_SEEN_SLACK_S: Final = 3600
+"""How much longer than necessary it is remembered when a task was first seen in an intermediate list."""
+
+WEBHOOKS_FAILING_S: Final = 300
+"""How long a lane counts as failing after an attempt that failed."""
+
 HELD_MOST_S: Final = 30 * 86_400
 """The longest time for which a done task's record is kept beyond its own retention, because a task that depends on it
 may still read its result."""
@@ -209,6 +228,38 @@ QUEUE_PAGE_BYTES: Final = 512 * 1024
 
 QUEUE_PAGE_NEWER: Final = 10_000
 """So many tasks may have come to a queue's front between two pages for the second to begin where the first ended."""
+
+
+# --- what scripts read of the statuses (see prelude.lua) -------------------------------------------------
+REGISTRY_OF: Final[Mapping[TaskStatus, str]] = {
+    status: globals()[facts.registry] for status, facts in STATUSES.items() if facts.registry
+}
+"""Where the tasks with a status stand: the key of a list or a sorted set, without the queue at its end. A status that
+this release doesn't set has none."""
+
+_USED: Final = frozenset(REGISTRY_OF)
+CANCELABLE: Final = frozenset(status for status in _USED if TaskStatus.CANCELED in STATUSES[status].moves)
+"""The statuses in which `cancel.lua` can cancel a task."""
+
+RQ_SET: Final[Mapping[str, frozenset[str]]] = {
+    name: frozenset(RQ_STATUS[status] for status in statuses)
+    for name, statuses in {
+        "terminal": TERMINAL,
+        "retryable": RETRYABLE,
+        "cancelable": CANCELABLE,
+        "not_deferred": frozenset(status for status in _USED if REGISTRY_OF[status] != DEFERRED),
+    }.items()
+}
+"""Sets of RQ's words. `not_deferred`: the task of an entry among the deferred ones has moved on."""
+
+SCRIPT_CONSTANTS: Final[Mapping[str, Mapping[str, object]]] = {
+    "KEY": {name.lower(): value for name, value in globals().items() if isinstance(value, str | int)},
+    "STATUS": {status.value: status.value for status in STATUSES},
+    "RQ": {status.value: word for status, word in RQ_STATUS.items()},
+    "EVENT": {status.value: event for status, event in EVENT_OF.items()},
+    "RQ_SET": RQ_SET,
+}
+"""By namespace and name: what a script writes as `KEY.job`, `STATUS.done` and so on."""
 
 
 TASKS: Final = "tasks"

@@ -35,7 +35,17 @@ from taskpool.errors import ParentResultGone
 from taskpool.redis import keys
 from taskpool.redis.calls import Call, Plan, Script
 from taskpool.text import is_deeper_than, printable
-from taskpool.types import ForeignJobs, RunningTask, Secrets, TaskStatus, trace_of, utc
+from taskpool.types import (
+    DEFAULT_FAILURE_TTL_S,
+    DEFAULT_RESULT_TTL_S,
+    RQ_STATUS,
+    ForeignJobs,
+    RunningTask,
+    Secrets,
+    TaskStatus,
+    trace_of,
+    utc,
+)
 from taskpool.validation import LONGEST_S
 
 _DIGITS: Final = 15
@@ -445,10 +455,6 @@ class PlainJob:
         return results_of(records, {id: found[0][1] if found else None for id, found in entries.items()})
 
 
-DEFAULT_TTL_S: Final = 86_400
-DEFAULT_FAILURE_TTL_S: Final = 604_800
-"""How long jobs are kept that call our entry point and don't say."""
-
 RQ_TTL_S: Final = 500
 RQ_FAILURE_TTL_S: Final = 31_536_000
 """How long RQ keeps jobs that don't say, and so do we when they call an RQ function."""
@@ -482,7 +488,7 @@ def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str, foreign:
         worker=worker,
         max_attempts=attempt + retries if of_rq else number_of(max_attempts, 0) or 1,
         timeout_s=limit_s(timeout_ms, timeout),
-        result_ttl_s=number_of(result_ttl, RQ_TTL_S if of_rq else DEFAULT_TTL_S),
+        result_ttl_s=number_of(result_ttl, RQ_TTL_S if of_rq else DEFAULT_RESULT_TTL_S),
         failure_ttl_s=number_of(failure_ttl, RQ_FAILURE_TTL_S if of_rq else DEFAULT_FAILURE_TTL_S),
         enqueued_at=(enqueued_at or b"").decode("ascii", "replace"),
         started_ms=int(started_ms),
@@ -525,17 +531,10 @@ def _secrets(hidden: bytes) -> Secrets:
 
 
 STATUS_OF: Final[Mapping[bytes, TaskStatus]] = {
-    b"queued": TaskStatus.QUEUED,
     b"created": TaskStatus.QUEUED,
     b"ready_to_enqueue": TaskStatus.QUEUED,
-    b"scheduled": TaskStatus.SCHEDULED,
-    b"deferred": TaskStatus.WAITING,
-    b"rate_limited": TaskStatus.THROTTLED,
-    b"started": TaskStatus.IN_PROGRESS,
-    b"finished": TaskStatus.DONE,
-    b"failed": TaskStatus.FAILED,
-    b"stopped": TaskStatus.STOPPED,
-    b"canceled": TaskStatus.CANCELED,
+    # Of two statuses with one word the first counts, in the order of STATUSES: `stopping` needs more than the word.
+    **{word.encode(): status for status, word in reversed(RQ_STATUS.items())},
 }
 """RQ's words (ours and those that only RQ's own moves leave) as the API shows them."""
 

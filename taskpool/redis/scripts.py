@@ -30,9 +30,6 @@ UNREAD: Final = (
     "start them with `-S json` and TASKPOOL_TASKS, or on other queues"
 )
 NO_TRACEBACK: Final = b""
-NOT_STARTED: Final = "canceled before it started"
-"""What the record of a task says that a person canceled."""
-
 _claim = Script("claim", "unique", "foreign", "steps")
 _finish, _requeue = map(Script, ("finish", "requeue"))
 _crash, _adopt, _misread, _recheck = (Script(name, "foreign") for name in ("crash", "adopt", "misread", "recheck"))

@@ -37,17 +37,18 @@ if n == 1 and ARGV[5] == '1' and (most == 0 or redis.call('LLEN', KEY.queue .. A
   and redis.call('SISMEMBER', KEY.queues, KEY.queue .. ARGV[FIRST + 1]) == 1 then
   local id, queue, type = ARGV[FIRST], ARGV[FIRST + 1], ARGV[FIRST + 2]
   local now_ms, stamp = clock()
-  redis.call('HSET', KEY.job .. id, 'status', 'queued', 'created_at', stamp, 'seq', '1', 'enqueued_at', stamp,
+  redis.call('HSET', KEY.job .. id, 'status', RQ.queued, 'created_at', stamp, 'seq', '1', 'enqueued_at', stamp,
     unpack(ARGV, FIRST + FIXED))
   redis.call('ZADD', KEY.by_type .. type, 0, id)
   redis.call('SADD', KEY.types_used, type)
-  emit(id, 1, 'queued', 'queued', now_ms, ',"type":"' .. type .. '","queue":"' .. queue .. '"')
+  emit(id, 1, EVENT.queued, STATUS.queued, now_ms, ',"type":"' .. type .. '","queue":"' .. queue .. '"')
   ring(queue, redis.call('RPUSH', KEY.queue .. queue, id))
   audit(KEY.audit_submitted, ARGV[4])
-  return {'ok', stamp, 'queued'}
+  return {'ok', stamp, STATUS.queued}
 end
 
 local entry_of, holder_of, hold = unique_keys()
+local ENDED = RQ_SET.terminal
 
 local function rq_status(id)
   return redis.call('HGET', KEY.job .. id, 'status')
@@ -59,13 +60,13 @@ local function wait_for(id, parents)
   local statuses, unended, ended, undone, broken = {}, {}, {}, 0, nil
   for parent in string.gmatch(parents, '[^,]+') do
     local f = redis.call('HMGET', KEY.job .. parent, 'status', 'result_ttl')
-    local is_bad = f[1] == 'failed' or f[1] == 'stopped' or f[1] == 'canceled'
+    local is_bad = ENDED[f[1]] and f[1] ~= RQ.done
     statuses[parent] = f[1]
-    if f[1] ~= 'finished' then undone = undone + 1 end
+    if f[1] ~= RQ.done then undone = undone + 1 end
     if is_bad then broken = broken or parent end
-    table.insert((is_bad or f[1] == 'finished') and ended or unended, parent)
+    table.insert(ENDED[f[1]] and ended or unended, parent)
     -- A plain RQ worker would delete the record at once, before a worker pool of ours sees the end.
-    local ttl_s = f[1] ~= 'finished' and tonumber(f[2])
+    local ttl_s = f[1] ~= RQ.done and tonumber(f[2])
     if ttl_s and ttl_s >= 0 and ttl_s < KEY.least_ttl_s then
       redis.call('HSET', KEY.job .. parent, 'result_ttl', KEY.least_ttl_s)
     end
@@ -74,14 +75,9 @@ local function wait_for(id, parents)
   for _, parent in ipairs(broken and unended or {}) do table.insert(ended, parent) end
   for _, parent in ipairs(ended) do
     redis.call('SADD', KEY.needed .. parent, id)
-    keep_for_children(parent, statuses[parent] == 'finished')
+    keep_for_children(parent, statuses[parent] == RQ.done)
   end
   return undone, broken
-end
-
--- Whether a task that holds a key can be replaced.
-local function waits(status)
-  return status == 'queued' or status == 'scheduled' or status == 'deferred'
 end
 
 -- Whether the caller may replace it.
@@ -104,14 +100,14 @@ local function replace(id, by, now_ms, stamp)
   local key = KEY.job .. id
   local f = redis.call('HMGET', key, 'status', 'origin', 'seq', 'failure_ttl', 'secret_ttl')
   local queue, seq = f[2], tonumber(f[3] or 0) + 1
-  if f[1] == 'queued' then redis.call('LREM', KEY.queue .. queue, -1, id) end
+  if f[1] == RQ.queued then redis.call('LREM', KEY.queue .. queue, -1, id) end
   redis.call('ZREM', KEY.scheduled .. queue, id)
   redis.call('ZREM', KEY.deferred .. queue, id)
   redis.call('ZREM', KEY.expiring, id)
-  redis.call('HSET', key, 'status', 'canceled', 'ended_at', stamp, 'seq', seq, 'reason', 'replaced', 'error',
+  redis.call('HSET', key, 'status', RQ.canceled, 'ended_at', stamp, 'seq', seq, 'reason', 'replaced', 'error',
     string.format('canceled: the task %s with the same unique key replaced it', by))
-  retain(id, KEY.canceled .. queue, tonumber(f[4]) or 604800, now_ms, f[5])
-  emit(id, seq, 'canceled', 'canceled', now_ms, string.format(',"reason":"replaced","by":"%s"', by))
+  retain(id, KEY.canceled .. queue, tonumber(f[4]) or KEY.failure_ttl_s, now_ms, f[5])
+  emit(id, seq, EVENT.canceled, STATUS.canceled, now_ms, string.format(',"reason":"replaced","by":"%s"', by))
   audit(KEY.audit_tasks, audited('task.canceled', id))
 end
 
@@ -178,7 +174,7 @@ for at = uniques_at, #ARGV, 5 do
     roomless[index] = true
   elseif holder and on_conflict == 'replace' and not is_replaceable(holder, ARGV[at + 4]) then
     return {'unreplaceable', index}
-  elseif holder and on_conflict == 'replace' and waits(status) then
+  elseif holder and on_conflict == 'replace' and RQ_SET.cancelable[status] then
     table.insert(replaced, {holder, string.sub(keys[index], #KEY.job + 1)})
     roomless[index] = true
   elseif holder then
@@ -294,7 +290,7 @@ local function store(at)
     ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], ARGV[at + 8]
   local secrets, callback_events, project, k = ARGV[at + 9], ARGV[at + 10], ARGV[at + 11], tonumber(ARGV[at + 12])
   local key = KEY.job .. id
-  local status, rq = 'queued', 'queued'
+  local status, rq = STATUS.queued, RQ.queued
   -- A task's first event tells what never changes and filters ask for; the later ones don't repeat it.
   local more = ',"type":"' .. type .. '","queue":"' .. queue .. '"'
     .. (tags == '' and '' or ',"tags":["' .. string.gsub(tags, ',', '","') .. '"]')
@@ -302,7 +298,7 @@ local function store(at)
 
   local due_ms = (run_ms ~= '' and tonumber(run_ms)) or (delay_ms ~= '' and now_ms + tonumber(delay_ms)) or 0
   if due_ms > now_ms then
-    status, rq = 'scheduled', 'scheduled'
+    status, rq = STATUS.scheduled, RQ.scheduled
     redis.call('HSET', key, 'run_ms', string.format('%.0f', due_ms))
     if run_ms == '' then redis.call('HSET', key, 'run_clock', clock_base(now_ms)) end
   end
@@ -311,16 +307,16 @@ local function store(at)
   if parents ~= '' then
     pending, broken = wait_for(id, parents)
     if broken then
-      status, rq = 'canceled', 'canceled'
+      status, rq = STATUS.canceled, RQ.canceled
     elseif pending > 0 then
-      status, rq = 'waiting', 'deferred'
+      status, rq = STATUS.waiting, RQ.waiting
     end
     redis.call('HSET', key, 'pending', pending)
   end
 
   -- One command for all of it; a task that isn't queued yet gets its creation twice instead of a time of queueing.
   redis.call('HSET', key, 'status', rq, 'created_at', stamp, 'seq', '1',
-    status == 'queued' and 'enqueued_at' or 'created_at', stamp, unpack(ARGV, at + FIXED, at + FIXED + k - 1))
+    status == STATUS.queued and 'enqueued_at' or 'created_at', stamp, unpack(ARGV, at + FIXED, at + FIXED + k - 1))
   if secrets ~= '' then
     redis.call('SET', KEY.secrets .. id, secrets, 'EX',
       redis.call('HGET', key, 'secret_ttl') + math.ceil(math.max(due_ms - now_ms, 0) / 1000))
@@ -337,7 +333,7 @@ local function store(at)
     redis.call('SADD', KEY.projects, project)
   end
 
-  if status == 'queued' then
+  if status == STATUS.queued then
     if front == '1' then
       fronts[queue] = fronts[queue] or {}
       table.insert(fronts[queue], id)
@@ -345,9 +341,9 @@ local function store(at)
       ready[queue] = ready[queue] or {}
       table.insert(ready[queue], id)
     end
-  elseif status == 'scheduled' then
+  elseif status == STATUS.scheduled then
     schedule(id, queue, due_ms, now_ms)
-  elseif status == 'waiting' then
+  elseif status == STATUS.waiting then
     redis.call('ZADD', KEY.deferred .. queue, string.format('%.3f', now_ms / 1000), id)
   else
     more = more .. string.format(',"reason":"dependency_failed","dependency":"%s"', broken)
@@ -355,7 +351,7 @@ local function store(at)
       'error', string.format('canceled: the task %s it depends on did not end well', broken))
     retain(id, KEY.canceled .. queue, tonumber(redis.call('HGET', key, 'failure_ttl')), now_ms, secrets ~= '')
   end
-  if expires_ms ~= '' and status ~= 'canceled' then
+  if expires_ms ~= '' and status ~= STATUS.canceled then
     local expires_at = string.format('%.0f', now_ms + tonumber(expires_ms))
     redis.call('HSET', key, 'expires_ms', expires_at, 'expires_clock', clock_base(now_ms))
     redis.call('ZADD', KEY.expiring, string.format('%.3f', expires_at / 1000), id)

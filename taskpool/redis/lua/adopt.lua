@@ -39,13 +39,13 @@ for at = 4, #ARGV, 2 do
       local seen = KEY.stuck .. id
       local since_ms, enqueued_at = string.match(redis.call('GET', seen) or '', '^(%d+) (.*)$')
       if not since_ms or enqueued_at ~= (f[3] or '') then
-        redis.call('SET', seen, string.format('%.0f %s', now_ms, f[3] or ''), 'EX', wait_s + 3600)
+        redis.call('SET', seen, string.format('%.0f %s', now_ms, f[3] or ''), 'EX', wait_s + KEY.first_seen_slack_s)
       elseif now_ms - since_ms >= wait_s * 1000 then
         redis.call('LREM', place, 1, id)
         redis.call('DEL', seen, place .. KEY.first_seen .. id)
         taken = taken + 1
         -- One with another status has been ended or started since: only its id was left over.
-        if f[1] == 'queued' and not redis.call('LPOS', KEY.queue .. queue, id, 'MAXLEN', 10000) then
+        if f[1] == RQ.queued and not redis.call('LPOS', KEY.queue .. queue, id, 'MAXLEN', 10000) then
           redis.call('HSET', KEY.job .. id, 'enqueued_at', stamp)
           enqueue(id, queue, true)
           reply[1] = reply[1] + 1

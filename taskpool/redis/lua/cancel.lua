@@ -17,9 +17,9 @@ if not status then
   redis.call('ZREM', KEY.expiring, id)
   return 'gone'
 end
-if status ~= 'queued' and status ~= 'scheduled' and status ~= 'deferred' then
+if not RQ_SET.cancelable[status] then
   if reason == 'expired' then redis.call('ZREM', KEY.expiring, id) end
-  if status ~= 'canceled' or f[7] ~= mark then return status end
+  if status ~= RQ.canceled or f[7] ~= mark then return status end
   return redis.call('EXISTS', KEY.dependents .. id) == 1 and 'children' or 'ok'
 end
 
@@ -28,13 +28,13 @@ if reason == 'expired' and (f[6] or not f[5] or expiry_of(f[5], f[10]) > now_ms)
 
 local seq = tonumber(f[3] or 0) + 1
 -- What expires is near the head, what a person takes back is near the tail.
-if status == 'queued' then redis.call('LREM', KEY.queue .. queue, reason == 'expired' and 1 or -1, id) end
+if status == RQ.queued then redis.call('LREM', KEY.queue .. queue, reason == 'expired' and 1 or -1, id) end
 redis.call('ZREM', KEY.scheduled .. queue, id)
 redis.call('ZREM', KEY.deferred .. queue, id)
 redis.call('ZREM', KEY.expiring, id)
-redis.call('HSET', key, 'status', 'canceled', 'ended_at', stamp, 'seq', seq, 'reason', reason, 'error', ARGV[3])
+redis.call('HSET', key, 'status', RQ.canceled, 'ended_at', stamp, 'seq', seq, 'reason', reason, 'error', ARGV[3])
 if mark ~= '' then redis.call('HSET', key, 'by_call', mark) end
-local children = retain(id, KEY.canceled .. queue, tonumber(f[4]) or 604800, now_ms, f[8], f[9])
-emit(id, seq, 'canceled', 'canceled', now_ms, ',"reason":"' .. reason .. '"')
+local children = retain(id, KEY.canceled .. queue, tonumber(f[4]) or KEY.failure_ttl_s, now_ms, f[8], f[9])
+emit(id, seq, EVENT.canceled, STATUS.canceled, now_ms, ',"reason":"' .. reason .. '"')
 audit(KEY.audit_tasks, ARGV[5])
 return children and 'children' or 'ok'

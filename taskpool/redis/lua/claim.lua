@@ -110,7 +110,7 @@ if ARGV[4] == 'again' then
     local id, of = string.match(member, '^([%w_-]+):(.+)$')
     if of == attempt_id then
       local held = redis.call('HMGET', KEY.job .. id, 'attempt_id', 'status', 'origin', 'attempt')
-      if held[1] == attempt_id and held[2] == 'started' then
+      if held[1] == attempt_id and held[2] == RQ.in_progress then
         return answer(id, held[3], fields_of(id), tonumber(held[4]))
       end
     end
@@ -147,7 +147,7 @@ for argument = FIRST_QUEUE, #ARGV do
       if passed > 0 then redis.call('LREM', place, passed * 2 > redis.call('LLEN', place) and -1 or 1, id) end
 
       -- Only a queued record is started. Anything else is a leftover (removed by a dashboard, queued twice): skip it.
-      if f[1] == 'queued' and string.find(id, '^[%w_-]+$') then
+      if f[1] == RQ.queued and string.find(id, '^[%w_-]+$') then
         -- A damaged field counts as none: an error here would lose the id that was just taken out of the queue.
         local attempt, seq, expires_ms = (tonumber(f[4]) or 0) + 1, (tonumber(f[10]) or 0) + 1, tonumber(f[11])
         if f[11] then redis.call('ZREM', KEY.expiring, id) end
@@ -171,9 +171,9 @@ for argument = FIRST_QUEUE, #ARGV do
           end
         end
         if why then
-          redis.call('HSET', key, 'status', 'canceled', 'ended_at', stamp, 'reason', why, 'seq', seq, 'error', error)
-          retain(id, KEY.canceled .. queue, tonumber(f[8]) or 604800, now_ms, f[17])
-          emit(id, seq, 'canceled', 'canceled', now_ms, ',"reason":"' .. why .. '"' .. more)
+          redis.call('HSET', key, 'status', RQ.canceled, 'ended_at', stamp, 'reason', why, 'seq', seq, 'error', error)
+          retain(id, KEY.canceled .. queue, tonumber(f[8]) or KEY.failure_ttl_s, now_ms, f[17])
+          emit(id, seq, EVENT.canceled, STATUS.canceled, now_ms, ',"reason":"' .. why .. '"' .. more)
         else
           -- RQ's own enqueue and a dashboard's requeue leave an expiry or the last attempt's end on the record.
           if attempt > 1 or not f[2] or f[14] then
@@ -189,7 +189,7 @@ for argument = FIRST_QUEUE, #ARGV do
             redis.call('ZADD', KEY.by_type .. named, 0, id)
             redis.call('SADD', KEY.types_used, named)
           end
-          redis.call('HSET', key, 'status', 'started', 'started_at', stamp, 'worker_name', worker, 'attempt', attempt,
+          redis.call('HSET', key, 'status', RQ.in_progress, 'started_at', stamp, 'worker_name', worker, 'attempt', attempt,
             'attempt_id', attempt_id, 'seq', seq)
           local member = id .. ':' .. attempt_id
           redis.call('ZADD', KEY.wip .. queue, string.format('%.3f', (now_ms + lease_ms) / 1000 + KEY.wip_grace_s), member)
@@ -201,7 +201,7 @@ for argument = FIRST_QUEUE, #ARGV do
             redis.call('HSET', KEY.worker .. worker, 'state', 'busy')
           end
           if passed > 0 then keep_foreign(queue, place, passed) end
-          emit(id, seq, 'started', 'in_progress', now_ms, ',"attempt":' .. attempt)
+          emit(id, seq, EVENT.in_progress, STATUS.in_progress, now_ms, ',"attempt":' .. attempt)
           return answer(id, queue, f, attempt)
         end
       end

@@ -36,24 +36,24 @@ if presumed then
   if not ends_ms or ends_ms > by_ms then return 'lost' end
   -- One that has had a heartbeat since was seen after all.
   local is_unseen = execution[3] and execution[4] == execution[5]
-  if ours and f[2] == 'started' and not f[5] and is_unseen then return 'unseen' end
+  if ours and f[2] == RQ.in_progress and not f[5] and is_unseen then return 'unseen' end
 end
 -- A plain RQ worker's execution has no attempt id on the record: it counts while no attempt of ours holds the lease.
-local plain = not ours and f[2] == 'started' and score
+local plain = not ours and f[2] == RQ.in_progress and score
   and not (f[1] and redis.call('ZSCORE', KEY.wip .. queue, id .. ':' .. f[1]))
 if plain then -- of another program's job RQ's own maintenance says what becomes of it
   local _, is_task = foreign_jobs()
   if not is_task(id, redis.call('HGET', key, 'type'), '') then return 'lost' end
 end
-if f[2] ~= 'started' or not (ours or plain) then
+if f[2] ~= RQ.in_progress or not (ours or plain) then
   drop_attempt(id, attempt_id, queue, worker)
   return 'lost'
 end
 
 local seq, crashes = tonumber(f[3] or 0) + 1, tonumber(f[4] or 0) + 1
-local ttl_s = tonumber(f[6]) or 604800
+local ttl_s = tonumber(f[6]) or KEY.failure_ttl_s
 -- A task that was asked to stop is known to be stopped only if its process is known to be gone.
-local stop_reason = presumed and reason or 'stopped'
+local stop_reason = presumed and reason or STATUS.stopped
 local suspicions = (tonumber(f[13]) or 0) + 1
 local uncounted = ARGV[11] == '1' and not f[5] and suspicions <= KEY.most_suspicions
 local history = history_with(f[8], tonumber(f[9]) or 0, worker, f[10], stamp,
@@ -67,29 +67,29 @@ end
 local function settle(status, why, failure)
   redis.call('HSET', key, 'status', status, 'ended_at', stamp, 'seq', seq, 'crashes', crashes, 'error', ARGV[5],
     'failure', failure, 'reason', why, 'history', history)
-  redis.call('XADD', KEY.results .. id, 'MAXLEN', 10, '*', 'type', status == 'stopped' and 3 or 2, 'worker_name', worker,
+  redis.call('XADD', KEY.results .. id, 'MAXLEN', 10, '*', 'type', status == STATUS.stopped and 3 or 2, 'worker_name', worker,
     'exc_string', ARGV[7], 'execution_id', attempt_id)
-  if ttl_s >= 0 then redis.call('EXPIRE', KEY.results .. id, ttl_s + 60) end
+  if ttl_s >= 0 then redis.call('EXPIRE', KEY.results .. id, ttl_s + KEY.expiry_slack_s) end
   if redis.call('EXISTS', key .. KEY.rq_dependents) == 1 then redis.call('SADD', KEY.rq_outbox, id) end
   retain(id, KEY.failed .. queue, ttl_s, now_ms, f[11], f[12])
   emit(id, seq, status, status, now_ms, ',"error":' .. cjson.encode(ARGV[5]) .. told(why))
   return status
 end
 
-if f[5] then return settle('stopped', stop_reason, ARGV[9]) end
+if f[5] then return settle(STATUS.stopped, stop_reason, ARGV[9]) end
 if uncounted then
-  redis.call('HSET', key, 'status', 'queued', 'seq', seq, 'attempt', math.max((tonumber(f[9]) or 0) - 1, 0),
+  redis.call('HSET', key, 'status', RQ.queued, 'seq', seq, 'attempt', math.max((tonumber(f[9]) or 0) - 1, 0),
     'attempt_id', '', 'enqueued_at', stamp, 'suspect', suspicions, 'history', history)
   redis.call('HDEL', key, 'progress')
   enqueue(id, queue, true)
-  emit(id, seq, 'crashed', 'queued', now_ms, ',"error":' .. cjson.encode(ARGV[5]) .. ',"crashes":' .. crashes - 1)
+  emit(id, seq, 'crashed', STATUS.queued, now_ms, ',"error":' .. cjson.encode(ARGV[5]) .. ',"crashes":' .. crashes - 1)
   return 'given_back'
 end
-if crashes >= max_crashes then return settle('failed', reason, ARGV[6]) end
+if crashes >= max_crashes then return settle(STATUS.failed, reason, ARGV[6]) end
 
-redis.call('HSET', key, 'status', 'queued', 'seq', seq, 'crashes', crashes, 'attempt_id', '', 'enqueued_at', stamp,
+redis.call('HSET', key, 'status', RQ.queued, 'seq', seq, 'crashes', crashes, 'attempt_id', '', 'enqueued_at', stamp,
   'error', ARGV[5], 'failure', ARGV[6], 'history', history)
 enqueue(id, queue, true)
-emit(id, seq, reason, 'queued', now_ms, ',"error":' .. cjson.encode(ARGV[5]) .. ',"crashes":' .. crashes
+emit(id, seq, reason, STATUS.queued, now_ms, ',"error":' .. cjson.encode(ARGV[5]) .. ',"crashes":' .. crashes
   .. told(reason))
-return 'queued'
+return STATUS.queued

@@ -18,12 +18,12 @@ local TOLD_BYTES = 1024
 
 local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'type', 'attempt', 'started_at', 'history',
   'secret_ttl', 'log')
-if f[1] ~= attempt_id or f[2] ~= 'started' then
+if f[1] ~= attempt_id or f[2] ~= RQ.in_progress then
   drop_attempt(id, attempt_id, queue, worker)
-  if f[1] == attempt_id and f[2] == (status == 'done' and 'finished' or status) then
+  if f[1] == attempt_id and f[2] == (status == STATUS.done and RQ.done or status) then
     -- It ended so; by this very call? A reaper or a supervisor may have ended it as well.
     local wrote = redis.call('HMGET', key, 'result', 'failure', 'reason')
-    if (status == 'done' and wrote[1] == ARGV[7]) or (wrote[2] == ARGV[9] and wrote[3] == ARGV[10]) then
+    if (status == STATUS.done and wrote[1] == ARGV[7]) or (wrote[2] == ARGV[9] and wrote[3] == ARGV[10]) then
       return redis.call('EXISTS', KEY.dependents .. id) == 1 and 'children' or 'ok'
     end
   end
@@ -34,16 +34,16 @@ local now_ms, stamp = clock()
 local seq = tonumber(f[3]) + 1
 local more, aside = '', nil
 drop_attempt(id, attempt_id, queue, worker) -- first: see there
-if status == 'done' then
+if status == STATUS.done then
   if f[8] then -- a done task can't be retried by hand
     redis.call('DEL', KEY.secrets .. id)
     redis.call('ZREM', KEY.secrets_index, id)
   end
-  redis.call('HSET', key, 'status', 'finished', 'ended_at', stamp, 'seq', seq, 'result', ARGV[7])
+  redis.call('HSET', key, 'status', RQ.done, 'ended_at', stamp, 'seq', seq, 'result', ARGV[7])
   if ARGV[11] ~= '' then
     redis.call('XADD', KEY.results .. id, 'MAXLEN', 10, '*', 'type', 1, 'worker_name', worker, 'return_value', ARGV[11],
       'execution_id', attempt_id)
-    if tonumber(ARGV[6]) >= 0 then redis.call('EXPIRE', KEY.results .. id, math.max(ARGV[6], KEY.least_ttl_s) + 60) end
+    if tonumber(ARGV[6]) >= 0 then redis.call('EXPIRE', KEY.results .. id, math.max(ARGV[6], KEY.least_ttl_s) + KEY.expiry_slack_s) end
   end
   if f[7] then
     redis.call('HSET', key, 'history', history_with(f[7], f[5], worker, f[6], stamp, status, ''))
@@ -55,9 +55,9 @@ else
   redis.call('HSET', key, 'status', status, 'ended_at', stamp, 'seq', seq, 'error', ARGV[8], 'failure', ARGV[9],
     'reason', ARGV[10], 'history', history_with(f[7], f[5], worker, f[6], stamp, status, ARGV[8]))
   more = ',"error":' .. cjson.encode(ARGV[8])
-  redis.call('XADD', KEY.results .. id, 'MAXLEN', 10, '*', 'type', status == 'stopped' and 3 or 2, 'worker_name', worker,
+  redis.call('XADD', KEY.results .. id, 'MAXLEN', 10, '*', 'type', status == STATUS.stopped and 3 or 2, 'worker_name', worker,
     'exc_string', ARGV[11], 'execution_id', attempt_id)
-  if tonumber(ARGV[6]) >= 0 then redis.call('EXPIRE', KEY.results .. id, ARGV[6] + 60) end
+  if tonumber(ARGV[6]) >= 0 then redis.call('EXPIRE', KEY.results .. id, ARGV[6] + KEY.expiry_slack_s) end
 end
 if not f[4] then
   redis.call('HSET', key, 'type', ARGV[12])
@@ -65,7 +65,7 @@ if not f[4] then
   redis.call('SADD', KEY.types_used, ARGV[12])
 end
 if ARGV[13] == '1' and redis.call('EXISTS', key .. KEY.rq_dependents) == 1 then redis.call('SADD', KEY.rq_outbox, id) end
-local children = retain(id, (status == 'done' and KEY.finished or KEY.failed) .. queue, tonumber(ARGV[6]), now_ms,
+local children = retain(id, (status == STATUS.done and KEY.finished or KEY.failed) .. queue, tonumber(ARGV[6]), now_ms,
   f[8], f[9])
 emit(id, seq, status, status, now_ms, more, aside)
 return children and 'children' or 'ok'

@@ -11,7 +11,7 @@ for at = 2, #ARGV, 3 do
   local id, attempt_id, queue = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local key, member = KEY.job .. id, id .. ':' .. attempt_id
   local f = redis.call('HMGET', key, 'attempt_id', 'status', 'stop_ms', 'stop_force')
-  if f[1] ~= attempt_id or f[2] ~= 'started' then
+  if f[1] ~= attempt_id or f[2] ~= RQ.in_progress then
     reply[#reply + 1] = 'lost'
   else
     redis.call('ZADD', KEY.wip .. queue, 'GT', until_s, member)

@@ -14,7 +14,7 @@
 local id, key, log = ARGV[1], KEY.job .. ARGV[1], KEY.log .. ARGV[1]
 local FIRST = 6
 local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'stop_ms', 'log', 'attempt')
-if f[1] ~= ARGV[2] or f[2] ~= 'started' then return 'lost' end
+if f[1] ~= ARGV[2] or f[2] ~= RQ.in_progress then return 'lost' end
 
 local owner, had, lines, bytes, old_lines, old_bytes, first = '', 0, 0, 0, 0, 0, ''
 if f[5] then owner, had, lines, bytes, old_lines, old_bytes, first = unpack(cjson.decode(f[5])) end
@@ -51,6 +51,6 @@ had = number + #ARGV - FIRST
 if older_than then redis.call('XTRIM', log, 'MINID', older_than) end
 redis.call('EXPIRE', log, KEY.log_idle_ttl_s)
 redis.call('HSET', key, 'seq', seq, 'log', cjson.encode({ARGV[2], had, lines, bytes, old_lines, old_bytes, first}))
-emit(id, seq, 'log', f[4] and 'stopping' or 'in_progress', now_ms,
+emit(id, seq, 'log', f[4] and STATUS.stopping or STATUS.in_progress, now_ms,
   ',"count":' .. #told .. ',"last":"' .. last .. '"', ',"lines":[' .. table.concat(told, ',') .. ']')
 return 'ok'

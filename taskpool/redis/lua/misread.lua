@@ -20,7 +20,7 @@ end
 -- The last result of a task, if an RQ worker wrote it and it has not been judged yet.
 local function look(id)
   local f = fields_of_record(id, 'status', 'type', 'attempt_id', 'rq_failure')
-  if f[1] ~= 'failed' or not is_task(id, f[2], '') then return end
+  if f[1] ~= RQ.failed or not is_task(id, f[2], '') then return end
   local entry = read('XREVRANGE', KEY.results .. id, '+', '-', 'COUNT', 1)[1]
   if not entry or entry[1] == f[4] then return end
   local fields = {}

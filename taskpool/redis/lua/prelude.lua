@@ -1,5 +1,10 @@
 -- What every transition shares, put in front of each script by scripts.py: the clock, the event, the queue's door.
--- Before a script is loaded, each constant of keys.py named after `KEY.` is put in its place.
+-- Before a script is loaded, calls.py replaces these names by constants of Python:
+--   KEY.<name>      a key, a time or a number of keys.py
+--   STATUS.<name>   the word of a status that events show; `name` is that of types.TaskStatus
+--   RQ.<name>       RQ's word of that status, which the record holds
+--   EVENT.<name>    the event that tells of a move to that status
+--   RQ_SET.<name>   a set of RQ's words, {word = true}; for its names see keys.RQ_SET
 
 -- Redis's time: milliseconds since 1970, and RQ's text of it ("2026-01-31T12:00:00.000Z").
 -- The calendar is Howard Hinnant's civil_from_days (public domain), because Redis offers no os.date.
@@ -128,11 +133,10 @@ local function retain(id, registry, ttl_s, now_ms, has_secrets, has_log)
   else
     ttl_s = math.max(ttl_s, KEY.least_ttl_s)
     redis.call('ZADD', registry, string.format('%.3f', now_ms / 1000 + ttl_s), id)
-    redis.call('EXPIRE', KEY.job .. id, ttl_s + 60)
-    if has_secrets and redis.call('TTL', KEY.secrets .. id) > ttl_s + 60 then
-      redis.call('EXPIRE', KEY.secrets .. id, ttl_s + 60)
-    end
-    if has_log then redis.call('EXPIRE', KEY.log .. id, ttl_s + 60) end
+    ttl_s = ttl_s + KEY.expiry_slack_s
+    redis.call('EXPIRE', KEY.job .. id, ttl_s)
+    if has_secrets and redis.call('TTL', KEY.secrets .. id) > ttl_s then redis.call('EXPIRE', KEY.secrets .. id, ttl_s) end
+    if has_log then redis.call('EXPIRE', KEY.log .. id, ttl_s) end
   end
   if redis.call('EXISTS', KEY.dependents .. id, KEY.needed .. id) == 0 then return false end
   keep_for_children(id, string.find(registry, KEY.finished, 1, true) == 1)

@@ -6,10 +6,10 @@
 
 local id, key = ARGV[1], KEY.job .. ARGV[1]
 local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'stop_ms')
-if f[1] ~= ARGV[2] or f[2] ~= 'started' then return 'lost' end
+if f[1] ~= ARGV[2] or f[2] ~= RQ.in_progress then return 'lost' end
 
 local now_ms = clock()
 local seq = tonumber(f[3]) + 1
 redis.call('HSET', key, 'progress', ARGV[3], 'seq', seq)
-emit(id, seq, 'progress', f[4] and 'stopping' or 'in_progress', now_ms, ',"progress":' .. ARGV[3])
+emit(id, seq, 'progress', f[4] and STATUS.stopping or STATUS.in_progress, now_ms, ',"progress":' .. ARGV[3])
 return 'ok'

@@ -15,27 +15,27 @@ local now_ms, stamp = clock()
 if score * 1000 > now_ms then return 'early' end
 local f = fields_of_record(id, 'status', 'seq', 'run_clock', 'type', 'enqueue_at_front')
 local is_foreign = false
-if f[1] == 'scheduled' and not f[4] then
+if f[1] == RQ.scheduled and not f[4] then
   local _, is_task = foreign_jobs()
   is_foreign = not is_task(id, nil, ',' .. string.sub(ARGV[3], 2) .. ',')
   if is_foreign and now_ms - score * 1000 < KEY.rq_scheduler_s * 1000 then return 'foreign' end
 end
 local due_ms = score * 1000 + (moved_ms(f[3]) or 0)
-if due_ms > now_ms and f[1] == 'scheduled' then
+if due_ms > now_ms and f[1] == RQ.scheduled then
   redis.call('ZADD', KEY.scheduled .. queue, string.format('%.3f', due_ms / 1000), id)
   redis.call('HSET', key, 'run_ms', string.format('%.0f', due_ms), 'run_clock', clock_base(now_ms))
   return 'early'
 end
 redis.call('ZREM', KEY.scheduled .. queue, id)
-if f[1] ~= 'scheduled' then return 'gone' end
+if f[1] ~= RQ.scheduled then return 'gone' end
 if is_foreign then
-  redis.call('HSET', key, 'status', 'queued', 'enqueued_at', stamp)
+  redis.call('HSET', key, 'status', RQ.queued, 'enqueued_at', stamp)
   enqueue(id, queue, f[5] == '1')
   return 'ok'
 end
 
 local seq = tonumber(f[2] or 0) + 1
-redis.call('HSET', key, 'status', 'queued', 'enqueued_at', stamp, 'seq', seq)
+redis.call('HSET', key, 'status', RQ.queued, 'enqueued_at', stamp, 'seq', seq)
 enqueue(id, queue, false)
-emit(id, seq, 'queued', 'queued', now_ms, '')
+emit(id, seq, EVENT.queued, STATUS.queued, now_ms, '')
 return 'ok'

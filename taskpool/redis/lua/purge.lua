@@ -17,10 +17,10 @@ if registry ~= '' then
   local score = redis.call('ZSCORE', registry, id)
   if score and tonumber(score) * 1000 > now_ms then return 'early' end
 end
-if status and status ~= 'finished' and status ~= 'failed' and status ~= 'stopped' and status ~= 'canceled' then
+if status and not RQ_SET.terminal[status] then
   -- What stands there is of a former life. (A status that isn't known here may be another release's for an end.)
-  local lives = status == 'queued' or status == 'scheduled' or status == 'deferred' or status == 'started'
-  if registry ~= '' and lives then redis.call('ZREM', registry, id) end
+  local is_live = RQ_SET.cancelable[status] or status == RQ.in_progress
+  if registry ~= '' and is_live then redis.call('ZREM', registry, id) end
   return status
 end
 
@@ -32,12 +32,12 @@ if registry ~= '' and status and not f[3] then
 end
 
 -- RQ's own cancel enters a job as due at once and says nothing more: it is kept and told of like one that we canceled.
-if registry ~= '' and status == 'canceled' and (f[5] or '') == '' and not is_foreign then
+if registry ~= '' and status == RQ.canceled and (f[5] or '') == '' and not is_foreign then
   local seq = tonumber(f[6] or 0) + 1
   redis.call('ZREM', KEY.expiring, id)
-  redis.call('HSET', key, 'ended_at', stamp, 'seq', seq, 'reason', 'canceled', 'error', 'canceled before it started')
-  retain(id, registry, tonumber(f[7]) or 604800, now_ms, f[8], f[11])
-  emit(id, seq, 'canceled', 'canceled', now_ms, ',"reason":"canceled"')
+  redis.call('HSET', key, 'ended_at', stamp, 'seq', seq, 'reason', STATUS.canceled, 'error', KEY.not_started)
+  retain(id, registry, tonumber(f[7]) or KEY.failure_ttl_s, now_ms, f[8], f[11])
+  emit(id, seq, EVENT.canceled, STATUS.canceled, now_ms, ',"reason":"' .. STATUS.canceled .. '"')
   return 'early'
 end
 
@@ -48,7 +48,7 @@ local function is_needed()
   pass_when_full()
   for _, child in ipairs(redis.call('SSCAN', needed, 0, 'COUNT', KEY.needed_step)[2]) do
     local child_status = redis.call('HGET', KEY.job .. child, 'status')
-    if child_status and child_status ~= 'finished' then
+    if child_status and child_status ~= RQ.done then
       is_one_left = true
     else
       redis.call('SREM', needed, child)
@@ -68,12 +68,12 @@ end
 -- Of a record that is gone, the entry in the registry tells how it ended: it stays until the dependents are released.
 if (status or registry ~= '') and redis.call('EXISTS', KEY.dependents .. id, KEY.needed .. id) > 0 then
   if redis.call('EXISTS', KEY.dependents .. id) == 1 then return 'children' end
-  if registry ~= '' and status == 'finished' and is_needed() then return 'needed' end
+  if registry ~= '' and status == RQ.done and is_needed() then return 'needed' end
 end
 
 -- RQ keeps a canceled job for ever, with an entry that is due at once: it is put behind all that is due. RQ's maintenance
 -- drops other entries whose time is over, and so do we.
-if is_foreign and status == 'canceled' then
+if is_foreign and status == RQ.canceled then
   redis.call('ZADD', registry, '+inf', id)
   return 'early'
 end

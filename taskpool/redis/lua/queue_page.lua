@@ -24,7 +24,7 @@ end
 local function begin()
   for at = 4, #ARGV, 2 do
     local f = redis.pcall('HMGET', KEY.job .. ARGV[at], 'status', 'enqueued_at')
-    local place = f[1] == 'queued' and f[2] == ARGV[at + 1] and place_of(ARGV[at])
+    local place = f[1] == RQ.queued and f[2] == ARGV[at + 1] and place_of(ARGV[at])
     if place then return place + 1 end
   end
   return ARGV[4] and 0 or offset

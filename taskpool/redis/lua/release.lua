@@ -20,10 +20,10 @@ local function cancel(id, f, parent, parent_status)
     or string.format('canceled: the task %s it depends on is gone (removed or expired), so its outcome is unknown', parent)
   redis.call('ZREM', KEY.deferred .. queue, id)
   redis.call('ZREM', KEY.expiring, id)
-  redis.call('HSET', key, 'status', 'canceled', 'ended_at', stamp, 'seq', seq, 'reason', 'dependency_failed',
+  redis.call('HSET', key, 'status', RQ.canceled, 'ended_at', stamp, 'seq', seq, 'reason', 'dependency_failed',
     'error', why)
-  if retain(id, KEY.canceled .. queue, tonumber(f[5]) or 604800, now_ms, f[6]) then table.insert(parents, id) end
-  emit(id, seq, 'canceled', 'canceled', now_ms,
+  if retain(id, KEY.canceled .. queue, tonumber(f[5]) or KEY.failure_ttl_s, now_ms, f[6]) then table.insert(parents, id) end
+  emit(id, seq, EVENT.canceled, STATUS.canceled, now_ms,
     string.format(',"reason":"dependency_failed","dependency":"%s"', parent))
 end
 
@@ -38,13 +38,13 @@ local function count_down(id, f)
   end
   if f[6] then keep_secrets(id, f[6], math.max((tonumber(f[4]) or 0) - now_ms, 0)) end
   if f[4] and tonumber(f[4]) > now_ms then
-    redis.call('HSET', key, 'status', 'scheduled', 'seq', seq)
+    redis.call('HSET', key, 'status', RQ.scheduled, 'seq', seq)
     schedule(id, queue, tonumber(f[4]), now_ms)
-    emit(id, seq, 'scheduled', 'scheduled', now_ms, '')
+    emit(id, seq, EVENT.scheduled, STATUS.scheduled, now_ms, '')
   else
-    redis.call('HSET', key, 'status', 'queued', 'enqueued_at', stamp, 'seq', seq)
+    redis.call('HSET', key, 'status', RQ.queued, 'enqueued_at', stamp, 'seq', seq)
     enqueue(id, queue, false)
-    emit(id, seq, 'queued', 'queued', now_ms, '')
+    emit(id, seq, EVENT.queued, STATUS.queued, now_ms, '')
   end
 end
 
@@ -54,7 +54,7 @@ local function status_of(id)
   local status = redis.call('HGET', KEY.job .. id, 'status')
   if status then return status, true end
   for _, queue in ipairs(redis.call('SMEMBERS', KEY.queues)) do
-    if redis.call('ZSCORE', KEY.finished .. string.sub(queue, #KEY.queue + 1), id) then return 'finished', false end
+    if redis.call('ZSCORE', KEY.finished .. string.sub(queue, #KEY.queue + 1), id) then return RQ.done, false end
   end
   return nil, false
 end
@@ -66,24 +66,24 @@ local function release(parent, status, has_record)
   for _, id in ipairs(ids) do
     local f = redis.call('HMGET', KEY.job .. id, 'status', 'origin', 'seq', 'run_ms', 'failure_ttl', 'secret_ttl',
       'run_clock')
-    if f[1] and f[1] ~= 'finished' then table.insert(needing, id) end
-    if f[1] == 'deferred' and status == 'finished' then
+    if f[1] and f[1] ~= RQ.done then table.insert(needing, id) end
+    if f[1] == RQ.waiting and status == RQ.done then
       count_down(id, f)
-    elseif f[1] == 'deferred' then
+    elseif f[1] == RQ.waiting then
       cancel(id, f, parent, status)
     end
   end
   -- Of a task that did not end well as well: retried by hand, it may still be done.
   if has_record and #needing > 0 then
     redis.call('SADD', KEY.needed .. parent, unpack(needing))
-    keep_for_children(parent, status == 'finished')
+    keep_for_children(parent, status == RQ.done)
   end
 end
 
 while at <= #parents and limit > 0 do
   local parent = parents[at]
   local status, has_record = status_of(parent)
-  if not status or status == 'finished' or status == 'failed' or status == 'stopped' or status == 'canceled' then
+  if not status or RQ_SET.terminal[status] then
     release(parent, status, has_record)
     if redis.call('EXISTS', KEY.dependents .. parent) == 1 then break end
   end

@@ -18,19 +18,19 @@ local mark = attempt_id .. (given_back and ':given_back' or snoozed and ':snooze
 
 local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'attempt', 'stop_ms', 'put_back', 'history',
   'started_at', 'secret_ttl', 'retries_left', 'suspect')
-if f[1] ~= attempt_id or f[2] ~= 'started' then
+if f[1] ~= attempt_id or f[2] ~= RQ.in_progress then
   drop_attempt(id, attempt_id, queue, worker)
   return f[6] == mark and 'ok' or 'lost'
 end
-if f[5] then return 'stopping' end
+if f[5] then return STATUS.stopping end
 
 local now_ms, stamp = clock()
 local seq = tonumber(f[3]) + 1
-local status = delay_ms > 0 and 'scheduled' or 'queued'
+local status = delay_ms > 0 and STATUS.scheduled or STATUS.queued
 drop_attempt(id, attempt_id, queue, worker) -- first: see there
 redis.call('HSET', key, 'status', status, 'seq', seq, 'attempt_id', '', 'attempt', f[4] - (uncounted and 1 or 0),
   'put_back', mark, 'history', history_with(f[7], f[4], worker, f[8], stamp,
-    given_back and 'given_back' or snoozed and 'snoozed' or 'failed', ARGV[7]))
+    given_back and 'given_back' or snoozed and 'snoozed' or STATUS.failed, ARGV[7]))
 -- The claim of a second attempt takes back what the first one left; the one after an uncounted first would not.
 if ARGV[7] ~= '' and not uncounted then redis.call('HSET', key, 'error', ARGV[7], 'failure', ARGV[8]) end
 if uncounted then redis.call('HDEL', key, 'progress') end
@@ -49,5 +49,5 @@ else
   enqueue(id, queue, given_back)
 end
 local more = ARGV[7] ~= '' and (',"error":' .. cjson.encode(ARGV[7]) .. ',"delay_ms":' .. delay_ms) or ''
-emit(id, seq, given_back and 'queued' or snoozed and 'snoozed' or 'retry', status, now_ms, more)
+emit(id, seq, given_back and EVENT.queued or snoozed and 'snoozed' or 'retry', status, now_ms, more)
 return 'ok'

@@ -14,7 +14,7 @@ local f = redis.call('HMGET', key, 'status', 'origin', 'seq', 'dependency_ids', 
 local status, queue = f[1], f[2]
 if not status then return 'gone' end
 if f[8] == mark then return 'ok' end
-if status ~= 'failed' and status ~= 'stopped' and status ~= 'canceled' then return status end
+if not RQ_SET.retryable[status] then return status end
 
 -- All of its parents ended well if it was released once; their records may be gone since. (The release before this one
 -- took `pending` from tasks that it released or retried.)
@@ -22,7 +22,7 @@ local pending, parents = tonumber(f[11]), {}
 local was_released = pending and pending <= 0 or not pending and tonumber(f[5] or 0) > 0
 for parent in string.gmatch(f[4] or '', '"([%w_-]+)"') do
   local parent_status = redis.call('HGET', KEY.job .. parent, 'status')
-  if parent_status == 'finished' then
+  if parent_status == RQ.done then
     table.insert(parents, parent)
   elseif not was_released then
     return 'dependency ' .. parent .. ' ' .. (parent_status or 'gone')
@@ -52,9 +52,9 @@ for _, parent in ipairs(parents) do
 end
 -- Attempts are counted through all lives; each life has as many as the first.
 local attempts_a_life = tonumber(f[7] or f[6] or 1)
-redis.call('HSET', key, 'status', 'queued', 'enqueued_at', stamp, 'seq', seq, 'attempts_a_life', attempts_a_life,
+redis.call('HSET', key, 'status', RQ.queued, 'enqueued_at', stamp, 'seq', seq, 'attempts_a_life', attempts_a_life,
   'max_attempts', tonumber(f[5] or 0) + attempts_a_life, 'by_call', mark)
 enqueue(id, queue, false)
-emit(id, seq, 'queued', 'queued', now_ms, ',"retried_by":"hand"')
+emit(id, seq, EVENT.queued, STATUS.queued, now_ms, ',"retried_by":"hand"')
 audit(KEY.audit_tasks, ARGV[3])
 return 'ok'

@@ -32,7 +32,7 @@ if outcome == 'given_back' then redis.call('HINCRBY', key, 'attempts', -1) end
 if outcome == 'delivered' then
   redis.call('DEL', KEY.webhooks_failing .. lane)
 elseif outcome ~= 'given_back' then
-  redis.call('SET', KEY.webhooks_failing .. lane, '1', 'EX', 300)
+  redis.call('SET', KEY.webhooks_failing .. lane, '1', 'EX', KEY.webhooks_failing_s)
 end
 redis.call('EXPIRE', key, outcome == 'delivered' and KEY.delivered_kept_s or KEY.delivery_kept_s)
 if outcome == 'dead' then

@@ -10,7 +10,7 @@ local id, grace_s, force = ARGV[1], ARGV[2], ARGV[3]
 local key = KEY.job .. id
 local f = redis.call('HMGET', key, 'status', 'attempt_id', 'worker_name', 'seq', 'stop_ms', 'stop_force', 'stop_grace_s')
 if not f[1] then return 'gone' end
-if f[1] ~= 'started' then return f[1] end
+if f[1] ~= RQ.in_progress then return f[1] end
 
 -- `stop_ms` and `stop_grace_s` are those of the request that counts. That it comes sooner is no step of the task: nobody
 -- is shown the grace.
@@ -23,7 +23,7 @@ if is_step or (f[6] ~= '1' and now_ms + tonumber(grace_s) * 1000 < ends_ms) then
   if is_step then
     local seq = tonumber(f[4] or 0) + 1
     redis.call('HSET', key, 'seq', seq)
-    emit(id, seq, 'stopping', 'stopping', now_ms, ',"force":' .. (force == '1' and 'true' or 'false'))
+    emit(id, seq, EVENT.stopping, STATUS.stopping, now_ms, ',"force":' .. (force == '1' and 'true' or 'false'))
   end
   audit(KEY.audit_tasks, ARGV[4])
 else

@@ -25,30 +25,28 @@ end
 
 local function look_at(parent, id)
   local status = redis.call('HGET', KEY.job .. parent, 'status')
-  if status == 'failed' and is_to_be_judged(parent) then return end
-  local ended = not status or status == 'finished' or status == 'failed' or status == 'stopped' or status == 'canceled'
-  if not ended then return end
+  if status == RQ.failed and is_to_be_judged(parent) then return end
+  if status and not RQ_SET.terminal[status] then return end
   if redis.call('SISMEMBER', KEY.dependents .. parent, id) == 1 then
     redis.call('SADD', KEY.outbox, parent)
-  elseif status == 'finished' and redis.call('SADD', KEY.needed .. parent, id) == 1 then
+  elseif status == RQ.done and redis.call('SADD', KEY.needed .. parent, id) == 1 then
     keep_for_children(parent, true)
   end
 end
 
 -- Where a task with one of these statuses stands, or one without a record, it is an entry of a former life. A status that
 -- isn't known here may be another release's.
-local elsewhere = {queued = true, scheduled = true, started = true, finished = true, failed = true, stopped = true,
-  canceled = true}
+local NOT_DEFERRED = RQ_SET.not_deferred
 
 for _, id in ipairs(ids) do
   if limit <= 0 then break end
   limit = limit - 1
   local f = redis.call('HMGET', KEY.job .. id, 'status', 'dependency_ids', 'pending')
-  if not f[1] or elsewhere[f[1]] then
+  if not f[1] or NOT_DEFERRED[f[1]] then
     redis.call('ZREM', registry, id)
     from = 1
   else
-    local parents = f[1] == 'deferred' and f[3] and f[2] or ''
+    local parents = f[1] == RQ.waiting and f[3] and f[2] or ''
     local first, last, parent = string.find(parents, '"([%w_-]+)"', from)
     while first and limit > 0 do
       limit = limit - 1

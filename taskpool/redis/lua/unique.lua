@@ -18,10 +18,10 @@ local function unique_keys()
     if not id then return nil end
     local f = redis.call('HMGET', KEY.job .. id, 'status', 'unique', 'started_at')
     local status, how = f[1], string.match(f[2] or '', '^(%a+)')
-    if not status or status == 'canceled' or not how or string.sub(f[2], -#name - 1) ~= ' ' .. name then return nil end
+    if not status or status == RQ.canceled or not how or string.sub(f[2], -#name - 1) ~= ' ' .. name then return nil end
     if how == 'time' then return until_ms and until_ms > now_ms and id or nil, status end
-    if status == 'finished' or status == 'failed' or status == 'stopped' then return nil end
-    if how == 'start' and (status == 'started' or (f[3] or '') ~= '') then return nil end
+    if RQ_SET.terminal[status] then return nil end
+    if how == 'start' and (status == RQ.in_progress or (f[3] or '') ~= '') then return nil end
     return id, status
   end
 
