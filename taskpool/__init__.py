@@ -40,7 +40,8 @@ from taskpool.tasks.hooks import around_attempt, on_process_start, on_process_st
 from taskpool.tasks.interrupts import Retry, Snooze, SoftTimeout, TaskStopped
 from taskpool.tasks.registry import Registry
 from taskpool.tasks.task import Task, task
-from taskpool.types import Secret, TaskRecord, TaskSpec, TaskStatus
+from taskpool.text import Secret
+from taskpool.types import TaskRecord, TaskSpec, TaskStatus
 
 if TYPE_CHECKING:
     from taskpool.async_pool import AsyncTaskPool

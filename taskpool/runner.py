@@ -20,6 +20,7 @@ from taskpool.access.audit import Actor, entry
 from taskpool.errors import AttemptLost, FieldError, InvalidTask, TaskConflict, TaskNotFound, TaskpoolError
 from taskpool.operations import status
 from taskpool.operations.records import check_id, fetch
+from taskpool.operations.specs import check_seconds
 from taskpool.operations.status import release_dependents
 from taskpool.redis import keys, rq_job, scripts
 from taskpool.redis.calls import Call, Plan, one
@@ -30,7 +31,7 @@ from taskpool.tasks.attempt import Outcome, execute_task, execute_task_async, st
 from taskpool.tasks.context import TaskContext
 from taskpool.tasks.registry import Registry
 from taskpool.types import LEFT_ALONE, ForeignJobs, RunningTask, TaskRecord, TaskStatus
-from taskpool.validation import LONGEST_GRACE_S, check_seconds, queue_name_fault
+from taskpool.validation import LONGEST_GRACE_S, queue_name_fault
 
 __all__ = ["Outcome", "execute_task", "execute_task_async", "kill_task", "parents_of", "retry_task", "run", "run_task"]
 

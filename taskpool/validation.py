@@ -3,27 +3,18 @@
 Spans of time that programs and people give, in seconds: which ones can be meant, and what is said of all others.
 
 Which known names wrong ones may mean, for the texts of refusals.
-
-Pages of a listing: how long one is, and opaque cursors, which say as one URL-safe word where it goes on.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import difflib
 import ipaddress
-import math
 import os
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import islice
-from typing import Any, Final, TypeGuard
-
-import msgspec
-
-from taskpool.errors import FieldError, InvalidTask
+from typing import Final, TypeGuard
 
 BUILTIN_TYPES: Final = {
     "echo": "taskpool.tasks.builtin",
@@ -49,17 +40,6 @@ _PAIRS: Final = [first + second for first in _ALPHABET for second in _ALPHABET]
 def is_text(value: object) -> TypeGuard[str]:
     """Whether it is a text that UTF-8 can hold, as Redis gets it: one without half a surrogate pair."""
     return isinstance(value, str) and (value.isascii() or not _SURROGATE.search(value))
-
-
-def check_text(parameter: str, value: object) -> None:
-    """Return if what was given as `parameter` may be a name.
-
-    Raises:
-        InvalidTask: it is no text.
-    """
-    if not is_text(value):
-        fault = f"must be a name, not {value!r}"
-        raise InvalidTask(f"/{parameter}: {fault}", [FieldError(f"/{parameter}", fault)])
 
 
 def type_name_fault(name: object) -> str | None:
@@ -136,30 +116,6 @@ def seconds_fault(value: object, least_s: float = 0, most_s: float = LONGEST_S) 
     return None if is_seconds(value, least_s, most_s) else f"must be {accepted(least_s, most_s)}, not {_shown(value)}"
 
 
-def check_seconds(name: str, value: object, least_s: float = 0, most_s: float = LONGEST_S) -> None:
-    """Return if the span given as the parameter `name` is in this range.
-
-    Raises:
-        InvalidTask: it isn't; the text says what is allowed.
-    """
-    if fault := seconds_fault(value, least_s, most_s):
-        raise InvalidTask(f"/{name}: {fault}", [FieldError(f"/{name}", fault)])
-
-
-def patience_s(name: str, value: float | None) -> float:
-    """How long to wait: for ever (infinity) with None, not at all below 0, where a deadline has passed.
-
-    Raises:
-        InvalidTask: it is no number of seconds, or too many.
-    """
-    if value is None:
-        return math.inf
-    if is_seconds(value, -math.inf):
-        return max(0.0, value)
-    check_seconds(name, value)
-    return value
-
-
 def _shown(value: object) -> str:
     try:
         text = repr(value)
@@ -187,48 +143,3 @@ class Guesses:
         if len(name) > LONGEST:
             return []
         return difflib.get_close_matches(name, islice(known, MOST_KNOWN), n=n, cutoff=cutoff)
-
-
-MOST: Final = 1 << 53
-
-
-def encode_cursor(*parts: Any) -> str:
-    """A cursor of these JSON values."""
-    return base64.urlsafe_b64encode(msgspec.json.encode(parts)).decode().rstrip("=")
-
-
-def decode_cursor(cursor: str, kinds: Sequence[type]) -> list[Any]:
-    """What `encode_cursor` was given; whole numbers are 0 or more.
-
-    Raises:
-        InvalidTask: it isn't a cursor of these kinds of values.
-    """
-    if not isinstance(cursor, str):
-        raise wrong_cursor()
-    try:
-        parts = msgspec.json.decode(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-    except (binascii.Error, ValueError, RecursionError, msgspec.MsgspecError):
-        parts = None
-    if not isinstance(parts, list) or [type(part) for part in parts] != list(kinds):
-        raise wrong_cursor()
-    if any(isinstance(part, int) and not 0 <= part <= MOST for part in parts):
-        raise wrong_cursor()
-    return parts
-
-
-def page_length(limit: object, longest: int) -> int:
-    """How many a page holds at most: `limit`, but no more than `longest`.
-
-    Raises:
-        InvalidTask: `limit` is no whole number of 1 or more.
-    """
-    if isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1:
-        return min(limit, longest)
-    text = f"must be a whole number of 1 or more, not {limit!r}"
-    raise InvalidTask(f"/limit: {text}", [FieldError("/limit", text)])
-
-
-def wrong_cursor() -> InvalidTask:
-    """The error for a cursor that no listing of ours has given out."""
-    text = "not a cursor of this listing: take next_cursor of the page before, as it is"
-    return InvalidTask(f"/cursor: {text}", [FieldError("/cursor", text)])

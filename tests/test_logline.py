@@ -7,7 +7,8 @@ import threading
 import pytest
 
 from taskpool.tasks.log_lines import Lines, LogLine, decode_line, plain_text
-from taskpool.types import LogLimits, Secrets
+from taskpool.text import Secrets
+from taskpool.types import LogLimits
 
 SMALL = LogLimits(lines=20, bytes=100_000, line_chars=10)
 

@@ -15,8 +15,7 @@ from pydantic import BaseModel, SecretStr
 from taskpool import Registry, Secret, Task, TaskContext, task
 from taskpool.tasks.payload.secret_fields import SecretFields
 from taskpool.tasks.task_type import task_type
-from taskpool.text import MASK
-from taskpool.types import Secrets, SecretsGone
+from taskpool.text import MASK, Secrets, SecretsGone
 
 
 @dataclasses.dataclass

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from taskpool.types import RunningTask, Secrets
+from taskpool.text import Secrets
+from taskpool.types import RunningTask
 from workers.process.output import LONGEST_LINE, MOST_REMEMBERED, Terminal
 
 

@@ -30,7 +30,8 @@ from taskpool.redis.calls import Call, Plan
 from taskpool.redis.keys import TASKS, field_name
 from taskpool.tasks.attempt import timed_out
 from taskpool.tasks.log_lines import Lines, decode_line
-from taskpool.types import DEFAULT_FAILURE_TTL_S, DEFAULT_RESULT_TTL_S, LogLimits, RunningTask, Secrets, TaskRecord
+from taskpool.text import Secrets
+from taskpool.types import DEFAULT_FAILURE_TTL_S, DEFAULT_RESULT_TTL_S, LogLimits, RunningTask, TaskRecord
 
 from . import process_group
 from .fork_client import Ending, describe_status

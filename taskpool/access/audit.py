@@ -25,8 +25,8 @@ from taskpool.access.api_key import OPTIONS, RIGHTS, Effect, Scope
 from taskpool.errors import FieldError, InvalidTask, NotAllowed
 from taskpool.redis import keys
 from taskpool.redis.calls import UNREADABLE, Call, Plan, tell_unreadable, tolerant
+from taskpool.redis.cursors import decode_cursor, encode_cursor, page_length, wrong_cursor
 from taskpool.types import Page, TaskSpec
-from taskpool.validation import decode_cursor, encode_cursor, page_length, wrong_cursor
 
 
 class What(StrEnum):

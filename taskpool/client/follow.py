@@ -11,8 +11,8 @@ from taskpool.client import operations, values
 from taskpool.client.request import Answer, Plan, Read, Request, Retrying, Sleep, Tell, sending, strange_answer
 from taskpool.client.values import EventStream, Message
 from taskpool.errors import TaskNotFound, WaitTimeout
+from taskpool.operations.specs import patience_s
 from taskpool.types import TaskRecord
-from taskpool.validation import patience_s
 
 T = TypeVar("T")
 

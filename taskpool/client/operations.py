@@ -19,10 +19,10 @@ from taskpool.client import values
 from taskpool.client.request import About, Answer, Plan, Request, Retrying, sending
 from taskpool.errors import KeyNotFound, TaskConflict, TaskNotFound
 from taskpool.operations.documents import AuditEntryDocument, KeyDocument
-from taskpool.operations.specs import read_specs
+from taskpool.operations.specs import check_seconds, read_specs
 from taskpool.tasks.log_lines import LogLine
 from taskpool.types import Page, QueuedTask, QueueInfo, Receipt, TaskRecord, TaskSpec, TaskStatus, TypeInfo, WorkerInfo
-from taskpool.validation import LONGEST_GRACE_S, check_seconds
+from taskpool.validation import LONGEST_GRACE_S
 
 STREAM_SILENCE_S: Final = 35.0
 """Beyond the usual time: streams send a comment every 15 s, so one that is silent for longer was cut."""

@@ -14,10 +14,11 @@ from typing import Any, ClassVar, Final
 
 from taskpool.errors import FieldError, InvalidTask
 from taskpool.operations.records import fetch_if_there
+from taskpool.operations.specs import check_text
 from taskpool.redis import keys
 from taskpool.redis.calls import Call, Part, Plan, one, tolerant
+from taskpool.redis.cursors import decode_cursor, encode_cursor, page_length, wrong_cursor
 from taskpool.types import Page, TaskRecord, TaskStatus
-from taskpool.validation import check_text, decode_cursor, encode_cursor, page_length, wrong_cursor
 
 S = TaskStatus
 

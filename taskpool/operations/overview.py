@@ -13,10 +13,10 @@ from taskpool.operations.catalog import pools
 from taskpool.operations.listing import is_utf8, queue_names
 from taskpool.redis import keys
 from taskpool.redis.calls import Call, Plan, Script, one, tolerant
+from taskpool.redis.cursors import decode_cursor, encode_cursor, page_length
 from taskpool.redis.embedded import ServerVersion
 from taskpool.redis.rq_job import number_of, time_of
 from taskpool.types import Page, QueueInfo, WorkerInfo, utc
-from taskpool.validation import decode_cursor, encode_cursor, page_length
 
 _probe, _counts, _sizes = map(Script, ("probe", "queue_counts", "queue_sizes"))
 

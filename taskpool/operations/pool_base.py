@@ -11,14 +11,13 @@ from taskpool.lifecycle import HoldsConnections
 from taskpool.operations import queue
 from taskpool.operations.catalog import Catalogue
 from taskpool.operations.queue import Submitted
-from taskpool.operations.specs import check_spec
+from taskpool.operations.specs import check_spec, patience_s
 from taskpool.operations.submit import Checked, Defaults, check_task
 from taskpool.redis.add_script import Caps, Once
 from taskpool.redis.calls import Plan
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.tasks.registry import Registry
 from taskpool.types import TaskRecord, TaskSpec
-from taskpool.validation import patience_s
 
 
 class Face(HoldsConnections):

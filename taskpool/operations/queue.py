@@ -30,15 +30,16 @@ from taskpool.errors import (
 )
 from taskpool.operations.catalog import Catalogue
 from taskpool.operations.records import check_id, fetch_if_there, hash_of, is_task, restore_hash
+from taskpool.operations.specs import check_text
 from taskpool.operations.status import release_dependents
 from taskpool.operations.submit import Checked, Defaults, check_task, check_tasks
 from taskpool.redis import add_script, keys, scripts
 from taskpool.redis.add_script import Added, NewTask, Once, status_told
 from taskpool.redis.calls import Call, Plan, one
+from taskpool.redis.cursors import decode_cursor, encode_cursor, page_length, wrong_cursor
 from taskpool.redis.rq_job import status_of
 from taskpool.tasks.registry import Registry
 from taskpool.types import Page, QueuedTask, Receipt, TaskRecord, TaskSpec, TaskStatus, rare_fields, shown_key, utc
-from taskpool.validation import check_text, decode_cursor, encode_cursor, page_length, wrong_cursor
 
 CHUNK: Final = 1000
 """So many tasks at most go into one call, which stores all of them or none."""

@@ -13,6 +13,7 @@ parameters. It can't do that for a call that also has options, so options go wit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import lru_cache
@@ -39,7 +40,7 @@ from taskpool.tasks.context import TaskContext
 from taskpool.tasks.payload.signature import payload_parameters
 from taskpool.tasks.task import Task, options_of
 from taskpool.types import TaskOptions, TaskSpec
-from taskpool.validation import Guesses, is_text
+from taskpool.validation import LONGEST_S, Guesses, is_seconds, is_text, seconds_fault
 
 
 def check_spec(spec: object, start: str = "") -> None:
@@ -70,6 +71,41 @@ def read_specs(specs: object, start: str = "") -> list[TaskSpec]:
 
 def _refusal(pointer: str, text: str) -> InvalidTask:
     return InvalidTask(f"{pointer}: {text}" if pointer else f"what is submitted {text}", [FieldError(pointer, text)])
+
+
+def check_text(parameter: str, value: object) -> None:
+    """Return if what was given as `parameter` may be a name.
+
+    Raises:
+        InvalidTask: it is no text.
+    """
+    if not is_text(value):
+        fault = f"must be a name, not {value!r}"
+        raise InvalidTask(f"/{parameter}: {fault}", [FieldError(f"/{parameter}", fault)])
+
+
+def check_seconds(name: str, value: object, least_s: float = 0, most_s: float = LONGEST_S) -> None:
+    """Return if the span given as the parameter `name` is in this range.
+
+    Raises:
+        InvalidTask: it isn't; the text says what is allowed.
+    """
+    if fault := seconds_fault(value, least_s, most_s):
+        raise InvalidTask(f"/{name}: {fault}", [FieldError(f"/{name}", fault)])
+
+
+def patience_s(name: str, value: float | None) -> float:
+    """How long to wait: for ever (infinity) with None, not at all below 0, where a deadline has passed.
+
+    Raises:
+        InvalidTask: it is no number of seconds, or too many.
+    """
+    if value is None:
+        return math.inf
+    if is_seconds(value, -math.inf):
+        return max(0.0, value)
+    check_seconds(name, value)
+    return value
 
 
 P = ParamSpec("P")

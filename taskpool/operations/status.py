@@ -16,7 +16,8 @@ from taskpool.redis.calls import Call, Plan
 from taskpool.redis.rq_job import is_too_deep
 from taskpool.tasks.attempt import Outcome
 from taskpool.tasks.log_lines import LogLine, encode
-from taskpool.types import DEFAULT_LIMITS, Event, LogLimits, RunningTask, TaskStatus, hidden
+from taskpool.text import hidden
+from taskpool.types import DEFAULT_LIMITS, Event, LogLimits, RunningTask, TaskStatus
 
 _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
 _EVENT_FIELDS: Final = 5

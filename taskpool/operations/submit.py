@@ -31,14 +31,13 @@ from taskpool.tasks.payload.encode import fault_in, is_faithful, json_value, str
 from taskpool.tasks.payload.faults import NotJson, invalid_payload_of, not_json
 from taskpool.tasks.registry import Registry
 from taskpool.tasks.task_type import TaskType
-from taskpool.text import may_hide_nan
+from taskpool.text import Secrets, may_hide_nan
 from taskpool.types import (
     DEFAULT_FAILURE_TTL_S,
     DEFAULT_RESULT_TTL_S,
     DEFAULT_SECRET_TTL_S,
     LOST_LEASE_CHOICES,
     OnLostLease,
-    Secrets,
     TaskSpec,
     Unique,
     trace_text,

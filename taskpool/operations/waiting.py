@@ -21,6 +21,7 @@ import hiredis
 
 from taskpool.errors import RedisUnavailable, TaskNotFound, WaitTimeout
 from taskpool.operations.records import check_id, restore_hash, restore_told
+from taskpool.operations.specs import patience_s
 from taskpool.redis import keys
 from taskpool.redis.address import Address
 from taskpool.redis.async_connection import AsyncWire
@@ -28,7 +29,6 @@ from taskpool.redis.calls import Call, Part
 from taskpool.redis.connection import Wire
 from taskpool.redis.store import ReplyFault, WrongServer, values, with_text
 from taskpool.types import TERMINAL, TaskRecord
-from taskpool.validation import patience_s
 
 Heard = Callable[[bytes], None]
 

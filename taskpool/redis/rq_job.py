@@ -34,14 +34,13 @@ from rq.serializers import JSONSerializer
 from taskpool.errors import ParentResultGone
 from taskpool.redis import keys
 from taskpool.redis.calls import Call, Plan, Script
-from taskpool.text import is_deeper_than, printable
+from taskpool.text import Secrets, is_deeper_than, printable
 from taskpool.types import (
     DEFAULT_FAILURE_TTL_S,
     DEFAULT_RESULT_TTL_S,
     RQ_STATUS,
     ForeignJobs,
     RunningTask,
-    Secrets,
     TaskStatus,
     trace_of,
     utc,

@@ -37,7 +37,8 @@ from taskpool.tasks.context import (
 from taskpool.tasks.interrupts import Retry, Snooze, SoftTimeout, TaskStopped
 from taskpool.tasks.payload.encode import encode_value
 from taskpool.tasks.registry import Registry
-from taskpool.types import RunningTask, SecretsGone, TaskStatus, hidden
+from taskpool.text import SecretsGone, hidden
+from taskpool.types import RunningTask, TaskStatus
 
 FIRST_S: Final = 1.0
 LONGEST_S: Final = 300.0

@@ -23,7 +23,8 @@ from types import TracebackType
 from typing import Any, Final, Protocol
 
 from taskpool.tasks.interrupts import SoftTimeout, TaskStopped
-from taskpool.types import RunningTask, Secrets, hidden
+from taskpool.text import Secrets, hidden
+from taskpool.types import RunningTask
 from taskpool.validation import is_seconds
 
 LONGEST_TEXT: Final = 100_000

@@ -15,8 +15,8 @@ from taskpool.access.audit import Actor, entry
 from taskpool.errors import DeliveryBusy, DeliveryNotFound
 from taskpool.redis import keys
 from taskpool.redis.calls import Call, Plan, Script, readable, tolerant
+from taskpool.redis.cursors import decode_cursor, encode_cursor, page_length
 from taskpool.types import Page
-from taskpool.validation import decode_cursor, encode_cursor, page_length
 from taskpool.webhooks.endpoint import DeliveryStatus, Webhook, is_callback
 from taskpool.webhooks.message import OutboxEntry, read_entry
 

@@ -42,8 +42,8 @@ from typing import Any, Final, TextIO
 
 import taskpool
 from taskpool.tasks.log_lines import shown_line, shown_part
-from taskpool.text import LONGEST_REACH, LogFormatter, coloured, indented, printable, printable_lines
-from taskpool.types import RunningTask, Secrets, hidden
+from taskpool.text import LONGEST_REACH, LogFormatter, Secrets, coloured, hidden, indented, printable, printable_lines
+from taskpool.types import RunningTask
 
 from .reports import Reports
 

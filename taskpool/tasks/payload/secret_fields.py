@@ -9,8 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from taskpool.text import MASK
-from taskpool.types import Path, Secrets
+from taskpool.text import MASK, Path, Secrets
 
 Schema = Mapping[str, Any]
 
