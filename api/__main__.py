@@ -1,4 +1,4 @@
-"""`python -m api`: the API on the settings of the environment. Exit status 2: it couldn't start, and says why."""
+"""`python -m taskpool_api`: one API process. Its settings come from the environment. Exit status 2: it could not start."""
 
 from __future__ import annotations
 

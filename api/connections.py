@@ -35,7 +35,7 @@ from .http.body import BODY_TIMEOUT_S
 from .http.problems import Problem, retry_after
 from .routing import ALWAYS
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("api")
 
 MOST_HEAD_BYTES: Final = 64 * 1024
 """Of a request line and its headers together; the trailers of a chunked body have the same bound for themselves. A

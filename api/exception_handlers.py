@@ -39,7 +39,7 @@ from .auth.caller import caller_of
 from .http.prefix import prefix_of
 from .http.problems import Problem, conflict, invalid_task, not_allowed, retry_after, unique_conflict
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("api")
 
 WRONG_KIND: Final = (
     "a key in Redis holds another kind of value than it should, so this can't be done: another program wrote there. "

@@ -1,7 +1,7 @@
 """For users' tests: a task pool that runs tasks inline, on a Redis that lives in the test's own memory.
 
 No server, no processes, no waiting: the same scripts, records and execution as in production. Needs the extra
-`taskpool[testing]`. Not here: worker processes, and with them leases, timeouts and stops of a running task.
+`taskpool-jobs[testing]`. Not here: worker processes, and with them leases, timeouts and stops of a running task.
 """
 
 from __future__ import annotations

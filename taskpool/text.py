@@ -26,6 +26,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import version
 from itertools import accumulate
 from typing import Annotated, Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
@@ -491,3 +492,8 @@ def _leaves(value: Any) -> Iterator[str]:
         yield value
     elif value is not None and not isinstance(value, bool):
         yield str(value)
+
+
+def own_version() -> str:
+    """The version of the installed package, which is named otherwise than `taskpool`: that name is taken on PyPI."""
+    return version("taskpool-jobs")

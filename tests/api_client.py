@@ -71,8 +71,8 @@ def environment(redis_url: str, **variables: str) -> dict[str, str]:
 def api_process(
     redis_url: str, log: Path, *, module: Sequence[str] = ("tests.loop_watch",), **variables: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """`python -m api` on a free port until the block ends: the process and its URL. No request may keep its event loop
-    for long in one go. `module`: another one that runs it, and its arguments."""
+    """`python -m taskpool_api` on a free port until the block ends: the process and its URL. No request may keep its
+    event loop for long in one go. `module`: another one that runs it, and its arguments."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", *module], env=environment(redis_url, **variables), cwd=ROOT, stderr=output

@@ -4,8 +4,8 @@ It measures CPU time of the loop's thread, because other processes make a test w
 A slow or crowded machine does: so whatever was too long is compared with a fixed piece of work, done right behind it.
 Garbage collection isn't counted. It belongs to the process, and pytest's heap is large.
 
-`python -m tests.loop_watch` is `python -m api` under the watch; it logs what it finds. `watching` is for applications
-within a test.
+`python -m tests.loop_watch` is `python -m taskpool_api` under the watch; it logs what it finds. `watching` is for
+applications within a test.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ ELSEWHERE = {"TASKPOOL_PUBLIC_ADDRESS": "0.0.0.0:8080"}
 def refusal(redis_url: str, **variables: str) -> tuple[int, str]:
     """The exit status and the words of an API that doesn't start."""
     done = subprocess.run(
-        [sys.executable, "-m", "api"],
+        [sys.executable, "-m", "taskpool_api"],
         env=environment(redis_url, **variables),
         cwd=ROOT,
         capture_output=True,

@@ -194,7 +194,7 @@ async def test_a_hostile_prefix_is_never_shown(redis_url: str, prefix: str, capl
 
     assert made.headers["location"] == f"/set/tasks/{made.json()['id']}"
     assert index.json()["links"]["tasks"] == "/set/tasks"
-    (said,) = [record.getMessage() for record in caplog.records if record.name == "api.http.prefix"]
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "api"]
     assert "X-Forwarded-Prefix" in said
     assert said.isprintable()
 

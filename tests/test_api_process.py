@@ -80,7 +80,7 @@ def head(*headers: str, path: str = "/tasks") -> bytes:
 def start_failing(redis_url: str, **variables: str) -> tuple[int, list[str]]:
     """The exit status and the lines on stderr of an API that can't start."""
     done = subprocess.run(
-        [sys.executable, "-m", "api"],
+        [sys.executable, "-m", "taskpool_api"],
         env=environment(redis_url, **variables),
         cwd=ROOT,
         capture_output=True,
@@ -133,7 +133,7 @@ def test_what_keeps_it_from_starting_is_one_line_and_status_2(
 
 def test_too_few_files_are_one_line_and_status_2(redis_url: str) -> None:
     ended = subprocess.run(
-        ["sh", "-c", f"ulimit -n 60 && exec {sys.executable} -m api"],
+        ["sh", "-c", f"ulimit -n 60 && exec {sys.executable} -m taskpool_api"],
         env=environment(redis_url), cwd=ROOT, capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
 

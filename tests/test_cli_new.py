@@ -61,7 +61,7 @@ def test_it_says_what_the_test_needs_where_that_is_missing(tmp_path: Path, monke
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "fakeredis" else find_spec(name))
 
-    assert 'needs: pip install "taskpool[testing]"' in new("thumbnails", "--dir", str(tmp_path)).stdout
+    assert 'needs: pip install "taskpool-jobs[testing]"' in new("thumbnails", "--dir", str(tmp_path)).stdout
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

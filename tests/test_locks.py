@@ -33,7 +33,7 @@ def pins(lock: str) -> dict[str, tuple[Requirement, int]]:
 
 def wanted(lock: str) -> list[Requirement]:
     extras = chain.from_iterable(PROJECT["optional-dependencies"][extra] for extra in EXTRAS[lock])
-    return [Requirement(text) for text in (*PROJECT["dependencies"], *extras) if not text.startswith("taskpool[")]
+    return [Requirement(text) for text in (*PROJECT["dependencies"], *extras) if not text.startswith("taskpool-jobs[")]
 
 
 @pytest.mark.parametrize("lock", EXTRAS)

@@ -183,7 +183,7 @@ def test_our_workers_and_a_plain_rq_worker_share_a_queue_and_each_job_runs_once(
 )
 def test_a_name_that_is_no_function_ends_the_pool_at_its_start(redis_url: str, names: str, complaint: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "workers"],
+        [sys.executable, "-m", "taskpool_workers"],
         env=environment(redis_url, TASKPOOL_RQ_FUNCTIONS=names),
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""`python -m workers`: what is wrong is said in one line, before anything starts."""
+"""`python -m taskpool_workers`: what is wrong is said in one line, before anything starts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.worker_pool import WorkerPool
 def run(*arguments: str, **variables: str) -> tuple[int, str]:
     """The exit status and what it wrote to stderr."""
     done = subprocess.run(
-        [sys.executable, "-m", "workers", *arguments],
+        [sys.executable, "-m", "taskpool_workers", *arguments],
         env={**os.environ, **variables},
         capture_output=True,
         text=True,

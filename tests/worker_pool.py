@@ -23,7 +23,7 @@ START_TIMEOUT_S = 60
 
 
 class WorkerPool:
-    """`python -m workers` on a Redis, with `pool` to submit to it. Settings are given by their names."""
+    """`python -m taskpool_workers` on a Redis, with `pool` to submit to it. Settings are given by their names."""
 
     def __init__(self, redis_url: str, log: Path, *arguments: str, **settings: Any) -> None:
         env: dict[str, str] = settings.pop("env", {})
@@ -33,7 +33,7 @@ class WorkerPool:
         self.log = log
         with log.open("w") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "workers", *arguments],
+                [sys.executable, "-m", "taskpool_workers", *arguments],
                 env={**os.environ, **variables, **env},
                 stdin=subprocess.DEVNULL,
                 stdout=file,

@@ -1,4 +1,4 @@
-"""`python -m workers`: one worker pool. Its settings come from the environment, and flags of the same names."""
+"""`python -m taskpool_workers`: one worker pool. Settings come from the environment and from flags of the same names."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m workers", description="Run a pool of worker processes.")
+    parser = argparse.ArgumentParser(prog="python -m taskpool_workers", description="Run a pool of worker processes.")
     parser.add_argument("--reload", action="store_true", help="load the task files anew when they change")
     for field in SETTING_FIELDS:
         parser.add_argument(field.flag, dest=field.name, metavar=field.name.upper(), help=field.help.replace("%", "%%"))

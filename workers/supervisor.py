@@ -16,7 +16,6 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +26,7 @@ from taskpool.operations import catalog
 from taskpool.operations.catalog import PoolInfo
 from taskpool.redis.store import AsyncStore, ReplyFault
 from taskpool.settings import Settings, resolve_redis_url
+from taskpool.text import own_version
 from taskpool.url_guard import Allowed
 
 from . import process_group, stops
@@ -291,7 +291,7 @@ class Supervisor:
             types=tuple(info.name for info in self._nursery.loaded.types),
             workers=tuple(child.name for child in children),
             slots=self._settings.slots,
-            version=version("taskpool"),
+            version=own_version(),
         )
 
     # --- the end --------------------------------------------------------------------------------------------------

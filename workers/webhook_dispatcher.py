@@ -19,13 +19,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
 from taskpool.errors import RedisUnavailable
 from taskpool.redis import keys
 from taskpool.redis.calls import Call, Plan, one
 from taskpool.redis.store import AsyncStore
+from taskpool.text import own_version
 from taskpool.url_guard import Allowed, NotSent, Resolve, Resolver, Target, parse_target, system_tls
 from taskpool.webhooks import delivery
 from taskpool.webhooks.delivery import NewDelivery, Outcome, SendAttempt, Taken
@@ -97,7 +97,7 @@ class Sender:
 def _headers(target: Target, headers: Mapping[str, str], body: bytes) -> list[tuple[bytes, bytes]]:
     told = {
         "host": target.authority,
-        "user-agent": f"taskpool/{version('taskpool')}",
+        "user-agent": f"taskpool/{own_version()}",
         "content-type": "application/json",
         "content-length": str(len(body)),
         "accept-encoding": "identity",

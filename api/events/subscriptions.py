@@ -38,7 +38,7 @@ from .client_queue import Outlet, Resync, Snapshot, Step, Steps
 AGAIN_S: Final = 60.0
 """A bug that stays is told again after so long."""
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("api")
 
 
 class Mishaps:

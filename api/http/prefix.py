@@ -17,7 +17,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from taskpool.errors import ConfigurationError
 from taskpool.validation import path_prefix
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("api")
 
 PREFIX_KEY: Final = "taskpool.prefix"
 """Where the prefix of a request is in the ASGI scope. It isn't there if there is none."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any, Final
 
 import msgspec
+
+from taskpool.text import own_version
 
 from ..events.websocket import CLOSE_CODES, MAX_MESSAGE_BYTES, MESSAGES, MOST_BAD_MESSAGES, MOST_SUBSCRIPTIONS, REQUESTS
 from .document import SECURITY
@@ -40,7 +41,7 @@ def describe_socket(host: str, *, secure: bool, prefix: str = "") -> Object:
         "asyncapi": "3.0.0",
         "info": {
             "title": "Taskpool",
-            "version": version("taskpool"),
+            "version": own_version(),
             "description": _INFO,
             "license": {"name": "MIT"},
         },

@@ -23,7 +23,6 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +31,7 @@ from starlette.routing import BaseRoute, Route
 
 from taskpool.redis.calls import UNREADABLE, tell_unreadable
 from taskpool.tasks.payload.published import validator_of
+from taskpool.text import own_version
 from taskpool.types import TaskSpec, TypeInfo
 from taskpool.webhooks.endpoint import TOLD
 from taskpool.webhooks.message import TEST_EVENT, TYPE_PREFIX, Message
@@ -352,7 +352,7 @@ def describe(
         }
     return {
         "openapi": "3.1.1",
-        "info": _INFO | {"version": version("taskpool")},
+        "info": _INFO | {"version": own_version()},
         "servers": [{"url": prefix or "/"}],
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": dict(paths),

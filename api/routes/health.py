@@ -14,7 +14,6 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import accumulate
 from typing import Final
 
@@ -31,6 +30,7 @@ from taskpool.errors import RedisFull, RedisRefused
 from taskpool.operations.documents import server_document
 from taskpool.operations.overview import busiest_queues, write_probe
 from taskpool.redis import keys as names
+from taskpool.text import own_version
 from taskpool.types import QueueInfo, WorkerInfo
 from taskpool.webhooks.delivery import outbox_length
 
@@ -165,7 +165,7 @@ def _of_webhooks(counted: Mapping[tuple[str, ...], int], outbox: int) -> Iterato
     yield GaugeMetricFamily("taskpool_webhook_outbox", "Events that are still to become webhooks.", value=outbox)
 
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("api")
 
 MEMORY_FULL: Final = "Redis's memory is full (maxmemory): it takes no new tasks until there is room"
 EXPOSITIONS: Final = ("text/plain", "application/openmetrics-text")
@@ -184,7 +184,7 @@ class HealthRoutes:
         """GET /: what this is, and where one can go from here."""
         paths = [path for path in map(_way, request.app.routes) if path]
         links = {path.removeprefix("/"): public_path(request.scope, path) for path in paths}
-        return Json(Door(service="taskpool", version=version("taskpool"), links=links))
+        return Json(Door(service="taskpool", version=own_version(), links=links))
 
     @operation("is_alive", tag="service", query=None, answers={200: Live}, asks_redis=False)
     async def live(self, request: Request) -> Json:

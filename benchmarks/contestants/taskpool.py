@@ -45,7 +45,7 @@ class Queue:
     def commands(self, processes: int) -> list[Command]:
         settings = {"REDIS_URL": self.redis_url, "WORKERS": str(processes), "TASKS": MODULE, "LOG_LEVEL": "warning"}
         ours = {f"TASKPOOL_{name}": value for name, value in settings.items()}
-        return [Command(["-m", "workers"], ours)]
+        return [Command(["-m", "taskpool_workers"], ours)]
 
     def completed(self) -> int:
         return int(self.redis.zcard("rq:finished:default"))

@@ -41,7 +41,7 @@ class Service:
 
 
 def uvicorn(app: str) -> Callable[[int, str], Command]:
-    """One uvicorn process on uvloop and httptools, without an access log, as `python -m api` runs it."""
+    """One uvicorn process on uvloop and httptools, without an access log, as `python -m taskpool_api` runs it."""
     options = [
         "--host",
         "127.0.0.1",
@@ -63,8 +63,8 @@ def uvicorn(app: str) -> Callable[[int, str], Command]:
 
 
 def ours(port: int, redis_url: str) -> Command:
-    """`python -m api`, with its defaults."""
-    return Command(["-m", "api"], {"TASKPOOL_REDIS_URL": redis_url, "TASKPOOL_PORT": str(port)})
+    """`python -m taskpool_api`, with its defaults."""
+    return Command(["-m", "taskpool_api"], {"TASKPOOL_REDIS_URL": redis_url, "TASKPOOL_PORT": str(port)})
 
 
 def beside(redis_url: str) -> str:

@@ -71,7 +71,7 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, epilog=EPILOG, context_settings=CONTEXT)
-@click.version_option(package_name="taskpool", message="taskpool %(version)s")
+@click.version_option(package_name="taskpool-jobs", message="taskpool %(version)s")
 def main() -> None:
     """A job service on Redis: typed tasks, run by worker processes, watched to their end."""
 

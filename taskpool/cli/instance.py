@@ -346,9 +346,9 @@ class Instance:
         port = claim_port(self.settings.host, self.settings.port)
         self.settings = replace(self.settings, port=port, redis_url=await self._start_redis())
         self._watcher = Watcher()
-        await self._start_part("workers", "workers", *(["--reload"] if self._reload else []))
+        await self._start_part("workers", "taskpool_workers", *(["--reload"] if self._reload else []))
         await self._until(self._workers_serve)
-        await self._start_part("api", "api")
+        await self._start_part("api", "taskpool_api")
         await self._until(lambda: asyncio.to_thread(answers_ready, self.url))
 
     async def died(self) -> None:
@@ -408,7 +408,7 @@ class Instance:
     async def _start_part(self, name: str, *arguments: str) -> None:
         assert self._watcher is not None
         part = Part(name, self._tell)
-        # -P: a directory of the user's own that is called `api` or `workers` isn't taken for ours.
+        # -P: a file in the current directory, such as redis.py, must not hide a module that this program imports.
         await part.start([sys.executable, "-P", "-m", *arguments], environment(self.settings))
         self._watcher.add(part.pid)
         self._parts.append(part)

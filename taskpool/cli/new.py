@@ -40,7 +40,7 @@ Example:
 """
 
 TEST: Final = Template('''\
-"""What `$name` must do. It runs in this process: no Redis, no worker. Needs: pip install "taskpool[testing]"."""
+"""What `$name` must do. It runs in this process: no Redis, no worker. Needs: pip install "taskpool-jobs[testing]"."""
 
 from __future__ import annotations
 
@@ -93,4 +93,4 @@ def new(name: str, directory: Path) -> None:
 
 def _what_it_needs() -> str:
     missing = [name for name in ("pytest", "fakeredis") if importlib.util.find_spec(name) is None]
-    return '  # needs: pip install "taskpool[testing]"' if missing else ""
+    return '  # needs: pip install "taskpool-jobs[testing]"' if missing else ""

@@ -64,7 +64,7 @@ the rest back.
 @settings_flags(*API)
 def api(**flags: Any) -> None:
     """Run the HTTP API alone."""
-    _become("api", flags)
+    _become("taskpool_api", flags)
 
 
 @click.command(cls=Command, epilog=WORKER_EPILOG)
@@ -72,14 +72,14 @@ def api(**flags: Any) -> None:
 @settings_flags(*WORKER)
 def worker(reload: bool, **flags: Any) -> None:
     """Run a pool of worker processes alone."""
-    _become("workers", flags, *(["--reload"] if reload else []))
+    _become("taskpool_workers", flags, *(["--reload"] if reload else []))
 
 
 def _become(package: str, flags: Mapping[str, Any], *arguments: str) -> NoReturn:
     """Replace this process, so that signals and the exit status are the part's own."""
     variables = environment(load_settings(flags))
     sys.stdout.flush()
-    # -P: a directory of the user's own that is called `api` or `workers` isn't taken for ours.
+    # -P: a file in the current directory, such as redis.py, must not hide a module that this program imports.
     os.execve(sys.executable, [sys.executable, "-P", "-m", package, *arguments], variables)
 
 

@@ -23,7 +23,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Final, Literal
 
@@ -34,6 +33,7 @@ from taskpool.errors import ConfigurationError
 from taskpool.settings import Settings
 from taskpool.tasks.context import TaskContext
 from taskpool.tasks.task import Task, task
+from taskpool.text import own_version
 from taskpool.url_guard import Allowed, NotSent, Resolver, Target, parse_target, shown, system_tls
 
 if TYPE_CHECKING:
@@ -325,7 +325,7 @@ def _request(
     except ValueError as fault:
         where = f"{parsed.scheme}://{parsed.netloc.decode()}{parsed.path}"
         raise RequestFailed(f"{method} {where}: not allowed: {fault}") from None
-    told = {"accept": "*/*", "accept-encoding": "identity", "user-agent": f"taskpool/{version('taskpool')}"}
+    told = {"accept": "*/*", "accept-encoding": "identity", "user-agent": f"taskpool/{own_version()}"}
     if parsed.userinfo:
         user = f"{parsed.username}:{parsed.password}".encode()
         told["authorization"] = f"Basic {base64.b64encode(user).decode()}"
