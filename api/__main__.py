@@ -1,4 +1,4 @@
-"""`python -m taskpool_api`: one API process. Its settings come from the environment. Exit status 2: it could not start."""
+"""`python -m taskpool_api`: one API process, set up by the environment. Exit status 2: it could not start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m taskpool_workers`: one worker pool. Settings come from the environment and from flags of the same names."""
+"""`python -m taskpool_workers`: one worker pool, set up by the environment and by flags of the same names."""
 
 from __future__ import annotations
 
