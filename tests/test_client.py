@@ -327,7 +327,7 @@ def test_the_examples_of_the_guide_work(there: Service) -> None:
     assert first[1].startswith("snapshot ")
     assert first[-2:] == ["done done", "done {'slept_s': 1.0}"]
     assert second == [str(list(range(10)))]
-    assert third == ["""[('/payload/duration_s', '"soon" is not of type "number"')]""", "nobody"]
+    assert third == ["""[('/payload/duration_s', '"soon" is not of type "number"')]""", "unknown"]
 
 
 def test_who_imports_taskpool_does_not_import_http() -> None:
