@@ -33,7 +33,8 @@ def anchors(text: str) -> set[str]:
 
 def test_every_link_between_the_documents_leads_somewhere() -> None:
     wrong = []
-    for document in [DOCS.parent / "README.md", *DOCS.glob("*.md")]:
+    root = DOCS.parent
+    for document in [root / "README.md", root / "CONTRIBUTING.md", *DOCS.glob("*.md"), root / "deploy/proxy/README.md"]:
         for link in re.findall(r"\]\((?!https?://)([^)\s]+)\)", document.read_text("utf-8")):
             path, _, anchor = link.partition("#")
             target = (document.parent / path) if path else document
@@ -41,3 +42,11 @@ def test_every_link_between_the_documents_leads_somewhere() -> None:
                 wrong.append(f"{document.name}: {link}")
 
     assert wrong == []
+
+
+def test_the_index_links_to_every_page() -> None:
+    index = (DOCS / "README.md").read_text("utf-8")
+
+    missing = [page.name for page in DOCS.glob("*.md") if page.name != "README.md" and f"]({page.name})" not in index]
+
+    assert missing == []

@@ -28,7 +28,7 @@ import pytest
 import yaml
 
 from benchmarks.ports import free_port
-from taskpool.cli import main
+from taskpool.cli.__main__ import main
 from taskpool.settings import SETTING_FIELDS
 from tests.instances import Up
 
@@ -51,7 +51,7 @@ RUN_BY: Final = {
 """Pages whose Python blocks another test runs, because they need more than a service."""
 
 LANGUAGES: Final = {
-    *("python", "sh", "console", "json", "yaml", "toml", "js", "dockerfile"),
+    *("python", "sh", "console", "json", "http", "yaml", "toml", "js", "dockerfile"),
     *("text", "mermaid"),  # these two aren't checked
 }
 OTHER_PROGRAMS: Final = {
@@ -426,6 +426,9 @@ def data_fault(block: Block, api: Api) -> str:
             case "json":
                 faults = [api.value_fault(block.schema, each) for each in json_values(block.text) if block.schema]
                 return "; ".join(filter(None, faults))
+            case "http":
+                lines = block.text.splitlines()
+                return "; ".join(line for line in lines if not re.match(r"HTTP/1\.1 \d{3}|[A-Za-z-]+: \S|$", line))
             case "yaml":
                 yaml.safe_load(block.text)
             case "toml":
