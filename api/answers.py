@@ -31,7 +31,7 @@ from taskpool.operations.documents import (
     WorkerDocument,
     delivery_document,
 )
-from taskpool.redis.store import AsyncStore
+from taskpool.redis.async_store import AsyncStore
 from taskpool.types import Count, Id, TaskStatus, Time
 from taskpool.webhooks import delivery
 from taskpool.webhooks.endpoint import DeliveryStatus

@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from taskpool.async_pool import AsyncTaskPool
-from taskpool.redis.store import AsyncStore
+from taskpool.redis.async_store import AsyncStore
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.url_guard import Allowed
 

@@ -33,7 +33,7 @@ from taskpool.errors import (
     WebhookConflict,
     WebhookNotFound,
 )
-from taskpool.redis.store import ReplyFault
+from taskpool.redis.replies import ReplyFault
 
 from .auth.caller import caller_of
 from .http.prefix import prefix_of

@@ -1,40 +1,28 @@
-"""The public face for programs that await: `AsyncTaskPool`. (`pool` has the one for programs that block.)
+"""The task pool for programs that await: `AsyncTaskPool`.
 
-Each method names an operation and runs it; what it does stands in `queue`, `runner`, `status`, `listing`, `overview`.
+Each method runs one operation, which is a value: see `taskpool.operations` and `taskpool.runner`.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from taskpool import runner
 from taskpool.access.audit import Actor
-from taskpool.lifecycle import PerLoop
-from taskpool.operations import catalog, listing, overview, queue, status
-from taskpool.operations import task_logs as logs
+from taskpool.operations import catalog, listing, overview, queue, status, task_logs
 from taskpool.operations.listing import Filter
 from taskpool.operations.overview import ServerInfo
-from taskpool.operations.pool_base import Face
+from taskpool.operations.pool_base import AsyncConnectedPool
 from taskpool.operations.queue import Submitted
 from taskpool.operations.records import fetch
 from taskpool.operations.specs import AddTask, spec_given
-from taskpool.operations.task_logs import follow_log_async
-from taskpool.operations.waiting import FOLLOW_S, LOOK_AGAIN_S, AsyncListener, Subscriptions
-from taskpool.redis import add_script
-from taskpool.redis.add_script import Once, Together
-from taskpool.redis.address import Address
-from taskpool.redis.async_connection import AsyncWire
-from taskpool.redis.store import AsyncStore, Store
-from taskpool.runner import execute_here
-from taskpool.settings import Settings
+from taskpool.operations.waiting import FOLLOW_S, LOOK_AGAIN_S
+from taskpool.redis.add_script import Once
 from taskpool.tasks.attempt import Outcome
 from taskpool.tasks.log_lines import LogLine
-from taskpool.tasks.registry import Registry
 from taskpool.types import (
     Event,
     Page,
@@ -49,69 +37,23 @@ from taskpool.types import (
 )
 
 
-class _Parts:
-    """What a pool has in one event loop: its connections, and those who wait for them."""
-
-    def __init__(self, redis_url: str, store: AsyncStore) -> None:
-        self.store = store
-        self.together = Together(store)
-        self.subscriptions = Subscriptions(redis_url)
-        self.listener = AsyncListener(self.subscriptions)
-
-    async def close(self) -> None:
-        """Close the connections; the next call opens new ones."""
-        self.subscriptions.close()
-        await self.store.close()
-
-
-class _LoopParts(_Parts):
-    """The same for one of several loops. Once it is closed it stays so: the next call in the loop gets a new one."""
-
-    def __init__(self, redis_url: str, address: Address) -> None:
-        self._wire = AsyncWire(address, name="taskpool")
-        super().__init__(redis_url, AsyncStore(transport=self._wire))
-
-    async def close(self) -> None:
-        """Close the connections. What is still to come, such as the end of a wait, must not open them again."""
-        self.subscriptions.end()
-        self._wire.end()
-        await asyncio.sleep(0)  # an aborted transport lets go of its socket in the next turn of the loop
-
-    def abandon(self) -> None:
-        """Let go of the sockets without the loop."""
-        self.subscriptions.abandon()
-        self._wire.abandon()
-
-
-class AsyncTaskPool(Face):
-    """As `TaskPool`, awaited. All coroutines of an event loop share one connection: what they send in one turn of the
-    loop goes out together. A call that waits for a task shares one subscription with all others.
+class AsyncTaskPool(AsyncConnectedPool):
+    """Submit, watch and control tasks.
 
         async with AsyncTaskPool("redis://localhost:6379") as pool:
-            task = await pool.add_task("resize", {"url": "https://example.org/a.png"})
-            print((await pool.wait(task.id, timeout_s=60)).result)
+            task = await pool.add_task("resize", {"url": "https://example.org/a.png"}, queue="images")
+            ended = await pool.wait(task.id, timeout_s=60)
+            print(ended.result)
 
-    One pool serves any number of event loops, one after the other or at once in several threads: each has its own
-    connections, opened at its first call and closed when it shuts down. Needs asyncio.
+    The coroutines of an event loop share one connection, and what they send in the same turn of the loop goes out
+    together; all waits share one subscription. One pool serves any number of event loops, one after the other or at the
+    same time in several threads. Each loop has its own connections, opened by its first call and closed when the loop
+    shuts down. Needs asyncio.
+
+    Without a URL, the pool uses the Redis that the commands use: the one of TASKPOOL_REDIS_URL, or of a `taskpool up`
+    in this directory. A pool with a `registry` also accepts the types registered there that no worker serves yet. Every
+    method raises RedisUnavailable when Redis can't be reached.
     """
-
-    def __init__(
-        self,
-        redis_url: str | None = None,
-        *,
-        settings: Settings | None = None,
-        registry: Registry | None = None,
-        store: AsyncStore | None = None,
-    ) -> None:
-        """With a `store` of the caller's, the pool works in the one loop in which that store is used.
-
-        Raises: ConfigurationError, when the URL can't be one, or none is given and none is found.
-        """
-        super().__init__(redis_url, settings, registry)
-        self._only = None if store is None else _Parts(self.redis_url, store)
-        self._address = Address.parse(self.redis_url)
-        self._loops = PerLoop(self._new_parts, owner="AsyncTaskPool", blocking="TaskPool")
-        self._here: Callable[[], _Parts] = self._loops.here if self._only is None else self._the_only
 
     async def __aenter__(self) -> AsyncTaskPool:
         return self
@@ -120,34 +62,6 @@ class AsyncTaskPool(Face):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-    async def close(self) -> None:
-        """Close the connections of this event loop; other loops keep theirs. The next call opens new ones."""
-        if self._only is not None:
-            await self._only.close()
-        await self._loops.close()
-
-    @property
-    def store(self) -> AsyncStore:
-        """What runs calls and plans in this event loop."""
-        return self._here().store
-
-    @property
-    def subscriptions(self) -> Subscriptions:
-        """The subscribed connection of this event loop, for all who wait or listen; opened by the first."""
-        return self._here().subscriptions
-
-    @property
-    def listener(self) -> AsyncListener:
-        """What hears of tasks' ends in this event loop."""
-        return self._here().listener
-
-    def _the_only(self) -> _Parts:
-        assert self._only is not None
-        return self._only
-
-    def _new_parts(self) -> _LoopParts:
-        return _LoopParts(self.redis_url, self._address)
 
     if TYPE_CHECKING:
         add_task: AddTask[Coroutine[Any, Any, TaskRecord]]
@@ -158,11 +72,11 @@ class AsyncTaskPool(Face):
             return await self.add_spec(spec_given(given, named))
 
     async def add_spec(self, spec: TaskSpec) -> TaskRecord:
-        """As `add_task`, for a `TaskSpec` alone."""
+        """As `add_task`, for a `TaskSpec` only."""
         return await self.store.carry_out(self.adding(spec))
 
     async def add_tasks(self, specs: Sequence[TaskSpec]) -> list[TaskRecord]:
-        """Submit many: all are checked first, then each thousand is stored whole or not. Records in order.
+        """Submit many tasks; returns their records in order. All are checked first; then each 1,000 are stored as one.
 
         Raises:
             InvalidTask: pointers start with the task's index, ``/3/payload/width``.
@@ -170,29 +84,21 @@ class AsyncTaskPool(Face):
         return await self.store.carry_out(self.adding_many(specs))
 
     async def submit(self, spec: TaskSpec, once: Once | None = None, *, by: Actor | None = None) -> Submitted:
-        """Submit a task and learn its id and status, no more; with `once`, once for an idempotency key; in the name of
-        `by`. Plain ones of the same moment share one call.
+        """Submit a task; returns only its id and status. With `once`, it is stored once for an idempotency key; with
+        `by`, it is submitted for an API key. Plain tasks submitted in the same turn of the loop share one call.
 
         Raises:
             InvalidTask: as `add_task`.
             NotAllowed: `by` may not use its type, its queue or one of its options.
             UniqueConflict: as `add_task`.
-            KeyReused: the key stands for another submission.
+            KeyReused: the idempotency key was used for another submission.
         """
-        if once is not None:
-            return await self.store.carry_out(self.submitting(spec, once, by))
-        checked = await self.store.carry_out(self.checking(spec, by))
-        audited = queue.audit_of(checked, by)
-        if checked.task.is_plain:
-            added = await self._here().together.add(checked.task, audited)
-        else:
-            added = await self.store.run(add_script.add((checked.task,), None, audited))
-        return queue.submitted((checked,), added)
+        return await self._submit(spec, once, by)
 
     async def submit_many(
         self, specs: Sequence[TaskSpec], once: Once | None = None, *, by: Actor | None = None, start: str = ""
     ) -> Submitted:
-        """Submit a thousand tasks at most in the same way, all or none; pointers begin with `start` and the index."""
+        """As `submit`, for up to 1,000 tasks: all are stored or none. Pointers begin with `start` and the index."""
         return await self.store.carry_out(self.submitting_many(specs, once, by, start))
 
     async def get(self, id: str) -> TaskRecord:
@@ -204,49 +110,48 @@ class AsyncTaskPool(Face):
         return await self.store.run(fetch(id))
 
     async def wait(self, id: str, *, timeout_s: float | None = None) -> TaskRecord:
-        """The task once it has ended, well or not: look at `status`, `result`, `error`. None waits for ever.
+        """The task once it has ended, successfully or not: see `status`, `result`, `error`. None waits without limit.
 
-        A wait that has begun outlives an outage of Redis, if that ends in time.
+        Once the wait has begun, it continues after an outage of Redis.
 
         Raises:
             TaskNotFound
-            WaitTimeout: it hasn't ended in `timeout_s`; `record` is how it stands.
-            InvalidTask: `timeout_s` is no number of seconds, or more than ten years of them.
+            WaitTimeout: it hasn't ended in `timeout_s`; `record` is its current state.
+            InvalidTask: `timeout_s` isn't a number of seconds up to ten years.
         """
-        async for record in self.listener.follow(id, partial(self.get, id), timeout_s, LOOK_AGAIN_S):
+        async for record in self._follow(id, timeout_s, LOOK_AGAIN_S):
             latest = record
         return latest
 
     async def follow(self, id: str, *, timeout_s: float | None = None) -> AsyncIterator[TaskRecord]:
-        """The task as it is now, again a few times a second, and last when it has ended.
+        """The task as it is now, again a few times a second, and a last time when it has ended.
 
-        What has begun outlives an outage of Redis, if that ends in time.
+        Once it has begun, it continues after an outage of Redis.
 
         Raises:
             TaskNotFound
             WaitTimeout: it hasn't ended in `timeout_s`.
-            InvalidTask: `timeout_s` is no number of seconds, or more than ten years of them.
+            InvalidTask: `timeout_s` isn't a number of seconds up to ten years.
         """
-        async with aclosing(self.listener.follow(id, partial(self.get, id), timeout_s, FOLLOW_S)) as records:
+        async with aclosing(self._follow(id, timeout_s, FOLLOW_S)) as records:
             async for record in records:
                 yield record
 
     async def add_and_wait(self, spec: TaskSpec, *, wait_s: float | None = None) -> TaskRecord:
-        """Submit a task and wait for its end: the record once it has ended, well or not.
+        """Submit a task and wait for its end; returns the record once it has ended, successfully or not.
 
         Raises:
-            InvalidTask: as `add_task`; or `wait_s` can't be, and nothing was stored.
-            WaitTimeout: it hasn't ended in `wait_s`; it goes on, and `record` is how it stands.
+            InvalidTask: as `add_task`; or `wait_s` is invalid, and nothing was stored.
+            WaitTimeout: it hasn't ended in `wait_s`; it continues, and `record` is its current state.
         """
         self.check_wait(spec, wait_s)
-        record = await self.store.carry_out(self.adding(spec))
-        return record if record.status.is_terminal else await self.wait(record.id, timeout_s=wait_s)
+        return await self._add_and_wait(spec, wait_s)
 
     async def get_queue(
         self, name: str = "default", *, cursor: str | None = None, limit: int = 100
     ) -> Page[QueuedTask]:
-        """A part of a queue as it is at one moment, in dispatch order, with position and wait. It changes nothing.
-        Raises: InvalidTask, when the cursor or the limit can't be."""
+        """A page of a queue at one moment, in dispatch order, with position and wait. It changes nothing.
+        Raises: InvalidTask, when the cursor or the limit is invalid."""
         return await self.store.carry_out(queue.get_queue(name, cursor=cursor, limit=limit))
 
     async def list_tasks(
@@ -259,14 +164,14 @@ class AsyncTaskPool(Face):
         cursor: str | None = None,
         limit: int = 50,
     ) -> Page[TaskRecord]:
-        """Tasks that fit, newest first. A page may be short: go on with `next_cursor` until it is None.
-        Raises: InvalidTask, when the status, the cursor or the limit can't be."""
+        """Tasks that match, newest first. A page may be short: continue with `next_cursor` until it is None.
+        Raises: InvalidTask, when the status, the cursor or the limit is invalid."""
         return await self.store.carry_out(
             listing.list_tasks(Filter(status, queue, type, tag), cursor=cursor, limit=limit)
         )
 
     async def remove_task(self, id: str) -> TaskStatus | None:
-        """Cancel a task that hasn't started (CANCELED), purge one that has ended (None).
+        """Cancel a task that hasn't started (returns CANCELED), or delete one that has ended (returns None).
 
         Raises:
             TaskNotFound
@@ -275,11 +180,12 @@ class AsyncTaskPool(Face):
         return await self.store.carry_out(queue.remove_task(id))
 
     async def kill_task(self, id: str, *, grace_s: float = 10.0, force: bool = False) -> TaskRecord:
-        """Stop a task: cancel it before it starts; else ask it to stop, and kill it after `grace_s` (`force`: at once).
+        """Stop a task: cancel it if it hasn't started; else ask it to stop, and kill it after `grace_s` (`force`: at
+        once).
 
         Raises:
             TaskNotFound
-            InvalidTask: `grace_s` is no number of seconds from 0 to a day.
+            InvalidTask: `grace_s` isn't a number of seconds from 0 to a day.
         """
         return await self.store.carry_out(runner.kill_task(id, grace_s=grace_s, force=force))
 
@@ -305,7 +211,7 @@ class AsyncTaskPool(Face):
         return await self.store.carry_out(overview.workers())
 
     async def worker_warnings(self) -> list[str]:
-        """What is wrong with the RQ programs that share queues with the workers, each in a sentence."""
+        """Problems with the RQ programs that share queues with the workers, one sentence each."""
         return await self.store.carry_out(overview.worker_warnings())
 
     async def counters(self) -> dict[str, int]:
@@ -319,47 +225,41 @@ class AsyncTaskPool(Face):
     async def run_task(
         self, queues: Sequence[str], *, worker: str, attempt_id: str, lease_s: float = 15.0
     ) -> RunningTask | None:
-        """Claim the next ready task for one attempt; None when there is none. For whoever writes a worker."""
+        """Claim the next ready task for one attempt; None when there is none. For programs that are workers."""
         call = runner.run_task(
             queues, worker=worker, attempt_id=attempt_id, lease_s=lease_s, foreign=self.settings.foreign
         )
         return await self.store.run(call)
 
     async def execute_task(self, running: RunningTask) -> TaskStatus:
-        """Run a claimed task in a thread, with the types of `registry`, and write how it ended.
+        """Run a claimed task in a thread, with the types of `registry`, and store its outcome.
 
         Raises:
-            AttemptLost: it lost its lease meanwhile; nothing was written.
+            AttemptLost: it lost its lease meanwhile; nothing was stored.
             ConfigurationError: the pool has no registry.
         """
-        return await asyncio.to_thread(self._execute, running)
-
-    def _execute(self, running: RunningTask) -> TaskStatus:
-        """A task may block, so it gets a thread and a connection of its own."""
-        store = Store(self.redis_url)
-        try:
-            most = self.settings.max_result_bytes
-            return execute_here(store, self.known_types(), running, max_result_bytes=most)
-        finally:
-            store.close()
+        registry, most = self.known_types(), self.settings.max_result_bytes
+        return await self._run_task_code(
+            lambda store: runner.execute_here(store, registry, running, max_result_bytes=most)
+        )
 
     async def logs(self, id: str, *, cursor: str | None = None, limit: int = 100) -> Page[LogLine]:
-        """A page of a task's log, the oldest line first. While the task hasn't ended there is always a next cursor.
+        """A page of a task's log, the oldest line first. Until the task has ended, there is always a next cursor.
 
         Raises:
             TaskNotFound
-            InvalidTask: the cursor isn't one of this listing, or the limit can't be.
+            InvalidTask: the cursor isn't one of this listing, or the limit is invalid.
         """
-        return await self.store.carry_out(logs.logs(id, cursor=cursor, limit=limit))
+        return await self.store.carry_out(task_logs.logs(id, cursor=cursor, limit=limit))
 
     async def follow_log(self, id: str, *, cursor: str | None = None) -> AsyncIterator[LogLine]:
-        """Every line of a task's log, those to come as well, each once, until the task has ended. Outlives an outage.
+        """Every line of a task's log, once, including new ones, until the task has ended. Continues after an outage.
 
         Raises:
             TaskNotFound
             InvalidTask: the cursor isn't one of `logs`.
         """
-        async with aclosing(follow_log_async(self.store, self.listener, id, cursor)) as steps:
+        async with aclosing(self._log_steps(id, cursor)) as steps:
             async for step in steps:
                 for line in step.lines:
                     yield line
@@ -373,5 +273,5 @@ class AsyncTaskPool(Face):
         return await self.store.run(status.log_task(running, lines))
 
     async def notify_websocket(self, event: Event) -> int:
-        """Publish an event on its task's channel; how many listen."""
+        """Publish an event on its task's channel; returns the number of listeners."""
         return await self.store.run(status.notify_websocket(event))

@@ -1,37 +1,29 @@
-"""The public face for programs that block: `TaskPool`. (`async_pool` has the one for programs that await.)
+# Generated from taskpool/async_pool.py by scripts/generate. Don't edit this file.
+"""The task pool for programs that block: `TaskPool`.
 
-Each method names an operation and runs it; what it does stands in `queue`, `runner`, `status`, `listing`, `overview`.
+Each method runs one operation, which is a value: see `taskpool.operations` and `taskpool.runner`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from taskpool import runner
 from taskpool.access.audit import Actor
-from taskpool.errors import CapReached, InvalidTask, QueueFull, TaskConflict, TaskNotFound, WaitTimeout
-from taskpool.operations import catalog, listing, overview, queue, status
-from taskpool.operations import task_logs as logs
+from taskpool.operations import catalog, listing, overview, queue, status, task_logs
 from taskpool.operations.listing import Filter
 from taskpool.operations.overview import ServerInfo
-from taskpool.operations.pool_base import Face
+from taskpool.operations.pool_base import ConnectedPool
 from taskpool.operations.queue import Submitted
 from taskpool.operations.records import fetch
 from taskpool.operations.specs import AddTask, spec_given
-from taskpool.operations.task_logs import follow_log
-from taskpool.operations.waiting import FOLLOW_S, LOOK_AGAIN_S, Listener
-from taskpool.redis import scripts
+from taskpool.operations.waiting import FOLLOW_S, LOOK_AGAIN_S
 from taskpool.redis.add_script import Once
-from taskpool.redis.address import Address
-from taskpool.redis.connection import MAX_CONNECTIONS, ConnectionPool, SharedWire
-from taskpool.redis.store import Store
-from taskpool.runner import execute_here
-from taskpool.settings import Settings
 from taskpool.tasks.attempt import Outcome
 from taskpool.tasks.log_lines import LogLine
-from taskpool.tasks.registry import Registry
 from taskpool.types import (
     Event,
     Page,
@@ -45,43 +37,22 @@ from taskpool.types import (
     WorkerInfo,
 )
 
-NO_FAULT: Final = (GeneratorExit, CapReached, InvalidTask, QueueFull, TaskConflict, TaskNotFound, WaitTimeout)
-"""Exceptions that end a wait and say nothing about its connection."""
 
-
-class TaskPool(Face):
-    """Submit, watch and steer tasks.
+class TaskPool(ConnectedPool):
+    """Submit, watch and control tasks.
 
         with TaskPool("redis://localhost:6379") as pool:
             task = pool.add_task("resize", {"url": "https://example.org/a.png"}, queue="images")
-            print(pool.wait(task.id, timeout_s=60).result)
+            ended = pool.wait(task.id, timeout_s=60)
+            print(ended.result)
 
-    Threads may share one: each call has a connection for itself, taken from up to `max_connections`, and each wait has
-    one of up to as many others. Made before a fork, it works in parent and child, each with its own connections.
+    Threads can share one pool: each call uses a connection of its own, out of at most `max_connections`, and each wait
+    uses one out of as many others. A pool made before a fork works in parent and child, each with its own connections.
 
-    Without a URL it uses the Redis that the commands use: that of TASKPOOL_REDIS_URL, or of a `taskpool up` in this
-    directory. Given a `registry`, it also takes the types registered there, before any worker has announced them.
-    Every method raises RedisUnavailable when Redis can't be reached.
+    Without a URL, the pool uses the Redis that the commands use: the one of TASKPOOL_REDIS_URL, or of a `taskpool up`
+    in this directory. A pool with a `registry` also accepts the types registered there that no worker serves yet. Every
+    method raises RedisUnavailable when Redis can't be reached.
     """
-
-    def __init__(
-        self,
-        redis_url: str | None = None,
-        *,
-        settings: Settings | None = None,
-        registry: Registry | None = None,
-        store: Store | None = None,
-        max_connections: int = MAX_CONNECTIONS,
-    ) -> None:
-        """Raises: ConfigurationError, when the URL can't be one, or none is given and none is found."""
-        super().__init__(redis_url, settings, registry)
-        if store is None:
-            store = Store(transport=SharedWire(Address.parse(self.redis_url), name="taskpool", most=max_connections))
-        self.store = store
-        self._listeners = ConnectionPool(self._listener, most=max_connections)
-
-    def _listener(self) -> Listener:
-        return Listener(Address.parse(self.redis_url))
 
     def __enter__(self) -> TaskPool:
         return self
@@ -90,11 +61,6 @@ class TaskPool(Face):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def close(self) -> None:
-        """Close the connections. The next call opens new ones."""
-        self._listeners.close()
-        self.store.close()
 
     if TYPE_CHECKING:
         add_task: AddTask[TaskRecord]
@@ -105,11 +71,11 @@ class TaskPool(Face):
             return self.add_spec(spec_given(given, named))
 
     def add_spec(self, spec: TaskSpec) -> TaskRecord:
-        """As `add_task`, for a `TaskSpec` alone."""
+        """As `add_task`, for a `TaskSpec` only."""
         return self.store.carry_out(self.adding(spec))
 
     def add_tasks(self, specs: Sequence[TaskSpec]) -> list[TaskRecord]:
-        """Submit many: all are checked first, then each thousand is stored whole or not. Records in order.
+        """Submit many tasks; returns their records in order. All are checked first; then each 1,000 are stored as one.
 
         Raises:
             InvalidTask: pointers start with the task's index, ``/3/payload/width``.
@@ -117,21 +83,21 @@ class TaskPool(Face):
         return self.store.carry_out(self.adding_many(specs))
 
     def submit(self, spec: TaskSpec, once: Once | None = None, *, by: Actor | None = None) -> Submitted:
-        """Submit a task and learn its id and status, no more; with `once`, once for an idempotency key; in the name of
-        `by`.
+        """Submit a task; returns only its id and status. With `once`, it is stored once for an idempotency key; with
+        `by`, it is submitted for an API key.
 
         Raises:
             InvalidTask: as `add_task`.
             NotAllowed: `by` may not use its type, its queue or one of its options.
             UniqueConflict: as `add_task`.
-            KeyReused: the key stands for another submission.
+            KeyReused: the idempotency key was used for another submission.
         """
-        return self.store.carry_out(self.submitting(spec, once, by))
+        return self._submit(spec, once, by)
 
     def submit_many(
         self, specs: Sequence[TaskSpec], once: Once | None = None, *, by: Actor | None = None, start: str = ""
     ) -> Submitted:
-        """Submit a thousand tasks at most in the same way, all or none; pointers begin with `start` and the index."""
+        """As `submit`, for up to 1,000 tasks: all are stored or none. Pointers begin with `start` and the index."""
         return self.store.carry_out(self.submitting_many(specs, once, by, start))
 
     def get(self, id: str) -> TaskRecord:
@@ -143,50 +109,45 @@ class TaskPool(Face):
         return self.store.run(fetch(id))
 
     def wait(self, id: str, *, timeout_s: float | None = None) -> TaskRecord:
-        """The task once it has ended, well or not: look at `status`, `result`, `error`. None waits for ever.
+        """The task once it has ended, successfully or not: see `status`, `result`, `error`. None waits without limit.
 
-        A wait that has begun outlives an outage of Redis, if that ends in time.
+        Once the wait has begun, it continues after an outage of Redis.
 
         Raises:
             TaskNotFound
-            WaitTimeout: it hasn't ended in `timeout_s`; `record` is how it stands.
-            InvalidTask: `timeout_s` is no number of seconds, or more than ten years of them.
+            WaitTimeout: it hasn't ended in `timeout_s`; `record` is its current state.
+            InvalidTask: `timeout_s` isn't a number of seconds up to ten years.
         """
-        with self._listeners.taken(*NO_FAULT) as listener:
-            return _last(listener.follow(id, timeout_s, LOOK_AGAIN_S))
-
-    def add_and_wait(self, spec: TaskSpec, *, wait_s: float | None = None) -> TaskRecord:
-        """Submit a task and wait for its end, in one round trip and a message: the record once it has ended.
-
-        Raises:
-            InvalidTask: as `add_task`; or `wait_s` can't be, and nothing was stored.
-            WaitTimeout: it hasn't ended in `wait_s`; it goes on, and `record` is how it stands.
-        """
-        self.check_wait(spec, wait_s)
-        if spec.unique_key is not None:  # the one to wait for may be another
-            return self.wait(self.store.carry_out(self.adding(spec)).id, timeout_s=wait_s)
-        checked = self.store.carry_out(self.checking(spec))
-        with self._listeners.taken(*NO_FAULT) as listener:
-            added = listener.hear(checked.task.id, scripts.add([checked.task]))
-            (record,) = queue.stored([checked], added)
-            return _last(listener.follow(record.id, wait_s, LOOK_AGAIN_S, record))
+        for record in self._follow(id, timeout_s, LOOK_AGAIN_S):
+            latest = record
+        return latest
 
     def follow(self, id: str, *, timeout_s: float | None = None) -> Iterator[TaskRecord]:
-        """The task as it is now, again a few times a second, and last when it has ended.
+        """The task as it is now, again a few times a second, and a last time when it has ended.
 
-        What has begun outlives an outage of Redis, if that ends in time.
+        Once it has begun, it continues after an outage of Redis.
 
         Raises:
             TaskNotFound
             WaitTimeout: it hasn't ended in `timeout_s`.
-            InvalidTask: `timeout_s` is no number of seconds, or more than ten years of them.
+            InvalidTask: `timeout_s` isn't a number of seconds up to ten years.
         """
-        with self._listeners.taken(*NO_FAULT) as listener:
-            yield from listener.follow(id, timeout_s, FOLLOW_S)
+        with closing(self._follow(id, timeout_s, FOLLOW_S)) as records:
+            yield from records
+
+    def add_and_wait(self, spec: TaskSpec, *, wait_s: float | None = None) -> TaskRecord:
+        """Submit a task and wait for its end; returns the record once it has ended, successfully or not.
+
+        Raises:
+            InvalidTask: as `add_task`; or `wait_s` is invalid, and nothing was stored.
+            WaitTimeout: it hasn't ended in `wait_s`; it continues, and `record` is its current state.
+        """
+        self.check_wait(spec, wait_s)
+        return self._add_and_wait(spec, wait_s)
 
     def get_queue(self, name: str = "default", *, cursor: str | None = None, limit: int = 100) -> Page[QueuedTask]:
-        """A part of a queue as it is at one moment, in dispatch order, with position and wait. It changes nothing.
-        Raises: InvalidTask, when the cursor or the limit can't be."""
+        """A page of a queue at one moment, in dispatch order, with position and wait. It changes nothing.
+        Raises: InvalidTask, when the cursor or the limit is invalid."""
         return self.store.carry_out(queue.get_queue(name, cursor=cursor, limit=limit))
 
     def list_tasks(
@@ -199,12 +160,12 @@ class TaskPool(Face):
         cursor: str | None = None,
         limit: int = 50,
     ) -> Page[TaskRecord]:
-        """Tasks that fit, newest first. A page may be short: go on with `next_cursor` until it is None.
-        Raises: InvalidTask, when the status, the cursor or the limit can't be."""
+        """Tasks that match, newest first. A page may be short: continue with `next_cursor` until it is None.
+        Raises: InvalidTask, when the status, the cursor or the limit is invalid."""
         return self.store.carry_out(listing.list_tasks(Filter(status, queue, type, tag), cursor=cursor, limit=limit))
 
     def remove_task(self, id: str) -> TaskStatus | None:
-        """Cancel a task that hasn't started (CANCELED), purge one that has ended (None).
+        """Cancel a task that hasn't started (returns CANCELED), or delete one that has ended (returns None).
 
         Raises:
             TaskNotFound
@@ -213,11 +174,12 @@ class TaskPool(Face):
         return self.store.carry_out(queue.remove_task(id))
 
     def kill_task(self, id: str, *, grace_s: float = 10.0, force: bool = False) -> TaskRecord:
-        """Stop a task: cancel it before it starts; else ask it to stop, and kill it after `grace_s` (`force`: at once).
+        """Stop a task: cancel it if it hasn't started; else ask it to stop, and kill it after `grace_s` (`force`: at
+        once).
 
         Raises:
             TaskNotFound
-            InvalidTask: `grace_s` is no number of seconds from 0 to a day.
+            InvalidTask: `grace_s` isn't a number of seconds from 0 to a day.
         """
         return self.store.carry_out(runner.kill_task(id, grace_s=grace_s, force=force))
 
@@ -243,7 +205,7 @@ class TaskPool(Face):
         return self.store.carry_out(overview.workers())
 
     def worker_warnings(self) -> list[str]:
-        """What is wrong with the RQ programs that share queues with the workers, each in a sentence."""
+        """Problems with the RQ programs that share queues with the workers, one sentence each."""
         return self.store.carry_out(overview.worker_warnings())
 
     def counters(self) -> dict[str, int]:
@@ -257,40 +219,41 @@ class TaskPool(Face):
     def run_task(
         self, queues: Sequence[str], *, worker: str, attempt_id: str, lease_s: float = 15.0
     ) -> RunningTask | None:
-        """Claim the next ready task for one attempt; None when there is none. For whoever writes a worker."""
+        """Claim the next ready task for one attempt; None when there is none. For programs that are workers."""
         call = runner.run_task(
             queues, worker=worker, attempt_id=attempt_id, lease_s=lease_s, foreign=self.settings.foreign
         )
         return self.store.run(call)
 
     def execute_task(self, running: RunningTask) -> TaskStatus:
-        """Run a claimed task in this thread, with the types of `registry`, and write how it ended.
+        """Run a claimed task in this thread, with the types of `registry`, and store its outcome.
 
         Raises:
-            AttemptLost: it lost its lease meanwhile; nothing was written.
+            AttemptLost: it lost its lease meanwhile; nothing was stored.
             ConfigurationError: the pool has no registry.
         """
-        most = self.settings.max_result_bytes
-        return execute_here(self.store, self.known_types(), running, max_result_bytes=most)
+        registry, most = self.known_types(), self.settings.max_result_bytes
+        return self._run_task_code(lambda store: runner.execute_here(store, registry, running, max_result_bytes=most))
 
     def logs(self, id: str, *, cursor: str | None = None, limit: int = 100) -> Page[LogLine]:
-        """A page of a task's log, the oldest line first. While the task hasn't ended there is always a next cursor.
+        """A page of a task's log, the oldest line first. Until the task has ended, there is always a next cursor.
 
         Raises:
             TaskNotFound
-            InvalidTask: the cursor isn't one of this listing, or the limit can't be.
+            InvalidTask: the cursor isn't one of this listing, or the limit is invalid.
         """
-        return self.store.carry_out(logs.logs(id, cursor=cursor, limit=limit))
+        return self.store.carry_out(task_logs.logs(id, cursor=cursor, limit=limit))
 
     def follow_log(self, id: str, *, cursor: str | None = None) -> Iterator[LogLine]:
-        """Every line of a task's log, those to come as well, each once, until the task has ended. Outlives an outage.
+        """Every line of a task's log, once, including new ones, until the task has ended. Continues after an outage.
 
         Raises:
             TaskNotFound
             InvalidTask: the cursor isn't one of `logs`.
         """
-        for step in follow_log(self.store, id, cursor):
-            yield from step.lines
+        with closing(self._log_steps(id, cursor)) as steps:
+            for step in steps:
+                yield from step.lines
 
     def update_status(self, running: RunningTask, outcome: Outcome) -> str:
         """End an attempt: ``ok``, ``children``, ``stopping`` or ``lost`` (see `taskpool.status.update_status`)."""
@@ -301,11 +264,5 @@ class TaskPool(Face):
         return self.store.run(status.log_task(running, lines))
 
     def notify_websocket(self, event: Event) -> int:
-        """Publish an event on its task's channel; how many listen."""
+        """Publish an event on its task's channel; returns the number of listeners."""
         return self.store.run(status.notify_websocket(event))
-
-
-def _last(records: Iterator[TaskRecord]) -> TaskRecord:
-    for record in records:
-        latest = record
-    return latest

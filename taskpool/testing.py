@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import fakeredis
 import hiredis
@@ -26,13 +26,14 @@ from taskpool.operations.status import read_event
 from taskpool.pool import TaskPool
 from taskpool.redis import keys, scripts
 from taskpool.redis.calls import Call, Part
-from taskpool.redis.connection import unpack
+from taskpool.redis.replies import unpack
 from taskpool.redis.store import Store
 from taskpool.settings import Settings
 from taskpool.tasks.registry import Registry
 from taskpool.types import Event, RunningTask, TaskRecord, TaskSpec
 
 WORKER: Final = "inline"
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ class InlinePool(TaskPool):
             running = self._claim()
         if running is None:
             return None
-        self._execute(running)
+        self.execute_task(running)
         self._release_dependents()
         return self.get(running.id)
 
@@ -141,13 +142,12 @@ class InlinePool(TaskPool):
         queues = self._queues()
         return self.run_task(queues, worker=WORKER, attempt_id=secrets.token_hex(8)) if queues else None
 
-    def _execute(self, running: RunningTask) -> None:
+    def _run_task_code(self, work: Callable[[Store], T]) -> T:
         if not _in_event_loop():
-            self.execute_task(running)
-            return
+            return work(self.store)
         # In an async test: no loop runs within a loop, so an `async def` task gets one in a thread of its own.
         with ThreadPoolExecutor(1) as thread:
-            thread.submit(self.execute_task, running).result()
+            return thread.submit(work, self.store).result()
 
     def _release_dependents(self) -> None:
         """What housekeeping does in a worker pool. Each round may end tasks that others wait for."""

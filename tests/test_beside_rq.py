@@ -21,9 +21,9 @@ from taskpool.operations.catalog import PoolInfo, publish
 from taskpool.operations.listing import all_queues
 from taskpool.operations.overview import worker_warnings
 from taskpool.redis import scripts
+from taskpool.redis.async_store import AsyncStore
 from taskpool.redis.keys import SECRETS, SECRETS_INDEX
 from taskpool.redis.rq_job import ENTRY_POINT
-from taskpool.redis.store import AsyncStore
 from taskpool.settings import Settings
 from tests.api_client import api
 from tests.states import SEED, World

@@ -11,9 +11,9 @@ from redis import Redis
 
 from taskpool import ParentResultGone, Registry, TaskConflict, TaskContext, TaskPool, TaskStatus, task
 from taskpool.redis import scripts
+from taskpool.redis.async_store import AsyncStore
 from taskpool.redis.keys import HELD_MOST_S, NEEDED_STEP
 from taskpool.redis.rq_job import ParentResults, parents_of
-from taskpool.redis.store import AsyncStore
 from taskpool.settings import Settings
 from taskpool.types import TaskRecord
 from tests.states import RESULT_TTL_S, World, new_task

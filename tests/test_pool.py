@@ -31,7 +31,7 @@ from taskpool import (
     task,
 )
 from taskpool.operations import status
-from taskpool.operations.pool_base import Face
+from taskpool.operations.pool_base import PoolBase
 from taskpool.redis import scripts
 from taskpool.redis.connection import Wire
 from taskpool.settings import Settings
@@ -129,7 +129,7 @@ def test_one_face_blocks_and_the_other_awaits() -> None:
     assert [name for name in blocking if inspect.iscoroutinefunction(blocking[name])] == []
     awaits = {name for name in awaiting if inspect.iscoroutinefunction(awaiting[name])}
     yields = {name for name in awaiting if inspect.isasyncgenfunction(awaiting[name])}
-    assert awaiting.keys() - awaits - yields == public(Face).keys()
+    assert awaiting.keys() - awaits - yields == public(PoolBase).keys()
 
 
 def test_each_operation_says_what_it_does() -> None:

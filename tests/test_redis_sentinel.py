@@ -18,8 +18,9 @@ from taskpool.errors import ConfigurationError, RedisUnavailable
 from taskpool.operations.records import fetch, fetch_if_there
 from taskpool.redis import scripts
 from taskpool.redis.address import Address, connect
+from taskpool.redis.async_store import AsyncStore
 from taskpool.redis.embedded import check_redis
-from taskpool.redis.store import AsyncStore, Store
+from taskpool.redis.store import Store
 from taskpool.settings import SentinelUrl, Settings, redact_url
 from tests.api_client import api_process
 from tests.certificates import certificate

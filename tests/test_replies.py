@@ -13,9 +13,10 @@ import pytest
 
 from taskpool.errors import RedisFull, RedisRefused, RedisUnavailable
 from taskpool.redis import keys, replies, scripts
+from taskpool.redis.async_store import AsyncStore
 from taskpool.redis.calls import Call
-from taskpool.redis.replies import Meaning, meaning_of
-from taskpool.redis.store import AsyncStore, ReplyFault, Store, WrongServer
+from taskpool.redis.replies import Meaning, ReplyFault, WrongServer, meaning_of
+from taskpool.redis.store import Store
 from tests.states import World
 
 M = Meaning
@@ -176,7 +177,7 @@ def test_an_unknown_reply_is_logged_once_a_minute(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    monkeypatch.setattr(replies, "_unknown", replies._Unknown())
+    monkeypatch.setattr(replies, "_logged_mono", {})
 
     def ask(text: str) -> int:
         with caplog.at_level(logging.WARNING), pytest.raises(RedisRefused):
@@ -184,7 +185,7 @@ def test_an_unknown_reply_is_logged_once_a_minute(
         return len(caplog.records)
 
     counts = [ask("NEWCODE one"), ask("NEWCODE one"), ask("OTHERCODE"), ask("LOADING")]
-    now += replies.TOLD_AGAIN_S
+    now += replies.LOG_AGAIN_S
     counts.append(ask("NEWCODE one"))
 
     assert counts == [1, 1, 2, 2, 3]

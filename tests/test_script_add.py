@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from taskpool.redis import scripts
-from taskpool.redis.connection import unpack
+from taskpool.redis.replies import unpack
 from taskpool.redis.scripts import Added, NewTask
 from taskpool.types import TaskStatus
 from tests.states import ENDED, FAILURE_TTL_S, SEED, World, new_task

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from taskpool import AsyncTaskPool, Registry, TaskSpec, TaskStatus
+from taskpool.redis.async_store import AsyncStore
 from taskpool.redis.keys import SOON_MS
-from taskpool.redis.store import AsyncStore
 from taskpool.settings import Settings
 from taskpool.tasks.attempt import Outcome
 from workers.duties import CommandChannel, Outage

@@ -13,12 +13,14 @@ import pytest
 from redis import Redis
 
 from taskpool.errors import ConfigurationError, RedisUnavailable
-from taskpool.redis import async_connection, keys, scripts, store
+from taskpool.redis import async_connection, keys, replies, scripts
 from taskpool.redis.address import Address
+from taskpool.redis.async_store import AsyncStore
 from taskpool.redis.calls import Call, Plan, one
 from taskpool.redis.connection import Wire
 from taskpool.redis.embedded import RedisServer
-from taskpool.redis.store import AsyncStore, ReplyFault, Store
+from taskpool.redis.replies import ReplyFault
+from taskpool.redis.store import Store
 from tests.states import World, new_task
 
 T = TypeVar("T")
@@ -205,7 +207,7 @@ def test_what_may_not_be_repeated_is_told_to_be_of_unknown_outcome(either: Eithe
 def test_a_blocking_call_may_take_longer_than_a_reply(
     either: Either, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "REPLY_TIMEOUT_S", 0.8)
+    monkeypatch.setattr(replies, "REPLY_TIMEOUT_S", 0.8)
     monkeypatch.setattr(async_connection, "WATCH_INTERVAL_S", 0.02)
     redis.rpush(keys.DOORBELL + "default", "1")
 
@@ -282,7 +284,7 @@ def test_a_call_is_repeated_once_and_not_for_ever(opened: Open, tmp_path: Path) 
 def test_a_server_that_does_not_answer_is_given_up(
     opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "REPLY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(replies, "REPLY_TIMEOUT_S", 0.05)
     monkeypatch.setattr(async_connection, "WATCH_INTERVAL_S", 0.02)
     stub = Stub(tmp_path / "s", b"", keep=True)
 

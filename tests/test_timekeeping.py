@@ -13,8 +13,8 @@ from taskpool import TaskStatus
 from taskpool.errors import RedisRefused
 from taskpool.operations.listing import all_queues
 from taskpool.redis import keys, scripts
+from taskpool.redis.async_store import AsyncStore
 from taskpool.redis.calls import Call
-from taskpool.redis.store import AsyncStore
 from taskpool.webhooks.delivery import NewDelivery, deliver
 from tests.states import World
 from workers.duties import Outage

@@ -18,7 +18,7 @@ from taskpool.access.api_key import KeySpec
 from taskpool.cli.__main__ import main
 from taskpool.operations.catalog import PoolInfo, publish
 from taskpool.redis import calls, keys, scripts
-from taskpool.redis.store import AsyncStore
+from taskpool.redis.async_store import AsyncStore
 from taskpool.settings import Settings
 from taskpool.tasks.log_lines import LogLine, encode_line
 from taskpool.types import DEFAULT_LIMITS

@@ -13,7 +13,7 @@ from standardwebhooks import Webhook as Verifier
 from taskpool.access.audit import Actor, read_audit
 from taskpool.errors import DeliveryBusy, DeliveryNotFound, WebhookConflict, WebhookNotFound
 from taskpool.redis import keys, scripts
-from taskpool.redis.store import AsyncStore
+from taskpool.redis.async_store import AsyncStore
 from taskpool.types import TaskStatus
 from taskpool.url_guard import Allowed
 from taskpool.webhooks import delivery

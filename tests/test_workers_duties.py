@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from taskpool.errors import RedisRefused
-from taskpool.redis.store import ReplyFault
+from taskpool.redis.replies import ReplyFault
 from workers import duties
 from workers.duties import Outage, insist
 

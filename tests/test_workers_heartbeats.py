@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from taskpool.redis import scripts
-from taskpool.redis.store import AsyncStore
+from taskpool.redis.async_store import AsyncStore
 from tests.states import World
 from workers.heartbeats import DEFAULT_GRACE_S, Heartbeats
 from workers.process_group import boottime

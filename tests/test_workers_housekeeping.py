@@ -13,8 +13,8 @@ from taskpool import Registry, TaskPool, TaskSpec, TaskStatus, task
 from taskpool.errors import RedisUnavailable
 from taskpool.operations.catalog import PoolInfo, publish
 from taskpool.redis import scripts
+from taskpool.redis.async_store import AsyncStore
 from taskpool.redis.scripts import claim, finish
-from taskpool.redis.store import AsyncStore
 from taskpool.settings import Settings
 from taskpool.types import RunningTask
 from workers.duties import Outage

@@ -25,7 +25,7 @@ from taskpool.errors import RedisFull, RedisUnavailable
 from taskpool.redis import keys
 from taskpool.redis.address import Address
 from taskpool.redis.async_connection import AsyncWire
-from taskpool.redis.store import ReplyFault
+from taskpool.redis.replies import ReplyFault
 
 log = logging.getLogger("workers")
 

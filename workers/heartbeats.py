@@ -15,7 +15,8 @@ from typing import Final
 from taskpool.operations import catalog, status
 from taskpool.operations.catalog import PoolInfo
 from taskpool.redis import scripts
-from taskpool.redis.store import AsyncStore, ReplyFault
+from taskpool.redis.async_store import AsyncStore
+from taskpool.redis.replies import ReplyFault
 from taskpool.types import TypeInfo
 
 from .process_group import boottime

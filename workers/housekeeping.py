@@ -27,10 +27,11 @@ from taskpool.operations import overview, records
 from taskpool.operations.catalog import pools
 from taskpool.operations.listing import some_queues
 from taskpool.redis import keys, rq_job, scripts
+from taskpool.redis.async_store import AsyncStore
 from taskpool.redis.calls import Call, Plan, one, tolerant
 from taskpool.redis.keys import TASKS, field_name
+from taskpool.redis.replies import ReplyFault
 from taskpool.redis.scripts import QueueDue
-from taskpool.redis.store import AsyncStore, ReplyFault
 from taskpool.settings import Settings
 from taskpool.types import LEFT_ALONE, ForeignJobs
 

@@ -14,9 +14,9 @@ from typing import Final, TypeVar
 
 from taskpool.operations.listing import all_queues
 from taskpool.redis import scripts
+from taskpool.redis.async_store import AsyncStore
 from taskpool.redis.calls import Call, tolerant
 from taskpool.redis.scripts import Tick
-from taskpool.redis.store import AsyncStore
 
 from .duties import Outage
 from .process_group import boottime

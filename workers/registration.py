@@ -27,9 +27,9 @@ from rq.worker import BaseWorker, WorkerStatus
 
 from taskpool.errors import RedisFull, RedisUnavailable
 from taskpool.redis import address, scripts
+from taskpool.redis.async_store import AsyncStore
 from taskpool.redis.keys import SUSPENDED
-from taskpool.redis.replies import Meaning, meaning_of
-from taskpool.redis.store import AsyncStore, ReplyFault
+from taskpool.redis.replies import Meaning, ReplyFault, meaning_of
 from taskpool.tasks.context import seconds_of
 from taskpool.types import LogLimits
 

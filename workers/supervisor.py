@@ -24,7 +24,8 @@ from watchfiles import PythonFilter, awatch
 from taskpool.errors import ConfigurationError, RedisUnavailable
 from taskpool.operations import catalog
 from taskpool.operations.catalog import PoolInfo
-from taskpool.redis.store import AsyncStore, ReplyFault
+from taskpool.redis.async_store import AsyncStore
+from taskpool.redis.replies import ReplyFault
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.text import own_version
 from taskpool.url_guard import Allowed

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from taskpool.errors import RedisUnavailable
 from taskpool.redis import keys
+from taskpool.redis.async_store import AsyncStore
 from taskpool.redis.calls import Call, Plan, one
-from taskpool.redis.store import AsyncStore
 from taskpool.text import own_version
 from taskpool.url_guard import Allowed, NotSent, Resolve, Resolver, Target, parse_target, system_tls
 from taskpool.webhooks import delivery

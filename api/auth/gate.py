@@ -39,8 +39,8 @@ from taskpool.access import keyring
 from taskpool.access.api_key import TOKEN, ApiKey, digest_of
 from taskpool.errors import ConfigurationError, RedisUnavailable
 from taskpool.redis import keys
+from taskpool.redis.async_store import AsyncStore
 from taskpool.redis.calls import Call
-from taskpool.redis.store import AsyncStore
 from taskpool.settings import Settings
 from taskpool.types import utc
 from taskpool.validation import names_this_machine

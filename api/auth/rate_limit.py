@@ -21,8 +21,8 @@ from typing import Final
 from starlette.types import Scope as AsgiScope
 
 from taskpool.errors import RedisUnavailable
+from taskpool.redis.async_store import AsyncStore
 from taskpool.redis.scripts import take
-from taskpool.redis.store import AsyncStore
 from taskpool.settings import Settings
 
 from ..http.problems import Problem, retry_after

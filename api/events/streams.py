@@ -11,7 +11,7 @@ from starlette.types import Scope
 
 from taskpool.errors import RedisUnavailable
 from taskpool.operations.status import Position
-from taskpool.redis.store import ReplyFault
+from taskpool.redis.replies import ReplyFault
 from taskpool.settings import Settings
 
 from ..auth.caller import Caller

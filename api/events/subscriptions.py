@@ -30,7 +30,8 @@ from taskpool.operations.listing import Filter, list_tasks
 from taskpool.operations.records import fetch
 from taskpool.operations.status import START, UNKNOWN, Attributes, Position, attributes_of, attributes_told, newest
 from taskpool.redis import keys
-from taskpool.redis.store import AsyncStore, ReplyFault
+from taskpool.redis.async_store import AsyncStore
+from taskpool.redis.replies import ReplyFault
 from taskpool.types import TaskStatus
 
 from .client_queue import Outlet, Resync, Snapshot, Step, Steps

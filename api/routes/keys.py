@@ -14,7 +14,7 @@ from taskpool.access.api_key import ROTATION_GRACE_S, KeySpec
 from taskpool.access.audit import AuditFilter, read_audit
 from taskpool.errors import InvalidTask
 from taskpool.operations.documents import KeyDocument, audit_document, key_document, time_text
-from taskpool.redis.store import AsyncStore
+from taskpool.redis.async_store import AsyncStore
 from taskpool.validation import LONGEST_S
 
 from ..answers import AuditPage, Keys, Ticket

@@ -21,7 +21,7 @@ from taskpool.operations.documents import (
     secret_document,
     webhook_document,
 )
-from taskpool.redis.store import AsyncStore
+from taskpool.redis.async_store import AsyncStore
 from taskpool.url_guard import Allowed
 from taskpool.webhooks import delivery
 from taskpool.webhooks import store as webhook_store

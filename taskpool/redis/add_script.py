@@ -26,9 +26,9 @@ import msgspec
 
 from taskpool.errors import TaskpoolError
 from taskpool.redis import keys, rq_job
+from taskpool.redis.async_store import AsyncStore
 from taskpool.redis.calls import Call, Part, Script
 from taskpool.redis.rq_job import status_of
-from taskpool.redis.store import AsyncStore
 from taskpool.types import OnLostLease, TaskStatus, Unique
 
 DEFAULT_ATTEMPTS: Final = 1

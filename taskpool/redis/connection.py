@@ -47,14 +47,6 @@ def pack(commands: Sequence[Sequence[Part]]) -> bytes:
     )
 
 
-def unpack(command: bytes) -> list[bytes]:
-    """The parts of a packed command."""
-    reader = hiredis.Reader()
-    reader.feed(command)
-    parts: list[bytes] = reader.gets()
-    return parts
-
-
 class Wire:
     """One connection, opened when first used. Not for two threads at once."""
 

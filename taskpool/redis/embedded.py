@@ -51,7 +51,7 @@ from taskpool.errors import ConfigurationError, RedisRefused, TaskpoolError
 from taskpool.redis import keys
 from taskpool.redis.address import connect, why_no_master
 from taskpool.redis.connection import greeting_error
-from taskpool.redis.replies import TOLD_AGAIN_S, may_pass
+from taskpool.redis.replies import LOG_AGAIN_S, may_pass
 from taskpool.settings import Settings, redact_url
 
 Version = tuple[int, ...]
@@ -471,7 +471,7 @@ def wait_for_redis(url: str, *, sleep: Callable[[float], None] = time.sleep) -> 
             log.warning("%s; starting, and waiting until it takes writes", error)
             return
         except RedisRefused as error:
-            if told_at is None or time.monotonic() - told_at >= TOLD_AGAIN_S:
+            if told_at is None or time.monotonic() - told_at >= LOG_AGAIN_S:
                 told_at = time.monotonic()
                 log.warning("%s; waiting to start until it serves", error)
             sleep(START_RETRY_S)

@@ -26,9 +26,10 @@ from typing import IO, Any, Final, TypeVar
 from taskpool.errors import RedisFull, RedisRefused, RedisUnavailable
 from taskpool.operations.status import release_dependents, update_status
 from taskpool.redis import scripts
+from taskpool.redis.async_store import AsyncStore
 from taskpool.redis.calls import Call
+from taskpool.redis.replies import ReplyFault
 from taskpool.redis.rq_job import waited_ms
-from taskpool.redis.store import AsyncStore, ReplyFault
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.tasks.attempt import Outcome, execute_task, execute_task_async, raised, stopped, timed_out, worker_error
 from taskpool.tasks.context import TaskContext

@@ -17,8 +17,9 @@ from typing import Any, Final
 from taskpool.errors import RedisUnavailable
 from taskpool.redis import scripts
 from taskpool.redis.calls import Call
+from taskpool.redis.replies import ReplyFault
 from taskpool.redis.rq_job import parents_of
-from taskpool.redis.store import ReplyFault, Store
+from taskpool.redis.store import Store
 from taskpool.settings import Settings
 from taskpool.tasks.log_lines import Lines
 from taskpool.types import LogLimits, RunningTask

@@ -22,8 +22,9 @@ from taskpool.errors import RedisFull, RedisRefused, RedisUnavailable
 from taskpool.operations.status import release_dependents, update_status
 from taskpool.redis import scripts
 from taskpool.redis.calls import Call
+from taskpool.redis.replies import ReplyFault
 from taskpool.redis.rq_job import waited_ms
-from taskpool.redis.store import ReplyFault, Store
+from taskpool.redis.store import Store
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.tasks.attempt import Outcome, execute_task, stopped, worker_error
 from taskpool.tasks.context import TaskContext

@@ -37,7 +37,9 @@ from taskpool.errors import RedisUnavailable
 from taskpool.operations.catalog import is_served
 from taskpool.operations.status import update_status
 from taskpool.redis import scripts
-from taskpool.redis.store import AsyncStore, ReplyFault, Store
+from taskpool.redis.async_store import AsyncStore
+from taskpool.redis.replies import ReplyFault
+from taskpool.redis.store import Store
 from taskpool.tasks import hooks
 from taskpool.tasks.attempt import Outcome, backoff_s, stopped
 from taskpool.types import RunningTask, TaskStatus
