@@ -28,8 +28,8 @@ from taskpool.lifecycle import HoldsConnections, PerLoop
 from taskpool.operations import queue
 from taskpool.operations.catalog import Catalogue
 from taskpool.operations.queue import Submitted
-from taskpool.operations.specs import check_spec, patience_s
 from taskpool.operations.records import fetch
+from taskpool.operations.specs import check_spec, patience_s
 from taskpool.operations.submit import Checked, Defaults, check_task
 from taskpool.operations.task_logs import LogStep, follow_log, follow_log_async
 from taskpool.operations.waiting import LOOK_AGAIN_S, AsyncListener, Listener, Subscriptions

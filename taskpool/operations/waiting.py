@@ -27,8 +27,8 @@ from taskpool.redis.address import Address
 from taskpool.redis.async_connection import AsyncWire
 from taskpool.redis.calls import Call, Part
 from taskpool.redis.connection import Wire
-from taskpool.types import TERMINAL, TaskRecord
 from taskpool.redis.replies import ReplyFault, WrongServer, values, with_text
+from taskpool.types import TERMINAL, TaskRecord
 
 Heard = Callable[[bytes], None]
 
