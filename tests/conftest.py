@@ -25,7 +25,19 @@ TEST_CONTAINERS = os.environ.get("TASKPOOL_TEST_CONTAINERS")
 for name in [name for name in os.environ if name.startswith("TASKPOOL_")]:
     del os.environ[name]
 
-START_PROCESSES = ("client", "compose", "dashboard", "demo", "killpoints", "redis_", "rq_", "system_", "up", "zz_")
+START_PROCESSES = (
+    "client",
+    "compose",
+    "dashboard",
+    "demo",
+    "docs_examples",
+    "killpoints",
+    "redis_",
+    "rq_",
+    "system_",
+    "up",
+    "zz_",
+)
 """How the names of the test files begin that start processes: they come after the quick ones."""
 
 EACH_SERVER = (

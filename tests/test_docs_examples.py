@@ -424,8 +424,9 @@ def data_fault(block: Block, api: Api) -> str:
     try:
         match block.language:
             case "json":
-                faults = [api.value_fault(block.schema, each) for each in json_values(block.text) if block.schema]
-                return "; ".join(filter(None, faults))
+                values, schemas = list(json_values(block.text)), block.schema.split("|")
+                faults = [[api.value_fault(schema, each) for schema in schemas] for each in values if block.schema]
+                return "; ".join(" or ".join(each) for each in faults if all(each))
             case "http":
                 lines = block.text.splitlines()
                 return "; ".join(line for line in lines if not re.match(r"HTTP/1\.1 \d{3}|[A-Za-z-]+: \S|$", line))
