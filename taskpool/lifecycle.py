@@ -1,12 +1,8 @@
-"""Tells objects that hold connections when the process has forked and when it ends.
+"""What connections need in a program with threads, forks and event loops.
 
-A connection belongs to one process. A child that used a connection of its parent would read answers to the parent's
-questions, and the parent would read the child's.
-
-What belongs to one asyncio event loop: connections, locks and futures work only in the loop that made them.
-
-`PerLoop` keeps one state for each loop. A loop's state is made when it is first used there, and closed when the loop
-shuts down: `asyncio.run` closes the async generators of its loop at the end, and each state has one that waits for it.
+A connection belongs to one process: a child that used a connection of its parent would read the answers to the parent's
+questions. `watch` tells an object when the process has forked and when it ends. `ConnectionPool` shares blocking
+connections among threads. `PerLoop` keeps what works only in the event loop that made it.
 """
 
 from __future__ import annotations
@@ -17,34 +13,27 @@ import codecs
 import os
 import stat
 import sys
+import time
 import weakref
-from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any, Final, Generic, NamedTuple, NoReturn, Protocol, TypeVar
 
-from taskpool.errors import NoEventLoop
+from taskpool.errors import ConfigurationError, NoEventLoop, RedisUnavailable
 
 # The first call that looks up a host imports this codec. A child forked by another thread at that moment would wait for
 # the import for ever, so it is done now.
 codecs.lookup("idna")
 
 
-class Member(Protocol):
-    """An object that holds connections."""
-
-    def forked(self) -> None:
-        """Forget the parent's connections. This runs in the child of a fork, where only the forking thread lives on:
-        it must not take a lock that another thread may have held."""
-
-    def at_exit(self) -> None:
-        """Close what can be closed without waiting."""
-
-
 class HoldsConnections:
-    """A base for classes that hold connections: an object of them stays in its process."""
+    """A base for classes whose objects hold connections, and therefore stay in their process."""
 
     def __reduce__(self) -> NoReturn:
-        """Refuse pickle and copy, which multiprocessing uses for what it hands to another process."""
+        """Refuse pickle and copy, which multiprocessing uses to hand an object to another process."""
         name = type(self).__name__
         raise TypeError(
             f"a {name} can't be pickled or copied, because it holds connections: make a {name} in each process, "
@@ -52,12 +41,34 @@ class HoldsConnections:
         )
 
 
+class Member(Protocol):
+    """An object that holds connections."""
+
+    def forked(self) -> None:
+        """Forget the parent's connections. Runs in the child of a fork, which has only the forking thread: it must not
+        take a lock that another thread may have held."""
+
+    def at_exit(self) -> None:
+        """Close what can be closed without waiting."""
+
+
 _members: weakref.WeakSet[Member] = weakref.WeakSet()
+
+inherited: Final[list[object]] = []
+"""In a forked child: objects of the parent that must not be collected, because that would close or lock something."""
 
 
 def watch(member: Member) -> None:
     """Call the member's `forked` in each child process, and its `at_exit` when the interpreter ends."""
     _members.add(member)
+
+
+def _alive() -> list[Member]:
+    while True:
+        try:
+            return list(_members)
+        except RuntimeError:  # another thread added a member meanwhile
+            continue
 
 
 def _forked() -> None:
@@ -71,31 +82,255 @@ def _at_exit() -> None:
         member.at_exit()
 
 
-def _alive() -> list[Member]:
-    while True:
-        try:
-            return list(_members)
-        except RuntimeError:  # another thread has just made one: look again
-            continue
-
-
 os.register_at_fork(after_in_child=_forked)
 
 
+# --- threads -------------------------------------------------------------------------------------------------
+
+MAX_CONNECTIONS: Final = 100
+WAIT_S: Final = 10.0
+"""How long a caller waits for a free connection when all are in use."""
+LOOK_S: Final = 0.5
+
+
+class Connection(Protocol):
+    """What the pool needs of a connection. It is opened when it is first used."""
+
+    def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=Connection)
+
+
+class ConnectionsInUse(RedisUnavailable):
+    """Raised when no connection became free in time. Nothing was sent."""
+
+
+class ConnectionPool(Generic[C]):
+    """Blocking connections made by `make`, shared by threads: each caller has one for itself while it uses it.
+
+    A caller takes the connection that was given back last, so a program has as many connections as it has callers at
+    the same moment, however many threads it starts. When `most` are in use, callers wait; unless `is_limit` is False:
+    then more are made, and `most` are kept. A connection that failed is dropped: it may hold an unread answer.
+
+    Every step is one operation of a deque, a dict or a SimpleQueue. None needs a lock, so a signal handler may use the
+    pool that it interrupts, and a forked child never waits for a lock of a thread that it doesn't have.
+    """
+
+    def __init__(self, make: Callable[[], C], *, most: int = MAX_CONNECTIONS, is_limit: bool = True) -> None:
+        if most < 1:
+            raise ConfigurationError(f"max_connections must be 1 or more, not {most}")
+        self._make, self._most, self._is_limit = make, most, is_limit
+        self._pid = os.getpid()
+        self._members = _Members[C](most)
+        watch(self)
+
+    def take(self) -> C:
+        """A connection for this caller alone, until it calls `give_back` or `drop`.
+
+        Raises:
+            ConnectionsInUse: none became free within 10 s.
+        """
+        if os.getpid() != self._pid:  # a fork that didn't run Python's hooks, as some servers written in C do
+            self.forked()
+        try:
+            return self._members.idle.pop()
+        except IndexError:
+            return self._another()
+
+    def give_back(self, connection: C) -> None:
+        """Return a connection on which no answer is outstanding."""
+        members = self._members
+        if not members.has(connection) or len(members.idle) >= self._most:  # taken before `close` or a fork; surplus
+            self.drop(connection)
+            return
+        members.idle.append(connection)
+        if members.is_closed:  # since a moment ago
+            members.close_idle()
+        elif members.waiting:
+            members.serve()
+
+    def drop(self, connection: C) -> None:
+        """Close a connection that can't be used any more."""
+        connection.close()
+        self._members.forget(id(connection))
+
+    def drop_idle(self) -> None:
+        """Close the connections that no caller uses now."""
+        self._members.close_idle()
+
+    @contextmanager
+    def taken(self, *harmless: type[BaseException]) -> Iterator[C]:
+        """A connection for the block. It is dropped if the block raises an exception that isn't `harmless`."""
+        connection = self.take()
+        try:
+            yield connection
+        except harmless:
+            self.give_back(connection)
+            raise
+        except BaseException:
+            self.drop(connection)
+            raise
+        self.give_back(connection)
+
+    def close(self) -> None:
+        """Close all connections; those in use close when they are given back. The next `take` opens a new one."""
+        if os.getpid() != self._pid:
+            self.forked()
+        members, self._members = self._members, _Members(self._most)
+        members.close()
+
+    def forked(self) -> None:
+        """In a child process: abandon the parent's connections, those in use as well."""
+        members, self._members = self._members, _Members(self._most)
+        self._pid = os.getpid()
+        members.is_closed = True
+        for connection in members.all():
+            self._abandon(connection)
+
+    def at_exit(self) -> None:
+        """As `close`."""
+        self.close()
+
+    def __del__(self) -> None:
+        if "_members" in self.__dict__:
+            self.close()
+
+    def _abandon(self, connection: C) -> None:
+        """Close the child's copy of a connection. The other side must not notice."""
+        connection.close()
+
+    def _another(self) -> C:
+        end_mono = time.monotonic() + WAIT_S
+        while True:
+            if connection := self._members.another(self._make, end_mono if self._is_limit else None):
+                return connection
+            if time.monotonic() >= end_mono:
+                raise ConnectionsInUse(
+                    f"all {self._most} connections to Redis are in use, and none became free within {WAIT_S:g} s: "
+                    "use fewer threads, or give the pool a larger max_connections"
+                )
+
+
+class _Members(Generic[C]):
+    """The connections of one pool between two calls of `close`, and the callers that wait for one."""
+
+    def __init__(self, most: int) -> None:
+        self.idle: deque[C] = deque()
+        self.is_closed = False
+        self.waiting: deque[None] = deque()  # an entry for each caller that waits and that `_handed` has nothing for
+        self._handed: SimpleQueue[C | None] = SimpleQueue()
+        self._permits = deque([None] * most)  # an entry for each connection that may still be made
+        self._known: dict[int, weakref.ref[C]] = {}
+
+    def has(self, connection: C) -> bool:
+        """Whether the connection was made here, and wasn't dropped."""
+        return id(connection) in self._known
+
+    def all(self) -> list[C]:
+        """Every connection, in use or not."""
+        return [connection for ref in list(self._known.values()) if (connection := ref()) is not None]
+
+    def another(self, make: Callable[[], C], end_mono: float | None) -> C | None:
+        """A new connection. If no more may be made: the next that becomes free, or None when the caller should look
+        again; without `end_mono`, a new one all the same."""
+        try:
+            self._permits.pop()
+        except IndexError:
+            if end_mono is not None:
+                return self._wait(end_mono)
+        try:
+            connection = make()
+            # A caller that is interrupted between two steps may lose its connection without `drop`.
+            self._known[id(connection)] = weakref.ref(connection, partial(self._lost, id(connection)))
+        except BaseException:
+            self._permits.append(None)
+            raise
+        return connection
+
+    def forget(self, id: int) -> None:
+        """Count a connection no longer; another may be made in its place."""
+        if self._known.pop(id, None) is not None:
+            self._permits.append(None)
+            self._hand(None)
+
+    def serve(self) -> None:
+        """Hand idle connections to the callers that wait, the first one first."""
+        while self.waiting:
+            try:
+                connection = self.idle.pop()
+            except IndexError:
+                return  # taken meanwhile; it will be given back
+            if not self._hand(connection):
+                self.idle.append(connection)
+
+    def close(self) -> None:
+        """Close what is idle, and let those who wait look again."""
+        self.is_closed = True
+        self.close_idle()
+        while self._hand(None):
+            pass
+
+    def close_idle(self) -> None:
+        """Close what is idle."""
+        while True:
+            try:
+                connection = self.idle.pop()
+            except IndexError:
+                return
+            connection.close()
+            self.forget(id(connection))
+
+    def _lost(self, id: int, _: weakref.ref[C]) -> None:
+        self.forget(id)
+
+    def _hand(self, connection: C | None) -> bool:
+        """Hand a connection to a caller that waits, or wake it; False when none waits."""
+        try:
+            self.waiting.popleft()
+        except IndexError:
+            return False
+        self._handed.put(connection)
+        return True
+
+    def _wait(self, end_mono: float) -> C | None:
+        self.waiting.append(None)
+        try:
+            # Look again, now that a caller that gives one back sees us.
+            if not (self.idle or self._permits or self.is_closed):
+                return self._handed.get(timeout=max(0.0, min(LOOK_S, end_mono - time.monotonic())))
+        except Empty:
+            pass
+        except BaseException:
+            if (connection := self._leave()) is not None:
+                self.idle.append(connection)
+            raise
+        return self._leave()
+
+    def _leave(self) -> C | None:
+        """Stop waiting. Returns the connection that another thread is handing over at this moment, if there is one."""
+        try:
+            self.waiting.pop()
+        except IndexError:
+            with suppress(Empty):
+                return self._handed.get(timeout=LOOK_S)
+        return None
+
+
+# --- event loops ---------------------------------------------------------------------------------------------
+
+
 class LoopState(Protocol):
-    """What an object needs in one loop."""
+    """The connections of an object in one event loop."""
 
     async def close(self) -> None:
         """Close the connections. Runs in the loop."""
 
     def abandon(self) -> None:
-        """Let go of the sockets without the loop's help, and without a word to the other side."""
+        """Let go of the sockets without the loop's help. Nothing is sent."""
 
 
 S = TypeVar("S", bound=LoopState)
-
-_inherited: Final[list[object]] = []
-"""In a forked child: the parent's states. If Python collected them, their transports would act on the parent's loop."""
 
 
 class _Entry(NamedTuple, Generic[S]):
@@ -105,8 +340,12 @@ class _Entry(NamedTuple, Generic[S]):
 
 
 class PerLoop(Generic[S]):
-    """One state for each running event loop, made by `make`. `owner` is the class that needs it, `blocking` the one to
-    use where asyncio doesn't run."""
+    """One state for each event loop, made by `make` when it is first used there. `owner` is the class that needs it,
+    `blocking` the one to use where asyncio doesn't run.
+
+    A state is closed when its loop shuts down: `asyncio.run` closes the async generators of its loop at the end, and
+    each state has one that waits for it.
+    """
 
     def __init__(self, make: Callable[[], S], *, owner: str, blocking: str) -> None:
         self._make, self._owner, self._blocking = make, owner, blocking
@@ -128,26 +367,26 @@ class PerLoop(Generic[S]):
         return self._begin(loop) if entry is None else entry.state
 
     async def close(self) -> None:
-        """Close the state of the running loop, and let go of those whose loop is closed. Other loops keep theirs."""
+        """Close the state of the running loop, and abandon those whose loop is closed. Other loops keep theirs."""
         self._sweep()
         entry = self._entries.get(asyncio.get_running_loop())
         if entry is not None:
             await entry.closer.aclose()
 
     def forked(self) -> None:
-        """In the child of a fork: let go of everything that belongs to the parent's loops."""
+        """In a child process: abandon the states of the parent's loops."""
         entries, self._entries = self._entries, {}
         for entry in entries.values():
             self._abandon(entry)
 
     def at_exit(self) -> None:
-        """Nothing: what a loop holds, it closes itself."""
+        """Nothing to do: each loop closes its own state."""
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> S:
         self._sweep()
         state = self._make()
         closer = self._closing(loop, state)
-        with suppress(StopIteration):  # that is how a generator hands out a value when nothing awaits it
+        with suppress(StopIteration):  # raised by the first `yield`, because nothing awaits it
             closer.__anext__().send(None)
         self._entries[loop] = _Entry(state, closer, os.getpid())
         return state
@@ -160,7 +399,7 @@ class PerLoop(Generic[S]):
             await state.close()
 
     def _sweep(self) -> None:
-        """Let go of the states of closed loops: those that were closed without `shutdown_asyncgens`."""
+        """Abandon the states of loops that were closed without `shutdown_asyncgens`."""
         for loop in [loop for loop in list(self._entries) if loop.is_closed()]:
             entry = self._entries.pop(loop, None)
             if entry is not None:  # else another thread did it
@@ -169,7 +408,7 @@ class PerLoop(Generic[S]):
     def _abandon(self, entry: _Entry[S]) -> None:
         entry.state.abandon()
         if entry.pid != os.getpid():
-            _inherited.append(entry)
+            inherited.append(entry)
 
     def _why(self) -> str:
         trio: Any = sys.modules.get("trio")
@@ -182,7 +421,7 @@ class PerLoop(Generic[S]):
 
 
 def inode_of(descriptor: int) -> int | None:
-    """A number that tells the socket behind a descriptor from all others; None if no socket is there."""
+    """A number that identifies the socket behind a descriptor; None if there is no socket."""
     try:
         status = os.fstat(descriptor)
     except OSError:
@@ -191,10 +430,10 @@ def inode_of(descriptor: int) -> int | None:
 
 
 def let_go(descriptor: int, inode: int | None) -> None:
-    """Close the socket behind a descriptor that a transport still believes to own, if it is still that socket.
+    """Close the socket behind a descriptor that still belongs to a transport, if it is still that socket.
 
-    The descriptor leads to /dev/null from then on: were it closed, its number could be given to another file, which the
-    transport would close in its end.
+    The descriptor then refers to /dev/null. If it were closed, its number could be given to another file, which the
+    transport would close later.
     """
     if descriptor < 0 or inode is None or inode_of(descriptor) != inode:
         return

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-GENERATED = ("taskpool/pool.py", "taskpool/redis/store.py")
+GENERATED = ("taskpool/pool.py", "taskpool/client/client.py", "taskpool/redis/store.py")
 
 
 def test_the_generated_files_are_up_to_date() -> None:

@@ -21,9 +21,18 @@ import pytest
 from redis import Redis
 
 from benchmarks.ports import free_port
-from taskpool import AsyncClient, AsyncTaskPool, Client, NoEventLoop, RedisUnavailable, Registry, TaskPool, TaskRecord
-from taskpool.redis import connection
-from taskpool.redis.connection import ConnectionPool, ConnectionsInUse
+from taskpool import (
+    AsyncClient,
+    AsyncTaskPool,
+    Client,
+    NoEventLoop,
+    RedisUnavailable,
+    Registry,
+    TaskPool,
+    TaskRecord,
+    lifecycle,
+)
+from taskpool.lifecycle import ConnectionPool, ConnectionsInUse
 from taskpool.redis.embedded import RedisServer
 from tests.api_client import api_process, publish_types
 from tests.certificates import certificate
@@ -135,7 +144,7 @@ def test_more_threads_than_connections_take_turns(redis: Redis, redis_url: str) 
 def test_a_thread_that_gets_no_connection_in_time_is_told_what_to_do(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "WAIT_S", 0.05)
+    monkeypatch.setattr(lifecycle, "WAIT_S", 0.05)
     with TaskPool(redis_url, registry=REGISTRY, max_connections=1) as pool:
         task = pool.add_task("echo", {"message": 1})
         following: Any = pool.follow(task.id)

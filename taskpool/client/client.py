@@ -1,19 +1,37 @@
-"""The HTTP API for programs that block: `Client`. (`async_client` has the one for programs that await.)
+# Generated from taskpool/client/async_client.py by scripts/generate. Don't edit this file.
+"""The HTTP API for programs that block: `Client`.
 
-Methods have the names of those of `TaskPool` that mean the same, and return the same values. Each names an operation
-and runs it; what it does stands in `operations` and `follow`.
+Methods have the names of the methods of `TaskPool` that do the same, and return the same values. Each runs one
+operation, which is a value: see `operations` and `follow`.
 """
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import httpx
+
 from taskpool.client import follow as client_follow
 from taskpool.client import operations
-from taskpool.client.http import Connections, Runner, Server
-from taskpool.client.request import RETRIES, TIMEOUT_S, Plan, Request, Retrying, sending
+from taskpool.client.http import FAILURES, Connections, Link, Server
+from taskpool.client.request import (
+    RETRIES,
+    TIMEOUT_S,
+    Answer,
+    Lost,
+    Plan,
+    Read,
+    Request,
+    Retrying,
+    Send,
+    Sleep,
+    Tell,
+    sending,
+)
 from taskpool.lifecycle import HoldsConnections
 from taskpool.operations.specs import AddTask, spec_given
 from taskpool.tasks.log_lines import LogLine
@@ -34,25 +52,28 @@ T = TypeVar("T")
 
 
 class Client(HoldsConnections):
-    """Submit, watch and steer tasks through the HTTP API at `url`.
+    """Submit, watch and control tasks through the HTTP API at `url`.
 
         with Client("http://localhost:8080", api_key) as client:
             task = client.add_task("resize", {"url": "https://example.org/a.png"}, queue="images")
-            print(client.wait(task.id, timeout_s=60).result)
+            ended = client.wait(task.id, timeout_s=60)
+            print(ended.result)
 
-    Threads may share one. Made before a fork, it works in parent and child, each with its own connections.
+    Threads can share one client. A client made before a fork works in parent and child, each with its own connections.
 
-    `timeout_s` is how long each answer may take. What can safely be sent again is, up to `retries` times within 30 s,
-    when no answer comes or one that says "later"; a submission carries its own idempotency key, so it is stored once.
+    `timeout_s` is how long each answer may take. When no answer comes, or one that says "later", a request that can be
+    repeated safely is sent again, up to `retries` times within 30 s. A submission has its own idempotency key, so it is
+    stored once.
 
-    Besides what is said there, every method raises ApiUnavailable when no answer comes, RedisUnavailable when the API
-    can't reach its Redis, Unauthorized and NotAllowed for the API key, and ApiError for any other answer.
+    Besides the exceptions listed at each method, every method raises ApiUnavailable when no answer comes,
+    RedisUnavailable when the API can't reach its Redis, Unauthorized and NotAllowed for the API key, and ApiError for
+    any other answer.
     """
 
     def __init__(
         self, url: str, api_key: str | None = None, *, timeout_s: float = TIMEOUT_S, retries: int = RETRIES
     ) -> None:
-        """Raises: ConfigurationError, when the URL or the key can't be one."""
+        """Raises: ConfigurationError, when the URL or the key is invalid."""
         self._connections = Connections(Server(url, api_key, timeout_s))
         self._retrying = Retrying(retries)
 
@@ -94,32 +115,35 @@ class Client(HoldsConnections):
         return self.send(operations.get(id))
 
     def wait(self, id: str, *, timeout_s: float | None = None) -> TaskRecord:
-        """The task once it has ended, well or not: look at `status`, `result`, `error`. None waits for ever.
+        """The task once it has ended, successfully or not: see `status`, `result`, `error`. None waits without limit.
 
-        A wait that has begun outlives an API that is away, if it comes back in time.
+        Once the wait has begun, it continues after an outage of the API.
 
         Raises:
             TaskNotFound
-            WaitTimeout: it hasn't ended in `timeout_s`; `record` is how it stands.
-            InvalidTask: `timeout_s` is no number of seconds, or more than ten years of them.
+            WaitTimeout: it hasn't ended in `timeout_s`; `record` is its current state.
+            InvalidTask: `timeout_s` isn't a number of seconds up to ten years.
         """
         return self._run(client_follow.follow(id, timeout_s, client_follow.WAITING, self._retrying))
 
     def follow(self, id: str, *, timeout_s: float | None = None) -> Iterator[TaskRecord]:
-        """The task as it is now, again twice a second, and last when it has ended. Outlives as `wait`.
+        """The task as it is now, again twice a second, and a last time when it has ended.
+
+        Once it has begun, it continues after an outage of the API.
 
         Raises:
             TaskNotFound
             WaitTimeout: it hasn't ended in `timeout_s`.
-            InvalidTask: `timeout_s` is no number of seconds, or more than ten years of them.
+            InvalidTask: `timeout_s` isn't a number of seconds up to ten years.
         """
         return self._tell(client_follow.follow(id, timeout_s, client_follow.WATCHING, self._retrying))
 
     def events(self, id: str, *, after: str | None = None) -> Iterator[Event]:
-        """Every event of a task until it has ended, each once, also when the API was away meanwhile.
+        """Every event of a task until it has ended, once each. It continues after an outage of the API.
 
-        First comes one called `snapshot`, whose data is the task's document; or, with `after` (the `stream` of an
-        event), what came since then. Where the API has forgotten events, there is another snapshot.
+        Without `after`, the first one is called `snapshot`, and its data is the task's document. With `after` (the
+        `stream` of an event), the first one is the event after that. A snapshot also comes in the place of events that
+        the API no longer has.
 
         Raises:
             TaskNotFound
@@ -127,7 +151,7 @@ class Client(HoldsConnections):
         return self._tell(client_follow.events(id, after, self._retrying))
 
     def get_queue(self, name: str = "default", *, cursor: str | None = None, limit: int = 100) -> Page[QueuedTask]:
-        """A part of a queue as it is at one moment, in dispatch order, with position and wait."""
+        """A page of a queue at one moment, in dispatch order, with position and wait."""
         return self.send(operations.get_queue(name, cursor, limit))
 
     def list_tasks(
@@ -140,13 +164,13 @@ class Client(HoldsConnections):
         cursor: str | None = None,
         limit: int = 50,
     ) -> Page[TaskRecord]:
-        """Tasks that fit, newest first. A page may be short: go on with `next_cursor` until it is None."""
+        """Tasks that match, newest first. A page may be short: continue with `next_cursor` until it is None."""
         return self.send(
             operations.list_tasks(status=status, queue=queue, type=type, tag=tag, cursor=cursor, limit=limit)
         )
 
     def remove_task(self, id: str) -> TaskStatus | None:
-        """Cancel a task that hasn't started (CANCELED), purge one that has ended (None).
+        """Cancel a task that hasn't started (returns CANCELED), or delete one that has ended (returns None).
 
         Raises:
             TaskNotFound
@@ -155,11 +179,12 @@ class Client(HoldsConnections):
         return self.send(operations.remove_task(id))
 
     def kill_task(self, id: str, *, grace_s: float = 10.0, force: bool = False) -> TaskRecord:
-        """Stop a task: cancel it before it starts; else ask it to stop, and kill it after `grace_s` (`force`: at once).
+        """Stop a task: cancel it if it hasn't started; else ask it to stop, and kill it after `grace_s` (`force`: at
+        once).
 
         Raises:
             TaskNotFound
-            InvalidTask: `grace_s` is no number of seconds from 0 to a day.
+            InvalidTask: `grace_s` isn't a number of seconds from 0 to a day.
         """
         return self._run(operations.kill_task(id, grace_s=grace_s, force=force, retrying=self._retrying))
 
@@ -185,11 +210,11 @@ class Client(HoldsConnections):
         return self.send(operations.workers())
 
     def worker_warnings(self) -> list[str]:
-        """What is wrong with the RQ programs that share queues with the workers, each in a sentence."""
+        """Problems with the RQ programs that share queues with the workers, one sentence each."""
         return self.send(operations.worker_warnings())
 
     def logs(self, id: str, *, cursor: str | None = None, limit: int = 100) -> Page[LogLine]:
-        """A page of a task's log, the oldest line first. While the task hasn't ended there is always a next cursor.
+        """A page of a task's log, the oldest line first. Until the task has ended, there is always a next cursor.
 
         Raises:
             TaskNotFound
@@ -198,7 +223,9 @@ class Client(HoldsConnections):
         return self.send(operations.logs(id, cursor, limit))
 
     def follow_log(self, id: str, *, cursor: str | None = None) -> Iterator[LogLine]:
-        """Every line of a task's log, those to come as well, each once, until the task has ended. Outlives as `wait`.
+        """Every line of a task's log, once, including new ones, until the task has ended.
+
+        It continues after an outage of the API.
 
         Raises:
             TaskNotFound
@@ -207,11 +234,88 @@ class Client(HoldsConnections):
         return self._tell(client_follow.follow_log(id, cursor, self._retrying))
 
     def send(self, request: Request[T]) -> T:
-        """What a request of `client_operations` or `client_keys` is answered; it is sent again where that is safe."""
+        """The value of a request of `taskpool.client.operations`, which is sent again where that is safe."""
         return self._run(sending(request, self._retrying))
 
     def _run(self, plan: Plan[T]) -> T:
-        return Runner(self._connections).result(plan)
+        """The value of a plan."""
+        result: T
+        for value in self._tell(_telling(plan)):
+            result = value
+        return result
 
     def _tell(self, plan: Plan[object]) -> Iterator[Any]:
-        return Runner(self._connections).told(plan)
+        """The values that a plan tells."""
+        return _Runner(self._connections).run(plan)
+
+
+def _telling(plan: Plan[object]) -> Plan[None]:
+    """Tell what a plan returns, last."""
+    yield Tell((yield from plan))
+
+
+class _Runner:
+    """Carries out one plan."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+        self._link: Link | None = None
+        self._stream: httpx.Response | None = None
+        self._pieces: Iterator[bytes] | None = None
+
+    def run(self, plan: Plan[object]) -> Iterator[Any]:
+        """The values that the plan tells."""
+        reply: Any = None
+        try:
+            while True:
+                step = plan.send(reply)
+                reply = None
+                match step:
+                    case Tell():
+                        yield step.value
+                    case Sleep():
+                        time.sleep(step.seconds)
+                    case Read():
+                        reply = self._read()
+                    case Send():
+                        reply = self._send(step.request)
+        except StopIteration:
+            return
+        finally:
+            self._close()
+
+    def _send(self, request: Request[Any]) -> Answer | Lost:
+        self._close()
+        connections, server = self._connections, self._connections.server
+        link = connections.take()
+        try:
+            response = link.client.send(server.request(link.client, request), stream=True)
+            link.note(response)
+            if request.streams and response.status_code == httpx.codes.OK:
+                self._link, self._stream, self._pieces = link, response, response.iter_bytes()
+                return Answer(response.status_code, response.headers)
+            try:
+                answer = Answer(response.status_code, response.headers, response.read())
+            finally:
+                response.close()
+        except BaseException as error:
+            connections.drop(link)
+            if isinstance(error, FAILURES):
+                return server.lost(error)
+            raise
+        connections.give_back(link)
+        return answer
+
+    def _read(self) -> bytes | None:
+        try:
+            return None if self._pieces is None else next(self._pieces, None)
+        except FAILURES:
+            return None
+
+    def _close(self) -> None:
+        """Close the stream, unless it belongs to the parent of this process."""
+        link, stream = self._link, self._stream
+        self._link = self._stream = None
+        if link is not None and stream is not None and link.pid == os.getpid():
+            stream.close()
+            self._connections.give_back(link)

@@ -24,7 +24,7 @@ from taskpool.errors import (
     TaskNotFound,
     WaitTimeout,
 )
-from taskpool.lifecycle import HoldsConnections, PerLoop
+from taskpool.lifecycle import MAX_CONNECTIONS, ConnectionPool, HoldsConnections, PerLoop
 from taskpool.operations import queue
 from taskpool.operations.catalog import Catalogue
 from taskpool.operations.queue import Submitted
@@ -39,7 +39,7 @@ from taskpool.redis.address import Address
 from taskpool.redis.async_connection import AsyncWire
 from taskpool.redis.async_store import AsyncStore
 from taskpool.redis.calls import Plan
-from taskpool.redis.connection import MAX_CONNECTIONS, ConnectionPool, SharedWire
+from taskpool.redis.connection import SharedWire
 from taskpool.redis.store import Store
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.tasks.registry import Registry

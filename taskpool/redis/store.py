@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from taskpool.errors import RedisUnavailable
+from taskpool.lifecycle import ConnectionsInUse
 from taskpool.redis.address import Address
 from taskpool.redis.calls import Call, Part, Plan
-from taskpool.redis.connection import ConnectionsInUse, Wire
+from taskpool.redis.connection import Wire
 from taskpool.redis.replies import WrongServer, has_errors, timeout_of, unknown_scripts, values, with_text
 
 T = TypeVar("T")
