@@ -361,11 +361,11 @@ def curl_fault(words: Sequence[str], api: Api) -> str:
 
 
 def pip_fault(words: Sequence[str]) -> str:
-    """What is wrong with `pip install`: the package index has another project called taskpool."""
+    """What is wrong with `pip install`. Taskpool isn't on the package index; `taskpool` there is another project."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for word in words:
         if re.match(r"taskpool\b", word):
-            return f"{word} is another project on the package index: install from a path or a URL"
+            return f"{word} isn't on the package index: install from a path or a URL"
         for extra in re.findall(r"\[([\w,]+)\]", word):
             if unknown := {*extra.split(",")} - {*extras}:
                 return f"no extra {unknown}"
