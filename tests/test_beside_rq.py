@@ -27,7 +27,7 @@ from taskpool.redis.rq_job import ENTRY_POINT
 from taskpool.settings import Settings
 from tests.api_client import api
 from tests.states import SEED, World
-from workers.housekeeping import BesideRq
+from workers.housekeeping import RqMaintenance
 
 S = TaskStatus
 PLACE = "rq:queue:default:intermediate"
@@ -46,8 +46,8 @@ async def store(redis_url: str) -> AsyncIterator[AsyncStore]:
 
 
 @pytest.fixture
-async def beside(store: AsyncStore, redis: Redis) -> BesideRq:
-    return BesideRq(store, Settings(), redis)
+async def beside(store: AsyncStore, redis: Redis) -> RqMaintenance:
+    return RqMaintenance(store, Settings(), redis)
 
 
 def take(redis: Redis) -> None:
@@ -65,7 +65,7 @@ def age(redis: Redis, id: str) -> None:
 
 
 async def test_a_task_that_an_rq_worker_took_and_never_started_is_queued_again_at_the_front(
-    beside: BesideRq, world: World
+    beside: RqMaintenance, world: World
 ) -> None:
     world.add("a")
     world.add("b")
@@ -82,7 +82,7 @@ async def test_a_task_that_an_rq_worker_took_and_never_started_is_queued_again_a
 
 
 async def test_a_plain_producers_task_is_adopted_and_a_foreign_job_is_left_to_rq(
-    beside: BesideRq, world: World
+    beside: RqMaintenance, world: World
 ) -> None:
     own = Queue(connection=world.redis, serializer=JSONSerializer).enqueue(ENTRY_POINT, "work", {})
     foreign = Queue(connection=world.redis).enqueue("os.getcwd")
@@ -96,7 +96,7 @@ async def test_a_plain_producers_task_is_adopted_and_a_foreign_job_is_left_to_rq
     assert world.redis.lrange(PLACE, 0, -1) == [foreign.id.encode()]
 
 
-async def test_a_task_that_an_rq_worker_has_begun_is_not_adopted(beside: BesideRq, world: World) -> None:
+async def test_a_task_that_an_rq_worker_has_begun_is_not_adopted(beside: RqMaintenance, world: World) -> None:
     world.add("a")
     take(world.redis)
     job = Job.fetch("a", connection=world.redis, serializer=JSONSerializer)
@@ -110,7 +110,7 @@ async def test_a_task_that_an_rq_worker_has_begun_is_not_adopted(beside: BesideR
     assert world.redis.lrange(PLACE, 0, -1) == [b"a"]
 
 
-async def test_a_task_that_was_taken_again_later_is_not_adopted_at_once(beside: BesideRq, world: World) -> None:
+async def test_a_task_that_was_taken_again_later_is_not_adopted_at_once(beside: RqMaintenance, world: World) -> None:
     world.add("a", type="echo", payload={"message": 1}, max_attempts=2)
     take(world.redis)
     await beside.step()
@@ -128,7 +128,7 @@ async def test_a_task_that_was_taken_again_later_is_not_adopted_at_once(beside: 
     assert world.redis.llen("rq:queue:default") == 0
 
 
-async def test_rqs_own_maintenance_fails_nothing_that_was_adopted(beside: BesideRq, world: World) -> None:
+async def test_rqs_own_maintenance_fails_nothing_that_was_adopted(beside: RqMaintenance, world: World) -> None:
     world.add("a")
     take(world.redis)
     queue = Queue(connection=world.redis, serializer=JSONSerializer)
@@ -147,7 +147,7 @@ async def test_rqs_own_maintenance_fails_nothing_that_was_adopted(beside: Beside
 
 @pytest.mark.parametrize("status", [S.DONE, S.FAILED, S.IN_PROGRESS, S.CANCELED])
 async def test_only_the_id_is_dropped_of_a_task_that_went_on_meanwhile(
-    beside: BesideRq, world: World, status: TaskStatus
+    beside: RqMaintenance, world: World, status: TaskStatus
 ) -> None:
     SEED[status](world, "a")
     world.redis.rpush(PLACE, "a", "gone")
@@ -161,7 +161,7 @@ async def test_only_the_id_is_dropped_of_a_task_that_went_on_meanwhile(
     assert world.get("a").status is status
 
 
-async def test_a_task_that_stands_in_its_queue_as_well_is_not_queued_twice(beside: BesideRq, world: World) -> None:
+async def test_a_task_that_stands_in_its_queue_as_well_is_not_queued_twice(beside: RqMaintenance, world: World) -> None:
     world.add("a")
     world.redis.rpush(PLACE, "a")
     age(world.redis, "a")
@@ -172,7 +172,7 @@ async def test_a_task_that_stands_in_its_queue_as_well_is_not_queued_twice(besid
 
 
 async def test_many_left_behind_are_adopted_in_bounded_steps_past_those_that_stay(
-    beside: BesideRq, world: World
+    beside: RqMaintenance, world: World
 ) -> None:
     foreign = Queue(connection=world.redis).enqueue("os.getcwd")
     world.redis.rpush(PLACE, *[foreign.id] * 300)
@@ -189,7 +189,7 @@ async def test_many_left_behind_are_adopted_in_bounded_steps_past_those_that_sta
     assert sorted(adopted) == sorted(f"t{n}".encode() for n in range(250))
 
 
-async def test_what_is_no_record_keeps_no_task_from_being_adopted(beside: BesideRq, world: World) -> None:
+async def test_what_is_no_record_keeps_no_task_from_being_adopted(beside: RqMaintenance, world: World) -> None:
     world.redis.set("rq:job:text", "not a hash")
     world.redis.rpush("rq:job:list", "not a hash")
     world.redis.rpush(PLACE, "text", "list", b"\xff", "a b:c\n", "x" * 65_536)
@@ -203,7 +203,7 @@ async def test_what_is_no_record_keeps_no_task_from_being_adopted(beside: Beside
     assert world.redis.lrange("rq:queue:default", 0, -1) == [b"a"]
 
 
-async def test_what_is_no_record_keeps_no_task_from_being_taken_back(beside: BesideRq, world: World) -> None:
+async def test_what_is_no_record_keeps_no_task_from_being_taken_back(beside: RqMaintenance, world: World) -> None:
     world.redis.set("rq:job:text", "not a hash")
     world.redis.zadd("rq:failed:default", {"text": time.time() + 1e6})
     world.add("a")
@@ -215,13 +215,13 @@ async def test_what_is_no_record_keeps_no_task_from_being_taken_back(beside: Bes
     assert world.get("a").status is S.SCHEDULED
 
 
-async def test_two_pools_adopt_a_task_once(beside: BesideRq, store: AsyncStore, world: World) -> None:
+async def test_two_pools_adopt_a_task_once(beside: RqMaintenance, store: AsyncStore, world: World) -> None:
     world.add("a")
     take(world.redis)
     age(world.redis, "a")
 
     await beside.step()
-    await BesideRq(store, Settings(), world.redis).step()
+    await RqMaintenance(store, Settings(), world.redis).step()
 
     assert world.redis.lrange("rq:queue:default", 0, -1) == [b"a"]
 
@@ -241,7 +241,9 @@ def secrets(redis: Redis) -> list[bytes]:
     return sorted(redis.scan_iter(SECRETS + "*", count=1000))
 
 
-async def test_the_secrets_of_deleted_tasks_are_deleted_too(beside: BesideRq, pool: TaskPool, redis: Redis) -> None:
+async def test_the_secrets_of_deleted_tasks_are_deleted_too(
+    beside: RqMaintenance, pool: TaskPool, redis: Redis
+) -> None:
     queue = Queue(connection=redis, serializer=JSONSerializer)
     emptied = [pool.add_task("login", {"user": "ann", "password": f"x{n}"}).id for n in range(250)]
     queue.empty()  # type: ignore[no-untyped-call]
@@ -256,7 +258,9 @@ async def test_the_secrets_of_deleted_tasks_are_deleted_too(beside: BesideRq, po
     assert redis.zrange(SECRETS_INDEX, 0, -1) == [kept.id.encode()]
 
 
-async def test_the_index_of_secrets_follows_the_ends_of_tasks(beside: BesideRq, pool: TaskPool, redis: Redis) -> None:
+async def test_the_index_of_secrets_follows_the_ends_of_tasks(
+    beside: RqMaintenance, pool: TaskPool, redis: Redis
+) -> None:
     for n in range(3):
         pool.add_task("login", {"user": "ann", "password": f"x{n}"})
     done, failed, lapsed = (pool.run_task(["default"], worker="w", attempt_id=str(n)) for n in range(3))
@@ -324,7 +328,7 @@ def pickle_worker(redis: Redis) -> None:
     SimpleWorker([Queue(connection=redis)], connection=redis).work(burst=True)
 
 
-async def test_a_task_that_an_rq_worker_could_not_read_is_scheduled_again(beside: BesideRq, world: World) -> None:
+async def test_a_task_that_an_rq_worker_could_not_read_is_scheduled_again(beside: RqMaintenance, world: World) -> None:
     world.add("a", tags=["red"])
     pickle_worker(world.redis)
     assert world.get("a").status is S.FAILED
@@ -341,7 +345,7 @@ async def test_a_task_that_an_rq_worker_could_not_read_is_scheduled_again(beside
     assert (world.get("a").status, world.get("a").error) == (S.DONE, None)
 
 
-async def test_what_waits_for_such_a_task_waits_on(beside: BesideRq, world: World) -> None:
+async def test_what_waits_for_such_a_task_waits_on(beside: RqMaintenance, world: World) -> None:
     world.add("a")
     world.add("child", depends_on=["a"], queue="other")
     pickle_worker(world.redis)
@@ -357,7 +361,7 @@ async def test_what_waits_for_such_a_task_waits_on(beside: BesideRq, world: Worl
     assert world.get("child").status is S.QUEUED
 
 
-async def test_a_task_that_failed_in_an_rq_worker_stays_failed(beside: BesideRq, world: World) -> None:
+async def test_a_task_that_failed_in_an_rq_worker_stays_failed(beside: RqMaintenance, world: World) -> None:
     world.add("a", type="word_count", payload={"path": "/no/such/file"})
     world.add("b", type="nobody_knows")
     queue = Queue(connection=world.redis, serializer=JSONSerializer)
@@ -370,7 +374,7 @@ async def test_a_task_that_failed_in_an_rq_worker_stays_failed(beside: BesideRq,
 
 
 async def test_a_task_that_such_workers_take_again_and_again_fails_in_the_end_and_says_why(
-    beside: BesideRq, world: World
+    beside: RqMaintenance, world: World
 ) -> None:
     world.add("a")
 
@@ -392,7 +396,7 @@ async def test_a_task_that_such_workers_take_again_and_again_fails_in_the_end_an
     assert waits[:8] == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
-async def test_a_foreign_job_that_failed_is_left_as_it_is(beside: BesideRq, world: World) -> None:
+async def test_a_foreign_job_that_failed_is_left_as_it_is(beside: RqMaintenance, world: World) -> None:
     job = Queue(connection=world.redis, serializer=JSONSerializer).enqueue("os.getcwd")
     pickle_worker(world.redis)
     before = world.redis.hgetall(job.key)
@@ -402,7 +406,9 @@ async def test_a_foreign_job_that_failed_is_left_as_it_is(beside: BesideRq, worl
     assert world.redis.hgetall(job.key) == before
 
 
-async def test_a_misread_task_whose_unique_key_was_taken_meanwhile_is_canceled(beside: BesideRq, world: World) -> None:
+async def test_a_misread_task_whose_unique_key_was_taken_meanwhile_is_canceled(
+    beside: RqMaintenance, world: World
+) -> None:
     world.add("a", unique_key="k")
     pickle_worker(world.redis)
     world.add("b", unique_key="k", queue="other")
@@ -429,7 +435,7 @@ def announce(world: World, *queues: str) -> None:
 async def test_rq_workers_and_foreign_jobs_on_our_queues_are_warned_of_once(
     store: AsyncStore, world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    beside = BesideRq(store, Settings(), world.redis, warn_after_s=0)
+    beside = RqMaintenance(store, Settings(), world.redis, warn_after_s=0)
     announce(world, "default", "mail")
     SimpleWorker([Queue("other", connection=world.redis)], connection=world.redis, name="apart").register_birth()  # type: ignore[no-untyped-call]
     assert await store.carry_out(worker_warnings()) == []

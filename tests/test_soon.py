@@ -70,8 +70,8 @@ async def test_a_retry_is_told(pool: AsyncTaskPool, told: asyncio.Queue[float]) 
 async def test_housekeeping_wakes_for_the_first_of_what_is_due(redis_url: str) -> None:
     housekeeping = Housekeeping(AsyncStore(redis_url), Outage(), Settings())
 
-    housekeeping.look_in(600)
-    housekeeping.look_in(0)
-    housekeeping.look_in(300)
+    housekeeping.wake_in(600)
+    housekeeping.wake_in(0)
+    housekeeping.wake_in(300)
 
     await asyncio.wait_for(housekeeping.wake.wait(), 30)

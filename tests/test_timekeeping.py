@@ -18,7 +18,7 @@ from taskpool.redis.calls import Call
 from taskpool.webhooks.delivery import NewDelivery, deliver
 from tests.states import World
 from workers.duties import Outage
-from workers.redis_clock import ClockWatch, Timekeeper
+from workers.redis_clock import RedisClock, StepDetector
 
 S = TaskStatus
 LEASE_S = 15.0
@@ -30,7 +30,7 @@ H = 3_600_000
 
 @pytest.mark.parametrize("step_ms", [120_000, -600_000, H, -2500, 2500])
 def test_a_step_is_measured(step_ms: int) -> None:
-    watch = ClockWatch(2000)
+    watch = StepDetector(2000)
     for second in range(10):
         assert watch.step_ms(second * 1000, second - 0.01, second + 0.01) == 0
 
@@ -41,7 +41,7 @@ def test_a_step_is_measured(step_ms: int) -> None:
 
 
 def test_small_steps_add_up() -> None:
-    watch, stepped_ms, found = ClockWatch(2000), 0, 0
+    watch, stepped_ms, found = StepDetector(2000), 0, 0
 
     for second in range(20):
         stepped_ms += 1500 if second in (3, 5, 7) else 0
@@ -51,7 +51,7 @@ def test_small_steps_add_up() -> None:
 
 
 def test_a_slow_round_trip_and_a_slewed_clock_are_no_steps() -> None:
-    watch, chance = ClockWatch(2000), Random(1)
+    watch, chance = StepDetector(2000), Random(1)
     now = 0.0
     for _ in range(2000):
         now += chance.uniform(0, 30)
@@ -69,7 +69,7 @@ class Host:
         self.now, self.steps, self.outage = now, 0, Outage()
         self.waits_s: list[float] = []
         """How much time passes on its own clock after each time it is read. Redis's stands still meanwhile."""
-        self.keeper = Timekeeper(store, self.outage, lease_s=LEASE_S, clock=self._clock, on_step=self._stepped)
+        self.keeper = RedisClock(store, self.outage, lease_s=LEASE_S, clock=self._clock, on_step=self._stepped)
 
     def _clock(self) -> float:
         now = self.now

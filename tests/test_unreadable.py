@@ -30,7 +30,7 @@ from tests.api_client import api
 from tests.keys import ME, bearer, id_of, make_key
 from tests.states import SEED, World, new_task
 from workers.duties import Outage
-from workers.housekeeping import BesideRq, Housekeeping
+from workers.housekeeping import Housekeeping, RqMaintenance
 
 S = TaskStatus
 GARBAGE: Final = b'{"\xff'
@@ -125,7 +125,7 @@ async def test_nothing_that_redis_holds_fails_a_reader(
     named = populate(world)
     app = create_app(Settings(redis_url=redis_url, auth="off"))
     store = AsyncStore(redis_url)
-    housekeeping, beside = Housekeeping(store, Outage(), Settings()), BesideRq(store, Settings(), world.redis)
+    housekeeping, beside = Housekeeping(store, Outage(), Settings()), RqMaintenance(store, Settings(), world.redis)
     await housekeeping.step()
     stored = everything(world.redis)
     spoilt = set()

@@ -507,7 +507,7 @@ async def test_a_supervisor_that_ends_lets_an_attempt_end_in_its_grace(
         server.release.set()
         await closing
 
-    (waits,) = hooks.of(webhook.id)
+    (waits,) = [each for each in hooks.of(webhook.id) if each.task == "a"]  # the last round may have found b
     assert [each.error for each in waits.attempts] == ["no answer: the connection was closed"]
     assert len(server.requests) == 1
 

@@ -19,10 +19,10 @@ def test_a_group_lives_as_long_as_a_process_of_it_whoever_led_it() -> None:
     leader.wait()
     leader.stdout.close()
 
-    assert process_group.is_alive(leader.pid)
+    assert process_group.is_group_alive(leader.pid)
 
     process_group.signal_group(leader.pid, signal.SIGKILL)
-    eventually(lambda: not process_group.is_alive(leader.pid))
+    eventually(lambda: not process_group.is_group_alive(leader.pid))
     eventually(lambda: not psutil.pid_exists(sleeper) or psutil.Process(sleeper).status() == psutil.STATUS_ZOMBIE)
 
 
@@ -30,7 +30,7 @@ def test_a_zombie_that_nobody_collects_is_not_alive() -> None:
     zombie = subprocess.Popen(["true"], start_new_session=True)
     eventually(lambda: psutil.Process(zombie.pid).status() == psutil.STATUS_ZOMBIE)
 
-    alive = process_group.is_alive(zombie.pid)
+    alive = process_group.is_group_alive(zombie.pid)
 
     zombie.wait()
     assert not alive

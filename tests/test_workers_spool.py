@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from workers.recovery import ended
-from workers.shared_memory import BYTES, SharedMemory
+from workers.recovery import with_open_lines
+from workers.shared_memory import SPOOL_BYTES, SharedMemory
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_lines_are_read_by_attempt_in_their_order(memory: SharedMemory) -> None:
 @pytest.mark.parametrize("size", [1, 100, 8192, 40_000])
 def test_the_newest_push_out_the_oldest(memory: SharedMemory, size: int) -> None:
     spool = memory.block(0).spool
-    count = 3 * BYTES // size
+    count = 3 * SPOOL_BYTES // size
 
     for number in range(1, min(count, 20_000) + 1):
         spool.keep(b"a1", number, number.to_bytes(4, "big") * (size // 4 + 1))
@@ -40,7 +40,7 @@ def test_the_newest_push_out_the_oldest(memory: SharedMemory, size: int) -> None
     last = min(count, 20_000)
     assert [number for number, _ in found] == list(range(last - len(found) + 1, last + 1))
     assert all(line == number.to_bytes(4, "big") * (size // 4 + 1) for number, line in found)
-    assert sum(len(line) for _, line in found) < BYTES
+    assert sum(len(line) for _, line in found) < SPOOL_BYTES
     assert memory.block(1).spool.lines() == {}
     assert memory.block(0).runs() == []
 
@@ -49,7 +49,7 @@ def test_a_line_that_is_far_too_long_is_left_out(memory: SharedMemory) -> None:
     spool = memory.block(0).spool
     spool.keep(b"a1", 1, b"one")
 
-    spool.keep(b"a1", 2, b"x" * BYTES)
+    spool.keep(b"a1", 2, b"x" * SPOOL_BYTES)
 
     assert spool.lines() == {"a1": [(1, b"one")]}
 
@@ -71,4 +71,8 @@ def test_a_line_that_never_ended_is_the_last_one() -> None:
         (2, line("stderr", "err")), (0, line("stdout", "two")),
     ]  # fmt: skip
 
-    assert ended(lines) == [(1, line("stdout", "one")), (2, line("stderr", "err")), (3, line("stdout", "two"))]
+    assert with_open_lines(lines) == [
+        (1, line("stdout", "one")),
+        (2, line("stderr", "err")),
+        (3, line("stdout", "two")),
+    ]

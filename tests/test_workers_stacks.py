@@ -10,7 +10,7 @@ from workers import process_group
 
 def in_a_fork(number: int, times: int) -> str:
     """What a process has written that sent itself a signal so many times."""
-    with process_group.open_file() as file:
+    with process_group.open_stacks_file() as file:
         pid = os.fork()
         if pid == 0:
             process_group.write_into(file)
@@ -18,7 +18,7 @@ def in_a_fork(number: int, times: int) -> str:
                 os.kill(os.getpid(), number)
             os._exit(0)
         os.waitpid(pid, 0)
-        return process_group.read(file)
+        return process_group.read_stacks(file)
 
 
 def test_nothing_is_written_unasked() -> None:
@@ -26,15 +26,15 @@ def test_nothing_is_written_unasked() -> None:
 
 
 def test_a_process_that_is_asked_says_where_it_is_and_goes_on() -> None:
-    written = in_a_fork(process_group.ASK, 2)
+    written = in_a_fork(process_group.STACKS_SIGNAL, 2)
 
     assert written.count("in in_a_fork") == 2
 
 
 def test_the_end_is_kept_of_what_is_too_long() -> None:
-    written = in_a_fork(process_group.ASK, 100)
+    written = in_a_fork(process_group.STACKS_SIGNAL, 100)
 
-    assert process_group.LONGEST_BYTES - 100 < len(written) <= process_group.LONGEST_BYTES
+    assert process_group.MOST_STACK_BYTES - 100 < len(written) <= process_group.MOST_STACK_BYTES
     assert written.splitlines()[-1].lstrip().startswith("File")
 
 

@@ -9,26 +9,26 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from workers.process_handle import Child
+from workers.process_handle import ProcessHandle
 from workers.shared_memory import Request, SharedMemory
 from workers.stops import Stops
 
 
 @pytest.fixture
-def child() -> Iterator[Child]:
+def process() -> Iterator[ProcessHandle]:
     """A process with one lane. It ends at the first signal; what it runs is written by the tests."""
     memory = SharedMemory.create(blocks=1, lanes=1)
-    with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
-        yield Child("worker", process.pid, memory.block(0), cast(Any, None), ("default",))
-        process.kill()
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as sleeper:
+        yield ProcessHandle("worker", sleeper.pid, memory.block(0), cast(Any, None), ("default",))
+        sleeper.kill()
     memory.close()
 
 
-async def test_a_stop_waits_for_an_attempt_that_its_process_does_not_show_yet(child: Child) -> None:
-    stops, lane = Stops(), child.block.lane(0)
+async def test_a_stop_waits_for_an_attempt_that_its_process_does_not_show_yet(process: ProcessHandle) -> None:
+    stops, lane = Stops(), process.block.lane(0)
     lane.begin("earlier", "attempt-1", "default", 0.0, 0.0)
 
-    stops.stop_attempt(child, "attempt-2", grace_s=60)
+    stops.stop_attempt(process, "attempt-2", grace_s=60)
     before = lane.request()
     lane.begin("task", "attempt-2", "default", 0.0, 0.0)
 
@@ -36,18 +36,18 @@ async def test_a_stop_waits_for_an_attempt_that_its_process_does_not_show_yet(ch
     with anyio.fail_after(30):
         while lane.request() is not Request.STOP:
             await anyio.sleep(0.01)
-    child.ended.set()
+    process.ended.set()
 
 
-async def test_a_forced_stop_waits_in_the_same_way(child: Child) -> None:
-    stops, lane = Stops(), child.block.lane(0)
+async def test_a_forced_stop_waits_in_the_same_way(process: ProcessHandle) -> None:
+    stops, lane = Stops(), process.block.lane(0)
 
-    stops.stop_attempt(child, "attempt-1", grace_s=0, force=True)
-    before = dict(child.verdicts)
+    stops.stop_attempt(process, "attempt-1", grace_s=0, force=True)
+    before = dict(process.verdicts)
     lane.begin("task", "attempt-1", "default", 0.0, 0.0)
 
     assert before == {}
     with anyio.fail_after(30):
-        while "attempt-1" not in child.verdicts:
+        while "attempt-1" not in process.verdicts:
             await anyio.sleep(0.01)
-    child.ended.set()
+    process.ended.set()

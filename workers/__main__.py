@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from taskpool.errors import ConfigurationError
 from taskpool.redis.embedded import wait_for_redis
@@ -22,13 +22,17 @@ from taskpool.text import printable_lines
 from .process.output import configure
 from .supervisor import Supervisor
 
-EXIT_CONFIGURATION = 2
+EXIT_CONFIGURATION: Final = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a pool to its end; the exit status is 0 after a shutdown, 2 for a wrong setting or task module."""
-    flags = _parser().parse_args(arguments)
-    for number in (signal.SIGTERM, signal.SIGINT):  # the supervisor replaces them when it runs
+    parser = argparse.ArgumentParser(prog="python -m taskpool_workers", description="Run a pool of worker processes.")
+    parser.add_argument("--reload", action="store_true", help="load the task files again when they change")
+    for field in SETTING_FIELDS:
+        parser.add_argument(field.flag, dest=field.name, metavar=field.name.upper(), help=field.help.replace("%", "%%"))
+    flags = parser.parse_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGINT):  # the supervisor replaces these handlers when it runs
         signal.signal(number, _end)
     try:
         settings = Settings.load(os.environ, **{field.name: getattr(flags, field.name) for field in SETTING_FIELDS})
@@ -48,14 +52,6 @@ async def _run(settings: Settings, *, reloads: bool) -> int:
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(0)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m taskpool_workers", description="Run a pool of worker processes.")
-    parser.add_argument("--reload", action="store_true", help="load the task files anew when they change")
-    for field in SETTING_FIELDS:
-        parser.add_argument(field.flag, dest=field.name, metavar=field.name.upper(), help=field.help.replace("%", "%%"))
-    return parser
 
 
 if __name__ == "__main__":

@@ -1,12 +1,7 @@
-"""The supervisor's standing duties: each a coroutine repeated for ever, whatever Redis does.
+"""The supervisor's duties: coroutines that are repeated for ever, whatever Redis does.
 
-A duty whose Redis is away waits and goes on by itself. The log says once that Redis went and once that it is back.
-
-The supervisor's ears: RQ's commands and our stop messages for all its processes, and what is due soon, on one
-connection.
-
-A message lost while the connection was away costs only speed: heartbeats see the same requests on the record, and
-housekeeping looks by itself.
+While Redis is away, a duty that needs it waits and goes on by itself. The log says once that Redis is away and once
+that it is back.
 """
 
 from __future__ import annotations
@@ -15,7 +10,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -32,41 +28,70 @@ log = logging.getLogger("workers")
 AWAY_RETRY_S = 0.5
 FAULT_RETRY_S = 5.0
 FAULT_TRIES = 5
-FULL_TOLD_S = 60.0
-MOST_REASONS = 5
-"""An outage has that many reasons in the log: a lost connection comes first, and why there is no new one after it."""
+FULL_LOG_S: Final = 60.0
+MOST_REASONS: Final = 5
+"""The log has that many reasons of an outage: a lost connection comes first, and why there is no new one after it."""
+MOST_TEXTS: Final = 100
+PING_S: Final = 10.0
+REPLY_S: Final = 5.0
+
+
+class BackgroundTasks:
+    """asyncio tasks that are kept until they end."""
+
+    def __init__(self) -> None:
+        self.running: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Starts a task."""
+        task = asyncio.create_task(work)
+        self.running.add(task)
+        task.add_done_callback(self.running.discard)
+        return task
+
+    def cancel(self) -> None:
+        """Cancels all of them."""
+        for task in tuple(self.running):
+            task.cancel()
+
+
+class LogOnce:
+    """Logs each text once, as long as it remembers the text."""
+
+    def __init__(self) -> None:
+        self._texts: deque[str] = deque(maxlen=MOST_TEXTS)
+
+    def __call__(self, level: int, text: str) -> None:
+        """Logs a text, unless it is in the log already."""
+        if text not in self._texts:
+            self._texts.append(text)
+            log.log(level, "%s", text)
 
 
 class Outage:
-    """Whether Redis is away, as far as the supervisor's duties see it."""
+    """Whether Redis is away, as the supervisor's duties see it."""
 
     def __init__(self) -> None:
         self._since: float | None = None
+        self._back_mono: float | None = None
         self._failing: set[object] = set()
-        self.back_at: float | None = None
-        """When (monotonic) Redis last came back; None while it never was away."""
-        self._told_full: float | None = None
+        self._full_logged_mono = -math.inf
         self._reasons: set[str] = set()
 
-    def is_over_for(self, seconds: float) -> bool:
-        """Whether Redis is there, and has been for so long since it last was away."""
-        return self.over_for_s() > seconds
-
     def over_for_s(self) -> float:
-        """For how many seconds Redis has been there since it last was away: 0 while it is away, infinite if it never
-        was."""
+        """For how many seconds Redis has been there: 0 while it is away, infinite if it never was away."""
         if self._since is not None:
             return 0.0
-        return math.inf if self.back_at is None else time.monotonic() - self.back_at
+        return math.inf if self._back_mono is None else time.monotonic() - self._back_mono
 
     def note_failure(self, error: RedisUnavailable, who: object = None) -> None:
-        """Called for each failed round trip; logs the first one, and each further reason once. A full Redis is there,
-        but it's said once a minute."""
+        """Called for each failed round trip. Logs the first one, and each further reason once. A full Redis isn't away;
+        it is logged once a minute."""
         now = time.monotonic()
         if isinstance(error, RedisFull):
             self.note_success(who)
-            if self._told_full is None or now - self._told_full >= FULL_TOLD_S:
-                self._told_full = now
+            if now - self._full_logged_mono >= FULL_LOG_S:
+                self._full_logged_mono = now
                 log.warning("%s; what runs goes on", error)
             return
         self._failing.add(who)
@@ -78,14 +103,12 @@ class Outage:
             log.warning("Redis is still away: %s", error)
 
     def note_success(self, who: object = None) -> None:
-        """Called for each round trip that worked; logs that Redis is back when it was, and nobody fails any more.
-
-        Others may succeed all the time: a replica lets itself be read.
-        """
+        """Called for each round trip that worked. Redis is back when no duty fails any more: some may succeed all the
+        time, because a replica answers reads."""
         self._failing.discard(who)
         if self._since is not None and not self._failing:
-            self.back_at = time.monotonic()
-            log.warning("Redis is back after %.1f s", self.back_at - self._since)
+            self._back_mono = time.monotonic()
+            log.warning("Redis is back after %.1f s", self._back_mono - self._since)
             self._since = None
 
 
@@ -96,14 +119,14 @@ async def repeat(
     outage: Outage | None = None,
     wake: asyncio.Event | None = None,
 ) -> None:
-    """Calls `step` for ever; it returns the seconds to wait until the next call, which `wake` cuts short.
+    """Calls `step` for ever. It returns the seconds to wait until the next call, which `wake` cuts short.
 
-    With an `outage` the step uses Redis, and its return says that Redis was there just now: it doesn't wait itself.
-    This is a duty's outermost loop: a fault of ours is logged with its trace and the duty goes on.
+    With an `outage`, the step uses Redis: it must return as soon as Redis has answered. A fault of ours is logged with
+    its trace, and the duty goes on.
     """
+    wake = wake or asyncio.Event()
     while True:
-        if wake is not None:
-            wake.clear()
+        wake.clear()
         try:
             wait_s = await step()
             if outage is not None:
@@ -112,23 +135,23 @@ async def repeat(
             if outage is not None:
                 outage.note_failure(error, name)
             await asyncio.sleep(AWAY_RETRY_S)
-            continue
         except Exception:
             log.exception("%s failed; it is tried again in %g s", name, FAULT_RETRY_S)
             await asyncio.sleep(FAULT_RETRY_S)
-            continue
-        await (asyncio.sleep(wait_s) if wake is None else _first_of(wake, wait_s))
+        else:
+            await wait(wake, wait_s)
 
 
-async def _first_of(wake: asyncio.Event, wait_s: float) -> None:
+async def wait(event: asyncio.Event, timeout_s: float) -> None:
+    """Waits for the event, for `timeout_s` seconds at most."""
     try:
-        async with asyncio.timeout(wait_s):
-            await wake.wait()
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
     except TimeoutError:
         pass
 
 
-async def insist(step: Callable[[], Awaitable[None]], outage: Outage) -> None:
+async def insist(step: Callable[[], Awaitable[object]], outage: Outage) -> None:
     """Calls `step` until it gets through to Redis. A step that fails although Redis serves is tried `FAULT_TRIES` times
     and then given up, with a log line."""
     faults = 0
@@ -150,13 +173,13 @@ async def insist(step: Callable[[], Awaitable[None]], outage: Outage) -> None:
             await asyncio.sleep(FAULT_RETRY_S)
 
 
-PING_S: Final = 10.0
-REPLY_S: Final = 5.0
-
-
 class CommandChannel:
-    """Listens on each named worker's channel. `on_command` gets the worker's name and the command, `on_soon` in how
-    many seconds a task is due."""
+    """Receives, on one connection, the commands for all worker processes (RQ's and our own stops), and when a task will
+    be due soon.
+
+    A message that is lost costs only speed: heartbeats see the same stops on the records, and housekeeping finds what
+    is due. `on_command` gets the worker's name and the command, `on_soon` the seconds until a task is due.
+    """
 
     def __init__(
         self,
@@ -167,41 +190,41 @@ class CommandChannel:
         self._on_command, self._on_soon = on_command, on_soon
         self.changed = asyncio.Event()
         self._wanted: frozenset[str] = frozenset()
-        self._heard: frozenset[str] = frozenset()
+        self._subscribed: frozenset[str] = frozenset()
         self._wire = AsyncWire(
-            Address.parse(redis_url), name="taskpool-commands", on_push=self._push, on_lost=self._forget
+            Address.parse(redis_url), name="taskpool-commands", on_push=self._on_push, on_lost=self._on_lost
         )
 
-    def listen_to(self, names: frozenset[str]) -> None:
-        """Sets the workers whose channels are heard."""
-        self._wanted = frozenset([keys.SOON, *[keys.COMMANDS + name for name in names]])
+    def listen_to(self, workers: frozenset[str]) -> None:
+        """Sets the names of the workers whose channels are read."""
+        self._wanted = frozenset([keys.SOON, *[keys.COMMANDS + name for name in workers]])
         self.changed.set()
 
     async def step(self) -> float:
-        """One round of the duty: subscribes to what is wanted and makes sure that Redis is there.
+        """One round of the duty: subscribes to what is wanted and checks that Redis is there.
 
         Raises:
             RedisUnavailable: the connection is lost.
         """
         wanted = self._wanted
-        changes = [("SUBSCRIBE", channel) for channel in wanted - self._heard]
-        changes += [("UNSUBSCRIBE", channel) for channel in self._heard - wanted]
+        changes = [("SUBSCRIBE", channel) for channel in wanted - self._subscribed]
+        changes += [("UNSUBSCRIBE", channel) for channel in self._subscribed - wanted]
         # A half-open connection is silent for ever: the PING finds out.
         for reply in await self._wire.exchange([*changes, ("PING",)], REPLY_S):
             if isinstance(reply, ReplyError):
                 raise RedisUnavailable(f"Redis refused to let us listen: {reply}")
-        self._heard = wanted
+        self._subscribed = wanted
         return PING_S
 
     def close(self) -> None:
         """Closes the connection."""
         self._wire.close()
 
-    def _forget(self) -> None:
-        self._heard = frozenset()
+    def _on_lost(self) -> None:
+        self._subscribed = frozenset()
         self.changed.set()
 
-    def _push(self, push: list[Any]) -> None:
+    def _on_push(self, push: list[Any]) -> None:
         channel, data = push[1].decode(), push[2]
         if channel == keys.SOON:
             if data.isdigit():
@@ -209,6 +232,6 @@ class CommandChannel:
             return
         try:
             command = msgspec.json.decode(data, type=dict[str, Any])
-        except (ValueError, RecursionError):  # anybody may publish anything there
+        except (ValueError, RecursionError):  # any program may publish there
             return
         self._on_command(channel.removeprefix(keys.COMMANDS), command)

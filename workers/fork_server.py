@@ -1,14 +1,14 @@
 """The fork server: a process that has imported the task modules once and forks worker processes from that state.
 
-A replacement is ready in milliseconds, and the supervisor itself never runs the user's code. It speaks JSON lines
-with the supervisor over one socket; when that closes it kills every process group it started, and ends.
+A replacement is ready in milliseconds, and the supervisor itself never runs the user's code. The fork server exchanges
+JSON lines with the supervisor over one socket. When that closes, it kills every process group it started, and ends.
 
     supervisor ->  {"settings": {...}, "blocks": n}                       first line
                    {"fork": block, "name": worker, "queues": [...]}
     fork server -> {"types": [...], "queues": [...], "files": [...]}      once, when the modules are loaded;
                    {"error": text}                                        or when they can't be
                    {"forked": block, "pid": pid}
-                   {"refused": block, "error": text}                      the host lacks something for it
+                   {"refused": block, "error": text}                      the host lacks a resource for it
                    {"ended": pid, "status": wait status, "usage": {...}, "stacks": text, "output": {...}}
 """
 
@@ -24,10 +24,10 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 import msgspec
 
@@ -39,79 +39,79 @@ from taskpool.tasks.registry import Registry
 from . import process_group
 from .process import sync_worker, worker_loop
 from .process.output import Capture, Pipes
-from .process_group import STALE_S, boottime
-from .process_group import become as become_guardian
+from .process_group import boottime
 from .shared_memory import Block, SharedMemory
 
-RECEIVE_BYTES = 65536
-RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
+log = logging.getLogger("workers")
+
+RECEIVE_BYTES: Final = 65536
+RSS_UNIT_BYTES: Final = 1 if sys.platform == "darwin" else 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Guardian:
-    """What watches a worker process (see guardian). `forked_at` is by `boottime()`."""
+@dataclass(slots=True)
+class Worker:
+    """A worker process: its memory, the file for its stacks, and the pipes that its output goes through.
 
-    pid: int
-    forked_at: float
+    `guardian` is the process that watches it, if it runs tasks which must not outlive their leases.
+    """
 
-    def is_stale(self, block: Block) -> bool:
-        """True when it is frozen, as it seems: it should beat more often."""
-        return boottime() - max(self.forked_at, block.beaten_at) > STALE_S
+    block: Block
+    stacks: IO[bytes]
+    pipes: Pipes
+    guardian: int | None = None
+    guarded_since: float = 0.0
+
+    def has_stale_guardian(self) -> bool:
+        """Whether its guardian seems to be frozen."""
+        return boottime() - max(self.guarded_since, self.block.beaten_at) > process_group.STALE_S
 
 
 class ForkServer:
-    """Forks on request and reports each end. One thread, so that every fork is of a process in a known state."""
+    """Forks on request and reports each end. It has one thread, so every fork copies a process in a known state."""
 
     def __init__(
         self, control: socket.socket, settings: Settings, registry: Registry, memory: SharedMemory, capture: Capture
     ) -> None:
         self._control, self._settings, self._registry, self._memory = control, settings, registry, memory
         self._capture = capture
-        self._stacks: dict[int, IO[bytes]] = {}
-        """Of each worker process, which leads a process group, the file in which it says where its threads are."""
-        self._blocks: dict[int, Block] = {}
-        """Of each worker process, its block of the shared memory."""
-        self._guardians: dict[int, Guardian] = {}
-        """Of each worker process that runs tasks which must not outlive their leases, what watches it."""
-        self._pipes: dict[int, Pipes] = {}
-        """Of each worker process, the pipes that its output goes through."""
+        self._workers: dict[int, Worker] = {}
+        """By process id, which is also that of the process group."""
         self._older = process_group.children()
         """What the task modules started when they were imported: it stays."""
 
     def serve(self, lines: Iterator[bytes]) -> None:
-        """Works until the supervisor closes the socket or dies; then nothing that was forked is left."""
+        """Works until the supervisor closes the socket or dies; then ends everything that was forked."""
         for line in lines:
             if line:
                 self._fork(msgspec.json.decode(line))
             else:
                 self._reap()
                 self._guard()
-        for group in self._stacks:
+        for group in self._workers:
             process_group.signal_group(group, signal.SIGKILL)
         process_group.end_children(spare=self._older)
 
     def _fork(self, order: Mapping[str, Any]) -> None:
-        """Forks a worker process. If the host lacks something for it, it tells the supervisor, which may ask again."""
-        parent = os.getpid()
+        """Forks a worker process, or refuses when the host lacks a resource: the supervisor may ask again."""
+        parent, index = os.getpid(), order["fork"]
         with ExitStack() as undo:
             try:
-                file = undo.enter_context(process_group.open_file())
+                stacks = undo.enter_context(process_group.open_stacks_file())
                 pipes = Pipes()
                 undo.callback(pipes.close)
                 pid = os.fork()
             except OSError as error:
-                send(self._control, {"refused": order["fork"], "error": process_group.explain(error)})
+                send(self._control, {"refused": index, "error": process_group.explain(error)})
                 return
             undo.pop_all()
+        worker = Worker(self._memory.block(index), stacks, pipes)
         if pid == 0:
-            os._exit(self._become_worker(parent, order, file, pipes))
-        self._stacks[pid] = file
-        self._blocks[pid] = self._memory.block(order["fork"])
+            os._exit(self._become_worker(parent, order["name"], tuple(order["queues"]), worker))
+        self._workers[pid] = worker
         pipes.close_writers()
-        self._pipes[pid] = pipes
-        send(self._control, {"forked": order["fork"], "pid": pid})
+        send(self._control, {"forked": index, "pid": pid})
 
-    def _become_worker(self, parent: int, order: Mapping[str, Any], file: IO[bytes], pipes: Pipes) -> int:
+    def _become_worker(self, parent: int, name: str, queues: tuple[str, ...], worker: Worker) -> int:
         """The new process's whole life; returns its exit status."""
         try:
             os.setsid()
@@ -120,18 +120,13 @@ class ForkServer:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._control.close()
-            process_group.write_into(file)
+            process_group.write_into(worker.stacks)
             worker_loop.become_separate()
-            return sync_worker.serve(
-                self._settings,
-                self._registry,
-                self._memory.block(order["fork"]),
-                self._capture,
-                sync_worker.Place(order["name"], tuple(order["queues"]), pipes, file),
-            )
-        except BaseException as error:  # the outermost frame of the process: say why it ends, and end
+            place = sync_worker.Place(name, queues, worker.pipes, worker.stacks)
+            return sync_worker.serve(self._settings, self._registry, worker.block, self._capture, place)
+        except BaseException as error:  # the outermost frame of the process: it logs why it ends
             if lack := process_group.lack(error):
-                logging.getLogger("workers").error("worker %s ends: %s", order["name"], lack)
+                log.error("worker %s ends: %s", name, lack)
             else:
                 traceback.print_exc()
             return 1
@@ -141,39 +136,34 @@ class ForkServer:
             sys.stderr.flush()
 
     def _guard(self) -> None:
-        """Gives each worker process that has asked for it a guardian, and another one when that died or is frozen."""
-        for pid, block in self._blocks.items():
-            watching = self._guardians.get(pid)
-            if not block.wants_guardian or (watching is not None and not watching.is_stale(block)):
+        """Forks a guardian for each worker process that has asked for one, and again when that died or is frozen."""
+        for pid, worker in self._workers.items():
+            if not worker.block.wants_guardian or (worker.guardian is not None and not worker.has_stale_guardian()):
                 continue
-            if watching is not None:
-                os.kill(watching.pid, signal.SIGKILL)  # frozen, as it seems
-                del self._guardians[pid]
+            if worker.guardian is not None:
+                os.kill(worker.guardian, signal.SIGKILL)
+                worker.guardian = None
             try:
-                self._guardians[pid] = Guardian(self._fork_guardian(pid, block), boottime())
-            except OSError as error:  # the worker begins no task that needs one, and asks again
-                logging.getLogger("workers").error("no guardian can be started: %s", process_group.explain(error))
+                worker.guardian, worker.guarded_since = self._fork_guardian(pid, worker.block), boottime()
+            except OSError as error:  # the worker starts no task that needs one, and asks again
+                log.error("no guardian can be started: %s", process_group.explain(error))
 
     def _fork_guardian(self, pid: int, block: Block) -> int:
-        pidfd = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None  # it can't be another's: we haven't reaped it
-        try:
-            forked = os.fork()
-            if forked == 0:
+        with ExitStack() as opened:
+            pidfd = None
+            if hasattr(os, "pidfd_open"):
+                pidfd = os.pidfd_open(pid)  # surely the worker's: this process hasn't reaped it
+                opened.callback(os.close, pidfd)
+            guardian = os.fork()
+            if guardian == 0:
                 try:
-                    become_guardian(block, pid, pidfd, self._settings.lease_s)
+                    process_group.become_guardian(block, pid, pidfd, self._settings.lease_s)
                 finally:
                     os._exit(0)
-        finally:
-            if pidfd is not None:
-                os.close(pidfd)
-        return forked
-
-    def _spared(self) -> set[int]:
-        """The children that are no orphans of tasks."""
-        return self._older | self._stacks.keys() | {guardian.pid for guardian in self._guardians.values()}
+            return guardian
 
     def _reap(self) -> None:
-        """Reports the workers that ended. Orphans of their tasks are killed, and reaped without a word."""
+        """Reports the workers that ended. Orphans of their tasks are killed and reaped."""
         while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -181,26 +171,33 @@ class ForkServer:
                 return
             if pid == 0:
                 return
-            for worker, guardian in tuple(self._guardians.items()):
-                if guardian.pid == pid:
-                    del self._guardians[worker]
-            if pid in self._stacks:
-                del self._blocks[pid]
-                with self._stacks.pop(pid) as file:  # closed first: to look for orphans takes a file descriptor
-                    written = process_group.read(file)
-                # What it leaves behind has fallen to us: nothing of its tasks lives when its end is reported.
-                process_group.end_children(spare=self._spared())
-                output = self._pipes.pop(pid).left_over()
-                if self._settings.slots > 1:  # it may be any task's, or say why the process died
-                    for name, text in output.items():
-                        self._capture.terminal.show(name, text.removesuffix("\n") + "\n", None)
-                    output = {}
-                ending = {"status": status, "usage": in_words(usage), "stacks": written, "output": output}
-                send(self._control, {"ended": pid, **ending})
+            for worker in self._workers.values():
+                if worker.guardian == pid:
+                    worker.guardian = None
+            if pid in self._workers:
+                self._report_end(pid, self._workers.pop(pid), status, usage)
+
+    def _report_end(self, pid: int, worker: Worker, status: int, usage: resource.struct_rusage) -> None:
+        with worker.stacks as file:  # closed first: the search for orphans needs a file descriptor
+            stacks = process_group.read_stacks(file)
+        # This process has adopted the worker's orphans: they must be dead when the end is reported.
+        guardians = {each.guardian for each in (*self._workers.values(), worker) if each.guardian is not None}
+        process_group.end_children(spare=self._older | self._workers.keys() | guardians)
+        output = worker.pipes.left_over()
+        if self._settings.slots > 1:  # it may be any task's, or say why the process died
+            for stream, text in output.items():
+                self._capture.terminal.show(stream, text.removesuffix("\n") + "\n", None)
+            output = {}
+        used = {
+            "max_rss_bytes": usage.ru_maxrss * RSS_UNIT_BYTES,
+            "user_s": round(usage.ru_utime, 3),
+            "system_s": round(usage.ru_stime, 3),
+        }
+        send(self._control, {"ended": pid, "status": status, "usage": used, "stacks": stacks, "output": output})
 
 
 def read_lines(control: socket.socket) -> Iterator[bytes]:
-    """The supervisor's lines; an empty one stands for "a child ended". Ends at the end of file."""
+    """The supervisor's lines, and an empty one when a child has ended. Ends at the end of file."""
     wake_reader, wake_writer = os.pipe()
     os.set_blocking(wake_reader, False)
     os.set_blocking(wake_writer, False)
@@ -226,42 +223,27 @@ def read_lines(control: socket.socket) -> Iterator[bytes]:
             yield from lines
 
 
-def in_words(usage: resource.struct_rusage) -> dict[str, float]:
-    """What a process has used."""
-    return {
-        "max_rss_bytes": usage.ru_maxrss * RSS_UNIT_BYTES,
-        "user_s": round(usage.ru_utime, 3),
-        "system_s": round(usage.ru_stime, 3),
-    }
-
-
 def send(control: socket.socket, message: Mapping[str, Any]) -> None:
-    """Sends one line; a supervisor that is gone is noticed where lines are read."""
-    try:
+    """Sends one line. `read_lines` notices when the supervisor is gone."""
+    with suppress(ConnectionError):
         control.sendall(msgspec.json.encode(message) + b"\n")
-    except ConnectionError:
-        pass
 
 
 def source_files(registry: Registry) -> list[str]:
-    """The task files and the Python files below their folders that they have imported: what a reload watches."""
+    """The files that a reload watches: the task files, and the modules below their folders that they import."""
     own = Path(taskpool.__file__).parent
     tasks = [path for file in registry.files() if own not in (path := Path(file).resolve()).parents]
     folders = {path.parent for path in tasks}
-    loaded = [Path(file).resolve() for module in tuple(sys.modules.values()) if (file := _file_of(module))]
+    files = [getattr(module, "__file__", None) for module in tuple(sys.modules.values())]
+    loaded = [Path(file).resolve() for file in files if isinstance(file, str)]
     return sorted({str(path) for path in loaded if folders & set(path.parents) and "site-packages" not in path.parts})
 
 
-def _file_of(module: object) -> str | None:
-    file = getattr(module, "__file__", None)
-    return file if isinstance(file, str) else None
-
-
 def main(control_fd: int, memory_fd: int, parent: int) -> None:
-    """Runs the process: it inherits the control socket and the shared memory from the supervisor, `parent`."""
+    """Runs the process. It inherits the control socket and the shared memory from the supervisor, process `parent`."""
     process_group.die_with_parent(parent)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: None)  # the supervisor alone decides when to end
+        signal.signal(number, lambda number, frame: None)  # only the supervisor decides when to end
     control = socket.socket(fileno=control_fd)
     with control.makefile("rb", buffering=0) as file:
         start = msgspec.json.decode(file.readline())
@@ -276,9 +258,9 @@ def main(control_fd: int, memory_fd: int, parent: int) -> None:
         return
     memory = SharedMemory(memory_fd, start["blocks"], settings.slots)
     process_group.adopt_orphans()
-    process_group.outlive_parent()  # the end of file tells as well, and leaves time to take the groups along
+    process_group.outlive_parent()  # the end of file is noticed as well, and leaves time to kill the groups
     gc.collect()
-    gc.freeze()  # the modules' objects stay shared with the children: no collection touches their pages
+    gc.freeze()  # no collection touches the pages of the modules' objects: they stay shared with the children
     lines = read_lines(control)
     types = [each.info(max_attempts=settings.max_attempts) for each in registry if each.is_published]
     send(control, {"types": types, "queues": registry.queues(), "files": source_files(registry)})

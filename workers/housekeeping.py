@@ -1,12 +1,11 @@
-"""What other programs with RQ leave undone on our queues: any pool looks after it, every few seconds, without a lock.
+"""Housekeeping: what any pool does for all of them, without a leader or a lock.
 
-Tasks that a plain RQ worker took and never started are queued again. When RQ's tools delete a task's record, its
-secrets are deleted as well.
+`Housekeeping` runs about each second: it takes back attempts whose leases have ended, queues scheduled tasks that are
+due, cancels expired ones, releases tasks that wait for ended ones, and removes old records and what they leave behind.
+`RqMaintenance` runs every few seconds and repairs what other RQ programs leave undone on our queues.
 
-What keeps time and cleans up for everybody: any pool does it, about each second, without a leader or a lock.
-
-Every step is a script that checks for itself whether it still applies, so that several pools at it do no harm.
-All loops are bounded: what is left over comes with the next round.
+Each step is a script that checks for itself whether it still applies, so several pools may do it at once. All loops are
+bounded: the next round does the rest.
 """
 
 from __future__ import annotations
@@ -14,9 +13,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Final, TypeVar
 
 from redis import Redis
@@ -35,157 +33,19 @@ from taskpool.redis.scripts import QueueDue
 from taskpool.settings import Settings
 from taskpool.types import LEFT_ALONE, ForeignJobs
 
-from .duties import Outage
-from .recovery import give_back
-from .redis_clock import Timekeeper
+from .duties import LogOnce, Outage
+from .recovery import give_back, split_attempt
+from .redis_clock import RedisClock
 
 log = logging.getLogger("workers")
 
-LOOK_S: Final = 5.0
-WARN_S: Final = 30.0
-STUCK_S: Final = 30.0
-"""How long a task may have been taken by an RQ worker and not started. RQ's own maintenance fails it after 60 s at the
-earliest: by then it is queued again."""
-BATCH: Final = 200
-QUEUES_A_LOOK: Final = 500
-"""About how many queues are looked at each time, on the way round all of them, besides those that RQ workers serve."""
-SECRETS_BATCH: Final = 2000
-SECRETS_STEPS: Final = 5
-MISREAD_BATCH: Final = 50
-RECHECK_BATCH: Final = 1000
-TOLD: Final = 100
-
-
-class BesideRq:
-    """One duty: a look every LOOK_S."""
-
-    def __init__(
-        self,
-        store: AsyncStore,
-        settings: Settings,
-        connection: Redis,
-        *,
-        stuck_s: float = STUCK_S,
-        warn_after_s: float = LOOK_S,
-    ) -> None:
-        self._store, self._foreign, self._stuck_s = store, settings.foreign, stuck_s
-        self._connection = connection
-        self._told: deque[str] = deque(maxlen=TOLD)
-        self._cursor = "0"
-        self._shared: set[str] = set()
-        """The queues that RQ workers serve."""
-        self._offsets: dict[str, int] = {}
-        self._states: dict[str, tuple[str, int]] = {}
-        self._walks = False
-        """Whether older failures are looked at as well: an RQ worker serves our queues."""
-        self._rechecked: dict[str, int] = {}
-        self._swept_to = ""
-        self._warn_mono = time.monotonic() + warn_after_s
-
-    async def step(self) -> float:
-        """One look; the seconds until the next.
-
-        Raises:
-            RedisUnavailable: Redis is away.
-        """
-        part = tolerant(some_queues(self._cursor, QUEUES_A_LOOK), ("0", []))
-        self._cursor, names = await self._store.run(part)
-        queues = list(dict.fromkeys([*self._shared, *names]))
-        looks = (
-            partial(self._adopt, queues),
-            partial(self._take_back, queues),
-            self._release_dependents,
-            self._sweep_secrets,
-            self._recheck,
-            self._warn,
-        )
-        for look in looks:
-            try:
-                await look()
-            except ReplyFault as fault:  # a damaged record must not keep the other looks back
-                log.error("beside RQ: %s", fault)
-        return LOOK_S
-
-    async def _adopt(self, queues: Sequence[str]) -> None:
-        """Queues the tasks again that an RQ worker took and never started."""
-        if not queues:
-            return
-        offsets = {queue: self._offsets.get(queue, 0) for queue in queues}
-        adopted = await self._store.carry_out(
-            one(scripts.adopt(offsets, BATCH, after_s=self._stuck_s, foreign=self._foreign))
-        )
-        self._offsets |= adopted.offsets
-        self._offsets = {queue: offset for queue, offset in self._offsets.items() if offset}
-        if adopted.count:
-            log.warning("%d tasks that an RQ worker took and never started are queued again", adopted.count)
-
-    async def _take_back(self, queues: Sequence[str]) -> None:
-        """Schedules the tasks again that an RQ worker failed because it couldn't read them."""
-        states = {queue: self._states.get(queue, ("", 0)) for queue in queues}
-        if not states:
-            return
-        failed = await self._store.run(scripts.misread(states, limit=BATCH, most=MISREAD_BATCH, walks=self._walks))
-        # Having found some, it looks again: the same ones may be failed again, which changes no state.
-        self._states |= {queue: ("" if failed.found else state, at) for queue, (state, at) in failed.states.items()}
-        self._states = {queue: each for queue, each in self._states.items() if not each[0].startswith("0 ")}
-        for id, entry, traceback in failed.found:
-            word = await self._store.run(scripts.judge(id, entry, is_unread=rq_job.is_unread(traceback)))
-            if word == "scheduled":
-                self._tell("an RQ worker failed tasks that it could not read; they are scheduled again")
-
-    async def _recheck(self) -> None:
-        """Looks for tasks among the jobs that claims pass over."""
-        queues = await self._store.run(overview.foreign_queues())
-        for queue in queues:
-            offset = self._rechecked.get(queue, 0)
-            self._rechecked[queue] = await self._store.run(
-                scripts.recheck(queue, offset, RECHECK_BATCH, foreign=self._foreign)
-            )
-
-    async def _warn(self) -> None:
-        """Logs what is wrong with the RQ programs beside the pools, each thing once."""
-        if self._warn_mono > time.monotonic():
-            return
-        self._warn_mono = time.monotonic() + WARN_S
-        shared = (await self._store.carry_out(overview.plain_workers())).values()
-        self._shared = set().union(*shared)
-        self._walks = bool(self._shared)
-        for text in await self._store.carry_out(overview.worker_warnings()):
-            self._tell(text)
-
-    async def _release_dependents(self) -> None:
-        """Queues the RQ jobs that waited for a job of an RQ function which ended here. RQ's own code does it."""
-        ids = await self._store.run(Call(("SRANDMEMBER", keys.RQ_OUTBOX, BATCH), _names, again=True))
-        for id in ids:
-            try:
-                await asyncio.to_thread(rq_job.release_dependents, self._connection, id)
-            except (ConnectionError, TimeoutError) as error:
-                raise RedisUnavailable(f"Redis: {error}") from error
-            except Exception as error:  # RQ raises what it likes at a record that it can't read
-                self._tell(f"the RQ jobs that wait for {id} can't be queued: {type(error).__name__}: {error}")
-                continue
-            await self._store.run(Call(("SREM", keys.RQ_OUTBOX, id), int, again=True))
-
-    def _tell(self, text: str) -> None:
-        """Logs a warning, once."""
-        if text not in self._told:
-            self._told.append(text)
-            log.warning("%s", text)
-
-    async def _sweep_secrets(self) -> None:
-        for _ in range(SECRETS_STEPS):
-            self._swept_to = await self._store.run(scripts.sweep_secrets(self._swept_to, SECRETS_BATCH))
-            if not self._swept_to:
-                return
-
-
-def _names(reply: list[bytes]) -> list[str]:
-    return [name.decode(errors="replace") for name in reply]
-
-
 T = TypeVar("T")
+
+BATCH: Final = 200
+IDLE_S: Final = 1.0
+LEAST_S: Final = 0.05
 QUEUES_A_ROUND: Final = 100
-"""About how many queues each round looks at, whether or not there is something to do, on its way round all of them."""
+"""About how many of all queues each round looks at in turn, whether or not there is something to do."""
 SERVED_S: Final = 5.0
 """How often a round reads which queues the pools serve."""
 INDEXES: Final = 8
@@ -194,82 +54,47 @@ INDEX_BATCH: Final = 500
 RELEASE_STEPS: Final = 20
 MOST_SWEPT: Final = 1000
 """Waiting tasks and parents that one step of the sweep reads."""
-IDLE_S: Final = 1.0
-LEAST_S: Final = 0.05
-FAULTS_TOLD: Final = 100
-
 SETTLED: Final = ("queued", "failed", "stopped")
-"""What `scripts.crash` answers when it changed the task."""
+"""The replies of `scripts.crash` when it changed the task."""
 NOT_STARTED: Final = "canceled: it was not started before it expired"
 LEASE_LOST: Final = "lease lost: its worker can't be reached and may still be running"
 
 
-class Rounds:
-    """Which queues a round looks at: those that workers serve, those in which something is due, and a part of all.
+class Housekeeping:
+    """One duty: every second, or earlier when a scheduled task is due. `wake` cuts its waits short.
 
-    So a round costs as much with many idle queues as with few. What other programs, and pools of another release, bring
-    to a queue that nobody serves is found on the way round all queues.
+    A round looks at the queues that workers serve, at those in which something is due, and at a part of all the others.
+    So it costs as much with many idle queues as with few. `on_clock_step` is called when Redis's clock was set.
     """
 
-    def __init__(self) -> None:
-        self._cursor = "0"
-        self._with_workers: set[str] = set()
-        self._of_pools: set[str] = set()
-        self._read_pools_mono = -SERVED_S
-        self._due_mono: dict[str, float] = {}
-
-    def some(self) -> Call[tuple[str, list[str]]]:
-        """Reads the next part of all queues."""
-        return tolerant(some_queues(self._cursor, QUEUES_A_ROUND), ("0", []))
-
-    def served(self) -> Plan[None]:
-        """Reads now and then which queues the pools serve."""
-        if time.monotonic() - self._read_pools_mono >= SERVED_S:
-            self._read_pools_mono = time.monotonic()
-            self._of_pools = {queue for pool in (yield from pools()) for queue in pool.queues}
-
-    def choose(self, part: tuple[str, list[str]]) -> list[str]:
-        """The queues to look at in this round; `part` is what `some` read."""
-        self._cursor, names = part
-        now_mono = time.monotonic()
-        due = [queue for queue, at_mono in self._due_mono.items() if at_mono <= now_mono]
-        return list(dict.fromkeys([*self._of_pools, *self._with_workers, *due, *names]))
-
-    def note(self, queue: str, found: QueueDue) -> None:
-        """Notes when to look at a queue again."""
-        (self._with_workers.add if "v" in found.marks else self._with_workers.discard)(queue)
-        if found.next_in_s is None:
-            self._due_mono.pop(queue, None)
-        else:
-            self._due_mono[queue] = time.monotonic() + found.next_in_s
-
-
-class Housekeeping:
-    """One duty: every second, or earlier when a scheduled task is due. `wake` cuts its waits short."""
-
     def __init__(
-        self, store: AsyncStore, outage: Outage, settings: Settings, *, on_step: Callable[[], None] = lambda: None
+        self, store: AsyncStore, outage: Outage, settings: Settings, *, on_clock_step: Callable[[], None] = lambda: None
     ) -> None:
         self._store, self._settings = store, settings
-        self.timekeeper = Timekeeper(store, outage, lease_s=settings.lease_s, on_step=on_step)
-        self._rounds = Rounds()
+        self._clock = RedisClock(store, outage, lease_s=settings.lease_s, on_step=on_clock_step)
+        self._queue_cursor = self._unique_cursor = "0"
+        self._queues_of_pools: set[str] = set()
+        self._queues_with_workers: set[str] = set()
+        self._read_pools_mono = -SERVED_S
+        self._due_mono: dict[str, float] = {}
+        """By queue: when something is due there."""
         self._unswept: list[str] = []
+        """The indexes that are still to be swept."""
         self._swept_to: dict[str, str] = {}
-        self._unique_cursor = "0"
-        self._told: deque[str] = deque(maxlen=FAULTS_TOLD)
+        self._log_once = LogOnce()
         self._alarm: asyncio.TimerHandle | None = None
         self.wake = asyncio.Event()
 
-    def look_in(self, seconds: float) -> None:
+    def wake_in(self, seconds: float) -> None:
         """Has the next round come that soon."""
         loop = asyncio.get_running_loop()
         at = loop.time() + max(seconds, LEAST_S)
         if self._alarm is None or at < self._alarm.when():
             if self._alarm is not None:
                 self._alarm.cancel()
-            self._alarm = loop.call_at(at, self._look)
+            self._alarm = loop.call_at(at, self._on_alarm)
 
-    def _look(self) -> None:
+    def _on_alarm(self) -> None:
         self._alarm = None
         self.wake.set()
 
@@ -279,16 +104,16 @@ class Housekeeping:
         Raises:
             RedisUnavailable: Redis is away.
         """
-        part = await self.timekeeper.look(self._rounds.some())
-        await self._carry_out(self._rounds.served())
-        by_ms = self.timekeeper.now_ms  # a step of the clock from here on makes nothing due
-        found = await self._look_at(self._rounds.choose(part), by_ms)
+        part = tolerant(some_queues(self._queue_cursor, QUEUES_A_ROUND), ("0", []))
+        self._queue_cursor, some = await self._clock.look(part)
+        await self._read_pools()
+        by_ms = self._clock.now_ms  # a step of the clock from here on makes nothing due
+        found = await self._look_at(self._choose_queues(some), by_ms)
         leases, scheduled, ended, waiting = ([name for name in found if mark in found[name].marks] for mark in "lsew")
         waits_s: list[float | None] = [each.scheduled_in_s for each in found.values() if "s" not in each.marks]
-        if self.timekeeper.may_reap():
+        if self._clock.may_reap():
             await self._all([reap(queue, max_crashes=self._settings.max_crashes, by_ms=by_ms) for queue in leases])
-        foreign = self._settings.foreign
-        waits_s += await self._all([promote(queue, foreign, by_ms=by_ms) for queue in scheduled])
+        waits_s += await self._all([promote(queue, self._settings.foreign, by_ms=by_ms) for queue in scheduled])
         await self._carry_out(expire_queued(by_ms=by_ms))
         waits_s += await self._all([purge_ended(queue, by_ms=by_ms) for queue in ended])
         await self._all([one(scripts.sweep_waiting(queue, MOST_SWEPT)) for queue in waiting])
@@ -297,86 +122,97 @@ class Housekeeping:
         self._unique_cursor = await self._carry_out(one(scripts.sweep_unique(self._unique_cursor, BATCH))) or "0"
         return max(LEAST_S, min([IDLE_S, *(wait_s for wait_s in waits_s if wait_s is not None)]))
 
+    async def _read_pools(self) -> None:
+        if time.monotonic() - self._read_pools_mono >= SERVED_S:
+            self._read_pools_mono = time.monotonic()
+            if (found := await self._carry_out(pools())) is not None:
+                self._queues_of_pools = {queue for pool in found for queue in pool.queues}
+
+    def _choose_queues(self, some: Sequence[str]) -> list[str]:
+        now_mono = time.monotonic()
+        due = [queue for queue, at_mono in self._due_mono.items() if at_mono <= now_mono]
+        return list(dict.fromkeys([*self._queues_of_pools, *self._queues_with_workers, *due, *some]))
+
     async def _look_at(self, queues: Sequence[str], by_ms: int) -> dict[str, QueueDue]:
-        """What there is to do in each queue."""
-        parts = [queues[at : at + BATCH] for at in range(0, len(queues), BATCH)]
+        """Finds what there is to do in each queue, and notes when to look at it again."""
         found: dict[str, QueueDue] = {}
+        parts = [queues[at : at + BATCH] for at in range(0, len(queues), BATCH)]
         for part in await self._all([one(scripts.queues_due(part, by_ms=by_ms)) for part in parts]):
             found |= part or {}
         for queue, due in found.items():
-            self._rounds.note(queue, due)
+            (self._queues_with_workers.add if "v" in due.marks else self._queues_with_workers.discard)(queue)
+            self._due_mono.pop(queue, None)
+            if due.next_in_s is not None:
+                self._due_mono[queue] = time.monotonic() + due.next_in_s
         return found
 
-    async def _all(self, plans: Sequence[Plan[T]]) -> list[T | None]:
-        """Carries out one plan a queue, side by side: they share their round trips, however many queues there are."""
-        return await asyncio.gather(*(self._carry_out(plan) for plan in plans))
-
     async def _sweep_indexes(self) -> None:
-        """One step through some of the indexes, in turn: what is gone without `purge` leaves its id behind."""
+        """One step through some of the indexes, in turn: records that went without `purge` leave their ids behind."""
         if not self._unswept:
             self._unswept = await self._carry_out(indexes()) or []
         some, rest = self._unswept[:INDEXES], self._unswept[INDEXES:]
-        reached = await self._all([self._sweep_index(index) for index in some])
+        sweeps = [scripts.sweep_index(index, self._swept_to.get(index, ""), INDEX_BATCH) for index in some]
+        reached = await self._all([one(sweep) for sweep in sweeps])
         self._swept_to = {index: id for index, id in zip(some, reached, strict=True) if id}
         self._unswept = [*self._swept_to, *rest]
 
-    def _sweep_index(self, index: str) -> Plan[str]:
-        return one(scripts.sweep_index(index, self._swept_to.get(index, ""), INDEX_BATCH))
+    async def _all(self, plans: Sequence[Plan[T]]) -> list[T | None]:
+        """Carries out plans side by side: they share their round trips, however many there are."""
+        return await asyncio.gather(*(self._carry_out(plan) for plan in plans))
 
     async def _carry_out(self, plan: Plan[T]) -> T | None:
-        """Carries out one step. A damaged record may fail a script: it must not keep the other steps back."""
+        """Carries out one plan. A damaged record may fail a script: it must not keep the other plans back."""
         try:
             return await self._store.carry_out(plan)
         except ReplyFault as fault:
-            if str(fault) not in self._told:  # it comes again with every round
-                self._told.append(str(fault))
-                log.error("housekeeping: %s", fault)
+            self._log_once(logging.ERROR, f"housekeeping: {fault}")
             return None
 
 
 def reap(queue: str, *, max_crashes: int, by_ms: int | None = None) -> Plan[None]:
-    """Takes back attempts whose lease has ended. Ours are entered WIP_GRACE_S late, a plain RQ worker's are not.
+    """Takes back attempts whose lease has ended. Ours are entered WIP_GRACE_S late, those of a plain RQ worker aren't.
 
-    So a plain one that lives looks due ahead of its time. Those stand before ours: the newest are looked at first.
+    So a plain one that lives looks due ahead of its time. Those come before ours: the newest are looked at first.
     With `by_ms`, leases must have ended by that time of Redis's clock.
     """
     ours, plain = yield (
         scripts.due(keys.WIP + queue, limit=BATCH, ahead_s=keys.WIP_GRACE_S, newest_first=True, by_ms=by_ms),
         scripts.due(keys.WIP + queue, limit=BATCH, by_ms=by_ms),
     )
+    attempts = [split_attempt(member) for member in dict.fromkeys((*ours.members, *plain.members))]
+    if not attempts:
+        return
     failure = {"reason": "lease_lost", "message": LEASE_LOST, "may_still_run": True}
-    members = dict.fromkeys((*ours.members, *plain.members))
-    if members:
-        words = yield [
-            tolerant(
-                scripts.crash(
-                    *_split(member), queue, error=LEASE_LOST, failure=failure, max_crashes=max_crashes,
-                    only_expired=True, by_ms=by_ms,
-                ),
-                "",
-            )
-            for member in members
-        ]  # fmt: skip
-        unseen = [_split(member) for member, word in zip(members, words, strict=True) if word == "unseen"]
-        if unseen:
-            yield from give_back(unseen)
-        settled = {_split(member)[0]: word for member, word in zip(members, words, strict=True) if word in SETTLED}
-        if settled:
-            yield from _tell_of_lost(settled)
+    words = yield [
+        tolerant(
+            scripts.crash(
+                id, attempt_id, queue, error=LEASE_LOST, failure=failure, max_crashes=max_crashes,
+                only_expired=True, by_ms=by_ms,
+            ),
+            "",
+        )
+        for id, attempt_id in attempts
+    ]  # fmt: skip
+    unseen = [attempt for attempt, word in zip(attempts, words, strict=True) if word == "unseen"]
+    if unseen:
+        yield from give_back(unseen)
+    settled = {id: word for (id, _), word in zip(attempts, words, strict=True) if word in SETTLED}
+    if settled:
+        yield from _note_lost(settled)
 
 
-def _tell_of_lost(settled: Mapping[str, str]) -> Plan[None]:
+def _note_lost(settled: Mapping[str, str]) -> Plan[None]:
     """Logs and counts attempts whose leases have ended; `settled` has the new status of each task."""
-    records = yield [records.fetch_if_there(id) for id in settled]
+    found = yield [records.fetch_if_there(id) for id in settled]
     counts: Counter[str] = Counter()
-    for (id, word), found in zip(settled.items(), records, strict=True):
-        worker = found.history[-1].worker if found and found.history else "unknown"
+    for (id, word), record in zip(settled.items(), found, strict=True):
+        worker = record.history[-1].worker if record and record.history else "unknown"
         what = "queued again" if word == "queued" else word
         log.warning(
             "task %s: the lease of worker %s has ended. The worker can't be reached and may still be running the task."
             " The task is %s (reason lease_lost)", id, worker, what,
         )  # fmt: skip
-        type, queue = (found.type, found.queue) if found else ("unknown", "default")
+        type, queue = (record.type, record.queue) if record else ("unknown", "default")
         counts[field_name(TASKS, "lease_lost", type, queue)] += 1
     yield (scripts.count(counts),)
 
@@ -384,8 +220,7 @@ def _tell_of_lost(settled: Mapping[str, str]) -> Plan[None]:
 def promote(queue: str, foreign: ForeignJobs = LEFT_ALONE, *, by_ms: int | None = None) -> Plan[float]:
     """Queues scheduled tasks whose time has come, in the order of their times; the seconds until the next one.
 
-    Jobs that are left to RQ's scheduler stay. So many of them that they fill a batch must not keep tasks back: then the
-    newest due ones are looked at as well.
+    Jobs that are left to RQ's scheduler stay. When they fill a batch, the newest due tasks are looked at as well.
     """
     (due,) = yield (scripts.due(keys.SCHEDULED + queue, limit=BATCH, by_ms=by_ms),)
     if due.members:
@@ -415,27 +250,25 @@ def purge_ended(queue: str, *, by_ms: int | None = None) -> Plan[float]:
     ended = [(id, registry) for registry, due in zip(registries, found, strict=True) for id in due.members]
     if ended:
         words = yield [tolerant(scripts.purge(id, registry), "") for id, registry in ended]
-        held = [id for (id, _), word in zip(ended, words, strict=True) if word == "children"]
-        if held:  # purged in a later round, when nobody waits for them any more
-            yield [tolerant(scripts.release(id), []) for id in held]  # what is left is in the outbox
+        parents = [id for (id, _), word in zip(ended, words, strict=True) if word == "children"]
+        if parents:  # they are purged in a later round, when no task waits for them any more
+            yield [tolerant(scripts.release(id), []) for id in parents]  # the rest is in the outbox
     return LEAST_S if any(len(due.members) == BATCH for due in found) else IDLE_S
 
 
 def indexes() -> Plan[list[str]]:
     """The keys of all indexes by type, tag and project."""
-    types, tags, projects = yield (
-        tolerant(Call(("SMEMBERS", keys.TYPES_USED), _names, again=True), []),
-        tolerant(Call(("SMEMBERS", keys.TAGS), _names, again=True), []),
-        tolerant(Call(("SMEMBERS", keys.PROJECTS), _names, again=True), []),
-    )
-    by_type = [keys.BY_TYPE + type for type in types]
-    return [*by_type, *(keys.BY_TAG + tag for tag in tags), *(keys.BY_PROJECT + project for project in projects)]
+    prefixes = {keys.TYPES_USED: keys.BY_TYPE, keys.TAGS: keys.BY_TAG, keys.PROJECTS: keys.BY_PROJECT}
+    found = yield [tolerant(_members("SMEMBERS", key), []) for key in prefixes]
+    return [prefix + name for prefix, names in zip(prefixes.values(), found, strict=True) for name in names]
 
 
 def release_outbox() -> Plan[float]:
-    """Releases the tasks that wait for ended ones, and cancels down the line. The worker or the caller that ended those
-    has begun with it, and may have died. The seconds until there may be more."""
-    (ids,) = yield (Call(("SRANDMEMBER", keys.OUTBOX, BATCH), _names, again=True),)
+    """Releases the tasks that wait for ended ones, and cancels further down; the seconds until there may be more.
+
+    The worker or the caller that ended those has started with it, and may have died.
+    """
+    (ids,) = yield (_members("SRANDMEMBER", keys.OUTBOX, BATCH),)
     if not ids:
         return IDLE_S
     for _ in range(RELEASE_STEPS):
@@ -447,6 +280,140 @@ def release_outbox() -> Plan[float]:
     return LEAST_S if count else IDLE_S
 
 
-def _split(member: str) -> tuple[str, str]:
-    id, _, attempt_id = member.partition(":")
-    return id, attempt_id
+def _members(*command: str | int) -> Call[list[str]]:
+    return Call(command, lambda reply: [name.decode(errors="replace") for name in reply], again=True)
+
+
+# --- other RQ programs on our queues ----------------------------------------------------------------------------------
+
+LOOK_S: Final = 5.0
+WARN_S: Final = 30.0
+STUCK_S: Final = 30.0
+"""How long a task may have been taken by an RQ worker and not started. RQ's own maintenance fails it after 60 s at the
+earliest: by then it is queued again."""
+QUEUES_A_LOOK: Final = 500
+"""About how many of all queues each look covers in turn, besides those that RQ workers serve."""
+SECRETS_BATCH: Final = 2000
+SECRETS_STEPS: Final = 5
+MISREAD_BATCH: Final = 50
+RECHECK_BATCH: Final = 1000
+
+
+class RqMaintenance:
+    """One duty, every LOOK_S: queues tasks again that a plain RQ worker took and never started, or couldn't read;
+    releases RQ jobs that wait for ours; and deletes the secrets of records that RQ's tools have deleted."""
+
+    def __init__(
+        self,
+        store: AsyncStore,
+        settings: Settings,
+        connection: Redis,
+        *,
+        stuck_s: float = STUCK_S,
+        warn_after_s: float = LOOK_S,
+    ) -> None:
+        self._store, self._foreign, self._stuck_s = store, settings.foreign, stuck_s
+        self._connection = connection
+        self._cursor = "0"
+        self._queues: list[str] = []
+        """The queues of this look."""
+        self._queues_of_rq: set[str] = set()
+        """The queues that RQ workers serve."""
+        self._adopt_offsets: dict[str, int] = {}
+        self._failed_states: dict[str, tuple[str, int]] = {}
+        self._recheck_offsets: dict[str, int] = {}
+        self._secrets_swept_to = ""
+        self._warn_mono = time.monotonic() + warn_after_s
+        self._log_once = LogOnce()
+
+    async def step(self) -> float:
+        """One look; the seconds until the next.
+
+        Raises:
+            RedisUnavailable: Redis is away.
+        """
+        part = tolerant(some_queues(self._cursor, QUEUES_A_LOOK), ("0", []))
+        self._cursor, names = await self._store.run(part)
+        self._queues = list(dict.fromkeys([*self._queues_of_rq, *names]))
+        for look in (
+            self._adopt,
+            self._take_back,
+            self._release_dependents,
+            self._sweep_secrets,
+            self._recheck,
+            self._warn,
+        ):
+            try:
+                await look()
+            except ReplyFault as fault:  # a damaged record must not keep the other looks back
+                log.error("beside RQ: %s", fault)
+        return LOOK_S
+
+    async def _adopt(self) -> None:
+        """Queues the tasks again that an RQ worker took and never started."""
+        if not self._queues:
+            return
+        offsets = {queue: self._adopt_offsets.get(queue, 0) for queue in self._queues}
+        adopt = scripts.adopt(offsets, BATCH, after_s=self._stuck_s, foreign=self._foreign)
+        adopted = await self._store.carry_out(one(adopt))
+        offsets = self._adopt_offsets | dict(adopted.offsets)
+        self._adopt_offsets = {queue: offset for queue, offset in offsets.items() if offset}
+        if adopted.count:
+            log.warning("%d tasks that an RQ worker took and never started are queued again", adopted.count)
+
+    async def _take_back(self) -> None:
+        """Schedules the tasks again that an RQ worker failed because it couldn't read them."""
+        if not self._queues:
+            return
+        states = {queue: self._failed_states.get(queue, ("", 0)) for queue in self._queues}
+        # Older failures are only looked at while an RQ worker serves our queues.
+        misread = scripts.misread(states, limit=BATCH, most=MISREAD_BATCH, walks=bool(self._queues_of_rq))
+        failed = await self._store.run(misread)
+        # Having found some, it looks again: the same ones may be failed again, which changes no state.
+        states = self._failed_states | {
+            queue: ("" if failed.found else state, at) for queue, (state, at) in failed.states.items()
+        }
+        self._failed_states = {queue: each for queue, each in states.items() if not each[0].startswith("0 ")}
+        for id, entry, traceback in failed.found:
+            word = await self._store.run(scripts.judge(id, entry, is_unread=rq_job.is_unread(traceback)))
+            if word == "scheduled":
+                self._warn_once("an RQ worker failed tasks that it could not read; they are scheduled again")
+
+    async def _release_dependents(self) -> None:
+        """Queues the RQ jobs that waited for a job of an RQ function which ended here. RQ's own code does it."""
+        for id in await self._store.run(_members("SRANDMEMBER", keys.RQ_OUTBOX, BATCH)):
+            try:
+                await asyncio.to_thread(rq_job.release_dependents, self._connection, id)
+            except (ConnectionError, TimeoutError) as error:
+                raise RedisUnavailable(f"Redis: {error}") from error
+            except Exception as error:  # RQ may raise anything at a record that it can't read
+                self._warn_once(f"the RQ jobs that wait for {id} can't be queued: {type(error).__name__}: {error}")
+                continue
+            await self._store.run(Call(("SREM", keys.RQ_OUTBOX, id), int, again=True))
+
+    async def _sweep_secrets(self) -> None:
+        for _ in range(SECRETS_STEPS):
+            sweep = scripts.sweep_secrets(self._secrets_swept_to, SECRETS_BATCH)
+            self._secrets_swept_to = await self._store.run(sweep)
+            if not self._secrets_swept_to:
+                return
+
+    async def _recheck(self) -> None:
+        """Looks for tasks among the jobs that claims skip."""
+        for queue in await self._store.run(overview.foreign_queues()):
+            offset = self._recheck_offsets.get(queue, 0)
+            recheck = scripts.recheck(queue, offset, RECHECK_BATCH, foreign=self._foreign)
+            self._recheck_offsets[queue] = await self._store.run(recheck)
+
+    async def _warn(self) -> None:
+        """Logs what is wrong with the RQ programs beside the pools, each thing once."""
+        if self._warn_mono > time.monotonic():
+            return
+        self._warn_mono = time.monotonic() + WARN_S
+        plain_workers = await self._store.carry_out(overview.plain_workers())
+        self._queues_of_rq = set().union(*plain_workers.values())
+        for text in await self._store.carry_out(overview.worker_warnings()):
+            self._warn_once(text)
+
+    def _warn_once(self, text: str) -> None:
+        self._log_once(logging.WARNING, text)

@@ -1,10 +1,11 @@
-"""What a worker process counts of its attempts, kept in memory and sent as increments about once a second."""
+"""What a worker process counts of its attempts. It sends the increments about once a second."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Final
 
 from taskpool.redis.keys import (
@@ -25,20 +26,39 @@ COUNTED_AS: Final = {
     TaskStatus.STOPPED: "stopped",
     TaskStatus.SCHEDULED: "retried",
 }
-"""The outcome of an attempt, by the status it ended with, as metrics_names calls it."""
+"""The outcome under which an attempt is counted, by the status it ended with."""
+
+
+@dataclass(slots=True)
+class _Cell:
+    """The counts of one task type in one queue."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    waits: list[int] = field(default_factory=lambda: [0] * len(BUCKET_LABELS))
+    runs: list[int] = field(default_factory=lambda: [0] * len(BUCKET_LABELS))
+    wait_us: int = 0
+    run_us: int = 0
+
+    def increments(self, type: str, queue: str) -> Iterable[tuple[str, int]]:
+        for outcome, count in self.outcomes.items():
+            yield field_name(TASKS, outcome, type, queue), count
+        for metric, buckets in ((WAIT_BUCKET, self.waits), (RUN_BUCKET, self.runs)):
+            for label, count in zip(BUCKET_LABELS, buckets, strict=True):
+                if count:
+                    yield field_name(metric, type, queue, label), count
+        yield field_name(WAIT_US_SUM, type, queue), self.wait_us
+        yield field_name(RUN_US_SUM, type, queue), self.run_us
 
 
 class Stats:
-    """Counts since the last `take`. Recording costs about a microsecond: it is done for every task."""
+    """Counts since the last `take`. Each task is recorded, which costs about a microsecond."""
 
     def __init__(self) -> None:
         self._cells: dict[tuple[str, str], _Cell] = {}
-        self.done = 0
-        self.failed = 0
-        self.working_us = 0
+        self.done = self.failed = self.working_us = 0
 
     def record(self, type: str, queue: str, outcome: str, *, wait_ms: int, run_s: float) -> None:
-        """Counts one attempt. `outcome` is one of metrics_names.OUTCOMES."""
+        """Counts one attempt."""
         cell = self._cells.get((type, queue))
         if cell is None:
             cell = self._cells[type, queue] = _Cell()
@@ -55,33 +75,9 @@ class Stats:
             self.failed += 1
 
     def take(self) -> dict[str, int]:
-        """The increments of the counters, by field; starts anew from zero."""
-        deltas: dict[str, int] = {}
-        for (type, queue), cell in self._cells.items():
-            deltas.update(cell.deltas(type, queue))
+        """The increments of the counters, by field; starts again from zero."""
+        cells = self._cells.items()
+        increments = {name: count for (type, queue), cell in cells for name, count in cell.increments(type, queue)}
         self._cells.clear()
         self.done = self.failed = self.working_us = 0
-        return deltas
-
-
-class _Cell:
-    """The counts of one type in one queue."""
-
-    __slots__ = ("outcomes", "run_us", "runs", "wait_us", "waits")
-
-    def __init__(self) -> None:
-        self.outcomes: Counter[str] = Counter()
-        self.waits = [0] * len(BUCKET_LABELS)
-        self.runs = [0] * len(BUCKET_LABELS)
-        self.wait_us = 0
-        self.run_us = 0
-
-    def deltas(self, type: str, queue: str) -> Iterable[tuple[str, int]]:
-        for outcome, count in self.outcomes.items():
-            yield field_name(TASKS, outcome, type, queue), count
-        for metric, buckets in ((WAIT_BUCKET, self.waits), (RUN_BUCKET, self.runs)):
-            for label, count in zip(BUCKET_LABELS, buckets, strict=True):
-                if count:
-                    yield field_name(metric, type, queue, label), count
-        yield field_name(WAIT_US_SUM, type, queue), self.wait_us
-        yield field_name(RUN_US_SUM, type, queue), self.run_us
+        return increments

@@ -1,4 +1,4 @@
-"""One worker process as the supervisor knows it: its memory, its process group, and why it was killed."""
+"""One worker process as the supervisor sees it: its memory, its process group, and why it was killed."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import asyncio
 import logging
 import os
 import signal
-import time
+from contextlib import suppress
 from enum import StrEnum
 
 from . import process_group
-from .fork_client import Nursery
+from .fork_client import ForkClient
 from .shared_memory import Block, LaneState, Request, Run
 
 log = logging.getLogger("workers")
 
 
 class Verdict(StrEnum):
-    """Why the supervisor ended an attempt; what it died of by itself is a crash."""
+    """Why the supervisor ended an attempt. Without a verdict, the end of its process is a crash."""
 
     TIMEOUT = "timeout"
     STOPPED = "stopped"
@@ -25,25 +25,24 @@ class Verdict(StrEnum):
     LEASE_LOST = "lease_lost"
 
 
-class Child:
-    """A running worker process. `pid` is also the id of its process group."""
+class ProcessHandle:
+    """A worker process. `pid` is also the id of its process group."""
 
-    def __init__(self, name: str, pid: int, block: Block, nursery: Nursery, queues: tuple[str, ...]) -> None:
-        self.name, self.pid, self.block, self.nursery, self.queues = name, pid, block, nursery, queues
-        self.started_mono = time.monotonic()
+    def __init__(self, name: str, pid: int, block: Block, fork_client: ForkClient, queues: tuple[str, ...]) -> None:
+        self.name, self.pid, self.block, self.fork_client, self.queues = name, pid, block, fork_client, queues
         self.verdicts: dict[str, Verdict] = {}
-        """By attempt id. When one is there, attempts without one are bystanders: they are given back."""
+        """By attempt id. If there are any, attempts without one weren't the reason for the kill."""
         self.asked_for_stacks: set[str] = set()
         """Attempt ids."""
         self.ended = asyncio.Event()
-        self.is_draining = False
+        self.is_draining = self.is_dismissed = False
 
     def runs(self) -> list[Run]:
-        """What it runs now."""
+        """The attempts it runs now."""
         return self.block.runs()
 
     def is_running(self, run: Run) -> bool:
-        """True while the user's code of this very attempt goes on."""
+        """Whether the task's code of this very attempt goes on."""
         now = self.block.run(run.lane)
         return not self.ended.is_set() and now is not None and now.run == run.run and now.state is LaneState.RUNNING
 
@@ -52,35 +51,44 @@ class Child:
         self.is_draining = True
         self.block.ask_to_drain()
 
+    def dismiss(self) -> None:
+        """Drains it, and it isn't replaced."""
+        if not self.is_draining:
+            self.is_dismissed = True
+            self.drain()
+
     def ask(self, run: Run, request: Request) -> None:
         """Asks it to end one attempt by itself."""
         self.block.ask(run, request)
-        self.nudge()
+        self.wake()
 
-    def nudge(self) -> None:
-        """Has it look at what it was asked."""
-        if not self.ended.is_set():
-            try:
-                os.kill(self.pid, signal.SIGUSR1)
-            except ProcessLookupError:
-                pass
+    def wake(self) -> None:
+        """Has it read its requests."""
+        self._signal(signal.SIGUSR1)
 
     def ask_for_stacks(self, run: Run) -> None:
-        """Has it write down where its threads are, because of this attempt; `stacks.WRITE_S` later it has."""
+        """Has it dump the stacks of its threads because of this attempt, within `process_group.WRITE_S`."""
         self.asked_for_stacks.add(run.attempt_id)
-        if not self.ended.is_set():
-            try:
-                os.kill(self.pid, process_group.ASK)
-            except ProcessLookupError:
-                pass
+        self._signal(process_group.STACKS_SIGNAL)
 
-    def signal(self, number: signal.Signals) -> None:
-        """Sends a signal to the process and all it started."""
+    def _signal(self, number: signal.Signals) -> None:
+        if not self.ended.is_set():
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """Sends a signal to the process and everything it started."""
         if not self.ended.is_set():
             process_group.signal_group(self.pid, number)
 
+    def kill(self, verdict: Verdict, run: Run | None = None) -> None:
+        """Kills it because of one attempt, or of all it runs."""
+        for doomed in self.runs() if run is None else [run]:
+            self.verdicts.setdefault(doomed.attempt_id, verdict)
+        self.signal_group(signal.SIGKILL)
+
     def note_fenced(self) -> None:
-        """Reads whose attempts its guardian killed it for."""
+        """Notes the attempts because of which its guardian killed it."""
         for run in self.runs():
             if self.block.asked(run) is Request.FENCED:
                 self.verdicts.setdefault(run.attempt_id, Verdict.LEASE_LOST)
@@ -88,9 +96,3 @@ class Child:
                     "task %s: its lease can't be renewed, and the supervisor didn't act in time: its guardian killed"
                     " the process group %d (on_lost_lease is kill)", run.id, self.pid,
                 )  # fmt: skip
-
-    def kill(self, verdict: Verdict, run: Run | None = None) -> None:
-        """Kills it for the sake of one attempt, or of all it runs."""
-        for doomed in self.runs() if run is None else [run]:
-            self.verdicts.setdefault(doomed.attempt_id, verdict)
-        self.signal(signal.SIGKILL)

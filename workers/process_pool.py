@@ -1,6 +1,8 @@
-"""The worker processes of a pool: as many as wanted, each replaced when it ends, in step with a fork server.
+"""The worker processes of a pool and the fork servers they come from.
 
-A process that dies before it reached its loop is replaced ever more slowly, and the log says so.
+The pool keeps as many processes as wanted: each is replaced when it ends, more and more slowly while they die at
+start-up. A fork server that dies or falls silent is replaced too, and a reload starts one that loads the task modules
+anew. The processes of the previous fork server finish their tasks.
 """
 
 from __future__ import annotations
@@ -8,162 +10,290 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable
-from typing import Final
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
 
-from .fork_client import Ending, ForkRefused, Nursery, NurseryLost, describe_status
+from watchfiles import PythonFilter, awatch
+
+from taskpool.errors import ConfigurationError
+from taskpool.settings import Settings
+
+from . import process_group
+from .duties import BackgroundTasks
+from .fork_client import Ending, ForkClient, ForkRefused, ForkServerLost, LoadedTasks, describe_status
 from .process_group import boottime
-from .process_handle import Child
+from .process_handle import ProcessHandle, Verdict
+from .registration import Registration
 from .shared_memory import SharedMemory
 
 log = logging.getLogger("workers")
 
 BACKOFF_S: Final = 0.5
 MAX_BACKOFF_S: Final = 30.0
+LOAD_RETRY_S: Final = 1.0
+LOOK_S: Final = 1.0
 
 
-class Crew:
-    """The pool's processes. `on_start` is called for each one started, `on_end` when it ended;
-    its block of the shared memory stays as it was until `on_end` returns."""
+class ProcessPool:
+    """The processes of one pool. `registration` is told of each start and each end."""
 
-    def __init__(
-        self,
-        pool: str,
-        size: int,
-        memory: SharedMemory,
-        *,
-        on_start: Callable[[Child], None],
-        on_end: Callable[[Child, Ending], None],
-    ) -> None:
-        self._pool, self._memory = pool, memory
-        self._on_start, self._on_end = on_start, on_end
-        self._free = list(range(memory.blocks))
-        self._held: dict[Nursery, list[int]] = {}
+    def __init__(self, name: str, settings: Settings, registration: Registration) -> None:
+        self._name, self._settings, self._registration = name, settings, registration
+        # Twice as many blocks as processes: a reload starts the new ones while the old ones finish.
+        self._memory = SharedMemory.create(2 * settings.workers, settings.slots)
+        self._free = list(range(self._memory.blocks))
+        self._withheld: dict[ForkClient, list[int]] = {}
         """Blocks that a silent fork server may still give to a process."""
-        self._started = 0
+        self._fork_client: ForkClient | None = None
+        """The one that new processes come from."""
+        self._fork_clients: set[ForkClient] = set()
+        self._fork_servers_starting = 0
+        self._count = 0
+        """How many processes were ever started."""
         self._failures = 0
+        """How many processes died at start-up in a row."""
         self._refusals = 0
         self._is_starting = False
-        self.changed = asyncio.Event()
-        self._nursery: Nursery | None = None
-        self.queues: tuple[str, ...] = ()
-        self.size = size
-        self.children: dict[int, Child] = {}
-        """By process id."""
         self._ended_early: dict[int, Ending] = {}
-        """By process id: the ends that were reported before `_start` had registered the process."""
-        self.gone = asyncio.Event()
+        """By process id: the ends that were reported before the start was."""
+        self._tasks = BackgroundTasks()
+        self._draining_since: float | None = None
+        self._hurry = asyncio.Event()
+        self.size = settings.workers
+        self.queues: tuple[str, ...] = ()
+        self.processes: dict[int, ProcessHandle] = {}
+        """By process id."""
+        self.changed = asyncio.Event()
+        self.all_ended = asyncio.Event()
         """Set when no process is left and none is wanted."""
 
-    def staff_from(self, nursery: Nursery, queues: tuple[str, ...]) -> None:
-        """From now on starts processes from this nursery, and drains those of any other."""
-        self._nursery, self.queues = nursery, queues
-        for child in self.children.values():
-            if child.nursery is not nursery:
-                child.drain()
-        self._failures = 0
-        self.changed.set()
+    @property
+    def loaded(self) -> LoadedTasks:
+        """What the task modules define."""
+        return self._fork_client.loaded if self._fork_client is not None else LoadedTasks()
 
-    def dismiss(self, child: Child) -> None:
-        """Drains one process for good: the pool is smaller from now on."""
-        if not child.is_draining:
-            self.size -= 1
-            child.drain()
+    # --- worker processes ---------------------------------------------------------------------------------------------
 
-    def drain(self) -> None:
-        """Drains all of them for good."""
-        self.size = 0
-        for child in self.children.values():
-            child.drain()
-        self._look_whether_gone()
-
-    def ended(self, pid: int, ending: Ending) -> None:
-        """Handles the end of a process; its nursery may report it before `_start` knows the process."""
-        if pid not in self.children:
-            self._ended_early[pid] = ending
-            return
-        child = self.children[pid]
-        if ending.cause and child.nursery.runs_at_loss is None:  # all its processes end now, one after the other
-            siblings = [each for each in self.children.values() if each.nursery is child.nursery]
-            child.nursery.runs_at_loss = sum(len(each.runs()) for each in siblings)
-        del self.children[pid]
-        child.ended.set()
-        self._on_end(child, ending)
-        if child.block.counters().ready or child.is_draining:
-            self._failures = 0
-        else:
-            self._failures += 1
-            log.error(
-                "worker %s died at start-up (%s), %d times in a row",
-                child.name,
-                describe_status(ending.status),
-                self._failures,
-            )
-        self._free.append(child.block.index)
-        self.changed.set()
-        self._look_whether_gone()
-
-    def closed(self, nursery: Nursery) -> None:
-        """Takes note that a fork server is gone: nothing uses the blocks any more that it was to use."""
-        if held := self._held.pop(nursery, None):
-            self._free += held
-            self.changed.set()
-
-    async def step(self) -> float:
-        """One round of the duty that starts processes while some are missing; nothing more to do until `changed`."""
+    async def start_missing(self) -> float:
+        """One round of the duty: starts processes while some are missing."""
         if failures := self._failures:
             await asyncio.sleep(backoff_s(failures))
-        while (
-            self._failures == failures and (nursery := self._nursery) is not None and self._missing() > 0 and self._free
-        ):
+        while self._failures == failures and (client := self._fork_client) and client.is_usable and self._must_start():
             try:
-                await self._start(nursery)
+                await self._start(client)
                 self._refusals = 0
-            except NurseryLost:  # the supervisor puts another in its place
-                if self._nursery is nursery:
-                    self._nursery = None
+            except ForkServerLost:  # it is replaced
+                pass
             except ForkRefused as error:
                 self._refusals += 1
                 wait_s = backoff_s(self._refusals)
                 log.error("a worker process can't be started: %s; tried again in %g s", error, wait_s)
                 return wait_s
-        self._look_whether_gone()
+        self._look_whether_all_ended()
         return 0.0 if self._failures > failures else math.inf
 
-    def _look_whether_gone(self) -> None:
-        if self.size == 0 and not self.children and not self._is_starting:
-            self.gone.set()
+    def _must_start(self) -> bool:
+        wanted = self.size - sum(process.is_dismissed or not process.is_draining for process in self.processes.values())
+        return wanted > 0 and bool(self._free)
 
-    def _missing(self) -> int:
-        return self.size - sum(not child.is_draining for child in self.children.values())
-
-    async def _start(self, nursery: Nursery) -> None:
+    async def _start(self, client: ForkClient) -> None:
         index = self._free.pop(0)
-        self._started += 1
-        name = f"{self._pool}.{self._started}"
+        self._count += 1
+        name = f"{self._name}.{self._count}"
         block = self._memory.block(index)
         block.clear()
         block.supervise(boottime())
         self._is_starting = True
         try:
-            pid = await nursery.fork(index, name, self.queues)
-        except NurseryLost:
-            if nursery.is_silent:
-                self._held.setdefault(nursery, []).append(index)
-            else:
-                self._free.append(index)
-            raise
-        except ForkRefused:
-            self._free.append(index)
+            pid = await client.fork(index, name, self.queues)
+        except (ForkServerLost, ForkRefused):
+            (self._withheld.setdefault(client, []) if client.is_silent else self._free).append(index)
             raise
         finally:
             self._is_starting = False
-        child = self.children[pid] = Child(name, pid, block, nursery, self.queues)
-        if self.size == 0 or nursery is not self._nursery:  # it was told to drain while it was being forked
-            child.drain()
-        self._on_start(child)
+        process = self.processes[pid] = ProcessHandle(name, pid, block, client, self.queues)
+        if self.size == 0 or client is not self._fork_client:  # the pool was drained or reloaded meanwhile
+            process.drain()
+        self._registration.add(process)
         if ending := self._ended_early.pop(pid, None):
-            self.ended(pid, ending)
+            self.process_ended(pid, ending)
+
+    def process_ended(self, pid: int, ending: Ending) -> None:
+        """Handles the end of a process. It may be reported before `_start` knows the process."""
+        if pid not in self.processes:
+            self._ended_early[pid] = ending
+            return
+        process = self.processes[pid]
+        client = process.fork_client
+        if ending.cause and client.runs_at_loss is None:  # all its processes end now, one after the other
+            siblings = [each for each in self.processes.values() if each.fork_client is client]
+            client.runs_at_loss = sum(len(each.runs()) for each in siblings)
+        del self.processes[pid]
+        if process.is_dismissed and self.size:
+            self.size -= 1
+        process.ended.set()
+        self._registration.remove(process, ending)  # reads the block before another process gets it
+        if process.block.counters().ready or process.is_draining:
+            self._failures = 0
+        else:
+            self._failures += 1
+            status = describe_status(ending.status)
+            log.error("worker %s died at start-up (%s), %d times in a row", process.name, status, self._failures)
+        self._free.append(process.block.index)
+        self.changed.set()
+        self._close_unused_fork_servers()
+        self._look_whether_all_ended()
+
+    def _look_whether_all_ended(self) -> None:
+        if self.size == 0 and not self.processes and not self._is_starting:
+            self.all_ended.set()
+
+    # --- fork servers -------------------------------------------------------------------------------------------------
+
+    async def load_tasks(self) -> None:
+        """Starts a fork server that loads the task modules, and processes from it. Earlier processes are drained.
+
+        Raises:
+            ConfigurationError: a task module is wrong.
+            OSError: the host lacks file descriptors, processes or memory.
+        """
+        client = ForkClient(self._memory, on_end=self.process_ended, on_failure=self._on_fork_server_failure)
+        self._fork_servers_starting += 1
+        try:
+            await client.start(self._settings)
+        finally:
+            self._fork_servers_starting -= 1
+        self._fork_clients.add(client)
+        self._fork_client = client
+        if self._draining_since is None:
+            self.queues = self._settings.queues or tuple(dict.fromkeys(("default", *client.loaded.queues)))
+            for process in self.processes.values():
+                process.drain()
+            self._failures = 0
+            self.changed.set()
+            log.info("pool %s: %d workers on the queues %s", self._name, self.size, ", ".join(self.queues))
+        self._close_unused_fork_servers()
+
+    async def look_after_fork_servers(self) -> float:
+        """One round of the duty that notices frozen fork servers."""
+        for client in tuple(self._fork_clients):
+            client.look()
+        return LOOK_S
+
+    def _on_fork_server_failure(self, client: ForkClient) -> None:
+        """Replaces a fork server that died, with all its processes, or that is silent: then its workers finish."""
+        if client.is_lost:
+            self._forget(client, has_orphans=True)
+        if client is self._fork_client and self._draining_since is None:
+            if client.is_lost:
+                log.error("the fork server died; another one is started")
+            else:
+                log.error("another fork server is started; the workers of the silent one finish their tasks and end")
+            self._tasks.spawn(self._replace_fork_server())
+
+    async def _replace_fork_server(self) -> None:
+        failures = 0
+        while True:
+            try:
+                await self.load_tasks()
+                return
+            except ConfigurationError as error:  # the code changed since it was loaded
+                log.error("the task modules can't be loaded any more: %s", error)
+                await asyncio.sleep(LOAD_RETRY_S)
+            except OSError as error:
+                failures += 1
+                log.error("a fork server can't be started: %s", process_group.explain(error))
+                await asyncio.sleep(backoff_s(failures))
+
+    def _close_unused_fork_servers(self) -> None:
+        used = {process.fork_client for process in self.processes.values()} | {self._fork_client}
+        for client in self._fork_clients - used:
+            self._fork_clients.discard(client)
+            self._tasks.spawn(self._close_fork_server(client))
+
+    async def _close_fork_server(self, client: ForkClient) -> None:
+        await client.close()
+        self._forget(client, has_orphans=client.is_silent)  # a silent one was killed before it could end its children
+
+    def _forget(self, client: ForkClient, *, has_orphans: bool) -> None:
+        """After the end of a fork server: its blocks are free, and this process has adopted what it left."""
+        self._fork_clients.discard(client)
+        if has_orphans and not self._fork_servers_starting:  # one that starts can't be told from an orphan
+            process_group.end_children(spare={each.pid for each in self._fork_clients})
+        self._free += self._withheld.pop(client, [])
+        self.changed.set()
+
+    # --- reload -------------------------------------------------------------------------------------------------------
+
+    async def reload_on_changes(self) -> None:
+        """Loads the task modules anew after each change of a Python file in their folders; never returns. After an
+        error the old workers stay."""
+        while True:
+            folders = self._folders()
+            async for _ in awatch(*folders, watch_filter=PythonFilter(), recursive=False, debounce=200):
+                old = tuple(self.processes.values())
+                try:
+                    await self.load_tasks()
+                except (ConfigurationError, OSError) as error:
+                    log.error("not reloaded: %s", error)
+                    continue
+                log.info("reloaded")
+                self._tasks.spawn(self._kill_after_grace(old))
+                if self._folders() != folders:
+                    break
+
+    def _folders(self) -> set[Path]:
+        return {folder for file in self.loaded.files if (folder := Path(file).parent).is_dir()}
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Drains all processes for good. What still runs after the grace goes back to its queue; a second call doesn't
+        wait for that."""
+        if self._draining_since is not None:
+            log.warning("a second signal: what runs is put back at once")
+            self._hurry.set()
+            return
+        log.info("draining: no more claims; what runs gets %g s", self._settings.grace_s)
+        self._draining_since = time.monotonic()
+        self.size = 0
+        for process in self.processes.values():
+            process.drain()
+        self._tasks.spawn(self._kill_after_grace(tuple(self.processes.values())))
+        self._look_whether_all_ended()
+
+    def grace_left_s(self) -> float:
+        """How much of the grace is left."""
+        if self._hurry.is_set():
+            return 0.0
+        since = time.monotonic() if self._draining_since is None else self._draining_since
+        return max(0.0, since + self._settings.grace_s - time.monotonic())
+
+    async def _kill_after_grace(self, processes: Sequence[ProcessHandle]) -> None:
+        waits: list[asyncio.Task[Any]] = [
+            asyncio.create_task(_await_ends(processes)),
+            asyncio.create_task(self._hurry.wait()),
+        ]
+        await asyncio.wait(waits, timeout=self._settings.grace_s, return_when=asyncio.FIRST_COMPLETED)
+        for each in waits:
+            each.cancel()
+        for process in processes:
+            if not process.ended.is_set():
+                process.kill(Verdict.GIVEN_BACK)
+
+    async def close(self) -> None:
+        """Ends the fork servers, and with them all processes."""
+        self._tasks.cancel()
+        for client in tuple(self._fork_clients):
+            await client.close()
+        self._memory.close()
+
+
+async def _await_ends(processes: Sequence[ProcessHandle]) -> None:
+    for process in processes:
+        await process.ended.wait()
 
 
 def backoff_s(failures: int) -> float:

@@ -1,42 +1,24 @@
-"""Files without a name, which end with the processes that hold them. On Linux they are in memory: a full disk doesn't
-matter to them (a full one would end a process that writes to a mapped file).
+"""What each worker process runs, in memory that the supervisor shares with all of its processes.
 
-The lines that the tasks of a process wrote last, in memory shared with the supervisor: they outlive the process.
-
-A ring of records, each written before the task goes on and never taken out: the newest push out the oldest. What was
-sent already is told from what wasn't by its number, when the supervisor sends the rest (see settlement).
-
-    spool   ┌────────┬────────┬────────────────────────────────────────────────────────────────┐
-            │ start  │ end    │ records: length, number, length of the attempt id; id; line    │
-            └────────┴────────┴────────────────────────────────────────────────────────────────┘
-             u64      u64      u32     u64     u16
-
-`start` and `end` count the bytes ever written; a record is there once `end` says so.
-
-What each worker process runs, in memory shared by the supervisor and all of its processes.
-
-A process owns one *block*: a head with its counters, one *lane* for each task it runs at once, and the `Spool` of the
-lines that its tasks wrote last. The process alone writes its block, with these exceptions: `drain`, `supervised` and
+A process owns one *block*: a head of 64-bit words, one *lane* for each task it runs at once, and a *spool* with the
+lines that its tasks wrote last. Only the process writes its block, with these exceptions: `drain`, `supervised` and
 each lane's `request` and `renewed` belong to the supervisor, `beat` and `guardian` (a process id) to its guardian.
-Reads are consistent: a lane's sequence is odd while it is being written. Nothing here is trusted for a write to Redis:
-the attempt id it carries is checked there.
+A lane's `sequence` is odd while the lane is being written, so that reads are consistent. No write to Redis trusts this
+memory: Redis checks the attempt id that comes with each write.
 
-An attempt that must not outlive its lease (`on_lost_lease` is "kill") shows in `safe_until` how long the lease surely
-lasts, by the clock of `guardian.boottime`. The process writes the first such time. The supervisor writes later ones to
+    block   ready, done, failed, working_us, drain, guard, beat, guardian, supervised | lane 0 | lane 1 | ... | spool
+    lane    sequence, state, run | started_mono, timeout_s, safe_until: f64 | lengths: 3 x u16 | request, renewed | text
+    spool   start, end | records, each: length u32, number u64, length of the attempt id u16; attempt id; line
+
+`run` counts the attempts that a lane has held. `request` is `run << 8 | kind`, so that a request for one run never hits
+the next. `text` is the task id, the attempt id and the queue.
+
+An attempt that must not outlive its lease (`on_lost_lease` is "kill") shows in `safe_until` how long its lease surely
+lasts, by `process_group.boottime`. The process writes the first such time. The supervisor writes later ones to
 `renewed`, as `milliseconds << 24 | run`: one word, so that no reader sees half of it.
 
-    block   ┌───────┬──────┬────────┬────────────┬───────┬───────┬──────┬──────────┬────────────┬────────┬───┬───────┐
-            │ ready │ done │ failed │ working_us │ drain │ guard │ beat │ guardian │ supervised │ lane 0 │ … │ spool │
-            └───────┴──────┴────────┴────────────┴───────┴───────┴──────┴──────────┴────────────┴────────┴───┴───────┘
-             u64     u64    u64      u64          u64     u64     u64    u64        u64          from byte 72 on
-
-    lane    ┌──────────┬───────┬─────┬──────────────┬───────────┬────────────┬─────────┬─────────┬─────────┬──────┐
-            │ sequence │ state │ run │ started_mono │ timeout_s │ safe_until │ lengths │ request │ renewed │ text │
-            └──────────┴───────┴─────┴──────────────┴───────────┴────────────┴─────────┴─────────┴─────────┴──────┘
-             u64        u64     u64   f64            f64         f64          3 x u16   u64       u64       to 768 bytes
-
-`run` counts the attempts a lane has held. `request` is `run << 8 | kind`: a request made for one run never
-hits the next. `text` is the task's id, the attempt id and the queue, one after the other.
+The spool is a ring in which the newest records overwrite the oldest. Each line is written before its task goes on, so
+it outlives the process. The supervisor sends the lines whose numbers Redis doesn't have yet.
 """
 
 from __future__ import annotations
@@ -52,7 +34,9 @@ from typing import IO, Final
 
 
 def open_file(name: str) -> IO[bytes]:
-    """A new, empty file, unbuffered. `name` is only shown, in /proc/PID/fd for example.
+    """A new, empty, unbuffered file without a name, which ends with the processes that hold it. `name` is only shown,
+    in /proc/PID/fd for example. On Linux it is in memory, because a full disk ends a process that writes to a mapped
+    file.
 
     Raises:
         OSError: no file descriptors, memory or disk space are left.
@@ -62,75 +46,15 @@ def open_file(name: str) -> IO[bytes]:
     return tempfile.TemporaryFile(prefix=f"{name}-", buffering=0)
 
 
-BYTES: Final = 128 * 1024
-_HEAD: Final = struct.Struct("=QQ")
-_RECORD: Final = struct.Struct("=IQH")
-_ROOM: Final = BYTES - _HEAD.size
-
-
-class Spool:
-    """One process's ring. Its threads may write at once; it is read when the process has ended."""
-
-    def __init__(self, map: mmap.mmap, at: int) -> None:
-        self._map, self._at = map, at
-        self._lock = threading.RLock()
-
-    def clear(self) -> None:
-        """Make it as new."""
-        _HEAD.pack_into(self._map, self._at, 0, 0)
-
-    def keep(self, attempt_id: bytes, number: int, line: bytes) -> None:
-        """Keep a line of an attempt; one that is far too long isn't."""
-        record = _RECORD.pack(len(line), number, len(attempt_id)) + attempt_id + line
-        if len(record) > _ROOM:
-            return
-        with self._lock:
-            start, end = _HEAD.unpack_from(self._map, self._at)
-            while end + len(record) - start > _ROOM:
-                start += self._length(start)
-            _HEAD.pack_into(self._map, self._at, start, end)  # first: what is written over isn't there any more
-            self._write(end, record)
-            _HEAD.pack_into(self._map, self._at, start, end + len(record))
-
-    def lines(self) -> dict[str, list[tuple[int, bytes]]]:
-        """By attempt id, the numbered lines that are still there, the oldest first."""
-        found: dict[str, list[tuple[int, bytes]]] = {}
-        at, end = _HEAD.unpack_from(self._map, self._at)
-        while at < end:
-            size, number, id_size = _RECORD.unpack(self._read(at, _RECORD.size))
-            text = self._read(at + _RECORD.size, id_size + size)
-            found.setdefault(text[:id_size].decode("ascii", "replace"), []).append((number, text[id_size:]))
-            at += _RECORD.size + id_size + size
-        return found
-
-    def _length(self, at: int) -> int:
-        size, _, id_size = _RECORD.unpack(self._read(at, _RECORD.size))
-        return int(_RECORD.size + id_size + size)
-
-    def _write(self, at: int, data: bytes) -> None:
-        begin = at % _ROOM
-        first = data[: _ROOM - begin]
-        base = self._at + _HEAD.size
-        self._map[base + begin : base + begin + len(first)] = first
-        rest = data[len(first) :]
-        self._map[base : base + len(rest)] = rest
-
-    def _read(self, at: int, size: int) -> bytes:
-        begin = at % _ROOM
-        base = self._at + _HEAD.size
-        first = self._map[base + begin : base + min(begin + size, _ROOM)]
-        return first + self._map[base : base + size - len(first)]
-
-
-_WORD: Final = struct.Struct("=Q")
+_WORD: Final = struct.Struct("@Q")
+"""Aligned, so it is written in one piece."""
+_READY, _DONE, _FAILED, _WORKING_US, _DRAIN, _GUARD, _BEAT, _GUARDIAN, _SUPERVISED = range(0, 72, 8)
 _HEAD_BYTES: Final = 72
-_READY, _DONE, _FAILED, _WORKING_US, _DRAIN, _GUARD, _BEAT, _GUARDIAN, _SUPERVISED = range(0, _HEAD_BYTES, 8)
 
 _LANE: Final = struct.Struct("=QQdddHHHxx")
-"""state, run, started_mono, timeout_s, safe_until, lengths of id, attempt id and queue; stands behind the sequence."""
-_ATOMIC: Final = struct.Struct("@Q")
-"""A word that is written in one piece, since it is aligned."""
+"""state, run, started_mono, timeout_s, safe_until and the lengths of the three names; it follows the sequence."""
 _RUN_BITS: Final = 24
+_RUN_MASK: Final = (1 << _RUN_BITS) - 1
 _LANE_BYTES: Final = 768
 _STATE: Final = 8
 _REQUEST: Final = 8 + _LANE.size
@@ -138,9 +62,14 @@ _RENEWED: Final = _REQUEST + 8
 _TEXT: Final = _RENEWED + 8
 LONGEST_NAME: Final = 300
 
+SPOOL_BYTES: Final = 128 * 1024
+_SPOOL_HEAD: Final = struct.Struct("=QQ")
+_RECORD: Final = struct.Struct("=IQH")
+_ROOM: Final = SPOOL_BYTES - _SPOOL_HEAD.size
+
 
 class LaneState(IntEnum):
-    """What a lane does. ENDING: the user's code is over, its outcome isn't written yet."""
+    """What a lane does. ENDING: the task's code is over, its outcome isn't written yet."""
 
     IDLE = 0
     RUNNING = 1
@@ -148,8 +77,8 @@ class LaneState(IntEnum):
 
 
 class Request(IntEnum):
-    """What is asked of a run. LOST: it no longer holds its lease, so its outcome will be refused. FENCED: its guardian
-    kills its process, because its lease is about to end."""
+    """What a run is asked to do. LOST: its lease is lost, so its outcome will be refused. FENCED: its guardian kills
+    its process, because its lease is about to end."""
 
     NONE = 0
     STOP = 1
@@ -159,10 +88,8 @@ class Request(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One attempt as a lane shows it. `started_mono` is `time.monotonic()`; `timeout_s` 0 means no limit.
-
-    `safe_until` (`guardian.boottime()`) is when its lease ends at the earliest, if the attempt must not outlive it; 0
-    if it may."""
+    """One attempt as a lane shows it. `started_mono` is `time.monotonic()`; a `timeout_s` of 0 means no limit.
+    `safe_until` is when its lease ends at the earliest, if the attempt must not outlive it, and otherwise 0."""
 
     lane: int
     state: LaneState
@@ -177,7 +104,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What a process has done since it started."""
+    """What a process has done since it started. `ready`: it has reached its loop."""
 
     ready: bool
     done: int
@@ -190,14 +117,13 @@ class SharedMemory:
 
     def __init__(self, fd: int, blocks: int, lanes: int) -> None:
         self.fd, self.blocks, self.lanes = fd, blocks, lanes
-        self.block_bytes = _HEAD_BYTES + lanes * _LANE_BYTES + BYTES
-        self.map = mmap.mmap(fd, blocks * self.block_bytes)
+        self.map = mmap.mmap(fd, blocks * _block_bytes(lanes))
 
     @classmethod
     def create(cls, blocks: int, lanes: int) -> SharedMemory:
-        """A new, zeroed one, in a file without a name: nothing is left behind however the pool ends."""
+        """A new, zeroed one."""
         with open_file("taskpool") as file:
-            file.truncate(blocks * (_HEAD_BYTES + lanes * _LANE_BYTES + BYTES))
+            file.truncate(blocks * _block_bytes(lanes))
             return cls(os.dup(file.fileno()), blocks, lanes)
 
     def block(self, index: int) -> Block:
@@ -205,146 +131,154 @@ class SharedMemory:
         return Block(self, index)
 
     def close(self) -> None:
-        """Unmaps the file; no block of it may be used after that."""
+        """Unmaps the file; no block may be used after that."""
         self.map.close()
         os.close(self.fd)
 
 
+def _block_bytes(lanes: int) -> int:
+    return _HEAD_BYTES + lanes * _LANE_BYTES + SPOOL_BYTES
+
+
 class Block:
-    """One process's block, as both sides use it."""
+    """One process's block, as the process, its guardian and its supervisor use it."""
 
     def __init__(self, memory: SharedMemory, index: int) -> None:
-        self.index = index
-        self._map = memory.map
-        self.lanes = memory.lanes
-        self._at = index * memory.block_bytes
-        self.spool = Spool(memory.map, self._at + _HEAD_BYTES + memory.lanes * _LANE_BYTES)
+        self.index, self.lanes = index, memory.lanes
+        self._map, self._at = memory.map, index * _block_bytes(memory.lanes)
+        self.spool = Spool(memory.map, self._lane_at(self.lanes))
 
     def clear(self) -> None:
-        """Makes it as new, for the next process. Only while no process uses it."""
+        """Resets it for the next process. Only while no process uses it."""
         size = _HEAD_BYTES + self.lanes * _LANE_BYTES
         self._map[self._at : self._at + size] = bytes(size)
         self.spool.clear()
 
     def lane(self, number: int) -> Lane:
         """The writer of one lane."""
-        return Lane(self._map, self._at + _HEAD_BYTES + number * _LANE_BYTES)
+        return Lane(self._map, self._lane_at(number))
 
-    # --- the process's words ---------------------------------------------------------------------------
+    def _lane_at(self, number: int) -> int:
+        return self._at + _HEAD_BYTES + number * _LANE_BYTES
+
+    def _word(self, offset: int) -> int:
+        return _word_at(self._map, self._at + offset)
+
+    def _set(self, offset: int, value: int) -> None:
+        _WORD.pack_into(self._map, self._at + offset, value)
+
+    # --- written by the process ---------------------------------------------------------------------------------------
 
     def set_ready(self) -> None:
-        """Says that the process has reached its loop: it didn't die at start-up."""
-        _WORD.pack_into(self._map, self._at + _READY, 1)
+        """The process has reached its loop: it didn't die at start-up."""
+        self._set(_READY, 1)
 
     def add(self, done: int, failed: int, working_us: int) -> None:
         """Adds to the counters."""
         for offset, more in ((_DONE, done), (_FAILED, failed), (_WORKING_US, working_us)):
-            _WORD.pack_into(self._map, self._at + offset, self._word(offset) + more)
+            self._set(offset, self._word(offset) + more)
 
     def counters(self) -> Counters:
         """The counters as they stand."""
-        ready, done, failed, working_us = struct.unpack_from("=QQQQ", self._map, self._at)
-        return Counters(bool(ready), done, failed, working_us / 1e6)
+        return Counters(bool(self._word(_READY)), self._word(_DONE), self._word(_FAILED), self._word(_WORKING_US) / 1e6)
 
     def ask_for_guardian(self) -> None:
-        """Has the fork server give this process a guardian, as soon as a signal makes it look."""
-        _WORD.pack_into(self._map, self._at + _GUARD, 1)
+        """Asks the fork server for a guardian. It sees this when a signal makes it look."""
+        self._set(_GUARD, 1)
 
-    # --- the guardian's words -----------------------------------------------------------------------------
+    @property
+    def wants_guardian(self) -> bool:
+        """Whether the process has asked for a guardian."""
+        return self._word(_GUARD) != 0
+
+    # --- written by the guardian --------------------------------------------------------------------------------------
 
     def beat(self, guardian: int, now: float) -> None:
-        """Says that the process `guardian` watches this one at `now` (`guardian.boottime()`)."""
-        _WORD.pack_into(self._map, self._at + _GUARDIAN, guardian)
-        _ATOMIC.pack_into(self._map, self._at + _BEAT, int(now * 1000))
+        """The process `guardian` watches this one at `now` (`boottime`)."""
+        self._set(_GUARDIAN, guardian)
+        self._set(_BEAT, int(now * 1000))
 
     @property
     def beaten_at(self) -> float:
-        """When a guardian last said that it watches; 0: none did."""
-        beat: int = _ATOMIC.unpack_from(self._map, self._at + _BEAT)[0]
-        return beat / 1000
+        """When a guardian last showed that it watches; 0: none did."""
+        return self._word(_BEAT) / 1000
 
     @property
     def guardian_pid(self) -> int:
         """The process that watches this one, or did; 0: none did."""
         return self._word(_GUARDIAN)
 
-    @property
-    def wants_guardian(self) -> bool:
-        """Whether the process has asked for a guardian."""
-        return self._map[self._at + _GUARD] != 0
-
-    # --- the supervisor's words --------------------------------------------------------------------------
+    # --- written by the supervisor ------------------------------------------------------------------------------------
 
     def ask_to_drain(self) -> None:
-        """Tells the process to claim nothing more and to end when its tasks have."""
-        _WORD.pack_into(self._map, self._at + _DRAIN, 1)
+        """Asks the process to claim nothing more and to end when its tasks have ended."""
+        self._set(_DRAIN, 1)
 
     @property
     def draining(self) -> bool:
-        """True when the supervisor wants no more claims."""
+        """Whether the process was asked to drain."""
         return self._map[self._at + _DRAIN] != 0
 
     def supervise(self, now: float) -> None:
-        """Says that the supervisor is at work at `now` (`guardian.boottime()`)."""
-        _ATOMIC.pack_into(self._map, self._at + _SUPERVISED, int(now * 1000))
+        """The supervisor is at work at `now` (`boottime`)."""
+        self._set(_SUPERVISED, int(now * 1000))
 
     @property
     def supervised_at(self) -> float:
-        """When the supervisor last said that it is at work; 0: it never did."""
-        at: int = _ATOMIC.unpack_from(self._map, self._at + _SUPERVISED)[0]
-        return at / 1000
+        """When the supervisor last showed that it is at work; 0: it never did."""
+        return self._word(_SUPERVISED) / 1000
 
     def ask(self, run: Run, request: Request) -> None:
-        """Leaves a request for this very run; the next one of the lane doesn't see it."""
-        lane_at = self._at + _HEAD_BYTES + run.lane * _LANE_BYTES
-        _WORD.pack_into(self._map, lane_at + _REQUEST, run.run << 8 | request)
+        """Leaves a request for this run; the next one of the lane doesn't see it."""
+        _WORD.pack_into(self._map, self._lane_at(run.lane) + _REQUEST, run.run << 8 | request)
 
     def asked(self, run: Run) -> Request:
-        """What was asked of this very run."""
-        lane_at = self._at + _HEAD_BYTES + run.lane * _LANE_BYTES
-        return _request_at(self._map, lane_at, run.run)
+        """The request that was left for this run."""
+        return _request_at(self._map, self._lane_at(run.lane), run.run)
 
     def renew(self, run: Run, safe_until: float) -> None:
-        """Says that the lease of this very run surely lasts until then; the next one of the lane doesn't see it."""
-        word = int(safe_until * 1000) << _RUN_BITS | run.run & (1 << _RUN_BITS) - 1
-        _ATOMIC.pack_into(self._map, self._at + _HEAD_BYTES + run.lane * _LANE_BYTES + _RENEWED, word)
+        """The lease of this run surely lasts until then; the next run of the lane doesn't see it."""
+        word = int(safe_until * 1000) << _RUN_BITS | run.run & _RUN_MASK
+        _WORD.pack_into(self._map, self._lane_at(run.lane) + _RENEWED, word)
+
+    # --- read by the supervisor ---------------------------------------------------------------------------------------
 
     def runs(self) -> list[Run]:
-        """What the lanes hold now, idle ones left out."""
-        runs = (self.run(lane) for lane in range(self.lanes))
-        return [run for run in runs if run is not None]
+        """What the lanes that aren't idle hold now."""
+        return [run for lane in range(self.lanes) if (run := self.run(lane)) is not None]
 
     def run(self, lane: int) -> Run | None:
-        """What one lane holds now; None when it is idle, or died in the middle of writing."""
-        at = self._at + _HEAD_BYTES + lane * _LANE_BYTES
+        """What one lane holds now; None: it is idle, or the process died while it wrote the lane."""
+        at = self._lane_at(lane)
         for _ in range(1000):
-            (sequence,) = _WORD.unpack_from(self._map, at)
+            sequence = _word_at(self._map, at)
             if sequence % 2:
                 continue
             state, run, started_mono, timeout_s, safe_until, *lengths = _LANE.unpack_from(self._map, at + 8)
             if state == LaneState.IDLE:
                 return None
             text = self._map[at + _TEXT : at + _TEXT + sum(lengths)]
-            if _WORD.unpack_from(self._map, at)[0] == sequence:
-                first, second = lengths[0], lengths[0] + lengths[1]
-                id, attempt_id, queue = (
-                    text[:first].decode(),
-                    text[first:second].decode(),
-                    text[second:].decode(errors="replace"),
-                )
-                if safe_until:
-                    safe_until = max(safe_until, self._renewed_until(at, run))
-                return Run(lane, LaneState(state), run, id, attempt_id, queue, started_mono, timeout_s, safe_until)
+            renewed = _word_at(self._map, at + _RENEWED)
+            if _word_at(self._map, at) != sequence:
+                continue
+            second, third = lengths[0], lengths[0] + lengths[1]
+            id, attempt_id, queue = (
+                part.decode(errors="replace") for part in (text[:second], text[second:third], text[third:])
+            )
+            if safe_until and renewed & _RUN_MASK == run & _RUN_MASK:
+                safe_until = max(safe_until, (renewed >> _RUN_BITS) / 1000)
+            return Run(lane, LaneState(state), run, id, attempt_id, queue, started_mono, timeout_s, safe_until)
         return None
 
-    def _renewed_until(self, lane_at: int, run: int) -> float:
-        word: int = _ATOMIC.unpack_from(self._map, lane_at + _RENEWED)[0]
-        is_its = word & (1 << _RUN_BITS) - 1 == run & (1 << _RUN_BITS) - 1
-        return (word >> _RUN_BITS) / 1000 if is_its else 0.0
 
-    def _word(self, offset: int) -> int:
-        word: int = _WORD.unpack_from(self._map, self._at + offset)[0]
-        return word
+def _word_at(map: mmap.mmap, at: int) -> int:
+    word: int = _WORD.unpack_from(map, at)[0]
+    return word
+
+
+def _request_at(map: mmap.mmap, lane_at: int, run: int) -> Request:
+    word: int = _WORD.unpack_from(map, lane_at + _REQUEST)[0]
+    return Request(word & 0xFF) if word >> 8 == run else Request.NONE
 
 
 class Lane:
@@ -354,15 +288,15 @@ class Lane:
 
     def __init__(self, map: mmap.mmap, at: int) -> None:
         self._map, self._at = map, at
-        self._sequence: int = _WORD.unpack_from(map, at)[0]
-        self._run: int = _WORD.unpack_from(map, at + 16)[0]
+        self._sequence = _word_at(map, at)
+        self._run = _word_at(map, at + 16)
 
     def begin(  # noqa: PLR0917 - names would cost time, and this is done for every task
         self, id: str, attempt_id: str, queue: str, started_mono: float, timeout_s: float, safe_until: float = 0.0
     ) -> None:
-        """Shows the attempt that now runs; `safe_until` as in `Run`.
+        """Shows the attempt that runs now; `safe_until` as in `Run`.
 
-        Names over LONGEST_NAME bytes, which only a plain RQ producer can give, are shown cut: such an attempt gets no
+        Names over LONGEST_NAME bytes, which only a plain RQ producer can create, are cut: such an attempt gets no
         heartbeats and must end within its lease."""
         id_, attempt, name = id.encode()[:LONGEST_NAME], attempt_id.encode(), queue.encode()[:LONGEST_NAME]
         text = id_ + attempt + name
@@ -378,18 +312,64 @@ class Lane:
         _WORD.pack_into(map, at, self._sequence)
 
     def end(self) -> None:
-        """Says that the user's code is over: nobody may interrupt the run from here on."""
+        """The task's code is over: the run must not be interrupted from here on."""
         self._map[self._at + _STATE] = LaneState.ENDING
 
     def clear(self) -> None:
-        """Says that the lane is idle."""
+        """The lane is idle."""
         self._map[self._at + _STATE] = LaneState.IDLE
 
     def request(self) -> Request:
-        """What was asked of the run it now shows."""
+        """The request that was left for the run it shows."""
         return _request_at(self._map, self._at, self._run)
 
 
-def _request_at(map: mmap.mmap, lane_at: int, run: int) -> Request:
-    word: int = _WORD.unpack_from(map, lane_at + _REQUEST)[0]
-    return Request(word & 0xFF) if word >> 8 == run else Request.NONE
+class Spool:
+    """One process's ring of lines. Its threads may write at once; it is read when the process has ended.
+
+    `start` and `end` count the bytes ever written; a record exists once `end` includes it.
+    """
+
+    def __init__(self, map: mmap.mmap, at: int) -> None:
+        self._map, self._at = map, at
+        self._lock = threading.RLock()
+
+    def clear(self) -> None:
+        """Empties it."""
+        _SPOOL_HEAD.pack_into(self._map, self._at, 0, 0)
+
+    def keep(self, attempt_id: bytes, number: int, line: bytes) -> None:
+        """Keeps a line of an attempt, unless it is far too long."""
+        record = _RECORD.pack(len(line), number, len(attempt_id)) + attempt_id + line
+        if len(record) > _ROOM:
+            return
+        with self._lock:
+            start, end = _SPOOL_HEAD.unpack_from(self._map, self._at)
+            while end + len(record) - start > _ROOM:
+                size, _, id_size = _RECORD.unpack(self._read(start, _RECORD.size))
+                start += _RECORD.size + size + id_size
+            _SPOOL_HEAD.pack_into(self._map, self._at, start, end)  # first: a record that is overwritten is gone
+            self._write(end, record)
+            _SPOOL_HEAD.pack_into(self._map, self._at, start, end + len(record))
+
+    def lines(self) -> dict[str, list[tuple[int, bytes]]]:
+        """By attempt id, the numbered lines that are still there, the oldest first."""
+        found: dict[str, list[tuple[int, bytes]]] = {}
+        at, end = _SPOOL_HEAD.unpack_from(self._map, self._at)
+        while at < end:
+            size, number, id_size = _RECORD.unpack(self._read(at, _RECORD.size))
+            text = self._read(at + _RECORD.size, id_size + size)
+            found.setdefault(text[:id_size].decode("ascii", "replace"), []).append((number, text[id_size:]))
+            at += _RECORD.size + id_size + size
+        return found
+
+    def _write(self, at: int, data: bytes) -> None:
+        base, offset = self._at + _SPOOL_HEAD.size, at % _ROOM
+        first = min(len(data), _ROOM - offset)
+        self._map[base + offset : base + offset + first] = data[:first]
+        self._map[base : base + len(data) - first] = data[first:]
+
+    def _read(self, at: int, size: int) -> bytes:
+        base, offset = self._at + _SPOOL_HEAD.size, at % _ROOM
+        first = self._map[base + offset : base + min(offset + size, _ROOM)]
+        return first + self._map[base : base + size - len(first)]

@@ -1,10 +1,8 @@
-"""Sends one webhook through the guard of targets, reads a little of the answer, and is over in 15 seconds whatever the
-other side does.
+"""Sends webhooks: turns events of the outbox into deliveries, claims those that are due, sends them, and records how
+that went.
 
-Sends webhooks: turns events of the outbox into deliveries, takes those that are due, sends them, settles them.
-
-Every pool does it, without a leader: a delivery is taken with a lease. One that is being sent when its supervisor dies
-is sent again, with the same id, when the lease has ended.
+Every pool does it, without a leader. A delivery is claimed with a lease: when its supervisor dies, it is sent again,
+with the same id, when the lease has ended.
 """
 
 from __future__ import annotations
@@ -36,25 +34,29 @@ from taskpool.webhooks.store import callback_key, callback_webhook, disable_webh
 if TYPE_CHECKING:
     import httpcore
 
+log = logging.getLogger("workers")
+
+# --- one request ------------------------------------------------------------------------------------------------------
 
 ANSWER_S: Final = 14.0
 BODY_S: Final = 1.0
-"""An attempt takes at most 15 seconds: to the status, and then for what else is sent."""
+"""An attempt takes 15 seconds at most: until the status, and then for the body."""
 CONNECT_S: Final = 5.0
-"""One address may take so long: the next one has its chance."""
+"""For one address of a host; then the next one is tried."""
 MOST_BODY_BYTES: Final = 64 * 1024
+GONE: Final = 410
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the endpoint answered: its status, and how many seconds it asked to be left alone."""
+    """The endpoint's response: its status, and the seconds of its Retry-After header."""
 
     status_code: int
     retry_after_s: float | None = None
 
 
 class Sender:
-    """Sends webhooks. `resolve` gives a host's addresses; `tls` says whose certificates are trusted."""
+    """Sends requests to allowed addresses. `resolve` gives a host's addresses, `tls` the trusted certificates."""
 
     def __init__(
         self,
@@ -68,12 +70,12 @@ class Sender:
         self._resolve = resolve or Resolver().resolve
 
     async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """POST the body.
+        """Sends the body with a POST.
 
         Raises:
             NotSent: the URL or an address isn't allowed, or there was no answer in time.
         """
-        if self._tls is None:  # the import and the certificates take longer than the loop should stand still
+        if self._tls is None:  # the import and the certificates would block the loop for too long
             self._tls = await asyncio.to_thread(system_tls)
         from taskpool import url_guard
 
@@ -89,13 +91,13 @@ class Sender:
                 raise NotSent(f"no answer within {self._answer_s:g} s") from None
             except ValueError as fault:
                 raise NotSent(f"not allowed: {fault}") from None
-            await _read_a_little(response)
-        said = {name.lower(): value for name, value in response.headers}
-        return Answer(response.status, _retry_after_s(said.get(b"retry-after")))
+            await _read_body(response)
+        retry_after = next((value for name, value in response.headers if name.lower() == b"retry-after"), b"")
+        return Answer(response.status, _seconds(retry_after.decode("latin-1")))
 
 
 def _headers(target: Target, headers: Mapping[str, str], body: bytes) -> list[tuple[bytes, bytes]]:
-    told = {
+    sent = {
         "host": target.authority,
         "user-agent": f"taskpool/{own_version()}",
         "content-type": "application/json",
@@ -104,11 +106,11 @@ def _headers(target: Target, headers: Mapping[str, str], body: bytes) -> list[tu
         "connection": "close",
         **headers,
     }
-    return [(name.encode(), value.encode()) for name, value in told.items()]
+    return [(name.encode(), value.encode()) for name, value in sent.items()]
 
 
-async def _read_a_little(response: httpcore.Response) -> None:
-    """Some servers call it an error when nobody reads their answer. What it says isn't kept: the status decides."""
+async def _read_body(response: httpcore.Response) -> None:
+    """Reads some of the body, since some servers log an error if the client doesn't. It isn't kept."""
     import httpcore
 
     size = 0
@@ -122,23 +124,20 @@ async def _read_a_little(response: httpcore.Response) -> None:
         pass
 
 
-def _retry_after_s(header: bytes | None) -> float | None:
-    """The seconds that a Retry-After header asks for, as a number or as a date; None when it says nothing."""
-    if header is None:
-        return None
-    text = header.decode("latin-1")
-    if text.strip().isdecimal():
-        return float(text.strip()[:9])
+def _seconds(retry_after: str) -> float | None:
+    """The seconds that a Retry-After header asks for, as a number or as a date."""
+    if retry_after.strip().isdecimal():
+        return float(retry_after.strip()[:9])
     try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
     except (ValueError, OverflowError):
         return None
 
 
-log = logging.getLogger("workers")
+# --- deliveries -------------------------------------------------------------------------------------------------------
 
 DELAYS_S: Final = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
-"""The waits after failed attempts, as Standard Webhooks has them; after the tenth attempt a delivery is dead."""
+"""The waits after failed attempts, as in Standard Webhooks; after the tenth attempt a delivery is dead."""
 JITTER: Final = 0.2
 MOST_RETRY_AFTER_S: Final = 86_400
 AT_ONCE: Final = 100
@@ -147,8 +146,7 @@ FAILING_MOST: Final = 1
 SORTED_AT_ONCE: Final = 100
 HOLD_MS: Final = 2000
 LOOK_S: Final = 0.5
-TELL_AGAIN_S: Final = 0.5
-GONE: Final = 410
+RECORD_RETRY_S: Final = 0.5
 
 
 class Dispatcher:
@@ -167,7 +165,7 @@ class Dispatcher:
         self._store, self._supervisor, self._allowed = store, supervisor, allowed
         self._sender = sender or Sender(allowed)
         self._delays_s, self._lease_ms = delays_s, lease_ms
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._sending: set[asyncio.Task[None]] = set()
         self._draining = False
         self.wake = asyncio.Event()
 
@@ -180,36 +178,37 @@ class Dispatcher:
         if self._draining:
             return LOOK_S
         sorted_all = await self._sort_outbox()
-        wait_s = await self._take_due()
-        return 0.0 if not sorted_all else wait_s
+        wait_s = LOOK_S if self._draining else await self._send_due()
+        return wait_s if sorted_all else 0.0
 
     def drain(self) -> None:
-        """Takes no more deliveries; what is being sent goes on."""
+        """Claims no more deliveries; requests that were started go on."""
         self._draining = True
 
     async def close(self, grace_s: float) -> None:
-        """Waits so long for what is being sent; what is left then is given back, to be sent again with the same id."""
+        """Waits for the requests; those that take longer than `grace_s` are given back, to be sent again with the same
+        id."""
         self.drain()
-        if self._under_way:
-            await asyncio.wait(self._under_way, timeout=grace_s)
-        for task in self._under_way:
+        if self._sending:
+            await asyncio.wait(self._sending, timeout=grace_s)
+        for task in self._sending:
             task.cancel()
-        if self._under_way:
-            await asyncio.wait(self._under_way)
+        if self._sending:
+            await asyncio.wait(self._sending)
 
     # --- from the outbox to deliveries --------------------------------------------------------------------------------
 
     async def _sort_outbox(self) -> bool:
-        """Turns the oldest events into deliveries; False when there are more."""
+        """Turns the oldest events into deliveries; False: there are more."""
         page = await self._store.run(delivery.outbox_page(self._supervisor, hold_ms=HOLD_MS, limit=SORTED_AT_ONCE))
-        wanted = [(entry, [each for each in page.webhooks if is_wanted(entry, each)]) for entry in page.entries]
-        told = [entry for entry, endpoints in wanted if endpoints or entry.callback_url]
-        bodies = dict(zip([entry.id for entry in told], await self._bodies(told), strict=True))
-        for project in {entry.project for entry in told if entry.callback_url}:
+        wanted = {entry.id: [each for each in page.webhooks if is_wanted(entry, each)] for entry in page.entries}
+        sent = [entry for entry in page.entries if wanted[entry.id] or entry.callback_url]
+        bodies = await self._bodies(sent)
+        for project in {entry.project for entry in sent if entry.callback_url}:
             await self._store.carry_out(callback_webhook(project))
         calls = [
-            delivery.deliver(entry.id, self._deliveries(entry, endpoints, bodies.get(entry.id, b"")))
-            for entry, endpoints in wanted
+            delivery.deliver(entry.id, self._deliveries(entry, wanted[entry.id], bodies.get(entry.id, b"")))
+            for entry in page.entries
         ]
         for id in page.unreadable:
             log.error("webhooks: the entry %s of the outbox can't be read; it is dropped", id)
@@ -218,34 +217,35 @@ class Dispatcher:
             await self._store.run_many(calls)
         return len(calls) < SORTED_AT_ONCE
 
-    async def _bodies(self, entries: Sequence[OutboxEntry]) -> list[bytes]:
-        """Each event's message. Results are in the tasks' records, if they still are there."""
+    async def _bodies(self, entries: Sequence[OutboxEntry]) -> dict[str, bytes]:
+        """Each event's message, by entry. Results are in the tasks' records, if those still exist."""
         done = [entry for entry in entries if entry.event["event"] == "done"]
-        sizes = await self._store.run_many([_job("HSTRLEN", entry) for entry in done]) if done else []
+        sizes = await self._store.run_many([_result("HSTRLEN", entry) for entry in done]) if done else []
         small = [entry for entry, size in zip(done, sizes, strict=True) if 0 < size <= MOST_RESULT_BYTES]
-        found = await self._store.run_many([_job("HGET", entry) for entry in small]) if small else []
-        results = dict(zip([entry.id for entry in small], found, strict=True))
-        return [message_body(entry, results.get(entry.id)) for entry in entries]
+        found = await self._store.run_many([_result("HGET", entry) for entry in small]) if small else []
+        results = {entry.id: result for entry, result in zip(small, found, strict=True)}
+        return {entry.id: message_body(entry, results.get(entry.id)) for entry in entries}
 
     def _deliveries(self, entry: OutboxEntry, endpoints: Sequence[Webhook], body: bytes) -> Sequence[NewDelivery]:
         event = TYPE_PREFIX + entry.event["event"]
         made = [
-            NewDelivery(_id(entry, each.id), each.id, each.id, entry.task, event, each.url, body) for each in endpoints
+            NewDelivery(_message_id(entry, each.id), each.id, each.id, entry.task, event, each.url, body)
+            for each in endpoints
         ]
-        if entry.callback_url:
-            key = callback_key(entry.project)
+        if url := entry.callback_url:
+            key = lane = callback_key(entry.project)
             try:
-                lane = f"{key}:{parse_target(entry.callback_url, self._allowed).authority}"
+                lane = f"{key}:{parse_target(url, self._allowed).authority}"
             except ValueError:  # it was allowed when the task was submitted
-                lane = key
-            made.append(NewDelivery(_id(entry, "callback"), lane, key, entry.task, event, entry.callback_url, body))
+                pass
+            made.append(NewDelivery(_message_id(entry, "callback"), lane, key, entry.task, event, url, body))
         return made
 
     # --- sending ------------------------------------------------------------------------------------------------------
 
-    async def _take_due(self) -> float:
-        """Starts to send what is due; the seconds until there may be more."""
-        room = AT_ONCE - len(self._under_way)
+    async def _send_due(self) -> float:
+        """Claims deliveries that are due and starts to send them; the seconds until there may be more."""
+        room = AT_ONCE - len(self._sending)
         if room <= 0:
             return LOOK_S
         token = f"{self._supervisor}:{secrets.token_hex(6)}"
@@ -254,18 +254,18 @@ class Dispatcher:
         )
         for each in taken:
             task = asyncio.create_task(self._send(each, token))
-            self._under_way.add(task)
-            task.add_done_callback(self._ended)
+            self._sending.add(task)
+            task.add_done_callback(self._on_sent)
         return LOOK_S if wait_ms is None else min(LOOK_S, wait_ms / 1000)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._under_way.discard(task)
+    def _on_sent(self, task: asyncio.Task[None]) -> None:
+        self._sending.discard(task)
         self.wake.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a webhook can't be sent; it is tried again when its lease ends", exc_info=error)
 
     async def _send(self, taken: Taken, token: str) -> None:
-        """One attempt, from its request to what Redis is told of it."""
+        """One attempt, from the request to its record in Redis."""
         started = time.monotonic()
         answer: Answer | None = None
         try:
@@ -273,22 +273,22 @@ class Dispatcher:
         except NotSent as fault:
             outcome, error = self._failed(taken), str(fault)
         except asyncio.CancelledError:
-            await self._tell(lambda: one(delivery.settle(taken.id, token, "given_back")), insists=False)
+            await self._record(lambda: one(delivery.settle(taken.id, token, "given_back")), insists=False)
             raise
-        except Exception:  # the outermost loop of a delivery: without this it would come back with each end of a lease
+        except Exception:  # a fault of ours: without this, the delivery would be tried for ever
             log.exception("the webhook %s can't be sent", taken.id)
             outcome, error = self._failed(taken), "a fault of ours: the log of the workers says more"
         spent_ms = round((time.monotonic() - started) * 1000)
         code = answer.status_code if answer else None
         if code == GONE and taken.endpoint is not None and taken.endpoint.url:
             log.warning("the webhook %s answered 410: it is disabled", taken.webhook)
-            await self._tell(lambda: disable_webhook(taken.webhook, "the endpoint answered 410 Gone"))
+            await self._record(lambda: disable_webhook(taken.webhook, "the endpoint answered 410 Gone"))
         attempt = SendAttempt(taken.taken_ms, spent_ms, outcome, code, error)
         delay_ms = self._delay_ms(taken, answer) if outcome == "failed" else 0
-        await self._tell(lambda: one(delivery.settle(taken.id, token, outcome, delay_ms=delay_ms, attempt=attempt)))
+        await self._record(lambda: one(delivery.settle(taken.id, token, outcome, delay_ms=delay_ms, attempt=attempt)))
 
     async def _attempt(self, taken: Taken) -> tuple[Answer | None, Outcome, str | None]:
-        """What was answered, how the attempt ended, and what went wrong. Raises NotSent."""
+        """Returns the answer, the outcome and the error. Raises NotSent."""
         if taken.endpoint is None:
             return None, "dead", "the endpoint was removed"
         if not taken.endpoint.enabled:
@@ -296,29 +296,26 @@ class Dispatcher:
         keys = taken.endpoint.keys(taken.taken_ms)
         headers = signed_headers(taken.id, taken.taken_ms // 1000, taken.body, keys)
         answer = await self._sender.send(taken.endpoint.url or taken.url, headers, taken.body)
-        return answer, *self._judge(taken, answer)
-
-    def _judge(self, taken: Taken, answer: Answer) -> tuple[Outcome, str | None]:
-        if 200 <= answer.status_code < 300:
-            return "delivered", None
-        if answer.status_code == GONE:
-            return "dead", "answered 410: it wants no more messages"
-        if 300 <= answer.status_code < 400:
-            return self._failed(taken), f"answered {answer.status_code}: redirects aren't followed"
-        return self._failed(taken), f"answered {answer.status_code}"
+        status = answer.status_code
+        if 200 <= status < 300:
+            return answer, "delivered", None
+        if status == GONE:
+            return answer, "dead", "answered 410: it wants no more messages"
+        redirect = ": redirects aren't followed" if 300 <= status < 400 else ""
+        return answer, self._failed(taken), f"answered {status}{redirect}"
 
     def _failed(self, taken: Taken) -> Outcome:
         return "failed" if taken.attempt <= len(self._delays_s) else "dead"
 
     def _delay_ms(self, taken: Taken, answer: Answer | None) -> int:
-        """Until the next attempt: as scheduled, or longer when the endpoint asked for it, and then a little more."""
+        """The wait until the next attempt: as scheduled, or longer if the endpoint asked for it, and with jitter."""
         delay_s = self._delays_s[taken.attempt - 1]
         if answer is not None and answer.retry_after_s is not None:
             delay_s = max(delay_s, min(answer.retry_after_s, MOST_RETRY_AFTER_S))
         return round(delay_s * 1000 * (1 + random.random() * JITTER))
 
-    async def _tell(self, plan: Callable[[], Plan[Any]], *, insists: bool = True) -> None:
-        """Tells Redis how an attempt ended; with `insists` again and again until its lease has ended."""
+    async def _record(self, plan: Callable[[], Plan[Any]], *, insists: bool = True) -> None:
+        """Records the end of an attempt in Redis; with `insists` it tries until the delivery's lease has ended."""
         until = time.monotonic() + (self._lease_ms / 1000 if insists else 0)
         while True:
             try:
@@ -328,14 +325,14 @@ class Dispatcher:
                 if time.monotonic() >= until:
                     log.warning("a webhook's attempt can't be settled, so it may be sent again: %s", error)
                     return
-            await asyncio.sleep(TELL_AGAIN_S)
+            await asyncio.sleep(RECORD_RETRY_S)
 
 
-def _id(entry: OutboxEntry, endpoint: str) -> str:
-    """The id of the message to an endpoint about an event: the same whoever makes it, and in the order of events."""
+def _message_id(entry: OutboxEntry, endpoint: str) -> str:
+    """The id of the message to an endpoint about an event. It doesn't depend on who makes it, and sorts by event."""
     ms, _, number = entry.id.partition("-")
     return f"msg_{int(ms):013d}{int(number):06d}_{endpoint}"
 
 
-def _job(command: str, entry: OutboxEntry) -> Call[Any]:
+def _result(command: str, entry: OutboxEntry) -> Call[Any]:
     return Call((command, keys.JOB + entry.task, "result"), lambda reply: reply, again=True)

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from typing import Any, cast
 
 import pytest
 from redis import Redis
 
-from workers.registration import PoolWorker, Registrar
-from workers.shared_memory import Counters
+from workers.process_handle import ProcessHandle
+from workers.registration import PoolWorker, WorkerRegistry
+from workers.shared_memory import SharedMemory
 
 
 @pytest.fixture
-def worker(redis: Redis) -> PoolWorker:
-    return PoolWorker(
-        "pool.1",
-        ("default",),
-        pid=os.getpid(),
-        connection=redis,
-        pool="pool",
-        runs=list,
-        counters=lambda: Counters(True, 0, 0, 0.0),
-        on_stop_job=lambda id: None,
-        on_kill=lambda: None,
-        on_shutdown=lambda: None,
-    )
+def worker(redis: Redis) -> Iterator[PoolWorker]:
+    memory = SharedMemory.create(blocks=1, lanes=1)
+    process = ProcessHandle("pool.1", os.getpid(), memory.block(0), cast("Any", None), ("default",))
+    yield PoolWorker(process, "pool", redis)
+    memory.close()
 
 
 def registered(redis: Redis) -> tuple[set[bytes], set[bytes]]:
@@ -34,30 +29,30 @@ def registered(redis: Redis) -> tuple[set[bytes], set[bytes]]:
 def test_a_worker_can_be_entered_again_when_the_answer_to_the_first_time_was_lost(
     redis: Redis, worker: PoolWorker
 ) -> None:
-    registrar = Registrar(redis)
-    registrar.enter(worker)
+    registry = WorkerRegistry(redis)
+    registry.add(worker)
 
-    registrar.enter(worker)
+    registry.add(worker)
 
     assert registered(redis) == ({b"rq:worker:pool.1"}, {b"rq:worker:pool.1"})
 
 
 def test_a_renewal_that_comes_too_late_does_not_bring_back_a_worker_that_left(redis: Redis, worker: PoolWorker) -> None:
-    registrar = Registrar(redis)
-    registrar.enter(worker)
-    registrar.leave(worker)
+    registry = WorkerRegistry(redis)
+    registry.add(worker)
+    registry.remove(worker)
 
-    registrar.renew([worker])
+    registry.renew([worker])
 
     assert registered(redis) == (set(), set())
     assert redis.hexists("rq:worker:pool.1", "death")
 
 
 def test_a_renewal_enters_a_worker_anew_that_redis_has_lost(redis: Redis, worker: PoolWorker) -> None:
-    registrar = Registrar(redis)
-    registrar.enter(worker)
+    registry = WorkerRegistry(redis)
+    registry.add(worker)
     redis.flushall()
 
-    registrar.renew([worker])
+    registry.renew([worker])
 
     assert registered(redis) == ({b"rq:worker:pool.1"}, {b"rq:worker:pool.1"})
