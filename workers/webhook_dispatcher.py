@@ -178,7 +178,7 @@ class Dispatcher:
         if self._draining:
             return LOOK_S
         sorted_all = await self._sort_outbox()
-        wait_s = LOOK_S if self._draining else await self._send_due()
+        wait_s = await self._send_due()
         return wait_s if sorted_all else 0.0
 
     def drain(self) -> None:
@@ -245,7 +245,7 @@ class Dispatcher:
 
     async def _send_due(self) -> float:
         """Claims deliveries that are due and starts to send them; the seconds until there may be more."""
-        room = AT_ONCE - len(self._sending)
+        room = 0 if self._draining else AT_ONCE - len(self._sending)
         if room <= 0:
             return LOOK_S
         token = f"{self._supervisor}:{secrets.token_hex(6)}"
