@@ -140,7 +140,7 @@ def prepare(
     traced = trace_text(spec.traceparent, spec.tracestate) if spec.traceparent else None
     fields: list[Part] = [] if is_plain else list(_rare_fields(spec, held, traced))
     if secrets is not None:
-        fields += ("secret_ttl", defaults.secret_ttl_s)
+        fields += ("secret_ttl", str(defaults.secret_ttl_s))
     if project is not None:
         fields += ("project", project)
     return NewTask(
@@ -156,6 +156,7 @@ def prepare(
         parents=tuple(dict.fromkeys(spec.depends_on)) if spec.depends_on else (),
         fields=fields,
         secrets=hidden,
+        secret_ttl_s=None if secrets is None else defaults.secret_ttl_s,
         max_depth=defaults.max_queue_depth,
         caps=defaults.caps,
         callback_url=spec.callback_url,
@@ -183,7 +184,7 @@ def _rare_fields(spec: TaskSpec, held: Unique | None, traced: str | None) -> Ite
     if spec.tags:
         yield from ("tags", ",".join(dict.fromkeys(spec.tags)))
     if spec.depends_on:
-        yield from ("dependency_ids", msgspec.json.encode(tuple(dict.fromkeys(spec.depends_on))))
+        yield from ("dependency_ids", msgspec.json.encode(tuple(dict.fromkeys(spec.depends_on))).decode())
     if spec.callback_url is not None:
         yield from ("callback_url", spec.callback_url)
         if spec.callback_events is not None:

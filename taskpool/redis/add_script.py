@@ -21,7 +21,6 @@ from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-import hiredis
 import msgspec
 
 from taskpool.errors import TaskpoolError
@@ -32,9 +31,6 @@ from taskpool.redis.rq_job import status_of
 from taskpool.types import OnLostLease, TaskStatus, Unique
 
 DEFAULT_ATTEMPTS: Final = 1
-
-PLAIN_PARTS: Final = 13
-"""The arguments that `add.lua` takes for a task before the fields of its hash."""
 
 
 class Shared(msgspec.Struct, frozen=True, gc=False):
@@ -50,10 +46,8 @@ class Shared(msgspec.Struct, frozen=True, gc=False):
     backoff_max_s: float | None
     on_lost_lease: OnLostLease
     fields: tuple[Part, ...]
-    packed: bytes
-    """What stands between id and `data` in the command that adds a task without further options."""
-    parts: int
-    """How many arguments such a task takes there, with its id, `data` and description."""
+    document: msgspec.Raw
+    """What `add.lua` is told of it."""
 
 
 @lru_cache(maxsize=4096, typed=True)
@@ -77,9 +71,7 @@ def share(  # noqa: PLR0917 - names would cost time, and this is asked for every
         fields += ("backoff", backoff_text(backoff_s, backoff_max_s))
     if on_lost_lease != "continue":
         fields += ("on_lost_lease", on_lost_lease)
-    without_options = [""] * (PLAIN_PARTS - 4)  # id, queue and type stand in front, the count of the fields behind
-    arguments: tuple[Part, ...] = (queue, type, *without_options, len(fields) + 4, *fields, "data")
-    _, _, packed = hiredis.pack_command(arguments).partition(b"\r\n")  # type: ignore[arg-type]
+    document = {"type": type, "queue": queue, "failure_ttl_s": failure_ttl_s, "fields": [str(part) for part in fields]}
     return Shared(
         type=type,
         queue=queue,
@@ -91,8 +83,7 @@ def share(  # noqa: PLR0917 - names would cost time, and this is asked for every
         backoff_max_s=backoff_max_s,
         on_lost_lease=on_lost_lease,
         fields=tuple(fields),
-        packed=packed,
-        parts=PLAIN_PARTS + len(fields) + 4,
+        document=msgspec.Raw(msgspec.json.encode(document)),
     )
 
 
@@ -113,8 +104,11 @@ LONGEST_ROOM_S: Final = 60.0
 NONE: Final[Mapping[int, str]] = MappingProxyType({})
 
 _add: Final = Script("add", "unique")
+_encode: Final = msgspec.json.Encoder().encode
 _is_plain: Final = attrgetter("is_plain")
-_COMMAND: Final = b"$7\r\nEVALSHA\r\n$40\r\n%b\r\n$1\r\n0\r\n" % _add.sha.encode()
+_OPTIONS: Final = (
+    *("front", "run_ms", "delay_ms", "expires_ms", "tags", "parents", "project", "secret_ttl_s", "fields"),
+)
 
 
 class Caps(NamedTuple):
@@ -145,6 +139,7 @@ class NewTask(msgspec.Struct, frozen=True, gc=False):
     parents: Sequence[str] = ()
     fields: Sequence[Part] = ()
     secrets: bytes = b""
+    secret_ttl_s: int | None = None
     callback_url: str | None = None
     callback_events: Sequence[str] = ()
     unique: Unique | None = None
@@ -224,61 +219,42 @@ class Added(msgspec.Struct, frozen=True, gc=False):
 def add(tasks: Sequence[NewTask], once: Once | None = None, audited: bytes = b"") -> Call[Added]:
     """Add tasks, all or none; with `once`, only if no call with the same key did. `audited`: its entries, one a
     line."""
-    most = tasks[0].max_depth if tasks else 0
-    caps = _caps_text(tasks[0].caps) if tasks else ""
-    read = partial(_read, most=most)
-    if once is None and all(map(_is_plain, tasks)):
-        return Call(_packed(tasks, most, caps, audited), read, _add.text, again=True)
-    arguments: list[Part] = [len(tasks), most, caps, audited, ""]
-    held: list[Part] = []
-    for index, task in enumerate(tasks, start=1):
-        arguments += (
-            task.id,
-            task.shared.queue,
-            task.shared.type,
-            "1" if task.front else "",
-            "" if task.run_ms is None else task.run_ms,
-            "" if task.delay_ms is None else task.delay_ms,
-            "" if task.expires_ms is None else task.expires_ms,
-            ",".join(task.tags),
-            ",".join(task.parents),
-            task.secrets,
-            f",{','.join(task.callback_events)}," if task.callback_url else "",
-            task.project or "",
-            len(task.shared.fields) + 4 + len(task.fields),
-        )
-        arguments += (*task.shared.fields, "data", task.data, "description", task.description, *task.fields)
-        if task.unique is not None:
-            name, on_conflict, _, held_ms, replaceable = task.unique
-            held += (index, name, on_conflict, "" if held_ms is None else held_ms, replaceable)
+    first = tasks[0]
+    kinds = {id(task.shared): task.shared for task in tasks}
+    places = {kind: place for place, kind in enumerate(kinds, start=1)}
+    call: dict[str, Any] = {"kinds": [kind.document for kind in kinds.values()]}
+    if len(kinds) == 1 and all(map(_is_plain, tasks)):
+        call["ids"] = [task.id for task in tasks]
+    else:
+        call["tasks"] = [{"id": task.id, "kind": places[id(task.shared)], **_options(task)} for task in tasks]
+    if first.max_depth:
+        call["most"] = first.max_depth
+    if first.caps is not NO_CAPS:
+        call["caps"] = first.caps._asdict()
+    if audited:
+        call["audit"] = audited.decode().splitlines()
     if once is not None:
-        arguments += (once.digest, once.fingerprint, round(once.kept_s * 1000))
-    elif held:
-        arguments += ("", "", "")
-    arguments += held
-    return _add.call(arguments, read, again=True)
-
-
-@lru_cache(maxsize=16)
-def _caps_text(caps: Caps) -> str:
-    return " ".join(map(str, caps))
-
-
-def _packed(tasks: Sequence[NewTask], most: int, caps: str, audited: bytes) -> bytes:
-    """The same command for tasks without further options, as Redis reads it: a third of the time it takes otherwise."""
-    count, depth = b"%d" % len(tasks), b"%d" % most
-    head = b"$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$1\r\n1\r\n"
-    head %= (len(count), count, len(depth), depth, len(caps), caps.encode(), len(audited), audited)
-    parts, command = 8, [b"", _COMMAND, head]
+        call["once"] = {"key": once.digest, "fingerprint": once.fingerprint, "kept_ms": round(once.kept_s * 1000)}
+    arguments: list[Part] = [_encode(call)]
     for task in tasks:
-        id, shared, data, description = task.id.encode(), task.shared, task.data, task.description.encode()
-        parts += shared.parts
-        command.append(
-            b"$%d\r\n%b\r\n%b$%d\r\n%b\r\n$11\r\ndescription\r\n$%d\r\n%b\r\n"
-            % (len(id), id, shared.packed, len(data), data, len(description), description)
-        )
-    command[0] = b"*%d\r\n" % parts
-    return b"".join(command)
+        arguments += (task.data, task.description)
+    return _add.call(arguments, partial(_read, most=first.max_depth, once=once), again=True)
+
+
+def _options(task: NewTask) -> dict[str, Any]:
+    """What a task has besides its kind, as `add.lua` reads it."""
+    options = {} if task.is_plain else {name: value for name in _OPTIONS if (value := getattr(task, name))}
+    if task.secrets:
+        options["secrets"] = task.secrets.decode()
+    if task.callback_url:
+        options["callback_events"] = f",{','.join(task.callback_events)},"
+    if (unique := task.unique) is not None:
+        options["unique"] = {"name": unique.name, "on_conflict": unique.on_conflict}
+        if unique.held_ms is not None:
+            options["unique"]["held_ms"] = unique.held_ms
+        if unique.replaceable:
+            options["unique"]["replaceable"] = msgspec.Raw(unique.replaceable)
+    return options
 
 
 def status_told(word: str) -> TaskStatus:
@@ -291,12 +267,22 @@ def added_before(once: Once) -> Call[Added | None]:
     """What the call with this key was answered; None when there was none, or it asked for something else."""
 
     def read(kept: bytes | None) -> Added | None:
-        fingerprint, stamp, answers = (kept or b"- - -").split(b" ")
-        if fingerprint != once.fingerprint.encode():
-            return None
-        return _read([b"replayed", stamp, *answers.split(b",")])
+        added = None if kept is None else _replayed(kept, once)
+        return None if added is None or added.is_other else added
 
     return Call(("GET", keys.ONCE + once.digest), read, again=True)
+
+
+def _replayed(kept: bytes, once: Once) -> Added:
+    """What is kept for an idempotency key: fingerprint, time, ``id:status`` of each task, ``=id:status`` of another."""
+    fingerprint, stamp, answers = kept.decode().split(" ")
+    if fingerprint != once.fingerprint:
+        return Added(is_other=True)
+    tasks = [answer.lstrip("=").split(":") for answer in answers.split(",")]
+    existing = {at: id for at, (id, _) in enumerate(tasks) if answers.split(",")[at].startswith("=")}
+    return Added(
+        stamp, tuple([status for _, status in tasks]), existing=existing, replayed=tuple([id for id, _ in tasks])
+    )
 
 
 def _seconds_between(since: bytes, now: bytes) -> float | None:
@@ -307,22 +293,15 @@ def _seconds_between(since: bytes, now: bytes) -> float | None:
         return None
 
 
-def _read(reply: list[Any], most: int = 0) -> Added:
+def _read(reply: list[Any], most: int, once: Once | None) -> Added:
     word = reply[0]
     if word in (b"ok", b"exists"):
-        statuses = [status.decode() for status in reply[2:]]
-        if "=" not in "".join(statuses):
-            return Added(reply[1].decode(), tuple(statuses))
-        there = {index: status[1:].split(":") for index, status in enumerate(statuses) if status[0] == "="}
-        for index, (_, status) in there.items():
-            statuses[index] = status
-        return Added(reply[1].decode(), tuple(statuses), existing={index: id for index, (id, _) in there.items()})
+        existing = {at: each[0].decode() for at, each in enumerate(reply[2:]) if type(each) is list}
+        statuses = tuple([(each[1] if type(each) is list else each).decode() for each in reply[2:]])
+        return Added(reply[1].decode(), statuses, existing=existing)
     if word == b"replayed":
-        answers = [answer.decode() for answer in reply[2:]]
-        existing = {index: answer[1:].partition(":")[0] for index, answer in enumerate(answers) if answer[0] == "="}
-        pairs = [answer.lstrip("=").partition(":") for answer in answers]
-        statuses_ = tuple([status for _, _, status in pairs])
-        return Added(reply[1].decode(), statuses_, existing=existing, replayed=tuple([id for id, _, _ in pairs]))
+        assert once is not None
+        return _replayed(reply[1], once)
     if word == b"conflict":
         return Added(conflict=(int(reply[1]) - 1, reply[2].decode(), reply[3].decode()))
     if word == b"unreplaceable":
@@ -332,8 +311,6 @@ def _read(reply: list[Any], most: int = 0) -> Added:
         return Added(full=FullQueue(queue.decode(), held, coming, most, _seconds_between(since, stamp)))
     if word == b"capped":
         return Added(capped=Capped(reply[1].decode(), reply[2].decode(), int(reply[3])))
-    if word == b"other":
-        return Added(is_other=True)
     return Added(unknown_dependency=reply[1].decode())
 
 

@@ -163,8 +163,7 @@ for argument = FIRST_QUEUE, #ARGV do
         if has_expired then
           why, error = 'expired', 'canceled: it was not started before it expired'
         elseif before[1] then
-          local _, _, _, rival_of = unique_keys()
-          local rival = rival_of(id, now_ms)
+          local rival = unique_keys().rival_of(id, now_ms)
           if rival then
             why, more = 'unique_key_held', ',"by":"' .. rival .. '"'
             error = string.format('canceled: the task %s took its unique key before it was queued again', rival)

@@ -3,5 +3,4 @@
 -- ARGV[1]  id
 -- Returns  the id of the task that holds the key meanwhile: this one must not run; '' when it may
 
-local _, _, _, rival_of = unique_keys()
-return rival_of(ARGV[1], clock()) or ''
+return unique_keys().rival_of(ARGV[1], clock()) or ''

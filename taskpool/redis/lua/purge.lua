@@ -102,7 +102,7 @@ end
 if f[8] then redis.call('ZREM', KEY.secrets_index, id) end
 if f[9] then redis.call('HDEL', KEY.webhooks_wanted, id) end
 local name = f[10] and string.match(f[10], ' (%S+)$')
-if name and unique_keys()(name) == id then redis.call('HDEL', KEY.unique, name) end
+if name and unique_keys().entry_of(name) == id then redis.call('HDEL', KEY.unique, name) end
 redis.call('DEL', key, KEY.results .. id, KEY.log .. id, KEY.secrets .. id, KEY.needed .. id)
 if status then audit(KEY.audit_tasks, ARGV[3]) end
 return status and 'ok' or 'gone'

@@ -32,8 +32,8 @@ if f[9] and redis.call('EXISTS', KEY.secrets .. id) == 0 then return 'secrets' e
 
 local now_ms, stamp = clock()
 local name = f[10] and string.match(f[10], ' (%S+)$')
-local _, holder_of, hold = unique_keys()
-local holder = name and holder_of(name, now_ms)
+local uniques = name and unique_keys()
+local holder = name and uniques.holder_of(name, now_ms)
 if holder and holder ~= id then return 'unique ' .. holder end
 
 local seq = tonumber(f[3] or 0) + 1
@@ -41,7 +41,7 @@ redis.call('ZREM', KEY.failed .. queue, id)
 redis.call('ZREM', KEY.canceled .. queue, id)
 redis.call('PERSIST', key)
 if f[9] then keep_secrets(id, f[9], 0) end
-if name and string.sub(f[10], 1, 4) ~= 'time' then hold(name, id) end
+if name and string.sub(f[10], 1, 4) ~= 'time' then uniques.hold(name, id) end
 redis.call('EXPIRE', KEY.log .. id, KEY.log_idle_ttl_s)
 redis.call('HDEL', key, 'ended_at', 'error', 'failure', 'reason', 'progress', 'stop_ms', 'stop_grace_s', 'stop_force',
   'expires_ms', 'run_ms', 'crashes', 'suspect', 'snoozes', 'attempt_id', 'worker_name', 'started_at')

@@ -4,7 +4,7 @@
 -- Returns  the cursor to go on from; '0' at the end
 
 local now_ms = clock()
-local _, holder_of = unique_keys()
+local holder_of = unique_keys().holder_of
 local found = redis.call('HSCAN', KEY.unique, ARGV[1], 'COUNT', ARGV[2])
 for at = 1, #found[2], 2 do
   local name = found[2][at]

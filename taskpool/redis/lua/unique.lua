@@ -2,7 +2,7 @@
 -- holds it, its record says (`unique`: how long, a blank, the key). So nothing has to be released where tasks start and
 -- end, and no way of ending can forget it: what no longer holds is in nobody's way until `sweep_unique` drops it.
 
--- Returns the functions below. They are made only when a script asks for them: most tasks have no unique key.
+-- The functions below, by name. They are made only when a script asks for them: most tasks have no unique key.
 local function unique_keys()
   -- The task that took a key last, and until when (nil: as its record says).
   local function entry_of(name)
@@ -43,5 +43,5 @@ local function unique_keys()
     if string.sub(f[1], 1, 4) ~= 'time' then hold(name, id) end
   end
 
-  return entry_of, holder_of, hold, rival_of
+  return {entry_of = entry_of, holder_of = holder_of, hold = hold, rival_of = rival_of}
 end
