@@ -26,7 +26,6 @@ from taskpool.operations.status import read_event
 from taskpool.pool import TaskPool
 from taskpool.redis import keys, scripts
 from taskpool.redis.calls import Call, Part
-from taskpool.redis.replies import unpack
 from taskpool.redis.store import Store
 from taskpool.settings import Settings
 from taskpool.tasks.registry import Registry
@@ -218,7 +217,7 @@ class MemoryTransport:
         self._connection.disconnect()
 
     def _reply(self, command: Sequence[Part]) -> Any:
-        self._connection.send_command(*(unpack(command) if isinstance(command, bytes) else command))
+        self._connection.send_command(*command)
         try:
             return self._connection.read_response()
         except NoScriptError as error:

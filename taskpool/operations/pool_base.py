@@ -34,7 +34,7 @@ from taskpool.operations.submit import Checked, Defaults, check_task
 from taskpool.operations.task_logs import LogStep, follow_log, follow_log_async
 from taskpool.operations.waiting import LOOK_AGAIN_S, AsyncListener, Listener, Subscriptions
 from taskpool.redis import add_script, scripts
-from taskpool.redis.add_script import Caps, Once, Together
+from taskpool.redis.add_script import BatchedAdds, Caps, Once
 from taskpool.redis.address import Address
 from taskpool.redis.async_connection import AsyncWire
 from taskpool.redis.async_store import AsyncStore
@@ -183,7 +183,7 @@ class _LoopConnections:
     def __init__(self, redis_url: str, store: AsyncStore | None) -> None:
         self._wire = AsyncWire(Address.parse(redis_url), name="taskpool") if store is None else None
         self.store = store or AsyncStore(transport=self._wire)
-        self.together = Together(self.store)
+        self.batched = BatchedAdds(self.store)
         self.subscriptions = Subscriptions(redis_url)
         self.listener = AsyncListener(self.subscriptions)
 
@@ -257,7 +257,7 @@ class AsyncConnectedPool(PoolBase):
         checked = await self.store.carry_out(self.checking(spec, by))
         audited = queue.audit_of(checked, by)
         if checked.task.is_plain:
-            added = await self._here().together.add(checked.task, audited)
+            added = await self._here().batched.add(checked.task, audited)
         else:
             added = await self.store.run(add_script.add((checked.task,), None, audited))
         return queue.submitted((checked,), added)

@@ -140,7 +140,7 @@ def prepare(
     traced = trace_text(spec.traceparent, spec.tracestate) if spec.traceparent else None
     fields: list[Part] = [] if is_plain else list(_rare_fields(spec, held, traced))
     if secrets is not None:
-        fields += ("secret_ttl", str(defaults.secret_ttl_s))
+        fields += ("secret_ttl", defaults.secret_ttl_s)
     if project is not None:
         fields += ("project", project)
     return NewTask(
@@ -184,7 +184,7 @@ def _rare_fields(spec: TaskSpec, held: Unique | None, traced: str | None) -> Ite
     if spec.tags:
         yield from ("tags", ",".join(dict.fromkeys(spec.tags)))
     if spec.depends_on:
-        yield from ("dependency_ids", msgspec.json.encode(tuple(dict.fromkeys(spec.depends_on))).decode())
+        yield from ("dependency_ids", msgspec.json.encode(tuple(dict.fromkeys(spec.depends_on))))
     if spec.callback_url is not None:
         yield from ("callback_url", spec.callback_url)
         if spec.callback_events is not None:

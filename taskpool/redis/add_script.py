@@ -1,13 +1,7 @@
-"""What tasks of one type with the same options share: settled once, built once by RQ, and packed once for Redis.
+"""Adds tasks to Redis: a task as it is stored, the call of `add.lua`, and what it answers.
 
-Most submissions differ from the one before by id and payload alone: the rest of their command is bytes kept here.
-
-What `add.lua` takes and answers: tasks as they are stored, unique keys, and calls that are carried out once.
-
-Plain submissions of the same moment are stored by one call: much of what a call costs Redis, it costs once.
-
-Each is stored or refused for itself all the same. Nobody waits for others to come: what has come by the end of this
-turn of the event loop goes out, in the order in which it came.
+`BatchedAdds` stores the plain submissions that arrive in one turn of an event loop with one call. Much of what a call
+costs Redis, it then costs once. Each submission is still stored or refused by itself.
 """
 
 from __future__ import annotations
@@ -31,10 +25,20 @@ from taskpool.redis.rq_job import status_of
 from taskpool.types import OnLostLease, TaskStatus, Unique
 
 DEFAULT_ATTEMPTS: Final = 1
+ONCE_KEPT_S: Final = 86_400
+UNKNOWN_ROOM_S: Final = 10.0
+LONGEST_ROOM_S: Final = 60.0
+NONE: Final[Mapping[int, str]] = MappingProxyType({})
+
+_add: Final = Script("add", "unique")
+_encode: Final = msgspec.json.Encoder().encode
+
+
+# --- a task as it is stored -------------------------------------------------------------------------------------------
 
 
 class Shared(msgspec.Struct, frozen=True, gc=False):
-    """The options of a task, settled. Seconds; `fields` are those of its hash that don't differ, flat."""
+    """What tasks of one type with the same options share. `fields` are those of the task's hash, flat."""
 
     type: str
     queue: str
@@ -47,7 +51,7 @@ class Shared(msgspec.Struct, frozen=True, gc=False):
     on_lost_lease: OnLostLease
     fields: tuple[Part, ...]
     document: msgspec.Raw
-    """What `add.lua` is told of it."""
+    """The same as `add.lua` reads it."""
 
 
 @lru_cache(maxsize=4096, typed=True)
@@ -71,7 +75,7 @@ def share(  # noqa: PLR0917 - names would cost time, and this is asked for every
         fields += ("backoff", backoff_text(backoff_s, backoff_max_s))
     if on_lost_lease != "continue":
         fields += ("on_lost_lease", on_lost_lease)
-    document = {"type": type, "queue": queue, "failure_ttl_s": failure_ttl_s, "fields": [str(part) for part in fields]}
+    document = {"type": type, "queue": queue, "failure_ttl_s": failure_ttl_s, "fields": _texts(fields)}
     return Shared(
         type=type,
         queue=queue,
@@ -83,32 +87,22 @@ def share(  # noqa: PLR0917 - names would cost time, and this is asked for every
         backoff_max_s=backoff_max_s,
         on_lost_lease=on_lost_lease,
         fields=tuple(fields),
-        document=msgspec.Raw(msgspec.json.encode(document)),
+        document=msgspec.Raw(_encode(document)),
     )
 
 
 def backoff_text(first_s: float | None, longest_s: float | None) -> str:
-    """A task's back-off as its hash holds it, in ms: ``first,longest``, each empty when it is None."""
+    """A back-off as the task's hash holds it, in ms: ``first,longest``, each empty when it is None."""
     return ",".join(["" if each_s is None else str(round(each_s * 1000)) for each_s in (first_s, longest_s)])
 
 
 def _milliseconds(seconds: float | None) -> float | None:
-    """As exact as it is stored."""
+    """Seconds, as exact as they are stored."""
     return None if seconds is None else round(seconds * 1000) / 1000
 
 
-ONCE_KEPT_S: Final = 86_400
-UNKNOWN_ROOM_S: Final = 10.0
-LONGEST_ROOM_S: Final = 60.0
-
-NONE: Final[Mapping[int, str]] = MappingProxyType({})
-
-_add: Final = Script("add", "unique")
-_encode: Final = msgspec.json.Encoder().encode
-_is_plain: Final = attrgetter("is_plain")
-_OPTIONS: Final = (
-    *("front", "run_ms", "delay_ms", "expires_ms", "tags", "parents", "project", "secret_ttl_s", "fields"),
-)
+def _texts(parts: Sequence[Part]) -> list[str]:
+    return [part.decode() if isinstance(part, bytes) else str(part) for part in parts]
 
 
 class Caps(NamedTuple):
@@ -124,8 +118,8 @@ NO_CAPS: Final = Caps()
 
 
 class NewTask(msgspec.Struct, frozen=True, gc=False):
-    """A validated submission as `add` stores it. Times in ms; `fields` are those of the hash that only it has, flat,
-    besides `data` (RQ's) and `description`."""
+    """A validated submission. Times in ms. `fields` are the fields of the hash that only this task has, flat, besides
+    `data` (RQ's) and `description`."""
 
     id: str
     shared: Shared
@@ -146,11 +140,53 @@ class NewTask(msgspec.Struct, frozen=True, gc=False):
     trace: str | None = None
     project: str | None = None
     max_depth: int = 0
-    """Most tasks that its queue may hold; 0: any number. The first task of a call says it for all."""
+    """Most tasks that its queue may hold; 0: any number. The first task of a call decides for all."""
     caps: Caps = NO_CAPS
-    """The caps of its project. The first task of a call says them for all."""
+    """The caps of its project. The first task of a call decides for all."""
     is_plain: bool = False
     """Whether it has nothing but id, payload and what it shares."""
+
+
+_is_plain: Final = attrgetter("is_plain")
+_OPTIONS: Final = ("front", "run_ms", "delay_ms", "expires_ms", "tags", "parents", "project", "secret_ttl_s")
+"""The fields of `NewTask` that `add.lua` reads as they are."""
+
+
+def _options(task: NewTask) -> dict[str, Any]:
+    """What a task has besides what it shares, as `add.lua` reads it."""
+    if task.is_plain:
+        return {}
+    options = {name: value for name in _OPTIONS if (value := getattr(task, name))}
+    options["fields"] = _texts(task.fields)
+    if task.secrets:
+        options["secrets"] = task.secrets.decode()
+    if task.callback_url:
+        options["callback_events"] = f",{','.join(task.callback_events)},"
+    if task.unique is not None:
+        options["unique"] = {"name": task.unique.name, "on_conflict": task.unique.on_conflict}
+        if task.unique.held_ms is not None:
+            options["unique"]["held_ms"] = task.unique.held_ms
+        if task.unique.replaceable:
+            options["unique"]["replaceable"] = msgspec.Raw(task.unique.replaceable)
+    return options
+
+
+# --- the call ---------------------------------------------------------------------------------------------------------
+
+
+class Once(NamedTuple):
+    """An idempotency key: a call that carries it is carried out once, and gets the same answer when it comes again
+    within `kept_s`. `fingerprint` (a word) tells whether the call asks for the same."""
+
+    digest: str
+    fingerprint: str
+    kept_s: float = ONCE_KEPT_S
+
+    @classmethod
+    def of(cls, scope: str, key: str, asked: bytes) -> Once:
+        """That of a caller's key; `scope` says whose it is, `asked` what for."""
+        digest = hashlib.blake2b(f"{scope}\0{key}".encode(), digest_size=16).hexdigest()
+        return cls(digest, hashlib.blake2b(asked, digest_size=16).hexdigest())
 
 
 class FullQueue(NamedTuple):
@@ -171,34 +207,18 @@ class FullQueue(NamedTuple):
 
 
 class Capped(NamedTuple):
-    """A cap that a call would have gone beyond: its field in `Caps`, whose it is ("": no project's), and how many it
-    allows."""
+    """A cap that a call would have exceeded: its field in `Caps`, its project ("": no project), and the cap."""
 
     kind: str
     project: str
     most: int
 
 
-class Once(NamedTuple):
-    """An idempotency key: a call that carries it is carried out once, and answered alike when it comes again within
-    `kept_s`. `fingerprint` (a word) tells whether it asks for the same."""
-
-    digest: str
-    fingerprint: str
-    kept_s: float = ONCE_KEPT_S
-
-    @classmethod
-    def of(cls, scope: str, key: str, asked: bytes) -> Once:
-        """That of a caller's key; `scope` says whose it is, `asked` what for."""
-        digest = hashlib.blake2b(f"{scope}\0{key}".encode(), digest_size=16).hexdigest()
-        return cls(digest, hashlib.blake2b(asked, digest_size=16).hexdigest())
-
-
 class Added(msgspec.Struct, frozen=True, gc=False):
     """What `add` answered: RQ's status of each task and when, as RQ writes times; or why it stored none.
 
-    `existing` has the ids of those that were there already, by index. `replayed` has all ids, when an earlier call with
-    the same key was carried out instead.
+    `existing` has the ids of tasks that were there already, by index. `replayed` has all ids when an earlier call with
+    the same idempotency key was carried out instead.
     """
 
     stamp: str = ""
@@ -207,9 +227,9 @@ class Added(msgspec.Struct, frozen=True, gc=False):
     existing: Mapping[int, str] = NONE
     replayed: tuple[str, ...] = ()
     conflict: tuple[int, str, str] | None = None
-    """The index of the task whose unique key is held, by whom, and that task's status."""
+    """The index of the task whose unique key is held, the id of the holder, and the holder's status."""
     unreplaceable: int | None = None
-    """The index of the task whose unique key is held by one that the caller may not replace."""
+    """The index of the task whose unique key is held by a task that the caller may not replace."""
     full: FullQueue | None = None
     capped: Capped | None = None
     is_other: bool = False
@@ -217,22 +237,22 @@ class Added(msgspec.Struct, frozen=True, gc=False):
 
 
 def add(tasks: Sequence[NewTask], once: Once | None = None, audited: bytes = b"") -> Call[Added]:
-    """Add tasks, all or none; with `once`, only if no call with the same key did. `audited`: its entries, one a
-    line."""
+    """Add tasks, all or none; with `once`, only if no call with the same key did. `audited`: entries of the audit, one
+    a line."""
     first = tasks[0]
     kinds = {id(task.shared): task.shared for task in tasks}
-    places = {kind: place for place, kind in enumerate(kinds, start=1)}
     call: dict[str, Any] = {"kinds": [kind.document for kind in kinds.values()]}
     if len(kinds) == 1 and all(map(_is_plain, tasks)):
         call["ids"] = [task.id for task in tasks]
     else:
+        places = {kind: place for place, kind in enumerate(kinds, start=1)}
         call["tasks"] = [{"id": task.id, "kind": places[id(task.shared)], **_options(task)} for task in tasks]
     if first.max_depth:
         call["most"] = first.max_depth
-    if first.caps is not NO_CAPS:
+    if first.caps != NO_CAPS:
         call["caps"] = first.caps._asdict()
     if audited:
-        call["audit"] = audited.decode().splitlines()
+        call["audit"] = audited.decode().split("\n")
     if once is not None:
         call["once"] = {"key": once.digest, "fingerprint": once.fingerprint, "kept_ms": round(once.kept_s * 1000)}
     arguments: list[Part] = [_encode(call)]
@@ -241,26 +261,31 @@ def add(tasks: Sequence[NewTask], once: Once | None = None, audited: bytes = b""
     return _add.call(arguments, partial(_read, most=first.max_depth, once=once), again=True)
 
 
-def _options(task: NewTask) -> dict[str, Any]:
-    """What a task has besides its kind, as `add.lua` reads it."""
-    options = {} if task.is_plain else {name: value for name in _OPTIONS if (value := getattr(task, name))}
-    if task.secrets:
-        options["secrets"] = task.secrets.decode()
-    if task.callback_url:
-        options["callback_events"] = f",{','.join(task.callback_events)},"
-    if (unique := task.unique) is not None:
-        options["unique"] = {"name": unique.name, "on_conflict": unique.on_conflict}
-        if unique.held_ms is not None:
-            options["unique"]["held_ms"] = unique.held_ms
-        if unique.replaceable:
-            options["unique"]["replaceable"] = msgspec.Raw(unique.replaceable)
-    return options
+def _read(reply: list[Any], most: int, once: Once | None) -> Added:
+    match reply:
+        case [b"ok" | b"exists", stamp, *tasks]:
+            existing = {at: each[0].decode() for at, each in enumerate(tasks) if type(each) is list}
+            statuses = tuple([(each[1] if type(each) is list else each).decode() for each in tasks])
+            return Added(stamp.decode(), statuses, existing=existing)
+        case [b"replayed", kept] if once is not None:
+            return _replayed(kept, once)
+        case [b"conflict", place, holder, status]:
+            return Added(conflict=(place - 1, holder.decode(), status.decode()))
+        case [b"unreplaceable", place]:
+            return Added(unreplaceable=place - 1)
+        case [b"full", stamp, queue, held, coming, since]:
+            return Added(full=FullQueue(queue.decode(), held, coming, most, _seconds_between(since, stamp)))
+        case [b"capped", kind, project, cap]:
+            return Added(capped=Capped(kind.decode(), project.decode(), cap))
+    return Added(unknown_dependency=reply[1].decode())
 
 
-def status_told(word: str) -> TaskStatus:
-    """The status for a word in `Added.statuses`. A task whose record is gone (the call was sent again after its end)
-    was accepted as queued."""
-    return TaskStatus.QUEUED if word in ("queued", "gone") else status_of(word)
+def _seconds_between(since: bytes, now: bytes) -> float | None:
+    """None when the first is no time of ours, or none at all."""
+    try:
+        return (datetime.fromisoformat(now.decode()) - datetime.fromisoformat(since.decode())).total_seconds()
+    except (ValueError, TypeError):
+        return None
 
 
 def added_before(once: Once) -> Call[Added | None]:
@@ -274,48 +299,27 @@ def added_before(once: Once) -> Call[Added | None]:
 
 
 def _replayed(kept: bytes, once: Once) -> Added:
-    """What is kept for an idempotency key: fingerprint, time, ``id:status`` of each task, ``=id:status`` of another."""
+    """What `add.lua` keeps for an idempotency key: fingerprint, time, and ``id:status`` of each task, with ``=`` before
+    a task that was there already."""
     fingerprint, stamp, answers = kept.decode().split(" ")
     if fingerprint != once.fingerprint:
         return Added(is_other=True)
-    tasks = [answer.lstrip("=").split(":") for answer in answers.split(",")]
-    existing = {at: id for at, (id, _) in enumerate(tasks) if answers.split(",")[at].startswith("=")}
-    return Added(
-        stamp, tuple([status for _, status in tasks]), existing=existing, replayed=tuple([id for id, _ in tasks])
-    )
+    tasks = [answer.split(":") for answer in answers.split(",")]
+    existing = {at: id[1:] for at, (id, _) in enumerate(tasks) if id[0] == "="}
+    ids, statuses = zip(*[(id.removeprefix("="), status) for id, status in tasks], strict=True)
+    return Added(stamp, statuses, existing=existing, replayed=ids)
 
 
-def _seconds_between(since: bytes, now: bytes) -> float | None:
-    """None when the first is no time of ours, or none at all."""
-    try:
-        return (datetime.fromisoformat(now.decode()) - datetime.fromisoformat(since.decode())).total_seconds()
-    except (ValueError, TypeError):
-        return None
+def status_told(word: str) -> TaskStatus:
+    """The status for a word in `Added.statuses`. A task whose record is gone (the call was sent again after its end)
+    was accepted as queued."""
+    return TaskStatus.QUEUED if word in ("queued", "gone") else status_of(word)
 
 
-def _read(reply: list[Any], most: int, once: Once | None) -> Added:
-    word = reply[0]
-    if word in (b"ok", b"exists"):
-        existing = {at: each[0].decode() for at, each in enumerate(reply[2:]) if type(each) is list}
-        statuses = tuple([(each[1] if type(each) is list else each).decode() for each in reply[2:]])
-        return Added(reply[1].decode(), statuses, existing=existing)
-    if word == b"replayed":
-        assert once is not None
-        return _replayed(reply[1], once)
-    if word == b"conflict":
-        return Added(conflict=(int(reply[1]) - 1, reply[2].decode(), reply[3].decode()))
-    if word == b"unreplaceable":
-        return Added(unreplaceable=int(reply[1]) - 1)
-    if word == b"full":
-        _, stamp, queue, held, coming, since = reply
-        return Added(full=FullQueue(queue.decode(), held, coming, most, _seconds_between(since, stamp)))
-    if word == b"capped":
-        return Added(capped=Capped(reply[1].decode(), reply[2].decode(), int(reply[3])))
-    return Added(unknown_dependency=reply[1].decode())
-
+# --- many submissions in one call -------------------------------------------------------------------------------------
 
 MOST: Final = 32
-"""Tasks in one call: more would save little, and everybody else waits for Redis as long as one call takes."""
+"""Tasks in one call. More would save little, and Redis serves nobody else as long as one call takes."""
 
 
 class _Submission(NamedTuple):
@@ -324,8 +328,8 @@ class _Submission(NamedTuple):
     added: asyncio.Future[Added]
 
 
-class Together:
-    """Stores plain tasks for all coroutines of a loop."""
+class BatchedAdds:
+    """Stores plain tasks for all coroutines of an event loop, in the order in which they came."""
 
     def __init__(self, store: AsyncStore) -> None:
         self._store = store
@@ -333,7 +337,7 @@ class Together:
         self._sent: set[asyncio.Task[None]] = set()
 
     async def add(self, task: NewTask, audited: bytes) -> Added:
-        """As `addition.add` for this one task, which must be plain.
+        """As the function `add` for this one task, which must be plain.
 
         Raises:
             RedisUnavailable
@@ -357,13 +361,13 @@ class Together:
         audited = b"\n".join([each.audited for each in submissions])
         try:
             added = await self._store.run(add(tasks, audited=audited))
-        except asyncio.CancelledError:  # the program cancels every task: those who wait must not wait for ever
+        except asyncio.CancelledError:  # the program cancels every task: the callers must not wait for ever
             for each in submissions:
                 each.added.cancel()
             raise
         except TaskpoolError as error:
             for each in submissions:
-                if not each.added.done():  # else whoever asked for it has left
+                if not each.added.done():  # else the caller has left
                     each.added.set_exception(error)
             return
         if len(submissions) > 1 and not added.statuses:  # there is no room for all; for some there may be

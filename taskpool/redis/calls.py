@@ -33,7 +33,6 @@ class Call(msgspec.Struct, Generic[T], frozen=True, gc=False):
     """One command and the function that turns Redis's raw reply into a value (or raises for it)."""
 
     command: Sequence[Part]
-    """Its parts; or bytes: packed already, as Redis reads it."""
     read: Callable[[Any], T]
     script: bytes | None = None
     """The text of the script an EVALSHA names: sent instead when Redis doesn't know it (any more)."""

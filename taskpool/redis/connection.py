@@ -27,10 +27,8 @@ CLOSED: Final = "Redis closed the connection"
 
 
 def pack(commands: Sequence[Sequence[Part]]) -> bytes:
-    """Commands as Redis reads them; one that is bytes already is."""
-    return b"".join(
-        [command if type(command) is bytes else hiredis.pack_command(tuple(command)) for command in commands]  # type: ignore[arg-type]
-    )
+    """Commands as Redis reads them."""
+    return b"".join([hiredis.pack_command(tuple(command)) for command in commands])  # type: ignore[arg-type]
 
 
 class Wire:

@@ -236,16 +236,7 @@ def unknown_scripts(replies: Sequence[Any]) -> list[int]:
 def with_text(call: Call[Any]) -> Sequence[Part]:
     """The command of a call with the script's text in place of its hash. Redis knows the script from then on."""
     assert call.script is not None
-    parts = unpack(call.command) if isinstance(call.command, bytes) else call.command
-    return ("EVAL", call.script, *parts[2:])
-
-
-def unpack(command: bytes) -> list[bytes]:
-    """The parts of a packed command."""
-    reader = hiredis.Reader()
-    reader.feed(command)
-    parts: list[bytes] = reader.gets()
-    return parts
+    return ("EVAL", call.script, *call.command[2:])
 
 
 def _refusal(text: str, meaning: Meaning, at: int) -> RedisUnavailable:
