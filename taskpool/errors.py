@@ -1,63 +1,46 @@
-"""One tree of exceptions. Each carries data, so that the API and the command line can render it for people.
+"""Every error of this library, each declared once: its class, its HTTP problem, its exit status.
 
-TaskpoolError
-├── InvalidTask                what was submitted can't be a task, or a parameter can't be
-│   ├── UnknownType            no worker ever registered the type, or none serves it any more
-│   ├── InvalidPayload         the payload doesn't fit the type's schema
-│   └── UnknownDependency      depends_on names a task that doesn't exist
-├── InvalidWebhook             a field of a webhook can't be
-├── NotAllowed                 who submits may not use that type or that queue
-├── TaskNotFound               no task has this id
-│   └── UnreadableTask         something else than a task is stored under this id
-├── WebhookNotFound            no webhook has this id
-├── WebhookConflict            that can't be done with it now
-├── DeliveryNotFound           no delivery has this id
-├── DeliveryBusy               it is being sent at this moment
-├── TaskConflict               the task's status doesn't allow that
-│   └── UniqueConflict         another task holds the unique key
-├── KeyReused                  the idempotency key stands for another submission
-├── InvalidKey                 what was asked for can't be an API key
-├── KeyNotFound                no API key has this id
-├── QueueFull                  the queue has no room for what was submitted
-├── CapReached                 the project uses as many queues, tags, keys or webhooks as it may
-├── WaitTimeout                the task didn't end in time
-├── AttemptLost                the attempt no longer holds the lease
-├── ParentResultGone           the result of a task that this one depends on can't be read (in `interrupts`)
-├── ConfigurationError         a setting or a task module is wrong
-│   └── DuplicateType          two places register one type
-├── NoEventLoop                an async method was called where asyncio doesn't run
-├── RedisUnavailable           Redis can't be reached, or refused
-│   ├── RedisFull              it refused for want of memory: nothing was changed
-│   └── RedisRefused           it answered with an error: it can't serve, or takes no writes, at the moment
-├── ApiUnavailable             the HTTP API can't be reached, or doesn't answer
-└── ApiError                   it answered with an error that is none of the above
-    └── Unauthorized           it doesn't know who asks: the API key is missing or wrong
+The first sentence of a class's docstring is what the error means; docs/api.md has the same text. The HTTP API renders a
+problem from the class (`api.http.problems`), the client makes the exception from the problem (`client.request`), and
+the command line exits with the class's status (`cli.output`). To add an error that all three know, add a class here and
+its row in docs/api.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+
+from taskpool.types import Exit
 
 if TYPE_CHECKING:
     from taskpool.types import TaskRecord
 
+PROBLEM_PREFIX: Final = "urn:taskpool:problem:"
+"""The type of a problem begins with this and ends with the name of its kind."""
 
-class TaskpoolError(Exception):
-    """Root of every error this library raises."""
+NOTHING: Final[Mapping[str, Any]] = {}
+COMES_AGAIN: Final = {"Retry-After": True}
 
 
-class InvalidTask(TaskpoolError):
-    """Raised when a submission can't become a task, or a parameter such as `grace_s` or `limit` can't be; nothing was
-    done.
+class ProblemKind(NamedTuple):
+    """How the HTTP API answers one kind of error (RFC 9457).
 
-    `errors` holds one entry a fault: the JSON Pointer of the field or the parameter and what is wrong with it.
+    `name` is the last part of the problem's type. `headers` are the headers of the answer, and whether it always has
+    them. `members` are the members of the document besides those of RFC 9457, each with the attribute of the error that
+    it shows. `meaning` is given here only if the error has no class of its own. `error` is the class that the client
+    raises.
     """
 
-    def __init__(self, message: str, errors: Sequence[FieldError] = ()) -> None:
-        super().__init__(message)
-        self.errors = tuple(errors)
+    name: str
+    status: int
+    title: str
+    headers: Mapping[str, bool] = NOTHING
+    members: Mapping[str, str] = NOTHING
+    meaning: str = ""
+    error: type[TaskpoolError] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +51,50 @@ class FieldError:
     detail: str
 
 
+class TaskpoolError(Exception):
+    """Root of every error this library raises.
+
+    `problem` is None for an error that the HTTP API never answers. What a class annotates are the attributes of its
+    instances.
+    """
+
+    problem: ClassVar[ProblemKind | None] = None
+    exit_status: ClassVar[Exit] = Exit.FAILED
+
+
+class FieldErrors(TaskpoolError):
+    """Base of errors about fields. `errors` has one entry for each fault; the text is the first one's by default."""
+
+    errors: Sequence[FieldError]
+
+    def __init__(self, errors: Sequence[FieldError], message: str = "") -> None:
+        super().__init__(message or f"{errors[0].pointer}: {errors[0].detail}")
+        self.errors = tuple(errors)
+
+
+class InvalidTask(FieldErrors):
+    """A field of the submitted task, or a parameter such as `grace_s` or `limit`, is invalid. Nothing was done.
+
+    `errors` has one entry for each fault: the JSON Pointer of the field or the parameter, and what is wrong with it.
+    """
+
+    problem = ProblemKind("invalid-task", 422, "Invalid task")
+    exit_status = Exit.USAGE
+
+    def __init__(self, message: str, errors: Sequence[FieldError] = ()) -> None:
+        super().__init__(errors, message)
+
+
 class UnknownType(InvalidTask):
-    """Raised when a type isn't registered; `near` lists similar known types, best first."""
+    """No worker pool serves the task type.
+
+    `near` lists similar known types, best first.
+    """
+
+    problem = ProblemKind("unknown-type", 422, "Unknown task type", members={"near": "near"})
+    type: str
+    near: Sequence[str]
+    last_served_ms: int | None
 
     def __init__(
         self, type: str, near: Sequence[str] = (), *, last_served_ms: int | None = None, is_builtin: bool = False
@@ -88,11 +113,19 @@ class UnknownType(InvalidTask):
 
 
 class InvalidPayload(InvalidTask):
-    """Raised when the payload doesn't fit the type's JSON Schema."""
+    """The payload doesn't fit the JSON Schema of the task type."""
+
+    problem = ProblemKind("invalid-payload", 422, "Invalid payload")
 
 
 class UnknownDependency(InvalidTask):
-    """Raised when `depends_on` names a task that doesn't exist; `id` is that task's."""
+    """`depends_on` names a task that doesn't exist.
+
+    `id` is that task's.
+    """
+
+    problem = ProblemKind("unknown-dependency", 422, "Unknown dependency", members={"task_id": "id"})
+    id: str
 
     def __init__(self, id: str) -> None:
         self.id = id
@@ -100,50 +133,61 @@ class UnknownDependency(InvalidTask):
         super().__init__(message, [FieldError("/depends_on", message)])
 
 
-class InvalidWebhook(TaskpoolError):
-    """Raised when a webhook can't be stored as it was asked for; nothing was. `errors` as for `InvalidTask`."""
+class InvalidWebhook(FieldErrors):
+    """A field of the webhook is invalid. Nothing was stored."""
 
-    def __init__(self, errors: Sequence[FieldError]) -> None:
-        super().__init__(f"{errors[0].pointer}: {errors[0].detail}")
-        self.errors = tuple(errors)
+    problem = ProblemKind("invalid-webhook", 422, "Invalid webhook")
 
 
 class WebhookNotFound(TaskpoolError):
-    """Raised when no webhook has this id."""
+    """No webhook has this id."""
+
+    problem = ProblemKind("webhook-not-found", 404, "Webhook not found")
 
     def __init__(self, id: str) -> None:
         super().__init__(f"no webhook has the id {id!r}")
 
 
 class WebhookConflict(TaskpoolError):
-    """Raised when a webhook isn't one with which that can be done now: somebody else changed it meanwhile, it is
-    disabled, it is a built-in one, or there are too many."""
+    """The webhook doesn't allow this now: it was changed meanwhile, is disabled, is built in, or has a full queue."""
+
+    problem = ProblemKind("webhook-conflict", 409, "Webhook conflict")
 
 
 class DeliveryNotFound(TaskpoolError):
-    """Raised when no delivery has this id: it never existed, or its time ran out."""
+    """No webhook delivery has this id: it never existed, or it has expired."""
+
+    problem = ProblemKind("delivery-not-found", 404, "Delivery not found")
 
     def __init__(self, id: str) -> None:
-        super().__init__(f"no delivery has the id {id!r}; they are kept for a week after their last attempt")
+        super().__init__(f"no delivery has the id {id!r}; deliveries are kept for a week after their last attempt")
 
 
 class DeliveryBusy(TaskpoolError):
-    """Raised when a delivery is being sent at this moment, so it can't be sent again just now."""
+    """The webhook delivery is being sent at this moment, so it can't be sent again yet."""
+
+    problem = ProblemKind("delivery-busy", 409, "Delivery in progress")
 
     def __init__(self, id: str) -> None:
-        super().__init__(f"the delivery {id} is being sent at this moment; ask again when that attempt is over")
+        super().__init__(f"the delivery {id} is being sent at this moment; try again when that attempt is over")
 
 
-class NotAllowed(TaskpoolError):
-    """Raised when whoever submits may not use the task's type or queue; nothing was stored. `errors` as above."""
+class NotAllowed(FieldErrors):
+    """The caller may not do this: its scopes, types, queues or project don't allow it. Nothing was stored."""
+
+    problem = ProblemKind("forbidden", 403, "Permission denied", {"WWW-Authenticate": False})
+    exit_status = Exit.USAGE
 
     def __init__(self, errors: Sequence[FieldError]) -> None:
-        super().__init__(errors[0].detail)
-        self.errors = tuple(errors)
+        super().__init__(errors, errors[0].detail)
 
 
 class TaskNotFound(TaskpoolError):
-    """Raised when no task has this id: it never existed, was removed, or its result's time ran out; or no task can."""
+    """No task has this id: it never existed, was removed, or has expired."""
+
+    problem = ProblemKind("task-not-found", 404, "Task not found")
+    exit_status = Exit.NOT_FOUND
+    id: Any
 
     def __init__(self, id: Any) -> None:
         if isinstance(id, str):
@@ -154,7 +198,7 @@ class TaskNotFound(TaskpoolError):
 
 
 class UnreadableTask(TaskNotFound):
-    """Raised when what Redis holds under a task's id isn't a task's record: another program wrote there."""
+    """The key of the task in Redis holds something else than a task's record: another program wrote it."""
 
     def __init__(self, id: Any) -> None:
         TaskpoolError.__init__(
@@ -164,7 +208,15 @@ class UnreadableTask(TaskNotFound):
 
 
 class TaskConflict(TaskpoolError):
-    """Raised when a task's status doesn't allow the operation; nothing changed. `status` is what it is now."""
+    """The status of the task doesn't allow this. Nothing changed.
+
+    `status` is the task's current status.
+    """
+
+    problem = ProblemKind("task-conflict", 409, "Task status conflict", members={"task_status": "status"})
+    exit_status = Exit.CONFLICT
+    id: str
+    status: str
 
     def __init__(self, id: str, status: str, message: str) -> None:
         super().__init__(message)
@@ -172,8 +224,20 @@ class TaskConflict(TaskpoolError):
 
 
 class UniqueConflict(TaskConflict):
-    """Raised when a task with the same unique key is there; nothing was stored. `id` and `status` are that task's,
-    `index` is the place of the refused one among those submitted together."""
+    """Another task holds the unique key. Nothing was stored.
+
+    `id` and `status` are that task's. `index` is the place of the refused task among those submitted together.
+    """
+
+    problem = ProblemKind(
+        "unique-conflict",
+        409,
+        "Unique key conflict",
+        {"Link": True},
+        members={"task_id": "id", "task_status": "status"},
+    )
+    key: str
+    index: int
 
     def __init__(self, key: str, id: str, status: str, index: int = 0) -> None:
         super().__init__(id, status, f"task {id} ({status}) has the unique key {key!r}")
@@ -181,22 +245,27 @@ class UniqueConflict(TaskConflict):
 
 
 class KeyReused(TaskpoolError):
-    """Raised when an idempotency key was used for another submission before; nothing was stored."""
+    """The idempotency key was used for another submission before. Nothing was stored."""
+
+    problem = ProblemKind("idempotency-key-reused", 422, "Idempotency key reused")
 
     def __init__(self) -> None:
-        super().__init__("this idempotency key was used for another submission; take a new one for each")
+        super().__init__("this idempotency key was used for another submission; use a new key for each submission")
 
 
-class InvalidKey(TaskpoolError):
-    """Raised when what was asked for can't be an API key; `errors` as for `InvalidTask`."""
+class InvalidKey(FieldErrors):
+    """A setting of the API key is invalid."""
 
-    def __init__(self, errors: Sequence[FieldError]) -> None:
-        super().__init__(f"{errors[0].pointer}: {errors[0].detail}")
-        self.errors = tuple(errors)
+    problem = ProblemKind("invalid-key", 422, "Invalid API key settings")
+    exit_status = Exit.USAGE
 
 
 class KeyNotFound(TaskpoolError):
-    """Raised when no API key has this id: it was revoked, or it never existed."""
+    """No API key has this id: it was revoked, or it never existed."""
+
+    problem = ProblemKind("key-not-found", 404, "API key not found")
+    exit_status = Exit.NOT_FOUND
+    id: str
 
     def __init__(self, id: str) -> None:
         super().__init__(f"no API key has the id {id!r}; it was revoked, or it never existed")
@@ -204,34 +273,48 @@ class KeyNotFound(TaskpoolError):
 
 
 class QueueFull(TaskpoolError):
-    """Raised when a queue holds as many tasks as it may (`max_queue_depth`); nothing was stored.
+    """The queue holds as many tasks as it may (`max_queue_depth`). Nothing was stored.
 
-    `queue` and `held` are its name and how many it holds; `retry_after_s` is when there may be room, at its pace.
+    `held` is how many tasks the queue holds. `retry_after_s` is when there may be room, at the queue's pace.
     """
 
+    problem = ProblemKind("queue-full", 429, "Queue full", COMES_AGAIN, members={"queue": "queue", "held": "held"})
+    queue: str
+    held: int
+    retry_after_s: float
+
     def __init__(self, queue: str, held: int, most: int, retry_after_s: float) -> None:
-        super().__init__(f"the queue {queue!r} has no room: it holds {held:,} tasks, and may hold {most:,}")
+        super().__init__(
+            f"the queue {queue!r} has no room: it holds {held:,} tasks, and may hold {most:,}; nothing was stored"
+        )
         self.queue, self.held, self.retry_after_s = queue, held, retry_after_s
 
 
 class CapReached(TaskpoolError):
-    """Raised when something new would go beyond a cap of its project; nothing was stored.
+    """The project uses as many queues, tags, unique keys, idempotency keys or webhooks as it may. Nothing was stored.
 
     `setting` is the environment variable that sets the cap, `most` is the cap.
     """
 
+    problem = ProblemKind("cap-reached", 403, "Cap reached", members={"cap": "most", "setting": "setting"})
+    setting: str
+    most: int
+
     def __init__(self, kind: str, project: str | None, most: int) -> None:
         self.setting, self.most = f"TASKPOOL_MAX_{kind.upper()}", most
-        whose = f"the project {project!r} uses" if project else "what belongs to no project uses"
+        users = f"the project {project!r} uses" if project else "callers without a project use"
         advice = "wait until some expire" if kind == "idempotency_keys" else "use one of those, remove some"
         super().__init__(
-            f"{whose} {most:,} {kind.replace('_', ' ')}, as many as {self.setting} allows: {advice}, "
-            "or have the setting raised"
+            f"{users} {most:,} {kind.replace('_', ' ')}, as many as {self.setting} allows: {advice}, "
+            "or raise the setting; nothing was stored"
         )
 
 
 class WaitTimeout(TaskpoolError):
-    """Raised when a task hasn't ended within the time given; `record` is its latest state."""
+    """The task didn't end in time. `record` is its latest state."""
+
+    exit_status = Exit.TIMED_OUT
+    record: TaskRecord
 
     def __init__(self, record: TaskRecord, timeout_s: float) -> None:
         super().__init__(f"task {record.id} is still {record.status.value} after {timeout_s:g} s")
@@ -239,26 +322,34 @@ class WaitTimeout(TaskpoolError):
 
 
 class AttemptLost(TaskpoolError):
-    """Raised when an attempt that no longer holds its lease tries to write; nothing was written."""
+    """The attempt no longer holds its lease. Nothing was written."""
 
 
 class ConfigurationError(TaskpoolError):
-    """Raised before anything starts, when a setting or a task module is wrong; the text says what to change."""
+    """A setting or a task module is wrong. It is raised before anything starts; the text says what to change."""
+
+    exit_status = Exit.USAGE
 
 
 class DuplicateType(ConfigurationError):
-    """Raised when two places register the same task type; the text names both."""
+    """Two places register the same task type. The text names both."""
 
 
 class NoEventLoop(TaskpoolError, RuntimeError):
-    """Raised when a method of `AsyncTaskPool` or `AsyncClient` is called without a running asyncio event loop."""
+    """A method of `AsyncTaskPool` or `AsyncClient` was called without a running asyncio event loop."""
 
 
 class RedisUnavailable(TaskpoolError):
-    """Raised when Redis can't be reached or answers that it can't serve; whether a write took place is unknown.
+    """Redis can't be reached, or can't serve the request at the moment. It is unknown whether a write took place.
 
-    `retry_after_s` is how long to wait before trying again.
+    `retry_after_s` is how long to wait before trying again. `public_text` is for HTTP clients, because the text of the
+    exception may name hosts.
     """
+
+    problem = ProblemKind("redis-unavailable", 503, "Redis unavailable", COMES_AGAIN)
+    exit_status = Exit.NO_REDIS
+    public_text = "Redis doesn't answer"
+    retry_after_s: float
 
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
@@ -266,15 +357,19 @@ class RedisUnavailable(TaskpoolError):
 
 
 class RedisFull(RedisUnavailable):
-    """Raised when Redis refuses a write because its memory is full (`maxmemory`): nothing was changed by it."""
+    """Redis refused a write because its memory is full (`maxmemory`). The write changed nothing."""
+
+    public_text = "Redis has no memory left; nothing was changed"
 
 
 class RedisRefused(RedisUnavailable):
-    """Raised when Redis answers with an error that says it can't serve, or takes no writes, at the moment.
+    """Redis answered with an error: it can't serve, or takes no writes, at the moment.
 
     `is_known` is False for a reply that taskpool doesn't know. `at` is the place of the refused call among those that
     were sent together.
     """
+
+    public_text = "Redis can't serve this at the moment"
 
     def __init__(self, message: str, *, is_known: bool = True) -> None:
         super().__init__(message)
@@ -282,10 +377,12 @@ class RedisRefused(RedisUnavailable):
 
 
 class ApiUnavailable(TaskpoolError):
-    """Raised when the HTTP API can't be reached or an answer of it is lost.
+    """The HTTP API can't be reached, or its answer was lost.
 
-    `was_sent`: the request may have reached it, so whether it was carried out is unknown.
+    `was_sent`: the request may have reached the API, so it is unknown whether it was carried out.
     """
+
+    exit_status = Exit.NO_REDIS
 
     def __init__(self, message: str, *, was_sent: bool) -> None:
         super().__init__(message)
@@ -293,10 +390,11 @@ class ApiUnavailable(TaskpoolError):
 
 
 class ApiError(TaskpoolError):
-    """Raised when the HTTP API answers with an error that no other class stands for.
+    """The HTTP API answered with an error that has no class of its own.
 
-    `kind` is the last part of the problem's type, such as ``body-too-large``; empty when the answer was no problem
-    document, but perhaps a proxy's. `errors` as for `InvalidTask`. `retry_after_s`: when to come again, if it says so.
+    `kind` is the last part of the problem's type, such as ``body-too-large``. It is empty when the answer was not a
+    problem document, for example if a proxy sent it. `errors` as for `InvalidTask`. `retry_after_s` is from
+    `Retry-After`, if given.
     """
 
     def __init__(
@@ -315,17 +413,92 @@ class ApiError(TaskpoolError):
 
 
 class Unauthorized(ApiError):
-    """Raised when the HTTP API doesn't know who asks: an API key is needed, or the one given isn't good (any more)."""
+    """An API key is needed, or the one given isn't valid."""
+
+    problem = ProblemKind("unauthorized", 401, "Authentication required", {"WWW-Authenticate": True})
+    exit_status = Exit.USAGE
 
 
 class NonRetryable(Exception):
-    """Raised by a task that would fail in the same way again: it fails at once, whatever attempts are left."""
+    """Raised by a task that would fail in the same way again: the task fails at once, whatever attempts are left."""
 
 
 class ParentResultGone(TaskpoolError, NonRetryable):
-    """Raised in a task that reads the result of a task it depends on, when there is none (any more). `parent` is that
-    task's id. The attempt fails and isn't repeated, unless the task catches this."""
+    """A task reads the result of a task it depends on, and that result is gone.
+
+    `parent` is that task's id. The attempt fails and isn't repeated, unless the task catches this.
+    """
 
     def __init__(self, parent: str, why: str) -> None:
         super().__init__(f"the result of task {parent} can't be read: {why}")
         self.parent = parent
+
+
+_OF_HTTP: Final = (
+    ProblemKind("invalid-http", 400, "Malformed HTTP request", meaning="This isn't a request of HTTP/1.1."),
+    ProblemKind("invalid-json", 400, "Invalid JSON", meaning="The body isn't a JSON document of the expected kind."),
+    ProblemKind(
+        "invalid-query",
+        400,
+        "Invalid query parameters",
+        meaning="A query parameter is unknown or has an invalid value.",
+        error=InvalidTask,
+    ),
+    ProblemKind("invalid-event-id", 400, "Invalid event id", meaning="`Last-Event-ID` isn't the id of an event."),
+    ProblemKind("invalid-header", 400, "Invalid header", meaning="A header has an invalid value, or occurs twice."),
+    ProblemKind("not-found", 404, "Path not found", meaning="The API has no such path."),
+    ProblemKind("method-not-allowed", 405, "Method not allowed", meaning="The path doesn't support this method."),
+    ProblemKind("body-timeout", 408, "Request body timeout", meaning="The body didn't arrive in time."),
+    ProblemKind("headers-timeout", 408, "Request headers timeout", meaning="The headers didn't arrive in time."),
+    ProblemKind("body-too-large", 413, "Request body too large", meaning="The body is larger than the limit."),
+    ProblemKind(
+        "unsupported-media-type",
+        415,
+        "Unsupported media type",
+        {"Accept": False, "Accept-Encoding": False},
+        meaning="The body isn't JSON, or is compressed.",
+    ),
+    ProblemKind("misdirected", 421, "Unknown host name", meaning="An API without keys serves only its own machine."),
+    ProblemKind(
+        "invalid-body", 422, "Invalid request body", meaning="A field of the body is invalid.", error=InvalidTask
+    ),
+    ProblemKind("rate-limited", 429, "Rate limit exceeded", COMES_AGAIN, meaning="The caller sends too many requests."),
+    ProblemKind("headers-too-large", 431, "Request headers too large", meaning="The headers exceed a limit."),
+    ProblemKind("internal-error", 500, "Internal server error", meaning="The log of the API has the details."),
+    ProblemKind(
+        "too-many-streams",
+        503,
+        "Too many streams",
+        COMES_AGAIN,
+        meaning="The process serves no more streams of events.",
+    ),
+    ProblemKind(
+        "too-many-connections",
+        503,
+        "Too many connections",
+        COMES_AGAIN,
+        meaning="The process accepts no more connections.",
+    ),
+)
+"""The problems that only the HTTP API has. The client raises `ApiError` for those without an `error`."""
+
+
+def attributes_of(cls: type[TaskpoolError]) -> Iterator[str]:
+    """The attributes that instances of an error have."""
+    for base in cls.__mro__:
+        if base is not TaskpoolError and issubclass(base, TaskpoolError):
+            yield from inspect.get_annotations(base)
+
+
+def _declared() -> list[ProblemKind]:
+    """The problems of the classes above."""
+    kinds = []
+    for cls in list(globals().values()):
+        if isinstance(cls, type) and issubclass(cls, TaskpoolError) and (problem := vars(cls).get("problem")):
+            meaning = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
+            kinds.append(problem._replace(meaning=meaning, error=cls))
+    return kinds
+
+
+PROBLEMS: Final = {kind.name: kind for kind in sorted([*_OF_HTTP, *_declared()], key=lambda kind: kind.status)}
+"""Every problem by its name, in the order of their statuses."""

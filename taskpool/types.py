@@ -39,7 +39,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, Self, TypedDict, TypeVar
 
 import msgspec
@@ -114,6 +114,28 @@ OnLostLease = Literal["continue", "kill"]
 LOST_LEASE_CHOICES: Final[tuple[OnLostLease, ...]] = ("continue", "kill")
 
 
+class Exit(IntEnum):
+    """The exit statuses of the command line. `meaning` is what `taskpool --help` says about one."""
+
+    meaning: str
+
+    def __new__(cls, status: int, meaning: str = "") -> Self:
+        member = int.__new__(cls, status)
+        member._value_, member.meaning = status, meaning
+        return member
+
+    DONE = 0, "done, or the command did what was asked"
+    FAILED = 1, "the task failed; `up`: a part died"
+    USAGE = 2, "a flag, a setting, a key or a payload is wrong; `up`: it can't start"
+    NOT_FOUND = 3, "no task, or no key, has this id"
+    TIMED_OUT = 4, "the task didn't end in the time given"
+    STOPPED = 5, "the task was stopped or canceled"
+    CONFLICT = 6, "the task's status doesn't allow that"
+    NO_REDIS = 7, "Redis, or the API of --server, can't be reached"
+    BUG = 70
+    INTERRUPTED = 130, "Ctrl-C"
+
+
 class StatusFacts(NamedTuple):
     """What the code needs to know about a status, declared once; everything else is derived from it.
 
@@ -129,7 +151,7 @@ class StatusFacts(NamedTuple):
     event: str = ""
     is_retryable: bool = False
     colour: str | None = None
-    exit_status: int = 0
+    exit_status: Exit = Exit.DONE
 
 
 STATUSES: Final[Mapping[TaskStatus, StatusFacts]] = {
@@ -147,9 +169,9 @@ STATUSES: Final[Mapping[TaskStatus, StatusFacts]] = {
     ),
     S.STOPPING: StatusFacts("started", "WIP", (S.DONE, S.FAILED, S.STOPPED), colour="yellow"),
     S.DONE: StatusFacts("finished", "FINISHED", (), colour="green"),
-    S.FAILED: StatusFacts("failed", "FAILED", (), is_retryable=True, colour="red", exit_status=1),
-    S.STOPPED: StatusFacts("stopped", "FAILED", (), is_retryable=True, colour="yellow", exit_status=5),
-    S.CANCELED: StatusFacts("canceled", "CANCELED", (), is_retryable=True, colour="yellow", exit_status=5),
+    S.FAILED: StatusFacts("failed", "FAILED", (), is_retryable=True, colour="red", exit_status=Exit.FAILED),
+    S.STOPPED: StatusFacts("stopped", "FAILED", (), is_retryable=True, colour="yellow", exit_status=Exit.STOPPED),
+    S.CANCELED: StatusFacts("canceled", "CANCELED", (), is_retryable=True, colour="yellow", exit_status=Exit.STOPPED),
 }
 """Every status, in the order of a task's life."""
 

@@ -19,8 +19,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from api.app import create_app
 from api.auth.caller import Guarded
-from api.http.problems import TYPE_PREFIX
 from api.routing import Resource
+from taskpool.errors import PROBLEM_PREFIX
 from taskpool.settings import Settings
 from tests.api_client import publish_types
 from tests.api_contract import Contract, templated
@@ -135,8 +135,8 @@ async def refuse(walk: Walk, id: str, kind: str) -> None:
     walk.is_refused = True
     walk_to = PARTICULAR.get((id, kind)) or REFUSALS[kind]
     answer = await walk_to(walk, id)
-    if TYPE_PREFIX + kind in str(walk.contract.operations[id][2]["responses"]):
-        assert answer.json()["type"] == TYPE_PREFIX + kind, f"{id} should say {kind}: {answer.text}"
+    if PROBLEM_PREFIX + kind in str(walk.contract.operations[id][2]["responses"]):
+        assert answer.json()["type"] == PROBLEM_PREFIX + kind, f"{id} should say {kind}: {answer.text}"
 
 
 RETRY: Final = b"retry: 2000\n"

@@ -8,9 +8,9 @@ from pathlib import Path
 from starlette.routing import Route, WebSocketRoute
 
 from api.app import create_app
-from api.http.problems import KINDS
 from api.routes.health import Scrape
 from api.routing import Resource
+from taskpool.errors import PROBLEMS
 from taskpool.settings import Settings
 from taskpool.types import TaskSpec
 
@@ -43,9 +43,10 @@ def test_the_table_of_fields_is_that_of_a_submission() -> None:
 
 
 def test_the_table_of_problems_is_that_of_the_code() -> None:
-    rows = table("| type (after `urn:taskpool:problem:`) | status | title |")
+    rows = table("| type (after `urn:taskpool:problem:`) | status | title | meaning |")
+    declared = [(kind.name, kind.status, kind.title, kind.meaning.replace("`", "")) for kind in PROBLEMS.values()]
 
-    assert {kind: (int(status), title) for kind, status, title in rows} == KINDS
+    assert [(kind, int(status), title, meaning) for kind, status, title, meaning in rows] == declared
 
 
 def test_the_table_of_metrics_is_that_of_a_scrape() -> None:

@@ -16,13 +16,13 @@ from starlette.routing import Route
 
 from api.app import create_app
 from api.auth.caller import READ, Guarded
-from api.http.problems import KINDS, TYPE_PREFIX
 from api.openapi.answers import HEADERS
 from api.openapi.declarations import operation_of
 from api.openapi.document import TAGS, describe
 from api.openapi.schemas import with_refs
 from api.routing import Resource
 from taskpool import Registry, task
+from taskpool.errors import PROBLEM_PREFIX, PROBLEMS
 from taskpool.settings import Settings
 from taskpool.types import TypeInfo
 from taskpool.validation import LONGEST_S
@@ -97,7 +97,7 @@ def test_what_declarations_name_exists(app: Starlette) -> None:
 
     assert len({operation.id for operation in declared}) == len(declared)
     assert {operation.tag for operation in declared} == TAGS.keys()
-    assert {kind for operation in declared for kind in operation.kinds(READ)} == KINDS.keys() - NOBODY_DECLARES
+    assert {kind for operation in declared for kind in operation.kinds(READ)} == PROBLEMS.keys() - NOBODY_DECLARES
     assert {name for each in declared for answer in each.answers.values() for name in answer.headers} <= HEADERS.keys()
     assert {name for operation in declared for name in operation.headers} <= HEADERS.keys()
 
@@ -109,7 +109,7 @@ def test_every_problem_is_described_by_its_type(app: Starlette) -> None:
 
     assert responses["409"] == {"$ref": "#/components/responses/task-conflict"}
     schema = problems["task-conflict"]["content"]["application/problem+json"]["schema"]
-    assert schema["properties"]["type"] == {"enum": [TYPE_PREFIX + "task-conflict"]}
+    assert schema["properties"]["type"] == {"enum": [PROBLEM_PREFIX + "task-conflict"]}
     assert responses["503"] == {"$ref": "#/components/responses/redis-unavailable"}
     assert "Retry-After" in problems["redis-unavailable"]["headers"]
 

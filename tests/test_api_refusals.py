@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from api.http.problems import KINDS, TYPE_PREFIX
 from taskpool.async_pool import AsyncTaskPool
+from taskpool.errors import PROBLEM_PREFIX, PROBLEMS
 from taskpool.types import TaskSpec
 from tests.api_client import JSON, api, publish_types
 
@@ -32,8 +32,8 @@ async def client(redis_url: str) -> AsyncIterator[httpx.AsyncClient]:
 def check(response: httpx.Response, kind: str, pointer: str | None = None) -> dict[str, Any]:
     """The problem in a response, which must be of this kind and about this field."""
     problem: dict[str, Any] = response.json()
-    status, title = KINDS[kind]
-    assert (response.status_code, problem["type"]) == (status, TYPE_PREFIX + kind), response.text
+    status, title = PROBLEMS[kind][1:3]
+    assert (response.status_code, problem["type"]) == (status, PROBLEM_PREFIX + kind), response.text
     assert (problem["status"], problem["title"]) == (status, title)
     assert response.headers["content-type"] == "application/problem+json"
     assert response.headers["cache-control"] == "no-store"

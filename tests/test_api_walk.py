@@ -10,9 +10,9 @@ from redis import Redis
 from starlette.routing import Route, WebSocketRoute
 
 from api.app import create_app
-from api.http.problems import TYPE_PREFIX
 from api.openapi.document import operations
 from api.routing import Resource
+from taskpool.errors import PROBLEM_PREFIX
 from taskpool.settings import Settings
 from tests import api_walk_answers, api_walk_refusals, api_walk_webhooks
 from tests.api_contract import METHODS, templated
@@ -35,7 +35,7 @@ async def walk(redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("id", OPERATIONS)
 async def test_an_operation_answers_what_the_document_says_and_nothing_else(walk: Walk, id: str) -> None:
     promised = {promise for promise in walk.contract.promises() if promise.operation == id}
-    kinds = {promise.what.removeprefix(TYPE_PREFIX) for promise in promised if TYPE_PREFIX in promise.what}
+    kinds = {promise.what.removeprefix(PROBLEM_PREFIX) for promise in promised if PROBLEM_PREFIX in promise.what}
 
     await ANSWERS[id](walk, id)
     for kind in sorted(kinds | REFUSALS.keys()):

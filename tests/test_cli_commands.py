@@ -19,10 +19,9 @@ from click.testing import CliRunner, Result
 
 from taskpool import Client, Registry, TaskContext, TaskPool, task
 from taskpool.cli.__main__ import main
-from taskpool.cli.output import Exit
 from taskpool.operations.catalog import PoolInfo, publish
 from taskpool.operations.documents import task_document
-from taskpool.types import TaskRecord
+from taskpool.types import Exit, TaskRecord
 from tests.cli_ways import Reached
 from tests.support import eventually
 

@@ -11,11 +11,10 @@ from click.testing import CliRunner, Result
 
 from taskpool import Registry, TaskPool, task
 from taskpool.cli.__main__ import main
-from taskpool.cli.output import Exit
 from taskpool.redis import scripts
 from taskpool.tasks.attempt import Outcome
 from taskpool.tasks.log_lines import encode_line, note
-from taskpool.types import LogLimits, RunningTask, TaskStatus
+from taskpool.types import Exit, LogLimits, RunningTask, TaskStatus
 from tests.cli_ways import Reached
 
 RED = "\x1b[31mred\x1b[0m"

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from taskpool.cli.__main__ import main
-from taskpool.cli.output import Exit
+from taskpool.types import Exit
 
 
 def new(*arguments: str) -> Result:

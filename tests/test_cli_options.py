@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from taskpool.cli.__main__ import main
 from taskpool.cli.options import SettingOption, environment, load_settings
-from taskpool.cli.output import Exit
 from taskpool.settings import CLIENT_SETTINGS, SETTING_FIELDS, Settings
+from taskpool.types import Exit
 from taskpool.validation import LONGEST_S
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from taskpool import ApiError, InvalidTask, NotAllowed, TaskNotFound, TaskSpec, Unauthorized
 from taskpool.access.api_key import Scope
 from taskpool.cli.__main__ import main
-from taskpool.cli.output import Exit
+from taskpool.types import Exit
 from tests.client_kinds import KINDS, Service, client_of, service
 from tests.instances import taskpool
 from tests.keys import make_key

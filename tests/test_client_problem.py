@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from api.http.problems import KINDS, Problem, conflict, invalid_task, unique_conflict
+from api.http.problems import Problem, problem_of, unique_conflict
 from taskpool import (
     ApiError,
     CapReached,
@@ -26,7 +26,17 @@ from taskpool import (
     UnknownType,
 )
 from taskpool.client.request import About, Answer, error_of
-from taskpool.errors import InvalidKey, KeyNotFound, KeyReused
+from taskpool.errors import (
+    PROBLEMS,
+    DeliveryBusy,
+    DeliveryNotFound,
+    InvalidKey,
+    InvalidWebhook,
+    KeyNotFound,
+    KeyReused,
+    WebhookConflict,
+    WebhookNotFound,
+)
 
 OWN: dict[str, type[TaskpoolError]] = {
     "unauthorized": Unauthorized,
@@ -46,6 +56,11 @@ OWN: dict[str, type[TaskpoolError]] = {
     "queue-full": QueueFull,
     "cap-reached": CapReached,
     "redis-unavailable": RedisUnavailable,
+    "invalid-webhook": InvalidWebhook,
+    "webhook-not-found": WebhookNotFound,
+    "webhook-conflict": WebhookConflict,
+    "delivery-not-found": DeliveryNotFound,
+    "delivery-busy": DeliveryBusy,
 }
 
 
@@ -56,14 +71,14 @@ def told(problem: Problem, about: About | None = None) -> Any:
     return error_of(Answer(response.status_code, headers, bytes(response.body)), about or About())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROBLEMS)
 def test_each_kind_has_its_exception(kind: str) -> None:
     error = told(Problem(kind, "some detail"))
 
     assert type(error) is OWN.get(kind, ApiError)
     assert "some detail" in str(error)
     if isinstance(error, ApiError):
-        assert (error.kind, error.status, error.title, error.detail) == (kind, *KINDS[kind], "some detail")
+        assert (error.kind, error.status, error.title, error.detail) == (kind, *PROBLEMS[kind][1:3], "some detail")
 
 
 def test_an_unknown_kind_is_told_with_all_it_says() -> None:
@@ -86,7 +101,7 @@ def test_what_calls_itself_a_problem_and_is_none_is_an_error_all_the_same(body: 
 def test_an_invalid_task_has_its_faults() -> None:
     faults = [FieldError("/payload/width", "too wide"), FieldError("/payload/height", "too high")]
 
-    error = told(invalid_task(InvalidPayload("it doesn't fit", faults)))
+    error = told(problem_of(InvalidPayload("it doesn't fit", faults)))
 
     assert (error.errors, str(error)) == (tuple(faults), "it doesn't fit")
 
@@ -96,7 +111,7 @@ def test_pointers_of_a_batch_start_with_the_index() -> None:
 
     refusal = InvalidPayload("it doesn't fit: /tasks/1/payload/x: no", [FieldError("/tasks/1/payload/x", "no")])
 
-    error = told(invalid_task(refusal), batch)
+    error = told(problem_of(refusal), batch)
 
     assert error.errors == (FieldError("/1/payload/x", "no"),)
     assert str(error) == "it doesn't fit: /1/payload/x: no"
@@ -104,8 +119,8 @@ def test_pointers_of_a_batch_start_with_the_index() -> None:
 
 def test_an_unknown_type_has_its_name_and_those_near() -> None:
     batch = About(specs=(TaskSpec(type="a"), TaskSpec(type="eco")), prefix="/tasks")
-    alone = told(invalid_task(UnknownType("eco", ["echo"])), About(specs=(TaskSpec(type="eco"),)))
-    problem = invalid_task(UnknownType("eco", ["echo"]))
+    alone = told(problem_of(UnknownType("eco", ["echo"])), About(specs=(TaskSpec(type="eco"),)))
+    problem = problem_of(UnknownType("eco", ["echo"]))
     problem.errors = [{"pointer": "/tasks/1/type", "detail": "unknown"}]
 
     assert (alone.type, alone.near) == ("eco", ("echo",))
@@ -121,7 +136,7 @@ def test_a_wrong_parameter_is_a_fault_with_a_pointer() -> None:
 def test_conflicts_name_the_task_and_its_status() -> None:
     batch = About(specs=(TaskSpec(type="a"), TaskSpec(type="a", unique_key="k")), prefix="/tasks")
 
-    running = told(conflict(TaskConflict("t1", "in_progress", "it runs"), stop="/tasks/t1/stop"), About("t1"))
+    running = told(problem_of(TaskConflict("t1", "in_progress", "it runs"), stop="/tasks/t1/stop"), About("t1"))
     held = told(unique_conflict(UniqueConflict("k", "t2", "queued"), "/tasks/1"), batch)
 
     assert (running.id, running.status, str(running)) == ("t1", "in_progress", "it runs")
@@ -129,5 +144,5 @@ def test_conflicts_name_the_task_and_its_status() -> None:
 
 
 def test_a_missing_dependency_and_a_missing_task_are_named() -> None:
-    assert told(invalid_task(UnknownDependency("t9"))).id == "t9"
+    assert told(problem_of(UnknownDependency("t9"))).id == "t9"
     assert told(Problem("task-not-found", "no"), About("t1")).id == "t1"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.ports import free_port
-from taskpool.cli.output import Exit
+from taskpool.types import Exit
 from tests.instances import COMMAND, Up, taskpool
 from tests.support import eventually
 

@@ -20,7 +20,7 @@ from taskpool.access import keyring
 from taskpool.access.api_key import KeySpec, Scope
 from taskpool.access.audit import Actor, read_audit
 from taskpool.cli.__main__ import main
-from taskpool.cli.output import Exit, exit_of
+from taskpool.cli.output import exit_of
 from taskpool.client import values
 from taskpool.client.request import Answer
 from taskpool.client.values import Message
@@ -33,7 +33,7 @@ from taskpool.operations.records import restore_told
 from taskpool.operations.status import read_event
 from taskpool.redis import keys, scripts
 from taskpool.redis.add_script import status_told
-from taskpool.types import TERMINAL
+from taskpool.types import TERMINAL, Exit
 from taskpool.webhooks import delivery
 from taskpool.webhooks.endpoint import DeliveryStatus
 from taskpool.webhooks.message import message_body, read_entry

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from benchmarks.ports import free_port
-from taskpool.cli.output import Exit
+from taskpool.types import Exit
 from taskpool.validation import BUILTIN_TYPES
 from tests.instances import COMMAND, Up, taskpool
 from tests.keys import make_key

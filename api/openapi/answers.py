@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from taskpool.errors import PROBLEM_PREFIX, PROBLEMS
+
 from ..auth.caller import Access
-from ..http.problems import KINDS, TYPE_PREFIX
 from ..http.query import MAX_WAIT_S
 from .declarations import EVENTS, JSON, Answer, Operation
 from .schemas import REFS, Schemas
@@ -62,18 +63,6 @@ HEADERS: Final[Mapping[str, Object]] = {
 }
 """Headers of answers, and those of requests that handlers declare."""
 
-PROBLEM_HEADERS: Final[Mapping[str, Mapping[str, bool]]] = {
-    "unauthorized": {"WWW-Authenticate": True},
-    "forbidden": {"WWW-Authenticate": False},
-    "unique-conflict": {"Link": True},
-    "unsupported-media-type": {"Accept": False, "Accept-Encoding": False},
-    "rate-limited": {"Retry-After": True},
-    "queue-full": {"Retry-After": True},
-    "too-many-streams": {"Retry-After": True},
-    "redis-unavailable": {"Retry-After": True},
-}
-"""The headers of problems by kind, and whether each of them is always there."""
-
 OF_A_LIMIT: Final = ("RateLimit", "RateLimit-Policy")
 BEFORE_ANY_LIMIT: Final = frozenset(("unauthorized", "misdirected", "invalid-header"))
 
@@ -100,7 +89,7 @@ def responses(
     }
     kinds: dict[int, list[str]] = defaultdict(list)
     for kind in dict.fromkeys(operation.kinds(access)):
-        kinds[KINDS[kind][0]].append(kind)
+        kinds[PROBLEMS[kind].status].append(kind)
     of_whom = ".public" if access.public else ".anyone" if access.scope is None else ""
     for status in sorted(kinds):
         assert str(status) not in found
@@ -140,7 +129,7 @@ def _message(name: str, told: Object) -> Object:
 
 def _problem_headers(status: int, kinds: Sequence[str], access: Access) -> Object:
     """The headers of the problems of one status."""
-    given = [PROBLEM_HEADERS.get(kind, {}) for kind in kinds]
+    given = [PROBLEMS[kind].headers for kind in kinds]
     needed = {name: all(headers.get(name, False) for headers in given) for headers in given for name in headers}
     is_refused_at_once = BEFORE_ANY_LIMIT.issuperset(kinds)
     if status == 403 and access.scope is None:  # it can only have come from another origin
@@ -159,13 +148,13 @@ def _header(name: str, required: bool) -> Object:
 
 
 def _problem(status: int, kinds: Sequence[str], headers: Object) -> Object:
-    types = [TYPE_PREFIX + kind for kind in kinds]
+    types = [PROBLEM_PREFIX + kind for kind in kinds]
     schema = {
         "allOf": [{"$ref": f"{REFS}Problem"}],
         "properties": {"type": {"enum": types}, "status": {"const": status}},
     }
     response: Object = {
-        "description": "; ".join(KINDS[kind][1] for kind in kinds) + ".",
+        "description": "; ".join(PROBLEMS[kind].title for kind in kinds) + ".",
         "content": {PROBLEM: {"schema": schema}},
     }
     if headers:

@@ -253,7 +253,7 @@ class Operation:
     asks_redis: bool
 
     def kinds(self, access: Access) -> Iterator[str]:
-        """Every kind of problem that it may answer with behind `access`; `KINDS` has their statuses."""
+        """Every kind of problem that it may answer with behind `access`; `errors.PROBLEMS` has their statuses."""
         yield from self.problems
         if not access.public:
             yield from OF_A_CALLER

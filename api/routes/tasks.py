@@ -31,7 +31,7 @@ from ..auth.gate import Gate
 from ..http.body import read_json, read_optional_json
 from ..http.long_poll import LongPolls
 from ..http.prefix import next_link, prefix_of, public_path
-from ..http.problems import MAX_SHOWN, Problem, conflict, invalid_task, unique_conflict
+from ..http.problems import MAX_SHOWN, Problem, problem_of, unique_conflict
 from ..http.query import (
     MAX_WAIT_S,
     DeliveriesQuery,
@@ -163,7 +163,7 @@ def _traced(specs: list[TaskSpec], wishes: Wishes) -> list[TaskSpec]:
 
 def _in_batch(error: InvalidTask, concerns: list[bool]) -> Problem:
     """The problem of a fault that the core tells once, with the pointer of every task it concerns."""
-    problem = invalid_task(error)
+    problem = problem_of(error)
     problem.errors = [
         {"pointer": f"/tasks/{index}{fault.pointer}", "detail": fault.detail}
         for index, concerned in enumerate(concerns)
@@ -264,7 +264,7 @@ class TaskRoutes:
         try:
             outcome = await self._pool.store.carry_out(remove_task(id, by))
         except TaskConflict as error:
-            raise conflict(error, stop=public_path(request.scope, f"/tasks/{quote(id)}/stop")) from None
+            raise problem_of(error, stop=public_path(request.scope, f"/tasks/{quote(id)}/stop")) from None
         if outcome is None:
             return NoContent()
         return Json(shown(await self._pool.get(id), request))

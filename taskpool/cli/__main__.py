@@ -12,11 +12,12 @@ from taskpool.cli.demo import demo
 from taskpool.cli.fleet import queue, types, workers
 from taskpool.cli.keys import audit, keys
 from taskpool.cli.new import new
-from taskpool.cli.output import HELP, Exit, Failure, failure_of, say
+from taskpool.cli.output import HELP, Failure, failure_of, say
 from taskpool.cli.tasks import get, logs, retry, stop, submit, watch
 from taskpool.cli.up import api, up, worker
 from taskpool.errors import TaskpoolError
 from taskpool.text import LogFormatter, indented
+from taskpool.types import Exit
 
 GROUPS: Final[tuple[tuple[str, tuple[click.Command, ...]], ...]] = (
     ("Run it", (up, api, worker, demo)),

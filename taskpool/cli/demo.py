@@ -14,7 +14,8 @@ import click
 
 from taskpool.cli.instance import answers_ready, cancelled_by_signals, local_url
 from taskpool.cli.options import Command, load_settings, settings_flags
-from taskpool.cli.output import Exit, Failure, command_name, console, print_table, say
+from taskpool.cli.output import Failure, command_name, console, print_table, say
+from taskpool.types import Exit
 
 if TYPE_CHECKING:
     from taskpool.cli.counting import Counted, Counting

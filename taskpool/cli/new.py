@@ -11,7 +11,8 @@ from typing import Final
 
 import click
 
-from taskpool.cli.output import Exit, Failure, command_name, say
+from taskpool.cli.output import Failure, command_name, say
+from taskpool.types import Exit
 
 TASK: Final = Template('''\
 """The task `$name`: say here what it does."""

@@ -18,7 +18,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from enum import IntEnum
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -35,22 +34,9 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from taskpool.errors import (
-    ApiUnavailable,
-    ConfigurationError,
-    InvalidKey,
-    InvalidTask,
-    KeyNotFound,
-    NotAllowed,
-    RedisUnavailable,
-    TaskConflict,
-    TaskNotFound,
-    TaskpoolError,
-    Unauthorized,
-    WaitTimeout,
-)
+from taskpool.errors import InvalidTask, TaskpoolError, Unauthorized
 from taskpool.text import coloured, indented, json_text, printable, printable_lines
-from taskpool.types import TaskStatus
+from taskpool.types import STATUSES, Exit, TaskStatus
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,14 +44,7 @@ if TYPE_CHECKING:
     from taskpool.types import TaskRecord
 
 
-STATUS_COLOURS: Final[Mapping[str, str]] = {
-    TaskStatus.DONE: "green",
-    TaskStatus.FAILED: "red",
-    TaskStatus.STOPPED: "yellow",
-    TaskStatus.CANCELED: "yellow",
-    TaskStatus.STOPPING: "yellow",
-    TaskStatus.IN_PROGRESS: "cyan",
-}
+STATUS_COLOURS: Final[Mapping[str, str | None]] = {status: facts.colour for status, facts in STATUSES.items()}
 
 
 def say(text: str = "", *, err: bool = False, nl: bool = True) -> None:
@@ -221,33 +200,7 @@ class CountBars:
         self._progress.update(self._counted, completed=counted)
 
 
-class Exit(IntEnum):
-    """The exit statuses, as `taskpool --help` lists them."""
-
-    DONE = 0
-    FAILED = 1
-    USAGE = 2
-    NOT_FOUND = 3
-    TIMED_OUT = 4
-    STOPPED = 5
-    CONFLICT = 6
-    NO_REDIS = 7
-    BUG = 70
-    INTERRUPTED = 130
-
-
-HELP = """\b
-Exit status:
-  0  done, or the command did what was asked
-  1  the task failed; `up`: a part died
-  2  a flag, a setting, a key or a payload is wrong; `up`: it can't start
-  3  no task, or no key, has this id
-  4  the task didn't end in the time given
-  5  the task was stopped or canceled
-  6  the task's status doesn't allow that
-  7  Redis, or the API of --server, can't be reached
-  130  Ctrl-C
-"""
+HELP: Final = "\b\nExit status:\n" + "".join(f"  {each.value}  {each.meaning}\n" for each in Exit if each.meaning)
 
 
 class Failure(Exception):
@@ -259,31 +212,13 @@ class Failure(Exception):
 
 
 def exit_of(status: TaskStatus) -> Exit:
-    """How a task ended, as an exit status; a task that hasn't ended gives 0."""
-    if status is TaskStatus.FAILED:
-        return Exit.FAILED
-    if status in (TaskStatus.STOPPED, TaskStatus.CANCELED):
-        return Exit.STOPPED
-    return Exit.DONE
+    """The exit status for a task: `Exit.DONE` unless it ended badly."""
+    return STATUSES[status].exit_status if status in STATUSES else Exit.DONE
 
 
 def failure_of(error: TaskpoolError) -> Failure:
-    """The one line and the exit status of an error of the library."""
-    statuses: tuple[tuple[type[TaskpoolError], Exit], ...] = (
-        (TaskNotFound, Exit.NOT_FOUND),
-        (TaskConflict, Exit.CONFLICT),
-        (WaitTimeout, Exit.TIMED_OUT),
-        (RedisUnavailable, Exit.NO_REDIS),
-        (ApiUnavailable, Exit.NO_REDIS),
-        (ConfigurationError, Exit.USAGE),
-        (InvalidTask, Exit.USAGE),
-        (InvalidKey, Exit.USAGE),
-        (Unauthorized, Exit.USAGE),
-        (NotAllowed, Exit.USAGE),
-        (KeyNotFound, Exit.NOT_FOUND),
-    )
-    status = next((status for kind, status in statuses if isinstance(error, kind)), Exit.FAILED)
-    return Failure(_text(error), status)
+    """The line and the exit status of an error of the library."""
+    return Failure(_text(error), error.exit_status)
 
 
 def _text(error: TaskpoolError) -> str:

@@ -19,7 +19,7 @@ from taskpool.access import keyring
 from taskpool.access.api_key import KeySpec
 from taskpool.access.audit import Actor, AuditFilter, read_audit
 from taskpool.cli.options import CONNECTION, load_settings
-from taskpool.cli.output import Exit, Failure
+from taskpool.cli.output import Failure
 from taskpool.client import operations as client_keys
 from taskpool.client.client import Client
 from taskpool.client.operations import AuditPart
@@ -31,7 +31,7 @@ from taskpool.redis.store import Store
 from taskpool.runner import kill_task, retry_task
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.tasks.log_lines import LogLine
-from taskpool.types import Page, QueuedTask, QueueInfo, TaskOptions, TaskRecord, TaskSpec, TypeInfo, WorkerInfo
+from taskpool.types import Exit, Page, QueuedTask, QueueInfo, TaskOptions, TaskRecord, TaskSpec, TypeInfo, WorkerInfo
 
 
 def person() -> Actor:

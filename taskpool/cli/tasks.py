@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from taskpool.cli.options import Command, Seconds, read_json, read_pairs, read_time, settings_flags
-from taskpool.cli.output import Exit, console, exit_of, moment, print_fields, print_json, say, short_json
+from taskpool.cli.output import console, exit_of, moment, print_fields, print_json, say, short_json
 from taskpool.cli.service import SERVICE, Service, open_service
 from taskpool.text import coloured, indented, printable, printable_lines
-from taskpool.types import LOST_LEASE_CHOICES, TaskStatus, utc
+from taskpool.types import LOST_LEASE_CHOICES, Exit, TaskStatus, utc
 from taskpool.validation import LONGEST_GRACE_S
 
 if TYPE_CHECKING:
