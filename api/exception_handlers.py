@@ -6,7 +6,8 @@ A response shows the text of an exception only if the exception is one of this p
 from __future__ import annotations
 
 import logging
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -78,7 +79,7 @@ async def render_bug(request: Request, exception: Exception) -> Response:
     return Problem("internal-error", "the server's log says more").response()
 
 
-HANDLERS: Final = {
+HANDLERS: Final[Mapping[type[Exception], Any]] = {
     Problem: render_problem,
     **{kind.error: render_error for kind in PROBLEMS.values() if kind.error is not None},
     ReplyFault: render_fault,
