@@ -126,4 +126,4 @@ def test_every_command_prints_through_the_filter() -> None:
             if name in ("click.echo", "click.secho", "print", "sys.stdout.write", "sys.stderr.write"):
                 found.append((path.name, name))
 
-    assert found == [("show.py", "click.echo")]
+    assert found == [("output.py", "click.echo")]

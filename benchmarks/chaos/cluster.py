@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -276,7 +277,7 @@ def older_release(directory: Path) -> Path | None:
 def fork_servers(pool: Service) -> list[psutil.Process]:
     """The processes that fork a pool's workers: one, or more while one is frozen."""
     try:
-        return [child for child in pool.root().children() if "taskpool_workers.fork_server" in _command(child)]
+        return [child for child in pool.root().children() if re.search(r"workers\.fork_?server", _command(child))]
     except psutil.NoSuchProcess:
         return []
 
