@@ -420,6 +420,12 @@ class PerLoop(Generic[S]):
         return f"{self._owner} needs a running asyncio event loop: call it from a coroutine, or use {self._blocking}"
 
 
+def descriptor_of(transport: Any) -> int:
+    """The descriptor of the socket below a transport of asyncio or a stream of httpcore; -1 if it is closed."""
+    found = transport.get_extra_info("socket")
+    return -1 if found is None else int(found.fileno())
+
+
 def inode_of(descriptor: int) -> int | None:
     """A number that identifies the socket behind a descriptor; None if there is no socket."""
     try:

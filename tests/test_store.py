@@ -489,7 +489,7 @@ def test_an_interrupted_exchange_leaves_no_reply_for_the_next(redis_url: str, mo
     store.run(ping("a"))
     wire: Any = store._transport
 
-    def interrupted(connection: socket.socket) -> Any:
+    def interrupted(connection: socket.socket, timeout_s: float) -> Any:
         raise Interrupt
 
     monkeypatch.setattr(wire, "_read", interrupted)

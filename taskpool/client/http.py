@@ -18,7 +18,7 @@ import httpx
 
 from taskpool.client.request import Lost, Request
 from taskpool.errors import ConfigurationError
-from taskpool.lifecycle import ConnectionPool, PerLoop, inherited, inode_of, let_go
+from taskpool.lifecycle import ConnectionPool, PerLoop, descriptor_of, inherited, inode_of, let_go
 from taskpool.settings import redact_url
 from taskpool.validation import names_this_machine
 
@@ -87,17 +87,12 @@ class _Sockets:
         """Remember the socket of a response."""
         stream = response.extensions.get("network_stream")
         if stream is not None and stream not in self._inodes:
-            self._inodes[stream] = inode_of(_descriptor_of(stream))
+            self._inodes[stream] = inode_of(descriptor_of(stream))
 
     def abandon(self) -> None:
         """Close our descriptors of the sockets. Nothing is sent, not even TLS's goodbye."""
         for stream, inode in list(self._inodes.items()):
-            let_go(_descriptor_of(stream), inode)
-
-
-def _descriptor_of(stream: Any) -> int:
-    found = stream.get_extra_info("socket")
-    return -1 if found is None else int(found.fileno())
+            let_go(descriptor_of(stream), inode)
 
 
 class Link(_Sockets):

@@ -1,7 +1,7 @@
-"""The same connection for an event loop, shared by all its coroutines.
+"""A connection to Redis for an event loop, shared by all its coroutines.
 
-What they send within one turn of the loop leaves in one write, and replies come back in order: concurrent
-submissions share a round trip without waiting for each other.
+What they send in the same turn of the loop leaves in one write, and replies come back in order: concurrent submissions
+share a round trip without waiting for each other.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any, Final, cast
 import hiredis
 
 from taskpool.errors import RedisUnavailable
-from taskpool.lifecycle import inode_of, let_go
+from taskpool.lifecycle import descriptor_of, inode_of, let_go
 from taskpool.redis.address import Address
 from taskpool.redis.calls import Part
 from taskpool.redis.connection import (
     CLOSED,
     CONNECT_TIMEOUT_S,
+    not_redis,
     pack,
     refuse_bad_greeting,
     refuse_error,
-    said_first,
-    strange,
+    unasked_error,
     unreachable,
 )
 
@@ -35,7 +35,7 @@ _PUSHED: Final = (b"message", b"pmessage")
 class AsyncWire:
     """One connection, opened when first used. `close` ends it; the next exchange opens a new one.
 
-    `on_push` gets the messages of a subscribed connection; `on_lost` is told when a connection was lost.
+    `on_push` is called with each message of a subscribed connection, `on_lost` when a connection was lost.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class AsyncWire:
         on_lost: Callable[[], None] | None = None,
         protocol: int = 2,
     ) -> None:
-        self._address = address
+        self.address = address
         self._name = name
         self._on_push = on_push
         self._on_lost = on_lost
@@ -61,7 +61,7 @@ class AsyncWire:
         self._watch: asyncio.TimerHandle | None = None
         self._has_ended = False
         self._unasked: Any = None
-        """A reply to nothing: why Redis is about to close the connection."""
+        """A reply to no command: why Redis is about to close the connection."""
 
     async def exchange(self, commands: Sequence[Sequence[Part]], timeout_s: float) -> list[Any]:
         """As `Wire.exchange`."""
@@ -71,7 +71,7 @@ class AsyncWire:
             replies = self._send(commands, timeout_s)
             return [await replies[0]] if len(replies) == 1 else [await reply for reply in replies]
         except OSError as error:
-            raise self._unavailable(error) from error
+            raise unreachable(self.address, error) from error
 
     def close(self) -> None:
         """Close the connection; what waits for a reply gets `RedisUnavailable`."""
@@ -83,14 +83,14 @@ class AsyncWire:
         self.close()
 
     def abandon(self) -> None:
-        """Let go of the socket when its loop is closed or belongs to the parent process. Nothing is sent."""
+        """Close our descriptor of the socket, when its loop is closed or is the parent process's. Nothing is sent."""
         link, self._link = self._link, None
         self._is_ready = False
         if link is not None:
             link.abandon()
 
     def received(self, reply: Any) -> None:
-        """Take one reply off the connection: to whoever waits first, or to `on_push`."""
+        """Give a reply to the first call that waits, or a message to `on_push`."""
         if self._on_push is not None and isinstance(reply, list) and reply and reply[0] in _PUSHED:
             self._on_push(reply)
         elif self._waiting:
@@ -100,12 +100,8 @@ class AsyncWire:
         else:
             self._unasked = reply
 
-    def misheard(self, link: _Link) -> None:
-        """What came isn't a reply of Redis: give the connection up."""
-        self.drop(strange(self._address), link)
-
     def drop(self, error: OSError, link: _Link | None = None) -> None:
-        """Give the connection up (only if it is still `link`, when one is named)."""
+        """Close the connection (with a `link`: only if it is still that one). Calls that wait fail with `error`."""
         if self._link is None or (link is not None and link is not self._link):
             return
         self._link.transport.abort()
@@ -143,7 +139,7 @@ class AsyncWire:
             self._link.transport.write(b"".join(outgoing))
 
     def _look(self) -> None:
-        """One timer for all that waits: replies come in order, so the first is the oldest."""
+        """One timer for all calls that wait: replies come in order, so the first call is the oldest."""
         self._watch = None
         if not self._waiting:
             return
@@ -154,8 +150,8 @@ class AsyncWire:
             self._watch = loop.call_later(WATCH_INTERVAL_S, self._look)
 
     async def _connect(self) -> None:
-        """Wait for the one attempt to connect that all callers share. A caller that is cancelled leaves it to the
-        others; the last one to leave ends it."""
+        """Wait for the one attempt to connect that all callers share. It ends early only when all of them are
+        cancelled."""
         opening = self._opening
         if opening is None:
             opening = self._opening = asyncio.create_task(self._open())
@@ -180,7 +176,7 @@ class AsyncWire:
     async def _open(self) -> None:
         if self._has_ended:
             raise RedisUnavailable("the pool was closed in this event loop")
-        address = self._address
+        address = self.address
         loop = asyncio.get_running_loop()
         link = _Link(self)
         self._unasked, replies = None, []
@@ -206,26 +202,19 @@ class AsyncWire:
             self.drop(error, link)
             answered = [reply for reply in replies if reply.done() and not reply.cancelled() and not reply.exception()]
             refuse_error(address, [self._unasked, *[reply.result() for reply in answered]])
-            if replies and (text := await self._unheard(address, error)):
+            # We wrote first: an error that Redis sent before it closed the connection may never have been read.
+            is_broken = isinstance(error, BrokenPipeError | ConnectionResetError) and not self._has_ended
+            if replies and is_broken and (text := await asyncio.to_thread(unasked_error, address)):
                 raise RedisUnavailable(f"Redis at {address} refused us: {text}") from None
-            raise self._unavailable(error) from error
+            raise unreachable(self.address, error) from error
         except BaseException:  # refused; or cancelled, when it is unknown whether the greeting was accepted
             self.drop(ConnectionResetError("closed"), link)
             raise
         self._is_ready = True
 
-    async def _unheard(self, address: Address, error: OSError) -> str:
-        """What Redis may have said before a connection broke on which we wrote first: then it was never read."""
-        if self._has_ended or not isinstance(error, BrokenPipeError | ConnectionResetError):
-            return ""
-        return await asyncio.to_thread(said_first, address)
-
-    def _unavailable(self, error: OSError) -> RedisUnavailable:
-        return unreachable(self._address, error)
-
 
 class _Link(asyncio.Protocol):
-    """One TCP or unix connection of a wire: a late goodbye of an old one doesn't end the new one."""
+    """One TCP or unix connection of a wire: when an old one is lost late, that doesn't end the new one."""
 
     transport: asyncio.Transport
 
@@ -236,15 +225,11 @@ class _Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's derives from neither class
-        self._inode = inode_of(self._descriptor())
+        self._inode = inode_of(descriptor_of(self.transport))
 
     def abandon(self) -> None:
         """As `AsyncWire.abandon`."""
-        let_go(self._descriptor(), self._inode)
-
-    def _descriptor(self) -> int:
-        found = self.transport.get_extra_info("socket")
-        return -1 if found is None else int(found.fileno())
+        let_go(descriptor_of(self.transport), self._inode)
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
@@ -252,7 +237,7 @@ class _Link(asyncio.Protocol):
             while (reply := self._reader.gets()) is not False:
                 self._wire.received(reply)
         except hiredis.ProtocolError:
-            self._wire.misheard(self)
+            self._wire.drop(not_redis(self._wire.address), self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wire.drop(exc if isinstance(exc, OSError) else ConnectionResetError(CLOSED), self)

