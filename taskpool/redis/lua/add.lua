@@ -246,17 +246,10 @@ end
 
 -- Cancels a task that waits, because the task `by` has come in its place.
 local function replace(id, by)
-  local key = KEY.job .. id
-  local f = redis.call('HMGET', key, 'status', 'origin', 'seq', 'failure_ttl', 'secret_ttl')
-  local queue, seq = f[2], tonumber(f[3] or 0) + 1
-  if f[1] == RQ.queued then redis.call('LREM', KEY.queue .. queue, -1, id) end
-  redis.call('ZREM', KEY.scheduled .. queue, id)
-  redis.call('ZREM', KEY.deferred .. queue, id)
-  redis.call('ZREM', KEY.expiring, id)
-  redis.call('HSET', key, 'status', RQ.canceled, 'ended_at', stamp, 'seq', seq, 'reason', 'replaced', 'error',
-    string.format('canceled: the task %s with the same unique key replaced it', by))
-  retain(id, KEY.canceled .. queue, tonumber(f[4]) or KEY.failure_ttl_s, now_ms, f[5])
-  emit(id, seq, EVENT.canceled, STATUS.canceled, now_ms, string.format(',"reason":"replaced","by":"%s"', by))
+  local f = record(id, 'status', 'origin', 'seq', 'failure_ttl', 'secret_ttl')
+  if f.status == RQ.queued then redis.call('LREM', KEY.queue .. f.origin, -1, id) end
+  local error = string.format('canceled: the task %s with the same unique key replaced it', by)
+  cancel_task(id, f, 'replaced', error, ',"by":"' .. by .. '"', now_ms, stamp)
   if call.audit then audit(KEY.audit_tasks, audited('task.canceled', id)) end
 end
 

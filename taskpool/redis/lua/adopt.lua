@@ -14,7 +14,7 @@
 local wait_s, most, functions = tonumber(ARGV[1]), tonumber(ARGV[2]), ',' .. string.sub(ARGV[3], 2) .. ','
 local now_ms, stamp = clock()
 local reply = {0}
-local _, is_task = foreign_jobs()
+local is_task = foreign_jobs().is_task
 
 -- Whether an RQ worker has begun to run it. Its heartbeats keep the execution's hash alive.
 local function is_begun(id)

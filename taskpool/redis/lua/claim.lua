@@ -14,7 +14,8 @@
 -- ARGV[6+] queues, most urgent first
 -- Returns  {id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, started_ms,
 --           parents, timeout_ms, backoff, snoozes, secrets (false: it has none; '': they are no longer kept), trace,
---           on_lost_lease, suspect (set: a process died while it ran this task beside others); and of a job that RQ stored: retries_left, retry_intervals (of RQ's Retry; false: none)},
+--           on_lost_lease, suspect (set: a process died while it ran this task beside others); and of a job that RQ
+--           stored: retries_left, retry_intervals (of RQ's Retry; false: none)},
 --           or false: nothing is ready, or `rq suspend` holds
 
 local worker, attempt_id, lease_ms, was_idle = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1'
@@ -51,17 +52,17 @@ end
 
 -- The functions for queues with foreign jobs. They are made only when a claim meets one.
 local function beside_rq()
-  local called_function, _, needs_rq = foreign_jobs()
+  local jobs = foreign_jobs()
 
   -- Whether a job is another program's, and to be left alone; as how many ids it counts; and the RQ function that it
   -- calls, if that is one to run. A record with a type is a task, even if its data can't be read any more. An id that no
   -- task can have is that of a foreign job, whatever it calls: an RQ worker can run it.
   local function is_foreign(id, f)
-    local name, cost = called_function(f[3])
+    local name, cost = jobs.called_function(f[3])
     if not string.find(id, '^[%w_-]+$') then return true, cost end
     if name == KEY.entry_point then return false, cost end
     if name and string.find(',' .. string.sub(foreign, 2) .. ',', ',' .. name .. ',', 1, true) then
-      return needs_rq(id), cost, name
+      return jobs.needs_rq(id), cost, name
     end
     local is_task = not name and f[2] and f[2] ~= KEY.unknown_type
     return not is_task and string.sub(foreign, 1, 1) ~= '!', cost
@@ -76,8 +77,8 @@ local function beside_rq()
   end
 
   -- How many foreign jobs the front of a queue consists of, as far as it is known: 1 at least, the one that is its head.
-  -- Kept are their number, the first one's id and the last one's (see `read_known`). RQ's workers take them from the front. When others were
-  -- put in front of them since, those have not been looked at: then the second value is the first id that has.
+  -- RQ's workers take them from the front. When others were put in front of them since, those have not been looked at:
+  -- then the second value is the first id that has.
   local function known_foreign(queue, place, head)
     local n, first, last = read_known(queue)
     if not n then return 1 end
@@ -102,7 +103,63 @@ local function beside_rq()
     redis.call('ZADD', KEY.foreign_queues, string.format('%.3f', now_ms / 1000), queue)
   end
 
-  return is_foreign, known_foreign, known_from, keep_foreign
+  return {is_foreign = is_foreign, known_foreign = known_foreign, known_from = known_from, keep_foreign = keep_foreign}
+end
+
+-- Why a queued task must not start: reason, error, more of its event; nil: it may. `before`: unique and reason on the record
+-- of a task that was started before, or that RQ's tools stored.
+local function refusal_of(id, f, before)
+  -- A task that was started in time, whatever became of that attempt, no longer expires. Nor does one whose time is only
+  -- over because Redis's clock was stepped (see step.lua).
+  local expires_ms = not f[14] and tonumber(f[11])
+  if expires_ms and expires_ms <= now_ms
+    and expiry_of(expires_ms, redis.call('HGET', KEY.job .. id, 'expires_clock')) <= now_ms then
+    return 'expired', 'canceled: it was not started before it expired', ''
+  end
+  local rival = before[1] and unique_keys().rival_of(id, now_ms)
+  if rival then
+    local error = 'canceled: the task %s took its unique key before it was queued again'
+    return 'unique_key_held', string.format(error, rival), ',"by":"' .. rival .. '"'
+  end
+end
+
+-- Starts an attempt at a queued task; nothing if the task is canceled instead. `named`: the RQ function that it calls.
+-- A damaged field counts as none: an error here would lose the id that was just taken out of the queue.
+local function start(id, queue, f, named)
+  local key, member = KEY.job .. id, id .. ':' .. attempt_id
+  local attempt, seq = (tonumber(f[4]) or 0) + 1, (tonumber(f[10]) or 0) + 1
+  if f[11] then redis.call('ZREM', KEY.expiring, id) end
+  local before = f[14] and redis.call('HMGET', key, 'unique', 'reason') or {}
+  local reason, error, more = refusal_of(id, f, before)
+  if reason then
+    local fields = {origin = queue, seq = seq - 1, failure_ttl = f[8], secret_ttl = f[17]}
+    cancel_task(id, fields, reason, error, more, now_ms, stamp)
+    return nil
+  end
+  -- RQ's own enqueue and a dashboard's requeue leave an expiry or the last attempt's end on the record.
+  if attempt > 1 or not f[2] or f[14] then
+    redis.call('PERSIST', key)
+    -- A reason says that the task had ended, so this is a new life: its crashes don't count on.
+    if before[2] then redis.call('HDEL', key, 'crashes', 'suspect') end
+    redis.call('HDEL', key, 'ended_at', 'error', 'failure', 'reason', 'progress', 'stop_ms', 'stop_grace_s', 'stop_force',
+      'rq_failure')
+  end
+  if named and f[2] ~= named then
+    f[2] = named
+    set_type(id, named)
+  end
+  redis.call('HSET', key, 'status', RQ.in_progress, 'started_at', stamp, 'worker_name', worker, 'attempt', attempt,
+    'attempt_id', attempt_id, 'seq', seq)
+  redis.call('ZADD', KEY.wip .. queue, string.format('%.3f', (now_ms + lease_ms) / 1000 + KEY.wip_grace_s), member)
+  redis.call('HSET', KEY.execution .. member, 'job_id', id, 'created_at', now_ms / 1000, 'last_heartbeat',
+    now_ms / 1000, 'worker_name', worker)
+  redis.call('EXPIRE', KEY.execution .. member, KEY.wip_grace_s)
+  redis.call('SADD', KEY.worker .. worker .. ':executions', member)
+  if was_idle and redis.call('EXISTS', KEY.worker .. worker) == 1 then
+    redis.call('HSET', KEY.worker .. worker, 'state', 'busy')
+  end
+  emit(id, seq, EVENT.in_progress, STATUS.in_progress, now_ms, ',"attempt":' .. attempt)
+  return answer(id, queue, f, attempt)
 end
 
 if ARGV[4] == 'again' then
@@ -118,102 +175,46 @@ if ARGV[4] == 'again' then
 end
 if redis.call('EXISTS', KEY.suspended) == 1 then return false end
 
-local is_foreign, known_foreign, known_from, keep_foreign
+local foreign_front -- the functions of `beside_rq`, once a foreign job was met
 for argument = FIRST_QUEUE, #ARGV do
   local queue = ARGV[argument]
   local place = KEY.queue .. queue
   local passed, known = 0, nil -- foreign jobs at the front: from the first one on, nothing is popped any more
+  local claimed = nil
   local id = redis.call('LPOP', place)
   while id do
-    local key = KEY.job .. id
     local f = fields_of(id)
     local is_alien, cost, named = false, nil, nil
     if f[3] and not is_stored_by_us(f[3]) then
-      if not is_foreign then is_foreign, known_foreign, known_from, keep_foreign = beside_rq() end
-      is_alien, cost, named = is_foreign(id, f)
+      foreign_front = foreign_front or beside_rq()
+      is_alien, cost, named = foreign_front.is_foreign(id, f)
     end
     looked_at = looked_at + (cost or 1)
 
     if is_alien then
       if passed == 0 then
         redis.call('LPUSH', place, id)
-        passed, known = known_foreign(queue, place, id)
+        passed, known = foreign_front.known_foreign(queue, place, id)
       elseif id == known then
-        passed, known = known_from(queue, place, passed), nil
+        passed, known = foreign_front.known_from(queue, place, passed), nil
       else
         passed = passed + 1
       end
     else
       if passed > 0 then redis.call('LREM', place, passed * 2 > redis.call('LLEN', place) and -1 or 1, id) end
-
       -- Only a queued record is started. Anything else is a leftover (removed by a dashboard, queued twice): skip it.
-      if f[1] == RQ.queued and string.find(id, '^[%w_-]+$') then
-        -- A damaged field counts as none: an error here would lose the id that was just taken out of the queue.
-        local attempt, seq, expires_ms = (tonumber(f[4]) or 0) + 1, (tonumber(f[10]) or 0) + 1, tonumber(f[11])
-        if f[11] then redis.call('ZREM', KEY.expiring, id) end
-        local why, error, more = nil, nil, ''
-        -- It was started before, or stored by RQ's tools.
-        local before = f[14] and redis.call('HMGET', key, 'unique', 'reason') or {}
-
-        -- A task that was started in time, whatever became of that attempt, no longer expires.
-        local has_expired = expires_ms and not f[14] and expires_ms <= now_ms
-        if has_expired then -- unless Redis's clock was stepped since that time was computed (see step.lua)
-          has_expired = expiry_of(expires_ms, redis.call('HGET', key, 'expires_clock')) <= now_ms
-        end
-        if has_expired then
-          why, error = 'expired', 'canceled: it was not started before it expired'
-        elseif before[1] then
-          local rival = unique_keys().rival_of(id, now_ms)
-          if rival then
-            why, more = 'unique_key_held', ',"by":"' .. rival .. '"'
-            error = string.format('canceled: the task %s took its unique key before it was queued again', rival)
-          end
-        end
-        if why then
-          redis.call('HSET', key, 'status', RQ.canceled, 'ended_at', stamp, 'reason', why, 'seq', seq, 'error', error)
-          retain(id, KEY.canceled .. queue, tonumber(f[8]) or KEY.failure_ttl_s, now_ms, f[17])
-          emit(id, seq, EVENT.canceled, STATUS.canceled, now_ms, ',"reason":"' .. why .. '"' .. more)
-        else
-          -- RQ's own enqueue and a dashboard's requeue leave an expiry or the last attempt's end on the record.
-          if attempt > 1 or not f[2] or f[14] then
-            redis.call('PERSIST', key)
-            -- A reason says that the task had ended, so this is a new life: its crashes don't count on.
-            if before[2] then redis.call('HDEL', key, 'crashes', 'suspect') end
-            redis.call('HDEL', key, 'ended_at', 'error', 'failure', 'reason', 'progress', 'stop_ms', 'stop_grace_s',
-              'stop_force', 'rq_failure')
-          end
-          if named and f[2] ~= named then
-            f[2] = named
-            redis.call('HSET', key, 'type', named)
-            redis.call('ZADD', KEY.by_type .. named, 0, id)
-            redis.call('SADD', KEY.types_used, named)
-          end
-          redis.call('HSET', key, 'status', RQ.in_progress, 'started_at', stamp, 'worker_name', worker, 'attempt', attempt,
-            'attempt_id', attempt_id, 'seq', seq)
-          local member = id .. ':' .. attempt_id
-          redis.call('ZADD', KEY.wip .. queue, string.format('%.3f', (now_ms + lease_ms) / 1000 + KEY.wip_grace_s), member)
-          redis.call('HSET', KEY.execution .. member, 'job_id', id, 'created_at', now_ms / 1000, 'last_heartbeat',
-            now_ms / 1000, 'worker_name', worker)
-          redis.call('EXPIRE', KEY.execution .. member, KEY.wip_grace_s)
-          redis.call('SADD', KEY.worker .. worker .. ':executions', member)
-          if was_idle and redis.call('EXISTS', KEY.worker .. worker) == 1 then
-            redis.call('HSET', KEY.worker .. worker, 'state', 'busy')
-          end
-          if passed > 0 then keep_foreign(queue, place, passed) end
-          emit(id, seq, EVENT.in_progress, STATUS.in_progress, now_ms, ',"attempt":' .. attempt)
-          return answer(id, queue, f, attempt)
-        end
-      end
+      if f[1] == RQ.queued and string.find(id, '^[%w_-]+$') then claimed = start(id, queue, f, named) end
     end
 
-    if looked_at >= BOUND then
-      if passed > 0 then keep_foreign(queue, place, passed) end
-      ring(queue, 1) -- come back at once
-      return false
-    end
+    if claimed or looked_at >= BOUND then break end
     if passed > 0 then id = redis.call('LINDEX', place, passed) else id = redis.call('LPOP', place) end
   end
-  if passed > 0 then keep_foreign(queue, place, passed) end
+  if passed > 0 then foreign_front.keep_foreign(queue, place, passed) end
+  if claimed then return claimed end
+  if id then -- the bound is reached: come back at once
+    ring(queue, 1)
+    return false
+  end
 end
 
 -- Every queue is empty, or holds only foreign jobs: what still rings is stale.

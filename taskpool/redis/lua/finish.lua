@@ -14,7 +14,7 @@
 
 local id, attempt_id, queue, worker, status = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local key = KEY.job .. id
-local TOLD_BYTES = 1024
+local SMALL_BYTES = 1024
 
 local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'type', 'attempt', 'started_at', 'history',
   'secret_ttl', 'log')
@@ -31,23 +31,23 @@ if f[1] ~= attempt_id or f[2] ~= RQ.in_progress then
 end
 
 local now_ms, stamp = clock()
-local seq = tonumber(f[3]) + 1
-local more, aside = '', nil
+local seq, ttl_s = tonumber(f[3]) + 1, tonumber(ARGV[6])
+local more, aside, registry = '', nil, KEY.failed
 drop_attempt(id, attempt_id, queue, worker) -- first: see there
 if status == STATUS.done then
+  registry = KEY.finished
   if f[8] then -- a done task can't be retried by hand
     redis.call('DEL', KEY.secrets .. id)
     redis.call('ZREM', KEY.secrets_index, id)
   end
   redis.call('HSET', key, 'status', RQ.done, 'ended_at', stamp, 'seq', seq, 'result', ARGV[7])
   if ARGV[11] ~= '' then
-    redis.call('XADD', KEY.results .. id, 'MAXLEN', 10, '*', 'type', 1, 'worker_name', worker, 'return_value', ARGV[11],
-      'execution_id', attempt_id)
-    if tonumber(ARGV[6]) >= 0 then redis.call('EXPIRE', KEY.results .. id, math.max(ARGV[6], KEY.least_ttl_s) + KEY.expiry_slack_s) end
+    local kept_s = ttl_s < 0 and ttl_s or math.max(ttl_s, KEY.least_ttl_s)
+    add_result(id, attempt_id, worker, RESULT_DONE, 'return_value', ARGV[11], kept_s)
   end
   if f[7] then
     redis.call('HSET', key, 'history', history_with(f[7], f[5], worker, f[6], stamp, status, ''))
-  elseif ARGV[7] ~= '' and #ARGV[7] <= TOLD_BYTES then -- who waits for a small result needn't read the record for it
+  elseif ARGV[7] ~= '' and #ARGV[7] <= SMALL_BYTES then -- a waiter needn't read the record for a small result
     aside = ',"attempt":' .. f[5] .. ',"started_at":"' .. f[6] .. '","worker":' .. cjson.encode(worker)
       .. ',"result":' .. ARGV[7]
   end
@@ -55,17 +55,11 @@ else
   redis.call('HSET', key, 'status', status, 'ended_at', stamp, 'seq', seq, 'error', ARGV[8], 'failure', ARGV[9],
     'reason', ARGV[10], 'history', history_with(f[7], f[5], worker, f[6], stamp, status, ARGV[8]))
   more = ',"error":' .. cjson.encode(ARGV[8])
-  redis.call('XADD', KEY.results .. id, 'MAXLEN', 10, '*', 'type', status == STATUS.stopped and 3 or 2, 'worker_name', worker,
-    'exc_string', ARGV[11], 'execution_id', attempt_id)
-  if tonumber(ARGV[6]) >= 0 then redis.call('EXPIRE', KEY.results .. id, ARGV[6] + KEY.expiry_slack_s) end
+  local kind = status == STATUS.stopped and RESULT_STOPPED or RESULT_FAILED
+  add_result(id, attempt_id, worker, kind, 'exc_string', ARGV[11], ttl_s)
 end
-if not f[4] then
-  redis.call('HSET', key, 'type', ARGV[12])
-  redis.call('ZADD', KEY.by_type .. ARGV[12], 0, id)
-  redis.call('SADD', KEY.types_used, ARGV[12])
-end
+if not f[4] then set_type(id, ARGV[12]) end
 if ARGV[13] == '1' and redis.call('EXISTS', key .. KEY.rq_dependents) == 1 then redis.call('SADD', KEY.rq_outbox, id) end
-local children = retain(id, (status == STATUS.done and KEY.finished or KEY.failed) .. queue, tonumber(ARGV[6]), now_ms,
-  f[8], f[9])
+local has_children = retain(id, registry .. queue, ttl_s, now_ms, f[8], f[9])
 emit(id, seq, status, status, now_ms, more, aside)
-return children and 'children' or 'ok'
+return has_children and 'children' or 'ok'

@@ -19,7 +19,7 @@ local function fields_of_record(id, ...)
   error(f.err)
 end
 
--- The functions below. They are made only when a script asks for them: a claim that meets no foreign job doesn't pay.
+-- The functions below, by name. They are made only when a script asks for them: a claim that meets no foreign job doesn't pay.
 local function foreign_jobs()
   local CALL_BYTES, INPUT_BYTES, BLOCKS = 200, 2048, 8
   local DATA_BYTES, OUT_BYTES, TABLES_COST = 65536, 50, 8 -- what the costs of `called_function` are computed with
@@ -199,5 +199,5 @@ local function foreign_jobs()
     return false
   end
 
-  return called_function, is_task, needs_rq
+  return {called_function = called_function, is_task = is_task, needs_rq = needs_rq}
 end

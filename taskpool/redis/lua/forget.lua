@@ -12,7 +12,15 @@ local function without_record(ids)
   return gone
 end
 
--- Drops it all, but for the entries of the indexes that the caller goes through.
+-- One step through an index: the ids after `after` ('' = from the start), at most `most`, in chunks of 100 that `look_at`
+-- gets. Returns the id to go on after; '' at the end.
+local function walk(index, after, most, look_at)
+  local ids = redis.call('ZRANGEBYLEX', index, after == '' and '-' or '(' .. after, '+', 'LIMIT', 0, most)
+  for from = 1, #ids, 100 do look_at({unpack(ids, from, math.min(from + 99, #ids))}) end
+  return #ids < tonumber(most) and '' or ids[#ids]
+end
+
+-- Drops what is kept of a task, except for the entries of the indexes that the caller goes through.
 local function forget(id)
   redis.call('DEL', KEY.secrets .. id, KEY.results .. id, KEY.log .. id, KEY.needed .. id)
   redis.call('ZREM', KEY.secrets_index, id)

@@ -10,28 +10,25 @@
 local id, entry = ARGV[1], ARGV[2]
 local MOST, LONGEST_S = 20, 60
 local key = KEY.job .. id
-local f = redis.call('HMGET', key, 'status', 'origin', 'seq', 'misreads', 'secret_ttl', 'rq_failure')
+local f = record(id, 'status', 'origin', 'seq', 'misreads', 'secret_ttl', 'rq_failure')
 local last = redis.call('XREVRANGE', KEY.results .. id, '+', '-', 'COUNT', 1)[1]
-if f[1] ~= RQ.failed or not last or last[1] ~= entry or f[6] == entry then return 'lost' end
+if f.status ~= RQ.failed or not last or last[1] ~= entry or f.rq_failure == entry then return 'lost' end
 
 pass_when_full()
 redis.call('HSET', key, 'rq_failure', entry)
 if ARGV[3] ~= '1' then return STATUS.failed end
 
-local misreads = tonumber(f[4] or 0) + 1
+local misreads = tonumber(f.misreads or 0) + 1
 if misreads > MOST then
   redis.call('HSET', key, 'reason', 'rq_worker', 'error', ARGV[4])
   return STATUS.failed
 end
 
--- `ended_at` stays: the claim sees by it that the task's unique key was free for a while.
+-- `ended_at` stays: it tells the claim that the task's unique key was free for a while.
 local now_ms = clock()
-local seq, delay_ms = tonumber(f[3] or 0) + 1, math.min(2 ^ (misreads - 1), LONGEST_S) * 1000
-redis.call('ZREM', KEY.failed .. f[2], id)
+local delay_ms = math.min(2 ^ (misreads - 1), LONGEST_S) * 1000
+redis.call('ZREM', KEY.failed .. f.origin, id)
 redis.call('PERSIST', key)
-redis.call('HSET', key, 'status', RQ.scheduled, 'seq', seq, 'misreads', misreads, 'run_ms',
-  string.format('%.0f', now_ms + delay_ms))
-if f[5] then keep_secrets(id, f[5], delay_ms) end
-schedule(id, f[2], now_ms + delay_ms, now_ms)
-emit(id, seq, EVENT.scheduled, STATUS.scheduled, now_ms, '')
+if f.secret_ttl then keep_secrets(id, f.secret_ttl, delay_ms) end
+schedule_task(id, f.origin, f.seq, now_ms + delay_ms, EVENT.scheduled, '', now_ms, 'misreads', misreads)
 return STATUS.scheduled

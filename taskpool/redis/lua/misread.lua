@@ -9,7 +9,7 @@
 
 local most, most_found = tonumber(ARGV[1]), tonumber(ARGV[2])
 local states, found = {}, {}
-local _, is_task = foreign_jobs()
+local is_task = foreign_jobs().is_task
 
 -- What a command answers; nothing where a key is not of the kind that it should be.
 local function read(...)

@@ -16,8 +16,7 @@ if score * 1000 > now_ms then return 'early' end
 local f = fields_of_record(id, 'status', 'seq', 'run_clock', 'type', 'enqueue_at_front')
 local is_foreign = false
 if f[1] == RQ.scheduled and not f[4] then
-  local _, is_task = foreign_jobs()
-  is_foreign = not is_task(id, nil, ',' .. string.sub(ARGV[3], 2) .. ',')
+  is_foreign = not foreign_jobs().is_task(id, nil, ',' .. string.sub(ARGV[3], 2) .. ',')
   if is_foreign and now_ms - score * 1000 < KEY.rq_scheduler_s * 1000 then return 'foreign' end
 end
 local due_ms = score * 1000 + (moved_ms(f[3]) or 0)
@@ -34,8 +33,5 @@ if is_foreign then
   return 'ok'
 end
 
-local seq = tonumber(f[2] or 0) + 1
-redis.call('HSET', key, 'status', RQ.queued, 'enqueued_at', stamp, 'seq', seq)
-enqueue(id, queue, false)
-emit(id, seq, EVENT.queued, STATUS.queued, now_ms, '')
+queue_task(id, queue, f[2], false, EVENT.queued, '', now_ms, stamp)
 return 'ok'

@@ -9,9 +9,9 @@
 
 local id, registry = ARGV[1], ARGV[2]
 local key = KEY.job .. id
-local f = redis.call('HMGET', key, 'status', 'origin', 'type', 'tags', 'ended_at', 'seq', 'failure_ttl', 'secret_ttl',
+local f = record(id, 'status', 'origin', 'type', 'tags', 'ended_at', 'seq', 'failure_ttl', 'secret_ttl',
   'callback_url', 'unique', 'log', 'project', 'held_ms')
-local status = f[1]
+local status = f.status
 local now_ms, stamp = clock()
 if registry ~= '' then
   local score = redis.call('ZSCORE', registry, id)
@@ -25,18 +25,14 @@ if status and not RQ_SET.terminal[status] then
 end
 
 -- A job of another program, which no worker of ours has run, is RQ's: its record is left as it is.
-local is_foreign = false
-if registry ~= '' and status and not f[3] then
-  local _, is_task = foreign_jobs()
-  is_foreign = not is_task(id, nil, '')
-end
+local is_foreign = registry ~= '' and status and not f.type and not foreign_jobs().is_task(id, nil, '')
 
 -- RQ's own cancel enters a job as due at once and says nothing more: it is kept and told of like one that we canceled.
-if registry ~= '' and status == RQ.canceled and (f[5] or '') == '' and not is_foreign then
-  local seq = tonumber(f[6] or 0) + 1
+if registry ~= '' and status == RQ.canceled and (f.ended_at or '') == '' and not is_foreign then
+  local seq = tonumber(f.seq or 0) + 1
   redis.call('ZREM', KEY.expiring, id)
   redis.call('HSET', key, 'ended_at', stamp, 'seq', seq, 'reason', STATUS.canceled, 'error', KEY.not_started)
-  retain(id, registry, tonumber(f[7]) or KEY.failure_ttl_s, now_ms, f[8], f[11])
+  retain(id, registry, tonumber(f.failure_ttl) or KEY.failure_ttl_s, now_ms, f.secret_ttl, f.log)
   emit(id, seq, EVENT.canceled, STATUS.canceled, now_ms, ',"reason":"' .. STATUS.canceled .. '"')
   return 'early'
 end
@@ -56,7 +52,7 @@ local function is_needed()
   end
   if not is_one_left then return redis.call('EXISTS', needed) == 1 end
 
-  local held_ms = tonumber(f[13]) or now_ms
+  local held_ms = tonumber(f.held_ms) or now_ms
   if now_ms - held_ms >= KEY.held_most_s * 1000 then return false end
   redis.call('HSET', key, 'held_ms', string.format('%.0f', held_ms))
   redis.call('ZADD', registry, string.format('%.3f', now_ms / 1000 + KEY.held_look_s), id)
@@ -83,25 +79,16 @@ if is_foreign then
   return 'gone'
 end
 if status then
-  redis.call('ZREM', KEY.finished .. f[2], id)
-  redis.call('ZREM', KEY.failed .. f[2], id)
-  redis.call('ZREM', KEY.canceled .. f[2], id)
+  redis.call('ZREM', KEY.finished .. f.origin, id)
+  redis.call('ZREM', KEY.failed .. f.origin, id)
+  redis.call('ZREM', KEY.canceled .. f.origin, id)
 end
-if f[3] then
-  redis.call('ZREM', KEY.by_type .. f[3], id)
-  if redis.call('EXISTS', KEY.by_type .. f[3]) == 0 then redis.call('SREM', KEY.types_used, f[3]) end
-end
-for tag in string.gmatch(f[4] or '', '[^,]+') do
-  redis.call('ZREM', KEY.by_tag .. tag, id)
-  if redis.call('EXISTS', KEY.by_tag .. tag) == 0 then redis.call('SREM', KEY.tags, tag) end
-end
-if f[12] then
-  redis.call('ZREM', KEY.by_project .. f[12], id)
-  if redis.call('EXISTS', KEY.by_project .. f[12]) == 0 then redis.call('SREM', KEY.projects, f[12]) end
-end
-if f[8] then redis.call('ZREM', KEY.secrets_index, id) end
-if f[9] then redis.call('HDEL', KEY.webhooks_wanted, id) end
-local name = f[10] and string.match(f[10], ' (%S+)$')
+if f.type then leave_index(KEY.by_type, f.type, KEY.types_used, id) end
+for tag in string.gmatch(f.tags or '', '[^,]+') do leave_index(KEY.by_tag, tag, KEY.tags, id) end
+if f.project then leave_index(KEY.by_project, f.project, KEY.projects, id) end
+if f.secret_ttl then redis.call('ZREM', KEY.secrets_index, id) end
+if f.callback_url then redis.call('HDEL', KEY.webhooks_wanted, id) end
+local name = f.unique and string.match(f.unique, ' (%S+)$')
 if name and unique_keys().entry_of(name) == id then redis.call('HDEL', KEY.unique, name) end
 redis.call('DEL', key, KEY.results .. id, KEY.log .. id, KEY.secrets .. id, KEY.needed .. id)
 if status then audit(KEY.audit_tasks, ARGV[3]) end

@@ -15,14 +15,14 @@ for _, known in ipairs(redis.call('HVALS', KEY.foreign .. queue)) do
 end
 if passed == 0 then return 0 end
 
-local called_function, _, needs_rq = foreign_jobs()
+local foreign = foreign_jobs()
 
 -- Whether a claim of this pool would take a job with this data; and what it cost to find out.
 local function is_claimed(id, data)
   if is_stored_by_us(data) then return true, 1 end
-  local name, cost = called_function(data)
+  local name, cost = foreign.called_function(data)
   if not name or not string.find(id, '^[%w_-]+$') then return false, cost end
-  return name == KEY.entry_point or string.find(functions, ',' .. name .. ',', 1, true) and not needs_rq(id), cost
+  return name == KEY.entry_point or string.find(functions, ',' .. name .. ',', 1, true) and not foreign.needs_rq(id), cost
 end
 
 local function is_one_at_head()

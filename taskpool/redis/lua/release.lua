@@ -14,37 +14,27 @@ local now_ms, stamp = clock()
 local parents, at = {ARGV[1]}, 1
 
 local function cancel(id, f, parent, parent_status)
-  local key, queue, seq = KEY.job .. id, f[2], tonumber(f[3] or 0) + 1
   local why = parent_status
     and string.format('canceled: the task %s it depends on did not end well (%s)', parent, parent_status)
     or string.format('canceled: the task %s it depends on is gone (removed or expired), so its outcome is unknown', parent)
-  redis.call('ZREM', KEY.deferred .. queue, id)
-  redis.call('ZREM', KEY.expiring, id)
-  redis.call('HSET', key, 'status', RQ.canceled, 'ended_at', stamp, 'seq', seq, 'reason', 'dependency_failed',
-    'error', why)
-  if retain(id, KEY.canceled .. queue, tonumber(f[5]) or KEY.failure_ttl_s, now_ms, f[6]) then table.insert(parents, id) end
-  emit(id, seq, EVENT.canceled, STATUS.canceled, now_ms,
-    string.format(',"reason":"dependency_failed","dependency":"%s"', parent))
+  local more = ',"dependency":"' .. parent .. '"'
+  if cancel_task(id, f, 'dependency_failed', why, more, now_ms, stamp) then table.insert(parents, id) end
 end
 
 local function count_down(id, f)
-  local key, queue, seq = KEY.job .. id, f[2], tonumber(f[3] or 0) + 1
+  local key, queue, run_ms = KEY.job .. id, f.origin, tonumber(f.run_ms)
   if redis.call('HINCRBY', key, 'pending', -1) > 0 then return end
   redis.call('ZREM', KEY.deferred .. queue, id)
-  local moved = moved_ms(f[7])
+  local moved = moved_ms(f.run_clock)
   if moved then -- Redis's clock was stepped while it waited
-    f[4] = string.format('%.0f', f[4] + moved)
-    redis.call('HSET', key, 'run_ms', f[4], 'run_clock', clock_base(now_ms))
+    run_ms = run_ms + moved
+    redis.call('HSET', key, 'run_ms', string.format('%.0f', run_ms), 'run_clock', clock_base(now_ms))
   end
-  if f[6] then keep_secrets(id, f[6], math.max((tonumber(f[4]) or 0) - now_ms, 0)) end
-  if f[4] and tonumber(f[4]) > now_ms then
-    redis.call('HSET', key, 'status', RQ.scheduled, 'seq', seq)
-    schedule(id, queue, tonumber(f[4]), now_ms)
-    emit(id, seq, EVENT.scheduled, STATUS.scheduled, now_ms, '')
+  if f.secret_ttl then keep_secrets(id, f.secret_ttl, math.max((run_ms or 0) - now_ms, 0)) end
+  if run_ms and run_ms > now_ms then
+    schedule_task(id, queue, f.seq, run_ms, EVENT.scheduled, '', now_ms)
   else
-    redis.call('HSET', key, 'status', RQ.queued, 'enqueued_at', stamp, 'seq', seq)
-    enqueue(id, queue, false)
-    emit(id, seq, EVENT.queued, STATUS.queued, now_ms, '')
+    queue_task(id, queue, f.seq, false, EVENT.queued, '', now_ms, stamp)
   end
 end
 
@@ -64,12 +54,11 @@ local function release(parent, status, has_record)
   local ids = redis.call('SPOP', KEY.dependents .. parent, limit)
   limit = limit - #ids
   for _, id in ipairs(ids) do
-    local f = redis.call('HMGET', KEY.job .. id, 'status', 'origin', 'seq', 'run_ms', 'failure_ttl', 'secret_ttl',
-      'run_clock')
-    if f[1] and f[1] ~= RQ.done then table.insert(needing, id) end
-    if f[1] == RQ.waiting and status == RQ.done then
+    local f = record(id, 'status', 'origin', 'seq', 'run_ms', 'failure_ttl', 'secret_ttl', 'run_clock')
+    if f.status and f.status ~= RQ.done then table.insert(needing, id) end
+    if f.status == RQ.waiting and status == RQ.done then
       count_down(id, f)
-    elseif f[1] == RQ.waiting then
+    elseif f.status == RQ.waiting then
       cancel(id, f, parent, status)
     end
   end

@@ -8,46 +8,44 @@
 -- ARGV[7..8]  error, failure as JSON ('' = none); of a snooze, the error is only told
 -- Returns     'ok' (also when sent again) | 'stopping' (a stop was asked: finish it as stopped) | 'lost'
 
-local id, attempt_id, queue, worker = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local delay_ms, given_back, snoozed = tonumber(ARGV[5]), ARGV[6] == '1', ARGV[6] == 'snooze'
-local uncounted = given_back or snoozed
+local id, attempt_id, queue, worker, delay_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local is_given_back, is_snoozed = ARGV[6] == '1', ARGV[6] == 'snooze'
+local is_counted = not (is_given_back or is_snoozed)
+local outcome = is_given_back and 'given_back' or is_snoozed and 'snoozed' or STATUS.failed
+local event = is_given_back and EVENT.queued or is_snoozed and 'snoozed' or 'retry'
 local key = KEY.job .. id
 
--- What this call is told by when it is sent again: the attempt id can't stay on a record that no attempt holds.
-local mark = attempt_id .. (given_back and ':given_back' or snoozed and ':snooze' or ':retry')
+-- By this a call is recognised that is sent again: the attempt id can't stay on a record that no attempt holds.
+local mark = attempt_id .. (is_given_back and ':given_back' or is_snoozed and ':snooze' or ':retry')
 
-local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'attempt', 'stop_ms', 'put_back', 'history',
-  'started_at', 'secret_ttl', 'retries_left', 'suspect')
-if f[1] ~= attempt_id or f[2] ~= RQ.in_progress then
+local f = record(id, 'attempt_id', 'status', 'seq', 'attempt', 'stop_ms', 'put_back', 'history', 'started_at', 'secret_ttl',
+  'retries_left', 'suspect')
+if f.attempt_id ~= attempt_id or f.status ~= RQ.in_progress then
   drop_attempt(id, attempt_id, queue, worker)
-  return f[6] == mark and 'ok' or 'lost'
+  return f.put_back == mark and 'ok' or 'lost'
 end
-if f[5] then return STATUS.stopping end
+if f.stop_ms then return STATUS.stopping end
 
 local now_ms, stamp = clock()
-local seq = tonumber(f[3]) + 1
-local status = delay_ms > 0 and STATUS.scheduled or STATUS.queued
 drop_attempt(id, attempt_id, queue, worker) -- first: see there
-redis.call('HSET', key, 'status', status, 'seq', seq, 'attempt_id', '', 'attempt', f[4] - (uncounted and 1 or 0),
-  'put_back', mark, 'history', history_with(f[7], f[4], worker, f[8], stamp,
-    given_back and 'given_back' or snoozed and 'snoozed' or STATUS.failed, ARGV[7]))
--- The claim of a second attempt takes back what the first one left; the one after an uncounted first would not.
-if ARGV[7] ~= '' and not uncounted then redis.call('HSET', key, 'error', ARGV[7], 'failure', ARGV[8]) end
-if uncounted then redis.call('HDEL', key, 'progress') end
-if f[11] and not uncounted then redis.call('HDEL', key, 'suspect') end -- it has ended by itself
--- RQ's own count, which an RQ worker reads that takes the job next.
-if f[10] and not uncounted and tonumber(f[10]) then
-  redis.call('HSET', key, 'retries_left', math.max(tonumber(f[10]) - 1, 0))
-end
-if snoozed then redis.call('HINCRBY', key, 'snoozes', 1) end
-if f[9] then keep_secrets(id, f[9], delay_ms) end
-if delay_ms > 0 then
-  redis.call('HSET', key, 'run_ms', string.format('%.0f', now_ms + delay_ms), 'run_clock', clock_base(now_ms))
-  schedule(id, queue, now_ms + delay_ms, now_ms)
+redis.call('HSET', key, 'attempt_id', '', 'attempt', f.attempt - (is_counted and 0 or 1), 'put_back', mark, 'history',
+  history_with(f.history, f.attempt, worker, f.started_at, stamp, outcome, ARGV[7]))
+if is_counted then
+  -- The claim of a second attempt takes back what the first one left; the one after an uncounted first would not.
+  if ARGV[7] ~= '' then redis.call('HSET', key, 'error', ARGV[7], 'failure', ARGV[8]) end
+  if f.suspect then redis.call('HDEL', key, 'suspect') end -- it has ended by itself
+  -- RQ's own count, for an RQ worker that takes the job next.
+  local retries = tonumber(f.retries_left)
+  if retries then redis.call('HSET', key, 'retries_left', math.max(retries - 1, 0)) end
 else
-  redis.call('HSET', key, 'enqueued_at', stamp)
-  enqueue(id, queue, given_back)
+  redis.call('HDEL', key, 'progress')
 end
+if is_snoozed then redis.call('HINCRBY', key, 'snoozes', 1) end
+if f.secret_ttl then keep_secrets(id, f.secret_ttl, delay_ms) end
 local more = ARGV[7] ~= '' and (',"error":' .. cjson.encode(ARGV[7]) .. ',"delay_ms":' .. delay_ms) or ''
-emit(id, seq, given_back and EVENT.queued or snoozed and 'snoozed' or 'retry', status, now_ms, more)
+if delay_ms > 0 then
+  schedule_task(id, queue, f.seq, now_ms + delay_ms, event, more, now_ms, 'run_clock', clock_base(now_ms))
+else
+  queue_task(id, queue, f.seq, is_given_back, event, more, now_ms, stamp)
+end
 return 'ok'

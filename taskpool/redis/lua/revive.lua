@@ -9,18 +9,17 @@
 
 local id, mark = ARGV[1], ARGV[2]
 local key = KEY.job .. id
-local f = redis.call('HMGET', key, 'status', 'origin', 'seq', 'dependency_ids', 'attempt', 'max_attempts',
-  'attempts_a_life', 'by_call', 'secret_ttl', 'unique', 'pending')
-local status, queue = f[1], f[2]
-if not status then return 'gone' end
-if f[8] == mark then return 'ok' end
-if not RQ_SET.retryable[status] then return status end
+local f = record(id, 'status', 'origin', 'seq', 'dependency_ids', 'attempt', 'max_attempts', 'attempts_a_life', 'by_call',
+  'secret_ttl', 'unique', 'pending')
+if not f.status then return 'gone' end
+if f.by_call == mark then return 'ok' end
+if not RQ_SET.retryable[f.status] then return f.status end
 
--- All of its parents ended well if it was released once; their records may be gone since. (The release before this one
--- took `pending` from tasks that it released or retried.)
-local pending, parents = tonumber(f[11]), {}
-local was_released = pending and pending <= 0 or not pending and tonumber(f[5] or 0) > 0
-for parent in string.gmatch(f[4] or '', '"([%w_-]+)"') do
+-- All of its parents ended well if it was released once; their records may be gone since. (Earlier releases took `pending`
+-- from tasks that they released or retried.)
+local attempts, pending, parents = tonumber(f.attempt or 0), tonumber(f.pending), {}
+local was_released = pending and pending <= 0 or not pending and attempts > 0
+for _, parent in ipairs(ids_in(f.dependency_ids)) do
   local parent_status = redis.call('HGET', KEY.job .. parent, 'status')
   if parent_status == RQ.done then
     table.insert(parents, parent)
@@ -28,33 +27,30 @@ for parent in string.gmatch(f[4] or '', '"([%w_-]+)"') do
     return 'dependency ' .. parent .. ' ' .. (parent_status or 'gone')
   end
 end
-if f[9] and redis.call('EXISTS', KEY.secrets .. id) == 0 then return 'secrets' end
+if f.secret_ttl and redis.call('EXISTS', KEY.secrets .. id) == 0 then return 'secrets' end
 
 local now_ms, stamp = clock()
-local name = f[10] and string.match(f[10], ' (%S+)$')
+local name = f.unique and string.match(f.unique, ' (%S+)$')
 local uniques = name and unique_keys()
 local holder = name and uniques.holder_of(name, now_ms)
 if holder and holder ~= id then return 'unique ' .. holder end
 
-local seq = tonumber(f[3] or 0) + 1
-redis.call('ZREM', KEY.failed .. queue, id)
-redis.call('ZREM', KEY.canceled .. queue, id)
+redis.call('ZREM', KEY.failed .. f.origin, id)
+redis.call('ZREM', KEY.canceled .. f.origin, id)
 redis.call('PERSIST', key)
-if f[9] then keep_secrets(id, f[9], 0) end
-if name and string.sub(f[10], 1, 4) ~= 'time' then uniques.hold(name, id) end
+if f.secret_ttl then keep_secrets(id, f.secret_ttl, 0) end
+if name and string.sub(f.unique, 1, 4) ~= 'time' then uniques.hold(name, id) end
 redis.call('EXPIRE', KEY.log .. id, KEY.log_idle_ttl_s)
 redis.call('HDEL', key, 'ended_at', 'error', 'failure', 'reason', 'progress', 'stop_ms', 'stop_grace_s', 'stop_force',
   'expires_ms', 'run_ms', 'crashes', 'suspect', 'snoozes', 'attempt_id', 'worker_name', 'started_at')
-if f[4] then redis.call('HSET', key, 'pending', 0) end
+if f.dependency_ids then redis.call('HSET', key, 'pending', 0) end
 for _, parent in ipairs(parents) do
   redis.call('SADD', KEY.needed .. parent, id)
   keep_for_children(parent, true)
 end
 -- Attempts are counted through all lives; each life has as many as the first.
-local attempts_a_life = tonumber(f[7] or f[6] or 1)
-redis.call('HSET', key, 'status', RQ.queued, 'enqueued_at', stamp, 'seq', seq, 'attempts_a_life', attempts_a_life,
-  'max_attempts', tonumber(f[5] or 0) + attempts_a_life, 'by_call', mark)
-enqueue(id, queue, false)
-emit(id, seq, EVENT.queued, STATUS.queued, now_ms, ',"retried_by":"hand"')
+local attempts_a_life = tonumber(f.attempts_a_life or f.max_attempts or 1)
+queue_task(id, f.origin, f.seq, false, EVENT.queued, ',"retried_by":"hand"', now_ms, stamp, 'attempts_a_life',
+  attempts_a_life, 'max_attempts', attempts + attempts_a_life, 'by_call', mark)
 audit(KEY.audit_tasks, ARGV[3])
 return 'ok'

@@ -17,10 +17,7 @@ redis.call('ZREM', KEY.webhooks_sending .. lane, id)
 redis.call('ZREM', KEY.webhooks_waiting .. lane, id) -- the lease has ended, but nobody took it yet
 redis.call('HDEL', key, 'token', 'clock')
 if ARGV[5] ~= '' then
-  local log = f[3] and f[3] .. '\n' .. ARGV[5] or ARGV[5]
-  local _, breaks = string.gsub(log, '\n', '')
-  if breaks >= KEY.history_cap then log = string.sub(log, string.find(log, '\n', 1, true) + 1) end
-  redis.call('HSET', key, 'log', log)
+  redis.call('HSET', key, 'log', with_line(f[3], ARGV[5]))
   redis.call('HINCRBY', KEY.counters, 'webhooks|' .. outcome, 1)
 end
 if outcome == 'delivered' or outcome == 'dead' then

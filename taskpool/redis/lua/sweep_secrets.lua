@@ -4,19 +4,12 @@
 -- ARGV[1]  the id to go on after ('' = from the start); ARGV[2] how many ids to look at, at most
 -- Returns  the id to go on after; '' at the end
 
-local CHUNK = 100
-local most = tonumber(ARGV[2])
-local ids = redis.call('ZRANGEBYLEX', KEY.secrets_index, ARGV[1] == '' and '-' or '(' .. ARGV[1], '+', 'LIMIT', 0, most)
-for from = 1, #ids, CHUNK do
-  local chunk, keys = {}, {}
-  for at = from, math.min(from + CHUNK - 1, #ids) do
-    chunk[#chunk + 1], keys[#keys + 1] = ids[at], KEY.secrets .. ids[at]
+return walk(KEY.secrets_index, ARGV[1], ARGV[2], function(ids)
+  for _, id in ipairs(without_record(ids)) do forget(id) end
+  local keys = {}
+  for at, id in ipairs(ids) do keys[at] = KEY.secrets .. id end
+  if redis.call('EXISTS', unpack(keys)) == #keys then return end
+  for at, id in ipairs(ids) do -- the secrets expired, or the task is done
+    if redis.call('EXISTS', keys[at]) == 0 then redis.call('ZREM', KEY.secrets_index, id) end
   end
-  for _, id in ipairs(without_record(chunk)) do forget(id) end
-  if redis.call('EXISTS', unpack(keys)) < #keys then -- they expired, or the task is done
-    for at, id in ipairs(chunk) do
-      if redis.call('EXISTS', keys[at]) == 0 then redis.call('ZREM', KEY.secrets_index, id) end
-    end
-  end
-end
-return #ids < most and '' or ids[#ids]
+end)

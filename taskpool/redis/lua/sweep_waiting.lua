@@ -1,6 +1,6 @@
 -- Finds waiting tasks whose parents ended without a word to the outbox (run by a plain RQ worker, deleted in a dashboard,
 -- expired) and puts those parents into it. A backstop. Each call is one bounded step round the queue's waiting tasks. It
--- goes on where the last step of any pool ended: a task's place in the registry, and the byte in its list of parents.
+-- goes on where the last step of any pool ended: a task's place in the registry, and a place in its list of parents.
 -- A parent that is done and was released by a pool of the release before is kept for the task from here on.
 --
 -- ARGV[1]  queue; ARGV[2] the most tasks and parents that it reads
@@ -41,20 +41,17 @@ local NOT_DEFERRED = RQ_SET.not_deferred
 for _, id in ipairs(ids) do
   if limit <= 0 then break end
   limit = limit - 1
-  local f = redis.call('HMGET', KEY.job .. id, 'status', 'dependency_ids', 'pending')
-  if not f[1] or NOT_DEFERRED[f[1]] then
+  local f = record(id, 'status', 'dependency_ids', 'pending')
+  if not f.status or NOT_DEFERRED[f.status] then
     redis.call('ZREM', registry, id)
     from = 1
   else
-    local parents = f[1] == RQ.waiting and f[3] and f[2] or ''
-    local first, last, parent = string.find(parents, '"([%w_-]+)"', from)
-    while first and limit > 0 do
-      limit = limit - 1
-      look_at(parent, id)
-      from = last + 1
-      first, last, parent = string.find(parents, '"([%w_-]+)"', from)
+    local parents = f.status == RQ.waiting and f.pending and ids_in(f.dependency_ids) or {}
+    while from <= #parents and limit > 0 do
+      look_at(parents[from], id)
+      limit, from = limit - 1, from + 1
     end
-    if first then break end
+    if from <= #parents then break end
     offset, from = offset + 1, 1
   end
 end
