@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import BaseRoute, Route, WebSocketRoute
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.redis.async_store import AsyncStore
@@ -35,32 +35,26 @@ from .routes.health import HealthRoutes
 from .routes.keys import KeyRoutes
 from .routes.tasks import SubmitRoutes, TaskRoutes
 from .routes.webhooks import WebhookRoutes
-from .routing import Front, Resource, Socket, go_on
+from .routing import Dispatcher, Resource, Sender, Socket, with_browser_headers
 
 
 class Application(Starlette):
-    """Starlette's, with what every answer has, its own answers to failures included."""
+    """Starlette's application behind our dispatcher."""
 
     origins: frozenset[str] = frozenset()
     root_path = ""
     trusted_proxies: Sequence[str] = ()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, one socket or the application's life."""
-        scope["app"] = self
-        if self.middleware_stack is None:
-            rest = self.build_middleware_stack()
-            front: ASGIApp = Front(rest, self._handling(go_on), self.routes, origins=self.origins)
-            if self.root_path or self.trusted_proxies:
-                front = Prefixes(front, self.root_path, self.trusted_proxies, self.routes)
-            self.middleware_stack = front
-        await self.middleware_stack(scope, receive, send)
-
-    def _handling(self, app: ASGIApp) -> ASGIApp:
-        """`app` within Starlette's handling of what is raised."""
+    def build_middleware_stack(self) -> ASGIApp:
+        """The layers of the application, the innermost first. Every answer gets the headers, also that to a bug."""
         handlers = dict(self.exception_handlers)
         bug: Any = handlers.pop(Exception)
-        return ServerErrorMiddleware(ExceptionMiddleware(app, handlers=handlers), handler=bug)
+        app: ASGIApp = ExceptionMiddleware(Sender(self.router), handlers=handlers)
+        app = with_browser_headers(ServerErrorMiddleware(app, handler=bug), self.origins)
+        app = Dispatcher(app, self.routes, writes=not self.origins)
+        if self.root_path or self.trusted_proxies:
+            app = Prefixes(app, self.root_path, self.trusted_proxies, self.routes)
+        return app
 
 
 def create_app(settings: Settings) -> Starlette:

@@ -29,11 +29,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from taskpool.errors import ConfigurationError
 
-from . import routing
 from .auth.rate_limit import network
 from .http.body import BODY_TIMEOUT_S
 from .http.problems import Problem, retry_after
-from .routing import ALWAYS
+from .routing import BROWSER_HEADERS, CYCLE, header_lines
 
 logger = logging.getLogger("api")
 
@@ -359,7 +358,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answered = cycle
-        routing.offer(cycle)
+        scope: Any = cycle.scope
+        scope[CYCLE] = cycle
         super()._start_asgi_task(cycle, app)
 
     # Upgrades
@@ -465,8 +465,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _write(self, problem: Problem) -> None:
         answer = problem.response()
-        headers = [*self.server_state.default_headers, *answer.raw_headers, *ALWAYS, (b"connection", b"close")]
-        self.transport.write(STATUS_LINE[answer.status_code] + routing.lines(headers) + b"\r\n" + bytes(answer.body))
+        headers = [*self.server_state.default_headers, *answer.raw_headers, *BROWSER_HEADERS, (b"connection", b"close")]
+        self.transport.write(STATUS_LINE[answer.status_code] + header_lines(headers) + b"\r\n" + bytes(answer.body))
         self.transport.close()
 
     # Bounds

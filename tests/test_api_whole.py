@@ -116,7 +116,7 @@ def test_not_modified_has_no_body(url: str, redis_url: str) -> None:
 @pytest.mark.parametrize("value", [b"a\r\nset-cookie: b", b"a\nb", b"a\rb"])
 def test_a_header_with_a_line_break_is_refused(value: bytes) -> None:
     with pytest.raises(ValueError, match="line break"):
-        routing.lines([(b"location", value)])
+        routing.header_lines([(b"location", value)])
 
 
 async def test_with_cors_what_pages_of_listed_origins_may_read_is_told_as_before(

@@ -38,15 +38,15 @@ _NO_STORE: Final = (b"cache-control", b"no-store")
 _CLOSE: Final = (b"connection", b"close")
 
 
-class Whole(Response):
+class BufferedResponse(Response):
     """An answer that is all there; `raw_headers` and `body` are made by hand. `unread_body`: it tells the client not to
     go on with the request's body, since the connection ends with this answer."""
 
     unread_body = False
 
 
-class Json(Whole):
-    """`document` as JSON; never stored by caches. `unread_body`: see `Whole`."""
+class Json(BufferedResponse):
+    """`document` as JSON; never stored by caches. `unread_body`: see `BufferedResponse`."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Json(Whole):
         await send({"type": f"{response}.body", "body": self.body, "more_body": False})
 
 
-class NotModified(Whole):
+class NotModified(BufferedResponse):
     """304: the sender has the representation with this tag."""
 
     def __init__(self, tag: bytes) -> None:
