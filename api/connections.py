@@ -1,11 +1,14 @@
-"""What a connection may cost: how many there are, how many bytes each may hold, and how long each of its states lasts.
+"""Limits of connections: how many there are, how many bytes each may buffer, and how long each of its states may last.
 
-uvicorn bounds little of this. A request pays for a few comparisons: once a second a sweep looks at all connections and
-cuts those that have been in one state for too long. docs/api.md lists every bound ("Limits of a connection").
+uvicorn has few of these limits. A request pays for a few comparisons only: once a second, a sweep looks at all
+connections and aborts those that have been in one state for too long. docs/api.md lists every limit.
 
-An answer may be given before the request has arrived: 401, 413, 429 and so on. If the connection were closed then, the
-kernel would answer what the client still sends with a reset, and the client would lose the answer. So the rest is read
-and dropped, within the same bounds in bytes and time as any body.
+The answer to a request may be sent before its body has arrived (401, 413, 429 ...). If the server closed the connection
+then, the kernel would reset it when more of the body arrives, and the client could lose the answer. So the rest is read
+and discarded, within the same limits in bytes and time as any body.
+
+This file overrides uvicorn's protocol for httptools, which isn't a public interface: pyproject.toml therefore bounds
+uvicorn's version, and tests/test_api_uvicorn.py names the member that has changed.
 """
 
 from __future__ import annotations
@@ -24,7 +27,6 @@ from operator import itemgetter
 from typing import Any, Final, Literal
 
 import httptools
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from taskpool.errors import ConfigurationError
@@ -37,34 +39,35 @@ from .routing import BROWSER_HEADERS, CYCLE, header_lines
 logger = logging.getLogger("api")
 
 MOST_HEAD_BYTES: Final = 64 * 1024
-"""Of a request line and its headers together; the trailers of a chunked body have the same bound for themselves. A
-little more may arrive in one piece with the last of them."""
+"""The request line and the headers together. The trailers of a chunked body have the same limit of their own."""
 MOST_HEADERS: Final = 128
-"""The WebSocket library takes no more either."""
+"""The WebSocket library has the same limit."""
 MOST_PIPELINED: Final = 100
-"""Requests of one connection that wait for the answers to those before them."""
+"""Requests of one connection that wait for the answers to earlier ones."""
 DROPPED_BYTES: Final = 16 * 1024 * 1024
-"""How much more than the largest allowed body is read, so that a client that sends too much sees the answer."""
+"""How much more than the largest allowed body is read and discarded, so that the client can read the answer."""
 MOST_UNREAD_BYTES: Final = 128 * 1024 * 1024
-"""Of all answers together that clients don't read."""
+"""Buffered answers that clients don't read, of all connections together."""
 MOST_REFUSED: Final = 32
-"""Connections beyond the limit that get an answer (503) at the same time; further ones are only closed."""
+"""Connections over the limit that get a 503 at the same time. Further ones are closed without an answer."""
 NO_LINGER: Final = struct.pack("ii", 1, 0)
 LOG_AGAIN_S: Final = 60.0
-FILES_ASIDE: Final = 64
-"""File descriptors that connections leave to the rest of the process."""
+"""How often the log says that all connections are in use."""
+RESERVED_FILES: Final = 64
+"""File descriptors that are reserved for the rest of the process."""
 HALF_CLOSED_S: Final = 2.0
-"""How long a client that has closed its own side waits for its answer at most. One that has left looks the same."""
+"""How long a client may wait for its answer after it has closed its side. A client that has left looks the same."""
 END_BODY_S: Final = 2.0
-"""How long bodies may still take to arrive when the server ends."""
+"""How long bodies may still take to arrive when the server stops."""
 _AUTHORITY: Final = re.compile(rb"[^:/?#]*://([^/?#]*)")
 _LENIENT: Final = {"lenient_data_after_close": True}  # as uvicorn has it
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many connections there may be, of one address too; the seconds that a head gets (and what comes after an
-    answer), an answer that isn't read, and an idle connection; and the bytes of a body, with those that are dropped."""
+    """The limits that settings change: the number of connections, in all and of one address; the seconds for a head (or
+    what follows an answer), for an unread answer, and of an idle connection; the bytes of a body, discarded ones
+    included."""
 
     most: int = 10_000
     most_per_address: int = 5_000
@@ -79,7 +82,7 @@ class Connections:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._most = min(limits.most, _files() - FILES_ASIDE)
+        self._most = min(limits.most, _files() - RESERVED_FILES)
         self._open: dict[LimitedProtocol, str] = {}
         self._refused: set[LimitedProtocol] = set()
         self._by_address: Counter[str] = Counter()
@@ -89,7 +92,7 @@ class Connections:
         return len(self._open)
 
     def admit(self, connection: LimitedProtocol) -> str | None:
-        """Count a new connection; or why there is no room for it."""
+        """Count a new connection. Otherwise: why there is no room for it."""
         address = network(connection.client[0]) if connection.client else ""
         if len(self._open) >= self._most:
             self._log_full()
@@ -100,8 +103,8 @@ class Connections:
         self._by_address[address] += 1
         return None
 
-    def keeps_refused(self, connection: LimitedProtocol) -> bool:
-        """Whether a connection that isn't admitted may stay until its client has read why."""
+    def keep_refused(self, connection: LimitedProtocol) -> bool:
+        """Whether a connection that isn't admitted may stay open until its client has read why."""
         if len(self._refused) >= MOST_REFUSED:
             return False
         self._refused.add(connection)
@@ -117,7 +120,7 @@ class Connections:
             logger.warning("all %d connections are in use; new ones are refused. Raise %s", self._most, what)
 
     def forget(self, connection: LimitedProtocol) -> None:
-        """It has ended."""
+        """The connection has ended."""
         self._refused.discard(connection)
         address = self._open.pop(connection, None)
         if address is not None:
@@ -126,30 +129,30 @@ class Connections:
                 del self._by_address[address]
 
     def sweep(self) -> None:
-        """Cut every connection that is overdue, and the greediest of those that don't read their answers. Called about
-        once a second."""
+        """Abort the connections that are overdue; if answers that clients don't read take too much memory, also those
+        with the largest ones. Called about once a second."""
         now_mono = time.monotonic()
         unread = []
         for connection in [*self._open, *self._refused]:
-            connection.look(now_mono)
+            connection.enforce_deadlines(now_mono)
             if size := connection.unread_bytes():
                 unread.append((size, connection))
         excess = sum(size for size, _ in unread) - MOST_UNREAD_BYTES
         for size, connection in sorted(unread, key=itemgetter(0), reverse=True):
             if excess <= 0:
                 break
-            connection.cut()
+            connection.abort()
             excess -= size
 
 
 class Transport:
-    """A connection's transport. If the client may still be sending when it is closed, only our side is closed at
-    first, and what comes is dropped until the client has closed its own or a bound is reached."""
+    """A connection's transport. If the client may still be sending when it is closed, it closes only our side at first
+    and discards what arrives, until the client closes its side or reaches a limit."""
 
     def __init__(self, inner: asyncio.Transport, owner: LimitedProtocol) -> None:
         self._inner = inner
         self._owner: LimitedProtocol | None = owner
-        self.write = inner.write  # asked for by each request
+        self.write = inner.write  # used by each request
         self.get_write_buffer_size = inner.get_write_buffer_size
         self.is_lingering = False
 
@@ -157,11 +160,11 @@ class Transport:
         return getattr(self._inner, name)
 
     def is_closing(self) -> bool:
-        """Whether nothing more is written."""
+        """Whether nothing more can be written."""
         return self.is_lingering or self._inner.is_closing()
 
     def close(self) -> None:
-        """Close it once everything has been written, and the client has had the time to read it."""
+        """Close it after everything has been written and the client has had time to read it."""
         owner = self._owner
         if owner is None or self.is_closing():
             return
@@ -176,32 +179,32 @@ class Transport:
             self._inner.abort()
 
     def close_now(self) -> None:
-        """Close it, whatever the client still sends."""
+        """Close it, even if the client is still sending."""
         self._inner.close()
 
     def lost(self) -> None:
-        """The connection has ended, perhaps as a WebSocket. Nothing that refers to it in a circle outlives it."""
+        """The connection, or the WebSocket it became, has ended. Break the reference cycle, so that it is freed now."""
         owner, self._owner = self._owner, None
         if owner is not None:
             owner.forget()
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """uvicorn's connection, which is also counted, watched, bounded and cut."""
+    """uvicorn's HTTP connection with limits."""
 
     cycle: RequestResponseCycle | None  # type: ignore[assignment]
     transport: Transport  # type: ignore[assignment]
 
-    def __init__(self, *arguments: Any, among: Connections, **named: Any) -> None:
+    def __init__(self, *arguments: Any, registry: Connections, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._among, self._limits = among, among.limits
-        self._receives: Literal["", "head", "body"] = ""
+        self._registry, self._limits = registry, registry.limits
+        self._receiving: Literal["", "head", "body"] = ""
         self._upgrades = self._is_socket = False
-        self._hosts = self._trailer_bytes = self._body_bytes = 0
-        # Bytes that neither completed a head nor belonged to a body, and those that came with the last that did.
-        self._unfinished_bytes = self._before_bytes = 0
-        self._progresses = False
-        self._is_deaf = self._ends = self._has_client_ended = False
+        self._trailer_bytes = self._body_bytes = 0
+        # Bytes that neither completed a head nor belonged to a body; bytes of the last piece that did either.
+        self._unfinished_bytes = self._last_piece_bytes = 0
+        self._has_progressed = False
+        self._ignores_input = self._is_stopping = self._client_has_ended = False
         self._answered: RequestResponseCycle | None = None
         self._pauses = 0
         self._seen_in = ""
@@ -209,20 +212,20 @@ class LimitedProtocol(HttpToolsProtocol):
         self._seen_out: tuple[Any, ...] = ()
         self._seen_in_mono = self._seen_out_mono = 0.0
 
-    # What comes in
+    # --- input ---
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take it, or answer 503 if there is no room."""
+        """Admit the connection, or answer 503."""
         wrapped: Any = Transport(transport, self)
         super().connection_made(wrapped)
-        if full := self._among.admit(self):
-            self._receives = "head"  # it will: it is dropped
+        if full := self._registry.admit(self):
+            self._receiving = "head"  # the client is about to send one, which is discarded
             self._write(Problem("too-many-connections", full, headers=[retry_after(1)]))
-            if not self._among.keeps_refused(self):
+            if not self._registry.keep_refused(self):
                 self.transport.close_now()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget it. The request that is being answered may be an older one than `cycle`, and others wait behind it."""
+        """Tell the handler and release everything. `cycle` may be a later, pipelined request than the one in work."""
         self.transport.lost()
         if self._answered is not None:
             self._answered.disconnected = True
@@ -232,19 +235,19 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def forget(self) -> None:
-        """It no longer counts, and is no longer needed."""
-        self._among.forget(self)
+        """The connection has ended."""
+        self._registry.forget(self)
         self.parser = None  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
-        """Parse it. What neither completes a head nor belongs to a body is counted."""
-        if self._is_deaf or self.transport.is_closing():
-            self._drop(len(data))
+        """Parse the data, and count what neither completes a head nor belongs to a body."""
+        if self._ignores_input or self.transport.is_closing():
+            self._count_body(len(data))
             return
-        self._progresses = False
+        self._has_progressed = False
         self._unfinished_bytes += len(data)
         rest: bytes = data
-        while rest and not self._is_deaf:
+        while rest and not self._ignores_input:
             try:
                 self.parser.feed_data(rest)
                 break
@@ -253,51 +256,46 @@ class LimitedProtocol(HttpToolsProtocol):
             except httptools.HttpParserError:
                 self._refuse(Problem("invalid-http", "this isn't a request of HTTP/1.1"))
                 return
-        if self._progresses:
-            self._unfinished_bytes, self._before_bytes = 0, len(data)
+        if self._has_progressed:
+            self._unfinished_bytes, self._last_piece_bytes = 0, len(data)
         if self._unfinished_bytes > MOST_HEAD_BYTES or self._trailer_bytes > MOST_HEAD_BYTES:
             self._refuse_unfinished()
-        elif self._receives == "body":
-            self._drop(len(data))
+        elif self._receiving == "body":
+            self._count_body(len(data))
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """The client sends no more. If it has asked for something, it may still wait for the answer."""
-        if self._receives or self._is_socket or self.transport.is_closing() or not self._is_answering():
+        """The client has closed its side. If its request isn't answered yet, it may still wait for the answer."""
+        if self._receiving or self._is_socket or self.transport.is_closing() or not self._is_answering():
             return False
-        self._has_client_ended = True
+        self._client_has_ended = True
         self._end_after_answers()
         self.loop.call_later(HALF_CLOSED_S, self.transport.close_now)
         return True
 
     def is_receiving(self) -> bool:
-        """Whether the client may be in the middle of something, and there is time to let it come to its end."""
-        return bool(self._receives or self._is_deaf) and not (self._ends or self._has_client_ended)
+        """Whether the client may still be sending a request, and has time to finish."""
+        return bool(self._receiving or self._ignores_input) and not (self._is_stopping or self._client_has_ended)
 
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
-        self._receives = "head"
+        self._receiving = "head"
         self._upgrades = False
-        self._hosts = self._trailer_bytes = self._body_bytes = 0
+        self._trailer_bytes = self._body_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header. What comes behind the body is none: trailers are counted and dropped."""
-        if self._receives == "body":
+        """Keep a header. Trailers are counted and discarded: they must not pass as headers."""
+        if self._receiving == "body":
             self._trailer_bytes += len(name) + len(value) + 4
             if self._trailer_bytes > MOST_HEAD_BYTES:
-                self._is_deaf = True
+                self._ignores_input = True
             return
-        name = name.lower()
-        if name == b"host":
-            self._hosts += 1
-        elif name == b"expect" and value.lower() == b"100-continue":
-            self.expect_100_continue = True
-        self.headers.append((name, value))
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Begin to serve the request, or put it behind those that aren't answered yet."""
-        self._progresses = True
-        if self._is_deaf:
+        """Start the request, or queue it behind those that aren't answered yet."""
+        self._has_progressed = True
+        if self._ignores_input:
             return
         fault = self._find_fault()
         if fault is not None:
@@ -309,52 +307,43 @@ class LimitedProtocol(HttpToolsProtocol):
             self._end_after_answers()
         else:
             super().on_headers_complete()
-            self._receives = "body"
+            self._receiving = "body"
             if self.expect_100_continue and self.cycle is not None:
-                # Answered without being asked for, the body may come or not: what comes next can't be told from it.
+                # If the answer comes before the client was asked for the body, it may send the body or leave it out.
+                # So the next bytes can't be understood.
                 self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
-        """Keep a part of the body for the handler; without one it is dropped."""
-        self._progresses = True
-        cycle = self.cycle
-        if cycle is not None and not (self._is_deaf or self._upgrades or cycle.response_complete):
-            # As uvicorn does it, without what it asks the parser.
-            cycle.body += body
-            if len(cycle.body) > HIGH_WATER_LIMIT:
-                self.flow.pause_reading()
-            cycle.message_event.set()
+        """Keep a part of the body for the handler, unless the request was refused."""
+        self._has_progressed = True
+        if not (self._ignores_input or self._upgrades):
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """All of the request is here."""
-        if self._is_deaf:  # of its trailers, perhaps
-            return
-        self._receives, self._progresses = "", True
-        cycle = self.cycle
-        if cycle is not None and not (self._upgrades or cycle.response_complete):
-            # As uvicorn does it, without what it asks the parser.
-            cycle.more_body = False
-            cycle.message_event.set()
+        """The request has arrived in full."""
+        if not self._ignores_input:
+            self._receiving, self._has_progressed = "", True
+            if not self._upgrades:
+                super().on_message_complete()
 
     def _find_fault(self) -> Problem | None:
-        if self._unfinished_bytes + self._before_bytes > MOST_HEAD_BYTES:  # so that its size must be looked at
+        if self._unfinished_bytes + self._last_piece_bytes > MOST_HEAD_BYTES:  # so that its size must be looked at
             size = len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers])
             if size > MOST_HEAD_BYTES:
                 return _head_too_large()
         if len(self.headers) > MOST_HEADERS:
             return Problem("headers-too-large", f"a request may have {MOST_HEADERS} headers")
-        if self._hosts != 1 and (self._hosts or self.parser.get_http_version() != "1.0"):
-            detail = f"a request must have one Host header; this one has {self._hosts}"
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if len(hosts) != 1 and (hosts or self.parser.get_http_version() != "1.0"):
+            detail = f"a request must have one Host header; this one has {len(hosts)}"
             return Problem("invalid-header", detail)
-        if self.url[:1] != b"/" and self.parser.get_method() != b"CONNECT" and not self._is_target_of_host():
+        if hosts and self.url[:1] != b"/" and self.parser.get_method() != b"CONNECT":
+            authority = _AUTHORITY.match(self.url)
+            if authority is None or authority[1].lower() == hosts[0].lower():
+                return None
+            # Servers disagree on which of the two counts.
             return Problem("invalid-header", "Host must be the authority of the request's target")
         return None
-
-    def _is_target_of_host(self) -> bool:
-        """Whether a target that isn't a path agrees with Host. Where it doesn't, readers disagree who is asked."""
-        authority = _AUTHORITY.match(self.url)
-        host = dict(self.headers).get(b"host")
-        return host is None or authority is None or authority[1].lower() == host.lower()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answered = cycle
@@ -362,14 +351,14 @@ class LimitedProtocol(HttpToolsProtocol):
         scope[CYCLE] = cycle
         super()._start_asgi_task(cycle, app)
 
-    # Upgrades
+    # --- upgrades ---
 
     def _upgrade(self, rest: bytes) -> bytes:
-        """Become a WebSocket. Any other upgrade is ignored, as RFC 9110 allows, also one to a WebSocket by a request
-        that can't be its handshake: what is to be parsed then, since the parser hasn't looked at the body."""
-        if self._is_deaf:
+        """Become a WebSocket. Other upgrades are ignored, as RFC 9110 allows, and so are requests that can't be a
+        handshake. Returns what must be parsed then, because the parser has stopped at the end of the head."""
+        if self._ignores_input:
             return b""
-        if not self._upgrades:  # its trailers spoke of one
+        if not self._upgrades:  # an Upgrade in the trailers
             return rest
         if self.scope["method"] == "CONNECT":
             self._refuse(Problem("invalid-http", "CONNECT isn't possible: this is no proxy"))
@@ -400,17 +389,18 @@ class LimitedProtocol(HttpToolsProtocol):
         )
 
     def _without_upgrade(self) -> bytes:
-        """The head once more, and a parser that takes it for a usual request."""
+        """The head without `upgrade`, for a new parser."""
         line = b"%b %b HTTP/%b" % (self.scope["method"].encode(), self.url, self.parser.get_http_version().encode())
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(**_LENIENT)
         headers = [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
         return b"\r\n".join([line, *headers, b"", b""])
 
-    # What goes out
+    # --- output ---
 
     def on_response_complete(self) -> None:
-        """Go on with the next request, if it is here; read on only if it isn't."""
+        """Start the next request if one has arrived; read more only if none has. The sweep ends idle connections, so
+        that no request pays for a timer."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -419,17 +409,17 @@ class LimitedProtocol(HttpToolsProtocol):
             self._start_asgi_task(cycle, app)
         else:
             if self.cycle is not None and self.cycle.body:
-                self.cycle.body = bytearray()  # of a request whose handler did not read it
+                self.cycle.body = bytearray()  # a body that the handler did not read
             self.flow.resume_reading()
 
     def pause_writing(self) -> None:
-        """The client doesn't read as fast as it is answered."""
+        """The client reads more slowly than answers are written."""
         self._pauses += 1
         super().pause_writing()
 
     def shutdown(self) -> None:
-        """The server ends: so does this connection, once what is under way has been answered."""
-        self._ends = True
+        """The server stops: end the connection after the requests in work have been answered."""
+        self._is_stopping = True
         if self.transport.is_lingering or not self._is_answering():
             self.transport.close_now()
         elif self.cycle is not None:
@@ -437,29 +427,29 @@ class LimitedProtocol(HttpToolsProtocol):
             self.loop.call_later(END_BODY_S, self._end_body)
 
     def _end_body(self) -> None:
-        if self._receives == "body" and not self.transport.is_closing():
+        if self._receiving == "body" and not self.transport.is_closing():
             self._refuse(Problem("body-timeout", f"the server stops: the body must arrive within {END_BODY_S:g} s"))
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
     def _refuse(self, problem: Problem) -> None:
-        """Answer and close. If other answers are to come before, only close behind them."""
+        """Answer and close. If earlier requests aren't answered yet, only close after their answers."""
         cycle = self.cycle
-        if self._receives == "body" and cycle is not None:
+        if self._receiving == "body" and cycle is not None:
             if cycle.response_started or self.pipeline:
-                self.cut()
+                self.abort()
                 return
-            cycle.disconnected = True  # for its handler, which waits for the body, the client has left
+            cycle.disconnected = True  # the handler waits for the body: end that
             cycle.message_event.set()
         elif self._is_answering():
             self._end_after_answers()
             return
-        self._is_deaf = True
+        self._ignores_input = True
         self._write(problem)
 
     def _end_after_answers(self) -> None:
-        self._is_deaf = True
+        self._ignores_input = True
         if self.cycle is not None:
             self.cycle.keep_alive = False
 
@@ -469,81 +459,81 @@ class LimitedProtocol(HttpToolsProtocol):
         self.transport.write(STATUS_LINE[answer.status_code] + header_lines(headers) + b"\r\n" + bytes(answer.body))
         self.transport.close()
 
-    # Bounds
+    # --- limits ---
 
-    def look(self, now_mono: float) -> None:
-        """Cut it if it has been in one state for too long."""
-        state, allowed_s = self._coming_in()
+    def enforce_deadlines(self, now_mono: float) -> None:
+        """End the connection if it has been in one state for too long."""
+        state, allowed_s = self._input_state()
         if state != self._seen_in or self.cycle is not self._seen_cycle:
             self._seen_in, self._seen_cycle, self._seen_in_mono = state, self.cycle, now_mono
         elif allowed_s is not None and now_mono - self._seen_in_mono >= allowed_s:
             self._end_state(state)
             return
-        seen_out = self._going_out()
+        seen_out = self._output_state()
         if seen_out != self._seen_out:
             self._seen_out, self._seen_out_mono = seen_out, now_mono
         elif seen_out and now_mono - self._seen_out_mono >= self._limits.write_s:
-            self.cut()
+            self.abort()
 
-    def _coming_in(self) -> tuple[str, float | None]:
-        """The state of what the client sends, and how long that may take; None: other bounds end it.
+    def _input_state(self) -> tuple[str, float | None]:
+        """What the client is sending, and the seconds that it may take; None: other limits apply.
 
-        ``lingering``: it has been answered, and what comes is dropped. ``waiting``: for an answer; a handler doesn't
-        take longer than Redis and its own limits let it, and the pings of a WebSocket must be answered.
+        ``lingering``: it has its answer, and the rest is discarded. ``waiting``: it waits for its answer. Handlers have
+        time limits of their own, and a WebSocket's client must answer pings.
         """
         limits = self._limits
         if self.transport.is_lingering:
             return "lingering", limits.head_s
-        if self._is_socket or self.pipeline or self._is_deaf:
+        if self._is_socket or self.pipeline or self._ignores_input:
             return "waiting", None
-        if self._receives == "body":
+        if self._receiving == "body":
             if not self._is_answering():
                 return "unwanted body", limits.head_s
-            return "body", 2 * BODY_TIMEOUT_S  # a handler that reads it has half of that, and answers
-        if self._receives == "head" or self.cycle is None:
+            return "body", 2 * BODY_TIMEOUT_S  # after half of that, the handler answers 408
+        if self._receiving == "head" or self.cycle is None:
             return "head", limits.head_s
         if not self.cycle.response_complete:
             return "waiting", None
         return "idle", limits.idle_s
 
     def _end_state(self, state: str) -> None:
-        if state == "head" and self._receives:
+        if state == "head" and self._receiving:
             self._refuse(Problem("headers-timeout", f"the headers must arrive within {self._limits.head_s:g} s"))
         elif state in ("head", "idle"):
             self.transport.close_now()
         else:
-            self.cut()
+            self.abort()
 
     def unread_bytes(self) -> int:
-        """How much of its answers is kept because the client doesn't read."""
-        return self.transport.get_write_buffer_size() if self._going_out() else 0
+        """The bytes of answers that are buffered because the client doesn't read."""
+        return self.transport.get_write_buffer_size() if self._output_state() else 0
 
-    def _going_out(self) -> tuple[Any, ...]:
-        """What the client doesn't read; empty when it reads."""
+    def _output_state(self) -> tuple[Any, ...]:
+        """A value that changes when the client reads; empty if nothing waits for that."""
         if self._is_socket or self.transport.is_closing():
             size = self.transport.get_write_buffer_size()
             return (size,) if size else ()
         return ("paused", self._pauses) if self.flow.write_paused else ()
 
     def _refuse_unfinished(self) -> None:
-        """More has come than a head, or what stands between and behind the chunks of a body, may have."""
-        if self._receives == "body":
+        """A head, or the trailers and chunk extensions of a body, have more bytes than allowed."""
+        if self._receiving == "body":
             detail = f"the trailers of a body, or the extensions of a chunk, may have {MOST_HEAD_BYTES:,} bytes"
             self._refuse(Problem("headers-too-large", detail))
         elif self._is_answering():
-            self.cut()
+            self.abort()
         else:
             self._refuse(_head_too_large())
 
-    def _drop(self, count: int) -> None:
-        """Count received bytes that belong to a body, or that are no longer parsed."""
+    def _count_body(self, count: int) -> None:
+        """Count bytes that belong to a body or are discarded."""
         self._body_bytes += count
         if self._body_bytes > self._limits.body_bytes:
-            self.cut()
+            self.abort()
 
-    def cut(self) -> None:
-        """End it at once. What wasn't read is dropped: the kernel would go on offering it."""
-        self._is_deaf = True
+    def abort(self) -> None:
+        """End it with a reset. After a normal close, the kernel would go on sending what the client hasn't read."""
+        self._ignores_input = True
         self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
         self.transport.abort()
 
@@ -554,23 +544,19 @@ def _head_too_large() -> Problem:
 
 
 def check_files() -> None:
-    """Return if this process may open enough files to serve anyone.
-
-    Raises:
-        ConfigurationError
-    """
-    if (files := _files()) <= FILES_ASIDE:
+    """Raises ConfigurationError: this process may not open enough files for any connection."""
+    if (files := _files()) <= RESERVED_FILES:
         raise ConfigurationError(
-            f"this process may have {files} files open, and the API needs more than {FILES_ASIDE}: raise the limit with"
-            " ulimit -n"
+            f"this process may have {files} files open, and the API needs more than {RESERVED_FILES}: "
+            "raise the limit with ulimit -n"
         )
 
 
 def _files() -> int:
-    """How many files this process may have open, raised as far as it may raise that itself."""
+    """How many files this process may have open, after raising the soft limit to the hard one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        with contextlib.suppress(ValueError, OSError):  # some systems cap it below what they say
+        with contextlib.suppress(ValueError, OSError):  # some systems allow less than they report
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             soft = hard
     return 1 << 20 if soft == resource.RLIM_INFINITY else soft

@@ -1,4 +1,4 @@
-"""One API process: its socket, how it serves, how it ends."""
+"""One API process: its listening socket, uvicorn's settings, and the limits of WebSockets."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from .connections import Connections, LimitedProtocol, Limits
 from .events.websocket import MAX_MESSAGE_BYTES
 
 DRAIN_S = 10
-"""How long requests under way may take once the process was asked to end. Those that wait for a task end at once."""
+"""How long requests may take after the process was asked to stop. Long polls are answered at once."""
 PING_S = 20.0
-"""How often a WebSocket gets a ping: proxies cut one that is silent for 50 to 60 s."""
+"""How often a WebSocket gets a ping: proxies close one that is silent for 50 to 60 s."""
 PONG_S = 20.0
-"""How long a WebSocket may take to answer a ping, or a close."""
+"""How long a client may take to answer a ping or a close."""
 PIECE_BYTES = 4096
-"""How much of a WebSocket is read in one turn of the loop, if more has come."""
-MOST_PARTS = 1000
-"""Frames of one message: they may be empty, and so no way past its bound in bytes."""
+"""How many bytes of a WebSocket are parsed in one turn of the event loop."""
+MAX_FRAMES = 1000
+"""Frames of one message."""
 BACKLOG = 2048
 TICKS_A_SECOND = 10
 """How often uvicorn calls `on_tick`."""
 MIDDLE_COLLECTIONS_A_FULL_ONE = 50
-"""Python's is 10. A full collection stops this process for 0.1 s for a thousand clients, and while more come they were
-most of the longest waits; what the later ones would have freed is some 20 objects of each client that has left."""
+"""Python's default is 10. With a thousand clients, a full garbage collection stops the process for 0.1 s. Fewer
+collections leave about 20 objects of each client that has left in memory for longer."""
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to this address, which listens only once it is served; port 0 takes a free one.
+    """A socket bound to this address, not listening yet. Port 0 takes a free one.
 
     Raises:
         ConfigurationError: the port is in use, or the address isn't one of this machine's.
@@ -51,7 +51,7 @@ def bind(host: str, port: int) -> socket.socket:
     except socket.gaierror as error:
         raise ConfigurationError(f"can't listen on {host}: {error.strerror}; set TASKPOOL_HOST") from None
     listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port whose last connections linger is free
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # also if old connections linger
     try:
         listener.bind(address)
     except OSError as error:
@@ -64,102 +64,99 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def serve(app: Starlette, listener: socket.socket, limits: Limits, *, log_level: str) -> None:
-    """Serve until SIGTERM or SIGINT; then answer what is under way and return."""
+    """Serve until SIGTERM or SIGINT, answer the requests in work, and return."""
     connections = Connections(limits)
-    protocol: Any = partial(LimitedProtocol, among=connections)
+    protocol: Any = partial(LimitedProtocol, registry=connections)
     config = uvicorn.Config(
         app,
         access_log=False,
         backlog=BACKLOG,
         http=protocol,
         lifespan="on",
-        log_config=None,  # the process's logging is its own
+        log_config=None,  # __main__ configures logging
         log_level=log_level,
-        proxy_headers=False,  # the application has its own: see `Prefixes`
+        proxy_headers=False,  # see `Prefixes`
         server_header=False,
         timeout_graceful_shutdown=DRAIN_S,
-        ws=_SocketProtocol,
+        ws=LimitedSocket,
         ws_max_size=MAX_MESSAGE_BYTES,
         ws_ping_interval=PING_S,
         ws_ping_timeout=PONG_S,
-        ws_per_message_deflate=False,  # small messages, and memory for each socket
+        ws_per_message_deflate=False,  # costs memory for each socket, and messages are small
     )
     _Server(config, app, connections).run(sockets=[listener])
 
 
-class _SocketProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket, with bounds for what it leaves unbounded."""
+class LimitedSocket(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket with limits. `connections` explains what overriding it needs."""
 
     def connection_made(self, transport: BaseTransport) -> None:
-        """As always, with our time for the answer to a close."""
+        """Wait for the answer to a close for PONG_S."""
         super().connection_made(transport)
         self.close_timeout = PONG_S
-        self._unread = bytearray()
-        self._is_going_on = False
+        self._unparsed = bytearray()
+        self._is_scheduled = False
 
     def data_received(self, data: bytes) -> None:
-        """As always, but a piece in each turn of the loop, and the next one only when all messages of the last were
-        taken: frames may be tiny, and each takes Python some microseconds."""
-        is_first = not self._unread
-        self._unread += data
+        """Parse one piece in each turn of the event loop, and the next one after the handler has taken all messages of
+        the last. Frames may be tiny, and each costs some microseconds."""
+        is_first = not self._unparsed
+        self._unparsed += data
         if is_first:
-            self._read_piece()
+            self._parse_piece()
 
-    def _read_piece(self) -> None:
-        self._is_going_on = False
-        size = PIECE_BYTES if self.handshake_initiated else len(self._unread)  # the handshake is here as a whole
-        piece = bytes(self._unread[:size])
-        del self._unread[:size]
+    def _parse_piece(self) -> None:
+        self._is_scheduled = False
+        size = PIECE_BYTES if self.handshake_initiated else len(self._unparsed)  # the handshake came in one piece
+        piece = bytes(self._unparsed[:size])
+        del self._unparsed[:size]
         super().data_received(piece)
         if self.transport.is_closing():
-            self._unread.clear()
-        elif self._unread:
+            self._unparsed.clear()
+        elif self._unparsed:
             self.transport.pause_reading()
-            self._go_on()
+            self._parse_next()
         elif not self.read_paused:
             self.transport.resume_reading()
 
-    def _go_on(self) -> None:
-        if self._unread and not self._is_going_on and (self.queue.empty() or self.close_sent):
-            self._is_going_on = True
-            self.loop.call_soon(self._read_piece)
+    def _parse_next(self) -> None:
+        if self._unparsed and not self._is_scheduled and (self.queue.empty() or self.close_sent):
+            self._is_scheduled = True
+            self.loop.call_soon(self._parse_piece)
 
     async def receive(self) -> Any:
-        """As always; but reading goes on where it was stopped."""
+        """The next message. Parsing and reading continue when the last one is taken."""
         message = await self.queue.get()
-        self._go_on()
-        if not self._unread and self.read_paused and self.queue.empty():
+        self._parse_next()
+        if not self._unparsed and self.read_paused and self.queue.empty():
             self.read_paused = False
             self.transport.resume_reading()
         return message
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """As always; and it no longer counts as open."""
+        """The connection no longer counts."""
         super().connection_lost(exc)
         transport: Any = self.transport
         transport.lost()
 
     def handle_ping(self) -> None:
-        """As always; but one that doesn't read the answers gets no more of them."""
+        """Answer, unless the client doesn't read the answers."""
         pong = b"".join(self.conn.data_to_send())
         if self.writable.is_set():
             self.transport.write(pong)
 
     def handle_cont(self, event: Frame) -> None:
-        """As always; but the parts of a message are bounded in number, too: they may be empty."""
-        if len(self.frames) >= MOST_PARTS:
-            self._fail("too many parts of one message")
-        else:
+        """Limit the number of frames: empty ones don't count for the limit in bytes."""
+        if len(self.frames) < MAX_FRAMES:
             super().handle_cont(event)
-
-    def _fail(self, reason: str) -> None:
+            return
         self.frames = []
         if not self.close_sent:
-            self.conn.fail(1008, reason)
+            self.conn.fail(1008, "too many parts of one message")
             self.handle_parser_exception()
 
     def shutdown(self) -> None:
-        """As always; but a handshake that isn't answered yet is told why it won't be."""
+        """Refuse a handshake that isn't answered yet with a reason."""
         if not self.handshake_complete and not self.transport.is_closing():
             self.conn.send_response(self.conn.reject(503, "The server stops; connect again.\n"))
             self.transport.write(b"".join(self.conn.data_to_send()))
@@ -168,18 +165,18 @@ class _SocketProtocol(WebSocketsSansIOProtocol):
             super().shutdown()
 
     def send_500_response(self) -> None:
-        """As always, unless the connection is closing: then no handshake can be answered any more."""
+        """Answer, unless the connection is closing."""
         if not self.transport.is_closing():
             super().send_500_response()
 
     async def send(self, message: Any) -> None:
-        """As always; but a handshake that was answered as HTTP is over, and so is a socket that was closed because of
-        what the client sent: neither is an error to log."""
+        """Send, unless the server has closed the socket because of the client's messages, or has answered the handshake
+        as HTTP. Neither is an error to log."""
         is_over = self.close_sent and message["type"] in ("websocket.send", "websocket.close")
         if is_over or self.transport.is_closing():
             raise ClientDisconnected
         await super().send(message)
-        self._go_on()
+        self._parse_next()
         if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
             self.handshake_complete = True
 
@@ -190,7 +187,7 @@ class _Server(uvicorn.Server):
         self._app, self._connections = app, connections
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As always; but what is there by now stays, and is never looked through for garbage again."""
+        """Exclude the objects that exist by now from garbage collections: they stay."""
         gc.collect()
         gc.freeze()
         young, middle, _ = gc.get_threshold()
@@ -198,13 +195,13 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
 
     async def on_tick(self, counter: int) -> bool:
-        """As always; and once a second a look at the connections."""
+        """Once a second, enforce the limits of connections."""
         if counter % TICKS_A_SECOND == 0:
             self._connections.sweep()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As always, but nobody waits for a task or its events any more: uvicorn would wait for them."""
+        """End long polls and streams first: uvicorn would wait for them."""
         self._app.state.long_polls.end()
         self._app.state.streams.end()
         await super().shutdown(sockets)

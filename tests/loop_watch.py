@@ -207,7 +207,7 @@ def _serve_watched() -> int:
 
     from api.__main__ import main
     from api.connections import LimitedProtocol
-    from api.server import _SocketProtocol
+    from api.server import LimitedSocket
     from taskpool.redis.async_connection import _Link
 
     watch = Watch(of_requests_alone=False)
@@ -222,7 +222,7 @@ def _serve_watched() -> int:
         pass
 
     uvloop.Loop = Loop  # type: ignore[misc]
-    for protocol in (LimitedProtocol, _SocketProtocol, _Link):
+    for protocol in (LimitedProtocol, LimitedSocket, _Link):
         received: Any = protocol.data_received
 
         def measured(self: Any, data: bytes, received: Any = received) -> None:

@@ -324,7 +324,7 @@ async def test_a_connection_that_has_ended_is_freed_at_once() -> None:
     made: list[weakref.ref[LimitedProtocol]] = []
 
     def connection() -> LimitedProtocol:
-        protocol = LimitedProtocol(config=config, server_state=ServerState(), app_state={}, among=connections)
+        protocol = LimitedProtocol(config=config, server_state=ServerState(), app_state={}, registry=connections)
         made.append(weakref.ref(protocol))
         return protocol
 

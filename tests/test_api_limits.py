@@ -390,7 +390,7 @@ def test_the_docs_have_the_bounds_that_the_code_has() -> None:
         f"answers before them | {MOST_PIPELINED} |",
         f"{MOST_REFUSED} of these at a time",
         f"{HIGH_WATER_LIMIT // 1024} KiB and one read",
-        f"{MAX_MESSAGE_BYTES // 1024} KiB, {server.MOST_PARTS:,} parts",
+        f"{MAX_MESSAGE_BYTES // 1024} KiB, {server.MAX_FRAMES:,} parts",
         f"half a body that is read | {body.BODY_TIMEOUT_S:g} s",
         f"answer pings within {server.PONG_S:g} s",
         f"{connections_module.END_BODY_S:g} s for half a body, {server.DRAIN_S} s for answers",
