@@ -45,7 +45,7 @@ COPIED = {
 
 def members_used(module: Any, of: str) -> set[str]:
     """The names that the code of a module reads from an expression like `self` or `cycle`."""
-    tree = ast.parse(Path(module.__file__).read_text())
+    tree = ast.parse(Path(module.__file__ or "").read_text())
     return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == of}
 
 
@@ -95,7 +95,7 @@ async def test_uvicorn_has_every_member_of_a_connection_that_is_used() -> None:
 
     for owner, module in ((connection(), connections), (socket, server)):
         own = {name for kind in type(owner).__mro__ for name in vars(kind)} | vars(owner).keys()
-        tree = ast.parse(Path(module.__file__).read_text())
+        tree = ast.parse(Path(module.__file__ or "").read_text())
         (code,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == type(owner).__name__]
         used = {
             node.attr
