@@ -30,7 +30,7 @@ ROOT: Final = Path(__file__).parents[2]
 MEMORY: Final = Path("/dev/shm")
 STOP_S: Final = 30.0
 REFUSED_TO_START: Final = 2
-OLDER: Final = "ef30c4a"
+OLDER: Final = "0abebe4"
 """The commit of the release before."""
 PACKAGES: Final = ("taskpool", "workers", "api")
 RQ: Final = "rq"
@@ -271,6 +271,9 @@ def older_release(directory: Path) -> Path | None:
         return None
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         tar.extractall(directory, filter="data")
+    metadata = directory / "taskpool-0.1.0.dist-info" / "METADATA"  # it reads its version under its old name
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: taskpool\nVersion: 0.1.0\n")
     return directory
 
 
