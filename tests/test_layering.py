@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("taskpool", "workers", "api")
 MAY_IMPORT_RQ = {"taskpool.redis.rq_job", "taskpool.rq_dashboard", "workers.registration"}
-NOT_A_DUTY = {"utils", "util", "common", "helpers", "helper", "base", "manager", "misc"}
 LINES_MAX = 800
+ENTRIES_MAX = 20
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,14 @@ def test_no_file_is_too_long_to_read(modules: dict[str, Module]) -> None:
     assert [f"{module.path}: {module.lines}" for module in modules.values() if module.lines > LINES_MAX] == []
 
 
-def test_no_module_is_named_after_no_duty(modules: dict[str, Module]) -> None:
-    assert [name for name in modules if NOT_A_DUTY & set(name.split("."))] == []
+def test_no_folder_has_too_many_entries(modules: dict[str, Module]) -> None:
+    entries: dict[Path, set[Path]] = {}
+    for module in modules.values():
+        for path in (module.path, *module.path.parents):
+            if path != ROOT and ROOT in path.parents:
+                entries.setdefault(path.parent, set()).add(path)
+
+    assert {str(folder): len(found) for folder, found in entries.items() if len(found) > ENTRIES_MAX} == {}
 
 
 def test_each_module_opens_with_what_it_owns(modules: dict[str, Module]) -> None:

@@ -114,7 +114,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, redis_binary: str | None) -> 
             urls.append(eventually(lambda log=log: listening(log), START_S))  # type: ignore[misc]
         with TaskPool(server.url) as watch:
             eventually(lambda: len({worker.pool for worker in watch.workers()}) == 2, START_S)
-        yield Both(*urls, server.url)
+        yield Both(urls[0], urls[1], server.url)
 
 
 def listening(log: Path) -> str | None:
