@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -23,19 +22,17 @@ class HastyForkServer:
 
     loaded = LoadedTasks()
     is_usable = True
-    runs_at_loss: int | None = None
 
-    def __init__(self, memory: SharedMemory, *, on_end: Callable[[int, Ending], None], on_failure: Any) -> None:
-        self.on_end = on_end
+    def __init__(self, memory: SharedMemory, *, on_failure: Any) -> None:
         self.pids = iter(range(1_000_000, 1_000_010))
 
     async def start(self, settings: Settings) -> None: ...
 
-    async def fork(self, block: int, name: str, queues: tuple[str, ...]) -> int:
-        pid = next(self.pids)
-        self.on_end(pid, Ending(EXIT_3))
+    async def fork(self, block: int, name: str, queues: tuple[str, ...]) -> tuple[int, asyncio.Future[Ending]]:
+        end = asyncio.get_running_loop().create_future()
+        end.set_result(Ending(EXIT_3))
         await asyncio.sleep(0)
-        return pid
+        return next(self.pids), end
 
     async def close(self) -> None: ...
 
@@ -65,7 +62,9 @@ async def test_a_process_that_ends_before_its_fork_is_known_is_replaced(monkeypa
     await pool.load_tasks()
 
     while not pool.all_ended.is_set():
-        assert await pool.start_missing() == 0.0
+        await pool.start_missing()
+        await asyncio.wait_for(pool.changed.wait(), 30)
+        pool.changed.clear()
     await pool.close()
 
     assert registration.seen == [(what, f"pool.{number}") for number in (1, 2, 3) for what in ("start", "end")]

@@ -83,7 +83,7 @@ def test_counters_add_up(memory: SharedMemory) -> None:
 def test_a_cleared_block_is_as_new_and_leaves_its_neighbours(memory: SharedMemory) -> None:
     for index in range(3):
         memory.block(index).lane(1).begin("a", "1", "q", 1, 0)
-        memory.block(index).ask_to_drain()
+        memory.block(index).head.drain = 1
 
     memory.block(1).clear()
 

@@ -12,6 +12,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -139,16 +140,8 @@ async def repeat(
             log.exception("%s failed; it is tried again in %g s", name, FAULT_RETRY_S)
             await asyncio.sleep(FAULT_RETRY_S)
         else:
-            await wait(wake, wait_s)
-
-
-async def wait(event: asyncio.Event, timeout_s: float) -> None:
-    """Waits for the event, for `timeout_s` seconds at most."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        pass
+            with suppress(TimeoutError):
+                await asyncio.wait_for(wake.wait(), wait_s)
 
 
 async def insist(step: Callable[[], Awaitable[object]], outage: Outage) -> None:

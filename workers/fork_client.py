@@ -78,22 +78,17 @@ class LoadedTasks(msgspec.Struct, frozen=True):
 
 
 class ForkClient:
-    """A running fork server. `loaded` is what its modules define.
+    """A running fork server. `loaded` is what its modules define. `on_failure` is called when it is lost or silent."""
 
-    `on_end` is called with the process id and the ending of every worker that ended, `on_failure` when the fork server
-    is lost or silent.
-    """
-
-    def __init__(
-        self, memory: SharedMemory, *, on_end: Callable[[int, Ending], None], on_failure: Callable[[ForkClient], None]
-    ) -> None:
-        self._memory, self._on_end, self._on_failure = memory, on_end, on_failure
+    def __init__(self, memory: SharedMemory, *, on_failure: Callable[[ForkClient], None]) -> None:
+        self._memory, self._on_failure = memory, on_failure
         self._server: subprocess.Popen[bytes]
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter
-        self._ends: dict[int, asyncio.Future[None]] = {}
-        """Of each worker process whose end isn't reported yet: done when it is."""
-        self._forks: dict[int, asyncio.Future[int]] = {}
+        self._ends: dict[int, asyncio.Future[Ending]] = {}
+        """By process id, of the worker processes whose end isn't reported yet."""
+        self._forks: dict[int, asyncio.Future[tuple[int, asyncio.Future[Ending]]]] = {}
+        """By block, of the workers that are being forked."""
         self._tasks = BackgroundTasks()
         self._pidfds: set[int] = set()
         self._older: set[int] = set()
@@ -102,7 +97,7 @@ class ForkClient:
         self.pid = 0
         self.loaded = LoadedTasks()
         self.is_lost = self.is_silent = False
-        self.runs_at_loss: int | None = None
+        self.runs_at_loss = 0
         """How many attempts died with the fork server."""
 
     @property
@@ -136,8 +131,8 @@ class ForkClient:
         self._older = process_group.children(self.pid)
         self._tasks.spawn(self._listen())
 
-    async def fork(self, block: int, name: str, queues: tuple[str, ...]) -> int:
-        """Starts a worker process on a block of the shared memory; returns its process id.
+    async def fork(self, block: int, name: str, queues: tuple[str, ...]) -> tuple[int, asyncio.Future[Ending]]:
+        """Starts a worker process on a block of the shared memory; returns its process id and its end.
 
         Raises:
             ForkServerLost: the fork server is gone or silent. A silent one may still fork later and use the block for
@@ -152,9 +147,9 @@ class ForkClient:
             self._forks.pop(block, None)
             self._fall_silent("it was asked to fork a worker process")
             raise ForkServerLost
-        pid: int = await answer
+        pid, end = await answer
         self._watch(pid)
-        return pid
+        return pid, end
 
     async def close(self) -> None:
         """Ends the fork server and every worker it still has. Repeating it does nothing."""
@@ -193,8 +188,8 @@ class ForkClient:
         await asyncio.to_thread(self._server.wait)  # its end of the socket closes a moment before its children are ours
         self._refuse_forks()
         for pid in tuple(self._ends):  # the kernel kills them now, or they died before
-            self._ended(pid, Ending(process_group.exit_status(pid), cause="because its fork server died"))
-        self._on_failure(self)
+            self._report(pid, Ending(process_group.exit_status(pid), cause="because its fork server died"))
+        self._on_failure(self)  # before the reports are received
 
     def _handle(self, message: Mapping[str, Any]) -> None:
         if "forked" in message:
@@ -202,13 +197,13 @@ class ForkClient:
             if answer is None:  # it came too late
                 os.kill(message["pid"], signal.SIGKILL)
                 return
-            self._ends[message["pid"]] = asyncio.get_running_loop().create_future()
-            answer.set_result(message["pid"])
+            end = self._ends[message["pid"]] = asyncio.get_running_loop().create_future()
+            answer.set_result((message["pid"], end))
         elif "refused" in message:
             if answer := self._forks.pop(message["refused"], None):
                 answer.set_exception(ForkRefused(message["error"]))
         elif message["ended"] in self._ends:  # else the supervisor saw the end while the fork server was frozen
-            self._ended(message["ended"], msgspec.convert(message, Ending))
+            self._report(message["ended"], msgspec.convert(message, Ending))
 
     def _refuse_forks(self) -> None:
         for answer in self._forks.values():
@@ -216,10 +211,8 @@ class ForkClient:
                 answer.set_exception(ForkServerLost())
         self._forks.clear()
 
-    def _ended(self, pid: int, ending: Ending) -> None:
-        """Reports an end, after `on_failure`. The caller of `fork` may not have received the process id yet."""
-        self._ends.pop(pid).set_result(None)
-        asyncio.get_running_loop().call_soon(self._on_end, pid, ending)
+    def _report(self, pid: int, ending: Ending) -> None:
+        self._ends.pop(pid).set_result(ending)
 
     # --- a fork server that doesn't answer ----------------------------------------------------------------------------
 
@@ -261,18 +254,18 @@ class ForkClient:
         if pid in self._ends:
             self._tasks.spawn(self._await_report(pid, self._ends[pid]))
 
-    async def _await_report(self, pid: int, report: asyncio.Future[None]) -> None:
+    async def _await_report(self, pid: int, report: asyncio.Future[Ending]) -> None:
         """Waits until the fork server reports the end of a worker process; reports it in its place if it doesn't."""
         if await self._answers(report, REPORT_S):
             return
         self._fall_silent(f"worker process {pid} has died")
         status = process_group.exit_status(pid)  # before it is reaped
         # The fork server has adopted the orphans of its tasks, and can't end them.
-        guardians = {self._memory.block(index).guardian_pid for index in range(self._memory.blocks)}
+        guardians = {self._memory.block(index).head.guardian_pid for index in range(self._memory.blocks)}
         spare = self._older | self._ends.keys() | guardians
         await asyncio.to_thread(process_group.end_orphans, self.pid, spare)
         if pid in self._ends:
-            self._ended(pid, Ending(status))
+            self._report(pid, Ending(status))
 
     async def _answers(self, answer: asyncio.Future[Any], within_s: float) -> bool:
         """Waits for an answer of the fork server. False: none came in time, or it is stopped."""

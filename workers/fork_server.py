@@ -18,7 +18,7 @@ import gc
 import logging
 import os
 import resource
-import selectors
+import select
 import signal
 import socket
 import sys
@@ -63,7 +63,7 @@ class Worker:
 
     def has_stale_guardian(self) -> bool:
         """Whether its guardian seems to be frozen."""
-        return boottime() - max(self.guarded_since, self.block.beaten_at) > process_group.STALE_S
+        return boottime() - max(self.guarded_since, self.block.head.beat_ms / 1000) > process_group.STALE_S
 
 
 class ForkServer:
@@ -138,7 +138,9 @@ class ForkServer:
     def _guard(self) -> None:
         """Forks a guardian for each worker process that has asked for one, and again when that died or is frozen."""
         for pid, worker in self._workers.items():
-            if not worker.block.wants_guardian or (worker.guardian is not None and not worker.has_stale_guardian()):
+            if not worker.block.head.wants_guardian or (
+                worker.guardian is not None and not worker.has_stale_guardian()
+            ):
                 continue
             if worker.guardian is not None:
                 os.kill(worker.guardian, signal.SIGKILL)
@@ -203,12 +205,9 @@ def read_lines(control: socket.socket) -> Iterator[bytes]:
     os.set_blocking(wake_writer, False)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False)
-    selector = selectors.DefaultSelector()
-    selector.register(control, selectors.EVENT_READ)
-    selector.register(wake_reader, selectors.EVENT_READ)
     rest = b""
     while True:
-        ready = {key.fd for key, _ in selector.select()}
+        ready, _, _ = select.select([control.fileno(), wake_reader], [], [])
         if wake_reader in ready:
             os.read(wake_reader, RECEIVE_BYTES)
             yield b""

@@ -8,16 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from taskpool.redis.keys import (
-    BUCKET_LABELS,
-    BUCKETS_S,
-    RUN_BUCKET,
-    RUN_US_SUM,
-    TASKS,
-    WAIT_BUCKET,
-    WAIT_US_SUM,
-    field_name,
-)
+from taskpool.redis import keys
+from taskpool.redis.keys import BUCKET_LABELS, BUCKETS_S, field_name
 from taskpool.types import TaskStatus
 
 COUNTED_AS: Final = {
@@ -41,13 +33,13 @@ class _Cell:
 
     def increments(self, type: str, queue: str) -> Iterable[tuple[str, int]]:
         for outcome, count in self.outcomes.items():
-            yield field_name(TASKS, outcome, type, queue), count
-        for metric, buckets in ((WAIT_BUCKET, self.waits), (RUN_BUCKET, self.runs)):
+            yield field_name(keys.TASKS, outcome, type, queue), count
+        for metric, buckets in ((keys.WAIT_BUCKET, self.waits), (keys.RUN_BUCKET, self.runs)):
             for label, count in zip(BUCKET_LABELS, buckets, strict=True):
                 if count:
                     yield field_name(metric, type, queue, label), count
-        yield field_name(WAIT_US_SUM, type, queue), self.wait_us
-        yield field_name(RUN_US_SUM, type, queue), self.run_us
+        yield field_name(keys.WAIT_US_SUM, type, queue), self.wait_us
+        yield field_name(keys.RUN_US_SUM, type, queue), self.run_us
 
 
 class Stats:

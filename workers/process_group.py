@@ -340,9 +340,9 @@ def wait_for_guardian(block: Block) -> bool:
     """Called by a worker process: waits for a guardian. False, and a log line: none watches it within READY_S."""
     deadline = boottime() + READY_S
     while (now := boottime()) <= deadline:
-        if block.beaten_at and now - block.beaten_at < STALE_S:
+        if block.head.beat_ms and now - block.head.beat_ms / 1000 < STALE_S:
             return True
-        block.ask_for_guardian()
+        block.head.wants_guardian = 1
         os.kill(os.getppid(), signal.SIGCHLD)  # it makes the fork server look; any other process ignores it
         time.sleep(ASK_S)
     log.error("a task with on_lost_lease=kill is given back: the fork server starts no guardian for its process")
@@ -352,8 +352,8 @@ def wait_for_guardian(block: Block) -> bool:
 def is_supervised(block: Block, lease_s: float) -> bool:
     """Called by a worker process: whether the supervisor was at work a moment ago. A frozen one renews no leases, so
     the process must not claim tasks."""
-    at = block.supervised_at
-    return not at or boottime() - at < lease_s * SUPERVISED_SHARE
+    at_ms = block.head.supervised_ms
+    return not at_ms or boottime() - at_ms / 1000 < lease_s * SUPERVISED_SHARE
 
 
 def is_in_time(safe_until: float, lease_s: float) -> bool:
@@ -398,7 +398,7 @@ def _guard(block: Block, pid: int, pidfd: int | None, lease_s: float) -> None:
         poll.register(pidfd, select.POLLIN)
     while is_process_alive(pid):
         now = boottime()
-        block.beat(os.getpid(), now)
+        block.head.guardian_pid, block.head.beat_ms = os.getpid(), int(now * 1000)
         left_s = {run: run.safe_until - lease_s * GUARDIAN_SHARE - now for run in _fenced_runs(block)}
         overdue = [run for run, seconds in left_s.items() if seconds <= 0]
         for run in overdue:
@@ -439,9 +439,6 @@ TAKEN_ADVICE: Final = "a task has closed file descriptors of the worker; a task 
 RESERVED: Final = 8
 """Enough to look up a host name and to connect."""
 NO_EDGE: Final = 1 << 62
-QUICK_S: Final = 0.0005
-"""A task that ended sooner opened no great number of files. Only each LOOK_EVERYth of those costs a check."""
-LOOK_EVERY: Final = 16
 
 
 def explain(error: OSError) -> str:
@@ -482,7 +479,6 @@ class Files:
 
     def __init__(self, worker: str) -> None:
         self._worker = worker
-        self._quick_tasks = 0
         self._reserve: list[int] = []
         with suppress(OSError):  # a smaller reserve is better than none
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -492,14 +488,6 @@ class Files:
         if self._reserve and self._reserve[-1] >= self._edge:
             log.warning("worker %s: the limit of open files is very low; raise it (ulimit -n)", worker)
             self._edge = NO_EDGE
-
-    def are_short_after(self, run_s: float) -> bool:
-        """`are_short` after a task that ran for `run_s` seconds, called rarely enough to cost nothing."""
-        self._quick_tasks += 1
-        if run_s <= QUICK_S and self._quick_tasks < LOOK_EVERY:
-            return False
-        self._quick_tasks = 0
-        return self.are_short()
 
     def are_short(self) -> bool:
         """Whether the process has nearly no file descriptors left, and must leave. The reason is logged.

@@ -49,7 +49,7 @@ class ProcessHandle:
     def drain(self) -> None:
         """Has it claim nothing more and end when its tasks have ended."""
         self.is_draining = True
-        self.block.ask_to_drain()
+        self.block.head.drain = 1
 
     def dismiss(self) -> None:
         """Drains it, and it isn't replaced."""

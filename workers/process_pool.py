@@ -56,15 +56,13 @@ class ProcessPool:
         """How many processes died at start-up in a row."""
         self._refusals = 0
         self._is_starting = False
-        self._ended_early: dict[int, Ending] = {}
-        """By process id: the ends that were reported before the start was."""
         self._tasks = BackgroundTasks()
         self._draining_since: float | None = None
         self._hurry = asyncio.Event()
         self.size = settings.workers
         self.queues: tuple[str, ...] = ()
-        self.processes: dict[int, ProcessHandle] = {}
-        """By process id."""
+        self.processes: dict[str, ProcessHandle] = {}
+        """By name."""
         self.changed = asyncio.Event()
         self.all_ended = asyncio.Event()
         """Set when no process is left and none is wanted."""
@@ -92,7 +90,7 @@ class ProcessPool:
                 log.error("a worker process can't be started: %s; tried again in %g s", error, wait_s)
                 return wait_s
         self._look_whether_all_ended()
-        return 0.0 if self._failures > failures else math.inf
+        return math.inf
 
     def _must_start(self) -> bool:
         wanted = self.size - sum(process.is_dismissed or not process.is_draining for process in self.processes.values())
@@ -104,38 +102,29 @@ class ProcessPool:
         name = f"{self._name}.{self._count}"
         block = self._memory.block(index)
         block.clear()
-        block.supervise(boottime())
+        block.head.supervised_ms = int(boottime() * 1000)
         self._is_starting = True
         try:
-            pid = await client.fork(index, name, self.queues)
+            pid, end = await client.fork(index, name, self.queues)
         except (ForkServerLost, ForkRefused):
             (self._withheld.setdefault(client, []) if client.is_silent else self._free).append(index)
             raise
         finally:
             self._is_starting = False
-        process = self.processes[pid] = ProcessHandle(name, pid, block, client, self.queues)
+        process = self.processes[name] = ProcessHandle(name, pid, block, client, self.queues)
         if self.size == 0 or client is not self._fork_client:  # the pool was drained or reloaded meanwhile
             process.drain()
         self._registration.add(process)
-        if ending := self._ended_early.pop(pid, None):
-            self.process_ended(pid, ending)
+        self._tasks.spawn(self._await_end(process, end))
 
-    def process_ended(self, pid: int, ending: Ending) -> None:
-        """Handles the end of a process. It may be reported before `_start` knows the process."""
-        if pid not in self.processes:
-            self._ended_early[pid] = ending
-            return
-        process = self.processes[pid]
-        client = process.fork_client
-        if ending.cause and client.runs_at_loss is None:  # all its processes end now, one after the other
-            siblings = [each for each in self.processes.values() if each.fork_client is client]
-            client.runs_at_loss = sum(len(each.runs()) for each in siblings)
-        del self.processes[pid]
+    async def _await_end(self, process: ProcessHandle, end: asyncio.Future[Ending]) -> None:
+        ending = await end
+        del self.processes[process.name]
         if process.is_dismissed and self.size:
             self.size -= 1
         process.ended.set()
         self._registration.remove(process, ending)  # reads the block before another process gets it
-        if process.block.counters().ready or process.is_draining:
+        if process.block.head.ready or process.is_draining:
             self._failures = 0
         else:
             self._failures += 1
@@ -159,7 +148,7 @@ class ProcessPool:
             ConfigurationError: a task module is wrong.
             OSError: the host lacks file descriptors, processes or memory.
         """
-        client = ForkClient(self._memory, on_end=self.process_ended, on_failure=self._on_fork_server_failure)
+        client = ForkClient(self._memory, on_failure=self._on_fork_server_failure)
         self._fork_servers_starting += 1
         try:
             await client.start(self._settings)
@@ -185,6 +174,9 @@ class ProcessPool:
     def _on_fork_server_failure(self, client: ForkClient) -> None:
         """Replaces a fork server that died, with all its processes, or that is silent: then its workers finish."""
         if client.is_lost:
+            client.runs_at_loss = sum(
+                len(each.runs()) for each in self.processes.values() if each.fork_client is client
+            )
             self._forget(client, has_orphans=True)
         if client is self._fork_client and self._draining_since is None:
             if client.is_lost:

@@ -150,8 +150,7 @@ class EndedProcess:
     def is_cause_unknown(self) -> bool:
         """Whether several attempts may have been the cause: they ran in this process, or in those that died with their
         fork server."""
-        died_with_server = bool(self.ending.cause) and (self.process.fork_client.runs_at_loss or 0) > 1
-        return len(self._suspects()) > 1 or died_with_server
+        return len(self._suspects()) > 1 or bool(self.ending.cause and self.process.fork_client.runs_at_loss > 1)
 
     def _suspects(self) -> list[str]:
         """The attempts that may have been the cause: those whose code ran, else those that were about to end."""

@@ -1,36 +1,36 @@
 """What each worker process runs, in memory that the supervisor shares with all of its processes.
 
-A process owns one *block*: a head of 64-bit words, one *lane* for each task it runs at once, and a *spool* with the
-lines that its tasks wrote last. Only the process writes its block, with these exceptions: `drain`, `supervised` and
-each lane's `request` and `renewed` belong to the supervisor, `beat` and `guardian` (a process id) to its guardian.
-A lane's `sequence` is odd while the lane is being written, so that reads are consistent. No write to Redis trusts this
-memory: Redis checks the attempt id that comes with each write.
+A process owns one *block*: a head, one *lane* for each task it runs at once, and a *spool* with the last lines of its
+tasks' logs. Only the process writes its block, with these exceptions: the supervisor writes `drain`, `supervised_ms`,
+and each lane's `request` and `renewed`, and the process's guardian writes `beat_ms` and `guardian_pid`. A lane's
+`sequence` is odd while the lane is being written, so that reads are consistent. No write to Redis trusts this memory:
+Redis checks the attempt id that comes with each write.
 
-    block   ready, done, failed, working_us, drain, guard, beat, guardian, supervised | lane 0 | lane 1 | ... | spool
-    lane    sequence, state, run | started_mono, timeout_s, safe_until: f64 | lengths: 3 x u16 | request, renewed | text
-    spool   start, end | records, each: length u32, number u64, length of the attempt id u16; attempt id; line
-
-`run` counts the attempts that a lane has held. `request` is `run << 8 | kind`, so that a request for one run never hits
-the next. `text` is the task id, the attempt id and the queue.
+`LaneHead.run` counts the attempts that a lane has held. `request` is `run << 8 | kind`, so that a request for one run
+never hits the next. The text of a lane is the task id, the attempt id and the queue.
 
 An attempt that must not outlive its lease (`on_lost_lease` is "kill") shows in `safe_until` how long its lease surely
 lasts, by `process_group.boottime`. The process writes the first such time. The supervisor writes later ones to
 `renewed`, as `milliseconds << 24 | run`: one word, so that no reader sees half of it.
 
 The spool is a ring in which the newest records overwrite the oldest. Each line is written before its task goes on, so
-it outlives the process. The supervisor sends the lines whose numbers Redis doesn't have yet.
+it outlives the process. The supervisor sends the lines whose numbers Redis doesn't have yet. `start` and `end` count
+the bytes ever written; a record (length, number, length of the attempt id; attempt id; line) exists once `end` includes
+it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import struct
 import tempfile
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import IO, Final
+from typing import IO, Any, Final
 
 
 def open_file(name: str) -> IO[bytes]:
@@ -46,26 +46,14 @@ def open_file(name: str) -> IO[bytes]:
     return tempfile.TemporaryFile(prefix=f"{name}-", buffering=0)
 
 
-_WORD: Final = struct.Struct("@Q")
-"""Aligned, so it is written in one piece."""
-_READY, _DONE, _FAILED, _WORKING_US, _DRAIN, _GUARD, _BEAT, _GUARDIAN, _SUPERVISED = range(0, 72, 8)
-_HEAD_BYTES: Final = 72
-
-_LANE: Final = struct.Struct("=QQdddHHHxx")
-"""state, run, started_mono, timeout_s, safe_until and the lengths of the three names; it follows the sequence."""
-_RUN_BITS: Final = 24
-_RUN_MASK: Final = (1 << _RUN_BITS) - 1
-_LANE_BYTES: Final = 768
-_STATE: Final = 8
-_REQUEST: Final = 8 + _LANE.size
-_RENEWED: Final = _REQUEST + 8
-_TEXT: Final = _RENEWED + 8
-LONGEST_NAME: Final = 300
-
 SPOOL_BYTES: Final = 128 * 1024
 _SPOOL_HEAD: Final = struct.Struct("=QQ")
 _RECORD: Final = struct.Struct("=IQH")
 _ROOM: Final = SPOOL_BYTES - _SPOOL_HEAD.size
+_LANE_BYTES: Final = 768
+LONGEST_NAME: Final = 300
+_RUN_BITS: Final = 24
+_RUN_MASK: Final = (1 << _RUN_BITS) - 1
 
 
 class LaneState(IntEnum):
@@ -112,6 +100,58 @@ class Counters:
     working_s: float
 
 
+def _fields(annotations: Mapping[str, str]) -> list[tuple[str, type[Any]]]:
+    return [(name, ctypes.c_double if kind == "float" else ctypes.c_uint64) for name, kind in annotations.items()]
+
+
+class BlockHead(ctypes.Structure):
+    """The words at the start of a block. Each is aligned, so it is written in one piece."""
+
+    ready: int
+    """The process has reached its loop: it didn't die at start-up."""
+    done: int
+    failed: int
+    working_us: int
+    wants_guardian: int
+    """The process asks the fork server for a guardian."""
+    guardian_pid: int
+    beat_ms: int
+    """When the guardian last showed that it watches (`boottime`)."""
+    drain: int
+    """The supervisor asks the process to claim nothing more and to end when its tasks have ended."""
+    supervised_ms: int
+    """When the supervisor last showed that it is at work (`boottime`)."""
+
+    _fields_ = _fields(__annotations__)
+
+
+class LaneHead(ctypes.Structure):
+    """The words at the start of a lane, before the text."""
+
+    sequence: int
+    state: int
+    run: int
+    started_mono: float
+    timeout_s: float
+    safe_until: float
+    id_bytes: int
+    attempt_id_bytes: int
+    queue_bytes: int
+    request: int
+    renewed: int
+
+    _fields_ = _fields(__annotations__)
+
+    def request_of(self, run: int) -> Request:
+        """The request that was left for a run."""
+        word = self.request
+        return Request(word & 0xFF) if word >> 8 == run else Request.NONE
+
+
+_HEAD_BYTES: Final = ctypes.sizeof(BlockHead)
+_TEXT: Final = ctypes.sizeof(LaneHead)
+
+
 class SharedMemory:
     """The mapped file: `blocks` blocks of `lanes` lanes. The supervisor creates it, its processes inherit it."""
 
@@ -131,8 +171,7 @@ class SharedMemory:
         return Block(self, index)
 
     def close(self) -> None:
-        """Unmaps the file; no block may be used after that."""
-        self.map.close()
+        """Closes the file. Blocks stay usable while they are referenced."""
         os.close(self.fd)
 
 
@@ -146,6 +185,8 @@ class Block:
     def __init__(self, memory: SharedMemory, index: int) -> None:
         self.index, self.lanes = index, memory.lanes
         self._map, self._at = memory.map, index * _block_bytes(memory.lanes)
+        self.head = BlockHead.from_buffer(self._map, self._at)
+        self._lane_heads = [LaneHead.from_buffer(self._map, self._lane_at(lane)) for lane in range(self.lanes)]
         self.spool = Spool(memory.map, self._lane_at(self.lanes))
 
     def clear(self) -> None:
@@ -154,94 +195,47 @@ class Block:
         self._map[self._at : self._at + size] = bytes(size)
         self.spool.clear()
 
-    def lane(self, number: int) -> Lane:
-        """The writer of one lane."""
-        return Lane(self._map, self._lane_at(number))
-
     def _lane_at(self, number: int) -> int:
         return self._at + _HEAD_BYTES + number * _LANE_BYTES
 
-    def _word(self, offset: int) -> int:
-        return _word_at(self._map, self._at + offset)
+    # --- used by the process ------------------------------------------------------------------------------------------
 
-    def _set(self, offset: int, value: int) -> None:
-        _WORD.pack_into(self._map, self._at + offset, value)
-
-    # --- written by the process ---------------------------------------------------------------------------------------
+    def lane(self, number: int) -> Lane:
+        """The writer of one lane."""
+        return Lane(self._lane_heads[number], self._map, self._lane_at(number) + _TEXT)
 
     def set_ready(self) -> None:
-        """The process has reached its loop: it didn't die at start-up."""
-        self._set(_READY, 1)
+        """The process has reached its loop."""
+        self.head.ready = 1
 
     def add(self, done: int, failed: int, working_us: int) -> None:
         """Adds to the counters."""
-        for offset, more in ((_DONE, done), (_FAILED, failed), (_WORKING_US, working_us)):
-            self._set(offset, self._word(offset) + more)
-
-    def counters(self) -> Counters:
-        """The counters as they stand."""
-        return Counters(bool(self._word(_READY)), self._word(_DONE), self._word(_FAILED), self._word(_WORKING_US) / 1e6)
-
-    def ask_for_guardian(self) -> None:
-        """Asks the fork server for a guardian. It sees this when a signal makes it look."""
-        self._set(_GUARD, 1)
-
-    @property
-    def wants_guardian(self) -> bool:
-        """Whether the process has asked for a guardian."""
-        return self._word(_GUARD) != 0
-
-    # --- written by the guardian --------------------------------------------------------------------------------------
-
-    def beat(self, guardian: int, now: float) -> None:
-        """The process `guardian` watches this one at `now` (`boottime`)."""
-        self._set(_GUARDIAN, guardian)
-        self._set(_BEAT, int(now * 1000))
-
-    @property
-    def beaten_at(self) -> float:
-        """When a guardian last showed that it watches; 0: none did."""
-        return self._word(_BEAT) / 1000
-
-    @property
-    def guardian_pid(self) -> int:
-        """The process that watches this one, or did; 0: none did."""
-        return self._word(_GUARDIAN)
-
-    # --- written by the supervisor ------------------------------------------------------------------------------------
-
-    def ask_to_drain(self) -> None:
-        """Asks the process to claim nothing more and to end when its tasks have ended."""
-        self._set(_DRAIN, 1)
+        self.head.done += done
+        self.head.failed += failed
+        self.head.working_us += working_us
 
     @property
     def draining(self) -> bool:
         """Whether the process was asked to drain."""
-        return self._map[self._at + _DRAIN] != 0
+        return self.head.drain != 0
 
-    def supervise(self, now: float) -> None:
-        """The supervisor is at work at `now` (`boottime`)."""
-        self._set(_SUPERVISED, int(now * 1000))
+    # --- used by the supervisor ---------------------------------------------------------------------------------------
 
-    @property
-    def supervised_at(self) -> float:
-        """When the supervisor last showed that it is at work; 0: it never did."""
-        return self._word(_SUPERVISED) / 1000
+    def counters(self) -> Counters:
+        """The counters as they stand."""
+        return Counters(bool(self.head.ready), self.head.done, self.head.failed, self.head.working_us / 1e6)
 
     def ask(self, run: Run, request: Request) -> None:
         """Leaves a request for this run; the next one of the lane doesn't see it."""
-        _WORD.pack_into(self._map, self._lane_at(run.lane) + _REQUEST, run.run << 8 | request)
+        self._lane_heads[run.lane].request = run.run << 8 | request
 
     def asked(self, run: Run) -> Request:
         """The request that was left for this run."""
-        return _request_at(self._map, self._lane_at(run.lane), run.run)
+        return self._lane_heads[run.lane].request_of(run.run)
 
     def renew(self, run: Run, safe_until: float) -> None:
         """The lease of this run surely lasts until then; the next run of the lane doesn't see it."""
-        word = int(safe_until * 1000) << _RUN_BITS | run.run & _RUN_MASK
-        _WORD.pack_into(self._map, self._lane_at(run.lane) + _RENEWED, word)
-
-    # --- read by the supervisor ---------------------------------------------------------------------------------------
+        self._lane_heads[run.lane].renewed = int(safe_until * 1000) << _RUN_BITS | run.run & _RUN_MASK
 
     def runs(self) -> list[Run]:
         """What the lanes that aren't idle hold now."""
@@ -249,47 +243,36 @@ class Block:
 
     def run(self, lane: int) -> Run | None:
         """What one lane holds now; None: it is idle, or the process died while it wrote the lane."""
-        at = self._lane_at(lane)
+        live, at = self._lane_heads[lane], self._lane_at(lane)
         for _ in range(1000):
-            sequence = _word_at(self._map, at)
-            if sequence % 2:
+            head = LaneHead.from_buffer_copy(self._map, at)
+            if head.sequence % 2:
                 continue
-            state, run, started_mono, timeout_s, safe_until, *lengths = _LANE.unpack_from(self._map, at + 8)
-            if state == LaneState.IDLE:
+            if head.state == LaneState.IDLE:
                 return None
-            text = self._map[at + _TEXT : at + _TEXT + sum(lengths)]
-            renewed = _word_at(self._map, at + _RENEWED)
-            if _word_at(self._map, at) != sequence:
+            second, third = head.id_bytes, head.id_bytes + head.attempt_id_bytes
+            text = self._map[at + _TEXT : at + _TEXT + third + head.queue_bytes]
+            if live.sequence != head.sequence:
                 continue
-            second, third = lengths[0], lengths[0] + lengths[1]
             id, attempt_id, queue = (
                 part.decode(errors="replace") for part in (text[:second], text[second:third], text[third:])
             )
-            if safe_until and renewed & _RUN_MASK == run & _RUN_MASK:
-                safe_until = max(safe_until, (renewed >> _RUN_BITS) / 1000)
-            return Run(lane, LaneState(state), run, id, attempt_id, queue, started_mono, timeout_s, safe_until)
+            safe_until = head.safe_until
+            if safe_until and head.renewed & _RUN_MASK == head.run & _RUN_MASK:
+                safe_until = max(safe_until, (head.renewed >> _RUN_BITS) / 1000)
+            times = (head.started_mono, head.timeout_s, safe_until)
+            return Run(lane, LaneState(head.state), head.run, id, attempt_id, queue, *times)
         return None
-
-
-def _word_at(map: mmap.mmap, at: int) -> int:
-    word: int = _WORD.unpack_from(map, at)[0]
-    return word
-
-
-def _request_at(map: mmap.mmap, lane_at: int, run: int) -> Request:
-    word: int = _WORD.unpack_from(map, lane_at + _REQUEST)[0]
-    return Request(word & 0xFF) if word >> 8 == run else Request.NONE
 
 
 class Lane:
     """The process's side of one lane. The three methods of the hot path cost well under a microsecond each."""
 
-    __slots__ = ("_at", "_map", "_run", "_sequence")
+    __slots__ = ("_head", "_map", "_run", "_sequence", "_text_at")
 
-    def __init__(self, map: mmap.mmap, at: int) -> None:
-        self._map, self._at = map, at
-        self._sequence = _word_at(map, at)
-        self._run = _word_at(map, at + 16)
+    def __init__(self, head: LaneHead, map: mmap.mmap, text_at: int) -> None:
+        self._head, self._map, self._text_at = head, map, text_at
+        self._sequence, self._run = head.sequence, head.run
 
     def begin(  # noqa: PLR0917 - names would cost time, and this is done for every task
         self, id: str, attempt_id: str, queue: str, started_mono: float, timeout_s: float, safe_until: float = 0.0
@@ -299,36 +282,31 @@ class Lane:
         Names over LONGEST_NAME bytes, which only a plain RQ producer can create, are cut: such an attempt gets no
         heartbeats and must end within its lease."""
         id_, attempt, name = id.encode()[:LONGEST_NAME], attempt_id.encode(), queue.encode()[:LONGEST_NAME]
-        text = id_ + attempt + name
-        map, at = self._map, self._at
+        text, head = id_ + attempt + name, self._head
         self._run += 1
         self._sequence += 2
-        _WORD.pack_into(map, at, self._sequence - 1)
-        _LANE.pack_into(
-            map, at + 8, LaneState.RUNNING, self._run, started_mono, timeout_s, safe_until,
-            len(id_), len(attempt), len(name),
-        )  # fmt: skip
-        map[at + _TEXT : at + _TEXT + len(text)] = text
-        _WORD.pack_into(map, at, self._sequence)
+        head.sequence = self._sequence - 1
+        head.state, head.run = LaneState.RUNNING, self._run
+        head.started_mono, head.timeout_s, head.safe_until = started_mono, timeout_s, safe_until
+        head.id_bytes, head.attempt_id_bytes, head.queue_bytes = len(id_), len(attempt), len(name)
+        self._map[self._text_at : self._text_at + len(text)] = text
+        head.sequence = self._sequence
 
     def end(self) -> None:
         """The task's code is over: the run must not be interrupted from here on."""
-        self._map[self._at + _STATE] = LaneState.ENDING
+        self._head.state = LaneState.ENDING
 
     def clear(self) -> None:
         """The lane is idle."""
-        self._map[self._at + _STATE] = LaneState.IDLE
+        self._head.state = LaneState.IDLE
 
     def request(self) -> Request:
         """The request that was left for the run it shows."""
-        return _request_at(self._map, self._at, self._run)
+        return self._head.request_of(self._run)
 
 
 class Spool:
-    """One process's ring of lines. Its threads may write at once; it is read when the process has ended.
-
-    `start` and `end` count the bytes ever written; a record exists once `end` includes it.
-    """
+    """One process's ring of lines. Its threads may write at once; it is read when the process has ended."""
 
     def __init__(self, map: mmap.mmap, at: int) -> None:
         self._map, self._at = map, at

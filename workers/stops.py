@@ -47,8 +47,7 @@ class Stops:
 
         Redis starts an attempt a moment before its process shows it. A stop that comes in between waits for it.
         """
-        if not self._stop_if_shown(process, attempt_id, grace_s, force):
-            self._tasks.spawn(self._stop_when_shown(process, attempt_id, grace_s, force))
+        self._tasks.spawn(self._stop_when_shown(process, attempt_id, grace_s, force))
 
     def stop(self, process: ProcessHandle, run: Run, *, grace_s: float, request: Request = Request.STOP) -> None:
         """Starts to end an attempt, which gets `grace_s` to end by itself. After a second call, the sooner end of the
@@ -65,20 +64,16 @@ class Stops:
         """Ends an attempt at once, without asking."""
         process.kill(verdict, run)
 
-    def _stop_if_shown(self, process: ProcessHandle, attempt_id: str, grace_s: float, force: bool) -> bool:
-        run = next((run for run in process.runs() if run.attempt_id == attempt_id), None)
-        if run is not None and force:
-            self.force(process, run)
-        elif run is not None:
-            self.stop(process, run, grace_s=grace_s)
-        return run is not None
-
     async def _stop_when_shown(self, process: ProcessHandle, attempt_id: str, grace_s: float, force: bool) -> None:
         end_mono = time.monotonic() + CLAIM_S
-        while time.monotonic() < end_mono and not process.ended.is_set():
+        while (run := next((run for run in process.runs() if run.attempt_id == attempt_id), None)) is None:
             await asyncio.sleep(POLL_S)
-            if self._stop_if_shown(process, attempt_id, grace_s, force):
+            if process.ended.is_set() or time.monotonic() > end_mono:
                 return
+        if force:
+            self.force(process, run)
+        else:
+            self.stop(process, run, grace_s=grace_s)
 
     async def _escalate(self, process: ProcessHandle, run: Run, request: Request) -> None:
         asked_mono = time.monotonic()
@@ -150,7 +145,7 @@ async def enforce_leases(processes: Collection[ProcessHandle], *, lease_s: float
     now, look_s = boottime(), lease_s * LOOK_SHARE
     doomed: set[int] = set()
     for process in processes:
-        process.block.supervise(now)
+        process.block.head.supervised_ms = int(now * 1000)
         for run in process.runs():
             if not run.safe_until or run.state is not LaneState.RUNNING:
                 continue

@@ -47,7 +47,7 @@ MUTATIONS: Final[Mapping[str, Sequence[Edit]]] = {
             "local holder, status",
         ),
         ("taskpool/redis/lua/add.lua", "  if kept then\n", "  if false then\n"),
-        ("workers/webhook_dispatcher.py", "if 200 <= answer.status_code < 300:", "if 200 <= answer.status_code < 600:"),
+        ("workers/webhook_dispatcher.py", "if 200 <= status < 300:", "if 200 <= status < 600:"),
     ],
     # Followers aren't told of the events that they missed while the API's connection to Redis was cut.
     "catch_up": [("api/events/hub.py", _HEARD, _HEARD.replace("subscription.live:", "False:"))],
@@ -62,7 +62,7 @@ MUTATIONS: Final[Mapping[str, Sequence[Edit]]] = {
         )
     ],
     # Nobody takes back what a dead host ran.
-    "reaper": [("workers/housekeeping.py", "if self.timekeeper.may_reap():", "if False:")],
+    "reaper": [("workers/housekeeping.py", "if self._clock.may_reap():", "if False:")],
 }
 
 

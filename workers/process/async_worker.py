@@ -404,7 +404,7 @@ class AsyncProcess:
         self._capture.leave(running)
         self._restore_loop()  # what follows needs a loop that works
         run_s = time.monotonic() - started_mono
-        self._terminated = self._files.are_short_after(run_s) or self._terminated
+        self._terminated = self._files.are_short() or self._terminated
         attempt.lane.end()
         if attempt.lane.request() is Request.STOP and outcome.status is not TaskStatus.DONE:
             outcome = stopped()

@@ -146,7 +146,7 @@ class Process:
                 self._is_unsure = True
             else:
                 self._ended = self._perform(running)
-                if self._ended is not None and self._files.are_short_after(self._ended.run_s):
+                if self._ended is not None and self._files.are_short():
                     self._must_leave = True
         while self._ended is not None or self._is_unsure:  # Redis may be away; the supervisor sets an end to that
             self._exchange_or_log(claims=False)
