@@ -22,25 +22,25 @@ PROBLEM_PREFIX: Final = "urn:taskpool:problem:"
 """The type of a problem begins with this and ends with the name of its kind."""
 
 NOTHING: Final[Mapping[str, Any]] = {}
-COMES_AGAIN: Final = {"Retry-After": True}
+_RETRY: Final = {"Retry-After": True}
 
 
 class ProblemKind(NamedTuple):
     """How the HTTP API answers one kind of error (RFC 9457).
 
-    `name` is the last part of the problem's type. `headers` are the headers of the answer, and whether it always has
+    `name` is the last part of the problem's type. `meaning` is given only if the error has no class of its own.
+    `error` is the class that the client raises. `headers` are the headers of the answer, and whether it always has
     them. `members` are the members of the document besides those of RFC 9457, each with the attribute of the error that
-    it shows. `meaning` is given here only if the error has no class of its own. `error` is the class that the client
-    raises.
+    it shows.
     """
 
     name: str
     status: int
     title: str
-    headers: Mapping[str, bool] = NOTHING
-    members: Mapping[str, str] = NOTHING
     meaning: str = ""
     error: type[TaskpoolError] | None = None
+    headers: Mapping[str, bool] = NOTHING
+    members: Mapping[str, str] = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ class DeliveryBusy(TaskpoolError):
 class NotAllowed(FieldErrors):
     """The caller may not do this: its scopes, types, queues or project don't allow it. Nothing was stored."""
 
-    problem = ProblemKind("forbidden", 403, "Permission denied", {"WWW-Authenticate": False})
+    problem = ProblemKind("forbidden", 403, "Permission denied", headers={"WWW-Authenticate": False})
     exit_status = Exit.USAGE
 
     def __init__(self, errors: Sequence[FieldError]) -> None:
@@ -233,7 +233,7 @@ class UniqueConflict(TaskConflict):
         "unique-conflict",
         409,
         "Unique key conflict",
-        {"Link": True},
+        headers={"Link": True},
         members={"task_id": "id", "task_status": "status"},
     )
     key: str
@@ -278,7 +278,7 @@ class QueueFull(TaskpoolError):
     `held` is how many tasks the queue holds. `retry_after_s` is when there may be room, at the queue's pace.
     """
 
-    problem = ProblemKind("queue-full", 429, "Queue full", COMES_AGAIN, members={"queue": "queue", "held": "held"})
+    problem = ProblemKind("queue-full", 429, "Queue full", headers=_RETRY, members={"queue": "queue", "held": "held"})
     queue: str
     held: int
     retry_after_s: float
@@ -346,7 +346,7 @@ class RedisUnavailable(TaskpoolError):
     exception may name hosts.
     """
 
-    problem = ProblemKind("redis-unavailable", 503, "Redis unavailable", COMES_AGAIN)
+    problem = ProblemKind("redis-unavailable", 503, "Redis unavailable", headers=_RETRY)
     exit_status = Exit.NO_REDIS
     public_text = "Redis doesn't answer"
     retry_after_s: float
@@ -415,7 +415,7 @@ class ApiError(TaskpoolError):
 class Unauthorized(ApiError):
     """An API key is needed, or the one given isn't valid."""
 
-    problem = ProblemKind("unauthorized", 401, "Authentication required", {"WWW-Authenticate": True})
+    problem = ProblemKind("unauthorized", 401, "Authentication required", headers={"WWW-Authenticate": True})
     exit_status = Exit.USAGE
 
 
@@ -435,49 +435,31 @@ class ParentResultGone(TaskpoolError, NonRetryable):
 
 
 _OF_HTTP: Final = (
-    ProblemKind("invalid-http", 400, "Malformed HTTP request", meaning="This isn't a request of HTTP/1.1."),
-    ProblemKind("invalid-json", 400, "Invalid JSON", meaning="The body isn't a JSON document of the expected kind."),
-    ProblemKind(
-        "invalid-query",
-        400,
-        "Invalid query parameters",
-        meaning="A query parameter is unknown or has an invalid value.",
-        error=InvalidTask,
-    ),
-    ProblemKind("invalid-event-id", 400, "Invalid event id", meaning="`Last-Event-ID` isn't the id of an event."),
-    ProblemKind("invalid-header", 400, "Invalid header", meaning="A header has an invalid value, or occurs twice."),
-    ProblemKind("not-found", 404, "Path not found", meaning="The API has no such path."),
-    ProblemKind("method-not-allowed", 405, "Method not allowed", meaning="The path doesn't support this method."),
-    ProblemKind("body-timeout", 408, "Request body timeout", meaning="The body didn't arrive in time."),
-    ProblemKind("headers-timeout", 408, "Request headers timeout", meaning="The headers didn't arrive in time."),
-    ProblemKind("body-too-large", 413, "Request body too large", meaning="The body is larger than the limit."),
+    ProblemKind("invalid-http", 400, "Malformed HTTP request", "This isn't a request of HTTP/1.1."),
+    ProblemKind("invalid-json", 400, "Invalid JSON", "The body isn't a JSON document of the expected kind."),
+    ProblemKind("invalid-query", 400, "Invalid query parameters", "A parameter is unknown or invalid.", InvalidTask),
+    ProblemKind("invalid-event-id", 400, "Invalid event id", "`Last-Event-ID` isn't the id of an event."),
+    ProblemKind("invalid-header", 400, "Invalid header", "A header has an invalid value, or occurs twice."),
+    ProblemKind("not-found", 404, "Path not found", "The API has no such path."),
+    ProblemKind("method-not-allowed", 405, "Method not allowed", "The path doesn't support this method."),
+    ProblemKind("body-timeout", 408, "Request body timeout", "The body didn't arrive in time."),
+    ProblemKind("headers-timeout", 408, "Request headers timeout", "The headers didn't arrive in time."),
+    ProblemKind("body-too-large", 413, "Request body too large", "The body is larger than the limit."),
     ProblemKind(
         "unsupported-media-type",
         415,
         "Unsupported media type",
-        {"Accept": False, "Accept-Encoding": False},
-        meaning="The body isn't JSON, or is compressed.",
+        "The body isn't JSON, or it is compressed.",
+        headers={"Accept": False, "Accept-Encoding": False},
     ),
-    ProblemKind("misdirected", 421, "Unknown host name", meaning="An API without keys serves only its own machine."),
+    ProblemKind("misdirected", 421, "Unknown host name", "An API without keys serves only its own machine."),
+    ProblemKind("invalid-body", 422, "Invalid request body", "A field of the body is invalid.", InvalidTask),
+    ProblemKind("rate-limited", 429, "Rate limit exceeded", "The caller sends too many requests.", headers=_RETRY),
+    ProblemKind("headers-too-large", 431, "Request headers too large", "The headers exceed a limit."),
+    ProblemKind("internal-error", 500, "Internal server error", "The log of the API has the details."),
+    ProblemKind("too-many-streams", 503, "Too many streams", "The process serves no more streams.", headers=_RETRY),
     ProblemKind(
-        "invalid-body", 422, "Invalid request body", meaning="A field of the body is invalid.", error=InvalidTask
-    ),
-    ProblemKind("rate-limited", 429, "Rate limit exceeded", COMES_AGAIN, meaning="The caller sends too many requests."),
-    ProblemKind("headers-too-large", 431, "Request headers too large", meaning="The headers exceed a limit."),
-    ProblemKind("internal-error", 500, "Internal server error", meaning="The log of the API has the details."),
-    ProblemKind(
-        "too-many-streams",
-        503,
-        "Too many streams",
-        COMES_AGAIN,
-        meaning="The process serves no more streams of events.",
-    ),
-    ProblemKind(
-        "too-many-connections",
-        503,
-        "Too many connections",
-        COMES_AGAIN,
-        meaning="The process accepts no more connections.",
+        "too-many-connections", 503, "Too many connections", "The process accepts no more connections.", headers=_RETRY
     ),
 )
 """The problems that only the HTTP API has. The client raises `ApiError` for those without an `error`."""
@@ -490,15 +472,10 @@ def attributes_of(cls: type[TaskpoolError]) -> Iterator[str]:
             yield from inspect.get_annotations(base)
 
 
-def _declared() -> list[ProblemKind]:
-    """The problems of the classes above."""
-    kinds = []
-    for cls in list(globals().values()):
-        if isinstance(cls, type) and issubclass(cls, TaskpoolError) and (problem := vars(cls).get("problem")):
-            meaning = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
-            kinds.append(problem._replace(meaning=meaning, error=cls))
-    return kinds
-
-
-PROBLEMS: Final = {kind.name: kind for kind in sorted([*_OF_HTTP, *_declared()], key=lambda kind: kind.status)}
+_OF_CLASSES: Final = [
+    cls.problem._replace(meaning=" ".join((cls.__doc__ or "").split("\n\n")[0].split()), error=cls)
+    for cls in list(globals().values())
+    if isinstance(cls, type) and issubclass(cls, TaskpoolError) and cls.problem and "problem" in vars(cls)
+]
+PROBLEMS: Final = {kind.name: kind for kind in sorted([*_OF_HTTP, *_OF_CLASSES], key=lambda kind: kind.status)}
 """Every problem by its name, in the order of their statuses."""
