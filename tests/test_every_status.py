@@ -14,7 +14,7 @@ from taskpool import Client, TaskConflict, TaskPool
 from taskpool.cli.__main__ import main
 from taskpool.cli.output import STATUS_COLOURS
 from taskpool.operations.documents import task_document
-from taskpool.operations.waiting import _tells_end
+from taskpool.operations.status import tells_end
 from taskpool.redis import keys
 from taskpool.redis.rq_job import status_of
 from taskpool.types import ENDS, STATUSES, Exit, TaskStatus
@@ -81,7 +81,7 @@ def test_a_waiter_takes_exactly_the_terminal_statuses_for_the_end(world: World, 
     SEED[status](world, "a")
 
     *_, (_, fields) = (each for each in world.redis.xrange("taskpool:events") if json.loads(each[1][b"e"])["id"] == "a")
-    is_end = _tells_end(fields[b"e"]) is not None
+    is_end = tells_end(fields[b"e"])
 
     assert is_end == status.is_terminal == (not STATUSES[status].moves)
 

@@ -1,7 +1,4 @@
-"""How a task stands and what is told of it: the one way an attempt changes a status, its log, its events.
-
-The stream of all events, as listeners read it: where they stand in it, what came after, whose event it was.
-"""
+"""How an attempt changes the status of its task, writes its log, and how events are published and read."""
 
 from __future__ import annotations
 
@@ -17,25 +14,21 @@ from taskpool.redis.rq_job import is_too_deep
 from taskpool.tasks.attempt import Outcome
 from taskpool.tasks.log_lines import LogLine, encode
 from taskpool.text import hidden
-from taskpool.types import DEFAULT_LIMITS, Event, LogLimits, RunningTask, TaskStatus
+from taskpool.types import DEFAULT_LIMITS, TERMINAL, Event, LogLimits, RunningTask, TaskStatus
 
 _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
-_EVENT_FIELDS: Final = 5
-_HEAD: Final = frozenset({"id", "seq", "event", "status", "at_ms"})
-"""Every event begins with these, in this order."""
-
 RELEASE_STEPS: Final = 20
 RELEASED_AT_ONCE: Final = 10
 """Calls in one round trip: each of them holds Redis for a few milliseconds."""
 
 
 def update_status(running: RunningTask, outcome: Outcome) -> Call[str]:
-    """End an attempt as `outcome` says. The answer is
+    """End an attempt with this outcome. The answer is
 
     - ``ok``;
-    - ``children``: tasks wait for this one, `release_dependents` releases them;
-    - ``stopping``: it was asked to stop meanwhile, so it can't run again: end it as stopped;
-    - ``lost``: it no longer holds the lease, and nothing changed.
+    - ``children``: other tasks wait for this one, and `release_dependents` releases them;
+    - ``stopping``: a stop was requested meanwhile, so the task can't run again; end it as stopped;
+    - ``lost``: the attempt no longer holds the lease, and nothing changed.
     """
     if outcome.status is TaskStatus.SCHEDULED:
         delay_ms = round(outcome.delay_s * 1000)
@@ -53,10 +46,10 @@ def update_status(running: RunningTask, outcome: Outcome) -> Call[str]:
 
 
 def release_dependents(id: str, steps: int = RELEASE_STEPS) -> Plan[None]:
-    """Release the tasks that wait for an ended one. If it did not end well, cancel them and all that wait for them,
-    level by level.
+    """Release the tasks that wait for an ended one. If it ended badly, cancel them and their own dependents, level by
+    level.
 
-    It stops after so many `steps`, a round trip each. Housekeeping does the rest: what is left is in the outbox.
+    Each step is a round trip. After `steps` of them, the rest stays in the outbox for housekeeping.
     """
     ids = [id]
     for _ in range(steps):
@@ -67,7 +60,7 @@ def release_dependents(id: str, steps: int = RELEASE_STEPS) -> Plan[None]:
 
 
 def log_task(running: RunningTask, lines: Sequence[tuple[int, str]], limits: LogLimits = DEFAULT_LIMITS) -> Call[str]:
-    """Append lines ``(ms since 1970, text)`` to a running task's log: ``ok``, or ``lost`` and nothing was kept."""
+    """Append lines ``(ms since 1970, text)`` to a running task's log. The answer is ``ok``, or ``lost`` as above."""
     documents = [
         encode(LogLine(at_ms=at_ms, text=hidden(text, running.secrets), attempt=running.attempt))
         for at_ms, text in lines
@@ -76,7 +69,7 @@ def log_task(running: RunningTask, lines: Sequence[tuple[int, str]], limits: Log
 
 
 def stop_grace_s(id: str, default: float) -> Call[float]:
-    """How many seconds a task that was asked to stop gets to end by itself; `default` if the record doesn't say."""
+    """The seconds that a task has to end by itself after a stop request; `default` if its record has none."""
 
     def read(reply: bytes | None) -> float:
         try:
@@ -88,42 +81,60 @@ def stop_grace_s(id: str, default: float) -> Call[float]:
 
 
 def notify_websocket(event: Event) -> Call[int]:
-    """Publish an event on its task's channel, to every API process that has a listener; how many there are.
+    """Publish an event again on its task's channel. The answer is the number of API processes that listen.
 
-    Transitions publish their own events in the same script; this one is for telling an event again.
+    The script of a transition publishes the event of that transition itself.
     """
-    document = {"id": event.id, "seq": event.seq, "event": event.event, "status": event.status, "at_ms": event.at_ms}
-    told = {**document, **event.data, "stream": event.stream, **event.aside}
-    return Call(("PUBLISH", keys.CHANNEL + event.id, msgspec.json.encode(told)), int)
+    head = {name: getattr(event, name) for name in _HEAD}
+    message = {**head, **event.data, "stream": event.stream, **event.aside}
+    return Call(("PUBLISH", keys.CHANNEL + event.id, msgspec.json.encode(message)), int)
+
+
+_HEAD: Final = ("id", "seq", "event", "status", "at_ms")
 
 
 def read_event(document: bytes, stream: str = "") -> Event:
     """The event in a message of a task's channel, or in the field ``e`` of the entry `stream` of the stream.
 
+    A message has more than an entry: its id in the stream, and behind that the members of `Event.aside`.
+
     Raises:
-        msgspec.DecodeError, KeyError, ValueError: it isn't one, whoever wrote it.
+        msgspec.DecodeError, KeyError, ValueError: the document isn't an event.
     """
     if is_too_deep(document):
         raise ValueError("nested too deep")
-    fields = list(_decode(document).items())
-    names = [name for name, _ in fields]
-    end = names.index("stream") if "stream" in names else len(fields)
-    head, data, told = dict(fields[:_EVENT_FIELDS]), dict(fields[_EVENT_FIELDS:end]), dict(fields[end:])
-    if head.keys() != _HEAD:  # a newer release may write members between ours
-        data = {name: value for name, value in fields[:end] if name not in _HEAD}
-        head = {name: value for name, value in fields[:end] if name in _HEAD}
-    stream = told.pop("stream", stream)
-    id, seq, name, at_ms = head["id"], head["seq"], head["event"], head["at_ms"]
+    data = _decode(document)
+    id, seq, name, status, at_ms = [data.pop(name) for name in _HEAD]
+    aside: dict[str, Any] = {}
+    if "stream" in data:
+        names = list(data)
+        aside = {name: data.pop(name) for name in names[names.index("stream") :]}
+        stream = aside.pop("stream")
     if not (type(id) is type(name) is type(stream) is str and type(seq) is type(at_ms) is int):
         raise ValueError("not an event")
-    return Event(id, seq, name, TaskStatus(head["status"]), at_ms, data, stream, told)
+    return Event(id, seq, name, TaskStatus(status), at_ms, data, stream, aside)
+
+
+class _Step(msgspec.Struct):
+    status: str
+
+
+_decode_step: Final = msgspec.json.Decoder(_Step).decode
+
+
+def tells_end(message: bytes) -> bool:
+    """Whether a message of a task's channel is about the end of the task."""
+    try:
+        return _decode_step(message).status in TERMINAL
+    except (msgspec.MsgspecError, RecursionError):
+        return False
 
 
 _ID: Final = re.compile(r"([0-9]{1,15})-([0-9]{1,15})")
 
 
 class Position(NamedTuple):
-    """A place in the stream: the id of an event. Positions compare as events followed each other."""
+    """The id of an event in the stream of all events. Positions compare in the order of the events."""
 
     ms: int
     n: int
@@ -133,10 +144,10 @@ class Position(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Position:
-        """The position in an id.
+        """The position that an id stands for.
 
         Raises:
-            ValueError: it isn't one.
+            ValueError: the text isn't an id.
         """
         found = _ID.fullmatch(text)
         if found is None:
@@ -148,7 +159,7 @@ START: Final = Position(0, 0)
 
 
 class Attributes(NamedTuple):
-    """What listeners filter by and what never changes: the first event of a task tells it."""
+    """What subscriptions filter by. It never changes; the first event of a task has it."""
 
     type: str
     queue: str
@@ -157,11 +168,11 @@ class Attributes(NamedTuple):
 
 
 UNKNOWN: Final = Attributes("", "", frozenset())
-"""Of a task that is gone."""
+"""The attributes of a task that is gone."""
 
 
 class Chunk(NamedTuple):
-    """A part of the stream, oldest first. `end`: where it ends; `is_last`: there was no more."""
+    """A part of the stream, oldest event first, and the position of its end. `is_last`: the stream ends there."""
 
     events: list[Event]
     end: Position
@@ -169,7 +180,7 @@ class Chunk(NamedTuple):
 
 
 def events_after(position: Position, limit: int) -> Call[Chunk]:
-    """The events after a position, `limit` entries at most."""
+    """The events after a position, at most `limit` entries."""
 
     def read(reply: Sequence[tuple[bytes, Sequence[bytes]]]) -> Chunk:
         end = Position.parse(reply[-1][0].decode()) if reply else position
@@ -179,19 +190,19 @@ def events_after(position: Position, limit: int) -> Call[Chunk]:
 
 
 def oldest() -> Call[Position | None]:
-    """Where the stream begins now; None: it is empty."""
+    """The position of the oldest event; None if the stream is empty."""
     return Call(("XRANGE", keys.EVENTS, "-", "+", "COUNT", 1), _position, again=True)
 
 
 def newest() -> Call[Position]:
-    """Where the stream ends now."""
+    """The position of the newest event."""
     command = ("XREVRANGE", keys.EVENTS, "+", "-", "COUNT", 1)
     return Call(command, lambda reply: _position(reply) or START, again=True)
 
 
 def holds(position: Position) -> Call[bool]:
-    """Whether the event at this position is still there. If it isn't, what came after it may not be either; or the
-    stream is another one: Redis lost data, or a replica took over that hadn't received all."""
+    """Whether the stream still has the event at this position. If not, later events may be missing as well, or Redis
+    has lost data, or a replica took over that hadn't received everything."""
     command = ("XRANGE", keys.EVENTS, str(position), str(position), "COUNT", 1)
     return Call(command, bool, again=True)
 
@@ -202,7 +213,7 @@ def reaches_back(first: Position | None, position: Position) -> bool:
 
 
 def attributes_of(id: str) -> Call[Attributes | None]:
-    """What a task's record says of it; None: there is no such task."""
+    """The attributes in a task's record; None if there is no such task."""
 
     def read(reply: Sequence[bytes | None]) -> Attributes | None:
         data, type, queue, tags, project = [None if each is None else each.decode("utf-8", "replace") for each in reply]
@@ -214,16 +225,16 @@ def attributes_of(id: str) -> Call[Attributes | None]:
 
 
 def is_there(id: str) -> Call[bool]:
-    """Whether there is still such a task. A late write of RQ's may leave a hash without its data: that isn't one."""
+    """Whether the task still exists. A late write by RQ may leave a hash without `data`, which isn't a task."""
     return Call(("HEXISTS", keys.JOB + id, "data"), bool, again=True)
 
 
 def attributes_told(event: Event) -> Attributes | None:
-    """What a task's first event says of it; None for its later ones."""
-    told = event.data
-    if event.seq != 1 or "queue" not in told:
+    """The attributes in a task's first event; None for a later event."""
+    data = event.data
+    if event.seq != 1 or "queue" not in data:
         return None
-    return Attributes(told["type"], told["queue"], frozenset(told.get("tags", ())), told.get("project"))
+    return Attributes(data["type"], data["queue"], frozenset(data.get("tags", ())), data.get("project"))
 
 
 def _events(reply: Sequence[tuple[bytes, Sequence[bytes]]]) -> list[Event]:
@@ -231,7 +242,7 @@ def _events(reply: Sequence[tuple[bytes, Sequence[bytes]]]) -> list[Event]:
     for id, fields in reply:
         try:
             events.append(read_event(fields[1], id.decode()))
-        except (msgspec.DecodeError, KeyError, ValueError):  # not one of ours
+        except (msgspec.DecodeError, KeyError, ValueError):  # another program wrote it
             continue
     return events
 

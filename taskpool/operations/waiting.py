@@ -11,7 +11,6 @@ Pub/sub alone loses messages, so nobody waits longer than `LOOK_AGAIN_S` without
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import suppress
@@ -22,13 +21,14 @@ import hiredis
 from taskpool.errors import RedisUnavailable, TaskNotFound, WaitTimeout
 from taskpool.operations.records import check_id, restore_hash, restore_told
 from taskpool.operations.specs import patience_s
+from taskpool.operations.status import tells_end
 from taskpool.redis import keys
 from taskpool.redis.address import Address
 from taskpool.redis.async_connection import AsyncWire
 from taskpool.redis.calls import Call, Part
 from taskpool.redis.connection import Wire
 from taskpool.redis.replies import ReplyFault, WrongServer, values, with_text
-from taskpool.types import TERMINAL, TaskRecord
+from taskpool.types import TaskRecord
 
 Heard = Callable[[bytes], None]
 
@@ -134,7 +134,6 @@ FOLLOW_S: Final = 0.2
 AWAY_RETRY_S: Final = 0.5
 """Between two tries of a wait whose Redis went away."""
 REPLY_TIMEOUT_S: Final = 10.0
-_tells_end: Final = re.compile(f'"status":"(?:{"|".join(sorted(TERMINAL))})"'.encode()).search
 
 
 class Listener:
@@ -244,7 +243,7 @@ class Listener:
         end_mono = time.monotonic() + LOOK_AGAIN_S
         # What is waited for stays the same until the end is near: another timeout costs a system call.
         while (push := self._wire.next_reply(max(look_s(), 0.001))) is not None:
-            if push[0] == b"message" and push[1] == channel and _tells_end(push[2]):
+            if push[0] == b"message" and push[1] == channel and tells_end(push[2]):
                 message: bytes = push[2]
                 return message
             if time.monotonic() >= end_mono:  # a task may report without a pause
@@ -287,7 +286,7 @@ class AsyncListener:
         told = asyncio.Event()
 
         def heard(message: bytes) -> None:
-            if every or _tells_end(message):
+            if every or tells_end(message):
                 told.set()
 
         self._waiters[told] = heard
