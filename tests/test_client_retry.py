@@ -14,7 +14,7 @@ import pytest
 from taskpool import ApiError, ApiUnavailable, QueueFull, RedisUnavailable, TaskNotFound, TaskSpec, WaitTimeout
 from taskpool.client import operations
 from taskpool.client.follow import WAITING, WATCHING, events, follow, follow_log
-from taskpool.client.request import Answer, Lost, Plan, Read, Request, Retrying, Send, Sleep, Tell, sending
+from taskpool.client.request import Answer, Emit, Lost, Plan, Read, Request, Retrying, Send, Sleep, sending
 from taskpool.errors import TaskpoolError
 
 GET, DELETE = operations.get("t1"), operations.remove_task("t1")
@@ -57,7 +57,7 @@ class Hand:
 
     @property
     def told(self) -> list[Any]:
-        return [step.value for step in self.steps if isinstance(step, Tell)]
+        return [step.value for step in self.steps if isinstance(step, Emit)]
 
 
 def answer(document: Any, status: int = 200) -> Answer:

@@ -11,16 +11,20 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 import httpx
 
 from taskpool.client import follow as client_follow
-from taskpool.client import operations
+from taskpool.client import operations, values
 from taskpool.client.http import FAILURES, AsyncConnections, AsyncLink, Server
+from taskpool.client.operations import fetch
 from taskpool.client.request import (
     RETRIES,
     TIMEOUT_S,
+    About,
     Answer,
+    Emit,
     Lost,
     Plan,
     Read,
@@ -28,7 +32,6 @@ from taskpool.client.request import (
     Retrying,
     Send,
     Sleep,
-    Tell,
     sending,
 )
 from taskpool.lifecycle import HoldsConnections
@@ -138,7 +141,7 @@ class AsyncClient(HoldsConnections):
             WaitTimeout: it hasn't ended in `timeout_s`.
             InvalidTask: `timeout_s` isn't a number of seconds up to ten years.
         """
-        return self._tell(client_follow.follow(id, timeout_s, client_follow.WATCHING, self._retrying))
+        return self._values(client_follow.follow(id, timeout_s, client_follow.WATCHING, self._retrying))
 
     def events(self, id: str, *, after: str | None = None) -> AsyncGenerator[Event]:
         """Every event of a task until it has ended, once each. It continues after an outage of the API.
@@ -150,13 +153,14 @@ class AsyncClient(HoldsConnections):
         Raises:
             TaskNotFound
         """
-        return self._tell(client_follow.events(id, after, self._retrying))
+        return self._values(client_follow.events(id, after, self._retrying))
 
     async def get_queue(
         self, name: str = "default", *, cursor: str | None = None, limit: int = 100
     ) -> Page[QueuedTask]:
         """A page of a queue at one moment, in dispatch order, with position and wait."""
-        return await self.send(operations.get_queue(name, cursor, limit))
+        path = f"/queues/{quote(name, safe='')}"
+        return await self.send(fetch(path, values.queued, cursor=cursor, limit=limit))
 
     async def list_tasks(
         self,
@@ -170,7 +174,7 @@ class AsyncClient(HoldsConnections):
     ) -> Page[TaskRecord]:
         """Tasks that match, newest first. A page may be short: continue with `next_cursor` until it is None."""
         return await self.send(
-            operations.list_tasks(status=status, queue=queue, type=type, tag=tag, cursor=cursor, limit=limit)
+            fetch("/tasks", values.records, status=status, queue=queue, type=type, tag=tag, cursor=cursor, limit=limit)
         )
 
     async def remove_task(self, id: str) -> TaskStatus | None:
@@ -207,15 +211,15 @@ class AsyncClient(HoldsConnections):
 
     async def types(self) -> list[TypeInfo]:
         """Every known task type, with the pools that serve it."""
-        return await self.send(operations.types())
+        return await self.send(fetch("/types", values.types))
 
     async def workers(self) -> list[WorkerInfo]:
         """Every registered worker process."""
-        return await self.send(operations.workers())
+        return await self.send(fetch("/workers", values.workers))
 
     async def worker_warnings(self) -> list[str]:
         """Problems with the RQ programs that share queues with the workers, one sentence each."""
-        return await self.send(operations.worker_warnings())
+        return await self.send(fetch("/workers", values.worker_warnings))
 
     async def logs(self, id: str, *, cursor: str | None = None, limit: int = 100) -> Page[LogLine]:
         """A page of a task's log, the oldest line first. Until the task has ended, there is always a next cursor.
@@ -224,7 +228,8 @@ class AsyncClient(HoldsConnections):
             TaskNotFound
             InvalidTask: the cursor isn't one of this listing.
         """
-        return await self.send(operations.logs(id, cursor, limit))
+        path = f"{operations.task_path(id)}/logs"
+        return await self.send(fetch(path, values.lines, about=About(id), cursor=cursor, limit=limit))
 
     def follow_log(self, id: str, *, cursor: str | None = None) -> AsyncGenerator[LogLine]:
         """Every line of a task's log, once, including new ones, until the task has ended.
@@ -235,7 +240,7 @@ class AsyncClient(HoldsConnections):
             TaskNotFound
             InvalidTask: the cursor isn't one of `logs`.
         """
-        return self._tell(client_follow.follow_log(id, cursor, self._retrying))
+        return self._values(client_follow.follow_log(id, cursor, self._retrying))
 
     async def send(self, request: Request[T]) -> T:
         """The value of a request of `taskpool.client.operations`, which is sent again where that is safe."""
@@ -244,18 +249,18 @@ class AsyncClient(HoldsConnections):
     async def _run(self, plan: Plan[T]) -> T:
         """The value of a plan."""
         result: T
-        async for value in self._tell(_telling(plan)):
+        async for value in self._values(_emitting(plan)):
             result = value
         return result
 
-    def _tell(self, plan: Plan[object]) -> AsyncGenerator[Any]:
-        """The values that a plan tells."""
+    def _values(self, plan: Plan[object]) -> AsyncGenerator[Any]:
+        """The values that a plan emits."""
         return _AsyncRunner(self._connections).run(plan)
 
 
-def _telling(plan: Plan[object]) -> Plan[None]:
-    """Tell what a plan returns, last."""
-    yield Tell((yield from plan))
+def _emitting(plan: Plan[object]) -> Plan[None]:
+    """The same plan, which also emits what it returns, last."""
+    yield Emit((yield from plan))
 
 
 class _AsyncRunner:
@@ -268,14 +273,14 @@ class _AsyncRunner:
         self._pieces: AsyncIterator[bytes] | None = None
 
     async def run(self, plan: Plan[object]) -> AsyncGenerator[Any]:
-        """The values that the plan tells."""
+        """The values that the plan emits."""
         reply: Any = None
         try:
             while True:
                 step = plan.send(reply)
                 reply = None
                 match step:
-                    case Tell():
+                    case Emit():
                         yield step.value
                     case Sleep():
                         await asyncio.sleep(step.seconds)

@@ -1,13 +1,7 @@
-"""A request to the HTTP API as a value, and the steps of which everything a client does consists.
+"""Requests to the HTTP API as values, the errors that their answers stand for, and when a request is sent again.
 
-What a client does is a `Plan`: a generator that yields steps and is sent what came of them. Two small runners carry
-them out, one that blocks and one that awaits (`http`); nothing here does any I/O.
-
-From an answer that tells of an error to the exception: those that a `TaskPool` raises, where they mean the same.
-
-Which requests are sent again, when, and for how long.
-
-Again is what can't be carried out twice by it: what surely never was, and what may be (`Request.again`).
+An operation of a client is a `Plan`: a generator that yields steps and receives their outcomes. The clients carry the
+steps out, one blocking and one awaiting; nothing here does any I/O.
 """
 
 from __future__ import annotations
@@ -42,7 +36,7 @@ T = TypeVar("T")
 
 
 class Answer(NamedTuple):
-    """What the API answered. The names of `headers` are in lower case; of a stream that begins there is no `body`."""
+    """An answer of the API. The names of `headers` are in lower case. The answer that opens a stream has no `body`."""
 
     status: int
     headers: Mapping[str, str]
@@ -50,7 +44,7 @@ class Answer(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """No answer came. `was_sent`: the request may have been carried out all the same."""
+    """No answer came. `was_sent`: the API may have carried out the request."""
 
     why: str
     was_sent: bool
@@ -58,12 +52,12 @@ class Lost(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What a request is about, which an error's answer doesn't repeat: a task, or tasks that are to be."""
+    """The task or the submissions of a request: exceptions carry them, and the answers don't repeat them."""
 
     id: str = ""
     specs: Sequence[TaskSpec] = ()
     prefix: str = ""
-    """Before the index of one of them, in pointers."""
+    """What precedes the index of a submission in pointers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,37 +71,37 @@ class Request(Generic[T]):
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
     again: bool = True
-    """Sending it twice is as good as once: when its answer is lost, it may be sent again."""
+    """Sent twice, it has the same effect as sent once: it may be sent again when its answer is lost."""
     waits_s: float = 0.0
-    """How long the API may take on purpose, on top of the usual time for an answer."""
+    """How long the API waits on purpose, on top of the usual time for an answer."""
     streams: bool = False
-    """The answer's body is read as it comes, with `Read`."""
+    """The answer's body is read with `Read`, as it arrives."""
     about: About = field(default_factory=About)
 
 
 class Send(NamedTuple):
-    """Send a request; what comes back is an `Answer` or `Lost`."""
+    """Send a request; the outcome is an `Answer` or `Lost`."""
 
     request: Request[Any]
 
 
 class Read(NamedTuple):
-    """Read on in the stream that was opened last; what comes back is bytes, or None when it has ended or was cut."""
+    """Read from the stream that was opened last; the outcome is bytes, or None when it has ended or was cut."""
 
 
 class Sleep(NamedTuple):
-    """Let so much time pass."""
+    """Wait."""
 
     seconds: float
 
 
-class Tell(NamedTuple):
-    """Hand a value to whoever iterates."""
+class Emit(NamedTuple):
+    """Give a value to the program that iterates."""
 
     value: Any
 
 
-Step = Send | Read | Sleep | Tell
+Step = Send | Read | Sleep | Emit
 Plan = Generator[Step, Any, T]
 
 
@@ -239,14 +233,14 @@ LONGEST_S: Final = 5.0
 MOST_S: Final = 30.0
 
 NOTHING_DONE: Final = frozenset({"too-many-streams", "too-many-connections"})
-"""Problems with the status 503 of requests that weren't looked at."""
+"""Problems with the status 503 that the API answers before it does anything."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retrying:
-    """How often a request is sent again, and within how many seconds after it was sent first.
+    """How often a request is sent again, and within how many seconds after it was first sent.
 
-    `clock` tells the time in seconds, `chance` is a number from 0 to 1.
+    `clock` returns a time in seconds, `chance` a random number from 0 to 1.
     """
 
     retries: float = RETRIES
@@ -254,23 +248,23 @@ class Retrying:
     clock: Callable[[], float] = time.monotonic
     chance: Callable[[], float] = random.random
 
-    def pause_s(self, tried: int, told_s: float | None = None) -> float:
-        """How long to wait after so many tries: twice as long each time, and never all clients at once; at least as
-        long as the API has told."""
+    def pause_s(self, tried: int, asked_s: float | None = None) -> float:
+        """How long to wait after `tried` retries: twice as long each time, with jitter, and at least as long as the API
+        asked for."""
         pause_s = min(FIRST_S * 2.0 ** min(tried, 10), LONGEST_S)
         share = self.chance() / 2
-        return max(pause_s * (1 - share), (told_s or 0.0) * (1 + share / 2))
+        return max(pause_s * (1 - share), (asked_s or 0.0) * (1 + share / 2))
 
     def without_end(self) -> Retrying:
-        """As often as it takes: for what has begun, and is only looked at."""
+        """Without a limit: for an operation that has begun and only reads."""
         return replace(self, retries=math.inf, most_s=math.inf)
 
 
 def sending(request: Request[T], retrying: Retrying, until: float = math.inf) -> Plan[T]:
-    """Send a request, again where that is safe, and no later than at `until` (by the clock of `retrying`).
+    """Send a request, again where that is safe, but not after `until` (a time of the clock of `retrying`).
 
     Raises:
-        TaskpoolError: what the API answered, or ApiUnavailable when it didn't.
+        TaskpoolError: the error that the API answered, or ApiUnavailable without an answer.
     """
     end = min(until, retrying.clock() + retrying.most_s)
     for tried in count():
@@ -299,7 +293,7 @@ def _attempt(request: Request[T]) -> Plan[T]:
 
 
 def _is_safe(error: TaskpoolError, request: Request[T]) -> bool:
-    """Whether the request may be sent again after this error: it wasn't carried out, or it doesn't matter."""
+    """Whether the request may be sent again after this error: it wasn't carried out, or twice is the same as once."""
     match error:
         case ApiUnavailable():
             return request.again or not error.was_sent
