@@ -1,13 +1,13 @@
-"""Typed tasks on Redis: what a program imports. Everything else is reached through these names.
+"""Typed tasks on Redis: the public names of the package.
 
-A task file needs no Redis, no RQ and no HTTP, and workers start by importing task files: so the pools and the clients,
-which bring them, are imported when they are first asked for.
+Task files and workers import this module, and need no Redis, RQ or HTTP client. So the pools and the clients, which
+import those, are imported on first use.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 from taskpool.errors import (
     ApiError,
@@ -42,12 +42,6 @@ from taskpool.tasks.registry import Registry
 from taskpool.tasks.task import Task, task
 from taskpool.text import Secret
 from taskpool.types import TaskRecord, TaskSpec, TaskStatus
-
-if TYPE_CHECKING:
-    from taskpool.async_pool import AsyncTaskPool
-    from taskpool.client.async_client import AsyncClient
-    from taskpool.client.client import Client
-    from taskpool.pool import TaskPool
 
 __all__ = [
     "ApiError",
@@ -96,15 +90,20 @@ __all__ = [
 ]
 
 
-_LATER: Final = {
-    "AsyncClient": "taskpool.client.async_client",
-    "AsyncTaskPool": "taskpool.async_pool",
-    "Client": "taskpool.client.client",
-    "TaskPool": "taskpool.pool",
-}
+if TYPE_CHECKING:
+    from taskpool.async_pool import AsyncTaskPool
+    from taskpool.client.async_client import AsyncClient
+    from taskpool.client.client import Client
+    from taskpool.pool import TaskPool
+else:  # a type checker would take any name from a module with __getattr__
+    _LAZY = {
+        "AsyncClient": "taskpool.client.async_client",
+        "AsyncTaskPool": "taskpool.async_pool",
+        "Client": "taskpool.client.client",
+        "TaskPool": "taskpool.pool",
+    }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        return getattr(import_module(_LATER[name]), name)
-    raise AttributeError(f"module 'taskpool' has no attribute {name!r}")
+    def __getattr__(name):
+        if name in _LAZY:
+            return getattr(import_module(_LAZY[name]), name)
+        raise AttributeError(f"module 'taskpool' has no attribute {name!r}")

@@ -16,14 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from taskpool.access.api_key import ApiKey, Scope
 from taskpool.access.audit import Audited
-from taskpool.operations.overview import ServerInfo
 from taskpool.tasks.log_lines import LogLine
 from taskpool.types import (
     Count,
@@ -43,6 +42,9 @@ from taskpool.types import (
 )
 from taskpool.webhooks.delivery import Delivery, SendAttempt
 from taskpool.webhooks.endpoint import DeliveryStatus, Webhook
+
+if TYPE_CHECKING:  # the overview imports Redis, and clients import this module
+    from taskpool.operations.overview import ServerInfo
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):

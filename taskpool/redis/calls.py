@@ -17,7 +17,6 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from importlib.resources import files
 from typing import Any, Final, Generic, TypeVar
 
-import hiredis
 import msgspec
 
 from taskpool.redis import keys
@@ -70,7 +69,7 @@ def tolerant(call: Call[T], otherwise: T) -> Call[T]:
     have written anything there. The log says it once."""
 
     def read(reply: Any) -> T:
-        if not isinstance(reply, hiredis.ReplyError):
+        if not isinstance(reply, Exception):  # hiredis.ReplyError, which clients of the HTTP API don't import
             try:
                 return call.read(reply)
             except UNREADABLE as error:
