@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from taskpool.operations.documents import task_document
-from taskpool.operations.records import restore_told
+from taskpool.operations.records import record_at_end
 from taskpool.redis import scripts
 from taskpool.redis.keys import HISTORY_CAP
 from taskpool.types import TaskRecord, TaskStatus
@@ -104,7 +104,7 @@ def test_the_message_of_the_end_leaves_a_task_with_a_history_to_be_read(world: W
 
     message = listener.get_message(timeout=5)
     listener.close()
-    assert restore_told(before, message["data"]) is None
+    assert record_at_end(before, message["data"]) is None
 
 
 def test_a_damaged_history_counts_as_none(world: World) -> None:

@@ -14,7 +14,7 @@ from rq.serializers import JSONSerializer
 from taskpool import TaskPool
 from taskpool.errors import TaskNotFound
 from taskpool.operations.documents import task_document
-from taskpool.operations.records import ELSEWHERE, fetch, fetch_if_there
+from taskpool.operations.records import OUTSIDE, fetch, fetch_if_there
 from taskpool.redis import scripts
 from taskpool.types import RQ_STATUS, TaskRecord, TaskStatus
 from tests.states import ENDED, FAILURE, SEED, World
@@ -113,7 +113,7 @@ def test_a_task_that_failed_outside_our_workers_says_where_to_look(world: World)
     world.add("a")
     world.redis.hset("rq:job:a", "status", "failed")
 
-    assert world.get("a").error == ELSEWHERE
+    assert world.get("a").error == OUTSIDE
 
 
 def test_a_result_is_read_only_of_a_task_that_is_done(world: World) -> None:

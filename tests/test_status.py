@@ -160,7 +160,7 @@ def test_what_is_told_is_what_the_stream_keeps_with_its_id_there_and_what_is_onl
 
 
 def test_an_event_can_be_told_again(world: World) -> None:
-    event = Event("a", 7, "progress", S.IN_PROGRESS, 1_800_000_000_000, {"progress": {"done": 1}}, "5-1", {"x": 1})
+    event = Event("a", 7, "log", S.IN_PROGRESS, 1_800_000_000_000, {"count": 1}, "5-1", {"lines": [{"text": "one"}]})
     channel = world.redis.pubsub(ignore_subscribe_messages=True)
     channel.subscribe(keys.CHANNEL + "a")
     channel.get_message(timeout=5)

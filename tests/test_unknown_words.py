@@ -29,7 +29,7 @@ from taskpool.operations.catalog import PoolInfo, pools
 from taskpool.operations.catalog import types as all_types
 from taskpool.operations.documents import task_document
 from taskpool.operations.listing import Filter, list_tasks
-from taskpool.operations.records import restore_told
+from taskpool.operations.records import record_at_end
 from taskpool.operations.status import read_event
 from taskpool.redis import keys, scripts
 from taskpool.redis.add_script import status_told
@@ -212,7 +212,7 @@ def test_an_end_whose_message_says_less_than_today_is_read_from_the_record(world
 
     assert record.result == 42
     for message in (b'{"status":"done","result":1}', b"[1]", b"7"):
-        assert restore_told(record, message) is None
+        assert record_at_end(record, message) is None
 
 
 # --- the API ------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from taskpool.errors import (
     UnknownDependency,
 )
 from taskpool.operations.catalog import Catalogue
-from taskpool.operations.records import check_id, fetch_if_there, hash_of, is_task, restore_hash
+from taskpool.operations.records import check_id, fetch_if_there, hash_of, restore_hash
 from taskpool.operations.specs import check_text
 from taskpool.operations.status import release_dependents
 from taskpool.operations.submit import Checked, Defaults, check_task, check_tasks
@@ -197,8 +197,8 @@ def get_queue(
     now = utc(int(now_ms))
     items, last = [], []
     for position, (id, flat) in enumerate(zip(rest[::2], rest[1::2], strict=True), start=offset + 1):
-        if is_task(flat):
-            h = hash_of(flat)
+        h = hash_of(flat)
+        if b"data" in h:
             record = restore_hash(id.decode(errors="replace"), h)
             if project is not None and record.project != project:
                 continue

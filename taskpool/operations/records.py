@@ -1,8 +1,11 @@
-"""From a task's hash to a `TaskRecord`: ours as we wrote it, and a plain RQ job as far as it says the same."""
+"""Reads tasks: from a task's hash to a `TaskRecord`, also for plain RQ jobs, as far as they have the same fields.
+
+`FIELDS` declares how each field of the hash is read. A field that can't be read counts as missing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -32,24 +35,63 @@ from taskpool.validation import is_text
 
 Hash = Mapping[bytes, bytes]
 
-
-ELSEWHERE: Final = "it failed outside our workers: RQ's own tools have the traceback"
+OUTSIDE: Final = "it failed outside our workers: RQ's own tools have the traceback"
 
 _json = msgspec.json.Decoder().decode
 _attempts = msgspec.json.Decoder(PastAttempt).decode_lines
 
-_TOLD: Final = frozenset({"seq", "at_ms", "attempt", "started_at", "worker", "result"})
-"""What a message has that tells a record's end whole."""
+_MEMBERS_OF_AN_END: Final = frozenset({"seq", "at_ms", "attempt", "started_at", "worker", "result"})
+"""The members of an event that has the complete end of a task."""
 
-_COMMON: Final = frozenset(
-    b"attempt attempt_id created_at data description ended_at enqueued_at error failure_ttl last_heartbeat log origin"
-    b" project result result_ttl seq started_at status timeout timeout_ms type worker_name".split()
-)
-"""The fields of a record on which nothing rare happened. (What `add`, `claim` and `finish` write, and heartbeats.)"""
+
+def _words(raw: bytes) -> tuple[str, ...]:
+    return tuple(raw.decode("utf-8", "replace").split(",")) if raw else ()
+
+
+def _count(raw: bytes) -> int:
+    return number_of(raw, 0)
+
+
+def _history(raw: bytes) -> tuple[PastAttempt, ...]:
+    try:
+        return tuple(_attempts(raw))
+    except (ValueError, RecursionError):
+        return ()
+
+
+FIELDS: Final[Mapping[bytes, tuple[str, Callable[[bytes], Any]]]] = {
+    b"origin": ("queue", lambda raw: text_of(raw) or ""),
+    b"created_at": ("created_at", time_of),
+    b"enqueued_at": ("enqueued_at", time_of),
+    b"run_ms": ("run_at", moment_of),
+    b"started_at": ("started_at", time_of),
+    b"ended_at": ("ended_at", time_of),
+    b"expires_ms": ("expires_at", moment_of),
+    b"error": ("error", text_of),
+    b"failure": ("failure", object_of),
+    b"reason": ("reason", text_of),
+    b"progress": ("progress", object_of),
+    b"attempt": ("attempt", _count),
+    b"max_attempts": ("max_attempts", lambda raw: number_of(raw) or 1),
+    b"on_lost_lease": ("on_lost_lease", lambda raw: "kill" if raw == b"kill" else "continue"),
+    b"snoozes": ("snoozes", _count),
+    b"crashes": ("crashes", _count),
+    b"result_ttl": ("result_ttl_s", number_of),
+    b"failure_ttl": ("failure_ttl_s", number_of),
+    b"worker_name": ("worker", text_of),
+    b"tags": ("tags", _words),
+    b"dependency_ids": ("depends_on", ids_of),
+    b"callback_url": ("callback_url", text_of),
+    b"callback_events": ("callback_events", _words),
+    b"history": ("history", _history),
+    b"project": ("project", text_of),
+    b"seq": ("seq", _count),
+}
+"""The fields of the hash that are read one by one: the name in the record, and how the value is read."""
 
 
 def check_id(id: object) -> None:
-    """Return if a task may have this id. (A plain RQ job has any text for one.)
+    """Return if a task may have this id. (A plain RQ job may have any text for one.)
 
     Raises:
         TaskNotFound
@@ -79,116 +121,54 @@ def fetch(id: str) -> Call[TaskRecord]:
 
 def fetch_if_there(id: str) -> Call[TaskRecord | None]:
     """Read one task; None when there is none."""
-    call = Call(("HGETALL", keys.JOB + id), lambda reply: restore(id, reply) if is_task(reply) else None, again=True)
-    return tolerant(call, None)
+
+    def read(reply: list[bytes]) -> TaskRecord | None:
+        h = hash_of(reply)
+        return restore_hash(id, h) if b"data" in h else None
+
+    return tolerant(Call(("HGETALL", keys.JOB + id), read, again=True), None)
 
 
-def is_task(flat: Sequence[bytes]) -> bool:
-    """Whether a hash read as a flat list is a task's: a late write of RQ's may leave one without its data."""
-    return b"data" in flat[::2]
-
-
-def restore(id: str, flat: Sequence[bytes]) -> TaskRecord:
-    """The record in a hash read as a flat list of fields and values."""
-    return restore_hash(id, hash_of(flat))
-
-
-def hash_of(flat: Sequence[bytes]) -> Hash:
-    """A hash read as a flat list of fields and values."""
-    parts = iter(flat)
+def hash_of(reply: Sequence[bytes] | Hash) -> Hash:
+    """A hash as RESP 2 (a flat list of fields and values) or RESP 3 has it. It is a task's if it has ``data``: a late
+    write of RQ's may leave a hash without it."""
+    if isinstance(reply, Mapping):
+        return reply
+    parts = iter(reply)
     return dict(zip(parts, parts, strict=True))
 
 
 def restore_hash(id: str, h: Hash) -> TaskRecord:
     """The record in a hash."""
+    fields: dict[str, Any] = {"queue": ""}
+    for name, raw in h.items():
+        if (field := FIELDS.get(name)) is not None:
+            fields[field[0]] = field[1](raw)
     type, payload = _call_of(h)
     status = status_of(h.get(b"status"))
     if status is TaskStatus.IN_PROGRESS and b"stop_ms" in h:
         status = TaskStatus.STOPPING
-    result, error = None, text_of(h.get(b"error"))
     if status is TaskStatus.DONE:
-        stored = h.get(b"result")
-        result = json_of(stored)
-        if result is None and stored != b"null" and (why := why_unreadable(stored)):
-            error = f"its stored result can't be shown: {why}"
+        fields |= _result_of(h.get(b"result"))
     elif status is TaskStatus.FAILED:
-        error = error or ELSEWHERE
-    created, enqueued = h.get(b"created_at"), h.get(b"enqueued_at")
-    created_at = time_of(created)
-    rare: dict[str, Any] = {} if _COMMON.issuperset(h) else _rare(h)
-    return TaskRecord(
-        id=id,
-        type=type,
-        status=status,
-        queue=text_of(h.get(b"origin")) or "",
-        payload=payload,
-        created_at=created_at,
-        enqueued_at=created_at if enqueued == created else time_of(enqueued),  # as most are
-        started_at=time_of(h.get(b"started_at")),
-        ended_at=time_of(h.get(b"ended_at")) if status.is_terminal else None,
-        result=result,
-        error=error,
-        attempt=number_of(h.get(b"attempt")) or 0,
-        timeout_s=limit_s(h.get(b"timeout_ms"), h.get(b"timeout")),
-        result_ttl_s=number_of(h.get(b"result_ttl")),
-        failure_ttl_s=number_of(h.get(b"failure_ttl")),
-        worker=text_of(h.get(b"worker_name")),
-        seq=number_of(h.get(b"seq")) or 0,
-        project=text_of(h.get(b"project")),
-        **rare,
-    )
+        fields["error"] = fields.get("error") or OUTSIDE
+    if not status.is_terminal:
+        fields["ended_at"] = None
+    if b"backoff" in h:
+        fields["backoff_s"], fields["backoff_max_s"] = (backoff_part_s(h[b"backoff"], part) for part in (0, 1))
+    if b"callback_url" in h or b"callback_events" in h:
+        fields["callback_events"] = (fields.get("callback_events") or ENDS) if fields.get("callback_url") else ()
+    if b"unique" in h or b"trace" in h:
+        fields |= rare_fields(text_of(h.get(b"unique")), text_of(h.get(b"trace")))
+    timeout_s = limit_s(h.get(b"timeout_ms"), h.get(b"timeout"))
+    return TaskRecord(id=id, type=type, status=status, payload=payload, timeout_s=timeout_s, **fields)
 
 
-def _rare(h: Hash) -> dict[str, Any]:
-    """What most records don't have: looking for each of it is what a read of one would mostly consist of."""
-    callback_url = text_of(h.get(b"callback_url"))
-    callback_events = text_of(h.get(b"callback_events")) or ",".join(ENDS)
-    return {
-        "run_at": moment_of(h.get(b"run_ms")),
-        "expires_at": moment_of(h.get(b"expires_ms")),
-        "failure": object_of(h.get(b"failure")),
-        "reason": text_of(h.get(b"reason")),
-        "progress": object_of(h.get(b"progress")),
-        "max_attempts": number_of(h.get(b"max_attempts")) or 1,
-        "backoff_s": backoff_part_s(h.get(b"backoff"), 0),
-        "backoff_max_s": backoff_part_s(h.get(b"backoff"), 1),
-        "on_lost_lease": "kill" if h.get(b"on_lost_lease") == b"kill" else "continue",
-        "snoozes": number_of(h.get(b"snoozes")) or 0,
-        "crashes": number_of(h.get(b"crashes")) or 0,
-        "tags": tuple((text_of(h.get(b"tags")) or "").split(",")) if h.get(b"tags") else (),
-        "depends_on": ids_of(h.get(b"dependency_ids")),
-        "callback_url": callback_url,
-        "callback_events": tuple(callback_events.split(",")) if callback_url else (),
-        "history": _history(h.get(b"history")),
-        **rare_fields(text_of(h.get(b"unique")), text_of(h.get(b"trace"))),
-    }
-
-
-def restore_told(record: TaskRecord, message: bytes) -> TaskRecord | None:
-    """The record as the message of its end tells it; None when that takes a look: it didn't end well, the result is
-    large, or more happened since `record` was read than the message says."""
-    if is_too_deep(message):
-        return None
-    told = _json(message)
-    if not (isinstance(told, dict) and told.keys() >= _TOLD):
-        return None
-    steps = told["seq"] - record.seq
-    nothing_else = (record.status, steps) in ((TaskStatus.QUEUED, 2), (TaskStatus.IN_PROGRESS, 1))
-    if not nothing_else:
-        return None
-    return replace(
-        record,
-        status=TaskStatus.DONE,
-        seq=told["seq"],
-        attempt=told["attempt"],
-        worker=told["worker"],
-        started_at=datetime.fromisoformat(told["started_at"]),
-        ended_at=utc(told["at_ms"]),
-        result=told["result"],
-        progress=record.progress if record.status is TaskStatus.IN_PROGRESS else None,
-        error=None,
-        failure=None,
-    )
+def _result_of(stored: bytes | None) -> dict[str, Any]:
+    result = json_of(stored)
+    if result is None and stored != b"null" and (why := why_unreadable(stored)):
+        return {"error": f"its stored result can't be shown: {why}"}
+    return {"result": result}
 
 
 def _call_of(h: Hash) -> tuple[str, Any]:
@@ -204,8 +184,27 @@ def _call_of(h: Hash) -> tuple[str, Any]:
         return type, None
 
 
-def _history(raw: bytes | None) -> tuple[PastAttempt, ...]:
-    try:
-        return tuple(_attempts(raw)) if raw else ()
-    except (ValueError, RecursionError):
-        return ()
+def record_at_end(record: TaskRecord, event: bytes) -> TaskRecord | None:
+    """The record of a task whose end an event shows completely. None when the record must be read: the task didn't end
+    well, the result is large, or more happened since `record` was read than the event shows."""
+    if is_too_deep(event):
+        return None
+    end = _json(event)
+    if not (isinstance(end, dict) and end.keys() >= _MEMBERS_OF_AN_END):
+        return None
+    steps = end["seq"] - record.seq
+    if (record.status, steps) not in ((TaskStatus.QUEUED, 2), (TaskStatus.IN_PROGRESS, 1)):
+        return None
+    return replace(
+        record,
+        status=TaskStatus.DONE,
+        seq=end["seq"],
+        attempt=end["attempt"],
+        worker=end["worker"],
+        started_at=datetime.fromisoformat(end["started_at"]),
+        ended_at=utc(end["at_ms"]),
+        result=end["result"],
+        progress=record.progress if record.status is TaskStatus.IN_PROGRESS else None,
+        error=None,
+        failure=None,
+    )

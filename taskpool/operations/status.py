@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -17,6 +17,12 @@ from taskpool.text import hidden
 from taskpool.types import DEFAULT_LIMITS, TERMINAL, Event, LogLimits, RunningTask, TaskStatus
 
 _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
+ASIDE: Final[Mapping[str, Sequence[str]]] = {
+    "log": ("lines",),
+    "done": ("attempt", "started_at", "worker", "result"),
+}
+"""By event: the members that only listeners get when it happens; the stream doesn't keep them."""
+
 RELEASE_STEPS: Final = 20
 RELEASED_AT_ONCE: Final = 10
 """Calls in one round trip: each of them holds Redis for a few milliseconds."""
@@ -104,14 +110,11 @@ def read_event(document: bytes, stream: str = "") -> Event:
     if is_too_deep(document):
         raise ValueError("nested too deep")
     data = _decode(document)
-    id, seq, name, status, at_ms = [data.pop(name) for name in _HEAD]
-    aside: dict[str, Any] = {}
-    if "stream" in data:
-        names = list(data)
-        aside = {name: data.pop(name) for name in names[names.index("stream") :]}
-        stream = aside.pop("stream")
+    id, seq, name, status, at_ms = [data.pop(member) for member in _HEAD]
+    stream = data.pop("stream", stream)
     if not (type(id) is type(name) is type(stream) is str and type(seq) is type(at_ms) is int):
         raise ValueError("not an event")
+    aside = {member: data.pop(member) for member in ASIDE.get(name, ()) if member in data}
     return Event(id, seq, name, TaskStatus(status), at_ms, data, stream, aside)
 
 

@@ -1,11 +1,7 @@
-"""The one subscribed connection of an event loop: who listens to which channel, and who is told when it is lost.
+"""Waits for tasks: subscriptions to their events, and records read when an event or the time says so.
 
-It speaks RESP 3, where messages and replies share a connection in the order in which Redis made them: what was asked
-behind a subscription is answered after every message that came before. A lost connection isn't restored by itself.
-
-Waits for a task's events: a subscription that says when to look again. What is true is always read from the record.
-
-Pub/sub alone loses messages, so nobody waits longer than `LOOK_AGAIN_S` without looking.
+Redis's pub/sub may lose messages. So a record decides what is true, and it is read at least every `LOOK_AGAIN_S`.
+Subscribed connections speak RESP 3, where messages and replies come over one connection, in the order of Redis.
 """
 
 from __future__ import annotations
@@ -17,9 +13,10 @@ from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import hiredis
+import msgspec
 
-from taskpool.errors import RedisUnavailable, TaskNotFound, WaitTimeout
-from taskpool.operations.records import check_id, restore_hash, restore_told
+from taskpool.errors import RedisUnavailable, WaitTimeout
+from taskpool.operations.records import check_id, fetch, record_at_end
 from taskpool.operations.specs import patience_s
 from taskpool.operations.status import tells_end
 from taskpool.redis import keys
@@ -32,11 +29,26 @@ from taskpool.types import TaskRecord
 
 Heard = Callable[[bytes], None]
 
+T = TypeVar("T")
+
 SUBSCRIBE_TIMEOUT_S: Final = 5.0
+REPLY_TIMEOUT_S: Final = 10.0
+LOOK_AGAIN_S: Final = 1.0
+FOLLOW_S: Final = 0.2
+"""How often a caller that shows a task's progress looks. The end of the task shows at once."""
+AWAY_RETRY_S: Final = 0.5
+"""The time between two attempts to reach Redis again."""
+
+_FIREHOSE: Final = keys.FIREHOSE.encode()
+_SUBSCRIBED: Final[Call[Any]] = Call((), lambda reply: reply)
 
 
 class Subscriptions:
-    """Opened when first used. Raises, from every method that awaits: RedisUnavailable."""
+    """The one subscribed connection of an event loop, opened when first used. When it is lost, the callbacks of
+    `when_lost` run; it isn't restored by itself.
+
+    Raises, from every method that awaits: RedisUnavailable.
+    """
 
     def __init__(self, redis_url: str) -> None:
         self._wire = AsyncWire(
@@ -46,23 +58,23 @@ class Subscriptions:
         self._when_lost: list[Callable[[], None]] = []
 
     def when_lost(self, tell: Callable[[], None]) -> None:
-        """Call `tell` whenever the connection was lost or closed: from then on nothing is heard."""
+        """Call `tell` whenever the connection was lost or closed: no more messages come from then on."""
         self._when_lost.append(tell)
 
     async def listen(self, heard: Heard, channels: Collection[str]) -> None:
-        """Give `heard` every message of these channels (`keys.FIREHOSE`: of all tasks); it is heard once this returns.
+        """Give `heard` every message of these channels (`keys.FIREHOSE`: of all tasks) from the time this returns.
 
-        Whoever listens is registered even if this raises; `ignore` ends that.
+        `heard` is registered even if this raises; `ignore` ends that.
         """
         names = [channel.encode() for channel in channels]
         for name in names:
             self._heard.setdefault(name, set()).add(heard)
-        # Also what others listen to already: after a lost connection theirs is gone, and once more is harmless.
+        # Also channels that are subscribed already: they may be lost with a connection, and a second time does no harm.
         commands = [("PSUBSCRIBE" if name == _FIREHOSE else "SUBSCRIBE", name) for name in names]
         self._refuse(await self._wire.exchange(commands, SUBSCRIBE_TIMEOUT_S))
 
     async def ignore(self, heard: Heard, channels: Collection[str]) -> None:
-        """No longer give `heard` the messages of these channels; the last who listens to one ends its subscription."""
+        """No longer give `heard` the messages of these channels. A channel without listeners is unsubscribed."""
         names = [channel.encode() for channel in channels]
         for name in names:
             self.forget(heard, name)
@@ -72,14 +84,14 @@ class Subscriptions:
             await self._wire.exchange(commands, SUBSCRIBE_TIMEOUT_S)
 
     def forget(self, heard: Heard, name: bytes) -> None:
-        """As `ignore`, when the connection is gone anyway."""
+        """As `ignore`, when the connection is lost anyway."""
         listeners = self._heard.get(name, set())
         listeners.discard(heard)
         if not listeners:
             self._heard.pop(name, None)
 
     async def read_many(self, calls: Sequence[Call[Any]]) -> list[Any]:
-        """The values of calls, in one round trip. By then every message that Redis sent before it was heard."""
+        """The values of calls, in one round trip. All messages that Redis sent before have been delivered then."""
         replies = await self._wire.exchange([call.command for call in calls], SUBSCRIBE_TIMEOUT_S)
         try:
             return values(calls, replies)
@@ -88,9 +100,9 @@ class Subscriptions:
             raise
 
     def close(self) -> None:
-        """Close the connection, and tell everyone; the next call opens a new one."""
+        """Close the connection, and run the callbacks of `when_lost`; the next call opens a new one."""
         self._wire.close()
-        self._lost()  # also those who wait without a connection
+        self._lost()  # also for waiters without a connection
 
     def end(self) -> None:
         """As `close`, for good."""
@@ -122,25 +134,10 @@ class Subscriptions:
             tell()
 
 
-_FIREHOSE: Final = keys.FIREHOSE.encode()
-_SUBSCRIBED: Final[Call[Any]] = Call((), lambda reply: reply)
-
-
-T = TypeVar("T")
-
-LOOK_AGAIN_S: Final = 1.0
-FOLLOW_S: Final = 0.2
-"""How often those look who show how a task fares; its end is told at once."""
-AWAY_RETRY_S: Final = 0.5
-"""Between two tries of a wait whose Redis went away."""
-REPLY_TIMEOUT_S: Final = 10.0
-
-
 class Listener:
-    """One blocking connection that hears of a task's end and reads its record, kept from one wait to the next. It
-    serves one wait at a time.
+    """A blocking connection that subscribes to a task and reads its record in one round trip. It serves one wait at a
+    time, and is kept for the next wait.
 
-    It speaks RESP 3, where messages and replies share a connection: subscribing and looking cost one round trip.
     Raises, from every method: RedisUnavailable.
     """
 
@@ -151,10 +148,10 @@ class Listener:
     def follow(
         self, id: str, timeout_s: float | None, every_s: float, known: TaskRecord | None = None
     ) -> Iterator[TaskRecord]:
-        """The task's record: as it is now (or as `known`, of one that `hear` listens to already), again after `every_s`
-        seconds at most, and last when the task has ended.
+        """The task's record: as it is now (or `known`, when `hear` has subscribed to it already), again at least every
+        `every_s` seconds, and last when the task has ended.
 
-        What has begun outlives an outage of Redis, if that ends in time.
+        A wait that has begun outlives an outage of Redis, if that ends in time.
 
         Raises:
             TaskNotFound
@@ -179,13 +176,13 @@ class Listener:
                 record = self._come_back(id, end_mono, lost)
 
     def _look_again(self, record: TaskRecord, look_s: Callable[[], float]) -> TaskRecord:
-        """The record once its end is told, or after `look_s()` seconds."""
-        message = self._wait_for_end((keys.CHANNEL + record.id).encode(), look_s)
-        ended = None if message is None else restore_told(record, message)
+        """The record once an event shows its end, or after `look_s()` seconds."""
+        event = self._wait_for_end((keys.CHANNEL + record.id).encode(), look_s)
+        ended = None if event is None else record_at_end(record, event)
         return ended or self._run(record_of(record.id))
 
     def _come_back(self, id: str, end_mono: float, lost: RedisUnavailable) -> TaskRecord:
-        """The record once Redis is there again, with a new subscription; raises what was wrong last at `end_mono`."""
+        """The record once Redis is back, with a new subscription. Raises the last error at `end_mono`."""
         while (left_s := end_mono - time.monotonic()) > 0:
             time.sleep(min(AWAY_RETRY_S, left_s))
             try:
@@ -195,9 +192,9 @@ class Listener:
         raise lost
 
     def hear(self, id: str, call: Call[T]) -> T:
-        """Listen to a task from now on, no longer to the one before; run `call` behind it, in the same round trip."""
+        """Subscribe to a task, and no longer to the one before; run `call` after that, in the same round trip."""
         channel = keys.CHANNEL + id
-        # The one before is left last: at its end it cost a system call, and in front it would hold up `call`.
+        # The old channel is left with the new subscription, last: alone it costs a system call, first it delays `call`.
         leave = [] if self._heard is None or self._wire.closed else [("UNSUBSCRIBE", self._heard)]
         self._heard = channel
         try:
@@ -205,7 +202,7 @@ class Listener:
         except RedisUnavailable:
             if not call.again:
                 raise
-            return self._run(call, [("SUBSCRIBE", channel)])  # kept since the last wait, it may have died long ago
+            return self._run(call, [("SUBSCRIBE", channel)])  # the kept connection may be long dead
 
     def close(self) -> None:
         """Close the connection; the next wait opens a new one."""
@@ -219,17 +216,17 @@ class Listener:
                 self._wire.send([with_text(call)])
                 reply = self._reply()
         except BaseException:
-            self.close()  # interrupted, with a reply unread that the next would take for its own
+            self.close()  # interrupted: the next call would take the unread reply for its own
             raise
         try:
             (value,) = values([call], [reply])
         except (RedisUnavailable, ReplyFault):
-            self.close()  # an error may have come in the place of a subscription: the call's own reply is still to come
+            self.close()  # the error may be the subscription's: then the call's own reply is still to come
             raise
         return value  # type: ignore[no-any-return]
 
     def _reply(self) -> Any:
-        """The reply to the call; messages that were pushed before it are of a time that it tells of as well."""
+        """The reply to the call. Messages that came before it are dropped: the reply is newer."""
         end_mono = time.monotonic() + REPLY_TIMEOUT_S
         while time.monotonic() < end_mono:
             reply = self._wire.next_reply(LOOK_AGAIN_S)
@@ -239,9 +236,9 @@ class Listener:
         raise RedisUnavailable("Redis doesn't answer")
 
     def _wait_for_end(self, channel: bytes, look_s: Callable[[], float]) -> bytes | None:
-        """The message that tells of the task's end; None when there was none for `look_s()`, or others for long."""
+        """The event of the task's end; None when none came in `look_s()` seconds, or other events came for long."""
         end_mono = time.monotonic() + LOOK_AGAIN_S
-        # What is waited for stays the same until the end is near: another timeout costs a system call.
+        # The timeout stays the same until the end is near: to set another one costs a system call.
         while (push := self._wire.next_reply(max(look_s(), 0.001))) is not None:
             if push[0] == b"message" and push[1] == channel and tells_end(push[2]):
                 message: bytes = push[2]
@@ -252,23 +249,12 @@ class Listener:
 
 
 def record_of(id: str) -> Call[TaskRecord]:
-    """Read a task over RESP 3, where a hash comes as one.
-
-    Raises, when run:
-        TaskNotFound
-    """
-
-    def read(reply: dict[bytes, bytes]) -> TaskRecord:
-        if b"data" not in reply:
-            raise TaskNotFound(id)
-        return restore_hash(id, reply)
-
-    check_id(id)
-    return Call(("HGETALL", keys.JOB + id), read, again=True)
+    """As `fetch`, but an error in the place of a subscription isn't taken for the record's."""
+    return msgspec.structs.replace(fetch(id), reads_faults=False)
 
 
 class AsyncListener:
-    """Hears of tasks' ends for all waiters of an event loop, over its one subscribed connection."""
+    """Waits for the ends of tasks, for all waiters of an event loop, over its one subscribed connection."""
 
     def __init__(self, subscriptions: Subscriptions) -> None:
         self._subscriptions = subscriptions
@@ -276,52 +262,52 @@ class AsyncListener:
         subscriptions.when_lost(self._wake_all)
 
     async def subscribe(self, id: str, *, every: bool = False) -> asyncio.Event:
-        """An event that is set when the task's end is told, or `every` step of it. Give it back with `unsubscribe`.
+        """An event that is set when the task ends, or with `every` at each of its steps. `unsubscribe` gives it back.
 
         Raises:
             TaskNotFound: no task can have this id.
             RedisUnavailable
         """
         check_id(id)
-        told = asyncio.Event()
+        changed = asyncio.Event()
 
         def heard(message: bytes) -> None:
             if every or tells_end(message):
-                told.set()
+                changed.set()
 
-        self._waiters[told] = heard
+        self._waiters[changed] = heard
         try:
             await self._subscriptions.listen(heard, (keys.CHANNEL + id,))
         except RedisUnavailable:
-            self._subscriptions.forget(self._waiters.pop(told), (keys.CHANNEL + id).encode())
+            self._subscriptions.forget(self._waiters.pop(changed), (keys.CHANNEL + id).encode())
             raise
-        except asyncio.CancelledError:  # whoever waits left before it was subscribed
+        except asyncio.CancelledError:  # the waiter left before it was subscribed
             with suppress(RedisUnavailable):
-                await self.unsubscribe(id, told)
+                await self.unsubscribe(id, changed)
             raise
-        return told
+        return changed
 
     async def follow(
         self, id: str, read: Callable[[], Awaitable[TaskRecord]], timeout_s: float | None, every_s: float
     ) -> AsyncGenerator[TaskRecord, None]:
-        """What `read` finds: now, again after `every_s` seconds at most, and last when the task has ended.
+        """What `read` returns: now, again at least every `every_s` seconds, and last when the task has ended.
 
-        What has begun outlives an outage of Redis, if that ends in time.
+        A wait that has begun outlives an outage of Redis, if that ends in time.
 
         Raises:
             WaitTimeout: it hasn't ended in `timeout_s`; `record` is how it stands.
             InvalidTask: `timeout_s` can't be.
         """
         deadline_mono = time.monotonic() + patience_s("timeout_s", timeout_s)
-        told = await self.subscribe(id)
+        changed = await self.subscribe(id)
         try:
             while True:
-                told.clear()  # before the look, so that no end is missed; a lost connection sets it too
+                changed.clear()  # before the read, so that no end is missed; a lost connection sets it too
                 left_s = deadline_mono - time.monotonic()
                 try:
                     record = await read()
                 except RedisUnavailable:
-                    if left_s <= 0:  # it has begun: it was subscribed
+                    if left_s <= 0:
                         raise
                     await asyncio.sleep(min(left_s, AWAY_RETRY_S))
                     continue
@@ -332,15 +318,15 @@ class AsyncListener:
                     raise WaitTimeout(record, max(timeout_s or 0, 0))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(min(left_s, every_s)):  # Python 3.11's wait_for may miss a cancellation
-                        await told.wait()
+                        await changed.wait()
         finally:
             with suppress(RedisUnavailable):  # then the subscription has ended with its connection
-                await self.unsubscribe(id, told)
+                await self.unsubscribe(id, changed)
 
-    async def unsubscribe(self, id: str, told: asyncio.Event) -> None:
-        """Stop listening; the last waiter of a task ends its subscription."""
-        await self._subscriptions.ignore(self._waiters.pop(told), (keys.CHANNEL + id,))
+    async def unsubscribe(self, id: str, changed: asyncio.Event) -> None:
+        """Stop waiting; a task without waiters is unsubscribed."""
+        await self._subscriptions.ignore(self._waiters.pop(changed), (keys.CHANNEL + id,))
 
     def _wake_all(self) -> None:
-        for told in self._waiters:
-            told.set()
+        for changed in self._waiters:
+            changed.set()
