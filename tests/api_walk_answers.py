@@ -203,7 +203,7 @@ async def in_every_form(walk: Walk, id: str) -> None:
 async def _that_goes(walk: Walk, id: str, at: str, **how: Any) -> None:
     """Follow a task that has nothing to tell and whose record is deleted meanwhile."""
     walk.patch.setattr(hub, "MARK_S", 0.01)
-    walk.patch.setattr(hub, "LOOK_S", 0.0)
+    walk.patch.setattr(hub, "CHECK_S", 0.0)
     following = asyncio.create_task(walk.ask(id, at=at, **how))
     async with asyncio.timeout(30):
         while not walk.world.redis.pubsub_numsub(keys.CHANNEL + at)[0][1]:

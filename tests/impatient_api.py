@@ -8,16 +8,18 @@ time to send a body and to answer a ping.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
-from api.events import client_queue
+from api.events import sse
 from api.http import body, query
 
 
 def main(divisor: float, *, hurries_clients: bool) -> int:
     """Run it; the exit status."""
-    changed: Any = client_queue
-    changed.KEEP_ALIVE_S, changed.RETRY = client_queue.KEEP_ALIVE_S / divisor, b"retry: 50\n"
+    changed: Any = sse
+    changed.KEEP_ALIVE_S, changed.RETRY = sse.KEEP_ALIVE_S / divisor, b"retry: 50\n"
+    changed.AS_EVENTS = replace(sse.AS_EVENTS, head=sse.RETRY)
     changed = query
     changed.MAX_WAIT_S = query.MAX_WAIT_S / divisor
     if hurries_clients:

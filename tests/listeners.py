@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from api.events.client_queue import MOST_WAITING, Gone, Item, Live, Outlet, Resync, Snapshot, Steps
+from api.events.client_queue import MOST_WAITING, ClientQueue, Gone, Item, Live, Resync, Snapshot, Steps
 from api.events.hub import Hub
 from api.events.subscriptions import Subscription, Wanted
 from taskpool.async_pool import AsyncTaskPool
@@ -19,7 +19,7 @@ class Listener:
 
     def __init__(self, hub: Hub, most: int = MOST_WAITING) -> None:
         self.hub = hub
-        self.outlet = Outlet(on_slow=hub.close, on_room=hub.go_on, most=most)
+        self.queue = ClientQueue(on_slow=hub.close, on_room=hub.go_on, most=most)
         self.told: list[Any] = []
         self.last: Position | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -27,7 +27,7 @@ class Listener:
     async def open(self, after: Position | None = None, reads: bool = True, **wanted: Any) -> Subscription:
         """Subscribe: to all tasks, or what `wanted` says."""
         wanted.setdefault("project", None)
-        subscription = await self.hub.open(Wanted(**wanted), self.outlet, after=after)
+        subscription = await self.hub.open(Wanted(**wanted), self.queue, after=after)
         if reads:
             self.read()
         return subscription
@@ -53,7 +53,7 @@ class Listener:
                 await asyncio.sleep(0.005)
 
     async def _read(self) -> None:
-        while items := await self.outlet.take():
+        while items := await self.queue.take():
             for item in items:
                 self._note(item)
 

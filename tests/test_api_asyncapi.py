@@ -9,7 +9,7 @@ import pytest
 from starlette.routing import WebSocketRoute
 
 from api.app import create_app
-from api.events.websocket import MESSAGES, REQUESTS, Asked, Told
+from api.events.websocket import MESSAGES, REQUESTS, ClientMessage, ServerMessage
 from api.openapi.asyncapi import describe_socket
 from taskpool.settings import Settings
 
@@ -55,8 +55,8 @@ def test_the_document_has_the_names_of_asyncapi_and_no_others(document: Any) -> 
 
 
 def test_every_message_that_is_read_or_written_is_described(document: Any) -> None:
-    assert set(REQUESTS) == set(Asked.__subclasses__())
-    assert set(MESSAGES) == set(Told.__subclasses__())
+    assert set(REQUESTS) == set(ClientMessage.__subclasses__())
+    assert set(MESSAGES) == set(ServerMessage.__subclasses__())
     for operation, kinds in (("ask", REQUESTS), ("tell", MESSAGES)):
         referred = [each["$ref"].rpartition("/")[2] for each in document["operations"][operation]["messages"]]
         assert referred == [kind.__name__ for kind in kinds]

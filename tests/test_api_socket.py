@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from api.app import create_app
 from api.auth.caller import anonymous
 from api.events import streams
-from api.events.client_queue import Outlet
+from api.events.client_queue import ClientQueue
 from api.events.subscriptions import Subscription, Wanted
 from taskpool.errors import TaskNotFound
 from taskpool.operations.status import START
@@ -275,14 +275,14 @@ async def test_few_subscriptions_begin_at_the_same_time(redis_url: str) -> None:
 
         close = go_on = end = staticmethod(lambda *_: None)
 
-        async def open(self, wanted: Wanted, outlet: Outlet, *, name: str, after: Any) -> Subscription:
+        async def open(self, wanted: Wanted, queue: ClientQueue, *, name: str, after: Any) -> Subscription:
             nonlocal most
             under_way.append(name)
             most = max(most, len(under_way))
             for _ in range(10):
                 await asyncio.sleep(0)
             under_way.remove(name)
-            return Subscription(wanted, outlet, name)
+            return Subscription(wanted, queue, name)
 
     hub, gate = cast(Any, Opening()), cast(Any, None)
     places = streams.Streams(hub, gate, Settings())

@@ -67,7 +67,7 @@ def served(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     monkeypatch.setattr(gate, "FRESH_S", 0.0)
     publish_types(redis_url)
     app = create_app(Settings(redis_url=redis_url, cors_origins=(LISTED,)))
-    monkeypatch.setattr(app.state.streams, "_look_at_keys_s", 0.05)
+    monkeypatch.setattr(app.state.streams, "_check_keys_s", 0.05)
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(app, log_config=None, lifespan="on", ws="websockets-sansio", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)

@@ -11,10 +11,10 @@ import pytest
 
 from api.auth.caller import Caller, anonymous
 from api.auth.gate import Gate
-from api.events import hub, subscriptions
-from api.events.hub import Hub
+from api.events import hub as hub_module
+from api.events.hub import Hub, LogThrottle
 from api.events.streams import Streams
-from api.events.subscriptions import AttributeCache, Mishaps, Subscription
+from api.events.subscriptions import AttributeCache, Subscription
 from taskpool.errors import RedisUnavailable
 from taskpool.redis import keys, scripts
 from taskpool.settings import Settings
@@ -60,8 +60,7 @@ class Bug:
 
 @pytest.fixture(autouse=True)
 def retries_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (hub, subscriptions, subscriptions):
-        monkeypatch.setattr(module, "RETRY_S", 0.01)
+    monkeypatch.setattr(hub_module, "RETRY_S", 0.01)
 
 
 def told_of(caplog: pytest.LogCaptureFixture) -> list[tuple[str, bool]]:
@@ -72,12 +71,12 @@ def told_of(caplog: pytest.LogCaptureFixture) -> list[tuple[str, bool]]:
 
 @pytest.fixture(
     params=[
-        (Hub, "_listen"),
+        (Hub, "_update_channels"),
         (Hub, "_catch_up"),
-        (Hub, "_tell"),
+        (Hub, "_deliver_chunk"),
         (Hub, "_mark"),
-        (Hub, "_spread"),
-        (Subscription, "tell"),
+        (Hub, "_deliver"),
+        (Subscription, "deliver"),
         (AttributeCache, "resolve"),
     ],
     ids=lambda param: f"{param[0].__name__}.{param[1]}",
@@ -123,7 +122,7 @@ async def test_a_bug_where_things_are_told_anew_keeps_nobody_waiting(
     world: World, redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     running = world.start("a")
-    bug = Bug(monkeypatch, subscriptions, "take_snapshot")
+    bug = Bug(monkeypatch, hub_module, "take_snapshot")
     async with hub_on(redis_url) as hub:
         listener = Listener(hub)
         await listener.open(task="a")
@@ -163,7 +162,7 @@ async def test_a_hub_ends_when_it_is_told_to_also_while_it_wakes(redis_url: str,
             assert worker.cancelled()
 
 
-async def test_a_bug_in_the_look_at_keys_does_not_end_it(
+async def test_a_bug_in_the_check_keys_does_not_end_it(
     redis_url: str, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Doors(Gate):
@@ -175,12 +174,12 @@ async def test_a_bug_in_the_look_at_keys_does_not_end_it(
 
     bug = Bug(monkeypatch, Doors, "still_admits")
     async with hub_on(redis_url) as hub:
-        streams = Streams(hub, Doors(), Settings(max_streams=9), look_at_keys_s=0.01)
-        outlet = streams.admit(anonymous(""))
+        streams = Streams(hub, Doors(), Settings(max_streams=9), check_keys_s=0.01)
+        queue = streams.admit(anonymous(""))
         bug.arm()
 
-        assert await asyncio.wait_for(outlet.take(), 20) == []
-        assert outlet.ended == "revoked"
+        assert await asyncio.wait_for(queue.take(), 20) == []
+        assert queue.ended == "revoked"
     assert told_of(caplog) == [("keys of streams: a bug; trying again", True)]
 
 
@@ -217,14 +216,14 @@ async def test_what_is_no_event_is_passed_over_wherever_it_stands(
 def test_each_kind_of_bug_is_told_once_a_while_and_an_outage_once_until_it_is_over(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mishaps = Mishaps("it")
+    throttle = LogThrottle("it")
     away, bug = RedisUnavailable("away"), KeyError("a bug")
 
     for error in (away, bug, away, bug, ValueError("another")):
-        mishaps.note(error)
-    mishaps.over()
+        throttle.log(error)
+    throttle.recovered()
     for error in (away, bug, away):
-        mishaps.note(error)
+        throttle.log(error)
 
     assert [record.getMessage() for record in caplog.records] == [
         "it: away; trying again",

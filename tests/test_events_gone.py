@@ -15,9 +15,8 @@ from rq.serializers import JSONSerializer
 
 from api.app import create_app
 from api.events import hub as the_hub
-from api.events import hub as the_rota
-from api.events.client_queue import Gone, Outlet
-from api.events.hub import LOOK_S, Rota
+from api.events.client_queue import ClientQueue, Gone
+from api.events.hub import CHECK_S, RoundRobin
 from api.routes.events import _until_live
 from taskpool import TaskNotFound
 from taskpool.operations.status import log_task
@@ -34,7 +33,7 @@ from tests.test_api_events import read
 @pytest.fixture
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hubs of this process look at each turn of their loop, without waiting."""
-    monkeypatch.setattr(the_rota, "LOOK_S", 0.0)
+    monkeypatch.setattr(the_hub, "CHECK_S", 0.0)
     monkeypatch.setattr(the_hub, "MARK_S", 0.01)
 
 
@@ -108,27 +107,27 @@ async def test_what_a_task_told_before_it_went_is_told_first(redis_url: str, wor
 
 
 def test_everyone_has_a_turn_and_a_look_never_takes_more_than_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(the_rota, "LOOK_S", 0.0)
+    monkeypatch.setattr(the_hub, "CHECK_S", 0.0)
     followed = ["a", "b", "c", "d", "e"]
-    rota = Rota(lambda: list(followed), most=2)
+    checks = RoundRobin(lambda: list(followed), most=2)
 
-    first = [rota.take() for _ in range(3)]
+    first = [checks.take() for _ in range(3)]
     followed.append("f")
-    second = [rota.take() for _ in range(3)]
+    second = [checks.take() for _ in range(3)]
     followed.clear()
 
     assert [len(ids) for ids in first] == [2, 2, 1]
     assert sorted(chain(*first)) == ["a", "b", "c", "d", "e"]
     assert [len(ids) for ids in second] == [2, 2, 2]
     assert sorted(chain(*second)) == ["a", "b", "c", "d", "e", "f"]
-    assert rota.take() == []
+    assert checks.take() == []
 
 
 def test_there_is_time_between_two_looks() -> None:
-    rota = Rota(lambda: ["a"])
+    checks = RoundRobin(lambda: ["a"])
 
-    assert LOOK_S > 0
-    assert [rota.take() for _ in range(3)] == [["a"], [], []]
+    assert CHECK_S > 0
+    assert [checks.take() for _ in range(3)] == [["a"], [], []]
 
 
 @pytest.mark.usefixtures("looks_often")
@@ -170,11 +169,11 @@ async def test_who_comes_back_to_a_task_that_goes_meanwhile_waits_for_nothing_mo
     world.add("a")
     async with hub_on(redis_url) as hub:
         subscription = await Listener(hub).open(task="a", reads=False)
-        outlet = Outlet(on_slow=hub.close)
+        queue = ClientQueue(on_slow=hub.close)
 
-        outlet.put(Gone(subscription))
+        queue.put(Gone(subscription))
 
-        assert [type(item) for item in await _until_live(outlet)] == [Gone]
+        assert [type(item) for item in await _until_live(queue)] == [Gone]
 
 
 async def test_streams_and_sockets_are_told(url: str, world: World) -> None:

@@ -227,7 +227,7 @@ async def test_what_a_client_missed_is_read_only_as_fast_as_it_reads(hub: Hub, w
     await waits.open(after=START, task="a", reads=False)
     await quick.open(after=START, task="a")
     await live(quick)
-    read_ahead = waits.outlet._waiting
+    read_ahead = waits.queue._waiting
 
     waits.read()
     await live(waits)
@@ -381,16 +381,16 @@ async def test_what_is_told_beside_an_event_is_not_kept_for_clients(hub: Hub, wo
     running = world.start("a")
     listener = Listener(hub)
     await listener.open(task="a", reads=False)
-    items = await listener.outlet.take()
+    items = await listener.queue.take()
     while not isinstance(items[-1], Live):
-        items = await listener.outlet.take()
+        items = await listener.queue.take()
 
     assert world.run(scripts.log("a", running.attempt_id, [b'{"text":"a line"}'], DEFAULT_LIMITS)) == "ok"
 
-    (item,) = [item for item in await listener.outlet.take() if isinstance(item, Steps)]
+    (item,) = [item for item in await listener.queue.take() if isinstance(item, Steps)]
     (step,) = item.steps
     assert (step.event.event, step.event.data["count"], step.event.aside) == ("log", 1, {})
-    assert b"a line" not in step.message
+    assert b"a line" not in step.json()
 
 
 async def test_a_message_that_cannot_be_read_is_made_up_for_from_the_stream(hub: Hub, world: World) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.events import client_queue
+from api.events import sse
 from taskpool.client.values import EventStream, Message
 
 
@@ -89,9 +89,9 @@ def read_with_httpx_sse(stream: bytes) -> list[httpx_sse.ServerSentEvent]:
 @given(st.lists(JSON, min_size=1, max_size=4), st.sampled_from(["", "snapshot"]), st.integers(0, 2))
 def test_what_is_written_is_read_as_it_was(documents: list[object], event: str, comments: int) -> None:
     ids = [f"{place}-0" for place in range(len(documents))]
-    silence = client_queue.KEEP_ALIVE * comments
-    blocks = [client_queue.message(id, document, event) for id, document in zip(ids, documents, strict=True)]
-    stream = client_queue.RETRY + silence + silence.join(blocks) + silence
+    silence = sse.KEEP_ALIVE * comments
+    blocks = [sse.message(id, document, event) for id, document in zip(ids, documents, strict=True)]
+    stream = sse.RETRY + silence + silence.join(blocks) + silence
 
     ours, theirs, by_lines = read(stream), read_with_httpx_sse(stream), read_by_lines(stream.decode())
 
@@ -101,7 +101,7 @@ def test_what_is_written_is_read_as_it_was(documents: list[object], event: str, 
     assert [(each.get("event", "message"), each["id"]) for each in by_lines] == [(name, id) for id in ids]
     data = [[each.data for each in ours], [each.data for each in theirs], [each["data"] for each in by_lines]]
     assert [[msgspec.json.decode(each.encode()) for each in told] for told in data] == [documents] * 3
-    assert theirs[0].retry == client_queue.RETRY_MS
+    assert theirs[0].retry == sse.RETRY_MS
 
 
 @given(st.lists(st.binary(max_size=20)))

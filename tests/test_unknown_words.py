@@ -303,7 +303,7 @@ async def test_a_message_that_is_no_task_s_event_cuts_no_live_subscription(redis
         world.finish(running)
 
         await listener.until(lambda each: each.steps() == [3])
-        assert hub._cuts == 0
+        assert hub._losses == 0
         listener.stop()
 
 

@@ -1,19 +1,12 @@
-"""How Server-Sent Events are written: the headers of a stream, and its messages.
+"""The queue of one client: bounded, so that a client that doesn't read costs little memory and delays no one.
 
-Readers differ in what they take for a message. Browsers dispatch none without data; httpx-sse and others dispatch one
-at each blank line. So a blank line stands behind messages alone: `RETRY` opens the first message's block, and a
-comment is one line.
-
-What one client is still to be sent: bounded, so that a client that doesn't read costs no memory and delays nobody.
-
-One that is too slow loses what it wasn't sent yet, and is told so with the position to resume from: never silently.
-What it missed and asks for again comes as fast as it reads, however much that is: then `has_room` is waited for.
+A client that is too slow loses the events in its queue and gets a `Resync` with the position from which it can resume.
+Events that a client missed and asks for again are read from Redis as fast as the client reads them: see `has_room`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,78 +18,32 @@ from taskpool.operations.documents import TaskDocument, event_document
 from taskpool.operations.status import Attributes, Position
 from taskpool.types import Event
 
-EVENT_STREAM: Final = b"text/event-stream"
-RETRY_MS: Final = 2000
-RETRY: Final = b"retry: %d\n" % RETRY_MS
-"""Begins a stream; no blank line, so that it belongs to the first message."""
-KEEP_ALIVE: Final = b": keep-alive\n"
-"""A comment. It may stand between two messages only, not inside one."""
-KEEP_ALIVE_S: Final = 15.0
-"""After so long without a message: proxies cut what is silent for 30 to 60 s."""
+MOST_WAITING: Final = 1000
+"""A client with this many queued messages is too slow."""
+MOST_REPLIES: Final = 100
+"""A client with this many more unread replies to its own messages is disconnected."""
 
 _encode: Final = msgspec.json.Encoder().encode
-_LINE_ENDS: Final = re.compile(b"\xc2\x85|\xe2\x80[\xa8\xa9]")
-_ESCAPED: Final = {b"\xc2\x85": rb"\u0085", b"\xe2\x80\xa8": rb"\u2028", b"\xe2\x80\xa9": rb"\u2029"}
-
-
-def stream_headers(media_type: bytes = EVENT_STREAM) -> list[tuple[bytes, bytes]]:
-    """The headers of an answer that is read while it is written: proxies must neither hold it back nor compress it."""
-    return [
-        (b"content-type", media_type),
-        (b"cache-control", b"no-store, no-transform"),
-        (b"x-accel-buffering", b"no"),  # nginx
-    ]
-
-
-def message(id: str, document: Any, event: str = "") -> bytes:
-    """One message. Without a name for its `event`, browsers hand it to `onmessage`."""
-    return encoded_message(id, _encode(document), event)
-
-
-def encoded_message(id: str, json: bytes, event: str = "") -> bytes:
-    """As `message`, of a document that is JSON already.
-
-    JSON holds no CR or LF. Three more characters end a line for some readers (Python's `splitlines`), though not for
-    the standard: they are escaped.
-    """
-    if _LINE_ENDS.search(json):
-        json = _LINE_ENDS.sub(lambda found: _ESCAPED[found[0]], json)
-    name = b"event: %s\n" % event.encode() if event else b""
-    return b"id: %s\n%sdata: %s\n\n" % (id.encode(), name, json)
-
-
-MOST_WAITING: Final = 1000
-"""Messages that may wait for one client before it counts as too slow."""
-MOST_REPLIES: Final = 100
-"""Beyond that many unread answers to what it sent itself, a client is cut off."""
 
 
 class Step:
-    """One event on its way to many clients: encoded once for all."""
+    """One event on its way to many clients. `document` and `sse` are encoded once for all of them."""
 
-    __slots__ = ("_document", "_message", "at", "attributes", "event")
+    __slots__ = ("at", "attributes", "document", "event", "sse")
 
     def __init__(self, event: Event) -> None:
-        # A log's lines aren't in events for clients, and would be kept for those that are slow.
+        # Lines of a log aren't in events for clients, and slow clients would keep them in memory.
         self.event = replace(event, aside={}) if event.aside else event
         self.at = Position.parse(event.stream)
         self.attributes: Attributes | None = None
-        self._document: bytes | None = None
-        self._message: bytes | None = None
+        self.document: bytes | None = None
+        self.sse: bytes | None = None
 
-    @property
-    def document(self) -> bytes:
+    def json(self) -> bytes:
         """The event as JSON."""
-        if self._document is None:
-            self._document = _encode(event_document(self.event))
-        return self._document
-
-    @property
-    def message(self) -> bytes:
-        """The event as a Server-Sent Event. It has no `event:` field, so that `onmessage` hears all of them."""
-        if self._message is None:
-            self._message = encoded_message(self.event.stream, self.document)
-        return self._message
+        if self.document is None:
+            self.document = _encode(event_document(self.event))
+        return self.document
 
 
 class Steps(msgspec.Struct, frozen=True, gc=False):
@@ -107,7 +54,7 @@ class Steps(msgspec.Struct, frozen=True, gc=False):
 
 
 class Snapshot(msgspec.Struct, frozen=True, gc=False):
-    """How things stand at a position; the events after it follow."""
+    """The state of the tasks at a position. The events after it follow."""
 
     to: Any
     at: Position
@@ -115,8 +62,8 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
 
 
 class Resync(msgspec.Struct, frozen=True, gc=False):
-    """Events were lost to a subscription. ``trimmed``: it goes on at this position. ``slow``: it has ended, and can be
-    resumed from this position."""
+    """A subscription has lost events. ``trimmed``: it continues at this position. ``slow``: it has ended; the client can
+    resume it from this position."""
 
     to: Any
     at: Position
@@ -124,13 +71,13 @@ class Resync(msgspec.Struct, frozen=True, gc=False):
 
 
 class Live(msgspec.Struct, frozen=True, gc=False):
-    """A subscription has caught up: what follows is told as it happens."""
+    """A subscription has caught up: events follow as they happen."""
 
     to: Any
 
 
 class Gone(msgspec.Struct, frozen=True, gc=False):
-    """A subscription's task isn't there any more: the subscription has ended."""
+    """The task of a subscription doesn't exist any more, and the subscription has ended."""
 
     to: Any
 
@@ -140,7 +87,7 @@ class Beat(msgspec.Struct, frozen=True, gc=False):
 
 
 class Reply(msgspec.Struct, frozen=True, gc=False):
-    """An answer to what the client sent."""
+    """The reply to a message of the client."""
 
     text: str
 
@@ -148,30 +95,29 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
 Item = Steps | Snapshot | Resync | Live | Gone | Beat | Reply
 
 
-class Outlet:
-    """The messages waiting for one client. `on_slow` ends the subscriptions that lost some; `on_room` is called when
+class ClientQueue:
+    """The messages waiting for one client. `on_slow` ends a subscription that lost events; `on_room` is called when
     there is room again."""
 
     def __init__(
         self, on_slow: Callable[[Any], None], on_room: Callable[[], None] = lambda: None, most: int = MOST_WAITING
     ) -> None:
-        self._on_slow, self._on_room = on_slow, on_room
-        self._most = most
+        self._on_slow, self._on_room, self._most = on_slow, on_room, most
         self._items: deque[Item] = deque()
         self._waiting = 0
         self._filled, self._taken = asyncio.Event(), asyncio.Event()
         self.ended: str | None = None
-        """Why nothing more comes; None while more may."""
+        """Why nothing more follows; None while more may."""
         self.is_cut = False
-        """Whether what was taken and isn't sent yet isn't to be sent either."""
+        """Whether messages that were taken but not sent yet must not be sent either."""
 
     @property
     def has_room(self) -> bool:
-        """Whether there is room for many more events, read from the stream."""
+        """Whether there is room for events read from the stream."""
         return self._waiting < self._most // 4
 
     def put(self, item: Item) -> None:
-        """Send this next."""
+        """Queue this, however full the queue is."""
         if self.ended is not None:
             return
         if isinstance(item, Reply) and self._waiting >= self._most + MOST_REPLIES:
@@ -182,14 +128,14 @@ class Outlet:
         self._filled.set()
 
     def offer(self, steps: Steps) -> None:
-        """Send these events next, if the client keeps up."""
+        """Queue these events; if the queue is full, drop all events in it."""
         if self._waiting < self._most:
             self.put(steps)
         elif self.ended is None:
-            self._shed(steps)
+            self._drop_events(steps)
 
     def end(self, reason: str, *, at_once: bool = False) -> None:
-        """Nothing more comes, once what waits is sent; `at_once`: not even that."""
+        """Queue nothing more. With `at_once`, messages in the queue aren't sent either."""
         self.ended = self.ended or reason
         if at_once:
             self.is_cut = True
@@ -198,7 +144,7 @@ class Outlet:
         self._taken.set()
 
     async def take(self) -> list[Item]:
-        """All that waits, as soon as something does; empty once nothing more comes."""
+        """Wait for messages and take all; empty if nothing more follows."""
         await self._filled.wait()
         items = list(self._items)
         had_room, self._waiting = self.has_room, 0
@@ -216,16 +162,15 @@ class Outlet:
         return items
 
     async def room(self) -> None:
-        """Return as soon as there is room, or nothing more comes."""
+        """Wait until there is room, or nothing more follows."""
         while not self.has_room and self.ended is None:
             self._taken.clear()
             await self._taken.wait()
 
-    def _shed(self, refused: Steps) -> None:
+    def _drop_events(self, refused: Steps) -> None:
         slow = {id(item.to): item.to for item in [*self._items, refused] if isinstance(item, Steps)}
         kept = [item for item in self._items if not isinstance(item, Steps)]
-        self._items.clear()
-        self._items.extend(kept)
+        self._items = deque(kept)
         self._waiting = sum(_size(item) for item in kept)
         for subscription in slow.values():
             places = [item.at for item in kept if isinstance(item, Snapshot | Resync) and item.to is subscription]

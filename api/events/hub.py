@@ -1,19 +1,19 @@
-"""Which of the followed tasks are looked at next: a record that somebody deletes by hand tells nobody of it.
+"""Events from Redis to all clients of this process, over one connection.
 
-Events from Redis to every client of this process, over one subscribed connection.
-
-A subscription begins *behind*, at a position of the stream of events. The hub subscribes to its channel, reads from the
-stream what came since, and from then on it is *live*: told what is published. When the connection is lost, all that are
-live are behind again, at the last position up to which all was heard. So nobody misses an event or gets one twice;
-who was away for longer than the stream reaches back is told so.
+A subscription starts *behind*, at a position in the stream of events. The hub subscribes to its channel, reads the
+events since then from the stream, and from then on the subscription is *live*: it gets events as they are published.
+When the connection is lost, every live subscription is behind again, at the position up to which all events had
+arrived. So no event is missed or sent twice. If the stream doesn't reach back to a position, the client is told that
+events were lost, and gets the present state.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 
 from taskpool.async_pool import AsyncTaskPool
-from taskpool.errors import TaskNotFound
+from taskpool.errors import RedisUnavailable, TaskNotFound
 from taskpool.operations.status import (
     START,
     Position,
@@ -33,50 +33,77 @@ from taskpool.operations.status import (
     reaches_back,
     read_event,
 )
+from taskpool.redis.replies import ReplyFault
 
-from .client_queue import Gone, Live, Outlet, Step
-from .subscriptions import (
-    RETRY_S,
-    Arriving,
-    AttributeCache,
-    Mishaps,
-    Restarts,
-    Subscribers,
-    Subscription,
-    Wanted,
-    channel,
-    take_snapshot,
-)
+from .client_queue import ClientQueue, Gone, Live, Resync, Step
+from .subscriptions import AttributeCache, Subscribers, Subscription, Wanted, take_snapshot
 
-LOOK_S: Final = 2.0
-"""How long at least lies between two looks, however often the hub could make one."""
-MOST_AT_ONCE: Final = 1000
+logger = logging.getLogger("api")
+
+RETRY_S: Final = 0.5
+"""The pause before the next attempt after a failure."""
+MARK_S: Final = 3.0
+"""How often the hub reads the newest position of the stream, and looks whether followed tasks still exist. After a lost
+connection, it reads the stream from there. This also detects a connection that no longer answers."""
+CHUNK: Final = 500
+"""Events in one read of the stream."""
+MOST_ARRIVING: Final = 20_000
+"""Events that may wait for their tasks' attributes."""
+LOG_AGAIN_S: Final = 60.0
+"""How often the same kind of bug is logged."""
+CHECK_S: Final = 2.0
+"""The shortest time between two checks whether tasks exist."""
+MOST_CHECKED: Final = 1000
+"""Tasks in one check."""
 
 
-class Rota:
-    """Each task in its turn, `most` at a time, so that a look costs little however many are followed."""
+class LogThrottle:
+    """Logs the failures of a loop that goes on: an unavailable Redis once until `recovered`, each kind of bug once a
+    minute. `name` is the name of the loop."""
 
-    def __init__(self, tasks: Callable[[], list[str]], most: int = MOST_AT_ONCE) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._silent_until_mono: dict[type[Exception], float] = {}
+
+    def log(self, error: Exception) -> None:
+        """Log a failure, unless the same one was logged lately."""
+        kind, now_mono = type(error), time.monotonic()
+        if now_mono < self._silent_until_mono.get(kind, -math.inf):
+            return
+        if isinstance(error, RedisUnavailable | ReplyFault):
+            self._silent_until_mono[kind] = math.inf
+            logger.warning("%s: %s; trying again", self._name, error)
+        else:
+            self._silent_until_mono[kind] = now_mono + LOG_AGAIN_S
+            logger.error("%s: a bug; trying again", self._name, exc_info=error)
+
+    def recovered(self) -> None:
+        """Redis answers again."""
+        times = self._silent_until_mono
+        self._silent_until_mono = {kind: until_mono for kind, until_mono in times.items() if until_mono < math.inf}
+
+
+class RoundRobin:
+    """The followed tasks in turn, at most `most` in each check, so that a check costs little however many there are.
+
+    A task's record that was deleted by hand publishes no event, so that only a check detects it.
+    """
+
+    def __init__(self, tasks: Callable[[], list[str]], most: int = MOST_CHECKED) -> None:
         self._tasks, self._most = tasks, most
-        self._waiting: list[str] = []
-        self._looked_mono = -math.inf
+        self._left: list[str] = []
+        self._checked_mono = -math.inf
 
     def take(self) -> list[str]:
-        """Those whose turn it is; none, if it is too early."""
+        """The tasks to check now; none if the last check was less than CHECK_S ago."""
         now_mono = time.monotonic()
-        if now_mono < self._looked_mono + LOOK_S:
+        if now_mono < self._checked_mono + CHECK_S:
             return []
-        self._looked_mono = now_mono
-        self._waiting = self._waiting or self._tasks()
-        ids = self._waiting[-self._most :]
-        del self._waiting[-self._most :]
+        self._checked_mono = now_mono
+        self._left = self._left or self._tasks()
+        ids = self._left[-self._most :]
+        del self._left[-self._most :]
         return ids
-
-
-MARK_S: Final = 3.0
-"""How often the hub looks how far the stream is, and which followed tasks are gone: that far nothing needs to be read
-again after a cut, and a connection that no longer answers is found out."""
-CHUNK: Final = 500
 
 
 class Hub:
@@ -85,30 +112,36 @@ class Hub:
     def __init__(self, pool: AsyncTaskPool) -> None:
         self._pool, self._store, self._connection = pool, pool.store, pool.subscriptions
         self._connection.when_lost(self._lost)
+        self._log = LogThrottle("events")
         self._attributes = AttributeCache(pool.store)
         self._all = Subscribers()
-        self._rota = Rota(self._all.tasks)
+        self._checks = RoundRobin(self._all.tasks)
         self._behind: set[Subscription] = set()
         self._channels: set[str] = set()
-        self._cuts = 0
+        self._losses = 0
         self._horizon = START
-        self._arriving = Arriving(self._attributes, self._spread, too_many=self._lost, failed=self._failed)
-        self._reading = False
+        """All events up to this position have been delivered to live subscriptions."""
+        self._is_reading = False
         self._since_read: list[Step] = []
+        """Events that arrived since the last read of the stream."""
         self._wake = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
-        self._mishaps = Mishaps("events")
-        self._restarts = Restarts(pool, self._mishaps, go_on=self._follow, end=self._end)
+        self._arriving: deque[Step] = deque()
+        self._resolver: asyncio.Task[None] | None = None
+        self._restarts: set[asyncio.Task[None]] = set()
 
-    async def open(self, wanted: Wanted, outlet: Outlet, *, name: str = "", after: Position | None) -> Subscription:
-        """Tell `outlet` of what is wanted: how it stands now and what follows, or with `after` what came since then.
+    async def open(self, wanted: Wanted, queue: ClientQueue, *, name: str = "", after: Position | None) -> Subscription:
+        """Start a subscription: queue the present state and later events, or with `after` the events since then.
 
         Raises:
-            TaskNotFound: there is no such task, or none that the caller may see.
+            TaskNotFound: the task doesn't exist, or not for this caller.
             RedisUnavailable
         """
-        subscription = Subscription(wanted, outlet, name)
-        await self.check(wanted)
+        subscription = Subscription(wanted, queue, name)
+        if wanted.task is not None:
+            attributes = await self._attributes.of(wanted.task)
+            if attributes is None or not wanted.sees(attributes.project):
+                raise TaskNotFound(wanted.task)
         if after is None:
             await take_snapshot(self._pool, subscription)
         else:
@@ -117,40 +150,26 @@ class Hub:
         self._follow(subscription)
         return subscription
 
-    async def check(self, wanted: Wanted) -> None:
-        """Return if the task that is wanted exists for the caller.
-
-        Raises:
-            TaskNotFound
-            RedisUnavailable
-        """
-        if wanted.task is not None:
-            attributes = await self._attributes.of(wanted.task)
-            if attributes is None or not wanted.sees(attributes.project):
-                raise TaskNotFound(wanted.task)
-
     def close(self, subscription: Subscription) -> None:
-        """Tell it nothing more."""
+        """End a subscription."""
         subscription.closed, subscription.live = True, False
         self._behind.discard(subscription)
         self._all.discard(subscription)
         self._wake.set()
 
     def go_on(self) -> None:
-        """A client has room again for what it missed."""
+        """A client has room again for events that it missed."""
         self._wake.set()
 
     def end(self) -> None:
-        """Stop working; the connection is the pool's to close."""
-        self._arriving.clear()
-        self._restarts.cancel()
-        if self._worker is not None:
-            self._worker.cancel()
+        """Stop all work. The pool closes the connection."""
+        self._forget_arriving()
+        for task in (*self._restarts, *([self._worker] if self._worker else [])):
+            task.cancel()
 
-    # --- the connection: one task subscribes, catches up, looks how far the stream is -----------------------------
+    # --- the connection: one task subscribes, catches up, and reads the newest position ---------------------------
 
     def _follow(self, subscription: Subscription) -> None:
-        """Go on with one who is behind."""
         self._behind.add(subscription)
         self._wake.set()
         if self._worker is None or self._worker.done():
@@ -160,58 +179,58 @@ class Hub:
         while True:
             self._wake.clear()
             try:
-                await self._listen()
+                await self._update_channels()
                 if not self._all:
-                    return  # `open` starts the next one
+                    return  # `open` starts the next worker
                 if ready := self._ready():
-                    self._reading = True
+                    self._is_reading = True
                     await self._catch_up(ready)
                 if not self._ready() and not self._wake.is_set():
                     await self._mark()
-            except Exception as error:  # the outermost loop of all that is told: without it nobody hears of anything
+            except Exception as error:  # whatever it is: without this task, no client gets events
                 self._failed(error)
                 await asyncio.sleep(RETRY_S)
                 continue
             finally:
-                self._reading = False
-            self._mishaps.over()
+                self._is_reading = False
+            self._log.recovered()
             if not self._ready():
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(MARK_S):  # `wait_for` may swallow the end of this task (Python 3.11)
+                    async with asyncio.timeout(MARK_S):  # `wait_for` may lose a cancellation (Python 3.11)
                         await self._wake.wait()
 
     def _ready(self) -> set[Subscription]:
-        """Those who are behind, whose channels are listened to, and whose clients have room for what they missed."""
-        return {each for each in self._behind if channel(each.wanted) in self._channels and each.outlet.has_room}
+        """Subscriptions that are behind, whose channels are subscribed to, and whose clients have room."""
+        return {each for each in self._behind if each.wanted.channel in self._channels and each.queue.has_room}
 
-    async def _listen(self) -> None:
+    async def _update_channels(self) -> None:
         touched, self._all.touched = self._all.touched, set()
         try:
-            if gone := {each for each in touched & self._channels if not self._all.wants(each)}:
-                self._channels -= gone
-                await self._connection.ignore(self._hear, gone)
+            if unused := {each for each in touched & self._channels if not self._all.wants(each)}:
+                self._channels -= unused
+                await self._connection.ignore(self._receive, unused)
             if new := {each for each in touched - self._channels if self._all.wants(each)}:
-                cuts = self._cuts
-                await self._connection.listen(self._hear, new)
-                if cuts == self._cuts:
+                losses = self._losses
+                await self._connection.listen(self._receive, new)
+                if losses == self._losses:
                     self._channels |= new
         except BaseException:
             self._all.touched |= touched
             raise
 
     def _failed(self, error: Exception) -> None:
-        """Something went wrong: whoever may not have been told all is told the rest from the stream."""
-        self._mishaps.note(error)
+        """Log the failure. Some subscriptions may have missed events: all read them from the stream."""
+        self._log.log(error)
         self._lost()
 
     def _lost(self) -> None:
-        """Nothing is heard any more: what was live is behind from the last position up to which all was heard."""
-        self._cuts += 1
+        """No events arrive any more: live subscriptions are behind again, at the horizon."""
+        self._losses += 1
         for name in self._channels:
-            self._connection.forget(self._hear, name.encode())
+            self._connection.forget(self._receive, name.encode())
         self._channels.clear()
         self._all.touch_all()
-        self._arriving.clear()
+        self._forget_arriving()
         for subscription in self._all:
             if subscription.live:
                 subscription.live = False
@@ -221,57 +240,56 @@ class Hub:
         self._wake.set()
 
     async def _mark(self) -> None:
-        """What the stream holds up to now was heard: Redis answers behind its messages. So was what the tasks had to
-        tell that are gone by now."""
-        cuts, ids = self._cuts, self._rota.take()
-        end, *found = await self._connection.read_many([newest(), *map(is_there, ids)])
-        if cuts == self._cuts and not self._arriving:
+        """Move the horizon to the end of the stream, and end subscriptions to tasks that don't exist any more.
+
+        Redis sends these replies after all messages that it published before, so those have arrived.
+        """
+        losses, ids = self._losses, self._checks.take()
+        end, *exist = await self._connection.read_many([newest(), *map(is_there, ids)])
+        if losses == self._losses and not self._arriving:
             self._horizon = max(self._horizon, end)
-            for id, is_found in zip(ids, found, strict=True):
-                if not is_found:
-                    for subscription in self._all.live_to(id):
-                        self._end(subscription)
+            for id, exists in zip(ids, exist, strict=True):
+                for subscription in () if exists else self._all.live_to(id):
+                    self._end(subscription)
 
     def _end(self, subscription: Subscription) -> None:
-        """Its task is gone: nothing more will come."""
-        subscription.outlet.put(Gone(subscription))
+        """Its task doesn't exist any more."""
+        subscription.queue.put(Gone(subscription))
         self.close(subscription)
 
     # --- behind: from the stream ----------------------------------------------------------------------------------
 
     async def _catch_up(self, behind: set[Subscription]) -> None:
-        """Bring those who are ready up to now, in one pass over the stream. Who has no room left drops out of it."""
-        cuts = self._cuts
+        """Bring these subscriptions up to now, in one pass over the stream. Clients without room drop out of it."""
+        losses = self._losses
         if places := list({each.after for each in behind} - {START}):
             found = await self._store.run_many([holds(place) for place in places])
             gone = {place for place, is_there in zip(places, found, strict=True) if not is_there}
-        else:
-            gone = set()
-        for subscription in [each for each in behind if each.after in gone]:
-            behind.discard(subscription)
-            self._start_over(subscription)
+            for subscription in [each for each in behind if each.after in gone]:
+                behind.discard(subscription)
+                self._start_over(subscription)
         position = min((subscription.after for subscription in behind), default=START)
         while behind:
-            # Whoever heard of it before the next read finds it in there; what is heard from here on is told below.
+            # Events that arrived before this read are in it. Later ones are delivered at the end.
             self._since_read.clear()
             chunk, first = await self._store.run_many([events_after(position, CHUNK), oldest()])
-            if chunk.end > position and not reaches_back(first, position):  # trimmed faster than read
+            if chunk.end > position and not reaches_back(first, position):  # trimmed faster than it was read
                 for subscription in behind:
                     self._start_over(subscription)
                 return
-            await self._tell(behind, [Step(event) for event in chunk.events], position)
+            await self._deliver_chunk(behind, [Step(event) for event in chunk.events], position)
             position = chunk.end
             if chunk.is_last:
                 break
         for subscription in behind:
             subscription.after = max(subscription.after, position)
-            if cuts == self._cuts and subscription in self._behind:
-                subscription.outlet.put(Live(subscription))
-                subscription.tell(self._since_read, bounded=True)  # if that fails it still is behind
+            if losses == self._losses and subscription in self._behind:
+                subscription.queue.put(Live(subscription))
+                subscription.deliver(self._since_read, bounded=True)  # if this fails, it still is behind
                 self._behind.discard(subscription)
                 subscription.live = not subscription.closed
 
-    async def _tell(self, behind: set[Subscription], steps: Sequence[Step], since: Position) -> None:
+    async def _deliver_chunk(self, behind: set[Subscription], steps: Sequence[Step], since: Position) -> None:
         if any(subscription.wanted.task is None for subscription in behind):
             await self._attributes.resolve(steps)
         by_task: defaultdict[str, list[Step]] = defaultdict(list)
@@ -279,40 +297,92 @@ class Hub:
             by_task[step.event.id].append(step)
         for subscription in tuple(behind):
             task = subscription.wanted.task
-            if subscription.outlet.has_room:
-                subscription.tell(steps if task is None else by_task.get(task, ()), bounded=False)
+            if subscription.queue.has_room:
+                subscription.deliver(steps if task is None else by_task.get(task, ()), bounded=False)
             else:
                 subscription.after = max(subscription.after, since)
                 behind.discard(subscription)
 
     def _start_over(self, subscription: Subscription) -> None:
-        """The stream no longer has all that it missed: tell it so, and how things stand."""
+        """The stream doesn't hold all that this subscription missed."""
         self._behind.discard(subscription)
-        self._restarts.start(subscription)
+        restart = asyncio.create_task(self._restart(subscription))
+        self._restarts.add(restart)
+        restart.add_done_callback(self._restarts.discard)
+
+    async def _restart(self, subscription: Subscription) -> None:
+        """Tell the client that events were lost, and send the present state."""
+        has_resync = False
+        while not subscription.closed:
+            try:
+                subscription.after = await self._store.run(newest())
+                if not has_resync:
+                    subscription.queue.put(Resync(subscription, subscription.after, "trimmed"))
+                    has_resync = True
+                await take_snapshot(self._pool, subscription)
+            except TaskNotFound:
+                self._end(subscription)
+            except Exception as error:  # whatever it is: the client waits for the state
+                self._log.log(error)
+                await asyncio.sleep(RETRY_S)
+                continue
+            if not subscription.closed:
+                self._follow(subscription)
+            return
 
     # --- live: from the channels ----------------------------------------------------------------------------------
 
-    def _hear(self, message: bytes) -> None:
+    def _receive(self, message: bytes) -> None:
         try:
             event = read_event(message)
-            if not event.stream:  # told again, by hand
+            if not event.stream:  # published again, by hand
                 return
             step = Step(event)
-        except (KeyError, ValueError):  # another release's; the stream is read without it, too
+        except (KeyError, ValueError):  # of another release; reading the stream skips it, too
             return
-        except msgspec.DecodeError:  # the stream says what it was, if it was an event
+        except msgspec.DecodeError:  # if it was an event, it is in the stream
             self._lost()
             return
         try:
-            self._arriving.take(step, by_attributes=self._all.are_to_more)
-        except Exception as error:  # raised to whoever reads the connection, it would end that for all who share it
+            if self._arriving or (self._all.has_filters and not self._attributes.resolve_known(step)):
+                self._wait_for_attributes(step)
+            else:
+                self._deliver(step)
+        except Exception as error:  # otherwise it would end the connection for all that share it
             self._failed(error)
 
-    def _spread(self, step: Step) -> None:
-        if step.at <= self._horizon:  # heard on a task's channel and on the firehose, or told again by hand
+    def _wait_for_attributes(self, step: Step) -> None:
+        """Deliver this event, and in order all that arrive meanwhile, once its task's attributes are known."""
+        self._arriving.append(step)
+        if len(self._arriving) > MOST_ARRIVING:
+            self._lost()
+        elif self._resolver is None or self._resolver.done():
+            self._resolver = asyncio.create_task(self._resolve())
+
+    async def _resolve(self) -> None:
+        while self._arriving:
+            steps = list(self._arriving)
+            try:
+                await self._attributes.resolve(steps)
+                for _ in steps:
+                    self._deliver(self._arriving.popleft())
+            except (RedisUnavailable, ReplyFault):
+                await asyncio.sleep(RETRY_S)
+            except Exception as error:  # nobody awaits this task: without this, the events would wait for ever
+                self._failed(error)
+                return
+
+    def _forget_arriving(self) -> None:
+        self._arriving.clear()
+        if self._resolver is not None:
+            self._resolver.cancel()
+            self._resolver = None
+
+    def _deliver(self, step: Step) -> None:
+        if step.at <= self._horizon:  # it came on its task's channel and on the common one, or was published by hand
             return
-        if self._reading:
+        if self._is_reading:
             self._since_read.append(step)
         for subscription in self._all.live_for(step):
-            subscription.tell((step,), bounded=True)
-        self._horizon = step.at  # everyone was told
+            subscription.deliver((step,), bounded=True)
+        self._horizon = step.at  # all live subscriptions have it

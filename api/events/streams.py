@@ -1,4 +1,4 @@
-"""The streams of events this process serves: how many, that they end with it, and that they end with their key."""
+"""Every client of this process that follows events: how many there may be, and when they must end."""
 
 from __future__ import annotations
 
@@ -18,51 +18,51 @@ from ..auth.caller import Caller
 from ..auth.gate import Gate
 from ..auth.rate_limit import network
 from ..http.problems import Problem, retry_after
-from .client_queue import Outlet
-from .hub import Hub
-from .subscriptions import Mishaps, Subscription, Wanted
+from .client_queue import ClientQueue
+from .hub import Hub, LogThrottle
+from .subscriptions import Subscription, Wanted
 
 T = TypeVar("T")
 
 RETRY_AFTER_S: Final = 5
 OPENED_AT_ONCE: Final = 2
-"""Subscriptions that WebSockets begin at the same time in this process. The rest waits, first come, first served: so
-other requests get their turn, however many subscriptions come at once."""
-LONGEST_REST_S: Final = 0.05
-"""Behind each of them there is a rest as long as it took, but no longer than this."""
+"""Subscriptions of WebSockets that start at the same time in this process. Others wait in order, so that requests get
+their turn, however many subscriptions arrive at once."""
+LONGEST_PAUSE_S: Final = 0.05
+"""After each of them, there is a pause as long as it took, up to this."""
 MOST_SUBSCRIPTIONS_OF: Final = 10_000
-"""Subscriptions of one key or address, over all its WebSockets: an event may have to be told to each."""
-LOOK_AT_KEYS_S: Final = 20.0
-"""How often it is asked whether the callers' keys are still good."""
+"""Subscriptions of one key or address, over all its WebSockets. One event may concern all of them."""
+CHECK_KEYS_S: Final = 20.0
+"""How often the callers' keys are checked."""
 
 
 class TooManySubscriptions(Exception):
-    """Raised for a subscription too many of a key or an address; the text says so."""
+    """A key or an address has too many subscriptions."""
 
 
 class Streams:
-    """Every client that is told of events has a place here, from `admit` to `release`."""
+    """The queues of all clients that follow events, from `admit` to `release`."""
 
-    def __init__(self, hub: Hub, gate: Gate, settings: Settings, *, look_at_keys_s: float = LOOK_AT_KEYS_S) -> None:
+    def __init__(self, hub: Hub, gate: Gate, settings: Settings, *, check_keys_s: float = CHECK_KEYS_S) -> None:
         self.hub = hub
         self._gate = gate
         self._most = settings.max_streams
         self._most_of = {"key": settings.max_streams_per_key, "address": settings.max_streams_per_address}
-        self._look_at_keys_s = look_at_keys_s
-        self._open: dict[Outlet, Caller] = {}
+        self._check_keys_s = check_keys_s
+        self._open: dict[ClientQueue, Caller] = {}
         self._open_of: Counter[tuple[str, str]] = Counter()
-        self._subscribed: Counter[Outlet] = Counter()
+        self._subscribed: Counter[ClientQueue] = Counter()
         self._subscribed_of: Counter[tuple[str, str]] = Counter()
         self._turns = asyncio.Semaphore(OPENED_AT_ONCE)
         self._ended = False
-        self._guard: asyncio.Task[None] | None = None
-        self._mishaps = Mishaps("keys of streams")
+        self._key_check: asyncio.Task[None] | None = None
+        self._log = LogThrottle("keys of streams")
 
-    def admit(self, caller: Caller) -> Outlet:
-        """A place for one more client.
+    def admit(self, caller: Caller) -> ClientQueue:
+        """The queue of one more client.
 
         Raises:
-            Problem: 503, there are as many as there may be; 429, as many with this key or from this address.
+            Problem: 503, there are too many clients; 429, too many with this key or from this address.
         """
         if len(self._open) >= self._most:
             detail = f"this process serves {self._most} streams already (TASKPOOL_MAX_STREAMS)"
@@ -72,97 +72,97 @@ class Streams:
                 setting = f"TASKPOOL_MAX_STREAMS_PER_{kind.upper()}"
                 detail = f"this {kind} has {self._most_of[kind]} streams open at this process already ({setting})"
                 raise Problem("rate-limited", detail, headers=[retry_after(RETRY_AFTER_S)])
-        outlet = Outlet(on_slow=self.hub.close, on_room=self.hub.go_on)
+        queue = ClientQueue(on_slow=self.hub.close, on_room=self.hub.go_on)
         if self._ended:
-            outlet.end("shutdown")
-        self._open[outlet] = caller
+            queue.end("shutdown")
+        self._open[queue] = caller
         self._open_of.update(_names(caller))
-        if self._guard is None or self._guard.done():
-            self._guard = asyncio.create_task(self._look_at_keys())
-        return outlet
+        if self._key_check is None or self._key_check.done():
+            self._key_check = asyncio.create_task(self._check_keys())
+        return queue
 
-    def release(self, outlet: Outlet, *subscriptions: Subscription) -> None:
-        """This client has left."""
-        caller = self._open.pop(outlet, None)
+    def release(self, queue: ClientQueue, *subscriptions: Subscription) -> None:
+        """The client has left."""
+        caller = self._open.pop(queue, None)
         if caller is not None:
             for name in _names(caller):
                 _add(self._open_of, name, -1)
-            self._count(outlet, caller, -self._subscribed[outlet])
+            self._count(queue, caller, -self._subscribed[queue])
         for subscription in subscriptions:
             self.hub.close(subscription)
 
     async def charge(self, scope: Scope) -> None:
-        """Count a message of a client. Raises Problem: 429; RedisUnavailable."""
+        """Count a message of a client. Raises: Problem 429, RedisUnavailable."""
         await self._gate.charge(scope)
 
-    async def subscribe(self, wanted: Wanted, outlet: Outlet, *, name: str, after: Position | None) -> Subscription:
-        """One more subscription of a client that may have many, once it is its turn.
+    async def subscribe(self, wanted: Wanted, queue: ClientQueue, *, name: str, after: Position | None) -> Subscription:
+        """Start one more subscription of a WebSocket, in turn.
 
         Raises:
             TooManySubscriptions
             TaskNotFound, RedisUnavailable: as `Hub.open`.
         """
-        caller = self._open[outlet]
+        caller = self._open[queue]
         for kind, whose in _names(caller):
             if self._subscribed_of[kind, whose] >= MOST_SUBSCRIPTIONS_OF:
                 raise TooManySubscriptions(f"this {kind} has {MOST_SUBSCRIPTIONS_OF:,} subscriptions already")
-        self._count(outlet, caller, 1)
+        self._count(queue, caller, 1)
         try:
             await self._turns.acquire()
             loop = asyncio.get_running_loop()
             began_mono = loop.time()
             try:
-                return await self.hub.open(wanted, outlet, name=name, after=after)
-            finally:  # the turn ends later; this returns at once, so that the first messages can be sent
-                loop.call_later(min(loop.time() - began_mono, LONGEST_REST_S), self._turns.release)
+                return await self.hub.open(wanted, queue, name=name, after=after)
+            finally:  # return at once, so that the first messages are sent; the turn ends later
+                loop.call_later(min(loop.time() - began_mono, LONGEST_PAUSE_S), self._turns.release)
         except BaseException:
-            if outlet in self._open:
-                self._count(outlet, caller, -1)
+            if queue in self._open:
+                self._count(queue, caller, -1)
             raise
 
     def unsubscribe(self, subscription: Subscription) -> None:
-        """One that `subscribe` made has ended."""
+        """End a subscription that `subscribe` started."""
         self.hub.close(subscription)
-        if (caller := self._open.get(subscription.outlet)) is not None:
-            self._count(subscription.outlet, caller, -1)
+        if (caller := self._open.get(subscription.queue)) is not None:
+            self._count(subscription.queue, caller, -1)
 
-    def _count(self, outlet: Outlet, caller: Caller, more: int) -> None:
-        _add(self._subscribed, outlet, more)
+    def _count(self, queue: ClientQueue, caller: Caller, more: int) -> None:
+        _add(self._subscribed, queue, more)
         for name in _names(caller):
             _add(self._subscribed_of, name, more)
 
     def end(self) -> None:
-        """End all streams, and every later one at once: the server stops."""
+        """The server stops: end all streams, and later ones at once."""
         self._ended = True
-        for outlet in self._open:
-            outlet.end("shutdown")
+        for queue in self._open:
+            queue.end("shutdown")
 
     def close(self) -> None:
         """Stop working."""
         self.end()
         self.hub.end()
-        if self._guard is not None:
-            self._guard.cancel()
+        if self._key_check is not None:
+            self._key_check.cancel()
 
-    async def _look_at_keys(self) -> None:
-        """End the streams of those who wouldn't be let in any more, as long as there are streams."""
+    async def _check_keys(self) -> None:
+        """End streams whose callers would be refused now, as long as there are streams."""
         while self._open:
-            await asyncio.sleep(self._look_at_keys_s)
+            await asyncio.sleep(self._check_keys_s)
             for caller in set(self._open.values()):
                 try:
                     admitted = await self._gate.still_admits(caller)
-                except (RedisUnavailable, ReplyFault):  # nothing is told either
+                except (RedisUnavailable, ReplyFault):  # no events arrive either
                     continue
-                except Exception as error:  # nobody awaits this: the others are asked for all the same
-                    self._mishaps.note(error)
+                except Exception as error:  # nobody awaits this task: go on with the other callers
+                    self._log.log(error)
                     continue
                 if not admitted:
-                    for outlet in [outlet for outlet, whose in self._open.items() if whose == caller]:
-                        outlet.end("revoked", at_once=True)
+                    for queue in [queue for queue, whose in self._open.items() if whose == caller]:
+                        queue.end("revoked", at_once=True)
 
 
 def _names(caller: Caller) -> Iterator[tuple[str, str]]:
-    """What the streams of a caller count for."""
+    """The limits that the streams of a caller count for."""
     if caller.key_id is not None:
         yield "key", caller.key_id
     if caller.address:
@@ -170,7 +170,7 @@ def _names(caller: Caller) -> Iterator[tuple[str, str]]:
 
 
 def _add(counts: Counter[T], name: T, more: int) -> None:
-    """Count, and forget what counts for nothing."""
+    """Add to a count, and remove it at zero."""
     counts[name] += more
     if not counts[name]:
         del counts[name]

@@ -1,14 +1,10 @@
-"""What is said over the WebSocket, both ways: the types that parse and render it, and of which its description is made.
+"""The WebSocket at /ws: a client subscribes to tasks and filters with messages, and receives their events.
 
-`op` tells messages apart, `sub` is the name that the client gave a subscription.
+`op` is the kind of a message, `sub` the client's name of a subscription. The message types here parse, render and
+describe the protocol (see `openapi.asyncapi`).
 
-What a client says over the WebSocket, read: a request, or the message that answers what isn't one.
-
-The WebSocket: a client subscribes to tasks and filters by messages and receives their events.
-
-A wrong message gets an error and, within limits, keeps the connection open. Each message counts for its caller's rate
-limit, and one is read in each turn of the event loop. Reading and writing are independent. A client that reads slowly
-gets a message about what it missed (see `outlet`). `connections` cuts a client that reads nothing or floods.
+A wrong message gets an error and, up to a limit, leaves the socket open. Each message counts for its caller's rate
+limit. Reading and writing are independent of each other.
 """
 
 from __future__ import annotations
@@ -30,7 +26,7 @@ from taskpool.types import TaskStatus, refuse_unknown
 from ..auth.caller import Caller, caller_of
 from ..http.problems import Problem, shortened
 from ..routing import refuse
-from .client_queue import Beat, Gone, Item, Live, Outlet, Reply, Resync, Snapshot, Steps
+from .client_queue import Beat, ClientQueue, Gone, Item, Live, Reply, Resync, Snapshot, Steps
 from .streams import Streams, TooManySubscriptions
 from .subscriptions import Subscription, Wanted
 
@@ -43,22 +39,22 @@ EventId = Annotated[
     str,
     Meta(
         pattern=r"^[0-9]{1,15}-[0-9]{1,15}$",
-        description="a place in the stream of all events: `event.stream`, or the `at` of a snapshot",
+        description="a position in the stream of all events: `event.stream`, or the `at` of a snapshot",
         examples=["1795435200000-0"],
     ),
 ]
-Nonce = Annotated[str, Meta(max_length=64, description="comes back in the pong")]
+Nonce = Annotated[str, Meta(max_length=64, description="the pong repeats it")]
 
 
 # --- from the client ------------------------------------------------------------------------------------------
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="op"):
-    """What a client says."""
+class ClientMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="op"):
+    """A message from the client."""
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which tasks: all that is given must hold. `status` is what a step leads to, the rest is the task's."""
+    """Which tasks: all given criteria must match. `status` is the status after the event."""
 
     status: TaskStatus | None = None
     queue: Name | None = None
@@ -66,9 +62,8 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tag: Name | None = None
 
 
-class Subscribe(Asked, frozen=True, kw_only=True, tag="subscribe"):
-    """Tell me of one task, or of all that fit a filter: how things stand and what follows, or with `after` all that
-    came since then."""
+class Subscribe(ClientMessage, frozen=True, kw_only=True, tag="subscribe"):
+    """Follow one task, or all that match a filter: from the present state on, or with `after` from that position on."""
 
     sub: Sub
     task: TaskId | None = None
@@ -76,14 +71,14 @@ class Subscribe(Asked, frozen=True, kw_only=True, tag="subscribe"):
     after: EventId | None = None
 
 
-class Unsubscribe(Asked, frozen=True, kw_only=True, tag="unsubscribe"):
-    """Tell me no more of it."""
+class Unsubscribe(ClientMessage, frozen=True, kw_only=True, tag="unsubscribe"):
+    """End a subscription."""
 
     sub: Sub
 
 
-class Ping(Asked, frozen=True, kw_only=True, tag="ping"):
-    """Are you there?"""
+class Ping(ClientMessage, frozen=True, kw_only=True, tag="ping"):
+    """Check the connection."""
 
     nonce: Nonce | None = None
 
@@ -95,55 +90,56 @@ REQUESTS: Final = (Subscribe, Unsubscribe, Ping)
 # --- to the client --------------------------------------------------------------------------------------------
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", gc=False):
-    """What the server says."""
+class ServerMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", gc=False):
+    """A message from the server."""
 
 
-class SnapshotMessage(Told, frozen=True, kw_only=True, tag="snapshot"):
-    """How the task stands, or the newest 100 that fit the filter; the events after `at` follow."""
+class SnapshotMessage(ServerMessage, frozen=True, kw_only=True, tag="snapshot"):
+    """The state of the task, or of the newest 100 that match the filter. The events after `at` follow."""
 
     sub: Sub
     at: EventId
     tasks: Sequence[TaskDocument]
 
 
-class EventMessage(Told, frozen=True, kw_only=True, tag="event"):
-    """One step of a task."""
+class EventMessage(ServerMessage, frozen=True, kw_only=True, tag="event"):
+    """One event of a task."""
 
     sub: Sub
     event: EventDocument
 
 
-class LiveMessage(Told, frozen=True, kw_only=True, tag="live"):
-    """The subscription has caught up: what follows is told as it happens."""
+class LiveMessage(ServerMessage, frozen=True, kw_only=True, tag="live"):
+    """The subscription has caught up: events follow as they happen."""
 
     sub: Sub
 
 
-class ResyncMessage(Told, frozen=True, kw_only=True, tag="resync"):
-    """Events were lost to this subscription. `trimmed`: it was away for too long; a snapshot and the events after
-    `after` follow. `slow`: the client didn't keep up and the subscription has ended; subscribe again with `after`."""
+class ResyncMessage(ServerMessage, frozen=True, kw_only=True, tag="resync"):
+    """The subscription has lost events. `trimmed`: the stream doesn't reach back that far; a snapshot and the events
+    after `after` follow. `slow`: the client was too slow and the subscription has ended; subscribe again with `after`.
+    """
 
     sub: Sub
     after: EventId
     reason: Literal["trimmed", "slow"]
 
 
-class Unsubscribed(Told, frozen=True, kw_only=True, tag="unsubscribed"):
+class Unsubscribed(ServerMessage, frozen=True, kw_only=True, tag="unsubscribed"):
     """A subscription has ended."""
 
     sub: Sub
 
 
-class Pong(Told, frozen=True, kw_only=True, tag="pong"):
-    """Here I am."""
+class Pong(ServerMessage, frozen=True, kw_only=True, tag="pong"):
+    """The answer to a ping."""
 
     nonce: Nonce | None = None
 
 
-class ErrorMessage(Told, frozen=True, kw_only=True, tag="error"):
-    """Something that the client said can't be done; the socket goes on. `kind` is the kind of problem. As
-    `task-not-found` it also ends a subscription whose task isn't there any more."""
+class ErrorMessage(ServerMessage, frozen=True, kw_only=True, tag="error"):
+    """A message of the client was refused; the socket stays open. `task-not-found` also ends a subscription whose task
+    doesn't exist any more."""
 
     kind: Annotated[
         Literal[
@@ -160,10 +156,8 @@ class ErrorMessage(Told, frozen=True, kw_only=True, tag="error"):
     ]
     detail: str
     pointer: Annotated[str, Meta(description="the JSON Pointer of the field at fault")] | None = None
-    sub: Annotated[str, Meta(description="the subscription that it is about")] | None = None
-    retry_after_s: Annotated[int, Meta(description="of `rate-limited`: say it again after so many seconds")] | None = (
-        None
-    )
+    sub: Annotated[str, Meta(description="the subscription concerned")] | None = None
+    retry_after_s: Annotated[int, Meta(description="for `rate-limited`: the seconds to wait")] | None = None
 
 
 MESSAGES: Final = (
@@ -182,8 +176,8 @@ _OPS: Final = {kind.__struct_config__.tag: kind for kind in REQUESTS}
 
 
 def read_request(text: str | None) -> Request | ErrorMessage:
-    """The request that a message is (None: it was bytes), or the error that names the subscription and the place at
-    fault, as far as they can be told."""
+    """The request in a message (None: it was bytes), or the error, with the subscription and the field as far as they are
+    known."""
     try:
         if text is None:
             raise msgspec.DecodeError("messages are text, not bytes")
@@ -198,9 +192,9 @@ def read_request(text: str | None) -> Request | ErrorMessage:
 
 
 def _refusal(text: str, error: msgspec.ValidationError) -> ErrorMessage:
-    said = _said(text)
-    op = said.get("op")
-    if "op" in said and (not isinstance(op, str) or op not in _OPS):
+    message = _object(text)
+    op = message.get("op")
+    if "op" in message and (not isinstance(op, str) or op not in _OPS):
         fault = FieldError("/op", f"must be one of {', '.join(map(repr, _OPS))}")
     else:
         (fault,) = field_errors(error, "", _OPS.get(op, Any))
@@ -208,17 +202,17 @@ def _refusal(text: str, error: msgspec.ValidationError) -> ErrorMessage:
         kind="invalid-message",
         detail=shortened(f"{fault.pointer or 'the message'}: {fault.detail}"),
         pointer=shortened(fault.pointer),
-        sub=_name(said.get("sub")),
+        sub=_name(message.get("sub")),
     )
 
 
-def _said(text: str) -> dict[str, Any]:
-    """The message as it stands, without a look at what it should be; empty when it is no object."""
+def _object(text: str) -> dict[str, Any]:
+    """The message as any JSON object; empty if it isn't one."""
     try:
-        said = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError):  # what is behind the fault
+        message = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):  # the text after the fault isn't JSON
         return {}
-    return said if isinstance(said, dict) else {}
+    return message if isinstance(message, dict) else {}
 
 
 def _name(given: Any) -> str | None:
@@ -232,7 +226,7 @@ MOST_SUBSCRIPTIONS: Final = 100
 MOST_BAD_MESSAGES: Final = 20
 MAX_MESSAGE_BYTES: Final = 16 * 1024
 LIMITED_PAUSE_S: Final = 0.1
-"""How long the next message waits behind one that was beyond the rate limit."""
+"""The pause after a message over the rate limit."""
 
 CLOSE_CODES: Final = {
     "left": (1000, ""),
@@ -252,14 +246,14 @@ class SocketRoute:
         self._streams = streams
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One socket, from its handshake to its end."""
+        """Serve one socket, from its handshake to its end."""
         await receive()  # websocket.connect
         try:
-            outlet = self._streams.admit(caller_of(scope))
+            queue = self._streams.admit(caller_of(scope))
         except Problem as problem:
             await refuse(problem, scope, receive, send)
             return
-        socket = _Socket(self._streams, outlet, scope)
+        socket = _Socket(self._streams, queue, scope)
         tasks: tuple[asyncio.Task[None], ...] = ()
         try:
             await send({"type": "websocket.accept"})
@@ -268,27 +262,27 @@ class SocketRoute:
             for task in tasks:
                 if task.done():
                     task.result()
-        except OSError:  # it has left
+        except OSError:  # the client has left
             pass
         finally:
             for task in tasks:
                 task.cancel()
-            self._streams.release(outlet, *socket.subscriptions.values())
+            self._streams.release(queue, *socket.subscriptions.values())
 
 
 class _Socket:
-    def __init__(self, streams: Streams, outlet: Outlet, scope: Scope) -> None:
-        self._streams, self._outlet, self._scope = streams, outlet, scope
+    def __init__(self, streams: Streams, queue: ClientQueue, scope: Scope) -> None:
+        self._streams, self._queue, self._scope = streams, queue, scope
         self._caller = caller_of(scope)
         self.subscriptions: dict[str, Subscription] = {}
         self._bad = 0
 
     async def read(self, receive: Receive) -> None:
-        """Do what the client says, until it leaves."""
+        """Carry out the client's messages until it leaves."""
         while (message := await receive())["type"] == "websocket.receive":
-            await asyncio.sleep(0)  # others have their turn, however many messages have come at once
+            await asyncio.sleep(0)  # one message in each turn of the event loop
             request = read_request(message.get("text"))
-            if (limited := await self._charged(request)) is not None:
+            if (limited := await self._rate_error(request)) is not None:
                 self._answer(limited)
                 await asyncio.sleep(LIMITED_PAUSE_S)
             elif isinstance(request, ErrorMessage):
@@ -296,8 +290,8 @@ class _Socket:
             else:
                 await self._do(request)
 
-    async def _charged(self, request: Request | ErrorMessage) -> ErrorMessage | None:
-        """What is answered to a message that the caller's rate limit doesn't allow."""
+    async def _rate_error(self, request: Request | ErrorMessage) -> ErrorMessage | None:
+        """The error if the caller's rate limit refuses a message."""
         sub = getattr(request, "sub", None)
         try:
             await self._streams.charge(self._scope)
@@ -309,21 +303,21 @@ class _Socket:
         return None
 
     async def write(self, send: Send) -> None:
-        """Tell the client what there is to tell, until nothing more comes."""
-        outlet = self._outlet
-        while items := await outlet.take():
+        """Send the queue to the client until nothing more follows."""
+        queue = self._queue
+        while items := await queue.take():
             for item in items:
                 for text in self._texts(item):
-                    if not outlet.is_cut:
+                    if not queue.is_cut:
                         await send({"type": "websocket.send", "text": text})
-        code, reason = CLOSE_CODES[self._outlet.ended or "left"]
+        code, reason = CLOSE_CODES[self._queue.ended or "left"]
         await send({"type": "websocket.close", "code": code, "reason": reason})
 
     async def _do(self, request: Request) -> None:
         if isinstance(request, Ping):
             self._answer(Pong(nonce=request.nonce))
         elif isinstance(request, Subscribe):
-            await self._outlet.room()  # a snapshot may be large: it waits until those before it have left
+            await self._queue.room()  # snapshots may be large: wait until earlier ones have left
             await self._subscribe(request)
         elif isinstance(request, Unsubscribe):
             self._unsubscribe(request)
@@ -341,7 +335,7 @@ class _Socket:
             wanted = _wanted(self._caller, request.task, request.filter)
             after = None if request.after is None else Position.parse(request.after)
             try:
-                subscription = await self._streams.subscribe(wanted, self._outlet, name=name, after=after)
+                subscription = await self._streams.subscribe(wanted, self._queue, name=name, after=after)
                 self.subscriptions[name] = subscription
             except TooManySubscriptions as error:
                 self._answer_bad("too-many-subscriptions", str(error), name)
@@ -362,8 +356,8 @@ class _Socket:
         if self.subscriptions.get(subscription.name) is subscription:
             self._streams.unsubscribe(self.subscriptions.pop(subscription.name))
 
-    def _answer(self, message: Told) -> None:
-        self._outlet.put(Reply(_encode(message).decode()))
+    def _answer(self, message: ServerMessage) -> None:
+        self._queue.put(Reply(_encode(message).decode()))
 
     def _answer_bad(self, kind: str, detail: str, sub: str) -> None:
         self._refuse(ErrorMessage(kind=kind, detail=detail, sub=sub))  # type: ignore[arg-type]
@@ -372,7 +366,7 @@ class _Socket:
         self._answer(message)
         self._bad += 1
         if self._bad > MOST_BAD_MESSAGES:
-            self._outlet.end("abuse")
+            self._queue.end("abuse")
 
     def _texts(self, item: Item) -> Iterator[str]:
         if isinstance(item, Reply):
@@ -394,7 +388,7 @@ class _Socket:
         elif isinstance(item, Steps):
             head = b'{"op":"event","sub":%s,"event":' % _encode(name)
             for step in item.steps:
-                yield (b"%s%s}" % (head, step.document)).decode()
+                yield (b"%s%s}" % (head, step.json())).decode()
         elif isinstance(item, Snapshot):
             yield _encode(SnapshotMessage(sub=name, at=str(item.at), tasks=item.documents)).decode()
         elif isinstance(item, Live):
@@ -402,7 +396,7 @@ class _Socket:
 
 
 def _unavailable(sub: str | None) -> ErrorMessage:
-    detail = "Redis doesn't answer; say it again in a moment"
+    detail = "Redis doesn't answer; send the message again in a moment"
     return ErrorMessage(kind="redis-unavailable", detail=detail, sub=sub)
 
 

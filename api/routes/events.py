@@ -21,8 +21,8 @@ from taskpool.tasks.log_lines import plain_text
 
 from ..answers import LogEnded, LogPage, Resynced, TaskGone
 from ..auth.caller import Caller, caller_of
-from ..events.client_queue import Gone, Item, Live, Outlet
-from ..events.sse import AS_EVENTS, AS_TEXT, TEXT, EventStream, Form, LogHead, LogStream, StreamHead, there
+from ..events.client_queue import ClientQueue, Gone, Item, Live
+from ..events.sse import AS_EVENTS, AS_TEXT, TEXT, EventStream, LogForm, LogStream, StreamHead, written_steps
 from ..events.streams import Streams
 from ..events.subscriptions import Subscription, Wanted
 from ..http.prefix import next_link
@@ -69,12 +69,12 @@ class EventRoutes:
         first: list[Item] = []
         if after is not None and record.status.is_terminal:
             try:
-                first = await _until_live(subscription.outlet)
+                first = await _until_live(subscription.queue)
             except BaseException:
-                self._streams.release(subscription.outlet, subscription)
+                self._streams.release(subscription.queue, subscription)
                 raise
             if all(isinstance(item, Live) for item in first):
-                self._streams.release(subscription.outlet, subscription)
+                self._streams.release(subscription.queue, subscription)
                 return NoContent()
         return EventStream(self._streams, subscription, first=first)
 
@@ -107,19 +107,19 @@ class EventRoutes:
         return EventStream(self._streams, await self._open(caller, wanted, after))
 
     async def _open(self, caller: Caller, wanted: Wanted, after: Position | None) -> Subscription:
-        outlet: Outlet = self._streams.admit(caller)
+        queue: ClientQueue = self._streams.admit(caller)
         try:
-            return await self._streams.hub.open(wanted, outlet, after=after)
+            return await self._streams.hub.open(wanted, queue, after=after)
         except BaseException:
-            self._streams.release(outlet)
+            self._streams.release(queue)
             raise
 
 
-async def _until_live(outlet: Outlet) -> list[Item]:
+async def _until_live(queue: ClientQueue) -> list[Item]:
     """What there is to tell until the subscription has caught up, or ended."""
     items: list[Item] = []
-    while outlet.ended is None and not any(isinstance(item, Live | Gone) for item in items):
-        items += await outlet.take()
+    while queue.ended is None and not any(isinstance(item, Live | Gone) for item in items):
+        items += await queue.take()
     return items
 
 
@@ -190,7 +190,7 @@ class LogRoutes:
         document = LogPage(lines=[log_line_document(line) for line in page.items], next_cursor=page.next_cursor)
         return Json(document, headers=_link(request, id, query, page.next_cursor))
 
-    async def _stream(self, request: Request, query: LogQuery, form: Form) -> Response:
+    async def _stream(self, request: Request, query: LogQuery, form: LogForm) -> Response:
         id, cursor = task_id(request), request.headers.get("last-event-id") or query.cursor
         if form is AS_EVENTS and not query.follow:
             raise _wrong("format", "events are for a log that is followed: add follow=1")
@@ -209,22 +209,22 @@ class LogRoutes:
             )
         if request.method == "HEAD":
             await self._pool.logs(id, cursor=cursor, limit=1)
-            return LogHead(form)
+            return StreamHead(form.media_type)
         steps = follow_log_async(self._pool.store, self._pool.listener, id, cursor)
         if not query.follow:
             first = await anext(steps)
-            return LogStream(form, first, there(first, steps))
-        outlet = self._streams.admit(caller_of(request.scope))
+            return LogStream(form, first, written_steps(first, steps))
+        queue = self._streams.admit(caller_of(request.scope))
         try:
             first = await anext(steps)
             if first.is_over and not first.lines and form is AS_EVENTS and cursor:
-                self._streams.release(outlet)
+                self._streams.release(queue)
                 return NoContent()
         except BaseException:
-            self._streams.release(outlet)
+            self._streams.release(queue)
             await steps.aclose()
             raise
-        return LogStream(form, first, steps, place=(self._streams, outlet))
+        return LogStream(form, first, steps, place=(self._streams, queue))
 
 
 def _accepted(request: Request, *, follows: bool) -> LogFormat:
