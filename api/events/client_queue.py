@@ -62,8 +62,8 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
 
 
 class Resync(msgspec.Struct, frozen=True, gc=False):
-    """A subscription has lost events. ``trimmed``: it continues at this position. ``slow``: it has ended; the client can
-    resume it from this position."""
+    """A subscription lost events. ``trimmed``: it continues at this position. ``slow``: it has ended, and the client
+    can resume from this position."""
 
     to: Any
     at: Position

@@ -176,8 +176,8 @@ _OPS: Final = {kind.__struct_config__.tag: kind for kind in REQUESTS}
 
 
 def read_request(text: str | None) -> Request | ErrorMessage:
-    """The request in a message (None: it was bytes), or the error, with the subscription and the field as far as they are
-    known."""
+    """The request in a message (None: it was bytes), or the error, with the subscription and the field at fault if they
+    are known."""
     try:
         if text is None:
             raise msgspec.DecodeError("messages are text, not bytes")
