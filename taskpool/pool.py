@@ -19,7 +19,7 @@ from taskpool.operations.overview import ServerInfo
 from taskpool.operations.pool_base import ConnectedPool
 from taskpool.operations.queue import Submitted
 from taskpool.operations.records import fetch
-from taskpool.operations.specs import AddTask, spec_given
+from taskpool.operations.specs import AddTask, check_spec, patience_s, spec_given
 from taskpool.operations.waiting import FOLLOW_S, LOOK_AGAIN_S
 from taskpool.redis.add_script import Once
 from taskpool.tasks.attempt import Outcome
@@ -80,7 +80,7 @@ class TaskPool(ConnectedPool):
         Raises:
             InvalidTask: pointers start with the task's index, ``/3/payload/width``.
         """
-        return self.store.carry_out(self.adding_many(specs))
+        return self.store.carry_out(queue.add_tasks(specs, self.catalogue, self.registry, self.defaults))
 
     def submit(self, spec: TaskSpec, once: Once | None = None, *, by: Actor | None = None) -> Submitted:
         """Submit a task; returns only its id and status. With `once`, it is stored once for an idempotency key; with
@@ -98,7 +98,8 @@ class TaskPool(ConnectedPool):
         self, specs: Sequence[TaskSpec], once: Once | None = None, *, by: Actor | None = None, start: str = ""
     ) -> Submitted:
         """As `submit`, for up to 1,000 tasks: all are stored or none. Pointers begin with `start` and the index."""
-        return self.store.carry_out(self.submitting_many(specs, once, by, start))
+        plan = queue.submit_many(specs, self.catalogue, self.registry, self.defaults, once, by=by, start=start)
+        return self.store.carry_out(plan)
 
     def get(self, id: str) -> TaskRecord:
         """The task as it is now.
@@ -142,7 +143,8 @@ class TaskPool(ConnectedPool):
             InvalidTask: as `add_task`; or `wait_s` is invalid, and nothing was stored.
             WaitTimeout: it hasn't ended in `wait_s`; it continues, and `record` is its current state.
         """
-        self.check_wait(spec, wait_s)
+        check_spec(spec)
+        patience_s("wait_s", wait_s)
         return self._add_and_wait(spec, wait_s)
 
     def get_queue(self, name: str = "default", *, cursor: str | None = None, limit: int = 100) -> Page[QueuedTask]:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from taskpool.cli.instance import LONGEST_LINE, TAIL_LINES, Part, Watcher
+from taskpool.cli.instance import LONGEST_LINE, TAIL_LINES, Part
+from taskpool.redis.embedded import Watcher
 from tests.support import eventually, is_running
 
 
@@ -97,7 +98,7 @@ async def wait_for(lines: list[tuple[str, str]]) -> None:
 
 def test_the_watched_end_with_the_watcher(tmp_path: Path) -> None:
     code = (
-        "import subprocess, time\nfrom taskpool.cli.instance import Watcher\n"
+        "import subprocess, time\nfrom taskpool.redis.embedded import Watcher\n"
         "watcher = Watcher()\nchild = subprocess.Popen(['sleep', '60'], start_new_session=True)\n"
         "watcher.add(child.pid)\nprint(child.pid, flush=True)\ntime.sleep(60)"
     )

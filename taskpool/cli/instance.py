@@ -35,7 +35,7 @@ from taskpool.async_pool import AsyncTaskPool
 from taskpool.cli.options import environment
 from taskpool.errors import ConfigurationError, RedisUnavailable, TaskpoolError
 from taskpool.operations import catalog
-from taskpool.redis.embedded import EmbeddedRedis, check_redis
+from taskpool.redis.embedded import EmbeddedRedis, Watcher, check_redis
 from taskpool.settings import Settings
 
 
@@ -126,8 +126,6 @@ READ_REST_S: Final = 1.0
 HOLD_S: Final = 5.0
 CONFIGURATION_FAULT: Final = 2
 """The exit status by which a part says that a setting or a task module is wrong."""
-
-_WATCH: Final = 'while read -r pid; do pids="$pids $pid"; done; [ -z "$pids" ] || kill -TERM $pids 2>/dev/null'
 
 
 class Part:
@@ -269,26 +267,6 @@ class _LastWords:
         for text in self._held:
             self._tell(self._name, text)
         self._held.clear()
-
-
-class Watcher:
-    """A shell that sends SIGTERM to the processes it was told of when we die without `close`."""
-
-    def __init__(self) -> None:
-        self._shell = subprocess.Popen(["/bin/sh", "-c", _WATCH], stdin=subprocess.PIPE, start_new_session=True)
-
-    def add(self, pid: int) -> None:
-        """Guard this process."""
-        assert self._shell.stdin is not None
-        self._shell.stdin.write(f"{pid}\n".encode())
-        self._shell.stdin.flush()
-
-    def close(self) -> None:
-        """Guard nothing any more: everything was ended in order."""
-        assert self._shell.stdin is not None
-        self._shell.kill()  # before its pipe closes: it must not signal ids that other processes have by now
-        self._shell.wait()
-        self._shell.stdin.close()
 
 
 READY_LIMIT_S: Final = 60.0

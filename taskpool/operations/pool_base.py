@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import closing
 from functools import partial
 from typing import Final, TypeVar
@@ -29,7 +29,6 @@ from taskpool.operations import queue
 from taskpool.operations.catalog import Catalogue
 from taskpool.operations.queue import Submitted
 from taskpool.operations.records import fetch
-from taskpool.operations.specs import check_spec, patience_s
 from taskpool.operations.submit import Checked, Defaults, check_task
 from taskpool.operations.task_logs import LogStep, follow_log, follow_log_async
 from taskpool.operations.waiting import LOOK_AGAIN_S, AsyncListener, Listener, Subscriptions
@@ -81,32 +80,13 @@ class PoolBase(HoldsConnections):
         """The plan of `add_spec`."""
         return queue.add_task(spec, self.catalogue, self.registry, self.defaults)
 
-    def adding_many(self, specs: Sequence[TaskSpec]) -> Plan[list[TaskRecord]]:
-        """The plan of `add_tasks`."""
-        return queue.add_tasks(specs, self.catalogue, self.registry, self.defaults)
-
     def submitting(self, spec: TaskSpec, once: Once | None = None, by: Actor | None = None) -> Plan[Submitted]:
         """The plan of `submit`."""
         return queue.submit(spec, self.catalogue, self.registry, self.defaults, once, by=by)
 
-    def submitting_many(
-        self, specs: Sequence[TaskSpec], once: Once | None = None, by: Actor | None = None, start: str = ""
-    ) -> Plan[Submitted]:
-        """The plan of `submit_many`."""
-        return queue.submit_many(specs, self.catalogue, self.registry, self.defaults, once, by=by, start=start)
-
     def checking(self, spec: TaskSpec, by: Actor | None = None) -> Plan[Checked]:
         """The plan that checks a task as `submit` does, without storing it."""
         return check_task(spec, self.catalogue, self.registry, self.defaults, by=by)
-
-    def check_wait(self, spec: TaskSpec, wait_s: float | None) -> None:
-        """Check the arguments of `add_and_wait`, before anything is stored.
-
-        Raises:
-            InvalidTask: `spec` isn't a `TaskSpec`, or `wait_s` isn't a valid number of seconds.
-        """
-        check_spec(spec)
-        patience_s("wait_s", wait_s)
 
     def known_types(self) -> Registry:
         """The registry given to this pool: the types that it can run.

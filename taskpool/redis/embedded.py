@@ -7,7 +7,6 @@ of ours, on a unix socket. `EmbeddedRedis` is such a server for one data directo
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import importlib.util
 import logging
@@ -19,9 +18,10 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
+from subprocess import DEVNULL
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 from urllib.parse import quote
@@ -126,7 +126,7 @@ STOP_TIMEOUT_S: Final = 30.0
 # Redis 7 and later call it hash-max-listpack-value and still accept this name.
 COMPACT_HASHES: Final = {"hash-max-ziplist-value": "1024"}
 
-_WATCHER: Final = 'read -r pid || exit 0; read -r _; kill -TERM "$pid"'
+_WATCH: Final = 'while read -r pid; do pids="$pids $pid"; done; [ -z "$pids" ] || kill -TERM $pids 2>/dev/null'
 
 
 def find_redis_server(wanted: str | None = None) -> str:
@@ -161,9 +161,7 @@ class RedisServer:
     """One Valkey or Redis server in `directory`, private to this user, that listens only on a unix socket.
 
     `config` are its directives. It keeps the file descriptors `inherit` open as long as it runs.
-
-    It never outlives the process that started it: a shell holds a pipe from us, and ends the server when the pipe
-    closes. (The kernel's parent-death signal belongs to the thread that forked, so it comes when that thread ends.)
+    It never outlives the process that started it.
     """
 
     def __init__(
@@ -178,7 +176,7 @@ class RedisServer:
         self._binary = binary or find_redis_server()
         self._config = {"appendonly": "no", "save": "", "logfile": LOG_FILE, **COMPACT_HASHES, **(config or {})}
         self._inherit = tuple(inherit)
-        self._cleanup = contextlib.ExitStack()
+        self._cleanup = ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
         self.socket_path = self.directory / "redis.sock"
 
@@ -207,14 +205,15 @@ class RedisServer:
         # Its own session: Ctrl-C in the terminal must not end Redis before the workers are done with it.
         self._process = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdin=DEVNULL,
+            stdout=DEVNULL,
+            stderr=DEVNULL,
             start_new_session=True,
             umask=0o077,
             pass_fds=self._inherit,
         )
-        self._cleanup.enter_context(_watch(self._process.pid))
+        watcher = self._cleanup.enter_context(closing(Watcher()))
+        watcher.add(self._process.pid)
         try:
             self._await_answer()
         except BaseException:
@@ -243,7 +242,7 @@ class RedisServer:
                 self._process.kill()
                 self._process.wait()
             self._process = None
-        self._cleanup.close()  # only now: the watcher must not signal a process id that another process has by now
+        self._cleanup.close()  # only now: until here the watcher may have to end the server
 
     def _await_answer(self) -> None:
         assert self._process is not None
@@ -281,25 +280,30 @@ class RedisServer:
                 return b""
 
 
-@contextlib.contextmanager
-def _watch(pid: int) -> Iterator[None]:
-    """A shell that sends SIGTERM to `pid` when this process ends without leaving the context."""
-    watcher = subprocess.Popen(
-        ["/bin/sh", "-c", _WATCHER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    assert watcher.stdin is not None
-    try:
-        watcher.stdin.write(f"{pid}\n".encode())
-        watcher.stdin.flush()
-        yield
-    finally:
-        watcher.kill()
-        watcher.wait()
-        watcher.stdin.close()
+class Watcher:
+    """A shell that sends SIGTERM to the processes added to it when this process ends without `close`.
+
+    It holds a pipe from us, which closes then. (The kernel's parent-death signal belongs to the thread that forked, so
+    it comes when that thread ends.)
+    """
+
+    def __init__(self) -> None:
+        self._shell = subprocess.Popen(
+            ["/bin/sh", "-c", _WATCH], stdin=subprocess.PIPE, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True
+        )
+
+    def add(self, pid: int) -> None:
+        """Watch over this process too."""
+        assert self._shell.stdin is not None
+        self._shell.stdin.write(f"{pid}\n".encode())
+        self._shell.stdin.flush()
+
+    def close(self) -> None:
+        """Stop watching: the processes have ended."""
+        assert self._shell.stdin is not None
+        self._shell.kill()  # before its pipe closes: it must not signal ids that other processes have by now
+        self._shell.wait()
+        self._shell.stdin.close()
 
 
 log = logging.getLogger("taskpool")
@@ -325,7 +329,7 @@ APPEND_ONLY_DIR: Final = "appendonlydir"  # of Redis 7 and later and of Valkey; 
 WRITER_FILE: Final = "server"  # the name and version of the server that last served the directory
 
 
-class EmbeddedRedis:
+class EmbeddedRedis(RedisServer):
     """A context in which `data_dir` has a Redis server of its own, whose URL is in the file `data_dir/redis.url`.
 
     `binary` is the server to run, see `find_redis_server`. A file lock keeps two servers off one directory. The server
@@ -337,69 +341,50 @@ class EmbeddedRedis:
     """
 
     def __init__(self, data_dir: str | Path, *, binary: str | None = None) -> None:
-        self._binary = binary
-        self._settings = Settings(data_dir=str(Path(data_dir).resolve()))
-        self._exit = ExitStack()
-        self._server: RedisServer | None = None
-
-    @property
-    def data_dir(self) -> Path:
-        """The absolute path of the data directory."""
-        return Path(self._settings.data_dir)
-
-    @property
-    def url(self) -> str:
-        """The server's URL."""
-        assert self._server is not None, "not started"
-        return self._server.url
-
-    @property
-    def pid(self) -> int | None:
-        """The server's process id; None when it doesn't run, for example after a crash."""
-        return self._server.pid if self._server is not None else None
+        super().__init__(Path(data_dir), binary=find_redis_server(binary), config=PERSISTENCE)
+        self.data_dir = self.directory
+        self._url_file = Settings(data_dir=str(self.data_dir)).redis_url_file
 
     def __enter__(self) -> Self:
         """Start it; returns once it answers and its data is loaded.
 
         Raises:
             ConfigurationError: the directory can't be used or is in use, a newer server wrote its data, or the server
-                program is missing, older than 6.2, or can't start.
+                is older than 6.2 or can't start.
         """
-        with ExitStack() as stack:
-            try:
-                self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-                lock = _lock(self.data_dir / "lock", stack)
-            except OSError as error:
-                raise ConfigurationError(f"can't use the data directory {self.data_dir}: {error.strerror}") from None
-            program = find_redis_server(self._binary)
-            _check_writer(self.data_dir, program)
-            self._server = RedisServer(self.data_dir, binary=program, config=PERSISTENCE, inherit=[lock])
-            stack.callback(self._server.stop)
-            has_data = (self.data_dir / APPEND_ONLY_DIR).exists()
-            try:
-                self._server.start()
-            except ConfigurationError as error:
-                hint = "; if another server wrote the data there, name that with TASKPOOL_REDIS_SERVER"
-                raise ConfigurationError(f"{error}{hint if has_data else ''}") from None
-            writer = self.data_dir / WRITER_FILE
-            writer.touch(mode=0o600)
-            writer.write_text(f"{check_redis(self.url)}\n")
-            self._publish_url(stack)
-            self._exit = stack.pop_all()
+        try:
+            self._start_alone()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop it: it writes its data to disk and ends."""
-        self._exit.close()
+        self.stop()
 
-    def _publish_url(self, stack: ExitStack) -> None:
-        file = self._settings.redis_url_file
-        fresh = file.with_suffix(".new")
+    def _start_alone(self) -> None:
+        try:
+            self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._inherit = (_lock(self.data_dir / "lock", self._cleanup),)
+        except OSError as error:
+            raise ConfigurationError(f"can't use the data directory {self.data_dir}: {error.strerror}") from None
+        _check_writer(self.data_dir, self._binary)
+        has_data = (self.data_dir / APPEND_ONLY_DIR).exists()
+        try:
+            self.start()
+        except ConfigurationError as error:
+            hint = "; if another server wrote the data there, name that with TASKPOOL_REDIS_SERVER"
+            raise ConfigurationError(f"{error}{hint if has_data else ''}") from None
+        writer = self.data_dir / WRITER_FILE
+        writer.touch(mode=0o600)
+        writer.write_text(f"{check_redis(self.url)}\n")
+        fresh = self._url_file.with_suffix(".new")
         fresh.write_text(self.url + "\n")
-        fresh.replace(file)  # a reader never sees half a line
-        stack.callback(file.unlink, missing_ok=True)
+        fresh.replace(self._url_file)  # a reader never sees half a line
+        self._cleanup.callback(self._url_file.unlink, missing_ok=True)
 
 
 def _check_writer(data_dir: Path, program: str) -> None:
