@@ -16,7 +16,7 @@ from rich.console import Console
 
 from taskpool import Registry, task
 from taskpool.cli.__main__ import main
-from taskpool.cli.output import TaskBar
+from taskpool.cli.output import task_bar
 from taskpool.operations.catalog import PoolInfo, publish
 from tests.cli_ways import Reached
 
@@ -119,7 +119,7 @@ def test_a_bar_of_progress_has_no_note_that_a_terminal_obeys(redis_url: str) -> 
     registry = Registry()
     registry.add(evil)
     out = Console(file=io.StringIO(), force_terminal=True, width=400, highlight=False, markup=False, emoji=False)
-    with Reached(redis_url, [], registry) as pool, TaskBar(out) as show:
+    with Reached(redis_url, [], registry) as pool, task_bar(out) as show:
         record = pool.add_task("evil", {"text": "a"})
         show(replace(record, progress={"done": 1, "total": 2, "note": EVIL}))
 

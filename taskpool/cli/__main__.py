@@ -1,4 +1,4 @@
-"""The `taskpool` command: its subcommands, and the outermost place where an error becomes one line."""
+"""The `taskpool` command: its subcommands, and how an error becomes one line and an exit status."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from taskpool.text import LogFormatter, indented
 from taskpool.types import Exit
 
 GROUPS: Final[tuple[tuple[str, tuple[click.Command, ...]], ...]] = (
-    ("Run it", (up, api, worker, demo)),
+    ("Service", (up, api, worker, demo)),
     ("Tasks", (submit, get, watch, logs, stop, retry, new)),
-    ("See how it stands", (queue, types, workers)),
-    ("Who may do what", (keys, audit)),
+    ("State", (queue, types, workers)),
+    ("Access", (keys, audit)),
 )
 
 EPILOG = f"""\b
@@ -35,14 +35,14 @@ First steps:
 Every setting is a flag and a variable: --redis-url and TASKPOOL_REDIS_URL.
 """
 
-if logging.lastResort is not None:  # where the library logs and nobody has said where to
+if logging.lastResort is not None:  # for log lines of the library without a configured handler
     logging.lastResort.setFormatter(LogFormatter())
 
 CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 class Commands(click.Group):
-    """The group: lists its commands by what they are for, and turns errors into one line and an exit status."""
+    """The group: lists its commands by subject, and turns errors into one line and an exit status."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -54,7 +54,7 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             sys.exit(Exit.INTERRUPTED)
         except BrokenPipeError:
-            raise  # click knows what to do: whoever read us has gone
+            raise  # click handles it: the reader of the output has gone
         except OSError as error:
             _leave(Failure(str(error), Exit.FAILED))
         except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -74,7 +74,7 @@ class Commands(click.Group):
 @click.group(cls=Commands, epilog=EPILOG, context_settings=CONTEXT)
 @click.version_option(package_name="taskpool-jobs", message="taskpool %(version)s")
 def main() -> None:
-    """A job service on Redis: typed tasks, run by worker processes, watched to their end."""
+    """A job service on Redis: typed tasks, run by worker processes."""
 
 
 def _leave(failure: Failure) -> NoReturn:

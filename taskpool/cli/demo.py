@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +14,12 @@ import click
 
 from taskpool.cli.instance import answers_ready, cancelled_by_signals, local_url
 from taskpool.cli.options import Command, load_settings, settings_flags
-from taskpool.cli.output import Failure, command_name, console, print_table, say
+from taskpool.cli.output import Failure, command_name, console, count_bars, print_table, say
 from taskpool.types import Exit
 
 if TYPE_CHECKING:
     from taskpool.cli.counting import Counted, Counting
     from taskpool.cli.instance import Instance
-    from taskpool.cli.output import CountBars
     from taskpool.client.async_client import AsyncClient
     from taskpool.settings import Settings
 
@@ -120,21 +119,20 @@ def _client(url: str, api_key: str | None = None) -> AsyncClient:
 async def _count(api: AsyncClient, files: Sequence[Path]) -> Counted:
     """Count, drawing how far it is."""
     from taskpool.cli.counting import Counting
-    from taskpool.cli.output import CountBars
 
     counting = Counting(api, files)
-    with CountBars(console(), counting.total) as bars:
-        drawing = asyncio.create_task(_draw(bars, counting))
+    with count_bars(console(), counting.total) as show:
+        drawing = asyncio.create_task(_draw(show, counting))
         try:
             return await counting.run()
         finally:
             drawing.cancel()
-            bars.show(counting.submitted, counting.counted)
+            show(counting.submitted, counting.counted)
 
 
-async def _draw(bars: CountBars, counting: Counting) -> None:
+async def _draw(show: Callable[[int, int], None], counting: Counting) -> None:
     while True:
-        bars.show(counting.submitted, counting.counted)
+        show(counting.submitted, counting.counted)
         await asyncio.sleep(DRAW_S)
 
 

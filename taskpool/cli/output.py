@@ -1,12 +1,7 @@
-"""How the commands print: tables and records for people, JSON for programs.
+"""What the commands print, and their exit statuses.
 
-In a pipe there are no colours, and no line is cut. `-` stands for nothing, so that columns can be counted.
-
-Progress bars on a terminal.
-
-What the command's exit status says, and how an error becomes one line on stderr.
-
-A status tells a script how the task ended, without parsing anything. No command prints a traceback.
+People get tables, records and progress bars; programs get JSON. In a pipe there are no colours, and no line is cut. An
+empty cell of a table is `-`, so that columns can be counted. An error becomes one line on stderr, never a traceback.
 """
 
 from __future__ import annotations
@@ -16,57 +11,48 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 
-from taskpool.errors import InvalidTask, TaskpoolError, Unauthorized
+from taskpool.errors import FieldErrors, TaskpoolError, Unauthorized
 from taskpool.text import coloured, indented, json_text, printable, printable_lines
 from taskpool.types import STATUSES, Exit, TaskStatus
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # rich is imported by the few commands that draw: it takes a tenth of a second
     from rich.console import Console
+    from rich.progress import TextColumn
 
     from taskpool.types import TaskRecord
-
 
 STATUS_COLOURS: Final[Mapping[str, str | None]] = {status: facts.colour for status, facts in STATUSES.items()}
 
 
 def say(text: str = "", *, err: bool = False, nl: bool = True) -> None:
-    """Print text. All that the commands print comes through here, and much of it comes from tasks and from Redis: of
-    what a terminal takes for orders, only colours pass."""
+    """Print text. The commands print everything with this function, because text from tasks and from Redis may contain
+    control sequences. Of those, only colours pass."""
     click.echo("\n".join(map(coloured, text.split("\n"))), err=err, nl=nl)
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A rich console that takes no text for markup and colours nothing by guessing."""
+    """A rich console without markup, emoji and highlighting."""
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
 def print_json(document: Any) -> None:
-    """One JSON document on stdout."""
+    """Print one JSON document."""
     say(json_text(json.dumps(msgspec.to_builtins(document), indent=2, ensure_ascii=False)))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, nothing: str) -> None:
-    """A table; a column whose name starts with `>` is aligned to the right. `nothing` is said when it has no rows."""
+    """Print a table, or `nothing` on stderr if it has no rows. A name that starts with `>` aligns its column right."""
     cells = [[printable(cell) or "-" for cell in row] for row in rows]
     if not cells:
         say(nothing, err=True)
@@ -81,7 +67,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, nothin
 
 
 def print_fields(fields: Mapping[str, str]) -> None:
-    """Names and values, one a line; a value of several lines goes on below the first, indented."""
+    """Print names and values, one per line. Further lines of a value are indented."""
     width = max(map(len, fields), default=0) + 2
     for name, value in fields.items():
         text = indented(printable_lines(value), " " * width)
@@ -90,8 +76,8 @@ def print_fields(fields: Mapping[str, str]) -> None:
 
 
 def command_name(name: str = "taskpool", *, module: str = "taskpool.cli") -> str:
-    """How to call a command of this environment in a shell: by its name, by its path where the name isn't found or
-    means another environment's, or as the module it is."""
+    """How to call a command of this environment in a shell: by its name, by its path if the name isn't found or belongs
+    to another environment, or else as a module."""
     script, found = Path(sys.executable).with_name(name), shutil.which(name)
     if script.exists() and (found is None or not script.samefile(found)):
         return shlex.quote(min(os.path.relpath(script), str(script), key=len))
@@ -99,7 +85,7 @@ def command_name(name: str = "taskpool", *, module: str = "taskpool.cli") -> str
 
 
 def age(seconds: float | None) -> str:
-    """A span of time as people say it: `4 s`, `12 min`, `3 h`, `2 d`; empty for None."""
+    """A duration for people: `4 s`, `12 min`, `3 h`, `2 d`; empty for None."""
     if seconds is None:
         return ""
     if seconds < 10:
@@ -111,7 +97,7 @@ def age(seconds: float | None) -> str:
 
 
 def moment(at: datetime | None) -> str:
-    """A time in UTC, and how long ago it was or how far ahead it is."""
+    """A time in UTC, and its distance from now."""
     if at is None:
         return ""
     away_s = (datetime.now(UTC) - at).total_seconds()
@@ -125,86 +111,66 @@ def short_json(value: Any) -> str:
 
 
 def _fitted(line: str) -> str:
-    """The line, cut at the terminal's edge; whole where there is none."""
+    """The line, cut at the edge of the terminal if there is one."""
     if not sys.stdout.isatty():
         return line
     width = shutil.get_terminal_size().columns
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
-class TaskBar:
-    """One task's status, bar and note; a context manager whose value shows a record."""
+@contextmanager
+def task_bar(out: Console) -> Iterator[Callable[[TaskRecord], None]]:
+    """A progress bar with the status and the note of one task. The value is a function that shows a record."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-    def __init__(self, out: Console) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}", markup=False, style="dim"),
-            console=out,
-        )
-        self._row = self._progress.add_task("", total=None, note="")
+    note = TextColumn("{task.fields[note]}", markup=False, style="dim")
+    columns = (_described(), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), note)
+    with Progress(*columns, console=out) as progress:
+        row = progress.add_task("", total=None, note="")
 
-    def __enter__(self) -> Callable[[TaskRecord], None]:
-        self._progress.start()
-        return self.show
+        def show(record: TaskRecord) -> None:
+            reported = record.progress or {}
+            done, total = reported.get("done", 0), reported.get("total")
+            if record.status.is_terminal:  # a task that is done fills the bar
+                done, total = (1, 1) if record.status is TaskStatus.DONE else (done, total or 1)
+            progress.update(
+                row,
+                description=printable(f"{record.type} {record.status.value}"),
+                completed=done,
+                total=total,
+                note=printable(str(reported.get("note") or "")),
+            )
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def show(self, record: TaskRecord) -> None:
-        """Draw what the record says; a task that is done fills the bar."""
-        progress = record.progress or {}
-        done, total = progress.get("done", 0), progress.get("total")
-        if record.status.is_terminal:
-            done, total = (1, 1) if record.status == "done" else (done, total or 1)
-        self._progress.update(
-            self._row,
-            description=printable(f"{record.type} {record.status.value}"),
-            completed=done,
-            total=total,
-            note=printable(str(progress.get("note") or "")),
-        )
+        yield show
 
 
-class CountBars:
-    """How many files have been submitted and how many are counted; a context manager."""
+@contextmanager
+def count_bars(out: Console, total: int) -> Iterator[Callable[[int, int], None]]:
+    """Progress bars for the files that are submitted and counted. The value is a function that shows both numbers."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    def __init__(self, out: Console, total: int) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=out,
-            disable=not out.is_terminal,
-        )
-        self._submitted = self._progress.add_task("submitted", total=total)
-        self._counted = self._progress.add_task("counted", total=total)
+    columns = (_described(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=out, disable=not out.is_terminal) as progress:
+        rows = [progress.add_task(name, total=total) for name in ("submitted", "counted")]
 
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
+        def show(submitted: int, counted: int) -> None:
+            for row, completed in zip(rows, (submitted, counted), strict=True):
+                progress.update(row, completed=completed)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._progress.stop()
+        yield show
 
-    def show(self, submitted: int, counted: int) -> None:
-        """Draw these numbers."""
-        self._progress.update(self._submitted, completed=submitted)
-        self._progress.update(self._counted, completed=counted)
+
+def _described() -> TextColumn:
+    from rich.progress import TextColumn
+
+    return TextColumn("{task.description}", markup=False)
 
 
 HELP: Final = "\b\nExit status:\n" + "".join(f"  {each.value}  {each.meaning}\n" for each in Exit if each.meaning)
 
 
 class Failure(Exception):
-    """Raised to leave the command with one line on stderr and an exit status."""
+    """Raised to end the command with one line on stderr and an exit status."""
 
     def __init__(self, message: str, status: Exit) -> None:
         super().__init__(message)
@@ -224,7 +190,7 @@ def failure_of(error: TaskpoolError) -> Failure:
 def _text(error: TaskpoolError) -> str:
     if isinstance(error, Unauthorized):
         return f"{error}; the command takes it as --api-key, or from TASKPOOL_API_KEY"
-    if not isinstance(error, InvalidTask):
+    if not isinstance(error, FieldErrors):
         return str(error)
     faults = [f"{fault.pointer}: {fault.detail}" for fault in error.errors if fault.detail not in str(error)]
     return "; ".join([str(error), *faults])

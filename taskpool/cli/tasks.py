@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from taskpool.cli.options import Command, Seconds, read_json, read_pairs, read_time, settings_flags
-from taskpool.cli.output import console, exit_of, moment, print_fields, print_json, say, short_json
+from taskpool.cli.output import console, exit_of, moment, print_fields, print_json, say, short_json, task_bar
 from taskpool.cli.service import SERVICE, Service, open_service
 from taskpool.text import coloured, indented, printable, printable_lines
 from taskpool.types import LOST_LEASE_CHOICES, Exit, TaskStatus, utc
@@ -82,9 +82,7 @@ def _display() -> AbstractContextManager[Callable[[TaskRecord], None]]:
     out = console(stderr=True)
     if not out.is_terminal:
         return nullcontext(_Lines().show)
-    from taskpool.cli.output import TaskBar
-
-    return TaskBar(out)
+    return task_bar(out)
 
 
 class _Lines:
