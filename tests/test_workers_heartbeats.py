@@ -19,9 +19,10 @@ pytestmark = pytest.mark.anyio
 
 
 class Running:
-    """A worker process, as far as heartbeats look at it: it runs one attempt."""
+    """A worker process, as far as heartbeats look at it: it runs one attempt. `asked` is what it was asked for."""
 
-    def __init__(self, id: str, safe_until: float = 0.0) -> None:
+    def __init__(self, id: str, asked: list[tuple[str, Any]], safe_until: float = 0.0) -> None:
+        self.asked = asked
         self.name = "w"
         self.run = Run(0, LaneState.RUNNING, 1, id, "1", "default", 0.0, 0.0, safe_until)
         self.block = self
@@ -36,6 +37,9 @@ class Running:
     def is_running(self, run: Run) -> bool:
         return run == self.run
 
+    def kill(self, verdict: Verdict, run: Run) -> None:
+        self.asked.append((run.id, verdict))
+
 
 class Stops:
     """What was asked for."""
@@ -43,11 +47,8 @@ class Stops:
     def __init__(self) -> None:
         self.asked: list[tuple[str, Any]] = []
 
-    def stop(self, child: Any, run: Run, *, grace_s: float, request: Request = Request.STOP) -> None:
+    def stop(self, process: Any, run: Run, *, grace_s: float, request: Request = Request.STOP) -> None:
         self.asked.append((run.id, (grace_s, request)))
-
-    def force(self, child: Any, run: Run, verdict: Verdict = Verdict.STOPPED) -> None:
-        self.asked.append((run.id, "at once" if verdict is Verdict.STOPPED else verdict))
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ async def beat(store: AsyncStore, *ids: str, times: int = 1) -> list[tuple[str, 
     stops = Stops()
     heartbeats = Heartbeats(store, cast("Any", None), cast("Any", stops), lease_s=15)
     for _ in range(times):
-        await heartbeats.renew_leases(cast("Any", [Running(id) for id in ids]))
+        await heartbeats.renew_leases(cast("Any", [Running(id, stops.asked) for id in ids]))
     return stops.asked
 
 
@@ -102,7 +103,7 @@ async def test_the_others_are_left_ended_at_once_or_told_that_they_lost(world: W
 
     asked = await beat(store, "runs", "forced", "gone")
 
-    assert asked == [("forced", "at once"), ("gone", (DEFAULT_GRACE_S, Request.LOST))]
+    assert asked == [("forced", Verdict.STOPPED), ("gone", (DEFAULT_GRACE_S, Request.LOST))]
 
 
 async def test_one_damaged_record_costs_no_other_task_its_lease(
@@ -125,7 +126,8 @@ async def test_an_attempt_that_must_not_outlive_its_lease_is_killed_when_it_lost
     world: World, store: AsyncStore
 ) -> None:
     world.start("runs")
-    stops, runs, gone = Stops(), Running("runs", 1.0), Running("gone", 1.0)
+    stops = Stops()
+    runs, gone = Running("runs", stops.asked, 1.0), Running("gone", stops.asked, 1.0)
     before = boottime()
 
     await Heartbeats(store, cast("Any", None), cast("Any", stops), lease_s=15).renew_leases(cast("Any", [runs, gone]))

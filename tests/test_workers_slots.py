@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from workers.shared_memory import LONGEST_NAME, Counters, LaneState, Request, Run, SharedMemory
+from workers.shared_memory import LONGEST_NAME, LaneState, Request, Run, SharedMemory
 
 
 @pytest.fixture
@@ -21,8 +21,8 @@ def test_a_new_block_is_idle(memory: SharedMemory) -> None:
     block = memory.block(1)
 
     assert block.runs() == []
-    assert block.counters() == Counters(ready=False, done=0, failed=0, working_s=0)
-    assert not block.draining
+    assert (block.head.ready, block.head.done, block.head.failed, block.head.working_us) == (0, 0, 0, 0)
+    assert block.head.drain == 0
 
 
 def test_a_run_is_read_as_it_was_written(memory: SharedMemory) -> None:
@@ -73,11 +73,10 @@ def test_a_late_request_does_not_reach_the_next_run(memory: SharedMemory) -> Non
 def test_counters_add_up(memory: SharedMemory) -> None:
     block = memory.block(0)
 
-    block.set_ready()
     block.add(2, 1, 1_500_000)
     block.add(1, 0, 500_000)
 
-    assert block.counters() == Counters(ready=True, done=3, failed=1, working_s=2.0)
+    assert (block.head.done, block.head.failed, block.head.working_us) == (3, 1, 2_000_000)
 
 
 def test_a_cleared_block_is_as_new_and_leaves_its_neighbours(memory: SharedMemory) -> None:
@@ -88,7 +87,7 @@ def test_a_cleared_block_is_as_new_and_leaves_its_neighbours(memory: SharedMemor
     memory.block(1).clear()
 
     assert [len(memory.block(index).runs()) for index in range(3)] == [1, 0, 1]
-    assert [memory.block(index).draining for index in range(3)] == [True, False, True]
+    assert [memory.block(index).head.drain for index in range(3)] == [1, 0, 1]
 
 
 def test_names_that_only_a_plain_producer_can_give_are_cut(memory: SharedMemory) -> None:

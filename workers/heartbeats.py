@@ -76,9 +76,9 @@ class Heartbeats:
             if word in ("ok", DAMAGED) or run.state is not LaneState.RUNNING or not process.is_running(run):
                 continue
             if word == "force":
-                self._stops.force(process, run)
+                process.kill(Verdict.STOPPED, run)
             elif word == "lost" and run.safe_until:
-                self._stops.force(process, run, Verdict.LEASE_LOST)
+                process.kill(Verdict.LEASE_LOST, run)
             elif word == "lost":
                 self._stops.stop(process, run, grace_s=DEFAULT_GRACE_S, request=Request.LOST)
             else:

@@ -72,14 +72,14 @@ class PoolWorker(BaseWorker):
 
     def serialize(self) -> dict[Any, Any]:
         """RQ's fields of the worker's hash, and ours."""
-        counters = self.process.block.counters()
+        head = self.process.block.head
         return {
             **super().serialize(),
             "pool": self.pool,
             "state": WorkerStatus.BUSY if self.process.runs() else WorkerStatus.IDLE,
-            "successful_job_count": counters.done,
-            "failed_job_count": counters.failed,
-            "total_working_time": counters.working_s,
+            "successful_job_count": head.done,
+            "failed_job_count": head.failed,
+            "total_working_time": head.working_us / 1e6,
         }
 
 

@@ -90,16 +90,6 @@ class Run:
     safe_until: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """What a process has done since it started. `ready`: it has reached its loop."""
-
-    ready: bool
-    done: int
-    failed: int
-    working_s: float
-
-
 def _fields(annotations: Mapping[str, str]) -> list[tuple[str, type[Any]]]:
     return [(name, ctypes.c_double if kind == "float" else ctypes.c_uint64) for name, kind in annotations.items()]
 
@@ -204,26 +194,13 @@ class Block:
         """The writer of one lane."""
         return Lane(self._lane_heads[number], self._map, self._lane_at(number) + _TEXT)
 
-    def set_ready(self) -> None:
-        """The process has reached its loop."""
-        self.head.ready = 1
-
     def add(self, done: int, failed: int, working_us: int) -> None:
         """Adds to the counters."""
         self.head.done += done
         self.head.failed += failed
         self.head.working_us += working_us
 
-    @property
-    def draining(self) -> bool:
-        """Whether the process was asked to drain."""
-        return self.head.drain != 0
-
     # --- used by the supervisor ---------------------------------------------------------------------------------------
-
-    def counters(self) -> Counters:
-        """The counters as they stand."""
-        return Counters(bool(self.head.ready), self.head.done, self.head.failed, self.head.working_us / 1e6)
 
     def ask(self, run: Run, request: Request) -> None:
         """Leaves a request for this run; the next one of the lane doesn't see it."""

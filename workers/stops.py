@@ -60,10 +60,6 @@ class Stops:
         task = self._tasks.spawn(self._escalate(process, run, request))
         task.add_done_callback(lambda _: self._until_mono.pop(run.attempt_id, None))
 
-    def force(self, process: ProcessHandle, run: Run, verdict: Verdict = Verdict.STOPPED) -> None:
-        """Ends an attempt at once, without asking."""
-        process.kill(verdict, run)
-
     async def _stop_when_shown(self, process: ProcessHandle, attempt_id: str, grace_s: float, force: bool) -> None:
         end_mono = time.monotonic() + CLAIM_S
         while (run := next((run for run in process.runs() if run.attempt_id == attempt_id), None)) is None:
@@ -71,7 +67,7 @@ class Stops:
             if process.ended.is_set() or time.monotonic() > end_mono:
                 return
         if force:
-            self.force(process, run)
+            process.kill(Verdict.STOPPED, run)
         else:
             self.stop(process, run, grace_s=grace_s)
 

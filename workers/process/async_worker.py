@@ -198,7 +198,7 @@ class AsyncProcess:
         self._loop_is = loop.get_task_factory(), loop.get_exception_handler()
         self._loop, self._loop_attributes = loop, frozenset(getattr(loop, "__dict__", ()))
         counting = asyncio.create_task(self._count_for_ever())
-        self._block.set_ready()
+        self._block.head.ready = 1
         while not self._is_leaving() or self._is_unsure:
             try:
                 await self._take_turn()
@@ -372,7 +372,7 @@ class AsyncProcess:
             self._is_unsure = held != claimed
 
     def _is_leaving(self) -> bool:
-        return self._block.draining or self._terminated
+        return self._block.head.drain != 0 or self._terminated
 
     def _claim(self) -> Call[RunningTask | None]:
         return scripts.claim(

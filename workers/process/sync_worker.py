@@ -131,7 +131,7 @@ class Process:
             return 1
         self._surroundings = Surroundings(self._capture, self._stacks, has_pipes=self._output is not None)
         self._threads = threading.active_count()
-        self._block.set_ready()
+        self._block.head.ready = 1
         while not self._is_leaving():
             if self._unwritten.is_full:
                 time.sleep(LONGEST_RETRY_S)
@@ -160,7 +160,7 @@ class Process:
         return 0
 
     def _is_leaving(self) -> bool:
-        return self._block.draining or self._interruption.terminated or self._must_leave
+        return self._block.head.drain != 0 or self._interruption.terminated or self._must_leave
 
     def _exchange_or_log(self, *, claims: bool) -> RunningTask | None:
         """One round trip. A fault of ours in it ends neither the process nor, three times in a row, a task."""
