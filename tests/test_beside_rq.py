@@ -1,4 +1,4 @@
-"""What other programs with RQ leave undone: tasks taken and never started, and secrets of tasks that were deleted."""
+"""What other RQ programs leave undone: tasks that were taken and never started, and secrets of deleted tasks."""
 
 from __future__ import annotations
 
@@ -171,9 +171,7 @@ async def test_a_task_that_stands_in_its_queue_as_well_is_not_queued_twice(besid
     assert world.redis.lrange("rq:queue:default", 0, -1) == [b"a"]
 
 
-async def test_many_left_behind_are_adopted_in_bounded_steps_past_those_that_stay(
-    beside: RqMaintenance, world: World
-) -> None:
+async def test_many_abandoned_tasks_are_adopted_in_bounded_steps(beside: RqMaintenance, world: World) -> None:
     foreign = Queue(connection=world.redis).enqueue("os.getcwd")
     world.redis.rpush(PLACE, *[foreign.id] * 300)
     for n in range(250):
@@ -189,7 +187,7 @@ async def test_many_left_behind_are_adopted_in_bounded_steps_past_those_that_sta
     assert sorted(adopted) == sorted(f"t{n}".encode() for n in range(250))
 
 
-async def test_what_is_no_record_keeps_no_task_from_being_adopted(beside: RqMaintenance, world: World) -> None:
+async def test_a_damaged_record_does_not_stop_tasks_from_being_adopted(beside: RqMaintenance, world: World) -> None:
     world.redis.set("rq:job:text", "not a hash")
     world.redis.rpush("rq:job:list", "not a hash")
     world.redis.rpush(PLACE, "text", "list", b"\xff", "a b:c\n", "x" * 65_536)
@@ -203,7 +201,7 @@ async def test_what_is_no_record_keeps_no_task_from_being_adopted(beside: RqMain
     assert world.redis.lrange("rq:queue:default", 0, -1) == [b"a"]
 
 
-async def test_what_is_no_record_keeps_no_task_from_being_taken_back(beside: RqMaintenance, world: World) -> None:
+async def test_a_damaged_record_does_not_stop_tasks_from_being_taken_back(beside: RqMaintenance, world: World) -> None:
     world.redis.set("rq:job:text", "not a hash")
     world.redis.zadd("rq:failed:default", {"text": time.time() + 1e6})
     world.add("a")
@@ -345,7 +343,7 @@ async def test_a_task_that_an_rq_worker_could_not_read_is_scheduled_again(beside
     assert (world.get("a").status, world.get("a").error) == (S.DONE, None)
 
 
-async def test_what_waits_for_such_a_task_waits_on(beside: RqMaintenance, world: World) -> None:
+async def test_tasks_that_wait_for_such_a_task_keep_waiting(beside: RqMaintenance, world: World) -> None:
     world.add("a")
     world.add("child", depends_on=["a"], queue="other")
     pickle_worker(world.redis)
@@ -473,7 +471,7 @@ async def test_the_api_and_the_command_show_the_warnings(world: World) -> None:
     assert f"Warning: {workers['warnings'][0]}." in shown.stderr
 
 
-async def test_names_and_ids_that_are_no_text_break_no_list_and_no_duty(world: World, pool: TaskPool) -> None:
+async def test_names_and_ids_that_are_not_text_break_no_list_and_no_duty(world: World, pool: TaskPool) -> None:
     world.add("a")
     world.redis.sadd("rq:queues", b"rq:queue:\xff", "no queue")
     world.redis.lpush("rq:queue:default", b"\xff")

@@ -57,7 +57,7 @@ def test_a_variable_sets_its_field(variable: str, text: str, name: str, value: o
     assert dataclasses.asdict(settings) == {**dataclasses.asdict(Settings()), name: value}
 
 
-def test_a_flag_goes_before_its_variable() -> None:
+def test_a_flag_takes_precedence_over_its_variable() -> None:
     assert Settings.load({"TASKPOOL_PORT": "1", "TASKPOOL_WORKERS": "2"}, port="9", workers=None).port == 9
 
 

@@ -1,4 +1,4 @@
-"""What is due before housekeeping looks again by itself is told, and looked at in time."""
+"""Tasks that become due before the next round of housekeeping are announced and promoted in time."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ async def next_of(told: asyncio.Queue[float]) -> float:
     return await asyncio.wait_for(told.get(), 30)
 
 
-async def test_a_delay_is_told_only_if_it_is_short(pool: AsyncTaskPool, told: asyncio.Queue[float]) -> None:
+async def test_only_a_short_delay_is_published(pool: AsyncTaskPool, told: asyncio.Queue[float]) -> None:
     await pool.add_tasks([LATER, TaskSpec(type="echo", payload={"message": 1}, delay_s=0.25)])
 
     assert await next_of(told) == 0.25
     assert told.empty()
 
 
-async def test_a_time_is_told_too(pool: AsyncTaskPool, told: asyncio.Queue[float]) -> None:
+async def test_a_time_is_published_too(pool: AsyncTaskPool, told: asyncio.Queue[float]) -> None:
     soon = datetime.now(UTC) + timedelta(seconds=0.9)
 
     record = await pool.add_task("echo", {"message": 1}, run_at=soon)
@@ -56,7 +56,7 @@ async def test_a_time_is_told_too(pool: AsyncTaskPool, told: asyncio.Queue[float
     assert 0 < await next_of(told) <= SOON_MS / 1000
 
 
-async def test_a_retry_is_told(pool: AsyncTaskPool, told: asyncio.Queue[float]) -> None:
+async def test_a_retry_is_published(pool: AsyncTaskPool, told: asyncio.Queue[float]) -> None:
     await pool.add_task("echo", {"message": 1})
     running = await pool.run_task(["default"], worker="w", attempt_id="a")
     assert running is not None
@@ -67,7 +67,7 @@ async def test_a_retry_is_told(pool: AsyncTaskPool, told: asyncio.Queue[float]) 
     assert await next_of(told) == 0.2
 
 
-async def test_housekeeping_wakes_for_the_first_of_what_is_due(redis_url: str) -> None:
+async def test_housekeeping_wakes_for_the_first_due_task(redis_url: str) -> None:
     housekeeping = Housekeeping(AsyncStore(redis_url), Outage(), Settings())
 
     housekeeping.wake_in(600)

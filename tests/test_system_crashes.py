@@ -1,4 +1,4 @@
-"""Processes that die: what they ran is settled at once, they are replaced, and nothing is left behind."""
+"""Processes that die: their tasks are recovered at once, they are replaced, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_task_that_leaves_the_interpreter_counts_as_crashed(workers: WorkerPoo
     assert record.failure["exit"] == "exit status 7"
 
 
-def test_what_a_killed_process_had_started_is_killed_with_it(workers: WorkerPool, tmp_path: Path) -> None:
+def test_processes_that_a_killed_process_started_are_killed_with_it(workers: WorkerPool, tmp_path: Path) -> None:
     workers.submit("spawn", note=tmp_path / "note")
     pid = started(tmp_path / "note")
     spawned = eventually(lambda: [line for line in lines(tmp_path / "note") if line.startswith("spawned")])
@@ -77,7 +77,7 @@ def test_an_idle_process_that_is_killed_is_replaced(workers: WorkerPool, redis: 
     eventually(lambda: redis.scard("rq:workers") == 1)
 
 
-def test_a_dead_fork_server_is_replaced_and_what_ran_runs_again(workers: WorkerPool, tmp_path: Path) -> None:
+def test_a_dead_fork_server_is_replaced_and_its_tasks_run_again(workers: WorkerPool, tmp_path: Path) -> None:
     task = workers.submit("hang_once", note=tmp_path / "note")
     first = started(tmp_path / "note")
     (fork_server,) = psutil.Process(workers.process.pid).children()
@@ -106,7 +106,7 @@ def test_a_dead_fork_server_costs_none_of_several_tasks_an_attempt(redis_url: st
         ] * 2
 
 
-def test_a_killed_supervisor_takes_everything_along(workers: WorkerPool, tmp_path: Path) -> None:
+def test_no_process_outlives_a_killed_supervisor(workers: WorkerPool, tmp_path: Path) -> None:
     workers.submit("spawn", note=tmp_path / "note")
     started(tmp_path / "note")
     eventually(lambda: len(lines(tmp_path / "note")) == 2)
@@ -118,7 +118,7 @@ def test_a_killed_supervisor_takes_everything_along(workers: WorkerPool, tmp_pat
     eventually(lambda: not any(is_running(process.pid) for process in everything))
 
 
-def test_what_a_dead_host_ran_is_taken_back_when_its_lease_ends(redis_url: str, tmp_path: Path) -> None:
+def test_tasks_of_a_dead_host_are_taken_back_when_their_leases_end(redis_url: str, tmp_path: Path) -> None:
     with WorkerPool(redis_url, tmp_path / "log", lease_s=1.5) as first:
         task = first.submit("hang_once", note=tmp_path / "note")
         started(tmp_path / "note")
@@ -150,7 +150,7 @@ def test_a_frozen_process_that_lost_its_lease_changes_nothing(redis_url: str, tm
         assert frozen.pool.get(task.id) == record
 
 
-def test_processes_that_die_at_start_up_are_not_restarted_in_a_frenzy(redis_url: str, tmp_path: Path) -> None:
+def test_processes_that_die_at_start_up_are_restarted_ever_more_slowly(redis_url: str, tmp_path: Path) -> None:
     module = tmp_path / "deadly.py"
     module.write_text(
         "import os\n"
@@ -170,7 +170,7 @@ def test_processes_that_die_at_start_up_are_not_restarted_in_a_frenzy(redis_url:
         workers.__exit__(None, None, None)
 
 
-def test_a_broken_task_module_is_told_in_a_line_and_nothing_starts(redis_url: str, tmp_path: Path) -> None:
+def test_a_broken_task_module_is_reported_in_one_line_and_nothing_starts(redis_url: str, tmp_path: Path) -> None:
     module = tmp_path / "broken.py"
     module.write_text("import nothing_of_that_name\n")
     workers = WorkerPool(redis_url, tmp_path / "log", tasks=str(module))

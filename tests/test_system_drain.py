@@ -1,4 +1,4 @@
-"""Shutting down: no more claims, what runs may end, the rest goes back to the head of its queue at no cost."""
+"""Shutdown: no more claims, running tasks may finish, and the rest goes back to the front of its queue."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support import eventually
 from tests.worker_pool import WorkerPool, lines, started
 
 
-def test_what_runs_finishes_and_what_waits_stays(redis_url: str, tmp_path: Path) -> None:
+def test_running_tasks_finish_and_queued_ones_stay(redis_url: str, tmp_path: Path) -> None:
     note = tmp_path / "note"
     with WorkerPool(redis_url, tmp_path / "log") as workers:
         running = workers.submit("hang", note=note, until=tmp_path / "go")
@@ -30,7 +30,9 @@ def test_what_runs_finishes_and_what_waits_stays(redis_url: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("do", ["hang", "ignore", "spawn"])
-def test_what_exceeds_the_grace_is_put_back_at_no_cost(redis_url: str, tmp_path: Path, do: str) -> None:
+def test_a_task_that_exceeds_the_grace_is_put_back_without_costing_an_attempt(
+    redis_url: str, tmp_path: Path, do: str
+) -> None:
     note = tmp_path / "note"
     with WorkerPool(redis_url, tmp_path / "log", grace_s=0.3) as workers:
         running = workers.submit(do, note=note)

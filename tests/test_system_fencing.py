@@ -129,7 +129,7 @@ def test_a_process_whose_supervisor_is_frozen_ends_itself_even_while_it_holds_th
     assert other.pool.get(task.id) == record
 
 
-def test_a_pool_that_is_stopped_as_a_whole_does_nothing_more_of_it_when_it_goes_on(
+def test_a_pool_that_was_frozen_as_a_whole_does_not_go_on_with_its_attempts(
     hosts: Hosts, tmp_path: Path, note: Path
 ) -> None:
     first = hosts.pool()

@@ -1,4 +1,4 @@
-"""A fork server that is frozen: its workers are watched, settled, stopped and replaced all the same."""
+"""A frozen fork server: its workers are watched, recovered, stopped and replaced all the same."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def freeze(workers: WorkerPool) -> psutil.Process:
     return fork_server
 
 
-def test_a_worker_that_dies_is_settled_and_replaced_and_the_others_go_on(workers: WorkerPool, note: Path) -> None:
+def test_a_worker_that_dies_is_recovered_and_replaced_and_the_others_go_on(workers: WorkerPool, note: Path) -> None:
     task = workers.submit("hang_once", note=note)
     first = started(note)
     beside = workers.submit("work", note=note.with_name("beside"), until=note.with_name("until"))
@@ -57,7 +57,7 @@ def test_a_worker_that_dies_is_settled_and_replaced_and_the_others_go_on(workers
     assert f"fork server {fork_server.pid} doesn't answer: worker process {first} has died" in workers.log.read_text()
 
 
-def test_a_stop_is_verified_and_ends_what_left_the_process_group(workers: WorkerPool, note: Path) -> None:
+def test_a_stop_is_verified_and_ends_processes_that_left_the_group(workers: WorkerPool, note: Path) -> None:
     task = workers.submit("spawn_apart", note=note)
     pid = started(note)
     apart = int(eventually(lambda: [line for line in lines(note) if line.startswith("spawned")])[0].split()[1])
@@ -71,7 +71,7 @@ def test_a_stop_is_verified_and_ends_what_left_the_process_group(workers: Worker
     assert not is_running(apart)
 
 
-def test_what_it_reports_when_it_goes_on_was_told_before(workers: WorkerPool, note: Path) -> None:
+def test_ends_that_it_reports_when_it_goes_on_are_ignored(workers: WorkerPool, note: Path) -> None:
     task = workers.submit("work", note=note, until=note.with_name("until"))
     busy = started(note)
     (idle,) = set(workers.pids()) - {busy}

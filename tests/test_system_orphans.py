@@ -1,4 +1,4 @@
-"""What a task starts dies with it, also when it left its session and its parents have ended."""
+"""Processes that a task starts die with it, also those that left its session and whose parents have ended."""
 
 from __future__ import annotations
 

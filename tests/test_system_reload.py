@@ -1,4 +1,4 @@
-"""`--reload`: changed task files are loaded anew; a broken one is told of and the old workers stay."""
+"""`--reload`: changed task files are loaded again; after an error the old workers stay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What housekeeping knows of Redis's clock: steps are found and counted once, and nothing is taken back too early."""
+"""Steps of Redis's clock are found and counted once, and no lease is taken back too early."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_slow_round_trip_and_a_slewed_clock_are_no_steps() -> None:
 
 
 class Host:
-    """One pool's timekeeper, with a clock of its own that the test sets."""
+    """One pool's view of Redis's clock, with a host clock that the test sets."""
 
     def __init__(self, store: AsyncStore, now: float = 1000.0) -> None:
         self.now, self.steps, self.outage = now, 0, Outage()
@@ -119,7 +119,7 @@ async def test_a_new_pool_takes_nothing_back_before_a_lease_has_passed(world: Wo
     assert await host.look()
 
 
-async def test_a_new_pool_relies_on_those_that_were_there_before(world: World, store: AsyncStore) -> None:
+async def test_a_new_pool_relies_on_earlier_pools(world: World, store: AsyncStore) -> None:
     first, second = Host(store), Host(store, now=5.0)
     await first.look()
     world.redis.hincrby(keys.CLOCK, "since_ms", -15_000)
@@ -169,9 +169,7 @@ async def test_a_pool_that_starts_takes_nothing_from_what_others_know(world: Wor
 
 
 @pytest.mark.parametrize("gap_s", [-1, 5])
-async def test_a_pool_that_is_about_to_find_a_step_tells_nobody_that_the_clock_is_steady(
-    world: World, gap_s: int
-) -> None:
+async def test_a_pool_that_is_about_to_find_a_step_does_not_report_a_steady_clock(world: World, gap_s: int) -> None:
     tick_s(world, 0)
 
     assert tick_s(world, 20, gap_s=gap_s, ahead_s=600) == 0
@@ -179,7 +177,7 @@ async def test_a_pool_that_is_about_to_find_a_step_tells_nobody_that_the_clock_i
 
 
 @pytest.mark.parametrize("step_s", [120, -600])
-async def test_one_step_is_counted_once_however_many_pools_measure_it(
+async def test_a_step_is_counted_once_when_several_pools_measure_it(
     world: World, store: AsyncStore, step_s: float
 ) -> None:
     hosts = [Host(store, now=100.0 * number) for number in range(3)]
@@ -244,7 +242,7 @@ async def test_a_step_that_hides_in_a_slow_round_trip_is_counted_once(world: Wor
     assert abs(stepped_ms(world) - 3000) < 1000
 
 
-async def test_a_step_that_a_slow_answer_shows_is_measured_exactly(world: World, store: AsyncStore) -> None:
+async def test_a_step_found_in_a_slow_reply_is_measured_exactly(world: World, store: AsyncStore) -> None:
     host = Host(store)
     await host.look()
 
@@ -328,7 +326,7 @@ def due_in(world: World) -> dict[str, float]:
     return {id.decode(): score for id, score in world.redis.zrange("rq:scheduled:default", 0, -1, withscores=True)}
 
 
-async def test_a_delay_that_a_step_forward_made_due_waits_on(world: World, store: AsyncStore) -> None:
+async def test_a_delay_that_a_step_forward_made_due_keeps_waiting(world: World, store: AsyncStore) -> None:
     host = Host(store)
     await host.look()
     world.add("a", delay_s=500)
@@ -353,7 +351,7 @@ def steps_unnoticed(world: World, host: Host, step_s: float) -> None:
 
 
 @pytest.mark.parametrize("step_s", [120, 3600, -600])
-async def test_what_is_scheduled_after_a_step_and_before_it_is_noticed_is_right_already(
+async def test_tasks_scheduled_between_a_step_and_its_notice_need_no_correction(
     world: World, store: AsyncStore, step_s: float
 ) -> None:
     host, late = Host(store), Host(store, now=7.0)
@@ -422,7 +420,7 @@ async def test_a_pool_that_starts_between_a_step_and_its_notice_takes_no_delay_f
     assert world.run(scripts.promote("a", "default")) == "early"
 
 
-async def test_a_pool_that_starts_alone_soon_takes_over_what_became_due(world: World, store: AsyncStore) -> None:
+async def test_a_pool_that_starts_alone_soon_promotes_due_tasks(world: World, store: AsyncStore) -> None:
     await Host(store).look()
     age(world, H)
     host = Host(store)

@@ -1,4 +1,4 @@
-"""From the outbox to the receiver: who is told what, when it is tried again, what a dead supervisor leaves behind."""
+"""From the outbox to the receiver: who gets which event, retries, and deliveries of a dead supervisor."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ async def settled(hooks: Hooks, owner: str, status: str, attempts: int | None = 
 # --- what is told -----------------------------------------------------------------------------------------------------
 
 
-async def test_an_endpoint_is_told_of_an_end_with_a_signed_document(
+async def test_an_endpoint_gets_a_signed_document_when_a_task_ends(
     world: World, hooks: Hooks, server: Receiver
 ) -> None:
     webhook = hooks.create(server.url())
@@ -178,7 +178,7 @@ async def test_a_callback_is_signed_with_the_secret_of_callbacks(world: World, h
         ({"events": ["queued", "started"], "queues": ["mails"]}, ["b", "b"]),
     ],
 )
-async def test_an_endpoint_is_told_what_its_filters_let_through(
+async def test_an_endpoint_gets_only_events_that_match_its_filters(
     world: World, hooks: Hooks, server: Receiver, filters: dict[str, Any], told: list[str]
 ) -> None:
     hooks.create(server.url("/filtered"), **filters)
@@ -224,7 +224,7 @@ async def test_a_result_that_is_too_large_is_left_out(world: World, hooks: Hooks
     assert "result" not in sent.message["data"]
 
 
-async def test_what_cannot_be_read_in_the_outbox_holds_nothing_up(world: World, hooks: Hooks, server: Receiver) -> None:
+async def test_an_unreadable_outbox_entry_delays_no_other(world: World, hooks: Hooks, server: Receiver) -> None:
     hooks.create(server.url())
     world.redis.xadd(keys.WEBHOOKS_OUTBOX, {"event": "{no"})
     world.redis.xadd(keys.WEBHOOKS_OUTBOX, {"else": "1"})
@@ -264,7 +264,9 @@ async def test_a_failed_attempt_is_made_again_later_with_the_same_id_and_body(
     assert len({each.headers["webhook-signature"] for each in server.requests}) >= 1
 
 
-async def test_what_waits_goes_to_the_new_url_of_its_endpoint(world: World, hooks: Hooks, server: Receiver) -> None:
+async def test_a_waiting_delivery_goes_to_the_new_url_of_its_endpoint(
+    world: World, hooks: Hooks, server: Receiver
+) -> None:
     webhook = hooks.create(server.url("/old"))
     server.answers = [(500, {})]
     world.end("a")
@@ -322,7 +324,7 @@ async def test_after_its_last_attempt_a_delivery_is_dead_and_a_replay_brings_it_
         world.store.carry_out(delivery.replay("msg_none"))
 
 
-async def test_what_has_arrived_may_be_sent_again_by_hand(world: World, hooks: Hooks, server: Receiver) -> None:
+async def test_a_delivered_message_can_be_sent_again_by_hand(world: World, hooks: Hooks, server: Receiver) -> None:
     webhook = hooks.create(server.url())
     world.end("a")
 
@@ -334,7 +336,7 @@ async def test_what_has_arrived_may_be_sent_again_by_hand(world: World, hooks: H
     assert (first.id, first.body) == (second.id, second.body)
 
 
-async def test_what_is_to_be_sent_at_once_is_replayed_without_a_trace(
+async def test_a_replay_of_a_delivery_that_is_due_changes_only_the_audit_log(
     world: World, hooks: Hooks, server: Receiver
 ) -> None:
     webhook = hooks.create(server.url())
@@ -352,9 +354,7 @@ async def test_what_is_to_be_sent_at_once_is_replayed_without_a_trace(
     assert (audited.entry.what, audited.entry.about, audited.entry.key) == ("delivery.replayed", trial.id, "k")
 
 
-async def test_an_endpoint_that_is_gone_is_disabled_and_told_no_more(
-    world: World, hooks: Hooks, server: Receiver
-) -> None:
+async def test_an_endpoint_that_answers_410_is_disabled(world: World, hooks: Hooks, server: Receiver) -> None:
     webhook = hooks.create(server.url())
     server.answers = [(410, {})]
     world.end("a")
@@ -375,7 +375,9 @@ async def test_an_endpoint_that_is_gone_is_disabled_and_told_no_more(
     assert len(server.requests) == 1
 
 
-async def test_a_callback_that_is_gone_ends_that_delivery_alone(world: World, hooks: Hooks, server: Receiver) -> None:
+async def test_a_callback_that_answers_410_ends_only_that_delivery(
+    world: World, hooks: Hooks, server: Receiver
+) -> None:
     server.answers = [(410, {})]
     world.end("a", callback_url=server.url())
 
@@ -424,7 +426,7 @@ async def test_an_endpoint_that_was_removed_leaves_nothing_behind(world: World, 
 # --- who hangs, who dies ----------------------------------------------------------------------------------------------
 
 
-async def test_an_endpoint_that_hangs_keeps_nobody_waiting(world: World, hooks: Hooks, server: Receiver) -> None:
+async def test_an_endpoint_that_hangs_delays_no_other(world: World, hooks: Hooks, server: Receiver) -> None:
     for number in range(3):
         hooks.create(server.url("/hang", host=f"127.0.0.{number + 1}"))
     hooks.create(server.url("/quick"), queues=["quick"])
@@ -457,7 +459,7 @@ async def test_a_lane_that_failed_is_tried_one_at_a_time(world: World, hooks: Ho
         server.release.set()
 
 
-async def test_what_a_dead_supervisor_was_sending_is_sent_by_another_with_the_same_id(
+async def test_another_supervisor_sends_what_a_dead_one_was_sending_with_the_same_id(
     world: World, hooks: Hooks, server: Receiver
 ) -> None:
     webhook = hooks.create(server.url("/hang"))
@@ -512,7 +514,7 @@ async def test_a_supervisor_that_ends_lets_an_attempt_end_in_its_grace(
     assert len(server.requests) == 1
 
 
-async def test_an_end_that_comes_from_one_whose_lease_is_lost_changes_nothing(
+async def test_a_supervisor_that_lost_the_lease_of_a_delivery_changes_nothing(
     world: World, hooks: Hooks, server: Receiver
 ) -> None:
     webhook = hooks.create(server.url())

@@ -1,4 +1,4 @@
-"""Sending a webhook: to the address that was checked and to no other, and over in time whatever the receiver does."""
+"""Sending a webhook: only to the address that was checked, and within its time whatever the receiver does."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def test_the_address_that_was_checked_is_the_one_it_goes_to(server: Receiv
 @pytest.mark.parametrize(
     "answers", [["127.0.0.1"], ["8.8.8.8", "127.0.0.1"], ["::ffff:127.0.0.1"], ["64:ff9b::7f00:1"], ["169.254.169.254"]]
 )
-async def test_a_name_that_leads_inside_is_not_followed(server: Receiver, answers: list[str]) -> None:
+async def test_a_name_of_a_private_address_is_not_followed(server: Receiver, answers: list[str]) -> None:
     with pytest.raises(NotSent, match="not allowed: its host resolves to an address that isn't public"):
         await send(server.url(host="hooks.example"), Allowed(), Names(answers))
 
@@ -81,7 +81,7 @@ async def test_a_name_that_leads_inside_is_not_followed(server: Receiver, answer
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "2130706433", "0x7f.1", "127.1", "[::ffff:127.0.0.1]", "localhost"])
-async def test_an_address_inside_is_not_sent_to_whatever_was_checked_before(server: Receiver, host: str) -> None:
+async def test_nothing_is_sent_to_a_private_address(server: Receiver, host: str) -> None:
     with pytest.raises(NotSent, match="not allowed"):
         await send(server.url(host=host), Allowed())
 
@@ -105,17 +105,17 @@ async def test_no_proxy_is_taken_from_the_environment(server: Receiver, monkeypa
 
 
 @pytest.mark.parametrize("path", ["/hang", "/trickle-head"])
-async def test_a_receiver_that_hangs_or_trickles_is_left(server: Receiver, path: str) -> None:
+async def test_a_receiver_that_hangs_or_trickles_times_out(server: Receiver, path: str) -> None:
     with pytest.raises(NotSent, match=r"no answer within 0\.3 s"):
         await send(server.url(path), answer_s=0.3)
 
 
 @pytest.mark.parametrize("path", ["/trickle-body", "/endless"])
-async def test_the_status_decides_whatever_becomes_of_the_body(server: Receiver, path: str) -> None:
+async def test_only_the_status_decides_when_the_body_hangs_or_never_ends(server: Receiver, path: str) -> None:
     assert await send(server.url(path)) == Answer(200)
 
 
-async def test_what_is_no_http_is_no_answer(server: Receiver) -> None:
+async def test_a_reply_that_is_not_http_is_no_answer(server: Receiver) -> None:
     with pytest.raises(NotSent, match="no answer: the connection was closed"):
         await send(server.url("/nonsense"))
 
@@ -126,7 +126,7 @@ async def test_the_next_address_has_its_chance_when_one_takes_no_connection(serv
     assert await send(server.url(host="hooks.example"), names=names) == Answer(200)
 
 
-async def test_an_error_of_the_network_tells_no_address() -> None:
+async def test_a_network_error_shows_no_address() -> None:
     with pytest.raises(NotSent, match=r"^can't connect: connection refused$"):
         await send("http://hooks.example:1/", Allowed(["hooks.example"]), Names(["127.0.0.1"]))
 
@@ -141,7 +141,7 @@ async def test_an_error_of_the_network_tells_no_address() -> None:
         ("https", None, "can't connect: connection reset by peer"),
     ],
 )
-async def test_what_went_wrong_is_told(scheme: str, answer: bytes | None, says: str) -> None:
+async def test_the_error_says_what_went_wrong(scheme: str, answer: bytes | None, says: str) -> None:
     def serve() -> None:
         connection, _ = listener.accept()
         with connection:
@@ -165,7 +165,7 @@ async def test_what_went_wrong_is_told(scheme: str, answer: bytes | None, says: 
     assert str(failed.value) == says
 
 
-async def test_a_connection_that_is_not_taken_in_time_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_that_is_not_accepted_in_time_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhook_dispatcher, "CONNECT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as stack:
         for _ in range(3):  # its queue is full: who comes next waits
@@ -209,7 +209,7 @@ async def test_a_certificate_is_checked_for_the_host_and_not_for_its_address(tmp
         assert [each.headers["host"] for each in server.requests] == [f"hooks.example:{server.port}"]
 
 
-async def test_a_receiver_that_takes_connections_and_says_nothing_is_left() -> None:
+async def test_a_receiver_that_accepts_connections_and_never_replies_times_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         with pytest.raises(NotSent, match=r"no answer within 0\.3 s"):
             await send(f"https://127.0.0.1:{mute.getsockname()[1]}/", answer_s=0.3)
@@ -220,7 +220,7 @@ async def test_a_receiver_that_takes_connections_and_says_nothing_is_left() -> N
             assert stream.read().startswith(b"\x16\x03")
 
 
-async def test_the_system_resolves_names_and_says_when_there_are_none() -> None:
+async def test_names_are_resolved_by_the_system() -> None:
     assert ip_address("127.0.0.1") in await Resolver().resolve("localhost", 80)
     with pytest.raises(OSError, match=r"."):
         await Resolver().resolve("nothing.invalid", 80)

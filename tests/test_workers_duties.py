@@ -1,4 +1,4 @@
-"""Standing duties and what waits for Redis: an outage is waited for, a fault is not waited for for ever."""
+"""Duties wait for Redis during an outage, and give up a step that keeps failing although Redis serves."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ async def test_a_step_that_redis_refuses_is_tried_until_it_works() -> None:
     assert 0 <= outage.over_for_s() < 60
 
 
-async def test_a_step_that_fails_although_redis_serves_is_given_up_and_said(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_step_that_fails_although_redis_serves_is_given_up_with_a_log_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     step, outage = Step(*[ReplyFault("WRONGTYPE")] * 50), Outage()
 
     await insist(step, outage)
@@ -49,7 +51,7 @@ async def test_a_step_that_fails_although_redis_serves_is_given_up_and_said(capl
     assert outage.over_for_s() > 0
 
 
-async def test_a_fault_that_passes_is_outlived() -> None:
+async def test_a_step_is_tried_again_after_faults_that_pass() -> None:
     step = Step(ReplyFault("WRONGTYPE"), RedisRefused("LOADING"), ReplyFault("WRONGTYPE"))
 
     await insist(step, Outage())

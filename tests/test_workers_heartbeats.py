@@ -1,4 +1,4 @@
-"""What a supervisor does on the answers to its heartbeats."""
+"""What a supervisor does on the replies to its heartbeats."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def test_a_stop_seen_by_a_heartbeat_has_the_grace_that_was_asked_for(world
     assert asked == [("a", (3600.5, Request.STOP)), ("b", (0, Request.STOP))]
 
 
-async def test_each_heartbeat_tells_of_the_sooner_of_two_stops(world: World, store: AsyncStore) -> None:
+async def test_each_heartbeat_applies_the_sooner_of_two_stops(world: World, store: AsyncStore) -> None:
     world.start("a")
     world.run(scripts.stop("a", grace_s=60, force=False))
     first = await beat(store, "a")
@@ -89,14 +89,16 @@ async def test_each_heartbeat_tells_of_the_sooner_of_two_stops(world: World, sto
 
 
 @pytest.mark.parametrize("grace_s", ["", "soon"])
-async def test_a_stop_that_says_no_grace_has_the_usual_one(world: World, store: AsyncStore, grace_s: str) -> None:
+async def test_a_stop_without_a_grace_has_the_default_one(world: World, store: AsyncStore, grace_s: str) -> None:
     world.start("a")
     world.redis.hset("rq:job:a", mapping={"stop_ms": 1, "stop_grace_s": grace_s})
 
     assert await beat(store, "a") == [("a", (DEFAULT_GRACE_S, Request.STOP))]
 
 
-async def test_the_others_are_left_ended_at_once_or_told_that_they_lost(world: World, store: AsyncStore) -> None:
+async def test_other_attempts_go_on_are_killed_or_learn_that_they_lost_their_lease(
+    world: World, store: AsyncStore
+) -> None:
     world.start("runs")
     world.start("forced")
     world.run(scripts.stop("forced", grace_s=5, force=True))
@@ -122,7 +124,7 @@ async def test_one_damaged_record_costs_no_other_task_its_lease(
     assert "the lease of task b can't be renewed" in caplog.text
 
 
-async def test_an_attempt_that_must_not_outlive_its_lease_is_killed_when_it_lost_it(
+async def test_an_attempt_that_must_not_outlive_its_lease_is_killed_when_it_has_lost_the_lease(
     world: World, store: AsyncStore
 ) -> None:
     world.start("runs")

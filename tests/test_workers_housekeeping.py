@@ -1,4 +1,4 @@
-"""One round of housekeeping on what others left undone; what doesn't apply is left alone."""
+"""One round of housekeeping: it finishes what dead processes left undone and changes nothing else."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def bench(redis_url: str) -> AsyncIterator[Bench]:
     await store.close()
 
 
-async def test_an_attempt_whose_lease_has_ended_runs_again_and_in_the_end_fails(bench: Bench) -> None:
+async def test_a_task_whose_lease_has_ended_runs_again_and_fails_after_the_most_crashes(bench: Bench) -> None:
     task = bench.pool.add_task("nothing")
 
     bench.claim("first", lease_ms=-1)
@@ -95,7 +95,7 @@ async def test_attempts_of_a_host_that_died_are_taken_back_in_batches(bench: Ben
     assert (queue.queued, queue.in_progress) == (3 * BATCH, 0)
 
 
-async def test_a_lease_that_holds_is_left_alone(bench: Bench) -> None:
+async def test_an_attempt_with_a_valid_lease_is_not_taken_back(bench: Bench) -> None:
     task = bench.pool.add_task("nothing")
     bench.claim()
 
@@ -147,7 +147,7 @@ async def test_a_task_that_was_not_started_in_time_is_canceled(bench: Bench, red
     assert (record.status, record.reason) == (TaskStatus.CANCELED, "expired")
 
 
-async def test_what_waits_for_an_ended_task_is_released(bench: Bench) -> None:
+async def test_tasks_that_wait_for_an_ended_task_are_released(bench: Bench) -> None:
     parent = bench.pool.add_task("nothing")
     children = [bench.pool.add_task("nothing", depends_on=[parent.id]) for _ in range(250)]
     word = bench.pool.store.run(finish(bench.claim(), TaskStatus.DONE, result=b"1"))
@@ -158,7 +158,7 @@ async def test_what_waits_for_an_ended_task_is_released(bench: Bench) -> None:
     assert {bench.status(child.id) for child in children} == {TaskStatus.QUEUED}
 
 
-async def test_a_record_whose_time_is_over_is_removed_with_its_traces(bench: Bench, redis: Redis) -> None:
+async def test_an_expired_record_is_removed_from_every_key(bench: Bench, redis: Redis) -> None:
     old = bench.pool.add_task("nothing", tags=["x"])
     bench.pool.store.run(finish(bench.claim(), TaskStatus.DONE, result=b"1"))
     redis.zadd("rq:finished:default", {old.id: 1})
@@ -170,7 +170,7 @@ async def test_a_record_whose_time_is_over_is_removed_with_its_traces(bench: Ben
     assert redis.zcard("rq:finished:default") == 0
 
 
-async def test_a_damaged_record_does_not_keep_the_rest_from_being_done(bench: Bench, redis: Redis) -> None:
+async def test_a_damaged_record_does_not_stop_the_rest_of_a_round(bench: Bench, redis: Redis) -> None:
     redis.set("rq:job:damaged", "not a hash")
     redis.sadd("rq:queues", "rq:queue:default")
     for registry in ("scheduled", "finished", "deferred"):
@@ -184,7 +184,7 @@ async def test_a_damaged_record_does_not_keep_the_rest_from_being_done(bench: Be
     assert bench.status(due.id) is TaskStatus.QUEUED
 
 
-async def test_unique_keys_that_nobody_holds_any_more_are_dropped(bench: Bench, redis: Redis) -> None:
+async def test_unique_keys_without_a_task_are_removed(bench: Bench, redis: Redis) -> None:
     deleted = bench.pool.add_task("nothing", unique_key="deleted")
     held = bench.pool.add_task("nothing", unique_key="held")
     redis.delete(f"rq:job:{deleted.id}")
@@ -214,7 +214,7 @@ async def test_a_round_costs_no_more_with_many_idle_queues(bench: Bench, redis: 
     assert many < few * 2
 
 
-async def test_what_is_due_in_a_queue_that_nobody_serves_is_found_among_many(bench: Bench, redis: Redis) -> None:
+async def test_due_tasks_are_found_in_one_of_many_queues_without_workers(bench: Bench, redis: Redis) -> None:
     redis.sadd("rq:queues", *[f"rq:queue:idle{n}" for n in range(1000)])
     task = bench.pool.add_task("nothing", queue="quiet", delay_s=3600)
     redis.zadd("rq:scheduled:quiet", {task.id: 1})

@@ -1,4 +1,4 @@
-"""`python -m taskpool_workers`: what is wrong is said in one line, before anything starts."""
+"""`python -m taskpool_workers`: a configuration error is reported in one line, before anything starts."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_flag_is_checked_like_its_variable() -> None:
     assert "--workers: '0' is not a whole number from 1" in error
 
 
-def test_a_task_file_that_is_not_there_is_named(redis_url: str, tmp_path: Path) -> None:
+def test_a_missing_task_file_is_named(redis_url: str, tmp_path: Path) -> None:
     status, error = run("--tasks", str(tmp_path / "missing.py"), TASKPOOL_REDIS_URL=redis_url)
 
     assert status == 2
@@ -71,7 +71,7 @@ def test_a_files_root_that_is_no_directory_is_named(name: str, reason: str, redi
     assert len(error.splitlines()) == 1
 
 
-def test_a_flag_goes_before_its_variable(redis_url: str, tmp_path: Path) -> None:
+def test_a_flag_takes_precedence_over_its_variable(redis_url: str, tmp_path: Path) -> None:
     with WorkerPool(redis_url, tmp_path / "log", "--queues", "elsewhere", queues="default") as workers:
         task = workers.pool.add_task("elsewhere", {"n": 1})
 

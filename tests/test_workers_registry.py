@@ -1,4 +1,4 @@
-"""What stands in RQ's registry of workers: entered once, renewed while they live, and gone when they have left."""
+"""RQ's registry of workers: a worker is added once, renewed while it lives, and removed when it has ended."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ def registered(redis: Redis) -> tuple[set[bytes], set[bytes]]:
     return redis.smembers("rq:workers"), redis.smembers("rq:workers:default")  # type: ignore[return-value]
 
 
-def test_a_worker_can_be_entered_again_when_the_answer_to_the_first_time_was_lost(
-    redis: Redis, worker: PoolWorker
-) -> None:
+def test_a_worker_can_be_registered_again_when_the_first_reply_was_lost(redis: Redis, worker: PoolWorker) -> None:
     registry = WorkerRegistry(redis)
     registry.add(worker)
 
@@ -48,7 +46,7 @@ def test_a_renewal_that_comes_too_late_does_not_bring_back_a_worker_that_left(re
     assert redis.hexists("rq:worker:pool.1", "death")
 
 
-def test_a_renewal_enters_a_worker_anew_that_redis_has_lost(redis: Redis, worker: PoolWorker) -> None:
+def test_a_renewal_registers_a_worker_again_that_redis_has_lost(redis: Redis, worker: PoolWorker) -> None:
     registry = WorkerRegistry(redis)
     registry.add(worker)
     redis.flushall()

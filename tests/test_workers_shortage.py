@@ -1,4 +1,4 @@
-"""What a process says and does when the host has run out of something."""
+"""How a process reacts when the host has run out of a resource."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from workers.shared_memory import SharedMemory
         (errno.EACCES, "Permission denied"),
     ],
 )
-def test_what_is_missing_is_said_with_what_to_do(number: int, says: str) -> None:
+def test_a_shortage_is_explained_with_what_to_do(number: int, says: str) -> None:
     assert says in process_group.explain(OSError(number, os.strerror(number)))
 
 
-def test_a_lack_is_found_behind_other_errors_and_a_read_that_would_block_is_none() -> None:
+def test_a_shortage_is_found_behind_other_errors_and_a_read_that_would_block_is_none() -> None:
     try:
         try:
             raise OSError(errno.EMFILE, "x")
@@ -69,7 +69,7 @@ def fill(limit: int) -> list[int]:
     return opened
 
 
-def test_a_process_leaves_before_it_can_open_nothing_more(low_limit: int) -> None:
+def test_a_process_leaves_before_it_runs_out_of_file_descriptors(low_limit: int) -> None:
     files = Files("w")
     was_short = files.are_short()
     opened = fill(low_limit)
@@ -81,7 +81,7 @@ def test_a_process_leaves_before_it_can_open_nothing_more(low_limit: int) -> Non
     assert (was_short, is_short, files.are_short()) == (False, True, False)
 
 
-def test_the_reserve_is_freed_once_for_a_lack_of_files_and_for_nothing_else(low_limit: int) -> None:
+def test_the_reserve_is_freed_once_and_only_for_a_lack_of_file_descriptors(low_limit: int) -> None:
     files = Files("w")
     opened = fill(low_limit)
 
@@ -96,7 +96,7 @@ def test_the_reserve_is_freed_once_for_a_lack_of_files_and_for_nothing_else(low_
     assert len(room) == process_group.RESERVED
 
 
-def test_a_fork_that_is_not_allowed_is_told_and_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fork_that_is_not_allowed_is_reported_and_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> int:
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 

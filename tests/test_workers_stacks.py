@@ -1,4 +1,4 @@
-"""The file in which a process says where its threads are."""
+"""The file into which a process dumps the stacks of its threads."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ def in_a_fork(number: int, times: int) -> str:
         return process_group.read_stacks(file)
 
 
-def test_nothing_is_written_unasked() -> None:
+def test_no_stacks_are_written_without_a_signal() -> None:
     assert in_a_fork(0, 1) == ""
 
 
-def test_a_process_that_is_asked_says_where_it_is_and_goes_on() -> None:
+def test_a_process_dumps_its_stacks_at_each_signal_and_goes_on() -> None:
     written = in_a_fork(process_group.STACKS_SIGNAL, 2)
 
     assert written.count("in in_a_fork") == 2
 
 
-def test_the_end_is_kept_of_what_is_too_long() -> None:
+def test_the_end_of_long_stacks_is_kept() -> None:
     written = in_a_fork(process_group.STACKS_SIGNAL, 100)
 
     assert process_group.MOST_STACK_BYTES - 100 < len(written) <= process_group.MOST_STACK_BYTES
     assert written.splitlines()[-1].lstrip().startswith("File")
 
 
-def test_a_fatal_error_is_told() -> None:
+def test_a_fatal_error_dumps_the_stacks() -> None:
     assert "Fatal Python error: Aborted" in in_a_fork(signal.SIGABRT, 1)

@@ -37,7 +37,7 @@ LOOK_S: Final = 1.0
 
 
 class ProcessPool:
-    """The processes of one pool. `registration` is told of each start and each end."""
+    """The processes of one pool. `registration` gets each start and each end."""
 
     def __init__(self, name: str, settings: Settings, registration: Registration) -> None:
         self._name, self._settings, self._registration = name, settings, registration

@@ -1,4 +1,4 @@
-"""What is told of an attempt that died or had to be killed: of what, after how long, its last words, where it stood."""
+"""The failure of an attempt that died or was killed: signal, duration, usage, last log lines and stacks."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def killed(workers: WorkerPool, note: Path, **options: Any) -> dict[str, Any]:
     return dict(record.failure)
 
 
-def test_the_dossier_of_a_crash_has_the_signal_the_usage_and_the_last_words(workers: WorkerPool, note: Path) -> None:
+def test_a_crash_report_has_the_signal_the_usage_and_the_last_lines(workers: WorkerPool, note: Path) -> None:
     record, failure = dead(workers, "SIGKILL", note)
 
     assert (record.status, record.crashes, failure["reason"]) == (TaskStatus.FAILED, 1, "crashed")
@@ -111,14 +111,14 @@ def test_the_dossier_of_a_crash_has_the_signal_the_usage_and_the_last_words(work
     assert record.history[0].error == record.error
 
 
-def test_a_process_that_leaves_has_an_exit_status(workers: WorkerPool, note: Path) -> None:
+def test_a_crash_report_of_a_process_that_exits_has_the_status(workers: WorkerPool, note: Path) -> None:
     _, failure = dead(workers, "leave", note)
 
     assert (failure["exit"], failure["exit_status"]) == ("exit status 7", 7)
     assert "signal" not in failure
 
 
-def test_a_fatal_error_says_where(workers: WorkerPool, note: Path) -> None:
+def test_a_crash_report_of_a_fatal_error_has_the_stacks(workers: WorkerPool, note: Path) -> None:
     _, failure = dead(workers, "SIGSEGV", note)
 
     assert failure["signal"] == "SIGSEGV"
@@ -126,7 +126,7 @@ def test_a_fatal_error_says_where(workers: WorkerPool, note: Path) -> None:
     assert "in die" in failure["stacks"]
 
 
-def test_only_the_words_of_the_last_attempt_are_told(workers: WorkerPool, note: Path) -> None:
+def test_a_crash_report_has_only_lines_of_its_own_attempt(workers: WorkerPool, note: Path) -> None:
     first, _ = dead(workers, "leave", note)
     workers.pool.retry_task(first.id)
     eventually(lambda: workers.pool.store.run(_length(first.id)) == 24)
@@ -139,7 +139,7 @@ def test_only_the_words_of_the_last_attempt_are_told(workers: WorkerPool, note: 
     assert all(line.startswith("attempt 2") for line in failure["log"])
 
 
-def test_a_task_that_has_to_be_stopped_by_force_says_where_it_was(workers: WorkerPool, note: Path) -> None:
+def test_a_task_that_must_be_killed_to_stop_has_its_stacks_in_the_failure(workers: WorkerPool, note: Path) -> None:
     failure = killed(workers, note)
 
     assert failure["reason"] == "stopped"
@@ -148,7 +148,7 @@ def test_a_task_that_has_to_be_stopped_by_force_says_where_it_was(workers: Worke
     assert "in beside" in failure["stacks"]
 
 
-def test_a_task_that_ignores_its_timeout_says_where_it_was(workers: WorkerPool, note: Path) -> None:
+def test_a_task_that_ignores_its_timeout_has_its_stacks_in_the_failure(workers: WorkerPool, note: Path) -> None:
     failure = killed(workers, note, timeout_s=1)
 
     assert failure["reason"] == "timeout"

@@ -1,4 +1,4 @@
-"""The memory in which the last lines of a process outlive it: a ring that is always readable."""
+"""The ring in shared memory that keeps the last log lines of a process after its end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_lines_are_read_by_attempt_in_their_order(memory: SharedMemory) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 100, 8192, 40_000])
-def test_the_newest_push_out_the_oldest(memory: SharedMemory, size: int) -> None:
+def test_the_newest_lines_overwrite_the_oldest(memory: SharedMemory, size: int) -> None:
     spool = memory.block(0).spool
     count = 3 * SPOOL_BYTES // size
 
@@ -45,7 +45,7 @@ def test_the_newest_push_out_the_oldest(memory: SharedMemory, size: int) -> None
     assert memory.block(0).runs() == []
 
 
-def test_a_line_that_is_far_too_long_is_left_out(memory: SharedMemory) -> None:
+def test_a_line_that_is_too_long_for_the_spool_is_not_kept(memory: SharedMemory) -> None:
     spool = memory.block(0).spool
     spool.keep(b"a1", 1, b"one")
 
@@ -54,7 +54,7 @@ def test_a_line_that_is_far_too_long_is_left_out(memory: SharedMemory) -> None:
     assert spool.lines() == {"a1": [(1, b"one")]}
 
 
-def test_a_block_that_is_cleared_has_none(memory: SharedMemory) -> None:
+def test_a_cleared_block_has_no_lines(memory: SharedMemory) -> None:
     memory.block(0).spool.keep(b"a1", 1, b"one")
 
     memory.block(0).clear()

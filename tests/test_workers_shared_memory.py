@@ -1,4 +1,4 @@
-"""The shared memory: what one side writes the other reads, whole, and a request hits only the run it was made for."""
+"""The shared memory: readers see whole runs, and a request reaches only the run it was made for."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_run_is_read_as_it_was_written(memory: SharedMemory) -> None:
     assert memory.block(2).runs() == []
 
 
-def test_ending_and_idle_are_told_apart(memory: SharedMemory) -> None:
+def test_ending_and_idle_lanes_are_distinguished(memory: SharedMemory) -> None:
     block = memory.block(0)
     lane = block.lane(0)
     lane.begin("a", "b", "c", 1, 0)
@@ -90,7 +90,7 @@ def test_a_cleared_block_is_as_new_and_leaves_its_neighbours(memory: SharedMemor
     assert [memory.block(index).head.drain for index in range(3)] == [1, 0, 1]
 
 
-def test_names_that_only_a_plain_producer_can_give_are_cut(memory: SharedMemory) -> None:
+def test_names_that_are_too_long_are_cut(memory: SharedMemory) -> None:
     block = memory.block(2)
 
     block.lane(1).begin("i" * 1000, "a" * 64, "q" * 1000, 1, 0)
@@ -118,7 +118,7 @@ def test_a_reader_never_sees_half_a_run(memory: SharedMemory) -> None:
     assert torn == []
 
 
-def test_a_lease_lasts_until_its_last_renewal_says_and_a_renewal_is_of_one_run_alone(memory: SharedMemory) -> None:
+def test_a_lease_lasts_until_its_last_renewal_and_a_renewal_is_for_one_run_only(memory: SharedMemory) -> None:
     block = memory.block(0)
     lane = block.lane(1)
     lane.begin("a", "1", "default", 5.0, 60.0, 100.0)
@@ -134,7 +134,7 @@ def test_a_lease_lasts_until_its_last_renewal_says_and_a_renewal_is_of_one_run_a
     assert block.runs()[0].safe_until == 103.0
 
 
-def test_a_lane_whose_attempt_may_outlive_its_lease_shows_no_end_of_it(memory: SharedMemory) -> None:
+def test_a_lane_shows_no_lease_end_of_an_attempt_that_may_outlive_its_lease(memory: SharedMemory) -> None:
     block = memory.block(0)
     block.lane(1).begin("a", "1", "default", 5.0, 60.0)
 

@@ -1,4 +1,4 @@
-"""When a process group is gone: the moment nothing of it lives, whoever collects what is left."""
+"""Process groups: when one is gone, how processes ended, and how whole families are killed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support import eventually, is_running
 from workers import process_group
 
 
-def test_a_group_lives_as_long_as_a_process_of_it_whoever_led_it() -> None:
+def test_a_group_is_alive_while_any_of_its_processes_is() -> None:
     command = ["sh", "-c", "sleep 60 & echo $!"]
     leader = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, text=True)
     assert leader.stdout is not None
@@ -26,7 +26,7 @@ def test_a_group_lives_as_long_as_a_process_of_it_whoever_led_it() -> None:
     eventually(lambda: not psutil.pid_exists(sleeper) or psutil.Process(sleeper).status() == psutil.STATUS_ZOMBIE)
 
 
-def test_a_zombie_that_nobody_collects_is_not_alive() -> None:
+def test_a_group_of_zombies_is_not_alive() -> None:
     zombie = subprocess.Popen(["true"], start_new_session=True)
     eventually(lambda: psutil.Process(zombie.pid).status() == psutil.STATUS_ZOMBIE)
 
@@ -43,7 +43,7 @@ def dead(*command: str) -> subprocess.Popen[bytes]:
     return process
 
 
-def test_how_a_process_ended_is_known_before_its_parent_collects_it() -> None:
+def test_the_exit_status_of_a_zombie_is_known() -> None:
     killed, failed, fine = dead("sh", "-c", "kill -9 $$"), dead("sh", "-c", "exit 3"), dead("true")
 
     found = [process_group.exit_status(process.pid) for process in (killed, failed, fine)]
@@ -54,7 +54,7 @@ def test_how_a_process_ended_is_known_before_its_parent_collects_it() -> None:
     assert process_group.exit_status(killed.pid) is None
 
 
-def test_a_stopped_process_is_told_from_one_that_runs() -> None:
+def test_a_stopped_process_is_distinguished_from_one_that_runs() -> None:
     process = subprocess.Popen(["sleep", "60"])
 
     before = process_group.is_stopped(process.pid)
@@ -67,7 +67,7 @@ def test_a_stopped_process_is_told_from_one_that_runs() -> None:
     assert not process_group.is_stopped(process.pid)
 
 
-def test_a_family_is_killed_with_what_left_its_group() -> None:
+def test_a_family_is_killed_with_processes_that_left_its_group() -> None:
     leader = subprocess.Popen(
         ["sh", "-c", "setsid sleep 60 & echo $!; sleep 60"], start_new_session=True, stdout=subprocess.PIPE, text=True
     )
@@ -82,7 +82,7 @@ def test_a_family_is_killed_with_what_left_its_group() -> None:
     eventually(lambda: not is_running(apart))
 
 
-def test_orphans_of_a_frozen_process_are_ended_and_its_other_children_spared() -> None:
+def test_orphans_of_a_frozen_process_are_killed_and_its_other_children_spared() -> None:
     parent = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; sleep 61 & echo $!; wait"], stdout=subprocess.PIPE)
     assert parent.stdout is not None
     orphan, spared = int(parent.stdout.readline()), int(parent.stdout.readline())
