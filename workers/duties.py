@@ -141,7 +141,8 @@ async def repeat(
             await asyncio.sleep(FAULT_RETRY_S)
         else:
             with suppress(TimeoutError):
-                await asyncio.wait_for(wake.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await wake.wait()
 
 
 async def insist(step: Callable[[], Awaitable[object]], outage: Outage) -> None:
