@@ -26,37 +26,37 @@ async def pool(redis_url: str) -> AsyncIterator[AsyncTaskPool]:
 
 
 @pytest.fixture
-async def told(redis_url: str) -> AsyncIterator[asyncio.Queue[float]]:
-    """The seconds that a supervisor is told."""
-    told: asyncio.Queue[float] = asyncio.Queue()
-    channel = CommandChannel(redis_url, lambda worker, command: None, told.put_nowait)
+async def published(redis_url: str) -> AsyncIterator[asyncio.Queue[float]]:
+    """The seconds until due tasks, as a supervisor receives them."""
+    published: asyncio.Queue[float] = asyncio.Queue()
+    channel = CommandChannel(redis_url, lambda worker, command: None, published.put_nowait)
     channel.listen_to(frozenset())
     await channel.step()
-    yield told
+    yield published
     channel.close()
 
 
-async def next_of(told: asyncio.Queue[float]) -> float:
-    return await asyncio.wait_for(told.get(), 30)
+async def next_of(published: asyncio.Queue[float]) -> float:
+    return await asyncio.wait_for(published.get(), 30)
 
 
-async def test_only_a_short_delay_is_published(pool: AsyncTaskPool, told: asyncio.Queue[float]) -> None:
+async def test_only_a_short_delay_is_published(pool: AsyncTaskPool, published: asyncio.Queue[float]) -> None:
     await pool.add_tasks([LATER, TaskSpec(type="echo", payload={"message": 1}, delay_s=0.25)])
 
-    assert await next_of(told) == 0.25
-    assert told.empty()
+    assert await next_of(published) == 0.25
+    assert published.empty()
 
 
-async def test_a_time_is_published_too(pool: AsyncTaskPool, told: asyncio.Queue[float]) -> None:
+async def test_a_time_is_published_too(pool: AsyncTaskPool, published: asyncio.Queue[float]) -> None:
     soon = datetime.now(UTC) + timedelta(seconds=0.9)
 
     record = await pool.add_task("echo", {"message": 1}, run_at=soon)
 
     assert record.status is TaskStatus.SCHEDULED
-    assert 0 < await next_of(told) <= SOON_MS / 1000
+    assert 0 < await next_of(published) <= SOON_MS / 1000
 
 
-async def test_a_retry_is_published(pool: AsyncTaskPool, told: asyncio.Queue[float]) -> None:
+async def test_a_retry_is_published(pool: AsyncTaskPool, published: asyncio.Queue[float]) -> None:
     await pool.add_task("echo", {"message": 1})
     running = await pool.run_task(["default"], worker="w", attempt_id="a")
     assert running is not None
@@ -64,7 +64,7 @@ async def test_a_retry_is_published(pool: AsyncTaskPool, told: asyncio.Queue[flo
     outcome = Outcome(TaskStatus.SCHEDULED, error="x", failure={"reason": "retry"}, delay_s=0.2)
     await pool.update_status(running, outcome)
 
-    assert await next_of(told) == 0.2
+    assert await next_of(published) == 0.2
 
 
 async def test_housekeeping_wakes_for_the_first_due_task(redis_url: str) -> None:

@@ -117,7 +117,7 @@ async def settled(hooks: Hooks, owner: str, status: str, attempts: int | None = 
     return found
 
 
-# --- what is told -----------------------------------------------------------------------------------------------------
+# --- what is sent -----------------------------------------------------------------------------------------------------
 
 
 async def test_an_endpoint_gets_a_signed_document_when_a_task_ends(
@@ -163,7 +163,7 @@ async def test_a_callback_is_signed_with_the_secret_of_callbacks(world: World, h
 
 
 @pytest.mark.parametrize(
-    ("filters", "told"),
+    ("filters", "sent"),
     [
         ({}, ["a", "b", "c"]),
         ({"types": ["work"]}, ["a", "c"]),
@@ -179,7 +179,7 @@ async def test_a_callback_is_signed_with_the_secret_of_callbacks(world: World, h
     ],
 )
 async def test_an_endpoint_gets_only_events_that_match_its_filters(
-    world: World, hooks: Hooks, server: Receiver, filters: dict[str, Any], told: list[str]
+    world: World, hooks: Hooks, server: Receiver, filters: dict[str, Any], sent: list[str]
 ) -> None:
     hooks.create(server.url("/filtered"), **filters)
     hooks.create(server.url("/last"))
@@ -188,10 +188,10 @@ async def test_an_endpoint_gets_only_events_that_match_its_filters(
     world.end("b", tags=["z"], queue="mails", type="other")
     world.end("c", S.FAILED)
     async with supervisor(world):
-        await until(lambda: len(server.at("/last")) == 3 and len(server.at("/filtered")) >= len(told))
-        await until(lambda: hooks.counted("delivered") == 3 + len(told))
+        await until(lambda: len(server.at("/last")) == 3 and len(server.at("/filtered")) >= len(sent))
+        await until(lambda: hooks.counted("delivered") == 3 + len(sent))
 
-    assert sorted(each.message["subject"] for each in server.at("/filtered")) == told
+    assert sorted(each.message["subject"] for each in server.at("/filtered")) == sent
 
 
 async def test_an_endpoint_of_a_project_sees_that_projects_tasks_alone(

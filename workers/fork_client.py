@@ -57,7 +57,7 @@ class ForkRefused(Exception):
 class Ending(msgspec.Struct, frozen=True):
     """How a worker process ended.
 
-    `status` is its wait status (None: only the fork server could have told), `usage` what it used (`max_rss_bytes`,
+    `status` is its wait status (None: unknown), `usage` what it used (`max_rss_bytes`,
     `user_s`, `system_s`), `stacks` the dump of its threads, if there is one, and `output` what stood unread in its
     pipes, by stream. `cause` is the reason when the process itself wasn't.
     """

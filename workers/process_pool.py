@@ -2,7 +2,7 @@
 
 The pool keeps as many processes as wanted: each is replaced when it ends, more and more slowly while they die at
 start-up. A fork server that dies or falls silent is replaced too, and a reload starts one that loads the task modules
-anew. The processes of the previous fork server finish their tasks.
+again. The processes of the previous fork server finish their tasks.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ class ProcessPool:
     def _forget(self, client: ForkClient, *, has_orphans: bool) -> None:
         """After the end of a fork server: its blocks are free, and this process has adopted what it left."""
         self._fork_clients.discard(client)
-        if has_orphans and not self._fork_servers_starting:  # one that starts can't be told from an orphan
+        if has_orphans and not self._fork_servers_starting:  # one that starts looks like an orphan
             process_group.end_children(spare={each.pid for each in self._fork_clients})
         self._free += self._withheld.pop(client, [])
         self.changed.set()
@@ -220,7 +220,7 @@ class ProcessPool:
     # --- reload -------------------------------------------------------------------------------------------------------
 
     async def reload_on_changes(self) -> None:
-        """Loads the task modules anew after each change of a Python file in their folders; never returns. After an
+        """Loads the task modules again after each change of a Python file in their folders; never returns. After an
         error the old workers stay."""
         while True:
             folders = self._folders()

@@ -90,8 +90,8 @@ def running_of(
 
 def give_back_unseen(worker: str, known: Container[str]) -> Plan[None]:
     """Gives back what Redis shows with the worker, except the `known` attempts (by id): it never saw their claims."""
-    (held,) = yield (attempts_held_in_redis(worker),)
-    unseen = [(id, attempt_id) for id, attempt_id in held if attempt_id not in known]
+    (attempts,) = yield (attempts_held_in_redis(worker),)
+    unseen = [(id, attempt_id) for id, attempt_id in attempts if attempt_id not in known]
     if unseen:
         yield from give_back(unseen, worker)
 

@@ -190,7 +190,7 @@ class RedisClock:
         )
         self._steady_since, self._steady_ms, self._cursors = now, 0, {}
         log.warning(
-            "Redis's clock was set %s by %.1f s: leases begin anew%s",
+            "Redis's clock was set %s by %.1f s: every attempt gets a new lease%s",
             "forward" if step_ms > 0 else "back", abs(step_ms) / 1000, "" if is_new else ", as another pool noted",
         )  # fmt: skip
         self._on_step()

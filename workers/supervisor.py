@@ -120,7 +120,7 @@ class Supervisor:
         start("housekeeping", self._housekeeping.step, self._housekeeping.wake)
         start("webhooks", self._webhooks.step, self._webhooks.wake)
         start("RQ maintenance", self._rq_maintenance.step)
-        start("forgetting dead workers", self._clean_registry)
+        start("removing dead workers", self._clean_registry)
         return start("heartbeats", self._send_heartbeats, self._wake_heartbeats)
 
     async def _send_heartbeats(self) -> float:
