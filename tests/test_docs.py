@@ -50,3 +50,27 @@ def test_the_index_links_to_every_page() -> None:
     missing = [page.name for page in DOCS.glob("*.md") if page.name != "README.md" and f"]({page.name})" not in index]
 
     assert missing == []
+
+
+def test_the_tree_is_the_real_one() -> None:
+    root = DOCS.parent
+    (block,) = re.findall(r"^```text\n(taskpool/ .*?)^```", INTERNALS, re.MULTILINE | re.DOTALL)
+    shown: dict[str, set[str]] = {}
+    folder = ""
+    for line in block.splitlines():
+        name = line.split()[0]
+        if line.startswith("  "):
+            shown[folder].add(name)
+        else:
+            folder = name
+            shown[folder] = set()
+
+    real = {
+        f"{folder}/": {
+            path.name + ("/" if path.is_dir() else "")
+            for path in (root / folder).iterdir()
+            if not path.name.startswith("__") and (path.is_dir() or path.suffix == ".py")
+        }
+        for folder in ("taskpool", "workers", "api")
+    }
+    assert shown == real
