@@ -1,8 +1,7 @@
-"""Payload types: from Python annotations to a JSON Schema and to a strict, fast conversion of JSON values.
+"""Makes the JSON Schema of a payload type, and the function that converts JSON values to it.
 
-Whatever the published schema accepts, the conversion accepts too; the conversion may know more (a pattern
-of a date, a validator of the user's). msgspec does both; pydantic models are handed to pydantic, which is
-touched only when a user's class is one of its own.
+A payload that the conversion accepts fits the schema. The conversion may check more than the schema says: the format of
+a date, a validator of the user's.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from typing import Any, Final
 import msgspec
 
 from taskpool.errors import ConfigurationError
-from taskpool.tasks.payload.custom import REFS, completed, decode_custom, pydantic_schema, refuse_lossy, schema_of
 from taskpool.tasks.payload.encode import is_pydantic, strict_json_value
 from taskpool.tasks.payload.faults import NotJson, invalid_payload
+from taskpool.tasks.payload.handlers import REFS, completed, convert, pydantic_schema, refuse_misread, schema_of
 from taskpool.tasks.payload.secret_fields import SecretFields
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -41,7 +40,7 @@ class PayloadField:
 def payload_struct(
     name: str, fields: Sequence[PayloadField], *, is_open: bool = False, namespace: Mapping[str, Any] | None = None
 ) -> type[msgspec.Struct]:
-    """A struct type with these fields; unknown ones are refused unless it `is_open`.
+    """A struct type with these fields. It refuses unknown fields unless it `is_open`.
 
     Raises: ConfigurationError for a default that isn't JSON and for a name or annotation msgspec can't hold.
     """
@@ -58,15 +57,15 @@ def payload_struct(
 
 
 def json_schema(type_: Any, *, title: str, defaults: Sequence[PayloadField] = ()) -> dict[str, Any]:
-    """The self-contained JSON Schema 2020-12 document of a payload type, with the `defaults` shown that aren't secret.
+    """The JSON Schema 2020-12 document of a payload type, with those of the `defaults` that aren't secret.
 
     Raises: ConfigurationError for a type that has no JSON form and for a default that isn't JSON.
     """
     if is_pydantic(type_):
-        document = pydantic_schema(type_, REFS)
+        document = pydantic_schema(type_.model_json_schema, REFS)
     else:
         root, definitions = schema_of(type_)
-        refuse_lossy(type_)
+        refuse_misread(type_)
         document = {**root, "$defs": definitions}
     document = {"$schema": DIALECT, **_root_inlined(document), "title": title}
     for field in defaults:
@@ -81,25 +80,23 @@ def json_schema(type_: Any, *, title: str, defaults: Sequence[PayloadField] = ()
 
 
 def converter(type_: Any, *, task: str) -> Callable[[Any], Any]:
-    """The function that turns a JSON value into `type_`, strictly: "80" is no integer.
+    """The function that converts a JSON value to `type_`, strictly: "80" isn't an integer.
 
-    It raises InvalidPayload, with a JSON Pointer into the submitted document for each fault.
+    It raises InvalidPayload, with the JSON Pointer of each fault in the submitted document.
     """
-    if is_pydantic(type_):
-        return partial(_convert_with_pydantic, type_, task)
-    convert = completed(partial(msgspec.convert, type=type_, strict=True, str_keys=True, dec_hook=decode_custom), type_)
+    read = completed(partial(convert, type_=type_), type_)
 
     def convert_payload(payload: Any) -> Any:
         try:
-            return convert(payload)
-        except UnicodeEncodeError as error:  # half a surrogate pair in a key: JSON text can spell it
+            return read(payload)
+        except UnicodeEncodeError as error:  # half a surrogate pair in a key, which JSON text can contain
             raise invalid_payload(task, error) from None
         except msgspec.ValidationError as error:
             fault = error
-        # JSON Schema knows one kind of number: to it 5.0 is an integer, and the API has let it pass.
+        # JSON Schema has one kind of number: 5.0 is an integer, and the API has accepted it.
         if "got `float`" in str(fault):
             try:
-                return convert(_with_integers(payload))
+                return read(_with_integers(payload))
             except msgspec.ValidationError as error:
                 fault = error
         raise invalid_payload(task, fault, type_) from None
@@ -115,11 +112,11 @@ def _default(field: PayloadField) -> Any:
         return field.default
     try:
         copy.deepcopy(field.default)
-    except Exception as error:  # of the user's own class, or of one that can't be copied
+    except Exception as error:  # the user's own class may raise anything
         raise ConfigurationError(
             f"the default of {field.name!r} can't be copied for each task: {error}; use None and set it in the task"
         ) from error
-    # Each payload gets its own copy: Python's shared mutable default would leak from one task into the next.
+    # Each payload gets its own copy: a shared mutable default would leak from one task into the next.
     return msgspec.field(default_factory=partial(copy.deepcopy, field.default))
 
 
@@ -133,7 +130,7 @@ def _as_json(field: PayloadField) -> Any:
 
 
 def _root_inlined(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with its first definition at the root, where forms and people look for `properties`."""
+    """The document with the definition that its root refers to at the root: forms look for `properties` there."""
     definitions = dict(document.get("$defs", {}))
     name = document.get("$ref", "").removeprefix(REFS)
     root = {key: value for key, value in document.items() if key not in {"$defs", "$ref"}}
@@ -143,16 +140,6 @@ def _root_inlined(document: dict[str, Any]) -> dict[str, Any]:
         if not is_recursive:
             del definitions[name]
     return {**root, "$defs": definitions} if definitions else root
-
-
-def _convert_with_pydantic(model: Any, task: str, payload: Any) -> Any:
-    from pydantic import ValidationError
-
-    try:
-        # As JSON, because a strict model takes a date from a JSON string and refuses it from a Python one.
-        return model.model_validate_json(msgspec.json.encode(payload))
-    except (ValidationError, UnicodeEncodeError) as error:
-        raise invalid_payload(task, error) from None
 
 
 def _with_integers(value: Any) -> Any:

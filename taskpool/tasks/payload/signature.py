@@ -17,7 +17,7 @@ import msgspec
 
 from taskpool.errors import ConfigurationError, FieldError, InvalidPayload
 from taskpool.tasks.context import TaskContext
-from taskpool.tasks.payload.annotations import adapted
+from taskpool.tasks.payload.annotations import adapted, hints_of
 from taskpool.tasks.payload.encode import strict_json_value
 from taskpool.tasks.payload.faults import PAYLOAD, invalid_payload_of, pointer
 from taskpool.tasks.payload.schema import REQUIRED, PayloadField, converter, json_schema, payload_struct
@@ -148,12 +148,8 @@ def _hints(function: Callable[..., Any], parameters: list[inspect.Parameter]) ->
             hints[parameter.name] = Any
             continue
         holder = SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
-        try:
-            hints |= typing.get_type_hints(holder, globalns=names, include_extras=True)
-        except (NameError, AttributeError, TypeError, SyntaxError) as error:
-            raise ConfigurationError(
-                f"the annotation of {parameter.name!r}, {parameter.annotation!r}, can't be resolved: {error}"
-            ) from error
+        what = f"the annotation of {parameter.name!r}, {parameter.annotation!r},"
+        hints |= hints_of(holder, what, names)
     return {name: adapted(hint) for name, hint in hints.items()}
 
 
@@ -228,10 +224,7 @@ def _is_plain_class(payload: Any) -> bool:
 
 def _class_fields(payload: type) -> list[PayloadField]:
     """Annotated attributes, and public values without an annotation, which may be any JSON."""
-    try:
-        hints = typing.get_type_hints(payload, include_extras=True)
-    except (NameError, AttributeError, TypeError, SyntaxError) as error:
-        raise ConfigurationError(f"the annotations of {payload.__name__} can't be resolved: {error}") from error
+    hints = hints_of(payload, f"the annotations of {payload.__name__}")
     values: Mapping[str, Any] = {
         key: value for base in reversed(payload.__mro__[:-1]) for key, value in vars(base).items()
     }
