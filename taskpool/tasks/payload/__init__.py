@@ -1,3 +1,3 @@
-"""What a payload may be: from a task's signature, to its schema, to what is wrong with one."""
+"""Payload types: from annotations to a JSON Schema, to the conversion of payloads, to the faults of a payload."""
 
 from __future__ import annotations

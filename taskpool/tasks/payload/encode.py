@@ -1,9 +1,9 @@
-"""Pydantic models and secrets, known by what they do: pydantic is imported only by its users.
-
-From the values that users hand over (payloads, defaults, results) to JSON.
+"""Encodes the values that users pass (payloads, defaults, results) as JSON.
 
 Almost all values take the fast path: msgspec encodes them, and a few scans of its output prove that nothing was lost.
-Every other value is walked in Python (`_Walk`). The walk accepts more types, and it knows the place of each fault.
+Other values are walked in Python (`_Walk`). The walk accepts more types and knows the place of each fault.
+
+Pydantic is imported only by its users, so its types are recognized by their methods.
 """
 
 from __future__ import annotations
@@ -24,134 +24,14 @@ from msgspec import NODEFAULT, UNSET
 from taskpool.tasks.payload.faults import NotJson, Steps
 from taskpool.text import is_deeper_than, is_plain_and_finite, may_hide_nan
 
-_MAY_BE_NAN: Final = ("None", "NaN", "Infinity")
-"""What pydantic writes for a number that is NaN or infinite: null for a float, a text for a Decimal."""
-
-
-def is_pydantic(type_: Any) -> bool:
-    """A pydantic model, known by what it does: pydantic is imported only by its users."""
-    return isinstance(type_, type) and hasattr(type_, "model_validate_json") and hasattr(type_, "model_json_schema")
-
-
-def is_pydantic_secret(type_: Any) -> bool:
-    """pydantic's SecretStr or SecretBytes, known in the same way."""
-    return (
-        isinstance(type_, type)
-        and type_.__name__ in ("SecretStr", "SecretBytes")
-        and hasattr(type_, "get_secret_value")
-    )
-
-
-def is_of_pydantic(kind: type) -> bool:
-    """Another type that pydantic reads and writes: one of its own, such as a URL, or one made for it."""
-    return hasattr(kind, "__get_pydantic_core_schema__") or _package(kind) in ("pydantic", "pydantic_core")
-
-
-def _package(kind: type) -> str:
-    return str(kind.__module__).partition(".")[0]
-
-
-def written(value: Any) -> Any:
-    """A value of such a type as pydantic writes it."""
-    from pydantic import TypeAdapter
-    from pydantic_core import to_jsonable_python
-
-    if hasattr(type(value), "__get_pydantic_core_schema__"):
-        return TypeAdapter(type(value)).dump_python(value, mode="json")
-    return to_jsonable_python(value)
-
-
-def secret_from(type_: Any, text: str) -> Any:
-    """The secret that a text in JSON is."""
-    return type_(text.encode() if type_.__name__ == "SecretBytes" else text)
-
-
-def in_clear(secret: Any) -> Any:
-    """What a secret is in JSON. Raises: UnicodeDecodeError for bytes that aren't UTF-8."""
-    value = secret.get_secret_value()
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def dump(model: Any, *, for_input: bool) -> Any:
-    """A pydantic model as it writes itself: as a result, or as what its own validation reads."""
-    dumped = model.model_dump(mode="json", by_alias=True, round_trip=for_input)
-    if any(word in repr(dumped) for word in _MAY_BE_NAN):
-        _refuse_nan(model.model_dump(by_alias=True), ())
-    return _as_read(model, dumped) if for_input else dumped
-
-
-def _refuse_nan(value: Any, steps: Steps) -> None:
-    if isinstance(value, float | Decimal):
-        refuse_infinite(value, steps)
-    elif isinstance(value, dict):
-        for key, each in value.items():
-            _refuse_nan(each, (*steps, str(key)))
-    elif isinstance(value, list | tuple):
-        for at, each in enumerate(value):
-            _refuse_nan(each, (*steps, at))
-
-
-def _as_read(value: Any, dumped: Any) -> Any:
-    """What pydantic wrote of `value`, with secrets in clear and under the names that validation reads."""
-    kind = type(value)
-    if is_of_pydantic(kind) and hasattr(kind, "get_secret_value"):
-        return in_clear(value)
-    if is_pydantic(kind):
-        if "root" in kind.model_fields and not isinstance(dumped, dict):
-            return _as_read(value.root, dumped)
-        return _model_as_read(value, dumped) if isinstance(dumped, dict) else dumped
-    if hasattr(kind, "__dataclass_fields__") and isinstance(dumped, dict):
-        return {name: _as_read(getattr(value, name, None), each) for name, each in dumped.items()}
-    if isinstance(value, dict) and isinstance(dumped, dict) and len(value) == len(dumped):
-        return {name: _as_read(each, dumped[name]) for name, each in zip(dumped, value.values(), strict=True)}
-    if isinstance(value, list | tuple) and isinstance(dumped, list) and len(value) == len(dumped):
-        return [_as_read(each, shown) for each, shown in zip(value, dumped, strict=True)]
-    return dumped
-
-
-def _model_as_read(model: Any, dumped: dict[str, Any]) -> dict[str, Any]:
-    read = dict(dumped)
-    for name, field in type(model).model_fields.items():
-        alias = field.serialization_alias or field.alias or name
-        if field.exclude:
-            _put(read, _steps_to(field, name), written(getattr(model, name)))
-        elif alias in dumped:
-            value = _as_read(getattr(model, name), read.pop(alias))
-            _put(read, _steps_to(field, name), value)
-    return read
-
-
-def _steps_to(field: Any, name: str) -> list[str]:
-    """Where validation reads a field: mostly one name, with an AliasPath several."""
-    alias = field.validation_alias or field.alias
-    choices = getattr(alias, "choices", [alias])  # of several names, the first one
-    for each in choices:
-        steps = [each] if isinstance(each, str) else list(getattr(each, "path", ()))
-        if steps and all(isinstance(step, str) for step in steps):
-            return steps
-    return [name]
-
-
-def _put(into: dict[str, Any], steps: list[str], value: Any) -> None:
-    for step in steps[:-1]:
-        into = into.setdefault(step, {})
-    into[steps[-1]] = value
-
-
-def refuse_infinite(value: float | Decimal, steps: Steps = ()) -> None:
-    """Raises: NotJson for NaN and infinities."""
-    if not (value.is_finite() if isinstance(value, Decimal) else math.isfinite(value)):
-        raise NotJson(steps, f"{value!s} is not JSON; use null or a text")
-
-
 DEEPEST: Final = 64
 """How many arrays and objects may be nested in one value."""
 SHALLOW_BYTES: Final = 2 * DEEPEST
 """JSON of this size has too few brackets to be too deep."""
 
 _encode: Final = msgspec.json.Encoder().encode
-_skip: Final = msgspec.json.Decoder(msgspec.Raw).decode
-"""Looks at the syntax alone, and makes no objects."""
+_check_json: Final = msgspec.json.Decoder(msgspec.Raw).decode
+"""Checks the syntax without creating objects."""
 
 
 def encode_value(value: Any) -> bytes:
@@ -166,24 +46,24 @@ def encode_value(value: Any) -> bytes:
         if (not may_hide_nan(encoded) and len(encoded) <= SHALLOW_BYTES) or is_faithful(value, encoded):
             _check_syntax(encoded)
             return encoded
-    except Exception:  # not only msgspec's: a time zone of the user's may raise anything
+    except Exception:  # not only msgspec's: a user's time zone may raise anything
         pass
     return _encode(_Walk(for_input=False).walk(value, ()))
 
 
 def json_value(value: Any) -> Any:
-    """A payload as JSON values, in the form that the schema of its type describes. It may still hold NaN:
-    call `is_faithful` with the payload as it was given.
+    """A payload as JSON values, in the form that the schema of its type describes. It may still contain NaN:
+    call `is_faithful` with the original payload.
 
-    Unlike a result it has what its type reads: secrets of pydantic in clear, no computed fields.
+    Unlike a result it has what its type reads: secrets of pydantic in clear text, no computed fields.
 
     Raises:
-        NotJson: as `encode_value`, but for NaN and infinities, which it may leave in.
+        NotJson: as `encode_value`, except for NaN and infinities.
     """
     try:
         return msgspec.to_builtins(value, str_keys=True)
     except Exception:  # as above
-        return _Walk(for_input=True).walk(value, ())
+        return strict_json_value(value)
 
 
 def strict_json_value(value: Any) -> Any:
@@ -203,14 +83,14 @@ def fault_in(payload: Any) -> NotJson | None:
 def is_faithful(value: Any, encoded: bytes) -> bool:
     """Whether `encoded`, which msgspec made of `value`, is known to be right: no lost NaN, and not too deep.
 
-    False means that the walk has to look, not that there is a fault.
+    False doesn't mean that there is a fault: only the walk can tell.
     """
     return not is_deeper_than(DEEPEST, encoded) and not (may_hide_nan(encoded) and not is_plain_and_finite(value))
 
 
 def _check_syntax(encoded: bytes) -> None:
-    """Only `msgspec.Raw`, which msgspec copies unseen, makes JSON that isn't valid. Raises: ValueError."""
-    _skip(encoded)
+    """Raise ValueError for invalid JSON. Only `msgspec.Raw`, which msgspec copies unread, makes it."""
+    _check_json(encoded)
     if not encoded.isascii():
         encoded.decode()
 
@@ -229,9 +109,7 @@ class _Walk:
             return value
         try:
             leaf = _LEAVES.get(kind) or next((_LEAVES[base] for base in kind.__mro__ if base in _LEAVES), None)
-            if leaf is not None:
-                return leaf(value)
-            return self._composite(value, steps)
+            return self._composite(value, steps) if leaf is None else leaf(value)
         except NotJson as error:
             raise error if error.pointer or not steps else NotJson(steps, error.detail) from None
         except Exception as error:  # users' own code: serializers, iterators, properties
@@ -250,22 +128,17 @@ class _Walk:
 
     def _members(self, value: Any, steps: Steps) -> Any:
         kind = type(value)
-        if isinstance(value, Enum):
-            return self._inside(value.value, steps)
-        if is_pydantic(kind):
-            return self._inside(self._dumped(value, steps), steps)
-        if is_pydantic_secret(kind):
-            return self._inside(in_clear(value) if self._for_input else str(value), steps)
-        if is_of_pydantic(kind):
-            return self._inside(written(value), steps)
-        if kind.__module__.partition(".")[0] == "numpy" and hasattr(value, "tolist"):
-            return self._inside(_of_numpy(value), steps)
-        if isinstance(value, msgspec.Struct) and type(value).__struct_config__.array_like:
-            tag = type(value).__struct_config__.tag
+        if (other := self._other_form(value, steps)) is not None:
+            # It is the same value, and no level of its own.
+            own = self._above.pop()
+            try:
+                return self.walk(other(), steps)
+            finally:
+                self._above.append(own)
+        if isinstance(value, msgspec.Struct) and kind.__struct_config__.array_like:
+            tag = kind.__struct_config__.tag
             items = [getattr(value, name) for name in value.__struct_fields__]
             return self._list(items if tag is None else [tag, *items], steps)
-        if isinstance(value, msgspec.Raw):
-            return self._inside(msgspec.json.decode(value), steps)
         if isinstance(value, Mapping):
             return self._object(value.items(), steps)
         if isinstance(value, Sequence | Set) and not isinstance(value, memoryview):
@@ -275,19 +148,28 @@ class _Walk:
             raise NotJson(steps, f"{_name(kind)} has no JSON form")
         return self._object(fields, steps)
 
+    def _other_form(self, value: Any, steps: Steps) -> Callable[[], Any] | None:
+        """Makes another value with the same JSON form; None for a value that is encoded by its members."""
+        kind = type(value)
+        if isinstance(value, Enum):
+            return lambda: value.value
+        if is_pydantic(kind):
+            return lambda: self._dumped(value, steps)
+        if is_pydantic_secret(kind):
+            return lambda: _in_clear(value) if self._for_input else str(value)
+        if is_of_pydantic(kind):
+            return lambda: _written(value)
+        if _package(kind) == "numpy" and hasattr(value, "tolist"):
+            return lambda: _of_numpy(value)
+        if isinstance(value, msgspec.Raw):
+            return lambda: msgspec.json.decode(value)
+        return None
+
     def _dumped(self, model: Any, steps: Steps) -> Any:
         try:
-            return dump(model, for_input=self._for_input)
+            return _dump(model, for_input=self._for_input)
         except NotJson as error:
             raise NotJson((*steps, *error.steps), error.detail) from None
-
-    def _inside(self, value: Any, steps: Steps) -> Any:
-        """Another form of the same value: it is no level of its own."""
-        own = self._above.pop()
-        try:
-            return self.walk(value, steps)
-        finally:
-            self._above.append(own)
 
     def _list(self, values: Any, steps: Steps) -> list[Any]:
         return [self.walk(each, (*steps, at)) for at, each in enumerate(values)]
@@ -309,19 +191,19 @@ class _Walk:
             raise NotJson(steps, f"a key, {_name(type(key))}: {error.detail}") from None
         if isinstance(plain, str):
             return plain
-        if isinstance(plain, bool) or plain is None or isinstance(plain, int | float):
+        if plain is None or isinstance(plain, bool | int | float):
             return _encode(plain).decode()
         raise NotJson(steps, f"a key is {_name(type(key))}; keys must be text or numbers")
 
 
-def _finite(value: float) -> float:
-    refuse_infinite(value)
-    return float(value)
+# --- values without members ----------------------------------------------------------------------------------
 
 
-def _decimal(value: Decimal) -> str:
-    refuse_infinite(value)
-    return Decimal.__str__(value)
+def _finite(value: Any) -> Any:
+    """Raises: NotJson for NaN and infinities."""
+    if not (value.is_finite() if isinstance(value, Decimal) else math.isfinite(value)):
+        raise NotJson((), f"{value!s} is not JSON; use null or a text")
+    return value
 
 
 def _str(value: str) -> str:
@@ -343,58 +225,67 @@ def _time(value: time) -> Any:
     return msgspec.to_builtins(plain)
 
 
-def _timedelta(value: timedelta) -> Any:
-    return msgspec.to_builtins(timedelta(value.days, value.seconds, value.microseconds))
+def _bytes(value: Any) -> Any:
+    return msgspec.to_builtins(bytes(value))
 
 
 _LEAVES: Final[dict[type, Callable[[Any], Any]]] = {
-    float: _finite,
+    float: lambda value: float(_finite(value)),
     int: int,
     str: _str,
-    Decimal: _decimal,
+    Decimal: lambda value: Decimal.__str__(_finite(value)),
     datetime: _datetime,
     date: lambda value: date(value.year, value.month, value.day).isoformat(),
     time: _time,
-    timedelta: _timedelta,
+    timedelta: lambda value: msgspec.to_builtins(timedelta(value.days, value.seconds, value.microseconds)),
     UUID: str,
     PurePath: lambda value: _str(str(value)),
-    bytes: lambda value: msgspec.to_builtins(bytes(value)),
-    bytearray: lambda value: msgspec.to_builtins(bytes(value)),
-    memoryview: lambda value: msgspec.to_builtins(bytes(value)),
+    bytes: _bytes,
+    bytearray: _bytes,
+    memoryview: _bytes,
 }
-"""By type, also for the types derived from it: what JSON has instead."""
+"""By type, also for subclasses, which msgspec doesn't encode: the JSON value."""
+
+
+def _of_numpy(value: Any) -> Any:
+    plain = value.tolist()
+    if type(plain) is type(value):  # a long double returns itself
+        return float(plain)
+    if plain is None:
+        raise NotJson((), "NaT is not JSON; use null or a text")
+    return plain
+
+
+# --- structs, dataclasses, attrs -----------------------------------------------------------------------------
 
 
 def _fields(value: Any) -> Iterator[tuple[str, Any]] | None:
     """The members of a struct, a dataclass or an attrs object, under the names that msgspec gives them."""
     if isinstance(value, msgspec.Struct):
         return _of_struct(value)
-    names = getattr(type(value), "__dataclass_fields__", None)
-    if names is not None:
-        names = [name for name, field in names.items() if field._field_type.name == "_FIELD"]
+    if (fields := getattr(type(value), "__dataclass_fields__", None)) is not None:
+        names = [name for name, field in fields.items() if field._field_type.name == "_FIELD"]
     elif (attributes := getattr(type(value), "__attrs_attrs__", None)) is not None:
         names = [attribute.name for attribute in attributes]
-    if names is None:
+    else:
         return None
     found = ((name, _attribute(value, name)) for name in names)
     return ((name, each) for name, each in found if each is not UNSET)
 
 
 def _attribute(value: Any, name: str) -> Any:
-    """The value of an instance's attribute; UNSET when the class alone has it."""
+    """The value of an instance's attribute; UNSET when only the class has it."""
     if name in getattr(value, "__dict__", ()):
         return value.__dict__[name]
     return getattr(value, name, UNSET) if isinstance(getattr(type(value), name, None), MemberDescriptorType) else UNSET
 
 
 def _of_struct(value: msgspec.Struct) -> Iterator[tuple[str, Any]]:
-    config = value.__struct_config__
+    config, names, defaults = value.__struct_config__, value.__struct_fields__, value.__struct_defaults__
     if config.tag is not None and config.tag_field is not None:
         yield config.tag_field, config.tag
-    defaults = (NODEFAULT,) * (
-        len(value.__struct_fields__) - len(value.__struct_defaults__)
-    ) + value.__struct_defaults__
-    for name, shown, default in zip(value.__struct_fields__, value.__struct_encode_fields__, defaults, strict=True):
+    defaults = (NODEFAULT,) * (len(names) - len(defaults)) + defaults
+    for name, shown, default in zip(names, value.__struct_encode_fields__, defaults, strict=True):
         each = getattr(value, name)
         if each is not UNSET and not (config.omit_defaults and _is_default(each, default)):
             yield shown, each
@@ -402,18 +293,121 @@ def _of_struct(value: msgspec.Struct) -> Iterator[tuple[str, Any]]:
 
 def _is_default(value: Any, default: Any) -> bool:
     factory = getattr(default, "factory", None)
-    if factory in (list, dict, set):
-        return type(value) is factory and not value
-    return value is default
+    return type(value) is factory and not value if factory in (list, dict, set) else value is default
 
 
-def _of_numpy(value: Any) -> Any:
-    plain = value.tolist()
-    if type(plain) is type(value):  # a long double gives itself
-        return float(plain)
-    if plain is None:
-        raise NotJson((), "NaT is not JSON; use null or a text")
-    return plain
+# --- pydantic ------------------------------------------------------------------------------------------------
+
+
+def is_pydantic(type_: Any) -> bool:
+    """Whether a type is a pydantic model."""
+    return isinstance(type_, type) and hasattr(type_, "model_validate_json") and hasattr(type_, "model_json_schema")
+
+
+def is_pydantic_secret(type_: Any) -> bool:
+    """Whether a type is pydantic's SecretStr or SecretBytes."""
+    is_named_so = isinstance(type_, type) and type_.__name__ in ("SecretStr", "SecretBytes")
+    return is_named_so and hasattr(type_, "get_secret_value")
+
+
+def is_of_pydantic(kind: type) -> bool:
+    """Whether pydantic reads and writes a type: one of its own, such as a URL, or one made for it."""
+    return hasattr(kind, "__get_pydantic_core_schema__") or _package(kind) in ("pydantic", "pydantic_core")
+
+
+def secret_from(type_: Any, text: str) -> Any:
+    """The secret of this type for a text in JSON."""
+    return type_(text.encode() if type_.__name__ == "SecretBytes" else text)
+
+
+def _in_clear(secret: Any) -> Any:
+    """The JSON value of a secret. Raises: UnicodeDecodeError for bytes that aren't UTF-8."""
+    value = secret.get_secret_value()
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _written(value: Any) -> Any:
+    """A value as pydantic writes it."""
+    from pydantic import TypeAdapter
+    from pydantic_core import to_jsonable_python
+
+    if hasattr(type(value), "__get_pydantic_core_schema__"):
+        return TypeAdapter(type(value)).dump_python(value, mode="json")
+    return to_jsonable_python(value)
+
+
+def _dump(model: Any, *, for_input: bool) -> Any:
+    """A pydantic model as it writes itself: as a result, or as what its own validation reads."""
+    dumped = model.model_dump(mode="json", by_alias=True, round_trip=for_input)
+    # Pydantic writes null for a float that is NaN or infinite, and a text for such a Decimal.
+    if any(word in repr(dumped) for word in ("None", "NaN", "Infinity")):
+        _refuse_nan(model.model_dump(by_alias=True), ())
+    return _as_read(model, dumped) if for_input else dumped
+
+
+def _refuse_nan(value: Any, steps: Steps) -> None:
+    if isinstance(value, float | Decimal):
+        try:
+            _finite(value)
+        except NotJson as error:
+            raise NotJson(steps, error.detail) from None
+    elif isinstance(value, dict | list | tuple):
+        for step, each in value.items() if isinstance(value, dict) else enumerate(value):
+            _refuse_nan(each, (*steps, str(step)))
+
+
+def _as_read(value: Any, dumped: Any) -> Any:
+    """What pydantic wrote for `value`, with secrets in clear text and under the names that validation reads."""
+    kind = type(value)
+    if is_of_pydantic(kind) and hasattr(kind, "get_secret_value"):
+        return _in_clear(value)
+    if is_pydantic(kind):
+        if "root" in kind.model_fields and not isinstance(dumped, dict):
+            return _as_read(value.root, dumped)
+        return _model_as_read(value, dumped) if isinstance(dumped, dict) else dumped
+    if isinstance(dumped, dict):
+        if hasattr(kind, "__dataclass_fields__"):
+            return {name: _as_read(getattr(value, name, None), each) for name, each in dumped.items()}
+        if isinstance(value, dict) and len(value) == len(dumped):
+            return {name: _as_read(each, dumped[name]) for name, each in zip(dumped, value.values(), strict=True)}
+    if isinstance(value, list | tuple) and isinstance(dumped, list) and len(value) == len(dumped):
+        return [_as_read(each, shown) for each, shown in zip(value, dumped, strict=True)]
+    return dumped
+
+
+def _model_as_read(model: Any, dumped: dict[str, Any]) -> dict[str, Any]:
+    read = dict(dumped)
+    for name, field in type(model).model_fields.items():
+        alias = field.serialization_alias or field.alias or name
+        if field.exclude:
+            value = _written(getattr(model, name))
+        elif alias in dumped:
+            value = _as_read(getattr(model, name), read.pop(alias))
+        else:
+            continue
+        into = read
+        *above, last = _steps_to(field, name)
+        for step in above:
+            into = into.setdefault(step, {})
+        into[last] = value
+    return read
+
+
+def _steps_to(field: Any, name: str) -> list[str]:
+    """Where validation reads a field: in general one name; several with an AliasPath."""
+    alias = field.validation_alias or field.alias
+    for each in getattr(alias, "choices", [alias]):  # of several names, the first one
+        steps = [each] if isinstance(each, str) else list(getattr(each, "path", ()))
+        if steps and all(isinstance(step, str) for step in steps):
+            return steps
+    return [name]
+
+
+# --- texts ---------------------------------------------------------------------------------------------------
+
+
+def _package(kind: type) -> str:
+    return str(kind.__module__).partition(".")[0]
 
 
 def _name(kind: type) -> str:
@@ -423,5 +417,5 @@ def _name(kind: type) -> str:
 def _text(error: BaseException) -> str:
     try:
         return f"{type(error).__name__}: {error}"
-    except Exception:  # it is a user's own class, and its text may fail as well
+    except Exception:  # the text of a user's own exception may fail as well
         return type(error).__name__

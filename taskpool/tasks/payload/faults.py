@@ -1,7 +1,4 @@
-"""Which words a field takes, for the texts of faults: msgspec names only the one that was wrong.
-
-From what msgspec and pydantic say of a bad payload to `InvalidPayload` with JSON Pointers (RFC 6901).
-"""
+"""Turns errors of msgspec and pydantic about a payload into `InvalidPayload` with JSON Pointers (RFC 6901)."""
 
 from __future__ import annotations
 
@@ -13,53 +10,6 @@ import msgspec
 from msgspec import inspect
 
 from taskpool.errors import FieldError, InvalidPayload
-
-
-def choices(wanted: Any, steps: Sequence[str | int], *, is_key: bool = False) -> list[Any]:
-    """What may stand at the place that `steps` lead to in a value of the type `wanted` (`is_key`: as a key of what is
-    there); empty where that isn't one of a few values, or can't be told. The step ``...`` is any value of a mapping."""
-    try:
-        places = [inspect.type_info(wanted)]
-    except (TypeError, NameError):  # a type of which only its converter knows
-        return []
-    for step in steps:
-        places = [below for place in places for below in _below(place, step)]
-    if is_key:
-        places = [each.key_type for place in places for each in _each(place) if isinstance(each, inspect.DictType)]
-    return [choice for place in places for choice in _choices(place)]
-
-
-def _each(place: inspect.Type) -> Iterator[inspect.Type]:
-    """A type without what it is wrapped in; each one of a union."""
-    if isinstance(place, inspect.UnionType):
-        for member in place.types:
-            yield from _each(member)
-    elif isinstance(place, inspect.Metadata):
-        yield from _each(place.type)
-    else:
-        yield place
-
-
-def _below(place: inspect.Type, step: str | int) -> Iterator[inspect.Type]:
-    for each in _each(place):
-        if isinstance(each, inspect.TupleType):
-            if isinstance(step, int) and step < len(each.item_types):
-                yield each.item_types[step]
-        elif isinstance(each, inspect.DictType):
-            yield each.value_type
-        elif (item := getattr(each, "item_type", None)) is not None:  # of a list, a set, ...
-            yield item
-        else:  # of a struct, a dataclass, ...
-            yield from (field.type for field in getattr(each, "fields", ()) if field.encode_name == step)
-
-
-def _choices(place: inspect.Type) -> Iterator[Any]:
-    for each in _each(place):
-        if isinstance(each, inspect.EnumType):
-            yield from (member.value for member in each.cls)
-        elif isinstance(each, inspect.LiteralType):
-            yield from each.values
-
 
 PAYLOAD: Final = "/payload"
 
@@ -78,16 +28,16 @@ _EXAMPLES: Final = {
 }
 LONGEST_SHOWN: Final = 200
 MOST_CHOICES: Final = 30
-"""So many are named; whoever has more finds them in the type's schema."""
+"""How many choices an error names. The schema of the type has all of them."""
 
 
 def pointer(steps: Iterable[str | int], start: str = PAYLOAD) -> str:
-    """The JSON Pointer of the place reached by `steps` from `start`. Names that are too long to read are cut."""
+    """The JSON Pointer of the place that `steps` lead to from `start`. Long names are cut."""
     return start + "".join("/" + shown(str(step)).replace("~", "~0").replace("/", "~1") for step in steps)
 
 
 def shown(name: str) -> str:
-    """A name as texts of faults show it: whoever sends one chooses how long it is."""
+    """A name as error texts show it. A client may send one of any length."""
     return name if len(name) <= LONGEST_SHOWN else name[: LONGEST_SHOWN - 1] + "…"
 
 
@@ -100,17 +50,17 @@ class NotJson(ValueError):
 
 
 class Misfit(ValueError):
-    """Raised in a hook of msgspec's for a ValidationError, its cause, about a part of the value."""
+    """Raised in msgspec's hook for a ValidationError, its cause, about a part of the value."""
 
 
 def invalid_payload(task: str, error: Exception, wanted: Any = Any) -> InvalidPayload:
-    """The InvalidPayload that says what `error`, msgspec's or pydantic's, says. `task` is the type's name, `wanted` the
+    """The InvalidPayload for an error of msgspec or pydantic. `task` is the name of the task type, `wanted` the
     annotation of its payload."""
     return invalid_payload_of(task, field_errors(error, wanted=wanted))
 
 
 def invalid_payload_of(task: str, errors: Iterable[FieldError]) -> InvalidPayload:
-    """The InvalidPayload of these faults; its text names the first."""
+    """The InvalidPayload for these faults. Its text names the first one."""
     faults = tuple(errors)
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     return InvalidPayload(
@@ -125,9 +75,9 @@ def not_json(type_name: str, error: NotJson, start: str) -> InvalidPayload:
 
 
 def field_errors(error: BaseException, start: str = PAYLOAD, wanted: Any = Any) -> list[FieldError]:
-    """The faults that `error` tells of, each with the pointer of its field; at least one. `wanted` is the annotation of
-    what is at `start`: with it, what isn't among a field's choices is told them."""
-    if hasattr(error, "errors"):  # pydantic's, which lists them all
+    """The faults in an error of msgspec or pydantic, at least one, each with the pointer of its field. `wanted` is the
+    annotation of the value at `start`: with it, an error about a choice names the choices."""
+    if hasattr(error, "errors"):  # pydantic lists all faults
         return [FieldError(pointer(fault["loc"], start), fault["msg"]) for fault in error.errors()]
     match = _MESSAGE.fullmatch(str(error))
     what, path = (match["what"], match["path"] or "") if match else (str(error), "")
@@ -156,3 +106,50 @@ def field_errors(error: BaseException, start: str = PAYLOAD, wanted: Any = Any) 
 def _one_of(known: list[Any]) -> str:
     more = f" or {len(known) - MOST_CHOICES} others" if len(known) > MOST_CHOICES else ""
     return f"must be one of {', '.join(map(repr, known[:MOST_CHOICES]))}{more}"
+
+
+def choices(wanted: Any, steps: Sequence[str | int], *, is_key: bool = False) -> list[Any]:
+    """The values that an Enum or a Literal allows at `steps` in a value of the type `wanted`, with `is_key` as a key of
+    the mapping there; empty for other types. msgspec names only the wrong value. The step ``...`` is any value of a
+    mapping."""
+    try:
+        places = [inspect.type_info(wanted)]
+    except (TypeError, NameError):  # msgspec doesn't know the type
+        return []
+    for step in steps:
+        places = [below for place in places for below in _below(place, step)]
+    if is_key:
+        places = [each.key_type for place in places for each in _each(place) if isinstance(each, inspect.DictType)]
+    return [choice for place in places for choice in _choices(place)]
+
+
+def _each(place: inspect.Type) -> Iterator[inspect.Type]:
+    """The members of a union, without metadata."""
+    if isinstance(place, inspect.UnionType):
+        for member in place.types:
+            yield from _each(member)
+    elif isinstance(place, inspect.Metadata):
+        yield from _each(place.type)
+    else:
+        yield place
+
+
+def _below(place: inspect.Type, step: str | int) -> Iterator[inspect.Type]:
+    for each in _each(place):
+        if isinstance(each, inspect.TupleType):
+            if isinstance(step, int) and step < len(each.item_types):
+                yield each.item_types[step]
+        elif isinstance(each, inspect.DictType):
+            yield each.value_type
+        elif (item := getattr(each, "item_type", None)) is not None:  # of a list, a set, ...
+            yield item
+        else:  # of a struct, a dataclass, ...
+            yield from (field.type for field in getattr(each, "fields", ()) if field.encode_name == step)
+
+
+def _choices(place: inspect.Type) -> Iterator[Any]:
+    for each in _each(place):
+        if isinstance(each, inspect.EnumType):
+            yield from (member.value for member in each.cls)
+        elif isinstance(each, inspect.LiteralType):
+            yield from each.values

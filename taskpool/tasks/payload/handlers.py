@@ -92,7 +92,7 @@ def handler_of(type_: Any) -> Handler | None:
     if issubclass(origin, Custom):
         return origin.handler
     if issubclass(origin, PurePath):
-        return Handler(lambda: ({"type": "string"}, {}), lambda given: type_(_text(given)))
+        return Handler(lambda: ({"type": "string"}, {}), lambda given: origin(_text(given)))
     if origin is object:
         return Handler(lambda: ({}, {}), lambda given: given)
     if is_pydantic(origin):

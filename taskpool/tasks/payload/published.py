@@ -1,10 +1,7 @@
-"""Parts of a value that is too large to look for every fault in it: an error for each of 60,000 items takes a second.
+"""Checks payloads with the JSON Schema that a task type publishes, for processes that don't have the type itself.
 
-Long lists and objects are cut to a window, which is moved until it shows a fault.
-
-What a task type's published schema says of a payload, for those who have the schema and not the type.
-
-A schema comes from Redis, so it stands for itself: what it refers to elsewhere is never fetched.
+The validator finds all faults before it returns the first: an error for each of 60,000 items takes seconds. So of a
+large payload, excerpts are checked until one shows a fault: an `Excerpt` has a window of each long list and object.
 """
 
 from __future__ import annotations
@@ -20,14 +17,43 @@ from taskpool.text import MASK
 Path = tuple[str | int, ...]
 
 WINDOW: Final = 100
-"""Items and members of a list or an object that are looked at together."""
+"""How many items or members of a list or an object an excerpt has."""
 MOST_WINDOWS: Final = 100
 MOST_VALUES: Final = 1000
-"""Values in an excerpt. What is behind them is left out."""
+"""How many values an excerpt has. The values after them are left out."""
+
+_DURATION: Final = re.compile(
+    r"[-+]?P(?=[\dT])(?:[\d.]+Y)?(?:[\d.]+M)?(?:[\d.]+W)?(?:[\d.]+D)?"
+    r"(?:T(?=\d)(?:[\d.]+H)?(?:[\d.]+M)?(?:[\d.]+S)?)?",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+def validator_of(schema: Mapping[str, Any], *, masks: bool = False) -> jsonschema_rs.Validator | None:
+    """The validator of a schema; None for a schema that only the worker can check, when it converts the payload: one
+    with a regular expression that only Python knows, or with a reference to another document. With `masks`, error
+    messages don't contain the value."""
+    mask = MASK if masks else None
+    try:
+        return jsonschema_rs.validator_for(
+            dict(schema), validate_formats=True, formats={"duration": _is_duration}, mask=mask, retriever=_never
+        )
+    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError):
+        return None
+
+
+def _is_duration(text: str) -> bool:
+    """Whether a text is an ISO 8601 duration. It may have a sign, because a `timedelta` may be negative."""
+    return _DURATION.fullmatch(text) is not None
+
+
+def _never(uri: str) -> NoReturn:
+    # A schema comes from Redis: nothing that it names is fetched.
+    raise LookupError(f"{uri} isn't fetched")
 
 
 def size(value: Any) -> int:
-    """How many values are in it, counted up to a little more than MOST_VALUES."""
+    """How many values a value contains, counted up to a little more than MOST_VALUES."""
     count, left = 1, [value]
     while left and count <= MOST_VALUES:
         each = left.pop()
@@ -39,7 +65,7 @@ def size(value: Any) -> int:
 
 
 def excerpts(value: Any) -> Iterator[Excerpt]:
-    """The excerpts of a value, from the front to the back, as far as they are worth the time."""
+    """The first MOST_WINDOWS excerpts of a value, from front to back."""
     for window in range(MOST_WINDOWS):
         excerpt = Excerpt(value, window * WINDOW)
         yield excerpt
@@ -48,23 +74,23 @@ def excerpts(value: Any) -> Iterator[Excerpt]:
 
 
 class Excerpt:
-    """A value whose long lists and objects begin at `start`, and end WINDOW later."""
+    """A value of whose long lists and objects WINDOW items are left, from `start` on."""
 
     def __init__(self, value: Any, start: int) -> None:
         self._start = start
         self._cut: dict[Path, int] = {}
-        """Where something is left out: the containers, and how much is left out before what is there."""
+        """By the path of each shortened container, how many items are left out before the first one."""
         self._left = MOST_VALUES
         self.is_last = True
         self.value = self._part(value, ())
 
     def is_cut(self, path: Sequence[str | int], *, itself: bool) -> bool:
-        """Whether something is left out of the value at `path`; `itself`: not of those in it."""
+        """Whether something is left out of the value at `path`: with `itself` directly, else anywhere inside."""
         at = tuple(path)
         return at in self._cut if itself else any(cut[: len(at)] == at for cut in self._cut)
 
     def place(self, path: Sequence[str | int]) -> Path:
-        """Where that value is in the whole."""
+        """The path in the complete value."""
         places: list[str | int] = []
         for at, step in enumerate(path):
             places.append(step + self._cut.get(tuple(path[:at]), 0) if isinstance(step, int) else step)
@@ -83,32 +109,3 @@ class Excerpt:
         if isinstance(value, list):
             return [self._part(each, (*path, at)) for at, each in enumerate(value[start:end])]
         return {name: self._part(value[name], (*path, name)) for name in list(value)[start:end]}
-
-
-_DURATION: Final = re.compile(
-    r"[-+]?P(?=[\dT])(?:[\d.]+Y)?(?:[\d.]+M)?(?:[\d.]+W)?(?:[\d.]+D)?"
-    r"(?:T(?=\d)(?:[\d.]+H)?(?:[\d.]+M)?(?:[\d.]+S)?)?",
-    re.ASCII | re.IGNORECASE,
-)
-
-
-def validator_of(schema: Mapping[str, Any], *, masks: bool = False) -> jsonschema_rs.Validator | None:
-    """None for a schema that can't be used here: a regular expression of it is one that only Python knows, or a part of
-    it is elsewhere. The worker, which converts the payload, then checks alone. With `masks`, what it finds wrong is
-    said without the value."""
-    mask = MASK if masks else None
-    try:
-        return jsonschema_rs.validator_for(
-            dict(schema), validate_formats=True, formats={"duration": _is_duration}, mask=mask, retriever=_never
-        )
-    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError):
-        return None
-
-
-def _is_duration(text: str) -> bool:
-    """A duration of ISO 8601, which may have a sign: a `timedelta` may be negative."""
-    return _DURATION.fullmatch(text) is not None
-
-
-def _never(uri: str) -> NoReturn:
-    raise LookupError(f"{uri} isn't fetched")

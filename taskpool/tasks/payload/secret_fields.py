@@ -1,6 +1,6 @@
-"""Which values of a payload its type's JSON Schema marks as secret (`writeOnly`), and how they are taken out of it.
+"""Finds the values of a payload that its type's JSON Schema marks as secret (`writeOnly`), and takes them out.
 
-Where a schema leaves a choice, a value that is secret in any of its branches is: better too many than one too few.
+Where a schema has alternatives, a value is secret if any of them says so.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ class SecretFields:
         self._root = schema
         self._has_any = any(each.get("writeOnly") is True for each in _objects_in(schema))
         self._leading: dict[int, bool] = {}
-        """Of each part of the schema, by its id: whether anything that it describes can be secret."""
+        """By the id of a part of the schema: whether anything that it describes can be secret."""
         self._known: dict[tuple[int, ...], _Below] = {}
 
     def __bool__(self) -> bool:
         return self._has_any
 
     def split(self, payload: Any) -> tuple[Any, Secrets | None]:
-        """The payload as others see it, and the values that were taken out (None: there were none).
+        """A copy of the payload with masks, and the secret values; None if there are none.
 
-        The payload need not fit the schema; it isn't changed.
+        The payload need not fit the schema.
         """
         taken: list[tuple[Path, Any]] = []
         shown = self._shown(payload, self.applying((self._root,)), (), taken) if self._has_any else payload
         return shown, Secrets(taken) if taken else None
 
     def without_secret_defaults(self) -> Schema:
-        """The schema as it may be published: a default that is secret, or holds something secret, is left out."""
+        """The schema for publication, without the defaults that are secret or contain something secret."""
         published: Schema = self._without_defaults(self._root)
         return published
 
     def _shown(self, value: Any, schemas: Sequence[Schema], path: tuple[str | int, ...], taken: list[Any]) -> Any:
-        if value is None or not schemas:  # null says that nothing was given
+        if value is None or not schemas:  # null means that no value was given
             return value
         if any(schema.get("writeOnly") is True for schema in schemas):
             taken.append((path, value))
@@ -65,8 +65,8 @@ class SecretFields:
         return known
 
     def applying(self, schemas: Iterable[Any]) -> list[Schema]:
-        """All that apply to the same value as these, but those that can't make anything secret: what no schema is left
-        for needs no look."""
+        """All schemas that apply to the same value as these, without those that can't make anything secret. A value
+        without any schema left is skipped."""
         return [each for schema in schemas for each in self._expanded(schema) if self._leads(each)]
 
     def _leads(self, schema: Schema) -> bool:
@@ -76,7 +76,7 @@ class SecretFields:
         return known
 
     def _finds(self, node: Any, seen: set[int]) -> bool:
-        """Whether there is something secret in a part of the schema, or in what it refers to."""
+        """Whether a part of the schema, or a definition that it refers to, has something secret."""
         if isinstance(node, list):
             return any(self._finds(item, seen) for item in node)
         if not isinstance(node, Mapping) or id(node) in seen:
@@ -90,7 +90,7 @@ class SecretFields:
         )
 
     def _expanded(self, schema: Any, seen: frozenset[int] = frozenset()) -> Iterator[Schema]:
-        """A schema and all that apply to the same value because of it."""
+        """A schema and all others that apply to the same value because of it."""
         if not isinstance(schema, Mapping) or id(schema) in seen:
             return
         seen |= {id(schema)}
@@ -104,7 +104,7 @@ class SecretFields:
             yield from self._expanded(schema.get(word), seen)
 
     def _referred(self, reference: str) -> Any:
-        """What a reference into the document names; None when it names nothing there."""
+        """The part of the document that a reference names; None if there is none."""
         place: Any = self._root
         for step in reference.removeprefix("#").split("/")[1:]:
             if not isinstance(place, Mapping):
@@ -125,7 +125,7 @@ class SecretFields:
 
 
 class _Below:
-    """The schemas of what is inside of a value, found once for each name that they know and once for all others."""
+    """The schemas of the members or items of a value, found once for each known name and once for all others."""
 
     def __init__(self, fields: SecretFields, schemas: Sequence[Schema]) -> None:
         self._fields, self._schemas = fields, schemas
@@ -138,13 +138,13 @@ class _Below:
         self._rest = fields.applying(_of_item(schemas, first))
 
     def member(self, name: str) -> Sequence[Schema]:
-        """Those of this member."""
+        """The schemas of this member."""
         if self._has_patterns:
             return self._fields.applying(_of_member(self._schemas, name))
         return self._named.get(name, self._others)
 
     def item(self, at: int) -> Sequence[Schema]:
-        """Those of the item at this index."""
+        """The schemas of the item at this index."""
         return self._first[at] if at < len(self._first) else self._rest
 
 
@@ -159,7 +159,7 @@ def _objects_in(node: Any) -> Iterator[Schema]:
 
 
 def _of_member(schemas: Sequence[Schema], name: str | None) -> Iterator[Any]:
-    """The schemas of one member of an object; None: of one that no schema names."""
+    """The schemas of one member of an object; None stands for a member that no schema names."""
     for schema in schemas:
         known = schema.get("properties", {})
         if name in known:

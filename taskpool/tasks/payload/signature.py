@@ -1,6 +1,6 @@
-"""The payload of a task as its author wrote it: a function's parameters, or a class's `Payload`.
+"""The payload type of a task, from the parameters of its function or from the `Payload` of its class.
 
-A function's payload is decoded to the dict of its arguments; a class's to an instance of its payload type.
+A payload of a function is decoded to a dict of arguments, one of a class to an instance of its payload type.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _OF_THE_CLASS_ITSELF: Final = {
 
 @dataclass(frozen=True, slots=True)
 class FunctionPayload:
-    """A function's payload: its schema, from JSON to arguments, and from arguments to something to call."""
+    """A function's payload: its schema, `decode` from JSON to arguments, and `bind` from arguments to a call."""
 
     schema: dict[str, Any]
     decode: Callable[[Any], dict[str, Any]]
@@ -43,7 +43,7 @@ class FunctionPayload:
 
 
 def function_payload(function: Callable[..., Any], name: str) -> FunctionPayload:
-    """Work out the payload of the task `name` from its function's signature.
+    """The payload of the task `name`, from the signature of its function.
 
     Raises: ConfigurationError for `*args`, and for annotations and defaults that have no JSON form.
     """
@@ -71,7 +71,7 @@ def function_payload(function: Callable[..., Any], name: str) -> FunctionPayload
 
 
 def class_payload(payload: Any, owner: str) -> tuple[Any, list[PayloadField]]:
-    """The type msgspec or pydantic converts to, and the fields whose defaults its schema doesn't show by itself.
+    """The type that payloads are converted to, and the fields whose defaults its schema doesn't have by itself.
 
     A plain annotated class becomes a struct with its methods; None is the empty payload.
 
@@ -91,7 +91,7 @@ def class_payload(payload: Any, owner: str) -> tuple[Any, list[PayloadField]]:
 
 
 def mask_in_repr(struct: type[msgspec.Struct], secret: SecretFields) -> None:
-    """Make the instances of a struct that was made from a plain class show no secret field in their repr."""
+    """Mask secret fields in the repr of a struct that was made from a plain class."""
 
     def shown(payload: Any) -> str:
         plain = strict_json_value(payload)
@@ -106,7 +106,7 @@ def mask_in_repr(struct: type[msgspec.Struct], secret: SecretFields) -> None:
 
 
 def payload_parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    """The parameters of a task function that are fields of its payload: all but the one that receives the context.
+    """The parameters of a task function that are fields of its payload: all except the one for the context.
 
     Raises: ConfigurationError when they can't be read.
     """
@@ -133,14 +133,14 @@ def _context_parameter(
 
 
 def _means_context(annotation: Any) -> bool:
-    """Also as text: a file may import TaskContext for its type checker alone."""
+    """Annotations may be texts: a file may import TaskContext only for its type checker."""
     if isinstance(annotation, str):
         return annotation.strip("'\" ").rpartition(".")[2] == TaskContext.__name__
     return annotation is TaskContext
 
 
 def _hints(function: Callable[..., Any], parameters: list[inspect.Parameter]) -> dict[str, Any]:
-    """The resolved annotation of each parameter; Any where there is none. The return annotation isn't touched."""
+    """The resolved annotation of each parameter; Any where there is none."""
     names = getattr(written_function(function), "__globals__", {})
     hints = {}
     for parameter in parameters:
@@ -160,7 +160,7 @@ def _decode_closed(convert: Callable[[Any], Any], payload: Any) -> dict[str, Any
 def _open_decoder(
     convert: Callable[[Any], Any], known: frozenset[str], annotation: Any, reserved: str | None, task: str
 ) -> Callable[[Any], dict[str, Any]]:
-    """For `**kwargs`: the named fields as always, and every other one by the annotation of `**kwargs`."""
+    """Decodes the named fields as usual, and all others by the annotation of `**kwargs`."""
     convert_other = converter(annotation, task=task)
 
     def decode(payload: Any) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def _open_schema(schema: dict[str, Any], annotation: Any, reserved: str | None) 
 def _binder(
     function: Callable[..., Any], context: inspect.Parameter | None, positional: list[str]
 ) -> Callable[[dict[str, Any], TaskContext], Callable[[], Any]]:
-    """How to call: by keyword, but for what can only be passed by position."""
+    """Passes arguments by keyword, except those that can only be passed by position."""
     name = context.name if context else ""
 
     def without_context(arguments: dict[str, Any], ctx: TaskContext) -> Callable[[], Any]:
@@ -212,7 +212,7 @@ def _binder(
 
 
 def _is_plain_class(payload: Any) -> bool:
-    """A class with nothing behind it: no dataclass, struct, model, enum or subclass of a built-in type."""
+    """Whether a class is no dataclass, struct, model, enum or subclass of a built-in type."""
     if type(payload) is not type:
         return False
     special = ("__dataclass_fields__", "__attrs_attrs__", "__struct_fields__")
@@ -223,7 +223,7 @@ def _is_plain_class(payload: Any) -> bool:
 
 
 def _class_fields(payload: type) -> list[PayloadField]:
-    """Annotated attributes, and public values without an annotation, which may be any JSON."""
+    """The fields of a plain class: annotated attributes, and public values without annotation, which take any JSON."""
     hints = hints_of(payload, f"the annotations of {payload.__name__}")
     values: Mapping[str, Any] = {
         key: value for base in reversed(payload.__mro__[:-1]) for key, value in vars(base).items()
