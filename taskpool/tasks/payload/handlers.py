@@ -89,10 +89,11 @@ def handler_of(type_: Any) -> Handler | None:
     origin = typing.get_origin(type_) or type_
     if not isinstance(origin, type):
         return None
+    make: Any = origin
     if issubclass(origin, Custom):
         return origin.handler
     if issubclass(origin, PurePath):
-        return Handler(lambda: ({"type": "string"}, {}), lambda given: origin(_text(given)))
+        return Handler(lambda: ({"type": "string"}, {}), lambda given: make(_text(given)))
     if origin is object:
         return Handler(lambda: ({}, {}), lambda given: given)
     if is_pydantic(origin):
@@ -104,7 +105,7 @@ def handler_of(type_: Any) -> Handler | None:
         return collection(type_, plain)
     base = next((each for each in _PLAIN if issubclass(origin, each)), None)
     if base and origin not in (*_PLAIN, bool) and not hasattr(origin, "__members__"):
-        return Handler(lambda: (msgspec.json.schema(base), {}), lambda given: origin(convert(given, base)))
+        return Handler(lambda: (msgspec.json.schema(base), {}), lambda given: make(convert(given, base)))
     return None
 
 
