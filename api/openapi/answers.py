@@ -1,4 +1,4 @@
-"""The answers in the OpenAPI document: of each status its description, headers, media types and schemas."""
+"""The responses in the OpenAPI document: description, headers, media types and schemas for each status."""
 
 from __future__ import annotations
 
@@ -20,67 +20,67 @@ PROBLEM: Final = "application/problem+json"
 _TEXT: Final = {"type": "string"}
 
 HEADERS: Final[Mapping[str, Object]] = {
-    "Accept": {"description": "The media type that is taken.", "schema": _TEXT},
-    "Accept-Encoding": {"description": "The coding that is taken.", "schema": _TEXT},
-    "ETag": {"description": "Changes with the answer.", "required": True, "schema": _TEXT},
-    "Last-Event-ID": {"description": "The `id` of the last message: go on after it.", "schema": _TEXT},
+    "Accept": {"description": "The accepted media type.", "schema": _TEXT},
+    "Accept-Encoding": {"description": "The accepted content coding.", "schema": _TEXT},
+    "ETag": {"description": "Changes whenever the response does.", "required": True, "schema": _TEXT},
+    "Last-Event-ID": {"description": "The `id` of the last message received: continue after it.", "schema": _TEXT},
     "Idempotency-Key": {
-        "description": "The request is carried out once, however often it comes within 24 hours.",
+        "description": "Repeated requests with the same key within 24 hours are carried out once.",
         "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
     },
-    "Idempotency-Replayed": {"description": "This is the answer to an earlier request.", "schema": {"const": "true"}},
-    "If-None-Match": {"description": "The ETag of what is known already.", "schema": _TEXT},
+    "Idempotency-Replayed": {"description": "This is the response to an earlier request.", "schema": {"const": "true"}},
+    "If-None-Match": {"description": "The ETag of the known response.", "schema": _TEXT},
     "Link": {"description": 'The next page, as `rel="next"`.', "schema": _TEXT},
     "Location": {
-        "description": "The path of what was made or is there already, from the root of the host.",
+        "description": "The path of the new or existing resource, from the root of the host.",
         "required": True,
         "schema": {"type": "string", "format": "uri-reference"},
     },
     "Prefer": {
-        "description": f"`wait=S`: answer once the task has ended, or after S seconds; {MAX_WAIT_S} at most.",
+        "description": f"`wait=S`: respond when the task has ended, or after S seconds (at most {MAX_WAIT_S}).",
         "schema": _TEXT,
     },
     "Preference-Applied": {
-        "description": f"`wait=S`: for how long the server was ready to wait; {MAX_WAIT_S} if more was asked for.",
+        "description": f"`wait=S`: how long the server was ready to wait, at most {MAX_WAIT_S} seconds.",
         "schema": _TEXT,
     },
     "RateLimit": {
-        "description": "The requests left (`r`) and the seconds until all are again, or of none the next (`t`).",
+        "description": "The requests left (`r`), and the seconds until more are allowed (`t`).",
         "schema": {"type": "string", "examples": ['"requests";r=58;t=1']},
     },
     "RateLimit-Policy": {
-        "description": "How many requests (`q`) there may be in how many seconds (`w`); only where there is a limit.",
+        "description": "The limit: `q` requests in `w` seconds. Present only if there is a limit.",
         "schema": {"type": "string", "examples": ['"requests";q=100;w=10']},
     },
     "Retry-After": {
-        "description": "Seconds to wait before the next try.",
+        "description": "Seconds to wait before the next attempt.",
         "required": True,
         "schema": {"type": "integer", "minimum": 1},
     },
-    "traceparent": {"description": "The W3C trace context, handed to the task; ignored if invalid.", "schema": _TEXT},
-    "tracestate": {"description": "What belongs to it.", "schema": _TEXT},
-    "WWW-Authenticate": {"description": "How to show who asks.", "schema": _TEXT},
+    "traceparent": {"description": "The W3C trace context, passed to the task; ignored if invalid.", "schema": _TEXT},
+    "tracestate": {"description": "The state of the trace context.", "schema": _TEXT},
+    "WWW-Authenticate": {"description": "How to authenticate.", "schema": _TEXT},
 }
-"""Headers of answers, and those of requests that handlers declare."""
+"""Headers of responses, and those of requests that handlers declare."""
 
 OF_A_LIMIT: Final = ("RateLimit", "RateLimit-Policy")
 BEFORE_ANY_LIMIT: Final = frozenset(("unauthorized", "misdirected", "invalid-header"))
 
 TITLES: Final = {
-    200: "It is done.",
-    201: "It is made.",
-    202: "It is stored.",
-    204: "It is gone.",
-    304: "It hasn't changed.",
+    200: "Success.",
+    201: "Created.",
+    202: "Accepted: stored, not run yet.",
+    204: "Removed.",
+    304: "Not modified.",
 }
 
 
 def responses(
     operation: Operation, access: Access, schemas: Schemas, links: Callable[[Answer], Object], shared: Object
 ) -> Object:
-    """All answers of an operation by their status; `links` tells what can be done with what an answer has made.
+    """The responses of an operation by status. `links` gives the operations on a resource that a response created.
 
-    Its problems are those of many others: they are put into `shared`, by their kinds, and referred to there.
+    Operations share responses with the same problems: those are put into `shared`, and referred to.
     """
     limits = () if access.public else OF_A_LIMIT
     found = {
@@ -90,10 +90,10 @@ def responses(
     kinds: dict[int, list[str]] = defaultdict(list)
     for kind in dict.fromkeys(operation.kinds(access)):
         kinds[PROBLEMS[kind].status].append(kind)
-    of_whom = ".public" if access.public else ".anyone" if access.scope is None else ""
+    suffix = ".public" if access.public else ".anyone" if access.scope is None else ""
     for status in sorted(kinds):
         assert str(status) not in found
-        name = ".".join(sorted(kinds[status])) + of_whom
+        name = ".".join(sorted(kinds[status])) + suffix
         if name not in shared:
             shared[name] = _problem(status, kinds[status], _problem_headers(status, kinds[status], access))
         found[str(status)] = {"$ref": f"#/components/responses/{name}"}
@@ -121,7 +121,7 @@ def _content(media_type: str, answer: Answer, schemas: Schemas) -> Object:
 
 
 def _message(name: str, told: Object) -> Object:
-    """An event as its reader sees it; one without a name of its own is a `message`."""
+    """An event as clients receive it. An event without a name is a `message`."""
     data = {"type": "string", "contentMediaType": JSON, "contentSchema": told}
     properties = {"id": {"type": "string"}, "event": {"const": name}, "data": data}
     return {"type": "object", "properties": properties, "required": list(properties)}
@@ -132,7 +132,7 @@ def _problem_headers(status: int, kinds: Sequence[str], access: Access) -> Objec
     given = [PROBLEMS[kind].headers for kind in kinds]
     needed = {name: all(headers.get(name, False) for headers in given) for headers in given for name in headers}
     is_refused_at_once = BEFORE_ANY_LIMIT.issuperset(kinds)
-    if status == 403 and access.scope is None:  # it can only have come from another origin
+    if status == 403 and access.scope is None:  # only a request from another origin is refused
         is_refused_at_once = True
         del needed["WWW-Authenticate"]
     if not access.public and not is_refused_at_once:
@@ -141,7 +141,7 @@ def _problem_headers(status: int, kinds: Sequence[str], access: Access) -> Objec
 
 
 def _header(name: str, required: bool) -> Object:
-    """A header as a reference, if the document has it in this form."""
+    """A reference to a header, or the header itself if it is required here and not there, or the other way round."""
     if HEADERS[name].get("required", False) == required:
         return {"$ref": f"#/components/headers/{name}"}
     return {**HEADERS[name], "required": required}

@@ -1,4 +1,4 @@
-"""The AsyncAPI 3 document of the WebSocket: made of the types that parse and render its messages."""
+"""The AsyncAPI 3 document of the WebSocket, made from the types of its messages."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from .document import SECURITY
 Object = dict[str, Any]
 
 _INFO: Final = (
-    "Events of tasks as they happen. A client subscribes to tasks and filters; each subscription is told how things"
-    " stand, then every event exactly once and in order, over any cut between this server and Redis.\n\n"
-    f"A socket has {MOST_SUBSCRIPTIONS} subscriptions at most, a message {MAX_MESSAGE_BYTES} bytes. What can't be done"
-    f" is answered with `error`; after {MOST_BAD_MESSAGES} such messages the socket is closed. The server sends pings"
-    " of the protocol every 20 seconds and closes a socket that doesn't answer.\n\nThe same events are served as"
-    " Server-Sent Events: see `/openapi.json`."
+    "Events of tasks as they happen. A client subscribes to tasks or to filters. Each subscription first receives the"
+    " current state, then every event exactly once and in order, even if the server loses Redis for a while.\n\n"
+    f"A socket has at most {MOST_SUBSCRIPTIONS} subscriptions, and a message at most {MAX_MESSAGE_BYTES} bytes. The"
+    f" server answers an invalid message with `error`, and closes the socket after {MOST_BAD_MESSAGES} of them. It"
+    " sends WebSocket pings every 20 seconds and closes a socket that doesn't answer.\n\nServer-Sent Events have the"
+    " same events: see `/openapi.json`."
 )
 
 
 def describe_socket(host: str, *, secure: bool, prefix: str = "") -> Object:
-    """The document, for a client that reached this server as `host`, below the path `prefix`."""
+    """The document for a client that reached this server as `host`, below the path `prefix`."""
     schemas, components = _schemas([*REQUESTS, *MESSAGES])
     messages = {
         kind.__name__: {
@@ -51,7 +51,7 @@ def describe_socket(host: str, *, secure: bool, prefix: str = "") -> Object:
                 "host": host,
                 "protocol": "wss" if secure else "ws",
                 **({"pathname": prefix} if prefix else {}),
-                "description": "Keys are needed unless the server runs without; browsers use a ticket.",
+                "description": "A key is needed unless the server runs without keys. Browsers use a ticket.",
                 "security": [{"$ref": f"#/components/securitySchemes/{name}"} for name in _SECURITY],
             }
         },
@@ -65,8 +65,8 @@ def describe_socket(host: str, *, secure: bool, prefix: str = "") -> Object:
             }
         },
         "operations": {
-            "ask": _operation("receive", "What a client may say.", REQUESTS),
-            "tell": _operation("send", "What a client is told.", MESSAGES),
+            "ask": _operation("receive", "Messages from clients.", REQUESTS),
+            "tell": _operation("send", "Messages to clients.", MESSAGES),
         },
         "components": {"schemas": components, "messages": messages, "securitySchemes": _SECURITY},
     }

@@ -1,32 +1,17 @@
-"""The files of the page that shows the document: read once, served from memory, compressed for who takes that.
+"""The OpenAPI 3.1 document, made from the routes' declarations, the types of bodies, and the task types.
 
-The page needs nothing from any other host, and its policy forbids it: no inline script or style, no eval.
-
-Examples of submissions, one of each task type, for people who try the API from its page and for testers.
-
-The messages that this service sends, in the OpenAPI document: as `webhooks`, and as `callbacks` of submissions.
-
-The task types in the document: each with its payload, and a submission as one of them.
-
-The OpenAPI 3.1 document: made of the routes' declarations, the types that parse and render, and the task types.
-
-`describe` is pure. What a document says beyond its declarations (security, headers, parameters) stands in the
-tables here; `schemas` makes the schemas.
+`describe` makes it. `schemas` makes the schemas, `answers` the responses. The tables here hold the rest: security,
+parameters in paths, tags, and the messages of webhooks.
 """
 
 from __future__ import annotations
 
-import asyncio
-import gzip
-import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
-from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from taskpool.redis.calls import UNREADABLE, tell_unreadable
@@ -43,49 +28,6 @@ from .answers import HEADERS, responses
 from .declarations import JSON, Answer, Operation, operation_of
 from .schemas import REFS, Schema, Schemas, hoisted, payload_name
 
-INDEX: Final = "index.html"
-FILES: Final = {
-    "docs.js": "text/javascript",
-    "docs.css": "text/css",
-    "swagger-ui-bundle.js": "text/javascript",
-    "swagger-ui.css": "text/css",
-}
-"""What the page asks for, by name."""
-POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
-    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-
-
-class DocsPage:
-    """The page's files by name."""
-
-    def __init__(self) -> None:
-        self._folder = Path(__file__).parents[1] / "docs"
-        self._loaded: dict[str, tuple[str, bytes, bytes]] = {}
-
-    async def answer(self, name: str, *, takes_gzip: bool, known: str) -> Response:
-        """INDEX or one of FILES. `known`: the If-None-Match of the request."""
-        if name not in self._loaded:
-            self._loaded[name] = await asyncio.to_thread(self._load, name)
-        etag, plain, packed = self._loaded[name]
-        headers = {
-            "cache-control": "no-cache",
-            "content-security-policy": POLICY,
-            "etag": etag,
-            "vary": "Accept-Encoding",
-        }
-        if etag in known:
-            return Response(status_code=304, headers=headers)
-        if takes_gzip:
-            headers["content-encoding"] = "gzip"
-        return Response(packed if takes_gzip else plain, headers=headers, media_type=FILES.get(name, "text/html"))
-
-    def _load(self, name: str) -> tuple[str, bytes, bytes]:
-        plain = (self._folder / name).read_bytes()
-        return f'W/"{hashlib.sha256(plain).hexdigest()[:20]}"', plain, gzip.compress(plain, mtime=0)
-
-
 Object = dict[str, Any]
 
 DEEPEST: Final = 8
@@ -101,19 +43,19 @@ PLAIN: Final[Mapping[str, Any]] = {
 
 
 def submission_examples(types: Sequence[TypeInfo]) -> Object:
-    """By the names of task types, a task of each; types whose payload can't be guessed have none."""
+    """One example for each task type, by its name. Types for which no valid payload can be made have none."""
     tasks = {info.name: _task(info) for info in types}
     return {name: {"value": task} for name, task in tasks.items() if task is not None}
 
 
 def batch_examples(types: Sequence[TypeInfo]) -> Object:
-    """One batch, with one task of each type."""
+    """A batch with one task of each type."""
     tasks = [example["value"] for example in submission_examples(types).values()]
     return {"one of each": {"value": {"tasks": tasks}}} if tasks else {}
 
 
 def _task(info: TypeInfo) -> Object | None:
-    """The smallest payload there is, if it fits."""
+    """A task with a minimal payload, if that is valid."""
     schema = dict(info.schema)
     payload = _value(schema, schema, DEEPEST)
     validator = validator_of(schema)
@@ -121,7 +63,7 @@ def _task(info: TypeInfo) -> Object | None:
 
 
 def _value(schema: Any, whole: Object, depth: int) -> Any:
-    """Something that fits a schema, most of the time: what it shows itself, else what is required and no more."""
+    """A value that usually fits a schema: one that the schema contains, or else the required fields."""
     if not isinstance(schema, dict) or depth == 0:
         return None
     for name in ("const", "default"):
@@ -151,7 +93,7 @@ def _of_type(schema: Object, whole: Object, depth: int) -> Any:
 
 
 def _referred(ref: Any, whole: Object) -> Any:
-    """What a reference within the schema leads to; nothing for any other."""
+    """The target of a reference within the schema; None for any other reference."""
     found: Any = whole if isinstance(ref, str) and ref.startswith("#") else None
     for step in str(ref).split("/")[1:]:
         found = found.get(step) if isinstance(found, dict) else None
@@ -162,22 +104,25 @@ CALLBACK_URLS: Final = {
     TaskSpec: "{$request.body#/callback_url}",
     Batch: "{$request.body#/tasks/0/callback_url}",
 }
-"""Where the body of a submission has the address; in a batch every task has its own."""
+"""Where the body of a submission has the URL. In a batch each task has its own."""
 
 SIGNATURE_HEADERS: Final[dict[str, tuple[str, Object]]] = {
-    "webhook-id": ("The same however often the message is sent: what was seen before needs no look.", {}),
-    "webhook-timestamp": ("When it is sent, in seconds since 1970. Refuse what is older than a few minutes.", {}),
+    "webhook-id": ("The same for every attempt to send the message: use it to skip duplicates.", {}),
+    "webhook-timestamp": (
+        "When it was sent, in seconds since 1970. Refuse messages older than a few minutes.",
+        {},
+    ),
     "webhook-signature": (
-        "`v1,` and base64 of HMAC-SHA256 over `id.timestamp.body`; one for each secret while one replaces another.",
+        "`v1,` and base64 of HMAC-SHA256 over `id.timestamp.body`, for each secret that is valid.",
         {"pattern": "^v1,[A-Za-z0-9+/]+=*( v1,[A-Za-z0-9+/]+=*)*$"},
     ),
 }
-"""What a message is signed with, after Standard Webhooks."""
+"""The headers that sign a message, as in Standard Webhooks."""
 
 ANSWERS: Final = {
-    "2XX": "It was heard.",
-    "410": "Send no more: the message isn't tried again, and a standing endpoint is disabled.",
-    "default": "It is tried again later, for days; `Retry-After` is minded. Redirects aren't followed.",
+    "2XX": "Received.",
+    "410": "Gone: the message isn't sent again, and a standing endpoint is disabled.",
+    "default": "Failed: the message is sent again, for days, and not before `Retry-After`. Redirects aren't followed.",
 }
 
 _SENT: Final = (
@@ -187,18 +132,16 @@ _SENT: Final = (
 
 def webhooks(schemas: Schemas) -> Object:
     """The messages to standing endpoints."""
-    summary = "A step of a task that a standing endpoint wants to hear of"
+    summary = "An event of a task, sent to a standing endpoint"
     return {"task": {"post": _message("hear_of_task", summary, (*TOLD, TEST_EVENT), schemas)}}
 
 
 def callbacks(operation: Operation, schemas: Schemas) -> Object:
-    """The messages that an operation brings about: those to the callbacks of what it submits."""
+    """The messages to the callbacks of the tasks that an operation submits."""
     where = CALLBACK_URLS.get(operation.body)
     if where is None:
         return {}
-    message = _message(
-        f"hear_of_{operation.id}", "A step of the task that its callback wants to hear of", TOLD, schemas
-    )
+    message = _message(f"hear_of_{operation.id}", "An event of the task, sent to its callback", TOLD, schemas)
     return {"step": {where: {"post": message}}}
 
 
@@ -237,14 +180,17 @@ def _message(id: str, summary: str, events: Sequence[str], schemas: Schemas) -> 
 
 
 _RETRY_AFTER: Final = {
-    "Retry-After": {"description": "Seconds, or a date: not before then.", "schema": {"type": "string"}}
+    "Retry-After": {
+        "description": "Seconds, or a date. The message isn't sent again before that.",
+        "schema": {"type": "string"},
+    }
 }
 
 
 def submissions(generic: Schema, types: Sequence[TypeInfo], taken: Collection[str] = ()) -> dict[str, Schema]:
-    """The components of these types, and `Submission`: a task of any of them.
+    """The components of these types, and `Submission`, which is a task of any of them.
 
-    `generic` is the schema of TaskSpec, `taken` are the names of all other components.
+    `generic` is the schema of TaskSpec, `taken` are the names of the other components.
     """
     types = [info for info in types if _is_fit(info)]
     if not types:
@@ -256,7 +202,7 @@ def submissions(generic: Schema, types: Sequence[TypeInfo], taken: Collection[st
     refs = {info.name: f"{REFS}{info.name}.task" for info in types}
     components["Submission"] = {
         "title": "Submission",
-        "description": "A task of one of the types that are known now. `TaskSpec` is its form whatever the type.",
+        "description": "A task of one of the current types. `TaskSpec` is the form for any type.",
         "oneOf": [{"$ref": ref} for ref in refs.values()],
         "discriminator": {"propertyName": "type", "mapping": refs},
     }
@@ -264,7 +210,7 @@ def submissions(generic: Schema, types: Sequence[TypeInfo], taken: Collection[st
 
 
 def _is_fit(info: TypeInfo) -> bool:
-    """Whether a type's schema can stand in the document; the log says it of one that can't."""
+    """Whether a type's schema can be part of the document. If not, the log says so."""
     try:
         hoisted([info], ())
         _takes_nothing(info.schema)
@@ -275,7 +221,7 @@ def _is_fit(info: TypeInfo) -> bool:
 
 
 def _submission(generic: Schema, info: TypeInfo, payload: str) -> Schema:
-    """The schema of a submission of this type. Null is "not given" for the payload too, which then is empty."""
+    """The schema of a submission of this type. A payload of null counts as an empty payload."""
     may_be_empty = _takes_nothing(info.schema)
     properties: Schema = dict(generic["properties"])
     properties["type"] = {"const": info.name}
@@ -293,13 +239,21 @@ def _takes_nothing(schema: Any) -> bool:
 
 Found = tuple[str, str, Operation, Guarded]
 
+FILES: Final = {
+    "docs.js": "text/javascript",
+    "docs.css": "text/css",
+    "swagger-ui-bundle.js": "text/javascript",
+    "swagger-ui.css": "text/css",
+}
+"""The files that the page /docs loads, with their media types."""
+
 TAGS: Final = {
     "tasks": "Submit, read, list, cancel, stop and retry tasks.",
     "keys": "API keys, tickets and the audit.",
-    "events": "Follow tasks as they go. `/asyncapi.json` describes the WebSocket at `/ws`.",
-    "webhooks": "Standing endpoints that are told of tasks, and the messages to them.",
+    "events": "Follow tasks. `/asyncapi.json` describes the WebSocket at `/ws`.",
+    "webhooks": "Standing endpoints that receive events of tasks, and the messages to them.",
     "fleet": "Queues, task types and worker processes.",
-    "service": "Probes, metrics and this document.",
+    "service": "Health checks, metrics and this document.",
 }
 
 PARAMETERS: Final[Mapping[str, Object]] = {
@@ -313,20 +267,20 @@ PARAMETERS: Final[Mapping[str, Object]] = {
     "delivery": {"description": "A delivery's id.", "schema": {"type": "string", "minLength": 1}},
     "name": {"description": "A queue's name.", "schema": {"type": "string", "minLength": 1}},
 }
-"""What stands in a path."""
+"""The parameters in paths."""
 
 SECURITY: Final[Mapping[str, Object]] = {
     "bearer": {
         "type": "http",
         "scheme": "bearer",
         "bearerFormat": "tp_<id>_<secret>",
-        "description": "An API key. A server that runs without keys needs none.",
+        "description": "An API key. It isn't needed if the server runs without keys.",
     },
     "ticket": {
         "type": "apiKey",
         "in": "query",
         "name": "ticket",
-        "description": "A single-use ticket, for browsers' sockets and streams, which can't send a key.",
+        "description": "A single-use ticket, for sockets and streams of browsers, which can't send a key.",
     },
 }
 
@@ -334,10 +288,7 @@ SECURITY: Final[Mapping[str, Object]] = {
 def describe(
     routes: Iterable[BaseRoute], types: Sequence[TypeInfo], *, needs_key: bool = True, prefix: str = ""
 ) -> Object:
-    """The document of these routes and task types, for a server that needs a key or one that doesn't.
-
-    `prefix`: the path prefix at which clients reach the server.
-    """
+    """The document of these routes and task types. `prefix`: the path prefix at which clients reach the server."""
     found = list(operations(routes))
     schemas = Schemas([operation for _, _, operation, _ in found])
     schemas.components.update(submissions(schemas.components["TaskSpec"], types, schemas.components))
@@ -370,17 +321,16 @@ _INFO: Final = {
     "title": "Taskpool",
     "summary": "A job service on Redis: typed tasks over HTTP, run by worker processes.",
     "description": (
-        "Everything is JSON in UTF-8. Times are RFC 3339 in UTC, durations end in `_s` and are in seconds. What isn't"
-        " there is left out. `HEAD` works wherever `GET` does; any other method gets 405.\n\nThe payloads of the"
-        " task types are in here as they are known now: read it again when workers bring new ones."
+        "All bodies are JSON in UTF-8. Times are RFC 3339 in UTC; names of durations end in `_s`, and their unit is"
+        " seconds. Members without a value are left out. `HEAD` works wherever `GET` does; other methods get 405.\n\n"
+        "The document contains the current task types: read it again when workers with new types have started."
     ),
     "license": {"name": "MIT", "identifier": "MIT"},
 }
 
 
 def operations(routes: Iterable[BaseRoute]) -> Iterator[Found]:
-    """Path, method, declaration and guarded handler of every method that declares something, the reading ones first;
-    HEAD is in GET."""
+    """Path, method, declaration and guarded handler of every declared operation. HEAD is part of GET."""
     for route in routes:
         if isinstance(route, Route) and isinstance(route.endpoint, Resource):
             for method in METHODS:
@@ -406,13 +356,13 @@ def _operation(path: str, operation: Operation, guarded: Guarded, schemas: Schem
     parameters += [{"name": name, "in": "header", **HEADERS[name]} for name in operation.headers]
     if parameters:
         document["parameters"] = parameters
-    if told := callbacks(operation, schemas):
-        document["callbacks"] = told
+    if sent := callbacks(operation, schemas):
+        document["callbacks"] = sent
     return document
 
 
 def _body(operation: Operation, schemas: Schemas, examples: Object) -> Object:
-    """What an operation takes, if it takes anything."""
+    """The request body of an operation, if it takes one."""
     if operation.body is None:
         return {}
     content = {"schema": schemas.of(operation.body), **({"examples": examples} if examples else {})}
@@ -420,7 +370,7 @@ def _body(operation: Operation, schemas: Schemas, examples: Object) -> Object:
 
 
 def _security(access: Access, needs_key: bool) -> list[Object]:
-    """What a caller shows; a server that needs no key still refuses a wrong one."""
+    """How a caller authenticates. A server that needs no key still refuses a wrong one."""
     if access.public:
         return []
     scopes = [] if access.scope is None else [access.scope.value]
@@ -429,7 +379,7 @@ def _security(access: Access, needs_key: bool) -> list[Object]:
 
 
 def _parameter(schema: Object) -> Object:
-    """A parameter has its description beside its schema."""
+    """The description and the schema of a parameter."""
     schema = dict(schema)
     description = schema.pop("description", None)
     return {"schema": schema} if description is None else {"description": description, "schema": schema}
@@ -443,7 +393,7 @@ def _texts(docstring: str) -> tuple[str, str]:
 
 
 def _links(found: Iterable[Found], path: str, answer: Answer) -> Object:
-    """What can be done with what an operation at `path` has made: the operations of the paths below, by its id."""
+    """The operations on what an operation at `path` has created: those of the paths below, by its id."""
     made = answer.made or (path if "Location" in answer.headers else "")
     below = re.compile(re.escape(made) + r"/{(\w+)}(/\w+)?")
     return {

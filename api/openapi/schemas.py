@@ -1,12 +1,8 @@
-"""Schemas in the words that generators of clients understand.
+"""JSON Schemas in the form that generators of clients understand, and how they become components of the document.
 
-From the types of declarations to schemas, and how a schema's references are moved.
-
-Payload schemas as components: each nested type stands in `components/schemas`, where generators of clients look.
-
-A payload's schema comes from Redis and stands for itself, with its nested types in `$defs`. Here every nested type gets
-a component. Types of one name share a component if they are alike. If they differ, the name of each component begins
-with the name of its task type.
+The payload schema of a task type comes from Redis and has its nested types in `$defs`. In the document every nested
+type is a component. Types with one name share a component if they are alike. If they differ, the name of each component
+begins with the name of its task type.
 """
 
 from __future__ import annotations
@@ -29,29 +25,42 @@ from .declarations import Operation, with_limits
 Schema = dict[str, Any]
 
 
-def as_generators_read(schema: Any, *, is_component: bool = False) -> Schema:
-    """The same schema in the words that generators of clients understand.
+_ONE: Final = frozenset({"additionalProperties", "contains", "else", "if", "items", "not", "propertyNames", "then"})
+_MANY: Final = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
+_NAMED: Final = frozenset({"$defs", "definitions", "dependentSchemas", "patternProperties", "properties"})
 
-    A field with a default would be one that is always there, so defaults go into descriptions; titles would be names of
-    classes, and two of one name break a client; true, false, an array without `items` and an `enum` of several types
-    aren't understood at all.
+
+def _with_subschemas(schema: Schema, change: Callable[[Any], Any]) -> Schema:
+    """A copy of a schema with each direct subschema changed. Defaults, examples and so on aren't subschemas."""
+    changed: Schema = {}
+    for key, value in schema.items():
+        if key in _ONE:
+            changed[key] = change(value)
+        elif key in _MANY and isinstance(value, list | tuple):
+            changed[key] = [change(each) for each in value]
+        elif key in _NAMED and isinstance(value, dict):
+            changed[key] = {name: change(each) for name, each in value.items()}
+        else:
+            changed[key] = value
+    return changed
+
+
+def as_generators_read(schema: Any, *, is_component: bool = False) -> Schema:
+    """The same schema in the form that generators of clients understand.
+
+    They take a field with a default for one that is always present, so defaults go into descriptions. They make class
+    names of titles, and two equal ones break a client. They don't understand true, false, an array without `items`, and
+    an `enum` of several types.
     """
     if not isinstance(schema, dict):
         return {"not": {}} if schema is False else {}
     plain = {key: value for key, value in schema.items() if key not in ("$schema", "title", "default")}
     if schema.get("default") is not None:
         plain["description"] = _with_default(str(schema.get("description", "")), schema["default"])
-    for key in ("items", "contains", "not", "if", "then", "else", "propertyNames"):
-        if key in plain:
-            plain[key] = as_generators_read(plain[key])
-    for key in ("anyOf", "oneOf", "allOf", "prefixItems"):
-        if isinstance(plain.get(key), list | tuple):
-            plain[key] = [as_generators_read(each) for each in plain[key]]
-    for key in ("properties", "patternProperties", "dependentSchemas"):
-        if isinstance(plain.get(key), dict):
-            plain[key] = {name: as_generators_read(each) for name, each in plain[key].items()}
-    if isinstance(plain.get("additionalProperties"), dict):
-        plain["additionalProperties"] = as_generators_read(plain["additionalProperties"])
+    has_more = plain.get("additionalProperties")
+    plain = _with_subschemas(plain, as_generators_read)
+    if isinstance(has_more, bool):
+        plain["additionalProperties"] = has_more
     if plain.get("type") == "array":
         plain.setdefault("items", {})
     if not is_component and len(plain.get("enum", ())) == 1:
@@ -65,7 +74,7 @@ def _with_default(description: str, default: Any) -> str:
 
 
 def _with_plain_enum(schema: Schema) -> Schema:
-    """A list of choices of one type; one with several types becomes a choice of lists."""
+    """The schema with one `enum` for each type of its choices."""
     choices = schema.get("enum")
     if not isinstance(choices, list):
         return schema
@@ -99,13 +108,10 @@ def _form(kind: str, values: list[Any]) -> Schema:
 
 
 REFS: Final = "#/components/schemas/"
-_ONE: Final = frozenset({"additionalProperties", "contains", "else", "if", "items", "not", "propertyNames", "then"})
-_MANY: Final = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
-_NAMED: Final = frozenset({"$defs", "definitions", "dependentSchemas", "patternProperties", "properties"})
 
 
 class Schemas:
-    """The schemas of all that some operations take and answer. `components` is what they refer to, by name."""
+    """The schemas of the requests and answers of operations. `components` are those that they refer to, by name."""
 
     def __init__(self, operations: Sequence[Operation]) -> None:
         wanted = list(dict.fromkeys([ProblemDocument, TaskSpec, Message, *_types(operations)]))
@@ -129,7 +135,7 @@ class Schemas:
             self.components[new_names.get(name, name)] = plain | {"title": new_names.get(name, name)}
 
     def of(self, kind: Any) -> Schema:
-        """The schema of what an operation declares as its body, or as that of an answer."""
+        """The schema of the type that an operation declares as a body."""
         if isinstance(kind, tuple):
             return {"anyOf": [self.of(each) for each in kind]}
         return SUBMISSION if kind is TaskSpec else self._of[kind]
@@ -140,26 +146,16 @@ class Schemas:
 
 
 def with_refs(schema: Any, move: Callable[[str], str]) -> Any:
-    """A copy of a schema in which each reference is what `move` makes of it.
-
-    It goes where schemas stand: a default or an example that looks like a reference isn't one.
-    """
+    """A copy of a schema in which each reference is what `move` makes of it."""
     if not isinstance(schema, dict):
         return schema
-    moved: Schema = {}
-    for key, value in schema.items():
-        if key == "$ref" and isinstance(value, str):
-            moved[key] = move(value)
-        elif key in _ONE:
-            moved[key] = with_refs(value, move)
-        elif key in _MANY and isinstance(value, list):
-            moved[key] = [with_refs(each, move) for each in value]
-        elif key in _NAMED and isinstance(value, dict):
-            moved[key] = {name: with_refs(each, move) for name, each in value.items()}
-        elif key == "discriminator" and isinstance(value, dict) and isinstance(value.get("mapping"), dict):
-            moved[key] = value | {"mapping": {name: move(ref) for name, ref in value["mapping"].items()}}
-        else:
-            moved[key] = value
+    moved = _with_subschemas(schema, lambda each: with_refs(each, move))
+    if isinstance(schema.get("$ref"), str):
+        moved["$ref"] = move(schema["$ref"])
+    discriminator = schema.get("discriminator")
+    if isinstance(discriminator, dict) and isinstance(discriminator.get("mapping"), dict):
+        mapping = {name: move(ref) for name, ref in discriminator["mapping"].items()}
+        moved["discriminator"] = discriminator | {"mapping": mapping}
     return moved
 
 
@@ -181,7 +177,7 @@ def _subclasses(cls: type[Document]) -> Iterator[type[Document]]:
 
 
 def _without_null(schema: Schema) -> Schema:
-    """The schema of a member that isn't there when it would be null."""
+    """The schema of a member that is left out instead of being null."""
     if "default" not in schema or schema["default"] is not None:
         return schema
     rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
@@ -203,7 +199,7 @@ def payload_name(info: TypeInfo) -> str:
 
 
 def hoisted(types: Sequence[TypeInfo], taken: Collection[str]) -> dict[str, Schema]:
-    """The components of the payloads of these types, and of all types nested in them. `taken`: the names of others."""
+    """The components of the payloads of these types, and of all types nested in them. `taken`: other names."""
     nested = {(info.name, name): schema for info in types for name, schema in _definitions(info.schema).items()}
     names = _names(types, nested, {*taken, *map(payload_name, types)})
     components: dict[str, Schema] = {}
@@ -222,7 +218,7 @@ def _definitions(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _names(types: Sequence[TypeInfo], nested: Mapping[Key, Any], taken: Collection[str]) -> dict[Key, str]:
-    """The component's name for each nested type."""
+    """The name of the component for each nested type."""
     prints = {info.name: _fingerprints(_definitions(info.schema)) for info in types}
     alike: dict[str, set[str]] = {}
     for type_name, name in nested:
@@ -230,25 +226,26 @@ def _names(types: Sequence[TypeInfo], nested: Mapping[Key, Any], taken: Collecti
     used = {_folded(name): "" for name in taken}
     found: dict[Key, str] = {}
     for type_name, name in nested:
-        whole = name + prints[type_name][name]
-        wishes = [f"{type_name}.{name}", *(f"{type_name}.{name}.{number}" for number in range(2, 2 + len(nested)))]
+        content = name + prints[type_name][name]
+        candidates = [f"{type_name}.{name}", *(f"{type_name}.{name}.{number}" for number in range(2, 2 + len(nested)))]
         if len(alike[name]) == 1:
-            wishes.insert(0, name)
-        cleaned = [_NOT_IN_NAMES.sub("_", wish) for wish in wishes]
+            candidates.insert(0, name)
+        cleaned = [_NOT_IN_NAMES.sub("_", candidate) for candidate in candidates]
         found[type_name, name] = next(
-            (each for each in cleaned if used.get(_folded(each), whole) == whole), cleaned[-1]
+            (each for each in cleaned if used.get(_folded(each), content) == content), cleaned[-1]
         )
-        used[_folded(found[type_name, name])] = whole
+        used[_folded(found[type_name, name])] = content
     return found
 
 
 def _folded(name: str) -> str:
-    """Generators make class names of components, such as `ParcelsSend` of `parcels.send`: these must differ, too."""
+    """The letters and digits of a name. Generators make the class name `ParcelsSend` of `parcels.send`, so names must
+    differ in these."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _fingerprints(definitions: Mapping[str, Any]) -> dict[str, str]:
-    """What tells apart types of one name: their schemas with all those that they refer to."""
+    """For each type, its schema and those that it refers to, as one text. It tells types of one name apart."""
     refs = {name: set(_refs(schema)) & definitions.keys() for name, schema in definitions.items()}
 
     def reached(name: str) -> set[str]:
@@ -282,7 +279,7 @@ def _unescaped(step: str) -> str:
 
 
 def _mover(info: TypeInfo, names: Mapping[Key, str]) -> Callable[[str], str]:
-    """What a reference within the schema of this type is in the document."""
+    """How a reference within the schema of this type is written in the document."""
 
     def move(ref: str) -> str:
         if (match := _LOCAL.fullmatch(ref)) and (info.name, _unescaped(match[1])) in names:

@@ -1,11 +1,15 @@
-"""/openapi.json and /docs: the whole of this API as a document, for programs and for people."""
+"""/openapi.json, /asyncapi.json and /docs: the documents that describe the API, for programs and for people."""
 
 from __future__ import annotations
 
 import asyncio
+import gzip
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -23,7 +27,15 @@ from ..http.query import NoQuery, read_query
 from ..http.responses import Json
 from ..openapi.asyncapi import describe_socket
 from ..openapi.declarations import Answer, operation
-from ..openapi.document import FILES, INDEX, DocsPage, describe
+from ..openapi.document import FILES, describe
+
+FOLDER: Final = Path(__file__).parents[1] / "docs"
+INDEX: Final = "index.html"
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""The page needs nothing from other hosts, no inline script or style, and no eval, so this policy forbids them."""
 
 PAGE: Final = Answer(str, headers=("ETag",), media_types=("text/html",))
 SAME_PAGE: Final = Answer(None, headers=("ETag",))
@@ -34,40 +46,39 @@ Described = tuple[list[TypeInfo], bool, str]
 
 
 class DocsRoutes:
-    """Handlers that describe the API. `type_grace_s`: for how long a type without workers still takes tasks."""
+    """Handlers that describe the API. `type_grace_s`: how long a type without workers still accepts tasks."""
 
     def __init__(self, pool: AsyncTaskPool, gate: Gate, type_grace_s: float) -> None:
         self._pool = pool
         self._gate = gate
         self._type_grace_s = type_grace_s
-        self._page = DocsPage()
         self._described: tuple[Described, msgspec.Raw] | None = None
-        """The last document, and what it is of."""
+        """The last document, with the arguments that it was made from."""
 
     @operation("get_openapi", tag="service", answers={200: dict[str, Any]})
     async def openapi(self, request: Request) -> Json:
-        """GET /openapi.json: this document, OpenAPI 3.1, with the task types as they are known now."""
+        """GET /openapi.json: this document, OpenAPI 3.1, with the current task types."""
         read_query(request.scope["query_string"], NoQuery)
         types = [info for info in await self._pool.types() if self._takes_tasks(info)]
         prefix, needs_key = prefix_of(request.scope), await self._gate.needs_key()
-        # Without what changes all the time, and isn't in the document.
+        # Without the fields that change all the time and aren't in the document.
         of = [replace(info, served_by=(), last_seen_ms=None) for info in types], needs_key, prefix
         if self._described is None or self._described[0] != of:
-            # In a thread, because with many types it takes long.
+            # In a thread, because it takes long with many types.
             self._described = of, await asyncio.to_thread(_described, request.app.routes, *of)
         return Json(self._described[1])
 
     @operation("get_asyncapi", tag="service", answers={200: dict[str, Any]}, asks_redis=False)
     async def asyncapi(self, request: Request) -> Json:
-        """GET /asyncapi.json: the WebSocket at /ws as a document, AsyncAPI 3."""
+        """GET /asyncapi.json: the AsyncAPI 3 document of the WebSocket at /ws."""
         read_query(request.scope["query_string"], NoQuery)
         secure, prefix = request.url.scheme == "https", prefix_of(request.scope)
         return Json(describe_socket(request.url.netloc, secure=secure, prefix=prefix))
 
     @operation("show_docs", tag="service", query=None, answers={200: PAGE, 304: SAME_PAGE}, asks_redis=False)
     async def docs(self, request: Request) -> Response:
-        """GET /docs: this document as a page. The page itself is the same for all; what it shows takes a key."""
-        return await self._file(request, INDEX)
+        """GET /docs: this document as a page. The page is public, but the document that it loads needs a key."""
+        return await _page_file(request, INDEX)
 
     @operation(
         "get_docs_file",
@@ -78,15 +89,11 @@ class DocsRoutes:
         asks_redis=False,
     )
     async def docs_file(self, request: Request) -> Response:
-        """GET /docs/{file}: what the page is made of."""
+        """GET /docs/{file}: the files of that page."""
         name: str = request.path_params["file"]
         if name not in FILES:
             raise Problem("not-found", "the page has no such file")
-        return await self._file(request, name)
-
-    async def _file(self, request: Request, name: str) -> Response:
-        takes_gzip = "gzip" in request.headers.get("accept-encoding", "")
-        return await self._page.answer(name, takes_gzip=takes_gzip, known=request.headers.get("if-none-match", ""))
+        return await _page_file(request, name)
 
     def _takes_tasks(self, info: TypeInfo) -> bool:
         return bool(info.served_by) or (info.last_seen_ms or 0) / 1000 > time.time() - self._type_grace_s
@@ -94,3 +101,22 @@ class DocsRoutes:
 
 def _described(routes: Sequence[BaseRoute], types: list[TypeInfo], needs_key: bool, prefix: str) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(describe(routes, types, needs_key=needs_key, prefix=prefix)))
+
+
+async def _page_file(request: Request, name: str) -> Response:
+    """INDEX or one of FILES, compressed if the client accepts that, or 304."""
+    etag, plain, packed = await asyncio.to_thread(_loaded, name)
+    headers = {"cache-control": "no-cache", "content-security-policy": POLICY, "etag": etag, "vary": "Accept-Encoding"}
+    if etag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        headers["content-encoding"] = "gzip"
+        plain = packed
+    return Response(plain, headers=headers, media_type=FILES.get(name, "text/html"))
+
+
+@cache
+def _loaded(name: str) -> tuple[str, bytes, bytes]:
+    """A file's ETag, its bytes, and its compressed bytes."""
+    plain = (FOLDER / name).read_bytes()
+    return f'W/"{hashlib.sha256(plain).hexdigest()[:20]}"', plain, gzip.compress(plain, mtime=0)
