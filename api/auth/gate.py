@@ -40,7 +40,7 @@ from taskpool.access.api_key import TOKEN, ApiKey, digest_of
 from taskpool.errors import ConfigurationError, RedisUnavailable
 from taskpool.redis import keys
 from taskpool.redis.async_store import AsyncStore
-from taskpool.redis.calls import Call
+from taskpool.redis.calls import Call, redis_ms
 from taskpool.settings import Settings
 from taskpool.types import utc
 from taskpool.validation import names_this_machine
@@ -179,7 +179,7 @@ async def issue(store: AsyncStore, key_id: str | None) -> tuple[str, datetime]:
     _, now_ms = await store.run_many(
         (
             Call(("SET", keys.TICKET + digest_of(ticket), value, "EX", TICKET_S), lambda _: None, again=True),
-            Call(("TIME",), lambda reply: int(reply[0]) * 1000 + int(reply[1]) // 1000, again=True),
+            redis_ms(),
         )
     )
     return ticket, utc(now_ms + TICKET_S * 1000)

@@ -6,9 +6,8 @@ other, least of all a rotation a revocation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -16,7 +15,7 @@ from taskpool.access.api_key import KEY_ID, ROTATION_GRACE_S, ApiKey, KeySpec, S
 from taskpool.access.audit import Actor, entry
 from taskpool.errors import FieldError, InvalidKey, KeyNotFound, TaskpoolError
 from taskpool.redis import keys
-from taskpool.redis.calls import Call, Plan, Script, one, readable, tell_unreadable, tolerant
+from taskpool.redis.calls import Call, Plan, Script, hash_of, one, readable, redis_ms, tell_unreadable, tolerant
 from taskpool.redis.rq_job import number_of
 
 RACES: Final = 5
@@ -45,7 +44,7 @@ def any_key() -> Call[bool]:
 
 def find(id: str) -> tuple[Call[ApiKey | None], Call[int]]:
     """The key of this id, and the time in ms: to be sent together."""
-    return tolerant(Call(("HGET", keys.API_KEYS, id), _read, again=True), None), _now()
+    return tolerant(Call(("HGET", keys.API_KEYS, id), _read, again=True), None), redis_ms()
 
 
 def ids() -> Call[frozenset[str]]:
@@ -59,7 +58,7 @@ def ids() -> Call[frozenset[str]]:
 
 def note_use(id: str) -> Call[str]:
     """Note that a key was used now: ``ok`` or ``gone``."""
-    return _used.call((id,), _word, again=True)
+    return _used.word(id)
 
 
 def create(spec: KeySpec, by: Actor, *, admin_first: bool = False) -> Plan[tuple[ApiKey, str]]:
@@ -69,7 +68,7 @@ def create(spec: KeySpec, by: Actor, *, admin_first: bool = False) -> Plan[tuple
     Raises:
         InvalidKey
     """
-    now_ms = yield from one(_now())
+    now_ms = yield from one(redis_ms())
     key, text = new_key(spec, now_ms)
     is_admin = Scope.ADMIN in key.scopes
     not_first = admin_first and not (is_admin and key.expires_ms is None)
@@ -83,8 +82,8 @@ def create(spec: KeySpec, by: Actor, *, admin_first: bool = False) -> Plan[tuple
 def listed() -> Plan[list[Listed]]:
     """All keys, the oldest first."""
     documents, used = yield (
-        tolerant(Call(("HGETALL", keys.API_KEYS), _pairs, again=True), {}),
-        tolerant(Call(("HGETALL", keys.API_KEYS_USED), _pairs, again=True), {}),
+        tolerant(Call(("HGETALL", keys.API_KEYS), hash_of, again=True), {}),
+        tolerant(Call(("HGETALL", keys.API_KEYS_USED), hash_of, again=True), {}),
     )
     found = list(readable(documents.items(), _document.decode, "API key").values())
     found.sort(key=lambda key: (key.created_ms, key.id))
@@ -99,7 +98,7 @@ def rotate(id: str, by: Actor, *, grace_s: float = ROTATION_GRACE_S) -> Plan[tup
         KeyNotFound
     """
     for _ in range(RACES):
-        document, now_ms = yield (_raw(id), _now())
+        document, now_ms = yield (_raw(id), redis_ms())
         try:
             known = _known(id, document)
         except msgspec.MsgspecError as error:
@@ -130,7 +129,7 @@ def revoke(id: str, by: Actor) -> Plan[ApiKey]:
 
 
 def _changing(id: str, before: bytes, after: bytes, audited: bytes, *, not_first: bool = False) -> Call[str]:
-    return _change.call((id, before, after, audited, "1" if not_first else ""), _word, again=True)
+    return _change.word(id, before, after, audited, "1" if not_first else "")
 
 
 def _raw(id: str) -> Call[bytes]:
@@ -145,15 +144,3 @@ def _known(id: str, document: bytes) -> ApiKey:
 
 def _read(reply: bytes | None) -> ApiKey | None:
     return None if reply is None else _document.decode(reply)
-
-
-def _now() -> Call[int]:
-    return Call(("TIME",), lambda reply: int(reply[0]) * 1000 + int(reply[1]) // 1000, again=True)
-
-
-def _pairs(flat: Sequence[Any]) -> dict[bytes, bytes]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _word(reply: bytes) -> str:
-    return reply.decode()

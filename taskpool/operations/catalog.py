@@ -19,7 +19,19 @@ from jsonschema_rs import ValidationErrorKind as Kind
 
 from taskpool.errors import FieldError, InvalidPayload, UnknownType
 from taskpool.redis import keys
-from taskpool.redis.calls import UNREADABLE, Call, Plan, Script, one, readable, tell_unreadable, tolerant
+from taskpool.redis.calls import (
+    UNREADABLE,
+    Call,
+    Plan,
+    Script,
+    as_it_is,
+    one,
+    readable,
+    redis_ms,
+    tell_unreadable,
+    texts,
+    tolerant,
+)
 from taskpool.tasks.payload.faults import invalid_payload_of, pointer
 from taskpool.tasks.payload.published import MOST_VALUES, Excerpt, excerpts, size, validator_of
 from taskpool.tasks.payload.secret_fields import SecretFields
@@ -54,7 +66,7 @@ _pool_info = msgspec.json.Decoder(PoolInfo)
 def publish(pool: PoolInfo, types: Sequence[TypeInfo], *, ttl_s: int) -> Call[None]:
     """Announce a pool and its types; it counts as gone when `ttl_s` pass without another announcement."""
     flat = [part for info in types for part in (info.name, msgspec.json.encode(info))]
-    return _publish.call((pool.id, msgspec.json.encode(pool), ttl_s, *flat), lambda _: None, again=True)
+    return _publish.call((pool.id, msgspec.json.encode(pool), ttl_s, *flat), lambda _: None)
 
 
 def retire(pool_id: str) -> Plan[None]:
@@ -67,11 +79,11 @@ def retire(pool_id: str) -> Plan[None]:
 
 def pools() -> Plan[list[PoolInfo]]:
     """The live pools."""
-    reading = Call(("ZRANGE", keys.POOLS, 0, -1), lambda reply: [_text(id) for id in reply], again=True)
+    reading = Call(("ZRANGE", keys.POOLS, 0, -1), texts, again=True)
     ids = yield from one(tolerant(reading, []))
     if not ids:
         return []
-    found = yield from one(Call(("MGET", *[keys.POOL + id for id in ids]), lambda reply: reply, again=True))
+    found = yield from one(Call(("MGET", *[keys.POOL + id for id in ids]), as_it_is, again=True))
     documents = [(id, document) for id, document in zip(ids, found, strict=True) if document is not None]
     return list(readable(documents, _pool_info.decode, "worker pool").values())
 
@@ -91,7 +103,7 @@ def is_served(name: str, *, within_s: float) -> Plan[bool]:
     """Whether a live pool has served a type within the last `within_s` seconds."""
     seen_ms, now_ms = yield (
         Call(("ZSCORE", keys.TYPES_SEEN, name), lambda reply: None if reply is None else float(reply), again=True),
-        Call(("TIME",), _now_ms, again=True),
+        redis_ms(),
     )
     return seen_ms is not None and now_ms - seen_ms <= within_s * 1000
 
@@ -186,31 +198,23 @@ def _exists(names: Sequence[str]) -> Plan[bool]:
     possible = [name for name in names if type_name_fault(name) is None]
     if not possible:
         return False
-    found = yield from one(Call(("HMGET", keys.TYPES, *possible), lambda reply: reply, again=True))
+    found = yield from one(Call(("HMGET", keys.TYPES, *possible), as_it_is, again=True))
     return any(document is not None for document in found)
 
 
 def _read() -> Sequence[Call[Any]]:
     def documents(reply: list[bytes]) -> dict[str, bytes]:
-        return {_text(name): text for name, text in zip(reply[::2], reply[1::2], strict=True)}
+        return dict(zip(texts(reply[::2]), reply[1::2], strict=True))
 
     def seen(reply: list[bytes]) -> dict[str, int]:
-        pairs = zip(reply[::2], map(float, reply[1::2]), strict=True)
-        return {_text(name): int(ms) for name, ms in pairs if math.isfinite(ms)}
+        pairs = zip(texts(reply[::2]), map(float, reply[1::2]), strict=True)
+        return {name: int(ms) for name, ms in pairs if math.isfinite(ms)}
 
     return (
         tolerant(Call(("HGETALL", keys.TYPES), documents, again=True), {}),
         tolerant(Call(("ZRANGE", keys.TYPES_SEEN, 0, -1, "WITHSCORES"), seen, again=True), {}),
-        Call(("TIME",), _now_ms, again=True),
+        redis_ms(),
     )
-
-
-def _text(name: bytes) -> str:
-    return name.decode(errors="replace")
-
-
-def _now_ms(time: list[bytes]) -> float:
-    return int(time[0]) * 1000 + int(time[1]) / 1000
 
 
 _CERTAIN: Final = (Kind.AdditionalProperties, Kind.Type)

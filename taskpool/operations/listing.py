@@ -16,7 +16,7 @@ from taskpool.errors import FieldError, InvalidTask
 from taskpool.operations.records import fetch_if_there
 from taskpool.operations.specs import check_text
 from taskpool.redis import keys
-from taskpool.redis.calls import Call, Part, Plan, one, tolerant
+from taskpool.redis.calls import Call, Part, Plan, as_it_is, names, one, texts, tolerant
 from taskpool.redis.cursors import decode_cursor, encode_cursor, page_length, wrong_cursor
 from taskpool.types import Page, TaskRecord, TaskStatus
 
@@ -128,10 +128,10 @@ def _read(wanted: Filter) -> Filter:
 def _resume(walk: Sequence[Index], cursor: str) -> tuple[int, str]:
     """The index in which a listing goes on, by its name because queues come and go, and the position there."""
     name, position = decode_cursor(cursor, (str, str))
-    names = [index.name for index in walk]
-    if name not in names:  # its queue is gone
-        return next((at for at, other in enumerate(names) if other > name), len(walk)), ""
-    source = names.index(name)
+    walked = [index.name for index in walk]
+    if name not in walked:  # its queue is gone
+        return next((at for at, other in enumerate(walked) if other > name), len(walk)), ""
+    source = walked.index(name)
     if position and not walk[source].POSITION.fullmatch(position):
         raise wrong_cursor()
     return source, position
@@ -205,8 +205,8 @@ class FromTail:
             search = ("LPOS", self.name, last, "RANK", -1)
             length, at, status = yield (
                 tolerant(Call(("LLEN", self.name), int, again=True), 0),
-                tolerant(Call((*search, "MAXLEN", passed + NEWER), _as_it_is, again=True), None),
-                tolerant(Call(("HGET", keys.JOB + last, "status"), _as_it_is, again=True), None),
+                tolerant(Call((*search, "MAXLEN", passed + NEWER), as_it_is, again=True), None),
+                tolerant(Call(("HGET", keys.JOB + last, "status"), as_it_is, again=True), None),
             )
             if at is not None:
                 passed = max(passed, length - at)
@@ -265,28 +265,9 @@ def some_queues(cursor: str, count: int) -> Call[tuple[str, list[str]]]:
 
 
 def _names(reply: list[bytes]) -> list[str]:
-    names = [key.removeprefix(keys.QUEUE.encode()) for key in reply if key.startswith(keys.QUEUE.encode())]
-    return sorted(name.decode() for name in names if is_utf8(name))
+    return sorted(key.removeprefix(keys.QUEUE) for key in names(reply) if key.startswith(keys.QUEUE))
 
 
 def _reading(command: Sequence[Part]) -> Call[list[str]]:
-    """Reads part of an index; nothing of one that is no index."""
-    return tolerant(Call(command, _texts, again=True), [])
-
-
-def _as_it_is(reply: Any) -> Any:
-    return reply
-
-
-def _texts(reply: list[bytes]) -> list[str]:
-    """Ids of other programs may hold any bytes. One that isn't UTF-8 names no task, and is skipped like a stale id."""
-    return [part.decode(errors="replace") for part in reply]
-
-
-def is_utf8(name: bytes) -> bool:
-    """Whether it is the name of something that RQ or Taskpool stored. Other programs may write any bytes."""
-    try:
-        name.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+    """Reads part of an index; nothing of a key that is no index."""
+    return tolerant(Call(command, texts, again=True), [])

@@ -10,13 +10,15 @@ from heapq import nlargest
 from typing import Any, Final
 
 from taskpool.operations.catalog import pools
-from taskpool.operations.listing import is_utf8, queue_names
+from taskpool.operations.listing import queue_names
 from taskpool.redis import keys
-from taskpool.redis.calls import Call, Plan, Script, one, tolerant
+from taskpool.redis.calls import Call, Plan, Script, as_it_is, hash_of, names, one, redis_ms, tolerant
 from taskpool.redis.cursors import decode_cursor, encode_cursor, page_length
 from taskpool.redis.embedded import ServerVersion
-from taskpool.redis.rq_job import number_of, time_of
+from taskpool.redis.rq_job import number_of, text_of, time_of
 from taskpool.types import Page, QueueInfo, WorkerInfo, utc
+
+Hash = Mapping[bytes, bytes]
 
 _probe, _counts, _sizes = map(Script, ("probe", "queue_counts", "queue_sizes"))
 
@@ -72,7 +74,7 @@ def queues(names: Sequence[str] | None = None) -> Plan[list[QueueInfo]]:
     found: list[QueueInfo] = []
     for at in range(0, len(names), QUEUES_AT_ONCE):
         part = names[at : at + QUEUES_AT_ONCE]
-        now_ms, *rows = yield from one(_counts.call(part, _as_it_is, again=True))
+        now_ms, *rows = yield from one(_counts.call(part, as_it_is))
         found += [_queue(name, row, now_ms) for name, row in zip(part, rows, strict=True)]
     return found
 
@@ -87,7 +89,7 @@ def busiest_queues(most: int) -> Plan[list[QueueInfo]]:
     totals = [0, 0, 0, 0]
     for at in range(0, len(names), QUEUES_AT_ONCE):
         part = names[at : at + QUEUES_AT_ONCE]
-        reply = yield from one(_sizes.call(part, _as_it_is, again=True))
+        reply = yield from one(_sizes.call(part, as_it_is))
         totals = [total + count for total, count in zip(totals, reply, strict=False)]
         top = nlargest(most, [*top, *zip(reply[4:], part, strict=True)])
     busiest = yield from queues([name for _, name in top])
@@ -114,38 +116,29 @@ def queues_page(
     return Page(tuple(infos), encode_cursor(page[-1]) if first + limit < len(names) else None)
 
 
+_COUNTS: Final = ("queued", "in_progress", "scheduled", "waiting", "done", "failed", "canceled")
+
+
 def _queue(name: str, row: Sequence[Any] | None, now_ms: float) -> QueueInfo:
-    queued, in_progress, scheduled, waiting, done, failed, canceled, head = row or (0, 0, 0, 0, 0, 0, 0, b"")
-    return QueueInfo(
-        name=name,
-        queued=queued,
-        in_progress=in_progress,
-        scheduled=scheduled,
-        waiting=waiting,
-        done=done,
-        failed=failed,
-        canceled=canceled,
-        oldest_s=_age_s(_text(head), now_ms),
-    )
-
-
-def _as_it_is(reply: list[Any]) -> list[Any]:
-    return reply
+    *counts, head = row or (*[0] * len(_COUNTS), b"")
+    return QueueInfo(**dict(zip(_COUNTS, counts, strict=True)), name=name, oldest_s=_age_s(head, now_ms))
 
 
 def workers() -> Plan[list[WorkerInfo]]:
     """Every registered worker process, ours and plain RQ ones, by name."""
     pool_of = {worker: pool.id for pool in (yield from pools()) for worker in pool.workers}
-    names = sorted(key.removeprefix(keys.WORKER) for key in (yield from one(_worker_keys())))
+    found = sorted(key.removeprefix(keys.WORKER) for key in (yield from one(_worker_keys())))
     calls: list[Call[Any]] = []
-    for name in names:
+    for name in found:
         calls.append(_hash_at(keys.WORKER + name))
-        calls.append(tolerant(Call(("SMEMBERS", f"{keys.WORKER}{name}:executions"), _members, again=True), ()))
+        calls.append(tolerant(Call(("SMEMBERS", f"{keys.WORKER}{name}:executions"), names, again=True), []))
     values = yield calls
-    rows = zip(names, values[::2], values[1::2], strict=True)
-    return [
-        _worker(name, h, current, pool_of.get(name)) for name, h, current in rows if "birth" in h and "death" not in h
-    ]
+    rows = zip(found, values[::2], values[1::2], strict=True)
+    return [_worker(name, h, runs, pool_of.get(name)) for name, h, runs in rows if _is_live(h)]
+
+
+def _is_live(h: Hash) -> bool:
+    return b"birth" in h and b"death" not in h
 
 
 def plain_workers() -> Plan[dict[str, set[str]]]:
@@ -162,25 +155,27 @@ def _neighbours() -> Plan[tuple[set[str], dict[str, set[str]]]]:
     hashes = yield [_hash_at(key) for key in others]
     ours = {queue for pool in live for queue in pool.queues}
     return ours, {
-        key.removeprefix(keys.WORKER): ours & set(h.get("queues", "").split(","))
+        key.removeprefix(keys.WORKER): ours & set(_queues_of(h))
         for key, h in zip(others, hashes, strict=True)
-        if "birth" in h and "death" not in h and "pool" not in h
+        if _is_live(h) and b"pool" not in h
     }
 
 
 def foreign_queues() -> Call[list[str]]:
     """The queues in which claims have found foreign jobs, whenever that was."""
-    return tolerant(Call(("ZRANGE", keys.FOREIGN_QUEUES, 0, -1), _texts, again=True), [])
+    return tolerant(Call(("ZRANGE", keys.FOREIGN_QUEUES, 0, -1), names, again=True), [])
 
 
 def worker_warnings() -> Plan[list[str]]:
     """What is wrong with the RQ programs that share queues with our pools, each in a sentence for operators."""
     ours, plain = yield from _neighbours()
     found, now_ms = yield (
-        tolerant(Call(("ZRANGE", keys.FOREIGN_QUEUES, 0, -1, "WITHSCORES"), _hash, again=True), {}),
-        Call(("TIME",), _now_ms, again=True),
+        tolerant(Call(("ZRANGE", keys.FOREIGN_QUEUES, 0, -1, "WITHSCORES"), hash_of, again=True), {}),
+        redis_ms(),
     )
-    foreign = {queue for queue, at_s in found.items() if now_ms / 1000 - float(at_s) < FOREIGN_FRESH_S}
+    foreign = {
+        queue.decode(errors="replace") for queue, at_s in found.items() if now_ms / 1000 - float(at_s) < FOREIGN_FRESH_S
+    }
     return [*_sharing(plain), *(_foreign(queue, plain) for queue in sorted(foreign & ours))]
 
 
@@ -231,7 +226,10 @@ def server() -> Call[ServerInfo]:
 
 
 def _counted(reply: list[bytes]) -> dict[str, int]:
-    return {name: int(value) for name, value in _hash(reply).items() if value.isdecimal()}  # others are not ours
+    counters = hash_of(reply).items()
+    return {
+        name.decode(errors="replace"): int(value) for name, value in counters if value.isdigit()
+    }  # others aren't ours
 
 
 def write_probe() -> Call[None]:
@@ -241,69 +239,47 @@ def write_probe() -> Call[None]:
         RedisFull: the memory limit is reached.
         RedisRefused: Redis takes no writes at all.
     """
-    return _probe.call((), lambda reply: None, again=True)
+    return _probe.call((), lambda reply: None)
 
 
-def _worker(name: str, h: Mapping[str, str], current: tuple[str, ...], pool: str | None) -> WorkerInfo:
+def _worker(name: str, h: Hash, runs: Sequence[str], pool: str | None) -> WorkerInfo:
     return WorkerInfo(
         name=name,
-        host=h.get("hostname", ""),
-        pid=number_of(h.get("pid", "").encode(), 0),
-        state=h.get("state", "?"),
-        queues=tuple(h.get("queues", "").split(",")),
-        pool=pool or h.get("pool"),
-        current=current,
-        done=number_of(h.get("successful_job_count", "").encode(), 0),
-        failed=number_of(h.get("failed_job_count", "").encode(), 0),
-        working_s=_float(h.get("total_working_time")),
-        started_at=_time(h.get("birth")),
-        last_heartbeat=_time(h.get("last_heartbeat")),
+        host=text_of(h.get(b"hostname")) or "",
+        pid=number_of(h.get(b"pid"), 0),
+        state=text_of(h.get(b"state")) or "?",
+        queues=_queues_of(h),
+        pool=pool or text_of(h.get(b"pool")),
+        current=tuple(sorted(member.partition(":")[0] for member in runs)),
+        done=number_of(h.get(b"successful_job_count"), 0),
+        failed=number_of(h.get(b"failed_job_count"), 0),
+        working_s=_float(h.get(b"total_working_time")),
+        started_at=time_of(h.get(b"birth")),
+        last_heartbeat=time_of(h.get(b"last_heartbeat")),
     )
 
 
-def _age_s(enqueued_at: str | None, now_ms: float) -> float | None:
-    at = _time(enqueued_at)
+def _queues_of(h: Hash) -> tuple[str, ...]:
+    return tuple((text_of(h.get(b"queues")) or "").split(","))
+
+
+def _age_s(enqueued_at: bytes, now_ms: float) -> float | None:
+    at = time_of(enqueued_at)
     return None if at is None else max(0.0, (utc(now_ms) - at).total_seconds())
-
-
-def _now_ms(reply: list[bytes]) -> float:
-    return int(reply[0]) * 1000 + int(reply[1]) / 1000
 
 
 def _worker_keys() -> Call[list[str]]:
     """The keys of all registered workers."""
-    return tolerant(Call(("SMEMBERS", keys.WORKERS), _texts, again=True), [])
+    return tolerant(Call(("SMEMBERS", keys.WORKERS), names, again=True), [])
 
 
-def _hash_at(key: str) -> Call[dict[str, str]]:
-    """The hash under a key; empty if another kind of value stands there."""
-    return tolerant(Call(("HGETALL", key), _hash, again=True), {})
+def _hash_at(key: str) -> Call[Hash]:
+    """The hash under a key; empty when the key has another kind of value."""
+    return tolerant(Call(("HGETALL", key), hash_of, again=True), {})
 
 
-def _texts(reply: list[bytes]) -> list[str]:
-    """The members that are names of ours or RQ's: others may hold any bytes."""
-    return [text.decode() for text in reply if is_utf8(text)]
-
-
-def _members(reply: list[bytes]) -> tuple[str, ...]:
-    return tuple(sorted(member.partition(":")[0] for member in _texts(reply)))
-
-
-def _hash(reply: list[bytes]) -> dict[str, str]:
-    texts = [part.decode(errors="replace") for part in reply]
-    return dict(zip(texts[::2], texts[1::2], strict=True))
-
-
-def _text(reply: bytes | None) -> str | None:
-    return reply.decode(errors="replace") if reply else None
-
-
-def _float(text: str | None) -> float:
+def _float(raw: bytes | None) -> float:
     try:
-        return float(text or 0)
+        return float(raw or 0)
     except ValueError:
         return 0.0
-
-
-def _time(text: str | None) -> datetime | None:
-    return time_of(text.encode()) if text else None

@@ -29,13 +29,13 @@ from taskpool.errors import (
     UnknownDependency,
 )
 from taskpool.operations.catalog import Catalogue
-from taskpool.operations.records import check_id, fetch_if_there, hash_of, restore_hash
+from taskpool.operations.records import check_id, fetch_if_there, restore_hash
 from taskpool.operations.specs import check_text
 from taskpool.operations.status import release_dependents
 from taskpool.operations.submit import Checked, Defaults, check_task, check_tasks
 from taskpool.redis import add_script, keys, scripts
 from taskpool.redis.add_script import Added, NewTask, Once, status_told
-from taskpool.redis.calls import Call, Plan, one
+from taskpool.redis.calls import Call, Plan, hash_of, one
 from taskpool.redis.cursors import decode_cursor, encode_cursor, page_length, wrong_cursor
 from taskpool.redis.rq_job import status_of
 from taskpool.tasks.registry import Registry

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from taskpool.errors import TaskNotFound, UnreadableTask
 from taskpool.redis import keys, rq_job
-from taskpool.redis.calls import Call, tolerant
+from taskpool.redis.calls import Call, hash_of, tolerant
 from taskpool.redis.rq_job import (
     backoff_part_s,
     ids_of,
@@ -129,17 +129,8 @@ def fetch_if_there(id: str) -> Call[TaskRecord | None]:
     return tolerant(Call(("HGETALL", keys.JOB + id), read, again=True), None)
 
 
-def hash_of(reply: Sequence[bytes] | Hash) -> Hash:
-    """A hash as RESP 2 (a flat list of fields and values) or RESP 3 has it. It is a task's if it has ``data``: a late
-    write of RQ's may leave a hash without it."""
-    if isinstance(reply, Mapping):
-        return reply
-    parts = iter(reply)
-    return dict(zip(parts, parts, strict=True))
-
-
 def restore_hash(id: str, h: Hash) -> TaskRecord:
-    """The record in a hash."""
+    """The record in a hash that has ``data``. (A late write of RQ's may leave a hash without it, which is no task.)"""
     fields: dict[str, Any] = {"queue": ""}
     for name, raw in h.items():
         if (field := FIELDS.get(name)) is not None:

@@ -30,7 +30,7 @@ UNKNOWN_ROOM_S: Final = 10.0
 LONGEST_ROOM_S: Final = 60.0
 NONE: Final[Mapping[int, str]] = MappingProxyType({})
 
-_add: Final = Script("add", "unique")
+_add: Final = Script("add")
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -258,7 +258,7 @@ def add(tasks: Sequence[NewTask], once: Once | None = None, audited: bytes = b""
     arguments: list[Part] = [_encode(call)]
     for task in tasks:
         arguments += (task.data, task.description)
-    return _add.call(arguments, partial(_read, most=first.max_depth, once=once), again=True)
+    return _add.call(arguments, partial(_read, most=first.max_depth, once=once))
 
 
 def _read(reply: list[Any], most: int, once: Once | None) -> Added:

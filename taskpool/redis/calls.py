@@ -1,10 +1,7 @@
 """An operation as a value: a `Call` is one Redis command and how to read its reply; a `Plan` is several, in steps.
 
-Either store runs them, the one that blocks and the one that awaits, so that no operation is written twice.
-
-Loads the scripts beside this file: each with the prelude in front and every constant replaced from keys.py.
-
-A script is named by the hash of its text, so that two versions deployed side by side never overwrite each other.
+The blocking and the async store both run them, so that no operation is written twice. `Script` makes the calls of the
+Lua scripts in the folder lua/.
 """
 
 from __future__ import annotations
@@ -13,7 +10,7 @@ import hashlib
 import logging
 import re
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, Final, Generic, TypeVar
 
@@ -109,22 +106,64 @@ def _named(call: Call[Any]) -> str:
     return " ".join(parts[3:]) if call.script else parts[1] if len(parts) > 1 else parts[0]
 
 
-class Script:
-    """One script: its text, with the `parts` it needs before it, and the command that runs it by hash."""
+def as_it_is(reply: T) -> T:
+    """A reply as it is."""
+    return reply
 
-    def __init__(self, name: str, *parts: str) -> None:
+
+def texts(reply: Sequence[bytes]) -> list[str]:
+    """Names and ids. Other programs may have written any bytes; what isn't UTF-8 is no name of ours."""
+    return [part.decode(errors="replace") for part in reply]
+
+
+def names(reply: Sequence[bytes]) -> list[str]:
+    """The texts in a reply, without what isn't UTF-8."""
+    return [text for text in texts(reply) if "\ufffd" not in text]
+
+
+def hash_of(reply: Sequence[bytes] | Mapping[bytes, bytes]) -> Mapping[bytes, bytes]:
+    """A hash as RESP 2 (a flat list of fields and values) or RESP 3 has it."""
+    if isinstance(reply, Mapping):
+        return reply
+    parts = iter(reply)
+    return dict(zip(parts, parts, strict=True))
+
+
+def redis_ms() -> Call[int]:
+    """Redis's time in ms since 1970."""
+    return Call(("TIME",), lambda reply: int(reply[0]) * 1000 + int(reply[1]) // 1000, again=True)
+
+
+class Script:
+    """One Lua script: its text, and the command that runs it by hash.
+
+    The text begins with the prelude and the files that the script's header names behind "Needs". It is named by its
+    hash, so that two versions that are deployed side by side never replace each other.
+    """
+
+    def __init__(self, name: str) -> None:
         folder = files(__package__) / "lua"
-        text = "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in ("prelude", *parts, name))
-        self.text = _CONSTANT.sub(_literal, text).encode()
+        script = (folder / f"{name}.lua").read_text("utf-8")
+        needs = _NEEDS.search(script)
+        parts = [
+            (folder / f"{part}.lua").read_text("utf-8")
+            for part in ("prelude", *(needs[1].split(", ") if needs else ()))
+        ]
+        self.text = _CONSTANT.sub(_literal, "\n".join([*parts, script])).encode()
         self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
 
     def call(
-        self, arguments: Sequence[Part], read: Callable[[Any], T], *, keys: Sequence[str] = (), again: bool = False
+        self, arguments: Sequence[Part], read: Callable[[Any], T], *, keys: Sequence[str] = (), again: bool = True
     ) -> Call[T]:
-        """The call that runs it."""
+        """The call that runs it; `again`: it may be sent twice."""
         return Call(("EVALSHA", self.sha, len(keys), *keys, *arguments), read, self.text, again=again)
 
+    def word(self, *arguments: Part, again: bool = True) -> Call[str]:
+        """The same of a script that answers with one word."""
+        return self.call(arguments, bytes.decode, again=again)
 
+
+_NEEDS: Final = re.compile(r"^-- Needs +(.+)$", re.MULTILINE)
 _CONSTANT: Final = re.compile(rf"\b({'|'.join(keys.SCRIPT_CONSTANTS)})\.([a-z_]+)")
 
 

@@ -248,7 +248,7 @@ DESCRIPTION_LENGTH: Final = 120
 SMALL: Final = 2000
 LONGEST_TRACEBACK: Final = 1_000_000
 
-_own_key = Script("own_key", "unique")
+_own_key = Script("own_key")
 _encode = msgspec.json.Encoder().encode
 _CALL: Final = _encode((ENTRY_POINT, None, ())).removesuffix(b"]]")
 

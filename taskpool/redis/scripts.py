@@ -1,11 +1,9 @@
-"""One typed function per Lua script: what goes in, what comes out. Each returns a `Call`; nothing runs here.
+"""One typed function per Lua script: its arguments and its reply. Each returns a `Call`; nothing runs here.
 
-Every write of a running attempt carries its attempt id: one that no longer holds the lease gets `lost`. A call that
-changes a task's status may be sent twice (`again`), when the answer was lost: the second time it changes nothing and
-is answered as at first, except that `crash` says `lost` and `purge` says `gone`; `claim` only where it says so. What
-adds up may not: `progress`, `count`, and `log` without numbers.
-
-Token buckets in Redis, for limits that all processes share: each fills by itself, by Redis's clock.
+Every write of a running attempt carries its attempt id: an attempt that no longer holds the lease gets `lost`. A call
+that changes a task's status may be sent twice, when the answer was lost: the second call changes nothing and gets the
+first answer, except that `crash` says `lost` and `purge` says `gone`. Calls that add something may not be sent twice:
+`claim` without `again`, `progress`, `count`, and `log` without numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ import msgspec
 
 from taskpool.redis import keys, rq_job
 from taskpool.redis.add_script import Added, NewTask, add
-from taskpool.redis.calls import Call, Part, Script
+from taskpool.redis.calls import Call, Part, Script, texts
 from taskpool.redis.rq_job import restore_claimed
 from taskpool.types import LEFT_ALONE, ForeignJobs, LogLimits, RunningTask, TaskStatus
 
@@ -29,20 +27,14 @@ UNREAD: Final = (
     "RQ workers took it again and again and could not read it: "
     "start them with `-S json` and TASKPOOL_TASKS, or on other queues"
 )
-NO_TRACEBACK: Final = b""
-_claim = Script("claim", "unique", "foreign", "steps")
-_finish, _requeue = map(Script, ("finish", "requeue"))
-_crash, _adopt, _misread, _recheck = (Script(name, "foreign") for name in ("crash", "adopt", "misread", "recheck"))
-_judge = Script("judge")
-_heartbeat, _unseen, _progress, _log, _stop = map(Script, ("heartbeat", "unseen", "progress", "log", "stop"))
-_cancel, _release, _rebase = (Script(name, "steps") for name in ("cancel", "release", "rebase"))
-_promote = Script("promote", "steps", "foreign")
-_revive, _sweep_unique = (Script(name, "unique") for name in ("revive", "sweep_unique"))
-_purge = Script("purge", "unique", "foreign")
-_due, _queues_due, _sweep_waiting = map(Script, ("due", "queues_due", "sweep_waiting"))
-_sweep_index, _sweep_secrets = (Script(name, "forget") for name in ("sweep_index", "sweep_secrets"))
-_queue_page, _count = map(Script, ("queue_page", "count"))
-_tick, _step = Script("tick"), Script("step", "steps")
+_claim, _finish, _requeue, _crash = map(Script, ("claim", "finish", "requeue", "crash"))
+_heartbeat, _unseen, _progress, _log = map(Script, ("heartbeat", "unseen", "progress", "log"))
+_stop, _cancel, _revive, _purge = map(Script, ("stop", "cancel", "revive", "purge"))
+_promote, _release, _due, _queues_due = map(Script, ("promote", "release", "due", "queues_due"))
+_tick, _step, _rebase = map(Script, ("tick", "step", "rebase"))
+_adopt, _misread, _judge, _recheck = map(Script, ("adopt", "misread", "judge", "recheck"))
+_sweep_waiting, _sweep_index, _sweep_secrets = map(Script, ("sweep_waiting", "sweep_index", "sweep_secrets"))
+_sweep_unique, _queue_page, _count, _take = map(Script, ("sweep_unique", "queue_page", "count", "take"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,29 +130,14 @@ def finish(
     traceback: str = "",
 ) -> Call[str]:
     """End the task: ``ok``, ``children`` (tasks wait for it: release them), or ``lost``. `result` is JSON."""
-    done = status is TaskStatus.DONE
-    return _finish.call(
-        (
-            running.id,
-            running.attempt_id,
-            running.queue,
-            running.worker,
-            "done" if done else status.value,
-            running.result_ttl_s if done else running.failure_ttl_s,
-            result,
-            error,
-            _json(failure),
-            (failure or {}).get("reason", ""),
-            rq_job.return_value(result)
-            if done and running.of_rq
-            else NO_TRACEBACK
-            if done
-            else rq_job.exc_string(traceback or error),
-            running.type,
-            *(("1",) if running.of_rq else ()),
-        ),
-        _word,
-        again=True,
+    if status is TaskStatus.DONE:
+        ttl_s, kept = running.result_ttl_s, rq_job.return_value(result) if running.of_rq else b""
+    else:
+        ttl_s, kept = running.failure_ttl_s, rq_job.exc_string(traceback or error)
+    return _finish.word(
+        *(running.id, running.attempt_id, running.queue, running.worker, status.value, ttl_s, result, error),
+        *(_json(failure), (failure or {}).get("reason", ""), kept, running.type),
+        *(("1",) if running.of_rq else ()),
     )
 
 
@@ -181,7 +158,7 @@ def give_back(running: RunningTask) -> Call[str]:
 
 def _again(running: RunningTask, delay_ms: int, how: str, error: str, failure: Mapping[str, Any] | None) -> Call[str]:
     head = (running.id, running.attempt_id, running.queue, running.worker)
-    return _requeue.call((*head, delay_ms, how, error, _json(failure)), _word, again=True)
+    return _requeue.word(*head, delay_ms, how, error, _json(failure))
 
 
 def crash(
@@ -213,30 +190,30 @@ def crash(
     failed, stopped = (lost, lost) if only_expired else (failure, {**failure, "reason": "stopped"})
     reason = "lease_lost" if failed.get("reason") == "lease_lost" else "crashed"
     arguments = (id, attempt_id, queue, max_crashes, error, _json(failed), rq_job.exc_string(error))
-    return _crash.call((*arguments, expired, _json(stopped), reason, "1" if is_shared else ""), _word, again=True)
+    return _crash.word(*arguments, expired, _json(stopped), reason, "1" if is_shared else "")
 
 
 def heartbeat(attempts: Sequence[tuple[str, str, str]], lease_ms: int) -> Call[list[str]]:
     """Renew the leases of attempts ``(id, attempt_id, queue)``: for each ``ok``, ``stop``, ``force`` or ``lost``."""
     flat = [part for attempt in attempts for part in attempt]
-    return _heartbeat.call((lease_ms, *flat), lambda reply: [word.decode() for word in reply], again=True)
+    return _heartbeat.call((lease_ms, *flat), texts)
 
 
 def mark_unseen(worker: str, runs: Sequence[str], *, listed: int, least_age_ms: int) -> Call[int]:
     """Mark claims of a worker that are so old, without a heartbeat, and missing in two lists of what it `runs`: how
     many. `listed` is another number for each list."""
-    return _unseen.call((worker, least_age_ms, listed, *runs), int, again=True)
+    return _unseen.call((worker, least_age_ms, listed, *runs), int)
 
 
 def progress(running: RunningTask, document: Mapping[str, Any]) -> Call[str]:
     """Note a running task's progress: ``ok`` or ``lost``."""
-    return _progress.call((running.id, running.attempt_id, _json(document)), _word)
+    return _progress.word(running.id, running.attempt_id, _json(document), again=False)
 
 
 def log(id: str, attempt_id: str, lines: Sequence[bytes], limits: LogLimits, *, first: int | None = None) -> Call[str]:
     """Append lines (JSON) to a running task's log: ``ok`` or ``lost``. `first`: the number that the first has."""
     head = (id, attempt_id, "" if first is None else first, limits.lines, limits.bytes)
-    return _log.call((*head, *lines), _word, again=first is not None)
+    return _log.word(*head, *lines, again=first is not None)
 
 
 # --- by hand --------------------------------------------------------------------------------------------------
@@ -244,28 +221,28 @@ def log(id: str, attempt_id: str, lines: Sequence[bytes], limits: LogLimits, *, 
 
 def stop(id: str, *, grace_s: float, force: bool, audited: bytes = b"") -> Call[str]:
     """Ask a running task to stop: ``ok``, ``gone``, or RQ's word of the status that doesn't allow it."""
-    return _stop.call((id, f"{grace_s:g}", "1" if force else "", audited), _word, again=True)
+    return _stop.word(id, f"{grace_s:g}", "1" if force else "", audited)
 
 
 def cancel(id: str, *, reason: str, error: str, audited: bytes = b"") -> Call[str]:
     """Cancel a task that hasn't started (reason ``expired``: only if it has expired): ``ok``, ``children`` (tasks wait
     for it: release them), or why not."""
     mark = "" if reason == "expired" else _mark()
-    return _cancel.call((id, reason, error, mark, audited), _word, again=True)
+    return _cancel.word(id, reason, error, mark, audited)
 
 
 def revive(id: str, audited: bytes = b"") -> Call[str]:
     """Queue a failed, stopped or canceled task again: ``ok``, ``gone``, ``dependency ID STATUS`` (that parent has not
     ended well), ``secrets`` (they are gone), ``unique ID`` (that task holds its unique key), or RQ's word of its
     status."""
-    return _revive.call((id, _mark(), audited), _word, again=True)
+    return _revive.word(id, _mark(), audited)
 
 
 def purge(id: str, registry: str = "", audited: bytes = b"") -> Call[str]:
     """Remove an ended task (with `registry`: if its time there has come): ``ok``, ``early``, ``gone``, ``children``,
     ``needed`` (with `registry`: a dependent may still read its result), or RQ's word of the status that doesn't allow
     it."""
-    return _purge.call((id, registry, audited), _word, again=True)
+    return _purge.word(id, registry, audited)
 
 
 # --- housekeeping ---------------------------------------------------------------------------------------------
@@ -273,13 +250,13 @@ def purge(id: str, registry: str = "", audited: bytes = b"") -> Call[str]:
 
 def promote(id: str, queue: str, *, foreign: ForeignJobs = LEFT_ALONE) -> Call[str]:
     """Queue a scheduled task whose time has come: ``ok``, ``early``, ``gone`` or ``foreign`` (left to RQ)."""
-    return _promote.call((id, queue, foreign.argument), _word, again=True)
+    return _promote.word(id, queue, foreign.argument)
 
 
 def release(id: str, limit: int = 100) -> Call[list[str]]:
     """Release up to `limit` tasks that wait for an ended one, and cancel down the line if it did not end well; the ids
     of ended tasks that still have dependents to release."""
-    return _release.call((id, limit), _texts, again=True)
+    return _release.call((id, limit), texts)
 
 
 def due(
@@ -294,7 +271,7 @@ def due(
         return Due(tuple([member.decode(errors="replace") for member in members]), next_in_ms)
 
     arguments = (f"{ahead_s:g}", limit, "1" if newest_first else "", "" if by_ms is None else by_ms)
-    return _due.call(arguments, read, keys=(registry,), again=True)
+    return _due.call(arguments, read, keys=(registry,))
 
 
 def tick(
@@ -317,20 +294,20 @@ def tick(
         return Tick(now_ms, known_ms, stepped_ms, is_corrected == b"1", behind_ms, due_by_ms)
 
     corrected, expected = ("" if ms is None else ms for ms in (corrected_ms, expected_ms))
-    return _tick.call((steady_ms, gap_ms, lease_ms, corrected, expected, least_ms, base_ms), read, again=True)
+    return _tick.call((steady_ms, gap_ms, lease_ms, corrected, expected, least_ms, base_ms), read)
 
 
 def step(step_ms: int, *, base_ms: int, least_ms: int, lease_ms: int) -> Call[tuple[bool, int]]:
     """Note a measured step of Redis's clock, and begin all leases anew: whether it is a new one, and the sum of all
     steps. `base_ms` is that sum when the measurement began."""
     arguments = (step_ms, base_ms, least_ms, lease_ms)
-    return _step.call(arguments, lambda reply: (reply[0] == b"stepped", reply[1]), again=True)
+    return _step.call(arguments, lambda reply: (reply[0] == b"stepped", reply[1]))
 
 
 def rebase(queue: str, cursor: str, limit: int) -> Call[str]:
     """Correct due times by the steps of Redis's clock: of a queue's scheduled tasks, or (``""``) of all that expire.
     The cursor to go on from, ``0`` at the end."""
-    return _rebase.call((queue, cursor, limit), _word, again=True)
+    return _rebase.word(queue, cursor, limit)
 
 
 def queues_due(queues: Sequence[str], *, by_ms: int | None = None) -> Call[dict[str, QueueDue]]:
@@ -344,22 +321,22 @@ def queues_due(queues: Sequence[str], *, by_ms: int | None = None) -> Call[dict[
             for queue, (marks, scheduled_s, next_s) in zip(queues, rows, strict=True)
         }
 
-    return _queues_due.call(("" if by_ms is None else by_ms, *queues), read, again=True)
+    return _queues_due.call(("" if by_ms is None else by_ms, *queues), read)
 
 
 def sweep_waiting(queue: str, limit: int) -> Call[str]:
     """Look for waiting tasks whose parents ended unnoticed, in one step of up to `limit` reads: ``more`` or ``end``."""
-    return _sweep_waiting.call((queue, limit), _word, again=True)
+    return _sweep_waiting.word(queue, limit)
 
 
 def sweep_index(index: str, after: str, limit: int) -> Call[str]:
     """Drop ids whose records are gone from an index by type or tag; the id to go on after, empty at the end."""
-    return _sweep_index.call((after, limit), _word, keys=(index,), again=True)
+    return _sweep_index.call((after, limit), bytes.decode, keys=(index,))
 
 
 def sweep_secrets(after: str, limit: int) -> Call[str]:
     """Delete the secrets of tasks whose records are gone; the id to go on after, empty at the end."""
-    return _sweep_secrets.call((after, limit), _word, again=True)
+    return _sweep_secrets.word(after, limit)
 
 
 def adopt(offsets: Mapping[str, int], limit: int, *, after_s: float, foreign: ForeignJobs) -> Call[Adopted]:
@@ -370,7 +347,7 @@ def adopt(offsets: Mapping[str, int], limit: int, *, after_s: float, foreign: Fo
         return Adopted(reply[0], dict(zip(offsets, reply[1:], strict=True)))
 
     flat = [part for item in offsets.items() for part in item]
-    return _adopt.call((f"{after_s:g}", limit, foreign.argument, *flat), read, again=True)
+    return _adopt.call((f"{after_s:g}", limit, foreign.argument, *flat), read)
 
 
 def misread(states: Mapping[str, tuple[str, int]], *, limit: int, most: int, walks: bool) -> Call[Misread]:
@@ -384,24 +361,24 @@ def misread(states: Mapping[str, tuple[str, int]], *, limit: int, most: int, wal
         return Misread(dict(zip(states, after, strict=True)), list(zip(*[iter(texts)] * 3, strict=True)))
 
     flat = [part for queue, (state, offset) in states.items() for part in (queue, state, offset if walks else "")]
-    return _misread.call((limit, most, *flat), read, again=True)
+    return _misread.call((limit, most, *flat), read)
 
 
 def recheck(queue: str, offset: int, limit: int, *, foreign: ForeignJobs = LEFT_ALONE) -> Call[int]:
     """Look for tasks near the head of a queue, and in a page of `limit` ids, among the jobs that claims pass over; the
     offset of the next page."""
-    return _recheck.call((queue, offset, limit, foreign.argument), int, again=True)
+    return _recheck.call((queue, offset, limit, foreign.argument), int)
 
 
 def judge(id: str, entry: str, *, is_unread: bool) -> Call[str]:
     """Schedule a task again that an RQ worker failed without reading it, or let its failure stand: ``scheduled``,
     ``failed`` or ``lost``. `entry`: the id of the result that was judged."""
-    return _judge.call((id, entry, "1" if is_unread else "", UNREAD), _word, again=True)
+    return _judge.word(id, entry, "1" if is_unread else "", UNREAD)
 
 
 def sweep_unique(cursor: str, limit: int) -> Call[str]:
     """Drop unique keys that nobody holds any more; the cursor to go on from, ``0`` at the end."""
-    return _sweep_unique.call((cursor, limit), _word, again=True)
+    return _sweep_unique.word(cursor, limit)
 
 
 def queue_page(queue: str, offset: int, limit: int, behind: Sequence[str] = ()) -> Call[list[Any]]:
@@ -410,12 +387,12 @@ def queue_page(queue: str, offset: int, limit: int, behind: Sequence[str] = ()) 
     It begins at `offset`, where the page before ended; or, as tasks come and go, `behind` one of those that it showed
     last: id, its `enqueued_at`, id, ... the last one first.
     """
-    return _queue_page.call((queue, offset, limit, *behind), lambda reply: reply, again=True)
+    return _queue_page.call((queue, offset, limit, *behind), lambda reply: reply)
 
 
 def count(deltas: Mapping[str, int]) -> Call[str]:
     """Add to the counters of the metrics (see `metrics_names`)."""
-    return _count.call([part for item in deltas.items() for part in item], _word)
+    return _count.word(*[part for item in deltas.items() for part in item], again=False)
 
 
 def _mark() -> str:
@@ -423,23 +400,12 @@ def _mark() -> str:
     return secrets.token_hex(6)
 
 
-def _word(reply: bytes) -> str:
-    return reply.decode()
-
-
 def _seconds(milliseconds: bytes) -> float | None:
     return int(milliseconds) / 1000 if milliseconds else None
 
 
-def _texts(reply: list[bytes]) -> list[str]:
-    return [text.decode() for text in reply]
-
-
 def _json(document: Mapping[str, Any] | None) -> bytes:
     return b"" if document is None else msgspec.json.encode(document)
-
-
-_take: Final = Script("take")
 
 
 class Taken(NamedTuple):
@@ -454,7 +420,7 @@ class Taken(NamedTuple):
 def take(name: str, *, rate: float, most: int, wanted: int, needed: int = 1) -> Call[Taken]:
     """Take up to `wanted` tokens out of a bucket that holds `most` and gets `rate` a second; with fewer than `needed`
     none."""
-    # Sent again because the answer was lost, it takes twice: whoever it is for waits a little longer.
+    # Sent again because the answer was lost, it takes twice: the caller's next request waits a little longer.
     return _take.call(
         (name, rate, most, wanted, needed), lambda reply: Taken(reply[0], reply[1], reply[2] / 1000), again=True
     )

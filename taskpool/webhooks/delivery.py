@@ -14,7 +14,7 @@ import msgspec
 from taskpool.access.audit import Actor, entry
 from taskpool.errors import DeliveryBusy, DeliveryNotFound
 from taskpool.redis import keys
-from taskpool.redis.calls import Call, Plan, Script, readable, tolerant
+from taskpool.redis.calls import Call, Plan, Script, hash_of, readable, texts, tolerant
 from taskpool.redis.cursors import decode_cursor, encode_cursor, page_length
 from taskpool.types import Page
 from taskpool.webhooks.endpoint import DeliveryStatus, Webhook, is_callback
@@ -24,8 +24,8 @@ Outcome = Literal["delivered", "failed", "dead", "given_back"]
 
 LONGEST_PAGE: Final = 200
 
-_page, _deliver = Script("outbox_page"), Script("deliver", "lane")
-_send, _sent, _replay = Script("send"), Script("sent", "lane"), Script("replay", "lane")
+_page, _deliver = Script("outbox_page"), Script("deliver")
+_send, _sent, _replay = Script("send"), Script("sent"), Script("replay")
 _attempts = msgspec.json.Decoder().decode_lines
 _webhook = msgspec.json.Decoder(Webhook).decode
 
@@ -113,7 +113,7 @@ def outbox_page(supervisor: str, *, hold_ms: int, limit: int) -> Call[OutboxPage
             [id for id, entry in found.items() if entry is None],
         )
 
-    return _page.call((supervisor, hold_ms, limit), read, again=True)
+    return _page.call((supervisor, hold_ms, limit), read)
 
 
 def deliver(entry: str, deliveries: Sequence[NewDelivery]) -> Call[str]:
@@ -123,7 +123,7 @@ def deliver(entry: str, deliveries: Sequence[NewDelivery]) -> Call[str]:
         for each in deliveries
         for part in (each.id, each.lane, each.webhook, each.task, each.event, each.url, each.body)
     ]
-    return _deliver.call((entry, *flat), bytes.decode, again=True)
+    return _deliver.word(entry, *flat)
 
 
 def take(
@@ -135,7 +135,7 @@ def take(
         now_ms, wait_ms, *rows = reply
         return (None if wait_ms < 0 else wait_ms), [_taken(row, now_ms) for row in rows]
 
-    return _send.call((token, lease_ms, limit, lane_most, failing_most), read)
+    return _send.call((token, lease_ms, limit, lane_most, failing_most), read, again=False)
 
 
 def settle(
@@ -143,7 +143,7 @@ def settle(
 ) -> Call[str]:
     """End an attempt: ``ok`` or ``lost``."""
     told = b"" if attempt is None else msgspec.json.encode(attempt)
-    return _sent.call((id, token, outcome, delay_ms, told), bytes.decode, again=True)
+    return _sent.word(id, token, outcome, delay_ms, told)
 
 
 def outbox_length() -> Call[int]:
@@ -187,7 +187,7 @@ def list_deliveries(
     else:
         key = keys.DELIVERIES_OF_TASK + task if task else keys.DELIVERIES_ALL_DEAD
     command = ("ZREVRANGEBYLEX", key, end, "-", "LIMIT", 0, limit)
-    (ids,) = yield (tolerant(Call(command, _texts, again=True), []),)
+    (ids,) = yield (tolerant(Call(command, texts, again=True), []),)
     found = (yield from _read(ids)) if ids else []
     items = tuple(each for each in found if each is not None and status in (None, each.status))
     return Page(items, encode_cursor(ids[-1]) if len(ids) == limit else None)
@@ -200,7 +200,7 @@ def replay(id: str, by: Actor | None = None) -> Plan[Delivery]:
         DeliveryNotFound
         DeliveryBusy: it is being sent at this moment.
     """
-    (word,) = yield (_replay.call((id, entry(by, "delivery.replayed", id)), bytes.decode, again=True),)
+    (word,) = yield (_replay.word(id, entry(by, "delivery.replayed", id)),)
     if word == "gone":
         raise DeliveryNotFound(id)
     if word == "sending":
@@ -219,7 +219,7 @@ def _read(ids: Sequence[str]) -> Plan[list[Delivery | None]]:
 
 def _fetch(id: str) -> Call[Delivery | None]:
     def read(reply: list[bytes]) -> Delivery | None:
-        h = dict(zip(reply[::2], reply[1::2], strict=True))
+        h = hash_of(reply)
         if b"lane" not in h:
             return None
         return Delivery(
@@ -256,10 +256,6 @@ def _taken(row: Sequence[Any], now_ms: int) -> Taken:
 
 def _due_ms(delivery: Delivery) -> Call[int | None]:
     return tolerant(Call(("ZSCORE", keys.WEBHOOKS_WAITING + delivery.lane, delivery.id), _ms, again=True), None)
-
-
-def _texts(reply: list[bytes]) -> list[str]:
-    return [text.decode(errors="replace") for text in reply]
 
 
 def _ms(reply: bytes | None) -> int | None:

@@ -16,7 +16,7 @@ from taskpool.access.api_key import PROJECT
 from taskpool.access.audit import Actor, entry, note
 from taskpool.errors import CapReached, DeliveryNotFound, FieldError, InvalidWebhook, WebhookConflict, WebhookNotFound
 from taskpool.redis import keys
-from taskpool.redis.calls import Call, Plan, Script, readable, tolerant
+from taskpool.redis.calls import Call, Plan, Script, readable, redis_ms, tolerant
 from taskpool.url_guard import Allowed
 from taskpool.validation import new_id
 from taskpool.webhooks.delivery import Delivery, NewDelivery, deliver, get_delivery
@@ -91,7 +91,7 @@ def create_webhook(
         raise InvalidWebhook(faults)
     if "events" not in given and given.get("statuses"):
         given["events"] = STEPS
-    (now_ms,) = yield (_now(),)
+    (now_ms,) = yield (redis_ms(),)
     chosen = {"secret": new_secret(), **_once_each(given)}
     webhook = Webhook(**chosen, id="wh_" + new_id(), created_ms=now_ms, updated_ms=now_ms)
     most *= 1 if webhook.project else keys.WITHOUT_PROJECT
@@ -168,7 +168,7 @@ def remove_webhook(id: str, project: str | None, by: Actor | None = None) -> Pla
     for _ in range(RETRIES):
         webhook, _now_ms = yield from _get(id, project)
         arguments = (webhook.id, "", webhook.revision, "", entry(by, "webhook.removed", webhook.id))
-        (word,) = yield (_save.call((*arguments, *TOLD), bytes.decode, again=True),)
+        (word,) = yield (_save.word(*arguments, *TOLD),)
         if word != "changed":
             return
     raise WebhookConflict(f"the webhook {id} is being changed; try again")
@@ -211,7 +211,7 @@ def callback_webhook(project: str | None) -> Plan[Webhook]:
     """The built-in endpoint of a project's callbacks, made if it isn't there yet."""
     key = callback_key(project)
     for _ in range(RETRIES):
-        found, now_ms = yield (_stored(key), _now())
+        found, now_ms = yield (_stored(key), redis_ms())
         if found is not None:
             return found  # type: ignore[no-any-return]
         new = Webhook(
@@ -229,9 +229,9 @@ def _get(id: str, project: str | None) -> Plan[tuple[Webhook, int]]:
         of_project = id.removeprefix(CALLBACK).removeprefix(".") or project
         if project in (None, of_project) and (of_project is None or PROJECT.fullmatch(of_project)):
             webhook = yield from callback_webhook(of_project)
-            (now_ms,) = yield (_now(),)
+            (now_ms,) = yield (redis_ms(),)
             return webhook, now_ms
-    found, now_ms = yield (_stored(id), _now())
+    found, now_ms = yield (_stored(id), redis_ms())
     if found is None or project not in (None, found.project):
         raise WebhookNotFound(id)
     return found, now_ms
@@ -254,16 +254,12 @@ def _changed_meanwhile(id: str) -> WebhookConflict:
 def _saving(webhook: Webhook, revision: int, audited: bytes = b"", most: int | None = None) -> Call[str]:
     """`most`: how many endpoints there may be of its project, or built-in ones if it is one; None: any number."""
     arguments = (webhook.id, msgspec.json.encode(webhook), revision, "" if most is None else most, audited)
-    return _save.call((*arguments, *TOLD), bytes.decode, again=True)
+    return _save.word(*arguments, *TOLD)
 
 
 def _stored(id: str) -> Call[Webhook | None]:
     call = Call(("HGET", keys.WEBHOOKS, id), lambda reply: _decode(reply) if reply else None, again=True)
     return tolerant(call, None)
-
-
-def _now() -> Call[int]:
-    return Call(("TIME",), lambda reply: int(reply[0]) * 1000 + int(reply[1]) // 1000, again=True)
 
 
 def _once_each(given: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@
 --           audit  entries of the audit
 --           once   {key, fingerprint of what is asked for, kept_ms}: the call is carried out once for this key
 -- ARGV[2+]  for each task: its `data`, its description
+-- Needs     unique
 -- Returns   {'ok', stamp, RQ's status of each task}. A task that is answered with another one, which holds its unique key
 --           (on_conflict is return), has {id, status} of that one instead of a status
 --           {'exists', stamp, the same of each task, or 'gone'}  a task with one of the ids exists: this very call was

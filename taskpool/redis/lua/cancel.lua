@@ -5,6 +5,7 @@
 -- ARGV[3]  error: one readable line
 -- ARGV[4]  mark of this call, which tells when it is sent again; '' = none
 -- ARGV[5]  entry of the audit; '' = none
+-- Needs    steps
 -- Returns  'ok' | 'children' (it is canceled, and tasks that wait for it are in the outbox); both also when sent again
 --          'early' (reason expired: it hasn't expired, or was started in time) | 'gone' |
 --          RQ's word of the status that doesn't allow it

@@ -12,6 +12,7 @@
 -- ARGV[5]  '-' or '!' and the dotted names of RQ functions to run, comma separated. '-': other foreign jobs are left
 --          alone; '!': they are claimed, to be refused
 -- ARGV[6+] queues, most urgent first
+-- Needs    unique, foreign, steps
 -- Returns  {id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, started_ms,
 --           parents, timeout_ms, backoff, snoozes, secrets (false: it has none; '': they are no longer kept), trace,
 --           on_lost_lease, suspect (set: a process died while it ran this task beside others); and of a job that RQ

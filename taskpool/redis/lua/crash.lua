@@ -11,6 +11,7 @@
 -- ARGV[10]    the reason of the end: 'crashed' | 'lease_lost' (always when ARGV[8] isn't '')
 -- ARGV[11]    '1': other tasks ran in the process, and it isn't known which of them was the cause. Then nothing is
 --             counted: the task is queued again as a suspect, which runs alone
+-- Needs       foreign
 -- Returns     'queued' | 'given_back' (it is a suspect now) | 'failed' | 'stopped' (a stop was asked) | 'lost' |
 --             'unseen' (a claim that no process saw has expired,
 --             see unseen.lua: nothing was changed, it is to be given back)

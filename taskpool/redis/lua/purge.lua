@@ -3,6 +3,7 @@
 -- ARGV[1]  id
 -- ARGV[2]  '' = now; a registry's key: only when its time in there has come
 -- ARGV[3]  entry of the audit; '' = none
+-- Needs    unique, foreign
 -- Returns  'ok' | 'early' | 'gone' (only left-overs were dropped) | 'children' (tasks that wait for it must be
 --          released first) | 'needed' (its time has come, but a task that depends on it may still read its result) |
 --          RQ's word of the status that doesn't allow it

@@ -4,6 +4,7 @@
 --
 -- ARGV[1]  queue: its scheduled tasks; '' = the tasks that expire
 -- ARGV[2]  cursor of the set; ARGV[3] about how many entries it looks at
+-- Needs    steps
 -- Returns  the cursor to go on from ('0' = this was the last)
 
 local expiring = ARGV[1] == ''

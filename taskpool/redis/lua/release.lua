@@ -6,6 +6,7 @@
 --
 -- ARGV[1]  id of the ended task
 -- ARGV[2]  the most tasks that this call releases or cancels
+-- Needs    steps
 -- Returns  the ids of ended tasks that still have dependents to release: call again with each. Empty: nothing is left, or
 --          the task has not ended (a retry by hand revived it), and its dependents keep waiting
 

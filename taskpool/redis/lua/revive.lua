@@ -3,6 +3,7 @@
 -- ARGV[1]  id
 -- ARGV[2]  mark of this call, by which it is known when it is sent again
 -- ARGV[3]  entry of the audit; '' = none
+-- Needs    unique
 -- Returns  'ok' (also when sent again, whatever became of the task since) | 'gone' | 'dependency ID STATUS' (that parent
 --          hasn't ended well: RQ's word of its status, or 'gone') | 'secrets' (they are no longer kept) | 'unique ID'
 --          (that task holds its unique key) | RQ's word of the status that doesn't allow it

@@ -4,6 +4,7 @@
 -- ARGV[3]     'delivered' | 'failed' (it is tried again) | 'dead' (it isn't) | 'given_back' (not sent; it doesn't count)
 -- ARGV[4]     ms until it is tried again
 -- ARGV[5]     the attempt as JSON ('' = nothing to tell)
+-- Needs       lane
 -- Returns     'ok' | 'lost' (its lease ended and somebody else took it, or it was dropped: nothing changed)
 
 local id, outcome = ARGV[1], ARGV[3]

@@ -3,6 +3,7 @@
 --
 -- KEYS[1]  index: zset of ids, all with score 0
 -- ARGV[1]  the id to go on after ('' = from the start); ARGV[2] how many ids to look at, at most
+-- Needs    forget
 -- Returns  the id to go on after; '' at the end
 
 local index = KEYS[1]

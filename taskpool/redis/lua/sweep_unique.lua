@@ -1,6 +1,7 @@
 -- Drops the entries of unique keys that nobody holds any more. A backstop, in bounded steps round the hash.
 --
 -- ARGV[1]  the cursor to go on from ('0' = from the start); ARGV[2] about so many
+-- Needs    unique
 -- Returns  the cursor to go on from; '0' at the end
 
 local now_ms = clock()
