@@ -1,7 +1,8 @@
-"""For users' tests: a task pool that runs tasks inline, on a Redis that lives in the test's own memory.
+"""For users' tests: a task pool that runs tasks inline, on a Redis in the test's own memory.
 
-No server, no processes, no waiting: the same scripts, records and execution as in production. Needs the extra
-`taskpool-jobs[testing]`. Not here: worker processes, and with them leases, timeouts and stops of a running task.
+It needs no server and no processes, and never waits. Scripts, records and execution are the same as in production. It
+has no worker processes, and therefore no leases, timeouts or stops of a running task. Needs the extra
+`taskpool[testing]`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def inline_pool() -> Iterator[InlinePool]:
 
 
 class InlinePool(TaskPool):
-    """A `TaskPool` that runs its tasks itself, in the test's thread, when told to or waited for.
+    """A `TaskPool` that runs its tasks itself, in the test's thread, when a method says so or waits for them.
 
         def test_resize_keeps_the_url() -> None:
             with InlinePool(resize) as pool:
@@ -54,8 +55,8 @@ class InlinePool(TaskPool):
 
             assert record.result == {"url": "u", "width": 10}
 
-    `tasks` are functions marked by @task, subclasses of Task, and names of modules and .py files. Nobody waits for a
-    time to come: a delayed task, and a retry, runs once nothing else is ready.
+    `tasks` are functions marked by @task, subclasses of Task, and names of modules and .py files. Delays take no time:
+    a delayed task or a retry runs once nothing else is ready.
     """
 
     def __init__(self, *tasks: Any, builtins: bool | Collection[str] = True, settings: Settings | None = None) -> None:
@@ -92,7 +93,7 @@ class InlinePool(TaskPool):
             return self.wait(self.add_task(*given, **named).id)
 
     def run_next(self) -> TaskRecord | None:
-        """Run one attempt at the next task, a delayed one if no other is ready. Its record then; None: none is left."""
+        """Run one attempt at the next task, a delayed one if no other is ready. Returns its record, or None."""
         self._release_dependents()
         running = self._claim()
         while running is None and self._bring_forward():
@@ -104,14 +105,14 @@ class InlinePool(TaskPool):
         return self.get(running.id)
 
     def run_all(self) -> list[TaskRecord]:
-        """Run attempts until nothing is left to run; the record after each attempt, in order."""
+        """Run attempts until no task is left to run. Returns the record after each attempt, in order."""
         records = []
         while (record := self.run_next()) is not None:
             records.append(record)
         return records
 
     def add_and_wait(self, spec: TaskSpec, *, wait_s: float | None = None) -> TaskRecord:
-        """Submit a task and run it to its end, with what is ready before it."""
+        """Submit a task and run it to its end, and before it all tasks that are ready."""
         return self.wait(self.store.carry_out(self.adding(spec)).id, timeout_s=wait_s)
 
     def wait(self, id: str, *, timeout_s: float | None = None) -> TaskRecord:
@@ -119,7 +120,7 @@ class InlinePool(TaskPool):
 
         Raises:
             TaskNotFound
-            WaitTimeout: nothing is left to run and it hasn't ended; there is no other time-out here.
+            WaitTimeout: no task is left to run and this one hasn't ended; `timeout_s` has no other effect here.
         """
         while not (record := self.get(id)).status.is_terminal:
             if self.run_next() is None and not self.get(id).status.is_terminal:
@@ -144,18 +145,18 @@ class InlinePool(TaskPool):
     def _run_task_code(self, work: Callable[[Store], T]) -> T:
         if not _in_event_loop():
             return work(self.store)
-        # In an async test: no loop runs within a loop, so an `async def` task gets one in a thread of its own.
+        # In an async test: a loop can't run in another one, so an `async def` task gets one in a thread of its own.
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(work, self.store).result()
 
     def _release_dependents(self) -> None:
-        """What housekeeping does in a worker pool. Each round may end tasks that others wait for."""
+        """Do what housekeeping does in a worker pool. Each round may end tasks that others wait for."""
         while ended := self.store.run(Call(("SMEMBERS", keys.OUTBOX), _texts)):
             for id in ended:
                 self.store.run(scripts.release(id))
 
     def _bring_forward(self) -> bool:
-        """Queue the scheduled task that is due first, as if its time had come; False: there is none."""
+        """Queue the scheduled task that is due first; False: there is none."""
         first: tuple[float, str, str] | None = None
         for queue in self._queues():
             head = self.store.run(Call(("ZRANGE", keys.SCHEDULED + queue, 0, 0, "WITHSCORES"), list))
@@ -174,7 +175,9 @@ class InlinePool(TaskPool):
 
 @dataclass
 class RecordingSink:
-    """Behind the context of a task that a test calls directly: what it reported, and what it is told.
+    """For the context of a task that a test calls directly: it records what the task reports.
+
+    `is_stopped` and `results` are what the task sees.
 
     ctx = TaskContext(sink := RecordingSink(is_stopped=True), id="t1", type="resize")
     """
@@ -202,7 +205,7 @@ class RecordingSink:
 
 
 class MemoryTransport:
-    """A store's connection to a Redis of its own, in memory."""
+    """The connection of a store to a Redis in memory."""
 
     def __init__(self) -> None:
         client = fakeredis.FakeRedis(server=fakeredis.FakeServer(version=(7,)), protocol=2)

@@ -77,7 +77,7 @@ for each in (double, fail, sum_up, Looks):
 
 
 class Awaited:
-    """An AsyncTaskPool that blocks, so that one test can ask both faces the same."""
+    """An AsyncTaskPool that blocks, so that one test can call both kinds of pool."""
 
     def __init__(self, url: str, **options: Any) -> None:
         self.runner = asyncio.Runner()
@@ -106,14 +106,14 @@ def run_next(pool: Any, *queues: str) -> TaskStatus:
     return found
 
 
-# --- the two faces -------------------------------------------------------------------------------------------
+# --- the two kinds of pool -----------------------------------------------------------------------------------
 
 
-def public(face: type) -> dict[str, Any]:
-    return {name: member for name, member in inspect.getmembers(face) if callable(member) and not name.startswith("_")}
+def public(kind: type) -> dict[str, Any]:
+    return {name: member for name, member in inspect.getmembers(kind) if callable(member) and not name.startswith("_")}
 
 
-def test_both_faces_have_the_same_operations_with_the_same_arguments() -> None:
+def test_both_pools_have_the_same_operations_with_the_same_arguments() -> None:
     blocking, awaiting = public(TaskPool), public(AsyncTaskPool)
 
     assert blocking.keys() - {"listener"} == awaiting.keys() - {"listener"}
@@ -123,7 +123,7 @@ def test_both_faces_have_the_same_operations_with_the_same_arguments() -> None:
         assert str(mine.return_annotation) == str(others.return_annotation).removeprefix("Async"), name
 
 
-def test_one_face_blocks_and_the_other_awaits() -> None:
+def test_one_pool_blocks_and_the_other_awaits() -> None:
     blocking, awaiting = public(TaskPool), public(AsyncTaskPool)
 
     assert [name for name in blocking if inspect.iscoroutinefunction(blocking[name])] == []
@@ -133,8 +133,8 @@ def test_one_face_blocks_and_the_other_awaits() -> None:
 
 
 def test_each_operation_says_what_it_does() -> None:
-    for face in (TaskPool, AsyncTaskPool):
-        assert [name for name, member in public(face).items() if not member.__doc__] == []
+    for kind in (TaskPool, AsyncTaskPool):
+        assert [name for name, member in public(kind).items() if not member.__doc__] == []
 
 
 # --- from submission to result -------------------------------------------------------------------------------

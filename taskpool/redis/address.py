@@ -1,6 +1,7 @@
-"""Where Redis is and who we are there, read from a URL. Who is the master, sentinels are asked for every connection.
+"""The address of Redis and our user there, read from a URL. Sentinels are asked for the master at each connection.
 
-Nothing but this knows what kinds of URLs there are: `Address` is for our own connections, `connect` for redis-py's.
+This is the only file that knows which kinds of URLs there are: `Address` is for our own connections, `connect` makes
+clients of redis-py.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from taskpool.redis.calls import Part
 from taskpool.settings import SentinelUrl, is_sentinel_url
 
 SENTINEL_TIMEOUT_S: Final = 1.0
-"""For each sentinel that doesn't answer; there are others to ask."""
+"""How long each sentinel may take to answer; there are others to ask."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where Redis is and who we are there: `path` is a unix socket; else `host` and `port`, unless sentinels know."""
+    """Where Redis is, and our user there: at the unix socket `path`; else at the master that `sentinels` know; else at
+    `host` and `port`."""
 
     path: str | None
     host: str
@@ -38,7 +40,7 @@ class Address:
     tls: ssl.SSLContext | None
     sentinels: SentinelUrl | None = None
     must_be_master: bool = False
-    """The sentinels named it. Some of them may not know of a failover yet: then it is a replica by now, or is empty."""
+    """The sentinels named it. After a failover that they don't know of yet, it is a replica by now, or is empty."""
 
     @classmethod
     def parse(cls, url: str) -> Address:
@@ -46,7 +48,7 @@ class Address:
         `ssl_*` query options.
 
         Raises:
-            ConfigurationError: it isn't such a URL.
+            ConfigurationError: the URL is invalid.
         """
         try:
             if is_sentinel_url(url):
@@ -70,14 +72,14 @@ class Address:
         return self.path or (str(self.sentinels) if self.sentinels else f"{self.host}:{self.port}")
 
     def located(self) -> Address:
-        """The address to connect to: this one, or that of the master as the sentinels know it now, which blocks.
+        """The address to connect to: this one, or the master's, for which it asks the sentinels (and blocks).
 
         Raises:
             OSError: no sentinel knows a master that lives.
         """
         if self.sentinels is None:
             return self
-        asked = _ask(self.sentinels)
+        asked = _sentinel(self.sentinels)
         try:
             host, port = asked.discover_master(self.sentinels.service)  # type: ignore[no-untyped-call]
         except RedisError as error:
@@ -88,7 +90,7 @@ class Address:
         return replace(self, host=host, port=port, sentinels=None, must_be_master=True)
 
     def greeting(self, name: str, protocol: int = 2) -> list[tuple[Part, ...]]:
-        """The commands that open a connection called `name`, which speaks RESP 2 or 3."""
+        """The first commands on a connection called `name` that speaks RESP 2 or 3."""
         commands: list[tuple[Part, ...]] = []
         if self.password is not None:
             commands.append(("AUTH", self.username, self.password) if self.username else ("AUTH", self.password))
@@ -103,25 +105,24 @@ class Address:
 
 
 def connect(url: str, **options: Any) -> Redis:
-    """redis-py's client of the Redis at `url`, for what isn't hot; `options` are those of `redis.Redis`.
-
-    Through sentinels, each of its connections goes to whoever is the master when it is opened.
+    """A client of redis-py, for what doesn't have to be fast; `options` are those of `redis.Redis`. With sentinels,
+    each of its connections goes to the server that is the master when it is opened.
 
     Raises:
-        ValueError: it isn't such a URL.
+        ValueError: the URL is invalid.
     """
     if not is_sentinel_url(url):
         return Redis.from_url(url, **options)
     found = SentinelUrl.parse(url)
     who = {"db": found.db, "username": found.username, "password": found.password, **_tls_of(found)}
-    client: Redis = _ask(found).master_for(found.service, **who, **options)  # type: ignore[no-untyped-call]
+    client: Redis = _sentinel(found).master_for(found.service, **who, **options)  # type: ignore[no-untyped-call]
     return client
 
 
 def why_no_master(url: str) -> str:
-    """What keeps the sentinels of a URL from naming the master, as the first of them that doesn't answer has it."""
+    """Why the sentinels of a URL name no master: the error of the first one that doesn't answer, if there is one."""
     found = SentinelUrl.parse(url)
-    for sentinel in _ask(found).sentinels:
+    for sentinel in _sentinel(found).sentinels:
         try:
             sentinel.ping()
         except RedisError as error:
@@ -131,7 +132,7 @@ def why_no_master(url: str) -> str:
     return f"the sentinels know no master of the service {found.service!r} that lives"
 
 
-def _ask(url: SentinelUrl) -> Sentinel:
+def _sentinel(url: SentinelUrl) -> Sentinel:
     return Sentinel(  # type: ignore[no-untyped-call]
         url.sentinels,
         sentinel_kwargs={
@@ -147,18 +148,18 @@ def _ask(url: SentinelUrl) -> Sentinel:
 
 
 def _tls_of(url: SentinelUrl) -> dict[str, Any]:
-    """What redis-py's clients are to be told of TLS."""
+    """The arguments of redis-py's clients for TLS."""
     return {} if url.tls is None else {"ssl": True, **_typed(url.tls)}
 
 
 def _typed(options: Mapping[str, str]) -> dict[str, Any]:
-    """The `ssl_*` options as redis-py reads them from a URL."""
+    """The `ssl_*` options with the types that redis-py gives them."""
     read: dict[str, Any] = dict(parse_url(f"rediss://h?{urlencode(options)}"))  # type: ignore[no-untyped-call]
     return {name: read[name] for name in options}
 
 
 def _tls(options: Mapping[str, Any]) -> ssl.SSLContext:
-    """How we speak TLS, from redis-py's options of a URL."""
+    """The TLS context of our own connections, from the options that redis-py reads from a URL."""
     context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
     if options.get("ssl_certfile"):
         context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))

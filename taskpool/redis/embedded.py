@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from subprocess import DEVNULL
 from types import TracebackType
@@ -46,6 +46,8 @@ from taskpool.redis.address import Address, connect, why_no_master
 from taskpool.redis.connection import unasked_error
 from taskpool.redis.replies import LOG_AGAIN_S, may_pass
 from taskpool.settings import Settings, redact_url
+
+log = logging.getLogger("taskpool")
 
 Version = tuple[int, ...]
 
@@ -116,6 +118,8 @@ def _parts(version: str) -> Version:
     found = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(part) for part in found[0].split(".")) if found else ()
 
+
+# --- a server process ----------------------------------------------------------------------------------------
 
 LOG_FILE: Final = "redis.log"  # in the server's directory
 SOCKET_PATH_MAX: Final = 107  # bytes: the 108 of sockaddr_un, less the NUL
@@ -306,27 +310,12 @@ class Watcher:
         self._shell.stdin.close()
 
 
-log = logging.getLogger("taskpool")
-
-START_RETRY_S: Final = 0.5
-OLDEST_REDIS: Final = (6, 2)
-HANDOVER_TIMEOUT_S: Final = 5.0
-
-# No retries, and RESP2: a server too old for the HELLO of RESP3 must still report its version.
-_PLAIN: Final = {"retry": Retry(NoBackoff(), 0), "protocol": 2}
-
-_MAY_WE: Final = f"""
-redis.call('DEL', '{keys.NOTHING}', 'rq:nothing')
-redis.call('PUBLISH', '{keys.CHANNEL}', '')
-redis.call('PUBLISH', '{keys.COMMANDS}', '')
-"""
-"""Changes nothing. It fails when the user lacks a right to keys, channels or scripts."""
-
-_RIGHTS: Final = "its user needs ~rq:* ~taskpool:* &rq:* &taskpool:* +@all -@dangerous +info +client"
+# --- the embedded Redis --------------------------------------------------------------------------------------
 
 PERSISTENCE: Final = {"appendonly": "yes", "appendfsync": "everysec"}
 APPEND_ONLY_DIR: Final = "appendonlydir"  # of Redis 7 and later and of Valkey; Redis 6.2 has one file, appendonly.aof
 WRITER_FILE: Final = "server"  # the name and version of the server that last served the directory
+HANDOVER_TIMEOUT_S: Final = 5.0
 
 
 class EmbeddedRedis(RedisServer):
@@ -404,6 +393,56 @@ def _check_writer(data_dir: Path, program: str) -> None:
             f"{reader} ({program}) can't read the data in {data_dir}, which {writer} or newer wrote: name the server "
             "that wrote it with TASKPOOL_REDIS_SERVER, or choose another directory with TASKPOOL_DATA_DIR"
         )
+
+
+def _lock(path: Path, stack: ExitStack) -> int:
+    """Take the lock; returns its file descriptor, which the server inherits."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    stack.callback(os.close, lock)
+    deadline = time.monotonic() + HANDOVER_TIMEOUT_S
+    while True:
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        owner = os.pread(lock, 20, 0).decode().strip()
+        # When the owner is gone, the server that it started is writing its data to disk, and ends soon.
+        if _runs(owner) or time.monotonic() > deadline:
+            raise ConfigurationError(
+                f"the data directory {path.parent} is in use by process {owner or '?'}; "
+                "stop that one, or choose another with TASKPOOL_DATA_DIR"
+            )
+        time.sleep(0.05)
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return lock
+
+
+def _runs(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        pass  # it runs as another user
+    return True
+
+
+# --- the checks of any Redis ---------------------------------------------------------------------------------
+
+START_RETRY_S: Final = 0.5
+OLDEST_REDIS: Final = (6, 2)
+
+# No retries, and RESP2: a server too old for the HELLO of RESP3 must still report its version.
+_PLAIN: Final = {"retry": Retry(NoBackoff(), 0), "protocol": 2}
+
+_MAY_WE: Final = f"""
+redis.call('DEL', '{keys.NOTHING}', 'rq:nothing')
+redis.call('PUBLISH', '{keys.CHANNEL}', '')
+redis.call('PUBLISH', '{keys.COMMANDS}', '')
+"""
+"""Changes nothing. It fails when the user lacks a right to keys, channels or scripts."""
+
+_RIGHTS: Final = "its user needs ~rq:* ~taskpool:* &rq:* &taskpool:* +@all -@dangerous +info +client"
 
 
 class _NoWrites(RedisRefused):
@@ -513,40 +552,3 @@ def _refusal_by_reply(text: str, where: str) -> TaskpoolError:
 def _reply(error: RedisError) -> str:
     """The complete error reply: redis-py removes first words that it knows."""
     return f"{error.status_code} {error}" if error.status_code else str(error)
-
-
-def _lock(path: Path, stack: ExitStack) -> int:
-    """Take the lock; returns its file descriptor, which the server inherits."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    stack.callback(os.close, lock)
-    deadline = time.monotonic() + HANDOVER_TIMEOUT_S
-    while not _try_lock(lock):
-        owner = os.pread(lock, 20, 0).decode().strip()
-        # When the owner is gone, the server that it started is writing its data to disk, and ends soon.
-        if _runs(owner) or time.monotonic() > deadline:
-            raise ConfigurationError(
-                f"the data directory {path.parent} is in use by process {owner or '?'}; "
-                "stop that one, or choose another with TASKPOOL_DATA_DIR"
-            )
-        time.sleep(0.05)
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-    return lock
-
-
-def _try_lock(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _runs(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:  # it runs as another user
-        return True
-    return True
