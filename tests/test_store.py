@@ -115,6 +115,18 @@ def test_a_plan_gets_the_values_of_each_step(either: Either) -> None:
     assert either.carry_out(plan()) == [[1, 2], [], "end"]
 
 
+def test_a_plan_can_handle_the_error_of_a_step(either: Either) -> None:
+    def plan() -> Plan[list[Any]]:
+        yield [Call(("SET", "k", "v"), str)]
+        try:
+            yield [Call(("LPUSH", "k", "v"), int)]
+        except ReplyFault as fault:
+            return [str(fault)[:27], *(yield [ping("still here")])]
+        raise AssertionError
+
+    assert either.carry_out(plan()) == ["Redis answered: WRONGTYPE O", "still here"]
+
+
 def test_an_error_nobody_expects_is_a_fault_of_ours(either: Either) -> None:
     with pytest.raises(ReplyFault, match="WRONGTYPE"):
         either.run_many([Call(("SET", "k", "v"), str), Call(("LPUSH", "k", "v"), int)])

@@ -77,12 +77,16 @@ class AsyncStore:
         try:
             calls = next(plan)
             while True:
-                if calls:
-                    found = await self.run_many(calls)
+                found: list[Any] = []
+                try:
+                    if calls:
+                        found = await self.run_many(calls)
+                    else:
+                        await asyncio.sleep(0)
+                except Exception as error:
+                    calls = plan.throw(error)
                 else:
-                    await asyncio.sleep(0)
-                    found = []
-                calls = plan.send(found)
+                    calls = plan.send(found)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
 

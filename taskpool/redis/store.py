@@ -78,12 +78,16 @@ class Store:
         try:
             calls = next(plan)
             while True:
-                if calls:
-                    found = self.run_many(calls)
+                found: list[Any] = []
+                try:
+                    if calls:
+                        found = self.run_many(calls)
+                    else:
+                        time.sleep(0)
+                except Exception as error:
+                    calls = plan.throw(error)
                 else:
-                    time.sleep(0)
-                    found = []
-                calls = plan.send(found)
+                    calls = plan.send(found)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
 
