@@ -37,7 +37,7 @@ from taskpool.settings import Settings
 from taskpool.tasks.registry import Registry
 
 from . import process_group
-from .process import sync_worker, worker_loop
+from .process import async_worker, sync_worker, worker_loop
 from .process.output import Capture, Pipes
 from .process_group import boottime
 from .shared_memory import Block, SharedMemory
@@ -122,8 +122,17 @@ class ForkServer:
             self._control.close()
             process_group.write_into(worker.stacks)
             worker_loop.become_separate()
-            place = sync_worker.Place(name, queues, worker.pipes, worker.stacks)
-            return sync_worker.serve(self._settings, self._registry, worker.block, self._capture, place)
+            setup = worker_loop.Setup(
+                settings=self._settings,
+                registry=self._registry,
+                block=worker.block,
+                capture=self._capture,
+                worker=name,
+                queues=queues,
+                pipes=worker.pipes,
+                stacks=worker.stacks,
+            )
+            return async_worker.serve(setup) if self._settings.slots > 1 else sync_worker.serve(setup)
         except BaseException as error:  # the outermost frame of the process: it logs why it ends
             if lack := process_group.lack(error):
                 log.error("worker %s ends: %s", name, lack)

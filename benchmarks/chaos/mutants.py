@@ -16,7 +16,8 @@ Edit = tuple[str, str, str]
 """File, text, and what stands there instead."""
 
 _HEARD = "if subscription.live:\n                subscription.live = False"
-_UNWRITTEN = "self._is_unsure = True\n            self._look_for_reason(error)"
+_REFUSED = "isinstance(error, RedisRefused) and not error.is_known and error.at == at"
+_PATIENT = "if ended.refusals >= MOST_REFUSALS:\n                    self._keep(ended, error)"
 _UNFENCED = "if f[1] ~= attempt_id or f[2] ~= 'started' then"
 _PARKED = """local id = redis.call('HGET', KEY.worker .. worker, 'popped:' .. queue)
     redis.call('HDEL', KEY.worker .. worker, 'popped:' .. queue)
@@ -52,7 +53,10 @@ MUTATIONS: Final[Mapping[str, Sequence[Edit]]] = {
     # Followers aren't told of the events that they missed while the API's connection to Redis was cut.
     "catch_up": [("api/events/hub.py", _HEARD, _HEARD.replace("subscription.live:", "False:"))],
     # What Redis refuses with an error is dropped.
-    "refused": [("workers/process.py", _UNWRITTEN, f"self._ended = None\n            {_UNWRITTEN}")],
+    "refused": [
+        ("workers/process/worker_loop.py", _REFUSED, "True"),
+        ("workers/process/worker_loop.py", _PATIENT, "ended.is_settled = True"),
+    ],
     # What is only presumed is reported as if it had been seen.
     "presumed": [
         (

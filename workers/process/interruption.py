@@ -26,22 +26,23 @@ timeout comes with the supervisor's signal, a second later at most.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread
 import math
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from types import FrameType
 from typing import Any, Final, TypeVar
 
-from taskpool.tasks.attempt import run_in_fence
+from taskpool.tasks.attempt import Outcome, run_in_fence
 from taskpool.tasks.interrupts import SoftTimeout, TaskStopped
+from taskpool.types import TaskStatus
 
 from .. import process_group
 from ..shared_memory import Lane, Request
-from . import worker_loop
 
 try:
     # What `signal.getsignal` wraps. For a handler that is no constant of `signal`, the wrapper formats and raises an
@@ -85,7 +86,7 @@ class Interruption:
     def install(self) -> None:
         """Takes over the process's signals. What a task forks has Python's own handling of them again."""
         self.reinstall()
-        worker_loop.keep_apart(self._handlers)
+        keep_apart(self._handlers)
         self._report_swallowed, sys.unraisablehook = sys.unraisablehook, self._on_swallowed
 
     def reinstall(self) -> None:
@@ -260,6 +261,50 @@ class Interruption:
             return False
         self._raised.add(interrupt)
         raise interrupt
+
+
+def keep_apart(numbers: Iterable[signal.Signals]) -> None:
+    """Gives these signals their default handling in every process that this one forks from now on: with the worker's
+    handlers it would note a SIGTERM for after the task, as its parent does, and never end.
+
+    They are blocked during the fork, so that one sent to the new process before it has its handlers isn't lost.
+    """
+    blocked = frozenset(numbers)
+    masks: list[set[int]] = []
+
+    def before() -> None:
+        masks.append({int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, blocked)})
+
+    def in_parent() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop())
+
+    def in_child() -> None:
+        for number in blocked:
+            signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop())
+        # A `multiprocessing.Process` that a thread of an executor starts would wait for that thread at its end, which
+        # is itself, and fail. Python has no public way to forget the threads of executors.
+        getattr(concurrent.futures.thread, "_threads_queues", {}).clear()
+
+    os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
+
+
+def end_if_forked(worker_pid: int, outcome: Outcome) -> None:
+    """Ends this process as Python would end a program with that outcome, unless it is the worker itself.
+
+    A process that a task forked without `os._exit` gets here too. It must not continue as a second worker.
+    """
+    if os.getpid() == worker_pid:
+        return
+    is_exit = outcome.failure.get("exception") == SystemExit.__name__
+    code = outcome.error.removeprefix(SystemExit.__name__).removeprefix(": ") if is_exit else ""
+    with suppress(OSError, ValueError):
+        if not is_exit:
+            sys.stderr.write(outcome.traceback)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    has_failed = not is_exit and outcome.status is not TaskStatus.DONE
+    os._exit(int(code) & 0xFF if code.isdecimal() else int(has_failed or bool(code)))
 
 
 def _attributes_of(loop: asyncio.AbstractEventLoop) -> int:

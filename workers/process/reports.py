@@ -164,6 +164,11 @@ class Reports:
         self._progress = self._progress_sent = None
         self._lines = None
 
+    def discard(self) -> list[Call[Any]]:
+        """End without what is unsent."""
+        self.forget()
+        return self.take()
+
     # --- the task's side ----------------------------------------------------------------------------------
 
     def progress(self, done: float, total: float | None, note: str | None) -> None:

@@ -1,93 +1,406 @@
-"""What a task forks is no second worker: it handles signals as any program does, and ends where the task's code does.
+"""The life of a worker process, apart from how it waits and how it runs a task.
 
-With the worker's handlers it would note a SIGTERM for after the task, as its parent does, and never end. Coming back
-from the task's code (`os.fork()` without an `os._exit`) it would go on in the worker's name, on the same connections.
+`WorkerLoop` has what the process that runs one task at a time (sync_worker) and the one that runs many (async_worker)
+have in common: claiming, writing outcomes, giving back claims whose answers were lost, the counters. Its plans are
+carried out by a store that blocks or by one that awaits.
 
-The start and the end of a worker process, which was forked from one that has imported the task modules.
-
-Tasks whose type this pool doesn't know though another one serves it: they go back, for that one to take.
-
-It happens while a new version is rolled out, and where a pool was started without some of the task files.
-
-Outcomes that Redis doesn't take although it serves: a damaged record, or a reply that taskpool doesn't know.
-
-An outcome is dropped only when Redis says that its attempt is lost. So it is kept here, its lease is renewed, and it is
-written again every few seconds while the process goes on with other tasks. One thread and one connection do that,
-started by the first such outcome: a process that never has one pays nothing.
+An outcome is dropped only when Redis says that its attempt is lost. One that Redis refuses although it serves (because
+a record is damaged, or with an error that taskpool doesn't know) goes to `Unwritten`, and the process continues.
 """
 
 from __future__ import annotations
 
 import atexit
-import concurrent.futures.thread
+import itertools
 import logging
 import os
 import random
-import signal
+import secrets
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import IO, Any, Final
 
-from taskpool.errors import RedisUnavailable
+import msgspec
+
+from taskpool.errors import RedisFull, RedisRefused, RedisUnavailable
 from taskpool.operations.catalog import is_served
-from taskpool.operations.status import update_status
+from taskpool.operations.status import release_dependents, update_status
 from taskpool.redis import scripts
-from taskpool.redis.async_store import AsyncStore
+from taskpool.redis.calls import Call, Plan, one
 from taskpool.redis.replies import ReplyFault
+from taskpool.redis.rq_job import waited_ms
 from taskpool.redis.store import Store
-from taskpool.tasks import hooks
-from taskpool.tasks.attempt import Outcome, backoff_s, stopped
+from taskpool.settings import Settings, resolve_redis_url
+from taskpool.tasks.attempt import Outcome, backoff_s, stopped, worker_error
+from taskpool.tasks.hooks import starts, stops
+from taskpool.tasks.registry import Registry
 from taskpool.types import RunningTask, TaskStatus
 
-
-def keep_apart(numbers: Iterable[signal.Signals]) -> None:
-    """From now on gives these signals their default meaning in every process that this one forks.
-
-    They are held back while it forks: one sent to the new process at once, before it has set its handlers, isn't lost.
-    """
-    held = frozenset(numbers)
-    masks: list[set[int]] = []
-
-    def before() -> None:
-        masks.append({int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, held)})
-
-    def in_parent() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop())
-
-    def in_child() -> None:
-        for number in held:
-            signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop())
-        # A `multiprocessing.Process` that a thread of an executor starts would wait for that thread at its end: for
-        # itself, and so fail. Python has no public way to forget the threads of executors.
-        getattr(concurrent.futures.thread, "_threads_queues", {}).clear()
-
-    os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
-
-
-def end_if_forked(worker_pid: int, outcome: Outcome) -> None:
-    """Ends this process, as Python would end a program with that outcome, unless it is the worker itself."""
-    if os.getpid() == worker_pid:
-        return
-    is_exit = outcome.failure.get("exception") == SystemExit.__name__
-    code = outcome.error.removeprefix(SystemExit.__name__).removeprefix(": ") if is_exit else ""
-    with suppress(OSError, ValueError):
-        if not is_exit:
-            sys.stderr.write(outcome.traceback)
-        sys.stdout.flush()
-        sys.stderr.flush()
-    has_failed = not is_exit and outcome.status is not TaskStatus.DONE
-    os._exit(int(code) & 0xFF if code.isdecimal() else int(has_failed or bool(code)))
-
+from .. import process_group
+from ..metrics import COUNTED_AS, Stats
+from ..process_group import boottime
+from ..recovery import give_back_unseen
+from ..shared_memory import Block
+from .output import Capture, Pipes, take_output
+from .reports import Reporter, limits_of
+from .surroundings import Surroundings
 
 log = logging.getLogger("workers")
 
-STOP_S: Final = 5.0
+DOORBELL_S: Final = 1.0
+"""How long an idle process waits at the doorbells: a task that a plain RQ producer queued rings none."""
+TICK_S: Final = 1.0
+RELEASE_STEPS: Final = 10
+FIRST_RETRY_S: Final = 0.05
+LONGEST_RETRY_S: Final = 1.0
+MOST_REFUSALS: Final = 10
+"""How often Redis may answer an outcome with an unknown error until the outcome goes to `Unwritten`."""
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """What a worker process starts with. Its output goes through the pipes, if there are any; the stacks of its threads
+    are written into the file `stacks`."""
+
+    settings: Settings
+    registry: Registry
+    block: Block
+    capture: Capture
+    worker: str
+    queues: tuple[str, ...]
+    pipes: Pipes | None = None
+    stacks: IO[Any] | None = None
+
+
+class Ended(msgspec.Struct):
+    """An attempt whose code has ended, until its outcome is written or kept in `Unwritten`: then it `is_settled`."""
+
+    running: RunningTask
+    outcome: Outcome
+    run_s: float
+    reports: list[Call[Any]]
+    """Its last reports, unsent."""
+    refusals: int = 0
+    has_failed: bool = False
+    is_settled: bool = False
+
+
+class WorkerLoop(ABC):
+    """What a worker process knows and does, whether it runs one task at a time or many."""
+
+    def __init__(self, setup: Setup) -> None:
+        settings = self._settings = setup.settings
+        self._registry, self._block, self._capture = setup.registry, setup.block, setup.capture
+        self._worker, self._queues, self._stacks = setup.worker, setup.queues, setup.stacks
+        self._output = take_output(setup.capture, setup.pipes)
+        self._redis_url = resolve_redis_url(settings)
+        self._lease_ms = round(settings.lease_s * 1000)
+        self._pid = os.getpid()
+        self._files = process_group.Files(setup.worker)
+        self._reporter = Reporter(self._redis_url, limits_of(settings), setup.block.spool)
+        self._unwritten = Unwritten(self._redis_url, worker=setup.worker, lease_s=settings.lease_s)
+        self._stats = Stats()
+        self._unknown_types: set[str] = set()
+        token = secrets.token_hex(4)
+        self._attempt_ids = (f"{token}{number:x}" for number in itertools.count(1))
+        self._must_leave = False
+        self._is_idle = False
+        """True when the last claim found no task."""
+        self._is_unsure = False
+        """True while Redis may show claims of this process that it doesn't know of."""
+        self._retry_s = FIRST_RETRY_S
+
+    @abstractmethod
+    def _attempts_here(self) -> Iterable[str]:
+        """The ids of the attempts that run here or whose outcomes are unwritten, without those in `Unwritten`."""
+
+    def _is_leaving(self) -> bool:
+        return self._block.head.drain != 0 or self._must_leave
+
+    def _is_supervised(self) -> bool:
+        return process_group.is_supervised(self._block, self._settings.lease_s)
+
+    def _may_claim(self) -> bool:
+        return not self._unwritten.is_full and self._is_supervised()
+
+    def _look_for_reason(self, error: RedisUnavailable) -> None:
+        """Leaves if Redis can't be reached for a reason that only the end of this process removes."""
+        self._must_leave = self._files.give_way(error) or self._must_leave
+
+    def _begin_loop(self) -> None:
+        self._surroundings = Surroundings(self._capture, self._stacks, has_pipes=self._output is not None)
+        self._block.head.ready = 1
+
+    # --- exchanges with Redis ---------------------------------------------------------------------------------
+
+    def _claims(self, number: int, *, was_idle: bool) -> list[Call[Any]]:
+        """The calls that claim up to `number` tasks. An idle process waits at the doorbells first, for one task."""
+        waits = [scripts.ring_wait(self._queues, DOORBELL_S)] if self._is_idle else []
+        return waits + [
+            scripts.claim(
+                self._queues,
+                worker=self._worker,
+                attempt_id=next(self._attempt_ids),
+                lease_ms=self._lease_ms,
+                foreign=self._settings.foreign,
+                was_idle=was_idle,
+            )
+            for _ in range(number)
+        ]
+
+    def _exchange(
+        self,
+        ended: Ended | None,
+        *,
+        before: Sequence[Call[Any]] = (),
+        after: Sequence[Call[Any]] = (),
+        gives_back: bool,
+    ) -> Plan[list[RunningTask] | float]:
+        """One round trip: the calls `before`, the outcome of `ended`, and the calls `after`. Returns the tasks that
+        they claimed; or, when it failed, for how many seconds to wait now.
+
+        `gives_back`: first gives back the claims whose answers were lost, if there may be any.
+        """
+        try:
+            if gives_back and self._is_unsure:
+                yield from self._give_back_unseen()
+            calls = list(before)
+            if ended is not None:
+                if ended.reports:
+                    # Not in one pipeline with the outcome: a script that Redis doesn't know is sent again, after it.
+                    with suppress(RedisFull, ReplyFault):  # the reports are lost, the outcome isn't refused
+                        yield ended.reports
+                    ended.reports = []
+                calls.append(update_status(ended.running, ended.outcome))
+            calls += after
+            sent = boottime()
+            values = (yield calls) if calls else []
+        except Exception as error:
+            self._is_unsure = self._is_unsure or gives_back
+            return (yield from self._failed(error, ended, len(before)))
+        self._retry_s = FIRST_RETRY_S
+        if ended is not None:
+            yield from self._conclude(ended, values[len(before)])
+        claimed = [value for value in values if isinstance(value, RunningTask)]
+        if claimed and not self._may_begin(sent):
+            claimed, self._is_unsure = [], True  # they are given back
+        return claimed
+
+    def _failed(self, error: Exception, ended: Ended | None, at: int) -> Plan[float]:
+        """Handles the failure of a round trip; `at` is the place of the outcome among its calls. Returns for how many
+        seconds to wait."""
+        if isinstance(error, RedisUnavailable):  # the supervisor logs it, once for all its processes
+            self._look_for_reason(error)
+            if ended is not None and isinstance(error, RedisRefused) and not error.is_known and error.at == at:
+                ended.refusals += 1
+                if ended.refusals >= MOST_REFUSALS:
+                    self._keep(ended, error)
+            wait_s, self._retry_s = self._retry_s, min(self._retry_s * 2, LONGEST_RETRY_S)
+            return wait_s
+        if isinstance(error, ReplyFault):  # a damaged record, for example
+            if ended is not None and error.at == at:
+                self._keep(ended, error)
+            else:
+                log.error("worker %s: %s", self._worker, error)
+                if ended is not None and error.at > at:  # the outcome is written, a later call failed
+                    yield from self._conclude(ended, error.value(at))
+        else:  # a fault of ours: neither the process nor another task may end with it
+            log.exception("worker %s: a round trip failed", self._worker)
+            if ended is not None:
+                ended.outcome, ended.reports = worker_error(ended.running, error), []
+                if ended.has_failed:
+                    self._keep(ended, error)
+                ended.has_failed = True
+        return LONGEST_RETRY_S
+
+    def _may_begin(self, sent: float) -> bool:
+        """False if the process leaves; or if the lease of a claim sent then may be over (the machine slept, or the
+        answer took long), or isn't renewed because the supervisor is frozen."""
+        return not self._is_leaving() and self._is_supervised() and boottime() <= sent + self._settings.lease_s
+
+    def _give_back_unseen(self) -> Plan[None]:
+        """Gives back what was claimed for this process in a round trip whose answer was lost."""
+        try:
+            yield from give_back_unseen(self._worker, {*self._attempts_here(), *self._unwritten.attempt_ids()})
+        except ReplyFault as fault:  # their leases run out instead
+            log.error("worker %s: %s", self._worker, fault)
+        self._is_unsure = False
+
+    def _conclude(self, ended: Ended, word: str) -> Plan[None]:
+        """Does what Redis's answer to an outcome asks for."""
+        try:
+            yield from follow_up(ended.running, word)
+        except (RedisUnavailable, ReplyFault) as error:
+            if word == "stopping":
+                self._unwritten.add(ended.running, stopped(), error)
+            elif isinstance(error, ReplyFault):  # otherwise housekeeping releases the tasks that wait for this one
+                what = "worker %s: the tasks that depend on task %s can't be released now: %s"
+                log.error(what, self._worker, ended.running.id, error)
+        self._settle(ended, word)
+
+    def _keep(self, ended: Ended, error: Exception) -> None:
+        """Leaves an outcome that Redis refuses with `error` to `Unwritten`."""
+        self._unwritten.add(ended.running, ended.outcome, error)
+        self._settle(ended, "unwritten")
+
+    def _settle(self, ended: Ended, word: str) -> None:
+        ended.is_settled = True
+        running = ended.running
+        outcome = "lost" if word == "lost" else COUNTED_AS[ended.outcome.status]
+        self._stats.record(running.type, running.queue, outcome, wait_ms=waited_ms(running), run_s=ended.run_s)
+
+    def _renew(self, claimed: Sequence[RunningTask]) -> Plan[tuple[list[RunningTask], float]]:
+        """Renews the leases of attempts that must not outlive them: each begins with a whole lease. Returns those that
+        may begin, and until when their leases last (`boottime()`); the others are given back."""
+        attempts = [(running.id, running.attempt_id, running.queue) for running in claimed]
+        safe_until = boottime() + self._settings.lease_s
+        held: list[RunningTask] = []
+        try:
+            (words,) = yield (scripts.heartbeat(attempts, self._lease_ms),)
+            if process_group.is_in_time(safe_until, self._settings.lease_s):
+                held = [running for running, word in zip(claimed, words, strict=True) if word != "lost"]
+        except (RedisUnavailable, ReplyFault):
+            pass
+        self._is_unsure = self._is_unsure or len(held) < len(claimed)
+        return held, safe_until
+
+    def _unknown(self, running: RunningTask, refused: Outcome) -> Plan[Outcome]:
+        """The outcome of a task whose type this process doesn't know: it runs again, on a pool that knows the type, and
+        the attempt isn't counted; or it fails, as `refused` says, when no pool has served the type for `type_grace_s`.
+
+        This happens while a new version is rolled out, and where a pool was started without some of the task files.
+        """
+        try:
+            is_known = yield from is_served(running.type, within_s=self._settings.type_grace_s)
+        except (RedisUnavailable, ReplyFault):
+            is_known = True  # perhaps
+        if not is_known:
+            return refused
+        if running.type not in self._unknown_types:  # logged once: there may be thousands of them
+            self._unknown_types.add(running.type)
+            what = "worker %s: the task type %r isn't known here; its tasks are left to the pools that serve it"
+            log.warning(what, running.worker, running.type)
+        # It may be this pool that claims it again.
+        delay_s = backoff_s(running.snoozes + 1, first_s=1.0, longest_s=30.0)
+        return put_back(f"{refused.error}: left to another one", delay_s, refused.failure)
+
+    def _tick(self) -> list[Call[Any]]:
+        """What is done every second; the calls that pass the counters on."""
+        self._surroundings.restore_rest()
+        self._must_leave = self._must_leave or process_group.has_many_zombies() or self._files.are_short()
+        self._block.add(self._stats.done, self._stats.failed, self._stats.working_us)
+        deltas = self._stats.take()
+        return [scripts.count(deltas)] if deltas else []
+
+
+def follow_up(running: RunningTask, word: str) -> Plan[str]:
+    """Does what the answer to an outcome asks for: writes that the task was stopped, releases the tasks that depend on
+    it. Returns the last answer."""
+    if word == "stopping":
+        word = yield from one(update_status(running, stopped()))
+    if word == "children":
+        yield from release_dependents(running.id, RELEASE_STEPS)
+    return word
+
+
+def put_back(message: str, delay_s: float, failure: Any = None) -> Outcome:
+    """The outcome of an attempt that isn't counted: the task runs again after `delay_s`."""
+    failure = failure or {"reason": "snoozed", "message": message}
+    return Outcome(TaskStatus.SCHEDULED, error=message, failure=failure, delay_s=delay_s, counts=False)
+
+
+# --- outcomes that Redis refuses -------------------------------------------------------------------------------
+
+MOST_UNWRITTEN: Final = 100
+"""With this many outcomes in `Unwritten` the process claims no more tasks."""
+AGAIN_S: Final = 2.0
+
+
+class Unwritten:
+    """The outcomes that Redis has refused: a thread with a connection of its own renews their leases and tries to write
+    them every few seconds. It is started by the first of them. Safe for threads."""
+
+    def __init__(self, redis_url: str, *, worker: str, lease_s: float) -> None:
+        self._redis_url, self._worker = redis_url, worker
+        self._lease_ms = round(lease_s * 1000)
+        self._again_s = min(AGAIN_S, lease_s / 3)
+        self._kept: dict[str, tuple[RunningTask, Outcome]] = {}
+        """By attempt id."""
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self.thread: threading.Thread | None = None
+
+    def add(self, running: RunningTask, outcome: Outcome, error: Exception) -> None:
+        """Keeps an outcome that Redis answered with `error`, and writes it again until Redis takes it."""
+        log.error(
+            "worker %s: the outcome of task %s (%s) can't be written, it is kept and tried again: %s; look at the keys "
+            "rq:job:%s and rq:wip:%s",
+            self._worker, running.id, outcome.status.value, error, running.id, running.queue,
+        )  # fmt: skip
+        with self._lock:
+            self._kept[running.attempt_id] = running, outcome
+            if self.thread is None:
+                self.thread = threading.Thread(target=self._write_all, name="taskpool-unwritten", daemon=True)
+                self.thread.start()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the process must not claim more tasks."""
+        return len(self._kept) >= MOST_UNWRITTEN
+
+    def attempt_ids(self) -> Sequence[str]:
+        """The attempts whose outcomes are kept."""
+        return tuple(self._kept)
+
+    def close(self) -> None:
+        """Tries once more. The outcomes that are left then are logged: their tasks run again when the leases end."""
+        if self.thread is None:
+            return
+        self._closing.set()
+        self.thread.join()
+        for running, outcome in self._kept.values():
+            log.error(
+                "worker %s ends with an unwritten outcome: task %s was %s; it runs again when its lease ends",
+                self._worker, running.id, outcome.status.value,
+            )  # fmt: skip
+
+    def _write_all(self) -> None:
+        store = Store(self._redis_url, name=f"{self._worker}-unwritten")
+        try:
+            is_last = False
+            while not is_last:
+                is_last = self._closing.wait(self._again_s)
+                for attempt_id, (running, outcome) in tuple(self._kept.items()):
+                    if store.carry_out(self._write(running, outcome)):
+                        with self._lock:
+                            del self._kept[attempt_id]
+        finally:
+            store.close()
+
+    def _write(self, running: RunningTask, outcome: Outcome) -> Plan[bool]:
+        """Tries to write one. True: it is written, or its attempt is lost."""
+        with suppress(RedisUnavailable, ReplyFault):  # the outcome may be taken where the heartbeat isn't
+            yield (scripts.heartbeat([(running.id, running.attempt_id, running.queue)], self._lease_ms),)
+        try:
+            (word,) = yield (update_status(running, outcome),)
+            if word == "stopping":
+                word = yield from follow_up(running, word)
+        except (RedisUnavailable, ReplyFault):
+            return False
+        if word == "lost":
+            log.error("worker %s: the attempt of task %s is lost, and its outcome with it", self._worker, running.id)
+        else:
+            log.warning("worker %s: the outcome of task %s is written at last", self._worker, running.id)
+        return True
+
+
+# --- the start and the end of a process ------------------------------------------------------------------------
+
+END_S: Final = 5.0
 """How long the hooks of a process's end and the handlers of `atexit` may take together."""
 
 
@@ -98,8 +411,8 @@ def become_separate() -> None:
     if numpy_random is not None:
         with suppress(Exception):
             numpy_random.seed()
-    # Temporary directories and child processes that the task modules made at import are the fork server's: it removes
-    # them at its own end. Python tells of neither in public; `multiprocessing` does the same in what it forks itself.
+    # Temporary directories and child processes that the task modules made at import belong to the fork server, which
+    # removes them at its own end. Python has no public way to forget them; `multiprocessing` does the same.
     for finalizer in list(getattr(weakref.finalize, "_registry", ())):
         finalizer.atexit = False
     for module, name in (("multiprocessing.process", "_children"), ("multiprocessing.util", "_finalizer_registry")):
@@ -107,51 +420,30 @@ def become_separate() -> None:
             getattr(sys.modules[module], name).clear()
 
 
-def run_start_hooks(run: Callable[[Any], Any]) -> bool:
-    """Calls them in order. `run` runs what an `async def` hook returns. False: one failed, and the log says so."""
-    for hook in hooks.starts:
+async def run_start_hooks(wait: Callable[[Awaitable[None]], Awaitable[None]]) -> bool:
+    """Calls the hooks in order; `wait` awaits what an `async def` hook returns. False: one failed, as the log says."""
+    return await _run_hooks(starts, wait, "the hook %s of the process's start failed: the process ends")
+
+
+async def run_stop_hooks(wait: Callable[[Awaitable[None]], Awaitable[None]]) -> None:
+    """Calls the hooks, the last one first. What they raise is logged."""
+    for hook in reversed(stops):
+        await _run_hooks([hook], wait, "the hook %s of the process's end failed")
+
+
+async def _run_hooks(hooks: Iterable[Callable[[], Any]], wait: Callable[[Any], Awaitable[None]], fault: str) -> bool:
+    for hook in hooks:
         try:
             if (awaitable := hook()) is not None:
-                run(awaitable)
+                await wait(awaitable)
         except BaseException:
-            log.exception("the hook %s of the process's start failed: the process ends", _name(hook))
+            log.exception(fault, getattr(hook, "__qualname__", type(hook).__name__))
             return False
     return True
-
-
-def run_stop_hooks(run: Callable[[Any], Any]) -> None:
-    """Calls them, the last one first; what they raise is logged."""
-    for hook in reversed(hooks.stops):
-        try:
-            if (awaitable := hook()) is not None:
-                run(awaitable)
-        except BaseException:
-            log.exception("the hook %s of the process's end failed", _name(hook))
-
-
-async def await_start_hooks() -> bool:
-    """As `run_start_hooks`, on the running event loop."""
-    for hook in hooks.starts:
-        try:
-            await _awaited(hook())
-        except BaseException:
-            log.exception("the hook %s of the process's start failed: the process ends", _name(hook))
-            return False
-    return True
-
-
-async def await_stop_hooks() -> None:
-    """As `run_stop_hooks`, on the running event loop."""
-    for hook in reversed(hooks.stops):
-        try:
-            await _awaited(hook())
-        except BaseException:
-            log.exception("the hook %s of the process's end failed", _name(hook))
 
 
 def run_exit_handlers() -> None:
-    """Runs the handlers of `atexit`, those that the task modules registered at import as well. A process that was
-    forked by hand would end without them."""
+    """Runs the handlers of `atexit`, which Python doesn't run in a process that ends with `os._exit`."""
     try:
         atexit._run_exitfuncs()
     except BaseException:
@@ -159,154 +451,12 @@ def run_exit_handlers() -> None:
 
 
 def limit_end() -> None:
-    """From now on the process has STOP_S left: then it ends, whatever hook or handler hangs."""
+    """Ends the process after END_S, even if a hook or handler hangs."""
 
     def end() -> None:
-        time.sleep(STOP_S)
-        log.error("the hooks and handlers of the process's end took longer than %g s: it ends without them", STOP_S)
+        time.sleep(END_S)
+        log.error("the hooks and handlers of the process's end took longer than %g s: it ends without them", END_S)
         os._exit(0)
 
     with suppress(RuntimeError):  # no more threads are allowed
         threading.Thread(target=end, name="taskpool-end", daemon=True).start()
-
-
-async def _awaited(result: Awaitable[None] | None) -> None:
-    if result is not None:
-        await result
-
-
-def _name(hook: object) -> str:
-    return str(getattr(hook, "__qualname__", type(hook).__name__))
-
-
-FIRST_S: Final = 1.0
-LONGEST_S: Final = 30.0
-"""The longest waits before it is taken again, at first and later on: it may be this pool that takes it."""
-
-
-class Elsewhere:
-    """Says what becomes of tasks that can't run here: they run again, which costs them no attempt; or they fail, as
-    `refused` says, when no pool has served their type for `type_grace_s`."""
-
-    def __init__(self, *, type_grace_s: float) -> None:
-        self._type_grace_s = type_grace_s
-        self._named: set[str] = set()
-
-    def outcome(self, running: RunningTask, refused: Outcome, store: Store) -> Outcome:
-        """What becomes of this one."""
-        try:
-            served = store.carry_out(is_served(running.type, within_s=self._type_grace_s))
-        except (RedisUnavailable, ReplyFault):
-            served = True  # as far as anybody knows
-        return self._put_back(running, refused) if served else refused
-
-    async def outcome_async(self, running: RunningTask, refused: Outcome, store: AsyncStore) -> Outcome:
-        """The same, awaited."""
-        try:
-            served = await store.carry_out(is_served(running.type, within_s=self._type_grace_s))
-        except (RedisUnavailable, ReplyFault):
-            served = True
-        return self._put_back(running, refused) if served else refused
-
-    def _put_back(self, running: RunningTask, refused: Outcome) -> Outcome:
-        if running.type not in self._named:  # once is enough: there may be thousands of them
-            self._named.add(running.type)
-            what = "worker %s: the task type %r isn't known here; its tasks are left to the pools that serve it"
-            log.warning(what, running.worker, running.type)
-        delay_s = backoff_s(running.snoozes + 1, first_s=FIRST_S, longest_s=LONGEST_S)
-        error = f"{refused.error}: left to another one"
-        return Outcome(TaskStatus.SCHEDULED, error=error, failure=refused.failure, delay_s=delay_s, counts=False)
-
-
-MOST: Final = 100
-"""How many outcomes a process keeps. With so many it claims no more tasks."""
-AGAIN_S: Final = 2.0
-PATIENCE: Final = 10
-"""How many times in a row Redis may answer an outcome with an unknown error until it is kept here."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    running: RunningTask
-    outcome: Outcome
-
-
-class Unwritten:
-    """The outcomes that a process still has to write. Safe for threads."""
-
-    thread: threading.Thread | None = None
-    """Set from the first outcome on."""
-
-    def __init__(self, redis_url: str, *, worker: str, lease_s: float) -> None:
-        self._redis_url, self._worker = redis_url, worker
-        self._lease_ms = round(lease_s * 1000)
-        self._again_s = min(AGAIN_S, lease_s / 3)
-        self._kept: dict[str, _Kept] = {}
-        self._lock = threading.Lock()
-        self._closing = threading.Event()
-
-    def add(self, running: RunningTask, outcome: Outcome, error: Exception) -> None:
-        """Keeps an outcome that Redis answered with `error`, and writes it again until Redis takes it."""
-        log.error(
-            "worker %s: the outcome of task %s (%s) can't be written, it is kept and tried again: %s; look at the keys "
-            "rq:job:%s and rq:wip:%s",
-            self._worker, running.id, outcome.status.value, error, running.id, running.queue,
-        )  # fmt: skip
-        with self._lock:
-            self._kept[running.attempt_id] = _Kept(running, outcome)
-            if self.thread is None:
-                self.thread = threading.Thread(target=self._write_for_ever, name="taskpool-unwritten", daemon=True)
-                self.thread.start()
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the process must not claim more tasks, because it keeps too many outcomes already."""
-        return len(self._kept) >= MOST
-
-    def attempt_ids(self) -> Collection[str]:
-        """The attempts whose outcomes are kept."""
-        return tuple(self._kept)
-
-    def close(self) -> None:
-        """Tries once more. What is left then is lost with the process: the log names it, and the task runs again."""
-        if self.thread is None:
-            return
-        self._closing.set()
-        self.thread.join()
-        for kept in self._kept.values():
-            log.error(
-                "worker %s ends with an unwritten outcome: task %s was %s; it runs again when its lease ends",
-                self._worker, kept.running.id, kept.outcome.status.value,
-            )  # fmt: skip
-
-    def _write_for_ever(self) -> None:
-        store = Store(self._redis_url, name=f"{self._worker}-unwritten")
-        try:
-            is_last = False
-            while not is_last:
-                is_last = self._closing.wait(self._again_s)
-                for attempt_id, kept in tuple(self._kept.items()):
-                    if self._is_settled(store, kept):
-                        with self._lock:
-                            del self._kept[attempt_id]
-        finally:
-            store.close()
-
-    def _is_settled(self, store: Store, kept: _Kept) -> bool:
-        """Tries to write one; True when it is written, or its attempt is lost."""
-        running = kept.running
-        try:
-            store.run(scripts.heartbeat([(running.id, running.attempt_id, running.queue)], self._lease_ms))
-        except (RedisUnavailable, ReplyFault):  # the outcome may pass where this doesn't
-            pass
-        try:
-            word = store.run(update_status(running, kept.outcome))
-            if word == "stopping":
-                word = store.run(update_status(running, stopped()))
-        except (RedisUnavailable, ReplyFault):
-            return False
-        if word == "lost":
-            log.error("worker %s: the attempt of task %s is lost, and its outcome with it", self._worker, running.id)
-        else:
-            log.warning("worker %s: the outcome of task %s is written at last", self._worker, running.id)
-        return True
