@@ -42,8 +42,8 @@ class Call(msgspec.Struct, Generic[T], frozen=True, gc=False):
 
 Plan = Generator[Sequence[Call[Any]], list[Any], T]
 """Steps of calls: each yield sends its calls in one round trip, and gets their values back or raises what sending them
-raised. An empty step sends nothing: in an event loop it lets other coroutines run, which a plan owes them every SLICE_S.
-"""
+raised. An empty step sends nothing: in an event loop it lets other coroutines run, which a plan owes them every
+SLICE_S."""
 
 SLICE_S: Final = 0.005
 
