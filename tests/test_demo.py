@@ -1,20 +1,20 @@
-"""`taskpool demo` with real processes: the counts are exact, wherever it runs them."""
+"""examples/demo.py with real processes: its counts are exact, and it leaves nothing behind."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
+import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from benchmarks.ports import free_port
-from taskpool.types import Exit
-from tests.instances import COMMAND, Up, taskpool
+from tests.instances import Up
 from tests.support import eventually
+
+DEMO = str(Path(__file__).parent.parent / "examples" / "demo.py")
 
 
 def write(file: Path, text: str) -> None:
@@ -22,11 +22,17 @@ def write(file: Path, text: str) -> None:
     file.write_text(text)
 
 
+def demo(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, DEMO, *arguments]
+    return subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
 def counts(output: str) -> dict[str, int]:
     """The table of the top words."""
-    lines = output.splitlines()
-    rows = lines[next(at for at, line in enumerate(lines) if line.startswith("WORD")) + 1 :]
-    return {row.split()[0]: int(row.split()[1].replace(",", "")) for row in rows[: rows.index("")]}
+    rows = [line.split() for line in output.partition("times")[2].partition(" words, ")[0].splitlines()[1:-1]]
+    return {word: int(times.replace(",", "")) for word, times in rows}
 
 
 @pytest.fixture
@@ -41,71 +47,38 @@ def text(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.fixture
-def up(tmp_path: Path) -> Iterator[Up]:
-    """An instance whose workers read below `tmp_path`."""
-    instance = Up(tmp_path, "--files-root", ".")
-    instance.await_ready()
-    yield instance
-    instance.kill()
-
-
-def test_the_counts_of_a_known_tree_are_exact(text: Path, tmp_path: Path) -> None:
-    result = taskpool(tmp_path, "demo", str(text), "--port", str(free_port()), "--workers", "2")
-
-    assert result.returncode == Exit.DONE
-    assert counts(result.stdout) == {"apple": 4, "banana": 3, "cherry": 2, "it's": 2}
-    assert "3 text files, 11 words, 4 different ones." in result.stdout
-    assert "1 others are no text" in result.stdout
-    assert "4 tasks in " in result.stdout
-    assert "tasks a second" in result.stdout
-    assert result.stderr == ""
-
-
-def test_its_own_instance_serves_this_machine_alone(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TASKPOOL_HOST", "0.0.0.0")
-    monkeypatch.setenv("TASKPOOL_PUBLIC_ADDRESS", "tasks.example.org")
-
-    result = taskpool(tmp_path, "demo", str(text), "--port", str(free_port()), "--workers", "1")
-
-    assert (result.returncode, result.stderr) == (Exit.DONE, "")
-
-
-def test_it_leaves_nothing_behind(text: Path, tmp_path: Path) -> None:
+def test_the_counts_of_a_known_tree_are_exact_and_nothing_is_left_behind(text: Path, tmp_path: Path) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()
 
-    taskpool(tmp_path, "demo", str(text), "--port", str(free_port()), "--workers", "2", TMPDIR=str(temporary))
+    result = demo(
+        str(text), TMPDIR=str(temporary), TASKPOOL_HOST="0.0.0.0", TASKPOOL_PUBLIC_ADDRESS="tasks.example.org"
+    )
 
+    assert (result.returncode, result.stderr) == (0, "")
+    assert counts(result.stdout) == {"apple": 4, "banana": 3, "cherry": 2, "it's": 2}
+    assert "3 text files" in result.stdout
+    assert "11 words, 4 different ones" in result.stdout
+    assert "4 tasks in " in result.stdout
     assert list(temporary.iterdir()) == []
-    assert not (tmp_path / ".taskpool").exists()
 
 
-def test_it_uses_the_instance_that_runs(text: Path, up: Up) -> None:
-    result = taskpool(up.directory, "demo", str(text), "--port", str(up.port))
+def test_it_uses_a_taskpool_that_runs_and_says_why_it_cannot(text: Path, tmp_path: Path) -> None:
+    up = Up(tmp_path, "--files-root", str(text / "b"))
+    try:
+        up.await_ready()
+        url = f"http://127.0.0.1:{up.port}"
 
-    assert result.returncode == Exit.DONE
-    assert f"Using the Taskpool at http://127.0.0.1:{up.port}" in result.stdout
-    assert counts(result.stdout)["apple"] == 4
-    _, merges = up.ask("GET", "/tasks?type=word_merge")
-    assert [task["status"] for task in merges["tasks"]] == ["done"]
-    assert f"/tasks/{merges['tasks'][0]['id']}" in result.stdout
+        result, refused = demo(str(text / "b"), "--url", url), demo(str(text), "--url", url)
 
-
-def test_it_starts_its_own_when_the_one_that_runs_reads_other_files(
-    up: Up, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    write(elsewhere / "one.txt", "one two two")
-
-    result = taskpool(up.directory, "demo", str(elsewhere), "--port", str(up.port))
-
-    assert result.returncode == Exit.DONE
-    assert "can't read these files" in result.stdout
-    assert counts(result.stdout) == {"two": 2, "one": 1}
-    assert up.ask("GET", "/tasks")[1]["tasks"] == []
+        assert (result.returncode, counts(result.stdout)["cherry"]) == (0, 2)
+        _, merges = up.ask("GET", "/tasks?type=word_merge")
+        assert sorted(task["status"] for task in merges["tasks"]) == ["canceled", "done"]
+        assert refused.returncode == 1
+        assert "a.txt" in refused.stderr
+        assert "Traceback" not in refused.stderr
+    finally:
+        up.kill()
 
 
 def test_more_files_than_one_batch_are_counted_exactly(tmp_path: Path) -> None:
@@ -115,26 +88,26 @@ def test_more_files_than_one_batch_are_counted_exactly(tmp_path: Path) -> None:
         write(tmp_path / "many" / f"{number}.txt", " ".join(words))
         expected.update(words)
 
-    result = taskpool(tmp_path, "demo", str(tmp_path / "many"), "--port", str(free_port()), "--workers", "2")
+    result = demo(str(tmp_path / "many"))
 
     assert counts(result.stdout) == expected
     assert "1,201 tasks in " in result.stdout
 
 
 def test_a_directory_without_text_is_one_line(tmp_path: Path) -> None:
-    result = taskpool(tmp_path, "demo", str(tmp_path))
+    result = demo(str(tmp_path))
 
-    assert (result.returncode, result.stderr) == (Exit.USAGE, f"Error: there is no text file below {tmp_path}\n")
+    assert (result.returncode, result.stderr) == (2, f"Error: there is no text file below {tmp_path}\n")
 
 
 def test_ctrl_c_is_quiet_and_ends_all_of_it(tmp_path: Path) -> None:
-    for number in range(500):
+    for number in range(300):
         write(tmp_path / "many" / f"{number}.txt", "word " * 50_000)
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     process = subprocess.Popen(
-        [*COMMAND, "demo", str(tmp_path / "many"), "--port", str(free_port()), "--workers", "2"],
-        env=os.environ | {"TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"}, stdin=subprocess.DEVNULL,
+        [sys.executable, DEMO, str(tmp_path / "many")],
+        env=os.environ | {"TMPDIR": str(temporary)}, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     eventually(lambda: list(temporary.glob("*/redis.url")), 30)
@@ -142,5 +115,5 @@ def test_ctrl_c_is_quiet_and_ends_all_of_it(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
 
-    assert (process.returncode, errors) == (Exit.INTERRUPTED, "")
+    assert (process.returncode, errors) == (130, "")
     assert list(temporary.iterdir()) == []

@@ -8,7 +8,6 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from taskpool.cli.demo import demo
 from taskpool.cli.fleet import queue, types, workers
 from taskpool.cli.keys import audit, keys
 from taskpool.cli.new import new
@@ -20,7 +19,7 @@ from taskpool.text import LogFormatter, indented
 from taskpool.types import Exit
 
 GROUPS: Final[tuple[tuple[str, tuple[click.Command, ...]], ...]] = (
-    ("Service", (up, api, worker, demo)),
+    ("Service", (up, api, worker)),
     ("Tasks", (submit, get, watch, logs, stop, retry, new)),
     ("State", (queue, types, workers)),
     ("Access", (keys, audit)),
