@@ -46,6 +46,18 @@ import msgspec
 from msgspec import Meta
 
 from taskpool.text import Secrets
+from taskpool.validation import (
+    LEAST_S,
+    QUEUE_NAME,
+    QUEUE_TAKES,
+    TAG,
+    TASK_ID,
+    TYPE_NAME,
+    UNIQUE_KEY,
+    UNIQUE_KEY_TAKES,
+    Field,
+    declared,
+)
 
 _is_word: Final = re.compile(r"[a-z][a-z0-9_.:-]{0,63}").fullmatch
 
@@ -191,69 +203,252 @@ DEFAULT_FAILURE_TTL_S: Final = 7 * 86_400
 DEFAULT_SECRET_TTL_S: Final = 7 * 86_400
 
 
-class TaskOptions(TypedDict, total=False):
-    """What `add_task` takes besides type and payload: the fields of `TaskSpec`, which tells what they mean."""
+WEBHOOK_EVENTS: Final = (
+    "queued", "scheduled", "waiting", "started", "progress", "retry", "snoozed", "crashed", "lease_lost",
+    "stopping", "done", "failed", "stopped", "canceled",
+)  # fmt: skip
+"""The events that webhooks can be sent for: all except log lines."""
+
+MOST_TAGS: Final = 16
+MOST_PARENTS: Final = 10_000
+MOST_ATTEMPTS: Final = 1000
+
+_OF_TYPE: Final = "the type's"
+_OF_REQUEST: Final = "the request's header"
+
+
+class TypeOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options that a task type may set. A submission may override each of them.
+
+    None means: the default of the task type, or else of the setting with that name.
+    """
+
+    queue: Annotated[
+        str | None,
+        Field(
+            "The queue: 1 to 64 letters, digits or `_.-`.",
+            default=_OF_TYPE,
+            pattern=QUEUE_NAME,
+            takes=QUEUE_TAKES,
+            examples=["default"],
+            metavar="NAME",
+        ),
+    ] = None
+    timeout_s: Annotated[
+        float | None, Field("The time limit of one attempt, in seconds.", default=_OF_TYPE, least=LEAST_S)
+    ] = None
+    max_attempts: Annotated[
+        int | None,
+        Field(f"The number of attempts, 1 to {MOST_ATTEMPTS:,}.", default=_OF_TYPE, least=1, most=MOST_ATTEMPTS),
+    ] = None
+    backoff_s: Annotated[
+        float | None,
+        Field(
+            "The longest wait after the first failed attempt, in seconds. It doubles after each further one.",
+            default=f"{_OF_TYPE}, else 1",
+            least=0,
+        ),
+    ] = None
+    backoff_max_s: Annotated[
+        float | None,
+        Field("The longest wait after any failed attempt, in seconds.", default=f"{_OF_TYPE}, else 300", least=0),
+    ] = None
+    on_lost_lease: Annotated[
+        OnLostLease | None,
+        Field(
+            "What happens to an attempt whose lease can't be renewed: it goes on (`continue`), or is killed before the"
+            " lease ends (`kill`), so that two attempts never overlap.",
+            default=f"{_OF_TYPE}, else `continue`",
+        ),
+    ] = None
+    result_ttl_s: Annotated[
+        int | None,
+        Field("How long to keep the record of a `done` task, in seconds; at least 30.", default=_OF_TYPE, least=1),
+    ] = None
+
+
+class RecordedOptions(TypeOptions, frozen=True, kw_only=True):
+    """The further options that a record shows as they were submitted."""
+
+    failure_ttl_s: Annotated[
+        int | None,
+        Field(
+            "How long to keep the record of a task that ended otherwise, in seconds; at least 30.",
+            default="the setting `TASKPOOL_FAILURE_TTL_S`",
+            least=1,
+        ),
+    ] = None
+    tags: Annotated[
+        Sequence[str],
+        Field(
+            f"Words to find the task by: up to {MOST_TAGS}, each 1 to 64 letters, digits or `_.:-`.",
+            default="none",
+            most=MOST_TAGS,
+            pattern=TAG,
+            takes="1 to 64 letters, digits, '_', '-', '.' or ':'",
+            flag="--tag",
+            metavar="TAG",
+            stored="tags",
+            is_joined=True,
+        ),
+    ] = ()
+    depends_on: Annotated[
+        Sequence[str],
+        Field(
+            "IDs of tasks that must be done first.",
+            default="none",
+            most=MOST_PARENTS,
+            pattern=TASK_ID,
+            takes="a task's id",
+            metavar="ID",
+            stored="dependency_ids",
+        ),
+    ] = ()
+    callback_url: Annotated[
+        str | None,
+        Field(
+            "The URL that receives signed messages about this task. The server decides which URLs are allowed.",
+            default="none",
+            is_url=True,
+            metavar="URL",
+            stored="callback_url",
+        ),
+    ] = None
+    callback_events: Annotated[
+        Sequence[str] | None,
+        Field(
+            "The events to send messages for. Only together with `callback_url`.",
+            default=", ".join(f"`{event}`" for event in ENDS),
+            least=1,
+            most=len(WEBHOOK_EVENTS),
+            choices=WEBHOOK_EVENTS,
+            needs="callback_url",
+            flag="--callback-event",
+            metavar="EVENT",
+            stored="callback_events",
+            is_joined=True,
+        ),
+    ] = None
+    unique_key: Annotated[
+        str | None,
+        Field(
+            f"No other task may hold the same key: {UNIQUE_KEY_TAKES}.",
+            default="none",
+            pattern=UNIQUE_KEY,
+            takes=UNIQUE_KEY_TAKES,
+            metavar="KEY",
+        ),
+    ] = None
+    unique_for_s: Annotated[
+        float | None,
+        Field(
+            "Hold the unique key for this many seconds instead, however the task ends. Not allowed together with"
+            " `unique_until`.",
+            least=LEAST_S,
+            excludes="unique_until",
+            needs="unique_key",
+        ),
+    ] = None
+    traceparent: Annotated[
+        str | None,
+        Field("A W3C trace context, passed to the task; ignored if it is invalid.", default=_OF_REQUEST),
+    ] = None
+    tracestate: Annotated[
+        str | None, Field("The `tracestate` that belongs to the `traceparent`.", default=_OF_REQUEST)
+    ] = None
+
+
+class TaskSpec(RecordedOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A submission: the type of the task, its payload and its options.
+
+    This class and its bases declare each option once. Everything else that knows the options is derived from them,
+    except `TaskOptions`, the same fields as keyword arguments.
+    """
+
+    type: Annotated[str, Field("The name of a task type.", default="required", pattern=TYPE_NAME)]
+    payload: Annotated[
+        Any,
+        Field(
+            "The task's input. It must match the type's JSON Schema. Fields that are `writeOnly` in the schema are"
+            " never shown.",
+            default="`{}`",
+        ),
+    ] = msgspec.field(default_factory=dict)
+    delay_s: Annotated[
+        float | None,
+        Field(
+            "The earliest start, in seconds from now. Not allowed together with `run_at`.",
+            default="now",
+            least=0,
+        ),
+    ] = None
+    run_at: Annotated[
+        datetime | None,
+        Field(
+            "The earliest start, as a time: RFC 3339 with a time zone. Not allowed together with `delay_s`.",
+            default="now",
+            excludes="delay_s",
+            flag="--at",
+        ),
+    ] = None
+    front: Annotated[bool, Field("Put the task at the head of its queue.")] = False
+    expires_in_s: Annotated[
+        float | None,
+        Field("Cancel the task if it hasn't started after this many seconds.", default="never", least=LEAST_S),
+    ] = None
+    unique_until: Annotated[
+        Literal["start", "done"] | None,
+        Field(
+            "Hold the unique key until the task has started (`start`) or ended (`done`).",
+            default="`done`",
+            needs="unique_key",
+        ),
+    ] = None
+    on_conflict: Annotated[
+        Literal["reject", "return", "replace"],
+        Field(
+            "What happens if another task holds the unique key: refuse the submission (`reject`), answer with the"
+            " holder (`return`), or take the place of a holder that hasn't started (`replace`).",
+            needs="unique_key",
+        ),
+    ] = "reject"
+
+
+_OF_SPEC: Final = {each.name: each for each in declared(TaskSpec)}
+OPTIONS: Final = tuple(_OF_SPEC[name] for name in TaskSpec.__struct_fields__ if name not in ("type", "payload"))
+"""Each option of a submission."""
+
+
+class TypeKeywords(TypedDict, total=False):
+    """The fields of `TypeOptions` as keyword arguments."""
 
     queue: str | None
-    delay_s: float | None
-    run_at: datetime | None
-    front: bool
-    tags: Sequence[str]
     timeout_s: float | None
-    result_ttl_s: int | None
-    failure_ttl_s: int | None
     max_attempts: int | None
     backoff_s: float | None
     backoff_max_s: float | None
     on_lost_lease: OnLostLease | None
-    expires_in_s: float | None
+    result_ttl_s: int | None
+
+
+class TaskOptions(TypeKeywords, total=False):
+    """The keyword arguments of `add_task`: the options of a `TaskSpec`, which says what they mean."""
+
+    failure_ttl_s: int | None
+    tags: Sequence[str]
     depends_on: Sequence[str]
     callback_url: str | None
     callback_events: Sequence[str] | None
     unique_key: str | None
-    on_conflict: Literal["reject", "return", "replace"]
     unique_until: Literal["start", "done"] | None
     unique_for_s: float | None
     traceparent: str | None
     tracestate: str | None
-
-
-class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is submitted. None means: as the task type says, else the setting's default. `delay_s` and `run_at` (aware
-    datetime) exclude each other. `expires_in_s` counts from submission: a task not started by then is canceled, reason
-    `expired`. `front` puts it at its queue's head. A failed attempt is made again after up to `backoff_s`, twice that
-    and so on, `backoff_max_s` at most. `callback_url` is told of `callback_events`, or else of the task's end.
-    With `on_lost_lease` "kill", an attempt whose lease can't be renewed is killed before the lease ends, so that no two
-    attempts overlap.
-
-    A task with a `unique_key` holds that key until it starts or ends (`unique_until`, else until it ends), or for
-    `unique_for_s`. Another one with it is refused (`on_conflict` "reject"), answered with the holder ("return"), or
-    takes the place of a holder that waits ("replace"). `traceparent`, `tracestate`: W3C's; if invalid, ignored."""
-
-    type: str
-    payload: Any = msgspec.field(default_factory=dict)
-    queue: str | None = None
-    delay_s: float | None = None
-    run_at: datetime | None = None
-    front: bool = False
-    tags: Sequence[str] = ()
-    timeout_s: float | None = None
-    result_ttl_s: int | None = None
-    failure_ttl_s: int | None = None
-    max_attempts: int | None = None
-    backoff_s: float | None = None
-    backoff_max_s: float | None = None
-    on_lost_lease: OnLostLease | None = None
-    expires_in_s: float | None = None
-    depends_on: Sequence[str] = ()
-    callback_url: str | None = None
-    callback_events: Sequence[str] | None = None
-    unique_key: str | None = None
-    on_conflict: Literal["reject", "return", "replace"] = "reject"
-    unique_until: Literal["start", "done"] | None = None
-    unique_for_s: float | None = None
-    traceparent: str | None = None
-    tracestate: str | None = None
+    delay_s: float | None
+    run_at: datetime | None
+    front: bool
+    expires_in_s: float | None
+    on_conflict: Literal["reject", "return", "replace"]
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -283,66 +478,85 @@ class Document(msgspec.Struct, frozen=True):
         return {"type": "object", "title": cls.__name__, "properties": {name: {} for name in cls.__struct_fields__}}
 
 
+_ID: Final = Field(examples=["d217r8m2n3aolstf2ch5"])
+
+
 class PastAttempt(Document, frozen=True, kw_only=True):
-    """How one attempt ended. `outcome`: done, failed, crashed, lease_lost, stopped, snoozed or given_back.
+    """How one attempt ended.
 
-    `lease_lost`: the lease ended without a word from the worker, which may still be running. `given_back`: the worker
-    was drained, or died before the code began or while it ran other tasks, too. Attempts that were snoozed or given
-    back don't count: the next one has the same number."""
+    `lease_lost`: the worker stopped sending heartbeats, and may still be running the task. `given_back`: the worker was
+    drained, or died before the task's code started or while it ran other tasks, too. Attempts that snoozed or were
+    given back don't count: the next one has the same number.
+    """
 
-    attempt: int
+    attempt: Annotated[int, Field(least=0)]
     worker: str
     started_at: datetime
     ended_at: datetime
-    outcome: str
+    outcome: Annotated[
+        str,
+        Field(
+            "done, failed, crashed, lease_lost, stopped, snoozed or given_back.",
+            examples=["failed"],
+        ),
+    ]
     error: str | None = None
 
 
-class TaskRecord(Document, frozen=True, kw_only=True, gc=False):
-    """A task as stored. `error` is one readable line; `failure` has the details (`reason`, `exception`,
-    `traceback`, ...). `reason` says why a task ended as it did; `lease_lost`: its worker couldn't be reached and may
-    still be running. `history` tells of the last 20 ended attempts;
-    it is empty for a task that is done at the first. Times are aware, in UTC."""
+class TaskRecord(RecordedOptions, Document, frozen=True, kw_only=True, gc=False):
+    """A task as it is stored. Times are aware, in UTC.
 
-    id: str
-    type: str
+    Each field is also a member of the task's JSON document, except for a field that has its default.
+    """
+
+    id: Annotated[str, _ID]
+    type: Annotated[str, Field(examples=["long_task"])]
     status: TaskStatus
-    queue: str
+    queue: Annotated[str, Field(examples=["default"])]
     payload: Any
+    result: Any = None
+    error: Annotated[str | None, Field("Why it failed, in one readable line.")] = None
+    failure: Annotated[
+        Mapping[str, Any] | None,
+        Field("The details of the failure: `reason`, `exception`, `traceback`, ..."),
+    ] = None
+    reason: Annotated[
+        str | None,
+        Field(
+            "Why it was canceled, stopped or failed. `lease_lost`: its worker couldn't be reached, and may "
+            "still be running it."
+        ),
+    ] = None
+    progress: Annotated[
+        Mapping[str, Any] | None, Field("The last progress that it reported: `done`, `total`, `note`.")
+    ] = None
+    attempt: Annotated[
+        int,
+        Field("The number of the current or last attempt; 0 before the first.", least=0),
+    ] = 0
+    max_attempts: Annotated[int, Field(least=0)] = 1
+    on_lost_lease: OnLostLease = "continue"
+    crashes: Annotated[int, Field("How often its process died, or its lease ended, while it ran.", least=0)] = 0
+    snoozes: Annotated[int, Field(least=0)] = 0
+    worker: str | None = None
     created_at: datetime | None = None
     enqueued_at: datetime | None = None
-    run_at: datetime | None = None
+    run_at: Annotated[datetime | None, Field("When it is due.")] = None
     started_at: datetime | None = None
     ended_at: datetime | None = None
-    expires_at: datetime | None = None
-    result: Any = None
-    error: str | None = None
-    failure: Mapping[str, Any] | None = None
-    reason: str | None = None
-    progress: Mapping[str, Any] | None = None
-    attempt: int = 0
-    max_attempts: int = 1
-    backoff_s: float | None = None
-    backoff_max_s: float | None = None
-    on_lost_lease: OnLostLease = "continue"
-    crashes: int = 0
-    snoozes: int = 0
-    timeout_s: float | None = None
-    result_ttl_s: int | None = None
-    failure_ttl_s: int | None = None
+    expires_at: Annotated[datetime | None, Field("It is canceled if it hasn't started by this time.")] = None
     tags: tuple[str, ...] = ()
     depends_on: tuple[str, ...] = ()
-    callback_url: str | None = None
     callback_events: tuple[str, ...] = ()
-    worker: str | None = None
-    history: tuple[PastAttempt, ...] = ()
-    project: str | None = None
-    seq: int = 0
-    unique_key: str | None = None
-    unique_until: str | None = None
-    unique_for_s: float | None = None
-    traceparent: str | None = None
-    tracestate: str | None = None
+    unique_until: Annotated[
+        str | None, Field("The unique key is held until the task has started (`start`) or ended (`done`).")
+    ] = None
+    project: Annotated[str | None, Field("The project of the API key it was submitted with.")] = None
+    history: Annotated[
+        tuple[PastAttempt, ...],
+        Field("How the last 20 attempts ended; empty if the first one is done."),
+    ] = ()
+    seq: Annotated[int, Field("Grows by one with each step of the task.", least=0)] = 0
 
 
 class RunningTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -399,17 +613,16 @@ LEFT_ALONE: Final = ForeignJobs()
 class Event:
     """One step of one task. `seq` numbers the steps of a task from 1 without gaps; `at_ms` is Redis's clock.
 
-    `stream` is the event's id in the stream of all events, if it is known; `aside` what only those are told who listen
-    when it happens: a log's lines, a small result.
+    `aside` is only for clients that listen when the event happens: the lines of a log, a small result.
     """
 
-    id: str
+    id: Annotated[str, _ID]
     seq: int
     event: str
     status: TaskStatus
     at_ms: int
     data: Mapping[str, Any] = field(default_factory=dict)
-    stream: str = ""
+    stream: Annotated[str, Field("Its ID in the stream of all events.")] = ""
     aside: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -467,9 +680,6 @@ def trace_of(field: str | None) -> tuple[str | None, str | None]:
     return parent or None, state or None
 
 
-KEY: Final = re.compile(r"[!-~]{1,128}")
-KEY_FAULT: Final = "must be 1 to 128 letters, digits or marks of ASCII, without blanks"
-
 WHOSE: Final = "\x1f"
 """What stands between a project and its key, and in neither."""
 
@@ -519,35 +729,29 @@ def rare_fields(unique: str | None, trace: str | None) -> dict[str, Any]:
     return shown
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TypeInfo:
-    """A task type as its workers publish it. `schema` is the JSON Schema of the payload."""
+class TypeInfo(TypeOptions, frozen=True, kw_only=True):
+    """A task type as its workers publish it."""
 
-    name: str
-    queue: str
-    schema: Mapping[str, Any]
+    name: Annotated[str, Field(examples=["long_task"])]
     description: str = ""
-    timeout_s: float | None = None
-    max_attempts: int = 1
-    backoff_s: float | None = None
-    backoff_max_s: float | None = None
-    on_lost_lease: OnLostLease | None = None
-    result_ttl_s: int | None = None
+    queue: str
+    schema: Annotated[Mapping[str, Any], Field("The JSON Schema of the payload.")]
+    max_attempts: Annotated[int, Field(least=0)] = 1
     is_async: bool = False
-    served_by: tuple[str, ...] = ()
+    served_by: Annotated[tuple[str, ...], Field("The live worker pools that run it.")] = ()
     last_seen_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerInfo:
-    """One worker process as RQ's registry shows it. `state`: started, idle, busy or suspended."""
+    """One worker process as RQ's registry shows it."""
 
     name: str
     host: str
     pid: int
-    state: str
-    queues: tuple[str, ...]
     pool: str | None = None
+    state: Annotated[str, Field("started, idle, busy or suspended", examples=["idle"])]
+    queues: tuple[str, ...]
     current: tuple[str, ...]
     done: int
     failed: int
@@ -556,19 +760,22 @@ class WorkerInfo:
     last_heartbeat: datetime | None = None
 
 
+_COUNT: Final = Field(least=0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueInfo:
-    """How a queue stands: counts by status, and the age in seconds of the task at its head."""
+    """A queue: the number of its tasks by status, and the age in seconds of the task at its head."""
 
-    name: str
-    queued: int
-    in_progress: int
-    scheduled: int
-    waiting: int
-    done: int
-    failed: int
-    canceled: int
-    oldest_s: float | None = None
+    name: Annotated[str, Field(examples=["default"])]
+    queued: Annotated[int, _COUNT]
+    in_progress: Annotated[int, _COUNT]
+    scheduled: Annotated[int, _COUNT]
+    waiting: Annotated[int, _COUNT]
+    done: Annotated[int, _COUNT]
+    failed: Annotated[int, _COUNT]
+    canceled: Annotated[int, _COUNT]
+    oldest_s: Annotated[float | None, _COUNT] = None
 
 
 Id = Annotated[str, Meta(examples=["d217r8m2n3aolstf2ch5"])]

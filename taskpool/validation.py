@@ -7,14 +7,21 @@ Which known names wrong ones may mean, for the texts of refusals.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import ipaddress
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
+from datetime import UTC, datetime
+from functools import cache
 from itertools import islice
-from typing import Final, TypeGuard
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeGuard, Union, get_args, get_origin, get_type_hints
+
+import msgspec
 
 BUILTIN_TYPES: Final = {
     "echo": "taskpool.tasks.builtin",
@@ -28,6 +35,9 @@ TYPE_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 TAG: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 TASK_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+UNIQUE_KEY: Final = re.compile(r"[!-~]{1,128}")
+UNIQUE_KEY_TAKES: Final = "1 to 128 ASCII characters without spaces"
+QUEUE_TAKES: Final = "the name of a queue: 1 to 64 letters, digits, '_', '-' or '.' (ASCII)"
 
 PATH_PREFIX_FORM: Final = "a path like /jobs or /a/b: letters, digits, '_', '-', '.' and '~' (ASCII) between slashes"
 LONGEST_PATH_PREFIX: Final = 255
@@ -55,7 +65,7 @@ def queue_name_fault(name: object) -> str | None:
     """What is wrong with a queue's name; None when it is fine."""
     if isinstance(name, str) and QUEUE_NAME.fullmatch(name):
         return None
-    return f"{name!r} can't be the name of a queue: 1 to 64 letters, digits, '_', '-' or '.' (ASCII)"
+    return f"{name!r} can't be {QUEUE_TAKES}"
 
 
 _HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9.-]+))(?::[0-9]{1,5})?|([0-9a-f:.]+)")
@@ -95,6 +105,7 @@ def new_id() -> str:
     return "".join([_PAIRS[number >> shift & 1023] for shift in range(90, -1, -10)])
 
 
+LEAST_S: Final = 0.001
 LONGEST_S: Final = 10 * 366 * 86_400
 """The longest span that anything here takes: ten years."""
 LONGEST_GRACE_S: Final = 86_400
@@ -143,3 +154,137 @@ class Guesses:
         if len(name) > LONGEST:
             return []
         return difflib.get_close_matches(name, islice(known, MOST_KNOWN), n=n, cutoff=cutoff)
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """What is known about a field besides its type and its default. It is part of the field's annotation.
+
+    The checks, the OpenAPI document, the flags of `taskpool submit` and the tables in the docs are derived from it.
+    """
+
+    description: str = ""
+    """One or more sentences. Names of other fields stand in backticks."""
+    _: KW_ONLY
+    default: str = ""
+    """The default in words, where the value doesn't say it."""
+    examples: Sequence[Any] = ()
+    least: float | None = None
+    most: float = LONGEST_S
+    """The bounds of a number, or of the length of a list."""
+    pattern: re.Pattern[str] | None = None
+    """What the text, or each text of the list, has to match completely."""
+    takes: str = ""
+    """The pattern in words."""
+    choices: Sequence[str] = ()
+    """The only texts that the list may hold."""
+    is_url: bool = False
+    """The URL of a webhook; settings decide which ones are allowed."""
+    excludes: str = ""
+    """The option that can't be given together with this one."""
+    needs: str = ""
+    """The option without which this one can't be given."""
+    flag: str = ""
+    """The flag of `taskpool submit`, if it doesn't follow from the name (`Declared.flag`)."""
+    metavar: str = ""
+    """The word for the value in the help of that flag."""
+    stored: str = ""
+    """The field of the task's hash that holds the option and nothing else: a text as it is, anything else as JSON.
+
+    Other options are stored by code of their own.
+    """
+    is_joined: bool = False
+    """Whether the hash holds the list as one text with commas."""
+
+
+class Declared(NamedTuple):
+    """A field of a struct or dataclass with all that is known about it.
+
+    `type` is its type without None; `default` is NODEFAULT for a field that is required or has a default factory.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    about: Field
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it holds several values."""
+        return get_origin(self.type) in (tuple, Sequence)
+
+    @property
+    def flag(self) -> str:
+        """The flag of `taskpool submit` that sets it."""
+        return self.about.flag or "--" + self.name.removesuffix("_s").replace("_", "-")
+
+
+@cache
+def declared(kind: Any) -> tuple[Declared, ...]:
+    """The fields of a struct or a dataclass, those that the class itself declares first."""
+    hints = get_type_hints(kind, include_extras=True)
+    if issubclass(kind, msgspec.Struct):
+        defaults = {each.name: each.default for each in msgspec.structs.fields(kind)}
+    else:
+        plain = {each.name: each.default for each in dataclasses.fields(kind)}
+        defaults = {name: msgspec.NODEFAULT if each is dataclasses.MISSING else each for name, each in plain.items()}
+    names = dict.fromkeys(name for cls in kind.__mro__ for name in vars(cls).get("__annotations__", ()))
+    return tuple([_declared(name, hints[name], defaults[name]) for name in names if name in defaults])
+
+
+def _declared(name: str, annotation: Any, default: Any) -> Declared:
+    bare, about = annotation, Field()
+    if get_origin(bare) is Annotated:
+        bare, *marks = get_args(bare)
+        about = next((mark for mark in marks if isinstance(mark, Field)), about)
+    if get_origin(bare) in (UnionType, Union):
+        forms = [each for each in get_args(bare) if each is not NoneType]
+        bare = forms[0] if len(forms) == 1 else bare
+    return Declared(name, bare, default, about)
+
+
+EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
+LATEST: Final = datetime(2999, 12, 31, tzinfo=UTC)
+
+
+def value_faults(field: Declared, value: Any) -> Iterator[tuple[str, str]]:
+    """What is wrong with the value of a field, each fault with its JSON Pointer below the field ("": the field itself).
+
+    The value may have any type: a program may pass what the annotations forbid.
+    """
+    if field.is_list:
+        yield from _list_faults(field.about, value)
+    elif fault := _fault(field.type, field.about, value):
+        yield "", fault
+
+
+def _fault(kind: Any, about: Field, value: Any) -> str | None:
+    least = about.least or 0
+    if kind is float:
+        return seconds_fault(value, least, about.most)
+    if kind is int:
+        is_fine = isinstance(value, int) and not isinstance(value, bool) and least <= value <= about.most
+        return None if is_fine else f"must be a whole number from {least} to {about.most}, not {_shown(value)}"
+    if kind is datetime:
+        if not isinstance(value, datetime) or value.tzinfo is None:
+            return "must be a time with a time zone"
+        is_fine = EARLIEST <= value <= LATEST
+        return None if is_fine else f"must be a time from {EARLIEST.year} to {LATEST.year}"
+    if get_origin(kind) is Literal:
+        choices = get_args(kind)
+        return None if value in choices else f"must be {' or '.join(map(repr, choices))}, not {_shown(value)}"
+    if kind is str and not (isinstance(value, str) and (about.pattern is None or about.pattern.fullmatch(value))):
+        return f"must be {about.takes or 'a text'}, not {_shown(value)}"
+    return None
+
+
+def _list_faults(about: Field, values: Any) -> Iterator[tuple[str, str]]:
+    least, most = about.least or 0, about.most
+    if not isinstance(values, Sequence) or isinstance(values, str) or not least <= len(values) <= most:
+        yield "", f"must be a list of {least} to {most:,}" if least else f"must be a list of at most {most:,}"
+        return
+    for at, value in enumerate(values):
+        if about.choices and value not in about.choices:
+            yield f"/{at}", f"must be one of {', '.join(about.choices)}"
+        elif about.pattern and not (isinstance(value, str) and about.pattern.fullmatch(value)):
+            yield f"/{at}", f"must be {about.takes}"

@@ -11,9 +11,9 @@ import pytest
 from api.app import create_app
 from api.openapi.document import describe
 from taskpool.settings import Settings
-from taskpool.types import ENDS, TaskStatus
+from taskpool.types import ENDS, WEBHOOK_EVENTS, TaskStatus
 from taskpool.webhooks.delivery import outbox_page
-from taskpool.webhooks.endpoint import TOLD, Webhook, new_secret, signed_headers
+from taskpool.webhooks.endpoint import Webhook, new_secret, signed_headers
 from taskpool.webhooks.message import message_body, trial_body
 from tests.states import World
 
@@ -55,8 +55,8 @@ def test_a_submission_says_where_and_what_it_is_told(described: Any) -> None:
 def test_every_message_is_as_it_is_described(described: Any, world: World) -> None:
     ends = {TaskStatus.DONE, TaskStatus.FAILED, TaskStatus.STOPPED}
     for status in ends:
-        world.end(status, status, tags=["x"], callback_url=URL, callback_events=TOLD)
-    world.add("later", delay_s=60, callback_url=URL, callback_events=TOLD)
+        world.end(status, status, tags=["x"], callback_url=URL, callback_events=WEBHOOK_EVENTS)
+    world.add("later", delay_s=60, callback_url=URL, callback_events=WEBHOOK_EVENTS)
     world.cancel("later")
 
     entries = world.run(outbox_page("s", hold_ms=1000, limit=100)).entries

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from taskpool.errors import InvalidPayload, UnknownType
 from taskpool.operations import catalog
@@ -62,7 +63,7 @@ def test_types_are_listed_by_name_with_the_pools_that_serve_them(world: World) -
     echo, resize = carry_out(world, catalog.types())
 
     assert (echo.name, sorted(echo.served_by)) == ("echo", ["p1", "p2"])
-    assert replace(resize, last_seen_ms=None) == replace(RESIZE, served_by=("p1",))
+    assert structs.replace(resize, last_seen_ms=None) == structs.replace(RESIZE, served_by=("p1",))
     assert abs(resize.last_seen_ms / 1000 - world.redis.time()[0]) < 10
 
 
@@ -133,7 +134,7 @@ def test_an_old_copy_is_read_again(world: World, monkeypatch: pytest.MonkeyPatch
     publish(world, ECHO)
     copy = Catalogue(type_grace_s=100)
     carry_out(world, copy.find(["echo"]))
-    publish(world, replace(ECHO, queue="elsewhere"))
+    publish(world, structs.replace(ECHO, queue="elsewhere"))
     monkeypatch.setattr(catalog, "FRESH_S", 0)
 
     assert carry_out(world, copy.find(["echo"]))["echo"].queue == "elsewhere"
@@ -145,7 +146,7 @@ def test_a_payload_is_checked_with_the_schema_of_the_latest_copy(world: World, m
     copy = Catalogue(type_grace_s=100)
     carry_out(world, copy.find(["echo"]))
     copy.check("echo", {"anything": 1})
-    publish(world, replace(ECHO, schema={"type": "string"}))
+    publish(world, structs.replace(ECHO, schema={"type": "string"}))
     carry_out(world, copy.find(["echo"]))
 
     with pytest.raises(InvalidPayload):
@@ -153,7 +154,7 @@ def test_a_payload_is_checked_with_the_schema_of_the_latest_copy(world: World, m
 
 
 def test_an_unknown_type_names_its_likes_best_first(world: World) -> None:
-    publish(world, RESIZE, ECHO, replace(ECHO, name="resize_all"))
+    publish(world, RESIZE, ECHO, structs.replace(ECHO, name="resize_all"))
 
     with pytest.raises(UnknownType) as unknown:
         carry_out(world, Catalogue(type_grace_s=100).find(["echo", "resiz"]))
@@ -280,7 +281,8 @@ def test_something_that_json_cannot_hold_is_a_fault(copy: Catalogue) -> None:
 
 def test_a_schema_that_the_reader_cannot_use_is_no_fault_of_the_payload(world: World) -> None:
     publish(
-        world, replace(ECHO, schema={"type": "object", "properties": {"a": {"type": "string", "pattern": "^a\\Z"}}})
+        world,
+        structs.replace(ECHO, schema={"type": "object", "properties": {"a": {"type": "string", "pattern": "^a\\Z"}}}),
     )
     copy = Catalogue(type_grace_s=100)
 

@@ -172,7 +172,7 @@ def test_submit_and_wait_gives_up_when_the_time_is_over(pool: Reached) -> None:
         (["gret", "name=x"], "did you mean 'greet'"),
         (["greet"], "name"),
         (["greet", "name=x", "times=many"], "/payload/times"),
-        (["greet", "name=x", "--queue", "a b"], "can't be the name of a queue"),
+        (["greet", "name=x", "--queue", "a b"], "must be the name of a queue"),
         (["greet", "name=x", "--at", "tomorrow"], "'tomorrow' isn't a time"),
         (["greet", "name"], "'name' isn't key=value"),
         (["greet", "--json", "nowhere.json"], "neither JSON nor a readable file"),

@@ -14,6 +14,7 @@ from typing import Any
 from unittest.mock import ANY
 
 import pytest
+from msgspec import structs
 from msgspec.structs import replace as replace_line
 
 from taskpool import (
@@ -191,7 +192,7 @@ def test_the_fleet_is_shown_as_the_pool_shows_it(client: Client, there: Service)
         idle = [replace(each, last_heartbeat=None, working_s=0, done=0, state="", current=()) for each in workers]
         return [worker_document(each) for each in idle]
 
-    assert client.types() == [replace(info, last_seen_ms=ANY) for info in there.pool.types()]
+    assert client.types() == [structs.replace(info, last_seen_ms=ANY) for info in there.pool.types()]
     assert shown(client.workers()) == shown(there.pool.workers())
 
 

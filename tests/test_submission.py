@@ -11,10 +11,10 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from taskpool.errors import InvalidTask
-from taskpool.operations.submit import MOST_PARENTS, MOST_TAGS, Defaults, prepare
+from taskpool.operations.submit import Defaults, prepare
 from taskpool.redis import rq_job
 from taskpool.redis.scripts import NewTask
-from taskpool.types import TaskSpec, TypeInfo
+from taskpool.types import MOST_PARENTS, MOST_TAGS, TaskSpec, TypeInfo
 from taskpool.validation import TASK_ID, new_id
 
 INFO = TypeInfo(name="work", queue="work_queue", schema={}, timeout_s=30, max_attempts=4, result_ttl_s=70)

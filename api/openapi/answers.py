@@ -10,7 +10,7 @@ from taskpool.errors import PROBLEM_PREFIX, PROBLEMS
 
 from ..auth.caller import Access
 from ..http.query import MAX_WAIT_S
-from .declarations import EVENTS, JSON, Answer, Operation
+from .declarations import EVENT_STREAM, JSON, Answer, Operation
 from .schemas import REFS, Schemas
 
 Object = dict[str, Any]
@@ -114,7 +114,7 @@ def _answer(status: int, answer: Answer, headers: Sequence[str], schemas: Schema
 
 
 def _content(media_type: str, answer: Answer, schemas: Schemas) -> Object:
-    if media_type != EVENTS:
+    if media_type != EVENT_STREAM:
         return schemas.of(answer.body if media_type == JSON else str)
     messages = [_message(name, schemas.of(kind)) for name, kind in answer.events.items()]
     return {"description": "One message of the stream.", "oneOf": messages}

@@ -14,17 +14,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from datetime import datetime
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
 from taskpool.access.api_key import MOST_A_MINUTE, MOST_NAMES, PROJECT
-from taskpool.operations.submit import MOST_ATTEMPTS, MOST_PARENTS, MOST_TAGS
-from taskpool.types import KEY as UNIQUE_KEY
-from taskpool.types import TaskStatus
+from taskpool.types import WEBHOOK_EVENTS, TaskSpec, TaskStatus
 from taskpool.url_guard import LONGEST_URL, URL
-from taskpool.validation import LONGEST_S, QUEUE_NAME, TAG, TASK_ID, TYPE_NAME
-from taskpool.webhooks.endpoint import LONGEST_DESCRIPTION, TOLD
+from taskpool.validation import LONGEST_S, QUEUE_NAME, TAG, TYPE_NAME, Declared, declared
+from taskpool.webhooks.endpoint import LONGEST_DESCRIPTION
 from taskpool.webhooks.endpoint import MOST_NAMES as MOST_FILTERED
 
 from ..auth.caller import Access
@@ -32,7 +31,6 @@ from ..http.query import NoQuery
 
 Object = dict[str, Any]
 
-LEAST_S: Final = 0.001
 _FOUR: Final = "[A-Za-z0-9+/]{4}"
 SECRET: Final = f"^whsec_(({_FOUR}){{8,20}}([A-Za-z0-9+/]{{3}}=)?|({_FOUR}){{8,21}}([A-Za-z0-9+/]{{2}}==)?)$"
 """24 to 64 bytes in base64."""
@@ -42,17 +40,13 @@ def _says(description: str, **limits: Any) -> Object:
     return {"description": description, **limits}
 
 
-def _seconds(description: str, least: float = 0) -> Object:
-    return _says(description, minimum=least, maximum=LONGEST_S)
-
-
 def _names(description: str, pattern: re.Pattern[str]) -> Object:
     items = {"type": "string", "pattern": _pattern(pattern)}
     return _says(description + " If not given, any.", minItems=1, maxItems=MOST_NAMES, items=items)
 
 
-def _pattern(pattern: re.Pattern[str]) -> str:
-    return f"^{pattern.pattern}$"
+def _pattern(pattern: re.Pattern[str] | None) -> str:
+    return f"^{pattern.pattern}$" if pattern else ""
 
 
 _A_TARGET: Final = {
@@ -61,51 +55,52 @@ _A_TARGET: Final = {
     "examples": ["https://hooks.example/in"],
 }
 
-OF_A_TASK: Final[Mapping[str, Object]] = {
-    "type": _says("The name of a task type.", pattern=_pattern(TYPE_NAME)),
-    "payload": _says("What the type's schema takes."),
-    "queue": _says("The queue; if not given, the type's.", pattern=_pattern(QUEUE_NAME), examples=["default"]),
-    "delay_s": _seconds("Start so many seconds from now at the earliest. Not together with `run_at`."),
-    "run_at": _says(
-        "Start at this time, of the years 1970 to 2999, at the earliest. Not together with `delay_s`.",
-    ),
-    "front": _says("Go to the head of the queue."),
-    "tags": _says("Words to find it by.", maxItems=MOST_TAGS, items={"type": "string", "pattern": _pattern(TAG)}),
-    "timeout_s": _seconds("How long one attempt may take; if not given, what the type says.", LEAST_S),
-    "result_ttl_s": _says(
-        "How many seconds it is kept once it is done; if not given, what the type says.", minimum=1, maximum=LONGEST_S
-    ),
-    "failure_ttl_s": _says("How many seconds it is kept once it has ended otherwise.", minimum=1, maximum=LONGEST_S),
-    "max_attempts": _says("How often it is tried; if not given, what the type says.", minimum=1, maximum=MOST_ATTEMPTS),
-    "backoff_s": _seconds("The longest wait after the first failed attempt; twice that after the second, and so on."),
-    "backoff_max_s": _seconds("The longest wait after any failed attempt."),
-    "on_lost_lease": _says(
-        "What to do with an attempt whose lease can't be renewed: let it continue, or kill it before the lease ends, so"
-        " that no two attempts overlap; if not given, what the type says."
-    ),
-    "expires_in_s": _seconds("Cancel it if it hasn't started so many seconds from now.", LEAST_S),
-    "depends_on": _says(
-        "Ids of tasks that must be done first.",
-        maxItems=MOST_PARENTS,
-        items={"type": "string", "pattern": _pattern(TASK_ID)},
-    ),
-    "callback_url": _says(
-        "Send signed messages about this task there. Which targets are allowed is for the server to say.",
-        **_A_TARGET,
-    ),
-    "callback_events": _says(
-        "At which steps; if not given, when it ends. Only together with `callback_url`.",
-        minItems=1,
-        maxItems=len(TOLD),
-        items={"enum": [*TOLD]},
-    ),
-    "unique_key": _says("No other task may hold the same key.", pattern=_pattern(UNIQUE_KEY)),
-    "on_conflict": _says("When the key is held: refuse it, answer with the holder, or take a waiting holder's place."),
-    "unique_until": _says("Hold the key until it has started, or ended (if not given). Needs `unique_key`."),
-    "unique_for_s": _seconds("Hold the key for so long, whatever becomes of it. Needs `unique_key`.", LEAST_S),
-    "traceparent": _says("The W3C trace context, handed to it; ignored if it is invalid."),
-    "tracestate": _says("What belongs to it."),
-}
+
+def _limits(field: Declared) -> Object:
+    """What a field means and takes, besides its type."""
+    about = field.about
+    limits: Object = {"description": about.description}
+    if about.default and about.default != "required":
+        limits["description"] += f" Default: {about.default}."
+    if field.is_list:
+        items = {"enum": [*about.choices]} if about.choices else {"type": "string", "pattern": _pattern(about.pattern)}
+        limits |= {"maxItems": about.most, "items": items} | ({"minItems": about.least} if about.least else {})
+    elif about.least is not None:
+        limits |= {"minimum": about.least, "maximum": about.most}
+    elif about.is_url:
+        limits |= _A_TARGET
+    elif about.pattern is not None:
+        limits["pattern"] = _pattern(about.pattern)
+    return limits | ({"examples": [*about.examples]} if about.examples else {})
+
+
+def _rules(fields: Sequence[Declared]) -> Iterator[Object]:
+    """The combinations of fields that are refused."""
+    given = {each.name: _given(each) for each in fields}
+    for each in fields:
+        if other := each.about.excludes:
+            yield {"properties": given[other] | given[each.name], "required": [other, each.name]}
+    for needed in dict.fromkeys(each.about.needs for each in fields if each.about.needs):
+        missing = {needed: {"type": "null"}}
+        names = [each.name for each in fields if each.about.needs == needed]
+        if len(names) == 1:
+            yield {"properties": given[names[0]] | missing, "required": names}
+        else:
+            forms = [{"properties": given[name], "required": [name]} for name in names]
+            yield {"properties": missing, "anyOf": forms}
+
+
+_JSON_TYPES: Final = {str: "string", datetime: "string", float: "number", int: "integer"}
+
+
+def _given(field: Declared) -> Object:
+    """The schema of a field that isn't null and hasn't its default."""
+    if field.is_list:
+        return {field.name: {"type": "array"}}
+    if get_origin(field.type) is Literal and field.default is not None:
+        return {field.name: {"enum": [each for each in get_args(field.type) if each != field.default]}}
+    return {field.name: {"type": _JSON_TYPES.get(field.type, "string")}}
+
 
 OF_A_KEY: Final[Mapping[str, Object]] = {
     "name": _says("What people call it.", minLength=1, maxLength=64, pattern=r"^\S(.*\S)?$", examples=["a service"]),
@@ -137,8 +132,8 @@ OF_A_WEBHOOK: Final[Mapping[str, Object]] = {
     "events": _says(
         "The events that it is told; if not given, the ends: with `statuses`, all but `progress`.",
         minItems=1,
-        maxItems=len(TOLD),
-        items={"enum": [*TOLD]},
+        maxItems=len(WEBHOOK_EVENTS),
+        items={"enum": [*WEBHOOK_EVENTS]},
     ),
     "types": _filter("Of tasks of these types.", pattern=_pattern(TYPE_NAME)),
     "queues": _filter("Of tasks in these queues.", pattern=_pattern(QUEUE_NAME)),
@@ -150,26 +145,6 @@ OF_A_WEBHOOK: Final[Mapping[str, Object]] = {
     "secret": _A_SECRET,
 }
 
-_A_TIME_AND_A_DELAY: Final = {
-    "properties": {"delay_s": {"type": "number"}, "run_at": {"type": "string"}},
-    "required": ["delay_s", "run_at"],
-}
-_EVENTS_FOR_NOBODY: Final = {
-    "properties": {"callback_events": {"type": "array"}, "callback_url": {"type": "null"}},
-    "required": ["callback_events"],
-}
-_TWO_ENDS_OF_A_KEY: Final = {
-    "properties": {"unique_until": {"type": "string"}, "unique_for_s": {"type": "number"}},
-    "required": ["unique_until", "unique_for_s"],
-}
-_NO_KEY: Final = {
-    "properties": {"unique_key": {"type": "null"}},
-    "anyOf": [
-        {"properties": {"unique_until": {"type": "string"}}, "required": ["unique_until"]},
-        {"properties": {"unique_for_s": {"type": "number"}}, "required": ["unique_for_s"]},
-        {"properties": {"on_conflict": {"enum": ["return", "replace"]}}, "required": ["on_conflict"]},
-    ],
-}
 _A_BOUND_ADMIN: Final = {
     "properties": {"scopes": {"contains": {"const": "admin"}}},
     "required": ["scopes"],
@@ -181,8 +156,8 @@ _A_BOUND_ADMIN: Final = {
 
 FIELDS: Final[Mapping[str, tuple[Mapping[str, Object], Sequence[Object]]]] = {
     "TaskSpec": (
-        OF_A_TASK,
-        ({"not": _A_TIME_AND_A_DELAY}, {"not": _EVENTS_FOR_NOBODY}, {"not": _TWO_ENDS_OF_A_KEY}, {"not": _NO_KEY}),
+        {each.name: _limits(each) for each in declared(TaskSpec)},
+        [{"not": rule} for rule in _rules(declared(TaskSpec))],
     ),
     "KeySpec": (OF_A_KEY, ({"not": _A_BOUND_ADMIN},)),
     "NewWebhook": (OF_A_WEBHOOK, ()),
@@ -214,7 +189,7 @@ def _narrowed(schema: Object, limits: Object) -> Object:
 H = TypeVar("H", bound=Callable[..., Any])
 
 JSON: Final = "application/json"
-EVENTS: Final = "text/event-stream"
+EVENT_STREAM: Final = "text/event-stream"
 OF_A_CALLER: Final = ("invalid-header", "unauthorized", "forbidden", "misdirected", "rate-limited")
 MARK: Final = "operation"
 OF_A_BODY: Final = ("invalid-json", "body-timeout", "body-too-large", "unsupported-media-type")

@@ -17,8 +17,7 @@ from starlette.routing import BaseRoute, Route
 from taskpool.redis.calls import UNREADABLE, tell_unreadable
 from taskpool.tasks.payload.published import validator_of
 from taskpool.text import own_version
-from taskpool.types import TaskSpec, TypeInfo
-from taskpool.webhooks.endpoint import TOLD
+from taskpool.types import WEBHOOK_EVENTS, TaskSpec, TypeInfo
 from taskpool.webhooks.message import TEST_EVENT, TYPE_PREFIX, Message
 
 from ..auth.caller import Access, Guarded
@@ -133,7 +132,7 @@ _SENT: Final = (
 def webhooks(schemas: Schemas) -> Object:
     """The messages to standing endpoints."""
     summary = "An event of a task, sent to a standing endpoint"
-    return {"task": {"post": _message("hear_of_task", summary, (*TOLD, TEST_EVENT), schemas)}}
+    return {"task": {"post": _message("hear_of_task", summary, (*WEBHOOK_EVENTS, TEST_EVENT), schemas)}}
 
 
 def callbacks(operation: Operation, schemas: Schemas) -> Object:
@@ -141,7 +140,7 @@ def callbacks(operation: Operation, schemas: Schemas) -> Object:
     where = CALLBACK_URLS.get(operation.body)
     if where is None:
         return {}
-    message = _message(f"hear_of_{operation.id}", "An event of the task, sent to its callback", TOLD, schemas)
+    message = _message(f"hear_of_{operation.id}", "An event of the task, sent to its callback", WEBHOOK_EVENTS, schemas)
     return {"step": {where: {"post": message}}}
 
 

@@ -29,11 +29,13 @@ from ..http.prefix import next_link
 from ..http.problems import Problem
 from ..http.query import EventsQuery, LogFormat, LogQuery, TaskEventsQuery, read_query, wrong_parameter
 from ..http.responses import Json, NoContent
-from ..openapi.declarations import EVENTS, JSON, Answer, operation
+from ..openapi.declarations import EVENT_STREAM, JSON, Answer, operation
 from .tasks import affected, check_affected, task_id
 
-OF_ALL: Final = Answer(str, media_types=(EVENTS,), events={"message": EventDocument, "resync": Resynced})
-OF_ONE: Final = Answer(str, media_types=(EVENTS,), events={"snapshot": TaskDocument, **OF_ALL.events, "gone": TaskGone})
+OF_ALL: Final = Answer(str, media_types=(EVENT_STREAM,), events={"message": EventDocument, "resync": Resynced})
+OF_ONE: Final = Answer(
+    str, media_types=(EVENT_STREAM,), events={"snapshot": TaskDocument, **OF_ALL.events, "gone": TaskGone}
+)
 
 
 class EventRoutes:
@@ -158,7 +160,7 @@ class LogRoutes:
             200: Answer(
                 LogPage,
                 headers=("Link",),
-                media_types=(JSON, "text/plain", EVENTS),
+                media_types=(JSON, "text/plain", EVENT_STREAM),
                 events={"message": LogLineDocument, "end": LogEnded, "gone": TaskGone},
             ),
             204: None,

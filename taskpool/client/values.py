@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
-from msgspec.structs import fields
+from msgspec.structs import fields, replace
 
 from taskpool.client.request import Answer
 from taskpool.errors import FieldError, InvalidTask

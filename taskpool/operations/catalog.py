@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import jsonschema_rs
 import msgspec
 from jsonschema_rs import ValidationErrorKind as Kind
+from msgspec.structs import replace
 
 from taskpool.errors import FieldError, InvalidPayload, UnknownType
 from taskpool.redis import keys

@@ -1,38 +1,34 @@
-"""What the documents of `document.py` are made of: each type renders, and the OpenAPI document describes it.
+"""The JSON documents of what is stored: the same for the API, the command line and events.
 
-A member without a default is always there; one that has its default is left out, so that null is never shown.
+Names are snake_case, times are RFC 3339 in UTC with milliseconds, durations end in `_s`. A member that has its default
+is left out, so null is never shown, with one exception: the result of a task that is done is shown even if it is null.
 
-The JSON form of what is stored: one function a kind, the same for the API, the command line and events.
-
-Names are snake_case, times RFC 3339 in UTC with milliseconds, durations end in `_s`. What isn't there is left
-out, with one exception: the result of a task that is done is shown even when it is null.
-
-The JSON form of API keys and of the audit, as `document` has it of everything else.
-
-The JSON form of webhooks and their deliveries, as `document` has it of everything else.
+Most documents are derived from the values in `types`: a field that is declared there is a member here, in the OpenAPI
+document and in the values that a client returns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from operator import attrgetter
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Self, TypeVar, cast, get_args, get_type_hints
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import NODEFAULT, UNSET, Meta, UnsetType
 
 from taskpool.access.api_key import ApiKey, Scope
 from taskpool.access.audit import Audited
+from taskpool.operations.overview import ServerInfo
 from taskpool.tasks.log_lines import LogLine
 from taskpool.types import (
     Count,
     Event,
     Id,
-    OnLostLease,
     PastAttempt,
     QueuedTask,
     QueueInfo,
-    Seconds,
     TaskRecord,
     TaskStatus,
     Time,
@@ -40,336 +36,9 @@ from taskpool.types import (
     WorkerInfo,
     utc,
 )
+from taskpool.validation import Declared, declared
 from taskpool.webhooks.delivery import Delivery, SendAttempt
 from taskpool.webhooks.endpoint import DeliveryStatus, Webhook
-
-if TYPE_CHECKING:  # the overview imports Redis, and clients import this module
-    from taskpool.operations.overview import ServerInfo
-
-
-class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """A JSON object. A member without a default is always there; one that has its default is left out."""
-
-
-class AttemptDocument(Document, frozen=True, kw_only=True):
-    """How one attempt ended."""
-
-    attempt: Count
-    worker: str
-    started_at: Time
-    ended_at: Time
-    outcome: Annotated[
-        str, Meta(description="done, failed, crashed, lease_lost, stopped, snoozed or given_back", examples=["failed"])
-    ]
-    error: str | None = None
-
-
-ON_LOST_LEASE: Final = (
-    "kill: an attempt whose lease can't be renewed is killed before the lease ends; else it continues"
-)
-WHY_ENDED: Final = (
-    "why it was canceled, stopped or failed; lease_lost: its lease ended, and its worker, which can't be reached, may"
-    " still be running it"
-)
-
-
-class TaskDocument(Document, frozen=True, kw_only=True):
-    """A task."""
-
-    id: Id
-    type: Annotated[str, Meta(examples=["long_task"])]
-    status: TaskStatus
-    queue: Annotated[str, Meta(examples=["default"])]
-    payload: Any
-    result: Annotated[Any, Meta(description="what it returned; always there when it is done, if only as null")] = UNSET
-    error: Annotated[str | None, Meta(description="why it failed, in one readable line")] = None
-    failure: Annotated[Mapping[str, Any] | None, Meta(description="all that is known of the failure")] = None
-    reason: Annotated[str | None, Meta(description=WHY_ENDED)] = None
-    progress: Annotated[Mapping[str, Any] | None, Meta(description="what it last reported: done, total, note")] = None
-    attempt: Annotated[Count, Meta(description="the number of the present or last attempt; 0 before the first")]
-    max_attempts: Count
-    backoff_s: Seconds | None = None
-    backoff_max_s: Seconds | None = None
-    on_lost_lease: Annotated[OnLostLease | None, Meta(description=ON_LOST_LEASE)] = None
-    crashes: Annotated[Count, Meta(description="how often its process died, or its lease ended, while it ran")] = 0
-    snoozes: Count = 0
-    worker: str | None = None
-    created_at: Time | None = None
-    enqueued_at: Time | None = None
-    run_at: Annotated[Time | None, Meta(description="when it is due")] = None
-    started_at: Time | None = None
-    ended_at: Time | None = None
-    expires_at: Annotated[Time | None, Meta(description="it is canceled if it hasn't started by then")] = None
-    timeout_s: Seconds | None = None
-    result_ttl_s: int | None = None
-    failure_ttl_s: int | None = None
-    tags: Sequence[str] | None = None
-    project: Annotated[str | None, Meta(description="that of the key it was submitted with")] = None
-    depends_on: Sequence[str] | None = None
-    callback_url: str | None = None
-    callback_events: Sequence[str] | None = None
-    unique_key: str | None = None
-    unique_until: Annotated[str | None, Meta(description="the key is held until then: start or done")] = None
-    unique_for_s: Annotated[Seconds | None, Meta(description="the key is held for so long")] = None
-    traceparent: Annotated[str | None, Meta(description="the W3C trace context of the submission")] = None
-    tracestate: str | None = None
-    history: Annotated[Sequence[AttemptDocument] | None, Meta(description="how the last 20 attempts ended")] = None
-    seq: Annotated[Count, Meta(description="grows by one with each step of the task")]
-
-
-class QueuedDocument(TaskDocument, frozen=True):
-    """A task in its queue, with its place there."""
-
-    position: Annotated[int, Meta(ge=1)]
-    wait_s: Annotated[float, Meta(ge=0, description="how long it has waited so far")]
-
-
-class QueueDocument(Document, frozen=True, kw_only=True):
-    """A queue: how many tasks of it have which status, and how long the next one has waited."""
-
-    name: Annotated[str, Meta(examples=["default"])]
-    queued: Count
-    in_progress: Count
-    scheduled: Count
-    waiting: Count
-    done: Count
-    failed: Count
-    canceled: Count
-    oldest_s: Seconds | None = None
-
-
-class TypeDocument(Document, frozen=True, kw_only=True):
-    """A task type; `served_by` names the live worker pools that run it."""
-
-    name: Annotated[str, Meta(examples=["long_task"])]
-    description: str = ""
-    queue: str
-    schema: Annotated[Mapping[str, Any], Meta(description="the JSON Schema of its payload")]
-    timeout_s: Seconds | None = None
-    max_attempts: Count
-    backoff_s: Seconds | None = None
-    backoff_max_s: Seconds | None = None
-    on_lost_lease: Annotated[OnLostLease | None, Meta(description=ON_LOST_LEASE)] = None
-    result_ttl_s: int | None = None
-    is_async: bool
-    served_by: Sequence[str]
-    last_seen_at: Time | None = None
-
-
-class WorkerDocument(Document, frozen=True, kw_only=True):
-    """A worker process; `current` lists the tasks it runs now."""
-
-    name: str
-    host: str
-    pid: int
-    pool: str | None = None
-    state: Annotated[str, Meta(description="started, idle, busy or suspended", examples=["idle"])]
-    queues: Sequence[str]
-    current: Sequence[str]
-    done: int
-    failed: int
-    working_s: float
-    started_at: Time | None = None
-    last_heartbeat: Time | None = None
-
-
-class ServerDocument(Document, frozen=True, kw_only=True):
-    """The Redis or Valkey server: what it keeps over a crash, and how full it is."""
-
-    name: Annotated[str, Meta(examples=["Redis", "Valkey"])]
-    version: Annotated[str, Meta(examples=["7.2.11"])]
-    role: str
-    aof: bool
-    rdb_saved_at: Time | None = None
-    used_memory_bytes: int
-    maxmemory_bytes: int
-    maxmemory_policy: Annotated[str, Meta(examples=["noeviction"])]
-
-
-class LogLineDocument(Document, frozen=True, kw_only=True):
-    """A line of a task's log."""
-
-    at: Annotated[Time, Meta(description="when it was written, by the worker's clock")]
-    attempt: Annotated[Count, Meta(description="the attempt that wrote it")] = 0
-    stream: Annotated[
-        str, Meta(description="log, stdout, stderr, logging, or taskpool: about the log itself", examples=["stdout"])
-    ]
-    level: Annotated[str | None, Meta(description="of what was logged", examples=["warning"])] = None
-    logger: Annotated[str | None, Meta(description="who logged it", examples=["app.images"])] = None
-    text: Annotated[str, Meta(description="as it was written, colours and all")]
-    continues: Annotated[bool, Meta(description="the line was too long, the next one goes on with it")] = False
-
-
-class EventDocument(Document, frozen=True, kw_only=True):
-    """An event: step number `seq` of the task `id`."""
-
-    id: Id
-    seq: Annotated[int, Meta(ge=1)]
-    event: str
-    status: TaskStatus
-    at: Time
-    data: Mapping[str, Any]
-    stream: Annotated[str, Meta(description="its id in the stream of all events")] = ""
-
-
-def task_document(record: TaskRecord) -> TaskDocument:
-    """A task."""
-    created_at = _time(record.created_at)
-    shows_result = record.result is not None or record.status is TaskStatus.DONE
-    return TaskDocument(
-        id=record.id,
-        type=record.type,
-        status=record.status,
-        queue=record.queue,
-        payload=record.payload,
-        result=record.result if shows_result else UNSET,
-        error=record.error,
-        failure=record.failure,
-        reason=record.reason,
-        progress=record.progress,
-        attempt=record.attempt,
-        max_attempts=record.max_attempts,
-        backoff_s=record.backoff_s,
-        backoff_max_s=record.backoff_max_s,
-        on_lost_lease=None if record.on_lost_lease == "continue" else record.on_lost_lease,
-        crashes=record.crashes,
-        snoozes=record.snoozes,
-        worker=record.worker,
-        created_at=created_at,
-        enqueued_at=created_at if record.enqueued_at is record.created_at else _time(record.enqueued_at),
-        run_at=_time(record.run_at),
-        started_at=_time(record.started_at),
-        ended_at=_time(record.ended_at),
-        expires_at=_time(record.expires_at),
-        timeout_s=record.timeout_s,
-        result_ttl_s=record.result_ttl_s,
-        failure_ttl_s=record.failure_ttl_s,
-        tags=record.tags or None,
-        project=record.project,
-        depends_on=record.depends_on or None,
-        callback_url=record.callback_url,
-        callback_events=record.callback_events or None,
-        unique_key=record.unique_key,
-        unique_until=record.unique_until,
-        unique_for_s=record.unique_for_s,
-        traceparent=record.traceparent,
-        tracestate=record.tracestate,
-        history=[_attempt_document(attempt) for attempt in record.history] if record.history else None,
-        seq=record.seq,
-    )
-
-
-def _attempt_document(attempt: PastAttempt) -> AttemptDocument:
-    return AttemptDocument(
-        attempt=attempt.attempt,
-        worker=attempt.worker,
-        started_at=time_text(attempt.started_at),
-        ended_at=time_text(attempt.ended_at),
-        outcome=attempt.outcome,
-        error=attempt.error,
-    )
-
-
-def queued_document(queued: QueuedTask) -> QueuedDocument:
-    """A task in its queue."""
-    members = msgspec.structs.asdict(task_document(queued.record))
-    return QueuedDocument(queued.position, round(queued.wait_s, 3), **members)
-
-
-def queue_document(info: QueueInfo) -> QueueDocument:
-    """A queue."""
-    return QueueDocument(
-        name=info.name,
-        queued=info.queued,
-        in_progress=info.in_progress,
-        scheduled=info.scheduled,
-        waiting=info.waiting,
-        done=info.done,
-        failed=info.failed,
-        canceled=info.canceled,
-        oldest_s=info.oldest_s,
-    )
-
-
-def type_document(info: TypeInfo) -> TypeDocument:
-    """A task type."""
-    return TypeDocument(
-        name=info.name,
-        description=info.description,
-        queue=info.queue,
-        schema=info.schema,
-        timeout_s=info.timeout_s,
-        max_attempts=info.max_attempts,
-        backoff_s=info.backoff_s,
-        backoff_max_s=info.backoff_max_s,
-        on_lost_lease=info.on_lost_lease,
-        result_ttl_s=info.result_ttl_s,
-        is_async=info.is_async,
-        served_by=info.served_by,
-        last_seen_at=None if info.last_seen_ms is None else time_text(utc(info.last_seen_ms)),
-    )
-
-
-def worker_document(info: WorkerInfo) -> WorkerDocument:
-    """A worker process."""
-    return WorkerDocument(
-        name=info.name,
-        host=info.host,
-        pid=info.pid,
-        pool=info.pool,
-        state=info.state,
-        queues=info.queues,
-        current=info.current,
-        done=info.done,
-        failed=info.failed,
-        working_s=info.working_s,
-        started_at=_time(info.started_at),
-        last_heartbeat=_time(info.last_heartbeat),
-    )
-
-
-def server_document(info: ServerInfo) -> ServerDocument:
-    """The Redis server."""
-    return ServerDocument(
-        name=info.name,
-        version=info.version,
-        role=info.role,
-        aof=info.aof,
-        rdb_saved_at=_time(info.rdb_saved_at),
-        used_memory_bytes=info.used_memory_bytes,
-        maxmemory_bytes=info.maxmemory_bytes,
-        maxmemory_policy=info.maxmemory_policy,
-    )
-
-
-def event_document(event: Event) -> EventDocument:
-    """An event."""
-    return EventDocument(
-        id=event.id,
-        seq=event.seq,
-        event=event.event,
-        status=event.status,
-        at=time_text(utc(event.at_ms)),
-        data=event.data,
-        stream=event.stream,
-    )
-
-
-def log_line_document(line: LogLine) -> LogLineDocument:
-    """A line of a task's log."""
-    return LogLineDocument(
-        at=time_text(utc(line.at_ms)),
-        attempt=line.attempt,
-        stream=line.stream,
-        level=line.level,
-        logger=line.logger,
-        text=line.text,
-        continues=line.continues,
-    )
-
-
-def _time(moment: datetime | None) -> str | None:
-    return None if moment is None else time_text(moment)
 
 
 def time_text(moment: datetime) -> str:
@@ -380,6 +49,206 @@ def time_text(moment: datetime) -> str:
         except OverflowError:  # its zone takes it out of the years 1 to 9999
             moment = moment.replace(tzinfo=UTC)
     return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def ms_text(ms: float) -> str:
+    """A time in ms since 1970 as every document has it."""
+    return time_text(utc(ms))
+
+
+class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """A JSON object. A member without a default is always present; one that has its default is left out."""
+
+
+class Shown(Document, frozen=True, kw_only=True, gc=False):
+    """A document whose members are derived from a value with `shows`."""
+
+    plan: ClassVar[_Plan]
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    @classmethod
+    def of(cls, value: Any, **members: Any) -> Self:
+        """The document of a value; `members` replace or add some."""
+        plan = cls.plan
+        shown = dict(zip(plan.names, plan.values(value), strict=True))
+        last, text = None, ""
+        for name in plan.times:
+            moment = shown[name]
+            if moment is not None:
+                if moment is not last:  # a task is mostly created and enqueued at the same time
+                    last, text = moment, time_text(moment)
+                shown[name] = text
+        for name in plan.moments:
+            if shown[name] is not None:
+                shown[name] = ms_text(shown[name])
+        for name, document in plan.nested:
+            if shown[name]:
+                shown[name] = list(map(document.of, shown[name]))
+        if members:
+            shown.update(members)
+        return cls(**shown)
+
+
+class _Plan:
+    """How a value becomes a document: which attributes make which members, and what is done with some of them."""
+
+    def __init__(self, members: Mapping[str, Declared]) -> None:
+        self.names = tuple(members)
+        self.values: Callable[[Any], tuple[Any, ...]] = attrgetter(*[each.name for each in members.values()])
+        self.times = [name for name, each in members.items() if each.type is datetime]
+        self.moments = [name for name, each in members.items() if each.name != name]
+        lists = {name: get_args(each.type)[0] for name, each in members.items() if each.is_list}
+        self.nested = [(name, _SHOWN[item]) for name, item in lists.items() if item in _SHOWN]
+
+
+_SHOWN: Final[dict[type, type[Shown]]] = {}
+"""The document of each value that may be part of another one."""
+
+D = TypeVar("D", bound=type[Shown])
+
+
+def shows(
+    source: type,
+    *,
+    always: Collection[str] = (),
+    hidden: Collection[str] = (),
+    moments: Mapping[str, str] = MappingProxyType({}),
+) -> Callable[[D], D]:
+    """Give a document a member for each field of a value, with the same name, description and default.
+
+    `always`: the fields that are present even if they have their default. `hidden`: those without a member. `moments`:
+    the members for fields that hold a time in ms. What the class declares itself goes first.
+    """
+
+    def derive(cls: D) -> D:
+        own = {each.name: (each.type, each.default) for each in msgspec.structs.fields(cls)}
+        own_types = get_type_hints(cls, include_extras=True)
+        fields = {moments.get(each.name, each.name): each for each in declared(source) if each.name not in hidden}
+        members = [
+            (name, own_types[name], own[name][1]) if name in own else (name, *_member(each, each.name in always))
+            for name, each in fields.items()
+        ]
+        members += [(name, own_types[name], default) for name, (_, default) in own.items() if name not in fields]
+        namespace = {"__doc__": cls.__doc__, "plan": _Plan(fields)}
+        document = cast(
+            D,
+            msgspec.defstruct(
+                cls.__name__,
+                members,
+                bases=(Shown,),
+                namespace=namespace,
+                module=cls.__module__,
+                frozen=True,
+                kw_only=True,
+                omit_defaults=True,
+                gc=False,
+            ),
+        )
+        _SHOWN.setdefault(source, document)
+        return document
+
+    return derive
+
+
+def _member(field: Declared, is_always_shown: bool) -> tuple[Any, Any]:
+    """The annotation and the default of the member that shows a field."""
+    kind, about = field.type, field.about
+    if kind is datetime or field.name.endswith("_ms"):
+        kind = Time
+    elif field.is_list:
+        item = get_args(kind)[0]
+        kind = Sequence[_SHOWN.get(item, item)]  # type: ignore[misc]
+    elif about.least is not None and (kind is float or about.least == 0):
+        kind = Annotated[kind, Meta(ge=0)]
+    default = NODEFAULT if is_always_shown else field.default
+    if default is None:
+        kind = kind | None
+    if about.description or about.examples:
+        kind = Annotated[kind, Meta(description=about.description or None, examples=list(about.examples) or None)]
+    return kind, default
+
+
+@shows(PastAttempt)
+class AttemptDocument(Shown, frozen=True, kw_only=True):
+    """How one attempt ended."""
+
+
+@shows(TaskRecord, always=("attempt", "max_attempts", "seq"))
+class TaskDocument(Shown, frozen=True, kw_only=True):
+    """A task."""
+
+    result: Annotated[Any, Meta(description="What it returned. Always present if it is done, even if null.")] = UNSET
+
+
+@shows(TaskRecord, always=("attempt", "max_attempts", "seq"))
+class QueuedDocument(Shown, frozen=True, kw_only=True):
+    """A task in its queue, with its position."""
+
+    result: Annotated[Any, Meta(description="What it returned. Always present if it is done, even if null.")] = UNSET
+    position: Annotated[int, Meta(ge=1)]
+    wait_s: Annotated[float, Meta(ge=0, description="How long it has been queued.")]
+
+
+@shows(QueueInfo)
+class QueueDocument(Shown, frozen=True, kw_only=True):
+    """A queue: how many of its tasks have which status, and how long the next one has been queued."""
+
+
+@shows(TypeInfo, always=("max_attempts", "is_async", "served_by"), moments={"last_seen_ms": "last_seen_at"})
+class TypeDocument(Shown, frozen=True, kw_only=True):
+    """A task type; `served_by` names the live worker pools that run it."""
+
+
+@shows(WorkerInfo)
+class WorkerDocument(Shown, frozen=True, kw_only=True):
+    """A worker process; `current` lists the tasks that it runs now."""
+
+
+@shows(ServerInfo, always=("name",), hidden=("aof_writes",))
+class ServerDocument(Shown, frozen=True, kw_only=True):
+    """The Redis or Valkey server: which data it keeps if it crashes, and how full its memory is."""
+
+    rdb_saved_at: Time | None = None
+
+
+@shows(LogLine, always=("stream",), hidden=("id",), moments={"at_ms": "at"})
+class LogLineDocument(Shown, frozen=True, kw_only=True):
+    """A line of a task's log."""
+
+
+@shows(Event, always=("data",), hidden=("aside",), moments={"at_ms": "at"})
+class EventDocument(Shown, frozen=True, kw_only=True):
+    """An event: step number `seq` of the task `id`."""
+
+    seq: Annotated[int, Meta(ge=1)]
+
+
+queue_document: Final = QueueDocument.of
+type_document: Final = TypeDocument.of
+worker_document: Final = WorkerDocument.of
+server_document: Final = ServerDocument.of
+log_line_document: Final = LogLineDocument.of
+event_document: Final = EventDocument.of
+
+
+def task_document(record: TaskRecord) -> TaskDocument:
+    """The document of a task."""
+    return TaskDocument.of(record, **_no_result(record))
+
+
+def queued_document(queued: QueuedTask) -> QueuedDocument:
+    """The document of a task in its queue."""
+    record = queued.record
+    place = {"position": queued.position, "wait_s": round(queued.wait_s, 3)}
+    return QueuedDocument.of(record, **place, **_no_result(record))
+
+
+def _no_result(record: TaskRecord) -> dict[str, Any]:
+    is_shown = record.result is not None or record.status is TaskStatus.DONE
+    return {} if is_shown else {"result": UNSET}
 
 
 class KeyDocument(Document, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from heapq import nlargest
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from taskpool.operations.catalog import pools
 from taskpool.operations.listing import queue_names
@@ -17,6 +17,7 @@ from taskpool.redis.cursors import decode_cursor, encode_cursor, page_length
 from taskpool.redis.embedded import ServerVersion
 from taskpool.redis.rq_job import number_of, text_of, time_of
 from taskpool.types import Page, QueueInfo, WorkerInfo, utc
+from taskpool.validation import Field
 
 Hash = Mapping[bytes, bytes]
 
@@ -35,15 +36,15 @@ class ServerInfo:
     """The Redis behind it all. What of its data outlives a crash: all but the last second with `aof`, else what
     its last snapshot held (`rdb_saved_at`; at first the time it started)."""
 
-    name: str = "Redis"
-    version: str
+    name: Annotated[str, Field(examples=["Redis", "Valkey"])] = "Redis"
+    version: Annotated[str, Field(examples=["7.2.11"])]
+    role: str
     aof: bool
     rdb_saved_at: datetime
     used_memory_bytes: int
     maxmemory_bytes: int
-    maxmemory_policy: str
+    maxmemory_policy: Annotated[str, Field(examples=["noeviction"])]
     aof_writes: bool
-    role: str
 
     @property
     def warnings(self) -> tuple[str, ...]:

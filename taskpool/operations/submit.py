@@ -10,12 +10,10 @@ Nothing is stored here; what stores what was checked is in `queue` and `entry`.
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -30,27 +28,21 @@ from taskpool.redis.calls import SLICE_S, Part, Plan
 from taskpool.tasks.payload.encode import fault_in, is_faithful, json_value, strict_json_value
 from taskpool.tasks.payload.faults import NotJson, invalid_payload_of, not_json
 from taskpool.tasks.registry import Registry
-from taskpool.tasks.task_type import TaskType
+from taskpool.tasks.task_type import DEFAULT_QUEUE, TaskType
 from taskpool.text import Secrets, may_hide_nan
 from taskpool.types import (
     DEFAULT_FAILURE_TTL_S,
     DEFAULT_RESULT_TTL_S,
     DEFAULT_SECRET_TTL_S,
-    LOST_LEASE_CHOICES,
-    OnLostLease,
+    OPTIONS,
     TaskSpec,
+    TypeOptions,
     Unique,
     trace_text,
 )
-from taskpool.url_guard import Allowed
-from taskpool.validation import LONGEST_S, TAG, TASK_ID, new_id, queue_name_fault, seconds_fault
-from taskpool.webhooks.endpoint import callback_events, callback_faults
-
-MOST_TAGS: Final = 16
-MOST_PARENTS: Final = 10_000
-MOST_ATTEMPTS: Final = 1000
-EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
-LATEST: Final = datetime(2999, 12, 31, tzinfo=UTC)
+from taskpool.url_guard import Allowed, parse_target
+from taskpool.validation import new_id, value_faults
+from taskpool.webhooks.endpoint import callback_events
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -67,25 +59,6 @@ class Defaults:
     max_queue_depth: int = 0
     caps: Caps = NO_CAPS
     webhook_allow: tuple[str, ...] = ()
-
-
-class TypeOptions(Protocol):
-    """What a submission takes from its type: as published (`TypeInfo`), or as registered here (`TaskType`)."""
-
-    @property
-    def queue(self) -> str: ...
-    @property
-    def timeout_s(self) -> float | None: ...
-    @property
-    def max_attempts(self) -> int | None: ...
-    @property
-    def backoff_s(self) -> float | None: ...
-    @property
-    def backoff_max_s(self) -> float | None: ...
-    @property
-    def on_lost_lease(self) -> OnLostLease | None: ...
-    @property
-    def result_ttl_s(self) -> int | None: ...
 
 
 def prepare(
@@ -111,7 +84,7 @@ def prepare(
         faults = [FieldError(f"{start}/{field}", detail) for field, detail in _faults(spec, defaults)]
         if faults:
             raise InvalidTask(f"{faults[0].pointer}: {faults[0].detail}", faults)
-    queue = spec.queue or info.queue
+    queue = spec.queue or info.queue or DEFAULT_QUEUE
     project = None if by is None else by.project
     result_ttl_s = spec.result_ttl_s or info.result_ttl_s or defaults.result_ttl_s
     failure_ttl_s = spec.failure_ttl_s or defaults.failure_ttl_s
@@ -138,7 +111,7 @@ def prepare(
         )
     held = types.unique_of(spec, project, b"" if by is None else by.bounds())
     traced = trace_text(spec.traceparent, spec.tracestate) if spec.traceparent else None
-    fields: list[Part] = [] if is_plain else list(_rare_fields(spec, held, traced))
+    fields: list[Part] = [] if is_plain else list(_stored(spec, held, traced))
     if secrets is not None:
         fields += ("secret_ttl", defaults.secret_ttl_s)
     if project is not None:
@@ -179,16 +152,18 @@ def _encoded(spec: TaskSpec, payload: Any, secrets: Secrets | None, start: str) 
         raise not_json(spec.type, fault_in(spec.payload) or NotJson((), str(error)), start) from None
 
 
-def _rare_fields(spec: TaskSpec, held: Unique | None, traced: str | None) -> Iterator[Part]:
-    """What only a submission says, where it does."""
-    if spec.tags:
-        yield from ("tags", ",".join(dict.fromkeys(spec.tags)))
-    if spec.depends_on:
-        yield from ("dependency_ids", msgspec.json.encode(tuple(dict.fromkeys(spec.depends_on))))
-    if spec.callback_url is not None:
-        yield from ("callback_url", spec.callback_url)
-        if spec.callback_events is not None:
-            yield from ("callback_events", ",".join(dict.fromkeys(spec.callback_events)))
+def _stored(spec: TaskSpec, held: Unique | None, traced: str | None) -> Iterator[Part]:
+    """The hash fields, flat, of the options that only a submission can give."""
+    for option in OPTIONS:
+        about = option.about
+        value = getattr(spec, option.name)
+        if not about.stored or value is None or value == option.default:
+            continue
+        if option.is_list:
+            value = tuple(dict.fromkeys(value))
+        is_text = about.is_joined or option.type is str
+        yield about.stored
+        yield (",".join(value) if about.is_joined else value) if is_text else _encode(value)
     if held is not None:
         yield from ("unique", held.text)
     if traced is not None:
@@ -196,79 +171,23 @@ def _rare_fields(spec: TaskSpec, held: Unique | None, traced: str | None) -> Ite
 
 
 def _faults(spec: TaskSpec, defaults: Defaults) -> Iterator[tuple[str, str]]:
-    """What can't be. The values may be of any type: a program may give what its types forbid."""
-    if spec.queue is not None and (fault := queue_name_fault(spec.queue)):
-        yield "queue", fault
-    if spec.delay_s is not None and spec.run_at is not None:
-        yield "run_at", "give either delay_s or run_at, not both"
-    run_at: Any = spec.run_at
-    if run_at is not None and (not isinstance(run_at, datetime) or run_at.tzinfo is None):
-        yield "run_at", "must be a time with a time zone"
-    elif run_at is not None and not EARLIEST <= run_at <= LATEST:
-        yield "run_at", f"must be a time from {EARLIEST.year} to {LATEST.year}"
-    seconds = {
-        "delay_s": (spec.delay_s, 0),
-        "timeout_s": (spec.timeout_s, 0.001),
-        "expires_in_s": (spec.expires_in_s, 0.001),
-        "backoff_s": (spec.backoff_s, 0),
-        "backoff_max_s": (spec.backoff_max_s, 0),
-    }
-    for field, (value, least) in seconds.items():
-        if value is not None and (fault := seconds_fault(value, least)):
-            yield field, fault
-    whole: dict[str, tuple[Any, int]] = {
-        "result_ttl_s": (spec.result_ttl_s, LONGEST_S),
-        "failure_ttl_s": (spec.failure_ttl_s, LONGEST_S),
-        "max_attempts": (spec.max_attempts, MOST_ATTEMPTS),
-    }
-    for field, (count, most) in whole.items():
-        if count is not None and not (isinstance(count, int) and not isinstance(count, bool) and 1 <= count <= most):
-            yield field, f"must be a whole number from 1 to {most}"
-    if spec.tags:
-        yield from _list_faults("tags", spec.tags, MOST_TAGS, TAG, "1 to 64 letters, digits, '_', '-', '.' or ':'")
-    if spec.depends_on:
-        yield from _list_faults("depends_on", spec.depends_on, MOST_PARENTS, TASK_ID, "a task's id")
-    if spec.callback_url is not None or spec.callback_events is not None:
-        yield from callback_faults(spec.callback_url, spec.callback_events, Allowed(defaults.webhook_allow))
-    if spec.on_lost_lease not in (None, *LOST_LEASE_CHOICES):
-        yield "on_lost_lease", f"must be {' or '.join(map(repr, LOST_LEASE_CHOICES))}"
-    yield from _unique_faults(spec)
-
-
-def _unique_faults(spec: TaskSpec) -> Iterator[tuple[str, str]]:
-    key: Any = spec.unique_key
-    if key is None:
-        for field in ("unique_until", "unique_for_s"):
-            if getattr(spec, field) is not None:
-                yield field, "needs a unique_key"
-        if spec.on_conflict != "reject":
-            yield "on_conflict", "needs a unique_key"
-    elif not (isinstance(key, str) and types.KEY.fullmatch(key)):
-        yield "unique_key", types.KEY_FAULT
-    choices: dict[str, tuple[str | None, ...]] = {
-        "on_conflict": ("reject", "return", "replace"),
-        "unique_until": ("start", "done", None),
-    }
-    for field, allowed in choices.items():
-        if getattr(spec, field) not in allowed:
-            yield field, f"must be {' or '.join(repr(each) for each in allowed if each)}"
-    if spec.unique_for_s is not None:
-        if spec.unique_until is not None:
-            yield "unique_for_s", "give either unique_until or unique_for_s, not both"
-        if fault := seconds_fault(spec.unique_for_s, 0.001):
-            yield "unique_for_s", fault
-    for field in ("traceparent", "tracestate"):
-        if not isinstance(getattr(spec, field), str | None):
-            yield field, "must be a text"
-
-
-def _list_faults(field: str, values: Any, most: int, pattern: re.Pattern[str], what: str) -> Iterator[tuple[str, str]]:
-    if isinstance(values, str) or not isinstance(values, Sequence) or len(values) > most:
-        yield field, f"must be a list of at most {most:,}"
-        return
-    for at, value in enumerate(values):
-        if not (isinstance(value, str) and pattern.fullmatch(value)):
-            yield f"{field}/{at}", f"must be {what}"
+    """What is wrong with the options: the JSON Pointer below the submission, and why."""
+    for option in OPTIONS:
+        name, about = option.name, option.about
+        value = getattr(spec, name)
+        if value is None or value == option.default:
+            continue
+        if about.needs and getattr(spec, about.needs) is None:
+            yield name, f"needs a {about.needs}"
+        if about.excludes and getattr(spec, about.excludes) is not None:
+            yield name, f"give either {about.excludes} or {name}, not both"
+        for below, fault in value_faults(option, value):
+            yield name + below, fault
+    if isinstance(spec.callback_url, str):
+        try:
+            parse_target(spec.callback_url, Allowed(defaults.webhook_allow))
+        except ValueError as error:
+            yield "callback_url", str(error)
 
 
 class Checked(NamedTuple):
@@ -296,7 +215,7 @@ def check_task(
     if by is not None:
         by.check_options(spec)
     task_type = None if registry is None else registry.get(spec.type)
-    info = task_type or (yield from catalogue.find((spec.type,)))[spec.type]
+    info = task_type.options if task_type else (yield from catalogue.find((spec.type,)))[spec.type]
     return _checked(spec, task_type or catalogue, info, defaults, "", by=by)
 
 
@@ -331,7 +250,7 @@ def check_tasks(
             yield ()
             due_mono = time.monotonic() + SLICE_S
         task_type = local.get(spec.type)
-        info = task_type or infos[spec.type]
+        info = task_type.options if task_type else infos[spec.type]
         checked.append(_checked(spec, task_type or catalogue, info, defaults, f"{start}/{index}", by=by))
     yield ()
     return checked
@@ -360,7 +279,7 @@ def _checked(
 ) -> Checked:
     """One submission, checked by its type where that is registered here, else by its schema in the catalogue."""
     if by is not None:
-        by.check_task(spec.type, spec.queue or info.queue, start)
+        by.check_task(spec.type, spec.queue or info.queue or DEFAULT_QUEUE, start)
     # What comes over HTTP or from a command, in somebody's name, was read from JSON: a large one takes long to copy.
     payload = _as_json(spec, start) if by is None else spec.payload
     if payload is None:

@@ -11,29 +11,34 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
 from taskpool.tasks.context import clean
 from taskpool.types import Document, LogLimits
+from taskpool.validation import Field
 
 TAIL_SHARE: Final = 10
 """A tenth of the limits is for the last lines."""
 
 
 class LogLine(Document, frozen=True, kw_only=True, omit_defaults=True):
-    """One line. `at_ms`: when it was written, by the clock of its host. `stream`: log (`ctx.log`), stdout, stderr,
-    logging (then `level` and `logger` say whose), or taskpool for what is said about the log itself. `continues`: the
-    text goes on in the next line of the stream, because it was too long for one. `id` is its place in the log."""
+    """One line of a task's log. `id` is its place in the log."""
 
-    at_ms: int
-    text: str
-    attempt: int = 0
-    stream: str = "log"
-    level: str | None = None
-    logger: str | None = None
-    continues: bool = False
+    at_ms: Annotated[int, Field("When it was written, by the worker's clock.")]
+    attempt: Annotated[int, Field("The attempt that wrote it.", least=0)] = 0
+    stream: Annotated[
+        str,
+        Field(
+            "`log` (`ctx.log`), `stdout`, `stderr`, `logging`, or `taskpool` for remarks about the log itself.",
+            examples=["stdout"],
+        ),
+    ] = "log"
+    level: Annotated[str | None, Field("The level of a `logging` record.", examples=["warning"])] = None
+    logger: Annotated[str | None, Field("The logger of a `logging` record.", examples=["app.images"])] = None
+    text: Annotated[str, Field("The text as it was written, including colours.")]
+    continues: Annotated[bool, Field("The line was too long; the next line of the stream continues it.")] = False
     id: str = ""
 
 

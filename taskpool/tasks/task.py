@@ -19,11 +19,11 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import CellType, FrameType, FunctionType, ModuleType
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar, Unpack
 
 from taskpool.errors import ConfigurationError, DuplicateType
 from taskpool.tasks.context import TaskContext
-from taskpool.types import OnLostLease
+from taskpool.types import OnLostLease, TypeKeywords, TypeOptions
 
 _NOTES: Final = "__taskpool_notes__"
 _MOST_LAYERS: Final = 100
@@ -199,31 +199,13 @@ MARK: Final = "__taskpool_task__"
 _SPEC: Final = "__taskpool_spec__"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskOptions:
-    """What `@task` was given. None means: the setting's default; for the queue, "default"."""
+class Declaration(TypeOptions, frozen=True, kw_only=True):
+    """What `@task` or a task class says about a task type: its name and its options."""
 
     name: str
-    queue: str | None = None
-    timeout_s: float | None = None
-    max_attempts: int | None = None
-    backoff_s: float | None = None
-    backoff_max_s: float | None = None
-    on_lost_lease: OnLostLease | None = None
-    result_ttl_s: int | None = None
 
 
-def task(
-    name: str,
-    *,
-    queue: str | None = None,
-    timeout_s: float | None = None,
-    max_attempts: int | None = None,
-    backoff_s: float | None = None,
-    backoff_max_s: float | None = None,
-    on_lost_lease: OnLostLease | None = None,
-    result_ttl_s: int | None = None,
-) -> Callable[[F], F]:
+def task(name: str, **options: Unpack[TypeKeywords]) -> Callable[[F], F]:
     """Make a function, plain or `async`, a task type called `name`. It stays callable as before.
 
     The payload's fields are the function's parameters; their annotations are its schema. A parameter annotated
@@ -242,26 +224,17 @@ def task(
     """
     if callable(name):
         raise ConfigurationError(f'{_place(name)}: write @task("{getattr(name, "__name__", "name")}"), with a name')
-    options = TaskOptions(
-        name=name,
-        queue=queue,
-        timeout_s=timeout_s,
-        max_attempts=max_attempts,
-        backoff_s=backoff_s,
-        backoff_max_s=backoff_max_s,
-        on_lost_lease=on_lost_lease,
-        result_ttl_s=result_ttl_s,
-    )
+    declared = Declaration(name=name, **options)
 
     def mark(function: F) -> F:
-        _refuse_others(function, options)
-        _refuse_methods(function, options)
+        _refuse_others(function, declared)
+        _refuse_methods(function, declared)
         try:
-            _refuse_shadowing(function, options)
-            setattr(function, MARK, options)
+            _refuse_shadowing(function, declared)
+            setattr(function, MARK, declared)
         except (AttributeError, TypeError):  # a bound method, a function in C, an object with slots
-            raise _refusal(options, f"{function!r} can't be marked as one; write a function that calls it") from None
-        leave_note(function, options)
+            raise _refusal(declared, f"{function!r} can't be marked as one; write a function that calls it") from None
+        leave_note(function, declared)
         return function
 
     return mark
@@ -305,25 +278,25 @@ class Task:
         raise NotImplementedError
 
 
-def options_of(function: object) -> TaskOptions | None:
+def options_of(function: object) -> Declaration | None:
     """What `@task` noted on a function; None when it isn't a task."""
     options = getattr(function, MARK, None)
-    return options if isinstance(options, TaskOptions) else None
+    return options if isinstance(options, Declaration) else None
 
 
-def _refusal(options: TaskOptions, fault: str) -> ConfigurationError:
+def _refusal(options: Declaration, fault: str) -> ConfigurationError:
     file, line = caller_place()
     return ConfigurationError(f"{file}:{line}: the task {options.name!r}: {fault}")
 
 
-def _refuse_others(function: Any, options: TaskOptions) -> None:
+def _refuse_others(function: Any, options: Declaration) -> None:
     if inspect.isclass(function):
         raise _refusal(options, f"{function.__qualname__} is a class; for a class, derive from taskpool.Task")
     if not callable(function):
         raise _refusal(options, f"{function!r} can't be called; @task is for functions")
 
 
-def _refuse_methods(function: Callable[..., Any], options: TaskOptions) -> None:
+def _refuse_methods(function: Callable[..., Any], options: Declaration) -> None:
     qualname = getattr(function, "__qualname__", "")
     owner = qualname.rpartition(".")[0]
     if owner and not owner.endswith("<locals>") and not inspect.ismethod(function):
@@ -333,7 +306,7 @@ def _refuse_methods(function: Callable[..., Any], options: TaskOptions) -> None:
         )
 
 
-def _refuse_shadowing(function: Callable[..., Any], options: TaskOptions) -> None:
+def _refuse_shadowing(function: Callable[..., Any], options: Declaration) -> None:
     """Two functions of one name in one module: the first would vanish without a word."""
     module = getattr(function, "__globals__", None)
     if module is None:

@@ -19,19 +19,18 @@ from taskpool.tasks.payload.schema import converter, json_schema
 from taskpool.tasks.payload.secret_fields import SecretFields
 from taskpool.tasks.payload.signature import class_payload, function_payload, mask_in_repr
 from taskpool.tasks.task import (
+    Declaration,
     Note,
     Task,
-    TaskOptions,
     is_callable_object,
     is_coroutine_function,
     options_of,
     written_function,
 )
-from taskpool.types import LOST_LEASE_CHOICES, OnLostLease, TypeInfo
-from taskpool.validation import LONGEST_S, queue_name_fault, type_name_fault
+from taskpool.types import TypeInfo, TypeOptions
+from taskpool.validation import declared, type_name_fault, value_faults
 
 DEFAULT_QUEUE: Final = "default"
-MOST_ATTEMPTS: Final = 1000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,13 +44,7 @@ class TaskType:
     """Turns a JSON value into the payload. Raises: InvalidPayload, with a JSON Pointer for each fault."""
     bind: Callable[[Any, TaskContext], Callable[[], Any]] = field(repr=False)
     """Gives what runs the task when called: it returns the result, or a coroutine of it when `is_async`."""
-    queue: str = DEFAULT_QUEUE
-    timeout_s: float | None = None
-    max_attempts: int | None = None
-    backoff_s: float | None = None
-    backoff_max_s: float | None = None
-    on_lost_lease: OnLostLease | None = None
-    result_ttl_s: int | None = None
+    options: TypeOptions = field(default_factory=TypeOptions)
     description: str = ""
     is_async: bool = False
     """Whether its author wrote it as `async def`, if only below a decorator."""
@@ -59,6 +52,11 @@ class TaskType:
     """Whether a call gives a coroutine for certain. Any other function may block: it isn't called on an event loop."""
     is_published: bool = True
     """Whether it is announced, so that it can be submitted by its name."""
+
+    @property
+    def queue(self) -> str:
+        """The queue of its tasks, if a submission names none."""
+        return self.options.queue or DEFAULT_QUEUE
 
     @property
     def secret_fields(self) -> SecretFields:
@@ -71,17 +69,13 @@ class TaskType:
 
     def info(self, *, max_attempts: int = 1) -> TypeInfo:
         """As workers publish it; `max_attempts` is the setting's default."""
+        options = {each: getattr(self.options, each) for each in TypeOptions.__struct_fields__}
+        options |= {"queue": self.queue, "max_attempts": self.options.max_attempts or max_attempts}
         return TypeInfo(
+            **options,
             name=self.name,
-            queue=self.queue,
             schema=self.schema,
             description=self.description,
-            timeout_s=self.timeout_s,
-            max_attempts=self.max_attempts or max_attempts,
-            backoff_s=self.backoff_s,
-            backoff_max_s=self.backoff_max_s,
-            on_lost_lease=self.on_lost_lease,
-            result_ttl_s=self.result_ttl_s,
             is_async=self.is_async,
         )
 
@@ -127,7 +121,7 @@ def _is_in_file(source: Any, file: str) -> bool:
     return code is None or code.co_filename == file
 
 
-def _from_function(function: Callable[..., Any], options: TaskOptions, where: str) -> TaskType:
+def _from_function(function: Callable[..., Any], options: Declaration, where: str) -> TaskType:
     _check_options(options)
     _refuse_generators(function)
     if hasattr(function, "dispatch") and hasattr(function, "registry"):
@@ -139,13 +133,7 @@ def _from_function(function: Callable[..., Any], options: TaskOptions, where: st
         where=where,
         decode=payload.decode,
         bind=payload.bind,
-        queue=options.queue or DEFAULT_QUEUE,
-        timeout_s=options.timeout_s,
-        max_attempts=options.max_attempts,
-        backoff_s=options.backoff_s,
-        backoff_max_s=options.backoff_max_s,
-        on_lost_lease=options.on_lost_lease,
-        result_ttl_s=options.result_ttl_s,
+        options=options,
         description=_summary(written_function(function) if is_callable_object(function) else function),
         is_async=is_coroutine_function(function) or is_coroutine_function(written_function(function)),
         runs_on_loop=is_coroutine_function(function),
@@ -156,16 +144,7 @@ def _from_class(cls: type[Task], where: str) -> TaskType:
     name = getattr(cls, "type", None)
     if name is None:
         raise ConfigurationError(f'the task class {cls.__name__} has no name; give it type = "..."')
-    options = TaskOptions(
-        name=name,
-        queue=cls.queue,
-        timeout_s=cls.timeout_s,
-        max_attempts=cls.max_attempts,
-        backoff_s=cls.backoff_s,
-        backoff_max_s=cls.backoff_max_s,
-        on_lost_lease=cls.on_lost_lease,
-        result_ttl_s=cls.result_ttl_s,
-    )
+    options = Declaration(name=name, **{each: getattr(cls, each) for each in TypeOptions.__struct_fields__})
     _check_options(options)
     if cls.run is Task.run:
         raise ConfigurationError(f"the task class {cls.__name__} has no run(self, ctx)")
@@ -180,13 +159,7 @@ def _from_class(cls: type[Task], where: str) -> TaskType:
         where=where,
         decode=converter(payload_type, task=name),
         bind=partial(_bind_instance, cls, _takes_context(cls)),
-        queue=cls.queue or DEFAULT_QUEUE,
-        timeout_s=cls.timeout_s,
-        max_attempts=cls.max_attempts,
-        backoff_s=cls.backoff_s,
-        backoff_max_s=cls.backoff_max_s,
-        on_lost_lease=cls.on_lost_lease,
-        result_ttl_s=cls.result_ttl_s,
+        options=options,
         description=_summary(cls),
         is_async=is_coroutine_function(cls.run) or is_coroutine_function(written_function(cls.run)),
         runs_on_loop=is_coroutine_function(cls.run),
@@ -221,26 +194,13 @@ def _refuse_generators(function: Callable[..., Any]) -> None:
         raise ConfigurationError("a task returns its result; it can't be a generator (yield)")
 
 
-def _check_options(options: TaskOptions) -> None:
-    def check(limit: str, kind: Any, low: float, high: float, rule: str) -> None:
-        value = getattr(options, limit)
-        if value is None:
-            return
-        if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
-            raise ConfigurationError(f"task {options.name!r}: {limit} must be {rule}, not {value!r}")
-
-    if fault := type_name_fault(options.name):
+def _check_options(declaration: Declaration) -> None:
+    if fault := type_name_fault(declaration.name):
         raise ConfigurationError(fault)
-    if options.queue is not None and (fault := queue_name_fault(options.queue)):
-        raise ConfigurationError(f"task {options.name!r}: {fault}")
-    check("timeout_s", int | float, 0.001, LONGEST_S, "a number of seconds above 0")
-    check("max_attempts", int, 1, MOST_ATTEMPTS, f"a whole number from 1 to {MOST_ATTEMPTS}")
-    check("backoff_s", int | float, 0, LONGEST_S, "a number of seconds, 0 or more")
-    check("backoff_max_s", int | float, 0, LONGEST_S, "a number of seconds, 0 or more")
-    if options.on_lost_lease not in (None, *LOST_LEASE_CHOICES):
-        words = " or ".join(map(repr, LOST_LEASE_CHOICES))
-        raise ConfigurationError(f"task {options.name!r}: on_lost_lease must be {words}, not {options.on_lost_lease!r}")
-    check("result_ttl_s", int, 1, LONGEST_S, "a whole number of seconds, 1 or more")
+    for option in declared(TypeOptions):
+        value = getattr(declaration, option.name)
+        for _, fault in () if value is None else value_faults(option, value):
+            raise ConfigurationError(f"task {declaration.name!r}: {option.name} {fault}")
 
 
 def _summary(source: Any) -> str:

@@ -23,7 +23,7 @@ from msgspec import UNSET, UnsetType
 
 from taskpool.access.api_key import PROJECT
 from taskpool.errors import FieldError
-from taskpool.types import ENDS, OpenEnum, TaskStatus
+from taskpool.types import ENDS, WEBHOOK_EVENTS, OpenEnum, TaskStatus
 from taskpool.url_guard import Allowed, parse_target
 from taskpool.validation import TAG, queue_name_fault, type_name_fault
 
@@ -64,12 +64,7 @@ def _key(secret: str) -> bytes:
     return base64.b64decode(secret.removeprefix(PREFIX), validate=True)
 
 
-TOLD: Final = (
-    "queued", "scheduled", "waiting", "started", "progress", "retry", "snoozed", "crashed", "lease_lost",
-    "stopping", "done", "failed", "stopped", "canceled",
-)  # fmt: skip
-"""The events that webhooks can be sent for: all but a log's lines."""
-STEPS: Final = tuple(event for event in TOLD if event != "progress")
+STEPS: Final = tuple(event for event in WEBHOOK_EVENTS if event != "progress")
 """What an endpoint is sent that names statuses and no events."""
 
 CALLBACK: Final = "callback"
@@ -125,27 +120,14 @@ def callback_events(url: str | None, events: Sequence[str] | None) -> tuple[str,
     return ENDS if events is None else tuple(dict.fromkeys(events))
 
 
-def callback_faults(url: object, events: object, allowed: Allowed) -> Iterator[tuple[str, str]]:
-    """What is wrong with a submission's callback: the fields at fault, and why."""
-    if url is None:
-        yield "callback_events", "there is no callback_url to tell them to"
-        return
-    try:
-        parse_target(url, allowed)
-    except ValueError as fault:
-        yield "callback_url", str(fault)
-    if events is not None:
-        yield from events_faults("callback_events", events)
-
-
 def events_faults(field: str, events: Any) -> Iterator[tuple[str, str]]:
     """What is wrong with the events that a webhook is to be sent for."""
-    if not isinstance(events, list | tuple) or not 1 <= len(events) <= len(TOLD):
-        yield field, f"must be a list of 1 to {len(TOLD)}"
+    if not isinstance(events, list | tuple) or not 1 <= len(events) <= len(WEBHOOK_EVENTS):
+        yield field, f"must be a list of 1 to {len(WEBHOOK_EVENTS)}"
         return
     for at, event in enumerate(events):
-        if event not in TOLD:
-            yield f"{field}/{at}", f"must be one of {', '.join(TOLD)}"
+        if event not in WEBHOOK_EVENTS:
+            yield f"{field}/{at}", f"must be one of {', '.join(WEBHOOK_EVENTS)}"
 
 
 MOST_NAMES: Final = 50

@@ -17,13 +17,13 @@ from taskpool.access.audit import Actor, entry, note
 from taskpool.errors import CapReached, DeliveryNotFound, FieldError, InvalidWebhook, WebhookConflict, WebhookNotFound
 from taskpool.redis import keys
 from taskpool.redis.calls import Call, Plan, Script, readable, redis_ms, tolerant
+from taskpool.types import WEBHOOK_EVENTS
 from taskpool.url_guard import Allowed
 from taskpool.validation import new_id
 from taskpool.webhooks.delivery import Delivery, NewDelivery, deliver, get_delivery
 from taskpool.webhooks.endpoint import (
     CALLBACK,
     STEPS,
-    TOLD,
     NewWebhook,
     Webhook,
     WebhookFields,
@@ -168,7 +168,7 @@ def remove_webhook(id: str, project: str | None, by: Actor | None = None) -> Pla
     for _ in range(RETRIES):
         webhook, _now_ms = yield from _get(id, project)
         arguments = (webhook.id, "", webhook.revision, "", entry(by, "webhook.removed", webhook.id))
-        (word,) = yield (_save.word(*arguments, *TOLD),)
+        (word,) = yield (_save.word(*arguments, *WEBHOOK_EVENTS),)
         if word != "changed":
             return
     raise WebhookConflict(f"the webhook {id} is being changed; try again")
@@ -254,7 +254,7 @@ def _changed_meanwhile(id: str) -> WebhookConflict:
 def _saving(webhook: Webhook, revision: int, audited: bytes = b"", most: int | None = None) -> Call[str]:
     """`most`: how many endpoints there may be of its project, or built-in ones if it is one; None: any number."""
     arguments = (webhook.id, msgspec.json.encode(webhook), revision, "" if most is None else most, audited)
-    return _save.word(*arguments, *TOLD)
+    return _save.word(*arguments, *WEBHOOK_EVENTS)
 
 
 def _stored(id: str) -> Call[Webhook | None]:
