@@ -632,7 +632,7 @@ class QueuedTask:
 
     record: TaskRecord
     position: int
-    wait_s: float
+    wait_s: Annotated[float, Field("How long it has been queued.", least=0)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ import ipaddress
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeGuard, Union, get_args, get_origin, get_type_hints
@@ -207,11 +207,9 @@ class Declared(NamedTuple):
     type: Any
     default: Any
     about: Field
-
-    @property
-    def is_list(self) -> bool:
-        """Whether it holds several values."""
-        return get_origin(self.type) in (tuple, Sequence)
+    is_list: bool
+    fault: Callable[[Any], str | None]
+    """What is wrong with a value that is no list. It may have any type: programs may pass what annotations forbid."""
 
     @property
     def flag(self) -> str:
@@ -232,6 +230,13 @@ def declared(kind: Any) -> tuple[Declared, ...]:
     return tuple([_declared(name, hints[name], defaults[name]) for name in names if name in defaults])
 
 
+def default_in_words(field: Declared) -> str:
+    """What a field is if it isn't given, as help and docs show it; empty if there is nothing to say."""
+    if field.about.default or field.default in (None, msgspec.NODEFAULT):
+        return field.about.default
+    return f"`{field.default if isinstance(field.default, str) else msgspec.json.encode(field.default).decode()}`"
+
+
 def _declared(name: str, annotation: Any, default: Any) -> Declared:
     bare, about = annotation, Field()
     if get_origin(bare) is Annotated:
@@ -240,7 +245,7 @@ def _declared(name: str, annotation: Any, default: Any) -> Declared:
     if get_origin(bare) in (UnionType, Union):
         forms = [each for each in get_args(bare) if each is not NoneType]
         bare = forms[0] if len(forms) == 1 else bare
-    return Declared(name, bare, default, about)
+    return Declared(name, bare, default, about, get_origin(bare) in (tuple, Sequence), _check_of(bare, about))
 
 
 EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -248,34 +253,47 @@ LATEST: Final = datetime(2999, 12, 31, tzinfo=UTC)
 
 
 def value_faults(field: Declared, value: Any) -> Iterator[tuple[str, str]]:
-    """What is wrong with the value of a field, each fault with its JSON Pointer below the field ("": the field itself).
-
-    The value may have any type: a program may pass what the annotations forbid.
-    """
+    """What is wrong with the value of a field, each fault with its JSON Pointer below the field."""
     if field.is_list:
         yield from _list_faults(field.about, value)
-    elif fault := _fault(field.type, field.about, value):
+    elif fault := field.fault(value):
         yield "", fault
 
 
-def _fault(kind: Any, about: Field, value: Any) -> str | None:
-    least = about.least or 0
+def _check_of(kind: Any, about: Field) -> Callable[[Any], str | None]:
+    """The check for values of this type."""
+    least, most = about.least or 0, about.most
     if kind is float:
-        return seconds_fault(value, least, about.most)
+        return partial(seconds_fault, least_s=least, most_s=most)
     if kind is int:
-        is_fine = isinstance(value, int) and not isinstance(value, bool) and least <= value <= about.most
-        return None if is_fine else f"must be a whole number from {least} to {about.most}, not {_shown(value)}"
+        return partial(_whole_fault, least, most)
     if kind is datetime:
-        if not isinstance(value, datetime) or value.tzinfo is None:
-            return "must be a time with a time zone"
-        is_fine = EARLIEST <= value <= LATEST
-        return None if is_fine else f"must be a time from {EARLIEST.year} to {LATEST.year}"
+        return _time_fault
     if get_origin(kind) is Literal:
-        choices = get_args(kind)
-        return None if value in choices else f"must be {' or '.join(map(repr, choices))}, not {_shown(value)}"
-    if kind is str and not (isinstance(value, str) and (about.pattern is None or about.pattern.fullmatch(value))):
-        return f"must be {about.takes or 'a text'}, not {_shown(value)}"
-    return None
+        return partial(_choice_fault, get_args(kind))
+    return partial(_text_fault, about) if kind is str else lambda value: None
+
+
+def _whole_fault(least: float, most: float, value: Any) -> str | None:
+    if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
+        return None
+    return f"must be a whole number from {least} to {most}, not {_shown(value)}"
+
+
+def _time_fault(value: Any) -> str | None:
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        return "must be a time with a time zone"
+    return None if EARLIEST <= value <= LATEST else f"must be a time from {EARLIEST.year} to {LATEST.year}"
+
+
+def _choice_fault(choices: Sequence[Any], value: Any) -> str | None:
+    return None if value in choices else f"must be {' or '.join(map(repr, choices))}, not {_shown(value)}"
+
+
+def _text_fault(about: Field, value: Any) -> str | None:
+    if isinstance(value, str) and (about.pattern is None or about.pattern.fullmatch(value)):
+        return None
+    return f"must be {about.takes or 'a text'}, not {_shown(value)}"
 
 
 def _list_faults(about: Field, values: Any) -> Iterator[tuple[str, str]]:

@@ -13,6 +13,7 @@ from api.routing import Resource
 from taskpool.errors import PROBLEMS
 from taskpool.settings import Settings
 from taskpool.types import TaskSpec
+from taskpool.validation import declared, default_in_words
 
 TEXT = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
 
@@ -39,7 +40,16 @@ def test_the_table_of_paths_is_that_of_the_application() -> None:
 
 
 def test_the_table_of_fields_is_that_of_a_submission() -> None:
-    assert [name for name, _, _ in table("| field | | default |")] == list(TaskSpec.__struct_fields__)
+    rows = {name: (_without_links(text), default) for name, text, default in table("| field | | default |")}
+
+    assert rows == {
+        field.name: (field.about.description.replace("`", ""), default_in_words(field).replace("`", ""))
+        for field in declared(TaskSpec)
+    }
+
+
+def _without_links(text: str) -> str:
+    return re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", text)
 
 
 def test_the_table_of_problems_is_that_of_the_code() -> None:

@@ -17,8 +17,7 @@ from taskpool.operations.documents import task_document
 from taskpool.operations.status import tells_end
 from taskpool.redis import keys
 from taskpool.redis.rq_job import status_of
-from taskpool.types import ENDS, STATUSES, Exit, TaskStatus
-from taskpool.webhooks.endpoint import TOLD
+from taskpool.types import ENDS, STATUSES, WEBHOOK_EVENTS, Exit, TaskStatus
 from tests.states import SEED, World
 
 S = TaskStatus
@@ -72,7 +71,7 @@ def test_the_event_of_a_move_has_the_name_and_the_status_of_its_row(world: World
 
     facts = STATUSES[status]
     assert world.events("a")[-1][1:] == (facts.event or status.value, status.value)
-    assert (facts.event or status.value) in (*TOLD, "stopping", "waiting")
+    assert (facts.event or status.value) in (*WEBHOOK_EVENTS, "stopping", "waiting")
     assert (not facts.moves) == ((facts.event or status.value) in ENDS)
 
 

@@ -9,11 +9,24 @@ document and in the values that a client returns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from operator import attrgetter
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Self, TypeVar, cast, get_args, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Final,
+    NamedTuple,
+    Self,
+    TypeVar,
+    cast,
+    get_args,
+    get_type_hints,
+)
 
 import msgspec
 from msgspec import NODEFAULT, UNSET, Meta, UnsetType
@@ -70,42 +83,36 @@ class Shown(Document, frozen=True, kw_only=True, gc=False):
         def __getattr__(self, name: str) -> Any: ...
 
     @classmethod
-    def of(cls, value: Any, **members: Any) -> Self:
-        """The document of a value; `members` replace or add some."""
+    def of(cls, value: Any) -> Self:
+        """The document of a value."""
         plan = cls.plan
-        shown = dict(zip(plan.names, plan.values(value), strict=True))
+        shown = list(plan.values(value))
         last, text = None, ""
-        for name in plan.times:
-            moment = shown[name]
+        for at in plan.times:
+            moment = shown[at]
             if moment is not None:
                 if moment is not last:  # a task is mostly created and enqueued at the same time
                     last, text = moment, time_text(moment)
-                shown[name] = text
-        for name in plan.moments:
-            if shown[name] is not None:
-                shown[name] = ms_text(shown[name])
-        for name, document in plan.nested:
-            if shown[name]:
-                shown[name] = list(map(document.of, shown[name]))
-        if members:
-            shown.update(members)
-        return cls(**shown)
+                shown[at] = text
+        for at, convert in plan.converted:
+            if shown[at] not in (None, ()):
+                shown[at] = convert(shown[at])
+        for at, compute in plan.computed:
+            shown[at] = compute(value)
+        return cls(*shown)
 
 
-class _Plan:
-    """How a value becomes a document: which attributes make which members, and what is done with some of them."""
+class _Plan(NamedTuple):
+    """How a value becomes a document. The numbers are places in what `values` gets."""
 
-    def __init__(self, members: Mapping[str, Declared]) -> None:
-        self.names = tuple(members)
-        self.values: Callable[[Any], tuple[Any, ...]] = attrgetter(*[each.name for each in members.values()])
-        self.times = [name for name, each in members.items() if each.type is datetime]
-        self.moments = [name for name, each in members.items() if each.name != name]
-        lists = {name: get_args(each.type)[0] for name, each in members.items() if each.is_list}
-        self.nested = [(name, _SHOWN[item]) for name, item in lists.items() if item in _SHOWN]
+    values: Callable[[Any], tuple[Any, ...]]
+    times: Sequence[int]
+    converted: Sequence[tuple[int, Callable[[Any], Any]]]
+    computed: Sequence[tuple[int, Callable[[Any], Any]]]
 
 
 _SHOWN: Final[dict[type, type[Shown]]] = {}
-"""The document of each value that may be part of another one."""
+"""The document of each value, for lists in other values."""
 
 D = TypeVar("D", bound=type[Shown])
 
@@ -116,41 +123,61 @@ def shows(
     always: Collection[str] = (),
     hidden: Collection[str] = (),
     moments: Mapping[str, str] = MappingProxyType({}),
+    computed: Mapping[str, Callable[[Any], Any]] = MappingProxyType({}),
 ) -> Callable[[D], D]:
-    """Give a document a member for each field of a value, with the same name, description and default.
+    """Give a document a member for each field of a value, with the same name, description and default; fields of a task
+    record in it are members, too.
 
     `always`: the fields that are present even if they have their default. `hidden`: those without a member. `moments`:
-    the members for fields that hold a time in ms. What the class declares itself goes first.
+    the members for fields that hold a time in ms. `computed`: members with another value than their field. What the
+    class declares itself goes first.
     """
 
     def derive(cls: D) -> D:
-        own = {each.name: (each.type, each.default) for each in msgspec.structs.fields(cls)}
         own_types = get_type_hints(cls, include_extras=True)
-        fields = {moments.get(each.name, each.name): each for each in declared(source) if each.name not in hidden}
-        members = [
-            (name, own_types[name], own[name][1]) if name in own else (name, *_member(each, each.name in always))
-            for name, each in fields.items()
-        ]
-        members += [(name, own_types[name], default) for name, (_, default) in own.items() if name not in fields]
-        namespace = {"__doc__": cls.__doc__, "plan": _Plan(fields)}
-        document = cast(
-            D,
-            msgspec.defstruct(
-                cls.__name__,
-                members,
-                bases=(Shown,),
-                namespace=namespace,
-                module=cls.__module__,
-                frozen=True,
-                kw_only=True,
-                omit_defaults=True,
-                gc=False,
-            ),
+        own = {each.name: (own_types[each.name], each.default) for each in msgspec.structs.fields(cls)}
+        members = []
+        for path, field in _fields(source):
+            if field.name not in hidden:
+                name = moments.get(field.name, field.name)
+                members.append((name, *own.get(name, _member(field, field.name in always)), path, field))
+        members.sort(key=lambda member: member[2] is not NODEFAULT)  # so that a document takes its members by position
+        names = [name for name, *_ in members]
+        nested = {at: _SHOWN.get(get_args(field.type)[0]) for at, (*_, field) in enumerate(members) if field.is_list}
+        plan = _Plan(
+            attrgetter(*[path for *_, path, _ in members]),
+            [at for at, (*_, field) in enumerate(members) if field.type is datetime],
+            [(at, ms_text) for at, (name, *_, field) in enumerate(members) if field.name != name]
+            + [(at, partial(_each, item)) for at, item in nested.items() if item],
+            [(names.index(name), compute) for name, compute in computed.items()],
         )
-        _SHOWN.setdefault(source, document)
-        return document
+        document = msgspec.defstruct(
+            cls.__name__,
+            [(name, annotation, default) for name, annotation, default, *_ in members],
+            bases=(Shown,),
+            namespace={"__doc__": cls.__doc__, "plan": plan},
+            module=cls.__module__,
+            frozen=True,
+            omit_defaults=True,
+            gc=False,
+        )
+        _SHOWN[source] = cast(type[Shown], document)
+        return cast(D, document)
 
     return derive
+
+
+def _fields(source: type) -> Iterator[tuple[str, Declared]]:
+    """The fields of a value and the paths to them."""
+    for field in declared(source):
+        if field.type is TaskRecord:
+            yield from ((f"{field.name}.{path}", each) for path, each in _fields(TaskRecord))
+        else:
+            yield field.name, field
+
+
+def _each(document: type[Shown], values: Sequence[Any]) -> list[Shown]:
+    return [document.of(value) for value in values]
 
 
 def _member(field: Declared, is_always_shown: bool) -> tuple[Any, Any]:
@@ -176,20 +203,31 @@ class AttemptDocument(Shown, frozen=True, kw_only=True):
     """How one attempt ended."""
 
 
-@shows(TaskRecord, always=("attempt", "max_attempts", "seq"))
+def _result(record: TaskRecord) -> Any:
+    return record.result if record.result is not None or record.status is TaskStatus.DONE else UNSET
+
+
+Result = Annotated[Any, Meta(description="What the task returned. Always present if it is done, even if it is null.")]
+_ALWAYS: Final = ("attempt", "max_attempts", "seq")
+
+
+@shows(TaskRecord, always=_ALWAYS, computed={"result": _result})
 class TaskDocument(Shown, frozen=True, kw_only=True):
     """A task."""
 
-    result: Annotated[Any, Meta(description="What it returned. Always present if it is done, even if null.")] = UNSET
+    result: Result = UNSET
 
 
-@shows(TaskRecord, always=("attempt", "max_attempts", "seq"))
+@shows(
+    QueuedTask,
+    always=_ALWAYS,
+    computed={"result": lambda queued: _result(queued.record), "wait_s": lambda queued: round(queued.wait_s, 3)},
+)
 class QueuedDocument(Shown, frozen=True, kw_only=True):
     """A task in its queue, with its position."""
 
-    result: Annotated[Any, Meta(description="What it returned. Always present if it is done, even if null.")] = UNSET
+    result: Result = UNSET
     position: Annotated[int, Meta(ge=1)]
-    wait_s: Annotated[float, Meta(ge=0, description="How long it has been queued.")]
 
 
 @shows(QueueInfo)
@@ -226,29 +264,14 @@ class EventDocument(Shown, frozen=True, kw_only=True):
     seq: Annotated[int, Meta(ge=1)]
 
 
+task_document: Final = TaskDocument.of
+queued_document: Final = QueuedDocument.of
 queue_document: Final = QueueDocument.of
 type_document: Final = TypeDocument.of
 worker_document: Final = WorkerDocument.of
 server_document: Final = ServerDocument.of
 log_line_document: Final = LogLineDocument.of
 event_document: Final = EventDocument.of
-
-
-def task_document(record: TaskRecord) -> TaskDocument:
-    """The document of a task."""
-    return TaskDocument.of(record, **_no_result(record))
-
-
-def queued_document(queued: QueuedTask) -> QueuedDocument:
-    """The document of a task in its queue."""
-    record = queued.record
-    place = {"position": queued.position, "wait_s": round(queued.wait_s, 3)}
-    return QueuedDocument.of(record, **place, **_no_result(record))
-
-
-def _no_result(record: TaskRecord) -> dict[str, Any]:
-    is_shown = record.result is not None or record.status is TaskStatus.DONE
-    return {} if is_shown else {"result": UNSET}
 
 
 class KeyDocument(Document, frozen=True, kw_only=True):

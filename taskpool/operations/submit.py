@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -41,7 +42,7 @@ from taskpool.types import (
     trace_text,
 )
 from taskpool.url_guard import Allowed, parse_target
-from taskpool.validation import new_id, value_faults
+from taskpool.validation import Declared, new_id, value_faults
 from taskpool.webhooks.endpoint import callback_events
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -80,10 +81,9 @@ def prepare(
         InvalidTask: with a JSON Pointer for each fault.
     """
     is_plain = spec == TaskSpec(type=spec.type, payload=spec.payload)
-    if not is_plain:  # without an option there is nothing to check
-        faults = [FieldError(f"{start}/{field}", detail) for field, detail in _faults(spec, defaults)]
-        if faults:
-            raise InvalidTask(f"{faults[0].pointer}: {faults[0].detail}", faults)
+    given = () if is_plain else _given(spec)
+    if given and (faults := [FieldError(start + at, fault) for at, fault in _faults(spec, given, defaults)]):
+        raise InvalidTask(f"{faults[0].pointer}: {faults[0].detail}", faults)
     queue = spec.queue or info.queue or DEFAULT_QUEUE
     project = None if by is None else by.project
     result_ttl_s = spec.result_ttl_s or info.result_ttl_s or defaults.result_ttl_s
@@ -111,7 +111,7 @@ def prepare(
         )
     held = types.unique_of(spec, project, b"" if by is None else by.bounds())
     traced = trace_text(spec.traceparent, spec.tracestate) if spec.traceparent else None
-    fields: list[Part] = [] if is_plain else list(_stored(spec, held, traced))
+    fields: list[Part] = list(_stored(given, held, traced))
     if secrets is not None:
         fields += ("secret_ttl", defaults.secret_ttl_s)
     if project is not None:
@@ -152,42 +152,49 @@ def _encoded(spec: TaskSpec, payload: Any, secrets: Secrets | None, start: str) 
         raise not_json(spec.type, fault_in(spec.payload) or NotJson((), str(error)), start) from None
 
 
-def _stored(spec: TaskSpec, held: Unique | None, traced: str | None) -> Iterator[Part]:
-    """The hash fields, flat, of the options that only a submission can give."""
-    for option in OPTIONS:
+Given = Sequence[tuple[Declared, Any]]
+"""The options of a submission that don't have their defaults, with their values."""
+
+_values: Final = attrgetter(*[option.name for option in OPTIONS])
+
+
+def _given(spec: TaskSpec) -> Given:
+    pairs = zip(OPTIONS, _values(spec), strict=True)
+    return [(option, value) for option, value in pairs if value is not None and value != option.default]
+
+
+def _faults(spec: TaskSpec, given: Given, defaults: Defaults) -> Iterator[tuple[str, str]]:
+    """What is wrong with the options: a JSON Pointer below the submission, and why."""
+    for option, value in given:
         about = option.about
-        value = getattr(spec, option.name)
-        if not about.stored or value is None or value == option.default:
-            continue
-        if option.is_list:
-            value = tuple(dict.fromkeys(value))
-        is_text = about.is_joined or option.type is str
-        yield about.stored
-        yield (",".join(value) if about.is_joined else value) if is_text else _encode(value)
-    if held is not None:
-        yield from ("unique", held.text)
-    if traced is not None:
-        yield from ("trace", traced)
-
-
-def _faults(spec: TaskSpec, defaults: Defaults) -> Iterator[tuple[str, str]]:
-    """What is wrong with the options: the JSON Pointer below the submission, and why."""
-    for option in OPTIONS:
-        name, about = option.name, option.about
-        value = getattr(spec, name)
-        if value is None or value == option.default:
-            continue
         if about.needs and getattr(spec, about.needs) is None:
-            yield name, f"needs a {about.needs}"
+            yield f"/{option.name}", f"needs a {about.needs}"
         if about.excludes and getattr(spec, about.excludes) is not None:
-            yield name, f"give either {about.excludes} or {name}, not both"
+            yield f"/{option.name}", f"give either {about.excludes} or {option.name}, not both"
         for below, fault in value_faults(option, value):
-            yield name + below, fault
+            yield f"/{option.name}{below}", fault
     if isinstance(spec.callback_url, str):
         try:
             parse_target(spec.callback_url, Allowed(defaults.webhook_allow))
         except ValueError as error:
-            yield "callback_url", str(error)
+            yield "/callback_url", str(error)
+
+
+def _stored(given: Given, held: Unique | None, traced: str | None) -> Iterator[Part]:
+    """The hash fields, flat, of the options that only a submission can give."""
+    for option, value in given:
+        about = option.about
+        if about.stored:
+            once: Any = tuple(dict.fromkeys(value)) if option.is_list else value
+            yield about.stored
+            if about.is_joined:
+                yield ",".join(once)
+            else:
+                yield once if option.type is str else _encode(once)
+    if held is not None:
+        yield from ("unique", held.text)
+    if traced is not None:
+        yield from ("trace", traced)
 
 
 class Checked(NamedTuple):
