@@ -24,13 +24,15 @@ from taskpool.operations.documents import (
     LogLineDocument,
     QueuedDocument,
     QueueDocument,
-    ServerDocument,
+    Shown,
     TaskDocument,
     TypeDocument,
     WebhookDocument,
     WorkerDocument,
     delivery_document,
+    shows,
 )
+from taskpool.operations.overview import ServerInfo
 from taskpool.redis.async_store import AsyncStore
 from taskpool.types import Count, Id, TaskStatus, Time
 from taskpool.webhooks import delivery
@@ -151,6 +153,13 @@ class Live(Document, frozen=True, kw_only=True):
     """A process that answers."""
 
     status: str
+
+
+@shows(ServerInfo, always=("name",), hidden=("aof_writes",))
+class ServerDocument(Shown, frozen=True, kw_only=True):
+    """The Redis or Valkey server: which data it keeps if it crashes, and how full its memory is."""
+
+    rdb_saved_at: Time | None = None
 
 
 class Ready(Document, frozen=True, kw_only=True):

@@ -27,14 +27,13 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.errors import RedisFull, RedisRefused
-from taskpool.operations.documents import server_document
 from taskpool.operations.overview import busiest_queues, write_probe
 from taskpool.redis import keys as names
 from taskpool.text import own_version
 from taskpool.types import QueueInfo, WorkerInfo
 from taskpool.webhooks.delivery import outbox_length
 
-from ..answers import Door, Live, Ready
+from ..answers import Door, Live, Ready, ServerDocument
 from ..auth.caller import READ_ALL
 from ..auth.gate import Gate
 from ..http.prefix import public_path
@@ -203,7 +202,7 @@ class HealthRoutes:
         if not await self._gate.would_admit(request.scope, READ_ALL):
             return Json(Ready(status="ok"))
         warnings = (*server.warnings, *((MEMORY_FULL,) if is_full else ()), *beside)
-        document = server_document(server)
+        document = ServerDocument.of(server)
         return Json(
             Ready(status="ok", reads=True, writes=True, redis=document, workers=len(workers), warnings=warnings)
         )

@@ -33,7 +33,6 @@ from msgspec import NODEFAULT, UNSET, Meta, UnsetType
 
 from taskpool.access.api_key import ApiKey, Scope
 from taskpool.access.audit import Audited
-from taskpool.operations.overview import ServerInfo
 from taskpool.tasks.log_lines import LogLine
 from taskpool.types import (
     Count,
@@ -245,13 +244,6 @@ class WorkerDocument(Shown, frozen=True, kw_only=True):
     """A worker process; `current` lists the tasks that it runs now."""
 
 
-@shows(ServerInfo, always=("name",), hidden=("aof_writes",))
-class ServerDocument(Shown, frozen=True, kw_only=True):
-    """The Redis or Valkey server: which data it keeps if it crashes, and how full its memory is."""
-
-    rdb_saved_at: Time | None = None
-
-
 @shows(LogLine, always=("stream",), hidden=("id",), moments={"at_ms": "at"})
 class LogLineDocument(Shown, frozen=True, kw_only=True):
     """A line of a task's log."""
@@ -269,7 +261,6 @@ queued_document: Final = QueuedDocument.of
 queue_document: Final = QueueDocument.of
 type_document: Final = TypeDocument.of
 worker_document: Final = WorkerDocument.of
-server_document: Final = ServerDocument.of
 log_line_document: Final = LogLineDocument.of
 event_document: Final = EventDocument.of
 
