@@ -1,19 +1,9 @@
-"""NaN and infinities: JSON has no such numbers, and msgspec writes null, "NaN" or "Infinity" for them.
+"""Checks texts and values that others send: what JSON can't hold, what a terminal may show, and which values are secret.
 
-How deep JSON is nested, told from its text, without reading it: a reader has a stack of its own to lose.
-
-What may be printed of texts that tasks, clients or Redis have given us: nothing that a terminal takes for an order.
-
-Text stays as it is. Control characters (C0, C1, DEL), characters that turn the direction of writing, invisible ones and
-line separators are shown as escapes such as `\\x1b` or `\\u202e`. (The joiners U+200C and U+200D stay: scripts and
-emoji need them.) Colours may stay; every other well-formed control sequence (CSI) is left out. Commands that carry data
-to a terminal (titles, clipboards, links) are shown.
-
-Finds values in texts in the forms that programs give them, and masks them: for secrets in logs, errors and results.
-
-A text is searched as it is, and as it reads with its escapes undone: those of JSON and of a repr, of URLs, HTML and
-shells, up to three of them around one another. What is packed (base64, hex) is searched as packed text: in base64 a
-value looks different after 0, 1 and 2 other bytes, as `user:password` has them.
+- NaN, infinities and deep nesting are found in the JSON text that msgspec wrote, which is faster than in the value.
+- Texts from tasks, clients and Redis are printed without anything that a terminal takes for a command.
+- `Masker` finds values in texts, also where they are escaped or packed, and masks them; `Secrets` are the secret values
+  of one payload.
 """
 
 from __future__ import annotations
@@ -33,14 +23,16 @@ from urllib.parse import quote
 
 import msgspec
 
+# --- NaN and infinities --------------------------------------------------------------------------------------
+
 _PLAIN: Final = frozenset({str, int, bool, type(None)})
 
 
 def may_hide_nan(encoded: bytes) -> bool:
-    """Whether the JSON that msgspec wrote may stand for a value with NaN or an infinity in it.
+    """Whether the value that msgspec encoded may contain NaN or an infinity.
 
-    A float becomes null, as a key "nan", "inf" or "-inf", and a Decimal becomes "NaN" or "Infinity". Looking for one
-    letter first is much faster.
+    msgspec writes null for such a float, "nan", "inf" or "-inf" for a key, and "NaN" or "Infinity" for a Decimal.
+    Looking for one letter first is much faster.
     """
     return (
         b"null" in encoded
@@ -52,9 +44,9 @@ def may_hide_nan(encoded: bytes) -> bool:
 
 
 def is_plain_and_finite(value: Any) -> bool:
-    """Whether a value consists of Python's own JSON types alone and has no NaN or infinity.
+    """Whether a value consists only of Python's own JSON types and has no NaN or infinity.
 
-    It is False for any other type, which may hold such a number where this function doesn't look.
+    False for any other type: it may contain such a number where this function doesn't look.
     """
     kind = type(value)
     if kind is float:
@@ -67,11 +59,7 @@ def is_plain_and_finite(value: Any) -> bool:
 
 
 def refuse_nan(value: Any, encoded: bytes) -> None:
-    """Look for NaN and infinities in a JSON value; `encoded` is what msgspec made of it.
-
-    Raises:
-        ValueError: the value has one.
-    """
+    """Raise ValueError for a JSON value with NaN or an infinity. `encoded` is what msgspec made of it."""
     if may_hide_nan(encoded) and not is_plain_and_finite(value):
         raise ValueError("NaN and Infinity are not JSON")
 
@@ -79,6 +67,8 @@ def refuse_nan(value: Any, encoded: bytes) -> None:
 def _is_plain_key(key: Any) -> bool:
     return type(key) is str or type(key) is int
 
+
+# --- depth ---------------------------------------------------------------------------------------------------
 
 PEELED: Final = 4
 MANY: Final = 4096
@@ -90,10 +80,11 @@ _NO_BRACKETS: Final = bytes(sorted(set(range(256)) - set(b'[]{}"')))
 
 
 def is_deeper_than(levels: int, encoded: bytes) -> bool:
-    """Whether more than `levels` arrays and objects are nested in each other.
+    """Whether more than `levels` arrays and objects are nested in each other. The JSON isn't parsed: a parser may
+    overflow its stack.
 
-    Brackets outside of texts are counted. The loop peels one level off all branches in each round, which for most JSON
-    leaves nothing after a few.
+    Only brackets outside of texts are left. Each round of the loop removes the innermost level of all branches; of most
+    JSON nothing is left after a few.
     """
     if len(encoded) <= 2 * levels:  # too few brackets
         return False
@@ -105,26 +96,33 @@ def is_deeper_than(levels: int, encoded: bytes) -> bool:
     for peeled in range(levels):
         if not brackets:
             return False
-        if peeled == PEELED and len(brackets) > MANY:  # deep everywhere: from here on it is quicker to count
+        if peeled == PEELED and len(brackets) > MANY:  # deep everywhere: counting is faster from here on
             steps = memoryview(brackets.translate(_AS_STEPS)).cast("b")
             return max(accumulate(steps)) > levels - peeled
         brackets = brackets.replace(b"[]", b"")
     return bool(brackets)
 
 
+# --- printable text ------------------------------------------------------------------------------------------
+#
+# Control characters (C0, C1, DEL), characters that change the direction of writing, invisible ones and line separators
+# are shown as escapes such as `\x1b` or `\u202e`. (The joiners U+200C and U+200D stay: scripts and emoji need them.)
+# Colours may stay. Every other well-formed control sequence (CSI) is left out. Commands that carry data to a terminal
+# (titles, clipboards, links) are shown.
+
 _UNSEEN: Final = (
     "\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e"
     "\u2060-\u206f\u3164\ud800-\udfff\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
     "\U000e0000-\U000e0fff"
 )
-"""Everything but the tab and the line feed."""
+"""All characters that are never printed as they are, without the tab and the line feed."""
 
 _NUMBER: Final = r"[0-9]{1,3}"
 _COLOUR: Final = (
     rf"(?:0?[0-4]|2[2-4]|3[0-79]|4[0-79]|9[0-7]|10[0-7]|[34]8;5;{_NUMBER}|[34]8;2;{_NUMBER};{_NUMBER};{_NUMBER})"
 )
 _COLOURS: Final = rf"\x1b\[(?:{_COLOUR}(?:;{_COLOUR}){{0,7}})?m"
-"""Colours, bold, dim, italic and underlined; nothing that hides text or makes it blink."""
+"""Colours, bold, dim, italic and underlined text; nothing that hides text or makes it blink."""
 _SEQUENCE: Final = r"\x1b\[[0-?]{0,32}[ -/]{0,4}[@-~]"
 
 _to_escape: Final = re.compile(f"[{_UNSEEN}]")
@@ -148,29 +146,29 @@ def printable_lines(text: str) -> str:
 
 
 def coloured(line: str) -> str:
-    """The text as one line with its colours, none of which goes on after it."""
+    """The text as one line with its colours, which end with it."""
     if _is_plain(line):
         return line
-    line = _in_a_line.sub(_shown, line)
+    line = _in_a_line.sub(_with_colour, line)
     return line if _ends_plain(line) else line + RESET
 
 
 def indented(text: str, indent: str = "    ") -> str:
-    """The text with all lines but its first one indented: who sees them knows that they go on."""
+    """The text with all lines after the first one indented, which shows that they belong to it."""
     return text.replace("\n", "\n" + indent)
 
 
 def json_text(encoded: str) -> str:
-    """A JSON text in which what is never printed is escaped: it means the same."""
+    """The same JSON, with characters that are never printed as escapes."""
     return encoded if _is_plain(encoded) else _to_escape.sub(_json_escape, encoded)
 
 
 class LogFormatter(logging.Formatter):
-    """Formats records for logs that people read on terminals. A line that doesn't begin with four spaces is a record's
-    first one, whatever is in its message."""
+    """Formats log records for terminals. Only the first line of a record doesn't begin with four spaces, whatever its
+    message contains."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """As always, made printable."""
+        """The usual text, made printable."""
         return indented(printable_lines(super().format(record)))
 
 
@@ -179,16 +177,14 @@ def _is_plain(text: str) -> bool:
 
 
 def _without_colour(found: re.Match[str]) -> str:
-    return "" if found[1] or found[2] else _escape(found[0])
+    return "" if found[1] else _with_colour(found)
 
 
-def _shown(found: re.Match[str]) -> str:
-    if found[1]:
-        return found[1]
-    return "" if found[2] else _escape(found[0])
-
-
-def _escape(character: str) -> str:
+def _with_colour(found: re.Match[str]) -> str:
+    colours, sequence = found.groups()
+    if colours or sequence:
+        return colours or ""
+    character = found[0]
     if character in _SHORT:
         return _SHORT[character]
     number = ord(character)
@@ -202,17 +198,23 @@ def _json_escape(found: re.Match[str]) -> str:
     return "".join([f"\\u{high << 8 | low:04x}" for high, low in zip(units[::2], units[1::2], strict=True)])
 
 
+# --- masking -------------------------------------------------------------------------------------------------
+#
+# A text is searched as it is, and with its escapes undone: those of JSON and of a repr, of URLs, HTML and shells, up to
+# three of them around one another. Packed values (base64, hex) are searched as packed text: in base64 a value looks
+# different after 0, 1 and 2 other bytes, as `user:password` has them.
+
 MASK: Final = "***"
-"""What stands in the place of a value."""
+"""Replaces a secret value."""
 
 LEAST: Final = 4
-"""A shorter value is not searched for in texts: it would be found everywhere, and hiding it would hide nothing."""
+"""Shorter values aren't searched for in texts: they would be found everywhere."""
 LEAST_LINE: Final = 8
-"""The same for a line of a value of several lines."""
+"""The same for one line of a value of several lines."""
 
 DEEPEST: Final = 3
 MANY_FORMS: Final = 64
-"""More are searched for by their first letters: a text costs about the same then, however many there are."""
+"""Above this number, forms are looked up by their first letters, which costs about the same for any number."""
 LONGEST_REACH: Final = 1 << 14
 
 _SIMPLE: Final = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "v": "\v", "a": "\a", "e": "\x1b", "0": "\0"}
@@ -220,7 +222,7 @@ _BASE64: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz
 
 
 class _Escapes(NamedTuple):
-    """One way of escaping: what every escape begins with, an escape, and the character that it stands for."""
+    """One way of escaping: how each escape begins, the pattern of an escape, and the character that it means."""
 
     mark: str
     pattern: re.Pattern[str]
@@ -228,7 +230,7 @@ class _Escapes(NamedTuple):
 
 
 def _bytes(mark: str) -> str:
-    """A pattern of escaped bytes: those that are one character in UTF-8 together, else a single one."""
+    """A pattern of escaped bytes: all bytes of one UTF-8 character, else a single byte."""
     more = f"{mark}[89abAB][0-9a-fA-F]"
     first = "|".join(
         f"{mark}{lead}[0-9a-fA-F]{more * count}" for lead, count in (("[cCdD]", 1), ("[eE]", 2), ("[fF]", 3))
@@ -272,18 +274,18 @@ _ESCAPES: Final = (
     _Escapes("\x1b", re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]"), lambda found: ""),  # colours, also within a value
 )  # fmt: skip
 _FORM_FIELD: Final = _Escapes("+", re.compile(_PERCENT + r"|\+"), _percent)
-"""As web forms escape: a space is a plus sign. Only for values with spaces."""
+"""The escapes of web forms: a space is a plus sign. Only for values with spaces."""
 
 
 class Masker:
-    """Masks these values: `texts` are their texts and numbers."""
+    """Masks values. `texts` are their texts and numbers."""
 
     __slots__ = ("_by_start", "_escapes", "_forms", "reach")
 
     def __init__(self, texts: Iterable[str]) -> None:
         values = {value for text in texts for value in _values(text)}
         self._forms: dict[str, tuple[bool, bool]] = {}
-        """By form, whether a base64 character before it, or behind it, holds a part of the value as well."""
+        """By form: whether the base64 character before it, or after it, contains a part of the value."""
         for value in values:
             for form in _plain(value):
                 self._forms.setdefault(form, (False, False))
@@ -294,7 +296,7 @@ class Masker:
                 self._by_start.setdefault(form[:LEAST], []).append(form)
         self._escapes = (*_ESCAPES, _FORM_FIELD) if any(" " in value for value in values) else _ESCAPES
         self.reach = min(6 * max(map(len, values), default=0), LONGEST_REACH)
-        """How many characters one value may take in a text: so much of what isn't complete may be the half of one."""
+        """How many characters one value may take in a text. An incomplete text may end inside of one."""
 
     def hide(self, text: str) -> str:
         """The text with every value masked."""
@@ -310,7 +312,7 @@ class Masker:
         return "".join([*parts, text[end:]])
 
     def _hits(self, text: str) -> Iterator[tuple[int, int]]:
-        """Where forms stand in a text."""
+        """The places of forms in a text."""
         for form in self._candidates(text):
             start = text.find(form)
             while start >= 0:
@@ -330,9 +332,9 @@ class Masker:
         return stop + len(text[stop : stop + 2]) - len(text[stop : stop + 2].lstrip("="))
 
     def _escaped(self, text: str) -> Iterator[tuple[int, int]]:
-        """Where forms stand in the text that are found once its escapes are undone, in whatever order."""
+        """The places of forms that are found when the escapes of the text are undone, in any order."""
         views: dict[str, Callable[[int], int]] = {text: lambda place: place}
-        """What the text means, and where each place of that is in the text."""
+        """Each unescaped text, and the function from its places to those of the original text."""
         newest = list(views)
         for _ in range(DEEPEST):
             newest, before = [], newest
@@ -348,7 +350,7 @@ class Masker:
 def _places(
     text: str, pattern: re.Pattern[str], meaning: Callable[[re.Match[str]], str], origin: Callable[[int], int]
 ) -> Callable[[int], int]:
-    """Leads from a place in what a text means to the place where that stands; most texts are never asked."""
+    """The function from a place in an unescaped text to the original one. Computed on first use."""
     found: list[int] = []
 
     def place(at: int) -> int:
@@ -365,7 +367,7 @@ def _places(
 
 
 def _values(text: str) -> Iterator[str]:
-    """What to search for: the text, and each of its lines if it has several."""
+    """The values to search for: the text, and each of its lines if it has several."""
     lines = text.splitlines()
     least = LEAST if len(lines) < 2 else LEAST_LINE
     for each in (text, text.strip(), *[line.strip() for line in lines if len(line.strip()) >= least]):
@@ -378,12 +380,12 @@ def _plain(value: str) -> Iterator[str]:
     yield value
     for digits in (raw.hex(), raw.hex(":"), raw.hex(" ")):
         yield from (digits, digits.upper())
-    for quotes in ("'", '"'):  # SQL and CSV write a quote in quotes twice
+    for quotes in ("'", '"'):  # SQL and CSV double a quote inside quotes
         yield value.replace(quotes, quotes * 2)
 
 
 def _base64(value: str) -> Iterator[tuple[str, tuple[bool, bool]]]:
-    """The characters of base64 that depend on the value alone, after 0, 1 and 2 other bytes (modulo 3)."""
+    """The base64 characters that depend only on the value, after 0, 1 and 2 other bytes (modulo 3)."""
     for text in {value, json.dumps(value)[1:-1], quote(value.encode("utf-8", "surrogatepass"), safe="")}:
         raw = text.encode("utf-8", "surrogatepass")
         for before in range(3):
@@ -393,10 +395,12 @@ def _base64(value: str) -> Iterator[tuple[str, tuple[bool, bool]]]:
                 yield encode(bytes(before) + raw).decode()[first:last], (before_first, behind_last)
 
 
+# --- the secrets of a payload --------------------------------------------------------------------------------
+
 T = TypeVar("T")
 
 Secret = Annotated[T, msgspec.Meta(extra_json_schema={"writeOnly": True})]
-"""Marks a field of a payload as secret: `token: Secret[str]`. The task gets a plain `str`; nobody else sees it."""
+"""Marks a field of a payload as secret: `token: Secret[str]`. Only the task sees the value, as a plain `str`."""
 
 Path = Sequence[str | int]
 
@@ -404,11 +408,11 @@ _decode = msgspec.json.Decoder().decode
 
 
 class SecretsGone(Exception):
-    """Raised when a task is to run whose secret values are no longer kept."""
+    """Raised when a task starts whose secret values are no longer stored."""
 
 
 class Secrets:
-    """The secret values of one payload, each with its path into it. None stands for those that are no longer kept."""
+    """The secret values of one payload, each with its path in it. None means that they are no longer stored."""
 
     __slots__ = ("_masker", "_places")
 
@@ -418,15 +422,11 @@ class Secrets:
 
     @classmethod
     def restore(cls, stored: bytes) -> Secrets:
-        """Those that `stored` made; nothing is left of what is no longer kept."""
+        """The reverse of `stored`. Empty when Redis no longer has them."""
         return cls(_decode(stored) if stored else None)
 
     def stored(self) -> bytes:
-        """As they are kept in Redis.
-
-        Raises:
-            ValueError: one of them is not JSON.
-        """
+        """The form in which Redis stores them. Raises: ValueError when one of them is not JSON."""
         encoded = msgspec.json.encode(self._places)
         refuse_nan([value for _, value in self._places or ()], encoded)
         return encoded
@@ -435,8 +435,8 @@ class Secrets:
         """A copy of the masked payload with the values in their places.
 
         Raises:
-            SecretsGone: they are no longer kept.
-            LookupError, TypeError: the payload, a damaged one, has no such place.
+            SecretsGone: they are no longer stored.
+            LookupError, TypeError: the payload is damaged and has no such place.
         """
         if self._places is None:
             raise SecretsGone("its secret fields are no longer kept (TASKPOOL_SECRET_TTL_S): submit it again")
@@ -451,7 +451,7 @@ class Secrets:
 
     @property
     def masker(self) -> Masker:
-        """Masks the values; made when the first text is to be masked."""
+        """Masks the values. Created on first use."""
         if self._masker is None:
             self._masker = Masker(leaf for _, value in self._places or () for leaf in _leaves(value))
         return self._masker
@@ -461,7 +461,7 @@ class Secrets:
         return self.masker.hide(text)
 
     def hide_in(self, value: Any) -> Any:
-        """The JSON value with all its texts, and numbers that are secret, masked."""
+        """The JSON value with all secrets masked, in texts and as numbers."""
         if isinstance(value, str):
             return self.hide(value)
         if isinstance(value, dict):
@@ -477,7 +477,7 @@ class Secrets:
 
 
 def hidden(text: str, secrets: Secrets | None) -> str:
-    """The text with these secrets masked, if there are any: for all that a task says and that others may read."""
+    """The text with these secrets masked, if there are any. For everything that a task writes and others may read."""
     return text if secrets is None else secrets.hide(text)
 
 
@@ -495,5 +495,5 @@ def _leaves(value: Any) -> Iterator[str]:
 
 
 def own_version() -> str:
-    """The version of the installed package, which is named otherwise than `taskpool`: that name is taken on PyPI."""
+    """The version of the installed package. Its name isn't `taskpool`: that name is taken on PyPI."""
     return version("taskpool-jobs")
