@@ -2,7 +2,7 @@
 
 It needs no server and no processes, and never waits. Scripts, records and execution are the same as in production. It
 has no worker processes, and therefore no leases, timeouts or stops of a running task. Needs the extra
-`taskpool[testing]`.
+`taskpool-jobs[testing]`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checks texts and values that others send: what JSON can't hold, what a terminal may show, and which values are secret.
+"""Checks values and texts that others send: what JSON can't hold, what a terminal may show, what is secret.
 
 - NaN, infinities and deep nesting are found in the JSON text that msgspec wrote, which is faster than in the value.
 - Texts from tasks, clients and Redis are printed without anything that a terminal takes for a command.

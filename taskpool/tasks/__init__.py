@@ -1,1 +1,1 @@
-"""How users write tasks, and how one attempt at a task is carried out."""
+"""How users write tasks, and how one attempt at a task runs."""

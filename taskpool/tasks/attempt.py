@@ -1,15 +1,11 @@
-"""When a failed task runs again: exponential back-off with full jitter, capped.
+"""Runs one attempt at a task: finds its type, reads its payload, calls it, and says how it ended.
 
-The formula is the one of Marc Brooker's "Exponential Backoff and Jitter" (AWS Architecture Blog, 2015).
+Everything that a task's code can do is turned into an `Outcome` here; nothing is written to Redis. The worker process
+decides when to interrupt the task: it raises `TaskStopped` or `SoftTimeout` inside it.
 
-One attempt at a task: find its type, read the payload, call it, and say how it ended.
-
-Everything a task's code can do is turned into an `Outcome` here; nothing is written to Redis. The worker process
-decides when to interrupt it (it raises `TaskStopped` or `SoftTimeout` inside the task).
-
-The task's code runs inside a *fence*, `run_in_fence`: whatever is raised in there is caught there. The exception and
-the result are objects of the task's, so all that is kept of them goes through `handover.py`, which trusts none of
-their methods. The functions here never raise.
+The task's code runs in `run_in_fence`, which catches everything that it raises. The exception and the result are the
+task's own objects, so what is kept of them goes through `context.py`, which trusts none of their methods. The functions
+here never raise.
 """
 
 from __future__ import annotations
@@ -40,25 +36,12 @@ from taskpool.tasks.registry import Registry
 from taskpool.text import SecretsGone, hidden
 from taskpool.types import RunningTask, TaskStatus
 
-FIRST_S: Final = 1.0
-LONGEST_S: Final = 300.0
-
-
-def backoff_s(
-    attempt: int, random_unit: float | None = None, *, first_s: float | None = None, longest_s: float | None = None
-) -> float:
-    """Seconds to wait after failed attempt number `attempt` (from 1): anything from 0 to 1, 2, 4, ... 300, or to
-    `first_s`, twice that, and so on, `longest_s` at the most. None means these defaults."""
-    unit = random.random() if random_unit is None else random_unit
-    first_s = FIRST_S if first_s is None else first_s
-    longest_s = max(LONGEST_S, first_s) if longest_s is None else longest_s
-    return unit * min(longest_s, first_s * 2.0 ** min(attempt - 1, 30))
-
-
+FIRST_BACKOFF_S: Final = 1.0
+LONGEST_BACKOFF_S: Final = 300.0
 LONGEST_TRACEBACK: Final = 20_000
 LONGEST_ERROR: Final = 500
 MOST_SNOOZES: Final = 1000
-"""How often a task may snooze: one that always does ends some day."""
+"""How often a task may snooze. A task that always does must end as well."""
 
 _SIZED: Final = frozenset({str, bytes, list, dict, tuple})
 _EXCEPTIONS: Final = BaseExceptionGroup.__dict__["exceptions"]
@@ -74,9 +57,8 @@ class Outcome(msgspec.Struct, frozen=True):
     """How an attempt ended. `status`: done, failed, stopped, or scheduled (it runs again after `delay_s`).
 
     `result` is JSON. `failure` has `reason` (exception, retry, non_retryable, snoozed, timeout, stopped, unknown_task,
-    invalid_payload, secrets_gone, result_not_json, result_too_large, worker_error) and, where there was one,
-    `exception`, `message` and `traceback`. With `counts` false the attempt, which is to be scheduled, isn't counted: a
-    snooze.
+    invalid_payload, secrets_gone, result_not_json, result_too_large, worker_error) and `message`, and `exception` and
+    `traceback` after an exception. `counts` is false for a snooze: the attempt isn't counted.
     """
 
     status: TaskStatus
@@ -96,9 +78,9 @@ def execute_task(
     max_result_bytes: int,
     run_coroutine: RunCoroutine,
 ) -> Outcome:
-    """Run one attempt to its end, in this thread. `run_coroutine` runs what an `async def` task returns.
+    """Run one attempt to its end, in this thread. `run_coroutine` runs the coroutine of an `async def` task.
 
-    It runs in a copy of the caller's context: what a task sets in a context variable ends with its attempt.
+    It runs in a copy of the caller's context: a context variable that a task sets ends with its attempt.
     """
     return copy_context().run(_execute, running, registry, context, max_result_bytes, run_coroutine)
 
@@ -118,35 +100,35 @@ def _execute(
 
 
 def run_in_fence(call: Callable[[], Any], run_coroutine: RunCoroutine) -> tuple[Any, BaseException | None]:
-    """Call the task's code; what it returns, or what it raises.
+    """Call the task's code, and return its result or its exception.
 
-    A signal handler may raise an interrupt at any point above this frame: it is caught here. It never does so in this
-    frame itself (see `workers/process/interruption.py`), so nothing may be added outside of the `try`.
+    A signal handler may raise an interrupt in any frame above this one, and it is caught here. The handler never raises
+    in this frame itself (see `workers/process/interruption.py`), so nothing may be added outside of the `try`.
     """
     try:
         result = call()
         if hasattr(type(result), "__await__"):
-            held = run_coroutine(_awaited(result))
-            return held.result, held.error
+            ended = run_coroutine(_awaited(result))
+            return ended.result, ended.error
         return result, None
-    except BaseException as error:  # a task may raise anything, SystemExit too: its process goes on
+    except BaseException as error:  # a task may raise anything, even SystemExit: its process continues
         return None, error
 
 
 def _call_to_its_end(call: Callable[[], Any], run_coroutine: RunCoroutine) -> Any:
-    """Call a plain function, and run the coroutine that it may return: the hooks around both see how it ends."""
+    """Call a plain function, and run the coroutine that it may return, so that hooks around it see how it ends."""
     result = call()
     if not hasattr(type(result), "__await__"):
         return result
-    held = run_coroutine(_awaited(result))
-    if held.error is not None:
-        raise held.error
-    return held.result
+    ended = run_coroutine(_awaited(result))
+    if ended.error is not None:
+        raise ended.error
+    return ended.result
 
 
-class _Held:
-    """What a coroutine of a task's came to. It hides that from the event loop, which looks at the results and
-    exceptions of its tasks, and calls their methods."""
+class _Ended:
+    """The result or the exception of a task's coroutine. It hides them from the event loop, which calls methods of the
+    results and exceptions of its tasks."""
 
     __slots__ = ("error", "result")
 
@@ -154,8 +136,8 @@ class _Held:
         self.result, self.error = result, error
 
 
-async def _awaited(result: Any) -> _Held:
-    """What is at the end of a coroutine, a future or another awaitable. An `async def` may return an asyncio task.
+async def _awaited(result: Any) -> _Ended:
+    """How a coroutine, a future or another awaitable ends. An `async def` may return an asyncio task.
 
     Raises:
         asyncio.CancelledError: the task was cancelled, by itself or from outside.
@@ -163,17 +145,17 @@ async def _awaited(result: Any) -> _Held:
     try:
         while hasattr(type(result), "__await__"):
             result = await result
-        return _Held(result)
+        return _Ended(result)
     except BaseException as error:
         if _was_cancelled(error):
             raise asyncio.CancelledError from None
-        return _Held(error=error)
+        return _Ended(error=error)
 
 
 def _was_cancelled(error: BaseException) -> bool:
-    """Whether it tells of a cancellation. A task may raise a CancelledError as it may raise anything."""
+    """Whether an exception is a real cancellation. A task may also raise a CancelledError itself."""
     if not issubclass(type(error), asyncio.CancelledError):
-        return False  # what the task forked has no loop, and may leave
+        return False  # a process that the task forked has no loop, and may exit
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
@@ -184,18 +166,18 @@ async def execute_task_async(
     """Run one attempt at an `async def` task on the running event loop.
 
     Raises:
-        asyncio.CancelledError: the caller cancelled it, and knows why.
+        asyncio.CancelledError: the caller cancelled it.
     """
     call = _bind(running, registry, context, None)
     if isinstance(call, Outcome):
         return call
     try:
-        held = await _awaited(call())
+        ended = await _awaited(call())
     except asyncio.CancelledError:
         raise
     except BaseException as error:  # of a function that isn't `async def` and returns an awaitable
         return raised(running, error)
-    return _returned(running, held.result, max_result_bytes) if held.error is None else raised(running, held.error)
+    return _returned(running, ended.result, max_result_bytes) if ended.error is None else raised(running, ended.error)
 
 
 def stopped(reason: str = "stopped") -> Outcome:
@@ -211,9 +193,9 @@ def timed_out(running: RunningTask, error: BaseException | None = None) -> Outco
 
 
 def worker_error(running: RunningTask, error: BaseException) -> Outcome:
-    """The outcome of an attempt around which the worker's own code failed: a failure, retried while attempts are left.
+    """The outcome of an attempt during which the worker's own code failed: a failure, retried while attempts are left.
 
-    It is a fault of taskpool's, and costs no other task anything.
+    It is a bug in Taskpool, and affects no other task.
     """
     text = f"the worker failed while it ran this task: {name_of(type(error))}: {described(error)}"
     return _failed(running, hidden(text, running.secrets), "worker_error", error)
@@ -259,7 +241,7 @@ def _returned(running: RunningTask, result: Any, max_result_bytes: int) -> Outco
 
 
 def _least_bytes(result: Any) -> int:
-    """How large its JSON is at least, as far as one look at it tells: a list of large texts isn't encoded in vain."""
+    """A lower limit of the size of its JSON, quickly found: a list of large texts isn't encoded in vain."""
     kind = type(result)
     if kind is str or kind is bytes:
         return len(result)
@@ -285,7 +267,7 @@ def raised(running: RunningTask, error: BaseException) -> Outcome:
     if _is_or_holds(error, SoftTimeout):
         return timed_out(running, error)
     error = _only_one(error)
-    kind = type(error)  # `isinstance` would ask the exception's own `__class__`, which may raise
+    kind = type(error)  # `isinstance` reads the exception's own `__class__`, which may raise
     message = hidden(described(error), running.secrets)
     text = f"{name_of(kind)}: {message}" if message else name_of(kind)
     if issubclass(kind, Snooze):
@@ -301,12 +283,12 @@ def raised(running: RunningTask, error: BaseException) -> Outcome:
 
 
 def _only_one(error: BaseException) -> BaseException:
-    """What one of a TaskGroup's tasks raised counts as if the task itself had."""
+    """The exception in a group of one. An exception in a TaskGroup counts as if the task had raised it."""
     while issubclass(type(error), BaseExceptionGroup):
-        held = _EXCEPTIONS.__get__(error)
-        if len(held) != 1:
+        inner = _EXCEPTIONS.__get__(error)
+        if len(inner) != 1:
             break
-        error = held[0]
+        error = inner[0]
     return error
 
 
@@ -314,7 +296,7 @@ def _snoozed(running: RunningTask, text: str, snooze: BaseException) -> Outcome:
     if running.snoozes >= MOST_SNOOZES:
         return _failed(running, f"{text} (it snoozed {MOST_SNOOZES:,} times already)", "snoozed", snooze, is_final=True)
     after_s = seconds_of(attribute_of(snooze, "after_s"))
-    if after_s is None:  # its class doesn't call `Snooze.__init__`, or sets something else
+    if after_s is None:  # its class doesn't call `Snooze.__init__`, or sets another value
         after_s = backoff_s(running.snoozes + 1, first_s=running.backoff_s, longest_s=running.backoff_max_s)
     text = _shortened(text)
     failure = {"reason": "snoozed", "message": text}
@@ -322,7 +304,7 @@ def _snoozed(running: RunningTask, text: str, snooze: BaseException) -> Outcome:
 
 
 def _is_or_holds(error: BaseException, kind: type[BaseException]) -> bool:
-    """Whether it is one, or a group with one in it: what passes through an `asyncio.TaskGroup` comes out as a group.
+    """Whether an exception is of this kind, or is a group with one. An `asyncio.TaskGroup` raises groups.
 
     Groups may be nested deeper than Python can recurse.
     """
@@ -350,7 +332,7 @@ def _failed(
     failure: dict[str, Any] = {"reason": reason, "message": text}
     trace = ""
     if error is not None:
-        # A secret may be cut in two where the traceback is cut: that half is cut off too.
+        # Cutting the traceback may cut a secret in two, and half of one isn't masked: mask first, then cut again.
         trace = hidden(traceback_of(error, __name__, 2 * LONGEST_TRACEBACK), running.secrets)[-LONGEST_TRACEBACK:]
         failure |= {"exception": qualified_name_of(type(error)), "traceback": trace}
     if running.attempt < running.max_attempts and not is_final:
@@ -363,9 +345,23 @@ def _failed(
 
 
 def _refused(reason: str, text: str) -> Outcome:
-    """A failure that another attempt would only repeat."""
+    """A failure that another attempt would repeat."""
     return Outcome(TaskStatus.FAILED, error=text, failure={"reason": reason, "message": text})
 
 
 def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST_ERROR else text[: LONGEST_ERROR - 1] + "…"
+
+
+def backoff_s(
+    attempt: int, random_unit: float | None = None, *, first_s: float | None = None, longest_s: float | None = None
+) -> float:
+    """Seconds to wait after failed attempt number `attempt` (from 1): a random number from 0 to `first_s` (1), twice
+    that, and so on, up to `longest_s` (300). None means the default.
+
+    Exponential back-off with full jitter, from "Exponential Backoff and Jitter" (AWS Architecture Blog, 2015).
+    """
+    unit = random.random() if random_unit is None else random_unit
+    first_s = FIRST_BACKOFF_S if first_s is None else first_s
+    longest_s = max(LONGEST_BACKOFF_S, first_s) if longest_s is None else longest_s
+    return unit * min(longest_s, first_s * 2.0 ** min(attempt - 1, 30))

@@ -1,15 +1,11 @@
-"""The way out of a task: turns what a task hands over into text and numbers that can be stored.
+"""The context of a running task, and the conversion of a task's objects to text and numbers that can be stored.
 
-A task's objects belong to the task. Their methods may raise, return other types, or describe a gigabyte. So everything
-that leaves a task (a progress report, a log line, an exception, the wait of a `Retry` or `Snooze`) passes through here,
-and nothing here trusts a method of such an object. Results are encoded in `payload/encode.py`.
+`TaskContext` knows no Redis: a `ContextSink` of the process that runs the task decides how a report travels.
 
-The functions never raise, with two exceptions: `progress_number` refuses what isn't a number, and an interrupt
-(`TaskStopped`, `SoftTimeout`) that hits a task while it hands something over goes on.
-
-What a running task sees of the system: who it is, how to report, whether to stop, what its parents gave.
-
-The context knows no Redis. Whoever runs the task gives it a `ContextSink`, which decides how a report travels.
+The methods of a task's objects may raise, return other types, or describe a gigabyte. So everything that leaves a task
+(a progress report, a log line, an exception, the wait of a `Retry` or `Snooze`) is converted here, and nothing here
+trusts a method of such an object. Results are encoded in `payload/encode.py`. The conversions never raise, with two
+exceptions: `progress_number` refuses what isn't a number, and an interrupt (`TaskStopped`, `SoftTimeout`) continues.
 """
 
 from __future__ import annotations
@@ -27,193 +23,16 @@ from taskpool.text import Secrets, hidden
 from taskpool.types import RunningTask
 from taskpool.validation import is_seconds
 
-LONGEST_TEXT: Final = 100_000
-"""Longer texts are cut to this before anything else is done with them. What is stored of them is much shorter."""
-LONGEST_NAME: Final = 200
-LONGEST_CHAIN: Final = 50
-"""Exceptions in a chain of causes, or in a group, that a traceback shows."""
-MOST_FRAMES: Final = 1000
-MOST_INTEGER: Final = (1 << 64) - 1
-
-_NAME: Final = type.__dict__["__name__"]
-_QUALNAME: Final = type.__dict__["__qualname__"]
-_CAUSE: Final = BaseException.__dict__["__cause__"]
-_CONTEXT: Final = BaseException.__dict__["__context__"]
-_TRACEBACK: Final = BaseException.__dict__["__traceback__"]
-
-
-def text_of(value: object, most: int = LONGEST_TEXT) -> str:
-    """The text of any object, as UTF-8 can hold it, at most `most` characters of it.
-
-    Raises:
-        TaskStopped, SoftTimeout: the task is interrupted meanwhile.
-    """
-    if type(value) is not str:
-        try:
-            value = _plain(value)
-        except (TaskStopped, SoftTimeout):
-            raise
-        except BaseException:  # the object's own method may raise anything
-            return f"<{name_of(type(value))}: its text can't be read>"
-    return clean(value[:most] if len(value) > most else value)
-
-
-def described(value: object, most: int = LONGEST_TEXT) -> str:
-    """As `text_of`, for what a task has left behind: here nothing is raised at all."""
-    try:
-        return text_of(value, most)
-    except BaseException:  # the object's own method raised an interrupt
-        return f"<{name_of(type(value))}: its text can't be read>"
-
-
-def clean(text: str) -> str:
-    """The text as UTF-8 can hold it: half a surrogate pair (file names may contain one) becomes a question mark."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
-
-
-def progress_number(name: str, value: Any) -> int | float:
-    """The number that JSON holds for `value`: an int, a float, or anything that converts to one without being a text.
-
-    Raises:
-        ValueError: it isn't a number, it is negative, or it isn't finite.
-    """
-    try:
-        number = _number(value)
-        if number >= 0 and (number <= MOST_INTEGER if type(number) is int else math.isfinite(number)):
-            return number
-    except (TaskStopped, SoftTimeout):
-        raise
-    except BaseException:  # the object's own method may raise anything
-        pass
-    shown = repr(value) if type(value) in (str, float, bool) else f"a value of the type {name_of(type(value))}"
-    raise ValueError(f"progress: {name} must be a finite number, 0 or more, not {shown[:80]}")
-
-
-def seconds_of(value: Any) -> float | None:
-    """A number of seconds to wait; None when it isn't one that a task can wait for."""
-    try:
-        seconds = float(_number(value))
-    except BaseException:  # as above
-        return None
-    return seconds if is_seconds(seconds) else None
-
-
-def attribute_of(value: object, name: str) -> Any:
-    """An attribute of a task's object; None when there is none, or reading it fails."""
-    try:
-        return getattr(value, name, None)
-    except BaseException:  # as above
-        return None
-
-
-def name_of(kind: type) -> str:
-    """The name of a class, whatever its metaclass says."""
-    return described(_NAME.__get__(kind), LONGEST_NAME)
-
-
-def qualified_name_of(kind: type) -> str:
-    """Its qualified name, read in the same way."""
-    return described(_QUALNAME.__get__(kind), LONGEST_NAME)
-
-
-def traceback_of(error: BaseException, skipped: str, most: int) -> str:
-    """The traceback of an exception as Python shows it, the last `most` characters.
-
-    It begins below the last frame of the module named `skipped`, which called the task.
-    """
-    trace = _users_part(_TRACEBACK.__get__(error), skipped)
-    try:
-        if _is_long(error):
-            lines = _own_lines(error, trace)
-        else:
-            lines = traceback.TracebackException(type(error), error, trace, limit=-MOST_FRAMES).format()
-        return _end_of(lines, most)
-    except BaseException:  # something of the exception, of its causes or notes can't be read
-        try:
-            return _end_of(_own_lines(error, trace), most)
-        except BaseException:  # nor can the source of its module
-            return f"{name_of(type(error))}: {described(error, most)}"
-
-
-def _plain(value: object) -> str:
-    text = value if issubclass(type(value), str) else str(value)
-    return str.__str__(text)  # of a subclass, whatever it overrides
-
-
-def _number(value: Any) -> int | float:
-    kind = type(value)
-    if kind is int or kind is float:
-        return value  # type: ignore[no-any-return]
-    if issubclass(kind, int):  # bool, too
-        return int.__index__(value)
-    if issubclass(kind, float):
-        return float.__float__(value)
-    if issubclass(kind, str | bytes | bytearray | complex):  # numpy's complex numbers would lose a part
-        raise TypeError("it is no real number")
-    try:
-        return int.__index__(operator.index(value))
-    except TypeError:  # no whole number by its type, as Decimal and Fraction
-        number = float.__float__(float(value))
-        return int(number) if number.is_integer() and abs(number) < 1 << 53 else number
-
-
-def _users_part(trace: TracebackType | None, skipped: str) -> TracebackType | None:
-    """The traceback from the task's own first line on."""
-    found, below = trace, trace
-    for _ in range(MOST_FRAMES):
-        if below is None:
-            break
-        if below.tb_frame.f_globals.get("__name__") == skipped:
-            found = below.tb_next
-        below = below.tb_next
-    return found if found is not None else trace
-
-
-def _is_long(error: BaseException) -> bool:
-    """Whether its chain of causes, or the groups in it, have more exceptions than a traceback should show."""
-    left, seen = [error], set[int]()
-    while left:
-        each = left.pop()
-        if id(each) in seen:
-            continue
-        seen.add(id(each))
-        if len(seen) > LONGEST_CHAIN:
-            return True
-        left += [linked for link in (_CAUSE, _CONTEXT) if (linked := link.__get__(each)) is not None]
-        if issubclass(type(each), BaseExceptionGroup):
-            left += BaseExceptionGroup.exceptions.__get__(each)[: LONGEST_CHAIN + 1]
-    return False
-
-
-def _own_lines(error: BaseException, trace: TracebackType | None) -> Iterator[str]:
-    """The exception alone, without its causes, groups and notes."""
-    yield "Traceback (most recent call last):\n"
-    yield from traceback.StackSummary.extract(traceback.walk_tb(trace), limit=-MOST_FRAMES).format()
-    yield f"{name_of(type(error))}: {described(error)}\n"
-
-
-def _end_of(lines: Iterator[str], most: int) -> str:
-    kept: deque[str] = deque()
-    size = 0
-    for line in lines:
-        text = described(line[-LONGEST_TEXT:])
-        kept.append(text)
-        size += len(text)
-        while size - len(kept[0]) > most + LONGEST_TEXT:
-            size -= len(kept.popleft())
-    return "".join(kept)
-
-
-NOTE_MAX_CHARS = 500
-LONGEST_MESSAGE = 16 * 1024 * 1024
-"""Characters of one message for the log; how many lines and bytes a log holds is a setting."""
+NOTE_MAX_CHARS: Final = 500
+LONGEST_MESSAGE: Final = 16 * 1024 * 1024
+"""In characters, of one message for the log. A setting limits the lines and bytes of a log."""
 
 
 class ContextSink(Protocol):
-    """What a context needs of the process that runs the task. The methods are called from the task's thread."""
+    """What a context needs from the process that runs the task. The task's thread calls the methods."""
 
     def progress(self, done: float, total: float | None, note: str | None) -> None:
-        """Report how far the task is. Called as often as the task likes: the sink thins it out."""
+        """Report how far the task is. A task may call it at any rate: the sink drops reports."""
 
     def log(self, message: str) -> None:
         """Keep one line of the task's log."""
@@ -222,14 +41,14 @@ class ContextSink(Protocol):
         """Whether the task was asked to stop. Cheap: a task may ask thousands of times a second."""
 
     def parents(self) -> Mapping[str, Any]:
-        """The results of the tasks it depends on, by id. Called once at most. To read one that is gone raises
+        """The results of the tasks it depends on, by id. Called once at most. Reading one that has expired raises
         ParentResultGone."""
 
 
 class TaskContext:
-    """Handed to a task that asks for it, with a parameter annotated `TaskContext` or named `ctx`.
+    """What a running task knows and can report. A parameter annotated `TaskContext`, or named `ctx`, receives it.
 
-    `attempt` counts from 1. What it says is kept with the `secrets` of its payload masked. `traceparent` and
+    `attempt` counts from 1. Secrets of the payload are masked in everything that it reports. `traceparent` and
     `tracestate` are the W3C trace context of the submission, if it had one. Example:
 
         @task("resize_all")
@@ -287,9 +106,10 @@ class TaskContext:
 
     @property
     def parents(self) -> Mapping[str, Any]:
-        """The results of the tasks named in `depends_on`, by id, in that order. Fetched when first asked for.
+        """The results of the tasks named in `depends_on`, by id, in that order. Fetched on first use.
 
-        A result is kept until this task is done, but not for ever. To read one that is gone raises ParentResultGone.
+        A result is kept until this task is done, but not for ever. Reading one that has expired raises
+        ParentResultGone.
         """
         if self._parents is None:
             self._parents = self._sink.parents()
@@ -297,21 +117,21 @@ class TaskContext:
 
     @property
     def cancelled(self) -> bool:
-        """True once somebody has asked this task to stop. A task that looks can end tidily, in its own time."""
+        """True once a client has asked this task to stop. A task that checks it can end in an orderly way."""
         return self._sink.is_cancelled()
 
     def raise_if_cancelled(self) -> None:
-        """Raises: TaskStopped when somebody has asked this task to stop."""
+        """Raise TaskStopped if a client has asked this task to stop."""
         if self._sink.is_cancelled():
             raise TaskStopped
 
     def progress(self, done: float, total: float | None = None, note: str | None = None) -> None:
-        """Tell how far the task is: `done` of `total`, in any unit, and a note for people (500 characters are kept).
+        """Report how far the task is: `done` of `total`, in any unit, and a note (500 characters are kept).
 
-        Anything that converts to a number counts as one, `Decimal`, `Fraction` and numpy's numbers, too. A note may be
-        any object: its `str` is kept.
+        The numbers may be of any type that converts to a number, such as `Decimal`, `Fraction` and numpy's. A note may
+        be any object: its `str` is kept.
 
-        Raises: ValueError for what is no number, negative, or not finite.
+        Raises: ValueError for a value that isn't a number, is negative, or isn't finite.
         """
         done = progress_number("done", done)
         if total is not None:
@@ -321,5 +141,184 @@ class TaskContext:
         self._sink.progress(done, total, note)
 
     def log(self, message: object) -> None:
-        """Keep a line in the task's log: the `str` of any object."""
+        """Write the `str` of any object to the task's log."""
         self._sink.log(hidden(text_of(message, LONGEST_MESSAGE), self._secrets))
+
+
+# --- from a task's objects to plain values ---------------------------------------------------------------------
+
+LONGEST_TEXT: Final = 100_000
+"""Longer texts are cut to this before anything else. Much less of them is stored."""
+LONGEST_NAME: Final = 200
+LONGEST_CHAIN: Final = 50
+"""How many exceptions in a chain of causes, or in a group, a traceback shows."""
+MOST_FRAMES: Final = 1000
+MOST_INTEGER: Final = (1 << 64) - 1
+
+_NAME: Final = type.__dict__["__name__"]
+_QUALNAME: Final = type.__dict__["__qualname__"]
+_CAUSE: Final = BaseException.__dict__["__cause__"]
+_CONTEXT: Final = BaseException.__dict__["__context__"]
+_TRACEBACK: Final = BaseException.__dict__["__traceback__"]
+
+
+def text_of(value: object, most: int = LONGEST_TEXT) -> str:
+    """The text of any object, as UTF-8 can hold it, up to `most` characters.
+
+    Raises:
+        TaskStopped, SoftTimeout: the task is interrupted meanwhile.
+    """
+    if type(value) is not str:
+        try:
+            value = _plain(value)
+        except (TaskStopped, SoftTimeout):
+            raise
+        except BaseException:  # the object's own method may raise anything
+            return f"<{name_of(type(value))}: its text can't be read>"
+    return clean(value[:most] if len(value) > most else value)
+
+
+def described(value: object, most: int = LONGEST_TEXT) -> str:
+    """As `text_of`, for objects of an ended task: it never raises."""
+    try:
+        return text_of(value, most)
+    except BaseException:  # the object's own method raised an interrupt
+        return f"<{name_of(type(value))}: its text can't be read>"
+
+
+def clean(text: str) -> str:
+    """The text as UTF-8 can hold it: half a surrogate pair, which a file name may have, becomes a question mark."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def progress_number(name: str, value: Any) -> int | float:
+    """The JSON number for `value`: an int, a float, or anything else that converts to one, except texts.
+
+    Raises:
+        ValueError: it isn't a number, it is negative, or it isn't finite.
+    """
+    try:
+        number = _number(value)
+        if number >= 0 and (number <= MOST_INTEGER if type(number) is int else math.isfinite(number)):
+            return number
+    except (TaskStopped, SoftTimeout):
+        raise
+    except BaseException:  # the object's own method may raise anything
+        pass
+    shown = repr(value) if type(value) in (str, float, bool) else f"a value of the type {name_of(type(value))}"
+    raise ValueError(f"progress: {name} must be a finite number, 0 or more, not {shown[:80]}")
+
+
+def seconds_of(value: Any) -> float | None:
+    """A number of seconds to wait; None when a task can't wait for it."""
+    try:
+        seconds = float(_number(value))
+    except BaseException:  # as above
+        return None
+    return seconds if is_seconds(seconds) else None
+
+
+def attribute_of(value: object, name: str) -> Any:
+    """An attribute of a task's object; None when it doesn't exist or can't be read."""
+    try:
+        return getattr(value, name, None)
+    except BaseException:  # as above
+        return None
+
+
+def name_of(kind: type) -> str:
+    """The name of a class, without its metaclass."""
+    return described(_NAME.__get__(kind), LONGEST_NAME)
+
+
+def qualified_name_of(kind: type) -> str:
+    """The qualified name of a class, without its metaclass."""
+    return described(_QUALNAME.__get__(kind), LONGEST_NAME)
+
+
+def traceback_of(error: BaseException, skipped: str, most: int) -> str:
+    """The traceback of an exception as Python shows it, the last `most` characters.
+
+    It begins below the last frame of the module named `skipped`, which called the task.
+    """
+    trace = _users_part(_TRACEBACK.__get__(error), skipped)
+    try:
+        if _is_long(error):
+            lines = _own_lines(error, trace)
+        else:
+            lines = traceback.TracebackException(type(error), error, trace, limit=-MOST_FRAMES).format()
+        return _end_of(lines, most)
+    except BaseException:  # a part of the exception, of its causes or notes can't be read
+        try:
+            return _end_of(_own_lines(error, trace), most)
+        except BaseException:  # the source of its module can't be read either
+            return f"{name_of(type(error))}: {described(error, most)}"
+
+
+def _plain(value: object) -> str:
+    text = value if issubclass(type(value), str) else str(value)
+    return str.__str__(text)  # a subclass may override it
+
+
+def _number(value: Any) -> int | float:
+    kind = type(value)
+    if kind is int or kind is float:
+        return value  # type: ignore[no-any-return]
+    if issubclass(kind, int):  # bool, too
+        return int.__index__(value)
+    if issubclass(kind, float):
+        return float.__float__(value)
+    if issubclass(kind, str | bytes | bytearray | complex):  # numpy's complex numbers would lose a part
+        raise TypeError("it is no real number")
+    try:
+        return int.__index__(operator.index(value))
+    except TypeError:  # not an integer type, such as Decimal and Fraction
+        number = float.__float__(float(value))
+        return int(number) if number.is_integer() and abs(number) < 1 << 53 else number
+
+
+def _users_part(trace: TracebackType | None, skipped: str) -> TracebackType | None:
+    """The traceback from the task's own first line on."""
+    found, below = trace, trace
+    for _ in range(MOST_FRAMES):
+        if below is None:
+            break
+        if below.tb_frame.f_globals.get("__name__") == skipped:
+            found = below.tb_next
+        below = below.tb_next
+    return found if found is not None else trace
+
+
+def _is_long(error: BaseException) -> bool:
+    """Whether its causes and groups have more exceptions than a traceback should show."""
+    left, seen = [error], set[int]()
+    while left:
+        each = left.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if len(seen) > LONGEST_CHAIN:
+            return True
+        left += [linked for link in (_CAUSE, _CONTEXT) if (linked := link.__get__(each)) is not None]
+        if issubclass(type(each), BaseExceptionGroup):
+            left += BaseExceptionGroup.exceptions.__get__(each)[: LONGEST_CHAIN + 1]
+    return False
+
+
+def _own_lines(error: BaseException, trace: TracebackType | None) -> Iterator[str]:
+    """The traceback of the exception without its causes, groups and notes."""
+    yield "Traceback (most recent call last):\n"
+    yield from traceback.StackSummary.extract(traceback.walk_tb(trace), limit=-MOST_FRAMES).format()
+    yield f"{name_of(type(error))}: {described(error)}\n"
+
+
+def _end_of(lines: Iterator[str], most: int) -> str:
+    kept: deque[str] = deque()
+    size = 0
+    for line in lines:
+        text = described(line[-LONGEST_TEXT:])
+        kept.append(text)
+        size += len(text)
+        while size - len(kept[0]) > most + LONGEST_TEXT:
+            size -= len(kept.popleft())
+    return "".join(kept)

@@ -1,6 +1,6 @@
-"""Finds and imports the user's task modules: dotted names, .py files, directories.
+"""Finds and imports the user's task modules: dotted names, .py files and directories.
 
-Every fault is told in one readable line with the place in the user's file; nobody wants our traceback.
+Each fault is reported in one line with its place in the user's file, without a traceback.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _SKIPPED = re.compile(r"_.*|test_.*|.*_test|conftest|setup")
 def import_tasks(entry: str) -> list[ModuleType]:
     """Import what one entry of TASKPOOL_TASKS names, and return the modules to look for tasks in.
 
-    A module is itself; a package is itself and those of its modules that it imports; a .py file is a module, of its
-    package if it lies in one; a directory is its .py files, without tests and those that start with "_". The
-    current directory is importable.
+    Of a package these are the package and those of its modules that it imports. A .py file is imported as a module of
+    its package if it has one. Of a directory, all .py files are imported, except tests and those that start with "_".
+    The current directory is importable.
 
-    Raises: ConfigurationError when there is nothing of that name, and when importing it fails.
+    Raises: ConfigurationError when nothing has that name, and when the import fails.
     """
     make_cwd_importable()
     path = Path(entry)
@@ -68,7 +68,7 @@ def _import_file(file: Path, entry: str) -> ModuleType:
             return module
     name = _dotted_name(file)
     if "." not in name:
-        # Last on the path: its neighbours can be imported, but it can't hide a module of the standard library.
+        # Last on the path: the files beside it can be imported, but can't hide modules of the standard library.
         _make_importable(file.parent, first=False)
         found = importlib.util.find_spec(name) if name.isidentifier() else None
         if found is None or not _is_file_of(file, found.origin):
@@ -96,7 +96,7 @@ def _import(name: str, entry: str) -> ModuleType:
         if name != missing and not name.startswith(f"{missing}."):
             raise _failed(entry, error) from error
         raise ConfigurationError(f"no module {entry!r} to load tasks from{_near_modules(missing)}") from error
-    except (Exception, SystemExit) as error:  # whatever a user's module raises when imported: nothing starts
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise _failed(entry, error) from error
 
 
@@ -107,26 +107,29 @@ def _import_as(name: str, file: Path, entry: str) -> ModuleType:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # as above; a half-made module must not stay behind
+    except (Exception, SystemExit) as error:  # as above; an incomplete module must not stay behind
         del sys.modules[name]
         raise _failed(entry, error) from error
     return module
 
 
 def _failed(entry: str, error: BaseException) -> ConfigurationError:
-    if isinstance(error, ConfigurationError):  # a task's own fault, and the text says where
+    if isinstance(error, ConfigurationError):  # its text has the place
         return error
+    return ConfigurationError(f"can't load tasks from {entry!r}: {fault_text(error)}")
+
+
+def fault_text(error: BaseException) -> str:
+    """What a user's module raised when it was imported, and where, on one line."""
     if isinstance(error, SystemExit):
         what = f"it exits when imported (SystemExit: {error.code})"
     else:
-        what = (
-            f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}".splitlines() or ["?"]
-        )[0]
-    return ConfigurationError(f"can't load tasks from {entry!r}: {what} ({user_place(error)})")
+        what = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}".splitlines()[0]
+    return f"{what} ({_user_place(error)})"
 
 
-def user_place(error: BaseException) -> str:
-    """The last place in the user's code that the error passed: not in Python's library, an installed one or ours."""
+def _user_place(error: BaseException) -> str:
+    """The last place in the user's code in the traceback: not in Python's library, installed packages or Taskpool."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     foreign = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), str(Path(__file__).parents[1]), "<frozen")

@@ -1,8 +1,8 @@
 """Hooks that a task file registers: at the start and the end of each worker process, and around each attempt.
 
-Task files are imported once, in a fork server, and worker processes are forked from it. So what must not be shared by
-several processes (connections, threads, random generators) is made in a hook. A hook registers itself when its module
-is imported, wherever that is: unlike a task it needs no name by which others find it. Without hooks nothing here runs.
+Task files are imported once, in a fork server, and worker processes are forked from it. So hooks create the objects
+that processes can't share (connections, threads, random generators). A hook registers itself when its module is
+imported.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ arounds: Final[list[AttemptHook]] = []
 
 
 def on_process_start(hook: P) -> P:
-    """Call this function in each worker process before its first task. It may be `async def`: it then runs on the
-    event loop of the process's `async def` tasks. If it raises, the process ends, and is started again a moment later.
+    """Call this function in each worker process before its first task. If it is `async def`, it runs on the event loop
+    of the process's `async def` tasks. If it raises, the process ends, and another one starts a moment later.
 
     Example:
 
@@ -44,17 +44,17 @@ def on_process_start(hook: P) -> P:
 
 
 def on_process_stop(hook: P) -> P:
-    """Call this function in each worker process that ends in order, after its last task. It may be `async def`. The
-    last one registered runs first, then the handlers of `atexit`; all of them have 5 seconds together. One that raises
-    is logged, and the next one runs."""
+    """Call this function in each worker process that isn't killed, after its last task. It may be `async def`. The last
+    hook registered runs first, and the handlers of `atexit` run after all hooks; together they have 5 seconds. If one
+    raises, this is logged, and the next one runs."""
     stops.append(_checked(hook, "on_process_stop"))
     return hook
 
 
 def around_attempt(hook: A) -> A:
-    """Enter the context manager that this function returns around each attempt. The first one registered is the
-    outermost. It is a part of the attempt: what it raises counts as if the task had raised it, and it sees what the
-    task raises. It runs in the attempt's own context, and on the event loop when the task does.
+    """Enter the context manager that this function returns around each attempt. The first hook registered is the
+    outermost one. It is a part of the attempt: its exceptions count as the task's, and it sees the exceptions of the
+    task. It runs in the attempt's own context, and on the event loop when the task does.
 
     Example:
 
@@ -78,8 +78,8 @@ def are_in(modules: Collection[ModuleType]) -> bool:
 
 
 def surrounded(call: Callable[[], Any], context: TaskContext, *, is_async: bool) -> Callable[[], Any]:
-    """The same call with the hooks around it, until its end: a plain `call` must not return an awaitable, and what an
-    async one returns is awaited within them."""
+    """The same call with the hooks around it. A plain `call` must not return an awaitable; an awaitable of an async one
+    is awaited inside the hooks."""
 
     def surround() -> Any:
         with ExitStack() as stack:

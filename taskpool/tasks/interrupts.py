@@ -1,7 +1,7 @@
-"""How an attempt ends early: what a worker raises inside a running task, and what a task raises to say what is next.
+"""Exceptions that end an attempt early: those that a worker raises inside a task, and those that a task raises itself.
 
-What comes from outside derives from BaseException, so that a task's own `except Exception` doesn't swallow it. A task
-may catch it to tidy up, and should let it go on; `finally` and `with` blocks run as usual.
+The worker's derive from BaseException, so that a task's own `except Exception` doesn't swallow them. A task may catch
+one to clean up, and should raise it again; `finally` and `with` blocks run as usual.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from taskpool.validation import seconds_fault
 
 
 class TaskStopped(BaseException):
-    """Raised in a task that somebody asked to stop; the task ends as `stopped`."""
+    """Raised in a task when a client stops it. The task ends as `stopped`."""
 
 
 class SoftTimeout(BaseException):
-    """Raised in a task whose `timeout_s` has passed; it has a short grace to tidy up, then its process is killed."""
+    """Raised in a task when its `timeout_s` has passed. After a short grace period its process is killed."""
 
 
 class Retry(Exception):
-    """Raised by a task whose attempt failed and should be made again: after `after_s` seconds (None: the back-off of
-    its type), if attempts are left. If none is, the task fails with `message`.
+    """Raise this in a task to retry it after `after_s` seconds (None: the back-off of its type). If no attempts are
+    left, the task fails with `message`.
 
-    A class of your own may leave out `super().__init__()`, and may set `after_s` itself. What isn't a number of seconds
-    counts as None.
+    A class of your own may leave out `super().__init__()`, and may set `after_s` itself. A value that isn't a number of
+    seconds counts as None.
     """
 
     after_s: float | None = None
@@ -33,10 +33,11 @@ class Retry(Exception):
 
 
 class Snooze(Exception):
-    """Raised by a task that can't do its work yet: it runs again after `after_s` seconds, with its attempt uncounted.
+    """Raise this in a task that can't do its work yet. It runs again after `after_s` seconds, and the attempt isn't
+    counted.
 
-    A task has 1,000 of them; the next one fails it. A class of your own that sets no `after_s`, or one that isn't a
-    number of seconds, waits for the back-off of its type.
+    A task can snooze 1,000 times; then it fails. If a class of your own sets no `after_s`, or one that isn't a number
+    of seconds, the back-off of the type is used.
     """
 
     after_s: float | None = None

@@ -1,14 +1,11 @@
-"""Functions that plain RQ jobs may call here: each one named in TASKPOOL_RQ_FUNCTIONS, as a task type of that name.
+"""The task types that one process knows, by name. It is filled at start from modules, and then only read.
 
-They are imported once, when a worker pool starts. Nothing that a job names is ever imported: a job that calls any other
-function is another program's.
-
-The task types one process knows, by name. Filled at start from modules, then only read.
+The functions that TASKPOOL_RQ_FUNCTIONS names are task types as well, for plain RQ jobs that call them. They are
+imported once, when a worker pool starts; a function that only a job names is never imported.
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -21,7 +18,7 @@ from taskpool.errors import ConfigurationError, DuplicateType, FieldError
 from taskpool.redis.keys import ENTRY_POINT
 from taskpool.tasks import hooks
 from taskpool.tasks.context import TaskContext
-from taskpool.tasks.discovery import import_tasks, make_cwd_importable, user_place
+from taskpool.tasks.discovery import fault_text, import_tasks, make_cwd_importable
 from taskpool.tasks.payload.faults import invalid_payload_of
 from taskpool.tasks.task import (
     MARK,
@@ -47,81 +44,6 @@ _ARGUMENTS: Final = {
 }
 
 
-def function_type(name: str) -> TaskType:
-    """The task type of a function by its dotted name, ``package.module.function``: RQ's name for it.
-
-    Raises: ConfigurationError for a name that isn't one, can't be imported, or isn't a function.
-    """
-    if not _DOTTED.fullmatch(name) or len(name) > LONGEST_NAME:
-        raise ConfigurationError(
-            f"{SETTING}: {name!r} isn't the name of a function: write it as package.module.function"
-            f" (ASCII, at most {LONGEST_NAME} characters)"
-        )
-    if name == ENTRY_POINT:
-        raise ConfigurationError(f"{SETTING}: {name!r} runs tasks; RQ jobs may always call it")
-    function = _found(name)
-    if not callable(function) or inspect.isclass(function):
-        raise ConfigurationError(f"{SETTING}: {name!r} is not a function but {type(function).__name__}")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise ConfigurationError(f"{SETTING}: {name!r} is a generator; a job returns its result")
-    return TaskType(
-        name=name,
-        schema=_ARGUMENTS,
-        where=place_of(function),
-        decode=partial(_decode, name),
-        bind=partial(_bind, function),
-        is_async=is_coroutine_function(written_function(function)),
-        runs_on_loop=is_coroutine_function(function),
-        is_published=False,
-    )
-
-
-def _decode(name: str, payload: Any) -> Any:
-    """The arguments of a call. They come from an RQ job, or from a task that was given this type.
-
-    Raises: InvalidPayload for anything else.
-    """
-    if isinstance(payload, dict) and isinstance(payload.get("args"), list) and isinstance(payload.get("kwargs"), dict):
-        return payload
-    fault = FieldError("/payload", "must be an object with the arguments of a call: a list `args`, an object `kwargs`")
-    raise invalid_payload_of(name, [fault])
-
-
-def _bind(function: Callable[..., Any], payload: Any, ctx: TaskContext) -> Callable[[], Any]:
-    return partial(function, *payload["args"], **payload["kwargs"])
-
-
-def _found(name: str) -> Any:
-    """What the name stands for: a function of a module, or a static method of a class in one, as RQ looks it up."""
-    make_cwd_importable()
-    parts = name.split(".")
-    for length in range(len(parts) - 1, 0, -1):
-        module = _module(name, ".".join(parts[:length]))
-        if module is not None:
-            found: Any = module
-            for part in parts[length:]:
-                if not hasattr(found, part):
-                    raise ConfigurationError(f"{SETTING}: {name!r}: {found.__name__} has no {part!r}")
-                found = getattr(found, part)
-            return found
-    raise ConfigurationError(f"{SETTING}: {name!r} can't be imported: there is no module {parts[0]!r}")
-
-
-def _module(name: str, module: str) -> ModuleType | None:
-    """The module, imported; None when there is none of that name."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        missing = error.name or ""
-        if module == missing or module.startswith(f"{missing}."):
-            return None
-        fault: BaseException = error
-    except (Exception, SystemExit) as error:  # a user's module may raise anything when it is imported
-        fault = error
-    what = f"{type(fault).__name__}: {fault}".splitlines()[0]
-    raise ConfigurationError(f"{SETTING}: {name!r} can't be imported: {what} ({user_place(fault)})") from fault
-
-
 BUILTINS: Final = tuple(dict.fromkeys(BUILTIN_TYPES.values()))
 """The modules of the built-in types."""
 
@@ -129,8 +51,8 @@ BUILTINS: Final = tuple(dict.fromkeys(BUILTIN_TYPES.values()))
 class Registry:
     """Task types by name.
 
-    Registry(["app.tasks", "tasks/images.py"], builtins=True) loads those modules and the built-in types; `builtins`
-    may also be the names of some of them.
+    Registry(["app.tasks", "tasks/images.py"], builtins=True) loads these modules and the built-in types. `builtins` may
+    also be the names of some of them.
     """
 
     def __init__(self, modules: Sequence[str] = (), *, builtins: bool | Collection[str] | None = False) -> None:
@@ -158,17 +80,17 @@ class Registry:
         return sorted(self._types)
 
     def queues(self) -> list[str]:
-        """The queues that the types go to by default, sorted."""
+        """The default queues of the types, sorted."""
         return sorted({each.queue for each in self._types.values() if each.is_published})
 
     def files(self) -> list[str]:
-        """The source files of the modules loaded, in the order given: what a reload must watch."""
+        """The source files of the loaded modules, in order, for the reloader."""
         return list(self._files)
 
     def add(self, source: TaskType | Any) -> TaskType:
-        """Add a task type, a function marked by @task, or a subclass of Task. The same place may come again.
+        """Add a task type, a function marked by @task, or a subclass of Task. Adding the same one again is allowed.
 
-        Raises: DuplicateType when another place has that name; ConfigurationError when the task is faulty.
+        Raises: DuplicateType when a task at another place has that name; ConfigurationError when the task is faulty.
         """
         new = source if isinstance(source, TaskType) else task_type(source)
         old = self._types.get(new.name)
@@ -180,18 +102,18 @@ class Registry:
     def load_functions(self, names: Sequence[str]) -> None:
         """Import the functions of these dotted names, and add them for RQ jobs that call them.
 
-        Raises: ConfigurationError for what can't be imported or isn't a function; DuplicateType.
+        Raises: ConfigurationError when one can't be imported or isn't a function; DuplicateType.
         """
         for name in names:
             self.add(function_type(name))
 
     def load(self, modules: Sequence[str]) -> None:
-        """Import modules, .py files and directories, and add the tasks written in them.
+        """Import modules, .py files and directories, and add their tasks.
 
-        A task counts where it is made: in the module whose import runs its `@task`. Importing it elsewhere to call it
-        registers nothing twice.
+        A task belongs to the module whose import runs its `@task`. Importing it elsewhere to call it doesn't register
+        it twice.
 
-        Raises: ConfigurationError for what can't be imported, has a faulty task, or has none; DuplicateType.
+        Raises: ConfigurationError when one can't be imported, has a faulty task or has none; DuplicateType.
         """
         for entry in modules:
             loaded = import_tasks(entry)
@@ -204,9 +126,9 @@ class Registry:
 
 
 def tasks_in(module: ModuleType) -> list[TaskType]:
-    """The task types that a module makes when it is imported, each once, in order.
+    """The task types that the import of a module creates, each once, in order.
 
-    Raises: ConfigurationError for a faulty task and for one that is hidden by another object; DuplicateType.
+    Raises: ConfigurationError for a faulty task and for one that another object hides; DuplicateType.
     """
     notes = notes_of(module)
     written = {id(each): each for each in vars(module).values() if _module_of(each) == module.__name__}
@@ -225,7 +147,7 @@ def tasks_in(module: ModuleType) -> list[TaskType]:
 
 
 def _noted(module: ModuleType, notes: Sequence[Note]) -> Iterator[tuple[Any, Note]]:
-    """What the notes of a module stand for: a function itself, or the one that a decorator put into its place."""
+    """The tasks for the notes of a module: the noted function, or the one that a decorator replaced it with."""
     marked = list(bearers(module, MARK)) if notes else []
     for at, note in enumerate(notes):
         if note.options is None:
@@ -242,13 +164,13 @@ def _noted(module: ModuleType, notes: Sequence[Note]) -> Iterator[tuple[Any, Not
 
 
 def _not_noted(named: Sequence[Any], notes: Sequence[Note]) -> list[Any]:
-    """Tasks that a module has and whose making left no note in it."""
+    """The tasks in a module that have no note there."""
     options, classes = {id(note.options) for note in notes}, {id(note.source) for note in notes}
     return [each for each in named if id(options_of(each)) not in options and id(each) not in classes]
 
 
 def _is_made_anew(old: type, new: Any) -> bool:
-    """Whether a decorator such as @dataclass(slots=True) made a new class of the old one: it has the same functions."""
+    """Whether a decorator such as @dataclass(slots=True) replaced a class by one with the same functions."""
     if not isinstance(new, type) or (new.__qualname__, new.__module__) != (old.__qualname__, old.__module__):
         return False
     functions = [(name, each) for name, each in vars(old).items() if inspect.isfunction(each) and name[:2] != "__"]
@@ -258,7 +180,7 @@ def _is_made_anew(old: type, new: Any) -> bool:
 
 
 def _refuse_hidden(module: ModuleType, note: Note, now: Any) -> None:
-    """A task function at the top level whose name stands for another object, most likely another decorator's."""
+    """Refuse a task function whose name in the module refers to another object, in general that of a decorator."""
     is_at_top = getattr(note.source, "__qualname__", "<") == getattr(note.source, "__name__", "")
     if (instead := hiding(module, note.source)) is not None:
         raise ConfigurationError(
@@ -283,22 +205,99 @@ def _registered_twice(name: str, first: str, second: str) -> DuplicateType:
 def _module_of(source: Any) -> str | None:
     try:
         name = getattr(source, "__module__", None)
-    except RuntimeError:  # a proxy that stands for nothing yet, like Flask's `request`
+    except RuntimeError:  # a proxy without an object yet, like Flask's `request`
         return None
     return name if isinstance(name, str) else None
 
 
 def _is_task_class(source: Any) -> bool:
-    """A class without a `type` that others derive from is their common ground; without any it is a mistake."""
+    """Whether a class is a task. A class without a `type` is only a base class if others derive from it."""
     if not (isinstance(source, type) and issubclass(source, Task)):
         return False
     return hasattr(source, "type") or not source.__subclasses__()
 
 
 def _imported_instead(modules: Sequence[ModuleType]) -> str:
-    """Where the tasks come from that these modules only import: the likely wish."""
+    """The end of an error text: the module that has the tasks which these modules only import."""
     for module in modules:
         for each in vars(module).values():
             if _module_of(each) and (options_of(each) or (_is_task_class(each) and each is not Task)):
                 return f" of its own; it imports {place_of(each)}, which is in {each.__module__!r}: name that one"
     return "; mark a function with @task, or derive a class from taskpool.Task"
+
+
+# --- functions for RQ jobs ------------------------------------------------------------------------------------
+
+
+def function_type(name: str) -> TaskType:
+    """The task type of the function with this dotted name, ``package.module.function``, as RQ names it.
+
+    Raises: ConfigurationError for an invalid name, and for one that can't be imported or isn't a function.
+    """
+    if not _DOTTED.fullmatch(name) or len(name) > LONGEST_NAME:
+        raise ConfigurationError(
+            f"{SETTING}: {name!r} isn't the name of a function: write it as package.module.function"
+            f" (ASCII, at most {LONGEST_NAME} characters)"
+        )
+    if name == ENTRY_POINT:
+        raise ConfigurationError(f"{SETTING}: {name!r} runs tasks; RQ jobs may always call it")
+    function = _found(name)
+    if not callable(function) or inspect.isclass(function):
+        raise ConfigurationError(f"{SETTING}: {name!r} is not a function but {type(function).__name__}")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigurationError(f"{SETTING}: {name!r} is a generator; a job returns its result")
+    return TaskType(
+        name=name,
+        schema=_ARGUMENTS,
+        where=place_of(function),
+        decode=partial(_decode, name),
+        bind=partial(_bind, function),
+        is_async=is_coroutine_function(written_function(function)),
+        runs_on_loop=is_coroutine_function(function),
+        is_published=False,
+    )
+
+
+def _decode(name: str, payload: Any) -> Any:
+    """The arguments of a call, from an RQ job or from a task of this type. Raises: InvalidPayload for anything else."""
+    if isinstance(payload, dict) and isinstance(payload.get("args"), list) and isinstance(payload.get("kwargs"), dict):
+        return payload
+    fault = FieldError("/payload", "must be an object with the arguments of a call: a list `args`, an object `kwargs`")
+    raise invalid_payload_of(name, [fault])
+
+
+def _bind(function: Callable[..., Any], payload: Any, ctx: TaskContext) -> Callable[[], Any]:
+    return partial(function, *payload["args"], **payload["kwargs"])
+
+
+def _found(name: str) -> Any:
+    """The object of this name: a function in a module, or a static method of a class there, as RQ looks it up."""
+    make_cwd_importable()
+    parts = name.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        module = _module(name, ".".join(parts[:length]))
+        if module is not None:
+            found: Any = module
+            for part in parts[length:]:
+                if not hasattr(found, part):
+                    raise ConfigurationError(f"{SETTING}: {name!r}: {found.__name__} has no {part!r}")
+                found = getattr(found, part)
+            return found
+    raise ConfigurationError(f"{SETTING}: {name!r} can't be imported: there is no module {parts[0]!r}")
+
+
+def _module(name: str, module: str) -> ModuleType | None:
+    """The imported module; None when no module has that name."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if module == missing or module.startswith(f"{missing}."):
+            return None
+        raise _not_importable(name, error) from error
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
+        raise _not_importable(name, error) from error
+
+
+def _not_importable(name: str, error: BaseException) -> ConfigurationError:
+    return ConfigurationError(f"{SETTING}: {name!r} can't be imported: {fault_text(error)}")
