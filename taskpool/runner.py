@@ -1,8 +1,7 @@
-"""The moves of running: claim a task, run one attempt, stop one; and the entry point that RQ's own workers call.
+"""Runs tasks: claim one, run an attempt, stop or retry one; and the entry point that RQ's own workers call.
 
-Runs an attempt in the caller's own thread and reports through the caller's store: no supervisor, no heartbeat.
-
-For tests and for whoever writes a worker of their own. An attempt that outlives its lease is taken back.
+`run_task` and `execute_here` are for tests and for programs with a worker of their own. They run an attempt in the
+caller's thread, without a supervisor or heartbeats: an attempt that outlives its lease is taken back.
 """
 
 from __future__ import annotations

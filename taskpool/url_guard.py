@@ -1,15 +1,9 @@
-"""Where a webhook or an http_request may go: the form of its URL, and which addresses it may reach.
+"""Requests to URLs that other people chose: which URLs and addresses are allowed, and how a request is sent.
 
-A URL comes from whoever submits a task, and our workers stand inside somebody's network. So one strict grammar is
-used to check it and to send to it, and every address its host resolves to must be public, or named by the operator
-(TASKPOOL_WEBHOOK_ALLOW).
-
-What sending to a URL that others chose needs besides a connection: names looked up, and errors put into words.
-
-Requests to where a URL may lead: the host is resolved once, each address is checked, and one of them connected to.
-
-Webhooks and the built-in type http_request are sent through this alone. No redirects, no proxies, no variables of the
-environment, no connection used twice: one that stayed open would be found by its host, whatever that is by then.
+The URL comes from the caller who submits a task, and our workers stand inside a private network. So one strict grammar
+is used to check a URL and to send to it. Every address of its host must be public, or named by the operator
+(TASKPOOL_WEBHOOK_ALLOW); the host is resolved once, and the request goes to one of the checked addresses. There are no
+redirects, no proxies and no reused connections.
 """
 
 from __future__ import annotations
@@ -100,7 +94,7 @@ class Allowed:
 
 
 def parse_target(url: object, allowed: Allowed, *, longest: int = LONGEST_URL) -> Target:
-    """The parts of a URL that may be sent to, as far as that can be told without resolving its host.
+    """The parts of a URL that may be sent to, as far as that is known without resolving its host.
 
     Raises:
         ValueError: it may not; the text says why.
@@ -131,7 +125,7 @@ def check_addresses(target: Target, addresses: Iterable[Address], allowed: Allow
     """Whether a request may be sent to any of the addresses that its host resolved to.
 
     Raises:
-        ValueError: it may not. The text doesn't tell the address: it may be read by whoever gave the URL.
+        ValueError: it may not. The text doesn't name the address, because the caller who gave the URL may read it.
     """
     if allowed.name(target.host):
         return
@@ -212,7 +206,7 @@ def _why_not(url: str) -> str:
 
 
 MOST_LOOKUPS: Final = 256
-"""More than are sent at once: a lookup may go on when nobody waits for it any more."""
+"""More than requests at once: a lookup may go on after its request has ended."""
 SHOWN_CHARS: Final = 200
 
 Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
@@ -257,7 +251,7 @@ class Resolver:
 
     def _end(self, found: asyncio.Future[Sequence[Address]], answer: Sequence[Address] | OSError) -> None:
         self._under_way -= 1
-        if found.done():  # nobody waits any more
+        if found.done():  # its request has ended
             return
         if isinstance(answer, OSError):
             found.set_exception(answer)
@@ -266,7 +260,7 @@ class Resolver:
 
 
 def shown(what: str, error: Exception) -> str:
-    """An error of the network for readers; the addresses in it are nobody's business."""
+    """An error of the network for readers, without addresses."""
     return f"{what}: {_why(error, list(_behind(error)))}"[:SHOWN_CHARS]
 
 
@@ -352,8 +346,7 @@ async def send(
 
 class GuardedNetwork(AsyncNetworkBackend):
     """Connects to `target`, and only to addresses that are public or allowed. `aclose` closes what was connected, also
-    what a handshake that was cut short left open: the library doesn't, and whoever never answers one would keep a
-    socket of ours."""
+    after a handshake that was cut short: the library doesn't, and a server that never answers would keep the socket."""
 
     def __init__(self, target: Target, allowed: Allowed, resolve: Resolve) -> None:
         self._target, self._allowed, self._resolve = target, allowed, resolve

@@ -1,13 +1,8 @@
-"""API keys as values: their text `tp_<id>_<secret>`, who a caller with one is, and what it may do.
+"""API keys as values: their text `tp_<id>_<secret>`, who their holder is, and what each operation needs of a key.
 
-Only the SHA-256 of a secret is ever kept or sent: of 256 random bits, so that no slow hash is needed. What has the
-secret in it is made once, by `new_secret`, and is for the eyes of whoever asked for the key.
-
-What a caller may do with tasks: every effect of an operation or option, and what a key needs for it.
-
-An operation is judged by what it does and to which task, not by its name: a submission that replaces another task
-cancels that one. docs/security.md shows these tables. Whatever the effect, another project's task doesn't exist for a
-key that has a project.
+Only the SHA-256 of a secret is kept: a secret has 256 random bits, so no slow hash is needed. An operation is judged by
+its effects on tasks, not by its name: a submission that replaces another task cancels that one. docs/security.md shows
+the tables. For a key with a project, tasks of other projects don't exist.
 """
 
 from __future__ import annotations
@@ -31,7 +26,7 @@ ID_ALPHABET: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 ID_LENGTH: Final = 12
 SECRET_BYTES: Final = 32
 ROTATION_GRACE_S: Final = 600
-"""How long the secret before the last rotation stays good, unless whoever rotates says otherwise."""
+"""How long the secret before the last rotation stays valid, unless the caller says otherwise."""
 MOST_NAMES: Final = 100
 MOST_A_MINUTE: Final = 1_000_000_000
 

@@ -1,12 +1,8 @@
-"""The audit: who submitted, stopped, retried, removed, changed or was shown what, from where and when.
+"""The audit: who submitted, stopped, retried, removed, changed or read what, from where and when.
 
 The script that makes a change writes its entry, so each change has one and a refused one has none. Submissions, changes
 of tasks, and what admins do with keys and webhooks have a capped stream each: a caller that may only submit and stop
-tasks can't push out what admins did. `audit_pages` reads the streams.
-
-Pages of the audit, of all entries or of those that a filter keeps: all streams as one, newest first.
-
-A page reads a bounded number of entries. If few of them fit the filter, it may be short, and its cursor goes on.
+tasks can't push out what admins did. `read_audit` reads all streams as one, newest first.
 """
 
 from __future__ import annotations
@@ -138,21 +134,11 @@ _encode = msgspec.json.Encoder().encode
 
 
 def entry(by: Actor | None, what: str, about: str, *, count: int = 1, last: str | None = None) -> bytes:
-    """The entry as scripts take it; empty, which stands for none, when nobody's name is known."""
+    """The entry as scripts take it; empty, for none, when the actor isn't known."""
     if by is None:
         return b""
-    return _encode(
-        AuditEntry(
-            what=what,
-            about=about,
-            key=by.key,
-            name=by.name,
-            project=by.project,
-            address=by.address,
-            count=count,
-            last=last,
-        )
-    )
+    who: dict[str, Any] = {"key": by.key, "name": by.name, "project": by.project, "address": by.address}
+    return _encode(AuditEntry(what=what, about=about, count=count, last=last, **who))
 
 
 def note(entry: bytes) -> Call[None]:

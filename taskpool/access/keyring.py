@@ -1,7 +1,7 @@
-"""The API keys in Redis: made, listed, rotated, revoked, and found for whoever calls. Each change is audited.
+"""The API keys in Redis: create, list, find, rotate, revoke. Each change is audited.
 
-A change replaces a key's document only if it is still the one that was read: two changes at once can't undo each
-other, least of all a rotation a revocation.
+A change replaces a key's document only if that is still the one that was read, so two changes at once can't undo each
+other.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from taskpool.access.api_key import KEY_ID, ROTATION_GRACE_S, ApiKey, KeySpec, S
 from taskpool.access.audit import Actor, entry
 from taskpool.errors import FieldError, InvalidKey, KeyNotFound, TaskpoolError
 from taskpool.redis import keys
-from taskpool.redis.calls import Call, Plan, Script, hash_of, one, readable, redis_ms, tell_unreadable, tolerant
+from taskpool.redis.calls import Call, Plan, Script, hash_of, one, readable, redis_ms, tell_unreadable, texts, tolerant
 from taskpool.redis.rq_job import number_of
 
 RACES: Final = 5
@@ -38,22 +38,20 @@ class Listed:
 
 
 def any_key() -> Call[bool]:
-    """Whether there is any key, were it an expired one: then nobody is let in without."""
+    """Whether there is any key, even an expired one: then the API asks for keys."""
     return Call(("EXISTS", keys.API_KEYS), lambda reply: reply == 1, again=True)
 
 
 def find(id: str) -> tuple[Call[ApiKey | None], Call[int]]:
     """The key of this id, and the time in ms: to be sent together."""
-    return tolerant(Call(("HGET", keys.API_KEYS, id), _read, again=True), None), redis_ms()
+    return tolerant(
+        Call(("HGET", keys.API_KEYS, id), lambda reply: reply and _document.decode(reply), again=True), None
+    ), redis_ms()
 
 
 def ids() -> Call[frozenset[str]]:
     """The ids of all keys."""
-
-    def read(reply: list[bytes]) -> frozenset[str]:
-        return frozenset([id.decode(errors="replace") for id in reply])
-
-    return tolerant(Call(("HKEYS", keys.API_KEYS), read, again=True), frozenset())
+    return tolerant(Call(("HKEYS", keys.API_KEYS), lambda reply: frozenset(texts(reply)), again=True), frozenset())
 
 
 def note_use(id: str) -> Call[str]:
@@ -62,8 +60,8 @@ def note_use(id: str) -> Call[str]:
 
 
 def create(spec: KeySpec, by: Actor, *, admin_first: bool = False) -> Plan[tuple[ApiKey, str]]:
-    """Make a key; it and its text, which nothing shows again. With `admin_first` the first key must be an admin's that
-    never expires: whoever reaches only the API could make no other key after it.
+    """Make a key; the key and its text, which nothing shows again. With `admin_first` the first key must have the scope
+    admin and never expire: without such a key, the API could make no other.
 
     Raises:
         InvalidKey
@@ -140,7 +138,3 @@ def _known(id: str, document: bytes) -> ApiKey:
     if not document or not KEY_ID.fullmatch(id):
         raise KeyNotFound(id[:200])
     return _document.decode(document)
-
-
-def _read(reply: bytes | None) -> ApiKey | None:
-    return None if reply is None else _document.decode(reply)

@@ -1,7 +1,7 @@
-"""Which task types exist: published in Redis by worker pools, read by whoever submits.
+"""The known task types: worker pools publish them in Redis, and submissions are checked against them.
 
-A submission is checked against the JSON Schema published here, so that the API imports no user code. A reader
-keeps what it read for a second; a type it doesn't know makes it look again at once.
+A submission is checked against the published JSON Schema, so that the API imports no user code. A `Catalogue` keeps
+what it read for a second; an unknown type makes it read again at once.
 """
 
 from __future__ import annotations
@@ -233,9 +233,9 @@ def _faults(validator: jsonschema_rs.Validator, payload: Any, start: str) -> Ite
         return
     for excerpt in excerpts(payload):
         if not validator.is_valid(excerpt.value):
-            told = list(_faults_of_excerpt(validator, excerpt, start))
-            if told:
-                yield from told
+            faults = list(_faults_of_excerpt(validator, excerpt, start))
+            if faults:
+                yield from faults
                 return
             break
     yield FieldError(start, "doesn't fit the schema of its type, and is too large to tell the place")

@@ -1,4 +1,4 @@
-"""How the whole cluster stands: its queues, its worker processes, its counters, its Redis. Reads only."""
+"""How the cluster stands: its queues, worker processes, counters and Redis server. Reads only."""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
-"""The moves of waiting: add tasks, look at a queue, take a task out of it.
+"""Submits tasks, reads a queue, and takes a task out of it.
 
-The way in for who needs no more of a task than its id and status: the API. Nothing is read back.
-
-A submission may carry an idempotency key (`Once`): it is stored, or answered as the one before, in one script, so
-there is no moment in which such a key is taken and its tasks aren't there.
+`add_task` and `add_tasks` return records, for programs. `submit` and `submit_many` return ids and statuses, for the
+API; they may carry an idempotency key (`Once`).
 """
 
 from __future__ import annotations
@@ -47,8 +45,8 @@ CHUNK: Final = 1000
 LONGEST_PAGE: Final = 500
 LAST_OF_PAGE: Final = 3
 LAST_BEFORE: Final = 2
-"""So many tasks of a page, and of those before it, its cursor remembers: should the last be taken out, the next page
-goes on behind one of the others."""
+"""How many tasks of a page, and of the pages before, its cursor remembers. If the last task is taken out of the queue,
+the next page goes on behind one of the others."""
 
 _SHOWN: Final = re.compile(r"[A-Za-z0-9_-]{1,64} [0-9TZ:.+-]{1,40}")
 RELEASES: Final = 100
@@ -95,15 +93,7 @@ def _store(checked: Sequence[Checked]) -> Plan[list[TaskRecord]]:
 
 
 def refuse(checked: Sequence[Checked], added: Added, start: int = 0) -> None:
-    """Raise for an addition that stored nothing; `start` is the index of its first task.
-
-    Raises:
-        UnknownDependency
-        UniqueConflict
-        KeyReused
-        QueueFull
-        CapReached
-    """
+    """Raise the error of an addition that stored nothing; `start` is the index of its first task."""
     if added.unknown_dependency is not None:
         raise UnknownDependency(added.unknown_dependency)
     if added.conflict is not None:
@@ -120,11 +110,10 @@ def refuse(checked: Sequence[Checked], added: Added, start: int = 0) -> None:
 
 
 def stored(checked: Sequence[Checked], added: Added, start: int = 0) -> list[TaskRecord]:
-    """The records of tasks that one `addition.add` was sent for, without reading them back.
+    """The records of tasks that one `add` was sent for, without reading them back.
 
     Raises:
-        UnknownDependency: it stored none of them.
-        UniqueConflict, QueueFull: as well.
+        UnknownDependency, UniqueConflict, KeyReused, QueueFull, CapReached: none of them was stored.
     """
     refuse(checked, added, start)
     created_at = datetime.fromisoformat(added.stamp)
@@ -312,7 +301,7 @@ def submit_many(
 
 
 def _before(once: Once | None, refusal: InvalidTask) -> Plan[Submitted]:
-    """What was accepted under a key is answered alike, even if nobody serves its type any more."""
+    """A call that was accepted under its key gets the same answer again, even if no worker serves its type any more."""
     added = None if once is None else (yield from one(add_script.added_before(once)))
     if added is None:
         raise refusal
@@ -320,7 +309,7 @@ def _before(once: Once | None, refusal: InvalidTask) -> Plan[Submitted]:
 
 
 def submitted(checked: Sequence[Checked], added: Added, start: str | None = None) -> Submitted:
-    """What became of submissions that one `addition.add` was sent for; with `start` they were a batch.
+    """What became of submissions that one `add` was sent for; with `start` they were a batch.
 
     Raises:
         InvalidTask, NotAllowed, UniqueConflict, KeyReused, QueueFull: as `submit`; none of them was stored.

@@ -1,8 +1,6 @@
-"""Reads a task's log: pages of it, and what comes after a line, for those who follow it.
+"""Reads a task's log: pages of it, and its lines as they come, until the task has ended.
 
-What is read in one step is consistent: when the task had ended before its lines were read, there are no more of them.
-
-Follows a task's log to its end: what is there, and what comes, each line once, also across an outage of Redis.
+The status is read before the lines. So when a step shows that the task has ended, its lines are complete.
 """
 
 from __future__ import annotations
@@ -173,10 +171,10 @@ async def follow_log_async(
 ) -> AsyncGenerator[LogStep]:
     """As `follow_log`; it looks when the task tells of something, and now and then, because messages get lost."""
     after, has_begun = place_of(cursor), False
-    told = await listener.subscribe(id, every=True)
+    changed = await listener.subscribe(id, every=True)
     try:
         while True:
-            told.clear()  # before the look, so that nothing is missed; a lost connection sets it too
+            changed.clear()  # before the read, so that nothing is missed; a lost connection sets it too
             try:
                 step = await store.carry_out(log_step(id, after))
             except RedisUnavailable:
@@ -191,7 +189,7 @@ async def follow_log_async(
             if not step.is_full:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_AGAIN_S):  # Python 3.11's wait_for may miss a cancellation
-                        await told.wait()
+                        await changed.wait()
     finally:
         with suppress(RedisUnavailable):  # then the subscription has ended with its connection
-            await listener.unsubscribe(id, told)
+            await listener.unsubscribe(id, changed)

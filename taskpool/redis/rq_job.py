@@ -1,14 +1,8 @@
-"""The fields of a task's hash, one by one. One that can't be read counts as missing: a single damaged record must not
-keep a worker or a listing from all others.
+"""A task as RQ's job: the hash that `rq.job.Job` would save, and how its fields are read.
 
-What a task reads of the tasks it depends on: their results, or for each that has none the reason.
-
-A task as RQ's job, in both directions: the hash that `rq.job.Job` would save, and what its `data` says.
-
-RQ builds the fields (once; each task then puts its own options in their places), so that every tool of
-RQ's reads our records. Data is JSON, never pickle: what isn't a call of our entry point is refused unread.
-
-From what `claim.lua` answers to the `RunningTask` that an attempt runs.
+RQ builds the fields, so that RQ's tools read our records. Data is JSON, never pickle: a job that doesn't call our entry
+point is refused unread. A field that can't be read counts as missing, so that one damaged record doesn't keep a worker
+or a listing from the others.
 """
 
 from __future__ import annotations
@@ -270,7 +264,7 @@ def template(queue: str, timeout_s: float, result_ttl_s: int, failure_ttl_s: int
     return tuple([part for item in fields.items() for part in item])
 
 
-@cache  # to ask RQ takes most of a millisecond, and the options are for whoever submits to choose
+@cache  # RQ takes most of a millisecond for it, and callers can choose any options
 def _fields_of_rq() -> dict[str, str | int]:
     """What RQ saves of a job, but for what differs between two of them. The four options are placeholders."""
     job = Job.create(
@@ -425,7 +419,7 @@ class PlainJob:
             job.result_ttl = max(job.result_ttl or 0, LEAST_TTL_FOR_DEPENDENTS_S)
 
     def forget_secrets(self, running: RunningTask) -> None:
-        """Delete the secrets of a task that is done: nobody can retry it."""
+        """Delete the secrets of a task that is done: it can't be retried."""
         if running.secrets is not None:
             with self._job.connection.pipeline() as pipeline:
                 pipeline.delete(keys.SECRETS + running.id)

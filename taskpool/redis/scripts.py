@@ -377,7 +377,7 @@ def judge(id: str, entry: str, *, is_unread: bool) -> Call[str]:
 
 
 def sweep_unique(cursor: str, limit: int) -> Call[str]:
-    """Drop unique keys that nobody holds any more; the cursor to go on from, ``0`` at the end."""
+    """Drop unique keys that no task holds any more; the cursor to go on from, ``0`` at the end."""
     return _sweep_unique.word(cursor, limit)
 
 

@@ -1,1 +1,1 @@
-"""Webhooks: who is told of what, the message and its signature, where it may go, and how far it got."""
+"""Webhooks: endpoints, messages and their signatures, and deliveries."""

@@ -1,7 +1,7 @@
-"""Deliveries: one message to one endpoint, from the outbox to its end. What supervisors and readers ask of Redis.
+"""Deliveries: one message to one endpoint, from the outbox to its end.
 
-At least once: a delivery is taken with a lease and comes back when that ends. Its id, which receivers see as
-`webhook-id`, is made of the event and the endpoint, so it is the same however often it is sent.
+A message is delivered at least once: a delivery is taken with a lease and comes back when the lease ends. Its id, which
+receivers see as `webhook-id`, is made of the event and the endpoint, so it is the same at each attempt.
 """
 
 from __future__ import annotations
@@ -142,8 +142,7 @@ def settle(
     id: str, token: str, outcome: Outcome, *, delay_ms: int = 0, attempt: SendAttempt | None = None
 ) -> Call[str]:
     """End an attempt: ``ok`` or ``lost``."""
-    told = b"" if attempt is None else msgspec.json.encode(attempt)
-    return _sent.word(id, token, outcome, delay_ms, told)
+    return _sent.word(id, token, outcome, delay_ms, b"" if attempt is None else msgspec.json.encode(attempt))
 
 
 def outbox_length() -> Call[int]:

@@ -1,10 +1,7 @@
-"""Signatures after Standard Webhooks: HMAC-SHA256 over id, timestamp and body, one for each secret that is valid.
+"""Webhooks as values: events, endpoints and their filters, faults in them, and signatures.
 
-Webhooks as values: which events are told, what a task's callback may ask for, a standing endpoint and its filters.
-
-Whoever has a webhook's secret can forge its messages: no document but the one made for it shows one.
-
-What can be chosen of a standing endpoint, and what is wrong with a choice.
+Signatures follow Standard Webhooks: HMAC-SHA256 over id, timestamp and body, one for each secret that is valid. A
+holder of the secret can forge messages, so only the document made for it shows one.
 """
 
 from __future__ import annotations
@@ -114,7 +111,7 @@ class Webhook(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def callback_events(url: str | None, events: Sequence[str] | None) -> tuple[str, ...]:
-    """The events that a submission's callback is told of."""
+    """The events that a submission's callback gets."""
     if url is None:
         return ()
     return ENDS if events is None else tuple(dict.fromkeys(events))

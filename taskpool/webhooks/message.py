@@ -1,6 +1,6 @@
-"""What a webhook says: a CloudEvents 1.0 document about one step of one task, made of the event in the outbox.
+"""The body of a webhook: a CloudEvents 1.0 document about one step of a task, made from an event in the outbox.
 
-The outbox holds what the task was at that step, so a message doesn't change with what happens to the task later.
+The outbox holds the task as it was at that step, so a message doesn't change with what happens to the task later.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
 
 from taskpool.types import Count, Id, TaskStatus, Time, utc
 from taskpool.webhooks.endpoint import Webhook
@@ -56,26 +57,18 @@ class Message(msgspec.Struct, kw_only=True):
 
 
 class OutboxEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """A wanted event in the outbox, and what its task was then. `callback_url` is there when the callback wants it."""
+    """A wanted event in the outbox, and the task as it was then. `callback_url` is set when the callback wants it."""
 
     id: str
     event: Mapping[str, Any]
-    type: str
-    queue: str
-    tags: tuple[str, ...]
-    attempt: int
-    max_attempts: int
-    created_at: str | None
-    started_at: str | None
-    ended_at: str | None
+    data: TaskData
     project: str | None
     callback_url: str | None
 
     @property
     def task(self) -> str:
         """The task's id."""
-        id: str = self.event["id"]
-        return id
+        return self.data.id
 
 
 def read_entry(id: str, flat: Sequence[bytes]) -> OutboxEntry | None:
@@ -85,62 +78,45 @@ def read_entry(id: str, flat: Sequence[bytes]) -> OutboxEntry | None:
         event = msgspec.json.decode(h["event"])
         if not event.keys() >= _HEAD:
             return None
-        TaskStatus(event["status"])  # raises for what is no word
-        return _entry(id, event, h)
+        data = TaskData(
+            id=event["id"],
+            status=TaskStatus(event["status"]),
+            seq=event["seq"],
+            type=h["type"],
+            queue=h["queue"],
+            tags=tuple(h["tags"].split(",")) if h["tags"] else (),
+            attempt=int(h["attempt"] or 0),
+            max_attempts=int(h["max_attempts"] or 1),
+            created_at=h["created_at"] or None,
+            started_at=h["started_at"] or None,
+            ended_at=h["ended_at"] or None,
+            error=event.get("error"),
+            reason=event.get("reason"),
+            progress=event.get("progress"),
+        )
+        project, callback_url = h["project"] or None, h["callback_url"] or None
+        return OutboxEntry(id=id, event=event, data=data, project=project, callback_url=callback_url)
     except (msgspec.DecodeError, KeyError, ValueError, AttributeError, RecursionError):
         return None
 
 
-def _entry(id: str, event: Mapping[str, Any], h: Mapping[str, str]) -> OutboxEntry:
-    return OutboxEntry(
-        id=id,
-        event=event,
-        type=h["type"],
-        queue=h["queue"],
-        tags=tuple(h["tags"].split(",")) if h["tags"] else (),
-        attempt=int(h["attempt"] or 0),
-        max_attempts=int(h["max_attempts"] or 1),
-        created_at=h["created_at"] or None,
-        started_at=h["started_at"] or None,
-        ended_at=h["ended_at"] or None,
-        project=h["project"] or None,
-        callback_url=h["callback_url"] or None,
-    )
-
-
 def is_wanted(entry: OutboxEntry, webhook: Webhook) -> bool:
-    """Whether an endpoint is to be told of this event; one that belongs to a project sees its tasks alone."""
+    """Whether an endpoint wants this event. An endpoint with a project gets events of that project's tasks only."""
     return (
         webhook.enabled
         and entry.event["event"] in webhook.events
         and webhook.project in (None, entry.project)
-        and (not webhook.types or entry.type in webhook.types)
-        and (not webhook.queues or entry.queue in webhook.queues)
-        and (not webhook.tags or not set(webhook.tags).isdisjoint(entry.tags))
+        and (not webhook.types or entry.data.type in webhook.types)
+        and (not webhook.queues or entry.data.queue in webhook.queues)
+        and (not webhook.tags or not set(webhook.tags).isdisjoint(entry.data.tags))
         and (not webhook.statuses or entry.event["status"] in webhook.statuses)
     )
 
 
 def message_body(entry: OutboxEntry, result: bytes | None) -> bytes:
-    """The body of the message about an event. `result` is the task's as JSON, if it is to be told."""
+    """The body of the message about an event. `result` is the task's as JSON, if the message shows it."""
     event = entry.event
-    data = TaskData(
-        id=entry.task,
-        status=TaskStatus(event["status"]),
-        seq=event["seq"],
-        type=entry.type,
-        queue=entry.queue,
-        tags=entry.tags,
-        attempt=entry.attempt,
-        max_attempts=entry.max_attempts,
-        created_at=entry.created_at,
-        started_at=entry.started_at,
-        ended_at=entry.ended_at,
-        result=UNSET if result is None else msgspec.Raw(result),
-        error=event.get("error"),
-        reason=event.get("reason"),
-        progress=event.get("progress"),
-    )
+    data = entry.data if result is None else replace(entry.data, result=msgspec.Raw(result))
     return _encode(data, event["event"], event["at_ms"], f"{entry.task}.{event['seq']}")
 
 

@@ -1,8 +1,8 @@
-"""Standing endpoints in Redis: list, read, create, change, remove, rotate the secret. Plans, which either store runs.
+"""Endpoints in Redis: list, read, create, change, remove, rotate the secret. All are plans.
 
-A caller that belongs to a project sees that project's endpoints alone; another's don't exist for it. Each project has a
-built-in endpoint `callback.PROJECT`, what belongs to none has `callback`: made when it is first asked for, it has the
-secret of their callbacks and lists their deliveries.
+A caller with a project sees only that project's endpoints. Each project has a built-in endpoint `callback.PROJECT`, and
+tasks without a project have `callback`. It is made when it is first needed; it holds the secret of their callbacks and
+lists their deliveries.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def update_webhook(
     Raises:
         WebhookNotFound
         InvalidWebhook
-        WebhookConflict: somebody else changes it all the time, or it is a built-in one.
+        WebhookConflict: it is changed by others all the time, or it is a built-in one.
     """
     given = fields.given()
     faults = list(field_faults(given, allowed))
@@ -149,7 +149,7 @@ def rotate_secret(
         "previous_secret": webhook.secret if overlap_s else None,
         "previous_until_ms": now_ms + round(overlap_s * 1000) if overlap_s else 0,
     }
-    changed = replace(webhook, **given, revision=webhook.revision + 1, updated_ms=now_ms)
+    changed = _changed(webhook, given, now_ms)
     (word,) = yield (_saving(changed, webhook.revision, entry(by, "webhook.rotated", webhook.id)),)
     if word != "ok":
         raise _changed_meanwhile(id)
@@ -161,7 +161,7 @@ def remove_webhook(id: str, project: str | None, by: Actor | None = None) -> Pla
 
     Raises:
         WebhookNotFound
-        WebhookConflict: somebody else changes it all the time, or it is a built-in one.
+        WebhookConflict: it is changed by others all the time, or it is a built-in one.
     """
     if is_callback(id):
         raise WebhookConflict("the built-in endpoint of callbacks can't be removed")
@@ -240,11 +240,15 @@ def _get(id: str, project: str | None) -> Plan[tuple[Webhook, int]]:
 def _change(id: str, project: str | None, given: dict[str, Any], audited: bytes = b"") -> Plan[Webhook]:
     for _ in range(RETRIES):
         webhook, now_ms = yield from _get(id, project)
-        changed = replace(webhook, **given, revision=webhook.revision + 1, updated_ms=now_ms)
+        changed = _changed(webhook, given, now_ms)
         (word,) = yield (_saving(changed, webhook.revision, audited),)
         if word == "ok":
             return changed
     raise WebhookConflict(f"the webhook {id} is being changed; try again")
+
+
+def _changed(webhook: Webhook, given: dict[str, Any], now_ms: int) -> Webhook:
+    return replace(webhook, **given, revision=webhook.revision + 1, updated_ms=now_ms)
 
 
 def _changed_meanwhile(id: str) -> WebhookConflict:
