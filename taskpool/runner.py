@@ -79,7 +79,7 @@ def kill_task(id: str, *, grace_s: float = 10.0, force: bool = False, by: Actor 
     audited = entry(by, "task.stopped", id)
     for _ in range(RACES):
         word = yield from one(scripts.stop(id, grace_s=grace_s, force=force, audited=audited))
-        if word not in ("queued", "scheduled", "deferred"):
+        if word not in keys.RQ_SET["cancelable"]:
             break
         word = yield from one(scripts.cancel(id, reason="canceled", error=keys.NOT_STARTED, audited=audited))
         if word == "children":

@@ -18,7 +18,7 @@ Edit = tuple[str, str, str]
 _HEARD = "if subscription.live:\n                subscription.live = False"
 _REFUSED = "isinstance(error, RedisRefused) and not error.is_known and error.at == at"
 _PATIENT = "if ended.refusals >= MOST_REFUSALS:\n                    self._keep(ended, error)"
-_UNFENCED = "if f[1] ~= attempt_id or f[2] ~= 'started' then"
+_UNFENCED = "if f[1] ~= attempt_id or f[2] ~= RQ.in_progress then"
 _PARKED = """local id = redis.call('HGET', KEY.worker .. worker, 'popped:' .. queue)
     redis.call('HDEL', KEY.worker .. worker, 'popped:' .. queue)
     if not id then
@@ -34,20 +34,24 @@ MUTATIONS: Final[Mapping[str, Sequence[Edit]]] = {
     # Every write of an attempt that lost its lease goes through.
     "fence": [
         ("taskpool/redis/lua/finish.lua", _UNFENCED, "if false then"),
-        ("taskpool/redis/lua/requeue.lua", _UNFENCED, "if false then"),
+        (
+            "taskpool/redis/lua/requeue.lua",
+            _UNFENCED.replace("[1]", ".attempt_id").replace("[2]", ".status"),
+            "if false then",
+        ),
         ("taskpool/redis/lua/heartbeat.lua", _UNFENCED, "if false then"),
-        ("taskpool/redis/lua/crash.lua", "local ours = f[1] == attempt_id", "local ours = true"),
+        (
+            "taskpool/redis/lua/crash.lua",
+            "f.status == RQ.in_progress, f.attempt_id == attempt_id",
+            "f.status == RQ.in_progress, true",
+        ),
     ],
     # A task leaves its queue in one step and is started in the next one, as with a plain BLPOP.
     "claim": [("taskpool/redis/lua/claim.lua", "local id = redis.call('LPOP', place)\n", f"{_PARKED}\n")],
     # Of what clients rely on: unique keys, idempotency keys, further attempts of webhooks.
     "clients": [
-        (
-            "taskpool/redis/lua/add.lua",
-            "local holder, status = holder_of(ARGV[at + 1], now_ms)",
-            "local holder, status",
-        ),
-        ("taskpool/redis/lua/add.lua", "  if kept then\n", "  if false then\n"),
+        ("taskpool/redis/lua/add.lua", "if unique then holder, status =", "if false then holder, status ="),
+        ("taskpool/redis/lua/add.lua", "  if kept then", "  if false then"),
         ("workers/webhook_dispatcher.py", "if 200 <= status < 300:", "if 200 <= status < 600:"),
     ],
     # Followers aren't told of the events that they missed while the API's connection to Redis was cut.

@@ -43,7 +43,7 @@ HEARD_S: Final = 15.0
 FDS_MORE: Final = 8
 RSS_FACTOR: Final = 1.3
 RSS_MORE_MIB: Final = 12.0
-RQ_ENDS: Final = (b"finished", b"failed", b"stopped", b"canceled")
+RQ_ENDS: Final = frozenset(word.encode() for word in keys.RQ_SET["terminal"])
 FAULT_OF_OURS: Final = re.compile(r"^Traceback .*?(?=^\S*\d{4}-|\Z)", re.MULTILINE | re.DOTALL)
 
 

@@ -37,7 +37,18 @@ from taskpool.redis.calls import Call, Plan, hash_of, one
 from taskpool.redis.cursors import decode_cursor, encode_cursor, page_length, wrong_cursor
 from taskpool.redis.rq_job import status_of
 from taskpool.tasks.registry import Registry
-from taskpool.types import Page, QueuedTask, Receipt, TaskRecord, TaskSpec, TaskStatus, rare_fields, shown_key, utc
+from taskpool.types import (
+    RQ_STATUS,
+    Page,
+    QueuedTask,
+    Receipt,
+    TaskRecord,
+    TaskSpec,
+    TaskStatus,
+    rare_fields,
+    shown_key,
+    utc,
+)
 
 CHUNK: Final = 1000
 """So many tasks at most go into one call, which stores all of them or none."""
@@ -218,14 +229,14 @@ def remove_task(id: str, by: Actor | None = None) -> Plan[TaskStatus | None]:
     for _ in range(RELEASES):
         if word == "gone":
             raise TaskNotFound(id)
-        if word == "started":
+        if word == RQ_STATUS[TaskStatus.IN_PROGRESS]:
             raise TaskConflict(id, TaskStatus.IN_PROGRESS, f"task {id} is running: stop it first")
         word = yield from one(scripts.purge(id, audited=entry(by, "task.removed", id)))
         if word in ("ok", "gone"):  # gone meanwhile, or by this very call when its first answer was lost
             return None
         if word == "children":  # tasks that wait for it still have to read how it ended
             yield from release_dependents(id)
-        elif word != "started":
+        elif word != RQ_STATUS[TaskStatus.IN_PROGRESS]:
             break
     if word == "children":
         raise TaskConflict(

@@ -192,10 +192,13 @@ def parents_of(ids: Sequence[str]) -> Plan[Mapping[str, Any]]:
     return results_of(records, latest)
 
 
+FINISHED: Final = RQ_STATUS[TaskStatus.DONE].encode()
+
+
 def is_in_stream(fields: Sequence[bytes | None]) -> bool:
     """Whether a parent is done and its record has no result: then a plain RQ worker ran a function that isn't ours."""
     status, result, _ = fields
-    return status == b"finished" and result is None
+    return status == FINISHED and result is None
 
 
 def results_of(
@@ -207,9 +210,9 @@ def results_of(
     for id, (status, result, data) in records.items():
         results[id] = None
         try:
-            if data is None and status != b"finished":
+            if data is None and status != FINISHED:
                 faults[id] = "its record expired or was removed"
-            elif status != b"finished":
+            elif status != FINISHED:
                 faults[id] = f"it has none, its status is {(status or b'unknown').decode('utf-8', 'replace')}"
             elif result is not None:
                 results[id] = _decode_result(result)
