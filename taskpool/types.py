@@ -214,7 +214,7 @@ MOST_PARENTS: Final = 10_000
 MOST_ATTEMPTS: Final = 1000
 
 _OF_TYPE: Final = "the type's"
-_OF_REQUEST: Final = "the request's header"
+_OF_REQUEST: Final = "the HTTP request's header"
 
 
 class TypeOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -354,7 +354,7 @@ class RecordedOptions(TypeOptions, frozen=True, kw_only=True):
         Field("A W3C trace context, passed to the task; ignored if it is invalid.", default=_OF_REQUEST),
     ] = None
     tracestate: Annotated[
-        str | None, Field("The `tracestate` that belongs to the `traceparent`.", default=_OF_REQUEST)
+        str | None, Field("The W3C trace state that belongs to `traceparent`.", default=_OF_REQUEST)
     ] = None
 
 

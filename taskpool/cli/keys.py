@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from taskpool.cli.options import Command, Seconds, read_time, settings_flags
+from taskpool.cli.options import Command, Seconds, Time, settings_flags
 from taskpool.cli.output import moment, print_json, print_table, say
 from taskpool.cli.service import SERVICE
 
@@ -204,8 +204,8 @@ Times without a zone are local ones.
 @click.option("--what", metavar="WORD", help="Only changes of this kind, such as task.stopped.")
 @click.option("--key", metavar="ID", help="Only what was done with this key.")
 @click.option("--project", metavar="NAME", help="Only what was done with keys of this project.")
-@click.option("--since", metavar="TIME", help="Nothing before this time: 2026-11-24T00:00:00Z.")
-@click.option("--until", metavar="TIME", help="Nothing from this time on.")
+@click.option("--since", type=Time(), metavar="TIME", help="Nothing before this time: 2026-11-24T00:00:00Z.")
+@click.option("--until", type=Time(), metavar="TIME", help="Nothing from this time on.")
 @click.option(
     "--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, metavar="N", help="Entries to show."
 )
@@ -216,8 +216,8 @@ def audit(
     what: str | None,
     key: str | None,
     project: str | None,
-    since: str | None,
-    until: str | None,
+    since: datetime | None,
+    until: datetime | None,
     limit: int,
     as_json: bool,
     **flags: Any,
@@ -230,8 +230,8 @@ def audit(
         None if what is None else _kind(what),
         None if key is None else _key_id(key),
         project,
-        None if since is None else read_time(since, "--since"),
-        None if until is None else read_time(until, "--until"),
+        since,
+        until,
     )
     found: list[AuditEntryDocument] = []
     cursor = None

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar, cast, get_args, get_origin
 
 import click
 
 from taskpool.settings import CLIENT_SETTINGS, SETTING_FIELDS, SettingField, Settings
-from taskpool.validation import LONGEST_S, accepted, is_seconds
+from taskpool.types import OPTIONS, TaskOptions
+from taskpool.validation import LONGEST_S, Declared, accepted, default_in_words, is_seconds
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -148,6 +150,69 @@ class Seconds(click.types.FloatParamType):
         return number
 
 
+def option_flags(command: F) -> F:
+    """Give a command a flag for each option of a submission. Only the given ones arrive, in the keyword `options`."""
+    for option in reversed(OPTIONS):
+        command = _option_flag(option)(command)
+    return command
+
+
+def given_options(options: Mapping[str, Any]) -> TaskOptions:
+    """The options whose flags were given."""
+    given = {name: value for name, value in options.items() if not (value is None or value is False or value == ())}
+    return cast(TaskOptions, given)
+
+
+def _option_flag(option: Declared) -> Callable[[F], F]:
+    about, default = option.about, default_in_words(option)
+    words = [about.description, "May be repeated." if option.is_list else ""]
+    if option.type is datetime:
+        words.append("Without a time zone it is local time.")
+    words.append(f"[{default}]" if default and option.type is not bool else "")
+    settings: dict[str, Any] = {"help": _in_flags(" ".join(word for word in words if word))}
+    if option.type is bool:
+        settings["is_flag"] = True
+    elif option.is_list:
+        settings |= {"multiple": True, "metavar": about.metavar}
+        settings |= {"type": click.Choice(about.choices)} if about.choices else {}
+    else:
+        settings |= _value_of(option)
+    return click.option(option.flag, option.name, **settings)
+
+
+def _value_of(option: Declared) -> dict[str, Any]:
+    """The type and the metavar of a flag with one value."""
+    about = option.about
+    if option.type is float:
+        return {"type": Seconds(about.least or 0, about.most), "metavar": "S"}
+    if option.type is int:
+        return {"type": int, "metavar": "N"}
+    if option.type is datetime:
+        return {"type": Time(), "metavar": "TIME"}
+    if get_origin(option.type) is Literal:
+        return {"type": click.Choice(get_args(option.type))}
+    return {"metavar": about.metavar or "TEXT"}
+
+
+def _in_flags(text: str) -> str:
+    """A description with the flags of the options that it names."""
+    flags = {option.name: option.flag for option in OPTIONS}
+    return re.sub("`([^`]*)`", lambda match: flags.get(match[1], match[1]), text)
+
+
+class Time(click.ParamType[datetime]):
+    """A time; without a zone it is in this machine's zone."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """The time; click says which flag it was when it is none."""
+        try:
+            return datetime.fromisoformat(value).astimezone()
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} isn't a time like 2026-12-24T18:00:00Z", param, ctx)
+
+
 def read_json(source: str) -> Any:
     """The JSON value that `source` is, or that the file of that name holds; `-` is stdin.
 
@@ -166,18 +231,6 @@ def read_json(source: str) -> Any:
         reason = error.strerror if isinstance(error, OSError) else "its name or text isn't readable"
         raise click.BadParameter(f"{source!r} is neither JSON nor a readable file ({reason})") from None
     return _parse(text, source)
-
-
-def read_time(text: str, flag: str) -> datetime:
-    """The time that `text` says, in this machine's zone where it names none.
-
-    Raises:
-        click.BadParameter: it says none; `flag` is what it was given to.
-    """
-    try:
-        return datetime.fromisoformat(text).astimezone()
-    except (ValueError, OverflowError):
-        raise click.BadParameter(f"{text!r} isn't a time like 2026-12-24T18:00:00Z", param_hint=flag) from None
 
 
 def read_pairs(pairs: Sequence[str], schema: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from taskpool.cli.options import Command, Seconds, read_json, read_pairs, read_time, settings_flags
+from taskpool.cli.options import Command, Seconds, given_options, option_flags, read_json, read_pairs, settings_flags
 from taskpool.cli.output import console, exit_of, moment, print_fields, print_json, say, short_json, task_bar
 from taskpool.cli.service import SERVICE, Service, open_service
 from taskpool.text import coloured, indented, printable, printable_lines
-from taskpool.types import LOST_LEASE_CHOICES, Exit, TaskStatus, utc
+from taskpool.types import Exit, TaskStatus, utc
 from taskpool.validation import LONGEST_GRACE_S
 
 if TYPE_CHECKING:
@@ -278,27 +278,6 @@ class SubmitCommand(Command):
 @click.argument("type")
 @click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--json", "source", metavar="FILE|-|TEXT", help="The payload as JSON; KEY=VALUE pairs are put on top.")
-@click.option("--queue", metavar="NAME", help="Queue to put it in, instead of the type's.")
-@click.option("--delay", "delay_s", type=Seconds(), metavar="S", help="Queue it in S seconds.")
-@click.option("--at", "run_at", metavar="TIME", help="Queue it then: 2026-12-24T18:00:00Z; no zone: local time.")
-@click.option("--front", is_flag=True, help="Put it at the head of its queue.")
-@click.option("--tag", "tags", multiple=True, metavar="TAG", help="A tag to find it by; may be repeated.")
-@click.option("--timeout", "timeout_s", type=Seconds(0.001), metavar="S", help="Seconds one attempt may take.")
-@click.option("--max-attempts", type=int, metavar="N", help="Attempts it gets before it fails.")
-@click.option(
-    "--on-lost-lease",
-    type=click.Choice(LOST_LEASE_CHOICES),
-    help="kill: end an attempt before its lease ends if the lease can't be renewed, so that no two overlap.",
-)
-@click.option(
-    "--expires-in",
-    "expires_in_s",
-    type=Seconds(0.001),
-    metavar="S",
-    help="Cancel it unless it starts within S seconds.",
-)
-@click.option("--depends-on", multiple=True, metavar="ID", help="Wait until this task is done; may be repeated.")
-@click.option("--callback-url", metavar="URL", help="Send signed messages there when it ends.")
 @click.option(
     "--wait",
     "wait_s",
@@ -306,17 +285,15 @@ class SubmitCommand(Command):
     metavar="[S]",
     help="Wait until it ends, at most S seconds; print the result.",
 )
+@option_flags
 @settings_flags(*SERVICE)
-def submit(
-    type: str, pairs: tuple[str, ...], source: str | None, run_at: str | None, wait_s: float | None, **options: Any
-) -> None:
+def submit(type: str, pairs: tuple[str, ...], source: str | None, wait_s: float | None, **options: Any) -> None:
     """Submit a task of TYPE; prints its id."""
-    when = read_time(run_at, "--at") if run_at else None
     whole = read_json(source) if source is not None else None
     flags = {name: options.pop(name) for name in SERVICE}
     with open_service(flags) as service:
         payload = _payload(service, type, pairs, whole)
-        record = service.add_task(type, payload, run_at=when, **options)
+        record = service.add_task(type, payload, **given_options(options))
         say(record.id)
         if wait_s is not None:
             ended = follow(service, record.id, timeout_s=None if wait_s == math.inf else wait_s)
