@@ -1,10 +1,6 @@
-"""Built-in task types that need nothing: `echo`, and `long_task` to watch progress, stop and timeout at work.
+"""The built-in task types: `echo`, `long_task`, `word_count`, `word_merge` and `http_request`.
 
-The files that built-in task types read: below the setting `files_root` alone, whatever links lead out of it.
-
-Built-in task types `word_count` and `word_merge`: real input, one task a file and one that merges.
-
-Built-in task type `http_request`: one HTTP request, its answer as the result.
+`word_count` reads files only below the setting `files_root`, also through links.
 """
 
 from __future__ import annotations
@@ -40,13 +36,14 @@ if TYPE_CHECKING:
     import httpcore
     import httpx
 
+# --- echo and long_task --------------------------------------------------------------------------------------
 
-STOP_CHECK_S = 0.1
+STOP_CHECK_S: Final = 0.1
 
 
 @task("echo")
 def echo(message: Any) -> Any:
-    """Give back the message, any JSON value."""
+    """Return the message, any JSON value."""
     return message
 
 
@@ -61,31 +58,29 @@ class LongTask(Task):
     def run(self, ctx: TaskContext) -> dict[str, float]:
         duration_s = self.payload.duration_s
         start = time.monotonic()
-        told_s = -1
+        reported_s = -1
         while (slept_s := time.monotonic() - start) < duration_s:
             ctx.raise_if_cancelled()
-            if int(slept_s) > told_s:
-                told_s = int(slept_s)
-                ctx.progress(told_s, duration_s, note=f"{duration_s - told_s:g} s to go")
+            if int(slept_s) > reported_s:
+                reported_s = int(slept_s)
+                ctx.progress(reported_s, duration_s, note=f"{duration_s - reported_s:g} s to go")
             time.sleep(min(STOP_CHECK_S, duration_s - slept_s))
         ctx.progress(duration_s, duration_s)
         return {"slept_s": duration_s}
 
 
+# --- word_count and word_merge -------------------------------------------------------------------------------
+
 LARGEST_FILE_BYTES: Final = 32 * 1024 * 1024
-MADE_UP: Final = frozenset(
+VIRTUAL_FILE_SYSTEMS: Final = frozenset(
     {"proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "configfs", "pstore", "bpf", "nsfs",
      "selinuxfs", "efivarfs", "binfmt_misc", "fusectl", "mqueue", "devpts"}
 )  # fmt: skip
-"""File systems without stored files: the kernel makes up what a program reads there."""
+"""File systems without stored files: the kernel generates what a program reads there."""
 
 
 def check_root(root: Path) -> None:
-    """Return if it is a directory that can be read.
-
-    Raises:
-        ConfigurationError: it isn't.
-    """
+    """Raise ConfigurationError unless `root` is a directory that can be read."""
     try:
         os.close(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     except (OSError, ValueError) as error:  # ValueError: a null byte
@@ -97,9 +92,9 @@ def check_root(root: Path) -> None:
 
 
 def open_below(root: Path, path: str) -> BinaryIO:
-    """Open a regular file that lies below `root` once every link is followed.
+    """Open a regular file that is below `root` after all links are followed.
 
-    Raises: PermissionError when it lies elsewhere, ValueError when it is too large or no file; OSError.
+    Raises: PermissionError when it isn't below `root`, ValueError when it is too large or not a file; OSError.
     """
     if "\0" in path:
         raise ValueError(f"{path!r} is no file")
@@ -112,7 +107,7 @@ def open_below(root: Path, path: str) -> BinaryIO:
     except OSError as error:
         raise type(error)(error.errno, error.strerror, str(full)) from None
     found = os.fstat(descriptor)
-    if stat.S_ISREG(found.st_mode) and found.st_size <= LARGEST_FILE_BYTES and not _is_made_up(found.st_dev):
+    if stat.S_ISREG(found.st_mode) and found.st_size <= LARGEST_FILE_BYTES and not _is_virtual(found.st_dev):
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
     is_large = stat.S_ISREG(found.st_mode) and found.st_size > LARGEST_FILE_BYTES
@@ -120,8 +115,8 @@ def open_below(root: Path, path: str) -> BinaryIO:
 
 
 def _walk(base: Path, parts: tuple[str, ...]) -> int:
-    """Open what lies there, from directory to directory. A resolved path has no links in it, so one that is met was put
-    there since: O_NOFOLLOW refuses it. O_NONBLOCK is for pipes."""
+    """Open the file, directory by directory. A resolved path has no links, so O_NOFOLLOW refuses one that was put there
+    afterwards. O_NONBLOCK is for pipes."""
     *directories, name = parts or (".",)
     passing = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
     with ExitStack() as opened:
@@ -133,25 +128,25 @@ def _walk(base: Path, parts: tuple[str, ...]) -> int:
         return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=at)
 
 
-def _is_made_up(device: int) -> bool:
-    """Whether the files of this device are no stored ones, such as those of /proc, which tell secrets of processes."""
+def _is_virtual(device: int) -> bool:
+    """Whether the kernel generates the files of this device, such as /proc, which has secrets of processes."""
     try:
         mounts = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines()
     except OSError:  # not Linux
         return False
     number = f"{os.major(device)}:{os.minor(device)}"
     rows = [line.split(" ") for line in mounts]
-    return any(row[2] == number and row[row.index("-") + 1] in MADE_UP for row in rows)
+    return any(row[2] == number and row[row.index("-") + 1] in VIRTUAL_FILE_SYSTEMS for row in rows)
 
 
 CHUNK_CHARS: Final = 256 * 1024
-RESERVED_BYTES: Final = 1024  # of a result, for what stands around the counts
+RESERVED_BYTES: Final = 1024  # of a result, for everything except the counts
 
 _WORD: Final = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
 
 class WordInput(msgspec.Struct, forbid_unknown_fields=True):
-    """Where the text is: exactly one of a file's `path` and the `text` itself."""
+    """Exactly one of a file's `path` and the `text` itself."""
 
     path: Annotated[str, Meta(min_length=1, description="A text file below the workers' files root.")] | UnsetType = (
         UNSET
@@ -235,6 +230,8 @@ def _text_chunks(file: BinaryIO, ctx: TaskContext) -> Iterator[str]:
             ctx.progress(file.tell(), size)
 
 
+# --- http_request --------------------------------------------------------------------------------------------
+
 LONGEST_URL: Final = 8192
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 Url = Annotated[
@@ -244,33 +241,33 @@ Timeout = Annotated[float, Meta(gt=0, le=3600, description="Seconds for the whol
 
 CONNECT_S: Final = 10.0
 SHOWN_CHARS: Final = 200
-OURS: Final = frozenset({"host", "content-length", "transfer-encoding", "connection", "upgrade", "expect"})
-"""Headers that say where the request goes and where it ends."""
+RESERVED_HEADERS: Final = frozenset({"host", "content-length", "transfer-encoding", "connection", "upgrade", "expect"})
+"""Headers that follow from the URL and the body."""
 
 NO_CHARSETS: Final = frozenset({
     "idna", "punycode", "unicode-escape", "raw-unicode-escape", "base64", "bz2", "hex", "quopri", "rot-13",
     "uu", "zlib",
 })  # fmt: skip
-"""What Python calls encodings as well: some take for ever with a long text, or make a long text of a short one."""
+"""Python encodings that aren't charsets. Some take very long, or make a long text of a short one."""
 
 _resolver: Final = Resolver()
 
 
 class RequestFailed(Exception):
-    """Raised when there was no answer, or one with a status of 400 and more."""
+    """Raised when there was no response, or one with a status of 400 or above."""
 
 
 @task("http_request")
 async def http_request(
     url: Url, method: Method = "GET", headers: dict[str, str] | None = None, body: Any = None, timeout_s: Timeout = 30
 ) -> dict[str, Any]:
-    """Send an HTTP request; the result has status, headers and body. A status of 400 and more fails the task.
+    """Send an HTTP request; the result has status, headers and body. A status of 400 or above fails the task.
 
-    It reaches public addresses and those that the worker's TASKPOOL_WEBHOOK_ALLOW names. A body that is text is sent as
-    it is, another JSON value as JSON. Redirects aren't followed. The answer's body is text, or base64 when `encoding`
-    says so, and cut to half the largest result when `truncated` says so.
+    It can reach public addresses and those in the worker's TASKPOOL_WEBHOOK_ALLOW. A body that is text is sent as it
+    is, any other JSON value as JSON. Redirects aren't followed. The body of the response is text, or base64 if
+    `encoding` says so. It is cut to half of the largest result if `truncated` is true.
     """
-    # Costs a fifth of a second and megabytes: processes that never send a request don't pay.
+    # These imports take a fifth of a second and megabytes: only processes that send a request pay for them.
     import httpcore
     import httpx
 
@@ -306,14 +303,13 @@ async def http_request(
 def _request(
     method: str, url: str, headers: dict[str, str] | None, body: Any, allowed: Allowed
 ) -> tuple[httpx.Request, Target]:
-    """The request as it is sent, and where it goes. Its URL is checked in the form in which it is sent.
+    """The request and its target. The URL is checked in the form in which it is sent.
 
-    Raises:
-        RequestFailed: there is no such request, or it may not be sent.
+    Raises: RequestFailed when the request is invalid or not allowed.
     """
     import httpx
 
-    if refused := sorted({name for name in headers or {} if name.strip().lower() in OURS}):
+    if refused := sorted({name for name in headers or {} if name.strip().lower() in RESERVED_HEADERS}):
         raise RequestFailed(f"{method}: the header {refused[0]!r} can't be given: it follows from the URL and the body")
     try:
         if "\\" in url:
@@ -325,14 +321,14 @@ def _request(
     except ValueError as fault:
         where = f"{parsed.scheme}://{parsed.netloc.decode()}{parsed.path}"
         raise RequestFailed(f"{method} {where}: not allowed: {fault}") from None
-    told = {"accept": "*/*", "accept-encoding": "identity", "user-agent": f"taskpool/{own_version()}"}
+    sent = {"accept": "*/*", "accept-encoding": "identity", "user-agent": f"taskpool/{own_version()}"}
     if parsed.userinfo:
         user = f"{parsed.username}:{parsed.password}".encode()
-        told["authorization"] = f"Basic {base64.b64encode(user).decode()}"
-    told |= {name.strip().lower(): value for name, value in (headers or {}).items()}
-    told |= {"host": target.authority, "connection": "close"}
+        sent["authorization"] = f"Basic {base64.b64encode(user).decode()}"
+    sent |= {name.strip().lower(): value for name, value in (headers or {}).items()}
+    sent |= {"host": target.authority, "connection": "close"}
     try:
-        return httpx.Request(method, "http://host/", headers=told, **_content(body)), target
+        return httpx.Request(method, "http://host/", headers=sent, **_content(body)), target
     except UnicodeError:
         raise RequestFailed(f"{_shown(method, target)}: a header isn't ASCII") from None
 
@@ -344,7 +340,7 @@ def _content(body: Any) -> dict[str, Any]:
 
 
 async def _read(response: httpcore.Response, limit: int) -> bytes:
-    """The body's first `limit` bytes, as they were sent; the rest is never fetched."""
+    """The first `limit` bytes of the body. The rest isn't fetched."""
     content = bytearray()
     async for chunk in response.aiter_stream():
         content += chunk
@@ -357,23 +353,23 @@ def _body(content: bytes, charset: str | None, limit: int) -> dict[str, Any]:
     is_cut = len(content) > limit
     content = content[:limit]
     try:
-        # A cut may go through a character: what is left over of it isn't an error then.
+        # The cut may be inside of a character, which isn't an error.
         decoder = codecs.lookup(charset or "utf-8")
         text = None if decoder.name in NO_CHARSETS else decoder.incrementaldecoder().decode(content, final=not is_cut)
     except (LookupError, UnicodeError):
         text = None
-    # Control characters take six bytes each in JSON: a binary body that happens to decode is better as base64.
+    # Control characters take six bytes each in JSON: base64 is shorter for a binary body that happens to be text.
     if text is not None and len(msgspec.json.encode(text)) <= max(limit * 3 // 2, 2 * len(content)):
         return {"body": text, "encoding": "text", "truncated": is_cut}
     return {"body": base64.b64encode(content).decode(), "encoding": "base64", "truncated": is_cut}
 
 
 def _shown(method: str, target: Target) -> str:
-    """The request for a message: query strings, which often hold a token, are left out."""
+    """The request for messages, without its query string, which often contains a token."""
     return f"{method} {target.scheme}://{target.authority}{target.path.partition('?')[0]}"
 
 
 @functools.cache
 def _tls() -> ssl.SSLContext:
-    """It is made once in a process."""
+    """One per process."""
     return system_tls()

@@ -1,7 +1,7 @@
-"""A task's log as lines: what one line is, and how what a task writes becomes numbered lines, within limits.
+"""The log of a task: what a line is, and how the output of a task becomes numbered lines, within limits.
 
-Knows neither Redis nor processes. Of an attempt that writes more than its limits allow the first lines are kept, and
-the last: between them stands a line that says how many are missing.
+If an attempt writes more than its limits allow, its first and its last lines are kept, and a line between them says
+that some are missing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
@@ -20,7 +20,7 @@ from taskpool.types import Document, LogLimits
 from taskpool.validation import Field
 
 TAIL_SHARE: Final = 10
-"""A tenth of the limits is for the last lines."""
+"""The last lines get a tenth of the limits."""
 
 
 class LogLine(Document, frozen=True, kw_only=True, omit_defaults=True):
@@ -47,13 +47,20 @@ decode_line = msgspec.json.Decoder(LogLine).decode
 _Numbered = tuple[int, bytes]
 
 
-class Lines:
-    """The log of one attempt on its way out. Any thread may write; one at a time takes.
+class _Origin(NamedTuple):
+    """Where lines come from."""
 
-    `mask` is applied to each line before anything else sees it. What it masks takes `reach` characters at most, so the
-    last ones of a long line that goes on are held back: they may be the first half of it. `spool` is told of every line
-    at once, also of those that aren't kept, and under the number 0 of one that hasn't ended yet: what it keeps outlives
-    the process.
+    stream: str
+    level: str | None = None
+    logger: str | None = None
+
+
+class Lines:
+    """The log of one attempt on its way out. Any thread may write; only one reads.
+
+    `mask` is applied to each line first. A masked value takes `reach` characters at most, so the last `reach`
+    characters of a long line that continues are kept back: they may be the first half of a value. `spool`, which
+    outlives the process, gets each line at once, also those that aren't kept. Number 0 is a line that hasn't ended yet.
     """
 
     def __init__(
@@ -66,7 +73,7 @@ class Lines:
         spool: Callable[[int, bytes], None] | None = None,
     ) -> None:
         self._attempt, self._limits, self._mask, self._reach, self._spool = attempt, limits, mask, reach, spool
-        self._lock = threading.RLock()  # a signal handler or a finalizer may write while we do
+        self._lock = threading.RLock()  # a signal handler or a finalizer may write inside of a write
         self._count = 0
         self._head: deque[_Numbered] = deque()
         self._room_lines = limits.lines - limits.lines // TAIL_SHARE
@@ -78,45 +85,46 @@ class Lines:
         """By stream and source, the line that hasn't ended yet."""
 
     def __bool__(self) -> bool:
-        """Whether lines are there to be taken."""
+        """Whether there are lines to send."""
         return bool(self._head)
 
     def write(self, stream: str, text: str, source: str = "") -> None:
-        """Take a part of a stream: lines end where it says so. What comes through one `source` is in order."""
+        """Add a part of a stream, which contains the ends of lines. Parts from one `source` are in order."""
+        origin = _Origin(stream)
         with self._lock:
-            *whole, rest = (self._open.get((stream, source), "") + text).split("\n")
-            # An interrupt may come between any two of our steps: a line that isn't ended yet is then told once more.
-            self._add_all(stream, whole, shown_line)
+            *ended, rest = (self._open.get((stream, source), "") + text).split("\n")
+            # An interrupt may come between any two steps. A line that hasn't ended is then added once more.
+            self._add_all(origin, ended, shown_line)
             rest = shown_part(rest)
             size = self._limits.line_chars
             if len(rest) > size + self._reach:
                 rest = self._masked(rest)
                 end = (len(rest) - self._reach - 1) // size * size
                 for start in range(0, end, size):
-                    self._keep(stream, rest[start : start + size], continues=True)
+                    self._keep(origin, rest[start : start + size], continues=True)
                 rest = rest[max(end, 0) :]
             self._open[stream, source] = rest
             if rest and self._spool is not None:
-                self._spool(0, encode(self._line(stream, self._masked(rest))))
+                self._spool(0, encode(self._line(origin, self._masked(rest))))
 
     def add(self, stream: str, text: str, *, level: str | None = None, logger: str | None = None) -> None:
-        """Take a message of one line or several."""
+        """Add a message of one or more lines."""
         with self._lock:
-            self._add_all(stream, text.removesuffix("\n").split("\n"), _without_return, level, logger)
+            self._add_all(_Origin(stream, level, logger), text.removesuffix("\n").split("\n"), _without_return)
 
     def end(self) -> None:
-        """Take what is still open as lines, and let the last ones follow the first ones. Nothing is written after."""
+        """End all open lines, and append the last lines to the first ones. Nothing is written afterwards."""
         with self._lock:
             for (stream, _), rest in self._open.items():
                 if rest:
-                    self._add(stream, rest)
+                    self._add(_Origin(stream), rest)
             self._open.clear()
             if self._tail is not None:
                 self._head.extend(self._tail)
                 self._tail.clear()
 
     def peek(self, most_lines: int, most_bytes: int) -> tuple[int, list[bytes]]:
-        """The next lines to be sent, whose numbers follow each other, and the number of the first; `drop` them then."""
+        """The number of the next line, and lines to send from there, numbered without gaps. Call `drop` afterwards."""
         lines: list[bytes] = []
         first = size = 0
         with self._lock:
@@ -134,43 +142,29 @@ class Lines:
         while self._head and self._head[0][0] <= up_to:
             self._head.popleft()
 
-    def _add_all(
-        self,
-        stream: str,
-        lines: Sequence[str],
-        tidy: Callable[[str], str],
-        level: str | None = None,
-        logger: str | None = None,
-    ) -> None:
+    def _add_all(self, origin: _Origin, lines: Sequence[str], tidy: Callable[[str], str]) -> None:
         at, surplus = 0, len(lines) - self._tail_lines
         while at < len(lines):
-            if at < surplus and self._tail is not None:  # nobody will see them: a flood costs no more than its end
+            if at < surplus and self._tail is not None:  # these lines would be dropped: a flood costs only its end
                 self._count += surplus - at
                 at = surplus
-            self._add(stream, tidy(lines[at]), level, logger)
+            self._add(origin, tidy(lines[at]))
             at += 1
 
-    def _add(self, stream: str, text: str, level: str | None = None, logger: str | None = None) -> None:
-        *pieces, last = self._pieces(text)
-        for piece in pieces:
-            self._keep(stream, piece, level, logger, continues=True)
-        self._keep(stream, last, level, logger)
-
-    def _pieces(self, text: str) -> Sequence[str]:
+    def _add(self, origin: _Origin, text: str) -> None:
         size = self._limits.line_chars
         text = self._masked(text)
-        if len(text) <= size:
-            return (text,)
-        return [text[start : start + size] for start in range(0, max(len(text), 1), size)]
+        last = (len(text) - 1) // size * size if len(text) > size else 0
+        for start in range(0, last, size):
+            self._keep(origin, text[start : start + size], continues=True)
+        self._keep(origin, text[last:])
 
     def _masked(self, text: str) -> str:
         return text if self._mask is None else self._mask(text)
 
-    def _keep(
-        self, stream: str, text: str, level: str | None = None, logger: str | None = None, *, continues: bool = False
-    ) -> None:
-        encoded = encode(self._line(stream, text, level, logger, continues=continues))
-        number = self._count = self._count + 1  # first: a number may be missing, but never be there twice
+    def _keep(self, origin: _Origin, text: str, *, continues: bool = False) -> None:
+        encoded = encode(self._line(origin, text, continues=continues))
+        number = self._count = self._count + 1  # first: a number may be skipped, but never used twice
         if self._spool is not None:
             self._spool(number, encoded)
         if self._tail is None:
@@ -190,11 +184,10 @@ class Lines:
         ):
             self._tail_bytes -= len(self._tail.popleft()[1])
 
-    def _line(
-        self, stream: str, text: str, level: str | None = None, logger: str | None = None, *, continues: bool = False
-    ) -> LogLine:
+    def _line(self, origin: _Origin, text: str, *, continues: bool = False) -> LogLine:
+        stream, level, logger = origin
         return LogLine(
-            at_ms=time.time_ns() // 1_000_000,
+            at_ms=_now_ms(),
             text=text,
             attempt=self._attempt,
             stream=stream,
@@ -206,11 +199,11 @@ class Lines:
 
 def note(text: str, attempt: int) -> LogLine:
     """A line about the log itself."""
-    return LogLine(at_ms=time.time_ns() // 1_000_000, text=text, attempt=attempt, stream="taskpool")
+    return LogLine(at_ms=_now_ms(), text=text, attempt=attempt, stream="taskpool")
 
 
 def encode(line: LogLine) -> bytes:
-    """The line as it is stored: JSON, in which what UTF-8 can't hold is replaced."""
+    """The line as stored JSON. Characters that UTF-8 can't hold are replaced."""
     try:
         return encode_line(line)
     except UnicodeEncodeError:
@@ -219,22 +212,26 @@ def encode(line: LogLine) -> bytes:
 
 
 def plain_text(lines: Iterable[LogLine]) -> str:
-    """Lines as they were written, one below the other; what was split is whole again."""
+    """The text of lines as it was written; the parts of a long line are joined."""
     return "".join([line.text if line.continues else line.text + "\n" for line in lines])
 
 
 def shown_part(text: str) -> str:
-    """What of a line is left to be seen when parts of it were written over, as progress bars do."""
+    """The visible part of a line in which carriage returns wrote over text, as progress bars do."""
     if "\r" not in text:
         return text
-    end = "\r" if text.endswith("\r") else ""  # the line feed that makes it the end of a line may still come
+    end = "\r" if text.endswith("\r") else ""  # a line feed may follow, which makes it the end of a line
     return text.removesuffix("\r").rpartition("\r")[2] + end
 
 
 def shown_line(line: str) -> str:
-    """What is seen of a line that has ended: of what a carriage return wrote over, the last."""
+    """The visible part of a line that has ended: the text after the last carriage return."""
     return shown_part(line.removesuffix("\r"))
 
 
 def _without_return(line: str) -> str:
     return line.removesuffix("\r")
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
