@@ -29,11 +29,11 @@ from taskpool.operations import queue
 from taskpool.operations.catalog import Catalogue
 from taskpool.operations.queue import Submitted
 from taskpool.operations.records import fetch
-from taskpool.operations.submit import Checked, Defaults, check_task
+from taskpool.operations.submit import Defaults, check_task
 from taskpool.operations.task_logs import LogStep, follow_log, follow_log_async
 from taskpool.operations.waiting import LOOK_AGAIN_S, AsyncListener, Listener, Subscriptions
 from taskpool.redis import add_script, scripts
-from taskpool.redis.add_script import BatchedAdds, Caps, Once
+from taskpool.redis.add_script import BatchedAdds, Caps, NewTask, Once
 from taskpool.redis.address import Address
 from taskpool.redis.async_connection import AsyncWire
 from taskpool.redis.async_store import AsyncStore
@@ -84,7 +84,7 @@ class PoolBase(HoldsConnections):
         """The plan of `submit`."""
         return queue.submit(spec, self.catalogue, self.registry, self.defaults, once, by=by)
 
-    def checking(self, spec: TaskSpec, by: Actor | None = None) -> Plan[Checked]:
+    def checking(self, spec: TaskSpec, by: Actor | None = None) -> Plan[NewTask]:
         """The plan that checks a task as `submit` does, without storing it."""
         return check_task(spec, self.catalogue, self.registry, self.defaults, by=by)
 
@@ -139,10 +139,10 @@ class ConnectedPool(PoolBase):
         if spec.unique_key is not None:  # the task to wait for may be another one
             id = self.store.carry_out(self.adding(spec)).id
             return _last(self._follow(id, wait_s, LOOK_AGAIN_S))
-        checked = self.store.carry_out(self.checking(spec))
+        task = self.store.carry_out(self.checking(spec))
         with self._listeners.taken(*HARMLESS) as listener:
-            added = listener.hear(checked.task.id, scripts.add([checked.task]))
-            (record,) = queue.stored([checked], added)
+            added = listener.hear(task.id, scripts.add([task]))
+            (record,) = queue.stored([task], added)
             return _last(listener.follow(record.id, wait_s, LOOK_AGAIN_S, record))
 
     def _log_steps(self, id: str, cursor: str | None) -> Generator[LogStep]:
@@ -234,13 +234,13 @@ class AsyncConnectedPool(PoolBase):
     async def _submit(self, spec: TaskSpec, once: Once | None, by: Actor | None) -> Submitted:
         if once is not None:
             return await self.store.carry_out(self.submitting(spec, once, by))
-        checked = await self.store.carry_out(self.checking(spec, by))
-        audited = queue.audit_of(checked, by)
-        if checked.task.is_plain:
-            added = await self._here().batched.add(checked.task, audited)
+        task = await self.store.carry_out(self.checking(spec, by))
+        audited = queue.audit_of(task, by)
+        if task.is_plain:
+            added = await self._here().batched.add(task, audited)
         else:
-            added = await self.store.run(add_script.add((checked.task,), None, audited))
-        return queue.submitted((checked,), added)
+            added = await self.store.run(add_script.add((task,), None, audited))
+        return queue.submitted((task,), added)
 
     def _follow(self, id: str, timeout_s: float | None, every_s: float) -> AsyncGenerator[TaskRecord]:
         return self.listener.follow(id, partial(self.store.run, fetch(id)), timeout_s, every_s)

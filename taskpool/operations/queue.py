@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -30,7 +30,7 @@ from taskpool.operations.catalog import Catalogue
 from taskpool.operations.records import check_id, fetch_if_there, restore_hash
 from taskpool.operations.specs import check_text
 from taskpool.operations.status import release_dependents
-from taskpool.operations.submit import Checked, Defaults, check_task, check_tasks
+from taskpool.operations.submit import Defaults, check_task, check_tasks
 from taskpool.redis import add_script, keys, scripts
 from taskpool.redis.add_script import Added, NewTask, Once, status_told
 from taskpool.redis.calls import Call, Plan, hash_of, one
@@ -84,16 +84,16 @@ def add_tasks(
     """
     checked = yield from check_tasks(specs, catalogue, registry, defaults)
     if len(checked) > CHUNK:  # one call finds out by itself
-        yield from _check_parents([each.task for each in checked])
+        yield from _check_parents(checked)
     return (yield from _store(checked))
 
 
-def _store(checked: Sequence[Checked]) -> Plan[list[TaskRecord]]:
+def _store(tasks: Sequence[NewTask]) -> Plan[list[TaskRecord]]:
     records: list[TaskRecord] = []
     existing: dict[int, str] = {}
-    for at in range(0, len(checked), CHUNK):
-        chunk = checked[at : at + CHUNK]
-        added = yield from one(add_script.add([each.task for each in chunk]))
+    for at in range(0, len(tasks), CHUNK):
+        chunk = tasks[at : at + CHUNK]
+        added = yield from one(add_script.add(chunk))
         records += stored(chunk, added, at)
         existing |= {at + index: id for index, id in added.existing.items()}
     for at, record in enumerate(records):
@@ -103,13 +103,13 @@ def _store(checked: Sequence[Checked]) -> Plan[list[TaskRecord]]:
     return records
 
 
-def refuse(checked: Sequence[Checked], added: Added, start: int = 0) -> None:
+def refuse(tasks: Sequence[NewTask], added: Added, start: int = 0) -> None:
     """Raise the error of an addition that stored nothing; `start` is the index of its first task."""
     if added.unknown_dependency is not None:
         raise UnknownDependency(added.unknown_dependency)
     if added.conflict is not None:
         index, id, word = added.conflict
-        held = checked[index].task.unique
+        held = tasks[index].unique
         status = status_of(word)
         raise UniqueConflict("" if held is None else shown_key(held.name), id, status, start + index)
     if added.is_other:
@@ -120,18 +120,15 @@ def refuse(checked: Sequence[Checked], added: Added, start: int = 0) -> None:
         raise QueueFull(queue.name, queue.held, queue.most, queue.room_in_s())
 
 
-def stored(checked: Sequence[Checked], added: Added, start: int = 0) -> list[TaskRecord]:
+def stored(tasks: Sequence[NewTask], added: Added, start: int = 0) -> list[TaskRecord]:
     """The records of tasks that one `add` was sent for, without reading them back.
 
     Raises:
         UnknownDependency, UniqueConflict, KeyReused, QueueFull, CapReached: none of them was stored.
     """
-    refuse(checked, added, start)
+    refuse(tasks, added, start)
     created_at = datetime.fromisoformat(added.stamp)
-    return [
-        _record(each.task, each.payload, status_told(status), created_at)
-        for each, status in zip(checked, added.statuses, strict=True)
-    ]
+    return [_record(task, status_told(status), created_at) for task, status in zip(tasks, added.statuses, strict=True)]
 
 
 def _check_parents(tasks: Sequence[NewTask]) -> Plan[None]:
@@ -143,7 +140,7 @@ def _check_parents(tasks: Sequence[NewTask]) -> Plan[None]:
             raise UnknownDependency(parent)
 
 
-def _record(task: NewTask, payload: Any, status: TaskStatus, created_at: datetime) -> TaskRecord:
+def _record(task: NewTask, status: TaskStatus, created_at: datetime) -> TaskRecord:
     """The record of what was just stored, without reading it back."""
     created_ms = created_at.timestamp() * 1000
     run_ms = (task.run_ms or 0) if task.delay_ms is None else created_ms + task.delay_ms
@@ -152,7 +149,7 @@ def _record(task: NewTask, payload: Any, status: TaskStatus, created_at: datetim
         type=task.shared.type,
         status=status,
         queue=task.shared.queue,
-        payload=payload,
+        payload=task.payload,
         created_at=created_at,
         enqueued_at=created_at if status is TaskStatus.QUEUED else None,
         run_at=utc(run_ms) if run_ms > created_ms else None,
@@ -164,12 +161,9 @@ def _record(task: NewTask, payload: Any, status: TaskStatus, created_at: datetim
         timeout_s=task.shared.timeout_s,
         result_ttl_s=task.shared.result_ttl_s,
         failure_ttl_s=task.shared.failure_ttl_s,
-        tags=tuple(task.tags),
-        depends_on=tuple(task.parents),
-        callback_url=task.callback_url,
-        callback_events=tuple(task.callback_events),
         seq=1,
         project=task.project,
+        **{**task.recorded, "callback_events": tuple(task.callback_events)},
         **rare_fields(None if task.unique is None else task.unique.text, task.trace),
     )
 
@@ -276,16 +270,16 @@ def submit(
         KeyReused: `once` stands for another submission.
     """
     try:
-        checked = yield from check_task(spec, catalogue, registry, defaults, by=by)
+        task = yield from check_task(spec, catalogue, registry, defaults, by=by)
     except InvalidTask as error:
         return (yield from _before(once, error))
-    audited = audit_of(checked, by)
-    return submitted((checked,), (yield from one(add_script.add((checked.task,), once, audited))))
+    audited = audit_of(task, by)
+    return submitted((task,), (yield from one(add_script.add((task,), once, audited))))
 
 
-def audit_of(checked: Checked, by: Actor | None) -> bytes:
+def audit_of(task: NewTask, by: Actor | None) -> bytes:
     """The audit's entry of one submission."""
-    return entry(by, "task.submitted", checked.task.id)
+    return entry(by, "task.submitted", task.id)
 
 
 def submit_many(
@@ -301,14 +295,13 @@ def submit_many(
     """Add tasks, a thousand at most, all or none; as `submit` otherwise. The faults' pointers begin with `start` and
     the index."""
     try:
-        checked = yield from check_tasks(specs, catalogue, registry, defaults, by=by, start=start)
+        tasks = yield from check_tasks(specs, catalogue, registry, defaults, by=by, start=start)
     except InvalidTask as error:
         return (yield from _before(once, error))
-    if not checked:
+    if not tasks:
         return Submitted(())
-    tasks = [each.task for each in checked]
     audited = entry(by, "task.submitted", tasks[0].id, count=len(tasks), last=tasks[-1].id)
-    return submitted(checked, (yield from one(add_script.add(tasks, once, audited))), start)
+    return submitted(tasks, (yield from one(add_script.add(tasks, once, audited))), start)
 
 
 def _before(once: Once | None, refusal: InvalidTask) -> Plan[Submitted]:
@@ -319,19 +312,19 @@ def _before(once: Once | None, refusal: InvalidTask) -> Plan[Submitted]:
     return submitted((), added)
 
 
-def submitted(checked: Sequence[Checked], added: Added, start: str | None = None) -> Submitted:
+def submitted(tasks: Sequence[NewTask], added: Added, start: str | None = None) -> Submitted:
     """What became of submissions that one `add` was sent for; with `start` they were a batch.
 
     Raises:
         InvalidTask, NotAllowed, UniqueConflict, KeyReused, QueueFull: as `submit`; none of them was stored.
     """
-    if len(checked) == 1 and len(added.statuses) == 1 and not (added.existing or added.replayed):  # as most are
-        return Submitted((Receipt(checked[0].task.id, status_told(added.statuses[0])),))
+    if len(tasks) == 1 and len(added.statuses) == 1 and not (added.existing or added.replayed):  # as most are
+        return Submitted((Receipt(tasks[0].id, status_told(added.statuses[0])),))
     if added.unreplaceable is not None:
         at = "" if start is None else f"{start}/{added.unreplaceable}"
         raise NotAllowed([FieldError(f"{at}/on_conflict", UNREPLACEABLE)])
-    refuse(checked, added)
-    own = tuple([each.task.id for each in checked])
+    refuse(tasks, added)
+    own = tuple([task.id for task in tasks])
     ids = added.replayed or own
     receipts = [
         Receipt(added.existing.get(index, id), status_told(status), index in added.existing)

@@ -30,8 +30,8 @@ from taskpool.redis.rq_job import (
     time_of,
     why_unreadable,
 )
-from taskpool.types import ENDS, PastAttempt, TaskRecord, TaskStatus, rare_fields, utc
-from taskpool.validation import is_text
+from taskpool.types import ENDS, OPTIONS, PastAttempt, TaskRecord, TaskStatus, rare_fields, utc
+from taskpool.validation import Declared, is_text
 
 Hash = Mapping[bytes, bytes]
 
@@ -59,6 +59,23 @@ def _history(raw: bytes) -> tuple[PastAttempt, ...]:
         return ()
 
 
+def _reader(option: Declared) -> Callable[[bytes], Any]:
+    """What reads an option that has a hash field for itself. One that can't be read has its default."""
+    if option.is_list:
+        return _words if option.about.is_joined else ids_of
+    if option.type is str:
+        return text_of
+    decode = msgspec.json.Decoder(option.type).decode
+
+    def read(raw: bytes) -> Any:
+        try:
+            return decode(raw)
+        except msgspec.MsgspecError:
+            return option.default
+
+    return read
+
+
 FIELDS: Final[Mapping[bytes, tuple[str, Callable[[bytes], Any]]]] = {
     b"origin": ("queue", lambda raw: text_of(raw) or ""),
     b"created_at": ("created_at", time_of),
@@ -79,13 +96,10 @@ FIELDS: Final[Mapping[bytes, tuple[str, Callable[[bytes], Any]]]] = {
     b"result_ttl": ("result_ttl_s", number_of),
     b"failure_ttl": ("failure_ttl_s", number_of),
     b"worker_name": ("worker", text_of),
-    b"tags": ("tags", _words),
-    b"dependency_ids": ("depends_on", ids_of),
-    b"callback_url": ("callback_url", text_of),
-    b"callback_events": ("callback_events", _words),
     b"history": ("history", _history),
     b"project": ("project", text_of),
     b"seq": ("seq", _count),
+    **{option.about.stored.encode(): (option.name, _reader(option)) for option in OPTIONS if option.about.stored},
 }
 """The fields of the hash that are read one by one: the name in the record, and how the value is read."""
 

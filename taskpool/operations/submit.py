@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
@@ -107,7 +107,14 @@ def prepare(
     description = rq_job.description(spec.type, payload, size=len(encoded))
     if is_plain and secrets is None and project is None:
         return NewTask(
-            new_id(), shared, data, description, max_depth=defaults.max_queue_depth, caps=defaults.caps, is_plain=True
+            new_id(),
+            shared,
+            data,
+            description,
+            payload,
+            max_depth=defaults.max_queue_depth,
+            caps=defaults.caps,
+            is_plain=True,
         )
     held = types.unique_of(spec, project, b"" if by is None else by.bounds())
     traced = trace_text(spec.traceparent, spec.tracestate) if spec.traceparent else None
@@ -121,6 +128,8 @@ def prepare(
         shared,
         data,
         description,
+        payload,
+        {option.name: _once(option, value) for option, value in given if option.about.stored},
         front=spec.front,
         run_ms=None if spec.run_at is None else round(spec.run_at.timestamp() * 1000),
         delay_ms=None if spec.delay_s is None else round(spec.delay_s * 1000),
@@ -180,12 +189,17 @@ def _faults(spec: TaskSpec, given: Given, defaults: Defaults) -> Iterator[tuple[
             yield "/callback_url", str(error)
 
 
+def _once(option: Declared, value: Any) -> Any:
+    """The value of an option as records show it: a list has each item once."""
+    return tuple(dict.fromkeys(value)) if option.is_list else value
+
+
 def _stored(given: Given, held: Unique | None, traced: str | None) -> Iterator[Part]:
     """The hash fields, flat, of the options that only a submission can give."""
     for option, value in given:
         about = option.about
         if about.stored:
-            once: Any = tuple(dict.fromkeys(value)) if option.is_list else value
+            once = _once(option, value)
             yield about.stored
             if about.is_joined:
                 yield ",".join(once)
@@ -197,13 +211,6 @@ def _stored(given: Given, held: Unique | None, traced: str | None) -> Iterator[P
         yield from ("trace", traced)
 
 
-class Checked(NamedTuple):
-    """A submission that may be stored, and its payload as JSON values, with masks for what is secret."""
-
-    task: NewTask
-    payload: Any
-
-
 def check_task(
     spec: TaskSpec,
     catalogue: Catalogue,
@@ -211,7 +218,7 @@ def check_task(
     defaults: Defaults,
     *,
     by: Actor | None = None,
-) -> Plan[Checked]:
+) -> Plan[NewTask]:
     """Check a submission as `add_task` does, and store nothing. `by`: who submits it, whose project it gets.
 
     Raises:
@@ -234,7 +241,7 @@ def check_tasks(
     *,
     by: Actor | None = None,
     start: str = "",
-) -> Plan[list[Checked]]:
+) -> Plan[list[NewTask]]:
     """Check submissions as `add_tasks` does, and store nothing; `by` as in `check_task`. The faults' pointers begin
     with `start` and the task's index.
 
@@ -283,7 +290,7 @@ def _checked(
     start: str,
     *,
     by: Actor | None,
-) -> Checked:
+) -> NewTask:
     """One submission, checked by its type where that is registered here, else by its schema in the catalogue."""
     if by is not None:
         by.check_task(spec.type, spec.queue or info.queue or DEFAULT_QUEUE, start)
@@ -297,7 +304,7 @@ def _checked(
         judge.check(spec.type, payload, start + "/payload")
     else:
         _check_locally(judge, payload, start, secrets)
-    return Checked(prepare(spec, shown, info, defaults, start, secrets=secrets, by=by), shown)
+    return prepare(spec, shown, info, defaults, start, secrets=secrets, by=by)
 
 
 def _check_locally(task_type: TaskType, payload: Any, start: str, secrets: Secrets | None) -> None:

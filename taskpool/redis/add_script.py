@@ -29,6 +29,7 @@ ONCE_KEPT_S: Final = 86_400
 UNKNOWN_ROOM_S: Final = 10.0
 LONGEST_ROOM_S: Final = 60.0
 NONE: Final[Mapping[int, str]] = MappingProxyType({})
+NO_OPTIONS: Final[Mapping[str, Any]] = MappingProxyType({})
 
 _add: Final = Script("add")
 _encode: Final = msgspec.json.Encoder().encode
@@ -125,6 +126,10 @@ class NewTask(msgspec.Struct, frozen=True, gc=False):
     shared: Shared
     data: bytes
     description: str
+    payload: Any
+    """As the record shows it: JSON values, with masks for secrets."""
+    recorded: Mapping[str, Any] = NO_OPTIONS
+    """The options that only the record shows, and nothing acts on before the task runs."""
     front: bool = False
     run_ms: int | None = None
     delay_ms: int | None = None
