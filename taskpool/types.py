@@ -1,43 +1,13 @@
-"""Sets of words that a later release may add to: readers keep a word they don't know instead of failing on it.
+"""The values that every part shares: statuses, task options, records, events, task types, workers, queues.
 
-Two releases run side by side during a deployment, so an API process, a worker pool or a client reads what a newer one
-has written.
-
-The words of the system as values: statuses, what is submitted, what is stored, what runs, what is told.
-
-    (submitted) ──► queued, scheduled, waiting, canceled (a task it depends on had ended badly)
-
-    queued               ──► in_progress, canceled
-    scheduled            ──► queued, canceled
-    waiting              ──► queued, scheduled, canceled
-    waiting_confirmation ──► queued, canceled
-    throttled            ──► queued, canceled
-    in_progress          ──► done, failed, stopped, stopping, scheduled (retry), queued (died, drained, retry)
-    stopping             ──► done, failed, stopped
-
-    failed, stopped, canceled ──► queued (retried by hand)
-
-Done, failed, stopped and canceled are terminal. A retry by hand (`retry_task`) starts a new life of the
-same task in `queued`; it is the only way out, and its own transition.
-
-What whoever submits is told of a task, when nothing of it is read back.
-
-The W3C trace context of a submission as its record holds it, in one field that is there only if it had one.
-
-It is the traceparent and, after a blank, the tracestate. What is invalid is ignored, as W3C wants it.
-
-Unique keys as a record holds them, in one field that is there only if the submission had one.
-
-It is how long the key is held, a blank, the key: ``done key``, ``start key``, ``time:3600 key`` (seconds).
-
-What there is to work on and who works, as values: task types, queues, worker processes.
+Each fact is declared here once: a status in `STATUSES`, a task option as a field of `TypeOptions` or `TaskSpec`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
 from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, Self, TypedDict, TypeVar
@@ -97,9 +67,9 @@ T = TypeVar("T")
 
 
 class TaskStatus(OpenEnum):
-    """Where a task is. Later releases may add statuses: one that you don't know isn't terminal."""
+    """The status of a task. Later releases may add statuses. An unknown status isn't terminal."""
 
-    # The API shows these words. Redis holds RQ's, see `STATUSES`, which has a row for each member.
+    # The API shows these words. Redis holds RQ's words: see `STATUSES`, which has a row for each member.
 
     QUEUED = "queued"
     SCHEDULED = "scheduled"
@@ -115,7 +85,7 @@ class TaskStatus(OpenEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """True when the task has ended: its status changes no more."""
+        """True if the task has ended: its status doesn't change any more."""
         return self in TERMINAL
 
 
@@ -185,10 +155,12 @@ STATUSES: Final[Mapping[TaskStatus, StatusFacts]] = {
     S.STOPPED: StatusFacts("stopped", "FAILED", (), is_retryable=True, colour="yellow", exit_status=Exit.STOPPED),
     S.CANCELED: StatusFacts("canceled", "CANCELED", (), is_retryable=True, colour="yellow", exit_status=Exit.STOPPED),
 }
-"""Every status, in the order of a task's life."""
+"""Every status, in the order of a task's life. A new task is queued, scheduled, waiting, or canceled if a task that it
+depends on has ended badly."""
 
 TRANSITIONS: Final = {status: frozenset(facts.moves) for status, facts in STATUSES.items()}
-"""The whitelist of moves. The only other one is `retry_task`: a retryable status -> queued."""
+"""The allowed moves. The only other one is a retry by hand (`retry_task`), from a retryable status to queued. It starts
+a new life of the same task."""
 
 TERMINAL: Final = frozenset(status for status, moves in TRANSITIONS.items() if not moves)
 RETRYABLE: Final = frozenset(status for status, facts in STATUSES.items() if facts.is_retryable)
@@ -196,18 +168,17 @@ RQ_STATUS: Final = {status: facts.rq for status, facts in STATUSES.items()}
 EVENT_OF: Final = {status: facts.event or status.value for status, facts in STATUSES.items()}
 ENDS: Final = tuple(EVENT_OF[status] for status in STATUSES if status in TERMINAL)
 """The events of a task's end. Webhooks are sent for these unless others are named."""
+WEBHOOK_EVENTS: Final = (
+    *(EVENT_OF[status] for status, facts in STATUSES.items() if facts.registry and facts.moves),
+    *("progress", "retry", "snoozed", "crashed", "lease_lost"),
+    *ENDS,
+)
+"""The events that webhooks can be sent for: all except log lines."""
 
 DEFAULT_RESULT_TTL_S: Final = 86_400
 DEFAULT_FAILURE_TTL_S: Final = 7 * 86_400
 """How long the record of an ended task is kept if neither the task nor a setting says."""
 DEFAULT_SECRET_TTL_S: Final = 7 * 86_400
-
-
-WEBHOOK_EVENTS: Final = (
-    "queued", "scheduled", "waiting", "started", "progress", "retry", "snoozed", "crashed", "lease_lost",
-    "stopping", "done", "failed", "stopped", "canceled",
-)  # fmt: skip
-"""The events that webhooks can be sent for: all except log lines."""
 
 MOST_TAGS: Final = 16
 MOST_PARENTS: Final = 10_000
@@ -777,6 +748,8 @@ class QueueInfo:
     canceled: Annotated[int, _COUNT]
     oldest_s: Annotated[float | None, _COUNT] = None
 
+
+QUEUE_COUNTS: Final = tuple(each.name for each in fields(QueueInfo) if each.name not in ("name", "oldest_s"))
 
 Id = Annotated[str, Meta(examples=["d217r8m2n3aolstf2ch5"])]
 Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"}, examples=["2026-11-23T12:00:00.000Z"])]

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from taskpool.redis import keys
-from taskpool.types import TRANSITIONS
+from taskpool.types import RETRYABLE, TERMINAL, TRANSITIONS
 
 DOCS = Path(__file__).parent.parent / "docs"
 INTERNALS = (DOCS / "internals.md").read_text("utf-8")
@@ -14,6 +14,16 @@ def test_the_state_diagram_shows_the_whitelist_of_transitions() -> None:
     arrows = re.findall(r"^  (\w+) --> (\w+)$", INTERNALS, re.MULTILINE)
 
     assert sorted(arrows) == sorted((old.value, new.value) for old, news in TRANSITIONS.items() for new in news)
+
+
+def test_the_state_diagram_shows_how_a_task_begins_and_ends() -> None:
+    begins = re.findall(r"^  \[\*\] --> (\w+)$", INTERNALS, re.MULTILINE)
+    ends = re.findall(r"^  (\w+) --> \[\*\]$", INTERNALS, re.MULTILINE)
+    (retried,) = re.findall(r"starts a new life of a ((?:\w+, )*\w+ or \w+) task", INTERNALS)
+
+    assert set(begins) == {"queued", "scheduled", "waiting", "canceled"}
+    assert set(ends) == {status.value for status in TERMINAL}
+    assert set(re.findall(r"\w+", retried)) - {"or"} == {status.value for status in RETRYABLE}
 
 
 def test_the_table_of_keys_names_every_key() -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from rq.job import JobStatus
 
-from taskpool import types
 from taskpool.redis import scripts
 from taskpool.redis.rq_job import STATUS_OF
-from taskpool.types import RETRYABLE, RQ_STATUS, TERMINAL, TRANSITIONS, TaskOptions, TaskSpec, TaskStatus, utc
+from taskpool.types import RQ_STATUS, TERMINAL, TRANSITIONS, TaskOptions, TaskSpec, TaskStatus, utc
 from tests.states import FAILURE, SEED, World
 
 S = TaskStatus
@@ -82,29 +80,6 @@ def test_every_move_of_the_whitelist_is_shown_to_be_possible() -> None:
     allowed = {(old, new) for old, news in TRANSITIONS.items() if old not in RESERVED for new in news}
 
     assert MOVES.keys() == allowed
-
-
-def names_in(line: str) -> set[str]:
-    """The statuses of a line of the diagram, without what it says of them in brackets."""
-    return set(re.findall(r"\w+", re.sub(r"\(.*?\)", "", line)))
-
-
-def test_the_diagram_shows_the_whitelist_of_transitions() -> None:
-    drawn = {}
-    for old, news in re.findall(r"^    (\w+) +──► (.*)$", types.__doc__ or "", re.MULTILINE):
-        drawn[old] = names_in(news)
-
-    assert drawn == {old.value: {new.value for new in news} for old, news in TRANSITIONS.items() if news}
-
-
-def test_the_diagram_shows_how_a_task_begins_and_lives_again() -> None:
-    text = types.__doc__ or ""
-
-    (begins,) = re.findall(r"^    \(submitted\) +──► (.*)$", text, re.MULTILINE)
-    (retried,) = re.findall(r"^    (.*) ──► queued \(retried by hand\)$", text, re.MULTILINE)
-
-    assert names_in(begins) == {"queued", "scheduled", "waiting", "canceled"}
-    assert names_in(retried) == {status.value for status in RETRYABLE}
 
 
 def test_exactly_the_terminal_statuses_have_no_way_out() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -11,7 +11,7 @@ from taskpool.cli.options import Command, settings_flags
 from taskpool.cli.output import age, moment, print_json, print_table, say, short_json
 from taskpool.cli.service import SERVICE, open_service
 from taskpool.text import printable
-from taskpool.types import Page, QueuedTask, QueueInfo, TypeInfo, WorkerInfo
+from taskpool.types import QUEUE_COUNTS, Page, QueuedTask, QueueInfo, TypeInfo, WorkerInfo
 
 QUEUE_EPILOG = """\b
 Examples:
@@ -27,8 +27,6 @@ Examples:
 
 In the payload, a field with ? may be left out.
 """
-
-COUNTS: Final = ("queued", "in_progress", "scheduled", "waiting", "done", "failed", "canceled")
 
 
 @click.command(cls=Command, epilog=QUEUE_EPILOG)
@@ -94,8 +92,8 @@ def workers(as_json: bool, **flags: Any) -> None:
 
 
 def _print_queues(infos: Sequence[QueueInfo]) -> None:
-    columns = ("queue", *(f">{count}" for count in COUNTS), ">oldest")
-    rows = [(info.name, *(str(getattr(info, count)) for count in COUNTS), age(info.oldest_s)) for info in infos]
+    columns = ("queue", *(f">{count}" for count in QUEUE_COUNTS), ">oldest")
+    rows = [(info.name, *(str(getattr(info, count)) for count in QUEUE_COUNTS), age(info.oldest_s)) for info in infos]
     print_table(columns, rows, nothing="no queue has held a task yet")
 
 

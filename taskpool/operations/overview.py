@@ -16,7 +16,7 @@ from taskpool.redis.calls import Call, Plan, Script, as_it_is, hash_of, names, o
 from taskpool.redis.cursors import decode_cursor, encode_cursor, page_length
 from taskpool.redis.embedded import ServerVersion
 from taskpool.redis.rq_job import number_of, text_of, time_of
-from taskpool.types import Page, QueueInfo, WorkerInfo, utc
+from taskpool.types import QUEUE_COUNTS, Page, QueueInfo, WorkerInfo, utc
 from taskpool.validation import Field
 
 Hash = Mapping[bytes, bytes]
@@ -117,12 +117,9 @@ def queues_page(
     return Page(tuple(infos), encode_cursor(page[-1]) if first + limit < len(names) else None)
 
 
-_COUNTS: Final = ("queued", "in_progress", "scheduled", "waiting", "done", "failed", "canceled")
-
-
 def _queue(name: str, row: Sequence[Any] | None, now_ms: float) -> QueueInfo:
-    *counts, head = row or (*[0] * len(_COUNTS), b"")
-    return QueueInfo(**dict(zip(_COUNTS, counts, strict=True)), name=name, oldest_s=_age_s(head, now_ms))
+    *counts, head = row or (*[0] * len(QUEUE_COUNTS), b"")
+    return QueueInfo(**dict(zip(QUEUE_COUNTS, counts, strict=True)), name=name, oldest_s=_age_s(head, now_ms))
 
 
 def workers() -> Plan[list[WorkerInfo]]:
