@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from taskpool.errors import RedisRefused
 from taskpool.redis.replies import ReplyFault
 from workers import duties
-from workers.duties import Outage, insist
+from workers.duties import Outage, insist, repeat
 
 pytestmark = pytest.mark.anyio
 
@@ -57,3 +59,20 @@ async def test_a_step_is_tried_again_after_faults_that_pass() -> None:
     await insist(step, Outage())
 
     assert step.calls == 4
+
+
+async def test_a_duty_that_is_cancelled_at_the_moment_it_wakes_up_ends() -> None:
+    started, wake = asyncio.Event(), asyncio.Event()
+
+    async def step() -> float:
+        started.set()
+        return 60.0
+
+    duty = asyncio.create_task(repeat("duty", step, wake=wake))
+    await started.wait()
+    await asyncio.sleep(0)
+    wake.set()
+    duty.cancel()
+    await asyncio.wait([duty], timeout=10)
+
+    assert duty.cancelled()
