@@ -544,7 +544,8 @@ def _edge() -> int:
 # The fork server reads the file when the process has ended.
 
 STACKS_SIGNAL: Final = signal.SIGUSR2
-FATAL: Final = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL})
+FATAL: Final = frozenset({"SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL"})
+"""The signals at which the interpreter dumps the stacks by itself."""
 MOST_STACK_BYTES: Final = 16_000
 """The end is kept: it has the main thread."""
 WRITE_S: Final = 0.2

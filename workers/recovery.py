@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import time
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -215,16 +214,16 @@ class EndedProcess:
             )
         if self.ending.cause:
             return f"crashed: its worker process ended {self.ending.cause} ({how})"
-        hint = " (killed from outside, or out of memory)" if self._signal() is signal.SIGKILL else ""
+        hint = " (killed from outside, or out of memory)" if self._signal() == "SIGKILL" else ""
         return f"crashed: its worker process ended with {how}{hint}"
 
     def crash_report(self, run: Run | None, last: Sequence[str]) -> dict[str, Any]:
         """How an attempt died, in detail. `usage` is that of the whole process. `stacks` are there after a fatal error,
         and when the supervisor asked for them before it killed the process. `log` has the `last` lines."""
-        ending, number = self.ending, self._signal()
+        ending, signal_name = self.ending, self._signal()
         report: dict[str, Any] = {"exit": describe_status(ending.status)}
-        if number is not None:
-            report["signal"] = getattr(number, "name", str(number))
+        if signal_name is not None:
+            report["signal"] = signal_name
         elif ending.status is not None:
             report["exit_status"] = os.waitstatus_to_exitcode(ending.status)
         ran_s = round(self.ended_mono - run.started_mono, 3) if run else 0
@@ -234,16 +233,14 @@ class EndedProcess:
         if last:
             report["log"] = [line[:LINE_CHARS] for line in last]
         was_asked = run is not None and run.attempt_id in self.process.asked_for_stacks
-        if ending.stacks and (was_asked or number in process_group.FATAL):
+        if ending.stacks and (was_asked or signal_name in process_group.FATAL):
             report["stacks"] = ending.stacks
         return report
 
-    def _signal(self) -> signal.Signals | int | None:
-        """The signal that ended the process; a number, when it has no name."""
-        if self.ending.status is None or not os.WIFSIGNALED(self.ending.status):
-            return None
-        number = os.WTERMSIG(self.ending.status)
-        return signal.Signals(number) if number in set(signal.Signals) else number
+    def _signal(self) -> str | None:
+        """The name of the signal that ended the process."""
+        kind, _, name = describe_status(self.ending.status).partition(" ")
+        return name if kind == "signal" else None
 
     # --- unsent log lines ---------------------------------------------------------------------------------------------
 
