@@ -18,7 +18,7 @@ from taskpool.settings import Settings
 from workers import process_group
 from workers.fork_server import ForkServer
 from workers.process.reports import Reporter
-from workers.process_group import Files
+from workers.process_group import FileDescriptors
 from workers.shared_memory import SharedMemory
 
 
@@ -44,12 +44,12 @@ def test_a_shortage_is_found_behind_other_errors_and_a_read_that_would_block_is_
         except OSError as error:
             raise RedisUnavailable("away") from error
     except RedisUnavailable as error:
-        found = process_group.lack(error)
+        found = process_group.shortage(error)
 
     assert found == process_group.ADVICE[errno.EMFILE]
-    assert process_group.lack(RuntimeError("can't start new thread")) == process_group.ADVICE[errno.EAGAIN]
-    assert process_group.lack(BlockingIOError(errno.EAGAIN, "x")) is None
-    assert process_group.lack(ValueError("x")) is None
+    assert process_group.shortage(RuntimeError("can't start new thread")) == process_group.ADVICE[errno.EAGAIN]
+    assert process_group.shortage(BlockingIOError(errno.EAGAIN, "x")) is None
+    assert process_group.shortage(ValueError("x")) is None
 
 
 @pytest.fixture
@@ -70,25 +70,25 @@ def fill(limit: int) -> list[int]:
 
 
 def test_a_process_leaves_before_it_runs_out_of_file_descriptors(low_limit: int) -> None:
-    files = Files("w")
-    was_short = files.are_short()
+    files = FileDescriptors("w")
+    was_short = files.are_running_out()
     opened = fill(low_limit)
 
-    is_short = files.are_short()
+    is_short = files.are_running_out()
     for fd in opened:
         os.close(fd)
 
-    assert (was_short, is_short, files.are_short()) == (False, True, False)
+    assert (was_short, is_short, files.are_running_out()) == (False, True, False)
 
 
 def test_the_reserve_is_freed_once_and_only_for_a_lack_of_file_descriptors(low_limit: int) -> None:
-    files = Files("w")
+    files = FileDescriptors("w")
     opened = fill(low_limit)
 
-    for_another_reason = files.give_way(OSError(errno.ECONNREFUSED, "x"))
-    first = files.give_way(OSError(errno.EMFILE, "x"))
+    for_another_reason = files.free_reserve(OSError(errno.ECONNREFUSED, "x"))
+    first = files.free_reserve(OSError(errno.EMFILE, "x"))
     room = fill(low_limit)
-    again = files.give_way(OSError(errno.EMFILE, "x"))
+    again = files.free_reserve(OSError(errno.EMFILE, "x"))
     for fd in opened + room:
         os.close(fd)
 

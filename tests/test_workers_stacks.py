@@ -13,7 +13,7 @@ def in_a_fork(number: int, times: int) -> str:
     with process_group.open_stacks_file() as file:
         pid = os.fork()
         if pid == 0:
-            process_group.write_into(file)
+            process_group.write_stacks_to(file)
             for _ in range(times):
                 os.kill(os.getpid(), number)
             os._exit(0)

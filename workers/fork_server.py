@@ -120,7 +120,7 @@ class ForkServer:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._control.close()
-            process_group.write_into(worker.stacks)
+            process_group.write_stacks_to(worker.stacks)
             worker_loop.become_separate()
             setup = worker_loop.Setup(
                 settings=self._settings,
@@ -134,8 +134,8 @@ class ForkServer:
             )
             return async_worker.serve(setup) if self._settings.slots > 1 else sync_worker.serve(setup)
         except BaseException as error:  # the outermost frame of the process: it logs why it ends
-            if lack := process_group.lack(error):
-                log.error("worker %s ends: %s", name, lack)
+            if shortage := process_group.shortage(error):
+                log.error("worker %s ends: %s", name, shortage)
             else:
                 traceback.print_exc()
             return 1

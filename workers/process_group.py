@@ -356,12 +356,12 @@ def is_supervised(block: Block, lease_s: float) -> bool:
     return not at_ms or boottime() - at_ms / 1000 < lease_s * SUPERVISED_SHARE
 
 
-def is_in_time(safe_until: float, lease_s: float) -> bool:
+def has_time_to_start(safe_until: float, lease_s: float) -> bool:
     """Whether enough of a lease is left to start an attempt that must not outlive it."""
     return safe_until - boottime() >= lease_s * START_SHARE
 
 
-def end_late_when_continued(block: Block) -> None:
+def kill_late_when_continued(block: Block) -> None:
     """Called by a worker process, in its main thread. If the process was stopped by a signal and continues (SIGCONT)
     after a lease may have ended, it kills itself at once. Its guardian may have been stopped as well."""
 
@@ -445,10 +445,10 @@ def explain(error: OSError) -> str:
     """Why something couldn't be opened or forked, and what to do when the host has run out of a resource."""
     if isinstance(error, BlockingIOError):  # raised by a fork that isn't allowed
         return ADVICE[errno.EAGAIN]
-    return lack(error) or str(error)
+    return shortage(error) or str(error)
 
 
-def lack(error: BaseException) -> str | None:
+def shortage(error: BaseException) -> str | None:
     """Which resource the host has run out of, and what to do; None: the error has another cause."""
     for cause in _causes(error):
         # A read that would block has the same number as a fork that isn't allowed.
@@ -471,7 +471,7 @@ def has_lost_selector(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in {errno.EBADF, errno.EINVAL}
 
 
-class Files:
+class FileDescriptors:
     """Watches the file descriptors of a worker process, so that it leaves in order before they run out.
 
     It keeps a few in reserve: enough to connect to Redis once more and to write how the last task ended.
@@ -489,7 +489,7 @@ class Files:
             log.warning("worker %s: the limit of open files is very low; raise it (ulimit -n)", worker)
             self._edge = NO_EDGE
 
-    def are_short(self) -> bool:
+    def are_running_out(self) -> bool:
         """Whether the process has nearly no file descriptors left, and must leave. The reason is logged.
 
         The next free number tells how many are in use, in about a microsecond.
@@ -507,8 +507,8 @@ class Files:
         self._log()
         return True
 
-    def give_way(self, error: BaseException) -> bool:
-        """Called when Redis couldn't be reached. For a lack of file descriptors it frees the reserve, for one more try.
+    def free_reserve(self, error: BaseException) -> bool:
+        """Called when Redis couldn't be reached. For a shortage of file descriptors it frees the reserve, for one more try.
 
         Returns True when the process must leave: it has used up its descriptors, or a task has closed them.
         """
@@ -557,7 +557,7 @@ def open_stacks_file() -> IO[bytes]:
     return shared_memory.open_file("taskpool-stacks")
 
 
-def write_into(file: IO[Any]) -> None:
+def write_stacks_to(file: IO[Any]) -> None:
     """Has the stacks of this process written into the file from now on. It must stay open."""
     faulthandler.enable(file, all_threads=True)
     faulthandler.register(STACKS_SIGNAL, file, all_threads=True, chain=False)

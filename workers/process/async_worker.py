@@ -177,7 +177,7 @@ class AsyncWorker(WorkerLoop):
                 self._begin(running)
         if not fenced:
             return
-        process_group.end_late_when_continued(self._block)
+        process_group.kill_late_when_continued(self._block)
         if not await asyncio.to_thread(process_group.wait_for_guardian, self._block):
             self._is_unsure = True  # they are given back
             return
@@ -235,7 +235,7 @@ class AsyncWorker(WorkerLoop):
             outcome, reports = worker_error(running, error), attempt.reports.discard()
         self._capture.leave(running)
         run_s = time.monotonic() - attempt.begun_mono
-        self._must_leave = self._files.are_short() or self._must_leave
+        self._must_leave = self._files.are_running_out() or self._must_leave
         attempt.lane.end()
         if attempt.lane.request() is Request.STOP and outcome.status is not TaskStatus.DONE:
             outcome = stopped()
@@ -297,11 +297,11 @@ class AsyncWorker(WorkerLoop):
             thread = self._loop.run_in_executor(self._threads, copy_context().run, execute)
         except RuntimeError as error:  # no thread can be started: tasks may have left threads behind in this process
             is_refused = True  # the executor has queued it nevertheless
-            if (lack := process_group.lack(error)) is None:
+            if (shortage := process_group.shortage(error)) is None:
                 raise
-            log.error("worker %s leaves and is replaced: %s", self._worker, lack)
+            log.error("worker %s leaves and is replaced: %s", self._worker, shortage)
             self._must_leave = True
-            return put_back(f"put back: no thread can be started for it on this worker ({lack})", RETRY_S)
+            return put_back(f"put back: no thread can be started for it on this worker ({shortage})", RETRY_S)
         while True:  # what a thread does can't be cancelled, only asked to end
             try:
                 return await asyncio.shield(thread)

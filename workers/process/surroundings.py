@@ -88,7 +88,7 @@ class Surroundings:
         """Restores what can wait a second."""
         if self._file is not None:
             with suppress(OSError, ValueError, RuntimeError):
-                process_group.write_into(self._file)
+                process_group.write_stacks_to(self._file)
 
     def _restore_streams(self) -> None:
         if getattr(sys, "stdout", None) is not self._stdout:

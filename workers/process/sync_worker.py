@@ -81,7 +81,7 @@ class SyncWorker(WorkerLoop):
             running = self._turn(claims=self._may_claim())
             if running is not None:
                 self._ended = self._perform(running)
-                if self._ended is not None and self._files.are_short():
+                if self._ended is not None and self._files.are_running_out():
                     self._must_leave = True
         while self._ended is not None or self._is_unsure:  # Redis may be away; the supervisor limits the time
             self._turn(claims=False)
@@ -136,7 +136,7 @@ class SyncWorker(WorkerLoop):
 
     def _may_begin_fenced(self, running: RunningTask) -> bool:
         """Whether an attempt that must not outlive its lease may begin: with a guardian, and with a whole lease."""
-        process_group.end_late_when_continued(self._block)
+        process_group.kill_late_when_continued(self._block)
         if not process_group.wait_for_guardian(self._block):
             self._is_unsure = True  # it is given back
             return False

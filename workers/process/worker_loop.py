@@ -100,7 +100,7 @@ class WorkerLoop(ABC):
         self._redis_url = resolve_redis_url(settings)
         self._lease_ms = round(settings.lease_s * 1000)
         self._pid = os.getpid()
-        self._files = process_group.Files(setup.worker)
+        self._files = process_group.FileDescriptors(setup.worker)
         self._reporter = Reporter(self._redis_url, limits_of(settings), setup.block.spool)
         self._unwritten = Unwritten(self._redis_url, worker=setup.worker, lease_s=settings.lease_s)
         self._stats = Stats()
@@ -129,7 +129,7 @@ class WorkerLoop(ABC):
 
     def _look_for_reason(self, error: RedisUnavailable) -> None:
         """Leaves if Redis can't be reached for a reason that only the end of this process removes."""
-        self._must_leave = self._files.give_way(error) or self._must_leave
+        self._must_leave = self._files.free_reserve(error) or self._must_leave
 
     def _begin_loop(self) -> None:
         self._surroundings = Surroundings(self._capture, self._stacks, has_pipes=self._output is not None)
@@ -261,7 +261,7 @@ class WorkerLoop(ABC):
         held: list[RunningTask] = []
         try:
             (words,) = yield (scripts.heartbeat(attempts, self._lease_ms),)
-            if process_group.is_in_time(safe_until, self._settings.lease_s):
+            if process_group.has_time_to_start(safe_until, self._settings.lease_s):
                 held = [running for running, word in zip(claimed, words, strict=True) if word != "lost"]
         except (RedisUnavailable, ReplyFault):
             pass
@@ -291,7 +291,7 @@ class WorkerLoop(ABC):
     def _tick(self) -> list[Call[Any]]:
         """What is done every second; the calls that pass the counters on."""
         self._surroundings.restore_rest()
-        self._must_leave = self._must_leave or process_group.has_many_zombies() or self._files.are_short()
+        self._must_leave = self._must_leave or process_group.has_many_zombies() or self._files.are_running_out()
         self._block.add(self._stats.done, self._stats.failed, self._stats.working_us)
         deltas = self._stats.take()
         return [scripts.count(deltas)] if deltas else []
