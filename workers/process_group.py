@@ -508,7 +508,7 @@ class FileDescriptors:
         return True
 
     def free_reserve(self, error: BaseException) -> bool:
-        """Called when Redis couldn't be reached. When file descriptors are short, it frees the reserve, for one more try.
+        """Called when Redis can't be reached. If file descriptors are short, it frees the reserve, for one more try.
 
         Returns True when the process must leave: it has used up its descriptors, or a task has closed them.
         """
