@@ -61,6 +61,7 @@ end
 local added = call.ids and not call.once and add_plain(call.ids, kinds[1])
 if added then return added end
 
+local move = moves()
 local tasks, caps, once = call.tasks or {}, call.caps or {}, call.once
 for index, id in ipairs(call.ids or {}) do tasks[index] = {id = id, kind = 1} end
 local keys, uniques = {}, nil
@@ -247,10 +248,10 @@ end
 
 -- Cancels a task that waits, because the task `by` has come in its place.
 local function replace(id, by)
-  local f = record(id, 'status', 'origin', 'seq', 'failure_ttl', 'secret_ttl')
+  local f = move.record(id, 'status', 'origin', 'seq', 'failure_ttl', 'secret_ttl')
   if f.status == RQ.queued then redis.call('LREM', KEY.queue .. f.origin, -1, id) end
   local error = string.format('canceled: the task %s with the same unique key replaced it', by)
-  cancel_task(id, f, 'replaced', error, ',"by":"' .. by .. '"', now_ms, stamp)
+  move.cancel_task(id, f, 'replaced', error, ',"by":"' .. by .. '"', now_ms, stamp)
   if call.audit then audit(KEY.audit_tasks, audited('task.canceled', id)) end
 end
 
@@ -323,7 +324,7 @@ local function store(index, task)
   if status == STATUS.queued then
     append(task.front and fronts or ready, queue, id)
   elseif status == STATUS.scheduled then
-    schedule(id, queue, due_ms, now_ms)
+    move.schedule(id, queue, due_ms, now_ms)
   elseif status == STATUS.waiting then
     redis.call('ZADD', KEY.deferred .. queue, string.format('%.3f', now_ms / 1000), id)
   else

@@ -10,8 +10,9 @@
 --          'early' (reason expired: it hasn't expired, or was started in time) | 'gone' |
 --          RQ's word of the status that doesn't allow it
 
+local move = moves()
 local id, reason, mark = ARGV[1], ARGV[2], ARGV[4]
-local f = record(id, 'status', 'origin', 'seq', 'failure_ttl', 'expires_ms', 'started_at', 'by_call', 'secret_ttl', 'log',
+local f = move.record(id, 'status', 'origin', 'seq', 'failure_ttl', 'expires_ms', 'started_at', 'by_call', 'secret_ttl', 'log',
   'expires_clock')
 if not RQ_SET.cancelable[f.status] then
   if reason == 'expired' or not f.status then redis.call('ZREM', KEY.expiring, id) end
@@ -27,7 +28,7 @@ end
 
 -- A task that expires is near the head, one that a person takes back is near the tail.
 if f.status == RQ.queued then redis.call('LREM', KEY.queue .. f.origin, reason == 'expired' and 1 or -1, id) end
-local has_children = cancel_task(id, f, reason, ARGV[3], '', now_ms, stamp)
+local has_children = move.cancel_task(id, f, reason, ARGV[3], '', now_ms, stamp)
 if mark ~= '' then redis.call('HSET', KEY.job .. id, 'by_call', mark) end
 audit(KEY.audit_tasks, ARGV[5])
 return has_children and 'children' or 'ok'

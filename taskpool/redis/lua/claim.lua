@@ -134,7 +134,7 @@ local function start(id, queue, f, named)
   local reason, error, more = refusal_of(id, f, before)
   if reason then
     local fields = {origin = queue, seq = seq - 1, failure_ttl = f[8], secret_ttl = f[17]}
-    cancel_task(id, fields, reason, error, more, now_ms, stamp)
+    moves().cancel_task(id, fields, reason, error, more, now_ms, stamp)
     return nil
   end
   -- RQ's own enqueue and a dashboard's requeue leave an expiry or the last attempt's end on the record.
@@ -147,7 +147,7 @@ local function start(id, queue, f, named)
   end
   if named and f[2] ~= named then
     f[2] = named
-    set_type(id, named)
+    moves().set_type(id, named)
   end
   redis.call('HSET', key, 'status', RQ.in_progress, 'started_at', stamp, 'worker_name', worker, 'attempt', attempt,
     'attempt_id', attempt_id, 'seq', seq)

@@ -16,13 +16,14 @@
 --             'unseen' (a claim that no process saw has expired,
 --             see unseen.lua: nothing was changed, it is to be given back)
 
+local move = moves()
 local id, attempt_id, queue, max_crashes = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local presumed, reason = ARGV[8] ~= '', ARGV[10]
 local key, member = KEY.job .. id, id .. ':' .. attempt_id
 local now_ms, stamp = clock()
 
 local score = redis.call('ZSCORE', KEY.wip .. queue, member)
-local f = record(id, 'attempt_id', 'status', 'seq', 'crashes', 'stop_ms', 'failure_ttl', 'worker_name', 'history', 'attempt',
+local f = move.record(id, 'attempt_id', 'status', 'seq', 'crashes', 'stop_ms', 'failure_ttl', 'worker_name', 'history', 'attempt',
   'started_at', 'secret_ttl', 'log', 'suspect', 'type')
 -- The record may be another attempt's by now, or deleted by a dashboard: then the execution tells whose it was. RQ's own
 -- has an id.
@@ -54,15 +55,15 @@ local more = ',"error":' .. cjson.encode(ARGV[5])
 local lost_lease = ',"reason":"lease_lost"'
 
 local function history(outcome)
-  return history_with(f.history, attempt, worker, f.started_at, stamp, outcome, ARGV[5])
+  return move.history_with(f.history, attempt, worker, f.started_at, stamp, outcome, ARGV[5])
 end
 
 local function settle(status, why, failure)
   local seq, ttl_s = tonumber(f.seq or 0) + 1, tonumber(f.failure_ttl) or KEY.failure_ttl_s
   redis.call('HSET', key, 'status', status, 'ended_at', stamp, 'seq', seq, 'crashes', crashes, 'error', ARGV[5],
     'failure', failure, 'reason', why, 'history', history(why))
-  local kind = status == STATUS.stopped and RESULT_STOPPED or RESULT_FAILED
-  add_result(id, attempt_id, worker, kind, 'exc_string', ARGV[7], ttl_s)
+  local kind = status == STATUS.stopped and 3 or 2
+  move.add_result(id, attempt_id, worker, kind, 'exc_string', ARGV[7], ttl_s)
   if redis.call('EXISTS', key .. KEY.rq_dependents) == 1 then redis.call('SADD', KEY.rq_outbox, id) end
   retain(id, KEY.failed .. queue, ttl_s, now_ms, f.secret_ttl, f.log)
   emit(id, seq, status, status, now_ms, more .. (why == 'lease_lost' and lost_lease or ''))
@@ -73,13 +74,13 @@ end
 if f.stop_ms then return settle(STATUS.stopped, presumed and reason or STATUS.stopped, ARGV[9]) end
 if is_uncounted then
   redis.call('HDEL', key, 'progress')
-  queue_task(id, queue, f.seq, true, 'crashed', more .. ',"crashes":' .. crashes - 1, now_ms, stamp, 'attempt',
+  move.queue_task(id, queue, f.seq, true, 'crashed', more .. ',"crashes":' .. crashes - 1, now_ms, stamp, 'attempt',
     math.max(attempt - 1, 0), 'attempt_id', '', 'suspect', suspicions, 'history', history('given_back'))
   return 'given_back'
 end
 if crashes >= max_crashes then return settle(STATUS.failed, reason, ARGV[6]) end
 
 more = more .. ',"crashes":' .. crashes .. (reason == 'lease_lost' and lost_lease or '')
-queue_task(id, queue, f.seq, true, reason, more, now_ms, stamp, 'crashes', crashes, 'attempt_id', '', 'error', ARGV[5],
+move.queue_task(id, queue, f.seq, true, reason, more, now_ms, stamp, 'crashes', crashes, 'attempt_id', '', 'error', ARGV[5],
   'failure', ARGV[6], 'history', history(reason))
 return STATUS.queued

@@ -43,22 +43,22 @@ if status == STATUS.done then
   redis.call('HSET', key, 'status', RQ.done, 'ended_at', stamp, 'seq', seq, 'result', ARGV[7])
   if ARGV[11] ~= '' then
     local kept_s = ttl_s < 0 and ttl_s or math.max(ttl_s, KEY.least_ttl_s)
-    add_result(id, attempt_id, worker, RESULT_DONE, 'return_value', ARGV[11], kept_s)
+    moves().add_result(id, attempt_id, worker, 1, 'return_value', ARGV[11], kept_s)
   end
   if f[7] then
-    redis.call('HSET', key, 'history', history_with(f[7], f[5], worker, f[6], stamp, status, ''))
+    redis.call('HSET', key, 'history', moves().history_with(f[7], f[5], worker, f[6], stamp, status, ''))
   elseif ARGV[7] ~= '' and #ARGV[7] <= SMALL_BYTES then -- a waiter needn't read the record for a small result
     aside = ',"attempt":' .. f[5] .. ',"started_at":"' .. f[6] .. '","worker":' .. cjson.encode(worker)
       .. ',"result":' .. ARGV[7]
   end
 else
   redis.call('HSET', key, 'status', status, 'ended_at', stamp, 'seq', seq, 'error', ARGV[8], 'failure', ARGV[9],
-    'reason', ARGV[10], 'history', history_with(f[7], f[5], worker, f[6], stamp, status, ARGV[8]))
+    'reason', ARGV[10], 'history', moves().history_with(f[7], f[5], worker, f[6], stamp, status, ARGV[8]))
   more = ',"error":' .. cjson.encode(ARGV[8])
-  local kind = status == STATUS.stopped and RESULT_STOPPED or RESULT_FAILED
-  add_result(id, attempt_id, worker, kind, 'exc_string', ARGV[11], ttl_s)
+  local kind = status == STATUS.stopped and 3 or 2
+  moves().add_result(id, attempt_id, worker, kind, 'exc_string', ARGV[11], ttl_s)
 end
-if not f[4] then set_type(id, ARGV[12]) end
+if not f[4] then moves().set_type(id, ARGV[12]) end
 if ARGV[13] == '1' and redis.call('EXISTS', key .. KEY.rq_dependents) == 1 then redis.call('SADD', KEY.rq_outbox, id) end
 local has_children = retain(id, registry .. queue, ttl_s, now_ms, f[8], f[9])
 emit(id, seq, status, status, now_ms, more, aside)

@@ -7,10 +7,11 @@
 -- ARGV[4]  error of a task that stays failed because such workers took it again and again
 -- Returns  'scheduled' | 'failed' (its failure stands) | 'lost' (it has moved on since, or was judged already)
 
+local move = moves()
 local id, entry = ARGV[1], ARGV[2]
 local MOST, LONGEST_S = 20, 60
 local key = KEY.job .. id
-local f = record(id, 'status', 'origin', 'seq', 'misreads', 'secret_ttl', 'rq_failure')
+local f = move.record(id, 'status', 'origin', 'seq', 'misreads', 'secret_ttl', 'rq_failure')
 local last = redis.call('XREVRANGE', KEY.results .. id, '+', '-', 'COUNT', 1)[1]
 if f.status ~= RQ.failed or not last or last[1] ~= entry or f.rq_failure == entry then return 'lost' end
 
@@ -29,6 +30,6 @@ local now_ms = clock()
 local delay_ms = math.min(2 ^ (misreads - 1), LONGEST_S) * 1000
 redis.call('ZREM', KEY.failed .. f.origin, id)
 redis.call('PERSIST', key)
-if f.secret_ttl then keep_secrets(id, f.secret_ttl, delay_ms) end
-schedule_task(id, f.origin, f.seq, now_ms + delay_ms, EVENT.scheduled, '', now_ms, 'misreads', misreads)
+if f.secret_ttl then move.keep_secrets(id, f.secret_ttl, delay_ms) end
+move.schedule_task(id, f.origin, f.seq, now_ms + delay_ms, EVENT.scheduled, '', now_ms, 'misreads', misreads)
 return STATUS.scheduled

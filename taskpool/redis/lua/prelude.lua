@@ -84,12 +84,6 @@ local function enqueue(id, queue, front)
   ring(queue, redis.call(front and 'LPUSH' or 'RPUSH', KEY.queue .. queue, id))
 end
 
--- Enters a task among those that wait for their time.
-local function schedule(id, queue, due_ms, now_ms)
-  redis.call('ZADD', KEY.scheduled .. queue, string.format('%.3f', due_ms / 1000), id)
-  if due_ms - now_ms < KEY.soon_ms then redis.call('PUBLISH', KEY.soon, string.format('%.0f', due_ms - now_ms)) end
-end
-
 -- A Redis whose memory is full refuses what may need more of it (HSET, ZADD, XADD, RPUSH), but in a script only until
 -- its first write. So what must not wait for memory begins with a write that is never refused, if only with this one.
 local function pass_when_full()
@@ -103,11 +97,6 @@ local function drop_attempt(id, attempt_id, queue, worker)
   redis.call('ZREM', KEY.wip .. queue, member)
   redis.call('DEL', KEY.execution .. member)
   redis.call('SREM', KEY.worker .. worker .. ':executions', member)
-end
-
--- Keeps a task's secrets for `ttl_s` seconds from the time in `delay_ms`, at which it is to run.
-local function keep_secrets(id, ttl_s, delay_ms)
-  redis.call('EXPIRE', KEY.secrets .. id, ttl_s + math.ceil(delay_ms / 1000))
 end
 
 -- For a task that others depend on: keeps the set `needed`, and the record if the task is done, from expiring by itself
@@ -145,92 +134,121 @@ local function retain(id, registry, ttl_s, now_ms, has_secrets, has_log)
   return true
 end
 
--- Lines with one more, the last ones.
-local function with_line(lines, line)
-  if not lines then return line end
-  local _, breaks = string.gsub(lines, '\n', '')
-  if breaks + 2 > KEY.history_cap then lines = string.sub(lines, string.find(lines, '\n', 1, true) + 1) end
-  return lines .. '\n' .. line
-end
-
--- A task's history with one more attempt that has ended: JSON documents, one a line. It is kept from the first attempt on
--- that doesn't end well: a task that is done at once has none, and costs nothing for it.
-local function history_with(history, attempt, worker, started_at, ended_at, outcome, error)
-  return with_line(history, '{"attempt":' .. attempt .. ',"worker":' .. cjson.encode(worker) .. ',"started_at":'
-    .. cjson.encode(started_at or ended_at) .. ',"ended_at":"' .. ended_at .. '","outcome":"' .. outcome .. '"'
-    .. (error == '' and '' or ',"error":' .. cjson.encode(error)) .. '}')
-end
-
 -- Appends an entry to a stream of the audit, after all checks; '' or nil: no entry.
 local function audit(stream, entry)
   if entry and entry ~= '' then redis.call('XADD', stream, 'MAXLEN', '~', KEY.audit_maxlen, '*', 'e', entry) end
 end
 
--- Fields of a task's record, by name. One that the record doesn't have is nil.
-local function record(id, ...)
-  local names, f = {...}, {}
-  for at, value in ipairs(redis.call('HMGET', KEY.job .. id, ...)) do f[names[at]] = value or nil end
-  return f
-end
-
--- The ids in a JSON list of a record; none if it isn't one: another program may have written anything.
-local function ids_in(list)
-  local is_json, found = pcall(cjson.decode, list or '')
-  local ids = {}
-  for _, id in ipairs(is_json and type(found) == 'table' and found or {}) do
-    if type(id) == 'string' then ids[#ids + 1] = id end
+-- The functions below, by name: moves of tasks. They are made only when a script asks for them, because each function of the
+-- prelude costs every claim and every submission.
+local function moves()
+  -- Enters a task among those that wait for their time.
+  local function schedule(id, queue, due_ms, now_ms)
+    redis.call('ZADD', KEY.scheduled .. queue, string.format('%.3f', due_ms / 1000), id)
+    if due_ms - now_ms < KEY.soon_ms then redis.call('PUBLISH', KEY.soon, string.format('%.0f', due_ms - now_ms)) end
   end
-  return ids
-end
 
--- Writes the type of a task that another program stored.
-local function set_type(id, type)
-  redis.call('HSET', KEY.job .. id, 'type', type)
-  redis.call('ZADD', KEY.by_type .. type, 0, id)
-  redis.call('SADD', KEY.types_used, type)
-end
+  -- Keeps a task's secrets for `ttl_s` seconds from the time in `delay_ms`, at which it is to run.
+  local function keep_secrets(id, ttl_s, delay_ms)
+    redis.call('EXPIRE', KEY.secrets .. id, ttl_s + math.ceil(delay_ms / 1000))
+  end
 
--- Queues a task whose record has the sequence number `seq` before: record, queue, event. `...`: more fields of the record.
-local function queue_task(id, queue, seq, front, event, more, now_ms, stamp, ...)
-  seq = tonumber(seq or 0) + 1
-  redis.call('HSET', KEY.job .. id, 'status', RQ.queued, 'enqueued_at', stamp, 'seq', seq, ...)
-  enqueue(id, queue, front)
-  emit(id, seq, event, STATUS.queued, now_ms, more)
-end
+  -- Lines with one more, the last ones.
+  local function with_line(lines, line)
+    if not lines then return line end
+    local _, breaks = string.gsub(lines, '\n', '')
+    if breaks + 2 > KEY.history_cap then lines = string.sub(lines, string.find(lines, '\n', 1, true) + 1) end
+    return lines .. '\n' .. line
+  end
 
--- The same for a task that is to run at `due_ms`.
-local function schedule_task(id, queue, seq, due_ms, event, more, now_ms, ...)
-  seq = tonumber(seq or 0) + 1
-  redis.call('HSET', KEY.job .. id, 'status', RQ.scheduled, 'seq', seq, 'run_ms', string.format('%.0f', due_ms), ...)
-  schedule(id, queue, due_ms, now_ms)
-  emit(id, seq, event, STATUS.scheduled, now_ms, more)
-end
+  -- A task's history with one more attempt that has ended: JSON documents, one a line. It is kept from the first attempt on
+  -- that doesn't end well: a task that is done at once has none, and costs nothing for it.
+  local function history_with(history, attempt, worker, started_at, ended_at, outcome, error)
+    return with_line(history, '{"attempt":' .. attempt .. ',"worker":' .. cjson.encode(worker) .. ',"started_at":'
+      .. cjson.encode(started_at or ended_at) .. ',"ended_at":"' .. ended_at .. '","outcome":"' .. outcome .. '"'
+      .. (error == '' and '' or ',"error":' .. cjson.encode(error)) .. '}')
+  end
 
--- Cancels a task that hasn't started: record, registry, event. `f` has these fields of its record by name: origin, seq,
--- failure_ttl, secret_ttl, log. The caller takes it out of its queue. Returns true when other tasks wait for it.
-local function cancel_task(id, f, reason, error, more, now_ms, stamp)
-  local seq = tonumber(f.seq or 0) + 1
-  redis.call('ZREM', KEY.scheduled .. f.origin, id)
-  redis.call('ZREM', KEY.deferred .. f.origin, id)
-  redis.call('ZREM', KEY.expiring, id)
-  redis.call('HSET', KEY.job .. id, 'status', RQ.canceled, 'ended_at', stamp, 'seq', seq, 'reason', reason, 'error', error)
-  local has_children = retain(id, KEY.canceled .. f.origin, tonumber(f.failure_ttl) or KEY.failure_ttl_s, now_ms,
-    f.secret_ttl, f.log)
-  emit(id, seq, EVENT.canceled, STATUS.canceled, now_ms, ',"reason":"' .. reason .. '"' .. more)
-  return has_children
-end
+  -- Fields of a task's record, by name. One that the record doesn't have is nil.
+  local function record(id, ...)
+    local names, f = {...}, {}
+    for at, value in ipairs(redis.call('HMGET', KEY.job .. id, ...)) do f[names[at]] = value or nil end
+    return f
+  end
 
--- Adds the outcome of an attempt to RQ's result stream of the task, which is kept as long as its record. `kind` is RQ's
--- number of it.
-local RESULT_DONE, RESULT_FAILED, RESULT_STOPPED = 1, 2, 3
-local function add_result(id, attempt_id, worker, kind, name, value, ttl_s)
-  redis.call('XADD', KEY.results .. id, 'MAXLEN', 10, '*', 'type', kind, 'worker_name', worker, name, value,
-    'execution_id', attempt_id)
-  if ttl_s >= 0 then redis.call('EXPIRE', KEY.results .. id, ttl_s + KEY.expiry_slack_s) end
-end
+  -- The ids in a JSON list of a record; none if it isn't one: another program may have written anything.
+  local function ids_in(list)
+    local is_json, found = pcall(cjson.decode, list or '')
+    local ids = {}
+    for _, id in ipairs(is_json and type(found) == 'table' and found or {}) do
+      if type(id) == 'string' then ids[#ids + 1] = id end
+    end
+    return ids
+  end
 
--- Takes a task out of an index. The name of an index without tasks leaves the set of the names in use.
-local function leave_index(index, name, names, id)
-  redis.call('ZREM', index .. name, id)
-  if redis.call('EXISTS', index .. name) == 0 then redis.call('SREM', names, name) end
+  -- Writes the type of a task that another program stored.
+  local function set_type(id, type)
+    redis.call('HSET', KEY.job .. id, 'type', type)
+    redis.call('ZADD', KEY.by_type .. type, 0, id)
+    redis.call('SADD', KEY.types_used, type)
+  end
+
+  -- Queues a task whose record has the sequence number `seq` before: record, queue, event. `...`: more fields of the record.
+  local function queue_task(id, queue, seq, front, event, more, now_ms, stamp, ...)
+    seq = tonumber(seq or 0) + 1
+    redis.call('HSET', KEY.job .. id, 'status', RQ.queued, 'enqueued_at', stamp, 'seq', seq, ...)
+    enqueue(id, queue, front)
+    emit(id, seq, event, STATUS.queued, now_ms, more)
+  end
+
+  -- The same for a task that is to run at `due_ms`.
+  local function schedule_task(id, queue, seq, due_ms, event, more, now_ms, ...)
+    seq = tonumber(seq or 0) + 1
+    redis.call('HSET', KEY.job .. id, 'status', RQ.scheduled, 'seq', seq, 'run_ms', string.format('%.0f', due_ms), ...)
+    schedule(id, queue, due_ms, now_ms)
+    emit(id, seq, event, STATUS.scheduled, now_ms, more)
+  end
+
+  -- Cancels a task that hasn't started: record, registry, event. `f` has these fields of its record by name: origin, seq,
+  -- failure_ttl, secret_ttl, log. The caller takes it out of its queue. Returns true when other tasks wait for it.
+  local function cancel_task(id, f, reason, error, more, now_ms, stamp)
+    local seq = tonumber(f.seq or 0) + 1
+    redis.call('ZREM', KEY.scheduled .. f.origin, id)
+    redis.call('ZREM', KEY.deferred .. f.origin, id)
+    redis.call('ZREM', KEY.expiring, id)
+    redis.call('HSET', KEY.job .. id, 'status', RQ.canceled, 'ended_at', stamp, 'seq', seq, 'reason', reason, 'error', error)
+    local has_children = retain(id, KEY.canceled .. f.origin, tonumber(f.failure_ttl) or KEY.failure_ttl_s, now_ms,
+      f.secret_ttl, f.log)
+    emit(id, seq, EVENT.canceled, STATUS.canceled, now_ms, ',"reason":"' .. reason .. '"' .. more)
+    return has_children
+  end
+
+  -- Adds the outcome of an attempt to RQ's result stream of the task, which is kept as long as its record. `kind` is RQ's
+  -- number of it: 1 done, 2 failed, 3 stopped.
+  local function add_result(id, attempt_id, worker, kind, name, value, ttl_s)
+    redis.call('XADD', KEY.results .. id, 'MAXLEN', 10, '*', 'type', kind, 'worker_name', worker, name, value,
+      'execution_id', attempt_id)
+    if ttl_s >= 0 then redis.call('EXPIRE', KEY.results .. id, ttl_s + KEY.expiry_slack_s) end
+  end
+
+  -- Takes a task out of an index. The name of an index without tasks leaves the set of the names in use.
+  local function leave_index(index, name, names, id)
+    redis.call('ZREM', index .. name, id)
+    if redis.call('EXISTS', index .. name) == 0 then redis.call('SREM', names, name) end
+  end
+
+  return {
+    schedule = schedule,
+    keep_secrets = keep_secrets,
+    with_line = with_line,
+    history_with = history_with,
+    record = record,
+    ids_in = ids_in,
+    set_type = set_type,
+    queue_task = queue_task,
+    schedule_task = schedule_task,
+    cancel_task = cancel_task,
+    add_result = add_result,
+    leave_index = leave_index,
+  }
 end

@@ -7,6 +7,7 @@
 -- Returns     'ok' | 'early' (also when its time was to be corrected after a step of the clock) | 'foreign' (left to RQ's
 --             scheduler) | 'gone' (no longer scheduled: the entry is dropped)
 
+local move = moves()
 local id, queue = ARGV[1], ARGV[2]
 local key = KEY.job .. id
 local score = redis.call('ZSCORE', KEY.scheduled .. queue, id)
@@ -34,5 +35,5 @@ if is_foreign then
   return 'ok'
 end
 
-queue_task(id, queue, f[2], false, EVENT.queued, '', now_ms, stamp)
+move.queue_task(id, queue, f[2], false, EVENT.queued, '', now_ms, stamp)
 return 'ok'

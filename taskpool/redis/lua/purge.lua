@@ -8,9 +8,10 @@
 --          released first) | 'needed' (its time has come, but a task that depends on it may still read its result) |
 --          RQ's word of the status that doesn't allow it
 
+local move = moves()
 local id, registry = ARGV[1], ARGV[2]
 local key = KEY.job .. id
-local f = record(id, 'status', 'origin', 'type', 'tags', 'ended_at', 'seq', 'failure_ttl', 'secret_ttl',
+local f = move.record(id, 'status', 'origin', 'type', 'tags', 'ended_at', 'seq', 'failure_ttl', 'secret_ttl',
   'callback_url', 'unique', 'log', 'project', 'held_ms')
 local status = f.status
 local now_ms, stamp = clock()
@@ -84,9 +85,9 @@ if status then
   redis.call('ZREM', KEY.failed .. f.origin, id)
   redis.call('ZREM', KEY.canceled .. f.origin, id)
 end
-if f.type then leave_index(KEY.by_type, f.type, KEY.types_used, id) end
-for tag in string.gmatch(f.tags or '', '[^,]+') do leave_index(KEY.by_tag, tag, KEY.tags, id) end
-if f.project then leave_index(KEY.by_project, f.project, KEY.projects, id) end
+if f.type then move.leave_index(KEY.by_type, f.type, KEY.types_used, id) end
+for tag in string.gmatch(f.tags or '', '[^,]+') do move.leave_index(KEY.by_tag, tag, KEY.tags, id) end
+if f.project then move.leave_index(KEY.by_project, f.project, KEY.projects, id) end
 if f.secret_ttl then redis.call('ZREM', KEY.secrets_index, id) end
 if f.callback_url then redis.call('HDEL', KEY.webhooks_wanted, id) end
 local name = f.unique and string.match(f.unique, ' (%S+)$')

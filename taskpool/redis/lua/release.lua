@@ -10,6 +10,7 @@
 -- Returns  the ids of ended tasks that still have dependents to release: call again with each. Empty: nothing is left, or
 --          the task has not ended (a retry by hand revived it), and its dependents keep waiting
 
+local move = moves()
 local limit = tonumber(ARGV[2])
 local now_ms, stamp = clock()
 local parents, at = {ARGV[1]}, 1
@@ -19,7 +20,7 @@ local function cancel(id, f, parent, parent_status)
     and string.format('canceled: the task %s it depends on did not end well (%s)', parent, parent_status)
     or string.format('canceled: the task %s it depends on is gone (removed or expired), so its outcome is unknown', parent)
   local more = ',"dependency":"' .. parent .. '"'
-  if cancel_task(id, f, 'dependency_failed', why, more, now_ms, stamp) then table.insert(parents, id) end
+  if move.cancel_task(id, f, 'dependency_failed', why, more, now_ms, stamp) then table.insert(parents, id) end
 end
 
 local function count_down(id, f)
@@ -31,11 +32,11 @@ local function count_down(id, f)
     run_ms = run_ms + moved
     redis.call('HSET', key, 'run_ms', string.format('%.0f', run_ms), 'run_clock', clock_base(now_ms))
   end
-  if f.secret_ttl then keep_secrets(id, f.secret_ttl, math.max((run_ms or 0) - now_ms, 0)) end
+  if f.secret_ttl then move.keep_secrets(id, f.secret_ttl, math.max((run_ms or 0) - now_ms, 0)) end
   if run_ms and run_ms > now_ms then
-    schedule_task(id, queue, f.seq, run_ms, EVENT.scheduled, '', now_ms)
+    move.schedule_task(id, queue, f.seq, run_ms, EVENT.scheduled, '', now_ms)
   else
-    queue_task(id, queue, f.seq, false, EVENT.queued, '', now_ms, stamp)
+    move.queue_task(id, queue, f.seq, false, EVENT.queued, '', now_ms, stamp)
   end
 end
 
@@ -55,7 +56,7 @@ local function release(parent, status, has_record)
   local ids = redis.call('SPOP', KEY.dependents .. parent, limit)
   limit = limit - #ids
   for _, id in ipairs(ids) do
-    local f = record(id, 'status', 'origin', 'seq', 'run_ms', 'failure_ttl', 'secret_ttl', 'run_clock')
+    local f = move.record(id, 'status', 'origin', 'seq', 'run_ms', 'failure_ttl', 'secret_ttl', 'run_clock')
     if f.status and f.status ~= RQ.done then table.insert(needing, id) end
     if f.status == RQ.waiting and status == RQ.done then
       count_down(id, f)

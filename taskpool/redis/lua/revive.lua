@@ -8,9 +8,10 @@
 --          hasn't ended well: RQ's word of its status, or 'gone') | 'secrets' (they are no longer kept) | 'unique ID'
 --          (that task holds its unique key) | RQ's word of the status that doesn't allow it
 
+local move = moves()
 local id, mark = ARGV[1], ARGV[2]
 local key = KEY.job .. id
-local f = record(id, 'status', 'origin', 'seq', 'dependency_ids', 'attempt', 'max_attempts', 'attempts_a_life', 'by_call',
+local f = move.record(id, 'status', 'origin', 'seq', 'dependency_ids', 'attempt', 'max_attempts', 'attempts_a_life', 'by_call',
   'secret_ttl', 'unique', 'pending')
 if not f.status then return 'gone' end
 if f.by_call == mark then return 'ok' end
@@ -20,7 +21,7 @@ if not RQ_SET.retryable[f.status] then return f.status end
 -- from tasks that they released or retried.)
 local attempts, pending, parents = tonumber(f.attempt or 0), tonumber(f.pending), {}
 local was_released = pending and pending <= 0 or not pending and attempts > 0
-for _, parent in ipairs(ids_in(f.dependency_ids)) do
+for _, parent in ipairs(move.ids_in(f.dependency_ids)) do
   local parent_status = redis.call('HGET', KEY.job .. parent, 'status')
   if parent_status == RQ.done then
     table.insert(parents, parent)
@@ -39,7 +40,7 @@ if holder and holder ~= id then return 'unique ' .. holder end
 redis.call('ZREM', KEY.failed .. f.origin, id)
 redis.call('ZREM', KEY.canceled .. f.origin, id)
 redis.call('PERSIST', key)
-if f.secret_ttl then keep_secrets(id, f.secret_ttl, 0) end
+if f.secret_ttl then move.keep_secrets(id, f.secret_ttl, 0) end
 if name and string.sub(f.unique, 1, 4) ~= 'time' then uniques.hold(name, id) end
 redis.call('EXPIRE', KEY.log .. id, KEY.log_idle_ttl_s)
 redis.call('HDEL', key, 'ended_at', 'error', 'failure', 'reason', 'progress', 'stop_ms', 'stop_grace_s', 'stop_force',
@@ -51,7 +52,7 @@ for _, parent in ipairs(parents) do
 end
 -- Attempts are counted through all lives; each life has as many as the first.
 local attempts_a_life = tonumber(f.attempts_a_life or f.max_attempts or 1)
-queue_task(id, f.origin, f.seq, false, EVENT.queued, ',"retried_by":"hand"', now_ms, stamp, 'attempts_a_life',
+move.queue_task(id, f.origin, f.seq, false, EVENT.queued, ',"retried_by":"hand"', now_ms, stamp, 'attempts_a_life',
   attempts_a_life, 'max_attempts', attempts + attempts_a_life, 'by_call', mark)
 audit(KEY.audit_tasks, ARGV[3])
 return 'ok'

@@ -18,7 +18,7 @@ redis.call('ZREM', KEY.webhooks_sending .. lane, id)
 redis.call('ZREM', KEY.webhooks_waiting .. lane, id) -- the lease has ended, but nobody took it yet
 redis.call('HDEL', key, 'token', 'clock')
 if ARGV[5] ~= '' then
-  redis.call('HSET', key, 'log', with_line(f[3], ARGV[5]))
+  redis.call('HSET', key, 'log', moves().with_line(f[3], ARGV[5]))
   redis.call('HINCRBY', KEY.counters, 'webhooks|' .. outcome, 1)
 end
 if outcome == 'delivered' or outcome == 'dead' then

@@ -6,8 +6,9 @@
 -- ARGV[4]  entry of the audit; '' = none
 -- Returns  'ok' | 'gone' | RQ's word of the status that doesn't allow it
 
+local move = moves()
 local id, grace_s, force = ARGV[1], ARGV[2], ARGV[3]
-local f = record(id, 'status', 'attempt_id', 'worker_name', 'seq', 'stop_ms', 'stop_force', 'stop_grace_s')
+local f = move.record(id, 'status', 'attempt_id', 'worker_name', 'seq', 'stop_ms', 'stop_force', 'stop_grace_s')
 if not f.status then return 'gone' end
 if f.status ~= RQ.in_progress then return f.status end
 

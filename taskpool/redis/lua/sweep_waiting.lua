@@ -6,6 +6,7 @@
 -- ARGV[1]  queue; ARGV[2] the most tasks and parents that it reads
 -- Returns  'more' | 'end' (the next step begins at the start)
 
+local move = moves()
 local queue, limit = ARGV[1], tonumber(ARGV[2])
 local registry = KEY.deferred .. queue
 if redis.call('EXISTS', registry) == 0 then return 'end' end
@@ -41,12 +42,12 @@ local NOT_DEFERRED = RQ_SET.not_deferred
 for _, id in ipairs(ids) do
   if limit <= 0 then break end
   limit = limit - 1
-  local f = record(id, 'status', 'dependency_ids', 'pending')
+  local f = move.record(id, 'status', 'dependency_ids', 'pending')
   if not f.status or NOT_DEFERRED[f.status] then
     redis.call('ZREM', registry, id)
     from = 1
   else
-    local parents = f.status == RQ.waiting and f.pending and ids_in(f.dependency_ids) or {}
+    local parents = f.status == RQ.waiting and f.pending and move.ids_in(f.dependency_ids) or {}
     while from <= #parents and limit > 0 do
       look_at(parents[from], id)
       limit, from = limit - 1, from + 1
