@@ -24,12 +24,12 @@ from taskpool.tasks.task import (
     MARK,
     Note,
     Task,
-    bearers,
-    hiding,
     is_coroutine_function,
+    marked_objects,
     notes_of,
     options_of,
-    written_function,
+    original_function,
+    wrapper_without_mark,
 )
 from taskpool.tasks.task_type import TaskType, place_of, task_type
 from taskpool.validation import BUILTIN_TYPES
@@ -148,7 +148,7 @@ def tasks_in(module: ModuleType) -> list[TaskType]:
 
 def _noted(module: ModuleType, notes: Sequence[Note]) -> Iterator[tuple[Any, Note]]:
     """The tasks for the notes of a module: the noted function, or the one that a decorator replaced it with."""
-    marked = list(bearers(module, MARK)) if notes else []
+    marked = list(marked_objects(module, MARK)) if notes else []
     for at, note in enumerate(notes):
         if note.options is None:
             is_replaced = any(_is_made_anew(note.source, later.source) for later in notes[at + 1 :])
@@ -182,7 +182,7 @@ def _is_made_anew(old: type, new: Any) -> bool:
 def _refuse_hidden(module: ModuleType, note: Note, now: Any) -> None:
     """Refuse a task function whose name in the module refers to another object, in general that of a decorator."""
     is_at_top = getattr(note.source, "__qualname__", "<") == getattr(note.source, "__name__", "")
-    if (instead := hiding(module, note.source)) is not None:
+    if (instead := wrapper_without_mark(module, note.source)) is not None:
         raise ConfigurationError(
             f"{place_of(note.source)}: another function wraps the task {note.options.name!r}: "
             f"{instead.__code__.co_qualname!r}. A decorator above @task would be left out when the task runs: put "
@@ -252,7 +252,7 @@ def function_type(name: str) -> TaskType:
         where=place_of(function),
         decode=partial(_decode, name),
         bind=partial(_bind, function),
-        is_async=is_coroutine_function(written_function(function)),
+        is_async=is_coroutine_function(original_function(function)),
         runs_on_loop=is_coroutine_function(function),
         is_published=False,
     )

@@ -1,7 +1,6 @@
-"""What the system knows of a task type, worked out once when its module is loaded.
+"""A task type: its schema, how payloads are decoded and how it is called. Created once, when its module is loaded.
 
-Everything that can be wrong with a task is found here, at load. What is left for each task is `decode` (JSON
-value to payload) and `bind` (payload to something that is called without arguments).
+Every fault of a task's declaration is found here. For each task only `decode` and `bind` are left to do.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from taskpool.tasks.task import (
     is_callable_object,
     is_coroutine_function,
     options_of,
-    written_function,
+    original_function,
 )
 from taskpool.types import TypeInfo, TypeOptions
 from taskpool.validation import declared, type_name_fault, value_faults
@@ -35,40 +34,36 @@ DEFAULT_QUEUE: Final = "default"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TaskType:
-    """One task type. None for a limit means: the setting's default. `where` is its place, "file.py:12"."""
+    """One task type. An option that is None has the default of the setting. `where` is its place, "file.py:12"."""
 
     name: str
     schema: dict[str, Any]
     where: str
     decode: Callable[[Any], Any] = field(repr=False)
-    """Turns a JSON value into the payload. Raises: InvalidPayload, with a JSON Pointer for each fault."""
+    """Converts a JSON value to the payload. Raises: InvalidPayload, with a JSON Pointer for each fault."""
     bind: Callable[[Any, TaskContext], Callable[[], Any]] = field(repr=False)
-    """Gives what runs the task when called: it returns the result, or a coroutine of it when `is_async`."""
+    """Returns the call that runs the task, and returns its result or, when `is_async`, a coroutine."""
     options: TypeOptions = field(default_factory=TypeOptions)
     description: str = ""
     is_async: bool = False
-    """Whether its author wrote it as `async def`, if only below a decorator."""
+    """Whether it is written as `async def`, perhaps below a decorator."""
     runs_on_loop: bool = False
-    """Whether a call gives a coroutine for certain. Any other function may block: it isn't called on an event loop."""
+    """Whether a call always returns a coroutine. Any other function may block, and is called in a thread."""
     is_published: bool = True
-    """Whether it is announced, so that it can be submitted by its name."""
+    """Whether workers publish it, so that it can be submitted by its name."""
+
+    secret_fields: SecretFields = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "secret_fields", SecretFields(self.schema))
 
     @property
     def queue(self) -> str:
         """The queue of its tasks, if a submission names none."""
         return self.options.queue or DEFAULT_QUEUE
 
-    @property
-    def secret_fields(self) -> SecretFields:
-        """Which fields of its payload are secret."""
-        # No `cached_property`: it has a lock in Python 3.11, which a forked child may inherit locked.
-        found: SecretFields | None = self.__dict__.get("_secret_fields")
-        if found is None:
-            found = self.__dict__["_secret_fields"] = SecretFields(self.schema)
-        return found
-
     def info(self, *, max_attempts: int = 1) -> TypeInfo:
-        """As workers publish it; `max_attempts` is the setting's default."""
+        """The published form. `max_attempts` is the default of the setting."""
         options = {each: getattr(self.options, each) for each in TypeOptions.__struct_fields__}
         options |= {"queue": self.queue, "max_attempts": self.options.max_attempts or max_attempts}
         return TypeInfo(
@@ -81,9 +76,9 @@ class TaskType:
 
 
 def task_type(source: Any, note: Note | None = None) -> TaskType:
-    """The task type of a function marked by `@task`, or of a subclass of `Task`; `note` is what its module notes of it.
+    """The task type of a function marked by `@task`, or of a subclass of `Task`. `note` is the note in its module.
 
-    Raises: ConfigurationError, which names the place, for anything that would fail when the task runs.
+    Raises: ConfigurationError, which names the place, for every fault that would make the task fail when it runs.
     """
     written = where = place_of(source)
     if note is not None and note.options is not None and not _is_in_file(source, note.place[0]):
@@ -101,12 +96,12 @@ def task_type(source: Any, note: Note | None = None) -> TaskType:
 
 def place_of(source: Any) -> str:
     """Where a function or class is written, "file.py:12", relative to the current directory when below it."""
-    code = getattr(source if isinstance(source, type) else written_function(source), "__code__", None)
+    code = getattr(source if isinstance(source, type) else original_function(source), "__code__", None)
     if code is not None:
         return shown_place(code.co_filename, code.co_firstlineno)
     try:
         return shown_place(inspect.getsourcefile(source) or "?", inspect.getsourcelines(source)[1])
-    except (OSError, TypeError):  # made without a file: in a shell, or by exec
+    except (OSError, TypeError):  # created without a file: in a shell, or by exec
         return f"{getattr(source, '__module__', '?')}.{getattr(source, '__qualname__', repr(source))}"
 
 
@@ -117,7 +112,7 @@ def shown_place(file: str, line: int) -> str:
 
 
 def _is_in_file(source: Any, file: str) -> bool:
-    code = getattr(written_function(source), "__code__", None)
+    code = getattr(original_function(source), "__code__", None)
     return code is None or code.co_filename == file
 
 
@@ -127,17 +122,8 @@ def _from_function(function: Callable[..., Any], options: Declaration, where: st
     if hasattr(function, "dispatch") and hasattr(function, "registry"):
         raise ConfigurationError("functools.singledispatch looks at an argument by position, and a task has none")
     payload = function_payload(function, options.name)
-    return TaskType(
-        name=options.name,
-        schema=payload.schema,
-        where=where,
-        decode=payload.decode,
-        bind=payload.bind,
-        options=options,
-        description=_summary(written_function(function) if is_callable_object(function) else function),
-        is_async=is_coroutine_function(function) or is_coroutine_function(written_function(function)),
-        runs_on_loop=is_coroutine_function(function),
-    )
+    described = original_function(function) if is_callable_object(function) else function
+    return _made(options, where, function, described, schema=payload.schema, decode=payload.decode, bind=payload.bind)
 
 
 def _from_class(cls: type[Task], where: str) -> TaskType:
@@ -153,16 +139,20 @@ def _from_class(cls: type[Task], where: str) -> TaskType:
     schema = json_schema(payload_type, title=name, defaults=defaults)
     if defaults and (secret := SecretFields(schema)):
         mask_in_repr(payload_type, secret)
+    decode, bind = converter(payload_type, task=name), partial(_bind_instance, cls, _takes_context(cls))
+    return _made(options, where, cls.run, cls, schema=schema, decode=decode, bind=bind)
+
+
+def _made(options: Declaration, where: str, function: Callable[..., Any], described: Any, **how: Any) -> TaskType:
+    """`function` runs the task, and `described` has its docstring."""
     return TaskType(
-        name=name,
-        schema=schema,
+        name=options.name,
         where=where,
-        decode=converter(payload_type, task=name),
-        bind=partial(_bind_instance, cls, _takes_context(cls)),
         options=options,
-        description=_summary(cls),
-        is_async=is_coroutine_function(cls.run) or is_coroutine_function(written_function(cls.run)),
-        runs_on_loop=is_coroutine_function(cls.run),
+        description=_summary(described),
+        is_async=is_coroutine_function(function) or is_coroutine_function(original_function(function)),
+        runs_on_loop=is_coroutine_function(function),
+        **how,
     )
 
 
@@ -204,6 +194,6 @@ def _check_options(declaration: Declaration) -> None:
 
 
 def _summary(source: Any) -> str:
-    """The first paragraph of the docstring, on one line; nothing of what a class inherits."""
+    """The first paragraph of the docstring, on one line. Docstrings of base classes don't count."""
     text = inspect.cleandoc(getattr(source, "__doc__", None) or "")
     return " ".join(text.split("\n\n")[0].split())

@@ -22,7 +22,7 @@ from taskpool.tasks.payload.encode import strict_json_value
 from taskpool.tasks.payload.faults import PAYLOAD, invalid_payload_of, pointer
 from taskpool.tasks.payload.schema import REQUIRED, PayloadField, converter, json_schema, payload_struct
 from taskpool.tasks.payload.secret_fields import SecretFields
-from taskpool.tasks.task import written_function
+from taskpool.tasks.task import original_function
 from taskpool.text import MASK
 
 P = inspect.Parameter
@@ -141,7 +141,7 @@ def _means_context(annotation: Any) -> bool:
 
 def _hints(function: Callable[..., Any], parameters: list[inspect.Parameter]) -> dict[str, Any]:
     """The resolved annotation of each parameter; Any where there is none."""
-    names = getattr(written_function(function), "__globals__", {})
+    names = getattr(original_function(function), "__globals__", {})
     hints = {}
     for parameter in parameters:
         if parameter.annotation is P.empty:
