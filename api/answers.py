@@ -1,21 +1,15 @@
-"""The documents that only HTTP knows: pages, receipts and probes. `taskpool.operations.documents` has all others.
+"""The documents that only HTTP has: pages, receipts and probes. `taskpool.operations.documents` has all others.
 
-What a handler renders is what the OpenAPI document describes, because it is the same type.
-
-A page of deliveries as an answer: those of an endpoint, and those about a task.
+The types render the answers, and the OpenAPI document is made from them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
-from urllib.parse import urlencode
 
-import msgspec
 from msgspec import UNSET, Meta, UnsetType
-from starlette.types import Scope
 
-from taskpool.errors import InvalidTask
 from taskpool.operations.documents import (
     AuditEntryDocument,
     DeliveryDocument,
@@ -29,18 +23,10 @@ from taskpool.operations.documents import (
     TypeDocument,
     WebhookDocument,
     WorkerDocument,
-    delivery_document,
     shows,
 )
 from taskpool.operations.overview import ServerInfo
-from taskpool.redis.async_store import AsyncStore
 from taskpool.types import Count, Id, TaskStatus, Time
-from taskpool.webhooks import delivery
-from taskpool.webhooks.endpoint import DeliveryStatus
-
-from .http.prefix import next_link
-from .http.query import DeadQuery, DeliveriesQuery, wrong_parameter
-from .http.responses import Json
 
 NextCursor = Annotated[str | None, Meta(description="there may be more: the cursor of the next page")]
 
@@ -232,29 +218,3 @@ class ProblemDocument(Document, frozen=True, kw_only=True):
     setting: Annotated[str | UnsetType, Meta(description="the setting that says so")] = UNSET
     reads: Annotated[bool | UnsetType, Meta(description="of /readyz: Redis can be read")] = UNSET
     writes: Annotated[bool | UnsetType, Meta(description="of /readyz: Redis takes writes")] = UNSET
-
-
-async def list_deliveries(
-    store: AsyncStore, scope: Scope, query: DeliveriesQuery | DeadQuery, path: str, *, webhook: str = "", task: str = ""
-) -> Json:
-    """One page of the deliveries to an endpoint or about a task, or of neither the dead ones of all. A page about a
-    task, which is for who may read it, doesn't say where standing endpoints are, only where its own callback is.
-
-    Raises:
-        Problem: 400 the cursor isn't one of this listing.
-    """
-    status = query.status if isinstance(query, DeliveriesQuery) else DeliveryStatus.DEAD
-    listing = delivery.list_deliveries(
-        webhook=webhook, task=task, status=status, cursor=query.cursor, limit=query.limit
-    )
-    try:
-        page = await store.carry_out(listing)
-    except InvalidTask as error:
-        raise wrong_parameter(error) from None
-    deliveries = [delivery_document(each, with_url=not task or each.is_callback) for each in page.items]
-    document = DeliveryPage(deliveries=deliveries, next_cursor=page.next_cursor)
-    if page.next_cursor is None:
-        return Json(document)
-    given = {**msgspec.structs.asdict(query), "cursor": page.next_cursor}
-    parameters = urlencode({name: value for name, value in given.items() if value is not None})
-    return Json(document, headers=[next_link(scope, path, parameters)])

@@ -25,7 +25,9 @@ from .auth.caller import Guarded
 from .auth.gate import Gate
 from .auth.rate_limit import RATE_KEY
 from .http.problems import Problem
+from .http.query import NoQuery, read_query
 from .http.responses import BufferedResponse
+from .openapi.declarations import operation_of
 
 Header = tuple[bytes, bytes]
 
@@ -35,8 +37,8 @@ METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 class Resource:
     """An ASGI application for one path; each keyword is a method and its guarded handler: ``GET=READ(tasks.get)``.
 
-    HEAD is answered like GET. `guarded` has all methods. (Starlette's routes name only the methods of the first route
-    that matches the path in a 405.)
+    A handler that declares query parameters gets them as its second argument. HEAD is answered like GET. `guarded` has
+    all methods. (Starlette's routes name only the methods of the first route that matches the path in a 405.)
     """
 
     def __init__(self, gate: Gate, **handlers: Guarded) -> None:
@@ -60,7 +62,15 @@ class Resource:
             raise Problem("method-not-allowed", detail, headers=[(b"allow", allowed.encode())])
         if not guarded.access.public:
             await self._gate.admit(scope, guarded.access)
-        response: ASGIApp = await guarded.handler(Request(scope, receive, send))
+        request, declared = Request(scope, receive, send), operation_of(guarded.handler)
+        response: ASGIApp
+        if declared is None or declared.query is None:
+            response = await guarded.handler(request)
+        else:
+            query = read_query(scope["query_string"], declared.query)
+            response = await (
+                guarded.handler(request) if declared.query is NoQuery else guarded.handler(request, query)
+            )
         return response
 
 

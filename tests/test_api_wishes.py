@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from api.http.problems import Problem
-from api.http.query import NOTHING, wishes_of
+from api.http.query import NO_PREFERENCES, preferences_of
 from api.http.responses import has_tag, tag_of
 
 
@@ -27,26 +27,26 @@ from api.http.responses import has_tag, tag_of
     ],
 )
 def test_a_preference_is_understood_or_ignored(prefer: bytes, wait_s: int | None) -> None:
-    assert wishes_of([(b"prefer", prefer)]).wait_s == wait_s
+    assert preferences_of([(b"prefer", prefer)]).wait_s == wait_s
 
 
 def test_a_preference_may_come_in_several_lines() -> None:
-    assert wishes_of([(b"prefer", b"respond-async"), (b"prefer", b"wait=5")]).wait_s == 5
+    assert preferences_of([(b"prefer", b"respond-async"), (b"prefer", b"wait=5")]).wait_s == 5
 
 
 def test_most_requests_ask_for_nothing() -> None:
-    assert wishes_of([(b"host", b"x"), (b"accept", b"*/*")]) is NOTHING
+    assert preferences_of([(b"host", b"x"), (b"accept", b"*/*")]) is NO_PREFERENCES
 
 
 @pytest.mark.parametrize("key", [b"k", b"x" * 255, b'"8e03978e-40d5-43dd-bc93-6894a57f9324"'])
 def test_a_key_is_taken_as_it_is(key: bytes) -> None:
-    assert wishes_of([(b"idempotency-key", key)]).key == key.decode()
+    assert preferences_of([(b"idempotency-key", key)]).idempotency_key == key.decode()
 
 
 @pytest.mark.parametrize("keys", [[b""], [b"x" * 256], [b"a b"], [b"\xe9"], [b"a\x7f"], [b"a", b"a"]])
 def test_what_cant_be_a_key_is_refused(keys: list[bytes]) -> None:
     with pytest.raises(Problem) as refusal:
-        wishes_of([(b"idempotency-key", key) for key in keys])
+        preferences_of([(b"idempotency-key", key) for key in keys])
 
     assert refusal.value.kind == "invalid-header"
 

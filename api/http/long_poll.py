@@ -1,6 +1,6 @@
-"""Requests that wait for a task's end: until it comes, the time is over, the client leaves or the server stops.
+"""Requests that wait for a task's end, until it comes, the time is over, the client leaves or the server stops.
 
-A server that stops answers all of them at once with the present state, so that it never waits for tasks.
+A server that stops answers all of them with the present state, so that it never waits for tasks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from taskpool.types import TaskRecord
 
 
 class LongPolls:
-    """The waits under way. `end` ends them all, and every later one at once."""
+    """The waiting requests of this process. `end` ends them, and later ones at once."""
 
     def __init__(self, pool: AsyncTaskPool) -> None:
         self._pool = pool
@@ -24,7 +24,7 @@ class LongPolls:
         self._ended = False
 
     async def wait(self, id: str, timeout_s: float, receive: Receive) -> TaskRecord:
-        """The task once it has ended, else as it is when the wait is over.
+        """The task after its end, or as it is when the wait is over.
 
         Raises:
             TaskNotFound: there is no such task.
@@ -51,7 +51,7 @@ class LongPolls:
             return timeout.record
 
     def end(self) -> None:
-        """Answer all that wait with the present state."""
+        """Answer all waiting requests with the present state."""
         self._ended = True
         for waiting in self._waits:
             waiting.cancel()

@@ -1,7 +1,6 @@
-"""The path prefix at which clients reach this API, when a proxy serves it below a path such as ``/jobs``.
+"""The path prefix at which clients reach this API, if a proxy serves it below a path such as ``/jobs``.
 
-Routes know no prefix. A request's path loses it here, if the proxy has left it in; whatever an answer names gets it
-back with `public_path`.
+Routes know no prefix: it is removed from the paths of requests here, and `public_path` adds it to paths in answers.
 """
 
 from __future__ import annotations
@@ -20,16 +19,12 @@ from taskpool.validation import path_prefix
 logger = logging.getLogger("api")
 
 PREFIX_KEY: Final = "taskpool.prefix"
-"""Where the prefix of a request is in the ASGI scope. It isn't there if there is none."""
+"""Where the prefix of a request is in the ASGI scope, if there is one."""
 FORWARDED_PREFIX: Final = b"x-forwarded-prefix"
 
 
 def read_root_path(text: str) -> str:
-    """The prefix of TASKPOOL_ROOT_PATH, also of settings that weren't read from text.
-
-    Raises:
-        ConfigurationError: it isn't one.
-    """
+    """The prefix that TASKPOOL_ROOT_PATH sets. Raises ConfigurationError: it isn't a path prefix."""
     try:
         return path_prefix(text)
     except ValueError as fault:
@@ -37,33 +32,28 @@ def read_root_path(text: str) -> str:
 
 
 def prefix_of(scope: Scope) -> str:
-    """The path prefix of the client that sent this request: empty, or like ``/jobs``.
+    """The path prefix for the client of this request: empty, or like ``/jobs``.
 
-    A server or an application that mounts this one names its own part in ASGI's `root_path`.
+    An application that mounts this one adds its own part with ASGI's `root_path`.
     """
     prefix: str = scope.get(PREFIX_KEY, "") + scope.get("root_path", "")
     return prefix
 
 
 def public_path(scope: Scope, path: str) -> str:
-    """A path of this API as the client that sent this request has to write it: for `Location`, `Link` and so on."""
+    """A path of this API as the client of this request must write it: for `Location`, `Link` and so on."""
     return prefix_of(scope) + path
 
 
-def next_link(scope: Scope, path: str, parameters: str) -> tuple[bytes, bytes]:
-    """The header that leads to the next page: at `path` of this API, with `parameters` as its query."""
-    return b"link", f'<{public_path(scope, path)}?{parameters}>; rel="next"'.encode()
-
-
 class Prefixes(ProxyHeadersMiddleware):
-    """ASGI: `app` behind proxies. `trusted` proxies say for whom they forward (`X-Forwarded-For`), how those came
-    (`X-Forwarded-Proto`) and at which prefix (`X-Forwarded-Prefix`); without the last one, `root_path` is the prefix.
+    """ASGI: `app` behind proxies. Headers of `trusted` proxies name the client (`X-Forwarded-For`), its protocol
+    (`X-Forwarded-Proto`) and the prefix (`X-Forwarded-Prefix`; if it is missing, `root_path` is the prefix).
 
-    These headers are ignored when another peer sends them. So is an `X-Forwarded-Prefix` that isn't exactly one prefix.
+    These headers are ignored from other peers. So is an `X-Forwarded-Prefix` that isn't exactly one prefix.
     """
 
     def __init__(self, app: ASGIApp, root_path: str, trusted: Sequence[str], routes: Iterable[BaseRoute]) -> None:
-        inner: Any = app  # uvicorn has types of its own for ASGI
+        inner: Any = app  # uvicorn has its own types for ASGI
         super().__init__(inner, list(trusted))
         self._root_path = root_path
         self._has_proxies = bool(trusted)
@@ -81,7 +71,7 @@ class Prefixes(ProxyHeadersMiddleware):
         await super().__call__(scope, receive, send)
 
     def _forwarded(self, scope: Scope) -> str | None:
-        """What a trusted proxy says; None if none does."""
+        """The prefix that a trusted proxy names; None if none does."""
         client = scope.get("client")
         if not client or client[0] not in self.trusted_hosts:
             return None
@@ -93,14 +83,14 @@ class Prefixes(ProxyHeadersMiddleware):
                 raise ValueError("it came more than once")
             return path_prefix(given[0].decode("latin-1").strip(" \t"))
         except ValueError as fault:
-            if not self._has_warned:  # once: each request may bring it
+            if not self._has_warned:  # once: every request may have it
                 self._has_warned = True
                 logger.warning("ignored X-Forwarded-Prefix of the proxy %s: %s", client[0], fault)
             return None
 
     def _strip(self, scope: Scope, prefix: str) -> None:
-        """Take the prefix off the path, if the proxy didn't. Below a prefix that begins as a path of this API does, the
-        two can't be told apart: there the proxy has to."""
+        """Remove the prefix from the path, if the proxy has not. The proxy must do it for a prefix that starts like a
+        path of this API, because the two can't be distinguished."""
         path: str = scope["path"]
         rest = path.removeprefix(prefix)
         if len(rest) == len(path) or (rest and rest[0] != "/") or scope.get("root_path"):

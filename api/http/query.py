@@ -1,11 +1,10 @@
-"""What the headers of a submission ask for, beyond its body: to be carried out once, to wait, to be traced.
-
-Query parameters: which ones a path takes, each read strictly; anything else is a 400 that names the right ones.
-"""
+"""What a request asks for beyond its body: query parameters, read strictly, and the headers of a submission."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
 from functools import cache
@@ -35,64 +34,62 @@ _KEY: Final = re.compile(rb"[!-~]{1,%d}" % LONGEST_KEY)
 _WAIT: Final = re.compile(rb'(?:^|[,;])[ \t]*wait[ \t]*=[ \t]*"?([0-9]{1,9})"?[ \t]*(?=$|[,;])', re.IGNORECASE)
 
 
-class Wishes(NamedTuple):
+class Preferences(NamedTuple):
     """What the headers of a submission ask for; most ask for nothing."""
 
-    key: str | None = None
+    idempotency_key: str | None = None
     wait_s: int | None = None
     traceparent: str | None = None
     tracestate: str | None = None
 
 
-NOTHING: Final = Wishes()
-
-
-def wishes_of(headers: Headers) -> Wishes:
-    """What the headers of a submission ask for. A `Prefer` that isn't understood is ignored, as RFC 7240 wants it.
+def preferences_of(headers: Headers) -> Preferences:
+    """What the headers of a submission ask for. A `Prefer` that isn't understood is ignored, as RFC 7240 requires.
 
     Raises:
-        Problem: 400, an Idempotency-Key that can't be one.
+        Problem: 400, an invalid Idempotency-Key.
     """
-    asks = [header for header in headers if header[0] in _ASKS]
-    return _wishes(asks) if asks else NOTHING
-
-
-def waited(wait_s: float) -> tuple[bytes, bytes]:
-    """The header that says for how long the server was ready to wait."""
-    return b"preference-applied", f"wait={wait_s:g}".encode()
-
-
-def _wishes(asks: Headers) -> Wishes:
     given: dict[bytes, bytes] = {}
-    for name, value in asks:
+    for name, value in headers:
+        if name not in _ASKS:
+            continue
         if name == b"idempotency-key" and name in given:
             raise Problem("invalid-header", "Idempotency-Key: given twice")
-        # What may come in several lines means the same as one with commas. Two traceparents are none.
+        # Several lines of a header mean the same as one with commas. So two traceparents are invalid, and ignored.
         given[name] = given[name] + b"," + value if name in given else value
+    if not given:
+        return NO_PREFERENCES
     key = given.get(b"idempotency-key")
     if key is not None and not _KEY.fullmatch(key):
         detail = f"Idempotency-Key: must be 1 to {LONGEST_KEY} letters, digits or marks of ASCII, without blanks"
         raise Problem("invalid-header", detail)
     wait = _WAIT.search(given.get(b"prefer", b""))
-    traceparent = given.get(b"traceparent")
-    state = given.get(b"tracestate")
-    return Wishes(
-        None if key is None else key.decode(),
+    texts = {name: value.decode("latin-1") for name, value in given.items()}
+    return Preferences(
+        texts.get(b"idempotency-key"),
         None if wait is None else min(int(wait[1]), MAX_WAIT_S),
-        None if traceparent is None else traceparent.decode("latin-1"),
-        None if state is None else state.decode("latin-1"),
+        texts.get(b"traceparent"),
+        texts.get(b"tracestate"),
     )
 
 
+NO_PREFERENCES: Final = Preferences()
+
+
+def waited(wait_s: float) -> tuple[bytes, bytes]:
+    """The header that says how long the server was ready to wait."""
+    return b"preference-applied", f"wait={wait_s:g}".encode()
+
+
 Cursor = Annotated[str, Meta(min_length=1, max_length=1024, description="the `next_cursor` of the page before")]
-# The core gives a page the length that it thinks right.
+# `taskpool` may shorten a page.
 Limit = Annotated[int, Meta(ge=1, le=1_000_000, description="how many would be liked; a page may be shorter")]
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
 EventId = Annotated[str, Meta(max_length=128, description="the `id` of the last message; empty: from now on")]
 
 
 class LogFormat(StrEnum):
-    """How a log is written."""
+    """The form of a log."""
 
     JSON = "json"
     TEXT = "text"
@@ -104,7 +101,7 @@ class NoQuery(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class TaskQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """GET /tasks/{id}: for how many seconds to wait for the task's end."""
+    """GET /tasks/{id}: how long to wait for the task's end."""
 
     wait: Annotated[
         float,
@@ -117,7 +114,7 @@ class TaskQuery(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ListQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """GET /tasks: filters, all of which must hold, and the page."""
+    """GET /tasks: filters, all of which must match, and the page."""
 
     status: TaskStatus | None = None
     queue: Name | None = None
@@ -128,13 +125,13 @@ class ListQuery(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class TaskEventsQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """GET /tasks/{id}/events: where to go on, for whom can't send the header."""
+    """GET /tasks/{id}/events: the position, for clients that can't send the header."""
 
     last_event_id: EventId = ""
 
 
 class EventsQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """GET /events: filters, all of which must hold, and where to go on."""
+    """GET /events: filters, all of which must match, and the position."""
 
     status: TaskStatus | None = None
     queue: Name | None = None
@@ -144,7 +141,7 @@ class EventsQuery(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class LogQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """GET /tasks/{id}/logs: the page, or whether to go on until the task has ended."""
+    """GET /tasks/{id}/logs: the page, or whether to follow."""
 
     follow: Annotated[bool, Meta(description="go on until the task has ended")] = False
     format: Annotated[LogFormat, Meta(description="instead of `Accept`; events only with `follow`")] | None = None
@@ -167,7 +164,7 @@ class QueuesQuery(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class AuditQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """GET /audit: filters, all of which must hold, and the page."""
+    """GET /audit: filters, all of which must match, and the page."""
 
     what: What | None = None
     key: Annotated[str, Meta(pattern=f"^{KEY_ID.pattern}$", description="the id of who did it")] | None = None
@@ -179,7 +176,7 @@ class AuditQuery(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class DeliveriesQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """GET .../deliveries: of this status alone, and the page."""
+    """GET .../deliveries: a filter, and the page."""
 
     status: DeliveryStatus | None = None
     cursor: Cursor | None = None
@@ -200,7 +197,7 @@ Q = TypeVar("Q", bound=msgspec.Struct)
 
 
 def read_query(query_string: bytes, wanted: type[Q]) -> Q:
-    """The parameters as `wanted`, with its defaults for those not given.
+    """The parameters as a `wanted`.
 
     Raises:
         Problem: 400, with an entry for each parameter at fault.
@@ -228,14 +225,19 @@ def read_query(query_string: bytes, wanted: type[Q]) -> Q:
     return wanted(**values)
 
 
-def wrong_parameter(error: InvalidTask) -> Problem:
-    """The problem of parameters that the core didn't take, such as a cursor that isn't one."""
-    return _invalid([{"parameter": fault.pointer.removeprefix("/"), "detail": fault.detail} for fault in error.errors])
+@contextmanager
+def parameters_refused() -> Iterator[None]:
+    """Answer 400 where `taskpool` refuses a parameter, such as an invalid cursor."""
+    try:
+        yield
+    except InvalidTask as error:
+        faults = [{"parameter": fault.pointer.removeprefix("/"), "detail": fault.detail} for fault in error.errors]
+        raise _invalid(faults) from None
 
 
 @cache
 def _fields(wanted: type[msgspec.Struct]) -> dict[str, Any]:
-    """Of each parameter its type."""
+    """The parameters and their types."""
     return {field.name: field.type for field in msgspec.structs.fields(wanted)}
 
 
@@ -248,11 +250,11 @@ def _pairs(query_string: bytes) -> list[tuple[str, str]]:
 
 def _value(text: str, wanted: Any, guesses: Guesses) -> tuple[Any, str]:
     """The value and no fault, or no value and what is wrong with it."""
-    # Without its None: read leniently, as text has to be, "null" would be one.
+    # Without None: text is converted leniently, and "null" would count as None.
     plain = next((part for part in get_args(wanted) if NoneType in get_args(wanted)), wanted)
     is_time = datetime in get_args(plain)
     try:
-        value = msgspec.convert(text, plain, strict=is_time)  # leniently, a number would be a time as well
+        value = msgspec.convert(text, plain, strict=is_time)  # leniently, a number would count as a time
         refuse_unknown(value)
         return value, ""
     except msgspec.ValidationError as error:

@@ -1,16 +1,20 @@
-"""Responses that are sent at once: JSON documents, with ETags where clients poll."""
+"""The API's responses: JSON documents, pages of listings, and ETags where clients poll."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any, Final
+from urllib.parse import urlencode
 
 import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-Headers = Iterable[tuple[bytes, bytes]]
+from .prefix import public_path
+
+Header = tuple[bytes, bytes]
+Headers = Iterable[Header]
 
 
 JSON: Final = b"application/json"
@@ -25,9 +29,7 @@ class BufferedResponse(Response):
     encode them again for every response. `unread_body`: part of the request's body wasn't read, so the connection is
     closed after the response."""
 
-    def __init__(
-        self, status: int, headers: Iterable[tuple[bytes, bytes]] = (), body: bytes = b"", *, unread_body: bool = False
-    ) -> None:
+    def __init__(self, status: int, headers: Headers = (), body: bytes = b"", *, unread_body: bool = False) -> None:
         self.status_code, self.body, self.background, self.unread_body = status, body, None, unread_body
         self.raw_headers = [*headers, _NO_STORE]
         if unread_body:
@@ -42,7 +44,7 @@ class Json(BufferedResponse):
         document: Any,
         *,
         status: int = 200,
-        headers: Iterable[tuple[bytes, bytes]] = (),
+        headers: Headers = (),
         media_type: bytes = JSON,
         unread_body: bool = False,
     ) -> None:
@@ -62,6 +64,25 @@ class NoContent(BufferedResponse):
 
     def __init__(self) -> None:
         super().__init__(204)
+
+
+def location(scope: Scope, path: str) -> Header:
+    """The header that names what was created, at `path` of this API."""
+    return b"location", public_path(scope, path).encode()
+
+
+def next_page(scope: Scope, path: str, query: msgspec.Struct, cursor: str | None) -> list[Header]:
+    """The Link to the page after that which `query` asked for at `path` of this API; empty after the last page."""
+    if cursor is None:
+        return []
+    given = {**msgspec.to_builtins(query), "cursor": cursor}
+    parameters = urlencode({name: value for name, value in given.items() if value not in (None, False)})
+    return [(b"link", f'<{public_path(scope, path)}?{parameters}>; rel="next"'.encode())]
+
+
+def page(document: Any, scope: Scope, path: str, query: msgspec.Struct) -> Json:
+    """A page of a listing, with a Link to its `next_cursor`."""
+    return Json(document, headers=next_page(scope, path, query, document.next_cursor))
 
 
 def tag_of(body: bytes) -> bytes:

@@ -23,7 +23,6 @@ from taskpool.types import TypeInfo
 from ..auth.gate import Gate
 from ..http.prefix import prefix_of
 from ..http.problems import Problem
-from ..http.query import NoQuery, read_query
 from ..http.responses import Json
 from ..openapi.asyncapi import describe_socket
 from ..openapi.declarations import Answer, operation
@@ -58,7 +57,6 @@ class DocsRoutes:
     @operation("get_openapi", tag="service", answers={200: dict[str, Any]})
     async def openapi(self, request: Request) -> Json:
         """GET /openapi.json: this document, OpenAPI 3.1, with the current task types."""
-        read_query(request.scope["query_string"], NoQuery)
         types = [info for info in await self._pool.types() if self._takes_tasks(info)]
         prefix, needs_key = prefix_of(request.scope), await self._gate.needs_key()
         # Without the fields that change all the time and aren't in the document.
@@ -71,7 +69,6 @@ class DocsRoutes:
     @operation("get_asyncapi", tag="service", answers={200: dict[str, Any]}, asks_redis=False)
     async def asyncapi(self, request: Request) -> Json:
         """GET /asyncapi.json: the AsyncAPI 3 document of the WebSocket at /ws."""
-        read_query(request.scope["query_string"], NoQuery)
         secure, prefix = request.url.scheme == "https", prefix_of(request.scope)
         return Json(describe_socket(request.url.netloc, secure=secure, prefix=prefix))
 

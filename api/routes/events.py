@@ -1,19 +1,15 @@
-"""Streams of events over HTTP: of one task, and of all that fit a filter.
-
-/tasks/{id}/logs: what a task has written, as JSON pages or as text, and what it writes, as it comes.
-"""
+"""Streams over HTTP: the events of one task, the events of all tasks that match a filter, and the log of a task."""
 
 from __future__ import annotations
 
 from typing import Final
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from taskpool.access.api_key import Effect
 from taskpool.async_pool import AsyncTaskPool
-from taskpool.errors import InvalidTask
 from taskpool.operations.documents import EventDocument, LogLineDocument, TaskDocument, log_line_document
 from taskpool.operations.status import Position
 from taskpool.operations.task_logs import follow_log_async
@@ -25,10 +21,9 @@ from ..events.client_queue import ClientQueue, Gone, Item, Live
 from ..events.sse import AS_EVENTS, AS_TEXT, TEXT, EventStream, LogForm, LogStream, StreamHead, written_steps
 from ..events.streams import Streams
 from ..events.subscriptions import Subscription, Wanted
-from ..http.prefix import next_link
 from ..http.problems import Problem
-from ..http.query import EventsQuery, LogFormat, LogQuery, TaskEventsQuery, read_query, wrong_parameter
-from ..http.responses import Json, NoContent
+from ..http.query import EventsQuery, LogFormat, LogQuery, TaskEventsQuery, parameters_refused
+from ..http.responses import NoContent, next_page, page
 from ..openapi.declarations import EVENT_STREAM, JSON, Answer, operation
 from .tasks import affected, check_affected, task_id
 
@@ -53,14 +48,13 @@ class EventRoutes:
         answers={200: OF_ONE, 204: None},
         problems=["task-not-found", "invalid-event-id", "too-many-streams"],
     )
-    async def task(self, request: Request) -> Response:
+    async def task(self, request: Request, query: TaskEventsQuery) -> Response:
         """GET /tasks/{id}/events: follow a task, as Server-Sent Events, until it has ended.
 
         First `snapshot` tells how it stands, then a message comes for each step; `gone`, if its record is deleted. With
         `Last-Event-ID` (or `last_event_id` in the query) there is no snapshot but all that came since; 204 if it has
         ended and nothing did.
         """
-        query = read_query(request.scope["query_string"], TaskEventsQuery)
         after = _after(request, query.last_event_id)
         caller = caller_of(request.scope)
         wanted = Wanted(caller.project, task=task_id(request))
@@ -88,12 +82,11 @@ class EventRoutes:
         answers={200: OF_ALL},
         problems=["invalid-event-id", "too-many-streams"],
     )
-    async def all(self, request: Request) -> Response:
+    async def all(self, request: Request, query: EventsQuery) -> Response:
         """GET /events: follow all tasks that fit the filters, as Server-Sent Events.
 
         `status` is what the step led to; the other filters are the task's. It begins now, or after `Last-Event-ID`.
         """
-        query = read_query(request.scope["query_string"], EventsQuery)
         after = _after(request, query.last_event_id)
         if request.method == "HEAD":
             return StreamHead()
@@ -118,7 +111,7 @@ class EventRoutes:
 
 
 async def _until_live(queue: ClientQueue) -> list[Item]:
-    """What there is to tell until the subscription has caught up, or ended."""
+    """The items until the subscription has caught up or ended."""
     items: list[Item] = []
     while queue.ended is None and not any(isinstance(item, Live | Gone) for item in items):
         items += await queue.take()
@@ -126,7 +119,7 @@ async def _until_live(queue: ClientQueue) -> list[Item]:
 
 
 def _after(request: Request, in_query: str) -> Position | None:
-    """Where to go on. A browser that connects again sends the header, and the address as it was at first."""
+    """The position to resume from. A browser that reconnects sends the header, and the URL of its first request."""
     text = request.headers.get("last-event-id") or in_query
     if not text:
         return None
@@ -167,30 +160,27 @@ class LogRoutes:
         },
         problems=["task-not-found", "too-many-streams"],
     )
-    async def logs(self, request: Request) -> Response:
+    async def logs(self, request: Request, query: LogQuery) -> Response:
         """GET /tasks/{id}/logs: read a task's log, or follow it until the task has ended.
 
         Pages of JSON, or text as it was written (`Accept: text/plain` or `format=text`): all of it, unless there is a
         `limit`. With `follow` the lines come as text when they are written, or as Server-Sent Events
         (`Accept: text/event-stream` or `format=events`); 204 to who comes back for more of a log that has ended.
         """
-        query = read_query(request.scope["query_string"], LogQuery)
         await check_affected(self._pool, request, Effect.READ)
         form = query.format or _accepted(request, follows=query.follow)
-        try:
+        with parameters_refused():
             if form is LogFormat.JSON:
                 return await self._page(request, query)
             return await self._stream(request, query, AS_EVENTS if form is LogFormat.EVENTS else AS_TEXT)
-        except InvalidTask as error:
-            raise wrong_parameter(error) from None
 
     async def _page(self, request: Request, query: LogQuery) -> Response:
         if query.follow:
             raise _wrong("format", "a log that is followed comes as text or as events")
         id, limit = task_id(request), query.limit or PAGE
-        page = await self._pool.logs(id, cursor=query.cursor, limit=limit)
-        document = LogPage(lines=[log_line_document(line) for line in page.items], next_cursor=page.next_cursor)
-        return Json(document, headers=_link(request, id, query, page.next_cursor))
+        found = await self._pool.logs(id, cursor=query.cursor, limit=limit)
+        document = LogPage(lines=[log_line_document(line) for line in found.items], next_cursor=found.next_cursor)
+        return page(document, request.scope, f"/tasks/{quote(id)}/logs", query)
 
     async def _stream(self, request: Request, query: LogQuery, form: LogForm) -> Response:
         id, cursor = task_id(request), request.headers.get("last-event-id") or query.cursor
@@ -199,16 +189,13 @@ class LogRoutes:
         if query.limit is not None:
             if query.follow:
                 raise _wrong("limit", "a log that is followed has no pages")
-            page = await self._pool.logs(id, cursor=cursor, limit=query.limit)
-            headers = dict(_link(request, id, query, page.next_cursor))
-            return Response(
-                plain_text(page.items),
-                media_type=TEXT.decode(),
-                headers={
-                    "cache-control": "no-store",
-                    **{name.decode(): text.decode() for name, text in headers.items()},
-                },
+            found = await self._pool.logs(id, cursor=cursor, limit=query.limit)
+            link = next_page(request.scope, f"/tasks/{quote(id)}/logs", query, found.next_cursor)
+            response = Response(
+                plain_text(found.items), media_type=TEXT.decode(), headers={"cache-control": "no-store"}
             )
+            response.raw_headers += link
+            return response
         if request.method == "HEAD":
             await self._pool.logs(id, cursor=cursor, limit=1)
             return StreamHead(form.media_type)
@@ -230,19 +217,11 @@ class LogRoutes:
 
 
 def _accepted(request: Request, *, follows: bool) -> LogFormat:
-    """The first form of a log that the caller names, else text for one that is followed, else JSON."""
+    """The first form that `Accept` names and that is possible; else text for a log that is followed, else JSON."""
     accept = request.headers.get("accept", "")
     named = [FORMATS.get(part.partition(";")[0].strip().lower()) for part in accept.split(",")]
     possible = (LogFormat.TEXT, LogFormat.EVENTS) if follows else (LogFormat.JSON, LogFormat.TEXT)
     return next((form for form in named if form in possible), possible[0])
-
-
-def _link(request: Request, id: str, query: LogQuery, cursor: str | None) -> list[tuple[bytes, bytes]]:
-    if cursor is None:
-        return []
-    given = {"cursor": cursor, "limit": query.limit, "format": query.format}
-    parameters = urlencode({name: value for name, value in given.items() if value is not None})
-    return [next_link(request.scope, f"/tasks/{quote(id)}/logs", parameters)]
 
 
 def _wrong(parameter: str, detail: str) -> Problem:

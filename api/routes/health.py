@@ -1,9 +1,7 @@
-"""The whole cluster's figures as Prometheus metrics: one scrape of any API process shows all workers and queues.
+"""/, /livez, /readyz and /metrics.
 
-The counters are what workers add up in Redis (`taskpool.redis.keys` is their vocabulary); the gauges are
-read from the queues at the moment of the scrape. The API itself counts nothing.
-
-/, /livez, /readyz and /metrics: for those who meet the service first, and those who run it.
+/metrics shows the whole cluster, so one scrape of any API process is enough: the counters are those that workers keep
+in Redis (`taskpool.redis.keys` names them), the gauges are read from the queues. The API itself counts nothing.
 """
 
 from __future__ import annotations
@@ -44,7 +42,7 @@ from ..routing import Resource, Socket
 
 BY_TYPE: Final = ("type", "queue")
 MOST_QUEUES: Final = 100
-"""So many queues have lines of their own, those with the most tasks to come. The others have one line together."""
+"""This many queues have lines of their own, those with the most waiting tasks. All others share one line."""
 
 LABELS: Final = {
     names.TASKS: 3,
@@ -54,12 +52,12 @@ LABELS: Final = {
     names.RUN_US_SUM: 2,
     names.WEBHOOK_ATTEMPTS: 1,
 }
-"""How many labels a counter's field has."""
+"""The number of labels in a counter's field name."""
 
 
 @dataclass(frozen=True)
 class Scrape(Collector):
-    """What Redis said at one moment, as a collector of prometheus-client's."""
+    """The state of the cluster at one moment, as a collector for prometheus-client."""
 
     counters: Mapping[str, int]
     queues: Sequence[QueueInfo]
@@ -112,7 +110,7 @@ def _histogram(
     buckets: Iterable[tuple[tuple[str, ...], int]],
     sums_us: Iterable[tuple[tuple[str, ...], int]],
 ) -> Metric:
-    """A histogram of buckets that each hold only what the one below doesn't."""
+    """A histogram. Each of the given buckets excludes those below it; Prometheus wants cumulative ones."""
     held: dict[tuple[str, ...], dict[str, int]] = defaultdict(dict)
     for labels, value in buckets:
         held[labels[:-1]][labels[-1]] = value
@@ -172,7 +170,7 @@ _is_one_word: Final = re.compile(r"/[^/{}]+").fullmatch
 
 
 class HealthRoutes:
-    """Handlers for probes and scrapes. They take whatever parameters a probe adds."""
+    """Handlers for probes and scrapes. They ignore query parameters, because some probes add one."""
 
     def __init__(self, pool: AsyncTaskPool, gate: Gate) -> None:
         self._pool = pool
@@ -181,7 +179,7 @@ class HealthRoutes:
     @operation("open_door", tag="service", query=None, answers={200: Door}, asks_redis=False)
     async def door(self, request: Request) -> Json:
         """GET /: what this is, and where one can go from here."""
-        paths = [path for path in map(_way, request.app.routes) if path]
+        paths = [path for path in map(_open_path, request.app.routes) if path]
         links = {path.removeprefix("/"): public_path(request.scope, path) for path in paths}
         return Json(Door(service="taskpool", version=own_version(), links=links))
 
@@ -208,7 +206,7 @@ class HealthRoutes:
         )
 
     async def _memory_is_full(self) -> bool:
-        """Asks Redis for a write that changes nothing: whether its memory is full, so that it takes no new tasks.
+        """Send Redis a write that changes nothing: whether its memory is full, so that it takes no new tasks.
 
         Raises:
             Problem: it takes no writes.
@@ -235,14 +233,14 @@ class HealthRoutes:
 
 
 def _not_ready(why: str) -> Problem:
-    """Redis answers reads but takes no writes. The text may name hosts, so it goes to the log alone."""
+    """Redis answers reads but takes no writes. `why` may name hosts, so only the log has it."""
     logger.warning("not ready, Redis takes no writes: %s", why)
     detail = "Redis can be read, but takes no writes at the moment"
     return Problem("redis-unavailable", detail, headers=[retry_after(1)], reads=True, writes=False)
 
 
-def _way(route: BaseRoute) -> str:
-    """The path of a route that can be read or listened to without knowing more, and is one word; else nothing."""
+def _open_path(route: BaseRoute) -> str:
+    """The path of a route that GET or a WebSocket can open, if it is one constant word; else empty."""
     if not isinstance(route, Route | WebSocketRoute) or not _is_one_word(route.path):
         return ""
     served: object = route.endpoint

@@ -1,13 +1,10 @@
-"""POST /tasks and POST /tasks/batch: the way in.
-
-/tasks and what is below it, once tasks exist: list, read, wait, remove, stop, retry.
-"""
+"""/tasks and below: submit, list, read, wait, remove, stop, retry."""
 
 from __future__ import annotations
 
 import re
 from typing import Any, Final
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import msgspec
 from msgspec.structs import replace
@@ -25,28 +22,27 @@ from taskpool.redis.add_script import Once
 from taskpool.runner import kill_task, retry_task
 from taskpool.types import Receipt, TaskRecord, TaskSpec, TaskStatus
 
-from ..answers import Accepted, AcceptedBatch, DeliveryPage, TaskPage, list_deliveries
+from ..answers import Accepted, AcceptedBatch, DeliveryPage, TaskPage
 from ..auth.caller import Caller, caller_of
 from ..auth.gate import Gate
 from ..http.body import read_json, read_optional_json
 from ..http.long_poll import LongPolls
-from ..http.prefix import next_link, prefix_of, public_path
+from ..http.prefix import prefix_of, public_path
 from ..http.problems import MAX_SHOWN, Problem, problem_of, unique_conflict
 from ..http.query import (
     MAX_WAIT_S,
     DeliveriesQuery,
     ListQuery,
-    NoQuery,
+    Preferences,
     TaskQuery,
-    Wishes,
-    read_query,
+    parameters_refused,
+    preferences_of,
     waited,
-    wishes_of,
-    wrong_parameter,
 )
-from ..http.responses import Json, NoContent, tagged
+from ..http.responses import Header, Json, NoContent, location, page, tagged
 from ..http.submission import Batch, Retry, Stop, read_batch, read_retry, read_stop, read_submission
 from ..openapi.declarations import Answer, operation
+from .webhooks import list_deliveries
 
 REPLAYED: Final = (b"idempotency-replayed", b"true")
 ASKS: Final = ("Idempotency-Key", "Prefer", "traceparent", "tracestate")
@@ -83,21 +79,20 @@ class SubmitRoutes:
         200 when another task holds its unique key and it asked for that one, or with the whole task when it ends while
         the client prefers to wait. With a key that has no scope tasks:read, `Prefer` is ignored."""
         scope = request.scope
-        read_query(scope["query_string"], NoQuery)
-        wishes = wishes_of(scope["headers"])
+        preferences = preferences_of(scope["headers"])
         document = await read_json(scope, request.receive, self._max_body_bytes)
         spec = read_submission(document)
-        if wishes.traceparent is not None:
-            (spec,) = _traced([spec], wishes)
-        once = None if wishes.key is None else _once(wishes.key, caller_of(scope), b"/tasks", document)
+        if preferences.traceparent is not None:
+            (spec,) = _traced([spec], preferences)
+        once = _once(preferences.idempotency_key, caller_of(scope), b"/tasks", document)
         submitted = await self._pool.submit(spec, once, by=caller_of(scope).actor())
         receipt = submitted.receipts[0]
-        headers = [(b"location", public_path(scope, f"/tasks/{receipt.id}").encode())]
+        headers = [location(scope, f"/tasks/{receipt.id}")]
         if submitted.is_replayed:
             headers.append(REPLAYED)
         # Without tasks:read the preference is ignored, as RFC 7240 allows.
-        if wishes.wait_s is not None and caller_of(scope).may_read:
-            return await self._after(receipt, wishes.wait_s, request, headers)
+        if preferences.wait_s is not None and caller_of(scope).may_read:
+            return await self._after(receipt, preferences.wait_s, request, headers)
         return Json(_accepted(receipt), status=200 if receipt.is_existing else 202, headers=headers)
 
     @operation(
@@ -111,14 +106,13 @@ class SubmitRoutes:
     async def add_batch(self, request: Request) -> Json:
         """POST /tasks/batch: submit up to 1,000 tasks; 202 with their ids in order; all are stored or none."""
         scope = request.scope
-        read_query(scope["query_string"], NoQuery)
-        wishes = wishes_of(scope["headers"])
+        preferences = preferences_of(scope["headers"])
         document = await read_json(scope, request.receive, self._max_body_bytes)
         specs = read_batch(document)
         await self._gate.charge(scope, len(specs))
-        if wishes.traceparent is not None:
-            specs = _traced(specs, wishes)
-        once = None if wishes.key is None else _once(wishes.key, caller_of(scope), b"/tasks/batch", document)
+        if preferences.traceparent is not None:
+            specs = _traced(specs, preferences)
+        once = _once(preferences.idempotency_key, caller_of(scope), b"/tasks/batch", document)
         try:
             submitted = await self._pool.submit_many(specs, once, by=caller_of(scope).actor(), start="/tasks")
         except UnknownType as error:
@@ -135,8 +129,8 @@ class SubmitRoutes:
         headers = (REPLAYED,) if submitted.is_replayed else ()
         return Json(AcceptedBatch(tasks=answers), status=202, headers=headers)
 
-    async def _after(self, receipt: Receipt, wait_s: int, request: Request, headers: list[tuple[bytes, bytes]]) -> Json:
-        """The answer for who prefers to wait (RFC 7240)."""
+    async def _after(self, receipt: Receipt, wait_s: int, request: Request, headers: list[Header]) -> Json:
+        """The answer to a client that prefers to wait (RFC 7240)."""
         record = await self._long_polls.wait(receipt.id, wait_s, request.receive)
         headers.append(waited(wait_s))
         if record.status.is_terminal:
@@ -145,24 +139,26 @@ class SubmitRoutes:
         return Json(_accepted(latest), status=200 if receipt.is_existing else 202, headers=headers)
 
 
-def _once(key: str, caller: Caller, path: bytes, document: Any) -> Once:
-    """The idempotency key of a caller: its project's, else its own. What is asked for counts, not how it is written."""
+def _once(key: str | None, caller: Caller, path: bytes, document: Any) -> Once | None:
+    """The idempotency key, for all keys of a project or for one key. It covers the document, not its spelling."""
+    if key is None:
+        return None
     whose = f"project {caller.project}" if caller.project is not None else f"key {caller.key_id or ''}"
     return Once.of(whose, key, path + b" " + msgspec.json.encode(document, order="deterministic"))
 
 
-def _traced(specs: list[TaskSpec], wishes: Wishes) -> list[TaskSpec]:
-    """With the trace context of the request, where a submission names none."""
+def _traced(specs: list[TaskSpec], preferences: Preferences) -> list[TaskSpec]:
+    """The submissions; those without a trace context get that of the request."""
     return [
         spec
         if spec.traceparent is not None
-        else replace(spec, traceparent=wishes.traceparent, tracestate=wishes.tracestate)
+        else replace(spec, traceparent=preferences.traceparent, tracestate=preferences.tracestate)
         for spec in specs
     ]
 
 
 def _in_batch(error: InvalidTask, concerns: list[bool]) -> Problem:
-    """The problem of a fault that the core tells once, with the pointer of every task it concerns."""
+    """The problem of a fault that several tasks may share, with a pointer for each of them."""
     problem = problem_of(error)
     problem.errors = [
         {"pointer": f"/tasks/{index}{fault.pointer}", "detail": fault.detail}
@@ -178,7 +174,7 @@ def _accepted(receipt: Receipt) -> Accepted:
 
 
 SHOWN: Final = Answer((TaskDocument, Accepted))
-"""A task that was changed, or what `shown` says of it."""
+"""The answer with `shown`."""
 
 _is_id: Final = re.compile(r"[A-Za-z0-9_-]{1,200}").fullmatch
 
@@ -202,18 +198,17 @@ class TaskRoutes:
         },
         problems=["task-not-found"],
     )
-    async def get(self, request: Request) -> Response:
+    async def get(self, request: Request, query: TaskQuery) -> Response:
         """GET /tasks/{id}: read a task; with ?wait=S once it has ended, or as it is after S seconds; 304 by ETag.
 
         The server waits 50 seconds at most, so that the answer comes before a proxy gives up: ask again for a task that
         hasn't ended by then. `Preference-Applied` says how long it was ready to wait.
         """
-        query = read_query(request.scope["query_string"], TaskQuery)
         if not query.wait:
             record = await affected(self._pool, request, Effect.READ)
             return tagged(task_document(record), request.scope["headers"])
         wait_s = min(query.wait, MAX_WAIT_S)
-        await check_affected(self._pool, request, Effect.READ)  # whether it is there isn't told by a wait either
+        await check_affected(self._pool, request, Effect.READ)  # a wait must not reveal whether it exists
         record = await self._long_polls.wait(task_id(request), wait_s, request.receive)
         answer = tagged(task_document(record), request.scope["headers"])
         answer.raw_headers.append(waited(wait_s))
@@ -226,28 +221,20 @@ class TaskRoutes:
         answers={200: Answer(DeliveryPage, headers=("Link",))},
         problems=["task-not-found"],
     )
-    async def deliveries(self, request: Request) -> Json:
+    async def deliveries(self, request: Request, query: DeliveriesQuery) -> Json:
         """GET /tasks/{id}/deliveries: the webhooks that were sent about a task, the newest first."""
-        query = read_query(request.scope["query_string"], DeliveriesQuery)
         record = await affected(self._pool, request, Effect.READ)
         path = f"/tasks/{quote(record.id)}/deliveries"
         return await list_deliveries(self._pool.store, request.scope, query, path, task=record.id)
 
     @operation("list_tasks", tag="tasks", query=ListQuery, answers={200: Answer(TaskPage, headers=("Link",))})
-    async def list(self, request: Request) -> Json:
+    async def list(self, request: Request, query: ListQuery) -> Json:
         """GET /tasks: list tasks, newest first; all filters must hold."""
-        query = read_query(request.scope["query_string"], ListQuery)
-        try:
+        with parameters_refused():
             filter = Filter(query.status, query.queue, query.type, query.tag, caller_of(request.scope).project)
-            page = await self._pool.store.carry_out(list_tasks(filter, cursor=query.cursor, limit=query.limit))
-        except InvalidTask as error:
-            raise wrong_parameter(error) from None
-        document = TaskPage(tasks=[task_document(record) for record in page.items], next_cursor=page.next_cursor)
-        if page.next_cursor is None:
-            return Json(document)
-        given = {**msgspec.structs.asdict(query), "cursor": page.next_cursor}
-        parameters = urlencode({name: value for name, value in given.items() if value is not None})
-        return Json(document, headers=[next_link(request.scope, "/tasks", parameters)])
+            found = await self._pool.store.carry_out(list_tasks(filter, cursor=query.cursor, limit=query.limit))
+        document = TaskPage(tasks=[task_document(record) for record in found.items], next_cursor=found.next_cursor)
+        return page(document, request.scope, "/tasks", query)
 
     @operation(
         "remove_task",
@@ -257,7 +244,6 @@ class TaskRoutes:
     )
     async def remove(self, request: Request) -> Response:
         """DELETE /tasks/{id}: cancel a task; 200 with it, or 204 when it had ended and is gone for good."""
-        read_query(request.scope["query_string"], NoQuery)
         id = task_id(request)
         by = caller_of(request.scope).actor()
         await check_affected(self._pool, request, Effect.STOP)
@@ -280,14 +266,13 @@ class TaskRoutes:
     )
     async def stop(self, request: Request) -> Json:
         """POST /tasks/{id}/stop: stop a task; 202 with it as it is now, stopping or canceled."""
-        read_query(request.scope["query_string"], NoQuery)
         how = read_stop(await read_optional_json(request.scope, request.receive, self._max_body_bytes))
         record = await affected(self._pool, request, Effect.STOP)
         if not record.status.is_terminal:
             by = caller_of(request.scope).actor()
             killing = kill_task(record.id, grace_s=how.grace_s, force=how.force, by=by)
             record = await self._pool.store.carry_out(killing)
-            if record.status not in (TaskStatus.DONE, TaskStatus.FAILED):  # else it ended just before
+            if record.status not in (TaskStatus.DONE, TaskStatus.FAILED):  # otherwise it ended just before
                 return Json(shown(record, request), status=202)
         raise TaskConflict(record.id, record.status, f"task {record.id} has ended already: it is {record.status}")
 
@@ -302,7 +287,6 @@ class TaskRoutes:
     )
     async def retry(self, request: Request) -> Json:
         """POST /tasks/{id}/retry: queue a task again that has failed, or was stopped or canceled; 202 with it."""
-        read_query(request.scope["query_string"], NoQuery)
         read_retry(await read_optional_json(request.scope, request.receive, self._max_body_bytes))
         id, by = task_id(request), caller_of(request.scope).actor()
         await check_affected(self._pool, request, Effect.START)
@@ -312,15 +296,17 @@ class TaskRoutes:
             if by.may(Effect.READ):
                 raise
             detail = f"task {id} is {error.status}; its status, or another task, doesn't allow a retry now"
-            raise TaskConflict(id, error.status, detail) from None  # it may name tasks that the caller may not read
+            raise TaskConflict(
+                id, error.status, detail
+            ) from None  # the text may name tasks that the caller may not read
         return Json(shown(record, request), status=202)
 
 
 async def affected(pool: AsyncTaskPool, request: Request, effect: Effect) -> TaskRecord:
-    """The task in the path, to which the caller may do this.
+    """The task in the path, if the caller may do this to it.
 
     Raises:
-        TaskNotFound: it isn't there, or not for this caller.
+        TaskNotFound: it doesn't exist, or not for this caller.
         NotAllowed
     """
     record = await pool.store.run(fetch(task_id(request)))
@@ -329,21 +315,21 @@ async def affected(pool: AsyncTaskPool, request: Request, effect: Effect) -> Tas
 
 
 async def check_affected(pool: AsyncTaskPool, request: Request, effect: Effect) -> None:
-    """As `affected`, where what follows finds out by itself whether the task is there: costs nothing for a caller that
-    may do this to any task."""
+    """As `affected`, but only for callers that may not do this to every task. The next step must fail if the task
+    doesn't exist."""
     if caller_of(request.scope).is_limited(effect):
         await affected(pool, request, effect)
 
 
 def shown(record: TaskRecord, request: Request) -> TaskDocument | Accepted:
-    """A task that the caller has changed: without tasks:read it is told the id and the status, and no more."""
+    """A task after a change: a caller without tasks:read sees only the id and the status."""
     if caller_of(request.scope).may_read:
         return task_document(record)
     return Accepted(id=record.id, status=record.status)
 
 
 def task_id(request: Request) -> str:
-    """The task's id in the path; what can't be one names no task, whatever keys of Redis it might name."""
+    """The task's id in the path. An invalid one must never reach Redis: it could name other keys."""
     id: str = request.path_params["id"]
     if not _is_id(id):
         raise TaskNotFound(id[:200])

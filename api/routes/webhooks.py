@@ -1,6 +1,6 @@
-"""/webhooks and what is below it: standing endpoints, their secrets, and what became of the messages to them.
+"""/webhooks and below: endpoints, their secrets, and the deliveries to them.
 
-A caller that belongs to a project sees that project's endpoints and deliveries; another's don't exist for it.
+A caller that belongs to a project sees only the endpoints and deliveries of that project.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from urllib.parse import quote
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
+from starlette.types import Scope
 
 from taskpool.errors import DeliveryNotFound, WebhookNotFound
 from taskpool.operations.documents import (
@@ -26,24 +27,24 @@ from taskpool.url_guard import Allowed
 from taskpool.webhooks import delivery
 from taskpool.webhooks import store as webhook_store
 from taskpool.webhooks.delivery import Delivery
-from taskpool.webhooks.endpoint import NewWebhook, WebhookFields
+from taskpool.webhooks.endpoint import DeliveryStatus, NewWebhook, WebhookFields
 from taskpool.webhooks.store import MOST_OVERLAP_S, OVERLAP_S
 
-from ..answers import DeliveryPage, Webhooks, list_deliveries
+from ..answers import DeliveryPage, Webhooks
 from ..auth.caller import Caller, caller_of
 from ..http.body import read_json, read_optional_json
-from ..http.prefix import public_path
-from ..http.query import DeadQuery, DeliveriesQuery, NoQuery, read_query
-from ..http.responses import Json, NoContent
+from ..http.query import DeadQuery, DeliveriesQuery, parameters_refused
+from ..http.responses import Json, NoContent, location, page
 from ..http.submission import read_as
 from ..openapi.declarations import Answer, operation
 
 OF_ONE: Final = ("webhook-not-found", "webhook-conflict")
-"""What can be wrong with the endpoint in the path: the one of callbacks is made when it is first asked for."""
+"""The problems of an endpoint in the path. That of callbacks is created when it is first used, so it can conflict."""
 
 
 class NewSecret(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of POST /webhooks/{webhook}/secret: the new one, if not one made here; how long the old one signs."""
+    """The body of POST /webhooks/{webhook}/secret: the new secret (if not given, a random one), and how long the old
+    one still signs."""
 
     secret: str | UnsetType = UNSET
     overlap_s: Annotated[float, Meta(ge=0, le=MOST_OVERLAP_S)] = OVERLAP_S
@@ -58,7 +59,7 @@ class WebhookRoutes:
     @operation("list_webhooks", tag="webhooks", answers={200: Webhooks})
     async def list(self, request: Request) -> Json:
         """GET /webhooks: list the standing endpoints, without their secrets."""
-        caller = _caller(request)
+        caller = caller_of(request.scope)
         found = await self._store.carry_out(webhook_store.list_webhooks(caller.project))
         return Json(Webhooks(webhooks=[webhook_document(each) for each in found]))
 
@@ -72,18 +73,18 @@ class WebhookRoutes:
     )
     async def create(self, request: Request) -> Json:
         """POST /webhooks: make a standing endpoint; 201 with it and its secret."""
-        caller = _caller(request)
+        caller = caller_of(request.scope)
         body = await read_json(request.scope, request.receive, self._max_body_bytes)
         fields = read_as(body, NewWebhook, "invalid-webhook")
         plan = webhook_store.create_webhook(fields, caller.project, self._allowed, caller.actor(), most=self._most)
         webhook = await self._store.carry_out(plan)
-        location = (b"location", public_path(request.scope, f"/webhooks/{webhook.id}").encode())
-        return Json(webhook_document(webhook, with_secret=True), status=201, headers=(location,))
+        headers = [location(request.scope, f"/webhooks/{webhook.id}")]
+        return Json(webhook_document(webhook, with_secret=True), status=201, headers=headers)
 
     @operation("get_webhook", tag="webhooks", answers={200: WebhookDocument}, problems=OF_ONE)
     async def get(self, request: Request) -> Json:
         """GET /webhooks/{webhook}: read an endpoint, without its secret."""
-        caller = _caller(request)
+        caller = caller_of(request.scope)
         return Json(
             webhook_document(await self._store.carry_out(webhook_store.get_webhook(_id(request), caller.project)))
         )
@@ -101,7 +102,7 @@ class WebhookRoutes:
 
         Its project stays, and its secret is replaced at a path of its own. What waits for it goes to a new URL.
         """
-        caller = _caller(request)
+        caller = caller_of(request.scope)
         body = await read_json(request.scope, request.receive, self._max_body_bytes)
         fields = read_as(body, WebhookFields, "invalid-webhook")
         plan = webhook_store.update_webhook(_id(request), fields, caller.project, self._allowed, caller.actor())
@@ -115,14 +116,14 @@ class WebhookRoutes:
     )
     async def remove(self, request: Request) -> NoContent:
         """DELETE /webhooks/{webhook}: remove an endpoint; 204, it is gone with its deliveries."""
-        caller = _caller(request)
+        caller = caller_of(request.scope)
         await self._store.carry_out(webhook_store.remove_webhook(_id(request), caller.project, caller.actor()))
         return NoContent()
 
     @operation("get_webhook_secret", tag="webhooks", answers={200: SecretDocument}, problems=OF_ONE)
     async def secret(self, request: Request) -> Json:
         """GET /webhooks/{webhook}/secret: what signs; the endpoint `callback` has the secret of callbacks."""
-        caller = _caller(request)
+        caller = caller_of(request.scope)
         plan = webhook_store.read_secret(_id(request), caller.project, caller.actor())
         return Json(secret_document(await self._store.carry_out(plan)))
 
@@ -137,7 +138,7 @@ class WebhookRoutes:
     )
     async def rotate(self, request: Request) -> Json:
         """POST /webhooks/{webhook}/secret: a new secret; the old one signs beside it for a while."""
-        caller = _caller(request)
+        caller = caller_of(request.scope)
         body = await read_optional_json(request.scope, request.receive, self._max_body_bytes)
         asked = read_as(body, NewSecret, "invalid-webhook")
         secret = None if asked.secret is UNSET else asked.secret
@@ -154,10 +155,10 @@ class WebhookRoutes:
     )
     async def test(self, request: Request) -> Json:
         """POST /webhooks/{webhook}/test: send a message that only tries whether the endpoint hears."""
-        caller = _caller(request)
+        caller = caller_of(request.scope)
         sent = await self._store.carry_out(webhook_store.send_test(_id(request), caller.project))
-        location = (b"location", public_path(request.scope, f"/webhooks/deliveries/{sent.id}").encode())
-        return Json(delivery_document(sent), status=202, headers=(location,))
+        headers = [location(request.scope, f"/webhooks/deliveries/{sent.id}")]
+        return Json(delivery_document(sent), status=202, headers=headers)
 
     @operation(
         "list_deliveries",
@@ -166,23 +167,21 @@ class WebhookRoutes:
         answers={200: Answer(DeliveryPage, headers=("Link",))},
         problems=OF_ONE,
     )
-    async def deliveries(self, request: Request) -> Json:
+    async def deliveries(self, request: Request, query: DeliveriesQuery) -> Json:
         """GET /webhooks/{webhook}/deliveries: the last messages to an endpoint, the newest first."""
-        query = read_query(request.scope["query_string"], DeliveriesQuery)
         webhook = await self._store.carry_out(webhook_store.get_webhook(_id(request), caller_of(request.scope).project))
         path = f"/webhooks/{quote(_id(request))}/deliveries"
         return await list_deliveries(self._store, request.scope, query, path, webhook=webhook.id)
 
     @operation("list_dead", tag="webhooks", query=DeadQuery, answers={200: Answer(DeliveryPage, headers=("Link",))})
-    async def dead(self, request: Request) -> Json:
+    async def dead(self, request: Request, query: DeadQuery) -> Json:
         """GET /webhooks/dead: the deliveries to any endpoint that nobody tries any more, the newest first."""
-        query = read_query(request.scope["query_string"], DeadQuery)
         return await list_deliveries(self._store, request.scope, query, "/webhooks/dead")
 
     @operation("get_delivery", tag="webhooks", answers={200: DeliveryDocument}, problems=["delivery-not-found"])
     async def delivery(self, request: Request) -> Json:
         """GET /webhooks/deliveries/{delivery}: one message with its body and its attempts."""
-        found = await self._delivery(request, _caller(request))
+        found = await self._delivery(request, caller_of(request.scope))
         return Json(delivery_document(found, with_body=True))
 
     @operation(
@@ -193,13 +192,13 @@ class WebhookRoutes:
     )
     async def replay(self, request: Request) -> Json:
         """POST /webhooks/deliveries/{delivery}/replay: send a message again, or at once, with all its attempts."""
-        caller = _caller(request)
+        caller = caller_of(request.scope)
         found = await self._delivery(request, caller)
         again = await self._store.carry_out(delivery.replay(found.id, caller.actor()))
         return Json(delivery_document(again), status=202)
 
     async def _delivery(self, request: Request, caller: Caller) -> Delivery:
-        """The delivery in the path, if its endpoint is one that the caller sees."""
+        """The delivery in the path, if the caller may see its endpoint."""
         found = await self._store.carry_out(delivery.get_delivery(request.path_params["delivery"]))
         try:
             await self._store.carry_out(webhook_store.get_webhook(found.webhook, caller.project))
@@ -208,12 +207,26 @@ class WebhookRoutes:
         return found
 
 
-def _caller(request: Request) -> Caller:
-    """Who asks, on a path that takes no parameters."""
-    read_query(request.scope["query_string"], NoQuery)
-    return caller_of(request.scope)
-
-
 def _id(request: Request) -> str:
     id: str = request.path_params["webhook"]
     return id
+
+
+async def list_deliveries(
+    store: AsyncStore, scope: Scope, query: DeliveriesQuery | DeadQuery, path: str, *, webhook: str = "", task: str = ""
+) -> Json:
+    """One page of the deliveries to an endpoint, about a task, or of all dead ones.
+
+    Any caller that may read a task sees the page about it, so that page shows only the URL of the task's own callback.
+
+    Raises:
+        Problem: 400, an invalid cursor.
+    """
+    status = query.status if isinstance(query, DeliveriesQuery) else DeliveryStatus.DEAD
+    with parameters_refused():
+        listing = delivery.list_deliveries(
+            webhook=webhook, task=task, status=status, cursor=query.cursor, limit=query.limit
+        )
+        found = await store.carry_out(listing)
+    deliveries = [delivery_document(each, with_url=not task or each.is_callback) for each in found.items]
+    return page(DeliveryPage(deliveries=deliveries, next_cursor=found.next_cursor), scope, path, query)
