@@ -1,4 +1,4 @@
-"""`python -m taskpool_api`: one API process, set up by the environment. Exit status 2: it could not start."""
+"""`python -m taskpool_api`: one API process, configured by the environment. Exit status 2: it could not start."""
 
 from __future__ import annotations
 
@@ -10,22 +10,26 @@ import time
 from types import FrameType
 from typing import NoReturn
 
+from taskpool.access import keyring
 from taskpool.errors import ConfigurationError, RedisUnavailable
 from taskpool.redis.embedded import START_RETRY_S, wait_for_redis
+from taskpool.redis.store import Store
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.text import LogFormatter, printable_lines
+from taskpool.validation import names_this_machine
 
 from .app import create_app
-from .auth.door import check_door
 from .connections import DROPPED_BYTES, Limits, check_files
 from .server import bind, serve
 
 logger = logging.getLogger("api")
 
+MAKE_KEY = "`taskpool keys create NAME --scope admin`"
+
 
 def main() -> int:
-    """Run it; the exit status."""
-    # uvicorn takes these two over while it serves, and raises them again when it is done: that is a normal end.
+    """Run the process; returns the exit status."""
+    # uvicorn handles these two while it serves, and raises them again afterwards: that is a normal end.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
     try:
@@ -36,13 +40,13 @@ def main() -> int:
         logging.getLogger("uvicorn").setLevel("WARNING")
         check_files()
         listener = bind(settings.host, settings.port)
-        who = _check(settings)
+        callers = _check_access(settings)
         app = create_app(settings)
     except ConfigurationError as error:
         print(printable_lines(f"api: {error}"), file=sys.stderr)
         return 2
     host, port = listener.getsockname()[:2]
-    logger.info("listening on http://%s:%d %s", f"[{host}]" if ":" in host else host, port, who)
+    logger.info("listening on http://%s:%d %s", f"[{host}]" if ":" in host else host, port, callers)
     limits = Limits(
         settings.max_connections,
         settings.max_connections_per_address,
@@ -55,19 +59,39 @@ def main() -> int:
     return 0
 
 
-def _check(settings: Settings) -> str:
-    """As `check_door`, once Redis can be read.
+def _check_access(settings: Settings) -> str:
+    """Which callers will be admitted, in words for the log. Safe by default: without keys, only this machine.
 
     Raises:
-        ConfigurationError
+        ConfigurationError: others could reach the API without a key.
     """
+    wait_for_redis(resolve_redis_url(settings))
+    if settings.auth == "off":
+        return "and asking nobody for a key (TASKPOOL_AUTH=off): everyone who can reach it may do everything"
+    if _any_key(settings):
+        return "for those who have a key"
+    address = settings.public_address or settings.host
+    if not names_this_machine(address):
+        raise ConfigurationError(
+            f"others can reach {address}, and there is no API key yet: create the first with {MAKE_KEY}; "
+            "or set TASKPOOL_HOST=127.0.0.1 to serve only this machine, or TASKPOOL_AUTH=off to admit everyone"
+        )
+    return f"for this machine alone, without keys; {MAKE_KEY} creates the first"
+
+
+def _any_key(settings: Settings) -> bool:
+    """Whether there is an API key. Waits until Redis can be read."""
+    url = resolve_redis_url(settings)
     while True:
-        wait_for_redis(resolve_redis_url(settings))
+        wait_for_redis(url)
+        store = Store(url)
         try:
-            return check_door(settings)
+            return store.run(keyring.any_key())
         except RedisUnavailable as error:
             logger.warning("%s; waiting to start until it serves", error)
             time.sleep(START_RETRY_S)
+        finally:
+            store.close()
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

@@ -28,19 +28,19 @@ from taskpool.operations.documents import (
 from taskpool.operations.overview import ServerInfo
 from taskpool.types import Count, Id, TaskStatus, Time
 
-NextCursor = Annotated[str | None, Meta(description="there may be more: the cursor of the next page")]
+NextCursor = Annotated[str | None, Meta(description="the cursor of the next page, if there may be one")]
 
 
 class Accepted(Document, frozen=True, kw_only=True):
-    """The receipt of a task that is stored."""
+    """The receipt of a stored task."""
 
     id: Id
     status: TaskStatus
-    existing: Annotated[bool, Meta(description="in a batch: it was there already and holds the unique key")] = False
+    existing: Annotated[bool, Meta(description="in a batch: an existing task, which holds the unique key")] = False
 
 
 class AcceptedBatch(Document, frozen=True, kw_only=True):
-    """The receipts of a batch, in its order."""
+    """The receipts of a batch, in the order of its tasks."""
 
     tasks: Sequence[Accepted]
 
@@ -57,7 +57,7 @@ class LogPage(Document, frozen=True, kw_only=True):
 
     lines: Sequence[LogLineDocument]
     next_cursor: Annotated[
-        str | None, Meta(description="where to go on; there is one as long as the task hasn't ended")
+        str | None, Meta(description="the cursor of later lines; always there until the task has ended")
     ] = None
 
 
@@ -88,9 +88,7 @@ class Workers(Document, frozen=True, kw_only=True):
     workers: Sequence[WorkerDocument]
     warnings: Annotated[
         Sequence[str],
-        Meta(
-            description="what is wrong with the RQ programs that share the workers' queues; not for keys of a project"
-        ),
+        Meta(description="problems of RQ programs that share the workers' queues; keys of a project don't see them"),
     ] = ()
 
 
@@ -101,21 +99,21 @@ class Keys(Document, frozen=True, kw_only=True):
 
 
 class Ticket(Document, frozen=True, kw_only=True):
-    """What opens one socket or stream, as `?ticket=`."""
+    """A ticket for one socket or stream, sent as `?ticket=`."""
 
     ticket: str
     expires_at: Time
 
 
 class AuditPage(Document, frozen=True, kw_only=True):
-    """A page of the audit, newest first."""
+    """A page of the audit log, newest first."""
 
     entries: Sequence[AuditEntryDocument]
     next_cursor: NextCursor = None
 
 
 class Webhooks(Document, frozen=True, kw_only=True):
-    """Every standing endpoint, the oldest first."""
+    """Every endpoint, the oldest first."""
 
     webhooks: Sequence[WebhookDocument]
 
@@ -128,7 +126,7 @@ class DeliveryPage(Document, frozen=True, kw_only=True):
 
 
 class Door(Document, frozen=True, kw_only=True):
-    """What this is, and where one can go from here."""
+    """The name and version of this service, and links to its pages."""
 
     service: str
     version: str
@@ -136,7 +134,7 @@ class Door(Document, frozen=True, kw_only=True):
 
 
 class Live(Document, frozen=True, kw_only=True):
-    """A process that answers."""
+    """The process answers."""
 
     status: str
 
@@ -149,7 +147,7 @@ class ServerDocument(Shown, frozen=True, kw_only=True):
 
 
 class Ready(Document, frozen=True, kw_only=True):
-    """A process whose Redis answers reads and takes writes."""
+    """Redis answers reads and takes writes."""
 
     status: str
     reads: Annotated[bool | None, Meta(description="Redis can be read")] = None
@@ -158,34 +156,34 @@ class Ready(Document, frozen=True, kw_only=True):
     ] = None
     redis: Annotated[
         ServerDocument | None,
-        Meta(description="only callers who may see all tasks get this and the other fields besides `status`"),
+        Meta(description="this and the following fields are only for callers that may see all tasks"),
     ] = None
     workers: Count | None = None
     warnings: Annotated[
         Sequence[str] | None,
         Meta(
-            description="what can cost tasks or safety: settings of Redis, known security holes of its version, RQ "
-            "programs beside the workers; empty: nothing"
+            description="risks for tasks or security: settings of Redis, known vulnerabilities of its version, RQ "
+            "programs beside the workers"
         ),
     ] = None
 
 
 class Resynced(Document, frozen=True, kw_only=True):
-    """Events were lost. `trimmed`: the stream goes on; `slow`: it has ended, come again and it goes on `after` that."""
+    """Events were lost. `trimmed`: the stream continues; `slow`: it has ended, reconnect to resume `after` this."""
 
-    after: Annotated[str, Meta(description="a place in the stream of all events", examples=["1795435200000-0"])]
+    after: Annotated[str, Meta(description="a position in the stream of all events", examples=["1795435200000-0"])]
     reason: Literal["trimmed", "slow"]
 
 
 class TaskGone(Document, frozen=True, kw_only=True):
-    """The task isn't there any more, and the stream has ended: its record was deleted, or its retention ended."""
+    """The task doesn't exist any more (deleted or expired), and the stream has ended."""
 
     kind: Literal["task-not-found"]
     detail: str
 
 
 class LogEnded(Document, frozen=True, kw_only=True):
-    """There is no more of a log: its task has ended."""
+    """The end of a log: its task has ended."""
 
     status: TaskStatus
 

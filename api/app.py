@@ -1,6 +1,6 @@
-"""The Starlette application: which path leads to which handler, and who may use it.
+"""The Starlette application: the layers that a request passes, and the table of routes.
 
-Every method of every path is guarded by an `Access`; `PUBLIC` is for the few that ask nobody.
+Each method of each path names what it requires of its caller: READ, START, ADMIN ... Only PUBLIC ones need no key.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ class Application(Starlette):
 
 
 def create_app(settings: Settings) -> Starlette:
-    """The application. It connects when first asked something, and closes its connections with its lifespan.
+    """The application. It connects to Redis with the first request, and closes its connections with its lifespan.
 
-    `app.state.long_polls.end()` lets a server that stops answer all waiting requests, `app.state.streams.end()` ends
-    what would go on for ever.
+    A server that stops calls `app.state.long_polls.end()`, which answers waiting requests, and
+    `app.state.streams.end()`.
 
     Raises:
-        ConfigurationError: the settings name no Redis, something that isn't an origin, or no path as the root path.
+        ConfigurationError: the settings have no Redis, an invalid origin or an invalid root path.
     """
     redis_url = resolve_redis_url(settings)
     pool = AsyncTaskPool(redis_url, settings=settings, store=AsyncStore(redis_url))
@@ -84,7 +84,7 @@ def create_app(settings: Settings) -> Starlette:
     app = Application(routes=routes, exception_handlers=HANDLERS, lifespan=lifespan)
     app.origins = origins
     app.root_path, app.trusted_proxies = root_path, settings.trusted_proxies
-    app.router.redirect_slashes = False  # "/tasks/" is a path that doesn't exist, not a detour to "/tasks"
+    app.router.redirect_slashes = False  # "/tasks/" doesn't exist
     app.state.long_polls, app.state.streams = long_polls, streams
     return app
 

@@ -76,7 +76,7 @@ async def test_one_too_many_is_429_and_told_when_to_come_back(redis_url: str) ->
     assert (refused.status_code, problem["type"]) == (429, "urn:taskpool:problem:rate-limited")
     assert 1 <= int(refused.headers["retry-after"]) <= 10
     assert left_of(refused) == (0, int(refused.headers["retry-after"]))
-    assert problem["detail"].startswith("there may be 6 requests a minute; the next one in ")
+    assert problem["detail"].startswith("the rate limit is 6 requests a minute; try again in ")
 
 
 async def test_who_comes_back_then_is_let_in(redis_url: str) -> None:
@@ -266,7 +266,7 @@ async def test_a_batch_costs_as_much_as_its_tasks(redis_url: str, redis: Redis) 
     assert [each.status_code for each in (first, refused, smaller, single)] == [202, 429, 202, 429]
     assert (left_of(first)[0], left_of(refused)[0], left_of(smaller)[0]) == (5, 4, 0)
     assert 1 <= int(refused.headers["retry-after"]) <= 10
-    assert refused.json()["detail"].startswith("there may be 6 requests a minute, and each task of a batch counts")
+    assert refused.json()["detail"].startswith("the rate limit is 6 requests a minute, and each task of a batch counts")
     assert redis.llen("rq:queue:default") == 9
 
 

@@ -125,7 +125,7 @@ def test_a_failed_task_has_its_exit_status_here_too(there: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "complaint"), [("tp_" + "a" * 12 + "_" + "b" * 43, "this key isn't known"), ("nonsense", "Authorization")]
+    ("key", "complaint"), [("tp_" + "a" * 12 + "_" + "b" * 43, "the API key is unknown"), ("nonsense", "Authorization")]
 )
 def test_a_wrong_key_is_one_line_and_a_status(key: str, complaint: str, there: Service) -> None:
     result = run(there, "get", "t1", key=key)

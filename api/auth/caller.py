@@ -1,9 +1,4 @@
-"""What each method of a route asks of its caller; the table of routes in `app` wraps every handler in one of these.
-
-`START` and `STOP` open a route; which tasks the caller may start and stop there, `Caller.check` says.
-
-Who asks: every handler finds the caller of its request here, put there by the gate before the handler runs.
-"""
+"""Who sent a request, what each route requires of its caller, and which tasks a caller may read and change."""
 
 from __future__ import annotations
 
@@ -23,10 +18,12 @@ from taskpool.types import TaskRecord
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """`scope`: what the caller must have; None: any caller is let in. `public`: nobody is asked who they are.
+    """What a route requires of its caller. The table of routes in `app` wraps each handler in one of the constants
+    below.
 
-    `whole`: the answer shows the tasks of all projects, so a caller that is bound to one is refused.
-    `ticket`: a single-use ticket in the query string does as well as a key, for browsers' sockets and streams.
+    `scope`: the caller must have it; None: any caller. `public`: callers need no key. `whole`: the answer shows tasks
+    of all projects, so callers that are bound to one are refused. `ticket`: a single-use ticket in the query string is
+    as good as a key; browsers need that for sockets and streams.
     """
 
     scope: Scope | None = None
@@ -35,13 +32,13 @@ class Access:
     ticket: bool = False
 
     def __call__(self, handler: Callable[..., Awaitable[Any]]) -> Guarded:
-        """This handler behind this access."""
+        """The handler with this requirement."""
         return Guarded(handler, self)
 
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """A handler and what it asks of its caller."""
+    """A handler and what it requires of its caller."""
 
     handler: Callable[..., Awaitable[Any]]
     access: Access
@@ -55,6 +52,7 @@ STREAM: Final = replace(READ, ticket=True)
 START: Final = Access(RIGHTS[Effect.START].scope)
 STOP: Final = Access(RIGHTS[Effect.STOP].scope)
 ADMIN: Final = Access(Scope.ADMIN)
+"""START and STOP open a route; `Caller.check` decides for which tasks."""
 
 
 SCOPE_KEY: Final = "taskpool.caller"
@@ -62,8 +60,8 @@ SCOPE_KEY: Final = "taskpool.caller"
 
 
 class Caller(msgspec.Struct, frozen=True, gc=False):
-    """Who asks, from where, and what it may do. None in `key_id`: no key was needed; in `project`: it sees the tasks of
-    all; in `types` and `queues`: any. `address` is empty on a unix socket."""
+    """The holder of a key, or anyone if no key is needed (then `key_id` is None). None in `project`: all projects; in
+    `types` and `queues`: all. `address` is empty on a unix socket."""
 
     key_id: str | None
     name: str
@@ -73,7 +71,7 @@ class Caller(msgspec.Struct, frozen=True, gc=False):
     queues: Collection[str] | None
     address: str
     rate_limit: int | None = None
-    """Requests a minute; None: as the setting says."""
+    """Requests a minute; None: the setting."""
 
     def may(self, scope: Scope) -> bool:
         """Whether it has this scope."""
@@ -81,26 +79,25 @@ class Caller(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def may_read(self) -> bool:
-        """Whether it may be shown more of a task than its id and status."""
+        """Whether it may see more of a task than its id and status."""
         return self.may(RIGHTS[Effect.READ].scope)
 
     def actor(self) -> Actor:
-        """The caller as the audit and the core know it."""
+        """The caller, as `taskpool` and its audit log know it."""
         return Actor(self.key_id, self.name, self.project, self.address, self.types, self.queues, self.scopes)
 
     def is_limited(self, effect: Effect) -> bool:
-        """Whether there are tasks that it may not do this to, though it has the scope."""
+        """Whether there are tasks to which it may not do this, although it has the scope."""
         bound = RIGHTS[effect].is_bound and (self.types is not None or self.queues is not None)
         return bound or self.project is not None
 
     def check(self, effect: Effect, task: TaskRecord) -> None:
-        """Return if it may do this to a task, for which it has the scope. What is found here still holds when the task
-        is changed: its project, type and queue never change.
+        """Return if the caller, who has the scope, may do this to the task. The result stays true: a task's project,
+        type and queue never change.
 
         Raises:
-            TaskNotFound: for this caller there is no such task: it is another project's, or the caller may not read
-                tasks and may not do this to that one.
-            NotAllowed: it has a type or a queue that the caller may not use.
+            TaskNotFound: the task belongs to another project, or the caller may neither read tasks nor do this.
+            NotAllowed: the caller may not use the task's type or queue.
         """
         if self.project is not None and self.project != task.project:
             raise TaskNotFound(task.id)
@@ -115,11 +112,11 @@ class Caller(msgspec.Struct, frozen=True, gc=False):
 
 @lru_cache(maxsize=1024)
 def anonymous(address: str) -> Caller:
-    """The caller where no key is needed: it may do everything."""
+    """The caller if no key is needed: it may do everything."""
     return Caller(None, "anonymous", ALL_SCOPES, None, None, None, address)
 
 
 def caller_of(scope: AsgiScope) -> Caller:
-    """The caller of this request or socket (`request.scope`); every route that isn't public has one."""
+    """The caller of this request or socket (`request.scope`). Every route that isn't public has one."""
     caller: Caller = scope[SCOPE_KEY]
     return caller

@@ -1,22 +1,12 @@
-"""Where a request comes from: web pages of other origins, and names that were made to point at this machine.
+"""Authentication: who sends a request, and whether it may come in at all, before any handler runs.
 
-A browser sends what any page wants to any address, this machine's own included. So where nobody is asked for a key,
-the `Host` must be a name of this machine (DNS rebinding), and a page of another origin may change nothing. Sockets,
-which browsers let any page open, are always held to the exact list.
+Where keys are needed, there is no other way in. They aren't needed with TASKPOOL_AUTH=off, or on an address that only
+this machine can reach as long as no key exists. After the first key, they are needed for the rest of the process's
+life.
 
-The keys that called lately, kept for a few seconds: so a key costs no round trip, and its revocation still bites.
-
-Verifying is one SHA-256 and a comparison in constant time. What expires does so by Redis's clock.
-
-Tickets: how a browser opens a socket or a stream, where it can't send a key. Good once, and for 30 seconds.
-
-Redis has the hash of a ticket and the id of the key that it stands for, so what the key may do is asked for when the
-ticket is used: one of a key that was revoked meanwhile opens nothing.
-
-Who is let in: finds out who asks, before any handler runs, and refuses who may not do what it asks for.
-
-Where keys are needed, no other way leads in. They aren't with TASKPOOL_AUTH=off; and, on an address that only this
-machine can reach, as long as there is none. Once there was one, it stays so for this process's life.
+A browser sends what any web page wants to any address, including this machine's own. So where no key is needed, `Host`
+must be a name of this machine (against DNS rebinding), and pages of other origins may change nothing. Browsers let any
+page open a WebSocket, so those always need a listed origin.
 """
 
 from __future__ import annotations
@@ -68,18 +58,19 @@ def read_origins(origins: Iterable[str]) -> frozenset[str]:
 
 
 def is_own_origin(origin: bytes, host: bytes) -> bool:
-    """Whether a page of this `Origin` was served by the `Host` it asks. (Which scheme it came by, a proxy may hide.)"""
+    """Whether a page of this `Origin` was served by this `Host`. (The scheme may differ: a proxy may have changed
+    it.)"""
     return bool(host) and origin.partition(b"://")[2].lower() == host.lower()
 
 
-@lru_cache(maxsize=256)  # every request asks, mostly for the same
+@lru_cache(maxsize=256)  # every request asks, mostly with the same addresses
 def name_this_machine(addresses: bytes) -> bool:
-    """Whether each of these addresses, with commas between, as a header has them, is this machine's own."""
+    """Whether all addresses in the value of a header, separated by commas, are this machine's own."""
     return all(names_this_machine(each.strip()) for each in addresses.decode("latin-1").split(","))
 
 
 FRESH_S: Final = 5.0
-"""How long a key that was looked up is taken as it was."""
+"""How long a key is used without reading it again. A revocation takes effect within this time."""
 USE_NOTED_S: Final = 60.0
 MOST_KEPT: Final = 4096
 
@@ -91,7 +82,8 @@ class _Entry(msgspec.Struct, gc=False):
 
 
 class KnownKeys:
-    """Finds keys, in Redis or among those found lately."""
+    """Keys, cached for a few seconds, so that a request with a key costs no round trip. They expire by Redis's
+    clock."""
 
     def __init__(self, store: AsyncStore) -> None:
         self._store = store
@@ -101,7 +93,7 @@ class KnownKeys:
         self._clock_offset_ms = 0.0  # Redis's time minus our monotonic one
 
     def at_hand(self, id: str, secret: str) -> ApiKey | None:
-        """The key that this is the secret of, if that can be told at once, it lives, and its use needn't be noted."""
+        """The valid key of this id and secret, if it is cached and its use needn't be recorded now."""
         entry, now_mono = self._entries.get(id), time.monotonic()
         if entry is None or entry.key is None or now_mono - entry.read_at >= FRESH_S:
             return None
@@ -110,11 +102,11 @@ class KnownKeys:
         return entry.key if is_good and now_mono - entry.noted_at < USE_NOTED_S else None
 
     async def verified(self, id: str, secret: str, *, is_listed: bool = False) -> ApiKey | None:
-        """The key that this is the secret of, if there is one; it may have expired. `is_listed`: it is looked up only
-        if there was a key of this id when all ids were read, which is done every few seconds at most.
+        """The key of this id and secret, if it exists; it may have expired. With `is_listed`, the key is read only if
+        its id was in the list of all ids, which is read every few seconds at most.
 
         Raises:
-            RedisUnavailable: it isn't known here, and Redis can't be asked.
+            RedisUnavailable
         """
         entry = self._entries.get(id)
         if entry is None and is_listed and not await self._is_listed(id):
@@ -124,8 +116,8 @@ class KnownKeys:
         if entry.key is None or not entry.key.takes(digest_of(secret), self._now_ms()):
             return None
         if time.monotonic() - entry.noted_at >= USE_NOTED_S:
-            entry.noted_at = time.monotonic()  # at once: others needn't note it as well
-            with suppress(RedisUnavailable):  # Redis is full, or went away just now: the next use is noted
+            entry.noted_at = time.monotonic()  # now, so that concurrent requests don't record it as well
+            with suppress(RedisUnavailable):  # Redis is full or went away: the next use is recorded
                 await self._store.run(keyring.note_use(id))
         return entry.key
 
@@ -141,12 +133,12 @@ class KnownKeys:
         return entry.key if entry.key is not None and self.lives(entry.key) else None
 
     def lives(self, key: ApiKey) -> bool:
-        """Whether a key that was just found hasn't expired."""
+        """Whether a key hasn't expired."""
         return key.lives(self._now_ms())
 
     async def _is_listed(self, id: str) -> bool:
         if time.monotonic() - self._listed_at >= FRESH_S:
-            self._listed_at = time.monotonic()  # at once: others needn't read them as well
+            self._listed_at = time.monotonic()  # now, so that concurrent requests don't read it as well
             self._listed = await self._store.run(keyring.ids())
         return id in self._listed
 
@@ -154,7 +146,7 @@ class KnownKeys:
         key, now_ms = await self._store.run_many(keyring.find(id))
         self._clock_offset_ms = now_ms - time.monotonic() * 1000
         before = self._entries.pop(id, None)
-        if key is None:  # not kept: anybody can make ids up
+        if key is None:  # not cached: clients could invent any number of ids
             return _Entry(None, 0, 0)
         if len(self._entries) >= MOST_KEPT:
             self._entries.pop(next(iter(self._entries)))
@@ -169,11 +161,12 @@ class KnownKeys:
 TICKET_S: Final = 30
 
 NO_KEY: Final = b"-"
-"""What stands in a key's place where none is needed."""
+"""Stands for a key in the ticket of a caller that needs none."""
 
 
 async def issue(store: AsyncStore, key_id: str | None) -> tuple[str, datetime]:
-    """A new ticket for the holder of this key, and when it expires by Redis's clock."""
+    """A new ticket for the holder of this key, and when it expires. A browser opens a socket or a stream with it, where
+    it can't send a key. Redis keeps its hash and the key's id: the ticket of a revoked key opens nothing."""
     ticket = secrets.token_urlsafe(32)
     value = NO_KEY.decode() if key_id is None else key_id
     _, now_ms = await store.run_many(
@@ -186,8 +179,8 @@ async def issue(store: AsyncStore, key_id: str | None) -> tuple[str, datetime]:
 
 
 async def redeem(store: AsyncStore, ticket: str) -> bytes | None:
-    """What a ticket stands for, once: a key's id or `NO_KEY`; None when it isn't one, or isn't one any more."""
-    # Not sent again when the answer is lost: it is gone then, and its holder asks for another.
+    """Use up a ticket: a key's id or `NO_KEY`; None if the ticket is invalid."""
+    # Not sent again if the reply is lost: the ticket is used up then, and its holder requests another one.
     found: bytes | None = await store.run(Call(("GETDEL", keys.TICKET + digest_of(ticket)), lambda reply: reply))
     return found
 
@@ -195,21 +188,21 @@ async def redeem(store: AsyncStore, ticket: str) -> bytes | None:
 REALM: Final = 'Bearer realm="taskpool"'
 SAFE: Final = ("GET", "HEAD")
 THIS_MACHINE: Final = (
-    "as long as there is no API key, only this machine is served, by the names localhost and 127.0.0.1"
+    "until there is an API key, the API serves only this machine, under the names localhost and 127.0.0.1"
 )
-THROUGH_A_PROXY: Final = "as long as there is no API key, only this machine is served, and not through a proxy"
-TELLING_WHERE: Final = frozenset(
+THROUGH_A_PROXY: Final = "until there is an API key, the API serves only this machine, and not through a proxy"
+ADDRESS_HEADERS: Final = frozenset(
     (b"host", b"x-forwarded-host", b"x-forwarded-for", b"x-real-ip", b"x-client-ip", b"x-cluster-client-ip",
      b"true-client-ip", b"cf-connecting-ip")
 )  # fmt: skip
-"""Headers with names or addresses, which must be this machine's."""
-MARKS_OF_A_PROXY: Final = (b"forwarded", b"via")
-"""With all others that begin with `x-forwarded-`: no client sends them by itself."""
-UNUSABLE: Final = "this key isn't known: it was revoked, or it is wrong"
+"""Headers with names or addresses, all of which must be this machine's."""
+PROXY_HEADERS: Final = (b"forwarded", b"via")
+"""Only proxies send these, and others that start with `x-forwarded-`."""
+UNUSABLE: Final = "the API key is unknown: it was revoked, or it is wrong"
 
 
 class Gate:
-    """Lets callers in, or raises the problem that keeps them out. `origins`: the pages that may open sockets."""
+    """Admits callers or raises the problem that refuses them. `origins`: the pages that may open sockets."""
 
     def __init__(self, store: AsyncStore, settings: Settings, origins: frozenset[str]) -> None:
         self._store = store
@@ -222,28 +215,28 @@ class Gate:
         self._looked_at = -FRESH_S  # mono
 
     async def admit(self, scope: AsgiScope, access: Access) -> Caller:
-        """The caller of a request or a socket, which may do what `access` asks; `caller_of` finds it from then on.
+        """The caller of a request or a socket, which meets `access`. From now on, `caller_of` returns it.
 
         Raises:
-            Problem: 400 it says twice who asks; 401 it isn't known who asks; 403 it may not; 421 it asked for another
-                machine; 429 it asks too often, or its address failed to authenticate too often.
+            Problem: 400 a header is repeated; 401 no valid key; 403 not permitted; 421 the wrong host name; 429 over the
+                rate limit, or too many failures of its address.
             RedisUnavailable
         """
         authorization = origin = None
         for name, value in scope["headers"]:
             if name == b"authorization":
                 if authorization is not None:
-                    raise _twice("Authorization")
+                    raise _repeated("Authorization")
                 authorization = value
             elif name == b"origin":
                 if origin is not None:
-                    raise _twice("Origin")
+                    raise _repeated("Origin")
                 origin = value
         if origin and not self._may_come_from(origin, scope):
             if scope["type"] == "websocket":
-                raise _from_elsewhere("sockets")
+                raise _foreign_origin("sockets")
             if scope["method"] not in SAFE and not await self.needs_key():
-                raise _from_elsewhere("changes")
+                raise _foreign_origin("changes")
         client = scope.get("client")
         caller = await self._caller(scope, access, authorization or b"", client[0] if client else "")
         await self._rates.take(caller, scope)
@@ -252,7 +245,7 @@ class Gate:
         return caller
 
     async def charge(self, scope: AsgiScope, tasks: int | None = None) -> None:
-        """Count work of a caller that was let in: the tasks of a batch, or (None) a message.
+        """Count more work of an admitted caller: the tasks of a batch, or (None) a message.
 
         Raises:
             Problem: 429.
@@ -262,7 +255,7 @@ class Gate:
         await (self._rates.take(caller, scope) if tasks is None else self._rates.take_all(caller, scope, tasks))
 
     async def still_admits(self, caller: Caller) -> bool:
-        """Whether the caller, let in before, would be let in now: its key wasn't revoked and hasn't expired.
+        """Whether an admitted caller would be admitted again: its key wasn't revoked and hasn't expired.
 
         Raises:
             RedisUnavailable
@@ -272,7 +265,7 @@ class Gate:
         return await self._known.living(caller.key_id) is not None
 
     async def needs_key(self) -> bool:
-        """Whether nobody is let in without a key."""
+        """Whether callers need a key."""
         if self._is_off or self._is_shut:
             return self._is_shut
         if time.monotonic() - self._looked_at >= FRESH_S:
@@ -281,38 +274,38 @@ class Gate:
         return self._is_shut
 
     async def would_admit(self, scope: AsgiScope, access: Access) -> bool:
-        """Whether the caller could come in: for routes that are public, but don't tell everybody everything.
+        """Whether `admit` would admit the caller: for public routes that show some callers more.
 
         Raises:
             RedisUnavailable
         """
         given = [value for name, value in scope["headers"] if name == b"authorization"]
-        if not given and await self.needs_key():  # which is no failure: probes ask like that all the time
+        if not given and await self.needs_key():  # not a failure: probes send no key
             return False
         client = scope.get("client")
         try:
             if len(given) > 1:
-                raise _twice("Authorization")
+                raise _repeated("Authorization")
             check(await self._caller(scope, access, given[0] if given else b"", client[0] if client else ""), access)
         except Problem:
             return False
         return True
 
     async def _caller(self, scope: AsgiScope, access: Access, authorization: bytes, address: str) -> Caller:
-        """Who asks. An address that fails too often is refused without a word to Redis, but for keys that exist: others
+        """Who sends this. If an address has failed too often, Redis is asked only about keys that exist: other clients
         may share the address."""
         has_ticket = access.ticket and b"ticket=" in scope["query_string"]
         if authorization and not has_ticket and not self._is_off:
             found = _token(authorization)
             if found is not None and (key := self._known.at_hand(found[1], found[2])) is not None:
-                return _holder(key, address)  # as most are: nothing failed, and nothing is asked
+                return _holder(key, address)  # most requests end here
         elif not has_ticket and not await self.needs_key():
             self._check_here(scope)
             return anonymous(address)
         name = f"{'ticket' if has_ticket else 'key'} {network(address)}"
         wait_s = self._failed.wait_s(name)
         if not wait_s:
-            self._failed.note(name)  # before it is known, or many at once would all be looked up
+            self._failed.note(name)  # before the look-up, or many concurrent requests would all cause one
         try:
             if has_ticket:
                 return await self._of_ticket(_take_ticket(scope), address, wait_s)
@@ -329,7 +322,7 @@ class Gate:
 
     async def _identified(self, scope: AsgiScope, authorization: bytes, address: str, wait_s: float) -> Caller:
         if not authorization:
-            raise unauthorized("this takes an API key: send it as Authorization: Bearer tp_...")
+            raise unauthorized("this needs an API key: send it as Authorization: Bearer tp_...")
         found = _token(authorization)
         if found is None:
             raise unauthorized("Authorization must be `Bearer` and an API key, tp_<id>_<secret>", "invalid_token")
@@ -348,7 +341,7 @@ class Gate:
         if stands_for is not None and stands_for != NO_KEY:
             key = await self._known.living(stands_for.decode())
         if key is None:
-            detail = f"this ticket isn't good: one is good once, for {TICKET_S} s; ask for another"
+            detail = f"the ticket is invalid or expired; tickets work once, for {TICKET_S} s: request a new one"
             raise unauthorized(detail, "invalid_token")
         return _holder(key, address)
 
@@ -357,19 +350,19 @@ class Gate:
         return origin.lower() in self._origins or (len(hosts) == 1 and is_own_origin(origin, hosts[0]))
 
     def _check_here(self, scope: AsgiScope) -> None:
-        """Nobody is asked for a key: whoever it is must ask this machine by its name, and not through a proxy on it."""
+        """Without keys, a client must name this machine as the host, and not come through a proxy on it."""
         if self._is_off:
             return
         for name, value in scope["headers"]:
-            if name in TELLING_WHERE:
+            if name in ADDRESS_HEADERS:
                 if value and not name_this_machine(value):
                     raise Problem("misdirected", THIS_MACHINE)
-            elif name in MARKS_OF_A_PROXY or name.startswith(b"x-forwarded-"):
+            elif name in PROXY_HEADERS or name.startswith(b"x-forwarded-"):
                 raise Problem("misdirected", THROUGH_A_PROXY)
 
 
 def check(caller: Caller, access: Access) -> None:
-    """Return when the caller may do what `access` asks.
+    """Return if the caller meets `access`.
 
     Raises:
         Problem: 403.
@@ -384,20 +377,20 @@ def check(caller: Caller, access: Access) -> None:
 
 
 def unauthorized(detail: str, error: str = "") -> Problem:
-    """The problem 401; `error` is RFC 6750's word for what is wrong with what was sent."""
+    """The problem 401; `error` is a code of RFC 6750."""
     challenge = f'{REALM}, error="{error}"' if error else REALM
     return Problem("unauthorized", detail, headers=[(b"www-authenticate", challenge.encode())])
 
 
-def _twice(name: str) -> Problem:
+def _repeated(name: str) -> Problem:
     return Problem("invalid-header", f"{name} must be sent once; this request has it more than once")
 
 
 def failed_too_often(wait_s: float) -> Problem:
-    """The problem 429 of an address that showed too many wrong keys or tickets."""
+    """The problem 429 of an address that sent too many wrong keys or tickets."""
     detail = (
         "authentication failed too often for this address; "
-        f"try again in {math.ceil(wait_s)} s, or with a valid key, which is let in all the same"
+        f"try again in {math.ceil(wait_s)} s, or with a valid key, which is still accepted"
     )
     return Problem("rate-limited", detail, headers=[retry_after(wait_s)])
 
@@ -414,7 +407,7 @@ def _holder(key: ApiKey, address: str) -> Caller:
 
 
 def _take_ticket(scope: AsgiScope) -> str:
-    """The ticket, out of the query string: nothing behind the gate may show it, or refuse it as unknown."""
+    """Take the ticket out of the query string, so that handlers neither show it nor refuse it as unknown."""
     query: bytes = scope["query_string"]
     parts = query.split(b"&")
     scope["query_string"] = b"&".join(part for part in parts if not part.startswith(b"ticket="))
@@ -422,6 +415,6 @@ def _take_ticket(scope: AsgiScope) -> str:
     return dict(parse_qsl(given[0].decode("latin-1"))).get("ticket", "") if len(given) == 1 else ""
 
 
-def _from_elsewhere(what: str) -> Problem:
-    detail = f"{what} are for pages of this origin and those that TASKPOOL_CORS_ORIGINS lists"
+def _foreign_origin(what: str) -> Problem:
+    detail = f"{what} are only allowed for pages of this origin and of those in TASKPOOL_CORS_ORIGINS"
     return Problem("forbidden", detail)

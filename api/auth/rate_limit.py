@@ -1,12 +1,10 @@
-"""What counts as one client address.
+"""Rate limits: a token bucket in Redis for each caller, shared by all API processes.
 
-How much work a caller may ask for: a token bucket in Redis for each, which all API processes share. A request costs
-a token, and so does each further task of a batch and each message over a WebSocket.
+A request costs a token, and so does each further task of a batch and each message over a WebSocket. A process takes the
+tokens for a tenth of a second at once and fetches the next ones in time, so that requests of a busy caller wait for no
+round trip. Tokens that aren't spent within a second are dropped, never spent twice.
 
-Tokens are taken for a tenth of a second at once and spent here, the next ones fetched while some are left: so a request
-of a busy caller waits for no round trip of its own. What isn't spent within a second is forgotten, never spent twice.
-
-How often authentication may fail is counted for each address in this process alone: it is to cost Redis nothing.
+Failed authentication is counted for each address in this process alone, so that it costs Redis nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ from .caller import Caller
 
 
 def network(host: str) -> str:
-    """The address itself; of IPv6, where a client has 2^64 of them, its network."""
+    """What counts as one client: an IPv4 address, or an IPv6 network of 2^64 addresses."""
     if ":" not in host:
         return host
     try:
@@ -42,19 +40,19 @@ def network(host: str) -> str:
 
 
 RATE_KEY: Final = "taskpool.rate"
-"""Where the headers for the answer are put in the ASGI scope."""
+"""Where the headers for the answer are in the ASGI scope."""
 AHEAD_S: Final = 0.1
 KEPT_S: Final = 1.0
 SHARE: Final = 10
-"""A process takes one part in so many of a bucket at once: the others must find some, too."""
+"""A process takes at most this part of a bucket (one tenth) at once, so that others find tokens too."""
 MOST_CALLERS: Final = 10_000
 FAILED_AT_ONCE: Final = 100
 FAILED_A_SECOND: Final = 1.0
-"""How often authentication may fail for one address: so many times at once, and then so many a second."""
+"""How often authentication may fail for one address: this many times at once, then this often a second."""
 
 
 class RateLimits:
-    """The limits of all callers: so many requests a minute, and those of `rate_burst_s` seconds at once."""
+    """The rate limits of all callers: requests a minute, with bursts of `rate_burst_s` seconds' worth."""
 
     def __init__(self, store: AsyncStore, settings: Settings) -> None:
         self._store = store
@@ -62,7 +60,7 @@ class RateLimits:
         self._buckets: dict[tuple[str, int], _Bucket] = {}
 
     async def take(self, caller: Caller, scope: AsgiScope) -> None:
-        """Count one request of the caller, or one message; what an answer says of that is put into the scope.
+        """Count one request or message of the caller, and put the answer's headers into the scope.
 
         Raises:
             Problem: 429.
@@ -74,14 +72,14 @@ class RateLimits:
         wait_s = await bucket.spend()
         scope[RATE_KEY] = bucket.headers(wait_s)
         if wait_s:
-            detail = f"there may be {bucket.per_minute:,} requests a minute; the next one in {math.ceil(wait_s)} s"
+            detail = f"the rate limit is {bucket.per_minute:,} requests a minute; try again in {math.ceil(wait_s)} s"
             raise Problem("rate-limited", detail, headers=[retry_after(wait_s)])
 
     async def take_all(self, caller: Caller, scope: AsgiScope, tasks: int) -> None:
-        """Count the tasks of a batch, whose request was counted as the first of them.
+        """Count the tasks of a batch. Its request was counted as the first of them.
 
         Raises:
-            Problem: 429; none of them was counted.
+            Problem: 429; none of the tasks was counted.
             RedisUnavailable
         """
         bucket = self._bucket(caller)
@@ -91,13 +89,11 @@ class RateLimits:
         scope[RATE_KEY] = bucket.headers()
         if wait_s:
             if tasks > bucket.most:
-                detail = (
-                    f"a batch has at most {bucket.most:,} tasks here, as many as may be submitted at once; send less"
-                )
+                detail = f"a batch may have at most {bucket.most:,} tasks here, the burst of the rate limit; send fewer"
             else:
                 detail = (
-                    f"there may be {bucket.per_minute:,} requests a minute, and each task of a batch counts as one; "
-                    f"{tasks:,} may come in {math.ceil(wait_s)} s"
+                    f"the rate limit is {bucket.per_minute:,} requests a minute, and each task of a batch counts; "
+                    f"try these {tasks:,} again in {math.ceil(wait_s)} s"
                 )
             raise Problem("rate-limited", detail, headers=[retry_after(wait_s)])
 
@@ -115,32 +111,32 @@ class RateLimits:
 
 
 class FailedAttempts:
-    """How often authentication failed, by address (or whatever else a name is made of)."""
+    """How often authentication failed, by name (of an address)."""
 
     def __init__(self) -> None:
         self._paid_mono: dict[str, float] = {}
-        """Of each name, until when its failures are paid for at FAILED_A_SECOND; the one that failed last is last."""
+        """By name, the time at which its failures are used up at FAILED_A_SECOND; in the order of the last failure."""
 
     def wait_s(self, name: str) -> float:
-        """In how many seconds the next one may fail; 0: now."""
+        """The seconds until the next attempt may fail; 0: it may fail now."""
         paid_mono = self._paid_mono.get(name, 0.0)
         return max(0.0, paid_mono - time.monotonic() - (FAILED_AT_ONCE - 1) / FAILED_A_SECOND)
 
     def note(self, name: str) -> None:
-        """One has failed."""
+        """Count a failure."""
         paid_mono = max(self._paid_mono.pop(name, 0.0), time.monotonic())
         if len(self._paid_mono) >= MOST_CALLERS:
             del self._paid_mono[next(iter(self._paid_mono))]
         self._paid_mono[name] = paid_mono + 1 / FAILED_A_SECOND
 
     def forgive(self, name: str) -> None:
-        """One that was noted hasn't failed."""
+        """Take back a counted failure."""
         if name in self._paid_mono:
             self._paid_mono[name] -= 1 / FAILED_A_SECOND
 
 
 class _Bucket:
-    """One caller's tokens: those that this process has taken, and what it knows of the others."""
+    """One caller's bucket: the tokens that this process holds, and what it knows of the rest."""
 
     def __init__(self, store: AsyncStore, name: str, per_minute: int, burst_s: float) -> None:
         self._store, self._name, self.per_minute = store, name, per_minute
@@ -151,11 +147,11 @@ class _Bucket:
         self._held = self._left = 0
         self._taken_mono = self._refused_until_mono = 0.0
         self._waiting = self._granted = 0
-        """How many wait for tokens; how many of those that have just come are for them, however late they wake."""
+        """Requests that wait for tokens; fetched tokens that are reserved for them until they wake up."""
         self._taking: asyncio.Task[None] | None = None
 
     async def spend(self) -> float:
-        """Spend a token: 0, or the seconds until there may be one."""
+        """Spend a token: 0, or the seconds to wait."""
         while True:
             now_mono = time.monotonic()
             if self._held and now_mono - self._taken_mono < KEPT_S:
@@ -181,7 +177,7 @@ class _Bucket:
                 return 0.0
 
     async def spend_all(self, count: int) -> float:
-        """Spend so many tokens, or none: 0, or the seconds until there may be as many (or the bucket is full)."""
+        """Spend this many tokens or none: 0, or the seconds until there may be enough (or the bucket is full)."""
         held = min(self._held, count) if time.monotonic() - self._taken_mono < KEPT_S else 0
         self._held -= held
         wanted = count - held
@@ -193,30 +189,28 @@ class _Bucket:
         return min(taken.next_in_s, self.most / self._rate)
 
     def headers(self, wait_s: float = 0.0) -> list[tuple[bytes, bytes]]:
-        """What an answer says: how many are left, and in how many seconds the bucket is full (of none: there is one).
-
-        The draft wants no `Retry-After` that is earlier than that.
-        """
+        """The RateLimit headers: the tokens left, and the seconds until the bucket is full (or until there is one
+        token, because the draft allows no earlier `Retry-After`)."""
         left = 0 if wait_s else self._left + self._held + self._granted
         until_s = wait_s or max(self.most - left, 0) / self._rate
         item = b'"requests";r=%d;t=%d' % (left, math.ceil(until_s))
         return [(b"ratelimit-policy", self._policy), (b"ratelimit", item)]
 
     def _take(self) -> asyncio.Task[None]:
-        """Fetch more, for all who wait."""
+        """Fetch tokens for all waiting requests."""
         if self._taking is None or self._taking.done():
             self._taking = asyncio.create_task(self._fetch())
-            self._taking.add_done_callback(_heard)
+            self._taking.add_done_callback(_ignore_failure)
         return self._taking
 
     async def _fetch(self) -> None:
-        await asyncio.sleep(0)  # whoever else comes in this turn of the loop is fetched for as well
+        await asyncio.sleep(0)  # also for the other requests of this turn of the event loop
         wanted = max(self._block, self._waiting)
         taken = await self._store.run(take(self._name, rate=self._rate, most=self.most, wanted=wanted))
         now_mono = time.monotonic()
-        for_those_who_wait = min(taken.tokens, self._waiting)
-        self._granted += for_those_who_wait
-        self._held += taken.tokens - for_those_who_wait
+        reserved = min(taken.tokens, self._waiting)
+        self._granted += reserved
+        self._held += taken.tokens - reserved
         self._left = taken.left
         if taken.tokens:
             self._taken_mono = now_mono
@@ -224,7 +218,7 @@ class _Bucket:
             self._refused_until_mono = now_mono + taken.next_in_s
 
 
-def _heard(task: asyncio.Task[None]) -> None:
-    """Who waits hears of an outage; when nobody does, the next request will."""
+def _ignore_failure(task: asyncio.Task[None]) -> None:
+    """Waiting requests raise the failure. If none waits, the next request finds out itself."""
     with suppress(asyncio.CancelledError, RedisUnavailable):
         task.result()
