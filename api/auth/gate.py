@@ -218,7 +218,7 @@ class Gate:
         """The caller of a request or a socket, which meets `access`. From now on, `caller_of` returns it.
 
         Raises:
-            Problem: 400 a header is repeated; 401 no valid key; 403 not permitted; 421 the wrong host name; 429 over the
+            Problem: 400 a repeated header; 401 no valid key; 403 not permitted; 421 the wrong host name; 429 over the
                 rate limit, or too many failures of its address.
             RedisUnavailable
         """

@@ -51,9 +51,9 @@ class EventRoutes:
     async def task(self, request: Request, query: TaskEventsQuery) -> Response:
         """GET /tasks/{id}/events: follow a task, as Server-Sent Events, until it has ended.
 
-        First `snapshot` tells how it stands, then a message comes for each step; `gone`, if its record is deleted. With
-        `Last-Event-ID` (or `last_event_id` in the query) there is no snapshot but all that came since; 204 if it has
-        ended and nothing did.
+        First comes a `snapshot` of its state, then a message for each event, and `gone` if its record is deleted. With
+        `Last-Event-ID` (or `last_event_id` in the query) there is no snapshot but all events since then; 204 if the
+        task has ended and there are none.
         """
         after = _after(request, query.last_event_id)
         caller = caller_of(request.scope)
@@ -83,9 +83,9 @@ class EventRoutes:
         problems=["invalid-event-id", "too-many-streams"],
     )
     async def all(self, request: Request, query: EventsQuery) -> Response:
-        """GET /events: follow all tasks that fit the filters, as Server-Sent Events.
+        """GET /events: follow all tasks that match the filters, as Server-Sent Events.
 
-        `status` is what the step led to; the other filters are the task's. It begins now, or after `Last-Event-ID`.
+        `status` is the status after an event. The stream starts now, or after `Last-Event-ID`.
         """
         after = _after(request, query.last_event_id)
         if request.method == "HEAD":
@@ -163,9 +163,9 @@ class LogRoutes:
     async def logs(self, request: Request, query: LogQuery) -> Response:
         """GET /tasks/{id}/logs: read a task's log, or follow it until the task has ended.
 
-        Pages of JSON, or text as it was written (`Accept: text/plain` or `format=text`): all of it, unless there is a
-        `limit`. With `follow` the lines come as text when they are written, or as Server-Sent Events
-        (`Accept: text/event-stream` or `format=events`); 204 to who comes back for more of a log that has ended.
+        Pages of JSON, or text as it was written (`Accept: text/plain` or `format=text`), complete if there is no
+        `limit`. With `follow`, new lines follow as text, or as Server-Sent Events (`Accept: text/event-stream` or
+        `format=events`). A client that reconnects after the end of a log gets 204.
         """
         await check_affected(self._pool, request, Effect.READ)
         form = query.format or _accepted(request, follows=query.follow)

@@ -28,7 +28,7 @@ class FleetRoutes:
 
     @operation("list_queues", tag="fleet", query=QueuesQuery, answers={200: Answer(Queues, headers=("Link",))})
     async def queues(self, request: Request, query: QueuesQuery) -> Json:
-        """GET /queues: the queues with their counts, by name."""
+        """GET /queues: list the queues with their counts, by name."""
         caller, names = caller_of(request.scope), None
         if caller.project is not None:  # counts are of all projects: show the key's own queues only
             known = await self._pool.store.run(all_queues())
@@ -40,7 +40,7 @@ class FleetRoutes:
 
     @operation("get_queue", tag="fleet", query=QueueQuery, answers={200: Answer(QueuePage, headers=("Link",))})
     async def queue(self, request: Request, query: QueueQuery) -> Json:
-        """GET /queues/{name}: the tasks of a queue in the order in which they will start."""
+        """GET /queues/{name}: list the tasks of a queue in the order in which they will start."""
         name, project = request.path_params["name"], caller_of(request.scope).project
         with parameters_refused():
             reading = get_queue(name, cursor=query.cursor, limit=query.limit, project=project)
@@ -56,13 +56,13 @@ class FleetRoutes:
         answers={200: Answer(Types, headers=("ETag",)), 304: Answer(None, headers=("ETag",))},
     )
     async def types(self, request: Request) -> Response:
-        """GET /types: every task type with the JSON Schema of its payload, and who serves it; 304 by its ETag."""
+        """GET /types: list the task types with their JSON Schemas and the pools that serve them; 304 by ETag."""
         document = Types(types=[type_document(info) for info in await self._pool.types()])
         return tagged(document, request.scope["headers"])
 
     @operation("list_workers", tag="fleet", answers={200: Workers})
     async def workers(self, request: Request) -> Json:
-        """GET /workers: every worker process, and what is wrong with RQ programs beside them."""
+        """GET /workers: list the worker processes, and problems of RQ programs beside them."""
         infos = await self._pool.workers()
         # The warnings name queues of all projects.
         warnings = await self._pool.worker_warnings() if caller_of(request.scope).project is None else []

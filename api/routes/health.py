@@ -178,19 +178,19 @@ class HealthRoutes:
 
     @operation("open_door", tag="service", query=None, answers={200: Door}, asks_redis=False)
     async def door(self, request: Request) -> Json:
-        """GET /: what this is, and where one can go from here."""
+        """GET /: get the name and version of this service, and links to its pages."""
         paths = [path for path in map(_open_path, request.app.routes) if path]
         links = {path.removeprefix("/"): public_path(request.scope, path) for path in paths}
         return Json(Door(service="taskpool", version=own_version(), links=links))
 
     @operation("is_alive", tag="service", query=None, answers={200: Live}, asks_redis=False)
     async def live(self, request: Request) -> Json:
-        """GET /livez: this process answers. It asks nobody else: a restart wouldn't bring Redis back."""
+        """GET /livez: check that this process answers. It doesn't check Redis, which a restart wouldn't repair."""
         return Json(Live(status="ok"))
 
     @operation("is_ready", tag="service", query=None, answers={200: Ready})
     async def ready(self, request: Request) -> Json:
-        """GET /readyz: Redis answers and takes writes. Callers who see all tasks get what it keeps, too."""
+        """GET /readyz: check that Redis answers and takes writes. Callers that may see all tasks get details."""
         server, workers, beside = await asyncio.gather(
             self._pool.server(), self._pool.workers(), self._pool.worker_warnings()
         )
@@ -221,7 +221,7 @@ class HealthRoutes:
 
     @operation("get_metrics", tag="service", query=None, answers={200: Answer(str, media_types=EXPOSITIONS)})
     async def metrics(self, request: Request) -> Response:
-        """GET /metrics: the whole cluster's figures for Prometheus, or as OpenMetrics for who accepts that."""
+        """GET /metrics: get the metrics of the whole cluster for Prometheus, or as OpenMetrics by `Accept`."""
         counters, queues, workers, outbox = await asyncio.gather(
             self._pool.counters(),
             self._pool.store.carry_out(busiest_queues(MOST_QUEUES)),

@@ -46,7 +46,7 @@ class KeyRoutes:
         answers={201: Answer(KeyDocument, headers=("Location",))},
     )
     async def create(self, request: Request) -> Json:
-        """POST /keys: make an API key; 201 with it, its text for this once. The first must have the scope admin."""
+        """POST /keys: create an API key; 201 with its text, shown only once. The first must have the scope admin."""
         document = await read_json(request.scope, request.receive, self._max_body_bytes)
         by = caller_of(request.scope).actor()
         spec = read_as(document, KeySpec, "invalid-key")
@@ -78,7 +78,7 @@ class KeyRoutes:
 
     @operation("revoke_key", tag="keys", answers={204: None}, problems=["key-not-found"])
     async def revoke(self, request: Request) -> NoContent:
-        """DELETE /keys/{key}: revoke a key; 204, it opens nothing from now on."""
+        """DELETE /keys/{key}: revoke a key; 204."""
         await self._store.carry_out(keyring.revoke(request.path_params["key"], caller_of(request.scope).actor()))
         return NoContent()
 
@@ -90,7 +90,7 @@ class KeyRoutes:
 
     @operation("read_audit", tag="keys", query=AuditQuery, answers={200: Answer(AuditPage, headers=("Link",))})
     async def audit(self, request: Request, query: AuditQuery) -> Json:
-        """GET /audit: read who did what, the newest first."""
+        """GET /audit: read the audit log, the newest entries first."""
         wanted = AuditFilter(query.what, query.key, query.project, query.since, query.until)
         with parameters_refused():
             found = await self._store.carry_out(read_audit(wanted, cursor=query.cursor, limit=query.limit))

@@ -74,10 +74,10 @@ class SubmitRoutes:
         problems=PROBLEMS,
     )
     async def add(self, request: Request) -> Json:
-        """POST /tasks: submit a task; 202 with its id, and where to look for it.
+        """POST /tasks: submit a task; 202 with its id and location.
 
-        200 when another task holds its unique key and it asked for that one, or with the whole task when it ends while
-        the client prefers to wait. With a key that has no scope tasks:read, `Prefer` is ignored."""
+        200 if another task holds its unique key and `on_conflict` asks for that one; also 200, with the whole task, if
+        it ends while the client prefers to wait. `Prefer` needs the scope tasks:read; otherwise it is ignored."""
         scope = request.scope
         preferences = preferences_of(scope["headers"])
         document = await read_json(scope, request.receive, self._max_body_bytes)
@@ -104,7 +104,7 @@ class SubmitRoutes:
         problems=PROBLEMS,
     )
     async def add_batch(self, request: Request) -> Json:
-        """POST /tasks/batch: submit up to 1,000 tasks; 202 with their ids in order; all are stored or none."""
+        """POST /tasks/batch: submit up to 1,000 tasks, all or none; 202 with their ids in order."""
         scope = request.scope
         preferences = preferences_of(scope["headers"])
         document = await read_json(scope, request.receive, self._max_body_bytes)
@@ -199,10 +199,10 @@ class TaskRoutes:
         problems=["task-not-found"],
     )
     async def get(self, request: Request, query: TaskQuery) -> Response:
-        """GET /tasks/{id}: read a task; with ?wait=S once it has ended, or as it is after S seconds; 304 by ETag.
+        """GET /tasks/{id}: read a task; with ?wait=S after its end, or as it is after S seconds; 304 by ETag.
 
-        The server waits 50 seconds at most, so that the answer comes before a proxy gives up: ask again for a task that
-        hasn't ended by then. `Preference-Applied` says how long it was ready to wait.
+        The server waits 50 seconds at most, because proxies give up after 60: repeat the request if the task hasn't
+        ended by then. `Preference-Applied` is the time that the server was ready to wait.
         """
         if not query.wait:
             record = await affected(self._pool, request, Effect.READ)
@@ -222,14 +222,14 @@ class TaskRoutes:
         problems=["task-not-found"],
     )
     async def deliveries(self, request: Request, query: DeliveriesQuery) -> Json:
-        """GET /tasks/{id}/deliveries: the webhooks that were sent about a task, the newest first."""
+        """GET /tasks/{id}/deliveries: list the webhook deliveries about a task, the newest first."""
         record = await affected(self._pool, request, Effect.READ)
         path = f"/tasks/{quote(record.id)}/deliveries"
         return await list_deliveries(self._pool.store, request.scope, query, path, task=record.id)
 
     @operation("list_tasks", tag="tasks", query=ListQuery, answers={200: Answer(TaskPage, headers=("Link",))})
     async def list(self, request: Request, query: ListQuery) -> Json:
-        """GET /tasks: list tasks, newest first; all filters must hold."""
+        """GET /tasks: list the tasks that match all filters, the newest first."""
         with parameters_refused():
             filter = Filter(query.status, query.queue, query.type, query.tag, caller_of(request.scope).project)
             found = await self._pool.store.carry_out(list_tasks(filter, cursor=query.cursor, limit=query.limit))
@@ -243,7 +243,7 @@ class TaskRoutes:
         problems=["task-not-found", "task-conflict"],
     )
     async def remove(self, request: Request) -> Response:
-        """DELETE /tasks/{id}: cancel a task; 200 with it, or 204 when it had ended and is gone for good."""
+        """DELETE /tasks/{id}: cancel a task; 200 with the task, or 204 if it had ended and was deleted."""
         id = task_id(request)
         by = caller_of(request.scope).actor()
         await check_affected(self._pool, request, Effect.STOP)
@@ -265,7 +265,7 @@ class TaskRoutes:
         problems=["task-not-found", "task-conflict"],
     )
     async def stop(self, request: Request) -> Json:
-        """POST /tasks/{id}/stop: stop a task; 202 with it as it is now, stopping or canceled."""
+        """POST /tasks/{id}/stop: stop a task; 202 with the task, stopping or canceled."""
         how = read_stop(await read_optional_json(request.scope, request.receive, self._max_body_bytes))
         record = await affected(self._pool, request, Effect.STOP)
         if not record.status.is_terminal:
@@ -286,7 +286,7 @@ class TaskRoutes:
         problems=["task-not-found", "task-conflict"],
     )
     async def retry(self, request: Request) -> Json:
-        """POST /tasks/{id}/retry: queue a task again that has failed, or was stopped or canceled; 202 with it."""
+        """POST /tasks/{id}/retry: queue a task again that failed, or was stopped or canceled; 202 with the task."""
         read_retry(await read_optional_json(request.scope, request.receive, self._max_body_bytes))
         id, by = task_id(request), caller_of(request.scope).actor()
         await check_affected(self._pool, request, Effect.START)

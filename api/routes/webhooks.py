@@ -58,7 +58,7 @@ class WebhookRoutes:
 
     @operation("list_webhooks", tag="webhooks", answers={200: Webhooks})
     async def list(self, request: Request) -> Json:
-        """GET /webhooks: list the standing endpoints, without their secrets."""
+        """GET /webhooks: list the endpoints, without their secrets."""
         caller = caller_of(request.scope)
         found = await self._store.carry_out(webhook_store.list_webhooks(caller.project))
         return Json(Webhooks(webhooks=[webhook_document(each) for each in found]))
@@ -72,7 +72,7 @@ class WebhookRoutes:
         problems=["cap-reached"],
     )
     async def create(self, request: Request) -> Json:
-        """POST /webhooks: make a standing endpoint; 201 with it and its secret."""
+        """POST /webhooks: create an endpoint; 201 with its secret."""
         caller = caller_of(request.scope)
         body = await read_json(request.scope, request.receive, self._max_body_bytes)
         fields = read_as(body, NewWebhook, "invalid-webhook")
@@ -98,9 +98,9 @@ class WebhookRoutes:
         problems=OF_ONE,
     )
     async def update(self, request: Request) -> Json:
-        """PATCH /webhooks/{webhook}: change what is given of an endpoint.
+        """PATCH /webhooks/{webhook}: change the given fields of an endpoint.
 
-        Its project stays, and its secret is replaced at a path of its own. What waits for it goes to a new URL.
+        The project can't be changed, and the secret has a path of its own. Waiting deliveries go to the new URL.
         """
         caller = caller_of(request.scope)
         body = await read_json(request.scope, request.receive, self._max_body_bytes)
@@ -115,14 +115,14 @@ class WebhookRoutes:
         problems=OF_ONE,
     )
     async def remove(self, request: Request) -> NoContent:
-        """DELETE /webhooks/{webhook}: remove an endpoint; 204, it is gone with its deliveries."""
+        """DELETE /webhooks/{webhook}: delete an endpoint and its deliveries; 204."""
         caller = caller_of(request.scope)
         await self._store.carry_out(webhook_store.remove_webhook(_id(request), caller.project, caller.actor()))
         return NoContent()
 
     @operation("get_webhook_secret", tag="webhooks", answers={200: SecretDocument}, problems=OF_ONE)
     async def secret(self, request: Request) -> Json:
-        """GET /webhooks/{webhook}/secret: what signs; the endpoint `callback` has the secret of callbacks."""
+        """GET /webhooks/{webhook}/secret: get the signing secret; the endpoint `callback` has that of callbacks."""
         caller = caller_of(request.scope)
         plan = webhook_store.read_secret(_id(request), caller.project, caller.actor())
         return Json(secret_document(await self._store.carry_out(plan)))
@@ -137,7 +137,7 @@ class WebhookRoutes:
         problems=OF_ONE,
     )
     async def rotate(self, request: Request) -> Json:
-        """POST /webhooks/{webhook}/secret: a new secret; the old one signs beside it for a while."""
+        """POST /webhooks/{webhook}/secret: set a new secret; for a while, the old one signs too."""
         caller = caller_of(request.scope)
         body = await read_optional_json(request.scope, request.receive, self._max_body_bytes)
         asked = read_as(body, NewSecret, "invalid-webhook")
@@ -154,7 +154,7 @@ class WebhookRoutes:
         problems=OF_ONE,
     )
     async def test(self, request: Request) -> Json:
-        """POST /webhooks/{webhook}/test: send a message that only tries whether the endpoint hears."""
+        """POST /webhooks/{webhook}/test: send a test message to the endpoint."""
         caller = caller_of(request.scope)
         sent = await self._store.carry_out(webhook_store.send_test(_id(request), caller.project))
         headers = [location(request.scope, f"/webhooks/deliveries/{sent.id}")]
@@ -168,19 +168,19 @@ class WebhookRoutes:
         problems=OF_ONE,
     )
     async def deliveries(self, request: Request, query: DeliveriesQuery) -> Json:
-        """GET /webhooks/{webhook}/deliveries: the last messages to an endpoint, the newest first."""
+        """GET /webhooks/{webhook}/deliveries: list the last deliveries to an endpoint, the newest first."""
         webhook = await self._store.carry_out(webhook_store.get_webhook(_id(request), caller_of(request.scope).project))
         path = f"/webhooks/{quote(_id(request))}/deliveries"
         return await list_deliveries(self._store, request.scope, query, path, webhook=webhook.id)
 
     @operation("list_dead", tag="webhooks", query=DeadQuery, answers={200: Answer(DeliveryPage, headers=("Link",))})
     async def dead(self, request: Request, query: DeadQuery) -> Json:
-        """GET /webhooks/dead: the deliveries to any endpoint that nobody tries any more, the newest first."""
+        """GET /webhooks/dead: list the deliveries that were given up, the newest first."""
         return await list_deliveries(self._store, request.scope, query, "/webhooks/dead")
 
     @operation("get_delivery", tag="webhooks", answers={200: DeliveryDocument}, problems=["delivery-not-found"])
     async def delivery(self, request: Request) -> Json:
-        """GET /webhooks/deliveries/{delivery}: one message with its body and its attempts."""
+        """GET /webhooks/deliveries/{delivery}: read a delivery with its body and its attempts."""
         found = await self._delivery(request, caller_of(request.scope))
         return Json(delivery_document(found, with_body=True))
 
@@ -191,7 +191,7 @@ class WebhookRoutes:
         problems=["delivery-not-found", "delivery-busy"],
     )
     async def replay(self, request: Request) -> Json:
-        """POST /webhooks/deliveries/{delivery}/replay: send a message again, or at once, with all its attempts."""
+        """POST /webhooks/deliveries/{delivery}/replay: send a delivery again now, with all its attempts."""
         caller = caller_of(request.scope)
         found = await self._delivery(request, caller)
         again = await self._store.carry_out(delivery.replay(found.id, caller.actor()))
