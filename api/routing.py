@@ -90,17 +90,9 @@ class Socket:
             await self._gate.admit(scope, self.guarded.access)
         except Problem as problem:
             await receive()  # websocket.connect
-            await refuse(problem, scope, receive, send)
+            await problem.refuse_socket(scope, receive, send)
             return
         await self.guarded.handler(scope, receive, send)
-
-
-async def refuse(problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer a socket's handshake with a problem, after `websocket.connect` was received."""
-    if "websocket.http.response" not in scope.get("extensions", {}):
-        await send({"type": "websocket.close", "code": 1008, "reason": problem.detail[:120]})
-        return
-    await problem.response()(scope, receive, send)
 
 
 # --- finding the resource of a path -------------------------------------------------------------------------------

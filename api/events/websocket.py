@@ -25,7 +25,6 @@ from taskpool.types import TaskStatus, refuse_unknown
 
 from ..auth.caller import Caller, caller_of
 from ..http.problems import Problem, shortened
-from ..routing import refuse
 from .client_queue import Beat, ClientQueue, Gone, Item, Live, Reply, Resync, Snapshot, Steps
 from .streams import Streams, TooManySubscriptions
 from .subscriptions import Subscription, Wanted
@@ -251,7 +250,7 @@ class SocketRoute:
         try:
             queue = self._streams.admit(caller_of(scope))
         except Problem as problem:
-            await refuse(problem, scope, receive, send)
+            await problem.refuse_socket(scope, receive, send)
             return
         socket = _Socket(self._streams, queue, scope)
         tasks: tuple[asyncio.Task[None], ...] = ()

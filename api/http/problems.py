@@ -7,6 +7,8 @@ from itertools import islice
 from math import ceil
 from typing import Any, Final
 
+from starlette.types import Receive, Scope, Send
+
 from taskpool.errors import PROBLEM_PREFIX, PROBLEMS, FieldErrors, TaskpoolError, UniqueConflict
 
 from .responses import Json
@@ -60,6 +62,13 @@ class Problem(Exception):
         return Json(
             document, status=kind.status, headers=self.headers, media_type=MEDIA_TYPE, unread_body=self.unread_body
         )
+
+    async def refuse_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a WebSocket's handshake with the problem, after `websocket.connect` was received."""
+        if "websocket.http.response" in scope.get("extensions", {}):
+            await self.response()(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008, "reason": self.detail[:120]})
 
 
 def problem_of(error: TaskpoolError, **extra: Any) -> Problem:
