@@ -21,13 +21,12 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
-from .auth.caller import Guarded
+from .auth.caller import DECLARATION, Guarded
 from .auth.gate import Gate
 from .auth.rate_limit import RATE_KEY
 from .http.problems import Problem
 from .http.query import NoQuery, read_query
 from .http.responses import BufferedResponse
-from .openapi.declarations import operation_of
 
 Header = tuple[bytes, bytes]
 
@@ -62,7 +61,8 @@ class Resource:
             raise Problem("method-not-allowed", detail, headers=[(b"allow", allowed.encode())])
         if not guarded.access.public:
             await self._gate.admit(scope, guarded.access)
-        request, declared = Request(scope, receive, send), operation_of(guarded.handler)
+        request = Request(scope, receive, send)
+        declared: Any = getattr(guarded.handler, DECLARATION, None)
         response: ASGIApp
         if declared is None or declared.query is None:
             response = await guarded.handler(request)

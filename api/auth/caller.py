@@ -55,6 +55,8 @@ ADMIN: Final = Access(Scope.ADMIN)
 """START and STOP open a route; `Caller.check` decides for which tasks."""
 
 
+DECLARATION: Final = "operation"
+"""The attribute of a handler with what `openapi.declarations.operation` declares of it."""
 SCOPE_KEY: Final = "taskpool.caller"
 """Where the gate puts the caller in the ASGI scope."""
 

@@ -26,7 +26,7 @@ from taskpool.validation import LONGEST_S, QUEUE_NAME, TAG, TYPE_NAME, Declared,
 from taskpool.webhooks.endpoint import LONGEST_DESCRIPTION
 from taskpool.webhooks.endpoint import MOST_NAMES as MOST_FILTERED
 
-from ..auth.caller import Access
+from ..auth.caller import DECLARATION, Access
 from ..http.query import NoQuery
 
 Object = dict[str, Any]
@@ -191,7 +191,6 @@ H = TypeVar("H", bound=Callable[..., Any])
 JSON: Final = "application/json"
 EVENT_STREAM: Final = "text/event-stream"
 OF_A_CALLER: Final = ("invalid-header", "unauthorized", "forbidden", "misdirected", "rate-limited")
-MARK: Final = "operation"
 OF_A_BODY: Final = ("invalid-json", "body-timeout", "body-too-large", "unsupported-media-type")
 
 
@@ -277,7 +276,7 @@ def operation(
     )
 
     def declare(handler: H) -> H:
-        vars(handler)[MARK] = mark
+        vars(handler)[DECLARATION] = mark
         return handler
 
     return declare
@@ -285,5 +284,5 @@ def operation(
 
 def operation_of(handler: Callable[..., Any]) -> Operation | None:
     """What a handler declared; None if nothing."""
-    mark: Operation | None = getattr(handler, MARK, None)
+    mark: Operation | None = getattr(handler, DECLARATION, None)
     return mark
