@@ -32,9 +32,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from taskpool.errors import ConfigurationError
 
 from .auth.rate_limit import network
-from .http.body import BODY_TIMEOUT_S
+from .http.body import BODY_TIMEOUT_S, CYCLE
 from .http.problems import Problem, retry_after
-from .routing import BROWSER_HEADERS, CYCLE, header_lines
+from .routing import BROWSER_HEADERS, header_lines
 
 logger = logging.getLogger("api")
 
@@ -285,12 +285,12 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header. Trailers are counted and discarded: they must not pass as headers."""
-        if self._receiving == "body":
-            self._trailer_bytes += len(name) + len(value) + 4
-            if self._trailer_bytes > MOST_HEAD_BYTES:
-                self._ignores_input = True
+        if self._receiving != "body":
+            super().on_header(name, value)
             return
-        super().on_header(name, value)
+        self._trailer_bytes += len(name) + len(value) + 4
+        if self._trailer_bytes > MOST_HEAD_BYTES:
+            self._ignores_input = True
 
     def on_headers_complete(self) -> None:
         """Start the request, or queue it behind those that aren't answered yet."""

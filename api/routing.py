@@ -24,6 +24,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 from .auth.caller import DECLARATION, Guarded
 from .auth.gate import Gate
 from .auth.rate_limit import RATE_KEY
+from .http.body import CYCLE
 from .http.problems import Problem
 from .http.query import NoQuery, read_query
 from .http.responses import BufferedResponse
@@ -164,9 +165,6 @@ class Sender:
 
 
 # --- an answer in one write ---------------------------------------------------------------------------------------
-
-CYCLE: Final = "taskpool.cycle"
-"""Where the connection puts uvicorn's object for the request in the ASGI scope."""
 
 
 def write_at_once(answer: Any, scope: Scope) -> bool:

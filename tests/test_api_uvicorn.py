@@ -19,6 +19,7 @@ from uvicorn.server import Server, ServerState
 
 from api import connections, routing, server
 from api.connections import Connections, LimitedProtocol, Limits
+from api.http import body
 from api.server import LimitedSocket
 
 COPIED = {
@@ -70,7 +71,8 @@ async def test_uvicorn_has_every_member_of_a_request_that_is_used() -> None:
         RequestResponseCycle: members_used(connections, "cycle")
         | members_used(connections, "self.cycle")
         | members_used(connections, "self._answered")
-        | members_used(routing, "cycle"),
+        | members_used(routing, "cycle")
+        | members_used(body, "cycle"),
         FlowControl: members_used(connections, "self.flow") | members_used(routing, "cycle.flow"),
         ServerState: members_used(connections, "self.server_state"),
     }

@@ -23,6 +23,8 @@ from taskpool.tasks.payload.faults import pointer, shown
 
 from .problems import Problem
 
+CYCLE: Final = "taskpool.cycle"
+"""Where the connection puts uvicorn's object for the request in the ASGI scope."""
 BODY_TIMEOUT_S: Final = 30.0
 """How long a body may take to arrive."""
 SMALL: Final = 32 * 1024
@@ -49,7 +51,7 @@ async def read_json(scope: Scope, receive: Receive, limit: int) -> Any:
         ClientDisconnect: the client left.
     """
     _check_headers(scope, limit)
-    raw = await _read(receive, limit)
+    raw = await _read(scope, receive, limit)
     if not raw:
         raise Problem("invalid-json", "the body is empty; send a JSON object")
     try:
@@ -93,24 +95,32 @@ def _check_headers(scope: Scope, limit: int) -> None:
         raise Problem("unsupported-media-type", detail, headers=headers, unread_body=True)
 
 
-async def _read(receive: Receive, limit: int) -> bytes:
-    """The whole body. It costs `limit` bytes of memory at most, whatever Content-Length says."""
-    received = bytearray()
+async def _read(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The whole body, in time."""
+    cycle = scope.get(CYCLE)
+    if cycle is not None and not cycle.more_body:  # it has arrived: a timer would be 3 % of a submission's CPU time
+        return await _read_all(receive, limit)
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
-                received += message.get("body", b"")
-                has_more = message.get("more_body", False)
-                if len(received) > limit:
-                    raise _too_large(limit, unread=has_more)
-                if not has_more:
-                    return bytes(received)
+            return await _read_all(receive, limit)
     except TimeoutError:
         detail = f"the body must arrive within {BODY_TIMEOUT_S:g} s"
         raise Problem("body-timeout", detail, unread_body=True) from None
+
+
+async def _read_all(receive: Receive, limit: int) -> bytes:
+    """The whole body. Beyond `limit` it keeps no more than one piece, whatever Content-Length says."""
+    received = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        received += message.get("body", b"")
+        has_more = message.get("more_body", False)
+        if len(received) > limit:
+            raise _too_large(limit, unread=has_more)
+        if not has_more:
+            return bytes(received)
 
 
 def _too_large(limit: int, *, unread: bool) -> Problem:
