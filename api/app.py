@@ -29,11 +29,11 @@ from .exception_handlers import HANDLERS
 from .http.long_poll import LongPolls
 from .http.prefix import Prefixes, read_root_path
 from .routes.docs import DocsRoutes
-from .routes.events import EventRoutes, LogRoutes
+from .routes.events import EventRoutes
 from .routes.fleet import FleetRoutes
 from .routes.health import HealthRoutes
 from .routes.keys import KeyRoutes
-from .routes.tasks import SubmitRoutes, TaskRoutes
+from .routes.tasks import TaskRoutes
 from .routes.webhooks import WebhookRoutes
 from .routing import Dispatcher, Resource, Sender, Socket, with_browser_headers
 
@@ -92,10 +92,8 @@ def create_app(settings: Settings) -> Starlette:
 def _routes(
     pool: AsyncTaskPool, gate: Gate, long_polls: LongPolls, streams: Streams, settings: Settings
 ) -> list[BaseRoute]:
-    submit = SubmitRoutes(pool, gate, long_polls, settings.max_body_bytes)
-    tasks = TaskRoutes(pool, long_polls, settings.max_body_bytes)
+    tasks = TaskRoutes(pool, gate, long_polls, settings.max_body_bytes)
     events = EventRoutes(pool, streams)
-    logs = LogRoutes(pool, streams)
     fleet = FleetRoutes(pool)
     keys = KeyRoutes(pool.store, settings.max_body_bytes)
     webhooks = WebhookRoutes(
@@ -109,14 +107,14 @@ def _routes(
 
     return [
         at("/", GET=PUBLIC(health.door)),
-        at("/tasks", GET=READ(tasks.list), POST=START(submit.add)),
-        at("/tasks/batch", POST=START(submit.add_batch)),
+        at("/tasks", GET=READ(tasks.list), POST=START(tasks.add)),
+        at("/tasks/batch", POST=START(tasks.add_batch)),
         at("/tasks/{id}", GET=READ(tasks.get), DELETE=STOP(tasks.remove)),
         at("/tasks/{id}/stop", POST=STOP(tasks.stop)),
         at("/tasks/{id}/retry", POST=START(tasks.retry)),
         at("/tasks/{id}/deliveries", GET=READ(tasks.deliveries)),
         at("/tasks/{id}/events", GET=STREAM(events.task)),
-        at("/tasks/{id}/logs", GET=STREAM(logs.logs)),
+        at("/tasks/{id}/logs", GET=STREAM(events.logs)),
         at("/events", GET=STREAM(events.all)),
         WebSocketRoute("/ws", Socket(gate, STREAM(SocketRoute(streams).serve))),
         at("/queues", GET=READ(fleet.queues)),

@@ -33,8 +33,16 @@ OF_ONE: Final = Answer(
 )
 
 
+FORMATS: Final = {
+    "application/json": LogFormat.JSON,
+    "text/plain": LogFormat.TEXT,
+    "text/event-stream": LogFormat.EVENTS,
+}
+PAGE: Final = 100
+
+
 class EventRoutes:
-    """Handlers of Server-Sent Events."""
+    """Handlers of events and logs."""
 
     def __init__(self, pool: AsyncTaskPool, streams: Streams) -> None:
         self._pool = pool
@@ -109,41 +117,6 @@ class EventRoutes:
             self._streams.release(queue)
             raise
 
-
-async def _until_live(queue: ClientQueue) -> list[Item]:
-    """The items until the subscription has caught up or ended."""
-    items: list[Item] = []
-    while queue.ended is None and not any(isinstance(item, Live | Gone) for item in items):
-        items += await queue.take()
-    return items
-
-
-def _after(request: Request, in_query: str) -> Position | None:
-    """The position to resume from. A browser that reconnects sends the header, and the URL of its first request."""
-    text = request.headers.get("last-event-id") or in_query
-    if not text:
-        return None
-    try:
-        return Position.parse(text)
-    except ValueError as error:
-        raise Problem("invalid-event-id", f"{error}; take the `id` of the last message, like 1795435200000-0") from None
-
-
-FORMATS: Final = {
-    "application/json": LogFormat.JSON,
-    "text/plain": LogFormat.TEXT,
-    "text/event-stream": LogFormat.EVENTS,
-}
-PAGE: Final = 100
-
-
-class LogRoutes:
-    """Handlers of tasks' logs."""
-
-    def __init__(self, pool: AsyncTaskPool, streams: Streams) -> None:
-        self._pool = pool
-        self._streams = streams
-
     @operation(
         "task_logs",
         tag="tasks",
@@ -214,6 +187,25 @@ class LogRoutes:
             await steps.aclose()
             raise
         return LogStream(form, first, steps, place=(self._streams, queue))
+
+
+async def _until_live(queue: ClientQueue) -> list[Item]:
+    """The items until the subscription has caught up or ended."""
+    items: list[Item] = []
+    while queue.ended is None and not any(isinstance(item, Live | Gone) for item in items):
+        items += await queue.take()
+    return items
+
+
+def _after(request: Request, in_query: str) -> Position | None:
+    """The position to resume from. A browser that reconnects sends the header, and the URL of its first request."""
+    text = request.headers.get("last-event-id") or in_query
+    if not text:
+        return None
+    try:
+        return Position.parse(text)
+    except ValueError as error:
+        raise Problem("invalid-event-id", f"{error}; take the `id` of the last message, like 1795435200000-0") from None
 
 
 def _accepted(request: Request, *, follows: bool) -> LogFormat:

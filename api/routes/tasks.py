@@ -39,7 +39,7 @@ from ..http.query import (
     preferences_of,
     waited,
 )
-from ..http.responses import Header, Json, NoContent, location, page, tagged
+from ..http.responses import Headers, Json, NoContent, location, page, tagged
 from ..http.submission import Batch, Retry, Stop, read_batch, read_retry, read_stop, read_submission
 from ..openapi.declarations import Answer, operation
 from .webhooks import list_deliveries
@@ -51,10 +51,14 @@ PROBLEMS: Final = (
     *("invalid-header", "unknown-type", "invalid-payload", "unknown-dependency", "queue-full", "cap-reached"),
     *("unique-conflict", "idempotency-key-reused"),
 )
+SHOWN: Final = Answer((TaskDocument, Accepted))
+"""The answer with `shown`."""
+
+_is_id: Final = re.compile(r"[A-Za-z0-9_-]{1,200}").fullmatch
 
 
-class SubmitRoutes:
-    """Handlers that add tasks."""
+class TaskRoutes:
+    """Handlers of tasks."""
 
     def __init__(self, pool: AsyncTaskPool, gate: Gate, long_polls: LongPolls, max_body_bytes: int) -> None:
         self._pool = pool
@@ -128,64 +132,6 @@ class SubmitRoutes:
         ]
         headers = (REPLAYED,) if submitted.is_replayed else ()
         return Json(AcceptedBatch(tasks=answers), status=202, headers=headers)
-
-    async def _after(self, receipt: Receipt, wait_s: int, request: Request, headers: list[Header]) -> Json:
-        """The answer to a client that prefers to wait (RFC 7240)."""
-        record = await self._long_polls.wait(receipt.id, wait_s, request.receive)
-        headers.append(waited(wait_s))
-        if record.status.is_terminal:
-            return Json(task_document(record), headers=headers)
-        latest = receipt._replace(status=record.status)
-        return Json(_accepted(latest), status=200 if receipt.is_existing else 202, headers=headers)
-
-
-def _once(key: str | None, caller: Caller, path: bytes, document: Any) -> Once | None:
-    """The idempotency key, for all keys of a project or for one key. It covers the document, not its spelling."""
-    if key is None:
-        return None
-    whose = f"project {caller.project}" if caller.project is not None else f"key {caller.key_id or ''}"
-    return Once.of(whose, key, path + b" " + msgspec.json.encode(document, order="deterministic"))
-
-
-def _traced(specs: list[TaskSpec], preferences: Preferences) -> list[TaskSpec]:
-    """The submissions; those without a trace context get that of the request."""
-    return [
-        spec
-        if spec.traceparent is not None
-        else replace(spec, traceparent=preferences.traceparent, tracestate=preferences.tracestate)
-        for spec in specs
-    ]
-
-
-def _in_batch(error: InvalidTask, concerns: list[bool]) -> Problem:
-    """The problem of a fault that several tasks may share, with a pointer for each of them."""
-    problem = problem_of(error)
-    problem.errors = [
-        {"pointer": f"/tasks/{index}{fault.pointer}", "detail": fault.detail}
-        for index, concerned in enumerate(concerns)
-        if concerned
-        for fault in error.errors
-    ][:MAX_SHOWN]
-    return problem
-
-
-def _accepted(receipt: Receipt) -> Accepted:
-    return Accepted(id=receipt.id, status=receipt.status)
-
-
-SHOWN: Final = Answer((TaskDocument, Accepted))
-"""The answer with `shown`."""
-
-_is_id: Final = re.compile(r"[A-Za-z0-9_-]{1,200}").fullmatch
-
-
-class TaskRoutes:
-    """Handlers of tasks that exist."""
-
-    def __init__(self, pool: AsyncTaskPool, long_polls: LongPolls, max_body_bytes: int) -> None:
-        self._pool = pool
-        self._long_polls = long_polls
-        self._max_body_bytes = max_body_bytes
 
     @operation(
         "get_task",
@@ -296,10 +242,51 @@ class TaskRoutes:
             if by.may(Effect.READ):
                 raise
             detail = f"task {id} is {error.status}; its status, or another task, doesn't allow a retry now"
-            raise TaskConflict(
-                id, error.status, detail
-            ) from None  # the text may name tasks that the caller may not read
+            raise TaskConflict(id, error.status, detail) from None  # the first may name tasks of other callers
         return Json(shown(record, request), status=202)
+
+    async def _after(self, receipt: Receipt, wait_s: int, request: Request, headers: Headers) -> Json:
+        """The answer to a client that prefers to wait (RFC 7240)."""
+        record = await self._long_polls.wait(receipt.id, wait_s, request.receive)
+        headers = [*headers, waited(wait_s)]
+        if record.status.is_terminal:
+            return Json(task_document(record), headers=headers)
+        latest = receipt._replace(status=record.status)
+        return Json(_accepted(latest), status=200 if receipt.is_existing else 202, headers=headers)
+
+
+def _once(key: str | None, caller: Caller, path: bytes, document: Any) -> Once | None:
+    """The idempotency key, for all keys of a project or for one key. It covers the document, not its spelling."""
+    if key is None:
+        return None
+    whose = f"project {caller.project}" if caller.project is not None else f"key {caller.key_id or ''}"
+    return Once.of(whose, key, path + b" " + msgspec.json.encode(document, order="deterministic"))
+
+
+def _traced(specs: list[TaskSpec], preferences: Preferences) -> list[TaskSpec]:
+    """The submissions; those without a trace context get that of the request."""
+    return [
+        spec
+        if spec.traceparent is not None
+        else replace(spec, traceparent=preferences.traceparent, tracestate=preferences.tracestate)
+        for spec in specs
+    ]
+
+
+def _in_batch(error: InvalidTask, concerns: list[bool]) -> Problem:
+    """The problem of a fault that several tasks may share, with a pointer for each of them."""
+    problem = problem_of(error)
+    problem.errors = [
+        {"pointer": f"/tasks/{index}{fault.pointer}", "detail": fault.detail}
+        for index, concerned in enumerate(concerns)
+        if concerned
+        for fault in error.errors
+    ][:MAX_SHOWN]
+    return problem
+
+
+def _accepted(receipt: Receipt) -> Accepted:
+    return Accepted(id=receipt.id, status=receipt.status)
 
 
 async def affected(pool: AsyncTaskPool, request: Request, effect: Effect) -> TaskRecord:
