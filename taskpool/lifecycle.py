@@ -141,7 +141,8 @@ class ConnectionPool(Generic[C]):
     def give_back(self, connection: C) -> None:
         """Return a connection on which no answer is outstanding."""
         members = self._members
-        if not members.has(connection) or len(members.idle) >= self._most:  # taken before `close` or a fork; surplus
+        # Taken before `close` or a fork; or surplus.
+        if id(connection) not in members.known or len(members.idle) >= self._most:
             self.drop(connection)
             return
         members.idle.append(connection)
@@ -221,15 +222,11 @@ class _Members(Generic[C]):
         self.waiting: deque[None] = deque()  # an entry for each caller that waits and that `_handed` has nothing for
         self._handed: SimpleQueue[C | None] = SimpleQueue()
         self._permits = deque([None] * most)  # an entry for each connection that may still be made
-        self._known: dict[int, weakref.ref[C]] = {}
-
-    def has(self, connection: C) -> bool:
-        """Whether the connection was made here, and wasn't dropped."""
-        return id(connection) in self._known
+        self.known: dict[int, weakref.ref[C]] = {}  # the connections made here and not dropped, by their `id`
 
     def all(self) -> list[C]:
         """Every connection, in use or not."""
-        return [connection for ref in list(self._known.values()) if (connection := ref()) is not None]
+        return [connection for ref in list(self.known.values()) if (connection := ref()) is not None]
 
     def another(self, make: Callable[[], C], end_mono: float | None) -> C | None:
         """A new connection. If no more may be made: the next that becomes free, or None when the caller should look
@@ -242,7 +239,7 @@ class _Members(Generic[C]):
         try:
             connection = make()
             # A caller that is interrupted between two steps may lose its connection without `drop`.
-            self._known[id(connection)] = weakref.ref(connection, partial(self._lost, id(connection)))
+            self.known[id(connection)] = weakref.ref(connection, partial(self._lost, id(connection)))
         except BaseException:
             self._permits.append(None)
             raise
@@ -250,7 +247,7 @@ class _Members(Generic[C]):
 
     def forget(self, id: int) -> None:
         """Count a connection no longer; another may be made in its place."""
-        if self._known.pop(id, None) is not None:
+        if self.known.pop(id, None) is not None:
             self._permits.append(None)
             self._hand(None)
 

@@ -50,7 +50,8 @@ class Wire:
         """
         try:
             connection = self._socket or self._connect()
-            self._set_timeout(connection, timeout_s)
+            if timeout_s != self._timeout_s:
+                self._set_timeout(connection, timeout_s)
             connection.sendall(pack(commands))
             return [self._read(connection, timeout_s) for _ in commands]
         except OSError as error:
@@ -69,7 +70,9 @@ class Wire:
         try:
             connection = self._socket or self._connect()
             packed = pack(commands)
-            if len(packed) > CHUNK_BYTES:  # a smaller one doesn't wait: the kernel takes it
+            if (
+                len(packed) > CHUNK_BYTES and self._timeout_s != CONNECT_TIMEOUT_S
+            ):  # a smaller one doesn't wait: the kernel takes it
                 self._set_timeout(connection, CONNECT_TIMEOUT_S)
             connection.sendall(packed)
         except OSError as error:
@@ -109,15 +112,16 @@ class Wire:
             self.close()
 
     def _set_timeout(self, connection: socket.socket, timeout_s: float) -> None:
-        if timeout_s != self._timeout_s:  # it costs a system call
-            connection.settimeout(timeout_s)
-            self._timeout_s = timeout_s
+        """Costs a system call, so it is only called for another timeout than the last one."""
+        connection.settimeout(timeout_s)
+        self._timeout_s = timeout_s
 
     def _read(self, connection: socket.socket, timeout_s: float) -> Any:
         reader = self._reader
         try:
             while (reply := reader.gets()) is False:
-                self._set_timeout(connection, timeout_s)
+                if timeout_s != self._timeout_s:
+                    self._set_timeout(connection, timeout_s)
                 received = connection.recv(CHUNK_BYTES)
                 if not received:
                     raise ConnectionResetError(CLOSED)
