@@ -85,7 +85,7 @@ def test_counts_of_many_connections_add_up(world: World) -> None:
 def test_a_pool_announces_itself_and_its_types(world: World) -> None:
     world.run(catalog.publish(POOL, [TYPE], ttl_s=100))
 
-    snapshot = world.snapshot()
+    snapshot = dict(world.snapshot())
     assert json.loads(snapshot.pop("taskpool:pool:p1")) == {
         "id": "p1",
         "host": "h",

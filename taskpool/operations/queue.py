@@ -32,7 +32,7 @@ from taskpool.operations.specs import check_text
 from taskpool.operations.status import release_dependents
 from taskpool.operations.submit import Defaults, check_task, check_tasks
 from taskpool.redis import add_script, keys, scripts
-from taskpool.redis.add_script import Added, NewTask, Once, status_told
+from taskpool.redis.add_script import Added, NewTask, Once, Shared, status_told
 from taskpool.redis.calls import Call, Plan, hash_of, one
 from taskpool.redis.cursors import decode_cursor, encode_cursor, page_length, wrong_cursor
 from taskpool.redis.rq_job import status_of
@@ -140,30 +140,25 @@ def _check_parents(tasks: Sequence[NewTask]) -> Plan[None]:
             raise UnknownDependency(parent)
 
 
+_SHARED: Final = [name for name in Shared.__struct_fields__ if name in TaskRecord.__struct_fields__]
+
+
 def _record(task: NewTask, status: TaskStatus, created_at: datetime) -> TaskRecord:
     """The record of what was just stored, without reading it back."""
     created_ms = created_at.timestamp() * 1000
     run_ms = (task.run_ms or 0) if task.delay_ms is None else created_ms + task.delay_ms
     return TaskRecord(
         id=task.id,
-        type=task.shared.type,
         status=status,
-        queue=task.shared.queue,
         payload=task.payload,
         created_at=created_at,
         enqueued_at=created_at if status is TaskStatus.QUEUED else None,
         run_at=utc(run_ms) if run_ms > created_ms else None,
         expires_at=None if task.expires_ms is None else utc(created_ms + task.expires_ms),
-        max_attempts=task.shared.max_attempts,
-        backoff_s=task.shared.backoff_s,
-        backoff_max_s=task.shared.backoff_max_s,
-        on_lost_lease=task.shared.on_lost_lease,
-        timeout_s=task.shared.timeout_s,
-        result_ttl_s=task.shared.result_ttl_s,
-        failure_ttl_s=task.shared.failure_ttl_s,
         seq=1,
         project=task.project,
         **{**task.recorded, "callback_events": tuple(task.callback_events)},
+        **{name: getattr(task.shared, name) for name in _SHARED},
         **rare_fields(None if task.unique is None else task.unique.text, task.trace),
     )
 

@@ -118,12 +118,7 @@ def outbox_page(supervisor: str, *, hold_ms: int, limit: int) -> Call[OutboxPage
 
 def deliver(entry: str, deliveries: Sequence[NewDelivery]) -> Call[str]:
     """Turn one event of the outbox into these deliveries: ``ok``, or ``gone``: it has been. `entry` may be empty."""
-    flat = [
-        part
-        for each in deliveries
-        for part in (each.id, each.lane, each.webhook, each.task, each.event, each.url, each.body)
-    ]
-    return _deliver.word(entry, *flat)
+    return _deliver.word(entry, *[part for each in deliveries for part in msgspec.structs.astuple(each)])
 
 
 def take(
@@ -210,8 +205,7 @@ def replay(id: str, by: Actor | None = None) -> Plan[Delivery]:
 def _read(ids: Sequence[str]) -> Plan[list[Delivery | None]]:
     found = yield [_fetch(id) for id in ids]
     pending = [each for each in found if each is not None and each.status is DeliveryStatus.PENDING]
-    scores = (yield [_due_ms(each) for each in pending]
-              ) if pending else []  # fmt: skip
+    scores = (yield [_due_ms(each) for each in pending]) if pending else []
     due = dict(zip([each.id for each in pending], scores, strict=True))
     return [each and msgspec.structs.replace(each, next_ms=due.get(each.id)) for each in found]
 
@@ -238,19 +232,10 @@ def _fetch(id: str) -> Call[Delivery | None]:
 
 
 def _taken(row: Sequence[Any], now_ms: int) -> Taken:
-    id, endpoint, webhook, task, event, url, body, attempts, created_ms = row
-    return Taken(
-        id.decode(),
-        _webhook(endpoint) if endpoint else None,
-        webhook.decode(),
-        task.decode(),
-        event.decode(),
-        url.decode(),
-        body,
-        attempts,
-        int(created_ms),
-        now_ms,
-    )
+    id, endpoint, *words, body, attempts, created_ms = row
+    known = _webhook(endpoint) if endpoint else None
+    webhook, task, event, url = texts(words)
+    return Taken(id.decode(), known, webhook, task, event, url, body, attempts, int(created_ms), now_ms)
 
 
 def _due_ms(delivery: Delivery) -> Call[int | None]:
