@@ -15,11 +15,12 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Route
 
+from api.answers import ProblemDocument
 from api.auth.caller import SCOPE_KEY, anonymous
 from api.exception_handlers import HANDLERS
 from taskpool import errors
 from taskpool.cli.__main__ import Commands
-from taskpool.client.request import About, Answer, error_of
+from taskpool.client.request import About, Answer, Problem, error_of
 from taskpool.errors import PROBLEM_PREFIX, PROBLEMS, ApiError, FieldError, TaskpoolError, attributes_of
 from taskpool.types import Exit, TaskRecord, TaskSpec, TaskStatus
 
@@ -194,3 +195,10 @@ def test_the_command_line_prints_one_line_and_exits_with_the_errors_status(error
     assert result.exit_code == error.exit_status
     assert result.stderr.startswith(f"Error: {error}")
     assert result.stdout == ""
+
+
+def test_every_member_of_a_problem_is_in_the_schema_and_known_to_the_client() -> None:
+    members = {member for kind in PROBLEMS.values() for member in kind.members}
+
+    assert members <= set(ProblemDocument.__struct_fields__)
+    assert members <= set(Problem.__struct_fields__)

@@ -1,19 +1,15 @@
-"""What the fields of request bodies mean and which values they take, in the words of JSON Schema.
+"""What the document says about request bodies and handlers.
 
-The core checks the same, in words of its own; the bounds here are the core's. A new field of `TaskSpec` needs a line
-here. A body whose fields say it themselves (`msgspec.Meta`) needs none.
-
-What a handler declares of itself: what it takes and every answer it may give. `document` makes the document of it.
-
-The declaration is a decorator that only leaves a mark, so a request pays nothing for it. What follows from the
-shape of an operation (every body may be too large) isn't declared again: see `Operation.kinds`.
+The first half describes the fields of bodies as JSON Schema. Those of a task are declared in `taskpool.types`; a body
+whose fields have `msgspec.Meta` needs nothing here. The second half is the declaration of a handler: a decorator that
+only leaves a mark, so it costs a request nothing.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
 from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
@@ -42,7 +38,7 @@ def _says(description: str, **limits: Any) -> Object:
 
 def _names(description: str, pattern: re.Pattern[str]) -> Object:
     items = {"type": "string", "pattern": _pattern(pattern)}
-    return _says(description + " If not given, any.", minItems=1, maxItems=MOST_NAMES, items=items)
+    return _says(description + " Default: any.", minItems=1, maxItems=MOST_NAMES, items=items)
 
 
 def _pattern(pattern: re.Pattern[str] | None) -> str:
@@ -103,14 +99,14 @@ def _given(field: Declared) -> Object:
 
 
 OF_A_KEY: Final[Mapping[str, Object]] = {
-    "name": _says("What people call it.", minLength=1, maxLength=64, pattern=r"^\S(.*\S)?$", examples=["a service"]),
-    "scopes": _says("What its holder may do.", minItems=1),
-    "project": _says("The only one whose tasks it sees; if not given, all.", pattern=_pattern(PROJECT)),
-    "types": _names("It starts and stops tasks of these types alone.", TYPE_NAME),
-    "queues": _names("It starts and stops tasks in these queues alone.", QUEUE_NAME),
-    "expires_in_s": _says("When it ends; if not given, never.", minimum=1, maximum=LONGEST_S),
+    "name": _says("A name for people.", minLength=1, maxLength=64, pattern=r"^\S(.*\S)?$", examples=["a service"]),
+    "scopes": _says("What the key allows.", minItems=1),
+    "project": _says("The only project whose tasks the key can see. Default: all.", pattern=_pattern(PROJECT)),
+    "types": _names("The only task types that the key can start and stop.", TYPE_NAME),
+    "queues": _names("The only queues in which the key can start and stop tasks.", QUEUE_NAME),
+    "expires_in_s": _says("When the key expires, in seconds from now. Default: never.", minimum=1, maximum=LONGEST_S),
     "rate_limit": _says(
-        "How many requests a minute it may make, 0 for any number; if not given, what the server allows each key.",
+        "Requests per minute; 0 for any number. Default: the server's limit for each key.",
         minimum=0,
         maximum=MOST_A_MINUTE,
     ),
@@ -119,29 +115,29 @@ OF_A_KEY: Final[Mapping[str, Object]] = {
 
 def _filter(description: str, **items: Any) -> Object:
     return _says(
-        description + " If not given, or empty, all.", maxItems=MOST_FILTERED, items={"type": "string", **items}
+        description + " Default, and if empty: all.", maxItems=MOST_FILTERED, items={"type": "string", **items}
     )
 
 
 _A_SECRET: Final = _says(
-    "What signs: `whsec_` and 24 to 64 bytes in base64. If not given, one is made.", pattern=SECRET, writeOnly=True
+    "The signing secret: `whsec_` and 24 to 64 bytes in base64. Default: a new one.", pattern=SECRET, writeOnly=True
 )
 
 OF_A_WEBHOOK: Final[Mapping[str, Object]] = {
-    "url": _says("Where to. Which targets are allowed is for the server to say.", **_A_TARGET),
+    "url": _says("The target. The server's settings say which targets are allowed.", **_A_TARGET),
     "events": _says(
-        "The events that it is told; if not given, the ends: with `statuses`, all but `progress`.",
+        "The events to send. Default: the ends of tasks; with `statuses`, all except `progress`.",
         minItems=1,
         maxItems=len(WEBHOOK_EVENTS),
         items={"enum": [*WEBHOOK_EVENTS]},
     ),
-    "types": _filter("Of tasks of these types.", pattern=_pattern(TYPE_NAME)),
-    "queues": _filter("Of tasks in these queues.", pattern=_pattern(QUEUE_NAME)),
-    "tags": _filter("Of tasks with one of these tags.", pattern=_pattern(TAG)),
-    "statuses": _filter("When the task has one of these.", enum=[*TaskStatus]),
-    "description": _says("For people.", maxLength=LONGEST_DESCRIPTION),
-    "enabled": _says("Whether it is told at all."),
-    "project": _says("The only one whose tasks it is told of; if not given, all.", pattern=_pattern(PROJECT)),
+    "types": _filter("Only for tasks of these types.", pattern=_pattern(TYPE_NAME)),
+    "queues": _filter("Only for tasks in these queues.", pattern=_pattern(QUEUE_NAME)),
+    "tags": _filter("Only for tasks with one of these tags.", pattern=_pattern(TAG)),
+    "statuses": _filter("Only when the task has one of these statuses.", enum=[*TaskStatus]),
+    "description": _says("A description for people.", maxLength=LONGEST_DESCRIPTION),
+    "enabled": _says("Whether events are sent."),
+    "project": _says("The only project whose events are sent. Default: all.", pattern=_pattern(PROJECT)),
     "secret": _A_SECRET,
 }
 
@@ -164,11 +160,11 @@ FIELDS: Final[Mapping[str, tuple[Mapping[str, Object], Sequence[Object]]]] = {
     "WebhookFields": (OF_A_WEBHOOK, ()),
     "NewSecret": ({"secret": _A_SECRET}, ()),
 }
-"""By the type of a body: its fields, and what holds for several of them at once."""
+"""The fields of each body, and the rules for several fields at once."""
 
 
 def with_limits(name: str, schema: Object) -> Object:
-    """The schema of a body, which knows the types of its fields, with what the fields mean and take."""
+    """The schema of a body, which has the types of its fields, with descriptions and limits."""
     if name not in FIELDS:
         return schema
     fields, rules = FIELDS[name]
@@ -177,7 +173,7 @@ def with_limits(name: str, schema: Object) -> Object:
 
 
 def _narrowed(schema: Object, limits: Object) -> Object:
-    """A field may be null if it could be before: the limits are those of its other form."""
+    """The schema of a field with these limits. If the field may be null, the limits are those of the other form."""
     limits = dict(limits)
     description = {"description": limits.pop("description")} if limits else {}
     if "anyOf" not in schema:
@@ -196,11 +192,11 @@ OF_A_BODY: Final = ("invalid-json", "body-timeout", "body-too-large", "unsupport
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A good answer: the type of its document (None: no body; a tuple: one of them) and the headers that only it has.
+    """A successful response: the type of its document (None: no body; a tuple: one of them) and its own headers.
 
-    `media_types` other than JSON: the body may be text of one of them; `body` is str when it can't be anything else.
-    `events`: by the names of a stream's events, what each of them tells. `made`: the path below which that is found
-    which the body's member `made_id` names; not given, that of the operation, if there is a `Location`.
+    `media_types` other than JSON: the body may be text of one of them; `body` is str if it is never JSON. `events`: the
+    type of each event of a stream, by its name. `made`: the path below which the created resource is found whose id is
+    the body's member `made_id`. By default it is the operation's path, if there is a `Location`.
     """
 
     body: Any
@@ -211,20 +207,35 @@ class Answer:
     made_id: str = "/id"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Operation:
-    """One method of one path. `query` is None where any parameter is let through."""
+    """The declaration of one method of one path, used as a decorator of its handler.
+
+    `id` is its operationId. `answers` has a type or an `Answer` for each successful status. `query` is the type of the
+    query parameters; None accepts any. `body` is the type of the body, `body_fault` the kind of problem for a wrong
+    field. `headers` are the request headers that the handler reads (`answers.HEADERS` describes them). `problems` are
+    the kinds that don't follow from the rest. The handler's docstring is `METHOD /path: summary`, then the description.
+    """
 
     id: str
+    _: KW_ONLY
     tag: str
-    answers: Mapping[int, Answer]
-    query: type[msgspec.Struct] | None
-    body: Any
-    body_optional: bool
-    body_fault: str
-    headers: tuple[str, ...]
-    problems: tuple[str, ...]
-    asks_redis: bool
+    answers: Mapping[int, Any]
+    query: type[msgspec.Struct] | None = NoQuery
+    body: Any = None
+    body_optional: bool = False
+    body_fault: str = "invalid-task"
+    headers: Sequence[str] = ()
+    problems: Sequence[str] = ()
+    asks_redis: bool = True
+
+    def __post_init__(self) -> None:
+        answers = {status: each if isinstance(each, Answer) else Answer(each) for status, each in self.answers.items()}
+        object.__setattr__(self, "answers", answers)
+
+    def __call__(self, handler: H) -> H:
+        vars(handler)[DECLARATION] = self
+        return handler
 
     def kinds(self, access: Access) -> Iterator[str]:
         """Every kind of problem that it may answer with behind `access`; `errors.PROBLEMS` has their statuses."""
@@ -241,48 +252,9 @@ class Operation:
         yield "internal-error"
 
 
-def operation(
-    id: str,
-    *,
-    tag: str,
-    answers: Mapping[int, Any],
-    query: type[msgspec.Struct] | None = NoQuery,
-    body: Any = None,
-    body_optional: bool = False,
-    body_fault: str = "invalid-task",
-    headers: Sequence[str] = (),
-    problems: Sequence[str] = (),
-    asks_redis: bool = True,
-) -> Callable[[H], H]:
-    """Declare a handler: `id` is its operationId, `answers` has a type or an `Answer` for each good status.
-
-    `query` and `body` are the types it reads, `body_fault` is the kind of a body with a wrong field; `headers` are the
-    request's own that it minds (`openapi.HEADERS` describes them), `problems` the kinds that don't follow from the
-    rest. Its docstring is `METHOD /path: summary`, and whatever is to be said below.
-    """
-    mark = Operation(
-        id=id,
-        tag=tag,
-        answers={
-            status: answer if isinstance(answer, Answer) else Answer(answer) for status, answer in answers.items()
-        },
-        query=query,
-        body=body,
-        body_optional=body_optional,
-        body_fault=body_fault,
-        headers=tuple(headers),
-        problems=tuple(problems),
-        asks_redis=asks_redis,
-    )
-
-    def declare(handler: H) -> H:
-        vars(handler)[DECLARATION] = mark
-        return handler
-
-    return declare
+operation: Final = Operation
 
 
 def operation_of(handler: Callable[..., Any]) -> Operation | None:
-    """What a handler declared; None if nothing."""
-    mark: Operation | None = getattr(handler, DECLARATION, None)
-    return mark
+    """The declaration of a handler, if it has one."""
+    return getattr(handler, DECLARATION, None)
