@@ -365,7 +365,7 @@ def test_a_body_larger_than_a_result_may_be_is_cut(pool: InlinePool, url: str, m
     [
         ("/nothing?token=x", "RequestFailed: GET {url}/nothing: answered 404 Not Found: no such thing"),
         ("/broken", "RequestFailed: GET {url}/broken: no answer: what it sent isn't HTTP"),
-        ("/hang", "RequestFailed: GET {url}/hang: no whole answer within 0.05 s"),
+        ("/hang", "RequestFailed: GET {url}/hang: no complete response within 0.05 s"),
     ],
 )  # fmt: skip
 def test_an_answer_of_400_and_more_and_none_at_all_fail_the_task(

@@ -450,8 +450,8 @@ class Aliased:
 @pytest.mark.parametrize(
     ("annotation", "words"),
     [
-        (Path | str, "JSON doesn't tell str from Path: both are string"),
-        (Folder | Item, "JSON doesn't tell Folder from Item: both are object"),
+        (Path | str, "JSON can't distinguish str from Path: both are string"),
+        (Folder | Item, "JSON can't distinguish Folder from Item: both are object"),
         (dict[tuple[int, int], str], "keys of the type .* can't be read"),
         (Holder, "the dataclass Doubled has a field with init=False: it can't stand inside"),
         (PositiveHolder, "the dataclass Positive has validators of pydantic: it can't stand inside"),

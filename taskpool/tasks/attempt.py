@@ -256,7 +256,7 @@ def _too_large(size: str, most: int) -> Outcome:
     return _refused(
         "result_too_large",
         f"its result is {size} bytes as JSON; at most {most:,} are kept"
-        " (TASKPOOL_MAX_RESULT_BYTES): store it elsewhere and return where",
+        " (TASKPOOL_MAX_RESULT_BYTES): store it in another place and return a reference",
     )
 
 

@@ -285,11 +285,11 @@ async def http_request(
             )  # fmt: skip
             content = await _read(response, limit + 1)
     except TimeoutError:
-        raise RequestFailed(f"{_shown(method, target)}: no whole answer within {timeout_s:g} s") from None
+        raise RequestFailed(f"{_shown(method, target)}: no complete response within {timeout_s:g} s") from None
     except NotSent as error:
         raise RequestFailed(f"{_shown(method, target)}: {error}") from None
     except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
-        raise RequestFailed(f"{_shown(method, target)}: {shown('no whole answer', error)}") from None
+        raise RequestFailed(f"{_shown(method, target)}: {shown('no complete response', error)}") from None
     answered = httpx.Response(response.status, headers=response.headers, extensions=response.extensions)
     answer = _body(content, answered.charset_encoding, limit)
     if answered.status_code >= 400:

@@ -15,6 +15,7 @@ import operator
 import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from types import TracebackType
 from typing import Any, Final, Protocol
 
@@ -45,6 +46,7 @@ class ContextSink(Protocol):
         ParentResultGone."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class TaskContext:
     """What a running task knows and can report. A parameter annotated `TaskContext`, or named `ctx`, receives it.
 
@@ -60,34 +62,17 @@ class TaskContext:
             return len(urls)
     """
 
-    __slots__ = (
-        *("_parents", "_secrets", "_sink", "attempt", "id", "max_attempts", "queue"),
-        *("traceparent", "tracestate", "type"),
-    )
-
-    def __init__(
-        self,
-        sink: ContextSink,
-        *,
-        id: str,
-        type: str,
-        queue: str = "default",
-        attempt: int = 1,
-        max_attempts: int = 1,
-        secrets: Secrets | None = None,
-        traceparent: str | None = None,
-        tracestate: str | None = None,
-    ) -> None:
-        self.id = id
-        self.type = type
-        self.queue = queue
-        self.attempt = attempt
-        self.max_attempts = max_attempts
-        self.traceparent = traceparent
-        self.tracestate = tracestate
-        self._sink = sink
-        self._secrets = secrets
-        self._parents: Mapping[str, Any] | None = None
+    _sink: ContextSink
+    _: KW_ONLY
+    id: str
+    type: str
+    queue: str = "default"
+    attempt: int = 1
+    max_attempts: int = 1
+    traceparent: str | None = None
+    tracestate: str | None = None
+    _secrets: Secrets | None = None
+    _parents: Mapping[str, Any] | None = field(default=None, init=False)
 
     @classmethod
     def of(cls, running: RunningTask, sink: ContextSink) -> TaskContext:
@@ -99,9 +84,9 @@ class TaskContext:
             queue=running.queue,
             attempt=running.attempt,
             max_attempts=running.max_attempts,
-            secrets=running.secrets,
             traceparent=running.traceparent,
             tracestate=running.tracestate,
+            _secrets=running.secrets,
         )
 
     @property

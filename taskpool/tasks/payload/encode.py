@@ -83,7 +83,7 @@ def fault_in(payload: Any) -> NotJson | None:
 def is_faithful(value: Any, encoded: bytes) -> bool:
     """Whether `encoded`, which msgspec made of `value`, is known to be right: no lost NaN, and not too deep.
 
-    False doesn't mean that there is a fault: only the walk can tell.
+    False doesn't mean that there is a fault: only the walk finds out.
     """
     return not is_deeper_than(DEEPEST, encoded) and not (may_hide_nan(encoded) and not is_plain_and_finite(value))
 

@@ -180,7 +180,7 @@ def union(annotation: Any, members: tuple[Any, ...]) -> Handler:
         for kind in _kinds(*schema_of(group)):
             if kind in kinds:
                 raise ConfigurationError(
-                    f"{name_of(annotation)}: JSON doesn't tell {name_of(kinds[kind])} from {name_of(group)}: "
+                    f"{name_of(annotation)}: JSON can't distinguish {name_of(kinds[kind])} from {name_of(group)}: "
                     f"both are {kind}; use one of them, or pydantic models with a discriminator"
                 )
             kinds[kind] = group

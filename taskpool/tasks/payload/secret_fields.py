@@ -22,10 +22,10 @@ class SecretFields:
 
     def __init__(self, schema: Schema) -> None:
         self._root = schema
-        self._has_any = any(each.get("writeOnly") is True for each in _objects_in(schema))
         self._leading: dict[int, bool] = {}
         """By the id of a part of the schema: whether anything that it describes can be secret."""
         self._known: dict[tuple[int, ...], _Below] = {}
+        self._has_any = self._leads(schema)
 
     def __bool__(self) -> bool:
         return self._has_any
@@ -146,16 +146,6 @@ class _Below:
     def item(self, at: int) -> Sequence[Schema]:
         """The schemas of the item at this index."""
         return self._first[at] if at < len(self._first) else self._rest
-
-
-def _objects_in(node: Any) -> Iterator[Schema]:
-    if isinstance(node, Mapping):
-        yield node
-        for item in node.values():
-            yield from _objects_in(item)
-    elif isinstance(node, list):
-        for item in node:
-            yield from _objects_in(item)
 
 
 def _of_member(schemas: Sequence[Schema], name: str | None) -> Iterator[Any]:
