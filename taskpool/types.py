@@ -1,6 +1,21 @@
-"""The values that every part shares: statuses, task options, records, events, task types, workers, queues.
+"""The values of the system: statuses, the options of a submission, the record of a task, events, and what is known of
+task types, queues and workers. A field is declared here once, with its description and its limits
+(`validation.Field`).
 
-Each fact is declared here once: a status in `STATUSES`, a task option as a field of `TypeOptions` or `TaskSpec`.
+    (submitted) ──► queued, scheduled, waiting, canceled (a task it depends on had already failed)
+
+    queued               ──► in_progress, canceled
+    scheduled            ──► queued, canceled
+    waiting              ──► queued, scheduled, canceled
+    waiting_confirmation ──► queued, canceled
+    throttled            ──► queued, canceled
+    in_progress          ──► done, failed, stopped, stopping, scheduled (retry), queued (died, drained, retry)
+    stopping             ──► done, failed, stopped
+
+    failed, stopped, canceled ──► queued (manual retry)
+
+Done, failed, stopped and canceled are terminal. A manual retry (`retry_task`) starts a new life of the same task in
+`queued`. It is the only way out of a terminal status.
 """
 
 from __future__ import annotations
@@ -33,10 +48,10 @@ _is_word: Final = re.compile(r"[a-z][a-z0-9_.:-]{0,63}").fullmatch
 
 
 class OpenEnum(StrEnum):
-    """A `StrEnum` that takes any word: one that isn't a member becomes a value of the class with that word, which
-    `is_known` tells from the members. What isn't a word at all raises ValueError.
+    """A `StrEnum` that accepts any word: one that isn't a member becomes a value whose `is_known` is False.
 
-    Programs read with it. What clients ask for is checked with `refuse_unknown`.
+    A later release may add members, and two releases run side by side during a deployment, so readers keep an unknown
+    word. What clients ask for is checked with `refuse_unknown`. A text that is no word raises ValueError.
     """
 
     @classmethod
@@ -54,10 +69,10 @@ class OpenEnum(StrEnum):
 
 
 def refuse_unknown(value: object, path: str = "") -> None:
-    """Return unless this is a word that its enum doesn't know. `path`: where it stands, as msgspec names it.
+    """Check that this isn't an unknown word of an `OpenEnum`. `path`: its place, in msgspec's form.
 
     Raises:
-        msgspec.ValidationError: as msgspec says it of other enums.
+        msgspec.ValidationError: with msgspec's text for other enums.
     """
     if isinstance(value, OpenEnum) and not value.is_known:
         raise msgspec.ValidationError(f"Invalid enum value {value.value!r}" + (f" - at `${path}`" if path else ""))
@@ -92,8 +107,7 @@ class TaskStatus(OpenEnum):
 S = TaskStatus
 
 OnLostLease = Literal["continue", "kill"]
-"""What becomes of an attempt whose lease can't be renewed: it goes on, or it is killed before the lease ends."""
-LOST_LEASE_CHOICES: Final[tuple[OnLostLease, ...]] = ("continue", "kill")
+"""What happens to an attempt whose lease can't be renewed: it goes on, or it is killed before the lease ends."""
 
 
 class Exit(IntEnum):
@@ -531,7 +545,7 @@ class TaskRecord(RecordedOptions, Document, frozen=True, kw_only=True, gc=False)
 
 
 class RunningTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A claimed task: what one attempt needs to run it. `attempt_id` is the fencing token of each of its writes."""
+    """A claimed task: all that one attempt needs. `attempt_id` is the fencing token of each of its writes."""
 
     id: str
     type: str
@@ -546,7 +560,7 @@ class RunningTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     failure_ttl_s: int
     started_ms: int
     enqueued_at: str = ""
-    """As its record has it (see `claimed.waited_ms`)."""
+    """As the record has it (see `rq_job.waited_ms`)."""
     depends_on: tuple[str, ...] = ()
     backoff_s: float | None = None
     backoff_max_s: float | None = None
@@ -556,20 +570,20 @@ class RunningTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     is_suspect: bool = False
     """Whether a process died while it ran this task beside others: it has to run alone."""
     secrets: Secrets | None = None
-    """The secret values of its payload, which itself only shows masks."""
+    """The secret values of its payload; the payload itself holds masks."""
     traceparent: str | None = None
     tracestate: str | None = None
     of_rq: bool = False
-    """Whether it is a job of plain RQ, for a function named in TASKPOOL_RQ_FUNCTIONS: RQ's rules hold for it."""
+    """Whether it is a job of plain RQ, for a function named in TASKPOOL_RQ_FUNCTIONS: RQ's rules apply to it."""
     retry_in_s: float | None = None
-    """How long its next attempt waits if this one fails; None: as the back-off says."""
+    """How long its next attempt waits if this one fails; None: the backoff decides."""
     refusal: str | None = None
     """Why this job must not run (another function than ours, unreadable data); None for a task."""
 
 
 class ForeignJobs:
-    """What becomes of RQ jobs that aren't tasks: those that call one of `functions` (dotted names) are run. The others
-    are left in their queue, or claimed to be refused."""
+    """What workers do with RQ jobs that aren't tasks. They run those that call one of `functions` (dotted names), and
+    leave the others in their queue, or claim them to refuse them."""
 
     def __init__(self, functions: Collection[str] = (), *, are_refused: bool = False) -> None:
         self.functions = frozenset(functions)
@@ -620,46 +634,53 @@ def utc(ms: float) -> datetime:
 
 
 class Receipt(NamedTuple):
-    """What a submission became. `is_existing`: a task that was there already holds its unique key."""
+    """The task of a submission. `is_existing`: it is an earlier task that holds the unique key."""
 
     id: str
     status: TaskStatus
     is_existing: bool = False
 
 
-LONGEST: Final = 512
+LONGEST_TRACE: Final = 512
 _TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-[!-~]*)?")
 _TRACESTATE: Final = re.compile(r"[ -~]*")
 
 
 def trace_text(traceparent: str, tracestate: str | None) -> str | None:
-    """The field of a trace context; None when the traceparent is invalid, which W3C wants ignored with its state."""
+    """A W3C trace context as the task's hash holds it: the traceparent and, after a blank, the tracestate.
+
+    None if the traceparent is invalid. An invalid context is ignored, as W3C requires.
+    """
     match = _TRACEPARENT.fullmatch(traceparent)
     if match is None or match[1] == "ff" or not match[2].strip("0") or not match[3].strip("0"):
         return None
-    if (match[1] == "00" and match[5]) or len(traceparent) > LONGEST:
+    if (match[1] == "00" and match[5]) or len(traceparent) > LONGEST_TRACE:
         return None
     state = tracestate or ""
-    if not state or len(state) > LONGEST or not _TRACESTATE.fullmatch(state):
+    if not state or len(state) > LONGEST_TRACE or not _TRACESTATE.fullmatch(state):
         return traceparent
     return f"{traceparent} {state}"
 
 
 def trace_of(field: str | None) -> tuple[str | None, str | None]:
-    """The traceparent and the tracestate in the field."""
+    """The traceparent and the tracestate in that field of the hash."""
     parent, _, state = (field or "").partition(" ")
     return parent or None, state or None
 
 
 WHOSE: Final = "\x1f"
-"""What stands between a project and its key, and in neither."""
+"""Separates a project from its unique key; neither can contain it."""
 
 _SECONDS: Final = re.compile(r"\d{1,12}(\.\d{1,12})?")
 
 
 class Unique(NamedTuple):
-    """A task's unique key, how its record holds it, and for how many ms (None: as its status says). `replaceable`: of
-    which types and in which queues another task must be to be replaced, as JSON (empty: any)."""
+    """The unique key of a task.
+
+    `text` is what the task's hash holds: how long the key is held, a blank, and the key (``done key``, ``start key``,
+    ``time:3600 key`` in seconds). `held_ms`: hold it for so long; None: until the task has started or ended.
+    `replaceable`: the types and queues whose tasks this one may replace, as JSON (empty: any).
+    """
 
     name: str
     on_conflict: str
@@ -669,7 +690,7 @@ class Unique(NamedTuple):
 
 
 def unique_of(spec: TaskSpec, project: str | None, replaceable: bytes = b"") -> Unique | None:
-    """The unique key of a submission that was checked: each project has its own."""
+    """The unique key of a checked submission. Each project has separate keys."""
     if spec.unique_key is None:
         return None
     key, for_s = spec.unique_key, spec.unique_for_s
@@ -680,12 +701,12 @@ def unique_of(spec: TaskSpec, project: str | None, replaceable: bytes = b"") -> 
 
 
 def shown_key(name: str) -> str:
-    """A unique key as its submission gave it."""
+    """A unique key as it was submitted."""
     return name.rpartition(WHOSE)[2]
 
 
 def rare_fields(unique: str | None, trace: str | None) -> dict[str, Any]:
-    """What a record shows of the two fields, by its own names; nothing for most."""
+    """The members of a record that two fields of the hash hold: the unique key and the trace context."""
     shown: dict[str, Any] = {}
     if unique:
         how, _, name = unique.partition(" ")

@@ -1,8 +1,7 @@
-"""What task types, queues, tags and tasks are called: the names go into Redis keys and URLs as they are.
+"""Names, numbers and declared fields: what is valid, and the texts about what isn't. Nothing here raises.
 
-Spans of time that programs and people give, in seconds: which ones can be meant, and what is said of all others.
-
-Which known names wrong ones may mean, for the texts of refusals.
+`Field` is what a declaration in `types` says about a field. `declared` reads the fields of a class, `value_faults`
+checks a value with its declaration.
 """
 
 from __future__ import annotations

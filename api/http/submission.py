@@ -1,7 +1,8 @@
-"""From the body of a request to what the core takes: the fields are TaskSpec's, and each must have its type.
+"""Reads the bodies of submissions, stops and retries.
 
-Which values a field takes, and whether a payload fits its task type, is for the core to say. A body with
-faults is answered with all of them, each with its JSON Pointer.
+The fields are those of `TaskSpec`. Only their types are checked here; limits, and whether the payload fits its task
+type, are checked in `taskpool.operations.submit`. A body with faults is refused with all of them, each with its JSON
+Pointer.
 """
 
 from __future__ import annotations

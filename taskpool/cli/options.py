@@ -1,11 +1,8 @@
-"""Flags made from the table of settings, and what a command makes of them: settings, an environment.
+"""Flags made from the table of settings and from the declared options of a task, and how their values are read.
 
-What flags take for a span of time: seconds that can be meant. Whatever else is typed is refused with what can.
-
-What a person types: a time, or a payload: `key=value` pairs, or JSON from a file, from stdin or as the text itself.
-
-A value that is JSON is taken as JSON, anything else as a string; a field that the type's schema declares
-as a string stays one (`name=123`, `name=true`).
+A payload is given as `key=value` pairs, or as JSON from a file, from stdin or as the text itself. A value that is
+JSON is taken as JSON, any other as a string. A field that the type's schema declares as a string stays one
+(`name=123`).
 """
 
 from __future__ import annotations

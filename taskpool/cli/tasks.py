@@ -1,11 +1,4 @@
-"""`taskpool watch`: follow a task to its end. The progress goes to stderr, the result to stdout.
-
-`taskpool get`, `stop` and `retry`: one task by its id.
-
-`taskpool submit`: a task from the command line.
-
-`taskpool logs`: what a task has written, and with `-f` what it writes, until it ends.
-"""
+"""The commands for single tasks: `submit`, `get`, `watch`, `stop`, `retry` and `logs`."""
 
 from __future__ import annotations
 

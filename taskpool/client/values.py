@@ -1,8 +1,7 @@
-"""Reads a stream of Server-Sent Events as it arrives, after the WHATWG's rules (HTML, 9.2.6).
+"""From the API's answers to the values that a `TaskPool` returns, from submissions to bodies, and a reader of
+Server-Sent Events (WHATWG HTML, 9.2.6).
 
-From the API's documents to the values that a `TaskPool` returns, and from submissions to bodies.
-
-A document has the names of the value's own fields, so most are read as they are.
+A document has the names of the value's fields, so most are decoded as they are.
 """
 
 from __future__ import annotations
@@ -13,15 +12,16 @@ from datetime import datetime
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
-from msgspec.structs import fields, replace
 
 from taskpool.client.request import Answer
 from taskpool.errors import FieldError, InvalidTask
+from taskpool.operations.documents import EventDocument, LogLineDocument, Shown, TypeDocument
 from taskpool.tasks.log_lines import LogLine
 from taskpool.tasks.payload.encode import fault_in, is_faithful, json_value, strict_json_value
 from taskpool.tasks.payload.faults import NotJson, not_json
 from taskpool.text import refuse_nan
 from taskpool.types import (
+    OPTIONS,
     Event,
     Page,
     QueuedTask,
@@ -118,37 +118,13 @@ class _Place(msgspec.Struct):
     wait_s: float
 
 
-class _Seen(msgspec.Struct):
-    last_seen_at: datetime | None = None
-
-
-class _Line(msgspec.Struct):
-    at: datetime
-    text: str
-    stream: str
-    attempt: int = 0
-    level: str | None = None
-    logger: str | None = None
-    continues: bool = False
-
-
-class _Event(msgspec.Struct):
-    id: str
-    seq: int
-    event: str
-    status: TaskStatus
-    at: datetime
-    data: dict[str, Any]
-    stream: str = ""
-
-
 class _Tasks(msgspec.Struct):
     tasks: list[msgspec.Raw]
     next_cursor: str | None = None
 
 
 class _Lines(msgspec.Struct):
-    lines: list[_Line]
+    lines: list[msgspec.Raw]
     next_cursor: str | None = None
 
 
@@ -176,11 +152,18 @@ class _Reader(Generic[T]):
 _record, _changed = _Reader(TaskRecord).read, _Reader(_Changed).read
 _receipt, _receipts = _Reader(_Receipt).read, _Reader(_Receipts).read
 _tasks, _place = _Reader(_Tasks).read, _Reader(_Place).read
-_line, _lines, _event = _Reader(_Line).read, _Reader(_Lines).read, _Reader(_Event).read
+_lines, _types = _Reader(_Lines).read, _Reader(_Types).read
 _queues, _workers = _Reader(_Queues).read, _Reader(_Workers).read
-_types, _type, _seen = _Reader(_Types).read, _Reader(TypeInfo).read, _Reader(_Seen).read
+_object = _Reader(dict[str, Any]).read
 
-_DEFAULTS: Final = {each.name: each.default for each in fields(TaskSpec) if each.name not in ("type", "payload")}
+
+def _value(raw: bytes | msgspec.Raw, wanted: type[T], document: type[Shown]) -> T:
+    """The value that a document shows, with its times in ms."""
+    members = _object(raw)
+    for name, member in document.moments.items():
+        if member in members:
+            members[name] = _ms(msgspec.convert(members.pop(member), datetime))
+    return msgspec.convert(members, wanted)
 
 
 def submission(spec: TaskSpec) -> bytes:
@@ -205,7 +188,7 @@ def _submission(spec: TaskSpec, start: str) -> dict[str, Any]:
             strict_json_value(spec.payload)
     except ValueError as error:  # half a surrogate pair has no pointer yet
         raise not_json(spec.type, fault_in(spec.payload) or NotJson((), str(error)), start) from None
-    given = {name: value for name, default in _DEFAULTS.items() if (value := getattr(spec, name)) != default}
+    given = {each.name: value for each in OPTIONS if (value := getattr(spec, each.name)) != each.default}
     try:
         options = msgspec.to_builtins(given)
         refuse_nan(options, _encode(options))
@@ -261,10 +244,7 @@ def queues(answer: Answer) -> Page[QueueInfo]:
 
 def types(answer: Answer) -> list[TypeInfo]:
     """Every task type."""
-    return [
-        replace(_type(each), last_seen_ms=None if (at := _seen(each).last_seen_at) is None else _ms(at))
-        for each in _types(answer.body).types
-    ]
+    return [_value(each, TypeInfo, TypeDocument) for each in _types(answer.body).types]
 
 
 def workers(answer: Answer) -> list[WorkerInfo]:
@@ -280,18 +260,17 @@ def worker_warnings(answer: Answer) -> list[str]:
 def lines(answer: Answer) -> Page[LogLine]:
     """A page of a log."""
     page = _lines(answer.body)
-    return Page(tuple(map(_log_line, page.lines)), page.next_cursor)
+    return Page(tuple([_value(each, LogLine, LogLineDocument) for each in page.lines]), page.next_cursor)
 
 
 def told_line(message: Message) -> LogLine:
     """The line in a message of a log that is followed."""
-    return _log_line(_line(message.data.encode()))
+    return _value(message.data.encode(), LogLine, LogLineDocument)
 
 
 def told_event(message: Message) -> Event:
     """The event in a message of a stream of events."""
-    told = _event(message.data.encode())
-    return Event(told.id, told.seq, told.event, told.status, _ms(told.at), told.data, told.stream)
+    return _value(message.data.encode(), Event, EventDocument)
 
 
 def told_snapshot(message: Message) -> Event:
@@ -307,18 +286,6 @@ def told_snapshot(message: Message) -> Event:
         at_ms=int(at_ms) if at_ms.isdecimal() else 0,
         data=msgspec.json.decode(raw),
         stream=message.id,
-    )
-
-
-def _log_line(line: _Line) -> LogLine:
-    return LogLine(
-        at_ms=_ms(line.at),
-        text=line.text,
-        attempt=line.attempt,
-        stream=line.stream,
-        level=line.level,
-        logger=line.logger,
-        continues=line.continues,
     )
 
 

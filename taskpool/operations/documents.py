@@ -76,6 +76,8 @@ class Shown(Document, frozen=True, kw_only=True, gc=False):
     """A document whose members are derived from a value with `shows`."""
 
     plan: ClassVar[_Plan]
+    moments: ClassVar[Mapping[str, str]]
+    """The members for fields of the value that hold a time in ms."""
 
     if TYPE_CHECKING:
 
@@ -154,7 +156,7 @@ def shows(
             cls.__name__,
             [(name, annotation, default) for name, annotation, default, *_ in members],
             bases=(Shown,),
-            namespace={"__doc__": cls.__doc__, "plan": plan},
+            namespace={"__doc__": cls.__doc__, "plan": plan, "moments": moments},
             module=cls.__module__,
             frozen=True,
             omit_defaults=True,

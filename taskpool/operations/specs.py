@@ -1,6 +1,5 @@
-"""What programs give as submissions: whether it is some at all. What they ask for is checked in `prepare`.
-
-What programs give `add_task`, as a `TaskSpec`: a type's name and a payload, or the task function itself.
+"""The arguments that programs give to the methods of a pool or a client, and how `add_task` makes a `TaskSpec` of
+them.
 
     pool.add_task("resize", {"url": url}, queue="images")
     pool.add_task(resize, url=url)
@@ -8,7 +7,7 @@ What programs give `add_task`, as a `TaskSpec`: a type's name and a payload, or 
     pool.add_task(spec_for(resize, url=url), queue="images")
 
 With a function, keyword arguments are fields of the payload, and a type checker compares them with the function's
-parameters. It can't do that for a call that also has options, so options go with a payload object or with `spec_for`.
+parameters. It can't do that for a call that also has options, so options need a payload object or `spec_for`.
 """
 
 from __future__ import annotations

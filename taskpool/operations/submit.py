@@ -1,10 +1,7 @@
-"""From a `TaskSpec` to what is stored: names and numbers checked, the type's defaults filled in, RQ's fields built.
+"""Checks submissions and prepares them for storage: options, payload, the defaults of the type and of the settings.
 
-Nothing is sent from here. Whatever is wrong with any of the specs is found before the first is stored.
-
-Submissions checked: by their type, where it is registered here, else by the schema that its workers published.
-
-Nothing is stored here; what stores what was checked is in `queue` and `entry`.
+A payload is checked by its task type if that is registered in this process, else with the JSON Schema that workers
+published. All faults of a list of submissions are found before the first is stored; nothing is sent from here.
 """
 
 from __future__ import annotations
