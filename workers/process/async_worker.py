@@ -155,7 +155,8 @@ class AsyncWorker(WorkerLoop):
         calls: list[Call[Any]] = []
         if can_claim:
             number = 1 if self._is_idle or self._is_careful else min(len(self._free), CLAIMS_AT_ONCE)
-            calls = self._claims(number, was_idle=not self._attempts)
+            calls = self._doorbells()
+            calls += [self._claim(was_idle=not self._attempts) for _ in range(number)]
         claimed = await self._intake.carry_out(self._exchange(None, after=calls, gives_back=True))
         if isinstance(claimed, float):
             await asyncio.sleep(claimed)

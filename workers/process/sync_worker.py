@@ -98,7 +98,7 @@ class SyncWorker(WorkerLoop):
         self._interruption.run_coroutine(awaitable)
 
     def _is_leaving(self) -> bool:
-        return super()._is_leaving() or self._interruption.terminated
+        return self._must_leave or self._interruption.terminated or self._block.head.drain != 0
 
     def _attempts_here(self) -> Iterable[str]:
         return () if self._ended is None else (self._ended.running.attempt_id,)
@@ -111,7 +111,8 @@ class SyncWorker(WorkerLoop):
         claims = claims and not is_awaited
         calls = self._tick() if time.monotonic() - self._ticked_mono >= TICK_S else []
         if claims:
-            calls += self._claims(1, was_idle=self._is_idle)
+            calls += self._doorbells()
+            calls.append(self._claim(was_idle=self._is_idle))
         elif ended is None and not self._is_unsure:
             time.sleep(LONGEST_RETRY_S if self._unwritten.is_full else FIRST_RETRY_S)
         before = (AFTER_OTHERS,) if is_awaited else ()

@@ -99,6 +99,7 @@ class WorkerLoop(ABC):
         self._output = take_output(setup.capture, setup.pipes)
         self._redis_url = resolve_redis_url(settings)
         self._lease_ms = round(settings.lease_s * 1000)
+        self._foreign = settings.foreign
         self._pid = os.getpid()
         self._files = process_group.FileDescriptors(setup.worker)
         self._reporter = Reporter(self._redis_url, limits_of(settings), setup.block.spool)
@@ -137,20 +138,19 @@ class WorkerLoop(ABC):
 
     # --- exchanges with Redis ---------------------------------------------------------------------------------
 
-    def _claims(self, number: int, *, was_idle: bool) -> list[Call[Any]]:
-        """The calls that claim up to `number` tasks. An idle process waits at the doorbells first, for one task."""
-        waits = [scripts.ring_wait(self._queues, DOORBELL_S)] if self._is_idle else []
-        return waits + [
-            scripts.claim(
-                self._queues,
-                worker=self._worker,
-                attempt_id=next(self._attempt_ids),
-                lease_ms=self._lease_ms,
-                foreign=self._settings.foreign,
-                was_idle=was_idle,
-            )
-            for _ in range(number)
-        ]
+    def _doorbells(self) -> list[Call[Any]]:
+        """The call in front of the claims: an idle process waits until a task is queued."""
+        return [scripts.ring_wait(self._queues, DOORBELL_S)] if self._is_idle else []
+
+    def _claim(self, *, was_idle: bool) -> Call[RunningTask | None]:
+        return scripts.claim(
+            self._queues,
+            worker=self._worker,
+            attempt_id=next(self._attempt_ids),
+            lease_ms=self._lease_ms,
+            foreign=self._foreign,
+            was_idle=was_idle,
+        )
 
     def _exchange(
         self,
@@ -184,7 +184,11 @@ class WorkerLoop(ABC):
             return (yield from self._failed(error, ended, len(before)))
         self._retry_s = FIRST_RETRY_S
         if ended is not None:
-            yield from self._conclude(ended, values[len(before)])
+            word = values[len(before)]
+            if word == "ok":
+                self._settle(ended, word)
+            else:
+                yield from self._conclude(ended, word)
         claimed = [value for value in values if isinstance(value, RunningTask)]
         if claimed and not self._may_begin(sent):
             claimed, self._is_unsure = [], True  # they are given back
