@@ -107,8 +107,7 @@ class AsyncWorker(WorkerLoop):
         """Runs tasks until the process leaves and the last task has ended."""
         self._take_signals()
         keep_apart(SIGNALS)
-        if self._output is not None:
-            self._output.start()
+        self._output.start()
         if not await run_start_hooks(_same):
             return 1
         loop = self._loop = asyncio.get_running_loop()
@@ -134,8 +133,7 @@ class AsyncWorker(WorkerLoop):
         await _insist(self._send_counters)
         limit_end()
         await run_stop_hooks(_same)
-        if self._output is not None:
-            self._output.settle()
+        self._output.settle()
         return 0
 
     def _attempts_here(self) -> Iterable[str]:
@@ -332,8 +330,7 @@ class AsyncWorker(WorkerLoop):
             self._surroundings.restore_output()
         else:
             self._surroundings.restore()
-        if self._output is not None:
-            self._output.put_back()
+        self._output.put_back()
         self._restore_loop()
 
     def _restore_loop(self) -> None:

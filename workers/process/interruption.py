@@ -1,26 +1,26 @@
-"""Ends the user's code from outside: SIGALRM for its timeout, SIGUSR1 for a stop.
+"""Interrupts the code of a task with signals: SIGALRM for its timeout, SIGUSR1 for a stop.
 
-An interrupt is raised only inside the fence (`attempt.run_in_fence`), so it can't reach our own code. Why that holds:
+The handlers raise an exception in the main thread, but only inside the fence (`attempt.run_in_fence`), which catches
+it: it never reaches the worker's own code.
 
-- A handler raises only if a frame of the fence is on the stack with another frame directly above it. That other frame
-  was called from within the `try` of the fence, so whatever is raised in it, or above it, is caught by the fence.
-- Frames of the handlers themselves don't count, nor does what they call. Handlers nest: one signal may interrupt the
-  handler of another before that has run its first line. Without this rule, a handler that interrupts the fence's own
-  frame would look like the user's code to the next handler. Once a handler has run its first line, another one does
-  nothing but come again later.
-- Below `run_coroutine` runs the event loop, which an exception out of nowhere would break. There the task's coroutine
-  is cancelled instead.
+- A handler raises only if a frame of the fence is on the stack with another frame directly above it. That frame was
+  called from within the `try` of the fence, so the fence catches what is raised there or above.
+- Frames of the handlers themselves, and of what they call, don't count. Handlers nest: a signal may interrupt the
+  handler of another one before its first line. Without this rule, a handler that interrupts the fence's own frame would
+  look like the task's code to the next handler. A handler that finds another one past its first line does nothing but
+  come again later.
+- The event loop runs below `run_coroutine`, and a sudden exception would break it. There the task's coroutine is
+  cancelled instead.
 - Python swallows what is raised in a finalizer (`__del__`, a callback of `weakref` or `gc`, a generator that is
-  dropped), so it isn't raised in a `__del__`. The others don't show in the stack: Python reports what it has swallowed,
+  dropped). In a `__del__` nothing is raised. The others don't show in the stack: Python reports what it has swallowed,
   and the interrupt is raised again (`_on_swallowed`).
 
-An interrupt that isn't raised for one of these reasons is tried again a moment later. Each reason raises once for each
-attempt, so that a task has its grace to tidy up, and only for the attempt the supervisor meant: the request in the
-shared memory names it.
+An interrupt that can't be raised is tried again a moment later. A timeout and a stop are each raised once per attempt,
+so that the task has its grace time to clean up. The request in shared memory names the attempt that it is for.
 
-The alarm isn't set and cleared for each task: it stays armed for the earliest deadline so far, and one that goes
-off too early is armed again. A run of short tasks only looks at it. A task may use SIGALRM for itself: then its soft
-timeout comes with the supervisor's signal, a second later at most.
+The alarm isn't set and cleared for each task: it stays set for the earliest deadline so far, and is set again when it
+goes off too early. So a short task costs only a check. A task may use SIGALRM for itself: its timeout then comes with
+the supervisor's signal, up to a second later.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ from .. import process_group
 from ..shared_memory import Lane, Request
 
 try:
-    # What `signal.getsignal` wraps. For a handler that is no constant of `signal`, the wrapper formats and raises an
-    # exception, which takes longer than all other looks before a task.
+    # What `signal.getsignal` wraps. The wrapper formats and raises an exception for a handler that is no constant of
+    # `signal`, which takes longer than all other checks before a task.
     from _signal import getsignal as _handler_of  # type: ignore[import-not-found]
 except ImportError:
     from signal import getsignal as _handler_of
@@ -56,13 +56,13 @@ T = TypeVar("T")
 _SIGUSR1, _SIGALRM, _ITIMER_REAL = int(signal.SIGUSR1), int(signal.SIGALRM), int(signal.ITIMER_REAL)
 
 SLACK_S: Final = 0.01
-"""The kernel rounds what is left of the timer up. An alarm may be this late before another one is set."""
+"""The kernel rounds the rest of the timer up. An alarm may be this late before it is set again."""
 RETRY_S: Final = 0.01
-"""When the alarm goes off on the way into or out of the user's code, it is tried again this much later."""
+"""An interrupt that can't be raised now is tried again this much later."""
 
 
 class Interruption:
-    """The interrupts of a process that runs one task at a time, in its main thread."""
+    """Interrupts the task of a process that runs one at a time, in its main thread."""
 
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
@@ -81,17 +81,17 @@ class Interruption:
         self._attributes = 0
         self._report_swallowed = sys.unraisablehook
         self.terminated = False
-        """True after a SIGTERM from outside: the process is to end when its task has."""
+        """True after a SIGTERM or SIGINT: the process ends when its task has ended."""
 
     def install(self) -> None:
-        """Takes over the process's signals. What a task forks has Python's own handling of them again."""
+        """Handles the process's signals. The processes that a task forks have Python's default handling."""
         self.reinstall()
         keep_apart(self._handlers)
         self._report_swallowed, sys.unraisablehook = sys.unraisablehook, self._on_swallowed
 
     def reinstall(self) -> None:
-        """Sets the handlers again, and lets their signals through: a task may have used a signal for itself. Called
-        between two tasks, now and then; what interrupts the next task is looked at before each of them."""
+        """Sets the handlers again and unblocks their signals: a task may have used a signal for itself. Called between
+        tasks every second; `watch` checks the handlers that the next task needs."""
         for number, handler in self._handlers.items():
             if signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
@@ -113,31 +113,30 @@ class Interruption:
                 self.reinstall()
 
     def unwatch(self) -> None:
-        """Ends the attempt: nothing is raised any more."""
+        """Ends the attempt: nothing is raised from now on."""
         self._deadline = math.inf
 
     def close(self) -> None:
-        """Closes the event loop, if there was need of one."""
+        """Closes the event loop, if there is one."""
         if self._loop is not None:
             loop, self._loop = self._loop, None
-            with suppress(
-                RuntimeError, OSError
-            ):  # a task runs it in a thread of its own, or has closed its descriptors
+            # A task may run it in a thread of its own, or have closed its descriptors.
+            with suppress(RuntimeError, OSError):
                 loop.close()
 
     @property
     def has_raised(self) -> bool:
-        """Whether the attempt was interrupted, whatever it made of that."""
+        """Whether the attempt was interrupted, even if it ended as done."""
         return bool(self._raised)
 
     def run_coroutine(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs the user's coroutine; an interrupt cancels it. What it leaves running is cancelled too.
+        """Runs the user's coroutine; an interrupt cancels it. The asyncio tasks that it leaves running are cancelled.
 
-        The loop is kept for the next task, unless this one has closed or changed it. What a sub-task raises is for the
-        one that awaits it, `SystemExit` as well, which otherwise would end the loop and not the task.
+        The loop is kept for the next task, unless this one has closed or changed it. Only the code that awaits a
+        sub-task gets what it raises, even a `SystemExit`, which would otherwise end the loop.
 
         Raises:
-            SoftTimeout, TaskStopped: what interrupted it; and whatever it raises.
+            SoftTimeout, TaskStopped: it was interrupted; and everything that it raises itself.
         """
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
@@ -162,8 +161,8 @@ class Interruption:
             raise next(iter(self._raised), asyncio.CancelledError) from None
         finally:
             self._coroutine = None
-            # In case it was cancelled before its first step. Both go while this frame is there: finalizers that Python
-            # runs for them must not be the first frame above the fence.
+            # In case it was cancelled before its first step. Both objects are dropped while this frame exists: the
+            # finalizers that Python runs for them must not be the first frame above the fence.
             watched.close()
             main = None
             if not self._is_as_new(loop):
@@ -177,7 +176,9 @@ class Interruption:
             return await coroutine
         finally:
             self._coroutine = None
-            is_forked = os.getpid() != pid  # what the task forked can't await anything, and ends: see forks.py
+            is_forked = (
+                os.getpid() != pid
+            )  # a process that the task forked can't await anything, and ends (`end_if_forked`)
             leftovers = set() if is_forked else asyncio.all_tasks() - {asyncio.current_task()}
             for task in leftovers:
                 task.cancel()
@@ -195,7 +196,7 @@ class Interruption:
             or loop.get_exception_handler() is not None
             or loop.get_debug() is not self._is_debugged
             or _attributes_of(loop) != self._attributes  # a method was replaced
-            # Python doesn't tell in public; without these attributes a shut executor fails the tasks that need one.
+            # Python has no public way to see this: a shut executor would fail the tasks that need one.
             or getattr(loop, "_executor_shutdown_called", False)
             or getattr(getattr(loop, "_default_executor", None), "_shutdown", False)
         )
@@ -247,7 +248,7 @@ class Interruption:
         signal.setitimer(signal.ITIMER_REAL, max(at_mono - time.monotonic(), 1e-4))
 
     def _interrupt(self, interrupt: type[BaseException], frame: FrameType | None) -> bool:
-        """Interrupts the task, if it is where it can be; False: try again."""
+        """Interrupts the task, if its code runs now; False: try again."""
         if interrupt in self._raised:
             return True
         coroutine = self._coroutine
@@ -308,12 +309,12 @@ def end_if_forked(worker_pid: int, outcome: Outcome) -> None:
 
 
 def _attributes_of(loop: asyncio.AbstractEventLoop) -> int:
-    """How many attributes an event loop has of its own. A method that is replaced adds one."""
+    """How many attributes were set on the event loop itself. Replacing a method adds one."""
     return len(getattr(loop, "__dict__", ()))
 
 
 def is_inside_fence(frame: FrameType | None) -> bool:
-    """Whether an exception raised in `frame`, which a signal has interrupted, is caught by the fence. See above."""
+    """Whether the fence catches an exception that is raised in `frame`, which a signal has interrupted."""
     above: FrameType | None = None
     while frame is not None:
         code = frame.f_code

@@ -1,24 +1,16 @@
-"""The log of a worker pool's processes: one line each, to stderr.
+"""The output of a worker process: its log, and what its tasks write with `print`, `logging` or straight to descriptors.
 
-What a worker process writes to its own output: its log, what belongs to no task, and what tasks write.
-
-Nobody may take a task's words for the worker's: each line of them begins with the task's id in brackets, and one that
-belongs to nobody known with `[-]`. Only colours are left of what a terminal takes for orders. Secrets are masked: they
-may come in two halves, so whole lines are passed on, and out of a thread that outlives its task, so what belongs to
-nobody shows none of all that run here or ran lately.
-
-Tells what tasks write from what the worker says: `sys.stdout`, `sys.stderr` and `logging` know whose turn it is.
-
-In a process that runs one task at a time, all that is written meanwhile is the task's, whatever thread writes it. In
-one that runs several, a context variable says which: it follows `await`, new asyncio tasks and `asyncio.to_thread`, but
-no thread that the task starts itself. What belongs to no task goes where it always went.
-
-File descriptors 1 and 2 of a worker process: what C code prints, and what the programs that tasks start print.
-
-In a process that runs one task at a time, that is the task's output too. Where several run, nobody knows whose it is:
-it goes to the worker's own output, as what belongs to nobody. Each is a pipe which a thread of the
-process empties; the fork server holds its other end as well and reads what is left in it when the process has died. A
-task that ends costs one look, whether something is still in there.
+- `Terminal` is the worker's own output. Each line of a task begins with the task's id in brackets, and one whose task
+  isn't known with `[-]`, so that no task can write a line that looks like the worker's. Of the control codes of
+  terminals only colours are passed on. Secrets are masked. A secret may come in two parts, so only whole lines are
+  passed on.
+- `Capture` replaces `sys.stdout`, `sys.stderr` and the log handlers, and knows whose code runs. In a process that runs
+  one task at a time, everything written meanwhile belongs to the task, from any thread. In one that runs several, a
+  context variable says which task writes: it follows `await`, new asyncio tasks and `asyncio.to_thread`, but no thread
+  that a task starts itself.
+- `Pipes` and `Output` take the place of the file descriptors 1 and 2, which C code and child processes write to. A
+  thread reads the pipes. The fork server holds their other ends too, and reads what is left in them when the process
+  has died. Where several tasks run, it isn't known which of them wrote this.
 """
 
 from __future__ import annotations
@@ -26,7 +18,6 @@ from __future__ import annotations
 import codecs
 import fcntl
 import io
-import itertools
 import logging
 import os
 import select
@@ -61,78 +52,76 @@ def configure(level: str, handler: logging.Handler | None = None) -> None:
 
 
 MOST_REMEMBERED: Final = 32
-"""Of so many tasks that ended the secrets are still looked for."""
+"""The secrets of this many ended tasks are still masked."""
 LONGEST_LINE: Final = 1 << 16
-
-_Source = tuple[str, str, str]
 
 
 class Terminal:
-    """The streams `stdout` and `stderr` of the process, wherever they go by now."""
+    """The worker's own `stdout` and `stderr`."""
 
     def __init__(self) -> None:
         self._streams: dict[str, TextIO] = {"stdout": sys.stdout, "stderr": sys.stderr}
         self._lock = threading.RLock()  # a signal handler or a finalizer may write while we do
-        self._begun: dict[_Source, str] = {}
-        """By whose it is, stream and where it came from: the line that hasn't ended yet."""
+        self._open_lines: dict[tuple[str, str, str], str] = {}
+        """The lines that haven't ended yet, by attempt id, stream and source."""
         self._secrets: dict[str, Secrets] = {}
-        """By attempt id, of those that run."""
+        """Of the running attempts, by attempt id."""
         self._former: deque[Secrets] = deque(maxlen=MOST_REMEMBERED)
         self._is_workers = True
-        """False in what a task forked: its output goes to the worker's, which says whose it is."""
+        """False in a process that a task forked: its output goes to the worker's pipes, and gets its mark there."""
 
     def move(self, fds: Mapping[str, int]) -> None:
         """Write to these file descriptors from now on."""
-        self._begun.clear()
+        self._open_lines.clear()
         for name, fd in fds.items():
             self._streams[name] = io.TextIOWrapper(io.FileIO(fd, "w"), "utf-8", "backslashreplace", write_through=True)
 
     def forget(self) -> None:
-        """In what a task forked: write to where the process's own streams go."""
+        """In a process that a task forked: write to its own streams, which are the worker's pipes."""
         self._lock = threading.RLock()
         self._is_workers = False
         self._streams = {"stdout": sys.__stdout__ or sys.stdout, "stderr": sys.__stderr__ or sys.stderr}
 
     def begin(self, running: RunningTask) -> None:
-        """Know of an attempt whose threads may write without being known for its own."""
+        """Remember the secrets of an attempt: a thread of it may write without being recognized."""
         if running.secrets is not None:
             self._secrets[running.attempt_id] = running.secrets
 
     def end(self, running: RunningTask) -> None:
-        """Pass on what an attempt has begun, and remember its secrets."""
+        """Pass on the open lines of an attempt that ends."""
         if running.secrets is not None:
             self._secrets.pop(running.attempt_id, None)
             self._former.append(running.secrets)
-        if self._begun:
+        if self._open_lines:
             self._end_lines(running.attempt_id, running)
 
     def close(self) -> None:
-        """Pass on what belongs to nobody and has begun."""
+        """Pass on the open lines that belong to no known attempt."""
         self._end_lines("", None)
 
     def show(self, stream: str, text: str, running: RunningTask | None, *, source: str = "") -> None:
-        """Pass on a part of what an attempt writes, or nobody. Parts from one `source` follow each other."""
+        """Pass on text of an attempt (None: not known which). The parts of a line come from one `source`."""
         if not self._is_workers:
             self._write(stream, self.hide(text))
             return
         part = ("" if running is None else running.attempt_id, stream, source)
         with self._lock:
-            if part in self._begun:
-                text = self._begun.pop(part) + text
+            if part in self._open_lines:
+                text = self._open_lines.pop(part) + text
             *lines, rest = text.split("\n")
             if len(rest) > LONGEST_LINE:
                 rest = self.masked(rest, running)
                 end = len(rest) - LONGEST_REACH
                 lines, rest = [*lines, rest[:end]], rest[end:]
             if rest:
-                self._begun[part] = shown_part(rest)
+                self._open_lines[part] = shown_part(rest)
             if lines:
                 text = "\n".join(lines)
                 text = text if "\r" not in text else "\n".join(map(shown_line, lines))
                 self._write(stream, self.marked(text, running) + "\n")
 
     def marked(self, text: str, running: RunningTask | None) -> str:
-        """Lines of an attempt, or of nobody, as they are passed on."""
+        """Lines of an attempt as they are passed on."""
         text = self.masked(text, running)
         if not self._is_workers:
             return text
@@ -142,11 +131,11 @@ class Terminal:
         return "\n".join([mark + coloured(line) for line in text.split("\n")])
 
     def masked(self, text: str, running: RunningTask | None) -> str:
-        """The text without secrets of the attempt; of nobody's, without all that are known here."""
+        """The text without the secrets of its attempt."""
         return self.hide(text) if running is None else hidden(text, running.secrets)
 
     def hide(self, text: str) -> str:
-        """The text of nobody knows whom, with all secrets masked that are known here."""
+        """The text without any secret that is known here: it may be any attempt's."""
         for secrets in chain([*self._secrets.values()], [*self._former]):
             text = secrets.hide(text)
         return text
@@ -157,13 +146,12 @@ class Terminal:
 
     def _end_lines(self, owner: str, running: RunningTask | None) -> None:
         with self._lock:
-            for part in [part for part in self._begun if part[0] == owner]:
-                self._write(part[1], self.marked(shown_line(self._begun.pop(part)), running) + "\n")
+            for part in [part for part in self._open_lines if part[0] == owner]:
+                self._write(part[1], self.marked(shown_line(self._open_lines.pop(part)), running) + "\n")
 
     def _write(self, stream: str, text: str) -> None:
-        """That the operator's terminal, or whatever stands in its place, is gone is no fault of a task."""
         target = self._streams[stream]
-        try:
+        with suppress(OSError, ValueError):  # the operator's terminal is gone: no task fails for that
             try:
                 target.write(text)
             except UnicodeEncodeError:
@@ -171,30 +159,27 @@ class Terminal:
                 target.write(text.encode(encoding, "backslashreplace").decode(encoding))
             if "\n" in text:
                 target.flush()
-        except (OSError, ValueError):
-            pass
 
 
-OURS: Final = tuple(f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(taskpool.__file__).parent))
-"""Where the code of the worker itself is. What other code logs outside a task is nobody's, whatever logger it uses."""
+OWN_CODE: Final = tuple(f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(taskpool.__file__).parent))
+"""The folders of the worker's own code. What other code logs outside a task gets the mark `[-]`."""
 
 
 class Capture:
-    """Whose output it is now, and where else it goes. `output`: the setting `task_output`."""
+    """Knows whose output is written now and where it goes. `output`: the setting `task_output`."""
 
     def __init__(self, output: str) -> None:
         self.keeps, self.passes_on = output != "worker", output != "log"
         self._alone: Reports | None = None
-        """The one attempt of a process that runs one at a time."""
+        """The attempt of a process that runs one at a time."""
         self._of_context: ContextVar[Reports | None] = ContextVar("taskpool-attempt", default=None)
         self.terminal = Terminal()
-        """Where the worker's own output goes."""
         self.handlers: list[logging.Handler] = []
-        """Of the root logger."""
+        """The handlers of the root logger."""
 
     def install(self, level: str) -> None:
-        """Takes over the process's streams and log, before the task modules are loaded: they may keep the streams."""
-        handler = logging.StreamHandler(_Operator(self))
+        """Replaces the streams and log handlers, before the task modules are loaded: they may keep the streams."""
+        handler = logging.StreamHandler(_TerminalStream(self))
         handler.setFormatter(_Formatter(self))
         handler.addFilter(self._is_for_operator)
         configure(level, handler)
@@ -205,16 +190,14 @@ class Capture:
         sys.stdout = _Stream("stdout", sys.stdout, self)
         sys.stderr = _Stream("stderr", sys.stderr, self)
 
-    def begin(self, before: Mapping[str, int]) -> None:
-        """Begins the life of a worker process. `before`: by stream, the descriptor that its own output goes to now.
-
-        What a task forks doesn't take itself for this process: its output is like that of any other program.
-        """
-        self.terminal.move(before)
+    def begin(self, fds: Mapping[str, int]) -> None:
+        """Begins the life of a worker process, whose own output goes to these descriptors. A process that a task forks
+        writes as any other program does."""
+        self.terminal.move(fds)
         os.register_at_fork(after_in_child=self._forget)
 
     def enter(self, attempt: Reports, *, alone: bool) -> None:
-        """What is written from now on is this attempt's: by anybody, or by this context and what begins in it."""
+        """What is written from now on belongs to this attempt: all if it runs `alone`, else that of this context."""
         self.terminal.begin(attempt.running)
         if alone:
             self._alone = attempt
@@ -222,26 +205,26 @@ class Capture:
             self._of_context.set(attempt)
 
     def leave(self, running: RunningTask) -> None:
-        """What is written from now on isn't this attempt's any more."""
+        """What is written from now on doesn't belong to this attempt."""
         self._alone = None
         self.terminal.end(running)
 
     def current(self) -> Reports | None:
-        """Whose output it is; None: nobody's."""
+        """The attempt whose output it is now; None: of no known attempt."""
         attempt = self._alone or self._of_context.get()
         return None if attempt is None or attempt.is_over else attempt
 
     def owner(self) -> Reports | None:
-        """The attempt whose code runs now, where several run at once; None: it is the worker's own."""
+        """The attempt whose code runs now, in a process that runs several; None: the worker's own code runs."""
         return self._of_context.get()
 
     def take(self, stream: str, text: str, source: str) -> bool:
-        """Take text for the log of the task that writes; False when no task does."""
+        """Take text that the current attempt writes. False: there is none."""
         attempt = self.current()
         return attempt is not None and self._take(attempt, stream, text, source)
 
     def take_bytes(self, stream: str, data: bytes) -> bool:
-        """The same for bytes. A character may come in two parts."""
+        """Take bytes, in the same way. A character may come in two parts."""
         attempt = self.current()
         if attempt is None:
             return False
@@ -265,16 +248,16 @@ class Capture:
 
 
 class _Stream(io.TextIOBase):
-    """In the place of sys.stdout or sys.stderr. `under` is the one that was there."""
+    """Takes the place of sys.stdout or sys.stderr, `under`. No task can close it: others write here too."""
 
     def __init__(self, name: str, under: TextIO, capture: Capture) -> None:
         self._name, self._under, self._capture = name, under, capture
         self.buffer = _Bytes(self)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        """For what belongs to no task."""
+        """Of bytes that belong to no attempt."""
 
     def write(self, text: str) -> int:
-        """Take text: for the task's log, if it is a task that writes."""
+        """Take text."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         plain = str.__str__(text)  # of a subclass, whatever it overrides
@@ -283,7 +266,7 @@ class _Stream(io.TextIOBase):
         return len(plain)
 
     def write_bytes(self, data: bytes) -> None:
-        """Take bytes, in the same way."""
+        """Take bytes."""
         if not self._capture.take_bytes(self._name, data):
             self._pass_on(self._decoder.decode(data))
 
@@ -291,7 +274,7 @@ class _Stream(io.TextIOBase):
         self._capture.terminal.show(self._name, text, None)
 
     def flush(self) -> None:
-        """A task's lines are kept at once; the rest is the stream's business."""
+        """Flush the stream below. A task's lines are kept at once."""
         if self._capture.current() is None:
             self._under.flush()
 
@@ -300,22 +283,22 @@ class _Stream(io.TextIOBase):
         return True
 
     def fileno(self) -> int:
-        """Of the stream below: what a task starts may write there."""
+        """The descriptor of the stream below, for programs that a task starts."""
         return self._under.fileno()
 
     def isatty(self) -> bool:
-        """Nobody sees a task at a terminal."""
+        """False for a task."""
         return self._capture.current() is None and self._under.isatty()
 
     def close(self) -> None:
-        """Not for a task to do: others write here as well."""
+        """Do nothing."""
 
     def reconfigure(self, **options: Any) -> None:
-        """Accepted and ignored: lines are kept as UTF-8, and the stream below is the worker's."""
+        """Do nothing: lines are kept as UTF-8."""
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """As it says below."""
+        """The encoding of the stream below."""
         return self._under.encoding
 
     def __getattr__(self, name: str) -> Any:
@@ -350,8 +333,8 @@ class _Bytes(io.BufferedIOBase):
         """As the stream's."""
 
 
-class _Operator(io.TextIOBase):
-    """The stderr of the worker itself, wherever that goes by now."""
+class _TerminalStream(io.TextIOBase):
+    """The worker's own stderr, as a stream."""
 
     def __init__(self, capture: Capture) -> None:
         self._capture = capture
@@ -363,36 +346,35 @@ class _Operator(io.TextIOBase):
 
 
 class _Formatter(logging.Formatter):
-    """The worker's log. What a task logs is marked as its own and shows no secret of it there either."""
+    """Formats the worker's log. Lines that a task logs get its mark, and show no secret of it."""
 
     def __init__(self, capture: Capture) -> None:
         super().__init__(FORMAT)
         self._capture = capture
 
     def format(self, record: logging.LogRecord) -> str:
-        """As always, masked."""
+        """The record as text, masked."""
         text = super().format(record)
         attempt, terminal = self._capture.current(), self._capture.terminal
-        if attempt is None and record.pathname.startswith(OURS):
+        if attempt is None and record.pathname.startswith(OWN_CODE):
             return indented(printable_lines(terminal.hide(text)))
         return terminal.marked(text, None if attempt is None else attempt.running)
 
 
 class _Handler(logging.Handler):
-    """Puts what a task logs into its log."""
+    """Puts the records of a task into its log."""
 
     def __init__(self, capture: Capture) -> None:
         super().__init__()
         self._capture = capture
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take one record. As with Python's own handlers, one that can't be shown is reported on stderr, and the code
-        that logs it goes on."""
+        """Take one record. One that can't be formatted is reported on stderr, as by Python's own handlers."""
         attempt = self._capture.current()
         if attempt is not None:
             try:
                 attempt.record(self.format(record), level=record.levelname.lower(), logger=record.name)
-            except RecursionError:  # as Python's do: the code that logs is about to end with it
+            except RecursionError:  # as Python's handlers do: the code that logs is about to end with it
                 raise
             except Exception:  # the arguments are the task's objects: their methods may raise anything
                 with suppress(Exception):
@@ -401,17 +383,17 @@ class _Handler(logging.Handler):
 
 STREAMS: Final = {"stdout": 1, "stderr": 2}
 PIPE_BYTES: Final = 1 << 20
-"""Code that prints more than this while it holds the interpreter up waits for ever: nobody can empty the pipe then."""
+"""Code that prints more than this while it holds the interpreter lock waits for ever: no thread can read it then."""
 READ_BYTES: Final = 1 << 18
 MOST_AT_END: Final = 4 << 20
-"""What a task left running may write without a pause: the end of the task doesn't wait for it."""
+"""The end of a task waits for this much at most: a process that it left running may write without a pause."""
 RELOOK_MS: Final = 200
 _ENDED: Final = select.POLLHUP | select.POLLERR | select.POLLNVAL
 _F_SETPIPE_SZ: Final = 1031
 
 
 class Pipes:
-    """Both pipes, made before the fork; `output` reads from them, `become_output` writes into them."""
+    """The two pipes, made before the fork: the worker process writes into them, and `Output` reads from them."""
 
     def __init__(self) -> None:
         self._ends: dict[str, tuple[int, int]] = {}
@@ -430,7 +412,7 @@ class Pipes:
         self.readers = {name: reader for name, (reader, _) in self._ends.items()}
 
     def become_output(self) -> dict[str, int]:
-        """Puts the pipes in the place of this process's output; returns by name where that went until now."""
+        """Replaces this process's output; returns, by stream, descriptors of what it was before."""
         before = {name: os.dup(fd) for name, fd in STREAMS.items()}
         for name, (_, writer) in self._ends.items():
             os.dup2(writer, STREAMS[name])
@@ -438,60 +420,55 @@ class Pipes:
         return before
 
     def close(self) -> None:
-        """Close both ends of all."""
-        for end in itertools.chain(*self._ends.values()):
+        """Close all ends."""
+        for end in chain(*self._ends.values()):
             os.close(end)
 
     def close_writers(self) -> None:
-        """What is left is to read."""
+        """Close the ends to write."""
         for _, writer in self._ends.values():
             os.close(writer)
 
     def left_over(self) -> dict[str, str]:
-        """What nobody has read, by stream; the pipes are closed then."""
+        """What is still unread, by stream. Closes the pipes."""
         found = {name: read_all(reader).decode("utf-8", "replace") for name, reader in self.readers.items()}
         for reader in self.readers.values():
             os.close(reader)
         return {name: text for name, text in found.items() if text}
 
 
-def take_output(capture: Capture, pipes: Pipes | None) -> Output | None:
-    """Begins the life of a worker process with its output; returns what is still to be started, None without pipes."""
-    capture.begin(pipes.become_output() if pipes else {})
-    return Output(pipes.readers, capture) if pipes else None
-
-
 class Output:
-    """The process's side: a thread reads what comes; `settle` sees to it that all of a task's output has been read.
+    """Replaces the output of a worker process by pipes. A thread reads them; `settle` reads the end of a task's output.
 
-    A task may close descriptor 1 or 2, or put something else in its place. The end of file tells: nothing can write
-    into the pipe any more. `settle` then puts the pipe back, so that the next task's output is kept again.
+    A task may close descriptor 1 or 2, or replace it. When nothing can write into a pipe any more, which poll shows,
+    `settle` puts the pipe back, so that the output of the next task is kept.
     """
 
-    def __init__(self, readers: Mapping[str, int], capture: Capture) -> None:
-        self._readers, self._capture = readers, capture
+    def __init__(self, pipes: Pipes, capture: Capture) -> None:
+        capture.begin(pipes.become_output())
+        readers = self._readers = pipes.readers
+        self._capture = capture
         self._names = {reader: name for name, reader in readers.items()}
         self._lock = threading.Lock()
         self._decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in readers}
         self._has_part = False
-        """Whether a decoder may hold a part of a character."""
+        """True while a decoder may hold a part of a character."""
         self._wait_ms: int | None = None
         self._now = select.poll()
         self._later = select.poll()
         for poll in (self._now, self._later):
             for reader in readers.values():
                 poll.register(reader, select.POLLIN)
-        self._look = self._now.poll
         self.thread = threading.Thread(target=self._read_for_ever, name="taskpool-output", daemon=True)
 
     def start(self) -> None:
-        """Start to read."""
+        """Starts the thread."""
         self.thread.start()
 
     def settle(self) -> None:
-        """Returns when all that was written until now has gone to where it belongs."""
+        """Delivers everything that was written until now."""
         with self._lock:
-            found = self._look(0)
+            found = self._now.poll(0)
             if found:
                 self._take(MOST_AT_END)
             if found or self._has_part:
@@ -503,14 +480,13 @@ class Output:
                     self._put_back(self._names[reader], reader)
 
     def put_back(self) -> None:
-        """Puts the pipes back that a task has closed."""
+        """Puts back the pipes that a task has closed."""
         with self._lock:
-            for reader, events in self._look(0):
+            for reader, events in self._now.poll(0):
                 if events & _ENDED:
                     self._put_back(self._names[reader], reader)
 
     def _put_back(self, name: str, reader: int) -> None:
-        """Puts the pipe in the place of the descriptor again."""
         try:
             writer = os.open(f"/proc/self/fd/{reader}", os.O_WRONLY)  # the other end of the same pipe
             os.dup2(writer, STREAMS[name])
@@ -518,14 +494,14 @@ class Output:
                 os.close(writer)
             os.set_inheritable(STREAMS[name], True)
             self._later.register(reader, select.POLLIN)
-        except OSError:  # not Linux, or the task has closed our end, too: this stream's output is lost from now on
+        except OSError:  # not Linux, or the task has closed our end too: the output of this stream is lost from now on
             for poll in (self._now, self._later):
                 with suppress(KeyError):
                     poll.unregister(reader)
 
     def _read_for_ever(self) -> None:
         while True:
-            # `poll` doesn't see what is registered while it waits.
+            # A reader that is registered while `poll` waits isn't seen.
             ended = [reader for reader, events in self._later.poll(self._wait_ms) if events & _ENDED]
             with self._lock:
                 self._take(READ_BYTES)
@@ -536,11 +512,11 @@ class Output:
                         self._wait_ms = RELOOK_MS
 
     def _has_writer(self, reader: int) -> bool:
-        """Whether something can still write: the pipe may have been put back meanwhile."""
-        return not any(at == reader and events & _ENDED for at, events in self._look(0))
+        """Whether something can still write into the pipe: it may have been put back meanwhile."""
+        return not any(at == reader and events & _ENDED for at, events in self._now.poll(0))
 
     def _take(self, most: int) -> None:
-        """Reads what is there, up to about `most` bytes of each stream."""
+        """Reads up to about `most` bytes of each stream, without waiting."""
         for name, reader in self._readers.items():
             decoder = self._decoders[name]
             left = most
@@ -563,8 +539,8 @@ def read_all(fd: int) -> bytes:
 
 
 def read_some(fd: int) -> bytes:
-    """A part of it; empty when there is nothing, or nobody who could write any more."""
+    """A part of what a pipe holds; empty when it holds nothing, or a task has closed it."""
     try:
         return os.read(fd, READ_BYTES)
-    except OSError:  # nothing is there; or a task has closed it
+    except OSError:
         return b""

@@ -1,7 +1,8 @@
-"""How a running task's progress and log travel: at most four times a second, on a connection and a thread of their own.
+"""Sends the progress and the log of running tasks to Redis, up to four times a second.
 
-Both are started by the first report: a task that reports nothing costs nothing. What is still unsent at the end
-is sent before the outcome, so that nothing is lost or comes too late. What Redis didn't take is kept and sent again.
+A process has one thread and one connection for this, started by the first report: a task that reports nothing costs
+nothing. What is still unsent when the code of a task ends is sent before its outcome. What Redis didn't take is sent
+again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 from taskpool.errors import RedisUnavailable
@@ -34,26 +37,26 @@ BYTES_AT_ONCE: Final = 256 * 1024
 
 
 class Reporter:
-    """Sends what the tasks of a process report: one thread and one connection, started by the first report."""
+    """Sends the reports of all tasks of a process, in a thread."""
 
     def __init__(self, redis_url: str, limits: LogLimits, spool: Spool) -> None:
         self.store = Store(redis_url, name="taskpool-reports")
         self.limits, self.spool = limits, spool
         self.sending = threading.Lock()
-        """Held while reports are on their way, and by whoever else uses the connection."""
+        """Held while the connection is used."""
         self.thread: threading.Thread | None = None
         self._due: deque[Reports] = deque()  # its append and popleft are atomic between threads
         self._wake = threading.Event()
 
     def notice(self, reports: Reports) -> None:
-        """Sends what these reports hold, soon."""
+        """Sends these reports soon."""
         self._due.append(reports)
         self._wake.set()
         if self.thread is None:
             thread = self.thread = threading.Thread(target=self._send_for_ever, name="taskpool-reports", daemon=True)
             try:
                 thread.start()
-            except RuntimeError:  # too many threads: it is sent with the attempt's end, or by the next try
+            except RuntimeError:  # too many threads: they are sent at the end of the attempt, or by the next try
                 self.thread = None
 
     def _send_for_ever(self) -> None:
@@ -65,7 +68,7 @@ class Reporter:
                 for reports in due:
                     try:
                         self._send(reports)
-                    except Exception:  # the next ones are to be sent all the same
+                    except Exception:  # the others are sent nevertheless
                         log.exception("the reports of task %s can't be sent", reports.running.id)
                         reports.forget()
             for reports in due:
@@ -75,26 +78,23 @@ class Reporter:
 
     def _send(self, reports: Reports) -> None:
         unsent = reports.unsent()
-        try:
-            self.store.run_many(unsent.calls) if unsent.calls else None
-        except (RedisUnavailable, ReplyFault):  # it is sent again, at the latest before the outcome
-            return
-        reports.drop(unsent)
+        if unsent.calls:
+            with suppress(RedisUnavailable, ReplyFault):  # they are sent again, at the latest before the outcome
+                self.store.run_many(unsent.calls)
+                reports.drop(unsent)
 
 
+@dataclass(slots=True)
 class Unsent:
-    """A part of what an attempt has reported: the calls that send it, and what they send."""
+    """A part of the reports of an attempt: the calls that send it, the number of its last line, and its progress."""
 
-    __slots__ = ("calls", "last_line", "progress")
-
-    def __init__(self) -> None:
-        self.calls: list[Call[Any]] = []
-        self.last_line = 0
-        self.progress: Mapping[str, Any] | None = None
+    calls: list[Call[Any]]
+    last_line: int
+    progress: Mapping[str, Any] | None
 
 
 class Reports:
-    """The `ContextSink` of one attempt. Made for every task, so it makes nothing itself before it is used."""
+    """Collects the reports of one attempt: its `ContextSink`. It is made for every task, so it is empty until used."""
 
     __slots__ = (
         "_decoders", "_is_due", "_is_over", "_lane", "_lines", "_progress", "_progress_sent", "_reporter", "is_overdue",
@@ -104,31 +104,31 @@ class Reports:
     def __init__(self, running: RunningTask, lane: Lane, reporter: Reporter) -> None:
         self.running, self._lane, self._reporter = running, lane, reporter
         self.is_overdue = False
-        """True when its timeout has passed and nothing but this can tell it: it runs in a thread."""
+        """True when its timeout has passed: a task in a thread can see it only here."""
         self._progress: Mapping[str, Any] | None = None
         self._progress_sent: Mapping[str, Any] | None = None
         self._lines: Lines | None = None
         self._decoders: dict[str, codecs.IncrementalDecoder] | None = None
-        """By stream, of what is written as bytes."""
+        """By stream, for output that is written as bytes."""
         self._is_due = self._is_over = False
 
     @property
     def is_unsent(self) -> bool:
-        """Whether there is something that wasn't sent, and is to be sent before the attempt ends."""
+        """Whether there is something left to send."""
         return not self._is_over and bool(self._lines or self._progress is not self._progress_sent)
 
     @property
     def is_over(self) -> bool:
-        """Whether the attempt has ended: what writes to it now comes too late."""
+        """Whether the attempt has ended and takes no more reports."""
         return self._is_over
 
     def take(self) -> list[Call[Any]]:
-        """The calls for all that is still unsent; they belong in front of the one that ends the attempt."""
+        """Ends the reports; the calls that send the rest, to be sent before the outcome."""
         self._is_over = True
         if self._progress is None and self._lines is None:
             return []
         calls: list[Call[Any]] = []
-        with self._reporter.sending:  # a report that is under way arrives before the outcome
+        with self._reporter.sending:  # a report that is being sent arrives before the outcome
             if self._lines is not None:
                 for stream, decoder in (self._decoders or {}).items():
                     if rest := decoder.decode(b"", final=True):
@@ -140,18 +140,19 @@ class Reports:
         return calls
 
     def unsent(self) -> Unsent:
-        """What is to be sent next. Only while `sending` is held."""
-        unsent = Unsent()
+        """The next part. Called while `sending` is held."""
         self._is_due = False
+        calls: list[Call[Any]] = []
+        last_line = 0
         if self._lines:
             first, lines = self._lines.peek(LINES_AT_ONCE, BYTES_AT_ONCE)
-            unsent.last_line = first + len(lines) - 1
+            last_line = first + len(lines) - 1
             running, limits = self.running, self._reporter.limits
-            unsent.calls.append(scripts.log(running.id, running.attempt_id, lines, limits, first=first))
-        unsent.progress = self._progress
-        if unsent.progress is not None and unsent.progress is not self._progress_sent:
-            unsent.calls.append(scripts.progress(self.running, unsent.progress))
-        return unsent
+            calls.append(scripts.log(running.id, running.attempt_id, lines, limits, first=first))
+        progress = self._progress
+        if progress is not None and progress is not self._progress_sent:
+            calls.append(scripts.progress(self.running, progress))
+        return Unsent(calls, last_line, progress)
 
     def drop(self, unsent: Unsent) -> None:
         """Forget what was sent."""
@@ -172,27 +173,28 @@ class Reports:
     # --- the task's side ----------------------------------------------------------------------------------
 
     def progress(self, done: float, total: float | None, note: str | None) -> None:
-        """Takes the latest progress; one that is overtaken before it was sent is dropped."""
-        self._progress = progress_document(done, total, note)
+        """Takes the latest progress, in place of an earlier one that is unsent."""
+        given = {"done": done, "total": total, "note": note}
+        self._progress = {name: value for name, value in given.items() if value is not None}
         self._notice()
 
     def log(self, message: str) -> None:
-        """Takes one line, or as many as the text has."""
+        """Takes one or several lines."""
         self.log_lines().add("log", message)
         self._notice()
 
     def record(self, text: str, *, level: str, logger: str) -> None:
-        """Takes what was logged with `logging`."""
+        """Takes a message of `logging`."""
         self.log_lines().add("logging", text, level=level, logger=logger)
         self._notice()
 
     def write(self, stream: str, text: str, source: str) -> None:
-        """Takes a part of a stream, stdout or stderr. `source`: what it came through; its parts follow each other."""
+        """Takes text of a stream, stdout or stderr. The parts of a line come from one `source`."""
         self.log_lines().write(stream, text, source)
         self._notice()
 
     def decode(self, stream: str, data: bytes) -> str:
-        """The text of bytes that are written to a stream; what begins a character waits for the rest of it."""
+        """The text of bytes that are written to a stream. The start of a character waits for its rest."""
         if self._decoders is None:
             self._decoders = {}
         if stream not in self._decoders:
@@ -201,7 +203,7 @@ class Reports:
         return self._decoders[stream].decode(data)
 
     def log_lines(self) -> Lines:
-        """Where its lines go, made for the first one."""
+        """Its lines, made for the first one."""
         lines = self._lines
         if lines is None:
             spool, attempt_id = self._reporter.spool, self.running.attempt_id.encode()
@@ -221,7 +223,7 @@ class Reports:
             self._reporter.notice(self)
 
     def is_cancelled(self) -> bool:
-        """Whether the attempt was asked to end."""
+        """Whether the attempt is to end."""
         return self.is_overdue or self._lane.request() is not Request.NONE
 
     def parents(self) -> Mapping[str, Any]:
@@ -235,15 +237,5 @@ class Reports:
 
 
 def limits_of(settings: Settings) -> LogLimits:
-    """What the settings say of logs."""
+    """The limits of logs in the settings."""
     return LogLimits(settings.log_lines, settings.log_bytes, settings.log_line_chars)
-
-
-def progress_document(done: float, total: float | None, note: str | None) -> dict[str, Any]:
-    """Progress as it is stored: `done`, and `total` and `note` when given."""
-    document: dict[str, Any] = {"done": done}
-    if total is not None:
-        document["total"] = total
-    if note is not None:
-        document["note"] = note
-    return document

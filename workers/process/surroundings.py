@@ -1,7 +1,7 @@
-"""What the tasks of a process share besides its memory: each of them finds it as the process began with it.
+"""Restores the global state that a task has changed: streams, logging, working directory, umask and so on.
 
-What would harm the next task or the worker itself, and can't have been meant to last, is restored: see docs/tasks.md,
-which also names what isn't restored. The looks after each task cost about a microsecond together.
+Only what would harm the next task or the worker, and can't have been meant to last, is restored: docs/tasks.md lists
+what is and what isn't. The checks after each task cost about a microsecond together.
 """
 
 from __future__ import annotations
@@ -21,13 +21,10 @@ from .output import Capture
 
 
 class Surroundings:
-    """How a process began."""
+    """The global state at the start of a process. `Output` restores the descriptors 1 and 2."""
 
-    def __init__(self, capture: Capture, file: IO[Any] | None, *, has_pipes: bool) -> None:
-        self._file = file
-        output = {} if has_pipes else {fd: is_ for fd in (1, 2) if (is_ := _file_at(fd)) is not None}
-        self._output = {fd: (os.dup(fd), is_) for fd, is_ in output.items()}
-        """Descriptors of the worker's own output, each with a copy. Pipes are looked after by `pipes.Output`."""
+    def __init__(self, capture: Capture, stacks: IO[Any]) -> None:
+        self._stacks = stacks
         root = self._root = logging.getLogger()
         self._log = logging.getLogger("workers")
         self._ours = [(each, each.formatter, each.level, list(each.filters)) for each in capture.handlers]
@@ -47,7 +44,7 @@ class Surroundings:
         self._policy = asyncio.get_event_loop_policy() if sys.version_info < (3, 14) else None
 
     def restore(self) -> None:
-        """Restores all that the very next task would trip over. Only while no task runs."""
+        """Restores what the next task needs. Called while no task runs."""
         self.restore_output()
         os.umask(self._umask)
         if self._directory is not None and _directory() != self._directory:
@@ -55,15 +52,12 @@ class Surroundings:
                 os.chdir(self._directory)
         if socket.getdefaulttimeout() != self._socket_timeout_s:
             socket.setdefaulttimeout(self._socket_timeout_s)
-
         if sys.version_info < (3, 14) and asyncio.get_event_loop_policy() is not self._policy:
             asyncio.set_event_loop_policy(self._policy)
 
     def restore_output(self) -> None:
-        """Restores what the worker itself needs, and what keeps a task's output. May be called while tasks run."""
+        """Restores what the worker itself needs. May be called while tasks run."""
         self._restore_streams()
-        if self._output:
-            self._restore_descriptors()
         root = self._root
         if root.handlers != self._handlers and not all(each in root.handlers for each, *_ in self._ours):
             root.handlers[:] = self._handlers
@@ -86,9 +80,8 @@ class Surroundings:
 
     def restore_rest(self) -> None:
         """Restores what can wait a second."""
-        if self._file is not None:
-            with suppress(OSError, ValueError, RuntimeError):
-                process_group.write_stacks_to(self._file)
+        with suppress(OSError, ValueError, RuntimeError):
+            process_group.write_stacks_to(self._stacks)
 
     def _restore_streams(self) -> None:
         if getattr(sys, "stdout", None) is not self._stdout:
@@ -100,36 +93,22 @@ class Surroundings:
         if _members(self._stderr) != self._stderr_has:
             _reset(self._stderr, self._stderr_has)
 
-    def _restore_descriptors(self) -> None:
-        for fd, (copy, is_) in self._output.items():
-            if _file_at(fd) != is_:
-                with suppress(OSError):
-                    os.dup2(copy, fd)
-
     def _enable_loggers(self) -> None:
         for logger in list(self._root.manager.loggerDict.values()):
             if isinstance(logger, logging.Logger) and logger.name not in self._disabled_loggers:
                 logger.disabled = False
 
     def _drop_error_filters(self) -> None:
-        """A new filter that ignores warnings may come from a library; one that raises them fails other tasks."""
+        """Drops new filters that raise warnings: they would fail other tasks. One that ignores warnings may come from a
+        library."""
         kept = [each for each in warnings.filters if each[0] != "error" or each in self._filters]
         if len(kept) < len(warnings.filters):
             warnings.resetwarnings()
             warnings.filters.extend(kept)  # type: ignore[attr-defined]
 
 
-def _file_at(fd: int) -> tuple[int, int] | None:
-    """What a descriptor stands for; None when it is closed."""
-    try:
-        found = os.fstat(fd)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
 def _members(stream: object) -> dict[str, Any]:
-    """The attributes of a stream of its own."""
+    """The attributes that were set on this stream itself."""
     return getattr(stream, "__dict__", {})
 
 

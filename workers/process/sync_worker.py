@@ -71,8 +71,7 @@ class SyncWorker(WorkerLoop):
     def serve(self) -> int:
         """Runs tasks until the process leaves, and then writes what is still unwritten."""
         self._interruption.install()
-        if self._output is not None:
-            self._output.start()
+        self._output.start()
         if not _run(run_start_hooks(self._wait)):
             return 1
         self._begin_loop()
@@ -90,8 +89,7 @@ class SyncWorker(WorkerLoop):
         _run(run_stop_hooks(self._wait))
         self._interruption.close()
         run_exit_handlers()
-        if self._output is not None:
-            self._output.settle()
+        self._output.settle()
         return 0
 
     async def _wait(self, awaitable: Any) -> None:
@@ -176,8 +174,7 @@ class SyncWorker(WorkerLoop):
         outcome = stopped() if self._lane.request() else self._execute(running, reports)
         self._interruption.unwatch()
         self._lane.end()
-        if self._output is not None:
-            self._output.settle()
+        self._output.settle()
         self._capture.leave(running)
         run_s = time.monotonic() - started_mono
         if self._interruption.has_raised or self._lane.request():

@@ -46,7 +46,7 @@ from ..metrics import COUNTED_AS, Stats
 from ..process_group import boottime
 from ..recovery import give_back_unseen
 from ..shared_memory import Block
-from .output import Capture, Pipes, take_output
+from .output import Capture, Output, Pipes
 from .reports import Reporter, limits_of
 from .surroundings import Surroundings
 
@@ -63,8 +63,8 @@ MOST_REFUSALS: Final = 10
 
 
 class Setup(msgspec.Struct, frozen=True):
-    """What a worker process starts with. Its output goes through the pipes, if there are any; the stacks of its threads
-    are written into the file `stacks`."""
+    """What a worker process starts with. Its output goes through the pipes; the stacks of its threads are written into
+    the file `stacks`."""
 
     settings: Settings
     registry: Registry
@@ -72,8 +72,8 @@ class Setup(msgspec.Struct, frozen=True):
     capture: Capture
     worker: str
     queues: tuple[str, ...]
-    pipes: Pipes | None = None
-    stacks: IO[Any] | None = None
+    pipes: Pipes
+    stacks: IO[Any]
 
 
 class Ended(msgspec.Struct):
@@ -96,7 +96,7 @@ class WorkerLoop(ABC):
         settings = self._settings = setup.settings
         self._registry, self._block, self._capture = setup.registry, setup.block, setup.capture
         self._worker, self._queues, self._stacks = setup.worker, setup.queues, setup.stacks
-        self._output = take_output(setup.capture, setup.pipes)
+        self._output = Output(setup.pipes, setup.capture)
         self._redis_url = resolve_redis_url(settings)
         self._lease_ms = round(settings.lease_s * 1000)
         self._foreign = settings.foreign
@@ -133,7 +133,7 @@ class WorkerLoop(ABC):
         self._must_leave = self._files.free_reserve(error) or self._must_leave
 
     def _begin_loop(self) -> None:
-        self._surroundings = Surroundings(self._capture, self._stacks, has_pipes=self._output is not None)
+        self._surroundings = Surroundings(self._capture, self._stacks)
         self._block.head.ready = 1
 
     # --- exchanges with Redis ---------------------------------------------------------------------------------
