@@ -108,7 +108,7 @@ class AsyncWorker(WorkerLoop):
         self._take_signals()
         keep_apart(SIGNALS)
         self._output.start()
-        if not await run_start_hooks(_same):
+        if not await run_start_hooks():
             return 1
         loop = self._loop = asyncio.get_running_loop()
         self._loop_is = loop.get_task_factory(), loop.get_exception_handler()
@@ -132,7 +132,7 @@ class AsyncWorker(WorkerLoop):
         await _insist(lambda: loop.run_in_executor(self._threads, self._unwritten.close))
         await _insist(self._send_counters)
         limit_end()
-        await run_stop_hooks(_same)
+        await run_stop_hooks()
         self._output.settle()
         return 0
 
@@ -469,10 +469,6 @@ async def _insist(step: Callable[[], Awaitable[T]]) -> T:
             return await step()
         except asyncio.CancelledError:
             _uncancel()
-
-
-async def _same(awaitable: Awaitable[None]) -> None:
-    await awaitable
 
 
 def _task(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

@@ -31,8 +31,9 @@ class Surroundings:
         self._handlers, self._level, self._disabled = list(root.handlers), root.level, root.manager.disable
         known = root.manager.loggerDict.items()
         self._disabled_loggers = {name for name, each in known if getattr(each, "disabled", False)}
-        self._stdout, self._stderr = sys.stdout, sys.stderr
-        self._stdout_has, self._stderr_has = dict(_members(sys.stdout)), dict(_members(sys.stderr))
+        self._streams = [
+            (name, getattr(sys, name), dict(_members(getattr(sys, name)))) for name in ("stdout", "stderr")
+        ]
         self._umask = os.umask(0o77)
         os.umask(self._umask)
         self._directory = _directory()
@@ -84,14 +85,12 @@ class Surroundings:
             process_group.write_stacks_to(self._stacks)
 
     def _restore_streams(self) -> None:
-        if getattr(sys, "stdout", None) is not self._stdout:
-            sys.stdout = self._stdout
-        if getattr(sys, "stderr", None) is not self._stderr:
-            sys.stderr = self._stderr
-        if _members(self._stdout) != self._stdout_has:  # a method was replaced, say `sys.stdout.write`
-            _reset(self._stdout, self._stdout_has)
-        if _members(self._stderr) != self._stderr_has:
-            _reset(self._stderr, self._stderr_has)
+        for name, stream, members in self._streams:
+            if getattr(sys, name, None) is not stream:
+                setattr(sys, name, stream)
+            if _members(stream) != members:  # a method was replaced, say `sys.stdout.write`
+                _members(stream).clear()
+                _members(stream).update(members)
 
     def _enable_loggers(self) -> None:
         for logger in list(self._root.manager.loggerDict.values()):
@@ -110,12 +109,6 @@ class Surroundings:
 def _members(stream: object) -> dict[str, Any]:
     """The attributes that were set on this stream itself."""
     return getattr(stream, "__dict__", {})
-
-
-def _reset(stream: object, members: dict[str, Any]) -> None:
-    its = _members(stream)
-    its.clear()
-    its.update(members)
 
 
 def _directory() -> str | None:

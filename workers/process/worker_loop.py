@@ -424,22 +424,26 @@ def become_separate() -> None:
             getattr(sys.modules[module], name).clear()
 
 
-async def run_start_hooks(wait: Callable[[Awaitable[None]], Awaitable[None]]) -> bool:
-    """Calls the hooks in order; `wait` awaits what an `async def` hook returns. False: one failed, as the log says."""
+Wait = Callable[[Awaitable[None]], Awaitable[None]]
+
+
+async def run_start_hooks(wait: Wait | None = None) -> bool:
+    """Calls the hooks in order. `wait` awaits what an `async def` hook returns, if it can't be awaited right here.
+    Returns False when one failed; it is logged."""
     return await _run_hooks(starts, wait, "the hook %s of the process's start failed: the process ends")
 
 
-async def run_stop_hooks(wait: Callable[[Awaitable[None]], Awaitable[None]]) -> None:
+async def run_stop_hooks(wait: Wait | None = None) -> None:
     """Calls the hooks, the last one first. What they raise is logged."""
     for hook in reversed(stops):
         await _run_hooks([hook], wait, "the hook %s of the process's end failed")
 
 
-async def _run_hooks(hooks: Iterable[Callable[[], Any]], wait: Callable[[Any], Awaitable[None]], fault: str) -> bool:
+async def _run_hooks(hooks: Iterable[Callable[[], Awaitable[None] | None]], wait: Wait | None, fault: str) -> bool:
     for hook in hooks:
         try:
             if (awaitable := hook()) is not None:
-                await wait(awaitable)
+                await (awaitable if wait is None else wait(awaitable))
         except BaseException:
             log.exception(fault, getattr(hook, "__qualname__", type(hook).__name__))
             return False
