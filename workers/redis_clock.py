@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 from taskpool.operations.listing import all_queues
 from taskpool.redis import scripts
 from taskpool.redis.async_store import AsyncStore
-from taskpool.redis.calls import Call, tolerant
+from taskpool.redis.calls import Call, redis_ms, tolerant
 from taskpool.redis.scripts import Tick
 
 from .duties import Outage
@@ -179,7 +179,7 @@ class RedisClock:
             if self._detector.is_quick:
                 break
             sent = self._clock()
-            now_ms = await self._store.run(redis_time_ms())
+            now_ms = await self._store.run(redis_ms())
             better_ms = self._detector.again_ms(now_ms, sent, self._clock())
             self._unnoted_ms += better_ms - step_ms
             step_ms = better_ms
@@ -208,8 +208,3 @@ class RedisClock:
             reached = await self._store.run_many([tolerant(rebase, "0") for rebase in rebases])
             for queue, cursor in zip(places, reached, strict=True):
                 self._cursors[queue] = END if cursor == "0" else cursor
-
-
-def redis_time_ms() -> Call[float]:
-    """Redis's time in ms."""
-    return Call(("TIME",), lambda reply: int(reply[0]) * 1000 + int(reply[1]) / 1000, again=True)
