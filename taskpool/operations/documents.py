@@ -30,6 +30,7 @@ from typing import (
 
 import msgspec
 from msgspec import NODEFAULT, UNSET, Meta, UnsetType
+from msgspec.structs import replace
 
 from taskpool.access.api_key import ApiKey, Scope
 from taskpool.access.audit import Audited
@@ -50,7 +51,7 @@ from taskpool.types import (
 )
 from taskpool.validation import Declared, declared
 from taskpool.webhooks.delivery import Delivery, SendAttempt
-from taskpool.webhooks.endpoint import DeliveryStatus, Webhook
+from taskpool.webhooks.endpoint import Webhook
 
 
 def time_text(moment: datetime) -> str:
@@ -131,7 +132,7 @@ def shows(
 
     `always`: the fields that are present even if they have their default. `hidden`: those without a member. `moments`:
     the members for fields that hold a time in ms. `computed`: members with another value than their field. What the
-    class declares itself goes first.
+    class declares itself goes first; other members of its own have their defaults.
     """
 
     def derive(cls: D) -> D:
@@ -141,7 +142,9 @@ def shows(
         for path, field in _fields(source):
             if field.name not in hidden:
                 name = moments.get(field.name, field.name)
-                members.append((name, *own.get(name, _member(field, field.name in always)), path, field))
+                members.append(
+                    (name, *own.get(name, _member(field, field.name in always, name != field.name)), path, field)
+                )
         members.sort(key=lambda member: member[2] is not NODEFAULT)  # so that a document takes its members by position
         names = [name for name, *_ in members]
         nested = {at: _SHOWN.get(get_args(field.type)[0]) for at, (*_, field) in enumerate(members) if field.is_list}
@@ -154,7 +157,8 @@ def shows(
         )
         document = msgspec.defstruct(
             cls.__name__,
-            [(name, annotation, default) for name, annotation, default, *_ in members],
+            [(name, annotation, default) for name, annotation, default, *_ in members]
+            + [(name, *rest) for name, rest in own.items() if name not in names],
             bases=(Shown,),
             namespace={"__doc__": cls.__doc__, "plan": plan, "moments": moments},
             module=cls.__module__,
@@ -181,10 +185,10 @@ def _each(document: type[Shown], values: Sequence[Any]) -> list[Shown]:
     return [document.of(value) for value in values]
 
 
-def _member(field: Declared, is_always_shown: bool) -> tuple[Any, Any]:
+def _member(field: Declared, is_always_shown: bool, is_moment: bool) -> tuple[Any, Any]:
     """The annotation and the default of the member that shows a field."""
     kind, about = field.type, field.about
-    if kind is datetime or field.name.endswith("_ms"):
+    if kind is datetime or is_moment:
         kind = Time
     elif field.is_list:
         item = get_args(kind)[0]
@@ -345,23 +349,16 @@ def _moment(ms: int | None) -> str | None:
     return None if ms is None else time_text(utc(ms))
 
 
-class WebhookDocument(Document, frozen=True, kw_only=True):
+@shows(
+    Webhook,
+    always=("events", "enabled", "created_ms", "updated_ms"),
+    hidden=("secret", "previous_secret", "previous_until_ms", "revision"),
+    moments={"created_ms": "created_at", "updated_ms": "updated_at"},
+)
+class WebhookDocument(Shown, frozen=True, kw_only=True):
     """A standing endpoint. A filter that isn't there lets everything through."""
 
-    id: Annotated[str, Meta(examples=["wh_d217r8m2n3aolstf2ch5"])]
-    url: str
-    events: Sequence[str]
-    types: Sequence[str] | None = None
-    queues: Sequence[str] | None = None
-    tags: Sequence[str] | None = None
-    statuses: Sequence[str] | None = None
-    description: str | None = None
-    enabled: bool
-    disabled_reason: str | None = None
-    project: Annotated[str | None, Meta(description="it is told of this project's tasks alone")] = None
-    created_at: Time
-    updated_at: Time
-    secret: Annotated[str | UnsetType, Meta(description="when it was just made")] = UNSET
+    secret: Annotated[str | UnsetType, Meta(description="Only when it was just made.")] = UNSET
 
 
 class SecretDocument(Document, frozen=True, kw_only=True):
@@ -372,49 +369,24 @@ class SecretDocument(Document, frozen=True, kw_only=True):
     previous_until: Annotated[Time | None, Meta(description="until when that one signs too")] = None
 
 
-class SendAttemptDocument(Document, frozen=True, kw_only=True):
+@shows(SendAttempt, moments={"at_ms": "at"})
+class SendAttemptDocument(Shown, frozen=True, kw_only=True):
     """How one attempt to send went: delivered, failed (it is tried again) or dead."""
 
-    at: Time
-    duration_ms: Count
-    outcome: str
-    status_code: Annotated[int | None, Meta(description="what was answered, if anything")] = None
-    error: Annotated[str | None, Meta(description="what went wrong, for who may see the URL")] = None
 
+@shows(Delivery, hidden=("body", "lane"), moments={"created_ms": "created_at", "next_ms": "next_at"})
+class DeliveryDocument(Shown, frozen=True, kw_only=True):
+    """One message to one endpoint, with the last 20 attempts to send it; the id is its `webhook-id`."""
 
-class DeliveryDocument(Document, frozen=True, kw_only=True):
-    """One message to one endpoint; the id is its `webhook-id`. The last 20 attempts are told."""
-
-    id: str
-    webhook: str
     task: Id | None = None
-    event: Annotated[str, Meta(examples=["taskpool.task.done"])]
-    url: Annotated[str | None, Meta(description="where to, for who may see it")] = None
-    status: DeliveryStatus
-    attempts: Sequence[SendAttemptDocument]
-    created_at: Time
-    next_at: Annotated[Time | None, Meta(description="when it is tried next; not while it is being sent")] = None
-    body: Annotated[msgspec.Raw | UnsetType, Meta(description="what is sent, where one delivery is read")] = UNSET
+    url: Annotated[str | None, Meta(description="Where to; only for callers who may see it.")] = None
+    body: Annotated[msgspec.Raw | UnsetType, Meta(description="What is sent; only if one delivery is read.")] = UNSET
 
 
 def webhook_document(webhook: Webhook, *, with_secret: bool = False) -> WebhookDocument:
     """An endpoint."""
-    return WebhookDocument(
-        id=webhook.id,
-        url=webhook.url,
-        events=webhook.events,
-        types=webhook.types or None,
-        queues=webhook.queues or None,
-        tags=webhook.tags or None,
-        statuses=webhook.statuses or None,
-        description=webhook.description or None,
-        enabled=webhook.enabled,
-        disabled_reason=webhook.disabled_reason,
-        project=webhook.project,
-        created_at=time_text(utc(webhook.created_ms)),
-        updated_at=time_text(utc(webhook.updated_ms)),
-        secret=webhook.secret if with_secret else UNSET,
-    )
+    document = WebhookDocument.of(webhook)
+    return replace(document, secret=webhook.secret) if with_secret else document
 
 
 def secret_document(webhook: Webhook) -> SecretDocument:
@@ -428,25 +400,10 @@ def secret_document(webhook: Webhook) -> SecretDocument:
 
 def delivery_document(delivery: Delivery, *, with_url: bool = True, with_body: bool = False) -> DeliveryDocument:
     """A delivery. Without its URL nothing says where it was sent, errors included: they may name the host."""
-    return DeliveryDocument(
-        id=delivery.id,
-        webhook=delivery.webhook,
-        task=delivery.task,
-        event=delivery.event,
-        url=delivery.url if with_url else None,
-        status=delivery.status,
-        attempts=[_attempt(each, with_error=with_url) for each in delivery.attempts],
-        created_at=time_text(utc(delivery.created_ms)),
-        next_at=None if delivery.next_ms is None else time_text(utc(delivery.next_ms)),
-        body=msgspec.Raw(delivery.body) if with_body else UNSET,
-    )
-
-
-def _attempt(attempt: SendAttempt, *, with_error: bool) -> SendAttemptDocument:
-    return SendAttemptDocument(
-        at=time_text(utc(attempt.at_ms)),
-        duration_ms=attempt.duration_ms,
-        outcome=attempt.outcome,
-        status_code=attempt.status_code,
-        error=attempt.error if with_error else None,
-    )
+    changes: dict[str, Any] = {}
+    if not with_url:
+        attempts = [replace(SendAttemptDocument.of(each), error=None) for each in delivery.attempts]
+        changes |= {"url": None, "attempts": attempts}
+    if with_body:
+        changes["body"] = msgspec.Raw(delivery.body)
+    return replace(DeliveryDocument.of(delivery), **changes)

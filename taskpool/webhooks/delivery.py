@@ -7,7 +7,7 @@ receivers see as `webhook-id`, is made of the event and the endpoint, so it is t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -17,6 +17,7 @@ from taskpool.redis import keys
 from taskpool.redis.calls import Call, Plan, Script, hash_of, readable, texts, tolerant
 from taskpool.redis.cursors import decode_cursor, encode_cursor, page_length
 from taskpool.types import Page
+from taskpool.validation import Field
 from taskpool.webhooks.endpoint import DeliveryStatus, Webhook, is_callback
 from taskpool.webhooks.message import OutboxEntry, read_entry
 
@@ -62,10 +63,10 @@ class SendAttempt(msgspec.Struct, frozen=True, omit_defaults=True):
     """How one attempt to send went. Times and durations in ms."""
 
     at_ms: int
-    duration_ms: int
+    duration_ms: Annotated[int, Field(least=0)]
     outcome: str
-    status_code: int | None = None
-    error: str | None = None
+    status_code: Annotated[int | None, Field("The status of the response, if there was one.")] = None
+    error: Annotated[str | None, Field("What went wrong; only for callers who may see the URL.")] = None
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,12 +75,12 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     webhook: str
     task: str | None
-    event: str
+    event: Annotated[str, Field(examples=["taskpool.task.done"])]
     url: str
     status: DeliveryStatus
     attempts: tuple[SendAttempt, ...]
     created_ms: int
-    next_ms: int | None = None
+    next_ms: Annotated[int | None, Field("When it is tried next; absent while it is being sent.")] = None
     body: bytes = b""
     lane: str = ""
 

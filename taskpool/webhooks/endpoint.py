@@ -13,7 +13,7 @@ import hmac
 import re
 import secrets
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -22,7 +22,7 @@ from taskpool.access.api_key import PROJECT
 from taskpool.errors import FieldError
 from taskpool.types import ENDS, WEBHOOK_EVENTS, OpenEnum, TaskStatus
 from taskpool.url_guard import Allowed, parse_target
-from taskpool.validation import TAG, queue_name_fault, type_name_fault
+from taskpool.validation import TAG, Field, queue_name_fault, type_name_fault
 
 PREFIX: Final = "whsec_"
 SECRET_BYTES: Final = 32
@@ -85,7 +85,7 @@ class Webhook(msgspec.Struct, frozen=True, kw_only=True):
     """A standing endpoint. Each filter that isn't empty must hold: the task's type, queue, status at the event, or one
     of its tags, is among those named. `revision` grows with each change. Times in ms."""
 
-    id: str
+    id: Annotated[str, Field(examples=["wh_d217r8m2n3aolstf2ch5"])]
     url: str
     secret: str
     events: tuple[str, ...] = ENDS
@@ -98,7 +98,7 @@ class Webhook(msgspec.Struct, frozen=True, kw_only=True):
     disabled_reason: str | None = None
     previous_secret: str | None = None
     previous_until_ms: int = 0
-    project: str | None = None
+    project: Annotated[str | None, Field("It receives messages about tasks of this project only.")] = None
     created_ms: int = 0
     updated_ms: int = 0
     revision: int = 1
