@@ -109,11 +109,6 @@ def handler_of(type_: Any) -> Handler | None:
     return None
 
 
-def convert(value: Any, type_: Any) -> Any:
-    """A JSON value as `type_`, strictly. Raises: msgspec.ValidationError."""
-    return msgspec.convert(value, type_, strict=True, str_keys=True, dec_hook=_decode)
-
-
 def _decode(type_: Any, value: Any) -> Any:
     """msgspec's hook for values of types that it doesn't know."""
     handler = handler_of(type_)
@@ -122,6 +117,10 @@ def _decode(type_: Any, value: Any) -> Any:
         return handler.read(value)
     except msgspec.ValidationError as error:  # msgspec would raise it as it is, without the path above it
         raise Misfit(str(error)) from error
+
+
+convert: Final = functools.partial(msgspec.convert, strict=True, str_keys=True, dec_hook=_decode)
+"""Converts a JSON value to a type, strictly. Raises: msgspec.ValidationError."""
 
 
 def _text(value: Any) -> str:
@@ -283,7 +282,7 @@ def fields_of(cls: Any, hints: Mapping[str, Any]) -> Handler:
         kw_only=True,
         module=cls.__module__,
     )
-    read_struct = completed(functools.partial(convert, type_=struct), struct)
+    read_struct = completed(functools.partial(convert, type=struct), struct)
 
     def schema() -> Schema:
         root, definitions = schema_of(struct)
@@ -390,7 +389,7 @@ def _members(value: Any) -> Collection[Any]:
     return [getattr(value, name, None) for name in names or [a.name for a in getattr(kind, "__attrs_attrs__", ())]]
 
 
-# --- schemas and checks of whole types -----------------------------------------------------------------------
+# --- schemas and checks -----------------------------------------------------------------------
 
 
 def schema_of(type_: Any) -> Schema:

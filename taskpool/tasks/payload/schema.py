@@ -84,7 +84,7 @@ def converter(type_: Any, *, task: str) -> Callable[[Any], Any]:
 
     It raises InvalidPayload, with the JSON Pointer of each fault in the submitted document.
     """
-    read = completed(partial(convert, type_=type_), type_)
+    read = completed(partial(convert, type=type_), type_)
 
     def convert_payload(payload: Any) -> Any:
         try:

@@ -195,20 +195,11 @@ def _binder(
     """Passes arguments by keyword, except those that can only be passed by position."""
     name = context.name if context else ""
 
-    def without_context(arguments: dict[str, Any], ctx: TaskContext) -> Callable[[], Any]:
-        return partial(function, **arguments)
-
-    def with_context(arguments: dict[str, Any], ctx: TaskContext) -> Callable[[], Any]:
-        return partial(function, **arguments, **{name: ctx})
-
-    def with_positions(arguments: dict[str, Any], ctx: TaskContext) -> Callable[[], Any]:
+    def bind(arguments: dict[str, Any], ctx: TaskContext) -> Callable[[], Any]:
         given = {**arguments, name: ctx} if name else dict(arguments)
-        first = [given.pop(each) for each in positional]
-        return partial(function, *first, **given)
+        return partial(function, *[given.pop(each) for each in positional], **given)
 
-    if positional:
-        return with_positions
-    return with_context if name else without_context
+    return bind
 
 
 def _is_plain_class(payload: Any) -> bool:
