@@ -1,4 +1,4 @@
-"""Objects whose methods misbehave: what a task may hand over, by accident or not. Each test gets new ones."""
+"""Objects whose methods misbehave, as a task may return or report them. Each test gets new ones."""
 
 from __future__ import annotations
 

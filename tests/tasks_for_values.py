@@ -1,4 +1,4 @@
-"""Task types that hand over odd objects (see odd_values.py): in every way there is, plain and `async def`."""
+"""Task types that return or report odd objects (see odd_values.py) in every way, plain and `async def`."""
 
 from __future__ import annotations
 

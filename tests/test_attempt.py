@@ -1,4 +1,4 @@
-"""One attempt: every way a task's code can end becomes an outcome, and none of them ends the worker."""
+"""One attempt: every way in which a task's code can end becomes an outcome, and none ends the worker."""
 
 from __future__ import annotations
 

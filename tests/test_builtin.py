@@ -530,7 +530,7 @@ def test_an_answer_in_what_is_no_charset_is_base64(pool: InlinePool, url: str, c
         ("http://8.8.8.8:22/", "the port must be 80, 443 or from 1024 up, not 22"),
     ],
 )
-def test_a_url_that_may_not_be_sent_to_is_told_without_what_may_be_secret(
+def test_the_refusal_of_a_url_does_not_contain_what_may_be_secret(
     pool: InlinePool, url: str, url_of: str, error: str
 ) -> None:
     record = pool.run("http_request", {"url": url_of.replace("PORT", url.rpartition(":")[2])})

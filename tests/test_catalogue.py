@@ -164,7 +164,7 @@ def test_an_unknown_type_names_its_likes_best_first(world: World) -> None:
     assert [fault.pointer for fault in unknown.value.errors] == ["/type"]
 
 
-def test_a_type_that_nobody_has_served_for_long_is_refused_and_said_to_be_known(world: World) -> None:
+def test_a_type_that_no_worker_has_served_for_long_is_refused_as_known(world: World) -> None:
     publish(world, ECHO)
     world.redis.zadd(keys.TYPES_SEEN, {"echo": world.redis.time()[0] * 1000 - 101_000})
 
@@ -233,14 +233,14 @@ def test_each_fault_of_a_payload_has_its_pointer(copy: Catalogue, payload: Any, 
     assert all(fault.detail for fault in refused.value.errors)
 
 
-def test_no_more_than_twenty_faults_are_told(copy: Catalogue) -> None:
+def test_no_more_than_twenty_faults_are_reported(copy: Catalogue) -> None:
     with pytest.raises(InvalidPayload) as refused:
         copy.check("resize", {"width": 1, "sizes": ["x"] * 100})
 
     assert len(refused.value.errors) == 20
 
 
-def test_a_fault_of_a_large_value_is_told_in_short(copy: Catalogue) -> None:
+def test_a_fault_of_a_large_value_has_a_short_text(copy: Catalogue) -> None:
     with pytest.raises(InvalidPayload) as refused:
         copy.check("resize", {"width": "x" * 100_000})
 
@@ -264,7 +264,7 @@ MANY: dict[str, Any] = {"width": 1, "sizes": [1] * 5000}
         ([1] * 20_000, [""]),
     ],
 )
-def test_of_a_payload_too_large_to_find_all_faults_some_are_told(
+def test_some_faults_are_reported_of_a_payload_too_large_to_find_all(
     copy: Catalogue, payload: Any, pointers: list[str]
 ) -> None:
     with pytest.raises(InvalidPayload) as refused:

@@ -1,4 +1,4 @@
-"""How deep JSON is, told from its text."""
+"""How deep JSON is nested, from its text."""
 
 from __future__ import annotations
 

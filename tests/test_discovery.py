@@ -1,4 +1,4 @@
-"""Every task that a task module makes is registered, or loading fails with the place: none is left out in silence."""
+"""Every task in a task module is registered, or loading fails and names the place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How what is written becomes lines: whole, numbered, within limits, and told at once to whoever keeps them."""
+"""How output becomes lines: complete, numbered, within limits, and spooled at once."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_bytes_are_limited_as_well_as_lines() -> None:
     assert sum(line.stream == "taskpool" for _, line in found) == 1
 
 
-def test_what_is_kept_elsewhere_hears_of_every_line_at_once_and_of_those_that_have_not_ended() -> None:
+def test_the_spool_gets_every_line_at_once_also_one_that_has_not_ended() -> None:
     kept: list[tuple[int, str]] = []
     lines = Lines(1, SMALL, spool=lambda number, line: kept.append((number, decode_line(line).text)))
 

@@ -1,4 +1,4 @@
-"""A value is found in a text in whatever form programs wrote it there, and nothing else of the text is touched."""
+"""Masking finds a value in every form that programs write it in, and changes nothing else."""
 
 from __future__ import annotations
 

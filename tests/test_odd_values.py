@@ -1,4 +1,4 @@
-"""Whatever a task hands over, it ends with a documented outcome, and its process and the next task go on."""
+"""Any value or exception of a task ends with a documented outcome, and its process continues."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ def _scheduled(pool: TaskPool, id: str) -> Any:
     return record
 
 
-def test_halves_of_a_character_make_a_whole_one(workers: WorkerPool) -> None:
+def test_two_halves_of_a_character_are_joined(workers: WorkerPool) -> None:
     pool = workers.pool
     # Only a process with one slot knows whose the descriptors are.
     ways = ["buffer", "descriptor"] if workers.log.parent.name.endswith("1") else ["buffer"]

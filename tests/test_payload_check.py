@@ -1,4 +1,4 @@
-"""Published schemas as they are used: what they say holds, and what they refer to elsewhere is never fetched."""
+"""Published schemas: payloads are checked with them, and references to other documents are never fetched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One encoder for what users hand over: what JSON can hold goes through, everything else is refused with its place."""
+"""The encoder for the values of users: JSON of every supported value, and refusals with the place of the fault."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 def has_no_json_number(value: Any) -> bool:
-    """Whether there is a NaN or an infinity in a value: told in another way than the encoder does."""
+    """Whether there is a NaN or an infinity in a value: found in another way than the encoder does."""
     if isinstance(value, Decimal):
         return not value.is_finite()
     if isinstance(value, float):
@@ -303,7 +303,7 @@ def test_the_quick_way_and_the_careful_way_agree(value: Any) -> None:
 
 
 @given(st.integers(DEEPEST - 2, DEEPEST + 2), st.lists(ODD_TEXT, max_size=3))
-def test_the_depth_is_told_by_brackets_outside_of_texts(levels: int, texts: list[str]) -> None:
+def test_the_depth_is_counted_by_brackets_outside_of_texts(levels: int, texts: list[str]) -> None:
     value: Any = list(texts)
     for level in range(levels - 1):
         value = [*texts, value, *texts] if level % 2 else {"k": value, **dict.fromkeys(texts, 1)}

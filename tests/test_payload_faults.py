@@ -1,4 +1,4 @@
-"""The texts of faults: what isn't among a field's choices is told them, wherever it is; times have an example."""
+"""The texts of faults: a wrong choice names the allowed ones, wherever it is; times have an example."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ def fault(document: Any, wanted: Any = Wall) -> FieldError:
         ({"at": "2026-11-24T03:00:00"}, "/at", "must be a time with its zone, like 2026-11-24T03:00:00Z"),
     ],
 )
-def test_what_is_allowed_is_told(document: Any, pointer: str, detail: str) -> None:
+def test_a_fault_names_the_allowed_values(document: Any, pointer: str, detail: str) -> None:
     assert fault(document) == FieldError(pointer, detail)
 
 
-def test_of_very_many_choices_the_first_are_told() -> None:
+def test_a_fault_names_the_first_of_very_many_choices() -> None:
     many = Enum("many", {f"N{n}": n for n in range(MOST_CHOICES + 5)})  # type: ignore[misc]
 
-    told = fault({"one": -1}, msgspec.defstruct("Holder", [("one", many)]))
+    found = fault({"one": -1}, msgspec.defstruct("Holder", [("one", many)]))
 
-    assert told.detail.endswith(f", {MOST_CHOICES - 1} or 5 others")
+    assert found.detail.endswith(f", {MOST_CHOICES - 1} or 5 others")
 
 
-def test_a_fault_of_a_type_that_is_not_known_here_is_told_as_it_came() -> None:
+def test_a_fault_of_an_unknown_type_keeps_its_text() -> None:
     error = msgspec.ValidationError("Invalid enum value 'x' - at `$.a`")
 
     assert field_errors(error, "") == [FieldError("/a", "Invalid enum value 'x'")]

@@ -1,4 +1,4 @@
-"""What is printed of texts from tasks, clients and Redis: nothing that a terminal obeys, and nothing unseen."""
+"""Texts from tasks, clients and Redis are printed without terminal commands and invisible characters."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ def test_a_record_of_a_log_begins_one_line_whatever_is_in_it() -> None:
     try:
         raise ValueError("bad\n2026-11-29 12:00:00,000 INFO forged\x1b[2J\x1b]0;t\x07")
     except ValueError as error:
-        told = (type(error), error, error.__traceback__)
-    record = logging.LogRecord("x", logging.ERROR, "f", 1, "the name %s", ("a\r\nb\x85c",), told)
+        info = (type(error), error, error.__traceback__)
+    record = logging.LogRecord("x", logging.ERROR, "f", 1, "the name %s", ("a\r\nb\x85c",), info)
 
     first, *more = LogFormatter("%(levelname)s %(message)s").format(record).splitlines()
 

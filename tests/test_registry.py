@@ -1,4 +1,4 @@
-"""Which task types a process knows: loading modules, files and directories, and what is said when that fails."""
+"""Which task types a process knows: loading modules, files and directories, and the errors when that fails."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_a_task_may_be_added_without_a_module() -> None:
         ("starts", "starts.py:2: @on_process_start got a generator; a hook can't use yield"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_loaded_is_told_in_one_line(write: Write, project: Path, entry: str, fault: str) -> None:
+def test_what_cannot_be_loaded_is_reported_on_one_line(write: Write, project: Path, entry: str, fault: str) -> None:
     write("tasks.py", *a_task("a"))
     write("pkg/__init__.py")
     write("pkg/images.py", *a_task("i"))

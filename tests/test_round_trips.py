@@ -1,4 +1,4 @@
-"""What goes in comes out: a value of every kind is submitted, arrives equal in the task, and is a result as JSON."""
+"""A value of every kind is submitted, arrives equal in the task, and is returned as JSON."""
 
 from __future__ import annotations
 
@@ -379,11 +379,11 @@ def test_a_default_of_a_dataclass_comes_out_though_it_did_not_go_in() -> None:
     with InlinePool(child, builtins=False) as pool:
         record = pool.run("child", {"given": {"a": 1}, "others": {"x": [{"a": 2}]}})
 
-    whole = {"when": "2026-01-02", "inner": {"a": 1, "tags": []}, "anything": None}
-    assert record.result == [{"a": 1, **whole}, {"x": [{"a": 2, **whole}]}]
+    defaults = {"when": "2026-01-02", "inner": {"a": 1, "tags": []}, "anything": None}
+    assert record.result == [{"a": 1, **defaults}, {"x": [{"a": 2, **defaults}]}]
 
 
-def test_a_whole_payload_may_be_a_model() -> None:
+def test_the_payload_itself_may_be_a_model() -> None:
     @task("item")
     def item(itemName: str, price: Decimal, where: Path) -> str:
         return f"{itemName} {price}"

@@ -1,4 +1,4 @@
-"""Which values a schema marks as secret, and what is left of a text in which they stand."""
+"""Which values a schema marks as secret, and how texts are masked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The life of a task's secret values: stored apart, handed to its attempts, gone when nobody can need them."""
+"""The life of secret values: stored separately, passed to attempts, removed when they are no longer needed."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def everything(redis: Redis) -> str:
     return repr([(key, readers[redis.type(key)](key)) for key in keys])
 
 
-def test_a_task_gets_its_secret_and_everybody_else_a_mask(pool: TaskPool, redis: Redis) -> None:
+def test_only_the_task_gets_its_secret_and_all_others_get_a_mask(pool: TaskPool, redis: Redis) -> None:
     submitted = pool.add_task("use", {"token": CANARY})
 
     assert submitted.payload == {"token": "***"}
@@ -87,7 +87,7 @@ def test_a_task_gets_its_secret_and_everybody_else_a_mask(pool: TaskPool, redis:
     assert CANARY not in everything(redis)
 
 
-def test_what_a_task_says_of_its_secret_is_masked(pool: TaskPool, redis: Redis) -> None:
+def test_secrets_are_masked_in_everything_that_a_task_reports(pool: TaskPool, redis: Redis) -> None:
     returned = add(pool, "return")
     run(pool)
     failed = add(pool, "fail")
@@ -170,7 +170,7 @@ def test_a_secret_that_cannot_be_read_fails_its_task_alone(pool: TaskPool, redis
     assert (record.status, record.error) == (S.FAILED, "refused: its secret fields can't be read")
 
 
-def test_a_refused_payload_is_told_without_its_secrets(pool: TaskPool, redis: Redis) -> None:
+def test_the_refusal_of_a_payload_does_not_contain_its_secrets(pool: TaskPool, redis: Redis) -> None:
     with pytest.raises(InvalidPayload) as refused:
         pool.add_task("use", {"token": CANARY, "do": 3})
     assert CANARY not in f"{refused.value} {refused.value.errors}"

@@ -1,4 +1,4 @@
-"""How a task is written, and what is made of it: its schema, the decoding of payloads, the call."""
+"""How a task is declared, and what its type has: the schema, the decoding of payloads, the call."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def document(**of: Any) -> dict[str, Any]:
     return {"$schema": DIALECT, "title": "x", "type": "object", "required": [], "additionalProperties": False, **of}
 
 
-def test_a_decorated_function_is_the_same_function_and_a_whole_task_type() -> None:
+def test_a_decorated_function_stays_the_same_and_has_a_complete_task_type() -> None:
     def resize(ctx: TaskContext, url: str, width: int = 80) -> dict[str, Any]:
         """Resize a picture,
         keeping its proportions.
@@ -334,7 +334,7 @@ def test_half_a_surrogate_pair_is_refused_and_breaks_nothing(payload_class: Any)
         task_type(Text).decode({"\ud800": "\ud800"})
 
 
-def test_pydantic_tells_every_fault_of_a_payload_at_once() -> None:
+def test_pydantic_reports_all_faults_of_a_payload() -> None:
     class Shop(Task):
         type = "shop"
         Payload = Item

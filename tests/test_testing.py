@@ -1,4 +1,4 @@
-"""What users test their tasks with: the pool that runs inline."""
+"""The tools for users' tests: the pool that runs tasks inline."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def pool() -> Any:
         yield pool
 
 
-def test_a_task_runs_inline_to_a_whole_record(pool: InlinePool) -> None:
+def test_a_task_runs_inline_to_a_complete_record(pool: InlinePool) -> None:
     task = pool.add_task("add", {"a": 2}, tags=["t"])
 
     record = pool.wait(task.id)

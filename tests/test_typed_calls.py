@@ -1,4 +1,4 @@
-"""`add_task` with the task function itself: what it submits, and what a type checker says to it."""
+"""`add_task` with the task function itself: what it submits, and what a type checker reports."""
 
 from __future__ import annotations
 
