@@ -254,24 +254,28 @@ def add(tasks: Sequence[NewTask], once: Once | None = None, audited: bytes = b""
         call["tasks"] = [{"id": task.id, "kind": places[id(task.shared)], **_options(task)} for task in tasks]
     if first.max_depth:
         call["most"] = first.max_depth
-    if first.caps != NO_CAPS:
-        call["caps"] = first.caps._asdict()
     if audited:
         call["audit"] = audited.decode().split("\n")
     if once is not None:
         call["once"] = {"key": once.digest, "fingerprint": once.fingerprint, "kept_ms": round(once.kept_s * 1000)}
-    arguments: list[Part] = [_encode(call)]
+    arguments: list[Part] = [_encode(call), _caps_document(first.caps)]
     for task in tasks:
         arguments += (task.data, task.description)
     return _add.call(arguments, partial(_read, most=first.max_depth, once=once))
 
 
+@lru_cache(maxsize=16)
+def _caps_document(caps: Caps) -> bytes:
+    return b"" if caps == NO_CAPS else _encode(caps._asdict())
+
+
 def _read(reply: list[Any], most: int, once: Once | None) -> Added:
+    if reply[0] in (b"ok", b"exists"):
+        tasks = reply[2:]
+        statuses = tuple([each.decode() if type(each) is bytes else each[1].decode() for each in tasks])
+        existing = {at: each[0].decode() for at, each in enumerate(tasks) if type(each) is list}
+        return Added(reply[1].decode(), statuses, existing=existing)
     match reply:
-        case [b"ok" | b"exists", stamp, *tasks]:
-            existing = {at: each[0].decode() for at, each in enumerate(tasks) if type(each) is list}
-            statuses = tuple([(each[1] if type(each) is list else each).decode() for each in tasks])
-            return Added(stamp.decode(), statuses, existing=existing)
         case [b"replayed", kept] if once is not None:
             return _replayed(kept, once)
         case [b"conflict", place, holder, status]:

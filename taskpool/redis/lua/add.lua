@@ -8,14 +8,15 @@
 --                  id, kind (its place in `kinds`, from 1)
 --                  front (true), run_ms (a time), delay_ms, expires_ms (both from now), tags, parents (ids), project,
 --                  secrets (taken out of its payload), secret_ttl_s,
---                  callback_events (',done,failed,': what its callback is told of), fields (of its hash, as in kinds)
+--                  callback_events (',done,failed,': the events that its callback gets), fields (of its hash, as in kinds)
 --                  unique: {name, on_conflict (reject | return | replace), held_ms (as its record says without it),
 --                  replaceable ({"types":{name:1},"queues":{name:1}}: what it may replace; without one of them, any)}
 --           most   most tasks that a queue may hold of each kind (ready, scheduled, waiting for others)
---           caps   how many queues, tags, unique_keys and idempotency_keys a project may use
 --           audit  entries of the audit
 --           once   {key, fingerprint of what is asked for, kept_ms}: the call is carried out once for this key
--- ARGV[2+]  for each task: its `data`, its description
+-- ARGV[2]   how many queues, tags, unique_keys and idempotency_keys a project may use, as JSON ('' = any number). Most calls
+--           don't need it, so it is read only when it is needed.
+-- ARGV[3+]  for each task: its `data`, its description
 -- Needs     unique
 -- Returns   {'ok', stamp, RQ's status of each task}. A task that is answered with another one, which holds its unique key
 --           (on_conflict is return), has {id, status} of that one instead of a status
@@ -45,7 +46,7 @@ local function add_plain(ids, kind)
   fields[n + 1], fields[n + 3] = 'data', 'description'
   local more = ',"type":"' .. kind.type .. '","queue":"' .. kind.queue .. '"'
   for index, id in ipairs(ids) do
-    fields[n + 2], fields[n + 4] = ARGV[2 * index], ARGV[2 * index + 1]
+    fields[n + 2], fields[n + 4] = ARGV[2 * index + 1], ARGV[2 * index + 2]
     redis.call('HSET', keys[index], 'status', RQ.queued, 'created_at', stamp, 'seq', '1', 'enqueued_at', stamp,
       unpack(fields))
     emit(id, 1, EVENT.queued, STATUS.queued, now_ms, more)
@@ -62,7 +63,8 @@ local added = call.ids and not call.once and add_plain(call.ids, kinds[1])
 if added then return added end
 
 local move = moves()
-local tasks, caps, once = call.tasks or {}, call.caps or {}, call.once
+local tasks, once = call.tasks or {}, call.once
+local caps = ARGV[2] ~= '' and cjson.decode(ARGV[2]) or {}
 for index, id in ipairs(call.ids or {}) do tasks[index] = {id = id, kind = 1} end
 local keys, uniques = {}, nil
 for index, task in ipairs(tasks) do
@@ -71,8 +73,8 @@ for index, task in ipairs(tasks) do
   if task.unique and not uniques then uniques = unique_keys() end
 end
 
--- A call that is sent again, because the answer to the first was lost, is answered again, whatever became of parents. The
--- first of a batch may have run and been purged since: each id counts.
+-- A call that is sent again, because the first answer was lost, gets an answer again, even if parents are gone. The
+-- first task of a batch may have run and been purged since, so each id counts.
 local function earlier_answer()
   local kept = once and redis.call('GET', KEY.once .. once.key)
   if kept then return {'replayed', kept} end
@@ -177,8 +179,8 @@ local function look_at(kind, name, project)
   if not is_listed then its.more = its.more + 1 end
 end
 
--- May the projects use what is new? A project that has reached a cap is looked through for names that are gone: some of
--- them with each call, because there may be many.
+-- Whether projects may use the names that are new. When a project has reached a cap, names that are gone are dropped
+-- from its list: some with each call, because there may be many.
 local function reached_cap()
   for index, task in ipairs(tasks) do
     if not existing[index] then
@@ -239,7 +241,7 @@ local function wait_for(id, parents)
   return undone, broken
 end
 
--- The audit's entry (where tasks have unique keys there is one), about something else than was thought before.
+-- The audit's entry (a call with unique keys has one) with other values than the caller could know.
 local function audited(what, about, count, last)
   local entry = cjson.decode(call.audit[1])
   entry.what, entry.about, entry.count, entry.last = what, about, count, last
@@ -303,7 +305,7 @@ local function store(index, task)
   end
 
   -- One command for all of it; a task that isn't queued yet gets its creation twice instead of a time of queueing.
-  local fields = {'data', ARGV[2 * index], 'description', ARGV[2 * index + 1]}
+  local fields = {'data', ARGV[2 * index + 1], 'description', ARGV[2 * index + 2]}
   for _, part in ipairs(task.kind.fields) do fields[#fields + 1] = part end
   for _, part in ipairs(task.fields or {}) do fields[#fields + 1] = part end
   redis.call('HSET', key, 'status', rq, 'created_at', stamp, 'seq', '1',

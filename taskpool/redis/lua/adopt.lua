@@ -2,8 +2,8 @@
 -- `rq:queue:{queue}:intermediate`, and takes it out when the job starts; one that dies in between leaves it there.
 --
 -- A task counts as left behind when it has stood there for a while, still queued, and RQ shows no execution of it. RQ's
--- own maintenance fails such jobs after two of its passes, at least 60 s apart: the one that comes first has taken the id out
--- of the list. Jobs that aren't tasks are left to RQ.
+-- own maintenance fails such jobs after two of its passes, at least 60 s apart: the one that comes first has taken the
+-- id out of the list. Jobs that aren't tasks are left to RQ.
 --
 -- ARGV[1]  seconds a task must have been there
 -- ARGV[2]  ids to look at in each queue, at most

@@ -12,8 +12,8 @@
 
 local move = moves()
 local id, reason, mark = ARGV[1], ARGV[2], ARGV[4]
-local f = move.record(id, 'status', 'origin', 'seq', 'failure_ttl', 'expires_ms', 'started_at', 'by_call', 'secret_ttl', 'log',
-  'expires_clock')
+local f = move.record(id, 'status', 'origin', 'seq', 'failure_ttl', 'expires_ms', 'started_at', 'by_call',
+  'secret_ttl', 'log', 'expires_clock')
 if not RQ_SET.cancelable[f.status] then
   if reason == 'expired' or not f.status then redis.call('ZREM', KEY.expiring, id) end
   if not f.status then return 'gone' end

@@ -1,8 +1,8 @@
 -- Takes the next ready task of the first queue that has one, for one attempt.
 --
--- Jobs of other programs (foreign jobs: they call neither our entry point nor a function that we were told to run) stay
--- in the queue, in their order, for the RQ workers that run them. Tasks behind them are found: `taskpool:foreign:{queue}`
--- says how far a queue's front consists of such jobs, so that they aren't looked at by each claim again.
+-- Foreign jobs call neither our entry point nor one of the RQ functions in ARGV[5]. They stay in the queue, in their
+-- order, for the RQ workers that run them. `taskpool:foreign:{queue}` says how far a queue's front consists of such
+-- jobs, so that a claim finds the tasks behind them without reading all of them again.
 --
 -- ARGV[1]  worker name
 -- ARGV[2]  attempt id: the fencing token of this attempt
@@ -56,8 +56,8 @@ local function beside_rq()
   local jobs = foreign_jobs()
 
   -- Whether a job is another program's, and to be left alone; as how many ids it counts; and the RQ function that it
-  -- calls, if that is one to run. A record with a type is a task, even if its data can't be read any more. An id that no
-  -- task can have is that of a foreign job, whatever it calls: an RQ worker can run it.
+  -- calls, if that is one to run. A record with a type is a task, even if its data can't be read any more. An id that
+  -- no task can have is that of a foreign job, whatever it calls: an RQ worker can run it.
   local function is_foreign(id, f)
     local name, cost = jobs.called_function(f[3])
     if not string.find(id, '^[%w_-]+$') then return true, cost end
@@ -69,17 +69,17 @@ local function beside_rq()
     return not is_task and string.sub(foreign, 1, 1) ~= '!', cost
   end
 
-  -- What `keep_foreign` kept: how many, the first id, the last one; nothing if there is none. The length of the first id
-  -- tells where it ends: an id of another program may hold any byte.
+  -- What `keep_foreign` kept: how many, the first id, the last one; nothing if there is none. The length of the first
+  -- id tells where it ends: an id of another program may hold any byte.
   local function read_known(queue)
     local kept = redis.call('HGET', KEY.foreign .. queue, foreign) or ''
     local n, length, ids = string.match(kept, '^(%d+) (%d+) (.*)$')
     if n then return tonumber(n), string.sub(ids, 1, length), string.sub(ids, length + 1) end
   end
 
-  -- How many foreign jobs the front of a queue consists of, as far as it is known: 1 at least, the one that is its head.
-  -- RQ's workers take them from the front. When others were put in front of them since, those have not been looked at:
-  -- then the second value is the first id that has.
+  -- How many foreign jobs the front of a queue consists of, as far as it is known: 1 at least, the one that is its
+  -- head. RQ's workers take them from the front. When others were put in front of them since, those have not been
+  -- looked at: then the second value is the first id that has.
   local function known_foreign(queue, place, head)
     local n, first, last = read_known(queue)
     if not n then return 1 end
@@ -107,11 +107,11 @@ local function beside_rq()
   return {is_foreign = is_foreign, known_foreign = known_foreign, known_from = known_from, keep_foreign = keep_foreign}
 end
 
--- Why a queued task must not start: reason, error, more of its event; nil: it may. `before`: unique and reason on the record
--- of a task that was started before, or that RQ's tools stored.
+-- Why a queued task must not start: reason, error, more of its event; nil: it may. `before`: unique and reason on the
+-- record of a task that was started before, or that RQ's tools stored.
 local function refusal_of(id, f, before)
-  -- A task that was started in time, whatever became of that attempt, no longer expires. Nor does one whose time is only
-  -- over because Redis's clock was stepped (see step.lua).
+  -- A task that was started in time, whatever became of that attempt, no longer expires. Nor does one whose time is
+  -- only over because Redis's clock was stepped (see step.lua).
   local expires_ms = not f[14] and tonumber(f[11])
   if expires_ms and expires_ms <= now_ms
     and expiry_of(expires_ms, redis.call('HGET', KEY.job .. id, 'expires_clock')) <= now_ms then

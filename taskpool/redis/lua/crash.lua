@@ -1,5 +1,5 @@
--- Settles an attempt whose process is gone, or whose lease has ended: the task runs again, or ends when its attempts keep
--- dying. A lease that has ended proves nothing about the process: such an end has the reason 'lease_lost'.
+-- Settles an attempt whose process is gone, or whose lease has ended: the task runs again, or ends when its attempts
+-- keep dying. A lease that has ended proves nothing about the process: such an end has the reason 'lease_lost'.
 --
 -- ARGV[1..3]  id, attempt id, queue
 -- ARGV[4]     max_crashes
@@ -23,10 +23,10 @@ local key, member = KEY.job .. id, id .. ':' .. attempt_id
 local now_ms, stamp = clock()
 
 local score = redis.call('ZSCORE', KEY.wip .. queue, member)
-local f = move.record(id, 'attempt_id', 'status', 'seq', 'crashes', 'stop_ms', 'failure_ttl', 'worker_name', 'history', 'attempt',
-  'started_at', 'secret_ttl', 'log', 'suspect', 'type')
--- The record may be another attempt's by now, or deleted by a dashboard: then the execution tells whose it was. RQ's own
--- has an id.
+local f = move.record(id, 'attempt_id', 'status', 'seq', 'crashes', 'stop_ms', 'failure_ttl', 'worker_name',
+  'history', 'attempt', 'started_at', 'secret_ttl', 'log', 'suspect', 'type')
+-- The record may be another attempt's by now, or deleted by a dashboard: then the execution tells whose it was. RQ's
+-- own has an id.
 local execution = redis.call('HMGET', KEY.execution .. member, 'worker_name', 'id', 'unseen', 'created_at',
   'last_heartbeat')
 local worker = execution[1] or f.worker_name or ''

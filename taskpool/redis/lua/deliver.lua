@@ -1,4 +1,4 @@
--- Makes deliveries of one event of the outbox, once: who comes second finds it gone.
+-- Makes deliveries of one event of the outbox, once: for a second caller the event is gone.
 --
 -- ARGV[1]  the event's id in the outbox; '' = a message that is about no event
 -- ARGV[2+] for each delivery: id, lane, endpoint, task ('' = none), event, url, body

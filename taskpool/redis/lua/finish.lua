@@ -9,7 +9,7 @@
 --             RQ stores it there
 -- ARGV[12]    type, for a record that a plain RQ producer made
 -- ARGV[13]    '1': it is a job of plain RQ, so other RQ jobs may wait for it
--- Returns     'ok' | 'children' (dependents wait in the outbox) | 'lost' (the lease is another's: nothing changed).
+-- Returns     'ok' | 'children' (dependents wait in the outbox) | 'lost' (another attempt holds the lease: nothing changed).
 --             Sent again because the answer was lost, it answers as at first and changes nothing
 
 local id, attempt_id, queue, worker, status = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]

@@ -1,9 +1,9 @@
 -- Which function an RQ job calls, for the scripts that must tell a task from another program's job.
 --
--- RQ compresses a job's data with zlib (ours is stored as plain JSON), so the first bytes are inflated here. The work is
--- bounded: CALL_BYTES of output, INPUT_BYTES of input, BLOCKS blocks. Each step of a loop reads at least one bit of input
--- or adds to a table of limited size, so hostile data can't make it slow. Data that isn't a JSON call of a named function
--- has no name.
+-- RQ compresses a job's data with zlib (ours is stored as plain JSON), so the first bytes are inflated here. The work
+-- is bounded: CALL_BYTES of output, INPUT_BYTES of input, BLOCKS blocks. Each step of a loop reads at least one bit of
+-- input or adds to a table of limited size, so hostile data can't make it slow. Data that isn't a JSON call of a named
+-- function has no name.
 
 -- Whether a job's data names Taskpool's entry point as it is stored by Taskpool itself: plain JSON without blanks.
 local function is_stored_by_us(data)
@@ -19,7 +19,8 @@ local function fields_of_record(id, ...)
   error(f.err)
 end
 
--- The functions below, by name. They are made only when a script asks for them: a claim that meets no foreign job doesn't pay.
+-- The functions below, by name. They are made only when a script asks for them: a claim that meets no foreign job
+-- doesn't pay.
 local function foreign_jobs()
   local CALL_BYTES, INPUT_BYTES, BLOCKS = 200, 2048, 8
   local DATA_BYTES, OUT_BYTES, TABLES_COST = 65536, 50, 8 -- what the costs of `called_function` are computed with
@@ -168,7 +169,8 @@ local function foreign_jobs()
   end
 
   -- The dotted name of the function that a job's data calls, if it is a JSON call of a function and not of a method of
-  -- a stored object; else nil. And as how many ids it counts against a script's bound, by the work that it took to read.
+  -- a stored object; else nil. And as how many ids it counts against a script's bound, by the work that it took to
+  -- read.
   local function called_function(data)
     local start, cost = string.sub(data, 1, CALL_BYTES), 1 + math.floor(#data / DATA_BYTES)
     if string.byte(data, 1) ~= 91 then

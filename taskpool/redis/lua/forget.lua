@@ -1,5 +1,5 @@
--- What Taskpool keeps of a task outside of its record, for the scripts that clean up after a record that another program
--- deleted (RQ's `Job.delete` and `Queue.empty`, the buttons of dashboards) or that expired.
+-- What Taskpool keeps of a task outside of its record, for the scripts that clean up after a record that another
+-- program deleted (RQ's `Job.delete` and `Queue.empty`, the buttons of dashboards) or that expired.
 
 -- Which of these ids (at most a hundred) have no record.
 local function without_record(ids)
@@ -12,8 +12,8 @@ local function without_record(ids)
   return gone
 end
 
--- One step through an index: the ids after `after` ('' = from the start), at most `most`, in chunks of 100 that `look_at`
--- gets. Returns the id to go on after; '' at the end.
+-- One step through an index: the ids after `after` ('' = from the start), at most `most`, in chunks of 100 that
+-- `look_at` gets. Returns the id to go on after; '' at the end.
 local function walk(index, after, most, look_at)
   local ids = redis.call('ZRANGEBYLEX', index, after == '' and '-' or '(' .. after, '+', 'LIMIT', 0, most)
   for from = 1, #ids, 100 do look_at({unpack(ids, from, math.min(from + 99, #ids))}) end

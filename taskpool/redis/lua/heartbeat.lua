@@ -1,7 +1,7 @@
 -- Renews the leases of what a pool runs (never shortens one), and tells which of its attempts must stop.
 --
 -- ARGV[1]  lease in ms; then for each attempt: id, attempt id, queue
--- Returns  a word for each, in order: 'ok' | 'stop' | 'force' | 'lost' (the lease is another's; nothing was renewed)
+-- Returns  a word for each, in order: 'ok' | 'stop' | 'force' | 'lost' (another attempt holds the lease; nothing was renewed)
 
 local now_ms, stamp = clock()
 local until_s = string.format('%.3f', (now_ms + tonumber(ARGV[1])) / 1000 + KEY.wip_grace_s)

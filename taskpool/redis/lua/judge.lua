@@ -1,5 +1,6 @@
--- Settles a task that a plain RQ worker failed. One that the worker couldn't read has not run: it is scheduled again, for a
--- worker that can. It may be taken by such a worker again, so each time it waits longer, and in the end it stays failed.
+-- Settles a task that a plain RQ worker failed. One that the worker couldn't read has not run: it is scheduled again,
+-- for a worker that can. It may be taken by such a worker again, so each time it waits longer, and in the end it stays
+-- failed.
 --
 -- ARGV[1]  id
 -- ARGV[2]  the id of the entry in RQ's result stream that was judged

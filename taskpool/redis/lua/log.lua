@@ -1,5 +1,5 @@
--- Appends lines to a running task's log. The event keeps how many, and the id of the last one in the log; the lines
--- themselves are only told.
+-- Appends lines to a running task's log. The event has their number and the id of the last one; only listeners get the
+-- lines themselves.
 --
 -- ARGV[1..2]  id, attempt id
 -- ARGV[3]     number of the first line within the attempt, from 1; '' = the next one
@@ -32,12 +32,12 @@ if from > #ARGV then return 'ok' end
 
 local now_ms = clock()
 local seq = tonumber(f[3]) + 1
-local told, last = {}, nil
+local appended, last = {}, nil
 local function append(line)
   last = redis.call('XADD', log, '*', 'l', line)
   if first == '' then first = last end
   lines, bytes = lines + 1, bytes + #line
-  told[#told + 1] = line
+  appended[#appended + 1] = line
 end
 local function note(text)
   append(string.format('{"at_ms":%.0f,"text":"%s","attempt":%d,"stream":"taskpool"}', now_ms, text, tonumber(f[6]) or 0))
@@ -52,5 +52,5 @@ if older_than then redis.call('XTRIM', log, 'MINID', older_than) end
 redis.call('EXPIRE', log, KEY.log_idle_ttl_s)
 redis.call('HSET', key, 'seq', seq, 'log', cjson.encode({ARGV[2], had, lines, bytes, old_lines, old_bytes, first}))
 emit(id, seq, 'log', f[4] and STATUS.stopping or STATUS.in_progress, now_ms,
-  ',"count":' .. #told .. ',"last":"' .. last .. '"', ',"lines":[' .. table.concat(told, ',') .. ']')
+  ',"count":' .. #appended .. ',"last":"' .. last .. '"', ',"lines":[' .. table.concat(appended, ',') .. ']')
 return 'ok'

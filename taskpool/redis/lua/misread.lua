@@ -1,5 +1,6 @@
--- Finds tasks that a plain RQ worker failed: what it wrote as the reason tells whether it could read them at all. Looks at
--- the failed tasks that expire last, which are mostly the newest, if any failed since the last look; and at one more page.
+-- Finds tasks that a plain RQ worker failed: what it wrote as the reason tells whether it could read them at all. Looks
+-- at the failed tasks that expire last, which are mostly the newest, if any failed since the last look; and at one more
+-- page.
 --
 -- ARGV[1]  tasks to look at in each queue, at most
 -- ARGV[2]  tasks to answer with, at most

@@ -1,8 +1,8 @@
--- Reads the oldest events of the outbox for the one supervisor that has it to itself for a moment. That only saves the
--- others the work: should two of them have it, `deliver` lets each event through once.
+-- Reads the oldest events of the outbox, for one supervisor at a time. That only saves work: if two supervisors read it
+-- at once, `deliver` still makes each event's deliveries once.
 --
 -- ARGV[1]  supervisor; ARGV[2] for so many ms; ARGV[3] at most so many events
--- Returns  {every endpoint as JSON, events as XRANGE tells them}, or {} when there is none or another one is at it
+-- Returns  {every endpoint as JSON, events as XRANGE tells them}, or {} when there is none or another supervisor reads it
 
 if redis.call('XLEN', KEY.webhooks_outbox) == 0 then return {} end
 local holder = redis.call('GET', KEY.webhooks_sorter)

@@ -1,4 +1,4 @@
--- What every transition shares, put in front of each script by scripts.py: the clock, the event, the queue's door.
+-- What all scripts share: the clock, events, doorbells. calls.py puts it in front of each script.
 -- Before a script is loaded, calls.py replaces these names by constants of Python:
 --   KEY.<name>      a key, a time or a number of keys.py
 --   STATUS.<name>   the word of a status that events show; `name` is that of types.TaskStatus
@@ -28,8 +28,9 @@ local function clock()
 end
 
 -- What is kept beside a time that was computed from a duration at `now_ms`, so that it can be corrected after a step of
--- Redis's clock (see steps.lua): the sum of all known steps. If the time differs from what the pools have seen last, the
--- clock may have been stepped, and no pool has noticed yet: then that difference stands behind it, "sum:difference".
+-- Redis's clock (see steps.lua): the sum of all known steps. If the time differs from what the pools have seen last,
+-- the clock may have been stepped, and no pool has noticed yet: then that difference stands behind it,
+-- "sum:difference".
 local function clock_base(now_ms)
   local f = redis.call('HMGET', KEY.clock, 'stepped_ms', 'seen_ms')
   local base, ahead_ms = f[1] or '0', now_ms - (tonumber(f[2]) or now_ms)
@@ -37,11 +38,12 @@ local function clock_base(now_ms)
   return string.format('%s:%.0f', base, ahead_ms)
 end
 
--- Whether anybody wants webhooks: asked once a script, nil before.
+-- Whether any endpoint or callback wants events. A script asks once; nil before.
 local webhooks_wanted
 
 -- Puts an event into the outbox of webhooks if an endpoint or its task's callback wants it, with what filters and the
--- message's body need of the task as it is now. An outbox that nobody empties is full one day: what it loses is counted.
+-- message's body need of the task as it is now. A full outbox (no supervisor empties it) loses events; they are
+-- counted.
 local function tell_webhooks(id, event, document)
   local wanted = redis.call('HMGET', KEY.webhooks_wanted, ':' .. event, id)
   local calls_back = wanted[2] and string.find(wanted[2], ',' .. event .. ',', 1, true)
@@ -59,7 +61,7 @@ end
 
 -- One event: kept in the capped stream, and published on the task's channel with its id in the stream. `more` is '' or
 -- JSON members, ',"k":v'; `aside` (or nil) is more of them for those who listen now, and isn't kept: what stands behind
--- "stream" in a message. There is no second channel for all tasks: a pattern hears every task's, and costs nobody else.
+-- "stream" in a message. There is no second channel for all tasks: a listener can subscribe to a pattern.
 local function emit(id, seq, event, status, now_ms, more, aside)
   local document = '{"id":"' .. id .. '","seq":' .. seq .. ',"event":"' .. event .. '","status":"' .. status
     .. '","at_ms":' .. now_ms .. more
@@ -69,8 +71,8 @@ local function emit(id, seq, event, status, now_ms, more, aside)
   if webhooks_wanted then tell_webhooks(id, event, document .. '}') end
 end
 
--- Wakes up to `count` idle workers of a queue: as many as there are tasks in it, because a ring of an earlier task may
--- have been heard for another. Capped: a bell nobody hears costs nothing more.
+-- Wakes up to `count` idle workers of a queue: as many as it has tasks, because a worker that was woken for an earlier
+-- task may have taken another one. The number of rings is capped, so that a queue without workers costs no more.
 local function ring(queue, count)
   local bell = KEY.doorbell .. queue
   for _ = redis.call('LLEN', bell) + 1, math.min(KEY.doorbell_cap, count) do
@@ -90,8 +92,8 @@ local function pass_when_full()
   redis.call('DEL', KEY.nothing)
 end
 
--- Forgets the attempt that ran or was running: its lease, and what the worker is shown to run. Before every other write:
--- it needs no memory, so a Redis whose memory is full takes the rest as well (see `pass_when_full`).
+-- Forgets the attempt that ran or was running: its lease, and what the worker is shown to run. Before every other
+-- write: it needs no memory, so a Redis whose memory is full takes the rest as well (see `pass_when_full`).
 local function drop_attempt(id, attempt_id, queue, worker)
   local member = id .. ':' .. attempt_id
   redis.call('ZREM', KEY.wip .. queue, member)
@@ -111,10 +113,10 @@ local function keep_for_children(id, is_done)
   end
 end
 
--- Enters an ended task into the registry of its outcome for `ttl_s` seconds, at least so long that a repeated submission
--- is known by it (negative: for ever). Purge removes it then. The key's own expiry a minute later is for the case that no
--- worker pool lives; it is longer for a task that others depend on. The secrets and the log stay no longer than the
--- record; the secrets stay that long for a retry by hand. Returns true when other tasks wait for it.
+-- Enters an ended task into the registry of its outcome for `ttl_s` seconds, at least so long that a repeated
+-- submission is known by it (negative: for ever). Purge removes it then. The key's own expiry a minute later is for the
+-- case that no worker pool lives; it is longer for a task that others depend on. The secrets and the log stay no longer
+-- than the record; the secrets stay that long for a retry by hand. Returns true when other tasks wait for it.
 local function retain(id, registry, ttl_s, now_ms, has_secrets, has_log)
   if ttl_s < 0 then
     redis.call('ZADD', registry, '+inf', id)
@@ -139,8 +141,8 @@ local function audit(stream, entry)
   if entry and entry ~= '' then redis.call('XADD', stream, 'MAXLEN', '~', KEY.audit_maxlen, '*', 'e', entry) end
 end
 
--- The functions below, by name: moves of tasks. They are made only when a script asks for them, because each function of the
--- prelude costs every claim and every submission.
+-- The functions below, by name: moves of tasks. They are made only when a script asks for them, because each function
+-- of the prelude costs every claim and every submission.
 local function moves()
   -- Enters a task among those that wait for their time.
   local function schedule(id, queue, due_ms, now_ms)
@@ -161,8 +163,8 @@ local function moves()
     return lines .. '\n' .. line
   end
 
-  -- A task's history with one more attempt that has ended: JSON documents, one a line. It is kept from the first attempt on
-  -- that doesn't end well: a task that is done at once has none, and costs nothing for it.
+  -- A task's history with one more attempt that has ended: JSON documents, one a line. It is kept from the first
+  -- attempt on that doesn't end well: a task that is done at once has none, and costs nothing for it.
   local function history_with(history, attempt, worker, started_at, ended_at, outcome, error)
     return with_line(history, '{"attempt":' .. attempt .. ',"worker":' .. cjson.encode(worker) .. ',"started_at":'
       .. cjson.encode(started_at or ended_at) .. ',"ended_at":"' .. ended_at .. '","outcome":"' .. outcome .. '"'
@@ -193,7 +195,8 @@ local function moves()
     redis.call('SADD', KEY.types_used, type)
   end
 
-  -- Queues a task whose record has the sequence number `seq` before: record, queue, event. `...`: more fields of the record.
+  -- Queues a task whose record has the sequence number `seq` before: record, queue, event. `...`: more fields of the
+  -- record.
   local function queue_task(id, queue, seq, front, event, more, now_ms, stamp, ...)
     seq = tonumber(seq or 0) + 1
     redis.call('HSET', KEY.job .. id, 'status', RQ.queued, 'enqueued_at', stamp, 'seq', seq, ...)
@@ -209,8 +212,8 @@ local function moves()
     emit(id, seq, event, STATUS.scheduled, now_ms, more)
   end
 
-  -- Cancels a task that hasn't started: record, registry, event. `f` has these fields of its record by name: origin, seq,
-  -- failure_ttl, secret_ttl, log. The caller takes it out of its queue. Returns true when other tasks wait for it.
+  -- Cancels a task that hasn't started: record, registry, event. `f` has these fields of its record by name: origin,
+  -- seq, failure_ttl, secret_ttl, log. The caller takes it out of its queue. Returns true when other tasks wait for it.
   local function cancel_task(id, f, reason, error, more, now_ms, stamp)
     local seq = tonumber(f.seq or 0) + 1
     redis.call('ZREM', KEY.scheduled .. f.origin, id)
@@ -223,8 +226,8 @@ local function moves()
     return has_children
   end
 
-  -- Adds the outcome of an attempt to RQ's result stream of the task, which is kept as long as its record. `kind` is RQ's
-  -- number of it: 1 done, 2 failed, 3 stopped.
+  -- Adds the outcome of an attempt to RQ's result stream of the task, which is kept as long as its record. `kind` is
+  -- RQ's number of it: 1 done, 2 failed, 3 stopped.
   local function add_result(id, attempt_id, worker, kind, name, value, ttl_s)
     redis.call('XADD', KEY.results .. id, 'MAXLEN', 10, '*', 'type', kind, 'worker_name', worker, name, value,
       'execution_id', attempt_id)

@@ -1,5 +1,5 @@
--- Queues a scheduled task whose time has come. A job of another program is left to RQ's scheduler, which looks each second.
--- If it is still there later, no such scheduler runs: then it is queued as RQ would do it, without an event.
+-- Queues a scheduled task whose time has come. A job of another program is left to RQ's scheduler, which looks each
+-- second. If it is still there later, no such scheduler runs: then it is queued as RQ would do it, without an event.
 --
 -- ARGV[1..2]  id, queue
 -- ARGV[3]     RQ functions that are run here, as for `claim`: their jobs are tasks

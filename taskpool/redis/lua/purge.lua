@@ -29,7 +29,8 @@ end
 -- A job of another program, which no worker of ours has run, is RQ's: its record is left as it is.
 local is_foreign = registry ~= '' and status and not f.type and not foreign_jobs().is_task(id, nil, '')
 
--- RQ's own cancel enters a job as due at once and says nothing more: it is kept and told of like one that we canceled.
+-- RQ's own cancel enters a job as due at once and does nothing more. It is kept, and has an event, like one that we
+-- canceled.
 if registry ~= '' and status == RQ.canceled and (f.ended_at or '') == '' and not is_foreign then
   local seq = tonumber(f.seq or 0) + 1
   redis.call('ZREM', KEY.expiring, id)
@@ -69,8 +70,8 @@ if (status or registry ~= '') and redis.call('EXISTS', KEY.dependents .. id, KEY
   if registry ~= '' and status == RQ.done and is_needed() then return 'needed' end
 end
 
--- RQ keeps a canceled job for ever, with an entry that is due at once: it is put behind all that is due. RQ's maintenance
--- drops other entries whose time is over, and so do we.
+-- RQ keeps a canceled job for ever, with an entry that is due at once: it is put behind all that is due. RQ's
+-- maintenance drops other entries whose time is over, and so do we.
 if is_foreign and status == RQ.canceled then
   redis.call('ZADD', registry, '+inf', id)
   return 'early'

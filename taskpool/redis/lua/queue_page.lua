@@ -19,8 +19,8 @@ local function place_of(id)
   return redis.call('LPOS', key, id, 'MAXLEN', offset + KEY.queue_page_newer)
 end
 
--- If none of them waits there any more, the page begins at the head: what was claimed stood there, and so had all before
--- it; and where all were taken out, showing some again is better than skipping some.
+-- If none of them waits there any more, the page begins at the head: what was claimed stood there, and so had all
+-- before it; and where all were taken out, showing some again is better than skipping some.
 local function begin()
   for at = 4, #ARGV, 2 do
     local f = redis.pcall('HMGET', KEY.job .. ARGV[at], 'status', 'enqueued_at')

@@ -1,4 +1,5 @@
--- How many tasks of queues are still to end. Writes nothing. What isn't the kind of value that it should be counts as empty.
+-- How many tasks of queues are still to end. Writes nothing. What isn't the kind of value that it should be counts as
+-- empty.
 --
 -- ARGV[1+] queues, at most some hundreds
 -- Returns  {how many are ready in all, running, scheduled, waiting, of each queue: how many tasks it has of all these}

@@ -1,5 +1,6 @@
 -- Says of queues what housekeeping has to do for them, and forgets those that have been empty for a while: they hold no
--- task in any status, and no worker serves them. What isn't the kind of value that it should be counts as nothing to do.
+-- task in any status, and no worker serves them. What isn't the kind of value that it should be counts as nothing to
+-- do.
 --
 -- ARGV[1]  the latest time in ms that counts as now ('' = any)
 -- ARGV[2+] queues

@@ -1,6 +1,6 @@
 -- Corrects due times after a step of Redis's clock: those that were computed from a duration (a delay, a back-off, an
--- expiry). A time that somebody named stays. One bounded step through a sorted set; each record says up to which sum of
--- steps its time is right, so several pools may do it at once, and again.
+-- expiry). A time that a submission named stays. One bounded step through a sorted set; each record says up to which
+-- sum of steps its time is right, so several pools may do it at once, and again.
 --
 -- ARGV[1]  queue: its scheduled tasks; '' = the tasks that expire
 -- ARGV[2]  cursor of the set; ARGV[3] about how many entries it looks at

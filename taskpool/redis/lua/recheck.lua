@@ -1,6 +1,6 @@
--- Looks for tasks among the jobs at the front of a queue that claims pass over as foreign. There should be none: what is put
--- in front of them is seen by the next claim, unless RQ's workers take the jobs that it was recognised by meanwhile. Such a
--- task stands near the head, so each call looks there most closely.
+-- Looks for tasks among the jobs at the front of a queue that claims pass over as foreign. There should be none: what
+-- is put in front of them is seen by the next claim, unless RQ's workers take the jobs that it was recognised by
+-- meanwhile. Such a task stands near the head, so each call looks there most closely.
 --
 -- ARGV[1]  queue; ARGV[2] offset; ARGV[3] ids to look at behind the head, at most
 -- ARGV[4]  RQ functions that are run here, as for `claim`

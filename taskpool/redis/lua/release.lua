@@ -1,6 +1,6 @@
 -- Releases the tasks that wait for an ended task. Those for which it was the last parent are queued. Those of a task
--- that did not end well are canceled, and so are their own dependents, down to the limit of this call. What is left is in
--- the outbox, so a caller that dies in between loses nothing.
+-- that did not end well are canceled, and so are their own dependents, down to the limit of this call. What is left is
+-- in the outbox, so a caller that dies in between loses nothing.
 --
 -- A task that still exists stays in the set `needed` of its parent: it may read the parent's result later.
 --

@@ -5,7 +5,7 @@
 -- ARGV[5]     delay in ms; '0' = at once
 -- ARGV[6]     '': the attempt counts; 'snooze': it doesn't, but the snooze does; '1': it doesn't, and the task goes to
 --             the front of its queue
--- ARGV[7..8]  error, failure as JSON ('' = none); of a snooze, the error is only told
+-- ARGV[7..8]  error, failure as JSON ('' = none); of a snooze, only the event has the error
 -- Returns     'ok' (also when sent again) | 'stopping' (a stop was asked: finish it as stopped) | 'lost'
 
 local move = moves()
@@ -19,8 +19,8 @@ local key = KEY.job .. id
 -- By this a call is recognised that is sent again: the attempt id can't stay on a record that no attempt holds.
 local mark = attempt_id .. (is_given_back and ':given_back' or is_snoozed and ':snooze' or ':retry')
 
-local f = move.record(id, 'attempt_id', 'status', 'seq', 'attempt', 'stop_ms', 'put_back', 'history', 'started_at', 'secret_ttl',
-  'retries_left', 'suspect')
+local f = move.record(id, 'attempt_id', 'status', 'seq', 'attempt', 'stop_ms', 'put_back', 'history', 'started_at',
+  'secret_ttl', 'retries_left', 'suspect')
 if f.attempt_id ~= attempt_id or f.status ~= RQ.in_progress then
   drop_attempt(id, attempt_id, queue, worker)
   return f.put_back == mark and 'ok' or 'lost'

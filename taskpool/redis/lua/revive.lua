@@ -11,14 +11,14 @@
 local move = moves()
 local id, mark = ARGV[1], ARGV[2]
 local key = KEY.job .. id
-local f = move.record(id, 'status', 'origin', 'seq', 'dependency_ids', 'attempt', 'max_attempts', 'attempts_a_life', 'by_call',
-  'secret_ttl', 'unique', 'pending')
+local f = move.record(id, 'status', 'origin', 'seq', 'dependency_ids', 'attempt', 'max_attempts', 'attempts_a_life',
+  'by_call', 'secret_ttl', 'unique', 'pending')
 if not f.status then return 'gone' end
 if f.by_call == mark then return 'ok' end
 if not RQ_SET.retryable[f.status] then return f.status end
 
--- All of its parents ended well if it was released once; their records may be gone since. (Earlier releases took `pending`
--- from tasks that they released or retried.)
+-- All of its parents ended well if it was released once; their records may be gone since. (Earlier releases took
+-- `pending` from tasks that they released or retried.)
 local attempts, pending, parents = tonumber(f.attempt or 0), tonumber(f.pending), {}
 local was_released = pending and pending <= 0 or not pending and attempts > 0
 for _, parent in ipairs(move.ids_in(f.dependency_ids)) do

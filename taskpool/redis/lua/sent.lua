@@ -5,7 +5,7 @@
 -- ARGV[4]     ms until it is tried again
 -- ARGV[5]     the attempt as JSON ('' = nothing to tell)
 -- Needs       lane
--- Returns     'ok' | 'lost' (its lease ended and somebody else took it, or it was dropped: nothing changed)
+-- Returns     'ok' | 'lost' (its lease ended and another supervisor took it, or it was dropped: nothing changed)
 
 local id, outcome = ARGV[1], ARGV[3]
 local key = KEY.delivery .. id
@@ -15,7 +15,7 @@ if f[1] ~= ARGV[2] then return 'lost' end
 local now_ms = clock()
 local lane = f[2]
 redis.call('ZREM', KEY.webhooks_sending .. lane, id)
-redis.call('ZREM', KEY.webhooks_waiting .. lane, id) -- the lease has ended, but nobody took it yet
+redis.call('ZREM', KEY.webhooks_waiting .. lane, id) -- the lease has ended, but no supervisor took it yet
 redis.call('HDEL', key, 'token', 'clock')
 if ARGV[5] ~= '' then
   redis.call('HSET', key, 'log', moves().with_line(f[3], ARGV[5]))

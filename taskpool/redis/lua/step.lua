@@ -1,7 +1,7 @@
--- Notes a step of Redis's clock, which a pool has measured against its own: every attempt gets its lease anew, from now on
--- by the new clock, and so does every webhook that is being sent; webhooks that wait for their next attempt are moved by
--- the step. Of several pools that measure the same step, the first one's counts. Due times of tasks are corrected by
--- rebase.lua.
+-- Notes a step of Redis's clock, which a pool has measured against its own: every attempt gets its lease anew, from now
+-- on by the new clock, and so does every webhook that is being sent; webhooks that wait for their next attempt are
+-- moved by the step. Of several pools that measure the same step, the first one's counts. Due times of tasks are
+-- corrected by rebase.lua.
 --
 -- ARGV[1]  the step in ms; negative: the clock was set back
 -- ARGV[2]  the sum of all steps (see tick.lua) when the caller began to measure

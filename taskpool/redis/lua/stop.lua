@@ -1,5 +1,6 @@
 -- Asks a running task to stop. The request is a flag on the record, which heartbeats read; the message to its worker
--- only makes it quick. Asked again, the sooner deadline counts: a later one, or the same call sent twice, changes nothing.
+-- only makes it quick. Asked again, the sooner deadline counts: a later one, or the same call sent twice, changes
+-- nothing.
 --
 -- ARGV[1]  id
 -- ARGV[2]  grace in seconds before it is killed; ARGV[3] '1' = kill at once
@@ -12,8 +13,8 @@ local f = move.record(id, 'status', 'attempt_id', 'worker_name', 'seq', 'stop_ms
 if not f.status then return 'gone' end
 if f.status ~= RQ.in_progress then return f.status end
 
--- `stop_ms` and `stop_grace_s` are those of the request that counts. That it comes sooner is no step of the task: nobody
--- is shown the grace.
+-- `stop_ms` and `stop_grace_s` are those of the request that counts. A sooner deadline is no
+-- step of the task: no event shows the grace.
 local now_ms = clock()
 local is_step = not f.stop_ms or (force == '1' and f.stop_force ~= '1')
 local ends_ms = f.stop_ms and tonumber(f.stop_ms) + (tonumber(f.stop_grace_s) or 0) * 1000

@@ -1,5 +1,5 @@
--- Drops the ids of records that are gone (deleted by RQ's tools, expired) from an index by type, tag or project, and what
--- else `purge` would have removed with them. A backstop, in bounded steps round the index.
+-- Drops the ids of records that are gone (deleted by RQ's tools, expired) from an index by type, tag or project, and
+-- what else `purge` would have removed with them. A backstop, in bounded steps round the index.
 --
 -- KEYS[1]  index: zset of ids, all with score 0
 -- ARGV[1]  the id to go on after ('' = from the start); ARGV[2] how many ids to look at, at most

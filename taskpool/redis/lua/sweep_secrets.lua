@@ -1,5 +1,5 @@
--- Deletes the secrets of tasks whose record is gone (deleted by RQ's tools, expired), with all else that is left of them.
--- In bounded steps through the index of the tasks that have secrets.
+-- Deletes the secrets of tasks whose record is gone (deleted by RQ's tools, expired), with all else that is left of
+-- them. In bounded steps through the index of the tasks that have secrets.
 --
 -- ARGV[1]  the id to go on after ('' = from the start); ARGV[2] how many ids to look at, at most
 -- Needs    forget

@@ -1,4 +1,4 @@
--- Drops the entries of unique keys that nobody holds any more. A backstop, in bounded steps round the hash.
+-- Drops the entries of unique keys that no task holds any more. A backstop, in bounded steps through the hash.
 --
 -- ARGV[1]  the cursor to go on from ('0' = from the start); ARGV[2] about so many
 -- Needs    unique

@@ -1,7 +1,8 @@
--- Finds waiting tasks whose parents ended without a word to the outbox (run by a plain RQ worker, deleted in a dashboard,
--- expired) and puts those parents into it. A backstop. Each call is one bounded step round the queue's waiting tasks. It
--- goes on where the last step of any pool ended: a task's place in the registry, and a place in its list of parents.
--- A parent that is done and was released by a pool of the release before is kept for the task from here on.
+-- Finds waiting tasks whose parents ended without a word to the outbox (run by a plain RQ worker, deleted in a
+-- dashboard, expired) and puts those parents into it. A backstop. Each call is one bounded step round the queue's
+-- waiting tasks. It goes on where the last step of any pool ended: a task's place in the registry, and a place in its
+-- list of parents. A parent that is done and was released by a pool of the release before is kept for the task from
+-- here on.
 --
 -- ARGV[1]  queue; ARGV[2] the most tasks and parents that it reads
 -- Returns  'more' | 'end' (the next step begins at the start)
@@ -16,7 +17,8 @@ local offset, from = string.match(redis.call('GET', KEY.swept .. queue) or '', '
 offset, from = tonumber(offset or 0), tonumber(from or 1)
 local ids = redis.call('ZRANGE', registry, offset, offset + KEY.swept_tasks - 1)
 
--- Whether a plain RQ worker has just failed a task. It may not have been able to read it: then `judge` schedules it again.
+-- Whether a plain RQ worker has just failed a task. It may not have been able to read it: then `judge` schedules it
+-- again.
 local function is_to_be_judged(parent)
   local f = redis.call('HMGET', KEY.job .. parent, 'reason', 'rq_failure', 'failure_ttl', 'origin')
   if f[1] or f[2] or not tonumber(f[3]) or tonumber(f[3]) < 0 then return false end
@@ -35,8 +37,8 @@ local function look_at(parent, id)
   end
 end
 
--- Where a task with one of these statuses stands, or one without a record, it is an entry of a former life. A status that
--- isn't known here may be another release's.
+-- Where a task with one of these statuses stands, or one without a record, it is an entry of a former life. A status
+-- that isn't known here may be another release's.
 local NOT_DEFERRED = RQ_SET.not_deferred
 
 for _, id in ipairs(ids) do

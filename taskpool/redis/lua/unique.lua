@@ -1,6 +1,6 @@
--- Unique keys, for the scripts that know them. A hash has for each key the task that took it last; whether that task still
--- holds it, its record says (`unique`: how long, a blank, the key). So nothing has to be released where tasks start and
--- end, and no way of ending can forget it: what no longer holds is in nobody's way until `sweep_unique` drops it.
+-- Unique keys. A hash has, for each key, the task that took it last. The task's record says whether it still holds the
+-- key (`unique`: how long, a blank, the key). So no script has to release a key when a task starts or ends: an entry
+-- that no longer counts does no harm until `sweep_unique` drops it.
 
 -- The functions below, by name. They are made only when a script asks for them: most tasks have no unique key.
 local function unique_keys()

@@ -1,8 +1,8 @@
--- Marks claims that nobody saw: Redis carried them out, and the process that sent them, frozen maybe, runs nothing of the
--- kind. When such a lease ends, `crash` refuses: there was no attempt that could have crashed.
+-- Marks claims that no process saw: Redis carried them out, but the process that sent them (it was frozen, perhaps)
+-- doesn't run these tasks. When such a lease ends, `crash` refuses: there was no attempt that could have crashed.
 --
--- The list of what the worker runs may arrive late: the claim can be newer than the list. So a claim is marked only when
--- two lists lack it. The second list was read after the answer to the first one, so it is newer than the claim.
+-- The list of what the worker runs may arrive late: the claim can be newer than the list. So a claim is marked only
+-- when two lists lack it. The second list was read after the answer to the first one, so it is newer than the claim.
 --
 -- ARGV[1]  worker name
 -- ARGV[2]  how old a claim must be, in ms: an answer that is still on its way isn't meant

@@ -1,4 +1,4 @@
--- Stores or removes an endpoint, and says anew which events any endpoint wants.
+-- Stores or removes an endpoint, and updates the set of events that any endpoint wants.
 --
 -- ARGV[1]  id
 -- ARGV[2]  the endpoint as JSON; '' = remove it with its deliveries
