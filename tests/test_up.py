@@ -177,7 +177,7 @@ def test_a_second_signal_does_not_wait_and_puts_the_task_back(up: Up, started: l
 
 @pytest.mark.parametrize("module", ["workers", "api"])
 def test_a_part_that_dies_ends_the_rest_and_is_named(module: str, up: Up) -> None:
-    up.part(module).kill()
+    up.part(f"taskpool_{module}").kill()
 
     assert up.await_end() == Exit.FAILED
     assert f"Error: {module} was killed by SIGKILL" in up.text()
@@ -334,5 +334,5 @@ def test_a_half_alone_takes_the_place_of_its_command(half: str, redis_url: str, 
         process.stderr.read()
 
     assert ("listening" if half == "api" else "pool") in line
-    assert module == {"api": "api", "worker": "workers"}[half]
+    assert module == {"api": "taskpool_api", "worker": "taskpool_workers"}[half]
     assert process.wait(timeout=30) == 0
