@@ -16,6 +16,7 @@ from taskpool.redis import keys
 from taskpool.redis.async_store import AsyncStore
 from taskpool.types import TaskStatus
 
+from ..http.query import Filter as Criteria
 from .client_queue import ClientQueue, Snapshot, Step, Steps
 
 MOST_KNOWN: Final = 50_000
@@ -37,6 +38,15 @@ class Wanted:
     type: str | None = None
     tag: str | None = None
     snapshots: bool = True
+
+    @classmethod
+    def of(
+        cls, project: str | None, criteria: Criteria | None, *, task: str | None = None, snapshots: bool = True
+    ) -> Wanted:
+        """What a caller of this project wants: one task, or the tasks that match the criteria."""
+        if criteria is None:
+            return cls(project, task, snapshots=snapshots)
+        return cls(project, task, criteria.status, criteria.queue, criteria.type, criteria.tag, snapshots)
 
     @property
     def channel(self) -> str:

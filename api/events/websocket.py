@@ -21,10 +21,11 @@ from taskpool.errors import FieldError, RedisUnavailable, TaskNotFound
 from taskpool.operations.documents import EventDocument, TaskDocument
 from taskpool.operations.status import Position
 from taskpool.tasks.payload.faults import field_errors
-from taskpool.types import TaskStatus, refuse_unknown
+from taskpool.types import refuse_unknown
 
-from ..auth.caller import Caller, caller_of
+from ..auth.caller import caller_of
 from ..http.problems import Problem, shortened
+from ..http.query import Filter
 from .client_queue import Beat, ClientQueue, Gone, Item, Live, Reply, Resync, Snapshot, Steps
 from .streams import Streams, TooManySubscriptions
 from .subscriptions import Subscription, Wanted
@@ -32,7 +33,6 @@ from .subscriptions import Subscription, Wanted
 Sub = Annotated[
     str, Meta(min_length=1, max_length=64, description="the client's name of a subscription", examples=["s1"])
 ]
-Name = Annotated[str, Meta(min_length=1, max_length=128)]
 TaskId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,200}$", examples=["d217r8m2n3aolstf2ch5"])]
 EventId = Annotated[
     str,
@@ -50,15 +50,6 @@ Nonce = Annotated[str, Meta(max_length=64, description="the pong repeats it")]
 
 class ClientMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="op"):
     """A message from the client."""
-
-
-class Filter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which tasks: all given criteria must match. `status` is the status after the event."""
-
-    status: TaskStatus | None = None
-    queue: Name | None = None
-    type: Name | None = None
-    tag: Name | None = None
 
 
 class Subscribe(ClientMessage, frozen=True, kw_only=True, tag="subscribe"):
@@ -331,7 +322,7 @@ class _Socket:
             detail = f"a socket has {MOST_SUBSCRIPTIONS} subscriptions at most; use a filter, or a second socket"
             self._answer_bad("too-many-subscriptions", detail, name)
         else:
-            wanted = _wanted(self._caller, request.task, request.filter)
+            wanted = Wanted.of(self._caller.project, request.filter, task=request.task)
             after = None if request.after is None else Position.parse(request.after)
             try:
                 subscription = await self._streams.subscribe(wanted, self._queue, name=name, after=after)
@@ -397,9 +388,3 @@ class _Socket:
 def _unavailable(sub: str | None) -> ErrorMessage:
     detail = "Redis doesn't answer; send the message again in a moment"
     return ErrorMessage(kind="redis-unavailable", detail=detail, sub=sub)
-
-
-def _wanted(caller: Caller, task: str | None, filter: Filter | None) -> Wanted:
-    if filter is None:
-        return Wanted(caller.project, task=task)
-    return Wanted(caller.project, status=filter.status, queue=filter.queue, type=filter.type, tag=filter.tag)

@@ -113,13 +113,18 @@ class TaskQuery(msgspec.Struct, forbid_unknown_fields=True):
     ] = 0.0
 
 
-class ListQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """GET /tasks: filters, all of which must match, and the page."""
+class Filter(msgspec.Struct, forbid_unknown_fields=True):
+    """Which tasks: all given criteria must match. For events, `status` is the status after the event."""
 
     status: TaskStatus | None = None
     queue: Name | None = None
     type: Name | None = None
     tag: Name | None = None
+
+
+class ListQuery(Filter):
+    """GET /tasks: filters and the page."""
+
     cursor: Cursor | None = None
     limit: Limit = 50
 
@@ -130,13 +135,9 @@ class TaskEventsQuery(msgspec.Struct, forbid_unknown_fields=True):
     last_event_id: EventId = ""
 
 
-class EventsQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """GET /events: filters, all of which must match, and the position."""
+class EventsQuery(Filter):
+    """GET /events: filters and the position."""
 
-    status: TaskStatus | None = None
-    queue: Name | None = None
-    type: Name | None = None
-    tag: Name | None = None
     last_event_id: EventId = ""
 
 

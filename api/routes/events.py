@@ -99,14 +99,7 @@ class EventRoutes:
         if request.method == "HEAD":
             return StreamHead()
         caller = caller_of(request.scope)
-        wanted = Wanted(
-            caller.project,
-            status=query.status,
-            queue=query.queue,
-            type=query.type,
-            tag=query.tag,
-            snapshots=False,
-        )
+        wanted = Wanted.of(caller.project, query, snapshots=False)
         return EventStream(self._streams, await self._open(caller, wanted, after))
 
     async def _open(self, caller: Caller, wanted: Wanted, after: Position | None) -> Subscription:
