@@ -67,16 +67,16 @@ def _check_access(settings: Settings) -> str:
     """
     wait_for_redis(resolve_redis_url(settings))
     if settings.auth == "off":
-        return "and asking nobody for a key (TASKPOOL_AUTH=off): everyone who can reach it may do everything"
+        return "without keys (TASKPOOL_AUTH=off): everyone who can reach it may do everything"
     if _any_key(settings):
-        return "for those who have a key"
+        return "for holders of a key"
     address = settings.public_address or settings.host
     if not names_this_machine(address):
         raise ConfigurationError(
             f"others can reach {address}, and there is no API key yet: create the first with {MAKE_KEY}; "
             "or set TASKPOOL_HOST=127.0.0.1 to serve only this machine, or TASKPOOL_AUTH=off to admit everyone"
         )
-    return f"for this machine alone, without keys; {MAKE_KEY} creates the first"
+    return f"for this machine only, without keys; {MAKE_KEY} creates the first"
 
 
 def _any_key(settings: Settings) -> bool:

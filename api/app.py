@@ -106,7 +106,7 @@ def _routes(
         return Route(path, Resource(gate, **handlers))
 
     return [
-        at("/", GET=PUBLIC(health.door)),
+        at("/", GET=PUBLIC(health.index)),
         at("/tasks", GET=READ(tasks.list), POST=START(tasks.add)),
         at("/tasks/batch", POST=START(tasks.add_batch)),
         at("/tasks/{id}", GET=READ(tasks.get), DELETE=STOP(tasks.remove)),

@@ -309,8 +309,7 @@ class LimitedProtocol(HttpToolsProtocol):
             super().on_headers_complete()
             self._receiving = "body"
             if self.expect_100_continue and self.cycle is not None:
-                # If the answer comes before the client was asked for the body, it may send the body or leave it out.
-                # So the next bytes can't be understood.
+                # If the answer comes first, the client may send the body or not, so what follows can't be parsed.
                 self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
@@ -532,7 +531,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.abort()
 
     def abort(self) -> None:
-        """End it with a reset. After a normal close, the kernel would go on sending what the client hasn't read."""
+        """End it with a reset. After a normal close, the kernel would continue to send what the client hasn't read."""
         self._ignores_input = True
         self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
         self.transport.abort()

@@ -50,7 +50,7 @@ def test_with_a_key_it_starts_there_and_asks_for_it(redis_url: str, tmp_path: Pa
         answers = [httpx.get(url + "/tasks"), httpx.get(url + "/tasks", headers=bearer(text))]
 
     assert [answer.status_code for answer in answers] == [401, 200]
-    assert "for those who have a key" in (tmp_path / "log").read_text()
+    assert "for holders of a key" in (tmp_path / "log").read_text()
 
 
 def test_it_asks_nobody_where_that_is_said_explicitly(redis_url: str, tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_it_asks_nobody_where_that_is_said_explicitly(redis_url: str, tmp_path: 
         answer = httpx.get(url + "/tasks", headers={"host": "tasks.example.org"})
 
     assert answer.status_code == 200
-    assert "asking nobody for a key (TASKPOOL_AUTH=off)" in (tmp_path / "log").read_text()
+    assert "without keys (TASKPOOL_AUTH=off)" in (tmp_path / "log").read_text()
 
 
 def test_on_this_machine_it_is_open_and_says_so(redis_url: str, tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_on_this_machine_it_is_open_and_says_so(redis_url: str, tmp_path: Path) 
         answer = httpx.get(url + "/tasks")
 
     assert answer.status_code == 200
-    assert "for this machine alone, without keys" in (tmp_path / "log").read_text()
+    assert "for this machine only, without keys" in (tmp_path / "log").read_text()
 
 
 def test_the_log_shows_neither_keys_nor_tickets(redis_url: str, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Events from Redis to the clients of this process: the hub, what each client wants, and how it is told."""
+"""Events from Redis to the clients of this process: the hub, subscriptions, queues, and the two protocols."""

@@ -3,7 +3,7 @@
 A subscription starts *behind*, at a position in the stream of events. The hub subscribes to its channel, reads the
 events since then from the stream, and from then on the subscription is *live*: it gets events as they are published.
 When the connection is lost, every live subscription is behind again, at the position up to which all events had
-arrived. So no event is missed or sent twice. If the stream doesn't reach back to a position, the client is told that
+arrived. So no event is missed or sent twice. If the stream doesn't reach back to a position, the client learns that
 events were lost, and gets the present state.
 """
 
@@ -58,7 +58,7 @@ MOST_CHECKED: Final = 1000
 
 
 class LogThrottle:
-    """Logs the failures of a loop that goes on: an unavailable Redis once until `recovered`, each kind of bug once a
+    """Logs the failures of a loop that continues: an unavailable Redis once until `recovered`, each kind of bug once a
     minute. `name` is the name of the loop."""
 
     def __init__(self, name: str) -> None:
@@ -368,7 +368,7 @@ class Hub:
                     self._deliver(self._arriving.popleft())
             except (RedisUnavailable, ReplyFault):
                 await asyncio.sleep(RETRY_S)
-            except Exception as error:  # nobody awaits this task: without this, the events would wait for ever
+            except Exception as error:  # no code awaits this task: without this, the events would wait for ever
                 self._failed(error)
                 return
 

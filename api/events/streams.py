@@ -153,7 +153,7 @@ class Streams:
                     admitted = await self._gate.still_admits(caller)
                 except (RedisUnavailable, ReplyFault):  # no events arrive either
                     continue
-                except Exception as error:  # nobody awaits this task: go on with the other callers
+                except Exception as error:  # no code awaits this task: continue with the other callers
                     self._log.log(error)
                     continue
                 if not admitted:

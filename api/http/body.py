@@ -72,7 +72,7 @@ async def read_optional_json(scope: Scope, receive: Receive, limit: int) -> Any:
 
 
 def _check_headers(scope: Scope, limit: int) -> None:
-    """Refuse by the headers alone, before the client is asked for the body (Expect: 100-continue)."""
+    """Check the headers, before the server asks the client for the body (Expect: 100-continue)."""
     media_type = None
     for name, value in scope["headers"]:
         if name == b"content-type":

@@ -83,7 +83,7 @@ def waited(wait_s: float) -> tuple[bytes, bytes]:
 
 Cursor = Annotated[str, Meta(min_length=1, max_length=1024, description="the `next_cursor` of the page before")]
 # `taskpool` may shorten a page.
-Limit = Annotated[int, Meta(ge=1, le=1_000_000, description="how many would be liked; a page may be shorter")]
+Limit = Annotated[int, Meta(ge=1, le=1_000_000, description="the number of entries; a page may be shorter")]
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
 EventId = Annotated[str, Meta(max_length=128, description="the `id` of the last message; empty: from now on")]
 
@@ -108,7 +108,7 @@ class TaskQuery(msgspec.Struct, forbid_unknown_fields=True):
         Meta(
             ge=0,
             le=LONGEST_S,
-            description=f"wait so many seconds for its end; more than {MAX_WAIT_S} counts as {MAX_WAIT_S}",
+            description=f"the seconds to wait for its end; more than {MAX_WAIT_S} counts as {MAX_WAIT_S}",
         ),
     ] = 0.0
 
@@ -144,7 +144,7 @@ class EventsQuery(Filter):
 class LogQuery(msgspec.Struct, forbid_unknown_fields=True):
     """GET /tasks/{id}/logs: the page, or whether to follow."""
 
-    follow: Annotated[bool, Meta(description="go on until the task has ended")] = False
+    follow: Annotated[bool, Meta(description="continue until the task has ended")] = False
     format: Annotated[LogFormat, Meta(description="instead of `Accept`; events only with `follow`")] | None = None
     cursor: Cursor | None = None
     limit: Limit | None = None
@@ -168,8 +168,10 @@ class AuditQuery(msgspec.Struct, forbid_unknown_fields=True):
     """GET /audit: filters, all of which must match, and the page."""
 
     what: What | None = None
-    key: Annotated[str, Meta(pattern=f"^{KEY_ID.pattern}$", description="the id of who did it")] | None = None
-    project: Annotated[str, Meta(min_length=1, max_length=128, description="the project of who did it")] | None = None
+    key: Annotated[str, Meta(pattern=f"^{KEY_ID.pattern}$", description="the id of the key that did it")] | None = None
+    project: (
+        Annotated[str, Meta(min_length=1, max_length=128, description="the project of the key that did it")] | None
+    ) = None
     since: Annotated[datetime, Meta(tz=True, description="not before this time")] | None = None
     until: Annotated[datetime, Meta(tz=True, description="before this time")] | None = None
     cursor: Cursor | None = None

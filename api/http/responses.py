@@ -72,7 +72,8 @@ def location(scope: Scope, path: str) -> Header:
 
 
 def next_page(scope: Scope, path: str, query: msgspec.Struct, cursor: str | None) -> list[Header]:
-    """The Link to the page after that which `query` asked for at `path` of this API; empty after the last page."""
+    """The Link to the next page of a listing: `path` of this API with `query` and the cursor; empty without a
+    cursor."""
     if cursor is None:
         return []
     given = {**msgspec.to_builtins(query), "cursor": cursor}

@@ -177,7 +177,7 @@ class HealthRoutes:
         self._gate = gate
 
     @operation("open_door", tag="service", query=None, answers={200: Door}, asks_redis=False)
-    async def door(self, request: Request) -> Json:
+    async def index(self, request: Request) -> Json:
         """GET /: get the name and version of this service, and links to its pages."""
         paths = [path for path in map(_open_path, request.app.routes) if path]
         links = {path.removeprefix("/"): public_path(request.scope, path) for path in paths}
