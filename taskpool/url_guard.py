@@ -18,10 +18,11 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import httpcore
-from httpcore import SOCKET_OPTION, AnyIOBackend, AsyncNetworkBackend, AsyncNetworkStream
+if TYPE_CHECKING:  # settings need this module, and httpcore takes longer to import than all of theirs
+    import httpcore
+    from httpcore import SOCKET_OPTION, AsyncNetworkStream
 
 Address = IPv4Address | IPv6Address
 
@@ -308,8 +309,6 @@ def _behind(error: BaseException | None) -> Iterator[BaseException]:
 
 MOST_ADDRESSES: Final = 3
 
-_backend: Final = AnyIOBackend()
-
 
 async def send(
     method: str,
@@ -329,13 +328,15 @@ async def send(
     Raises:
         NotSent: an address isn't allowed, or there was no answer.
     """
+    import httpcore
+
     network = GuardedNetwork(target, allowed, resolve)
     opened.push_async_callback(network.aclose)
     # In the name of the host: it is the host's certificate that must be valid.
     url = httpcore.URL(scheme=target.scheme, host=target.host, port=target.port, target=target.path)
     extensions = {"timeout": {"connect": connect_s}}
     request = httpcore.Request(method, url, headers=headers, content=body, extensions=extensions)
-    pool = httpcore.AsyncConnectionPool(ssl_context=tls, network_backend=network)
+    pool = httpcore.AsyncConnectionPool(ssl_context=tls, network_backend=network)  # type: ignore[arg-type]
     try:
         return await pool.handle_async_request(request)
     except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
@@ -344,9 +345,12 @@ async def send(
         raise NotSent(shown("no answer", error)) from None
 
 
-class GuardedNetwork(AsyncNetworkBackend):
-    """Connects to `target`, and only to addresses that are public or allowed. `aclose` closes what was connected, also
-    after a handshake that was cut short: the library doesn't, and a server that never answers would keep the socket."""
+class GuardedNetwork:
+    """A network backend of httpcore that connects only to `target`, and only if its addresses are public or allowed.
+
+    `aclose` closes the connection, also after an interrupted handshake: httpcore doesn't do that, and a server that
+    never answers would keep the socket.
+    """
 
     def __init__(self, target: Target, allowed: Allowed, resolve: Resolve) -> None:
         self._target, self._allowed, self._resolve = target, allowed, resolve
@@ -365,6 +369,8 @@ class GuardedNetwork(AsyncNetworkBackend):
         Raises:
             NotSent: the host has no address, an address isn't allowed, or none takes the connection.
         """
+        import httpcore
+
         addresses = await self._addresses()
         try:
             check_addresses(self._target, addresses, self._allowed)
@@ -372,7 +378,7 @@ class GuardedNetwork(AsyncNetworkBackend):
             raise NotSent(f"not allowed: {fault}") from None
         for number, address in enumerate(addresses[:MOST_ADDRESSES], start=1):
             try:
-                self._stream = await _backend.connect_tcp(
+                self._stream = await httpcore.AnyIOBackend().connect_tcp(
                     str(address), self._target.port, timeout, local_address, socket_options
                 )
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
