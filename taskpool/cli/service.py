@@ -13,7 +13,7 @@ import getpass
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Final, Protocol, Unpack
+from typing import TYPE_CHECKING, Any, Final, Protocol, Unpack
 
 from taskpool.access import keyring
 from taskpool.access.api_key import KeySpec
@@ -21,17 +21,18 @@ from taskpool.access.audit import Actor, AuditFilter, read_audit
 from taskpool.cli.options import CONNECTION, load_settings
 from taskpool.cli.output import Failure
 from taskpool.client import operations as client_keys
-from taskpool.client.client import Client
 from taskpool.client.operations import AuditPart
 from taskpool.errors import ConfigurationError
 from taskpool.operations.documents import KeyDocument, audit_document, key_document
 from taskpool.pool import TaskPool
-from taskpool.redis.embedded import EmbeddedRedis
 from taskpool.redis.store import Store
 from taskpool.runner import kill_task, retry_task
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.tasks.log_lines import LogLine
 from taskpool.types import Exit, Page, QueuedTask, QueueInfo, TaskOptions, TaskRecord, TaskSpec, TypeInfo, WorkerInfo
+
+if TYPE_CHECKING:  # httpx is imported only for a command that asks the API
+    from taskpool.client.client import Client
 
 
 def person() -> Actor:
@@ -219,6 +220,8 @@ def open_keeper(flags: Mapping[str, Any]) -> Iterator[Keeper]:
     settings = load_settings(flags)
     with ExitStack() as stack:
         if is_server_meant(settings, flags):
+            from taskpool.client.client import Client
+
             client = Client(settings.server or "", settings.api_key, retries=RETRIES)
             yield ServerKeeper(stack.enter_context(client))
         else:
@@ -229,6 +232,8 @@ def _open_store(settings: Settings, stack: ExitStack) -> Store:
     try:
         url = resolve_redis_url(settings)
     except ConfigurationError:  # no `taskpool up` runs there: the first key may have to be there before one does
+        from taskpool.redis.embedded import EmbeddedRedis
+
         url = stack.enter_context(EmbeddedRedis(settings.data_dir, binary=settings.redis_server)).url
     store = Store(url)
     stack.callback(store.close)
