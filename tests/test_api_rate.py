@@ -278,7 +278,7 @@ async def test_a_batch_that_never_fits_is_told_how_large_one_may_be(redis_url: s
         fitting = await client.post("/tasks/batch", json=batch(9))
 
     assert (refused.status_code, fitting.status_code) == (429, 202)
-    assert refused.json()["detail"].startswith("a batch has at most 10 tasks here")
+    assert refused.json()["detail"].startswith("a batch may have at most 10 tasks here")
     assert 1 <= int(refused.headers["retry-after"]) <= 100
     assert redis.llen("rq:queue:default") == 9
 

@@ -24,7 +24,7 @@ BENCHMARKS = {
     "a pool idles": (["benchmarks.idle"], "taskpool_workers.fork_server"),
     "requests are made": (["benchmarks", "http", "--contestants", "bare"], "benchmarks.web.load"),
     "subscribers listen": (["benchmarks", "events", "--subscribers", "3"], "benchmarks.web.listen"),
-    "a soak has begun": (["benchmarks.chaos", "--rate", "5"], "taskpool_workers.fork_server"),
+    "a soak has begun": (["benchmarks.chaos", "--rate", "5"], " workers.fork_server"),
 }
 """What is run, and a process of it that is there when it is told to end."""
 
