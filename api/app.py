@@ -26,14 +26,13 @@ from .events.hub import Hub
 from .events.streams import Streams
 from .events.websocket import SocketRoute
 from .exception_handlers import HANDLERS
-from .http.long_poll import LongPolls
 from .http.prefix import Prefixes, read_root_path
 from .routes.docs import DocsRoutes
 from .routes.events import EventRoutes
 from .routes.fleet import FleetRoutes
 from .routes.health import HealthRoutes
 from .routes.keys import KeyRoutes
-from .routes.tasks import TaskRoutes
+from .routes.tasks import LongPolls, TaskRoutes
 from .routes.webhooks import WebhookRoutes
 from .routing import Dispatcher, Resource, Sender, Socket, with_browser_headers
 

@@ -35,9 +35,8 @@ from taskpool.errors import (
     WaitTimeout,
 )
 from taskpool.operations.specs import spec_for
-from taskpool.tasks.context import TaskContext
+from taskpool.tasks.context import Retry, Snooze, SoftTimeout, TaskContext, TaskStopped
 from taskpool.tasks.hooks import around_attempt, on_process_start, on_process_stop
-from taskpool.tasks.interrupts import Retry, Snooze, SoftTimeout, TaskStopped
 from taskpool.tasks.registry import Registry
 from taskpool.tasks.task import Task, task
 from taskpool.text import Secret

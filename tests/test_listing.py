@@ -13,7 +13,7 @@ from taskpool.errors import InvalidTask
 from taskpool.operations import listing
 from taskpool.operations.listing import LONGEST_PAGE, MOST_LOOKED_AT, Filter
 from taskpool.redis import scripts
-from taskpool.redis.cursors import encode_cursor
+from taskpool.redis.calls import encode_cursor
 from taskpool.types import Page, TaskRecord, TaskStatus
 from tests.states import SEED, World, new_task
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
-from taskpool.tasks.payload.published import validator_of
+from taskpool.operations.catalog import validator_of
 
 
 def test_a_schema_says_what_fits() -> None:

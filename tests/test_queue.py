@@ -16,7 +16,7 @@ from taskpool.operations.catalog import Catalogue, PoolInfo
 from taskpool.operations.queue import CHUNK
 from taskpool.operations.submit import Defaults
 from taskpool.redis import scripts
-from taskpool.redis.cursors import encode_cursor
+from taskpool.redis.calls import encode_cursor
 from taskpool.types import Page, QueuedTask, TaskRecord, TaskSpec, TaskStatus
 from tests.states import ENDED, SEED, WAITS, World, new_task
 

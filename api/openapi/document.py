@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from starlette.routing import BaseRoute, Route
 
+from taskpool.operations.catalog import validator_of
 from taskpool.redis.calls import UNREADABLE, tell_unreadable
-from taskpool.tasks.payload.published import validator_of
 from taskpool.text import own_version
 from taskpool.types import WEBHOOK_EVENTS, TaskSpec, TypeInfo
 from taskpool.webhooks.message import TEST_EVENT, TYPE_PREFIX, Message

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any, Final
 from urllib.parse import quote
 
 import msgspec
 from msgspec.structs import replace
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Receive
 
 from taskpool.access.api_key import Effect
 from taskpool.async_pool import AsyncTaskPool
-from taskpool.errors import InvalidTask, TaskConflict, TaskNotFound, UniqueConflict, UnknownDependency, UnknownType
+from taskpool.errors import (
+    InvalidTask,
+    TaskConflict,
+    TaskNotFound,
+    UniqueConflict,
+    UnknownDependency,
+    UnknownType,
+    WaitTimeout,
+)
 from taskpool.operations.documents import TaskDocument, task_document
 from taskpool.operations.listing import Filter, list_tasks
 from taskpool.operations.queue import remove_task
@@ -26,7 +36,6 @@ from ..answers import Accepted, AcceptedBatch, DeliveryPage, TaskPage
 from ..auth.caller import Caller, caller_of
 from ..auth.gate import Gate
 from ..http.body import read_json, read_optional_json
-from ..http.long_poll import LongPolls
 from ..http.prefix import prefix_of, public_path
 from ..http.problems import MAX_SHOWN, Problem, problem_of, unique_conflict
 from ..http.query import (
@@ -43,6 +52,54 @@ from ..http.responses import Headers, Json, NoContent, location, page, tagged
 from ..http.submission import Batch, Retry, Stop, read_batch, read_retry, read_stop, read_submission
 from ..openapi.declarations import Answer, operation
 from .webhooks import list_deliveries
+
+
+class LongPolls:
+    """The waiting requests of this process. `end` ends them, and later ones at once."""
+
+    def __init__(self, pool: AsyncTaskPool) -> None:
+        self._pool = pool
+        self._waits: set[asyncio.Task[TaskRecord]] = set()
+        self._ended = False
+
+    async def wait(self, id: str, timeout_s: float, receive: Receive) -> TaskRecord:
+        """The task after its end, or as it is when the wait is over.
+
+        Raises:
+            TaskNotFound: there is no such task.
+            ClientDisconnect: the client left.
+        """
+        if self._ended:
+            return await self._pool.get(id)
+        waiting = asyncio.create_task(self._pool.wait(id, timeout_s=timeout_s))
+        leaving = asyncio.create_task(_disconnect(receive))
+        self._waits.add(waiting)
+        try:
+            await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                raise ClientDisconnect
+        finally:
+            self._waits.discard(waiting)
+            waiting.cancel()
+            leaving.cancel()
+        if waiting.cancelled():  # by `end`
+            return await self._pool.get(id)
+        try:
+            return waiting.result()
+        except WaitTimeout as timeout:
+            return timeout.record
+
+    def end(self) -> None:
+        """Answer all waiting requests with the present state."""
+        self._ended = True
+        for waiting in self._waits:
+            waiting.cancel()
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
 
 REPLAYED: Final = (b"idempotency-replayed", b"true")
 ASKS: Final = ("Idempotency-Key", "Prefer", "traceparent", "tracestate")

@@ -20,8 +20,17 @@ import msgspec
 from taskpool.access.api_key import OPTIONS, RIGHTS, Effect, Scope
 from taskpool.errors import FieldError, InvalidTask, NotAllowed
 from taskpool.redis import keys
-from taskpool.redis.calls import UNREADABLE, Call, Plan, tell_unreadable, tolerant
-from taskpool.redis.cursors import decode_cursor, encode_cursor, page_length, wrong_cursor
+from taskpool.redis.calls import (
+    UNREADABLE,
+    Call,
+    Plan,
+    decode_cursor,
+    encode_cursor,
+    page_length,
+    tell_unreadable,
+    tolerant,
+    wrong_cursor,
+)
 from taskpool.types import Page, TaskSpec
 
 

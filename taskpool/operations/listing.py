@@ -16,8 +16,20 @@ from taskpool.errors import FieldError, InvalidTask
 from taskpool.operations.records import fetch_if_there
 from taskpool.operations.specs import check_text
 from taskpool.redis import keys
-from taskpool.redis.calls import Call, Part, Plan, as_it_is, names, one, texts, tolerant
-from taskpool.redis.cursors import decode_cursor, encode_cursor, page_length, wrong_cursor
+from taskpool.redis.calls import (
+    Call,
+    Part,
+    Plan,
+    as_it_is,
+    decode_cursor,
+    encode_cursor,
+    names,
+    one,
+    page_length,
+    texts,
+    tolerant,
+    wrong_cursor,
+)
 from taskpool.types import Page, TaskRecord, TaskStatus
 
 S = TaskStatus

@@ -12,8 +12,20 @@ from typing import Annotated, Any, Final
 from taskpool.operations.catalog import pools
 from taskpool.operations.listing import queue_names
 from taskpool.redis import keys
-from taskpool.redis.calls import Call, Plan, Script, as_it_is, hash_of, names, one, redis_ms, tolerant
-from taskpool.redis.cursors import decode_cursor, encode_cursor, page_length
+from taskpool.redis.calls import (
+    Call,
+    Plan,
+    Script,
+    as_it_is,
+    decode_cursor,
+    encode_cursor,
+    hash_of,
+    names,
+    one,
+    page_length,
+    redis_ms,
+    tolerant,
+)
 from taskpool.redis.embedded import ServerVersion
 from taskpool.redis.rq_job import number_of, text_of, time_of
 from taskpool.types import QUEUE_COUNTS, Page, QueueInfo, WorkerInfo, utc

@@ -33,8 +33,7 @@ from taskpool.operations.status import release_dependents
 from taskpool.operations.submit import Defaults, check_task, check_tasks
 from taskpool.redis import add_script, keys, scripts
 from taskpool.redis.add_script import Added, NewTask, Once, Shared, status_told
-from taskpool.redis.calls import Call, Plan, hash_of, one
-from taskpool.redis.cursors import decode_cursor, encode_cursor, page_length, wrong_cursor
+from taskpool.redis.calls import Call, Plan, decode_cursor, encode_cursor, hash_of, one, page_length, wrong_cursor
 from taskpool.redis.rq_job import status_of
 from taskpool.tasks.registry import Registry
 from taskpool.types import (

@@ -21,8 +21,16 @@ from taskpool.operations.records import check_id
 from taskpool.operations.waiting import AWAY_RETRY_S, LOOK_AGAIN_S, AsyncListener
 from taskpool.redis import keys
 from taskpool.redis.async_store import AsyncStore
-from taskpool.redis.calls import UNREADABLE, Call, Plan, tolerant
-from taskpool.redis.cursors import decode_cursor, encode_cursor, page_length, wrong_cursor
+from taskpool.redis.calls import (
+    UNREADABLE,
+    Call,
+    Plan,
+    decode_cursor,
+    encode_cursor,
+    page_length,
+    tolerant,
+    wrong_cursor,
+)
 from taskpool.redis.rq_job import status_of
 from taskpool.redis.store import Store
 from taskpool.tasks.log_lines import LogLine, decode_line

@@ -22,7 +22,11 @@ import msgspec
 from taskpool.errors import InvalidPayload, NonRetryable
 from taskpool.tasks import hooks
 from taskpool.tasks.context import (
+    Retry,
+    Snooze,
+    SoftTimeout,
     TaskContext,
+    TaskStopped,
     attribute_of,
     described,
     name_of,
@@ -30,7 +34,6 @@ from taskpool.tasks.context import (
     seconds_of,
     traceback_of,
 )
-from taskpool.tasks.interrupts import Retry, Snooze, SoftTimeout, TaskStopped
 from taskpool.tasks.payload.encode import encode_value
 from taskpool.tasks.registry import Registry
 from taskpool.text import SecretsGone, hidden

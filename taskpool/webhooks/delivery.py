@@ -14,8 +14,18 @@ import msgspec
 from taskpool.access.audit import Actor, entry
 from taskpool.errors import DeliveryBusy, DeliveryNotFound
 from taskpool.redis import keys
-from taskpool.redis.calls import Call, Plan, Script, hash_of, readable, texts, tolerant
-from taskpool.redis.cursors import decode_cursor, encode_cursor, page_length
+from taskpool.redis.calls import (
+    Call,
+    Plan,
+    Script,
+    decode_cursor,
+    encode_cursor,
+    hash_of,
+    page_length,
+    readable,
+    texts,
+    tolerant,
+)
 from taskpool.types import Page
 from taskpool.validation import Field
 from taskpool.webhooks.endpoint import DeliveryStatus, Webhook, is_callback

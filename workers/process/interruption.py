@@ -38,7 +38,7 @@ from types import FrameType
 from typing import Any, Final, TypeVar
 
 from taskpool.tasks.attempt import Outcome, run_in_fence
-from taskpool.tasks.interrupts import SoftTimeout, TaskStopped
+from taskpool.tasks.context import SoftTimeout, TaskStopped
 from taskpool.types import TaskStatus
 
 from .. import process_group
