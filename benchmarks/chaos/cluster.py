@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -33,6 +32,8 @@ REFUSED_TO_START: Final = 2
 OLDER: Final = "0abebe4"
 """The commit of the release before."""
 PACKAGES: Final = ("taskpool", "workers", "api")
+FORK_SERVERS: Final = {"workers.fork_server", "workers.forkserver"}
+"""The module of a fork server, in this release and the one before."""
 RQ: Final = "rq"
 """What effects call the pool of the plain RQ worker."""
 
@@ -280,7 +281,7 @@ def older_release(directory: Path) -> Path | None:
 def fork_servers(pool: Service) -> list[psutil.Process]:
     """The processes that fork a pool's workers: one, or more while one is frozen."""
     try:
-        return [child for child in pool.root().children() if re.search(r"workers\.fork_?server", _command(child))]
+        return [child for child in pool.root().children() if FORK_SERVERS & set(_command(child))]
     except psutil.NoSuchProcess:
         return []
 
