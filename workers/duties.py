@@ -33,6 +33,7 @@ FULL_LOG_S: Final = 60.0
 MOST_REASONS: Final = 5
 """The log has that many reasons of an outage: a lost connection comes first, and why there is no new one after it."""
 MOST_TEXTS: Final = 100
+SUBSCRIBE_S: Final = 2.0
 PING_S: Final = 10.0
 REPLY_S: Final = 5.0
 
@@ -185,6 +186,7 @@ class CommandChannel:
         self.changed = asyncio.Event()
         self._wanted: frozenset[str] = frozenset()
         self._subscribed: frozenset[str] = frozenset()
+        self._stepped = asyncio.Event()
         self._wire = AsyncWire(
             Address.parse(redis_url), name="taskpool-commands", on_push=self._on_push, on_lost=self._on_lost
         )
@@ -208,7 +210,16 @@ class CommandChannel:
             if isinstance(reply, ReplyError):
                 raise RedisUnavailable(f"Redis refused to let us listen: {reply}")
         self._subscribed = wanted
+        self._stepped.set()
+        self._stepped.clear()
         return PING_S
+
+    async def wait_until_subscribed(self, worker: str) -> None:
+        """Waits until the commands for a worker are received, for `SUBSCRIBE_S` at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SUBSCRIBE_S):
+                while keys.COMMANDS + worker not in self._subscribed:
+                    await self._stepped.wait()
 
     def close(self) -> None:
         """Closes the connection."""

@@ -203,6 +203,7 @@ class Registration:
             if not worker.process.ended.is_set():
                 await asyncio.to_thread(self._registry.add, worker)
 
+        await self.commands.wait_until_subscribed(worker.name)  # who sees it in RQ's registry can send it commands
         await insist(add, self._outage)
         self._on_change()
 
