@@ -291,7 +291,7 @@ def _redis_url(text: str, accepts: str) -> str:
 AUTH_MODES: Final = ("auto", "off")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 CLIENT_SETTINGS: Final = frozenset({"server", "api_key"})
-"""Those of whoever talks to a service; all others are its own."""
+"""The settings of a client; all others are settings of the service."""
 FOREIGN_JOBS: Final = ("leave", "refuse")
 OUTPUTS: Final = ("both", "log", "worker")
 

@@ -139,8 +139,8 @@ MOST_KNOWN: Final = 500
 
 
 class Guesses:
-    """Guesses for the wrong names of one request: for the first few alone, because whoever sends them chooses how many
-    there are, and a guess compares a name with all that are known, letter by letter."""
+    """Guesses for the wrong names of one request. Only the first few get one: the client chooses how many names it
+    sends, and a guess compares a name with all known ones, letter by letter."""
 
     def __init__(self, most: int = 5) -> None:
         self._left = most

@@ -28,7 +28,7 @@ REPEAT_S: Final = 0.5
 CLAIM_S: Final = 2.0
 """How long a stop waits for an attempt that Redis has started, but that no process shows yet."""
 SOFT_TIMEOUT_S: Final = 0.2
-"""When a process should have told its task of the timeout by itself."""
+"""When a process should have raised the timeout in its task by itself."""
 HARD_TIMEOUT_S: Final = 5.0
 """How long a task may go on after its timeout, before its process is killed."""
 LOOK_S: Final = 1.0

@@ -27,7 +27,7 @@ MAX_BATCH: Final = 1000
 SUBMISSION: Final = {"$ref": "#/components/schemas/Submission"}
 """How a schema says "a task of any known type"; the OpenAPI document has it."""
 ENOUGH: Final = MAX_SHOWN + 1
-"""Nobody looks for more faults than this."""
+"""The search for faults ends here."""
 
 T = TypeVar("T", bound=msgspec.Struct)
 

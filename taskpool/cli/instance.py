@@ -1,16 +1,10 @@
-"""Addresses the API is to listen on: is one free, which one is, and how a client on this machine reaches it.
+"""One Taskpool on this machine: Redis, a worker pool and the API, each as a process.
 
-Signals that ask this program to end, as a cancellation of what it's doing.
+`Instance` starts them in this order and stops them in the reverse order. The API is last, so that workers serve by the
+time `/readyz` answers 200. A part that ends by itself ends the instance: a restart would hide the reason.
 
-One process of an instance: started in a session of its own, its output passed on line by line, stopped in steps.
-
-It has its own session so that Ctrl-C and a hang-up of the terminal reach the launcher alone, which stops
-the parts in order. When the launcher is killed outright, a watcher ends them: see `Watcher`.
-
-A whole Taskpool on this machine: Redis, the worker pool, the API. Started in this order, stopped in the reverse one.
-
-The API comes last, so that whoever sees `/readyz` answer 200 finds workers that serve. A part that ends by
-itself ends the instance: restarting it would hide why it fell.
+Each part has a session of its own, so that Ctrl-C and a hang-up of the terminal reach only the launcher, which stops
+the parts in order. If the launcher is killed, a `Watcher` ends them.
 """
 
 from __future__ import annotations
@@ -140,7 +134,7 @@ class Part:
 
     async def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """Start it."""
-        # A pipe of our own: asyncio's `wait` would wait for whoever else holds the end of one of its pipes.
+        # A pipe of our own: with asyncio's pipe, `wait` would also wait for other processes that hold its end.
         reading, writing = os.pipe()
         try:
             self._process = await asyncio.create_subprocess_exec(
@@ -234,9 +228,9 @@ class Part:
 
 
 class _LastWords:
-    """Passes lines on, except for those by which a part says why it can't start: whoever started it says that.
+    """Passes lines on, except those in which a part says why it can't start: the error of the instance contains them.
 
-    They begin with its name. Should it go on to live, they are passed on after `HOLD_S`.
+    Such lines begin with the part's name. If the part lives on, they are passed on after `HOLD_S`.
     """
 
     def __init__(self, name: str, tell: Tell) -> None:
@@ -255,7 +249,7 @@ class _LastWords:
         self._held.append(text)
 
     def close(self, *, are_told: bool) -> None:
-        """There will be no more; `are_told`: what is held is told by somebody else."""
+        """Ends the output. `are_told`: the held lines are in the error of the instance, so they are dropped here."""
         if are_told:
             self._held.clear()
         self._pass_on()
@@ -282,8 +276,8 @@ T = TypeVar("T")
 
 
 class PartDied(TaskpoolError):
-    """Raised when a part of the instance ended by itself, or never served; the text has its last output, if that
-    wasn't told."""
+    """Raised when a part of the instance ended by itself, or never served. The text contains its last output, if that
+    wasn't printed before."""
 
     def __init__(self, what: str, tail: Iterable[str]) -> None:
         lines = [f"  {line}" for line in tail]
@@ -429,7 +423,7 @@ class Instance:
     async def _outlive_redis(self) -> None:
         while self._redis is None or self._redis.pid is not None:
             await asyncio.sleep(REDIS_LOOK_S)
-        self.hurry()  # what runs has nobody to report to
+        self.hurry()  # running tasks can't report their ends any more
         raise PartDied(f"redis ended; see {self._redis.data_dir / 'redis.log'}", ())
 
     async def _stop_part(self, part: Part, limit_s: float) -> None:

@@ -1,7 +1,4 @@
-"""`taskpool keys`: who may use the API.
-
-`taskpool audit`: who did what, through the API and the commands.
-"""
+"""`taskpool keys` manages API keys; `taskpool audit` shows who did what, through the API and the commands."""
 
 from __future__ import annotations
 

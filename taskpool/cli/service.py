@@ -1,10 +1,7 @@
-"""Who runs a command on Redis itself: the audit names the user of this machine, as it names keys at the API.
+"""The two services that the commands use: Redis itself, or the HTTP API of `--server`, with the same methods.
 
-What the commands talk to: Redis itself, or the HTTP API of `--server`. They know no difference.
-
-Where `taskpool keys` and `taskpool audit` find what they show and change: Redis itself, or the API of `--server`.
-
-Redis itself, so that the first key can be made: where the embedded one doesn't run, it is started for the moment.
+On Redis, the audit names the user of this machine. `taskpool keys` and `taskpool audit` start the embedded Redis for a
+moment if it isn't running, so that the first key can be created.
 """
 
 from __future__ import annotations
@@ -36,7 +33,7 @@ if TYPE_CHECKING:  # httpx is imported only for a command that asks the API
 
 
 def person() -> Actor:
-    """Whoever runs this command."""
+    """The user who runs this command."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user has no name
@@ -45,7 +42,7 @@ def person() -> Actor:
 
 
 class PersonsPool(TaskPool):
-    """A pool that changes tasks in the name of that person."""
+    """A pool that changes tasks in the name of this user."""
 
     def add_spec(self, spec: TaskSpec) -> TaskRecord:
         """As a pool does."""
@@ -153,7 +150,7 @@ class Keeper(Protocol):
 
 
 class RedisKeeper:
-    """In the name of whoever runs the command."""
+    """Keys and audit in Redis, changed in the name of the user who runs the command."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

@@ -1,7 +1,4 @@
-"""`taskpool api` and `taskpool worker`: the two halves of production, each the process itself, not a child.
-
-`taskpool up`: the whole service in one terminal.
-"""
+"""`taskpool up` runs the whole service in one terminal. `taskpool api` and `taskpool worker` become one part of it."""
 
 from __future__ import annotations
 

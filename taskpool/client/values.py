@@ -39,7 +39,7 @@ _BOM: Final = b"\xef\xbb\xbf"
 
 
 class Message(NamedTuple):
-    """One message: its event's name, its data (lines joined with line feeds), and the last id told so far."""
+    """One message: its event's name, its data (lines joined with line feeds), and the last id received so far."""
 
     event: str
     data: str

@@ -177,7 +177,7 @@ def follow_log(store: Store, id: str, cursor: str | None = None) -> Iterator[Log
 async def follow_log_async(
     store: AsyncStore, listener: AsyncListener, id: str, cursor: str | None = None
 ) -> AsyncGenerator[LogStep]:
-    """As `follow_log`; it looks when the task tells of something, and now and then, because messages get lost."""
+    """As `follow_log`. It reads when a message of the task arrives, and now and then, because messages can be lost."""
     after, has_begun = place_of(cursor), False
     changed = await listener.subscribe(id, every=True)
     try:

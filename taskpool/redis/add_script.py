@@ -328,7 +328,7 @@ def status_told(word: str) -> TaskStatus:
 # --- many submissions in one call -------------------------------------------------------------------------------------
 
 MOST: Final = 32
-"""Tasks in one call. More would save little, and Redis serves nobody else as long as one call takes."""
+"""Tasks in one call. More would save little, and Redis serves no other client during a call."""
 
 
 class _Submission(NamedTuple):

@@ -57,12 +57,12 @@ def one(call: Call[T]) -> Plan[T]:
     return value  # type: ignore[no-any-return]
 
 
-TOLD: Final = 100
+MOST_REPORTED: Final = 100
 TEXT_MOST: Final = 200
 UNREADABLE: Final = (ArithmeticError, LookupError, TypeError, ValueError, RecursionError, msgspec.MsgspecError)
 """What `read` raises at a reply that no release of ours wrote."""
 
-_told: deque[str] = deque(maxlen=TOLD)
+_reported: deque[str] = deque(maxlen=MOST_REPORTED)
 
 
 def tolerant(call: Call[T], otherwise: T) -> Call[T]:
@@ -94,14 +94,14 @@ def readable(pairs: Iterable[tuple[Any, bytes]], decode: Callable[[bytes], T], w
 
 def tell_unreadable(what: str, why: object) -> None:
     """Log once that something in Redis is skipped."""
-    if what not in _told:
-        _told.append(what)
+    if what not in _reported:
+        _reported.append(what)
         log.warning("%s in Redis can't be read, so it is skipped: %s", what[:TEXT_MOST], str(why)[:TEXT_MOST])
 
 
 def forget_told() -> None:
     """Log it again."""
-    _told.clear()
+    _reported.clear()
 
 
 def _named(call: Call[Any]) -> str:

@@ -3,7 +3,7 @@
 --   KEY.<name>      a key, a time or a number of keys.py
 --   STATUS.<name>   the word of a status that events show; `name` is that of types.TaskStatus
 --   RQ.<name>       RQ's word of that status, which the record holds
---   EVENT.<name>    the event that tells of a move to that status
+--   EVENT.<name>    the event of a move to that status
 --   RQ_SET.<name>   a set of RQ's words, {word = true}; for its names see keys.RQ_SET
 
 -- Redis's time: milliseconds since 1970, and RQ's text of it ("2026-01-31T12:00:00.000Z").

@@ -27,7 +27,7 @@ local steady_since_ms = now_ms - (is_as_expected and ARGV[7] == stepped_ms and t
 local goes_on = seen_ms and since_ms and since_ms <= now_ms and seen_ms <= now_ms and now_ms - seen_ms <= tonumber(ARGV[2])
 since_ms = goes_on and math.min(since_ms, steady_since_ms) or steady_since_ms
 redis.call('HSET', KEY.clock, 'since_ms', string.format('%.0f', since_ms))
--- A pool that has only just begun to look can't tell a step from the time in which no pool lived. Until the others had
+-- A pool that has just started to look can't distinguish a step from the time in which no pool lived. Until the others had
 -- the time to notice a step, `seen_ms` stays (`clock_base` compares with it), and nothing new is due.
 local is_trusted = not seen_ms or (now_ms >= seen_ms and now_ms - seen_ms <= KEY.seen_often_ms)
   or (is_as_expected and tonumber(ARGV[1]) >= KEY.seen_often_ms)
