@@ -1,12 +1,8 @@
-"""`redis+sentinel://` URLs, and `rediss+sentinel://` with TLS: which sentinels to ask for which master, and who we are
-to it and to them. Reading only.
+"""Every setting, declared in one table: environment variables, flags and the documentation are derived from it.
 
-One row of the table of settings: what it accepts, in words, and how text becomes its value.
-
-Every setting: one table that drives the environment variables, the flags and the documentation.
-
-`Settings.load` reads TASKPOOL_* variables and flags, and lists every fault at once before anything starts.
-A Redis URL may hold a password, so no message and no repr shows it: use `redact_url` to print one.
+`Settings.load` reads TASKPOOL_* variables and flags, and lists every fault at once before anything starts. A Redis URL
+may contain a password, so no message and no repr shows it: use `redact_url` to print one. URLs of sentinels
+(`redis+sentinel://`, `rediss+sentinel://` with TLS) name the sentinels to ask and the master.
 """
 
 from __future__ import annotations
