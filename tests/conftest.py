@@ -32,6 +32,7 @@ START_PROCESSES = (
     "demo",
     "docs_examples",
     "killpoints",
+    "packaging",
     "redis_",
     "rq_",
     "system_",

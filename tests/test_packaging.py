@@ -144,6 +144,7 @@ def service(request: pytest.FixtureRequest, python: Path, project: Path) -> Iter
         assert up.wait(60) == 0, log.read_text()
 
 
+@pytest.mark.long(about_s=15)
 def test_task_files_import_packages_that_are_called_as_our_folders(service: str) -> None:
     accepted = request(f"{service}/tasks", {"type": "send", "payload": {"to": "ada"}})
 

@@ -22,6 +22,7 @@ from tests.support import eventually
 
 ROOT = Path(__file__).parent.parent
 START_S = 60
+pytestmark = pytest.mark.long(about_s=20)
 TASKS = """
 import os
 import time
