@@ -471,6 +471,10 @@ def has_lost_selector(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in {errno.EBADF, errno.EINVAL}
 
 
+SHORT_S: Final = 0.0005
+CHECK_EVERY: Final = 16
+
+
 class FileDescriptors:
     """Watches the file descriptors of a worker process, so that it leaves in order before they run out.
 
@@ -479,6 +483,7 @@ class FileDescriptors:
 
     def __init__(self, worker: str) -> None:
         self._worker = worker
+        self._unchecked = 0
         self._reserve: list[int] = []
         with suppress(OSError):  # a smaller reserve is better than none
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -488,6 +493,15 @@ class FileDescriptors:
         if self._reserve and self._reserve[-1] >= self._edge:
             log.warning("worker %s: the limit of open files is very low; raise it (ulimit -n)", worker)
             self._edge = NO_EDGE
+
+    def are_running_out_after(self, run_s: float) -> bool:
+        """`are_running_out`, after a task that ran for `run_s` seconds. Of short tasks only every 16th is checked:
+        the check is two system calls."""
+        self._unchecked += 1
+        if run_s <= SHORT_S and self._unchecked < CHECK_EVERY:
+            return False
+        self._unchecked = 0
+        return self.are_running_out()
 
     def are_running_out(self) -> bool:
         """Whether the process has nearly no file descriptors left, and must leave. The reason is logged.

@@ -80,7 +80,7 @@ class SyncWorker(WorkerLoop):
             running = self._turn(claims=self._may_claim())
             if running is not None:
                 self._ended = self._perform(running)
-                if self._ended is not None and self._files.are_running_out():
+                if self._ended is not None and self._files.are_running_out_after(self._ended.run_s):
                     self._must_leave = True
         while self._ended is not None or self._is_unsure:  # Redis may be away; the supervisor limits the time
             self._turn(claims=False)
