@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -15,11 +16,11 @@ from taskpool.errors import ConfigurationError, RedisUnavailable
 from taskpool.redis.embedded import START_RETRY_S, wait_for_redis
 from taskpool.redis.store import Store
 from taskpool.settings import Settings, resolve_redis_url
-from taskpool.text import LogFormatter, printable_lines
+from taskpool.text import log_formatter, printable_lines
 from taskpool.validation import names_this_machine
 
 from .app import create_app
-from .connections import DROPPED_BYTES, Limits, check_files
+from .connections import Connections
 from .server import bind, serve
 
 logger = logging.getLogger("api")
@@ -35,10 +36,16 @@ def main() -> int:
     try:
         settings = Settings.load(os.environ)
         log = logging.StreamHandler()
-        log.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        text = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+        log.setFormatter(log_formatter(settings.log_format, text, is_terminal=sys.stderr.isatty()))
         logging.basicConfig(level=settings.log_level.upper(), handlers=[log])
         logging.getLogger("uvicorn").setLevel("WARNING")
-        check_files()
+        if settings.otel == "on":
+            from taskpool.tasks import telemetry
+
+            telemetry.start("taskpool-api")
+            atexit.register(telemetry.stop)
+        connections = Connections(settings)
         listener = bind(settings.host, settings.port)
         callers = _check_access(settings)
         app = create_app(settings)
@@ -47,28 +54,18 @@ def main() -> int:
         return 2
     host, port = listener.getsockname()[:2]
     logger.info("listening on http://%s:%d %s", f"[{host}]" if ":" in host else host, port, callers)
-    limits = Limits(
-        settings.max_connections,
-        settings.max_connections_per_address,
-        settings.header_timeout_s,
-        settings.write_timeout_s,
-        settings.idle_timeout_s,
-        body_bytes=settings.max_body_bytes + DROPPED_BYTES,
-    )
-    serve(app, listener, limits, log_level="warning")
+    serve(app, listener, connections)
     return 0
 
 
 def _check_access(settings: Settings) -> str:
-    """Which callers will be admitted, in words for the log. Safe by default: without keys, only this machine.
-
-    Raises:
-        ConfigurationError: others could reach the API without a key.
-    """
-    wait_for_redis(resolve_redis_url(settings))
+    """Which callers will be admitted, in words for the log. Safe by default: without keys, only this machine. Raises:
+    ConfigurationError, if others could reach the API without a key."""
+    url = resolve_redis_url(settings)
     if settings.auth == "off":
+        wait_for_redis(url)
         return "without keys (TASKPOOL_AUTH=off): everyone who can reach it may do everything"
-    if _any_key(settings):
+    if _any_key(url):
         return "for holders of a key"
     address = settings.public_address or settings.host
     if not names_this_machine(address):
@@ -79,9 +76,8 @@ def _check_access(settings: Settings) -> str:
     return f"for this machine only, without keys; {MAKE_KEY} creates the first"
 
 
-def _any_key(settings: Settings) -> bool:
+def _any_key(url: str) -> bool:
     """Whether there is an API key. Waits until Redis can be read."""
-    url = resolve_redis_url(settings)
     while True:
         wait_for_redis(url)
         store = Store(url)

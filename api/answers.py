@@ -6,29 +6,42 @@ The types render the answers, and the OpenAPI document is made from them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
+from taskpool.access.api_key import Scope
 from taskpool.operations.documents import (
     AuditEntryDocument,
     DeliveryDocument,
     Document,
+    FailureDocument,
+    FindingDocument,
     KeyDocument,
     LogLineDocument,
+    OperationDocument,
+    PauseDocument,
+    PoolDocument,
     QueuedDocument,
     QueueDocument,
+    ScheduleDocument,
     Shown,
     TaskDocument,
     TypeDocument,
+    TypeStorageDocument,
     WebhookDocument,
     WorkerDocument,
+    WorkflowDocument,
     shows,
 )
+from taskpool.operations.flow.schedule_values import ScheduleStatus
+from taskpool.operations.flow.values import WorkflowStatus
 from taskpool.operations.overview import ServerInfo
 from taskpool.types import Count, Id, TaskStatus, Time
 
 NextCursor = Annotated[str | None, Meta(description="the cursor of the next page, if there may be one")]
+
+EverythingPaused = Annotated[PauseDocument | None, Meta(description="everything is paused, whatever the entries say")]
 
 
 class Accepted(Document, frozen=True, kw_only=True):
@@ -49,6 +62,61 @@ class TaskPage(Document, frozen=True, kw_only=True):
     """A page of a listing."""
 
     tasks: Sequence[TaskDocument]
+    next_cursor: NextCursor = None
+    looked_at: Annotated[
+        Count | UnsetType, Meta(description="how many tasks were looked at, if the criteria have no index")
+    ] = UNSET
+    complete: Annotated[
+        bool | UnsetType,
+        Meta(description="with `looked_at`: no more tasks match; otherwise `next_cursor` looks further"),
+    ] = UNSET
+
+
+class AcceptedWorkflow(Document, frozen=True, kw_only=True):
+    """The receipt of a stored workflow."""
+
+    id: Id
+    status: WorkflowStatus
+
+
+class WorkflowPage(Document, frozen=True, kw_only=True):
+    """A page of a listing of workflows, without their nodes."""
+
+    workflows: Sequence[WorkflowDocument]
+    next_cursor: NextCursor = None
+
+
+class AcceptedSchedule(Document, frozen=True, kw_only=True):
+    """A schedule that was changed, for callers that may not read it."""
+
+    name: str
+    status: ScheduleStatus
+
+
+class SchedulePage(Document, frozen=True, kw_only=True):
+    """A page of the schedules, by name, without their next runs, and with the last ten of their history."""
+
+    schedules: Sequence[ScheduleDocument]
+    next_cursor: NextCursor = None
+
+
+class Failures(Document, frozen=True, kw_only=True):
+    """The groups of failures that failed last, the newest first."""
+
+    groups: Sequence[FailureDocument]
+
+
+class Findings(Document, frozen=True, kw_only=True):
+    """What is wrong, the most urgent first. `checked`: how many rules were checked."""
+
+    findings: Sequence[FindingDocument]
+    checked: Count
+
+
+class OperationPage(Document, frozen=True, kw_only=True):
+    """A page of the operations, the newest first."""
+
+    operations: Sequence[OperationDocument]
     next_cursor: NextCursor = None
 
 
@@ -74,12 +142,26 @@ class Queues(Document, frozen=True, kw_only=True):
 
     queues: Sequence[QueueDocument]
     next_cursor: NextCursor = None
+    paused: EverythingPaused = None
 
 
 class Types(Document, frozen=True, kw_only=True):
     """Every task type."""
 
     types: Sequence[TypeDocument]
+
+
+class Storage(Document, frozen=True, kw_only=True):
+    """What fills Redis, by task type, the one that keeps most first."""
+
+    types: Sequence[TypeStorageDocument]
+
+
+class Pools(Document, frozen=True, kw_only=True):
+    """Every worker pool, by name."""
+
+    pools: Sequence[PoolDocument]
+    paused: EverythingPaused = None
 
 
 class Workers(Document, frozen=True, kw_only=True):
@@ -103,6 +185,22 @@ class Ticket(Document, frozen=True, kw_only=True):
 
     ticket: str
     expires_at: Time
+
+
+class SessionDocument(Document, frozen=True, kw_only=True):
+    """Who uses the web page."""
+
+    name: Annotated[str | None, Meta(description="of the key; null without one")]
+    scopes: Sequence[Scope]
+    project: Annotated[str | None, Meta(description="the only project that it sees; null: all")]
+    needs_key: Annotated[bool, Meta(description="whether this API needs a key")]
+    read_only: Annotated[bool, Meta(description="whether it can change nothing")]
+
+
+class Unstored(Document, frozen=True, kw_only=True):
+    """The key is valid, but Redis takes no writes, so there is no session: send the key with each request."""
+
+    is_stored: bool
 
 
 class AuditPage(Document, frozen=True, kw_only=True):
@@ -168,6 +266,58 @@ class Ready(Document, frozen=True, kw_only=True):
     ] = None
 
 
+class LiveTotals(Document, frozen=True, kw_only=True):
+    """The figures of the whole cluster. Rates are averages of the last seconds, null until they are known."""
+
+    queued: Count
+    in_progress: Count
+    scheduled: Count
+    waiting: Count
+    waiting_confirmation: Count
+    submitted_per_s: float | None
+    done_per_s: float | None
+    failed_per_s: float | None
+    wait_p95_ms: Annotated[float | None, Meta(description="of the last minute; null if no attempt ended in it")]
+    workers: Annotated[Count, Meta(description="how many tasks can run at once")]
+    busy: Annotated[Count, Meta(description="how many of them run")]
+    redis_memory: Annotated[Count, Meta(description="in bytes")]
+    redis_maxmemory: Annotated[Count, Meta(description="in bytes; 0: no limit")]
+
+
+class LiveQueue(Document, frozen=True, kw_only=True):
+    """What waits in a queue."""
+
+    name: str
+    queued: Count
+    in_progress: Count
+    oldest_s: float | None = None
+
+
+class LiveTask(Document, frozen=True, kw_only=True):
+    """The state of a task that is watched."""
+
+    status: TaskStatus
+    attempt: Count
+    progress: Mapping[str, Any] | None = None
+    ended_at: Time | None = None
+
+
+class LiveFigures(Document, frozen=True, kw_only=True):
+    """The figures of one moment. A key of a project gets only the states of its tasks."""
+
+    at_ms: Count
+    totals: LiveTotals | None = None
+    queues: Annotated[Sequence[LiveQueue], Meta(description="the 20 with the most tasks")] = ()
+    tasks: Annotated[Mapping[str, LiveTask], Meta(description="of the `ids`, those that have changed")] = {}
+    newest: Annotated[str, Meta(description="it changes when anything has happened to any task")] = ""
+
+
+class LiveFault(Document, frozen=True, kw_only=True):
+    """There are no figures at the moment. The stream goes on."""
+
+    detail: str
+
+
 class Resynced(Document, frozen=True, kw_only=True):
     """Events were lost. `trimmed`: the stream continues; `slow`: it has ended, reconnect to resume `after` this."""
 
@@ -179,6 +329,13 @@ class TaskGone(Document, frozen=True, kw_only=True):
     """The task doesn't exist any more (deleted or expired), and the stream has ended."""
 
     kind: Literal["task-not-found"]
+    detail: str
+
+
+class WorkflowGone(Document, frozen=True, kw_only=True):
+    """The workflow doesn't exist any more, and the stream has ended."""
+
+    kind: Literal["workflow-not-found"]
     detail: str
 
 
@@ -206,6 +363,7 @@ class ProblemDocument(Document, frozen=True, kw_only=True):
     errors: Annotated[Sequence[Fault] | None, Meta(description="one entry for each fault, 100 at most")] = None
     near: Annotated[Sequence[str] | UnsetType, Meta(description="names of similar task types")] = UNSET
     task_status: Annotated[TaskStatus | UnsetType, Meta(description="the task's status")] = UNSET
+    workflow_status: Annotated[WorkflowStatus | UnsetType, Meta(description="the workflow's status")] = UNSET
     task: Annotated[str | UnsetType, Meta(description="the path of the task that holds the unique key")] = UNSET
     task_id: Annotated[Id | UnsetType, Meta(description="its id; or that of the dependency which isn't there")] = UNSET
     queue: Annotated[str | UnsetType, Meta(description="the queue that has no room")] = UNSET

@@ -22,7 +22,6 @@ import socket
 import struct
 import time
 from collections import Counter
-from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Final, Literal
 
@@ -30,6 +29,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from taskpool.errors import ConfigurationError
+from taskpool.settings import Settings
 
 from .auth.rate_limit import network
 from .http.body import BODY_TIMEOUT_S, CYCLE
@@ -60,31 +60,23 @@ HALF_CLOSED_S: Final = 2.0
 END_BODY_S: Final = 2.0
 """How long bodies may still take to arrive when the server stops."""
 _AUTHORITY: Final = re.compile(rb"[^:/?#]*://([^/?#]*)")
-_LENIENT: Final = {"lenient_data_after_close": True}  # as uvicorn has it
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The limits that settings change: the number of connections, in all and of one address; the seconds for a head (or
-    what follows an answer), for an unread answer, and of an idle connection; the bytes of a body, discarded ones
-    included."""
-
-    most: int = 10_000
-    most_per_address: int = 5_000
-    head_s: float = 10.0
-    write_s: float = 30.0
-    idle_s: float = 75.0
-    body_bytes: int = 256 * 1024 + DROPPED_BYTES
 
 
 class Connections:
-    """The open connections of this process."""
+    """The open connections of this process. Raises: ConfigurationError, if it may open too few files for any."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self._most = min(limits.most, _files() - RESERVED_FILES)
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        files = _files()
+        if files <= RESERVED_FILES:
+            raise ConfigurationError(
+                f"this process may have {files} files open, and the API needs more than {RESERVED_FILES}: "
+                "raise the limit with ulimit -n"
+            )
+        self._most = min(settings.max_connections, files - RESERVED_FILES)
         self._open: dict[LimitedProtocol, str] = {}
-        self._refused: set[LimitedProtocol] = set()
+        self.refused: set[LimitedProtocol] = set()
+        """Connections that aren't admitted, and stay open until their clients have read why."""
         self._by_address: Counter[str] = Counter()
         self._logged_mono: float | None = None
 
@@ -97,31 +89,23 @@ class Connections:
         if len(self._open) >= self._most:
             self._log_full()
             return f"this server has {self._most:,} connections open, and takes no more"
-        if self._by_address[address] >= self.limits.most_per_address:
-            return f"your address has {self.limits.most_per_address:,} connections open, and gets no more"
+        if self._by_address[address] >= (most := self.settings.max_connections_per_address):
+            return f"your address has {most:,} connections open, and gets no more"
         self._open[connection] = address
         self._by_address[address] += 1
         return None
-
-    def keep_refused(self, connection: LimitedProtocol) -> bool:
-        """Whether a connection that isn't admitted may stay open until its client has read why."""
-        if len(self._refused) >= MOST_REFUSED:
-            return False
-        self._refused.add(connection)
-        return True
 
     def _log_full(self) -> None:
         now_mono = time.monotonic()
         if self._logged_mono is None or now_mono - self._logged_mono >= LOG_AGAIN_S:
             self._logged_mono = now_mono
-            what = (
-                "TASKPOOL_MAX_CONNECTIONS" if self._most == self.limits.most else "the limit of open files (ulimit -n)"
-            )
+            is_set = self._most == self.settings.max_connections
+            what = "TASKPOOL_MAX_CONNECTIONS" if is_set else "the limit of open files (ulimit -n)"
             logger.warning("all %d connections are in use; new ones are refused. Raise %s", self._most, what)
 
     def forget(self, connection: LimitedProtocol) -> None:
         """The connection has ended."""
-        self._refused.discard(connection)
+        self.refused.discard(connection)
         address = self._open.pop(connection, None)
         if address is not None:
             self._by_address[address] -= 1
@@ -133,9 +117,8 @@ class Connections:
         with the largest ones. Called about once a second."""
         now_mono = time.monotonic()
         unread = []
-        for connection in [*self._open, *self._refused]:
-            connection.enforce_deadlines(now_mono)
-            if size := connection.unread_bytes():
+        for connection in [*self._open, *self.refused]:
+            if size := connection.check(now_mono):
                 unread.append((size, connection))
         excess = sum(size for size, _ in unread) - MOST_UNREAD_BYTES
         for size, connection in sorted(unread, key=itemgetter(0), reverse=True):
@@ -145,23 +128,36 @@ class Connections:
             excess -= size
 
 
+class Stopwatch:
+    """How long a value has been the same."""
+
+    def __init__(self) -> None:
+        self._value: object = None
+        self._since_mono = 0.0
+
+    def same_s(self, value: object, now_mono: float) -> float:
+        """Take the present value: for how many seconds it hasn't changed."""
+        if value != self._value:
+            self._value, self._since_mono = value, now_mono
+        return now_mono - self._since_mono
+
+
 class Transport:
     """A connection's transport. If the client may still be sending when it is closed, it closes only our side at first
     and discards what arrives, until the client closes its side or reaches a limit."""
 
     def __init__(self, inner: asyncio.Transport, owner: LimitedProtocol) -> None:
-        self._inner = inner
+        self.inner = inner
+        self.write = inner.write  # every answer asks for it
         self._owner: LimitedProtocol | None = owner
-        self.write = inner.write  # used by each request
-        self.get_write_buffer_size = inner.get_write_buffer_size
         self.is_lingering = False
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+        return getattr(self.inner, name)
 
     def is_closing(self) -> bool:
         """Whether nothing more can be written."""
-        return self.is_lingering or self._inner.is_closing()
+        return self.is_lingering or self.inner.is_closing()
 
     def close(self) -> None:
         """Close it after everything has been written and the client has had time to read it."""
@@ -169,48 +165,44 @@ class Transport:
         if owner is None or self.is_closing():
             return
         if not owner.is_receiving():
-            self._inner.close()
+            self.inner.close()
             return
         self.is_lingering = True
         owner.flow.resume_reading()
         try:
-            self._inner.write_eof()
+            self.inner.write_eof()
         except OSError:  # the client has left
-            self._inner.abort()
-
-    def close_now(self) -> None:
-        """Close it, even if the client is still sending."""
-        self._inner.close()
+            self.inner.abort()
 
     def lost(self) -> None:
         """The connection, or the WebSocket it became, has ended. Break the reference cycle, so that it is freed now."""
         owner, self._owner = self._owner, None
         if owner is not None:
-            owner.forget()
+            owner.registry.forget(owner)
+            owner.parser = None  # type: ignore[assignment]
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP connection with limits."""
+    """uvicorn's HTTP connection with limits.
+
+    What runs for every request names its base class, because a call of `super()` is slow in Python 3.11."""
 
     cycle: RequestResponseCycle | None  # type: ignore[assignment]
     transport: Transport  # type: ignore[assignment]
 
     def __init__(self, *arguments: Any, registry: Connections, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._registry, self._limits = registry, registry.limits
+        self.registry, self._settings = registry, registry.settings
         self._receiving: Literal["", "head", "body"] = ""
         self._upgrades = self._is_socket = False
         self._trailer_bytes = self._body_bytes = 0
-        # Bytes that neither completed a head nor belonged to a body; bytes of the last piece that did either.
-        self._unfinished_bytes = self._last_piece_bytes = 0
-        self._has_progressed = False
-        self._ignores_input = self._is_stopping = self._client_has_ended = False
+        # Bytes that neither completed a head nor belonged to a body, and whether the present piece did either; bytes of
+        # the last piece that did.
+        self._unfinished_bytes, self._has_progressed, self._last_piece_bytes = 0, False, 0
+        self._ignores_input, self._may_linger = False, True
         self._answered: RequestResponseCycle | None = None
         self._pauses = 0
-        self._seen_in = ""
-        self._seen_cycle: RequestResponseCycle | None = None
-        self._seen_out: tuple[Any, ...] = ()
-        self._seen_in_mono = self._seen_out_mono = 0.0
+        self._input, self._output = Stopwatch(), Stopwatch()
 
     # --- input ---
 
@@ -218,11 +210,13 @@ class LimitedProtocol(HttpToolsProtocol):
         """Admit the connection, or answer 503."""
         wrapped: Any = Transport(transport, self)
         super().connection_made(wrapped)
-        if full := self._registry.admit(self):
+        if full := self.registry.admit(self):
             self._receiving = "head"  # the client is about to send one, which is discarded
             self._write(Problem("too-many-connections", full, headers=[retry_after(1)]))
-            if not self._registry.keep_refused(self):
-                self.transport.close_now()
+            if len(self.registry.refused) >= MOST_REFUSED:
+                self.transport.inner.close()
+            else:
+                self.registry.refused.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the handler and release everything. `cycle` may be a later, pipelined request than the one in work."""
@@ -233,11 +227,6 @@ class LimitedProtocol(HttpToolsProtocol):
             self._answered = None
         self.pipeline.clear()
         super().connection_lost(exc)
-
-    def forget(self) -> None:
-        """The connection has ended."""
-        self._registry.forget(self)
-        self.parser = None  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
         """Parse the data, and count what neither completes a head nor belongs to a body."""
@@ -267,18 +256,17 @@ class LimitedProtocol(HttpToolsProtocol):
         """The client has closed its side. If its request isn't answered yet, it may still wait for the answer."""
         if self._receiving or self._is_socket or self.transport.is_closing() or not self._is_answering():
             return False
-        self._client_has_ended = True
+        self._may_linger = False
         self._end_after_answers()
-        self.loop.call_later(HALF_CLOSED_S, self.transport.close_now)
+        self.loop.call_later(HALF_CLOSED_S, self.transport.inner.close)
         return True
 
     def is_receiving(self) -> bool:
         """Whether the client may still be sending a request, and has time to finish."""
-        return bool(self._receiving or self._ignores_input) and not (self._is_stopping or self._client_has_ended)
+        return self._may_linger and bool(self._receiving or self._ignores_input)
 
     def on_message_begin(self) -> None:
-        """A request begins."""
-        super().on_message_begin()
+        HttpToolsProtocol.on_message_begin(self)
         self._receiving = "head"
         self._upgrades = False
         self._trailer_bytes = self._body_bytes = 0
@@ -286,7 +274,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header. Trailers are counted and discarded: they must not pass as headers."""
         if self._receiving != "body":
-            super().on_header(name, value)
+            HttpToolsProtocol.on_header(self, name, value)
             return
         self._trailer_bytes += len(name) + len(value) + 4
         if self._trailer_bytes > MOST_HEAD_BYTES:
@@ -306,7 +294,7 @@ class LimitedProtocol(HttpToolsProtocol):
         elif len(self.pipeline) >= MOST_PIPELINED:
             self._end_after_answers()
         else:
-            super().on_headers_complete()
+            HttpToolsProtocol.on_headers_complete(self)
             self._receiving = "body"
             if self.expect_100_continue and self.cycle is not None:
                 # If the answer comes first, the client may send the body or not, so what follows can't be parsed.
@@ -316,14 +304,13 @@ class LimitedProtocol(HttpToolsProtocol):
         """Keep a part of the body for the handler, unless the request was refused."""
         self._has_progressed = True
         if not (self._ignores_input or self._upgrades):
-            super().on_body(body)
+            HttpToolsProtocol.on_body(self, body)
 
     def on_message_complete(self) -> None:
-        """The request has arrived in full."""
         if not self._ignores_input:
             self._receiving, self._has_progressed = "", True
             if not self._upgrades:
-                super().on_message_complete()
+                HttpToolsProtocol.on_message_complete(self)
 
     def _find_fault(self) -> Problem | None:
         if self._unfinished_bytes + self._last_piece_bytes > MOST_HEAD_BYTES:  # so that its size must be looked at
@@ -348,7 +335,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._answered = cycle
         scope: Any = cycle.scope
         scope[CYCLE] = cycle
-        super()._start_asgi_task(cycle, app)
+        HttpToolsProtocol._start_asgi_task(self, cycle, app)
 
     # --- upgrades ---
 
@@ -391,7 +378,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """The head without `upgrade`, for a new parser."""
         line = b"%b %b HTTP/%b" % (self.scope["method"].encode(), self.url, self.parser.get_http_version().encode())
         self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(**_LENIENT)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
         headers = [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
         return b"\r\n".join([line, *headers, b"", b""])
 
@@ -412,15 +399,14 @@ class LimitedProtocol(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def pause_writing(self) -> None:
-        """The client reads more slowly than answers are written."""
         self._pauses += 1
         super().pause_writing()
 
     def shutdown(self) -> None:
         """The server stops: end the connection after the requests in work have been answered."""
-        self._is_stopping = True
+        self._may_linger = False
         if self.transport.is_lingering or not self._is_answering():
-            self.transport.close_now()
+            self.transport.inner.close()
         elif self.cycle is not None:
             self.cycle.keep_alive = False
             self.loop.call_later(END_BODY_S, self._end_body)
@@ -460,52 +446,43 @@ class LimitedProtocol(HttpToolsProtocol):
 
     # --- limits ---
 
-    def enforce_deadlines(self, now_mono: float) -> None:
-        """End the connection if it has been in one state for too long."""
+    def check(self, now_mono: float) -> int:
+        """End the connection if it has been in one state for too long. Returns the bytes of answers that are buffered
+        because the client doesn't read."""
         state, allowed_s = self._input_state()
-        if state != self._seen_in or self.cycle is not self._seen_cycle:
-            self._seen_in, self._seen_cycle, self._seen_in_mono = state, self.cycle, now_mono
-        elif allowed_s is not None and now_mono - self._seen_in_mono >= allowed_s:
-            self._end_state(state)
-            return
-        seen_out = self._output_state()
-        if seen_out != self._seen_out:
-            self._seen_out, self._seen_out_mono = seen_out, now_mono
-        elif seen_out and now_mono - self._seen_out_mono >= self._limits.write_s:
+        same_s = self._input.same_s((state, self.cycle), now_mono)
+        out = self._output_state()
+        unread_s = self._output.same_s(out, now_mono)
+        if allowed_s is not None and same_s >= allowed_s:
+            if state == "head" and self._receiving:
+                self._refuse(Problem("headers-timeout", f"the headers must arrive within {allowed_s:g} s"))
+            elif state in ("head", "idle"):
+                self.transport.inner.close()
+            else:
+                self.abort()
+        elif out and unread_s >= self._settings.write_timeout_s:
             self.abort()
+        return self.transport.get_write_buffer_size() if out else 0
 
     def _input_state(self) -> tuple[str, float | None]:
         """What the client is sending, and the seconds that it may take; None: other limits apply.
 
         ``lingering``: it has its answer, and the rest is discarded. ``waiting``: it waits for its answer. Handlers have
-        time limits of their own, and a WebSocket's client must answer pings.
-        """
-        limits = self._limits
+        time limits of their own, and a WebSocket's client must answer pings."""
+        settings = self._settings
         if self.transport.is_lingering:
-            return "lingering", limits.head_s
+            return "lingering", settings.header_timeout_s
         if self._is_socket or self.pipeline or self._ignores_input:
             return "waiting", None
         if self._receiving == "body":
             if not self._is_answering():
-                return "unwanted body", limits.head_s
+                return "unwanted body", settings.header_timeout_s
             return "body", 2 * BODY_TIMEOUT_S  # after half of that, the handler answers 408
         if self._receiving == "head" or self.cycle is None:
-            return "head", limits.head_s
+            return "head", settings.header_timeout_s
         if not self.cycle.response_complete:
             return "waiting", None
-        return "idle", limits.idle_s
-
-    def _end_state(self, state: str) -> None:
-        if state == "head" and self._receiving:
-            self._refuse(Problem("headers-timeout", f"the headers must arrive within {self._limits.head_s:g} s"))
-        elif state in ("head", "idle"):
-            self.transport.close_now()
-        else:
-            self.abort()
-
-    def unread_bytes(self) -> int:
-        """The bytes of answers that are buffered because the client doesn't read."""
-        return self.transport.get_write_buffer_size() if self._output_state() else 0
+        return "idle", settings.idle_timeout_s
 
     def _output_state(self) -> tuple[Any, ...]:
         """A value that changes when the client reads; empty if nothing waits for that."""
@@ -527,7 +504,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def _count_body(self, count: int) -> None:
         """Count bytes that belong to a body or are discarded."""
         self._body_bytes += count
-        if self._body_bytes > self._limits.body_bytes:
+        if self._body_bytes > self._settings.max_body_bytes + DROPPED_BYTES:
             self.abort()
 
     def abort(self) -> None:
@@ -540,15 +517,6 @@ class LimitedProtocol(HttpToolsProtocol):
 def _head_too_large() -> Problem:
     detail = f"the request line and the headers may have {MOST_HEAD_BYTES:,} bytes together"
     return Problem("headers-too-large", detail)
-
-
-def check_files() -> None:
-    """Raises ConfigurationError: this process may not open enough files for any connection."""
-    if (files := _files()) <= RESERVED_FILES:
-        raise ConfigurationError(
-            f"this process may have {files} files open, and the API needs more than {RESERVED_FILES}: "
-            "raise the limit with ulimit -n"
-        )
 
 
 def _files() -> int:

@@ -17,7 +17,7 @@ from websockets.frames import Frame
 
 from taskpool.errors import ConfigurationError
 
-from .connections import Connections, LimitedProtocol, Limits
+from .connections import Connections, LimitedProtocol
 from .events.websocket import MAX_MESSAGE_BYTES
 
 DRAIN_S = 10
@@ -39,11 +39,7 @@ collections leave about 20 objects of each client that has left in memory for lo
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to this address, not listening yet. Port 0 takes a free one.
-
-    Raises:
-        ConfigurationError: the port is in use, or the address isn't one of this machine's.
-    """
+    """A socket bound to this address, not listening yet. Port 0 takes a free one. Raises: ConfigurationError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -56,16 +52,13 @@ def bind(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        reason = os.strerror(error.errno or 0).lower()
-        raise ConfigurationError(
-            f"can't listen on {host}:{port}: {reason}; set TASKPOOL_PORT or TASKPOOL_HOST"
-        ) from None
+        reason = f"{host}:{port}: {os.strerror(error.errno or 0).lower()}"
+        raise ConfigurationError(f"can't listen on {reason}; set TASKPOOL_PORT or TASKPOOL_HOST") from None
     return listener
 
 
-def serve(app: Starlette, listener: socket.socket, limits: Limits, *, log_level: str) -> None:
+def serve(app: Starlette, listener: socket.socket, connections: Connections) -> None:
     """Serve until SIGTERM or SIGINT, answer the requests in work, and return."""
-    connections = Connections(limits)
     protocol: Any = partial(LimitedProtocol, registry=connections)
     config = uvicorn.Config(
         app,
@@ -74,7 +67,7 @@ def serve(app: Starlette, listener: socket.socket, limits: Limits, *, log_level:
         http=protocol,
         lifespan="on",
         log_config=None,  # __main__ configures logging
-        log_level=log_level,
+        log_level="warning",
         proxy_headers=False,  # see `Prefixes`
         server_header=False,
         timeout_graceful_shutdown=DRAIN_S,

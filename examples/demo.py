@@ -19,13 +19,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import httpx
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from taskpool import Client, TaskpoolError, TaskSpec, TaskStatus
 
@@ -34,11 +33,10 @@ BATCH = 500
 """Tasks in one request: a body has at most 256 KiB."""
 LARGEST_BYTES = 512 * 1024
 SKIPPED = {"node_modules", "venv", "__pycache__"}
-USAGE, FAILED, INTERRUPTED = 2, 1, 130
 
 
-def main() -> int:
-    """Runs the demo; the exit status."""
+def main() -> int | str:
+    """Runs the demo; the exit status, or an error's text."""
     parser = argparse.ArgumentParser(description="Count the words of text files, one task for each file.")
     parser.add_argument("path", nargs="?", type=Path, default=Path(), help="a directory or a file (default: .)")
     parser.add_argument("--top", type=int, default=10, metavar="N", help="how many words to show (default: 10)")
@@ -46,10 +44,10 @@ def main() -> int:
     parser.add_argument("--workers", default="2", metavar="N", help="worker processes of the demo's own Taskpool")
     given = parser.parse_args()
     root = given.path.resolve()
-    files = list(text_files(root))[:MOST_FILES]
+    files = list(islice(text_files(root), MOST_FILES))
     if not files:
         print(f"Error: there is no text file below {root}", file=sys.stderr)
-        return USAGE
+        return 2
     print(f"{len(files):,} text files below {root}")
     try:
         if given.url:
@@ -58,10 +56,9 @@ def main() -> int:
             with own_taskpool(root, given.workers) as url:
                 count(url, files, given.top)
     except TaskpoolError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return FAILED
+        return f"Error: {error}"
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return 130
     return 0
 
 
@@ -86,16 +83,15 @@ def is_text(path: Path) -> bool:
 @contextmanager
 def own_taskpool(root: Path, workers: str) -> Iterator[str]:
     """Runs `taskpool up` until the block ends; the URL of its API."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
     url = f"http://127.0.0.1:{port}"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TASKPOOL_")}
     with tempfile.TemporaryDirectory(prefix="taskpool-demo-") as directory, Path(directory, "log").open("w") as log:
-        up = [sys.executable, "-m", "taskpool.cli", "up", "--port", str(port), "--data-dir", directory]
         readable = str(root if root.is_dir() else root.parent)
         process = subprocess.Popen(
-            [*up, "--files-root", readable, "--workers", workers, "--grace-s", "0"],
+            [sys.executable, "-m", "taskpool.cli", "up", "--port", port, "--data-dir", directory,
+             "--files-root", readable, "--workers", workers, "--grace-s", "0"],
             env=environment, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
         try:
@@ -125,26 +121,18 @@ def count(url: str, files: Sequence[Path], top: int) -> None:
         batches = [client.add_tasks(specs[at : at + BATCH]) for at in range(0, len(specs), BATCH)]
         ids = [task.id for batch in batches for task in batch]
         merge = client.add_task("word_merge", tags=[tag], depends_on=ids)
-        console = Console()
         steps = [*ids[:: max(len(ids) // 50, 1)], merge.id]  # tasks start in the order of their submission
-        for id in track(steps, "Counting", console=console, disable=not console.is_terminal):
-            client.wait(id)
-        merged = client.get(merge.id)
+        for id in track(steps, "Counting", disable=not Console().is_terminal):
+            merged = client.wait(id)
         if merged.status is not TaskStatus.DONE:
             failed = client.list_tasks(tag=tag, type="word_count", status=TaskStatus.FAILED, limit=1).items
             raise TaskpoolError(failed[0].error or "" if failed else f"the merge is {merged.status}: {merged.error}")
-    show(console, merged.result, top)
-    took_s = time.monotonic() - began
-    print(f"{len(files) + 1:,} tasks in {took_s:.2f} s, {(len(files) + 1) / took_s:,.0f} tasks a second: {url}")
-
-
-def show(console: Console, result: dict[str, Any], top: int) -> None:
-    """Prints the most frequent words."""
-    table = Table("word", "times", box=None)
+    result, took_s = merged.result, time.monotonic() - began
+    print(f"\n{'word':20} {'times':>9}")
     for word, times in list(result["counts"].items())[:top]:
-        table.add_row(word, f"{times:,}")
-    console.print(table)
+        print(f"{word:20} {times:9,}")
     print(f"{result['words']:,} words, {result['distinct']:,} different ones")
+    print(f"{len(ids) + 1:,} tasks in {took_s:.2f} s, {(len(ids) + 1) / took_s:,.0f} tasks a second: {url}")
 
 
 if __name__ == "__main__":

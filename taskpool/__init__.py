@@ -17,14 +17,21 @@ from taskpool.errors import (
     ConfigurationError,
     DuplicateType,
     FieldError,
+    InvalidOperation,
     InvalidPayload,
+    InvalidSchedule,
     InvalidTask,
     NoEventLoop,
     NonRetryable,
     NotAllowed,
+    OperationConflict,
+    OperationNotFound,
+    ParentNotDone,
     ParentResultGone,
     QueueFull,
     RedisUnavailable,
+    ScheduleConflict,
+    ScheduleNotFound,
     TaskConflict,
     TaskNotFound,
     TaskpoolError,
@@ -33,72 +40,52 @@ from taskpool.errors import (
     UnknownDependency,
     UnknownType,
     WaitTimeout,
+    WorkflowConflict,
+    WorkflowNotFound,
+    WorkflowTimeout,
 )
-from taskpool.operations.specs import spec_for
+from taskpool.operations.flow.values import NodeSpec, WorkflowRecord, WorkflowSpec, WorkflowStatus
 from taskpool.tasks.context import Retry, Snooze, SoftTimeout, TaskContext, TaskStopped
 from taskpool.tasks.hooks import around_attempt, on_process_start, on_process_stop
+from taskpool.tasks.node import After
+from taskpool.tasks.outcomes import TaskOutcome
+from taskpool.tasks.questions import NotAnswered
 from taskpool.tasks.registry import Registry
+from taskpool.tasks.schedule import At, Cron, Every
+from taskpool.tasks.spec import Spec
 from taskpool.tasks.task import Task, task
 from taskpool.text import Secret
-from taskpool.types import TaskRecord, TaskSpec, TaskStatus
+from taskpool.types import Confirm, TaskRecord, TaskSpec, TaskStatus
+from taskpool.types.control import Filter
+from taskpool.types.dependency import Dependency
 
 __all__ = [
-    "ApiError",
-    "ApiUnavailable",
-    "AsyncClient",
-    "AsyncTaskPool",
-    "AttemptLost",
-    "CapReached",
-    "Client",
-    "ConfigurationError",
-    "DuplicateType",
-    "FieldError",
-    "InvalidPayload",
-    "InvalidTask",
-    "NoEventLoop",
-    "NonRetryable",
-    "NotAllowed",
-    "ParentResultGone",
-    "QueueFull",
-    "RedisUnavailable",
-    "Registry",
-    "Retry",
-    "Secret",
-    "Snooze",
-    "SoftTimeout",
-    "Task",
-    "TaskConflict",
-    "TaskContext",
-    "TaskNotFound",
-    "TaskPool",
-    "TaskRecord",
-    "TaskSpec",
-    "TaskStatus",
-    "TaskStopped",
-    "TaskpoolError",
-    "Unauthorized",
-    "UniqueConflict",
-    "UnknownDependency",
-    "UnknownType",
-    "WaitTimeout",
-    "around_attempt",
-    "on_process_start",
-    "on_process_stop",
-    "spec_for",
-    "task",
-]
+    "After", "ApiError", "ApiUnavailable", "AsyncClient", "AsyncTaskPool", "At", "AttemptLost", "CapReached",
+    "Client", "ConfigurationError", "Confirm", "Cron", "Dependency", "DuplicateType", "Every", "FieldError",
+    "Filter", "InvalidOperation", "InvalidPayload", "InvalidSchedule", "InvalidTask", "NoEventLoop", "NodeSpec",
+    "NonRetryable", "NotAllowed", "NotAnswered", "OperationConflict", "OperationNotFound", "ParentNotDone",
+    "ParentResultGone", "QueueFull", "RedisUnavailable", "Registry", "Retry", "ScheduleConflict",
+    "ScheduleNotFound", "ScheduleRecord", "ScheduleStatus", "Secret", "Snooze", "SoftTimeout", "Spec", "Task",
+    "TaskConflict", "TaskContext", "TaskNotFound", "TaskOutcome", "TaskPool", "TaskRecord", "TaskSpec",
+    "TaskStatus", "TaskStopped", "TaskpoolError", "Unauthorized", "UniqueConflict", "UnknownDependency",
+    "UnknownType", "WaitTimeout", "WorkflowConflict", "WorkflowNotFound", "WorkflowRecord", "WorkflowSpec",
+    "WorkflowStatus", "WorkflowTimeout", "around_attempt", "on_process_start", "on_process_stop", "task",
+]  # fmt: skip
 
 
 if TYPE_CHECKING:
     from taskpool.async_pool import AsyncTaskPool
     from taskpool.client.async_client import AsyncClient
     from taskpool.client.client import Client
+    from taskpool.operations.flow.schedule_values import ScheduleRecord, ScheduleStatus
     from taskpool.pool import TaskPool
 else:  # a type checker would take any name from a module with __getattr__
     _LAZY = {
         "AsyncClient": "taskpool.client.async_client",
         "AsyncTaskPool": "taskpool.async_pool",
         "Client": "taskpool.client.client",
+        "ScheduleRecord": "taskpool.operations.flow.schedule_values",
+        "ScheduleStatus": "taskpool.operations.flow.schedule_values",
         "TaskPool": "taskpool.pool",
     }
 

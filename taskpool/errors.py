@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
-from taskpool.types import Exit
+from taskpool.types import Exit, TaskStatus
+from taskpool.validation import shortened
 
 if TYPE_CHECKING:
     from taskpool.types import TaskRecord
@@ -23,24 +24,19 @@ PROBLEM_PREFIX: Final = "urn:taskpool:problem:"
 
 NOTHING: Final[Mapping[str, Any]] = {}
 _RETRY: Final = {"Retry-After": True}
+_OF_CLASSES: Final[list[ProblemKind]] = []
 
 
 class ProblemKind(NamedTuple):
-    """How the HTTP API answers one kind of error (RFC 9457).
+    """How the HTTP API answers one kind of error (RFC 9457)."""
 
-    `name` is the last part of the problem's type. `meaning` is given only if the error has no class of its own.
-    `error` is the class that the client raises. `headers` are the headers of the answer, and whether it always has
-    them. `members` are the members of the document besides those of RFC 9457, each with the attribute of the error that
-    it shows.
-    """
-
-    name: str
+    name: str  # the last part of the problem's type
     status: int
     title: str
-    meaning: str = ""
-    error: type[TaskpoolError] | None = None
-    headers: Mapping[str, bool] = NOTHING
-    members: Mapping[str, str] = NOTHING
+    meaning: str = ""  # given only if the error has no class of its own
+    error: type[TaskpoolError] | None = None  # what the client raises
+    headers: Mapping[str, bool] = NOTHING  # those of the answer, and whether it always has them
+    members: Mapping[str, str] = NOTHING  # those besides RFC 9457's, each with the attribute of the error that it shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +48,25 @@ class FieldError:
 
 
 class TaskpoolError(Exception):
-    """Root of every error this library raises.
+    """Root of every error this library raises. What a class annotates are the attributes of its instances."""
 
-    `problem` is None for an error that the HTTP API never answers. What a class annotates are the attributes of its
-    instances.
-    """
-
-    problem: ClassVar[ProblemKind | None] = None
+    problem: ClassVar[ProblemKind | None] = None  # None for an error that the HTTP API never answers
     exit_status: ClassVar[Exit] = Exit.FAILED
+
+    def __init_subclass__(
+        cls,
+        *,
+        problem: tuple[str, int, str] | None = None,
+        headers: Mapping[str, bool] = NOTHING,
+        members: Mapping[str, str] = NOTHING,
+        exit_status: Exit | None = None,
+    ) -> None:
+        if problem is not None:
+            meaning = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
+            cls.problem = ProblemKind(*problem, meaning, cls, headers, members)
+            _OF_CLASSES.append(cls.problem)
+        if exit_status is not None:
+            cls.exit_status = exit_status
 
 
 class FieldErrors(TaskpoolError):
@@ -68,32 +75,22 @@ class FieldErrors(TaskpoolError):
     errors: Sequence[FieldError]
 
     def __init__(self, errors: Sequence[FieldError], message: str = "") -> None:
-        super().__init__(message or f"{errors[0].pointer}: {errors[0].detail}")
+        super().__init__(message or ": ".join([each for each in (errors[0].pointer, errors[0].detail) if each]))
         self.errors = tuple(errors)
 
 
-class InvalidTask(FieldErrors):
-    """A field of the submitted task, or a parameter such as `grace_s` or `limit`, is invalid. Nothing was done.
-
-    `errors` has one entry for each fault: the JSON Pointer of the field or the parameter, and what is wrong with it.
-    """
-
-    problem = ProblemKind("invalid-task", 422, "Invalid task")
-    exit_status = Exit.USAGE
+class InvalidTask(FieldErrors, problem=("invalid-task", 422, "Invalid task"), exit_status=Exit.USAGE):
+    """A field of the submitted task, or a parameter such as `grace_s` or `limit`, is invalid. Nothing was done."""
 
     def __init__(self, message: str, errors: Sequence[FieldError] = ()) -> None:
         super().__init__(errors, message)
 
 
-class UnknownType(InvalidTask):
-    """No worker pool serves the task type.
+class UnknownType(InvalidTask, problem=("unknown-type", 422, "Unknown task type"), members={"near": "near"}):
+    """No worker pool serves the task type."""
 
-    `near` lists similar known types, best first.
-    """
-
-    problem = ProblemKind("unknown-type", 422, "Unknown task type", members={"near": "near"})
     type: str
-    near: Sequence[str]
+    near: Sequence[str]  # similar known types, best first
     last_served_ms: int | None
 
     def __init__(
@@ -107,114 +104,168 @@ class UnknownType(InvalidTask):
         elif near:
             message = f"unknown task type {type!r}; did you mean {', '.join(map(repr, near))}?"
         else:
-            shown = type if len(type) <= 80 else type[:79] + "…"
-            message = f"unknown task type {shown!r}; no worker pool has registered it"
+            message = f"unknown task type {shortened(type)!r}; no worker pool has registered it"
         super().__init__(message, [FieldError("/type", message)])
 
 
-class InvalidPayload(InvalidTask):
+class InvalidPayload(InvalidTask, problem=("invalid-payload", 422, "Invalid payload")):
     """The payload doesn't fit the JSON Schema of the task type."""
 
-    problem = ProblemKind("invalid-payload", 422, "Invalid payload")
 
+class UnknownDependency(
+    InvalidTask, problem=("unknown-dependency", 422, "Unknown dependency"), members={"task_id": "id"}
+):
+    """`depends_on` names a task or a workflow that doesn't exist."""
 
-class UnknownDependency(InvalidTask):
-    """`depends_on` names a task that doesn't exist.
+    id: str  # of that task or workflow
 
-    `id` is that task's.
-    """
-
-    problem = ProblemKind("unknown-dependency", 422, "Unknown dependency", members={"task_id": "id"})
-    id: str
-
-    def __init__(self, id: str) -> None:
-        self.id = id
-        message = f"depends_on names task {id!r}, which doesn't exist"
+    def __init__(self, ref: str) -> None:
+        self.id, colon, _ = ref.partition(":")
+        message = f"depends_on names {'workflow' if colon else 'task'} {self.id!r}, which doesn't exist"
         super().__init__(message, [FieldError("/depends_on", message)])
 
 
-class InvalidWebhook(FieldErrors):
+class InvalidWebhook(FieldErrors, problem=("invalid-webhook", 422, "Invalid webhook")):
     """A field of the webhook is invalid. Nothing was stored."""
 
-    problem = ProblemKind("invalid-webhook", 422, "Invalid webhook")
+
+class InvalidSchedule(FieldErrors, problem=("invalid-schedule", 422, "Invalid schedule"), exit_status=Exit.USAGE):
+    """A field of the schedule is invalid. Nothing was stored."""
 
 
-class WebhookNotFound(TaskpoolError):
+class ScheduleNotFound(
+    TaskpoolError, problem=("schedule-not-found", 404, "Schedule not found"), exit_status=Exit.NOT_FOUND
+):
+    """No schedule has this name: it never existed, or was removed."""
+
+    def __init__(self, name: object, message: str = "") -> None:
+        super().__init__(message or f"no schedule has the name {shortened(str(name))!r}")
+
+
+class UnreadableSchedule(ScheduleNotFound):
+    """The schedule was stored by a later release, or another program wrote its key in Redis."""
+
+    def __init__(self, name: object) -> None:
+        super().__init__(name, f"the schedule {name!r} can't be read: a later release, or another program, wrote it")
+
+
+class ScheduleConflict(
+    TaskpoolError, problem=("schedule-conflict", 409, "Schedule conflict"), exit_status=Exit.CONFLICT
+):
+    """The schedule doesn't allow this: it is declared in code, or it was changed by others meanwhile."""
+
+
+class PoolNotFound(TaskpoolError, problem=("pool-not-found", 404, "Worker pool not found"), exit_status=Exit.NOT_FOUND):
+    """No live worker pool has this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no live worker pool has the name {shortened(name)!r}")
+
+
+class PoolConflict(TaskpoolError, problem=("pool-conflict", 409, "Worker pool conflict"), exit_status=Exit.CONFLICT):
+    """The worker pool is draining, so it can't be resumed."""
+
+
+class FailureNotFound(
+    TaskpoolError, problem=("failure-not-found", 404, "Failure group not found"), exit_status=Exit.NOT_FOUND
+):
+    """No group of failures has this fingerprint, or it has no redrive. The 1,000 groups that failed last are kept."""
+
+    def __init__(self, fingerprint: object, message: str = "") -> None:
+        super().__init__(message or f"no group of failures has the fingerprint {shortened(str(fingerprint))!r}")
+
+
+class RedriveConflict(TaskpoolError, problem=("redrive-conflict", 409, "Redrive conflict"), exit_status=Exit.CONFLICT):
+    """The failures are being redriven already; or, to be stopped, they are not."""
+
+
+class InvalidOperation(FieldErrors, problem=("invalid-operation", 422, "Invalid operation"), exit_status=Exit.USAGE):
+    """A field of the operation on many tasks is invalid. Nothing was done."""
+
+
+class OperationNotFound(
+    TaskpoolError, problem=("operation-not-found", 404, "Operation not found"), exit_status=Exit.NOT_FOUND
+):
+    """No operation has this id: it never existed, or it ended more than a week ago."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"no operation has the id {id!r}; operations are kept for a week after their end")
+
+
+class OperationConflict(
+    TaskpoolError, problem=("operation-conflict", 409, "Operation conflict"), exit_status=Exit.CONFLICT
+):
+    """The operation doesn't allow this now: it has ended already, or it can't be undone."""
+
+
+class WebhookNotFound(TaskpoolError, problem=("webhook-not-found", 404, "Webhook not found")):
     """No webhook has this id."""
-
-    problem = ProblemKind("webhook-not-found", 404, "Webhook not found")
 
     def __init__(self, id: str) -> None:
         super().__init__(f"no webhook has the id {id!r}")
 
 
-class WebhookConflict(TaskpoolError):
+class WebhookConflict(TaskpoolError, problem=("webhook-conflict", 409, "Webhook conflict")):
     """The webhook doesn't allow this now: it was changed meanwhile, is disabled, is built in, or has a full queue."""
 
-    problem = ProblemKind("webhook-conflict", 409, "Webhook conflict")
 
-
-class DeliveryNotFound(TaskpoolError):
+class DeliveryNotFound(TaskpoolError, problem=("delivery-not-found", 404, "Delivery not found")):
     """No webhook delivery has this id: it never existed, or it has expired."""
-
-    problem = ProblemKind("delivery-not-found", 404, "Delivery not found")
 
     def __init__(self, id: str) -> None:
         super().__init__(f"no delivery has the id {id!r}; deliveries are kept for a week after their last attempt")
 
 
-class DeliveryBusy(TaskpoolError):
+class DeliveryBusy(TaskpoolError, problem=("delivery-busy", 409, "Delivery in progress")):
     """The webhook delivery is being sent at this moment, so it can't be sent again yet."""
-
-    problem = ProblemKind("delivery-busy", 409, "Delivery in progress")
 
     def __init__(self, id: str) -> None:
         super().__init__(f"the delivery {id} is being sent at this moment; try again when that attempt is over")
 
 
-class NotAllowed(FieldErrors):
+class NotAllowed(
+    FieldErrors,
+    problem=("forbidden", 403, "Permission denied"),
+    headers={"WWW-Authenticate": False},
+    exit_status=Exit.USAGE,
+):
     """The caller may not do this: its scopes, types, queues or project don't allow it. Nothing was stored."""
-
-    problem = ProblemKind("forbidden", 403, "Permission denied", headers={"WWW-Authenticate": False})
-    exit_status = Exit.USAGE
 
     def __init__(self, errors: Sequence[FieldError]) -> None:
         super().__init__(errors, errors[0].detail)
 
 
-class TaskNotFound(TaskpoolError):
+class TaskNotFound(TaskpoolError, problem=("task-not-found", 404, "Task not found"), exit_status=Exit.NOT_FOUND):
     """No task has this id: it never existed, was removed, or has expired."""
 
-    problem = ProblemKind("task-not-found", 404, "Task not found")
-    exit_status = Exit.NOT_FOUND
     id: Any
 
-    def __init__(self, id: Any) -> None:
-        if isinstance(id, str):
-            super().__init__(f"no task has the id {id!r}; it was removed, its retention ended, or it never existed")
-        else:
-            super().__init__(f"a task's id is a text, not {type(id).__name__}; pass the `id` of its record")
+    def __init__(self, id: Any, message: str = "") -> None:
+        if not isinstance(id, str):
+            message = f"a task's id is a text, not {type(id).__name__}; pass the `id` of its record"
+        super().__init__(
+            message or f"no task has the id {id!r}; it was removed, its retention ended, or it never existed"
+        )
         self.id = id
 
 
 class UnreadableTask(TaskNotFound):
     """The key of the task in Redis holds something else than a task's record: another program wrote it."""
 
-    def __init__(self, id: Any) -> None:
-        TaskpoolError.__init__(
-            self, f"the task {id!r} can't be read: its key in Redis holds something else than a task's record"
+    def __init__(self, id: str) -> None:
+        super().__init__(
+            id, f"the task {id!r} can't be read: its key in Redis holds something else than a task's record"
         )
-        self.id = id
 
 
-class TaskConflict(TaskpoolError):
-    """The status of the task doesn't allow this. Nothing changed.
+class TaskConflict(
+    TaskpoolError,
+    problem=("task-conflict", 409, "Task status conflict"),
+    members={"task_status": "status"},
+    exit_status=Exit.CONFLICT,
+):
+    """The status of the task doesn't allow this. Nothing changed."""
 
-    `status` is the task's current status.
-    """
-
-    problem = ProblemKind("task-conflict", 409, "Task status conflict", members={"task_status": "status"})
-    exit_status = Exit.CONFLICT
     id: str
     status: str
 
@@ -223,19 +274,44 @@ class TaskConflict(TaskpoolError):
         self.id, self.status = id, status
 
 
-class UniqueConflict(TaskConflict):
+class WorkflowNotFound(
+    TaskpoolError, problem=("workflow-not-found", 404, "Workflow not found"), exit_status=Exit.NOT_FOUND
+):
+    """No workflow has this id: it never existed, was removed, or has expired."""
+
+    id: str
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"no workflow has the id {id!r}; it was removed, its retention ended, or it never existed")
+        self.id = id
+
+
+class WorkflowConflict(
+    TaskpoolError,
+    problem=("workflow-conflict", 409, "Workflow status conflict"),
+    members={"workflow_status": "status"},
+    exit_status=Exit.CONFLICT,
+):
+    """The status of the workflow doesn't allow this. Nothing changed."""
+
+    id: str
+    status: str
+
+    def __init__(self, id: str, status: str, message: str) -> None:
+        super().__init__(message)
+        self.id, self.status = id, status
+
+
+class UniqueConflict(
+    TaskConflict,
+    problem=("unique-conflict", 409, "Unique key conflict"),
+    headers={"Link": False},  # not for a caller who may not read that task
+    members={"task_id": "id", "task_status": "status"},
+):
     """Another task holds the unique key. Nothing was stored.
 
-    `id` and `status` are that task's. `index` is the place of the refused task among those submitted together.
-    """
+    `id` and `status` are that task's. `index` is the place of the refused task among those submitted together."""
 
-    problem = ProblemKind(
-        "unique-conflict",
-        409,
-        "Unique key conflict",
-        headers={"Link": True},
-        members={"task_id": "id", "task_status": "status"},
-    )
     key: str
     index: int
 
@@ -244,27 +320,20 @@ class UniqueConflict(TaskConflict):
         self.key, self.index = key, index
 
 
-class KeyReused(TaskpoolError):
+class KeyReused(TaskpoolError, problem=("idempotency-key-reused", 422, "Idempotency key reused")):
     """The idempotency key was used for another submission before. Nothing was stored."""
-
-    problem = ProblemKind("idempotency-key-reused", 422, "Idempotency key reused")
 
     def __init__(self) -> None:
         super().__init__("this idempotency key was used for another submission; use a new key for each submission")
 
 
-class InvalidKey(FieldErrors):
+class InvalidKey(FieldErrors, problem=("invalid-key", 422, "Invalid API key settings"), exit_status=Exit.USAGE):
     """A setting of the API key is invalid."""
 
-    problem = ProblemKind("invalid-key", 422, "Invalid API key settings")
-    exit_status = Exit.USAGE
 
-
-class KeyNotFound(TaskpoolError):
+class KeyNotFound(TaskpoolError, problem=("key-not-found", 404, "API key not found"), exit_status=Exit.NOT_FOUND):
     """No API key has this id: it was revoked, or it never existed."""
 
-    problem = ProblemKind("key-not-found", 404, "API key not found")
-    exit_status = Exit.NOT_FOUND
     id: str
 
     def __init__(self, id: str) -> None:
@@ -272,33 +341,29 @@ class KeyNotFound(TaskpoolError):
         self.id = id
 
 
-class QueueFull(TaskpoolError):
-    """The queue holds as many tasks as it may (`max_queue_depth`). Nothing was stored.
+class QueueFull(
+    TaskpoolError, problem=("queue-full", 429, "Queue full"), headers=_RETRY, members={"queue": "queue", "held": "held"}
+):
+    """The queue holds as many tasks as it may (`max_queue_depth`). Nothing was stored."""
 
-    `held` is how many tasks the queue holds. `retry_after_s` is when there may be room, at the queue's pace.
-    """
-
-    problem = ProblemKind("queue-full", 429, "Queue full", headers=_RETRY, members={"queue": "queue", "held": "held"})
     queue: str
-    held: int
-    retry_after_s: float
+    held: int  # how many tasks it holds
+    retry_after_s: float  # there may be room then, at the queue's pace
 
     def __init__(self, queue: str, held: int, most: int, retry_after_s: float) -> None:
-        super().__init__(
-            f"the queue {queue!r} has no room: it holds {held:,} tasks, and may hold {most:,}; nothing was stored"
-        )
+        room = f"it holds {held:,} tasks, and may hold {most:,}; nothing was stored"
+        super().__init__(f"the queue {queue!r} has no room: {room}")
         self.queue, self.held, self.retry_after_s = queue, held, retry_after_s
 
 
-class CapReached(TaskpoolError):
-    """The project uses as many queues, tags, unique keys, idempotency keys or webhooks as it may. Nothing was stored.
+class CapReached(
+    TaskpoolError, problem=("cap-reached", 403, "Cap reached"), members={"cap": "most", "setting": "setting"}
+):
+    """The project uses as many queues, tags, unique keys, idempotency keys or webhooks as it may.
+    Nothing was stored."""
 
-    `setting` is the environment variable that sets the cap, `most` is the cap.
-    """
-
-    problem = ProblemKind("cap-reached", 403, "Cap reached", members={"cap": "most", "setting": "setting"})
-    setting: str
-    most: int
+    setting: str  # the environment variable that sets the cap
+    most: int  # the cap
 
     def __init__(self, kind: str, project: str | None, most: int) -> None:
         self.setting, self.most = f"TASKPOOL_MAX_{kind.upper()}", most
@@ -310,14 +375,31 @@ class CapReached(TaskpoolError):
         )
 
 
-class WaitTimeout(TaskpoolError):
+class WaitTimeout(TaskpoolError, exit_status=Exit.TIMED_OUT):
     """The task didn't end in time. `record` is its latest state."""
 
-    exit_status = Exit.TIMED_OUT
     record: TaskRecord
 
     def __init__(self, record: TaskRecord, timeout_s: float) -> None:
-        super().__init__(f"task {record.id} is still {record.status.value} after {timeout_s:g} s")
+        asked = ""
+        if record.question is not None:
+            asked = f": it asks {record.question.name!r}: {record.question.text}"
+        elif record.answer_by is not None and record.confirm is not None:
+            asked = f": it waits for a confirmation: {record.confirm.text}"
+        super().__init__(f"task {record.id} is still {record.status.value} after {timeout_s:g} s{asked}")
+        self.record = record
+
+
+class WorkflowTimeout(TaskpoolError, exit_status=Exit.TIMED_OUT):
+    """The workflow didn't end in time. `record` is its latest state."""
+
+    record: Any  # a WorkflowRecord
+
+    def __init__(self, record: Any, timeout_s: float) -> None:
+        names = [node.name for node in record.nodes if node.status is TaskStatus.WAITING_CONFIRMATION]
+        more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+        asked = f": it waits for a person at {', '.join(names[:3])}{more}" if names else ""
+        super().__init__(f"workflow {record.id} is still {record.status.value} after {timeout_s:g} s{asked}")
         self.record = record
 
 
@@ -325,10 +407,8 @@ class AttemptLost(TaskpoolError):
     """The attempt no longer holds its lease. Nothing was written."""
 
 
-class ConfigurationError(TaskpoolError):
+class ConfigurationError(TaskpoolError, exit_status=Exit.USAGE):
     """A setting or a task module is wrong. It is raised before anything starts; the text says what to change."""
-
-    exit_status = Exit.USAGE
 
 
 class DuplicateType(ConfigurationError):
@@ -339,17 +419,13 @@ class NoEventLoop(TaskpoolError, RuntimeError):
     """A method of `AsyncTaskPool` or `AsyncClient` was called without a running asyncio event loop."""
 
 
-class RedisUnavailable(TaskpoolError):
-    """Redis can't be reached, or can't serve the request at the moment. It is unknown whether a write took place.
+class RedisUnavailable(
+    TaskpoolError, problem=("redis-unavailable", 503, "Redis unavailable"), headers=_RETRY, exit_status=Exit.NO_REDIS
+):
+    """Redis can't be reached, or can't serve the request at the moment. It is unknown whether a write took place."""
 
-    `retry_after_s` is how long to wait before trying again. `public_text` is for HTTP clients, because the text of the
-    exception may name hosts.
-    """
-
-    problem = ProblemKind("redis-unavailable", 503, "Redis unavailable", headers=_RETRY)
-    exit_status = Exit.NO_REDIS
-    public_text = "Redis doesn't answer"
-    retry_after_s: float
+    public_text = "Redis doesn't answer"  # for HTTP clients: the exception's text may name hosts
+    retry_after_s: float  # how long to wait before trying again
 
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
@@ -363,26 +439,20 @@ class RedisFull(RedisUnavailable):
 
 
 class RedisRefused(RedisUnavailable):
-    """Redis answered with an error: it can't serve, or takes no writes, at the moment.
-
-    `is_known` is False for a reply that taskpool doesn't know. `at` is the place of the refused call among those that
-    were sent together.
-    """
+    """Redis answered with an error: it can't serve, or takes no writes, at the moment."""
 
     public_text = "Redis can't serve this at the moment"
 
     def __init__(self, message: str, *, is_known: bool = True) -> None:
         super().__init__(message)
-        self.is_known, self.at = is_known, 0
+        self.is_known = is_known  # False for a reply that taskpool doesn't know
+        self.at = 0  # the place of the refused call among those that were sent together
 
 
-class ApiUnavailable(TaskpoolError):
+class ApiUnavailable(TaskpoolError, exit_status=Exit.NO_REDIS):
     """The HTTP API can't be reached, or its answer was lost.
 
-    `was_sent`: the request may have reached the API, so it is unknown whether it was carried out.
-    """
-
-    exit_status = Exit.NO_REDIS
+    `was_sent`: the request may have reached the API, so it is unknown whether it was carried out."""
 
     def __init__(self, message: str, *, was_sent: bool) -> None:
         super().__init__(message)
@@ -394,8 +464,7 @@ class ApiError(TaskpoolError):
 
     `kind` is the last part of the problem's type, such as ``body-too-large``. It is empty when the answer was not a
     problem document, for example if a proxy sent it. `errors` as for `InvalidTask`. `retry_after_s` is from
-    `Retry-After`, if given.
-    """
+    `Retry-After`, if given."""
 
     def __init__(
         self,
@@ -412,26 +481,30 @@ class ApiError(TaskpoolError):
         self.errors, self.retry_after_s = tuple(errors), retry_after_s
 
 
-class Unauthorized(ApiError):
+class Unauthorized(
+    ApiError,
+    problem=("unauthorized", 401, "Authentication required"),
+    headers={"WWW-Authenticate": True},
+    exit_status=Exit.USAGE,
+):
     """An API key is needed, or the one given isn't valid."""
-
-    problem = ProblemKind("unauthorized", 401, "Authentication required", headers={"WWW-Authenticate": True})
-    exit_status = Exit.USAGE
 
 
 class NonRetryable(Exception):
     """Raised by a task that would fail in the same way again: the task fails at once, whatever attempts are left."""
 
 
-class ParentResultGone(TaskpoolError, NonRetryable):
-    """A task reads the result of a task it depends on, and that result is gone.
-
-    `parent` is that task's id. The attempt fails and isn't repeated, unless the task catches this.
-    """
+class ParentNotDone(TaskpoolError, NonRetryable):
+    """A task that a task depends on has no result, because it isn't done. The attempt fails and isn't repeated, unless
+    the task catches this."""
 
     def __init__(self, parent: str, why: str) -> None:
         super().__init__(f"the result of task {parent} can't be read: {why}")
-        self.parent = parent
+        self.parent = parent  # the id of that task
+
+
+class ParentResultGone(ParentNotDone):
+    """The result of a task that a task depends on is gone: its record expired, was removed, or can't be read."""
 
 
 _OF_HTTP: Final = (
@@ -472,10 +545,5 @@ def attributes_of(cls: type[TaskpoolError]) -> Iterator[str]:
             yield from inspect.get_annotations(base)
 
 
-_OF_CLASSES: Final = [
-    cls.problem._replace(meaning=" ".join((cls.__doc__ or "").split("\n\n")[0].split()), error=cls)
-    for cls in list(globals().values())
-    if isinstance(cls, type) and issubclass(cls, TaskpoolError) and cls.problem and "problem" in vars(cls)
-]
 PROBLEMS: Final = {kind.name: kind for kind in sorted([*_OF_HTTP, *_OF_CLASSES], key=lambda kind: kind.status)}
 """Every problem by its name, in the order of their statuses."""

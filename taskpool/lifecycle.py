@@ -1,8 +1,8 @@
 """What connections need in a program with threads, forks and event loops.
 
 A connection belongs to one process: a child that used a connection of its parent would read the answers to the parent's
-questions. `watch` tells an object when the process has forked and when it ends. `ConnectionPool` shares blocking
-connections among threads. `PerLoop` keeps what works only in the event loop that made it.
+questions. `ConnectionPool` shares blocking connections among threads. `PerLoop` keeps what works only in the event loop
+that made it. Each forgets the parent's connections in the child of a fork.
 """
 
 from __future__ import annotations
@@ -41,45 +41,30 @@ class HoldsConnections:
         )
 
 
-class Member(Protocol):
-    """An object that holds connections."""
-
-    def forked(self) -> None:
-        """Forget the parent's connections. Runs in the child of a fork, which has only the forking thread: it must not
-        take a lock that another thread may have held."""
-
-    def at_exit(self) -> None:
-        """Close what can be closed without waiting."""
-
-
-_members: weakref.WeakSet[Member] = weakref.WeakSet()
-
 inherited: Final[list[object]] = []
 """In a forked child: objects of the parent that must not be collected, because that would close or lock something."""
 
-
-def watch(member: Member) -> None:
-    """Call the member's `forked` in each child process, and its `at_exit` when the interpreter ends."""
-    _members.add(member)
+_alive: weakref.WeakSet[ConnectionPool[Any] | PerLoop[Any]] = weakref.WeakSet()
 
 
-def _alive() -> list[Member]:
+def _all_alive() -> list[ConnectionPool[Any] | PerLoop[Any]]:
     while True:
         try:
-            return list(_members)
+            return list(_alive)
         except RuntimeError:  # another thread added a member meanwhile
             continue
 
 
 def _forked() -> None:
-    for member in _alive():
+    for member in _all_alive():
         member.forked()
 
 
 @atexit.register
 def _at_exit() -> None:
-    for member in _alive():
-        member.at_exit()
+    for member in _all_alive():
+        if isinstance(member, ConnectionPool):  # each loop closes its own state
+            member.close()
 
 
 os.register_at_fork(after_in_child=_forked)
@@ -88,8 +73,7 @@ os.register_at_fork(after_in_child=_forked)
 # --- threads -------------------------------------------------------------------------------------------------
 
 MAX_CONNECTIONS: Final = 100
-WAIT_S: Final = 10.0
-"""How long a caller waits for a free connection when all are in use."""
+WAIT_S: Final = 10.0  # how long a caller waits for a free connection when all are in use
 LOOK_S: Final = 0.5
 
 
@@ -114,51 +98,59 @@ class ConnectionPool(Generic[C]):
     then more are made, and `most` are kept. A connection that failed is dropped: it may hold an unread answer.
 
     Every step is one operation of a deque, a dict or a SimpleQueue. None needs a lock, so a signal handler may use the
-    pool that it interrupts, and a forked child never waits for a lock of a thread that it doesn't have.
-    """
+    pool that it interrupts, and a forked child never waits for a lock of a thread that it doesn't have."""
 
     def __init__(self, make: Callable[[], C], *, most: int = MAX_CONNECTIONS, is_limit: bool = True) -> None:
         if most < 1:
             raise ConfigurationError(f"max_connections must be 1 or more, not {most}")
         self._make, self._most, self._is_limit = make, most, is_limit
+        self._begin()
+        _alive.add(self)
+
+    def _begin(self) -> None:
         self._pid = os.getpid()
-        self._members = _Members[C](most)
-        watch(self)
+        self._idle: deque[C] = deque()
+        self._known: dict[int, weakref.ref[C]] = {}  # the connections made and neither dropped nor closed, by their id
+        self._permits = deque([None] * self._most)  # an entry for each connection that may still be made
+        self._waiting: deque[SimpleQueue[C | None]] = deque()  # of each caller that waits: what it gets
 
     def take(self) -> C:
         """A connection for this caller alone, until it calls `give_back` or `drop`.
-
-        Raises:
-            ConnectionsInUse: none became free within 10 s.
-        """
+        Raises: ConnectionsInUse (none became free within 10 s)."""
         if os.getpid() != self._pid:  # a fork that didn't run Python's hooks, as some servers written in C do
             self.forked()
         try:
-            return self._members.idle.pop()
+            return self._idle.pop()
         except IndexError:
             return self._another()
 
     def give_back(self, connection: C) -> None:
         """Return a connection on which no answer is outstanding."""
-        members = self._members
         # Taken before `close` or a fork; or surplus.
-        if id(connection) not in members.known or len(members.idle) >= self._most:
+        if id(connection) not in self._known or len(self._idle) >= self._most:
             self.drop(connection)
             return
-        members.idle.append(connection)
-        if members.is_closed:  # since a moment ago
-            members.close_idle()
-        elif members.waiting:
-            members.serve()
+        if self._waiting and self._hand(connection):
+            return
+        self._idle.append(connection)
+        if id(connection) not in self._known:  # closed a moment ago
+            self.drop_idle()
+        elif self._waiting:  # since a moment ago
+            self._serve()
 
     def drop(self, connection: C) -> None:
         """Close a connection that can't be used any more."""
         connection.close()
-        self._members.forget(id(connection))
+        self._forget(id(connection))
 
     def drop_idle(self) -> None:
         """Close the connections that no caller uses now."""
-        self._members.close_idle()
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return
+            self.drop(connection)
 
     @contextmanager
     def taken(self, *harmless: type[BaseException]) -> Iterator[C]:
@@ -178,23 +170,20 @@ class ConnectionPool(Generic[C]):
         """Close all connections; those in use close when they are given back. The next `take` opens a new one."""
         if os.getpid() != self._pid:
             self.forked()
-        members, self._members = self._members, _Members(self._most)
-        members.close()
+        for id in list(self._known):
+            self._forget(id)
+        self.drop_idle()
 
     def forked(self) -> None:
-        """In a child process: abandon the parent's connections, those in use as well."""
-        members, self._members = self._members, _Members(self._most)
-        self._pid = os.getpid()
-        members.is_closed = True
-        for connection in members.all():
+        """In a child process: abandon the parent's connections, those in use as well. The child has only the forking
+        thread, so this takes no lock that another thread may have held."""
+        connections = [connection for ref in list(self._known.values()) if (connection := ref()) is not None]
+        self._begin()
+        for connection in connections:
             self._abandon(connection)
 
-    def at_exit(self) -> None:
-        """As `close`."""
-        self.close()
-
     def __del__(self) -> None:
-        if "_members" in self.__dict__:
+        if "_waiting" in self.__dict__:
             self.close()
 
     def _abandon(self, connection: C) -> None:
@@ -202,129 +191,98 @@ class ConnectionPool(Generic[C]):
         connection.close()
 
     def _another(self) -> C:
+        """A new connection or, if no more may be made, the next that becomes free."""
         end_mono = time.monotonic() + WAIT_S
-        while True:
-            if connection := self._members.another(self._make, end_mono if self._is_limit else None):
+        while not self._may_make():
+            if (connection := self._wait(end_mono)) is not None:
                 return connection
             if time.monotonic() >= end_mono:
                 raise ConnectionsInUse(
                     f"all {self._most} connections to Redis are in use, and none became free within {WAIT_S:g} s: "
                     "use fewer threads, or give the pool a larger max_connections"
                 )
-
-
-class _Members(Generic[C]):
-    """The connections of one pool between two calls of `close`, and the callers that wait for one."""
-
-    def __init__(self, most: int) -> None:
-        self.idle: deque[C] = deque()
-        self.is_closed = False
-        self.waiting: deque[None] = deque()  # an entry for each caller that waits and that `_handed` has nothing for
-        self._handed: SimpleQueue[C | None] = SimpleQueue()
-        self._permits = deque([None] * most)  # an entry for each connection that may still be made
-        self.known: dict[int, weakref.ref[C]] = {}  # the connections made here and not dropped, by their `id`
-
-    def all(self) -> list[C]:
-        """Every connection, in use or not."""
-        return [connection for ref in list(self.known.values()) if (connection := ref()) is not None]
-
-    def another(self, make: Callable[[], C], end_mono: float | None) -> C | None:
-        """A new connection. If no more may be made: the next that becomes free, or None when the caller should look
-        again; without `end_mono`, a new one all the same."""
         try:
-            self._permits.pop()
-        except IndexError:
-            if end_mono is not None:
-                return self._wait(end_mono)
-        try:
-            connection = make()
+            connection = self._make()
             # A caller that is interrupted between two steps may lose its connection without `drop`.
-            self.known[id(connection)] = weakref.ref(connection, partial(self._lost, id(connection)))
+            lost = partial(_forget_lost, weakref.ref(self), id(connection))
+            self._known[id(connection)] = weakref.ref(connection, lost)
         except BaseException:
             self._permits.append(None)
             raise
         return connection
 
-    def forget(self, id: int) -> None:
+    def _may_make(self) -> bool:
+        try:
+            self._permits.pop()
+        except IndexError:
+            return not self._is_limit
+        return True
+
+    def _forget(self, id: int) -> None:
         """Count a connection no longer; another may be made in its place."""
-        if self.known.pop(id, None) is not None:
+        if self._known.pop(id, None) is not None:
             self._permits.append(None)
             self._hand(None)
 
-    def serve(self) -> None:
-        """Hand idle connections to the callers that wait, the first one first."""
-        while self.waiting:
+    def _serve(self) -> None:
+        """Hand idle connections to the callers that wait, the one that waits longest first."""
+        while self._waiting:
             try:
-                connection = self.idle.pop()
+                connection = self._idle.pop()
             except IndexError:
                 return  # taken meanwhile; it will be given back
             if not self._hand(connection):
-                self.idle.append(connection)
-
-    def close(self) -> None:
-        """Close what is idle, and let those who wait look again."""
-        self.is_closed = True
-        self.close_idle()
-        while self._hand(None):
-            pass
-
-    def close_idle(self) -> None:
-        """Close what is idle."""
-        while True:
-            try:
-                connection = self.idle.pop()
-            except IndexError:
-                return
-            connection.close()
-            self.forget(id(connection))
-
-    def _lost(self, id: int, _: weakref.ref[C]) -> None:
-        self.forget(id)
+                self._idle.append(connection)
 
     def _hand(self, connection: C | None) -> bool:
-        """Hand a connection to a caller that waits, or wake it; False when none waits."""
+        """Hand a connection to a caller that waits, or let it look again; False when none waits."""
         try:
-            self.waiting.popleft()
+            self._waiting.popleft().put(connection)
         except IndexError:
             return False
-        self._handed.put(connection)
         return True
 
     def _wait(self, end_mono: float) -> C | None:
-        self.waiting.append(None)
+        """The next connection that becomes free; None when the caller should look again."""
+        handed: SimpleQueue[C | None] = SimpleQueue()
+        self._waiting.append(handed)
         try:
-            # Look again, now that a caller that gives one back sees us.
-            if not (self.idle or self._permits or self.is_closed):
-                return self._handed.get(timeout=max(0.0, min(LOOK_S, end_mono - time.monotonic())))
+            self._serve()  # one that was given back before we were seen
+            if not self._permits:
+                return handed.get(timeout=max(0.0, min(LOOK_S, end_mono - time.monotonic())))
         except Empty:
             pass
         except BaseException:
-            if (connection := self._leave()) is not None:
-                self.idle.append(connection)
+            if (connection := self._leave(handed)) is not None:
+                self._idle.append(connection)
             raise
-        return self._leave()
+        return self._leave(handed)
 
-    def _leave(self) -> C | None:
+    def _leave(self, handed: SimpleQueue[C | None]) -> C | None:
         """Stop waiting. Returns the connection that another thread is handing over at this moment, if there is one."""
         try:
-            self.waiting.pop()
-        except IndexError:
+            self._waiting.remove(handed)
+        except ValueError:
             with suppress(Empty):
-                return self._handed.get(timeout=LOOK_S)
+                return handed.get(timeout=LOOK_S)
         return None
+
+
+def _forget_lost(pool: weakref.ref[ConnectionPool[Any]], id: int, _: weakref.ref[Any]) -> None:
+    if (there := pool()) is not None:
+        there._forget(id)
 
 
 # --- event loops ---------------------------------------------------------------------------------------------
 
 
 class LoopState(Protocol):
-    """The connections of an object in one event loop."""
+    """The connections of an object in one event loop. `abandon` lets go of the sockets without the loop's help, and
+    sends nothing."""
 
-    async def close(self) -> None:
-        """Close the connections. Runs in the loop."""
+    async def close(self) -> None: ...
 
-    def abandon(self) -> None:
-        """Let go of the sockets without the loop's help. Nothing is sent."""
+    def abandon(self) -> None: ...
 
 
 S = TypeVar("S", bound=LoopState)
@@ -341,45 +299,23 @@ class PerLoop(Generic[S]):
     `blocking` the one to use where asyncio doesn't run.
 
     A state is closed when its loop shuts down: `asyncio.run` closes the async generators of its loop at the end, and
-    each state has one that waits for it.
-    """
+    each state has one that waits for it."""
 
     def __init__(self, make: Callable[[], S], *, owner: str, blocking: str) -> None:
         self._make, self._owner, self._blocking = make, owner, blocking
         # The keys aren't weak: transports refer to their loop, so the values would keep them alive all the same.
         self._entries: dict[asyncio.AbstractEventLoop, _Entry[S]] = {}
-        watch(self)
+        _alive.add(self)
 
     def here(self) -> S:
         """The state of the running loop.
-
-        Raises:
-            NoEventLoop: asyncio doesn't run in this thread.
-        """
+        Raises: NoEventLoop (asyncio doesn't run in this thread)."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             raise NoEventLoop(self._why()) from None
-        entry = self._entries.get(loop)
-        return self._begin(loop) if entry is None else entry.state
-
-    async def close(self) -> None:
-        """Close the state of the running loop, and abandon those whose loop is closed. Other loops keep theirs."""
-        self._sweep()
-        entry = self._entries.get(asyncio.get_running_loop())
-        if entry is not None:
-            await entry.closer.aclose()
-
-    def forked(self) -> None:
-        """In a child process: abandon the states of the parent's loops."""
-        entries, self._entries = self._entries, {}
-        for entry in entries.values():
-            self._abandon(entry)
-
-    def at_exit(self) -> None:
-        """Nothing to do: each loop closes its own state."""
-
-    def _begin(self, loop: asyncio.AbstractEventLoop) -> S:
+        if entry := self._entries.get(loop):
+            return entry.state
         self._sweep()
         state = self._make()
         closer = self._closing(loop, state)
@@ -387,6 +323,18 @@ class PerLoop(Generic[S]):
             closer.__anext__().send(None)
         self._entries[loop] = _Entry(state, closer, os.getpid())
         return state
+
+    async def close(self) -> None:
+        """Close the state of the running loop, and abandon those whose loop is closed. Other loops keep theirs."""
+        self._sweep()
+        if entry := self._entries.get(asyncio.get_running_loop()):
+            await entry.closer.aclose()
+
+    def forked(self) -> None:
+        """In a child process: abandon the states of the parent's loops."""
+        entries, self._entries = self._entries, {}
+        for entry in entries.values():
+            self._abandon(entry)
 
     async def _closing(self, loop: asyncio.AbstractEventLoop, state: S) -> AsyncGenerator[None]:
         try:
@@ -398,8 +346,7 @@ class PerLoop(Generic[S]):
     def _sweep(self) -> None:
         """Abandon the states of loops that were closed without `shutdown_asyncgens`."""
         for loop in [loop for loop in list(self._entries) if loop.is_closed()]:
-            entry = self._entries.pop(loop, None)
-            if entry is not None:  # else another thread did it
+            if entry := self._entries.pop(loop, None):  # else another thread did it
                 self._abandon(entry)
 
     def _abandon(self, entry: _Entry[S]) -> None:
@@ -436,8 +383,7 @@ def let_go(descriptor: int, inode: int | None) -> None:
     """Close the socket behind a descriptor that still belongs to a transport, if it is still that socket.
 
     The descriptor then refers to /dev/null. If it were closed, its number could be given to another file, which the
-    transport would close later.
-    """
+    transport would close later."""
     if descriptor < 0 or inode is None or inode_of(descriptor) != inode:
         return
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)

@@ -6,15 +6,29 @@ Each method runs one operation, which is a value: see `taskpool.operations` and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from taskpool import runner
 from taskpool.access.audit import Actor
-from taskpool.operations import catalog, listing, overview, queue, status, task_logs
-from taskpool.operations.listing import Filter
+from taskpool.errors import RedisUnavailable, WorkflowTimeout
+from taskpool.operations import catalog, listing, overview, queue, status, waiting
+from taskpool.operations.control import bulk, pauses, stacks
+from taskpool.operations.control.drive import drive
+from taskpool.operations.control.pools import list_pools
+from taskpool.operations.flow import occurrences, schedules, workflows
+from taskpool.operations.flow.builder import Workflow, batch_of
+from taskpool.operations.flow.confirmations import answer_task, confirm_task
+from taskpool.operations.flow.schedule_values import ScheduleRecord, spec_of
+from taskpool.operations.flow.values import WorkflowRecord, WorkflowSpec, WorkflowStatus
+from taskpool.operations.insight import failures, history, load, redrive, stats, storage
+from taskpool.operations.insight.check import check_tasks
+from taskpool.operations.insight.failure_values import STEPS
+from taskpool.operations.insight.findings import find
+from taskpool.operations.insight.why import why_not_running
 from taskpool.operations.overview import ServerInfo
 from taskpool.operations.pool_base import ConnectedPool
 from taskpool.operations.queue import Submitted
@@ -24,11 +38,13 @@ from taskpool.operations.waiting import FOLLOW_S, LOOK_AGAIN_S
 from taskpool.redis.add_script import Once
 from taskpool.tasks.attempt import Outcome
 from taskpool.tasks.log_lines import LogLine
+from taskpool.tasks.schedule import Times
 from taskpool.types import (
     Event,
     Page,
     QueuedTask,
     QueueInfo,
+    Receipt,
     RunningTask,
     TaskRecord,
     TaskSpec,
@@ -36,6 +52,19 @@ from taskpool.types import (
     TypeInfo,
     WorkerInfo,
 )
+from taskpool.types.control import Action, Criteria, Filter, Operation, OperationSpec, Past, Preview
+from taskpool.types.fleet import Pause, PoolRecord, QueueLoad, Stack, TypeStorage, Why
+from taskpool.types.insight import (
+    CheckReport,
+    Durations,
+    FailureGroup,
+    Finding,
+    Redrive,
+    Stats,
+    StatsBy,
+    StatsRange,
+)
+from taskpool.validation import Duration
 
 
 class TaskPool(ConnectedPool):
@@ -51,15 +80,12 @@ class TaskPool(ConnectedPool):
 
     Without a URL, the pool uses the Redis that the commands use: the one of TASKPOOL_REDIS_URL, or of a `taskpool up`
     in this directory. A pool with a `registry` also accepts the types registered there that no worker serves yet. Every
-    method raises RedisUnavailable when Redis can't be reached.
-    """
+    method raises RedisUnavailable when Redis can't be reached."""
 
-    def __enter__(self) -> TaskPool:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     if TYPE_CHECKING:
@@ -76,127 +102,361 @@ class TaskPool(ConnectedPool):
 
     def add_tasks(self, specs: Sequence[TaskSpec]) -> list[TaskRecord]:
         """Submit many tasks; returns their records in order. All are checked first; then each 1,000 are stored as one.
-
-        Raises:
-            InvalidTask: pointers start with the task's index, ``/3/payload/width``.
-        """
-        return self.store.carry_out(queue.add_tasks(specs, self.catalogue, self.registry, self.defaults))
+        Raises: as `add_task`; pointers start with the task's index, ``/3/payload/width``."""
+        return self.store.carry_out(queue.add_tasks(specs, self.rules))
 
     def submit(self, spec: TaskSpec, once: Once | None = None, *, by: Actor | None = None) -> Submitted:
         """Submit a task; returns only its id and status. With `once`, it is stored once for an idempotency key; with
         `by`, it is submitted for an API key.
-
-        Raises:
-            InvalidTask: as `add_task`.
-            NotAllowed: `by` may not use its type, its queue or one of its options.
-            UniqueConflict: as `add_task`.
-            KeyReused: the idempotency key was used for another submission.
-        """
+        Raises: as `add_task`, and NotAllowed and KeyReused."""
         return self._submit(spec, once, by)
 
     def submit_many(
         self, specs: Sequence[TaskSpec], once: Once | None = None, *, by: Actor | None = None, start: str = ""
     ) -> Submitted:
         """As `submit`, for up to 1,000 tasks: all are stored or none. Pointers begin with `start` and the index."""
-        plan = queue.submit_many(specs, self.catalogue, self.registry, self.defaults, once, by=by, start=start)
+        plan = queue.submit_many(specs, self.rules, once, by=by, start=start)
         return self.store.carry_out(plan)
 
     def get(self, id: str) -> TaskRecord:
-        """The task as it is now.
-
-        Raises:
-            TaskNotFound
-        """
+        """The task as it is now. Raises: TaskNotFound."""
         return self.store.run(fetch(id))
 
     def wait(self, id: str, *, timeout_s: float | None = None) -> TaskRecord:
         """The task once it has ended, successfully or not: see `status`, `result`, `error`. None waits without limit.
-
-        Once the wait has begun, it continues after an outage of Redis.
-
-        Raises:
-            TaskNotFound
-            WaitTimeout: it hasn't ended in `timeout_s`; `record` is its current state.
-            InvalidTask: `timeout_s` isn't a number of seconds up to ten years.
-        """
+        Once it has begun, it continues after an outage of Redis. Raises: TaskNotFound, WaitTimeout, InvalidTask."""
         for record in self._follow(id, timeout_s, LOOK_AGAIN_S):
             latest = record
         return latest
 
     def follow(self, id: str, *, timeout_s: float | None = None) -> Iterator[TaskRecord]:
         """The task as it is now, again a few times a second, and a last time when it has ended.
-
-        Once it has begun, it continues after an outage of Redis.
-
-        Raises:
-            TaskNotFound
-            WaitTimeout: it hasn't ended in `timeout_s`.
-            InvalidTask: `timeout_s` isn't a number of seconds up to ten years.
-        """
+        Continues after an outage of Redis, and raises, as `wait`."""
         with closing(self._follow(id, timeout_s, FOLLOW_S)) as records:
             yield from records
 
     def add_and_wait(self, spec: TaskSpec, *, wait_s: float | None = None) -> TaskRecord:
-        """Submit a task and wait for its end; returns the record once it has ended, successfully or not.
-
-        Raises:
-            InvalidTask: as `add_task`; or `wait_s` is invalid, and nothing was stored.
-            WaitTimeout: it hasn't ended in `wait_s`; it continues, and `record` is its current state.
-        """
+        """Submit a task and wait for its end, successful or not. If it hasn't ended in `wait_s`, it goes on.
+        Raises: as `add_task` and `wait`."""
         check_spec(spec)
         patience_s("wait_s", wait_s)
         return self._add_and_wait(spec, wait_s)
 
     def get_queue(self, name: str = "default", *, cursor: str | None = None, limit: int = 100) -> Page[QueuedTask]:
-        """A page of a queue at one moment, in dispatch order, with position and wait. It changes nothing.
-        Raises: InvalidTask, when the cursor or the limit is invalid."""
+        """A page of a queue at one moment, in dispatch order, with position and wait. Raises: InvalidTask."""
         return self.store.carry_out(queue.get_queue(name, cursor=cursor, limit=limit))
 
     def list_tasks(
-        self,
-        *,
-        status: TaskStatus | None = None,
-        queue: str | None = None,
-        type: str | None = None,
-        tag: str | None = None,
-        cursor: str | None = None,
-        limit: int = 50,
+        self, *, cursor: str | None = None, limit: int = 50, **criteria: Unpack[Criteria]
     ) -> Page[TaskRecord]:
-        """Tasks that match, newest first. A page may be short: continue with `next_cursor` until it is None.
-        Raises: InvalidTask, when the status, the cursor or the limit is invalid."""
-        return self.store.carry_out(listing.list_tasks(Filter(status, queue, type, tag), cursor=cursor, limit=limit))
+        """Tasks that match all criteria (those of a `Filter`), newest first. A page looks at a bounded number of tasks,
+        so it may be short: continue with `next_cursor` until it is None. Raises: InvalidTask."""
+        return self.store.carry_out(listing.list_tasks(Filter(**criteria), cursor=cursor, limit=limit))
 
     def remove_task(self, id: str) -> TaskStatus | None:
         """Cancel a task that hasn't started (returns CANCELED), or delete one that has ended (returns None).
-
-        Raises:
-            TaskNotFound
-            TaskConflict: it is running; use `kill_task`.
-        """
+        Raises: TaskNotFound; TaskConflict, if it is running: use `kill_task`."""
         return self.store.carry_out(queue.remove_task(id))
 
     def kill_task(self, id: str, *, grace_s: float = 10.0, force: bool = False) -> TaskRecord:
-        """Stop a task: cancel it if it hasn't started; else ask it to stop, and kill it after `grace_s` (`force`: at
-        once).
-
-        Raises:
-            TaskNotFound
-            InvalidTask: `grace_s` isn't a number of seconds from 0 to a day.
-        """
+        """Stop a task: cancel it if it hasn't started; else ask it to stop, and kill it after `grace_s`, at most a day
+        (`force`: at once). Raises: TaskNotFound, InvalidTask."""
         return self.store.carry_out(runner.kill_task(id, grace_s=grace_s, force=force))
 
     def retry_task(self, id: str) -> TaskRecord:
         """Queue a failed, stopped or canceled task again.
-
-        Raises:
-            TaskNotFound
-            TaskConflict: any other status, or a task it depends on isn't done.
-        """
+        Raises: TaskNotFound; TaskConflict, for any other status, or if a task it depends on isn't done."""
         return self.store.carry_out(runner.retry_task(id))
+
+    def confirm(self, id: str, *, comment: str | None = None) -> TaskRecord:
+        """Let a task start that waits for a confirmation. The same decision again agrees. Raises: TaskNotFound;
+        TaskConflict, if it doesn't wait for that or was rejected; NotAllowed; InvalidTask."""
+        return self.store.carry_out(confirm_task(id, "confirmed", comment=comment))
+
+    def reject(self, id: str, *, comment: str | None = None) -> TaskRecord:
+        """Cancel a task that waits for a confirmation. Raises: as `confirm`."""
+        return self.store.carry_out(confirm_task(id, "rejected", comment=comment))
+
+    def answer(self, id: str, answer: Any, *, question: str | None = None, comment: str | None = None) -> TaskRecord:
+        """Answer what a task asks. `question` names the question that is meant; without it, it is the one that the task
+        asks now. The same answer again agrees. Raises: TaskNotFound; TaskConflict, if it doesn't ask that or has
+        another answer; InvalidTask, if the answer doesn't fit."""
+        return self.store.carry_out(answer_task(id, answer, question=question, comment=comment))
+
+    def set_schedule(self, name: str, times: Times, task: TaskSpec) -> ScheduleRecord:
+        """Make the schedule `name`, or replace it: it submits `task` at these times. While its times stay the same, so
+        does its next run, and while it is paused it stays so.
+        Raises: InvalidSchedule; InvalidTask (pointers start with ``/task``); ScheduleConflict (declared in code)."""
+        plan = schedules.set_schedule(name, spec_of(times, task), self.rules)
+        record, _ = self.store.carry_out(plan)
+        return record
+
+    def get_schedule(self, name: str) -> ScheduleRecord:
+        """A schedule with its next runs and the last 100. Raises: ScheduleNotFound."""
+        return self.store.carry_out(schedules.get_schedule(name))
+
+    def list_schedules(self, *, cursor: str | None = None, limit: int = 100) -> Page[ScheduleRecord]:
+        """A page of the schedules, by name. Raises: InvalidTask."""
+        return self.store.carry_out(schedules.list_schedules(cursor=cursor, limit=limit))
+
+    def pause_schedule(self, name: str) -> ScheduleRecord:
+        """Let a schedule submit nothing until it is resumed. Raises: ScheduleNotFound."""
+        return self.store.carry_out(schedules.pause_schedule(name))
+
+    def resume_schedule(self, name: str) -> ScheduleRecord:
+        """Resume a schedule, with its next run from now on. Raises: ScheduleNotFound."""
+        return self.store.carry_out(schedules.resume_schedule(name))
+
+    def run_schedule(self, name: str) -> Receipt:
+        """Submit the task of a schedule now, beside its runs. Raises: ScheduleNotFound, and as `add_task`."""
+        return self.store.carry_out(occurrences.run_schedule(name, self.rules))
+
+    def remove_schedule(self, name: str) -> None:
+        """Remove a schedule. The tasks that it has submitted stay.
+        Raises: ScheduleNotFound; ScheduleConflict (it is declared in code that a pool has loaded)."""
+        self.store.carry_out(schedules.remove_schedule(name))
+
+    def workflow(self, name: str) -> Workflow[WorkflowRecord]:
+        """A workflow to be built in an `with` block, and submitted at its end.
+
+            with pool.workflow("import") as w:
+                rows = w.map("rows", [import_row.spec(row=row) for row in rows])
+                w.add("summary", import_summary.spec(), after=rows.any())
+            print(w.id)
+
+        The end of the block raises what `add_workflow` raises; an exception in the block submits nothing."""
+        return Workflow(name, self.add_workflow)
+
+    def batch(
+        self,
+        specs: Iterable[TaskSpec],
+        *,
+        name: str = "batch",
+        on_done: TaskSpec | None = None,
+        on_failure: TaskSpec | None = None,
+        on_end: TaskSpec | None = None,
+    ) -> WorkflowRecord:
+        """Submit tasks as one workflow, with tasks that run at its end: `on_done` if all are done, `on_failure` if not,
+        `on_end` in any case. Each finds the outcomes of the tasks in `ctx.outcomes["tasks"]`.
+        Raises: as `add_workflow`."""
+        return self.add_workflow(batch_of(specs, name=name, on_done=on_done, on_failure=on_failure, on_end=on_end))
+
+    def add_workflow(self, spec: WorkflowSpec) -> WorkflowRecord:
+        """Submit a workflow: all of its tasks, or none. Raises: as `add_task`; InvalidTask for its graph."""
+        return self.store.carry_out(workflows.submit_workflow(spec, self.rules))
+
+    def get_workflow(self, id: str) -> WorkflowRecord:
+        """The workflow as it is now, with its graph. Raises: WorkflowNotFound."""
+        return self.store.carry_out(workflows.fetch_workflow(id))
+
+    def workflows(
+        self,
+        *,
+        status: WorkflowStatus | None = None,
+        name: str | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> Page[WorkflowRecord]:
+        """Workflows without their nodes, newest first. A page may be short: continue with `next_cursor` until it is
+        None. Raises: InvalidTask."""
+        plan = workflows.list_workflows(status=status, name=name, cursor=cursor, limit=limit)
+        return self.store.carry_out(plan)
+
+    def wait_workflow(self, id: str, *, timeout_s: float | None = None) -> WorkflowRecord:
+        """The workflow once it has ended, successfully or not: see `status`, `counts`. None waits without limit. Once
+        it has begun, it continues after an outage of Redis. Raises: WorkflowNotFound, WorkflowTimeout, InvalidTask."""
+        for record in self.follow_workflow(id, timeout_s=timeout_s):
+            latest = record
+        return latest
+
+    def follow_workflow(self, id: str, *, timeout_s: float | None = None) -> Iterator[WorkflowRecord]:
+        """The workflow as it is now, again a few times a second, and a last time when it has ended.
+        Continues after an outage of Redis, and raises, as `wait_workflow`."""
+        end_mono = monotonic() + patience_s("timeout_s", timeout_s)
+        record = None
+        while True:
+            began_mono = monotonic()
+            try:
+                record = self.get_workflow(id)
+            except RedisUnavailable:
+                if record is None or began_mono >= end_mono:
+                    raise
+            else:
+                yield record
+                if record.status.is_terminal:
+                    return
+                if began_mono >= end_mono:
+                    raise WorkflowTimeout(record, max(timeout_s or 0.0, 0.0))
+            pause_s = max(FOLLOW_S, 4 * (monotonic() - began_mono))  # a large graph takes long to read
+            time.sleep(max(0.0, min(pause_s, end_mono - monotonic())))
+
+    def stop_workflow(self, id: str, *, grace_s: float = 10.0, force: bool = False) -> WorkflowRecord:
+        """Stop a workflow: cancel its tasks that haven't started, ask the running ones to stop, and kill them after
+        `grace_s`, at most a day (`force`: at once). One that has ended is left as it is.
+        Raises: WorkflowNotFound, InvalidTask."""
+        return self.store.carry_out(workflows.stop_workflow(id, grace_s=grace_s, force=force))
+
+    def retry_workflow(self, id: str) -> WorkflowRecord:
+        """Run again what failed in an ended workflow, what was canceled because of that, and what ran after it.
+        Raises: WorkflowNotFound; WorkflowConflict, if it hasn't failed and wasn't stopped."""
+        return self.store.carry_out(workflows.retry_workflow(id))
+
+    def remove_workflow(self, id: str) -> None:
+        """Remove an ended workflow with all of its tasks. Raises: WorkflowNotFound; WorkflowConflict, if it hasn't
+        ended."""
+        self.store.carry_out(workflows.remove_workflow(id))
+
+    def failures(self, *, type: str | None = None, since: Past | None = None, limit: int = 100) -> list[FailureGroup]:
+        """The groups of failures, those first that failed last: of a task type, and only those that failed since a
+        time, or within a duration before now such as "1h". Raises: InvalidTask."""
+        return self.store.carry_out(failures.list_failures(type=type, since=since, limit=limit))
+
+    def get_failure(self, fingerprint: str) -> FailureGroup:
+        """A group of failures with the traceback of the last one, and its last redrive. Raises: FailureNotFound."""
+        return self.store.carry_out(failures.get_failure(fingerprint))
+
+    def redrive(
+        self, fingerprint: str, *, steps: Sequence[int | str] = STEPS, include_nonretryable: bool = False
+    ) -> Redrive:
+        """Retry the failed tasks of a group in growing steps: 1, then 10, then all. The next step begins when those of
+        the last are done; when they fail again, it stops by itself. A worker pool drives it: see `get_redrive`.
+        Raises: FailureNotFound, InvalidTask, RedriveConflict (it runs already)."""
+        plan = redrive.start_redrive(fingerprint, steps=steps, include_nonretryable=include_nonretryable)
+        return self.store.carry_out(plan)
+
+    def get_redrive(self, fingerprint: str) -> Redrive:
+        """How far the last redrive of a group has come. Raises: FailureNotFound."""
+        return self.store.carry_out(redrive.get_redrive(fingerprint))
+
+    def stop_redrive(self, fingerprint: str) -> Redrive:
+        """Retry no more tasks of a group; those that were retried run on. Raises: FailureNotFound, RedriveConflict."""
+        return self.store.carry_out(redrive.stop_redrive(fingerprint))
+
+    def findings(self, *, installation: bool = False) -> list[Finding]:
+        """What is wrong now, the most urgent first; with `installation`, also how Redis and the pools are set up."""
+        return list((self.store.carry_out(find(installation=installation))).findings)
+
+    def preview_operation(
+        self, action: Action, filter: Filter, *, queue: str | None = None, include_nonretryable: bool = False
+    ) -> Preview:
+        """What `operate` would do: how many tasks it would change, and the first five. Raises: InvalidOperation."""
+        spec = OperationSpec(action=action, filter=filter, queue=queue, include_nonretryable=include_nonretryable)
+        return self.store.carry_out(bulk.preview_operation(spec))
+
+    def start_operation(
+        self, action: Action, filter: Filter, *, queue: str | None = None, include_nonretryable: bool = False
+    ) -> Operation:
+        """Start to change all tasks that match: `retry`, `stop`, `cancel`, `remove`, `move` (to `queue`) or `run_now`.
+        A worker pool carries it out, or the program that follows it. `retry` leaves out tasks that failed with
+        NonRetryable. Raises: InvalidOperation."""
+        spec = OperationSpec(action=action, filter=filter, queue=queue, include_nonretryable=include_nonretryable)
+        return self.store.carry_out(bulk.start_operation(spec))
+
+    def operate(
+        self, action: Action, filter: Filter, *, queue: str | None = None, include_nonretryable: bool = False
+    ) -> Operation:
+        """Change all tasks that match, as `start_operation`, and return the operation when it has ended.
+        Raises: InvalidOperation."""
+        started = self.start_operation(action, filter, queue=queue, include_nonretryable=include_nonretryable)
+        for operation in self.follow_operation(started.id):
+            latest = operation
+        return latest
+
+    def follow_operation(self, id: str) -> Iterator[Operation]:
+        """The operation as it is now, again a few times a second, and a last time when it has ended. If no other
+        program goes on with it, this one does. Raises: OperationNotFound."""
+        while True:
+            operation = self.get_operation(id)
+            yield operation
+            if operation.status.is_terminal:
+                return
+            if not self.store.carry_out(drive(id, self.driver, FOLLOW_S)):
+                time.sleep(FOLLOW_S)
+
+    def get_operation(self, id: str) -> Operation:
+        """An operation as it is now. Raises: OperationNotFound."""
+        return self.store.carry_out(bulk.get_operation(id))
+
+    def list_operations(self, *, cursor: str | None = None, limit: int = 50) -> Page[Operation]:
+        """A page of the operations, the newest first. Raises: InvalidTask."""
+        return self.store.carry_out(bulk.list_operations(cursor=cursor, limit=limit))
+
+    def cancel_operation(self, id: str) -> Operation:
+        """Cancel an operation that runs. What it has changed stays changed. Raises: OperationNotFound;
+        OperationConflict, if it has ended."""
+        return self.store.carry_out(bulk.cancel_operation(id))
+
+    def undo_operation(self, id: str) -> Operation:
+        """Restore what an operation has canceled or removed, up to ten minutes after its end: the operation that does
+        it. Raises: OperationNotFound; OperationConflict, if it can't be undone."""
+        return self.store.carry_out(bulk.undo_operation(id))
+
+    def check_tasks(self, *, queues: Sequence[str] | None = None) -> CheckReport:
+        """Which stored tasks would break with the types of `registry`: of those that haven't started, and failed ones,
+        in these queues or all. Raises: ConfigurationError (the pool has no registry)."""
+        return self.store.carry_out(check_tasks(self.known_types(), queues=queues))
 
     def queues(self) -> list[QueueInfo]:
         """Every queue with its counts."""
         return self.store.carry_out(overview.queues())
+
+    def storage(self) -> list[TypeStorage]:
+        """What fills Redis: how many records each task type has and about how much memory they use, the most first."""
+        return self.store.carry_out(storage.storage())
+
+    def queue_load(self, name: str, *, target: Duration = 60.0) -> QueueLoad:
+        """The load of a queue: what waits, how fast tasks come and go, and how many worker processes do what waits and
+        arrives within `target`, a duration from a second to a day. Raises: InvalidTask."""
+        return self.store.carry_out(load.load(name, target=target))
+
+    def why(self, id: str) -> Why:
+        """Why a task isn't running, and why the tasks that it waits for aren't. Without a reason it can start at once.
+        Raises: TaskNotFound."""
+        return self.store.carry_out(why_not_running(id))
+
+    def stack(self, id: str) -> Stack:
+        """Where a running task is: its frames, the innermost last, and the stacks of all threads of its process.
+        Raises: TaskNotFound; TaskConflict, if it doesn't run, or its worker process doesn't answer."""
+        asked = self.store.carry_out(stacks.ask_for_stack(id))
+        for _ in range(stacks.POLLS):
+            if (found := self.store.run(stacks.answer_of(asked))) is not None:
+                return found
+            time.sleep(stacks.POLL_S)
+        raise stacks.unanswered(asked)
+
+    def pause_queue(self, name: str, *, why: str | None = None) -> Pause:
+        """Let no task of a queue start until it is resumed; the pause that holds. What runs goes on. The first pause
+        counts until it ends. Raises: InvalidTask."""
+        return self.store.carry_out(pauses.pause_queue(name, why=why))
+
+    def resume_queue(self, name: str) -> None:
+        """Let the tasks of a queue start again, at once. Raises: InvalidTask."""
+        self.store.carry_out(pauses.resume_queue(name))
+
+    def pause_all(self, *, why: str | None = None) -> Pause:
+        """Let no task of any queue start until everything is resumed. Raises: InvalidTask."""
+        return self.store.carry_out(pauses.pause_all(why=why))
+
+    def resume_all(self) -> None:
+        """Let tasks start again. Queues and pools that are paused themselves stay so."""
+        self.store.carry_out(pauses.resume_all())
+
+    def pools(self) -> list[PoolRecord]:
+        """The worker pools. One that went away without draining is listed as ``gone`` for a day."""
+        return self.store.carry_out(list_pools())
+
+    def pause_pool(self, name: str, *, why: str | None = None) -> Pause:
+        """Let a worker pool start no task until it is resumed. Raises: PoolNotFound, InvalidTask."""
+        return self.store.carry_out(pauses.pause_pool(name, why=why))
+
+    def resume_pool(self, name: str) -> None:
+        """Let a worker pool start tasks again. Raises: PoolNotFound; PoolConflict, if it drains."""
+        self.store.carry_out(pauses.resume_pool(name))
+
+    def drain_pool(self, name: str, *, why: str | None = None) -> Pause:
+        """Let a worker pool start no more tasks, finish those that it runs within its grace period, and end.
+        Raises: PoolNotFound, InvalidTask."""
+        return self.store.carry_out(pauses.drain_pool(name, why=why))
 
     def types(self) -> list[TypeInfo]:
         """Every known task type, with the pools that serve it."""
@@ -212,7 +472,23 @@ class TaskPool(ConnectedPool):
 
     def counters(self) -> dict[str, int]:
         """The running totals of the whole cluster (see `taskpool.redis.keys`)."""
-        return self.store.run(overview.counters())
+        return self.store.carry_out(history.counters())
+
+    def stats(
+        self,
+        range: StatsRange = "1h",
+        *,
+        type: str | None = None,
+        queue: str | None = None,
+        by: StatsBy | None = None,
+    ) -> Stats:
+        """Counts and durations of the last hour or day by minute, week by hour, or 90 days by day: of a task type, of a
+        queue, or of all. `by`: a series for each type, queue or build. Raises: InvalidTask."""
+        return self.store.carry_out(stats.stats(range, type=type, queue=queue, by=by))
+
+    def durations(self, type: str) -> Durations:
+        """How long the attempts of a task type ran in the last seven days."""
+        return self.store.carry_out(stats.durations(type))
 
     def server(self) -> ServerInfo:
         """The Redis server: version, persistence, memory."""
@@ -229,30 +505,20 @@ class TaskPool(ConnectedPool):
 
     def execute_task(self, running: RunningTask) -> TaskStatus:
         """Run a claimed task in this thread, with the types of `registry`, and store its outcome.
-
-        Raises:
-            AttemptLost: it lost its lease meanwhile; nothing was stored.
-            ConfigurationError: the pool has no registry.
-        """
+        Raises: AttemptLost, ConfigurationError (the pool has no registry)."""
         registry, most = self.known_types(), self.settings.max_result_bytes
-        return self._run_task_code(lambda store: runner.execute_here(store, registry, running, max_result_bytes=most))
+        return self._run_task_code(
+            lambda store: runner.execute_here(store, registry, running, rules=self.rules, max_result_bytes=most)
+        )
 
     def logs(self, id: str, *, cursor: str | None = None, limit: int = 100) -> Page[LogLine]:
         """A page of a task's log, the oldest line first. Until the task has ended, there is always a next cursor.
-
-        Raises:
-            TaskNotFound
-            InvalidTask: the cursor isn't one of this listing, or the limit is invalid.
-        """
-        return self.store.carry_out(task_logs.logs(id, cursor=cursor, limit=limit))
+        Raises: TaskNotFound, InvalidTask."""
+        return self.store.carry_out(waiting.logs(id, cursor=cursor, limit=limit))
 
     def follow_log(self, id: str, *, cursor: str | None = None) -> Iterator[LogLine]:
         """Every line of a task's log, once, including new ones, until the task has ended. Continues after an outage.
-
-        Raises:
-            TaskNotFound
-            InvalidTask: the cursor isn't one of `logs`.
-        """
+        Raises: TaskNotFound; InvalidTask, if the cursor isn't one of `logs`."""
         with closing(self._log_steps(id, cursor)) as steps:
             for step in steps:
                 yield from step.lines

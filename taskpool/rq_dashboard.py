@@ -43,22 +43,19 @@ UNESCAPED: Final = ("rq_dashboard.job_info", "rq_dashboard.list_workers", "rq_da
 """The documents whose texts the pages put into HTML as they are. The lists of jobs escape by themselves."""
 
 NOT_JSON: Final = "(not JSON: left unread)"
-
 HOSTS_VARIABLE: Final = "RQ_DASHBOARD_TRUSTED_HOSTS"
 HOSTS: Final = frozenset(
     name.strip().lower() for name in ("localhost,127.0.0.1,[::1]," + os.environ.get(HOSTS_VARIABLE, "")).split(",")
 ) - {""}
 """Hosts by which a request may address it, without ports: another machine's page can't have these names."""
-
 _HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[0-9]{1,5})?")
 
-REGISTRIES: Final = ("queued", "scheduled", "deferred", "started", "finished", "failed", "canceled")
-ORDERS: Final = ("asc", "dsc")
-NUMBERS: Final = {"per_page": 1000, "page": 1_000_000_000}
-"""The largest values; the smallest is 1."""
-
-IDLE_S: Final = 10
-"""Seconds a connection may take to send a request or to read its answer."""
+CHOICES: Final = {
+    "registry_name": ("queued", "scheduled", "deferred", "started", "finished", "failed", "canceled"),
+    "order": ("asc", "dsc"),
+}
+NUMBERS: Final = {"per_page": 1000, "page": 1_000_000_000}  # the largest values; the smallest is 1
+IDLE_S: Final = 10  # how long a connection may take to send a request or to read its answer
 
 REWRITES: Final = {
     "rq_dashboard/base.html": ('<script type="text/javascript">', '<script nonce="{{ g.nonce }}">'),
@@ -77,27 +74,17 @@ class TaskJob(Job):
         return self._result if value is None else value
 
 
-class JsonAlone:
-    """RQ's serializers in this process, whichever is asked for."""
+def loads(data: bytes) -> Any:
+    """The value of JSON; NOT_JSON for anything else: one job that is pickled must not make a page of fifty fail."""
+    try:
+        return json.loads(data.decode())
+    except (ValueError, RecursionError):
+        return NOT_JSON
 
-    @staticmethod
-    def loads(data: bytes) -> Any:
-        """The value; NOT_JSON for anything else: one job that is pickled must not make a page of fifty fail."""
-        try:
-            return json.loads(data.decode())
-        except (ValueError, RecursionError):
-            return NOT_JSON
 
-    @staticmethod
-    def dumps(value: Any) -> bytes:
-        """The value as JSON."""
-        return json.dumps(value).encode()
-
-    @classmethod
-    def take_over(cls, serializer: type) -> None:
-        """Have an existing serializer, under whatever name it was imported, do the same."""
-        for name in ("loads", "dumps"):
-            setattr(serializer, name, staticmethod(getattr(cls, name)))
+def dumps(value: Any) -> bytes:
+    """The value as JSON."""
+    return json.dumps(value).encode()
 
 
 def call_string(job: Job) -> str:
@@ -120,7 +107,6 @@ class Rewritten(Extension):
     """Jinja: the templates with REWRITES."""
 
     def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
-        """The template's source."""
         before, after = REWRITES.get(name or "", ("", ""))
         if before not in source:
             raise TemplateAssertionError(f"{before!r} isn't there: this needs rq-dashboard 0.9.0", 1, name, filename)
@@ -172,9 +158,8 @@ def check_source() -> Response | None:
     host = request.headers.get("Host", "").lower()
     named = _HOST.fullmatch(host)
     if named is None or named[1] not in HOSTS:
-        return refusal(
-            421, f"This dashboard isn't served under that host name. To allow it, list it in {HOSTS_VARIABLE}."
-        )
+        text = f"This dashboard isn't served under that host name. To allow it, list it in {HOSTS_VARIABLE}."
+        return refusal(421, text)
     if request.url_rule is None or "POST" not in (request.url_rule.methods or ()) or request.method == "OPTIONS":
         return None
     if request.method != "POST":
@@ -182,9 +167,8 @@ def check_source() -> Response | None:
     origin = request.headers.get("Origin") or request.headers.get("Referer")  # none: no browser
     fetched = request.headers.get("Sec-Fetch-Site", "same-origin")
     if fetched != "same-origin" or (origin and origin.partition("://")[2].partition("/")[0].lower() != host):
-        return refusal(
-            403, "This request came from a page of another origin. (A proxy has to pass on Host with its port.)"
-        )
+        text = "This request came from a page of another origin. (A proxy has to pass on Host with its port.)"
+        return refusal(403, text)
     return None
 
 
@@ -193,10 +177,9 @@ def check_address() -> Response | None:
     values: dict[str, Any] = request.view_args or {}
     if values.get("instance_number", 0) >= len(current_app.config["RQ_DASHBOARD_REDIS_URL"]):
         return refusal(404, "There is no Redis instance with this number.")
-    if values.get("registry_name", "queued") not in REGISTRIES:
-        return refusal(404, f"There is no such registry; there are: {', '.join(REGISTRIES)}.")
-    if values.get("order", "asc") not in ORDERS:
-        return refusal(404, f"There is no such order; there are: {', '.join(ORDERS)}.")
+    for name, choices in CHOICES.items():
+        if values.get(name, choices[0]) not in choices:
+            return refusal(404, f"There is no such {name.removesuffix('_name')}; there are: {', '.join(choices)}.")
     if not re.fullmatch(r"[\w-]+", values.get("job_id", "-")):
         return refusal(404, "A job's id has only letters, digits, '_' and '-'.")
     for name, most in NUMBERS.items():
@@ -229,8 +212,7 @@ def finish(response: Response) -> Response:
 def set_up(state: BlueprintSetupState) -> None:
     """Change what the dashboard's process reads, serves and answers, once an application has its pages.
 
-    The checks come before everything else of the application; check_queue comes after the check of the password.
-    """
+    The checks come before everything else of the application; check_queue comes after the check of the password."""
     context = click.get_current_context(silent=True)
     if context and context.params.get("password") and not context.params.get("username"):
         raise click.UsageError("a password is given without a user name, so it would not be asked for: give --username")
@@ -238,8 +220,9 @@ def set_up(state: BlueprintSetupState) -> None:
         named = _HOST.fullmatch(name)
         if named is None or named[1] != name:
             raise click.UsageError(f"{HOSTS_VARIABLE}: {name!r} isn't a host name or address without a port")
-    JsonAlone.take_over(DefaultSerializer)  # pickle
-    JsonAlone.take_over(JSONSerializer)
+    for serializer in (DefaultSerializer, JSONSerializer):  # the first one is pickle
+        for function in (loads, dumps):
+            setattr(serializer, function.__name__, staticmethod(function))
     web.Job = TaskJob
     Job.get_call_string = call_string  # type: ignore[assignment, method-assign]
     WSGIRequestHandler.timeout = IDLE_S

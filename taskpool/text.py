@@ -16,6 +16,8 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from itertools import accumulate
 from typing import Annotated, Any, Final, NamedTuple, TypeVar
@@ -26,14 +28,12 @@ import msgspec
 # --- NaN and infinities --------------------------------------------------------------------------------------
 
 _PLAIN: Final = frozenset({str, int, bool, type(None)})
+_PLAIN_KEYS: Final = frozenset({str, int})
 
 
 def may_hide_nan(encoded: bytes) -> bool:
-    """Whether the value that msgspec encoded may contain NaN or an infinity.
-
-    msgspec writes null for such a float, "nan", "inf" or "-inf" for a key, and "NaN" or "Infinity" for a Decimal.
-    Looking for one letter first is much faster.
-    """
+    """Whether the value that msgspec encoded may contain NaN or an infinity: null for such a float, "nan", "inf" or
+    "-inf" for a key, "NaN" or "Infinity" for a Decimal. Looking for one letter first is much faster."""
     return (
         b"null" in encoded
         or (b"N" in encoded and b"NaN" in encoded)
@@ -44,17 +44,15 @@ def may_hide_nan(encoded: bytes) -> bool:
 
 
 def is_plain_and_finite(value: Any) -> bool:
-    """Whether a value consists only of Python's own JSON types and has no NaN or infinity.
-
-    False for any other type: it may contain such a number where this function doesn't look.
-    """
+    """Whether a value consists only of Python's own JSON types and has no NaN or infinity. False for any other type: it
+    may contain such a number where this function doesn't look."""
     kind = type(value)
     if kind is float:
         return math.isfinite(value)
     if kind in _PLAIN:
         return True
     if kind is dict:
-        return all(map(_is_plain_key, value)) and all(map(is_plain_and_finite, value.values()))
+        return _PLAIN_KEYS.issuperset(map(type, value)) and all(map(is_plain_and_finite, value.values()))
     return (kind is list or kind is tuple) and all(map(is_plain_and_finite, value))
 
 
@@ -64,28 +62,18 @@ def refuse_nan(value: Any, encoded: bytes) -> None:
         raise ValueError("NaN and Infinity are not JSON")
 
 
-def _is_plain_key(key: Any) -> bool:
-    return type(key) is str or type(key) is int
-
-
 # --- depth ---------------------------------------------------------------------------------------------------
 
 PEELED: Final = 4
-MANY: Final = 4096
 
 _AS_LISTS: Final = bytes.maketrans(b"{}", b"[]")
-_AS_STEPS: Final = bytes.maketrans(b"[]", b"\x01\xff")
-"""Each bracket as a signed byte: one level down, one level up."""
+_AS_STEPS: Final = bytes.maketrans(b"[]", b"\x01\xff")  # each bracket as a signed byte: one level down, one level up
 _NO_BRACKETS: Final = bytes(sorted(set(range(256)) - set(b'[]{}"')))
 
 
 def is_deeper_than(levels: int, encoded: bytes) -> bool:
     """Whether more than `levels` arrays and objects are nested in each other. The JSON isn't parsed: a parser may
-    overflow its stack.
-
-    Only brackets outside of texts are left. Each round of the loop removes the innermost level of all branches; of most
-    JSON nothing is left after a few.
-    """
+    overflow its stack."""
     if len(encoded) <= 2 * levels:  # too few brackets
         return False
     if b"\\" in encoded:
@@ -93,14 +81,11 @@ def is_deeper_than(levels: int, encoded: bytes) -> bool:
     brackets = encoded.translate(_AS_LISTS, _NO_BRACKETS).replace(b'""', b"")
     if b'"' in brackets:  # a text has brackets
         brackets = b"".join(brackets.split(b'"')[::2])
-    for peeled in range(levels):
-        if not brackets:
-            return False
-        if peeled == PEELED and len(brackets) > MANY:  # deep everywhere: counting is faster from here on
-            steps = memoryview(brackets.translate(_AS_STEPS)).cast("b")
-            return max(accumulate(steps)) > levels - peeled
+    peeled = min(levels, PEELED)
+    for _ in range(peeled):  # each round removes the innermost level of all branches: of most JSON, nothing is left
         brackets = brackets.replace(b"[]", b"")
-    return bool(brackets)
+    steps = memoryview(brackets.translate(_AS_STEPS)).cast("b")
+    return max(accumulate(steps), default=0) > levels - peeled
 
 
 # --- printable text ------------------------------------------------------------------------------------------
@@ -131,7 +116,6 @@ _in_a_line: Final = re.compile(f"({_COLOURS})|({_SEQUENCE})|[{_UNSEEN}\n]")
 _in_a_cell: Final = re.compile(f"({_COLOURS})|({_SEQUENCE})|[{_UNSEEN}\n\t]")
 _ends_plain: Final = re.compile(r"(?:\A|\x1b\[0*m)[^\x1b]*\Z").search
 
-_SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 RESET: Final = "\x1b[0m"
 
 
@@ -163,13 +147,75 @@ def json_text(encoded: str) -> str:
     return encoded if _is_plain(encoded) else _to_escape.sub(_json_escape, encoded)
 
 
+LOG_FORMATS: Final = ("text", "json", "auto")
+"""Lines for people, one JSON object a line, or `auto`: lines with colours on a terminal, and JSON elsewhere."""
+_LEVEL_COLOURS: Final = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
+_OWN_ATTRIBUTES: Final = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
+
+
 class LogFormatter(logging.Formatter):
     """Formats log records for terminals. Only the first line of a record doesn't begin with four spaces, whatever its
     message contains."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The usual text, made printable."""
         return indented(printable_lines(super().format(record)))
+
+
+class ColourFormatter(LogFormatter):
+    """The same with a colour for each level."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return with_level_colour(super().format(record), record.levelname)
+
+
+class JsonFormatter(logging.Formatter):
+    """Formats each log record as a JSON object on one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return log_json(record)
+
+
+def log_formatter(kind: str, text_format: str, *, is_terminal: bool) -> logging.Formatter:
+    """The formatter for a word of LOG_FORMATS."""
+    if is_json_log(kind, is_terminal=is_terminal):
+        return JsonFormatter()
+    return LogFormatter(text_format) if kind == "text" else ColourFormatter(text_format)
+
+
+def is_json_log(kind: str, *, is_terminal: bool) -> bool:
+    """Whether the log is JSON, for a word of LOG_FORMATS."""
+    return kind == "json" or (kind == "auto" and not is_terminal)
+
+
+def with_level_colour(text: str, level: str) -> str:
+    """The text of a log record with its level in a colour."""
+    colour = _LEVEL_COLOURS.get(level)
+    return text if colour is None else text.replace(level, f"\x1b[{colour}m{level}{RESET}", 1)
+
+
+def log_json(record: logging.LogRecord, hide: Callable[[str], str] = str, **about: Any) -> str:
+    """A log record as JSON: when, level, logger and message, and what it is `about`; its exception, and what was given
+    as `extra`. `hide` masks secrets in the texts."""
+    document = {"level": record.levelname.lower(), "logger": record.name, "message": hide(record.getMessage()), **about}
+    if record.exc_info and record.exc_info[0] is not None:
+        document["exception"] = hide(logging.Formatter().formatException(record.exc_info))
+    for name, value in vars(record).items():
+        if name not in _OWN_ATTRIBUTES and name not in document:
+            is_plain = value is None or type(value) in (bool, int, float)
+            document[name] = value if is_plain else hide(str(value))
+    return json_line(record.created, document)
+
+
+def json_line(at_s: float, document: dict[str, Any]) -> str:
+    """A line of a log in JSON, with its time."""
+    at = datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    document = {"time": at} | document
+    try:
+        encoded = msgspec.json.encode(document)
+    except UnicodeEncodeError:  # half a surrogate pair, which a file name may have
+        texts = {name: each.encode("utf-8", "replace").decode() for name, each in document.items() if type(each) is str}
+        encoded = msgspec.json.encode(document | texts)
+    return json_text(encoded.decode())
 
 
 def _is_plain(text: str) -> bool:
@@ -184,13 +230,7 @@ def _with_colour(found: re.Match[str]) -> str:
     colours, sequence = found.groups()
     if colours or sequence:
         return colours or ""
-    character = found[0]
-    if character in _SHORT:
-        return _SHORT[character]
-    number = ord(character)
-    if number < 0x100:
-        return f"\\x{number:02x}"
-    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+    return found[0].encode("unicode_escape").decode()
 
 
 def _json_escape(found: re.Match[str]) -> str:
@@ -204,14 +244,10 @@ def _json_escape(found: re.Match[str]) -> str:
 # three of them around one another. Packed values (base64, hex) are searched as packed text: in base64 a value looks
 # different after 0, 1 and 2 other bytes, as `user:password` has them.
 
-MASK: Final = "***"
-"""Replaces a secret value."""
+MASK: Final = "***"  # replaces a secret value
 
-LEAST: Final = 4
-"""Shorter values aren't searched for in texts: they would be found everywhere."""
-LEAST_LINE: Final = 8
-"""The same for one line of a value of several lines."""
-
+LEAST: Final = 4  # shorter values aren't searched for in texts: they would be found everywhere
+LEAST_LINE: Final = 8  # the same for one line of a value of several lines
 DEEPEST: Final = 3
 MANY_FORMS: Final = 64
 """Above this number, forms are looked up by their first letters, which costs about the same for any number."""
@@ -222,9 +258,9 @@ _BASE64: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz
 
 
 class _Escapes(NamedTuple):
-    """One way of escaping: how each escape begins, the pattern of an escape, and the character that it means."""
+    """One way of escaping."""
 
-    mark: str
+    mark: str  # each escape begins with it
     pattern: re.Pattern[str]
     meaning: Callable[[re.Match[str]], str]
 
@@ -280,8 +316,6 @@ _FORM_FIELD: Final = _Escapes("+", re.compile(_PERCENT + r"|\+"), _percent)
 class Masker:
     """Masks values. `texts` are their texts and numbers."""
 
-    __slots__ = ("_by_start", "_escapes", "_forms", "reach")
-
     def __init__(self, texts: Iterable[str]) -> None:
         values = {value for text in texts for value in _values(text)}
         self._forms: dict[str, tuple[bool, bool]] = {}
@@ -313,19 +347,17 @@ class Masker:
 
     def _hits(self, text: str) -> Iterator[tuple[int, int]]:
         """The places of forms in a text."""
-        for form in self._candidates(text):
+        candidates: Iterable[str] = self._forms
+        if self._by_start:
+            starts = {text[at : at + LEAST] for at in range(len(text) - LEAST + 1)} & self._by_start.keys()
+            candidates = [form for start in starts for form in self._by_start[start]]
+        for form in candidates:
             start = text.find(form)
             while start >= 0:
                 stop = start + len(form)
                 before, behind = self._forms[form]
                 yield start - (before and text[start - 1 : start] in _BASE64), self._end(text, stop) if behind else stop
                 start = text.find(form, stop)
-
-    def _candidates(self, text: str) -> Iterable[str]:
-        if not self._by_start:
-            return self._forms
-        starts = {text[at : at + LEAST] for at in range(len(text) - LEAST + 1)} & self._by_start.keys()
-        return [form for start in starts for form in self._by_start[start]]
 
     def _end(self, text: str, stop: int) -> int:
         stop += text[stop : stop + 1] in _BASE64
@@ -414,8 +446,6 @@ class SecretsGone(Exception):
 class Secrets:
     """The secret values of one payload, each with its path in it. None means that they are no longer stored."""
 
-    __slots__ = ("_masker", "_places")
-
     def __init__(self, places: Sequence[tuple[Path, Any]] | None) -> None:
         self._places = places
         self._masker: Masker | None = None
@@ -433,11 +463,7 @@ class Secrets:
 
     def put_into(self, payload: Any) -> Any:
         """A copy of the masked payload with the values in their places.
-
-        Raises:
-            SecretsGone: they are no longer stored.
-            LookupError, TypeError: the payload is damaged and has no such place.
-        """
+        Raises: SecretsGone; LookupError or TypeError, if the payload is damaged and has no such place."""
         if self._places is None:
             raise SecretsGone("its secret fields are no longer kept (TASKPOOL_SECRET_TTL_S): submit it again")
         payload = [copy.deepcopy(payload)]
@@ -451,7 +477,7 @@ class Secrets:
 
     @property
     def masker(self) -> Masker:
-        """Masks the values. Created on first use."""
+        """Masks the values. Made on first use."""
         if self._masker is None:
             self._masker = Masker(leaf for _, value in self._places or () for leaf in _leaves(value))
         return self._masker
@@ -492,6 +518,17 @@ def _leaves(value: Any) -> Iterator[str]:
         yield value
     elif value is not None and not isinstance(value, bool):
         yield str(value)
+
+
+def seconds_until(retry_after: str) -> float | None:
+    """The seconds that a Retry-After header asks for, as a number or as a date; None if it is neither."""
+    if retry_after.strip().isdecimal():
+        return float(retry_after.strip()[:9])
+    try:
+        at = parsedate_to_datetime(retry_after)
+        return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):
+        return None
 
 
 def own_version() -> str:

@@ -14,22 +14,22 @@ import re
 import socket
 import ssl
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:  # settings need this module, and httpcore takes longer to import than all of theirs
     import httpcore
-    from httpcore import SOCKET_OPTION, AsyncNetworkStream
+    from httpcore import AsyncNetworkStream
 
 Address = IPv4Address | IPv6Address
 
 LONGEST_URL: Final = 2048
 LEAST_FREE_PORT: Final = 1024
 USUAL_PORTS: Final = {"http": 80, "https": 443}
-
 URL: Final = re.compile(
     r"(?P<scheme>[Hh][Tt][Tt][Pp][Ss]?)://"
     r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9_.-]+))"
@@ -41,8 +41,8 @@ _NUMERIC: Final = re.compile(r"(?:.*\.)?(?:[0-9]+|0[xX][0-9A-Fa-f]*)")
 """A host whose last part is a number: resolvers take it as an IPv4 address in some notation."""
 
 _NAT64: Final = IPv6Network("64:ff9b::/96")
-_UNICAST: Final = IPv6Network("2000::/3")
-"""All that is handed out for the public IPv6 network."""
+_ISATAP: Final = (0x0000_5EFE, 0x0200_5EFE)
+_UNICAST: Final = IPv6Network("2000::/3")  # all that is handed out for the public IPv6 network
 _NOT_PUBLIC: Final = (
     IPv4Network("192.0.0.0/24"),
     IPv4Network("192.88.99.0/24"),
@@ -56,10 +56,10 @@ _NOT_PUBLIC: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A URL, taken apart. `host` is in lower case, without brackets and a dot at its end."""
+    """A URL, taken apart."""
 
     scheme: str
-    host: str
+    host: str  # in lower case, without brackets and a dot at its end
     port: int
     path: str
 
@@ -90,16 +90,14 @@ class Allowed:
         return host in self._names
 
     def address(self, address: Address) -> bool:
-        """Whether this address is on the list, itself or the IPv4 address that it stands for."""
-        return any(each in network for each in (address, _mapped(address)) for network in self._networks)
+        """Whether this address is on the list, itself or the IPv4 address that it only spells (::ffff:10.0.0.1)."""
+        spelled = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+        return any(each in network for each in (address, spelled or address) for network in self._networks)
 
 
 def parse_target(url: object, allowed: Allowed, *, longest: int = LONGEST_URL) -> Target:
     """The parts of a URL that may be sent to, as far as that is known without resolving its host.
-
-    Raises:
-        ValueError: it may not; the text says why.
-    """
+    Raises: ValueError (it may not; the text says why)."""
     if not isinstance(url, str) or len(url) > longest:
         raise ValueError(f"must be a URL of at most {longest:,} characters")
     found = URL.fullmatch(url)
@@ -112,22 +110,25 @@ def parse_target(url: object, allowed: Allowed, *, longest: int = LONGEST_URL) -
     if not 1 <= port <= 65535:
         raise ValueError(f"the port {port} doesn't exist")
     if found["six"] or _NUMERIC.fullmatch(host):
-        _check_literal(target, allowed)
+        if target.address is None:
+            raise ValueError(f"{host[:80]!r} isn't an address in its usual form")
+        is_allowed = allowed.address(target.address)
+        if not is_allowed and not is_public(target.address):
+            raise ValueError("the address isn't public; TASKPOOL_WEBHOOK_ALLOW names exceptions")
     elif not re.fullmatch(r"(?!.*\.\.)[a-z0-9_](?:[a-z0-9_.-]{0,251}[a-z0-9_])?", host):
         raise ValueError(f"{host[:80]!r} isn't the name of a host")
-    elif not allowed.name(host) and (host == "localhost" or host.endswith(".localhost")):
-        raise ValueError("must not lead to this machine; TASKPOOL_WEBHOOK_ALLOW names exceptions")
-    elif not allowed.name(host) and port not in USUAL_PORTS.values() and port < LEAST_FREE_PORT:
-        raise ValueError(_wrong_port(port))
+    else:
+        is_allowed = allowed.name(host)
+        if not is_allowed and (host == "localhost" or host.endswith(".localhost")):
+            raise ValueError("must not lead to this machine; TASKPOOL_WEBHOOK_ALLOW names exceptions")
+    if not is_allowed and port not in USUAL_PORTS.values() and port < LEAST_FREE_PORT:
+        raise ValueError(f"the port must be 80, 443 or from {LEAST_FREE_PORT} up, not {port}")
     return target
 
 
 def check_addresses(target: Target, addresses: Iterable[Address], allowed: Allowed) -> None:
     """Whether a request may be sent to any of the addresses that its host resolved to.
-
-    Raises:
-        ValueError: it may not. The text doesn't name the address, because the caller who gave the URL may read it.
-    """
+    Raises: ValueError (it may not), which doesn't name the address, because the caller who gave the URL may read it."""
     if allowed.name(target.host):
         return
     for address in addresses:
@@ -136,9 +137,12 @@ def check_addresses(target: Target, addresses: Iterable[Address], allowed: Allow
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is one of the public network, and so is the IPv4 address inside it, if there is one."""
+    """Whether an address is one of the public network, and so is the IPv4 address to which an IPv6 one leads (through
+    6to4, NAT64 or ISATAP), if there is one."""
     if isinstance(address, IPv6Address):
-        inner = address.ipv4_mapped or _embedded(address)
+        inner = address.ipv4_mapped or address.sixtofour
+        if inner is None and (address in _NAT64 or (int(address) >> 32) & 0xFFFF_FFFF in _ISATAP):
+            inner = IPv4Address(int(address) & 0xFFFF_FFFF)
         if inner is not None:
             return is_public(inner)
         if address not in _UNICAST:
@@ -162,37 +166,6 @@ def _network(entry: str) -> IPv4Network | IPv6Network | None:
         return None
 
 
-def _mapped(address: Address) -> Address:
-    """The IPv4 address that an IPv6 one only spells (::ffff:10.0.0.1); any other as it is."""
-    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
-
-
-def _embedded(address: IPv6Address) -> IPv4Address | None:
-    """The IPv4 address to which an IPv6 one leads: through 6to4, NAT64 or ISATAP."""
-    if address.sixtofour is not None:
-        return address.sixtofour
-    if address in _NAT64 or (int(address) >> 32) & 0xFFFF_FFFF in (0x0000_5EFE, 0x0200_5EFE):
-        return IPv4Address(int(address) & 0xFFFF_FFFF)
-    return None
-
-
-def _check_literal(target: Target, allowed: Allowed) -> None:
-    try:
-        address = ip_address(target.host)
-    except ValueError:
-        raise ValueError(f"{target.host[:80]!r} isn't an address in its usual form") from None
-    if allowed.address(address):
-        return
-    if not is_public(address):
-        raise ValueError("the address isn't public; TASKPOOL_WEBHOOK_ALLOW names exceptions")
-    if target.port not in USUAL_PORTS.values() and target.port < LEAST_FREE_PORT:
-        raise ValueError(_wrong_port(target.port))
-
-
-def _wrong_port(port: int) -> str:
-    return f"the port must be 80, 443 or from {LEAST_FREE_PORT} up, not {port}"
-
-
 def _why_not(url: str) -> str:
     if not re.match(r"[Hh][Tt][Tt][Pp][Ss]?://", url):
         return "must be an http or https URL"
@@ -206,8 +179,7 @@ def _why_not(url: str) -> str:
     return "isn't a URL that can be sent to"
 
 
-MOST_LOOKUPS: Final = 256
-"""More than requests at once: a lookup may go on after its request has ended."""
+MOST_LOOKUPS: Final = 256  # more than requests at once: a lookup may go on after its request has ended
 SHOWN_CHARS: Final = 200
 
 Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
@@ -222,47 +194,38 @@ class Resolver:
     loop, nor a supervisor from its end."""
 
     def __init__(self) -> None:
-        self._under_way = 0
+        self._free = threading.BoundedSemaphore(MOST_LOOKUPS)
 
     async def resolve(self, host: str, port: int) -> Sequence[Address]:
         """The addresses of a host, in the order the system prefers.
-
-        Raises:
-            OSError: there are none, or too many lookups hang.
-        """
-        if self._under_way >= MOST_LOOKUPS:
+        Raises: OSError (there are none, or too many lookups hang)."""
+        if not self._free.acquire(blocking=False):
             raise OSError("too many lookups are waiting for name servers")
-        loop = asyncio.get_running_loop()
-        found: asyncio.Future[Sequence[Address]] = loop.create_future()
+        found: Future[Sequence[Address]] = Future()
+        found.set_running_or_notify_cancel()
 
         def look_up() -> None:
             try:
                 rows = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-                answer: Sequence[Address] | OSError = list(dict.fromkeys(ip_address(row[4][0]) for row in rows))
-            except (OSError, UnicodeError, ValueError) as error:
-                answer = error if isinstance(error, OSError) else OSError("not the name of a host")
-            try:
-                loop.call_soon_threadsafe(self._end, found, answer)
-            except RuntimeError:  # the loop has ended meanwhile
-                self._under_way -= 1
+                found.set_result(list(dict.fromkeys(ip_address(row[4][0]) for row in rows)))
+            except OSError as error:
+                found.set_exception(error)
+            except ValueError:
+                found.set_exception(OSError("not the name of a host"))
+            finally:
+                self._free.release()
 
-        self._under_way += 1
-        threading.Thread(target=look_up, name="resolver", daemon=True).start()
-        return await found
-
-    def _end(self, found: asyncio.Future[Sequence[Address]], answer: Sequence[Address] | OSError) -> None:
-        self._under_way -= 1
-        if found.done():  # its request has ended
-            return
-        if isinstance(answer, OSError):
-            found.set_exception(answer)
-        else:
-            found.set_result(answer)
+        try:
+            threading.Thread(target=look_up, name="resolver", daemon=True).start()
+        except RuntimeError as error:  # this host has no more threads
+            self._free.release()
+            raise OSError(str(error)) from None
+        return await asyncio.wrap_future(found)
 
 
 def shown(what: str, error: Exception) -> str:
     """An error of the network for readers, without addresses."""
-    return f"{what}: {_why(error, list(_behind(error)))}"[:SHOWN_CHARS]
+    return f"{what}: {_why(error)}"[:SHOWN_CHARS]
 
 
 def system_tls() -> ssl.SSLContext:
@@ -273,19 +236,20 @@ def system_tls() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-def _why(error: Exception, behind: Sequence[BaseException]) -> str:
+def _why(error: Exception) -> str:
     import httpcore
 
+    behind: list[BaseException] = [error]  # and all that led to it
+    while (cause := behind[-1].__cause__ or behind[-1].__context__) and cause not in behind:
+        behind.append(cause)
     tls = [each for each in behind if isinstance(each, ssl.SSLError)]
-    for fault in tls:
-        if isinstance(fault, ssl.SSLCertVerificationError):
-            return f"the certificate isn't valid: {fault.verify_message}"
     for each in behind:
-        if isinstance(each, OSError) and not isinstance(each, ssl.SSLError) and each.errno:
+        if isinstance(each, ssl.SSLCertVerificationError):
+            return f"the certificate isn't valid: {each.verify_message}"
+        if isinstance(each, OSError) and each not in tls and each.errno:
             return os.strerror(each.errno).lower()  # "connection refused", "no route to host"
     if tls:
-        reason = tls[0].reason
-        return f"TLS error: {reason.replace('_', ' ').lower()}" if reason else "TLS error"
+        return f"TLS error: {tls[0].reason.replace('_', ' ').lower()}" if tls[0].reason else "TLS error"
     if isinstance(error, httpcore.TimeoutException):
         return "timed out"
     if isinstance(error, httpcore.LocalProtocolError):
@@ -293,18 +257,6 @@ def _why(error: Exception, behind: Sequence[BaseException]) -> str:
     if isinstance(error, httpcore.RemoteProtocolError):
         return "what it sent isn't HTTP" if len(behind) > 1 else "the connection was closed"
     return type(error).__name__
-
-
-def _behind(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and all that led to it."""
-    seen: list[BaseException] = []
-    waiting = [error]
-    while waiting:
-        each = waiting.pop(0)
-        if each is not None and each not in seen:
-            seen.append(each)
-            waiting += [each.__cause__, each.__context__]
-            yield each
 
 
 MOST_ADDRESSES: Final = 3
@@ -324,10 +276,7 @@ async def send(
 ) -> httpcore.Response:
     """The answer to a request; its body is read while `opened` is, which then closes the connection. One address may
     take `connect_s` seconds to connect.
-
-    Raises:
-        NotSent: an address isn't allowed, or there was no answer.
-    """
+    Raises: NotSent (an address isn't allowed, or there was no answer)."""
     import httpcore
 
     network = GuardedNetwork(target, allowed, resolve)
@@ -349,58 +298,40 @@ class GuardedNetwork:
     """A network backend of httpcore that connects only to `target`, and only if its addresses are public or allowed.
 
     `aclose` closes the connection, also after an interrupted handshake: httpcore doesn't do that, and a server that
-    never answers would keep the socket.
-    """
+    never answers would keep the socket."""
 
     def __init__(self, target: Target, allowed: Allowed, resolve: Resolve) -> None:
         self._target, self._allowed, self._resolve = target, allowed, resolve
         self._stream: AsyncNetworkStream | None = None
 
     async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[SOCKET_OPTION] | None = None,
+        self, host: str, port: int, timeout: float | None = None, **options: Any
     ) -> AsyncNetworkStream:
         """Connect to the first of the target's addresses that takes the connection within `timeout` seconds.
-
-        Raises:
-            NotSent: the host has no address, an address isn't allowed, or none takes the connection.
-        """
+        Raises: NotSent (the host has no address, an address isn't allowed, or none takes the connection)."""
         import httpcore
 
-        addresses = await self._addresses()
+        host = self._target.host
         try:
+            literal = self._target.address
+            addresses = [literal] if literal else await self._resolve(host, self._target.port)
             check_addresses(self._target, addresses, self._allowed)
+        except OSError as error:
+            raise NotSent(f"the host {host} can't be resolved: {error.strerror or error}") from None
         except ValueError as fault:
             raise NotSent(f"not allowed: {fault}") from None
-        for number, address in enumerate(addresses[:MOST_ADDRESSES], start=1):
+        refusal = f"the host {host} has no address"
+        for address in addresses[:MOST_ADDRESSES]:
             try:
-                self._stream = await httpcore.AnyIOBackend().connect_tcp(
-                    str(address), self._target.port, timeout, local_address, socket_options
-                )
+                backend = httpcore.AnyIOBackend()
+                self._stream = await backend.connect_tcp(str(address), self._target.port, timeout, **options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                if number == len(addresses[:MOST_ADDRESSES]):
-                    raise NotSent(shown("can't connect", error)) from None
+                refusal = shown("can't connect", error)
             else:
                 return self._stream
-        raise AssertionError("there is at least one address")
+        raise NotSent(refusal)
 
     async def aclose(self) -> None:
         """Close the connection, if there is one."""
         if self._stream is not None:
             await self._stream.aclose()
-
-    async def _addresses(self) -> Sequence[Address]:
-        if self._target.address is not None:
-            return [self._target.address]
-        host = self._target.host
-        try:
-            addresses = await self._resolve(host, self._target.port)
-        except OSError as error:
-            raise NotSent(f"the host {host} can't be resolved: {error.strerror or error}") from None
-        if not addresses:
-            raise NotSent(f"the host {host} has no address")
-        return addresses

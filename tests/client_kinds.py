@@ -88,16 +88,16 @@ class _Awaiting:
     def _run(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(SILENT_S)
 
-    def _each(self, told: Any) -> Iterator[Any]:
+    def _each(self, received: Any) -> Iterator[Any]:
         async def step() -> Any:
-            return await anext(told)
+            return await anext(received)
 
         try:
             with suppress(StopAsyncIteration):
                 while True:
                     yield self._run(step())
         finally:
-            self._run(told.aclose())
+            self._run(received.aclose())
 
 
 class Api:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,17 @@ from redis import Redis
 from taskpool.redis.embedded import RedisServer, ServerVersion, find_redis_server
 from tests.loop_watch import Watch, WatchedLoop, watching
 from tests.states import World
+from tests.support import eventually
+
+pytest_plugins = ("tests.api_contract",)
+
+# The bytecode of the tests is kept, but not that of task files that tests write, and change within a second.
+WRITES_NO_BYTECODE, sys.dont_write_bytecode = sys.dont_write_bytecode, False
 
 # Tests see the defaults, whatever the shell that runs them has set.
 TEST_REDIS = os.environ.get("TASKPOOL_TEST_REDIS")
 TEST_CONTAINERS = os.environ.get("TASKPOOL_TEST_CONTAINERS")
+SCREENSHOTS = os.environ.get("TASKPOOL_SCREENSHOTS")
 for name in [name for name in os.environ if name.startswith("TASKPOOL_")]:
     del os.environ[name]
 
@@ -37,17 +45,21 @@ START_PROCESSES = (
     "rq_",
     "system_",
     "up",
+    "workflow_clients",
     "zz_",
 )
 """How the names of the test files begin that start processes: they come after the quick ones."""
 
 EACH_SERVER = (
-    "beside_rq", "chaos_recovery", "embedded", "history", "keyring", "killpoints", "listing", "locks", "parents",
-    "queue", "redis_", "rq_plain", "rq_reads", "rq_strangers", "script_", "secrets", "server_version",
-    "sharing_limits", "status", "store", "system_beside_rq", "system_crashes", "system_fencing", "system_lost_lease",
-    "system_retries", "system_rq", "system_stops", "timekeeping", "wait", "webhook_outbox", "workers_housekeeping",
+    "beside_rq", "counts_over", "embedded", "history", "keyring", "listing", "locks", "parents", "queue", "redis_",
+    "rq_plain", "rq_reads", "rq_strangers", "script_", "secrets", "server_version", "sharing_limits", "status", "store",
+    "add_nodes", "system_beside_rq", "system_rq", "timekeeping", "wait", "webhook_outbox", "workers_housekeeping",
+    "workflow_deaths", "workflow_machine", "workflows", "why",
 )  # fmt: skip
-"""How the names of the test files begin whose results can depend on the Redis server: CI runs them with each one."""
+"""How the names of the test files begin whose results can depend on the Redis server: CI runs them with each one.
+
+What becomes of tasks whose processes die, freeze or are stopped is tested with each server by one soak (test_zz_chaos).
+"""
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
@@ -76,12 +88,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @functools.cache
 def _shares_fixtures(file: Path) -> bool:
-    return 'scope="module"' in file.read_text()
+    return file.parent.name == "browser" or 'scope="module"' in file.read_text()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Quick tests first, long ones last. Side by side the longest ones first: all others run while they wait.
+    """Quick tests first, long ones last. Side by side the other way round, so that all processes end at about one time.
 
     And those are marked that CI runs with each server (`-m each_server`).
     """
@@ -89,30 +101,44 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         name = item.path.name.removeprefix("test_")
         if name.startswith(EACH_SERVER):
             item.add_marker("each_server")
-        if name.startswith(START_PROCESSES):
+        if name.startswith(START_PROCESSES) or item.path.parent.name == "browser":
             item.add_marker("processes")
     is_side_by_side = hasattr(config, "workerinput")
 
-    def turn(item: pytest.Item) -> int:
+    def duration(item: pytest.Item) -> int:
+        """About how long it takes, in seconds; for a test of a file that is handed out whole, all of the file."""
         if long := item.get_closest_marker("long"):
-            return -int(long.kwargs["about_s"]) if is_side_by_side else 2
-        return int(item.path.name.removeprefix("test_").startswith(START_PROCESSES))
+            return int(long.kwargs["about_s"])
+        starts_processes = item.get_closest_marker("processes") is not None
+        return 0 if not starts_processes else 5 if _shares_fixtures(item.path) else 2
 
-    items.sort(key=turn)
+    items.sort(key=duration, reverse=is_side_by_side)
+
+
+def pytest_collection_finish() -> None:
+    """The test files are imported."""
+    sys.dont_write_bytecode = WRITES_NO_BYTECODE
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Side by side: tells the other processes of the server, because its variable is no longer in the environment."""
-    node.workerinput["redis_binary"] = TEST_REDIS
+    """Side by side: tells the other processes what was in variables that are no longer in the environment."""
+    node.workerinput |= {"redis_binary": TEST_REDIS, "screenshots": SCREENSHOTS}
 
 
 @pytest.fixture(scope="session")
 def redis_binary(pytestconfig: pytest.Config) -> str | None:
     """The redis-server that TASKPOOL_TEST_REDIS names; None: the one `taskpool up` would take."""
-    told: dict[str, Any] = getattr(pytestconfig, "workerinput", {"redis_binary": TEST_REDIS})
-    binary: str | None = told["redis_binary"]
+    worker_input: dict[str, Any] = getattr(pytestconfig, "workerinput", {"redis_binary": TEST_REDIS})
+    binary: str | None = worker_input["redis_binary"]
     return binary
+
+
+@pytest.fixture(scope="session")
+def screenshots(pytestconfig: pytest.Config) -> Path | None:
+    """The folder that TASKPOOL_SCREENSHOTS names: browser tests leave a picture of every page there."""
+    worker_input: dict[str, Any] = getattr(pytestconfig, "workerinput", {"screenshots": SCREENSHOTS})
+    return None if worker_input["screenshots"] is None else Path(worker_input["screenshots"]).resolve()
 
 
 def pytest_report_header() -> str:
@@ -130,11 +156,13 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory, redis_binary: str | N
 
 
 @pytest.fixture
-def redis_url(redis_server: RedisServer) -> str:
-    """The URL of an empty Redis."""
+def redis_url(redis_server: RedisServer, request: pytest.FixtureRequest) -> str:
+    """The URL of an empty Redis. No worker of an earlier test waits there: one that is just being killed would still
+    claim the first task, because Redis carries out what it has sent."""
     with Redis.from_url(redis_server.url) as client:
+        if not _shares_fixtures(request.path):
+            eventually(lambda: not client.info("clients")["blocked_clients"])
         client.flushall()
-        client.script_flush()
     return redis_server.url
 
 

@@ -1,4 +1,4 @@
-"""Clients of the API's events, for tests with real processes: each notes what it is told, over Server-Sent Events or a
+"""Clients of the API's events, for tests with real processes: each notes what it receives, over Server-Sent Events or a
 WebSocket, in the same words."""
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from contextlib import suppress
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from starlette.datastructures import Headers
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from tests.api_contract import ANSWERS, Answer
+
 
 class EventClient:
-    """One client. `steps`: the events it was told, as (task, number); `shown`: up to which number tasks were shown as
-    they stand; `last`: from where it would go on; `notices`: the names of what else it was told; `problem`: the kind of
+    """One client. `steps`: the events it received, as (task, number); `shown`: up to which number tasks were shown as
+    they stand; `last`: from where it would go on; `notices`: the names of what else it received; `problem`: the kind of
     the problem among it."""
 
     def __init__(self) -> None:
@@ -55,13 +58,18 @@ class StreamClient(EventClient):
         writer.write(f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{last}\r\n".encode())
         head = await reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200"), head
-        client.reading = asyncio.create_task(client._read(reader, writer))
+        headers = Headers(dict(line.lower().split(": ", 1) for line in head.decode().splitlines()[1:-1]))
+        client.reading = asyncio.create_task(client._read(reader, writer, urlsplit(path).path, headers))
         return client
 
-    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _read(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, headers: Headers
+    ) -> None:
         fields: dict[str, str] = {}
+        body = ""
         try:
             while line := (await reader.readline()).decode():
+                body += line if line == "\n" or ": " in line else ""  # without the sizes of chunks
                 name, _, value = line.rstrip("\n").partition(": ")
                 if name:
                     fields[name] = value
@@ -70,6 +78,7 @@ class StreamClient(EventClient):
                     fields = {}
         finally:
             writer.close()
+            ANSWERS.append(Answer("GET", path, 200, headers, body.encode()))
 
     def _note(self, fields: dict[str, str]) -> None:
         if "event" in fields:

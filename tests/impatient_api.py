@@ -8,7 +8,6 @@ time to send a body and to answer a ping.
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import Any
 
 from api.events import sse
@@ -19,7 +18,6 @@ def main(divisor: float, *, hurries_clients: bool) -> int:
     """Run it; the exit status."""
     changed: Any = sse
     changed.KEEP_ALIVE_S, changed.RETRY = sse.KEEP_ALIVE_S / divisor, b"retry: 50\n"
-    changed.AS_EVENTS = replace(sse.AS_EVENTS, head=sse.RETRY)
     changed = query
     changed.MAX_WAIT_S = query.MAX_WAIT_S / divisor
     if hurries_clients:

@@ -1,4 +1,4 @@
-"""Listeners for tests: a hub in this process and clients that note what they are told, in order."""
+"""Listeners for tests: a hub in this process and clients that note what they receive, in order."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from taskpool.operations.status import Position
 
 
 class Listener:
-    """One client of a hub: `told` has what it was told, in the words of tests."""
+    """One client of a hub: `received` has what it received, in the words of tests."""
 
     def __init__(self, hub: Hub, most: int = MOST_WAITING) -> None:
         self.hub = hub
         self.queue = ClientQueue(on_slow=hub.close, on_room=hub.go_on, most=most)
-        self.told: list[Any] = []
+        self.received: list[Any] = []
         self.last: Position | None = None
         self._reading: asyncio.Task[None] | None = None
 
@@ -42,12 +42,12 @@ class Listener:
             self._reading.cancel()
 
     def steps(self, id: str | None = None) -> list[int]:
-        """The numbers of the events it was told, of one task or of all."""
-        events = [each for each in self.told if isinstance(each, tuple) and each[0] == "event"]
+        """The numbers of the events it received, of one task or of all."""
+        events = [each for each in self.received if isinstance(each, tuple) and each[0] == "event"]
         return [seq for _, of, seq, _ in events if id in (None, of)]
 
     async def until(self, predicate: Callable[[Listener], bool], timeout_s: float = 20) -> None:
-        """Wait until it was told enough."""
+        """Wait until the predicate holds for it."""
         async with asyncio.timeout(timeout_s):
             while not predicate(self):
                 await asyncio.sleep(0.005)
@@ -59,18 +59,18 @@ class Listener:
 
     def _note(self, item: Item) -> None:
         if isinstance(item, Steps):
-            self.told += [("event", each.event.id, each.event.seq, each.event.event) for each in item.steps]
+            self.received += [("event", each.event.id, each.event.seq, each.event.event) for each in item.steps]
             self.last = item.steps[-1].at
         elif isinstance(item, Snapshot):
-            self.told.append(("snapshot", {task.id: task.seq for task in item.documents}))
+            self.received.append(("snapshot", {task.id: task.seq for task in item.documents}))
             self.last = item.at
         elif isinstance(item, Resync):
-            self.told.append(("resync", item.reason))
+            self.received.append(("resync", item.reason))
             self.last = item.at
         elif isinstance(item, Live):
-            self.told.append("live")
+            self.received.append("live")
         elif isinstance(item, Gone):
-            self.told.append("gone")
+            self.received.append("gone")
 
 
 @asynccontextmanager

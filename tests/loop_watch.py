@@ -53,7 +53,7 @@ class Watch:
 
     @contextmanager
     def measuring(self, what: Any) -> Iterator[None]:
-        """Measure the block. What is measured within another block is told there."""
+        """Measure the block without the blocks within it, which are measured by themselves."""
         if threading.get_ident() != self._thread:
             yield
             return

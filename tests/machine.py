@@ -12,7 +12,7 @@ from typing import Any
 
 from hypothesis import note as tell
 
-from taskpool.redis import scripts
+from taskpool.redis import people_scripts, scripts
 from taskpool.redis.calls import Call
 from taskpool.types import TERMINAL, RunningTask, TaskStatus
 from tests.machine_watch import Watch
@@ -99,10 +99,14 @@ class Bench:
 
     def let_time_pass(self, task: Task) -> None:
         """All that a task waits for by the clock comes about."""
-        if task.status in REGISTRY and task.status is not S.WAITING:
+        if task.id in self.model.confirmations:
+            self.world.redis.hset(f"rq:job:{task.id}", "answer_by_ms", 1)
+            self.elapse("taskpool:confirmations", task.id)
+            task.is_due = True
+        elif task.status in REGISTRY and task.status is not S.WAITING:
             self.elapse(REGISTRY[task.status] + task.queue, task.id)
             task.is_due = True
-        if task.later and task.status is S.WAITING:
+        if task.later and task.status in (S.WAITING, S.WAITING_CONFIRMATION):
             self.world.redis.hset(f"rq:job:{task.id}", "run_ms", 1)
             task.later = False
         if task.expires and task.id in self.model.expiring:
@@ -149,8 +153,11 @@ class Bench:
         call = scripts.cancel(id, reason="expired", error="late")
         self.send(call, lambda model, _: model.cancel(id, "", expired=True))
 
+    def close(self, id: str) -> None:
+        self.send(people_scripts.unanswered(id), lambda model, _: model.unanswered(id))
+
     def release_one(self, id: str) -> None:
-        self.send(scripts.release(id), lambda model, watch: model.release(id, _ready(watch)))
+        self.send(scripts.release(id), lambda model, watch: model.release(id, _ready(watch), _causes(watch)))
 
     def sweep_waiting(self, queue: str) -> None:
         self.send(scripts.sweep_waiting(queue, 1000), lambda model, _: model.sweep_waiting(queue))
@@ -176,7 +183,7 @@ class Bench:
         self.release_all()
         self.watch.compare(self.model, may_change=True)
         left = {key for key in self.watch.held if not key.startswith("taskpool:doorbell:")}
-        assert left <= {"rq:queues", "taskpool:events"}
+        assert left <= {"rq:queues", "taskpool:events", "taskpool:types:used"}
 
     def one_round_of_everything(self) -> None:
         for running in self.attempts:
@@ -189,6 +196,10 @@ class Bench:
             if task.status is S.SCHEDULED:
                 self.let_time_pass(task)
                 self.promote(id, task.queue)
+        for id in sorted(self.model.confirmations):
+            if id in self.model.tasks:
+                self.let_time_pass(self.model.tasks[id])
+            self.close(id)
         for id in sorted(self.model.expiring - self.model.tasks.keys()):
             self.expire(id)
         self.release_all()
@@ -205,3 +216,8 @@ class Bench:
 
 def _ready(watch: Watch) -> Sequence[str]:
     return [id for queue in QUEUES for id in watch.look().get(f"rq:queue:{queue}", ())]
+
+
+def _causes(watch: Watch) -> dict[str, str]:
+    jobs = {key: value for key, value in watch.held.items() if key.startswith("rq:job:")}
+    return {key.removeprefix("rq:job:"): fields["canceled_by"] for key, fields in jobs.items()}

@@ -48,7 +48,12 @@ class Watch:
         if events:
             self._last_event = events[-1][0].decode()
         self._events += [json.loads(fields[1]) for _, fields in events]
-        self.held = {key.decode(): _shown(key.decode(), kind, value) for key, kind, value, _ in entries}
+        # The counts and groups aren't in the model, but a call that is refused or repeated must not change them.
+        self.held = {
+            key.decode(): _shown(key.decode(), kind, value)
+            for key, kind, value, _ in entries
+            if not key.startswith((b"taskpool:stats:", b"taskpool:failure"))
+        }
         return self.held
 
     def take_as_it_is(self) -> None:
@@ -68,6 +73,10 @@ class Watch:
         may_change |= expected != self._expected
         self._expected = expected
         seen = {key: value for key, value in self.held.items() if key != "taskpool:events"}
+        # A type without tasks stays among those in use for the rest of the minute.
+        types = "taskpool:types:used"
+        if expected.get(types, set()) <= seen.get(types, set()):
+            seen |= {types: expected.get(types)}
         wrong = {key: (seen.get(key), expected.get(key)) for key in seen.keys() | expected.keys()
                  if seen.get(key) != expected.get(key)}  # fmt: skip
         assert not wrong, f"in Redis, and as the model says: {wrong}"
@@ -118,7 +127,10 @@ def _shown(key: str, kind: bytes, value: Any) -> Any:
 
 def _task(fields: dict[str, str]) -> dict[str, Any]:
     stop = "" if "stop_ms" not in fields else "force" if fields["stop_force"] == "1" else "stop"
-    texts = {name: fields.get(name, "") for name in ("status", "seq", "attempt_id")}
+    texts = {name: fields.get(name, "") for name in ("status", "seq", "attempt_id", "canceled_by")}
     numbers = {name: fields.get(name, "0") for name in ("attempt", "crashes", "snoozes")}
     history = [json.loads(line)["outcome"] for line in fields.get("history", "").splitlines()]
-    return {**texts, **numbers, "stop": stop, "history": history}
+    decision = json.loads(fields.get("confirmation", "{}")).get("decision", "")
+    confirm = ["unconfirmed" in fields, "asked_ms" in fields, "question" in fields, decision]
+    answers = [json.loads(line)["how"] for line in fields.get("answers", "").splitlines()]
+    return {**texts, **numbers, "stop": stop, "history": history, "confirm": confirm, "answers": answers}

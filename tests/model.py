@@ -5,10 +5,31 @@ Every method is one script: it answers with the script's word and changes the st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from taskpool.operations.catalog import PoolInfo
 from taskpool.types import RETRYABLE, TERMINAL, TaskStatus
+from taskpool.types.fleet import ReasonKind
 from tests.model_state import RUNS, Lease, S, State, Task
+
+Broken = tuple[str, str, str]
+"""The edge for which a task is canceled: the parent, how it should have ended, and the reason."""
+
+_WAITS = {
+    S.SCHEDULED: ReasonKind.SCHEDULED,
+    S.WAITING: ReasonKind.WAITS_FOR,
+    S.WAITING_CONFIRMATION: ReasonKind.CONFIRMATION,
+}
+"""Why a task with this status doesn't run."""
+
+
+def verdict(on: str, outcome: str | None) -> str:
+    """What an outcome means for an edge."""
+    if outcome is None:
+        return "wait"
+    if on == "any" or (on, outcome) in {("success", "done"), ("failure", "failed")}:
+        return "ok"
+    return "not_needed" if outcome == "not_needed" or (on == "failure" and outcome == "done") else "dependency_failed"
 
 
 class Model(State):
@@ -17,13 +38,16 @@ class Model(State):
     def add(self, tasks: Sequence[Task]) -> tuple[str, ...] | str:
         """The statuses; or the parent that doesn't exist."""
         if any(task.id in self.tasks for task in tasks):
-            return tuple([self.tasks[task.id].rq if task.id in self.tasks else "gone" for task in tasks])
+            return tuple([self.tasks[task.id].shown if task.id in self.tasks else "gone" for task in tasks])
         own: set[str] = set()
         for task in tasks:
-            for parent in task.parents:
+            for parent, _ in task.edges:
                 if parent not in own and parent not in self.tasks:
                     return parent
             own.add(task.id)
+        return self._store(tasks)
+
+    def _store(self, tasks: Sequence[Task]) -> tuple[str, ...]:
         for task in tasks:
             self._add(task)
         ready = [task for task in tasks if task.status is S.QUEUED]
@@ -35,31 +59,92 @@ class Model(State):
                 self.queues[task.queue].append(task.id)
         for task in ready:
             self.ring(task.queue)
-        return tuple([task.rq for task in tasks])
+        return tuple([task.shown for task in tasks])
+
+    def add_by(self, lease: Lease, tasks: Sequence[Task]) -> tuple[str, ...] | str:
+        """The same for tasks that an attempt adds: what an attempt at the same task added before isn't added again."""
+        _, by, attempt_id = lease
+        if self.holds(by, attempt_id) is None:
+            return "lost"
+        before = {
+            task.id: self.tasks[task.id].shown if task.id in self.tasks else "gone"
+            for task in tasks
+            if task.id in self.tasks or task.id in self.added[by]
+        }
+        own: set[str] = set()
+        for task in tasks:
+            for parent, _ in task.edges if task.id not in before else ():
+                if parent not in own and parent not in self.tasks:
+                    return parent
+            own.add(task.id)
+        new = [task for task in tasks if task.id not in before]
+        self.added[by] |= {task.id for task in new}
+        statuses = dict(zip([task.id for task in new], self._store(new), strict=True))
+        return tuple([before.get(task.id) or statuses[task.id] for task in tasks])
 
     def _add(self, task: Task) -> None:
         self.tasks[task.id] = task
         self.known.add(task.queue)
         for name in (f"type:{task.type}", *(f"tag:{tag}" for tag in task.tags)):
             self.index[name].add(task.id)
-        statuses = {parent: self.tasks[parent].status for parent in task.parents}
-        waits_for = [parent for parent, status in statuses.items() if status is not S.DONE]
-        is_broken = any(status in RETRYABLE for status in statuses.values())
-        for parent, status in statuses.items():
-            if is_broken or status is S.DONE:
-                self.needed[parent].add(task.id)
-        if is_broken:
-            task.status, task.reason = S.CANCELED, "dependency_failed"
+        pending, broken = self.weigh(task)
+        task.unconfirmed = bool(task.confirm)
+        self.enter(task, broken)
+        if broken:
+            task.status, task.reason = S.CANCELED, broken[2]
+            self.note_cause(task, broken)
             return
-        if waits_for:
-            task.status, task.pending = S.WAITING, len(waits_for)
-            for parent in waits_for:
-                self.dependents[parent].add(task.id)
+        if pending:
+            task.status = S.WAITING
+        elif task.confirm:
+            task.status = S.WAITING_CONFIRMATION
+            self.ask(task)
         elif task.later:
             task.status = S.SCHEDULED
-        task.was_released = not waits_for
+        task.pending, task.was_released = pending, not pending
         if task.expires:
             self.expiring.add(task.id)
+
+    # --- what tasks depend on -------------------------------------------------------------------------------------
+
+    def outcome(self, id: str) -> str | None:
+        """How a task has ended, as far as that concerns others."""
+        task = self.tasks.get(id)
+        if task is None:
+            return "gone"
+        if task.status not in TERMINAL:
+            return None
+        if task.status is S.DONE:
+            return "done"
+        return "not_needed" if task.reason == "not_needed" else "failed"
+
+    def weigh(self, task: Task) -> tuple[int, Broken | None]:
+        """How many edges aren't satisfied; and the first that can't be, with the reason."""
+        verdicts = [(ref, on, verdict(on, self.outcome(ref))) for ref, on in task.edges]
+        broken = (each for each in verdicts if each[2] not in ("ok", "wait"))
+        return sum(each[2] != "ok" for each in verdicts), next(broken, None)
+
+    def enter(self, task: Task, broken: Broken | None) -> None:
+        for ref, on in task.edges:
+            outcome = self.outcome(ref)
+            if outcome is None and not broken:
+                self.place(ref, on, task.id)[0].add(self.place(ref, on, task.id)[1])
+            elif outcome != "gone" and not (broken and broken[:2] == (ref, on)):
+                self.needed[ref].add(task.id)
+                if outcome:
+                    self.hold(ref)
+
+    def place(self, ref: str, on: str, id: str) -> tuple[set[str], str]:
+        """Where a task waits for another, and as what."""
+        is_plain = on == "success" and not self.tasks[id].confirm
+        return (self.dependents[ref], id) if is_plain else (self.followers[ref], f"{on}:{id}")
+
+    def note_cause(self, task: Task, broken: Broken) -> None:
+        task.canceled_by = broken[0]
+        if self.outcome(broken[0]) not in ("done", "gone"):
+            self.revivable[broken[0]].add(task.id)
+
+    # --- attempts -------------------------------------------------------------------------------------------------
 
     def claim(self, queues: Sequence[str], worker: str, attempt_id: str, *, again: bool) -> str | None:
         """The id of the claimed task."""
@@ -87,6 +172,36 @@ class Model(State):
         self.bells.update(dict.fromkeys(queues, 0))
         return None
 
+    def why(self, task: Task, pool: PoolInfo, paused: str) -> list[ReasonKind]:
+        """Why it doesn't run, if this is the only pool, and `paused` is paused."""
+        if task.status in TERMINAL:
+            return [ReasonKind.ENDED]
+        if task.status in RUNS:
+            return [ReasonKind.RUNNING]
+        if task.status is S.SCHEDULED and task.history[-1:] == ["failed"]:
+            return [ReasonKind.RETRY_BACKOFF]
+        if task.status is not S.QUEUED:
+            return [_WAITS[task.status]]
+        found = [ReasonKind.EXPIRED] if task.expires == "due" and not task.was_started else []
+        found += [ReasonKind.PAUSED] if paused in ("all", f"queue:{task.queue}") else []
+        if task.queue not in pool.queues:
+            return [*found, ReasonKind.NO_WORKER_FOR_QUEUE]
+        if task.type not in pool.types:
+            return [*found, ReasonKind.NO_WORKER_FOR_TYPE]
+        found += [ReasonKind.PAUSED] if paused == f"pool:{pool.id}" else []
+        if found:
+            return found
+        urgent = pool.queues[: pool.queues.index(task.queue)]
+        ahead = sum(len(self.queues[queue]) for queue in urgent if paused != f"queue:{queue}")
+        ahead += self.queues[task.queue].index(task.id)
+        free = len(pool.workers) * pool.slots - sum(len(self.held[worker]) for worker in pool.workers)
+        return [ReasonKind.BUSY] if free <= ahead else []
+
+    def awaited(self, task: Task) -> set[str]:
+        """The tasks that it waits for and that haven't ended."""
+        parents = [self.tasks.get(ref) for ref, _ in task.edges]
+        return {parent.id for parent in parents if parent is not None and parent.status not in TERMINAL}
+
     def finish(self, lease: Lease, worker: str, status: TaskStatus) -> str:
         _, id, attempt_id = lease
         task = self.holds(id, attempt_id)
@@ -98,12 +213,12 @@ class Model(State):
             self.move(task, status)
             if status is not S.DONE:
                 self.results.add(id)
-        else:
-            task = self.tasks.get(id)
-            is_repeat = task and (task.attempt_id, task.status) == (attempt_id, status)
-            if not is_repeat or (status is not S.DONE and self.tasks[id].reason != f"{status} by its attempt"):
-                return "lost"
-        return "children" if self.dependents[id] else "ok"
+            return self.end_just_now()
+        task = self.tasks.get(id)
+        is_repeat = task and (task.attempt_id, task.status) == (attempt_id, status)
+        if not is_repeat or (status is not S.DONE and self.tasks[id].reason != f"{status} by its attempt"):
+            return "lost"
+        return self.has_children(id)
 
     def requeue(self, lease: Lease, worker: str, how: str, *, later: bool) -> str:
         _, id, attempt_id = lease
@@ -177,65 +292,226 @@ class Model(State):
             if expired or not task:
                 self.expiring.discard(id)
             if task and task.status is S.CANCELED and mark and task.by_call == mark:
-                return "children" if self.dependents[id] else "ok"
+                return self.has_children(id)
             return task.rq if task else "gone"
         if expired and (task.was_started or task.expires != "due"):
             return "early"
         if task.status is S.QUEUED:
             self.queues[task.queue].remove(id)
         self.expiring.discard(id)
+        self.ask_no_more(task)
         task.reason, task.by_call = "expired" if expired else "canceled", mark or task.by_call
         self.move(task, S.CANCELED)
-        return "children" if self.dependents[id] else "ok"
+        return self.end_just_now()
+
+    def run_now(self, id: str, mark: str) -> str:
+        task = self.tasks.get(id)
+        if task is None:
+            return "gone"
+        if task.by_call == mark:
+            return "ok"
+        if task.status is not S.SCHEDULED:
+            return task.rq
+        task.later, task.by_call = False, mark
+        self.move(task, S.QUEUED)
+        return "ok"
+
+    def change_queue(self, id: str, queue: str, mark: str) -> str:
+        task = self.tasks.get(id)
+        if task is None:
+            return "gone"
+        if task.by_call == mark:
+            return "ok"
+        if task.status in RUNS | TERMINAL:
+            return task.rq
+        if task.queue == queue:
+            return "same"
+        if task.status is S.QUEUED:
+            self.queues[task.queue].remove(id)
+        task.queue, task.by_call = queue, mark
+        self.known.add(queue)
+        if task.status is S.QUEUED:
+            self.enqueue(task, front=False)
+        return "ok"
 
     def revive(self, id: str, mark: str) -> str:
         task = self.tasks.get(id)
         if task is None:
             return "gone"
         if task.by_call == mark:
-            return "ok"
+            return self.has_children(id)
         if task.status not in RETRYABLE:
             return task.rq
-        good = [parent for parent in task.parents if parent in self.tasks and self.tasks[parent].status is S.DONE]
-        if not task.was_released and (bad := [parent for parent in task.parents if parent not in good]):
-            return f"dependency {bad[0]} {self.tasks[bad[0]].rq if bad[0] in self.tasks else 'gone'}"
-        for parent in good:
-            self.needed[parent].add(id)
-        task.was_released = True
+        pending, broken = self.weigh(task)
+        if task.was_released:
+            pending = 0
+        elif broken:
+            return f"dependency {broken[0]} {self.tasks[broken[0]].rq if broken[0] in self.tasks else 'gone'}"
+        task.later, task.by_call = False, mark
+        self.begin(task, pending)
+        if self.revivable[id]:
+            self.outbox.add(id)
+        return self.has_children(id)
+
+    def begin(self, task: Task, pending: int) -> None:
+        """A new life."""
+        for ref, on in task.edges:
+            outcome = self.outcome(ref)
+            is_ok = verdict(on, outcome) == "ok"
+            if outcome is not None or (not pending and not is_ok):
+                place, member = self.place(ref, on, task.id)
+                place.discard(member)
+            if outcome not in (None, "gone") and (is_ok or pending):
+                self.needed[ref].add(task.id)
+                self.hold(ref)
+            elif outcome is None and pending:
+                place, member = self.place(ref, on, task.id)
+                place.add(member)
+        task.pending, task.was_released = pending, not pending
         task.attempts_a_life = task.attempts_a_life or task.max_attempts
         task.max_attempts = task.attempt + task.attempts_a_life
         task.crashes, task.snoozes, task.stop, task.reason, task.expires, task.attempt_id = 0, 0, "", "", "", ""
-        task.later = task.was_started = False
-        task.by_call = mark
-        self.move(task, S.QUEUED)
-        return "ok"
+        task.canceled_by, task.was_started = "", False
+        task.asks, task.question, task.answers = False, False, []
+        if pending:
+            self.move(task, S.WAITING)
+        else:
+            self.pass_gates(task)
 
-    def purge(self, id: str, *, when_due: bool) -> str:
+    # --- people ---------------------------------------------------------------------------------------------------
+
+    def pass_gates(self, task: Task) -> None:
+        """Nothing holds it any more but a person or its time."""
+        if task.unconfirmed:
+            task.decision = ""
+            self.move(task, S.WAITING_CONFIRMATION)
+            self.ask(task)
+        else:
+            self.move(task, S.SCHEDULED if task.later else S.QUEUED)
+
+    def confirm(self, id: str, decision: str) -> str:
         task = self.tasks.get(id)
         if task is None:
-            self.results.discard(id)
-            self.logs.discard(id)
-            self.needed.pop(id, None)
             return "gone"
-        if when_due and task.status in TERMINAL and not task.is_due:
+        if task.status is S.WAITING_CONFIRMATION and task.unconfirmed:
+            return self.decide(task, decision)
+        if not task.decision:
+            return task.rq
+        if task.decision != decision:
+            return "decided"
+        return self.has_children(id) if decision == "rejected" else "ok"
+
+    def decide(self, task: Task, decision: str) -> str:
+        self.ask_no_more(task)
+        task.decision = decision
+        if decision == "confirmed":
+            task.unconfirmed = False
+            self.pass_gates(task)
+            return "ok"
+        self.expiring.discard(task.id)
+        task.reason = "rejected"
+        self.move(task, S.CANCELED)
+        return self.end_just_now()
+
+    def ask_in_the_middle(self, lease: Lease, worker: str) -> str:
+        _, id, attempt_id = lease
+        task = self.holds(id, attempt_id)
+        mark = f"{attempt_id}:ask"
+        if task is None:
+            self.drop(lease, worker)
+            return "ok" if id in self.tasks and self.tasks[id].put_back == mark else "lost"
+        if task.stop:
+            return "stopping"
+        self.drop(lease, worker)
+        task.attempt -= 1
+        task.attempt_id, task.put_back, task.question = "", mark, True
+        task.history.append("asked")
+        self.move(task, S.WAITING_CONFIRMATION)
+        self.ask(task)
+        return "ok"
+
+    def answer(self, id: str, step: int) -> str:
+        task = self.tasks.get(id)
+        if task is None:
+            return "gone"
+        if task.status is S.WAITING_CONFIRMATION and task.question and task.seq == step:
+            self.resume(task, "answered")
+            return "ok"
+        found = [how for asked, how in task.answers if asked == step]
+        return ("ok" if found[0] == "answered" else "other") if found else "changed"
+
+    def resume(self, task: Task, how: str) -> None:
+        task.answers.append((task.seq, how))
+        self.ask_no_more(task)
+        task.later = False
+        self.move(task, S.QUEUED)
+
+    def unanswered(self, id: str) -> str:
+        task = self.tasks.get(id)
+        if id not in self.confirmations:
+            return "gone"
+        if task is None:
+            self.confirmations.discard(id)
+            return "gone"
+        if not task.is_due:
+            return "early"
+        if task.question:
+            self.resume(task, "timeout")
+            return "ok"
+        return self.decide(task, "confirmed" if task.confirm == "confirm" else "rejected")
+
+    def checkpoint(self, lease: Lease) -> str:
+        if self.holds(lease[1], lease[2]) is None:
+            return "lost"
+        self.checkpoints.add(lease[1])
+        return "ok"
+
+    def purge(self, id: str, *, when_due: bool, by_hold: bool = False) -> str:
+        """`by_hold`: not its own time has come, but that to look whether others still need its record."""
+        task = self.tasks.get(id)
+        if task is None:
+            self.drop_rest(id)
+            return "gone"
+        if when_due and not (self.kept.get(id, True) if by_hold else task.is_due or task.status not in TERMINAL):
             return "early"
         if task.status not in TERMINAL:
+            if by_hold:
+                self.kept.pop(id, None)
             return task.rq
-        if self.dependents[id]:
+        if self.dependents[id] or self.followers[id] or (task.status is S.DONE and self.revivable[id]):
             return "children"
-        if when_due and task.status is S.DONE:
-            self.needed[id] = {child for child in self.needed[id] if child in self.tasks}
-            self.needed[id] = {child for child in self.needed[id] if self.tasks[child].status is not S.DONE}
+        if when_due:
+            self.needed[id] = {child for child in self.needed[id] if self.needs(child, task)}
             if self.needed[id]:
-                task.is_due = False
+                task.is_due = task.is_due and by_hold
+                task.is_held, self.kept[id] = True, False
                 return "needed"
-        self.needed.pop(id, None)
+        self.kept.pop(id, None)
+        if by_hold and not task.is_due:
+            task.is_held = False
+            return "early"
         for name in (f"type:{task.type}", *(f"tag:{tag}" for tag in task.tags)):
             self.index[name].discard(id)
+        self.revivable[task.canceled_by].discard(id)
         del self.tasks[id]
+        self.drop_rest(id)
+        return "ok"
+
+    def needs(self, child: str, parent: Task) -> bool:
+        """Whether a task may still read how another one ended."""
+        task = self.tasks.get(child)
+        if task is None or task.status is S.DONE:
+            return False
+        return parent.status is S.DONE or task.status not in TERMINAL
+
+    def drop_rest(self, id: str) -> None:
         self.results.discard(id)
         self.logs.discard(id)
-        return "ok"
+        self.checkpoints.discard(id)
+        self.needed.pop(id, None)
+        self.revivable.pop(id, None)
+        self.kept.pop(id, None)
+        self.added.pop(id, None)
 
     def promote(self, id: str) -> str:
         task = self.tasks.get(id)
@@ -246,61 +522,87 @@ class Model(State):
         self.move(task, S.QUEUED)
         return "ok"
 
-    def release(self, id: str, ready: Iterable[str]) -> list[str]:
-        """`ready`: the children that are queued after it; in which order they come is Redis's choice."""
-        parents = [id]
-        for each in parents:  # it grows: what is canceled has children of its own
-            if each not in self.tasks or self.tasks[each].status in TERMINAL:
-                parents += self._release(each, ready)
-            self.outbox.discard(each)
-        return []
-
-    def _release(self, id: str, ready: Iterable[str]) -> list[str]:
-        parent = self.tasks.get(id)
-        queued, canceled = [], []
-        children = [self.tasks[each] for each in self.dependents.pop(id, ()) if each in self.tasks]
-        if parent is not None:
-            self.needed[id] |= {child.id for child in children if child.status is not S.DONE}
-        for child in children:
-            if child.status is not S.WAITING:
-                continue
-            if parent is None or parent.status is not S.DONE:
-                self.expiring.discard(child.id)
-                child.reason = "dependency_failed"
-                self.move(child, S.CANCELED)
-                canceled += [child.id] if self.dependents[child.id] else []
-                continue
-            child.pending -= 1
-            child.was_released = child.pending <= 0
-            if child.pending <= 0 and child.later:
-                self.move(child, S.SCHEDULED)
-            elif child.pending <= 0:
-                queued.append(child.id)
+    def release(self, id: str, ready: Iterable[str], causes: Mapping[str, str]) -> list[str]:
+        """`ready`: the children that are queued after it, in order. `causes`: by task, because of which one it is
+        canceled after it. Both are Redis's choice."""
+        refs, begun = [id], len(self.tasks)
+        queued: list[str] = []
+        for ref in refs:  # it grows
+            assert len(refs) <= 10 * (begun + 1)
+            outcome = self.outcome(ref)
+            if outcome in (None, "done"):
+                refs += self._revive_all(ref)
+            if outcome is not None:
+                refs += self._release(ref, outcome, queued, causes)
+            self.outbox.discard(ref)
         order = [each for each in ready if each in queued]
         assert sorted(order) == sorted(queued)
         for each in order:
             self.move(self.tasks[each], S.QUEUED)
+        for queue, ids in self.queues.items():  # revived ones came in between
+            ids.sort(key=[each for each in ready if each in self.queues[queue]].index)
+        return []
+
+    def _revive_all(self, ref: str) -> list[str]:
+        more = []
+        for each in self.revivable.pop(ref, ()):
+            task = self.tasks.get(each)
+            if task is None or task.status is not S.CANCELED or task.canceled_by != ref:
+                continue
+            pending, broken = self.weigh(task)
+            if broken is None:
+                self.begin(task, pending)
+                more += [each] if self.revivable[each] else []
+            elif broken[0] != ref:
+                self.note_cause(task, broken)
+        return more
+
+    def _release(self, id: str, outcome: str, queued: list[str], causes: Mapping[str, str]) -> list[str]:
+        canceled = []
+        members = [("success", each) for each in self.dependents.pop(id, ())]
+        for on, child in [*members, *(member.split(":") for member in self.followers.pop(id, ()))]:
+            task = self.tasks.get(child)
+            if task is None or task.status is S.DONE:
+                continue
+            is_bad = verdict(on, outcome) != "ok"
+            if task.status is S.WAITING and is_bad and causes.get(child) == id:
+                self.expiring.discard(child)
+                task.reason = verdict(on, outcome)
+                self.move(task, S.CANCELED)
+                self.note_cause(task, (id, on, task.reason))
+                canceled += [child] if child in self.outbox else []
+                continue
+            if task.status is S.WAITING and not is_bad and child not in queued:
+                task.pending -= 1
+                task.was_released = task.pending <= 0
+                if task.pending <= 0 and (task.later or task.unconfirmed):
+                    self.pass_gates(task)
+                elif task.pending <= 0:
+                    queued.append(child)
+            if outcome != "gone":
+                self.needed[id].add(child)
+                self.hold(id)
         return canceled
 
     def sweep_waiting(self, queue: str) -> str:
         for task in self.tasks.values():
             if task.status is S.WAITING and task.queue == queue:
-                for parent in task.parents:
-                    ended = parent not in self.tasks or self.tasks[parent].status in TERMINAL
-                    if ended and task.id in self.dependents[parent]:
-                        self.outbox.add(parent)
-                    elif ended and parent in self.tasks and self.tasks[parent].status is S.DONE:
-                        self.needed[parent].add(task.id)
+                for ref, on in task.edges:
+                    outcome, (place, member) = self.outcome(ref), self.place(ref, on, task.id)
+                    if outcome and member in place:
+                        self.outbox.add(ref)
+                    elif outcome == "done" and task.id not in self.needed[ref]:
+                        self.needed[ref].add(task.id)
+                        self.hold(ref)
         return "end"
 
     def sweep_index(self, name: str) -> str:
         for id in [id for id in self.index[name] if id not in self.tasks]:
             self.index[name].discard(id)
-            self.results.discard(id)
-            self.logs.discard(id)
-            self.needed.pop(id, None)
+            self.drop_rest(id)
             self.expiring.discard(id)
-            if self.dependents[id]:
+            self.confirmations.discard(id)
+            if self.dependents[id] or self.followers[id]:
                 self.outbox.add(id)
         return ""
 

@@ -18,6 +18,7 @@ RUNS: Final = frozenset({S.IN_PROGRESS, S.STOPPING})
 REGISTRY: Final = {
     S.SCHEDULED: "rq:scheduled:",
     S.WAITING: "rq:deferred:",
+    S.WAITING_CONFIRMATION: "rq:deferred:",
     S.DONE: "rq:finished:",
     S.FAILED: "rq:failed:",
     S.STOPPED: "rq:failed:",
@@ -35,10 +36,21 @@ class Task:
     queue: str
     type: str = "work"
     tags: tuple[str, ...] = ()
-    parents: tuple[str, ...] = ()
+    edges: tuple[tuple[str, str], ...] = ()
+    """What it depends on, and how that must end; edges of success first."""
     front: bool = False
     later: bool = False
     expires: str = ""
+    confirm: str = ""
+    """What counts if nobody confirms it: confirm or reject; '': nobody has to."""
+    unconfirmed: bool = False
+    asks: bool = False
+    """A person is asked."""
+    question: bool = False
+    """It has asked in the middle of an attempt."""
+    decision: str = ""
+    answers: list[tuple[int, str]] = field(default_factory=list)
+    """The step with which each question was asked, and the answer."""
     status: TaskStatus = S.QUEUED
     seq: int = 1
     attempt: int = 0
@@ -51,17 +63,24 @@ class Task:
     reason: str = ""
     by_call: str = ""
     put_back: str = ""
+    canceled_by: str = ""
     snoozes: int = 0
     history: list[str] = field(default_factory=list)
     was_started: bool = False
     was_released: bool = False
     """It has waited for all its parents, and they are done."""
+    is_held: bool = False
     is_due: bool = False
     """The time of its registry has come: to be promoted, or to be purged."""
 
     @property
     def rq(self) -> str:
         return RQ_STATUS[self.status]
+
+    @property
+    def shown(self) -> str:
+        """As `add` answers."""
+        return self.status.value if self.status is S.WAITING_CONFIRMATION else self.rq
 
 
 class State:
@@ -77,23 +96,70 @@ class State:
         self.held: dict[str, set[str]] = defaultdict(set)
         self.dependents: dict[str, set[str]] = defaultdict(set)
         self.needed: dict[str, set[str]] = defaultdict(set)
-        """Tasks that no longer wait for that one, but may read its result."""
+        """Tasks that no longer wait for that one, but may read its outcome."""
+        self.followers: dict[str, set[str]] = defaultdict(set)
+        self.revivable: dict[str, set[str]] = defaultdict(set)
+        """Tasks that were canceled because of that one."""
+        self.kept: dict[str, bool] = {}
+        """Tasks whose records were held for others when they ended. True: the time to look at one has come."""
         self.outbox: set[str] = set()
         self.expiring: set[str] = set()
+        self.confirmations: set[str] = set()
+        """Tasks that wait for a person."""
+        self.checkpoints: set[str] = set()
         self.index: dict[str, set[str]] = defaultdict(set)
         self.results: set[str] = set()
         self.logs: set[str] = set()
+        self.is_awaited = False
+        """Others waited for the task that ended last."""
+        self.added: dict[str, set[str]] = defaultdict(set)
+        """By the task whose attempts added them."""
 
     # --- parts of what scripts do ---------------------------------------------------------------------------------
 
     def move(self, task: Task, status: TaskStatus, *, front: bool = False) -> None:
-        """One step of a task: where it stands now, and what is told of it."""
+        """One step of a task: its status now, and its event."""
         task.status, task.is_due = status, False
         task.seq += 1
         if status is S.QUEUED:
             self.enqueue(task, front=front)
-        if status in TERMINAL and self.dependents[task.id]:
+        if status in TERMINAL:
+            self.retain(task)
+
+    def ask(self, task: Task) -> None:
+        """A person is asked; the caller makes the step."""
+        task.asks, task.is_due = True, False
+        self.confirmations.add(task.id)
+
+    def ask_no_more(self, task: Task) -> None:
+        """It waits for no person any more."""
+        if task.id in self.confirmations:
+            task.asks = task.question = False
+            self.confirmations.discard(task.id)
+
+    def retain(self, task: Task) -> None:
+        """It has ended: what others need of it is held for them."""
+        waiting = self.dependents[task.id] or self.followers[task.id]
+        task.is_held = False
+        if waiting or self.needed[task.id] or self.revivable[task.id]:
+            self.hold(task.id)
+        self.is_awaited = bool(waiting or (task.status is S.DONE and self.revivable[task.id]))
+        if self.is_awaited:
             self.outbox.add(task.id)
+
+    def hold(self, id: str) -> None:
+        """Its record, if it has ended, doesn't expire any more."""
+        task = self.tasks[id]
+        if task.status in TERMINAL and not task.is_held:
+            task.is_held, self.kept[id] = True, False
+
+    def end_just_now(self) -> str:
+        """The answer of the call that has ended a task: one that was revived is still in the outbox for that."""
+        return "children" if self.is_awaited else "ok"
+
+    def has_children(self, id: str) -> str:
+        """The answer of a call that is sent again about a task that has ended."""
+        return "children" if id in self.outbox else "ok"
 
     def enqueue(self, task: Task, *, front: bool) -> None:
         queue = self.queues[task.queue]
@@ -124,10 +190,16 @@ class State:
         keys["taskpool:tags"] = {name[4:] for name, ids in self.index.items() if name.startswith("tag:") and ids}
         keys["taskpool:types:used"] = {name[5:] for name, ids in self.index.items() if name.startswith("type:") and ids}
         keys |= {f"taskpool:dependents:{id}": set(ids) for id, ids in self.dependents.items()}
+        keys |= {f"taskpool:followers:{id}": set(members) for id, members in self.followers.items()}
         keys |= {f"taskpool:needed:{id}": set(ids) for id, ids in self.needed.items()}
+        keys |= {f"taskpool:revivable:{id}": set(ids) for id, ids in self.revivable.items()}
+        keys["taskpool:held"] = set(self.kept)
+        keys["taskpool:confirmations"] = set(self.confirmations)
+        keys |= {f"taskpool:checkpoint:{id}": "string" for id in self.checkpoints}
         keys |= {f"rq:worker:{worker}:executions": set(members) for worker, members in self.held.items()}
         keys |= {f"rq:results:{id}": "stream" for id in self.results}
         keys |= {f"taskpool:log:{id}": "stream" for id in self.logs}
+        keys |= {f"taskpool:added:{id}": set(ids) for id, ids in self.added.items()}
         for queue, id, attempt_id in self.leases:
             keys[f"rq:wip:{queue}"].add(f"{id}:{attempt_id}")
             keys[f"rq:execution:{id}:{attempt_id}"] = {"job_id": id}
@@ -138,7 +210,10 @@ class State:
                 "attempt": str(task.attempt),
                 "attempt_id": task.attempt_id,
                 "crashes": str(task.crashes),
+                "canceled_by": task.canceled_by,
                 "stop": task.stop,
+                "confirm": [task.unconfirmed, task.asks, task.question, task.decision],
+                "answers": [answer for _, answer in task.answers],
                 "snoozes": str(task.snoozes),
                 "history": task.history[-HISTORY:],
             }

@@ -1,7 +1,7 @@
 """A proxy in front of Redis that ends a connection at the n-th command of somebody's, before or after it ran, or that
 answers commands with errors instead of sending them on.
 
-Each command and each reply passes as a whole. Connections are told apart by the name they give themselves.
+Each command and each reply passes as a whole. The name that a connection gives itself identifies it.
 """
 
 from __future__ import annotations

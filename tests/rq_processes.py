@@ -17,7 +17,7 @@ from benchmarks.ports import free_port
 from taskpool import TaskPool
 from taskpool.errors import TaskNotFound
 from taskpool.redis import scripts
-from taskpool.redis.keys import BY_TAG, BY_TYPE, EVENTS
+from taskpool.redis.keys import BY_TAG, BY_TYPE, EVENTS, FAILURE
 from taskpool.types import QueueInfo, TaskRecord, TaskStatus
 from tests.support import eventually
 
@@ -170,14 +170,17 @@ def numbers(pool: TaskPool, queue: str = "default") -> QueueInfo:
 
 def traces(redis: Redis, pool: TaskPool, id: str) -> list[str]:
     """The keys that still say something of a task, once the indexes are swept (our workers do that one by one, a step
-    a second). The stream of events, which forgets by itself, isn't counted."""
+    a second). The stream of events, which forgets by itself, isn't counted, nor is a group of failures, which names
+    a task as a sample."""
     for prefix in (BY_TYPE, BY_TAG):
         for index in redis.scan_iter(f"{prefix}*", count=1000):
             pool.store.run(scripts.sweep_index(index.decode(), "", 1000))
     return sorted(
         key.decode()
         for key in redis.scan_iter(count=1000)
-        if key != EVENTS.encode() and (id.encode() in key or id.encode() in _content(redis, key))
+        if key != EVENTS.encode()
+        and not key.startswith(FAILURE.encode())
+        and (id.encode() in key or id.encode() in _content(redis, key))
     )
 
 

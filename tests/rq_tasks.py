@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from taskpool import TaskContext, task
+from taskpool import TaskContext, TaskSpec, task
 
 
 @task("read")
@@ -27,3 +27,21 @@ def hold(ctx: TaskContext, path: str) -> str:
 def collect(ctx: TaskContext) -> list[object]:
     """The results of the tasks it depends on."""
     return list(ctx.parents.values())
+
+
+@task("grow")
+def grow(ctx: TaskContext) -> None:
+    """Adds a row to its workflow."""
+    ctx.map("rows", [TaskSpec(type="echo", payload={"message": 1})])
+
+
+@task("add")
+def add(ctx: TaskContext) -> str:
+    """Add a task."""
+    return ctx.add_task("echo", {"message": 1}).id
+
+
+@task("asks")
+def asks(ctx: TaskContext) -> bool:
+    """Asks a person, which needs our workers."""
+    return ctx.ask("go", "Go on?", schema=bool)

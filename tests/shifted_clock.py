@@ -73,6 +73,8 @@ class ShiftedClock:
         source, library, self._offset = directory / "shift.c", directory / "shift.so", directory / "offset"
         source.write_text(SOURCE)
         subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-o", library, source, "-ldl"], check=True)
+        self.env = {"LD_PRELOAD": str(library), "CLOCK_OFFSET_FILE": str(self._offset)}
+        """The variables with which any other program reads this clock, too."""
         self._shifted_us = 0
         self._offset.write_bytes(struct.pack("q", 0))
         wrapper = directory / "redis-server"

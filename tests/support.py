@@ -1,14 +1,21 @@
-"""What tests share: waiting for what another process does, and whether it lives."""
+"""What tests share: waiting for what another process does, whether it lives, and small programs."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from pathlib import Path
+from textwrap import dedent
+from typing import Final, TypeVar
 
 import psutil
 
 T = TypeVar("T")
+ROOT: Final = Path(__file__).parent.parent
+PROGRAM_LIMIT_S: Final = 120
 
 
 def eventually(predicate: Callable[[], T | None], timeout_s: float = 30) -> T:
@@ -25,8 +32,21 @@ def eventually(predicate: Callable[[], T | None], timeout_s: float = 30) -> T:
 
 
 def is_running(pid: int) -> bool:
-    """True while the process lives. One that ended and whom nobody collected doesn't."""
+    """True while the process lives; a zombie doesn't."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def run_program(source: str, *arguments: str, **environment: str) -> str:
+    """What a Python program prints in a process of its own. It must end with the status 0 and without warnings."""
+    warnings = ("-W", "error::ResourceWarning", "-W", "ignore::DeprecationWarning")
+    ended = subprocess.run(
+        [sys.executable, *warnings, "-c", dedent(source), *arguments],
+        cwd=ROOT, env=os.environ | environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=PROGRAM_LIMIT_S, check=False,
+    )  # fmt: skip
+    assert ended.stderr == ""
+    assert ended.returncode == 0
+    return ended.stdout

@@ -61,7 +61,7 @@ async def leak_async(ctx: TaskContext, token: Secret[str]) -> None:
     """Tell everybody from a coroutine, one of its tasks and a thread of its own, and fail."""
 
     async def shout() -> None:
-        say(ctx, token)  # no programs: in a process of several slots their output is nobody's
+        say(ctx, token)  # no programs: in a process of several slots their output belongs to no task
         raise LookupError(f"{SEEN} {token}")
 
     await asyncio.to_thread(print, SEEN, token)

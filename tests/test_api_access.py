@@ -5,11 +5,11 @@ from __future__ import annotations
 from starlette.routing import Route, WebSocketRoute
 
 from api.app import create_app
-from api.auth.caller import Access, Guarded
+from api.http.declarations import Access, Guarded
 from api.routing import Resource, Socket
 from taskpool.settings import Settings
 
-PUBLIC_PATHS = {"/", "/docs", "/docs/{file}", "/livez", "/readyz"}
+PUBLIC_PATHS = {"/", "/docs", "/docs/{file}", "/livez", "/readyz", "/page/{version}/{file:path}", "/session"}
 
 
 def guards() -> dict[tuple[str, str], Access]:
@@ -24,7 +24,7 @@ def guards() -> dict[tuple[str, str], Access]:
     return found
 
 
-def test_every_route_asks_who_calls_but_the_few_that_are_public() -> None:
+def test_every_route_authenticates_its_caller_except_the_few_public_ones() -> None:
     public = {path for (path, _), access in guards().items() if access.public}
 
     assert public == PUBLIC_PATHS
@@ -39,7 +39,14 @@ def test_every_other_route_names_a_scope_but_that_of_tickets_which_give_no_more_
 def test_what_changes_anything_takes_more_than_the_right_to_read() -> None:
     changing = {where: access.scope for where, access in guards().items() if where[1] not in ("GET", "HEAD", "WS")}
 
-    assert [where for where, scope in changing.items() if scope in (None, "tasks:read")] == [("/tickets", "POST")]
+    free = {where for where, scope in changing.items() if scope in (None, "tasks:read")}
+    # An operation asks for the scope of its action as well (tests/test_api_effects.py); a stack only shows something.
+    operations = {
+        ("/operations", "POST"),
+        *((f"/operations/{{operation}}/{act}", "POST") for act in ("cancel", "undo")),
+    }
+    shown = {("/tasks/{id}/stack", "POST")}
+    assert free == {("/tickets", "POST"), ("/session", "POST"), ("/session", "DELETE"), *operations, *shown}
 
 
 def test_a_ticket_opens_what_only_reads() -> None:

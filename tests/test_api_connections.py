@@ -22,9 +22,10 @@ from starlette.applications import Starlette
 from uvicorn.server import ServerState
 
 from api.auth.rate_limit import network
-from api.connections import NO_LINGER, Connections, LimitedProtocol, Limits
+from api.connections import NO_LINGER, Connections, LimitedProtocol
 from taskpool import TaskPool, TaskSpec
 from taskpool.redis.embedded import RedisServer
+from taskpool.settings import Settings
 from tests.api_client import api_process, publish_types
 from tests.raw_client import connect, rest
 from tests.support import eventually
@@ -141,7 +142,7 @@ def test_headers_without_end_are_refused(impatient: str, start: bytes) -> None:
         assert kind(rest(client)) == "headers-too-large"
 
 
-def test_what_is_not_http_is_told_so_like_every_error(impatient: str) -> None:
+def test_a_request_that_is_not_http_gets_a_problem_like_every_error(impatient: str) -> None:
     with connect(impatient) as client:
         client.sendall(b"\x16\x03\x01 hello\r\n\r\n")
 
@@ -180,7 +181,7 @@ def test_a_head_that_follows_a_request_that_waits_is_bounded_too(impatient: str,
         assert rest(client) == b""
 
 
-def test_a_body_that_nobody_wants_does_not_keep_a_connection(impatient: str) -> None:
+def test_an_unneeded_body_does_not_keep_a_connection_open(impatient: str) -> None:
     with connect(impatient) as client:
         unwanted = b"GET /livez HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000000\r\n\r\n" + b"x" * 1000
         assert answer_on(client, unwanted).startswith(b"HTTP/1.1 200 ")
@@ -268,9 +269,7 @@ def is_cut(client: socket.socket) -> bool:
 
 
 @pytest.mark.parametrize("setting", ["TASKPOOL_MAX_CONNECTIONS", "TASKPOOL_MAX_CONNECTIONS_PER_ADDRESS"])
-def test_one_connection_too_many_is_told_so_and_has_room_when_another_ends(
-    redis_url: str, tmp_path: Path, setting: str
-) -> None:
+def test_one_connection_too_many_is_refused_until_another_ends(redis_url: str, tmp_path: Path, setting: str) -> None:
     with api_process(redis_url, tmp_path / "log", **{setting: "3"}) as (_, url):
         with ExitStack() as stack:
             first = [stack.enter_context(connect(url)) for _ in range(3)]
@@ -303,11 +302,11 @@ def test_an_address_is_one_of_ipv4_or_a_network_of_ipv6() -> None:
 
 
 def test_no_more_connections_are_counted_on_than_there_are_files() -> None:
-    assert Connections(Limits(most=1 << 40))._most < 1 << 40
+    assert Connections(Settings(max_connections=1 << 40))._most < 1 << 40
 
 
 def test_the_log_says_once_a_minute_that_no_connection_is_left(caplog: pytest.LogCaptureFixture) -> None:
-    connections = Connections(Limits(most=0))
+    connections = Connections(Settings(max_connections=0))
     one: Any = SimpleNamespace(client=None)
     for _ in range(3):
         assert connections.admit(one) is not None
@@ -318,7 +317,7 @@ def test_the_log_says_once_a_minute_that_no_connection_is_left(caplog: pytest.Lo
 
 
 async def test_a_connection_that_has_ended_is_freed_at_once() -> None:
-    connections = Connections(Limits())
+    connections = Connections(Settings())
     config = uvicorn.Config(Starlette(), lifespan="off", log_config=None)
     loop = asyncio.get_running_loop()
     made: list[weakref.ref[LimitedProtocol]] = []

@@ -59,10 +59,10 @@ async def test_a_cursor_nested_deeper_than_python_goes_is_refused(client: httpx.
         "/audit?what=task.submitted&until=2026-11-24T00:00:00Z",
     ],
 )
-@pytest.mark.parametrize("text", CURSORS)
-async def test_a_forged_cursor_does_no_harm(path: str, text: str, client: httpx.AsyncClient) -> None:
+async def test_a_forged_cursor_does_no_harm(path: str, client: httpx.AsyncClient) -> None:
     await client.post("/tasks", json={**GOOD, "tags": ["x"]})
 
-    response = await client.get(f"{path}&cursor={text}")
+    for text in CURSORS:
+        response = await client.get(f"{path}&cursor={text}")
 
-    assert response.status_code in (200, 400), response.text
+        assert response.status_code in (200, 400), f"{text}: {response.text}"

@@ -8,19 +8,21 @@ from pathlib import Path
 from starlette.routing import Route, WebSocketRoute
 
 from api.app import create_app
-from api.routes.health import Scrape
+from api.routes.metrics import HISTOGRAMS, Scrape
 from api.routing import Resource
 from taskpool.errors import PROBLEMS
+from taskpool.redis.keys import OUTCOMES
 from taskpool.settings import Settings
 from taskpool.types import TaskSpec
 from taskpool.validation import declared, default_in_words
 
-TEXT = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
+DOCS = Path(__file__).parent.parent / "docs"
+TEXT = (DOCS / "api.md").read_text()
 
 
-def table(heading: str) -> list[list[str]]:
+def table(heading: str, text: str = TEXT) -> list[list[str]]:
     """The cells of the rows of the table under this line, without backticks."""
-    lines = TEXT.partition(heading + "\n")[2].splitlines()[1:]
+    lines = text.partition(heading + "\n")[2].splitlines()[1:]
     rows = lines[: next(at for at, line in enumerate(lines) if not line.startswith("|"))]
     return [[cell.strip().replace("`", "") for cell in row.strip("|").split("|")] for row in rows]
 
@@ -34,7 +36,7 @@ def test_the_table_of_paths_is_that_of_the_application() -> None:
             continue
         assert isinstance(route, Route)
         assert isinstance(route.endpoint, Resource)
-        served[route.path] = set(route.endpoint.methods) - {"HEAD"}
+        served[route.path] = set(route.endpoint.guarded) - {"HEAD"}
 
     assert {path: set(methods.split()) for path, methods, _ in table("| path | methods | |")} == served
 
@@ -60,6 +62,9 @@ def test_the_table_of_problems_is_that_of_the_code() -> None:
 
 
 def test_the_table_of_metrics_is_that_of_a_scrape() -> None:
-    families = {family.name: family for family in Scrape({}, (), ()).collect()}
+    families = [*(family.name for family in Scrape({}).collect()), *(name for name, *_ in HISTOGRAMS)]
 
-    assert [re.sub("_total$", "", name) for name, _, _ in table("| metric | labels | |")] == list(families)
+    text = (DOCS / "monitoring.md").read_text()
+
+    assert [re.sub("_total$", "", name) for name, _, _ in table("| metric | labels | |", text)] == families
+    assert {word for row in table("| outcome | |", text) for word in row[0].split(", ")} == set(OUTCOMES)

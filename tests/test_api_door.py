@@ -1,4 +1,4 @@
-"""Safe by default, as processes: where the API opens its door, to whom, and what it says when it doesn't."""
+"""Safe by default, as processes: where the API starts without a key, and its error where it doesn't."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_with_a_key_it_starts_there_and_asks_for_it(redis_url: str, tmp_path: Pa
     assert "for holders of a key" in (tmp_path / "log").read_text()
 
 
-def test_it_asks_nobody_where_that_is_said_explicitly(redis_url: str, tmp_path: Path) -> None:
+def test_it_needs_no_key_where_authentication_is_switched_off(redis_url: str, tmp_path: Path) -> None:
     make_key(redis_url)
 
     with api_process(redis_url, tmp_path / "log", TASKPOOL_AUTH="off", **ELSEWHERE) as (_, url):
@@ -63,7 +63,7 @@ def test_it_asks_nobody_where_that_is_said_explicitly(redis_url: str, tmp_path: 
     assert "without keys (TASKPOOL_AUTH=off)" in (tmp_path / "log").read_text()
 
 
-def test_on_this_machine_it_is_open_and_says_so(redis_url: str, tmp_path: Path) -> None:
+def test_on_this_machine_it_is_open_and_logs_that(redis_url: str, tmp_path: Path) -> None:
     with api_process(redis_url, tmp_path / "log") as (_, url):
         answer = httpx.get(url + "/tasks")
 

@@ -1,4 +1,4 @@
-"""Answers that are given before a body has arrived reach whoever is still sending it, with their `Retry-After`."""
+"""Answers that are given before a body has arrived reach a client that still sends it, with their `Retry-After`."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ PATIENCE_S = 60
 IN_NODE = """
 const asked = JSON.parse(require("fs").readFileSync(0));
 (async () => {
-  const told = [];
+  const answers = [];
   for (const [method, url, headers, size] of asked) {
     const answer = await fetch(url, {method, headers, body: Buffer.alloc(size, "x")});
-    told.push([answer.status, answer.headers.get("retry-after")]);
+    answers.push([answer.status, answer.headers.get("retry-after")]);
     await answer.text();
   }
-  console.log(JSON.stringify(told));
+  console.log(JSON.stringify(answers));
 })();
 """
 
@@ -48,7 +48,7 @@ class Asked(NamedTuple):
     size: int
 
 
-Told = tuple[int, str | None]
+Seen = tuple[int, str | None]
 """The status and `Retry-After`."""
 
 
@@ -70,7 +70,7 @@ def full(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) ->
             yield url
 
 
-def with_curl(asked: Asked) -> Told:
+def with_curl(asked: Asked) -> Seen:
     headers = [f"-H{name}: {value}" for name, value in asked.headers.items()]
     done = subprocess.run(
         ["curl", "-s", "-S", "-o", "/dev/null", "-w", "%{http_code} %header{retry-after}", "-X", asked.method,
@@ -81,11 +81,11 @@ def with_curl(asked: Asked) -> Told:
     return int(status), retry_after or None
 
 
-def with_curl_that_expects_nothing(asked: Asked) -> Told:
+def with_curl_that_expects_nothing(asked: Asked) -> Seen:
     return with_curl(asked._replace(headers={**asked.headers, "Expect": ""}))
 
 
-def with_urllib(asked: Asked) -> Told:
+def with_urllib(asked: Asked) -> Seen:
     request = urllib.request.Request(asked.url, b"x" * asked.size, asked.headers, method=asked.method)
     with pytest.raises(urllib.error.HTTPError) as refusal:
         urllib.request.urlopen(request, timeout=PATIENCE_S)
@@ -93,7 +93,7 @@ def with_urllib(asked: Asked) -> Told:
         return answer.code, answer.headers["retry-after"]
 
 
-def with_http_client(asked: Asked) -> Told:
+def with_http_client(asked: Asked) -> Seen:
     parts = urlsplit(asked.url)
     client = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=PATIENCE_S)
     try:
@@ -105,14 +105,14 @@ def with_http_client(asked: Asked) -> Told:
         client.close()
 
 
-def with_requests(asked: Asked) -> Told:
+def with_requests(asked: Asked) -> Seen:
     answer = requests.request(
         asked.method, asked.url, headers=asked.headers, data=b"x" * asked.size, timeout=PATIENCE_S
     )
     return answer.status_code, answer.headers.get("retry-after")
 
 
-def with_fetch(asked: list[Asked]) -> list[Told]:
+def with_fetch(asked: list[Asked]) -> list[Seen]:
     done = subprocess.run(
         ["node", "-e", IN_NODE], input=json.dumps(asked).encode(), capture_output=True, timeout=300, check=True
     )
@@ -122,19 +122,19 @@ def with_fetch(asked: list[Asked]) -> list[Told]:
 CLIENTS = (with_curl, with_curl_that_expects_nothing, with_urllib, with_http_client, with_requests)
 
 
-def everybody(asked: list[Asked], one_by_one: Callable[[Asked], Told] | None) -> list[Told]:
-    """What a client is told; None: Node's fetch, which starts once for all of it."""
+def everybody(asked: list[Asked], one_by_one: Callable[[Asked], Seen] | None) -> list[Seen]:
+    """What a client receives; None: Node's fetch, which starts once for all of it."""
     return with_fetch(asked) if one_by_one is None else [one_by_one(each) for each in asked]
 
 
-def skip_without(client: Callable[[Asked], Told] | None) -> None:
+def skip_without(client: Callable[[Asked], Seen] | None) -> None:
     program = "node" if client is None else "curl" if "curl" in client.__name__ else None
     if program is not None and shutil.which(program) is None:
         pytest.skip(f"there is no {program} here")
 
 
 @pytest.mark.parametrize("client", [*CLIENTS, None])
-def test_every_early_answer_is_seen_by(client: Callable[[Asked], Told] | None, url: str, redis_url: str) -> None:
+def test_every_early_answer_is_seen_by(client: Callable[[Asked], Seen] | None, url: str, redis_url: str) -> None:
     skip_without(client)
     publish_types(redis_url)
     may = bearer(make_key(redis_url, "may", Scope.WRITE))
@@ -157,14 +157,14 @@ def test_every_early_answer_is_seen_by(client: Callable[[Asked], Told] | None, u
         for _ in range(TIMES)
     ]
 
-    told = everybody([request for request, _ in asked], client)
+    answers = everybody([request for request, _ in asked], client)
 
-    assert [status for status, _ in told] == [status for _, status in asked]
-    assert all(retry_after is not None for status, retry_after in told if status == 429)
+    assert [status for status, _ in answers] == [status for _, status in asked]
+    assert all(retry_after is not None for status, retry_after in answers if status == 429)
 
 
 @pytest.mark.parametrize("client", [*CLIENTS, None])
-def test_that_there_is_no_room_is_seen_by(client: Callable[[Asked], Told] | None, full: str) -> None:
+def test_that_there_is_no_room_is_seen_by(client: Callable[[Asked], Seen] | None, full: str) -> None:
     skip_without(client)
     asked = [Asked("POST", full + "/tasks", JSON, size) for size in (SMALL, LARGE) for _ in range(TIMES)]
 

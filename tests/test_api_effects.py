@@ -1,7 +1,7 @@
 """Every operation and option with an effect on a task, asked for with every kind of key.
 
 The effect comes about only if the key has the scope for it and may use the task's project, type and queue. A key that
-may not read the task isn't told that there is one.
+may not read the task doesn't learn that there is one.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import pytest
 
 from taskpool.access import keyring
 from taskpool.access.api_key import OPTIONS, RIGHTS, Effect, KeySpec, Scope
-from taskpool.redis import scripts
+from taskpool.redis import people_scripts, scripts
 from taskpool.tasks.log_lines import LogLine, encode_line
 from taskpool.types import DEFAULT_LIMITS, TaskStatus
 from tests.api_client import api, publish_types
 from tests.keys import ME, bearer, make_key
 from tests.states import World
 
-READS, STARTS, STOPS = Effect.READ, Effect.START, Effect.STOP
-R, W, S = Scope.READ, Scope.WRITE, Scope.STOP
+READS, STARTS, STOPS, CONFIRMS = Effect.READ, Effect.START, Effect.STOP, Effect.CONFIRM
+R, W, S, C = Scope.READ, Scope.WRITE, Scope.STOP, Scope.CONFIRM
 MARK: Final = "shown-to-readers-alone"
 VICTIM: Final[dict[str, Any]] = {"type": "echo", "payload": {"message": MARK}, "queue": "a"}
 PAYLOADS: Final = {"echo": {"message": "hi"}, "word_count": {"text": "hi"}, "word_merge": {}}
@@ -46,7 +46,7 @@ class Key:
 
     def may(self, effect: Effect, *, of_victim: bool = True) -> bool:
         """Whether the rules in docs/security.md let it do this to the victim, or else to a task that it may start."""
-        if {READS: R, STARTS: W, STOPS: S}[effect] not in self.scopes:
+        if {READS: R, STARTS: W, STOPS: S, CONFIRMS: C}[effect] not in self.scopes:
             return False
         bound = effect is READS or (self.types in (None, ("echo",)) and self.queues in (None, ("a",)))
         return not of_victim or (self.project in (None, "shop") and bound)
@@ -57,8 +57,8 @@ BOUNDS: Final[tuple[dict[str, Any], ...]] = (
     {"project": "bank"}, {"project": None},
 )  # fmt: skip
 KEYS: Final = [
-    *(Key(scopes) for count in (1, 2, 3) for scopes in itertools.combinations((R, W, S), count)),
-    *(Key(scopes, **bounds) for bounds in BOUNDS for scopes in ((R, W, S), (W, S))),
+    *(Key(scopes) for count in (1, 2, 3, 4) for scopes in itertools.combinations((R, W, S, C), count)),
+    *(Key(scopes, **bounds) for bounds in BOUNDS for scopes in ((R, W, S, C), (W, S, C))),
 ]
 
 Answer = Awaitable[httpx.Response]
@@ -77,14 +77,17 @@ class Place:
     async def seed(self, state: str) -> None:
         """Make a new victim."""
         self.world.redis.delete("rq:queue:a", "taskpool:unique")
-        body = {**VICTIM, "unique_key": "u"}
+        body = {**VICTIM, "unique_key": "u", **({"confirm": True} if state == "unconfirmed" else {})}
         self.victim = (await self.client.post("/tasks", json=body, headers=self.owner)).json()["id"]
-        if state == "queued":
+        if state in ("queued", "unconfirmed"):
             return
         running = self.world.claim("a", attempt_id=self.victim)
         lines = [encode_line(LogLine(at_ms=0, text=MARK, attempt=1, stream="stdout"))]
         assert self.world.run(scripts.log(running.id, running.attempt_id, lines, DEFAULT_LIMITS)) == "ok"
-        if state != "running":
+        if state == "asking":
+            question = b'{"name":"n","text":"Go?","timeout":60}'
+            assert self.world.run(people_scripts.ask(running, question)) == "ok"
+        elif state != "running":
             status = TaskStatus(state)
             ended = {"result": f'"{MARK}"'.encode()} if state == "done" else {"error": MARK, "failure": {}}
             assert self.world.run(scripts.finish(running, status, **ended)) == "ok"
@@ -127,9 +130,9 @@ class Operation:
     names_id: bool = True
 
 
-def ask(method: str, path: str) -> Act:
+def ask(method: str, path: str, **body: Any) -> Act:
     def act(place: Place, key: Key, headers: dict[str, str], id: str) -> Answer:
-        return place.client.request(method, path.replace("ID", id), headers=headers)
+        return place.client.request(method, path.replace("ID", id), headers=headers, json=body or None)
 
     return act
 
@@ -166,6 +169,21 @@ async def wait_for_own(place: Place, key: Key, headers: dict[str, str], id: str)
     return await place.client.post("/tasks", json=body, headers={**headers, "prefer": "wait=1"})
 
 
+def operate(action: str) -> Act:
+    """Starts an operation on the task, and waits for its end."""
+
+    async def act(place: Place, key: Key, headers: dict[str, str], id: str) -> httpx.Response:
+        body = {"action": action, "filter": {"text": id}}
+        started = await place.client.post("/operations", json=body, headers=headers)
+        while started.status_code == 202:
+            now = await place.client.get(started.headers["location"], headers=headers)
+            if now.json()["status"] != "running":
+                break
+        return started
+
+    return act
+
+
 def shows(place: Place, answer: httpx.Response) -> bool:
     return MARK in answer.text
 
@@ -194,6 +212,10 @@ OPERATIONS: Final = {
     "GET /tasks/{id}/logs?follow": Operation("done", (READS,), ask("GET", "/tasks/ID/logs?follow=1"), shows),
     "GET /tasks/{id}/events": Operation("done", (READS,), ask("GET", "/tasks/ID/events"), shows),
     "GET /tasks/{id}/deliveries": Operation("done", (READS,), ask("GET", "/tasks/ID/deliveries"), is_taken),
+    "POST /tasks/{id}/stack": Operation(
+        "queued", (READS,), ask("POST", "/tasks/ID/stack"), lambda _, answer: answer.status_code == 409
+    ),
+    "GET /tasks/{id}/why": Operation("queued", (READS,), ask("GET", "/tasks/ID/why"), is_taken),
     "GET /tasks": Operation("done", (READS,), ask("GET", "/tasks"), shows, names_id=False),
     "GET /tasks with filters": Operation(
         "done", (READS,), ask("GET", "/tasks?type=echo&queue=a&status=done"), shows, names_id=False
@@ -222,8 +244,23 @@ OPERATIONS: Final = {
     "POST /tasks": Operation("queued", (STARTS,), start_like_the_victim(False), is_taken, names_id=False),
     "POST /tasks/batch": Operation("queued", (STARTS,), start_like_the_victim(True), is_taken, names_id=False),
     "POST /tasks/{id}/retry": Operation("failed", (STARTS,), ask("POST", "/tasks/ID/retry"), becomes("queued")),
+    "POST /tasks/{id}/confirm": Operation(
+        "unconfirmed", (CONFIRMS,), ask("POST", "/tasks/ID/confirm"), becomes("queued")
+    ),
+    "POST /tasks/{id}/reject": Operation("unconfirmed", (CONFIRMS,), ask("POST", "/tasks/ID/reject"), canceled),
+    "POST /tasks/{id}/answer": Operation(
+        "asking", (CONFIRMS,), ask("POST", "/tasks/ID/answer", answer=True), becomes("queued")
+    ),
     "DELETE /tasks/{id} that waits": Operation("queued", (STOPS,), ask("DELETE", "/tasks/ID"), canceled),
     "DELETE /tasks/{id} that has ended": Operation("failed", (STOPS,), ask("DELETE", "/tasks/ID"), becomes(None)),
+    "POST /operations with cancel": Operation("queued", (READS, STOPS), operate("cancel"), canceled, names_id=False),
+    "POST /operations with stop": Operation(
+        "running", (READS, STOPS), operate("stop"), is_asked_to_stop, names_id=False
+    ),
+    "POST /operations with remove": Operation("done", (READS, STOPS), operate("remove"), becomes(None), names_id=False),
+    "POST /operations with retry": Operation(
+        "failed", (READS, STARTS), operate("retry"), becomes("queued"), names_id=False
+    ),
     "POST /tasks/{id}/stop that waits": Operation("queued", (STOPS,), ask("POST", "/tasks/ID/stop"), canceled),
     "POST /tasks/{id}/stop that runs": Operation("running", (STOPS,), ask("POST", "/tasks/ID/stop"), is_asked_to_stop),
 }
@@ -282,7 +319,12 @@ def test_every_option_that_affects_other_tasks_is_tried() -> None:
     tried = {name.removesuffix(" in a batch") for name in OPERATIONS}
 
     assert {option if value is None else f"{option} {value}" for option, value, _ in OPTIONS} <= tried
-    assert {effect: right.scope for effect, right in RIGHTS.items()} == {READS: R, STARTS: W, STOPS: S}
+    assert {effect: right.scope for effect, right in RIGHTS.items()} == {
+        READS: R,
+        STARTS: W,
+        STOPS: S,
+        CONFIRMS: C,
+    }
 
 
 async def test_a_write_only_key_reads_no_result_through_a_task_that_merges_others(place: Place) -> None:
@@ -302,29 +344,33 @@ async def test_a_write_only_key_reads_no_result_through_a_task_that_merges_other
 
 
 @pytest.mark.parametrize("in_batch", [False, True])
-async def test_who_may_not_read_is_told_that_a_unique_key_is_held_and_not_by_whom(place: Place, in_batch: bool) -> None:
+async def test_a_caller_who_may_not_read_learns_that_a_unique_key_is_held_but_not_by_which_task(
+    place: Place, in_batch: bool
+) -> None:
     await place.seed("queued")
-    told = {}
+    received = {}
     for scopes in ((W,), (R, W)):
         key = Key(scopes)
         answer = await submit(in_batch, unique_key="u")(place, key, place.headers(key), "")
         assert (answer.status_code, answer.json()["type"]) == (409, "urn:taskpool:problem:unique-conflict")
-        told[scopes] = place.victim in answer.text + str(answer.headers)
+        received[scopes] = place.victim in answer.text + str(answer.headers)
 
-    assert told == {(W,): False, (R, W): True}
+    assert received == {(W,): False, (R, W): True}
 
 
-async def test_a_retry_that_another_task_prevents_does_not_name_it_to_who_may_not_read(place: Place) -> None:
+async def test_a_retry_that_another_task_prevents_does_not_name_that_task_to_a_caller_who_may_not_read(
+    place: Place,
+) -> None:
     await place.seed("failed")
     rival = (await place.client.post("/tasks", json={**VICTIM, "unique_key": "u"}, headers=place.owner)).json()["id"]
-    told = {}
+    received = {}
     for scopes in ((W,), (R, W)):
         headers = place.headers(Key(scopes))
         answer = await place.client.post(f"/tasks/{place.victim}/retry", headers=headers)
         assert answer.status_code == 409
-        told[scopes] = rival in answer.text
+        received[scopes] = rival in answer.text
 
-    assert told == {(W,): False, (R, W): True}
+    assert received == {(W,): False, (R, W): True}
 
 
 async def opens_socket(place: Place, headers: dict[str, str], ticket: str = "") -> bool:
@@ -353,7 +399,7 @@ async def opens_socket(place: Place, headers: dict[str, str], ticket: str = "") 
     return sent[0] == "websocket.accept"
 
 
-async def test_streams_and_sockets_open_for_who_may_read_and_a_ticket_gives_no_more_than_its_key(place: Place) -> None:
+async def test_streams_and_sockets_need_the_right_to_read_and_a_ticket_gives_no_more_than_its_key(place: Place) -> None:
     for key in KEYS[:7]:
         headers = place.headers(key)
         tickets = [(await place.client.post("/tickets", headers=headers)).json()["ticket"] for _ in range(2)]
@@ -398,7 +444,7 @@ async def test_of_a_type_that_a_key_may_not_use_it_learns_nothing(place: Place) 
     assert texts[0] == texts[1]
 
 
-async def test_who_may_change_a_task_and_not_read_it_is_told_its_id_and_status(place: Place) -> None:
+async def test_a_caller_who_may_change_a_task_but_not_read_it_gets_its_id_and_status(place: Place) -> None:
     for state, method, path, status in (
         ("queued", "DELETE", "/tasks/ID", "canceled"),
         ("running", "POST", "/tasks/ID/stop", "stopping"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-from collections.abc import AsyncIterator, Iterator, MutableMapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +15,7 @@ import pytest
 
 from api.app import create_app
 from api.events import sse
+from api.events.sse import Stream
 from taskpool.redis import keys, scripts
 from taskpool.settings import Settings
 from tests.api_client import api, api_process, publish_types
@@ -53,9 +54,7 @@ def steps(text: str) -> list[int]:
     return [data["seq"] for _, event, data in read(text) if event == "message"]
 
 
-async def test_a_task_that_has_ended_is_told_as_it_is_and_the_stream_ends(
-    client: httpx.AsyncClient, world: World
-) -> None:
+async def test_the_stream_of_an_ended_task_is_a_snapshot_and_ends(client: httpx.AsyncClient, world: World) -> None:
     world.end("a")
 
     answer = await client.get("/tasks/a/events")
@@ -70,7 +69,7 @@ async def test_a_task_that_has_ended_is_told_as_it_is_and_the_stream_ends(
 
 
 @pytest.mark.parametrize("how", ["header", "query", "both"])
-async def test_who_comes_back_is_told_what_came_since_and_then_to_stay_away(
+async def test_a_client_that_reconnects_gets_what_it_missed_and_then_204(
     client: httpx.AsyncClient, world: World, how: str
 ) -> None:
     world.end("a")
@@ -95,7 +94,7 @@ async def test_who_comes_back_is_told_what_came_since_and_then_to_stay_away(
     assert (nothing.status_code, nothing.content) == (204, b"")
 
 
-async def test_what_the_stream_no_longer_has_is_said_and_how_the_task_stands(
+async def test_events_that_the_stream_no_longer_has_are_reported_with_a_snapshot(
     client: httpx.AsyncClient, world: World
 ) -> None:
     world.end("a")
@@ -151,21 +150,22 @@ async def test_head_is_answered_at_once(client: httpx.AsyncClient, world: World,
 
 async def test_a_stream_beyond_the_limit_is_refused_with_a_time_to_come_back(redis_url: str, world: World) -> None:
     world.add("a")
-    async with api(redis_url, max_streams=1) as client:
+    async with api(redis_url, max_streams=1, rate_limit=600) as client:
         first = asyncio.create_task(client.get("/tasks/a/events"))
         while not world.redis.pubsub_numsub("taskpool:task:a")[0][1]:
             await asyncio.sleep(0.01)
 
-        refused = await client.get("/events")
+        refusals = [await client.get(path) for path in ("/events", "/tasks/a/events", "/tasks/a/logs?follow=1")]
         world.finish(world.claim())
 
-        assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
-        assert refused.json()["type"] == "urn:taskpool:problem:too-many-streams"
+        for refused in refusals:
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+            assert refused.json()["type"] == "urn:taskpool:problem:too-many-streams"
         assert steps((await first).text) == [2, 3]
         assert (await client.get("/tasks/a/events")).status_code == 200
 
 
-async def test_a_stream_in_which_nothing_happens_says_so_now_and_then(
+async def test_a_quiet_stream_sends_keep_alive_comments(
     redis_url: str, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.01)
@@ -188,10 +188,10 @@ async def test_a_stream_in_which_nothing_happens_says_so_now_and_then(
         world.finish(world.claim())
         await stream
 
-    told = b"".join(sent).decode()
-    assert told.startswith("retry: 2000\nid: ")
-    assert told.count("\n\n") == told.count("data: ")
-    assert steps(told) == [2, 3]
+    received = b"".join(sent).decode()
+    assert received.startswith("retry: 2000\nid: ")
+    assert received.count("\n\n") == received.count("data: ")
+    assert steps(received) == [2, 3]
 
 
 async def test_each_filter_keeps_what_its_name_says(world: World, served: tuple[subprocess.Popen[bytes], str]) -> None:
@@ -205,7 +205,10 @@ async def test_each_filter_keeps_what_its_name_says(world: World, served: tuple[
     world.add("z", queue="q", type="other", tags=["x", "y"])
     world.cancel("z")
     await until(lambda: all(("z", 2) in client.steps for client in clients))
-    for client in clients:
+    world.redis.xtrim(keys.EVENTS, maxlen=1, approximate=False)
+    late = await StreamClient.follow(served[1], "/events?queue=q", after="5-5")
+    await until(lambda: late.notices == ["resync"])
+    for client in (*clients, late):
         await client.end()
 
     whole = [("z", 1), ("z", 2)]
@@ -223,28 +226,28 @@ def test_a_stream_of_all_tasks_ends_when_the_server_stops(
 ) -> None:
     process, url = served
     world.add("old", queue="q")
-    told: list[str] = []
+    received: list[str] = []
 
     with httpx.Client(base_url=url, timeout=30) as client, client.stream("GET", "/events?queue=q") as stream:
         chunks = stream.iter_text()
-        told.append(next(chunks))
+        received.append(next(chunks))
         eventually(world.redis.pubsub_numpat)
         world.add("other")
         world.add("new", queue="q")
         world.cancel("old")
-        while "canceled" not in "".join(told):
-            told.append(next(chunks))
+        while "canceled" not in "".join(received):
+            received.append(next(chunks))
         process.terminate()
-        told += list(chunks)  # it ends
+        received += list(chunks)  # it ends
 
-    assert [(data["id"], data["event"]) for _, _, data in read("".join(told))] == [
+    assert [(data["id"], data["event"]) for _, _, data in read("".join(received))] == [
         ("new", "queued"),
         ("old", "canceled"),
     ]
     assert process.wait(15) == 0
 
 
-async def test_a_thousand_streams_of_one_process_share_one_subscription_and_each_is_told_all(
+async def test_a_thousand_streams_of_one_process_share_one_subscription_and_each_gets_all_events(
     world: World, served: tuple[subprocess.Popen[bytes], str]
 ) -> None:
     world.add("a")
@@ -275,3 +278,24 @@ async def test_a_thousand_streams_of_one_process_share_one_subscription_and_each
     assert len(connections) == 1
     wanted = [f'"seq":{seq}' for seq in range(1, 7)]
     assert all([text.count(each) for each in wanted] == [1] * 6 for text in texts)
+
+
+async def test_a_client_that_leaves_frees_its_place_before_its_source_is_closed() -> None:
+    steps: list[str] = []
+
+    async def texts() -> AsyncGenerator[bytes]:
+        try:
+            yield b"a"
+        finally:
+            steps.append("source")
+
+    async def leave() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    await Stream(texts(), lambda: steps.append("place"))({"type": "http"}, leave, send)
+
+    assert steps == ["place", "source"]

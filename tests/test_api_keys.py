@@ -1,4 +1,4 @@
-"""Keys over HTTP: who is let in, what refuses whom, tickets, and what admins do with keys."""
+"""Keys over HTTP: which keys are accepted, why others are refused, tickets, and how admins manage keys."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def test_without_any_key_this_machine_is_let_in(client: httpx.AsyncClient)
     assert (await client.post("/tasks", json=ECHO)).status_code == 202
 
 
-async def test_from_the_first_key_on_nobody_is_let_in_without(client: httpx.AsyncClient, redis_url: str) -> None:
+async def test_once_the_first_key_exists_every_request_needs_one(client: httpx.AsyncClient, redis_url: str) -> None:
     assert (await client.get("/tasks")).status_code == 200
 
     text = make_key(redis_url)
@@ -61,7 +61,9 @@ async def test_when_the_last_key_is_revoked_the_door_stays_shut(client: httpx.As
     refused(await client.get("/tasks"), 401, None)
 
 
-async def test_of_redis_readyz_tells_only_who_may_see_all_tasks(client: httpx.AsyncClient, redis_url: str) -> None:
+async def test_readyz_describes_redis_only_to_callers_who_may_see_all_tasks(
+    client: httpx.AsyncClient, redis_url: str
+) -> None:
     opened = await client.get("/readyz")
     reader, bound = make_key(redis_url, "reader", Scope.READ), make_key(redis_url, "bound", project="shop")
 
@@ -74,7 +76,7 @@ async def test_of_redis_readyz_tells_only_who_may_see_all_tasks(client: httpx.As
         assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
 
 
-async def test_the_probes_and_the_door_ask_nobody(client: httpx.AsyncClient, redis_url: str) -> None:
+async def test_probes_and_the_index_need_no_key(client: httpx.AsyncClient, redis_url: str) -> None:
     make_key(redis_url)
 
     assert [(await client.get(path)).status_code for path in ("/", "/livez", "/readyz")] == [200] * 3
@@ -92,7 +94,7 @@ async def test_what_is_no_key_of_ours_is_401(client: httpx.AsyncClient, redis_ur
     refused(response, 401, "invalid_token" if header else None)
 
 
-async def test_a_wrong_secret_is_401_and_told_as_an_unknown_key_is(client: httpx.AsyncClient, redis_url: str) -> None:
+async def test_a_wrong_secret_gets_the_same_401_as_an_unknown_key(client: httpx.AsyncClient, redis_url: str) -> None:
     text = make_key(redis_url)
     wrong = text[:-1] + ("A" if text[-1] != "A" else "B")
 
@@ -113,7 +115,7 @@ async def test_a_revoked_key_is_401(client: httpx.AsyncClient, redis_url: str) -
     refused(await client.get("/tasks", headers=bearer(text)), 401, "invalid_token")
 
 
-async def test_an_expired_key_is_401_and_says_so(client: httpx.AsyncClient, redis: Redis, redis_url: str) -> None:
+async def test_an_expired_key_gets_401_with_the_reason(client: httpx.AsyncClient, redis: Redis, redis_url: str) -> None:
     text = make_key(redis_url, "guest", expires_in_s=60)
     document = redis.hget("taskpool:keys", id_of(text))
     assert isinstance(document, bytes)
@@ -175,6 +177,8 @@ async def test_the_rotated_secret_opens_and_the_old_one_until_the_grace_is_over(
 
     await client.post(f"/keys/{id_of(old)}/rotate", json={"grace_s": 0}, headers=bearer(admin))
     refused(await client.get("/tasks", headers=bearer(new)), 401, "invalid_token")
+    wrong = await client.post(f"/keys/{id_of(old)}/rotate", json={"grace_s": -1}, headers=bearer(admin))
+    assert (wrong.status_code, wrong.json()["type"]) == (422, "urn:taskpool:problem:invalid-key")
 
 
 async def test_an_admin_makes_lists_and_revokes_keys(client: httpx.AsyncClient, redis_url: str) -> None:
@@ -217,7 +221,7 @@ async def test_a_wrong_key_is_refused_by_its_field(
 
 
 @pytest.mark.parametrize("settings", [{}, {"auth": "off"}])
-async def test_the_first_key_made_over_http_is_an_admins_so_that_nobody_is_locked_out(
+async def test_the_first_key_made_over_http_must_be_an_admins(
     redis_url: str, world: World, settings: dict[str, Any]
 ) -> None:
     async with api(redis_url, **settings) as client:
@@ -257,7 +261,7 @@ async def test_no_answer_no_log_and_nothing_in_redis_shows_a_secret(
     assert [secret for each in (admin, text) if (secret := each.split("_", 2)[2]) in shown] == []
 
 
-async def test_the_audit_is_for_admins_and_says_who_did_what_from_where(
+async def test_the_audit_is_for_admins_and_records_key_action_and_address(
     client: httpx.AsyncClient, redis_url: str
 ) -> None:
     admin, reader = make_key(redis_url, "root", Scope.ADMIN), make_key(redis_url, "reader")
@@ -288,6 +292,7 @@ async def test_the_audit_is_read_by_kind_caller_project_and_time(client: httpx.A
 
     assert await found(what="key.revoked") == ["key.revoked"]
     assert await found(key=id_of(admin)) == ["key.revoked", "key.created"]
+    assert await found(about=made) == ["key.revoked", "key.created"]
     assert await found(project="shop") == await found(key=id_of(shop)) == ["task.submitted"]
     assert await found(until="2020-01-01T00:00:00Z") == await found(since="2999-01-01T00:00:00+02:00") == []
     assert "task.submitted" in await found(since="2020-01-01T00:00:00Z", until="2999-01-01T00:00:00Z")
@@ -318,7 +323,7 @@ async def test_the_next_page_of_the_audit_is_of_the_same_filter(client: httpx.As
         ("until=2026-11-24T00:00:00", "until", "a time with its zone"),
         ("until=2026-11-24T00:00:00+01:00", "until", "%2B"),
         ("since=2026-11-24T00:00:00Z&until=2026-11-24T00:00:00Z", "until", "later than"),
-        ("who=anna", "who", "this path takes what, key, project, since, until, cursor, limit"),
+        ("who=anna", "who", "known: cursor, limit, what, key, project, since, until"),
     ],
 )
 async def test_a_wrong_filter_of_the_audit_is_named(

@@ -148,7 +148,7 @@ def test_trailers_that_speak_of_the_body_are_refused(url: str, key: bytes, redis
 
 
 @pytest.mark.parametrize("path", [b"GET /tasks", b"GET /readyz", b"GET /tasks/x/events"])
-def test_a_header_that_says_who_asks_comes_once(url: str, key: bytes, path: bytes) -> None:
+def test_a_header_that_identifies_the_caller_may_come_only_once(url: str, key: bytes, path: bytes) -> None:
     other = b"authorization: Bearer tp_000000000000_0\r\n"
     for given in (key + other, other + key, key + key, b"authorization:\r\n" + key):
         received = exchange(url, path + b" HTTP/1.1\r\nconnection: close\r\n" + HOST + given + b"\r\n")
@@ -255,7 +255,7 @@ STATES = {
     + HOST
     + JSON
     + b"content-length: 100\r\n\r\n",
-    "half a body that nobody reads": b"GET /livez HTTP/1.1\r\n" + HOST + b"content-length: 100\r\n\r\n{",
+    "half a body that is not read": b"GET /livez HTTP/1.1\r\n" + HOST + b"content-length: 100\r\n\r\n{",
     "half a body of a path that isn't there": b"POST /x HTTP/1.1\r\n" + HOST + b"content-length: 100\r\n\r\n{",
     "half a body that is too large": b"POST /tasks HTTP/1.1\r\n" + HOST + JSON + b"content-length: 1000000\r\n\r\n{",
     "half a body of a request that waits": b"GET /tasks/%b?wait=60 HTTP/1.1\r\n"
@@ -310,15 +310,15 @@ def test_every_state_of_a_connection_ends(impatient: Running, redis_url: str) ->
         received = {state: rest(client) for state, client in clients.items()}
         eventually(lambda: connections(process) == 0)  # though no client has closed its side
 
-    told = {state: statuses(answer) for state, answer in received.items()}
-    assert {state: told[state] for state in STATES if told[state] and told[state][-1] >= 500} == {}
-    assert told["half a body"] == told["half a chunk"] == told["half a trailer"] == [408]
-    assert told["half a body that is asked for"] == [100, 408]
-    assert told["half a header"] == told["half a request line"] == told["half a handshake"] == [408]
-    assert told["half a head behind an answer"] == [200, 408]
-    assert told["a request that waits"] == told["half a head behind a request that waits"] == [200]
-    assert told["a handshake with many headers"] == [431]
-    assert told["nothing"] == told["blank lines"] == []
+    seen = {state: statuses(answer) for state, answer in received.items()}
+    assert {state: seen[state] for state in STATES if seen[state] and seen[state][-1] >= 500} == {}
+    assert seen["half a body"] == seen["half a chunk"] == seen["half a trailer"] == [408]
+    assert seen["half a body that is asked for"] == [100, 408]
+    assert seen["half a header"] == seen["half a request line"] == seen["half a handshake"] == [408]
+    assert seen["half a head behind an answer"] == [200, 408]
+    assert seen["a request that waits"] == seen["half a head behind a request that waits"] == [200]
+    assert seen["a handshake with many headers"] == [431]
+    assert seen["nothing"] == seen["blank lines"] == []
 
 
 def test_connections_for_which_there_is_no_room_end_though_their_clients_stay(redis_url: str, tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ import httpx
 import pytest
 from redis import Redis
 
+from api.events.client_queue import ClientQueue
+from api.events.sse import RETRY, log_texts
 from taskpool import TaskPool
+from taskpool.operations.waiting import LogStep
 from taskpool.redis.embedded import RedisServer
 from taskpool.redis.scripts import log
 from taskpool.tasks.attempt import Outcome
@@ -107,7 +111,7 @@ async def test_text_is_as_it_was_written(
         ("fellow=1", "did you mean 'follow'?"),
     ],
 )
-async def test_a_wrong_query_is_said(redis_url: str, writer: Writer, query: str, says: str) -> None:
+async def test_a_wrong_query_is_refused_with_the_reason(redis_url: str, writer: Writer, query: str, says: str) -> None:
     async with api(redis_url) as client:
         answer = await client.get(f"/tasks/{writer.id}/logs?{query}")
 
@@ -136,7 +140,7 @@ def served(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) 
         yield url
 
 
-def test_who_follows_reads_every_line_as_it_comes_and_then_the_end(served: str, writer: Writer) -> None:
+def test_a_follower_reads_every_line_as_it_comes_and_then_the_end(served: str, writer: Writer) -> None:
     writer.write("before")
     seen = []
 
@@ -151,11 +155,11 @@ def test_who_follows_reads_every_line_as_it_comes_and_then_the_end(served: str, 
     assert seen == ["before", "line 0", "line 1", "line 2"]
 
 
-def test_events_go_on_where_a_client_was_and_end(served: str, writer: Writer) -> None:
+async def test_events_go_on_where_a_client_was_and_end(served: str, redis_url: str, writer: Writer) -> None:
     writer.write("one", "two")
-    url, accept = f"{served}/tasks/{writer.id}/logs?follow=1", {"accept": "text/event-stream"}
+    path, accept = f"/tasks/{writer.id}/logs?follow=1", {"accept": "text/event-stream"}
     ids: list[str] = []
-    with httpx.stream("GET", url, headers=accept, timeout=20) as answer:
+    with httpx.stream("GET", served + path, headers=accept, timeout=20) as answer:
         assert answer.headers["content-type"] == "text/event-stream"
         for line in answer.iter_lines():
             ids += [line[4:]] if line.startswith("id: ") else []
@@ -164,12 +168,13 @@ def test_events_go_on_where_a_client_was_and_end(served: str, writer: Writer) ->
 
     writer.write("three")
     writer.end()
-    rest = httpx.get(url, headers={**accept, "last-event-id": ids[0]}, timeout=20).text
-    messages = [dict(line.split(": ", 1) for line in part.split("\n")) for part in rest.strip().split("\n\n")]
+    async with api(redis_url) as client:
+        rest = (await client.get(path, headers={**accept, "last-event-id": ids[0]})).text
+        messages = [dict(line.split(": ", 1) for line in part.split("\n")) for part in rest.strip().split("\n\n")]
+        again = await client.get(path, headers={**accept, "last-event-id": messages[-1]["id"]})
 
     assert [json.loads(message["data"])["text"] for message in messages[:-1]] == ["two", "three"]
     assert (messages[-1]["event"], messages[-1]["data"]) == ("end", '{"status":"done"}')
-    again = httpx.get(url, headers={**accept, "last-event-id": messages[-1]["id"]}, timeout=20)
     assert again.status_code == 204
 
 
@@ -242,3 +247,24 @@ def test_a_log_goes_on_after_an_outage_of_redis(tmp_path: Path, redis_binary: st
         writer.pool.close()
     finally:
         server.stop()
+
+
+async def test_a_followed_log_ends_with_its_queue_while_redis_does_not_answer() -> None:
+    closed = asyncio.Event()
+
+    async def steps() -> AsyncGenerator[LogStep]:
+        try:
+            await asyncio.Event().wait()
+            yield step
+        finally:
+            closed.set()
+
+    step = LogStep((), "0-0", TaskStatus.IN_PROGRESS, is_full=False)
+    queue = ClientQueue(on_slow=lambda _: None)
+    texts = log_texts(step, steps(), as_events=True, queue=queue)
+    first = await anext(texts)
+    asyncio.get_running_loop().call_later(0.01, queue.end, "shutdown")
+
+    async with asyncio.timeout(10):
+        assert [first, *[text async for text in texts]] == [RETRY]
+    assert closed.is_set()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from typing import Any
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open
 from prometheus_client.parser import text_string_to_metric_families as parse
 from redis import Redis
 
-from api.routes.health import MOST_QUEUES, Scrape, exposition
+from api.routes.metrics import MOST_QUEUES, Scrape, exposition
 from taskpool.redis import keys as names
 from taskpool.redis.keys import COUNTERS
 from taskpool.types import QueueInfo, WorkerInfo
@@ -42,6 +45,19 @@ def test_attempts_are_counted_by_type_queue_and_outcome() -> None:
     assert samples["taskpool_tasks_total", "failed", "q", 'a|b"%\n'] == 1
 
 
+async def test_findings_are_counted_by_rule(redis_url: str) -> None:
+    Redis.from_url(redis_url).set("rq:suspended", "1")
+    publish_types(redis_url)
+    async with api(redis_url) as client:
+        await client.post("/tasks", json={"type": "echo", "payload": {"message": 1}, "queue": "nobody"})
+        lines = [
+            line for line in (await client.get("/metrics")).text.splitlines() if line.startswith("taskpool_findings{")
+        ]
+
+    assert {'taskpool_findings{rule="suspended",severity="warning"} 1.0'} <= {*lines}
+    assert all(line.count(",") == 1 for line in lines)
+
+
 def test_buckets_add_up_to_a_histogram() -> None:
     labels = ("echo", "q")
     samples = scrape(
@@ -55,7 +71,7 @@ def test_buckets_add_up_to_a_histogram() -> None:
 
     buckets = [value for key, value in samples.items() if key[0] == "taskpool_task_wait_seconds_bucket"]
     assert buckets == sorted(buckets)
-    assert (buckets[0], buckets[-1]) == (2, 6)
+    assert (buckets[0], buckets[2], buckets[-1]) == (0, 2, 6)
     assert samples["taskpool_task_wait_seconds_count", "q", "echo"] == 6
     assert samples["taskpool_task_wait_seconds_sum", "q", "echo"] == 2.5
 
@@ -72,6 +88,22 @@ def test_queues_and_workers_are_gauges() -> None:
     assert samples["taskpool_queue_oldest_seconds", "q"] == 1.5
     assert samples["taskpool_workers", "busy"] == 2
     assert samples["taskpool_workers", "suspended"] == 0
+
+
+async def test_what_is_paused_and_the_states_of_pools_are_gauges(redis_url: str) -> None:
+    publish_types(redis_url)
+    async with api(redis_url) as client:
+        await client.post("/queues/default/pause")
+        await client.post("/pause")
+        await client.post("/pools/pool-1/drain")
+        lines = (await client.get("/metrics")).text.splitlines()
+
+    expected = (
+        'taskpool_queue_paused{queue="default"} 1.0',
+        "taskpool_paused 1.0",
+        'taskpool_pools{state="draining"} 1.0',
+    )
+    assert {*expected, 'taskpool_pools{state="gone"} 0.0'} <= {*lines}
 
 
 @pytest.mark.parametrize("field", ["", "tasks", "tasks|done", "wait_bucket", "wait_bucket|a", "something|else", "|||"])
@@ -136,3 +168,59 @@ async def test_few_queues_have_a_line_each(redis_url: str, redis: Redis) -> None
 
     assert text.count("taskpool_queue_depth{") == MOST_QUEUES
     assert "(other)" not in text
+
+
+def many(types: int) -> dict[str, int]:
+    """The totals of so many types, as after some hours."""
+    fields: dict[str, int] = {}
+    for number in range(types):
+        labels = (f"type-{number}", "default")
+        fields[names.field_name(names.SUBMITTED, *labels)] = 1000
+        for outcome in ("done", "failed", "retried"):
+            fields[names.field_name(names.TASKS, outcome, *labels)] = 100
+        for metric in (names.WAIT_BUCKET, names.RUN_BUCKET):
+            fields |= {names.field_name(metric, *labels, bound): 7 for bound in names.BUCKET_LABELS[:8]}
+        fields |= {names.field_name(metric, *labels): 12345 for metric in (names.WAIT_US_SUM, names.RUN_US_SUM)}
+    return fields
+
+
+async def test_a_scrape_with_a_thousand_types_keeps_no_other_request_waiting(redis_url: str, redis: Redis) -> None:
+    held: Any = many(1000)
+    redis.hset(COUNTERS, mapping=held)  # tests/loop_watch.py fails the test if it does
+    async with api(redis_url) as client:
+        text = (await client.get("/metrics")).text
+
+    assert text.count("taskpool_tasks_submitted_total{") == 1000
+    assert text.count("taskpool_task_run_seconds_bucket{") == 1000 * len(names.BUCKET_LABELS)
+
+
+def test_both_formats_say_the_same() -> None:
+    odd = {names.field_name(names.RUN_BUCKET, 'a|b"\\%\n', "q", "+Inf"): 1}
+    state = Scrape(many(2) | odd)
+
+    def samples(families: Any) -> dict[tuple[str, ...], float]:
+        return {
+            (each.name, *sorted(each.labels.values())): each.value for family in families for each in family.samples
+        }
+
+    parse_typed: Any = parse_open
+    plain = samples(parse(exposition(state, "")[0].decode()))
+    open_metrics = samples(parse_typed(exposition(state, "application/openmetrics-text; version=1.0.0")[0].decode()))
+
+    canonical = {(name, *(f"{float(each)}" if each[0].isdigit() else each for each in labels)): value
+                 for (name, *labels), value in plain.items()}  # fmt: skip
+    assert open_metrics in (plain, canonical)
+    assert plain["taskpool_task_run_seconds_count", 'a|b"\\%\n', "q"] == 1
+
+
+def test_promtool_finds_nothing_wrong_with_the_metrics() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool isn't installed; it is in Debian's package `prometheus`")
+    queue = QueueInfo(name="q", queued=7, in_progress=2, scheduled=1, waiting=3, done=0, failed=0, canceled=0)
+    counters = many(2) | {"webhooks|dead": 3}
+    text, _ = exposition(Scrape(counters, [queue], [worker("busy")]), "")
+
+    checked = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, check=False)
+
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, b"")

@@ -84,7 +84,7 @@ async def test_a_refused_request_is_not_kept(client: httpx.AsyncClient) -> None:
     assert "idempotency-replayed" not in response.headers
 
 
-async def test_what_was_accepted_is_answered_even_when_nobody_serves_its_type_any_more(redis_url: str) -> None:
+async def test_a_repeated_submission_is_answered_though_its_type_is_no_longer_served(redis_url: str) -> None:
     publish_types(redis_url)
     async with api(redis_url) as client:
         first = await client.post("/tasks", json=ECHO, headers=key())

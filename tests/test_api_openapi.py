@@ -15,9 +15,8 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from api.app import create_app
-from api.auth.caller import READ, Guarded
+from api.http.declarations import READ, Guarded
 from api.openapi.answers import HEADERS
-from api.openapi.declarations import operation_of
 from api.openapi.document import TAGS, describe
 from api.openapi.schemas import with_refs
 from api.routing import Resource
@@ -51,7 +50,9 @@ def handlers(app: Starlette) -> list[tuple[str, str, Guarded]]:
         if isinstance(route, Route):
             assert isinstance(route.endpoint, Resource), f"{route.path} isn't a Resource"
             found += [
-                (route.path, method, guarded) for method, guarded in route.endpoint.guarded.items() if method != "HEAD"
+                (route.path_format, method, guarded)
+                for method, guarded in route.endpoint.guarded.items()
+                if method != "HEAD"
             ]
     return found
 
@@ -64,9 +65,7 @@ def document(app: Starlette, types: list[TypeInfo] | None = None) -> Any:
 
 
 def test_every_handler_declares_what_it_takes_and_answers(app: Starlette) -> None:
-    assert [
-        f"{method} {path}" for path, method, guarded in handlers(app) if operation_of(guarded.handler) is None
-    ] == []
+    assert [f"{method} {path}" for path, method, guarded in handlers(app) if guarded.operation is None] == []
 
 
 def test_every_handler_says_in_its_docstring_which_route_it_is_and_what_it_does(app: Starlette) -> None:
@@ -93,7 +92,7 @@ def test_the_document_is_valid(app: Starlette, builtins: bool) -> None:
 
 
 def test_what_declarations_name_exists(app: Starlette) -> None:
-    declared = [operation for _, _, guarded in handlers(app) if (operation := operation_of(guarded.handler))]
+    declared = [operation for _, _, guarded in handlers(app) if (operation := guarded.operation)]
 
     assert len({operation.id for operation in declared}) == len(declared)
     assert {operation.tag for operation in declared} == TAGS.keys()
@@ -114,7 +113,7 @@ def test_every_problem_is_described_by_its_type(app: Starlette) -> None:
     assert "Retry-After" in problems["redis-unavailable"]["headers"]
 
 
-def test_nothing_that_is_answered_is_said_to_be_null(app: Starlette) -> None:
+def test_no_field_of_an_answer_is_described_as_null(app: Starlette) -> None:
     task = document(app)["components"]["schemas"]["Task"]
 
     assert task["properties"]["error"]["type"] == "string"

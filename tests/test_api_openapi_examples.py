@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from api.openapi.document import batch_examples, submission_examples
-from taskpool.types import TypeInfo
+from api.http.submission import Batch
+from api.openapi.document import examples
+from taskpool.types import TaskSpec, TypeInfo
 from tests.api_client import api, publish_types
 
 NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/Node"}}, "required": ["next"]}
@@ -15,15 +16,15 @@ NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/Node"}}, "req
 
 def payload_of(schema: Any) -> Any:
     """The payload of the example of a type with this schema; None if there is no example."""
-    examples = submission_examples([TypeInfo(name="t", queue="default", schema=schema)])
-    return examples["t"]["value"]["payload"] if examples else None
+    found = examples([TypeInfo(name="t", queue="default", schema=schema)])[TaskSpec]
+    return found["t"]["value"]["payload"] if found else None
 
 
 async def test_every_example_in_the_document_is_taken(redis_url: str) -> None:
     publish_types(redis_url)
     async with api(redis_url) as client:
         paths = (await client.get("/openapi.json")).json()["paths"]
-        for path, known in (("/tasks", 5), ("/tasks/batch", 1)):
+        for path, known in (("/tasks", 5), ("/tasks/batch", 1), ("/workflows", 1)):
             examples = paths[path]["post"]["requestBody"]["content"]["application/json"]["examples"]
             answers = [await client.post(path, json=example["value"]) for example in examples.values()]
 
@@ -70,4 +71,4 @@ def test_a_payload_that_cannot_be_guessed_has_no_example(schema: Any) -> None:
 
 
 def test_without_types_there_is_no_batch() -> None:
-    assert batch_examples([]) == {}
+    assert examples([])[Batch] == {}

@@ -13,8 +13,7 @@ from api.openapi.document import describe
 from taskpool.settings import Settings
 from taskpool.types import ENDS, WEBHOOK_EVENTS, TaskStatus
 from taskpool.webhooks.delivery import outbox_page
-from taskpool.webhooks.endpoint import Webhook, new_secret, signed_headers
-from taskpool.webhooks.message import message_body, trial_body
+from taskpool.webhooks.endpoint import Webhook, message_body, new_secret, signed_headers, trial_body
 from tests.states import World
 
 URL = "https://hooks.example/in"
@@ -43,7 +42,7 @@ def callback_of(document: Any, path: str) -> tuple[str, Any]:
     return where, item["post"]
 
 
-def test_a_submission_says_where_and_what_it_is_told(described: Any) -> None:
+def test_the_operation_of_a_submission_describes_its_callback(described: Any) -> None:
     assert callback_of(described, "/tasks")[0] == "{$request.body#/callback_url}"
     assert callback_of(described, "/tasks/batch")[0] == "{$request.body#/tasks/0/callback_url}"
     assert [path for path, item in described["paths"].items() if "callbacks" in str(item.get("post", {}).keys())] == [

@@ -54,7 +54,7 @@ async def test_without_keys_no_name_made_to_point_here_is_served(redis_url: str)
     ],
 )
 @pytest.mark.parametrize(("forwarded", "status"), [("203.0.113.7", 421), ("203.0.113.7, ::1", 421), ("127.0.0.1", 200)])
-async def test_without_keys_a_proxy_on_this_machine_opens_the_door_to_nobody_else(
+async def test_without_keys_a_proxy_on_this_machine_lets_no_other_machine_in(
     redis_url: str, header: str, forwarded: str, status: int
 ) -> None:
     async with api(redis_url) as client:
@@ -98,6 +98,7 @@ async def test_without_keys_a_page_of_another_origin_changes_nothing(redis_url: 
             await client.delete(f"/tasks/{id}", headers=PAGE),
             await client.post("/tasks", json=ECHO, headers=PAGE),
             await client.post("/tasks", json=ECHO, headers={"origin": "null"}),
+            await client.post("/tickets", headers=PAGE),
         ]
         own = await client.post(f"/tasks/{id}/stop", headers={"origin": "http://localhost"})
 
@@ -153,7 +154,7 @@ def test_what_is_no_exact_origin_is_a_wrong_setting(origin: str) -> None:
         create_app(Settings(redis_url="redis://nowhere", cors_origins=(origin,)))
 
 
-async def test_every_answer_tells_browsers_to_run_and_frame_nothing(redis_url: str) -> None:
+async def test_the_headers_of_every_answer_forbid_scripts_and_frames(redis_url: str) -> None:
     publish_types(redis_url)
     async with api(redis_url) as client:
         answers = [

@@ -1,4 +1,4 @@
-"""What a client may prefer: to wait for the result, not to be told again, to be followed by a trace."""
+"""What a client may prefer: to wait for the result, 304 for what it knows, a trace context for its task."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ENDS: dict[TaskStatus, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("status", ENDS)
-async def test_who_waits_gets_the_ended_task(
+async def test_a_client_that_waits_gets_the_ended_task(
     client: httpx.AsyncClient, redis: Redis, redis_url: str, status: TaskStatus
 ) -> None:
     outcome, shown = ENDS[status]
@@ -90,15 +90,17 @@ async def test_a_replayed_request_may_wait_too(client: httpx.AsyncClient, redis:
     assert response.headers["idempotency-replayed"] == "true"
 
 
-async def test_what_hasnt_changed_isnt_told_again(client: httpx.AsyncClient, redis_url: str) -> None:
+async def test_a_task_that_has_not_changed_is_answered_304(client: httpx.AsyncClient, redis_url: str) -> None:
     path = (await client.post("/tasks", json=ECHO)).headers["location"]
     tag = (await client.get(path)).headers["etag"]
 
     same = await client.get(path, headers={"If-None-Match": tag})
+    waited = await client.get(path + "?wait=0.01", headers={"If-None-Match": tag})
     claim(redis_url)
     changed = await client.get(path, headers={"If-None-Match": tag})
 
     assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", tag)
+    assert (waited.status_code, waited.headers["preference-applied"]) == (304, "wait=0.01")
     assert (changed.status_code, changed.json()["status"]) == (200, "in_progress")
     assert changed.headers["etag"] != tag
 

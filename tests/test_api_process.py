@@ -21,9 +21,10 @@ import uvicorn
 from redis import Redis
 from starlette.applications import Starlette
 
-from api.connections import Connections, Limits
+from api.connections import Connections
 from api.server import MIDDLE_COLLECTIONS_A_FULL_ONE, _Server
 from taskpool.redis.embedded import RedisServer
+from taskpool.settings import Settings
 from tests.api_client import JSON, ROOT, api_process, environment, publish_types
 from tests.support import eventually
 
@@ -222,7 +223,7 @@ def test_a_client_that_leaves_is_not_waited_for(url: str, redis: Redis) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_its_end_answers_those_who_wait_with_the_present_state(
+def test_when_it_ends_waiting_requests_get_the_present_state(
     redis_url: str, redis: Redis, tmp_path: Path, number: signal.Signals
 ) -> None:
     publish_types(redis_url)
@@ -280,7 +281,7 @@ async def test_what_a_server_starts_with_is_never_looked_through_for_garbage(mon
     usual = gc.get_threshold()
     monkeypatch.setattr(uvicorn.Server, "startup", nothing)
     try:
-        await _Server(uvicorn.Config(app), app, Connections(Limits(1, 1, 1, 1))).startup()
+        await _Server(uvicorn.Config(app), app, Connections(Settings())).startup()
 
         assert gc.get_freeze_count() > 10_000
         assert gc.get_threshold() == (*usual[:2], MIDDLE_COLLECTIONS_A_FULL_ONE)

@@ -1,4 +1,4 @@
-"""Projects: the tasks of another one aren't there, in no route; and what a key may submit, and what is told of it."""
+"""Projects: no route shows the tasks of another one; what a key may submit; and the audit of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from api.app import create_app
 from api.routing import Resource
-from taskpool.access.api_key import Scope
+from taskpool.access.api_key import PLAIN_SCOPES, Scope
 from taskpool.redis import scripts
 from taskpool.settings import Settings
 from taskpool.types import TaskStatus
@@ -54,7 +54,7 @@ class Callers:
 @pytest.fixture
 async def callers(redis_url: str) -> AsyncIterator[Callers]:
     publish_types(redis_url)
-    shop, bank = make_key(redis_url, "shop", project="shop"), make_key(redis_url, "bank", project="bank")
+    shop, bank = (make_key(redis_url, name, *PLAIN_SCOPES, Scope.CONFIRM, project=name) for name in ("shop", "bank"))
     root = make_key(redis_url, "root", Scope.ADMIN)
     async with api(redis_url) as client:
         yield Callers(client, bearer(shop), bearer(bank), bearer(root))
@@ -80,6 +80,9 @@ ROUTES_OF_A_TASK = {
     ("/tasks/{id}", "DELETE"),
     ("/tasks/{id}/stop", "POST"),
     ("/tasks/{id}/retry", "POST"),
+    ("/tasks/{id}/confirm", "POST"),
+    ("/tasks/{id}/reject", "POST"),
+    ("/tasks/{id}/answer", "POST"),
 }
 
 
@@ -90,7 +93,7 @@ def routes_of_a_task() -> set[tuple[str, str]]:
         (route.path, method)
         for route in routes
         if isinstance(route, Route) and isinstance(route.endpoint, Resource) and "/tasks/{id}" in route.path
-        for method in route.endpoint.methods
+        for method in route.endpoint.guarded
     }
 
 
@@ -116,11 +119,14 @@ async def test_another_projects_task_is_404_in_every_route_and_stays_as_it_is(
     before = left_alone(world)
 
     for path, method in sorted(routes_of_a_task()):
+        body = {"answer": True} if path.endswith("/answer") else None
         for query in ("", "?wait=60") if (path, method) == ("/tasks/{id}", "GET") else ("",):
             target = path.replace("{id}", id) + query
             async with asyncio.timeout(40):  # it doesn't wait
-                theirs = await callers.client.request(method, target, headers=callers.bank)
-            nobodys = await callers.client.request(method, target.replace(id, "nobody"), headers=callers.bank)
+                theirs = await callers.client.request(method, target, headers=callers.bank, json=body)
+            nobodys = await callers.client.request(
+                method, target.replace(id, "nobody"), headers=callers.bank, json=body
+            )
 
             assert theirs.status_code == 404, (method, path)
             assert theirs.text.replace(id, "nobody") == nobodys.text
@@ -268,23 +274,23 @@ async def test_the_audit_of_a_submission_names_what_was_stored_and_what_it_repla
     fresh = await callers.add(callers.shop, **unique, on_conflict="replace")
 
     entries = (await callers.client.get("/audit", headers=callers.root)).json()["entries"]
-    told = [
+    received = [
         (entry["what"], entry["about"], entry.get("count"), entry.get("last"), entry["by"]["name"])
         for entry in reversed(entries)
         if entry["what"].startswith("task.")
     ]
-    assert told[:3] == [
+    assert received[:3] == [
         ("task.submitted", held, None, None, "shop"),
         ("task.submitted", one, None, None, "shop"),
         ("task.submitted", two, 2, three, "shop"),
     ]
-    assert sorted(told[3:]) == [
+    assert sorted(received[3:]) == [
         ("task.canceled", held, None, None, "shop"),
         ("task.submitted", fresh, None, None, "shop"),
     ]
 
 
-async def test_nobody_without_a_key_is_named_but_what_they_do_is(redis_url: str) -> None:
+async def test_the_audit_names_callers_without_a_key_anonymous(redis_url: str) -> None:
     publish_types(redis_url)
     async with api(redis_url) as client:
         id = (await client.post("/tasks", json=ECHO)).json()["id"]

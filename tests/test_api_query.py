@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from api.http.problems import Problem
-from api.http.query import ListQuery, NoQuery, QueueQuery, TaskQuery, read_query
+from api.http.query import EventsQuery, ListQuery, NoQuery, QueueQuery, TaskQuery, read_query
 from taskpool.types import TaskStatus
 
 
@@ -25,9 +25,9 @@ def test_each_is_read_as_what_it_is() -> None:
 @pytest.mark.parametrize(
     ("query", "wanted", "parameter", "says"),
     [
-        (b"wait=1", NoQuery, "wait", "this path takes none"),
+        (b"wait=1", NoQuery, "wait", "there are none"),
         (b"wat=1", TaskQuery, "wat", "did you mean 'wait'?"),
-        (b"x=1", ListQuery, "x", "this path takes status, queue, type, tag, cursor, limit"),
+        (b"x=1", EventsQuery, "x", "known: status, queue, type, tag, last_event_id"),
         (b"wait=1&wait=2", TaskQuery, "wait", "given twice"),
         (b"wait=316224001", TaskQuery, "wait", "<= 316224000"),
         (b"wait=-1", TaskQuery, "wait", ">= 0"),
@@ -45,8 +45,8 @@ def test_each_is_read_as_what_it_is() -> None:
         (b"status=cancelled", ListQuery, "status", "did you mean 'canceled'?"),
         (b"status=null", ListQuery, "status", "known: queued, "),
         (b"status=", ListQuery, "status", "known: queued, "),
-        (b"queue=", ListQuery, "queue", "length >= 1"),
-        (b"tag=" + b"x" * 129, ListQuery, "tag", "length <= 128"),
+        (b"queue=", EventsQuery, "queue", "length >= 1"),
+        (b"tag=" + b"x" * 129, EventsQuery, "tag", "length <= 128"),
     ],
 )
 def test_what_is_wrong_is_named(query: bytes, wanted: type[msgspec.Struct], parameter: str, says: str) -> None:

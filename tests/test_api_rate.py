@@ -66,7 +66,22 @@ async def test_every_answer_says_what_is_left(redis_url: str) -> None:
     assert [left_of(first), left_of(second), left_of(third)] == [(9, 10), (8, 20), (7, 30)]
 
 
-async def test_one_too_many_is_429_and_told_when_to_come_back(redis_url: str) -> None:
+async def test_answers_of_every_status_say_what_is_left(redis_url: str) -> None:
+    publish_types(redis_url)
+    async with api(redis_url, rate_limit=600) as client:
+        made = await client.post("/webhooks", json={"url": "https://a.example/"})
+        deleted = await client.delete(made.headers["location"])
+        refused = await client.delete("/webhooks/callback")
+        wrong = await client.post("/tasks", json={})
+        types = await client.get("/types")
+        unchanged = await client.get("/types", headers={"if-none-match": types.headers["etag"]})
+
+    answers = made, deleted, refused, wrong, unchanged
+    assert [each.status_code for each in answers] == [201, 204, 409, 422, 304]
+    assert all(left_of(each) for each in answers)
+
+
+async def test_one_request_too_many_gets_429_with_a_time_to_retry(redis_url: str) -> None:
     async with api(redis_url, **TEN) as client:
         assert await statuses(client, 10) == [200] * 10
 
@@ -79,7 +94,7 @@ async def test_one_too_many_is_429_and_told_when_to_come_back(redis_url: str) ->
     assert problem["detail"].startswith("the rate limit is 6 requests a minute; try again in ")
 
 
-async def test_who_comes_back_then_is_let_in(redis_url: str) -> None:
+async def test_a_client_that_retries_then_is_let_in(redis_url: str) -> None:
     async with api(redis_url, rate_limit=60, rate_burst_s=1) as client:
         while (await client.get(UNTOUCHED)).status_code == 200:
             pass
@@ -99,7 +114,7 @@ async def test_of_many_at_once_only_so_many_get_in(redis_url: str) -> None:
     assert sorted(each.status_code for each in answers) == [200] * 10 + [429] * 30
 
 
-async def test_a_process_that_stands_still_for_a_while_keeps_the_tokens_of_those_who_wait(
+async def test_a_process_that_stands_still_for_a_while_keeps_the_tokens_of_waiting_requests(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rate_limit, "KEPT_S", 0.0)  # whenever somebody wakes, a second has gone by
@@ -154,7 +169,7 @@ async def test_a_refusal_for_want_of_a_scope_counts_too(redis_url: str) -> None:
     assert [each.status_code for each in answers] == [403] * 10 + [429]
 
 
-async def test_who_shows_a_wrong_key_takes_nothing_from_its_holder(redis_url: str) -> None:
+async def test_requests_with_a_wrong_secret_take_no_tokens_from_the_key(redis_url: str) -> None:
     text = make_key(redis_url)
 
     async with api(redis_url, **TEN) as client:
@@ -183,7 +198,7 @@ async def test_without_keys_each_address_has_a_bucket(redis_url: str, one: str, 
         assert await statuses(clients[1], 1) == [429 if share else 200]
 
 
-async def test_what_asks_nobody_is_not_counted(redis_url: str) -> None:
+async def test_public_operations_are_not_counted(redis_url: str) -> None:
     async with api(redis_url, **TEN) as client:
         answers = [await client.get(path) for path in ("/", "/livez", "/readyz", "/docs") for _ in range(3)]
 
@@ -199,7 +214,7 @@ async def test_a_busy_caller_costs_a_script_for_many_requests(redis_url: str, re
     assert 1 <= scripts_run(redis) - before <= 50
 
 
-async def test_those_who_wait_for_a_token_at_one_moment_share_a_round_trip(redis_url: str, redis: Redis) -> None:
+async def test_requests_that_wait_for_a_token_at_one_moment_share_a_round_trip(redis_url: str, redis: Redis) -> None:
     async with api(redis_url, auth="off", rate_limit=60, rate_burst_s=100) as client:
         before = scripts_run(redis)
         answers = await asyncio.gather(*[client.get(UNTOUCHED) for _ in range(50)])
@@ -215,7 +230,7 @@ async def test_one_process_leaves_tokens_for_the_others(redis_url: str) -> None:
         assert await statuses(other, 1) == [200]
 
 
-async def test_without_redis_nobody_who_is_limited_gets_in() -> None:
+async def test_without_redis_no_limited_caller_gets_in() -> None:
     async with api("redis://127.0.0.1:1", auth="off", **TEN) as client:
         answers = await asyncio.gather(*[client.get(UNTOUCHED) for _ in range(3)])
 
@@ -270,7 +285,7 @@ async def test_a_batch_costs_as_much_as_its_tasks(redis_url: str, redis: Redis) 
     assert redis.llen("rq:queue:default") == 9
 
 
-async def test_a_batch_that_never_fits_is_told_how_large_one_may_be(redis_url: str, redis: Redis) -> None:
+async def test_a_batch_that_never_fits_is_refused_with_the_largest_possible_size(redis_url: str, redis: Redis) -> None:
     publish_types(redis_url)
 
     async with api(redis_url, **TEN) as client:

@@ -85,6 +85,7 @@ BODIES = {
 
 VALUES: dict[str, list[tuple[Any, str]]] = {
     "queue": [("", ""), ("a b", ""), ("a:b", ""), ("x" * 65, ""), ("é", ""), ("a\n", ""), (5, "")],
+    "delay": [(-1, ""), (1e12, ""), ("soon", ""), ("", ""), ("5 m", ""), ("1m1h", ""), (True, ""), ("4000d", "")],
     "delay_s": [(-1, ""), (1e12, ""), ("1", ""), (True, "")],
     "run_at": [
         ("2026-11-23", ""),
@@ -105,6 +106,23 @@ VALUES: dict[str, list[tuple[Any, str]]] = {
     "on_lost_lease": [("stop", ""), ("", ""), (True, ""), (["kill"], "")],
     "expires_in_s": [(0, ""), (-1, "")],
     "depends_on": [("x", ""), ([""], "/0"), (["a,b"], "/0"), (["a:b"], "/0"), ([None], "/0")],
+    "confirm": [
+        (5, ""),
+        (["Go?"], ""),
+        ("", "/text"),
+        (" Go?", "/text"),
+        ("x" * 2001, "/text"),
+        ({"txet": "Go?"}, "/txet"),
+        ({"text": 5}, "/text"),
+        ({"who": "Ann"}, "/who"),
+        ({"who": ["Ann", ""]}, "/who/1"),
+        ({"who": ["x" * 65]}, "/who/0"),
+        ({"who": ["a"] * 101}, "/who"),
+        ({"timeout": "soon"}, "/timeout"),
+        ({"timeout": 0}, "/timeout"),
+        ({"timeout": "4000d"}, "/timeout"),
+        ({"default": "maybe"}, "/default"),
+    ],
     "callback_url": [("", ""), ("ftp://a.example", ""), (5, "")],
     "callback_events": [("done", ""), (["done"], ""), ({}, "")],
     "unique_key": [("", ""), ("a b", ""), ("x" * 129, ""), ("é", ""), (5, "")],

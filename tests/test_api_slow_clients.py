@@ -1,4 +1,4 @@
-"""Clients that take events slowly or not at all: they are told what they missed, or cut; nobody else notices."""
+"""Clients that take events slowly or not at all: they get a resync or are cut off, and others aren't delayed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from api.app import create_app
 from api.auth.caller import SCOPE_KEY, anonymous
-from api.events.websocket import SocketRoute
+from api.events.websocket import serve_socket
 from taskpool.redis import scripts
 from taskpool.settings import Settings
 from taskpool.types import RunningTask
@@ -53,7 +53,7 @@ def report(world: World, running: RunningTask, first: int, last: int) -> None:
         world.store.run_many([scripts.progress(running, document) for document in documents])
 
 
-async def test_a_stream_that_is_not_read_ends_with_where_to_go_on_and_delays_nobody(
+async def test_a_stream_that_is_not_read_ends_with_the_id_to_continue_from_and_delays_no_other(
     redis_url: str, world: World, tmp_path: Path
 ) -> None:
     running = world.start("a")
@@ -66,8 +66,8 @@ async def test_a_stream_that_is_not_read_ends_with_where_to_go_on_and_delays_nob
 
         await asyncio.to_thread(report, world, running, 0, EVENTS)
         await until(lambda: len(quick.steps) == EVENTS)
-        told = b"".join(await asyncio.to_thread(lambda: list(iter(lambda: client.recv(1 << 20), b""))))
-        *_, before, last, _ = told.decode().split("\n\n")
+        received = b"".join(await asyncio.to_thread(lambda: list(iter(lambda: client.recv(1 << 20), b""))))
+        *_, before, last, _ = received.decode().split("\n\n")
         resync = dict(line.split(": ", 1) for line in last.splitlines() if ": " in line)
         after = json.loads(resync["data"])["after"]
         again = await StreamClient.follow(url, "/tasks/a/events", after=after)
@@ -78,7 +78,7 @@ async def test_a_stream_that_is_not_read_ends_with_where_to_go_on_and_delays_nob
     assert json.loads(resync["data"])["reason"] == "slow"
     assert resync["id"] == after
     assert f"id: {after}\n" in before + "\n"
-    assert told.count(b'"event":"progress"') + len(again.steps) == len(quick.steps)
+    assert received.count(b'"event":"progress"') + len(again.steps) == len(quick.steps)
     assert again.of("a")[-1] == quick.of("a")[-1] == EVENTS + 3
     assert "resync" not in quick.notices
 
@@ -117,7 +117,7 @@ async def test_a_socket_that_does_not_read_is_not_heard_when_it_asks_for_more_an
 ) -> None:
     for n in range(100):
         world.add(f"t{n}")
-    asked, told, reads = 0, 0, asyncio.Event()
+    asked, received, reads = 0, 0, asyncio.Event()
     leaves = asyncio.Event()
 
     async def receive() -> dict[str, Any]:
@@ -127,25 +127,25 @@ async def test_a_socket_that_does_not_read_is_not_heard_when_it_asks_for_more_an
             return {"type": "websocket.disconnect"}
         asked += 1
         text = json.dumps({"op": "subscribe", "sub": str(asked), "filter": {}})
-        return {"type": "websocket.receive", "text": text} if asked > 1 else {"type": "websocket.connect"}
+        return {"type": "websocket.receive", "text": text}
 
     async def send(message: MutableMapping[str, Any]) -> None:
-        nonlocal told
+        nonlocal received
         if message["type"] == "websocket.send":
             await reads.wait()
-            told += message["text"].startswith('{"op":"snapshot"')
+            received += message["text"].startswith('{"op":"snapshot"')
 
     app = create_app(Settings(redis_url=redis_url))
     async with app.router.lifespan_context(app):
         scope = {"type": "websocket", SCOPE_KEY: anonymous("")}
-        serving = asyncio.create_task(SocketRoute(app.state.streams).serve(scope, receive, send))
+        serving = asyncio.create_task(serve_socket(app.state.streams, scope, receive, send))
         await until(lambda: asked > 3)
         everybody = Listener(app.state.streams.hub)
         await everybody.open()
-        await everybody.until(lambda each: "live" in each.told)
+        await everybody.until(lambda each: "live" in each.received)
         asked_unread = asked
         reads.set()
-        await until(lambda: told == 50)
+        await until(lambda: received == 51)
         leaves.set()
         await serving
 

@@ -45,7 +45,7 @@ class Client:
     def __init__(self, connection: ClientConnection, document: dict[str, Any]) -> None:
         self.connection = connection
         self._asked = validator(document, "ask")
-        self._told = validator(document, "tell")
+        self._received = validator(document, "tell")
 
     async def say(self, **message: Any) -> None:
         """Send what the document allows."""
@@ -57,7 +57,7 @@ class Client:
         async with asyncio.timeout(30):
             message: dict[str, Any] = json.loads(await self.connection.recv())
         if check:  # which takes longer than to read it
-            self._told.validate(message)
+            self._received.validate(message)
         return message
 
     async def hear_until(self, op: str) -> list[dict[str, Any]]:
@@ -153,7 +153,7 @@ BAD: list[tuple[str | bytes, str]] = [
 ]
 
 
-async def test_what_is_said_wrong_is_answered_and_the_socket_goes_on(url: str, world: World) -> None:
+async def test_a_wrong_message_is_answered_and_the_socket_goes_on(url: str, world: World) -> None:
     world.add("a")
     async with client_of(url) as client:
         await client.say(op="subscribe", sub="taken", task="a")
@@ -170,7 +170,7 @@ async def test_what_is_said_wrong_is_answered_and_the_socket_goes_on(url: str, w
     assert event["event"]["event"] == "started"
 
 
-async def test_what_is_wrong_with_a_subscription_is_told_by_its_name_and_the_place(url: str) -> None:
+async def test_a_wrong_subscription_is_answered_with_its_name_and_the_field(url: str) -> None:
     answers = []
     async with client_of(url) as client:
         for said in (
@@ -324,9 +324,7 @@ async def test_an_address_has_so_many_subscriptions_over_all_its_sockets_and_lef
         places.close()
 
 
-async def test_one_that_does_not_read_is_told_where_to_resume_misses_nothing_and_delays_nobody(
-    url: str, world: World
-) -> None:
+async def test_a_client_that_does_not_read_can_resume_without_a_gap_and_delays_no_other(url: str, world: World) -> None:
     events, note = 2500, "x" * 8000
     running = world.start("a")
     async with client_of(url, max_queue=1) as slow, client_of(url) as quick:
@@ -334,19 +332,19 @@ async def test_one_that_does_not_read_is_told_where_to_resume_misses_nothing_and
             await client.say(op="subscribe", sub="s", task="a")
             await client.hear_until("live")
 
-        told: list[int] = []
+        received: list[int] = []
         for start in range(0, events, 50):  # as fast as the quick one reads
             documents = [{"done": start + n, "note": note} for n in range(50)]
             calls = [scripts.progress(running, document) for document in documents]
             await asyncio.to_thread(world.store.run_many, calls)
-            told += [(await quick.hear(check=False))["event"]["seq"] for _ in documents]
+            received += [(await quick.hear(check=False))["event"]["seq"] for _ in documents]
         *before, resync = await slow.hear_until("resync")
         await slow.say(op="subscribe", sub="s", task="a", after=resync["after"])
         after = await slow.hear_until("live")
 
-    assert told == list(range(3, events + 3))
+    assert received == list(range(3, events + 3))
     assert (resync["sub"], resync["reason"]) == ("s", "slow")
-    assert [each["event"]["seq"] for each in [*before, *after[:-1]]] == told
+    assert [each["event"]["seq"] for each in [*before, *after[:-1]]] == received
 
 
 async def test_the_document_is_of_this_server_and_describes_the_socket(url: str) -> None:

@@ -173,7 +173,7 @@ def messages(opened: ClientConnection, last: str) -> list[dict[str, Any]]:
     return found
 
 
-def test_a_socket_tells_of_the_own_project_alone(served: Served) -> None:
+def test_a_socket_sends_events_of_the_callers_project_only(served: Served) -> None:
     shop = make_key(served.redis_url, "shop", project="shop")
     bank = make_key(served.redis_url, "bank", project="bank")
     theirs, mine = served.add(bank), served.add(shop)
@@ -184,22 +184,22 @@ def test_a_socket_tells_of_the_own_project_alone(served: Served) -> None:
         opened.send(json.dumps({"op": "subscribe", "sub": "all", "filter": {}}))
         shown = messages(opened, mine)
         later = [served.add(bank), served.add(shop)]
-        told = messages(opened, later[1])
+        received = messages(opened, later[1])
 
     assert (refusal["op"], refusal["kind"]) == ("error", "task-not-found")
-    assert [id for id in (theirs, later[0]) if id in json.dumps([shown, told])] == []
+    assert [id for id in (theirs, later[0]) if id in json.dumps([shown, received])] == []
 
 
-def test_a_stream_tells_of_the_own_project_alone(served: Served) -> None:
+def test_a_stream_sends_events_of_the_callers_project_only(served: Served) -> None:
     shop = make_key(served.redis_url, "shop", project="shop")
     bank = make_key(served.redis_url, "bank", project="bank")
 
     with served.stream("/events", shop) as lines:
         assert next(lines).startswith("retry")
         ids = [served.add(bank), served.add(shop)]
-        told = next(line for line in lines if line.startswith("data"))
+        received = next(line for line in lines if line.startswith("data"))
 
-    assert [id in told for id in ids] == [False, True]
+    assert [id in received for id in ids] == [False, True]
 
 
 def test_a_revoked_key_ends_its_sockets_and_streams_and_no_others(served: Served) -> None:

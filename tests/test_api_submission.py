@@ -1,16 +1,22 @@
-"""From a body to the core: which documents are submissions, and that all faults of one are told at once."""
+"""From a body to the core: which documents are submissions, and that all faults of one are listed at once."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
 
 from api.http.problems import MAX_SHOWN, Problem
-from api.http.submission import MAX_BATCH, Stop, read_batch, read_retry, read_stop, read_submission
+from api.http.submission import MAX_BATCH, Retry, Stop, read_as, read_batch
 from taskpool.types import TaskSpec
+
+read_submission: Callable[..., TaskSpec] = partial(read_as, wanted=TaskSpec)
+read_stop: Callable[..., Stop] = partial(read_as, wanted=Stop, kind="invalid-body")
+read_retry: Callable[..., Retry] = partial(read_as, wanted=Retry, kind="invalid-body")
 
 
 def faults(read: Any, document: Any) -> dict[str, str]:
@@ -71,17 +77,17 @@ def test_every_field_of_a_spec_may_be_submitted() -> None:
         ({"type": "t", "tag": ["a"]}, {"/tag": "unknown field; did you mean 'tags'?"}),
         ({"type": "t", "a/b~c": 1}, {"/a~1b~0c": f"unknown field; known: {', '.join(TaskSpec.__struct_fields__)}"}),
         (
-            {"typ": "t", "delay": 1, "front": "yes"},
+            {"typ": "t", "delaay": 1, "front": "yes"},
             {
                 "/typ": "unknown field; did you mean 'type'?",
-                "/delay": "unknown field; did you mean 'delay_s'?",
+                "/delaay": "unknown field; did you mean 'delay'?",
                 "/front": "Expected `bool`, got `str`",
                 "/type": "this field is required",
             },
         ),
     ],
 )
-def test_every_fault_of_a_submission_is_told(document: Any, expected: dict[str, str]) -> None:
+def test_every_fault_of_a_submission_is_listed(document: Any, expected: dict[str, str]) -> None:
     assert faults(read_submission, document) == expected
 
 
@@ -110,11 +116,11 @@ def test_a_batch_keeps_its_order() -> None:
         ),
     ],
 )
-def test_every_fault_of_a_batch_is_told_with_its_index(document: Any, expected: dict[str, str]) -> None:
+def test_every_fault_of_a_batch_is_listed_with_its_index(document: Any, expected: dict[str, str]) -> None:
     assert faults(read_batch, document) == expected
 
 
-def test_of_very_many_faults_the_first_are_told() -> None:
+def test_of_very_many_faults_the_first_are_listed() -> None:
     assert len(faults(read_batch, {"tasks": [5] * MAX_BATCH})) == MAX_SHOWN
 
 
@@ -138,11 +144,11 @@ def test_of_very_many_unknown_fields_the_first_are_guessed_at(
 
     monkeypatch.setattr(difflib, "get_close_matches", noting)
 
-    told = faults(read, document)
+    shown = faults(read, document)
 
-    assert len(told) == MAX_SHOWN
+    assert len(shown) == MAX_SHOWN
     assert len(guessed) == 5
-    assert sum("did you mean" in detail for detail in told.values()) == 5
+    assert sum("did you mean" in detail for detail in shown.values()) == 5
 
 
 def test_a_long_unknown_name_is_not_guessed_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +164,7 @@ def test_how_to_stop_has_defaults() -> None:
     assert read_stop({"grace_s": 0, "force": True}) == Stop(grace_s=0, force=True)
 
 
-def test_faults_of_stop_and_retry_are_told() -> None:
+def test_faults_of_stop_and_retry_are_listed() -> None:
     assert faults(read_stop, {"grace": 1}) == {"/grace": "unknown field; did you mean 'grace_s'?"}
     assert faults(read_stop, {"grace_s": "1"}) == {"/grace_s": "Expected `float`, got `str`"}
     assert faults(read_retry, {"delay_s": 1}) == {"/delay_s": "unknown field; there are none"}

@@ -338,7 +338,7 @@ async def test_workers_are_shown(client: httpx.AsyncClient, redis: Redis) -> Non
 
 
 async def test_the_front_door_leads_to_pages_that_exist(client: httpx.AsyncClient) -> None:
-    streams = {"/events", "/ws"}  # they go on for ever
+    streams = {"/events", "/live", "/ws"}  # they go on for ever
 
     door = (await client.get("/")).json()
 

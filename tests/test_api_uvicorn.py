@@ -18,9 +18,10 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.server import Server, ServerState
 
 from api import connections, routing, server
-from api.connections import Connections, LimitedProtocol, Limits
+from api.connections import Connections, LimitedProtocol
 from api.http import body
 from api.server import LimitedSocket
+from taskpool.settings import Settings
 
 COPIED = {
     HttpToolsProtocol.data_received: 1232120897,
@@ -52,7 +53,9 @@ def members_used(module: Any, of: str) -> set[str]:
 
 def connection() -> LimitedProtocol:
     config = uvicorn.Config(Starlette(), lifespan="off", log_config=None)
-    protocol = LimitedProtocol(config=config, server_state=ServerState(), app_state={}, registry=Connections(Limits()))
+    protocol = LimitedProtocol(
+        config=config, server_state=ServerState(), app_state={}, registry=Connections(Settings())
+    )
     protocol.on_message_begin()
     return protocol
 

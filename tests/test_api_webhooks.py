@@ -7,13 +7,15 @@ from typing import Any
 
 import httpx
 import pytest
+from msgspec.structs import replace
 from redis import Redis
 
 from api.auth import gate
 from taskpool.access.api_key import Scope
 from taskpool.redis import keys
 from taskpool.webhooks import delivery
-from taskpool.webhooks.delivery import NewDelivery, SendAttempt
+from taskpool.webhooks import store as webhook_store
+from taskpool.webhooks.delivery import NewDelivery, SendAttempt, settle, take
 from tests.api_client import api, publish_types
 from tests.keys import bearer, make_key
 from tests.states import World
@@ -157,6 +159,64 @@ async def test_a_test_message_is_a_delivery_that_can_be_read_listed_and_replayed
     assert (await client.get(path, params={"status": "dead"})).json() == {"deliveries": []}
 
 
+async def test_a_delivery_that_is_being_sent_is_not_replayed(client: httpx.AsyncClient, world: World) -> None:
+    webhook = (await create(client))["id"]
+    delivery = (await client.post(f"/webhooks/{webhook}/test")).json()["id"]
+    world.run(take("t", lease_ms=60_000, limit=1, lane_most=9, failing_most=9))
+
+    refused = await client.post(f"/webhooks/deliveries/{delivery}/replay")
+
+    assert (refused.status_code, refused.json()["type"]) == (409, "urn:taskpool:problem:delivery-busy")
+
+
+async def test_an_endpoint_shows_how_its_last_attempt_failed_until_one_is_good(
+    client: httpx.AsyncClient, world: World
+) -> None:
+    webhook = (await create(client))["id"]
+    delivery = (await client.post(f"/webhooks/{webhook}/test")).json()["id"]
+    take_all = take("t", lease_ms=60_000, limit=1, lane_most=9, failing_most=9)
+    bad = SendAttempt(at_ms=1_795_000_000_000, duration_ms=7, outcome="failed", status_code=503)
+
+    world.run(take_all)
+    world.run(settle(delivery, "t", "failed", delay_ms=0, attempt=bad))
+    (listed,) = (await client.get("/webhooks")).json()["webhooks"]
+    world.run(take_all)
+    world.run(settle(delivery, "t", "delivered", attempt=replace(bad, outcome="delivered", status_code=200)))
+    read = (await client.get(f"/webhooks/{webhook}")).json()
+
+    assert listed["last_failure"] == {
+        "at": "2026-11-18T11:06:40.000Z", "duration_ms": 7, "outcome": "failed", "status_code": 503,
+    }  # fmt: skip
+    assert "last_failure" not in read
+
+
+async def test_dead_deliveries_and_those_of_a_task_come_in_pages(client: httpx.AsyncClient, world: World) -> None:
+    webhook = (await create(client))["id"]
+    for _ in range(3):
+        await client.post(f"/webhooks/{webhook}/test")
+    _, taken = world.run(take("t", lease_ms=60_000, limit=9, lane_most=9, failing_most=9))
+    world.add("a")
+    for each in taken:
+        assert world.run(settle(each.id, "t", "dead")) == "ok"
+        world.redis.zadd(f"{keys.DELIVERIES_OF_TASK}a", {each.id: 0})
+
+    for path in ("/webhooks/dead", "/tasks/a/deliveries"):
+        first = await client.get(path, params={"limit": 2})
+        rest = await client.get(first.headers["link"].partition(">")[0][1:])
+        ids = [each["id"] for page in (first, rest) for each in page.json()["deliveries"]]
+        assert sorted(ids) == sorted(each.id for each in taken)
+
+
+async def test_one_project_too_many_with_a_secret_for_callbacks_is_refused(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook_store, "MOST_CALLBACKS", 0)
+
+    for method, path in (("GET", ""), ("GET", "/secret"), ("POST", "/secret"), ("GET", "/deliveries")):
+        refused = await client.request(method, "/webhooks/callback" + path)
+        assert (refused.status_code, refused.json()["type"]) == (409, "urn:taskpool:problem:webhook-conflict")
+
+
 async def test_an_endpoint_that_is_disabled_is_sent_no_test(client: httpx.AsyncClient) -> None:
     path = f"/webhooks/{(await create(client, enabled=False))['id']}"
 
@@ -212,7 +272,7 @@ async def test_a_submission_may_name_a_callback_and_a_wrong_one_is_422(client: h
     assert [fault["pointer"] for fault in batch.json()["errors"]] == ["/tasks/1/callback_events/0"]
 
 
-async def test_endpoints_are_for_admins_and_who_sees_one_task_sees_its_deliveries(
+async def test_endpoints_are_for_admins_and_a_caller_who_sees_a_task_sees_its_deliveries(
     client: httpx.AsyncClient, redis_url: str
 ) -> None:
     admin = bearer(make_key(redis_url, "admin", Scope.ADMIN))
@@ -241,7 +301,7 @@ async def test_each_project_has_a_secret_of_callbacks(client: httpx.AsyncClient)
     assert (await client.get("/webhooks")).json() == {"webhooks": []}
 
 
-async def test_the_audit_says_who_changed_an_endpoint_and_who_read_its_secret(client: httpx.AsyncClient) -> None:
+async def test_the_audit_has_changes_of_endpoints_and_reads_of_their_secrets(client: httpx.AsyncClient) -> None:
     id = (await create(client))["id"]
     await client.patch(f"/webhooks/{id}", json={"enabled": False})
     await client.post(f"/webhooks/{id}/secret")

@@ -1,4 +1,4 @@
-"""Answers written whole: over the wire they are what they are when told in two messages, and no header can be two."""
+"""Answers written whole: over the wire they equal the answers in two ASGI messages, and no header can be two."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ def headers(response: httpx.Response) -> dict[str, str]:
         ("GET", "/nowhere", {}),
     ],
 )
-async def test_an_answer_over_the_wire_is_the_answer_told_in_messages(
+async def test_an_answer_in_one_write_equals_the_answer_in_asgi_messages(
     url: str, redis_url: str, method: str, path: str, sent: dict[str, Any]
 ) -> None:
     publish_types(redis_url)
     async with api(redis_url) as client, httpx.AsyncClient(base_url=url) as wired:
-        told = await client.request(method, path, **sent)
+        in_messages = await client.request(method, path, **sent)
         written = await wired.request(method, path, **sent)
 
-    assert written.status_code == told.status_code
-    assert headers(written) == headers(told)
+    assert written.status_code == in_messages.status_code
+    assert headers(written) == headers(in_messages)
     assert "date" in written.headers
-    assert bool(written.content) == bool(told.content)
+    assert bool(written.content) == bool(in_messages.content)
 
 
 def test_head_and_body_come_in_one_piece_on_a_connection_that_is_kept(url: str) -> None:
@@ -77,7 +77,7 @@ def test_head_and_body_come_in_one_piece_on_a_connection_that_is_kept(url: str) 
 
 
 @pytest.mark.parametrize("version", [b"1.0\r\n\r\n", b"1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"])
-def test_a_connection_that_is_not_kept_is_told_so_and_ends(url: str, version: bytes) -> None:
+def test_a_connection_that_is_not_kept_gets_connection_close_and_ends(url: str, version: bytes) -> None:
     received = b""
     with connect(url) as client:
         client.sendall(b"GET /livez HTTP/" + version)
@@ -119,9 +119,7 @@ def test_a_header_with_a_line_break_is_refused(value: bytes) -> None:
         routing.header_lines([(b"location", value)])
 
 
-async def test_with_cors_what_pages_of_listed_origins_may_read_is_told_as_before(
-    redis_url: str, tmp_path: Path
-) -> None:
+async def test_with_cors_answers_have_the_headers_for_listed_origins(redis_url: str, tmp_path: Path) -> None:
     origin = "https://app.example.org"
     with api_process(redis_url, tmp_path / "log", TASKPOOL_CORS_ORIGINS=origin) as (_, url), httpx.Client() as client:
         plain = client.get(url + "/livez", headers={"origin": origin})

@@ -151,6 +151,8 @@ def test_an_exception_fails_the_task_and_says_where() -> None:
         "message": outcome.error,
         "exception": "ZeroDivisionError",
         "traceback": outcome.traceback,
+        "place": f"test_attempt.py:{divide.__code__.co_firstlineno + 1} in divide",
+        "fingerprint": outcome.failure["fingerprint"],
     }
     assert outcome.traceback.startswith("Traceback (most recent call last):\n")
     assert "return 1 / by" in outcome.traceback

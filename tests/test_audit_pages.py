@@ -65,6 +65,8 @@ FILTERS = [
     (AuditFilter(key=ANNA.key), range(0, 60, 3)),
     (AuditFilter(key="0" * 12), []),
     (AuditFilter(project="shop"), range(1, 60, 3)),
+    (AuditFilter(about="17"), [17]),
+    (AuditFilter(about="17", key=ANNA.key), []),
     (AuditFilter(what=What.TASK_STOPPED, project="shop"), range(1, 60, 15)),
     (AuditFilter(since=at(58)), [58, 59]),
     (AuditFilter(until=at(2)), [0, 1]),
@@ -95,6 +97,13 @@ def test_no_page_is_longer_than_was_asked(world: World) -> None:
 
     assert max(map(len, pages(world, AuditFilter(), 7))) == 7
     assert max(map(len, pages(world, AuditFilter(key=ANNA.key), 7))) == 7
+
+
+def test_a_batch_is_about_its_first_and_its_last_task(world: World) -> None:
+    made = entry(ANNA, What.TASK_SUBMITTED, "1", count=3, last="3")
+    world.redis.xadd("taskpool:audit:submitted", {"e": made})
+
+    assert [pages(world, AuditFilter(about=id)) for id in ("1", "2", "3")] == [[["1"]], [[]], [["1"]]]
 
 
 def test_entries_of_one_millisecond_keep_their_order(world: World) -> None:
@@ -137,10 +146,12 @@ def test_entries_about_tasks_of_an_earlier_release_are_read_with_those_of_this_o
 def test_no_number_of_tasks_that_a_caller_removes_pushes_out_what_admins_did(world: World) -> None:
     key, _ = world.store.carry_out(keyring.create(KeySpec(name="k"), ANNA))
     world.add("a")
-    for _ in range(6):
+    for script in (scripts.cancel("a", reason="canceled", error=""), scripts.revive("a")):
+        world.run(script)  # Redis knows both from here on, and answers them in order
+    for _ in range(24):
         moves = [
             move
-            for _ in range(1000)
+            for _ in range(250)
             for move in (
                 scripts.cancel("a", reason="canceled", error="", audited=entry(SHOP, "task.canceled", "a")),
                 scripts.revive("a", entry(SHOP, "task.retried", "a")),

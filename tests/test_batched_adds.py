@@ -92,14 +92,14 @@ async def test_where_there_is_no_room_for_all_those_are_stored_for_which_there_i
     assert (await pool.queues())[0].queued == 100
 
 
-async def test_all_are_told_when_redis_is_gone(redis_url: str) -> None:
+async def test_all_waiting_calls_fail_when_redis_is_gone(redis_url: str) -> None:
     async with AsyncTaskPool("unix:///nowhere/redis.sock", registry=Registry(builtins=True)) as pool:
         submitted = await submit(pool, 3)
 
     assert [type(each) for each in submitted] == [RedisUnavailable] * 3
 
 
-async def test_one_that_nobody_waits_for_any_more_is_stored_like_the_others(pool: AsyncTaskPool, world: World) -> None:
+async def test_a_task_whose_caller_has_left_is_stored_like_the_others(pool: AsyncTaskPool, world: World) -> None:
     leaving = asyncio.create_task(pool.submit(ECHO))
     staying = asyncio.create_task(pool.submit(ECHO))
     await asyncio.sleep(0)  # both have been taken

@@ -1,4 +1,4 @@
-"""A benchmark that is told to end leaves nothing behind: no server, no worker, no directory."""
+"""A benchmark that gets a signal leaves nothing behind: no server, no worker, no directory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BENCHMARKS = {
     "subscribers listen": (["benchmarks", "events", "--subscribers", "3"], "benchmarks.web.listen"),
     "a soak has begun": (["benchmarks.chaos", "--rate", "5"], " workers.fork_server"),
 }
-"""What is run, and a process of it that is there when it is told to end."""
+"""What is run, and a process of it that is there when it gets the signal."""
 
 
 def marked(mark: str) -> list[psutil.Process]:
@@ -50,7 +50,7 @@ def below(pid: int, *awaited: str) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("case", BENCHMARKS)
-def test_a_benchmark_that_is_told_to_end_leaves_nothing(tmp_path: Path, case: str) -> None:
+def test_a_benchmark_that_gets_a_signal_leaves_nothing(tmp_path: Path, case: str) -> None:
     command, awaited = BENCHMARKS[case]
     mark = secrets.token_hex(8)
     (tmp_path / "tmp").mkdir()

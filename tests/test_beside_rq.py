@@ -22,8 +22,7 @@ from taskpool.operations.listing import all_queues
 from taskpool.operations.overview import worker_warnings
 from taskpool.redis import scripts
 from taskpool.redis.async_store import AsyncStore
-from taskpool.redis.keys import SECRETS, SECRETS_INDEX
-from taskpool.redis.rq_job import ENTRY_POINT
+from taskpool.redis.keys import ENTRY_POINT, SECRETS, SECRETS_INDEX
 from taskpool.settings import Settings
 from tests.api_client import api
 from tests.states import SEED, World

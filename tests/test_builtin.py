@@ -379,7 +379,7 @@ def test_an_answer_of_400_and_more_and_none_at_all_fail_the_task(
 
 
 @pytest.mark.usefixtures("url")
-def test_a_refused_connection_fails_the_task_without_telling_the_password(pool: InlinePool) -> None:
+def test_a_refused_connection_fails_the_task_without_showing_the_password(pool: InlinePool) -> None:
     record = pool.run("http_request", {"url": "http://user:secret@127.0.0.1:1/x?key=secret"})
 
     assert (record.status, record.error) == (

@@ -138,11 +138,11 @@ def test_zero_is_no_cap_and_a_used_name_costs_no_command_more(world: World) -> N
 
     plain = [replace(new_task(f"plain{n}"), caps=CAPS) for n in range(2)]
     commands(plain[0])  # the script is loaded
-    assert commands(plain[1]) == 13
+    assert commands(plain[1]) == 12
     assert commands(of_project("b", queue="q1")) == commands(of_project("c", caps=Caps(), queue="q1"))
 
 
-def test_a_program_is_told_the_cap_and_its_setting(redis_url: str) -> None:
+def test_the_error_names_the_cap_and_its_setting(redis_url: str) -> None:
     settings = Settings(max_queues=1)
     with TaskPool(redis_url, registry=Registry(builtins=True), settings=settings) as pool:
         pool.add_tasks([TaskSpec(type="echo", payload={"message": 1}, queue=f"q{n}") for n in range(10)])
@@ -181,8 +181,8 @@ async def test_the_api_answers_403_with_the_cap_and_its_setting(redis_url: str) 
 async def test_one_caller_cannot_take_all_streams(redis_url: str) -> None:
     app = create_app(Settings(redis_url=redis_url, max_streams_per_key=2, max_streams_per_address=3))
     streams = app.state.streams
-    greedy = replace(anonymous("192.0.2.1"), key_id="greedy")
-    other = replace(greedy, key_id="other")
+    greedy = replace(anonymous("192.0.2.1"), key="greedy")
+    other = replace(greedy, key="other")
     async with app.router.lifespan_context(app):
         outlets = [streams.admit(greedy) for _ in range(2)]
 

@@ -96,7 +96,7 @@ def test_a_pool_that_fell_silent_serves_nothing(world: World) -> None:
     assert [each.served_by for each in carry_out(world, catalog.types())] == [()]
 
 
-def test_a_newer_version_may_tell_more_than_we_know(world: World) -> None:
+def test_unknown_fields_of_a_newer_version_are_ignored(world: World) -> None:
     publish(world, ECHO)
     newer = {"name": "echo", "queue": "default", "schema": {}, "from_the_future": 1}
     world.redis.hset(keys.TYPES, "echo", msgspec.json.encode(newer))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.chaos.answers import check_results, check_submissions, check_unique_keys
+from benchmarks.chaos.answers import check_added, check_results, check_submissions, check_unique_keys
 from benchmarks.chaos.deliveries import check_followers, check_webhooks
 from benchmarks.chaos.effects import check_effects
 from benchmarks.chaos.evidence import Evidence, Finding
@@ -22,8 +22,10 @@ from benchmarks.chaos.load import Ledger, Submission
 from benchmarks.chaos.mutants import MUTATIONS, mutate
 from benchmarks.chaos.plan import Plan
 from benchmarks.chaos.receiver import Message
+from benchmarks.chaos.schedules import check_schedules
 from benchmarks.chaos.witness import Effect
-from taskpool.types import Event, TaskRecord, TaskStatus
+from taskpool.operations.flow.schedule_values import PastRun, ScheduleRecord, ScheduleStatus
+from taskpool.types import Event, TaskRecord, TaskStatus, utc
 from taskpool.webhooks.endpoint import new_secret, signed_headers
 
 Check = Callable[[Evidence], Iterator[Finding]]
@@ -128,10 +130,40 @@ def test_nothing_is_found_in_a_good_run(case: Case) -> None:
     case.told["stream"] = [Told("event", id, seq, "") for id in ("p", "c") for seq in (1, 2, 3)]
 
     everything = (
-        check_histories, check_effects, check_submissions, check_unique_keys, check_results, check_webhooks,
-        check_followers,
+        check_histories, check_effects, check_submissions, check_added, check_unique_keys, check_results,
+        check_webhooks, check_followers,
     )  # fmt: skip
     assert case.found(*everything) == []
+
+
+@pytest.mark.parametrize(
+    ("on", "end", "kinds"),
+    [
+        ("any", "failed", []),
+        ("failure", "failed", []),
+        ("failure", "done", ["order"]),
+        ("success", "failed", ["order"]),
+    ],
+)
+def test_a_task_that_starts_although_a_parent_ended_otherwise_is_found(
+    case: Case, on: str, end: str, kinds: list[str]
+) -> None:
+    case.submit("p")
+    case.event("p", "queued", "started", end)
+    case.submit("c", depends_on=[{"id": "p", "on": on}])
+    case.event("c", "waiting", "queued", "started")
+
+    assert [kind for kind in case.found(check_effects) if kind == "order"] == kinds
+
+
+def test_a_task_that_is_canceled_because_of_an_end_that_it_does_not_need_is_found(case: Case) -> None:
+    case.submit("p")
+    case.event("p", "queued", "started", "failed")
+    case.submit("c", depends_on=[{"id": "p", "on": "any"}])
+    case.event("c", "waiting")
+    case.event("c", "canceled", reason="dependency_failed", dependency="p")
+
+    assert "canceled" in case.found(check_effects)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +208,17 @@ def test_what_a_frozen_process_does_counts_for_the_attempt_that_it_began(case: C
     assert case.found(check_effects) == ["gone"]
 
 
+def test_a_claim_that_has_not_begun_may_be_given_back(case: Case) -> None:
+    case.submit("t")
+    case.event("t", "queued", "started", "queued")
+    case.event("t", "started", attempt=1)
+    case.effect("t", "start")
+    case.effect("t", "end")
+    case.event("t", "done")
+
+    assert case.found(check_effects) == []
+
+
 def test_an_attempt_that_has_begun_is_given_back_only_by_a_drain(case: Case) -> None:
     case.submit("t")
     case.faults = [Fault("refuse_all", frozenset("a"), 0, 10_000)]
@@ -189,6 +232,21 @@ def test_an_attempt_that_has_begun_is_given_back_only_by_a_drain(case: Case) -> 
     case.event("t", "done")
 
     assert case.found(check_effects) == ["once"]
+
+
+@pytest.mark.parametrize(("status", "found"), [(18, []), (9, ["once"])])
+def test_a_process_may_end_itself_when_it_continues_after_a_freeze(case: Case, status: int, found: list[str]) -> None:
+    case.submit("t")
+    case.faults = [Fault("freeze_child", frozenset("a"), 0, 10_000)]
+    case.event("t", "queued", "started")
+    case.effect("t", "start")
+    case.event("t", "crashed", error=f"crashed: its worker process ended with exit status {status}")
+    case.event("t", "started")
+    case.effect("t", "start", 2, pid=8)
+    case.effect("t", "end", 2, pid=8)
+    case.event("t", "done")
+
+    assert case.found(check_effects) == found
 
 
 @pytest.mark.parametrize(("has_ended", "pid", "found"), [(True, 7, []), (True, 8, ["once"]), (False, 7, ["once"])])
@@ -322,7 +380,24 @@ def test_a_wrong_result_of_a_parent_is_found(case: Case, seen: dict[str, str]) -
     assert case.found(check_results) == ["parents"]
 
 
-def test_webhooks_that_never_arrive_or_tell_something_else_are_found(case: Case) -> None:
+@pytest.mark.parametrize(
+    ("adds", "children", "found"), [(2, "ab", []), (2, "a", ["added"]), (1, "ab", ["added"]), (0, "a", ["added"])]
+)
+def test_tasks_that_a_task_added_twice_or_not_at_all_are_found(
+    case: Case, adds: int, children: str, found: list[str]
+) -> None:
+    case.submit("p", payload={"adds": adds})
+    case.run("p", "x")
+    for child in children:
+        case.event(child, "queued", "started")
+        case.effect(child, "start", batch="p+")
+        case.effect(child, "end")
+        case.event(child, "done")
+
+    assert case.found(check_added) == found
+
+
+def test_webhooks_that_never_arrive_or_differ_are_found(case: Case) -> None:
     for id in ("a", "b", "c", "d"):
         case.submit(id, callback_url="http://r")
         case.run(id)
@@ -368,3 +443,51 @@ def test_attempts_that_are_given_back_or_snoozed_do_not_count(case: Case) -> Non
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_the_text_that_a_mutation_changes_is_there(mutation: str, tmp_path: Path) -> None:
     assert mutate(mutation, tmp_path) == tmp_path
+
+
+def of_schedule(*runs: tuple[int, str, int | None]) -> ScheduleRecord:
+    """A schedule whose history has these runs: the second, the outcome, and until when they were missed."""
+    history = [
+        PastRun(
+            occurrence=utc(s * 1000),
+            at=utc(s * 1000),
+            outcome=outcome,
+            until=None if until is None else utc(until * 1000),
+        )
+        for s, outcome, until in runs
+    ]
+    status = ScheduleStatus.ACTIVE
+    return ScheduleRecord(name="s", status=status, words="", task={}, history=tuple(reversed(history)))
+
+
+@pytest.mark.parametrize(
+    ("runs", "tasks", "count"),
+    [
+        ([(2, "submitted", None), (4, "submitted", None)], [2, 4], 0),
+        ([(2, "submitted", None), (4, "missed", 10), (10, "submitted", None)], [2, 10], 0),
+        ([(2, "submitted", None)], [2, 2], 1),
+        ([(2, "submitted", None), (6, "submitted", None)], [2, 6], 1),
+        ([(2, "submitted", None), (2, "submitted", None)], [2], 1),
+        ([(2, "refused", None)], [], 1),
+        ([], [], 1),
+    ],
+)
+def test_runs_of_a_schedule_that_come_twice_or_get_lost_are_found(
+    runs: list[tuple[int, str, int | None]], tasks: list[int], count: int
+) -> None:
+    records = {
+        str(number): TaskRecord(
+            id=str(number),
+            type="chaos",
+            status=TaskStatus.DONE,
+            queue="fast",
+            payload={},
+            schedule="s",
+            occurrence=utc(second * 1000),
+        )
+        for number, second in enumerate(tasks)
+    }
+
+    found = list(check_schedules({"s": of_schedule(*runs)}, (), records))
+
+    assert [finding.kind for finding in found] == ["schedule"] * count

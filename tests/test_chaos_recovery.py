@@ -62,5 +62,5 @@ def test_what_comes_back_late_is_found(kind: str, late_s: float, in_time_s: floa
         ("kill_supervisor", fault("restart_redis", ALL, 95, 96)),
     ],
 )
-def test_what_nobody_could_have_settled_in_time_is_not_late(kind: str, other: Fault) -> None:
+def test_a_recovery_that_no_process_could_have_made_in_time_is_not_late(kind: str, other: Fault) -> None:
     assert findings(fault(kind, {"a"}, 100, 101, 7), other, settled_s=112) == []

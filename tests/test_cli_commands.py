@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from taskpool import Client, Registry, TaskContext, TaskPool, task
 from taskpool.cli.__main__ import main
 from taskpool.operations.catalog import PoolInfo, publish
-from taskpool.operations.documents import task_document
+from taskpool.operations.documents import TaskDocument
 from taskpool.types import Exit, TaskRecord
 from tests.cli_ways import Reached
 from tests.support import eventually
@@ -222,7 +222,7 @@ def test_get_as_json_is_the_document_of_the_api(pool: Reached) -> None:
 
     result = run(pool, "get", record.id, "--json")
 
-    assert json.loads(result.stdout) == msgspec.to_builtins(task_document(pool.get(record.id)))
+    assert json.loads(result.stdout) == msgspec.to_builtins(TaskDocument.of(pool.get(record.id)))
 
 
 @pytest.mark.parametrize("command", ["get", "watch", "stop", "retry"])
@@ -327,11 +327,50 @@ def test_queue_lists_what_waits_in_one_in_order(pool: Reached) -> None:
     assert [(document["position"], document["id"]) for document in documents] == list(enumerate(ids, start=1))
 
 
-def test_an_empty_queue_says_so_on_stderr(pool: Reached) -> None:
+def test_an_empty_queue_is_reported_on_stderr(pool: Reached) -> None:
     result = run(pool, "queue", "nothing")
 
     assert (result.exit_code, result.stdout) == (Exit.DONE, "")
-    assert result.stderr == "nothing waits in the queue 'nothing'\n"
+    assert result.stderr == "no task is ready to run in the queue 'nothing'\n"
+
+
+def test_queue_says_what_else_is_in_one(pool: Reached) -> None:
+    pool.add_task("greet", {"name": "later"}, delay_s=100)
+
+    result = run(pool, "queue", "default")
+
+    assert result.stderr.splitlines()[1].startswith("Besides: 1 scheduled; see taskpool list --queue default")
+
+
+def test_list_shows_the_tasks_that_match_all_criteria(pool: Reached) -> None:
+    later = pool.add_task("greet", {"name": "later"}, delay_s=100).id
+    failed = pool.add_task("boom", {}).id
+    execute_next(pool, "fragile")
+    running = pool.add_task("greet", {"name": "now"}).id
+    pool.run_task(["default"], worker="w", attempt_id="a")
+
+    def listed(*criteria: str) -> list[str]:
+        return [task["id"] for task in json.loads(run(pool, "list", *criteria, "--json").stdout)["tasks"]]
+
+    assert listed() == [running, failed, later]
+    assert listed("--status", "scheduled") == [later]
+    assert listed("--status", "failed", "--queue", "fragile") == listed("--error", "LUCK") == [failed]
+    assert listed("--status", "in_progress", "--worker", "w", "--since", "1h") == listed("--text", running) == [running]
+    assert listed("--until", "1h") == listed("--min-duration", "1h") == []
+    assert failed in run(pool, "list").stdout
+    assert "first 1; --limit shows more" in run(pool, "list", "--limit", "1").stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [(["--since", "yesterday"], "/since: must be a time"), (["--status", "lost"], "'lost' is not one of"),
+     (["--attempts", "0"], "/attempts: must be a whole number"), (["--node", "a"], "/node: needs a workflow")],
+)  # fmt: skip
+def test_list_refuses_criteria_that_cannot_be_read(pool: Reached, flags: list[str], says: str) -> None:
+    result = run(pool, "list", *flags)
+
+    assert result.exit_code == Exit.USAGE
+    assert says in result.stderr
 
 
 def test_types_are_listed_with_their_payloads(pool: Reached) -> None:

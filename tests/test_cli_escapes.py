@@ -16,7 +16,7 @@ from rich.console import Console
 
 from taskpool import Registry, task
 from taskpool.cli.__main__ import main
-from taskpool.cli.output import task_bar
+from taskpool.cli.tasks import task_bar
 from taskpool.operations.catalog import PoolInfo, publish
 from tests.cli_ways import Reached
 
@@ -93,12 +93,17 @@ def test_what_tasks_and_redis_say_is_text_in_every_command(pool: Reached, redis:
     for command in (
         ("get", waits), ("watch", id), ("logs", id, "--times"), ("queue",), ("queue", "--json"), ("queue", "default"),
         ("types",), ("types", "--json"), ("workers",), ("workers", "--json"), ("audit",),
+        ("pause", "a", "--why", f"x{EVIL}"), ("pause", "--pool", "p1", "--why", f"x{EVIL}"), ("pools",),
+        ("pools", "--json"), ("stats",), ("stats", "--json"), ("queue",), ("resume", "a"), ("resume", "--pool", "p1"),
+        ("pools", "--json"), ("queue",), ("resume", "a"), ("resume", "--pool", "p1"),
+        ("pause", "default", "--why", f"x{EVIL}"), ("why", waits), ("why", waits, "--json"), ("why", id),
     ):  # fmt: skip
         run(pool, *command)
     for arguments in (
         ("stop", EVIL), ("get", EVIL), ("queue", EVIL), ("logs", EVIL), ("retry", EVIL), ("watch", EVIL),
         ("submit", EVIL), ("submit", "evil", f"{EVIL}=1"), ("submit", "evil", "--queue", EVIL, "text=a"),
         ("keys", "revoke", EVIL), ("audit", "--key", EVIL), ("audit", "--what", EVIL),
+        ("pause", EVIL), ("pause", "--pool", EVIL), ("resume", EVIL), ("drain", EVIL), ("why", EVIL), ("stack", EVIL),
     ):  # fmt: skip
         run(pool, *arguments)
 

@@ -76,7 +76,7 @@ def test_it_says_when_and_by_what_and_which_attempt(pool: Reached) -> None:
     assert result.stderr == "--- attempt 2\n"
 
 
-def test_what_is_said_about_the_log_is_not_among_the_tasks_lines(pool: Reached) -> None:
+def test_notes_about_the_log_are_not_among_the_tasks_lines(pool: Reached) -> None:
     running = start(pool, "the log is full: forged")
     lines = [encode_line(note("the log is full", 1))]
     assert pool.store.run(scripts.log(running.id, running.attempt_id, lines, LogLimits(), first=2)) == "ok"

@@ -18,15 +18,19 @@ def new(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["new", *arguments])
 
 
-def test_the_new_test_passes_on_the_new_task(tmp_path: Path) -> None:
+def test_the_command_it_names_runs_the_new_test_and_it_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "pytest"
+    other.write_text("#!/bin/sh\nexit 1\n")
+    other.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))  # the command names the pytest of this environment
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:cacheprovider -W error")
+
     result = new("thumbnails", "--dir", str(tmp_path))
 
     assert result.exit_code == Exit.DONE
-    checked = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", "test_thumbnails.py"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert checked.returncode == 0, checked.stdout
+    named = result.stdout.split("Now: ")[1].splitlines()[0]
+    checked = subprocess.run(named, shell=True, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_what_is_written_satisfies_linter_and_type_checker(tmp_path: Path) -> None:
@@ -43,18 +47,6 @@ def test_it_says_what_to_do_next(tmp_path: Path) -> None:
     result = new("thumbnails", "--dir", str(tmp_path / "new"))
 
     assert f" up --tasks {tmp_path}/new/thumbnails.py --reload" in result.stdout
-
-
-def test_the_pytest_it_names_is_the_one_of_this_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = tmp_path / "pytest"
-    other.write_text("#!/bin/sh\nexit 1\n")
-    other.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-
-    named = new("thumbnails", "--dir", str(tmp_path)).stdout.split("Now: ")[1].splitlines()[0]
-
-    checked = subprocess.run(named, shell=True, capture_output=True, text=True, check=False)
-    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_it_says_what_the_test_needs_where_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,6 +66,18 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert result.stderr == f"Error: {existing} exists already; nothing was written\n"
     assert [path.name for path in tmp_path.iterdir()] == ["test_thumbnails.py"]
     assert existing.read_text() == "mine"
+
+
+def test_a_file_that_a_package_beside_it_would_hide_is_refused(tmp_path: Path) -> None:
+    package = tmp_path / "thumbnails"
+    package.mkdir()
+    (package / "__init__.py").touch()
+
+    result = new("thumbnails", "--dir", str(tmp_path))
+
+    assert result.exit_code == Exit.USAGE
+    assert result.stderr.startswith(f"Error: {package} is a package")
+    assert list(tmp_path.iterdir()) == [package]
 
 
 @pytest.mark.parametrize("name", ["no-dash", "class", "9lives", "größe", "", "json", "taskpool", "test_x"])

@@ -12,7 +12,8 @@ from taskpool.cli.__main__ import main
 from taskpool.cli.options import SettingOption, environment, load_settings
 from taskpool.settings import CLIENT_SETTINGS, SETTING_FIELDS, Settings
 from taskpool.types import Exit
-from taskpool.validation import LONGEST_S
+
+LONGEST = "3660d"
 
 
 def settings_of(command: str) -> set[str]:
@@ -29,12 +30,14 @@ def test_the_halves_have_every_setting_between_them() -> None:
     assert settings_of("api") & settings_of("worker") >= {"redis_url", "data_dir", "log_level"}
 
 
-@pytest.mark.parametrize("command", ["submit", "get", "watch", "logs", "queue", "types", "workers", "stop", "retry"])
-def test_what_talks_to_redis_or_an_api_is_told_which(command: str) -> None:
+@pytest.mark.parametrize(
+    "command", ["submit", "get", "watch", "logs", "queue", "types", "workers", "stop", "retry", "pause", "drain"]
+)
+def test_commands_that_use_redis_or_an_api_have_flags_for_the_address(command: str) -> None:
     assert settings_of(command) == {"redis_url", "data_dir", "server", "api_key"}
 
 
-@pytest.mark.parametrize("command", ["queue", "types", "workers", "get", "watch"])
+@pytest.mark.parametrize("command", ["queue", "types", "workers", "pools", "get", "watch"])
 def test_what_reads_can_print_json(command: str) -> None:
     assert "--json" in {name for option in main.commands[command].params for name in option.opts}
 
@@ -91,30 +94,30 @@ def test_a_misspelt_command_is_named_with_the_right_one() -> None:
     assert "submit" in result.stderr.splitlines()[-1]
 
 
-def test_the_version_is_told() -> None:
+def test_the_version_is_printed() -> None:
     assert CliRunner().invoke(main, ["--version"]).stdout.startswith("taskpool ")
 
 
 @pytest.mark.parametrize(
     ("arguments", "flag", "most"),
     [
-        (("stop", "x", "--grace"), "--grace", 86_400),
-        (("watch", "x", "--timeout"), "--timeout", LONGEST_S),
-        (("submit", "echo", "--wait"), "--wait", LONGEST_S),
-        (("submit", "echo", "--delay"), "--delay", LONGEST_S),
-        (("submit", "echo", "--timeout"), "--timeout", LONGEST_S),
-        (("submit", "echo", "--expires-in"), "--expires-in", LONGEST_S),
-        (("keys", "rotate", "x", "--grace"), "--grace", 366 * 86_400),
+        (("stop", "x", "--grace"), "--grace", "1d"),
+        (("watch", "x", "--timeout"), "--timeout", LONGEST),
+        (("submit", "echo", "--wait"), "--wait", LONGEST),
+        (("submit", "echo", "--delay"), "--delay", LONGEST),
+        (("submit", "echo", "--timeout"), "--timeout", LONGEST),
+        (("submit", "echo", "--expires-in"), "--expires-in", LONGEST),
+        (("keys", "rotate", "x", "--grace"), "--grace", "366d"),
     ],
 )
 @pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "1e300"])
 def test_seconds_that_can_not_be_are_refused_with_those_that_can(
-    arguments: tuple[str, ...], flag: str, most: int, seconds: str
+    arguments: tuple[str, ...], flag: str, most: str, seconds: str
 ) -> None:
     result = CliRunner().invoke(main, [*arguments, seconds])
 
     assert result.exit_code == Exit.USAGE
-    assert re.search(f"'{flag}': '{seconds}' is not a number of seconds from 0(.001)? to {most}$", result.stderr, re.M)
+    assert re.search(f"'{flag}': must be a duration from (0s|1ms) to {most}: .*, not '{seconds}'$", result.stderr, re.M)
 
 
 @pytest.mark.parametrize("arguments", [*([name] for name in main.commands), ["keys", "create"], ["keys", "rotate"]])

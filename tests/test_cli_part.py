@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import subprocess
@@ -11,89 +10,91 @@ from pathlib import Path
 
 import pytest
 
-from taskpool.cli.instance import LONGEST_LINE, TAIL_LINES, Part
+from taskpool.cli import instance
+from taskpool.cli.instance import LONGEST_LINE, Instance, Part
 from taskpool.redis.embedded import Watcher
+from taskpool.settings import Settings
 from tests.support import eventually, is_running
 
 
-async def start(code: str, lines: list[tuple[str, str]] | None = None) -> Part:
-    part = Part("part", lambda name, line: (lines if lines is not None else []).append((name, line)))
-    await part.start([sys.executable, "-c", code], os.environ)
-    return part
+def start(code: str, lines: list[tuple[str, str]]) -> Part:
+    return Part("part", [sys.executable, "-c", code], os.environ, lambda name, line: lines.append((name, line)))
 
 
-async def test_its_output_comes_line_by_line_with_its_name() -> None:
-    lines: list[tuple[str, str]] = []
+def end_of(part: Part) -> int:
+    eventually(lambda: part.ended() is not None)
+    return part.ended() or 0
 
-    part = await start("import sys; print('one'); sys.stderr.write('two\\n'); print('no newline', end='')", lines)
-    status = await part.ended()
 
-    assert status == 0
+@pytest.fixture
+def lines() -> list[tuple[str, str]]:
+    """What the part prints, with its name."""
+    return []
+
+
+def test_its_output_comes_line_by_line_with_its_name(lines: list[tuple[str, str]]) -> None:
+    part = start("import sys; print('one'); sys.stderr.write('two\\n'); print('no newline', end='')", lines)
+
+    assert end_of(part) == 0
     assert sorted(lines) == [("part", "no newline"), ("part", "one"), ("part", "two")]
 
 
-async def test_a_line_without_end_is_cut_and_bytes_that_are_no_text_are_shown() -> None:
-    lines: list[tuple[str, str]] = []
-
-    part = await start(f"import sys; sys.stdout.buffer.write(b'x' * {3 * LONGEST_LINE} + b'\\xff')", lines)
-    await part.ended()
+def test_a_line_without_end_is_cut_and_bytes_that_are_no_text_are_shown(lines: list[tuple[str, str]]) -> None:
+    part = start(f"import sys; sys.stdout.buffer.write(b'x' * {3 * LONGEST_LINE} + b'\\xff')", lines)
+    end_of(part)
 
     assert "".join(line for _, line in lines) == "x" * 3 * LONGEST_LINE + "�"
 
 
-async def test_it_keeps_its_last_lines() -> None:
-    part = await start("for n in range(100): print(n)")
-    await part.ended()
-
-    assert list(part.tail) == [str(n) for n in range(100 - TAIL_LINES, 100)]
-
-
-async def test_its_end_is_told_though_a_grandchild_holds_its_output() -> None:
-    part = await start("import subprocess; print(subprocess.Popen(['sleep', '60']).pid)")
+def test_its_end_is_noticed_though_a_grandchild_holds_its_output(lines: list[tuple[str, str]]) -> None:
+    part = start("import subprocess; print(subprocess.Popen(['sleep', '60']).pid)", lines)
     try:
-        assert await part.ended() == 0
+        assert end_of(part) == 0
     finally:
-        os.kill(int(part.tail[0]), signal.SIGKILL)
+        os.kill(int(lines[0][1]), signal.SIGKILL)
 
 
-async def test_stopping_asks_first() -> None:
+def stop(part: Part, limit_s: float) -> None:
+    """Stop it as an instance does, which gives workers 10 s more than its settings say."""
+    instance = Instance(Settings(grace_s=limit_s - 10), part._tell)
+    part.name = "workers"
+    instance._parts.append(part)
+    instance.stop()
+
+
+def test_stopping_asks_first(lines: list[tuple[str, str]]) -> None:
     code = "import signal, sys\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\nprint('up')\nsignal.pause()"
-    lines: list[tuple[str, str]] = []
-    part = await start(code, lines)
-    await wait_for(lines)
+    part = start(code, lines)
+    eventually(lambda: lines)
 
-    assert await part.stop(limit_s=30)
-    assert await part.ended() == 7
+    stop(part, 30)
+
+    assert part.ended() == 7
 
 
-async def test_stopping_kills_the_whole_group_of_one_that_does_not_listen() -> None:
+def test_stopping_kills_the_whole_group_of_one_that_does_not_listen(lines: list[tuple[str, str]]) -> None:
     code = (
         "import signal, subprocess\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "print(subprocess.Popen(['sleep', '60']).pid)\nsignal.pause()"
     )
-    lines: list[tuple[str, str]] = []
-    part = await start(code, lines)
-    await wait_for(lines)
+    part = start(code, lines)
+    eventually(lambda: lines)
 
-    assert not await part.stop(limit_s=0.05)
-    assert await part.ended() == -signal.SIGKILL
-    grandchild = int(lines[0][1])
-    eventually(lambda: not is_running(grandchild))
+    stop(part, 0.05)
+
+    assert part.ended() == -signal.SIGKILL
+    assert lines[-1] == ("workers", "killed: it didn't end in time")
+    eventually(lambda: not is_running(int(lines[0][1])))
 
 
-async def test_signals_to_one_that_ended_do_nothing() -> None:
-    part = await start("pass")
-    await part.ended()
+def test_signals_to_one_that_ended_do_nothing(lines: list[tuple[str, str]]) -> None:
+    part = start("pass", lines)
+    end_of(part)
 
-    part.send(signal.SIGTERM)
     part.kill()
+    stop(part, 10)
 
-    assert await part.stop(limit_s=1)
-
-
-async def wait_for(lines: list[tuple[str, str]]) -> None:
-    while not lines:
-        await asyncio.sleep(0.01)
+    assert lines == []
 
 
 def test_the_watched_end_with_the_watcher(tmp_path: Path) -> None:
@@ -125,31 +126,40 @@ def test_a_closed_watcher_leaves_its_processes_alone() -> None:
     child.wait()
 
 
-async def test_why_it_can_not_start_is_left_to_whoever_started_it() -> None:
-    lines: list[tuple[str, str]] = []
+def test_an_error_at_its_start_is_left_for_the_starting_process(lines: list[tuple[str, str]]) -> None:
+    part = start("print('one'); print('taskpool: wrong'); print('more of it'); raise SystemExit(2)", lines)
 
-    part = await start("print('one'); print('taskpool: wrong'); print('more of it'); raise SystemExit(2)", lines)
-    await part.ended()
-
+    assert end_of(part) == 2
     assert lines == [("part", "one")]
-    assert list(part.tail) == ["one", "taskpool: wrong", "more of it"]
+    assert part.fault == ["wrong", "more of it"]
 
 
-async def test_what_only_looks_like_it_is_passed_on() -> None:
-    lines: list[tuple[str, str]] = []
-
-    part = await start("print('part: one'); print('two')", lines)
-    await part.ended()
+def test_what_only_looks_like_it_is_passed_on(lines: list[tuple[str, str]]) -> None:
+    part = start("print('part: one'); print('two')", lines)
+    end_of(part)
 
     assert lines == [("part", "part: one"), ("part", "two")]
+    assert part.fault == []
 
 
-async def test_nothing_is_held_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_held_for_long(lines: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("taskpool.cli.instance.HOLD_S", 0.05)
-    lines: list[tuple[str, str]] = []
 
-    part = await start("import time; print('taskpool: one', flush=True); time.sleep(600)", lines)
-    await wait_for(lines)
+    part = start("import time; print('taskpool: one', flush=True); time.sleep(600)", lines)
+    eventually(lambda: lines)
 
     assert lines == [("part", "taskpool: one")]
-    await part.stop(10)
+    part.kill()
+
+
+def test_many_such_lines_hold_the_output_up_only_for_a_moment(
+    lines: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instance, "HOLD_S", 0.1)
+    part = start("print('part: one\\n' * 100 + 'two', flush=True); import time; time.sleep(60)", lines)
+    try:
+        eventually(lambda: ("part", "two") in lines, 5)  # 10 s if each waited as long as the first
+    finally:
+        part.kill()
+
+    assert lines == [("part", "part: one")] * 100 + [("part", "two")]

@@ -22,6 +22,7 @@ from taskpool import (
     AsyncClient,
     Client,
     ConfigurationError,
+    Dependency,
     InvalidPayload,
     InvalidTask,
     TaskConflict,
@@ -31,7 +32,7 @@ from taskpool import (
     UniqueConflict,
     WaitTimeout,
 )
-from taskpool.operations.documents import WorkerDocument, worker_document
+from taskpool.operations.documents import WorkerDocument
 from taskpool.types import TaskOptions, WorkerInfo
 from tests.api_client import ROOT
 from tests.client_kinds import KINDS, Service, client_of, service
@@ -65,7 +66,8 @@ def test_every_option_arrives(client: Client, there: Service) -> None:
 
     task = client.add_task(
         "echo", {"message": 2}, queue="other", front=True, tags=("a",), timeout_s=7.5, result_ttl_s=60,
-        failure_ttl_s=61, max_attempts=3, backoff_s=2, backoff_max_s=9, expires_in_s=600, depends_on=[parent.id],
+        failure_ttl_s=61, max_attempts=3, backoff_s=2, backoff_max_s=9, expires_in_s=600,
+        depends_on=[parent.id, Dependency(parent.id, "failure"), {"id": parent.id, "on": "any"}],
         unique_key=f"key-{parent.id}", unique_until="start", on_lost_lease="kill",
     )  # fmt: skip
 
@@ -73,13 +75,14 @@ def test_every_option_arrives(client: Client, there: Service) -> None:
     assert task.status is record.status is TaskStatus.WAITING
     assert (record.queue, record.timeout_s, record.result_ttl_s, record.failure_ttl_s) == ("other", 7.5, 60, 61)
     assert (record.max_attempts, record.backoff_s, record.backoff_max_s) == (3, 2, 9)
-    assert (record.depends_on, record.unique_key, record.unique_until) == ((parent.id,), f"key-{parent.id}", "start")
+    assert record.depends_on == (parent.id, Dependency(parent.id, "failure"), Dependency(parent.id, "any"))
+    assert (record.unique_key, record.unique_until) == (f"key-{parent.id}", "start")
     assert record.expires_at is not None
     assert record.on_lost_lease == "kill"
     assert client.get(task.id) == record
 
 
-def test_a_failure_is_told_whole(client: Client, there: Service) -> None:
+def test_a_failure_has_all_its_details(client: Client, there: Service) -> None:
     task = client.add_task("act", {"do": "fail"}, max_attempts=1)
 
     record = client.wait(task.id, timeout_s=30)
@@ -189,8 +192,10 @@ def test_a_queue_is_shown_in_its_order(client: Client, there: Service) -> None:
 
 def test_the_fleet_is_shown_as_the_pool_shows_it(client: Client, there: Service) -> None:
     def shown(workers: Sequence[WorkerInfo]) -> list[WorkerDocument]:
-        idle = [replace(each, last_heartbeat=None, working_s=0, done=0, state="", current=()) for each in workers]
-        return [worker_document(each) for each in idle]
+        idle = [
+            replace(each, last_heartbeat=None, working_s=0, done=0, failed=0, state="", current=()) for each in workers
+        ]
+        return [WorkerDocument.of(each) for each in idle]
 
     assert client.types() == [structs.replace(info, last_seen_ms=ANY) for info in there.pool.types()]
     assert shown(client.workers()) == shown(there.pool.workers())
@@ -241,7 +246,7 @@ def test_a_task_is_followed_with_its_progress_to_its_end(client: Client, tmp_pat
         list(client.follow(client.add_task("echo", {"message": 1}, delay_s=60).id, timeout_s=0.1))
 
 
-def test_each_event_is_told_once_to_the_end(client: Client, tmp_path: Path) -> None:
+def test_each_event_comes_once_up_to_the_end(client: Client, tmp_path: Path) -> None:
     id = client.add_task("act", {"do": "report_until", "until": str(tmp_path / "until")}, queue="default").id
 
     events = []
@@ -259,11 +264,11 @@ def test_each_event_is_told_once_to_the_end(client: Client, tmp_path: Path) -> N
     assert [event.status for event in client.events(id)] == ["done"]
 
 
-def test_who_has_seen_enough_events_leaves(client: Client) -> None:
-    told = client.events(client.add_task("echo", {"message": 1}, delay_s=3600).id)
+def test_a_loop_over_events_may_end_early(client: Client) -> None:
+    received = client.events(client.add_task("echo", {"message": 1}, delay_s=3600).id)
 
-    assert next(told).event == "snapshot"
-    told.close()  # type: ignore[attr-defined]
+    assert next(received).event == "snapshot"
+    received.close()  # type: ignore[attr-defined]
 
 
 def test_a_log_is_read_in_pages_and_followed(client: Client, there: Service) -> None:
@@ -283,7 +288,7 @@ def test_a_log_is_read_in_pages_and_followed(client: Client, there: Service) -> 
 
 
 @pytest.mark.parametrize("name", ["events", "follow_log", "follow"])
-def test_nobody_is_followed(name: str, client: Client) -> None:
+def test_following_an_unknown_task_raises(name: str, client: Client) -> None:
     with pytest.raises(TaskNotFound):
         list(getattr(client, name)("nobody"))
 
@@ -331,13 +336,13 @@ def test_the_examples_of_the_guide_work(there: Service) -> None:
     assert third == ["""[('/payload/duration_s', '"soon" is not of type "number"')]""", "unknown"]
 
 
-def test_who_imports_taskpool_does_not_import_http() -> None:
+def test_importing_taskpool_does_not_import_http() -> None:
     code = "import sys, taskpool; assert not {'httpx', 'redis', 'rq'} & set(sys.modules)"
 
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_who_imports_the_client_does_not_import_redis() -> None:
+def test_importing_the_client_does_not_import_redis() -> None:
     code = "import sys; from taskpool import Client; assert not {'redis', 'rq', 'hiredis'} & set(sys.modules)"
 
     subprocess.run([sys.executable, "-c", code], check=True)

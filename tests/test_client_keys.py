@@ -43,7 +43,7 @@ def test_with_its_key_a_client_does_all(kind: str, there: Service) -> None:
 
 
 @pytest.mark.parametrize("key", [None, "nonsense", "tp_" + "a" * 12 + "_" + "b" * 43])
-def test_without_a_good_key_nobody_is_let_in(key: str | None, kind: str, there: Service) -> None:
+def test_without_a_valid_key_calls_are_refused(key: str | None, kind: str, there: Service) -> None:
     with client_of(kind, there.url, key) as client, pytest.raises(Unauthorized, match=r"key|Authorization") as raised:
         client.get("t1")
 
@@ -66,7 +66,7 @@ def test_what_a_key_may_not_do_is_refused(kind: str, there: Service) -> None:
     assert [fault.pointer for fault in in_batch.value.errors] == ["/1/type"]
 
 
-def test_who_may_change_tasks_and_not_read_them_learns_their_statuses(kind: str, there: Service) -> None:
+def test_a_key_that_may_change_tasks_but_not_read_them_gets_their_statuses(kind: str, there: Service) -> None:
     changer = make_key(there.redis_url, "changer", Scope.WRITE, Scope.STOP)
     with client_of(kind, there.url, changer) as client:
         ids = [client.add_task("echo", {"message": 1}, delay_s=600).id for _ in range(2)]
@@ -93,7 +93,7 @@ def test_the_task_of_another_project_is_not_there(kind: str, there: Service) -> 
             client.wait(id)
 
 
-def test_a_body_that_is_too_large_is_said_with_its_kind(kind: str, there: Service) -> None:
+def test_a_body_that_is_too_large_raises_with_its_kind(kind: str, there: Service) -> None:
     with client_of(kind, there.url, there.key) as client:
         with pytest.raises(ApiError) as raised:
             client.add_task("echo", {"message": "x" * 300_000})
@@ -149,7 +149,7 @@ def test_variables_name_the_server_and_the_key(there: Service, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "status", "complaint"),
     [
-        (["--server", "http://127.0.0.1:1"], Exit.NO_REDIS, "the API at http://127.0.0.1:1 cannot be reached"),
+        (["--server", "http://127.0.0.1:1"], Exit.NO_REDIS, "the API at http://127.0.0.1:1 can't be reached"),
         (["--server", "localhost:8080"], Exit.USAGE, "accepted: http://HOST:PORT or https://HOST:PORT"),
         (["--server", "http://h", "--redis-url", "redis://h"], Exit.USAGE, "exclude each other"),
     ],

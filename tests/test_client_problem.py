@@ -11,6 +11,7 @@ from taskpool import (
     ApiError,
     CapReached,
     FieldError,
+    InvalidOperation,
     InvalidPayload,
     InvalidTask,
     NotAllowed,
@@ -30,12 +31,23 @@ from taskpool.errors import (
     PROBLEMS,
     DeliveryBusy,
     DeliveryNotFound,
+    FailureNotFound,
     InvalidKey,
+    InvalidSchedule,
     InvalidWebhook,
     KeyNotFound,
     KeyReused,
+    OperationConflict,
+    OperationNotFound,
+    PoolConflict,
+    PoolNotFound,
+    RedriveConflict,
+    ScheduleConflict,
+    ScheduleNotFound,
     WebhookConflict,
     WebhookNotFound,
+    WorkflowConflict,
+    WorkflowNotFound,
 )
 
 OWN: dict[str, type[TaskpoolError]] = {
@@ -56,15 +68,27 @@ OWN: dict[str, type[TaskpoolError]] = {
     "queue-full": QueueFull,
     "cap-reached": CapReached,
     "redis-unavailable": RedisUnavailable,
+    "invalid-schedule": InvalidSchedule,
+    "schedule-not-found": ScheduleNotFound,
+    "schedule-conflict": ScheduleConflict,
+    "pool-not-found": PoolNotFound,
+    "pool-conflict": PoolConflict,
+    "failure-not-found": FailureNotFound,
+    "redrive-conflict": RedriveConflict,
+    "invalid-operation": InvalidOperation,
+    "operation-not-found": OperationNotFound,
+    "operation-conflict": OperationConflict,
     "invalid-webhook": InvalidWebhook,
     "webhook-not-found": WebhookNotFound,
     "webhook-conflict": WebhookConflict,
     "delivery-not-found": DeliveryNotFound,
     "delivery-busy": DeliveryBusy,
+    "workflow-not-found": WorkflowNotFound,
+    "workflow-conflict": WorkflowConflict,
 }
 
 
-def told(problem: Problem, about: About | None = None) -> Any:
+def raised(problem: Problem, about: About | None = None) -> Any:
     """What a client makes of a problem as the API renders it."""
     response = problem.response()
     headers = {name.decode(): value.decode() for name, value in response.raw_headers}
@@ -73,7 +97,7 @@ def told(problem: Problem, about: About | None = None) -> Any:
 
 @pytest.mark.parametrize("kind", PROBLEMS)
 def test_each_kind_has_its_exception(kind: str) -> None:
-    error = told(Problem(kind, "some detail"))
+    error = raised(Problem(kind, "some detail"))
 
     assert type(error) is OWN.get(kind, ApiError)
     assert "some detail" in str(error)
@@ -81,7 +105,7 @@ def test_each_kind_has_its_exception(kind: str) -> None:
         assert (error.kind, error.status, error.title, error.detail) == (kind, *PROBLEMS[kind][1:3], "some detail")
 
 
-def test_an_unknown_kind_is_told_with_all_it_says() -> None:
+def test_an_unknown_kind_of_problem_keeps_all_its_members() -> None:
     body = b'{"type":"urn:taskpool:problem:new","title":"T","status":418,"detail":"D","errors":[{"detail":"E"}]}'
     error = error_of(Answer(418, {"content-type": "application/problem+json", "retry-after": "5"}, body), About())
 
@@ -101,7 +125,7 @@ def test_what_calls_itself_a_problem_and_is_none_is_an_error_all_the_same(body: 
 def test_an_invalid_task_has_its_faults() -> None:
     faults = [FieldError("/payload/width", "too wide"), FieldError("/payload/height", "too high")]
 
-    error = told(problem_of(InvalidPayload("it doesn't fit", faults)))
+    error = raised(problem_of(InvalidPayload("it doesn't fit", faults)))
 
     assert (error.errors, str(error)) == (tuple(faults), "it doesn't fit")
 
@@ -111,7 +135,7 @@ def test_pointers_of_a_batch_start_with_the_index() -> None:
 
     refusal = InvalidPayload("it doesn't fit: /tasks/1/payload/x: no", [FieldError("/tasks/1/payload/x", "no")])
 
-    error = told(problem_of(refusal), batch)
+    error = raised(problem_of(refusal), batch)
 
     assert error.errors == (FieldError("/1/payload/x", "no"),)
     assert str(error) == "it doesn't fit: /1/payload/x: no"
@@ -119,16 +143,16 @@ def test_pointers_of_a_batch_start_with_the_index() -> None:
 
 def test_an_unknown_type_has_its_name_and_those_near() -> None:
     batch = About(specs=(TaskSpec(type="a"), TaskSpec(type="eco")), prefix="/tasks")
-    alone = told(problem_of(UnknownType("eco", ["echo"])), About(specs=(TaskSpec(type="eco"),)))
+    alone = raised(problem_of(UnknownType("eco", ["echo"])), About(specs=(TaskSpec(type="eco"),)))
     problem = problem_of(UnknownType("eco", ["echo"]))
     problem.errors = [{"pointer": "/tasks/1/type", "detail": "unknown"}]
 
     assert (alone.type, alone.near) == ("eco", ("echo",))
-    assert told(problem, batch).type == "eco"
+    assert raised(problem, batch).type == "eco"
 
 
 def test_a_wrong_parameter_is_a_fault_with_a_pointer() -> None:
-    error = told(Problem("invalid-query", "wrong", errors=[{"parameter": "cursor", "detail": "wrong"}]))
+    error = raised(Problem("invalid-query", "wrong", errors=[{"parameter": "cursor", "detail": "wrong"}]))
 
     assert error.errors == (FieldError("/cursor", "wrong"),)
 
@@ -136,13 +160,13 @@ def test_a_wrong_parameter_is_a_fault_with_a_pointer() -> None:
 def test_conflicts_name_the_task_and_its_status() -> None:
     batch = About(specs=(TaskSpec(type="a"), TaskSpec(type="a", unique_key="k")), prefix="/tasks")
 
-    running = told(problem_of(TaskConflict("t1", "in_progress", "it runs"), stop="/tasks/t1/stop"), About("t1"))
-    held = told(unique_conflict(UniqueConflict("k", "t2", "queued"), "/tasks/1"), batch)
+    running = raised(problem_of(TaskConflict("t1", "in_progress", "it runs"), stop="/tasks/t1/stop"), About("t1"))
+    held = raised(unique_conflict(UniqueConflict("k", "t2", "queued"), "/tasks/1"), batch)
 
     assert (running.id, running.status, str(running)) == ("t1", "in_progress", "it runs")
     assert (held.id, held.status, held.key, held.index) == ("t2", "queued", "k", 1)
 
 
 def test_a_missing_dependency_and_a_missing_task_are_named() -> None:
-    assert told(problem_of(UnknownDependency("t9"))).id == "t9"
-    assert told(Problem("task-not-found", "no"), About("t1")).id == "t1"
+    assert raised(problem_of(UnknownDependency("t9"))).id == "t9"
+    assert raised(Problem("task-not-found", "no"), About("t1")).id == "t1"

@@ -13,7 +13,7 @@ import pytest
 
 from taskpool import ApiError, ApiUnavailable, QueueFull, RedisUnavailable, TaskNotFound, TaskSpec, WaitTimeout
 from taskpool.client import operations
-from taskpool.client.follow import WAITING, WATCHING, events, follow, follow_log
+from taskpool.client.operations import WAITING, WATCHING, events, follow, follow_log
 from taskpool.client.request import Answer, Emit, Lost, Plan, Read, Request, Retrying, Send, Sleep, sending
 from taskpool.errors import TaskpoolError
 
@@ -56,7 +56,7 @@ class Hand:
         return [step.seconds for step in self.steps if isinstance(step, Sleep)]
 
     @property
-    def told(self) -> list[Any]:
+    def received(self) -> list[Any]:
         return [step.value for step in self.steps if isinstance(step, Emit)]
 
 
@@ -143,7 +143,7 @@ def test_clients_do_not_come_again_all_at_once() -> None:
 
 
 @pytest.mark.parametrize("chance", [0.0, 1.0])
-def test_it_comes_again_when_it_was_told_to(chance: float) -> None:
+def test_it_retries_after_retry_after(chance: float) -> None:
     hand = Hand(problem(429, "queue-full", "7"), ok(), chance=chance)
 
     hand.send(POST)
@@ -160,9 +160,9 @@ def test_a_date_is_a_time_to_come_again_too() -> None:
     assert 3000 < (raised.value.retry_after_s or 0) <= 3600
 
 
-@pytest.mark.parametrize("told", ["soon", "", "-1", "Mon, 99 Foo"])
-def test_nonsense_is_no_time(told: str) -> None:
-    hand = Hand(problem(429, "some-limit", told), ok())
+@pytest.mark.parametrize("received", ["soon", "", "-1", "Mon, 99 Foo"])
+def test_nonsense_is_no_time(received: str) -> None:
+    hand = Hand(problem(429, "some-limit", received), ok())
 
     hand.send(GET)
 
@@ -252,7 +252,7 @@ def test_no_time_means_one_look() -> None:
     assert [request.query for request in hand.sent] == [{}]
 
 
-def test_a_wait_looks_soon_and_then_seldom_and_who_watches_at_once_and_often() -> None:
+def test_a_wait_asks_soon_and_then_seldom_and_a_watch_at_once_and_often() -> None:
     for pace, looks in ((WAITING, ["1.000", "30.000"]), (WATCHING, [None, "0.500"])):
         hand = Hand(ok(), ok("done"))
 
@@ -262,8 +262,8 @@ def test_a_wait_looks_soon_and_then_seldom_and_who_watches_at_once_and_often() -
 
 
 def test_a_message_of_something_else_is_an_error() -> None:
-    for told in (b"data: {}\n\n", b"event: snapshot\ndata: []\n\n", b"data: x\n\n"):
-        hand = Hand(STREAM, told)
+    for received in (b"data: {}\n\n", b"event: snapshot\ndata: []\n\n", b"data: x\n\n"):
+        hand = Hand(STREAM, received)
 
         with pytest.raises(ApiError, match="isn't an answer of the Taskpool API"):
             hand.carry_out(events("t1", None, hand.retrying))
@@ -296,11 +296,11 @@ def test_events_go_on_behind_the_last_one_whole() -> None:
     hand.carry_out(events("t1", None, hand.retrying))
 
     assert last_ids(hand.sent) == [None, "100-2", "100-2", "100-2"]
-    assert [(event.event, event.seq) for event in hand.told] == [
+    assert [(event.event, event.seq) for event in hand.received] == [
         ("snapshot", 1), ("started", 2), ("progress", 3), ("done", 4)
     ]  # fmt: skip
-    assert hand.told[0].data["type"] == "echo"
-    assert hand.told[-1].at_ms == 1_795_435_200_250
+    assert hand.received[0].data["type"] == "echo"
+    assert hand.received[-1].at_ms == 1_795_435_200_250
 
 
 def test_forgotten_events_are_made_up_for_by_a_snapshot() -> None:
@@ -311,10 +311,10 @@ def test_forgotten_events_are_made_up_for_by_a_snapshot() -> None:
     hand.carry_out(events("t1", "100-1", hand.retrying))
 
     assert last_ids(hand.sent) == ["100-1"]
-    assert [(event.event, event.seq, event.status) for event in hand.told] == [("snapshot", 9, "done")]
+    assert [(event.event, event.seq, event.status) for event in hand.received] == [("snapshot", 9, "done")]
 
 
-def test_a_client_that_was_too_slow_comes_again_where_it_was_told_to() -> None:
+def test_a_client_that_was_too_slow_continues_from_the_given_id() -> None:
     slow = named("resync", "150-0", {"after": "150-0", "reason": "slow"})
     hand = Hand(STREAM, slow, None, STREAM, message(4, "done", "done"))
 
@@ -339,7 +339,7 @@ def test_there_is_nothing_behind_the_end() -> None:
 
     hand.carry_out(events("t1", "100-4", hand.retrying))
 
-    assert hand.told == []
+    assert hand.received == []
 
 
 def test_a_log_goes_on_behind_its_last_line() -> None:
@@ -353,5 +353,5 @@ def test_a_log_goes_on_behind_its_last_line() -> None:
     hand.carry_out(follow_log("t1", None, hand.retrying))
 
     assert last_ids(hand.sent) == [None, "at-a"]
-    assert [each.text for each in hand.told] == ["a", "b"]
+    assert [each.text for each in hand.received] == ["a", "b"]
     assert not any(math.isinf(pause) for pause in hand.slept)

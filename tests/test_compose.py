@@ -62,7 +62,7 @@ def test_every_image_is_pinned_by_its_version() -> None:
 
     assert len(set(bases)) == 1
     for image in (*bases, *images):
-        assert re.fullmatch(r"[a-z]+:\d+\.\d+\.\d+-[a-z-]+", image), image
+        assert re.fullmatch(r"([a-z]+:\d+\.\d+\.\d+-[a-z-]+|(prom|grafana)/[a-z]+:v?\d+\.\d+\.\d+)", image), image
 
 
 def test_the_version_of_redis_has_no_known_holes() -> None:
@@ -99,7 +99,12 @@ def test_the_image_gets_the_sources_alone() -> None:
 def test_what_is_published_listens_on_this_machine_alone() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
 
-    assert published == {"api": ["127.0.0.1:8080:8080"], "rq-dashboard": ["127.0.0.1:9181:9181"]}
+    assert published == {
+        "api": ["127.0.0.1:8080:8080"],
+        "rq-dashboard": ["127.0.0.1:9181:9181"],
+        "prometheus": ["127.0.0.1:9090:9090"],
+        "grafana": ["127.0.0.1:3000:3000"],
+    }
 
 
 def test_redis_is_reached_by_the_services_alone_and_keeps_its_data() -> None:
@@ -112,6 +117,13 @@ def test_redis_is_reached_by_the_services_alone_and_keeps_its_data() -> None:
     assert command[command.index("--appendonly") + 1] == "yes"
     assert command[command.index("--maxmemory-policy") + 1] == "noeviction"
     assert in_bytes(command[command.index("--maxmemory") + 1]) <= in_bytes(redis["mem_limit"]) / 2
+
+
+def test_monitoring_is_started_on_request_alone() -> None:
+    assert {name for name, service in SERVICES.items() if service.get("profiles")} == {"prometheus", "grafana"}
+    for name in ("prometheus", "grafana"):
+        assert SERVICES[name]["profiles"] == ["monitoring"]
+        assert not {"data", "dashboard-data"} & set(SERVICES[name]["networks"]), "they need no Redis"
 
 
 def test_no_worker_is_in_a_network_of_rq_dashboard() -> None:
@@ -174,6 +186,7 @@ def test_the_variables_that_look_like_settings_are_settings() -> None:
         "RQ_DASHBOARD_PASSWORD",
         HOSTS_VARIABLE,
         *("REDIS_MAXMEMORY", "REDIS_MEMORY", "API_MEMORY", "WORKER_MEMORY", "WORKER_PIDS", "WORKER_TMP"),
+        *("METRICS_KEY", "PROMETHEUS_MEMORY", "PROMETHEUS_PORT", "GRAFANA_PORT"),
     }
 
 

@@ -19,7 +19,7 @@ from taskpool import TaskPool
 from taskpool.redis.embedded import RedisServer
 from taskpool.tasks.registry import Registry
 from taskpool.types import TaskStatus
-from tests.browser import INSTALL, Page, browser, find_chromium
+from tests.chromium import INSTALL, Page, browser, find_chromium
 from tests.rq_processes import TASKS, dashboard, is_gone
 from tests.support import eventually
 
@@ -47,7 +47,7 @@ class Site:
     def open(self, path: str) -> None:
         """Open one of its pages, and wait until it has shown its data."""
         self.page.open(self.base + path)
-        eventually(lambda: self.page.run("!document.querySelector('[data-role=loading-placeholder]')"))
+        eventually(lambda: self.page.look("!document.querySelector('[data-role=loading-placeholder]')"))
 
     def jobs(self, registry: str, queue: str = "default") -> None:
         """Open a list of jobs."""
@@ -55,11 +55,11 @@ class Site:
 
     def press(self, selector: str, *, confirm: bool = False) -> None:
         """Click a button; `confirm`: and Yes in the dialogue that it opens."""
-        eventually(lambda: self.page.run(f"!!document.querySelector({selector!r})?.offsetParent"))
+        eventually(lambda: self.page.look(f"!!document.querySelector({selector!r})?.offsetParent"))
         self.page.run(f"document.querySelector({selector!r}).click()")
         if confirm:  # while the dialogue fades in, it can't be closed
             modal = "$('#confirmation-modal')"
-            eventually(lambda: self.page.run(f"{modal}.is('.show') && !{modal}.data('bs.modal')._isTransitioning"))
+            eventually(lambda: self.page.look(f"{modal}.is('.show') && !{modal}.data('bs.modal')._isTransitioning"))
             self.page.run("document.querySelector('#confirmation-modal-yes').click()")
 
     def text(self) -> str:
@@ -156,7 +156,7 @@ def test_every_button_does_what_it_says(site: Site, pool: TaskPool) -> None:
 
     site.jobs("queued")
     site.press("#compact-btn", confirm=True)
-    eventually(lambda: site.page.run("!document.querySelector('.modal-backdrop')"))
+    eventually(lambda: site.page.look("!document.querySelector('.modal-backdrop')"))
     assert len(pool.get_queue("default").items) == 5
     site.press("#empty-btn", confirm=True)
     eventually(lambda: pool.get_queue("default").items == ())
@@ -175,7 +175,7 @@ def test_choosing_another_queue_registry_order_or_length_opens_that_list(site: S
         site.jobs("queued")
         site.page.run(f"$('#select-{control}').val('{value}').change().length")
 
-        eventually(lambda path=expected: site.page.run("location.pathname") == path)  # type: ignore[misc]
+        eventually(lambda path=expected: site.page.look("location.pathname") == path)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(

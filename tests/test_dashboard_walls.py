@@ -177,7 +177,7 @@ def test_strangers_are_refused_before_anything_is_looked_up(pages: Dashboard, po
     assert answers == {401}
 
 
-def test_every_answer_tells_browsers_what_it_may_do(pages: Dashboard, port: int) -> None:
+def test_every_answer_has_the_headers_for_browsers(pages: Dashboard, port: int) -> None:
     answers = [pages.client.get(path) for path in ("/", "/static/css/main.css", "/0/data/queues.json", "/nothing")]
     answers += [httpx.get(f"http://127.0.0.1:{port}/"), pages.client.get("/", headers={"Host": "evil.example.org"})]
 
@@ -201,7 +201,7 @@ def test_a_connection_that_sends_nothing_is_closed(port: int) -> None:
         assert connection.recv(1) == b""
 
 
-def test_a_redis_that_is_away_is_said(tmp_path: Path, redis_binary: str | None) -> None:
+def test_a_redis_that_is_away_is_reported(tmp_path: Path, redis_binary: str | None) -> None:
     server = RedisServer(tmp_path, binary=redis_binary)
     server.start()
     with dashboard(server.url, tmp_path) as pages:
@@ -214,14 +214,14 @@ def test_a_redis_that_is_away_is_said(tmp_path: Path, redis_binary: str | None) 
 
 
 @pytest.mark.parametrize(
-    ("env", "told"),
+    ("env", "fault"),
     [
         ({"RQ_DASHBOARD_PASSWORD": "secret"}, "--username"),  # it would not be asked for
         ({"RQ_DASHBOARD_TRUSTED_HOSTS": "jobs.example.org,https://other.example.org"}, "'https://other.example.org'"),
         ({"RQ_DASHBOARD_TRUSTED_HOSTS": "jobs.example.org:8080"}, "without a port"),
     ],
 )
-def test_a_setting_that_would_not_protect_is_refused(env: dict[str, str], told: str, tmp_path: Path) -> None:
+def test_a_setting_that_would_not_protect_is_refused(env: dict[str, str], fault: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "rq_dashboard", *SETTINGS, "--bind", "127.0.0.1", "--port", str(free_port())]
 
     run = subprocess.run(
@@ -229,4 +229,4 @@ def test_a_setting_that_would_not_protect_is_refused(env: dict[str, str], told: 
     )
 
     assert run.returncode == 2
-    assert told in run.stderr
+    assert fault in run.stderr

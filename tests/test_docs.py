@@ -21,7 +21,7 @@ def test_the_state_diagram_shows_how_a_task_begins_and_ends() -> None:
     ends = re.findall(r"^  (\w+) --> \[\*\]$", INTERNALS, re.MULTILINE)
     (retried,) = re.findall(r"starts a new life of a ((?:\w+, )*\w+ or \w+) task", INTERNALS)
 
-    assert set(begins) == {"queued", "scheduled", "waiting", "canceled"}
+    assert set(begins) == {"queued", "scheduled", "waiting", "waiting_confirmation", "canceled"}
     assert set(ends) == {status.value for status in TERMINAL}
     assert set(re.findall(r"\w+", retried)) - {"or"} == {status.value for status in RETRYABLE}
 
@@ -79,8 +79,8 @@ def test_the_tree_is_the_real_one() -> None:
         f"{folder}/": {
             path.name + ("/" if path.is_dir() else "")
             for path in (root / folder).iterdir()
-            if not path.name.startswith("__") and (path.is_dir() or path.suffix == ".py")
+            if not path.name.startswith("__") and (path.is_dir() or path.suffix in (".py", ".js"))
         }
-        for folder in ("taskpool", "workers", "api")
+        for folder in ("taskpool", "workers", "dashboard", "api")
     }
     assert shown == real

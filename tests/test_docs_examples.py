@@ -6,6 +6,7 @@ The commands, paths and variables in the text around the blocks are checked too.
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import click
 import httpx
@@ -60,7 +61,7 @@ OTHER_PROGRAMS: Final = {
 }
 """Programs in `sh` and `console` blocks whose arguments aren't checked."""
 
-OTHER_VARIABLES: Final = {"TASKPOOL_TEST_REDIS", "TASKPOOL_TEST_CONTAINERS"}
+OTHER_VARIABLES: Final = {"TASKPOOL_TEST_REDIS", "TASKPOOL_TEST_CONTAINERS", "TASKPOOL_SCREENSHOTS"}
 """Variables of the tests, which are no settings."""
 
 AN_ID: Final = "d217r8m2n3aolstf2ch5"
@@ -268,9 +269,10 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[str]], str]:
             for each in command.commands.values():
                 disarm(each)
         else:
-            monkeypatch.setattr(command, "callback", lambda **_: None)
+            monkeypatch.setattr(command, "invoke", lambda _: None)
 
     def parse_words(words: Sequence[str]) -> str:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("{}"))
         try:
             main.main([*words], "taskpool", standalone_mode=False)
         except click.ClickException as error:
@@ -296,7 +298,7 @@ class Api:
             pattern = re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path))
             if method.lower() in self.document["paths"][path] and re.fullmatch(pattern, url.path or "/"):
                 operation = self.document["paths"][path][method.lower()]
-                pointer = f"#/paths/{path.replace('/', '~1')}/{method.lower()}"
+                pointer = f"#/paths/{quote(path.replace('/', '~1'), safe='~')}/{method.lower()}"
                 break
         if operation is None:
             return f"no route for {method} {url.path}"
@@ -466,7 +468,8 @@ def spans() -> Iterator[tuple[str, str]]:
 def span_fault(span: str, parse: Callable[[Sequence[str]], str], api: Api) -> str:
     if re.match(r"taskpool [a-z]", span):
         fault = parse(shlex.split(span)[1:])
-        return "" if fault.startswith("MissingParameter") else fault  # in a sentence, a command may be shortened
+        # In a sentence, a command may be shortened.
+        return "" if fault.startswith(("MissingParameter", "NoArgsIsHelp")) else fault
     if request := re.fullmatch(r"(GET|POST|PUT|PATCH|DELETE) (/\S*)", span):
         return api.request_fault(request[1], request[2])
     return ""

@@ -28,13 +28,13 @@ def routes(cell: str) -> set[tuple[str, str]]:
 
 def test_the_table_of_scopes_says_what_each_route_asks_of_its_caller() -> None:
     served = {where: access for where, access in guards().items() if where[1] != "HEAD"}
-    told = {row: routes(cell) for row, cell in rows("| scope | what it opens |").items()}
+    documented = {row: routes(cell) for row, cell in rows("| scope | what it opens |").items()}
 
-    assert told.pop("none, and no key") == {where for where, access in served.items() if access.public}
-    assert told.pop("any key") == {where for where, a in served.items() if a.scope is None and not a.public}
-    assert told.pop("not for a key of a project") == {where for where, access in served.items() if access.whole}
-    assert told.pop("also with a ticket") == {where for where, access in served.items() if access.ticket}
-    assert told == {
+    assert documented.pop("none, and no key") == {where for where, access in served.items() if access.public}
+    assert documented.pop("any key") == {where for where, a in served.items() if a.scope is None and not a.public}
+    assert documented.pop("not for a key of a project") == {where for where, access in served.items() if access.whole}
+    assert documented.pop("also with a ticket") == {where for where, access in served.items() if access.ticket}
+    assert documented == {
         f"`{scope}`": {where for where, access in served.items() if access.scope is scope} for scope in api_key.Scope
     }
 
@@ -55,26 +55,29 @@ def test_the_tables_of_effects_say_what_the_code_asks_for() -> None:
 
 def test_every_route_of_tasks_has_a_row_of_its_effects() -> None:
     of_operations = rows("| operation or option | effects |")
-    told = {
+    documented = {
         (path, method): effect
         for row, cell in of_operations.items()
         for path, method in routes(row)
         for effect in re.findall(r"^ `(\w+)`", cell)
     }
 
-    scopes = {where: RIGHTS[Effect(effect)].scope for where, effect in told.items() if where[0].startswith("/tasks")}
+    scopes = {
+        where: RIGHTS[Effect(effect)].scope for where, effect in documented.items() if where[0].startswith("/tasks")
+    }
     assert scopes == {where: guards()[where].scope for where in scopes}
     changing = {where for where in guards() if where[0].startswith("/tasks") and where[1] not in ("GET", "HEAD")}
     assert changing <= scopes.keys()
 
 
 def test_the_table_of_the_audit_has_every_word_that_the_code_has() -> None:
-    code = "".join(path.read_text() for folder in ("taskpool", "api") for path in (ROOT / folder).rglob("*.py"))
-    words = set(re.findall(r'entry\(by, "([a-z]+\.[a-z_]+)"', code))
-    told = set(re.findall(r"`([a-z]+\.[a-z_]+)`", " ".join(rows("| `what` | |"))))
+    files = [path for folder in ("taskpool", "api") for path in (ROOT / folder).rglob("*.py")]
+    code = "".join(path.read_text() for path in files if path.name != "audit.py")  # it lists the words
+    words = set(re.findall(r'"([a-z]+\.[a-z_]+)"', code)) & set(What)
+    documented = set(re.findall(r"`([a-z]+\.[a-z_]+)`", " ".join(rows("| `what` | |"))))
 
     assert "task.submitted" in words
-    assert told == words == set(What)
+    assert documented == words == set(What)
 
 
 def test_each_risk_of_the_owasp_list_names_tests_that_there_are() -> None:

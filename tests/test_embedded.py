@@ -62,9 +62,9 @@ def test_it_keeps_a_log_of_every_write_and_listens_on_the_socket_alone(
         assert config["hash-max-ziplist-value"] == "1024"
 
 
-def test_nobody_else_may_read_what_it_writes(tmp_path: Path) -> None:
+def test_other_users_may_not_read_what_it_writes(tmp_path: Path) -> None:
     with EmbeddedRedis(tmp_path / "data") as embedded:
-        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [embedded.data_dir, *tmp_path.rglob("*")]}
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [embedded.directory, *tmp_path.rglob("*")]}
 
     assert {name: oct(mode) for name, mode in modes.items() if mode & 0o077 and name != "redis.url"} == {}
 
@@ -315,7 +315,7 @@ def test_a_redis_out_of_reach_is_named_without_its_password() -> None:
     assert "hunter2" not in str(raised.value)
 
 
-def test_a_wrong_password_is_said_so_and_not_shown(tmp_path: Path, redis_binary: str | None) -> None:
+def test_a_wrong_password_is_reported_and_not_shown(tmp_path: Path, redis_binary: str | None) -> None:
     server = RedisServer(tmp_path, binary=redis_binary, config={"requirepass": "hunter2"})
     server.start()
     try:

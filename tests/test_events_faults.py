@@ -1,4 +1,4 @@
-"""A bug in what tells events: it is logged once, and everyone is told every event all the same, once and in order."""
+"""A bug in the delivery of events: it is logged once, and each listener gets every event once and in order."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def retries_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_module, "RETRY_S", 0.01)
 
 
-def told_of(caplog: pytest.LogCaptureFixture) -> list[tuple[str, bool]]:
+def logged(caplog: pytest.LogCaptureFixture) -> list[tuple[str, bool]]:
     """What was logged as an error: its text, and whether it says where."""
     records = [record for record in caplog.records if record.levelno >= logging.ERROR]
     return [(record.getMessage(), record.exc_info is not None) for record in records]
@@ -87,7 +87,7 @@ def arm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Call
     return bug.arm
 
 
-async def test_a_bug_ends_nobody_s_following(
+async def test_a_bug_ends_no_subscription(
     world: World, redis_url: str, arm: Callable[[], Bug], caplog: pytest.LogCaptureFixture
 ) -> None:
     running, unknown = world.start("a"), world.start("b")
@@ -96,8 +96,8 @@ async def test_a_bug_ends_nobody_s_following(
         of_a, late, of_all = Listener(hub), Listener(hub), Listener(hub)
         await of_a.open(task="a")
         await of_all.open(snapshots=False)
-        await of_a.until(lambda each: "live" in each.told)
-        await of_all.until(lambda each: "live" in each.told)
+        await of_a.until(lambda each: "live" in each.received)
+        await of_all.until(lambda each: "live" in each.received)
 
         bug = arm()
         await late.open(task="a")  # it has to be caught up with
@@ -114,11 +114,11 @@ async def test_a_bug_ends_nobody_s_following(
         await of_a.until(lambda each: each.steps() == steps)
         await late.until(lambda each: each.steps() == steps)
         await of_all.until(lambda each: each.steps("a") == each.steps("b") == steps)
-    assert not any(("resync", "trimmed") in each.told for each in (of_a, of_all, late))
-    assert told_of(caplog) == [("events: a bug; trying again", True)]
+    assert not any(("resync", "trimmed") in each.received for each in (of_a, of_all, late))
+    assert logged(caplog) == [("events: a bug; trying again", True)]
 
 
-async def test_a_bug_where_things_are_told_anew_keeps_nobody_waiting(
+async def test_a_bug_while_catching_up_keeps_no_subscription_waiting(
     world: World, redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     running = world.start("a")
@@ -126,23 +126,23 @@ async def test_a_bug_where_things_are_told_anew_keeps_nobody_waiting(
     async with hub_on(redis_url) as hub:
         listener = Listener(hub)
         await listener.open(task="a")
-        await listener.until(lambda each: "live" in each.told)
+        await listener.until(lambda each: "live" in each.received)
 
         bug.arm()
         hub._connection.close()
         for done in range(3):
             world.run(scripts.progress(running, {"done": done}))
         world.redis.xtrim(keys.EVENTS, maxlen=1, approximate=False)
-        await listener.until(lambda each: each.told.count("live") == 2)
+        await listener.until(lambda each: each.received.count("live") == 2)
         world.finish(running)
 
         await listener.until(lambda each: each.steps() == [6])
     assert bug.is_over
-    assert listener.told[2:-1] == [("resync", "trimmed"), ("snapshot", {"a": 5}), "live"]
-    assert told_of(caplog) == [("events: a bug; trying again", True)]
+    assert listener.received[2:-1] == [("resync", "trimmed"), ("snapshot", {"a": 5}), "live"]
+    assert logged(caplog) == [("events: a bug; trying again", True)]
 
 
-async def test_a_hub_ends_when_it_is_told_to_also_while_it_wakes(redis_url: str, world: World) -> None:
+async def test_a_hub_can_be_closed_at_any_time_also_while_it_wakes(redis_url: str, world: World) -> None:
     world.add("a")
     for turns in range(8):
         async with hub_on(redis_url) as hub:
@@ -180,7 +180,7 @@ async def test_a_bug_in_the_check_keys_does_not_end_it(
 
         assert await asyncio.wait_for(queue.take(), 20) == []
         assert queue.ended == "revoked"
-    assert told_of(caplog) == [("keys of streams: a bug; trying again", True)]
+    assert logged(caplog) == [("keys of streams: a bug; trying again", True)]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ async def test_what_is_no_event_is_passed_over_wherever_it_stands(
     async with hub_on(redis_url) as hub:
         listener = Listener(hub)
         await listener.open(task="a")
-        await listener.until(lambda each: "live" in each.told)
+        await listener.until(lambda each: "live" in each.received)
 
         if "stream" not in entry:
             world.redis.xadd(keys.EVENTS, {"e": entry})
@@ -213,7 +213,7 @@ async def test_what_is_no_event_is_passed_over_wherever_it_stands(
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_each_kind_of_bug_is_told_once_a_while_and_an_outage_once_until_it_is_over(
+def test_each_kind_of_bug_is_logged_at_intervals_and_an_outage_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     throttle = LogThrottle("it")

@@ -1,4 +1,4 @@
-"""Whoever follows a task whose record somebody deletes by hand, which tells nobody, learns that it is gone."""
+"""A client that follows a task learns that its record was deleted by hand, for which there is no event."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def url(redis_url: str, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.usefixtures("looks_often")
-async def test_all_who_follow_a_deleted_task_alone_are_told_once_and_nobody_else(redis_url: str, world: World) -> None:
+async def test_subscriptions_to_a_deleted_task_end_once_and_no_others(redis_url: str, world: World) -> None:
     world.add("a")
     running = world.start("b")
     async with hub_on(redis_url) as hub:
@@ -56,11 +56,11 @@ async def test_all_who_follow_a_deleted_task_alone_are_told_once_and_nobody_else
         await of_b.open(task="b")
         await of_all.open(snapshots=False)
         for each in (of_a, of_a_too, of_b, of_all):
-            await each.until(lambda each: "live" in each.told)
+            await each.until(lambda each: "live" in each.received)
 
         world.redis.delete("rq:job:a")
-        await of_a.until(lambda each: "gone" in each.told)
-        await of_a_too.until(lambda each: "gone" in each.told)
+        await of_a.until(lambda each: "gone" in each.received)
+        await of_a_too.until(lambda each: "gone" in each.received)
         world.finish(running)
         await of_b.until(lambda each: each.steps() == [3])
         await of_all.until(lambda each: each.steps() == [3])
@@ -68,8 +68,8 @@ async def test_all_who_follow_a_deleted_task_alone_are_told_once_and_nobody_else
             while world.redis.pubsub_numsub("taskpool:task:a")[0][1]:
                 await asyncio.sleep(0.01)
 
-    assert of_a.told == of_a_too.told == [("snapshot", {"a": 1}), "live", "gone"]
-    assert "gone" not in of_b.told + of_all.told
+    assert of_a.received == of_a_too.received == [("snapshot", {"a": 1}), "live", "gone"]
+    assert "gone" not in of_b.received + of_all.received
 
 
 @pytest.mark.usefixtures("looks_often")
@@ -84,25 +84,25 @@ async def test_a_hash_that_a_late_write_has_left_is_no_task(redis_url: str, worl
             both.hset("rq:job:a", "last_heartbeat", "2026-11-24T03:00:00.000000Z")
             both.execute()
 
-        await listener.until(lambda each: "gone" in each.told)
+        await listener.until(lambda each: "gone" in each.received)
 
 
 @pytest.mark.usefixtures("looks_often")
-async def test_what_a_task_told_before_it_went_is_told_first(redis_url: str, world: World) -> None:
+async def test_events_before_a_deletion_come_first(redis_url: str, world: World) -> None:
     async with hub_on(redis_url) as hub:
         listeners = []
         for n in range(20):
             running = world.start(f"t{n}")
             listeners.append(Listener(hub))
             await listeners[-1].open(task=running.id)
-            await listeners[-1].until(lambda each: "live" in each.told)
+            await listeners[-1].until(lambda each: "live" in each.received)
             for done in range(3):
                 world.run(scripts.progress(running, {"done": done}))
             world.finish(running)
             world.redis.delete(f"rq:job:{running.id}")
 
         for each in listeners:
-            await each.until(lambda each: "gone" in each.told)
+            await each.until(lambda each: "gone" in each.received)
     assert [each.steps() for each in listeners] == [[3, 4, 5, 6]] * 20
 
 
@@ -131,7 +131,7 @@ def test_there_is_time_between_two_looks() -> None:
 
 
 @pytest.mark.usefixtures("looks_often")
-async def test_a_stream_that_tells_a_task_s_end_does_not_say_that_it_is_gone(redis_url: str, world: World) -> None:
+async def test_a_stream_that_has_a_tasks_end_does_not_report_it_gone(redis_url: str, world: World) -> None:
     running = world.start("a")
     is_read = asyncio.Event()
     sent: list[bytes] = []
@@ -159,13 +159,14 @@ async def test_a_stream_that_tells_a_task_s_end_does_not_say_that_it_is_gone(red
         is_read.set()
         await stream
 
-    told = read(b"".join(sent).decode())
-    assert [(event, data["status"]) for _, event, data in told] == [("snapshot", "in_progress"), ("message", "done")]
+    received = read(b"".join(sent).decode())
+    assert [(event, data["status"]) for _, event, data in received] == [
+        ("snapshot", "in_progress"),
+        ("message", "done"),
+    ]
 
 
-async def test_who_comes_back_to_a_task_that_goes_meanwhile_waits_for_nothing_more(
-    redis_url: str, world: World
-) -> None:
+async def test_a_client_that_reconnects_to_a_task_deleted_meanwhile_does_not_wait(redis_url: str, world: World) -> None:
     world.add("a")
     async with hub_on(redis_url) as hub:
         subscription = await Listener(hub).open(task="a", reads=False)
@@ -176,7 +177,7 @@ async def test_who_comes_back_to_a_task_that_goes_meanwhile_waits_for_nothing_mo
         assert [type(item) for item in await _until_live(queue)] == [Gone]
 
 
-async def test_streams_and_sockets_are_told(url: str, world: World) -> None:
+async def test_streams_and_sockets_report_a_deleted_task(url: str, world: World) -> None:
     world.add("a")
     world.add("b")
     stream = await StreamClient.follow(url, "/tasks/a/events")
@@ -207,11 +208,11 @@ def test_a_client_s_waits_raise_that_there_is_no_such_task(url: str, world: Worl
 
     with client_of(kind, url) as client:
         waits = [iter(each("a")) for each in (client.follow, client.events, client.follow_log)]
-        for told in waits:
-            next(told)
+        for received in waits:
+            next(received)
         world.redis.delete("rq:job:a")
 
-        for told in waits:
+        for received in waits:
             with pytest.raises(TaskNotFound) as raised:
-                list(told)
+                list(received)
             assert raised.value.id == "a"

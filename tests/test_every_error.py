@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 import click
 import httpx
@@ -17,16 +18,22 @@ from starlette.routing import Route
 
 from api.answers import ProblemDocument
 from api.auth.caller import SCOPE_KEY, anonymous
-from api.exception_handlers import HANDLERS
+from api.http.declarations import PUBLIC
+from api.routing import Resource
 from taskpool import errors
 from taskpool.cli.__main__ import Commands
 from taskpool.client.request import About, Answer, Problem, error_of
 from taskpool.errors import PROBLEM_PREFIX, PROBLEMS, ApiError, FieldError, TaskpoolError, attributes_of
+from taskpool.operations.flow.values import WorkflowRecord, WorkflowStatus
+from taskpool.settings import Settings
 from taskpool.types import Exit, TaskRecord, TaskSpec, TaskStatus
 
 FAULTS = [FieldError("/a", "is wrong"), FieldError("/b/c", "is wrong, too")]
 RECORD = TaskRecord(
     id="t1", type="work", status=TaskStatus.QUEUED, queue="default", payload={}, created_at=datetime.now(UTC)
+)
+WORKFLOW = WorkflowRecord(
+    id="w1", name="import", status=WorkflowStatus.IN_PROGRESS, created_at=RECORD.created_at, total=1, ended=0, counts={}
 )
 ABOUT = About(id="t1", specs=(TaskSpec(type="work", unique_key="k"),))
 """What the client knows about its request."""
@@ -37,6 +44,17 @@ ERRORS: list[TaskpoolError] = [
     errors.InvalidPayload("it doesn't fit", FAULTS),
     errors.UnknownDependency("t2"),
     errors.InvalidWebhook(FAULTS),
+    errors.InvalidSchedule(FAULTS),
+    errors.ScheduleNotFound("s1"),
+    errors.UnreadableSchedule("s1"),
+    errors.ScheduleConflict("it is declared"),
+    errors.PoolNotFound("p1"),
+    errors.PoolConflict("it drains"),
+    errors.FailureNotFound("3f9c02d51ab7"),
+    errors.RedriveConflict("it runs already"),
+    errors.InvalidOperation(FAULTS),
+    errors.OperationNotFound("t1"),
+    errors.OperationConflict("it has ended"),
     errors.WebhookNotFound("w1"),
     errors.WebhookConflict("it is disabled"),
     errors.DeliveryNotFound("d1"),
@@ -45,6 +63,8 @@ ERRORS: list[TaskpoolError] = [
     errors.TaskNotFound("t1"),
     errors.UnreadableTask("t1"),
     errors.TaskConflict("t1", "done", "it is done"),
+    errors.WorkflowNotFound("t1"),
+    errors.WorkflowConflict("t1", "done", "it is done"),
     errors.UniqueConflict("k", "t2", "queued"),
     errors.KeyReused(),
     errors.InvalidKey(FAULTS),
@@ -52,6 +72,7 @@ ERRORS: list[TaskpoolError] = [
     errors.QueueFull("default", 7, 7, 3.0),
     errors.CapReached("tags", "shop", 7),
     errors.WaitTimeout(RECORD, 1),
+    errors.WorkflowTimeout(WORKFLOW, 1),
     errors.AttemptLost("it is lost"),
     errors.ConfigurationError("it is wrong"),
     errors.DuplicateType("there are two"),
@@ -63,15 +84,29 @@ ERRORS: list[TaskpoolError] = [
     errors.ApiError(418, "teapot", "Teapot", "it is short"),
     errors.Unauthorized(401, "unauthorized", "Authentication required", "an API key is needed"),
     errors.ParentResultGone("t2", "it has expired"),
+    errors.ParentNotDone("t2", "it has none, its status is failed"),
 ]
 EXITS: dict[type[TaskpoolError], Exit] = {
     errors.InvalidTask: Exit.USAGE,
     errors.NotAllowed: Exit.USAGE,
     errors.TaskNotFound: Exit.NOT_FOUND,
     errors.TaskConflict: Exit.CONFLICT,
+    errors.WorkflowNotFound: Exit.NOT_FOUND,
+    errors.WorkflowConflict: Exit.CONFLICT,
+    errors.InvalidSchedule: Exit.USAGE,
+    errors.ScheduleNotFound: Exit.NOT_FOUND,
+    errors.ScheduleConflict: Exit.CONFLICT,
+    errors.PoolNotFound: Exit.NOT_FOUND,
+    errors.PoolConflict: Exit.CONFLICT,
+    errors.FailureNotFound: Exit.NOT_FOUND,
+    errors.RedriveConflict: Exit.CONFLICT,
+    errors.InvalidOperation: Exit.USAGE,
+    errors.OperationNotFound: Exit.NOT_FOUND,
+    errors.OperationConflict: Exit.CONFLICT,
     errors.InvalidKey: Exit.USAGE,
     errors.KeyNotFound: Exit.NOT_FOUND,
     errors.WaitTimeout: Exit.TIMED_OUT,
+    errors.WorkflowTimeout: Exit.TIMED_OUT,
     errors.ConfigurationError: Exit.USAGE,
     errors.RedisUnavailable: Exit.NO_REDIS,
     errors.ApiUnavailable: Exit.NO_REDIS,
@@ -100,7 +135,8 @@ def answer_of(error: TaskpoolError, method: str = "GET") -> httpx.Response:
         raise error
 
     async def ask() -> httpx.Response:
-        app = Starlette(routes=[Route("/", fail, methods=[method])], exception_handlers=dict(HANDLERS))
+        gate: Any = None
+        app = Starlette(routes=[Route("/", Resource(gate, Settings(), **{method: PUBLIC(fail)}))])
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.request(method, "/")

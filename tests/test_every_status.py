@@ -13,7 +13,7 @@ from rq.job import JobStatus
 from taskpool import Client, TaskConflict, TaskPool
 from taskpool.cli.__main__ import main
 from taskpool.cli.output import STATUS_COLOURS
-from taskpool.operations.documents import task_document
+from taskpool.operations.documents import TaskDocument
 from taskpool.operations.status import tells_end
 from taskpool.redis import keys
 from taskpool.redis.rq_job import status_of
@@ -21,8 +21,8 @@ from taskpool.types import ENDS, STATUSES, WEBHOOK_EVENTS, Exit, TaskStatus
 from tests.states import SEED, World
 
 S = TaskStatus
-ANSI = {"red": "31", "green": "32", "yellow": "33", "cyan": "36"}
-UNUSED = {S.WAITING_CONFIRMATION, S.THROTTLED}
+ANSI = {"red": "31", "green": "32", "yellow": "33", "cyan": "36", "magenta": "35"}
+UNUSED = {S.THROTTLED}
 """Statuses of later releases, which no script of this one sets."""
 
 seeded = pytest.mark.parametrize("status", SEED)
@@ -97,7 +97,7 @@ def test_http_the_client_and_the_command_line_show_the_same_status(
         record = client.get("a")
     printed = CliRunner().invoke(main, ["get", "a", "--redis-url", world.url], color=True)
 
-    assert shown["status"] == task_document(world.get("a")).status == status.value
+    assert shown["status"] == TaskDocument.of(world.get("a")).status == status.value
     assert "a" in [task["id"] for task in listed]
     assert record.status is status
     assert printed.exit_code == STATUSES[status].exit_status
@@ -107,7 +107,7 @@ def test_http_the_client_and_the_command_line_show_the_same_status(
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_the_exit_status_tells_how_a_task_ended(status: TaskStatus) -> None:
+def test_the_exit_status_shows_how_a_task_ended(status: TaskStatus) -> None:
     expected = {S.FAILED: Exit.FAILED, S.STOPPED: Exit.STOPPED, S.CANCELED: Exit.STOPPED}
 
     assert STATUSES[status].exit_status == expected.get(status, Exit.DONE)

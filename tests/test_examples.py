@@ -56,7 +56,25 @@ def test_the_guides_task_passes_the_guides_test(tmp_path: Path) -> None:
     )
 
     assert [name for name, _ in blocks] == ["images.py", "test_images.py"]
-    assert "4 passed" in ran.stdout, ran.stdout + ran.stderr
+    assert "5 passed" in ran.stdout, ran.stdout + ran.stderr
+
+
+def test_the_shops_own_tests_pass(tmp_path: Path) -> None:
+    """As a reader runs them; none of them needs Redis."""
+    ran = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"),
+            f"--basetemp={tmp_path / 't'}",
+        ],
+        cwd=EXAMPLES / "shop",
+        env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert " passed" in ran.stdout
 
 
 @pytest.mark.parametrize(
@@ -85,7 +103,7 @@ def test_shrink_refuses_what_is_no_picture() -> None:
     assert (record.status, record.error) == (S.FAILED, "ValueError: the rows differ in length")
 
 
-def test_check_links_tells_of_each_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_links_reports_each_address(monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         match request.url.host:
             case "good":

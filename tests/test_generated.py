@@ -17,7 +17,7 @@ def test_the_generated_files_are_up_to_date() -> None:
     assert checked.returncode == 0, checked.stderr
 
 
-def test_each_generated_file_says_so_in_its_first_line() -> None:
+def test_the_first_line_of_each_generated_file_names_its_source() -> None:
     for path in GENERATED:
         first, _, _ = (ROOT / path).read_text().partition("\n")
         folder, _, name = path.rpartition("/")

@@ -51,7 +51,7 @@ def pool(request: pytest.FixtureRequest, redis_url: str) -> Iterator[Any]:
 
 @pytest.fixture
 def client() -> Iterator[Client]:
-    """One that would say that nobody is there, if it asked anybody."""
+    """A client of an address where nothing listens, so that any request fails."""
     with Client(NO_SERVER, retries=0) as client:
         yield client
 
@@ -68,7 +68,7 @@ def refusal(do: Callable[[], object]) -> tuple[str, str]:
 @pytest.mark.parametrize(
     "value", [NAN, INF, -INF, -1, 1e300, 10**400, pytest.param(10**5000, id="huge"), "5", None, True, []]
 )
-def test_what_is_no_span_of_time_is_told_with_what_is(value: object) -> None:
+def test_a_wrong_duration_raises_with_the_allowed_range(value: object) -> None:
     assert str(seconds_fault(value)).startswith("must be a number of seconds from 0 to 316224000, not ")
 
 
@@ -88,7 +88,7 @@ def test_a_task_is_stopped_with_no_grace_that_can_not_be(pool: Any, client: Clie
 
 
 @pytest.mark.parametrize("timeout_s", [NAN, INF, 1e300, "x"])
-def test_nobody_waits_for_a_time_that_can_not_be(pool: Any, client: Client, timeout_s: Any, redis: Redis) -> None:
+def test_an_impossible_waiting_time_is_refused_at_once(pool: Any, client: Client, timeout_s: Any, redis: Redis) -> None:
     id = pool.add_task("note").id
     keys = redis.dbsize()
 
@@ -203,7 +203,7 @@ def test_what_can_be_no_id_is_no_tasks(pool: Any, client: Client, ask: str, id: 
 @pytest.mark.parametrize(
     ("given", "named", "advice"),
     [
-        (("note", {}), {"delay": 3}, "has no option 'delay'; did you mean 'delay_s'?"),
+        (("note", {}), {"delaay": 3}, "has no option 'delaay'; did you mean 'delay'?"),
         (
             ("note",),
             {"text": "a"},

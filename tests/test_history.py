@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from taskpool.operations.documents import task_document
+from taskpool.operations.documents import TaskDocument
 from taskpool.operations.records import record_at_end
 from taskpool.redis import scripts
 from taskpool.redis.keys import HISTORY_CAP
@@ -27,11 +27,11 @@ def test_a_task_that_is_done_at_the_first_attempt_has_none(world: World) -> None
     world.end("a")
 
     assert world.get("a").history == ()
-    assert "history" not in msgspec.to_builtins(task_document(world.get("a")))
+    assert "history" not in msgspec.to_builtins(TaskDocument.of(world.get("a")))
     assert not world.redis.hexists("rq:job:a", "history")
 
 
-def test_every_way_an_attempt_ends_is_told_in_order(world: World) -> None:
+def test_the_history_has_every_way_an_attempt_ends_in_order(world: World) -> None:
     world.add("a", max_attempts=9)
     retry_of = world.claim(worker="w1", attempt_id="1")
     retry(world)
@@ -59,7 +59,7 @@ def test_a_retry_by_hand_goes_on_with_it(world: World) -> None:
     assert outcomes(world.get("a")) == [(1, "failed"), (2, "stopped")]
 
 
-def test_an_end_that_is_sent_again_is_told_once(world: World) -> None:
+def test_an_end_that_is_sent_again_is_in_the_history_once(world: World) -> None:
     running = world.start("a", max_attempts=2)
     retry(world)
     retry(world)
@@ -82,7 +82,7 @@ def test_only_the_last_attempts_are_kept(world: World) -> None:
     assert [attempt.attempt for attempt in record.history] == list(range(6, HISTORY_CAP + 6))
 
 
-def test_an_execution_of_a_plain_rq_worker_is_told_too(world: World) -> None:
+def test_the_history_has_executions_by_plain_rq_workers_too(world: World) -> None:
     world.add("a")
     world.redis.rpop("rq:queue:default")
     world.redis.hset("rq:job:a", mapping={"status": "started", "worker_name": "w"})

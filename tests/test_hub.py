@@ -1,4 +1,4 @@
-"""The hub: every event once and in order to whom it concerns, over cuts, and nobody is skipped silently."""
+"""The hub: each listener gets its events once and in order, over cuts, and learns of every gap."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ async def hub(redis_url: str) -> AsyncIterator[Hub]:
 
 
 async def live(listener: Listener) -> None:
-    await listener.until(lambda each: LIVE in each.told)
+    await listener.until(lambda each: LIVE in each.received)
 
 
-async def test_a_task_s_listener_is_told_how_it_stands_and_then_each_step(hub: Hub, world: World) -> None:
+async def test_a_tasks_listener_gets_a_snapshot_and_then_each_event(hub: Hub, world: World) -> None:
     world.add("a")
     world.add("b")
     listener = Listener(hub)
@@ -49,7 +49,7 @@ async def test_a_task_s_listener_is_told_how_it_stands_and_then_each_step(hub: H
     world.finish(world.claim())
 
     await listener.until(lambda each: len(each.steps()) == 3)
-    assert listener.told == [
+    assert listener.received == [
         ("snapshot", {"a": 1}),
         LIVE,
         ("event", "a", 2, "started"),
@@ -103,13 +103,13 @@ async def test_a_filter_keeps_what_fits_also_of_tasks_that_are_older_than_it(
         expire(id)
 
     await everybody.until(lambda each: len(each.steps()) == 6)
-    told = [of for kind, of, *_ in (each for each in listener.told if each[0] == "event")]
+    received = [of for kind, of, *_ in (each for each in listener.received if each[0] == "event")]
     new = [] if "project" in wanted else [id + "2" for id in ids]
     old = [] if "status" in wanted else [id + "1" for id in ids]
-    assert told == new + old
+    assert received == new + old
 
 
-async def test_a_filter_s_snapshot_shows_the_newest_tasks_and_their_steps_are_not_told_again(
+async def test_a_filters_snapshot_shows_the_newest_tasks_and_their_events_do_not_come_again(
     hub: Hub, world: World
 ) -> None:
     world.add("a")
@@ -121,10 +121,10 @@ async def test_a_filter_s_snapshot_shows_the_newest_tasks_and_their_steps_are_no
     world.add("c")
 
     await listener.until(lambda each: each.steps("c") == [1])
-    assert listener.told == [("snapshot", {"a": 1, "b": 3}), LIVE, ("event", "c", 1, "queued")]
+    assert listener.received == [("snapshot", {"a": 1, "b": 3}), LIVE, ("event", "c", 1, "queued")]
 
 
-async def test_who_comes_back_is_told_what_came_since(hub: Hub, world: World) -> None:
+async def test_a_listener_that_returns_gets_the_events_since(hub: Hub, world: World) -> None:
     world.end("a")
     first = Listener(hub)
     await first.open(after=START, task="a")
@@ -140,7 +140,7 @@ async def test_who_comes_back_is_told_what_came_since(hub: Hub, world: World) ->
 
     await live(again)
     await live(all_of_it)
-    assert again.told == [
+    assert again.received == [
         *[("event", "b", seq, name) for seq, name in enumerate(("queued", "started", "done"), 1)],
         LIVE,
     ]
@@ -149,7 +149,7 @@ async def test_who_comes_back_is_told_what_came_since(hub: Hub, world: World) ->
 
 @pytest.mark.parametrize("after", [Position(1, 1), Position(9_999_999_999_999, 0)])
 @pytest.mark.parametrize("wanted", [{"task": "a"}, {}])
-async def test_who_asks_for_what_the_stream_does_not_have_is_told_so_and_how_things_stand(
+async def test_a_listener_behind_the_streams_first_event_gets_resync_and_a_snapshot(
     hub: Hub, world: World, after: Position, wanted: dict[str, Any]
 ) -> None:
     running = world.start("a")
@@ -161,10 +161,10 @@ async def test_who_asks_for_what_the_stream_does_not_have_is_told_so_and_how_thi
     world.finish(running)
 
     await listener.until(lambda each: each.steps() == [3])
-    assert listener.told[:3] == [("resync", "trimmed"), ("snapshot", {"a": 2}), LIVE]
+    assert listener.received[:3] == [("resync", "trimmed"), ("snapshot", {"a": 2}), LIVE]
 
 
-async def test_a_cut_longer_than_the_stream_reaches_back_is_told(hub: Hub, world: World) -> None:
+async def test_a_cut_longer_than_the_stream_reaches_back_causes_resync(hub: Hub, world: World) -> None:
     running = world.start("a")
     listener = Listener(hub)
     await listener.open(task="a")
@@ -174,14 +174,14 @@ async def test_a_cut_longer_than_the_stream_reaches_back_is_told(hub: Hub, world
     for done in range(3):
         world.run(scripts.progress(running, {"done": done}))
     world.redis.xtrim(keys.EVENTS, maxlen=1, approximate=False)
-    await listener.until(lambda each: each.told.count(LIVE) == 2)
+    await listener.until(lambda each: each.received.count(LIVE) == 2)
     world.finish(running)
 
     await listener.until(lambda each: each.steps() == [6])
-    assert listener.told[2:-1] == [("resync", "trimmed"), ("snapshot", {"a": 5}), LIVE]
+    assert listener.received[2:-1] == [("resync", "trimmed"), ("snapshot", {"a": 5}), LIVE]
 
 
-async def test_after_an_outage_of_quiet_tasks_nothing_was_lost_and_nobody_resyncs(hub: Hub, world: World) -> None:
+async def test_after_an_outage_without_events_no_listener_resyncs(hub: Hub, world: World) -> None:
     running = world.start("a")
     listener = Listener(hub)
     await listener.open(task="a")
@@ -195,10 +195,12 @@ async def test_after_an_outage_of_quiet_tasks_nothing_was_lost_and_nobody_resync
     world.finish(running)
 
     await listener.until(lambda each: each.steps() == [3])
-    assert ("resync", "trimmed") not in listener.told
+    assert ("resync", "trimmed") not in listener.received
 
 
-async def test_one_that_does_not_read_is_told_where_to_resume_and_delays_nobody(hub: Hub, world: World) -> None:
+async def test_a_listener_that_does_not_read_gets_the_position_to_resume_and_delays_no_other(
+    hub: Hub, world: World
+) -> None:
     running = world.start("a")
     slow, quick = Listener(hub, most=20), Listener(hub)
     await slow.open(task="a", reads=False)
@@ -209,7 +211,7 @@ async def test_one_that_does_not_read_is_told_where_to_resume_and_delays_nobody(
     await quick.until(lambda each: len(each.steps()) == 50)
 
     slow.read()
-    await slow.until(lambda each: ("resync", "slow") in each.told)
+    await slow.until(lambda each: ("resync", "slow") in each.received)
     again = Listener(hub)
     await again.open(after=slow.last, task="a")
     world.finish(running)
@@ -217,7 +219,7 @@ async def test_one_that_does_not_read_is_told_where_to_resume_and_delays_nobody(
     await again.until(lambda each: each.steps()[-1:] == [53])
     await quick.until(lambda each: each.steps()[-1:] == [53])
     assert slow.steps() + again.steps() == quick.steps() == list(range(3, 54))
-    assert slow.told[-1] == ("resync", "slow")
+    assert slow.received[-1] == ("resync", "slow")
 
 
 async def test_what_a_client_missed_is_read_only_as_fast_as_it_reads(hub: Hub, world: World) -> None:
@@ -237,12 +239,10 @@ async def test_what_a_client_missed_is_read_only_as_fast_as_it_reads(hub: Hub, w
     await quick.until(lambda each: each.steps()[-1:] == [3003])
     assert waits.steps() == quick.steps() == list(range(1, 3004))
     assert 0 < read_ahead <= hub_module.CHUNK
-    assert waits.told.count(LIVE) == 1
+    assert waits.received.count(LIVE) == 1
 
 
-async def test_one_whose_task_was_purged_while_events_were_missed_is_told_that_it_is_gone(
-    hub: Hub, world: World
-) -> None:
+async def test_a_listener_whose_task_was_purged_while_events_were_missed_gets_gone(hub: Hub, world: World) -> None:
     world.add("a")
     listener, others = Listener(hub), Listener(hub)
     await listener.open(task="a")
@@ -254,13 +254,13 @@ async def test_one_whose_task_was_purged_while_events_were_missed_is_told_that_i
     world.redis.flushall()
     world.add("b")
 
-    await listener.until(lambda each: each.told[-1] == "gone")
-    await others.until(lambda each: each.told.count(LIVE) == 2)
-    assert listener.told[1:] == [LIVE, ("resync", "trimmed"), "gone"]
-    assert others.told[2:] == [("resync", "trimmed"), ("snapshot", {"b": 1}), LIVE]
+    await listener.until(lambda each: each.received[-1] == "gone")
+    await others.until(lambda each: each.received.count(LIVE) == 2)
+    assert listener.received[1:] == [LIVE, ("resync", "trimmed"), "gone"]
+    assert others.received[2:] == [("resync", "trimmed"), ("snapshot", {"b": 1}), LIVE]
 
 
-async def test_a_redis_that_lost_what_was_told_is_noticed_whatever_came_since(hub: Hub, world: World) -> None:
+async def test_a_redis_that_lost_events_is_noticed_whatever_came_since(hub: Hub, world: World) -> None:
     running = world.start("a")
     listener = Listener(hub)
     await listener.open(task="a")
@@ -272,25 +272,25 @@ async def test_a_redis_that_lost_what_was_told_is_noticed_whatever_came_since(hu
     world.redis.xdel(keys.EVENTS, str(listener.last))  # as if a replica had taken over that didn't have it
     world.run(scripts.progress(running, {"done": 2}))
 
-    await listener.until(lambda each: each.told.count(LIVE) == 2)
-    assert listener.told[3:] == [("resync", "trimmed"), ("snapshot", {"a": 4}), LIVE]
+    await listener.until(lambda each: each.received.count(LIVE) == 2)
+    assert listener.received[3:] == [("resync", "trimmed"), ("snapshot", {"a": 4}), LIVE]
 
 
-async def test_events_of_a_redis_whose_clock_is_behind_the_last_one_s_are_told(hub: Hub, world: World) -> None:
+async def test_events_of_a_redis_whose_clock_is_behind_the_last_ones_come_through(hub: Hub, world: World) -> None:
     running = world.start("a")
     listener = Listener(hub)
     await listener.open(task="a")
     await live(listener)
-    told = '{"id":"a","seq":3,"event":"progress","status":"in_progress","at_ms":1,"stream":"9999999999999-0"}'
-    world.redis.publish("taskpool:task:a", told)
+    received = '{"id":"a","seq":3,"event":"progress","status":"in_progress","at_ms":1,"stream":"9999999999999-0"}'
+    world.redis.publish("taskpool:task:a", received)
     await listener.until(lambda each: each.steps() == [3])
 
     hub._connection.close()
-    await listener.until(lambda each: each.told.count(LIVE) == 2)
+    await listener.until(lambda each: each.received.count(LIVE) == 2)
     world.finish(running)
 
-    await listener.until(lambda each: each.told[-1] == ("event", "a", 3, "done"))
-    assert listener.told[3:5] == [("resync", "trimmed"), ("snapshot", {"a": 2})]
+    await listener.until(lambda each: each.received[-1] == ("event", "a", 3, "done"))
+    assert listener.received[3:5] == [("resync", "trimmed"), ("snapshot", {"a": 2})]
 
 
 @pytest.fixture
@@ -300,7 +300,7 @@ def proxy(redis_server: RedisServer, tmp_path: Path, redis_url: str) -> Iterator
     proxy.close()
 
 
-async def test_over_many_cuts_everyone_is_told_every_event_once_and_in_order(
+async def test_over_many_cuts_each_listener_gets_every_event_once_and_in_order(
     world: World, redis_url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub_module, "RETRY_S", 0.01)
@@ -310,7 +310,7 @@ async def test_over_many_cuts_everyone_is_told_every_event_once_and_in_order(
         return proxy.trap
 
     def live_more_than(times: int) -> None:
-        eventually(lambda: everybody.told.count(LIVE) > times, 20)
+        eventually(lambda: everybody.received.count(LIVE) > times, 20)
 
     def work() -> dict[str, int]:
         """Tasks in whose course the connection is cut at one message or another, and then at one of those that open it
@@ -321,7 +321,7 @@ async def test_over_many_cuts_everyone_is_told_every_event_once_and_in_order(
             running = world.start(id)
             if n % 2:
                 live_more_than(lives)
-            lives = everybody.told.count(LIVE)
+            lives = everybody.received.count(LIVE)
             trap = cut("after", 1 + n % 5)
             made[id] = 3
             while not trap.closed.wait(0.001):
@@ -347,11 +347,11 @@ async def test_over_many_cuts_everyone_is_told_every_event_once_and_in_order(
         await everybody.until(lambda each: each.steps("t-") == [2, 3])
         await first.until(lambda each: each.steps() == [2, 3])
     assert {id: everybody.steps(id) for id in made} == {id: list(range(1, last + 1)) for id, last in made.items()}
-    assert ("resync", "trimmed") not in everybody.told
-    assert everybody.told.count(LIVE) >= 10
+    assert ("resync", "trimmed") not in everybody.received
+    assert everybody.received.count(LIVE) >= 10
 
 
-async def test_nobody_listening_costs_nothing_and_a_thousand_share_one_subscription(
+async def test_no_listener_costs_nothing_and_a_thousand_share_one_subscription(
     hub: Hub, world: World, redis: Redis
 ) -> None:
     world.add("a")
@@ -377,7 +377,7 @@ async def test_nobody_listening_costs_nothing_and_a_thousand_share_one_subscript
             await asyncio.sleep(0.01)
 
 
-async def test_what_is_told_beside_an_event_is_not_kept_for_clients(hub: Hub, world: World) -> None:
+async def test_what_is_only_published_is_not_kept_for_clients(hub: Hub, world: World) -> None:
     running = world.start("a")
     listener = Listener(hub)
     await listener.open(task="a", reads=False)

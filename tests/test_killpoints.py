@@ -1,7 +1,8 @@
 """At every command of a task's life its worker process, its supervisor or the API is killed, or the connection cut.
 
-A life: two tasks are submitted over HTTP, the second waits for the first; both are claimed, report and end. Whatever
-happens at whichever command, both are done, an effect was completed, and nothing is left over.
+A life: two tasks are submitted over HTTP, the second waits for the first; both are claimed, report, add a task and end.
+Whatever happens at whichever command, both are done, an effect was completed, each has added one task, and nothing is
+left over.
 """
 
 from __future__ import annotations
@@ -89,6 +90,19 @@ class Site:
                 id: str = answer.json()["id"]
                 return id
 
+    def retry(self, id: str) -> None:
+        """Retries a task until that is acknowledged, or refused because it was carried out before."""
+        while True:
+            try:
+                answer = httpx.post(f"{self.url}/tasks/{id}/retry", timeout=30)
+            except httpx.TransportError:
+                assert self.api.wait(10) != 0
+                self.start_api()
+                continue
+            if answer.status_code != 503:
+                assert answer.status_code in {200, 202, 409}, answer.text
+                return
+
 
 @dataclass(frozen=True)
 class Life:
@@ -109,9 +123,22 @@ def live(site: Site, directory: Path, meanwhile: Callable[[str], None] = lambda 
     """Goes through a life. `meanwhile` gets the id of the task that ends it, before its end is waited for."""
     note, gate = directory / "note", directory / "gate"
     parent = site.submit({"note": str(note), "until": str(gate)})
-    child = site.submit({"note": str(note), "until": str(gate)}, depends_on=[parent])
+    child = site.submit({"note": str(note), "until": str(gate)}, depends_on=[parent, {"id": parent, "on": "any"}])
     gate.touch()
     meanwhile(child)
+    return Life(site.pool.wait(parent, timeout_s=30), site.pool.wait(child, timeout_s=30), lines(note))
+
+
+def live_again(site: Site, directory: Path) -> Life:
+    """Goes through a life that begins with a retry: the parent was canceled, and the child because of it."""
+    note, gate = directory / "note", directory / "gate"
+    gate.touch()
+    payload = {"note": str(note), "until": str(gate)}
+    parent = site.pool.add_task("live", payload, delay_s=3600).id
+    child = site.pool.add_task("live", payload, depends_on=[parent, {"id": parent, "on": "any"}]).id
+    site.pool.kill_task(parent)
+    assert site.pool.get(child).canceled_by == parent
+    site.retry(parent)
     return Life(site.pool.wait(parent, timeout_s=30), site.pool.wait(child, timeout_s=30), lines(note))
 
 
@@ -121,8 +148,16 @@ def sweep(
     run: Callable[[Path], Life],
     check: Callable[[Life], None],
     make_trap: Callable[[int], Trap],
+    *,
+    upkeep: Callable[[], None] = lambda: None,
 ) -> int:
-    """One life for each of its commands, until a life ends before its trap closes; how many there were."""
+    """One life for each of its commands, until a life ends before its trap closes; how many there were. `upkeep` is
+    called until nothing of the life is left: its trap may close after its end."""
+
+    def is_tidy() -> bool:
+        upkeep()
+        return not left_over(site.redis)
+
     for n in range(1, LONGEST_LIFE):
         trap = make_trap(n)
         place = directory / str(n)
@@ -130,7 +165,7 @@ def sweep(
         site.proxy.trap = trap
         try:
             life = run(place)
-            eventually(lambda: not left_over(site.redis))
+            eventually(is_tidy)
         except AssertionError as error:
             raise AssertionError(f"{trap.when} command {n} of {trap.passed}: {error}") from error
         finally:
@@ -138,6 +173,9 @@ def sweep(
         assert (life.parent.status, life.child.status) == (S.DONE, S.DONE), trap.passed
         assert life.child.result == {"parents": 1}
         assert {life.parent.id, life.child.id} <= set(life.effects), trap.passed
+        added = site.pool.list_tasks(type="echo", limit=500).items
+        of_life = [record.payload["message"] for record in added if record.payload["message"] in life.effects]
+        assert sorted(of_life) == sorted(set(life.effects)), trap.passed
         check(life)
         check_events(site.redis)
         site.redis.delete("taskpool:events")
@@ -150,7 +188,14 @@ def left_over(redis: Any) -> list[str]:
     """What must not be there once all tasks have ended: places where a task waits or runs, and what leads there."""
     kinds = ("queue:*", "wip:*", "scheduled:*", "deferred:*", "failed:*", "canceled:*", "execution:*")
     patterns = [*(f"rq:{kind}" for kind in kinds), "rq:worker:*:executions"]
-    patterns += ["taskpool:dependents:*", "taskpool:outbox", "taskpool:expiring"]
+    patterns += [
+        "taskpool:followers:*",
+        "taskpool:revivable:*",
+        "taskpool:dependents:*",
+        "taskpool:outbox",
+        "taskpool:expiring",
+        "taskpool:confirmations",
+    ]
     found = [key.decode() for pattern in patterns for key in redis.scan_iter(pattern, count=10_000)]
     ended = {id.decode() for id in redis.zrange("rq:finished:default", 0, -1)}
     jobs = {key.decode().removeprefix("rq:job:") for key in redis.scan_iter("rq:job:*", count=10_000)}
@@ -159,11 +204,11 @@ def left_over(redis: Any) -> list[str]:
 
 def check_events(redis: Any) -> None:
     """Each task's events are numbered without a gap, and the last one says that it is done."""
-    told = defaultdict(list)
+    events_of = defaultdict(list)
     for _, fields in redis.xrange("taskpool:events"):
         event = json.loads(fields[b"e"])
-        told[event["id"]].append(event)
-    for events in told.values():
+        events_of[event["id"]].append(event)
+    for events in events_of.values():
         assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
         assert [event["status"] for event in events].index("done") == len(events) - 1
 
@@ -256,6 +301,56 @@ def test_the_api_is_killed_at_any_command_between_a_request_and_its_answer(site:
     assert swept > SHORTEST_SUBMISSION
 
 
+@pytest.mark.usefixtures("api", "workers")
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_the_api_is_cut_off_or_killed_at_any_command_of_a_retry(site: Site, tmp_path: Path, is_killed: bool) -> None:
+    def make_trap(n: int) -> Trap:
+        if not is_killed:
+            site.disconnect_api()
+            return Trap(is_api, "after", n)
+        site.api.kill()
+        site.start_api()
+        return Trap(is_api, "after", n, lambda _: site.api.kill())
+
+    swept = sweep(site, tmp_path, lambda place: live_again(site, place), ran_once, make_trap)
+
+    assert swept > SHORTEST_SUBMISSION
+
+
+@pytest.mark.parametrize("is_killed", [False, True], ids=["cut", "killed"])
+def test_a_task_that_asks_is_answered_once_whichever_command_fails(
+    site: Site, workers: WorkerPool, tmp_path: Path, is_killed: bool
+) -> None:
+    def kill(name: str) -> None:
+        for process in workers.descendants():
+            if process.pid in pids:
+                process.kill()
+
+    for n in range(1, LONGEST_LIFE):
+        pids = eventually(workers.pids)
+        trap = Trap(is_worker, "after", n, kill) if is_killed else Trap(is_worker, "after", n)
+        site.proxy.trap = trap
+        note = tmp_path / str(n)
+        task = site.pool.add_task("asks", {"note": str(note)}, confirm="Begin?")
+        site.pool.confirm(task.id)
+        eventually(lambda: site.pool.get(task.id).question, 30)  # noqa: B023 - it is called here
+        site.pool.answer(task.id, "yes", question="go")
+        record = site.pool.wait(task.id, timeout_s=30)
+        site.proxy.trap = None
+
+        assert (record.status, record.result) == (S.DONE, "asked, yes"), trap.passed
+        assert [answer.answer for answer in record.answers] == ["yes"]
+        assert len(lines(note)) == 1 if not is_killed else lines(note)
+        assert is_killed or record.attempt == 1
+        eventually(lambda: not left_over(site.redis))
+        check_events(site.redis)
+        site.redis.delete("taskpool:events")
+        if not trap.closed.is_set():
+            assert n > SHORTEST_LIFE
+            return
+    raise AssertionError(f"a life has no end: {trap.passed}")
+
+
 @pytest.mark.usefixtures("api")
 def test_the_supervisor_is_killed_at_any_command(site: Site, workers: WorkerPool, tmp_path: Path) -> None:
     def make_trap(n: int) -> Trap:
@@ -275,6 +370,8 @@ def test_the_supervisor_is_killed_at_any_command(site: Site, workers: WorkerPool
 
     traps: list[Trap] = []
     pools = [workers]
-    swept = sweep(site, tmp_path, lambda place: live(site, place, meanwhile), ran_twice_at_most, make_trap)
+    swept = sweep(
+        site, tmp_path, lambda place: live(site, place, meanwhile), ran_twice_at_most, make_trap, upkeep=replace
+    )
 
     assert swept > SHORTEST_LIFE

@@ -11,10 +11,12 @@ import pytest
 
 from taskpool.errors import InvalidTask
 from taskpool.operations import listing
-from taskpool.operations.listing import LONGEST_PAGE, MOST_LOOKED_AT, Filter
+from taskpool.operations.listing import LONGEST_PAGE, MOST_LOOKED_AT, MOST_SCANNED
 from taskpool.redis import scripts
 from taskpool.redis.calls import encode_cursor
 from taskpool.types import Page, TaskRecord, TaskStatus
+from taskpool.types.control import Filter
+from taskpool.types.dependency import Dependency
 from tests.states import SEED, World, new_task
 
 S = TaskStatus
@@ -95,6 +97,7 @@ def test_tasks_are_listed_whose_type_no_pool_has_announced(world: World) -> None
 def test_a_type_is_looked_at_no_more_when_its_last_task_is_gone(world: World) -> None:
     world.end("a")
     world.end("b", type="play")
+    world.end_minute()
 
     world.run(scripts.purge("a"))
 
@@ -268,14 +271,28 @@ def test_purges_between_pages_take_only_what_they_purge(world: World) -> None:
 
 
 def test_a_page_looks_at_a_bounded_number_of_records_and_goes_on(world: World) -> None:
-    add(world, "needle", tags=["x"], type="play", queue="other")
-    for start in range(0, MOST_LOOKED_AT + 500, 500):
+    world.end("needle", S.FAILED, tags=["x"])
+    for start in range(0, MOST_SCANNED + 500, 500):
         add(world, *[f"t{start + n:05}" for n in range(500)], tags=["x"])
 
-    first = page(world, Filter(tag="x", type="play"))
+    first = page(world, Filter(tag="x", error="LUCK"))
 
-    assert (first.items, first.next_cursor is not None) == ((), True)
-    assert ids(world, tag="x", type="play") == ["needle"]
+    assert (first.items, first.looked_at, first.complete) == ((), MOST_SCANNED, False)
+    last = page(world, Filter(tag="x", error="LUCK"), first.next_cursor)
+    assert ([record.id for record in last.items], last.looked_at, last.complete) == (["needle"], 501, True)
+
+
+def test_the_smallest_index_is_walked_and_a_listing_stays_on_it(world: World) -> None:
+    for start in range(0, MOST_LOOKED_AT + 500, 500):
+        add(world, *[f"t{start + n:05}" for n in range(500)], tags=["x"])
+    add(world, *[f"p{n}" for n in range(5)], tags=["x"], type="play", queue="other")
+
+    first = page(world, Filter(tag="x", type="play"), limit=3)
+    add(world, *[f"q{n:04}" for n in range(600)], type="play")  # now there are more of the type than before
+    rest = page(world, Filter(tag="x", type="play"), first.next_cursor, limit=3)
+
+    assert [record.id for record in (*first.items, *rest.items)] == ["p4", "p3", "p2", "p1", "p0"]
+    assert ids(world, status=S.QUEUED, type="play", tag="x") == ["p4", "p3", "p2", "p1", "p0"]
 
 
 @pytest.mark.parametrize(("limit", "length"), [(1, 1), (LONGEST_PAGE, LONGEST_PAGE), (10_000, LONGEST_PAGE)])
@@ -336,10 +353,10 @@ def test_large_tasks_of_others_end_a_page_as_well(world: World, monkeypatch: pyt
     add(world, *[f"x{number:02}" for number in range(20)], payload={"text": "x" * 10_000})
 
     first = page(world, Filter(type="work", queue="default", tag=None, status=None))
-    narrow = page(world, Filter(status=S.QUEUED, type="play"))
+    narrow = page(world, Filter(status=S.QUEUED, since="1h"))
 
     assert len(first.items) < 10
-    assert (narrow.items, narrow.next_cursor is None) == ((), False)
+    assert (len(narrow.items) < 10, narrow.next_cursor is None) == (True, False)
 
 
 def test_few_records_are_read_at_once_where_they_are_large(world: World) -> None:
@@ -366,3 +383,78 @@ def test_a_status_is_listed_across_thousands_of_queues_in_bounded_steps(world: W
     world.redis.config_resetstat()
     page(world, Filter(status=S.QUEUED))
     assert world.redis.info("commandstats")["cmdstat_exists"]["calls"] <= MOST_LOOKED_AT + listing.BATCH
+
+
+# --- criteria without an index -------------------------------------------------------------------------------
+
+
+def names(world: World, **wanted: Any) -> set[str]:
+    return {*ids(world, **wanted)}
+
+
+def test_criteria_without_an_index_look_at_the_records(world: World) -> None:
+    slow = world.start("slow")
+    world.redis.hset("rq:job:slow", "started_at", "2026-01-01T00:00:00.000Z")
+    world.finish(slow)
+    failed = world.start("failed", attempt_id="2")
+    failure = {"reason": "exception", "message": "Disk full", "fingerprint": "a1b2c3d4e5f6"}
+    world.run(scripts.finish(failed, S.FAILED, error="OSError: Disk full", failure=failure))
+    world.run(scripts.retry(world.start("again"), delay_ms=60_000, error="no luck", failure=failure))
+    running = world.start("runs", attempt_id="3")
+    add(world, "old")
+    world.redis.hset("rq:job:old", "created_at", "2026-01-01T00:00:00.000Z")
+    everything = {"slow", "failed", "again", running.id, "old"}
+
+    assert names(world, error="disk FULL") == names(world, text="disk FULL") == {"failed"}
+    assert names(world, fingerprint="a1b2c3d4e5f6") == {"failed", "again"}
+    assert names(world, worker="w") == everything - {"old"}
+    assert names(world, attempts=1) == everything - {"old"}
+    assert names(world, min_duration="1d") == {"slow"}
+    assert names(world, since="1h") == everything - {"old"}
+    assert names(world, until="1h") == names(world, until="2026-02-01T00:00:00Z") == {"old"}
+    assert names(world, since="2025-12-31T00:00:00Z", until="2026-01-01T00:00:01+00:00") == {"old"}
+    assert names(world, error="disk", status=S.FAILED, worker="w", since="1h", attempts=1) == {"failed"}
+
+
+@pytest.mark.parametrize("limit", [1, 7, 200])
+@pytest.mark.parametrize("many", [1, 400])
+def test_the_tasks_that_depend_on_one_are_found(world: World, many: int, limit: int) -> None:
+    add(world, "parent", "other", "own")
+    children = [f"c{n}" for n in range(many)]
+    world.run(scripts.add([new_task(name, depends_on=["parent", "own"]) for name in children]))
+    add(world, "always", depends_on=[Dependency(id="parent", on="any")])
+    add(world, "stranger", depends_on=["other"])
+
+    assert sorted(ids(world, limit, parent="parent")) == sorted([*children, "always"])
+    assert names(world, parent="parent", status=S.QUEUED) == set()
+    assert names(world, parent="parent", type="work") == {*children, "always"}
+    assert names(world, parent="nothing") == set()
+
+
+def test_a_text_that_is_an_id_means_that_task_alone(world: World) -> None:
+    add(world, "a", "b")
+
+    assert names(world, text="a") == {"a"}
+    assert names(world, text="a", queue="other") == set()
+    assert names(world, text="c") == set()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "pointer"),
+    [
+        ({"status": "lost"}, "/status"),
+        ({"since": "yesterday"}, "/since"),
+        ({"until": "2026-01-01"}, "/until"),
+        ({"since": "1h", "until": "2h"}, "/until"),
+        ({"attempts": 0}, "/attempts"),
+        ({"min_duration": "long"}, "/min_duration"),
+        ({"error": "x" * 501}, "/error"),
+        ({"node": "a"}, "/node"),
+        ({"worker": 5}, "/worker"),
+    ],
+)
+def test_a_criterion_that_cannot_be_read_is_refused(world: World, wanted: dict[str, Any], pointer: str) -> None:
+    with pytest.raises(InvalidTask) as caught:
+        page(world, Filter(**wanted))
+
+    assert [fault.pointer for fault in caught.value.errors] == [pointer]

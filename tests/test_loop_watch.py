@@ -12,7 +12,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.app import Application
-from api.exception_handlers import HANDLERS
 from tests.loop_watch import LIMIT_S, USUAL_S, Watch, fixed_work_s, watching
 
 ALLOWED = round(LIMIT_S / USUAL_S)
@@ -53,7 +52,7 @@ async def _later() -> None:
 
 async def ask(handler: Callable[[Request], Awaitable[Response]]) -> list[str]:
     watch = Watch(of_requests_alone=True)
-    app = Application(routes=[Route("/things", handler)], exception_handlers=HANDLERS)
+    app = Application(routes=[Route("/things", handler)])
     with watching(watch):
         work(ALLOWED * 6)  # the test's own
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import itertools
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -22,11 +22,17 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from taskpool.operations import listing, overview
+from taskpool.operations.catalog import PoolInfo, publish
+from taskpool.operations.insight.why import why_not_running
 from taskpool.operations.queue import get_queue
-from taskpool.redis import scripts
+from taskpool.redis import bulk_scripts, pause_scripts, people_scripts, scripts
+from taskpool.redis.add_script import attempt_guard
 from taskpool.redis.calls import Call
-from taskpool.types import DEFAULT_LIMITS, TERMINAL, RunningTask, TaskStatus
+from taskpool.redis.people_scripts import By
+from taskpool.types import DEFAULT_LIMITS, TERMINAL, Confirm, RunningTask, TaskStatus
+from taskpool.types.control import Filter
 from tests.machine import INDEXES, LATER_S, LEASE_MS, QUEUES, WORKERS, Bench, lease_of
+from tests.model import Model
 from tests.model_state import REGISTRY, Lease, Task
 from tests.states import FAILURE, World, new_task
 
@@ -37,6 +43,8 @@ MOVES = {
     "claim": 7,
     "finish": 4,
     "requeue": 3,
+    "ask": 2,
+    "decide": 3,
     "crash": 3,
     "heartbeat": 1,
     "report": 1,
@@ -48,6 +56,7 @@ MOVES = {
     "repeat_a_call_of_just_now": 3,
     "repeat_an_old_call": 2,
     "look_at_the_whole": 1,
+    "ask_why": 1,
 }
 """What may come next, and how often."""
 
@@ -55,6 +64,11 @@ CROWD = 5
 """With so many tasks there no more are added: the few shall go through much."""
 
 which = st.integers(0, 999)
+
+
+def first_word(call: Call[bulk_scripts.Many]) -> Call[str]:
+    """The same call for one task."""
+    return Call(call.command, lambda reply: call.read(reply).words[0], call.script, again=call.again)
 
 
 class Choice:
@@ -98,12 +112,13 @@ class Machine(RuleBasedStateMachine, Bench):
                 front=choice.of((False, True)),
                 later=choice.of((False, False, False, True)),
                 expires=choice.of(("", "", "later")),
+                confirm=choice.of(("", "", "", "confirm", "reject")),
                 tags=choice.of(((), ("red",), ("red", "blue"))),
-                parents=tuple(dict.fromkeys(choice.of(there) for _ in range(choice.of((0, 0, 0, 1, 2))) if there)),
+                edges=self.edges(choice, there),
             )
             tasks.append(task)
         if choice.below(20) == 7:
-            tasks[-1].parents += ("nobody",)
+            tasks[-1].edges += (("nobody", "any"),)
         calls = [
             new_task(
                 task.id,
@@ -112,13 +127,33 @@ class Machine(RuleBasedStateMachine, Bench):
                 delay_s=LATER_S if task.later else None,
                 expires_in_s=LATER_S if task.expires else None,
                 tags=task.tags,
-                depends_on=task.parents,
+                confirm=Confirm(default=cast(Any, task.confirm)) if task.confirm else None,
+                depends_on=[{"id": ref, "on": on} for ref, on in task.edges],
             )
             for task in tasks
         ]
-        call = scripts.add(calls)
+        if not self.attempts or choice.below(3):
+            self._send_addition(scripts.add(calls), lambda model: model.add(deepcopy(tasks)))
+            return
+        running, lease, _ = self.attempt(choice)
+        before = sorted(self.model.added[running.id] - {task.id for task in tasks})
+        if before and choice.below(2):  # another attempt adds the same again
+            tasks[0].id = choice.of(before)
+            calls[0] = replace(calls[0], id=tasks[0].id)
+        call = scripts.add(calls, guard=attempt_guard(running))
+        self._send_addition(call, lambda model: model.add_by(lease, deepcopy(tasks)))
+
+    def _send_addition(self, call: Call[scripts.Added], effect: Callable[[Model], Any]) -> None:
         answered: Call[Any] = replace(call, read=lambda reply: _added(call.read(reply)))
-        self.send(answered, lambda model, _: model.add(deepcopy(tasks)))
+        self.send(answered, lambda model, _: effect(model))
+
+    def edges(self, choice: Choice, there: Sequence[str]) -> tuple[tuple[str, str], ...]:
+        drawn = [
+            (choice.of(there), choice.of(("success", "success", "failure", "any")))
+            for _ in range(choice.of((0, 0, 0, 1, 2)))
+            if there
+        ]
+        return tuple(sorted(dict.fromkeys(drawn), key=lambda edge: edge[1] != "success"))
 
     # --- attempts -------------------------------------------------------------------------------------------------
 
@@ -150,6 +185,37 @@ class Machine(RuleBasedStateMachine, Bench):
             case _:
                 call = scripts.retry(running, delay_ms=delay_ms, error="no", failure=FAILURE)
         self.send(call, lambda model, _: model.requeue(lease, worker, how, later=later))
+
+    def ask(self, choice: Choice) -> None:
+        """A running task asks, or keeps a checkpoint."""
+        if not self.attempts:
+            return
+        running, lease, worker = self.attempt(choice)
+        if choice.below(3):
+            call = people_scripts.ask(running, b'{"name":"n","text":"Go?","timeout":500}')
+            self.send(call, lambda model, _: model.ask_in_the_middle(lease, worker))
+        else:
+            state = b"%d" % choice.below(1000)
+            call = people_scripts.checkpoint(running, state)
+            self.send(call, lambda model, _: model.checkpoint(lease), touches=True)
+
+    def decide(self, choice: Choice) -> None:
+        """A person decides about what waits, mostly; or the time for that is over."""
+        waiting = sorted(self.model.confirmations)
+        id = choice.of(waiting) if waiting and choice.below(4) else self.one(choice)
+        task = self.model.tasks.get(id)
+        match choice.of(("confirmed", "confirmed", "rejected", "answer", "answer", "close")):
+            case "answer":
+                step = 1 if task is None else choice.of((task.seq, *(asked for asked, _ in task.answers[-1:])))
+                call = people_scripts.answer(id, step, b"[1]", By())
+                self.send(call, lambda model, _: model.answer(id, step))
+            case "close":
+                if task is not None and choice.below(2):
+                    self.let_time_pass(task)
+                self.close(id)
+            case decision:
+                call = people_scripts.confirm(id, decision, By())
+                self.send(call, lambda model, _: model.confirm(id, decision))
 
     def crash(self, choice: Choice) -> None:
         if self.attempts:
@@ -183,7 +249,8 @@ class Machine(RuleBasedStateMachine, Bench):
     # --- by hand --------------------------------------------------------------------------------------------------
 
     def by_hand(self, choice: Choice) -> None:
-        id, what = self.one(choice), choice.of(("stop", "force", "cancel", "revive", "revive", "purge"))
+        actions = ("stop", "force", "cancel", "cancel_many", "revive", "revive", "purge", "run_now", "move")
+        id, what = self.one(choice), choice.of(actions)
         match what:
             case "stop" | "force":
                 force = what == "force"
@@ -191,6 +258,17 @@ class Machine(RuleBasedStateMachine, Bench):
             case "cancel":
                 call = scripts.cancel(id, reason="canceled", error="by hand")
                 self.send(call, lambda model, _: model.cancel(id, str(call.command[-2]), expired=False))
+            case "cancel_many":
+                mark = f"many{choice.of(range(1000))}"
+                many = first_word(bulk_scripts.cancel_many([id], mark))
+                self.send(many, lambda model, _: model.cancel(id, mark, expired=False))
+            case "run_now":
+                mark = f"now{choice.of(range(1000))}"
+                self.send(bulk_scripts.run_now(id, mark), lambda model, _: model.run_now(id, mark))
+            case "move":
+                mark, queue = f"move{choice.of(range(1000))}", choice.of(QUEUES)
+                moved = first_word(bulk_scripts.move_many([id], queue, mark))
+                self.send(moved, lambda model, _: model.change_queue(id, queue, mark))
             case "revive":
                 again = scripts.revive(id)
                 self.send(again, lambda model, _: model.revive(id, str(again.command[-2])))
@@ -228,9 +306,16 @@ class Machine(RuleBasedStateMachine, Bench):
         elif task.status is S.SCHEDULED:
             self.promote(id, task.queue)
         elif task.status in TERMINAL:
-            call = scripts.purge(id, REGISTRY[task.status] + task.queue)
-            is_held = task.status is S.DONE and bool(self.model.needed[id])  # then the time of its entry is put off
-            self.send(call, lambda model, _: model.purge(id, when_due=True), touches=is_held)
+            by_hold = id in self.model.kept and choice.of((False, True))
+            if by_hold:
+                self.elapse("taskpool:held", id)
+                self.model.kept[id] = True
+            registry = "taskpool:held" if by_hold else REGISTRY[task.status] + task.queue
+            call = scripts.purge(id, registry)
+            is_held = bool(self.model.needed[id])  # then the time of its entry is put off
+            self.send(
+                call, lambda model, _: model.purge(id, when_due=True, by_hold=by_hold), touches=is_held or by_hold
+            )
         else:
             self.expire(id)
 
@@ -252,13 +337,13 @@ class Machine(RuleBasedStateMachine, Bench):
     # --- looking --------------------------------------------------------------------------------------------------
 
     def look_at_the_whole(self, _: Choice) -> None:
-        """What is told of queues and statuses is what the model has."""
+        """The listings of queues and statuses are what the model has."""
         carry_out = self.world.store.carry_out
         by_status: dict[TaskStatus, set[str]] = {status: set() for status in S}
         for task in self.model.tasks.values():
             by_status[task.status].add(task.id)
         for status, ids in by_status.items():
-            records = carry_out(listing.list_tasks(listing.Filter(status, None, None, None), limit=500)).items
+            records = carry_out(listing.list_tasks(Filter(status), limit=500)).items
             assert {record.id for record in records} == ids
         counts = [0] * 6
         for info in carry_out(overview.queues()):
@@ -266,8 +351,34 @@ class Machine(RuleBasedStateMachine, Bench):
             assert [item.record.id for item in queued] == self.model.queues[info.name]
             of_queue = (info.queued, info.scheduled, info.waiting, info.done, info.failed, info.canceled)
             counts = [total + count for total, count in zip(counts, of_queue, strict=True)]
-        kinds = ((S.QUEUED,), (S.SCHEDULED,), (S.WAITING,), (S.DONE,), (S.FAILED, S.STOPPED), (S.CANCELED,))
+        kinds = (
+            (S.QUEUED,),
+            (S.SCHEDULED,),
+            (S.WAITING, S.WAITING_CONFIRMATION),
+            (S.DONE,),
+            (S.FAILED, S.STOPPED),
+            (S.CANCELED,),
+        )
         assert counts == [sum(len(by_status[status]) for status in kind) for kind in kinds]
+
+    def ask_why(self, choice: Choice) -> None:
+        """Each task has the reasons that the model sees, and one without reasons is what a free worker takes next."""
+        redis, carry_out = self.world.redis, self.world.store.carry_out
+        queues, types = choice.of((QUEUES, QUEUES, QUEUES[:1])), choice.of((("work",), ("work",), ("work",), ()))
+        slots = choice.of((1, 2, 3))
+        pool = PoolInfo(id="p", host="h", pid=1, queues=queues, types=types, workers=WORKERS, slots=slots)
+        self.world.run(publish(pool, (), ttl_s=100))
+        paused = choice.of(("", "", "queue:one", "all", "pool:p"))
+        if paused:
+            self.world.run(pause_scripts.pause(paused, None, None))
+
+        for id, task in self.model.tasks.items():
+            why = carry_out(why_not_running(id))
+            assert [reason.kind for reason in why.reasons] == self.model.why(task, pool, paused), (id, why)
+            assert why.can_run == (task.status is S.QUEUED and not why.reasons)
+            if task.status is S.WAITING and (tasks := why.reasons[0].tasks):
+                assert {each.id for each in tasks} == self.model.awaited(task)
+        redis.delete("taskpool:switches", *redis.scan_iter("taskpool:pool*"))
 
     # --- the end --------------------------------------------------------------------------------------------------
 
@@ -277,7 +388,7 @@ class Machine(RuleBasedStateMachine, Bench):
 
 
 def _added(added: scripts.Added) -> tuple[str, ...] | str:
-    return added.unknown_dependency or added.statuses
+    return added.broken_guard or added.unknown_dependency or added.statuses
 
 
 def test_every_sequence_of_calls_does_what_the_model_says(world: World) -> None:

@@ -23,8 +23,13 @@ from tests.support import eventually
 
 ROOT: Final = Path(__file__).parent.parent
 SETUPTOOLS: Final = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-FOLDERS: Final = {"taskpool": "taskpool", "taskpool_api": "api", "taskpool_workers": "workers"}
-USER_PACKAGES: Final = ("api", "workers", "tests", "benchmarks")
+FOLDERS: Final = {
+    "taskpool": "taskpool",
+    "taskpool_api": "api",
+    "taskpool_dashboard": "dashboard",
+    "taskpool_workers": "workers",
+}
+USER_PACKAGES: Final = ("api", "workers", "dashboard", "tests", "benchmarks")
 ANSWER_S: Final = 10
 START_S: Final = 60
 
@@ -84,7 +89,7 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("environment")
     venv.create(home, with_pip=False, symlinks=True)
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(home), "platbase": str(home)}))
-    ours = {"taskpool", "taskpool_api", "taskpool_workers"}
+    ours = {*FOLDERS}
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         if entry.suffix != ".pth" and "editable" not in entry.name and not entry.name.startswith(tuple(ours)):
             (packages / entry.name).symlink_to(entry)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
 
-from taskpool.operations.catalog import validator_of
+from taskpool.tasks.payload.json_schema import validator_of
 
 
 def test_a_schema_says_what_fits() -> None:
@@ -18,6 +19,14 @@ def test_a_schema_says_what_fits() -> None:
 
 def test_a_schema_that_only_python_can_read_is_left_to_the_workers() -> None:
     assert validator_of({"type": "object", "properties": {"a": {"pattern": "(?P<x>a)(?P=x)"}}}) is None
+
+
+def test_a_schema_that_is_nested_too_deeply_is_checked_by_the_worker_alone() -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(400):
+        schema = {"anyOf": [schema]}
+
+    assert validator_of(schema) is None
 
 
 def test_a_schema_of_another_host_is_not_fetched() -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import ast
 import json
 import logging
+import math
 import re
 import sys
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from taskpool.text import LogFormatter, coloured, json_text, printable, printable_lines
+from taskpool.text import LogFormatter, coloured, json_text, log_formatter, log_json, printable, printable_lines
 
 ROOT = Path(__file__).parent.parent
 
@@ -127,3 +129,41 @@ def test_every_command_prints_through_the_filter() -> None:
                 found.append((path.name, name))
 
     assert found == [("output.py", "click.echo")]
+
+
+def record_of(message: str, *arguments: Any, level: int = logging.WARNING, **extra: Any) -> logging.LogRecord:
+    made = logging.getLogger("shop").makeRecord("shop", level, "a.py", 1, message, arguments, None, extra=extra or None)
+    made.created = 0.5
+    return made
+
+
+def test_a_log_record_as_json_has_its_exception_and_extras() -> None:
+    record = record_of("dear %s", "hunter2", order=7, user="hunter2", ratio=math.nan, message_id=None, about={"a": 1})
+    try:
+        raise LookupError("no hunter2")
+    except LookupError:
+        record.exc_info = sys.exc_info()
+
+    document = json.loads(log_json(record, lambda text: text.replace("hunter2", "***"), task_id="t1"))
+
+    assert "no ***" in document.pop("exception")
+    assert document == {
+        "time": "1970-01-01T00:00:00.500Z", "level": "warning", "logger": "shop", "message": "dear ***",
+        "task_id": "t1", "order": 7, "user": "***", "ratio": None, "message_id": None, "about": "{'a': 1}",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_terminal", "start"),
+    [
+        ("text", True, "WARNING"), ("text", False, "WARNING"), ("json", True, "{"), ("json", False, "{"),
+        ("auto", True, "\x1b[33mWARNING\x1b[0m"), ("auto", False, "{"),
+    ],
+)  # fmt: skip
+def test_auto_is_coloured_on_a_terminal_and_json_elsewhere(kind: str, is_terminal: bool, start: str) -> None:
+    formatter = log_formatter(kind, "%(levelname)s %(message)s", is_terminal=is_terminal)
+
+    text = formatter.format(record_of("WARNING: two\nlines"))
+
+    assert text.startswith(start)
+    assert len(text.splitlines()) == (1 if start == "{" else 2)

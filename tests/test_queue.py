@@ -1,4 +1,4 @@
-"""The moves of waiting: what is added and told, a queue page by page, and how a task is taken out."""
+"""Waiting tasks: what is added and published, a queue page by page, and how a task is taken out."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ class Submitter:
 
     def add(self, type: str = "resize", payload: Any = None, **options: Any) -> TaskRecord:
         spec = TaskSpec(type=type, payload={} if payload is None else payload, **options)
-        return self.world.store.carry_out(queue.add_task(spec, self.catalogue, self.registry, DEFAULTS))
+        return self.world.store.carry_out(queue.add_task(spec, queue.Rules(self.catalogue, self.registry, DEFAULTS)))
 
     def add_many(self, specs: Sequence[TaskSpec]) -> list[TaskRecord]:
-        return self.world.store.carry_out(queue.add_tasks(specs, self.catalogue, self.registry, DEFAULTS))
+        return self.world.store.carry_out(queue.add_tasks(specs, queue.Rules(self.catalogue, self.registry, DEFAULTS)))
 
 
 @pytest.fixture(params=["of its own", "announced"])
@@ -396,7 +396,7 @@ def test_a_whole_page_may_be_taken_out_of_a_queue_that_moves(world: World, page:
     assert next_page(world, second) == ["g", "h"]
 
 
-def test_whoever_takes_out_each_page_that_is_shown_sees_all(world: World) -> None:
+def test_removing_each_page_that_is_shown_reaches_all_tasks(world: World) -> None:
     world.run(scripts.add([new_task(id) for id in "abcdefgh"]))
     shown, cursor = "", None
     while True:

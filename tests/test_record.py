@@ -13,7 +13,7 @@ from rq.serializers import JSONSerializer
 
 from taskpool import TaskPool
 from taskpool.errors import TaskNotFound
-from taskpool.operations.documents import task_document
+from taskpool.operations.documents import TaskDocument
 from taskpool.operations.records import OUTSIDE, fetch, fetch_if_there
 from taskpool.redis import scripts
 from taskpool.types import RQ_STATUS, TaskRecord, TaskStatus
@@ -26,6 +26,7 @@ HAS = {
     S.QUEUED: {"created_at", "enqueued_at"},
     S.SCHEDULED: {"created_at", "run_at"},
     S.WAITING: {"created_at"},
+    S.WAITING_CONFIRMATION: {"created_at"},
     S.IN_PROGRESS: {"created_at", "enqueued_at", "started_at"},
     S.STOPPING: {"created_at", "enqueued_at", "started_at"},
     S.DONE: {"created_at", "enqueued_at", "started_at", "ended_at"},
@@ -164,7 +165,7 @@ def test_a_damaged_field_never_keeps_a_record_from_being_read_and_shown(world: W
         world.redis.hset("rq:job:a", field, value)
         record = world.get("a")
         assert record.id == "a", value
-        assert json.loads(msgspec.json.encode(task_document(record)))["id"] == "a", value
+        assert json.loads(msgspec.json.encode(TaskDocument.of(record)))["id"] == "a", value
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_a_damaged_field_never_keeps_a_record_from_being_read_and_shown(world: W
         (b"\x80\x04pickle", "it isn't JSON"),
     ],
 )
-def test_a_result_that_cannot_be_shown_says_so(world: World, stored: bytes, why: str) -> None:
+def test_a_result_that_cannot_be_shown_is_marked(world: World, stored: bytes, why: str) -> None:
     world.end("a")
     world.redis.hset("rq:job:a", "result", stored)
 
@@ -194,7 +195,7 @@ def test_one_damaged_record_breaks_no_list(world: World) -> None:
         found = pool.list_tasks().items
 
     assert {record.id for record in found} == {"a", "b", "c"}
-    assert len(json.loads(msgspec.json.encode([task_document(record) for record in found]))) == 3
+    assert len(json.loads(msgspec.json.encode([TaskDocument.of(record) for record in found]))) == 3
 
 
 @pytest.mark.parametrize("depth", [1, 63, 127, 128])

@@ -103,7 +103,7 @@ def test_a_client_that_leaves_before_the_answer_has_submitted_once(
         assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_many_who_wait_and_leave_cost_nothing_afterwards(server: RedisServer, redis: Any, tmp_path: Path) -> None:
+def test_many_waits_that_are_left_cost_nothing_afterwards(server: RedisServer, redis: Any, tmp_path: Path) -> None:
     with api_process(server.url, tmp_path / "log") as (_, url):
         id = httpx.post(url + "/tasks", json=ECHO).json()["id"]
         where = urlsplit(url)

@@ -189,7 +189,7 @@ def test_parts_that_start_while_a_script_blocks_redis_serve_when_it_ends(server:
                 assert (workers.poll(), api.poll()) == (None, None)
 
                 admin.script_kill()
-                eventually(lambda: "workers on the queues" in (tmp_path / "log").read_text())
+                eventually(lambda: ", queues: " in (tmp_path / "log").read_text())
                 eventually(lambda: "listening on" in (tmp_path / "api").read_text())
         finally:
             with suppress(RedisError):

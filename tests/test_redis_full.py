@@ -14,9 +14,11 @@ from taskpool import TaskStatus
 from taskpool.errors import RedisFull
 from taskpool.operations import catalog
 from taskpool.operations.catalog import PoolInfo
-from taskpool.redis import scripts
+from taskpool.redis import pause_scripts, schedule_scripts, scripts
+from taskpool.redis.add_script import attempt_guard
 from taskpool.redis.calls import Call
 from taskpool.redis.embedded import RedisServer
+from taskpool.redis.schedule_scripts import Occurrence, schedule_guard
 from taskpool.types import DEFAULT_LIMITS, TypeInfo
 from tests.api_client import api_process
 from tests.states import FAILURE, World, new_task
@@ -79,6 +81,15 @@ def lost_parent(world: World) -> None:
     world.redis.delete("rq:job:a")
 
 
+OCCURRENCE = Occurrence("s", "i", 1, 1000, 1000, 2000, 2000)
+
+
+def save_schedule(id: str, revision: int | None) -> Call[str]:
+    fields = {"next_ms": 1000}
+    next_ms = None if revision is None else 1000
+    return schedule_scripts.save(id, fields, revision=revision, next_ms=next_ms, incarnation="i", due_ms=1000)
+
+
 PASSES: dict[str, tuple[Callable[[World], Any], Move]] = {
     "claim": (lambda world: world.add("a"), lambda world: world.claim().id),
     "claim, as the last one before an idle time": (
@@ -96,11 +107,22 @@ PASSES: dict[str, tuple[Callable[[World], Any], Move]] = {
     ),
     "crash, runs again": (lambda world: world.start("a"), crash(3)),
     "crash, fails": (lambda world: world.start("a"), crash(1)),
+    "pause, until it is resumed": (
+        lambda world: None,
+        lambda world: (
+            world.run(pause_scripts.pause("all", "Ann", None)) is not None,
+            world.run(pause_scripts.resume("all", [])),
+        ),
+    ),
+    "resume": (
+        lambda world: world.run(pause_scripts.pause("all", "Ann", None)),
+        call(lambda _: pause_scripts.resume("all", ["default"])),
+    ),
     "heartbeat": (
         lambda world: world.start("a"),
         call(lambda _: scripts.heartbeat([("a", "1", "default")], 500_000)),
     ),
-    "a claim that nobody saw": (
+    "a claim whose answer was lost": (
         lambda world: world.start("a"),
         call(lambda _: scripts.mark_unseen("w", [], listed=1, least_age_ms=0)),
     ),
@@ -110,6 +132,10 @@ PASSES: dict[str, tuple[Callable[[World], Any], Move]] = {
     "release": (parent_done, call(lambda _: scripts.release("a"))),
     "sweep": (lost_parent, call(lambda _: scripts.sweep_waiting("default", 100))),
     "purge": (lambda world: world.end("a"), call(lambda _: scripts.purge("a"))),
+    "removal of a schedule": (
+        lambda world: world.run(save_schedule("s", None)),
+        call(lambda _: schedule_scripts.remove("s", "i", 1)),
+    ),
     "count": (lambda world: None, call(lambda _: scripts.count({"n": 1}))),
     "publish": (
         lambda world: None,
@@ -138,6 +164,11 @@ REFUSED: dict[str, Move] = {
     "many": call(lambda _: scripts.add([new_task("b"), new_task("c", delay_s=5)])),
     "one that waits": call(lambda _: scripts.add([new_task("b", depends_on=["a"])])),
     "one at the front": call(lambda _: scripts.add([new_task("b", front=True, tags=["t"])])),
+    "one by an attempt": call(lambda world: scripts.add([new_task("b")], guard=attempt_guard(world.running["a"]))),
+    "one of a schedule": call(lambda _: scripts.add([new_task("b")], guard=schedule_guard(OCCURRENCE, True))),
+    "an occurrence": call(lambda _: schedule_scripts.settle(OCCURRENCE, "refused")),
+    "a schedule": call(lambda _: save_schedule("t", None)),
+    "a changed schedule": call(lambda _: save_schedule("s", 1)),
     "progress": call(lambda world: scripts.progress(world.running["a"], {"done": 1})),
     "log": call(lambda world: scripts.log("a", world.running["a"].attempt_id, [b'{"text": "x"}'], DEFAULT_LIMITS)),
 }
@@ -146,6 +177,7 @@ REFUSED: dict[str, Move] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_would_add_to_it_is_refused_whole(world: World, name: str) -> None:
     world.start("a")
+    world.run(save_schedule("s", None))
     before = world.snapshot()
 
     fill(world.redis)

@@ -123,7 +123,7 @@ def test_a_connection_that_is_opened_there_is_closed(impostor: str) -> None:
     assert wire.closed
 
 
-def test_a_subscribed_connection_says_so(impostor: str) -> None:
+def test_a_subscribed_connection_reports_the_impostor(impostor: str) -> None:
     async def listen() -> None:
         await Subscriptions(impostor).listen(lambda message: None, ["some-channel"])
 

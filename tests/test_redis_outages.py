@@ -47,7 +47,7 @@ def test_an_outage_costs_nothing_but_its_time(server: RedisServer, tmp_path: Pat
         server.kill()
         answers = [client.post("/tasks", json=ECHO), client.get(f"/tasks/{running.id}"), client.get("/readyz")]
         (tmp_path / "go").touch()
-        with pytest.raises(subprocess.TimeoutExpired):  # nobody gives up
+        with pytest.raises(subprocess.TimeoutExpired):  # no process gives up
             workers.process.wait(outage_s)
         alive = client.get("/livez").status_code, client.get("/readyz").status_code, api.poll()
         server.start()
@@ -103,5 +103,5 @@ def test_scripts_that_redis_forgot_are_sent_again(server: RedisServer, tmp_path:
         records = [workers.pool.wait(id, timeout_s=30) for id in ids]
 
         assert {(record.status, record.attempt, record.crashes) for record in records} == {(TaskStatus.DONE, 1, 0)}
-        told = [line for line in workers.log.read_text().splitlines() if "known security holes" not in line]
-        assert len(told) == 1  # that the pool began
+        logged = [line for line in workers.log.read_text().splitlines() if "known security holes" not in line]
+        assert len(logged) == 1  # that the pool began

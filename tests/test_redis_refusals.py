@@ -110,7 +110,7 @@ def disconnect_all(admin: Any) -> None:
         admin.execute_command("CLIENT", "KILL", "TYPE", kind)
 
 
-def test_a_password_that_is_changed_is_said_and_waited_for(server: RedisServer, admin: Any, tmp_path: Path) -> None:
+def test_a_changed_password_is_reported_and_waited_for(server: RedisServer, admin: Any, tmp_path: Path) -> None:
     admin.config_set("requirepass", "s3cret")
     url = as_user(server, "", "s3cret")
     with (

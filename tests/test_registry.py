@@ -13,7 +13,7 @@ import pytest
 
 from taskpool import ConfigurationError, DuplicateType, Registry, task
 from taskpool.tasks import hooks
-from taskpool.tasks.registry import BUILTINS
+from taskpool.validation import BUILTIN_TYPES
 
 Write = Callable[..., Path]
 
@@ -192,12 +192,12 @@ def test_a_task_may_be_added_without_a_module() -> None:
 @pytest.mark.parametrize(
     ("entry", "fault"),
     [
-        ("taks", "no module 'taks' to load tasks from; did you mean 'tasks'?"),
-        ("pkg.imges", "no module 'pkg.imges' to load tasks from; did you mean 'pkg.images'?"),
-        ("qqq.rrr", "no module 'qqq.rrr' to load tasks from"),
-        ("taks.py", "no task file 'taks.py'; did you mean 'tasks.py'?"),
-        ("pkg/imges.py", "no task file 'pkg/imges.py'; did you mean 'pkg/images.py'?"),
-        ("no/where.py", "no task file 'no/where.py'"),
+        ("taks", "no module 'taks' in {project} or elsewhere on sys.path; did you mean 'tasks'?"),
+        ("pkg.imges", "no module 'pkg.imges' in {project} or elsewhere on sys.path; did you mean 'pkg.images'?"),
+        ("qqq.rrr", "no module 'qqq.rrr' in {project} or elsewhere on sys.path"),
+        ("taks.py", "no task file 'taks.py' in {project}; did you mean 'tasks.py'?"),
+        ("pkg/imges.py", "no task file 'pkg/imges.py' in {project}; did you mean 'pkg/images.py'?"),
+        ("no/where.py", "no task file 'no/where.py' in {project}"),
         ("a-b", "'a-b' is neither a module, a .py file nor a directory"),
         ("empty/", "the directory 'empty/' has no task files (*.py)"),
         ("none.py", "'none.py' has no tasks; mark a function with @task, or derive a class from taskpool.Task"),
@@ -209,7 +209,7 @@ def test_a_task_may_be_added_without_a_module() -> None:
         ("exits.py", "{failed}: it exits when imported (SystemExit: 3) ({project}/exits.py:2)"),
         ("faulty", "faulty.py:2: task 'a' takes *args, but a payload has named fields; name the parameters"),
         ("nameless", "nameless.py:2: the task class A has no name; give it type = \"...\""),
-        ("method", "{project}/method.py:3: the method A.run can't be the task 'a'; {method}"),
+        ("method", "method.py:3: the method A.run can't be the task 'a'; {method}"),
         ("around", "around.py:2: @around_attempt got a generator; put @contextmanager below it"),
         ("around_async", "around_async.py:3: @around_attempt needs a plain context manager, not an async one"),
         ("starts", "starts.py:2: @on_process_start got a generator; a hook can't use yield"),
@@ -277,7 +277,7 @@ def test_the_built_in_types_are_loaded_by_name_and_cost_no_heavy_import() -> Non
     ran = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
 
     assert ran.stdout == "['echo', 'http_request', 'long_task', 'word_count', 'word_merge']\n[]\n"
-    assert set(BUILTINS) == {"taskpool.tasks.builtin"}
+    assert set(BUILTIN_TYPES.values()) == {"taskpool.tasks.builtin"}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from taskpool import InvalidTask, NonRetryable, Registry, Retry, Snooze, Task, TaskContext, TaskStatus, task
 from taskpool.errors import ConfigurationError
-from taskpool.operations.documents import task_document
+from taskpool.operations.documents import TaskDocument
 from taskpool.tasks.attempt import MOST_SNOOZES, Outcome, backoff_s, execute_task
 from taskpool.tasks.context import TaskContext as Context
 from taskpool.testing import InlinePool, RecordingSink
@@ -142,7 +142,7 @@ def test_a_snooze_costs_no_attempt(pool: InlinePool) -> None:
     assert [event.data.get("error") for event in pool.events(task.id) if event.event == "snoozed"] == [
         "Snooze: not yet"
     ] * 3
-    assert task_document(record).snoozes == 3
+    assert TaskDocument.of(record).snoozes == 3
 
 
 def test_a_snooze_for_no_time_goes_to_the_end_of_its_queue(pool: InlinePool) -> None:

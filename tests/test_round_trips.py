@@ -23,8 +23,8 @@ from pydantic_core import core_schema
 
 from taskpool import ConfigurationError, InvalidPayload, Task, TaskContext, TaskSpec, TaskStatus, task
 from taskpool.client import values
-from taskpool.operations.catalog import validator_of
 from taskpool.tasks.payload.encode import encode_value
+from taskpool.tasks.payload.json_schema import validator_of
 from taskpool.tasks.task_type import task_type
 from taskpool.testing import InlinePool
 

@@ -207,7 +207,7 @@ def test_compact_keeps_what_is_queued_in_order(pages: Dashboard, pool: TaskPool)
     assert [item.record.id for item in pool.get_queue("unserved").items] == ids
 
 
-def test_the_workers_page_shows_who_runs_what(pages: Dashboard, pool: TaskPool, gate: Path) -> None:
+def test_the_workers_page_shows_what_each_worker_runs(pages: Dashboard, pool: TaskPool, gate: Path) -> None:
     task = pool.add_task("hold", {"path": str(gate)})
     running = once(pool, task.id, S.IN_PROGRESS)
 

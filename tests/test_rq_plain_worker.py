@@ -13,11 +13,13 @@ from redis import Redis
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from taskpool import TaskPool
+from taskpool import TaskPool, TaskSpec
+from taskpool.operations.flow.upkeep import look_after_workflows
+from taskpool.operations.flow.values import NodeSpec, WorkflowSpec
 from taskpool.redis import scripts
 from taskpool.redis.calls import Call
-from taskpool.redis.keys import OUTBOX
-from taskpool.redis.rq_job import ENTRY_POINT
+from taskpool.redis.keys import ENTRY_POINT, OUTBOX
+from taskpool.tasks.node import After
 from taskpool.tasks.registry import Registry
 from taskpool.types import TaskStatus
 from tests.rq_processes import TASKS, environment, numbers, once, process, rq, traces
@@ -243,3 +245,37 @@ def test_what_it_ran_when_it_died_is_taken_back_once_its_lease_ends(
     record = pool.get(id)
     assert (record.attempt, record.crashes, record.result) == (2, 1, "released")
     assert numbers(pool).in_progress == 0
+
+
+def test_a_task_that_adds_tasks_fails_and_says_why(pool: TaskPool, redis: Redis, redis_url: str) -> None:
+    task = pool.add_task("add", max_attempts=3)
+
+    work(redis_url)
+
+    record = pool.get(task.id)
+    assert record.status is S.FAILED
+    assert record.error is not None
+    assert "a plain RQ worker runs this task, and can't add tasks for it" in record.error
+    assert "need `taskpool worker`" in record.error
+    assert not redis.exists("taskpool:type:echo")
+
+
+def test_a_workflow_counts_what_it_ran_and_a_task_that_adds_fails_and_says_why(pool: TaskPool, redis_url: str) -> None:
+    nodes = (
+        NodeSpec(name="grow", task=TaskSpec(type="grow")),
+        NodeSpec(name="rows", map=[TaskSpec(type="echo", payload={"message": n}) for n in range(3)]),
+        NodeSpec(name="end", task=TaskSpec(type="echo", payload={"message": 1}), after=(After("rows", "any"),)),
+    )
+    id = pool.add_workflow(WorkflowSpec(name="test", nodes=nodes)).id
+
+    work(redis_url)
+    pool.store.carry_out(look_after_workflows())
+    tend(pool)
+    work(redis_url)
+    pool.store.carry_out(look_after_workflows())
+
+    record = pool.get_workflow(id)
+    assert (record.status, record.counts) == ("failed", {"done": 4, "failed": 1})
+    (grow,) = pool.list_tasks(workflow=id, node="grow").items
+    assert grow.error is not None
+    assert "a plain RQ worker runs this task, and can't add tasks" in grow.error

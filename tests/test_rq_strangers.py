@@ -22,7 +22,7 @@ from rq.serializers import JSONSerializer
 from taskpool import TaskPool
 from taskpool.redis import scripts
 from taskpool.redis.embedded import RedisServer
-from taskpool.redis.rq_job import ENTRY_POINT
+from taskpool.redis.keys import ENTRY_POINT
 from taskpool.settings import Settings
 from taskpool.tasks.registry import Registry
 from taskpool.types import TaskRecord, TaskStatus

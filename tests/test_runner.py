@@ -135,20 +135,6 @@ def test_a_task_whose_parent_did_not_end_well_says_to_retry_that_first(world: Wo
     assert conflict.value.status is S.CANCELED
 
 
-def test_parents_are_read_in_order_with_their_results(world: World) -> None:
-    world.end("p")
-    world.end("q")
-    world.add("a", depends_on=["q", "p"])
-
-    results = world.store.carry_out(runner.parents_of(world.get("a").depends_on))
-
-    assert list(results.items()) == [("q", 42), ("p", 42)]
-
-
-def test_a_task_without_parents_reads_nothing(world: World) -> None:
-    assert world.store.carry_out(runner.parents_of(())) == {}
-
-
 def test_rqs_entry_point_is_for_rqs_workers() -> None:
     with pytest.raises(RuntimeError, match="use TaskPool"):
         runner.run("echo", {"message": 1})

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from taskpool.redis import scripts
 from taskpool.redis.scripts import Added, NewTask
 from taskpool.types import TaskStatus
-from tests.states import ENDED, FAILURE_TTL_S, SEED, World, new_task
+from tests.states import ENDED, FAILURE_TTL_S, RESULT_TTL_S, SEED, World, new_task
 
 S = TaskStatus
 FIRST = {"type": "work", "queue": "default"}
@@ -60,7 +60,7 @@ def test_a_task_is_queued_with_its_indexes_one_event_and_a_ring(world: World) ->
     }
 
 
-def test_a_delayed_task_is_scheduled_and_rings_nobody(world: World) -> None:
+def test_a_delayed_task_is_scheduled_and_wakes_no_worker(world: World) -> None:
     added = world.add("a", delay_s=500)
 
     assert added.statuses == ("scheduled",)
@@ -95,8 +95,9 @@ def test_a_time_that_has_passed_queues_at_once(world: World) -> None:
 
 def needed(parent: str, child: str, *, is_done: bool) -> dict[str, Any]:
     """What keeps a parent's record for a task that depends on it."""
-    kept = {f"taskpool:needed:{parent}": {child}, f"taskpool:needed:{parent} expires": "now+2592000 s"}
-    return kept | ({f"rq:job:{parent} expires": "now+2592000 s"} if is_done else {})
+    kept: dict[str, Any] = {f"taskpool:needed:{parent}": {child}}
+    held = {f"rq:job:{parent} expires": None, f"taskpool:held {parent}": f"now+{RESULT_TTL_S + 60} s"}
+    return kept | (held if is_done else {})
 
 
 def test_a_task_waits_for_parents_that_have_not_ended(world: World) -> None:
@@ -130,7 +131,7 @@ def test_a_task_whose_parents_are_all_done_is_queued(world: World) -> None:
         **hash_of("a", status="queued", enqueued_at="now", dependency_ids='["p","q"]', pending="0"),
         **needed("p", "a", is_done=True),
         **needed("q", "a", is_done=True),
-        # The parents' ring is still there, because nobody looked into the empty queue since: one is enough.
+        # The parents' ring is still there, because no claim found the queue empty since: one is enough.
         "rq:queue:default": ["a"],
         "taskpool:type:work a": "0",
         "taskpool:events a 1": {"event": "queued", "status": "queued", "at_ms": "now", **FIRST},
@@ -154,12 +155,14 @@ def test_a_task_is_canceled_at_once_when_a_parent_ended_badly(world: World, end:
             pending="2",
             ended_at="now",
             reason="dependency_failed",
-            error="canceled: the task bad it depends on did not end well",
+            error=f"canceled: the task bad it depends on did not end well ({end})",
+            canceled_by="bad",
             expires=f"now+{FAILURE_TTL_S + 60} s",
         ),
         "rq:canceled:default a": f"now+{FAILURE_TTL_S} s",
         # Retried by hand, the parents may still be done, and then this one.
-        **needed("bad", "a", is_done=False),
+        "taskpool:revivable:bad": {"a"},
+        "taskpool:revivable:bad expires": f"now+{FAILURE_TTL_S + 60} s",
         **needed("running", "a", is_done=False),
         "taskpool:type:work a": "0",
         "taskpool:events a 1": {
@@ -260,17 +263,18 @@ def test_a_parent_later_in_the_same_call_is_unknown(world: World) -> None:
 
 
 @pytest.mark.parametrize("status", SEED)
-def test_adding_the_same_task_again_changes_nothing_and_tells_its_status(world: World, status: TaskStatus) -> None:
+def test_adding_the_same_task_again_changes_nothing_and_returns_its_status(world: World, status: TaskStatus) -> None:
     SEED[status](world, "a")
     before = world.snapshot()
 
     added = world.run(scripts.add([new_task("a", tags=["other"], queue="other"), new_task("b")]))
 
-    assert added.statuses == (world.redis.hget("rq:job:a", "status").decode(), "gone")
+    word = world.redis.hget("rq:job:a", "status").decode()
+    assert added.statuses == (status.value if status is S.WAITING_CONFIRMATION else word, "gone")
     assert world.since(before) == {}
 
 
-def test_a_repeated_call_tells_what_the_first_one_told(world: World) -> None:
+def test_a_repeated_call_returns_what_the_first_one_returned(world: World) -> None:
     world.add("p")
     call = scripts.add([new_task("a", depends_on=["p"]), new_task("b", delay_s=500), new_task("c")])
     first = world.run(call)

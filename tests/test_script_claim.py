@@ -9,7 +9,7 @@ import pytest
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from taskpool.redis import rq_job, scripts
+from taskpool.redis import keys, scripts
 from taskpool.redis.rq_job import waited_ms
 from taskpool.redis.store import Store
 from taskpool.types import ForeignJobs, RunningTask, TaskStatus
@@ -18,7 +18,7 @@ from tests.states import LEASE_MS, SEED, World, new_task
 S = TaskStatus
 
 
-def test_a_claim_takes_the_head_and_notes_who_runs_it_until_when(world: World) -> None:
+def test_a_claim_takes_the_head_and_records_worker_and_lease(world: World) -> None:
     world.add("a", payload={"n": 1}, max_attempts=3, timeout_s=2.5)
     world.add("b")
     before = world.snapshot()
@@ -241,7 +241,7 @@ def test_a_further_attempt_starts_without_the_traces_of_the_last(world: World) -
 
 def test_a_task_of_a_plain_rq_producer_is_claimed_like_ours(world: World) -> None:
     queue = Queue(connection=world.redis, serializer=JSONSerializer)
-    job = queue.enqueue(rq_job.ENTRY_POINT, "work", {"n": 1}, job_timeout=7, result_ttl=50, failure_ttl=60)
+    job = queue.enqueue(keys.ENTRY_POINT, "work", {"n": 1}, job_timeout=7, result_ttl=50, failure_ttl=60)
 
     running = world.claim()
 
@@ -251,14 +251,14 @@ def test_a_task_of_a_plain_rq_producer_is_claimed_like_ours(world: World) -> Non
 
 
 def test_a_plain_rq_job_without_a_time_limit_has_none(world: World) -> None:
-    Queue(connection=world.redis, serializer=JSONSerializer).enqueue(rq_job.ENTRY_POINT, "work", {}, job_timeout=-1)
+    Queue(connection=world.redis, serializer=JSONSerializer).enqueue(keys.ENTRY_POINT, "work", {}, job_timeout=-1)
 
     assert world.claim().timeout_s is None
 
 
 @pytest.mark.parametrize(
     ("function", "arguments"),
-    [("os.system", ("true",)), ("taskpool.runner.run_task", ("work",)), (rq_job.ENTRY_POINT, ()), ("print", ({},))],
+    [("os.system", ("true",)), ("taskpool.runner.run_task", ("work",)), (keys.ENTRY_POINT, ()), ("print", ({},))],
 )
 def test_a_job_that_calls_anything_else_is_claimed_with_a_refusal_where_those_are_refused(
     world: World, function: str, arguments: tuple[Any, ...]

@@ -9,7 +9,7 @@ from random import Random
 
 from redis import Redis
 
-PRELUDE = (files("taskpool.redis") / "lua" / "prelude.lua").read_text("utf-8")
+PRELUDE = (files("taskpool.redis") / "lua" / "shared" / "prelude.lua").read_text("utf-8")
 (CLOCK,) = re.findall(r"^local function clock\(\)$.*?^end$", PRELUDE, re.MULTILINE | re.DOTALL)
 SCRIPT = f"""
 {CLOCK.replace("redis.call('TIME')", "time_of_the_test")}

@@ -11,7 +11,12 @@ from taskpool.redis import calls, keys
 from taskpool.types import EVENT_OF, RQ_STATUS, STATUSES, TaskStatus
 
 FOLDER = files(calls.__package__ or "") / "lua"
-SCRIPTS = {each.name: each.read_text("utf-8") for each in FOLDER.iterdir() if each.name.endswith(".lua")}
+SCRIPTS = {
+    each.name: each.read_text("utf-8")
+    for folder in (FOLDER, FOLDER / "shared")
+    for each in folder.iterdir()
+    if each.name.endswith(".lua")
+}
 WORDS = {*STATUSES, *RQ_STATUS.values(), *EVENT_OF.values()}
 TIMES = {
     str(value) for name, value in vars(keys).items() if name.endswith("_S") and isinstance(value, int) and value > 60

@@ -1,4 +1,4 @@
-"""crash.lua: what becomes of a task whose attempt died, told by its supervisor or by whoever finds its lease ended."""
+"""crash.lua: what becomes of a task whose attempt died, as reported by its supervisor or when its lease ended."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from taskpool.redis import rq_job, scripts
+from taskpool.redis import keys, scripts
 from taskpool.redis.keys import MOST_SUSPICIONS, WIP_GRACE_S
+from taskpool.tasks.fingerprints import fingerprint_of
 from taskpool.types import TaskStatus
 from tests.states import SEED, World, ended, race
 from tests.test_script_finish import FORGOTTEN
@@ -56,6 +57,7 @@ def test_a_task_whose_attempt_died_is_queued_again_at_the_front(world: World) ->
         "rq:job:a history": [ended("crashed", "died")],
         "rq:job:a error": "died",
         "rq:job:a failure": '{"reason":"crashed","message":"died"}',
+        "rq:job:a fingerprint": fingerprint_of("crashed", "work"),
         "rq:job:a seq": "3",
         "rq:queue:default": ["a", "b"],
         "taskpool:doorbell:default": ["1", "1"],
@@ -134,6 +136,7 @@ def test_a_task_whose_attempts_keep_dying_fails_and_says_how(world: World) -> No
         "rq:job:a history": [ended("crashed", "died", attempt=attempt) for attempt in (1, 2, 3)],
         "rq:job:a error": "died",
         "rq:job:a failure": '{"reason":"crashed","message":"died"}',
+        "rq:job:a fingerprint": fingerprint_of("crashed", "work"),
         "rq:job:a reason": "crashed",
         "rq:job:a seq": "7",
         "rq:job:a expires": "now+2060 s",
@@ -342,7 +345,7 @@ def test_the_execution_of_another_programs_job_is_left_to_rqs_own_maintenance(wo
 
 
 def test_the_execution_of_a_plain_producers_task_is_taken_back(world: World) -> None:
-    job = Queue(connection=world.redis, serializer=JSONSerializer).enqueue(rq_job.ENTRY_POINT, "work", {})
+    job = Queue(connection=world.redis, serializer=JSONSerializer).enqueue(keys.ENTRY_POINT, "work", {})
     plain_execution(world, job.id, ends_s=-1)
 
     assert crash(world, id=job.id, attempt_id="e1", only_expired=True) == "queued"

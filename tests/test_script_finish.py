@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from taskpool.redis import scripts
 from taskpool.types import TaskStatus
-from tests.states import FAILURE, SEED, World, ended, new_task, race
+from tests.states import FAILURE, FINGERPRINT, SEED, World, ended, new_task, race
 
 S = TaskStatus
 
@@ -57,6 +57,7 @@ def test_a_failed_or_stopped_task_says_why_to_us_and_to_dashboards(world: World,
         "rq:job:a ended_at": "now",
         "rq:job:a error": 'no "luck"',
         "rq:job:a failure": '{"reason":"exception","message":"no luck"}',
+        **({"rq:job:a fingerprint": FINGERPRINT} if status is S.FAILED else {}),
         "rq:job:a reason": "exception",
         "rq:job:a history": [ended(status.value, 'no "luck"')],
         "rq:job:a seq": "3",

@@ -15,7 +15,7 @@ from rq import Callback, Queue, Repeat, Retry
 from rq.job import JobStatus, requeue_job
 from rq.serializers import JSONSerializer
 
-from taskpool.redis import rq_job, scripts
+from taskpool.redis import keys, scripts
 from taskpool.redis.keys import RQ_SCHEDULER_S
 from taskpool.types import ForeignJobs, RunningTask, TaskStatus
 from tests.states import LEASE_MS, World
@@ -53,7 +53,7 @@ def test_foreign_jobs_stay_where_they_are_and_tasks_between_them_are_claimed_in_
     world.add("a")
     foreign.append(pickles(world).enqueue("os.getcwd").id)
     world.add("b")
-    own = plain(world).enqueue(rq_job.ENTRY_POINT, "work", {"n": 1}).id
+    own = plain(world).enqueue(keys.ENTRY_POINT, "work", {"n": 1}).id
     before = jobs(world)
 
     claimed = [world.claim(attempt_id=str(n)).id for n in range(3)]
@@ -130,7 +130,7 @@ def test_foreign_jobs_with_any_id_do_not_keep_a_task_back(world: World, id: str)
 
 
 @pytest.mark.parametrize("foreign", [REFUSE, ForeignJobs(["app.jobs.send"])])
-@pytest.mark.parametrize("function", ["app.jobs.send", rq_job.ENTRY_POINT])
+@pytest.mark.parametrize("function", ["app.jobs.send", keys.ENTRY_POINT])
 def test_a_call_under_an_id_that_no_task_can_have_is_left_to_rq(
     world: World, foreign: ForeignJobs, function: str
 ) -> None:
@@ -201,7 +201,7 @@ def test_a_task_that_was_hidden_among_foreign_jobs_is_found_by_the_recheck(world
     assert [world.run(scripts.recheck("default", offset, 10)) for offset in (0, 20, 30)] == [10, 0, 0]
 
 
-@pytest.mark.parametrize("function", [rq_job.ENTRY_POINT, "app.jobs.send", None])
+@pytest.mark.parametrize("function", [keys.ENTRY_POINT, "app.jobs.send", None])
 def test_what_is_hidden_near_the_head_is_found_by_the_next_recheck(world: World, function: str | None) -> None:
     chosen = ForeignJobs(["app.jobs.send"])
     for _ in range(31):
@@ -287,7 +287,7 @@ def test_refusal_is_a_setting(world: World, serializer: Any) -> None:
     assert running.refusal is not None
 
 
-# --- RQ functions that we were told to run -------------------------------------------------------------------
+# --- RQ functions that we are set to run -------------------------------------------------------------------
 
 CHOSEN = ForeignJobs(["app.jobs.send", "app.jobs.other"])
 
@@ -307,7 +307,7 @@ def test_a_job_that_calls_a_chosen_function_is_claimed_with_its_arguments(world:
     assert world.redis.zscore("taskpool:type:app.jobs.send", job.id) == 0
 
 
-def test_a_pool_that_was_not_told_of_the_function_leaves_a_job_alone_that_another_one_ran(world: World) -> None:
+def test_a_pool_without_the_function_leaves_a_job_alone_that_another_one_ran(world: World) -> None:
     job = plain(world).enqueue("app.jobs.send")
     running = claim(world, CHOSEN)
     assert running is not None
@@ -421,7 +421,7 @@ def test_a_scheduled_job_of_another_program_is_left_to_rqs_scheduler(world: Worl
     assert queued(world) == []
 
 
-def test_without_a_scheduler_of_rq_it_is_queued_a_little_later_and_told_to_nobody(world: World) -> None:
+def test_without_a_scheduler_of_rq_it_is_queued_a_little_later_without_an_event(world: World) -> None:
     job = pickles(world).enqueue_in(timedelta(hours=1), "os.getcwd")
     world.redis.zadd("rq:scheduled:default", {job.id: time.time() - RQ_SCHEDULER_S - 1})
 

@@ -33,7 +33,7 @@ def test_a_heartbeat_never_shortens_a_lease(world: World) -> None:
     assert world.snapshot()["rq:wip:default a:1"] == before["rq:wip:default a:1"]
 
 
-def test_an_attempt_whose_lease_has_ended_but_that_nobody_took_back_goes_on(world: World) -> None:
+def test_an_attempt_whose_lease_has_ended_goes_on_until_it_is_taken_back(world: World) -> None:
     world.start("a")
     world.expire_lease("a")
 
@@ -43,7 +43,7 @@ def test_an_attempt_whose_lease_has_ended_but_that_nobody_took_back_goes_on(worl
 
 
 @pytest.mark.parametrize(("force", "word"), [(False, "stop"), (True, "force")])
-def test_a_heartbeat_tells_of_a_stop_and_renews_all_the_same(world: World, force: bool, word: str) -> None:
+def test_a_heartbeat_reports_a_stop_and_renews_all_the_same(world: World, force: bool, word: str) -> None:
     world.start("a")
     world.run(scripts.stop("a", grace_s=5, force=force))
 

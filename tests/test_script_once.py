@@ -80,7 +80,7 @@ def test_the_same_call_sent_again_is_known_as_itself(world: World) -> None:
     assert world.since(before) == {}
 
 
-def test_one_that_was_there_already_is_told_again_as_such(world: World) -> None:
+def test_a_task_that_existed_already_is_returned_again_as_existing(world: World) -> None:
     world.add("a", unique_key="k")
     world.run(scripts.add([new_task("b", unique_key="k", on_conflict="return"), new_task("c")], ONCE))
     world.finish(world.claim())

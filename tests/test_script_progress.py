@@ -1,4 +1,4 @@
-"""progress.lua and log.lua: what a running attempt tells, and that nobody else can."""
+"""progress.lua and log.lua: what a running attempt reports, and that only it can."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIMITS = LogLimits(lines=10, bytes=100_000)
 FAILURE = {"reason": "exception", "message": "no luck"}
 
 
-def test_progress_is_kept_on_the_record_and_told(world: World) -> None:
+def test_progress_is_kept_on_the_record_and_published(world: World) -> None:
     running = world.start("a")
     before = world.snapshot()
 
@@ -69,7 +69,7 @@ def test_numbered_lines_that_are_there_already_are_not_added_again(world: World)
     assert texts(world) == ["line 1", "line 2", "line 3", "line 4"]
 
 
-def test_lines_that_never_came_are_missed_by_a_line_that_says_so(world: World) -> None:
+def test_a_line_in_the_log_counts_the_lines_that_never_came(world: World) -> None:
     world.start("a")
 
     world.run(scripts.log("a", "1", [numbered(1)], LIMITS, first=1))

@@ -122,7 +122,7 @@ def test_the_entry_of_a_deleted_task_is_dropped(world: World) -> None:
     assert world.snapshot() == {}
 
 
-def test_two_who_promote_a_task_queue_it_once(world: World) -> None:
+def test_two_processes_that_promote_a_task_queue_it_once(world: World) -> None:
     rounds = 100
     for n in range(rounds):
         world.add(f"t{n}", delay_s=500)

@@ -31,6 +31,7 @@ def a_full_life(world: World, status: TaskStatus) -> None:
     world.add("a", tags=["x", "y"], max_attempts=3, expires_in_s=300)
     if status is S.CANCELED:
         world.cancel("a")
+        world.end_minute()
         return
     running = world.claim()
     world.run(scripts.progress(running, {"done": 1}))
@@ -45,6 +46,7 @@ def a_full_life(world: World, status: TaskStatus) -> None:
     world.run(scripts.stop("a", grace_s=5, force=False))
     world.run(scripts.log("a", running.attempt_id, [LINE], DEFAULT_LIMITS))
     assert world.finish(running, status) == "ok"
+    world.end_minute()
 
 
 @pytest.mark.parametrize("status", ENDED)
@@ -60,6 +62,7 @@ def test_nothing_of_a_task_is_left_but_its_events(world: World, status: TaskStat
 def test_of_a_family_nothing_is_left(world: World, status: TaskStatus) -> None:
     a_full_life(world, status)
     world.add("b", depends_on=["a"], tags=["x"])
+    world.end_minute()
     if status is S.DONE:
         world.finish(world.claim(attempt_id="b1"))
 
@@ -222,9 +225,18 @@ def test_what_waits_for_a_deleted_task_is_put_into_the_outbox(world: World) -> N
     assert world.snapshot()["taskpool:outbox"] == {"p"}
 
 
+def test_a_type_stays_in_use_while_its_next_task_would_not_enter_it_again(world: World) -> None:
+    world.end("a")
+    world.run(scripts.purge("a"))
+    world.add("b")
+
+    assert world.snapshot()["taskpool:types:used"] == {"work"}
+
+
 def test_a_type_whose_last_task_is_gone_is_no_longer_in_use(world: World) -> None:
     world.add("a", type="old")
     world.add("b", type="new")
+    world.end_minute()
     world.redis.delete("rq:job:a")
 
     sweep(world, "taskpool:type:old")

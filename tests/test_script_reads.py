@@ -57,16 +57,21 @@ def test_counts_add_up(world: World) -> None:
     world.run(scripts.count({"tasks|done|work|default": 2, "run_us_sum|work|default": 1500}))
     world.run(scripts.count({"tasks|done|work|default": 3}))
 
-    assert world.snapshot() == {
-        "taskpool:counters tasks|done|work|default": "5",
-        "taskpool:counters run_us_sum|work|default": "1500",
-    }
+    assert world.snapshot() == {}
+    assert world.counted() == {"tasks|done|work|default": 5, "run_us_sum|work|default": 1500}
+
+
+def test_a_report_of_counts_that_is_sent_again_counts_once(world: World) -> None:
+    for number in (1, 1, 2, 2, 2):
+        assert world.run(scripts.count({"tasks|done|work|default|b": 1}, ("w", number))) == "ok"
+
+    assert world.counted() == {"tasks|done|work|default|b": 2}
 
 
 def test_counting_nothing_changes_nothing(world: World) -> None:
     world.run(scripts.count({}))
 
-    assert world.snapshot() == {}
+    assert world.redis.keys("*") == []
 
 
 def test_counts_of_many_connections_add_up(world: World) -> None:
@@ -79,14 +84,16 @@ def test_counts_of_many_connections_add_up(world: World) -> None:
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(count, range(4)))
 
-    assert world.redis.hgetall("taskpool:counters") == {b"n": b"200"}
+    assert world.counted() == {"n": 200}
 
 
 def test_a_pool_announces_itself_and_its_types(world: World) -> None:
     world.run(catalog.publish(POOL, [TYPE], ttl_s=100))
 
     snapshot = dict(world.snapshot())
-    assert json.loads(snapshot.pop("taskpool:pool:p1")) == {
+    announced = snapshot.pop("taskpool:pool:p1")
+    assert snapshot.pop("taskpool:pool:known:p1") == announced
+    assert json.loads(announced) == {
         "id": "p1",
         "host": "h",
         "pid": 7,
@@ -95,6 +102,11 @@ def test_a_pool_announces_itself_and_its_types(world: World) -> None:
         "workers": ["w"],
         "slots": 1,
         "version": "",
+        "build": "",
+        "declares": {},
+        "started_ms": None,
+        "memory_bytes": None,
+        "is_draining": False,
     }
     type = json.loads(snapshot.pop("taskpool:types work"))
     assert {name: value for name, value in type.items() if value is not None} == {
@@ -108,7 +120,9 @@ def test_a_pool_announces_itself_and_its_types(world: World) -> None:
     }
     assert snapshot == {
         "taskpool:pool:p1 expires": "now+100 s",
+        "taskpool:pool:known:p1 expires": "now+86400 s",
         "taskpool:pools p1": "now",
+        "taskpool:pools:known p1": "now",
         "taskpool:types:seen work": "now",
     }
 

@@ -8,18 +8,19 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from taskpool import TaskPool
+from taskpool import TaskContext, TaskPool, task
 from taskpool.errors import RedisUnavailable, TaskConflict, TaskNotFound
-from taskpool.redis import scripts
+from taskpool.redis import bulk_scripts, insight_scripts, people_scripts, scripts
 from taskpool.redis.address import Address
 from taskpool.redis.calls import Call, Part
 from taskpool.redis.connection import Wire
 from taskpool.redis.keys import LEAST_TTL_S
+from taskpool.redis.people_scripts import By
 from taskpool.redis.store import Store
 from taskpool.tasks.attempt import Outcome
 from taskpool.tasks.registry import Registry
 from taskpool.types import TaskStatus
-from tests.states import FAILURE, SEED, World, new_task
+from tests.states import FAILURE, FINGERPRINT, SEED, World, new_task
 
 S = TaskStatus
 TTL_S = 500
@@ -45,6 +46,53 @@ def release(world: World) -> Call[list[str]]:
     return scripts.release("a")
 
 
+QUESTION = b'{"name":"n","text":"Go?","timeout":60}'
+
+
+def answer(world: World) -> Call[str]:
+    world.run(people_scripts.ask(world.start("a"), QUESTION))
+    return people_scripts.answer("a", int(world.redis.hget("rq:job:a", "seq")), b"[1]", By("Ann"))
+
+
+def reject_with_children(world: World) -> Call[str]:
+    world.add("a", confirm=True)
+    world.add("child", depends_on=["a"])
+    return people_scripts.confirm("a", "rejected", By("Ann"))
+
+
+def unanswered(world: World) -> Call[str]:
+    world.add("a", confirm=True)
+    world.redis.hset("rq:job:a", "answer_by_ms", 1000)
+    return people_scripts.unanswered("a")
+
+
+def failed_family(world: World, *, retried: bool) -> None:
+    """Tasks that depend on the end of "a", which has failed: one of each kind."""
+    world.start("a")
+    for on in ("success", "failure", "any"):
+        world.add(on, depends_on=[{"id": "a", "on": on}])
+    world.finish(world.running["a"], S.FAILED)
+    if retried:
+        world.run(scripts.release("a"))
+        world.run(scripts.revive("a"))
+
+
+def release_family(world: World) -> Call[list[str]]:
+    failed_family(world, retried=False)
+    return scripts.release("a")
+
+
+def revive_family(world: World) -> Call[str]:
+    failed_family(world, retried=False)
+    world.run(scripts.release("a"))
+    return scripts.revive("a")
+
+
+def release_retried(world: World) -> Call[list[str]]:
+    failed_family(world, retried=True)
+    return scripts.release("a")
+
+
 def seeded(status: TaskStatus, call: Callable[[], Call[Any]]) -> Callable[[World], Call[Any]]:
     def make(world: World) -> Call[Any]:
         SEED[status](world, "a")
@@ -63,7 +111,63 @@ def crash(max_crashes: int) -> Call[str]:
     return scripts.crash("a", "1", "default", error="died", failure=FAILURE, max_crashes=max_crashes)
 
 
+def redrive_start(world: World) -> Call[str]:
+    finish(world, S.FAILED)
+    world.run(scripts.finish(world.running["a"], S.FAILED, error="no luck", failure=FAILURE))
+    return insight_scripts.redrive_start(FINGERPRINT, "r1", {"steps": "[1]", "step": 1}, b"{}")
+
+
+def redrive_note(world: World) -> Call[str]:
+    world.run(redrive_start(world))
+    world.run(insight_scripts.redrive_note(FINGERPRINT, "r1", waiting={"b": "3"}))
+    return insight_scripts.redrive_note(FINGERPRINT, "r1", waiting={"a": "3"}, ended={"b": "succeeded"})
+
+
+def words_of(call: Call[bulk_scripts.Many]) -> Call[list[str]]:
+    """The same call without the hints for the next one."""
+    return Call(call.command, lambda reply: call.read(reply).words, call.script, again=call.again)
+
+
+def cancel_many(world: World) -> Call[Any]:
+    for status in (S.QUEUED, S.SCHEDULED, S.WAITING, S.DONE):
+        SEED[status](world, status.value)
+    return words_of(bulk_scripts.cancel_many(["queued", "scheduled", "waiting", "done"], "m"))
+
+
+def move_many(world: World) -> Call[Any]:
+    for status in (S.QUEUED, S.SCHEDULED, S.WAITING, S.DONE):
+        SEED[status](world, status.value)
+    return words_of(bulk_scripts.move_many(["queued", "scheduled", "waiting", "done"], "other", "m"))
+
+
+def uncancel(world: World, *, has_child: bool = False) -> Call[str]:
+    world.add("a", delay_s=500, expires_in_s=1000)
+    if has_child:
+        world.add("child", depends_on=["a"])
+    world.run(bulk_scripts.cancel_many(["a"], "m"))
+    world.run(scripts.release("a"))
+    return bulk_scripts.uncancel("a", "m", "n")
+
+
+def unpurge(world: World) -> Call[str]:
+    world.end("a", tags=["x"])
+    world.run(scripts.purge("a", mark="m"))
+    return bulk_scripts.unpurge("a", "m", "n")
+
+
+def start_operation() -> Call[str]:
+    return bulk_scripts.start("o", {"action": "cancel", "filter": "{}"}, project="shop", driver="d")
+
+
+def note_operation(world: World) -> Call[str]:
+    world.run(start_operation())
+    return bulk_scripts.note("o", "d", 0, set={"phase": "act"}, add={"matched": 2}, found=["a", "b"])
+
+
 CALLS: dict[str, Callable[[World], Call[Any]]] = {
+    "redrive": redrive_start,
+    "progress of a redrive": redrive_note,
+    "count": lambda world: scripts.count({"tasks|done|work|default|b": 1}, ("w", 1)),
     "done": lambda world: finish(world, S.DONE),
     "failed": lambda world: finish(world, S.FAILED),
     "stopped": lambda world: finish(world, S.STOPPED),
@@ -76,6 +180,24 @@ CALLS: dict[str, Callable[[World], Call[Any]]] = {
     "cancel": seeded(S.QUEUED, lambda: scripts.cancel("a", reason="canceled", error="by hand")),
     "revive": seeded(S.FAILED, lambda: scripts.revive("a")),
     "release": release,
+    "release of each kind": release_family,
+    "revive with a child": revive_family,
+    "release after a retry": release_retried,
+    "ask": lambda world: people_scripts.ask(world.start("a"), QUESTION),
+    "answer": answer,
+    "confirm": seeded(S.WAITING_CONFIRMATION, lambda: people_scripts.confirm("a", "confirmed", By("Ann"))),
+    "reject": seeded(S.WAITING_CONFIRMATION, lambda: people_scripts.confirm("a", "rejected", By("Ann"))),
+    "reject with children": reject_with_children,
+    "cancel many": cancel_many,
+    "move many": move_many,
+    "run now": seeded(S.SCHEDULED, lambda: bulk_scripts.run_now("a", "m")),
+    "uncancel": uncancel,
+    "uncancel with a child": lambda world: uncancel(world, has_child=True),
+    "hide": seeded(S.DONE, lambda: scripts.purge("a", mark="m")),
+    "unpurge": unpurge,
+    "start of an operation": lambda world: start_operation(),
+    "note of an operation": note_operation,
+    "checkpoint": lambda world: people_scripts.checkpoint(world.start("a"), b"[1]"),
 }
 
 
@@ -83,13 +205,13 @@ CALLS: dict[str, Callable[[World], Call[Any]]] = {
 def test_the_second_time_changes_nothing_and_is_answered_as_the_first(world: World, name: str) -> None:
     call = CALLS[name](world)
     first = world.run(call)
-    before = world.snapshot()
+    before, counted = world.snapshot(), world.counted()
 
     second = world.run(call)
 
     assert call.again
     assert second == first
-    assert world.since(before) == {}
+    assert (world.since(before), world.counted()) == ({}, counted)
 
 
 @pytest.mark.parametrize(
@@ -99,19 +221,20 @@ def test_the_second_time_changes_nothing_and_is_answered_as_the_first(world: Wor
         (seeded(S.IN_PROGRESS, lambda: crash(max_crashes=1)), "lost"),
         (seeded(S.DONE, lambda: scripts.purge("a")), "gone"),
         (promote, "gone"),
+        (unanswered, "gone"),
     ],
-    ids=["crash and queued", "crash and failed", "purge", "promote"],
+    ids=["crash and queued", "crash and failed", "purge", "promote", "unanswered"],
 )
-def test_the_second_time_changes_nothing_where_the_answer_can_not_be_told(
+def test_the_second_time_changes_nothing_though_the_answer_may_differ(
     world: World, make: Callable[[World], Call[str]], answer: str
 ) -> None:
     call = make(world)
     world.run(call)
-    before = world.snapshot()
+    before, counted = world.snapshot(), world.counted()
 
     assert call.again
     assert world.run(call) == answer
-    assert world.since(before) == {}
+    assert (world.since(before), world.counted()) == ({}, counted)
 
 
 def test_a_task_retried_by_hand_that_ran_again_is_not_retried_once_more(world: World) -> None:
@@ -237,6 +360,31 @@ def test_a_task_is_added_once(pool: TaskPool, cut: LosesReplies) -> None:
     record = pool.add_task("echo", {"message": 1}, queue="other")
 
     assert [item.record.id for item in pool.get_queue("other").items] == [record.id]
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_an_attempt_adds_a_task_once(pool: TaskPool, cut: LosesReplies, lost: int) -> None:
+    """The first answer says the project of the running task, the second that the task is added."""
+
+    @task("adds")
+    def adds(ctx: TaskContext) -> list[str]:
+        answers = iter(number == lost for number in range(2))
+        exchange = cut.exchange
+
+        def lose_one(commands: Sequence[Sequence[Part]], timeout_s: float) -> list[Any]:
+            cut.loses_next = next(answers, False)
+            return exchange(commands, timeout_s)
+
+        cut.exchange = lose_one  # type: ignore[method-assign]
+        return [ctx.add_task("echo", {"message": 1}, queue="other").id for _ in range(2)]
+
+    pool.known_types().add(adds)
+    id = pool.add_task("adds", front=True).id
+    running = pool.run_task(["default"], worker="w", attempt_id="1")
+    assert running is not None
+    pool.execute_task(running)
+
+    assert [item.record.id for item in pool.get_queue("other").items] == pool.get(id).result
 
 
 @pytest.mark.parametrize("status", [S.DONE, S.FAILED, S.SCHEDULED])

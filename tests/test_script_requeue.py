@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from taskpool.redis import scripts
 from taskpool.types import TaskStatus
-from tests.states import FAILURE, SEED, World, ended, race
+from tests.states import FAILURE, FINGERPRINT, SEED, World, ended, race
 from tests.test_script_finish import FORGOTTEN
 
 S = TaskStatus
@@ -20,6 +20,7 @@ def retry(world: World, delay_ms: int, id: str = "a") -> str:
 FAILED = {
     "rq:job:a error": "no luck",
     "rq:job:a failure": '{"reason":"exception","message":"no luck"}',
+    "rq:job:a fingerprint": FINGERPRINT,
     "rq:job:a attempt_id": "",
     "rq:job:a put_back": "1:retry",
     "rq:job:a history": [ended("failed", "no luck")],
@@ -126,7 +127,7 @@ def test_a_task_given_back_was_started_in_time_and_does_not_expire_any_more(worl
     assert (again.id, again.attempt) == ("a", 1)
 
 
-def test_a_snooze_is_counted_and_told_and_the_attempt_is_not(world: World) -> None:
+def test_a_snooze_is_counted_and_published_and_the_attempt_is_not(world: World) -> None:
     world.add("a")
     unclaimed = world.snapshot()
     running = world.claim()

@@ -14,7 +14,7 @@ from tests.states import RUNS, SEED, World, race
 S = TaskStatus
 
 
-def told(world: World, worker: str = "w") -> Any:
+def stop_channel(world: World, worker: str = "w") -> Any:
     """A subscription to the commands of a worker."""
     channel = world.redis.pubsub(ignore_subscribe_messages=True)
     channel.subscribe(f"rq:pubsub:{worker}")
@@ -30,9 +30,9 @@ def messages(channel: Any) -> list[dict[str, Any]]:
     return found
 
 
-def test_a_running_task_is_flagged_and_its_worker_told(world: World) -> None:
+def test_a_running_task_is_flagged_and_its_worker_notified(world: World) -> None:
     world.start("a")
-    channel = told(world)
+    channel = stop_channel(world)
     before = world.snapshot()
 
     assert world.run(scripts.stop("a", grace_s=7.5, force=False)) == "ok"
@@ -54,7 +54,7 @@ def test_asked_again_the_sooner_deadline_counts(world: World) -> None:
     world.start("a")
     world.run(scripts.stop("a", grace_s=60, force=False))
     world.redis.hset("rq:job:a", "stop_ms", int(world.redis.hget("rq:job:a", "stop_ms")) - 10_000)
-    channel = told(world)
+    channel = stop_channel(world)
     before = world.snapshot()
 
     assert world.run(scripts.stop("a", grace_s=40, force=False, audited=b"{}")) == "ok"
@@ -68,10 +68,10 @@ def test_asked_again_the_sooner_deadline_counts(world: World) -> None:
     assert [message["grace_s"] for message in messages(channel)] == [40, 40]
 
 
-def test_asked_again_for_a_later_deadline_only_tells_the_worker_again_which_one_counts(world: World) -> None:
+def test_a_second_stop_with_a_later_deadline_only_repeats_the_first_to_the_worker(world: World) -> None:
     world.start("a")
     world.run(scripts.stop("a", grace_s=5, force=False))
-    channel = told(world)
+    channel = stop_channel(world)
     before = world.snapshot()
 
     assert world.run(scripts.stop("a", grace_s=9, force=False)) == "ok"
@@ -109,10 +109,10 @@ def test_force_escalates_once(world: World) -> None:
     }
 
 
-def test_a_plain_rq_worker_is_told_in_its_own_words(world: World) -> None:
+def test_a_plain_rq_worker_gets_rqs_own_stop_command(world: World) -> None:
     world.add("a")
     world.redis.hset("rq:job:a", mapping={"status": "started", "worker_name": "plain"})
-    channel = told(world, "plain")
+    channel = stop_channel(world, "plain")
 
     assert world.run(scripts.stop("a", grace_s=5, force=False)) == "ok"
 
@@ -123,7 +123,7 @@ def test_a_plain_rq_worker_is_told_in_its_own_words(world: World) -> None:
 @pytest.mark.parametrize("force", [False, True])
 def test_a_task_that_does_not_run_is_not_asked(world: World, status: TaskStatus, force: bool) -> None:
     SEED[status](world, "a")
-    channel = told(world)
+    channel = stop_channel(world)
     before = world.snapshot()
 
     word = world.run(scripts.stop("a", grace_s=5, force=force))

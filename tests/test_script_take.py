@@ -1,4 +1,4 @@
-"""Token buckets: what is taken out, what flows in, and that nobody gets more than there is."""
+"""Token buckets: what is taken out, what flows in, and that no caller gets more than there is."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from taskpool.redis import scripts
 from taskpool.redis.calls import Call
 from taskpool.redis.scripts import Added
 from taskpool.types import TaskStatus
-from tests.states import ENDED, FAILURE, SEED, World, new_task, race
+from tests.states import ENDED, FAILURE, SEED, WAITS, World, new_task, race
 
 S = TaskStatus
 
@@ -32,6 +32,8 @@ def seed(world: World, status: TaskStatus, **options: Any) -> None:
         case S.WAITING:
             world.add("parent", queue="parents")
             world.add("a", depends_on=["parent"], **how)
+        case S.WAITING_CONFIRMATION:
+            world.add("a", confirm=True, **how)
         case S.IN_PROGRESS:
             world.start("a", **how)
         case S.STOPPING:
@@ -45,8 +47,8 @@ def seed(world: World, status: TaskStatus, **options: Any) -> None:
 
 
 HOLDS = {
-    "done": {S.QUEUED, S.SCHEDULED, S.WAITING, S.IN_PROGRESS, S.STOPPING},
-    "start": {S.QUEUED, S.SCHEDULED, S.WAITING},
+    "done": {*WAITS, S.IN_PROGRESS, S.STOPPING},
+    "start": {*WAITS},
     "time": set(SEED) - {S.CANCELED},
 }
 SCOPES: dict[str, dict[str, Any]] = {"done": {}, "start": {"unique_until": "start"}, "time": {"unique_for_s": 500}}
@@ -71,7 +73,9 @@ def replacing(id: str, type: str, queue: str, allowed: str = "") -> Call[Added]:
         ('{"types":{}}', False),
     ],
 )
-def test_a_task_is_replaced_by_who_may_use_its_type_and_queue_alone(world: World, allowed: str, may: bool) -> None:
+def test_a_task_is_replaced_only_by_a_caller_who_may_use_its_type_and_queue(
+    world: World, allowed: str, may: bool
+) -> None:
     world.add("a", queue="a", unique_key="k")
     before = world.snapshot()
 
@@ -81,7 +85,7 @@ def test_a_task_is_replaced_by_who_may_use_its_type_and_queue_alone(world: World
     assert may or world.since(before) == {}
 
 
-def test_who_may_replace_is_decided_when_the_task_is_stored(world: World) -> None:
+def test_the_right_to_replace_is_checked_when_the_task_is_stored(world: World) -> None:
     rounds = 100
     world.add("first", type="mine", unique_key="k")
 
@@ -266,7 +270,7 @@ def test_a_purge_leaves_the_key_of_another(world: World) -> None:
     assert world.add("c", unique_key="k").conflict == (0, "b", "queued")
 
 
-def test_the_sweep_drops_what_nobody_holds_and_nothing_else(world: World) -> None:
+def test_the_sweep_drops_keys_that_no_task_holds_and_nothing_else(world: World) -> None:
     seed(world, S.DONE)
     world.add("held", unique_key="held")
     world.add("deleted", unique_key="deleted")
@@ -307,7 +311,7 @@ def test_a_record_shows_its_key(world: World) -> None:
     assert shown == [("k", "done", None), ("l", "start", None), ("m", None, 1.5)]
 
 
-def test_a_record_that_tells_who_holds_a_key_stays_for_that_time(world: World) -> None:
+def test_the_record_of_the_task_that_holds_a_key_stays_for_that_time(world: World) -> None:
     world.add("a", unique_key="k", unique_for_s=5000.5, result_ttl_s=1)
 
     record = world.get("a")

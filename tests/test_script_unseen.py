@@ -1,4 +1,4 @@
-"""unseen.lua: a claim whose answer nobody read is no attempt that could crash."""
+"""unseen.lua: a claim whose answer was never read is no attempt that could crash."""
 
 from __future__ import annotations
 

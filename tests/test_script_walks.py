@@ -18,7 +18,9 @@ from taskpool.types import DEFAULT_LIMITS, RETRYABLE, TRANSITIONS, RunningTask, 
 from tests.states import ENDED, FAILURE, WAITS, World
 
 S = TaskStatus
-BORN = {S.QUEUED, S.SCHEDULED, S.WAITING, S.CANCELED}
+REVIVED = {S.QUEUED, S.SCHEDULED, S.WAITING}
+BORN = {*REVIVED, S.CANCELED}
+ONS = ("success", "success", "failure", "any")
 PLACE_OF = {
     S.QUEUED: "rq:queue:default",
     S.SCHEDULED: "rq:scheduled:default",
@@ -43,6 +45,7 @@ class Walk:
         self.chance = Random(seed)
         self.number = 0
         self.statuses: dict[str, TaskStatus] = {}
+        self.revived: set[str] = set()
         self.attempts: list[RunningTask] = []
 
     def run(self, call: Any) -> Any:
@@ -84,7 +87,7 @@ class Walk:
         parents = [self.task() for _ in range(self.chance.choice([0, 0, 0, 0, 0, 0, 1, 1, 2]))]
         added = self.world.add(
             f"t{self.number}",
-            depends_on=parents,
+            depends_on=[{"id": parent, "on": self.chance.choice(ONS)} for parent in parents],
             tags=["x"],
             delay_s=self.chance.choice([None, None, 500]),
             expires_in_s=self.chance.choice([None, 300]),
@@ -145,9 +148,9 @@ class Walk:
 
     def revive(self) -> None:
         id = self.task(*sorted(RETRYABLE))
-        if self.run(scripts.revive(id)) == "ok":
+        if self.run(scripts.revive(id)) in ("ok", "children"):
             assert self.statuses[id] in RETRYABLE
-            self.statuses[id] = S.QUEUED  # the only way out of an end
+            self.revived.add(id)
 
     def promote(self) -> None:
         for id in self.members("rq:scheduled:default"):
@@ -155,7 +158,8 @@ class Walk:
             assert self.run(scripts.promote(id, "default")) == "ok"
 
     def release(self) -> None:
-        self.run(scripts.release(self.task(*ENDED), self.chance.choice([1, 3])))
+        waiting = [each.decode() for each in self.world.redis.smembers("taskpool:outbox")]
+        self.run(scripts.release(self.chance.choice([self.task(*ENDED), *waiting]), self.chance.choice([1, 3])))
 
     def purge(self) -> None:
         id = self.task(*ENDED)
@@ -180,8 +184,12 @@ class Walk:
             record = self.world.get(id)
             before = self.statuses.get(id)
             if before is not record.status:
-                assert record.status in (BORN if before is None else TRANSITIONS[before]), (id, before, record.status)
+                moves = BORN if before is None else TRANSITIONS[before]
+                if before is S.CANCELED or id in self.revived:  # the only way out of an end: a retry by hand
+                    moves = REVIVED
+                assert record.status in moves, (id, before, record.status)
             self.statuses[id] = record.status
+        self.revived.clear()
 
     def events_are_numbered_without_gaps_and_end_with_the_status(self) -> None:
         for id, status in self.statuses.items():
@@ -189,7 +197,7 @@ class Walk:
             assert [seq for seq, _, _ in events] == list(range(1, self.world.get(id).seq + 1))
             assert events[-1][2] == status
             for (_, _, old), (_, event, new) in pairwise(events):
-                is_retried_by_hand = old in RETRYABLE and (event, new) == ("queued", "queued")
+                is_retried_by_hand = old in RETRYABLE and event == new and new in REVIVED
                 assert old == new or is_retried_by_hand or TaskStatus(new) in TRANSITIONS[TaskStatus(old)]
 
     def each_task_stands_in_one_place(self) -> None:
@@ -197,7 +205,8 @@ class Walk:
         for id, status in self.statuses.items():
             found = Counter({place: members.count(id) for place, members in places.items() if id in members})
             assert found == {PLACE_OF[status]: 1}, (id, status)
-            assert (self.world.redis.ttl(f"rq:job:{id}") > 0) == status.is_terminal
+            is_held = self.world.redis.zscore("taskpool:held", id) is not None
+            assert self.world.redis.ttl(f"rq:job:{id}") == -1 or (status.is_terminal and not is_held)
         assert {id for members in places.values() for id in members} == self.statuses.keys()
         assert set(self.members("taskpool:type:work")) == self.statuses.keys()
         assert set(self.members("taskpool:tag:x")) == self.statuses.keys()
@@ -217,11 +226,15 @@ class Walk:
     def whoever_waits_will_be_told(self) -> None:
         redis = self.world.redis
         waited_for: Counter[str] = Counter()
-        for key in redis.keys("taskpool:dependents:*"):
+        for key in (*redis.keys("taskpool:dependents:*"), *redis.keys("taskpool:followers:*")):
             parent = key.decode().rpartition(":")[2]
             assert parent in self.statuses
             assert not self.statuses[parent].is_terminal or redis.sismember("taskpool:outbox", parent)
-            waited_for.update(child.decode() for child in redis.smembers(key))
+            waited_for.update(member.decode().rpartition(":")[2] for member in redis.smembers(key))
+        for id in (id for id, status in self.statuses.items() if status is S.CANCELED):
+            cause = redis.hget(f"rq:job:{id}", "canceled_by")
+            is_alive = cause and self.statuses.get(cause.decode(), S.DONE) is not S.DONE
+            assert not is_alive or redis.sismember(f"taskpool:revivable:{cause.decode()}", id)
         for id, status in self.statuses.items():
             if status is S.WAITING:
                 assert waited_for[id] == int(redis.hget(f"rq:job:{id}", "pending")) > 0

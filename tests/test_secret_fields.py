@@ -13,7 +13,8 @@ import pytest
 from pydantic import BaseModel, SecretStr
 
 from taskpool import Registry, Secret, Task, TaskContext, task
-from taskpool.tasks.payload.secret_fields import SecretFields
+from taskpool.tasks.payload import secret_fields
+from taskpool.tasks.payload.secret_fields import SecretFields, expanded
 from taskpool.tasks.task_type import task_type
 from taskpool.text import MASK, Secrets, SecretsGone
 
@@ -133,6 +134,23 @@ def test_schemas_of_others_are_understood() -> None:
     assert shown == {"a/b": {"in": MASK, "out": 2}, "c": MASK, "s_1": MASK, "w": MASK}
     assert SecretFields({"patternProperties": {"(?<n>js)": {"writeOnly": True}}}).split({"x": 1})[0] == {"x": MASK}
     assert not SecretFields({"type": "object", "properties": {"writeOnly": {"type": "string"}}})
+
+
+def test_the_schema_below_a_pattern_is_searched_once_for_all_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched = 0
+
+    def counted(*given: Any) -> Any:
+        nonlocal searched
+        searched += 1
+        return expanded(*given)
+
+    monkeypatch.setattr(secret_fields, "expanded", counted)
+    fields = SecretFields({"patternProperties": {"^k": {"properties": {"s": {"writeOnly": True}}}}})
+
+    shown, _ = fields.split({f"k{n}": {"s": "secret"} for n in range(1000)})
+
+    assert shown == {f"k{n}": {"s": MASK} for n in range(1000)}
+    assert searched < 100
 
 
 def test_no_builtin_type_has_secret_fields() -> None:

@@ -144,7 +144,7 @@ def test_a_task_that_runs_again_later_keeps_its_secret_until_then(pool: TaskPool
     assert ttl(redis, waiting) == TTL_S + 2000
 
 
-def test_a_task_whose_secret_is_gone_fails_and_says_so(pool: TaskPool, redis: Redis) -> None:
+def test_a_task_whose_secret_is_gone_fails_with_the_reason(pool: TaskPool, redis: Redis) -> None:
     id = add(pool)
     redis.delete(f"taskpool:secrets:{id}")
 

@@ -78,6 +78,11 @@ def test_an_empty_variable_counts_as_unset() -> None:
         ("TASKPOOL_PORT", "65536", "'65536' is not a whole number from 0 to 65535"),
         ("TASKPOOL_WORKERS", "0", "'0' is not a whole number from 1 to 1024"),
         ("TASKPOOL_MAX_CRASHES", "1.5", "'1.5' is not a whole number of 1 or more"),
+        (
+            "TASKPOOL_MAX_CRASHES",
+            "9" * 400,
+            f"'{'9' * 400}' is not a whole number of 1 or more; the largest is {2**63 - 1}",
+        ),
         ("TASKPOOL_GRACE_S", "-1", "'-1' is not a number of seconds from 0 to 316224000"),
         ("TASKPOOL_GRACE_S", "inf", "'inf' is not a number of seconds from 0 to 316224000"),
         ("TASKPOOL_GRACE_S", "nan", "'nan' is not a number of seconds from 0 to 316224000"),
@@ -182,7 +187,7 @@ def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
 def test_each_row_of_the_table_reads_its_own_default_back() -> None:
     for row in SETTING_FIELDS:
         if row.default not in (None, ()):
-            text = ",".join(row.default) if row.is_list else str(row.default)
+            text = ",".join(row.default) if row.kind.is_list else str(row.default)
 
             assert Settings.load({row.env: text}) == Settings(), row.name
 
@@ -190,21 +195,21 @@ def test_each_row_of_the_table_reads_its_own_default_back() -> None:
 def test_each_row_of_the_table_says_what_it_is_for() -> None:
     for row in SETTING_FIELDS:
         assert row.help.endswith("."), row.name
-        assert row.accepts, row.name
+        assert row.kind.accepts, row.name
         assert (row.env, row.flag) == (f"TASKPOOL_{row.name.upper()}", f"--{row.name.replace('_', '-')}")
 
 
 def test_each_duration_and_size_has_its_unit_in_its_name_and_its_help() -> None:
     for row in SETTING_FIELDS:
-        assert (row.kind == "seconds" or "Seconds" in row.help) == row.name.endswith("_s"), row.name
+        assert (row.kind.metavar == "S" or "Seconds" in row.help) == row.name.endswith("_s"), row.name
         assert ("bytes" in row.help) == row.name.endswith("_bytes"), row.name
 
 
 def documented(row: SettingField) -> str:
     """The row's line in docs/settings.md."""
-    default = ",".join(row.default) if row.is_list else str(row.default if row.default is not None else "")
+    default = ",".join(row.default) if row.kind.is_list else str(row.default if row.default is not None else "")
     default = f"`{default}`" if default else ""
-    return f"| `{row.env}` | `{row.flag}` | {default} | {row.help} | {row.accepts} |"
+    return f"| `{row.env}` | `{row.flag}` | {default} | {row.help} | {row.kind.accepts} |"
 
 
 def test_the_documentation_has_the_whole_table() -> None:

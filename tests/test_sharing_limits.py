@@ -16,7 +16,7 @@ import pytest
 
 from taskpool import AsyncClient, AsyncTaskPool, Client, RedisUnavailable, Registry, TaskNotFound, TaskPool, WaitTimeout
 from taskpool.redis import async_connection
-from tests.programs import run_program
+from tests.support import run_program
 
 LATER_S = 60
 NOT_FOUND = b'{"type": "urn:taskpool:problem:task-not-found", "title": "No such task", "status": 404, "detail": "gone"}'
@@ -80,9 +80,9 @@ def test_a_signal_handler_may_use_the_client_that_it_interrupts(api: _Api) -> No
     heard: list[str] = []
 
     def ask(*_: object) -> None:
-        with pytest.raises(TaskNotFound) as told:
+        with pytest.raises(TaskNotFound) as raised:
             client.get("a" * 20)
-        heard.append(told.value.id)
+        heard.append(raised.value.id)
 
     before = signal.signal(signal.SIGALRM, ask)
     try:

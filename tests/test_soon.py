@@ -30,7 +30,6 @@ async def published(redis_url: str) -> AsyncIterator[asyncio.Queue[float]]:
     """The seconds until due tasks, as a supervisor receives them."""
     published: asyncio.Queue[float] = asyncio.Queue()
     channel = CommandChannel(redis_url, lambda worker, command: None, published.put_nowait)
-    channel.listen_to(frozenset())
     await channel.step()
     yield published
     channel.close()

@@ -57,7 +57,7 @@ def test_what_goes_on_keeps_the_last_id() -> None:
     assert read(b"data: x\n\n", last_id="7") == [Message("message", "x", "7")]
 
 
-def test_a_message_is_told_with_the_carriage_return_that_ends_it() -> None:
+def test_a_message_comes_as_soon_as_a_carriage_return_ends_it() -> None:
     stream = EventStream()
 
     assert stream.feed(b"data: x\r\r") == [Message("message", "x", "")]
@@ -100,7 +100,7 @@ def test_what_is_written_is_read_as_it_was(documents: list[object], event: str, 
     assert [(each.event, each.id) for each in theirs] == [(name, id) for id in ids]
     assert [(each.get("event", "message"), each["id"]) for each in by_lines] == [(name, id) for id in ids]
     data = [[each.data for each in ours], [each.data for each in theirs], [each["data"] for each in by_lines]]
-    assert [[msgspec.json.decode(each.encode()) for each in told] for told in data] == [documents] * 3
+    assert [[msgspec.json.decode(each.encode()) for each in received] for received in data] == [documents] * 3
     assert theirs[0].retry == sse.RETRY_MS
 
 

@@ -1,4 +1,4 @@
-"""Ending an attempt as its outcome says, its log, and events as they are told and read."""
+"""Ending an attempt as its outcome says, its log, and events as they are published and read."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_an_outcome_to_be_tried_again_does_not_override_a_stop(world: World) -> 
     assert world.get("a").status is S.STOPPED
 
 
-def test_who_waits_for_the_task_is_told_of(world: World) -> None:
+def test_the_end_of_a_task_reports_that_children_wait_for_it(world: World) -> None:
     running = world.start("a")
     world.add("child", depends_on=["a"])
 
@@ -138,9 +138,7 @@ def test_every_event_that_a_life_leaves_can_be_read(world: World) -> None:
 
 
 @pytest.mark.parametrize("listen", ["subscribe", "psubscribe"])
-def test_what_is_told_is_what_the_stream_keeps_with_its_id_there_and_what_is_only_told(
-    world: World, listen: str
-) -> None:
+def test_a_message_is_the_kept_event_with_its_id_and_what_is_only_published(world: World, listen: str) -> None:
     channel = world.redis.pubsub(ignore_subscribe_messages=True)
     getattr(channel, listen)(keys.FIREHOSE if listen == "psubscribe" else keys.CHANNEL + "a")
     channel.get_message(timeout=5)
@@ -150,16 +148,16 @@ def test_what_is_told_is_what_the_stream_keeps_with_its_id_there_and_what_is_onl
     world.finish(running)
 
     kept = [status.read_event(fields[b"e"], id.decode()) for id, fields in world.redis.xrange(keys.EVENTS)]
-    told = [status.read_event(channel.get_message(timeout=5)["data"]) for _ in kept]
+    received = [status.read_event(channel.get_message(timeout=5)["data"]) for _ in kept]
     channel.close()
-    assert [dataclasses.replace(event, aside={}) for event in told] == kept
-    assert [event.event for event in told] == ["queued", "started", "log", "done"]
-    assert told[2].aside == {"lines": [{"at_ms": 5, "text": "one", "attempt": 1}]}
-    assert told[3].aside["result"] == 42
-    assert len({event.stream for event in told}) == 4
+    assert [dataclasses.replace(event, aside={}) for event in received] == kept
+    assert [event.event for event in received] == ["queued", "started", "log", "done"]
+    assert received[2].aside == {"lines": [{"at_ms": 5, "text": "one", "attempt": 1}]}
+    assert received[3].aside["result"] == 42
+    assert len({event.stream for event in received}) == 4
 
 
-def test_an_event_can_be_told_again(world: World) -> None:
+def test_an_event_can_be_published_again(world: World) -> None:
     event = Event("a", 7, "log", S.IN_PROGRESS, 1_800_000_000_000, {"count": 1}, "5-1", {"lines": [{"text": "one"}]})
     channel = world.redis.pubsub(ignore_subscribe_messages=True)
     channel.subscribe(keys.CHANNEL + "a")
@@ -175,5 +173,5 @@ def test_an_event_can_be_told_again(world: World) -> None:
     assert world.since(before) == {}
 
 
-def test_an_event_nobody_listens_to_reaches_nobody(world: World) -> None:
+def test_an_event_without_listeners_reaches_none(world: World) -> None:
     assert world.run(status.notify_websocket(Event("a", 1, "queued", S.QUEUED, 0))) == 0

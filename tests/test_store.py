@@ -21,7 +21,7 @@ from taskpool.redis.connection import Wire
 from taskpool.redis.embedded import RedisServer
 from taskpool.redis.replies import ReplyFault
 from taskpool.redis.store import Store
-from tests.states import World, new_task
+from tests.states import World, counted, new_task
 
 T = TypeVar("T")
 
@@ -127,7 +127,7 @@ def test_a_plan_can_handle_the_error_of_a_step(either: Either) -> None:
     assert either.carry_out(plan()) == ["Redis answered: WRONGTYPE O", "still here"]
 
 
-def test_an_error_nobody_expects_is_a_fault_of_ours(either: Either) -> None:
+def test_an_unexpected_error_is_an_internal_one(either: Either) -> None:
     with pytest.raises(ReplyFault, match="WRONGTYPE"):
         either.run_many([Call(("SET", "k", "v"), str), Call(("LPUSH", "k", "v"), int)])
 
@@ -157,7 +157,7 @@ def test_a_flush_of_the_scripts_between_calls_goes_unnoticed(either: Either, red
         either.run(scripts.count({"n": 1}))
         redis.script_flush()
 
-    assert redis.hgetall(keys.COUNTERS) == {b"n": b"3"}
+    assert counted(redis) == {"n": 3}
 
 
 def test_each_call_counts_once_when_only_some_scripts_are_known(either: Either, redis: Redis) -> None:
@@ -168,7 +168,7 @@ def test_each_call_counts_once_when_only_some_scripts_are_known(either: Either, 
     )
 
     assert (values[0], values[2:]) == ("ok", [1, "ok", "a"])
-    assert redis.hgetall(keys.COUNTERS) == {b"n": b"3"}
+    assert counted(redis) == {"n": 3}
 
 
 def test_a_pipeline_of_unknown_scripts_runs_in_order(either: Either, world: World) -> None:
@@ -206,7 +206,7 @@ def test_what_may_be_repeated_is_repeated_on_a_new_connection(either: Either, re
     assert either.run_many([ping("b", again=True), increment(again=True)]) == ["b", 1]
 
 
-def test_what_may_not_be_repeated_is_told_to_be_of_unknown_outcome(either: Either, redis: Redis) -> None:
+def test_a_call_that_may_not_be_repeated_raises_when_its_connection_is_lost(either: Either, redis: Redis) -> None:
     either.run(ping("a"))
     kill_connections(redis)
 
@@ -304,7 +304,7 @@ def test_a_server_that_does_not_answer_is_given_up(
         opened(stub.url).run(ping("hello"))
 
 
-def test_no_server_at_all_is_said_with_its_address(opened: Open, tmp_path: Path) -> None:
+def test_a_missing_server_is_reported_with_its_address(opened: Open, tmp_path: Path) -> None:
     with pytest.raises(RedisUnavailable, match="nowhere") as failed:
         opened(f"unix://{tmp_path}/nowhere").run(ping("hello", again=True))
 
@@ -312,7 +312,7 @@ def test_no_server_at_all_is_said_with_its_address(opened: Open, tmp_path: Path)
 
 
 class LossyProxy:
-    """Passes bytes to Redis and back, and loses what Redis answers to the next command when told to."""
+    """Passes bytes to Redis and back, and on demand loses what Redis answers to the next command."""
 
     def __init__(self, path: Path, redis_path: str) -> None:
         self.url = f"unix://{path}"
@@ -431,7 +431,7 @@ def test_a_redis_that_cannot_save_and_refuses_to_write_is_unavailable(
         admin.config_set("save", "")  # it would not end without saving
 
 
-def test_a_wrong_password_is_said_without_the_password(opened: Open, server: RedisServer) -> None:
+def test_a_wrong_password_is_reported_without_the_password(opened: Open, server: RedisServer) -> None:
     with Redis.from_url(server.url) as admin:
         admin.config_set("requirepass", "right")
 
@@ -476,7 +476,7 @@ def test_an_address_is_read_from_a_url(url: str, expected: tuple[Any, ...]) -> N
     assert address.tls is None
 
 
-def test_a_secure_address_checks_certificates_unless_told_not_to() -> None:
+def test_a_secure_address_checks_certificates_unless_that_is_switched_off() -> None:
     strict, lax = Address.parse("rediss://h"), Address.parse("rediss://h?ssl_cert_reqs=none")
 
     assert strict.tls is not None
@@ -540,7 +540,7 @@ async def test_a_cancelled_caller_does_not_shift_the_replies_of_others(redis_url
     await store.close()
 
 
-async def test_all_who_wait_are_told_when_the_connection_is_lost(redis_url: str, redis: Redis) -> None:
+async def test_all_waiting_calls_fail_when_the_connection_is_lost(redis_url: str, redis: Redis) -> None:
     store = AsyncStore(redis_url)
     await store.run(ping("a"))
     waiting = [asyncio.create_task(store.run(scripts.ring_wait(["default"], 5))) for _ in range(3)]
@@ -556,7 +556,7 @@ async def test_all_who_wait_are_told_when_the_connection_is_lost(redis_url: str,
     await store.close()
 
 
-async def test_closing_tells_all_who_wait(redis_url: str) -> None:
+async def test_closing_ends_all_waiting_calls(redis_url: str) -> None:
     store = AsyncStore(redis_url)
     await store.run(ping("a"))
     waiting = asyncio.create_task(store.run(scripts.ring_wait(["default"], 5)))

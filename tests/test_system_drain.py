@@ -91,7 +91,7 @@ def test_a_drained_pool_leaves_nothing_of_itself_in_redis(redis_url: str, redis:
         assert [info.name for info in workers.pool.types() if info.served_by] == []
 
 
-def test_a_process_told_to_end_from_outside_finishes_what_it_runs(redis_url: str, tmp_path: Path) -> None:
+def test_a_process_that_gets_sigterm_from_outside_finishes_what_it_runs(redis_url: str, tmp_path: Path) -> None:
     note = tmp_path / "note"
     with WorkerPool(redis_url, tmp_path / "log") as workers:
         task = workers.submit("hang", note=note, until=tmp_path / "go")

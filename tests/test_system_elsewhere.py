@@ -35,7 +35,7 @@ def test_a_task_waits_for_a_pool_that_knows_its_type(redis_url: str, tmp_path: P
     assert (tmp_path / "without.log").read_text().count("the task type 'act' isn't known here") == 1
 
 
-def test_a_task_whose_type_nobody_serves_any_more_fails(redis_url: str, tmp_path: Path) -> None:
+def test_a_task_whose_type_is_no_longer_served_fails(redis_url: str, tmp_path: Path) -> None:
     with WorkerPool(redis_url, tmp_path / "without.log", tasks="", type_grace_s=0.001) as without:
         record = without.result("ok")
 

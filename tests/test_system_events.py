@@ -1,5 +1,5 @@
-"""Events of real tasks on their way through real processes: over cuts, restarts of Redis and of the API, everyone is
-told every step once and in order."""
+"""Events of real tasks on their way through real processes: each client gets
+every event once and in order, over cuts and restarts of Redis and of the API."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def workers(server: RedisServer, tmp_path: Path) -> Iterator[WorkerPool]:
 
 
 async def more_heard(clients: list[EventClient], id: str) -> None:
-    """Everyone is told something that happens from now on."""
+    """Each client has received something that happened from now on."""
     heard = [len(client.of(id)) for client in clients]
     await until(lambda: all(len(client.of(id)) > n for client, n in zip(clients, heard, strict=True)))
 
 
-async def test_whoever_follows_is_told_every_step_once_over_cuts_and_a_crash_of_redis(
+async def test_followers_get_every_event_once_over_cuts_and_a_crash_of_redis(
     server: RedisServer, workers: WorkerPool, tmp_path: Path
 ) -> None:
     with api_process(server.url, tmp_path / "api.log") as (_, url):
@@ -69,17 +69,17 @@ async def test_whoever_follows_is_told_every_step_once_over_cuts_and_a_crash_of_
             await client.end()
 
     for client in clients:
-        told = client.of(task.id)
-        first = client.shown.get(task.id, told[0] - 1) + 1
-        assert told == list(range(first, record.seq + 1))
+        received = client.of(task.id)
+        first = client.shown.get(task.id, received[0] - 1) + 1
+        assert received == list(range(first, record.seq + 1))
         assert "resync" not in client.notices
     assert all(task.id in client.shown for client in clients[: 2 * EACH])
     assert record.progress == {"done": record.result, "note": f"step {record.result}"}
-    assert record.seq < record.result  # it reported more often than was told
+    assert record.seq < record.result  # it reported more often than events were sent
     assert "Traceback" not in (tmp_path / "api.log").read_text()
 
 
-async def test_who_comes_back_to_a_restarted_api_is_told_what_came_meanwhile(
+async def test_a_client_that_reconnects_to_a_restarted_api_gets_what_it_missed(
     server: RedisServer, workers: WorkerPool, tmp_path: Path
 ) -> None:
     with api_process(server.url, tmp_path / "api.log") as (first, url):
@@ -103,6 +103,6 @@ async def test_who_comes_back_to_a_restarted_api_is_told_what_came_meanwhile(
 
     assert sock.closed_with == 1012
     for one, other in ((stream, again), (sock, sock_again)):
-        told = one.of(task.id) + other.of(task.id)
-        assert told == list(range(told[0], record.seq + 1))
+        received = one.of(task.id) + other.of(task.id)
+        assert received == list(range(received[0], record.seq + 1))
         assert "snapshot" not in other.notices

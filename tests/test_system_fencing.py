@@ -9,7 +9,7 @@ import os
 import signal
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,26 @@ def test_an_attempt_on_a_host_that_is_cut_off_ends_before_the_next_one_begins(
     eventually(lambda: f"task {task.id}: its lease can't be renewed" in first.log.read_text())
 
 
+def test_only_the_main_thread_of_a_worker_process_receives_sigcont(hosts: Hosts, tmp_path: Path, note: Path) -> None:
+    """Otherwise a process that continues too late could run task code before its main thread ends the process."""
+    pool = hosts.pool()
+    task = pool.submit("work", note=note, until=tmp_path / "until", on_lost_lease="kill")
+    pid = started(note)
+
+    threads = [Path(f"/proc/{pid}/task/{thread}/status").read_text() for thread in os.listdir(f"/proc/{pid}/task")]
+    receivers = [status for status in threads if not blocked_signals(status) & 1 << signal.SIGCONT - 1]
+    (tmp_path / "until").touch()
+    pool.pool.wait(task.id, timeout_s=30)
+
+    assert len(threads) > 1
+    assert [f"\nPid:\t{pid}\n" in status for status in receivers] == [True]
+
+
+def blocked_signals(status: str) -> int:
+    """The mask of blocked signals in the text of /proc/PID/status."""
+    return int(next(line for line in status.splitlines() if line.startswith("SigBlk:")).split()[1], 16)
+
+
 @pytest.mark.parametrize("do", ["work", "hold"])
 def test_a_process_whose_supervisor_is_frozen_ends_itself_even_while_it_holds_the_interpreter(
     hosts: Hosts, tmp_path: Path, note: Path, do: str
@@ -129,10 +149,11 @@ def test_a_process_whose_supervisor_is_frozen_ends_itself_even_while_it_holds_th
     assert other.pool.get(task.id) == record
 
 
+@pytest.mark.parametrize("slots", [1, 4])
 def test_a_pool_that_was_frozen_as_a_whole_does_not_go_on_with_its_attempts(
-    hosts: Hosts, tmp_path: Path, note: Path
+    hosts: Hosts, tmp_path: Path, note: Path, slots: int
 ) -> None:
-    first = hosts.pool()
+    first = hosts.pool(slots=slots)
     task = first.submit("work", note=note, until=tmp_path / "until", on_lost_lease="kill")
     pid = started(note)
     worked(note, 1)
@@ -143,7 +164,8 @@ def test_a_pool_that_was_frozen_as_a_whole_does_not_go_on_with_its_attempts(
     other = hosts.other()
     worked(note, 2)
     for process in sorted(everything, key=lambda process: process.pid != pid):  # the worker goes on before the others
-        process.resume()
+        with suppress(psutil.NoSuchProcess):  # what ended with the worker
+            process.resume()
     eventually(lambda: not is_running(pid))
     (tmp_path / "until").touch()
 

@@ -21,7 +21,7 @@ from tests.worker_pool import WorkerPool, lines
 
 @contextmanager
 def frozen_with_a_claim(workers: WorkerPool, directory: Path, do: str) -> Iterator[tuple[TaskRecord, Path]]:
-    """Freezes the process at the doorbells: Redis carries out the claim behind it, and nobody reads the answer."""
+    """Freezes the process at the doorbells: Redis carries out the claim behind it, and the answer isn't read."""
     process = psutil.Process(workers.pids()[0])
     numbers = itertools.count()
 

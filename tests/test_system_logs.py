@@ -173,7 +173,7 @@ def test_tasks_side_by_side_do_not_mix(slots: WorkerPool, type: str) -> None:
         assert len(lines) == 20 * (4 if type == "chat" else 3)
 
 
-def test_who_follows_sees_every_line_once(workers: WorkerPool, tmp_path: Path) -> None:
+def test_a_follower_sees_every_line_once(workers: WorkerPool, tmp_path: Path) -> None:
     until = tmp_path / "until"
     until.touch()
     task = workers.pool.add_task("slow", {"until": str(until), "steps": 4})
@@ -196,7 +196,7 @@ def test_no_secret_of_a_task_is_in_its_log_or_the_workers_own(workers: WorkerPoo
 
 
 @pytest.mark.parametrize(("output", "slots"), [("both", 1), ("worker", 1), ("both", 4)])
-def test_nobody_can_take_what_a_task_writes_for_the_workers_log_nor_does_a_terminal_obey_it(
+def test_a_tasks_output_can_not_pass_for_the_workers_log_nor_control_a_terminal(
     redis_url: str, tmp_path: Path, output: str, slots: int
 ) -> None:
     with WorkerPool(redis_url, tmp_path / "log", tasks=TASKS, task_output=output, slots=slots) as workers:
@@ -233,7 +233,7 @@ def test_the_workers_own_output_has_it_too_unless_a_setting_says_no(redis_url: s
         assert len(log_of(workers, "speak", how="subprocess")) == 3
         text = workers.log.read_text()
         assert [word in text for word in ("printed again", "WARNING logged", "from sh")] == [False] * 3
-        assert "1 workers on the queues" in text
+        assert "1 worker, queues: " in text
         drain(workers)
     with WorkerPool(redis_url, tmp_path / "worker", tasks=TASKS, task_output="worker") as workers:
         assert shown(log_of(workers, "speak", how="everything")) == [("log", "said")]

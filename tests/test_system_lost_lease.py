@@ -57,8 +57,8 @@ def test_a_stop_of_a_task_whose_host_is_cut_off_is_reported_as_presumed(hosts: T
         "may_still_run": True,
     }
     assert [attempt.outcome for attempt in record.history] == ["lease_lost"]
-    told = f"task {task.id}: the lease of worker {record.history[0].worker} has ended"
-    eventually(lambda: told in other.log.read_text())
+    received = f"task {task.id}: the lease of worker {record.history[0].worker} has ended"
+    eventually(lambda: received in other.log.read_text())
 
 
 def test_a_task_whose_host_is_cut_off_runs_elsewhere_and_its_history_says_what_is_known(hosts: TwoHosts) -> None:

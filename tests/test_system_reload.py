@@ -64,7 +64,7 @@ def test_a_module_that_a_task_file_imports_is_watched_too(redis_url: str, tmp_pa
         eventually(result_is(workers, "new"))
 
 
-def test_a_broken_file_is_told_of_and_the_old_workers_stay(workers: WorkerPool, module: Path) -> None:
+def test_a_broken_file_is_reported_and_the_old_workers_stay(workers: WorkerPool, module: Path) -> None:
     before = workers.pids()
 
     module.write_text("def (\n")

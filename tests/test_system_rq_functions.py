@@ -17,7 +17,7 @@ from rq.serializers import JSONSerializer
 
 from taskpool import TaskPool, TaskStatus
 from taskpool.redis.embedded import RedisServer
-from taskpool.redis.rq_job import ENTRY_POINT
+from taskpool.redis.keys import ENTRY_POINT
 from tests import rq_functions
 from tests.rq_processes import environment, process, workers
 from tests.support import eventually
@@ -160,6 +160,7 @@ def test_our_workers_and_a_plain_rq_worker_share_a_queue_and_each_job_runs_once(
         eventually(lambda: any(info.name == "beside" for info in pool.workers()), 30)
         jobs = [queue.enqueue(rq_functions.add, n, b=1) for n in range(30)]
         foreign = [queue.enqueue("os.getcwd") for _ in range(3)]
+        eventually(pool.types)  # our workers publish them again, because the test began with an empty Redis
         tasks = [pool.add_task("echo", {"message": n}) for n in range(10)]
 
         assert [ended(job).return_value() for job in jobs] == [{"sum": n + 1} for n in range(30)]

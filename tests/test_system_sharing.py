@@ -35,11 +35,9 @@ from taskpool import (
 from taskpool.lifecycle import ConnectionPool, ConnectionsInUse
 from taskpool.redis.embedded import RedisServer
 from tests.api_client import api_process, publish_types
-from tests.certificates import certificate
 from tests.client_kinds import Service, service
-from tests.programs import run_program
-from tests.support import eventually
-from tests.tls_front import TlsFront
+from tests.support import eventually, run_program
+from tests.tls import TlsFront, certificate
 
 REGISTRY = Registry(builtins=True)
 THREADS = 8
@@ -141,7 +139,7 @@ def test_more_threads_than_connections_take_turns(redis: Redis, redis_url: str) 
         assert len(connections(redis)) <= 2
 
 
-def test_a_thread_that_gets_no_connection_in_time_is_told_what_to_do(
+def test_a_thread_that_gets_no_connection_in_time_gets_an_error_with_advice(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lifecycle, "WAIT_S", 0.05)
@@ -189,7 +187,7 @@ def test_a_second_try_after_a_lost_connection_meets_no_other_lost_one(pool: Task
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )  # sockets interrupted while they are made
-def test_an_interrupt_in_the_middle_of_a_call_gives_nobody_a_wrong_answer(pool: TaskPool, redis: Redis) -> None:
+def test_an_interrupt_in_the_middle_of_a_call_gives_no_other_call_its_answer(pool: TaskPool, redis: Redis) -> None:
     ids = [pool.add_task("echo", {"message": number}).id for number in range(20)]
     chance = random.Random(1)
     interrupts = 0
@@ -233,7 +231,7 @@ def test_a_signal_handler_may_use_the_pool_that_it_interrupts(pool: TaskPool) ->
 
 
 @pytest.mark.anyio
-async def test_a_cancelled_call_gives_nobody_a_wrong_answer(redis_url: str) -> None:
+async def test_a_cancelled_call_gives_no_other_call_its_answer(redis_url: str) -> None:
     chance = random.Random(1)
     async with AsyncTaskPool(redis_url, registry=REGISTRY) as pool:
         ids = [(await pool.add_task("echo", {"message": number})).id for number in range(20)]
@@ -383,7 +381,7 @@ def test_a_fork_while_every_connection_is_in_use_and_a_thread_waits_for_one(redi
         next(following)
         waiter = threading.Thread(target=lambda: next(pool.follow(task.id)))
         waiter.start()
-        while not pool._listeners._members.waiting:
+        while not pool._listeners._waiting:
             time.sleep(0.001)
         child = os.fork()
         if not child:
@@ -555,7 +553,10 @@ def test_a_loop_that_ends_takes_its_connections_with_it(redis: Redis, redis_url:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # asyncio's own, about its transports
-def test_loops_that_are_closed_without_a_word_leave_no_connections_behind(redis: Redis, redis_url: str) -> None:
+def test_loops_that_are_closed_without_a_word_leave_no_connections_behind(
+    redis: Redis, redis_url: str, request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(gc.collect)  # here, where asyncio may complain, and not in another test
     pool = AsyncTaskPool(redis_url, registry=REGISTRY)
 
     def use() -> None:
@@ -570,7 +571,6 @@ def test_loops_that_are_closed_without_a_word_leave_no_connections_behind(redis:
     assert len(connections(redis)) <= 1
     asyncio.run(pool.close())
     eventually(lambda: connections(redis) == [])
-    gc.collect()
 
 
 def test_a_loop_closes_its_own_connections_and_leaves_those_of_a_loop_that_runs(redis: Redis, redis_url: str) -> None:
@@ -653,7 +653,7 @@ def test_a_program_that_closes_nothing_ends_without_a_warning(there: Service) ->
     assert run_program(source, there.redis_url, there.url) == "right\n"
 
 
-def test_a_connection_that_nobody_gave_back_is_replaced() -> None:
+def test_a_connection_that_was_not_given_back_is_replaced() -> None:
     class Opened:
         def close(self) -> None:
             pass
@@ -666,7 +666,25 @@ def test_a_connection_that_nobody_gave_back_is_replaced() -> None:
     assert isinstance(opened.take(), Opened)
 
 
-def test_redis_away_is_told_to_every_thread(tmp_path: Any) -> None:
+def test_a_connection_given_back_while_a_caller_begins_to_wait_is_handed_to_it() -> None:
+    class Opened:
+        def close(self) -> None:
+            pass
+
+    class GivenBackLate(ConnectionPool[Opened]):
+        def _may_make(self) -> bool:
+            if may_make := super()._may_make():
+                return True
+            self.give_back(held)  # by another thread, after the caller found no idle connection
+            return may_make
+
+    opened = GivenBackLate(Opened, most=1)
+    held = opened.take()
+
+    assert opened.take() is held
+
+
+def test_redis_away_raises_in_every_thread(tmp_path: Any) -> None:
     pool = TaskPool(f"unix://{tmp_path}/nothing.sock", registry=REGISTRY)
 
     def work(thread: int) -> None:

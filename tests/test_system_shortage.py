@@ -136,7 +136,7 @@ def test_a_task_for_which_no_thread_can_be_started_runs_elsewhere_and_pays_nothi
 
 
 @pytest.mark.parametrize("slots", [1], indirect=True)
-def test_a_fork_server_without_descriptors_says_so_and_goes_on_when_there_are_some(workers: WorkerPool) -> None:
+def test_a_fork_server_without_descriptors_logs_that_and_goes_on_when_there_are_some(workers: WorkerPool) -> None:
     (pid,) = workers.pids()
     fork_server = psutil.Process(pid).parent()
     assert fork_server is not None

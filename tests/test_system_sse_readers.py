@@ -27,7 +27,7 @@ from taskpool.redis.scripts import log
 from taskpool.tasks.log_lines import LogLine, encode_line
 from taskpool.types import DEFAULT_LIMITS
 from tests.api_client import ROOT, environment
-from tests.browser import INSTALL, Page, browser, find_chromium
+from tests.chromium import INSTALL, Page, browser, find_chromium
 from tests.states import World
 from tests.support import eventually
 
@@ -41,7 +41,7 @@ ODD: Final = [
 """Lines of a log that would end a line or a message somewhere, were they sent as they are."""
 
 
-class Told(NamedTuple):
+class Received(NamedTuple):
     """One message as a reader sees it. The last one of an `EventSource` that comes back no more is called "closed"."""
 
     type: str
@@ -55,8 +55,8 @@ class Reader(Protocol):
     def read(self, url: str) -> None:
         """Begin to read."""
 
-    def told(self) -> list[Told]:
-        """What it was told so far."""
+    def received(self) -> list[Received]:
+        """What it received so far."""
 
 
 class HttpxSse:
@@ -64,7 +64,7 @@ class HttpxSse:
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack, self._is_over = stack, False
-        self._told: list[Told] = []
+        self._received: list[Received] = []
 
     def read(self, url: str) -> None:
         thread = threading.Thread(target=self._read, args=(url,))
@@ -72,8 +72,8 @@ class HttpxSse:
         self._stack.callback(thread.join)
         self._stack.callback(setattr, self, "_is_over", True)
 
-    def told(self) -> list[Told]:
-        return list(self._told)
+    def received(self) -> list[Received]:
+        return list(self._received)
 
     def _read(self, url: str) -> None:
         last: dict[str, str] = {}
@@ -84,10 +84,10 @@ class HttpxSse:
                 httpx_sse.connect_sse(client, "GET", url, headers=last) as source,
             ):
                 if source.response.status_code == 204:
-                    self._told.append(Told("closed", "", "204"))
+                    self._received.append(Received("closed", "", "204"))
                     return
                 for message in source.iter_sse():
-                    self._told.append(Told(message.event, message.id, message.data))
+                    self._received.append(Received(message.event, message.id, message.data))
                     last = {"Last-Event-ID": message.id}
 
 
@@ -96,7 +96,7 @@ class Npm:
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self._folder, self._stack = folder, stack
-        self._told: list[Told] = []
+        self._received: list[Received] = []
 
     def read(self, url: str) -> None:
         process = subprocess.Popen(
@@ -107,13 +107,13 @@ class Npm:
         for end in (thread.join, process.wait, process.kill):
             self._stack.callback(end)
 
-    def told(self) -> list[Told]:
-        return list(self._told)
+    def received(self) -> list[Received]:
+        return list(self._received)
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         with process.stdout:
-            self._told += (Told(**json.loads(line)) for line in process.stdout)
+            self._received += (Received(**json.loads(line)) for line in process.stdout)
 
 
 class Browser:
@@ -127,17 +127,17 @@ class Browser:
         self._page.open(f"{origin}/docs")
         self._page.run(
             f"""
-            window.told = [];
+            window.received = [];
             const source = new EventSource({json.dumps(url)});
             for (const name of {json.dumps(NAMES)}) source.addEventListener(
-                name, ({{ type, lastEventId, data }}) => told.push([type, lastEventId, data]));
-            source.onerror = () => source.readyState === EventSource.CLOSED && told.push(["closed", "", "204"]);
+                name, ({{ type, lastEventId, data }}) => received.push([type, lastEventId, data]));
+            source.onerror = () => source.readyState === EventSource.CLOSED && received.push(["closed", "", "204"]);
             0
             """
         )
 
-    def told(self) -> list[Told]:
-        return [Told(*each) for each in self._page.run("told")]
+    def received(self) -> list[Received]:
+        return [Received(*each) for each in self._page.run("received")]
 
 
 def install_npm(folder: Path) -> Callable[[ExitStack], Reader]:
@@ -276,33 +276,37 @@ def await_comments(tap: Tap) -> None:
 def test_a_reader_sees_the_events_and_nothing_else(reader: Reader, tap: Tap, world: World) -> None:
     world.add("a")
     reader.read(f"{tap.url}/tasks/a/events")
-    eventually(reader.told)
+    eventually(reader.received)
     await_comments(tap)
     running = world.claim()
-    eventually(lambda: len(reader.told()) == 2)
+    eventually(lambda: len(reader.received()) == 2)
     await_comments(tap)
 
     tap.cut()
     await_comments(tap)
     world.finish(running)
-    eventually(lambda: reader.told()[-1].type == "closed")
+    eventually(lambda: reader.received()[-1].type == "closed")
 
-    *told, _ = reader.told()
+    *received, _ = reader.received()
     ids = [id.decode() for id, _ in world.redis.xrange(keys.EVENTS)]
-    assert [(each.type, each.id) for each in told] == list(zip(["snapshot", "message", "message"], ids, strict=True))
-    assert [json.loads(each.data)["seq"] for each in told] == [1, 2, 3]
+    assert [(each.type, each.id) for each in received] == list(
+        zip(["snapshot", "message", "message"], ids, strict=True)
+    )
+    assert [json.loads(each.data)["seq"] for each in received] == [1, 2, 3]
 
 
 def test_a_reader_of_all_events_sees_none_before_the_first(reader: Reader, tap: Tap, world: World) -> None:
     reader.read(f"{tap.url}/events")
     await_comments(tap)
-    assert reader.told() == []
+    assert reader.received() == []
 
     world.end("a")
-    eventually(lambda: len(reader.told()) == 3)
+    eventually(lambda: len(reader.received()) == 3)
     await_comments(tap)
 
-    assert [(each.type, json.loads(each.data)["seq"]) for each in reader.told()] == [("message", n) for n in (1, 2, 3)]
+    assert [(each.type, json.loads(each.data)["seq"]) for each in reader.received()] == [
+        ("message", n) for n in (1, 2, 3)
+    ]
 
 
 def test_a_reader_of_a_log_sees_its_lines_as_they_are(reader: Reader, tap: Tap, world: World) -> None:
@@ -313,14 +317,14 @@ def test_a_reader_of_a_log_sees_its_lines_as_they_are(reader: Reader, tap: Tap, 
 
     lines = [encode_line(LogLine(at_ms=1_795_435_200_123, text=text, attempt=1)) for text in ODD]
     assert world.run(log("a", running.attempt_id, lines, DEFAULT_LIMITS)) == "ok"
-    eventually(lambda: len(reader.told()) == len(ODD))
+    eventually(lambda: len(reader.received()) == len(ODD))
     tap.cut()
     await_comments(tap)
     world.finish(running)
-    eventually(lambda: reader.told()[-1].type == "closed")
+    eventually(lambda: reader.received()[-1].type == "closed")
 
-    *told, end, _ = reader.told()
-    assert [json.loads(each.data)["text"] for each in told] == ODD
-    assert {each.type for each in told} == {"message"}
-    assert len({each.id for each in told}) == len(ODD)
+    *received, end, _ = reader.received()
+    assert [json.loads(each.data)["text"] for each in received] == ODD
+    assert {each.type for each in received} == {"message"}
+    assert len({each.id for each in received}) == len(ODD)
     assert (end.type, json.loads(end.data)) == ("end", {"status": "done"})

@@ -71,7 +71,7 @@ def test_a_failed_attempt_is_retried_while_attempts_are_left(workers: WorkerPool
     assert (record.status, record.result, record.attempt) == (TaskStatus.DONE, "the second time", 2)
 
 
-def test_a_result_that_is_not_json_fails_the_task_and_says_so(workers: WorkerPool) -> None:
+def test_a_result_that_is_not_json_fails_the_task_with_the_reason(workers: WorkerPool) -> None:
     record = workers.result("not_json")
 
     assert record.status is TaskStatus.FAILED

@@ -149,7 +149,7 @@ def test_a_pool_that_is_killed_while_it_sends_has_it_sent_again_by_the_next(
     assert [each["status_code"] for each in arrived["attempts"]] == [200]
 
 
-def test_of_many_tasks_whose_pool_is_killed_each_one_is_told_of_and_nothing_stays_for_ever(
+def test_each_of_many_tasks_whose_pool_is_killed_gets_its_webhook_and_nothing_stays_for_ever(
     redis: Redis, redis_url: str, tmp_path: Path, server: Receiver
 ) -> None:
     with api(redis_url, tmp_path / "api") as client:

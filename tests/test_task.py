@@ -16,9 +16,10 @@ import msgspec
 import pydantic
 import pytest
 
-from taskpool import ConfigurationError, DuplicateType, FieldError, InvalidPayload, Task, TaskContext, task
-from taskpool.tasks.payload.schema import DIALECT
+from taskpool import ConfigurationError, DuplicateType, FieldError, InvalidPayload, Secret, Task, TaskContext, task
+from taskpool.tasks.payload.signature import DIALECT
 from taskpool.tasks.task_type import TaskType, task_type
+from taskpool.testing import RecordingSink
 from taskpool.types import TypeInfo
 
 if TYPE_CHECKING:
@@ -60,21 +61,7 @@ class Plain:
         return self.width * self.height
 
 
-class Nothing:
-    """Stands in for what runs a task."""
-
-    def progress(self, done: float, total: float | None, note: str | None) -> None: ...
-
-    def log(self, message: str) -> None: ...
-
-    def is_cancelled(self) -> bool:
-        return False
-
-    def parents(self) -> dict[str, Any]:
-        return {}
-
-
-CTX = TaskContext(Nothing(), id="t1", type="x")
+CTX = TaskContext(RecordingSink(), id="t1", type="x")
 
 
 def made(function: Callable[..., Any], name: str = "x", **options: Any) -> TaskType:
@@ -500,6 +487,7 @@ def stars(*args: int) -> None: ...
 def twice(ctx: TaskContext, other: TaskContext) -> None: ...
 def unknown(a: NoSuchType) -> None: ...  # type: ignore[name-defined]  # noqa: F821
 def foreign(a: complex) -> None: ...
+def secretly_foreign(a: Secret[complex]) -> None: ...
 def unjson(a: Any = object()) -> None: ...  # noqa: B008
 def nan(a: float = float("nan")) -> None: ...
 def ambiguous(a: Order | Size) -> None: ...
@@ -558,6 +546,7 @@ class UnjsonDataclass(Task):
         (twice, {}, "two parameters would receive the context: ctx, other"),
         (unknown, {}, "the annotation of 'a', 'NoSuchType', can't be resolved: name 'NoSuchType' is not defined"),
         (foreign, {}, "the payload has no JSON form: type <class 'complex'> is not supported"),
+        (secretly_foreign, {}, "the payload has no JSON form: type complex is not supported"),
         (unjson, {}, "the default of 'a' isn't JSON: <object object at"),
         (nan, {}, "the default of 'a' isn't JSON: nan"),
         (ambiguous, {}, "the payload has no JSON form: Type unions may not contain"),

@@ -23,10 +23,10 @@ from taskpool import InvalidTask, Registry, Task, TaskPool, TaskRecord, TaskSpec
 from taskpool.cli.__main__ import main
 from taskpool.client import values
 from taskpool.client.request import Answer
-from taskpool.operations.documents import task_document
+from taskpool.operations.documents import TaskDocument
 from taskpool.settings import Settings
-from taskpool.types import OPTIONS, TaskOptions, TypeKeywords, TypeOptions
-from taskpool.validation import Declared
+from taskpool.types import OPTIONS, Confirm, TaskOptions, TypeKeywords, TypeOptions
+from taskpool.validation import Declared, Duration
 from tests.api_client import api, publish_types
 
 ROOT = Path(__file__).parent.parent
@@ -55,12 +55,14 @@ EXAMPLES = {
     "failure_ttl_s": Example(61),
     "tags": Example(["a", "b"], shown=("a", "b")),
     "depends_on": Example([PARENT], shown=(PARENT,)),
+    "confirm": Example("Go?", shown=Confirm("Go?")),
     "callback_url": Example("https://hooks.example/in"),
     "callback_events": Example(["failed"], needs=("callback_url", "https://hooks.example/in"), shown=("failed",)),
     "unique_key": Example("key"),
     "unique_for_s": Example(3600.0, needs=("unique_key", "key")),
     "traceparent": Example(TRACE),
     "tracestate": Example("vendor=1", needs=("traceparent", TRACE)),
+    "delay": Example("1h30m", is_shown=False),
     "delay_s": Example(3600.0, is_shown=False),
     "run_at": Example("2199-12-24T18:00:00Z", shown=datetime(2199, 12, 24, 18, tzinfo=UTC)),
     "front": Example(True, is_shown=False),
@@ -68,7 +70,7 @@ EXAMPLES = {
     "unique_until": Example("start", needs=("unique_key", "key")),
     "on_conflict": Example("return", needs=("unique_key", "key"), is_shown=False),
 }
-WRONG: dict[Any, Any] = {str: 5, float: -1, int: 0, bool: "yes", datetime: "tomorrow"}
+WRONG: dict[Any, Any] = {str: 5, float: -1, int: 0, bool: "yes", datetime: "tomorrow", Duration: "soon"}
 
 each_option = pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
 
@@ -185,7 +187,7 @@ def test_a_document_becomes_the_same_record_in_the_client(option: Declared, pool
     spec = msgspec.convert({"type": "echo", "payload": {"message": 1}, **given(option, parent)}, TaskSpec)
     record = pool.add_spec(spec)
 
-    document = msgspec.json.encode(task_document(record))
+    document = msgspec.json.encode(TaskDocument.of(record))
 
     times = {name: _to_ms(getattr(record, name)) for name in ("created_at", "enqueued_at", "run_at", "expires_at")}
     assert values.record(Answer(200, {}, document)) == msgspec.structs.replace(record, **times)
@@ -246,10 +248,8 @@ assert schemas["Task"]["properties"]["note"]["type"] == "string"
 
 def test_a_new_option_on_which_no_script_acts_is_declared_in_one_file(pool: TaskPool, tmp_path: Path) -> None:
     for folder in ("taskpool", "api", "workers", "tests"):
-        shutil.copytree(
-            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "openapi_clients")
-        )
-    file = tmp_path / "taskpool" / "types.py"
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("openapi_clients"))
+    file = tmp_path / "taskpool" / "types" / "__init__.py"
     text, options = re.subn(r"(class RecordedOptions\(.*\n    .*\n\n)", rf"\1{NEW_OPTION}", file.read_text())
     text, keywords = re.subn(r"(class TaskOptions\(.*\n    .*\n\n)", rf"\1{NEW_KEYWORD}", text)
     assert (options, keywords) == (1, 1)

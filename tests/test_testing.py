@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from taskpool import InvalidPayload, Registry, Task, TaskContext, TaskSpec, TaskStatus, UnknownType, WaitTimeout, task
+from taskpool import (
+    InvalidPayload,
+    Registry,
+    Retry,
+    Task,
+    TaskContext,
+    TaskNotFound,
+    TaskSpec,
+    TaskStatus,
+    UniqueConflict,
+    UnknownType,
+    WaitTimeout,
+    task,
+)
+from taskpool.errors import ConfigurationError
 from taskpool.settings import Settings
 from taskpool.testing import InlinePool, RecordingSink, inline_pool
 
@@ -137,7 +156,7 @@ def test_a_task_that_is_asked_to_stop_ends_as_stopped(pool: InlinePool, monkeypa
     assert (record.status, record.reason) == (S.STOPPED, "stopped")
 
 
-def test_nothing_left_to_run_is_said_instead_of_waited_for(pool: InlinePool) -> None:
+def test_waiting_with_nothing_left_to_run_raises(pool: InlinePool) -> None:
     task = pool.add_task("add", {"a": 1})
     pool.run_task(["sums"], worker="somebody else", attempt_id="a1")
 
@@ -210,3 +229,145 @@ def test_a_task_submitted_and_waited_for_at_once_runs(inline_pool: InlinePool) -
     ended = inline_pool.add_and_wait(TaskSpec(type="echo", payload={"message": "hello"}))
 
     assert ended.result == "hello"
+
+
+def test_a_missing_extra_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fakeredis", None)
+    monkeypatch.delitem(sys.modules, "taskpool.testing")
+
+    with pytest.raises(ModuleNotFoundError, match=r'needs fakeredis: pip install "taskpool-jobs\[testing\]"'):
+        importlib.import_module("taskpool.testing")
+
+
+# --- the clock ----------------------------------------------------------------------------------------------------
+
+
+@task("flaky", max_attempts=3, backoff_s=60)
+def flaky(ctx: TaskContext) -> int:
+    if ctx.attempt < 3:
+        raise Retry(after_s=60 * ctx.attempt)
+    return ctx.attempt
+
+
+START = datetime(2026, 10, 24, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def clocked() -> Iterator[InlinePool]:
+    with InlinePool(add, fail, flaky, now=START) as pool:
+        yield pool
+
+
+def test_time_passes_only_by_advance_and_each_delayed_task_runs_at_its_time(clocked: InlinePool) -> None:
+    late = clocked.add_task("add", {"a": 2}, delay="3h")
+    soon = clocked.add_task("add", {"a": 1}, delay="1h")
+
+    assert [record.id for record in clocked.advance(minutes=59)] == []
+    assert [record.id for record in clocked.advance("2h")] == [soon.id]
+    assert [record.id for record in clocked.advance(days=1)] == [late.id]
+
+    assert soon.run_at is not None
+    assert abs(clocked.now - START - timedelta(days=1, hours=2, minutes=59)) < timedelta(minutes=1)
+
+
+def test_what_runs_meanwhile_has_the_times_of_the_clock(clocked: InlinePool) -> None:
+    task = clocked.add_task("add", {"a": 1}, run_at=START + timedelta(hours=6), result_ttl_s=7 * 86_400)
+
+    (record,) = clocked.advance(hours=24)
+
+    assert record.id == task.id
+    for at in (record.enqueued_at, record.started_at, record.ended_at):
+        assert at is not None
+        assert timedelta(0) <= at - START - timedelta(hours=6) < timedelta(minutes=1)
+
+
+def test_a_retry_comes_at_its_time(clocked: InlinePool) -> None:
+    clocked.add_task("flaky")
+
+    ran = clocked.advance(minutes=10)
+
+    assert [(record.status, record.attempt) for record in ran] == [(S.SCHEDULED, 1), (S.SCHEDULED, 2), (S.DONE, 3)]
+    starts = [record.started_at - START for record in ran if record.started_at is not None]
+    assert [round(start.total_seconds() / 60) for start in starts] == [0, 1, 3]
+
+
+def test_what_is_not_started_in_time_expires(clocked: InlinePool) -> None:
+    parent = clocked.add_task("add", {"a": 1}, delay="2h")
+    child = clocked.add_task("add", {"a": 2}, depends_on=[parent.id], expires_in_s=3600)
+
+    clocked.advance(hours=3)
+
+    assert (clocked.get(child.id).status, clocked.get(child.id).reason) == (S.CANCELED, "expired")
+    assert clocked.get(parent.id).status is S.DONE
+
+
+def test_records_and_unique_keys_expire_with_the_clock(clocked: InlinePool) -> None:
+    first = clocked.run("add", {"a": 1}, unique_key="k", unique_for_s=3600, result_ttl_s=60)
+    with pytest.raises(UniqueConflict):
+        clocked.add_task("add", {"a": 1}, unique_key="k")
+
+    clocked.advance(minutes=59)
+    assert clocked.get(first.id).status is S.DONE
+    clocked.advance(minutes=2)
+
+    with pytest.raises(TaskNotFound):
+        clocked.get(first.id)
+    assert clocked.list_tasks().items == ()
+    assert clocked.add_task("add", {"a": 1}, unique_key="k").status is S.QUEUED
+
+
+def test_a_record_that_another_task_needs_does_not_hold_the_clock_up(clocked: InlinePool) -> None:
+    parent = clocked.add_task("add", {"a": 1}, result_ttl_s=60)
+    child = clocked.add_task("add", {"a": 2}, depends_on=[parent.id], delay="2d")
+
+    assert [record.id for record in clocked.advance(days=3)] == [parent.id, child.id]
+
+
+def test_run_all_needs_no_time(clocked: InlinePool) -> None:
+    clocked.add_task("add", {"a": 1}, delay="100d")
+
+    (record,) = clocked.run_all()
+
+    assert record.status is S.DONE
+    assert clocked.now - START < timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("span", [{"hours": -1}, {"days": 1e9}, {"span": "soon"}, {"span": -1}])
+def test_a_span_that_is_no_duration_is_refused(clocked: InlinePool, span: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, OverflowError)):
+        clocked.advance(**span)
+
+    assert clocked.now - START < timedelta(minutes=1)
+
+
+def test_the_clock_of_a_pool_is_its_own(pool: InlinePool, clocked: InlinePool) -> None:
+    before = time.time()
+    clocked.advance(days=1000)
+    there = clocked.add_task("add", {"a": 1})
+    here = pool.add_task("add", {"a": 1})
+
+    assert before <= time.time() < before + 60
+    assert here.created_at is not None
+    assert there.created_at is not None
+    assert there.created_at - START >= timedelta(days=1000)
+    assert abs(here.created_at.timestamp() - before) < 60
+
+
+def test_the_clock_starts_at_a_time_with_a_zone() -> None:
+    with pytest.raises(ConfigurationError, match="needs a time zone"):
+        InlinePool(now=datetime(2026, 10, 24, 12))
+
+
+def test_records_that_others_needed_go_when_their_time_is_over() -> None:
+    with InlinePool() as pool:
+        with pool.workflow("w") as workflow:
+            first = workflow.add("first", "echo", {"message": 1})
+            workflow.add("second", "echo", {"message": 2}, after=first)
+        parent = pool.add_task("echo", {"message": 3})
+        pool.add_task("echo", {"message": 4}, depends_on=[parent.id])
+        pool.run_all()
+        assert pool.list_tasks().items
+
+        pool.advance(days=60)
+
+        assert pool.list_tasks().items == ()

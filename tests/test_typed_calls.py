@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import functools
+import inspect
+import pickle
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +21,8 @@ import msgspec
 import pytest
 from fastapi import FastAPI
 
-from taskpool import AsyncTaskPool, InvalidTask, Registry, Task, TaskContext, TaskPool, TaskRecord, spec_for, task
+from taskpool import AsyncTaskPool, InvalidTask, Registry, Task, TaskContext, TaskPool, TaskRecord, TaskSpec, task
+from taskpool.testing import RecordingSink
 from taskpool.types import Page, PastAttempt, QueuedTask, TaskStatus, utc
 
 
@@ -87,11 +93,17 @@ URL = {"url": "a"}
         ([resize, Picture("a")], {}, {**URL, "width": 7}),
         ([resize, Sized("a")], {}, {**URL, "width": 8}),
         ([resize], {"payload": URL}, URL),
-        ([spec_for(resize, url="a")], {}, URL),
+        ([resize.spec(url="a")], {}, URL),
         ([render], {"page": "p", "payload": "x", "type": "y"}, {"page": "p", "payload": "x", "type": "y"}),
-        ([spec_for(render, page="p", queue="x")], {}, {"page": "p", "queue": "x"}),
+        ([render.spec(page="p", queue="x")], {}, {"page": "p", "queue": "x"}),
         ([render, {"page": "p", "queue": "x"}], {}, {"page": "p", "queue": "x"}),
         ([collect], {"a": 1, "b": 2}, {"a": 1, "b": 2}),
+        ([resize.spec("a", width=3)], {}, {**URL, "width": 3}),
+        ([render.spec(page="p", type="y")], {}, {"page": "p", "type": "y"}),
+        ([collect.spec(a=1, b=2)], {}, {"a": 1, "b": 2}),
+        ([Sleeps.spec(duration_s=2.0)], {}, {"duration_s": 2.0}),
+        ([Sleeps.spec({"duration_s": 2.0})], {}, {"duration_s": 2.0}),
+        ([Sleeps.spec()], {}, {}),
         ([Sleeps], {}, {}),
         ([Sleeps, {"duration_s": 2.0}], {}, {"duration_s": 2.0}),
         ([], {"type": "resize", "payload": URL}, URL),
@@ -109,9 +121,9 @@ def test_what_is_given_becomes_the_payload(
     [
         ([resize, URL], {"queue": "big", "tags": ["x"]}),
         ([resize], {"url": "a", "queue": "big", "tags": ["x"]}),
-        ([spec_for(resize, url="a")], {"queue": "big", "tags": ["x"]}),
+        ([resize.spec(url="a")], {"queue": "big", "tags": ["x"]}),
         ([render, {"page": "p", "queue": "small"}], {"queue": "big", "tags": ["x"]}),
-        ([spec_for(render, page="p", queue="small")], {"queue": "big", "tags": ["x"]}),
+        ([render.spec(page="p", queue="small")], {"queue": "big", "tags": ["x"]}),
         ([Sleeps], {"queue": "big", "tags": ["x"]}),
     ],
 )
@@ -122,7 +134,7 @@ def test_options_go_with_it(given: list[Any], named: dict[str, Any], add: Callab
 
 
 def test_a_name_that_could_be_both_is_refused_with_the_ways_out(add: Callable[..., TaskRecord]) -> None:
-    with pytest.raises(InvalidTask, match=r"'queue' is both a parameter of the task 'render' and an option.*spec_for"):
+    with pytest.raises(InvalidTask, match=r"'queue' is both a parameter of the task 'render' and .*task\.spec\("):
         add(render, page="p", queue="x")
 
 
@@ -138,14 +150,14 @@ def test_a_name_that_could_be_both_is_refused_with_the_ways_out(add: Callable[..
         ([resize], {"url": 5}, "/url"),
     ],
 )
-def test_what_it_can_not_be_is_said_so(
+def test_a_wrong_argument_is_reported(
     given: list[Any], named: dict[str, Any], fault: str, add: Callable[..., TaskRecord]
 ) -> None:
     with pytest.raises(InvalidTask, match=re.escape(fault)):
         add(*given, **named)
 
 
-@pytest.mark.parametrize(("given", "named"), [([], {}), (["resize", {}, 1], {}), ([spec_for(resize, url="a"), {}], {})])
+@pytest.mark.parametrize(("given", "named"), [([], {}), (["resize", {}, 1], {}), ([resize.spec(url="a"), {}], {})])
 def test_arguments_that_are_missing_or_too_many_are_a_type_error(
     given: list[Any], named: dict[str, Any], add: Callable[..., TaskRecord]
 ) -> None:
@@ -153,11 +165,66 @@ def test_arguments_that_are_missing_or_too_many_are_a_type_error(
         add(*given, **named)
 
 
+# --- the function and its spec -------------------------------------------------------------------------------
+
+
+def test_the_function_stays_a_plain_function() -> None:
+    assert inspect.isfunction(resize)
+    assert inspect.iscoroutinefunction(render)
+    assert list(inspect.signature(resize).parameters) == ["ctx", "url", "width"]
+    assert pickle.loads(pickle.dumps(resize)) is resize
+    assert copy.deepcopy(resize) is resize
+    assert resize(TaskContext(RecordingSink(), id="a", type="resize"), "x")["url"] == "x"
+
+
+def test_its_spec_is_a_submission_with_a_place_for_options(add: Callable[..., TaskRecord]) -> None:
+    spec = resize.spec("a", width=3)
+
+    assert spec == TaskSpec(type="resize", payload={"url": "a", "width": 3})
+    assert msgspec.structs.replace(spec, queue="x").queue == "x"
+    assert add(spec, delay="5m").status is TaskStatus.SCHEDULED
+
+
+def test_a_wrapper_of_the_function_has_its_spec() -> None:
+    @functools.wraps(resize)
+    def wrapper(*args: Any, **named: Any) -> Any:
+        return resize(*args, **named)
+
+    assert vars(wrapper)["spec"](url="a") == resize.spec(url="a")
+
+
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (lambda: resize.spec("a", 1, 2), "takes 2 values, not 3"),  # type: ignore[call-overload]
+        (lambda: resize.spec("a", url="b"), "/payload/url: is given twice"),  # type: ignore[call-overload]
+        (lambda: collect.spec(1), "takes 0 values, not 1"),  # type: ignore[call-arg]
+    ],
+)
+def test_wrong_arguments_of_a_spec_are_refused(make: Callable[[], Any], fault: str) -> None:
+    with pytest.raises(InvalidTask, match=re.escape(fault)):
+        make()
+
+
+def test_the_context_is_no_field_of_a_spec() -> None:
+    context = TaskContext(RecordingSink(), id="a", type="resize")
+
+    with pytest.raises(InvalidTask, match="url: is given twice"):
+        resize.spec(context, url="a")
+
+
+def test_a_task_class_takes_its_payload_in_one_way() -> None:
+    with pytest.raises(TypeError, match="as one object or as fields, not both"):
+        Sleeps.spec({"duration_s": 1.0}, duration_s=2.0)
+
+
 # --- what a type checker says --------------------------------------------------------------------------------
 
 USERS_FILE = """
+from collections.abc import Callable
 from typing import Any
-from taskpool import AsyncClient, AsyncTaskPool, Client, Task, TaskContext, TaskPool, TaskRecord, spec_for, task
+from taskpool import AsyncClient, AsyncTaskPool, Client, Spec, Task, TaskContext
+from taskpool import TaskPool, TaskRecord, WorkflowRecord, task
 
 @task("resize")
 def resize(ctx: TaskContext, url: str, width: int = 80) -> dict[str, Any]:
@@ -167,23 +234,65 @@ def resize(ctx: TaskContext, url: str, width: int = 80) -> dict[str, Any]:
 async def plain(n: int, names: list[str] | None = None) -> int:
     return n
 
+@task("later")
+async def later(ctx: TaskContext, n: int) -> str:
+    return "x"
+
+@task("row")
+def row(row: dict[str, int], n: int = 0) -> int:
+    return n
+
+@task("any_later")
+async def any_later(message: object, n: int) -> str:
+    return "x"
+
+@task("nothing")
+def nothing() -> None: ...
+
+@task("either")
+def either(message: Any) -> float:
+    return 1.0
+
 class Sleeps(Task):
     type = "sleeps"
 
-def blocking(pool: TaskPool, client: Client) -> TaskRecord:
+def blocking(pool: TaskPool, client: Client, ctx: TaskContext) -> TaskRecord:
     pool.add_task(resize, url="x", width=3)
     pool.add_task(resize, "x")
     pool.add_task(resize, {"url": "x"}, delay_s=3)
     pool.add_task(plain, n=3, names=["x"])
     pool.add_task(Sleeps, {"duration_s": 3}, queue="x")
     pool.add_task("resize", {"url": "x"}, queue="x")
-    pool.add_task(spec_for(resize, url="x"), queue="x")
-    pool.add_tasks([spec_for(resize, url="x"), spec_for(plain, 3)])
+    pool.add_task(resize.spec(url="x"), queue="x", delay="5m")
+    pool.add_tasks([resize.spec(url="x"), plain.spec(3)])
+    pool.add_and_wait(resize.spec("x", 80))
+    client.add_tasks([resize.spec("x", width=80), Sleeps.spec(duration_s=3)])
+    found: Spec[dict[str, Any]] = resize.spec("x")
+    number: Spec[int] = plain.spec(n=3, names=["x"])
+    anything: Spec[float] = either.spec(message=b"x")
+    late: Spec[str] = later.spec(n=1)
+    late = any_later.spec(message="x", n=1)
+    many: list[Spec[int]] = [row.spec({"a": 1}), row.spec(row={}, n=3)]
+    nothing.spec()
+    resize(ctx=ctx, url="x")
+    function: Callable[[TaskContext, str], Any] = resize
+    function(ctx, resize.__name__)
     client.add_task(resize, url="x").is_existing
+    with pool.workflow("import") as w, client.workflow("other") as other:
+        rows = w.map("rows", (plain.spec(n=n) for n in range(3)))
+        w.add("end", resize.spec(url="x"), after=rows.any(), confirm=True, delay="5m")
+        other.add("type", "resize", {"url": "x"}, after=["a", rows, rows.failure()])
+    record: WorkflowRecord = pool.wait_workflow(w.id)
+    pool.batch([plain.spec(1)], on_done=resize.spec("x")).nodes[0].counts
+    client.batch([plain.spec(1)]).status.is_terminal
     return pool.add_task(resize, url="x")
 
 async def awaiting(pool: AsyncTaskPool, client: AsyncClient) -> TaskRecord:
     (await client.add_task(resize, url="x")).is_existing
+    async with pool.workflow("import") as w, client.workflow("other") as other:
+        rows = w.map("rows", [plain.spec(n=3)])
+        other.add("end", resize.spec(url="x"), after=rows)
+    record: WorkflowRecord = await client.wait_workflow(w.id)
     return await pool.add_task(plain, n=3)
 
 def wrong(pool: TaskPool, client: Client) -> None:
@@ -194,7 +303,26 @@ def wrong(pool: TaskPool, client: Client) -> None:
     pool.add_task(resize, {"url": "x"}, delays=3)  # wrong
     pool.add_task("resize", {"url": "x"}, delay_s="x")  # wrong
     client.add_task(resize, url=5)  # wrong
-    spec_for(plain, n="3")  # wrong
+    plain.spec(n="3")  # wrong
+    resize.spec(url=5)  # wrong
+    resize.spec()  # wrong
+    plain.spec()  # wrong
+    row.spec()  # wrong
+    row.spec(n=3)  # wrong
+    later.spec()  # wrong
+    any_later.spec(message="x")  # wrong
+    nothing.spec(n=3)  # wrong
+    resize.spec("x", weight=3)  # wrong
+    later.spec(n=None)  # wrong
+    text: Spec[str] = plain.spec(3)  # wrong
+    pool.add_task(resize.spec("x"), delays=3)  # wrong
+    with pool.workflow("import") as w:
+        w.add("end", resize.spec("x"), delays=3)  # wrong
+        w.add("end", resize.spec(url=5))  # wrong
+        w.add("end", resize)  # wrong
+        w.add("end", resize.spec("x"), after=7)  # wrong
+        w.map("rows", [resize])  # wrong
+    pool.batch([plain.spec(1)], on_done=resize)  # wrong
 
 async def wrong_too(pool: AsyncTaskPool, client: AsyncClient) -> None:
     await pool.add_task(resize, url=5)  # wrong
@@ -202,17 +330,25 @@ async def wrong_too(pool: AsyncTaskPool, client: AsyncClient) -> None:
 """
 
 
-def test_mypy_finds_the_installed_package_and_reports_wrong_arguments_alone(tmp_path: Path) -> None:
+MYPY = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "users.py"]
+PYRIGHT = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "users.py"]
+
+
+@pytest.mark.parametrize("command", [MYPY, PYRIGHT], ids=["mypy", "pyright"])
+def test_type_checkers_find_the_installed_package_and_report_wrong_arguments_alone(
+    tmp_path: Path, command: list[str]
+) -> None:
     """The environment is that of `scripts/environment`: it installs the package so that type checkers find it."""
+    if command is PYRIGHT:
+        pytest.importorskip("pyright")
+        if shutil.which("node") is None:
+            pytest.skip("pyright would download Node.js")
     (tmp_path / "users.py").write_text(USERS_FILE)
     wrong = {number for number, line in enumerate(USERS_FILE.splitlines(), 1) if line.endswith("# wrong")}
 
-    checked = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "users.py"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
+    checked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
 
-    reported = {int(line.split(":")[1]) for line in checked.stdout.splitlines() if ": error: " in line}
+    reported = {int(line.split(":")[1]) for line in checked.stdout.splitlines() if " error: " in line}
     assert reported == wrong, checked.stdout + checked.stderr
 
 
@@ -273,6 +409,6 @@ async def test_fastapi_answers_with_records() -> None:
     document = RECORD.to_dict()
     assert found["/annotated"] == found["/plain"] == document
     assert found["/nested"] == {"task": document, "queued": {"record": document, "position": 1, "wait_s": 2}}
-    assert found["/page"] == {"items": [document], "next_cursor": None}
+    assert found["/page"] == {"items": [document], "next_cursor": None, "looked_at": None}
     assert found["/queued"]["record"] == document
     assert described["paths"].keys() == found.keys()

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from rq.job import JobStatus
 
-from taskpool.redis import scripts
+from taskpool.redis import people_scripts, scripts
+from taskpool.redis.people_scripts import By
 from taskpool.redis.rq_job import STATUS_OF
 from taskpool.types import RQ_STATUS, TERMINAL, TRANSITIONS, TaskOptions, TaskSpec, TaskStatus, utc
 from tests.states import FAILURE, SEED, World
 
 S = TaskStatus
-RESERVED = {S.WAITING_CONFIRMATION, S.THROTTLED}
+RESERVED = {S.THROTTLED}
 Edge = tuple[TaskStatus, TaskStatus]
 
 
@@ -41,6 +42,25 @@ def be_scheduled_after_waiting(world: World) -> None:
     release_after(S.DONE)(world)
 
 
+def be_asked_after_waiting(world: World) -> None:
+    world.redis.hset("rq:job:a", mapping={"unconfirmed": 1, "confirm": '{"text":"Go?","timeout":60}'})
+    release_after(S.DONE)(world)
+
+
+def be_asked_at_the_claim(world: World) -> None:
+    world.redis.hset("rq:job:a", mapping={"unconfirmed": 1, "confirm": '{"text":"Go?","timeout":60}'})
+    assert world.try_claim() is None
+
+
+def decide(decision: str) -> Callable[[World], Any]:
+    return lambda world: world.run(people_scripts.confirm("a", decision, By()))
+
+
+def confirm_a_delayed_task(world: World) -> None:
+    world.redis.hset("rq:job:a", "run_ms", 10**14)
+    decide("confirmed")(world)
+
+
 def promote(world: World) -> None:
     world.make_due("a")
     world.run(scripts.promote("a", "default"))
@@ -49,17 +69,25 @@ def promote(world: World) -> None:
 MOVES: dict[Edge, Callable[[World], Any]] = {
     (S.QUEUED, S.IN_PROGRESS): lambda world: world.claim(),
     (S.QUEUED, S.CANCELED): lambda world: world.cancel("a"),
+    (S.QUEUED, S.WAITING_CONFIRMATION): be_asked_at_the_claim,
     (S.SCHEDULED, S.QUEUED): promote,
     (S.SCHEDULED, S.CANCELED): lambda world: world.cancel("a"),
     (S.WAITING, S.QUEUED): release_after(S.DONE),
     (S.WAITING, S.SCHEDULED): be_scheduled_after_waiting,
     (S.WAITING, S.CANCELED): release_after(S.FAILED),
+    (S.WAITING, S.WAITING_CONFIRMATION): be_asked_after_waiting,
+    (S.WAITING_CONFIRMATION, S.QUEUED): decide("confirmed"),
+    (S.WAITING_CONFIRMATION, S.SCHEDULED): confirm_a_delayed_task,
+    (S.WAITING_CONFIRMATION, S.CANCELED): decide("rejected"),
     (S.IN_PROGRESS, S.STOPPING): lambda world: world.run(scripts.stop("a", grace_s=5, force=False)),
     (S.IN_PROGRESS, S.DONE): finish(S.DONE),
     (S.IN_PROGRESS, S.FAILED): finish(S.FAILED),
     (S.IN_PROGRESS, S.STOPPED): finish(S.STOPPED),
     (S.IN_PROGRESS, S.QUEUED): retry(0),
     (S.IN_PROGRESS, S.SCHEDULED): retry(500_000),
+    (S.IN_PROGRESS, S.WAITING_CONFIRMATION): lambda world: world.run(
+        people_scripts.ask(world.running["a"], b'{"name":"n","text":"Go?","timeout":60}')
+    ),
     (S.STOPPING, S.DONE): finish(S.DONE),
     (S.STOPPING, S.FAILED): finish(S.FAILED),
     (S.STOPPING, S.STOPPED): finish(S.STOPPED),

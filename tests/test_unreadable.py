@@ -12,11 +12,12 @@ from click.testing import CliRunner
 
 from api.app import create_app
 from api.routing import Resource
-from taskpool import Registry, TaskPool, TaskStatus
+from taskpool import Every, Registry, TaskPool, TaskSpec, TaskStatus
 from taskpool.access import keyring
 from taskpool.access.api_key import KeySpec
 from taskpool.cli.__main__ import main
 from taskpool.operations.catalog import PoolInfo, publish
+from taskpool.operations.insight.redrive import start_redrive
 from taskpool.redis import calls, keys, scripts
 from taskpool.redis.async_store import AsyncStore
 from taskpool.settings import Settings
@@ -44,7 +45,7 @@ FAMILIES: Final = sorted(
 )
 
 
-def populate(world: World) -> dict[str, str]:
+def populate(world: World, redis_url: str) -> dict[str, str]:
     """Something under every kind of key; what the paths of the API name."""
     for status, seed in SEED.items():
         seed(world, f"t-{status}")
@@ -53,10 +54,10 @@ def populate(world: World) -> dict[str, str]:
     lines = [encode_line(LogLine(at_ms=1, text=f"line {n}")) for n in range(3)]
     world.run(scripts.log("logs", "1", lines, DEFAULT_LIMITS))
     registry = Registry(builtins=True)
-    pool = PoolInfo(id="p", host="h", pid=1, queues=("default",), types=tuple(registry.names()), workers=("w",))
-    world.run(publish(pool, [each.info() for each in registry], ttl_s=3600))
+    info = PoolInfo(id="p", host="h", pid=1, queues=("default",), types=tuple(registry.names()), workers=("w",))
+    world.run(publish(info, [each.info() for each in registry], ttl_s=3600))
     hook = world.store.carry_out(
-        webhook_store.create_webhook(NewWebhook(url="https://a.example/"), None, Allowed(()), ME, most=9)
+        webhook_store.create_webhook(NewWebhook(url="https://a.example/"), Allowed(()), ME, most=9)
     )
     delivery = NewDelivery("msg_1", hook.id, hook.id, "logs", "task.done", hook.url, b"{}")
     world.run(deliver("", [delivery]))
@@ -67,8 +68,21 @@ def populate(world: World) -> dict[str, str]:
     world.redis.sadd("rq:workers", "rq:worker:w")
     world.redis.sadd("rq:workers:default", "rq:worker:w")
     world.redis.rpush("rq:queue:default:intermediate", "t-queued")
-    world.run(scripts.count({"tasks|done|work|default": 2}))
-    return {"id": "logs", "name": "default", "webhook": hook.id, "delivery": "msg_1", "key": key.id, "file": "docs.css"}
+    world.run(scripts.count({"tasks|done|work|default|b": 2}))
+    fingerprint = world.get(f"t-{S.FAILED}").fingerprint or ""
+    world.store.carry_out(start_redrive(fingerprint))
+    with TaskPool(redis_url, registry=registry) as pool:
+        echo = TaskSpec(type="echo", payload={"message": "m"})
+        with pool.workflow("w") as workflow:
+            workflow.add("after", echo, after=workflow.map("rows", [echo, echo]).any())
+        pool.set_schedule("s", Every(60), echo)
+        pool.run_schedule("s")
+        pool.add_task("echo", {"message": "m"}, confirm=True)
+    return {
+        "id": "logs", "name": "default", "queue": "default", "webhook": hook.id, "delivery": "msg_1", "key": key.id,
+        "file": "docs.css", "workflow": workflow.id, "schedule": "s", "fingerprint": fingerprint,
+        "operation": "nothing",
+    }  # fmt: skip
 
 
 def spoil(redis: Any, key: bytes, kind: str) -> None:
@@ -94,7 +108,7 @@ def paths(app: Any, named: dict[str, str]) -> Iterator[str]:
     """Every path that can be read, but for the streams that don't end."""
     for route in app.routes:
         is_read = isinstance(getattr(route, "endpoint", None), Resource) and "GET" in route.endpoint.guarded
-        if is_read and not route.path.endswith("/events"):
+        if is_read and not route.path.endswith(("/events", "/live", "{file:path}")):
             yield route.path.format(**named)
     yield from ("/tasks?tag=x", "/tasks?type=work", "/tasks?queue=default", "/audit?what=key.created")
     for status in (S.QUEUED, S.WAITING, S.IN_PROGRESS, S.FAILED):
@@ -121,8 +135,8 @@ async def ask(client: httpx.AsyncClient, path: str) -> None:
 async def test_nothing_that_redis_holds_fails_a_reader(
     redis_url: str, world: World, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    calls.forget_told()
-    named = populate(world)
+    calls.reported.clear()
+    named = populate(world, redis_url)
     app = create_app(Settings(redis_url=redis_url, auth="off"))
     store = AsyncStore(redis_url)
     housekeeping, beside = Housekeeping(store, Outage(), Settings()), RqMaintenance(store, Settings(), world.redis)
@@ -184,11 +198,11 @@ SCHEMAS: Final = {
 """Schemas that are none."""
 
 
-async def test_one_unreadable_record_is_left_out_of_a_list_and_the_log_says_so(
+async def test_one_unreadable_record_is_left_out_of_a_list_and_logged(
     redis_url: str, world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    calls.forget_told()
-    named = populate(world)
+    calls.reported.clear()
+    named = populate(world, redis_url)
     for key in (keys.TYPES, keys.API_KEYS, keys.WEBHOOKS):
         world.redis.hset(key, mapping=BAD)
     schemas = {
@@ -225,7 +239,7 @@ async def test_one_unreadable_record_is_left_out_of_a_list_and_the_log_says_so(
         assert f"{what} in Redis can't be read, so it is skipped" in caplog.text
 
 
-async def test_the_task_that_is_asked_for_is_said_to_be_unreadable(redis_url: str, world: World) -> None:
+async def test_reading_an_unreadable_task_is_an_error_that_names_it(redis_url: str, world: World) -> None:
     world.redis.set("rq:job:a", "no record")
     world.add("b")
 
@@ -261,12 +275,12 @@ async def test_a_key_whose_record_is_unreadable_opens_nothing(redis_url: str, wo
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_programs_and_commands_read_what_they_can(redis_url: str, world: World, kind: str) -> None:
-    named = populate(world)
+    named = populate(world, redis_url)
     stored = everything(world.redis)
     commands = "queue", "queue default", "types", "workers", "get t-done", "logs t-done", "keys list", "audit"
     families = (
         *("rq:job:", "rq:queue", "rq:w", "rq:failed:", "rq:s", "rq:deferred:", "taskpool:t", "taskpool:p"),
-        *("taskpool:keys", "taskpool:audit", "taskpool:log:", "taskpool:counters"),
+        *("taskpool:keys", "taskpool:audit", "taskpool:log:", "taskpool:counters", "taskpool:stats:"),
     )
     with TaskPool(redis_url) as pool:
         for family in families:
@@ -281,6 +295,13 @@ def test_programs_and_commands_read_what_they_can(redis_url: str, world: World, 
                 pool.list_tasks(status=status)
             pool.list_tasks()
             pool.get_queue(named["name"])
-            for read in (pool.queues, pool.types, pool.workers, pool.worker_warnings, pool.counters):
+            for read in (
+                pool.queues,
+                pool.types,
+                pool.workers,
+                pool.worker_warnings,
+                pool.counters,
+                pool.stats,
+            ):
                 read()
             restore(world.redis, stored)

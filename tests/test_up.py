@@ -23,6 +23,7 @@ from tests.keys import make_key
 from tests.support import eventually
 
 ROOT = Path(__file__).parent.parent
+README = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
 
 
 @pytest.fixture
@@ -34,6 +35,22 @@ def started(tmp_path: Path) -> Iterator[list[Up]]:
         instance.kill()
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """An instance that no test ends, with the README's task file. Its directory has packages with the names of ours."""
+    directory = tmp_path_factory.mktemp("shared")
+    (directory / "images.py").write_text(next(block for block in README if block.startswith("# images.py")))
+    for name in ("api", "workers"):
+        (directory / name).mkdir()
+        (directory / name / "__init__.py").write_text("raise RuntimeError('not ours')")
+    up = Up(directory, "--tasks", "images.py", TASKPOOL_LOG_FORMAT="auto")
+    try:
+        up.await_ready()
+        yield up
+    finally:
+        up.kill()
+
+
 @pytest.fixture
 def up(tmp_path: Path, started: list[Up]) -> Up:
     """A running instance."""
@@ -42,26 +59,27 @@ def up(tmp_path: Path, started: list[Up]) -> Up:
     return started[-1]
 
 
-def test_when_it_is_ready_the_workers_serve(up: Up) -> None:
-    status, task = up.ask("POST", "/tasks", {"type": "echo", "payload": {"message": "hello"}})
-    _, ended = up.ask("GET", f"/tasks/{task['id']}?wait=30")
+def test_when_it_is_ready_the_workers_serve(shared: Up) -> None:
+    status, task = shared.ask("POST", "/tasks", {"type": "echo", "payload": {"message": "hello"}})
+    _, ended = shared.ask("GET", f"/tasks/{task['id']}?wait=30")
 
     assert status == 202
     assert (ended["status"], ended["result"]) == ("done", "hello")
 
 
-def test_it_says_where_it_is_what_to_try_and_where_the_data_lies(up: Up) -> None:
-    assert f"ready: http://127.0.0.1:{up.port}, 2 workers" in up.text()
-    assert f"curl -s http://127.0.0.1:{up.port}/tasks" in up.text()
-    assert str(up.directory / ".taskpool") in up.text()
+def test_it_says_where_it_is_what_to_try_and_where_the_data_lies(shared: Up) -> None:
+    assert f"ready: http://127.0.0.1:{shared.port}, 2 workers" in shared.text()
+    assert f"curl -s http://127.0.0.1:{shared.port}/tasks" in shared.text()
+    assert str(shared.directory / ".taskpool") in shared.text()
+    assert "INFO api: listening" in shared.text(), "its log is for people, although its parts write into pipes"
 
 
-def test_the_commands_beside_it_find_it(up: Up) -> None:
-    submitted = taskpool(up.directory, "submit", "echo", 'message={"a": [1]}', "--wait", "30")
+def test_the_commands_beside_it_find_it(shared: Up) -> None:
+    submitted = taskpool(shared.directory, "submit", "echo", 'message={"a": [1]}', "--wait", "30")
     id = submitted.stdout.split()[0]
 
-    watched = taskpool(up.directory, "watch", id)
-    workers = json.loads(taskpool(up.directory, "workers", "--json").stdout)["workers"]
+    watched = taskpool(shared.directory, "watch", id)
+    workers = json.loads(taskpool(shared.directory, "workers", "--json").stdout)["workers"]
 
     assert submitted.returncode == Exit.DONE
     assert json.loads(submitted.stdout.splitlines()[1]) == {"a": [1]}
@@ -69,13 +87,8 @@ def test_the_commands_beside_it_find_it(up: Up) -> None:
     assert len(workers) == 2
 
 
-def test_the_readmes_python_programs_run_beside_it(tmp_path: Path, started: list[Up]) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    (tmp_path / "images.py").write_text(next(block for block in blocks if block.startswith("# images.py")))
-    started.append(up := Up(tmp_path, "--tasks", "images.py"))
-    up.await_ready()
-
-    printed = [python(block, tmp_path) for block in blocks if "TaskPool(" in block]
+def test_the_readmes_python_programs_run_beside_it(shared: Up) -> None:
+    printed = [python(block, shared.directory) for block in README if "TaskPool(" in block]
 
     assert printed == ["hello\n", "{'url': 'https://example.org/a.png', 'width': 80}\n"]
 
@@ -84,11 +97,11 @@ def test_a_pool_without_a_url_says_where_it_looked(tmp_path: Path) -> None:
     source = "import taskpool\ntry:\n    taskpool.{}()\nexcept taskpool.ConfigurationError as error:\n    print(error)"
 
     for kind in ("TaskPool", "AsyncTaskPool"):
-        told = python(source.format(kind), tmp_path)
+        shown = python(source.format(kind), tmp_path)
 
-        assert f"no Redis runs in {tmp_path / '.taskpool'}: start `taskpool up` there" in told
-        assert "TASKPOOL_REDIS_URL" in told
-        assert "TASKPOOL_DATA_DIR" in told
+        assert f"no Redis runs in {tmp_path / '.taskpool'}: start `taskpool up` there" in shown
+        assert "TASKPOOL_REDIS_URL" in shown
+        assert "TASKPOOL_DATA_DIR" in shown
 
 
 def test_a_pool_without_a_url_takes_that_of_the_variable(tmp_path: Path, redis_url: str) -> None:
@@ -107,7 +120,7 @@ def python(source: str, directory: Path, **environment: str) -> str:
     return ended.stdout
 
 
-@pytest.mark.parametrize("where", ["here", "elsewhere", "your Redis"])
+@pytest.mark.parametrize("where", ["elsewhere", "your Redis"])
 def test_the_command_it_prints_works_in_another_terminal(
     where: str, tmp_path: Path, redis_url: str, started: list[Up]
 ) -> None:
@@ -116,17 +129,25 @@ def test_the_command_it_prints_works_in_another_terminal(
     started.append(up := Up(tmp_path, *flags, **variables))
     up.await_ready()
 
-    (line,) = [line.partition("Watch")[2].strip() for line in up.text().splitlines() if "Watch" in line]
-    run = subprocess.run(
-        line.replace("duration_s=10", "duration_s=0.1"), shell=True, cwd=tmp_path, capture_output=True, text=True,
-        timeout=120, check=False,
-    )  # fmt: skip
+    run_the_printed_command(up)
 
-    assert (run.returncode, run.stderr.splitlines()[-1:]) == (Exit.DONE, ["done"])
     assert up.end() == Exit.DONE
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_command_it_prints_works_in_its_own_directory(shared: Up) -> None:
+    run_the_printed_command(shared)
+
+
+def run_the_printed_command(up: Up) -> None:
+    (line,) = [line.partition("Watch")[2].strip() for line in up.text().splitlines() if "Watch" in line]
+    run = subprocess.run(
+        line.replace("duration_s=10", "duration_s=0.1"), shell=True, cwd=up.directory, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert (run.returncode, run.stderr.splitlines()[-1:]) == (Exit.DONE, ["done"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_all_of_it_cleanly(number: signal.Signals, up: Up) -> None:
     assert up.end(number) == Exit.DONE
 
@@ -135,27 +156,19 @@ def test_a_signal_stops_all_of_it_cleanly(number: signal.Signals, up: Up) -> Non
     assert not (up.directory / ".taskpool" / "redis.url").exists()
 
 
-def test_tasks_survive_a_restart(up: Up, started: list[Up]) -> None:
+def test_stopping_lets_a_running_task_finish_and_tasks_survive_a_restart(up: Up, started: list[Up]) -> None:
     _, done = up.ask("POST", "/tasks", {"type": "echo", "payload": {"message": "kept"}})
     up.ask("GET", f"/tasks/{done['id']}?wait=30")
     _, later = up.ask("POST", "/tasks", {"type": "echo", "payload": {"message": "later"}, "delay_s": 3600})
-    up.end()
-
-    started.append(again := Up(up.directory))
-    again.await_ready()
-
-    assert again.ask("GET", f"/tasks/{done['id']}")[1]["result"] == "kept"
-    assert again.ask("GET", f"/tasks/{later['id']}")[1]["status"] == "scheduled"
-
-
-def test_stopping_lets_a_running_task_finish(up: Up, started: list[Up]) -> None:
-    _, task = up.ask("POST", "/tasks", {"type": "long_task", "payload": {"duration_s": 4}})
+    _, task = up.ask("POST", "/tasks", {"type": "long_task", "payload": {"duration_s": 3}})
     eventually(lambda: up.ask("GET", f"/tasks/{task['id']}")[1]["status"] == "in_progress")
 
     up.end()
     started.append(again := Up(up.directory))
     again.await_ready()
 
+    assert again.ask("GET", f"/tasks/{done['id']}")[1]["result"] == "kept"
+    assert again.ask("GET", f"/tasks/{later['id']}")[1]["status"] == "scheduled"
     record = again.ask("GET", f"/tasks/{task['id']}")[1]
     assert (record["status"], record["attempt"]) == ("done", 1)
 
@@ -201,16 +214,6 @@ def test_nothing_outlives_a_launcher_that_is_killed(tmp_path: Path, redis_url: s
     up.await_end()
 
 
-def test_a_directory_of_the_users_that_is_called_like_ours_is_no_trouble(tmp_path: Path, started: list[Up]) -> None:
-    for name in ("api", "workers"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('not ours')")
-
-    started.append(up := Up(tmp_path))
-
-    up.await_ready()
-
-
 def test_the_users_tasks_are_served_and_reloaded(tmp_path: Path, started: list[Up]) -> None:
     file = tmp_path / "mine.py"
     code = "from taskpool import task\n\n@task('answer')\ndef answer() -> int:\n    return {}\n"
@@ -254,8 +257,8 @@ def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / ".taskpool").exists()
 
 
-def test_a_data_directory_in_use_is_one_line(up: Up) -> None:
-    result = taskpool(up.directory, "up", "--port", str(free_port()))
+def test_a_data_directory_in_use_is_one_line(shared: Up) -> None:
+    result = taskpool(shared.directory, "up", "--port", str(free_port()))
 
     assert result.returncode == Exit.USAGE
     assert "is in use by process" in result.stderr
@@ -312,10 +315,10 @@ def test_what_others_can_reach_serves_only_the_built_in_types_that_are_named(
     started.append(up := Up(tmp_path, *tasks, *public, *arguments))
     up.await_ready()
 
-    told = json.loads(taskpool(tmp_path, "types", "--json", "--redis-url", redis_url).stdout)["types"]
+    shown = json.loads(taskpool(tmp_path, "types", "--json", "--redis-url", redis_url).stdout)["types"]
     refused = taskpool(tmp_path, "submit", "http_request", "url=http://a", "--redis-url", redis_url)
 
-    assert [each["name"] for each in told if each["name"] in BUILTIN_TYPES] == served
+    assert [each["name"] for each in shown if each["name"] in BUILTIN_TYPES] == served
     assert refused.returncode == Exit.USAGE
     assert "is built in, but no worker pool serves it: name it in TASKPOOL_BUILTINS" in refused.stderr
 

@@ -1,4 +1,4 @@
-"""Waiting for the end of a task: what is told with a message, what is read, and what a wait survives."""
+"""Waiting for the end of a task: what comes with a message, what is read, and what a wait survives."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_result_too_large_for_the_message_is_read(redis_url: str, redis: Redis
     assert ended == pool.get(ended.id)
 
 
-def test_a_failure_is_told_and_read(redis_url: str, redis: Redis, pool: TaskPool) -> None:
+def test_a_failure_ends_the_wait_and_is_read(redis_url: str, redis: Redis, pool: TaskPool) -> None:
     worker = work_off(redis_url, pool.registry, redis)
 
     ended = pool.add_and_wait(TaskSpec(type="fall"), wait_s=10)
@@ -177,7 +177,7 @@ def follow_awaiting(url: str, id: str, timeout_s: float) -> TaskRecord:
 WAYS: list[Callable[[str, str, float], TaskRecord]] = [wait_blocking, follow_blocking, wait_awaiting, follow_awaiting]
 
 
-def test_whoever_has_begun_to_wait_outlives_a_restart_of_redis(server: RedisServer) -> None:
+def test_a_wait_survives_a_restart_of_redis(server: RedisServer) -> None:
     with (
         ThreadPoolExecutor() as threads,
         TaskPool(server.url, registry=REGISTRY) as worker,

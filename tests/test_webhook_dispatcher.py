@@ -20,6 +20,7 @@ from taskpool.webhooks import delivery
 from taskpool.webhooks import store as webhook_store
 from taskpool.webhooks.delivery import Delivery
 from taskpool.webhooks.endpoint import DeliveryStatus, NewWebhook, Webhook, WebhookFields
+from tests.keys import ME
 from tests.receiver import Received, Receiver, receiver
 from tests.states import World
 from workers.duties import Outage, repeat
@@ -42,7 +43,8 @@ class Hooks:
         self.world = world
 
     def create(self, url: str, project: str | None = None, **fields: Any) -> Webhook:
-        plan = webhook_store.create_webhook(NewWebhook(url=url, **fields), project, ALLOWED, most=100)
+        by = Actor(None, "a test", project, "here")
+        plan = webhook_store.create_webhook(NewWebhook(url=url, **fields), ALLOWED, by, most=100)
         return self.world.store.carry_out(plan)
 
     def get(self, id: str, project: str | None = None) -> Webhook:
@@ -274,7 +276,7 @@ async def test_a_waiting_delivery_goes_to_the_new_url_of_its_endpoint(
     async with supervisor(world):
         await settled(hooks, webhook.id, "pending", 1)
         moved = WebhookFields(url=server.url("/new"))
-        world.store.carry_out(webhook_store.update_webhook(webhook.id, moved, None, ALLOWED))
+        world.store.carry_out(webhook_store.update_webhook(webhook.id, moved, ALLOWED, ME))
         hooks.make_due()
         await settled(hooks, webhook.id, "delivered")
 
@@ -350,7 +352,7 @@ async def test_a_replay_of_a_delivery_that_is_due_changes_only_the_audit_log(
     world.store.carry_out(delivery.replay(trial.id, by))
 
     assert (replayed, untouched) == (trial, {})
-    (audited,) = world.store.carry_out(read_audit()).items
+    audited, _created = world.store.carry_out(read_audit()).items
     assert (audited.entry.what, audited.entry.about, audited.entry.key) == ("delivery.replayed", trial.id, "k")
 
 
@@ -391,12 +393,12 @@ async def test_while_a_secret_rotates_both_verify_and_then_the_new_one_alone(
     world: World, hooks: Hooks, server: Receiver
 ) -> None:
     old = hooks.create(server.url())
-    new = world.store.carry_out(webhook_store.rotate_secret(old.id, None, secret=None, overlap_s=60))
+    new = world.store.carry_out(webhook_store.rotate_secret(old.id, ME, secret=None, overlap_s=60))
     world.end("a")
 
     async with supervisor(world):
         (both,) = await received(server)
-        last = world.store.carry_out(webhook_store.rotate_secret(old.id, None, secret=None, overlap_s=0))
+        last = world.store.carry_out(webhook_store.rotate_secret(old.id, ME, secret=None, overlap_s=0))
         world.end("b")
         *_, one = await received(server, 2)
 
@@ -414,7 +416,7 @@ async def test_an_endpoint_that_was_removed_leaves_nothing_behind(world: World, 
     async with supervisor(world):
         await settled(hooks, webhook.id, "pending", 1)
 
-    world.store.carry_out(webhook_store.remove_webhook(webhook.id, None))
+    world.store.carry_out(webhook_store.remove_webhook(webhook.id, ME))
 
     left = {key.decode() for key in world.redis.keys("taskpool:*") if b"webhooks" in key or b"deliver" in key}
     assert left <= {keys.DELIVERIES_OF_TASK + "a", keys.WEBHOOKS_OUTBOX, keys.WEBHOOKS_SORTER}

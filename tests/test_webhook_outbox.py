@@ -22,18 +22,18 @@ def outbox(world: World) -> list[dict[str, Any]]:
     return entries
 
 
-def told(world: World) -> list[tuple[str, int, str]]:
+def received(world: World) -> list[tuple[str, int, str]]:
     """The events in it, by task, number and name."""
     return [(each["event"]["id"], each["event"]["seq"], each["event"]["event"]) for each in outbox(world)]
 
 
-def test_nothing_is_written_for_tasks_about_which_nobody_wants_to_know(world: World) -> None:
+def test_nothing_is_written_for_tasks_without_webhooks(world: World) -> None:
     world.end("a")
 
     assert not [key for key in world.redis.keys("taskpool:*") if b"webhooks" in key]
 
 
-def test_a_callback_is_told_of_its_own_tasks_end_with_what_filters_and_the_body_need(world: World) -> None:
+def test_a_callback_gets_its_own_tasks_end_with_what_filters_and_the_body_need(world: World) -> None:
     world.end("other")
     world.end("a", tags=["x", "y"], queue="mails", callback_url=URL)
 
@@ -45,10 +45,10 @@ def test_a_callback_is_told_of_its_own_tasks_end_with_what_filters_and_the_body_
     assert world.get("a").callback_events == ("done", "failed", "stopped", "canceled")
 
 
-def test_a_callback_is_told_of_the_events_it_names_and_of_no_others(world: World) -> None:
+def test_a_callback_gets_the_events_it_names_and_no_others(world: World) -> None:
     world.end("a", S.FAILED, callback_url=URL, callback_events=["queued", "started"])
 
-    assert told(world) == [("a", 1, "queued"), ("a", 2, "started")]
+    assert received(world) == [("a", 1, "queued"), ("a", 2, "started")]
     assert world.get("a").callback_events == ("queued", "started")
 
 
@@ -58,16 +58,16 @@ def test_in_a_batch_each_task_has_its_own_callback(world: World) -> None:
 
     world.run(scripts.add(tasks))
 
-    assert told(world) == [("b", 1, "queued")]
+    assert received(world) == [("b", 1, "queued")]
 
 
-def test_a_repeated_submission_tells_once(world: World) -> None:
+def test_a_repeated_submission_writes_its_event_once(world: World) -> None:
     call = scripts.add([new_task("a", callback_url=URL, callback_events=["queued"])])
 
     world.run(call)
     world.run(call)
 
-    assert told(world) == [("a", 1, "queued")]
+    assert received(world) == [("a", 1, "queued")]
 
 
 def test_a_task_that_lives_again_calls_back_again_and_one_that_is_gone_leaves_nothing(world: World) -> None:
@@ -75,7 +75,7 @@ def test_a_task_that_lives_again_calls_back_again_and_one_that_is_gone_leaves_no
     world.run(scripts.revive("a"))
     world.finish(world.claim(attempt_id="2"))
 
-    assert told(world) == [("a", 3, "failed"), ("a", 6, "done")]
+    assert received(world) == [("a", 3, "failed"), ("a", 6, "done")]
     assert world.run(scripts.purge("a")) == "ok"
     assert not world.redis.exists(keys.WEBHOOKS_WANTED)
 
@@ -89,7 +89,7 @@ def test_a_record_that_somebody_deleted_is_forgotten_by_the_sweep(world: World) 
     assert not world.redis.exists(keys.WEBHOOKS_WANTED)
 
 
-def test_what_an_outbox_that_nobody_empties_loses_is_counted(world: World) -> None:
+def test_events_that_a_full_outbox_loses_are_counted(world: World) -> None:
     fill = "for n = 1, ARGV[1] do redis.call('XADD', KEYS[1], n .. '-1', 'e', '') end"
     world.redis.eval(fill, 1, keys.WEBHOOKS_OUTBOX, keys.WEBHOOKS_OUTBOX_MAX - 1)
 

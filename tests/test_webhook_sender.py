@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from taskpool import url_guard
 from taskpool.url_guard import Address, Allowed, NotSent, Resolver
-from tests.certificates import certificate
 from tests.receiver import Receiver, receiver
+from tests.tls import certificate
 from workers import webhook_dispatcher
 from workers.webhook_dispatcher import Answer, Sender
 
@@ -226,3 +227,17 @@ async def test_names_are_resolved_by_the_system() -> None:
         await Resolver().resolve("nothing.invalid", 80)
     with pytest.raises(NotSent, match=r"the host nothing\.invalid can't be resolved"):
         await send("http://nothing.invalid/")
+
+
+async def test_a_lookup_without_a_thread_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(url_guard, "MOST_LOOKUPS", 1)
+    resolver = Resolver()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refused)
+        with pytest.raises(OSError, match="can't start new thread"):
+            await resolver.resolve("localhost", 80)
+
+    assert await resolver.resolve("localhost", 80)

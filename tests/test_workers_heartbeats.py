@@ -10,9 +10,9 @@ import pytest
 from taskpool.redis import scripts
 from taskpool.redis.async_store import AsyncStore
 from tests.states import World
-from workers.heartbeats import DEFAULT_GRACE_S, Heartbeats
+from workers.attempts import DEFAULT_GRACE_S, Heartbeats
+from workers.fork_client import Verdict
 from workers.process_group import boottime
-from workers.process_handle import Verdict
 from workers.shared_memory import LaneState, Request, Run
 
 pytestmark = pytest.mark.anyio
@@ -60,7 +60,7 @@ async def store(world: World) -> AsyncIterator[AsyncStore]:
 
 async def beat(store: AsyncStore, *ids: str, times: int = 1) -> list[tuple[str, Any]]:
     stops = Stops()
-    heartbeats = Heartbeats(store, cast("Any", None), cast("Any", stops), lease_s=15)
+    heartbeats = Heartbeats(store, cast("Any", stops), lease_s=15)
     for _ in range(times):
         await heartbeats.renew_leases(cast("Any", [Running(id, stops.asked) for id in ids]))
     return stops.asked
@@ -132,7 +132,7 @@ async def test_an_attempt_that_must_not_outlive_its_lease_is_killed_when_it_has_
     runs, gone = Running("runs", stops.asked, 1.0), Running("gone", stops.asked, 1.0)
     before = boottime()
 
-    await Heartbeats(store, cast("Any", None), cast("Any", stops), lease_s=15).renew_leases(cast("Any", [runs, gone]))
+    await Heartbeats(store, cast("Any", stops), lease_s=15).renew_leases(cast("Any", [runs, gone]))
 
     assert stops.asked == [("gone", Verdict.LEASE_LOST)]
     assert gone.renewed == []

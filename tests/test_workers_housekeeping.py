@@ -77,7 +77,7 @@ async def test_a_task_whose_lease_has_ended_runs_again_and_fails_after_the_most_
     assert (record.status, record.crashes) == (TaskStatus.FAILED, 2)
     assert record.error == "lease lost: its worker can't be reached and may still be running"
     assert record.failure == {"reason": "lease_lost", "message": record.error, "may_still_run": True}
-    assert bench.pool.counters() == {"tasks|lease_lost|nothing|default": 2}
+    assert bench.pool.counters()["tasks|lease_lost|nothing|default"] == 2
 
 
 async def test_attempts_of_a_host_that_died_are_taken_back_in_batches(bench: Bench) -> None:
@@ -236,3 +236,23 @@ async def test_the_queues_of_pools_are_looked_at_in_each_round(bench: Bench, red
     await bench.housekeeping.step()
 
     assert bench.status(task.id) is TaskStatus.QUEUED
+
+
+async def test_a_round_closes_the_minutes_that_are_over_and_samples_the_queues(bench: Bench, redis: Any) -> None:
+    bench.pool.add_task("nothing")
+    counted = bench.pool.counters()
+    (minute,) = redis.smembers("taskpool:stats:open")
+    redis.rename(f"taskpool:stats:submitted:{int(minute)}", f"taskpool:stats:submitted:{int(minute) - 5}")
+    redis.srem("taskpool:stats:open", int(minute))
+    redis.sadd("taskpool:stats:open", int(minute) - 5)
+
+    await bench.housekeeping.step()
+
+    assert redis.smembers("taskpool:stats:open") == set()
+    assert bench.pool.counters() == counted
+    stats = bench.pool.stats("1h")
+    assert sum(stats.series[0].submitted) == 1
+    assert [(each.queue, each.values[-2:]) for each in stats.depth] in (
+        [("default", (1, None))],
+        [("default", (None, 1))],
+    )

@@ -22,6 +22,7 @@ import pytest
 
 from taskpool import Registry, SoftTimeout, TaskContext, TaskStatus, TaskStopped, task
 from taskpool.tasks.attempt import Outcome, execute_task, run_in_fence
+from taskpool.testing import RecordingSink
 from taskpool.types import RunningTask
 from workers.process.interruption import Interruption, is_inside_fence
 from workers.shared_memory import Block, Lane, LaneState, Request, Run, SharedMemory
@@ -71,23 +72,13 @@ class Bench:
             return execute_task(
                 running,
                 registry,
-                TaskContext(_Sink(), id="a", type="bench"),
+                TaskContext(RecordingSink(), id="a", type="bench"),
                 max_result_bytes=1000,
                 run_coroutine=self.interruption.run_coroutine,
             )
         finally:
             self.interruption.unwatch()
             self.lane.end()
-
-
-class _Sink:
-    def progress(self, done: float, total: float | None, note: str | None) -> None: ...
-    def log(self, message: str) -> None: ...
-    def is_cancelled(self) -> bool:
-        return False
-
-    def parents(self) -> dict[str, Any]:
-        return {}
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import signal
 import subprocess
 
 import psutil
+import pytest
 
 from tests.support import eventually, is_running
 from workers import process_group
@@ -75,11 +76,20 @@ def test_a_family_is_killed_with_processes_that_left_its_group() -> None:
     apart = int(leader.stdout.readline())
     eventually(lambda: psutil.Process(apart).name() == "sleep")
 
-    assert process_group.kill_family(leader.pid)
+    process_group.kill_family(leader.pid)
 
     assert leader.wait() == -signal.SIGKILL
     leader.stdout.close()
     eventually(lambda: not is_running(apart))
+
+
+def test_a_family_that_takes_long_to_find_is_killed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_group, "ORPHANS_S", -1.0)
+    leader = subprocess.Popen(["sleep", "60"], start_new_session=True)
+
+    process_group.kill_family(leader.pid)
+
+    assert leader.wait(10) == -signal.SIGKILL
 
 
 def test_orphans_of_a_frozen_process_are_killed_and_its_other_children_spared() -> None:
@@ -88,7 +98,7 @@ def test_orphans_of_a_frozen_process_are_killed_and_its_other_children_spared() 
     orphan, spared = int(parent.stdout.readline()), int(parent.stdout.readline())
     parent.send_signal(signal.SIGSTOP)
 
-    assert process_group.end_orphans(parent.pid, spare={spared})
+    process_group.end_orphans(parent.pid, spare={spared})
 
     assert (is_running(orphan), is_running(spared)) == (False, True)
     process_group.kill_family(spared)

@@ -9,8 +9,7 @@ import pytest
 
 from taskpool.settings import Settings
 from workers import process_pool
-from workers.fork_client import Ending, LoadedTasks
-from workers.process_handle import ProcessHandle
+from workers.fork_client import Ending, LoadedTasks, ProcessHandle
 from workers.process_pool import ProcessPool
 from workers.shared_memory import SharedMemory
 
@@ -26,7 +25,7 @@ class HastyForkServer:
     def __init__(self, memory: SharedMemory, *, on_failure: Any) -> None:
         self.pids = iter(range(1_000_000, 1_000_010))
 
-    async def start(self, settings: Settings) -> None: ...
+    async def start(self, settings: Settings, *, checks: bool = False) -> None: ...
 
     async def fork(self, block: int, name: str, queues: tuple[str, ...]) -> tuple[int, asyncio.Future[Ending]]:
         end = asyncio.get_running_loop().create_future()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any, cast
 
 import pytest
 from redis import Redis
 
-from workers.process_handle import ProcessHandle
+from workers.fork_client import ForkClient, ProcessHandle
 from workers.registration import PoolWorker, WorkerRegistry
 from workers.shared_memory import SharedMemory
 
@@ -17,7 +16,8 @@ from workers.shared_memory import SharedMemory
 @pytest.fixture
 def worker(redis: Redis) -> Iterator[PoolWorker]:
     memory = SharedMemory.create(blocks=1, lanes=1)
-    process = ProcessHandle("pool.1", os.getpid(), memory.block(0), cast("Any", None), ("default",))
+    client = ForkClient(memory, on_failure=lambda client: None)
+    process = ProcessHandle("pool.1", os.getpid(), memory.block(0), client, ("default",))
     yield PoolWorker(process, "pool", redis)
     memory.close()
 

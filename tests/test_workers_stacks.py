@@ -6,11 +6,12 @@ import os
 import signal
 
 from workers import process_group
+from workers.shared_memory import open_file
 
 
 def in_a_fork(number: int, times: int) -> str:
     """What a process has written that sent itself a signal so many times."""
-    with process_group.open_stacks_file() as file:
+    with open_file("taskpool-stacks") as file:
         pid = os.fork()
         if pid == 0:
             process_group.write_stacks_to(file)

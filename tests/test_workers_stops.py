@@ -9,9 +9,9 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from workers.process_handle import ProcessHandle
+from workers.attempts import Stops
+from workers.fork_client import ProcessHandle
 from workers.shared_memory import Request, SharedMemory
-from workers.stops import Stops
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 
 import pytest
@@ -74,6 +75,25 @@ def test_of_what_a_terminal_obeys_only_colours_are_shown(shown: Shown) -> None:
     assert shown.text == "[a] \\x1b]52;c;aGk=\\x07\x1b[31mred\\x08\\x9b1A\x1b[0m\n"
 
 
+def test_in_json_each_line_says_whose_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    output = io.StringIO()
+    monkeypatch.setattr("sys.stdout", output)
+    shown = Shown(Terminal("json"), output)
+
+    shown.write("it is can", attempt("a", "canary"))
+    shown.write('ary\nforged", "task_id": "b\n\x1b[31mred \udc80\u2028\n', attempt("a", "canary"))
+    shown.write("nobody's\n", None)
+
+    documents = [json.loads(line) for line in shown.text.splitlines()]
+    assert shown.text.isprintable() or "\u2028" not in shown.text
+    assert [each["message"] for each in documents] == [
+        "it is ***", 'forged", "task_id": "b', "\x1b[31mred ?\u2028", "nobody's",
+    ]  # fmt: skip
+    about = {"level": "info", "logger": "stdout", "task_id": "a", "type": "t", "queue": "q", "attempt": 1}
+    assert [about.items() <= each.items() for each in documents] == [True, True, True, False]
+    assert "task_id" not in documents[3]
+
+
 def test_a_secret_in_two_halves_is_masked(shown: Shown) -> None:
     running = attempt("a", "canary")
 
@@ -132,7 +152,7 @@ def test_of_a_bar_of_progress_only_the_last_state_is_shown(shown: Shown) -> None
     assert shown.text == "[a] 100 %\n"
 
 
-def test_what_belongs_to_nobody_shows_no_secret_of_those_who_run_or_ran(shown: Shown) -> None:
+def test_lines_of_no_task_show_no_secret_of_running_or_ended_tasks(shown: Shown) -> None:
     running, former = attempt("a", "canary"), attempt("b", "a former one")
     for each in (running, former):
         shown.terminal.begin(each)
@@ -155,7 +175,7 @@ def test_only_so_many_are_remembered(shown: Shown) -> None:
     assert shown.text == "[-] secret 0000, ***\n"
 
 
-def test_an_output_that_is_gone_is_nobodys_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_that_is_gone_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     gone = io.StringIO()
     gone.close()
     monkeypatch.setattr("sys.stdout", gone)

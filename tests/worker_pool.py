@@ -99,7 +99,7 @@ class WorkerPool:
 
 @contextmanager
 def pool_with_redis(directory: Path, redis_binary: str | None, **settings: Any) -> Iterator[WorkerPool]:
-    """A pool with a Redis of its own, for all tests of a file: nobody empties that one in between."""
+    """A pool with a Redis of its own, for all tests of a file: it isn't emptied in between."""
     server = RedisServer(directory, binary=redis_binary)
     server.start()
     try:

@@ -36,18 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, _end)
     try:
         settings = Settings.load(os.environ, **{field.name: getattr(flags, field.name) for field in SETTING_FIELDS})
-        configure(settings.log_level)
+        configure(settings.log_level, settings.log_format)
         wait_for_redis(resolve_redis_url(settings))
         if settings.files_root is not None:
             check_root(Path(settings.files_root))
-        return asyncio.run(_run(settings, reloads=flags.reload))
+        return asyncio.run(Supervisor(settings, reloads=flags.reload).run())
     except ConfigurationError as error:
         print(printable_lines(f"taskpool: {error}"), file=sys.stderr)
         return EXIT_CONFIGURATION
-
-
-async def _run(settings: Settings, *, reloads: bool) -> int:
-    return await Supervisor(settings, reloads=reloads).run()
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

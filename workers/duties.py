@@ -13,29 +13,30 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 import msgspec
-from hiredis import ReplyError
 
 from taskpool.errors import RedisFull, RedisUnavailable
+from taskpool.operations.waiting import Subscriptions
 from taskpool.redis import keys
-from taskpool.redis.address import Address
-from taskpool.redis.async_connection import AsyncWire
 from taskpool.redis.replies import ReplyFault
 
 log = logging.getLogger("workers")
+
+Step = Callable[[], Awaitable[float]]
+"""One round of a duty; returns the seconds to wait until the next."""
 
 AWAY_RETRY_S = 0.5
 FAULT_RETRY_S = 5.0
 FAULT_TRIES = 5
 FULL_LOG_S: Final = 60.0
 MOST_REASONS: Final = 5
-"""The log has that many reasons of an outage: a lost connection comes first, and why there is no new one after it."""
+"""An outage logs this many reasons at most: a lost connection first, then why there is no new one."""
 MOST_TEXTS: Final = 100
 SUBSCRIBE_S: Final = 2.0
-PING_S: Final = 10.0
-REPLY_S: Final = 5.0
+SUBSCRIBE_AGAIN_S: Final = 10.0
 
 
 class BackgroundTasks:
@@ -45,14 +46,12 @@ class BackgroundTasks:
         self.running: set[asyncio.Task[Any]] = set()
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Starts a task."""
         task = asyncio.create_task(work)
         self.running.add(task)
         task.add_done_callback(self.running.discard)
         return task
 
     def cancel(self) -> None:
-        """Cancels all of them."""
         for task in tuple(self.running):
             task.cancel()
 
@@ -64,7 +63,6 @@ class LogOnce:
         self._texts: deque[str] = deque(maxlen=MOST_TEXTS)
 
     def __call__(self, level: int, text: str) -> None:
-        """Logs a text, unless it is in the log already."""
         if text not in self._texts:
             self._texts.append(text)
             log.log(level, "%s", text)
@@ -87,8 +85,8 @@ class Outage:
         return math.inf if self._back_mono is None else time.monotonic() - self._back_mono
 
     def note_failure(self, error: RedisUnavailable, who: object = None) -> None:
-        """Called for each failed round trip. Logs the first one, and each further reason once. A full Redis isn't away;
-        it is logged once a minute."""
+        """Logs the first failed round trip, and each further reason once. A full Redis isn't away; it is logged once a
+        minute."""
         now = time.monotonic()
         if isinstance(error, RedisFull):
             self.note_success(who)
@@ -105,8 +103,8 @@ class Outage:
             log.warning("Redis is still away: %s", error)
 
     def note_success(self, who: object = None) -> None:
-        """Called for each round trip that worked. Redis is back when no duty fails any more: some may succeed all the
-        time, because a replica answers reads."""
+        """Notes a round trip that worked. Redis is back when no duty fails any more: some may succeed all the time,
+        because a replica answers reads."""
         self._failing.discard(who)
         if self._since is not None and not self._failing:
             self._back_mono = time.monotonic()
@@ -114,28 +112,17 @@ class Outage:
             self._since = None
 
 
-async def repeat(
-    name: str,
-    step: Callable[[], Awaitable[float]],
-    *,
-    outage: Outage | None = None,
-    wake: asyncio.Event | None = None,
-) -> None:
-    """Calls `step` for ever. It returns the seconds to wait until the next call, which `wake` cuts short.
-
-    With an `outage`, the step uses Redis: it must return as soon as Redis has answered. A fault of ours is logged with
-    its trace, and the duty goes on.
-    """
-    wake = wake or asyncio.Event()
+async def repeat(name: str, step: Step, *, outage: Outage | None = None, wake: asyncio.Event | None = None) -> None:
+    """Calls `step` for ever; `wake` cuts the waits in between short. A step that uses Redis gets an `outage`, and must
+    return as soon as Redis has answered."""
+    wake, outage = wake or asyncio.Event(), outage or Outage()
     while True:
         wake.clear()
         try:
             wait_s = await step()
-            if outage is not None:
-                outage.note_success(name)
+            outage.note_success(name)
         except RedisUnavailable as error:
-            if outage is not None:
-                outage.note_failure(error, name)
+            outage.note_failure(error, name)
             await asyncio.sleep(AWAY_RETRY_S)
         except Exception:
             log.exception("%s failed; it is tried again in %g s", name, FAULT_RETRY_S)
@@ -170,73 +157,51 @@ async def insist(step: Callable[[], Awaitable[object]], outage: Outage) -> None:
 
 class CommandChannel:
     """Receives, on one connection, the commands for all worker processes (RQ's and our own stops), and when a task will
-    be due soon.
+    be due soon. `on_command` gets the worker's name and the command, `on_soon` the seconds until a task is due.
 
-    A message that is lost costs only speed: heartbeats see the same stops on the records, and housekeeping finds what
-    is due. `on_command` gets the worker's name and the command, `on_soon` the seconds until a task is due.
+    A lost message costs only speed: heartbeats see the same stops on the records, and housekeeping finds what is due.
     """
 
     def __init__(
-        self,
-        redis_url: str,
-        on_command: Callable[[str, Mapping[str, Any]], None],
-        on_soon: Callable[[float], None],
+        self, redis_url: str, on_command: Callable[[str, Mapping[str, Any]], None], on_soon: Callable[[float], None]
     ) -> None:
         self._on_command, self._on_soon = on_command, on_soon
-        self.changed = asyncio.Event()
-        self._wanted: frozenset[str] = frozenset()
-        self._subscribed: frozenset[str] = frozenset()
-        self._stepped = asyncio.Event()
-        self._wire = AsyncWire(
-            Address.parse(redis_url), name="taskpool-commands", on_push=self._on_push, on_lost=self._on_lost
-        )
-
-    def listen_to(self, workers: frozenset[str]) -> None:
-        """Sets the names of the workers whose channels are read."""
-        self._wanted = frozenset([keys.SOON, *[keys.COMMANDS + name for name in workers]])
-        self.changed.set()
+        self._heard: dict[str, Callable[[bytes], None]] = {keys.SOON: self._hear_soon}  # by channel
+        self._subscriptions, self.lost = Subscriptions(redis_url, name="taskpool-commands"), asyncio.Event()
+        self._subscriptions.when_lost.append(self.lost.set)
 
     async def step(self) -> float:
-        """One round of the duty: subscribes to what is wanted and checks that Redis is there.
+        """One round: subscribes to all channels, again if the connection was lost, and finds out whether it is half
+        open. Raises: RedisUnavailable."""
+        channels = self._heard.items()
+        await asyncio.gather(*(self._subscriptions.listen(heard, [channel]) for channel, heard in channels))
+        return SUBSCRIBE_AGAIN_S
 
-        Raises:
-            RedisUnavailable: the connection is lost.
-        """
-        wanted = self._wanted
-        changes = [("SUBSCRIBE", channel) for channel in wanted - self._subscribed]
-        changes += [("UNSUBSCRIBE", channel) for channel in self._subscribed - wanted]
-        # A half-open connection is silent for ever: the PING finds out.
-        for reply in await self._wire.exchange([*changes, ("PING",)], REPLY_S):
-            if isinstance(reply, ReplyError):
-                raise RedisUnavailable(f"Redis refused to let us listen: {reply}")
-        self._subscribed = wanted
-        self._stepped.set()
-        self._stepped.clear()
-        return PING_S
-
-    async def wait_until_subscribed(self, worker: str) -> None:
-        """Waits until the commands for a worker are received, for `SUBSCRIBE_S` at most."""
-        with suppress(TimeoutError):
+    async def add(self, worker: str) -> None:
+        """Returns when the commands for a worker are received, or after `SUBSCRIBE_S`: the next round tries again."""
+        channel = keys.COMMANDS + worker
+        heard = self._heard[channel] = partial(self._hear, worker)
+        with suppress(TimeoutError, RedisUnavailable):
             async with asyncio.timeout(SUBSCRIBE_S):
-                while keys.COMMANDS + worker not in self._subscribed:
-                    await self._stepped.wait()
+                await self._subscriptions.listen(heard, [channel])
+
+    async def remove(self, worker: str) -> None:
+        """Ends the subscription to the commands for a worker."""
+        channel = keys.COMMANDS + worker
+        with suppress(RedisUnavailable):
+            await self._subscriptions.ignore(self._heard.pop(channel), [channel])
 
     def close(self) -> None:
         """Closes the connection."""
-        self._wire.close()
+        self._subscriptions.close()
 
-    def _on_lost(self) -> None:
-        self._subscribed = frozenset()
-        self.changed.set()
+    def _hear_soon(self, data: bytes) -> None:
+        if data.isdigit():
+            self._on_soon(min(int(data), keys.SOON_MS) / 1000)
 
-    def _on_push(self, push: list[Any]) -> None:
-        channel, data = push[1].decode(), push[2]
-        if channel == keys.SOON:
-            if data.isdigit():
-                self._on_soon(min(int(data), keys.SOON_MS) / 1000)
-            return
+    def _hear(self, worker: str, data: bytes) -> None:
         try:
             command = msgspec.json.decode(data, type=dict[str, Any])
         except (ValueError, RecursionError):  # any program may publish there
             return
-        self._on_command(channel.removeprefix(keys.COMMANDS), command)
+        self._on_command(worker, command)

@@ -3,16 +3,16 @@
 A fork client lives as long as the code that its server loaded is wanted: a reload starts a new one beside it. When the
 fork server dies, all its workers die with it, and each is reported as ended.
 
-A fork server that is frozen can't report anything. So the supervisor also watches each worker process (by a pidfd,
-where the kernel has them). When a worker has died and the fork server doesn't report it, or doesn't answer in other
-ways, it counts as silent for good: another one is started in its place, the living workers finish their tasks, and it
-is killed when the last of them has ended.
+A fork server that is frozen can't report anything. So the supervisor also looks at each worker process. When a worker
+has died and the fork server doesn't report it, or doesn't answer in other ways, it counts as silent for good: another
+one is started in its place, the living workers finish their tasks, and it is killed when the last of them has ended.
+
+`ProcessHandle` is one worker process as the supervisor sees it: its memory, its process group, and why it was killed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import socket
@@ -20,19 +20,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from enum import StrEnum
 from typing import Any, Final
 
 import msgspec
 
 from taskpool.errors import ConfigurationError
 from taskpool.settings import Settings
+from taskpool.tasks.schedule import DeclaredSchedule
 from taskpool.types import TypeInfo
 
 from . import process_group
-from .duties import BackgroundTasks
-from .shared_memory import SharedMemory
-
-log = logging.getLogger("workers")
+from .duties import BackgroundTasks, log
+from .shared_memory import Block, LaneState, Request, Run, SharedMemory
 
 LINE_BYTES: Final = 64 * 1024 * 1024
 """All task types with their schemas arrive in one line."""
@@ -44,6 +45,8 @@ STOPPED_S: Final = 0.5
 """How long it may be stopped (SIGSTOP, a debugger) while it has something to do, and otherwise:"""
 IDLE_STOPPED_S: Final = 5.0
 LOOK_S: Final = 0.05
+STACKS_S: Final = 1.0
+"""How long it may take to tell what a process wrote into its file for stacks."""
 
 
 class ForkServerLost(Exception):
@@ -55,12 +58,9 @@ class ForkRefused(Exception):
 
 
 class Ending(msgspec.Struct, frozen=True):
-    """How a worker process ended.
-
-    `status` is its wait status (None: unknown), `usage` what it used (`max_rss_bytes`,
-    `user_s`, `system_s`), `stacks` the dump of its threads, if there is one, and `output` what stood unread in its
-    pipes, by stream. `cause` is the reason when the process itself wasn't.
-    """
+    """How a worker process ended: its wait `status` (None: unknown), what it used (`max_rss_bytes`, `user_s`,
+    `system_s`), the dump of its threads, and by stream what stood unread in its pipes. `cause` is the reason when the
+    process itself wasn't."""
 
     status: int | None
     usage: Mapping[str, float] = msgspec.field(default_factory=dict)
@@ -70,11 +70,14 @@ class Ending(msgspec.Struct, frozen=True):
 
 
 class LoadedTasks(msgspec.Struct, frozen=True):
-    """The imported task modules: their types, the queues of those, and their source files."""
+    """The imported task modules: their types, the queues of those, their source files, their build, and the schedules
+    that each module declares."""
 
     types: tuple[TypeInfo, ...] = ()
     queues: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    build: str = ""
+    schedules: Mapping[str, tuple[DeclaredSchedule, ...]] = msgspec.field(default_factory=dict)
 
 
 class ForkClient:
@@ -89,24 +92,27 @@ class ForkClient:
         """By process id, of the worker processes whose end isn't reported yet."""
         self._forks: dict[int, asyncio.Future[tuple[int, asyncio.Future[Ending]]]] = {}
         """By block, of the workers that are being forked."""
+        self._dumps: dict[int, asyncio.Future[str]] = {}
+        """By process id, of the worker processes whose stacks are asked for."""
         self._tasks = BackgroundTasks()
-        self._pidfds: set[int] = set()
-        self._older: set[int] = set()
-        """The processes that the task modules started when they were imported."""
+        self._older: set[int] = set()  # the processes that the task modules started when they were imported
         self._stopped_mono: float | None = None
         self.pid = 0
         self.loaded = LoadedTasks()
         self.is_lost = self.is_silent = False
         self.runs_at_loss = 0
         """How many attempts died with the fork server."""
+        self.withheld_blocks: list[int] = []
+        """Blocks that it may still give to a process, although it is silent."""
 
     @property
     def is_usable(self) -> bool:
         """Whether it can fork more processes."""
         return not self.is_lost and not self.is_silent
 
-    async def start(self, settings: Settings) -> None:
-        """Starts the fork server and waits until the task modules are loaded.
+    async def start(self, settings: Settings, *, checks: bool = False) -> None:
+        """Starts the fork server and waits until the task modules are loaded. `checks`: stored payloads are checked as
+        the setting says.
 
         Raises:
             ConfigurationError: a task module is wrong, or its import ended the process.
@@ -123,7 +129,7 @@ class ForkClient:
         self.pid = self._server.pid
         self._reader, self._writer = await asyncio.open_unix_connection(sock=ours, limit=LINE_BYTES)
         try:
-            self._send({"settings": settings, "blocks": self._memory.blocks})
+            self._send({"settings": settings, "blocks": self._memory.blocks, "checks": checks})
             self.loaded = await self._load()
         except BaseException:
             await self.close()
@@ -148,14 +154,22 @@ class ForkClient:
             self._fall_silent("it was asked to fork a worker process")
             raise ForkServerLost
         pid, end = await answer
-        self._watch(pid)
         return pid, end
+
+    async def take_stacks(self, pid: int) -> str:
+        """What a worker process wrote into its file for stacks since this was called last. One call at a time for each
+        process. Raises: TimeoutError."""
+        self._dumps[pid] = asyncio.get_running_loop().create_future()
+        self._send({"stacks": pid})
+        try:
+            async with asyncio.timeout(STACKS_S):
+                return await self._dumps[pid]
+        finally:
+            del self._dumps[pid]
 
     async def close(self) -> None:
         """Ends the fork server and every worker it still has. Repeating it does nothing."""
         self._tasks.cancel()
-        for fd in tuple(self._pidfds):
-            self._unwatch(fd)
         self._refuse_forks()
         self._writer.close()  # at the end of file the fork server kills what it forked, and ends
         if self.is_silent:
@@ -202,6 +216,10 @@ class ForkClient:
         elif "refused" in message:
             if answer := self._forks.pop(message["refused"], None):
                 answer.set_exception(ForkRefused(message["error"]))
+        elif "stacks_of" in message:
+            dump = self._dumps.get(message["stacks_of"])
+            if dump is not None and not dump.done():
+                dump.set_result(message["text"])
         elif message["ended"] in self._ends:  # else the supervisor saw the end while the fork server was frozen
             self._report(message["ended"], msgspec.convert(message, Ending))
 
@@ -217,42 +235,17 @@ class ForkClient:
     # --- a fork server that doesn't answer ----------------------------------------------------------------------------
 
     def look(self) -> None:
-        """Called about each second. Notices a fork server that is stopped while it has nothing to do, and dead workers
-        of a silent one where there are no pidfds."""
-        if self.is_silent:
-            for pid in [pid for pid in self._ends if not process_group.is_process_alive(pid)]:
-                self._expect_report(pid)
-        elif self.is_lost or not process_group.is_stopped(self.pid):
+        """Called twice a second. Notices dead workers that aren't reported, and a fork server that is stopped while it
+        has nothing to do."""
+        for pid, report in self._ends.items():
+            if not process_group.is_process_alive(pid):
+                self._tasks.spawn(self._await_report(pid, report))
+        if not self.is_usable or not process_group.is_stopped(self.pid):
             self._stopped_mono = None
         elif self._stopped_mono is None:
             self._stopped_mono = time.monotonic()
         elif time.monotonic() - self._stopped_mono > IDLE_STOPPED_S:
             self._fall_silent("it is stopped")
-
-    def _watch(self, pid: int) -> None:
-        """Notices the end of a worker process, even if the fork server doesn't report it."""
-        try:
-            pidfd = os.pidfd_open(pid)
-        except (AttributeError, OSError):  # the kernel has none; it is reaped, so its end is reported; no descriptor
-            return
-        self._pidfds.add(pidfd)
-        if process_group.is_child(pid, self.pid):  # else it was reaped, and the id may be another process's by now
-            asyncio.get_running_loop().add_reader(pidfd, self._on_readable, pid, pidfd)
-        else:
-            self._unwatch(pidfd)
-
-    def _unwatch(self, pidfd: int) -> None:
-        self._pidfds.discard(pidfd)
-        asyncio.get_running_loop().remove_reader(pidfd)
-        os.close(pidfd)
-
-    def _on_readable(self, pid: int, pidfd: int) -> None:
-        self._unwatch(pidfd)
-        self._expect_report(pid)
-
-    def _expect_report(self, pid: int) -> None:
-        if pid in self._ends:
-            self._tasks.spawn(self._await_report(pid, self._ends[pid]))
 
     async def _await_report(self, pid: int, report: asyncio.Future[Ending]) -> None:
         """Waits until the fork server reports the end of a worker process; reports it in its place if it doesn't."""
@@ -301,3 +294,107 @@ def _describe_returncode(code: int) -> str:
         return f"signal {signal.Signals(-code).name}"
     except ValueError:  # a real-time signal has no name
         return f"signal {-code}"
+
+
+# --- one worker process -----------------------------------------------------------------------------------------------
+
+
+class Verdict(StrEnum):
+    """Why the supervisor ended an attempt. Without a verdict, the end of its process is a crash."""
+
+    TIMEOUT = "timeout"
+    STOPPED = "stopped"
+    GIVEN_BACK = "given_back"
+    LEASE_LOST = "lease_lost"
+
+
+class ProcessHandle:
+    """A worker process. `pid` is also the id of its process group."""
+
+    def __init__(self, name: str, pid: int, block: Block, fork_client: ForkClient, queues: tuple[str, ...]) -> None:
+        self.name, self.pid, self.block, self.fork_client, self.queues = name, pid, block, fork_client, queues
+        self.verdicts: dict[str, Verdict] = {}
+        """By attempt id. If there are any, attempts without one weren't the reason for the kill."""
+        self.asked_for_stacks: set[str] = set()
+        """Attempt ids."""
+        self._takes_stacks = asyncio.Lock()
+        self.ended = asyncio.Event()
+        self.is_draining = self.is_dismissed = False
+
+    def runs(self) -> list[Run]:
+        """The attempts it runs now."""
+        return self.block.runs()
+
+    def memory_bytes(self) -> int:
+        """The memory that it uses now."""
+        return process_group.memory_bytes(self.pid)
+
+    def is_running(self, run: Run) -> bool:
+        """Whether the task's code of this very attempt goes on."""
+        now = self.block.run(run.lane)
+        return not self.ended.is_set() and now is not None and now.run == run.run and now.state is LaneState.RUNNING
+
+    def drain(self) -> None:
+        """Has it claim nothing more and end when its tasks have ended."""
+        self.is_draining = True
+        self.block.head.drain = 1
+
+    def dismiss(self) -> None:
+        """Drains it, and it isn't replaced."""
+        if not self.is_draining:
+            self.is_dismissed = True
+            self.drain()
+
+    def ask(self, run: Run, request: Request) -> None:
+        """Asks it to end one attempt by itself."""
+        self.block.ask(run, request)
+        self.wake()
+
+    def wake(self) -> None:
+        """Has it read its requests."""
+        self._signal(signal.SIGUSR1)
+
+    def ask_for_stacks(self, run: Run) -> None:
+        """Has it dump the stacks of its threads because of this attempt, within `process_group.WRITE_S`."""
+        self.asked_for_stacks.add(run.attempt_id)
+        self._signal(process_group.STACKS_SIGNAL)
+
+    async def take_stacks(self, run: Run) -> str:
+        """The stacks of its threads, and that of this attempt if it is one of many. Empty if it is about to be killed:
+        what it writes then belongs to the report of its end. Raises: TimeoutError."""
+        async with self._takes_stacks:
+            if self.asked_for_stacks:
+                return ""
+            await self.fork_client.take_stacks(self.pid)
+            if self.block.lanes > 1:
+                self.block.head.stack_of = run.lane + 1
+                self.wake()
+            self._signal(process_group.STACKS_SIGNAL)
+            await asyncio.sleep(process_group.WRITE_S)
+            return await self.fork_client.take_stacks(self.pid)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if not self.ended.is_set():
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """Sends a signal to the process and everything it started."""
+        if not self.ended.is_set():
+            process_group.signal_group(self.pid, number)
+
+    def kill(self, verdict: Verdict, run: Run | None = None) -> None:
+        """Kills it because of one attempt, or of all it runs."""
+        for doomed in self.runs() if run is None else [run]:
+            self.verdicts.setdefault(doomed.attempt_id, verdict)
+        self.signal_group(signal.SIGKILL)
+
+    def note_fenced(self) -> None:
+        """Notes the attempts because of which its guardian killed it."""
+        for run in self.runs():
+            if self.block.asked(run) is Request.FENCED:
+                self.verdicts.setdefault(run.attempt_id, Verdict.LEASE_LOST)
+                log.warning(
+                    "task %s: its lease can't be renewed, and the supervisor didn't act in time: its guardian killed"
+                    " the process group %d (on_lost_lease is kill)", run.id, self.pid,
+                )  # fmt: skip

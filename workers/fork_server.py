@@ -3,12 +3,14 @@
 A replacement is ready in milliseconds, and the supervisor itself never runs the user's code. The fork server exchanges
 JSON lines with the supervisor over one socket. When that closes, it kills every process group it started, and ends.
 
-    supervisor ->  {"settings": {...}, "blocks": n}                       first line
+    supervisor ->  {"settings": {...}, "blocks": n, "checks": true}       first line
                    {"fork": block, "name": worker, "queues": [...]}
-    fork server -> {"types": [...], "queues": [...], "files": [...]}      once, when the modules are loaded;
-                   {"error": text}                                        or when they can't be
+                   {"stacks": pid}                                        what it wrote so far; then that is removed
+    fork server -> {"types": [...], "queues": [...], "files": [...], "schedules": {...}}  once, when the modules are
+                   {"error": text}                                        loaded, or when they can't be
                    {"forked": block, "pid": pid}
                    {"refused": block, "error": text}                      the host lacks a resource for it
+                   {"stacks_of": pid, "text": text}
                    {"ended": pid, "status": wait status, "usage": {...}, "stacks": text, "output": {...}}
 """
 
@@ -25,22 +27,25 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Final
 
 import msgspec
 
 import taskpool
-from taskpool.errors import ConfigurationError
-from taskpool.settings import Settings
+from taskpool.errors import ConfigurationError, RedisUnavailable
+from taskpool.operations.insight.builds import build_of
+from taskpool.operations.insight.check import STARTABLE, check_tasks, refusal_of
+from taskpool.redis.store import Store
+from taskpool.settings import Settings, resolve_redis_url
 from taskpool.tasks.registry import Registry
 
 from . import process_group
 from .process import async_worker, sync_worker, worker_loop
 from .process.output import Capture, Pipes
 from .process_group import boottime
-from .shared_memory import Block, SharedMemory
+from .shared_memory import Block, SharedMemory, open_file
 
 log = logging.getLogger("workers")
 
@@ -50,20 +55,14 @@ RSS_UNIT_BYTES: Final = 1 if sys.platform == "darwin" else 1024
 
 @dataclass(slots=True)
 class Worker:
-    """A worker process: its memory, the file for its stacks, and the pipes that its output goes through.
-
-    `guardian` is the process that watches it, if it runs tasks which must not outlive their leases.
-    """
+    """A worker process: its memory, the file for its stacks, the pipes that its output goes through, and the guardian
+    that watches it if it runs tasks which must not outlive their leases."""
 
     block: Block
     stacks: IO[bytes]
     pipes: Pipes
     guardian: int | None = None
     guarded_since: float = 0.0
-
-    def has_stale_guardian(self) -> bool:
-        """Whether its guardian seems to be frozen."""
-        return boottime() - max(self.guarded_since, self.block.head.beat_ms / 1000) > process_group.STALE_S
 
 
 class ForkServer:
@@ -72,18 +71,17 @@ class ForkServer:
     def __init__(
         self, control: socket.socket, settings: Settings, registry: Registry, memory: SharedMemory, capture: Capture
     ) -> None:
-        self._control, self._settings, self._registry, self._memory = control, settings, registry, memory
-        self._capture = capture
-        self._workers: dict[int, Worker] = {}
-        """By process id, which is also that of the process group."""
-        self._older = process_group.children()
-        """What the task modules started when they were imported: it stays."""
+        self._control, self._settings, self._registry = control, settings, registry
+        self._memory, self._capture = memory, capture
+        self._workers: dict[int, Worker] = {}  # by process id, which is also that of the process group
+        self._older = process_group.children()  # what the task modules started when they were imported: it stays
 
     def serve(self, lines: Iterator[bytes]) -> None:
         """Works until the supervisor closes the socket or dies; then ends everything that was forked."""
         for line in lines:
             if line:
-                self._fork(msgspec.json.decode(line))
+                order = msgspec.json.decode(line)
+                (self._tell_stacks if "stacks" in order else self._fork)(order)
             else:
                 self._reap()
                 self._guard()
@@ -96,7 +94,7 @@ class ForkServer:
         parent, index = os.getpid(), order["fork"]
         with ExitStack() as undo:
             try:
-                stacks = undo.enter_context(process_group.open_stacks_file())
+                stacks = undo.enter_context(open_file("taskpool-stacks"))
                 pipes = Pipes()
                 undo.callback(pipes.close)
                 pid = os.fork()
@@ -123,14 +121,7 @@ class ForkServer:
             process_group.write_stacks_to(worker.stacks)
             worker_loop.become_separate()
             setup = worker_loop.Setup(
-                settings=self._settings,
-                registry=self._registry,
-                block=worker.block,
-                capture=self._capture,
-                worker=name,
-                queues=queues,
-                pipes=worker.pipes,
-                stacks=worker.stacks,
+                self._settings, self._registry, worker.block, self._capture, name, queues, worker.pipes, worker.stacks
             )
             return async_worker.serve(setup) if self._settings.slots > 1 else sync_worker.serve(setup)
         except BaseException as error:  # the outermost frame of the process: it logs why it ends
@@ -144,14 +135,23 @@ class ForkServer:
             sys.stdout.flush()
             sys.stderr.flush()
 
+    def _tell_stacks(self, order: Mapping[str, Any]) -> None:
+        """Tells the stacks that a worker process has written, and empties its file. (Both use it at one position.)"""
+        pid, text = order["stacks"], ""
+        if worker := self._workers.get(pid):
+            text = process_group.read_stacks(worker.stacks)
+            worker.stacks.seek(0)
+            worker.stacks.truncate()
+        send(self._control, {"stacks_of": pid, "text": text})
+
     def _guard(self) -> None:
         """Forks a guardian for each worker process that has asked for one, and again when that died or is frozen."""
         for pid, worker in self._workers.items():
-            if not worker.block.head.wants_guardian or (
-                worker.guardian is not None and not worker.has_stale_guardian()
-            ):
+            if not worker.block.head.wants_guardian:
                 continue
             if worker.guardian is not None:
+                if boottime() - max(worker.guarded_since, worker.block.head.beat_ms / 1000) <= process_group.STALE_S:
+                    continue  # else it seems to be frozen
                 os.kill(worker.guardian, signal.SIGKILL)
                 worker.guardian = None
             try:
@@ -175,18 +175,14 @@ class ForkServer:
 
     def _reap(self) -> None:
         """Reports the workers that ended. Orphans of their tasks are killed and reaped."""
-        while True:
-            try:
-                pid, status, usage = os.wait4(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            for worker in self._workers.values():
-                if worker.guardian == pid:
-                    worker.guardian = None
-            if pid in self._workers:
-                self._report_end(pid, self._workers.pop(pid), status, usage)
+        with suppress(ChildProcessError):
+            while (found := os.wait4(-1, os.WNOHANG))[0]:
+                pid, status, usage = found
+                for worker in self._workers.values():
+                    if worker.guardian == pid:
+                        worker.guardian = None
+                if pid in self._workers:
+                    self._report_end(pid, self._workers.pop(pid), status, usage)
 
     def _report_end(self, pid: int, worker: Worker, status: int, usage: resource.struct_rusage) -> None:
         with worker.stacks as file:  # closed first: the search for orphans needs a file descriptor
@@ -247,6 +243,20 @@ def source_files(registry: Registry) -> list[str]:
     return sorted({str(path) for path in loaded if folders & set(path.parents) and "site-packages" not in path.parts})
 
 
+def refuse_broken(settings: Settings, registry: Registry) -> None:
+    """Raises ConfigurationError if tasks wait whose payloads this build can't read."""
+    store = Store(resolve_redis_url(settings))
+    try:
+        queues = settings.queues or tuple(dict.fromkeys(("default", *registry.queues())))
+        report = store.carry_out(check_tasks(registry, queues=queues, statuses=STARTABLE))
+    except RedisUnavailable as error:
+        raise ConfigurationError(f"the stored payloads can't be checked: {error}") from None
+    finally:
+        store.close()
+    if report.broken:
+        raise ConfigurationError(refusal_of(report))
+
+
 def main(control_fd: int, memory_fd: int, parent: int) -> None:
     """Runs the process. It inherits the control socket and the shared memory from the supervisor, process `parent`."""
     process_group.die_with_parent(parent)
@@ -256,11 +266,17 @@ def main(control_fd: int, memory_fd: int, parent: int) -> None:
     with control.makefile("rb", buffering=0) as file:
         start = msgspec.json.decode(file.readline())
     settings = msgspec.convert(start["settings"], Settings)
-    capture = Capture(settings.task_output)
+    capture = Capture(settings.task_output, settings.log_format)
     capture.install(settings.log_level)
     try:
+        if settings.otel == "on":
+            from taskpool.tasks import telemetry
+
+            telemetry.instrument_workers()
         registry = Registry(settings.tasks, builtins=settings.builtins)
         registry.load_functions(settings.rq_functions)
+        if start["checks"] and settings.payload_check == "refuse":
+            refuse_broken(settings, registry)
     except ConfigurationError as error:
         send(control, {"error": str(error)})
         return
@@ -271,7 +287,10 @@ def main(control_fd: int, memory_fd: int, parent: int) -> None:
     gc.freeze()  # no collection touches the pages of the modules' objects: they stay shared with the children
     lines = read_lines(control)
     types = [each.info(max_attempts=settings.max_attempts) for each in registry if each.is_published]
-    send(control, {"types": types, "queues": registry.queues(), "files": source_files(registry)})
+    files = source_files(registry)
+    settings = replace(settings, build=settings.build or build_of(files))
+    found = {"queues": registry.queues(), "files": files, "build": settings.build, "schedules": registry.schedules()}
+    send(control, {"types": types, **found})
     ForkServer(control, settings, registry, memory, capture).serve(lines)
 
 

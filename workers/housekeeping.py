@@ -1,11 +1,13 @@
 """Housekeeping: what any pool does for all of them, without a leader or a lock.
 
 `Housekeeping` runs about each second: it takes back attempts whose leases have ended, queues scheduled tasks that are
-due, cancels expired ones, releases tasks that wait for ended ones, and removes old records and what they leave behind.
+due, cancels expired ones, closes questions that nobody has answered in time, releases tasks that wait for ended ones,
+goes on with operations on many tasks whose callers have died, and removes old records and what they leave behind.
 `RqMaintenance` runs every few seconds and repairs what other RQ programs leave undone on our queues.
 
 Each step is a script that checks for itself whether it still applies, so several pools may do it at once. All loops are
-bounded: the next round does the rest.
+bounded: the next round does the rest. The plans below take `by_ms`, a time of Redis's clock: what was due by then is
+due (None: now).
 """
 
 from __future__ import annotations
@@ -13,31 +15,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final, TypeVar
 
 from redis import Redis
 from redis.exceptions import ConnectionError, TimeoutError
 
-from taskpool.errors import RedisUnavailable
+from taskpool.errors import RedisFull, RedisUnavailable
 from taskpool.operations import overview, records
 from taskpool.operations.catalog import pools
+from taskpool.operations.control.drive import look_after_operations, new_driver
+from taskpool.operations.flow.confirmations import close_unanswered
+from taskpool.operations.flow.upkeep import look_after_workflows
+from taskpool.operations.insight import history
+from taskpool.operations.insight.redrive import drive_redrives
 from taskpool.operations.listing import some_queues
 from taskpool.redis import keys, rq_job, scripts
 from taskpool.redis.async_store import AsyncStore
-from taskpool.redis.calls import Call, Plan, one, tolerant
-from taskpool.redis.keys import TASKS, field_name
+from taskpool.redis.calls import Call, Plan, one, texts, tolerant
 from taskpool.redis.replies import ReplyFault
 from taskpool.redis.scripts import QueueDue
 from taskpool.settings import Settings
 from taskpool.types import LEFT_ALONE, ForeignJobs
 
-from .duties import LogOnce, Outage
+from .duties import LogOnce, Outage, log
 from .recovery import give_back, split_attempt
 from .redis_clock import RedisClock
-
-log = logging.getLogger("workers")
 
 T = TypeVar("T")
 
@@ -51,20 +55,24 @@ SERVED_S: Final = 5.0
 INDEXES: Final = 8
 INDEX_BATCH: Final = 500
 """How many indexes are swept in one round, and how many ids of each are looked at."""
+OPERATIONS_S: Final = 0.1
+"""For how long one round goes on with operations on many tasks."""
 RELEASE_STEPS: Final = 20
 MOST_SWEPT: Final = 1000
 """Waiting tasks and parents that one step of the sweep reads."""
+SAMPLED_QUEUES: Final = 50
+"""How many queues have their depth in the history, those with the most tasks; all others are one."""
 SETTLED: Final = ("queued", "failed", "stopped")
 """The replies of `scripts.crash` when it changed the task."""
-NOT_STARTED: Final = "canceled: it was not started before it expired"
 LEASE_LOST: Final = "lease lost: its worker can't be reached and may still be running"
 
 
 class Housekeeping:
-    """One duty: every second, or earlier when a scheduled task is due. `wake` cuts its waits short.
+    """One duty: every second, or earlier when a scheduled task is due. `wake` cuts its waits short, `on_clock_step` is
+    called when Redis's clock was set.
 
     A round looks at the queues that workers serve, at those in which something is due, and at a part of all the others.
-    So it costs as much with many idle queues as with few. `on_clock_step` is called when Redis's clock was set.
+    So it costs as much with many idle queues as with few.
     """
 
     def __init__(
@@ -73,14 +81,14 @@ class Housekeeping:
         self._store, self._settings = store, settings
         self._clock = RedisClock(store, outage, lease_s=settings.lease_s, on_step=on_clock_step)
         self._queue_cursor = self._unique_cursor = "0"
-        self._queues_of_pools: set[str] = set()
-        self._queues_with_workers: set[str] = set()
+        self._queues_of_pools, self._queues_with_workers = set[str](), set[str]()
         self._read_pools_mono = -SERVED_S
-        self._due_mono: dict[str, float] = {}
-        """By queue: when something is due there."""
-        self._unswept: list[str] = []
-        """The indexes that are still to be swept."""
+        self._swept_workflows_mono = -IDLE_S
+        self._minute = 0  # since 1970: the last one that was seen to begin
+        self._due_mono: dict[str, float] = {}  # by queue: when something is due there
+        self._unswept: list[str] = []  # the indexes that are still to be swept
         self._swept_to: dict[str, str] = {}
+        self._driver = new_driver()
         self._log_once = LogOnce()
         self._alarm: asyncio.TimerHandle | None = None
         self.wake = asyncio.Event()
@@ -89,49 +97,50 @@ class Housekeeping:
         """Has the next round come that soon."""
         loop = asyncio.get_running_loop()
         at = loop.time() + max(seconds, LEAST_S)
-        if self._alarm is None or at < self._alarm.when():
-            if self._alarm is not None:
-                self._alarm.cancel()
-            self._alarm = loop.call_at(at, self._on_alarm)
+        if self._alarm is not None:
+            if at >= self._alarm.when():
+                return
+            self._alarm.cancel()
+        self._alarm = loop.call_at(at, self._on_alarm)
 
     def _on_alarm(self) -> None:
         self._alarm = None
         self.wake.set()
 
     async def step(self) -> float:
-        """One round; the seconds until the next.
-
-        Raises:
-            RedisUnavailable: Redis is away.
-        """
+        """One round; the seconds until the next. Raises: RedisUnavailable."""
         part = tolerant(some_queues(self._queue_cursor, QUEUES_A_ROUND), ("0", []))
         self._queue_cursor, some = await self._clock.look(part)
-        await self._read_pools()
+        if time.monotonic() - self._read_pools_mono >= SERVED_S:
+            self._read_pools_mono = time.monotonic()
+            if (served := await self._carry_out(pools())) is not None:
+                self._queues_of_pools = {queue for pool in served for queue in pool.queues}
         by_ms = self._clock.now_ms  # a step of the clock from here on makes nothing due
-        found = await self._look_at(self._choose_queues(some), by_ms)
+        now_mono = time.monotonic()
+        due = [queue for queue, at_mono in self._due_mono.items() if at_mono <= now_mono]
+        chosen = dict.fromkeys([*self._queues_of_pools, *self._queues_with_workers, *due, *some])
+        found = await self._look_at(list(chosen), by_ms)
         leases, scheduled, ended, waiting = ([name for name in found if mark in found[name].marks] for mark in "lsew")
         waits_s: list[float | None] = [each.scheduled_in_s for each in found.values() if "s" not in each.marks]
         if self._clock.may_reap():
             await self._all([reap(queue, max_crashes=self._settings.max_crashes, by_ms=by_ms) for queue in leases])
         waits_s += await self._all([promote(queue, self._settings.foreign, by_ms=by_ms) for queue in scheduled])
         await self._carry_out(expire_queued(by_ms=by_ms))
+        await self._carry_out(close_unanswered(by_ms=by_ms))
         waits_s += await self._all([purge_ended(queue, by_ms=by_ms) for queue in ended])
+        waits_s.append(await self._carry_out(purge_held(by_ms=by_ms)))
         await self._all([one(scripts.sweep_waiting(queue, MOST_SWEPT)) for queue in waiting])
         waits_s.append(await self._carry_out(release_outbox()))
+        waits_s.append(await self._carry_out(drive_redrives()))
+        sweeps = time.monotonic() - self._swept_workflows_mono >= IDLE_S
+        if sweeps:
+            self._swept_workflows_mono = time.monotonic()
+        waits_s.append(LEAST_S if await self._carry_out(look_after_workflows(by_ms, sweeps=sweeps)) else IDLE_S)
+        waits_s.append(LEAST_S if await self._carry_out(look_after_operations(self._driver, OPERATIONS_S)) else IDLE_S)
         await self._sweep_indexes()
+        await self._keep_history()
         self._unique_cursor = await self._carry_out(one(scripts.sweep_unique(self._unique_cursor, BATCH))) or "0"
         return max(LEAST_S, min([IDLE_S, *(wait_s for wait_s in waits_s if wait_s is not None)]))
-
-    async def _read_pools(self) -> None:
-        if time.monotonic() - self._read_pools_mono >= SERVED_S:
-            self._read_pools_mono = time.monotonic()
-            if (found := await self._carry_out(pools())) is not None:
-                self._queues_of_pools = {queue for pool in found for queue in pool.queues}
-
-    def _choose_queues(self, some: Sequence[str]) -> list[str]:
-        now_mono = time.monotonic()
-        due = [queue for queue, at_mono in self._due_mono.items() if at_mono <= now_mono]
-        return list(dict.fromkeys([*self._queues_of_pools, *self._queues_with_workers, *due, *some]))
 
     async def _look_at(self, queues: Sequence[str], by_ms: int) -> dict[str, QueueDue]:
         """Finds what there is to do in each queue, and notes when to look at it again."""
@@ -156,6 +165,18 @@ class Housekeeping:
         self._swept_to = {index: id for index, id in zip(some, reached, strict=True) if id}
         self._unswept = [*self._swept_to, *rest]
 
+    async def _keep_history(self) -> None:
+        """Once a minute, in one of the pools: closes the minutes that are over, with a sample of the queues' depth."""
+        minute = self._clock.now_ms // 60_000
+        if minute == self._minute:
+            return
+        self._minute = minute
+        with suppress(RedisFull):  # the next minute closes this one as well
+            if await self._carry_out(one(history.take_turn(minute))):
+                queues = await self._carry_out(overview.busiest_queues(SAMPLED_QUEUES)) or []
+                depth = {queue.name: queue.queued for queue in queues}
+                await self._carry_out(history.close_minutes(minute * 60_000, depth))
+
     async def _all(self, plans: Sequence[Plan[T]]) -> list[T | None]:
         """Carries out plans side by side: they share their round trips, however many there are."""
         return await asyncio.gather(*(self._carry_out(plan) for plan in plans))
@@ -171,10 +192,7 @@ class Housekeeping:
 
 def reap(queue: str, *, max_crashes: int, by_ms: int | None = None) -> Plan[None]:
     """Takes back attempts whose lease has ended. Ours are entered WIP_GRACE_S late, those of a plain RQ worker aren't.
-
-    So a plain one that lives looks due ahead of its time. Those come before ours: the newest are looked at first.
-    With `by_ms`, leases must have ended by that time of Redis's clock.
-    """
+    So a plain one that lives looks due ahead of its time. Those come before ours: the newest are looked at first."""
     ours, plain = yield (
         scripts.due(keys.WIP + queue, limit=BATCH, ahead_s=keys.WIP_GRACE_S, newest_first=True, by_ms=by_ms),
         scripts.due(keys.WIP + queue, limit=BATCH, by_ms=by_ms),
@@ -193,18 +211,9 @@ def reap(queue: str, *, max_crashes: int, by_ms: int | None = None) -> Plan[None
         )
         for id, attempt_id in attempts
     ]  # fmt: skip
-    unseen = [attempt for attempt, word in zip(attempts, words, strict=True) if word == "unseen"]
-    if unseen:
-        yield from give_back(unseen)
+    yield from give_back([attempt for attempt, word in zip(attempts, words, strict=True) if word == "unseen"])
     settled = {id: word for (id, _), word in zip(attempts, words, strict=True) if word in SETTLED}
-    if settled:
-        yield from _note_lost(settled)
-
-
-def _note_lost(settled: Mapping[str, str]) -> Plan[None]:
-    """Logs and counts attempts whose leases have ended; `settled` has the new status of each task."""
     found = yield [records.fetch_if_there(id) for id in settled]
-    counts: Counter[str] = Counter()
     for (id, word), record in zip(settled.items(), found, strict=True):
         worker = record.history[-1].worker if record and record.history else "unknown"
         what = "queued again" if word == "queued" else word
@@ -212,16 +221,11 @@ def _note_lost(settled: Mapping[str, str]) -> Plan[None]:
             "task %s: the lease of worker %s has ended. The worker can't be reached and may still be running the task."
             " The task is %s (reason lease_lost)", id, worker, what,
         )  # fmt: skip
-        type, queue = (record.type, record.queue) if record else ("unknown", "default")
-        counts[field_name(TASKS, "lease_lost", type, queue)] += 1
-    yield (scripts.count(counts),)
 
 
 def promote(queue: str, foreign: ForeignJobs = LEFT_ALONE, *, by_ms: int | None = None) -> Plan[float]:
-    """Queues scheduled tasks whose time has come, in the order of their times; the seconds until the next one.
-
-    Jobs that are left to RQ's scheduler stay. When they fill a batch, the newest due tasks are looked at as well.
-    """
+    """Queues scheduled tasks whose time has come, the oldest first; the seconds until the next one. Jobs that are left
+    to RQ's scheduler stay. When they fill a batch, the newest due tasks are looked at as well."""
     (due,) = yield (scripts.due(keys.SCHEDULED + queue, limit=BATCH, by_ms=by_ms),)
     if due.members:
         words = yield [tolerant(scripts.promote(id, queue, foreign=foreign), "") for id in due.members]
@@ -239,8 +243,7 @@ def promote(queue: str, foreign: ForeignJobs = LEFT_ALONE, *, by_ms: int | None 
 def expire_queued(*, by_ms: int | None = None) -> Plan[None]:
     """Cancels tasks that weren't started in time."""
     (due,) = yield (scripts.due(keys.EXPIRING, limit=BATCH, by_ms=by_ms),)
-    if due.members:
-        yield [tolerant(scripts.cancel(id, reason="expired", error=NOT_STARTED), "") for id in due.members]
+    yield [tolerant(scripts.cancel(id, reason="expired", error=keys.EXPIRED), "") for id in due.members]
 
 
 def purge_ended(queue: str, *, by_ms: int | None = None) -> Plan[float]:
@@ -248,27 +251,32 @@ def purge_ended(queue: str, *, by_ms: int | None = None) -> Plan[float]:
     registries = [part + queue for part in (keys.FINISHED, keys.FAILED, keys.CANCELED)]
     found = yield [scripts.due(registry, limit=BATCH, by_ms=by_ms) for registry in registries]
     ended = [(id, registry) for registry, due in zip(registries, found, strict=True) for id in due.members]
-    if ended:
-        words = yield [tolerant(scripts.purge(id, registry), "") for id, registry in ended]
-        parents = [id for (id, _), word in zip(ended, words, strict=True) if word == "children"]
-        if parents:  # they are purged in a later round, when no task waits for them any more
-            yield [tolerant(scripts.release(id), []) for id in parents]  # the rest is in the outbox
+    words = yield [tolerant(scripts.purge(id, registry), "") for id, registry in ended]
+    # Tasks that others wait for are purged in a later round. Those that aren't released here are in the outbox.
+    parents = [id for (id, _), word in zip(ended, words, strict=True) if word == "children"]
+    yield [tolerant(scripts.release(id), []) for id in parents]
     return LEAST_S if any(len(due.members) == BATCH for due in found) else IDLE_S
+
+
+def purge_held(*, by_ms: int | None = None) -> Plan[float]:
+    """Looks whether records that were held for tasks that depend on them are still needed; the seconds until there may
+    be more."""
+    (due,) = yield (scripts.due(keys.HELD, limit=BATCH, by_ms=by_ms),)
+    yield [tolerant(scripts.purge(id, keys.HELD), "") for id in due.members]
+    return LEAST_S if len(due.members) == BATCH else IDLE_S
 
 
 def indexes() -> Plan[list[str]]:
     """The keys of all indexes by type, tag and project."""
     prefixes = {keys.TYPES_USED: keys.BY_TYPE, keys.TAGS: keys.BY_TAG, keys.PROJECTS: keys.BY_PROJECT}
-    found = yield [tolerant(_members("SMEMBERS", key), []) for key in prefixes]
+    found = yield [tolerant(Call(("SMEMBERS", key), texts, again=True), []) for key in prefixes]
     return [prefix + name for prefix, names in zip(prefixes.values(), found, strict=True) for name in names]
 
 
 def release_outbox() -> Plan[float]:
-    """Releases the tasks that wait for ended ones, and cancels further down; the seconds until there may be more.
-
-    The worker or the caller that ended those has started with it, and may have died.
-    """
-    (ids,) = yield (_members("SRANDMEMBER", keys.OUTBOX, BATCH),)
+    """Releases the tasks that wait for ended ones, and cancels further down; the seconds until there may be more. The
+    worker or the caller that ended those has started with it, and may have died."""
+    (ids,) = yield (Call(("SRANDMEMBER", keys.OUTBOX, BATCH), texts, again=True),)
     if not ids:
         return IDLE_S
     for _ in range(RELEASE_STEPS):
@@ -278,10 +286,6 @@ def release_outbox() -> Plan[float]:
             break
     (count,) = yield (Call(("SCARD", keys.OUTBOX), int, again=True),)
     return LEAST_S if count else IDLE_S
-
-
-def _members(*command: str | int) -> Call[list[str]]:
-    return Call(command, lambda reply: [name.decode(errors="replace") for name in reply], again=True)
 
 
 # --- other RQ programs on our queues ----------------------------------------------------------------------------------
@@ -304,21 +308,12 @@ class RqMaintenance:
     releases RQ jobs that wait for ours; and deletes the secrets of records that RQ's tools have deleted."""
 
     def __init__(
-        self,
-        store: AsyncStore,
-        settings: Settings,
-        connection: Redis,
-        *,
-        stuck_s: float = STUCK_S,
-        warn_after_s: float = LOOK_S,
+        self, store: AsyncStore, settings: Settings, connection: Redis, *, warn_after_s: float = LOOK_S
     ) -> None:
-        self._store, self._foreign, self._stuck_s = store, settings.foreign, stuck_s
-        self._connection = connection
+        self._store, self._foreign, self._connection = store, settings.foreign, connection
         self._cursor = "0"
-        self._queues: list[str] = []
-        """The queues of this look."""
-        self._queues_of_rq: set[str] = set()
-        """The queues that RQ workers serve."""
+        self._queues: list[str] = []  # the queues of this look
+        self._queues_of_rq: set[str] = set()  # the queues that RQ workers serve
         self._adopt_offsets: dict[str, int] = {}
         self._failed_states: dict[str, tuple[str, int]] = {}
         self._recheck_offsets: dict[str, int] = {}
@@ -327,22 +322,12 @@ class RqMaintenance:
         self._log_once = LogOnce()
 
     async def step(self) -> float:
-        """One look; the seconds until the next.
-
-        Raises:
-            RedisUnavailable: Redis is away.
-        """
+        """One look; the seconds until the next. Raises: RedisUnavailable."""
         part = tolerant(some_queues(self._cursor, QUEUES_A_LOOK), ("0", []))
         self._cursor, names = await self._store.run(part)
         self._queues = list(dict.fromkeys([*self._queues_of_rq, *names]))
-        for look in (
-            self._adopt,
-            self._take_back,
-            self._release_dependents,
-            self._sweep_secrets,
-            self._recheck,
-            self._warn,
-        ):
+        looks = (self._adopt, self._take_back, self._release_dependents, self._sweep_secrets, self._recheck, self._warn)
+        for look in looks:
             try:
                 await look()
             except ReplyFault as fault:  # a damaged record must not keep the other looks back
@@ -351,10 +336,8 @@ class RqMaintenance:
 
     async def _adopt(self) -> None:
         """Queues the tasks again that an RQ worker took and never started."""
-        if not self._queues:
-            return
         offsets = {queue: self._adopt_offsets.get(queue, 0) for queue in self._queues}
-        adopt = scripts.adopt(offsets, BATCH, after_s=self._stuck_s, foreign=self._foreign)
+        adopt = scripts.adopt(offsets, BATCH, after_s=STUCK_S, foreign=self._foreign)
         adopted = await self._store.carry_out(one(adopt))
         offsets = self._adopt_offsets | dict(adopted.offsets)
         self._adopt_offsets = {queue: offset for queue, offset in offsets.items() if offset}
@@ -363,8 +346,6 @@ class RqMaintenance:
 
     async def _take_back(self) -> None:
         """Schedules the tasks again that an RQ worker failed because it couldn't read them."""
-        if not self._queues:
-            return
         states = {queue: self._failed_states.get(queue, ("", 0)) for queue in self._queues}
         # Older failures are only looked at while an RQ worker serves our queues.
         misread = scripts.misread(states, limit=BATCH, most=MISREAD_BATCH, walks=bool(self._queues_of_rq))
@@ -381,7 +362,7 @@ class RqMaintenance:
 
     async def _release_dependents(self) -> None:
         """Queues the RQ jobs that waited for a job of an RQ function which ended here. RQ's own code does it."""
-        for id in await self._store.run(_members("SRANDMEMBER", keys.RQ_OUTBOX, BATCH)):
+        for id in await self._store.run(Call(("SRANDMEMBER", keys.RQ_OUTBOX, BATCH), texts, again=True)):
             try:
                 await asyncio.to_thread(rq_job.release_dependents, self._connection, id)
             except (ConnectionError, TimeoutError) as error:
@@ -410,7 +391,7 @@ class RqMaintenance:
         if self._warn_mono > time.monotonic():
             return
         self._warn_mono = time.monotonic() + WARN_S
-        plain_workers = await self._store.carry_out(overview.plain_workers())
+        _, plain_workers = await self._store.carry_out(overview.neighbours())
         self._queues_of_rq = set().union(*plain_workers.values())
         for text in await self._store.carry_out(overview.worker_warnings()):
             self._warn_once(text)

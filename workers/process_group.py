@@ -14,19 +14,19 @@ import errno
 import faulthandler
 import gc
 import logging
+import math
 import os
 import resource
 import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import IO, Any, Final
+from typing import IO, Any, Final, NamedTuple
 
-from . import shared_memory
-from .shared_memory import Block, LaneState, Request
+from .shared_memory import Block, LaneState, Request, Run
 
 log = logging.getLogger("workers")
 
@@ -36,7 +36,8 @@ PR_SET_PDEATHSIG: Final = 1
 PR_SET_CHILD_SUBREAPER: Final = 36
 GONE_POLL_S: Final = 0.005
 ORPHANS_S: Final = 2.0
-"""How long the functions that end orphans block."""
+"""How long the functions that end orphans block after each signal: some may hang in the kernel."""
+GROUP_S: Final = 10.0
 MOST_ZOMBIES: Final = 64
 
 
@@ -73,30 +74,24 @@ def children(of: int | None = None) -> set[int]:
         return set()
 
 
-def end_children(spare: Container[int]) -> bool:
-    """Kills and reaps all children except the spared ones, and then their children, which this process adopts.
-
-    Returns False when some hang in the kernel for longer than ORPHANS_S.
-    """
+def end_children(spare: Container[int]) -> None:
+    """Kills and reaps all children except the spared ones, and then their children, which this process adopts."""
 
     def unreaped() -> list[int]:
         return [pid for pid in children() if pid not in spare and not _reap(pid)]
 
-    return _kill_until_gone(unreaped)
+    _kill_until_gone(unreaped)
 
 
-def end_orphans(parent: int, spare: Container[int]) -> bool:
-    """Kills the children of another process, which is frozen, except the spared ones, and all their descendants.
-
-    Returns False when some are left after ORPHANS_S.
-    """
+def end_orphans(parent: int, spare: Container[int]) -> None:
+    """Kills the children of another process, which is frozen, except the spared ones, and all their descendants."""
 
     def living() -> set[int]:
         processes = _processes() or {}
         orphans = {pid for pid, stat in processes.items() if stat.parent == parent and pid not in spare}
         return {pid for pid in orphans | _descendants(orphans, processes) if processes[pid].is_alive}
 
-    return _kill_until_gone(living)
+    _kill_until_gone(living)
 
 
 def has_many_zombies() -> bool:
@@ -119,16 +114,15 @@ def _kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
         os.kill(pid, number)
 
 
-def _kill_until_gone(find: Callable[[], Collection[int]]) -> bool:
-    """Kills what `find` returns until it returns nothing. False: that took longer than ORPHANS_S."""
+def _kill_until_gone(find: Callable[[], Collection[int]]) -> None:
+    """Kills what `find` returns until it returns nothing, or for ORPHANS_S; at least once, however long it searches."""
     deadline = time.monotonic() + ORPHANS_S
     while living := find():
         for pid in living:
             _kill(pid)
         if time.monotonic() > deadline:
-            return False
+            return
         time.sleep(GONE_POLL_S)
-    return True
 
 
 # --- groups -----------------------------------------------------------------------------------------------------------
@@ -152,21 +146,18 @@ def is_group_alive(group: int) -> bool:
     return processes is None or any(stat.is_alive and stat.group == group for stat in processes.values())
 
 
-async def end_group(group: int, *, timeout_s: float = 10) -> bool:
+async def end_group(group: int) -> bool:
     """Kills a group and waits until it is gone. False: a process of it hangs in the kernel."""
     signal_group(group, signal.SIGKILL)
-    for _ in range(round(timeout_s / GONE_POLL_S)):
+    for _ in range(round(GROUP_S / GONE_POLL_S)):
         if not is_group_alive(group):
             return True
         await asyncio.sleep(GONE_POLL_S)
     return False
 
 
-def kill_family(leader: int) -> bool:
-    """Kills a process group and all descendants of its leader, in any group, and blocks until they are gone.
-
-    Returns False when some hang in the kernel for longer than ORPHANS_S.
-    """
+def kill_family(leader: int) -> None:
+    """Kills a process group and all descendants of its leader, in any group, and blocks until they are gone."""
     known = {leader}
 
     def living() -> set[int]:
@@ -178,19 +169,16 @@ def kill_family(leader: int) -> bool:
         known = {leader} | found
         return found or ({leader} if is_group_alive(leader) else set())
 
-    return _kill_until_gone(living)
+    _kill_until_gone(living)
 
 
-def end_others(grace_s: float = 2) -> bool:
-    """Ends every other process of this process's group and all its descendants, by SIGTERM and after `grace_s` by
-    SIGKILL. Blocks meanwhile.
-
-    Returns False when some are left, or when there is no /proc to find out.
-    """
+def end_others() -> bool:
+    """Ends every other process of this process's group and all its descendants, by SIGTERM and then by SIGKILL. False:
+    some are left, or there is no /proc to find out."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         for pid in _others() or ():
             _kill(pid, number)
-        deadline = time.monotonic() + grace_s
+        deadline = time.monotonic() + ORPHANS_S
         while _others() and time.monotonic() < deadline:
             time.sleep(GONE_POLL_S)
     return _others() == []
@@ -222,8 +210,7 @@ def _descendants(of: Container[int], processes: Mapping[int, _Stat]) -> set[int]
 # --- /proc ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Stat:
+class _Stat(NamedTuple):
     """What /proc says about a process. `exit_status` is only meaningful for a dead one."""
 
     state: bytes
@@ -234,11 +221,7 @@ class _Stat:
 
 
 def _stat(pid: int) -> _Stat | None:
-    """None: the process is gone, or hidden from this user.
-
-    Raises:
-        OSError: this process is out of file descriptors.
-    """
+    """None: the process is gone, or hidden from this user. Raises: OSError without file descriptors."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()  # from the third on, which follows the name
@@ -278,12 +261,6 @@ def is_process_alive(pid: int) -> bool:
     return stat is None or stat.is_alive
 
 
-def is_child(pid: int, parent: int) -> bool:
-    """Whether a process exists, dead or alive, and its parent is `parent`."""
-    stat = _stat_or_none(pid)
-    return stat is not None and stat.parent == parent
-
-
 def is_stopped(pid: int) -> bool:
     """Whether a process is stopped by a signal (SIGSTOP) or a debugger."""
     stat = _stat_or_none(pid)
@@ -291,10 +268,8 @@ def is_stopped(pid: int) -> bool:
 
 
 def exit_status(pid: int) -> int | None:
-    """The wait status of a dead process that its parent hasn't reaped; None: unknown.
-
-    The kernel also shows 0 to users that may not read the status, so 0 counts as unknown.
-    """
+    """The wait status of a dead process that its parent hasn't reaped; None: unknown. 0 counts as unknown, because the
+    kernel also shows it to users that may not read the status."""
     stat = _stat_or_none(pid)
     return stat.exit_status or None if stat is not None and stat.state in (b"Z", b"X") else None
 
@@ -302,19 +277,18 @@ def exit_status(pid: int) -> int | None:
 # --- guardians --------------------------------------------------------------------------------------------------------
 #
 # A guardian kills a worker process before a lease ends that isn't renewed. Only tasks that must not outlive their
-# leases (`on_lost_lease` is "kill") need one. Usually the supervisor kills such an attempt in time (see stops.py). The
-# guardian covers a supervisor that is frozen or too busy. It is a process of its own, so it works while a task holds
-# the interpreter lock. The fork server forks it when a worker process asks for it, and it ends with that process.
+# leases (`on_lost_lease` is "kill") need one. Usually the supervisor kills such an attempt in time (see attempts.py).
+# The guardian covers a supervisor that is frozen or too busy. It is a process of its own, so it works while a task
+# holds the interpreter lock. The fork server forks it when a worker process asks for it; it ends with that process.
 #
 # A lease of L seconds that was last renewed at t ends in Redis at t + L or later. The supervisor kills at t + 0.8 L,
 # the guardian at t + 0.9 L. The rest is for the kill itself, and for clocks that run at different speeds.
 
 SUPERVISOR_SHARE: Final = 0.2
-"""How long before a lease may end the supervisor kills, as a share of the lease."""
 GUARDIAN_SHARE: Final = 0.1
-"""The same for the guardian."""
+"""How long before a lease may end each of them kills, as a share of the lease."""
 LOOK_SHARE: Final = 0.05
-"""How often supervisor and guardian check, as a share of the lease."""
+"""How often both check."""
 LONGEST_LOOK_S: Final = 0.5
 START_SHARE: Final = 0.6
 """How much of its lease must be left when an attempt starts: the next heartbeat, a third of a lease later at most, must
@@ -331,8 +305,7 @@ _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def boottime() -> float:
-    """Seconds of a clock that never steps and that all processes of a host share. Unlike `time.monotonic()` on Linux,
-    it goes on while the host sleeps."""
+    """Seconds of a clock of this host that never steps and goes on while the host sleeps."""
     return time.clock_gettime(_CLOCK)
 
 
@@ -349,18 +322,6 @@ def wait_for_guardian(block: Block) -> bool:
     return False
 
 
-def is_supervised(block: Block, lease_s: float) -> bool:
-    """Called by a worker process: whether the supervisor was at work a moment ago. A frozen one renews no leases, so
-    the process must not claim tasks."""
-    at_ms = block.head.supervised_ms
-    return not at_ms or boottime() - at_ms / 1000 < lease_s * SUPERVISED_SHARE
-
-
-def has_time_to_start(safe_until: float, lease_s: float) -> bool:
-    """Whether enough of a lease is left to start an attempt that must not outlive it."""
-    return safe_until - boottime() >= lease_s * START_SHARE
-
-
 def kill_late_when_continued(block: Block) -> None:
     """Called by a worker process, in its main thread. If the process was stopped by a signal and continues (SIGCONT)
     after a lease may have ended, it kills itself at once. Its guardian may have been stopped as well."""
@@ -374,9 +335,40 @@ def kill_late_when_continued(block: Block) -> None:
         signal.signal(signal.SIGCONT, look)
 
 
+def end_when_continued(is_wanted: bool) -> None:
+    """Called by a worker process, in its main thread: whether SIGCONT ends the process at once, before any thread runs.
+
+    This is for attempts that must not outlive their leases and run in other threads. Python calls its signal handlers
+    only in the main thread, and the other threads would run task code meanwhile. So the handler is a function of the C
+    library that can't compare times: a short stop ends the process, too. False restores Python's handler.
+    """
+    if is_wanted:
+        library = ctypes.CDLL(None)
+        library.signal.argtypes, library.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+        library.signal(signal.SIGCONT, ctypes.cast(library._exit, ctypes.c_void_p))
+    else:
+        signal.signal(signal.SIGCONT, signal.getsignal(signal.SIGCONT))
+
+
+def start_thread(thread: threading.Thread) -> None:
+    """Starts one of the worker process's own threads so that it never receives SIGCONT.
+
+    A continued process runs all its threads. If another thread received the signal, the main thread could run task code
+    for a moment before it runs the handler of `kill_late_when_continued`.
+
+    Raises:
+        RuntimeError: the host allows no more threads.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCONT})  # a new thread inherits the mask
+    try:
+        thread.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def become_guardian(block: Block, pid: int, pidfd: int | None, lease_s: float) -> None:
-    """The whole life of a guardian of worker process `pid`, right after the fork. `pidfd` is None where the kernel has
-    none."""
+    """Watches worker process `pid` until it has ended: the whole life of a guardian, right after the fork. `pidfd` is
+    None where the kernel has none."""
     os.setsid()
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -387,11 +379,6 @@ def become_guardian(block: Block, pid: int, pidfd: int | None, lease_s: float) -
         if fd > 2 and fd != pidfd:
             with suppress(OSError):  # the descriptor that listed the others is closed already
                 os.close(fd)
-    _guard(block, pid, pidfd, lease_s)
-
-
-def _guard(block: Block, pid: int, pidfd: int | None, lease_s: float) -> None:
-    """Watches the worker process until it has ended."""
     look_s = min(lease_s * LOOK_SHARE, LONGEST_LOOK_S)
     poll = select.poll()
     if pidfd is not None:
@@ -405,12 +392,11 @@ def _guard(block: Block, pid: int, pidfd: int | None, lease_s: float) -> None:
             block.ask(run, Request.FENCED)  # tells the supervisor why
         if overdue:
             kill_family(pid)
-        wait_s = min([look_s, *left_s.values()])
-        if poll.poll(max(wait_s, 0.001) * 1000):
+        if poll.poll(max(min([look_s, *left_s.values()]), 0.001) * 1000):
             return
 
 
-def _fenced_runs(block: Block) -> list[shared_memory.Run]:
+def _fenced_runs(block: Block) -> list[Run]:
     """The running attempts that must not outlive their leases."""
     return [run for run in block.runs() if run.safe_until and run.state is LaneState.RUNNING]
 
@@ -438,7 +424,9 @@ TAKEN: Final = frozenset({errno.EBADF, errno.ENOTSOCK})
 TAKEN_ADVICE: Final = "a task has closed file descriptors of the worker; a task should close only what it has opened"
 RESERVED: Final = 8
 """Enough to look up a host name and to connect."""
-NO_EDGE: Final = 1 << 62
+SHORT_S: Final = 0.0005
+CHECK_EVERY: Final = 16
+"""Of tasks as short as that, only every 16th is followed by a check of the file descriptors: two system calls."""
 
 
 def explain(error: OSError) -> str:
@@ -466,24 +454,16 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def has_lost_selector(error: BaseException) -> bool:
-    """Whether an event loop ended with this error because a task has closed or replaced the loop's descriptor: such a
-    loop can never run again."""
+    """Whether an event loop can never run again, because a task has closed or replaced its descriptor."""
     return isinstance(error, OSError) and error.errno in {errno.EBADF, errno.EINVAL}
 
 
-SHORT_S: Final = 0.0005
-CHECK_EVERY: Final = 16
-
-
 class FileDescriptors:
-    """Watches the file descriptors of a worker process, so that it leaves in order before they run out.
-
-    It keeps a few in reserve: enough to connect to Redis once more and to write how the last task ended.
-    """
+    """Watches the file descriptors of a worker process, so that it leaves in order before they run out. A few are kept
+    in reserve: enough to connect to Redis once more and to write how the last task ended."""
 
     def __init__(self, worker: str) -> None:
-        self._worker = worker
-        self._unchecked = 0
+        self._worker, self._unchecked = worker, 0
         self._reserve: list[int] = []
         with suppress(OSError):  # a smaller reserve is better than none
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -492,11 +472,10 @@ class FileDescriptors:
         self._edge = _edge()
         if self._reserve and self._reserve[-1] >= self._edge:
             log.warning("worker %s: the limit of open files is very low; raise it (ulimit -n)", worker)
-            self._edge = NO_EDGE
+            self._edge = math.inf
 
     def are_running_out_after(self, run_s: float) -> bool:
-        """`are_running_out`, after a task that ran for `run_s` seconds. Of short tasks only every 16th is checked:
-        the check is two system calls."""
+        """`are_running_out`, after a task that ran for `run_s` seconds."""
         self._unchecked += 1
         if run_s <= SHORT_S and self._unchecked < CHECK_EVERY:
             return False
@@ -504,12 +483,9 @@ class FileDescriptors:
         return self.are_running_out()
 
     def are_running_out(self) -> bool:
-        """Whether the process has nearly no file descriptors left, and must leave. The reason is logged.
-
-        The next free number tells how many are in use, in about a microsecond.
-        """
+        """Whether the process has nearly no file descriptors left, and must leave. The reason is logged."""
         try:
-            fd = os.dup(0)
+            fd = os.dup(0)  # the next free number tells in about a microsecond how many are in use
         except OSError as error:
             if error.errno not in FILES:  # a task closed 0
                 return False
@@ -523,9 +499,7 @@ class FileDescriptors:
 
     def free_reserve(self, error: BaseException) -> bool:
         """Called when Redis can't be reached. If file descriptors are short, it frees the reserve, for one more try.
-
-        Returns True when the process must leave: it has used up its descriptors, or a task has closed them.
-        """
+        True: the process must leave, because its descriptors are used up, or a task has closed them."""
         numbers = {cause.errno for cause in _causes(error) if isinstance(cause, OSError)}
         if numbers & TAKEN:
             self._log(TAKEN_ADVICE)
@@ -545,10 +519,20 @@ class FileDescriptors:
         log.error("worker %s leaves and is replaced: %s", self._worker, why)
 
 
-def _edge() -> int:
+def _edge() -> float:
     """The descriptor number from which on a process leaves."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return NO_EDGE if limit == resource.RLIM_INFINITY else limit - max(limit // 16, 2 * RESERVED)
+    return math.inf if limit == resource.RLIM_INFINITY else limit - max(limit // 16, 2 * RESERVED)
+
+
+def memory_bytes(pid: int) -> int:
+    """The memory that a process uses (its resident set); 0 if that isn't known. Memory that it shares with others, as
+    after a fork, counts in full."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except (OSError, LookupError, ValueError):  # it has ended, there is no /proc, or no file descriptor is left
+        return 0
 
 
 # --- stack dumps ------------------------------------------------------------------------------------------------------
@@ -564,11 +548,6 @@ MOST_STACK_BYTES: Final = 16_000
 """The end is kept: it has the main thread."""
 WRITE_S: Final = 0.2
 """How long after the signal the stacks are surely written."""
-
-
-def open_stacks_file() -> IO[bytes]:
-    """A file for the stacks of one process."""
-    return shared_memory.open_file("taskpool-stacks")
 
 
 def write_stacks_to(file: IO[Any]) -> None:

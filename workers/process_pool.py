@@ -8,12 +8,12 @@ again. The processes of the previous fork server finish their tasks.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from watchfiles import PythonFilter, awatch
 
@@ -21,19 +21,25 @@ from taskpool.errors import ConfigurationError
 from taskpool.settings import Settings
 
 from . import process_group
-from .duties import BackgroundTasks
-from .fork_client import Ending, ForkClient, ForkRefused, ForkServerLost, LoadedTasks, describe_status
+from .duties import BackgroundTasks, log
+from .fork_client import (
+    Ending,
+    ForkClient,
+    ForkRefused,
+    ForkServerLost,
+    LoadedTasks,
+    ProcessHandle,
+    Verdict,
+    describe_status,
+)
 from .process_group import boottime
-from .process_handle import ProcessHandle, Verdict
 from .registration import Registration
 from .shared_memory import SharedMemory
-
-log = logging.getLogger("workers")
 
 BACKOFF_S: Final = 0.5
 MAX_BACKOFF_S: Final = 30.0
 LOAD_RETRY_S: Final = 1.0
-LOOK_S: Final = 1.0
+LOOK_S: Final = 0.5
 
 
 class ProcessPool:
@@ -44,21 +50,14 @@ class ProcessPool:
         # Twice as many blocks as processes: a reload starts the new ones while the old ones finish.
         self._memory = SharedMemory.create(2 * settings.workers, settings.slots)
         self._free = list(range(self._memory.blocks))
-        self._withheld: dict[ForkClient, list[int]] = {}
-        """Blocks that a silent fork server may still give to a process."""
-        self._fork_client: ForkClient | None = None
-        """The one that new processes come from."""
+        self._fork_client: ForkClient | None = None  # the one that new processes come from
         self._fork_clients: set[ForkClient] = set()
         self._fork_servers_starting = 0
-        self._count = 0
-        """How many processes were ever started."""
-        self._failures = 0
-        """How many processes died at start-up in a row."""
-        self._refusals = 0
+        self._count = 0  # of all processes that were ever started
+        self._failures = self._refusals = 0  # in a row: deaths at start-up, and refused forks
         self._is_starting = False
         self._tasks = BackgroundTasks()
-        self._draining_since: float | None = None
-        self._hurry = asyncio.Event()
+        self._grace_until_mono: float | None = None  # None while the pool isn't drained
         self.size = settings.workers
         self.queues: tuple[str, ...] = ()
         self.processes: dict[str, ProcessHandle] = {}
@@ -107,7 +106,7 @@ class ProcessPool:
         try:
             pid, end = await client.fork(index, name, self.queues)
         except (ForkServerLost, ForkRefused):
-            (self._withheld.setdefault(client, []) if client.is_silent else self._free).append(index)
+            (client.withheld_blocks if client.is_silent else self._free).append(index)
             raise
         finally:
             self._is_starting = False
@@ -143,26 +142,23 @@ class ProcessPool:
 
     async def load_tasks(self) -> None:
         """Starts a fork server that loads the task modules, and processes from it. Earlier processes are drained.
-
-        Raises:
-            ConfigurationError: a task module is wrong.
-            OSError: the host lacks file descriptors, processes or memory.
-        """
+        Raises: as `ForkClient.start`."""
         client = ForkClient(self._memory, on_failure=self._on_fork_server_failure)
         self._fork_servers_starting += 1
         try:
-            await client.start(self._settings)
+            await client.start(self._settings, checks=self._fork_client is None)
         finally:
             self._fork_servers_starting -= 1
         self._fork_clients.add(client)
         self._fork_client = client
-        if self._draining_since is None:
+        if self._grace_until_mono is None:
             self.queues = self._settings.queues or tuple(dict.fromkeys(("default", *client.loaded.queues)))
             for process in self.processes.values():
                 process.drain()
             self._failures = 0
             self.changed.set()
-            log.info("pool %s: %d workers on the queues %s", self._name, self.size, ", ".join(self.queues))
+            size = "1 worker" if self.size == 1 else f"{self.size} workers"
+            log.info("pool %s: %s, queues: %s", self._name, size, ", ".join(self.queues))
         self._close_unused_fork_servers()
 
     async def look_after_fork_servers(self) -> float:
@@ -174,15 +170,12 @@ class ProcessPool:
     def _on_fork_server_failure(self, client: ForkClient) -> None:
         """Replaces a fork server that died, with all its processes, or that is silent: then its workers finish."""
         if client.is_lost:
-            client.runs_at_loss = sum(
-                len(each.runs()) for each in self.processes.values() if each.fork_client is client
-            )
+            lost = [process for process in self.processes.values() if process.fork_client is client]
+            client.runs_at_loss = sum(len(process.runs()) for process in lost)
             self._forget(client, has_orphans=True)
-        if client is self._fork_client and self._draining_since is None:
-            if client.is_lost:
-                log.error("the fork server died; another one is started")
-            else:
-                log.error("another fork server is started; the workers of the silent one finish their tasks and end")
+        if client is self._fork_client and self._grace_until_mono is None:
+            why = "the last one died" if client.is_lost else "the workers of the silent one finish their tasks and end"
+            log.error("another fork server is started: %s", why)
             self._tasks.spawn(self._replace_fork_server())
 
     async def _replace_fork_server(self) -> None:
@@ -214,7 +207,8 @@ class ProcessPool:
         self._fork_clients.discard(client)
         if has_orphans and not self._fork_servers_starting:  # one that starts looks like an orphan
             process_group.end_children(spare={each.pid for each in self._fork_clients})
-        self._free += self._withheld.pop(client, [])
+        self._free += client.withheld_blocks
+        client.withheld_blocks = []
         self.changed.set()
 
     # --- reload -------------------------------------------------------------------------------------------------------
@@ -242,38 +236,36 @@ class ProcessPool:
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def drain(self) -> None:
-        """Drains all processes for good. What still runs after the grace goes back to its queue; a second call doesn't
-        wait for that."""
-        if self._draining_since is not None:
+        """Drains all processes for good. What runs after the grace, or at a second call, goes back to its queue."""
+        if self._grace_until_mono is not None:
             log.warning("a second signal: what runs is put back at once")
-            self._hurry.set()
+            self._grace_until_mono = time.monotonic()
+            _give_back(self.processes.values())
             return
         log.info("draining: no more claims; what runs gets %g s", self._settings.grace_s)
-        self._draining_since = time.monotonic()
+        self._grace_until_mono = time.monotonic() + self._settings.grace_s
         self.size = 0
         for process in self.processes.values():
             process.drain()
         self._tasks.spawn(self._kill_after_grace(tuple(self.processes.values())))
         self._look_whether_all_ended()
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether the pool claims no more tasks, and ends."""
+        return self._grace_until_mono is not None
+
     def grace_left_s(self) -> float:
         """How much of the grace is left."""
-        if self._hurry.is_set():
-            return 0.0
-        since = time.monotonic() if self._draining_since is None else self._draining_since
-        return max(0.0, since + self._settings.grace_s - time.monotonic())
+        until_mono = self._grace_until_mono
+        return self._settings.grace_s if until_mono is None else max(0.0, until_mono - time.monotonic())
 
     async def _kill_after_grace(self, processes: Sequence[ProcessHandle]) -> None:
-        waits: list[asyncio.Task[Any]] = [
-            asyncio.create_task(_await_ends(processes)),
-            asyncio.create_task(self._hurry.wait()),
-        ]
-        await asyncio.wait(waits, timeout=self._settings.grace_s, return_when=asyncio.FIRST_COMPLETED)
-        for each in waits:
-            each.cancel()
-        for process in processes:
-            if not process.ended.is_set():
-                process.kill(Verdict.GIVEN_BACK)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.grace_s):
+                for process in processes:
+                    await process.ended.wait()
+        _give_back(processes)
 
     async def close(self) -> None:
         """Ends the fork servers, and with them all processes."""
@@ -283,9 +275,10 @@ class ProcessPool:
         self._memory.close()
 
 
-async def _await_ends(processes: Sequence[ProcessHandle]) -> None:
+def _give_back(processes: Iterable[ProcessHandle]) -> None:
     for process in processes:
-        await process.ended.wait()
+        if not process.ended.is_set():
+            process.kill(Verdict.GIVEN_BACK)
 
 
 def backoff_s(failures: int) -> float:

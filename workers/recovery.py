@@ -7,33 +7,28 @@ crash report: how the process ended, how long it ran, which resources it used, a
 
 from __future__ import annotations
 
-import logging
 import os
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from msgspec.structs import replace
 
 from taskpool.operations import records
-from taskpool.operations.status import update_status
-from taskpool.operations.task_logs import last_lines
+from taskpool.operations.status import release_dependents, update_status
+from taskpool.operations.waiting import last_lines
 from taskpool.redis import keys, scripts
 from taskpool.redis.calls import Call, Plan
 from taskpool.redis.keys import TASKS, field_name
-from taskpool.tasks.attempt import timed_out
+from taskpool.tasks.attempt import Outcome, timed_out
 from taskpool.tasks.log_lines import Lines, decode_line
 from taskpool.text import Secrets
-from taskpool.types import DEFAULT_FAILURE_TTL_S, DEFAULT_RESULT_TTL_S, LogLimits, RunningTask, TaskRecord
+from taskpool.types import DEFAULT_FAILURE_TTL_S, DEFAULT_RESULT_TTL_S, LogLimits, RunningTask, TaskRecord, TaskStatus
 
 from . import process_group
-from .fork_client import Ending, describe_status
-from .metrics import COUNTED_AS
-from .process_handle import ProcessHandle, Verdict
+from .duties import log
+from .fork_client import Ending, ProcessHandle, Verdict, describe_status
 from .shared_memory import LaneState, Run
-
-log = logging.getLogger("workers")
 
 LATE_CLAIMS_S: Final = (0.0, 0.2, 1.0)
 """Redis may carry out a claim a moment after the end of the process that sent it."""
@@ -41,17 +36,31 @@ LINES: Final = 10
 LINE_CHARS: Final = 500
 LINES_AT_ONCE: Final = 500
 NumberedLine = tuple[int, bytes]
+_COUNTED_AS: Final = {
+    TaskStatus.DONE: "done",
+    TaskStatus.FAILED: "failed",
+    TaskStatus.STOPPED: "stopped",
+    TaskStatus.SCHEDULED: "retried",
+    TaskStatus.WAITING_CONFIRMATION: "asked",
+}
+
+
+def counted_as(outcome: Outcome) -> str:
+    """The word under which an attempt with this outcome is counted."""
+    is_snoozed = outcome.status is TaskStatus.SCHEDULED and not outcome.counts
+    return "snoozed" if is_snoozed else _COUNTED_AS[outcome.status]
+
 
 # --- attempts in Redis ------------------------------------------------------------------------------------------------
 
 
 def attempts_held_in_redis(worker: str) -> Call[list[tuple[str, str]]]:
     """The task id and the attempt id of every attempt that Redis shows with a worker."""
-    return Call(
-        ("SMEMBERS", f"{keys.WORKER}{worker}:executions"),
-        lambda reply: [split_attempt(member.decode()) for member in reply],
-        again=True,
-    )
+
+    def read(reply: list[bytes]) -> list[tuple[str, str]]:
+        return [split_attempt(member.decode()) for member in reply]
+
+    return Call(("SMEMBERS", f"{keys.WORKER}{worker}:executions"), read, again=True)
 
 
 def split_attempt(member: str) -> tuple[str, str]:
@@ -64,35 +73,20 @@ def running_of(
     id: str, attempt_id: str, worker: str, found: TaskRecord | None, queue: str | None = None
 ) -> RunningTask:
     """The claimed task of an attempt, rebuilt from its record (None: it is gone) for a call that ends it."""
-    names = ("type", "queue", "attempt", "max_attempts", "backoff_s", "backoff_max_s", "timeout_s")
-    options: dict[str, Any] = {
-        "type": "unknown",
-        "queue": "default",
-        "attempt": 1,
-        "max_attempts": 1,
-        "timeout_s": None,
-    }
+    options: dict[str, Any] = {"type": "unknown", "queue": "default", "attempt": 1, "max_attempts": 1}
+    options |= {"timeout_s": None, "backoff_s": None, "backoff_max_s": None}
+    options |= {"result_ttl_s": DEFAULT_RESULT_TTL_S, "failure_ttl_s": DEFAULT_FAILURE_TTL_S}
     if found is not None:
-        options = {name: getattr(found, name) for name in names}
-    ttl_s, failure_ttl_s = (found.result_ttl_s, found.failure_ttl_s) if found is not None else (None, None)
-    return RunningTask(
-        id=id,
-        attempt_id=attempt_id,
-        worker=worker,
-        payload=None,
-        started_ms=0,
-        result_ttl_s=DEFAULT_RESULT_TTL_S if ttl_s is None else ttl_s,
-        failure_ttl_s=DEFAULT_FAILURE_TTL_S if failure_ttl_s is None else failure_ttl_s,
-        **options | ({"queue": queue} if queue else {}),
-    )
+        options |= {name: value for name in options if (value := getattr(found, name)) is not None}
+    if queue:
+        options["queue"] = queue
+    return RunningTask(id=id, attempt_id=attempt_id, worker=worker, payload=None, started_ms=0, **options)
 
 
 def give_back_unseen(worker: str, known: Container[str]) -> Plan[None]:
     """Gives back what Redis shows with the worker, except the `known` attempts (by id): it never saw their claims."""
     (attempts,) = yield (attempts_held_in_redis(worker),)
-    unseen = [(id, attempt_id) for id, attempt_id in attempts if attempt_id not in known]
-    if unseen:
-        yield from give_back(unseen, worker)
+    yield from give_back([(id, attempt_id) for id, attempt_id in attempts if attempt_id not in known], worker)
 
 
 def give_back(attempts: Sequence[tuple[str, str]], worker: str | None = None) -> Plan[None]:
@@ -107,86 +101,69 @@ def give_back(attempts: Sequence[tuple[str, str]], worker: str | None = None) ->
 # --- the end of a process ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
 class EndedProcess:
-    """A process that has ended, with what its memory showed. Another process may use that memory now."""
+    """A process that has just ended, with what its memory shows: another process may use that memory soon."""
 
-    process: ProcessHandle
-    ending: Ending
-    runs: Mapping[str, Run]
-    """By attempt id."""
-    lines: Mapping[str, list[NumberedLine]]
-    """By attempt id: log lines that Redis may not have yet."""
-    ended_mono: float
-    looks_s: Sequence[float]
-    """The waits before each search for its attempts in Redis."""
-
-    @classmethod
-    def of(cls, process: ProcessHandle, ending: Ending) -> EndedProcess:
-        """Reads the memory of a process that has just ended."""
+    def __init__(self, process: ProcessHandle, ending: Ending) -> None:
         process.note_fenced()
-        runs = {run.attempt_id: run for run in process.runs()}
-        lines = {id: with_open_lines(lines) for id, lines in process.block.spool.lines().items() if id in runs}
+        self.process, self._ending, self._ended_mono = process, ending, time.monotonic()
+        self._how = describe_status(ending.status)
+        self._runs = {run.attempt_id: run for run in process.runs()}
+        """By attempt id."""
+        lines = process.block.spool.lines()
+        self._lines = {id: with_open_lines(lines[id]) for id in lines.keys() & self._runs.keys()}
+        """By attempt id: log lines that Redis may not have yet."""
+        self._running = [id for id, run in self._runs.items() if run.state is LaneState.RUNNING]
+        self._suspects = self._running or list(self._runs)
+        """The attempts that may have been the cause: those whose code ran, else those that were about to end."""
         # Only a process with a free lane may have sent a claim; one that ended in order has seen its reply.
-        is_full = sum(run.state is LaneState.RUNNING for run in runs.values()) == process.block.lanes
-        looks_s = (0.0,) if ending.status == 0 or is_full else LATE_CLAIMS_S
-        return cls(process, ending, runs, lines, time.monotonic(), looks_s)
+        is_full = len(self._running) == process.block.lanes
+        self.looks_s = (0.0,) if ending.status == 0 or is_full else LATE_CLAIMS_S
+        """The waits before each search for its attempts in Redis."""
 
-    async def wait_for_group(self) -> None:
-        """Waits until nothing of the process's group is left."""
-        pid, name = self.process.pid, self.process.name
-        while not await process_group.end_group(pid):
-            log.error("process group %d of worker %s doesn't die: its tasks stay as they are", pid, name)
-
-    def verdict(self, attempt_id: str) -> Verdict | None:
+    def _verdict(self, attempt_id: str) -> Verdict | None:
         """Why an attempt ended; None: it crashed."""
-        if attempt_id not in self._suspects():
+        if attempt_id not in self._suspects:
             return Verdict.GIVEN_BACK
         # The supervisor killed the process because of another attempt.
         default = Verdict.GIVEN_BACK if self.process.verdicts else None
         return self.process.verdicts.get(attempt_id, default)
 
-    def is_cause_unknown(self) -> bool:
-        """Whether several attempts may have been the cause: they ran in this process, or in those that died with their
-        fork server."""
-        return len(self._suspects()) > 1 or bool(self.ending.cause and self.process.fork_client.runs_at_loss > 1)
-
-    def _suspects(self) -> list[str]:
-        """The attempts that may have been the cause: those whose code ran, else those that were about to end."""
-        return self._running() or list(self.runs)
-
-    def _running(self) -> list[str]:
-        return [id for id, run in self.runs.items() if run.state is LaneState.RUNNING]
-
     def recover_attempt(self, id: str, attempt_id: str, *, max_crashes: int) -> Plan[None]:
-        """Ends one of the attempts that Redis still shows with the process, and counts it."""
+        """Ends one of the attempts that Redis still shows with the process."""
         (found,) = yield (records.fetch_if_there(id),)
-        run = self.runs.get(attempt_id)
+        run = self._runs.get(attempt_id)
         running = running_of(id, attempt_id, self.process.name, found, run.queue if run else None)
-        outcome = yield from self._end_attempt(running, run, max_crashes)
-        type, queue = (found.type, found.queue) if found else ("unknown", "default")
-        yield (scripts.count({field_name(TASKS, outcome, type, queue): 1}),)
+        yield from self._end_attempt(running, run, max_crashes)
 
-    def _end_attempt(self, running: RunningTask, run: Run | None, max_crashes: int) -> Plan[str]:
-        """Returns the word under which the attempt is counted."""
-        verdict = self.verdict(running.attempt_id)
+    def _end_attempt(self, running: RunningTask, run: Run | None, max_crashes: int) -> Plan[None]:
+        verdict = self._verdict(running.attempt_id)
         if verdict is Verdict.GIVEN_BACK:
             (word,) = yield (scripts.give_back(running),)
             if word != "stopping":
-                return "given_back"
-        last = (yield (last_lines(running.id, _started_ms(run), most=LINES),))[0] if run is not None else []
-        report = self.crash_report(run, last)
+                return
+        last: Sequence[str] = ()
+        if run is not None:  # its lines since its start by this host's clock, a little early rather than late
+            since_ms = (time.time() - (time.monotonic() - run.started_mono)) * 1000 - 2
+            (last,) = yield (last_lines(running.id, since_ms, most=LINES),)
+        report = self._crash_report(run, last)
         if verdict is Verdict.TIMEOUT:
             outcome = timed_out(running)
             (word,) = yield (update_status(running, replace(outcome, failure={**outcome.failure, **report})),)
+            if word == "children":
+                yield from release_dependents(running.id)
+            if word in ("ok", "children"):
+                labels = (running.type, running.queue, self.process.fork_client.loaded.build)
+                yield (scripts.count({field_name(TASKS, counted_as(outcome), *labels): 1}),)
             if word != "stopping":
-                return COUNTED_AS[outcome.status]
-        error = self.error(verdict)
-        is_shared = verdict is None and self.is_cause_unknown()
+                return
+        error = self._error(verdict)
+        # Several attempts may have been the cause: in this process, or in those that died with its fork server.
+        is_server_lost = bool(self._ending.cause) and self.process.fork_client.runs_at_loss > 1
+        is_shared = verdict is None and (len(self._suspects) > 1 or is_server_lost)
         if is_shared:
-            error += (
-                "; it isn't known which of its tasks was the cause, so none is charged, and this one runs alone next"
-            )
+            what = "it isn't known which of its tasks was the cause, so none is charged, and this one runs alone next"
+            error = f"{error}; {what}"
         reason = "lease_lost" if verdict is Verdict.LEASE_LOST else "crashed"
         (word,) = yield (
             scripts.crash(
@@ -194,66 +171,57 @@ class EndedProcess:
                 failure={"reason": reason, "message": error, **report}, max_crashes=max_crashes, is_shared=is_shared,
             ),
         )  # fmt: skip
+        if word in ("failed", "stopped"):
+            yield from release_dependents(running.id)
         if word == "given_back":
             log.warning("task %s: %s", running.id, error)
         elif word in ("queued", "failed"):
             becomes = "queued again" if word == "queued" else "failed"
             log.warning("task %s: %s; it is %s", running.id, error, becomes)
-        return word if word in ("given_back", "stopped") else reason
 
     # --- the crash report ---------------------------------------------------------------------------------------------
 
-    def error(self, verdict: Verdict | None) -> str:
-        """How an attempt died, in one line."""
-        how = describe_status(self.ending.status)
+    def _error(self, verdict: Verdict | None) -> str:
+        how = self._how
         if verdict is Verdict.STOPPED:
             return f"stopped on request: its worker process was killed ({how})"
         if verdict is Verdict.LEASE_LOST:
-            return (
-                f"lease lost: its lease couldn't be renewed, so its process was killed before the lease ended ({how})"
-            )
-        if self.ending.cause:
-            return f"crashed: its worker process ended {self.ending.cause} ({how})"
-        hint = " (killed from outside, or out of memory)" if self._signal() == "SIGKILL" else ""
+            return f"lease lost: it couldn't be renewed, so the process was killed before the lease ended ({how})"
+        if self._ending.cause:
+            return f"crashed: its worker process ended {self._ending.cause} ({how})"
+        hint = " (killed from outside, or out of memory)" if how == "signal SIGKILL" else ""
         return f"crashed: its worker process ended with {how}{hint}"
 
-    def crash_report(self, run: Run | None, last: Sequence[str]) -> dict[str, Any]:
-        """How an attempt died, in detail. `usage` is that of the whole process. `stacks` are there after a fatal error,
-        and when the supervisor asked for them before it killed the process. `log` has the `last` lines."""
-        ending, signal_name = self.ending, self._signal()
-        report: dict[str, Any] = {"exit": describe_status(ending.status)}
-        if signal_name is not None:
-            report["signal"] = signal_name
+    def _crash_report(self, run: Run | None, last: Sequence[str]) -> dict[str, Any]:
+        """`usage` is that of the whole process. `stacks` are there after a fatal error, and when the supervisor asked
+        for them before it killed the process. `log` has the `last` lines."""
+        ending = self._ending
+        report: dict[str, Any] = {"exit": self._how}
+        if self._how.startswith("signal "):
+            report["signal"] = self._how.removeprefix("signal ")
         elif ending.status is not None:
             report["exit_status"] = os.waitstatus_to_exitcode(ending.status)
-        ran_s = round(self.ended_mono - run.started_mono, 3) if run else 0
+        ran_s = round(self._ended_mono - run.started_mono, 3) if run else 0
         report |= {"worker": self.process.name, "pid": self.process.pid, "ran_s": ran_s}
+        report["build"] = self.process.fork_client.loaded.build
         if ending.usage:
             report["usage"] = dict(ending.usage)
         if last:
             report["log"] = [line[:LINE_CHARS] for line in last]
         was_asked = run is not None and run.attempt_id in self.process.asked_for_stacks
-        if ending.stacks and (was_asked or signal_name in process_group.FATAL):
+        if ending.stacks and (was_asked or report.get("signal") in process_group.FATAL):
             report["stacks"] = ending.stacks
         return report
-
-    def _signal(self) -> str | None:
-        """The name of the signal that ended the process."""
-        kind, _, name = describe_status(self.ending.status).partition(" ")
-        return name if kind == "signal" else None
 
     # --- unsent log lines ---------------------------------------------------------------------------------------------
 
     def send_log_lines(self, limits: LogLimits) -> Plan[None]:
         """Sends the lines that Redis doesn't have yet, which their numbers tell. It may be repeated."""
-        running = self._running()
-        for attempt_id, run in self.runs.items():
-            lines = self.lines.get(attempt_id, [])
-            if self.ending.output and running == [attempt_id]:  # else it isn't known whose output it is
+        for attempt_id, run in self._runs.items():
+            lines = self._lines.get(attempt_id, [])
+            if self._ending.output and self._running == [attempt_id]:  # else it isn't known whose output it is
                 lines = lines + (yield from self._unread_output(run, limits, lines[-1][0] if lines else 0))
-            calls = [scripts.log(run.id, attempt_id, part, limits, first=first) for first, part in _consecutive(lines)]
-            if calls:
-                yield calls
+            yield [scripts.log(run.id, attempt_id, part, limits, first=first) for first, part in _consecutive(lines)]
 
     def _unread_output(self, run: Run, limits: LogLimits, last: int) -> Plan[list[NumberedLine]]:
         """What stood unread in the pipes, as lines whose numbers follow `last`."""
@@ -267,15 +235,10 @@ class EndedProcess:
 
         mask = Secrets.restore(stored).hide if stored else None
         lines = Lines(found.attempt if found else 0, limits, mask=mask, spool=keep)
-        for stream, text in self.ending.output.items():
+        for stream, text in self._ending.output.items():
             lines.write(stream, text)
         lines.end()
         return collected
-
-
-def _started_ms(run: Run) -> float:
-    """When an attempt's code started, by this host's clock, in ms since 1970; a little early rather than late."""
-    return (time.time() - (time.monotonic() - run.started_mono)) * 1000 - 2
 
 
 def with_open_lines(lines: Iterable[NumberedLine]) -> list[NumberedLine]:

@@ -8,20 +8,17 @@ are corrected. See docs/reliability.md.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Final, TypeVar
 
 from taskpool.operations.listing import all_queues
-from taskpool.redis import scripts
+from taskpool.redis import keys, scripts
 from taskpool.redis.async_store import AsyncStore
 from taskpool.redis.calls import Call, redis_ms, tolerant
 from taskpool.redis.scripts import Tick
 
-from .duties import Outage
+from .duties import Outage, log
 from .process_group import boottime
-
-log = logging.getLogger("workers")
 
 T = TypeVar("T")
 
@@ -47,9 +44,8 @@ class StepDetector:
     def __init__(self, least_step_ms: float) -> None:
         self._least_ms = least_step_ms
         self._low = self._high = 0.0
+        self._before_step = 0.0  # the difference of the clocks before the last step
         self._read_at: float | None = None
-        self._before_step = 0.0
-        """The difference of the clocks before the last step."""
         self.is_quick = False
         """Whether the last reading was quick, so that it is exact."""
         self.is_sure = False
@@ -112,24 +108,18 @@ class RedisClock:
         self._lease_ms = round(lease_s * 1000)
         self._least_ms = round(min(LEAST_STEP_S, lease_s * STEP_SHARE) * 1000)
         self._detector = StepDetector(self._least_ms)
-        self._base_ms = 0
+        self._base_ms = self._steady_ms = 0
+        self._unnoted_ms = 0  # a step that is measured, and not noted in Redis yet
         self._steady_since: float | None = None
-        self._steady_ms = 0
         self._corrected_ms: int | None = None
         self._cursors: dict[str, str] = {}
-        self._unnoted_ms = 0
-        """A step that is measured, and not noted in Redis yet."""
         self.now_ms = 0
         """Redis's time at the last look, or earlier while a step of the clock may be unnoticed: only what was due by
         then is due in this round."""
 
     async def look(self, beside: Call[T]) -> T:
         """Reads Redis's time, and notes a step of its clock. Returns the value of the call `beside`, which is sent in
-        the same round trip.
-
-        Raises:
-            RedisUnavailable: Redis is away, or takes no writes.
-        """
+        the same round trip. Raises: RedisUnavailable, also when Redis takes no writes."""
         sent = self._clock()
         value: T
         value, tick = await self._store.run_many((beside, self._tick(sent)))
@@ -197,9 +187,11 @@ class RedisClock:
 
     async def _correct(self, tick: Tick) -> None:
         """Some bounded steps through all due times; the next round goes on."""
-        queues = await self._store.run(tolerant(all_queues(), []))
+        queues = await self._store.run(all_queues())
         for _ in range(REBASE_PAGES):
-            places = [queue for queue in ("", *queues) if self._cursors.get(queue) != END][:QUEUES_AT_ONCE]
+            places = [queue for queue in ("", keys.OF_PEOPLE, *queues) if self._cursors.get(queue) != END][
+                :QUEUES_AT_ONCE
+            ]
             if not places:
                 self._corrected_ms = tick.stepped_ms
                 self._cursors = {}

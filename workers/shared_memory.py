@@ -2,9 +2,9 @@
 
 A process owns one *block*: a head, one *lane* for each task it runs at once, and a *spool* with the last lines of its
 tasks' logs. Only the process writes its block, with these exceptions: the supervisor writes `drain`, `supervised_ms`,
-and each lane's `request` and `renewed`, and the process's guardian writes `beat_ms` and `guardian_pid`. A lane's
-`sequence` is odd while the lane is being written, so that reads are consistent. No write to Redis trusts this memory:
-Redis checks the attempt id that comes with each write.
+`stack_of`, and each lane's `request` and `renewed`, and the process's guardian writes `beat_ms` and `guardian_pid`. A
+lane's `sequence` is odd while the lane is being written, so that reads are consistent. No write to Redis trusts this
+memory: Redis checks the attempt id that comes with each write.
 
 `LaneHead.run` counts the attempts that a lane has held. `request` is `run << 8 | kind`, so that a request for one run
 never hits the next. The text of a lane is the task id, the attempt id and the queue.
@@ -111,6 +111,8 @@ class BlockHead(ctypes.Structure):
     """The supervisor asks the process to claim nothing more and to end when its tasks have ended."""
     supervised_ms: int
     """When the supervisor last showed that it is at work (`boottime`)."""
+    stack_of: int
+    """The supervisor wants to know where the attempt of this lane is; counted from 1, 0: of none."""
 
     _fields_ = _fields(__annotations__)
 

@@ -11,26 +11,27 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+import time
 from functools import partial
 from typing import Any, Final
 
 from taskpool.errors import ConfigurationError, RedisUnavailable
 from taskpool.operations import catalog
 from taskpool.operations.catalog import PoolInfo
+from taskpool.operations.flow.declared import declares
 from taskpool.redis.async_store import AsyncStore
 from taskpool.redis.replies import ReplyFault
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.text import own_version
 from taskpool.url_guard import Allowed
 
-from . import process_group, stops
-from .duties import BackgroundTasks, Outage, log, repeat
-from .heartbeats import Heartbeats
+from . import process_group
+from .attempts import Heartbeats, Stops, enforce_leases, enforce_timeouts
+from .duties import BackgroundTasks, Outage, Step, log, repeat
 from .housekeeping import Housekeeping, RqMaintenance
 from .process_pool import ProcessPool
 from .registration import Registration, WorkerRegistry, connect
-from .stops import Stops
+from .schedules import Schedules
 from .webhook_dispatcher import Dispatcher
 
 CLEAN_S: Final = 60.0
@@ -50,34 +51,36 @@ class Supervisor:
         self._outage = Outage()
         self._store = AsyncStore(redis_url, name=self._id)
         self._registry = WorkerRegistry(connect(redis_url))
+        self._started_ms = round(time.time() * 1000)
         self._wake_heartbeats = wake = asyncio.Event()
         self._housekeeping = Housekeeping(self._store, self._outage, settings, on_clock_step=wake.set)
         self._rq_maintenance = RqMaintenance(self._store, settings, self._registry.connection)
-        self._webhooks = Dispatcher(self._store, self._id, Allowed(settings.webhook_allow))
-        running_stops = Stops()
-        self._heartbeats = Heartbeats(self._store, self._registry, running_stops, lease_s=settings.lease_s)
+        self._schedules = Schedules(self._store, settings, lambda: self._pool.loaded.schedules)
+        self._webhooks = Dispatcher(self._store, self._id, Allowed(settings.webhook_allow), outage=self._outage)
+        stops = Stops()
+        self._heartbeats = Heartbeats(self._store, stops, lease_s=settings.lease_s)
         self._registration = Registration(
-            self._id, settings, self._store, self._registry, stops=running_stops, outage=self._outage,
-            on_change=wake.set, on_soon=self._housekeeping.wake_in,
+            self._id, settings, self._store, self._registry, stops=stops, outage=self._outage,
+            on_change=wake.set, on_soon=self._housekeeping.wake_in, on_drain=self._drain,
         )  # fmt: skip
         self._pool = ProcessPool(self._id, settings, self._registration)
 
     async def run(self) -> int:
-        """Runs the pool until a signal, or RQ's shutdown of its last worker, ends it; returns the exit status.
-
-        Raises:
-            ConfigurationError: a task module is wrong; nothing was started.
-        """
+        """Runs the pool until a signal, or RQ's shutdown of its last worker, ends it; returns the exit status. Raises:
+        ConfigurationError; nothing was started then."""
         try:
             self._handle_signals()
             await self._load_tasks()
-            self._start_process_duties()
-            heartbeats = self._start_redis_duties()
+            heartbeats = self._start_duties()
             await self._pool.all_ended.wait()
             await self._webhooks.close(self._pool.grace_left_s())
             await self._sign_off(heartbeats)
         finally:
-            await self._close()
+            self._tasks.cancel()
+            await self._pool.close()
+            self._registration.commands.close()
+            await self._store.close()
+            self._registry.connection.close()
         return 0
 
     def _handle_signals(self) -> None:
@@ -90,6 +93,12 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, drain)
 
+    def _drain(self) -> None:
+        """Drains the pool as an operator asks for it: once, however often it is asked."""
+        if not self._pool.is_draining:
+            self._webhooks.drain()
+            self._pool.drain()
+
     async def _load_tasks(self) -> None:
         process_group.adopt_orphans()
         try:
@@ -97,49 +106,56 @@ class Supervisor:
         except OSError as error:
             raise ConfigurationError(f"the fork server can't be started: {process_group.explain(error)}") from error
 
-    def _start_process_duties(self) -> None:
-        processes = self._pool.processes.values()
-        enforce_leases = partial(stops.enforce_leases, processes, lease_s=self._settings.lease_s)
-        self._tasks.spawn(repeat("starting processes", self._pool.start_missing, wake=self._pool.changed))
-        self._tasks.spawn(repeat("fork servers", self._pool.look_after_fork_servers))
-        self._tasks.spawn(repeat("timeouts", partial(stops.enforce_timeouts, processes)))
-        self._tasks.spawn(repeat("leases that end", enforce_leases))
-        if self._reloads:
-            self._tasks.spawn(self._pool.reload_on_changes())
-
-    def _start_redis_duties(self) -> asyncio.Task[Any]:
+    def _start_duties(self) -> asyncio.Task[Any]:
         """Returns the one that sends heartbeats."""
 
-        def start(
-            name: str, step: Callable[[], Awaitable[float]], wake: asyncio.Event | None = None
-        ) -> asyncio.Task[Any]:
+        def start(name: str, step: Step, wake: asyncio.Event | None = None) -> asyncio.Task[Any]:
             return self._tasks.spawn(repeat(name, step, outage=self._outage, wake=wake))
 
-        commands = self._registration.commands
-        start("commands", commands.step, commands.changed)
+        pool, lease_s, commands = self._pool, self._settings.lease_s, self._registration.commands
+        processes = pool.processes.values()
+        self._tasks.spawn(repeat("starting processes", pool.start_missing, wake=pool.changed))
+        self._tasks.spawn(repeat("fork servers", pool.look_after_fork_servers))
+        self._tasks.spawn(repeat("timeouts", partial(enforce_timeouts, processes)))
+        self._tasks.spawn(repeat("leases that end", partial(enforce_leases, processes, lease_s=lease_s)))
+        if self._reloads:
+            self._tasks.spawn(pool.reload_on_changes())
+        self._tasks.spawn(commands.add(self._id))
+        start("commands", commands.step, commands.lost)
         start("housekeeping", self._housekeeping.step, self._housekeeping.wake)
+        start("schedules", self._schedules.step)
         start("webhooks", self._webhooks.step, self._webhooks.wake)
         start("RQ maintenance", self._rq_maintenance.step)
         start("removing dead workers", self._clean_registry)
         return start("heartbeats", self._send_heartbeats, self._wake_heartbeats)
 
     async def _send_heartbeats(self) -> float:
-        """Every third of a lease, and when a worker came or went."""
-        await self._heartbeats.renew_leases(self._pool.processes.values())
-        await self._heartbeats.announce(self._info(), self._pool.loaded.types, self._registration.workers())
-        return self._settings.lease_s / 3
-
-    def _info(self) -> PoolInfo:
-        return PoolInfo(
+        """Every third of a lease, and when a worker came or went: renews leases, and announces the pool, its task
+        types and its workers."""
+        pool, lease_s = self._pool, self._settings.lease_s
+        await self._heartbeats.renew_leases(pool.processes.values())
+        info = PoolInfo(
             id=self._id,
             host=self._host,
             pid=os.getpid(),
-            queues=self._pool.queues,
-            types=tuple(info.name for info in self._pool.loaded.types),
-            workers=tuple(process.name for process in self._pool.processes.values()),
+            queues=pool.queues,
+            types=tuple(info.name for info in pool.loaded.types),
+            workers=tuple(pool.processes),
             slots=self._settings.slots,
             version=own_version(),
+            build=pool.loaded.build,
+            declares=declares(pool.loaded.schedules),
+            started_ms=self._started_ms,
+            memory_bytes=sum(process.memory_bytes() for process in pool.processes.values()),
+            is_draining=pool.is_draining,
         )
+        if await self._store.run(catalog.publish(info, pool.loaded.types, ttl_s=round(lease_s) + 1)):
+            self._drain()
+        try:
+            await asyncio.to_thread(self._registry.renew, self._registration.workers())
+        except ReplyFault as fault:  # it affects only what RQ's tools show
+            log.error("the workers can't be entered in RQ's registry: %s", fault)
+        return lease_s / 3
 
     async def _clean_registry(self) -> float:
         await asyncio.to_thread(self._registry.clean, self._pool.queues)
@@ -155,10 +171,3 @@ class Supervisor:
             await self._store.carry_out(catalog.retire(self._id))
         except (RedisUnavailable, ReplyFault):  # it counts as gone when its announcement expires
             pass
-
-    async def _close(self) -> None:
-        self._tasks.cancel()
-        await self._pool.close()
-        self._registration.commands.close()
-        await self._store.close()
-        self._registry.connection.close()

@@ -1,40 +1,43 @@
 """Sends webhooks: turns events of the outbox into deliveries, claims those that are due, sends them, and records how
-that went.
-
-Every pool does it, without a leader. A delivery is claimed with a lease: when its supervisor dies, it is sent again,
-with the same id, when the lease has ended.
+that went. Every pool does it, without a leader. A delivery is claimed with a lease: when its supervisor dies, it is
+sent again, with the same id, when the lease has ended.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import secrets
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from taskpool import url_guard
 from taskpool.errors import RedisUnavailable
 from taskpool.redis import keys
 from taskpool.redis.async_store import AsyncStore
 from taskpool.redis.calls import Call, Plan, one
-from taskpool.text import own_version
-from taskpool.url_guard import Allowed, NotSent, Resolve, Resolver, Target, parse_target, system_tls
+from taskpool.text import own_version, seconds_until
+from taskpool.url_guard import Allowed, NotSent, Resolve, Resolver, parse_target, system_tls
 from taskpool.webhooks import delivery
 from taskpool.webhooks.delivery import NewDelivery, Outcome, SendAttempt, Taken
-from taskpool.webhooks.endpoint import Webhook, signed_headers
-from taskpool.webhooks.message import MOST_RESULT_BYTES, TYPE_PREFIX, OutboxEntry, is_wanted, message_body
+from taskpool.webhooks.endpoint import (
+    MOST_RESULT_BYTES,
+    OutboxEntry,
+    Webhook,
+    is_wanted,
+    message_body,
+    message_type,
+    signed_headers,
+)
 from taskpool.webhooks.store import callback_key, callback_webhook, disable_webhook
+
+from .duties import BackgroundTasks, Outage, insist, log
 
 if TYPE_CHECKING:
     import httpcore
-
-log = logging.getLogger("workers")
 
 # --- one request ------------------------------------------------------------------------------------------------------
 
@@ -47,8 +50,7 @@ MOST_BODY_BYTES: Final = 64 * 1024
 GONE: Final = 410
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """The endpoint's response: its status, and the seconds of its Retry-After header."""
 
     status_code: int
@@ -70,21 +72,25 @@ class Sender:
         self._resolve = resolve or Resolver().resolve
 
     async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """Sends the body with a POST.
-
-        Raises:
-            NotSent: the URL or an address isn't allowed, or there was no answer in time.
-        """
+        """Sends the body with a POST. Raises: NotSent, if an address isn't allowed or doesn't answer in time."""
         if self._tls is None:  # the import and the certificates would block the loop for too long
             self._tls = await asyncio.to_thread(system_tls)
-        from taskpool import url_guard
-
         async with AsyncExitStack() as opened:
             try:
                 async with asyncio.timeout(self._answer_s):
                     target = parse_target(url, self._allowed)
+                    all_headers = {
+                        "host": target.authority,
+                        "user-agent": f"taskpool/{own_version()}",
+                        "content-type": "application/json",
+                        "content-length": str(len(body)),
+                        "accept-encoding": "identity",
+                        "connection": "close",
+                        **headers,
+                    }
+                    pairs = [(name.encode(), value.encode()) for name, value in all_headers.items()]
                     response = await url_guard.send(
-                        "POST", target, _headers(target, headers, body), body, allowed=self._allowed,
+                        "POST", target, pairs, body, allowed=self._allowed,
                         resolve=self._resolve, tls=self._tls, connect_s=CONNECT_S, opened=opened,
                     )  # fmt: skip
             except TimeoutError:
@@ -93,20 +99,7 @@ class Sender:
                 raise NotSent(f"not allowed: {fault}") from None
             await _read_body(response)
         retry_after = next((value for name, value in response.headers if name.lower() == b"retry-after"), b"")
-        return Answer(response.status, _seconds(retry_after.decode("latin-1")))
-
-
-def _headers(target: Target, headers: Mapping[str, str], body: bytes) -> list[tuple[bytes, bytes]]:
-    sent = {
-        "host": target.authority,
-        "user-agent": f"taskpool/{own_version()}",
-        "content-type": "application/json",
-        "content-length": str(len(body)),
-        "accept-encoding": "identity",
-        "connection": "close",
-        **headers,
-    }
-    return [(name.encode(), value.encode()) for name, value in sent.items()]
+        return Answer(response.status, seconds_until(retry_after.decode("latin-1")))
 
 
 async def _read_body(response: httpcore.Response) -> None:
@@ -124,16 +117,6 @@ async def _read_body(response: httpcore.Response) -> None:
         pass
 
 
-def _seconds(retry_after: str) -> float | None:
-    """The seconds that a Retry-After header asks for, as a number or as a date."""
-    if retry_after.strip().isdecimal():
-        return float(retry_after.strip()[:9])
-    try:
-        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
-
-
 # --- deliveries -------------------------------------------------------------------------------------------------------
 
 DELAYS_S: Final = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
@@ -146,7 +129,6 @@ FAILING_MOST: Final = 1
 SORTED_AT_ONCE: Final = 100
 HOLD_MS: Final = 2000
 LOOK_S: Final = 0.5
-RECORD_RETRY_S: Final = 0.5
 
 
 class Dispatcher:
@@ -158,23 +140,20 @@ class Dispatcher:
         supervisor: str,
         allowed: Allowed,
         *,
+        outage: Outage | None = None,
         sender: Sender | None = None,
         delays_s: Sequence[float] = DELAYS_S,
         lease_ms: int = keys.DELIVERY_LEASE_MS,
     ) -> None:
         self._store, self._supervisor, self._allowed = store, supervisor, allowed
-        self._sender = sender or Sender(allowed)
+        self._sender, self._outage = sender or Sender(allowed), outage or Outage()
         self._delays_s, self._lease_ms = delays_s, lease_ms
-        self._sending: set[asyncio.Task[None]] = set()
+        self._sending = BackgroundTasks()
         self._draining = False
         self.wake = asyncio.Event()
 
     async def step(self) -> float:
-        """One round; the seconds until the next.
-
-        Raises:
-            RedisUnavailable: Redis is away.
-        """
+        """One round; the seconds until the next. Raises: RedisUnavailable."""
         if self._draining:
             return LOOK_S
         sorted_all = await self._sort_outbox()
@@ -189,12 +168,11 @@ class Dispatcher:
         """Waits for the requests; those that take longer than `grace_s` are given back, to be sent again with the same
         id."""
         self.drain()
-        if self._sending:
-            await asyncio.wait(self._sending, timeout=grace_s)
-        for task in self._sending:
-            task.cancel()
-        if self._sending:
-            await asyncio.wait(self._sending)
+        if self._sending.running:
+            await asyncio.wait(self._sending.running, timeout=grace_s)
+        self._sending.cancel()
+        if self._sending.running:
+            await asyncio.wait(self._sending.running)
 
     # --- from the outbox to deliveries --------------------------------------------------------------------------------
 
@@ -227,7 +205,7 @@ class Dispatcher:
         return {entry.id: message_body(entry, results.get(entry.id)) for entry in entries}
 
     def _deliveries(self, entry: OutboxEntry, endpoints: Sequence[Webhook], body: bytes) -> Sequence[NewDelivery]:
-        event = TYPE_PREFIX + entry.event["event"]
+        event = message_type(entry.event["event"])
         made = [
             NewDelivery(_message_id(entry, each.id), each.id, each.id, entry.task, event, each.url, body)
             for each in endpoints
@@ -245,7 +223,7 @@ class Dispatcher:
 
     async def _send_due(self) -> float:
         """Claims deliveries that are due and starts to send them; the seconds until there may be more."""
-        room = 0 if self._draining else AT_ONCE - len(self._sending)
+        room = 0 if self._draining else AT_ONCE - len(self._sending.running)
         if room <= 0:
             return LOOK_S
         token = f"{self._supervisor}:{secrets.token_hex(6)}"
@@ -253,27 +231,24 @@ class Dispatcher:
             delivery.take(token, lease_ms=self._lease_ms, limit=room, lane_most=LANE_MOST, failing_most=FAILING_MOST)
         )
         for each in taken:
-            task = asyncio.create_task(self._send(each, token))
-            self._sending.add(task)
-            task.add_done_callback(self._on_sent)
+            self._sending.spawn(self._send(each, token)).add_done_callback(self._on_sent)
         return LOOK_S if wait_ms is None else min(LOOK_S, wait_ms / 1000)
 
     def _on_sent(self, task: asyncio.Task[None]) -> None:
-        self._sending.discard(task)
         self.wake.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a webhook can't be sent; it is tried again when its lease ends", exc_info=error)
 
     async def _send(self, taken: Taken, token: str) -> None:
         """One attempt, from the request to its record in Redis."""
-        started = time.monotonic()
-        answer: Answer | None = None
+        started, answer = time.monotonic(), None
         try:
             answer, outcome, error = await self._attempt(taken)
         except NotSent as fault:
             outcome, error = self._failed(taken), str(fault)
         except asyncio.CancelledError:
-            await self._record(lambda: one(delivery.settle(taken.id, token, "given_back")), insists=False)
+            with suppress(RedisUnavailable):  # then its lease ends
+                await self._store.run(delivery.settle(taken.id, token, "given_back"))
             raise
         except Exception:  # a fault of ours: without this, the delivery would be tried for ever
             log.exception("the webhook %s can't be sent", taken.id)
@@ -314,18 +289,9 @@ class Dispatcher:
             delay_s = max(delay_s, min(answer.retry_after_s, MOST_RETRY_AFTER_S))
         return round(delay_s * 1000 * (1 + random.random() * JITTER))
 
-    async def _record(self, plan: Callable[[], Plan[Any]], *, insists: bool = True) -> None:
-        """Records the end of an attempt in Redis; with `insists` it tries until the delivery's lease has ended."""
-        until = time.monotonic() + (self._lease_ms / 1000 if insists else 0)
-        while True:
-            try:
-                await self._store.carry_out(plan())
-                return
-            except RedisUnavailable as error:
-                if time.monotonic() >= until:
-                    log.warning("a webhook's attempt can't be settled, so it may be sent again: %s", error)
-                    return
-            await asyncio.sleep(RECORD_RETRY_S)
+    async def _record(self, plan: Callable[[], Plan[Any]]) -> None:
+        """Records the end of an attempt, as soon as Redis is there: an attempt that lost its lease changes nothing."""
+        await insist(lambda: self._store.carry_out(plan()), self._outage)
 
 
 def _message_id(entry: OutboxEntry, endpoint: str) -> str:

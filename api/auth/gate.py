@@ -15,7 +15,7 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
@@ -30,24 +30,24 @@ from taskpool.access.api_key import TOKEN, ApiKey, digest_of
 from taskpool.errors import ConfigurationError, RedisUnavailable
 from taskpool.redis import keys
 from taskpool.redis.async_store import AsyncStore
-from taskpool.redis.calls import Call, redis_ms
+from taskpool.redis.calls import Call, as_it_is, redis_ms
 from taskpool.settings import Settings
 from taskpool.types import utc
 from taskpool.validation import names_this_machine
 
+from ..http.declarations import ANYONE, Access
 from ..http.problems import Problem, retry_after
-from .caller import SCOPE_KEY, Access, Caller, anonymous
+from ..http.responses import Header
+from .caller import SCOPE_KEY, Caller, anonymous
 from .rate_limit import FailedAttempts, RateLimits, network
+from .session import Session, Sessions, check_page, is_from_elsewhere, read_cookie
 
 _ORIGIN: Final = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 
 
 def read_origins(origins: Iterable[str]) -> frozenset[str]:
     """The origins of TASKPOOL_CORS_ORIGINS, as browsers write them.
-
-    Raises:
-        ConfigurationError: one isn't an exact origin.
-    """
+    Raises: ConfigurationError: one isn't an exact origin."""
     found = frozenset(origin.lower() for origin in origins)
     for origin in sorted(found):
         if not _ORIGIN.fullmatch(origin):
@@ -55,12 +55,6 @@ def read_origins(origins: Iterable[str]) -> frozenset[str]:
                 f"TASKPOOL_CORS_ORIGINS: {origin!r} is not an origin: give each exactly, like https://app.example.org"
             )
     return found
-
-
-def is_own_origin(origin: bytes, host: bytes) -> bool:
-    """Whether a page of this `Origin` was served by this `Host`. (The scheme may differ: a proxy may have changed
-    it.)"""
-    return bool(host) and origin.partition(b"://")[2].lower() == host.lower()
 
 
 @lru_cache(maxsize=256)  # every request asks, mostly with the same addresses
@@ -76,7 +70,7 @@ MOST_KEPT: Final = 4096
 
 
 class _Entry(msgspec.Struct, gc=False):
-    key: ApiKey | None
+    key: ApiKey
     read_at: float  # mono
     noted_at: float  # mono
 
@@ -95,42 +89,42 @@ class KnownKeys:
     def at_hand(self, id: str, secret: str) -> ApiKey | None:
         """The valid key of this id and secret, if it is cached and its use needn't be recorded now."""
         entry, now_mono = self._entries.get(id), time.monotonic()
-        if entry is None or entry.key is None or now_mono - entry.read_at >= FRESH_S:
+        if entry is None or now_mono - entry.read_at >= FRESH_S or now_mono - entry.noted_at >= USE_NOTED_S:
             return None
         now_ms = now_mono * 1000 + self._clock_offset_ms
-        is_good = entry.key.takes(digest_of(secret), now_ms) and entry.key.lives(now_ms)
-        return entry.key if is_good and now_mono - entry.noted_at < USE_NOTED_S else None
+        return entry.key if entry.key.takes(digest_of(secret), now_ms) and entry.key.lives(now_ms) else None
 
     async def verified(self, id: str, secret: str, *, is_listed: bool = False) -> ApiKey | None:
         """The key of this id and secret, if it exists; it may have expired. With `is_listed`, the key is read only if
         its id was in the list of all ids, which is read every few seconds at most.
+        Raises: RedisUnavailable."""
+        if is_listed and id not in self._entries and not await self._is_listed(id):
+            return None
+        entry = await self._entry(id)
+        if entry is None or not entry.key.takes(digest_of(secret), self._now_ms()):
+            return None
+        await self._note_use(entry)
+        return entry.key
 
-        Raises:
-            RedisUnavailable
-        """
-        entry = self._entries.get(id)
-        if entry is None and is_listed and not await self._is_listed(id):
+    async def of_session(self, session: Session) -> ApiKey | None:
+        """The key of a session, if it is valid and still takes the secret that started the session.
+        Raises: RedisUnavailable."""
+        entry = await self._entry(session.key)
+        if entry is None or not (self.lives(entry.key) and entry.key.takes(session.digest, self._now_ms())):
             return None
-        if entry is None or time.monotonic() - entry.read_at >= FRESH_S:
-            entry = await self._look_up(id)
-        if entry.key is None or not entry.key.takes(digest_of(secret), self._now_ms()):
-            return None
+        await self._note_use(entry)
+        return entry.key
+
+    async def _note_use(self, entry: _Entry) -> None:
         if time.monotonic() - entry.noted_at >= USE_NOTED_S:
             entry.noted_at = time.monotonic()  # now, so that concurrent requests don't record it as well
             with suppress(RedisUnavailable):  # Redis is full or went away: the next use is recorded
-                await self._store.run(keyring.note_use(id))
-        return entry.key
+                await self._store.run(keyring.note_use(entry.key.id))
 
     async def living(self, id: str) -> ApiKey | None:
-        """The key of this id, unless it was revoked or has expired.
-
-        Raises:
-            RedisUnavailable
-        """
-        entry = self._entries.get(id)
-        if entry is None or time.monotonic() - entry.read_at >= FRESH_S:
-            entry = await self._look_up(id)
-        return entry.key if entry.key is not None and self.lives(entry.key) else None
+        """The key of this id, unless it was revoked or has expired. Raises: RedisUnavailable."""
+        entry = await self._entry(id)
+        return entry.key if entry is not None and self.lives(entry.key) else None
 
     def lives(self, key: ApiKey) -> bool:
         """Whether a key hasn't expired."""
@@ -142,16 +136,18 @@ class KnownKeys:
             self._listed = await self._store.run(keyring.ids())
         return id in self._listed
 
-    async def _look_up(self, id: str) -> _Entry:
+    async def _entry(self, id: str) -> _Entry | None:
+        entry = self._entries.get(id)
+        if entry is not None and time.monotonic() - entry.read_at < FRESH_S:
+            return entry
         key, now_ms = await self._store.run_many(keyring.find(id))
         self._clock_offset_ms = now_ms - time.monotonic() * 1000
         before = self._entries.pop(id, None)
         if key is None:  # not cached: clients could invent any number of ids
-            return _Entry(None, 0, 0)
+            return None
         if len(self._entries) >= MOST_KEPT:
             self._entries.pop(next(iter(self._entries)))
-        entry = _Entry(key, time.monotonic(), before.noted_at if before else -USE_NOTED_S)
-        self._entries[id] = entry
+        entry = self._entries[id] = _Entry(key, time.monotonic(), before.noted_at if before else -USE_NOTED_S)
         return entry
 
     def _now_ms(self) -> float:
@@ -170,35 +166,22 @@ async def issue(store: AsyncStore, key_id: str | None) -> tuple[str, datetime]:
     ticket = secrets.token_urlsafe(32)
     value = NO_KEY.decode() if key_id is None else key_id
     _, now_ms = await store.run_many(
-        (
-            Call(("SET", keys.TICKET + digest_of(ticket), value, "EX", TICKET_S), lambda _: None, again=True),
-            redis_ms(),
-        )
+        (Call(("SET", keys.TICKET + digest_of(ticket), value, "EX", TICKET_S), as_it_is, again=True), redis_ms())
     )
     return ticket, utc(now_ms + TICKET_S * 1000)
 
 
-async def redeem(store: AsyncStore, ticket: str) -> bytes | None:
-    """Use up a ticket: a key's id or `NO_KEY`; None if the ticket is invalid."""
-    # Not sent again if the reply is lost: the ticket is used up then, and its holder requests another one.
-    found: bytes | None = await store.run(Call(("GETDEL", keys.TICKET + digest_of(ticket)), lambda reply: reply))
-    return found
-
-
 REALM: Final = 'Bearer realm="taskpool"'
 SAFE: Final = ("GET", "HEAD")
-THIS_MACHINE: Final = (
-    "until there is an API key, the API serves only this machine, under the names localhost and 127.0.0.1"
-)
-THROUGH_A_PROXY: Final = "until there is an API key, the API serves only this machine, and not through a proxy"
+WITHOUT_KEYS: Final = "until there is an API key, the API serves only this machine, "
 ADDRESS_HEADERS: Final = frozenset(
     (b"host", b"x-forwarded-host", b"x-forwarded-for", b"x-real-ip", b"x-client-ip", b"x-cluster-client-ip",
      b"true-client-ip", b"cf-connecting-ip")
 )  # fmt: skip
 """Headers with names or addresses, all of which must be this machine's."""
+ONCE: Final = (b"authorization", b"origin")
 PROXY_HEADERS: Final = (b"forwarded", b"via")
 """Only proxies send these, and others that start with `x-forwarded-`."""
-UNUSABLE: Final = "the API key is unknown: it was revoked, or it is wrong"
 
 
 class Gate:
@@ -207,6 +190,7 @@ class Gate:
     def __init__(self, store: AsyncStore, settings: Settings, origins: frozenset[str]) -> None:
         self._store = store
         self._known = KnownKeys(store)
+        self.sessions = Sessions(store)
         self._rates = RateLimits(store, settings)
         self._failed = FailedAttempts()
         self._origins = frozenset(origin.encode() for origin in origins)
@@ -216,29 +200,20 @@ class Gate:
 
     async def admit(self, scope: AsgiScope, access: Access) -> Caller:
         """The caller of a request or a socket, which meets `access`. From now on, `caller_of` returns it.
-
-        Raises:
-            Problem: 400 a repeated header; 401 no valid key; 403 not permitted; 421 the wrong host name; 429 over the
-                rate limit, or too many failures of its address.
-            RedisUnavailable
-        """
-        authorization = origin = None
-        for name, value in scope["headers"]:
-            if name == b"authorization":
-                if authorization is not None:
-                    raise _repeated("Authorization")
-                authorization = value
-            elif name == b"origin":
-                if origin is not None:
-                    raise _repeated("Origin")
-                origin = value
+        Raises: Problem 400 a repeated header; 401 no valid key; 403 not permitted; 421 the wrong host name; 429 over
+        the rate limit, or too many failures of its address; RedisUnavailable."""
+        authorization = origin = b""
+        if given := [header for header in scope["headers"] if header[0] in ONCE]:
+            _check_once(given)
+            values = dict(given)
+            authorization, origin = values.get(b"authorization", b""), values.get(b"origin", b"")
         if origin and not self._may_come_from(origin, scope):
             if scope["type"] == "websocket":
                 raise _foreign_origin("sockets")
             if scope["method"] not in SAFE and not await self.needs_key():
                 raise _foreign_origin("changes")
         client = scope.get("client")
-        caller = await self._caller(scope, access, authorization or b"", client[0] if client else "")
+        caller = await self._caller(scope, access, authorization, client[0] if client else "")
         await self._rates.take(caller, scope)
         check(caller, access)
         scope[SCOPE_KEY] = caller
@@ -246,23 +221,16 @@ class Gate:
 
     async def charge(self, scope: AsgiScope, tasks: int | None = None) -> None:
         """Count more work of an admitted caller: the tasks of a batch, or (None) a message.
-
-        Raises:
-            Problem: 429.
-            RedisUnavailable
-        """
+        Raises: Problem 429; RedisUnavailable."""
         caller: Caller = scope[SCOPE_KEY]
         await (self._rates.take(caller, scope) if tasks is None else self._rates.take_all(caller, scope, tasks))
 
     async def still_admits(self, caller: Caller) -> bool:
         """Whether an admitted caller would be admitted again: its key wasn't revoked and hasn't expired.
-
-        Raises:
-            RedisUnavailable
-        """
-        if caller.key_id is None:
+        Raises: RedisUnavailable."""
+        if caller.key is None:
             return not await self.needs_key()
-        return await self._known.living(caller.key_id) is not None
+        return await self._known.living(caller.key) is not None
 
     async def needs_key(self) -> bool:
         """Whether callers need a key."""
@@ -275,21 +243,38 @@ class Gate:
 
     async def would_admit(self, scope: AsgiScope, access: Access) -> bool:
         """Whether `admit` would admit the caller: for public routes that show some callers more.
-
-        Raises:
-            RedisUnavailable
-        """
-        given = [value for name, value in scope["headers"] if name == b"authorization"]
-        if not given and await self.needs_key():  # not a failure: probes send no key
-            return False
-        client = scope.get("client")
+        Raises: RedisUnavailable."""
         try:
-            if len(given) > 1:
-                raise _repeated("Authorization")
-            check(await self._caller(scope, access, given[0] if given else b"", client[0] if client else ""), access)
+            caller = await self.known_caller(scope)
+            if caller is not None:
+                check(caller, access)
         except Problem:
             return False
-        return True
+        return caller is not None
+
+    async def known_caller(self, scope: AsgiScope) -> Caller | None:
+        """Who sends a request to a public route; None: it has no key, or no valid one.
+        Raises: Problem as `admit`; RedisUnavailable."""
+        given = [header for header in scope["headers"] if header[0] == b"authorization"]
+        if not given and not read_cookie(scope) and await self.needs_key():  # not a failure: probes send no key
+            return None
+        client = scope.get("client")
+        try:
+            _check_once(given)
+            return await self._caller(scope, ANYONE, given[0][1] if given else b"", client[0] if client else "")
+        except Problem as problem:
+            if problem.kind == "unauthorized":
+                return None
+            raise
+
+    async def sign_in(self, scope: AsgiScope, key: str) -> Session | None:
+        """The session that a request of the page with this key may start; None if no key is needed.
+        Raises: Problem 401 no valid key; 403 another page has sent it; 429 too many failures; RedisUnavailable."""
+        check_page(scope)
+        client = scope.get("client")
+        caller = await self._caller(scope, ANYONE, b"Bearer " + key.encode(), client[0] if client else "")
+        found = TOKEN.fullmatch(key)
+        return None if caller.key is None or found is None else Session(caller.key, digest_of(found[2]))
 
     async def _caller(self, scope: AsgiScope, access: Access, authorization: bytes, address: str) -> Caller:
         """Who sends this. If an address has failed too often, Redis is asked only about keys that exist: other clients
@@ -322,19 +307,34 @@ class Gate:
 
     async def _identified(self, scope: AsgiScope, authorization: bytes, address: str, wait_s: float) -> Caller:
         if not authorization:
+            if scope["type"] == "http" and (cookie := read_cookie(scope)):
+                return await self._of_session(scope, cookie, address, wait_s)
             raise unauthorized("this needs an API key: send it as Authorization: Bearer tp_...")
         found = _token(authorization)
         if found is None:
             raise unauthorized("Authorization must be `Bearer` and an API key, tp_<id>_<secret>", "invalid_token")
         key = await self._known.verified(found[1], found[2], is_listed=bool(wait_s))
         if key is None:
-            raise unauthorized(UNUSABLE, "invalid_token")
+            raise unauthorized("the API key is unknown: it was revoked, or it is wrong", "invalid_token")
         if not self._known.lives(key):
             raise unauthorized(f"the key {key.name!r} has expired", "invalid_token")
         return _holder(key, address)
 
+    async def _of_session(self, scope: AsgiScope, cookie: str, address: str, wait_s: float) -> Caller:
+        if scope["method"] not in SAFE:
+            check_page(scope)
+        elif is_from_elsewhere(scope):
+            raise _foreign_origin("sessions")
+        session = await self.sessions.find(cookie, is_known=bool(wait_s))
+        key = await self._known.of_session(session) if session is not None else None
+        if key is None:
+            raise unauthorized("the session has ended: sign in again", "invalid_token")
+        return _holder(key, address)
+
     async def _of_ticket(self, ticket: str, address: str, wait_s: float) -> Caller:
-        stands_for = None if wait_s else await redeem(self._store, ticket)
+        # Not sent again if the reply is lost: the ticket is used up then, and its holder requests another one.
+        redeem = Call(("GETDEL", keys.TICKET + digest_of(ticket)), as_it_is)
+        stands_for: bytes | None = None if wait_s else await self._store.run(redeem)
         if stands_for == NO_KEY and not await self.needs_key():
             return anonymous(address)
         key = None
@@ -346,8 +346,11 @@ class Gate:
         return _holder(key, address)
 
     def _may_come_from(self, origin: bytes, scope: AsgiScope) -> bool:
-        hosts = [value for name, value in scope["headers"] if name == b"host"]
-        return origin.lower() in self._origins or (len(hosts) == 1 and is_own_origin(origin, hosts[0]))
+        """Whether pages of this origin may send it: listed ones, and those that this `Host` served. (The scheme may
+        differ: a proxy may have changed it.)"""
+        own = origin.partition(b"://")[2].lower()
+        hosts = [value.lower() for name, value in scope["headers"] if name == b"host"]
+        return origin.lower() in self._origins or (own != b"" and hosts == [own])
 
     def _check_here(self, scope: AsgiScope) -> None:
         """Without keys, a client must name this machine as the host, and not come through a proxy on it."""
@@ -356,17 +359,13 @@ class Gate:
         for name, value in scope["headers"]:
             if name in ADDRESS_HEADERS:
                 if value and not name_this_machine(value):
-                    raise Problem("misdirected", THIS_MACHINE)
+                    raise Problem("misdirected", WITHOUT_KEYS + "under the names localhost and 127.0.0.1")
             elif name in PROXY_HEADERS or name.startswith(b"x-forwarded-"):
-                raise Problem("misdirected", THROUGH_A_PROXY)
+                raise Problem("misdirected", WITHOUT_KEYS + "and not through a proxy")
 
 
 def check(caller: Caller, access: Access) -> None:
-    """Return if the caller meets `access`.
-
-    Raises:
-        Problem: 403.
-    """
+    """Return if the caller meets `access`. Raises: Problem 403."""
     if access.scope is not None and not caller.may(access.scope):
         detail = f"the key {caller.name!r} doesn't have the scope {access.scope.value}"
         challenge = f'{REALM}, error="insufficient_scope", scope="{access.scope.value}"'
@@ -382,8 +381,12 @@ def unauthorized(detail: str, error: str = "") -> Problem:
     return Problem("unauthorized", detail, headers=[(b"www-authenticate", challenge.encode())])
 
 
-def _repeated(name: str) -> Problem:
-    return Problem("invalid-header", f"{name} must be sent once; this request has it more than once")
+def _check_once(headers: Sequence[Header]) -> None:
+    names = [name for name, _ in headers]
+    for name in names:
+        if names.count(name) > 1:
+            title = name.decode().title()
+            raise Problem("invalid-header", f"{title} must be sent once; this request has it more than once")
 
 
 def failed_too_often(wait_s: float) -> Problem:
@@ -403,7 +406,7 @@ def _token(authorization: bytes) -> re.Match[str] | None:
 def _holder(key: ApiKey, address: str) -> Caller:
     types = None if key.types is None else frozenset(key.types)
     queues = None if key.queues is None else frozenset(key.queues)
-    return Caller(key.id, key.name, key.scopes, key.project, types, queues, address, key.rate_limit)
+    return Caller(key.id, key.name, key.project, address, types, queues, key.scopes, key.rate_limit)
 
 
 def _take_ticket(scope: AsgiScope) -> str:

@@ -61,11 +61,7 @@ class RateLimits:
 
     async def take(self, caller: Caller, scope: AsgiScope) -> None:
         """Count one request or message of the caller, and put the answer's headers into the scope.
-
-        Raises:
-            Problem: 429.
-            RedisUnavailable
-        """
+        Raises: Problem 429; RedisUnavailable."""
         bucket = self._bucket(caller)
         if bucket is None:
             return
@@ -77,11 +73,7 @@ class RateLimits:
 
     async def take_all(self, caller: Caller, scope: AsgiScope, tasks: int) -> None:
         """Count the tasks of a batch. Its request was counted as the first of them.
-
-        Raises:
-            Problem: 429; none of the tasks was counted.
-            RedisUnavailable
-        """
+        Raises: Problem 429; none of the tasks was counted; RedisUnavailable."""
         bucket = self._bucket(caller)
         if bucket is None or tasks < 2:
             return
@@ -101,7 +93,7 @@ class RateLimits:
         per_minute = self._per_minute if caller.rate_limit is None else caller.rate_limit
         if not per_minute:
             return None
-        name = f"key:{caller.key_id}" if caller.key_id else f"address:{network(caller.address)}"
+        name = f"key:{caller.key}" if caller.key else f"address:{network(caller.address)}"
         bucket = self._buckets.get((name, per_minute))
         if bucket is None:
             if len(self._buckets) >= MOST_CALLERS:

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from taskpool.operations.documents import TaskDocument, event_document
+from taskpool.operations.documents import EventDocument, Shown
 from taskpool.operations.status import Attributes, Position
 from taskpool.types import Event
 
@@ -42,7 +42,7 @@ class Step:
     def json(self) -> bytes:
         """The event as JSON."""
         if self.document is None:
-            self.document = _encode(event_document(self.event))
+            self.document = _encode(EventDocument.of(self.event))
         return self.document
 
 
@@ -54,11 +54,11 @@ class Steps(msgspec.Struct, frozen=True, gc=False):
 
 
 class Snapshot(msgspec.Struct, frozen=True, gc=False):
-    """The state of the tasks at a position. The events after it follow."""
+    """The state of the tasks, or of a workflow, at a position. The events after it follow."""
 
     to: Any
     at: Position
-    documents: Sequence[TaskDocument]
+    documents: Sequence[Shown]
 
 
 class Resync(msgspec.Struct, frozen=True, gc=False):
@@ -89,7 +89,7 @@ class Beat(msgspec.Struct, frozen=True, gc=False):
 class Reply(msgspec.Struct, frozen=True, gc=False):
     """The reply to a message of the client."""
 
-    text: str
+    text: bytes
 
 
 Item = Steps | Snapshot | Resync | Live | Gone | Beat | Reply

@@ -21,7 +21,8 @@ from typing import Final
 import msgspec
 
 from taskpool.async_pool import AsyncTaskPool
-from taskpool.errors import RedisUnavailable, TaskNotFound
+from taskpool.errors import RedisUnavailable, TaskNotFound, WorkflowNotFound
+from taskpool.operations.flow.workflows import fetch_workflow, workflow_is_there
 from taskpool.operations.status import (
     START,
     Position,
@@ -86,8 +87,7 @@ class LogThrottle:
 class RoundRobin:
     """The followed tasks in turn, at most `most` in each check, so that a check costs little however many there are.
 
-    A task's record that was deleted by hand publishes no event, so that only a check detects it.
-    """
+    A task's record that was deleted by hand publishes no event, so that only a check detects it."""
 
     def __init__(self, tasks: Callable[[], list[str]], most: int = MOST_CHECKED) -> None:
         self._tasks, self._most = tasks, most
@@ -100,10 +100,9 @@ class RoundRobin:
         if now_mono < self._checked_mono + CHECK_S:
             return []
         self._checked_mono = now_mono
-        self._left = self._left or self._tasks()
-        ids = self._left[-self._most :]
-        del self._left[-self._most :]
-        return ids
+        waiting = self._left or self._tasks()
+        self._left = waiting[self._most :]
+        return waiting[: self._most]
 
 
 class Hub:
@@ -111,7 +110,7 @@ class Hub:
 
     def __init__(self, pool: AsyncTaskPool) -> None:
         self._pool, self._store, self._connection = pool, pool.store, pool.subscriptions
-        self._connection.when_lost(self._lost)
+        self._connection.when_lost.append(self._lost)
         self._log = LogThrottle("events")
         self._attributes = AttributeCache(pool.store)
         self._all = Subscribers()
@@ -133,15 +132,10 @@ class Hub:
     async def open(self, wanted: Wanted, queue: ClientQueue, *, name: str = "", after: Position | None) -> Subscription:
         """Start a subscription: queue the present state and later events, or with `after` the events since then.
 
-        Raises:
-            TaskNotFound: the task doesn't exist, or not for this caller.
-            RedisUnavailable
-        """
+        Raises: TaskNotFound, WorkflowNotFound (also if its project isn't the caller's), RedisUnavailable."""
         subscription = Subscription(wanted, queue, name)
-        if wanted.task is not None:
-            attributes = await self._attributes.of(wanted.task)
-            if attributes is None or not wanted.sees(attributes.project):
-                raise TaskNotFound(wanted.task)
+        if wanted.task is not None and not wanted.sees(await self._project_of(wanted, wanted.task)):
+            raise wanted.not_found
         if after is None:
             await take_snapshot(self._pool, subscription)
         else:
@@ -149,6 +143,15 @@ class Hub:
         self._all.add(subscription)
         self._follow(subscription)
         return subscription
+
+    async def _project_of(self, wanted: Wanted, id: str) -> str | None:
+        """The project of a task or workflow. Raises: TaskNotFound, WorkflowNotFound, RedisUnavailable."""
+        if wanted.is_workflow:
+            return (await self._store.carry_out(fetch_workflow(id, with_nodes=False))).project
+        attributes = await self._attributes.of(id)
+        if attributes is None:
+            raise wanted.not_found
+        return attributes.project
 
     def close(self, subscription: Subscription) -> None:
         """End a subscription."""
@@ -242,10 +245,10 @@ class Hub:
     async def _mark(self) -> None:
         """Move the horizon to the end of the stream, and end subscriptions to tasks that don't exist any more.
 
-        Redis sends these replies after all messages that it published before, so those have arrived.
-        """
+        Redis sends these replies after all messages that it published before, so those have arrived."""
         losses, ids = self._losses, self._checks.take()
-        end, *exist = await self._connection.read_many([newest(), *map(is_there, ids)])
+        looks = [workflow_is_there(id) if self._all.are_to_workflow(id) else is_there(id) for id in ids]
+        end, *exist = await self._connection.read_many([newest(), *looks])
         if losses == self._losses and not self._arriving:
             self._horizon = max(self._horizon, end)
             for id, exists in zip(ids, exist, strict=True):
@@ -320,7 +323,7 @@ class Hub:
                     subscription.queue.put(Resync(subscription, subscription.after, "trimmed"))
                     has_resync = True
                 await take_snapshot(self._pool, subscription)
-            except TaskNotFound:
+            except (TaskNotFound, WorkflowNotFound):
                 self._end(subscription)
             except Exception as error:  # whatever it is: the client waits for the state
                 self._log.log(error)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
-from typing import Final, TypeVar
-
-from starlette.types import Scope
+from collections.abc import Coroutine, Iterator
+from typing import Any, Final, TypeVar
 
 from taskpool.errors import RedisUnavailable
 from taskpool.operations.status import Position
@@ -36,6 +34,19 @@ CHECK_KEYS_S: Final = 20.0
 """How often the callers' keys are checked."""
 
 
+async def until_one_ends(*works: Coroutine[Any, Any, None]) -> None:
+    """Run these until one of them ends, then cancel the others."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
 class TooManySubscriptions(Exception):
     """A key or an address has too many subscriptions."""
 
@@ -44,8 +55,7 @@ class Streams:
     """The queues of all clients that follow events, from `admit` to `release`."""
 
     def __init__(self, hub: Hub, gate: Gate, settings: Settings, *, check_keys_s: float = CHECK_KEYS_S) -> None:
-        self.hub = hub
-        self._gate = gate
+        self.hub, self.gate = hub, gate
         self._most = settings.max_streams
         self._most_of = {"key": settings.max_streams_per_key, "address": settings.max_streams_per_address}
         self._check_keys_s = check_keys_s
@@ -59,11 +69,7 @@ class Streams:
         self._log = LogThrottle("keys of streams")
 
     def admit(self, caller: Caller) -> ClientQueue:
-        """The queue of one more client.
-
-        Raises:
-            Problem: 503, there are too many clients; 429, too many with this key or from this address.
-        """
+        """The queue of one more client. Raises: Problem (503: too many clients; 429: of this key or address)."""
         if len(self._open) >= self._most:
             detail = f"this process serves {self._most} streams already (TASKPOOL_MAX_STREAMS)"
             raise Problem("too-many-streams", detail, headers=[retry_after(RETRY_AFTER_S)])
@@ -91,17 +97,8 @@ class Streams:
         for subscription in subscriptions:
             self.hub.close(subscription)
 
-    async def charge(self, scope: Scope) -> None:
-        """Count a message of a client. Raises: Problem 429, RedisUnavailable."""
-        await self._gate.charge(scope)
-
     async def subscribe(self, wanted: Wanted, queue: ClientQueue, *, name: str, after: Position | None) -> Subscription:
-        """Start one more subscription of a WebSocket, in turn.
-
-        Raises:
-            TooManySubscriptions
-            TaskNotFound, RedisUnavailable: as `Hub.open`.
-        """
+        """Start one more subscription of a WebSocket, in turn. Raises: TooManySubscriptions, or as `Hub.open`."""
         caller = self._open[queue]
         for kind, whose in _names(caller):
             if self._subscribed_of[kind, whose] >= MOST_SUBSCRIPTIONS_OF:
@@ -116,15 +113,13 @@ class Streams:
             finally:  # return at once, so that the first messages are sent; the turn ends later
                 loop.call_later(min(loop.time() - began_mono, LONGEST_PAUSE_S), self._turns.release)
         except BaseException:
-            if queue in self._open:
-                self._count(queue, caller, -1)
+            self._count(queue, caller, -1)
             raise
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """End a subscription that `subscribe` started."""
         self.hub.close(subscription)
-        if (caller := self._open.get(subscription.queue)) is not None:
-            self._count(subscription.queue, caller, -1)
+        self._count(subscription.queue, self._open[subscription.queue], -1)
 
     def _count(self, queue: ClientQueue, caller: Caller, more: int) -> None:
         _add(self._subscribed, queue, more)
@@ -150,7 +145,7 @@ class Streams:
             await asyncio.sleep(self._check_keys_s)
             for caller in set(self._open.values()):
                 try:
-                    admitted = await self._gate.still_admits(caller)
+                    admitted = await self.gate.still_admits(caller)
                 except (RedisUnavailable, ReplyFault):  # no events arrive either
                     continue
                 except Exception as error:  # no code awaits this task: continue with the other callers
@@ -163,8 +158,8 @@ class Streams:
 
 def _names(caller: Caller) -> Iterator[tuple[str, str]]:
     """The limits that the streams of a caller count for."""
-    if caller.key_id is not None:
-        yield "key", caller.key_id
+    if caller.key is not None:
+        yield "key", caller.key
     if caller.address:
         yield "address", network(caller.address)
 

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Final
 
 from taskpool.async_pool import AsyncTaskPool
-from taskpool.operations.documents import task_document
-from taskpool.operations.listing import Filter, list_tasks
+from taskpool.errors import TaskNotFound, WorkflowNotFound
+from taskpool.operations.documents import Shown, TaskDocument, WorkflowDocument
+from taskpool.operations.flow.workflows import fetch_workflow
+from taskpool.operations.listing import list_tasks
 from taskpool.operations.records import fetch
-from taskpool.operations.status import START, UNKNOWN, Attributes, Position, attributes_of, attributes_told, newest
+from taskpool.operations.status import (
+    START,
+    UNKNOWN,
+    Attributes,
+    Position,
+    attributes_of,
+    attributes_told,
+    is_of_workflow,
+    newest,
+)
 from taskpool.redis import keys
 from taskpool.redis.async_store import AsyncStore
-from taskpool.types import TaskStatus
+from taskpool.types.control import Filter
 
 from ..http.query import Filter as Criteria
 from .client_queue import ClientQueue, Snapshot, Step, Steps
@@ -24,34 +36,30 @@ MOST_TASKS: Final = 100
 """The snapshot of a filter shows this many tasks, the newest."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """One task (`task`), or all tasks that match the rest and that the caller may see; None matches all.
+class Wanted(Filter, frozen=True, kw_only=True):
+    """One task (`task`; or the workflow with this id, if `is_workflow`), or all tasks that fit the filter.
 
-    `project` is the caller's: tasks of other projects don't exist for it. `snapshots`: send the tasks' state first.
-    """
+    `project` is the caller's: tasks of other projects don't exist for it. `snapshots`: send the tasks' state first."""
 
-    project: str | None
     task: str | None = None
-    status: TaskStatus | None = None
-    queue: str | None = None
-    type: str | None = None
-    tag: str | None = None
+    is_workflow: bool = False
     snapshots: bool = True
 
     @classmethod
-    def of(
-        cls, project: str | None, criteria: Criteria | None, *, task: str | None = None, snapshots: bool = True
-    ) -> Wanted:
-        """What a caller of this project wants: one task, or the tasks that match the criteria."""
-        if criteria is None:
-            return cls(project, task, snapshots=snapshots)
-        return cls(project, task, criteria.status, criteria.queue, criteria.type, criteria.tag, snapshots)
+    def of(cls, project: str | None, criteria: Criteria, *, snapshots: bool = True) -> Wanted:
+        """The tasks that a caller of this project wants, by its criteria."""
+        given = {name: getattr(criteria, name) for name in Criteria.__struct_fields__}
+        return cls(**given, project=project, snapshots=snapshots)
 
     @property
     def channel(self) -> str:
         """The Redis channel of these events."""
         return keys.FIREHOSE if self.task is None else keys.CHANNEL + self.task
+
+    @property
+    def not_found(self) -> TaskNotFound | WorkflowNotFound:
+        """The error if the task or the workflow doesn't exist."""
+        return WorkflowNotFound(self.task or "") if self.is_workflow else TaskNotFound(self.task)
 
     def sees(self, project: str | None) -> bool:
         """Whether tasks of this project exist for the caller."""
@@ -61,6 +69,8 @@ class Wanted:
         """Whether an event is wanted. Unless `task` is set, the attributes of the event's task must be known."""
         if self.task is not None:
             return step.event.id == self.task
+        if is_of_workflow(step.event):
+            return False
         of = step.attributes or UNKNOWN
         return (
             self.sees(of.project)
@@ -76,8 +86,7 @@ class Subscription:
     """One of a client's subscriptions.
 
     `after`: events up to this position were queued or aren't wanted. `seen`: by task, the last event that a snapshot
-    includes. `sent`: the position up to which the client has taken its messages.
-    """
+    includes. `sent`: the position up to which the client has taken its messages."""
 
     wanted: Wanted
     queue: ClientQueue
@@ -106,33 +115,32 @@ class Subscription:
 
 
 async def take_snapshot(pool: AsyncTaskPool, subscription: Subscription) -> None:
-    """Queue the state of a subscription's tasks. The subscription is behind at that position then.
-
-    Raises:
-        TaskNotFound: the task doesn't exist any more.
-        RedisUnavailable
-    """
+    """Queue the state of a subscription's tasks. The subscription is behind at that position then. Raises:
+    TaskNotFound, WorkflowNotFound, RedisUnavailable."""
     wanted = subscription.wanted
     # The position is read first, so that no event is lost. Events between the two reads come again: `seen` drops them.
-    if wanted.task is not None:
+    document: Callable[[Any], Shown] = TaskDocument.of
+    if wanted.task is not None and wanted.is_workflow:
+        at = await pool.store.run(newest())
+        records: Sequence[Any] = [await pool.store.carry_out(fetch_workflow(wanted.task, with_nodes=False))]
+        document = WorkflowDocument.of
+    elif wanted.task is not None:
         at, record = await pool.store.run_many([newest(), fetch(wanted.task)])
-        records: Sequence[Any] = [record]
+        records = [record]
     else:
         at, records = await pool.store.run(newest()), []
         if wanted.snapshots:
-            filter = Filter(wanted.status, wanted.queue, wanted.type, wanted.tag, wanted.project)
-            records = (await pool.store.carry_out(list_tasks(filter, limit=MOST_TASKS))).items
+            records = (await pool.store.carry_out(list_tasks(wanted, limit=MOST_TASKS))).items
     subscription.seen = {record.id: record.seq for record in records}
     subscription.after = subscription.sent = at
     if wanted.snapshots:
-        subscription.queue.put(Snapshot(subscription, at, [task_document(record) for record in records]))
+        subscription.queue.put(Snapshot(subscription, at, [document(record) for record in records]))
 
 
 class AttributeCache:
     """The type, queue, tags and project of the tasks seen last. They never change.
 
-    Only a task's first event carries them.
-    """
+    Only a task's first event carries them."""
 
     def __init__(self, store: AsyncStore, most: int = MOST_KNOWN) -> None:
         self._store = store
@@ -148,6 +156,9 @@ class AttributeCache:
 
     def resolve_known(self, step: Step) -> bool:
         """Set an event's attributes if they are known here: whether they are."""
+        if is_of_workflow(step.event):
+            step.attributes = UNKNOWN
+            return True
         step.attributes = attributes_told(step.event)
         if step.attributes is not None:
             self._learn(step.event.id, step.attributes)
@@ -156,11 +167,8 @@ class AttributeCache:
         return step.attributes is not None
 
     async def resolve(self, steps: Sequence[Step]) -> None:
-        """Set the attributes of events in order, with one round trip for all that aren't known here.
-
-        Raises:
-            RedisUnavailable
-        """
+        """Set the attributes of events in order, with one round trip for all that aren't known here. Raises:
+        RedisUnavailable."""
         unknown = [step for step in steps if step.attributes is None and not self.resolve_known(step)]
         if not unknown:
             return
@@ -185,79 +193,73 @@ ANY: Final[Trait] = ("", None)
 class Subscribers:
     """The subscriptions of all clients.
 
-    A subscription to a filter is indexed by its most selective criterion, so that an event costs as much as the
-    subscriptions that it may concern, not as all of them.
-    """
+    A subscription is indexed by its most selective criterion, so that an event costs as much as the subscriptions that
+    it may concern, not as all of them."""
 
     def __init__(self) -> None:
-        self._by_task: defaultdict[str, set[Subscription]] = defaultdict(set)
         self._by_trait: defaultdict[Trait, set[Subscription]] = defaultdict(set)
+        self._filters = 0
         self.touched: set[str] = set()
         """Channels whose subscribers have changed since they were last looked at."""
 
     def __bool__(self) -> bool:
-        return bool(self._by_task or self._by_trait)
+        return bool(self._by_trait)
 
     def __iter__(self) -> Iterator[Subscription]:
-        for subscriptions in (*self._by_trait.values(), *self._by_task.values()):
-            yield from subscriptions
+        return chain.from_iterable(self._by_trait.values())
 
     @property
     def has_filters(self) -> bool:
         """Whether there are subscriptions to more than one task."""
-        return bool(self._by_trait)
+        return self._filters > 0
 
     def add(self, subscription: Subscription) -> None:
         """Add a subscription."""
-        wanted = subscription.wanted
-        self.touched.add(wanted.channel)
-        if wanted.task is None:
-            self._by_trait[_trait(wanted)].add(subscription)
-        else:
-            self._by_task[wanted.task].add(subscription)
+        self._by_trait[_trait(subscription.wanted)].add(subscription)
+        self._filters += subscription.wanted.task is None
+        self.touched.add(subscription.wanted.channel)
 
     def discard(self, subscription: Subscription) -> None:
         """Remove a subscription, if it is here."""
-        wanted = subscription.wanted
-        self.touched.add(wanted.channel)
-        index: Any = self._by_trait if wanted.task is None else self._by_task
-        name = _trait(wanted) if wanted.task is None else wanted.task
-        if name in index:
-            index[name].discard(subscription)
-            if not index[name]:
-                del index[name]
+        trait = _trait(subscription.wanted)
+        others = self._by_trait.get(trait, set())
+        if subscription in others:
+            others.remove(subscription)
+            if not others:
+                del self._by_trait[trait]
+            self._filters -= subscription.wanted.task is None
+            self.touched.add(subscription.wanted.channel)
 
     def tasks(self) -> list[str]:
         """The tasks that have subscriptions of their own."""
-        return list(self._by_task)
+        return [task for kind, task in self._by_trait if kind == "task" and task is not None]
+
+    def are_to_workflow(self, task: str) -> bool:
+        """Whether the subscriptions to this one are to a workflow: no task has its id."""
+        return any(each.wanted.is_workflow for each in self._by_trait.get(("task", task), ()))
 
     def live_to(self, task: str) -> list[Subscription]:
-        """The live subscriptions to this task alone."""
-        return [each for each in self._by_task.get(task, ()) if each.live]
+        """The live subscriptions to this task or workflow alone."""
+        return [each for each in self._by_trait.get(("task", task), ()) if each.live]
 
     def live_for(self, step: Step) -> list[Subscription]:
         """The live subscriptions that may want this event."""
-        found = [self._by_task.get(step.event.id, ())]
-        if self._by_trait:
-            found += [self._by_trait.get(trait, ()) for trait in _traits(step)]
-        return [each for subscriptions in found for each in subscriptions if each.live]
+        return [each for trait in _traits(step) for each in self._by_trait.get(trait, ()) if each.live]
 
     def wants(self, channel: str) -> bool:
         """Whether any subscription needs this channel."""
         if channel == keys.FIREHOSE:
-            return bool(self._by_trait)
-        return channel.removeprefix(keys.CHANNEL) in self._by_task
+            return self.has_filters
+        return ("task", channel.removeprefix(keys.CHANNEL)) in self._by_trait
 
     def touch_all(self) -> None:
         """Mark all channels as changed."""
-        self.touched.update([keys.CHANNEL + id for id in self._by_task])
-        if self._by_trait:
-            self.touched.add(keys.FIREHOSE)
+        self.touched.update(each.wanted.channel for each in self)
 
 
 def _trait(wanted: Wanted) -> Trait:
     """The most selective criterion: few tasks share a tag, many a status."""
-    for name in ("tag", "queue", "type", "project", "status"):
+    for name in ("task", "tag", "queue", "type", "project", "status"):
         value = getattr(wanted, name)
         if value is not None:
             return name, value
@@ -265,8 +267,9 @@ def _trait(wanted: Wanted) -> Trait:
 
 
 def _traits(step: Step) -> Iterator[Trait]:
-    """All criteria that an event meets."""
-    of = step.attributes or UNKNOWN
-    yield from (ANY, ("queue", of.queue), ("type", of.type), ("project", of.project), ("status", step.event.status))
-    for tag in of.tags:
-        yield "tag", tag
+    """All criteria that an event meets. Its task's attributes are known if there are filters."""
+    yield "task", step.event.id
+    if (of := step.attributes) is not None:
+        yield from (ANY, ("queue", of.queue), ("type", of.type), ("project", of.project), ("status", step.event.status))
+        for tag in of.tags:
+            yield "tag", tag

@@ -10,15 +10,16 @@ limit. Reading and writing are independent of each other.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Annotated, Any, Final, Literal, cast
 
 import msgspec
 from msgspec import Meta
 from starlette.types import Receive, Scope, Send
 
-from taskpool.errors import FieldError, RedisUnavailable, TaskNotFound
-from taskpool.operations.documents import EventDocument, TaskDocument
+from taskpool.errors import FieldError, RedisUnavailable, TaskNotFound, WorkflowNotFound
+from taskpool.operations.documents import EventDocument, TaskDocument, WorkflowDocument
 from taskpool.operations.status import Position
 from taskpool.tasks.payload.faults import field_errors
 from taskpool.types import refuse_unknown
@@ -26,8 +27,8 @@ from taskpool.types import refuse_unknown
 from ..auth.caller import caller_of
 from ..http.problems import Problem, shortened
 from ..http.query import Filter
-from .client_queue import Beat, ClientQueue, Gone, Item, Live, Reply, Resync, Snapshot, Steps
-from .streams import Streams, TooManySubscriptions
+from .client_queue import ClientQueue, Gone, Item, Live, Reply, Resync, Snapshot, Steps
+from .streams import Streams, TooManySubscriptions, until_one_ends
 from .subscriptions import Subscription, Wanted
 
 Sub = Annotated[
@@ -53,10 +54,12 @@ class ClientMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class Subscribe(ClientMessage, frozen=True, kw_only=True, tag="subscribe"):
-    """Follow one task, or all that match a filter: from the present state on, or with `after` from that position on."""
+    """Follow one task, one workflow, or all tasks that match a filter: from the present state on, or with `after` from
+    that position on."""
 
     sub: Sub
     task: TaskId | None = None
+    workflow: TaskId | None = None
     filter: Filter | None = None
     after: EventId | None = None
 
@@ -85,15 +88,17 @@ class ServerMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class SnapshotMessage(ServerMessage, frozen=True, kw_only=True, tag="snapshot"):
-    """The state of the task, or of the newest 100 that match the filter. The events after `at` follow."""
+    """The state of the task, or of the newest 100 that match the filter; or of the workflow, without its nodes. The
+    events after `at` follow."""
 
     sub: Sub
     at: EventId
     tasks: Sequence[TaskDocument]
+    workflow: WorkflowDocument | None = None
 
 
 class EventMessage(ServerMessage, frozen=True, kw_only=True, tag="event"):
-    """One event of a task."""
+    """One event of a task or a workflow."""
 
     sub: Sub
     event: EventDocument
@@ -128,14 +133,15 @@ class Pong(ServerMessage, frozen=True, kw_only=True, tag="pong"):
 
 
 class ErrorMessage(ServerMessage, frozen=True, kw_only=True, tag="error"):
-    """A message of the client was refused; the socket stays open. `task-not-found` also ends a subscription whose task
-    doesn't exist any more."""
+    """A message of the client was refused; the socket stays open. `task-not-found` and `workflow-not-found` also end a
+    subscription whose task or workflow doesn't exist any more."""
 
     kind: Annotated[
         Literal[
             "invalid-json",
             "invalid-message",
             "task-not-found",
+            "workflow-not-found",
             "subscription-exists",
             "no-such-subscription",
             "too-many-subscriptions",
@@ -150,15 +156,7 @@ class ErrorMessage(ServerMessage, frozen=True, kw_only=True, tag="error"):
     retry_after_s: Annotated[int, Meta(description="for `rate-limited`: the seconds to wait")] | None = None
 
 
-MESSAGES: Final = (
-    SnapshotMessage,
-    EventMessage,
-    LiveMessage,
-    ResyncMessage,
-    Unsubscribed,
-    Pong,
-    ErrorMessage,
-)
+MESSAGES: Final = (SnapshotMessage, EventMessage, LiveMessage, ResyncMessage, Unsubscribed, Pong, ErrorMessage)
 
 
 _decoder: Final[msgspec.json.Decoder[Request]] = msgspec.json.Decoder(Request)
@@ -182,7 +180,11 @@ def read_request(text: str | None) -> Request | ErrorMessage:
 
 
 def _refusal(text: str, error: msgspec.ValidationError) -> ErrorMessage:
-    message = _object(text)
+    message: dict[str, Any] = {}
+    sub: str | None = None
+    with suppress(msgspec.DecodeError, RecursionError):  # the text after the fault isn't JSON, or not an object
+        message = msgspec.json.decode(text, type=dict[str, Any])
+        sub = msgspec.convert(message.get("sub"), Sub)
     op = message.get("op")
     if "op" in message and (not isinstance(op, str) or op not in _OPS):
         fault = FieldError("/op", f"must be one of {', '.join(map(repr, _OPS))}")
@@ -192,24 +194,21 @@ def _refusal(text: str, error: msgspec.ValidationError) -> ErrorMessage:
         kind="invalid-message",
         detail=shortened(f"{fault.pointer or 'the message'}: {fault.detail}"),
         pointer=shortened(fault.pointer),
-        sub=_name(message.get("sub")),
+        sub=sub,
     )
 
 
-def _object(text: str) -> dict[str, Any]:
-    """The message as any JSON object; empty if it isn't one."""
-    try:
-        message = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError):  # the text after the fault isn't JSON
-        return {}
-    return message if isinstance(message, dict) else {}
+def _not_found(error: TaskNotFound | WorkflowNotFound, sub: str | None) -> ErrorMessage:
+    kind: Literal["task-not-found", "workflow-not-found"]
+    kind = "workflow-not-found" if isinstance(error, WorkflowNotFound) else "task-not-found"
+    return ErrorMessage(kind=kind, detail=str(error), sub=sub)
 
 
-def _name(given: Any) -> str | None:
-    try:
-        return msgspec.convert(given, Sub)
-    except msgspec.ValidationError:
-        return None
+def _snapshot(item: Snapshot) -> SnapshotMessage:
+    name, at, documents = item.to.name, str(item.at), item.documents
+    if item.to.wanted.is_workflow:
+        return SnapshotMessage(sub=name, at=at, tasks=(), workflow=cast(WorkflowDocument, documents[0]))
+    return SnapshotMessage(sub=name, at=at, tasks=cast(Sequence[TaskDocument], documents))
 
 
 MOST_SUBSCRIPTIONS: Final = 100
@@ -229,41 +228,25 @@ CLOSE_CODES: Final = {
 _encode: Final = msgspec.json.Encoder().encode
 
 
-class SocketRoute:
-    """The handler of /ws."""
-
-    def __init__(self, streams: Streams) -> None:
-        self._streams = streams
-
-    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one socket, from its handshake to its end."""
-        await receive()  # websocket.connect
-        try:
-            queue = self._streams.admit(caller_of(scope))
-        except Problem as problem:
-            await problem.refuse_socket(scope, receive, send)
-            return
-        socket = _Socket(self._streams, queue, scope)
-        tasks: tuple[asyncio.Task[None], ...] = ()
-        try:
+async def serve_socket(streams: Streams, scope: Scope, receive: Receive, send: Send) -> None:
+    """The handler of /ws: serve one socket, from its handshake to its end. Raises: Problem, too many streams."""
+    queue = streams.admit(caller_of(scope))
+    socket = _Socket(streams, queue, scope)
+    try:
+        with suppress(OSError):  # the client has left
             await send({"type": "websocket.accept"})
-            tasks = (asyncio.create_task(socket.read(receive)), asyncio.create_task(socket.write(send)))
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks:
-                if task.done():
-                    task.result()
-        except OSError:  # the client has left
-            pass
-        finally:
-            for task in tasks:
-                task.cancel()
-            self._streams.release(queue, *socket.subscriptions.values())
+            await until_one_ends(socket.read(receive), socket.write(send))
+    finally:
+        streams.release(queue, *socket.subscriptions.values())
+
+
+class _Refused(Exception):
+    """A message of the client is wrong: the kind of the error, and its text."""
 
 
 class _Socket:
     def __init__(self, streams: Streams, queue: ClientQueue, scope: Scope) -> None:
         self._streams, self._queue, self._scope = streams, queue, scope
-        self._caller = caller_of(scope)
         self.subscriptions: dict[str, Subscription] = {}
         self._bad = 0
 
@@ -272,25 +255,24 @@ class _Socket:
         while (message := await receive())["type"] == "websocket.receive":
             await asyncio.sleep(0)  # one message in each turn of the event loop
             request = read_request(message.get("text"))
-            if (limited := await self._rate_error(request)) is not None:
-                self._answer(limited)
-                await asyncio.sleep(LIMITED_PAUSE_S)
-            elif isinstance(request, ErrorMessage):
-                self._refuse(request)
-            else:
+            sub: str | None = getattr(request, "sub", None)
+            try:
+                await self._streams.gate.charge(self._scope)
                 await self._do(request)
-
-    async def _rate_error(self, request: Request | ErrorMessage) -> ErrorMessage | None:
-        """The error if the caller's rate limit refuses a message."""
-        sub = getattr(request, "sub", None)
-        try:
-            await self._streams.charge(self._scope)
-        except Problem as problem:
-            seconds = int(dict(problem.headers)[b"retry-after"])
-            return ErrorMessage(kind="rate-limited", detail=problem.detail, sub=sub, retry_after_s=seconds)
-        except RedisUnavailable:
-            return _unavailable(sub)
-        return None
+            except Problem as problem:
+                seconds = int(dict(problem.headers)[b"retry-after"])
+                self._answer(ErrorMessage(kind="rate-limited", detail=problem.detail, sub=sub, retry_after_s=seconds))
+                await asyncio.sleep(LIMITED_PAUSE_S)
+            except RedisUnavailable:
+                detail = "Redis doesn't answer; send the message again in a moment"
+                self._answer(ErrorMessage(kind="redis-unavailable", detail=detail, sub=sub))
+            except (TaskNotFound, WorkflowNotFound) as error:
+                self._answer(_not_found(error, sub))
+            except TooManySubscriptions as error:
+                self._refuse(ErrorMessage(kind="too-many-subscriptions", detail=str(error), sub=sub))
+            except _Refused as error:
+                kind, detail = error.args
+                self._refuse(ErrorMessage(kind=kind, detail=detail, sub=sub))
 
     async def write(self, send: Send) -> None:
         """Send the queue to the client until nothing more follows."""
@@ -299,58 +281,52 @@ class _Socket:
             for item in items:
                 for text in self._texts(item):
                     if not queue.is_cut:
-                        await send({"type": "websocket.send", "text": text})
-        code, reason = CLOSE_CODES[self._queue.ended or "left"]
+                        await send({"type": "websocket.send", "text": text.decode()})
+        code, reason = CLOSE_CODES[queue.ended or "left"]
         await send({"type": "websocket.close", "code": code, "reason": reason})
 
-    async def _do(self, request: Request) -> None:
-        if isinstance(request, Ping):
+    async def _do(self, request: Request | ErrorMessage) -> None:
+        if isinstance(request, ErrorMessage):
+            self._refuse(request)
+        elif isinstance(request, Ping):
             self._answer(Pong(nonce=request.nonce))
         elif isinstance(request, Subscribe):
             await self._queue.room()  # snapshots may be large: wait until earlier ones have left
             await self._subscribe(request)
-        elif isinstance(request, Unsubscribe):
-            self._unsubscribe(request)
+        elif (subscription := self.subscriptions.get(request.sub)) is None:
+            raise _Refused("no-such-subscription", f"nothing is subscribed as {request.sub!r}")
+        else:
+            self._forget(subscription)
+            self._answer(Unsubscribed(sub=request.sub))
 
     async def _subscribe(self, request: Subscribe) -> None:
         name = request.sub
-        if (request.task is None) == (request.filter is None):
-            self._answer_bad("invalid-message", "subscribe takes either `task` or `filter`", name)
-        elif name in self.subscriptions:
-            self._answer_bad("subscription-exists", f"{name!r} is subscribed already; unsubscribe first", name)
-        elif len(self.subscriptions) >= MOST_SUBSCRIPTIONS:
-            detail = f"a socket has {MOST_SUBSCRIPTIONS} subscriptions at most; use a filter, or a second socket"
-            self._answer_bad("too-many-subscriptions", detail, name)
-        else:
-            wanted = Wanted.of(self._caller.project, request.filter, task=request.task)
-            after = None if request.after is None else Position.parse(request.after)
-            try:
-                subscription = await self._streams.subscribe(wanted, self._queue, name=name, after=after)
-                self.subscriptions[name] = subscription
-            except TooManySubscriptions as error:
-                self._answer_bad("too-many-subscriptions", str(error), name)
-            except TaskNotFound as error:
-                self._answer(ErrorMessage(kind="task-not-found", detail=str(error), sub=name))
-            except RedisUnavailable:
-                self._answer(_unavailable(name))
-
-    def _unsubscribe(self, request: Unsubscribe) -> None:
-        subscription = self.subscriptions.pop(request.sub, None)
-        if subscription is None:
-            self._answer_bad("no-such-subscription", f"nothing is subscribed as {request.sub!r}", request.sub)
-            return
-        self._streams.unsubscribe(subscription)
-        self._answer(Unsubscribed(sub=request.sub))
+        project = caller_of(self._scope).project
+        wanted: Wanted
+        match request:
+            case Subscribe(task=str(id), workflow=None, filter=None):
+                wanted = Wanted(project=project, task=id)
+            case Subscribe(task=None, workflow=str(id), filter=None):
+                wanted = Wanted(project=project, task=id, is_workflow=True)
+            case Subscribe(task=None, workflow=None, filter=Filter() as criteria):
+                wanted = Wanted.of(project, criteria)
+            case _:
+                raise _Refused("invalid-message", "subscribe takes one of `task`, `workflow` and `filter`")
+        if name in self.subscriptions:
+            raise _Refused("subscription-exists", f"{name!r} is subscribed already; unsubscribe first")
+        if len(self.subscriptions) >= MOST_SUBSCRIPTIONS:
+            raise TooManySubscriptions(
+                f"a socket has {MOST_SUBSCRIPTIONS} subscriptions at most; use a filter, or a second socket"
+            )
+        after = None if request.after is None else Position.parse(request.after)
+        self.subscriptions[name] = await self._streams.subscribe(wanted, self._queue, name=name, after=after)
 
     def _forget(self, subscription: Subscription) -> None:
         if self.subscriptions.get(subscription.name) is subscription:
             self._streams.unsubscribe(self.subscriptions.pop(subscription.name))
 
     def _answer(self, message: ServerMessage) -> None:
-        self._queue.put(Reply(_encode(message).decode()))
-
-    def _answer_bad(self, kind: str, detail: str, sub: str) -> None:
-        self._refuse(ErrorMessage(kind=kind, detail=detail, sub=sub))  # type: ignore[arg-type]
+        self._queue.put(Reply(_encode(message)))
 
     def _refuse(self, message: ErrorMessage) -> None:
         self._answer(message)
@@ -358,33 +334,29 @@ class _Socket:
         if self._bad > MOST_BAD_MESSAGES:
             self._queue.end("abuse")
 
-    def _texts(self, item: Item) -> Iterator[str]:
+    def _texts(self, item: Item) -> Iterable[bytes]:
         if isinstance(item, Reply):
-            yield item.text
-            return
-        if isinstance(item, Beat):
-            return
-        name = item.to.name
+            return [item.text]
+        if isinstance(item, Steps) and self._follows(item.to):
+            head = b'{"op":"event","sub":%s,"event":' % _encode(item.to.name)
+            return (b"%s%s}" % (head, step.json()) for step in item.steps)  # one at a time: the client may be slow
+        message = self._notice(item)
+        return [] if message is None else [_encode(message)]
+
+    def _notice(self, item: Item) -> ServerMessage | None:
+        """The message of any other item; None if the subscription has ended meanwhile."""
         if isinstance(item, Gone):
             self._forget(item.to)
-            detail = str(TaskNotFound(item.to.wanted.task))
-            yield _encode(ErrorMessage(kind="task-not-found", detail=detail, sub=name)).decode()
-        elif isinstance(item, Resync):
+            return _not_found(item.to.wanted.not_found, item.to.name)
+        if isinstance(item, Resync):
             if item.reason == "slow":
                 self._forget(item.to)
-            yield _encode(ResyncMessage(sub=name, after=str(item.at), reason=item.reason)).decode()
-        elif self.subscriptions.get(name) is not item.to:  # unsubscribed meanwhile
-            return
-        elif isinstance(item, Steps):
-            head = b'{"op":"event","sub":%s,"event":' % _encode(name)
-            for step in item.steps:
-                yield (b"%s%s}" % (head, step.json())).decode()
-        elif isinstance(item, Snapshot):
-            yield _encode(SnapshotMessage(sub=name, at=str(item.at), tasks=item.documents)).decode()
-        elif isinstance(item, Live):
-            yield _encode(LiveMessage(sub=name)).decode()
+            return ResyncMessage(sub=item.to.name, after=str(item.at), reason=item.reason)
+        if isinstance(item, Snapshot) and self._follows(item.to):
+            return _snapshot(item)
+        if isinstance(item, Live) and self._follows(item.to):
+            return LiveMessage(sub=item.to.name)
+        return None
 
-
-def _unavailable(sub: str | None) -> ErrorMessage:
-    detail = "Redis doesn't answer; send the message again in a moment"
-    return ErrorMessage(kind="redis-unavailable", detail=detail, sub=sub)
+    def _follows(self, subscription: Subscription) -> bool:
+        return self.subscriptions.get(subscription.name) is subscription

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -19,9 +19,11 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
 from taskpool.tasks.payload.encode import DEEPEST
-from taskpool.tasks.payload.faults import pointer, shown
+from taskpool.tasks.payload.faults import pointer
+from taskpool.validation import shortened
 
 from .problems import Problem
+from .responses import JSON
 
 CYCLE: Final = "taskpool.cycle"
 """Where the connection puts uvicorn's object for the request in the ASGI scope."""
@@ -43,24 +45,23 @@ _name_ends: Final = re.compile(rb'"[ \t\r\n]*:').findall
 """Finds at least one match for each member. Text may look like the end of a name, too: `":x"`, `"a\\": "`."""
 
 
-async def read_json(scope: Scope, receive: Receive, limit: int) -> Any:
-    """The body's value; `limit` is in bytes.
-
-    Raises:
-        Problem: 400 not strict JSON; 408 too slow; 413 over the limit; 415 not JSON by its headers.
-        ClientDisconnect: the client left.
-    """
+async def read_json(
+    scope: Scope, receive: Receive, limit: int, then: Callable[[Any], Any] = lambda value: value
+) -> Any:
+    """What `then` makes of the body's value, in a thread if the body is large; `limit` is in bytes.
+    Raises: what `then` raises; Problem 400 not strict JSON; 408 too slow; 413 over the limit; 415 not JSON by its
+    headers; ClientDisconnect: the client left."""
     _check_headers(scope, limit)
-    raw = await _read(scope, receive, limit)
+    cycle = scope.get(CYCLE)
+    if cycle is not None and not cycle.more_body:  # it has arrived: a timer would cost 12 % of a submission
+        raw = await _read_all(receive, limit)
+    else:
+        raw = await _read_in_time(receive, limit)
     if not raw:
-        raise Problem("invalid-json", "the body is empty; send a JSON object")
-    try:
-        if len(raw) <= SMALL:
-            return decode(raw)
-        return await asyncio.get_running_loop().run_in_executor(_parser_thread, decode, raw)
-    except InvalidJson as fault:
-        errors = [] if fault.pointer is None else [{"pointer": fault.pointer, "detail": fault.detail}]
-        raise Problem("invalid-json", fault.detail, errors=errors) from None
+        raise _invalid("the body is empty; send a JSON object")
+    if len(raw) <= SMALL:
+        return then(decode(raw))
+    return await asyncio.get_running_loop().run_in_executor(_parser_thread, lambda: then(decode(raw)))
 
 
 async def read_optional_json(scope: Scope, receive: Receive, limit: int) -> Any:
@@ -87,7 +88,7 @@ def _check_headers(scope: Scope, limit: int) -> None:
             raise Problem(
                 "unsupported-media-type", "the body must not be compressed", headers=headers, unread_body=True
             )
-    if media_type is None or not _is_json(media_type):
+    if media_type != JSON and (media_type is None or not _is_json(media_type)):
         detail = "send Content-Type: application/json"
         if media_type is not None:
             detail += f", not {media_type.decode('latin-1')[:80]!r}"
@@ -95,11 +96,7 @@ def _check_headers(scope: Scope, limit: int) -> None:
         raise Problem("unsupported-media-type", detail, headers=headers, unread_body=True)
 
 
-async def _read(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The whole body, in time."""
-    cycle = scope.get(CYCLE)
-    if cycle is not None and not cycle.more_body:  # it has arrived: a timer would cost 12 % of a submission
-        return await _read_all(receive, limit)
+async def _read_in_time(receive: Receive, limit: int) -> bytes:
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             return await _read_all(receive, limit)
@@ -127,34 +124,31 @@ def _too_large(limit: int, *, unread: bool) -> Problem:
     return Problem("body-too-large", f"a body may have at most {limit} bytes", unread_body=unread, max_bytes=limit)
 
 
-class InvalidJson(Exception):
-    """A document isn't strict JSON. `pointer` is the place of the fault, if it is known."""
-
-    def __init__(self, detail: str, pointer: str | None = None) -> None:
-        super().__init__(detail)
-        self.detail, self.pointer = detail, pointer
+def _invalid(detail: str) -> Problem:
+    return Problem("invalid-json", detail)
 
 
 def decode(raw: bytes) -> Any:
-    """The value of one JSON document in UTF-8. Raises InvalidJson."""
+    """The value of one JSON document in UTF-8. Raises Problem 400."""
     try:
         value = _decode(raw)
     except RecursionError:
         raise _too_deep() from None
     except UnicodeDecodeError as error:
-        raise InvalidJson(f"the document isn't UTF-8: {error.reason}") from None
+        raise _invalid(f"the document isn't UTF-8: {error.reason}") from None
     except msgspec.DecodeError as error:
-        raise InvalidJson(_readable(str(error), raw)) from None
+        raise _invalid(_readable(str(error), raw)) from None
     members = _count_members((value,), 0)
     if raw.count(b":") != members and len(_name_ends(raw)) != members:
         # Some text looks like a name, or a name is repeated. No fast parser reports that: parse again with all members.
         for steps in _repeated_names(json.loads(raw, object_pairs_hook=_Members), ()):
-            raise InvalidJson(f"the name {shown(str(steps[-1]))!r} occurs twice in one object", pointer(steps, ""))
+            detail = f"the name {shortened(str(steps[-1]), 200)!r} occurs twice in one object"
+            raise Problem("invalid-json", detail, errors=[{"pointer": pointer(steps, ""), "detail": detail}])
     return value
 
 
 def _count_members(container: Any, depth: int) -> int:
-    """The number of members of all objects in `container`, which is itself at `depth`. Raises InvalidJson."""
+    """The number of members of all objects in `container`, which is itself at `depth`. Raises Problem 400."""
     if depth > MAX_DEPTH:
         raise _too_deep()
     count = 0
@@ -167,7 +161,7 @@ def _count_members(container: Any, depth: int) -> int:
         if kind is dict or kind is list:
             count += _count_members(value, depth + 1)
         elif kind is int and not LEAST_INTEGER <= value <= MOST_INTEGER:
-            raise InvalidJson("an integer is out of range: it needs more than 64 bits")
+            raise _invalid("an integer is out of range: it needs more than 64 bits")
     return count
 
 
@@ -186,8 +180,8 @@ def _repeated_names(value: Any, at: tuple[str | int, ...]) -> Iterator[tuple[str
             yield from _repeated_names(item, (*at, step))
 
 
-def _too_deep() -> InvalidJson:
-    return InvalidJson(f"the document is nested deeper than {MAX_DEPTH}")
+def _too_deep() -> Problem:
+    return _invalid(f"the document is nested deeper than {MAX_DEPTH}")
 
 
 def _readable(fault: str, raw: bytes) -> str:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
-from functools import cache
 from types import NoneType
-from typing import Annotated, Any, Final, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -18,8 +15,11 @@ from msgspec import Meta
 from taskpool.access.api_key import KEY_ID
 from taskpool.access.audit import What
 from taskpool.errors import InvalidTask
-from taskpool.types import TaskStatus, refuse_unknown
-from taskpool.validation import LONGEST_S, Guesses
+from taskpool.operations.flow.values import WorkflowStatus
+from taskpool.operations.reading import fields_of
+from taskpool.types import TaskStatus, control, refuse_unknown
+from taskpool.types.insight import StatsBy, StatsRange
+from taskpool.validation import DURATION, LONGEST_S, Guesses
 from taskpool.webhooks.endpoint import DeliveryStatus
 
 from .problems import Problem
@@ -45,10 +45,7 @@ class Preferences(NamedTuple):
 
 def preferences_of(headers: Headers) -> Preferences:
     """What the headers of a submission ask for. A `Prefer` that isn't understood is ignored, as RFC 7240 requires.
-
-    Raises:
-        Problem: 400, an invalid Idempotency-Key.
-    """
+    Raises: Problem 400, an invalid Idempotency-Key."""
     given: dict[bytes, bytes] = {}
     for name, value in headers:
         if name not in _ASKS:
@@ -122,11 +119,33 @@ class Filter(msgspec.Struct, forbid_unknown_fields=True):
     tag: Name | None = None
 
 
-class ListQuery(Filter):
-    """GET /tasks: filters and the page."""
+class ListQuery(control.Filter, frozen=True):
+    """GET /tasks: criteria, all of which must match, and the page."""
 
     cursor: Cursor | None = None
     limit: Limit = 50
+
+
+class StatsQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """GET /stats: the range of time, and what of."""
+
+    range: StatsRange = "1h"
+    type: Name | None = None
+    queue: Name | None = None
+    by: Annotated[StatsBy, Meta(description="a series for each type, queue or build")] | None = None
+
+
+class LoadQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """GET /queues/{queue}/load: the target."""
+
+    target: Annotated[
+        str,
+        Meta(
+            pattern=f"^{DURATION.pattern}$",
+            description="within which time the workers should have done what waits: seconds, or a text like `5m`, from "
+            "a second to a day",
+        ),
+    ] = "60s"
 
 
 class TaskEventsQuery(msgspec.Struct, forbid_unknown_fields=True):
@@ -141,6 +160,17 @@ class EventsQuery(Filter):
     last_event_id: EventId = ""
 
 
+class LiveQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """GET /live: the tasks to watch."""
+
+    ids: Annotated[
+        str,
+        Meta(
+            pattern=r"^(([A-Za-z0-9_-]{1,200},){0,199}[A-Za-z0-9_-]{1,200})?$", description="ids, separated by commas"
+        ),
+    ] = ""
+
+
 class LogQuery(msgspec.Struct, forbid_unknown_fields=True):
     """GET /tasks/{id}/logs: the page, or whether to follow."""
 
@@ -150,47 +180,77 @@ class LogQuery(msgspec.Struct, forbid_unknown_fields=True):
     limit: Limit | None = None
 
 
-class QueueQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """GET /queues/{name}: the page."""
+class PageQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """The page of a listing, such as GET /webhooks/dead."""
 
     cursor: Cursor | None = None
+    limit: Limit = 50
+
+
+class WorkflowsQuery(PageQuery):
+    """GET /workflows: the page, and filters, all of which must match."""
+
+    status: WorkflowStatus | None = None
+    name: Name | None = None
+
+
+class QueueQuery(PageQuery):
+    """GET /queues/{name}: the page."""
+
     limit: Limit = 100
 
 
-class QueuesQuery(msgspec.Struct, forbid_unknown_fields=True):
+class QueuesQuery(PageQuery):
     """GET /queues: the page."""
 
-    cursor: Cursor | None = None
     limit: Limit = 500
 
 
-class AuditQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """GET /audit: filters, all of which must match, and the page."""
+class FailuresQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """GET /failures: filters, and how many groups."""
 
-    what: What | None = None
-    key: Annotated[str, Meta(pattern=f"^{KEY_ID.pattern}$", description="the id of the key that did it")] | None = None
-    project: (
-        Annotated[str, Meta(min_length=1, max_length=128, description="the project of the key that did it")] | None
+    type: Name | None = None
+    since: (
+        Annotated[
+            Name, Meta(description="only groups that failed since this time, or within this duration before now: `1h`")
+        ]
+        | None
     ) = None
-    since: Annotated[datetime, Meta(tz=True, description="not before this time")] | None = None
-    until: Annotated[datetime, Meta(tz=True, description="before this time")] | None = None
-    cursor: Cursor | None = None
     limit: Limit = 100
 
 
-class DeliveriesQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """GET .../deliveries: a filter, and the page."""
+class FindingsQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """GET /findings: what is checked."""
+
+    installation: Annotated[bool, Meta(description="check the installation, too, as `taskpool doctor` does")] = False
+
+
+class DeliveriesQuery(PageQuery):
+    """GET .../deliveries: the page, and a filter."""
 
     status: DeliveryStatus | None = None
-    cursor: Cursor | None = None
-    limit: Limit = 50
 
 
-class DeadQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """GET /webhooks/dead: the page."""
+class AuditQuery(PageQuery):
+    """GET /audit: the page, and filters, all of which must match."""
 
-    cursor: Cursor | None = None
-    limit: Limit = 50
+    limit: Limit = 100
+    what: What | None = None
+    key: Annotated[str, Meta(pattern=f"^{KEY_ID.pattern}$", description="the id of the key that did it")] | None = None
+    project: Annotated[Name, Meta(description="the project of the key that did it")] | None = None
+    since: Annotated[datetime, Meta(tz=True, description="not before this time")] | None = None
+    until: Annotated[datetime, Meta(tz=True, description="before this time")] | None = None
+    about: (
+        Annotated[
+            str,
+            Meta(
+                min_length=1,
+                max_length=200,
+                description="the id of what was changed; of a batch, that of its first or last task",
+            ),
+        ]
+        | None
+    ) = None
 
 
 _EXPECTED: Final = re.compile(r"Expected `(int|float|bool)`, got `\w+`")
@@ -200,27 +260,24 @@ Q = TypeVar("Q", bound=msgspec.Struct)
 
 
 def read_query(query_string: bytes, wanted: type[Q]) -> Q:
-    """The parameters as a `wanted`.
-
-    Raises:
-        Problem: 400, with an entry for each parameter at fault.
-    """
+    """The parameters as a `wanted`. Raises: Problem 400, with an entry for each parameter at fault."""
     if not query_string:
         return wanted()
-    given = _pairs(query_string)
-    fields = _fields(wanted)
+    try:
+        given = parse_qsl(query_string.decode("latin-1"), keep_blank_values=True, max_num_fields=32)
+    except ValueError:
+        raise Problem("invalid-query", "too many parameters") from None
+    fields = fields_of(wanted)
     values: dict[str, Any] = {}
     faults = []
     guesses = Guesses()
     for name, text in given:
         if name not in fields:
-            near = guesses.near(name, fields)
-            known = f"this path takes {', '.join(fields)}" if fields else "this path takes none"
-            fault = "unknown parameter; " + (f"did you mean {near[0]!r}?" if near else known)
+            fault = "unknown parameter" + guesses.hint(name, fields)
         elif name in values:
             fault = "given twice"
         else:
-            values[name], fault = _value(text, fields[name], guesses)
+            values[name], fault = _value(text, fields[name].type, guesses)
         if fault:
             faults.append({"parameter": name[:64], "detail": fault})
     if faults:
@@ -228,33 +285,18 @@ def read_query(query_string: bytes, wanted: type[Q]) -> Q:
     return wanted(**values)
 
 
-@contextmanager
-def parameters_refused() -> Iterator[None]:
-    """Answer 400 where `taskpool` refuses a parameter, such as an invalid cursor."""
-    try:
-        yield
-    except InvalidTask as error:
-        faults = [{"parameter": fault.pointer.removeprefix("/"), "detail": fault.detail} for fault in error.errors]
-        raise _invalid(faults) from None
-
-
-@cache
-def _fields(wanted: type[msgspec.Struct]) -> dict[str, Any]:
-    """The parameters and their types."""
-    return {field.name: field.type for field in msgspec.structs.fields(wanted)}
-
-
-def _pairs(query_string: bytes) -> list[tuple[str, str]]:
-    try:
-        return parse_qsl(query_string.decode("latin-1"), keep_blank_values=True, max_num_fields=32)
-    except ValueError:
-        raise Problem("invalid-query", "too many parameters") from None
+def parameters_refused(error: InvalidTask) -> Problem:
+    """The problem 400 where `taskpool` refuses a parameter, such as an invalid cursor."""
+    return _invalid([{"parameter": at.pointer.removeprefix("/"), "detail": at.detail} for at in error.errors])
 
 
 def _value(text: str, wanted: Any, guesses: Guesses) -> tuple[Any, str]:
     """The value and no fault, or no value and what is wrong with it."""
     # Without None: text is converted leniently, and "null" would count as None.
-    plain = next((part for part in get_args(wanted) if NoneType in get_args(wanted)), wanted)
+    if get_origin(wanted) is Annotated and NoneType in get_args(get_args(wanted)[0]):
+        wanted = get_args(wanted)[0]
+    forms = tuple([part for part in get_args(wanted) if part is not NoneType])
+    plain = Union[forms] if NoneType in get_args(wanted) else wanted  # noqa: UP007
     is_time = datetime in get_args(plain)
     try:
         value = msgspec.convert(text, plain, strict=is_time)  # leniently, a number would count as a time
@@ -264,10 +306,10 @@ def _value(text: str, wanted: Any, guesses: Guesses) -> tuple[Any, str]:
         if is_time:
             return None, "must be a time with its zone: 2026-11-24T03:00:00Z (the + of an offset is %2B in a URL)"
         if str(error).startswith("Invalid enum value"):
-            words: type[StrEnum] = plain if isinstance(plain, type) else get_args(plain)[0]
-            near = guesses.near(text, known := [word.value for word in words])
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            return None, f"no such {'status' if words is TaskStatus else 'word'}; {hint}"
+            words: Any = get_args(plain)[0] if get_origin(plain) is Annotated else plain
+            known = [str(word) for word in (get_args(words) if get_origin(words) is Literal else words)]
+            what = "status" if words in (TaskStatus, WorkflowStatus) else "word"
+            return None, f"no such {what}{guesses.hint(text, known)}"
         expected = _EXPECTED.fullmatch(str(error))
         return None, f"must be {_NUMBERS[expected[1]]}" if expected else str(error)
 

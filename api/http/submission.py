@@ -7,18 +7,17 @@ Pointer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cache
 from itertools import islice
-from typing import Annotated, Any, Final, TypeVar, get_type_hints
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 from msgspec import Meta
-from msgspec.structs import replace
 
 from taskpool.errors import FieldError
-from taskpool.tasks.payload.faults import field_errors, pointer
+from taskpool.operations.insight.failure_values import LARGEST_STEP, MOST_STEPS, STEPS
+from taskpool.operations.reading import faults_in, read
 from taskpool.types import TaskSpec
+from taskpool.types.insight import ALL
 from taskpool.validation import LONGEST_GRACE_S, Guesses
 
 from .problems import MAX_SHOWN, Problem
@@ -45,25 +44,30 @@ class Stop(msgspec.Struct, forbid_unknown_fields=True):
     force: bool = False
 
 
+class RedriveBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of POST /failures/{fingerprint}/redrive, if any: how many tasks each step retries, and whether failures
+    by `NonRetryable` are retried, too."""
+
+    steps: Annotated[
+        list[Any],
+        Meta(
+            extra_json_schema={
+                "items": {"anyOf": [{"type": "integer", "minimum": 1, "maximum": LARGEST_STEP}, {"const": ALL}]},
+                "minItems": 1,
+                "maxItems": MOST_STEPS,
+            }
+        ),
+    ] = msgspec.field(default_factory=lambda: list(STEPS))
+    include_nonretryable: bool = False
+
+
 class Retry(msgspec.Struct, forbid_unknown_fields=True):
     """The body of POST /tasks/{id}/retry, if any: nothing can be chosen."""
 
 
-def read_submission(document: Any) -> TaskSpec:
-    """The task that the body of POST /tasks stands for.
-
-    Raises:
-        Problem: 422, with an entry for each field at fault.
-    """
-    return read_as(document, TaskSpec)
-
-
 def read_batch(document: Any) -> list[TaskSpec]:
     """The tasks that the body of POST /tasks/batch stands for, in order.
-
-    Raises:
-        Problem: 422, with an entry for each field at fault; the pointers name the index.
-    """
+    Raises: Problem 422, with an entry for each field at fault; the pointers name the index."""
     submitted = read_as(document, Batch).tasks
     if not 1 <= len(submitted) <= MAX_BATCH:
         raise _invalid([FieldError("/tasks", f"a batch has 1 to {MAX_BATCH:,} tasks, not {len(submitted):,}")])
@@ -72,9 +76,9 @@ def read_batch(document: Any) -> list[TaskSpec]:
     guesses = Guesses()
     for index, item in enumerate(submitted):
         try:
-            specs.append(_read(item, TaskSpec))
+            specs.append(read(item, TaskSpec))
         except msgspec.ValidationError:
-            faults += islice(_faults(item, TaskSpec, f"/tasks/{index}", guesses), ENOUGH - len(faults))
+            faults += islice(faults_in(item, TaskSpec, f"/tasks/{index}", guesses), ENOUGH - len(faults))
             if len(faults) == ENOUGH:
                 break
     if faults:
@@ -82,81 +86,12 @@ def read_batch(document: Any) -> list[TaskSpec]:
     return specs
 
 
-def read_stop(document: Any) -> Stop:
-    """How the body of POST /tasks/{id}/stop wants it. Raises: Problem 422."""
-    return read_as(document, Stop, "invalid-body")
-
-
-def read_retry(document: Any) -> None:
-    """Nothing. Raises: Problem 422 for a body with any field."""
-    read_as(document, Retry, "invalid-body")
-
-
 def read_as(document: Any, wanted: type[T], kind: str = "invalid-task") -> T:
-    """A body that is this kind of object.
-
-    Raises:
-        Problem: 422, of this kind, with an entry for each field at fault.
-    """
+    """A body that is this kind of object. Raises: Problem 422, of this kind, with an entry for each field at fault."""
     try:
-        return _read(document, wanted)
+        return read(document, wanted)
     except msgspec.ValidationError:
-        raise _invalid(list(islice(_faults(document, wanted, "", Guesses()), ENOUGH)), kind) from None
-
-
-def _read(document: Any, wanted: type[T]) -> T:
-    try:
-        value = msgspec.convert(document, wanted)
-    except msgspec.ValidationError as error:
-        if "got `float`" not in str(error) or not isinstance(document, dict):
-            raise
-        value = msgspec.convert({name: _whole(each) for name, each in document.items()}, wanted)
-    if isinstance(value, TaskSpec) and value.payload is None:
-        return replace(value, payload={})  # null is "not given" here as it is for the other options
-    return value
-
-
-def _whole(value: Any) -> Any:
-    """A whole number as an integer: JSON has one kind of number, and some writers make 5.0 of 5."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _faults(document: Any, wanted: type[msgspec.Struct], at: str, guesses: Guesses) -> Iterator[FieldError]:
-    """Every fault of a document that `_read` refused, field by field: msgspec by itself names only the first."""
-    if not isinstance(document, dict):
-        yield FieldError(at, "must be an object")
-        return
-    annotations = _annotations(wanted)
-    for name, value in document.items():
-        if name not in annotations:
-            yield FieldError(pointer((name,), at), "unknown field" + _hint(name, annotations, guesses))
-            continue
-        try:
-            msgspec.convert(_whole(value), annotations[name])
-        except msgspec.ValidationError as error:
-            yield from field_errors(error, pointer((name,), at), annotations[name])
-    for name in _required(wanted):
-        if name not in document:
-            yield FieldError(pointer((name,), at), "this field is required")
-
-
-@cache
-def _annotations(wanted: type[msgspec.Struct]) -> dict[str, Any]:
-    return get_type_hints(wanted, include_extras=True)
-
-
-@cache
-def _required(wanted: type[msgspec.Struct]) -> list[str]:
-    return [field.name for field in msgspec.structs.fields(wanted) if field.required]
-
-
-def _hint(name: str, known: dict[str, Any], guesses: Guesses) -> str:
-    if not known:
-        return "; there are none"
-    near = guesses.near(name, known)
-    if near is None:
-        return ""
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+        raise _invalid(list(islice(faults_in(document, wanted, "", Guesses()), ENOUGH)), kind) from None
 
 
 def _invalid(faults: list[FieldError], kind: str = "invalid-task") -> Problem:

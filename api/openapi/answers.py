@@ -8,58 +8,48 @@ from typing import Any, Final
 
 from taskpool.errors import PROBLEM_PREFIX, PROBLEMS
 
-from ..auth.caller import Access
+from ..http.declarations import EVENT_STREAM, JSON, Access, Answer, Operation
 from ..http.query import MAX_WAIT_S
-from .declarations import EVENT_STREAM, JSON, Answer, Operation
 from .schemas import REFS, Schemas
 
 Object = dict[str, Any]
 
 PROBLEM: Final = "application/problem+json"
 
-_TEXT: Final = {"type": "string"}
+
+def text(description: str, *, required: bool = False, **limits: Any) -> Object:
+    """A header or a parameter: a text, unless `limits` have another type."""
+    about: Object = {"description": description, "schema": {"type": "string", **limits}}
+    return about | ({"required": True} if required else {})
+
 
 HEADERS: Final[Mapping[str, Object]] = {
-    "Accept": {"description": "The accepted media type.", "schema": _TEXT},
-    "Accept-Encoding": {"description": "The accepted content coding.", "schema": _TEXT},
-    "ETag": {"description": "Changes whenever the response does.", "required": True, "schema": _TEXT},
-    "Last-Event-ID": {"description": "The `id` of the last message received: continue after it.", "schema": _TEXT},
-    "Idempotency-Key": {
-        "description": "Repeated requests with the same key within 24 hours are carried out once.",
-        "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
-    },
-    "Idempotency-Replayed": {"description": "This is the response to an earlier request.", "schema": {"const": "true"}},
-    "If-None-Match": {"description": "The ETag of the known response.", "schema": _TEXT},
-    "Link": {"description": 'The next page, as `rel="next"`.', "schema": _TEXT},
-    "Location": {
-        "description": "The path of the new or existing resource, from the root of the host.",
-        "required": True,
-        "schema": {"type": "string", "format": "uri-reference"},
-    },
-    "Prefer": {
-        "description": f"`wait=S`: respond when the task has ended, or after S seconds (at most {MAX_WAIT_S}).",
-        "schema": _TEXT,
-    },
-    "Preference-Applied": {
-        "description": f"`wait=S`: how long the server was ready to wait, at most {MAX_WAIT_S} seconds.",
-        "schema": _TEXT,
-    },
-    "RateLimit": {
-        "description": "The requests left (`r`), and the seconds until more are allowed (`t`).",
-        "schema": {"type": "string", "examples": ['"requests";r=58;t=1']},
-    },
-    "RateLimit-Policy": {
-        "description": "The limit: `q` requests in `w` seconds. Present only if there is a limit.",
-        "schema": {"type": "string", "examples": ['"requests";q=100;w=10']},
-    },
-    "Retry-After": {
-        "description": "Seconds to wait before the next attempt.",
-        "required": True,
-        "schema": {"type": "integer", "minimum": 1},
-    },
-    "traceparent": {"description": "The W3C trace context, passed to the task; ignored if invalid.", "schema": _TEXT},
-    "tracestate": {"description": "The state of the trace context.", "schema": _TEXT},
-    "WWW-Authenticate": {"description": "How to authenticate.", "schema": _TEXT},
+    "Accept": text("The accepted media type."),
+    "Accept-Encoding": text("The accepted content coding."),
+    "ETag": text("Changes whenever the response does.", required=True),
+    "Last-Event-ID": text("The `id` of the last message received: continue after it."),
+    "Idempotency-Key": text(
+        "Repeated requests with the same key within 24 hours are carried out once.", pattern="^[!-~]{1,255}$"
+    ),
+    "Idempotency-Replayed": text("This is the response to an earlier request.", const="true"),
+    "If-None-Match": text("The ETag of the known response."),
+    "Link": text('The next page, as `rel="next"`.'),
+    "Location": text(
+        "The path of the new or existing resource, from the root of the host.", required=True, format="uri-reference"
+    ),
+    "Prefer": text(f"`wait=S`: respond when the task has ended, or after S seconds (at most {MAX_WAIT_S})."),
+    "Preference-Applied": text(f"`wait=S`: how long the server was ready to wait, at most {MAX_WAIT_S} seconds."),
+    "RateLimit": text(
+        "The requests left (`r`), and the seconds until more are allowed (`t`).", examples=['"requests";r=58;t=1']
+    ),
+    "RateLimit-Policy": text(
+        "The limit: `q` requests in `w` seconds. Present only if there is a limit.", examples=['"requests";q=100;w=10']
+    ),
+    "Retry-After": text("Seconds to wait before the next attempt.", required=True, type="integer", minimum=1),
+    "Set-Cookie": text("The session, for the web page; removed when it ends.", required=True),
+    "traceparent": text("The W3C trace context, passed to the task; ignored if invalid."),
+    "tracestate": text("The state of the trace context."),
+    "WWW-Authenticate": text("How to authenticate."),
 }
 """Headers of responses, and those of requests that handlers declare."""
 
@@ -120,9 +110,9 @@ def _content(media_type: str, answer: Answer, schemas: Schemas) -> Object:
     return {"description": "One message of the stream.", "oneOf": messages}
 
 
-def _message(name: str, told: Object) -> Object:
+def _message(name: str, content: Object) -> Object:
     """An event as clients receive it. An event without a name is a `message`."""
-    data = {"type": "string", "contentMediaType": JSON, "contentSchema": told}
+    data = {"type": "string", "contentMediaType": JSON, "contentSchema": content}
     properties = {"id": {"type": "string"}, "event": {"const": name}, "data": data}
     return {"type": "object", "properties": properties, "required": list(properties)}
 

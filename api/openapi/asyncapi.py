@@ -15,8 +15,9 @@ from .document import SECURITY
 Object = dict[str, Any]
 
 _INFO: Final = (
-    "Events of tasks as they happen. A client subscribes to tasks or to filters. Each subscription first receives the"
-    " current state, then every event exactly once and in order, even if the server loses Redis for a while.\n\n"
+    "Events of tasks and workflows as they happen. A client subscribes to tasks, workflows or filters. Each"
+    " subscription first receives the current state, then every event exactly once and in order, even if the server"
+    " loses Redis for a while.\n\n"
     f"A socket has at most {MOST_SUBSCRIPTIONS} subscriptions, and a message at most {MAX_MESSAGE_BYTES} bytes. The"
     f" server answers an invalid message with `error`, and closes the socket after {MOST_BAD_MESSAGES} of them. It"
     " sends WebSocket pings every 20 seconds and closes a socket that doesn't answer.\n\nServer-Sent Events have the"
@@ -39,12 +40,7 @@ def describe_socket(host: str, *, secure: bool, prefix: str = "") -> Object:
     }
     return {
         "asyncapi": "3.0.0",
-        "info": {
-            "title": "Taskpool",
-            "version": own_version(),
-            "description": _INFO,
-            "license": {"name": "MIT"},
-        },
+        "info": {"title": "Taskpool", "version": own_version(), "description": _INFO, "license": {"name": "MIT"}},
         "defaultContentType": "application/json",
         "servers": {
             "this": {

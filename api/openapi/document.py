@@ -14,17 +14,17 @@ from typing import Any, Final
 
 from starlette.routing import BaseRoute, Route
 
-from taskpool.operations.catalog import validator_of
+from taskpool.operations.flow.values import WorkflowSpec
 from taskpool.redis.calls import UNREADABLE, tell_unreadable
+from taskpool.tasks.payload.json_schema import validator_of
 from taskpool.text import own_version
 from taskpool.types import WEBHOOK_EVENTS, TaskSpec, TypeInfo
-from taskpool.webhooks.message import TEST_EVENT, TYPE_PREFIX, Message
+from taskpool.webhooks.endpoint import ENDPOINT_EVENTS, TEST_EVENT, Message, message_type
 
-from ..auth.caller import Access, Guarded
+from ..http.declarations import JSON, Access, Answer, Guarded, Operation
 from ..http.submission import Batch
 from ..routing import METHODS, Resource
-from .answers import HEADERS, responses
-from .declarations import JSON, Answer, Operation, operation_of
+from .answers import HEADERS, responses, text
 from .schemas import REFS, Schema, Schemas, hoisted, payload_name
 
 Object = dict[str, Any]
@@ -41,24 +41,20 @@ PLAIN: Final[Mapping[str, Any]] = {
 }
 
 
-def submission_examples(types: Sequence[TypeInfo]) -> Object:
-    """One example for each task type, by its name. Types for which no valid payload can be made have none."""
-    tasks = {info.name: _task(info) for info in types}
-    return {name: {"value": task} for name, task in tasks.items() if task is not None}
-
-
-def batch_examples(types: Sequence[TypeInfo]) -> Object:
-    """A batch with one task of each type."""
-    tasks = [example["value"] for example in submission_examples(types).values()]
-    return {"one of each": {"value": {"tasks": tasks}}} if tasks else {}
-
-
-def _task(info: TypeInfo) -> Object | None:
-    """A task with a minimal payload, if that is valid."""
-    schema = dict(info.schema)
-    payload = _value(schema, schema, DEEPEST)
-    validator = validator_of(schema)
-    return {"type": info.name, "payload": payload} if validator is not None and validator.is_valid(payload) else None
+def examples(types: Sequence[TypeInfo]) -> Mapping[type, Object]:
+    """The examples of each body: a task of each type, by its name, a batch and a workflow of them. Types for which no
+    valid payload can be made have none."""
+    tasks = {}
+    for info in types:
+        schema = dict(info.schema)
+        payload = _value(schema, schema, DEEPEST)
+        validator = validator_of(schema)
+        if validator is not None and validator.is_valid(payload):
+            tasks[info.name] = {"type": info.name, "payload": payload}
+    batch = {"one of each": {"value": {"tasks": [*tasks.values()]}}} if tasks else {}
+    nodes = [{"name": name, "task": task} for name, task in tasks.items()]
+    workflow = {"one of each": {"value": {"name": "example", "nodes": nodes}}} if tasks else {}
+    return {TaskSpec: {name: {"value": task} for name, task in tasks.items()}, Batch: batch, WorkflowSpec: workflow}
 
 
 def _value(schema: Any, whole: Object, depth: int) -> Any:
@@ -99,21 +95,15 @@ def _referred(ref: Any, whole: Object) -> Any:
     return found
 
 
-CALLBACK_URLS: Final = {
-    TaskSpec: "{$request.body#/callback_url}",
-    Batch: "{$request.body#/tasks/0/callback_url}",
-}
+CALLBACK_URLS: Final = {TaskSpec: "{$request.body#/callback_url}", Batch: "{$request.body#/tasks/0/callback_url}"}
 """Where the body of a submission has the URL. In a batch each task has its own."""
 
-SIGNATURE_HEADERS: Final[dict[str, tuple[str, Object]]] = {
-    "webhook-id": ("The same for every attempt to send the message: use it to skip duplicates.", {}),
-    "webhook-timestamp": (
-        "When it was sent, in seconds since 1970. Refuse messages older than a few minutes.",
-        {},
-    ),
-    "webhook-signature": (
+SIGNATURE_HEADERS: Final = {
+    "webhook-id": text("The same for every attempt to send the message: use it to skip duplicates."),
+    "webhook-timestamp": text("When it was sent, in seconds since 1970. Refuse messages older than a few minutes."),
+    "webhook-signature": text(
         "`v1,` and base64 of HMAC-SHA256 over `id.timestamp.body`, for each secret that is valid.",
-        {"pattern": "^v1,[A-Za-z0-9+/]+=*( v1,[A-Za-z0-9+/]+=*)*$"},
+        pattern="^v1,[A-Za-z0-9+/]+=*( v1,[A-Za-z0-9+/]+=*)*$",
     ),
 }
 """The headers that sign a message, as in Standard Webhooks."""
@@ -131,8 +121,8 @@ _SENT: Final = (
 
 def webhooks(schemas: Schemas) -> Object:
     """The messages to standing endpoints."""
-    summary = "An event of a task, sent to a standing endpoint"
-    return {"task": {"post": _message("hear_of_task", summary, (*WEBHOOK_EVENTS, TEST_EVENT), schemas)}}
+    summary = "An event of a task or a workflow, sent to a standing endpoint"
+    return {"task": {"post": _message("hear_of_task", summary, (*ENDPOINT_EVENTS, TEST_EVENT), schemas)}}
 
 
 def callbacks(operation: Operation, schemas: Schemas) -> Object:
@@ -146,7 +136,7 @@ def callbacks(operation: Operation, schemas: Schemas) -> Object:
 
 def _message(id: str, summary: str, events: Sequence[str], schemas: Schemas) -> Object:
     required = list(Message.__struct_fields__)
-    types = {"type": {"enum": [TYPE_PREFIX + event for event in events]}}
+    types = {"type": {"enum": [message_type(event) for event in events]}}
     return {
         "operationId": id,
         "tags": ["webhooks"],
@@ -154,14 +144,7 @@ def _message(id: str, summary: str, events: Sequence[str], schemas: Schemas) -> 
         "description": _SENT,
         "security": [],
         "parameters": [
-            {
-                "name": name,
-                "in": "header",
-                "required": True,
-                "description": text,
-                "schema": {"type": "string", **limits},
-            }
-            for name, (text, limits) in SIGNATURE_HEADERS.items()
+            {"name": name, "in": "header", "required": True, **about} for name, about in SIGNATURE_HEADERS.items()
         ],
         "requestBody": {
             "required": True,
@@ -178,12 +161,7 @@ def _message(id: str, summary: str, events: Sequence[str], schemas: Schemas) -> 
     }
 
 
-_RETRY_AFTER: Final = {
-    "Retry-After": {
-        "description": "Seconds, or a date. The message isn't sent again before that.",
-        "schema": {"type": "string"},
-    }
-}
+_RETRY_AFTER: Final = {"Retry-After": text("Seconds, or a date. The message isn't sent again before that.")}
 
 
 def submissions(generic: Schema, types: Sequence[TypeInfo], taken: Collection[str] = ()) -> dict[str, Schema]:
@@ -248,25 +226,37 @@ FILES: Final = {
 
 TAGS: Final = {
     "tasks": "Submit, read, list, cancel, stop and retry tasks.",
+    "workflows": "Submit, read, list, stop, retry and remove groups of named tasks.",
+    "schedules": "Make, read, list, pause, run and remove schedules, which submit tasks at given times.",
+    "operations": "Change many tasks at once: preview, start, read, list, cancel and undo operations.",
     "keys": "API keys, tickets and the audit.",
     "events": "Follow tasks. `/asyncapi.json` describes the WebSocket at `/ws`.",
     "webhooks": "Standing endpoints that receive events of tasks, and the messages to them.",
     "fleet": "Queues, task types and worker processes.",
+    "failures": "Groups of failures, and their retry in growing steps.",
+    "findings": "What is wrong now.",
     "service": "Health checks, metrics and this document.",
 }
 
 PARAMETERS: Final[Mapping[str, Object]] = {
-    "id": {"description": "A task's id.", "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,200}$"}},
-    "file": {"description": "A file of the page.", "schema": {"enum": [*FILES]}},
-    "key": {"description": "An API key's id.", "schema": {"type": "string", "pattern": "^[0-9a-z]{12}$"}},
-    "webhook": {
-        "description": "A webhook's id, `callback` or `callback.PROJECT`.",
-        "schema": {"type": "string", "minLength": 1},
-    },
-    "delivery": {"description": "A delivery's id.", "schema": {"type": "string", "minLength": 1}},
-    "name": {"description": "A queue's name.", "schema": {"type": "string", "minLength": 1}},
+    "id": text("A task's id.", pattern="^[A-Za-z0-9_-]{1,200}$"),
+    "workflow": text("A workflow's id.", pattern="^[A-Za-z0-9_-]{1,200}$"),
+    "schedule": text(
+        "A schedule's name; `project:name` for callers without a project.", pattern="^[A-Za-z0-9_.:-]{1,129}$"
+    ),
+    "file": text("A file of the page."),
+    "version": text("The version of the page's files, as the page names it."),
+    "operation": text("An operation's id.", pattern="^[A-Za-z0-9_-]{1,200}$"),
+    "key": text("An API key's id.", pattern="^[0-9a-z]{12}$"),
+    "webhook": text("A webhook's id, `callback` or `callback.PROJECT`.", minLength=1),
+    "delivery": text("A delivery's id.", minLength=1),
+    "name": text("A queue's name.", minLength=1),
+    "queue": text("A queue's name.", pattern="^[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*$", maxLength=64),
+    "pool": text("A worker pool's name.", minLength=1),
+    "fingerprint": text("The fingerprint of a group of failures.", pattern="^[0-9a-f]{12}$"),
 }
 """The parameters in paths."""
+_names_in: Final = re.compile(r"{(\w+)}").findall
 
 SECURITY: Final[Mapping[str, Object]] = {
     "bearer": {
@@ -293,10 +283,9 @@ def describe(
     schemas.components.update(submissions(schemas.components["TaskSpec"], types, schemas.components))
     paths: dict[str, Object] = defaultdict(dict)
     problems: Object = {}
-    examples = {TaskSpec: submission_examples(types), Batch: batch_examples(types)}
+    bodies = examples(types)
     for path, method, operation, guarded in found:
-        paths[path][method.lower()] = _operation(path, operation, guarded, schemas) | {
-            **_body(operation, schemas, examples.get(operation.body, {})),
+        paths[path][method.lower()] = _operation(path, operation, guarded, schemas, bodies.get(operation.body, {})) | {
             "security": _security(guarded.access, needs_key),
             "responses": responses(operation, guarded.access, schemas, partial(_links, found, path), problems),
         }
@@ -334,38 +323,32 @@ def operations(routes: Iterable[BaseRoute]) -> Iterator[Found]:
         if isinstance(route, Route) and isinstance(route.endpoint, Resource):
             for method in METHODS:
                 guarded = route.endpoint.guarded.get(method)
-                operation = None if guarded is None else operation_of(guarded.handler)
-                if guarded is not None and operation is not None:
-                    yield route.path, method, operation, guarded
+                if guarded is not None and guarded.operation is not None:
+                    yield route.path_format, method, guarded.operation, guarded
 
 
-def _operation(path: str, operation: Operation, guarded: Guarded, schemas: Schemas) -> Object:
+def _operation(path: str, operation: Operation, guarded: Guarded, schemas: Schemas, examples: Object) -> Object:
+    """What an operation is and reads."""
     summary, description = _texts(guarded.handler.__doc__ or "")
-    document: Object = {"operationId": operation.id, "tags": [operation.tag], "summary": summary}
-    if description:
-        document["description"] = description
-    parameters = [
-        {"name": name, "in": "path", "required": True, **PARAMETERS[name]} for name in re.findall(r"{(\w+)}", path)
-    ]
-    if operation.query is not None:
-        parameters += [
-            {"name": name, "in": "query", "required": False, **_parameter(schema)}
-            for name, schema in schemas.parameters(operation.query).items()
-        ]
-    parameters += [{"name": name, "in": "header", **HEADERS[name]} for name in operation.headers]
-    if parameters:
-        document["parameters"] = parameters
-    if sent := callbacks(operation, schemas):
-        document["callbacks"] = sent
-    return document
-
-
-def _body(operation: Operation, schemas: Schemas, examples: Object) -> Object:
-    """The request body of an operation, if it takes one."""
-    if operation.body is None:
-        return {}
-    content = {"schema": schemas.of(operation.body), **({"examples": examples} if examples else {})}
-    return {"requestBody": {"required": not operation.body_optional, "content": {JSON: content}}}
+    queries = {} if operation.query is None else schemas.parameters(operation.query)
+    body: Object = {}
+    if operation.body is not None:
+        content = {"schema": schemas.of(operation.body), **({"examples": examples} if examples else {})}
+        body = {"required": not operation.body_optional, "content": {JSON: content}}
+    document: Object = {
+        "operationId": operation.id,
+        "tags": [operation.tag],
+        "summary": summary,
+        "description": description,
+        "parameters": [
+            *({"name": name, "in": "path", "required": True, **PARAMETERS[name]} for name in _names_in(path)),
+            *({"name": name, "in": "query", "required": False, **_parameter(queries[name])} for name in queries),
+            *({"name": name, "in": "header", **HEADERS[name]} for name in operation.headers),
+        ],
+        "callbacks": callbacks(operation, schemas),
+        "requestBody": body,
+    }
+    return {member: value for member, value in document.items() if value}
 
 
 def _security(access: Access, needs_key: bool) -> list[Object]:

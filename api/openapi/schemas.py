@@ -10,17 +10,26 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Final
+from types import NoneType
+from typing import Any, Final, Literal, get_args, get_origin
 
 import msgspec
 
+from taskpool.access.api_key import KeySpec
 from taskpool.operations.documents import Document
-from taskpool.types import TaskSpec, TypeInfo
-from taskpool.webhooks.message import Message, TaskData
+from taskpool.operations.flow.schedule_values import ScheduleSpec
+from taskpool.operations.flow.values import NodeSpec, WorkflowSpec
+from taskpool.tasks.node import NODE_NAME, After
+from taskpool.types import Confirm, TaskSpec, TypeInfo
+from taskpool.types.control import Filter, OperationSpec
+from taskpool.types.dependency import Dependency, Parent
+from taskpool.url_guard import LONGEST_URL, URL
+from taskpool.validation import LONGEST_S, TASK_ID, Declared, Duration, declared
+from taskpool.webhooks.endpoint import SECRET, Message, NewWebhook, TaskData, WebhookFields
 
 from ..answers import ProblemDocument
+from ..http.declarations import Operation
 from ..http.submission import SUBMISSION
-from .declarations import Operation, with_limits
 
 Schema = dict[str, Any]
 
@@ -56,7 +65,8 @@ def as_generators_read(schema: Any, *, is_component: bool = False) -> Schema:
         return {"not": {}} if schema is False else {}
     plain = {key: value for key, value in schema.items() if key not in ("$schema", "title", "default")}
     if schema.get("default") is not None:
-        plain["description"] = _with_default(str(schema.get("description", "")), schema["default"])
+        default = json.dumps(schema["default"], ensure_ascii=False)
+        plain["description"] = f"{schema.get('description', '')} Default: `{default}`.".strip()
     has_more = plain.get("additionalProperties")
     plain = _with_subschemas(plain, as_generators_read)
     if isinstance(has_more, bool):
@@ -66,11 +76,6 @@ def as_generators_read(schema: Any, *, is_component: bool = False) -> Schema:
     if not is_component and len(plain.get("enum", ())) == 1:
         return {key: value for key, value in plain.items() if key != "enum"} | {"const": plain["enum"][0]}
     return _with_plain_enum(plain)
-
-
-def _with_default(description: str, default: Any) -> str:
-    shown = json.dumps(default, ensure_ascii=False)
-    return f"{description} Default: `{shown}`.".strip()
 
 
 def _with_plain_enum(schema: Schema) -> Schema:
@@ -85,20 +90,16 @@ def _with_plain_enum(schema: Schema) -> Schema:
     rest = {key: value for key, value in schema.items() if key not in ("enum", "type")}
     if len(forms) == 1:
         return rest | forms[0]
-    return (
-        rest | {"anyOf": forms}
-        if "anyOf" not in rest
-        else {**rest, "allOf": [*rest.get("allOf", ()), {"anyOf": forms}]}
-    )
+    any_of = {"anyOf": forms}
+    return {**rest, "allOf": [*rest.get("allOf", ()), any_of]} if "anyOf" in rest else rest | any_of
 
 
-_JSON_TYPES: Final = ((bool, "boolean"), (int, "integer"), (float, "number"), (str, "string"), (list, "array"))
+_JSON_TYPES: Final = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", NoneType: "null"}
+"""In the order in which they are tried: a bool is an int, too."""
 
 
 def _json_type(value: Any) -> str:
-    if value is None:
-        return "null"
-    return next((name for kind, name in _JSON_TYPES if isinstance(value, kind)), "object")
+    return next((name for kind, name in _JSON_TYPES.items() if isinstance(value, kind)), "object")
 
 
 def _form(kind: str, values: list[Any]) -> Schema:
@@ -108,6 +109,172 @@ def _form(kind: str, values: list[Any]) -> Schema:
 
 
 REFS: Final = "#/components/schemas/"
+
+
+def _pattern(pattern: re.Pattern[str] | None) -> str:
+    return f"^{pattern.pattern}$" if pattern else ""
+
+
+_A_TARGET: Final = {
+    "maxLength": LONGEST_URL,
+    "pattern": _pattern(re.compile(re.sub(r"\?P<[a-z]+>", "", URL.pattern))),  # JSON Schema names no groups
+    "examples": ["https://hooks.example/in"],
+}
+
+
+def _limits(field: Declared) -> Schema:
+    """What a field means and takes, besides its type."""
+    about = field.about
+    limits: Schema = {"description": about.description}
+    if about.default and about.default != "required":
+        limits |= {"description": f"{about.description} Default: {about.default}.", "default": None}
+    if field.is_list:
+        limits |= {"maxItems": about.most} | ({"minItems": about.least} if about.least else {})
+        if get_args(field.type) == (str,):
+            each = {"enum": [*about.choices]} if about.choices else {"pattern": _pattern(about.pattern)}
+            limits["items"] = {"type": "string", **each}
+        elif get_args(field.type) == (Parent,):
+            limits["items"] = {
+                "anyOf": [{"type": "string", "pattern": _pattern(TASK_ID)}, {"$ref": REFS + "Dependency"}]
+            }
+    elif about.least is not None:
+        limits |= {"minimum": about.least, "maximum": about.most}
+    if about.is_url:
+        limits |= _A_TARGET
+    elif about.pattern is not None and not field.is_list:
+        limits["pattern"] = _pattern(about.pattern)
+    if field.type is str and about.most != LONGEST_S:
+        limits["maxLength"] = about.most
+    return limits | ({"examples": [*about.examples]} if about.examples else {})
+
+
+def _rules(fields: Sequence[Declared]) -> Iterator[Schema]:
+    """The combinations of fields that are refused."""
+    given = {each.name: _given(each) for each in fields}
+    for each in fields:
+        for other in each.about.excludes:
+            yield {"properties": given[other] | given[each.name], "required": [other, each.name]}
+    for needed in dict.fromkeys(each.about.needs for each in fields if each.about.needs):
+        missing = {needed: {"type": "null"}}
+        names = [each.name for each in fields if each.about.needs == needed]
+        if len(names) == 1:
+            yield {"properties": given[names[0]] | missing, "required": names}
+        else:
+            forms = [{"properties": given[name], "required": [name]} for name in names]
+            yield {"properties": missing, "anyOf": forms}
+
+
+def _given(field: Declared) -> Schema:
+    """The schema of a field that isn't null and hasn't its default."""
+    if field.is_list:
+        return {field.name: {"type": "array"}}
+    if get_origin(field.type) is Literal and field.default is not None:
+        return {field.name: {"enum": [each for each in get_args(field.type) if each != field.default]}}
+    return {
+        field.name: {"type": ["number", "string"] if field.type == Duration else _JSON_TYPES.get(field.type, "string")}
+    }
+
+
+_A_SECRET: Final = {
+    "description": "The signing secret: `whsec_` and 24 to 64 bytes in base64. Default: a new one.",
+    "pattern": _pattern(SECRET),
+    "writeOnly": True,
+}
+_A_BOUND_ADMIN: Final = {
+    "properties": {"scopes": {"contains": {"const": "admin"}}},
+    "required": ["scopes"],
+    "anyOf": [
+        {"properties": {name: {"type": kind}}, "required": [name]}
+        for name, kind in (("project", "string"), ("types", "array"), ("queues", "array"))
+    ],
+}
+
+
+_A_TASK_OR_A_MAP: Final = {
+    "oneOf": [
+        {"properties": {"task": {"type": "object"}}, "required": ["task"]},
+        {"properties": {"map": {"type": "array"}}, "required": ["map"]},
+    ]
+}
+
+
+_ONE_OF_TIMES: Final = {
+    "anyOf": [
+        {"properties": {"cron": {"type": "string"}}, "required": ["cron"]},
+        {"properties": {"every": {"type": ["number", "string"]}}, "required": ["every"]},
+        {"properties": {"at": {"type": "string"}}, "required": ["at"]},
+    ]
+}
+
+
+_AFTER: Final = {
+    **next(_limits(each) for each in declared(NodeSpec) if each.name == "after"),
+    "items": {
+        "anyOf": [{"type": "string", "pattern": _pattern(NODE_NAME)}, {"$ref": "#/components/schemas/After"}],
+    },
+}
+
+
+def _all_limits(kind: type) -> Mapping[str, Schema]:
+    return {each.name: _limits(each) for each in declared(kind)}
+
+
+FIELDS: Final[Mapping[str, tuple[Mapping[str, Schema], Sequence[Schema]]]] = {
+    "TaskSpec": (_all_limits(TaskSpec), [{"not": rule} for rule in _rules(declared(TaskSpec))]),
+    "Confirm": (_all_limits(Confirm), ()),
+    "WorkflowSpec": (_all_limits(WorkflowSpec), ()),
+    "NodeSpec": ({**_all_limits(NodeSpec), "after": _AFTER}, [_A_TASK_OR_A_MAP]),
+    "After": (_all_limits(After), ()),
+    "ScheduleSpec": (
+        _all_limits(ScheduleSpec),
+        [_ONE_OF_TIMES, *({"not": rule} for rule in _rules(declared(ScheduleSpec)))],
+    ),
+    "KeySpec": (_all_limits(KeySpec), [{"not": _A_BOUND_ADMIN}]),
+    "NewWebhook": ({**_all_limits(NewWebhook), "secret": _A_SECRET}, ()),
+    "WebhookFields": (_all_limits(WebhookFields), ()),
+    "Dependency": (
+        {**_all_limits(Dependency), "node": {**_all_limits(Dependency).get("node", {}), "readOnly": True}},
+        [{"oneOf": [{"required": [name], "properties": {name: {"type": "string"}}} for name in ("id", "workflow")]}],
+    ),
+    "NewSecret": ({"secret": _A_SECRET}, ()),
+    "Filter": (_all_limits(Filter), ()),
+    "OperationSpec": (_all_limits(OperationSpec), ()),
+    "ListQuery": (_all_limits(Filter), ()),
+}
+"""The fields of each body, and the rules for several fields at once."""
+
+
+def with_limits(name: str, schema: Schema) -> Schema:
+    """The schema of a body, which has the types of its fields, with descriptions and limits."""
+    if name not in FIELDS:
+        return schema
+    fields, rules = FIELDS[name]
+    properties = {field: _narrowed(plain, fields.get(field, {})) for field, plain in schema["properties"].items()}
+    return {**schema, "properties": properties, **({"allOf": rules} if rules else {})}
+
+
+def _narrowed(schema: Schema, limits: Schema) -> Schema:
+    """The schema of a field with these limits. If the field may be null, the limits are those of the other form."""
+    limits = dict(limits)
+    about: Schema = {name: limits.pop(name) for name in ("description", "examples", "readOnly") if name in limits}
+    if "anyOf" not in schema:
+        return schema | limits | about
+    forms = [
+        form | {name: value for name, value in limits.items() if _concerns(name, form)} for form in schema["anyOf"]
+    ]
+    return {**schema, "anyOf": forms, **about}
+
+
+_OF_TEXTS: Final = ("pattern", "maxLength")
+_OF_NUMBERS: Final = ("minimum", "maximum")
+
+
+def _concerns(limit: str, form: Schema) -> bool:
+    """Whether a form of a field's values, a schema with a type, has this limit."""
+    kind = form.get("type")
+    if kind in (None, "null") or (limit in _OF_TEXTS and kind == "number"):
+        return False
+    return not (limit in _OF_NUMBERS and kind == "string")
 
 
 class Schemas:
@@ -121,8 +288,14 @@ class Schemas:
         for name in documents | queries | {TaskData.__name__}:
             for member, schema in components.get(name, {}).get("properties", {}).items():
                 components[name]["properties"][member] = _without_null(schema)
-        self._queries: dict[str, dict[str, Schema]] = {name: components.pop(name)["properties"] for name in queries}
+        self._queries: dict[str, dict[str, Schema]] = {
+            name: with_limits(name, components.pop(name))["properties"] for name in queries
+        }
         new_names = {name: name.removesuffix("Document") for name in documents}
+
+        specs = {REFS + "TaskSpec": SUBMISSION["$ref"]}
+        for name in components.keys() & {"NodeSpec", "ScheduleSpec"}:  # their tasks are of any known type
+            components[name] = with_refs(components[name], lambda ref: specs.get(ref, ref))
 
         def renamed(ref: str) -> str:
             name = ref.removeprefix(REFS)
@@ -181,8 +354,8 @@ def _without_null(schema: Schema) -> Schema:
     if "default" not in schema or schema["default"] is not None:
         return schema
     rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
-    plain: Schema = next(each for each in schema["anyOf"] if each != {"type": "null"})
-    return rest | plain
+    forms: list[Schema] = [each for each in schema["anyOf"] if each != {"type": "null"}]
+    return rest | (forms[0] if len(forms) == 1 else {"anyOf": forms})
 
 
 _PLACES: Final = ("$defs", "definitions")

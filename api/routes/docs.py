@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
-import hashlib
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -21,11 +19,12 @@ from taskpool.async_pool import AsyncTaskPool
 from taskpool.types import TypeInfo
 
 from ..auth.gate import Gate
+from ..http.declarations import Answer, operation
+from ..http.files import File, send
 from ..http.prefix import prefix_of
 from ..http.problems import Problem
 from ..http.responses import Json
 from ..openapi.asyncapi import describe_socket
-from ..openapi.declarations import Answer, operation
 from ..openapi.document import FILES, describe
 
 FOLDER: Final = Path(__file__).parents[1] / "docs"
@@ -75,7 +74,7 @@ class DocsRoutes:
     @operation("show_docs", tag="service", query=None, answers={200: PAGE, 304: SAME_PAGE}, asks_redis=False)
     async def docs(self, request: Request) -> Response:
         """GET /docs: this document as a page. The page is public, but the document that it loads needs a key."""
-        return await _page_file(request, INDEX)
+        return await asyncio.to_thread(_page_file, request, INDEX)
 
     @operation(
         "get_docs_file",
@@ -90,7 +89,7 @@ class DocsRoutes:
         name: str = request.path_params["file"]
         if name not in FILES:
             raise Problem("not-found", "the page has no such file")
-        return await _page_file(request, name)
+        return await asyncio.to_thread(_page_file, request, name)
 
     def _takes_tasks(self, info: TypeInfo) -> bool:
         return bool(info.served_by) or (info.last_seen_ms or 0) / 1000 > time.time() - self._type_grace_s
@@ -100,20 +99,11 @@ def _described(routes: Sequence[BaseRoute], types: list[TypeInfo], needs_key: bo
     return msgspec.Raw(msgspec.json.encode(describe(routes, types, needs_key=needs_key, prefix=prefix)))
 
 
-async def _page_file(request: Request, name: str) -> Response:
-    """INDEX or one of FILES, compressed if the client accepts that, or 304."""
-    etag, plain, packed = await asyncio.to_thread(_loaded, name)
-    headers = {"cache-control": "no-cache", "content-security-policy": POLICY, "etag": etag, "vary": "Accept-Encoding"}
-    if etag in request.headers.get("if-none-match", ""):
-        return Response(status_code=304, headers=headers)
-    if "gzip" in request.headers.get("accept-encoding", ""):
-        headers["content-encoding"] = "gzip"
-        plain = packed
-    return Response(plain, headers=headers, media_type=FILES.get(name, "text/html"))
+def _page_file(request: Request, name: str) -> Response:
+    """INDEX or one of FILES. It takes long for the first request, so it belongs into a thread."""
+    return send(_loaded(name), request, POLICY, cache_control="no-cache", vary="Accept-Encoding")
 
 
 @cache
-def _loaded(name: str) -> tuple[str, bytes, bytes]:
-    """A file's ETag, its bytes, and its compressed bytes."""
-    plain = (FOLDER / name).read_bytes()
-    return f'W/"{hashlib.sha256(plain).hexdigest()[:20]}"', plain, gzip.compress(plain, mtime=0)
+def _loaded(name: str) -> File:
+    return File(FILES.get(name, "text/html"), (FOLDER / name).read_bytes())

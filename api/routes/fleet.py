@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
+from dataclasses import replace
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from taskpool.async_pool import AsyncTaskPool
-from taskpool.operations.documents import queue_document, queued_document, type_document, worker_document
-from taskpool.operations.listing import all_queues
-from taskpool.operations.overview import queues_page
+from taskpool.operations.control.pauses import paused
+from taskpool.operations.documents import (
+    PauseDocument,
+    QueuedDocument,
+    QueueDocument,
+    TypeDocument,
+    TypeStorageDocument,
+    WorkerDocument,
+)
+from taskpool.operations.overview import known_queues, queues_page
 from taskpool.operations.queue import get_queue
+from taskpool.redis.pause_scripts import ALL
+from taskpool.types import Pause
 
-from ..answers import QueuePage, Queues, Types, Workers
-from ..auth.caller import caller_of
-from ..http.query import QueueQuery, QueuesQuery, parameters_refused
+from ..answers import QueuePage, Queues, Storage, Types, Workers
+from ..auth.caller import Caller, caller_of
+from ..http.declarations import Answer, operation
+from ..http.query import QueueQuery, QueuesQuery
 from ..http.responses import Json, page, tagged
-from ..openapi.declarations import Answer, operation
+
+
+def _seen_by(caller: Caller, pause: Pause | None) -> Pause | None:
+    """A pause as a caller sees it: one with a project doesn't see what operators say among themselves."""
+    return pause if pause is None or caller.project is None else Pause(at=pause.at)
 
 
 class FleetRoutes:
@@ -26,28 +40,31 @@ class FleetRoutes:
     def __init__(self, pool: AsyncTaskPool) -> None:
         self._pool = pool
 
-    @operation("list_queues", tag="fleet", query=QueuesQuery, answers={200: Answer(Queues, headers=("Link",))})
+    @operation("list_queues", tag="fleet", answers={200: Queues})
     async def queues(self, request: Request, query: QueuesQuery) -> Json:
         """GET /queues: list the queues with their counts, by name."""
         caller, names = caller_of(request.scope), None
         if caller.project is not None:  # counts are of all projects: show the key's own queues only
-            known = await self._pool.store.run(all_queues())
+            known, _ = await self._pool.store.carry_out(known_queues())
             names = [name for name in known if name in (caller.queues or ())]
-        with parameters_refused():
-            found = await self._pool.store.carry_out(queues_page(names, cursor=query.cursor, limit=query.limit))
-        document = Queues(queues=[queue_document(info) for info in found.items], next_cursor=found.next_cursor)
-        return page(document, request.scope, "/queues", query)
+        found = await self._pool.store.carry_out(queues_page(names, cursor=query.cursor, limit=query.limit))
+        everything = (await self._pool.store.carry_out(paused())).get(ALL)
+        document = Queues(
+            queues=[QueueDocument.of(replace(info, paused=_seen_by(caller, info.paused))) for info in found.items],
+            next_cursor=found.next_cursor,
+            paused=None if everything is None else PauseDocument.of(_seen_by(caller, everything)),
+        )
+        return page(document, request.scope, query)
 
-    @operation("get_queue", tag="fleet", query=QueueQuery, answers={200: Answer(QueuePage, headers=("Link",))})
+    @operation("get_queue", tag="fleet", answers={200: QueuePage})
     async def queue(self, request: Request, query: QueueQuery) -> Json:
         """GET /queues/{name}: list the tasks of a queue in the order in which they will start."""
         name, project = request.path_params["name"], caller_of(request.scope).project
-        with parameters_refused():
-            reading = get_queue(name, cursor=query.cursor, limit=query.limit, project=project)
-            found = await self._pool.store.carry_out(reading)
-        tasks = [queued_document(queued) for queued in found.items]
+        reading = get_queue(name, cursor=query.cursor, limit=query.limit, project=project)
+        found = await self._pool.store.carry_out(reading)
+        tasks = [QueuedDocument.of(queued) for queued in found.items]
         document = QueuePage(name=name, tasks=tasks, next_cursor=found.next_cursor)
-        return page(document, request.scope, f"/queues/{quote(name)}", query)
+        return page(document, request.scope, query)
 
     @operation(
         "list_types",
@@ -57,8 +74,14 @@ class FleetRoutes:
     )
     async def types(self, request: Request) -> Response:
         """GET /types: list the task types with their JSON Schemas and the pools that serve them; 304 by ETag."""
-        document = Types(types=[type_document(info) for info in await self._pool.types()])
+        document = Types(types=[TypeDocument.of(info) for info in await self._pool.types()])
         return tagged(document, request.scope["headers"])
+
+    @operation("get_storage", tag="fleet", answers={200: Storage})
+    async def storage(self, request: Request) -> Json:
+        """GET /storage: get what fills Redis: how many records each task type has, and how much memory they use."""
+        found = await self._pool.storage()
+        return Json(Storage(types=[TypeStorageDocument.of(each) for each in found]))
 
     @operation("list_workers", tag="fleet", answers={200: Workers})
     async def workers(self, request: Request) -> Json:
@@ -66,4 +89,4 @@ class FleetRoutes:
         infos = await self._pool.workers()
         # The warnings name queues of all projects.
         warnings = await self._pool.worker_warnings() if caller_of(request.scope).project is None else []
-        return Json(Workers(workers=[worker_document(info) for info in infos], warnings=warnings))
+        return Json(Workers(workers=[WorkerDocument.of(info) for info in infos], warnings=warnings))

@@ -8,7 +8,8 @@ from itertools import pairwise
 
 from benchmarks.chaos.cluster import RQ
 from benchmarks.chaos.evidence import Evidence, Finding, attempts
-from benchmarks.chaos.load import SOON_PURGED_S, Submission
+from benchmarks.chaos.load import SOON_PURGED_S, Submission, edges
+from benchmarks.chaos.tasks import ADDED
 from taskpool.types import TERMINAL, Event, TaskStatus
 
 NO_TASK = frozenset({"existing", "conflict", "refused"})
@@ -47,11 +48,30 @@ def check_submissions(evidence: Evidence) -> Iterator[Finding]:
             yield Finding("batch", f"of {submission.batch} only {sorted(found)} exist, not {sorted(kept - set(found))}")
 
 
+def check_added(evidence: Evidence) -> Iterator[Finding]:
+    """Findings: added.
+
+    What a task adds exists once, however often its attempts added it; and wholly, if the task is done.
+    """
+    added: dict[str, set[str]] = {}
+    batches = [(id, record.payload["batch"]) for id, record in evidence.records.items()]
+    batches += [(id, effect.batch) for id, effects in evidence.effects.items() for effect in effects if effect.batch]
+    for id, batch in batches:
+        if batch.endswith(ADDED):
+            added.setdefault(batch.removesuffix(ADDED), set()).add(id)
+    for id in {*evidence.events, *added}:
+        most, count = evidence.spec(id).get("payload", {}).get("adds", 0), len(added.get(id, ()))
+        if count > most:
+            yield Finding("added", f"it adds {most} tasks, and {count} exist: {sorted(added[id])}", id)
+        elif count < most and evidence.status(id) is TaskStatus.DONE:
+            yield Finding("added", f"it is done, and of the {most} tasks that it adds, {count} exist", id)
+
+
 def _is_refused_rightly(evidence: Evidence, submission: Submission) -> bool:
     """Whether one of its parents may have been gone by then: purged, or removed."""
     if "depends_on" not in submission.detail and "UnknownDependency" not in submission.detail:
         return False
-    parents = {id for spec in submission.specs for id in spec.get("depends_on", ())}
+    parents = {id for spec in submission.specs for id in edges(spec)}
     removed = evidence.ledger.asked("remove")
     return any(id in removed or evidence.spec(id).get("result_ttl_s", 0) <= SOON_PURGED_S for id in parents)
 
@@ -108,7 +128,8 @@ def _holds(id: str, events: Sequence[Event], until: str) -> Iterator[Hold]:
 
 
 def _meets(submission: Submission, hold: Hold) -> bool:
-    """Whether a submission can have met this holder; one that would replace it must have found it running."""
+    """Whether a submission can have met this holder; one that would replace it must have found it running, or waiting
+    for the answer to its question."""
     ended_ms = hold.ended.at_ms if hold.ended else float("inf")
     if not (hold.began.at_ms <= submission.answered_ms + AT_ONCE_MS and submission.at_ms <= ended_ms + AT_ONCE_MS):
         return False
@@ -117,7 +138,11 @@ def _meets(submission: Submission, hold: Hold) -> bool:
         return submission.word == "existing" and wanted == "return"
     if wanted == "reject":
         return True
-    ran = [(event.at_ms, after.at_ms) for event, after in pairwise(hold.events) if event.status in RUNS]
+    ran = [
+        (event.at_ms, after.at_ms)
+        for event, after in pairwise(hold.events)
+        if event.status in RUNS or {"question", "text"} <= event.data.keys()
+    ]
     return any(
         began_ms <= submission.answered_ms + AT_ONCE_MS and submission.at_ms <= ended_ms + AT_ONCE_MS
         for began_ms, ended_ms in ran
@@ -137,7 +162,7 @@ def check_results(evidence: Evidence) -> Iterator[Finding]:
         if record.status is TaskStatus.DONE and record.result.get("token") != tokens.get(id):
             yield Finding("result", f"its result is {record.result}, and its last attempt's {tokens.get(id)}", id)
     for id, effects in evidence.effects.items():
-        wanted = evidence.spec(id).get("depends_on", ())
+        wanted = [parent for parent, on in edges(evidence.spec(id)).items() if on == "success"]
         for end in (effect for effect in effects if effect.what == "end"):
             seen, had = dict(end.parents), {parent: tokens.get(parent) for parent in wanted}
             if seen != had:

@@ -7,6 +7,7 @@ happened to another task of the same process.
 from __future__ import annotations
 
 import math
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -15,16 +16,19 @@ from typing import Final
 from benchmarks.chaos.cluster import RQ
 from benchmarks.chaos.evidence import LEASE_ENDED, VERIFIED, Attempt, Evidence, Finding, attempts
 from benchmarks.chaos.harm import AWAY, FREEZES, NETWORK
-from benchmarks.chaos.load import SOON_PURGED_S
-from taskpool.types import Event, TaskStatus
+from benchmarks.chaos.load import SOON_PURGED_S, edges
+from taskpool.types import TERMINAL, Event, TaskStatus
 
 CLOCK_MS: Final = 2
+ENDS_FOR: Final = {"success": {TaskStatus.DONE}, "failure": TERMINAL - {TaskStatus.DONE}, "any": TERMINAL}
 BESIDE_MS: Final = 10_000
 """How long ago a task beside this one may have shown its process, and how long after one another both are settled."""
 DEATHS: Final = frozenset({"kill_child", "kill_fork_server"})
 """What ends a process whose supervisor lives to tell."""
 LOST_LEASES: Final = AWAY | FREEZES | {"kill_supervisor"} | NETWORK - {"cut", "cut_api"}
 """What keeps a pool from renewing its leases. Lost connections alone don't: new ones are made in time."""
+CONTINUED: Final = f"process ended with exit status {int(signal.SIGCONT)}"
+"""A process with a task in a thread that must not outlive its lease ends itself so when it continues after a freeze."""
 ENDS: Final = frozenset({"drain_pool"})
 """What has an attempt given back on purpose that has begun."""
 RETURNS: Final = AWAY | DEATHS | FREEZES | NETWORK | {"drain_pool", "freeze_child", "freeze_fork_server"}
@@ -50,6 +54,7 @@ def check_effects(evidence: Evidence) -> Iterator[Finding]:
             if claims + in_rq == 1 and (starts + in_rq, len(ends)) != (1, 1):
                 yield Finding("once", f"claimed once, it began {starts} times and ended {len(ends)} times", id)
         yield from _check_order(evidence, id, events)
+        yield from _check_causes(evidence, id, events)
         made = list(attempts(events, effects))
         for attempt in made:
             yield from _check_gone(evidence, id, attempt)
@@ -68,6 +73,9 @@ def is_again(attempt: Attempt) -> bool:
     """Whether it ended in a way that has the task run again though its code didn't ask for that, or fail for that."""
     over = attempt.over
     if over is None or over.event in ("retry", "snoozed"):
+        return False
+    # A process whose supervisor a busy machine keeps waiting gives back what it has claimed and not begun.
+    if over.event == "queued" and not attempt.effects:
         return False
     return over.status in (TaskStatus.QUEUED, TaskStatus.SCHEDULED) or (
         "crashed" in str(over.data.get("error", "")) or over.data.get("reason") == "lease_lost"
@@ -100,6 +108,8 @@ def _causes(attempt: Attempt) -> frozenset[str]:
             # It had begun, so its claim was seen. If a process dies while it writes an outcome, that attempt is given
             # back when the code of another one still ran, which is charged.
             return ENDS | DEATHS if attempt.effects[-1].what == "end" else ENDS
+        if CONTINUED in error:
+            return DEATHS | FREEZES | {"freeze_child"}
         return DEATHS if "process ended" in error else RETURNS
     # Its supervisor renews what a frozen process runs, but not a claim that it was frozen before it saw (and that is
     # given back, unless the lease ends before the supervisor could tell).
@@ -194,21 +204,35 @@ def _check_failure(evidence: Evidence, id: str, events: Sequence[Event]) -> Iter
 
 
 def _check_order(evidence: Evidence, id: str, events: Sequence[Event]) -> Iterator[Finding]:
-    """A task starts after the tasks it depends on are done."""
+    """A task starts after the tasks it depends on have ended as it needs. (One that was removed counts as any end.)"""
     started = next((event for event in events if event.event == "started"), None)
-    for parent in evidence.specs().get(id, {}).get("depends_on", ()) if started else ():
-        done = next((event for event in evidence.events.get(parent, ()) if event.status is TaskStatus.DONE), None)
-        order = evidence.order
-        if started and (done is None or order[parent, done.seq] > order[id, started.seq]):
-            yield Finding("order", f"it started before {parent}, which it depends on, was done", id)
+    order = evidence.order
+    for parent, on in edges(evidence.specs().get(id, {})).items() if started else ():
+        ends = [event for event in evidence.events.get(parent, ()) if event.status in ENDS_FOR[on]]
+        if started and not any(order[parent, end.seq] < order[id, started.seq] for end in ends):
+            yield Finding("order", f"it started before {parent} had ended as it needs ({on})", id)
+
+
+def _check_causes(evidence: Evidence, id: str, events: Sequence[Event]) -> Iterator[Finding]:
+    """What is canceled because of another task depends on that one, and not on how it ended."""
+    wanted = edges(evidence.spec(id))
+    for event in events:
+        if event.data.get("reason") in ("dependency_failed", "not_needed"):
+            cause = str(event.data.get("dependency"))
+            ends = [each.status for each in evidence.events.get(cause, ()) if each.status in TERMINAL]
+            if wanted.get(cause, "any") == "any":
+                yield Finding("canceled", f"it was canceled because of {cause}, whose end it doesn't need", id)
+            elif event.data["reason"] == "not_needed" and not {TaskStatus.DONE, TaskStatus.CANCELED} & {*ends}:
+                yield Finding("canceled", f"it was canceled as not needed, and {cause} has ended {ends}", id)
 
 
 def _check_words(evidence: Evidence) -> Iterator[Finding]:
     """Nothing is stopped or canceled that nobody wanted stopped or canceled."""
     stops, removals = evidence.ledger.asked("stop"), evidence.ledger.asked("remove")
+    workflows = {id[:16] for id in evidence.ledger.asked("stop_workflow")}  # so the ids of their tasks begin
     for id, events in evidence.events.items():
         for event in events:
-            if event.event == "stopped" and id not in stops:
+            if event.event == "stopped" and id not in stops and id[:16] not in workflows:
                 yield Finding("stopped", "it was stopped, and nobody asked for that", id)
             # A stop of a task that hasn't started cancels it.
             if event.data.get("reason") == "canceled" and id not in removals | stops:

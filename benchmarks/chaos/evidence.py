@@ -163,10 +163,11 @@ def attempts(events: Sequence[Event], effects: Sequence[Effect]) -> Iterator[Att
 
 
 def is_given_back(before: Event, event: Event) -> bool:
-    """Whether this event gives an attempt back, so that the next one has its number: on purpose, by a snooze, or
-    because its process died, and it isn't known of which of its tasks."""
+    """Whether this event gives an attempt back, so that the next one has its number: on purpose, by a snooze or a
+    question, or because its process died, and it isn't known of which of its tasks."""
     if before.status not in WHILE_RUNNING:
         return False
     if event.event == "crashed":
         return "none is charged" in str(event.data.get("error", ""))
-    return event.event == "snoozed" or (event.event == "queued" and event.status is TaskStatus.QUEUED)
+    is_queued = event.event == "queued" and event.status is TaskStatus.QUEUED
+    return is_queued or event.event in ("snoozed", "waiting_confirmation")

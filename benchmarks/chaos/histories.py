@@ -8,7 +8,15 @@ from itertools import pairwise
 from benchmarks.chaos.evidence import Evidence, Finding, is_given_back
 from taskpool.types import RETRYABLE, TERMINAL, TRANSITIONS, Event, TaskStatus
 
-FIRST = frozenset({TaskStatus.QUEUED, TaskStatus.SCHEDULED, TaskStatus.WAITING, TaskStatus.CANCELED})
+FIRST = frozenset(
+    {
+        TaskStatus.QUEUED,
+        TaskStatus.SCHEDULED,
+        TaskStatus.WAITING,
+        TaskStatus.WAITING_CONFIRMATION,
+        TaskStatus.CANCELED,
+    }
+)
 NO_MOVE = frozenset({"progress", "log", "stopping"})
 
 
@@ -21,7 +29,8 @@ def check_histories(evidence: Evidence) -> Iterator[Finding]:
         if (status := evidence.status(id)) not in TERMINAL:
             yield Finding("unfinished", f"it was {status} when all should have ended", id)
         yield from _check_numbering(id, events)
-        yield from _check_moves(id, events)
+        record = evidence.records.get(id)
+        yield from _check_moves(id, events, in_workflow=record is not None and record.workflow is not None)
         yield from _check_attempts(id, events)
         yield from _check_limits(evidence, id, events)
     yield from _check_records(evidence)
@@ -33,13 +42,15 @@ def _check_numbering(id: str, events: Sequence[Event]) -> Iterator[Finding]:
         yield Finding("numbering", f"its events are numbered {numbers}", id)
 
 
-def _check_moves(id: str, events: Sequence[Event]) -> Iterator[Finding]:
+def _check_moves(id: str, events: Sequence[Event], *, in_workflow: bool) -> Iterator[Finding]:
+    """A retry of a workflow runs tasks again that come after failed ones, also those that were done."""
     if events[0].status not in FIRST:
         yield Finding("transition", f"it began as {events[0].status}", id)
     for before, after in pairwise(events):
         if after.event in NO_MOVE and after.status == before.status and before.status not in TERMINAL:
             continue
-        if before.status in RETRYABLE and after.data.get("retried_by") == "hand":
+        is_retryable = before.status in RETRYABLE or (in_workflow and before.status in TERMINAL)
+        if is_retryable and after.data.get("retried_by") == "hand":
             continue
         if after.status not in TRANSITIONS[before.status]:
             yield Finding("transition", f"number {after.seq} moves it from {before.status} to {after.status}", id)

@@ -20,9 +20,20 @@ FIXED: Final = frozenset(
         keys.TYPES,
         keys.TYPES_SEEN,
         keys.COUNTERS,
+        keys.BUILDS,
+        keys.FAILURES,
+        keys.POOLS_KNOWN,
+        keys.STATS_OPEN,
+        keys.STATS_MINUTES,
+        keys.STATS_TENS,
+        keys.STATS_HOURS,
+        keys.STATS_DAYS,
+        keys.STATS_PAIRS,
         keys.CLOCK,
         keys.WEBHOOKS,
         keys.WEBHOOKS_LANES,
+        keys.WORKFLOWS,
+        keys.WORKFLOWS_ENDED,
     }
 )
 """There for good; as large as there are queues, types and metrics."""
@@ -37,10 +48,13 @@ CAPPED: Final = {
 }
 """Streams that are trimmed, to about so many entries."""
 EXPIRES: Final = (
+    *(keys.WORKFLOWS + keys.SWEPT_OF, keys.WORKFLOWS_OPEN + keys.SWEPT_OF, keys.STAGED),
     *(keys.ONCE, keys.BUCKET, keys.SWEPT, keys.STUCK, keys.EXECUTIONS),
     *(keys.DELIVERY, keys.DELIVERIES, keys.WEBHOOKS_FAILING, keys.WEBHOOKS_SORTER),
+    *(keys.STATS_REPORTED, keys.STATS_TURN, keys.POOL_KNOWN),
     *("rq:clean_registries:", "rq:clean_groups"),
 )
+OF_A_MINUTE: Final = (keys.STATS_SUBMITTED, keys.STATS_COUNTED)
 REGISTRY: Final = {
     TaskStatus.DONE: keys.FINISHED,
     TaskStatus.FAILED: keys.FAILED,
@@ -50,9 +64,11 @@ REGISTRY: Final = {
 INDEXES: Final = {keys.BY_TYPE: keys.TYPES_USED, keys.BY_TAG: keys.TAGS, keys.BY_PROJECT: keys.PROJECTS}
 LOOKED_AT: Final = (keys.JOB, *REGISTRY.values(), *INDEXES, *INDEXES.values())
 """What is in them is compared with the records."""
-OF_A_TASK: Final = (keys.RESULTS, keys.LOG, keys.SECRETS, keys.NEEDED)
-IDS: Final = frozenset({keys.SECRETS_INDEX, keys.WEBHOOKS_WANTED})
+OF_A_TASK: Final = (keys.RESULTS, keys.LOG, keys.SECRETS, keys.ADDED, keys.NEEDED, keys.REVIVABLE, keys.CHECKPOINT)
+IDS: Final = frozenset({keys.SECRETS_INDEX, keys.WEBHOOKS_WANTED, keys.HELD})
 """Tasks that have something; they stay as long as their records."""
+WITH_RECORD: Final = (keys.RESULTS, keys.NEEDED, keys.REVIVABLE, keys.CHECKPOINT)
+"""What needs no expiry where its record has none."""
 FLEET: Final = (keys.WORKERS, keys.WORKERS_OF, keys.WORKER, keys.POOLS, keys.POOL)
 WORKER_TTL_S: Final = 120
 
@@ -72,7 +88,8 @@ class Gone:
     pids: set[int]
     most_s: int
     purged_by_older: bool = False
-    """The release before doesn't know `taskpool:needed:`, and leaves that of a task that it purges to its expiry."""
+    """The release before doesn't know `taskpool:held` and what is kept with it, and leaves those of a task that it
+    purges: housekeeping removes them at the time in `held`."""
 
 
 def read_keys(redis: Redis) -> Dump:
@@ -83,21 +100,23 @@ def read_keys(redis: Redis) -> Dump:
             pipeline.type(name)
             pipeline.ttl(name)
         answers = pipeline.execute()
-    kinds = {name: kind.decode() for name, kind in zip(names, answers[::2], strict=True)}
-    return Dump(kinds, dict(zip(names, answers[1::2], strict=True)))
+    found = zip(names, answers[::2], answers[1::2], strict=True)
+    known = [(name, kind.decode(), ttl_s) for name, kind, ttl_s in found if ttl_s != -2]  # -2: it has just expired
+    return Dump({name: kind for name, kind, _ in known}, {name: ttl_s for name, _, ttl_s in known})
 
 
 def check_keys(redis: Redis, records: Mapping[str, TaskRecord], gone: Gone) -> Iterator[Finding]:
     """Findings: place, lease, left-over, index."""
     dump = read_keys(redis)
     places = _places(redis, dump)
+    held = {id.decode() for id in redis.zrange(keys.HELD, 0, -1)}
     for id, record in records.items():
         if record.status in TERMINAL:
             expected = Counter({f"{REGISTRY[record.status]}{record.queue}": 1})
             if places.get(id, Counter()) != expected:
                 text = f"it is {record.status} and stands in {dict(places.get(id, {})) or 'no place'}"
                 yield Finding("place", text, id)
-            if dump.ttls_s.get(keys.JOB + id, -1) < 0:
+            if record.workflow is None and dump.ttls_s.get(keys.JOB + id, -1) < 0 and id not in held:
                 yield Finding("left-over", "its record never expires", id)
         elif sum(places.get(id, Counter()).values()) != 1:
             text = f"it is {record.status} and stands in {dict(places.get(id, {})) or 'no place'}"
@@ -132,14 +151,24 @@ def _fault(redis: Redis, dump: Dump, name: str, records: Mapping[str, TaskRecord
     if name in FIXED or name.startswith((*LOOKED_AT, keys.USED)):  # the last have caps, and lose what isn't used
         return None
     if name in IDS:
-        left: Any = redis.zrange(name, 0, -1) if name == keys.SECRETS_INDEX else redis.hkeys(name)
+        left: Any = redis.hkeys(name) if name == keys.WEBHOOKS_WANTED else redis.zrange(name, 0, -1)
         unknown = sorted({id.decode() for id in left} - records.keys())
+        if name == keys.HELD and gone.purged_by_older:
+            return None
         return f"tasks that are gone: {unknown}" if unknown else None
     if name in CAPPED:
         entries: Any = redis.xlen(name)
         return None if entries <= CAPPED[name] + NODE else f"it has {entries} entries"
     if name.startswith(EXPIRES):
         return None if ttl_s >= 0 else "it never expires"
+    if name.startswith(keys.FAILURE):
+        is_listed = redis.zscore(keys.FAILURES, name.removeprefix(keys.FAILURE)) is not None
+        return None if is_listed else "its group isn't listed"
+    if name.startswith(OF_A_MINUTE):
+        is_open = redis.sismember(keys.STATS_OPEN, name.rpartition(":")[2])
+        return None if is_open else "its minute is closed"
+    if workflow := _workflow_of(name):
+        return None if keys.WORKFLOW + workflow in dump.kinds else "its workflow is gone"
     if name.startswith(OF_A_TASK):
         return _fault_of_a_tasks(name, ttl_s, records, gone)
     if name.startswith(keys.DOORBELL):
@@ -150,16 +179,25 @@ def _fault(redis: Redis, dump: Dump, name: str, records: Mapping[str, TaskRecord
     return "nothing should be here when all has ended"
 
 
+def _workflow_of(name: str) -> str:
+    """The workflow that a key belongs to: its own, or one that is about its groups; empty: to none."""
+    prefix = next((prefix for prefix in (keys.WORKFLOW, keys.NEEDED, keys.REVIVABLE) if name.startswith(prefix)), None)
+    if prefix is None:
+        return ""
+    id, colon, _ = name.removeprefix(prefix).partition(":")
+    return id if colon or prefix == keys.WORKFLOW else ""
+
+
 def _fault_of_a_tasks(name: str, ttl_s: int, records: Mapping[str, TaskRecord], gone: Gone) -> str | None:
     """The same of a key that belongs to one task."""
     prefix = next(prefix for prefix in OF_A_TASK if name.startswith(prefix))
     record = records.get(name.removeprefix(prefix))
     if record is None:
-        may_stay = prefix == keys.NEEDED and gone.purged_by_older and ttl_s >= 0
+        may_stay = prefix in (keys.NEEDED, keys.REVIVABLE) and gone.purged_by_older
         return None if may_stay else "its task is gone"
     if prefix == keys.SECRETS and record.status is TaskStatus.DONE:
         return "its task is done"
-    return None if ttl_s >= 0 else "it never expires"
+    return None if ttl_s >= 0 or prefix in WITH_RECORD else "it never expires"
 
 
 def _fault_of_the_fleet(redis: Redis, name: str, ttl_s: int, gone: Gone) -> str | None:
@@ -202,7 +240,9 @@ def _check_indexes(redis: Redis, dump: Dump, records: Mapping[str, TaskRecord]) 
     for prefix, name in INDEXES.items():
         names: Any = redis.smembers(name)
         should = {key.removeprefix(prefix) for key in expected if key.startswith(prefix)}
-        yield from _compare(name, {each.decode() for each in names}, should)
+        has = {each.decode() for each in names}
+        # The name of a type without tasks stays until the minute of its last submission is over, and is swept then.
+        yield from _compare(name, has & should if name == keys.TYPES_USED else has, should)
 
 
 def _compare(name: str, has: set[str], should: set[str]) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -56,10 +57,22 @@ class Submission:
 
 
 @dataclass(slots=True)
+class WorkflowSubmission:
+    """A workflow whose first task adds so many rows. `word` as of a submission."""
+
+    batch: str
+    rows: int
+    word: str = "unknown"
+    id: str = ""
+    detail: str = ""
+
+
+@dataclass(slots=True)
 class Ledger:
     """All that was submitted, and all that was asked for afterwards."""
 
     submissions: list[Submission] = field(default_factory=list)
+    workflows: list[WorkflowSubmission] = field(default_factory=list)
     steered: list[tuple[float, str, str, int]] = field(default_factory=list)
     """When (ms), what (stop, remove, retry), of which task, and the status of the answer (0: none came)."""
 
@@ -83,6 +96,9 @@ class Client(threading.Thread):
         super().__init__(name=f"chaos-{name}", daemon=True)
         self._ledger, self._prefix, self._rate = ledger, name, rate
         self._random = random.Random(f"{plan.seed} {name}")
+        self._random_adds = random.Random(f"{plan.seed} {name} adds")
+        self._random_people = random.Random(f"{plan.seed} {name} people")
+        self._random_edges = random.Random(f"{plan.seed} {name} edges")
         self._plan, self._profile = plan, plan.profile
         self._number = 0
         self.ending = threading.Event()
@@ -154,8 +170,9 @@ class Client(threading.Thread):
             payload["do"] = self._random.choice(("die", "talk", "talk", "stubborn"))
         if recent and pick() < 0.15:
             parents = [id for id, parent in recent if parent["queue"] != SHARED_QUEUE]
-            spec["depends_on"] = sorted(set(self._random.choices(parents, k=2))) if parents else []
-            payload["parents"] = spec["depends_on"]
+            chosen = sorted(set(self._random.choices(parents, k=2))) if parents else []
+            spec["depends_on"] = [self._edge(id) for id in chosen]
+            payload["parents"] = [id for id in spec["depends_on"] if isinstance(id, str)]
         if pick() < 0.05:
             spec["expires_in_s"] = 3
         if pick() < 0.05:
@@ -166,9 +183,31 @@ class Client(threading.Thread):
             payload["word"] = str(number)
         if self._profile.snoozes and spec["type"] == "chaos" and not payload.get("fails") and pick() < 0.2:
             payload["snoozes"] = self._random.randint(1, 3)
+        self._involve_people(spec)
         if not self._profile.older and pick() < 0.15:
             spec["on_lost_lease"] = "kill"
+        if not self._profile.older and spec["type"] == "chaos" and self._random_adds.random() < 0.15:
+            payload["adds"] = self._random_adds.randint(1, 4)
         return spec
+
+    def _edge(self, id: str) -> str | dict[str, str]:
+        """The success of a parent, or another end of it; the release before knows only the first."""
+        if self._profile.older or self._random_edges.random() < 0.5:
+            return id
+        return {"id": id, "on": self._random_edges.choice(("any", "any", "failure"))}
+
+    def _involve_people(self, spec: dict[str, Any]) -> None:
+        """Now and then somebody has to confirm it, or it asks."""
+        if not self._profile.people:
+            return
+        if self._random_people.random() < 0.1:
+            timeout_s = round(self._random_people.uniform(0.2, 3), 3)
+            spec["confirm"] = {
+                "timeout": timeout_s,
+                "default": self._random_people.choice(("confirm", "confirm", "reject")),
+            }
+        if spec["type"] == "chaos" and self._random_people.random() < 0.1:
+            spec["payload"]["asks"] = self._random_people.randint(1, 2)
 
     def _seconds(self) -> float:
         """Most tasks are short; some outlive a lease."""
@@ -176,6 +215,12 @@ class Client(threading.Thread):
         if kind < 0.6:
             return self._random.uniform(0, 0.05)
         return self._random.uniform(0.1, 1) if kind < 1 - self._plan.slow else self._random.uniform(2, 5)
+
+
+def edges(spec: dict[str, Any]) -> dict[str, str]:
+    """What a task depends on, and how that must end."""
+    items = [{"id": each, "on": "success"} if isinstance(each, str) else each for each in spec.get("depends_on", ())]
+    return {each["id"]: each["on"] for each in items}
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +296,24 @@ class HttpClient(Client):
         if answer.status_code != 202 or _ids(answer) != submission.ids:
             submission.repeated = f"answered {answer.status_code} {answer.text} after {submission.ids}"
 
+    def _decide(self) -> None:
+        """Decides about one of the tasks that wait for a person. An answer that doesn't come changes nothing here."""
+        with suppress(httpx.TransportError):
+            listed = self._http.get(self._url("/tasks"), params={"status": "waiting_confirmation", "limit": 5})
+            waiting = listed.json().get("tasks") if listed.status_code == 200 else None
+            if not waiting:
+                return
+            task = self._random_people.choice(waiting)
+            if "question" in task:
+                body = {"answer": True, "question": task["question"]["name"]}
+                self._http.post(self._url(f"/tasks/{task['id']}/answer"), json=body)
+            else:
+                decision = self._random_people.choice(("confirm", "confirm", "reject"))
+                self._http.post(self._url(f"/tasks/{task['id']}/{decision}"))
+
     def _steer(self) -> None:
+        if self._profile.people and self._random_people.random() < self._plan.steers:
+            self._decide()
         if self._random.random() > self._plan.steers:
             return
         recent = [

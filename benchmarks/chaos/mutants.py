@@ -47,7 +47,13 @@ MUTATIONS: Final[Mapping[str, Sequence[Edit]]] = {
         ),
     ],
     # A task leaves its queue in one step and is started in the next one, as with a plain BLPOP.
-    "claim": [("taskpool/redis/lua/claim.lua", "local id = redis.call('LPOP', place)\n", f"{_PARKED}\n")],
+    "claim": [
+        (
+            "taskpool/redis/lua/claim.lua",
+            "local id = not (paused and paused[queue]) and redis.call('LPOP', place)\n",
+            f"{_PARKED}\n",
+        )
+    ],
     # Of what clients rely on: unique keys, idempotency keys, further attempts of webhooks.
     "clients": [
         ("taskpool/redis/lua/add.lua", "if unique then holder, status =", "if false then holder, status ="),
@@ -81,7 +87,8 @@ def mutate(name: str, directory: Path) -> Path:
         ValueError: the text to change isn't there (any more), once.
     """
     for package in PACKAGES:
-        shutil.copytree(ROOT / package, directory / package, ignore=shutil.ignore_patterns("__pycache__"))
+        ignored = shutil.ignore_patterns("*.pyc.*")  # bytecode that is just being written
+        shutil.copytree(ROOT / package, directory / package, ignore=ignored)  # with its bytecode, which still fits
     for file, text, instead in MUTATIONS[name]:
         path = directory / file
         source = path.read_text()

@@ -35,7 +35,11 @@ class Profile:
     """The last pool runs the release before, if the repository has it."""
     rq_worker: bool = False
     """A plain RQ worker serves one of the queues, too."""
+    workflows: bool = False
+    """A client submits workflows, whose tasks add to them."""
     snoozes: bool = False
+    people: bool = False
+    """Some tasks ask people, or have to be confirmed; some of that is decided, the rest has a default."""
     sentinel: bool = False
     """A master, its replica and three sentinels; else one append-only Redis behind a proxy."""
 
@@ -58,9 +62,11 @@ PROFILES: Final[Mapping[str, Profile]] = {
             *("http_cut_before", "http_cut_after") * 2,
         ),
         unique_keys=True,
+        people=True,
         repeats=True,
         followers=True,
         webhooks=True,
+        workflows=True,
     ),
     "neighbours": Profile(
         faults=(
@@ -86,7 +92,9 @@ PROFILES: Final[Mapping[str, Profile]] = {
             "forget_scripts",
         ),
         unique_keys=True,
+        workflows=True,
         snoozes=True,
+        people=True,
         sentinel=True,
     ),
 }

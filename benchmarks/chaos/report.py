@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.chaos.cluster import OLDER
 from benchmarks.chaos.effects import BESIDE_MS, duplicates
 from benchmarks.chaos.evidence import Evidence, Finding
+from benchmarks.chaos.load import edges
 from benchmarks.chaos.recovery import recoveries
 from benchmarks.chaos.soak import Result
 
@@ -90,7 +91,7 @@ def history(evidence: Evidence, finding: Finding) -> Iterator[str]:
                 for event in evidence.events.get(other, ())
                 if abs(event.at_ms - ended_ms) < BESIDE_MS
             ]
-    for parent in (spec or {}).get("depends_on", ()):
+    for parent in edges(spec or {}):
         steps += [(event.at_ms, f"parent {parent}: {event.event}") for event in evidence.events.get(parent, ())]
         steps += [
             (at_ms, f"parent {parent}: asked to {what}: {status}")

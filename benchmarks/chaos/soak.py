@@ -14,7 +14,8 @@ from typing import Any, Final
 import httpx
 from redis import Redis
 
-from benchmarks.chaos.answers import check_results, check_submissions, check_unique_keys
+from benchmarks.chaos import schedules
+from benchmarks.chaos.answers import check_added, check_results, check_submissions, check_unique_keys
 from benchmarks.chaos.cluster import Cluster, Service, workers
 from benchmarks.chaos.deliveries import check_followers, check_webhooks, expected_messages
 from benchmarks.chaos.effects import check_effects
@@ -30,6 +31,7 @@ from benchmarks.chaos.receiver import Receiver
 from benchmarks.chaos.recovery import check_recoveries
 from benchmarks.chaos.waiting import await_true
 from benchmarks.chaos.witness import EventTail, Gauge, read_effects
+from benchmarks.chaos.workflows import WorkflowClient, check_workflows
 from taskpool import TaskPool
 from taskpool.errors import TaskNotFound
 from taskpool.operations.documents import time_text
@@ -74,7 +76,9 @@ def run(plan: Plan, directory: Path) -> Result:
             thread.start()
             if isinstance(thread, Follower):
                 thread.ready.wait(10)
+        schedules.begin(cluster)
         nemesis.rage(time.monotonic() + plan.seconds)
+        ran = schedules.end(cluster)
         _end(clients)
         heal_s = _heal(plan, cluster, ledger, tail)
         _await_ready(cluster)
@@ -97,6 +101,7 @@ def run(plan: Plan, directory: Path) -> Result:
             told={follower.name.removeprefix("chaos-"): follower.told for follower in followers},
             has_older=cluster.older_root is not None,
         )
+        gone = schedules.remove(cluster, ran)
         _await_delivered(evidence, cluster, receiver)
         exits = {service.name: service.end() for service in reversed(cluster.services)}
         tail.close()
@@ -109,11 +114,14 @@ def run(plan: Plan, directory: Path) -> Result:
                 *check_histories(evidence),
                 *check_effects(evidence),
                 *check_submissions(evidence),
+                *check_added(evidence),
+                *schedules.check_schedules(ran, gone, records),
                 *check_unique_keys(evidence),
                 *check_results(evidence),
                 *check_webhooks(evidence),
                 *check_followers(evidence),
                 *check_recoveries(evidence),
+                *_check_workflows(cluster, ledger),
                 *check_keys(redis, records, Gone(killed, most_s, cluster.older_root is not None)),
                 *_check_processes(evidence, cluster, exits),
             ]
@@ -124,10 +132,17 @@ def _clients(plan: Plan, cluster: Cluster, ledger: Ledger, receiver: Receiver) -
     urls = tuple(f"http://127.0.0.1:{api.front.port}" for api in cluster.apis)
     doors = Doors(urls, receiver.url if plan.profile.webhooks else None)
     redis = cluster.client_redis
+    redis_url = redis.url if isinstance(redis, Link) else redis
     return [
         *(HttpClient(plan, ledger, name, plan.rate * share, doors) for name, share in (("http", 0.5), ("http2", 0.25))),
-        PythonClient(plan, ledger, plan.rate * 0.25, redis.url if isinstance(redis, Link) else redis),
+        PythonClient(plan, ledger, plan.rate * 0.25, redis_url),
+        *([WorkflowClient(plan, ledger, plan.rate * 0.05, redis_url)] if plan.profile.workflows else []),
     ]
+
+
+def _check_workflows(cluster: Cluster, ledger: Ledger) -> list[Finding]:
+    with cluster.redis.connected() as redis, TaskPool(cluster.redis.url) as pool:
+        return list(check_workflows(redis, pool, ledger))
 
 
 def _followers(plan: Plan, cluster: Cluster, ledger: Ledger) -> list[Follower]:
@@ -224,7 +239,11 @@ def _is_quiet(cluster: Cluster, ledger: Ledger, tail: EventTail, redis: Redis) -
     if going and cluster.rq_worker is not None:  # no event tells of the end of what a plain RQ worker runs
         statuses: Any = [redis.hget(keys.JOB + id, "status") for id in going]
         going = [id for id, status in zip(going, statuses, strict=True) if status not in RQ_ENDS]
-    return not going and known.keys() >= ledger.accepted().keys() and not redis.exists(keys.OUTBOX, keys.UNIQUE)
+    return (
+        not going
+        and known.keys() >= ledger.accepted().keys()
+        and not redis.exists(keys.OUTBOX, keys.UNIQUE, keys.EXPANDING, keys.WORKFLOWS_OPEN)
+    )
 
 
 def _records(cluster: Cluster) -> dict[str, TaskRecord]:

@@ -11,11 +11,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from taskpool import Secret, Snooze, TaskContext, TaskStopped, task
+from taskpool import Secret, Snooze, TaskContext, TaskSpec, TaskStopped, task
 from taskpool.errors import RedisUnavailable
 
 STEP_S = 0.05
 ALIVE_S = 0.2
+ADDED = "+"
+"""Behind the id of a task, it names the batch of the tasks that this one adds."""
 
 
 @task("chaos")
@@ -27,19 +29,26 @@ def chaos(
     seconds: float = 0.0,
     fails: int = 0,
     snoozes: int = 0,
+    asks: int = 0,
     batch: str = "",
     key: str = "",
     parents: Sequence[str] = (),
     word: Secret[str] = "",
+    adds: int = 0,
+    rows: int | None = None,
 ) -> dict[str, Any]:
-    """Works for `seconds`, or fails, snoozes, dies, talks or ignores a stop, as `do` says."""
+    """Works for `seconds`, or fails, snoozes, asks, dies, talks or ignores a stop, as `do` says. Before that it adds
+    equal tasks, as many in each attempt; and in the end, rows to its workflow."""
     note(ctx, n, "start", batch=batch)
+    if adds:
+        add(ctx, adds)
     if ctx.attempt <= fails:
         raise ValueError("as planned")
     if do == "die" and ctx.attempt == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     if snoozes and _starts(ctx) <= snoozes:
         raise Snooze("as planned", after_s=0.3)
+    ask(ctx, asks)
     deadline = time.monotonic() + seconds
     next_note = time.monotonic() + ALIVE_S
     while (left_s := deadline - time.monotonic()) > 0:
@@ -58,6 +67,8 @@ def chaos(
         raise ValueError("its secret is gone")
     while (seen := results(ctx, parents)) is None:
         time.sleep(STEP_S)
+    if rows is not None:
+        grow(ctx, batch, rows)
     return done(ctx, n, seen)
 
 
@@ -86,12 +97,48 @@ async def chaos_async(
     return done(ctx, n, seen)
 
 
+def grow(ctx: TaskContext, batch: str, count: int) -> None:
+    """Adds so many rows to the workflow of this task, and an end behind all of them."""
+
+    def spec(n: int) -> TaskSpec:
+        return TaskSpec(type="chaos", payload={"n": n, "batch": batch}, queue="bulk", result_ttl_s=3600)
+
+    rows = ctx.map("rows", [spec(n) for n in range(1, count + 1)])
+    ctx.add("end", spec(count + 1), after=rows.any())
+
+
+def add(ctx: TaskContext, count: int) -> None:
+    """Adds so many tasks, all at once or one by one. Tries again while Redis is away."""
+    spec = TaskSpec(type="chaos", payload={"n": 0, "batch": f"{ctx.id}{ADDED}"}, queue="fast", result_ttl_s=3600)
+    groups = [[spec] * count] if count % 2 else [[spec]] * count
+    for group in groups:
+        while True:
+            try:
+                ctx.add_tasks(group)
+                break
+            except RedisUnavailable:
+                time.sleep(STEP_S)
+
+
 def results(ctx: TaskContext, parents: Sequence[str]) -> dict[str, str] | None:
     """The words that the parents returned; None: Redis is away."""
     try:
         return {id: ctx.parents[id]["token"] for id in parents}
     except RedisUnavailable:
         return None
+
+
+def ask(ctx: TaskContext, questions: int) -> None:
+    """Asks so many questions. A checkpoint says how many were answered. Waits while Redis is away."""
+    while questions:
+        try:
+            for number in range(questions):
+                ctx.ask(f"q{number}", "Go on?", schema=bool, timeout=1.0, default=True)
+                ctx.checkpoint(number + 1)
+            assert ctx.state == questions
+            return
+        except RedisUnavailable:
+            time.sleep(STEP_S)
 
 
 def done(ctx: TaskContext, n: int, seen: Mapping[str, str]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from benchmarks.chaos.cluster import Cluster, Service
 from taskpool.operations.status import read_event
 from taskpool.redis import keys
 from taskpool.types import Event
+from taskpool.webhooks.endpoint import WORKFLOW_PREFIX
 
 BLOCK_MS: Final = 200
 AT_ONCE: Final = 2000
@@ -110,11 +111,13 @@ class EventTail:
         for _, entries in found:
             for entry, fields in entries:
                 event = read_event(fields[b"e"])
+                self._last = entry.decode()
+                if event.event.startswith(WORKFLOW_PREFIX):
+                    continue
                 event = replace(event, at_ms=round(self._cluster.right_ms(event.at_ms)))
                 self.events[event.id].append(event)
                 self.order[event.id, event.seq] = self.seen
                 self.seen += 1
-                self._last = entry.decode()
         return bool(found)
 
 

@@ -13,26 +13,28 @@ import re
 import secrets
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
-from typing import Final, NamedTuple
+from functools import partial
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
 
 from taskpool.errors import FieldError, InvalidKey
 from taskpool.types import OpenEnum
-from taskpool.validation import LONGEST_S, queue_name_fault, type_name_fault
+from taskpool.validation import QUEUE_NAME, QUEUE_TAKES, TYPE_NAME, TYPE_TAKES, Field, faults_of
 
 ID_ALPHABET: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 ID_LENGTH: Final = 12
 SECRET_BYTES: Final = 32
-ROTATION_GRACE_S: Final = 600
-"""How long the secret before the last rotation stays valid, unless the caller says otherwise."""
+ROTATION_GRACE_S: Final = 600  # how long the secret before a rotation stays valid, unless the caller says otherwise
 MOST_NAMES: Final = 100
 MOST_A_MINUTE: Final = 1_000_000_000
-
 TOKEN: Final = re.compile(r"tp_([0-9a-z]{12})_([A-Za-z0-9_-]{43})")
 KEY_ID: Final = re.compile(r"[0-9a-z]{12}")
 PROJECT: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+PROJECT_TAKES: Final = "1 to 64 letters, digits, '_', '-' or '.'"
+NAME: Final = re.compile(r"\S(.*\S)?")
+NAME_TAKES: Final = "1 to 64 printable characters, without space around them"
 
 
 class Scope(OpenEnum):
@@ -41,6 +43,7 @@ class Scope(OpenEnum):
     READ = "tasks:read"
     WRITE = "tasks:write"
     STOP = "tasks:stop"
+    CONFIRM = "tasks:confirm"
     ADMIN = "admin"
 
 
@@ -48,33 +51,61 @@ ALL_SCOPES: Final = frozenset(Scope)
 PLAIN_SCOPES: Final = (Scope.READ, Scope.WRITE, Scope.STOP)
 
 
-class KeySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a new key is to be. None: in `project` it sees the tasks of all; in `types` and `queues` it may start and
-    stop tasks of any; in `expires_in_s` it never expires; in `rate_limit` (requests a minute; 0: any number) it is
-    limited as the setting says."""
+_Names = Sequence[str] | None
+_names = partial(Field, default="any", least=1, most=MOST_NAMES, metavar="NAME")
 
-    name: str
-    scopes: Sequence[Scope] = PLAIN_SCOPES
-    project: str | None = None
-    types: Sequence[str] | None = None
-    queues: Sequence[str] | None = None
-    expires_in_s: int | None = None
-    rate_limit: int | None = None
+
+class KeySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a new key is to be."""
+
+    name: Annotated[str, Field("A name for people.", pattern=NAME, most=64, takes=NAME_TAKES, examples=["a service"])]
+    scopes: Annotated[
+        Sequence[Scope],
+        Field(
+            "What the key allows.",
+            default="all but tasks:confirm and admin",
+            least=1,
+            most=MOST_NAMES,
+            choices=tuple(Scope),
+        ),
+    ] = PLAIN_SCOPES
+    project: Annotated[
+        str | None,
+        Field("The only project whose tasks it can see.", default="all", pattern=PROJECT, takes=PROJECT_TAKES),
+    ] = None
+    types: Annotated[
+        _Names, _names("The only task types that it can start and stop.", pattern=TYPE_NAME, takes=TYPE_TAKES)
+    ] = None
+    queues: Annotated[
+        _Names, _names("The only queues in which it can start and stop tasks.", pattern=QUEUE_NAME, takes=QUEUE_TAKES)
+    ] = None
+    expires_in_s: Annotated[
+        int | None, Field("When the key expires, in seconds from now.", default="never", least=1)
+    ] = None
+    rate_limit: Annotated[
+        int | None,
+        Field(
+            "Requests per minute; 0 for any number.",
+            default="the server's limit for each key",
+            least=0,
+            most=MOST_A_MINUTE,
+        ),
+    ] = None
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A key as it is kept. `hash` and `old_hash`, good until `old_until_ms`, are of its secrets. Times are Redis's."""
 
-    id: str
+    id: Annotated[str, Field(examples=["k3v0h5m8t2qa"])]
     name: str
     scopes: tuple[Scope, ...]
     created_ms: int
     hash: str
-    project: str | None = None
-    types: tuple[str, ...] | None = None
-    queues: tuple[str, ...] | None = None
+    project: Annotated[str | None, Field("it sees the tasks of this project alone")] = None
+    types: Annotated[tuple[str, ...] | None, Field("the types whose tasks it may start and stop, if not any")] = None
+    queues: Annotated[tuple[str, ...] | None, Field("the queues whose tasks it may start and stop, if not any")] = None
     expires_ms: int | None = None
-    rate_limit: int | None = None
+    rate_limit: Annotated[int | None, Field("requests a minute, if not as the setting says", least=0)] = None
     rotated_ms: int | None = None
     old_hash: str = ""
     old_until_ms: int = 0
@@ -96,29 +127,17 @@ def digest_of(secret: str) -> str:
 
 
 def new_key(spec: KeySpec, now_ms: int) -> tuple[ApiKey, str]:
-    """A new key, and its text.
-
-    Raises:
-        InvalidKey: with a JSON Pointer for each fault.
-    """
-    faults = [FieldError(f"/{field}", detail) for field, detail in _faults(spec)]
-    if faults:
+    """A new key, and its text. Raises: InvalidKey (with a JSON Pointer for each fault)."""
+    if faults := [FieldError(pointer, fault) for pointer, fault in _faults(spec)]:
         raise InvalidKey(faults)
     id = "".join(secrets.choice(ID_ALPHABET) for _ in range(ID_LENGTH))
     text, digest = _new_secret(id)
-    key = ApiKey(
-        id=id,
-        name=spec.name,
-        scopes=tuple(scope for scope in Scope if scope in spec.scopes),
-        created_ms=now_ms,
-        hash=digest,
-        project=spec.project,
-        types=None if spec.types is None else tuple(dict.fromkeys(spec.types)),
-        queues=None if spec.queues is None else tuple(dict.fromkeys(spec.queues)),
-        expires_ms=None if spec.expires_in_s is None else now_ms + spec.expires_in_s * 1000,
-        rate_limit=spec.rate_limit,
-    )
-    return key, text
+    given = msgspec.structs.asdict(spec)
+    lifetime_s = given.pop("expires_in_s")
+    given |= {name: tuple(dict.fromkeys(given[name])) for name in ("types", "queues") if given[name] is not None}
+    given |= {"scopes": tuple(scope for scope in Scope if scope in spec.scopes)}
+    expires_ms = None if lifetime_s is None else now_ms + lifetime_s * 1000
+    return ApiKey(**given, id=id, created_ms=now_ms, hash=digest, expires_ms=expires_ms), text
 
 
 def rotated(key: ApiKey, grace_s: float, now_ms: int) -> tuple[ApiKey, str]:
@@ -133,37 +152,14 @@ def _new_secret(id: str) -> tuple[str, str]:
     return f"tp_{id}_{secret}", digest_of(secret)
 
 
-def _scope_faults(scopes: Sequence[Scope]) -> Iterator[tuple[str, str]]:
-    known = ", ".join(Scope)
-    if not scopes:
-        yield "scopes", f"must have at least one of {known}"
-    for at, scope in enumerate(scopes):
-        if scope not in tuple(Scope):
-            yield f"scopes/{at}", f"must be one of {known}"
-
-
 def _faults(spec: KeySpec) -> Iterator[tuple[str, str]]:
-    if not 1 <= len(spec.name) <= 64 or not spec.name.isprintable() or spec.name != spec.name.strip():
-        yield "name", "must be 1 to 64 printable characters, without space around them"
-    yield from _scope_faults(spec.scopes)
-    if spec.project is not None and not PROJECT.fullmatch(spec.project):
-        yield "project", "must be 1 to 64 letters, digits, '_', '-' or '.'"
-    bounds = {"project": spec.project, "types": spec.types, "queues": spec.queues}
-    bound = [name for name, value in bounds.items() if value is not None]
+    yield from faults_of(KeySpec, msgspec.structs.asdict(spec))
+    if NAME.fullmatch(spec.name) and not spec.name.isprintable():
+        yield "/name", f"must be {NAME_TAKES}"
+    bound = [name for name in ("project", "types", "queues") if getattr(spec, name) is not None]
     if Scope.ADMIN in spec.scopes and bound:
-        yield bound[0], "a key with the scope admin can make keys without such a bound, so it can't have one itself"
-    for name, fault_of in (("types", type_name_fault), ("queues", queue_name_fault)):
-        values = bounds[name]
-        if values is not None and not 1 <= len(values) <= MOST_NAMES:
-            yield name, f"must have 1 to {MOST_NAMES} names; leave it out for any"
-            continue
-        for at, value in enumerate(values or ()):
-            if fault := fault_of(value):
-                yield f"{name}/{at}", fault
-    if spec.expires_in_s is not None and not 1 <= spec.expires_in_s <= LONGEST_S:
-        yield "expires_in_s", f"must be a whole number of seconds from 1 to {LONGEST_S}"
-    if spec.rate_limit is not None and not 0 <= spec.rate_limit <= MOST_A_MINUTE:
-        yield "rate_limit", f"must be a whole number of requests a minute from 0 (any number) to {MOST_A_MINUTE:,}"
+        text = "a key with the scope admin can make keys without such a bound, so it can't have one itself"
+        yield f"/{bound[0]}", text
 
 
 class Effect(StrEnum):
@@ -175,6 +171,8 @@ class Effect(StrEnum):
     """Makes it run: a new task, or an ended one again."""
     STOP = "stops"
     """Cancels it, stops it, or removes its record."""
+    CONFIRM = "confirms"
+    """Confirms or rejects it, or answers what it asks."""
 
 
 class Right(NamedTuple):
@@ -188,6 +186,7 @@ RIGHTS: Final = {
     Effect.READ: Right(Scope.READ, is_bound=False),
     Effect.START: Right(Scope.WRITE, is_bound=True),
     Effect.STOP: Right(Scope.STOP, is_bound=True),
+    Effect.CONFIRM: Right(Scope.CONFIRM, is_bound=True),
 }
 
 

@@ -11,27 +11,18 @@ import math
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from taskpool.access.api_key import OPTIONS, RIGHTS, Effect, Scope
+from taskpool.access.api_key import OPTIONS, RIGHTS, Scope
 from taskpool.errors import FieldError, InvalidTask, NotAllowed
-from taskpool.redis import keys
-from taskpool.redis.calls import (
-    UNREADABLE,
-    Call,
-    Plan,
-    decode_cursor,
-    encode_cursor,
-    page_length,
-    tell_unreadable,
-    tolerant,
-    wrong_cursor,
-)
+from taskpool.redis import calls, keys
+from taskpool.redis.calls import Call, Plan, tolerant
 from taskpool.types import Page, TaskSpec
+from taskpool.validation import EARLIEST
 
 
 class What(StrEnum):
@@ -42,6 +33,30 @@ class What(StrEnum):
     TASK_CANCELED = "task.canceled"
     TASK_REMOVED = "task.removed"
     TASK_RETRIED = "task.retried"
+    TASK_CONFIRMED = "task.confirmed"
+    TASK_REJECTED = "task.rejected"
+    TASK_ANSWERED = "task.answered"
+    WORKFLOW_SUBMITTED = "workflow.submitted"
+    WORKFLOW_STOPPED = "workflow.stopped"
+    WORKFLOW_RETRIED = "workflow.retried"
+    WORKFLOW_REMOVED = "workflow.removed"
+    SCHEDULE_CREATED = "schedule.created"
+    SCHEDULE_CHANGED = "schedule.changed"
+    SCHEDULE_PAUSED = "schedule.paused"
+    SCHEDULE_RESUMED = "schedule.resumed"
+    SCHEDULE_REMOVED = "schedule.removed"
+    QUEUE_PAUSED = "queue.paused"
+    QUEUE_RESUMED = "queue.resumed"
+    POOL_PAUSED = "pool.paused"
+    POOL_RESUMED = "pool.resumed"
+    POOL_DRAINED = "pool.drained"
+    EVERYTHING_PAUSED = "everything.paused"
+    EVERYTHING_RESUMED = "everything.resumed"
+    FAILURES_REDRIVEN = "failures.redriven"
+    REDRIVE_STOPPED = "failures.redrive_stopped"
+    OPERATION_STARTED = "operation.started"
+    OPERATION_CANCELED = "operation.canceled"
+    OPERATION_UNDONE = "operation.undone"
     KEY_CREATED = "key.created"
     KEY_ROTATED = "key.rotated"
     KEY_REVOKED = "key.revoked"
@@ -51,6 +66,10 @@ class What(StrEnum):
     WEBHOOK_REMOVED = "webhook.removed"
     WEBHOOK_SECRET_READ = "webhook.secret_read"
     DELIVERY_REPLAYED = "delivery.replayed"
+
+
+ANONYMOUS: Final = "anonymous"
+"""The name of an `Actor` of whom nothing is known, because the API asks for no keys."""
 
 
 class Actor(msgspec.Struct, frozen=True, gc=False):
@@ -77,36 +96,30 @@ class Actor(msgspec.Struct, frozen=True, gc=False):
         names = {"types": self.types, "queues": self.queues}
         return _encode({of: dict.fromkeys(each, 1) for of, each in names.items() if each is not None})
 
-    def may(self, effect: Effect) -> bool:
-        """Whether it has the scope for this effect."""
-        return self.scopes is None or RIGHTS[effect].scope in self.scopes or Scope.ADMIN in self.scopes
+    def may(self, scope: Scope) -> bool:
+        """Whether it has this scope."""
+        return self.scopes is None or scope in self.scopes or Scope.ADMIN in self.scopes
 
     def check_options(self, spec: TaskSpec, start: str = "") -> None:
         """Return if it may use the type, the queue (if it names one) and the options of a submission; `start` prefixes
         the faults' pointers. To be asked before the type is looked up: a caller learns nothing about a type that it may
-        not use.
-
-        Raises:
-            NotAllowed
-        """
-        if not self.is_bound and (self.scopes is None or Scope.ADMIN in self.scopes):
+        not use. Raises: NotAllowed."""
+        if not self.is_bound and self.may(Scope.ADMIN):
             return
         faults = list(self._bound_faults(spec.type, spec.queue, start))
         for option, value, effect in OPTIONS:
             given = getattr(spec, option)
-            if given and (value is None or value == given) and not self.may(effect):
+            scope = RIGHTS[effect].scope
+            if given and (value is None or value == given) and not self.may(scope):
                 what = option if value is None else f"{option} {value}"
-                text = f"the key {self.name!r} doesn't have the scope {RIGHTS[effect].scope.value}, which {what} needs"
+                text = f"the key {self.name!r} doesn't have the scope {scope.value}, which {what} needs"
                 faults.append(FieldError(f"{start}/{option}", text))
         if faults:
             raise NotAllowed(faults)
 
     def check_task(self, type: str, queue: str, start: str = "") -> None:
         """Return if it may start and stop tasks of this type in this queue; `start` prefixes the faults' pointers.
-
-        Raises:
-            NotAllowed
-        """
+        Raises: NotAllowed."""
         if self.is_bound and (faults := list(self._bound_faults(type, queue, start))):
             raise NotAllowed(faults)
 
@@ -117,9 +130,9 @@ class Actor(msgspec.Struct, frozen=True, gc=False):
                 yield FieldError(f"{start}/{field}", f"the key {self.name!r} may use the {field}s {known}, not {value}")
 
 
-class AuditEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class AuditEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     """One change. `what` is a word such as ``task.stopped``; `about` is the id of what was changed, of the first and
-    `last` of `count` tasks in a batch."""
+    `last` of `count` tasks in a batch; `comment` is what a person said about it."""
 
     what: str
     about: str
@@ -129,10 +142,10 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     address: str = ""
     count: int = 1
     last: str | None = None
+    comment: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Audited:
+class Audited(NamedTuple):
     """An entry and when it was made, in ms by Redis's clock."""
 
     at_ms: int
@@ -142,12 +155,13 @@ class Audited:
 _encode = msgspec.json.Encoder().encode
 
 
-def entry(by: Actor | None, what: str, about: str, *, count: int = 1, last: str | None = None) -> bytes:
+def entry(
+    by: Actor | None, what: str, about: str, *, count: int = 1, last: str | None = None, comment: str | None = None
+) -> bytes:
     """The entry as scripts take it; empty, for none, when the actor isn't known."""
     if by is None:
         return b""
-    who: dict[str, Any] = {"key": by.key, "name": by.name, "project": by.project, "address": by.address}
-    return _encode(AuditEntry(what=what, about=about, count=count, last=last, **who))
+    return _encode(AuditEntry(what, about, by.key, by.name, by.project, by.address, count, last, comment))
 
 
 def note(entry: bytes) -> Call[None]:
@@ -161,103 +175,108 @@ MOST_LOOKED_AT: Final = 1000
 
 _NEWEST: Final = "+"
 _POSITION: Final = re.compile(r"(?!0+-)\d{1,15}-\d{1,10}|\+")
+_OF_ADMINS: Final = ("key.", "webhook.", "delivery.")
 _STREAMS: Final = (keys.AUDIT, keys.AUDIT_SUBMITTED, keys.AUDIT_TASKS)
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MS: Final = timedelta(milliseconds=1)
 
 _decode = msgspec.json.Decoder(AuditEntry).decode
 
 
 @dataclass(frozen=True, slots=True)
 class AuditFilter:
-    """Which entries to read, None: any. `key` and `project` are of who did it; `since` is included, `until` is not."""
+    """Which entries to read, None: any. `key` and `project` are of who did it; `since` is included, `until` is not.
+    `about` is the id of what was changed: of a batch, that of its first or last task."""
 
     what: What | None = None
     key: str | None = None
     project: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+    about: str | None = None
 
     def keeps(self, entry: AuditEntry) -> bool:
         """Whether an entry of that time is one of them."""
-        return (
-            (self.what is None or entry.what == self.what)
-            and (self.key is None or entry.key == self.key)
-            and (self.project is None or entry.project == self.project)
-        )
-
-    @property
-    def is_of_times_alone(self) -> bool:
-        """Whether it keeps all of a time, so that nothing is looked at in vain."""
-        return self.what is None and self.key is None and self.project is None
+        wanted = ((self.what, entry.what), (self.key, entry.key), (self.project, entry.project))
+        is_about = self.about in (None, entry.about, entry.last)
+        return is_about and all(value in (None, found) for value, found in wanted)
 
     @property
     def streams(self) -> Sequence[int]:
         """The indexes in `_STREAMS` of those that may have such entries."""
         if self.what is None:
             return (0, 1, 2)
-        if self.what is What.TASK_SUBMITTED:
+        if self.what in (What.TASK_SUBMITTED, What.WORKFLOW_SUBMITTED):
             return (1,)
         # Entries about tasks that an earlier release wrote are in the first stream.
-        return (0, 2) if self.what.startswith("task.") else (0,)
+        return (0,) if self.what.startswith(_OF_ADMINS) else (0, 2)
 
 
 EVERYTHING: Final = AuditFilter()
 
 
 def read_audit(wanted: AuditFilter = EVERYTHING, *, cursor: str | None = None, limit: int = 100) -> Plan[Page[Audited]]:
-    """One page of the audit, newest first: it looks at `MOST_LOOKED_AT` entries at most, so it may be short.
-
-    Raises:
-        InvalidTask: the cursor isn't one of ours, or no time is between `since` and `until`.
-    """
+    """One page of the audit, newest first: it looks at `MOST_LOOKED_AT` entries at most, so it may be short. Raises:
+    InvalidTask (the cursor isn't one of ours, or no time is between `since` and `until`)."""
     if wanted.since is not None and wanted.until is not None and wanted.until <= wanted.since:
         fault = FieldError("/until", "must be later than `since`")
         raise InvalidTask(f"{fault.pointer}: {fault.detail}", [fault])
-    limit = page_length(limit, LONGEST_PAGE)
-    after = decode_cursor(cursor, [str] * len(_STREAMS)) if cursor else [_NEWEST] * len(_STREAMS)
+    limit = calls.page_length(limit, LONGEST_PAGE)
+    after = calls.decode_cursor(cursor, [str] * len(_STREAMS)) if cursor else [_NEWEST] * len(_STREAMS)
     if not all(_POSITION.fullmatch(position) for position in after):
-        raise wrong_cursor()
+        raise calls.wrong_cursor()
     if wanted.until is not None:
         until_ms = _ms(wanted.until)
         if until_ms <= 0:
             return Page((), None)
         after = [min(f"{until_ms}-0", position, key=_order) for position in after]
+    # If all of a time is wanted, nothing is looked at in vain.
+    at_once = (
+        limit if (wanted.what, wanted.key, wanted.project, wanted.about) == (None, None, None, None) else LONGEST_PAGE
+    )
     kept: list[Audited] = []
     looked_at, is_last = 0, False
     while not is_last and len(kept) < limit and looked_at < MOST_LOOKED_AT:
-        rows, is_end = yield from _newest(wanted, after, limit if wanted.is_of_times_alone else LONGEST_PAGE)
+        rows, is_end = yield from _newest(wanted, after, at_once)
         used = 0
-        for stream, row in rows:
-            after[stream] = row.id
+        for stream, position, audited in rows:
             used += 1
-            if row.audited is not None and wanted.keeps(row.audited.entry):
-                kept.append(row.audited)
+            after[stream] = position
+            if audited is not None and wanted.keeps(audited.entry):
+                kept.append(audited)
                 if len(kept) == limit:
                     break
         looked_at += used
         is_last = is_end and used == len(rows)
-    return Page(tuple(kept), None if is_last else encode_cursor(*after))
+    return Page(tuple(kept), None if is_last else calls.encode_cursor(*after))
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    id: str
-    audited: Audited | None
-    """None: it can't be read."""
+class _Row(NamedTuple):
+    stream: int
+    position: str
+    audited: Audited | None  # None: it can't be read
 
 
-def _newest(wanted: AuditFilter, after: Sequence[str], count: int) -> Plan[tuple[list[tuple[int, _Row]], bool]]:
-    """The next `count` entries of all streams, each with its stream, and whether there are no more."""
+def _newest(wanted: AuditFilter, after: Sequence[str], count: int) -> Plan[tuple[list[_Row], bool]]:
+    """The next `count` entries of all streams, and whether there are no more."""
     since = "-" if wanted.since is None else str(max(0, _ms(wanted.since)))
-    ends = [position if position == _NEWEST else f"({position}" for position in after]
-    parts = yield [
-        tolerant(Call(("XREVRANGE", _STREAMS[stream], ends[stream], since, "COUNT", count), _rows, again=True), [])
-        for stream in wanted.streams
-    ]
-    rows = [(stream, row) for stream, part in zip(wanted.streams, parts, strict=True) for row in part]
-    rows.sort(key=lambda each: _order(each[1].id), reverse=True)
+    parts = yield [_entries(stream, after[stream], since, count) for stream in wanted.streams]
+    rows = sorted([row for part in parts for row in part], key=lambda row: _order(row.position), reverse=True)
     return rows[:count], len(rows) <= count and all(len(part) < count for part in parts)
+
+
+def _entries(stream: int, after: str, since: str, count: int) -> Call[list[_Row]]:
+    def read(reply: Sequence[Any]) -> list[_Row]:
+        return [_Row(stream, id.decode(), _audited(id.decode(), fields)) for id, fields in reply]
+
+    end = after if after == _NEWEST else f"({after}"
+    return tolerant(Call(("XREVRANGE", _STREAMS[stream], end, since, "COUNT", count), read, again=True), [])
+
+
+def _audited(id: str, fields: Sequence[bytes]) -> Audited | None:
+    try:
+        return Audited(int(id.partition("-")[0]), _decode(fields[1]))
+    except calls.UNREADABLE as error:
+        calls.tell_unreadable(f"the audit's entry {id}", error)
+        return None
 
 
 def _order(position: str) -> tuple[float, int]:
@@ -270,17 +289,4 @@ def _order(position: str) -> tuple[float, int]:
 
 def _ms(at: datetime) -> int:
     """The first millisecond since 1970 that isn't before a time."""
-    return -((_EPOCH - at) // _MS)
-
-
-def _rows(reply: Sequence[Any]) -> list[_Row]:
-    rows = []
-    for id, fields in reply:
-        text = id.decode()
-        try:
-            audited = Audited(int(text.partition("-")[0]), _decode(fields[1]))
-        except UNREADABLE as error:
-            tell_unreadable(f"the audit's entry {text}", error)
-            audited = None
-        rows.append(_Row(text, audited))
-    return rows
+    return -((EARLIEST - at) // timedelta(milliseconds=1))

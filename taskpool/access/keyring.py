@@ -6,8 +6,7 @@ other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -20,17 +19,17 @@ from taskpool.redis.rq_job import number_of
 
 RACES: Final = 5
 UNREADABLE_NAME: Final = "(its record can't be read)"
+BUSY: Final = "the key {} is being changed by others all the time; try again"
 NO_ADMIN: Final = (
     "the first key must have the scope admin and never expire: from then on the API asks for keys, and only an admin "
     "can make more; `taskpool keys create`, where it reaches Redis itself, can make any"
 )
 
 _change, _used = Script("key_change"), Script("key_used")
-_document = msgspec.json.Decoder(ApiKey)
+_decode = msgspec.json.Decoder(ApiKey).decode
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(NamedTuple):
     """A key, and when it was last used, to about a minute (None: never)."""
 
     key: ApiKey
@@ -44,9 +43,8 @@ def any_key() -> Call[bool]:
 
 def find(id: str) -> tuple[Call[ApiKey | None], Call[int]]:
     """The key of this id, and the time in ms: to be sent together."""
-    return tolerant(
-        Call(("HGET", keys.API_KEYS, id), lambda reply: reply and _document.decode(reply), again=True), None
-    ), redis_ms()
+    reading = Call(("HGET", keys.API_KEYS, id), lambda reply: reply and _decode(reply), again=True)
+    return tolerant(reading, None), redis_ms()
 
 
 def ids() -> Call[frozenset[str]]:
@@ -61,18 +59,14 @@ def note_use(id: str) -> Call[str]:
 
 def create(spec: KeySpec, by: Actor, *, admin_first: bool = False) -> Plan[tuple[ApiKey, str]]:
     """Make a key; the key and its text, which nothing shows again. With `admin_first` the first key must have the scope
-    admin and never expire: without such a key, the API could make no other.
-
-    Raises:
-        InvalidKey
-    """
+    admin and never expire: without such a key, the API could make no other. Raises: InvalidKey."""
     now_ms = yield from one(redis_ms())
     key, text = new_key(spec, now_ms)
     is_admin = Scope.ADMIN in key.scopes
     not_first = admin_first and not (is_admin and key.expires_ms is None)
     audited = entry(by, "key.created", key.id)
-    word = yield from one(_changing(key.id, b"", msgspec.json.encode(key), audited, not_first=not_first))
-    if word == "first":
+    changing = _change.word(key.id, b"", msgspec.json.encode(key), audited, "1" if not_first else "")
+    if (yield from one(changing)) == "first":
         raise InvalidKey([FieldError("/expires_in_s" if is_admin else "/scopes", NO_ADMIN)])
     return key, text
 
@@ -83,18 +77,14 @@ def listed() -> Plan[list[Listed]]:
         tolerant(Call(("HGETALL", keys.API_KEYS), hash_of, again=True), {}),
         tolerant(Call(("HGETALL", keys.API_KEYS_USED), hash_of, again=True), {}),
     )
-    found = list(readable(documents.items(), _document.decode, "API key").values())
+    found = list(readable(documents.items(), _decode, "API key").values())
     found.sort(key=lambda key: (key.created_ms, key.id))
     return [Listed(key, number_of(used.get(key.id.encode()))) for key in found]
 
 
 def rotate(id: str, by: Actor, *, grace_s: float = ROTATION_GRACE_S) -> Plan[tuple[ApiKey, str]]:
     """Give a key a new secret; the key and its new text. The secret it had stays good for `grace_s`; one from before
-    that, which an earlier rotation left good, doesn't.
-
-    Raises:
-        KeyNotFound
-    """
+    that, which an earlier rotation left good, doesn't. Raises: KeyNotFound."""
     for _ in range(RACES):
         document, now_ms = yield (_raw(id), redis_ms())
         try:
@@ -103,31 +93,23 @@ def rotate(id: str, by: Actor, *, grace_s: float = ROTATION_GRACE_S) -> Plan[tup
             tell_unreadable(f"API key {id!r}", error)
             raise KeyNotFound(id) from None
         key, text = rotated(known, grace_s, now_ms)
-        word = yield from one(_changing(id, document, msgspec.json.encode(key), entry(by, "key.rotated", id)))
-        if word == "ok":
+        changing = _change.word(id, document, msgspec.json.encode(key), entry(by, "key.rotated", id), "")
+        if (yield from one(changing)) == "ok":
             return key, text
-    raise TaskpoolError(f"the key {id} is being changed by others all the time; try again")
+    raise TaskpoolError(BUSY.format(id))
 
 
 def revoke(id: str, by: Actor) -> Plan[ApiKey]:
-    """Take a key back for good; as it was.
-
-    Raises:
-        KeyNotFound
-    """
+    """Take a key back for good; as it was. Raises: KeyNotFound."""
     for _ in range(RACES):
         document = yield from one(_raw(id))
         try:
             key = _known(id, document)
         except msgspec.MsgspecError:  # what can't be read can be taken back all the same
             key = ApiKey(id=id, name=UNREADABLE_NAME, scopes=(), created_ms=0, hash="")
-        if (yield from one(_changing(id, document, b"", entry(by, "key.revoked", id)))) == "ok":
+        if (yield from one(_change.word(id, document, b"", entry(by, "key.revoked", id), ""))) == "ok":
             return key
-    raise TaskpoolError(f"the key {id} is being changed by others all the time; try again")
-
-
-def _changing(id: str, before: bytes, after: bytes, audited: bytes, *, not_first: bool = False) -> Call[str]:
-    return _change.word(id, before, after, audited, "1" if not_first else "")
+    raise TaskpoolError(BUSY.format(id))
 
 
 def _raw(id: str) -> Call[bytes]:
@@ -137,4 +119,4 @@ def _raw(id: str) -> Call[bytes]:
 def _known(id: str, document: bytes) -> ApiKey:
     if not document or not KEY_ID.fullmatch(id):
         raise KeyNotFound(id[:200])
-    return _document.decode(document)
+    return _decode(document)

@@ -11,8 +11,8 @@ from typing import Final
 
 import click
 
-from taskpool.cli.output import Failure, command_name, say
-from taskpool.types import Exit
+from taskpool.cli.output import command_name, say
+from taskpool.errors import ConfigurationError
 
 TASK: Final = Template('''\
 """The task `$name`: say here what it does."""
@@ -73,25 +73,26 @@ def test_no_names_is_no_greeting() -> None:
 def new(name: str, directory: Path) -> None:
     """Write a task file NAME.py and its test."""
     if not name.isidentifier() or keyword.iskeyword(name) or not name.isascii():
-        raise Failure(f"{name!r} can't be the name of a Python function: take letters, digits and _", Exit.USAGE)
+        raise ConfigurationError(f"{name!r} can't be the name of a Python function: take letters, digits and _")
     if name.startswith("test_"):
-        raise Failure(f"pytest would take the task {name!r} for a test: take another name", Exit.USAGE)
+        raise ConfigurationError(f"pytest would take the task {name!r} for a test: take another name")
     files = {directory / f"{name}.py": TASK, directory / f"test_{name}.py": TEST}
     for file in files:
         if file.exists():
-            raise Failure(f"{file} exists already; nothing was written", Exit.USAGE)
+            raise ConfigurationError(f"{file} exists already; nothing was written")
+    if any((directory / name).glob("*.py")):
+        raise ConfigurationError(
+            f"{directory / name} is a package, and only one of it and {name}.py can be imported: take another name"
+        )
     if importlib.util.find_spec(name) is not None:
-        raise Failure(f"there is a module {name!r} already, and a file {name}.py would hide it", Exit.USAGE)
+        raise ConfigurationError(f"there is a module {name!r} already, and a file {name}.py would hide it")
     directory.mkdir(parents=True, exist_ok=True)
     for file, template in files.items():
         file.write_text(template.substitute(name=name), encoding="utf-8")
         say(f"wrote {file}")
     task_file, test_file = files
-    say(f"\nNow: {command_name('pytest', module='pytest')} {quote(str(test_file))}{_what_it_needs()}")
+    is_complete = all(importlib.util.find_spec(each) for each in ("pytest", "fakeredis"))
+    needs = "" if is_complete else '  # needs: pip install "taskpool-jobs[testing]"'
+    say(f"\nNow: {command_name('pytest', module='pytest')} {quote(str(test_file))}{needs}")
     say(f"     {command_name()} up --tasks {quote(str(task_file))} --reload")
     say(f"""     {command_name()} submit {name} names='["Ada"]' --wait""")
-
-
-def _what_it_needs() -> str:
-    missing = [name for name in ("pytest", "fakeredis") if importlib.util.find_spec(name) is None]
-    return '  # needs: pip install "taskpool-jobs[testing]"' if missing else ""

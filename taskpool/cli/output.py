@@ -11,24 +11,17 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import click
 import msgspec
 
-from taskpool.errors import FieldErrors, TaskpoolError, Unauthorized
+from taskpool.operations.documents import TaskDocument
 from taskpool.text import coloured, indented, json_text, printable, printable_lines
-from taskpool.types import STATUSES, Exit, TaskStatus
-
-if TYPE_CHECKING:  # rich is imported by the few commands that draw: it takes a tenth of a second
-    from rich.console import Console
-    from rich.progress import TextColumn
-
-    from taskpool.types import TaskRecord
+from taskpool.types import STATUSES, Exit, Pause, TaskRecord, TaskStatus
 
 STATUS_COLOURS: Final[Mapping[str, str | None]] = {status: facts.colour for status, facts in STATUSES.items()}
 
@@ -37,13 +30,6 @@ def say(text: str = "", *, err: bool = False, nl: bool = True) -> None:
     """Print text. The commands print everything with this function, because text from tasks and from Redis may contain
     control sequences. Of those, only colours pass."""
     click.echo("\n".join(map(coloured, text.split("\n"))), err=err, nl=nl)
-
-
-def console(*, stderr: bool = False) -> Console:
-    """A rich console without markup, emoji and highlighting."""
-    from rich.console import Console
-
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
 def print_json(document: Any) -> None:
@@ -96,13 +82,19 @@ def age(seconds: float | None) -> str:
     return f"{seconds / 86_400:.0f} d"
 
 
-def moment(at: datetime | None) -> str:
-    """A time in UTC, and its distance from now."""
+def moment(at: datetime | None, zone: tzinfo = UTC) -> str:
+    """A time, and its distance from now."""
     if at is None:
         return ""
     away_s = (datetime.now(UTC) - at).total_seconds()
     near = f"{age(away_s)} ago" if away_s >= 0 else f"in {age(-away_s)}"
-    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC ({near})"
+    return f"{at.astimezone(zone):%Y-%m-%d %H:%M:%S %Z} ({near})"
+
+
+def who_paused(pause: Pause) -> str:
+    """Who paused something, and why."""
+    by = "by a program" if pause.by is None else f"by {pause.by}"
+    return by if pause.why is None else f"{by}: {pause.why}"
 
 
 def short_json(value: Any) -> str:
@@ -118,79 +110,14 @@ def _fitted(line: str) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
-@contextmanager
-def task_bar(out: Console) -> Iterator[Callable[[TaskRecord], None]]:
-    """A progress bar with the status and the note of one task. The value is a function that shows a record."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-    note = TextColumn("{task.fields[note]}", markup=False, style="dim")
-    columns = (_described(), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), note)
-    with Progress(*columns, console=out) as progress:
-        row = progress.add_task("", total=None, note="")
-
-        def show(record: TaskRecord) -> None:
-            reported = record.progress or {}
-            done, total = reported.get("done", 0), reported.get("total")
-            if record.status.is_terminal:  # a task that is done fills the bar
-                done, total = (1, 1) if record.status is TaskStatus.DONE else (done, total or 1)
-            progress.update(
-                row,
-                description=printable(f"{record.type} {record.status.value}"),
-                completed=done,
-                total=total,
-                note=printable(str(reported.get("note") or "")),
-            )
-
-        yield show
-
-
-@contextmanager
-def count_bars(out: Console, total: int) -> Iterator[Callable[[int, int], None]]:
-    """Progress bars for the files that are submitted and counted. The value is a function that shows both numbers."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
-
-    columns = (_described(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=out, disable=not out.is_terminal) as progress:
-        rows = [progress.add_task(name, total=total) for name in ("submitted", "counted")]
-
-        def show(submitted: int, counted: int) -> None:
-            for row, completed in zip(rows, (submitted, counted), strict=True):
-                progress.update(row, completed=completed)
-
-        yield show
-
-
-def _described() -> TextColumn:
-    from rich.progress import TextColumn
-
-    return TextColumn("{task.description}", markup=False)
-
-
-HELP: Final = "\b\nExit status:\n" + "".join(f"  {each.value}  {each.meaning}\n" for each in Exit if each.meaning)
-
-
-class Failure(Exception):
-    """Raised to end the command with one line on stderr and an exit status."""
-
-    def __init__(self, message: str, status: Exit) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 def exit_of(status: TaskStatus) -> Exit:
     """The exit status for a task: `Exit.DONE` unless it ended badly."""
     return STATUSES[status].exit_status if status in STATUSES else Exit.DONE
 
 
-def failure_of(error: TaskpoolError) -> Failure:
-    """The line and the exit status of an error of the library."""
-    return Failure(_text(error), error.exit_status)
-
-
-def _text(error: TaskpoolError) -> str:
-    if isinstance(error, Unauthorized):
-        return f"{error}; the command takes it as --api-key, or from TASKPOOL_API_KEY"
-    if not isinstance(error, FieldErrors):
-        return str(error)
-    faults = [f"{fault.pointer}: {fault.detail}" for fault in error.errors if fault.detail not in str(error)]
-    return "; ".join([str(error), *faults])
+def print_move(record: TaskRecord, *, as_json: bool) -> None:
+    """Print what became of a task."""
+    if as_json:
+        print_json(TaskDocument.of(record))
+    else:
+        say(record.status.value)

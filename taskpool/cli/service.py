@@ -1,35 +1,50 @@
-"""The two services that the commands use: Redis itself, or the HTTP API of `--server`, with the same methods.
+"""The service that commands use: Redis itself, or the HTTP API of `--server`. `TaskPool` and `Client` have the same
+methods; on Redis, the audit names the user of this machine.
 
-On Redis, the audit names the user of this machine. `taskpool keys` and `taskpool audit` start the embedded Redis for a
-moment if it isn't running, so that the first key can be created.
+`taskpool keys` and `taskpool audit` start the embedded Redis for a moment if it isn't running, so that the first key
+can be created.
 """
 
 from __future__ import annotations
 
 import getpass
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Final, Protocol, Unpack
+from typing import TYPE_CHECKING, Any, Final
 
-from taskpool.access import keyring
-from taskpool.access.api_key import KeySpec
-from taskpool.access.audit import Actor, AuditFilter, read_audit
-from taskpool.cli.options import CONNECTION, load_settings
-from taskpool.cli.output import Failure
-from taskpool.client import operations as client_keys
-from taskpool.client.operations import AuditPart
+import click
+
+from taskpool.access.audit import Actor
+from taskpool.cli.options import Command, Flags, load_settings
 from taskpool.errors import ConfigurationError
-from taskpool.operations.documents import KeyDocument, audit_document, key_document
+from taskpool.operations.control import bulk, pauses
+from taskpool.operations.flow import schedules, workflows
+from taskpool.operations.flow.confirmations import answer_task, confirm_task
+from taskpool.operations.flow.occurrences import run_schedule
+from taskpool.operations.flow.schedule_values import ScheduleRecord, spec_of
+from taskpool.operations.flow.values import WorkflowRecord, WorkflowSpec
+from taskpool.operations.insight.failure_values import STEPS
+from taskpool.operations.insight.redrive import start_redrive, stop_redrive
 from taskpool.pool import TaskPool
-from taskpool.redis.store import Store
 from taskpool.runner import kill_task, retry_task
 from taskpool.settings import Settings, resolve_redis_url
-from taskpool.tasks.log_lines import LogLine
-from taskpool.types import Exit, Page, QueuedTask, QueueInfo, TaskOptions, TaskRecord, TaskSpec, TypeInfo, WorkerInfo
+from taskpool.tasks.schedule import Times
+from taskpool.types import Pause, Receipt, TaskRecord, TaskSpec
+from taskpool.types.control import Action, Filter, Operation, OperationSpec, Preview
+from taskpool.types.insight import Redrive
 
 if TYPE_CHECKING:  # httpx is imported only for a command that asks the API
     from taskpool.client.client import Client
+
+    Service = TaskPool | Client
+
+CONNECTION: Final = ("redis_url", "data_dir")
+SERVICE: Final = (*CONNECTION, "server", "api_key")
+"""The settings of every command that talks to either."""
+
+RETRIES: Final = 3
+"""About a second: a person is waiting."""
 
 
 def person() -> Actor:
@@ -46,8 +61,19 @@ class PersonsPool(TaskPool):
 
     def add_spec(self, spec: TaskSpec) -> TaskRecord:
         """As a pool does."""
-        submitted = self.store.carry_out(self.submitting(spec, by=person()))
-        return self.get(submitted.receipts[0].id)
+        return self.get(self.submit(spec, by=person()).receipts[0].id)
+
+    def confirm(self, id: str, *, comment: str | None = None) -> TaskRecord:
+        """As a pool does."""
+        return self.store.carry_out(confirm_task(id, "confirmed", comment=comment, by=person()))
+
+    def reject(self, id: str, *, comment: str | None = None) -> TaskRecord:
+        """As a pool does."""
+        return self.store.carry_out(confirm_task(id, "rejected", comment=comment, by=person()))
+
+    def answer(self, id: str, answer: Any, *, question: str | None = None, comment: str | None = None) -> TaskRecord:
+        """As a pool does."""
+        return self.store.carry_out(answer_task(id, answer, question=question, comment=comment, by=person()))
 
     def kill_task(self, id: str, *, grace_s: float = 10.0, force: bool = False) -> TaskRecord:
         """As a pool does."""
@@ -57,52 +83,108 @@ class PersonsPool(TaskPool):
         """As a pool does."""
         return self.store.carry_out(retry_task(id, person()))
 
+    def add_workflow(self, spec: WorkflowSpec) -> WorkflowRecord:
+        """As a pool does."""
+        return self.store.carry_out(workflows.submit_workflow(spec, self.rules, by=person()))
 
-SERVICE: Final = (*CONNECTION, "server", "api_key")
-"""The settings of every command that talks to either."""
+    def stop_workflow(self, id: str, *, grace_s: float = 10.0, force: bool = False) -> WorkflowRecord:
+        """As a pool does."""
+        return self.store.carry_out(workflows.stop_workflow(id, grace_s=grace_s, force=force, by=person()))
 
-RETRIES: Final = 3
-"""About a second: a person is waiting."""
+    def retry_workflow(self, id: str) -> WorkflowRecord:
+        """As a pool does."""
+        return self.store.carry_out(workflows.retry_workflow(id, by=person()))
 
+    def remove_workflow(self, id: str) -> None:
+        """As a pool does."""
+        self.store.carry_out(workflows.remove_workflow(id, by=person()))
 
-class Added(Protocol):
-    """A task that was added."""
+    def set_schedule(self, name: str, times: Times, task: TaskSpec) -> ScheduleRecord:
+        """As a pool does."""
+        spec = spec_of(times, task)
+        record, _ = self.store.carry_out(schedules.set_schedule(name, spec, self.rules, person()))
+        return record
 
-    @property
-    def id(self) -> str:
-        """Its id."""
+    def pause_schedule(self, name: str) -> ScheduleRecord:
+        """As a pool does."""
+        return self.store.carry_out(schedules.pause_schedule(name, person()))
 
+    def resume_schedule(self, name: str) -> ScheduleRecord:
+        """As a pool does."""
+        return self.store.carry_out(schedules.resume_schedule(name, person()))
 
-class Service(Protocol):
-    """The part of `TaskPool` that commands need, which `Client` has too."""
+    def run_schedule(self, name: str) -> Receipt:
+        """As a pool does."""
+        return self.store.carry_out(run_schedule(name, self.rules, person()))
 
-    def add_task(self, type: str, payload: Any = None, **options: Unpack[TaskOptions]) -> Added: ...
+    def redrive(
+        self, fingerprint: str, *, steps: Sequence[int | str] = STEPS, include_nonretryable: bool = False
+    ) -> Redrive:
+        """As a pool does."""
+        plan = start_redrive(fingerprint, steps=steps, include_nonretryable=include_nonretryable, by=person())
+        return self.store.carry_out(plan)
 
-    def get(self, id: str) -> TaskRecord: ...
+    def stop_redrive(self, fingerprint: str) -> Redrive:
+        """As a pool does."""
+        return self.store.carry_out(stop_redrive(fingerprint, person()))
 
-    def follow(self, id: str, *, timeout_s: float | None = None) -> Iterator[TaskRecord]: ...
+    def remove_schedule(self, name: str) -> None:
+        """As a pool does."""
+        self.store.carry_out(schedules.remove_schedule(name, person()))
 
-    def kill_task(self, id: str, *, grace_s: float = 10.0, force: bool = False) -> TaskRecord: ...
+    def pause_queue(self, name: str, *, why: str | None = None) -> Pause:
+        """As a pool does."""
+        return self.store.carry_out(pauses.pause_queue(name, why=why, by=person()))
 
-    def retry_task(self, id: str) -> TaskRecord: ...
+    def resume_queue(self, name: str) -> None:
+        """As a pool does."""
+        self.store.carry_out(pauses.resume_queue(name, by=person()))
 
-    def logs(self, id: str, *, cursor: str | None = None, limit: int = 100) -> Page[LogLine]: ...
+    def pause_all(self, *, why: str | None = None) -> Pause:
+        """As a pool does."""
+        return self.store.carry_out(pauses.pause_all(why=why, by=person()))
 
-    def follow_log(self, id: str, *, cursor: str | None = None) -> Iterator[LogLine]: ...
+    def resume_all(self) -> None:
+        """As a pool does."""
+        self.store.carry_out(pauses.resume_all(by=person()))
 
-    def get_queue(self, name: str = "default", *, cursor: str | None = None, limit: int = 100) -> Page[QueuedTask]: ...
+    def pause_pool(self, name: str, *, why: str | None = None) -> Pause:
+        """As a pool does."""
+        return self.store.carry_out(pauses.pause_pool(name, why=why, by=person()))
 
-    def queues(self) -> Sequence[QueueInfo]: ...
+    def resume_pool(self, name: str) -> None:
+        """As a pool does."""
+        self.store.carry_out(pauses.resume_pool(name, by=person()))
 
-    def types(self) -> Sequence[TypeInfo]: ...
+    def drain_pool(self, name: str, *, why: str | None = None) -> Pause:
+        """As a pool does."""
+        return self.store.carry_out(pauses.drain_pool(name, why=why, by=person()))
 
-    def workers(self) -> Sequence[WorkerInfo]: ...
+    def preview_operation(
+        self, action: Action, filter: Filter, *, queue: str | None = None, include_nonretryable: bool = False
+    ) -> Preview:
+        """As a pool does."""
+        spec = OperationSpec(action=action, filter=filter, queue=queue, include_nonretryable=include_nonretryable)
+        return self.store.carry_out(bulk.preview_operation(spec, person()))
 
-    def worker_warnings(self) -> Sequence[str]: ...
+    def start_operation(
+        self, action: Action, filter: Filter, *, queue: str | None = None, include_nonretryable: bool = False
+    ) -> Operation:
+        """As a pool does, but goes on with it itself."""
+        spec = OperationSpec(action=action, filter=filter, queue=queue, include_nonretryable=include_nonretryable)
+        return self.store.carry_out(bulk.start_operation(spec, person(), driver=self.driver))
+
+    def cancel_operation(self, id: str) -> Operation:
+        """As a pool does."""
+        return self.store.carry_out(bulk.cancel_operation(id, person()))
+
+    def undo_operation(self, id: str) -> Operation:
+        """As a pool does, but goes on with it itself."""
+        return self.store.carry_out(bulk.undo_operation(id, person(), driver=self.driver))
 
 
 @contextmanager
-def open_service(flags: Mapping[str, Any]) -> Iterator[Service]:
+def open_service(flags: Flags, *, starts_redis: bool = False) -> Iterator[Service]:
     """A connection to the API of these flags, else to their Redis: a given one, or that of a running `taskpool up`.
 
     Raises:
@@ -110,128 +192,33 @@ def open_service(flags: Mapping[str, Any]) -> Iterator[Service]:
         RedisUnavailable: Redis can't be reached.
     """
     settings = load_settings(flags)
-    if is_server_meant(settings, flags):
-        from taskpool.client.client import Client
+    with ExitStack() as stack:
+        if _means_server(settings, flags):
+            from taskpool.client.client import Client
 
-        with Client(settings.server or "", settings.api_key, retries=RETRIES) as client:
-            yield client
-        return
+            yield stack.enter_context(Client(settings.server or "", settings.api_key, retries=RETRIES))
+            return
+        try:
+            url = resolve_redis_url(settings)
+        except ConfigurationError:
+            if not starts_redis:
+                raise
+            from taskpool.redis.embedded import EmbeddedRedis
 
-    with PersonsPool(resolve_redis_url(settings), settings=settings) as pool:
-        yield pool
+            url = stack.enter_context(EmbeddedRedis(settings.data_dir, binary=settings.redis_server)).url
+        yield stack.enter_context(PersonsPool(url, settings=settings))
 
 
-def is_server_meant(settings: Settings, flags: Mapping[str, Any]) -> bool:
-    """Whether it is the API. A flag goes before a variable, whichever of the two ways it names.
-
-    Raises:
-        Failure: both were given as flags.
-    """
-    redis_flags = [name for name in CONNECTION if flags.get(name) is not None]
-    if flags.get("server") is None:
-        return settings.server is not None and not redis_flags
-    if redis_flags:
-        raise Failure("--server and --redis-url or --data-dir exclude each other", Exit.USAGE)
+def _means_server(settings: Settings, flags: Flags) -> bool:
+    """Whether it is the API. A flag goes before a variable, whichever of the two ways it names."""
+    by_flag = any(flags[name] is not None for name in CONNECTION)
+    if flags["server"] is None:
+        return settings.server is not None and not by_flag
+    if by_flag:
+        raise ConfigurationError("--server and --redis-url or --data-dir exclude each other")
     return True
 
 
-class Keeper(Protocol):
-    """Keeps the keys and the audit."""
-
-    def create(self, spec: KeySpec) -> KeyDocument: ...
-
-    def listed(self) -> Sequence[KeyDocument]: ...
-
-    def rotate(self, id: str, grace_s: float) -> KeyDocument: ...
-
-    def revoke(self, id: str) -> None: ...
-
-    def audit(self, wanted: AuditFilter, cursor: str | None, limit: int) -> AuditPart: ...
-
-
-class RedisKeeper:
-    """Keys and audit in Redis, changed in the name of the user who runs the command."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def create(self, spec: KeySpec) -> KeyDocument:
-        """A new key, with its text."""
-        key, text = self._store.carry_out(keyring.create(spec, person()))
-        return key_document(key, text=text)
-
-    def listed(self) -> Sequence[KeyDocument]:
-        """All keys."""
-        return [key_document(each.key, each.used_ms) for each in self._store.carry_out(keyring.listed())]
-
-    def rotate(self, id: str, grace_s: float) -> KeyDocument:
-        """The key, with its new text."""
-        key, text = self._store.carry_out(keyring.rotate(id, person(), grace_s=grace_s))
-        return key_document(key, text=text)
-
-    def revoke(self, id: str) -> None:
-        """It opens nothing any more."""
-        self._store.carry_out(keyring.revoke(id, person()))
-
-    def audit(self, wanted: AuditFilter, cursor: str | None, limit: int) -> AuditPart:
-        """A page, newest first."""
-        page = self._store.carry_out(read_audit(wanted, cursor=cursor, limit=limit))
-        return AuditPart([audit_document(each) for each in page.items], page.next_cursor)
-
-
-class ServerKeeper:
-    """In the name of the API key."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def create(self, spec: KeySpec) -> KeyDocument:
-        """A new key, with its text."""
-        return self._client.send(client_keys.create(spec))
-
-    def listed(self) -> Sequence[KeyDocument]:
-        """All keys."""
-        return self._client.send(client_keys.listed())
-
-    def rotate(self, id: str, grace_s: float) -> KeyDocument:
-        """The key, with its new text."""
-        return self._client.send(client_keys.rotate(id, grace_s))
-
-    def revoke(self, id: str) -> None:
-        """It opens nothing any more."""
-        self._client.send(client_keys.revoke(id))
-
-    def audit(self, wanted: AuditFilter, cursor: str | None, limit: int) -> AuditPart:
-        """A page, newest first."""
-        return self._client.send(client_keys.audit(wanted, cursor, limit))
-
-
-@contextmanager
-def open_keeper(flags: Mapping[str, Any]) -> Iterator[Keeper]:
-    """The one of these flags.
-
-    Raises:
-        ConfigurationError: a setting is wrong.
-        RedisUnavailable: Redis can't be reached.
-    """
-    settings = load_settings(flags)
-    with ExitStack() as stack:
-        if is_server_meant(settings, flags):
-            from taskpool.client.client import Client
-
-            client = Client(settings.server or "", settings.api_key, retries=RETRIES)
-            yield ServerKeeper(stack.enter_context(client))
-        else:
-            yield RedisKeeper(_open_store(settings, stack))
-
-
-def _open_store(settings: Settings, stack: ExitStack) -> Store:
-    try:
-        url = resolve_redis_url(settings)
-    except ConfigurationError:  # no `taskpool up` runs there: the first key may have to be there before one does
-        from taskpool.redis.embedded import EmbeddedRedis
-
-        url = stack.enter_context(EmbeddedRedis(settings.data_dir, binary=settings.redis_server)).url
-    store = Store(url)
-    stack.callback(store.close)
-    return store
+def service_command(name: str | None = None, **attributes: Any) -> Callable[[Callable[..., Any]], Command]:
+    """Make a function a command that gets the service first."""
+    return click.command(name, **{"cls": Command, "settings": SERVICE, "opens": open_service, **attributes})

@@ -2,41 +2,44 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
+from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import Final, NoReturn
 
 import click
 
-from taskpool.cli.instance import cancelled_by_signals, wants_key
-from taskpool.cli.options import Command, environment, load_settings, settings_flags
+from taskpool.cli.instance import Instance, Interrupted
+from taskpool.cli.options import Command, Flags, environment, load_settings
 from taskpool.cli.output import command_name, say
 from taskpool.redis.address import Address
-from taskpool.settings import Settings
+from taskpool.settings import CLIENT_SETTINGS, SETTING_FIELDS, Settings
 from taskpool.validation import names_this_machine
 
-if TYPE_CHECKING:
-    from taskpool.cli.instance import Instance
-
-
-SHARED: Final = ("redis_url", "data_dir", "max_attempts", "webhook_allow", "log_level")
-API: Final = (
-    "host", "port", "public_address", "auth", "cors_origins", "trusted_proxies", "root_path", "max_body_bytes",
-    "max_connections", "max_connections_per_address", "max_streams", "max_streams_per_key", "max_streams_per_address",
-    "header_timeout_s", "write_timeout_s", "idle_timeout_s", "rate_limit", "rate_burst_s", "result_ttl_s",
-    "failure_ttl_s", "secret_ttl_s", "max_queue_depth", "max_queues", "max_tags", "max_unique_keys",
-    "max_idempotency_keys", "max_webhooks", "timeout_s", "type_grace_s", *SHARED,
-)  # fmt: skip
-WORKER: Final = (
-    "workers", "slots", "queues", "tasks", "max_result_bytes", "lease_s", "max_crashes", "grace_s", "builtins",
-    "foreign_jobs", "rq_functions", "files_root", "task_output", "log_lines", "log_bytes", "log_line_chars", *SHARED,
-)  # fmt: skip
+UP: Final = {row.name for row in SETTING_FIELDS} - CLIENT_SETTINGS
+_OF_WORKERS: Final = {
+    "workers", "slots", "queues", "tasks", "build", "payload_check", "max_result_bytes", "lease_s", "max_crashes",
+    "grace_s", "builtins", "foreign_jobs", "rq_functions", "files_root", "task_output", "log_lines",
+    "log_bytes", "log_line_chars",
+}  # fmt: skip
+WORKER: Final = {
+    *_OF_WORKERS,
+    "redis_url",
+    "data_dir",
+    "max_attempts",
+    "webhook_allow",
+    "log_level",
+    "log_format",
+    "otel",
+}
+API: Final = UP - _OF_WORKERS - {"redis_server"}
 
 API_EPILOG = """\b
 Examples:
@@ -57,27 +60,32 @@ the rest back.
 """
 
 
-@click.command(cls=Command, epilog=API_EPILOG)
-@settings_flags(*API)
-def api(**flags: Any) -> None:
+def _opened(flags: Flags) -> AbstractContextManager[Settings]:
+    return nullcontext(load_settings(flags))
+
+
+part_command = partial(click.command, cls=Command, opens=_opened)
+with_reload = click.option("--reload", is_flag=True, help="Restart the workers when a task file changes.")
+
+
+@part_command(epilog=API_EPILOG, settings=API)
+def api(settings: Settings) -> None:
     """Run the HTTP API alone."""
-    _become("taskpool_api", flags)
+    _become("taskpool_api", settings)
 
 
-@click.command(cls=Command, epilog=WORKER_EPILOG)
-@click.option("--reload", is_flag=True, help="Restart the workers when a task file changes.")
-@settings_flags(*WORKER)
-def worker(reload: bool, **flags: Any) -> None:
+@part_command(epilog=WORKER_EPILOG, settings=WORKER)
+@with_reload
+def worker(settings: Settings, reload: bool) -> None:
     """Run a pool of worker processes alone."""
-    _become("taskpool_workers", flags, *(["--reload"] if reload else []))
+    _become("taskpool_workers", settings, *(["--reload"] if reload else []))
 
 
-def _become(package: str, flags: Mapping[str, Any], *arguments: str) -> NoReturn:
+def _become(package: str, settings: Settings, *arguments: str) -> NoReturn:
     """Replace this process, so that signals and the exit status are the part's own."""
-    variables = environment(load_settings(flags))
     sys.stdout.flush()
     # -P: a file in the current directory, such as redis.py, must not hide a module that this program imports.
-    os.execve(sys.executable, [sys.executable, "-P", "-m", package, *arguments], variables)
+    os.execve(sys.executable, [sys.executable, "-P", "-m", package, *arguments], environment(settings))
 
 
 COLOURS: Final[Mapping[str, str]] = {"workers": "cyan", "api": "magenta", "taskpool": "green"}
@@ -117,21 +125,29 @@ TRIES_WITHOUT_BUILTINS: Final = """\
   Submit   {submit} TYPE KEY=VALUE --wait"""
 
 
-@click.command(cls=Command, epilog=EPILOG)
-@click.option("--reload", is_flag=True, help="Restart the workers when a task file changes.")
-@settings_flags()
-def up(reload: bool, **flags: Any) -> None:
+@part_command(epilog=EPILOG, settings=UP)
+@with_reload
+def up(settings: Settings, reload: bool) -> None:
     """Run everything here: Redis, workers and the API."""
-    from taskpool.cli.instance import Instance
-
-    settings = load_settings(flags)
     if settings.builtins is None and _is_for_this_machine(settings):
         settings = replace(settings, builtins=True)
-
-    async def run() -> None:
-        await _serve(Instance(settings, tell=tell, reload=reload))
-
-    asyncio.run(run())
+    if settings.log_format == "auto":  # its parts write into pipes, and people read what it prints
+        settings = replace(settings, log_format="text")
+    instance = Instance(settings, tell, reload=reload)
+    with instance.heeding_signals():
+        try:
+            tell("taskpool", "starting")
+            instance.start()
+            _say(_welcome(instance))
+            while True:
+                instance.look()
+        except Interrupted:
+            _say("")  # the terminal has just written ^C
+            grace = f"tasks that run get {settings.grace_s:g} s"
+            tell("taskpool", f"stopping; {grace}. Ctrl-C again puts them back at once")
+        finally:
+            instance.stop()
+        tell("taskpool", "stopped")
 
 
 def _is_for_this_machine(settings: Settings) -> bool:
@@ -152,28 +168,12 @@ def _say(text: str) -> None:
         say(text)
 
 
-async def _serve(instance: Instance) -> None:
-    """Start the instance, say how to use it, and run until a signal or the death of a part; then stop it."""
-    with cancelled_by_signals(again=instance.hurry):
-        try:
-            tell("taskpool", "starting")
-            await instance.start()
-            _say(_welcome(instance, KEY if await asyncio.to_thread(wants_key, instance.url) else ""))
-            await instance.died()
-        except asyncio.CancelledError:
-            _say("")  # the terminal has just written ^C
-            grace_s = instance.settings.grace_s
-            tell("taskpool", f"stopping; tasks that run get {grace_s:g} s. Ctrl-C again puts them back at once")
-        finally:
-            await instance.stop()
-        tell("taskpool", "stopped")
-
-
-def _welcome(instance: Instance, key: str) -> str:
-    """What to know and to try; without the parts' names before it, so that it can be copied. `key`: how one is sent."""
+def _welcome(instance: Instance) -> str:
+    """What to know and to try; without the parts' names before it, so that it can be copied."""
     settings, url = instance.settings, shlex.quote(instance.url)
     where = "your Redis" if instance.data_dir is None else f"{instance.data_dir}, kept for the next `up`"
     submit = f"{command_name()} submit{_way_to(instance)}"
+    key = KEY if instance.answer("/types") == HTTPStatus.UNAUTHORIZED else ""
     tries = (TRIES if settings.builtins is True else TRIES_WITHOUT_BUILTINS).format(url=url, key=key, submit=submit)
     workers = f"{settings.workers} worker{'s' if settings.workers > 1 else ''}"
     return WELCOME.format(url=instance.url, workers=workers, tries=tries, where=where)
@@ -184,12 +184,8 @@ def _way_to(instance: Instance) -> str:
     data_dir = instance.data_dir
     if data_dir is None:  # not by the Redis's own URL: it may hold a password
         return f" --server {shlex.quote(instance.url)}"
-    unflagged = (Settings(), load_settings({}))
-    if all(_leads_to(data_dir, settings) for settings in unflagged):
-        return ""
-    return f" --data-dir {shlex.quote(str(data_dir))}"
-
-
-def _leads_to(data_dir: Path, settings: Settings) -> bool:
-    """Whether a command with these settings talks to the embedded Redis of `data_dir`."""
-    return settings.server is None and settings.redis_url is None and Path(settings.data_dir).resolve() == data_dir
+    is_found = all(
+        unflagged.server is None and unflagged.redis_url is None and Path(unflagged.data_dir).resolve() == data_dir
+        for unflagged in (Settings(), load_settings({}))
+    )
+    return "" if is_found else f" --data-dir {shlex.quote(str(data_dir))}"

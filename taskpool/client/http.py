@@ -24,8 +24,7 @@ from taskpool.validation import names_this_machine
 
 FAILURES: Final = (httpx.TransportError, httpx.DecodingError)
 NEVER_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
-KEPT: Final = 100
-"""Connections that are kept while no call uses them."""
+KEPT: Final = 100  # connections that are kept while no call uses them
 
 
 class Server:
@@ -52,12 +51,14 @@ class Server:
             "mounts": {"http://": None, "https://": None} if is_here else None,
             # One context for all connections: making one takes longer than a request. It is made now, because OpenSSL
             # holds locks while it does: a child forked by another thread at that moment would wait for them for ever.
-            "verify": _no_tls() if is_here and parsed.scheme == "http" else httpx.create_ssl_context(),
+            # Without TLS, an empty one: httpx would load all certificates.
+            "verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            if is_here and parsed.scheme == "http"
+            else httpx.create_ssl_context(),
         }
         """The arguments of httpx's clients."""
 
     def request(self, client: httpx.Client | httpx.AsyncClient, request: Request[Any]) -> httpx.Request:
-        """The request as httpx sends it."""
         return client.build_request(
             request.method,
             self.url + request.path,
@@ -73,7 +74,8 @@ class Server:
         if isinstance(error, httpx.TimeoutException):
             why = "it took too long"
         was_sent = not isinstance(error, NEVER_SENT)
-        return Lost(f"the API at {self.url} {'gave no answer' if was_sent else 'cannot be reached'}: {why}", was_sent)
+        what = "gave no answer" if was_sent else "can't be reached"
+        return Lost(f"the API at {self.url} {what}: {why}", was_sent)
 
 
 class _Sockets:
@@ -84,7 +86,7 @@ class _Sockets:
         self._inodes: WeakKeyDictionary[Any, int | None] = WeakKeyDictionary()
 
     def note(self, response: httpx.Response) -> None:
-        """Remember the socket of a response."""
+        """Remember the response's socket."""
         stream = response.extensions.get("network_stream")
         if stream is not None and stream not in self._inodes:
             self._inodes[stream] = inode_of(descriptor_of(stream))
@@ -103,7 +105,6 @@ class Link(_Sockets):
         self.client = httpx.Client(**server.options)
 
     def close(self) -> None:
-        """Close its connection."""
         self.client.close()
 
 
@@ -127,26 +128,20 @@ class AsyncLink(_Sockets):
         self.client = httpx.AsyncClient(**server.options)
 
     async def close(self) -> None:
-        """Close its connections."""
         await self.client.aclose()
         await asyncio.sleep(0)  # a closed transport lets go of its socket in the next turn of the loop
 
 
-class AsyncConnections:
+class AsyncConnections(PerLoop[AsyncLink]):
     """The connections to the API, separate for each event loop. It has the methods of `Connections`."""
 
+    take = PerLoop.here
+
     def __init__(self, server: Server) -> None:
+        super().__init__(partial(AsyncLink, server), owner="AsyncClient", blocking="Client")
         self.server = server
-        self._loops = PerLoop(partial(AsyncLink, server), owner="AsyncClient", blocking="Client")
-        self.take = self._loops.here
-        self.close = self._loops.close
 
     def give_back(self, link: AsyncLink) -> None:
         """Nothing to do: the loop keeps its link."""
 
     drop = give_back
-
-
-def _no_tls() -> ssl.SSLContext:
-    """A context that no connection uses: without it, httpx would load all certificates."""
-    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -11,8 +11,6 @@ import random
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from itertools import count
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -30,6 +28,7 @@ from taskpool.errors import (
     Unauthorized,
     attributes_of,
 )
+from taskpool.text import seconds_until
 from taskpool.types import TaskSpec
 
 T = TypeVar("T")
@@ -56,8 +55,7 @@ class About:
 
     id: str = ""
     specs: Sequence[TaskSpec] = ()
-    prefix: str = ""
-    """What precedes the index of a submission in pointers."""
+    prefix: str = ""  # what precedes the index of a submission in pointers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,18 +68,13 @@ class Request(Generic[T]):
     query: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
-    again: bool = True
-    """Sent twice, it has the same effect as sent once: it may be sent again when its answer is lost."""
-    waits_s: float = 0.0
-    """How long the API waits on purpose, on top of the usual time for an answer."""
-    streams: bool = False
-    """The answer's body is read with `Read`, as it arrives."""
+    again: bool = True  # sent twice, it has the same effect as sent once, so it is sent again when its answer is lost
+    waits_s: float = 0.0  # how long the API waits on purpose, on top of the usual time for an answer
+    streams: bool = False  # the answer's body is read with `Read`, as it arrives
     about: About = field(default_factory=About)
 
 
-class Send(NamedTuple):
-    """Send a request; the outcome is an `Answer` or `Lost`."""
-
+class Send(NamedTuple):  # the outcome is an `Answer` or `Lost`
     request: Request[Any]
 
 
@@ -90,20 +83,14 @@ class Read(NamedTuple):
 
 
 class Sleep(NamedTuple):
-    """Wait."""
-
     seconds: float
 
 
-class Emit(NamedTuple):
-    """Give a value to the program that iterates."""
-
+class Emit(NamedTuple):  # to the program that iterates
     value: Any
 
 
-Step = Send | Read | Sleep | Emit
-Plan = Generator[Step, Any, T]
-
+Plan = Generator[Send | Read | Sleep | Emit, Any, T]
 
 MEDIA_TYPE: Final = "application/problem+json"
 LONGEST_DETAIL: Final = 300
@@ -125,15 +112,11 @@ class Problem(msgspec.Struct):
     near: tuple[str, ...] = ()
     task_id: str = ""
     task_status: str = ""
+    workflow_status: str = ""
     queue: str = ""
     held: int = 0
     cap: int = 0
     setting: str = ""
-
-    @property
-    def kind(self) -> str:
-        """Which of the API's problems it is; empty when it is none of them."""
-        return self.type.removeprefix(PROBLEM_PREFIX) if self.type.startswith(PROBLEM_PREFIX) else ""
 
 
 _decode = msgspec.json.Decoder(Problem).decode
@@ -141,18 +124,23 @@ _decode = msgspec.json.Decoder(Problem).decode
 
 def error_of(answer: Answer, about: About) -> TaskpoolError:
     """The exception for an answer with a status of 3xx, 4xx or 5xx: that of a `TaskPool`, if there is one."""
-    problem = _problem(answer)
+    retry_after_s = seconds_until(answer.headers.get("retry-after", ""))
+    try:
+        is_problem = answer.headers.get("content-type", "").partition(";")[0].strip() == MEDIA_TYPE
+        problem = _decode(answer.body) if is_problem else None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        problem = None
     if problem is None:
-        return _strange(answer)
+        return _strange(answer, retry_after_s)
     errors = tuple([_field_error(fault, about.prefix) for fault in problem.errors])
-    retry_after_s = retry_after(answer.headers)
-    kind = PROBLEMS.get(problem.kind)
+    name = problem.type.removeprefix(PROBLEM_PREFIX) if problem.type.startswith(PROBLEM_PREFIX) else ""
+    kind = PROBLEMS.get(name)
     if kind is None or kind.error is None or issubclass(kind.error, ApiError):
         cls = Unauthorized if answer.status == 401 else ApiError
-        return cls(
-            answer.status, problem.kind, problem.title, problem.detail, errors=errors, retry_after_s=retry_after_s
-        )
-    index = _index(errors, about)
+        return cls(answer.status, name, problem.title, problem.detail, errors=errors, retry_after_s=retry_after_s)
+    # In a batch, the pointers begin with the index of the task that the problem is about.
+    first = errors[0].pointer[1:].partition("/")[0] if errors and about.prefix else ""
+    index = int(first[:6]) if first.isdecimal() else 0
     spec = about.specs[index] if index < len(about.specs) else None
     known = {
         "id": about.id,
@@ -174,34 +162,13 @@ def strange_answer(answer: Answer, why: str) -> ApiError:
     return ApiError(answer.status, "", "That isn't an answer of the Taskpool API", why)
 
 
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """In how many seconds to come again; None: it isn't said."""
-    text = headers.get("retry-after", "").strip()
-    if text.isdecimal():
-        return float(text[:9])
-    try:
-        at = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
-
-
-def _problem(answer: Answer) -> Problem | None:
-    if answer.headers.get("content-type", "").partition(";")[0].strip() != MEDIA_TYPE:
-        return None
-    try:
-        return _decode(answer.body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-
-
-def _strange(answer: Answer) -> ApiError:
-    """What something between us and the API answers, or something else altogether."""
+def _strange(answer: Answer, retry_after_s: float | None) -> ApiError:
+    """The exception for an answer of a proxy, or of something else altogether."""
     text = " ".join(answer.body.decode("utf-8", "replace").split())[:LONGEST_DETAIL]
     if 300 <= answer.status < 400:
         text = f"it leads to {answer.headers.get('location', 'nowhere')}; give the client that address"
     error = strange_answer(answer, text or f"its status is {answer.status}")
-    error.retry_after_s = retry_after(answer.headers)
+    error.retry_after_s = retry_after_s
     return error
 
 
@@ -217,40 +184,23 @@ def _message(problem: Problem, errors: Sequence[FieldError]) -> str:
     return problem.detail.replace(f"{problem.errors[0].pointer}: ", f"{errors[0].pointer}: ", 1)
 
 
-def _index(errors: Sequence[FieldError], about: About) -> int:
-    """The index of the submitted task that the problem is about. In a batch, pointers begin with it."""
-    pointer = errors[0].pointer if errors and about.prefix else ""
-    index = pointer[1:].partition("/")[0]
-    return int(index[:6]) if index.isdecimal() else 0
-
-
-TIMEOUT_S: Final = 10.0
-RETRIES: Final = 6
-"""A client's defaults: how long an answer may take, and how often a request is sent again."""
-
 FIRST_S: Final = 0.2
 LONGEST_S: Final = 5.0
-MOST_S: Final = 30.0
-
 NOTHING_DONE: Final = frozenset({"too-many-streams", "too-many-connections"})
 """Problems with the status 503 that the API answers before it does anything."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retrying:
-    """How often a request is sent again, and within how many seconds after it was first sent.
+    """How often a request is sent again, and within how many seconds after it was first sent."""
 
-    `clock` returns a time in seconds, `chance` a random number from 0 to 1.
-    """
-
-    retries: float = RETRIES
-    most_s: float = MOST_S
-    clock: Callable[[], float] = time.monotonic
-    chance: Callable[[], float] = random.random
+    retries: float = 6
+    most_s: float = 30.0
+    clock: Callable[[], float] = time.monotonic  # a time in seconds
+    chance: Callable[[], float] = random.random  # a number from 0 to 1
 
     def pause_s(self, tried: int, asked_s: float | None = None) -> float:
-        """How long to wait after `tried` retries: twice as long each time, with jitter, and at least as long as the API
-        asked for."""
+        """How long to wait after `tried` retries: longer each time, with jitter, and at least as the API asked."""
         pause_s = min(FIRST_S * 2.0 ** min(tried, 10), LONGEST_S)
         share = self.chance() / 2
         return max(pause_s * (1 - share), (asked_s or 0.0) * (1 + share / 2))
@@ -261,11 +211,8 @@ class Retrying:
 
 
 def sending(request: Request[T], retrying: Retrying, until: float = math.inf) -> Plan[T]:
-    """Send a request, again where that is safe, but not after `until` (a time of the clock of `retrying`).
-
-    Raises:
-        TaskpoolError: the error that the API answered, or ApiUnavailable without an answer.
-    """
+    """Send a request, again where that is safe, but not after `until` (a time of the clock of `retrying`). Raises the
+    error that the API answered, or ApiUnavailable."""
     end = min(until, retrying.clock() + retrying.most_s)
     for tried in count():
         try:

@@ -6,24 +6,29 @@ A document has the names of the value's fields, so most are decoded as they are.
 
 from __future__ import annotations
 
+import codecs
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
 from taskpool.client.request import Answer
 from taskpool.errors import FieldError, InvalidTask
 from taskpool.operations.documents import EventDocument, LogLineDocument, Shown, TypeDocument
+from taskpool.operations.flow.schedule_values import ScheduleRecord, ScheduleSpec
+from taskpool.operations.flow.values import WorkflowReceipt, WorkflowRecord, WorkflowSpec
 from taskpool.tasks.log_lines import LogLine
 from taskpool.tasks.payload.encode import fault_in, is_faithful, json_value, strict_json_value
 from taskpool.tasks.payload.faults import NotJson, not_json
+from taskpool.tasks.schedule import Timing
 from taskpool.text import refuse_nan
 from taskpool.types import (
     OPTIONS,
     Event,
     Page,
+    Pause,
     QueuedTask,
     QueueInfo,
     Receipt,
@@ -33,9 +38,12 @@ from taskpool.types import (
     TypeInfo,
     WorkerInfo,
 )
+from taskpool.types.control import Operation, Preview
+from taskpool.types.fleet import PoolRecord, QueueLoad, Stack, TypeStorage, Why
+from taskpool.types.insight import Durations, FailureGroup, Finding, Redrive, Stats
+from taskpool.validation import declared
 
-_END_OF_LINE: Final = re.compile(rb"\r\n|\n|\r")
-_BOM: Final = b"\xef\xbb\xbf"
+_split_lines: Final = re.compile(r"\r\n|\n|\r").split
 
 
 class Message(NamedTuple):
@@ -50,46 +58,35 @@ class EventStream:
     """The messages in the pieces of one stream. `last_id` is that of the message it goes on from."""
 
     def __init__(self, last_id: str = "") -> None:
-        self._rest = b""
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")("replace").decode
+        self._rest = ""
         self._ended_with_cr = False
-        self._is_first_line = True
-        self._id = last_id
-        self._event = ""
+        self._id, self._event = last_id, ""
         self._data: list[str] = []
 
     def feed(self, piece: bytes) -> list[Message]:
         """The messages that the next piece completes."""
+        text = self._decode(piece)
+        if text:
+            if self._ended_with_cr:  # an LF that follows is a part of that end of a line
+                text = text.removeprefix("\n")
+            self._ended_with_cr = text.endswith("\r")
+        *lines, self._rest = _split_lines(self._rest + text)
         messages = []
-        for line in self._lines(piece):
-            if line:
-                self._field(line.decode("utf-8", "replace"))
-                continue
-            if self._data:
-                messages.append(Message(self._event or "message", "\n".join(self._data), self._id))
-            self._event, self._data = "", []
+        for line in lines:
+            name, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if not line:
+                if self._data:
+                    messages.append(Message(self._event or "message", "\n".join(self._data), self._id))
+                self._event, self._data = "", []
+            elif name == "data":
+                self._data.append(value)
+            elif name == "event":
+                self._event = value
+            elif name == "id" and "\0" not in value:
+                self._id = value
         return messages
-
-    def _lines(self, piece: bytes) -> list[bytes]:
-        if not piece:
-            return []
-        if self._ended_with_cr:  # an LF that follows is a part of that end of a line
-            piece = piece.removeprefix(b"\n")
-        self._ended_with_cr = piece.endswith(b"\r")
-        *lines, self._rest = _END_OF_LINE.split(self._rest + piece)
-        if lines and self._is_first_line:
-            self._is_first_line = False
-            lines[0] = lines[0].removeprefix(_BOM)
-        return lines
-
-    def _field(self, line: str) -> None:
-        name, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if name == "data":
-            self._data.append(value)
-        elif name == "event":
-            self._event = value
-        elif name == "id" and "\0" not in value:
-            self._id = value
 
 
 T = TypeVar("T")
@@ -97,88 +94,33 @@ T = TypeVar("T")
 _encode: Final = msgspec.json.Encoder().encode
 
 
-class _Receipt(msgspec.Struct):
-    id: str
-    status: TaskStatus
-    existing: bool = False
-
-
-class _Changed(TaskRecord, frozen=True, kw_only=True, gc=False):
-    type: str = ""
-    queue: str = ""
-    payload: Any = None
-
-
-class _Receipts(msgspec.Struct):
-    tasks: list[_Receipt]
-
-
-class _Place(msgspec.Struct):
-    position: int
-    wait_s: float
-
-
-class _Tasks(msgspec.Struct):
-    tasks: list[msgspec.Raw]
-    next_cursor: str | None = None
-
-
-class _Lines(msgspec.Struct):
-    lines: list[msgspec.Raw]
-    next_cursor: str | None = None
-
-
-class _Queues(msgspec.Struct):
-    queues: list[QueueInfo]
-    next_cursor: str | None = None
-
-
-class _Types(msgspec.Struct):
-    types: list[msgspec.Raw]
-
-
-class _Workers(msgspec.Struct):
-    workers: list[WorkerInfo]
-    warnings: list[str] = []
-
-
-class _Reader(Generic[T]):
-    """Reads a document of one type."""
-
-    def __init__(self, wanted: type[T]) -> None:
-        self.read: Callable[[bytes | msgspec.Raw], T] = msgspec.json.Decoder(wanted).decode
-
-
-_record, _changed = _Reader(TaskRecord).read, _Reader(_Changed).read
-_receipt, _receipts = _Reader(_Receipt).read, _Reader(_Receipts).read
-_tasks, _place = _Reader(_Tasks).read, _Reader(_Place).read
-_lines, _types = _Reader(_Lines).read, _Reader(_Types).read
-_queues, _workers = _Reader(_Queues).read, _Reader(_Workers).read
-_object = _Reader(dict[str, Any]).read
-
-
-def _value(raw: bytes | msgspec.Raw, wanted: type[T], document: type[Shown]) -> T:
-    """The value that a document shows, with its times in ms."""
-    members = _object(raw)
-    for name, member in document.moments.items():
-        if member in members:
-            members[name] = _ms(msgspec.convert(members.pop(member), datetime))
-    return msgspec.convert(members, wanted)
-
-
 def submission(spec: TaskSpec) -> bytes:
-    """The body that submits a task.
-
-    Raises:
-        InvalidPayload: the payload has no JSON form.
-        InvalidTask: one of its options has none.
-    """
+    """The body that submits a task. Raises: InvalidTask, when the payload or an option has no JSON form."""
     return _encode(_submission(spec, ""))
 
 
 def submissions(specs: Sequence[TaskSpec]) -> bytes:
     """The body that submits a batch. Raises: as `submission`; pointers start with the task's index."""
     return _encode({"tasks": [_submission(spec, f"/{index}") for index, spec in enumerate(specs)]})
+
+
+def workflow_submission(spec: WorkflowSpec) -> bytes:
+    """The body that submits a workflow with a valid graph. Raises: as `submission`; pointers name the node."""
+    nodes: list[dict[str, Any]] = []
+    for at, node in enumerate(spec.nodes):
+        form: dict[str, Any] = {"name": node.name, "after": node.edges}
+        if node.task is not None:
+            form["task"] = _submission(node.task, f"/nodes/{at}/task")
+        if node.map is not None:
+            form["map"] = [_submission(each, f"/nodes/{at}/map/{index}") for index, each in enumerate(node.map)]
+        nodes.append(form)
+    return _encode({"name": spec.name, "nodes": nodes})
+
+
+def schedule_submission(spec: ScheduleSpec) -> bytes:
+    """The body that makes a schedule. Raises: as `submission`; pointers begin with ``/task``."""
+    given = {each.name: value for each in declared(Timing) if (value := getattr(spec, each.name)) != each.default}
+    return _encode({**given, "task": _submission(spec.task, "/task")})
 
 
 def _submission(spec: TaskSpec, start: str) -> dict[str, Any]:
@@ -197,86 +139,159 @@ def _submission(spec: TaskSpec, start: str) -> dict[str, Any]:
     return {"type": spec.type, "payload": payload, **options}
 
 
-def record(answer: Answer) -> TaskRecord:
-    """A task."""
-    return _record(answer.body)
+# --- answers -------------------------------------------------------------------------------------------------
 
 
-def changed(answer: Answer) -> TaskRecord:
-    """A task that was changed. With a key that may not read tasks, only its id and status are known."""
-    return _changed(answer.body)
+class _Changed(TaskRecord, frozen=True, kw_only=True, gc=False):
+    type: str = ""
+    queue: str = ""
+    payload: Any = None
 
 
-def changed_or_none(answer: Answer) -> TaskRecord | None:
-    """The same, or nothing when it is gone."""
-    return None if answer.status == 204 else changed(answer)
+class _ChangedWorkflow(WorkflowRecord, frozen=True, kw_only=True):
+    name: str = ""
+    total: int = 0
+    counts: Mapping[str, int] = {}
+
+
+class _ChangedSchedule(ScheduleRecord, frozen=True, kw_only=True):
+    words: str = ""
+    task: Mapping[str, Any] = {}
+
+
+class _Receipt(msgspec.Struct):
+    id: str
+    status: TaskStatus
+    existing: bool = False
+
+
+class _Place(msgspec.Struct):
+    position: int
+    wait_s: float
+
+
+class _Warnings(msgspec.Struct):
+    warnings: list[str] = []  # an older API has no such member
+
+
+def decoded(wanted: type[T]) -> Callable[[Answer], T]:
+    """Reads an answer whose document has the members of the value."""
+    decode = msgspec.json.Decoder(wanted).decode
+    return lambda answer: decode(answer.body)
+
+
+def page_of(member: str, wanted: Any, made: Callable[[Any], T] | None = None) -> Callable[[Answer], Page[T]]:
+    """Reads a page: `wanted` is the form of each entry of the member, and `made` makes the value of it, if that is
+    something else."""
+    members: list[Any] = [
+        (member, tuple[wanted, ...]),
+        ("next_cursor", str | None, None),
+        ("looked_at", int | None, None),
+    ]
+    page_type = msgspec.defstruct("_Page", members)
+    decode = msgspec.json.Decoder(page_type).decode
+
+    def read(answer: Answer) -> Page[T]:
+        page: Any = decode(answer.body)
+        entries = getattr(page, member)
+        return Page(tuple(map(made, entries) if made else entries), page.next_cursor, page.looked_at)
+
+    return read
+
+
+def list_of(member: str, wanted: Any, made: Callable[[Any], T] | None = None) -> Callable[[Answer], list[T]]:
+    """Reads all that there is, as `page_of`."""
+    read = page_of(member, wanted, made)
+    return lambda answer: list(read(answer).items)
+
+
+def _value(members: dict[str, Any], wanted: type[T], document: type[Shown]) -> T:
+    """The value that a document shows, with its times in ms."""
+    for name, member in document.moments.items():
+        if member in members:
+            members[name] = round(msgspec.convert(members.pop(member), datetime).timestamp() * 1000)
+    return msgspec.convert(members, wanted)
+
+
+def _queued(members: dict[str, Any]) -> QueuedTask:
+    place = msgspec.convert(members, _Place)
+    return QueuedTask(msgspec.convert(members, TaskRecord), place.position, place.wait_s)
+
+
+def _log_line(members: dict[str, Any]) -> LogLine:
+    return _value(members, LogLine, LogLineDocument)
+
+
+_object: Final = msgspec.json.Decoder(dict[str, Any]).decode
+_receipt, _warnings = decoded(_Receipt), decoded(_Warnings)
+_workflow_receipt = decoded(_ChangedWorkflow)
+
+record = decoded(TaskRecord)
+changed: Callable[[Answer], TaskRecord] = decoded(_Changed)
+"""A task that was changed. With a key that may not read tasks, only its id and status are known."""
+records: Callable[[Answer], Page[TaskRecord]] = page_of("tasks", TaskRecord)
+workflow = decoded(WorkflowRecord)
+changed_workflow: Callable[[Answer], WorkflowRecord] = decoded(_ChangedWorkflow)
+"""As `changed`, of a workflow."""
+workflows: Callable[[Answer], Page[WorkflowRecord]] = page_of("workflows", WorkflowRecord)
+schedule = decoded(ScheduleRecord)
+changed_schedule: Callable[[Answer], ScheduleRecord] = decoded(_ChangedSchedule)
+"""As `changed`, of a schedule."""
+schedules: Callable[[Answer], Page[ScheduleRecord]] = page_of("schedules", ScheduleRecord)
+failure = decoded(FailureGroup)
+failures: Callable[[Answer], list[FailureGroup]] = list_of("groups", FailureGroup)
+redrive = decoded(Redrive)
+findings: Callable[[Answer], list[Finding]] = list_of("findings", Finding)
+operation = decoded(Operation)
+operations: Callable[[Answer], Page[Operation]] = page_of("operations", Operation)
+preview = decoded(Preview)
+queued = page_of("tasks", dict[str, Any], _queued)
+queues: Callable[[Answer], Page[QueueInfo]] = page_of("queues", QueueInfo)
+lines = page_of("lines", dict[str, Any], _log_line)
+receipts = list_of("tasks", _Receipt, lambda each: Receipt(each.id, each.status, each.existing))
+types = list_of("types", dict[str, Any], lambda each: _value(each, TypeInfo, TypeDocument))
+workers: Callable[[Answer], list[WorkerInfo]] = list_of("workers", WorkerInfo)
+pools: Callable[[Answer], list[PoolRecord]] = list_of("pools", PoolRecord)
+pause = decoded(Pause)
+stats = decoded(Stats)
+durations = decoded(Durations)
+queue_load = decoded(QueueLoad)
+storage: Callable[[Answer], list[TypeStorage]] = list_of("types", TypeStorage)
+why = decoded(Why)
+stack = decoded(Stack)
 
 
 def receipt(answer: Answer) -> Receipt:
     """What a submission became: with 200, it is a task that was there already."""
-    found = _receipt(answer.body)
+    found = _receipt(answer)
     return Receipt(found.id, found.status, answer.status == 200)
 
 
-def receipts(answer: Answer) -> list[Receipt]:
-    """What a batch became."""
-    return [Receipt(each.id, each.status, each.existing) for each in _receipts(answer.body).tasks]
-
-
-def records(answer: Answer) -> Page[TaskRecord]:
-    """A page of a listing."""
-    page = _tasks(answer.body)
-    return Page(tuple(map(_record, page.tasks)), page.next_cursor)
-
-
-def queued(answer: Answer) -> Page[QueuedTask]:
-    """A page of a queue."""
-    page = _tasks(answer.body)
-    places = [(_record(task), _place(task)) for task in page.tasks]
-    return Page(tuple([QueuedTask(each, place.position, place.wait_s) for each, place in places]), page.next_cursor)
-
-
-def queues(answer: Answer) -> Page[QueueInfo]:
-    """A page of the queues."""
-    page = _queues(answer.body)
-    return Page(tuple(page.queues), page.next_cursor)
-
-
-def types(answer: Answer) -> list[TypeInfo]:
-    """Every task type."""
-    return [_value(each, TypeInfo, TypeDocument) for each in _types(answer.body).types]
-
-
-def workers(answer: Answer) -> list[WorkerInfo]:
-    """Every worker process."""
-    return _workers(answer.body).workers
+def workflow_receipt(answer: Answer) -> WorkflowReceipt:
+    """What the submission of a workflow became."""
+    found = _workflow_receipt(answer)
+    return WorkflowReceipt(found.id, found.status)
 
 
 def worker_warnings(answer: Answer) -> list[str]:
-    """What is wrong with the RQ programs beside the workers; an older API says nothing of it."""
-    return _workers(answer.body).warnings
-
-
-def lines(answer: Answer) -> Page[LogLine]:
-    """A page of a log."""
-    page = _lines(answer.body)
-    return Page(tuple([_value(each, LogLine, LogLineDocument) for each in page.lines]), page.next_cursor)
+    """Problems with the RQ programs beside the workers."""
+    return _warnings(answer).warnings
 
 
 def told_line(message: Message) -> LogLine:
     """The line in a message of a log that is followed."""
-    return _value(message.data.encode(), LogLine, LogLineDocument)
+    return _log_line(_object(message.data))
 
 
 def told_event(message: Message) -> Event:
     """The event in a message of a stream of events."""
-    return _value(message.data.encode(), Event, EventDocument)
+    return _value(_object(message.data), Event, EventDocument)
 
 
 def told_snapshot(message: Message) -> Event:
-    """How a task stands, as the first event of who follows it; its data is the task's document."""
-    raw = message.data.encode()
-    task = _record(raw)
+    """The state of a task as the first event of its stream; its data is the task's document."""
+    data = _object(message.data)
+    task = msgspec.convert(data, TaskRecord)
     at_ms = message.id.partition("-")[0]
     return Event(
         id=task.id,
@@ -284,10 +299,6 @@ def told_snapshot(message: Message) -> Event:
         event="snapshot",
         status=task.status,
         at_ms=int(at_ms) if at_ms.isdecimal() else 0,
-        data=msgspec.json.decode(raw),
+        data=data,
         stream=message.id,
     )
-
-
-def _ms(at: datetime) -> int:
-    return round(at.timestamp() * 1000)

@@ -1,120 +1,146 @@
-"""Lists of tasks by status, queue, type, tag, project: newest first, in pages, never at the cost of a queue's length.
+"""Lists of tasks by any criteria: newest first, in pages, never at the cost of a queue's length.
 
-Each filter has an index: RQ's queues and registries hold the statuses, ours the types and tags. The narrowest one
-is walked, the other filters look at the records. A page looks at 1,000 records at most, and at 4 MB of them: where few
-of them match, or they are large, it may be short, and its cursor goes on.
+RQ's queues and registries are the indexes of statuses, ours those of types, tags, projects and workflows. The smallest
+one is walked. Other criteria look at the fields of the records that they need, and only what matches is read whole. A
+page looks at 1,000 records at most and at 4 MB of them, or at 3,000 if it reads a few fields of each: where few of them
+match, or they are large, it may be short, and its cursor goes on.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, ClassVar, Final
 
-from taskpool.errors import FieldError, InvalidTask
+import msgspec
+
+from taskpool.operations.control.criteria import checked
+from taskpool.operations.control.search import part_of
+from taskpool.operations.flow.expansion import member_id
+from taskpool.operations.flow.workflows import member_numbers
 from taskpool.operations.records import fetch_if_there
-from taskpool.operations.specs import check_text
-from taskpool.redis import keys
-from taskpool.redis.calls import (
-    Call,
-    Part,
-    Plan,
-    as_it_is,
-    decode_cursor,
-    encode_cursor,
-    names,
-    one,
-    page_length,
-    texts,
-    tolerant,
-    wrong_cursor,
-)
+from taskpool.redis import calls, keys
+from taskpool.redis.calls import Call, Part, Plan, as_it_is, one, texts, tolerant
 from taskpool.types import Page, TaskRecord, TaskStatus
+from taskpool.types.control import Filter
+from taskpool.validation import TASK_ID
 
 S = TaskStatus
 
 LONGEST_PAGE: Final = 200
 MOST_LOOKED_AT: Final = 1000
-FEW_PLACES: Final = 20
-"""With more indexes to walk than that, empty ones are passed over many at a time, and count as looked at."""
+MOST_SCANNED: Final = 3000  # the same where only a few fields of each are read
+FEW_PLACES: Final = 20  # with more indexes to walk, empty ones are skipped many at a time, and count as looked at
 BATCH: Final = 100
-FIRST_READ: Final = 5
-"""How many records are read at once before it is known how large they are."""
-READ_BYTES: Final = 512 * 1024
-"""About how much is read at once: to make records of more would keep an event loop for long."""
-MOST_BYTES: Final = 4 * 1024 * 1024
-"""A page ends behind the record with which it has looked at so much."""
-
-NEWER: Final = 10_000
-"""So many tasks may have come between two pages for the second to find where the first ended."""
-
+FIRST_READ: Final = 5  # how many records are read at once before it is known how large they are
+READ_BYTES: Final = 512 * 1024  # about how much is read at once: to make records of more would block an event loop
+MOST_BYTES: Final = 4 * 1024 * 1024  # a page ends behind the record with which it has read this much
+NEWER: Final = 10_000  # most new tasks between two pages for the second to find where the first ended
 RUNNING: Final = (S.IN_PROGRESS, S.STOPPING)
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """What a listing keeps; None keeps everything."""
-
-    status: TaskStatus | None = None
-    queue: str | None = None
-    type: str | None = None
-    tag: str | None = None
-    project: str | None = None
-
-    def keeps(self, record: TaskRecord) -> bool:
-        """Whether a record belongs to the listing."""
-        return (
-            (self.status is None or record.status is self.status)
-            and (self.queue is None or record.queue == self.queue)
-            and (self.type is None or record.type == self.type)
-            and (self.tag is None or self.tag in record.tags)
-            and (self.project is None or record.project == self.project)
-        )
+OF_PLACES: Final = ("status", "queue")  # what the place of a task tells of it (some places hold two statuses)
 
 
 def list_tasks(wanted: Filter, *, cursor: str | None = None, limit: int = 50) -> Plan[Page[TaskRecord]]:
-    """One page of the tasks that fit.
-
-    Raises:
-        InvalidTask: a filter, the cursor or the limit can't be.
-    """
-    wanted = _read(wanted)
-    limit = page_length(limit, LONGEST_PAGE)
-    walk = yield from _walk(wanted)
-    source, position = _resume(walk, cursor) if cursor else (0, "")
+    """One page of the tasks that match. Raises: InvalidTask (a criterion, the cursor or the limit is invalid)."""
+    limit = calls.page_length(limit, LONGEST_PAGE)
+    walk = yield from walk_of(wanted, cursor)
+    wanted, indexes = walk.wanted, walk.indexes
+    source, position = walk.source, walk.position
     kept: list[TaskRecord] = []
     looked_at = size = 0
-    at_once = FIRST_READ
-    while source < len(walk) and len(kept) < limit and looked_at < MOST_LOOKED_AT and size < MOST_BYTES:
-        if not position and len(walk) - source > FEW_PLACES:
-            passed = yield from _empty_ones(walk[source : source + BATCH])
-            source, looked_at = source + passed, looked_at + passed
-            if source == len(walk) or passed == BATCH:
+    at_once, most = FIRST_READ, MOST_SCANNED if walk.scans else MOST_LOOKED_AT
+    while source < len(indexes) and len(kept) < limit and looked_at < most and size < MOST_BYTES:
+        if not position and len(indexes) - source > FEW_PLACES:
+            exist = yield [Call(("EXISTS", each.name), bool, again=True) for each in indexes[source : source + BATCH]]
+            empty = exist.index(True) if True in exist else len(exist)
+            source, looked_at = source + empty, looked_at + empty
+            if empty == len(exist):
                 continue
-        found = yield from walk[source].step(position, min(BATCH, max(limit, 20)))
+        found = yield from indexes[source].step(position, BATCH if walk.scans else min(BATCH, max(limit, 20)))
         if not found:
             source, position = source + 1, ""
-        while found and len(kept) < limit and size < MOST_BYTES:
-            group, found = found[:at_once], found[at_once:]
-            for (_, after), (record, length) in zip(group, (yield [_sized(id) for id, _ in group]), strict=True):
-                looked_at, size, position = looked_at + 1, size + length, after
+        fits = (yield from walk.fits([id for id, _ in found])) if walk.scans else [True] * len(found)
+        at = 0
+        while at < len(found) and len(kept) < limit and size < MOST_BYTES:
+            end = _end_of_group(fits, at, at_once)
+            read = iter((yield [_sized(id) for (id, _), fit in zip(found[at:end], fits[at:end], strict=True) if fit]))
+            for (_, after), fit in zip(found[at:end], fits[at:end], strict=True):
+                record, length = next(read) if fit else (None, 0)
+                at, looked_at, size, position = at + 1, looked_at + 1, size + length, after
                 if record is not None and wanted.keeps(record):
                     kept.append(record)
                 if len(kept) == limit or size >= MOST_BYTES:
                     break
             at_once = max(1, min(READ_BYTES * looked_at // max(size, 1), BATCH))
-    return Page(tuple(kept), encode_cursor(walk[source].name, position) if source < len(walk) else None)
+    next_cursor = calls.encode_cursor(indexes[source].name, position) if source < len(indexes) else None
+    return Page(tuple(kept), next_cursor, looked_at if walk.scans else None)
 
 
-def _empty_ones(places: Sequence[Index]) -> Plan[int]:
-    """How many of these there are before the first that holds anything."""
-    exist = yield [Call(("EXISTS", each.name), bool, again=True) for each in places]
-    return next((at for at, holds_some in enumerate(exist) if holds_some), len(places))
+def _end_of_group(fits: Sequence[bool], start: int, most: int) -> int:
+    """The end of a group that begins at `start` and has at most `most` of those that fit."""
+    end = start
+    while end < len(fits) and most > 0:
+        most -= fits[end]
+        end += 1
+    return end
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """Where the tasks of a filter are looked for: in these indexes, one after the other, from `position` in the one
+    with the number `source` on. `scans`: they hold others, too, of which records
+    have to be looked at."""
+
+    wanted: Filter
+    indexes: Sequence[Index]
+    scans: bool
+    source: int = 0
+    position: str = ""
+
+    def size(self) -> Plan[int]:
+        """How many tasks its indexes hold."""
+        calls = [call for index in self.indexes for call in index.size()]
+        return sum((yield calls)) if calls else len(self.indexes)
+
+    def fits(self, ids: Sequence[str]) -> Plan[list[bool]]:
+        """Which of these tasks match."""
+        now = datetime.now(UTC)
+        parts = (yield [part_of(id, self.wanted) for id in ids]) if ids else []
+        return [part is not None and self.wanted.keeps(part, now) for part in parts]
+
+
+def walk_of(wanted: Filter, cursor: str | None = None) -> Plan[Walk]:
+    """How to find the tasks of a filter, from a cursor on. Raises: InvalidTask (a criterion or the cursor)."""
+    wanted = checked(wanted)
+    if wanted.text is not None and (yield from _is_task(wanted.text)):
+        return _resumed(Walk(msgspec.structs.replace(wanted, text=None), [Only(wanted.text)], scans=False), cursor)
+    ways = yield from _ways(wanted)
+    named = calls.decode_cursor(cursor, (str, str))[0] if cursor else None
+    here = [way for way in ways if any(index.name == named for index in way.indexes)]
+    if len(ways) == 1 or here:  # a listing stays on its way
+        return _resumed((here or ways)[0], cursor)
+    sizes = []
+    for way in ways:
+        sizes.append((yield from way.size()))
+    return _resumed(ways[sizes.index(min(sizes))], cursor)
+
+
+def _is_task(text: str) -> Plan[bool]:
+    if not TASK_ID.fullmatch(text):
+        return False
+    return (yield from one(Call(("EXISTS", keys.JOB + text), bool, again=True)))
+
+
+def _resumed(walk: Walk, cursor: str | None) -> Walk:
+    if not cursor:
+        return walk
+    source, position = _resume(walk.indexes, cursor)
+    return replace(walk, source=source, position=position)
 
 
 def _sized(id: str) -> Call[tuple[TaskRecord | None, int]]:
-    """A record, and how many bytes it has."""
     call = fetch_if_there(id)
 
     def read(reply: Any) -> tuple[TaskRecord | None, int]:
@@ -123,34 +149,19 @@ def _sized(id: str) -> Call[tuple[TaskRecord | None, int]]:
     return Call(call.command, read, again=True, reads_faults=True)
 
 
-def _read(wanted: Filter) -> Filter:
-    """The filter with a status of its type: a program may give what its types forbid."""
-    for name, value in (("queue", wanted.queue), ("type", wanted.type), ("tag", wanted.tag)):
-        if value is not None:
-            check_text(name, value)
-    if wanted.status is None:
-        return wanted
-    for status in TaskStatus:
-        if status == wanted.status:
-            return replace(wanted, status=status)
-    text = f"must be one of {', '.join(TaskStatus)}, not {wanted.status!r}"
-    raise InvalidTask(f"/status: {text}", [FieldError("/status", text)])
-
-
 def _resume(walk: Sequence[Index], cursor: str) -> tuple[int, str]:
     """The index in which a listing goes on, by its name because queues come and go, and the position there."""
-    name, position = decode_cursor(cursor, (str, str))
+    name, position = calls.decode_cursor(cursor, (str, str))
     walked = [index.name for index in walk]
     if name not in walked:  # its queue is gone
         return next((at for at, other in enumerate(walked) if other > name), len(walk)), ""
     source = walked.index(name)
     if position and not walk[source].POSITION.fullmatch(position):
-        raise wrong_cursor()
+        raise calls.wrong_cursor()
     return source, position
 
 
-Found = list[tuple[str, str]]
-"""Ids, each with the position after it."""
+Found = list[tuple[str, str]]  # ids, each with the position after it
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +169,15 @@ class ById:
     """Indexes of ours, merged. Members have one score and sort by id, which is by time. The position is the last id."""
 
     keys: Sequence[str]
-    name: ClassVar = "ids"
+    name: str = "ids"
     POSITION: ClassVar = re.compile(r"[A-Za-z0-9_-]{1,200}")
+
+    def size(self) -> Sequence[Call[int]]:
+        return [_counting("ZCARD", key) for key in self.keys]
 
     def step(self, position: str, count: int) -> Plan[Found]:
         newest = f"({position}" if position else "+"
-        commands = [("ZREVRANGEBYLEX", key, newest, "-", "LIMIT", 0, count) for key in self.keys]
-        parts = yield [_reading(command) for command in commands]
+        parts = yield [_reading("ZREVRANGEBYLEX", key, newest, "-", "LIMIT", 0, count) for key in self.keys]
         ids = sorted([id for part in parts for id in part], reverse=True)[:count]
         return [(id, id) for id in ids]
 
@@ -176,8 +189,11 @@ class Running:
     name: str
     POSITION: ClassVar = ById.POSITION
 
+    def size(self) -> Sequence[Call[int]]:
+        return [_counting("ZCARD", self.name)]
+
     def step(self, position: str, count: int) -> Plan[Found]:
-        members = yield from one(_reading(("ZRANGE", self.name, 0, -1)))
+        members = yield from one(_reading("ZRANGE", self.name, 0, -1))
         ids = sorted({member.partition(":")[0] for member in members}, reverse=True)
         return [(id, id) for id in ids if not position or id < position][:count]
 
@@ -189,11 +205,14 @@ class ByScore:
     name: str
     POSITION: ClassVar = re.compile(r"(inf|-?\d{1,20}(\.\d{1,20})?(e\+\d{1,3})?)/\d{1,12}")
 
+    def size(self) -> Sequence[Call[int]]:
+        return [_counting("ZCARD", self.name)]
+
     def step(self, position: str, count: int) -> Plan[Found]:
         score, _, passed = position.partition("/")
         behind = int(passed or 0)
-        command = ("ZREVRANGEBYSCORE", self.name, score or "+inf", "-inf", "WITHSCORES", "LIMIT", behind, count)
-        flat = yield from one(_reading(command))
+        below = (score or "+inf", "-inf", "WITHSCORES", "LIMIT", behind, count)
+        flat = yield from one(_reading("ZREVRANGEBYSCORE", self.name, *below))
         found = []
         for member, at in zip(flat[::2], flat[1::2], strict=True):
             behind = behind + 1 if at == score else 1
@@ -210,76 +229,154 @@ class FromTail:
     name: str
     POSITION: ClassVar = re.compile(r"\d{1,12}/[A-Za-z0-9_-]{1,200}")
 
+    def size(self) -> Sequence[Call[int]]:
+        return [_counting("LLEN", self.name)]
+
     def step(self, position: str, count: int) -> Plan[Found]:
         behind, _, last = position.partition("/")
         passed = int(behind or 0)
         if last:
-            search = ("LPOS", self.name, last, "RANK", -1)
-            length, at, status = yield (
-                tolerant(Call(("LLEN", self.name), int, again=True), 0),
-                tolerant(Call((*search, "MAXLEN", passed + NEWER), as_it_is, again=True), None),
-                tolerant(Call(("HGET", keys.JOB + last, "status"), as_it_is, again=True), None),
-            )
-            if at is not None:
+            search = ("LPOS", self.name, last, "RANK", -1, "MAXLEN", passed + NEWER)
+            commands = (("LLEN", self.name), search, ("HGET", keys.JOB + last, "status"))
+            read = [tolerant(Call(command, as_it_is, again=True), None) for command in commands]
+            length, at, status = yield read
+            if length is not None and at is not None:
                 passed = max(passed, length - at)
             elif status not in (b"queued", b"canceled", None):
                 return []  # it was claimed, and what stood nearer to the head before it
-        command = ("LRANGE", self.name, -passed - count, -passed - 1)
-        ids = yield from one(_reading(command))
+        ids = yield from one(_reading("LRANGE", self.name, -passed - count, -passed - 1))
         return [(id, f"{passed + n}/{id}") for n, id in enumerate(reversed(ids), start=1)]
 
 
-Index = ById | Running | ByScore | FromTail
+@dataclass(frozen=True, slots=True)
+class Members:
+    """The tasks of a workflow, or of one of its nodes; no index, since their ids follow from the workflow's. The
+    position is the last number."""
+
+    workflow: str
+    node: str | None
+    name: ClassVar = "members"
+    POSITION: ClassVar = re.compile(r"\d{1,6}")
+
+    def size(self) -> Sequence[Call[int]]:
+        return [_counting("HGET", keys.WORKFLOW + self.workflow, "reserved")]
+
+    def step(self, position: str, count: int) -> Plan[Found]:
+        first, last = yield from member_numbers(self.workflow, self.node)
+        newest = min(last, int(position) - 1) if position else last
+        return [(member_id(self.workflow, at), str(at)) for at in range(newest, max(newest - count, first - 1), -1)]
 
 
-def _walk(wanted: Filter) -> Plan[Sequence[Index]]:
-    """The indexes to walk, in an order that stays the same from page to page."""
+@dataclass(frozen=True, slots=True)
+class Only:
+    """One task. The position is its id, behind which there is none."""
+
+    id: str
+    name: ClassVar = "only"
+    POSITION: ClassVar = ById.POSITION
+
+    def size(self) -> Sequence[Call[int]]:
+        return ()
+
+    def step(self, position: str, count: int) -> Plan[Found]:
+        yield ()
+        return [] if position else [(self.id, self.id)]
+
+
+@dataclass(frozen=True, slots=True)
+class Children:
+    """The tasks that depend on one, in no order. The position is ``set/cursor/n``: of what a scan of one of two sets
+    has given at that cursor, n are behind."""
+
+    parent: str
+    name: ClassVar = "children"
+    POSITION: ClassVar = re.compile(r"[012]/\d{1,20}/\d{1,6}")
+
+    def size(self) -> Sequence[Call[int]]:
+        return [_counting("SCARD", key + self.parent) for key in _OF_CHILDREN]
+
+    def step(self, position: str, count: int) -> Plan[Found]:
+        at, cursor, behind = map(int, (position or "0/0/0").split("/"))
+        while at < len(_OF_CHILDREN):
+            members, after = yield from one(_scanned(_OF_CHILDREN[at] + self.parent, cursor, count))
+            following = f"{at}/{after}/0" if after else f"{at + 1}/0/0"
+            found = [(id, f"{at}/{cursor}/{n}") for n, id in enumerate(members, start=1)][behind:]
+            if found:
+                return [*found[:-1], (found[-1][0], following)]
+            at, cursor, behind = map(int, following.split("/"))
+        return []
+
+
+_OF_CHILDREN: Final = (keys.DEPENDENTS, keys.FOLLOWERS)
+
+
+def _scanned(key: str, cursor: int, count: int) -> Call[tuple[list[str], int]]:
+    def read(reply: Any) -> tuple[list[str], int]:
+        return [member.decode().rpartition(":")[2] for member in reply[1]], int(reply[0])
+
+    return tolerant(Call(("SSCAN", key, cursor, "COUNT", count), read, again=True), ([], 0))
+
+
+Index = ById | Running | ByScore | FromTail | Members | Only | Children
+
+
+def _ways(wanted: Filter) -> Plan[list[Walk]]:
+    """The ways to find the tasks of a filter. The order of each stays the same from page to page."""
+
+    def way(indexes: Sequence[Index], *known: str) -> Walk:
+        return Walk(wanted, indexes, scans=bool(wanted.given.keys() - {*known}))
+
+    if wanted.workflow is not None:
+        return [way([Members(wanted.workflow, wanted.node)], "workflow", "node")]
     if wanted.project is not None:  # alone, so that neither the pages nor the cursors tell anything of other projects
-        return [ById([keys.BY_PROJECT + wanted.project])]
+        return [way([ById([keys.BY_PROJECT + wanted.project])], "project")]
+    if wanted.parent is not None:
+        return [way([Children(wanted.parent)], "parent")]
+    found = []
     if wanted.tag is not None:
-        return [ById([keys.BY_TAG + wanted.tag])]
-    if wanted.status is not None:
-        queues = [wanted.queue] if wanted.queue is not None else (yield from queue_names())
-        return [index for queue in queues for index in _of_status(wanted.status, queue)]
+        found.append(way([ById([keys.BY_TAG + wanted.tag], "tag")], "tag"))
     if wanted.type is not None:
-        return [ById([keys.BY_TYPE + wanted.type])]
-    if wanted.queue is not None:
+        found.append(way([ById([keys.BY_TYPE + wanted.type], "type")], "type"))
+    if wanted.status is S.WAITING_CONFIRMATION:
+        found.append(way([ByScore(keys.CONFIRMATIONS)], "status"))
+    elif wanted.status is not None:
+        queues = [wanted.queue] if wanted.queue is not None else (yield from one(all_queues()))
+        if len(queues) <= FEW_PLACES or not found:
+            found.append(way([index for queue in queues for index in _of_status(wanted.status, queue)], *OF_PLACES))
+    elif wanted.queue is not None:
         statuses = dict.fromkeys([S.QUEUED, S.IN_PROGRESS, S.SCHEDULED, S.WAITING, S.FAILED, S.CANCELED, S.DONE])
-        return [index for status in statuses for index in _of_status(status, wanted.queue)]
-    types = yield from one(_reading(("SMEMBERS", keys.TYPES_USED)))
-    return [ById([keys.BY_TYPE + type for type in types])]
+        found.append(way([index for status in statuses for index in _of_status(status, wanted.queue)], "queue"))
+    if found:
+        return found
+    types = yield from one(_reading("SMEMBERS", keys.TYPES_USED))
+    return [way([ById([keys.BY_TYPE + type for type in types])])]
 
 
-def _of_status(status: TaskStatus, queue: str) -> Iterator[Index]:
-    if status is S.QUEUED:
-        yield FromTail(keys.REGISTRY_OF[status] + queue)
-    elif status in RUNNING:
-        yield Running(keys.REGISTRY_OF[status] + queue)
-    elif status in keys.REGISTRY_OF:
-        yield ByScore(keys.REGISTRY_OF[status] + queue)
-
-
-def queue_names() -> Plan[list[str]]:
-    """Every queue there is, sorted."""
-    return (yield from one(tolerant(all_queues(), [])))
+def _of_status(status: TaskStatus, queue: str) -> list[Index]:
+    kind = FromTail if status is S.QUEUED else Running if status in RUNNING else ByScore
+    return [kind(keys.REGISTRY_OF[status] + queue)] if status in keys.REGISTRY_OF else []
 
 
 def all_queues() -> Call[list[str]]:
     """The names of all queues, sorted. Members of RQ's set that are no queue's key are skipped."""
-
-    return Call(("SMEMBERS", keys.QUEUES), _names, again=True)
+    return tolerant(Call(("SMEMBERS", keys.QUEUES), _names, again=True), [])
 
 
 def some_queues(cursor: str, count: int) -> Call[tuple[str, list[str]]]:
-    """The names of about so many queues, on a way round all of them: where to go on, and the names."""
+    """The names of about `count` queues, on a way round all of them: where to go on, and the names."""
     command = ("SSCAN", keys.QUEUES, cursor, "COUNT", count)
     return Call(command, lambda reply: (reply[0].decode(), _names(reply[1])), again=True)
 
 
 def _names(reply: list[bytes]) -> list[str]:
-    return sorted(key.removeprefix(keys.QUEUE) for key in names(reply) if key.startswith(keys.QUEUE))
+    return sorted(key.removeprefix(keys.QUEUE) for key in calls.names(reply) if key.startswith(keys.QUEUE))
 
 
-def _reading(command: Sequence[Part]) -> Call[list[str]]:
+def _reading(*command: Part) -> Call[list[str]]:
     """Reads part of an index; nothing of a key that is no index."""
     return tolerant(Call(command, texts, again=True), [])
+
+
+def _counting(*command: Part) -> Call[int]:
+    """How many tasks an index holds; 0 if the key is no index."""
+    return tolerant(Call(command, lambda reply: int(reply or 0), again=True), 0)

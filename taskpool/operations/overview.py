@@ -10,25 +10,12 @@ from heapq import nlargest
 from typing import Annotated, Any, Final
 
 from taskpool.operations.catalog import pools
-from taskpool.operations.listing import queue_names
-from taskpool.redis import keys
-from taskpool.redis.calls import (
-    Call,
-    Plan,
-    Script,
-    as_it_is,
-    decode_cursor,
-    encode_cursor,
-    hash_of,
-    names,
-    one,
-    page_length,
-    redis_ms,
-    tolerant,
-)
+from taskpool.operations.listing import all_queues
+from taskpool.redis import calls, keys, pause_scripts
+from taskpool.redis.calls import Call, Plan, Script, as_it_is, hash_of, names, one, redis_ms, tolerant
 from taskpool.redis.embedded import ServerVersion
 from taskpool.redis.rq_job import number_of, text_of, time_of
-from taskpool.types import QUEUE_COUNTS, Page, QueueInfo, WorkerInfo, utc
+from taskpool.types import QUEUE_COUNTS, Page, Pause, QueueInfo, RunningNow, WorkerInfo, utc
 from taskpool.validation import Field
 
 Hash = Mapping[bytes, bytes]
@@ -39,8 +26,7 @@ FOREIGN_FRESH_S: Final = 60
 MOST_NAMES: Final = 10
 QUEUES_AT_ONCE: Final = 500
 LONGEST_PAGE: Final = 500
-OTHERS: Final = "(other)"
-"""No queue of ours can have this name."""
+OTHERS: Final = "(other)"  # no queue of ours can have this name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,21 +67,32 @@ class ServerInfo:
 
 def queues(names: Sequence[str] | None = None) -> Plan[list[QueueInfo]]:
     """Every queue, or those of these names, with its counts; `oldest_s` is how long the task at its head has been
-    queued."""
-    if names is None:
-        names = yield from queue_names()
+    queued. A queue that is paused is there also without tasks."""
+    known, pauses = yield from known_queues()
+    names = known if names is None else names
     found: list[QueueInfo] = []
     for at in range(0, len(names), QUEUES_AT_ONCE):
         part = names[at : at + QUEUES_AT_ONCE]
         now_ms, *rows = yield from one(_counts.call(part, as_it_is))
-        found += [_queue(name, row, now_ms) for name, row in zip(part, rows, strict=True)]
+        found += [
+            _queue(name, row, now_ms, pauses.get(pause_scripts.QUEUE + name))
+            for name, row in zip(part, rows, strict=True)
+        ]
     return found
+
+
+def known_queues() -> Plan[tuple[list[str], Mapping[str, Pause]]]:
+    """The names of all queues, sorted, and what is paused."""
+    names, pauses = yield (all_queues(), pause_scripts.paused())
+    paused = {field.removeprefix(pause_scripts.QUEUE) for field in pauses if field.startswith(pause_scripts.QUEUE)}
+    return (sorted(paused.union(names)) if paused else names), pauses
 
 
 def busiest_queues(most: int) -> Plan[list[QueueInfo]]:
     """The `most` queues that have the most tasks still to end, and all others as one with the name `OTHERS`, of whose
     ended tasks nothing is said."""
-    names = [name for name in (yield from queue_names()) if name != OTHERS]
+    known, _ = yield from known_queues()
+    names = [name for name in known if name != OTHERS]
     if len(names) <= most:
         return (yield from queues(names))
     top: list[tuple[int, str]] = []
@@ -114,50 +111,58 @@ def busiest_queues(most: int) -> Plan[list[QueueInfo]]:
 def queues_page(
     names: Sequence[str] | None = None, *, cursor: str | None = None, limit: int = LONGEST_PAGE
 ) -> Plan[Page[QueueInfo]]:
-    """A page of the queues by name: of all, or of these.
-
-    Raises:
-        InvalidTask: the cursor or the limit can't be.
-    """
-    limit = page_length(limit, LONGEST_PAGE)
-    after = decode_cursor(cursor, (str,))[0] if cursor else ""
+    """A page of the queues by name: of all, or of these. Raises: InvalidTask (the cursor or the limit is invalid)."""
+    limit = calls.page_length(limit, LONGEST_PAGE)
+    after = calls.decode_cursor(cursor, (str,))[0] if cursor else ""
     if names is None:
-        names = yield from queue_names()
+        names, _ = yield from known_queues()
     first = bisect_right(names, after)
     page = names[first : first + limit]
     infos = yield from queues(page)
-    return Page(tuple(infos), encode_cursor(page[-1]) if first + limit < len(names) else None)
+    return Page(tuple(infos), calls.encode_cursor(page[-1]) if first + limit < len(names) else None)
 
 
-def _queue(name: str, row: Sequence[Any] | None, now_ms: float) -> QueueInfo:
+def _queue(name: str, row: Sequence[Any] | None, now_ms: float, paused: Pause | None = None) -> QueueInfo:
     *counts, head = row or (*[0] * len(QUEUE_COUNTS), b"")
-    return QueueInfo(**dict(zip(QUEUE_COUNTS, counts, strict=True)), name=name, oldest_s=_age_s(head, now_ms))
+    since = time_of(head)
+    oldest_s = None if since is None else max(0.0, (utc(now_ms) - since).total_seconds())
+    return QueueInfo(**dict(zip(QUEUE_COUNTS, counts, strict=True)), name=name, oldest_s=oldest_s, paused=paused)
 
 
 def workers() -> Plan[list[WorkerInfo]]:
     """Every registered worker process, ours and plain RQ ones, by name."""
     pool_of = {worker: pool.id for pool in (yield from pools()) for worker in pool.workers}
-    found = sorted(key.removeprefix(keys.WORKER) for key in (yield from one(_worker_keys())))
-    calls: list[Call[Any]] = []
-    for name in found:
-        calls.append(_hash_at(keys.WORKER + name))
-        calls.append(tolerant(Call(("SMEMBERS", f"{keys.WORKER}{name}:executions"), names, again=True), []))
-    values = yield calls
-    rows = zip(found, values[::2], values[1::2], strict=True)
-    return [_worker(name, h, runs, pool_of.get(name)) for name, h, runs in rows if _is_live(h)]
+    found = sorted((yield from one(_worker_keys())))
+    hashes = [_hash_at(key) for key in found]
+    runs = [tolerant(Call(("SMEMBERS", f"{key}:executions"), names, again=True), []) for key in found]
+    values = yield [*hashes, *runs]
+    rows = [
+        (key.removeprefix(keys.WORKER), h, runs)
+        for key, h, runs in zip(found, values[: len(found)], values[len(found) :], strict=True)
+        if _is_live(h)
+    ]
+    first = [min((member.partition(":")[0] for member in runs), default=None) for _, _, runs in rows]
+    tasks = yield [_running_now(id) for id in first if id is not None]
+    left = iter(tasks)
+    return [
+        _worker(name, h, runs, pool_of, None if id is None else next(left))
+        for (name, h, runs), id in zip(rows, first, strict=True)
+    ]
+
+
+def _running_now(id: str) -> Call[RunningNow | None]:
+    def read(reply: Sequence[bytes | None]) -> RunningNow | None:
+        type, since = text_of(reply[0]), time_of(reply[1])
+        return None if since is None else RunningNow(id=id, type=type or "", since_ms=round(since.timestamp() * 1000))
+
+    return tolerant(Call(("HMGET", keys.JOB + id, "type", "started_at"), read, again=True), None)
 
 
 def _is_live(h: Hash) -> bool:
     return b"birth" in h and b"death" not in h
 
 
-def plain_workers() -> Plan[dict[str, set[str]]]:
-    """The RQ workers that aren't ours, and which of our queues they serve."""
-    _, plain = yield from _neighbours()
-    return plain
-
-
-def _neighbours() -> Plan[tuple[set[str], dict[str, set[str]]]]:
+def neighbours() -> Plan[tuple[set[str], dict[str, set[str]]]]:
     """The queues of our pools; and the RQ workers that aren't ours, with those of these queues that they serve."""
     live = yield from pools()
     entered = yield from one(_worker_keys())
@@ -178,14 +183,11 @@ def foreign_queues() -> Call[list[str]]:
 
 def worker_warnings() -> Plan[list[str]]:
     """What is wrong with the RQ programs that share queues with our pools, each in a sentence for operators."""
-    ours, plain = yield from _neighbours()
-    found, now_ms = yield (
-        tolerant(Call(("ZRANGE", keys.FOREIGN_QUEUES, 0, -1, "WITHSCORES"), hash_of, again=True), {}),
-        redis_ms(),
-    )
-    foreign = {
-        queue.decode(errors="replace") for queue, at_s in found.items() if now_ms / 1000 - float(at_s) < FOREIGN_FRESH_S
-    }
+    ours, plain = yield from neighbours()
+    scores = Call(("ZRANGE", keys.FOREIGN_QUEUES, 0, -1, "WITHSCORES"), hash_of, again=True)
+    found, now_ms = yield (tolerant(scores, {}), redis_ms())
+    fresh = [queue for queue, at_s in found.items() if now_ms / 1000 - float(at_s) < FOREIGN_FRESH_S]
+    foreign = {queue.decode(errors="replace") for queue in fresh}
     return [*_sharing(plain), *(_foreign(queue, plain) for queue in sorted(foreign & ours))]
 
 
@@ -209,11 +211,6 @@ def _foreign(queue: str, plain: Mapping[str, set[str]]) -> str:
     )
 
 
-def counters() -> Call[dict[str, int]]:
-    """The running totals of the cluster (see `metrics_names`)."""
-    return tolerant(Call(("HGETALL", keys.COUNTERS), _counted, again=True), {})
-
-
 def server() -> Call[ServerInfo]:
     """The Redis server: version and persistence."""
 
@@ -235,37 +232,29 @@ def server() -> Call[ServerInfo]:
     return Call(("INFO",), read, again=True)
 
 
-def _counted(reply: list[bytes]) -> dict[str, int]:
-    counters = hash_of(reply).items()
-    return {
-        name.decode(errors="replace"): int(value) for name, value in counters if value.isdigit()
-    }  # others aren't ours
-
-
 def write_probe() -> Call[None]:
-    """A script's write that changes nothing: refused as our other writes are at the moment, if they are.
-
-    Raises, when run:
-        RedisFull: the memory limit is reached.
-        RedisRefused: Redis takes no writes at all.
-    """
+    """A script's write that changes nothing, refused if our other writes are. Raises, when run: RedisFull (the memory
+    limit is reached), RedisRefused (Redis takes no writes at all)."""
     return _probe.call((), lambda reply: None)
 
 
-def _worker(name: str, h: Hash, runs: Sequence[str], pool: str | None) -> WorkerInfo:
+def _worker(name: str, h: Hash, runs: Sequence[str], pool_of: Mapping[str, str], task: RunningNow | None) -> WorkerInfo:
     return WorkerInfo(
         name=name,
         host=text_of(h.get(b"hostname")) or "",
         pid=number_of(h.get(b"pid"), 0),
         state=text_of(h.get(b"state")) or "?",
         queues=_queues_of(h),
-        pool=pool or text_of(h.get(b"pool")),
+        pool=pool_of.get(name) or text_of(h.get(b"pool")),
+        build=text_of(h.get(b"build")),
         current=tuple(sorted(member.partition(":")[0] for member in runs)),
         done=number_of(h.get(b"successful_job_count"), 0),
         failed=number_of(h.get(b"failed_job_count"), 0),
         working_s=_float(h.get(b"total_working_time")),
         started_at=time_of(h.get(b"birth")),
         last_heartbeat=time_of(h.get(b"last_heartbeat")),
+        task=task,
+        memory_bytes=number_of(h.get(b"memory_bytes")),
     )
 
 
@@ -273,18 +262,11 @@ def _queues_of(h: Hash) -> tuple[str, ...]:
     return tuple((text_of(h.get(b"queues")) or "").split(","))
 
 
-def _age_s(enqueued_at: bytes, now_ms: float) -> float | None:
-    at = time_of(enqueued_at)
-    return None if at is None else max(0.0, (utc(now_ms) - at).total_seconds())
-
-
 def _worker_keys() -> Call[list[str]]:
-    """The keys of all registered workers."""
     return tolerant(Call(("SMEMBERS", keys.WORKERS), names, again=True), [])
 
 
 def _hash_at(key: str) -> Call[Hash]:
-    """The hash under a key; empty when the key has another kind of value."""
     return tolerant(Call(("HGETALL", key), hash_of, again=True), {})
 
 

@@ -14,7 +14,7 @@ from contextlib import closing
 from functools import partial
 from typing import Final, TypeVar
 
-from taskpool.access.audit import Actor
+from taskpool.access.audit import Actor, entry
 from taskpool.errors import (
     CapReached,
     ConfigurationError,
@@ -26,14 +26,21 @@ from taskpool.errors import (
 )
 from taskpool.lifecycle import MAX_CONNECTIONS, ConnectionPool, HoldsConnections, PerLoop
 from taskpool.operations import queue
-from taskpool.operations.catalog import Catalogue
-from taskpool.operations.queue import Submitted
+from taskpool.operations.control.drive import new_driver
+from taskpool.operations.queue import Rules, Submitted
 from taskpool.operations.records import fetch
-from taskpool.operations.submit import Defaults, check_task
-from taskpool.operations.task_logs import LogStep, follow_log, follow_log_async
-from taskpool.operations.waiting import LOOK_AGAIN_S, AsyncListener, Listener, Subscriptions
+from taskpool.operations.submit import check_task
+from taskpool.operations.waiting import (
+    LOOK_AGAIN_S,
+    AsyncListener,
+    Listener,
+    LogStep,
+    Subscriptions,
+    follow_log,
+    follow_log_async,
+)
 from taskpool.redis import add_script, scripts
-from taskpool.redis.add_script import BatchedAdds, Caps, NewTask, Once
+from taskpool.redis.add_script import BatchedAdds, NewTask, Once
 from taskpool.redis.address import Address
 from taskpool.redis.async_connection import AsyncWire
 from taskpool.redis.async_store import AsyncStore
@@ -41,6 +48,7 @@ from taskpool.redis.calls import Plan
 from taskpool.redis.connection import SharedWire
 from taskpool.redis.store import Store
 from taskpool.settings import Settings, resolve_redis_url
+from taskpool.tasks.hooks import sending
 from taskpool.tasks.registry import Registry
 from taskpool.types import TaskRecord, TaskSpec
 
@@ -64,29 +72,20 @@ class PoolBase(HoldsConnections):
         self.settings = settings
         self.redis_url = redis_url
         self.registry = registry
-        self.catalogue = Catalogue(type_grace_s=settings.type_grace_s)
-        self.defaults = Defaults(
-            timeout_s=settings.timeout_s,
-            result_ttl_s=settings.result_ttl_s,
-            failure_ttl_s=settings.failure_ttl_s,
-            max_attempts=settings.max_attempts,
-            secret_ttl_s=settings.secret_ttl_s,
-            max_queue_depth=settings.max_queue_depth,
-            caps=Caps(settings.max_queues, settings.max_tags, settings.max_unique_keys, settings.max_idempotency_keys),
-            webhook_allow=settings.webhook_allow,
-        )
+        self.rules = Rules.of(settings, registry)
+        self.driver = new_driver()  # of the operations that this pool carries out
 
     def adding(self, spec: TaskSpec) -> Plan[TaskRecord]:
         """The plan of `add_spec`."""
-        return queue.add_task(spec, self.catalogue, self.registry, self.defaults)
+        return queue.add_task(spec, self.rules)
 
     def submitting(self, spec: TaskSpec, once: Once | None = None, by: Actor | None = None) -> Plan[Submitted]:
         """The plan of `submit`."""
-        return queue.submit(spec, self.catalogue, self.registry, self.defaults, once, by=by)
+        return queue.submit(spec, self.rules, once, by=by)
 
     def checking(self, spec: TaskSpec, by: Actor | None = None) -> Plan[NewTask]:
         """The plan that checks a task as `submit` does, without storing it."""
-        return check_task(spec, self.catalogue, self.registry, self.defaults, by=by)
+        return check_task(spec, *self.rules, by=by)
 
     def known_types(self) -> Registry:
         """The registry given to this pool: the types that it can run.
@@ -139,10 +138,12 @@ class ConnectedPool(PoolBase):
         if spec.unique_key is not None:  # the task to wait for may be another one
             id = self.store.carry_out(self.adding(spec)).id
             return _last(self._follow(id, wait_s, LOOK_AGAIN_S))
-        task = self.store.carry_out(self.checking(spec))
         with self._listeners.taken(*HARMLESS) as listener:
-            added = listener.hear(task.id, scripts.add([task]))
-            (record,) = queue.stored([task], added)
+            with sending((spec,)) as sent:
+                task = self.store.carry_out(self.checking(sent.specs[0]))
+                sent.note((task,))
+                added = listener.hear(task.id, scripts.add([task]))
+                (record,) = queue.stored([task], added)
             return _last(listener.follow(record.id, wait_s, LOOK_AGAIN_S, record))
 
     def _log_steps(self, id: str, cursor: str | None) -> Generator[LogStep]:
@@ -234,13 +235,15 @@ class AsyncConnectedPool(PoolBase):
     async def _submit(self, spec: TaskSpec, once: Once | None, by: Actor | None) -> Submitted:
         if once is not None:
             return await self.store.carry_out(self.submitting(spec, once, by))
-        task = await self.store.carry_out(self.checking(spec, by))
-        audited = queue.audit_of(task, by)
-        if task.is_plain:
-            added = await self._here().batched.add(task, audited)
-        else:
-            added = await self.store.run(add_script.add((task,), None, audited))
-        return queue.submitted((task,), added)
+        with sending((spec,)) as sent:
+            task = await self.store.carry_out(self.checking(sent.specs[0], by))
+            sent.note((task,))
+            audited = entry(by, "task.submitted", task.id)
+            if task.is_plain:
+                added = await self._here().batched.add(task, audited)
+            else:
+                added = await self.store.run(add_script.add((task,), None, audited))
+            return queue.submitted((task,), added)
 
     def _follow(self, id: str, timeout_s: float | None, every_s: float) -> AsyncGenerator[TaskRecord]:
         return self.listener.follow(id, partial(self.store.run, fetch(id)), timeout_s, every_s)

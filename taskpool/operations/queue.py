@@ -7,23 +7,21 @@ API; they may carry an idempotency key (`Once`).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
+from taskpool import errors, types
 from taskpool.access.audit import Actor, entry
 from taskpool.errors import (
-    CapReached,
+    AttemptLost,
     FieldError,
     InvalidTask,
-    KeyReused,
     NotAllowed,
-    QueueFull,
     TaskConflict,
     TaskNotFound,
-    UniqueConflict,
     UnknownDependency,
 )
 from taskpool.operations.catalog import Catalogue
@@ -32,25 +30,17 @@ from taskpool.operations.specs import check_text
 from taskpool.operations.status import release_dependents
 from taskpool.operations.submit import Defaults, check_task, check_tasks
 from taskpool.redis import add_script, keys, scripts
-from taskpool.redis.add_script import Added, NewTask, Once, Shared, status_told
+from taskpool.redis.add_script import Added, NewTask, Once, accepted_status
 from taskpool.redis.calls import Call, Plan, decode_cursor, encode_cursor, hash_of, one, page_length, wrong_cursor
 from taskpool.redis.rq_job import status_of
+from taskpool.settings import Settings
+from taskpool.tasks.hooks import sending
 from taskpool.tasks.registry import Registry
-from taskpool.types import (
-    RQ_STATUS,
-    Page,
-    QueuedTask,
-    Receipt,
-    TaskRecord,
-    TaskSpec,
-    TaskStatus,
-    rare_fields,
-    shown_key,
-    utc,
-)
+from taskpool.types import RQ_STATUS, Page, QueuedTask, Receipt, TaskRecord, TaskSpec, TaskStatus, utc
 
-CHUNK: Final = 1000
-"""So many tasks at most go into one call, which stores all of them or none."""
+CHUNK: Final = 1000  # most tasks in one call, which stores all of them or none
+MOST_EDGES: Final = types.MOST_PARENTS
+"""What the tasks of one call may depend on, in all: the script looks at each."""
 
 LONGEST_PAGE: Final = 500
 LAST_OF_PAGE: Final = 3
@@ -58,40 +48,52 @@ LAST_BEFORE: Final = 2
 """How many tasks of a page, and of the pages before, its cursor remembers. If the last task is taken out of the queue,
 the next page goes on behind one of the others."""
 
-_SHOWN: Final = re.compile(r"[A-Za-z0-9_-]{1,64} [0-9TZ:.+-]{1,40}")
 RELEASES: Final = 100
+UNREPLACEABLE: Final = (
+    "the task that holds this unique key can't be replaced: your API key may not use its type, or not its queue"
+)
+
+_is_shown: Final = re.compile(r"[A-Za-z0-9_-]{1,64} [0-9TZ:.+-]{1,40}").fullmatch
 
 
-def add_task(spec: TaskSpec, catalogue: Catalogue, registry: Registry | None, defaults: Defaults) -> Plan[TaskRecord]:
-    """Add one task; the record as stored.
+class Rules(NamedTuple):
+    """What submissions are checked with: the published types, those that are registered here, and the defaults."""
 
-    Raises:
-        InvalidTask: UnknownType, InvalidPayload, UnknownDependency, or a field that can't be. Nothing was stored.
-    """
-    checked = yield from check_task(spec, catalogue, registry, defaults)
-    (record,) = yield from _store([checked])
+    catalogue: Catalogue
+    registry: Registry | None
+    defaults: Defaults
+
+    @classmethod
+    def of(cls, settings: Settings, registry: Registry | None = None) -> Rules:
+        """Those of a program with these settings."""
+        return cls(Catalogue(type_grace_s=settings.type_grace_s), registry, Defaults.of(settings))
+
+
+def add_task(spec: TaskSpec, rules: Rules) -> Plan[TaskRecord]:
+    """Add one task; the record as stored. Raises: InvalidTask, also for a type, payload or dependency; then nothing was
+    stored."""
+    with sending((spec,)) as sent:
+        checked = yield from check_task(sent.specs[0], *rules)
+        sent.note((checked,))
+        (record,) = yield from _store([checked])
     return record
 
 
-def add_tasks(
-    specs: Sequence[TaskSpec], catalogue: Catalogue, registry: Registry | None, defaults: Defaults
-) -> Plan[list[TaskRecord]]:
+def add_tasks(specs: Sequence[TaskSpec], rules: Rules) -> Plan[list[TaskRecord]]:
     """Add tasks, in order: all are checked before the first is stored, and each thousand is stored whole or not.
-
-    Raises:
-        InvalidTask: as `add_task`; the pointers start with the index of the task.
-    """
-    checked = yield from check_tasks(specs, catalogue, registry, defaults)
-    if len(checked) > CHUNK:  # one call finds out by itself
-        yield from _check_parents(checked)
-    return (yield from _store(checked))
+    Raises: InvalidTask (as `add_task`; the pointers start with the index of the task)."""
+    with sending(specs) as sent:
+        checked = yield from check_tasks(sent.specs, *rules)
+        sent.note(checked)
+        if len(list(_chunks(checked))) > 1:  # one call finds out by itself
+            yield from _check_parents(checked)
+        return (yield from _store(checked))
 
 
 def _store(tasks: Sequence[NewTask]) -> Plan[list[TaskRecord]]:
     records: list[TaskRecord] = []
     existing: dict[int, str] = {}
-    for at in range(0, len(tasks), CHUNK):
-        chunk = tasks[at : at + CHUNK]
+    for at, chunk in _chunks(tasks):
         added = yield from one(add_script.add(chunk))
         records += stored(chunk, added, at)
         existing |= {at + index: id for index, id in added.existing.items()}
@@ -102,50 +104,63 @@ def _store(tasks: Sequence[NewTask]) -> Plan[list[TaskRecord]]:
     return records
 
 
+def _chunks(tasks: Sequence[NewTask]) -> Iterator[tuple[int, Sequence[NewTask]]]:
+    """The tasks in parts for one call each, and where each part begins: a call looks at every parent of its tasks."""
+    start = edges = 0
+    for at, task in enumerate(tasks):
+        more = len(task.parents) + len(task.edges)
+        if at > start and (at - start == CHUNK or edges + more > MOST_EDGES):
+            yield start, tasks[start:at]
+            start, edges = at, 0
+        edges += more
+    if tasks:
+        yield start, tasks[start:]
+
+
 def refuse(tasks: Sequence[NewTask], added: Added, start: int = 0) -> None:
     """Raise the error of an addition that stored nothing; `start` is the index of its first task."""
+    if added.broken_guard:
+        raise AttemptLost("the attempt no longer holds its lease: it can't add tasks")
     if added.unknown_dependency is not None:
         raise UnknownDependency(added.unknown_dependency)
     if added.conflict is not None:
         index, id, word = added.conflict
         held = tasks[index].unique
         status = status_of(word)
-        raise UniqueConflict("" if held is None else shown_key(held.name), id, status, start + index)
+        raise errors.UniqueConflict("" if held is None else types.shown_key(held.name), id, status, start + index)
     if added.is_other:
-        raise KeyReused
-    if (cap := added.capped) is not None:
-        raise CapReached(cap.kind, cap.project or None, cap.most)
-    if (queue := added.full) is not None:
-        raise QueueFull(queue.name, queue.held, queue.most, queue.room_in_s())
+        raise errors.KeyReused
+    if cap := added.capped:
+        raise errors.CapReached(cap.kind, cap.project or None, cap.most)
+    if queue := added.full:
+        raise errors.QueueFull(queue.name, queue.held, queue.most, queue.room_in_s())
 
 
 def stored(tasks: Sequence[NewTask], added: Added, start: int = 0) -> list[TaskRecord]:
-    """The records of tasks that one `add` was sent for, without reading them back.
-
-    Raises:
-        UnknownDependency, UniqueConflict, KeyReused, QueueFull, CapReached: none of them was stored.
-    """
+    """The records of tasks that one `add` was sent for, without reading them back. Raises: UnknownDependency,
+    UniqueConflict, KeyReused, QueueFull, CapReached (none of them was stored)."""
     refuse(tasks, added, start)
     created_at = datetime.fromisoformat(added.stamp)
-    return [_record(task, status_told(status), created_at) for task, status in zip(tasks, added.statuses, strict=True)]
+    return [
+        _record(task, accepted_status(status), created_at) for task, status in zip(tasks, added.statuses, strict=True)
+    ]
 
 
 def _check_parents(tasks: Sequence[NewTask]) -> Plan[None]:
     """Refuse all chunks when a parent of any doesn't exist. (One that vanishes after this refuses its chunk.)"""
-    parents = list(dict.fromkeys(parent for task in tasks for parent in task.parents))
-    exist = yield [Call(("EXISTS", keys.JOB + parent), int, again=True) for parent in parents]
-    for parent, exists in zip(parents, exist, strict=True):
-        if not exists:
-            raise UnknownDependency(parent)
-
-
-_SHARED: Final = [name for name in Shared.__struct_fields__ if name in TaskRecord.__struct_fields__]
+    parents = list(
+        dict.fromkeys(edge for task in tasks for edge in (*task.parents, *(each.ref for each in task.edges)))
+    )
+    exist = yield [Call(("EXISTS", add_script.key_of(parent)), bool, again=True) for parent in parents]
+    if not all(exist):
+        raise UnknownDependency(parents[exist.index(False)])
 
 
 def _record(task: NewTask, status: TaskStatus, created_at: datetime) -> TaskRecord:
     """The record of what was just stored, without reading it back."""
     created_ms = created_at.timestamp() * 1000
     run_ms = (task.run_ms or 0) if task.delay_ms is None else created_ms + task.delay_ms
+    confirm = task.recorded.get("confirm") if status is TaskStatus.WAITING_CONFIRMATION else None
     return TaskRecord(
         id=task.id,
         status=status,
@@ -154,11 +169,12 @@ def _record(task: NewTask, status: TaskStatus, created_at: datetime) -> TaskReco
         enqueued_at=created_at if status is TaskStatus.QUEUED else None,
         run_at=utc(run_ms) if run_ms > created_ms else None,
         expires_at=None if task.expires_ms is None else utc(created_ms + task.expires_ms),
+        asked_at=None if confirm is None else created_at,
+        answer_by=None if confirm is None else utc(created_ms + confirm.timeout * 1000),
         seq=1,
         project=task.project,
-        **{**task.recorded, "callback_events": tuple(task.callback_events)},
-        **{name: getattr(task.shared, name) for name in _SHARED},
-        **rare_fields(None if task.unique is None else task.unique.text, task.trace),
+        **task.shared.recorded,
+        **task.recorded,
     )
 
 
@@ -172,15 +188,15 @@ def get_queue(
     come in front or are taken out, none that waits is skipped. None is shown again, unless this page's last three are
     taken out.
 
-    Raises:
-        InvalidTask: the name, the cursor or the limit can't be.
+    Raises: InvalidTask (the name, the cursor or the limit is invalid).
     """
     check_text("name", name)
     limit = page_length(limit, LONGEST_PAGE)
     offset, shown = decode_cursor(cursor, (int, list)) if cursor else (0, [])
-    if not all(isinstance(each, str) and _SHOWN.fullmatch(each) for each in shown[: LAST_OF_PAGE + LAST_BEFORE]):
+    shown = shown[: LAST_OF_PAGE + LAST_BEFORE]
+    if not all(isinstance(each, str) and _is_shown(each) for each in shown):
         raise wrong_cursor()
-    behind = [part for each in shown[: LAST_OF_PAGE + LAST_BEFORE] for part in each.split()]
+    behind = [part for each in shown for part in each.split()]
     now_ms, length, offset, *rest = yield from one(scripts.queue_page(name, offset, limit, behind))
     now = utc(int(now_ms))
     items, last = [], []
@@ -196,17 +212,13 @@ def get_queue(
     end = offset + len(rest) // 2
     if end >= length:
         return Page(tuple(items), None)
-    last = [each for each in last[: -LAST_OF_PAGE - 1 : -1] if _SHOWN.fullmatch(each)]
+    last = [each for each in last[: -LAST_OF_PAGE - 1 : -1] if _is_shown(each)]
     return Page(tuple(items), encode_cursor(end, last + shown[:LAST_BEFORE] if last else []))
 
 
 def remove_task(id: str, by: Actor | None = None) -> Plan[TaskStatus | None]:
     """Take a task out: one that waits is canceled (CANCELED), an ended one is purged with all that is its (None).
-
-    Raises:
-        TaskNotFound
-        TaskConflict: it is running (stop it first), or RQ itself holds it back.
-    """
+    Raises: TaskNotFound, TaskConflict (it is running, or RQ itself holds it back)."""
     check_id(id)
     audited = entry(by, "task.canceled", id)
     word = yield from one(scripts.cancel(id, reason="canceled", error=keys.NOT_STARTED, audited=audited))
@@ -227,16 +239,10 @@ def remove_task(id: str, by: Actor | None = None) -> Plan[TaskStatus | None]:
         elif word != RQ_STATUS[TaskStatus.IN_PROGRESS]:
             break
     if word == "children":
-        raise TaskConflict(
-            id, TaskStatus.DONE, f"task {id} still has tasks that wait for it: remove it again in a moment"
-        )
+        text = f"task {id} still has tasks that wait for it: remove it again in a moment"
+        raise TaskConflict(id, TaskStatus.DONE, text)
     status = status_of(word)
     raise TaskConflict(id, status, f"task {id} is {status}: it can't be removed now")
-
-
-UNREPLACEABLE: Final = (
-    "the task that holds this unique key can't be replaced: your API key may not use its type, or not its queue"
-)
 
 
 class Submitted(NamedTuple):
@@ -246,56 +252,37 @@ class Submitted(NamedTuple):
     is_replayed: bool = False
 
 
-def submit(
-    spec: TaskSpec,
-    catalogue: Catalogue,
-    registry: Registry | None,
-    defaults: Defaults,
-    once: Once | None = None,
-    *,
-    by: Actor | None = None,
-) -> Plan[Submitted]:
-    """Add one task. `by`: who submits it, whose project it gets, and whom the audit names.
-
-    Raises:
-        InvalidTask: as `add_task`.
-        NotAllowed: `by` may not use its type, its queue or one of its options.
-        UniqueConflict: as `add_task`.
-        KeyReused: `once` stands for another submission.
-    """
-    try:
-        task = yield from check_task(spec, catalogue, registry, defaults, by=by)
-    except InvalidTask as error:
-        return (yield from _before(once, error))
-    audited = audit_of(task, by)
-    return submitted((task,), (yield from one(add_script.add((task,), once, audited))))
-
-
-def audit_of(task: NewTask, by: Actor | None) -> bytes:
-    """The audit's entry of one submission."""
-    return entry(by, "task.submitted", task.id)
+def submit(spec: TaskSpec, rules: Rules, once: Once | None = None, *, by: Actor | None = None) -> Plan[Submitted]:
+    """Add one task. `by`: who submits it, whose project it gets, and whom the audit names. Raises: as `add_task`;
+    NotAllowed (`by` may not use its type, its queue or an option), KeyReused (`once` was for another submission)."""
+    with sending((spec,)) as sent:
+        try:
+            task = yield from check_task(sent.specs[0], *rules, by=by)
+        except InvalidTask as error:
+            return (yield from _before(once, error))
+        sent.note((task,))
+        audited = entry(by, "task.submitted", task.id)
+        return submitted((task,), (yield from one(add_script.add((task,), once, audited))))
 
 
 def submit_many(
-    specs: Sequence[TaskSpec],
-    catalogue: Catalogue,
-    registry: Registry | None,
-    defaults: Defaults,
-    once: Once | None = None,
-    *,
-    by: Actor | None = None,
-    start: str = "",
+    specs: Sequence[TaskSpec], rules: Rules, once: Once | None = None, *, by: Actor | None = None, start: str = ""
 ) -> Plan[Submitted]:
     """Add tasks, a thousand at most, all or none; as `submit` otherwise. The faults' pointers begin with `start` and
     the index."""
-    try:
-        tasks = yield from check_tasks(specs, catalogue, registry, defaults, by=by, start=start)
-    except InvalidTask as error:
-        return (yield from _before(once, error))
-    if not tasks:
-        return Submitted(())
-    audited = entry(by, "task.submitted", tasks[0].id, count=len(tasks), last=tasks[-1].id)
-    return submitted(tasks, (yield from one(add_script.add(tasks, once, audited))), start)
+    with sending(specs) as sent:
+        try:
+            tasks = yield from check_tasks(sent.specs, *rules, by=by, start=start)
+        except InvalidTask as error:
+            return (yield from _before(once, error))
+        if not tasks:
+            return Submitted(())
+        sent.note(tasks)
+        if sum(len(task.parents) + len(task.edges) for task in tasks) > MOST_EDGES:
+            fault = f"the tasks of one call may have at most {MOST_EDGES:,} dependencies in all: submit them in parts"
+            raise InvalidTask(f"{start}: {fault}", [FieldError(start, fault)])
+        audited = entry(by, "task.submitted", tasks[0].id, count=len(tasks), last=tasks[-1].id)
+        return submitted(tasks, (yield from one(add_script.add(tasks, once, audited))), start)
 
 
 def _before(once: Once | None, refusal: InvalidTask) -> Plan[Submitted]:
@@ -307,13 +294,10 @@ def _before(once: Once | None, refusal: InvalidTask) -> Plan[Submitted]:
 
 
 def submitted(tasks: Sequence[NewTask], added: Added, start: str | None = None) -> Submitted:
-    """What became of submissions that one `add` was sent for; with `start` they were a batch.
-
-    Raises:
-        InvalidTask, NotAllowed, UniqueConflict, KeyReused, QueueFull: as `submit`; none of them was stored.
-    """
+    """What became of submissions that one `add` was sent for; with `start` they were a batch. Raises: InvalidTask,
+    NotAllowed, UniqueConflict, KeyReused, QueueFull (as `submit`; none of them was stored)."""
     if len(tasks) == 1 and len(added.statuses) == 1 and not (added.existing or added.replayed):  # as most are
-        return Submitted((Receipt(tasks[0].id, status_told(added.statuses[0])),))
+        return Submitted((Receipt(tasks[0].id, accepted_status(added.statuses[0])),))
     if added.unreplaceable is not None:
         at = "" if start is None else f"{start}/{added.unreplaceable}"
         raise NotAllowed([FieldError(f"{at}/on_conflict", UNREPLACEABLE)])
@@ -321,7 +305,7 @@ def submitted(tasks: Sequence[NewTask], added: Added, start: str | None = None) 
     own = tuple([task.id for task in tasks])
     ids = added.replayed or own
     receipts = [
-        Receipt(added.existing.get(index, id), status_told(status), index in added.existing)
+        Receipt(added.existing.get(index, id), accepted_status(status), index in added.existing)
         for index, (id, status) in enumerate(zip(ids, added.statuses, strict=True))
     ]
     # Sent again because the answer was lost, the call meets what it stored itself.

@@ -4,42 +4,30 @@ them.
     pool.add_task("resize", {"url": url}, queue="images")
     pool.add_task(resize, url=url)
     pool.add_task(resize, {"url": url}, queue="images")
-    pool.add_task(spec_for(resize, url=url), queue="images")
+    pool.add_task(resize.spec(url=url), queue="images")
 
 With a function, keyword arguments are fields of the payload, and a type checker compares them with the function's
-parameters. It can't do that for a call that also has options, so options need a payload object or `spec_for`.
+parameters. It can't do that for a call that also has options, so options need a payload object or
+`spec`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
-from functools import lru_cache
-from inspect import Parameter
-from typing import (
-    Any,
-    ClassVar,
-    Concatenate,
-    Final,
-    NamedTuple,
-    NoReturn,
-    ParamSpec,
-    Protocol,
-    TypeVar,
-    Unpack,
-    overload,
-)
+from typing import Any, ClassVar, Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 import msgspec
 from msgspec.structs import replace
 
+from taskpool import types
 from taskpool.errors import FieldError, InvalidTask
 from taskpool.tasks.context import TaskContext
-from taskpool.tasks.payload.signature import payload_parameters
+from taskpool.tasks.spec import class_field_names, field_names, payload_of, refuse
 from taskpool.tasks.task import Task, options_of
 from taskpool.types import TaskOptions, TaskSpec
-from taskpool.validation import LONGEST_S, Guesses, is_seconds, is_text, seconds_fault
+from taskpool.validation import LONGEST_S, Guesses, is_seconds, is_text, seconds_fault, seconds_of
 
 
 def check_spec(spec: object, start: str = "") -> None:
@@ -49,9 +37,16 @@ def check_spec(spec: object, start: str = "") -> None:
         InvalidTask
     """
     if not isinstance(spec, TaskSpec):
-        raise _refusal(start, f"must be a TaskSpec, not {type(spec).__name__}")
+        raise _refusal(start, f"must be a TaskSpec, not {type(spec).__name__}{hint_of(spec)}")
     if not is_text(spec.type):
         raise _refusal(f"{start}/type", f"must be the name of a task type, not {spec.type!r}")
+
+
+def hint_of(given: object) -> str:
+    """How to make a `TaskSpec` of a task that was given without a payload."""
+    if options_of(given) is None and not (isinstance(given, type) and issubclass(given, Task)):
+        return ""
+    return f": write {getattr(given, '__name__', 'task')}.spec(...)"
 
 
 def read_specs(specs: object, start: str = "") -> list[TaskSpec]:
@@ -91,6 +86,18 @@ def check_seconds(name: str, value: object, least_s: float = 0, most_s: float = 
     """
     if fault := seconds_fault(value, least_s, most_s):
         raise InvalidTask(f"/{name}: {fault}", [FieldError(f"/{name}", fault)])
+
+
+def duration_s(name: str, value: object, least_s: float = 0, most_s: float = LONGEST_S) -> float:
+    """The seconds of the duration given as the parameter `name`.
+
+    Raises:
+        InvalidTask: it is none, or not in this range.
+    """
+    try:
+        return seconds_of(value, least_s, most_s)
+    except ValueError as error:
+        raise InvalidTask(f"/{name}: {error}", [FieldError(f"/{name}", str(error))]) from None
 
 
 def patience_s(name: str, value: float | None) -> float:
@@ -133,7 +140,7 @@ class AddTask(Protocol[R_co]):
     - the name of a task type and its payload;
     - a function marked with `@task` and the payload's fields as keyword arguments;
     - such a function, or a subclass of `Task`, and the payload as one object;
-    - a `TaskSpec`, as `spec_for` makes it; options given here replace those of the spec.
+    - a `TaskSpec`, as `resize.spec(url=url)` is one; options given here replace those of the spec.
 
     Raises:
         InvalidTask: UnknownType, InvalidPayload, UnknownDependency or an option that can't be; nothing was stored.
@@ -157,23 +164,6 @@ class AddTask(Protocol[R_co]):
     ) -> R_co: ...
     @overload
     def __call__(self, task: Callable[P, Any], /, *fields: P.args, **named: P.kwargs) -> R_co: ...
-
-
-@overload
-def spec_for(task: Callable[Concatenate[TaskContext, P], Any], /, *fields: P.args, **named: P.kwargs) -> TaskSpec: ...
-@overload
-def spec_for(task: Callable[P, Any], /, *fields: P.args, **named: P.kwargs) -> TaskSpec: ...
-def spec_for(task: Callable[..., Any], /, *fields: Any, **named: Any) -> TaskSpec:
-    """A task function with its payload, for `add_task`, `add_tasks` and `add_and_wait`. Every keyword argument is a
-    field of the payload, even if it has the name of an option.
-
-        pool.add_task(spec_for(resize, url="https://example.org/a.png"), delay_s=5)
-
-    Raises:
-        InvalidTask: it isn't a task, or the arguments aren't its payload.
-    """
-    known = _known(task)
-    return TaskSpec(type=known.type, payload=_payload(known, fields, named))
 
 
 def spec_given(given: tuple[Any, ...], named: dict[str, Any]) -> TaskSpec:
@@ -204,13 +194,13 @@ def spec_given(given: tuple[Any, ...], named: dict[str, Any]) -> TaskSpec:
         return TaskSpec(type=known.type, payload=rest[0], **named)
     options = {name: named.pop(name) for name in OPTIONS & named.keys()}
     _refuse_clash(known, options)
-    return TaskSpec(type=known.type, payload=_payload(known, rest, named), **options)
+    return TaskSpec(type=known.type, payload=payload_of(known.type, known.fields, rest, named), **options)
 
 
 def _spec(type: Any, payload: Any, options: dict[str, Any], before: TaskSpec | None = None) -> TaskSpec:
     try:
         if before is not None:
-            return replace(before, **options)
+            return replace(before, **dict.fromkeys(_excluded_by(options)) | options)
         return TaskSpec(type=type, payload={} if payload is None else payload, **options)
     except TypeError:
         unknown = next((name for name in options if name not in OPTIONS), None)
@@ -223,6 +213,16 @@ def _spec(type: Any, payload: Any, options: dict[str, Any], before: TaskSpec | N
         raise TypeError(f"add_task() has no option {unknown!r}; {advice}") from None
 
 
+def _excluded_by(options: Mapping[str, Any]) -> Iterator[str]:
+    """The options that a spec may have and that can't be given together with these."""
+    for each in types.OPTIONS:
+        for other in each.about.excludes:
+            if options.get(other) is not None:
+                yield each.name
+            if options.get(each.name) is not None:
+                yield other
+
+
 class _Known(NamedTuple):
     """A task's type, and the names of the fields of its payload."""
 
@@ -230,35 +230,23 @@ class _Known(NamedTuple):
     fields: tuple[str, ...]
 
 
-@lru_cache(maxsize=1024)
 def _known(source: Any) -> _Known:
     if isinstance(source, type) and issubclass(source, Task):
-        annotations = [vars(base).get("__annotations__", ()) for base in getattr(source.Payload, "__mro__", ())]
-        return _Known(source.type, tuple(name for names in annotations for name in names))
+        return _Known(source.type, class_field_names(source.Payload))
     options = options_of(source)
     if options is None:
         name = getattr(source, "__qualname__", repr(source))
-        _refuse("/type", f"{name} is not a task: mark the function with @task, or derive the class from taskpool.Task")
-    parameters = payload_parameters(source)
-    return _Known(options.name, tuple(each.name for each in parameters if each.kind is not Parameter.VAR_KEYWORD))
-
-
-def _payload(known: _Known, values: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
-    if len(values) > len(known.fields):
-        _refuse("/payload", f"the task {known.type!r} takes {len(known.fields)} values, not {len(values)}")
-    payload = dict(zip(known.fields, values, strict=False))
-    if twice := payload.keys() & named.keys():
-        _refuse(f"/payload/{min(twice)}", "is given twice: by its place and by its name")
-    return payload | dict(named)
+        refuse("/type", f"{name} is not a task: mark the function with @task, or derive the class from taskpool.Task")
+    return _Known(options.name, field_names(source))
 
 
 def _refuse_clash(known: _Known, options: Mapping[str, Any]) -> None:
     for name in sorted(options):
         if name in known.fields:
-            _refuse(
+            refuse(
                 f"/{name}",
                 f"{name!r} is both a parameter of the task {known.type!r} and an option of add_task: give the payload "
-                f"as one object, add_task(task, {{{name!r}: ...}}), or use add_task(spec_for(task, {name}=...))",
+                f"as one object, add_task(task, {{{name!r}: ...}}), or use add_task(task.spec({name}=...))",
             )
 
 
@@ -271,7 +259,3 @@ def _is_payload(value: Any) -> bool:
 def _refuse_more(rest: Sequence[Any], most: int) -> None:
     if len(rest) > most:
         raise TypeError("add_task() takes a task and its payload by position; options are keyword arguments")
-
-
-def _refuse(pointer: str, fault: str) -> NoReturn:
-    raise InvalidTask(f"{pointer}: {fault}", [FieldError(pointer, fault)])

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from taskpool.redis import keys, scripts
-from taskpool.redis.calls import Call, Plan
+from taskpool.errors import AttemptLost
+from taskpool.redis import keys, people_scripts, scripts
+from taskpool.redis.calls import Call, Plan, one
 from taskpool.redis.rq_job import is_too_deep
-from taskpool.tasks.attempt import Outcome
+from taskpool.tasks.attempt import Outcome, asked_too_often, stopped
 from taskpool.tasks.log_lines import LogLine, encode
 from taskpool.text import hidden
 from taskpool.types import DEFAULT_LIMITS, TERMINAL, Event, LogLimits, RunningTask, TaskStatus
 
 _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
-ASIDE: Final[Mapping[str, Sequence[str]]] = {
-    "log": ("lines",),
-    "done": ("attempt", "started_at", "worker", "result"),
-}
+ASIDE: Final[Mapping[str, Sequence[str]]] = {"log": ("lines",), "done": ("attempt", "started_at", "worker", "result")}
 """By event: the members that only listeners get when it happens; the stream doesn't keep them."""
 
 RELEASE_STEPS: Final = 20
@@ -34,6 +32,7 @@ def update_status(running: RunningTask, outcome: Outcome) -> Call[str]:
     - ``ok``;
     - ``children``: other tasks wait for this one, and `release_dependents` releases them;
     - ``stopping``: a stop was requested meanwhile, so the task can't run again; end it as stopped;
+    - ``too_many``: it has asked too many questions; end it as failed;
     - ``lost``: the attempt no longer holds the lease, and nothing changed.
     """
     if outcome.status is TaskStatus.SCHEDULED:
@@ -41,6 +40,8 @@ def update_status(running: RunningTask, outcome: Outcome) -> Call[str]:
         if not outcome.counts:
             return scripts.snooze(running, delay_ms=delay_ms, message=outcome.error)
         return scripts.retry(running, delay_ms=delay_ms, error=outcome.error, failure=outcome.failure)
+    if outcome.status is TaskStatus.WAITING_CONFIRMATION:
+        return people_scripts.ask(running, outcome.question)
     return scripts.finish(
         running,
         outcome.status,
@@ -63,6 +64,29 @@ def release_dependents(id: str, steps: int = RELEASE_STEPS) -> Plan[None]:
         ids = [*(each for found in left for each in found), *ids[RELEASED_AT_ONCE:]]
         if not ids:
             return
+
+
+INSTEAD: Final[Mapping[str, Callable[[RunningTask], Outcome]]] = {
+    "stopping": lambda running: stopped(),
+    "too_many": asked_too_often,
+}
+"""By the answer to an outcome: the outcome that is written instead."""
+
+
+def follow_up(running: RunningTask, word: str, steps: int = RELEASE_STEPS) -> Plan[str]:
+    """Do what the answer to an outcome asks for: write another outcome, release the tasks that depend on it. Returns
+    the last answer."""
+    if word in INSTEAD:
+        word = yield from one(update_status(running, INSTEAD[word](running)))
+    if word == "children":
+        yield from release_dependents(running.id, steps)
+    return word
+
+
+def refuse_lost(running: RunningTask, word: str) -> None:
+    """Raises: AttemptLost, if that was the answer to a report of an attempt."""
+    if word == "lost":
+        raise AttemptLost(f"attempt {running.attempt} of task {running.id} no longer holds its lease")
 
 
 def log_task(running: RunningTask, lines: Sequence[tuple[int, str]], limits: LogLimits = DEFAULT_LIMITS) -> Call[str]:
@@ -103,10 +127,7 @@ def read_event(document: bytes, stream: str = "") -> Event:
     """The event in a message of a task's channel, or in the field ``e`` of the entry `stream` of the stream.
 
     A message has more than an entry: its id in the stream, and behind that the members of `Event.aside`.
-
-    Raises:
-        msgspec.DecodeError, KeyError, ValueError: the document isn't an event.
-    """
+    Raises: msgspec.DecodeError, KeyError, ValueError: the document isn't an event."""
     if is_too_deep(document):
         raise ValueError("nested too deep")
     data = _decode(document)
@@ -147,11 +168,7 @@ class Position(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Position:
-        """The position that an id stands for.
-
-        Raises:
-            ValueError: the text isn't an id.
-        """
+        """The position that an id stands for. Raises: ValueError: the text isn't an id."""
         found = _ID.fullmatch(text)
         if found is None:
             raise ValueError(f"{text[:40]!r} is not the id of an event")
@@ -238,6 +255,11 @@ def attributes_told(event: Event) -> Attributes | None:
     if event.seq != 1 or "queue" not in data:
         return None
     return Attributes(data["type"], data["queue"], frozenset(data.get("tags", ())), data.get("project"))
+
+
+def is_of_workflow(event: Event) -> bool:
+    """Whether it is a step of a workflow, not of a task."""
+    return event.event.startswith("workflow_")
 
 
 def _events(reply: Sequence[tuple[bytes, Sequence[bytes]]]) -> list[Event]:

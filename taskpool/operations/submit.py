@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from operator import attrgetter
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from taskpool.operations.specs import check_spec, read_specs
 from taskpool.redis import rq_job
 from taskpool.redis.add_script import DEFAULT_ATTEMPTS, NO_CAPS, Caps, NewTask, share
 from taskpool.redis.calls import SLICE_S, Part, Plan
+from taskpool.settings import Settings
 from taskpool.tasks.payload.encode import fault_in, is_faithful, json_value, strict_json_value
 from taskpool.tasks.payload.faults import NotJson, invalid_payload_of, not_json
 from taskpool.tasks.registry import Registry
@@ -38,6 +40,7 @@ from taskpool.types import (
     Unique,
     trace_text,
 )
+from taskpool.types.dependency import edges_of
 from taskpool.url_guard import Allowed, parse_target
 from taskpool.validation import Declared, new_id, value_faults
 from taskpool.webhooks.endpoint import callback_events
@@ -57,6 +60,22 @@ class Defaults:
     max_queue_depth: int = 0
     caps: Caps = NO_CAPS
     webhook_allow: tuple[str, ...] = ()
+    max_schedules: int = 0
+
+    @classmethod
+    def of(cls, settings: Settings) -> Defaults:
+        """Those of these settings."""
+        return cls(
+            timeout_s=settings.timeout_s,
+            result_ttl_s=settings.result_ttl_s,
+            failure_ttl_s=settings.failure_ttl_s,
+            max_attempts=settings.max_attempts,
+            secret_ttl_s=settings.secret_ttl_s,
+            max_queue_depth=settings.max_queue_depth,
+            caps=Caps(settings.max_queues, settings.max_tags, settings.max_unique_keys, settings.max_idempotency_keys),
+            webhook_allow=settings.webhook_allow,
+            max_schedules=settings.max_schedules,
+        )
 
 
 def prepare(
@@ -120,29 +139,34 @@ def prepare(
         fields += ("secret_ttl", defaults.secret_ttl_s)
     if project is not None:
         fields += ("project", project)
+    events = callback_events(spec.callback_url, spec.callback_events)
+    recorded = {option.name: _once(option, value) for option, value in given if option.about.stored}
+    edges = edges_of(spec.depends_on)
+    recorded["depends_on"] = tuple(edge.shown for edge in edges)
+    recorded |= {"callback_events": events, **types.rare_fields(None if held is None else held.text, traced)}
     return NewTask(
         new_id(),
         shared,
         data,
         description,
         payload,
-        {option.name: _once(option, value) for option, value in given if option.about.stored},
+        recorded,
         front=spec.front,
-        run_ms=None if spec.run_at is None else round(spec.run_at.timestamp() * 1000),
+        run_ms=round(spec.run_at.timestamp() * 1000) if isinstance(spec.run_at, datetime) else None,
         delay_ms=None if spec.delay_s is None else round(spec.delay_s * 1000),
         expires_ms=None if spec.expires_in_s is None else round(spec.expires_in_s * 1000),
         tags=tuple(dict.fromkeys(spec.tags)) if spec.tags else (),
-        parents=tuple(dict.fromkeys(spec.depends_on)) if spec.depends_on else (),
+        parents=tuple(edge.ref for edge in edges if edge.is_plain),
+        edges=tuple(edge for edge in edges if not edge.is_plain),
         fields=fields,
         secrets=hidden,
         secret_ttl_s=None if secrets is None else defaults.secret_ttl_s,
         max_depth=defaults.max_queue_depth,
         caps=defaults.caps,
-        callback_url=spec.callback_url,
-        callback_events=callback_events(spec.callback_url, spec.callback_events),
+        callback_events=events,
         unique=held,
-        trace=traced,
         project=project,
+        confirm=spec.confirm is not None,
     )
 
 
@@ -175,8 +199,9 @@ def _faults(spec: TaskSpec, given: Given, defaults: Defaults) -> Iterator[tuple[
         about = option.about
         if about.needs and getattr(spec, about.needs) is None:
             yield f"/{option.name}", f"needs a {about.needs}"
-        if about.excludes and getattr(spec, about.excludes) is not None:
-            yield f"/{option.name}", f"give either {about.excludes} or {option.name}, not both"
+        for other in about.excludes:
+            if getattr(spec, other) is not None:
+                yield f"/{option.name}", f"give either {other} or {option.name}, not both"
         for below, fault in value_faults(option, value):
             yield f"/{option.name}{below}", fault
     if isinstance(spec.callback_url, str):
@@ -215,19 +240,21 @@ def check_task(
     defaults: Defaults,
     *,
     by: Actor | None = None,
+    start: str = "",
 ) -> Plan[NewTask]:
-    """Check a submission as `add_task` does, and store nothing. `by`: who submits it, whose project it gets.
+    """Check a submission as `add_task` does, and store nothing. `by`: who submits it, whose project it gets. The
+    faults' pointers begin with `start`.
 
     Raises:
         InvalidTask: as `add_task`.
         NotAllowed: `by` may not use its type, its queue or one of its options.
     """
-    check_spec(spec)
+    check_spec(spec, start)
     if by is not None:
-        by.check_options(spec)
+        by.check_options(spec, start)
     task_type = None if registry is None else registry.get(spec.type)
     info = task_type.options if task_type else (yield from catalogue.find((spec.type,)))[spec.type]
-    return _checked(spec, task_type or catalogue, info, defaults, "", by=by)
+    return _checked(spec, task_type or catalogue, info, defaults, start, by=by)
 
 
 def check_tasks(
@@ -238,42 +265,44 @@ def check_tasks(
     *,
     by: Actor | None = None,
     start: str = "",
+    pointers: Sequence[str] = (),
 ) -> Plan[list[NewTask]]:
     """Check submissions as `add_tasks` does, and store nothing; `by` as in `check_task`. The faults' pointers begin
-    with `start` and the task's index.
+    with those in `pointers`, else with `start` and the task's index.
 
     Raises:
         InvalidTask: as `add_tasks`.
         NotAllowed
     """
     specs = read_specs(specs, start)
+    pointers = pointers or [f"{start}/{index}" for index in range(len(specs))]
     if by is not None:
-        for index, spec in enumerate(specs):
-            by.check_options(spec, f"{start}/{index}")
-    _check_keys(specs, start)
+        for spec, pointer in zip(specs, pointers, strict=True):
+            by.check_options(spec, pointer)
+    _check_keys(specs, pointers)
     local = {} if registry is None else {spec.type: registry.get(spec.type) for spec in specs}
     foreign = {spec.type for spec in specs if local.get(spec.type) is None}
     infos = (yield from catalogue.find(list(foreign))) if foreign else {}
     checked = []
     due_mono = time.monotonic() + SLICE_S
-    for index, spec in enumerate(specs):
+    for spec, pointer in zip(specs, pointers, strict=True):
         if time.monotonic() >= due_mono:
             yield ()
             due_mono = time.monotonic() + SLICE_S
         task_type = local.get(spec.type)
         info = task_type.options if task_type else infos[spec.type]
-        checked.append(_checked(spec, task_type or catalogue, info, defaults, f"{start}/{index}", by=by))
+        checked.append(_checked(spec, task_type or catalogue, info, defaults, pointer, by=by))
     yield ()
     return checked
 
 
-def _check_keys(specs: Sequence[TaskSpec], start: str) -> None:
+def _check_keys(specs: Sequence[TaskSpec], pointers: Sequence[str]) -> None:
     """A unique key can't be held by two that come together."""
     first: dict[str, int] = {}
     for index, spec in enumerate(specs):
         if spec.unique_key is not None and first.setdefault(spec.unique_key, index) != index:
             fault = FieldError(
-                f"{start}/{index}/unique_key",
+                f"{pointers[index]}/unique_key",
                 f"the task with the index {first[spec.unique_key]} has the same unique key",
             )
             raise InvalidTask(f"{fault.pointer}: {fault.detail}", [fault])
@@ -292,7 +321,7 @@ def _checked(
     if by is not None:
         by.check_task(spec.type, spec.queue or info.queue or DEFAULT_QUEUE, start)
     # What comes over HTTP or from a command, in somebody's name, was read from JSON: a large one takes long to copy.
-    payload = _as_json(spec, start) if by is None else spec.payload
+    payload = as_json(spec, start) if by is None else spec.payload
     if payload is None:
         payload = {}
     fields = judge.secret_fields(spec.type) if isinstance(judge, Catalogue) else judge.secret_fields
@@ -316,8 +345,9 @@ def _check_locally(task_type: TaskType, payload: Any, start: str, secrets: Secre
         raise InvalidPayload(hide(str(refusal)), refusal.errors) from None
 
 
-def _as_json(spec: TaskSpec, start: str) -> Any:
-    """The payload as JSON values: a program may give dataclasses, dates and the like."""
+def as_json(spec: TaskSpec, start: str) -> Any:
+    """The payload as JSON values: a program may give dataclasses, dates and the like.
+    Raises: InvalidPayload, with the place of what has no JSON form, below `start`."""
     try:
         return json_value(spec.payload)
     except NotJson as error:

@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache, partial
-from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -22,7 +21,8 @@ from taskpool.redis import keys, rq_job
 from taskpool.redis.async_store import AsyncStore
 from taskpool.redis.calls import Call, Part, Script
 from taskpool.redis.rq_job import status_of
-from taskpool.types import OnLostLease, TaskStatus, Unique
+from taskpool.types import OnLostLease, RunningTask, TaskStatus, Unique
+from taskpool.types.dependency import Edge
 
 DEFAULT_ATTEMPTS: Final = 1
 ONCE_KEPT_S: Final = 86_400
@@ -39,20 +39,15 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class Shared(msgspec.Struct, frozen=True, gc=False):
-    """What tasks of one type with the same options share. `fields` are those of the task's hash, flat."""
+    """What tasks of one type with the same options share."""
 
     type: str
     queue: str
-    timeout_s: float
-    result_ttl_s: int
     failure_ttl_s: int
-    max_attempts: int
-    backoff_s: float | None
-    backoff_max_s: float | None
-    on_lost_lease: OnLostLease
     fields: tuple[Part, ...]
-    document: msgspec.Raw
-    """The same as `add.lua` reads it."""
+    """Fields of the task's hash, flat."""
+    recorded: Mapping[str, Any]
+    """Fields of the task's record."""
 
 
 @lru_cache(maxsize=4096, typed=True)
@@ -76,19 +71,22 @@ def share(  # noqa: PLR0917 - names would cost time, and this is asked for every
         fields += ("backoff", backoff_text(backoff_s, backoff_max_s))
     if on_lost_lease != "continue":
         fields += ("on_lost_lease", on_lost_lease)
-    document = {"type": type, "queue": queue, "failure_ttl_s": failure_ttl_s, "fields": _texts(fields)}
     return Shared(
-        type=type,
-        queue=queue,
-        timeout_s=timeout_s,
-        result_ttl_s=result_ttl_s,
-        failure_ttl_s=failure_ttl_s,
-        max_attempts=max_attempts,
-        backoff_s=backoff_s,
-        backoff_max_s=backoff_max_s,
-        on_lost_lease=on_lost_lease,
-        fields=tuple(fields),
-        document=msgspec.Raw(_encode(document)),
+        type,
+        queue,
+        failure_ttl_s,
+        tuple(fields),
+        {
+            "type": type,
+            "queue": queue,
+            "timeout_s": timeout_s,
+            "result_ttl_s": result_ttl_s,
+            "failure_ttl_s": failure_ttl_s,
+            "max_attempts": max_attempts,
+            "backoff_s": backoff_s,
+            "backoff_max_s": backoff_max_s,
+            "on_lost_lease": on_lost_lease,
+        },
     )
 
 
@@ -100,6 +98,12 @@ def backoff_text(first_s: float | None, longest_s: float | None) -> str:
 def _milliseconds(seconds: float | None) -> float | None:
     """Seconds, as exact as they are stored."""
     return None if seconds is None else round(seconds * 1000) / 1000
+
+
+def key_of(ref: str) -> str:
+    """The key of what a task depends on: the record of a task, or the hash of a workflow."""
+    workflow, colon, _ = ref.partition(":")
+    return keys.WORKFLOW + workflow if colon else keys.JOB + ref
 
 
 def _texts(parts: Sequence[Part]) -> list[str]:
@@ -129,20 +133,21 @@ class NewTask(msgspec.Struct, frozen=True, gc=False):
     payload: Any
     """As the record shows it: JSON values, with masks for secrets."""
     recorded: Mapping[str, Any] = NO_OPTIONS
-    """The options that only the record shows, and nothing acts on before the task runs."""
+    """Its options that the record shows as they were submitted."""
     front: bool = False
     run_ms: int | None = None
     delay_ms: int | None = None
     expires_ms: int | None = None
     tags: Sequence[str] = ()
     parents: Sequence[str] = ()
+    """The tasks that must be done."""
+    edges: Sequence[Edge] = ()
+    """All else that it waits for."""
     fields: Sequence[Part] = ()
     secrets: bytes = b""
     secret_ttl_s: int | None = None
-    callback_url: str | None = None
     callback_events: Sequence[str] = ()
     unique: Unique | None = None
-    trace: str | None = None
     project: str | None = None
     max_depth: int = 0
     """Most tasks that its queue may hold; 0: any number. The first task of a call decides for all."""
@@ -150,10 +155,13 @@ class NewTask(msgspec.Struct, frozen=True, gc=False):
     """The caps of its project. The first task of a call decides for all."""
     is_plain: bool = False
     """Whether it has nothing but id, payload and what it shares."""
+    confirm: bool = False
+    """Whether a person has to confirm it."""
 
 
-_is_plain: Final = attrgetter("is_plain")
-_OPTIONS: Final = ("front", "run_ms", "delay_ms", "expires_ms", "tags", "parents", "project", "secret_ttl_s")
+_OPTIONS: Final = (
+    *("front", "run_ms", "delay_ms", "expires_ms", "tags", "parents", "edges", "project", "secret_ttl_s", "confirm"),
+)
 """The fields of `NewTask` that `add.lua` reads as they are."""
 
 
@@ -162,10 +170,15 @@ def _options(task: NewTask) -> dict[str, Any]:
     if task.is_plain:
         return {}
     options = {name: value for name in _OPTIONS if (value := getattr(task, name))}
+    edges = task.edges
+    if task.confirm:  # a pool of the release before must not release it: it would queue it without asking
+        edges = [*map(Edge, options.pop("parents", ())), *edges]
+    if edges:
+        options["edges"] = [edge._asdict() for edge in edges]
     options["fields"] = _texts(task.fields)
     if task.secrets:
         options["secrets"] = task.secrets.decode()
-    if task.callback_url:
+    if task.callback_events:
         options["callback_events"] = f",{','.join(task.callback_events)},"
     if task.unique is not None:
         options["unique"] = {"name": task.unique.name, "on_conflict": task.unique.on_conflict}
@@ -192,6 +205,10 @@ class Once(NamedTuple):
         """That of a caller's key; `scope` says whose it is, `asked` what for."""
         digest = hashlib.blake2b(f"{scope}\0{key}".encode(), digest_size=16).hexdigest()
         return cls(digest, hashlib.blake2b(asked, digest_size=16).hexdigest())
+
+    def asked(self) -> dict[str, Any]:
+        """The key as scripts read it."""
+        return {"key": self.digest, "fingerprint": self.fingerprint, "kept_ms": round(self.kept_s * 1000)}
 
 
 class FullQueue(NamedTuple):
@@ -239,34 +256,91 @@ class Added(msgspec.Struct, frozen=True, gc=False):
     capped: Capped | None = None
     is_other: bool = False
     """The idempotency key was used for something else."""
+    broken_guard: str = ""
+    """``lost``: the attempt that adds the tasks no longer holds its lease. ``stale``: the schedule has changed."""
+    overlap: tuple[str, bool] | None = None
+    """The run before of its schedule, which hasn't ended, and whether that waits for another one itself."""
 
 
-def add(tasks: Sequence[NewTask], once: Once | None = None, audited: bytes = b"") -> Call[Added]:
-    """Add tasks, all or none; with `once`, only if no call with the same key did. `audited`: entries of the audit, one
-    a line."""
+Guard = Mapping[str, Mapping[str, Any]]
+"""What must hold when tasks are added: the name of one of the GUARDS in `add.lua`, and what it is given."""
+
+
+def attempt_guard(running: RunningTask) -> Guard:
+    """The guard of tasks that this attempt adds: it must hold its lease. Their ids are the same in each attempt, and
+    what an earlier one has added isn't added again."""
+    return {"attempt": {"id": running.id, "attempt_id": running.attempt_id}}
+
+
+def add(
+    tasks: Sequence[NewTask], once: Once | None = None, audited: bytes = b"", *, guard: Guard | None = None
+) -> Call[Added]:
+    """Add tasks, all or none; with `once`, only if no call with the same key did; with a `guard`, only while what it
+    says holds. `audited`: entries of the audit, one a line."""
     first = tasks[0]
-    kinds = {id(task.shared): task.shared for task in tasks}
-    call: dict[str, Any] = {"kinds": [kind.document for kind in kinds.values()]}
-    if len(kinds) == 1 and all(map(_is_plain, tasks)):
-        call["ids"] = [task.id for task in tasks]
-    else:
-        places = {kind: place for place, kind in enumerate(kinds, start=1)}
-        call["tasks"] = [{"id": task.id, "kind": places[id(task.shared)], **_options(task)} for task in tasks]
-    if first.max_depth:
-        call["most"] = first.max_depth
-    if audited:
-        call["audit"] = audited.decode().split("\n")
-    if once is not None:
-        call["once"] = {"key": once.digest, "fingerprint": once.fingerprint, "kept_ms": round(once.kept_s * 1000)}
-    arguments: list[Part] = [_encode(call), _caps_document(first.caps)]
+    arguments: list[Part] = [b"", _caps_document(first.caps), audited, len(tasks)]
+    kind, is_plain = first.shared, once is None and guard is None
     for task in tasks:
-        arguments += (task.data, task.description)
+        arguments += (task.id, task.data, task.description)
+        is_plain = is_plain and task.is_plain and task.shared is kind
+    if is_plain:
+        arguments += (kind.type, kind.queue, kind.failure_ttl_s, first.max_depth, *kind.fields)
+    else:
+        arguments[0] = _encode(_call(tasks, arguments, once) | ({} if guard is None else {"guard": guard}))
     return _add.call(arguments, partial(_read, most=first.max_depth, once=once))
+
+
+def chunk_of(tasks: Sequence[NewTask]) -> bytes:
+    """The chunk of a workflow with these tasks, as `workflow_stage.lua` keeps it for `add_chunk`."""
+    arguments: list[Part] = [b"", b"", b"", len(tasks)]
+    for task in tasks:
+        arguments += (task.id, task.data, task.description)
+    arguments[0] = _encode(_call(tasks, arguments, None))
+    return _encode(_texts(arguments))
+
+
+def add_chunk(workflow: str) -> Call[bool]:
+    """Add the tasks of the next chunk of a workflow; whether more chunks follow. Sent twice, it adds the next one."""
+    asked = _encode({"workflow": workflow})
+    return _add.call((asked,), lambda reply: bool(reply[0] == b"more"))
+
+
+def _call(tasks: Sequence[NewTask], arguments: list[Part], once: Once | None) -> dict[str, Any]:
+    """The call as `add.lua` reads it. Appends the hash fields of each kind of tasks to the arguments."""
+    kinds, places = [], dict[int, int]()
+    for task in tasks:
+        kind = task.shared
+        if id(kind) not in places:
+            first = len(arguments) + 1
+            arguments += kind.fields
+            kinds.append(
+                {
+                    "type": kind.type,
+                    "queue": kind.queue,
+                    "failure_ttl_s": kind.failure_ttl_s,
+                    "first": first,
+                    "last": len(arguments),
+                }
+            )
+            places[id(kind)] = len(kinds)
+    call: dict[str, Any] = {
+        "kinds": kinds,
+        "tasks": [{"kind": places[id(task.shared)], **_options(task)} for task in tasks],
+        "most": tasks[0].max_depth,
+    }
+    if once is not None:
+        call["once"] = once.asked()
+    return call
 
 
 @lru_cache(maxsize=16)
 def _caps_document(caps: Caps) -> bytes:
     return b"" if caps == NO_CAPS else _encode(caps._asdict())
+
+
+def read_refusal(reply: list[Any], most: int) -> Added:
+    """Why a script that adds tasks has added none, as `add.lua` says it."""
+    return _read(reply, most, None)
 
 
 def _read(reply: list[Any], most: int, once: Once | None) -> Added:
@@ -277,7 +351,7 @@ def _read(reply: list[Any], most: int, once: Once | None) -> Added:
         return Added(reply[1].decode(), statuses, existing=existing)
     match reply:
         case [b"replayed", kept] if once is not None:
-            return _replayed(kept, once)
+            return read_replayed(kept, once)
         case [b"conflict", place, holder, status]:
             return Added(conflict=(place - 1, holder.decode(), status.decode()))
         case [b"unreplaceable", place]:
@@ -286,6 +360,10 @@ def _read(reply: list[Any], most: int, once: Once | None) -> Added:
             return Added(full=FullQueue(queue.decode(), held, coming, most, _seconds_between(since, stamp)))
         case [b"capped", kind, project, cap]:
             return Added(capped=Capped(kind.decode(), project.decode(), cap))
+        case [b"overlap", before, waits]:
+            return Added(overlap=(before.decode(), waits != b""))
+        case [broken]:
+            return Added(broken_guard=broken.decode())
     return Added(unknown_dependency=reply[1].decode())
 
 
@@ -301,15 +379,15 @@ def added_before(once: Once) -> Call[Added | None]:
     """What the call with this key was answered; None when there was none, or it asked for something else."""
 
     def read(kept: bytes | None) -> Added | None:
-        added = None if kept is None else _replayed(kept, once)
+        added = None if kept is None else read_replayed(kept, once)
         return None if added is None or added.is_other else added
 
     return Call(("GET", keys.ONCE + once.digest), read, again=True)
 
 
-def _replayed(kept: bytes, once: Once) -> Added:
+def read_replayed(kept: bytes, once: Once) -> Added:
     """What `add.lua` keeps for an idempotency key: fingerprint, time, and ``id:status`` of each task, with ``=`` before
-    a task that was there already."""
+    a task that was there already. Of a workflow its id alone, with the status ``workflow``."""
     fingerprint, stamp, answers = kept.decode().split(" ")
     if fingerprint != once.fingerprint:
         return Added(is_other=True)
@@ -319,7 +397,7 @@ def _replayed(kept: bytes, once: Once) -> Added:
     return Added(stamp, statuses, existing=existing, replayed=ids)
 
 
-def status_told(word: str) -> TaskStatus:
+def accepted_status(word: str) -> TaskStatus:
     """The status for a word in `Added.statuses`. A task whose record is gone (the call was sent again after its end)
     was accepted as queued."""
     return TaskStatus.QUEUED if word in ("queued", "gone") else status_of(word)

@@ -45,15 +45,11 @@ class Address:
     @classmethod
     def parse(cls, url: str) -> Address:
         """Read a `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or `rediss+sentinel://` URL, with redis-py's
-        `ssl_*` query options.
-
-        Raises:
-            ConfigurationError: the URL is invalid.
-        """
+        `ssl_*` query options. Raises: ConfigurationError."""
         try:
             if is_sentinel_url(url):
                 found = SentinelUrl.parse(url)
-                tls = None if found.tls is None else _tls(_typed(found.tls))
+                tls = None if found.tls is None else _tls(_tls_options(found))
                 return cls(None, found.service, 0, found.db, found.username, found.password, tls, found)
             options: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call]
         except ValueError as error:
@@ -74,8 +70,7 @@ class Address:
     def located(self) -> Address:
         """The address to connect to: this one, or the master's, for which it asks the sentinels (and blocks).
 
-        Raises:
-            OSError: no sentinel knows a master that lives.
+        Raises: OSError, when no sentinel knows a master that lives.
         """
         if self.sentinels is None:
             return self
@@ -106,15 +101,11 @@ class Address:
 
 def connect(url: str, **options: Any) -> Redis:
     """A client of redis-py, for what doesn't have to be fast; `options` are those of `redis.Redis`. With sentinels,
-    each of its connections goes to the server that is the master when it is opened.
-
-    Raises:
-        ValueError: the URL is invalid.
-    """
+    each of its connections goes to the server that is the master when it is opened. Raises: ValueError."""
     if not is_sentinel_url(url):
         return Redis.from_url(url, **options)
     found = SentinelUrl.parse(url)
-    who = {"db": found.db, "username": found.username, "password": found.password, **_tls_of(found)}
+    who = {"db": found.db, "username": found.username, "password": found.password, **_tls_options(found)}
     client: Redis = _sentinel(found).master_for(found.service, **who, **options)  # type: ignore[no-untyped-call]
     return client
 
@@ -133,29 +124,24 @@ def why_no_master(url: str) -> str:
 
 
 def _sentinel(url: SentinelUrl) -> Sentinel:
-    return Sentinel(  # type: ignore[no-untyped-call]
-        url.sentinels,
-        sentinel_kwargs={
-            "username": url.sentinel_username,
-            "password": url.sentinel_password,
-            "socket_timeout": SENTINEL_TIMEOUT_S,
-            "socket_connect_timeout": SENTINEL_TIMEOUT_S,
-            "retry": Retry(NoBackoff(), 0),
-            "protocol": 2,
-            **_tls_of(url),
-        },
-    )
+    options = {
+        "username": url.sentinel_username,
+        "password": url.sentinel_password,
+        "socket_timeout": SENTINEL_TIMEOUT_S,
+        "socket_connect_timeout": SENTINEL_TIMEOUT_S,
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,
+        **_tls_options(url),
+    }
+    return Sentinel(url.sentinels, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
 
 
-def _tls_of(url: SentinelUrl) -> dict[str, Any]:
+def _tls_options(url: SentinelUrl) -> dict[str, Any]:
     """The arguments of redis-py's clients for TLS."""
-    return {} if url.tls is None else {"ssl": True, **_typed(url.tls)}
-
-
-def _typed(options: Mapping[str, str]) -> dict[str, Any]:
-    """The `ssl_*` options with the types that redis-py gives them."""
-    read: dict[str, Any] = dict(parse_url(f"rediss://h?{urlencode(options)}"))  # type: ignore[no-untyped-call]
-    return {name: read[name] for name in options}
+    if url.tls is None:
+        return {}
+    read: dict[str, Any] = dict(parse_url(f"rediss://h?{urlencode(url.tls)}"))  # type: ignore[no-untyped-call]
+    return {"ssl": True, **{name: read[name] for name in url.tls}}
 
 
 def _tls(options: Mapping[str, Any]) -> ssl.SSLContext:

@@ -10,16 +10,15 @@ import base64
 import binascii
 import hashlib
 import logging
-import re
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from importlib.resources import files
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
 from taskpool.errors import FieldError, InvalidTask
-from taskpool.redis import keys
+from taskpool.redis.linker import linked
 
 log = logging.getLogger("taskpool")
 
@@ -51,6 +50,19 @@ SLICE_S."""
 SLICE_S: Final = 0.005
 
 
+def collected(items: Iterable[T]) -> Plan[list[T]]:
+    """All items of an iterator that takes long for each, with empty steps in between and at the end."""
+    found: list[T] = []
+    due_mono = time.monotonic() + SLICE_S
+    for item in items:
+        found.append(item)
+        if time.monotonic() >= due_mono:
+            yield ()
+            due_mono = time.monotonic() + SLICE_S
+    yield ()
+    return found
+
+
 def one(call: Call[T]) -> Plan[T]:
     """A plan of a single call."""
     (value,) = yield (call,)
@@ -62,7 +74,7 @@ TEXT_MOST: Final = 200
 UNREADABLE: Final = (ArithmeticError, LookupError, TypeError, ValueError, RecursionError, msgspec.MsgspecError)
 """What `read` raises at a reply that no release of ours wrote."""
 
-_reported: deque[str] = deque(maxlen=MOST_REPORTED)
+reported: Final[deque[str]] = deque(maxlen=MOST_REPORTED)
 
 
 def tolerant(call: Call[T], otherwise: T) -> Call[T]:
@@ -94,14 +106,9 @@ def readable(pairs: Iterable[tuple[Any, bytes]], decode: Callable[[bytes], T], w
 
 def tell_unreadable(what: str, why: object) -> None:
     """Log once that something in Redis is skipped."""
-    if what not in _reported:
-        _reported.append(what)
+    if what not in reported:
+        reported.append(what)
         log.warning("%s in Redis can't be read, so it is skipped: %s", what[:TEXT_MOST], str(why)[:TEXT_MOST])
-
-
-def forget_told() -> None:
-    """Log it again."""
-    _reported.clear()
 
 
 def _named(call: Call[Any]) -> str:
@@ -125,9 +132,9 @@ def names(reply: Sequence[bytes]) -> list[str]:
     return [text for text in texts(reply) if "\ufffd" not in text]
 
 
-def hash_of(reply: Sequence[bytes] | Mapping[bytes, bytes]) -> Mapping[bytes, bytes]:
+def hash_of(reply: Sequence[bytes] | dict[bytes, bytes]) -> Mapping[bytes, bytes]:
     """A hash as RESP 2 (a flat list of fields and values) or RESP 3 has it."""
-    if isinstance(reply, Mapping):
+    if isinstance(reply, dict):  # not Mapping: every read of a task comes here, and asking an ABC is slow
         return reply
     parts = iter(reply)
     return dict(zip(parts, parts, strict=True))
@@ -141,19 +148,11 @@ def redis_ms() -> Call[int]:
 class Script:
     """One Lua script: its text, and the command that runs it by hash.
 
-    The text begins with the prelude and the files that the script's header names behind "Needs". It is named by its
-    hash, so that two versions that are deployed side by side never replace each other.
+    It is named by its hash, so that two versions that are deployed side by side never replace each other.
     """
 
     def __init__(self, name: str) -> None:
-        folder = files(__package__) / "lua"
-        script = (folder / f"{name}.lua").read_text("utf-8")
-        needs = _NEEDS.search(script)
-        parts = [
-            (folder / f"{part}.lua").read_text("utf-8")
-            for part in ("prelude", *(needs[1].split(", ") if needs else ()))
-        ]
-        self.text = _CONSTANT.sub(_literal, "\n".join([*parts, script])).encode()
+        self.text = linked(name).encode()
         self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
 
     def call(
@@ -165,21 +164,6 @@ class Script:
     def word(self, *arguments: Part, again: bool = True) -> Call[str]:
         """The same of a script that answers with one word."""
         return self.call(arguments, bytes.decode, again=again)
-
-
-_NEEDS: Final = re.compile(r"^-- Needs +(.+)$", re.MULTILINE)
-_CONSTANT: Final = re.compile(rf"\b({'|'.join(keys.SCRIPT_CONSTANTS)})\.([a-z_]+)")
-
-
-def _literal(match: re.Match[str]) -> str:
-    """A constant as Lua writes it: a number, a text, a set."""
-    value = keys.SCRIPT_CONSTANTS[match[1]][match[2]]
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, str):
-        return f"'{value}'"
-    assert isinstance(value, frozenset)
-    return f"({{{', '.join(f'{word} = true' for word in sorted(value))}}})"
 
 
 MOST: Final = 1 << 53

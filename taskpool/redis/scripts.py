@@ -9,7 +9,7 @@ first answer, except that `crash` says `lost` and `purge` says `gone`. Calls tha
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -134,11 +134,11 @@ def finish(
         ttl_s, kept = running.result_ttl_s, rq_job.return_value(result) if running.of_rq else b""
     else:
         ttl_s, kept = running.failure_ttl_s, rq_job.exc_string(traceback or error)
-    return _finish.word(
-        *(running.id, running.attempt_id, running.queue, running.worker, status.value, ttl_s, result, error),
-        *(_json(failure), (failure or {}).get("reason", ""), kept, running.type),
-        *(("1",) if running.of_rq else ()),
-    )
+    head = (running.id, running.attempt_id, running.queue, running.worker)
+    reason = failure.get("reason", "") if failure else ""
+    rest = (status, ttl_s, result, error, _json(failure), reason, kept, running.type, "1" if running.of_rq else "")
+    more = (_fault(failure),) if status is TaskStatus.FAILED else ()
+    return _finish.call(head + rest + more, bytes.decode)
 
 
 def retry(running: RunningTask, *, delay_ms: int, error: str, failure: Mapping[str, Any]) -> Call[str]:
@@ -158,7 +158,7 @@ def give_back(running: RunningTask) -> Call[str]:
 
 def _again(running: RunningTask, delay_ms: int, how: str, error: str, failure: Mapping[str, Any] | None) -> Call[str]:
     head = (running.id, running.attempt_id, running.queue, running.worker)
-    return _requeue.word(*head, delay_ms, how, error, _json(failure))
+    return _requeue.word(*head, delay_ms, how, error, _json(failure), _fault(failure), running.type)
 
 
 def crash(
@@ -190,7 +190,7 @@ def crash(
     failed, stopped = (lost, lost) if only_expired else (failure, {**failure, "reason": "stopped"})
     reason = "lease_lost" if failed.get("reason") == "lease_lost" else "crashed"
     arguments = (id, attempt_id, queue, max_crashes, error, _json(failed), rq_job.exc_string(error))
-    return _crash.word(*arguments, expired, _json(stopped), reason, "1" if is_shared else "")
+    return _crash.word(*arguments, expired, _json(stopped), reason, "1" if is_shared else "", _fault(failed))
 
 
 def heartbeat(attempts: Sequence[tuple[str, str, str]], lease_ms: int) -> Call[list[str]]:
@@ -231,18 +231,18 @@ def cancel(id: str, *, reason: str, error: str, audited: bytes = b"") -> Call[st
     return _cancel.word(id, reason, error, mark, audited)
 
 
-def revive(id: str, audited: bytes = b"") -> Call[str]:
+def revive(id: str, audited: bytes = b"", *, mark: str | None = None) -> Call[str]:
     """Queue a failed, stopped or canceled task again: ``ok``, ``gone``, ``dependency ID STATUS`` (that parent has not
     ended well), ``secrets`` (they are gone), ``unique ID`` (that task holds its unique key), or RQ's word of its
-    status."""
-    return _revive.word(id, _mark(), audited)
+    status. `mark`: by this the call is known when it is sent again, at any time."""
+    return _revive.word(id, mark or _mark(), audited)
 
 
-def purge(id: str, registry: str = "", audited: bytes = b"") -> Call[str]:
+def purge(id: str, registry: str = "", audited: bytes = b"", *, mark: str = "") -> Call[str]:
     """Remove an ended task (with `registry`: if its time there has come): ``ok``, ``early``, ``gone``, ``children``,
     ``needed`` (with `registry`: a dependent may still read its result), or RQ's word of the status that doesn't allow
-    it."""
-    return _purge.word(id, registry, audited)
+    it. With a `mark`, it is only hidden, and `bulk_scripts.unpurge` can put it back for a while."""
+    return _purge.word(id, registry, audited, mark)
 
 
 # --- housekeeping ---------------------------------------------------------------------------------------------
@@ -390,9 +390,18 @@ def queue_page(queue: str, offset: int, limit: int, behind: Sequence[str] = ()) 
     return _queue_page.call((queue, offset, limit, *behind), lambda reply: reply)
 
 
-def count(deltas: Mapping[str, int]) -> Call[str]:
-    """Add to the counters of the metrics (see `metrics_names`)."""
-    return _count.word(*[part for item in deltas.items() for part in item], again=False)
+def count(
+    deltas: Mapping[str, int], report: tuple[str, int] | None = None, on_reply: Callable[[], None] = lambda: None
+) -> Call[str]:
+    """Add to the counts of this minute: `deltas` by field of `keys.COUNTERS`, with the build of the worker behind it.
+    With a `report` (who counts, and the number of its report) the call may be sent twice."""
+
+    def read(reply: bytes) -> str:
+        on_reply()
+        return reply.decode()
+
+    parts = [part for item in deltas.items() for part in item]
+    return _count.call((*(report or ("", 0)), *parts), read, again=report is not None)
 
 
 def _mark() -> str:
@@ -402,6 +411,19 @@ def _mark() -> str:
 
 def _seconds(milliseconds: bytes) -> float | None:
     return int(milliseconds) / 1000 if milliseconds else None
+
+
+def _fault(failure: Mapping[str, Any] | None) -> bytes:
+    """What `failures.lua` takes of a failure: what kind it is, where it happened, and its fingerprint if the place
+    decides it. Other failures are told apart by their reason, crashes also by the signal."""
+    if not failure:
+        return b""
+    reason = failure.get("reason", "")
+    signal = failure.get("signal") if reason == "crashed" else None
+    kind = "" if reason == "timeout" else failure.get("exception", "")
+    kind = kind or (f"{reason} {signal}" if signal else reason)
+    fault = {name: failure[name] for name in ("fingerprint", "place", "build") if failure.get(name)}
+    return _json({"kind": kind, "is_final": reason == "non_retryable", **fault})
 
 
 def _json(document: Mapping[str, Any] | None) -> bytes:

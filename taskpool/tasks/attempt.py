@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import copy_context
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
@@ -30,14 +30,18 @@ from taskpool.tasks.context import (
     attribute_of,
     described,
     name_of,
+    place_of,
     qualified_name_of,
     seconds_of,
     traceback_of,
 )
+from taskpool.tasks.fingerprints import fingerprint_of
 from taskpool.tasks.payload.encode import encode_value
+from taskpool.tasks.questions import Parked
 from taskpool.tasks.registry import Registry
 from taskpool.text import SecretsGone, hidden
-from taskpool.types import RunningTask, TaskStatus
+from taskpool.types import MOST_ASKED, RunningTask, TaskStatus
+from taskpool.validation import shortened
 
 FIRST_BACKOFF_S: Final = 1.0
 LONGEST_BACKOFF_S: Final = 300.0
@@ -50,6 +54,7 @@ _SIZED: Final = frozenset({str, bytes, list, dict, tuple})
 _EXCEPTIONS: Final = BaseExceptionGroup.__dict__["exceptions"]
 _NO_LOOP: Final = ("no running event loop", "no current event loop", "attached to a different loop")
 
+E = TypeVar("E", bound=BaseException)
 RunCoroutine = Callable[[Coroutine[Any, Any, Any]], Any]
 
 _encode = msgspec.json.Encoder().encode
@@ -59,9 +64,12 @@ _decode = msgspec.json.Decoder().decode
 class Outcome(msgspec.Struct, frozen=True):
     """How an attempt ended. `status`: done, failed, stopped, or scheduled (it runs again after `delay_s`).
 
+    A task that asks a person has the status waiting_confirmation and the `question` as JSON.
+
     `result` is JSON. `failure` has `reason` (exception, retry, non_retryable, snoozed, timeout, stopped, unknown_task,
-    invalid_payload, secrets_gone, result_not_json, result_too_large, worker_error) and `message`, and `exception` and
-    `traceback` after an exception. `counts` is false for a snooze: the attempt isn't counted.
+    invalid_payload, secrets_gone, too_many_questions, result_not_json, result_too_large, worker_error) and `message`,
+    and `exception`, `place`, `fingerprint` and `traceback` after an exception.
+    `counts` is false for a snooze: the attempt isn't counted.
     """
 
     status: TaskStatus
@@ -71,6 +79,7 @@ class Outcome(msgspec.Struct, frozen=True):
     traceback: str = ""
     delay_s: float = 0.0
     counts: bool = True
+    question: bytes = b""
 
 
 def execute_task(
@@ -99,7 +108,11 @@ def _execute(
     if isinstance(call, Outcome):
         return call
     result, error = run_in_fence(call, run_coroutine)
-    return _returned(running, result, max_result_bytes) if error is None else raised(running, error)
+    outcome = _returned(running, result, max_result_bytes) if error is None else raised(running, error)
+    if outcome.status is TaskStatus.DONE and context.has_uncommitted:
+        _, error = run_in_fence(context.commit, run_coroutine)
+        return outcome if error is None else raised(running, error)
+    return outcome
 
 
 def run_in_fence(call: Callable[[], Any], run_coroutine: RunCoroutine) -> tuple[Any, BaseException | None]:
@@ -180,7 +193,13 @@ async def execute_task_async(
         raise
     except BaseException as error:  # of a function that isn't `async def` and returns an awaitable
         return raised(running, error)
-    return _returned(running, ended.result, max_result_bytes) if ended.error is None else raised(running, ended.error)
+    if ended.error is not None:
+        return raised(running, ended.error)
+    outcome = _returned(running, ended.result, max_result_bytes)
+    if outcome.status is TaskStatus.DONE and context.has_uncommitted:
+        ended = await _awaited(asyncio.to_thread(context.commit))
+        return outcome if ended.error is None else raised(running, ended.error)
+    return outcome
 
 
 def stopped(reason: str = "stopped") -> Outcome:
@@ -193,6 +212,11 @@ def timed_out(running: RunningTask, error: BaseException | None = None) -> Outco
     """The outcome of an attempt that took longer than `timeout_s`: a failure, retried while attempts are left."""
     text = f"timed out: it ran longer than its timeout_s of {running.timeout_s:g} s"
     return _failed(running, text, "timeout", error)
+
+
+def asked_too_often(running: RunningTask) -> Outcome:
+    """The outcome of a task that asks once more than it may."""
+    return _refused("too_many_questions", f"it has asked {MOST_ASKED} questions already")
 
 
 def worker_error(running: RunningTask, error: BaseException) -> Outcome:
@@ -237,7 +261,7 @@ def _returned(running: RunningTask, result: Any, max_result_bytes: int) -> Outco
             encoded = _encode(running.secrets.hide_in(_decode(encoded)))
     except BaseException as error:  # methods of the result's objects run here: they may raise anything
         text = f"its result is not JSON: {hidden(described(error), running.secrets)}"
-        return _refused("result_not_json", _shortened(text))
+        return _refused("result_not_json", shortened(text, LONGEST_ERROR))
     if len(encoded) > max_result_bytes:
         return _too_large(f"{len(encoded):,}", max_result_bytes)
     return Outcome(TaskStatus.DONE, result=encoded)
@@ -265,11 +289,13 @@ def _too_large(size: str, most: int) -> Outcome:
 
 def raised(running: RunningTask, error: BaseException) -> Outcome:
     """The outcome of an attempt whose code raised."""
-    if _is_or_holds(error, TaskStopped):
+    if found_in(error, TaskStopped):
         return stopped()
-    if _is_or_holds(error, SoftTimeout):
+    if found_in(error, SoftTimeout):
         return timed_out(running, error)
-    error = _only_one(error)
+    if parked := found_in(error, Parked):
+        return Outcome(TaskStatus.WAITING_CONFIRMATION, question=parked.question)
+    error = only_one(error)
     kind = type(error)  # `isinstance` reads the exception's own `__class__`, which may raise
     message = hidden(described(error), running.secrets)
     text = f"{name_of(kind)}: {message}" if message else name_of(kind)
@@ -285,7 +311,7 @@ def raised(running: RunningTask, error: BaseException) -> Outcome:
     return _failed(running, text, "exception", error)
 
 
-def _only_one(error: BaseException) -> BaseException:
+def only_one(error: BaseException) -> BaseException:
     """The exception in a group of one. An exception in a TaskGroup counts as if the task had raised it."""
     while issubclass(type(error), BaseExceptionGroup):
         inner = _EXCEPTIONS.__get__(error)
@@ -301,13 +327,13 @@ def _snoozed(running: RunningTask, text: str, snooze: BaseException) -> Outcome:
     after_s = seconds_of(attribute_of(snooze, "after_s"))
     if after_s is None:  # its class doesn't call `Snooze.__init__`, or sets another value
         after_s = backoff_s(running.snoozes + 1, first_s=running.backoff_s, longest_s=running.backoff_max_s)
-    text = _shortened(text)
+    text = shortened(text, LONGEST_ERROR)
     failure = {"reason": "snoozed", "message": text}
     return Outcome(TaskStatus.SCHEDULED, error=text, failure=failure, delay_s=after_s, counts=False)
 
 
-def _is_or_holds(error: BaseException, kind: type[BaseException]) -> bool:
-    """Whether an exception is of this kind, or is a group with one. An `asyncio.TaskGroup` raises groups.
+def found_in(error: BaseException, kind: type[E]) -> E | None:
+    """The exception of this kind that it is, or that is in its group; or None. An `asyncio.TaskGroup` raises groups.
 
     Groups may be nested deeper than Python can recurse.
     """
@@ -315,10 +341,10 @@ def _is_or_holds(error: BaseException, kind: type[BaseException]) -> bool:
     while left:
         each = left.pop()
         if issubclass(type(each), kind):
-            return True
+            return cast(E, each)
         if issubclass(type(each), BaseExceptionGroup):
             left += _EXCEPTIONS.__get__(each)
-    return False
+    return None
 
 
 def _failed(
@@ -331,13 +357,18 @@ def _failed(
     is_final: bool = False,
 ) -> Outcome:
     """A failure: scheduled again while attempts are left, after `after_s` if that is given."""
-    text = _shortened(text)
+    text = shortened(text, LONGEST_ERROR)
     failure: dict[str, Any] = {"reason": reason, "message": text}
     trace = ""
     if error is not None:
         # Cutting the traceback may cut a secret in two, and half of one isn't masked: mask first, then cut again.
         trace = hidden(traceback_of(error, __name__, 2 * LONGEST_TRACEBACK), running.secrets)[-LONGEST_TRACEBACK:]
-        failure |= {"exception": qualified_name_of(type(error)), "traceback": trace}
+        kind = qualified_name_of(type(error))
+        failure |= {"exception": kind, "traceback": trace}
+        if place := place_of(error, __name__):
+            failure["place"] = place.shown
+            if reason != "timeout":  # where a timeout found the task says little about its cause
+                failure["fingerprint"] = fingerprint_of(kind, place.key)
     if running.attempt < running.max_attempts and not is_final:
         if after_s is None:
             after_s = running.retry_in_s
@@ -350,10 +381,6 @@ def _failed(
 def _refused(reason: str, text: str) -> Outcome:
     """A failure that another attempt would repeat."""
     return Outcome(TaskStatus.FAILED, error=text, failure={"reason": reason, "message": text})
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST_ERROR else text[: LONGEST_ERROR - 1] + "…"
 
 
 def backoff_s(

@@ -13,7 +13,6 @@ import io
 import json
 import os
 import re
-import ssl
 import stat
 import time
 from collections import Counter
@@ -33,7 +32,6 @@ from taskpool.text import own_version
 from taskpool.url_guard import Allowed, NotSent, Resolver, Target, parse_target, shown, system_tls
 
 if TYPE_CHECKING:
-    import httpcore
     import httpx
 
 # --- echo and long_task --------------------------------------------------------------------------------------
@@ -251,6 +249,8 @@ NO_CHARSETS: Final = frozenset({
 """Python encodings that aren't charsets. Some take very long, or make a long text of a short one."""
 
 _resolver: Final = Resolver()
+_tls: Final = functools.cache(system_tls)
+"""One per process."""
 
 
 class RequestFailed(Exception):
@@ -276,6 +276,7 @@ async def http_request(
     settings = Settings.load(os.environ)
     allowed = Allowed(settings.webhook_allow)
     request, target = _request(method, url, headers, body, allowed)
+    shown_request = _shown(method, target)
     limit = settings.max_result_bytes // 2
     try:
         async with asyncio.timeout(timeout_s), AsyncExitStack() as opened:
@@ -283,19 +284,23 @@ async def http_request(
                 method, target, request.headers.raw, request.content, allowed=allowed, resolve=_resolver.resolve,
                 tls=_tls(), connect_s=CONNECT_S, opened=opened,
             )  # fmt: skip
-            content = await _read(response, limit + 1)
+            content = bytearray()
+            async for chunk in response.aiter_stream():
+                content += chunk
+                if len(content) > limit:
+                    break  # the rest isn't fetched
     except TimeoutError:
-        raise RequestFailed(f"{_shown(method, target)}: no complete response within {timeout_s:g} s") from None
+        raise RequestFailed(f"{shown_request}: no complete response within {timeout_s:g} s") from None
     except NotSent as error:
-        raise RequestFailed(f"{_shown(method, target)}: {error}") from None
+        raise RequestFailed(f"{shown_request}: {error}") from None
     except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
-        raise RequestFailed(f"{_shown(method, target)}: {shown('no complete response', error)}") from None
+        raise RequestFailed(f"{shown_request}: {shown('no complete response', error)}") from None
     answered = httpx.Response(response.status, headers=response.headers, extensions=response.extensions)
-    answer = _body(content, answered.charset_encoding, limit)
+    answer = _body(bytes(content), answered.charset_encoding, limit)
     if answered.status_code >= 400:
         start = f": {answer['body'][:SHOWN_CHARS]}" if answer["body"] and answer["encoding"] == "text" else ""
         raise RequestFailed(
-            f"{_shown(method, target)}: answered {answered.status_code} {answered.reason_phrase}{start}".rstrip()
+            f"{shown_request}: answered {answered.status_code} {answered.reason_phrase}{start}".rstrip()
         )
     return {"status": answered.status_code, "headers": dict(answered.headers), **answer}
 
@@ -327,26 +332,11 @@ def _request(
         sent["authorization"] = f"Basic {base64.b64encode(user).decode()}"
     sent |= {name.strip().lower(): value for name, value in (headers or {}).items()}
     sent |= {"host": target.authority, "connection": "close"}
+    content, document = (body, None) if isinstance(body, str) else (None, body)
     try:
-        return httpx.Request(method, "http://host/", headers=sent, **_content(body)), target
+        return httpx.Request(method, "http://host/", headers=sent, content=content, json=document), target
     except UnicodeError:
         raise RequestFailed(f"{_shown(method, target)}: a header isn't ASCII") from None
-
-
-def _content(body: Any) -> dict[str, Any]:
-    if body is None:
-        return {}
-    return {"content": body} if isinstance(body, str) else {"json": body}
-
-
-async def _read(response: httpcore.Response, limit: int) -> bytes:
-    """The first `limit` bytes of the body. The rest isn't fetched."""
-    content = bytearray()
-    async for chunk in response.aiter_stream():
-        content += chunk
-        if len(content) >= limit:
-            break
-    return bytes(content[:limit])
 
 
 def _body(content: bytes, charset: str | None, limit: int) -> dict[str, Any]:
@@ -367,9 +357,3 @@ def _body(content: bytes, charset: str | None, limit: int) -> dict[str, Any]:
 def _shown(method: str, target: Target) -> str:
     """The request for messages, without its query string, which often contains a token."""
     return f"{method} {target.scheme}://{target.authority}{target.path.partition('?')[0]}"
-
-
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    """One per process."""
-    return system_tls()

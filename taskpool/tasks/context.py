@@ -2,26 +2,37 @@
 
 `TaskContext` knows no Redis: a `ContextSink` of the process that runs the task decides how a report travels.
 
-The methods of a task's objects may raise, return other types, or describe a gigabyte. So everything that leaves a task
-(a progress report, a log line, an exception, the wait of a `Retry` or `Snooze`) is converted here, and nothing here
-trusts a method of such an object. Results are encoded in `payload/encode.py`. The conversions never raise, with two
-exceptions: `progress_number` refuses what isn't a number, and an interrupt (`TaskStopped`, `SoftTimeout`) continues.
+The methods of a task's objects may raise, return other types, or describe a gigabyte. So everything that leaves a task,
+except its result (`payload/encode.py`), is converted here, and nothing here trusts a method of such an object. The
+conversions never raise, with two exceptions: `progress_number` refuses what isn't a number, and an interrupt
+(`TaskStopped`, `SoftTimeout`) continues.
 """
 
 from __future__ import annotations
 
+import builtins
 import math
 import operator
 import traceback
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from datetime import datetime
 from types import TracebackType
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeVar, Unpack, overload
 
+from msgspec import UNSET
+
+from taskpool.tasks import fingerprints
+from taskpool.tasks.fingerprints import Place
+from taskpool.tasks.node import Afters, Node
+from taskpool.tasks.outcomes import AnyOutcome, results_of
 from taskpool.text import Secrets, hidden
-from taskpool.types import RunningTask
-from taskpool.validation import is_seconds, seconds_fault
+from taskpool.types import Receipt, RunningTask, TaskOptions, TaskSpec, utc
+from taskpool.types.people import ANSWER_S
+from taskpool.validation import Duration, is_seconds, seconds_fault
+
+T = TypeVar("T")
 
 
 class TaskStopped(BaseException):
@@ -36,7 +47,7 @@ class Retry(Exception):
     """Raise this in a task to retry it after `after_s` seconds (None: the back-off of its type). If no attempts are
     left, the task fails with `message`.
 
-    A class of your own may leave out `super().__init__()`, and may set `after_s` itself. A value that isn't a number of
+    A class of your own may leave out `super().__init__()` and set `after_s` itself. A value that isn't a number of
     seconds counts as None.
     """
 
@@ -73,6 +84,17 @@ LONGEST_MESSAGE: Final = 16 * 1024 * 1024
 """In characters, of one message for the log. A setting limits the lines and bytes of a log."""
 
 
+class Asking(NamedTuple):
+    """The arguments of `TaskContext.ask`, and the secrets of its task. `default`: UNSET if there is none."""
+
+    name: str
+    text: str
+    schema: Any
+    timeout: Duration
+    default: Any
+    secrets: Secrets | None
+
+
 class ContextSink(Protocol):
     """What a context needs from the process that runs the task. The task's thread calls the methods."""
 
@@ -85,9 +107,32 @@ class ContextSink(Protocol):
     def is_cancelled(self) -> bool:
         """Whether the task was asked to stop. Cheap: a task may ask thousands of times a second."""
 
-    def parents(self) -> Mapping[str, Any]:
-        """The results of the tasks it depends on, by id. Called once at most. Reading one that has expired raises
-        ParentResultGone."""
+    def outcomes(self) -> Mapping[str, AnyOutcome]:
+        """How the tasks that it depends on have ended, by id or name. Called once at most."""
+
+    def add_task(self, given: tuple[Any, ...], named: Mapping[str, Any]) -> Receipt:
+        """Add the task that these arguments of `TaskContext.add_task` submit."""
+
+    def add_tasks(self, specs: Iterable[TaskSpec]) -> list[Receipt]:
+        """Add these tasks."""
+
+    def ask(self, asking: Asking) -> Any:
+        """The answer to a question. Raises: `questions.Parked` if there is none yet."""
+
+    def checkpoint(self, state: Any, secrets: Secrets | None) -> None:
+        """Keep a state, without these secrets."""
+
+    def state(self) -> Any:
+        """The state that was kept last; None if there is none."""
+
+    def add_node(self, name: str, given: tuple[Any, ...], after: Afters, options: Mapping[str, Any]) -> Node:
+        """Collect a node of the task's workflow."""
+
+    def add_map(self, name: str, specs: Iterable[TaskSpec], after: Afters) -> Node:
+        """Collect a map."""
+
+    def commit(self) -> None:
+        """Add what was collected to the workflow."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -95,7 +140,8 @@ class TaskContext:
     """What a running task knows and can report. A parameter annotated `TaskContext`, or named `ctx`, receives it.
 
     `attempt` counts from 1. Secrets of the payload are masked in everything that it reports. `traceparent` and
-    `tracestate` are the W3C trace context of the submission, if it had one. Example:
+    `tracestate` are the W3C trace context of the submission, if it had one. `occurrence` is the nominal time of this
+    run of its schedule, in UTC; None, if no schedule submitted it. Example:
 
         @task("resize_all")
         def resize_all(ctx: TaskContext, urls: list[str]) -> int:
@@ -115,8 +161,11 @@ class TaskContext:
     max_attempts: int = 1
     traceparent: str | None = None
     tracestate: str | None = None
+    occurrence: datetime | None = None
     _secrets: Secrets | None = None
+    _outcomes: Mapping[str, AnyOutcome] | None = field(default=None, init=False)
     _parents: Mapping[str, Any] | None = field(default=None, init=False)
+    _adds: bool = field(default=False, init=False)
 
     @classmethod
     def of(cls, running: RunningTask, sink: ContextSink) -> TaskContext:
@@ -130,19 +179,33 @@ class TaskContext:
             max_attempts=running.max_attempts,
             traceparent=running.traceparent,
             tracestate=running.tracestate,
+            occurrence=None if running.occurrence_ms is None else utc(running.occurrence_ms),
             _secrets=running.secrets,
         )
 
     @property
     def parents(self) -> Mapping[str, Any]:
-        """The results of the tasks named in `depends_on`, by id, in that order. Fetched on first use.
+        """The results of the tasks named in `depends_on`, by id, in that order; in a workflow, by name or id. Fetched
+        on first use. That of a map is a sequence, which is read in pages.
 
-        A result is kept until this task is done, but not for ever. Reading one that has expired raises
-        ParentResultGone.
+        Reading the result of a task that isn't done raises ParentNotDone; of one whose record was removed, or whose
+        result can't be read, ParentResultGone.
         """
         if self._parents is None:
-            self._parents = self._sink.parents()
+            self._parents = results_of(self.outcomes)
         return self._parents
+
+    @property
+    def outcomes(self) -> Mapping[str, Any]:
+        """How the tasks named in `depends_on` have ended: a `TaskOutcome` for each, with `status`, `result`, `error`
+        and `ok`; for a map, a sequence of them, which is read in pages. The keys are those of `parents`. Fetched on
+        first use.
+
+            bad = [each.error for each in ctx.outcomes["rows"] if not each.ok]
+        """
+        if self._outcomes is None:
+            self._outcomes = self._sink.outcomes()
+        return self._outcomes
 
     @property
     def cancelled(self) -> bool:
@@ -169,6 +232,129 @@ class TaskContext:
             note = hidden(text_of(note), self._secrets)[:NOTE_MAX_CHARS]
         self._sink.progress(done, total, note)
 
+    @overload
+    def add_task(self, task: str, payload: Any = None, /, **options: Unpack[TaskOptions]) -> Receipt: ...
+    @overload
+    def add_task(self, task: TaskSpec, /, **options: Unpack[TaskOptions]) -> Receipt: ...
+    def add_task(self, *given: Any, **named: Any) -> Receipt:
+        """Submit another task: a `spec` of a task function, or the name of a type and a payload, each with options.
+
+            ctx.add_task(send_receipt.spec(to="a@example.org"), delay="5m")
+
+        It gets the project and the trace context of this task. Another attempt at this task that submits the same gets
+        the same id, and nothing is added twice: a submission is identified by its type, payload and options, and by how
+        often the same one came before. The call takes one round trip to Redis, also in an `async def` task.
+
+        Raises:
+            InvalidTask, UniqueConflict, QueueFull: as `TaskPool.add_task`; nothing was added.
+            AttemptLost: this attempt lost its lease, so another one may be running; nothing was added.
+        """
+        return self._sink.add_task(given, named)
+
+    def add_tasks(self, specs: Iterable[TaskSpec]) -> list[Receipt]:
+        """Submit many tasks; as `add_task` otherwise. All are checked first; then each 1,000 are stored as one.
+        Raises: as `add_task`; pointers start with the task's index."""
+        return self._sink.add_tasks(specs)
+
+    @overload
+    def ask(
+        self, name: str, text: str, *, schema: builtins.type[T], timeout: Duration = ..., default: T = ...
+    ) -> T: ...
+    @overload
+    def ask(
+        self,
+        name: str,
+        text: str,
+        *,
+        schema: Any = None,
+        timeout: Duration = ANSWER_S,
+        default: Any = ...,
+    ) -> Any: ...
+    def ask(
+        self, name: str, text: str, *, schema: Any = None, timeout: Duration = ANSWER_S, default: Any = UNSET
+    ) -> Any:
+        """Ask a person, and return the answer.
+
+        The first time, this call doesn't return: the attempt ends without being counted, and its worker is free. When
+        there is an answer, the task runs again from its start, and this call returns the answer. So what stands before
+        it runs twice; `checkpoint` helps.
+
+            if not ctx.ask("delete", f"Delete {len(old):,} rows?", schema=bool, timeout="1d", default=False):
+                return
+
+        `name` identifies the question within the task: 1 to 64 letters, digits or `_.:-`. With another text it is
+        another question. `schema` is a type or a JSON Schema that answers have to fit. `timeout` is how long the
+        question is open, in seconds or as a text like "1d" (7 days); then `default` is the answer. A task may ask 100
+        times.
+
+        Raises: NotAnswered if there was no answer in time, and no default; ValueError for a wrong argument.
+        """
+        return self._sink.ask(Asking(name, text, schema, timeout, default, self._secrets))
+
+    def checkpoint(self, state: Any) -> None:
+        """Keep a state for the next attempt of this task, as JSON of at most 64 KiB; it replaces the last one. After a
+        crash, a retry or an answer, `state` has it. Secrets of the payload are masked in it.
+
+        Raises: AttemptLost if another attempt runs; ValueError if the state is too large or isn't JSON.
+        """
+        self._sink.checkpoint(state, self._secrets)
+
+    @property
+    def state(self) -> Any:
+        """The state that was kept last by `checkpoint`, as JSON values; None if there is none. Fetched on each use."""
+        return self._sink.state()
+
+    @overload
+    def add(
+        self, name: str, task: str, payload: Any = None, /, *, after: Afters = (), **options: Unpack[TaskOptions]
+    ) -> Node: ...
+    @overload
+    def add(self, name: str, task: TaskSpec, /, *, after: Afters = (), **options: Unpack[TaskOptions]) -> Node: ...
+    def add(self, name: str, *given: Any, after: Afters = (), **options: Any) -> Node:
+        """Add a task to the workflow of this one, under a name of its own; `after` names the nodes, old and new, that
+        must have ended before. It is added when this attempt ends as done, or by `commit`: a lost or failed attempt
+        adds nothing.
+
+            rows = ctx.map("rows", (import_row.spec(row=row) for row in read(url)))
+            ctx.add("summary", import_summary.spec(), after=rows.any())
+
+        If an earlier attempt at this task has committed a node with this name, that one stays.
+
+        Raises: InvalidTask, for an invalid name, a name twice, or if this task belongs to no workflow.
+        """
+        node = self._sink.add_node(name, given, after, options)
+        self._adds = True
+        return node
+
+    def map(self, name: str, specs: Iterable[TaskSpec], *, after: Afters = ()) -> Node:
+        """Add many tasks to the workflow of this one, under one name; as `add` otherwise. What comes after a map waits
+        for all of its tasks.
+
+        The list may differ when the task runs again. Then the first list that was committed stays, and the task's log
+        says so.
+        """
+        node = self._sink.add_map(name, specs, after)
+        self._adds = True
+        return node
+
+    def commit(self) -> None:
+        """Add now what `add` and `map` have collected. Without this call, the end of the attempt does it.
+
+        Raises:
+            InvalidTask, UniqueConflict, QueueFull: as `TaskPool.add_workflow`, or another task has added a node with
+                one of the names; nothing was added, and what was collected is dropped.
+            AttemptLost: this attempt lost its lease; nothing was added.
+            TaskStopped: the workflow was stopped; nothing was added.
+        """
+        if self._adds:
+            self._sink.commit()
+            self._adds = False
+
+    @property
+    def has_uncommitted(self) -> bool:
+        """Whether `add` or `map` have collected something since the last `commit`."""
+        return self._adds
+
     def log(self, message: object) -> None:
         """Write the `str` of any object to the task's log."""
         self._sink.log(hidden(text_of(message, LONGEST_MESSAGE), self._secrets))
@@ -192,14 +378,10 @@ _TRACEBACK: Final = BaseException.__dict__["__traceback__"]
 
 
 def text_of(value: object, most: int = LONGEST_TEXT) -> str:
-    """The text of any object, as UTF-8 can hold it, up to `most` characters.
-
-    Raises:
-        TaskStopped, SoftTimeout: the task is interrupted meanwhile.
-    """
+    """The text of any object, as UTF-8 can hold it, up to `most` characters. Raises: TaskStopped, SoftTimeout."""
     if type(value) is not str:
         try:
-            value = _plain(value)
+            value = str.__str__(value if issubclass(type(value), str) else str(value))  # a subclass may override it
         except (TaskStopped, SoftTimeout):
             raise
         except BaseException:  # the object's own method may raise anything
@@ -223,8 +405,7 @@ def clean(text: str) -> str:
 def progress_number(name: str, value: Any) -> int | float:
     """The JSON number for `value`: an int, a float, or anything else that converts to one, except texts.
 
-    Raises:
-        ValueError: it isn't a number, it is negative, or it isn't finite.
+    Raises: ValueError for anything else, and for a number that is negative or not finite.
     """
     try:
         number = _number(value)
@@ -265,6 +446,11 @@ def qualified_name_of(kind: type) -> str:
     return described(_QUALNAME.__get__(kind), LONGEST_NAME)
 
 
+def place_of(error: BaseException, skipped: str) -> Place | None:
+    """The innermost place in the user's code at which an exception was raised, below the last frame of `skipped`."""
+    return fingerprints.place_of(_users_part(_TRACEBACK.__get__(error), skipped))
+
+
 def traceback_of(error: BaseException, skipped: str, most: int) -> str:
     """The traceback of an exception as Python shows it, the last `most` characters.
 
@@ -282,11 +468,6 @@ def traceback_of(error: BaseException, skipped: str, most: int) -> str:
             return _end_of(_own_lines(error, trace), most)
         except BaseException:  # the source of its module can't be read either
             return f"{name_of(type(error))}: {described(error, most)}"
-
-
-def _plain(value: object) -> str:
-    text = value if issubclass(type(value), str) else str(value)
-    return str.__str__(text)  # a subclass may override it
 
 
 def _number(value: Any) -> int | float:

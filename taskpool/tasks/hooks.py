@@ -1,4 +1,5 @@
 """Hooks that a task file registers: at the start and the end of each worker process, and around each attempt.
+Submissions have one too (`sending`), which telemetry uses.
 
 Task files are imported once, in a fork server, and worker processes are forked from it. So hooks create the objects
 that processes can't share (connections, threads, random generators). A hook registers itself when its module is
@@ -8,14 +9,15 @@ imported.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from types import ModuleType
-from typing import Any, Final, TypeVar
+from types import MappingProxyType, ModuleType
+from typing import Any, Final, Protocol, Self, TypeVar
 
 from taskpool.errors import ConfigurationError
 from taskpool.tasks.context import TaskContext
-from taskpool.tasks.task_type import place_of
+from taskpool.tasks.task import place_of
+from taskpool.types import TaskSpec
 
 ProcessHook = Callable[[], Awaitable[None] | None]
 AttemptHook = Callable[[TaskContext], AbstractContextManager[Any]]
@@ -26,6 +28,47 @@ H = TypeVar("H", bound=Callable[..., Any])
 starts: Final[list[ProcessHook]] = []
 stops: Final[list[ProcessHook]] = []
 arounds: Final[list[AttemptHook]] = []
+
+
+NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+class SentTask(Protocol):
+    """A task that was submitted, as a `SendHook` sees it. `shared` has its type and queue."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def shared(self) -> Any: ...
+
+
+class Sending:
+    """A submission on its way, a context manager. `specs` are sent in the place of those that were given; `headers` go
+    with what is sent over HTTP without specs, which is a workflow."""
+
+    __slots__ = ("headers", "specs")
+
+    def __init__(self, specs: Sequence[TaskSpec]) -> None:
+        self.specs = specs
+        self.headers: Mapping[str, str] = NO_HEADERS
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+    def note(self, tasks: Sequence[SentTask]) -> None:
+        """Take note of the tasks that are sent."""
+
+
+senders: Final[list[Callable[[Sequence[TaskSpec]], Sending]]] = []
+"""Telemetry, if it is on. There is one at most."""
+
+
+def sending(specs: Sequence[TaskSpec]) -> Sending:
+    """The hook around a submission of these tasks."""
+    return senders[0](specs) if senders else Sending(specs)
 
 
 def on_process_start(hook: P) -> P:

@@ -11,9 +11,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from taskpool.tasks.context import clean
 from taskpool.types import Document, LogLimits
@@ -45,14 +46,6 @@ class LogLine(Document, frozen=True, kw_only=True, omit_defaults=True):
 encode_line = msgspec.json.Encoder().encode
 decode_line = msgspec.json.Decoder(LogLine).decode
 _Numbered = tuple[int, bytes]
-
-
-class _Origin(NamedTuple):
-    """Where lines come from."""
-
-    stream: str
-    level: str | None = None
-    logger: str | None = None
 
 
 class Lines:
@@ -90,34 +83,29 @@ class Lines:
 
     def write(self, stream: str, text: str, source: str = "") -> None:
         """Add a part of a stream, which contains the ends of lines. Parts from one `source` are in order."""
-        origin = _Origin(stream)
+        origin = self._origin(stream)
         with self._lock:
             *ended, rest = (self._open.get((stream, source), "") + text).split("\n")
             # An interrupt may come between any two steps. A line that hasn't ended is then added once more.
             self._add_all(origin, ended, shown_line)
             rest = shown_part(rest)
-            size = self._limits.line_chars
-            if len(rest) > size + self._reach:
-                rest = self._masked(rest)
-                end = (len(rest) - self._reach - 1) // size * size
-                for start in range(0, end, size):
-                    self._keep(origin, rest[start : start + size], continues=True)
-                rest = rest[max(end, 0) :]
+            if len(rest) > self._limits.line_chars + self._reach:
+                rest = self._keep_parts(origin, self._masked(rest), self._reach)
             self._open[stream, source] = rest
             if rest and self._spool is not None:
-                self._spool(0, encode(self._line(origin, self._masked(rest))))
+                self._spool(0, encode(replace(origin, at_ms=_now_ms(), text=self._masked(rest))))
 
     def add(self, stream: str, text: str, *, level: str | None = None, logger: str | None = None) -> None:
         """Add a message of one or more lines."""
         with self._lock:
-            self._add_all(_Origin(stream, level, logger), text.removesuffix("\n").split("\n"), _without_return)
+            self._add_all(self._origin(stream, level, logger), text.removesuffix("\n").split("\n"), _without_return)
 
     def end(self) -> None:
         """End all open lines, and append the last lines to the first ones. Nothing is written afterwards."""
         with self._lock:
             for (stream, _), rest in self._open.items():
                 if rest:
-                    self._add(_Origin(stream), rest)
+                    self._add(self._origin(stream), rest)
             self._open.clear()
             if self._tail is not None:
                 self._head.extend(self._tail)
@@ -142,7 +130,7 @@ class Lines:
         while self._head and self._head[0][0] <= up_to:
             self._head.popleft()
 
-    def _add_all(self, origin: _Origin, lines: Sequence[str], tidy: Callable[[str], str]) -> None:
+    def _add_all(self, origin: LogLine, lines: Sequence[str], tidy: Callable[[str], str]) -> None:
         at, surplus = 0, len(lines) - self._tail_lines
         while at < len(lines):
             if at < surplus and self._tail is not None:  # these lines would be dropped: a flood costs only its end
@@ -151,19 +139,22 @@ class Lines:
             self._add(origin, tidy(lines[at]))
             at += 1
 
-    def _add(self, origin: _Origin, text: str) -> None:
+    def _add(self, origin: LogLine, text: str) -> None:
+        self._keep(origin, self._keep_parts(origin, self._masked(text)))
+
+    def _keep_parts(self, origin: LogLine, text: str, kept_back: int = 0) -> str:
+        """Keep a long line in parts, and return its last part and at least the last `kept_back` characters."""
         size = self._limits.line_chars
-        text = self._masked(text)
-        last = (len(text) - 1) // size * size if len(text) > size else 0
-        for start in range(0, last, size):
+        end = max((len(text) - kept_back - 1) // size * size, 0)
+        for start in range(0, end, size):
             self._keep(origin, text[start : start + size], continues=True)
-        self._keep(origin, text[last:])
+        return text[end:]
 
     def _masked(self, text: str) -> str:
         return text if self._mask is None else self._mask(text)
 
-    def _keep(self, origin: _Origin, text: str, *, continues: bool = False) -> None:
-        encoded = encode(self._line(origin, text, continues=continues))
+    def _keep(self, origin: LogLine, text: str, *, continues: bool = False) -> None:
+        encoded = encode(replace(origin, at_ms=_now_ms(), text=text, continues=continues))
         number = self._count = self._count + 1  # first: a number may be skipped, but never used twice
         if self._spool is not None:
             self._spool(number, encoded)
@@ -184,17 +175,9 @@ class Lines:
         ):
             self._tail_bytes -= len(self._tail.popleft()[1])
 
-    def _line(self, origin: _Origin, text: str, *, continues: bool = False) -> LogLine:
-        stream, level, logger = origin
-        return LogLine(
-            at_ms=_now_ms(),
-            text=text,
-            attempt=self._attempt,
-            stream=stream,
-            level=level,
-            logger=logger,
-            continues=continues,
-        )
+    def _origin(self, stream: str, level: str | None = None, logger: str | None = None) -> LogLine:
+        """A line without text, which says where lines come from."""
+        return LogLine(at_ms=0, text="", attempt=self._attempt, stream=stream, level=level, logger=logger)
 
 
 def note(text: str, attempt: int) -> LogLine:
@@ -207,8 +190,8 @@ def encode(line: LogLine) -> bytes:
     try:
         return encode_line(line)
     except UnicodeEncodeError:
-        level, logger = [None if part is None else clean(part) for part in (line.level, line.logger)]
-        return encode_line(msgspec.structs.replace(line, text=clean(line.text), level=level, logger=logger))
+        parts = {"text": line.text, "level": line.level, "logger": line.logger}
+        return encode_line(replace(line, **{name: part and clean(part) for name, part in parts.items()}))
 
 
 def plain_text(lines: Iterable[LogLine]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib
 import importlib.util
 import inspect
 import os
@@ -17,9 +16,10 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import import_module
+from itertools import accumulate
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -28,19 +28,20 @@ from taskpool.errors import ConfigurationError, DuplicateType, FieldError
 from taskpool.redis.keys import ENTRY_POINT
 from taskpool.tasks import hooks
 from taskpool.tasks.context import TaskContext
-from taskpool.tasks.payload.faults import invalid_payload_of
+from taskpool.tasks.functions import is_coroutine_function, original_function
+from taskpool.tasks.payload.faults import PAYLOAD, invalid_payload_of
+from taskpool.tasks.schedule import DeclaredSchedule
 from taskpool.tasks.task import (
     MARK,
     Note,
     Task,
-    is_coroutine_function,
     marked_objects,
     notes_of,
     options_of,
-    original_function,
+    place_of,
     wrapper_without_mark,
 )
-from taskpool.tasks.task_type import TaskType, place_of, task_type
+from taskpool.tasks.task_type import TaskType, task_type
 from taskpool.validation import BUILTIN_TYPES
 
 _SKIPPED = re.compile(r"_.*|test_.*|.*_test|conftest|setup")
@@ -55,7 +56,7 @@ def import_tasks(entry: str) -> list[ModuleType]:
 
     Raises: ConfigurationError when nothing has that name, and when the import fails.
     """
-    make_cwd_importable()
+    _make_importable(Path.cwd(), first=True)
     path = Path(entry)
     if entry.endswith(".py") or os.sep in entry or (path.is_dir() and not entry.isidentifier()):
         return _import_path(path, entry)
@@ -68,7 +69,9 @@ def _import_path(path: Path, entry: str) -> list[ModuleType]:
     if path.is_file() and path.suffix == ".py":
         return [_import_file(path.resolve(), entry)]
     if not path.is_dir():
-        raise ConfigurationError(f"no task file {entry!r}{_did_you_mean(path.name, _neighbours(path), path.parent)}")
+        known = {each.name: str(each) for each in path.parent.glob("*") if each.suffix == ".py" or each.is_dir()}
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise ConfigurationError(f"no task file {entry!r}{where}{_guess(path.name, known)}")
     if (path / "__init__.py").is_file():
         return _import_named(_dotted_name(path.resolve() / "__init__.py"))
     files = sorted(file for file in path.resolve().glob("*.py") if not _SKIPPED.fullmatch(file.stem))
@@ -111,15 +114,28 @@ def _dotted_name(file: Path) -> str:
 
 
 def _import(name: str, entry: str) -> ModuleType:
+    if module := _module(name, f"can't load tasks from {entry!r}"):
+        return module
+    missing = next((each for each in accumulate(name.split("."), "{}.{}".format) if each not in sys.modules), name)
+    parent, dot, last = missing.rpartition(".")
+    places = getattr(sys.modules.get(parent), "__path__", ()) if parent else [str(Path.cwd())]
+    known = {module.name: f"{parent}{dot}{module.name}" for module in pkgutil.iter_modules(list(places))}
+    raise ConfigurationError(f"no module {entry!r} in {Path.cwd()} or elsewhere on sys.path{_guess(last, known)}")
+
+
+def _module(name: str, failure: str) -> ModuleType | None:
+    """The imported module; None when no module has that name.
+
+    Raises: ConfigurationError, which begins with `failure`, when its import fails.
+    """
     try:
-        return importlib.import_module(name)
+        return import_module(name)
     except ModuleNotFoundError as error:
-        missing = error.name or ""
-        if name != missing and not name.startswith(f"{missing}."):
-            raise _failed(entry, error) from error
-        raise ConfigurationError(f"no module {entry!r} to load tasks from{_near_modules(missing)}") from error
+        if error.name and f"{name}.".startswith(f"{error.name}."):
+            return None
+        raise _failed(failure, error) from error
     except (Exception, SystemExit) as error:  # a user's module may raise anything
-        raise _failed(entry, error) from error
+        raise _failed(failure, error) from error
 
 
 def _import_as(name: str, file: Path, entry: str) -> ModuleType:
@@ -131,23 +147,19 @@ def _import_as(name: str, file: Path, entry: str) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # as above; an incomplete module must not stay behind
         del sys.modules[name]
-        raise _failed(entry, error) from error
+        raise _failed(f"can't load tasks from {entry!r}", error) from error
     return module
 
 
-def _failed(entry: str, error: BaseException) -> ConfigurationError:
+def _failed(failure: str, error: BaseException) -> ConfigurationError:
+    """The error for what a user's module raised when it was imported, and where, on one line."""
     if isinstance(error, ConfigurationError):  # its text has the place
         return error
-    return ConfigurationError(f"can't load tasks from {entry!r}: {fault_text(error)}")
-
-
-def fault_text(error: BaseException) -> str:
-    """What a user's module raised when it was imported, and where, on one line."""
     if isinstance(error, SystemExit):
         what = f"it exits when imported (SystemExit: {error.code})"
     else:
         what = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}".splitlines()[0]
-    return f"{what} ({_user_place(error)})"
+    return ConfigurationError(f"{failure}: {what} ({_user_place(error)})")
 
 
 def _user_place(error: BaseException) -> str:
@@ -160,26 +172,9 @@ def _user_place(error: BaseException) -> str:
     return f"{users[-1].filename}:{users[-1].lineno}" if users else "place unknown"
 
 
-def _near_modules(missing: str) -> str:
-    parent, _, last = missing.rpartition(".")
-    places = getattr(sys.modules.get(parent), "__path__", None) if parent else [str(Path.cwd())]
-    names = [module.name for module in pkgutil.iter_modules(list(places or []))]
-    near = difflib.get_close_matches(last, names, n=1)
-    return f"; did you mean {'.'.join([parent, near[0]] if parent else near)!r}?" if near else ""
-
-
-def _neighbours(path: Path) -> list[str]:
-    return [each.name for each in path.parent.glob("*") if each.suffix == ".py" or each.is_dir()]
-
-
-def _did_you_mean(name: str, names: Sequence[str], folder: Path) -> str:
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {str(folder / near[0])!r}?" if near else ""
-
-
-def make_cwd_importable() -> None:
-    """Make the modules in the current directory importable, as a Python script's own are."""
-    _make_importable(Path.cwd(), first=True)
+def _guess(name: str, known: Mapping[str, str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {known[near[0]]!r}?" if near else ""
 
 
 def _make_importable(folder: Path, *, first: bool) -> None:
@@ -201,10 +196,6 @@ _ARGUMENTS: Final = {
 }
 
 
-BUILTINS: Final = tuple(dict.fromkeys(BUILTIN_TYPES.values()))
-"""The modules of the built-in types."""
-
-
 class Registry:
     """Task types by name.
 
@@ -215,6 +206,7 @@ class Registry:
     def __init__(self, modules: Sequence[str] = (), *, builtins: bool | Collection[str] | None = False) -> None:
         self._types: dict[str, TaskType] = {}
         self._files: dict[str, None] = {}
+        self._modules: dict[str, list[str]] = {}  # the names of its types, by the name of each loaded module
         names = BUILTIN_TYPES if builtins is True else builtins or ()
         for module in dict.fromkeys(BUILTIN_TYPES[name] for name in names):
             for each in tasks_in(import_module(module)):
@@ -243,6 +235,17 @@ class Registry:
     def files(self) -> list[str]:
         """The source files of the loaded modules, in order, for the reloader."""
         return list(self._files)
+
+    def schedules(self) -> dict[str, list[DeclaredSchedule]]:
+        """The schedules that the loaded modules declare, by module; none for one that declares none."""
+        return {
+            module: [
+                DeclaredSchedule(name, each.schedule.timing(), each.queue, each.where)
+                for name in names
+                if (each := self._types[name]).schedule is not None
+            ]
+            for module, names in self._modules.items()
+        }
 
     def add(self, source: TaskType | Any) -> TaskType:
         """Add a task type, a function marked by @task, or a subclass of Task. Adding the same one again is allowed.
@@ -274,11 +277,13 @@ class Registry:
         """
         for entry in modules:
             loaded = import_tasks(entry)
-            found = [each for module in loaded for each in tasks_in(module)]
+            by_module = {module.__name__: tasks_in(module) for module in loaded}
+            found = [each for types in by_module.values() for each in types]
             if not found and not hooks.are_in(loaded):
                 raise ConfigurationError(f"{entry!r} has no tasks{_imported_instead(loaded)}")
             for each in found:
                 self.add(each)
+            self._modules |= {module: [each.name for each in types] for module, types in by_module.items()}
             self._files.update({module.__file__: None for module in loaded if module.__file__})
 
 
@@ -288,19 +293,20 @@ def tasks_in(module: ModuleType) -> list[TaskType]:
     Raises: ConfigurationError for a faulty task and for one that another object hides; DuplicateType.
     """
     notes = notes_of(module)
+    noted = {id(each) for note in notes for each in (note.source, note.options)}
     written = {id(each): each for each in vars(module).values() if _module_of(each) == module.__name__}
-    named = [each for each in written.values() if options_of(each) or _is_task_class(each)]
-    found: list[TaskType] = []
-    sources: dict[str, Any] = {}
-    for source, note in [*_noted(module, notes), *[(each, None) for each in _not_noted(named, notes)]]:
+    others = [
+        (each, None)
+        for each in written.values()
+        if (options_of(each) or _is_task_class(each)) and not noted & {id(each), id(options_of(each))}
+    ]
+    found: dict[str, tuple[TaskType, Any]] = {}
+    for source, note in [*_noted(module, notes), *others]:
         new = task_type(source, note)
-        if new.name not in sources:
-            sources[new.name] = source
-            found.append(new)
-        elif sources[new.name] is not source:
-            first = next(each for each in found if each.name == new.name)
+        first, first_source = found.setdefault(new.name, (new, source))
+        if first_source is not source:
             raise _registered_twice(new.name, first.where, new.where)
-    return found
+    return [each for each, _ in found.values()]
 
 
 def _noted(module: ModuleType, notes: Sequence[Note]) -> Iterator[tuple[Any, Note]]:
@@ -318,12 +324,6 @@ def _noted(module: ModuleType, notes: Sequence[Note]) -> Iterator[tuple[Any, Not
         if not meant and not any(now is other.source for other in notes):  # a loop makes several of one name
             _refuse_hidden(module, note, now)
         yield (now if any(each is now for each in meant) else [*meant, note.source][0]), note
-
-
-def _not_noted(named: Sequence[Any], notes: Sequence[Note]) -> list[Any]:
-    """The tasks in a module that have no note there."""
-    options, classes = {id(note.options) for note in notes}, {id(note.source) for note in notes}
-    return [each for each in named if id(options_of(each)) not in options and id(each) not in classes]
 
 
 def _is_made_anew(old: type, new: Any) -> bool:
@@ -403,58 +403,43 @@ def function_type(name: str) -> TaskType:
         raise ConfigurationError(f"{SETTING}: {name!r} is not a function but {type(function).__name__}")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise ConfigurationError(f"{SETTING}: {name!r} is a generator; a job returns its result")
+
+    def decode(payload: Any) -> Any:
+        if (
+            isinstance(payload, dict)
+            and isinstance(payload.get("args"), list)
+            and isinstance(payload.get("kwargs"), dict)
+        ):
+            return payload
+        fault = "must be an object with the arguments of a call: a list `args`, an object `kwargs`"
+        raise invalid_payload_of(name, [FieldError(PAYLOAD, fault)])
+
+    def bind(payload: Any, ctx: TaskContext) -> Callable[[], Any]:
+        return partial(function, *payload["args"], **payload["kwargs"])
+
     return TaskType(
         name=name,
         schema=_ARGUMENTS,
         where=place_of(function),
-        decode=partial(_decode, name),
-        bind=partial(_bind, function),
+        decode=decode,
+        bind=bind,
         is_async=is_coroutine_function(original_function(function)),
         runs_on_loop=is_coroutine_function(function),
         is_published=False,
     )
 
 
-def _decode(name: str, payload: Any) -> Any:
-    """The arguments of a call, from an RQ job or from a task of this type. Raises: InvalidPayload for anything else."""
-    if isinstance(payload, dict) and isinstance(payload.get("args"), list) and isinstance(payload.get("kwargs"), dict):
-        return payload
-    fault = FieldError("/payload", "must be an object with the arguments of a call: a list `args`, an object `kwargs`")
-    raise invalid_payload_of(name, [fault])
-
-
-def _bind(function: Callable[..., Any], payload: Any, ctx: TaskContext) -> Callable[[], Any]:
-    return partial(function, *payload["args"], **payload["kwargs"])
-
-
 def _found(name: str) -> Any:
     """The object of this name: a function in a module, or a static method of a class there, as RQ looks it up."""
-    make_cwd_importable()
+    _make_importable(Path.cwd(), first=True)
+    failure = f"{SETTING}: {name!r} can't be imported"
     parts = name.split(".")
     for length in range(len(parts) - 1, 0, -1):
-        module = _module(name, ".".join(parts[:length]))
-        if module is not None:
-            found: Any = module
+        found: Any = _module(".".join(parts[:length]), failure)
+        if found is not None:
             for part in parts[length:]:
                 if not hasattr(found, part):
                     raise ConfigurationError(f"{SETTING}: {name!r}: {found.__name__} has no {part!r}")
                 found = getattr(found, part)
             return found
-    raise ConfigurationError(f"{SETTING}: {name!r} can't be imported: there is no module {parts[0]!r}")
-
-
-def _module(name: str, module: str) -> ModuleType | None:
-    """The imported module; None when no module has that name."""
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        missing = error.name or ""
-        if module == missing or module.startswith(f"{missing}."):
-            return None
-        raise _not_importable(name, error) from error
-    except (Exception, SystemExit) as error:  # a user's module may raise anything
-        raise _not_importable(name, error) from error
-
-
-def _not_importable(name: str, error: BaseException) -> ConfigurationError:
-    return ConfigurationError(f"{SETTING}: {name!r} can't be imported: {fault_text(error)}")
+    raise ConfigurationError(f"{failure}: there is no module {parts[0]!r}")

@@ -15,38 +15,47 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import CellType, FrameType, FunctionType, ModuleType
-from typing import Any, ClassVar, Final, TypeVar, Unpack
+from typing import Any, ClassVar, Final, ParamSpec, TypeVar, Unpack, cast
 
 from taskpool.errors import ConfigurationError, DuplicateType
 from taskpool.tasks.context import TaskContext
+from taskpool.tasks.functions import original_function
+from taskpool.tasks.schedule import Times
+from taskpool.tasks.spec import Spec, TaskFunction, class_field_names, payload_of, spec_of
 from taskpool.types import OnLostLease, TypeKeywords, TypeOptions
 
-F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 
 MARK: Final = "__taskpool_task__"
 _SPEC: Final = "__taskpool_spec__"
 _NOTES: Final = "__taskpool_notes__"
-_MOST_LAYERS: Final = 100
 _MOST_LEVELS: Final = 3
 _MOST_ITEMS: Final = 10_000
 
 
 class Declaration(TypeOptions, frozen=True, kw_only=True):
-    """What `@task` or a task class says about a task type: its name and its options."""
+    """What `@task` or a task class says about a task type: its name, its options and its schedule."""
 
     name: str
+    schedule: Times | None = None
 
 
-def task(name: str, **options: Unpack[TypeKeywords]) -> Callable[[F], F]:
-    """Make a function, plain or `async`, a task type called `name`. You can still call the function itself.
+def task(
+    name: str, *, schedule: Times | None = None, **options: Unpack[TypeKeywords]
+) -> Callable[[Callable[P, R]], TaskFunction[P, R]]:
+    """Make a function, plain or `async`, a task type called `name`. It remains the function that it was, with one more
+    attribute: `resize.spec(url=...)` is a submission of the task (see `TaskFunction.spec`).
 
     The payload's fields are the function's parameters; their annotations are its schema. A parameter annotated
     `TaskContext`, or named `ctx`, receives the context. `timeout_s` limits one attempt, and `result_ttl_s` says how
     long the result is kept. A task has `max_attempts`. After a failed one it waits for a random time of up to
     `backoff_s` (1), twice that, and so on, up to `backoff_max_s` (300). With `on_lost_lease="kill"`, an attempt
     whose lease can't be renewed is killed before the lease ends, so that no two attempts overlap; by default it
-    continues. A submission may override all of them.
+    continues. A submission may override all of them. With a `schedule` (`Cron`, `Every` or `At`), worker pools that
+    have loaded the function's module submit the task at these times; its fields need defaults then.
 
     Put `@task` above other decorators, so that they are part of the task.
 
@@ -56,18 +65,19 @@ def task(name: str, **options: Unpack[TypeKeywords]) -> Callable[[F], F]:
         def resize(ctx: TaskContext, url: str, width: int = 80) -> dict: ...
     """
     if callable(name):
-        raise ConfigurationError(f'{_place(name)}: write @task("{getattr(name, "__name__", "name")}"), with a name')
-    declared = Declaration(name=name, **options)
+        raise ConfigurationError(f'{place_of(name)}: write @task("{getattr(name, "__name__", "name")}"), with a name')
+    declared = Declaration(name=name, schedule=schedule, **options)
 
-    def mark(function: F) -> F:
+    def mark(function: Callable[P, R]) -> TaskFunction[P, R]:
         _check(function, declared)
         try:
             _refuse_shadowing(function, declared)
             setattr(function, MARK, declared)
+            function.spec = functools.partial(spec_of, name, function)  # type: ignore[attr-defined]
         except (AttributeError, TypeError):  # a bound method, a function in C, an object with slots
             raise _refusal(declared, f"{function!r} can't be marked as one; write a function that calls it") from None
         leave_note(function, declared)
-        return function
+        return cast("TaskFunction[P, R]", function)
 
     return mark
 
@@ -96,6 +106,7 @@ class Task:
     backoff_max_s: ClassVar[float | None] = None
     on_lost_lease: ClassVar[OnLostLease | None] = None
     result_ttl_s: ClassVar[int | None] = None
+    schedule: ClassVar[Times | None] = None
     Payload: ClassVar[Any] = None
 
     id: str
@@ -104,6 +115,16 @@ class Task:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         leave_note(cls)
+
+    @classmethod
+    def spec(cls, payload: Any = None, /, **fields: Any) -> Spec[Any]:
+        """The submission of this task, with its payload as one object or as fields (see `TaskFunction.spec`).
+        Raises: TypeError, if both are given."""
+        if payload is None:
+            payload = payload_of(cls.type, class_field_names(cls.Payload), (), fields)
+        elif fields:
+            raise TypeError(f"{cls.__name__}.spec() takes the payload as one object or as fields, not both")
+        return Spec(type=cls.type, payload=payload)
 
     def run(self, ctx: TaskContext) -> Any:
         """Do the work and return a JSON value, or a coroutine of one. An exception fails the attempt."""
@@ -126,7 +147,7 @@ def _check(function: Any, options: Declaration) -> None:
     owner = qualname.rpartition(".")[0]
     if owner and not owner.endswith("<locals>") and not inspect.ismethod(function):
         raise ConfigurationError(
-            f"{_place(function)}: the method {qualname} can't be the task {options.name!r}; "
+            f"{place_of(function)}: the method {qualname} can't be the task {options.name!r}; "
             "write a function at the module's top level, or derive the class from taskpool.Task"
         )
 
@@ -142,9 +163,9 @@ def _refuse_shadowing(function: Callable[..., Any], options: Declaration) -> Non
     spec = module.get("__spec__")
     is_same_run = spec is not None and getattr(previous, _SPEC, None) is spec
     setattr(function, _SPEC, spec)
-    if earlier is None or not is_same_run or _place(previous) == _place(function):
+    if earlier is None or not is_same_run or place_of(previous) == place_of(function):
         return
-    places = f"at {_place(previous)} and at {_place(function)}"
+    places = f"at {place_of(previous)} and at {place_of(function)}"
     if earlier.name == options.name:
         raise DuplicateType(f"the task type {options.name!r} is registered twice: {places}")
     raise ConfigurationError(
@@ -158,44 +179,25 @@ def _refusal(options: Declaration, fault: str) -> ConfigurationError:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and str(frame.f_globals.get("__name__", "")).startswith("taskpool."):
         frame = frame.f_back
-    place = f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame else "?:0"
+    place = shown_place(frame.f_code.co_filename, frame.f_lineno) if frame else "?:0"
     return ConfigurationError(f"{place}: the task {options.name!r}: {fault}")
 
 
-def _place(function: Any) -> str:
-    code = getattr(original_function(function), "__code__", None)
-    return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
+def place_of(source: Any) -> str:
+    """Where a function or class is written, "file.py:12", relative to the current directory when below it."""
+    code = getattr(source if isinstance(source, type) else original_function(source), "__code__", None)
+    if code is not None:
+        return shown_place(code.co_filename, code.co_firstlineno)
+    try:
+        return shown_place(inspect.getsourcefile(source) or "?", inspect.getsourcelines(source)[1])
+    except (OSError, TypeError, SystemError):  # created without a file; or Python 3.11 has failed to parse the file
+        return f"{getattr(source, '__module__', '?')}.{getattr(source, '__qualname__', repr(source))}"
 
 
-# --- what kind of function it is -----------------------------------------------------------------------------
-
-
-def original_function(source: Any) -> Any:
-    """The function that a user wrote, below wrappers, `functools.partial`, methods and callable objects."""
-    for _ in range(_MOST_LAYERS):
-        if isinstance(source, functools.partial):
-            source = source.func
-        elif (wrapped := getattr(source, "__dict__", {}).get("__wrapped__")) is not None:
-            source = wrapped
-        elif inspect.ismethod(source):
-            source = source.__func__
-        elif is_callable_object(source):
-            source = type(source).__call__
-        else:
-            break
-    return source
-
-
-def is_callable_object(source: Any) -> bool:
-    """Whether an object can be called, and is neither a function nor a class."""
-    return callable(source) and not inspect.isroutine(source) and not inspect.isclass(source)
-
-
-def is_coroutine_function(source: Callable[..., Any]) -> bool:
-    """Whether a call always returns a coroutine: an `async def`, also in a partial, a method or a `__call__`."""
-    while isinstance(source, functools.partial):
-        source = source.func
-    return inspect.iscoroutinefunction(type(source).__call__ if is_callable_object(source) else source)
+def shown_place(file: str, line: int) -> str:
+    """A place in a file, relative to the current directory when below it."""
+    path = Path(file).resolve()
+    return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}:{line}"
 
 
 # --- the notes of a module -----------------------------------------------------------------------------------

@@ -9,22 +9,21 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
-from taskpool.errors import ConfigurationError
+from taskpool.errors import ConfigurationError, InvalidPayload
 from taskpool.tasks.context import TaskContext
-from taskpool.tasks.payload.schema import converter, json_schema
+from taskpool.tasks.functions import is_callable_object, is_coroutine_function, original_function
 from taskpool.tasks.payload.secret_fields import SecretFields
-from taskpool.tasks.payload.signature import class_payload, function_payload, mask_in_repr
+from taskpool.tasks.payload.signature import Bind, Decode, class_payload, function_payload
+from taskpool.tasks.schedule import At, Cron, Every, Times, timing_faults
 from taskpool.tasks.task import (
     Declaration,
     Note,
     Task,
-    is_callable_object,
-    is_coroutine_function,
     options_of,
-    original_function,
+    place_of,
+    shown_place,
 )
 from taskpool.types import TypeInfo, TypeOptions
 from taskpool.validation import declared, type_name_fault, value_faults
@@ -39,10 +38,8 @@ class TaskType:
     name: str
     schema: dict[str, Any]
     where: str
-    decode: Callable[[Any], Any] = field(repr=False)
-    """Converts a JSON value to the payload. Raises: InvalidPayload, with a JSON Pointer for each fault."""
-    bind: Callable[[Any, TaskContext], Callable[[], Any]] = field(repr=False)
-    """Returns the call that runs the task, and returns its result or, when `is_async`, a coroutine."""
+    decode: Decode = field(repr=False)
+    bind: Bind = field(repr=False)
     options: TypeOptions = field(default_factory=TypeOptions)
     description: str = ""
     is_async: bool = False
@@ -51,6 +48,8 @@ class TaskType:
     """Whether a call always returns a coroutine. Any other function may block, and is called in a thread."""
     is_published: bool = True
     """Whether workers publish it, so that it can be submitted by its name."""
+    schedule: Times | None = None
+    """When worker pools submit it."""
 
     secret_fields: SecretFields = field(init=False, repr=False)
 
@@ -67,11 +66,7 @@ class TaskType:
         options = {each: getattr(self.options, each) for each in TypeOptions.__struct_fields__}
         options |= {"queue": self.queue, "max_attempts": self.options.max_attempts or max_attempts}
         return TypeInfo(
-            **options,
-            name=self.name,
-            schema=self.schema,
-            description=self.description,
-            is_async=self.is_async,
+            **options, name=self.name, schema=self.schema, description=self.description, is_async=self.is_async
         )
 
 
@@ -81,7 +76,8 @@ def task_type(source: Any, note: Note | None = None) -> TaskType:
     Raises: ConfigurationError, which names the place, for every fault that would make the task fail when it runs.
     """
     written = where = place_of(source)
-    if note is not None and note.options is not None and not _is_in_file(source, note.place[0]):
+    code = getattr(original_function(source), "__code__", None)
+    if note is not None and note.options is not None and code is not None and code.co_filename != note.place[0]:
         where = shown_place(*note.place)  # another module's decorator or factory made the function
     try:
         if isinstance(source, type) and issubclass(source, Task):
@@ -94,66 +90,59 @@ def task_type(source: Any, note: Note | None = None) -> TaskType:
     raise ConfigurationError(f"{where}: not a task; mark a function with @task, or derive a class from taskpool.Task")
 
 
-def place_of(source: Any) -> str:
-    """Where a function or class is written, "file.py:12", relative to the current directory when below it."""
-    code = getattr(source if isinstance(source, type) else original_function(source), "__code__", None)
-    if code is not None:
-        return shown_place(code.co_filename, code.co_firstlineno)
-    try:
-        return shown_place(inspect.getsourcefile(source) or "?", inspect.getsourcelines(source)[1])
-    except (OSError, TypeError):  # created without a file: in a shell, or by exec
-        return f"{getattr(source, '__module__', '?')}.{getattr(source, '__qualname__', repr(source))}"
-
-
-def shown_place(file: str, line: int) -> str:
-    """A place in a file, relative to the current directory when below it."""
-    path = Path(file).resolve()
-    return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}:{line}"
-
-
-def _is_in_file(source: Any, file: str) -> bool:
-    code = getattr(original_function(source), "__code__", None)
-    return code is None or code.co_filename == file
-
-
 def _from_function(function: Callable[..., Any], options: Declaration, where: str) -> TaskType:
     _check_options(options)
     _refuse_generators(function)
     if hasattr(function, "dispatch") and hasattr(function, "registry"):
         raise ConfigurationError("functools.singledispatch looks at an argument by position, and a task has none")
-    payload = function_payload(function, options.name)
+    schema, decode, bind = function_payload(function, options.name)
     described = original_function(function) if is_callable_object(function) else function
-    return _made(options, where, function, described, schema=payload.schema, decode=payload.decode, bind=payload.bind)
+    return _made(options, where, function, described, schema=schema, decode=decode, bind=bind)
 
 
 def _from_class(cls: type[Task], where: str) -> TaskType:
     name = getattr(cls, "type", None)
     if name is None:
         raise ConfigurationError(f'the task class {cls.__name__} has no name; give it type = "..."')
-    options = Declaration(name=name, **{each: getattr(cls, each) for each in TypeOptions.__struct_fields__})
+    declared_options = {each: getattr(cls, each) for each in TypeOptions.__struct_fields__}
+    options = Declaration(name=name, schedule=cls.schedule, **declared_options)
     _check_options(options)
     if cls.run is Task.run:
         raise ConfigurationError(f"the task class {cls.__name__} has no run(self, ctx)")
     _refuse_generators(cls.run)
-    payload_type, defaults = class_payload(cls.Payload, cls.__name__)
-    schema = json_schema(payload_type, title=name, defaults=defaults)
-    if defaults and (secret := SecretFields(schema)):
-        mask_in_repr(payload_type, secret)
-    decode, bind = converter(payload_type, task=name), partial(_bind_instance, cls, _takes_context(cls))
+    schema, decode = class_payload(cls.Payload, cls.__name__, name)
+    bind = partial(_bind_instance, cls, _takes_context(cls))
     return _made(options, where, cls.run, cls, schema=schema, decode=decode, bind=bind)
 
 
 def _made(options: Declaration, where: str, function: Callable[..., Any], described: Any, **how: Any) -> TaskType:
     """`function` runs the task, and `described` has its docstring."""
-    return TaskType(
+    made = TaskType(
         name=options.name,
         where=where,
         options=options,
         description=_summary(described),
         is_async=is_coroutine_function(function) or is_coroutine_function(original_function(function)),
         runs_on_loop=is_coroutine_function(function),
+        schedule=options.schedule,
         **how,
     )
+    if made.schedule is not None:
+        _check_schedule(made, made.schedule)
+    return made
+
+
+def _check_schedule(made: TaskType, times: Times) -> None:
+    if not isinstance(times, Cron | Every | At):
+        raise ConfigurationError(f"task {made.name!r}: schedule must be a Cron, an Every or an At, not {times!r}")
+    for fault in timing_faults(times.timing()):
+        raise ConfigurationError(f"task {made.name!r}: schedule: {fault.pointer.removeprefix('/')}: {fault.detail}")
+    try:
+        made.decode({})
+    except InvalidPayload as error:
+        raise ConfigurationError(
+            f"task {made.name!r}: its schedule submits it without a payload, so each field needs a default: {error}"
+        ) from error
 
 
 def _bind_instance(cls: type[Task], takes_context: bool, payload: Any, ctx: TaskContext) -> Callable[[], Any]:

@@ -13,23 +13,11 @@ import msgspec
 
 from taskpool.access.audit import Actor, entry
 from taskpool.errors import DeliveryBusy, DeliveryNotFound
-from taskpool.redis import keys
-from taskpool.redis.calls import (
-    Call,
-    Plan,
-    Script,
-    decode_cursor,
-    encode_cursor,
-    hash_of,
-    page_length,
-    readable,
-    texts,
-    tolerant,
-)
+from taskpool.redis import calls, keys
+from taskpool.redis.calls import Call, Plan, Script, hash_of, one, texts, tolerant
 from taskpool.types import Page
 from taskpool.validation import Field
-from taskpool.webhooks.endpoint import DeliveryStatus, Webhook, is_callback
-from taskpool.webhooks.message import OutboxEntry, read_entry
+from taskpool.webhooks.endpoint import DeliveryStatus, OutboxEntry, Webhook, is_callback, read_entry
 
 Outcome = Literal["delivered", "failed", "dead", "given_back"]
 
@@ -54,18 +42,15 @@ class NewDelivery(msgspec.Struct, frozen=True, gc=False):
 
 
 class Taken(msgspec.Struct, frozen=True, gc=False):
-    """A delivery that was taken to be sent. `endpoint` is None when it was removed; `attempt` counts from 1. Times in
-    ms by Redis's clock."""
+    """A delivery that was taken to be sent. `endpoint` is None if it was removed. `attempt` counts from 1. Times are
+    Redis's."""
 
     id: str
     endpoint: Webhook | None
     webhook: str
-    task: str
-    event: str
     url: str
     body: bytes
     attempt: int
-    created_ms: int
     taken_ms: int
 
 
@@ -119,7 +104,7 @@ def outbox_page(supervisor: str, *, hold_ms: int, limit: int) -> Call[OutboxPage
             return OutboxPage()
         found = {id.decode(): read_entry(id.decode(), flat) for id, flat in reply[1]}
         return OutboxPage(
-            list(readable(enumerate(reply[0]), _webhook, "endpoint of webhooks").values()),
+            list(calls.readable(enumerate(reply[0]), _webhook, "endpoint of webhooks").values()),
             [entry for entry in found.values() if entry is not None],
             [id for id, entry in found.items() if entry is None],
         )
@@ -135,11 +120,15 @@ def deliver(entry: str, deliveries: Sequence[NewDelivery]) -> Call[str]:
 def take(
     token: str, *, lease_ms: int, limit: int, lane_most: int, failing_most: int
 ) -> Call[tuple[int | None, list[Taken]]]:
-    """Take due deliveries to send them; and in how many ms there may be more (None: nothing waits)."""
+    """Take due deliveries, to send them: in how many ms there may be more (None: nothing waits), and what was taken."""
 
     def read(reply: list[Any]) -> tuple[int | None, list[Taken]]:
         now_ms, wait_ms, *rows = reply
-        return (None if wait_ms < 0 else wait_ms), [_taken(row, now_ms) for row in rows]
+        taken = []
+        for id, endpoint, webhook, _task, _event, url, body, attempt, _created_ms in rows:
+            known = _webhook(endpoint) if endpoint else None
+            taken.append(Taken(id.decode(), known, webhook.decode(), url.decode(), body, attempt, now_ms))
+        return (None if wait_ms < 0 else wait_ms), taken
 
     return _send.call((token, lease_ms, limit, lane_most, failing_most), read, again=False)
 
@@ -160,11 +149,7 @@ def outbox_length() -> Call[int]:
 
 
 def get_delivery(id: str) -> Plan[Delivery]:
-    """One delivery, body and all.
-
-    Raises:
-        DeliveryNotFound
-    """
+    """One delivery, body and all. Raises: DeliveryNotFound."""
     (found,) = yield from _read([id])
     if found is None:
         raise DeliveryNotFound(id)
@@ -180,32 +165,24 @@ def list_deliveries(
     limit: int = 50,
 ) -> Plan[Page[Delivery]]:
     """The deliveries to an endpoint or about a task that are still known, or of neither the dead ones of all; the
-    newest first. A page may be short.
-
-    Raises:
-        InvalidTask: the cursor isn't one of ours.
-    """
-    limit = page_length(limit, LONGEST_PAGE)
-    end = f"({decode_cursor(cursor, (str,))[0]}" if cursor else "+"
+    newest first. A page may be short. Raises: InvalidTask (the cursor isn't one of ours)."""
+    limit = calls.page_length(limit, LONGEST_PAGE)
+    end = f"({calls.decode_cursor(cursor, (str,))[0]}" if cursor else "+"
     if webhook:
         key = (keys.DELIVERIES_DEAD if status is DeliveryStatus.DEAD else keys.DELIVERIES) + webhook
     else:
         key = keys.DELIVERIES_OF_TASK + task if task else keys.DELIVERIES_ALL_DEAD
     command = ("ZREVRANGEBYLEX", key, end, "-", "LIMIT", 0, limit)
-    (ids,) = yield (tolerant(Call(command, texts, again=True), []),)
+    ids = yield from one(tolerant(Call(command, texts, again=True), []))
     found = (yield from _read(ids)) if ids else []
     items = tuple(each for each in found if each is not None and status in (None, each.status))
-    return Page(items, encode_cursor(ids[-1]) if len(ids) == limit else None)
+    return Page(items, calls.encode_cursor(ids[-1]) if len(ids) == limit else None)
 
 
 def replay(id: str, by: Actor | None = None) -> Plan[Delivery]:
-    """Send a delivery again, or at once: it as it is then.
-
-    Raises:
-        DeliveryNotFound
-        DeliveryBusy: it is being sent at this moment.
-    """
-    (word,) = yield (_replay.word(id, entry(by, "delivery.replayed", id)),)
+    """Send a delivery again, or at once: it as it is then. Raises: DeliveryNotFound, DeliveryBusy (it is being sent at
+    this moment)."""
+    word = yield from one(_replay.word(id, entry(by, "delivery.replayed", id)))
     if word == "gone":
         raise DeliveryNotFound(id)
     if word == "sending":
@@ -216,8 +193,8 @@ def replay(id: str, by: Actor | None = None) -> Plan[Delivery]:
 def _read(ids: Sequence[str]) -> Plan[list[Delivery | None]]:
     found = yield [_fetch(id) for id in ids]
     pending = [each for each in found if each is not None and each.status is DeliveryStatus.PENDING]
-    scores = (yield [_due_ms(each) for each in pending]) if pending else []
-    due = dict(zip([each.id for each in pending], scores, strict=True))
+    times = (yield [_due_ms(each) for each in pending]) if pending else []
+    due = dict(zip([each.id for each in pending], times, strict=True))
     return [each and msgspec.structs.replace(each, next_ms=due.get(each.id)) for each in found]
 
 
@@ -226,32 +203,20 @@ def _fetch(id: str) -> Call[Delivery | None]:
         h = hash_of(reply)
         if b"lane" not in h:
             return None
-        return Delivery(
-            id=id,
-            webhook=h[b"webhook"].decode(),
-            task=h[b"task"].decode() or None,
-            event=h[b"event"].decode(),
-            url=h[b"url"].decode(),
-            status=DeliveryStatus(h[b"status"].decode()),
-            attempts=tuple(msgspec.convert(_attempts(h.get(b"log", b"")), list[SendAttempt])),
-            created_ms=int(h[b"created_ms"]),
-            body=h[b"body"],
-            lane=h[b"lane"].decode(),
-        )
+        texts = {name.decode(): value.decode() for name, value in h.items() if name != b"body"}
+        others = {
+            "id": id,
+            "task": texts["task"] or None,
+            "attempts": _attempts(h.get(b"log", b"")),
+            "body": h[b"body"],
+        }
+        return msgspec.convert(texts | others, Delivery, strict=False)
 
     return tolerant(Call(("HGETALL", keys.DELIVERY + id), read, again=True), None)
 
 
-def _taken(row: Sequence[Any], now_ms: int) -> Taken:
-    id, endpoint, *words, body, attempts, created_ms = row
-    known = _webhook(endpoint) if endpoint else None
-    webhook, task, event, url = texts(words)
-    return Taken(id.decode(), known, webhook, task, event, url, body, attempts, int(created_ms), now_ms)
-
-
 def _due_ms(delivery: Delivery) -> Call[int | None]:
-    return tolerant(Call(("ZSCORE", keys.WEBHOOKS_WAITING + delivery.lane, delivery.id), _ms, again=True), None)
+    def read(score: bytes | None) -> int | None:
+        return None if score is None else round(float(score))
 
-
-def _ms(reply: bytes | None) -> int | None:
-    return None if reply is None else round(float(reply))
+    return tolerant(Call(("ZSCORE", keys.WEBHOOKS_WAITING + delivery.lane, delivery.id), read, again=True), None)

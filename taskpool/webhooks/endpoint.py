@@ -1,4 +1,7 @@
-"""Webhooks as values: events, endpoints and their filters, faults in them, and signatures.
+"""Webhooks as values: endpoints with their filters, faults in them, messages and their signatures.
+
+The body of a message is a CloudEvents 1.0 document about one step of a task, made from an event in the outbox. The
+outbox holds the task as it was at that step, so a message doesn't change with what happens to the task later.
 
 Signatures follow Standard Webhooks: HMAC-SHA256 over id, timestamp and body, one for each secret that is valid. A
 holder of the secret can forge messages, so only the document made for it shows one.
@@ -7,43 +10,40 @@ holder of the secret can forge messages, so only the document made for it shows 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Final
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
+from msgspec.structs import replace
 
-from taskpool.access.api_key import PROJECT
+from taskpool.access.api_key import PROJECT, PROJECT_TAKES
 from taskpool.errors import FieldError
-from taskpool.types import ENDS, WEBHOOK_EVENTS, OpenEnum, TaskStatus
+from taskpool.types import ENDS, WEBHOOK_EVENTS, WORKFLOW_EVENTS, Count, Id, OpenEnum, TaskStatus, Time, utc
 from taskpool.url_guard import Allowed, parse_target
-from taskpool.validation import TAG, Field, queue_name_fault, type_name_fault
+from taskpool.validation import QUEUE_NAME, QUEUE_TAKES, TAG, TAG_TAKES, TYPE_NAME, TYPE_TAKES, Field, faults_of
 
 PREFIX: Final = "whsec_"
-SECRET_BYTES: Final = 32
-LEAST_BYTES: Final = 24
-MOST_BYTES: Final = 64
+_FOUR: Final = "[A-Za-z0-9+/]{4}"
+SECRET: Final = re.compile(
+    f"{PREFIX}(({_FOUR}){{8,20}}([A-Za-z0-9+/]{{3}}=)?|({_FOUR}){{8,21}}([A-Za-z0-9+/]{{2}}==)?)"
+)
+"""24 to 64 bytes in base64."""
 
 
 def new_secret() -> str:
     """A secret of 256 random bits."""
-    return PREFIX + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
+    return PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
 def secret_fault(secret: str) -> str | None:
     """What is wrong with a secret; None when it is fine. The text doesn't show it."""
-    try:
-        size = len(_key(secret)) if secret.startswith(PREFIX) else 0
-    except (binascii.Error, ValueError):
-        size = 0
-    if LEAST_BYTES <= size <= MOST_BYTES:
-        return None
-    return f"must be {PREFIX!r} and {LEAST_BYTES} to {MOST_BYTES} bytes in base64"
+    return None if SECRET.fullmatch(secret) else f"must be {PREFIX!r} and 24 to 64 bytes in base64"
 
 
 def signed_headers(id: str, timestamp_s: int, body: bytes, keys: Sequence[str]) -> dict[str, str]:
@@ -61,11 +61,10 @@ def _key(secret: str) -> bytes:
     return base64.b64decode(secret.removeprefix(PREFIX), validate=True)
 
 
+# What an endpoint is sent that names statuses and no events.
 STEPS: Final = tuple(event for event in WEBHOOK_EVENTS if event != "progress")
-"""What an endpoint is sent that names statuses and no events."""
-
-CALLBACK: Final = "callback"
-"""The built-in endpoint behind all callback URLs: it has their secret and lists their deliveries."""
+ENDPOINT_EVENTS: Final = (*WEBHOOK_EVENTS, *WORKFLOW_EVENTS)
+CALLBACK: Final = "callback"  # the built-in endpoint behind all callback URLs: it has their secret and deliveries
 
 
 def is_callback(id: str) -> bool:
@@ -117,32 +116,33 @@ def callback_events(url: str | None, events: Sequence[str] | None) -> tuple[str,
     return ENDS if events is None else tuple(dict.fromkeys(events))
 
 
-def events_faults(field: str, events: Any) -> Iterator[tuple[str, str]]:
-    """What is wrong with the events that a webhook is to be sent for."""
-    if not isinstance(events, list | tuple) or not 1 <= len(events) <= len(WEBHOOK_EVENTS):
-        yield field, f"must be a list of 1 to {len(WEBHOOK_EVENTS)}"
-        return
-    for at, event in enumerate(events):
-        if event not in WEBHOOK_EVENTS:
-            yield f"{field}/{at}", f"must be one of {', '.join(WEBHOOK_EVENTS)}"
-
-
-MOST_NAMES: Final = 50
-LONGEST_DESCRIPTION: Final = 500
-FILTERS: Final = ("types", "queues", "tags", "statuses")
+_TARGET: Final = Field("The target. The server's settings say which targets are allowed.", is_url=True)
+_Names = Sequence[str] | UnsetType
+_names = partial(Field, default="all, also if empty", most=50)
 
 
 class WebhookFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What can be changed of an endpoint; what isn't given stays as it is."""
+    """What can be changed of an endpoint. A field that isn't given stays as it is."""
 
-    url: str | UnsetType = UNSET
-    events: list[str] | UnsetType = UNSET
-    types: list[str] | UnsetType = UNSET
-    queues: list[str] | UnsetType = UNSET
-    tags: list[str] | UnsetType = UNSET
-    statuses: list[str] | UnsetType = UNSET
-    description: str | UnsetType = UNSET
-    enabled: bool | UnsetType = UNSET
+    url: Annotated[str | UnsetType, _TARGET] = UNSET
+    events: Annotated[
+        _Names,
+        Field(
+            "The events to send.",
+            default="the ends of tasks; with `statuses`, all except `progress`",
+            least=1,
+            most=len(ENDPOINT_EVENTS),
+            choices=ENDPOINT_EVENTS,
+        ),
+    ] = UNSET
+    types: Annotated[_Names, _names("Only for tasks of these types.", pattern=TYPE_NAME, takes=TYPE_TAKES)] = UNSET
+    queues: Annotated[_Names, _names("Only for tasks in these queues.", pattern=QUEUE_NAME, takes=QUEUE_TAKES)] = UNSET
+    tags: Annotated[_Names, _names("Only for tasks with one of these tags.", pattern=TAG, takes=TAG_TAKES)] = UNSET
+    statuses: Annotated[_Names, _names("Only for these statuses of the task.", choices=tuple(TaskStatus))] = UNSET
+    description: Annotated[
+        str | UnsetType, Field("A description for people.", most=500, takes="at most 500 characters")
+    ] = UNSET
+    enabled: Annotated[bool | UnsetType, Field("Whether events are sent.")] = UNSET
 
     def given(self) -> dict[str, Any]:
         """The fields that are there."""
@@ -151,43 +151,151 @@ class WebhookFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class NewWebhook(WebhookFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a new endpoint is to be. What isn't given has its default; a secret is made."""
+    """What a new endpoint is to be. A field that isn't given has its default; a secret is made."""
 
-    url: str
-    project: str | UnsetType = UNSET
+    url: Annotated[str, _TARGET]
+    project: Annotated[
+        str | UnsetType,
+        Field("The only project whose events are sent.", default="all", pattern=PROJECT, takes=PROJECT_TAKES),
+    ] = UNSET
     secret: str | UnsetType = UNSET
 
 
 def field_faults(given: dict[str, Any], allowed: Allowed) -> Iterator[FieldError]:
-    """What can't be, in what was given; the types of the values are right already."""
+    """What is wrong with these fields; the types of their values are right already."""
+    yield from (FieldError(pointer, fault) for pointer, fault in faults_of(NewWebhook, given))
+    if "secret" in given and (fault := secret_fault(given["secret"])):
+        yield FieldError("/secret", fault)
     if "url" in given:
         try:
             parse_target(given["url"], allowed)
         except ValueError as error:
             yield FieldError("/url", str(error))
-    if "events" in given:
-        yield from (FieldError(f"/{field}", detail) for field, detail in events_faults("events", given["events"]))
-    if len(given.get("description", "")) > LONGEST_DESCRIPTION:
-        yield FieldError("/description", f"must have at most {LONGEST_DESCRIPTION} characters")
-    if "secret" in given and (fault := secret_fault(given["secret"])):
-        yield FieldError("/secret", fault)
-    if "project" in given and not PROJECT.fullmatch(given["project"]):
-        yield FieldError("/project", "must be 1 to 64 letters, digits, '_', '-' or '.'")
-    for field in FILTERS:
-        yield from _name_faults(field, given.get(field, ()))
 
 
-def _name_faults(field: str, names: Sequence[str]) -> Iterator[FieldError]:
-    if len(names) > MOST_NAMES:
-        yield FieldError(f"/{field}", f"must be a list of at most {MOST_NAMES}")
-        return
-    statuses = [status.value for status in TaskStatus]
-    for at, name in enumerate(names):
-        fault = {
-            "types": type_name_fault(name),
-            "queues": queue_name_fault(name),
-            "tags": None if re.fullmatch(TAG, name) else "must be a tag: 1 to 64 letters, digits, '_', '-', '.' or ':'",
-            "statuses": None if name in statuses else f"must be one of {', '.join(statuses)}",
-        }[field]
-        if fault:
-            yield FieldError(f"/{field}/{at}", fault)
+# --- messages ---------------------------------------------------------------------------------------------------------
+
+TYPE_PREFIX: Final = "taskpool.task."
+WORKFLOW_PREFIX: Final = "workflow_"  # of the events of workflows; their messages have the types `taskpool.workflow.*`
+TEST_EVENT: Final = "test"
+SOURCE: Final = "urn:taskpool"
+_HEAD: Final = frozenset({"id", "seq", "event", "status", "at_ms"})
+_OF_THE_EVENT: Final = ("id", "seq", "status", "error", "reason", "progress", "text", "question")
+_OF_THE_TASK: Final = ("type", "queue", "attempt", "max_attempts", "created_at", "started_at", "ended_at")
+"""The members of an event, and the fields beside it in the outbox, that a message shows."""
+MOST_RESULT_BYTES: Final = 16 * 1024  # results up to this size stand in the message; larger ones are left to be read
+
+
+def message_type(event: str) -> str:
+    """The type of the message about an event."""
+    if event.startswith(WORKFLOW_PREFIX):
+        return f"taskpool.workflow.{event.removeprefix(WORKFLOW_PREFIX)}"
+    return TYPE_PREFIX + event
+
+
+class TaskData(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """The task in short, as it was at the event. `result` is there when it is done and the result isn't too large."""
+
+    id: Id
+    status: TaskStatus
+    seq: Count
+    type: str = ""
+    queue: str = ""
+    tags: Sequence[str] = ()
+    attempt: Count = 0
+    max_attempts: Count = 1
+    created_at: Time | None = None
+    started_at: Time | None = None
+    ended_at: Time | None = None
+    result: msgspec.Raw | UnsetType = UNSET
+    error: str | None = None
+    reason: str | None = None
+    progress: Mapping[str, Any] | None = None
+    text: Annotated[str | None, Meta(description="What a person is asked.")] = None
+    question: Annotated[str | None, Meta(description="The name of what it asks in the middle.")] = None
+    answer_by: Annotated[Time | None, Meta(description="When the default answer counts.")] = None
+
+
+class Message(msgspec.Struct, kw_only=True):
+    """The body of a webhook. `type` is `taskpool.task.` and the event, and `subject` the task's id; of a workflow,
+    `taskpool.workflow.` and its id, and `progress` says how many of its tasks have ended."""
+
+    specversion: str = "1.0"
+    id: str
+    source: str = SOURCE
+    type: str
+    time: Time
+    subject: Id
+    datacontenttype: str = "application/json"
+    data: TaskData
+
+
+class OutboxEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A wanted event in the outbox, and the task as it was then. `callback_url` is set when the callback wants it."""
+
+    id: str
+    event: Mapping[str, Any]
+    data: TaskData
+    project: str | None
+    callback_url: str | None
+
+    @property
+    def task(self) -> str:
+        """The task's id."""
+        return self.data.id
+
+
+def read_entry(id: str, flat: Sequence[bytes]) -> OutboxEntry | None:
+    """The event in an entry of the outbox, read as a flat list of fields and values; None when it can't be read."""
+    h = {name.decode(): value.decode("utf-8", "replace") for name, value in zip(flat[::2], flat[1::2], strict=True)}
+    try:
+        event = msgspec.json.decode(h["event"])
+        if not event.keys() >= _HEAD:
+            return None
+        fields = {name: h[name] for name in _OF_THE_TASK if h[name]} | {name: event.get(name) for name in _OF_THE_EVENT}
+        if "total" in event:
+            fields["progress"] = {"done": event.get("ended", 0), "total": event["total"]}
+        if isinstance(until_ms := event.get("answer_by_ms"), int):
+            fields["answer_by"] = time_text(until_ms)
+        fields["tags"] = h["tags"].split(",") if h["tags"] else ()
+        data = msgspec.convert(fields, TaskData, strict=False)
+        project, callback_url = h["project"] or None, h["callback_url"] or None
+        return OutboxEntry(id=id, event=event, data=data, project=project, callback_url=callback_url)
+    except (KeyError, ValueError, AttributeError, RecursionError):
+        return None
+
+
+def is_wanted(entry: OutboxEntry, webhook: Webhook) -> bool:
+    """Whether an endpoint wants this event. An endpoint with a project gets events of that project's tasks only."""
+    return (
+        webhook.enabled
+        and entry.event["event"] in webhook.events
+        and webhook.project in (None, entry.project)
+        and (not webhook.types or entry.data.type in webhook.types)
+        and (not webhook.queues or entry.data.queue in webhook.queues)
+        and (not webhook.tags or not set(webhook.tags).isdisjoint(entry.data.tags))
+        and (not webhook.statuses or entry.event["status"] in webhook.statuses)
+    )
+
+
+def message_body(entry: OutboxEntry, result: bytes | None) -> bytes:
+    """The body of the message about an event. `result` is the task's as JSON, if the message shows it."""
+    event = entry.event
+    data = entry.data if result is None else replace(entry.data, result=msgspec.Raw(result))
+    return _encode(data, event["event"], event["at_ms"], f"{entry.task}.{event['seq']}")
+
+
+def trial_body(webhook: Webhook, now_ms: int) -> bytes:
+    """The body of a message that only tries whether an endpoint hears."""
+    data = TaskData(id="test", status=TaskStatus.DONE, seq=1)
+    return _encode(data, TEST_EVENT, now_ms, f"{webhook.id}.{now_ms}")
+
+
+def time_text(ms: float) -> str:
+    """A time in ms since 1970 as messages have it."""
+    return utc(ms).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _encode(data: TaskData, event: str, at_ms: float, id: str) -> bytes:
+    time = time_text(at_ms)
+    return msgspec.json.encode(Message(id=id, type=message_type(event), time=time, subject=data.id, data=data))

@@ -13,10 +13,11 @@ import concurrent.futures
 import logging
 import os
 import signal
+import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from typing import Any, Final, TypeVar
 
@@ -29,7 +30,7 @@ from taskpool.tasks.attempt import Outcome, execute_task, execute_task_async, ra
 from taskpool.tasks.context import TaskContext
 from taskpool.types import RunningTask, TaskStatus
 
-from .. import process_group
+from .. import process_group, stacks
 from ..shared_memory import Lane, Request
 from .interruption import end_if_forked, keep_apart
 from .output import Capture
@@ -98,6 +99,8 @@ class AsyncWorker(WorkerLoop):
         self._store = AsyncStore(self._redis_url, name=setup.worker)
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="taskpool-task")
         self._attempts: dict[str, _Attempt] = {}
+        self._fenced_threads = 0
+        """How many attempts that must not outlive their leases run in threads."""
         self._is_over = False
         self._is_careful = False
         """True when the last claim found a suspect: there may be more of them, and only one runs at a time."""
@@ -130,8 +133,8 @@ class AsyncWorker(WorkerLoop):
         self._is_over = True
         ticking.cancel()
         await _insist(lambda: loop.run_in_executor(self._threads, self._unwritten.close))
-        await _insist(self._send_counters)
         limit_end()
+        await _insist(lambda: self._store.carry_out(self._last_reports()))
         await run_stop_hooks()
         self._output.settle()
         return 0
@@ -278,16 +281,37 @@ class AsyncWorker(WorkerLoop):
         if task_type is None or task_type.runs_on_loop:
             outcome = await execute_task_async(running, self._registry, context, max_result_bytes=limit)
             end_if_forked(self._pid, outcome)
-            if task_type is None and running.refusal is None:
-                return await self._store.carry_out(self._unknown(running, outcome))
-            return outcome
+        else:
+            with self._fenced_in_thread(running):
+                outcome = await self._execute_in_thread(running, context)
+        left = self._left_to_others(running, outcome)
+        return outcome if left is None else await self._store.carry_out(left)
 
+    @contextmanager
+    def _fenced_in_thread(self, running: RunningTask) -> Iterator[None]:
+        """SIGCONT ends this process while an attempt that must not outlive its lease runs in a thread."""
+        is_fenced = running.on_lost_lease == "kill"
+        self._fenced_threads += is_fenced
+        if is_fenced:
+            process_group.end_when_continued(True)
+        try:
+            yield
+        finally:
+            self._fenced_threads -= is_fenced
+            if is_fenced and not self._fenced_threads:
+                process_group.end_when_continued(False)
+
+    async def _execute_in_thread(self, running: RunningTask, context: TaskContext) -> Outcome:
+        limit = self._settings.max_result_bytes
         runner = _LoopRunner(self._loop)
         is_refused = False
+
+        attempt = self._attempts[running.attempt_id]
 
         def execute() -> Outcome:
             if is_refused:
                 return stopped()  # nothing reads it
+            attempt.thread_id = threading.get_ident()
             outcome = execute_task(running, self._registry, context, max_result_bytes=limit, run_coroutine=runner.run)
             end_if_forked(self._pid, outcome)
             return outcome
@@ -359,7 +383,13 @@ class AsyncWorker(WorkerLoop):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def _on_request(self) -> None:
-        """SIGUSR1: the supervisor wants an attempt to end. It repeats the signal; each attempt is cancelled once."""
+        """SIGUSR1: the supervisor wants an attempt to end, or to know where one is. It repeats the signal; each attempt
+        is cancelled once."""
+        if lane := self._block.head.stack_of:
+            self._block.head.stack_of = 0
+            run = self._block.run(lane - 1)
+            if run is not None and (attempt := self._attempts.get(run.attempt_id)):
+                stacks.write_stack(self._setup.stacks, attempt.code, attempt.thread_id)
         for attempt in self._attempts.values():
             if attempt.lane.request():
                 attempt.cancel()
@@ -377,7 +407,7 @@ class AsyncWorker(WorkerLoop):
 
     async def _send_counters(self) -> None:
         if calls := self._tick():
-            with suppress(RedisUnavailable, ReplyFault):  # the counts of a second are lost
+            with suppress(RedisUnavailable, ReplyFault):  # the report is sent again
                 await self._store.run_many(calls)
 
 
@@ -390,6 +420,8 @@ class _Attempt:
         self.task: asyncio.Task[None]
         self.code: _Code | None = None
         self.was_cancelled = False
+        self.thread_id: int | None = None
+        """Of the thread in which its code runs; None: it runs on the event loop."""
         self.begun_mono = time.monotonic()
 
     def left_s(self) -> float | None:

@@ -131,12 +131,10 @@ class Interruption:
 
     def run_coroutine(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs the user's coroutine; an interrupt cancels it. The asyncio tasks that it leaves running are cancelled.
-
         The loop is kept for the next task, unless this one has closed or changed it. Only the code that awaits a
         sub-task gets what it raises, even a `SystemExit`, which would otherwise end the loop.
 
-        Raises:
-            SoftTimeout, TaskStopped: it was interrupted; and everything that it raises itself.
+        Raises: SoftTimeout, TaskStopped, and everything that the coroutine raises.
         """
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
@@ -176,10 +174,8 @@ class Interruption:
             return await coroutine
         finally:
             self._coroutine = None
-            is_forked = (
-                os.getpid() != pid
-            )  # a process that the task forked can't await anything, and ends (`end_if_forked`)
-            leftovers = set() if is_forked else asyncio.all_tasks() - {asyncio.current_task()}
+            # A process that the task forked can't await anything, and ends (`end_if_forked`).
+            leftovers = asyncio.all_tasks() - {asyncio.current_task()} if os.getpid() == pid else set()
             for task in leftovers:
                 task.cancel()
             if leftovers:
@@ -266,10 +262,8 @@ class Interruption:
 
 def keep_apart(numbers: Iterable[signal.Signals]) -> None:
     """Gives these signals their default handling in every process that this one forks from now on: with the worker's
-    handlers it would note a SIGTERM for after the task, as its parent does, and never end.
-
-    They are blocked during the fork, so that one sent to the new process before it has its handlers isn't lost.
-    """
+    handlers it would note a SIGTERM for after the task, as its parent does, and never end. They are blocked during the
+    fork, so that one sent to the new process before it has its handlers isn't lost."""
     blocked = frozenset(numbers)
     masks: list[set[int]] = []
 
@@ -291,10 +285,8 @@ def keep_apart(numbers: Iterable[signal.Signals]) -> None:
 
 
 def end_if_forked(worker_pid: int, outcome: Outcome) -> None:
-    """Ends this process as Python would end a program with that outcome, unless it is the worker itself.
-
-    A process that a task forked without `os._exit` gets here too. It must not continue as a second worker.
-    """
+    """Ends this process as Python would end a program with that outcome, unless it is the worker itself: a process that
+    a task forked without `os._exit` gets here too, and must not continue as a second worker."""
     if os.getpid() == worker_pid:
         return
     is_exit = outcome.failure.get("exception") == SystemExit.__name__

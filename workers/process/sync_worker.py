@@ -86,6 +86,7 @@ class SyncWorker(WorkerLoop):
             self._turn(claims=False)
         self._unwritten.close()
         limit_end()
+        self._store.carry_out(self._last_reports())
         _run(run_stop_hooks(self._wait))
         self._interruption.close()
         run_exit_handlers()
@@ -198,9 +199,8 @@ class SyncWorker(WorkerLoop):
             run_coroutine=self._interruption.run_coroutine,
         )
         end_if_forked(self._pid, outcome)
-        if outcome.status is TaskStatus.FAILED and running.refusal is None and self._registry.get(running.type) is None:
-            return self._store.carry_out(self._unknown(running, outcome))
-        return outcome
+        left = self._left_to_others(running, outcome)
+        return outcome if left is None else self._store.carry_out(left)
 
     def _is_tidy(self) -> bool:
         """After an interrupt: ends the processes that the task left behind. False if some of them or threads stay."""

@@ -28,26 +28,26 @@ from typing import IO, Any, Final
 import msgspec
 
 from taskpool.errors import RedisFull, RedisRefused, RedisUnavailable
-from taskpool.operations.catalog import is_served
-from taskpool.operations.status import release_dependents, update_status
+from taskpool.operations.catalog import is_served, is_served_by_another
+from taskpool.operations.queue import Rules
+from taskpool.operations.status import INSTEAD, follow_up, update_status
 from taskpool.redis import scripts
-from taskpool.redis.calls import Call, Plan, one
+from taskpool.redis.calls import Call, Plan
 from taskpool.redis.replies import ReplyFault
 from taskpool.redis.rq_job import waited_ms
 from taskpool.redis.store import Store
 from taskpool.settings import Settings, resolve_redis_url
-from taskpool.tasks.attempt import Outcome, backoff_s, stopped, worker_error
+from taskpool.tasks.attempt import Outcome, backoff_s, worker_error
 from taskpool.tasks.hooks import starts, stops
 from taskpool.tasks.registry import Registry
 from taskpool.types import RunningTask, TaskStatus
 
 from .. import process_group
-from ..metrics import COUNTED_AS, Stats
 from ..process_group import boottime
-from ..recovery import give_back_unseen
+from ..recovery import counted_as, give_back_unseen
 from ..shared_memory import Block
 from .output import Capture, Output, Pipes
-from .reports import Reporter, limits_of
+from .reports import Reporter, Stats
 from .surroundings import Surroundings
 
 log = logging.getLogger("workers")
@@ -95,16 +95,17 @@ class WorkerLoop(ABC):
     def __init__(self, setup: Setup) -> None:
         settings = self._settings = setup.settings
         self._registry, self._block, self._capture = setup.registry, setup.block, setup.capture
-        self._worker, self._queues, self._stacks = setup.worker, setup.queues, setup.stacks
+        self._setup, self._worker, self._queues = setup, setup.worker, setup.queues
         self._output = Output(setup.pipes, setup.capture)
         self._redis_url = resolve_redis_url(settings)
         self._lease_ms = round(settings.lease_s * 1000)
         self._foreign = settings.foreign
         self._pid = os.getpid()
         self._files = process_group.FileDescriptors(setup.worker)
-        self._reporter = Reporter(self._redis_url, limits_of(settings), setup.block.spool)
+        rules = Rules.of(settings, setup.registry)
+        self._reporter = Reporter(self._redis_url, settings.log_limits, setup.block.spool, rules)
         self._unwritten = Unwritten(self._redis_url, worker=setup.worker, lease_s=settings.lease_s)
-        self._stats = Stats()
+        self._stats = Stats(setup.worker, settings.build or "")
         self._unknown_types: set[str] = set()
         token = secrets.token_hex(4)
         self._attempt_ids = (f"{token}{number:x}" for number in itertools.count(1))
@@ -122,18 +123,20 @@ class WorkerLoop(ABC):
     def _is_leaving(self) -> bool:
         return self._block.head.drain != 0 or self._must_leave
 
-    def _is_supervised(self) -> bool:
-        return process_group.is_supervised(self._block, self._settings.lease_s)
+    def _is_supervised(self, now: float) -> bool:
+        """A frozen supervisor renews no leases."""
+        at_ms = self._block.head.supervised_ms
+        return not at_ms or now - at_ms / 1000 < self._settings.lease_s * process_group.SUPERVISED_SHARE
 
     def _may_claim(self) -> bool:
-        return not self._unwritten.is_full and self._is_supervised()
+        return not self._unwritten.is_full and self._is_supervised(boottime())
 
     def _look_for_reason(self, error: RedisUnavailable) -> None:
         """Leaves if Redis can't be reached for a reason that only the end of this process removes."""
         self._must_leave = self._files.free_reserve(error) or self._must_leave
 
     def _begin_loop(self) -> None:
-        self._surroundings = Surroundings(self._capture, self._stacks)
+        self._surroundings = Surroundings(self._capture, self._setup.stacks)
         self._block.head.ready = 1
 
     # --- exchanges with Redis ---------------------------------------------------------------------------------
@@ -175,6 +178,9 @@ class WorkerLoop(ABC):
                     with suppress(RedisFull, ReplyFault):  # the reports are lost, the outcome isn't refused
                         yield ended.reports
                     ended.reports = []
+                if ended.outcome.failure:
+                    failure = {**ended.outcome.failure, "build": self._settings.build or ""}
+                    ended.outcome = msgspec.structs.replace(ended.outcome, failure=failure)
                 calls.append(update_status(ended.running, ended.outcome))
             calls += after
             sent = boottime()
@@ -224,7 +230,8 @@ class WorkerLoop(ABC):
     def _may_begin(self, sent: float) -> bool:
         """False if the process leaves; or if the lease of a claim sent then may be over (the machine slept, or the
         answer took long), or isn't renewed because the supervisor is frozen."""
-        return not self._is_leaving() and self._is_supervised() and boottime() <= sent + self._settings.lease_s
+        now = boottime()
+        return not self._is_leaving() and self._is_supervised(now) and now <= sent + self._settings.lease_s
 
     def _give_back_unseen(self) -> Plan[None]:
         """Gives back what was claimed for this process in a round trip whose answer was lost."""
@@ -237,10 +244,10 @@ class WorkerLoop(ABC):
     def _conclude(self, ended: Ended, word: str) -> Plan[None]:
         """Does what Redis's answer to an outcome asks for."""
         try:
-            yield from follow_up(ended.running, word)
+            yield from follow_up(ended.running, word, RELEASE_STEPS)
         except (RedisUnavailable, ReplyFault) as error:
-            if word == "stopping":
-                self._unwritten.add(ended.running, stopped(), error)
+            if instead := INSTEAD.get(word):
+                self._unwritten.add(ended.running, instead(ended.running), error)
             elif isinstance(error, ReplyFault):  # otherwise housekeeping releases the tasks that wait for this one
                 what = "worker %s: the tasks that depend on task %s can't be released now: %s"
                 log.error(what, self._worker, ended.running.id, error)
@@ -254,7 +261,7 @@ class WorkerLoop(ABC):
     def _settle(self, ended: Ended, word: str) -> None:
         ended.is_settled = True
         running = ended.running
-        outcome = "lost" if word == "lost" else COUNTED_AS[ended.outcome.status]
+        outcome = "lost" if word == "lost" else counted_as(ended.outcome)
         self._stats.record(running.type, running.queue, outcome, wait_ms=waited_ms(running), run_s=ended.run_s)
 
     def _renew(self, claimed: Sequence[RunningTask]) -> Plan[tuple[list[RunningTask], float]]:
@@ -265,12 +272,36 @@ class WorkerLoop(ABC):
         held: list[RunningTask] = []
         try:
             (words,) = yield (scripts.heartbeat(attempts, self._lease_ms),)
-            if process_group.has_time_to_start(safe_until, self._settings.lease_s):
+            if safe_until - boottime() >= self._settings.lease_s * process_group.START_SHARE:
                 held = [running for running, word in zip(claimed, words, strict=True) if word != "lost"]
         except (RedisUnavailable, ReplyFault):
             pass
         self._is_unsure = self._is_unsure or len(held) < len(claimed)
         return held, safe_until
+
+    def _left_to_others(self, running: RunningTask, outcome: Outcome) -> Plan[Outcome] | None:
+        """What finds the outcome of a task that this build can't run, but another one perhaps can; None: `outcome`
+        counts."""
+        if outcome.status is not TaskStatus.FAILED or running.refusal is not None:
+            return None
+        if self._registry.get(running.type) is None:
+            return self._unknown(running, outcome)
+        if self._settings.payload_check == "leave" and outcome.failure.get("reason") == "invalid_payload":
+            return self._unreadable(running, outcome)
+        return None
+
+    def _unreadable(self, running: RunningTask, refused: Outcome) -> Plan[Outcome]:
+        """The outcome of a task whose payload this build can't read: it is put back as long as a pool with another
+        build serves the type."""
+        build = self._settings.build or ""
+        try:
+            is_served = yield from is_served_by_another(running.type, build)
+        except (RedisUnavailable, ReplyFault):
+            is_served = True  # perhaps
+        if not is_served:
+            return refused
+        delay_s = backoff_s(running.snoozes + 1, first_s=1.0, longest_s=30.0)
+        return put_back(f"{refused.error}: left to a pool with another build", delay_s, refused.failure)
 
     def _unknown(self, running: RunningTask, refused: Outcome) -> Plan[Outcome]:
         """The outcome of a task whose type this process doesn't know: it runs again, on a pool that knows the type, and
@@ -297,18 +328,15 @@ class WorkerLoop(ABC):
         self._surroundings.restore_rest()
         self._must_leave = self._must_leave or process_group.has_many_zombies() or self._files.are_running_out()
         self._block.add(self._stats.done, self._stats.failed, self._stats.working_us)
-        deltas = self._stats.take()
-        return [scripts.count(deltas)] if deltas else []
+        report = self._stats.report()
+        self._stats.start_again()
+        return report
 
-
-def follow_up(running: RunningTask, word: str) -> Plan[str]:
-    """Does what the answer to an outcome asks for: writes that the task was stopped, releases the tasks that depend on
-    it. Returns the last answer."""
-    if word == "stopping":
-        word = yield from one(update_status(running, stopped()))
-    if word == "children":
-        yield from release_dependents(running.id, RELEASE_STEPS)
-    return word
+    def _last_reports(self) -> Plan[None]:
+        """Sends what was counted since the last second. Without Redis it is lost."""
+        with suppress(RedisUnavailable, ReplyFault):
+            for _ in range(2):  # one that may have been sent already, and the rest
+                yield self._stats.report()
 
 
 def put_back(message: str, delay_s: float, failure: Any = None) -> Outcome:
@@ -349,7 +377,7 @@ class Unwritten:
             self._kept[running.attempt_id] = running, outcome
             if self.thread is None:
                 self.thread = threading.Thread(target=self._write_all, name="taskpool-unwritten", daemon=True)
-                self.thread.start()
+                process_group.start_thread(self.thread)
 
     @property
     def is_full(self) -> bool:
@@ -391,8 +419,8 @@ class Unwritten:
             yield (scripts.heartbeat([(running.id, running.attempt_id, running.queue)], self._lease_ms),)
         try:
             (word,) = yield (update_status(running, outcome),)
-            if word == "stopping":
-                word = yield from follow_up(running, word)
+            if word in INSTEAD:
+                word = yield from follow_up(running, word, RELEASE_STEPS)
         except (RedisUnavailable, ReplyFault):
             return False
         if word == "lost":
@@ -467,4 +495,4 @@ def limit_end() -> None:
         os._exit(0)
 
     with suppress(RuntimeError):  # no more threads are allowed
-        threading.Thread(target=end, name="taskpool-end", daemon=True).start()
+        process_group.start_thread(threading.Thread(target=end, name="taskpool-end", daemon=True))

@@ -9,7 +9,6 @@
 -- ARGV[2]  ids to look at in each queue, at most
 -- ARGV[3]  RQ functions that are run here, as for `claim`
 -- ARGV[4+] for each queue: its name, the offset to go on from
--- Needs    foreign
 -- Returns  {how many were queued again, the next offset of each queue}
 
 local wait_s, most, functions = tonumber(ARGV[1]), tonumber(ARGV[2]), ',' .. string.sub(ARGV[3], 2) .. ','

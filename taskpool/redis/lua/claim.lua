@@ -12,12 +12,12 @@
 -- ARGV[5]  '-' or '!' and the dotted names of RQ functions to run, comma separated. '-': other foreign jobs are left
 --          alone; '!': they are claimed, to be refused
 -- ARGV[6+] queues, most urgent first
--- Needs    unique, foreign, steps
 -- Returns  {id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, started_ms,
 --           parents, timeout_ms, backoff, snoozes, secrets (false: it has none; '': they are no longer kept), trace,
---           on_lost_lease, suspect (set: a process died while it ran this task beside others); and of a job that RQ
---           stored: retries_left, retry_intervals (of RQ's Retry; false: none)},
---           or false: nothing is ready, or `rq suspend` holds
+--           on_lost_lease, suspect (set: a process died while it ran this task beside others), edges (what else it
+--           depends on, as JSON), occurrence_ms (of its schedule; false: it has none), workflow (false: none), retries_left,
+--           retry_intervals (of RQ's Retry; false: none)},
+--           or false: nothing is ready, its queues are paused, or `rq suspend` holds
 
 local worker, attempt_id, lease_ms, was_idle = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1'
 local foreign, FIRST_QUEUE = ARGV[5], 6
@@ -26,10 +26,17 @@ local BOUND = 200 -- ids looked at in one call: stale ones and foreign ones are 
 local now_ms, stamp = clock()
 local looked_at = 0
 
-local function fields_of(id)
-  return fields_of_record(id, 'status', 'type', 'data', 'attempt', 'max_attempts', 'timeout', 'result_ttl', 'failure_ttl',
-    'enqueued_at', 'seq', 'expires_ms', 'dependency_ids', 'timeout_ms', 'started_at', 'backoff', 'snoozes',
-    'secret_ttl', 'trace', 'on_lost_lease', 'suspect')
+-- The whole record, by field; false for one that it doesn't have but a claim answers with. Most records have few of the
+-- fields that a claim looks at, and asking for each of them costs more.
+local function record_of(id)
+  local flat = redis.pcall('HGETALL', KEY.job .. id)
+  if flat.err then return rarely().fields_of_record(id, 'status') end
+  local f = {type = false, data = false, max_attempts = false, timeout = false, result_ttl = false, failure_ttl = false,
+    enqueued_at = false, dependency_ids = false, timeout_ms = false, backoff = false, snoozes = false, trace = false,
+    on_lost_lease = false, suspect = false, edges = false, occurrence_ms = false, workflow = false, retries_left = false,
+    retry_intervals = false}
+  for at = 1, #flat, 2 do f[flat[at]] = flat[at + 1] end
+  return f
 end
 
 -- The seconds that a field says; one that is damaged counts as `least`, one that is too large as 30 years.
@@ -39,33 +46,28 @@ local function seconds(field, least)
 end
 
 local function answer(id, queue, f, attempt)
-  local secrets = f[17] and (redis.call('GETEX', KEY.secrets .. id, 'EX',
-    string.format('%.0f', seconds(f[17], 1) + seconds(f[6], 0))) or '')
-  local reply = {id, queue, f[2], f[3], attempt, f[5], f[6], f[7], f[8], f[9], string.format('%.0f', now_ms), f[12], f[13],
-    f[15], f[16], secrets, f[18], f[19], f[20]}
-  if f[3] and not is_stored_by_us(f[3]) then
-    for _, value in ipairs(redis.call('HMGET', KEY.job .. id, 'retries_left', 'retry_intervals')) do
-      reply[#reply + 1] = value
-    end
-  end
-  return reply
+  local secrets = f.secret_ttl and (redis.call('GETEX', KEY.secrets .. id, 'EX',
+    string.format('%.0f', seconds(f.secret_ttl, 1) + seconds(f.timeout, 0))) or '')
+  return {id, queue, f.type, f.data, attempt, f.max_attempts, f.timeout, f.result_ttl, f.failure_ttl, f.enqueued_at,
+    string.format('%.0f', now_ms), f.dependency_ids, f.timeout_ms, f.backoff, f.snoozes, secrets or false, f.trace,
+    f.on_lost_lease, f.suspect, f.edges, f.occurrence_ms, f.workflow, f.retries_left, f.retry_intervals}
 end
 
 -- The functions for queues with foreign jobs. They are made only when a claim meets one.
 local function beside_rq()
-  local jobs = foreign_jobs()
+  local jobs = rarely().foreign_jobs()
 
   -- Whether a job is another program's, and to be left alone; as how many ids it counts; and the RQ function that it
   -- calls, if that is one to run. A record with a type is a task, even if its data can't be read any more. An id that
   -- no task can have is that of a foreign job, whatever it calls: an RQ worker can run it.
   local function is_foreign(id, f)
-    local name, cost = jobs.called_function(f[3])
+    local name, cost = jobs.called_function(f.data)
     if not string.find(id, '^[%w_-]+$') then return true, cost end
     if name == KEY.entry_point then return false, cost end
     if name and string.find(',' .. string.sub(foreign, 2) .. ',', ',' .. name .. ',', 1, true) then
       return jobs.needs_rq(id), cost, name
     end
-    local is_task = not name and f[2] and f[2] ~= KEY.unknown_type
+    local is_task = not name and f.type and f.type ~= KEY.unknown_type
     return not is_task and string.sub(foreign, 1, 1) ~= '!', cost
   end
 
@@ -107,47 +109,56 @@ local function beside_rq()
   return {is_foreign = is_foreign, known_foreign = known_foreign, known_from = known_from, keep_foreign = keep_foreign}
 end
 
--- Why a queued task must not start: reason, error, more of its event; nil: it may. `before`: unique and reason on the
--- record of a task that was started before, or that RQ's tools stored.
-local function refusal_of(id, f, before)
+-- Why a queued task must not start: reason, error, more of its event; nil: it may.
+local function refusal_of(id, f)
   -- A task that was started in time, whatever became of that attempt, no longer expires. Nor does one whose time is
   -- only over because Redis's clock was stepped (see step.lua).
-  local expires_ms = not f[14] and tonumber(f[11])
-  if expires_ms and expires_ms <= now_ms
-    and expiry_of(expires_ms, redis.call('HGET', KEY.job .. id, 'expires_clock')) <= now_ms then
-    return 'expired', 'canceled: it was not started before it expired', ''
+  local expires_ms = not f.started_at and tonumber(f.expires_ms)
+  if expires_ms and expires_ms <= now_ms and rarely().expiry_of(expires_ms, f.expires_clock) <= now_ms then
+    return 'expired', KEY.expired, ''
   end
-  local rival = before[1] and unique_keys().rival_of(id, now_ms)
+  local rival = f.started_at and f.unique and rarely().unique_keys().rival_of(id, now_ms)
   if rival then
     local error = 'canceled: the task %s took its unique key before it was queued again'
     return 'unique_key_held', string.format(error, rival), ',"by":"' .. rival .. '"'
   end
+  -- A member of a workflow may have ended, and been queued again by RQ's tools: then it is counted anew.
+  if f.workflow then
+    local member = rarely().members()
+    if member.letter_of(id, f.workflow) ~= '-' then member.count(id, f.workflow, now_ms, stamp) end
+    if redis.call('HGET', KEY.workflow .. f.workflow, 'stop') then
+      return 'workflow_stopped', 'canceled: its workflow was stopped', ''
+    end
+  end
 end
 
--- Starts an attempt at a queued task; nothing if the task is canceled instead. `named`: the RQ function that it calls.
--- A damaged field counts as none: an error here would lose the id that was just taken out of the queue.
+-- Starts an attempt at a queued task; nothing if the task is canceled instead, or not confirmed. `named`: the RQ function
+-- that it calls. A damaged field counts as none: an error here would lose the id that was just taken out of the queue.
 local function start(id, queue, f, named)
   local key, member = KEY.job .. id, id .. ':' .. attempt_id
-  local attempt, seq = (tonumber(f[4]) or 0) + 1, (tonumber(f[10]) or 0) + 1
-  if f[11] then redis.call('ZREM', KEY.expiring, id) end
-  local before = f[14] and redis.call('HMGET', key, 'unique', 'reason') or {}
-  local reason, error, more = refusal_of(id, f, before)
+  local attempt, seq = (tonumber(f.attempt) or 0) + 1, (tonumber(f.seq) or 0) + 1
+  if f.expires_ms then redis.call('ZREM', KEY.expiring, id) end
+  local reason, error, more = refusal_of(id, f)
   if reason then
-    local fields = {origin = queue, seq = seq - 1, failure_ttl = f[8], secret_ttl = f[17]}
-    moves().cancel_task(id, fields, reason, error, more, now_ms, stamp)
+    local fields = {origin = queue, seq = seq - 1, failure_ttl = f.failure_ttl, secret_ttl = f.secret_ttl}
+    rarely().moves().cancel_task(id, fields, reason, error, more, now_ms, stamp)
+    return nil
+  end
+  if f.unconfirmed then
+    rarely().gates().put_back(id, queue, now_ms, stamp)
     return nil
   end
   -- RQ's own enqueue and a dashboard's requeue leave an expiry or the last attempt's end on the record.
-  if attempt > 1 or not f[2] or f[14] then
+  if attempt > 1 or not f.type or f.started_at then
     redis.call('PERSIST', key)
     -- A reason says that the task had ended, so this is a new life: its crashes don't count on.
-    if before[2] then redis.call('HDEL', key, 'crashes', 'suspect') end
-    redis.call('HDEL', key, 'ended_at', 'error', 'failure', 'reason', 'progress', 'stop_ms', 'stop_grace_s', 'stop_force',
-      'rq_failure')
+    if f.started_at and f.reason then redis.call('HDEL', key, 'crashes', 'suspect') end
+    redis.call('HDEL', key, 'ended_at', 'error', 'failure', 'reason', 'fingerprint', 'progress', 'stop_ms',
+      'stop_grace_s', 'stop_force', 'rq_failure', 'asked_ms', 'answer_by_ms', 'asked_clock', 'question')
   end
-  if named and f[2] ~= named then
-    f[2] = named
-    moves().set_type(id, named)
+  if named and f.type ~= named then
+    f.type = named
+    rarely().moves().set_type(id, named, queue, now_ms)
   end
   redis.call('HSET', key, 'status', RQ.in_progress, 'started_at', stamp, 'worker_name', worker, 'attempt', attempt,
     'attempt_id', attempt_id, 'seq', seq)
@@ -169,12 +180,23 @@ if ARGV[4] == 'again' then
     if of == attempt_id then
       local held = redis.call('HMGET', KEY.job .. id, 'attempt_id', 'status', 'origin', 'attempt')
       if held[1] == attempt_id and held[2] == RQ.in_progress then
-        return answer(id, held[3], fields_of(id), tonumber(held[4]))
+        return answer(id, held[3], record_of(id), tonumber(held[4]))
       end
     end
   end
 end
-if redis.call('EXISTS', KEY.suspended) == 1 then return false end
+
+local paused -- by queue: nothing is claimed from it
+if any_exists(KEY.suspended, KEY.switches) then
+  if redis.call('EXISTS', KEY.suspended) == 1 then return false end
+  local fields = {'all', 'pool:' .. (string.match(worker, '^(.+)%.') or '')}
+  for argument = FIRST_QUEUE, #ARGV do fields[#fields + 1] = 'queue:' .. ARGV[argument] end
+  local found = redis.pcall('HMGET', KEY.switches, unpack(fields))
+  paused = {}
+  for argument = FIRST_QUEUE, #ARGV do
+    paused[ARGV[argument]] = found[1] or found[2] or found[argument - FIRST_QUEUE + 3]
+  end
+end
 
 local foreign_front -- the functions of `beside_rq`, once a foreign job was met
 for argument = FIRST_QUEUE, #ARGV do
@@ -182,11 +204,11 @@ for argument = FIRST_QUEUE, #ARGV do
   local place = KEY.queue .. queue
   local passed, known = 0, nil -- foreign jobs at the front: from the first one on, nothing is popped any more
   local claimed = nil
-  local id = redis.call('LPOP', place)
+  local id = not (paused and paused[queue]) and redis.call('LPOP', place)
   while id do
-    local f = fields_of(id)
+    local f = record_of(id)
     local is_alien, cost, named = false, nil, nil
-    if f[3] and not is_stored_by_us(f[3]) then
+    if f.data and not is_stored_by_us(f.data) then
       foreign_front = foreign_front or beside_rq()
       is_alien, cost, named = foreign_front.is_foreign(id, f)
     end
@@ -204,7 +226,7 @@ for argument = FIRST_QUEUE, #ARGV do
     else
       if passed > 0 then redis.call('LREM', place, passed * 2 > redis.call('LLEN', place) and -1 or 1, id) end
       -- Only a queued record is started. Anything else is a leftover (removed by a dashboard, queued twice): skip it.
-      if f[1] == RQ.queued and string.find(id, '^[%w_-]+$') then claimed = start(id, queue, f, named) end
+      if f.status == RQ.queued and string.find(id, '^[%w_-]+$') then claimed = start(id, queue, f, named) end
     end
 
     if claimed or looked_at >= BOUND then break end
@@ -213,12 +235,12 @@ for argument = FIRST_QUEUE, #ARGV do
   if passed > 0 then foreign_front.keep_foreign(queue, place, passed) end
   if claimed then return claimed end
   if id then -- the bound is reached: come back at once
-    ring(queue, 1)
+    rarely().ring(queue, 1)
     return false
   end
 end
 
--- Every queue is empty, or holds only foreign jobs: what still rings is stale.
+-- Every queue is empty or paused, or holds only foreign jobs: what still rings is stale.
 for argument = FIRST_QUEUE, #ARGV do redis.call('DEL', KEY.doorbell .. ARGV[argument]) end
 if not was_idle and redis.call('EXISTS', KEY.worker .. worker) == 1 then
   redis.call('HSET', KEY.worker .. worker, 'state', 'idle')

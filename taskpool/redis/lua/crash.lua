@@ -11,7 +11,7 @@
 -- ARGV[10]    the reason of the end: 'crashed' | 'lease_lost' (always when ARGV[8] isn't '')
 -- ARGV[11]    '1': other tasks ran in the process, and it isn't known which of them was the cause. Then nothing is
 --             counted: the task is queued again as a suspect, which runs alone
--- Needs       foreign
+-- ARGV[12]    what the group of the failure is made of, as JSON ('' = none)
 -- Returns     'queued' | 'given_back' (it is a suspect now) | 'failed' | 'stopped' (a stop was asked) | 'lost' |
 --             'unseen' (a claim that no process saw has expired,
 --             see unseen.lua: nothing was changed, it is to be given back)
@@ -24,7 +24,7 @@ local now_ms, stamp = clock()
 
 local score = redis.call('ZSCORE', KEY.wip .. queue, member)
 local f = move.record(id, 'attempt_id', 'status', 'seq', 'crashes', 'stop_ms', 'failure_ttl', 'worker_name',
-  'history', 'attempt', 'started_at', 'secret_ttl', 'log', 'suspect', 'type')
+  'history', 'attempt', 'started_at', 'secret_ttl', 'log', 'suspect', 'type', 'workflow')
 -- The record may be another attempt's by now, or deleted by a dashboard: then the execution tells whose it was. RQ's
 -- own has an id.
 local execution = redis.call('HMGET', KEY.execution .. member, 'worker_name', 'id', 'unseen', 'created_at',
@@ -54,19 +54,31 @@ local is_uncounted = ARGV[11] == '1' and not f.stop_ms and suspicions <= KEY.mos
 local more = ',"error":' .. cjson.encode(ARGV[5])
 local lost_lease = ',"reason":"lease_lost"'
 
+-- The build is that of the worker, if its entry is still there.
+local function count_end(outcome)
+  tally(outcome, f.type, queue, redis.call('HGET', KEY.worker .. worker, 'build'), now_ms)
+end
+
 local function history(outcome)
   return move.history_with(f.history, attempt, worker, f.started_at, stamp, outcome, ARGV[5])
+end
+
+local function note(is_end)
+  rarely().note_failure(id, f.type or KEY.unknown_type, queue, worker, ARGV[12], ARGV[5], is_end, now_ms)
 end
 
 local function settle(status, why, failure)
   local seq, ttl_s = tonumber(f.seq or 0) + 1, tonumber(f.failure_ttl) or KEY.failure_ttl_s
   redis.call('HSET', key, 'status', status, 'ended_at', stamp, 'seq', seq, 'crashes', crashes, 'error', ARGV[5],
     'failure', failure, 'reason', why, 'history', history(why))
+  if status == STATUS.failed then note(true) end
   local kind = status == STATUS.stopped and 3 or 2
-  move.add_result(id, attempt_id, worker, kind, 'exc_string', ARGV[7], ttl_s)
+  move.add_result(id, attempt_id, worker, kind, 'exc_string', ARGV[7], f.workflow and -1 or ttl_s)
   if redis.call('EXISTS', key .. KEY.rq_dependents) == 1 then redis.call('SADD', KEY.rq_outbox, id) end
-  retain(id, KEY.failed .. queue, ttl_s, now_ms, f.secret_ttl, f.log)
+  retain(id, KEY.failed .. queue, ttl_s, now_ms, f.secret_ttl, f.log, f.workflow)
   emit(id, seq, status, status, now_ms, more .. (why == 'lease_lost' and lost_lease or ''))
+  count_end(why)
+  if f.workflow then members().count(id, f.workflow, now_ms, stamp) end
   return status
 end
 
@@ -76,6 +88,7 @@ if is_uncounted then
   redis.call('HDEL', key, 'progress')
   move.queue_task(id, queue, f.seq, true, 'crashed', more .. ',"crashes":' .. crashes - 1, now_ms, stamp, 'attempt',
     math.max(attempt - 1, 0), 'attempt_id', '', 'suspect', suspicions, 'history', history('given_back'))
+  count_end('given_back')
   return 'given_back'
 end
 if crashes >= max_crashes then return settle(STATUS.failed, reason, ARGV[6]) end
@@ -83,4 +96,6 @@ if crashes >= max_crashes then return settle(STATUS.failed, reason, ARGV[6]) end
 more = more .. ',"crashes":' .. crashes .. (reason == 'lease_lost' and lost_lease or '')
 move.queue_task(id, queue, f.seq, true, reason, more, now_ms, stamp, 'crashes', crashes, 'attempt_id', '', 'error', ARGV[5],
   'failure', ARGV[6], 'history', history(reason))
+count_end(reason)
+note(false)
 return STATUS.queued

@@ -2,7 +2,6 @@
 --
 -- ARGV[1]  the event's id in the outbox; '' = a message that is about no event
 -- ARGV[2+] for each delivery: id, lane, endpoint, task ('' = none), event, url, body
--- Needs    lane
 -- Returns  'ok' | 'gone'
 
 local entry = ARGV[1]

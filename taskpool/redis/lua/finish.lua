@@ -9,6 +9,7 @@
 --             RQ stores it there
 -- ARGV[12]    type, for a record that a plain RQ producer made
 -- ARGV[13]    '1': it is a job of plain RQ, so other RQ jobs may wait for it
+-- ARGV[14]    of a failure, what its group is made of, as JSON ('' = none)
 -- Returns     'ok' | 'children' (dependents wait in the outbox) | 'lost' (another attempt holds the lease: nothing changed).
 --             Sent again because the answer was lost, it answers as at first and changes nothing
 
@@ -17,14 +18,14 @@ local key = KEY.job .. id
 local SMALL_BYTES = 1024
 
 local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'type', 'attempt', 'started_at', 'history',
-  'secret_ttl', 'log')
+  'secret_ttl', 'log', 'workflow')
 if f[1] ~= attempt_id or f[2] ~= RQ.in_progress then
   drop_attempt(id, attempt_id, queue, worker)
   if f[1] == attempt_id and f[2] == (status == STATUS.done and RQ.done or status) then
     -- It ended so; by this very call? A reaper or a supervisor may have ended it as well.
     local wrote = redis.call('HMGET', key, 'result', 'failure', 'reason')
     if (status == STATUS.done and wrote[1] == ARGV[7]) or (wrote[2] == ARGV[9] and wrote[3] == ARGV[10]) then
-      return redis.call('EXISTS', KEY.dependents .. id) == 1 and 'children' or 'ok'
+      return redis.call('SISMEMBER', KEY.outbox, id) == 1 and 'children' or 'ok'
     end
   end
   return 'lost'
@@ -43,23 +44,27 @@ if status == STATUS.done then
   redis.call('HSET', key, 'status', RQ.done, 'ended_at', stamp, 'seq', seq, 'result', ARGV[7])
   if ARGV[11] ~= '' then
     local kept_s = ttl_s < 0 and ttl_s or math.max(ttl_s, KEY.least_ttl_s)
-    moves().add_result(id, attempt_id, worker, 1, 'return_value', ARGV[11], kept_s)
+    rarely().moves().add_result(id, attempt_id, worker, 1, 'return_value', ARGV[11], kept_s)
   end
   if f[7] then
-    redis.call('HSET', key, 'history', moves().history_with(f[7], f[5], worker, f[6], stamp, status, ''))
+    redis.call('HSET', key, 'history', rarely().moves().history_with(f[7], f[5], worker, f[6], stamp, status, ''))
   elseif ARGV[7] ~= '' and #ARGV[7] <= SMALL_BYTES then -- a waiter needn't read the record for a small result
     aside = ',"attempt":' .. f[5] .. ',"started_at":"' .. f[6] .. '","worker":' .. cjson.encode(worker)
       .. ',"result":' .. ARGV[7]
   end
 else
   redis.call('HSET', key, 'status', status, 'ended_at', stamp, 'seq', seq, 'error', ARGV[8], 'failure', ARGV[9],
-    'reason', ARGV[10], 'history', moves().history_with(f[7], f[5], worker, f[6], stamp, status, ARGV[8]))
+    'reason', ARGV[10], 'history', rarely().moves().history_with(f[7], f[5], worker, f[6], stamp, status, ARGV[8]))
   more = ',"error":' .. cjson.encode(ARGV[8])
   local kind = status == STATUS.stopped and 3 or 2
-  moves().add_result(id, attempt_id, worker, kind, 'exc_string', ARGV[11], ttl_s)
+  rarely().moves().add_result(id, attempt_id, worker, kind, 'exc_string', ARGV[11], f[10] and -1 or ttl_s)
+  if status == STATUS.failed then
+    rarely().note_failure(id, f[4] or ARGV[12], queue, worker, ARGV[14], ARGV[8], true, now_ms)
+  end
 end
-if not f[4] then moves().set_type(id, ARGV[12]) end
+if not f[4] then rarely().moves().set_type(id, ARGV[12], queue, now_ms) end
 if ARGV[13] == '1' and redis.call('EXISTS', key .. KEY.rq_dependents) == 1 then redis.call('SADD', KEY.rq_outbox, id) end
-local has_children = retain(id, registry .. queue, ttl_s, now_ms, f[8], f[9])
+local has_children = retain(id, registry .. queue, ttl_s, now_ms, f[8], f[9], f[10])
 emit(id, seq, status, status, now_ms, more, aside)
+if f[10] and rarely().members().count(id, f[10], now_ms, stamp) then has_children = true end
 return has_children and 'children' or 'ok'

@@ -6,7 +6,6 @@
 -- ARGV[2]  tasks to answer with, at most
 -- ARGV[3+] for each queue: its name, what the last look answered as its state ('' = look), the offset of the other page
 --          ('' = none)
--- Needs    foreign
 -- Returns  {state and next offset of each queue..., id, id of its entry in RQ's result stream, its traceback as RQ stores it, ...}
 
 local most, most_found = tonumber(ARGV[1]), tonumber(ARGV[2])

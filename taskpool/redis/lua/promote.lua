@@ -3,7 +3,6 @@
 --
 -- ARGV[1..2]  id, queue
 -- ARGV[3]     RQ functions that are run here, as for `claim`: their jobs are tasks
--- Needs       steps, foreign
 -- Returns     'ok' | 'early' (also when its time was to be corrected after a step of the clock) | 'foreign' (left to RQ's
 --             scheduler) | 'gone' (no longer scheduled: the entry is dropped)
 

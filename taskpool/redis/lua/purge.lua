@@ -1,19 +1,21 @@
 -- Removes an ended task: its record, log, results and every index entry. Repeating it changes nothing.
 --
 -- ARGV[1]  id
--- ARGV[2]  '' = now; a registry's key: only when its time in there has come
+-- ARGV[2]  '' = now; the key of a registry, or of the records that are held for others: only when its time there has come
 -- ARGV[3]  entry of the audit; '' = none
--- Needs    unique, foreign
+-- ARGV[4]  the mark of a call that can be undone (by unpurge.lua): the record is hidden, and kept for KEY.trash_s; '' = it
+--          can't
 -- Returns  'ok' | 'early' | 'gone' (only left-overs were dropped) | 'children' (tasks that wait for it must be
---          released first) | 'needed' (its time has come, but a task that depends on it may still read its result) |
+--          released first) | 'needed' (its time has come, but a task that depends on it may still read its outcome) |
 --          RQ's word of the status that doesn't allow it
 
 local move = moves()
 local id, registry = ARGV[1], ARGV[2]
 local key = KEY.job .. id
 local f = move.record(id, 'status', 'origin', 'type', 'tags', 'ended_at', 'seq', 'failure_ttl', 'secret_ttl',
-  'callback_url', 'unique', 'log', 'project', 'held_ms')
+  'callback_url', 'unique', 'log', 'project', 'canceled_by', 'workflow')
 local status = f.status
+if not status and ARGV[4] ~= '' and redis.call('HGET', KEY.trash .. key, 'trashed_by') == ARGV[4] then return 'ok' end
 local now_ms, stamp = clock()
 if registry ~= '' then
   local score = redis.call('ZSCORE', registry, id)
@@ -31,43 +33,56 @@ local is_foreign = registry ~= '' and status and not f.type and not foreign_jobs
 
 -- RQ's own cancel enters a job as due at once and does nothing more. It is kept, and has an event, like one that we
 -- canceled.
-if registry ~= '' and status == RQ.canceled and (f.ended_at or '') == '' and not is_foreign then
+if registry ~= '' and registry ~= KEY.held and status == RQ.canceled and (f.ended_at or '') == '' and not is_foreign then
   local seq = tonumber(f.seq or 0) + 1
   redis.call('ZREM', KEY.expiring, id)
+  redis.call('ZREM', KEY.confirmations, id)
   redis.call('HSET', key, 'ended_at', stamp, 'seq', seq, 'reason', STATUS.canceled, 'error', KEY.not_started)
-  retain(id, registry, tonumber(f.failure_ttl) or KEY.failure_ttl_s, now_ms, f.secret_ttl, f.log)
+  retain(id, registry, tonumber(f.failure_ttl) or KEY.failure_ttl_s, now_ms, f.secret_ttl, f.log, f.workflow)
   emit(id, seq, EVENT.canceled, STATUS.canceled, now_ms, ',"reason":"' .. STATUS.canceled .. '"')
+  tally(STATUS.canceled, f.type, f.origin, nil, now_ms)
+  if f.workflow then members().count(id, f.workflow, now_ms, stamp) end
   return 'early'
 end
 
--- Whether a task that isn't done yet depends on this one. Drops those that are done or gone, in bounded steps. A record
--- that is needed is looked at again later, and kept no longer than KEY.held_most_s beyond its own time.
-local function is_needed()
-  local needed, is_one_left = KEY.needed .. id, false
-  pass_when_full()
-  for _, child in ipairs(redis.call('SSCAN', needed, 0, 'COUNT', KEY.needed_step)[2]) do
-    local child_status = redis.call('HGET', KEY.job .. child, 'status')
-    if child_status and child_status ~= RQ.done then
-      is_one_left = true
-    else
-      redis.call('SREM', needed, child)
-    end
+-- Whether its record is still needed. Then it is looked at again later.
+local function is_kept()
+  local is_kept, is_sure = is_needed(id, status == RQ.done)
+  if is_sure then
+    -- RQ's maintenance drops entries whose time is over: it must not be the last way to the record.
+    if registry ~= KEY.held then redis.call('ZADD', registry, '+inf', id) end
+    redis.call('ZADD', KEY.held, string.format('%.3f', now_ms / 1000 + KEY.held_look_s), id)
+    redis.call('PERSIST', key)
   end
-  if not is_one_left then return redis.call('EXISTS', needed) == 1 end
-
-  local held_ms = tonumber(f.held_ms) or now_ms
-  if now_ms - held_ms >= KEY.held_most_s * 1000 then return false end
-  redis.call('HSET', key, 'held_ms', string.format('%.0f', held_ms))
-  redis.call('ZADD', registry, string.format('%.3f', now_ms / 1000 + KEY.held_look_s), id)
-  redis.call('EXPIRE', key, KEY.held_most_s)
-  redis.call('EXPIRE', needed, KEY.held_most_s)
-  return true
+  return is_kept
 end
 
 -- Of a record that is gone, the entry in the registry tells how it ended: it stays until the dependents are released.
-if (status or registry ~= '') and redis.call('EXISTS', KEY.dependents .. id, KEY.needed .. id) > 0 then
-  if redis.call('EXISTS', KEY.dependents .. id) == 1 then return 'children' end
-  if registry ~= '' and status == RQ.done and is_needed() then return 'needed' end
+if status or registry ~= '' then
+  local revivable = KEY.revivable .. id -- one that is done has still to revive those that were canceled because of it
+  local waiting = KEY.dependents .. id
+  if redis.call('EXISTS', waiting, KEY.followers .. id, status == RQ.done and revivable or waiting) > 0 then
+    return 'children'
+  end
+  if registry ~= '' and status and redis.call('EXISTS', KEY.needed .. id) == 1 and is_kept() then return 'needed' end
+end
+
+-- A record that is no longer needed, and whose time hasn't come, expires as any other. So does another program's, which
+-- RQ would have let expire by now.
+if registry == KEY.held and status then
+  redis.call('ZREM', KEY.held, id)
+  local left_s = is_foreign and KEY.expiry_slack_s
+  for _, place in ipairs({KEY.finished, KEY.failed, KEY.canceled}) do
+    local ends_s = tonumber(redis.call('ZSCORE', place .. (f.origin or ''), id))
+    if ends_s and ends_s < math.huge and ends_s * 1000 > now_ms then
+      left_s = math.ceil(ends_s - now_ms / 1000) + KEY.expiry_slack_s
+    end
+  end
+  if left_s then
+    redis.call('EXPIRE', key, left_s)
+    redis.call('EXPIRE', KEY.results .. id, left_s)
+    return 'early'
+  end
 end
 
 -- RQ keeps a canceled job for ever, with an entry that is due at once: it is put behind all that is due. RQ's
@@ -81,6 +96,8 @@ if is_foreign then
   redis.call('DEL', KEY.needed .. id)
   return 'gone'
 end
+local is_hidden = status and ARGV[4] ~= ''
+local ends_s = is_hidden and redis.call('ZSCORE', RQ_MAP.registry[status] .. f.origin, id) or 'inf'
 if status then
   redis.call('ZREM', KEY.finished .. f.origin, id)
   redis.call('ZREM', KEY.failed .. f.origin, id)
@@ -90,9 +107,23 @@ if f.type then move.leave_index(KEY.by_type, f.type, KEY.types_used, id) end
 for tag in string.gmatch(f.tags or '', '[^,]+') do move.leave_index(KEY.by_tag, tag, KEY.tags, id) end
 if f.project then move.leave_index(KEY.by_project, f.project, KEY.projects, id) end
 if f.secret_ttl then redis.call('ZREM', KEY.secrets_index, id) end
-if f.callback_url then redis.call('HDEL', KEY.webhooks_wanted, id) end
+local wanted = f.callback_url and redis.call('HGET', KEY.webhooks_wanted, id)
+if wanted then redis.call('HDEL', KEY.webhooks_wanted, id) end
 local name = f.unique and string.match(f.unique, ' (%S+)$')
 if name and unique_keys().entry_of(name) == id then redis.call('HDEL', KEY.unique, name) end
-redis.call('DEL', key, KEY.results .. id, KEY.log .. id, KEY.secrets .. id, KEY.needed .. id)
+redis.call('ZREM', KEY.held, id)
+if f.canceled_by then redis.call('SREM', KEY.revivable .. f.canceled_by, id) end
+if is_hidden then
+  redis.call('HSET', key, 'trashed_by', ARGV[4], 'trashed_until', ends_s)
+  if wanted then redis.call('HSET', key, 'trashed_wanted', wanted) end
+end
+for _, each in ipairs(keys_of_record(id)) do
+  if is_hidden and redis.call('EXISTS', each) == 1 then
+    redis.call('RENAME', each, KEY.trash .. each)
+    redis.call('EXPIRE', KEY.trash .. each, KEY.trash_s)
+  else
+    redis.call('DEL', each)
+  end
+end
 if status then audit(KEY.audit_tasks, ARGV[3]) end
 return status and 'ok' or 'gone'

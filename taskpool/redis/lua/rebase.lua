@@ -1,16 +1,14 @@
 -- Corrects due times after a step of Redis's clock: those that were computed from a duration (a delay, a back-off, an
--- expiry). A time that a submission named stays. One bounded step through a sorted set; each record says up to which
+-- expiry, the time for an answer). A time that a submission named stays. One bounded step through a sorted set; each record says up to which
 -- sum of steps its time is right, so several pools may do it at once, and again.
 --
--- ARGV[1]  queue: its scheduled tasks; '' = the tasks that expire
+-- ARGV[1]  queue: its scheduled tasks; '' = the tasks that expire; KEY.of_people = the tasks that wait for a person
 -- ARGV[2]  cursor of the set; ARGV[3] about how many entries it looks at
--- Needs    steps
 -- Returns  the cursor to go on from ('0' = this was the last)
 
-local expiring = ARGV[1] == ''
-local registry = expiring and KEY.expiring or KEY.scheduled .. ARGV[1]
-local based_on, field = 'run_clock', 'run_ms'
-if expiring then based_on, field = 'expires_clock', 'expires_ms' end
+local registry, based_on, field = KEY.scheduled .. ARGV[1], 'run_clock', 'run_ms'
+if ARGV[1] == '' then registry, based_on, field = KEY.expiring, 'expires_clock', 'expires_ms' end
+if ARGV[1] == KEY.of_people then registry, based_on, field = KEY.confirmations, 'asked_clock', 'answer_by_ms' end
 local sum = redis.call('HGET', KEY.clock, 'stepped_ms') or '0'
 pass_when_full()
 local page = redis.call('ZSCAN', registry, ARGV[2], 'COUNT', ARGV[3])

@@ -4,7 +4,6 @@
 --
 -- ARGV[1]  queue; ARGV[2] offset; ARGV[3] ids to look at behind the head, at most
 -- ARGV[4]  RQ functions that are run here, as for `claim`
--- Needs    foreign
 -- Returns  the offset to go on from; 0 at the end, or when a task was found: the next claim begins at the head
 
 local queue, offset, most, functions = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ',' .. string.sub(ARGV[4], 2) .. ','

@@ -2,7 +2,6 @@
 --
 -- ARGV[1]  delivery
 -- ARGV[2]  entry of the audit; '' = none
--- Needs    lane
 -- Returns  'ok' (also when it is to be sent at once anyway) | 'gone' | 'sending' (it is being sent at this moment)
 
 local id = ARGV[1]

@@ -6,6 +6,8 @@
 -- ARGV[6]     '': the attempt counts; 'snooze': it doesn't, but the snooze does; '1': it doesn't, and the task goes to
 --             the front of its queue
 -- ARGV[7..8]  error, failure as JSON ('' = none); of a snooze, only the event has the error
+-- ARGV[9]     of a failure, what its group is made of, as JSON ('' = none)
+-- ARGV[10]    its type
 -- Returns     'ok' (also when sent again) | 'stopping' (a stop was asked: finish it as stopped) | 'lost'
 
 local move = moves()
@@ -20,7 +22,7 @@ local key = KEY.job .. id
 local mark = attempt_id .. (is_given_back and ':given_back' or is_snoozed and ':snooze' or ':retry')
 
 local f = move.record(id, 'attempt_id', 'status', 'seq', 'attempt', 'stop_ms', 'put_back', 'history', 'started_at',
-  'secret_ttl', 'retries_left', 'suspect')
+  'secret_ttl', 'retries_left', 'suspect', 'type')
 if f.attempt_id ~= attempt_id or f.status ~= RQ.in_progress then
   drop_attempt(id, attempt_id, queue, worker)
   return f.put_back == mark and 'ok' or 'lost'
@@ -34,6 +36,7 @@ redis.call('HSET', key, 'attempt_id', '', 'attempt', f.attempt - (is_counted and
 if is_counted then
   -- The claim of a second attempt takes back what the first one left; the one after an uncounted first would not.
   if ARGV[7] ~= '' then redis.call('HSET', key, 'error', ARGV[7], 'failure', ARGV[8]) end
+  rarely().note_failure(id, ARGV[10], queue, worker, ARGV[9], ARGV[7], false, now_ms)
   if f.suspect then redis.call('HDEL', key, 'suspect') end -- it has ended by itself
   -- RQ's own count, for an RQ worker that takes the job next.
   local retries = tonumber(f.retries_left)
@@ -41,6 +44,7 @@ if is_counted then
 else
   redis.call('HDEL', key, 'progress')
 end
+if is_given_back then tally(outcome, f.type, queue, nil, now_ms) end
 if is_snoozed then redis.call('HINCRBY', key, 'snoozes', 1) end
 if f.secret_ttl then move.keep_secrets(id, f.secret_ttl, delay_ms) end
 local more = ARGV[7] ~= '' and (',"error":' .. cjson.encode(ARGV[7]) .. ',"delay_ms":' .. delay_ms) or ''

@@ -4,7 +4,6 @@
 -- ARGV[3]     'delivered' | 'failed' (it is tried again) | 'dead' (it isn't) | 'given_back' (not sent; it doesn't count)
 -- ARGV[4]     ms until it is tried again
 -- ARGV[5]     the attempt as JSON ('' = nothing to tell)
--- Needs       lane
 -- Returns     'ok' | 'lost' (its lease ended and another supervisor took it, or it was dropped: nothing changed)
 
 local id, outcome = ARGV[1], ARGV[3]
@@ -30,7 +29,7 @@ if outcome == 'given_back' then redis.call('HINCRBY', key, 'attempts', -1) end
 if outcome == 'delivered' then
   redis.call('DEL', KEY.webhooks_failing .. lane)
 elseif outcome ~= 'given_back' then
-  redis.call('SET', KEY.webhooks_failing .. lane, '1', 'EX', KEY.webhooks_failing_s)
+  redis.call('SET', KEY.webhooks_failing .. lane, ARGV[5], 'EX', KEY.webhooks_failing_s)
 end
 redis.call('EXPIRE', key, outcome == 'delivered' and KEY.delivered_kept_s or KEY.delivery_kept_s)
 if outcome == 'dead' then

@@ -7,7 +7,6 @@
 -- ARGV[2]  the sum of all steps (see tick.lua) when the caller began to measure
 -- ARGV[3]  the least step in ms that counts
 -- ARGV[4]  the caller's lease in ms. Attempts that don't show theirs get the longest one of any pool
--- Needs    steps
 -- Returns  {'stepped' | 'known' (it is another pool's already), the sum of all steps now}
 
 local now_ms = clock()

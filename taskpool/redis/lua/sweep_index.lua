@@ -3,7 +3,6 @@
 --
 -- KEYS[1]  index: zset of ids, all with score 0
 -- ARGV[1]  the id to go on after ('' = from the start); ARGV[2] how many ids to look at, at most
--- Needs    forget
 -- Returns  the id to go on after; '' at the end
 
 local index = KEYS[1]
@@ -16,7 +15,8 @@ end)
 local NAMES = {[KEY.by_tag] = KEY.tags, [KEY.by_project] = KEY.projects, [KEY.by_type] = KEY.types_used}
 if redis.call('EXISTS', index) == 0 then
   for prefix, names in pairs(NAMES) do
-    if string.sub(index, 1, #prefix) == prefix then redis.call('SREM', names, string.sub(index, #prefix + 1)) end
+    local name = string.sub(index, 1, #prefix) == prefix and string.sub(index, #prefix + 1)
+    if name and not (names == KEY.types_used and is_submitted_now(name)) then redis.call('SREM', names, name) end
   end
 end
 return next_id

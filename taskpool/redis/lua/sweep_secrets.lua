@@ -2,7 +2,6 @@
 -- them. In bounded steps through the index of the tasks that have secrets.
 --
 -- ARGV[1]  the id to go on after ('' = from the start); ARGV[2] how many ids to look at, at most
--- Needs    forget
 -- Returns  the id to go on after; '' at the end
 
 return walk(KEY.secrets_index, ARGV[1], ARGV[2], function(ids)

@@ -1,7 +1,6 @@
 -- Drops the entries of unique keys that no task holds any more. A backstop, in bounded steps through the hash.
 --
 -- ARGV[1]  the cursor to go on from ('0' = from the start); ARGV[2] about so many
--- Needs    unique
 -- Returns  the cursor to go on from; '0' at the end
 
 local now_ms = clock()

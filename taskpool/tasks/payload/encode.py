@@ -21,30 +21,30 @@ from uuid import UUID
 import msgspec
 from msgspec import NODEFAULT, UNSET
 
+from taskpool.tasks.context import described, name_of
 from taskpool.tasks.payload.faults import NotJson, Steps
 from taskpool.text import is_deeper_than, is_plain_and_finite, may_hide_nan
 
 DEEPEST: Final = 64
 """How many arrays and objects may be nested in one value."""
-SHALLOW_BYTES: Final = 2 * DEEPEST
-"""JSON of this size has too few brackets to be too deep."""
 
 _encode: Final = msgspec.json.Encoder().encode
 _check_json: Final = msgspec.json.Decoder(msgspec.Raw).decode
-"""Checks the syntax without creating objects."""
+"""Checks the syntax without creating objects. Only `msgspec.Raw`, which msgspec copies unread, may be invalid."""
 
 
 def encode_value(value: Any) -> bytes:
     """A result as JSON.
 
-    Raises:
-        NotJson: the value or a part of it has no JSON form, is NaN or infinite, contains itself, or is nested more
-            than DEEPEST deep. Apart from interrupts (a stop, a timeout) it is the only exception.
+    Raises: NotJson when the value or a part of it has no JSON form, is NaN or infinite, contains itself, or is nested
+    more than DEEPEST deep. Apart from interrupts (a stop, a timeout) it is the only exception.
     """
     try:
         encoded = _encode(value)
-        if (not may_hide_nan(encoded) and len(encoded) <= SHALLOW_BYTES) or is_faithful(value, encoded):
-            _check_syntax(encoded)
+        if is_faithful(value, encoded):
+            _check_json(encoded)
+            if not encoded.isascii():
+                encoded.decode()
             return encoded
     except Exception:  # not only msgspec's: a user's time zone may raise anything
         pass
@@ -57,8 +57,7 @@ def json_value(value: Any) -> Any:
 
     Unlike a result it has what its type reads: secrets of pydantic in clear text, no computed fields.
 
-    Raises:
-        NotJson: as `encode_value`, except for NaN and infinities.
+    Raises: NotJson, as `encode_value`, except for NaN and infinities.
     """
     try:
         return msgspec.to_builtins(value, str_keys=True)
@@ -88,13 +87,6 @@ def is_faithful(value: Any, encoded: bytes) -> bool:
     return not is_deeper_than(DEEPEST, encoded) and not (may_hide_nan(encoded) and not is_plain_and_finite(value))
 
 
-def _check_syntax(encoded: bytes) -> None:
-    """Raise ValueError for invalid JSON. Only `msgspec.Raw`, which msgspec copies unread, makes it."""
-    _check_json(encoded)
-    if not encoded.isascii():
-        encoded.decode()
-
-
 class _Walk:
     """Turns one value into Python's own JSON types, step by step."""
 
@@ -113,30 +105,40 @@ class _Walk:
         except NotJson as error:
             raise error if error.pointer or not steps else NotJson(steps, error.detail) from None
         except Exception as error:  # users' own code: serializers, iterators, properties
-            raise NotJson(steps, f"{_name(kind)} can't be turned into JSON: {_text(error)}") from None
+            text = f"{name_of(type(error))}: {described(error)}"
+            raise NotJson(steps, f"{_name(kind)} can't be turned into JSON: {text}") from None
 
     def _composite(self, value: Any, steps: Steps) -> Any:
         if id(value) in self._above:
             raise NotJson(steps, f"the {type(value).__qualname__} contains itself")
         if len(self._above) >= DEEPEST:
             raise NotJson(steps, f"nested more than {DEEPEST} levels deep")
+        if (other := self._other_form(value, steps)) is not value:
+            return self.walk(other, steps)  # it is the same value, and no level of its own
         self._above.append(id(value))
         try:
             return self._members(value, steps)
         finally:
             self._above.pop()
 
-    def _members(self, value: Any, steps: Steps) -> Any:
+    def _other_form(self, value: Any, steps: Steps) -> Any:
+        """Another value with the same JSON form; the value itself if it is encoded by its members."""
         kind = type(value)
-        if (other := self._other_form(value, steps)) is not None:
-            # It is the same value, and no level of its own.
-            own = self._above.pop()
-            try:
-                return self.walk(other(), steps)
-            finally:
-                self._above.append(own)
-        if isinstance(value, msgspec.Struct) and kind.__struct_config__.array_like:
-            tag = kind.__struct_config__.tag
+        if isinstance(value, Enum):
+            return value.value
+        if is_pydantic(kind):
+            return _dumped(value, steps, for_input=self._for_input)
+        if is_pydantic_secret(kind):
+            return _in_clear(value) if self._for_input else str(value)
+        if is_of_pydantic(kind):
+            return _written(value)
+        if package_of(kind) == "numpy" and hasattr(value, "tolist"):
+            return _of_numpy(value)
+        return msgspec.json.decode(value) if isinstance(value, msgspec.Raw) else value
+
+    def _members(self, value: Any, steps: Steps) -> Any:
+        if isinstance(value, msgspec.Struct) and value.__struct_config__.array_like:
+            tag = value.__struct_config__.tag
             items = [getattr(value, name) for name in value.__struct_fields__]
             return self._list(items if tag is None else [tag, *items], steps)
         if isinstance(value, Mapping):
@@ -145,31 +147,8 @@ class _Walk:
             return self._list(value, steps)
         fields = _fields(value)
         if fields is None:
-            raise NotJson(steps, f"{_name(kind)} has no JSON form")
+            raise NotJson(steps, f"{_name(type(value))} has no JSON form")
         return self._object(fields, steps)
-
-    def _other_form(self, value: Any, steps: Steps) -> Callable[[], Any] | None:
-        """Makes another value with the same JSON form; None for a value that is encoded by its members."""
-        kind = type(value)
-        if isinstance(value, Enum):
-            return lambda: value.value
-        if is_pydantic(kind):
-            return lambda: self._dumped(value, steps)
-        if is_pydantic_secret(kind):
-            return lambda: _in_clear(value) if self._for_input else str(value)
-        if is_of_pydantic(kind):
-            return lambda: _written(value)
-        if _package(kind) == "numpy" and hasattr(value, "tolist"):
-            return lambda: _of_numpy(value)
-        if isinstance(value, msgspec.Raw):
-            return lambda: msgspec.json.decode(value)
-        return None
-
-    def _dumped(self, model: Any, steps: Steps) -> Any:
-        try:
-            return _dump(model, for_input=self._for_input)
-        except NotJson as error:
-            raise NotJson((*steps, *error.steps), error.detail) from None
 
     def _list(self, values: Any, steps: Steps) -> list[Any]:
         return [self.walk(each, (*steps, at)) for at, each in enumerate(values)]
@@ -199,10 +178,10 @@ class _Walk:
 # --- values without members ----------------------------------------------------------------------------------
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: Any, steps: Steps = ()) -> Any:
     """Raises: NotJson for NaN and infinities."""
     if not (value.is_finite() if isinstance(value, Decimal) else math.isfinite(value)):
-        raise NotJson((), f"{value!s} is not JSON; use null or a text")
+        raise NotJson(steps, f"{value!s} is not JSON; use null or a text")
     return value
 
 
@@ -312,12 +291,7 @@ def is_pydantic_secret(type_: Any) -> bool:
 
 def is_of_pydantic(kind: type) -> bool:
     """Whether pydantic reads and writes a type: one of its own, such as a URL, or one made for it."""
-    return hasattr(kind, "__get_pydantic_core_schema__") or _package(kind) in ("pydantic", "pydantic_core")
-
-
-def secret_from(type_: Any, text: str) -> Any:
-    """The secret of this type for a text in JSON."""
-    return type_(text.encode() if type_.__name__ == "SecretBytes" else text)
+    return hasattr(kind, "__get_pydantic_core_schema__") or package_of(kind) in ("pydantic", "pydantic_core")
 
 
 def _in_clear(secret: Any) -> Any:
@@ -336,21 +310,18 @@ def _written(value: Any) -> Any:
     return to_jsonable_python(value)
 
 
-def _dump(model: Any, *, for_input: bool) -> Any:
+def _dumped(model: Any, steps: Steps, *, for_input: bool) -> Any:
     """A pydantic model as it writes itself: as a result, or as what its own validation reads."""
     dumped = model.model_dump(mode="json", by_alias=True, round_trip=for_input)
     # Pydantic writes null for a float that is NaN or infinite, and a text for such a Decimal.
     if any(word in repr(dumped) for word in ("None", "NaN", "Infinity")):
-        _refuse_nan(model.model_dump(by_alias=True), ())
+        _refuse_nan(model.model_dump(by_alias=True), steps)
     return _as_read(model, dumped) if for_input else dumped
 
 
 def _refuse_nan(value: Any, steps: Steps) -> None:
     if isinstance(value, float | Decimal):
-        try:
-            _finite(value)
-        except NotJson as error:
-            raise NotJson(steps, error.detail) from None
+        _finite(value, steps)
     elif isinstance(value, dict | list | tuple):
         for step, each in value.items() if isinstance(value, dict) else enumerate(value):
             _refuse_nan(each, (*steps, str(step)))
@@ -406,16 +377,10 @@ def _steps_to(field: Any, name: str) -> list[str]:
 # --- texts ---------------------------------------------------------------------------------------------------
 
 
-def _package(kind: type) -> str:
+def package_of(kind: type) -> str:
+    """The top-level package of a type. Optional packages are known by name: only their users import them."""
     return str(kind.__module__).partition(".")[0]
 
 
 def _name(kind: type) -> str:
     return f"an object of the type {kind.__qualname__}"
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # the text of a user's own exception may fail as well
-        return type(error).__name__

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import inspect
 
 from taskpool.errors import FieldError, InvalidPayload
+from taskpool.validation import shortened
 
 PAYLOAD: Final = "/payload"
 
@@ -19,7 +20,8 @@ Steps = tuple[str | int, ...]
 _MESSAGE = re.compile(r"(?P<what>.*?)(?: - at (?:(?P<key>`key`) in )?`\$(?P<path>[^`]*)`)?", re.DOTALL)
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 _FIELD = re.compile(r"Object (?:missing (?P<missing>required)|contains unknown) field `(?P<name>.*)`")
-_CHOICE = "Invalid enum value "
+_KEY: Final = "`key`"
+"""Stands in a path for the keys of a mapping: msgspec names no key in an error."""
 _EXAMPLES: Final = {
     "Invalid RFC3339 encoded datetime": "must be a time as RFC 3339 writes it, like 2026-11-24T03:00:00Z",
     "Expected `datetime` with a timezone component": "must be a time with its zone, like 2026-11-24T03:00:00Z",
@@ -33,12 +35,8 @@ MOST_CHOICES: Final = 30
 
 def pointer(steps: Iterable[str | int], start: str = PAYLOAD) -> str:
     """The JSON Pointer of the place that `steps` lead to from `start`. Long names are cut."""
-    return start + "".join("/" + shown(str(step)).replace("~", "~0").replace("/", "~1") for step in steps)
-
-
-def shown(name: str) -> str:
-    """A name as error texts show it. A client may send one of any length."""
-    return name if len(name) <= LONGEST_SHOWN else name[: LONGEST_SHOWN - 1] + "…"
+    names = [shortened(str(step), LONGEST_SHOWN).replace("~", "~0").replace("/", "~1") for step in steps]
+    return "".join([start, *["/" + name for name in names]])
 
 
 class NotJson(ValueError):
@@ -51,12 +49,6 @@ class NotJson(ValueError):
 
 class Misfit(ValueError):
     """Raised in msgspec's hook for a ValidationError, its cause, about a part of the value."""
-
-
-def invalid_payload(task: str, error: Exception, wanted: Any = Any) -> InvalidPayload:
-    """The InvalidPayload for an error of msgspec or pydantic. `task` is the name of the task type, `wanted` the
-    annotation of its payload."""
-    return invalid_payload_of(task, field_errors(error, wanted=wanted))
 
 
 def invalid_payload_of(task: str, errors: Iterable[FieldError]) -> InvalidPayload:
@@ -80,76 +72,57 @@ def field_errors(error: BaseException, start: str = PAYLOAD, wanted: Any = Any) 
     if hasattr(error, "errors"):  # pydantic lists all faults
         return [FieldError(pointer(fault["loc"], start), fault["msg"]) for fault in error.errors()]
     match = _MESSAGE.fullmatch(str(error))
-    what, path = (match["what"], match["path"] or "") if match else (str(error), "")
-    what = _EXAMPLES.get(what, what)
+    assert match is not None  # the expression matches any text
+    what, path = _EXAMPLES.get(match["what"], match["what"]), match["path"] or ""
     places = list(_STEP.finditer(path))
     steps: list[str | int] = [int(place[2]) if (place[2] or "").isdigit() else place[1] or place[2] for place in places]
-    if what.startswith(_CHOICE) and (known := choices(wanted, steps, is_key=bool(match and match["key"]))):
-        what = _one_of(known)
-    for number, place in enumerate(places):
-        if place[2] == "...":  # msgspec doesn't say which value of a mapping it is
-            rest = path[place.end() :]
-            what = f"{what} (in one of its values{', at ' + rest if rest else ''})"
-            del steps[number:]
-            break
+    if what.startswith("Invalid enum value ") and (
+        known := _choices(wanted, [*steps, *([_KEY] if match["key"] else ())])
+    ):
+        more = f" or {len(known) - MOST_CHOICES} others" if len(known) > MOST_CHOICES else ""
+        what = f"must be one of {', '.join(map(repr, known[:MOST_CHOICES]))}{more}"
+    where = " as a key" if match["key"] else ""
+    if "..." in steps:  # msgspec doesn't say which value of a mapping it is
+        number = steps.index("...")
+        rest = path[places[number].end() :]
+        where = f" (in one of its values{', at ' + rest if rest else ''}){where}"
+        del steps[number:]
     cause = error.__cause__.__cause__ if isinstance(error.__cause__, Misfit) else error.__cause__
     if cause is not None and (hasattr(cause, "errors") or isinstance(cause, msgspec.ValidationError)):
-        return field_errors(cause, pointer(steps, start))
-    if match and match["key"]:
-        what = f"{what} as a key"
-    if field := _FIELD.fullmatch(what):
+        return [FieldError(each.pointer, each.detail + where) for each in field_errors(cause, pointer(steps, start))]
+    if not where and (field := _FIELD.fullmatch(what)):
         steps.append(field["name"])
         what = "this field is required" if field["missing"] else "unknown field"
-    return [FieldError(pointer(steps, start), what)]
+    return [FieldError(pointer(steps, start), what + where)]
 
 
-def _one_of(known: list[Any]) -> str:
-    more = f" or {len(known) - MOST_CHOICES} others" if len(known) > MOST_CHOICES else ""
-    return f"must be one of {', '.join(map(repr, known[:MOST_CHOICES]))}{more}"
-
-
-def choices(wanted: Any, steps: Sequence[str | int], *, is_key: bool = False) -> list[Any]:
-    """The values that an Enum or a Literal allows at `steps` in a value of the type `wanted`, with `is_key` as a key of
-    the mapping there; empty for other types. msgspec names only the wrong value. The step ``...`` is any value of a
-    mapping."""
+def _choices(wanted: Any, steps: list[str | int]) -> list[Any]:
+    """The values that an Enum or a Literal allows at `steps` in a value of the type `wanted`; empty for other types.
+    msgspec names only the wrong value."""
     try:
-        places = [inspect.type_info(wanted)]
+        return list(_choices_at(inspect.type_info(wanted), steps))
     except (TypeError, NameError):  # msgspec doesn't know the type
         return []
-    for step in steps:
-        places = [below for place in places for below in _below(place, step)]
-    if is_key:
-        places = [each.key_type for place in places for each in _each(place) if isinstance(each, inspect.DictType)]
-    return [choice for place in places for choice in _choices(place)]
 
 
-def _each(place: inspect.Type) -> Iterator[inspect.Type]:
-    """The members of a union, without metadata."""
-    if isinstance(place, inspect.UnionType):
-        for member in place.types:
-            yield from _each(member)
-    elif isinstance(place, inspect.Metadata):
-        yield from _each(place.type)
-    else:
-        yield place
+def _choices_at(place: inspect.Type, steps: list[str | int]) -> Iterator[Any]:
+    if isinstance(place, inspect.UnionType | inspect.Metadata):
+        for member in place.types if isinstance(place, inspect.UnionType) else (place.type,):
+            yield from _choices_at(member, steps)
+    elif steps:
+        for below in _below(place, steps[0]):
+            yield from _choices_at(below, steps[1:])
+    elif isinstance(place, inspect.EnumType):
+        yield from (member.value for member in place.cls)
+    elif isinstance(place, inspect.LiteralType):
+        yield from place.values
 
 
-def _below(place: inspect.Type, step: str | int) -> Iterator[inspect.Type]:
-    for each in _each(place):
-        if isinstance(each, inspect.TupleType):
-            if isinstance(step, int) and step < len(each.item_types):
-                yield each.item_types[step]
-        elif isinstance(each, inspect.DictType):
-            yield each.value_type
-        elif (item := getattr(each, "item_type", None)) is not None:  # of a list, a set, ...
-            yield item
-        else:  # of a struct, a dataclass, ...
-            yield from (field.type for field in getattr(each, "fields", ()) if field.encode_name == step)
-
-
-def _choices(place: inspect.Type) -> Iterator[Any]:
-    for each in _each(place):
-        if isinstance(each, inspect.EnumType):
-            yield from (member.value for member in each.cls)
-        elif isinstance(each, inspect.LiteralType):
-            yield from each.values
+def _below(place: inspect.Type, step: str | int) -> Sequence[inspect.Type]:
+    if isinstance(place, inspect.TupleType):
+        return place.item_types[step : step + 1] if isinstance(step, int) else ()
+    if isinstance(place, inspect.DictType):
+        return [place.key_type if step == _KEY else place.value_type]
+    if (item := getattr(place, "item_type", None)) is not None:  # of a list, a set, ...
+        return [item]
+    return [field.type for field in getattr(place, "fields", ()) if field.encode_name == step]

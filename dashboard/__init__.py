@@ -1,0 +1,1 @@
+"""The web page: static files that the API serves at `/`. See docs/dashboard.md."""

@@ -1,0 +1,155 @@
+// @ts-check
+/** What stands beside a task: its options and times, how long its type takes, its relatives, and who touched it. */
+import { html, useState } from "../../parts/preact.js";
+import { href, path } from "../../parts/router.js";
+import { Loaded, useAnswer, useData } from "../../parts/state.js";
+import { get } from "../../parts/api.js";
+import { Status } from "../../parts/status.js";
+import { CopyButton, Text } from "../../parts/text.js";
+import { Ago, duration, many } from "../../parts/time.js";
+
+const MOST_RELATIVES = 20;
+
+/** @param {{ record: any }} props */
+export function Facts({ record }) {
+  const { id, queue, type, tags = [], worker, workflow, schedule, project, crashes, snoozes } = record;
+  /** @type {Array<[string, any]>} */
+  const facts = [
+    ["Id", html`<span class="mono">${id}</span> <${CopyButton} text=${id} label="Copy the id" />`],
+    ["Type", html`<a href=${href(path("types", type))}><${Text} text=${type} /></a>`],
+    ["Queue", html`<a href=${href(path("queues", queue))}>${queue}</a>`],
+    ["Tags", tags.length > 0 && tags.map((/** @type {string} */ tag) => html`<a class="tag" key=${tag} href=${href("tasks", { tag })}><${Text} text=${tag} /></a> `)],
+    ["Worker", worker && html`<a class="mono" href=${href("tasks", { worker })}>${worker}</a>`],
+    ["Workflow", workflow && html`<a class="mono" href=${href(path("workflows", workflow))}>…${workflow.slice(-8)}</a>${record.node && html` · <${Text} text=${record.node} />`}`],
+    ["Schedule", schedule && html`<a href=${href(path("schedules", schedule))}><${Text} text=${schedule} /></a>`],
+    ["Project", project && html`<a href=${href("tasks", { project })}>${project}</a>`],
+    ["Submitted", record.created_at && html`<${Ago} at=${record.created_at} />`],
+    ["Due", record.run_at && html`<${Ago} at=${record.run_at} />`],
+    ["Started", record.started_at && html`<${Ago} at=${record.started_at} />`],
+    ["Ended", record.ended_at && html`<${Ago} at=${record.ended_at} />`],
+    ["Expires", record.expires_at && html`<${Ago} at=${record.expires_at} />`],
+    ["Attempts", `${record.attempt}${record.attempt <= record.max_attempts ? ` of ${record.max_attempts}` : ""}`],
+    ["Crashes", crashes],
+    ["Snoozes", snoozes],
+    ["Timeout", record.timeout_s && duration(record.timeout_s * 1000)],
+    ["Back-off", record.backoff_s !== undefined && `${duration(record.backoff_s * 1000)}${record.backoff_max_s ? ` to ${duration(record.backoff_max_s * 1000)}` : ""}`],
+    ["Unique key", record.unique_key && html`<${Text} text=${record.unique_key} />`],
+    ["Build", record.build && html`<span class="mono">${record.build}</span>`],
+    ["Trace", record.traceparent && html`<span class="mono cut" title=${record.traceparent}>${record.traceparent.split("-")[1]}</span>`],
+  ];
+  return html`<section class="card" aria-labelledby="facts-title">
+    <h2 id="facts-title">Facts</h2>
+    <dl class="facts">${facts.filter(([, value]) => value).map(([name, value]) => html`<dt>${name}</dt><dd>${value}</dd>`)}</dl>
+  </section>`;
+}
+
+/** The durations of a type in the last 7 days, for those who see all projects. @param {string} type @param {boolean} maySee */
+export const useDurations = (type, maySee) => useData(maySee ? `/types/${encodeURIComponent(type)}/durations` : null);
+
+/** `usually 1.2 s (slower than 97%)`: where a run lies. @param {any} durations @param {number} ms */
+export function comparedTo(durations, ms) {
+  if (!durations?.count || !Number.isFinite(ms)) return "";
+  const share = shareBelow(durations.buckets, ms / 1000, durations.count);
+  const most = (/** @type {number} */ part) => Math.min(99, Math.floor(part * 100)); // it is one of them itself
+  const place = share >= 0.5 ? `slower than ${most(share)}%` : `faster than ${most(1 - share)}%`;
+  return `usually ${duration(durations.p50_ms)} (${place})`;
+}
+
+/** Which share of the runs took less, from how many took at most each time; in between by a straight line.
+ * @param {Array<[number | null, number]>} buckets @param {number} seconds @param {number} count */
+function shareBelow(buckets, seconds, count) {
+  let [before, seen] = [0, 0];
+  for (const [le, n] of buckets) {
+    const edge = le ?? Infinity;
+    if (seconds <= edge) return (seen + (Number.isFinite(edge) ? (n * (seconds - before)) / Math.max(edge - before, 1e-9) : 0)) / count;
+    seen += n;
+    before = edge;
+  }
+  return seen / count;
+}
+
+/** @param {{ durations: any, type: string, ms: number }} props */
+export function Durations({ durations, type, ms }) {
+  if (!durations?.count) return null;
+  const { buckets, count } = durations;
+  const last = buckets.findLastIndex((/** @type {[number, number]} */ [, n]) => n > 0);
+  const first = Math.max(0, buckets.findIndex((/** @type {[number, number]} */ [, n]) => n > 0));
+  const shown = buckets.slice(first, last + 1);
+  const most = Math.max(...shown.map((/** @type {[number, number]} */ [, n]) => n));
+  const here = shown.findIndex((/** @type {[number | null, number]} */ [le]) => ms / 1000 <= (le ?? Infinity));
+  const words = (/** @type {number | null} */ le) => (le === null || !Number.isFinite(le) ? "longer" : duration(le * 1000));
+  return html`<section class="card" aria-labelledby="durations-title">
+    <h2 id="durations-title">How long <${Text} text=${type} /> takes</h2>
+    <p class="muted">${many(count, "run")} in the last 7 days: half took up to ${duration(durations.p50_ms)}, 95% up to ${duration(durations.p95_ms)}.</p>
+    <div class="histogram" role="img" aria-label=${`${comparedTo(durations, ms)}`}>
+      ${shown.map(
+        (/** @type {[number | null, number]} */ [le, n], /** @type {number} */ at) => html`<span key=${at} class=${`bin ${at === here ? "is-here" : ""}`}
+          style=${{ height: `${n ? Math.max(3, Math.round((44 * n) / most)) : 1}px` }} title=${`${le === null ? "longer" : `up to ${words(le)}`}: ${many(n, "run")}${at === here ? "; this one, too" : ""}`}></span>`,
+      )}
+    </div>
+    <div class="histogram-ends muted"><span>${words(shown[0]?.[0] ?? null)}</span><span>${words(shown.at(-1)?.[0] ?? null)}</span></div>
+  </section>`;
+}
+
+/** The tasks that it depends on, and those that its members belong with. @param {{ record: any, parents: any[] }} props */
+export function Relatives({ record, parents }) {
+  const edges = record.depends_on ?? [];
+  const known = new Map(parents.map((parent) => [parent.id, parent]));
+  const canceledBy = record.canceled_by;
+  const children = useData("/tasks", { parent: record.id, limit: MOST_RELATIVES });
+  const found = children.value?.tasks ?? [];
+  if (!edges.length && !canceledBy && !found.length) return null;
+  return html`<section class="card" aria-labelledby="relatives-title">
+    <h2 id="relatives-title">Parents and children</h2>
+    ${canceledBy && html`<p>It was canceled because of <${Relative} id=${canceledBy} task=${known.get(canceledBy)} />.</p>`}
+    ${edges.length > 0 && html`<h3>It waits for</h3>
+      <ul class="plain-list">${edges.slice(0, MOST_RELATIVES).map((/** @type {any} */ edge) => {
+        const id = typeof edge === "string" ? edge : (edge.id ?? edge.workflow);
+        return html`<li key=${id}><${Relative} id=${id} task=${known.get(id)} isWorkflow=${Boolean(edge.workflow)} />${edge.on && edge.on !== "success" && html` <span class="muted">on ${edge.on}</span>`}</li>`;
+      })}</ul>
+      ${edges.length > MOST_RELATIVES && html`<p class="muted">${many(edges.length - MOST_RELATIVES, "more")}</p>`}`}
+    ${found.length > 0 && html`<h3>What depends on it</h3>
+      <ul class="plain-list">${found.map((/** @type {any} */ task) => html`<li key=${task.id}><${Relative} id=${task.id} task=${task} /></li>`)}</ul>
+      ${children.value.next_cursor && html`<a href=${href("tasks", { parent: record.id })}>All of them</a>`}`}
+  </section>`;
+}
+
+/** @param {{ id: string, task?: any, isWorkflow?: boolean }} props */
+function Relative({ id, task, isWorkflow = false }) {
+  return html`<a href=${href(path(isWorkflow ? "workflows" : "tasks", id))}>
+    ${task ? html`<${Text} text=${task.type} /> ` : isWorkflow ? "workflow " : "task "}<span class="mono">…${id.slice(-8)}</span>
+  </a>${task && html` <${Status} status=${task.status} />`}`;
+}
+
+/** The documents of the parents that are tasks. @param {any} record @returns {any[]} */
+export function useParents(record) {
+  const ids = (record?.depends_on ?? []).slice(0, MOST_RELATIVES).map((/** @type {any} */ edge) => (typeof edge === "string" ? edge : edge.id)).filter(Boolean);
+  const read = (/** @type {AbortSignal} */ signal) =>
+    Promise.all(ids.map((/** @type {string} */ id) => get(`/tasks/${encodeURIComponent(id)}`, {}, signal).catch((error) => (error.status === 404 ? null : Promise.reject(error)))));
+  const answer = useAnswer(ids.length ? `parents ${record.id} ${record.status} ${ids.join()}` : "", read);
+  return (answer.value ?? []).filter(Boolean);
+}
+
+/** Who touched the task. @param {{ id: string }} props */
+export function Audit({ id }) {
+  const [isOpen, setOpen] = useState(false);
+  const audit = useData(isOpen ? "/audit" : null, { about: id, limit: 50 });
+  return html`<section class="card" aria-labelledby="audit-title">
+    <details onToggle=${(/** @type {any} */ event) => setOpen(event.target.open)}>
+      <summary><h2 id="audit-title">Who touched it</h2></summary>
+      ${
+        isOpen &&
+        html`<${Loaded} of=${audit}>
+          ${(/** @type {any} */ { entries }) =>
+            entries.length
+              ? html`<ul class="plain-list">${entries.map((/** @type {any} */ entry) => html`<li key=${entry.at + entry.what}>
+                  <${Ago} at=${entry.at} /> ${entry.what.replace("task.", "")} by <${Text} text=${entry.by.name} />
+                  <span class="muted"> from ${entry.by.address}${entry.count > 1 ? `, with ${entry.count - 1} others` : ""}</span>
+                  ${entry.comment && html`<br /><span class="muted">“<${Text} text=${entry.comment} />”</span>`}
+                </li>`)}</ul>`
+              : html`<p class="muted">Nothing is recorded. Programs that use Redis themselves aren't audited; of a batch, only the first and the last task are.</p>`}
+        <//>`
+      }
+    </details>
+  </section>`;
+}

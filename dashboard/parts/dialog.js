@@ -1,0 +1,120 @@
+// @ts-check
+/** Dialogs: questions before something is changed, and what an action did. */
+import { Problem } from "./api.js";
+import { html, render, useEffect, useRef, useState } from "./preact.js";
+import { sentence } from "./state.js";
+
+const TOAST_MS = 8000;
+
+/**
+ * A modal dialog; Esc, and a click beside it, close it.
+ * @param {{ title: string, onClose: () => void, children: any, isWide?: boolean }} props
+ */
+export function Dialog({ title, onClose, children, isWide = false }) {
+  const ref = useRef(/** @type {HTMLDialogElement | null} */ (null));
+  useEffect(() => ref.current?.showModal(), []);
+  const clicked = (/** @type {MouseEvent} */ event) => event.target === ref.current && onClose();
+  return html`<dialog ref=${ref} class=${isWide ? "wide" : ""} aria-labelledby="dialog-title" onClose=${onClose} onClick=${clicked}>
+    <div class="dialog">
+      <h2 id="dialog-title">${title}</h2>
+      ${children}
+    </div>
+  </dialog>`;
+}
+
+/**
+ * @typedef {object} Question
+ * @property {string} title `Stop 3 tasks?`: it says what happens, and to how many
+ * @property {any} [text] what can't be undone, or is left out
+ * @property {string} action the button: `Stop 3 tasks`
+ * @property {boolean} [isDangerous] it destroys something
+ * @property {string} [typed] what the person must type, for the worst
+ * @property {() => Promise<any>} run what is done; the dialog stays open while it runs, and shows its problem
+ */
+
+/** Ask, do it, and resolve to what `run` gave; undefined if the person says no. @param {Question} question @returns {Promise<any>} */
+export function confirm(question) {
+  return new Promise((resolve) => {
+    const holder = document.body.appendChild(document.createElement("div"));
+    const opener = /** @type {HTMLElement | null} */ (document.activeElement);
+    const end = (/** @type {any} */ value) => {
+      render(null, holder);
+      holder.remove();
+      opener?.focus?.();
+      resolve(value);
+    };
+    render(html`<${Confirmation} ...${question} end=${end} />`, holder);
+  });
+}
+
+/** @param {Question & { end: (value: any) => void }} props */
+function Confirmation({ title, text, action, isDangerous = false, typed, run, end }) {
+  const [state, set] = useState({ isBusy: false, problem: "", given: "" });
+  const submit = async (/** @type {Event} */ event) => {
+    event.preventDefault();
+    set({ ...state, isBusy: true, problem: "" });
+    try {
+      end((await run()) ?? true);
+    } catch (error) {
+      if (!(error instanceof Problem)) throw error;
+      set({ ...state, isBusy: false, problem: sentence(error.message) });
+    }
+  };
+  return html`<${Dialog} title=${title} onClose=${() => end(undefined)}>
+    <form onSubmit=${submit}>
+      ${text && html`<div class="text">${text}</div>`}
+      ${
+        typed &&
+        html`<label class="field">Type ${typed} to confirm
+          <input autocomplete="off" value=${state.given} onInput=${(/** @type {any} */ event) => set({ ...state, given: event.target.value })} />
+        </label>`
+      }
+      ${state.problem && html`<p class="banner critical" role="alert">${state.problem}</p>`}
+      <div class="buttons">
+        <button type="button" onClick=${() => end(undefined)}>Cancel</button>
+        <button class=${isDangerous ? "danger" : "primary"} autofocus=${!isDangerous && !typed} disabled=${state.isBusy || (!!typed && state.given !== typed)}>
+          ${action}
+        </button>
+      </div>
+    </form>
+  <//>`;
+}
+
+/**
+ * Say what an action did, for some seconds; with a button such as Undo.
+ * @param {string} text @param {{ action?: string, run?: () => void, isProblem?: boolean }} [options]
+ */
+export function toast(text, { action, run, isProblem = false } = {}) {
+  const place = document.getElementById("toasts") ?? document.body;
+  const holder = place.appendChild(document.createElement("div"));
+  const end = () => {
+    render(null, holder);
+    holder.remove();
+  };
+  const timer = setTimeout(end, TOAST_MS);
+  const clicked = () => {
+    clearTimeout(timer);
+    end();
+    run?.();
+  };
+  render(
+    html`<div class=${`toast ${isProblem ? "critical" : ""}`}>
+      <span>${text}</span>${action && html`<button class="small" onClick=${clicked}>${action}</button>`}
+      <button class="small plain" aria-label="Close" onClick=${end}>✕</button>
+    </div>`,
+    holder,
+  );
+}
+
+/** Do something at once; a problem is shown as a toast. Resolves to whether it worked. @param {() => Promise<any>} run @param {string} [done] */
+export async function attempt(run, done) {
+  try {
+    await run();
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    toast(sentence(error.message), { isProblem: true });
+    return false;
+  }
+  if (done) toast(done);
+  return true;
+}

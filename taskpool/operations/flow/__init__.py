@@ -1,0 +1,1 @@
+"""How work is organised: workflows, and what belongs to them."""

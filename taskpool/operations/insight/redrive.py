@@ -1,0 +1,351 @@
+"""Canary redrive: retries a group of failures in growing steps, and stops by itself when they fail again.
+
+Starting one only stores it. The housekeeping of any pool drives it, a bounded part each round, and goes on where a pool
+that died has stopped: a task is noted with its `seq` before it is retried, so one that still has that `seq` is still to
+be retried. A lock keeps two pools from driving at once; if it is lost, a task is retried twice at worst.
+
+The tasks are found by walking the registries of failed tasks, oldest first. A task that is retried leaves its registry,
+so only those that are passed over move the position on. The walk is over when a whole pass has found none. Tasks that
+failed after the start don't belong to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from taskpool.access.audit import Actor, entry
+from taskpool.errors import FailureNotFound, NotAllowed, RedriveConflict
+from taskpool.operations.insight.failure_values import STEPS, check_fingerprint, check_steps
+from taskpool.operations.insight.failures import redrive_of
+from taskpool.operations.listing import all_queues
+from taskpool.operations.status import release_dependents
+from taskpool.redis import insight_scripts, keys, scripts
+from taskpool.redis.calls import Call, Plan, as_it_is, hash_of, one, redis_ms, texts, tolerant
+from taskpool.redis.rq_job import json_of, number_of, object_of, text_of, time_of
+from taskpool.types import RQ_STATUS, TaskStatus
+from taskpool.types.insight import Redrive, RedriveStatus
+from taskpool.validation import new_id
+
+WINDOW: Final = 500
+"""How many retried tasks of a step may be unended at once."""
+PAGE: Final = 200
+PAGES: Final = 10
+"""How much of the registries one round reads."""
+STOP_LEAST: Final = 5
+STOP_SHARE: Final = 0.1
+"""The step `all` stops when this many, and this share of those that have ended, failed again. Any other step stops at
+the first."""
+LOCK_MS: Final = 10_000
+AT_ONCE: Final = 10
+SOON_S: Final = 0.05
+LATER_S: Final = 1.0
+
+_FIELDS: Final = ("status", "seq", "fingerprint", "reason", "ended_at", "type", "origin")
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class _By(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is kept of who started it: the tasks are retried in that name, and only those that it may start."""
+
+    name: str
+    key: str | None = None
+    project: str | None = None
+    address: str = ""
+    types: Sequence[str] | None = None
+    queues: Sequence[str] | None = None
+
+
+# --- by hand ----------------------------------------------------------------------------------------------------------
+
+
+def start_redrive(
+    fingerprint: str,
+    *,
+    steps: Sequence[int | str] = STEPS,
+    include_nonretryable: bool = False,
+    by: Actor | None = None,
+) -> Plan[Redrive]:
+    """Begin to retry the failed tasks of a group: as many as each step says, the next step only once those of the last
+    are done. Raises: FailureNotFound, InvalidTask (the steps are invalid), RedriveConflict (it runs already)."""
+    check_fingerprint(fingerprint)
+    checked = check_steps(steps)
+    (now_ms,) = yield (redis_ms(),)
+    who = None if by is None else _By(by.name, by.key, by.project, by.address, _listed(by.types), _listed(by.queues))
+    fields = {
+        "steps": _encode(checked),
+        "step": 1,
+        "include": "1" if include_nonretryable else "",
+        "created_ms": now_ms,
+        "by": b"" if who is None else _encode(who),
+    }
+    audited = entry(by, "failures.redriven", fingerprint)
+    word = yield from one(insight_scripts.redrive_start(fingerprint, new_id(), fields, audited))
+    if word == "gone":
+        raise FailureNotFound(fingerprint)
+    if word == "running":
+        raise RedriveConflict(f"the failures {fingerprint} are being redriven already: stop that first, or wait")
+    return (yield from get_redrive(fingerprint))
+
+
+def get_redrive(fingerprint: str) -> Plan[Redrive]:
+    """The last redrive of a group. It is kept for a week after its end. Raises: FailureNotFound."""
+    check_fingerprint(fingerprint)
+    found = yield from one(redrive_of(fingerprint))
+    if found is None:
+        raise FailureNotFound(fingerprint, f"there is no redrive of the failures {fingerprint}")
+    return found
+
+
+def stop_redrive(fingerprint: str, by: Actor | None = None) -> Plan[Redrive]:
+    """Retry no more tasks of a group; those that were retried run on. Raises: FailureNotFound, RedriveConflict (it has
+    ended)."""
+    redrive = yield from get_redrive(fingerprint)
+    why = "stopped by hand" if by is None else f"stopped by {by.name}"
+    audited = entry(by, "failures.redrive_stopped", fingerprint)
+    ending = {"status": RedriveStatus.STOPPED.value, "why": why}
+    word = yield from one(insight_scripts.redrive_note(fingerprint, redrive.id, set=ending, audited=audited))
+    redrive = yield from get_redrive(fingerprint)
+    if word != "ok" and redrive.why != why:
+        raise RedriveConflict(f"the redrive of the failures {fingerprint} is {redrive.status}")
+    return redrive
+
+
+def _listed(names: Any) -> Sequence[str] | None:
+    return None if names is None else tuple(names)
+
+
+# --- by housekeeping --------------------------------------------------------------------------------------------------
+
+
+def drive_redrives() -> Plan[float]:
+    """One round for the redrives that run; the seconds until there may be more to do."""
+    (found,) = yield (tolerant(Call(("SRANDMEMBER", keys.REDRIVES, AT_ONCE), texts, again=True), []),)
+    if not found:
+        return LATER_S
+    (is_ours,) = yield (Call(("SET", keys.REDRIVE_LOCK, new_id(), "NX", "PX", LOCK_MS), as_it_is),)
+    if not is_ours:
+        return LATER_S
+    waits_s = []
+    for fingerprint in found:
+        waits_s.append((yield from _drive(fingerprint)))
+    yield (Call(("DEL", keys.REDRIVE_LOCK), int),)
+    return min(waits_s)
+
+
+class _State(NamedTuple):
+    """A redrive that runs."""
+
+    fingerprint: str
+    id: str
+    steps: Sequence[int | str]
+    step: int
+    counts: Mapping[str, int]  # of the step
+    created_ms: int
+    includes: bool
+    by: _By | None
+    offsets: Mapping[str, int]  # by queue: how many tasks of its registry were passed over; negative: all
+    is_first: bool  # the first pass through the registries
+    has_found: bool  # this pass has found tasks
+    is_over: bool  # no more tasks are to be found
+    waiting: Mapping[str, str]
+
+    @property
+    def size(self) -> int | None:
+        """How many tasks the step retries; None: all."""
+        size = self.steps[self.step - 1]
+        return size if isinstance(size, int) else None
+
+    def note(self, **noted: Any) -> Call[str]:
+        return insight_scripts.redrive_note(self.fingerprint, self.id, **noted)
+
+
+def _drive(fingerprint: str) -> Plan[float]:
+    state = yield from _state(fingerprint)
+    if state is None:  # its key is gone, or can't be read
+        yield (Call(("SREM", keys.REDRIVES, fingerprint), int, again=True),)
+        return LATER_S
+    ended, unsent = yield from _look(state)
+    moved = len(ended)
+    if ended:
+        yield (state.note(ended=ended),)
+    moved += yield from _retry(state, unsent)
+    state = yield from _state(fingerprint)
+    if state is None:
+        return LATER_S
+    if why := _fault(state):
+        yield (state.note(set={"status": RedriveStatus.STOPPED.value, "why": why}),)
+        return SOON_S
+    left = min(WINDOW - len(state.waiting), WINDOW if state.size is None else state.size - state.counts["retried"])
+    if left > 0 and not state.is_over:
+        moved += yield from _walk(state, left)
+        state = yield from _state(fingerprint)
+        if state is None:
+            return LATER_S
+    is_full = state.size is not None and state.counts["retried"] >= state.size
+    if (is_full or state.is_over) and not state.waiting and not _fault(state):
+        if state.is_over or state.step == len(state.steps):
+            yield (state.note(set={"status": RedriveStatus.DONE.value}),)
+        else:
+            fresh = {f"step_{name}": 0 for name in state.counts}
+            yield (state.note(set={"step": state.step + 1, **fresh}),)
+        moved += 1
+    return SOON_S if moved else LATER_S
+
+
+def _fault(state: _State) -> str | None:
+    """Why the redrive has to stop; None: it may go on."""
+    failed, ended = state.counts["failed_again"], state.counts["failed_again"] + state.counts["succeeded"]
+    if not failed or (state.size is None and (failed < STOP_LEAST or failed < ended * STOP_SHARE)):
+        return None
+    size = "all" if state.size is None else state.size
+    return f"step {state.step} ({size}): {failed} of {ended} failed again"
+
+
+def _state(fingerprint: str) -> Plan[_State | None]:
+    key = keys.REDRIVE + fingerprint
+
+    def read(reply: Any) -> Mapping[bytes, bytes]:
+        return hash_of(reply)
+
+    h, waiting = yield (
+        tolerant(Call(("HGETALL", key), read, again=True), {}),
+        tolerant(Call(("HGETALL", key + keys.REDRIVE_WAITING), read, again=True), {}),
+    )
+    steps, step = json_of(h.get(b"steps")), number_of(h.get(b"step"), 0)
+    if h.get(b"status") != b"running" or not isinstance(steps, list) or not 1 <= step <= len(steps):
+        return None
+    try:
+        by = msgspec.json.decode(h[b"by"], type=_By) if h.get(b"by") else None
+    except msgspec.MsgspecError:
+        return None
+    offsets = object_of(h.get(b"offsets")) or {}
+    return _State(
+        fingerprint,
+        text_of(h.get(b"id")) or "",
+        steps,
+        step,
+        {name: number_of(h.get(b"step_" + name.encode()), 0) for name in ("retried", "succeeded", "failed_again")},
+        number_of(h.get(b"created_ms"), 0),
+        h.get(b"include") == b"1",
+        by,
+        {queue: at for queue, at in offsets.items() if isinstance(at, int)},
+        h.get(b"passes") != b"1",
+        h.get(b"found") == b"1",
+        h.get(b"over") == b"1",
+        {id.decode("utf-8", "replace"): seq.decode("latin-1") for id, seq in waiting.items()},
+    )
+
+
+def _row(id: str) -> Call[Sequence[bytes | None]]:
+    return tolerant(Call(("HMGET", keys.JOB + id, *_FIELDS), as_it_is, again=True), [None] * len(_FIELDS))
+
+
+def _look(state: _State) -> Plan[tuple[dict[str, str], list[str]]]:
+    """How tasks that were retried have ended, and those that are still to be retried."""
+    ended: dict[str, str] = {}
+    unsent: list[str] = []
+    rows = yield [_row(id) for id in state.waiting]
+    for (id, noted), (status, seq, fingerprint, *_) in zip(state.waiting.items(), rows, strict=True):
+        word = (status or b"").decode("latin-1")
+        if word == RQ_STATUS[TaskStatus.DONE]:
+            ended[id] = "succeeded"
+        elif status is None or word in (RQ_STATUS[TaskStatus.STOPPED], RQ_STATUS[TaskStatus.CANCELED]):
+            ended[id] = "left_out"
+        elif word == RQ_STATUS[TaskStatus.FAILED] and (seq or b"").decode("latin-1") == noted:
+            unsent.append(id)
+        elif fingerprint is not None:  # also if it has attempts left
+            ended[id] = "failed_again"
+    return ended, unsent
+
+
+def _retry(state: _State, ids: Sequence[str]) -> Plan[int]:
+    """Retry tasks that are noted; how many of them began a new life."""
+    if not ids:
+        return 0
+    by = state.by
+    actor = None if by is None else Actor(by.key, by.name, by.project, by.address)
+    words = yield [tolerant(scripts.revive(id, entry(actor, "task.retried", id)), "unreadable") for id in ids]
+    for id, word in zip(ids, words, strict=True):
+        if word == "children":
+            yield from release_dependents(id)
+    refused = {id: "left_out" for id, word in zip(ids, words, strict=True) if word not in ("ok", "children")}
+    if refused:
+        yield (state.note(ended=refused),)
+    return len(ids) - len(refused)
+
+
+def _walk(state: _State, room: int) -> Plan[int]:
+    """Retry up to `room` more tasks of the group, and note how far the walk has come. How many were retried."""
+    names = yield from one(tolerant(Call(("HKEYS", keys.FAILURE + state.fingerprint), texts, again=True), []))
+    queues = sorted(name[2:] for name in names if name.startswith("q:") and name != "q:")
+    if "q:" in names or not queues:  # of more queues than the group names
+        queues = yield from one(all_queues())
+    offsets = dict(state.offsets)
+    retried = passed = 0
+    pages = PAGES
+    for queue in queues:
+        while room > 0 and pages > 0 and offsets.get(queue, 0) >= 0:
+            pages -= 1
+            at = offsets.get(queue, 0)
+            ids = yield from one(
+                tolerant(Call(("ZRANGE", keys.FAILED + queue, at, at + PAGE - 1), texts, again=True), [])
+            )
+            rows = yield [_row(id) for id in ids]
+            chosen: dict[str, str] = {}
+            looked_at = 0
+            for id, row in zip(ids, rows, strict=True):
+                if len(chosen) == room:
+                    break
+                looked_at += 1
+                if not _belongs(state, row):
+                    continue
+                if _may(state, row):
+                    chosen[id] = (row[1] or b"").decode("latin-1")
+                else:
+                    passed += 1
+            begun = 0
+            if chosen:
+                word = yield from one(state.note(waiting=chosen))
+                if word != "ok":
+                    return retried
+                begun = yield from _retry(state, list(chosen))
+            retried, room = retried + begun, room - begun
+            offsets[queue] = at + looked_at - begun
+            if looked_at == len(ids) < PAGE:
+                offsets[queue] = -1  # its end
+    is_end = all(offsets.get(queue, 0) < 0 for queue in queues)
+    has_found = state.has_found or retried > 0
+    changes: dict[str, str | int] = {"offsets": _encode(offsets).decode(), "found": "1" if has_found else ""}
+    if is_end:
+        changes = {"offsets": "{}", "found": "", "passes": "1", "over": "" if has_found else "1"}
+    yield (state.note(set=changes, passed=passed if state.is_first else 0),)
+    return retried + is_end
+
+
+def _belongs(state: _State, row: Sequence[bytes | None]) -> bool:
+    """Whether a task has failed with the fingerprint before the redrive began."""
+    status, _, fingerprint, _, ended_at, *_ = row
+    at = time_of(ended_at)
+    return (
+        status == RQ_STATUS[TaskStatus.FAILED].encode()
+        and fingerprint == state.fingerprint.encode()
+        and (at is None or at.timestamp() * 1000 <= state.created_ms)
+    )
+
+
+def _may(state: _State, row: Sequence[bytes | None]) -> bool:
+    """Whether the redrive retries a task that belongs to it."""
+    if row[3] == b"non_retryable" and not state.includes:
+        return False
+    if state.by is None:
+        return True
+    by = state.by
+    actor = Actor(by.key, by.name, by.project, by.address, by.types, by.queues)
+    try:
+        actor.check_task(text_of(row[5]) or "", text_of(row[6]) or "")
+    except NotAllowed:
+        return False
+    return True

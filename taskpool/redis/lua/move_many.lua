@@ -1,0 +1,40 @@
+-- Moves tasks that haven't started to another queue, several at once: to its tail, those that are queued. That is no step
+-- of the tasks, so there is no event.
+--
+-- ARGV[1]  mark of the call, by which a task is known that it has moved
+-- ARGV[2]  the queue
+-- ARGV[3]  JSON: where to look in queues, as the last call returned it; '{}' at first
+-- ARGV[4+] ids
+-- Returns  {the same for the next call, a word for each of the first ids. The others are left to the next call.}
+--          'ok' (also when sent again) | 'same' (it is there) | 'gone' | 'foreign' (it is another program's) | 'taken' (a
+--          plain RQ worker is about to start it) | 'unreadable' | RQ's word of the status that doesn't allow it
+
+local move, mark, target = moves(), ARGV[1], ARGV[2]
+local queues = taker(cjson.decode(ARGV[3]))
+
+local function shift(id)
+  local f = move.record(id, 'status', 'origin', 'type', 'by_call')
+  if not f.status then return 'gone' end
+  if f.by_call == mark then return 'ok' end
+  if not RQ_SET.cancelable[f.status] then return f.status end
+  if not f.type then return 'foreign' end
+  if f.origin == target then return 'same' end
+  if f.status == RQ.queued then
+    local is_there = queues.find(f.origin, id)
+    if not is_there then return is_there == false and 'taken' or nil end
+    queues.take(f.origin, id)
+    redis.call('HSET', KEY.job .. id, 'origin', target, 'by_call', mark)
+    enqueue(id, target, false)
+    return 'ok'
+  end
+  local registry = f.status == RQ.scheduled and KEY.scheduled or KEY.deferred
+  local score = redis.call('ZSCORE', registry .. f.origin, id)
+  if not score then return 'taken' end
+  redis.call('ZREM', registry .. f.origin, id)
+  redis.call('ZADD', registry .. target, score, id)
+  redis.call('SADD', KEY.queues, KEY.queue .. target)
+  redis.call('HSET', KEY.job .. id, 'origin', target, 'by_call', mark)
+  return 'ok'
+end
+
+return queues.change_each(4, shift)

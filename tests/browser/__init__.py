@@ -1,0 +1,1 @@
+"""The web page in a real browser, with a real API and real workers."""
