@@ -17,12 +17,12 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from statistics import median
-from types import FrameType
 from typing import Any, Final
 
 LIMIT_S: Final = 0.05
@@ -31,6 +31,7 @@ USUAL_S: Final = 0.001
 SAMPLE_S: Final = 0.01
 SHOWN: Final = 15
 """Frames of a stack, the innermost first."""
+SHOWN_STACKS: Final = 3
 HELD: Final = "kept the event loop for"
 """What a line of a log says that tells of a finding."""
 
@@ -47,7 +48,8 @@ class Watch:
         self._elsewhere_s = self._collecting_since_s = 0.0
         """The CPU time that was spent on garbage, and in what was measured by itself."""
         self._going_on: object | None = None
-        self._stack: tuple[object, list[str]] | None = None
+        self._seen: tuple[object, Counter[tuple[str, ...]]] = (None, Counter())
+        """What goes on, and how often it was seen in which functions."""
         gc.callbacks.append(self._collect)
         threading.Thread(target=self._sample, daemon=True).start()
 
@@ -88,11 +90,11 @@ class Watch:
         slowness = max(1.0, median([fixed_work_s() for _ in range(5)]) / USUAL_S)
         if took_s <= LIMIT_S * slowness:
             return
-        is_its = self._stack is not None and self._stack[0] is mark
-        stack = self._stack[1] if self._stack is not None and is_its else ["no stack: it was in C"]
+        seen, stacks = self._seen
+        where = _shown(Counter(stacks)) if seen is mark else "no stack: it was in C"
         self.found.append(
             f"{_request.get()} {HELD} {took_s * 1000:.0f} ms of CPU time in one go (allowed: "
-            f"{LIMIT_S * slowness * 1000:.0f} ms here), in {what}:\n  " + "\n  ".join(stack[:SHOWN])
+            f"{LIMIT_S * slowness * 1000:.0f} ms here), in {what}:\n  {where}"
         )
 
     def _collect(self, phase: str, info: dict[str, int]) -> None:
@@ -103,14 +105,16 @@ class Watch:
                 self._elsewhere_s += time.thread_time() - self._collecting_since_s
 
     def _sample(self) -> None:
-        """Keep the stack of what goes on since the last sample."""
+        """Keep the stacks of what goes on since the last sample."""
         before = None
         while True:
             time.sleep(SAMPLE_S)
             mark = self._going_on
             if mark is not None and mark is before:
                 # All in one go: while a file is read for its lines, the frame goes on.
-                self._stack = (mark, [_line(frame) for frame, _ in traceback.walk_stack(_frame_of(self._thread))])
+                if self._seen[0] is not mark:
+                    self._seen = (mark, Counter())
+                self._seen[1][_functions_of(self._thread)] += 1
             before = mark
 
 
@@ -176,12 +180,15 @@ def watching(watch: Watch) -> Iterator[None]:
         _WatchedCalls.watch = None
 
 
-def _frame_of(thread: int) -> FrameType | None:
-    return sys._current_frames().get(thread)
+def _functions_of(thread: int) -> tuple[str, ...]:
+    """The functions that a thread is in, the innermost first, each with the line that it began at."""
+    codes = [frame.f_code for frame, _ in traceback.walk_stack(sys._current_frames().get(thread))]
+    return tuple(f"{code.co_filename}:{code.co_firstlineno} in {code.co_name}" for code in codes[:SHOWN])
 
 
-def _line(frame: FrameType) -> str:
-    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+def _shown(stacks: Counter[tuple[str, ...]]) -> str:
+    """The stacks that were seen most often. One alone could come from just before or behind the long work."""
+    return "\n  and in\n  ".join("\n  ".join(stack) for stack, _ in stacks.most_common(SHOWN_STACKS))
 
 
 def _name(scope: Any) -> str:

@@ -352,7 +352,7 @@ def test_list_shows_the_tasks_that_match_all_criteria(pool: Reached) -> None:
     def listed(*criteria: str) -> list[str]:
         return [task["id"] for task in json.loads(run(pool, "list", *criteria, "--json").stdout)["tasks"]]
 
-    assert listed() == [running, failed, later]
+    assert listed() == sorted([running, failed, later], reverse=True)
     assert listed("--status", "scheduled") == [later]
     assert listed("--status", "failed", "--queue", "fragile") == listed("--error", "LUCK") == [failed]
     assert listed("--status", "in_progress", "--worker", "w", "--since", "1h") == listed("--text", running) == [running]

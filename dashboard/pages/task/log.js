@@ -59,6 +59,7 @@ export function useLog(id) {
 export function Log({ id, log, startedAt, goTo, onSeen }) {
   const { lines, total, problem, isOver } = log;
   const box = useRef(/** @type {HTMLDivElement | null} */ (null));
+  const lastTop = useRef(0);
   const [top, setTop] = useState(0);
   const [height, setHeight] = useState(360);
   const [isFollowing, setFollowing] = useState(true);
@@ -95,8 +96,11 @@ export function Log({ id, log, startedAt, goTo, onSeen }) {
 
   const scrolled = () => {
     const element = /** @type {HTMLDivElement} */ (box.current);
+    // Lines may have come since the box was scrolled to its end: only a scroll upwards ends the following.
+    if (element.scrollTop + element.clientHeight >= element.scrollHeight - ROW) setFollowing(true);
+    else if (element.scrollTop < lastTop.current) setFollowing(false);
+    lastTop.current = element.scrollTop;
     setTop(element.scrollTop);
-    setFollowing(element.scrollTop + element.clientHeight >= element.scrollHeight - ROW);
   };
   const step = (/** @type {number} */ by) => {
     if (!places.length) return;
