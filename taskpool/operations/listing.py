@@ -2,7 +2,7 @@
 
 RQ's queues and registries are the indexes of statuses, ours those of types, tags, projects and workflows. The smallest
 one is walked. Other criteria look at the fields of the records that they need, and only what matches is read whole. A
-page looks at 1,000 records at most and at 4 MB of them, or at 3,000 if it reads a few fields of each: where few of them
+page looks at 1,000 records at most and at 4 MB of them, or at 2,000 if it reads a few fields of each: where few of them
 match, or they are large, it may be short, and its cursor goes on.
 """
 
@@ -31,7 +31,7 @@ S = TaskStatus
 
 LONGEST_PAGE: Final = 200
 MOST_LOOKED_AT: Final = 1000
-MOST_SCANNED: Final = 3000  # the same where only a few fields of each are read
+MOST_SCANNED: Final = 2000  # the same where only a few fields of each are read
 FEW_PLACES: Final = 20  # with more indexes to walk, empty ones are skipped many at a time, and count as looked at
 BATCH: Final = 100
 FIRST_READ: Final = 5  # how many records are read at once before it is known how large they are
