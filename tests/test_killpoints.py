@@ -32,7 +32,8 @@ S = TaskStatus
 TASKS = str(Path(__file__).with_name("tasks_for_killpoints.py"))
 SHORTEST_LIFE, LONGEST_LIFE = 8, 40
 SHORTEST_SUBMISSION = 2
-LEASE_S = 1
+LONG_S, SHORT_S = 60, 1
+"""The leases of pools that live, which a slow machine mustn't end, and of pools in which something is killed."""
 
 
 class Site:
@@ -58,9 +59,9 @@ class Site:
         self.proxy.trap = None
         self._open.close()
 
-    def start_workers(self, slots: int = 1) -> WorkerPool:
+    def start_workers(self, slots: int = 1, lease_s: float = SHORT_S) -> WorkerPool:
         log = self.directory / f"workers-{next(self._numbers)}"
-        workers = WorkerPool(self.proxy.url, log, tasks=TASKS, lease_s=LEASE_S, slots=slots)
+        workers = WorkerPool(self.proxy.url, log, tasks=TASKS, lease_s=lease_s, slots=slots)
         self._open.callback(workers.__exit__, None, None, None)
         return workers
 
@@ -246,13 +247,14 @@ def api(site: Site) -> None:
 
 @pytest.fixture(scope="module")
 def workers(site: Site, request: pytest.FixtureRequest) -> Iterator[WorkerPool]:
-    """A pool of one process, with as many slots as a test says: with more than one it is another kind of process."""
-    with site.start_workers(getattr(request, "param", 1)) as workers:
+    """A pool of one process, with the slots and the lease that a test says: with several slots it is another kind of
+    process."""
+    with site.start_workers(*getattr(request, "param", (1, LONG_S))) as workers:
         yield workers
 
 
 @pytest.mark.usefixtures("api", "workers")
-@pytest.mark.parametrize(("workers", "when"), [(1, "before"), (1, "after"), (2, "after")], indirect=["workers"])
+@pytest.mark.parametrize(("workers", "when"), [((1, LONG_S), "before"), ((1, LONG_S), "after"), ((2, LONG_S), "after")], indirect=["workers"])
 def test_a_connection_of_the_worker_is_cut_at_any_command(site: Site, tmp_path: Path, when: When) -> None:
     swept = sweep(site, tmp_path, lambda place: live(site, place), ran_once, lambda n: Trap(is_worker, when, n))
 
@@ -260,7 +262,7 @@ def test_a_connection_of_the_worker_is_cut_at_any_command(site: Site, tmp_path: 
 
 
 @pytest.mark.usefixtures("api")
-@pytest.mark.parametrize("workers", [1, 2], indirect=True)
+@pytest.mark.parametrize("workers", [(1, SHORT_S), (2, SHORT_S)], indirect=True)
 def test_the_worker_process_is_killed_at_any_command(site: Site, workers: WorkerPool, tmp_path: Path) -> None:
     def kill(name: str) -> None:
         for process in workers.descendants():
@@ -317,7 +319,9 @@ def test_the_api_is_cut_off_or_killed_at_any_command_of_a_retry(site: Site, tmp_
     assert swept > SHORTEST_SUBMISSION
 
 
-@pytest.mark.parametrize("is_killed", [False, True], ids=["cut", "killed"])
+@pytest.mark.parametrize(
+    ("workers", "is_killed"), [((1, LONG_S), False), ((1, SHORT_S), True)], indirect=["workers"], ids=["cut", "killed"]
+)
 def test_a_task_that_asks_is_answered_once_whichever_command_fails(
     site: Site, workers: WorkerPool, tmp_path: Path, is_killed: bool
 ) -> None:
@@ -352,6 +356,7 @@ def test_a_task_that_asks_is_answered_once_whichever_command_fails(
 
 
 @pytest.mark.usefixtures("api")
+@pytest.mark.parametrize("workers", [(1, SHORT_S)], indirect=True)
 def test_the_supervisor_is_killed_at_any_command(site: Site, workers: WorkerPool, tmp_path: Path) -> None:
     def make_trap(n: int) -> Trap:
         replace()

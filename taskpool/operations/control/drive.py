@@ -25,9 +25,9 @@ from taskpool.redis.calls import Call, Plan, as_it_is, one, texts, tolerant
 from taskpool.types.control import UNDOABLE, OperationStatus
 from taskpool.validation import TASK_ID
 
-MOST_AT_ONCE: Final = 40
-LEAST_AT_ONCE: Final = 16
-LONG_S: Final = 0.005
+MOST_AT_ONCE: Final = 16
+LEAST_AT_ONCE: Final = 4
+LONG_S: Final = 0.003
 """How many tasks are changed in one round trip at most, and at least. If it takes longer, there are fewer in the next
 one, because Redis serves no other client meanwhile."""
 OLDEST_FIRST: Final = frozenset({"retry", "move", "run_now", "undo"})
