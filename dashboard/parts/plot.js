@@ -157,10 +157,19 @@ function showValues(plot, { lines, unit }, legend) {
   const at = legend.querySelector(".at");
   for (const [number, element] of legend.querySelectorAll("b").entries()) {
     const values = lines[number]?.values ?? [];
-    const value = unit(values[index ?? values.findLastIndex((/** @type {any} */ each) => each !== null)]);
+    const value = unit(values[index ?? latestIndex(values, plot.data[0])]);
     if (element.textContent !== value) element.textContent = value;
   }
   if (at) at.textContent = index === null || index === undefined ? PAD : `${date(plot.data[0][index] * 1000)}`;
+}
+
+/** The last point with a value; the last one of all counts only when half of its time is over, because it says little before.
+ * @param {(number | null)[]} values @param {number[]} times of the points, in s */
+function latestIndex(values, times) {
+  const last = times.length - 1;
+  const isYoung = last > 0 && Date.now() / 1000 - times[last] < (times[last] - times[last - 1]) / 2;
+  const known = isYoung && values[last - 1] !== null ? values.slice(0, last) : values;
+  return known.findLastIndex((each) => each !== null);
 }
 
 /** @param {{ times: number[], lines: Line[], unit: (value: any) => string, label: string }} props */
