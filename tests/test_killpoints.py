@@ -254,7 +254,9 @@ def workers(site: Site, request: pytest.FixtureRequest) -> Iterator[WorkerPool]:
 
 
 @pytest.mark.usefixtures("api", "workers")
-@pytest.mark.parametrize(("workers", "when"), [((1, LONG_S), "before"), ((1, LONG_S), "after"), ((2, LONG_S), "after")], indirect=["workers"])
+@pytest.mark.parametrize(
+    ("workers", "when"), [((1, LONG_S), "before"), ((1, LONG_S), "after"), ((2, LONG_S), "after")], indirect=["workers"]
+)
 def test_a_connection_of_the_worker_is_cut_at_any_command(site: Site, tmp_path: Path, when: When) -> None:
     swept = sweep(site, tmp_path, lambda place: live(site, place), ran_once, lambda n: Trap(is_worker, when, n))
 
