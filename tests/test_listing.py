@@ -11,10 +11,11 @@ import pytest
 
 from taskpool.errors import InvalidTask
 from taskpool.operations import listing
-from taskpool.operations.listing import LONGEST_PAGE, MOST_LOOKED_AT, MOST_SCANNED
-from taskpool.redis import scripts
+from taskpool.operations.listing import FEW_PLACES, LONGEST_PAGE, MOST_LOOKED_AT, MOST_SCANNED
+from taskpool.redis import bulk_scripts, scripts
 from taskpool.redis.calls import encode_cursor
-from taskpool.types import Page, TaskRecord, TaskStatus
+from taskpool.redis.keys import REGISTRY_OF
+from taskpool.types import RQ_STATUS, Page, TaskRecord, TaskStatus
 from taskpool.types.control import Filter
 from taskpool.types.dependency import Dependency
 from tests.states import SEED, World, new_task
@@ -265,6 +266,115 @@ def test_purges_between_pages_take_only_what_they_purge(world: World) -> None:
 
     assert found == names[: -len(found) - 1 : -1]
     assert len(found) >= 14
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_what_is_retried_or_canceled_page_by_page_hides_nothing(world: World, limit: int) -> None:
+    names = [f"t{n}" for n in range(7)]
+    for name in names:
+        world.end(name, S.FAILED)
+    shown: list[str] = []
+
+    def page_by_page(change: Callable[[str], Any], **wanted: Any) -> set[str]:
+        found: set[str] = set()
+        cursor = None
+        while True:
+            part = page(world, Filter(**wanted), cursor, limit)
+            shown.extend(record.id for record in part.items)
+            found |= {record.id for record in part.items}
+            for record in part.items:
+                change(record.id)
+            if (cursor := part.next_cursor) is None:
+                return found
+
+    assert page_by_page(lambda id: world.run(scripts.revive(id)), status=S.FAILED) == {*names}
+    assert page_by_page(world.cancel, status=S.QUEUED) == {*names}
+    world.redis.zadd("rq:canceled:default", dict.fromkeys(names, "+inf"))  # as those of a workflow
+    assert page_by_page(lambda id: world.run(scripts.purge(id)), status=S.CANCELED) == {*names}
+    assert len(shown) == 3 * len(names)
+
+
+def test_tasks_that_are_moved_from_the_tail_hide_no_others(world: World) -> None:
+    names = [f"t{n:02}" for n in range(20)]
+    add(world, *names)
+    moved = names[:9:-1]
+
+    def move() -> None:
+        if moved:
+            world.run(bulk_scripts.move_many([moved.pop(0) for _ in range(5)], "other", "mark"))
+
+    assert {*ids(world, 3, move, queue="default", status=S.QUEUED)} >= {*names[:10]}
+
+
+def test_a_listing_stays_on_its_way_when_queues_come_and_go(world: World) -> None:
+    for n in range(FEW_PLACES):
+        add(world, f"{n:02}-a", f"{n:02}-b", queue=f"q{n:02}", tags=["x"])
+    add(world, *[f"more{n:03}" for n in range(100)], tags=["x"], delay_s=100)
+    new = iter(range(50))
+
+    def appear() -> None:
+        add(world, f"new{next(new)}", queue=f"z{next(new)}")
+
+    found = ids(world, 3, appear, status=S.QUEUED, tag="x")
+
+    assert sorted(found) == sorted(f"{n:02}-{letter}" for n in range(FEW_PLACES) for letter in "ab")
+
+
+@pytest.mark.parametrize("id", ["report.2026-11", "a:b", "with blanks", "ä/%2F", "x" * 300])
+@pytest.mark.parametrize("status", [S.QUEUED, S.FAILED, S.IN_PROGRESS])
+def test_jobs_of_other_programs_have_any_ids(world: World, id: str, status: TaskStatus) -> None:
+    for name in (id, f"{id}2"):
+        world.redis.hset(f"rq:job:{name}", mapping={"status": RQ_STATUS[status], "created_at": "2026-11-24T00:00:00Z",
+                                                    "data": "x", "origin": "default"})  # fmt: skip
+        if status is S.QUEUED:
+            world.redis.rpush("rq:queue:default", name)
+        else:
+            world.redis.zadd(REGISTRY_OF[status] + "default", {name: 2_000_000_000})
+    world.redis.sadd("rq:queues", "rq:queue:default")
+
+    found = ids(world, 1, status=status)
+
+    assert found == [f"{id}2", id] or ":" in id
+
+
+@pytest.mark.parametrize("score", ["-inf", "+inf", "-5", "1e-30", "1e300", "0.0001234567890123456"])
+def test_scores_of_other_programs_end_no_listing(world: World, score: str) -> None:
+    for name in ("a", "b", "c"):
+        world.end(name, S.FAILED)
+        world.redis.zadd("rq:failed:default", {name: score})
+
+    assert ids(world, 1, status=S.FAILED) == ["c", "b", "a"]
+
+
+def test_a_cursor_of_another_listing_is_refused(world: World) -> None:
+    add(world, "a", "b", tags=["x"])
+    for name in ("c", "d"):
+        world.end(name, tags=["x"])
+    listings: list[dict[str, Any]] = [{"tag": "x"}, {"type": "work"}, {"status": S.QUEUED}, {"status": S.DONE}, {}]
+    cursors = [page(world, Filter(**wanted), limit=1).next_cursor for wanted in listings]
+
+    for at, wanted in enumerate(listings):
+        for other in (*cursors[:at], *cursors[at + 1 :]):
+            with pytest.raises(InvalidTask, match="cursor"):
+                page(world, Filter(**wanted), other)
+
+
+def test_no_listing_of_a_project_tells_anything_of_another_one(world: World) -> None:
+    add(world, "theirs", project="bank")
+    world.redis.hset("taskpool:workflow:w0000000000000000000", mapping={"project": "bank", "reserved": 50})
+
+    texts = [page(world, Filter(project="shop", text=text)) for text in ("theirs", "nothing")]
+    workflows = [page(world, Filter(project="shop", workflow=id)) for id in ("w0000000000000000000", "nothing")]
+
+    assert texts == workflows == [Page((), None, 0)] * 2
+
+
+@pytest.mark.parametrize("name", ["counted", "nodes", "order", "expanding", "reviving"])
+def test_a_criterion_names_no_other_key(world: World, name: str) -> None:
+    world.redis.set(f"taskpool:workflow:w:{name}", "d")
+
+    assert page(world, Filter(workflow=f"w:{name}")).items == ()
+    assert page(world, Filter(workflow=f"w:{name}", node="a")).items == ()
 
 
 # --- bounds --------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from taskpool.operations.control.search import part_of
 from taskpool.operations.flow.expansion import member_id
 from taskpool.operations.flow.workflows import member_numbers
 from taskpool.operations.records import fetch_if_there
-from taskpool.redis import calls, keys
+from taskpool.redis import calls, keys, rq_job
 from taskpool.redis.calls import Call, Part, Plan, as_it_is, one, texts, tolerant
 from taskpool.types import Page, TaskRecord, TaskStatus
 from taskpool.types.control import Filter
@@ -40,6 +40,8 @@ MOST_BYTES: Final = 4 * 1024 * 1024  # a page ends behind the record with which 
 NEWER: Final = 10_000  # most new tasks between two pages for the second to find where the first ended
 RUNNING: Final = (S.IN_PROGRESS, S.STOPPING)
 OF_PLACES: Final = ("status", "queue")  # what the place of a task tells of it (some places hold two statuses)
+ANY_ID: Final = r"[\s\S]{1,1000}"  # RQ jobs of other programs may have any text for an id
+NO_WORKFLOW: Final = ""  # no workflow has this id
 
 
 def list_tasks(wanted: Filter, *, cursor: str | None = None, limit: int = 50) -> Plan[Page[TaskRecord]]:
@@ -90,14 +92,20 @@ def _end_of_group(fits: Sequence[bool], start: int, most: int) -> int:
 @dataclass(frozen=True, slots=True)
 class Walk:
     """Where the tasks of a filter are looked for: in these indexes, one after the other, from `position` in the one
-    with the number `source` on. `scans`: they hold others, too, of which records
-    have to be looked at."""
+    with the number `source` on. `scans`: they hold others, too, of which records have to be looked at. `registry`: the
+    names of the indexes begin with it, and there is one for each queue. Queues come and go between two pages."""
 
     wanted: Filter
     indexes: Sequence[Index]
     scans: bool
+    registry: str = ""
     source: int = 0
     position: str = ""
+
+    def has(self, name: str) -> bool:
+        """Whether a listing that stopped in the index of this name goes on here."""
+        is_of_queue = self.registry != "" and name.startswith(self.registry)
+        return is_of_queue or any(index.name == name for index in self.indexes)
 
     def size(self) -> Plan[int]:
         """How many tasks its indexes hold."""
@@ -114,30 +122,25 @@ class Walk:
 def walk_of(wanted: Filter, cursor: str | None = None) -> Plan[Walk]:
     """How to find the tasks of a filter, from a cursor on. Raises: InvalidTask (a criterion or the cursor)."""
     wanted = checked(wanted)
-    if wanted.text is not None and (yield from _is_task(wanted.text)):
-        return _resumed(Walk(msgspec.structs.replace(wanted, text=None), [Only(wanted.text)], scans=False), cursor)
-    ways = yield from _ways(wanted)
-    named = calls.decode_cursor(cursor, (str, str))[0] if cursor else None
-    here = [way for way in ways if any(index.name == named for index in way.indexes)]
-    if len(ways) == 1 or here:  # a listing stays on its way
-        return _resumed((here or ways)[0], cursor)
+    named, position = calls.decode_cursor(cursor, (str, str)) if cursor else (None, "")
+    ways = yield from _ways(wanted, named)
+    if named is not None:  # a listing stays on its way
+        return _resumed(next((way for way in ways if way.has(named)), None), named, position)
+    if len(ways) == 1:
+        return ways[0]
     sizes = []
     for way in ways:
         sizes.append((yield from way.size()))
-    return _resumed(ways[sizes.index(min(sizes))], cursor)
+    return ways[sizes.index(min(sizes))]
 
 
-def _is_task(text: str) -> Plan[bool]:
+def _is_task(text: str, project: str | None) -> Plan[bool]:
+    """Whether a text is the id of a task, of this project if it isn't None: others don't exist for its callers."""
     if not TASK_ID.fullmatch(text):
         return False
-    return (yield from one(Call(("EXISTS", keys.JOB + text), bool, again=True)))
-
-
-def _resumed(walk: Walk, cursor: str | None) -> Walk:
-    if not cursor:
-        return walk
-    source, position = _resume(walk.indexes, cursor)
-    return replace(walk, source=source, position=position)
+    read = Call(("HMGET", keys.JOB + text, "created_at", "project"), as_it_is, again=True)
+    created_at, owner = yield from one(tolerant(read, (None, None)))
+    return created_at is not None and (project is None or rq_job.text_of(owner) == project)
 
 
 def _sized(id: str) -> Call[tuple[TaskRecord | None, int]]:
@@ -149,16 +152,27 @@ def _sized(id: str) -> Call[tuple[TaskRecord | None, int]]:
     return Call(call.command, read, again=True, reads_faults=True)
 
 
-def _resume(walk: Sequence[Index], cursor: str) -> tuple[int, str]:
-    """The index in which a listing goes on, by its name because queues come and go, and the position there."""
-    name, position = calls.decode_cursor(cursor, (str, str))
-    walked = [index.name for index in walk]
-    if name not in walked:  # its queue is gone
-        return next((at for at, other in enumerate(walked) if other > name), len(walk)), ""
-    source = walked.index(name)
-    if position and not walk[source].POSITION.fullmatch(position):
+def _is_workflow(id: str, project: str | None) -> Plan[bool]:
+    """Whether there is a workflow with this id, of this project if it isn't None."""
+    if not TASK_ID.fullmatch(id):  # it could name another key
+        return False
+    if project is None:
+        return True
+    owner = yield from one(tolerant(Call(("HGET", keys.WORKFLOW + id, "project"), as_it_is, again=True), None))
+    return rq_job.text_of(owner) == project
+
+
+def _resumed(walk: Walk | None, name: str, position: str) -> Walk:
+    """The walk from a position in the index of this name on. Raises: InvalidTask."""
+    if walk is None:
         raise calls.wrong_cursor()
-    return source, position
+    walked = [index.name for index in walk.indexes]
+    if name not in walked:  # its queue is gone
+        return replace(walk, source=next((at for at, other in enumerate(walked) if other > name), len(walked)))
+    source = walked.index(name)
+    if position and not walk.indexes[source].POSITION.fullmatch(position):
+        raise calls.wrong_cursor()
+    return replace(walk, source=source, position=position)
 
 
 Found = list[tuple[str, str]]  # ids, each with the position after it
@@ -170,7 +184,7 @@ class ById:
 
     keys: Sequence[str]
     name: str = "ids"
-    POSITION: ClassVar = re.compile(r"[A-Za-z0-9_-]{1,200}")
+    POSITION: ClassVar = re.compile(ANY_ID)
 
     def size(self) -> Sequence[Call[int]]:
         return [_counting("ZCARD", key) for key in self.keys]
@@ -200,34 +214,39 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class ByScore:
-    """One of RQ's registries, highest score first. The position is ``score/n``: n of that score are behind."""
+    """One of RQ's registries, highest score first. The position is ``score/member`` of the last one. If that has left
+    the registry, those of its score come again: better than to skip any."""
 
     name: str
-    POSITION: ClassVar = re.compile(r"(inf|-?\d{1,20}(\.\d{1,20})?(e\+\d{1,3})?)/\d{1,12}")
+    POSITION: ClassVar = re.compile(rf"-?(inf|[0-9]{{1,30}}(\.[0-9]{{1,30}})?(e[+-]?[0-9]{{1,3}})?)/{ANY_ID}")
 
     def size(self) -> Sequence[Call[int]]:
         return [_counting("ZCARD", self.name)]
 
     def step(self, position: str, count: int) -> Plan[Found]:
-        score, _, passed = position.partition("/")
-        behind = int(passed or 0)
-        below = (score or "+inf", "-inf", "WITHSCORES", "LIMIT", behind, count)
-        flat = yield from one(_reading("ZREVRANGEBYSCORE", self.name, *below))
-        found = []
-        for member, at in zip(flat[::2], flat[1::2], strict=True):
-            behind = behind + 1 if at == score else 1
-            score = at
-            found.append((member.partition(":")[0], f"{score}/{behind}"))
-        return found
+        score, _, last = position.partition("/")
+        rank, held = None, None
+        if position:
+            commands = (("ZREVRANK", self.name, last), ("ZSCORE", self.name, last))
+            rank, held = yield [tolerant(Call(command, as_it_is, again=True), None) for command in commands]
+        if rank is not None and held == score.encode():
+            reading = _reading("ZREVRANGE", self.name, rank + 1, rank + count, "WITHSCORES")
+        else:
+            below = (score or "+inf", "-inf", "WITHSCORES", "LIMIT", 0, count)
+            reading = _reading("ZREVRANGEBYSCORE", self.name, *below)
+        flat = yield from one(reading)
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        return [(member.partition(":")[0], f"{at}/{member}") for member, at in pairs]
 
 
 @dataclass(frozen=True, slots=True)
 class FromTail:
     """A queue from its tail: tasks taken from the head meanwhile shift nothing. The position is ``n/id``: n tasks from
-    the tail on are behind, the last of them with this id, by which those that came since are counted too."""
+    the tail on are behind, the last of them with this id, by which those that came since are counted too. If that one
+    was taken out of the middle, so may others have been: it begins at the tail again, better than to skip any."""
 
     name: str
-    POSITION: ClassVar = re.compile(r"\d{1,12}/[A-Za-z0-9_-]{1,200}")
+    POSITION: ClassVar = re.compile(rf"[0-9]{{1,12}}/{ANY_ID}")
 
     def size(self) -> Sequence[Call[int]]:
         return [_counting("LLEN", self.name)]
@@ -237,12 +256,16 @@ class FromTail:
         passed = int(behind or 0)
         if last:
             search = ("LPOS", self.name, last, "RANK", -1, "MAXLEN", passed + NEWER)
-            commands = (("LLEN", self.name), search, ("HGET", keys.JOB + last, "status"))
+            commands = (("LLEN", self.name), search, ("HMGET", keys.JOB + last, "status", "origin"))
             read = [tolerant(Call(command, as_it_is, again=True), None) for command in commands]
-            length, at, status = yield read
+            length, at, state = yield read
+            status, origin = state or (None, None)
+            is_moved = status == b"queued" and keys.QUEUE.encode() + (origin or b"") != self.name.encode()
             if length is not None and at is not None:
-                passed = max(passed, length - at)
-            elif status not in (b"queued", b"canceled", None):
+                passed = length - at
+            elif status == b"canceled" or is_moved:
+                passed = 0
+            elif status not in (b"queued", None):
                 return []  # it was claimed, and what stood nearer to the head before it
         ids = yield from one(_reading("LRANGE", self.name, -passed - count, -passed - 1))
         return [(id, f"{passed + n}/{id}") for n, id in enumerate(reversed(ids), start=1)]
@@ -320,14 +343,18 @@ def _scanned(key: str, cursor: int, count: int) -> Call[tuple[list[str], int]]:
 Index = ById | Running | ByScore | FromTail | Members | Only | Children
 
 
-def _ways(wanted: Filter) -> Plan[list[Walk]]:
-    """The ways to find the tasks of a filter. The order of each stays the same from page to page."""
+def _ways(wanted: Filter, named: str | None) -> Plan[list[Walk]]:
+    """The ways to find the tasks of a filter, with the one that leads through the index `named`. The order of each
+    stays the same from page to page."""
 
-    def way(indexes: Sequence[Index], *known: str) -> Walk:
-        return Walk(wanted, indexes, scans=bool(wanted.given.keys() - {*known}))
+    def way(indexes: Sequence[Index], *known: str, registry: str = "") -> Walk:
+        return Walk(wanted, indexes, scans=bool(wanted.given.keys() - {*known}), registry=registry)
 
+    if wanted.text is not None and (named == Only.name or (yield from _is_task(wanted.text, wanted.project))):
+        return [Walk(msgspec.structs.replace(wanted, text=None), [Only(wanted.text)], scans=False)]
     if wanted.workflow is not None:
-        return [way([Members(wanted.workflow, wanted.node)], "workflow", "node")]
+        is_seen = yield from _is_workflow(wanted.workflow, wanted.project)
+        return [way([Members(wanted.workflow if is_seen else NO_WORKFLOW, wanted.node)], "workflow", "node")]
     if wanted.project is not None:  # alone, so that neither the pages nor the cursors tell anything of other projects
         return [way([ById([keys.BY_PROJECT + wanted.project])], "project")]
     if wanted.parent is not None:
@@ -341,8 +368,10 @@ def _ways(wanted: Filter) -> Plan[list[Walk]]:
         found.append(way([ByScore(keys.CONFIRMATIONS)], "status"))
     elif wanted.status is not None:
         queues = [wanted.queue] if wanted.queue is not None else (yield from one(all_queues()))
-        if len(queues) <= FEW_PLACES or not found:
-            found.append(way([index for queue in queues for index in _of_status(wanted.status, queue)], *OF_PLACES))
+        registry = keys.REGISTRY_OF.get(wanted.status, "") if wanted.queue is None else ""
+        if len(queues) <= FEW_PLACES or not found or (registry and named is not None and named.startswith(registry)):
+            indexes = [index for queue in queues for index in _of_status(wanted.status, queue)]
+            found.append(way(indexes, *OF_PLACES, registry=registry))
     elif wanted.queue is not None:
         statuses = dict.fromkeys([S.QUEUED, S.IN_PROGRESS, S.SCHEDULED, S.WAITING, S.FAILED, S.CANCELED, S.DONE])
         found.append(way([index for status in statuses for index in _of_status(status, wanted.queue)], "queue"))

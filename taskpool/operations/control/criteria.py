@@ -112,4 +112,6 @@ def _past(value: Any, now: datetime) -> Any:
         at = datetime.fromisoformat(value) if isinstance(value, str) else value
     except (ValueError, OverflowError):
         return fault
-    return at if isinstance(at, datetime) and at.tzinfo is not None and EARLIEST <= at <= LATEST else fault
+    if not (isinstance(at, datetime) and at.tzinfo is not None and EARLIEST <= at <= LATEST):
+        return fault
+    return at.astimezone(UTC)  # JSON has no seconds in an offset

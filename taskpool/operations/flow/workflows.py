@@ -211,10 +211,8 @@ def member_numbers(id: str, node: str | None) -> Plan[tuple[int, int]]:
         return (
             (1, 0) if stored is None else (stored.first, stored.first + (1 if stored.size is None else stored.size) - 1)
         )
-    total = yield from one(
-        Call(("HGET", keys.WORKFLOW + id, "reserved"), lambda raw: rq_job.number_of(raw, 0), again=True)
-    )
-    return 1, total
+    read = Call(("HGET", keys.WORKFLOW + id, "reserved"), lambda raw: rq_job.number_of(raw, 0), again=True)
+    return 1, (yield from one(tolerant(read, 0)))
 
 
 def member_kinds(id: str) -> Plan[set[tuple[str, str]]]:
@@ -249,7 +247,8 @@ def list_workflows(
         raise calls.wrong_cursor()
     index = keys.WORKFLOWS if project is None else keys.WORKFLOWS_OF + project
     newest = f"({position}" if position else "+"
-    (ids,) = yield (Call(("ZREVRANGEBYLEX", index, newest, "-", "LIMIT", 0, LONGEST_PAGE), texts, again=True),)
+    listed = Call(("ZREVRANGEBYLEX", index, newest, "-", "LIMIT", 0, LONGEST_PAGE), texts, again=True)
+    ids = yield from one(tolerant(listed, []))
     kept: list[WorkflowRecord] = []
     for at in range(0, len(ids), limit):
         heads = yield [tolerant(_head(id), None) for id in ids[at : at + limit]]
