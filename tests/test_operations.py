@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from taskpool.errors import InvalidOperation, NotAllowed, OperationConflict, Ope
 from taskpool.operations.control import bulk
 from taskpool.operations.control import drive as drive_module
 from taskpool.operations.control.drive import drive, look_after_operations
+from taskpool.operations.listing import walk_of
 from taskpool.redis import bulk_scripts, scripts
 from taskpool.types import TaskStatus
 from taskpool.types.control import Filter, Operation, OperationSpec, OperationStatus, Preview
@@ -269,6 +271,49 @@ def test_an_operation_of_another_project_does_not_exist(world: World) -> None:
     assert [[each.id for each in page] for page in listed] == [[id], [], [id]]
 
 
+@pytest.mark.parametrize("action", ["cancel", "remove"])
+@pytest.mark.parametrize(
+    ("starter", "caller", "may"),
+    [
+        ({}, {}, True),
+        ({"types": ["work"]}, {}, True),
+        ({"types": ["work"]}, {"types": ["work", "play"]}, True),
+        ({"types": ["work"], "queues": ["default"]}, {"types": ["work"]}, True),
+        ({}, {"types": ["work"]}, False),
+        ({}, {"queues": ["default"]}, False),
+        ({"types": ["work", "play"]}, {"types": ["work"]}, False),
+        ({"types": ["work"]}, {"types": ["work"], "queues": ["default"]}, False),
+    ],
+)
+def test_a_key_undoes_and_cancels_only_what_it_may_change_itself(
+    world: World, action: str, starter: dict[str, Any], caller: dict[str, Any], may: bool
+) -> None:
+    world.add("a")
+    world.end("b")
+    ended = operate(world, action, actor(**starter), since="1h")
+    running = start(world, action, actor(**starter), tag="x")
+    refusal = nullcontext() if may else pytest.raises(NotAllowed)
+
+    with refusal:
+        world.store.carry_out(bulk.cancel_operation(running.id, actor(**caller)))
+    with refusal:
+        world.store.carry_out(bulk.undo_operation(ended.id, actor(**caller)))
+
+
+def test_undoing_a_cancelation_starts_tasks(world: World) -> None:
+    world.add("a")
+    canceled = operate(world, "cancel", type="work")
+    stopper, writer = actor(scopes=[Scope.READ, Scope.STOP]), actor(scopes=[Scope.READ, Scope.WRITE])
+
+    with pytest.raises(NotAllowed, match="tasks:write, which undoing cancel needs"):
+        world.store.carry_out(bulk.undo_operation(canceled.id, stopper))
+    undoing = world.store.carry_out(bulk.undo_operation(canceled.id, writer))
+    with pytest.raises(NotAllowed, match="tasks:write, which canceling undo needs"):
+        world.store.carry_out(bulk.cancel_operation(undoing.id, stopper))
+
+    assert go_on(world, undoing.id).changed == 1
+
+
 # --- undo ----------------------------------------------------------------------------------------------------
 
 
@@ -456,3 +501,39 @@ def test_an_operation_that_another_program_damaged_fails(world: World) -> None:
 
     assert (ended.status, ended.error is not None) == (OperationStatus.FAILED, True)
     assert world.redis.scard("taskpool:operations:running") == 0
+
+
+def test_what_is_damaged_ends_an_operation_and_keeps_no_other_back(world: World) -> None:
+    world.add("parent")
+    world.add("child", depends_on=["parent"])
+    world.end("ended", type="play")
+    world.redis.delete("rq:job:child")
+    world.redis.set("rq:job:child", "another program's")
+    canceled, lost = start(world, "cancel", type="work").id, start(world, "cancel", type="work").id
+    unlisted, last = start(world, "remove", type="play").id, start(world, "cancel", type="work").id
+    world.redis.set(f"taskpool:operation:{unlisted}:tasks", "another program's")
+    world.redis.delete(f"taskpool:operation:{lost}")
+    world.redis.set(f"taskpool:operation:{lost}", "another program's")
+
+    while world.store.carry_out(look_after_operations("me", 10)):
+        pass
+
+    read = [world.store.carry_out(bulk.get_operation(id)) for id in (canceled, unlisted, last)]
+    assert [each.status for each in read] == [DONE, OperationStatus.FAILED, DONE]
+    assert world.get("parent").status is S.CANCELED
+    assert world.redis.scard("taskpool:operations:running") == 0
+
+
+def test_an_operation_misses_no_task_while_another_one_takes_tasks_out_of_the_queue(world: World) -> None:
+    world.run(scripts.add([new_task(f"{n:04}", tags=["even"] if n % 2 else []) for n in range(900)]))
+    walk = world.store.carry_out(walk_of(Filter(status=S.QUEUED, queue="default")))
+    finder = bulk.Finder(walk, bulk.Chosen("cancel", None, include_nonretryable=False))
+    found = list[str]()
+    waiting = [f"{n:04}" for n in range(899, -1, -2)]
+
+    while not finder.is_over:
+        found += world.store.carry_out(finder.step()).ids
+        world.run(bulk_scripts.cancel_many([waiting.pop(0) for _ in range(min(40, len(waiting)))], "mark"))
+
+    assert len(found) == len(set(found))
+    assert {*found} >= {f"{n:04}" for n in range(0, 900, 2)}

@@ -32,8 +32,8 @@ class Caller(Actor, frozen=True, gc=False):
         return (RIGHTS[effect].is_bound and self.is_bound) or self.project is not None
 
     def check(self, effect: Effect, task: TaskRecord) -> None:
-        """Return if the caller, who has the scope, may do this to the task. The result stays true: a task's project,
-        type and queue never change.
+        """Return if the caller, who has the scope, may do this to the task. The result stays true: a task's project and
+        type never change, and who moves it to another queue meanwhile comes second.
         Raises: TaskNotFound: the task belongs to another project, or the caller may neither read tasks nor do this;
         NotAllowed: the caller may not use the task's type or queue."""
         if self.project is not None and self.project != task.project:

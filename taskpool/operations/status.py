@@ -10,7 +10,7 @@ import msgspec
 
 from taskpool.errors import AttemptLost
 from taskpool.redis import keys, people_scripts, scripts
-from taskpool.redis.calls import Call, Plan, one
+from taskpool.redis.calls import Call, Plan, one, tolerant
 from taskpool.redis.rq_job import is_too_deep
 from taskpool.tasks.attempt import Outcome, asked_too_often, stopped
 from taskpool.tasks.log_lines import LogLine, encode
@@ -56,11 +56,12 @@ def release_dependents(id: str, steps: int = RELEASE_STEPS) -> Plan[None]:
     """Release the tasks that wait for an ended one. If it ended badly, cancel them and their own dependents, level by
     level.
 
-    Each step is a round trip. After `steps` of them, the rest stays in the outbox for housekeeping.
+    Each step is a round trip. After `steps` of them, the rest stays in the outbox for housekeeping. So does what can't
+    be released because of a damaged record: what has ended has ended all the same.
     """
     ids = [id]
     for _ in range(steps):
-        left = yield [scripts.release(each) for each in ids[:RELEASED_AT_ONCE]]
+        left = yield [tolerant(scripts.release(each), []) for each in ids[:RELEASED_AT_ONCE]]
         ids = [*(each for found in left for each in found), *ids[RELEASED_AT_ONCE:]]
         if not ids:
             return
@@ -154,6 +155,22 @@ def tells_end(message: bytes) -> bool:
         return False
 
 
+class _Moved(msgspec.Struct):
+    id: str
+    moved_to: str
+
+
+_decode_moved: Final = msgspec.json.Decoder(_Moved).decode
+
+
+def moved_task(message: bytes) -> str | None:
+    """The task that a message of its channel tells was moved to another queue; None: the message is something else."""
+    try:
+        return _decode_moved(message).id
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+
+
 _ID: Final = re.compile(r"([0-9]{1,15})-([0-9]{1,15})")
 
 
@@ -179,7 +196,7 @@ START: Final = Position(0, 0)
 
 
 class Attributes(NamedTuple):
-    """What subscriptions filter by. It never changes; the first event of a task has it."""
+    """What subscriptions filter by; the first event of a task has it. Only the queue may change, see `moved_task`."""
 
     type: str
     queue: str

@@ -59,7 +59,11 @@ EFFECTS: Final[Mapping[str, Effect]] = {
 }
 """By action: what it does to tasks, which says what an API key needs."""
 
+UNDOING: Final[Mapping[str, Effect]] = {"cancel": Effect.START, "remove": Effect.STOP}
+"""By action that can be undone: what undoing it does to tasks."""
+
 assert ALLOWED.keys() == EFFECTS.keys() == ACTIONS.keys()
+assert UNDOING.keys() == {*UNDOABLE}
 
 
 class Chosen:
@@ -97,13 +101,17 @@ def _permitted(spec: OperationSpec, by: Actor | None) -> OperationSpec:
 def _check_rights(action: str, queue: str | None, by: Actor | None) -> None:
     if by is None:
         return
-    scope = RIGHTS[EFFECTS[action]].scope
-    if not by.may(scope):
-        text = f"the key {by.name!r} doesn't have the scope {scope.value}, which {action} needs"
-        raise NotAllowed([FieldError("/action", text)])
+    _check_scope(EFFECTS[action], action, "/action", by)
     if queue is not None and by.queues is not None and queue not in by.queues:
         known = ", ".join(sorted(by.queues))
         raise NotAllowed([FieldError("/queue", f"the key {by.name!r} may use the queues {known}, not {queue}")])
+
+
+def _check_scope(effect: Effect, what: str, pointer: str, by: Actor) -> None:
+    scope = RIGHTS[effect].scope
+    if not by.may(scope):
+        text = f"the key {by.name!r} doesn't have the scope {scope.value}, which {what} needs"
+        raise NotAllowed([FieldError(pointer, text)])
 
 
 def preview_operation(spec: OperationSpec, by: Actor | None = None) -> Plan[Preview]:
@@ -140,6 +148,8 @@ class Finder:
     def __init__(self, walk: Walk, chosen: Chosen) -> None:
         self._walk, self._chosen = walk, chosen
         self._source, self._position = walk.source, walk.position
+        self._seen: set[str] = set()
+        """The tasks that were found. A walk may come to some of them again."""
 
     @property
     def is_over(self) -> bool:
@@ -168,11 +178,12 @@ class Finder:
         parts = yield [part_of(id, wanted, *self._chosen.fields) for id, _ in found]
         ids, skipped = [], Counter[str]()
         for part in parts:
-            if part is not None and wanted.keeps(part):
+            if part is not None and part.id not in self._seen and wanted.keeps(part):
                 if why := self._chosen.skips(part):
                     skipped[why] += 1
                 else:
                     ids.append(part.id)
+        self._seen.update(ids)
         self._position = found[-1][1]
         return Found(ids, skipped, len(found))
 
@@ -208,13 +219,29 @@ def _started_by(by: Actor | None) -> dict[str, str]:
     }
 
 
+def _check_all(operation: Operation, effect: Effect, what: str, by: Actor | None) -> Plan[None]:
+    """Return if the caller may do this to all tasks of an operation: it has the scope and, if it is bound to types or
+    queues, so was the key that started the operation, to no others. Raises: NotAllowed."""
+    if by is None:
+        return
+    _check_scope(effect, what, "", by)
+    if not by.is_bound:
+        return
+    read = Call(("HGETALL", keys.OPERATION + operation.id), lambda reply: actor_of(hash_of(reply)), again=True)
+    starter = yield from one(tolerant(read, None))
+    bounds = ((by.types, starter.types), (by.queues, starter.queues)) if starter is not None else ()
+    if not bounds or any(mine is not None and (its is None or not {*its} <= {*mine}) for mine, its in bounds):
+        text = f"the operation {operation.id} may change tasks that the key {by.name!r} may not"
+        raise NotAllowed([FieldError("", text)])
+
+
 def undo_operation(id: str, by: Actor | None = None, *, driver: str = "") -> Plan[Operation]:
     """Undo an operation that canceled or removed tasks, up to ten minutes after its end: another operation restores
     them. Raises: OperationNotFound; OperationConflict (it can't be undone, or not any more); NotAllowed."""
     operation = yield from get_operation(id, by)
     if operation.action not in UNDOABLE:
         raise OperationConflict(f"operation {id} can't be undone: only {' and '.join(UNDOABLE)} can")
-    _check_rights(operation.action, None, by)
+    yield from _check_all(operation, UNDOING[operation.action], f"undoing {operation.action}", by)
     new = new_id()
     fields = {"action": "undo", "undoes": id, "filter": msgspec.json.encode(operation.filter).decode()}
     audited = entry(by, "operation.undone", id)
@@ -237,8 +264,11 @@ def cancel_operation(id: str, by: Actor | None = None) -> Plan[Operation]:
     """Cancel an operation that runs; one that is canceled stays so. What it has done stays done.
     Raises: OperationNotFound; OperationConflict (it has ended); NotAllowed."""
     operation = yield from get_operation(id, by)
-    if operation.action in EFFECTS:
-        _check_rights(operation.action, None, by)
+    effect = EFFECTS.get(operation.action, Effect.STOP)
+    if operation.undoes is not None:
+        undone = yield from one(_fetch(operation.undoes))
+        effect = UNDOING.get("" if undone is None else undone.action, Effect.START)
+    yield from _check_all(operation, effect, f"canceling {operation.action}", by)
     undo_s = keys.UNDO_S if operation.action in UNDOABLE else None
     word = yield from one(bulk_scripts.cancel(id, undo_s, entry(by, "operation.canceled", id)))
     if word not in ("ok", OperationStatus.CANCELED):
@@ -264,7 +294,8 @@ def list_operations(*, cursor: str | None = None, limit: int = 50, project: str 
         raise calls.wrong_cursor()
     index = keys.OPERATIONS if project is None else keys.OPERATIONS_OF + project
     newest = f"({position}" if position else "+"
-    ids = yield from one(Call(("ZREVRANGEBYLEX", index, newest, "-", "LIMIT", 0, limit), texts, again=True))
+    listed = Call(("ZREVRANGEBYLEX", index, newest, "-", "LIMIT", 0, limit), texts, again=True)
+    ids = yield from one(tolerant(listed, []))
     found = (yield [_fetch(id) for id in ids]) if ids else []
     kept = tuple([operation for operation in found if operation is not None])
     return Page(kept, calls.encode_cursor(ids[-1]) if len(ids) == limit else None)

@@ -21,7 +21,8 @@ from taskpool.operations.control.bulk import Chosen, Finder, actor_of, spec_of
 from taskpool.operations.listing import walk_of
 from taskpool.operations.status import release_dependents
 from taskpool.redis import bulk_scripts, keys, rq_job, scripts
-from taskpool.redis.calls import Call, Plan, as_it_is, one, texts, tolerant
+from taskpool.redis.calls import Call, Plan, as_it_is, one, tell_unreadable, texts, tolerant
+from taskpool.redis.replies import ReplyFault
 from taskpool.types.control import UNDOABLE, OperationStatus
 from taskpool.validation import TASK_ID
 
@@ -60,10 +61,14 @@ def drive(id: str, driver: str, most_s: float) -> Plan[bool]:
 
 def look_after_operations(driver: str, most_s: float) -> Plan[bool]:
     """Go on with operations that no other program has; whether there may be more to do."""
-    ids = yield from one(Call(("SRANDMEMBER", keys.OPERATIONS_RUNNING, AT_ONCE), texts, again=True))
+    ids = yield from one(tolerant(Call(("SRANDMEMBER", keys.OPERATIONS_RUNNING, AT_ONCE), texts, again=True), []))
     more = False
     for id in ids:
-        more = (yield from drive(id, driver, most_s / len(ids))) or more
+        try:
+            more = (yield from drive(id, driver, most_s / len(ids))) or more
+        except ReplyFault as fault:  # its key is damaged: it must not keep the others back
+            tell_unreadable(f"operation {id!r}", fault)
+            yield from one(Call(("SREM", keys.OPERATIONS_RUNNING, id), int, again=True))
     return more
 
 
@@ -97,7 +102,8 @@ class _Run:
             msgspec.MsgspecError,
             KeyError,
             ValueError,
-        ) as error:  # another program, or release, wrote it
+            ReplyFault,
+        ) as error:  # another program, or release, wrote it, or something that it needs
             yield from self._note(set={"error": f"it can't be read: {error}"[:200]}, status=OperationStatus.FAILED)
 
     def _find(self) -> Plan[None]:

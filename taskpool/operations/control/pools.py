@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 from taskpool.operations.catalog import PoolInfo, pool_info_of
 from taskpool.redis import keys, pause_scripts
-from taskpool.redis.calls import Call, Plan, readable, tolerant
+from taskpool.redis.calls import Call, Plan, readable, times_of, tolerant
 from taskpool.types import utc
 from taskpool.types.fleet import Pause, PoolRecord, PoolState
 
@@ -52,11 +51,7 @@ def _record(info: PoolInfo, seen_ms: int, busy: int | None, pause: Pause | None)
 
 def _seen(key: str) -> Call[Mapping[str, int]]:
     """The ids of pools, each with its last heartbeat in ms."""
-
-    def read(reply: Sequence[Any]) -> Mapping[str, int]:
-        return {id.decode(errors="replace"): int(float(ms)) for id, ms in zip(reply[::2], reply[1::2], strict=True)}
-
-    return tolerant(Call(("ZRANGE", key, 0, -1, "WITHSCORES"), read, again=True), {})
+    return tolerant(Call(("ZRANGE", key, 0, -1, "WITHSCORES"), times_of, again=True), {})
 
 
 def _documents(prefix: str, ids: Collection[str]) -> Call[Mapping[str, PoolInfo]]:
