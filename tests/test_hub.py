@@ -15,7 +15,7 @@ from api.events.client_queue import Live, Steps
 from api.events.hub import Hub
 from taskpool.errors import TaskNotFound
 from taskpool.operations.status import START, Position
-from taskpool.redis import keys, scripts
+from taskpool.redis import bulk_scripts, keys, scripts
 from taskpool.redis.embedded import RedisServer
 from taskpool.types import DEFAULT_LIMITS, TaskStatus
 from tests.listeners import Listener, hub_on
@@ -107,6 +107,43 @@ async def test_a_filter_keeps_what_fits_also_of_tasks_that_are_older_than_it(
     new = [] if "project" in wanted else [id + "2" for id in ids]
     old = [] if "status" in wanted else [id + "1" for id in ids]
     assert received == new + old
+
+
+async def test_a_moved_task_is_followed_in_its_new_queue(hub: Hub, world: World) -> None:
+    there, here = Listener(hub), Listener(hub)
+    await here.open(queue="default", snapshots=False)
+    await live(here)
+    world.add("a")
+    world.add("b")
+    await here.until(lambda each: len(each.steps()) == 2)
+    await there.open(queue="other", snapshots=False)
+    await live(there)
+
+    world.run(bulk_scripts.move_many(["a"], "other", "mark"))
+    world.claim("other")
+    world.claim("default")
+
+    await there.until(lambda each: each.steps("a") == [2])
+    await here.until(lambda each: each.steps("b") == [1, 2])
+    assert (here.steps("a"), there.steps("b")) == ([1], [])
+
+
+async def test_what_was_moved_while_nobody_followed_is_read_anew(hub: Hub, world: World) -> None:
+    first = Listener(hub)
+    subscription = await first.open(queue="default", snapshots=False)
+    await live(first)
+    world.add("a")
+    await first.until(lambda each: len(each.steps()) == 1)
+    hub.close(subscription)
+    await first.until(lambda each: not hub._channels)
+
+    world.run(bulk_scripts.move_many(["a"], "other", "mark"))
+    second = Listener(hub)
+    await second.open(queue="other", snapshots=False)
+    await live(second)
+    world.claim("other")
+
+    await second.until(lambda each: each.steps("a") == [2])
 
 
 async def test_a_filters_snapshot_shows_the_newest_tasks_and_their_events_do_not_come_again(

@@ -29,11 +29,13 @@ from taskpool.operations.status import (
     events_after,
     holds,
     is_there,
+    moved_task,
     newest,
     oldest,
     reaches_back,
     read_event,
 )
+from taskpool.redis import keys
 from taskpool.redis.replies import ReplyFault
 
 from .client_queue import ClientQueue, Gone, Live, Resync, Step
@@ -215,6 +217,8 @@ class Hub:
             if new := {each for each in touched - self._channels if self._all.wants(each)}:
                 losses = self._losses
                 await self._connection.listen(self._receive, new)
+                if keys.FIREHOSE in new:
+                    self._attributes.clear()
                 if losses == self._losses:
                     self._channels |= new
         except BaseException:
@@ -341,7 +345,9 @@ class Hub:
             if not event.stream:  # published again, by hand
                 return
             step = Step(event)
-        except (KeyError, ValueError):  # of another release; reading the stream skips it, too
+        except (KeyError, ValueError):  # no event, or of another release; reading the stream skips it, too
+            if (moved := moved_task(message)) is not None:
+                self._attributes.forget(moved)
             return
         except msgspec.DecodeError:  # if it was an event, it is in the stream
             self._lost()

@@ -138,9 +138,8 @@ async def take_snapshot(pool: AsyncTaskPool, subscription: Subscription) -> None
 
 
 class AttributeCache:
-    """The type, queue, tags and project of the tasks seen last. They never change.
-
-    Only a task's first event carries them."""
+    """The type, queue, tags and project of the tasks seen last. Only a task's first event carries them. A task that is
+    moved to another queue is forgotten, and read anew with its next event."""
 
     def __init__(self, store: AsyncStore, most: int = MOST_KNOWN) -> None:
         self._store = store
@@ -165,6 +164,14 @@ class AttributeCache:
         else:
             step.attributes = self._known.get(step.event.id)
         return step.attributes is not None
+
+    def forget(self, id: str) -> None:
+        """Forget a task: its queue is another one now."""
+        self._known.pop(id, None)
+
+    def clear(self) -> None:
+        """Forget all tasks: they may have been moved while nothing was heard of them."""
+        self._known.clear()
 
     async def resolve(self, steps: Sequence[Step]) -> None:
         """Set the attributes of events in order, with one round trip for all that aren't known here. Raises:

@@ -1,5 +1,5 @@
 -- Moves tasks that haven't started to another queue, several at once: to its tail, those that are queued. That is no step
--- of the tasks, so there is no event.
+-- of the tasks, so there is no event: a message on the task's channel tells those who know its queue.
 --
 -- ARGV[1]  mark of the call, by which a task is known that it has moved
 -- ARGV[2]  the queue
@@ -11,6 +11,11 @@
 
 local move, mark, target = moves(), ARGV[1], ARGV[2]
 local queues = taker(cjson.decode(ARGV[3]))
+
+local function tell(id)
+  redis.call('PUBLISH', KEY.channel .. id, '{"id":"' .. id .. '","moved_to":"' .. target .. '"}')
+  return 'ok'
+end
 
 local function shift(id)
   local f = move.record(id, 'status', 'origin', 'type', 'by_call')
@@ -25,7 +30,7 @@ local function shift(id)
     queues.take(f.origin, id)
     redis.call('HSET', KEY.job .. id, 'origin', target, 'by_call', mark)
     enqueue(id, target, false)
-    return 'ok'
+    return tell(id)
   end
   local registry = f.status == RQ.scheduled and KEY.scheduled or KEY.deferred
   local score = redis.call('ZSCORE', registry .. f.origin, id)
@@ -34,7 +39,7 @@ local function shift(id)
   redis.call('ZADD', registry .. target, score, id)
   redis.call('SADD', KEY.queues, KEY.queue .. target)
   redis.call('HSET', KEY.job .. id, 'origin', target, 'by_call', mark)
-  return 'ok'
+  return tell(id)
 end
 
 return queues.change_each(4, shift)
