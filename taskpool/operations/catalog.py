@@ -6,7 +6,6 @@ what it read for a second; an unknown type makes it read again at once.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from msgspec.structs import replace
 
 from taskpool.errors import FieldError, InvalidPayload, UnknownType
 from taskpool.redis import calls, keys
-from taskpool.redis.calls import Call, Plan, Script, as_it_is, one, readable, redis_ms, texts, tolerant
+from taskpool.redis.calls import Call, Plan, Script, as_it_is, one, readable, redis_ms, texts, times_of, tolerant
 from taskpool.tasks.payload.faults import invalid_payload_of, pointer
 from taskpool.tasks.payload.json_schema import validator_of
 from taskpool.tasks.payload.secret_fields import SecretFields
@@ -203,13 +202,9 @@ def _read() -> Sequence[Call[Any]]:
     def documents(reply: list[bytes]) -> dict[str, bytes]:
         return dict(zip(texts(reply[::2]), reply[1::2], strict=True))
 
-    def seen(reply: list[bytes]) -> dict[str, int]:
-        pairs = zip(texts(reply[::2]), map(float, reply[1::2]), strict=True)
-        return {name: int(ms) for name, ms in pairs if math.isfinite(ms)}
-
     return (
         tolerant(Call(("HGETALL", keys.TYPES), documents, again=True), {}),
-        tolerant(Call(("ZRANGE", keys.TYPES_SEEN, 0, -1, "WITHSCORES"), seen, again=True), {}),
+        tolerant(Call(("ZRANGE", keys.TYPES_SEEN, 0, -1, "WITHSCORES"), times_of, again=True), {}),
         redis_ms(),
     )
 

@@ -140,6 +140,13 @@ def hash_of(reply: Sequence[bytes] | dict[bytes, bytes]) -> Mapping[bytes, bytes
     return dict(zip(parts, parts, strict=True))
 
 
+def times_of(scored: Sequence[bytes]) -> dict[str, int]:
+    """The times in ms in a sorted set, by name: the reply of a command `WITHSCORES`. Without numbers that are no time:
+    another program may have written any."""
+    pairs = zip(texts(scored[::2]), map(float, scored[1::2]), strict=True)
+    return {name: int(ms) for name, ms in pairs if 0 <= ms <= MOST}
+
+
 def redis_ms() -> Call[int]:
     """Redis's time in ms since 1970."""
     return Call(("TIME",), lambda reply: int(reply[0]) * 1000 + int(reply[1]) // 1000, again=True)

@@ -83,10 +83,8 @@ def time_of(raw: bytes | str | None) -> datetime | None:
 def moment_of(ms: bytes | None) -> datetime | None:
     """A time in ms since 1970."""
     number = number_of(ms)
-    try:
-        return None if number is None else utc(number)
-    except (ValueError, OverflowError, OSError):  # beyond the year 9999
-        return None
+    at = None if number is None else utc(number)
+    return None if at in (types.FIRST_TIME, types.LAST_TIME) else at  # beyond the calendar
 
 
 def limit_s(timeout_ms: bytes | None, timeout: bytes | None) -> float | None:

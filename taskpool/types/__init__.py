@@ -625,9 +625,18 @@ class Page(Generic[T]):
         return self.next_cursor is None
 
 
+FIRST_TIME: Final = datetime(1, 1, 3, tzinfo=UTC)
+LAST_TIME: Final = datetime(9999, 12, 29, tzinfo=UTC)
+"""The times that can be shown in every time zone."""
+
+
 def utc(ms: float) -> datetime:
-    """The aware UTC datetime of a Unix time in milliseconds."""
-    return datetime.fromtimestamp(ms / 1000, UTC)
+    """The aware UTC datetime of a Unix time in milliseconds. Of one that the calendar doesn't have, which only other
+    programs write, the nearest."""
+    try:
+        return datetime.fromtimestamp(ms / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return FIRST_TIME if ms < 0 else LAST_TIME
 
 
 class Receipt(NamedTuple):

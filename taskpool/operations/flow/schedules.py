@@ -71,6 +71,7 @@ LONGEST_PAGE: Final = 500
 LISTED_RUNS: Final = 10
 """How many of its last runs a listing shows of each schedule."""
 RETRIES: Final = 20
+MOST_MS: Final = 100_000_000_000_000  # in the year 5138: all times of schedules are earlier
 TIMES: Final = ("cron", "tz", "every", "anchor", "at")
 """What decides when a schedule runs. As long as these stay, a change leaves the next occurrence as it is."""
 
@@ -179,6 +180,14 @@ def _timing(raw: bytes) -> Timing:
     return timing
 
 
+def _ms(h: Mapping[bytes, bytes], name: bytes) -> int | None:
+    """A time in ms. Raises: ValueError, for one from which the next run can't be computed."""
+    ms = rq_job.number_of(h.get(name))
+    if ms is not None and not 0 <= ms <= MOST_MS:
+        raise ValueError(f"{name.decode()} is no time")
+    return ms
+
+
 def restore(id: str, h: Mapping[bytes, bytes]) -> Stored | None:
     """The schedule in a hash; None if there is none. Raises: an exception of `calls.UNREADABLE` for one that no release
     up to this one has written."""
@@ -196,12 +205,12 @@ def restore(id: str, h: Mapping[bytes, bytes]) -> Stored | None:
         queue=h[b"queue"].decode(),
         incarnation=h[b"incarnation"].decode(),
         revision=int(h[b"revision"]),
-        next_ms=rq_job.number_of(h.get(b"next_ms")),
-        last_ms=rq_job.number_of(h.get(b"last_ms"), 0),
-        paused_ms=rq_job.number_of(h.get(b"paused_ms")),
-        retry_ms=rq_job.number_of(h.get(b"retry_ms")),
-        created_ms=rq_job.number_of(h.get(b"created_ms"), 0),
-        updated_ms=rq_job.number_of(h.get(b"updated_ms"), 0),
+        next_ms=_ms(h, b"next_ms"),
+        last_ms=_ms(h, b"last_ms") or 0,
+        paused_ms=_ms(h, b"paused_ms"),
+        retry_ms=_ms(h, b"retry_ms"),
+        created_ms=_ms(h, b"created_ms") or 0,
+        updated_ms=_ms(h, b"updated_ms") or 0,
         last_task=rq_job.text_of(h.get(b"last_task")),
         module=rq_job.text_of(h.get(b"module")),
         digest=rq_job.text_of(h.get(b"digest")),
@@ -266,7 +275,8 @@ def list_schedules(
         raise wrong_cursor()
     first = f"({after}" if after else "-" if project is None else f"[{project}:"
     last = "+" if project is None else f"({project};"  # the character after the colon
-    ids = yield from one(Call(("ZRANGEBYLEX", keys.SCHEDULES, first, last, "LIMIT", 0, limit + 1), names, again=True))
+    listed = Call(("ZRANGEBYLEX", keys.SCHEDULES, first, last, "LIMIT", 0, limit + 1), names, again=True)
+    ids = yield from one(tolerant(listed, []))
     live = yield from pools()
     ids, is_last = ids[:limit], len(ids) <= limit
     runs = [tolerant(schedule_scripts.occurrences(id, LISTED_RUNS), []) for id in ids]

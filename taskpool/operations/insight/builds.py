@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from taskpool.redis import keys
-from taskpool.redis.calls import Call, hash_of, tolerant
+from taskpool.redis.calls import Call, times_of, tolerant
 from taskpool.text import own_version
 from taskpool.types import utc
 from taskpool.types.insight import Build
@@ -38,7 +38,6 @@ def builds() -> Call[list[Build]]:
     """The known builds, the newest last: by when a pool with that build was first seen."""
 
     def read(reply: list[bytes]) -> list[Build]:
-        scored = hash_of(reply)
-        return [Build(build=name.decode(errors="replace"), since=utc(float(ms))) for name, ms in scored.items()]
+        return [Build(build=name, since=utc(ms)) for name, ms in times_of(reply).items()]
 
     return tolerant(Call(("ZRANGE", keys.BUILDS, 0, -1, "WITHSCORES"), read, again=True), [])

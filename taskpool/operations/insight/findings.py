@@ -7,10 +7,9 @@ themselves. `FindingsCache` is what an API process keeps for some seconds, so th
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -29,7 +28,7 @@ from taskpool.operations.insight.rules import FLOOD_LEAST, RECENT_MS, RULES, STU
 from taskpool.operations.insight.stats import in_buckets, quantile_ms, rows_of
 from taskpool.redis import keys
 from taskpool.redis.async_store import AsyncStore
-from taskpool.redis.calls import Call, Plan, as_it_is, hash_of, readable, redis_ms, texts, tolerant
+from taskpool.redis.calls import Call, Plan, as_it_is, readable, redis_ms, texts, times_of, tolerant
 from taskpool.redis.rq_job import number_of, text_of
 from taskpool.types import RQ_STATUS, TaskStatus
 from taskpool.types.fleet import PoolState
@@ -116,7 +115,7 @@ def gather() -> Plan[Facts]:
         overview.server(),
         builds(),
         Call(("EXISTS", keys.SUSPENDED), bool, again=True),
-        tolerant(Call(("ZRANGE", keys.TYPES_SEEN, 0, -1, "WITHSCORES"), hash_of, again=True), {}),
+        tolerant(Call(("ZRANGE", keys.TYPES_SEEN, 0, -1, "WITHSCORES"), times_of, again=True), {}),
         tolerant(Call(("SMEMBERS", keys.TYPES_USED), texts, again=True), []),
         tolerant(Call(("HGET", keys.CLOCK, "seen_ms"), as_it_is, again=True), None),
         tolerant(Call(("SCARD", keys.OUTBOX), int, again=True), 0),
@@ -151,7 +150,7 @@ def gather() -> Plan[Facts]:
         paused=(yield from paused()),
         gone=[pool for pool in known_pools if pool.state is PoolState.GONE],
         unserved=(yield from _unserved([name for name in sorted(used) if name not in served][:MOST_TYPES])),
-        types_seen={name: int(ms) for name, ms in _times(seen)},
+        types_seen=seen,
         housekeeping_ms=number_of(clock),
         outbox=outbox,
         webhooks_outbox=events,
@@ -223,15 +222,8 @@ def _unserved(types: Sequence[str]) -> Plan[dict[str, int]]:
 def _late_schedules(now_ms: int) -> Plan[list[tuple[str, int]]]:
     """Schedules that are due since when, ms, and haven't been fired."""
     listed = ("ZRANGEBYSCORE", keys.SCHEDULES_DUE, "-inf", f"{now_ms / 1000:.3f}", "WITHSCORES", "LIMIT", 0, SAMPLE)
-    (found,) = yield (tolerant(Call(listed, hash_of, again=True), {}),)
-    return [(id, round(at_s * 1000)) for id, at_s in _times(found)]
-
-
-def _times(scores: Mapping[bytes, bytes]) -> Iterator[tuple[str, float]]:
-    """The names and times in a sorted set, without infinite ones: another program may have written them."""
-    for name, score in scores.items():
-        if math.isfinite(at := float(score)):
-            yield name.decode("utf-8", "replace"), at
+    (found,) = yield (tolerant(Call(listed, times_of, again=True), {}),)
+    return [(id, at_s * 1000) for id, at_s in found.items()]
 
 
 def _lanes() -> Plan[list[Lane]]:

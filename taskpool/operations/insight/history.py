@@ -26,6 +26,8 @@ MOST_PAIRS: Final = 1000
 """How many pairs of a type and a queue have totals of their own. Once one has, it keeps them."""
 MOST_CLOSED: Final = 120
 """How many minutes one call closes."""
+MINUTE_DIGITS: Final = 15
+"""No number of one minute is longer, not even a sum of microseconds."""
 OTHER: Final = "(other)"  # no type and no queue of ours can have this name
 Row = dict[str, int]
 """Counts by column: an outcome or `submitted`, `w0.5` or `r0.5` for a bucket of waits or runs, `ws` and `rs` for their
@@ -119,7 +121,8 @@ class Counted(NamedTuple):
         """As rows."""
         rows: dict[Key, Row] = {}
         for pair, n in self.submitted.items():
-            add(rows.setdefault(Key(*split_name(pair)[:2]), {}), {keys.SUBMITTED: n})
+            if len(names := split_name(pair)) == 2:
+                add(rows.setdefault(Key(*names), {}), {keys.SUBMITTED: n})
         for field, n in self.fields.items():
             if found := column_of(field):
                 column, key = found
@@ -140,14 +143,15 @@ class Counted(NamedTuple):
 
 def counted_in(minute: int) -> list[Call[dict[str, int]]]:
     """The calls that read what was counted in a minute, for `Counted`."""
-    return [counts_of(key + str(minute)) for key in (keys.STATS_SUBMITTED, keys.STATS_COUNTED)]
+    return [counts_of(key + str(minute), MINUTE_DIGITS) for key in (keys.STATS_SUBMITTED, keys.STATS_COUNTED)]
 
 
-def counts_of(key: str) -> Call[dict[str, int]]:
-    """The whole numbers in a hash."""
+def counts_of(key: str, digits: int = 18) -> Call[dict[str, int]]:
+    """The whole numbers in a hash. Longer ones are no counts: another program may have written any."""
 
     def read(reply: list[bytes]) -> dict[str, int]:
-        return {name.decode(errors="replace"): int(n) for name, n in hash_of(reply).items() if n.isdigit()}
+        counted = hash_of(reply).items()
+        return {name.decode(errors="replace"): int(n) for name, n in counted if n.isdigit() and len(n) <= digits}
 
     return tolerant(Call(("HGETALL", key), read, again=True), {})
 

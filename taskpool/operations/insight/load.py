@@ -46,7 +46,7 @@ def load(name: str, *, target: Duration = TARGET_S) -> Plan[QueueLoad]:
     pools = [pool for pool in (yield from list_pools()) if name in pool.queues and pool.state is PoolState.RUNNING]
     recent = yield from _recent(name, now_ms)
     backlog = info.queued + due
-    slots = max((pool.slots for pool in pools), default=1)
+    slots = max([1, *[pool.slots for pool in pools]])
     needed = workers_needed(
         backlog if info.paused is None else 0, info.in_progress, recent, target_s=target_s, slots=slots
     )

@@ -21,5 +21,6 @@ redis.call('HDEL', KEY.stats_tens, (minute - minute % 10) / 10)
 redis.call('HDEL', KEY.stats_hours, (minute - minute % 60) / 60)
 redis.call('HDEL', KEY.stats_days, (minute - minute % 1440) / 1440)
 for at = 5, fields - 1 do redis.call('SADD', KEY.stats_pairs, ARGV[at]) end
-for at = fields, #ARGV, 2 do redis.call('HINCRBY', KEY.counters, ARGV[at], ARGV[at + 1]) end
+-- A total that another program has damaged keeps the others from nothing.
+for at = fields, #ARGV, 2 do redis.pcall('HINCRBY', KEY.counters, ARGV[at], ARGV[at + 1]) end
 return 'ok'
