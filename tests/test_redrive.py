@@ -161,6 +161,23 @@ def test_two_pools_do_not_drive_at_once(broken: World) -> None:
     assert statuses(broken) == {S.FAILED: 30}
 
 
+def test_a_driver_that_lost_its_lock_retries_nothing_twice(broken: World) -> None:
+    start(broken, steps=[1])
+    slow = drive_redrives()
+    calls: Sequence[Call[Any]] = next(slow)
+    while not any(call.script == scripts.revive("a").script for call in calls):
+        calls = slow.send([broken.run(call) for call in calls])
+    broken.redis.delete(keys.REDRIVE_LOCK)  # it expires
+    broken.store.carry_out(drive_redrives())
+    running = broken.claim(attempt_id="2")
+    broken.finish(running, S.FAILED)
+
+    slow.send([broken.run(call) for call in calls])
+
+    assert broken.get(running.id).status is S.FAILED
+    assert broken.redis.llen("rq:queue:default") == 0
+
+
 def test_a_person_stops_it(broken: World) -> None:
     start(broken, by=ME)
     broken.store.carry_out(drive_redrives())

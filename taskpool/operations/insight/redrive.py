@@ -2,7 +2,8 @@
 
 Starting one only stores it. The housekeeping of any pool drives it, a bounded part each round, and goes on where a pool
 that died has stopped: a task is noted with its `seq` before it is retried, so one that still has that `seq` is still to
-be retried. A lock keeps two pools from driving at once; if it is lost, a task is retried twice at worst.
+be retried. A lock keeps two pools from driving at once. If it is lost, a task is retried once all the same: redrive and
+`seq` are the mark of the call.
 
 The tasks are found by walking the registries of failed tasks, oldest first. A task that is retried leaves its registry,
 so only those that are passed over move the position on. The walk is over when a whole pass has found none. Tasks that
@@ -171,7 +172,7 @@ def _drive(fingerprint: str) -> Plan[float]:
     moved = len(ended)
     if ended:
         yield (state.note(ended=ended),)
-    moved += yield from _retry(state, unsent)
+    moved += yield from _retry(state, {id: state.waiting[id] for id in unsent})
     state = yield from _state(fingerprint)
     if state is None:
         return LATER_S
@@ -261,13 +262,16 @@ def _look(state: _State) -> Plan[tuple[dict[str, str], list[str]]]:
     return ended, unsent
 
 
-def _retry(state: _State, ids: Sequence[str]) -> Plan[int]:
-    """Retry tasks that are noted; how many of them began a new life."""
+def _retry(state: _State, ids: Mapping[str, str]) -> Plan[int]:
+    """Retry tasks that are noted, each with its `seq`; how many of them began a new life."""
     if not ids:
         return 0
     by = state.by
     actor = None if by is None else Actor(by.key, by.name, by.project, by.address)
-    words = yield [tolerant(scripts.revive(id, entry(actor, "task.retried", id)), "unreadable") for id in ids]
+    words = yield [
+        tolerant(scripts.revive(id, entry(actor, "task.retried", id), mark=f"{state.id} {seq}"), "unreadable")
+        for id, seq in ids.items()
+    ]
     for id, word in zip(ids, words, strict=True):
         if word == "children":
             yield from release_dependents(id)
@@ -311,7 +315,7 @@ def _walk(state: _State, room: int) -> Plan[int]:
                 word = yield from one(state.note(waiting=chosen))
                 if word != "ok":
                     return retried
-                begun = yield from _retry(state, list(chosen))
+                begun = yield from _retry(state, chosen)
             retried, room = retried + begun, room - begun
             offsets[queue] = at + looked_at - begun
             if looked_at == len(ids) < PAGE:
