@@ -62,7 +62,7 @@ def next_page(scope: Scope, query: msgspec.Struct, cursor: str | None) -> list[H
     if cursor is None:
         return []
     given = {**msgspec.to_builtins(query), "cursor": cursor}
-    parameters = urlencode({name: value for name, value in given.items() if value not in (None, False)})
+    parameters = urlencode({name: value for name, value in given.items() if value is not None and value is not False})
     path = public_path(scope, quote(scope["path"].removeprefix(scope.get("root_path", ""))))
     return [(b"link", f'<{path}?{parameters}>; rel="next"'.encode())]
 

@@ -169,8 +169,9 @@ class _Sending(hooks.Sending):
     def __enter__(self) -> _Sending:
         specs: Sequence[Any] = self.specs if isinstance(self.specs, list) else ()
         known = [spec for spec in specs[:MOST_TASKS] if isinstance(spec, TaskSpec)]  # others are refused later
-        given = dict.fromkeys((spec.traceparent, spec.tracestate) for spec in known if not _is_inherited(spec))
-        contexts = [_context_of(*each) for each in given if isinstance(each[0], str)]
+        given = [(spec.traceparent, spec.tracestate) for spec in known if not _is_inherited(spec)]
+        texts = dict.fromkeys(each for each in given if isinstance(each[0], str) and isinstance(each[1], str | None))
+        contexts = [_context_of(*each) for each in texts]
         is_traced = trace.get_current_span().get_span_context().is_valid
         self._begun = time.perf_counter()
         self._attributes: dict[str, Any] = _attributes("send", _only(spec.queue for spec in known), None)
@@ -228,8 +229,8 @@ def _is_inherited(spec: TaskSpec) -> bool:
 
 
 def _only(values: Iterator[str | None]) -> str | None:
-    """The value, if there is only one."""
-    found = set(values)
+    """The value, if there is only one. What is no text is refused later."""
+    found = {value if isinstance(value, str) else None for value in values}
     return found.pop() if len(found) == 1 else None
 
 

@@ -110,7 +110,7 @@ def criteria_of(texts: Sequence[str], flags: Mapping[str, Any]) -> dict[str, Any
                 raise click.BadParameter(f"{pair[:80]!r} {fault}", param_hint="--where")
             if name in found:
                 raise click.BadParameter(f"{name} is given twice", param_hint="--where")
-            found[name] = int(value) if name == "attempts" and value.isdecimal() else value
+            found[name] = int(value) if name == "attempts" and value[:10].isdecimal() and len(value) < 10 else value
     return found
 
 
