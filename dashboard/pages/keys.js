@@ -1,7 +1,7 @@
 // @ts-check
 /** API keys: what each allows, when it was last used; make, rotate, revoke. */
 import { post, remove } from "../parts/api.js";
-import { Dialog } from "../parts/dialog.js";
+import { Dialog, open } from "../parts/dialog.js";
 import { SchemaForm } from "../parts/form.js";
 import { Button, Command, Head, act, listed, useRights } from "../parts/operate.js";
 import { html, useState } from "../parts/preact.js";
@@ -17,29 +17,31 @@ export default function Keys() {
   const rights = useRights();
   const keys = useData(rights.admin ? "/keys" : null, {}, { everyMs: EVERY_MS });
   const [isNew, setNew] = useState(false);
-  const [shown, show] = useState(/** @type {any} */ (null));
   if (!rights.admin) return html`<${Head} title="Keys" /><${Empty} title="Only keys with the scope admin see the keys" />`;
   const empty = html`<${Empty} title="No key yet: every caller may do everything">The first key must have the scope admin. From then on, each request needs one.<//>`;
   return html`<${Head} title="Keys"><${Button} onClick=${() => setNew(true)}>New key…<//><//>
     <${Loaded} of=${keys}>
-      ${(/** @type {any} */ page) => html`<${Table} label="API keys" rows=${page.keys} id=${(/** @type {any} */ row) => row.id} isLive columns=${columns(keys.reload, show)} empty=${empty} />`}
+      ${(/** @type {any} */ page) => html`<${Table} label="API keys" rows=${page.keys} id=${(/** @type {any} */ row) => row.id} isLive columns=${columns(keys.reload)} empty=${empty} />`}
     <//>
-    ${isNew && html`<${NewKey} onClose=${() => setNew(false)} onMade=${(/** @type {any} */ key) => (setNew(false), show(key), keys.reload())} isFirst=${keys.value?.keys.length === 0} />`}
-    ${
-      shown &&
-      html`<${Dialog} title=${`The key ${shown.name}`} onClose=${() => show(null)}>
-        <p>Copy it now: it isn't shown again.</p>
-        <${Command}>${shown.key}<//>
-        ${shown.old_secret_until && html`<p>The secret before is good until <${Ago} at=${shown.old_secret_until} />.</p>`}
-        <div class="buttons"><button type="button" class="primary" onClick=${() => show(null)}>I have copied it</button></div>
-      <//>`
-    }`;
+    ${isNew && html`<${NewKey} onClose=${() => setNew(false)} onMade=${(/** @type {any} */ key) => (setNew(false), showSecret(key), keys.reload())} isFirst=${keys.value?.keys.length === 0} />`}`;
 }
 
-/** @param {() => any} reload @param {(key: any) => void} show @returns {import("../parts/table.js").Column<any>[]} */
-function columns(reload, show) {
+/** The secret, until it was copied: the first key ends the session of the page, and must stay readable. @param {any} key */
+function showSecret(key) {
+  open(
+    (close) => html`<${Dialog} title=${`The key ${key.name}`} onClose=${close} isFirm>
+      <p>Copy it now: it isn't shown again.</p>
+      <${Command}>${key.key}<//>
+      ${key.old_secret_until && html`<p>The secret before is good until <${Ago} at=${key.old_secret_until} />.</p>`}
+      <div class="buttons"><button type="button" class="primary" onClick=${close}>I have copied it</button></div>
+    <//>`,
+  );
+}
+
+/** @param {() => any} reload @returns {import("../parts/table.js").Column<any>[]} */
+function columns(reload) {
   const rotate = (/** @type {any} */ row) =>
-    act({ title: `Rotate the key ${row.name}?`, text: "It gets a new secret. The one before is good for 10 more minutes.", action: "Rotate 1 key", run: () => post(`/keys/${row.id}/rotate`, {}), done: "", reload }).then((answer) => answer && show(answer));
+    act({ title: `Rotate the key ${row.name}?`, text: "It gets a new secret. The one before is good for 10 more minutes.", action: "Rotate 1 key", run: () => post(`/keys/${row.id}/rotate`, {}), done: "", reload }).then((answer) => answer && showSecret(answer));
   const revoke = (/** @type {any} */ row) =>
     act({ title: `Revoke the key ${row.name}?`, text: html`Programs that use it are refused within seconds. ${row.last_used_at ? html`It was last used <${Ago} at=${row.last_used_at} />.` : "It was never used."}`, action: "Revoke 1 key", isDangerous: true, run: () => remove(`/keys/${row.id}`), done: `Revoked ${row.name}`, reload });
   return [

@@ -7,14 +7,25 @@ import { sentence } from "./state.js";
 const TOAST_MS = 8000;
 
 /**
- * A modal dialog; Esc, and a click beside it, close it.
- * @param {{ title: string, onClose: () => void, children: any, isWide?: boolean }} props
+ * A modal dialog. Esc, a click beside it, and another place (Back) close it. With `isFirm`, only its buttons do.
+ * @param {{ title: string, onClose: () => void, children: any, isWide?: boolean, isFirm?: boolean }} props
  */
-export function Dialog({ title, onClose, children, isWide = false }) {
+export function Dialog({ title, onClose, children, isWide = false, isFirm = false }) {
   const ref = useRef(/** @type {HTMLDialogElement | null} */ (null));
-  useEffect(() => ref.current?.showModal(), []);
-  const clicked = (/** @type {MouseEvent} */ event) => event.target === ref.current && onClose();
-  return html`<dialog ref=${ref} class=${isWide ? "wide" : ""} aria-labelledby="dialog-title" onClose=${onClose} onClick=${clicked}>
+  const isPressedBeside = useRef(false); // a press in a field that ends beside the dialog, such as to select text, is no click
+  const close = useRef(onClose);
+  close.current = onClose;
+  useEffect(() => {
+    ref.current?.showModal();
+    if (isFirm) return undefined;
+    const left = () => close.current();
+    addEventListener("hashchange", left);
+    return () => removeEventListener("hashchange", left);
+  }, []);
+  const pressed = (/** @type {Event} */ event) => void (isPressedBeside.current = event.target === ref.current);
+  const clicked = (/** @type {Event} */ event) => !isFirm && isPressedBeside.current && event.target === ref.current && onClose();
+  const canceled = (/** @type {Event} */ event) => isFirm && event.preventDefault();
+  return html`<dialog ref=${ref} class=${isWide ? "wide" : ""} aria-labelledby="dialog-title" onClose=${onClose} onCancel=${canceled} onPointerDown=${pressed} onClick=${clicked}>
     <div class="dialog">
       <h2 id="dialog-title">${title}</h2>
       ${children}
@@ -32,35 +43,54 @@ export function Dialog({ title, onClose, children, isWide = false }) {
  * @property {() => Promise<any>} run what is done; the dialog stays open while it runs, and shows its problem
  */
 
-/** Ask, do it, and resolve to what `run` gave; undefined if the person says no. @param {Question} question @returns {Promise<any>} */
-export function confirm(question) {
-  return new Promise((resolve) => {
-    const holder = document.body.appendChild(document.createElement("div"));
-    const opener = /** @type {HTMLElement | null} */ (document.activeElement);
-    const end = (/** @type {any} */ value) => {
-      render(null, holder);
-      holder.remove();
-      opener?.focus?.();
-      resolve(value);
-    };
-    render(html`<${Confirmation} ...${question} end=${end} />`, holder);
-  });
+/**
+ * Show a dialog beside the page: it stays when the page changes, for example to the login.
+ * @param {(close: () => void) => any} view
+ */
+export function open(view) {
+  const holder = document.body.appendChild(document.createElement("div"));
+  const opener = /** @type {HTMLElement | null} */ (document.activeElement);
+  const close = () => {
+    if (!holder.isConnected) return;
+    render(null, holder);
+    holder.remove();
+    opener?.focus?.();
+  };
+  render(view(close), holder);
 }
 
-/** @param {Question & { end: (value: any) => void }} props */
-function Confirmation({ title, text, action, isDangerous = false, typed, run, end }) {
+/** Ask, do it, and resolve to what `run` gave; undefined if the person says no. @param {Question} question @returns {Promise<any>} */
+export function confirm(question) {
+  return new Promise((resolve) => open((close) => html`<${Confirmation} ...${question} close=${close} end=${resolve} />`));
+}
+
+/** @param {Question & { close: () => void, end: (value: any) => void }} props */
+function Confirmation({ title, text, action, isDangerous = false, typed, run, close, end }) {
   const [state, set] = useState({ isBusy: false, problem: "", given: "" });
+  const isClosed = useRef(false);
   const submit = async (/** @type {Event} */ event) => {
     event.preventDefault();
     set({ ...state, isBusy: true, problem: "" });
     try {
-      end((await run()) ?? true);
+      const value = (await run()) ?? true;
+      close();
+      end(value);
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
-      set({ ...state, isBusy: false, problem: sentence(error.message) });
+      const problem = sentence(error.message);
+      set({ ...state, isBusy: false, problem });
+      if (isClosed.current) {
+        toast(problem, { isProblem: true });
+        end(undefined);
+      }
     }
   };
-  return html`<${Dialog} title=${title} onClose=${() => end(undefined)}>
+  const leave = () => {
+    isClosed.current = true;
+    close();
+    if (!state.isBusy) end(undefined); // else it is being done: what becomes of it is still said
+  };
+  return html`<${Dialog} title=${title} onClose=${leave}>
     <form onSubmit=${submit}>
       ${text && html`<div class="text">${text}</div>`}
       ${
@@ -71,7 +101,7 @@ function Confirmation({ title, text, action, isDangerous = false, typed, run, en
       }
       ${state.problem && html`<p class="banner critical" role="alert">${state.problem}</p>`}
       <div class="buttons">
-        <button type="button" onClick=${() => end(undefined)}>Cancel</button>
+        <button type="button" onClick=${leave}>${state.isBusy ? "Close" : "Cancel"}</button>
         <button class=${isDangerous ? "danger" : "primary"} autofocus=${!isDangerous && !typed} disabled=${state.isBusy || (!!typed && state.given !== typed)}>
           ${action}
         </button>

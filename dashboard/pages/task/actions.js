@@ -1,6 +1,6 @@
 // @ts-check
 /** What can be done with one task: stop, retry, remove, copy as a program, edit and submit again. */
-import { API, Problem, post, remove } from "../../parts/api.js";
+import { API, Problem, post } from "../../parts/api.js";
 import { Dialog, confirm, toast } from "../../parts/dialog.js";
 import { writeJson, parseExact } from "../../parts/exact.js";
 import { useKeys } from "../../parts/keys.js";
@@ -9,12 +9,13 @@ import { go, href, path } from "../../parts/router.js";
 import { sentence } from "../../parts/state.js";
 import { ENDED } from "../../parts/status.js";
 import { copied } from "../../parts/text.js";
+import { removeEnded } from "../tasks/bulk.js";
 import { asCurl, asPython, asPytest, submissionOf } from "./copy.js";
 
 const RUNNING = new Set(["in_progress", "stopping"]);
 
 /**
- * @param {{ record: any, may: (scope: string) => boolean, onChange: (record?: any) => void }} props `record` with numbers
+ * @param {{ record: any, may: ReturnType<import("../../parts/session.js").useMay>, onChange: (record?: any) => void }} props `record` with numbers
  *   as they were written
  */
 export function Actions({ record, may, onChange }) {
@@ -22,8 +23,8 @@ export function Actions({ record, may, onChange }) {
   const at = `/tasks/${encodeURIComponent(id)}`;
   const [isEditing, setEditing] = useState(false);
   const hasEnded = ENDED.has(status);
-  const mayStop = may("tasks:stop");
-  const mayStart = may("tasks:write");
+  const mayStop = may("tasks:stop", record);
+  const mayStart = may("tasks:write", record);
   const mayRetry = mayStart && hasEnded && status !== "done";
   const short = id.slice(-8);
 
@@ -52,7 +53,7 @@ export function Actions({ record, may, onChange }) {
       text: "Its record, its result and its log are deleted. They can't be restored.",
       action: "Remove it",
       isDangerous: true,
-      run: () => remove(at),
+      run: () => removeEnded(at),
     });
     if (isRemoved === undefined) return;
     toast("The task was removed.");

@@ -17,8 +17,8 @@ const MOST_UNTYPED = 1000; // removals before the number has to be typed
  *   one?: (at: string) => Promise<any>, text: string, oneText?: string }} Action
  */
 
-/** DELETE would cancel a task that hasn't ended. @param {string} at */
-async function removeEnded(at) {
+/** DELETE would cancel a task that hasn't ended, such as one that was retried meanwhile. @param {string} at */
+export async function removeEnded(at) {
   const { status } = await get(at);
   if (!ENDED.has(status)) throw new Problem({ title: "It hasn't ended yet", status: 409 });
   return remove(at);
