@@ -133,6 +133,9 @@ class QueuePage(Document, frozen=True, kw_only=True):
     """A page of a queue, in the order in which its tasks will start."""
 
     name: str
+    info: Annotated[
+        QueueDocument | None, Meta(description="its counts; not for a key of a project that isn't bound to the queue")
+    ] = None
     tasks: Sequence[QueuedDocument]
     next_cursor: NextCursor = None
 
@@ -190,9 +193,12 @@ class Ticket(Document, frozen=True, kw_only=True):
 class SessionDocument(Document, frozen=True, kw_only=True):
     """Who uses the web page."""
 
-    name: Annotated[str | None, Meta(description="of the key; null without one")]
+    key: Annotated[str | None, Meta(description="the id of the key; null without one")]
+    name: Annotated[str | None, Meta(description="of the key")]
     scopes: Sequence[Scope]
     project: Annotated[str | None, Meta(description="the only project that it sees; null: all")]
+    types: Annotated[Sequence[str] | None, Meta(description="the only types that it can start and stop; null: all")]
+    queues: Annotated[Sequence[str] | None, Meta(description="the only queues it can do that in; null: all")]
     needs_key: Annotated[bool, Meta(description="whether this API needs a key")]
     read_only: Annotated[bool, Meta(description="whether it can change nothing")]
 

@@ -5,7 +5,7 @@ import { Dialog, toast } from "./parts/dialog.js";
 import { areOff, shortcuts, switchOff, useKeys } from "./parts/keys.js";
 import { Component, html, render, useEffect, useRef, useState } from "./parts/preact.js";
 import { go, href, match, usePlace } from "./parts/router.js";
-import { SessionContext, readSession, signOut, useMay } from "./parts/session.js";
+import { SessionContext, onOtherTab, readSession, signOut, useMay } from "./parts/session.js";
 import { Loaded, Empty, useAnswer } from "./parts/state.js";
 import Login from "./pages/login.js";
 
@@ -15,13 +15,20 @@ function App() {
   const session = useAnswer("session", readSession);
   useEffect(() => {
     addEventListener("signed-out", session.reload);
-    return () => removeEventListener("signed-out", session.reload);
+    const forget = onOtherTab(session.reload);
+    return () => {
+      removeEventListener("signed-out", session.reload);
+      forget();
+    };
   }, []);
   const frame = (/** @type {import("./parts/session.js").Session} */ who) => {
     if (who.needs_key && who.name === null) return html`<${Login} onSignedIn=${session.reload} />`;
-    return html`<${SessionContext.Provider} value=${who}><${Frame} session=${who} reload=${session.reload} /><//>`;
+    const identity = JSON.stringify([who.key, who.name, who.scopes]); // what one has seen isn't shown to another
+    return html`<${SessionContext.Provider} key=${identity} value=${who}><${Frame} session=${who} reload=${session.reload} /><//>`;
   };
-  return html`<${Loaded} of=${session}>${frame}<//>
+  // An address from which wrong keys came isn't asked about its old cookie any more; a valid key is still accepted.
+  const isBarred = session.value === undefined && session.problem?.status === 429;
+  return html`${isBarred ? html`<${Login} onSignedIn=${session.reload} />` : html`<${Loaded} of=${session}>${frame}<//>`}
     <div id="toasts" role="status"></div>`;
 }
 
@@ -72,7 +79,7 @@ function Frame({ session, reload }) {
       <main id="main" ref=${main} tabindex="-1">
         ${
           found
-            ? html`<${Boundary} key=${found.page.path}><${Opened} page=${found.page} params=${found.params} query=${place.query} /><//>`
+            ? html`<${Boundary} key=${found.page.path} place=${JSON.stringify(place)}><${Opened} page=${found.page} params=${found.params} query=${place.query} /><//>`
             : html`<h1>Not found</h1><${Empty} title="There is no such page"><a href=${href("")}>Go to Home</a><//>`
         }
       </main>
@@ -86,9 +93,19 @@ const isWithin = (path, page) => path === page || (page !== "" && path.startsWit
 /** Loads a page's module and shows it. @param {{ page: import("./pages/index.js").PageEntry, params: any, query: any }} props */
 function Opened({ page, params, query }) {
   const [Page, set] = useState(/** @type {any} */ (null));
-  useEffect(() => void page.load().then((module) => set(() => module.default)), [page]);
+  const [isMissing, miss] = useState(false);
+  useEffect(() => {
+    page.load().then(
+      (module) => set(() => module.default),
+      () => miss(true), // the connection is lost, or the server is of another release now
+    );
+  }, [page]);
+  if (isMissing) return html`<${Empty} title="This page can't be loaded">The API can't be reached, or has another release now. <button onClick=${() => location.reload()}>Load it again</button><//>`;
   return Page && html`<${Page} params=${params} query=${query} />`;
 }
+
+/** Loads the modules of all pages, so that one that is opened later is of the same release. */
+const loadAll = () => PAGES.forEach((page) => page.load().catch(() => {}));
 
 /** Shows what went wrong in a page, instead of an empty one. The rail still works. */
 class Boundary extends Component {
@@ -96,6 +113,10 @@ class Boundary extends Component {
   componentDidCatch(error) {
     console.error(error);
     this.setState({ error });
+  }
+  /** @param {any} props @param {any} state Another place may have no fault. */
+  static getDerivedStateFromProps({ place }, { seen }) {
+    return place === seen ? null : { seen: place, error: null };
   }
   render(/** @type {any} */ { children }, /** @type {any} */ { error }) {
     if (!error) return children;
@@ -133,4 +154,5 @@ function switchTheme() {
 const theme = localStorage.getItem(THEME);
 if (theme) document.documentElement.dataset.theme = theme;
 addEventListener("unhandledrejection", ({ reason }) => toast(String(reason), { isProblem: true }));
+addEventListener("load", loadAll);
 render(html`<${App} />`, /** @type {HTMLElement} */ (document.getElementById("app")));

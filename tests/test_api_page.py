@@ -120,15 +120,17 @@ def cookie_of(answer: httpx.Response) -> Any:
 
 
 async def test_a_key_starts_a_session_that_may_do_what_the_key_may(client: httpx.AsyncClient, redis_url: str) -> None:
-    key = make_key(redis_url, "ann", Scope.READ, project="shop")
+    key = make_key(redis_url, "ann", Scope.READ, project="shop", queues=["c", "b"])
 
     before = (await client.get("/session")).json()
     answer = await sign_in(client, key)
     after = (await client.get("/session")).json()
 
-    assert before == {"name": None, "scopes": [], "project": None, "needs_key": True, "read_only": True}
+    nobody: dict[str, Any] = {"key": None, "name": None, "scopes": [], "project": None, "types": None, "queues": None}
+    assert before == {**nobody, "needs_key": True, "read_only": True}
     assert (answer.status_code, answer.content) == (204, b"")
-    assert after == {"name": "ann", "scopes": ["tasks:read"], "project": "shop", "needs_key": True, "read_only": True}
+    ann = {"key": id_of(key), "name": "ann", "scopes": ["tasks:read"], "project": "shop", "queues": ["b", "c"]}
+    assert after == {**before, **ann}
     assert (await client.get("/queues")).status_code == 200
     assert (await client.get("/keys")).status_code == 403
     assert (await client.post("/tasks", json={"type": "echo"}, headers=PAGE)).status_code == 403
@@ -223,6 +225,14 @@ async def test_a_session_is_never_the_one_that_a_client_brings(client: httpx.Asy
     assert len({brought, first, second}) == 3
     client.cookies.clear()
     assert (await client.get("/queues", headers={"cookie": f"taskpool_session={brought}"})).status_code == 401
+
+
+async def test_signing_in_again_ends_the_session_before(client: httpx.AsyncClient, redis_url: str) -> None:
+    first = cookie_of(await sign_in(client, make_key(redis_url))).value
+    await sign_in(client, make_key(redis_url, "another"))
+    client.cookies.clear()
+
+    assert (await client.get("/queues", headers={"cookie": f"taskpool_session={first}"})).status_code == 401
 
 
 async def test_two_cookies_are_none(client: httpx.AsyncClient, redis_url: str) -> None:

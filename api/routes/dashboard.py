@@ -112,6 +112,8 @@ class PageRoutes:
             cookie = await self._gate.sessions.start(session)
         except (RedisFull, RedisRefused):
             return Json(Unstored(is_stored=False))
+        if before := read_cookie(request.scope):  # nobody could sign out of it any more
+            await self._gate.sessions.end(before)
         return Json(status=204, headers=[set_cookie(request.scope, cookie)])
 
     @operation("get_session", tag="service", query=None, answers={200: SessionDocument}, problems=OF_A_SESSION)
@@ -120,11 +122,15 @@ class PageRoutes:
         needs_key = await self._gate.needs_key()
         caller = await self._gate.known_caller(request.scope)
         scopes = sorted(caller.scopes or ALL_SCOPES) if caller else []
+        types, queues = (caller.types, caller.queues) if caller else (None, None)
         return Json(
             SessionDocument(
+                key=caller.key if caller else None,
                 name=caller.name if caller and caller.key else None,
                 scopes=scopes,
                 project=caller.project if caller else None,
+                types=None if types is None else sorted(types),
+                queues=None if queues is None else sorted(queues),
                 needs_key=needs_key,
                 read_only=not set(scopes) - {Scope.READ},
             )

@@ -19,20 +19,20 @@ export default function Queues({ query }) {
   const rates = useAnswer(rights.readAll ? "rates" : "", readRates, { everyMs: SLOW_MS }).value ?? {};
   const served = useServed(rights.readAll);
   return html`<${Head} title="Queues">
-      ${rights.stopAll && html`<${PauseAll} queues=${queues.value?.queues ?? []} />`}
+      ${rights.stopAll && html`<${PauseAll} of=${queues.value} />`}
     <//>
     <${Loaded} of=${queues}>
       ${(/** @type {any} */ page) => html`<${Table}
           label="Queues" rows=${page.queues} id=${(/** @type {any} */ row) => row.name} isLive
-          href=${(/** @type {any} */ row) => href(path("queues", row.name))} columns=${columns(rates, served, rights.stopAll, queues.reload)}
+          href=${(/** @type {any} */ row) => href(path("queues", row.name))} columns=${columns(rates, served, rights, queues.reload)}
           empty=${html`<${Empty} title="No queue has had a task yet"><a href="#/types">Submit one</a><//>`}
         />
         <${NextPage} path="queues" query=${query} cursor=${page.next_cursor} />`}
     <//>`;
 }
 
-/** @param {Record<string, Rates>} rates @param {Set<string> | null} served @param {boolean} mayPause @param {() => any} reload */
-function columns(rates, served, mayPause, reload) {
+/** @param {Record<string, Rates>} rates @param {Set<string> | null} served @param {ReturnType<typeof useRights>} rights @param {() => any} reload */
+function columns(rates, served, rights, reload) {
   const count = (/** @type {string} */ status) => (/** @type {any} */ row) =>
     row[status] ? html`<a href=${href("tasks", { queue: row.name, status })}><${Count} value=${row[status]} /></a>` : html`<span class="muted">0</span>`;
   return /** @type {import("../parts/table.js").Column<any>[]} */ ([
@@ -45,7 +45,7 @@ function columns(rates, served, mayPause, reload) {
     { title: "In", kind: "right", width: 84, phone: "hidden", show: (row) => rate(rates[row.name]?.in) },
     { title: "Out", kind: "right", width: 84, phone: "hidden", show: (row) => rate(rates[row.name]?.out) },
     { title: "Empty in", kind: "right", width: 100, phone: "hidden", show: (row) => emptyIn(row, rates[row.name]) },
-    ...(mayPause ? [{ title: "Action", width: 92, show: (/** @type {any} */ row) => html`<${PauseButton} queue=${row} reload=${reload} isSmall />` }] : []),
+    ...(rights.stop && rights.ofAll ? [{ title: "Action", width: 92, show: (/** @type {any} */ row) => rights.pause(row.name) && html`<${PauseButton} queue=${row} reload=${reload} isSmall />` }] : []),
   ]);
 }
 
@@ -131,8 +131,8 @@ export function pause(what, text, at, reload, verb = "Pause") {
   });
 }
 
-/** @param {{ queues: any[] }} props */
-function PauseAll({ queues }) {
+/** @param {{ of: any }} props `of`: the page of queues */
+function PauseAll({ of }) {
   const pools = useData("/pools", {}, { everyMs: SLOW_MS });
   const { value, reload } = pools;
   if (!value) return null;
@@ -148,7 +148,9 @@ function PauseAll({ queues }) {
       });
     return html`<${Paused} paused=${value.paused} /> <${Button} onClick=${resume}>Resume everything<//>`;
   }
-  const count = queues.reduce((sum, each) => sum + each.queued, 0);
-  const text = `${tasksWait(count)} in ${many(queues.length, "queue")}. No task starts until everything is resumed. What runs goes on.`;
+  const queues = of?.queues ?? [];
+  const count = queues.reduce((/** @type {number} */ sum, /** @type {any} */ each) => sum + each.queued, 0);
+  const isWhole = of && !of.next_cursor && queues[0] && !location.hash.includes("cursor=");
+  const text = `${isWhole ? `${tasksWait(count)} in ${many(queues.length, "queue")}. ` : ""}No task starts until everything is resumed. What runs goes on.`;
   return html`<${Button} onClick=${() => pause("everything", text, "/pause", reload)}>Pause everything…<//>`;
 }

@@ -4,8 +4,10 @@ import { post, remove } from "../parts/api.js";
 import { toast } from "../parts/dialog.js";
 import { Json } from "../parts/json.js";
 import { Button, Facts, Head, act, useRights } from "../parts/operate.js";
+import { now } from "../parts/clock.js";
 import { html, useState } from "../parts/preact.js";
 import { go, href, path } from "../parts/router.js";
+import { useMay } from "../parts/session.js";
 import { Empty, Loaded, useData } from "../parts/state.js";
 import { Table } from "../parts/table.js";
 import { Ago, duration, figure, wholeTime } from "../parts/time.js";
@@ -16,12 +18,11 @@ const SHOWN_RUNS = 20;
 
 /** @param {{ params: { name: string } }} props */
 export default function Schedule({ params: { name } }) {
-  const rights = useRights();
   const schedule = useData(`/${path("schedules", name)}`, {}, { everyMs: EVERY_MS });
   const missing = html`<${Head} title=${name} above=${[["Schedules", "#/schedules"]]} /><${Empty} title="There is no such schedule"><a href="#/schedules">All schedules</a><//>`;
   return html`<${Loaded} of=${schedule} missing=${missing}>
     ${(/** @type {any} */ it) => html`<${Head} title=${it.name} above=${[["Schedules", "#/schedules"]]}>
-        ${rights.start && html`<${ScheduleActions} schedule=${it} reload=${schedule.reload} isWhole />`}
+        <${ScheduleActions} schedule=${it} reload=${schedule.reload} isWhole />
       <//>
       ${why(it)}
       <${Facts}
@@ -92,7 +93,7 @@ function why(it) {
   }
   if (it.status === "paused") return html`<p class="banner warning">It doesn't run: it was paused <${Ago} at=${it.paused_at} />. Resume it to go on with the next run.</p>`;
   const missed = (it.history ?? []).slice(0, 10).filter((/** @type {any} */ run) => run.outcome === "missed" || run.outcome === "refused");
-  const lateMs = it.next_at ? Date.now() - Date.parse(it.next_at) : 0;
+  const lateMs = it.next_at ? now() - Date.parse(it.next_at) : 0;
   if (lateMs > 60000) return html`<p class="banner critical">A run is ${duration(lateMs)} late: does any worker pool live? <a href="#/workers">Workers</a></p>`;
   if (!missed.length) return null;
   return html`<p class="banner warning">Of the last ten runs, ${figure(missed.length)} ${missed.length === 1 ? "was" : "were"} missed or refused${missed[0].reason ? `: ${missed[0].reason}` : ": no worker pool was up"}. Run it now to make up for that.</p>`;
@@ -100,13 +101,23 @@ function why(it) {
 
 /** @param {{ at: string, tz?: string }} props */
 function Moment({ at, tz }) {
-  const options = /** @type {any} */ ({ dateStyle: "medium", timeStyle: "medium", ...(tz && { timeZone: tz }) });
-  return html`<time datetime=${at} title=${wholeTime(Date.parse(at))}>${new Intl.DateTimeFormat("en-GB", options).format(Date.parse(at))}</time> <span class="muted"><${Ago} at=${at} /></span>`;
+  return html`<time datetime=${at} title=${wholeTime(Date.parse(at))}>${inZone(Date.parse(at), tz)}</time> <span class="muted"><${Ago} at=${at} /></span>`;
+}
+
+/** A time in a zone; in UTC, if the browser doesn't know the zone. @param {number} atMs @param {string} [tz] */
+function inZone(atMs, tz) {
+  const format = (/** @type {string | undefined} */ timeZone) => new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium", timeZone }).format(atMs);
+  try {
+    return format(tz);
+  } catch {
+    return `${format("UTC")} UTC`;
+  }
 }
 
 /** @param {{ schedule: any, reload: () => any, isSmall?: boolean, isWhole?: boolean }} props */
 export function ScheduleActions({ schedule, reload, isSmall = false, isWhole = false }) {
   const name = idOf(schedule, useRights().ofAll);
+  const isAllowed = useMay()("tasks:write", schedule.task);
   const at = `/${path("schedules", name)}`;
   const run = async () => {
     const receipt = await act({
@@ -123,6 +134,7 @@ export function ScheduleActions({ schedule, reload, isSmall = false, isWhole = f
   const resume = () => act({ title: `Resume ${name}?`, text: "It goes on with its next run.", action: "Resume", run: () => post(`${at}/resume`), done: `Resumed ${name}`, reload });
   const drop = () =>
     act({ title: `Remove the schedule ${name}?`, text: "The tasks that it has submitted stay.", action: "Remove 1 schedule", isDangerous: true, run: () => remove(at), done: `Removed ${name}` }).then((answer) => answer && go("#/schedules"));
+  if (!isAllowed) return null;
   const isDeclared = schedule.declared_at && schedule.status !== "undeclared";
   return html`<span class="buttons">
     <${Button} isSmall=${isSmall} of=${name} onClick=${run}>Run now<//>

@@ -1,6 +1,7 @@
 // @ts-check
 /** Schedules: when they run, in words, and what became of the last runs. */
 import { Head, NextPage, useRights } from "../parts/operate.js";
+import { now } from "../parts/clock.js";
 import { html } from "../parts/preact.js";
 import { href, path } from "../parts/router.js";
 import { Empty, Loaded, useData } from "../parts/state.js";
@@ -45,7 +46,7 @@ function columns(rights, reload) {
 /** @param {{ schedule: any }} props */
 export function Next({ schedule }) {
   if (schedule.status !== "active" || !schedule.next_at) return html`<span class="muted">–</span>`;
-  const lateMs = Date.now() - Date.parse(schedule.next_at);
+  const lateMs = now() - Date.parse(schedule.next_at);
   return lateMs > 5000 ? html`<span class="word warning" title=${wholeTime(Date.parse(schedule.next_at))}>! ${duration(lateMs)} late</span>` : html`<${Ago} at=${schedule.next_at} />`;
 }
 

@@ -108,7 +108,7 @@ function processColumns(rights, reload) {
     { title: "Failed", kind: "right", width: 76, phone: "hidden", show: (row) => figure(row.failed) },
     { title: "Seen", kind: "right", width: 96, phone: "hidden", show: (row) => html`<${Ago} at=${row.last_heartbeat} />` },
     ...(rights.stop
-      ? [{ title: "Action", width: 84, show: (/** @type {any} */ row) => idOf(row) && html`<${Button} isSmall of=${`what ${row.pid} runs`} onClick=${() => stop(row)}>Stop…<//>` }]
+      ? [{ title: "Action", width: 84, show: (/** @type {any} */ row) => idOf(row) && rights.may("tasks:stop", row.task) && html`<${Button} isSmall of=${`what ${row.pid} runs`} onClick=${() => stop(row)}>Stop…<//>` }]
       : []),
   ];
 }

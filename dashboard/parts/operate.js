@@ -3,19 +3,23 @@
 import { confirm, toast } from "./dialog.js";
 import { html, useContext } from "./preact.js";
 import { href } from "./router.js";
-import { SessionContext } from "./session.js";
+import { SessionContext, useMay } from "./session.js";
 import { figure } from "./time.js";
 
 /**
- * What the caller may do; what isn't allowed isn't shown. A key of a project can't change what all projects share.
- * @returns {{read: boolean, readAll: boolean, start: boolean, startAll: boolean, stop: boolean, stopAll: boolean, admin: boolean, ofAll: boolean}}
+ * What the caller may do; what isn't allowed isn't shown. A key of a project can't change what all projects share, and one
+ * that is bound to types or queues can't stop what isn't in them.
+ * @returns {{read: boolean, readAll: boolean, start: boolean, startAll: boolean, stop: boolean, stopAll: boolean, admin: boolean, ofAll: boolean,
+ *   pause: (queue: string) => boolean, may: ReturnType<typeof useMay>}}
  */
 export function useRights() {
-  const { scopes, project } = useContext(SessionContext);
-  const has = (/** @type {string} */ scope) => scopes.includes(scope) || scopes.includes("admin");
-  const [read, start, stop] = ["tasks:read", "tasks:write", "tasks:stop"].map(has);
+  const { project, types, queues } = useContext(SessionContext);
+  const may = useMay();
+  const [read, start, stop] = ["tasks:read", "tasks:write", "tasks:stop"].map((scope) => may(scope));
   const isOfAll = !project;
-  return { read, readAll: read && isOfAll, start, startAll: start && isOfAll, stop, stopAll: stop && isOfAll, admin: has("admin"), ofAll: isOfAll };
+  const stopAll = stop && isOfAll && !types && !queues;
+  const pause = (/** @type {string} */ queue) => stopAll || (stop && isOfAll && !types && may("tasks:stop", { queue }));
+  return { read, readAll: read && isOfAll, start, startAll: start && isOfAll, stop, stopAll, admin: may("admin"), ofAll: isOfAll, pause, may };
 }
 
 /** The head of a page: where it is, its name, what can be done. @param {{ title: any, above?: [string, string][], children?: any }} props */

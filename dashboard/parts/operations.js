@@ -23,6 +23,9 @@ const WORDS = {
   undo: ["Restoring", "Restored"],
 };
 
+/** @type {Record<string, string>} What one needs to end or undo an operation. */
+const SCOPES = { retry: "tasks:write", move: "tasks:write", run_now: "tasks:write" };
+
 /** @param {{ may: (scope: string) => boolean, started: number, onChange?: () => void }} props `started` changes when an operation
  *   was started here */
 export function Operations({ may, started, onChange }) {
@@ -47,7 +50,7 @@ export function Operations({ may, started, onChange }) {
       onChange?.();
     });
   return html`<section class="operations" aria-label="Operations on many tasks">
-    ${shown.map((/** @type {any} */ operation) => html`<${Operation} key=${operation.id} operation=${operation} now=${now} act=${act} mayAct=${may("tasks:write") || may("tasks:stop")} />`)}
+    ${shown.map((/** @type {any} */ operation) => html`<${Operation} key=${operation.id} operation=${operation} now=${now} act=${act} mayAct=${may(SCOPES[operation.action] ?? "tasks:stop")} />`)}
   </section>`;
 }
 
