@@ -1,10 +1,12 @@
 // @ts-check
 /** One task type: who serves it, how long it takes, what runs now, and a form to submit one. */
 import { post } from "../parts/api.js";
-import { JsonBeside, SchemaForm } from "../parts/form.js";
+import { parseExact } from "../parts/exact.js";
+import { JsonBeside, SchemaForm, started } from "../parts/form.js";
 import { Facts, Head, useRights } from "../parts/operate.js";
-import { html, useState } from "../parts/preact.js";
+import { html, useContext, useState } from "../parts/preact.js";
 import { href, path } from "../parts/router.js";
+import { SessionContext } from "../parts/session.js";
 import { Empty, Loaded, useData } from "../parts/state.js";
 import { Status } from "../parts/status.js";
 import { useSubmit } from "../parts/submit.js";
@@ -29,11 +31,11 @@ export default function Type({ params: { name }, query }) {
         ${type.description && html`<p>${type.description}</p>`}
         <${Durations} type=${type} />
         <p>
-          <a href=${href("tasks", { type: name })}>All its tasks</a> · <a href=${href("tasks", { type: name, status: "failed" })}>failed</a> ·
-          <a href=${href("failures", { type: name })}> failures by cause</a>
+          <a href=${href("tasks", { type: name })}>All its tasks</a> · <a href=${href("tasks", { type: name, status: "failed" })}>failed</a>
+          ${rights.readAll && html` · <a href=${href("failures", { type: name })}>failures by cause</a>`}
         </p>
         <${RunningNow} name=${name} />
-        ${rights.start && html`<${Submit} key=${name} type=${type} draft=${query.payload} />`}`;
+        ${rights.may("tasks:write", { type: name }) && html`<${Submit} key=${name} type=${type} draft=${query.payload} />`}`;
     }}
   <//>`;
 }
@@ -73,8 +75,10 @@ function RunningNow({ name }) {
 
 /** The form: the payload by the type's schema, the options by that of a submission. @param {{ type: any, draft?: string }} props */
 function Submit({ type, draft }) {
-  const [payload, setPayload] = useState(() => read(draft));
-  const [options, setOptions] = useState(/** @type {any} */ ({}));
+  const { queues } = useContext(SessionContext);
+  const begin = () => (queues && !queues.includes(type.queue) ? { queue: queues[0] } : {}); // a key may be bound to other queues
+  const [payload, setPayload] = useState(() => read(draft) ?? started(type.schema) ?? {});
+  const [options, setOptions] = useState(/** @type {any} */ (begin));
   const [sent, setSent] = useState(/** @type {string[]} */ ([]));
   const [wantsOptions, setWantsOptions] = useState(false);
   const [round, setRound] = useState(0);
@@ -85,8 +89,8 @@ function Submit({ type, draft }) {
   const isOpen = wantsOptions || (state.faults ?? []).some(({ pointer }) => pointer && !pointer.startsWith("/payload"));
 
   const clear = () => {
-    setPayload({});
-    setOptions({});
+    setPayload(started(type.schema) ?? {});
+    setOptions(begin());
     setRound(round + 1);
     forget();
   };
@@ -109,12 +113,12 @@ function Submit({ type, draft }) {
     ${sent.length > 0 && html`<h3>Submitted here</h3><ul class="sent">${sent.map((/** @type {string} */ id) => html`<li key=${id}><${Sent} id=${id} /></li>`)}</ul>`}`;
 }
 
-/** @param {string | undefined} draft */
+/** @param {string | undefined} draft of the address */
 function read(draft) {
   try {
-    return draft ? JSON.parse(draft) : {};
+    return draft ? parseExact(draft) : undefined;
   } catch {
-    return {};
+    return undefined;
   }
 }
 

@@ -7,7 +7,7 @@
  * each is shown at the field of that pointer, or else at the nearest one around it.
  */
 
-import { ExactNumber, parseJson, writeJson } from "./api.js";
+import { ExactNumber, parseExact, writeJson } from "./exact.js";
 import { html, useEffect, useMemo, useRef, useState } from "./preact.js";
 
 const NUMBER = /^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$/;
@@ -30,7 +30,7 @@ export function below(pointer, key) {
  */
 
 /** @param {any} schema @param {any} defs @returns {Shape} */
-export function shapeOf(schema, defs) {
+export function shapeOf(schema, defs, depthOfItems = 0) {
   const about = { description: "", fallback: undefined, isSecret: false, isNullable: false };
   let now = schema === true || schema === undefined ? {} : schema;
   for (let depth = 0; depth < DEEPEST; depth++) {
@@ -38,7 +38,7 @@ export function shapeOf(schema, defs) {
     if (about.fallback === undefined) about.fallback = now.default;
     about.isSecret ||= now.writeOnly === true;
     if (typeof now.$ref === "string") {
-      now = defs[now.$ref.split("/").at(-1)] ?? {};
+      now = own(defs, now.$ref.split("/").at(-1) ?? "") ?? {};
       continue;
     }
     const variants = now.anyOf ?? now.oneOf ?? (now.allOf?.length === 1 ? now.allOf : null);
@@ -51,7 +51,8 @@ export function shapeOf(schema, defs) {
     }
     const types = new Set(rest.map((/** @type {any} */ each) => each.type));
     const isScalar = [...types].every((type) => ["string", "number", "integer"].includes(type));
-    return { ...about, kind: isScalar ? "text" : "json", schema: now, takesNumber: isScalar && types.size > 1 };
+    const takesNumber = isScalar && (types.has("number") || types.has("integer"));
+    return { ...about, kind: isScalar ? "text" : "json", schema: now, takesNumber };
   }
   let type = now.type;
   if (Array.isArray(type)) {
@@ -65,7 +66,10 @@ export function shapeOf(schema, defs) {
   else if (type === "boolean") kind = "flag";
   else if (type === "integer" || type === "number") kind = "number";
   else if (type === "string") kind = "text";
-  else if (type === "array" && now.items && !now.prefixItems) kind = shapeOf(now.items, defs).kind === "choice" ? "choices" : "list";
+  else if (type === "array" && now.items && !now.prefixItems) {
+    const isDeep = depthOfItems >= DEEPEST; // a list of itself
+    kind = !isDeep && shapeOf(now.items, defs, depthOfItems + 1).kind === "choice" ? "choices" : "list";
+  }
   else if (now.properties && Object.keys(now.properties).length) kind = "group";
   else if (type === "object" && typeof now.additionalProperties === "object") kind = "map";
   return { ...about, kind, schema: now, takesNumber: kind === "number" };
@@ -85,7 +89,7 @@ export function unmasked(value, before, schema, defs, depth = 0) {
   const shape = shapeOf(schema, defs);
   if (value === undefined || value === null || depth > DEEPEST) return value;
   if (shape.isSecret) return value === MASK ? before : value;
-  return descend(value, shape, (each, itsSchema, key) => unmasked(each, before?.[key], itsSchema, defs, depth + 1));
+  return descend(value, shape, (each, itsSchema, key) => unmasked(each, own(before, key), itsSchema, defs, depth + 1));
 }
 
 /** @param {any} value @param {Shape} shape @param {(value: any, schema: any, key: any) => any} change */
@@ -100,10 +104,12 @@ function descend(value, shape, change) {
   );
 }
 
+/** A member of an object, which may be called like one that all objects have. @param {any} value @param {string | number} key */
+const own = (value, key) => (value !== null && value !== undefined && Object.hasOwn(value, key) ? value[key] : undefined);
+
 /** @param {any} schema @param {string} key */
 function memberSchema(schema, key) {
-  const own = schema.properties && Object.hasOwn(schema.properties, key) ? schema.properties[key] : undefined;
-  return own ?? (typeof schema.additionalProperties === "object" ? schema.additionalProperties : {});
+  return own(schema.properties, key) ?? (typeof schema.additionalProperties === "object" ? schema.additionalProperties : {});
 }
 
 /**
@@ -132,7 +138,7 @@ export function SchemaForm({ schema, value, onChange, faults, pointer = "", hide
   return html`<div class="form" ref=${box}>
     ${shape.kind === "group" && !isEmpty
       ? html`<${Members} shape=${shape} value=${value} onChange=${onChange} pointer=${pointer} context=${context} hide=${hide} depth=${0} />`
-      : shape.schema.properties || shape.schema.type === "object" && shape.kind === "json"
+      : shape.schema.properties || shape.schema.additionalProperties === false
         ? html`<p class="muted">This takes no fields.</p>`
         : html`<${Field} name=${name} schema=${schema} value=${value} onChange=${onChange} pointer=${pointer} context=${context} isRequired=${true} depth=${0} />`}
     <${Faults} context=${context} pointer=${pointer} isWhole=${shape.kind === "group"} />
@@ -159,7 +165,7 @@ function placed(faults, start, schema, value, hide) {
       if (!isField) break;
       at = `${at}/${token}`;
       itsSchema = shape.kind === "list" ? shape.schema.items : memberSchema(shape.schema, key);
-      itsValue = itsValue?.[key];
+      itsValue = own(itsValue, key);
     }
     const rest = pointer.slice(at.length + 1);
     found.set(at, [...(found.get(at) ?? []), rest ? `${rest}: ${detail}` : detail]);
@@ -177,7 +183,7 @@ function Faults({ context, pointer, isWhole = true }) {
 
 /** @param {Context} context @param {string} pointer */
 function fieldId(context, pointer) {
-  return `${context.id}${pointer}`.replaceAll(/\s/g, "_");
+  return `${context.id}${pointer}`.replaceAll(/[\s%]/g, (blank) => `%${blank.charCodeAt(0)}`);
 }
 
 /** @param {Context} context @param {string} pointer */
@@ -194,7 +200,7 @@ function Members({ shape, value, onChange, pointer, context, hide = [], depth })
     onChange(next === undefined ? rest : { ...rest, [key]: next });
   };
   return known.map(
-    (key) => html`<${Field} key=${key} name=${key} schema=${shape.schema.properties[key]} value=${isRecord(value) ? value[key] : undefined}
+    (key) => html`<${Field} key=${key} name=${key} schema=${shape.schema.properties[key]} value=${isRecord(value) ? own(value, key) : undefined}
       onChange=${(/** @type {any} */ next) => set(key, next)} pointer=${below(pointer, key)} context=${context}
       isRequired=${required.has(key)} depth=${depth} />`,
   );
@@ -250,12 +256,12 @@ function emptyMeans(shape, isRequired) {
   if (shape.isSecret) return "Secret: it is never shown again.";
   const isShownThere = shape.kind === "choice" || shape.kind === "flag";
   if (isRequired || isShownThere || shape.fallback === undefined || shape.fallback === null) return "";
-  const text = JSON.stringify(shape.fallback);
+  const text = writeJson(shape.fallback);
   return text.length < 60 && text !== "[]" && text !== "{}" && text !== '""' ? `Default: ${text}.` : "";
 }
 
 /** @param {any} value */
-const shown = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+const shown = (value) => (typeof value === "string" ? value : writeJson(value));
 
 /** @param {string} kind @param {Shape} shape @param {any} value @param {(value: any) => void} onChange
  * @param {any} common @param {boolean} isRequired */
@@ -313,7 +319,7 @@ function JsonField({ common, value, onChange }) {
 /** @param {string} text */
 function readValue(text) {
   try {
-    return parseJson(text);
+    return parseExact(text);
   } catch {
     return text;
   }
@@ -322,47 +328,48 @@ function readValue(text) {
 /** @param {any} props */
 function Group({ name, shape, value, onChange, pointer, context, isRequired, depth }) {
   if (!isRecord(value) && !isRequired) {
-    return html`<button type="button" class="small" onClick=${() => onChange({})}>Add ${name}</button>`;
+    return html`<button type="button" class="small" onClick=${() => onChange(blank(shape.schema, context.defs))}>Add ${name}</button>`;
   }
   return html`<${Members} shape=${shape} value=${value} onChange=${onChange} pointer=${pointer} context=${context} depth=${depth} />
     ${!isRequired && html`<button type="button" class="small" onClick=${() => onChange(undefined)}>Leave out ${name}</button>`}`;
 }
 
 /** @param {any} props */
-function List({ name, shape, value, onChange, pointer, context, depth }) {
+function List({ name, shape, value, onChange, pointer, context, isRequired, depth }) {
   const items = Array.isArray(value) ? value : [];
   const change = (/** @type {number} */ at, /** @type {any} */ next) => onChange(items.map((each, place) => (place === at ? next : each)));
   const without = (/** @type {number} */ at) => items.filter((_, place) => place !== at);
   return html`${items.map(
       (item, at) => html`<${Field} key=${at} name=${`${name} ${at + 1}`} schema=${shape.schema.items} value=${item}
         onChange=${(/** @type {any} */ next) => change(at, next ?? blank(shape.schema.items, context.defs))} pointer=${below(pointer, at)}
-        context=${context} isRequired=${true} depth=${depth} onRemove=${() => onChange(items.length > 1 ? without(at) : undefined)} />`,
+        context=${context} isRequired=${true} depth=${depth} onRemove=${() => onChange(items.length > 1 || isRequired ? without(at) : undefined)} />`,
     )}
     <button type="button" class="small" onClick=${() => onChange([...items, blank(shape.schema.items, context.defs)])}>Add to ${name}</button>`;
 }
 
 /** Some of a few known values. @param {any} props */
-function Choices({ shape, value, onChange, context }) {
+function Choices({ shape, value, onChange, context, isRequired }) {
   const items = Array.isArray(value) ? value : [];
   const { schema } = shapeOf(shape.schema.items, context.defs);
+  const are = items.map((item) => writeJson(item));
   const change = (/** @type {any} */ each, /** @type {boolean} */ isOn) => {
-    const next = isOn ? [...items, each] : items.filter((item) => item !== each);
-    onChange(next.length ? next : undefined);
+    const next = isOn ? [...items, each] : items.filter((_, at) => are[at] !== writeJson(each));
+    onChange(next.length || isRequired ? next : undefined);
   };
   return html`<div class="choices">
     ${(schema.enum ?? [schema.const]).map(
-      (/** @type {any} */ each) => html`<label><input type="checkbox" checked=${items.includes(each)} onChange=${(/** @type {any} */ event) => change(each, event.target.checked)} /> ${shown(each)}</label>`,
+      (/** @type {any} */ each) => html`<label><input type="checkbox" checked=${are.includes(writeJson(each))} onChange=${(/** @type {any} */ event) => change(each, event.target.checked)} /> ${shown(each)}</label>`,
     )}
   </div>`;
 }
 
 /** Members with names of one's own. @param {any} props */
-function Pairs({ name, shape, value, onChange, pointer, context, depth }) {
+function Pairs({ name, shape, value, onChange, pointer, context, isRequired, depth }) {
   const [key, setKey] = useState("");
   const entries = isRecord(value) ? Object.entries(value) : [];
   const { id } = context;
   const schema = shape.schema.additionalProperties;
-  const set = (/** @type {[string, any][]} */ next) => onChange(next.length ? Object.fromEntries(next) : undefined);
+  const set = (/** @type {[string, any][]} */ next) => onChange(next.length || isRequired ? Object.fromEntries(next) : undefined);
   const add = () => {
     if (!key) return;
     set([...entries.filter(([each]) => each !== key), [key, blank(schema, context.defs)]]);
@@ -381,10 +388,21 @@ function Pairs({ name, shape, value, onChange, pointer, context, depth }) {
     </div>`;
 }
 
-/** What a new item holds. @param {any} schema @param {any} defs */
-function blank(schema, defs) {
-  const { kind } = shapeOf(schema, defs);
-  return kind === "group" || kind === "map" ? {} : kind === "list" || kind === "choices" ? [] : kind === "text" || kind === "json" ? "" : null;
+/** The value of a form in which nothing is filled in; undefined, if it needs something. @param {any} schema @returns {any} */
+export function started(schema) {
+  const value = blank(schema);
+  return value !== null && typeof value === "object" ? value : undefined;
+}
+
+/** What a new value holds: of an object, the lists and objects that it must have, so that each may stay empty.
+ * @param {any} schema @param {any} [defs] @returns {any} */
+function blank(schema, defs = schema?.$defs ?? {}, depth = 0) {
+  const { kind, schema: its } = shapeOf(schema, defs);
+  if (kind === "list" || kind === "choices") return [];
+  if (kind !== "group") return kind === "map" ? {} : kind === "text" || kind === "json" ? "" : null;
+  const isHolder = (/** @type {string} */ key) => ["group", "map", "list", "choices"].includes(shapeOf(its.properties[key], defs).kind);
+  const held = (its.required ?? []).filter((/** @type {string} */ key) => Object.hasOwn(its.properties, key) && isHolder(key));
+  return Object.fromEntries(depth < DEEPEST ? held.map((/** @type {string} */ key) => [key, blank(its.properties[key], defs, depth + 1)]) : []);
 }
 
 /**
@@ -400,7 +418,7 @@ export function JsonBeside({ schema, value, onChange, label = "The same as JSON"
   const isWrong = fault !== "" && text !== written;
   const write = (/** @type {any} */ event) => {
     try {
-      const next = unmasked(parseJson(event.target.value), value, schema, defs);
+      const next = unmasked(parseExact(event.target.value), value, schema, defs);
       type(event.target.value, next);
       onChange(next);
       setFault("");
