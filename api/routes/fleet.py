@@ -17,10 +17,10 @@ from taskpool.operations.documents import (
     TypeStorageDocument,
     WorkerDocument,
 )
-from taskpool.operations.overview import known_queues, queues_page
+from taskpool.operations.overview import known_queues, queues, queues_page
 from taskpool.operations.queue import get_queue
 from taskpool.redis.pause_scripts import ALL
-from taskpool.types import Pause
+from taskpool.types import Pause, QueueInfo
 
 from ..answers import QueuePage, Queues, Storage, Types, Workers
 from ..auth.caller import Caller, caller_of
@@ -32,6 +32,10 @@ from ..http.responses import Json, page, tagged
 def _seen_by(caller: Caller, pause: Pause | None) -> Pause | None:
     """A pause as a caller sees it: one with a project doesn't see what operators say among themselves."""
     return pause if pause is None or caller.project is None else Pause(at=pause.at)
+
+
+def _shown_to(caller: Caller, info: QueueInfo) -> QueueDocument:
+    return QueueDocument.of(replace(info, paused=_seen_by(caller, info.paused)))
 
 
 class FleetRoutes:
@@ -50,7 +54,7 @@ class FleetRoutes:
         found = await self._pool.store.carry_out(queues_page(names, cursor=query.cursor, limit=query.limit))
         everything = (await self._pool.store.carry_out(paused())).get(ALL)
         document = Queues(
-            queues=[QueueDocument.of(replace(info, paused=_seen_by(caller, info.paused))) for info in found.items],
+            queues=[_shown_to(caller, info) for info in found.items],
             next_cursor=found.next_cursor,
             paused=None if everything is None else PauseDocument.of(_seen_by(caller, everything)),
         )
@@ -59,11 +63,15 @@ class FleetRoutes:
     @operation("get_queue", tag="fleet", answers={200: QueuePage})
     async def queue(self, request: Request, query: QueueQuery) -> Json:
         """GET /queues/{name}: list the tasks of a queue in the order in which they will start."""
-        name, project = request.path_params["name"], caller_of(request.scope).project
-        reading = get_queue(name, cursor=query.cursor, limit=query.limit, project=project)
+        name, caller = request.path_params["name"], caller_of(request.scope)
+        reading = get_queue(name, cursor=query.cursor, limit=query.limit, project=caller.project)
         found = await self._pool.store.carry_out(reading)
         tasks = [QueuedDocument.of(queued) for queued in found.items]
-        document = QueuePage(name=name, tasks=tasks, next_cursor=found.next_cursor)
+        info = None
+        if caller.project is None or name in (caller.queues or ()):  # counts are of all projects
+            (counts,) = await self._pool.store.carry_out(queues([name]))
+            info = _shown_to(caller, counts)
+        document = QueuePage(name=name, info=info, tasks=tasks, next_cursor=found.next_cursor)
         return page(document, request.scope, query)
 
     @operation(

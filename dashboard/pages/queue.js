@@ -11,6 +11,7 @@ import { PauseButton, Paused, useServed } from "./queues.js";
 
 const EVERY_MS = 2000;
 const SLOW_MS = 15000;
+const IS_NAME = /^[\w.-]{1,64}$/; // RQ programs, and addresses that others have made, may have any other
 
 /** @type {import("../parts/table.js").Column<any>[]} */
 const COLUMNS = [
@@ -26,13 +27,12 @@ export default function Queue({ params: { name }, query }) {
   const rights = useRights();
   const at = path("queues", name);
   const tasks = useData(`/${at}`, { limit: 50, cursor: query.cursor }, { everyMs: EVERY_MS });
-  const all = useData("/queues", { limit: 500 }, { everyMs: EVERY_MS });
   const load = useData(rights.readAll ? `/${at}/load` : null, {}, { everyMs: SLOW_MS }).value;
   const served = useServed(rights.readAll);
-  const queue = all.value?.queues.find((/** @type {any} */ each) => each.name === name) ?? { name, queued: 0, in_progress: 0, scheduled: 0, waiting: 0 };
+  const queue = tasks.value?.info ?? { name };
   const oldest = duration(1000 * (queue.oldest_s ?? 0));
   return html`<${Head} title=${name} above=${[["Queues", "#/queues"]]}>
-      ${rights.stopAll && all.value && html`<${PauseButton} queue=${queue} reload=${all.reload} />`}
+      ${rights.pause(name) && tasks.value && html`<${PauseButton} queue=${queue} reload=${tasks.reload} />`}
     <//>
     ${queue.paused && html`<div class="banner warning"><span class="grow"><${Paused} paused=${queue.paused} /></span></div>`}
     ${
@@ -40,8 +40,8 @@ export default function Queue({ params: { name }, query }) {
       !served.has(name) &&
       html`<div class=${`banner ${queue.queued ? "critical" : "warning"}`}>
         <div class="grow">
-          <p>No worker serves this queue${queue.queued ? `: ${many(queue.queued, "task")} ${queue.queued === 1 ? "waits" : "wait"}, the oldest for ${oldest}` : ""}. Start one:</p>
-          <${Command}>${`taskpool worker --queues ${name}`}<//>
+          <p>No worker serves this queue${queue.queued ? `: ${many(queue.queued, "task")} ${queue.queued === 1 ? "waits" : "wait"}, the oldest for ${oldest}` : ""}.${IS_NAME.test(name) && " Start one:"}</p>
+          ${IS_NAME.test(name) && html`<${Command}>${`taskpool worker --queues ${name}`}<//>`}
         </div>
       </div>`
     }
