@@ -8,13 +8,14 @@ import { Table } from "../parts/table.js";
 import { Ago, Count, many } from "../parts/time.js";
 
 const EVERY_MS = 5000;
+const MOST = 200;
 const RANGES = [["1h", "Last hour"], ["24h", "Last 24 h"], ["", "All"]];
 
 /** @param {{ query: Record<string, string> }} props */
 export default function Failures({ query }) {
   const wanted = { type: query.type, since: query.since };
   const rights = useRights();
-  const failures = useData(rights.readAll ? "/failures" : null, wanted, { everyMs: EVERY_MS });
+  const failures = useData(rights.readAll ? "/failures" : null, { ...wanted, limit: MOST }, { everyMs: EVERY_MS });
   const empty = html`<${Empty} title=${query.type ? `No failure of ${query.type}` : "No failure"}>
     ${query.since || query.type ? html`<a href="#/failures">Of all types, of all times</a>` : "Failed attempts are grouped here by exception and place."}
   <//>`;
@@ -28,7 +29,8 @@ export default function Failures({ query }) {
       ${(/** @type {any} */ page) => html`<${Table}
         label="Groups of failures" rows=${page.groups} id=${(/** @type {any} */ row) => row.fingerprint} of=${JSON.stringify(wanted)}
         href=${(/** @type {any} */ row) => href(path("failures", row.fingerprint))} columns=${COLUMNS} empty=${empty}
-      />`}
+        />
+        ${page.groups.length >= MOST && html`<p class="muted">These are the ${MOST} causes that failed last.</p>`}`}
     <//>`;
 }
 

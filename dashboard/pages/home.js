@@ -1,5 +1,6 @@
 // @ts-check
 /** Home answers three questions: is it healthy, what changed, and who waits longest? */
+import { now } from "../parts/clock.js";
 import { LiveDot, useLive } from "../parts/live.js";
 import { Plot } from "../parts/plot.js";
 import { html, useContext, useMemo } from "../parts/preact.js";
@@ -13,10 +14,11 @@ import { Ago, Count, bytes, duration, exact, figure, many, percent } from "../pa
 const RANGES = { "1h": 10_000, "24h": 30_000, "7d": 300_000, "90d": 300_000 };
 const DEPTHS = ["--queued", "--scheduled", "--waiting_confirmation", "--stopping", "--throttled"];
 const SHOWN = 8;
+const MOST_GROUPS = 50;
 
 /** @param {{ query: Record<string, string> }} props */
 export default function Home({ query }) {
-  const range = query.range in RANGES ? /** @type {keyof typeof RANGES} */ (query.range) : "1h";
+  const range = Object.hasOwn(RANGES, query.range ?? "") ? /** @type {keyof typeof RANGES} */ (query.range) : "1h";
   const { project } = useContext(SessionContext);
   const live = useLive(project === null);
   if (project !== null) {
@@ -108,7 +110,7 @@ function FourPlots({ stats }) {
 function prepared({ step_s: stepS, start, points, series: [all], depth, builds }) {
   const startS = Date.parse(start) / 1000;
   const times = Array.from({ length: points }, (_, index) => startS + index * stepS);
-  const openS = Math.max(1, Date.now() / 1000 - times[points - 1]); // the last point isn't over
+  const openS = Math.max(1, now() / 1000 - times[points - 1]); // the last point isn't over
   const rate = (/** @type {string[]} */ ...names) =>
     times.map((_, index) => names.reduce((sum, name) => sum + all[name][index], 0) / (index === points - 1 ? Math.min(stepS, openS) : stepS));
   const deepest = depth.filter((/** @type {any} */ each) => each.queue !== "(other)").slice(0, DEPTHS.length);
@@ -143,7 +145,7 @@ const GROUPS = [
 
 /** Failures in the range, the new ones first. @param {{ range: string }} props */
 function Changed({ range }) {
-  const failures = useData("/failures", { since: range, limit: 50 }, { everyMs: 10_000 });
+  const failures = useData("/failures", { since: range, limit: MOST_GROUPS }, { everyMs: 10_000 });
   const builds = useData("/stats", { range: "1h" });
   const newest = builds.value?.builds?.reduce((/** @type {any} */ last, /** @type {any} */ each) => (!last || each.since > last.since ? each : last), null);
   return html`<section aria-label="What changed">
@@ -156,7 +158,7 @@ function Changed({ range }) {
         return html`<${Table} label="Failures" columns=${columns} rows=${rows} isLive id=${(/** @type {any} */ group) => group.fingerprint}
           href=${(/** @type {any} */ group) => href(path("failures", group.fingerprint))}
           empty=${html`<${Empty} title=${`No failure in the last ${range}`} />`} />
-          ${groups.length > rows.length && html`<p class="small"><a href=${href("failures", { since: range })}>All ${groups.length}</a></p>`}`;
+          ${groups.length > rows.length && html`<p class="small"><a href=${href("failures", { since: range })}>All ${groups.length}${groups.length < MOST_GROUPS ? "" : " or more"}</a></p>`}`;
       }}
     <//>
   </section>`;

@@ -1,6 +1,6 @@
 // @ts-check
 /** A task: what became of it and why, its life as a timeline, its log, and what can be done with it. */
-import { getText } from "../parts/api.js";
+import { getText, parseJson } from "../parts/api.js";
 import { parseExact } from "../parts/exact.js";
 import { follow } from "../parts/follow.js";
 import { Json } from "../parts/json.js";
@@ -29,7 +29,7 @@ export default function TaskPage({ params: { id } }) {
   const at = `/tasks/${encodeURIComponent(id)}`;
   const data = useAnswer(`task ${id}`, async (signal) => {
     const text = await getText(at, {}, signal);
-    return { record: JSON.parse(text), exact: parseExact(text) };
+    return { record: parseJson(text), exact: parseExact(text) };
   });
   useChanges(id, data);
   const missing = html`<${Empty} title="There is no such task">
@@ -100,7 +100,7 @@ function Task({ record, exact, reload }) {
     ${record.progress && html`<${Progress} progress=${record.progress} isOver=${hasEnded && record.status !== "done"} />`}
     <div class="task-columns">
       <div class="task-main">
-        ${isAsking && html`<${Ask} record=${record} mayConfirm=${may("tasks:confirm")} onDone=${reload} />`}
+        ${isAsking && html`<${Ask} key=${record.asked_at} record=${record} mayConfirm=${may("tasks:confirm", record)} onDone=${reload} />`}
         ${record.status === "failed" && html`<${ErrorPanel} record=${record} />`}
         ${WAITING.has(record.status) && !isAsking && html`<${Why} record=${record} />`}
         <${Life} record=${record} timeline=${timeline} />
@@ -141,10 +141,10 @@ function JsonCard({ title, value }) {
 
 /** @param {{ progress: any, isOver: boolean }} props */
 function Progress({ progress: { done, total, note }, isOver }) {
-  const isKnown = typeof total === "number" && total > 0 && typeof done === "number";
+  const isKnown = Number(total) > 0 && Number.isFinite(Number(done));
   return html`<div class="progress">
-    ${isKnown && html`<progress value=${Math.min(done, total)} max=${total} aria-label="progress"></progress>`}
-    <span class="figure">${isKnown ? `${done} of ${total}, ${percent(done, total)}` : (done ?? "")}</span>
+    ${isKnown && html`<progress value=${Math.min(Number(done), Number(total))} max=${Number(total)} aria-label="progress"></progress>`}
+    <span class="figure">${isKnown ? `${done} of ${total}, ${percent(Number(done), Number(total))}` : String(done ?? "")}</span>
     ${note && html`<span class="muted"><${Text} text=${String(note)} /></span>`}
     ${isOver && html`<span class="muted">when it ended</span>`}
   </div>`;

@@ -57,7 +57,7 @@ export default function Tasks({ query }) {
   const mayAct = may("tasks:write") || may("tasks:stop");
   return html`<div class="head"><h1>Tasks</h1></div>
     <${TaskSearch} filter=${filter} />
-    <${StatusTabs} filter=${filter} queues=${queues.value?.queues} />
+    <${StatusTabs} filter=${filter} queues=${queues.value?.next_cursor ? undefined : queues.value?.queues} />
     <${Operations} may=${may} started=${started} onChange=${first.reload} />
     <${Loaded} of=${first}>
       ${() => html`<${Table} label="Tasks" columns=${COLUMNS} rows=${rows} id=${(/** @type {any} */ task) => task.id} href=${hrefOf} of=${tasks.of}

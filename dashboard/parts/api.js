@@ -4,6 +4,7 @@
  * Every error is a `Problem`: one that the API answered with, or that it couldn't be reached.
  */
 
+import { setClock } from "./clock.js";
 import { parseJson, writeJson } from "./exact.js";
 
 export { ExactNumber, parseJson, writeJson } from "./exact.js";
@@ -59,26 +60,31 @@ export const patch = (path, body) => request("PATCH", path, { body });
 /** @param {string} path @param {Record<string, any>} [query] */
 export const remove = (path, query) => request("DELETE", path, { query });
 
+const SILENT_MS = 45_000; // the server sends something every 15 s
+
 /**
- * Read a stream of Server-Sent Events until it ends or `signal` aborts.
+ * Read a stream of Server-Sent Events until it ends, `signal` aborts, or it is silent for so long that its connection is
+ * lost. Resolves to whether there is more to come: false if the server has said that there isn't (204).
  * @param {string} path @param {(name: string, data: any, id: string) => void} heard
- * @param {{ query?: Record<string, any>, signal?: AbortSignal, lastId?: string }} [options]
+ * @param {{ query?: Record<string, any>, signal?: AbortSignal, lastId?: string, silentMs?: number }} [options]
+ * @returns {Promise<boolean>}
  */
-export async function stream(path, heard, { query = {}, signal, lastId = "" } = {}) {
+export async function stream(path, heard, { query = {}, signal, lastId = "", silentMs = SILENT_MS } = {}) {
   const headers = { accept: "text/event-stream", ...(lastId && { "last-event-id": lastId }) };
   const response = await send("GET", path, { query, headers, signal });
-  if (response.status === 204) return;
+  if (response.status === 204) return false;
   const reader = /** @type {ReadableStream<any>} */ (response.body).pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { done, value } = await reader.read().catch((error) => Promise.reject(unreachable(error)));
-    if (done) return;
+    const timer = setTimeout(() => reader.cancel().catch(() => {}), silentMs);
+    const { done, value } = await reader.read().catch((error) => Promise.reject(unreachable(error))).finally(() => clearTimeout(timer));
+    if (done) return true;
     const blocks = (rest + value).split("\n\n");
     rest = blocks.pop() ?? "";
     for (const block of blocks) {
       const event = { event: "message", data: "", id: "" };
       for (const line of block.split("\n")) {
-        const [, name, text] = /^(event|data|id): ?(.*)$/.exec(line) ?? [];
+        const [, name, text] = /^(event|data|id): ?(.*)$/s.exec(line) ?? [];
         if (name) event[/** @type {keyof typeof event} */ (name)] = text;
       }
       if (event.data) heard(event.event, parseJson(event.data), event.id);
@@ -93,6 +99,9 @@ export async function stream(path, heard, { query = {}, signal, lastId = "" } = 
 async function send(method, path, { query, body, headers, signal }) {
   const given = Object.entries(query).filter(([, value]) => value !== undefined && value !== null && value !== "");
   const search = new URLSearchParams(given.map(([name, value]) => [name, String(value)])).toString();
+  // Browsers drop such parts, also as %2e: they would ask for another path.
+  if (path.split("/").some((part) => part === "." || part === "..")) throw new Problem({ type: "/not-found", status: 404, title: "There is nothing of this name" });
+  const askedMs = Date.now();
   const response = await fetch(API + path + (search && `?${search}`), {
     method,
     signal,
@@ -107,6 +116,7 @@ async function send(method, path, { query, body, headers, signal }) {
     credentials: "same-origin",
     redirect: "error",
   }).catch((error) => Promise.reject(unreachable(error)));
+  setClock(response.headers.get("date"), askedMs);
   if (response.ok) return response;
   const retryAfter = Number(response.headers.get("retry-after")) || undefined;
   const document = await response.json().catch(() => ({ title: `${response.status} ${response.statusText}`, status: response.status }));

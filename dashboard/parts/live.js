@@ -1,12 +1,13 @@
 // @ts-check
 /**
- * The live figures: one stream for the tab, while a component wants it. It is closed 30 s after the tab was hidden, and
+ * The live figures: one stream for the tab, while a component wants it. It is closed some seconds after the tab was hidden, and
  * opened again when it is shown.
  */
 import { Problem, stream } from "./api.js";
 import { html, useEffect, useState } from "./preact.js";
 
-const HIDDEN_MS = 30_000;
+const HIDDEN_MS = 5000;
+const SILENT_MS = 10_000; // there is a message each second
 const RETRY_MS = [1000, 2000, 4000, 8000, 15_000];
 
 /**
@@ -60,7 +61,7 @@ function connect() {
     if (error instanceof Problem && [401, 403, 404].includes(error.status)) return;
     retryTimer = setTimeout(connect, RETRY_MS[Math.min(failures++, RETRY_MS.length - 1)]);
   };
-  stream("/live", heard, { signal }).then(ended, ended);
+  stream("/live", heard, { signal, silentMs: SILENT_MS }).then(ended, ended);
 }
 
 function close() {

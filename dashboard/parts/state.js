@@ -1,6 +1,7 @@
 // @ts-check
 /** Data from the API, and the three states in which there is none: loading, error, empty. */
 import { Problem, get } from "./api.js";
+import { now as serverNow } from "./clock.js";
 import { html, useCallback, useEffect, useRef, useState } from "./preact.js";
 import { timeOfDay, useNow } from "./time.js";
 
@@ -42,7 +43,7 @@ export function useAnswer(key, ask, { everyMs = 0 } = {}) {
 
   const load = useCallback(async () => {
     const { current } = latest;
-    if (!current.key) return;
+    if (!current.key || current.isLeft) return;
     current.abort?.abort();
     clearTimeout(current.timer);
     const abort = (current.abort = new AbortController());
@@ -52,14 +53,14 @@ export function useAnswer(key, ask, { everyMs = 0 } = {}) {
       const value = await current.ask(abort.signal);
       if (abort.signal.aborted) return;
       current.failures = 0;
-      set({ value, isLoading: false, atMs: Date.now(), retryAtMs: 0 });
+      set({ value, isLoading: false, atMs: serverNow(), retryAtMs: 0 });
       if (current.everyMs) again(current.everyMs);
     } catch (error) {
       if (abort.signal.aborted) return;
       if (!(error instanceof Problem)) throw error;
       const mayPass = error.status === 0 || error.status === 429 || error.status >= 500;
       const waitMs = 1000 * Math.max(error.retryAfterS ?? 0, RETRY_S[Math.min(current.failures++, RETRY_S.length - 1)]);
-      const retryAtMs = mayPass ? Date.now() + waitMs : 0;
+      const retryAtMs = mayPass ? serverNow() + waitMs : 0;
       set((/** @type {any} */ old) => ({ ...old, problem: error, isLoading: false, retryAtMs }));
       if (mayPass) again(waitMs);
     }
@@ -67,10 +68,11 @@ export function useAnswer(key, ask, { everyMs = 0 } = {}) {
 
   useEffect(() => {
     const isSame = latest.current.key === key; // only how often it is asked has changed
-    Object.assign(latest.current, { key, everyMs, failures: 0 });
+    Object.assign(latest.current, { key, everyMs, failures: 0, isLeft: false });
     if (!isSame) set({ isLoading: key !== "", atMs: 0, retryAtMs: 0 });
     load();
     return () => {
+      latest.current.isLeft = true; // a dialog that is still open may ask for a reload
       latest.current.abort?.abort();
       clearTimeout(latest.current.timer);
     };

@@ -2,12 +2,9 @@
 /** Text that a task, or the one who submitted it, has written. */
 
 import { html, useEffect, useRef, useState } from "./preact.js";
-import { visibleParts } from "./visible.js";
 
-/** A text by itself: it can't turn the text around it, and hidden characters have names. @param {{text: string}} props */
-export function Text({ text }) {
-  return html`<bdi>${visibleParts(String(text)).map((part) => (typeof part === "string" ? part : html`<span class="hidden-char">${part.hidden}</span>`))}</bdi>`;
-}
+/** A text by itself: letters that are written from right to left don't turn the text around it. @param {{text: string}} props */
+export const Text = ({ text }) => html`<bdi>${String(text)}</bdi>`;
 
 /** Copies a text and says so. @param {{text: string | (() => string), label?: string, children?: any}} props */
 export function CopyButton({ text, label = "Copy", children = "Copy" }) {

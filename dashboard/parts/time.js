@@ -1,5 +1,6 @@
 // @ts-check
 /** Times, durations and figures in words: `14 s ago`, `4.9 s`, `18,240`, `1.2 GB`. */
+import { now } from "./clock.js";
 import { html, useEffect, useState } from "./preact.js";
 
 const SECOND = 1000;
@@ -77,7 +78,7 @@ export function relative(atMs, nowMs) {
 }
 
 /** `5 Nov, 14:58`, with the year if it isn't this one. @param {number} atMs @param {number} [nowMs] */
-export function date(atMs, nowMs = Date.now()) {
+export function date(atMs, nowMs = now()) {
   const isThisYear = new Date(atMs).getFullYear() === new Date(nowMs).getFullYear();
   return (isThisYear ? DATE : DATE_AND_YEAR).format(atMs);
 }
@@ -90,25 +91,25 @@ export const wholeTime = (atMs) => `${WHOLE.format(atMs)} · ${new Date(atMs).to
 
 /** @type {Set<(now: number) => void>} */
 const TICKING = new Set();
-setInterval(() => document.hidden || TICKING.forEach((tick) => tick(Date.now())), SECOND);
+setInterval(() => document.hidden || TICKING.forEach((tick) => tick(now())), SECOND);
 
 /** The time, once a second: the component is rendered again each second while the page is visible. */
 export function useNow(isNeeded = true) {
-  const [now, set] = useState(Date.now());
+  const [value, set] = useState(now());
   useEffect(() => {
     if (!isNeeded) return undefined;
     TICKING.add(set);
     return () => void TICKING.delete(set);
   }, [isNeeded]);
-  return now;
+  return value;
 }
 
 /** A time as `14 s ago`, with the whole time as its title. @param {{ at: string | number | null | undefined }} props */
 export function Ago({ at }) {
   const atMs = typeof at === "string" ? Date.parse(at) : (at ?? NaN);
-  const now = useNow(Math.abs(Date.now() - atMs) < DAY);
+  const nowMs = useNow(Math.abs(now() - atMs) < DAY);
   if (Number.isNaN(atMs)) return html`<span class="muted">–</span>`;
-  return html`<time datetime=${new Date(atMs).toISOString()} title=${wholeTime(atMs)}>${relative(atMs, now)}</time>`;
+  return html`<time datetime=${new Date(atMs).toISOString()} title=${wholeTime(atMs)}>${relative(atMs, nowMs)}</time>`;
 }
 
 /** How long something runs by now, ticking: `0:06`. @param {{ since: string | number }} props */

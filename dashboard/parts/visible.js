@@ -2,14 +2,21 @@
 /** Text from tasks, with everything shown that a browser would hide: control characters, and those that turn text
  * around or take no room. */
 
-// C0 and C1 controls but tab and newline, bidi controls, zero-width and other invisible characters, lone surrogates.
+// As taskpool/text.py has them: controls but tab and newline, bidi controls, what takes no room or has no look, lone
+// surrogates. The joiners U+200C and U+200D are parts of words and of emoji.
 const HIDDEN =
-  /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]|\udb40[\udc00-\udfff]/g;
+  /[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ud800-\udfff\ufeff\uffa0\ufff0-\ufffb\u{1bca0}-\u{1bca3}\u{1d173}-\u{1d17a}\u{e0000}-\u{e0fff}]/gu;
+const ANY_HIDDEN = new RegExp(HIDDEN.source, "u");
+const MOST_PARTS = 500;
 
 const CONTROLS = "NUL SOH STX ETX EOT ENQ ACK BEL BS HT LF VT FF CR SO SI DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN EM SUB ESC FS GS RS US".split(" ");
 
+/** Whether a text has no hidden characters. @param {string} text */
+export const isVisible = (text) => !ANY_HIDDEN.test(text);
+
 /**
- * The parts of a text: plain texts, and the names of hidden characters between them.
+ * The parts of a text: plain texts, and the names of hidden characters between them. Of a text with very many of them, the
+ * rest is one plain text with the names in brackets.
  * @param {string} text
  * @returns {Array<string | {hidden: string}>}
  */
@@ -17,6 +24,7 @@ export function visibleParts(text) {
   const parts = [];
   let from = 0;
   for (const match of text.matchAll(HIDDEN)) {
+    if (parts.length >= MOST_PARTS) return [...parts, visible(text.slice(from))];
     if (match.index > from) parts.push(text.slice(from, match.index));
     parts.push({ hidden: nameOf(match[0]) });
     from = match.index + match[0].length;
@@ -30,7 +38,7 @@ export function visibleParts(text) {
  * @param {string} text
  */
 export function visible(text) {
-  return text.replace(HIDDEN, nameOf);
+  return text.replace(HIDDEN, (hidden) => `[${nameOf(hidden)}]`);
 }
 
 /** @param {string} hidden */

@@ -1,5 +1,6 @@
 // @ts-check
 /** Why a task failed: the error, the user's innermost frame, the whole traceback, and what is known of a crash. */
+import { ExactNumber, writeJson } from "../../parts/exact.js";
 import { html, useContext } from "../../parts/preact.js";
 import { href, path } from "../../parts/router.js";
 import { SessionContext } from "../../parts/session.js";
@@ -18,7 +19,7 @@ export function ErrorPanel({ record }) {
   return html`<section class="card error-card" aria-labelledby="error-title">
     <header class="card-head">
       <h2 id="error-title">Error</h2>
-      ${fingerprint && html`<a href=${href(path("failures", fingerprint))}>${tasks > 1 ? `${figure(tasks)} like this` : "Failures like this"}</a>`}
+      ${fingerprint && project === null && html`<a href=${href(path("failures", fingerprint))}>${tasks > 1 ? `${figure(tasks)} like this` : "Failures like this"}</a>`}
       ${failure.traceback && html`<${CopyButton} text=${failure.traceback} label="Copy the traceback" />`}
     </header>
     <p class="error-text"><${Text} text=${error ?? reason ?? "No error was recorded."} /></p>
@@ -40,7 +41,7 @@ function Dossier({ failure }) {
     ${long.map(
       ([name, value]) => html`<details key=${name} class="dossier">
         <summary>${words(name)}</summary>
-        <pre><${Text} text=${Array.isArray(value) ? value.map(lineOf).join("\n") : typeof value === "string" ? value : JSON.stringify(value, null, 2)} /></pre>
+        <pre><${Text} text=${Array.isArray(value) ? value.map(lineOf).join("\n") : typeof value === "string" ? value : writeJson(value, 2)} /></pre>
       </details>`,
     )}`;
 }
@@ -50,12 +51,13 @@ const isFlat = (value) => !Array.isArray(value) && Object.values(value).every((e
 /** @param {any} value */
 const isLong = (value) => (typeof value === "object" && !isFlat(value)) || (typeof value === "string" && (value.length > 200 || value.includes("\n")));
 /** @param {any} each */
-const lineOf = (each) => (typeof each === "string" ? each : (each?.text ?? JSON.stringify(each)));
+const lineOf = (each) => (typeof each === "string" ? each : (each?.text ?? writeJson(each)));
 /** @param {string} name */
 const words = (name) => name.replace(/_(s|ms|bytes|kb)$/, "").replaceAll("_", " ");
 
 /** @param {string} name @param {any} value @returns {string} */
 function said(name, value) {
+  if (value instanceof ExactNumber) return value.source;
   if (typeof value === "object") return Object.entries(value).map(([part, each]) => `${words(part)} ${said(part, each)}`).join(", ");
   if (typeof value !== "number") return String(value);
   if (name.endsWith("_bytes")) return bytes(value);

@@ -1,6 +1,7 @@
 // @ts-check
 /** The tasks that a filter keeps, page by page; and how one stands in a row. */
 import { get } from "../../parts/api.js";
+import { ExactNumber, writeJson } from "../../parts/exact.js";
 import { html, useCallback, useEffect, useRef, useState } from "../../parts/preact.js";
 import { href, path } from "../../parts/router.js";
 import { useData } from "../../parts/state.js";
@@ -99,7 +100,7 @@ function What({ task }) {
   if (error) return html`<${Text} text=${error.slice(0, LONGEST)} />`;
   if (status === "waiting_confirmation") return html`<${Text} text=${(question?.text ?? confirm?.text ?? "").slice(0, LONGEST)} />`;
   if (status === "in_progress" && progress) {
-    const share = progress.total ? `${percent(progress.done, progress.total)} ` : "";
+    const share = Number(progress.total) ? `${percent(Number(progress.done), Number(progress.total))} ` : "";
     return html`${share}<${Text} text=${String(progress.note ?? "").slice(0, LONGEST)} />`;
   }
   if (reason) return html`<${Text} text=${reason.replaceAll("_", " ").slice(0, LONGEST)} />`;
@@ -108,12 +109,15 @@ function What({ task }) {
 
 /** @param {any} payload */
 function payloadText(payload) {
-  if (payload === null || typeof payload !== "object") return String(JSON.stringify(payload)).slice(0, LONGEST);
+  if (!isTree(payload)) return String(writeJson(payload)).slice(0, LONGEST);
   const parts = [];
   for (const [key, value] of Object.entries(payload)) {
-    const text = value !== null && typeof value === "object" ? (Array.isArray(value) ? `[${value.length}]` : "{…}") : String(value);
+    const text = isTree(value) ? (Array.isArray(value) ? `[${value.length}]` : "{…}") : String(value);
     parts.push(`${key}=${text.slice(0, 80)}`);
     if (parts.length > 8) break;
   }
-  return parts.join(" ") || "no payload";
+  return parts.join(" ").slice(0, LONGEST) || "no payload";
 }
+
+/** @param {any} value */
+const isTree = (value) => value !== null && typeof value === "object" && !(value instanceof ExactNumber);
