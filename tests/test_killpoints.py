@@ -32,7 +32,7 @@ S = TaskStatus
 TASKS = str(Path(__file__).with_name("tasks_for_killpoints.py"))
 SHORTEST_LIFE, LONGEST_LIFE = 8, 40
 SHORTEST_SUBMISSION = 2
-LONG_S, SHORT_S = 60, 1
+LONG_S, SHORT_S = 60, 3
 """The leases of pools that live, which a slow machine mustn't end, and of pools in which something is killed."""
 
 
