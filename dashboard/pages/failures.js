@@ -49,8 +49,9 @@ const COLUMNS = [
 /** Bars by hour, the current one last. @param {{ values: readonly number[] }} props */
 export function Spark({ values }) {
   const most = Math.max(1, ...values);
+  const bar = (/** @type {number} */ value, /** @type {number} */ at) => (value > 0 ? `M${at * 4} 20v${-Math.max(1.5, (20 * value) / most)}h3v${Math.max(1.5, (20 * value) / most)}z` : "");
   return html`<svg class="spark" viewBox=${`0 0 ${values.length * 4} 20`} role="img" aria-label=${`${many(values.at(-1) ?? 0, "failure")} in the current hour, ${many(values.reduce((sum, value) => sum + value, 0), "failure")} in 24 h`}>
-    ${values.map((value, at) => value > 0 && html`<rect x=${at * 4} y=${20 - Math.max(1.5, (20 * value) / most)} width="3" height=${Math.max(1.5, (20 * value) / most)} />`)}
+    <path class="bars" d=${values.map(bar).join("")} />
     <path d=${`M0 19.5H${values.length * 4}`} />
   </svg>`;
 }

@@ -60,7 +60,7 @@ export default function Tasks({ query }) {
     <${StatusTabs} filter=${filter} queues=${queues.value?.next_cursor ? undefined : queues.value?.queues} />
     <${Operations} may=${may} started=${started} onChange=${first.reload} />
     <${Loaded} of=${first}>
-      ${() => html`<${Table} label="Tasks" columns=${COLUMNS} rows=${rows} id=${(/** @type {any} */ task) => task.id} href=${hrefOf} of=${tasks.of}
+      ${() => html`<${Table} label="Tasks" columns=${COLUMNS} rows=${rows} id=${(/** @type {any} */ task) => task.id} href=${hrefOf} of=${tasks.of} limit=${Infinity}
           selected=${selected} onSelect=${mayAct ? (/** @type {Set<string>} */ ids) => (setSelected(ids), setAll(false)) : undefined}
           empty=${html`<${Nothing} filter=${filter} hasMore=${hasMore} />`} />
         ${problem && html`<p class="banner warning" role="alert">${sentence(problem.message)}</p>`}

@@ -2,7 +2,7 @@
 /** Workers by pool: what each runs since when, memory; pause, drain, stop. A pool that went away undrained stays, red. */
 import { post } from "../parts/api.js";
 import { Button, Command, Facts, Head, act, listed, useRights } from "../parts/operate.js";
-import { html } from "../parts/preact.js";
+import { html, useState } from "../parts/preact.js";
 import { href, path } from "../parts/router.js";
 import { Empty, Loaded, useData } from "../parts/state.js";
 import { Table } from "../parts/table.js";
@@ -10,12 +10,14 @@ import { Ago, Running, bytes, figure, many } from "../parts/time.js";
 import { Paused, pause } from "./queues.js";
 
 const EVERY_MS = 2000;
+const MOST_POOLS = 30; // at once
 const MOST_LINKS = 12; // to what the processes of a pool that is gone ran
 /** @type {Record<string, string>} */
 const STATES = { running: "● running", paused: "‖ paused", draining: "↓ draining", gone: "✕ gone, not drained" };
 
 export default function Workers() {
   const rights = useRights();
+  const [most, setMost] = useState(MOST_POOLS);
   const pools = useData(rights.readAll ? "/pools" : null, {}, { everyMs: EVERY_MS });
   const workers = useData(rights.readAll ? "/workers" : null, {}, { everyMs: EVERY_MS });
   if (!rights.readAll) return html`<${Head} title="Workers" /><${Empty} title="Only keys that see all projects see the workers" />`;
@@ -27,7 +29,8 @@ export default function Workers() {
       ${(/** @type {any} */ { workers: all, warnings = [] }) => {
         const others = all.filter((/** @type {any} */ each) => !names.has(each.pool));
         return html`${warnings.map((/** @type {string} */ text) => html`<p class="banner warning">${text}</p>`)}
-          ${[...known].sort(goneFirst).map((/** @type {any} */ pool) => html`<${Pool} key=${pool.name} pool=${pool} workers=${all.filter((/** @type {any} */ each) => each.pool === pool.name)} rights=${rights} reload=${reload} />`)}
+          ${[...known].sort(goneFirst).slice(0, most).map((/** @type {any} */ pool) => html`<${Pool} key=${pool.name} pool=${pool} workers=${all.filter((/** @type {any} */ each) => each.pool === pool.name)} rights=${rights} reload=${reload} />`)}
+          ${known.length > most && html`<p><button type="button" onClick=${() => setMost(most + MOST_POOLS)}>${figure(Math.min(MOST_POOLS, known.length - most))} more of ${many(known.length - most, "pool")}</button></p>`}
           ${others.length > 0 && html`<section class="card"><h2>${known.length ? "Other workers" : "Processes"}</h2><${Processes} label="Other workers" workers=${others} rights=${rights} reload=${reload} /></section>`}
           ${!all.length && !known.length && html`<${Empty} title="No worker runs">Tasks stay queued until one does. Start a pool:<${Command}>taskpool worker --tasks tasks.py<//><//>`}`;
       }}

@@ -2,7 +2,7 @@
 /** One workflow: its graph as it is now, how far it is, what failed. */
 import { post, remove } from "../parts/api.js";
 import { Graph, MOST_BOXES, boxesOf, countsOf, countsText, nameOf, worstOf } from "../parts/graph.js";
-import { Button, Facts, Head, act, useRights } from "../parts/operate.js";
+import { Button, Facts, Head, act, listed, useRights } from "../parts/operate.js";
 import { html, useMemo, useState } from "../parts/preact.js";
 import { go, href, path } from "../parts/router.js";
 import { Empty, Loaded, useData } from "../parts/state.js";
@@ -85,7 +85,7 @@ function Nodes({ of, query }) {
   const link = (/** @type {any} */ node) => (node.size === undefined && node.id ? href(path("tasks", node.id)) : href("tasks", { workflow: of.id, node: node.name }));
   const hrefOf = (/** @type {any} */ box) => (box.nodes.length === 1 ? link(box.nodes[0]) : href(path("workflows", of.id), { as: "list", rank: box.nodes[0].rank ?? 0 }));
   const rank = query.rank === undefined ? null : Number(query.rank);
-  const listed = [...nodes].filter((node) => rank === null || (node.rank ?? 0) === rank).sort((a, b) => (a.rank ?? 0) - (b.rank ?? 0));
+  const wanted = [...nodes].filter((node) => rank === null || (node.rank ?? 0) === rank).sort((a, b) => (a.rank ?? 0) - (b.rank ?? 0));
   return html`<div class="head">
       <h2>${many(nodes.length, "node")}</h2>
       <div class="buttons" role="group" aria-label="Show as">
@@ -95,21 +95,19 @@ function Nodes({ of, query }) {
       </div>
     </div>
     ${!isList && boxes.length < nodes.length && html`<p class="muted">${figure(nodes.length)} nodes in ${figure(boxes.length)} boxes, as more than ${MOST_BOXES} can't be read. A box opens as a list.</p>`}
-    ${isList ? html`<${List} nodes=${listed} link=${link} />` : html`<${Graph} boxes=${boxes} hrefOf=${hrefOf} label=${`Graph of ${of.name}: ${boxes.map((/** @type {any} */ box) => `${nameOf(box)} ${box.status}`).slice(0, 20).join(", ")}`} />`}`;
+    ${isList ? html`<${List} nodes=${wanted} link=${link} />` : html`<${Graph} boxes=${boxes} hrefOf=${hrefOf} label=${`Graph of ${of.name}: ${boxes.map((/** @type {any} */ box) => `${nameOf(box)} ${box.status}`).slice(0, 20).join(", ")}`} />`}`;
 }
 
 /** @param {{ nodes: any[], link: (node: any) => string }} props */
 function List({ nodes, link }) {
-  const [most, setMost] = useState(MOST_BOXES);
   return html`<${Table}
-      label="Nodes" rows=${nodes.slice(0, most)} id=${(/** @type {any} */ row) => row.name} isLive href=${link}
+      label="Nodes" rows=${nodes} id=${(/** @type {any} */ row) => row.name} isLive href=${link}
       columns=${[
         { title: "Column", kind: "right", width: 84, phone: "hidden", show: (/** @type {any} */ row) => figure((row.rank ?? 0) + 1) },
         { title: "Status", width: 130, show: (/** @type {any} */ row) => html`<${Status} status=${worstOf(countsOf(row))} />` },
         { title: "Node", kind: "wide", phone: "first", show: (/** @type {any} */ row) => row.name },
         { title: "Tasks", width: 260, show: (/** @type {any} */ row) => (row.size === undefined ? "1 task" : html`<span class="cut">${figure(row.size)} tasks: ${countsText(countsOf(row))}</span>`) },
-        { title: "After", width: 240, phone: "hidden", show: (/** @type {any} */ row) => html`<span class="cut muted">${(row.after ?? []).map((/** @type {any} */ edge) => (edge.on === "success" ? edge.name : `${edge.name} (${edge.on})`)).join(", ")}</span>` },
+        { title: "After", width: 240, phone: "hidden", show: (/** @type {any} */ row) => html`<span class="cut muted">${listed((row.after ?? []).map((/** @type {any} */ edge) => (edge.on === "success" ? edge.name : `${edge.name} (${edge.on})`)), 8)}</span>` },
       ]}
-    />
-    ${nodes.length > most && html`<p><button type="button" onClick=${() => setMost(most + 500)}>500 more of ${figure(nodes.length - most)}</button></p>`}`;
+    />`;
 }

@@ -15,7 +15,7 @@ const WORST = ["failed", "stopped", "stopping", "waiting_confirmation", "in_prog
 /**
  * @typedef {{name: string, id?: string, status?: string, size?: number, counts?: Record<string, number>,
  *   after?: {name: string, on: string}[], rank?: number, added_by?: string}} Node
- * @typedef {{key: string, name: string, nodes: Node[], rank: number, size: number, counts: Record<string, number>,
+ * @typedef {{key: string, number: number, name: string, nodes: Node[], rank: number, size: number, counts: Record<string, number>,
  *   status: string, edges: Map<string, string>}} Box `edges`: the boxes before it, and on which outcome it waits for each.
  */
 
@@ -63,11 +63,12 @@ function grouped(nodes, keyOf, band) {
   for (const node of [...nodes].sort((a, b) => (a.rank ?? 0) - (b.rank ?? 0))) {
     const adder = names.get(node.added_by);
     const edges = [...(node.after ?? []), ...(adder ? [{ name: adder, on: "added" }] : [])];
-    const before = edges.map((edge) => `${edge.on} ${boxOf.get(edge.name)?.key ?? ""}`).sort();
+    // By number: a key that had the keys before it inside would double in length from rank to rank.
+    const before = edges.map((edge) => `${edge.on} ${boxOf.get(edge.name)?.number ?? ""}`).sort();
     const key = keyOf(node, before);
     let box = boxes.get(key);
     if (!box) {
-      box = { key, name: node.name, nodes: [], rank: Math.floor((node.rank ?? 0) / band), size: 0, counts: {}, status: "", edges: new Map() };
+      box = { key, number: boxes.size, name: node.name, nodes: [], rank: Math.floor((node.rank ?? 0) / band), size: 0, counts: {}, status: "", edges: new Map() };
       boxes.set(key, box);
     }
     box.nodes.push(node);

@@ -5,7 +5,9 @@
  */
 import { useKeys } from "./keys.js";
 import { html, useEffect, useMemo, useRef, useState } from "./preact.js";
-import { many } from "./time.js";
+import { figure, many } from "./time.js";
+
+const MOST = 200; // rows at once: more of them would keep the browser busy
 
 /**
  * @template Row
@@ -28,10 +30,13 @@ import { many } from "./time.js";
  * @param {(ids: Set<string>) => void} [props.onSelect]
  * @param {string} [props.of] when it changes, rows are shown anew: the filter
  * @param {boolean} [props.isLive] new rows appear at once: for tables that are sorted by name, and don't flicker
+ * @param {number} [props.limit] rows at first; a button shows more
  * @param {any} [props.empty] shown without rows
  */
-export function Table({ label, columns, rows, id, href, selected, onSelect, of = "", isLive = false, empty }) {
-  const { shown, newer, show, isGone } = useSteadyRows(rows, id, of, isLive);
+export function Table({ label, columns, rows, id, href, selected, onSelect, of = "", isLive = false, limit = MOST, empty }) {
+  const { shown: all, newer, show, isGone } = useSteadyRows(rows, id, of, isLive);
+  const [most, setMost] = useState(limit);
+  const shown = all.slice(0, most);
   const body = useRef(/** @type {HTMLTableSectionElement | null} */ (null));
   useRowKeys(body, shown, id, selected, onSelect, show);
   if (!shown.length && !newer) return empty ?? null;
@@ -57,6 +62,7 @@ export function Table({ label, columns, rows, id, href, selected, onSelect, of =
         )}
       </tbody>
     </table>
+    ${all.length > most && html`<p><button type="button" onClick=${() => setMost(most + MOST)}>${figure(Math.min(MOST, all.length - most))} more of ${figure(all.length - most)}</button></p>`}
   </div>`;
 }
 
