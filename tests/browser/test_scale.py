@@ -83,7 +83,8 @@ def test_a_graph_of_any_form_becomes_a_few_boxes(nodes: Sequence[dict[str, Any]]
           const { boxesOf } = await import(new URL('parts/graph.js', document.querySelector('script').src));
           const boxes = boxesOf(nodes);
           return { count: boxes.length, size: boxes.reduce((sum, box) => sum + box.size, 0),
-                   keys: new Set(boxes.map(({ key }) => key)).size, longest: Math.max(...boxes.map(({ key }) => key.length)) };
+                   keys: new Set(boxes.map(({ key }) => key)).size,
+                   longest: Math.max(...boxes.map(({ key }) => key.length)) };
         }""",
         nodes,
     )
