@@ -23,7 +23,7 @@ from tests.states import World
 S = TaskStatus
 QUEUES = ("one", "two")
 WORKERS = ("ann", "bob")
-INDEXES = ("type:work", "tag:red", "tag:blue")
+INDEXES = ("type:work", "tag:red", "tag:blue", "project:shop")
 MAX_CRASHES = 2
 LEASE_MS = 100_000
 LATER_S = 500

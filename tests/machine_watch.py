@@ -48,11 +48,12 @@ class Watch:
         if events:
             self._last_event = events[-1][0].decode()
         self._events += [json.loads(fields[1]) for _, fields in events]
-        # The counts and groups aren't in the model, but a call that is refused or repeated must not change them.
+        # Counts, groups and removed records aren't in the model, but a call that is refused or repeated must not change
+        # them.
         self.held = {
             key.decode(): _shown(key.decode(), kind, value)
             for key, kind, value, _ in entries
-            if not key.startswith((b"taskpool:stats:", b"taskpool:failure"))
+            if not key.startswith((b"taskpool:stats:", b"taskpool:failure", b"taskpool:trash:"))
         }
         return self.held
 
@@ -101,6 +102,7 @@ class Watch:
             status in TRANSITIONS[before]
             or (status is before and event["event"] in REPORTS)
             or (before in RETRYABLE and event.get("retried_by") == "hand")
+            or (before is S.CANCELED and event.get("restored_by") == "hand")
             or id in self._moved_by_rq
         )
         assert is_legal, (before, event)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from taskpool.operations.catalog import PoolInfo
 from taskpool.types import RETRYABLE, TERMINAL, TaskStatus
 from taskpool.types.fleet import ReasonKind
-from tests.model_state import RUNS, Lease, S, State, Task
+from tests.model_state import RUNS, Hidden, Lease, S, State, Task, indexes_of
 
 Broken = tuple[str, str, str]
 """The edge for which a task is canceled: the parent, how it should have ended, and the reason."""
@@ -85,7 +85,7 @@ class Model(State):
     def _add(self, task: Task) -> None:
         self.tasks[task.id] = task
         self.known.add(task.queue)
-        for name in (f"type:{task.type}", *(f"tag:{tag}" for tag in task.tags)):
+        for name in indexes_of(task):
             self.index[name].add(task.id)
         pending, broken = self.weigh(task)
         task.unconfirmed = bool(task.confirm)
@@ -234,6 +234,7 @@ class Model(State):
         task.snoozes += how == "snooze"
         task.attempt_id, task.put_back = "", mark
         task.history.append({"given_back": "given_back", "snooze": "snoozed", "retry": "failed"}[how])
+        task.later |= later
         self.move(task, S.SCHEDULED if later else S.QUEUED, front=how == "given_back")
         return "ok"
 
@@ -347,14 +348,36 @@ class Model(State):
             pending = 0
         elif broken:
             return f"dependency {broken[0]} {self.tasks[broken[0]].rq if broken[0] in self.tasks else 'gone'}"
-        task.later, task.by_call = False, mark
+        task.later = False
         self.begin(task, pending)
+        task.by_call = mark
         if self.revivable[id]:
             self.outbox.add(id)
         return self.has_children(id)
 
-    def begin(self, task: Task, pending: int) -> None:
-        """A new life."""
+    def uncancel(self, id: str, canceled_by: str, mark: str) -> str:
+        task = self.tasks.get(id)
+        if task is None:
+            return "gone"
+        if task.by_call == mark:
+            return self.has_children(id)
+        if task.status is not S.CANCELED:
+            return task.rq
+        if task.by_call != canceled_by:
+            return "other"
+        pending, broken = self.weigh(task)
+        if task.was_released:
+            pending = 0
+        elif broken:
+            return f"dependency {broken[0]} {self.tasks[broken[0]].rq if broken[0] in self.tasks else 'gone'}"
+        self.begin(task, pending, goes_on=True)
+        task.by_call = mark
+        if self.revivable[id]:
+            self.outbox.add(id)
+        return self.has_children(id)
+
+    def begin(self, task: Task, pending: int, *, goes_on: bool = False) -> None:
+        """A new life; with `goes_on`, the one that it had."""
         for ref, on in task.edges:
             outcome = self.outcome(ref)
             is_ok = verdict(on, outcome) == "ok"
@@ -368,11 +391,15 @@ class Model(State):
                 place, member = self.place(ref, on, task.id)
                 place.add(member)
         task.pending, task.was_released = pending, not pending
-        task.attempts_a_life = task.attempts_a_life or task.max_attempts
-        task.max_attempts = task.attempt + task.attempts_a_life
-        task.crashes, task.snoozes, task.stop, task.reason, task.expires, task.attempt_id = 0, 0, "", "", "", ""
-        task.canceled_by, task.was_started = "", False
-        task.asks, task.question, task.answers = False, False, []
+        task.reason = task.canceled_by = task.by_call = ""
+        task.asks = task.question = False
+        if not goes_on:
+            task.attempts_a_life = task.attempts_a_life or task.max_attempts
+            task.max_attempts = task.attempt + task.attempts_a_life
+            task.crashes, task.snoozes, task.stop, task.expires, task.attempt_id = 0, 0, "", "", ""
+            task.was_started, task.answers = False, []
+        elif task.expires and not task.was_started:
+            self.expiring.add(task.id)
         if pending:
             self.move(task, S.WAITING)
         else:
@@ -443,7 +470,6 @@ class Model(State):
     def resume(self, task: Task, how: str) -> None:
         task.answers.append((task.seq, how))
         self.ask_no_more(task)
-        task.later = False
         self.move(task, S.QUEUED)
 
     def unanswered(self, id: str) -> str:
@@ -466,9 +492,12 @@ class Model(State):
         self.checkpoints.add(lease[1])
         return "ok"
 
-    def purge(self, id: str, *, when_due: bool, by_hold: bool = False) -> str:
-        """`by_hold`: not its own time has come, but that to look whether others still need its record."""
+    def purge(self, id: str, *, when_due: bool, by_hold: bool = False, mark: str = "") -> str:
+        """`by_hold`: not its own time has come, but that to look whether others still need its record. With a `mark`,
+        it can be put back."""
         task = self.tasks.get(id)
+        if mark and id in self.hidden and self.hidden[id].mark == mark:
+            return "ok"
         if task is None:
             self.drop_rest(id)
             return "gone"
@@ -486,15 +515,48 @@ class Model(State):
                 task.is_due = task.is_due and by_hold
                 task.is_held, self.kept[id] = True, False
                 return "needed"
-        self.kept.pop(id, None)
+        is_looked_at = self.kept.pop(id, None)
         if by_hold and not task.is_due:
             task.is_held = False
             return "early"
-        for name in (f"type:{task.type}", *(f"tag:{tag}" for tag in task.tags)):
+        for name in indexes_of(task):
             self.index[name].discard(id)
+        if mark:
+            extras = [name for name, ids in self.extras.items() if id in ids]
+            sets = (set(self.needed[id]), set(self.added[id]), set(self.revivable[id]))
+            self.hidden[id] = Hidden(mark, task, extras, sets, is_looked_at)
         self.revivable[task.canceled_by].discard(id)
         del self.tasks[id]
         self.drop_rest(id)
+        return "ok"
+
+    def unpurge(self, id: str, removed_by: str, mark: str) -> str:
+        task, hidden = self.tasks.get(id), self.hidden.get(id)
+        if task is not None and task.by_call == mark:
+            return "ok"
+        if hidden is None:
+            return "gone"
+        if hidden.mark != removed_by:
+            return "other"
+        if task is not None:
+            return "exists"
+        task = self.tasks[id] = self.hidden.pop(id).task
+        task.by_call, task.is_due = mark, False
+        for name in indexes_of(task):
+            self.index[name].add(id)
+        self.known.add(task.queue)
+        for name in hidden.extras:
+            self.extras[name].add(id)
+        self.needed[id], self.added[id], self.revivable[id] = hidden.sets
+        self.retain(task)
+        if hidden.is_looked_at is not None:
+            task.is_held, self.kept[id] = True, hidden.is_looked_at
+        if task.canceled_by and self.outcome(task.canceled_by) not in ("done", "gone"):
+            self.revivable[task.canceled_by].add(id)
+        for ref, _ in task.edges if task.status is not S.DONE else ():
+            if self.outcome(ref) == "done":
+                self.needed[ref].add(id)
+                self.hold(ref)
         return "ok"
 
     def needs(self, child: str, parent: Task) -> bool:

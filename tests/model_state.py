@@ -30,16 +30,18 @@ Lease = tuple[str, str, str]
 
 @dataclass
 class Task:
-    """A task as the model knows it. `later`: its time to run hasn't come; `expires`: '', 'later' or 'due'."""
+    """A task as the model knows it. `expires`: '', 'later' or 'due'."""
 
     id: str
     queue: str
     type: str = "work"
     tags: tuple[str, ...] = ()
+    project: str = ""
     edges: tuple[tuple[str, str], ...] = ()
     """What it depends on, and how that must end; edges of success first."""
     front: bool = False
     later: bool = False
+    """What its record has as its time to run hasn't come."""
     expires: str = ""
     confirm: str = ""
     """What counts if nobody confirms it: confirm or reject; '': nobody has to."""
@@ -83,6 +85,26 @@ class Task:
         return self.status.value if self.status is S.WAITING_CONFIRMATION else self.rq
 
 
+def indexes_of(task: Task) -> list[str]:
+    """The indexes that have a task."""
+    project = [f"project:{task.project}"] if task.project else []
+    return [f"type:{task.type}", *(f"tag:{tag}" for tag in task.tags), *project]
+
+
+@dataclass
+class Hidden:
+    """A removed task that can be put back."""
+
+    mark: str
+    task: Task
+    extras: list[str]
+    """What it has besides its record: names in `State.extras`."""
+    sets: tuple[set[str], set[str], set[str]]
+    """Those that need it, those that it added, and those that were canceled because of it."""
+    is_looked_at: bool | None
+    """As in `State.kept`, if its record was held."""
+
+
 class State:
     """All tasks, and what refers to them."""
 
@@ -114,6 +136,12 @@ class State:
         """Others waited for the task that ended last."""
         self.added: dict[str, set[str]] = defaultdict(set)
         """By the task whose attempts added them."""
+        self.hidden: dict[str, Hidden] = {}
+        self.extras: dict[str, set[str]] = {
+            "results": self.results,
+            "logs": self.logs,
+            "checkpoints": self.checkpoints,
+        }
 
     # --- parts of what scripts do ---------------------------------------------------------------------------------
 
@@ -188,6 +216,9 @@ class State:
         keys |= {f"taskpool:doorbell:{queue}": ["1"] * count for queue, count in self.bells.items()}
         keys |= {f"taskpool:{name}": set(ids) for name, ids in self.index.items()}
         keys["taskpool:tags"] = {name[4:] for name, ids in self.index.items() if name.startswith("tag:") and ids}
+        keys["taskpool:projects"] = {
+            name[8:] for name, ids in self.index.items() if name.startswith("project:") and ids
+        }
         keys["taskpool:types:used"] = {name[5:] for name, ids in self.index.items() if name.startswith("type:") and ids}
         keys |= {f"taskpool:dependents:{id}": set(ids) for id, ids in self.dependents.items()}
         keys |= {f"taskpool:followers:{id}": set(members) for id, members in self.followers.items()}

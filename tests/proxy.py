@@ -56,6 +56,8 @@ class Proxy:
         self._listener.listen(64)
         self._links: set[_Link] = set()
         self.trap: Trap | None = None
+        self.traps: dict[str, Trap] = {}
+        """By the name of a connection: its own, instead of `trap`."""
         self.refuse: Refuse | None = None
         """Asked for each command: the error that it is answered with, such as ``LOADING ...``; None: it is sent on."""
         self.refused: list[str] = []
@@ -77,7 +79,8 @@ class Proxy:
     def closes(self, name: str, when: When, command: str) -> bool:
         """Whether the trap, if there is one, closes at this command."""
         with self._lock:
-            return self.trap is not None and self.trap.closes(name, when, command)
+            trap = self.traps.get(name, self.trap)
+            return trap is not None and trap.closes(name, when, command)
 
     def _accept(self) -> None:
         while True:

@@ -1,7 +1,8 @@
-"""The tasks of tests/test_killpoints.py: they report, wait for a file, add a task, and note their end in a file."""
+"""The tasks of tests/test_killpoints*.py: they report, wait for a file, add a task, and note their end in a file."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from typing import Any
@@ -46,3 +47,18 @@ def asks(ctx: TaskContext, note: str) -> str:
     with open(note, "a") as file:
         file.write(ctx.id + "\n")
     return f"{ctx.state}, {answer}"
+
+
+@task("noted", timeout_s=60)
+async def noted(ctx: TaskContext, note: str, fails: int = 0, kind: str = "Broken") -> None:
+    """Notes that it ran, and fails in its first attempts."""
+    with open(note, "a") as file:
+        file.write(ctx.id + "\n")
+    if ctx.attempt <= fails:
+        raise type(kind, (Exception,), {})("no luck")
+
+
+@task("patient", timeout_s=600)
+async def patient() -> None:
+    """Runs until it is stopped."""
+    await asyncio.sleep(600)

@@ -160,18 +160,24 @@ async def test_a_key_needs_the_scope_of_the_action_and_sees_only_its_project(red
 
 
 async def test_operations_are_audited(client: httpx.AsyncClient) -> None:
-    await add(client, 1)
+    (task,) = await add(client, 1)
     started = await client.post("/operations", json={"action": "cancel", "filter": {"type": "echo"}})
     await ended(client, started.headers["location"])
     undone = await client.post(f"{started.headers['location']}/undo")
     await ended(client, undone.headers["location"])
 
-    entries = (await client.get("/audit")).json()["entries"]
+    entries = (await client.get("/audit", params={"about": task})).json()["entries"]
 
-    whats = [entry["what"] for entry in entries if entry["what"].startswith("operation.")]
-    assert whats == ["operation.undone", "operation.started"]
-    assert entries[-2]["about"] == started.json()["id"]
+    ids = [started.json()["id"], undone.json()["id"]]
+    assert [(entry["what"], entry["about"], entry.get("count", 1)) for entry in reversed(entries)] == [
+        ("task.submitted", task, 1),
+        ("operation.started", ids[0], 0),
+        ("operation.ended", ids[0], 1),
+        ("operation.undone", ids[0], 1),
+        ("operation.ended", ids[1], 1),
+    ]
     assert entries[-2]["comment"] == 'cancel {"type":"echo"}'
+    assert (await client.get(f"/tasks/{task}")).json()["operations"] == ids
 
 
 async def test_the_listing_says_how_much_a_search_saw(client: httpx.AsyncClient, redis_url: str) -> None:

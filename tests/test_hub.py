@@ -119,7 +119,7 @@ async def test_a_moved_task_is_followed_in_its_new_queue(hub: Hub, world: World)
     await there.open(queue="other", snapshots=False)
     await live(there)
 
-    world.run(bulk_scripts.move_many(["a"], "other", "mark"))
+    world.run(bulk_scripts.move_many(["a"], "other", scripts.Work("mark")))
     world.claim("other")
     world.claim("default")
 
@@ -137,7 +137,7 @@ async def test_what_was_moved_while_nobody_followed_is_read_anew(hub: Hub, world
     hub.close(subscription)
     await first.until(lambda each: not hub._channels)
 
-    world.run(bulk_scripts.move_many(["a"], "other", "mark"))
+    world.run(bulk_scripts.move_many(["a"], "other", scripts.Work("mark")))
     second = Listener(hub)
     await second.open(queue="other", snapshots=False)
     await live(second)

@@ -301,7 +301,7 @@ def test_tasks_that_are_moved_from_the_tail_hide_no_others(world: World) -> None
 
     def move() -> None:
         if moved:
-            world.run(bulk_scripts.move_many([moved.pop(0) for _ in range(5)], "other", "mark"))
+            world.run(bulk_scripts.move_many([moved.pop(0) for _ in range(5)], "other", scripts.Work("mark")))
 
     assert {*ids(world, 3, move, queue="default", status=S.QUEUED)} >= {*names[:10]}
 

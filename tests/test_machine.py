@@ -29,6 +29,7 @@ from taskpool.redis import bulk_scripts, pause_scripts, people_scripts, scripts
 from taskpool.redis.add_script import attempt_guard
 from taskpool.redis.calls import Call
 from taskpool.redis.people_scripts import By
+from taskpool.redis.scripts import Work
 from taskpool.types import DEFAULT_LIMITS, TERMINAL, Confirm, RunningTask, TaskStatus
 from taskpool.types.control import Filter
 from tests.machine import INDEXES, LATER_S, LEASE_MS, QUEUES, WORKERS, Bench, lease_of
@@ -49,6 +50,7 @@ MOVES = {
     "heartbeat": 1,
     "report": 1,
     "by_hand": 4,
+    "undo": 3,
     "press_a_button_of_rqs_dashboard": 1,
     "keep_house_for_a_task": 3,
     "release": 2,
@@ -114,8 +116,11 @@ class Machine(RuleBasedStateMachine, Bench):
                 expires=choice.of(("", "", "later")),
                 confirm=choice.of(("", "", "", "confirm", "reject")),
                 tags=choice.of(((), ("red",), ("red", "blue"))),
+                project=choice.of(("", "", "shop")),
                 edges=self.edges(choice, there),
             )
+            if task.edges:
+                task.project = ""  # a project sees only its own tasks
             tasks.append(task)
         if choice.below(20) == 7:
             tasks[-1].edges += (("nobody", "any"),)
@@ -127,6 +132,7 @@ class Machine(RuleBasedStateMachine, Bench):
                 delay_s=LATER_S if task.later else None,
                 expires_in_s=LATER_S if task.expires else None,
                 tags=task.tags,
+                project=task.project or None,
                 confirm=Confirm(default=cast(Any, task.confirm)) if task.confirm else None,
                 depends_on=[{"id": ref, "on": on} for ref, on in task.edges],
             )
@@ -249,7 +255,7 @@ class Machine(RuleBasedStateMachine, Bench):
     # --- by hand --------------------------------------------------------------------------------------------------
 
     def by_hand(self, choice: Choice) -> None:
-        actions = ("stop", "force", "cancel", "cancel_many", "revive", "revive", "purge", "run_now", "move")
+        actions = ("stop", "force", "cancel", "cancel_many", "revive", "revive", "purge", "hide", "run_now", "move")
         id, what = self.one(choice), choice.of(actions)
         match what:
             case "stop" | "force":
@@ -260,20 +266,39 @@ class Machine(RuleBasedStateMachine, Bench):
                 self.send(call, lambda model, _: model.cancel(id, str(call.command[-2]), expired=False))
             case "cancel_many":
                 mark = f"many{choice.of(range(1000))}"
-                many = first_word(bulk_scripts.cancel_many([id], mark))
+                many = first_word(bulk_scripts.cancel_many([id], Work(mark)))
                 self.send(many, lambda model, _: model.cancel(id, mark, expired=False))
             case "run_now":
                 mark = f"now{choice.of(range(1000))}"
-                self.send(bulk_scripts.run_now(id, mark), lambda model, _: model.run_now(id, mark))
+                self.send(bulk_scripts.run_now(id, Work(mark)), lambda model, _: model.run_now(id, mark))
             case "move":
                 mark, queue = f"move{choice.of(range(1000))}", choice.of(QUEUES)
-                moved = first_word(bulk_scripts.move_many([id], queue, mark))
+                moved = first_word(bulk_scripts.move_many([id], queue, Work(mark)))
                 self.send(moved, lambda model, _: model.change_queue(id, queue, mark))
+            case "hide":
+                mark = f"hide{choice.of(range(1000))}"
+                call = scripts.purge(id, work=Work(mark))
+                self.send(call, lambda model, _: model.purge(id, when_due=False, mark=mark))
             case "revive":
                 again = scripts.revive(id)
                 self.send(again, lambda model, _: model.revive(id, str(again.command[-2])))
             case _:
                 self.purge(id)
+
+    def undo(self, choice: Choice) -> None:
+        """A cancelation or a removal that can be undone is, mostly; else another one."""
+        mark = f"undo{choice.of(range(1000))}"
+        hidden = sorted(self.model.hidden)
+        canceled = [task.id for task in self.model.tasks.values() if task.by_call.startswith("many")]
+        if hidden and (not canceled or choice.below(2)):
+            id = choice.of(hidden) if choice.below(5) else self.one(choice)
+            by = self.model.hidden[id].mark if id in self.model.hidden and choice.below(8) else "hide0"
+            self.send(bulk_scripts.unpurge(id, by, Work(mark)), lambda model, _: model.unpurge(id, by, mark))
+        else:
+            id = choice.of(canceled) if canceled and choice.below(5) else self.one(choice)
+            task = self.model.tasks.get(id)
+            by = (task.by_call if task is not None and choice.below(8) else "") or "many0"
+            self.send(bulk_scripts.uncancel(id, by, Work(mark)), lambda model, _: model.uncancel(id, by, mark))
 
     def press_a_button_of_rqs_dashboard(self, choice: Choice) -> None:
         id, requeues = self.one(choice), choice.of((False, True))

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from taskpool.access.api_key import Scope
-from taskpool.access.audit import Actor
+from taskpool.access.audit import Actor, AuditFilter, read_audit
 from taskpool.errors import InvalidOperation, NotAllowed, OperationConflict, OperationNotFound
 from taskpool.operations.control import bulk
 from taskpool.operations.control import drive as drive_module
 from taskpool.operations.control.drive import drive, look_after_operations
 from taskpool.operations.listing import walk_of
-from taskpool.redis import bulk_scripts, scripts
+from taskpool.redis import bulk_scripts, keys, scripts
+from taskpool.redis.scripts import Work
 from taskpool.types import TaskStatus
 from taskpool.types.control import Filter, Operation, OperationSpec, OperationStatus, Preview
 from taskpool.validation import new_id
@@ -169,7 +171,8 @@ def test_a_long_queue_is_not_searched_for_each_task(world: World, action: str) -
 @pytest.mark.parametrize("action", ["cancel", "move"])
 def test_a_damaged_record_keeps_the_others_from_nothing(world: World, action: str) -> None:
     world.run(scripts.add([new_task(name) for name in "abc"]))
-    call = bulk_scripts.cancel_many("cba", "m") if action == "cancel" else bulk_scripts.move_many("cba", "other", "m")
+    work = Work("m")
+    call = bulk_scripts.cancel_many("cba", work) if action == "cancel" else bulk_scripts.move_many("cba", "other", work)
     world.redis.delete("rq:job:b")
     world.redis.set("rq:job:b", "no hash")
 
@@ -231,7 +234,9 @@ def test_what_is_no_operation_is_refused_and_nothing_is_stored(
 
 
 def actor(**of: Any) -> Actor:
-    return Actor("k", "a key", of.get("project"), "", of.get("types"), of.get("queues"), of.get("scopes", list(Scope)))
+    return Actor(
+        "k", "a key", of.get("project"), "here", of.get("types"), of.get("queues"), of.get("scopes", list(Scope))
+    )
 
 
 @pytest.mark.parametrize(
@@ -314,6 +319,66 @@ def test_undoing_a_cancelation_starts_tasks(world: World) -> None:
     assert go_on(world, undoing.id).changed == 1
 
 
+# --- the audit -----------------------------------------------------------------------------------------------
+
+
+def audit(world: World, about: str) -> list[tuple[str, str, int, str | None]]:
+    """The entries about an operation or a task, the oldest first."""
+    entries = [each.entry for each in reversed(world.store.carry_out(read_audit(AuditFilter(about=about))).items)]
+    assert {(entry.key, entry.name, entry.address) for entry in entries} <= {("k", "a key", "here")}
+    return [(entry.what, entry.about, entry.count, entry.comment) for entry in entries]
+
+
+def test_the_audit_tells_of_an_operation_from_its_start_to_its_undo(world: World) -> None:
+    world.run(scripts.add([new_task("a"), new_task("b"), new_task("c", type="play")]))
+    by = actor()
+
+    canceled = operate(world, "cancel", by, type="work")
+    restores = world.store.carry_out(bulk.undo_operation(canceled.id, by))
+    go_on(world, restores.id)
+    moving = start(world, "move", by, type="play", queue="other")
+    world.store.carry_out(bulk.cancel_operation(moving.id, by))
+
+    begun = ("operation.started", canceled.id, 0, 'cancel {"type":"work"}')
+    ended = ("operation.ended", canceled.id, 2, 'done: cancel {"type":"work"}')
+    undone = ("operation.undone", canceled.id, 2, f"by the operation {restores.id}")
+    restored = ("operation.ended", restores.id, 2, f"done: undo the operation {canceled.id}")
+    assert audit(world, canceled.id) == [begun, ended, undone]
+    assert audit(world, restores.id) == [restored]
+    assert audit(world, moving.id) == [
+        ("operation.started", moving.id, 0, 'move {"type":"play"} to other'),
+        ("operation.canceled", moving.id, 0, 'move {"type":"play"} to other'),
+    ]
+    assert world.get("a").operations == (canceled.id, restores.id)
+    assert audit(world, "a") == audit(world, "b") == [begun, ended, undone, restored]
+    assert audit(world, "c") == []
+
+
+def test_the_audit_tells_who_removed_a_task_as_long_as_that_can_be_undone(world: World) -> None:
+    world.end("a")
+
+    removed = operate(world, "remove", actor(), type="work")
+
+    assert [(what, about) for what, about, *_ in audit(world, "a")] == [
+        ("operation.started", removed.id),
+        ("operation.ended", removed.id),
+    ]
+
+
+def test_a_record_names_the_last_operations(world: World) -> None:
+    world.add("a", delay_s=100)
+    ids = [operate(world, "move", type="work", queue=f"q{n}").id for n in range(keys.OPERATIONS_NOTED + 2)]
+
+    assert world.get("a").operations == tuple(ids[2:])
+
+
+def test_an_operation_that_a_program_starts_has_no_entries(world: World) -> None:
+    world.add("a")
+    operate(world, "cancel", type="work")
+
+    assert world.redis.exists(keys.AUDIT, keys.AUDIT_TASKS, keys.AUDIT_SUBMITTED) == 0
+
+
 # --- undo ----------------------------------------------------------------------------------------------------
 
 
@@ -358,9 +423,10 @@ def test_removed_records_come_back_with_all_that_is_theirs(world: World) -> None
     restored = undo(world, removed.id)
 
     assert (removed.changed, restored.changed) == (2, 2)
-    assert [world.get(id) for id in ("done", "failed")] == records
-    changed = {key: value for key, value in world.since(before).items() if "operation" not in key}
-    assert set(changed) == {"rq:job:done by_call", "rq:job:failed by_call"}
+    assert [replace(world.get(id), operations=()) for id in ("done", "failed")] == records
+    changed = {key: value for key, value in world.since(before).items() if not key.startswith("taskpool:operation")}
+    assert set(changed) == {f"rq:job:{id} {field}" for id in ("done", "failed") for field in ("by_call", "operations")}
+    assert world.get("done").operations == (removed.id, restored.id)
 
 
 def test_what_can_not_be_undone_is_refused(world: World) -> None:
@@ -419,20 +485,25 @@ def die_after(world: World, id: str, calls: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize(
-    ("action", "seed"),
-    [
-        ("retry", lambda world, id: world.end(id, S.FAILED)),
-        ("cancel", lambda world, id: world.add(id)),
-        ("remove", lambda world, id: world.end(id)),
-        ("move", lambda world, id: world.add(id)),
-        ("run_now", lambda world, id: world.add(id, delay_s=100)),
-        ("stop", lambda world, id: world.start(id, attempt_id=id)),
-    ],
-)
-def test_an_operation_whose_program_dies_goes_on_and_counts_each_task_once(
-    world: World, action: str, seed: Callable[[World, str], Any]
-) -> None:
+def end_lease(world: World, id: str) -> None:
+    """Let the lease of the program that goes on with an operation end."""
+    world.redis.hset(f"taskpool:operation:{id}", "driver_ms", 1)
+
+
+ACTED_ON: dict[str, Callable[[World, str], Any]] = {
+    "retry": lambda world, id: world.end(id, S.FAILED),
+    "cancel": lambda world, id: world.add(id),
+    "remove": lambda world, id: world.end(id),
+    "move": lambda world, id: world.add(id),
+    "run_now": lambda world, id: world.add(id, delay_s=100),
+    "stop": lambda world, id: world.start(id, attempt_id=id),
+}
+"""By action: how to add a task that it changes."""
+
+
+@pytest.mark.parametrize("action", ACTED_ON)
+def test_an_operation_whose_program_dies_goes_on_and_counts_each_task_once(world: World, action: str) -> None:
+    seed = ACTED_ON[action]
     more: dict[str, Any] = {"queue": "other"} if action == "move" else {}
     calls, is_killed = 0, True
     while is_killed:
@@ -442,15 +513,87 @@ def test_an_operation_whose_program_dies_goes_on_and_counts_each_task_once(
         id = start(world, action, type="work", since="1h", **more).id
 
         is_killed = die_after(world, id, calls)
-        world.redis.hset(f"taskpool:operation:{id}", "driver_ms", 1)  # its lease ends
+        end_lease(world, id)
+        for name in names if action == "stop" else ():  # workers stop what they are asked to
+            if world.get(name).status is S.STOPPING:
+                world.finish(world.running[name], S.STOPPED)
         while world.store.carry_out(look_after_operations("pool", 10)):
             pass
         ended = world.store.carry_out(bulk.get_operation(id))
 
-        assert (ended.status, ended.changed) == (DONE, 30), (calls, ended)
+        assert (ended.status, ended.matched, ended.changed, dict(ended.skipped)) == (DONE, 30, 30, {}), calls
         world.redis.flushdb()
         calls += 1
     assert calls > 5
+
+
+@pytest.mark.parametrize("action", ACTED_ON)
+def test_a_program_that_wakes_up_after_another_took_over_changes_nothing(world: World, action: str) -> None:
+    more: dict[str, Any] = {"queue": "other"} if action == "move" else {}
+    names = [f"t{n:02}" for n in range(30)]
+    slept = 0
+    while True:
+        for name in names:
+            ACTED_ON[action](world, name)
+        id = start(world, action, type="work", since="1h", **more).id
+        plan = drive(id, "sleeper", 10)
+        try:
+            wanted = next(plan)
+            for _ in range(slept):
+                wanted = plan.send(world.store.run_many(wanted) if wanted else [])
+        except StopIteration:
+            break
+        end_lease(world, id)
+        go_on(world, id, "another")
+        world.redis.delete(*[key for key in world.redis.keys("*") if not key.startswith(b"taskpool:operation")])
+        for name in names:  # the sleeper could change them again
+            ACTED_ON[action](world, name)
+        before = world.snapshot()
+
+        with suppress(StopIteration):
+            while True:
+                wanted = plan.send(world.store.run_many(wanted) if wanted else [])
+
+        assert world.since(before) == {}, slept
+        world.redis.flushdb()
+        slept += 1
+    assert slept > 5
+
+
+def test_what_a_person_does_with_a_task_meanwhile_is_not_done_over(world: World) -> None:
+    """The operation changes a task once, also if that could be changed again when its program has died."""
+    world.end("a", S.FAILED)
+    id = start(world, "retry", type="work").id
+    plan = drive(id, "dying", 10)
+    wanted = next(plan)
+    while world.get("a").status is S.FAILED:
+        wanted = plan.send(world.store.run_many(wanted))
+    for attempt_id in "23":
+        world.finish(world.claim(attempt_id=attempt_id), S.FAILED)
+        if attempt_id == "2":
+            world.run(scripts.revive("a"))
+    end_lease(world, id)
+
+    ended = go_on(world, id)
+
+    assert (ended.changed, dict(ended.skipped)) == (1, {})
+    assert (world.get("a").status, world.get("a").attempt) == (S.FAILED, 3)
+
+
+def test_a_task_that_begins_just_when_it_is_to_be_canceled_is_stopped(world: World) -> None:
+    world.add("a")
+    id = start(world, "stop", type="work").id
+    plan = drive(id, "me", 10)
+    wanted = next(plan)
+    with suppress(StopIteration):
+        while True:
+            if any(keys.NOT_STARTED in call.command for call in wanted):
+                world.try_claim()
+            wanted = plan.send(world.store.run_many(wanted) if wanted else [])
+
+    ended = world.store.carry_out(bulk.get_operation(id))
+    assert (ended.changed, dict(ended.skipped)) == (1, {})
+    assert world.get("a").status is S.STOPPING
 
 
 def test_while_one_program_has_an_operation_another_leaves_it(world: World) -> None:
@@ -477,6 +620,7 @@ def test_a_canceled_operation_changes_nothing_more(world: World) -> None:
     assert (canceled.status, after.status) == (OperationStatus.CANCELED, OperationStatus.CANCELED)
     assert 0 < left < 60
     assert len(statuses(world)) == left
+    assert after.changed == canceled.changed == 60 - left
     assert undo(world, id).changed == 60 - left
     with pytest.raises(OperationConflict, match="has ended already"):
         world.store.carry_out(bulk.cancel_operation(operate(world, "retry", type="work").id))
@@ -533,7 +677,7 @@ def test_an_operation_misses_no_task_while_another_one_takes_tasks_out_of_the_qu
 
     while not finder.is_over:
         found += world.store.carry_out(finder.step()).ids
-        world.run(bulk_scripts.cancel_many([waiting.pop(0) for _ in range(min(40, len(waiting)))], "mark"))
+        world.run(bulk_scripts.cancel_many([waiting.pop(0) for _ in range(min(40, len(waiting)))], Work("mark")))
 
     assert len(found) == len(set(found))
     assert {*found} >= {f"{n:04}" for n in range(0, 900, 2)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from taskpool.access.audit import Actor, read_audit
 from taskpool.errors import FailureNotFound, InvalidTask, RedriveConflict
 from taskpool.operations.insight.redrive import drive_redrives, get_redrive, start_redrive, stop_redrive
-from taskpool.redis import keys, scripts
+from taskpool.redis import bulk_scripts, keys, scripts
 from taskpool.redis.calls import Call
 from taskpool.types import TaskStatus
 from taskpool.types.insight import Redrive, RedriveStatus
@@ -35,7 +36,7 @@ def broken(world: World) -> World:
 def rounds(world: World, *, works: bool = True) -> Redrive:
     """Rounds of housekeeping, with a worker that runs what is queued after each, until the redrive has ended."""
     for number in range(MOST_ROUNDS):
-        world.store.carry_out(drive_redrives())
+        world.store.carry_out(drive_redrives("me"))
         while (running := world.try_claim(attempt_id=f"r{number}")) is not None:
             if works:
                 world.finish(running)
@@ -50,6 +51,11 @@ def rounds(world: World, *, works: bool = True) -> Redrive:
 def statuses(world: World) -> dict[TaskStatus, int]:
     found = [world.get(f"a{number:02}").status for number in range(30)]
     return {status: found.count(status) for status in set(found)}
+
+
+def end_lease(world: World) -> None:
+    """Let the lease of the pool that drives the redrive end."""
+    world.redis.hset(f"{keys.REDRIVE}{FINGERPRINT}", "driver_ms", 1)
 
 
 def start(world: World, **options: Any) -> Redrive:
@@ -91,7 +97,7 @@ def test_a_step_waits_until_the_one_before_has_ended(broken: World) -> None:
     start(broken)
 
     for _ in range(5):
-        broken.store.carry_out(drive_redrives())
+        broken.store.carry_out(drive_redrives("me"))
 
     assert statuses(broken) == {S.QUEUED: 1, S.FAILED: 29}
     assert broken.store.carry_out(get_redrive(FINGERPRINT)).step == 1
@@ -101,10 +107,10 @@ def test_a_failure_with_attempts_left_counts_as_one(world: World) -> None:
     world.add("a", max_attempts=2)
     world.run(scripts.finish(world.claim(), S.FAILED, error="no luck", failure=BROKEN))
     start(world)
-    world.store.carry_out(drive_redrives())
+    world.store.carry_out(drive_redrives("me"))
 
     world.run(scripts.retry(world.claim(attempt_id="2"), delay_ms=500_000, error="again", failure=BROKEN))
-    world.store.carry_out(drive_redrives())
+    world.store.carry_out(drive_redrives("me"))
 
     assert world.store.carry_out(get_redrive(FINGERPRINT)).status is RedriveStatus.STOPPED
 
@@ -135,8 +141,8 @@ def test_a_task_that_cannot_be_retried_is_left_out(broken: World) -> None:
 @pytest.mark.parametrize("cut", range(1, 12))
 def test_a_redrive_goes_on_after_its_driver_died_at_any_step(broken: World, cut: int) -> None:
     start(broken)
-    for _ in range(3):  # pools that die in their first rounds
-        plan = drive_redrives()
+    for pool in "abc":  # pools that die in their first rounds
+        plan = drive_redrives(pool)
         calls: Sequence[Call[Any]] = next(plan)
         try:
             for _ in range(cut):
@@ -144,7 +150,7 @@ def test_a_redrive_goes_on_after_its_driver_died_at_any_step(broken: World, cut:
         except StopIteration:
             pass
         plan.close()
-        broken.redis.delete(keys.REDRIVE_LOCK)  # it expires
+        end_lease(broken)
 
     ended = rounds(broken)
 
@@ -154,38 +160,76 @@ def test_a_redrive_goes_on_after_its_driver_died_at_any_step(broken: World, cut:
 
 def test_two_pools_do_not_drive_at_once(broken: World) -> None:
     start(broken)
-    broken.redis.set(keys.REDRIVE_LOCK, "another pool")
+    broken.run(bulk_scripts.take_redrive(FINGERPRINT, "another pool"))
 
-    broken.store.carry_out(drive_redrives())
+    broken.store.carry_out(drive_redrives("me"))
 
     assert statuses(broken) == {S.FAILED: 30}
 
 
-def test_a_driver_that_lost_its_lock_retries_nothing_twice(broken: World) -> None:
+def test_a_driver_that_lost_its_lease_retries_nothing_twice(broken: World) -> None:
     start(broken, steps=[1])
-    slow = drive_redrives()
+    slow = drive_redrives("slow")
     calls: Sequence[Call[Any]] = next(slow)
     while not any(call.script == scripts.revive("a").script for call in calls):
         calls = slow.send([broken.run(call) for call in calls])
-    broken.redis.delete(keys.REDRIVE_LOCK)  # it expires
-    broken.store.carry_out(drive_redrives())
+    end_lease(broken)
+    broken.store.carry_out(drive_redrives("me"))
     running = broken.claim(attempt_id="2")
     broken.finish(running, S.FAILED)
 
-    slow.send([broken.run(call) for call in calls])
+    with suppress(StopIteration):
+        slow.send([broken.run(call) for call in calls])
 
     assert broken.get(running.id).status is S.FAILED
     assert broken.redis.llen("rq:queue:default") == 0
 
 
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_a_pool_that_wakes_up_after_another_has_finished_the_redrive_changes_nothing(broken: World, cut: int) -> None:
+    start(broken)
+    plan = drive_redrives("sleeper")
+    calls: Sequence[Call[Any]] = next(plan)
+    for _ in range(cut):
+        calls = plan.send([broken.run(call) for call in calls])
+    end_lease(broken)
+    ended = rounds(broken)
+    for id in ("a00", "a01"):  # retried by hand, and failed once more: they are ready for another retry
+        broken.redis.hset(f"rq:job:{id}", mapping={"status": "failed", "by_call": "a person"})
+    before = broken.snapshot()
+
+    with suppress(StopIteration):
+        while True:
+            calls = plan.send([broken.run(call) for call in calls])
+
+    assert (ended.status, ended.retried, ended.succeeded) == ("done", 30, 30)
+    assert broken.since(before) == {}
+
+
+def test_a_task_that_can_not_be_retried_is_counted_once_although_the_driver_died(broken: World) -> None:
+    broken.redis.hset("rq:job:a00", "secret_ttl", 100)  # and its secrets are gone
+    start(broken, steps=["all"])
+    for cut in range(1, 12):
+        plan = drive_redrives(f"pool {cut}")
+        calls: Sequence[Call[Any]] = next(plan)
+        with suppress(StopIteration):
+            for _ in range(cut):
+                calls = plan.send([broken.run(call) for call in calls])
+        end_lease(broken)
+
+    ended = rounds(broken)
+
+    assert (ended.succeeded, ended.left_out, ended.failed_again) == (29, 1, 0)
+
+
 def test_a_person_stops_it(broken: World) -> None:
     start(broken, by=ME)
-    broken.store.carry_out(drive_redrives())
+    broken.store.carry_out(drive_redrives("me"))
 
     stopped = broken.store.carry_out(stop_redrive(FINGERPRINT, ME))
 
     assert (stopped.status, stopped.why) == ("stopped", "stopped by Ann")
-    broken.store.carry_out(drive_redrives())
+    broken.store.carry_out(drive_redrives("me"))
     assert statuses(broken) == {S.QUEUED: 1, S.FAILED: 29}
     with pytest.raises(RedriveConflict):
         broken.store.carry_out(stop_redrive(FINGERPRINT))
@@ -234,7 +278,7 @@ def test_a_group_may_be_spread_over_queues(world: World) -> None:
     start(world)
 
     for number in range(MOST_ROUNDS):
-        world.store.carry_out(drive_redrives())
+        world.store.carry_out(drive_redrives("me"))
         while (running := world.try_claim("q0", "q1", "q2", attempt_id=f"r{number}")) is not None:
             world.finish(running)
 

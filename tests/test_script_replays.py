@@ -16,6 +16,7 @@ from taskpool.redis.calls import Call, Part
 from taskpool.redis.connection import Wire
 from taskpool.redis.keys import LEAST_TTL_S
 from taskpool.redis.people_scripts import By
+from taskpool.redis.scripts import Work
 from taskpool.redis.store import Store
 from taskpool.tasks.attempt import Outcome
 from taskpool.tasks.registry import Registry
@@ -119,8 +120,11 @@ def redrive_start(world: World) -> Call[str]:
 
 def redrive_note(world: World) -> Call[str]:
     world.run(redrive_start(world))
-    world.run(insight_scripts.redrive_note(FINGERPRINT, "r1", waiting={"b": "3"}))
-    return insight_scripts.redrive_note(FINGERPRINT, "r1", waiting={"a": "3"}, ended={"b": "succeeded"})
+    world.run(bulk_scripts.take_redrive(FINGERPRINT, "d"))
+    world.run(insight_scripts.redrive_note(FINGERPRINT, "r1", driver="d", waiting={"b": "3"}))
+    return insight_scripts.redrive_note(
+        FINGERPRINT, "r1", driver="d", steps=1, waiting={"a": "3"}, ended={"b": "succeeded"}, passed=2
+    )
 
 
 def words_of(call: Call[bulk_scripts.Many]) -> Call[list[str]]:
@@ -131,28 +135,28 @@ def words_of(call: Call[bulk_scripts.Many]) -> Call[list[str]]:
 def cancel_many(world: World) -> Call[Any]:
     for status in (S.QUEUED, S.SCHEDULED, S.WAITING, S.DONE):
         SEED[status](world, status.value)
-    return words_of(bulk_scripts.cancel_many(["queued", "scheduled", "waiting", "done"], "m"))
+    return words_of(bulk_scripts.cancel_many(["queued", "scheduled", "waiting", "done"], Work("m")))
 
 
 def move_many(world: World) -> Call[Any]:
     for status in (S.QUEUED, S.SCHEDULED, S.WAITING, S.DONE):
         SEED[status](world, status.value)
-    return words_of(bulk_scripts.move_many(["queued", "scheduled", "waiting", "done"], "other", "m"))
+    return words_of(bulk_scripts.move_many(["queued", "scheduled", "waiting", "done"], "other", Work("m")))
 
 
 def uncancel(world: World, *, has_child: bool = False) -> Call[str]:
     world.add("a", delay_s=500, expires_in_s=1000)
     if has_child:
         world.add("child", depends_on=["a"])
-    world.run(bulk_scripts.cancel_many(["a"], "m"))
+    world.run(bulk_scripts.cancel_many(["a"], Work("m")))
     world.run(scripts.release("a"))
-    return bulk_scripts.uncancel("a", "m", "n")
+    return bulk_scripts.uncancel("a", "m", Work("n"))
 
 
 def unpurge(world: World) -> Call[str]:
     world.end("a", tags=["x"])
-    world.run(scripts.purge("a", mark="m"))
-    return bulk_scripts.unpurge("a", "m", "n")
+    world.run(scripts.purge("a", work=Work("m")))
+    return bulk_scripts.unpurge("a", "m", Work("n"))
 
 
 def start_operation() -> Call[str]:
@@ -190,10 +194,10 @@ CALLS: dict[str, Callable[[World], Call[Any]]] = {
     "reject with children": reject_with_children,
     "cancel many": cancel_many,
     "move many": move_many,
-    "run now": seeded(S.SCHEDULED, lambda: bulk_scripts.run_now("a", "m")),
+    "run now": seeded(S.SCHEDULED, lambda: bulk_scripts.run_now("a", Work("m"))),
     "uncancel": uncancel,
     "uncancel with a child": lambda world: uncancel(world, has_child=True),
-    "hide": seeded(S.DONE, lambda: scripts.purge("a", mark="m")),
+    "hide": seeded(S.DONE, lambda: scripts.purge("a", work=Work("m"))),
     "unpurge": unpurge,
     "start of an operation": lambda world: start_operation(),
     "note of an operation": note_operation,

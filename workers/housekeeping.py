@@ -131,7 +131,7 @@ class Housekeeping:
         waits_s.append(await self._carry_out(purge_held(by_ms=by_ms)))
         await self._all([one(scripts.sweep_waiting(queue, MOST_SWEPT)) for queue in waiting])
         waits_s.append(await self._carry_out(release_outbox()))
-        waits_s.append(await self._carry_out(drive_redrives()))
+        waits_s.append(await self._carry_out(drive_redrives(self._driver)))
         sweeps = time.monotonic() - self._swept_workflows_mono >= IDLE_S
         if sweeps:
             self._swept_workflows_mono = time.monotonic()

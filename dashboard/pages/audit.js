@@ -52,6 +52,7 @@ const PLACES = { task: "tasks", workflow: "workflows", schedule: "schedules", we
 /** What an entry is about, as a link if it has a page. @param {any} row */
 function aboutLink({ what, about, last }) {
   const place = PLACES[what.split(".")[0]];
-  const name = place ? html`<a href=${href(path(place, about))}>${about}</a>` : about;
+  const to = place ? href(path(place, about)) : what.startsWith("operation.") ? href("audit", { about }) : "";
+  const name = to ? html`<a href=${to}>${about}</a>` : about;
   return last ? html`${name} … ${last}` : name;
 }

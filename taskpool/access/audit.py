@@ -54,7 +54,9 @@ class What(StrEnum):
     EVERYTHING_RESUMED = "everything.resumed"
     FAILURES_REDRIVEN = "failures.redriven"
     REDRIVE_STOPPED = "failures.redrive_stopped"
+    REDRIVE_ENDED = "failures.redrive_ended"
     OPERATION_STARTED = "operation.started"
+    OPERATION_ENDED = "operation.ended"
     OPERATION_CANCELED = "operation.canceled"
     OPERATION_UNDONE = "operation.undone"
     KEY_CREATED = "key.created"
@@ -132,7 +134,8 @@ class Actor(msgspec.Struct, frozen=True, gc=False):
 
 class AuditEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     """One change. `what` is a word such as ``task.stopped``; `about` is the id of what was changed, of the first and
-    `last` of `count` tasks in a batch; `comment` is what a person said about it."""
+    `last` of `count` tasks in a batch; of an operation, `count` is how many tasks it had changed; `comment` is what a
+    person said about it, or what the operation does."""
 
     what: str
     about: str
@@ -184,7 +187,8 @@ _decode = msgspec.json.Decoder(AuditEntry).decode
 @dataclass(frozen=True, slots=True)
 class AuditFilter:
     """Which entries to read, None: any. `key` and `project` are of who did it; `since` is included, `until` is not.
-    `about` is the id of what was changed: of a batch, that of its first or last task."""
+    `about` is the id of what was changed: of a batch, that of its first or last task. That of a task also finds the
+    operations that changed it."""
 
     what: What | None = None
     key: str | None = None
@@ -193,10 +197,10 @@ class AuditFilter:
     until: datetime | None = None
     about: str | None = None
 
-    def keeps(self, entry: AuditEntry) -> bool:
-        """Whether an entry of that time is one of them."""
+    def keeps(self, entry: AuditEntry, operations: Collection[str] = ()) -> bool:
+        """Whether an entry of that time is one of them; `operations` are those that changed the task `about`."""
         wanted = ((self.what, entry.what), (self.key, entry.key), (self.project, entry.project))
-        is_about = self.about in (None, entry.about, entry.last)
+        is_about = self.about in (None, entry.about, entry.last) or entry.about in operations
         return is_about and all(value in (None, found) for value, found in wanted)
 
     @property
@@ -232,6 +236,7 @@ def read_audit(wanted: AuditFilter = EVERYTHING, *, cursor: str | None = None, l
     at_once = (
         limit if (wanted.what, wanted.key, wanted.project, wanted.about) == (None, None, None, None) else LONGEST_PAGE
     )
+    operations = () if wanted.about is None else (yield from _operations_of(wanted.about))
     kept: list[Audited] = []
     looked_at, is_last = 0, False
     while not is_last and len(kept) < limit and looked_at < MOST_LOOKED_AT:
@@ -240,13 +245,25 @@ def read_audit(wanted: AuditFilter = EVERYTHING, *, cursor: str | None = None, l
         for stream, position, audited in rows:
             used += 1
             after[stream] = position
-            if audited is not None and wanted.keeps(audited.entry):
+            if audited is not None and wanted.keeps(audited.entry, operations):
                 kept.append(audited)
                 if len(kept) == limit:
                     break
         looked_at += used
         is_last = is_end and used == len(rows)
     return Page(tuple(kept), None if is_last else calls.encode_cursor(*after))
+
+
+def _operations_of(id: str) -> Plan[Collection[str]]:
+    """The operations that have changed a task, if there is one with this id. Of one that an operation has removed, they
+    are known as long as that can be undone."""
+
+    def read(reply: Sequence[bytes | None]) -> list[str]:
+        return [operation for field in reply if field for operation in field.decode().split(",")]
+
+    places = (("HMGET", keys.JOB + id, "operations"), ("HMGET", keys.TRASH + keys.JOB + id, "operations", "trashed_by"))
+    found = yield [tolerant(Call(command, read, again=True), []) for command in places]
+    return {operation for place in found for operation in place}
 
 
 class _Row(NamedTuple):

@@ -249,6 +249,7 @@ def _fields(record: TaskRecord) -> dict[str, str]:
         "attempt": attempt,
         "on lost lease": record.on_lost_lease if record.on_lost_lease != "continue" else "",
         "crashes": str(record.crashes or ""),
+        "operations": ", ".join(record.operations),
     }
     if not record.status.is_terminal:
         fields |= {"worker": record.worker or "", "progress": _progress(record.progress or {})}

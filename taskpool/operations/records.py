@@ -87,6 +87,7 @@ FIELDS: Final[Mapping[bytes, tuple[str, Callable[[bytes], Any]]]] = {
     b"worker_name": ("worker", rq_job.text_of),
     b"history": ("history", _tolerant(lambda raw: tuple(_attempts(raw)), ())),
     b"canceled_by": ("canceled_by", rq_job.text_of),
+    b"operations": ("operations", _words),
     b"project": ("project", rq_job.text_of),
     b"workflow": ("workflow", rq_job.text_of),
     b"node": ("node", rq_job.text_of),

@@ -9,13 +9,14 @@ import msgspec
 
 from taskpool.redis import keys
 from taskpool.redis.calls import Call, Script, hash_of, texts
+from taskpool.redis.scripts import Work
 
-_start, _take = map(Script, ("operation_start", "operation_take"))
+_start, _take = map(Script, ("operation_start", "work_take"))
 _note, _cancel = map(Script, ("operation_note", "operation_cancel"))
 _cancel_many, _move_many = map(Script, ("cancel_many", "move_many"))
 _run_now, _uncancel, _unpurge = map(Script, ("run_now", "uncancel", "unpurge"))
 LEASE_MS: Final = 10_000
-"""How long a program has an operation without a step. Then another one may take it."""
+"""How long a program has an operation or a redrive without a step. Then another one may take it."""
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -34,15 +35,25 @@ def start(
 
 
 class Taken(NamedTuple):
-    """What became of taking an operation: ``ok``, ``busy``, ``ended`` or ``gone``; and its hash."""
+    """What became of taking an operation or a redrive: ``ok``, ``busy``, ``ended`` or ``gone``; and its hash."""
 
     word: str
     hash: Mapping[bytes, bytes]
 
 
-def take(id: str, driver: str, lease_ms: int = LEASE_MS) -> Call[Taken]:
+def take(id: str, driver: str) -> Call[Taken]:
     """Take an operation to go on with it, or keep it."""
-    return _take.call((id, driver, lease_ms), lambda reply: Taken(reply[0].decode(), hash_of(reply[1:])))
+    return _taken(keys.OPERATION + id, keys.OPERATIONS_RUNNING, id, driver)
+
+
+def take_redrive(fingerprint: str, driver: str) -> Call[Taken]:
+    """Take a redrive to go on with it, or keep it."""
+    return _taken(keys.REDRIVE + fingerprint, keys.REDRIVES, fingerprint, driver)
+
+
+def _taken(key: str, running: str, name: str, driver: str) -> Call[Taken]:
+    arguments = (key, running, name, driver, LEASE_MS)
+    return _take.call(arguments, lambda reply: Taken(reply[0].decode(), hash_of(reply[1:])))
 
 
 def note(
@@ -56,11 +67,12 @@ def note(
     found: Sequence[str] = (),
     status: str | None = None,
     undo_s: int | None = None,
+    audited: bytes = b"",
 ) -> Call[str]:
     """Note a step: ``ok``, ``lost`` (another program goes on with it) or ``ended``."""
     step: dict[str, Any] = {"set": set, "add": add, "found": found, "status": status, "undo_s": undo_s}
     document = _encode({name: value for name, value in step.items() if value})
-    return _note.word(id, driver, steps, lease_ms, document)
+    return _note.word(id, driver, steps, lease_ms, document, audited)
 
 
 def cancel(id: str, undo_s: int | None, audited: bytes = b"") -> Call[str]:
@@ -84,14 +96,14 @@ class Many(NamedTuple):
 NO_HINTS: Final = "{}"
 
 
-def cancel_many(ids: Sequence[str], mark: str, hints: str = NO_HINTS) -> Call[Many]:
+def cancel_many(ids: Sequence[str], work: Work, hints: str = NO_HINTS) -> Call[Many]:
     """Cancel tasks as `scripts.cancel` does, with the same words."""
-    return _cancel_many.call((mark, keys.NOT_STARTED, hints, *ids), _many)
+    return _cancel_many.call((work.id, keys.NOT_STARTED, hints, work.driver, *ids), _many)
 
 
-def move_many(ids: Sequence[str], queue: str, mark: str, hints: str = NO_HINTS) -> Call[Many]:
+def move_many(ids: Sequence[str], queue: str, work: Work, hints: str = NO_HINTS) -> Call[Many]:
     """Move tasks to another queue: ``ok``, ``same``, ``taken``, ``foreign``, ``gone``, or RQ's word of its status."""
-    return _move_many.call((mark, queue, hints, *ids), _many)
+    return _move_many.call((work.id, queue, hints, work.driver, *ids), _many)
 
 
 def _many(reply: Sequence[bytes]) -> Many:
@@ -99,17 +111,17 @@ def _many(reply: Sequence[bytes]) -> Many:
     return Many(words, NO_HINTS if hints == "[]" else hints)
 
 
-def run_now(id: str, mark: str) -> Call[str]:
+def run_now(id: str, work: Work) -> Call[str]:
     """Queue a scheduled task: ``ok``, ``foreign``, ``gone``, or RQ's word of its status."""
-    return _run_now.word(id, mark)
+    return _run_now.word(id, work.id, work.driver)
 
 
-def uncancel(id: str, canceled_by: str, mark: str) -> Call[str]:
+def uncancel(id: str, canceled_by: str, work: Work) -> Call[str]:
     """Take a cancelation back: ``ok``, ``children`` (release them), ``gone``, ``other``, ``dependency ...``,
-    ``secrets``, ``unique ...``, or RQ's word of its status. `canceled_by`: the mark of the call that canceled it."""
-    return _uncancel.word(id, canceled_by, mark)
+    ``secrets``, ``unique ...``, or RQ's word of its status. `canceled_by`: the operation that canceled it."""
+    return _uncancel.word(id, canceled_by, work.id, work.driver)
 
 
-def unpurge(id: str, removed_by: str, mark: str) -> Call[str]:
+def unpurge(id: str, removed_by: str, work: Work) -> Call[str]:
     """Put a removed record back: ``ok``, ``gone``, ``other`` or ``exists``. `removed_by`: as above."""
-    return _unpurge.word(id, removed_by, mark)
+    return _unpurge.word(id, removed_by, work.id, work.driver)

@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from taskpool.redis.bulk_scripts import LEASE_MS
 from taskpool.redis.calls import Call, Part, Script
 
 _roll = Script("stats_roll")
@@ -30,14 +31,18 @@ def redrive_note(
     fingerprint: str,
     id: str,
     *,
+    driver: str = "",
+    steps: int = 0,
     set: Mapping[str, str | int] = {},
     waiting: Mapping[str, str] = {},
     ended: Mapping[str, str] = {},
+    refused: Sequence[str] = (),
     passed: int = 0,
     audited: bytes = b"",
 ) -> Call[str]:
-    """Note the progress of a redrive, or its end (`set` has its status): ``ok``, ``gone``, or the word of its status if
-    it has ended. `waiting`: tasks that are to be retried, each with its `seq`; `ended`: how others have ended;
-    `passed`: how many more tasks are left out. Sent again, it counts only `passed` twice."""
-    noted = {"set": set, "waiting": waiting, "ended": ended, "passed": passed}
-    return _redrive_note.word(fingerprint, id, _encode(noted), audited, again=not passed)
+    """Note the progress of a redrive, or its end (`set` has its status): ``ok``, ``gone``, ``lost`` (another program
+    goes on with it), or the word of its status if it has ended. `driver`: the program that made the step, after `steps`
+    others; none: a person ends it. `waiting`: tasks that are to be retried, each with its `seq`; `ended`: how others
+    have ended; `refused`: those that can't be retried; `passed`: how many more tasks are left out."""
+    noted = {"set": set, "waiting": waiting, "ended": ended, "refused": refused, "passed": passed}
+    return _redrive_note.word(fingerprint, id, _encode(noted), audited, driver, steps, LEASE_MS)

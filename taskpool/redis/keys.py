@@ -154,7 +154,7 @@ REDRIVE: Final = "taskpool:redrive:"  # + fingerprint: hash, its last redrive; w
 REDRIVE_WAITING: Final = (
     ":waiting"  # REDRIVE + fingerprint + this: hash task -> its `seq` before the redrive retried it
 )
-REDRIVE_LOCK: Final = "taskpool:redrives:lock"  # string: the pool that drives them, for some seconds
+REDRIVE_REFUSED: Final = ":refused"  # REDRIVE + fingerprint + this: set of the tasks that it couldn't retry
 OPERATION: Final = "taskpool:operation:"  # + id: hash, an operation on many tasks
 OPERATION_TASKS: Final = ":tasks"  # OPERATION + id + this: list of the ids of the tasks that it has found
 OPERATIONS: Final = "taskpool:operations"  # zset of the ids of operations, all with score 0 (ids sort by time)
@@ -225,6 +225,7 @@ OPERATION_RUNNING: Final = OperationStatus.RUNNING.value
 OPERATION_CANCELED: Final = OperationStatus.CANCELED.value
 OPERATIONS_KEPT: Final = 1000  # how many operations are listed, the last ones; of each project as well
 OPERATION_KEPT_S: Final = 7 * 86_400  # how long an operation is kept after its end
+OPERATIONS_NOTED: Final = 10  # how many operations a task's record names, the last ones that changed it
 TAKE_WINDOW: Final = 500  # how far around the expected place tasks are looked for in a queue: a batch has one time
 TAKE_PLACES: Final = 2  # how many such places of a queue are remembered
 UNDO_S: Final = 600  # how long an operation can be undone after its end

@@ -219,9 +219,21 @@ def log(id: str, attempt_id: str, lines: Sequence[bytes], limits: LogLimits, *, 
 # --- by hand --------------------------------------------------------------------------------------------------
 
 
-def stop(id: str, *, grace_s: float, force: bool, audited: bytes = b"") -> Call[str]:
+class Work(NamedTuple):
+    """An operation on many tasks, or a redrive, for which a program changes tasks. The scripts that get one answer
+    ``lost`` if another program goes on with it, or it has ended."""
+
+    id: str
+    driver: str = ""
+    """The program; '': any."""
+    key: str = ""
+    """Of a redrive: that of its hash."""
+
+
+def stop(id: str, *, grace_s: float, force: bool, audited: bytes = b"", work: Work | None = None) -> Call[str]:
     """Ask a running task to stop: ``ok``, ``gone``, or RQ's word of the status that doesn't allow it."""
-    return _stop.word(id, f"{grace_s:g}", "1" if force else "", audited)
+    more = (work.id, work.driver) if work else ()
+    return _stop.word(id, f"{grace_s:g}", "1" if force else "", audited, *more)
 
 
 def cancel(id: str, *, reason: str, error: str, audited: bytes = b"") -> Call[str]:
@@ -231,18 +243,22 @@ def cancel(id: str, *, reason: str, error: str, audited: bytes = b"") -> Call[st
     return _cancel.word(id, reason, error, mark, audited)
 
 
-def revive(id: str, audited: bytes = b"", *, mark: str | None = None) -> Call[str]:
+def revive(id: str, audited: bytes = b"", *, work: Work | None = None) -> Call[str]:
     """Queue a failed, stopped or canceled task again: ``ok``, ``gone``, ``dependency ID STATUS`` (that parent has not
     ended well), ``secrets`` (they are gone), ``unique ID`` (that task holds its unique key), or RQ's word of its
-    status. `mark`: by this the call is known when it is sent again, at any time."""
-    return _revive.word(id, mark or _mark(), audited)
+    status. For the same `work` it is revived once, whenever the call is sent again."""
+    if work is None:
+        return _revive.word(id, _mark(), audited)
+    return _revive.word(id, work.id, audited, *filter(None, work[1:]))
 
 
-def purge(id: str, registry: str = "", audited: bytes = b"", *, mark: str = "") -> Call[str]:
+def purge(id: str, registry: str = "", audited: bytes = b"", *, work: Work | None = None) -> Call[str]:
     """Remove an ended task (with `registry`: if its time there has come): ``ok``, ``early``, ``gone``, ``children``,
     ``needed`` (with `registry`: a dependent may still read its result), or RQ's word of the status that doesn't allow
-    it. With a `mark`, it is only hidden, and `bulk_scripts.unpurge` can put it back for a while."""
-    return _purge.word(id, registry, audited, mark)
+    it. For an operation it is only hidden, and `bulk_scripts.unpurge` can put it back for a while."""
+    if work is None:
+        return _purge.word(id, registry, audited, "")
+    return _purge.word(id, registry, audited, work.id, work.driver)
 
 
 # --- housekeeping ---------------------------------------------------------------------------------------------

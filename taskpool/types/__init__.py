@@ -522,6 +522,10 @@ class TaskRecord(RecordedOptions, Document, frozen=True, kw_only=True, gc=False)
             "The task because of which it was canceled, or `{workflow}:{map}`. It is revived if that one is retried."
         ),
     ] = None
+    operations: Annotated[
+        tuple[str, ...],
+        Field("The last operations on many tasks that changed it, the newest last: see `/operations/{operation}`."),
+    ] = ()
     project: Annotated[str | None, Field("The project of the API key it was submitted with.")] = None
     workflow: Annotated[
         str | None, Field("The id of the workflow that it belongs to.", examples=["d217r8m2n3aolstf0000"])

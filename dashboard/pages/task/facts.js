@@ -12,7 +12,7 @@ const MOST_RELATIVES = 20;
 
 /** @param {{ record: any }} props */
 export function Facts({ record }) {
-  const { id, queue, type, tags = [], worker, workflow, schedule, project, crashes, snoozes } = record;
+  const { id, queue, type, tags = [], worker, workflow, schedule, project, crashes, snoozes, operations = [] } = record;
   /** @type {Array<[string, any]>} */
   const facts = [
     ["Id", html`<span class="mono">${id}</span> <${CopyButton} text=${id} label="Copy the id" />`],
@@ -22,6 +22,7 @@ export function Facts({ record }) {
     ["Worker", worker && html`<a class="mono" href=${href("tasks", { worker })}>${worker}</a>`],
     ["Workflow", workflow && html`<a class="mono" href=${href(path("workflows", workflow))}>…${workflow.slice(-8)}</a>${record.node && html` · <${Text} text=${record.node} />`}`],
     ["Schedule", schedule && html`<a href=${href(path("schedules", schedule))}><${Text} text=${schedule} /></a>`],
+    ["Operations", operations.length > 0 && operations.map((/** @type {string} */ each) => html`<a class="mono" key=${each} href=${href("audit", { about: each })}>…${each.slice(-8)}</a> `)],
     ["Project", project && html`<a href=${href("tasks", { project })}>${project}</a>`],
     ["Submitted", record.created_at && html`<${Ago} at=${record.created_at} />`],
     ["Due", record.run_at && html`<${Ago} at=${record.run_at} />`],
@@ -130,6 +131,12 @@ export function useParents(record) {
   return (answer.value ?? []).filter(Boolean);
 }
 
+/** How many tasks an entry is about besides this one. @param {any} entry */
+function others({ what, count }) {
+  if (what.startsWith("operation.")) return count > 0 ? `, ${many(count, "task")}` : "";
+  return count > 1 ? `, with ${count - 1} others` : "";
+}
+
 /** Who touched the task. @param {{ id: string }} props */
 export function Audit({ id }) {
   const [isOpen, setOpen] = useState(false);
@@ -144,7 +151,7 @@ export function Audit({ id }) {
             entries.length
               ? html`<ul class="plain-list">${entries.map((/** @type {any} */ entry) => html`<li key=${entry.at + entry.what}>
                   <${Ago} at=${entry.at} /> ${entry.what.replace("task.", "")} by <${Text} text=${entry.by.name} />
-                  <span class="muted"> from ${entry.by.address}${entry.count > 1 ? `, with ${entry.count - 1} others` : ""}</span>
+                  <span class="muted"> from ${entry.by.address}${others(entry)}</span>
                   ${entry.comment && html`<br /><span class="muted">“<${Text} text=${entry.comment} />”</span>`}
                 </li>`)}</ul>`
               : html`<p class="muted">Nothing is recorded. Programs that use Redis themselves aren't audited; of a batch, only the first and the last task are.</p>`}

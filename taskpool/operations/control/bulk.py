@@ -200,8 +200,7 @@ def start_operation(spec: OperationSpec, by: Actor | None = None, *, driver: str
         **({"nonretryable": "1"} if spec.include_nonretryable else {}),
         **_started_by(by),
     }
-    comment = f"{spec.action} {fields['filter']}" + (f" to {spec.queue}" if spec.queue else "")
-    audited = entry(by, "operation.started", id, comment=comment)
+    audited = entry(by, "operation.started", id, comment=described({k.encode(): v.encode() for k, v in fields.items()}))
     yield from one(
         bulk_scripts.start(id, fields, project=None if by is None else by.project, audited=audited, driver=driver)
     )
@@ -214,6 +213,8 @@ def _started_by(by: Actor | None) -> dict[str, str]:
     bounds = {"types": by.types, "queues": by.queues}
     return {
         "by": by.name,
+        "by_address": by.address,
+        **({} if by.key is None else {"by_key": by.key}),
         **({} if by.project is None else {"project": by.project}),
         **{name: msgspec.json.encode(sorted(each)).decode() for name, each in bounds.items() if each is not None},
     }
@@ -244,7 +245,7 @@ def undo_operation(id: str, by: Actor | None = None, *, driver: str = "") -> Pla
     yield from _check_all(operation, UNDOING[operation.action], f"undoing {operation.action}", by)
     new = new_id()
     fields = {"action": "undo", "undoes": id, "filter": msgspec.json.encode(operation.filter).decode()}
-    audited = entry(by, "operation.undone", id)
+    audited = entry(by, "operation.undone", id, comment=f"by the operation {new}")
     project = operation.project if by is None or by.project is None else by.project
     fields |= _started_by(by) | ({} if project is None else {"project": project})
     word = yield from one(bulk_scripts.start(new, fields, project=project, audited=audited, driver=driver))
@@ -270,7 +271,9 @@ def cancel_operation(id: str, by: Actor | None = None) -> Plan[Operation]:
         effect = UNDOING.get("" if undone is None else undone.action, Effect.START)
     yield from _check_all(operation, effect, f"canceling {operation.action}", by)
     undo_s = keys.UNDO_S if operation.action in UNDOABLE else None
-    word = yield from one(bulk_scripts.cancel(id, undo_s, entry(by, "operation.canceled", id)))
+    h = yield from one(_hash(id))
+    audited = entry(by, "operation.canceled", id, comment=described(h))
+    word = yield from one(bulk_scripts.cancel(id, undo_s, audited))
     if word not in ("ok", OperationStatus.CANCELED):
         raise OperationConflict(f"operation {id} has ended already: it is {word}")
     return (yield from get_operation(id, by))
@@ -299,6 +302,10 @@ def list_operations(*, cursor: str | None = None, limit: int = 50, project: str 
     found = (yield [_fetch(id) for id in ids]) if ids else []
     kept = tuple([operation for operation in found if operation is not None])
     return Page(kept, calls.encode_cursor(ids[-1]) if len(ids) == limit else None)
+
+
+def _hash(id: str) -> Call[Mapping[bytes, bytes]]:
+    return tolerant(Call(("HGETALL", keys.OPERATION + id), hash_of, again=True), {})
 
 
 def _fetch(id: str) -> Call[Operation | None]:
@@ -348,6 +355,15 @@ def _progress(h: Mapping[bytes, bytes]) -> float:
     return round(done if b"undoes" in h else FIND_PART + (1 - FIND_PART) * done, 4)
 
 
+def starter_of(h: Mapping[bytes, bytes]) -> Actor | None:
+    """Who started an operation, for the audit; None if it isn't known."""
+    if b"by" not in h:
+        return None
+    name, address = (rq_job.text_of(h.get(field)) or "" for field in (b"by", b"by_address"))
+    key, project = (rq_job.text_of(h.get(field)) for field in (b"by_key", b"project"))
+    return Actor(key, name, project, address)
+
+
 def actor_of(h: Mapping[bytes, bytes]) -> Actor:
     """Who started an operation, as far as it says which tasks it may change."""
     types, queues = (
@@ -355,6 +371,14 @@ def actor_of(h: Mapping[bytes, bytes]) -> Actor:
         for name in (b"types", b"queues")
     )
     return Actor(None, "", None, "", types, queues)
+
+
+def described(h: Mapping[bytes, bytes]) -> str:
+    """What an operation does, for the audit."""
+    action, filter, queue, undoes = (
+        rq_job.text_of(h.get(name)) or "" for name in (b"action", b"filter", b"queue", b"undoes")
+    )
+    return f"undo the operation {undoes}" if undoes else f"{action} {filter}" + (f" to {queue}" if queue else "")
 
 
 def spec_of(h: Mapping[bytes, bytes]) -> tuple[str, Filter]:

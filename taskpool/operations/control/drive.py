@@ -1,9 +1,10 @@
 """Carries out operations on many tasks in bounded steps: the caller that started one does, or housekeeping if it dies.
 
 An operation first *finds* its tasks: it walks through the tasks that match and keeps their ids in a list. Then it
-*acts* on the list. Each task is changed by the script that changes a single one, with the operation's id as the mark of
-the call: so a step that is made again after a crash changes nothing twice, and counts the same. `operation_note.lua`
-writes down each step, if the program still has the operation. Programs take it with a lease.
+*acts* on the list. Each task is changed by the script that changes a single one, which also counts it and names the
+operation in the record of the task: so a step that is made again after a crash changes and counts nothing twice.
+`operation_note.lua` writes down each step. Programs take an operation with a lease; each of these scripts refuses a
+program that no longer has it with ``lost``.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from typing import Final
 
 import msgspec
 
+from taskpool.access.audit import entry
 from taskpool.errors import InvalidTask
-from taskpool.operations.control.bulk import Chosen, Finder, actor_of, spec_of
+from taskpool.operations.control.bulk import Chosen, Finder, actor_of, described, spec_of, starter_of
 from taskpool.operations.listing import walk_of
 from taskpool.operations.status import release_dependents
 from taskpool.redis import bulk_scripts, keys, rq_job, scripts
 from taskpool.redis.calls import Call, Plan, as_it_is, one, tell_unreadable, texts, tolerant
 from taskpool.redis.replies import ReplyFault
+from taskpool.redis.scripts import Work
+from taskpool.types import RQ_STATUS, TaskStatus
 from taskpool.types.control import UNDOABLE, OperationStatus
 from taskpool.validation import TASK_ID
 
@@ -37,7 +41,10 @@ GRACE_S: Final = 10.0
 RELEASE_STEPS: Final = 5
 MOST_PARENTS: Final = 100
 """How many tasks are restored at most before one that depends on them."""
+STOP_TRIES: Final = 5
+"""How often a task that begins just when it is to be canceled is asked to stop instead."""
 UNREADABLE: Final = "unreadable"
+LOST: Final = "lost"
 AT_ONCE: Final = 20
 """Operations that a round of housekeeping looks at."""
 
@@ -146,12 +153,15 @@ class _Run:
         self._change = change
         began_mono = time.monotonic()
         words = (yield from change(ids)) if ids else []
+        if LOST in words:
+            self.is_over = True
+            return
         took_s = time.monotonic() - began_mono
         self._at_once = max(LEAST_AT_ONCE, min(MOST_AT_ONCE, len(ids) // 2 if took_s > LONG_S else self._at_once + 1))
         skipped = Counter([_reason(word) for word in words if word not in ("ok", "children")])
         count = len(ids) or self._chosen - self._acted  # none is left: the list has expired
         self._acted += count
-        added = {"acted": count, "changed": len(ids) - skipped.total()}
+        added = {"acted": count}
         if count > len(ids):
             skipped["gone"] += count - len(ids)
         yield from self._note(add=added | _skips(skipped))
@@ -165,26 +175,26 @@ class _Run:
 
     def _changing(self) -> Plan[Callable[[Sequence[str]], Plan[list[str]]]]:
         """What it does to tasks."""
-        mark, undoes = self.id, self._undoes or ""
+        work, undoes = Work(self.id, self._driver), self._undoes or ""
         action = self._action
         if undoes:
             read = Call(("HGET", keys.OPERATION + undoes, "action"), as_it_is, again=True)
             action = "undo " + (rq_job.text_of((yield from one(read))) or "")
         queue = rq_job.text_of(self._h.get(b"queue")) or ""
         one_each: dict[str, Callable[[str], Call[str]]] = {
-            "retry": lambda id: scripts.revive(id, mark=mark),
-            "remove": lambda id: scripts.purge(id, mark=mark),
-            "run_now": lambda id: bulk_scripts.run_now(id, mark),
-            "undo cancel": lambda id: bulk_scripts.uncancel(id, undoes, mark),
-            "undo remove": lambda id: bulk_scripts.unpurge(id, undoes, mark),
+            "retry": lambda id: scripts.revive(id, work=work),
+            "remove": lambda id: scripts.purge(id, work=work),
+            "run_now": lambda id: bulk_scripts.run_now(id, work),
+            "undo cancel": lambda id: bulk_scripts.uncancel(id, undoes, work),
+            "undo remove": lambda id: bulk_scripts.unpurge(id, undoes, work),
         }
-        cancel = _Many(lambda ids, hints: bulk_scripts.cancel_many(ids, mark, hints))
+        cancel = _Many(lambda ids, hints: bulk_scripts.cancel_many(ids, work, hints))
         if action == "cancel":
             return cancel.change
         if action == "move":
-            return _Many(lambda ids, hints: bulk_scripts.move_many(ids, queue, mark, hints)).change
+            return _Many(lambda ids, hints: bulk_scripts.move_many(ids, queue, work, hints)).change
         if action == "stop":
-            return lambda ids: _stop(ids, cancel)
+            return lambda ids: _stop(ids, work, cancel)
         call = one_each[action]
         if action == "undo cancel":
             return lambda ids: _restore(call, ids)
@@ -199,11 +209,24 @@ class _Run:
         status: str | None = None,
         undo_s: int | None = None,
     ) -> Plan[None]:
+        audited = b"" if status is None else self._entry(status)
         note = bulk_scripts.note(
-            self.id, self._driver, self._steps, set=set, add=add, found=found, status=status, undo_s=undo_s
+            self.id,
+            self._driver,
+            self._steps,
+            set=set,
+            add=add,
+            found=found,
+            status=status,
+            undo_s=undo_s,
+            audited=audited,
         )
         self._steps += 1
         self.is_over = (yield from one(note)) != "ok" or status is not None
+
+    def _entry(self, status: str) -> bytes:
+        """What the audit says at its end; nothing if it isn't known who started it."""
+        return entry(starter_of(self._h), "operation.ended", self.id, comment=f"{status}: {described(self._h)}")
 
 
 def _each(call: Callable[[str], Call[str]], ids: Sequence[str], *, again: bool) -> Plan[list[str]]:
@@ -258,18 +281,20 @@ class _Many:
         return words
 
 
-def _stop(ids: Sequence[str], cancel: _Many) -> Plan[list[str]]:
+def _stop(ids: Sequence[str], work: Work, cancel: _Many) -> Plan[list[str]]:
     """Ask running tasks to stop, and cancel those that haven't started."""
-    words: list[str] = yield [tolerant(scripts.stop(id, grace_s=GRACE_S, force=False), UNREADABLE) for id in ids]
-    at = [n for n, word in enumerate(words) if word in keys.RQ_SET["cancelable"] or word == _CANCELED]
-    waiting = [ids[n] for n in at]
-    canceled = (yield from cancel.change(waiting)) if waiting else []
-    for n, word in zip(at, canceled, strict=True):
-        words[n] = word
-    return words
-
-
-_CANCELED: Final = "canceled"
+    words: dict[str, str] = {}
+    left = list(ids)
+    for _ in range(STOP_TRIES):
+        calls = [tolerant(scripts.stop(id, grace_s=GRACE_S, force=False, work=work), UNREADABLE) for id in left]
+        words |= zip(left, (yield calls), strict=True)
+        waiting = [id for id in left if words[id] in keys.RQ_SET["cancelable"]]
+        if waiting:
+            words |= zip(waiting, (yield from cancel.change(waiting)), strict=True)
+        left = [id for id in waiting if words[id] == RQ_STATUS[TaskStatus.IN_PROGRESS]]  # they have begun meanwhile
+        if not left:
+            break
+    return [words[id] for id in ids]
 
 
 def _skips(skipped: Mapping[str, int]) -> dict[str, int]:

@@ -2,8 +2,8 @@
 
 Starting one only stores it. The housekeeping of any pool drives it, a bounded part each round, and goes on where a pool
 that died has stopped: a task is noted with its `seq` before it is retried, so one that still has that `seq` is still to
-be retried. A lock keeps two pools from driving at once. If it is lost, a task is retried once all the same: redrive and
-`seq` are the mark of the call.
+be retried. A pool takes a redrive with a lease; the scripts refuse one that has lost it, and the redrive retries each
+task once.
 
 The tasks are found by walking the registries of failed tasks, oldest first. A task that is retried leaves its registry,
 so only those that are passed over move the position on. The walk is over when a whole pass has found none. Tasks that
@@ -13,7 +13,8 @@ failed after the start don't belong to it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Final
 
 import msgspec
 
@@ -23,7 +24,7 @@ from taskpool.operations.insight.failure_values import STEPS, check_fingerprint,
 from taskpool.operations.insight.failures import redrive_of
 from taskpool.operations.listing import all_queues
 from taskpool.operations.status import release_dependents
-from taskpool.redis import insight_scripts, keys, scripts
+from taskpool.redis import bulk_scripts, insight_scripts, keys, scripts
 from taskpool.redis.calls import Call, Plan, as_it_is, hash_of, one, redis_ms, texts, tolerant
 from taskpool.redis.rq_job import json_of, number_of, object_of, text_of, time_of
 from taskpool.types import RQ_STATUS, TaskStatus
@@ -39,7 +40,6 @@ STOP_LEAST: Final = 5
 STOP_SHARE: Final = 0.1
 """The step `all` stops when this many, and this share of those that have ended, failed again. Any other step stops at
 the first."""
-LOCK_MS: Final = 10_000
 AT_ONCE: Final = 10
 SOON_S: Final = 0.05
 LATER_S: Final = 1.0
@@ -121,26 +121,42 @@ def _listed(names: Any) -> Sequence[str] | None:
 # --- by housekeeping --------------------------------------------------------------------------------------------------
 
 
-def drive_redrives() -> Plan[float]:
-    """One round for the redrives that run; the seconds until there may be more to do."""
+def drive_redrives(driver: str) -> Plan[float]:
+    """One round of the program `driver` for the redrives that run and that no other program has; the seconds until
+    there may be more to do."""
     (found,) = yield (tolerant(Call(("SRANDMEMBER", keys.REDRIVES, AT_ONCE), texts, again=True), []),)
-    if not found:
-        return LATER_S
-    (is_ours,) = yield (Call(("SET", keys.REDRIVE_LOCK, new_id(), "NX", "PX", LOCK_MS), as_it_is),)
-    if not is_ours:
-        return LATER_S
-    waits_s = []
+    waits_s = [LATER_S]
     for fingerprint in found:
-        waits_s.append((yield from _drive(fingerprint)))
-    yield (Call(("DEL", keys.REDRIVE_LOCK), int),)
+        waits_s.append((yield from drive_redrive(fingerprint, driver)))
     return min(waits_s)
 
 
-class _State(NamedTuple):
+def drive_redrive(fingerprint: str, driver: str) -> Plan[float]:
+    """The same for one redrive."""
+    damaged = bulk_scripts.Taken("damaged", {})
+    taken = yield from one(tolerant(bulk_scripts.take_redrive(fingerprint, driver), damaged))
+    if taken is damaged:
+        yield (Call(("SREM", keys.REDRIVES, fingerprint), int, again=True),)
+    if taken.word != "ok":
+        return LATER_S
+    try:
+        return (yield from _drive(fingerprint, driver))
+    except _Lost:
+        return LATER_S
+
+
+class _Lost(Exception):
+    """The redrive has ended, or another program goes on with it."""
+
+
+@dataclass(slots=True)
+class _State:
     """A redrive that runs."""
 
     fingerprint: str
     id: str
+    driver: str
+    noted: int  # how many steps programs have noted
     steps: Sequence[int | str]
     step: int
     counts: Mapping[str, int]  # of the step
@@ -159,39 +175,61 @@ class _State(NamedTuple):
         size = self.steps[self.step - 1]
         return size if isinstance(size, int) else None
 
-    def note(self, **noted: Any) -> Call[str]:
-        return insight_scripts.redrive_note(self.fingerprint, self.id, **noted)
+    def note(self, *, audited: bytes = b"", **noted: Any) -> Plan[None]:
+        """Note a step; what it changes isn't changed here. Raises: _Lost."""
+        call = insight_scripts.redrive_note(
+            self.fingerprint, self.id, driver=self.driver, steps=self.noted, audited=audited, **noted
+        )
+        if (yield from one(call)) != "ok":
+            raise _Lost
+        self.noted += 1
+
+    def end(self, status: RedriveStatus, why: str = "") -> Plan[None]:
+        """Note the end. Raises: _Lost."""
+        more = {"why": why} if why else {}
+        comment = f"{status}: {why}" if why else status.value
+        audited = entry(self.actor, "failures.redrive_ended", self.fingerprint, comment=comment)
+        yield from self.note(set={"status": status.value, **more}, audited=audited)
+
+    @property
+    def actor(self) -> Actor | None:
+        """Who started it, for the audit."""
+        by = self.by
+        return None if by is None else Actor(by.key, by.name, by.project, by.address)
 
 
-def _drive(fingerprint: str) -> Plan[float]:
-    state = yield from _state(fingerprint)
+def _drive(fingerprint: str, driver: str) -> Plan[float]:
+    state = yield from _state(fingerprint, driver)
     if state is None:  # its key is gone, or can't be read
         yield (Call(("SREM", keys.REDRIVES, fingerprint), int, again=True),)
         return LATER_S
     ended, unsent = yield from _look(state)
     moved = len(ended)
     if ended:
-        yield (state.note(ended=ended),)
-    moved += yield from _retry(state, {id: state.waiting[id] for id in unsent})
-    state = yield from _state(fingerprint)
+        yield from state.note(ended=ended)
+    begun, refused = yield from _retry(state, unsent)
+    moved += begun
+    if refused:
+        yield from state.note(refused=refused)
+    state = yield from _state(fingerprint, driver)
     if state is None:
         return LATER_S
     if why := _fault(state):
-        yield (state.note(set={"status": RedriveStatus.STOPPED.value, "why": why}),)
+        yield from state.end(RedriveStatus.STOPPED, why)
         return SOON_S
     left = min(WINDOW - len(state.waiting), WINDOW if state.size is None else state.size - state.counts["retried"])
     if left > 0 and not state.is_over:
         moved += yield from _walk(state, left)
-        state = yield from _state(fingerprint)
+        state = yield from _state(fingerprint, driver)
         if state is None:
             return LATER_S
     is_full = state.size is not None and state.counts["retried"] >= state.size
     if (is_full or state.is_over) and not state.waiting and not _fault(state):
         if state.is_over or state.step == len(state.steps):
-            yield (state.note(set={"status": RedriveStatus.DONE.value}),)
+            yield from state.end(RedriveStatus.DONE)
         else:
             fresh = {f"step_{name}": 0 for name in state.counts}
-            yield (state.note(set={"step": state.step + 1, **fresh}),)
+            yield from state.note(set={"step": state.step + 1, **fresh})
         moved += 1
     return SOON_S if moved else LATER_S
 
@@ -205,7 +243,7 @@ def _fault(state: _State) -> str | None:
     return f"step {state.step} ({size}): {failed} of {ended} failed again"
 
 
-def _state(fingerprint: str) -> Plan[_State | None]:
+def _state(fingerprint: str, driver: str) -> Plan[_State | None]:
     key = keys.REDRIVE + fingerprint
 
     def read(reply: Any) -> Mapping[bytes, bytes]:
@@ -226,6 +264,8 @@ def _state(fingerprint: str) -> Plan[_State | None]:
     return _State(
         fingerprint,
         text_of(h.get(b"id")) or "",
+        driver,
+        number_of(h.get(b"steps_noted"), 0),
         steps,
         step,
         {name: number_of(h.get(b"step_" + name.encode()), 0) for name in ("retried", "succeeded", "failed_again")},
@@ -262,23 +302,30 @@ def _look(state: _State) -> Plan[tuple[dict[str, str], list[str]]]:
     return ended, unsent
 
 
-def _retry(state: _State, ids: Mapping[str, str]) -> Plan[int]:
-    """Retry tasks that are noted, each with its `seq`; how many of them began a new life."""
+def _are_refused(state: _State, ids: Sequence[str]) -> Call[Sequence[int]]:
+    """Whether the redrive has tried in vain to retry each of these tasks."""
     if not ids:
-        return 0
-    by = state.by
-    actor = None if by is None else Actor(by.key, by.name, by.project, by.address)
+        return Call(("PING",), lambda _: (), again=True)
+    key = keys.REDRIVE + state.fingerprint + keys.REDRIVE_REFUSED
+    return tolerant(Call(("SMISMEMBER", key, *ids), as_it_is, again=True), [0] * len(ids))
+
+
+def _retry(state: _State, ids: Sequence[str]) -> Plan[tuple[int, list[str]]]:
+    """Retry tasks that are noted: how many of them began a new life, and those that can't. Raises: _Lost."""
+    if not ids:
+        return 0, []
+    work = scripts.Work(state.id, state.driver, keys.REDRIVE + state.fingerprint)
+    audited = [entry(state.actor, "task.retried", id) for id in ids]
     words = yield [
-        tolerant(scripts.revive(id, entry(actor, "task.retried", id), mark=f"{state.id} {seq}"), "unreadable")
-        for id, seq in ids.items()
+        tolerant(scripts.revive(id, each, work=work), "unreadable") for id, each in zip(ids, audited, strict=True)
     ]
     for id, word in zip(ids, words, strict=True):
         if word == "children":
             yield from release_dependents(id)
-    refused = {id: "left_out" for id, word in zip(ids, words, strict=True) if word not in ("ok", "children")}
-    if refused:
-        yield (state.note(ended=refused),)
-    return len(ids) - len(refused)
+    if "lost" in words:
+        raise _Lost
+    refused = [id for id, word in zip(ids, words, strict=True) if word not in ("ok", "children")]
+    return len(ids) - len(refused), refused
 
 
 def _walk(state: _State, room: int) -> Plan[int]:
@@ -289,7 +336,7 @@ def _walk(state: _State, room: int) -> Plan[int]:
         queues = yield from one(all_queues())
     offsets = dict(state.offsets)
     retried = passed = 0
-    pages = PAGES
+    pages, has_found = PAGES, state.has_found
     for queue in queues:
         while room > 0 and pages > 0 and offsets.get(queue, 0) >= 0:
             pages -= 1
@@ -298,13 +345,14 @@ def _walk(state: _State, room: int) -> Plan[int]:
                 tolerant(Call(("ZRANGE", keys.FAILED + queue, at, at + PAGE - 1), texts, again=True), [])
             )
             rows = yield [_row(id) for id in ids]
+            is_refused = yield from one(_are_refused(state, ids))
             chosen: dict[str, str] = {}
             looked_at = 0
-            for id, row in zip(ids, rows, strict=True):
+            for id, row, refusal in zip(ids, rows, is_refused, strict=True):
                 if len(chosen) == room:
                     break
                 looked_at += 1
-                if not _belongs(state, row):
+                if refusal or not _belongs(state, row):
                     continue
                 if _may(state, row):
                     chosen[id] = (row[1] or b"").decode("latin-1")
@@ -312,20 +360,20 @@ def _walk(state: _State, room: int) -> Plan[int]:
                     passed += 1
             begun = 0
             if chosen:
-                word = yield from one(state.note(waiting=chosen))
-                if word != "ok":
-                    return retried
-                begun = yield from _retry(state, chosen)
+                yield from state.note(waiting=chosen, set={"found": "1"})
+                begun, refused = yield from _retry(state, list(chosen))
+                has_found = has_found or begun > 0
+                if refused:
+                    yield from state.note(refused=refused)
             retried, room = retried + begun, room - begun
             offsets[queue] = at + looked_at - begun
             if looked_at == len(ids) < PAGE:
                 offsets[queue] = -1  # its end
     is_end = all(offsets.get(queue, 0) < 0 for queue in queues)
-    has_found = state.has_found or retried > 0
     changes: dict[str, str | int] = {"offsets": _encode(offsets).decode(), "found": "1" if has_found else ""}
     if is_end:
         changes = {"offsets": "{}", "found": "", "passes": "1", "over": "" if has_found else "1"}
-    yield (state.note(set=changes, passed=passed if state.is_first else 0),)
+    yield from state.note(set=changes, passed=passed if state.is_first else 0)
     return retried + is_end
 
 

@@ -4,12 +4,15 @@
 -- ARGV[1]  mark of the call, by which a task is known that it has moved
 -- ARGV[2]  the queue
 -- ARGV[3]  JSON: where to look in queues, as the last call returned it; '{}' at first
--- ARGV[4+] ids
+-- ARGV[4]  the program that goes on with the operation of this mark; '' = there is none
+-- ARGV[5+] ids
 -- Returns  {the same for the next call, a word for each of the first ids. The others are left to the next call.}
 --          'ok' (also when sent again) | 'same' (it is there) | 'gone' | 'foreign' (it is another program's) | 'taken' (a
---          plain RQ worker is about to start it) | 'unreadable' | RQ's word of the status that doesn't allow it
+--          plain RQ worker is about to start it) | 'unreadable' | 'lost' (another program goes on with the operation, or it has
+--          ended) | RQ's word of the status that doesn't allow it
 
-local move, mark, target = moves(), ARGV[1], ARGV[2]
+local move, work, target = moves(), work_of(ARGV[1], ARGV[4]), ARGV[2]
+local is_lost = work.is_lost()
 local queues = taker(cjson.decode(ARGV[3]))
 
 local function tell(id)
@@ -18,9 +21,10 @@ local function tell(id)
 end
 
 local function shift(id)
-  local f = move.record(id, 'status', 'origin', 'type', 'by_call')
+  if is_lost then return 'lost' end
+  local f = move.record(id, 'status', 'origin', 'type', 'by_call', 'operations')
   if not f.status then return 'gone' end
-  if f.by_call == mark then return 'ok' end
+  if work.has_changed(f) then return 'ok' end
   if not RQ_SET.cancelable[f.status] then return f.status end
   if not f.type then return 'foreign' end
   if f.origin == target then return 'same' end
@@ -28,7 +32,7 @@ local function shift(id)
     local is_there = queues.find(f.origin, id)
     if not is_there then return is_there == false and 'taken' or nil end
     queues.take(f.origin, id)
-    redis.call('HSET', KEY.job .. id, 'origin', target, 'by_call', mark)
+    redis.call('HSET', KEY.job .. id, 'origin', target, work.fields(f))
     enqueue(id, target, false)
     return tell(id)
   end
@@ -38,8 +42,8 @@ local function shift(id)
   redis.call('ZREM', registry .. f.origin, id)
   redis.call('ZADD', registry .. target, score, id)
   redis.call('SADD', KEY.queues, KEY.queue .. target)
-  redis.call('HSET', KEY.job .. id, 'origin', target, 'by_call', mark)
+  redis.call('HSET', KEY.job .. id, 'origin', target, work.fields(f))
   return tell(id)
 end
 
-return queues.change_each(4, shift)
+return queues.change_each(5, shift)

@@ -10,6 +10,5 @@ local status = redis.call('HGET', KEY.operation .. id, 'status')
 if not status then return 'gone' end
 if status ~= KEY.operation_running then return status end
 pass_when_full()
-end_operation(id, KEY.operation_canceled, tonumber(ARGV[2]), (clock()))
-audit(KEY.audit_tasks, ARGV[3])
+end_operation(id, KEY.operation_canceled, tonumber(ARGV[2]), ARGV[3], (clock()))
 return 'ok'

@@ -11,14 +11,15 @@
 local id, fields = ARGV[1], cjson.decode(ARGV[2])
 local key = KEY.operation .. id
 if redis.call('EXISTS', key) == 1 then return 'ok' end
-local now_ms = clock()
+local now_ms, to_undo = clock(), 0
 if fields.undoes then
   local other = KEY.operation .. fields.undoes
-  local f = redis.call('HMGET', other, 'status', 'undo_ms', 'undone_by')
+  local f = redis.call('HMGET', other, 'status', 'undo_ms', 'undone_by', 'changed')
   if not f[1] then return 'gone' end
   if f[1] == KEY.operation_running then return 'running' end
   if f[3] then return 'undone' end
   if tonumber(f[2] or 0) < now_ms then return 'late' end
+  to_undo = f[4]
   redis.call('HSET', other, 'undone_by', id)
   redis.call('PERSIST', other .. KEY.operation_tasks)
 end
@@ -37,5 +38,5 @@ for _, index in ipairs({KEY.operations, ARGV[3] ~= '' and KEY.operations_of .. A
   redis.call('ZADD', index, 0, id)
   redis.call('ZREMRANGEBYRANK', index, 0, -KEY.operations_kept - 1)
 end
-audit(KEY.audit_tasks, ARGV[4])
+audit_counted(ARGV[4], to_undo)
 return 'ok'

@@ -5,17 +5,21 @@
 -- ARGV[3]  entry of the audit; '' = none
 -- ARGV[4]  the mark of a call that can be undone (by unpurge.lua): the record is hidden, and kept for KEY.trash_s; '' = it
 --          can't
+-- ARGV[5]  the program that goes on with the operation of this mark; nil = there is none
 -- Returns  'ok' | 'early' | 'gone' (only left-overs were dropped) | 'children' (tasks that wait for it must be
 --          released first) | 'needed' (its time has come, but a task that depends on it may still read its outcome) |
---          RQ's word of the status that doesn't allow it
+--          'lost' (another program goes on with the operation, or it has ended) | RQ's word of the status that doesn't
+--          allow it
 
 local move = moves()
 local id, registry = ARGV[1], ARGV[2]
+local driver = ARGV[5] ~= '' and ARGV[5] or nil
+if driver and rarely().work_of(ARGV[4], driver).is_lost() then return 'lost' end
 local key = KEY.job .. id
 local f = move.record(id, 'status', 'origin', 'type', 'tags', 'ended_at', 'seq', 'failure_ttl', 'secret_ttl',
   'callback_url', 'unique', 'log', 'project', 'canceled_by', 'workflow')
 local status = f.status
-if not status and ARGV[4] ~= '' and redis.call('HGET', KEY.trash .. key, 'trashed_by') == ARGV[4] then return 'ok' end
+if ARGV[4] ~= '' and redis.call('HGET', KEY.trash .. key, 'trashed_by') == ARGV[4] then return 'ok' end
 local now_ms, stamp = clock()
 if registry ~= '' then
   local score = redis.call('ZSCORE', registry, id)
@@ -97,7 +101,7 @@ if is_foreign then
   return 'gone'
 end
 local is_hidden = status and ARGV[4] ~= ''
-local ends_s = is_hidden and redis.call('ZSCORE', RQ_MAP.registry[status] .. f.origin, id) or 'inf'
+local ends_s = is_hidden and redis.call('ZSCORE', RQ_MAP.registry[status] .. f.origin, id)
 if status then
   redis.call('ZREM', KEY.finished .. f.origin, id)
   redis.call('ZREM', KEY.failed .. f.origin, id)
@@ -110,12 +114,17 @@ if f.secret_ttl then redis.call('ZREM', KEY.secrets_index, id) end
 local wanted = f.callback_url and redis.call('HGET', KEY.webhooks_wanted, id)
 if wanted then redis.call('HDEL', KEY.webhooks_wanted, id) end
 local name = f.unique and string.match(f.unique, ' (%S+)$')
-if name and unique_keys().entry_of(name) == id then redis.call('HDEL', KEY.unique, name) end
+local holder, until_ms = nil, nil
+if name then holder, until_ms = unique_keys().entry_of(name) end
+if holder == id then redis.call('HDEL', KEY.unique, name) end
+local look_s = is_hidden and redis.call('ZSCORE', KEY.held, id)
 redis.call('ZREM', KEY.held, id)
 if f.canceled_by then redis.call('SREM', KEY.revivable .. f.canceled_by, id) end
 if is_hidden then
-  redis.call('HSET', key, 'trashed_by', ARGV[4], 'trashed_until', ends_s)
-  if wanted then redis.call('HSET', key, 'trashed_wanted', wanted) end
+  redis.call('HSET', key, 'trashed_by', ARGV[4], 'trashed_until', ends_s or string.format('%.3f', now_ms / 1000),
+    'trashed_wanted', wanted or '', 'trashed_held', look_s or '',
+    'trashed_unique', holder == id and until_ms and string.format('%.0f', until_ms) or '')
+  if driver then redis.call('HINCRBY', KEY.operation .. ARGV[4], 'changed', 1) end
 end
 for _, each in ipairs(keys_of_record(id)) do
   if is_hidden and redis.call('EXISTS', each) == 1 then
@@ -123,6 +132,7 @@ for _, each in ipairs(keys_of_record(id)) do
     redis.call('EXPIRE', KEY.trash .. each, KEY.trash_s)
   else
     redis.call('DEL', each)
+    if is_hidden then redis.call('DEL', KEY.trash .. each) end -- of a former task with this id
   end
 end
 if status then audit(KEY.audit_tasks, ARGV[3]) end

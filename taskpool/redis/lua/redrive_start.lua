@@ -13,8 +13,8 @@ if f[1] == id then return 'ok' end
 if redis.call('EXISTS', KEY.failure .. fingerprint) == 0 then return 'gone' end
 if f[2] == 'running' then return 'running' end
 
-redis.call('DEL', key, key .. KEY.redrive_waiting)
+redis.call('DEL', key, key .. KEY.redrive_waiting, key .. KEY.redrive_refused)
 redis.call('HSET', key, 'id', id, 'status', 'running', unpack(ARGV, 4))
 redis.call('SADD', KEY.redrives, fingerprint)
-audit(KEY.audit_tasks, ARGV[3])
+audit_counted(ARGV[3], 0)
 return 'ok'

@@ -5,12 +5,20 @@
 -- ARGV[1]  id
 -- ARGV[2]  grace in seconds before it is killed; ARGV[3] '1' = kill at once
 -- ARGV[4]  entry of the audit; '' = none
--- Returns  'ok' | 'gone' | RQ's word of the status that doesn't allow it
+-- ARGV[5]  mark of the operation that stops it; nil = there is none. With one, 'ok' is also the answer about a task that
+--          it has stopped or canceled before
+-- ARGV[6]  the program that goes on with that
+-- Returns  'ok' | 'gone' | 'lost' (another program goes on with the operation, or it has ended) | RQ's word of the status
+--          that doesn't allow it
 
 local move = moves()
 local id, grace_s, force = ARGV[1], ARGV[2], ARGV[3]
-local f = move.record(id, 'status', 'attempt_id', 'worker_name', 'seq', 'stop_ms', 'stop_force', 'stop_grace_s')
+local work = work_of(ARGV[5] or '', ARGV[6])
+if work.is_lost() then return 'lost' end
+local f = move.record(id, 'status', 'attempt_id', 'worker_name', 'seq', 'stop_ms', 'stop_force', 'stop_grace_s',
+  'by_call', 'operations')
 if not f.status then return 'gone' end
+if work.has_changed(f) then return 'ok' end
 if f.status ~= RQ.in_progress then return f.status end
 
 -- `stop_ms` and `stop_grace_s` are those of the request that counts. A sooner deadline is no
@@ -29,6 +37,10 @@ if is_step or (f.stop_force ~= '1' and now_ms + tonumber(grace_s) * 1000 < ends_
   audit(KEY.audit_tasks, ARGV[4])
 else
   grace_s, force = tonumber(f.stop_grace_s) and f.stop_grace_s or grace_s, f.stop_force or ''
+end
+if ARGV[5] then
+  pass_when_full()
+  redis.call('HSET', KEY.job .. id, work.fields(f))
 end
 redis.call('PUBLISH', KEY.commands .. (f.worker_name or ''), string.format(
   '{"command":"taskpool-stop","job_id":"%s","attempt_id":"%s","force":%s,"grace_s":%s}',

@@ -8,8 +8,10 @@ local function lives()
   -- The fields of a record that the functions below read.
   local function record_of(id)
     return move.record(id, 'status', 'dependency_ids', 'edges', 'attempt', 'max_attempts', 'attempts_a_life', 'by_call',
-      'unique', 'pending', 'canceled_by', 'workflow', 'expires_ms', 'expires_clock', unpack(gate.FIELDS))
+      'unique', 'pending', 'canceled_by', 'workflow', 'expires_ms', 'expires_clock', 'operations', 'unique_ms',
+      'error_before', 'started_at', unpack(gate.FIELDS))
   end
+
 
   -- The edges of an ended task, weighed anew; for how many of them it has to wait; and one that keeps it from running, or
   -- nil. All that it waited for ended as it needed if it was released once; the records may be gone since. (Earlier
@@ -44,14 +46,19 @@ local function lives()
     redis.call('ZREM', KEY.canceled .. f.origin, id)
     redis.call('PERSIST', key)
     local name = f.unique and string.match(f.unique, ' (%S+)$')
-    if name and string.sub(f.unique, 1, 4) ~= 'time' then unique_keys().hold(name, id) end
+    if name and string.sub(f.unique, 1, 4) ~= 'time' then
+      unique_keys().hold(name, id)
+    elseif name and f.is_restored and f.unique_ms and tonumber(f.unique_ms) > now_ms then
+      unique_keys().hold(name, id, tonumber(f.unique_ms))
+    end
     redis.call('EXPIRE', KEY.log .. id, KEY.log_idle_ttl_s)
     redis.call('HDEL', key, 'ended_at', 'error', 'reason', 'asked_ms', 'answer_by_ms', 'asked_clock', 'question',
-      'canceled_by')
+      'canceled_by', 'by_call', 'unique_ms', 'error_before')
+    if f.is_restored and f.error_before then redis.call('HSET', key, 'error', f.error_before) end
     if not f.is_restored then
       redis.call('HDEL', key, 'failure', 'fingerprint', 'progress', 'stop_ms', 'stop_grace_s', 'stop_force', 'expires_ms',
         'crashes', 'suspect', 'snoozes', 'attempt_id', 'worker_name', 'started_at', 'asked', 'answers')
-    elseif f.expires_ms then
+    elseif f.expires_ms and not f.started_at then
       local expires_ms = string.format('%.0f', expiry_of(f.expires_ms, f.expires_clock))
       redis.call('ZADD', KEY.expiring, expires_ms / 1000, id)
       redis.call('HSET', key, 'expires_ms', expires_ms, 'expires_clock', clock_base(now_ms))

@@ -1,5 +1,12 @@
 -- Counts of the members of workflows, by how they ended.
 
+-- Whether the workflow of a task (nil: none) was removed: its members go with it.
+local function is_removed(workflow)
+  if not workflow then return false end
+  local f = redis.call('HMGET', KEY.workflow .. workflow, 'status', 'removed')
+  return not f[1] or f[2] ~= false
+end
+
 -- The functions below, by name: counts of workflows. They are made only for tasks that belong to one.
 local function members()
   -- Puts a group of tasks that has ended into the outbox if others wait for it; whether they do.
