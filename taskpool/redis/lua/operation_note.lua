@@ -20,9 +20,9 @@ if steps ~= tonumber(ARGV[3]) then return 'lost' end
 
 local now_ms = clock()
 pass_when_full()
+redis.call('HSET', key, 'steps', steps + 1, 'driver_ms', string.format('%.0f', now_ms + tonumber(ARGV[4])))
 for name, by in pairs(step.add or {}) do redis.call('HINCRBY', key, name, by) end
 for name, value in pairs(step.set or {}) do redis.call('HSET', key, name, value) end
 if step.found and #step.found > 0 then redis.call('RPUSH', tasks, unpack(step.found)) end
-redis.call('HSET', key, 'steps', steps + 1, 'driver_ms', string.format('%.0f', now_ms + tonumber(ARGV[4])))
 if step.status then end_operation(id, step.status, step.undo_s, ARGV[6], now_ms) end
 return 'ok'
