@@ -80,7 +80,7 @@ class Host:
         self.steps += 1
 
     async def look(self) -> bool:
-        await self.keeper.look(all_queues())
+        await self.keeper.look()
         return self.keeper.may_reap()
 
 

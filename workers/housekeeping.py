@@ -1,18 +1,23 @@
-"""Housekeeping: what any pool does for all of them, without a leader or a lock.
+"""Housekeeping: what one pool does for all of them.
+
+Pools with the same settings share it: one of them has the turn for `keys.TURN_MS`, and takes it anew with each round.
+When that pool ends, or can't reach Redis, another one takes it with its next look at Redis's clock. So many idle pools
+cost hardly more than one.
 
 `Housekeeping` runs about each second: it takes back attempts whose leases have ended, queues scheduled tasks that are
 due, cancels expired ones, closes questions that nobody has answered in time, releases tasks that wait for ended ones,
 goes on with operations on many tasks whose callers have died, and removes old records and what they leave behind.
 `RqMaintenance` runs every few seconds and repairs what other RQ programs leave undone on our queues.
 
-Each step is a script that checks for itself whether it still applies, so several pools may do it at once. All loops are
-bounded: the next round does the rest. The plans below take `by_ms`, a time of Redis's clock: what was due by then is
-due (None: now).
+Each step is a script that checks for itself whether it still applies, so it does no harm when two pools do it at once:
+one that was frozen may still believe that it has the turn. All loops are bounded: the next round does the rest. The
+plans below take `by_ms`, a time of Redis's clock: what was due by then is due (None: now).
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -31,12 +36,14 @@ from taskpool.operations.flow.upkeep import look_after_workflows
 from taskpool.operations.insight import history
 from taskpool.operations.insight.redrive import drive_redrives
 from taskpool.operations.listing import some_queues
+from taskpool.operations.submit import Defaults
 from taskpool.redis import keys, rq_job, scripts
 from taskpool.redis.async_store import AsyncStore
 from taskpool.redis.calls import Call, Plan, one, texts, tolerant
 from taskpool.redis.replies import ReplyFault
 from taskpool.redis.scripts import QueueDue
 from taskpool.settings import Settings
+from taskpool.text import own_version
 from taskpool.types import LEFT_ALONE, ForeignJobs
 
 from .duties import LogOnce, Outage, log
@@ -69,17 +76,26 @@ LEASE_LOST: Final = "lease lost: its worker can't be reached and may still be ru
 
 class Housekeeping:
     """One duty: every second, or earlier when a scheduled task is due. `wake` cuts its waits short, `on_clock_step` is
-    called when Redis's clock was set.
+    called when Redis's clock was set. Without a `pool_id` it is shared with no other pool.
 
     A round looks at the queues that workers serve, at those in which something is due, and at a part of all the others.
     So it costs as much with many idle queues as with few.
     """
 
     def __init__(
-        self, store: AsyncStore, outage: Outage, settings: Settings, *, on_clock_step: Callable[[], None] = lambda: None
+        self,
+        store: AsyncStore,
+        outage: Outage,
+        settings: Settings,
+        *,
+        pool_id: str = "",
+        on_clock_step: Callable[[], None] = lambda: None,
     ) -> None:
         self._store, self._settings = store, settings
-        self._clock = RedisClock(store, outage, lease_s=settings.lease_s, on_step=on_clock_step)
+        self._turn = _turn_of(settings) if pool_id else ""
+        self._clock = RedisClock(
+            store, outage, lease_s=settings.lease_s, on_step=on_clock_step, turn=(self._turn, pool_id)
+        )
         self._queue_cursor = self._unique_cursor = "0"
         self._queues_of_pools, self._queues_with_workers = set[str](), set[str]()
         self._read_pools_mono = -SERVED_S
@@ -93,8 +109,19 @@ class Housekeeping:
         self._alarm: asyncio.TimerHandle | None = None
         self.wake = asyncio.Event()
 
+    def is_mine(self) -> bool:
+        """Whether this pool has the housekeeping."""
+        return self._clock.is_housekeeper
+
+    async def leave(self) -> None:
+        """Lets another pool take the turn, because this one ends. Raises: RedisUnavailable."""
+        if self._turn and self.is_mine():
+            await self._store.run(Call(("DEL", self._turn), int, again=True))
+
     def wake_in(self, seconds: float) -> None:
-        """Has the next round come that soon."""
+        """Has the next round come that soon, if this pool has the housekeeping."""
+        if not self.is_mine():
+            return
         loop = asyncio.get_running_loop()
         at = loop.time() + max(seconds, LEAST_S)
         if self._alarm is not None:
@@ -109,8 +136,11 @@ class Housekeeping:
 
     async def step(self) -> float:
         """One round; the seconds until the next. Raises: RedisUnavailable."""
+        await self._clock.look()
+        if not self.is_mine():
+            return IDLE_S
         part = tolerant(some_queues(self._queue_cursor, QUEUES_A_ROUND), ("0", []))
-        self._queue_cursor, some = await self._clock.look(part)
+        self._queue_cursor, some = await self._store.run(part)
         if time.monotonic() - self._read_pools_mono >= SERVED_S:
             self._read_pools_mono = time.monotonic()
             if (served := await self._carry_out(pools())) is not None:
@@ -188,6 +218,14 @@ class Housekeeping:
         except ReplyFault as fault:
             self._log_once(logging.ERROR, f"housekeeping: {fault}")
             return None
+
+
+def _turn_of(settings: Settings) -> str:
+    """The key of the turn of all pools that would do the same: of one release, with the same settings."""
+    said = repr(
+        (own_version(), settings.max_crashes, settings.foreign.argument, settings.type_grace_s, Defaults.of(settings))
+    )
+    return keys.HOUSEKEEPER + hashlib.blake2b(said.encode(), digest_size=6).hexdigest()
 
 
 def reap(queue: str, *, max_crashes: int, by_ms: int | None = None) -> Plan[None]:
@@ -304,12 +342,20 @@ RECHECK_BATCH: Final = 1000
 
 
 class RqMaintenance:
-    """One duty, every LOOK_S: queues tasks again that a plain RQ worker took and never started, or couldn't read;
-    releases RQ jobs that wait for ours; and deletes the secrets of records that RQ's tools have deleted."""
+    """One duty, every LOOK_S, of the pool that has the housekeeping: queues tasks again that a plain RQ worker took and
+    never started, or couldn't read; releases RQ jobs that wait for ours; and deletes the secrets of records that RQ's
+    tools have deleted."""
 
     def __init__(
-        self, store: AsyncStore, settings: Settings, connection: Redis, *, warn_after_s: float = LOOK_S
+        self,
+        store: AsyncStore,
+        settings: Settings,
+        connection: Redis,
+        *,
+        is_mine: Callable[[], bool] = lambda: True,
+        warn_after_s: float = LOOK_S,
     ) -> None:
+        self._is_mine = is_mine
         self._store, self._foreign, self._connection = store, settings.foreign, connection
         self._cursor = "0"
         self._queues: list[str] = []  # the queues of this look
@@ -323,6 +369,8 @@ class RqMaintenance:
 
     async def step(self) -> float:
         """One look; the seconds until the next. Raises: RedisUnavailable."""
+        if not self._is_mine():
+            return IDLE_S
         part = tolerant(some_queues(self._cursor, QUEUES_A_LOOK), ("0", []))
         self._cursor, names = await self._store.run(part)
         self._queues = list(dict.fromkeys([*self._queues_of_rq, *names]))

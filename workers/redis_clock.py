@@ -9,7 +9,7 @@ are corrected. See docs/reliability.md.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final
 
 from taskpool.operations.listing import all_queues
 from taskpool.redis import keys, scripts
@@ -19,8 +19,6 @@ from taskpool.redis.scripts import Tick
 
 from .duties import Outage, log
 from .process_group import boottime
-
-T = TypeVar("T")
 
 DRIFT: Final = 0.001
 """How much faster or slower a clock may run that isn't stepped: a slewing NTP changes half of that."""
@@ -103,8 +101,10 @@ class RedisClock:
         lease_s: float,
         clock: Callable[[], float] = boottime,
         on_step: Callable[[], None] = lambda: None,
+        turn: tuple[str, str] = ("", ""),
     ) -> None:
         self._store, self._outage, self._clock, self._on_step = store, outage, clock, on_step
+        self._turn = turn
         self._lease_ms = round(lease_s * 1000)
         self._least_ms = round(min(LEAST_STEP_S, lease_s * STEP_SHARE) * 1000)
         self._detector = StepDetector(self._least_ms)
@@ -116,13 +116,14 @@ class RedisClock:
         self.now_ms = 0
         """Redis's time at the last look, or earlier while a step of the clock may be unnoticed: only what was due by
         then is due in this round."""
+        self.is_housekeeper = False
+        """Whether this pool had the housekeeping at the last look."""
 
-    async def look(self, beside: Call[T]) -> T:
-        """Reads Redis's time, and notes a step of its clock. Returns the value of the call `beside`, which is sent in
-        the same round trip. Raises: RedisUnavailable, also when Redis takes no writes."""
+    async def look(self) -> None:
+        """Reads Redis's time, and notes a step of its clock. Raises: RedisUnavailable, also when Redis takes no
+        writes."""
         sent = self._clock()
-        value: T
-        value, tick = await self._store.run_many((beside, self._tick(sent)))
+        tick = await self._store.run(self._tick(sent))
         received = self._clock()
         is_first = self._detector.is_new
         step_ms = self._detector.step_ms(tick.now_ms, sent, received)
@@ -135,7 +136,7 @@ class RedisClock:
             await self._measure_again(step_ms)
         if self._steady_since is None:
             self._steady_since = received
-        self.now_ms, self._steady_ms = tick.due_by_ms, tick.steady_ms
+        self.now_ms, self._steady_ms, self.is_housekeeper = tick.due_by_ms, tick.steady_ms, tick.is_housekeeper
         if self._unnoted_ms:
             await self._note_step(self._unnoted_ms, received)
             self._unnoted_ms = 0
@@ -144,7 +145,6 @@ class RedisClock:
                 self._base_ms = tick.stepped_ms
             if not tick.is_corrected:
                 await self._correct(tick)
-        return value
 
     def may_reap(self) -> bool:
         """Whether every pool had a lease's time to renew its leases: writes worked, and the clock ran steadily."""
@@ -161,6 +161,7 @@ class RedisClock:
             least_ms=self._least_ms,
             base_ms=self._base_ms,
             corrected_ms=corrected_ms,
+            turn=self._turn,
         )
 
     async def _measure_again(self, step_ms: int) -> None:

@@ -53,9 +53,10 @@ class Supervisor:
         self._registry = WorkerRegistry(connect(redis_url))
         self._started_ms = round(time.time() * 1000)
         self._wake_heartbeats = wake = asyncio.Event()
-        self._housekeeping = Housekeeping(self._store, self._outage, settings, on_clock_step=wake.set)
-        self._rq_maintenance = RqMaintenance(self._store, settings, self._registry.connection)
-        self._schedules = Schedules(self._store, settings, lambda: self._pool.loaded.schedules)
+        self._housekeeping = Housekeeping(self._store, self._outage, settings, pool_id=self._id, on_clock_step=wake.set)
+        is_mine = self._housekeeping.is_mine
+        self._rq_maintenance = RqMaintenance(self._store, settings, self._registry.connection, is_mine=is_mine)
+        self._schedules = Schedules(self._store, settings, lambda: self._pool.loaded.schedules, is_mine=is_mine)
         self._webhooks = Dispatcher(self._store, self._id, Allowed(settings.webhook_allow), outage=self._outage)
         stops = Stops()
         self._heartbeats = Heartbeats(self._store, stops, lease_s=settings.lease_s)
@@ -169,5 +170,6 @@ class Supervisor:
         heartbeats.cancel()  # one more would bring the pool back
         try:
             await self._store.carry_out(catalog.retire(self._id))
+            await self._housekeeping.leave()
         except (RedisUnavailable, ReplyFault):  # it counts as gone when its announcement expires
             pass

@@ -51,7 +51,7 @@ EXPIRES: Final = (
     *(keys.WORKFLOWS + keys.SWEPT_OF, keys.WORKFLOWS_OPEN + keys.SWEPT_OF, keys.STAGED),
     *(keys.ONCE, keys.BUCKET, keys.SWEPT, keys.STUCK, keys.EXECUTIONS),
     *(keys.DELIVERY, keys.DELIVERIES, keys.WEBHOOKS_FAILING, keys.WEBHOOKS_SORTER),
-    *(keys.STATS_REPORTED, keys.STATS_TURN, keys.POOL_KNOWN),
+    *(keys.STATS_REPORTED, keys.STATS_TURN, keys.POOL_KNOWN, keys.HOUSEKEEPER),
     *("rq:clean_registries:", "rq:clean_groups"),
 )
 OF_A_MINUTE: Final = (keys.STATS_SUBMITTED, keys.STATS_COUNTED)

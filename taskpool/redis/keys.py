@@ -90,6 +90,7 @@ STATS_HOURS: Final = "taskpool:stats:hours"  # the same by hour
 STATS_DAYS: Final = "taskpool:stats:days"  # the same by day
 STATS_PAIRS: Final = "taskpool:stats:pairs"  # set of "type|queue" with totals of their own
 STATS_TURN: Final = "taskpool:stats:turn:"  # + minute: string, there if a pool has taken it in hand; with a TTL
+HOUSEKEEPER: Final = "taskpool:housekeeper:"  # + digest of settings: string, the pool that has the turn; with a TTL
 CLOCK: Final = "taskpool:clock"  # hash: since when writes have worked, and by how much Redis's clock was stepped
 BUCKET: Final = "taskpool:bucket:"  # + caller: string "tokens ms", with a TTL: its token bucket
 RQ_OUTBOX: Final = "taskpool:outbox:rq"  # set of ended RQ jobs whose dependents in RQ are still to be queued
@@ -240,6 +241,7 @@ FIRST_SEEN_SLACK_S: Final = 3600  # how much longer than needed FIRST_SEEN is ke
 # --- the clock ------------------------------------------------------------------------------------------
 SOON_MS: Final = 1000  # housekeeping looks for due tasks this often, and is notified of a task that is due earlier
 SEEN_OFTEN_MS: Final = 1500  # pools read Redis's clock each second: a time further from the last may be stepped
+TURN_MS: Final = 1500  # how long a pool has the housekeeping, unless it goes on with it: each round takes it anew
 STEPS_KEPT: Final = 60  # how many steps of Redis's clock are kept in the hash CLOCK
 LEASES_AT_ONCE: Final = 20_000  # leases and waiting webhooks that are corrected after a step; further ones aren't
 

@@ -41,8 +41,8 @@ _sweep_unique, _queue_page, _count, _take = map(Script, ("sweep_unique", "queue_
 class Tick:
     """What a round of housekeeping learns of Redis's clock, all in ms: the time; for how long writes are known to work
     and the clock to run steadily; the sum of its steps; whether all due times are corrected by those; how far the clock
-    is behind the last round of any pool; and the time up to which something is due (earlier than the time itself while
-    it may have been stepped)."""
+    is behind the last round of any pool; the time up to which something is due (earlier than the time itself while
+    it may have been stepped); and whether the caller does the housekeeping now."""
 
     now_ms: int
     steady_ms: int
@@ -50,6 +50,7 @@ class Tick:
     is_corrected: bool
     behind_ms: int
     due_by_ms: int
+    is_housekeeper: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,18 +300,20 @@ def tick(
     least_ms: int = 0,
     base_ms: int = 0,
     corrected_ms: int | None = None,
+    turn: tuple[str, str] = ("", ""),
 ) -> Call[Tick]:
     """Note that Redis takes writes, and learn of its clock. `steady_ms`: for how long the caller has seen writes work
     and the clock run steadily; `gap_ms`: the longest gap between rounds of any pools that costs no lease;
     `corrected_ms`: the sum of steps up to which the caller has corrected all due times. `steady_ms` counts only if the
-    time is `expected_ms`, give or take `least_ms`, and `base_ms` is the sum of all steps."""
+    time is `expected_ms`, give or take `least_ms`, and `base_ms` is the sum of all steps. `turn`: the key of the
+    turn and the pool's id, if the pool shares the housekeeping with others."""
 
     def read(reply: list[Any]) -> Tick:
-        now_ms, known_ms, stepped_ms, is_corrected, behind_ms, due_by_ms = reply
-        return Tick(now_ms, known_ms, stepped_ms, is_corrected == b"1", behind_ms, due_by_ms)
+        now_ms, known_ms, stepped_ms, is_corrected, behind_ms, due_by_ms, is_mine = reply
+        return Tick(now_ms, known_ms, stepped_ms, is_corrected == b"1", behind_ms, due_by_ms, is_mine == b"1")
 
     corrected, expected = ("" if ms is None else ms for ms in (corrected_ms, expected_ms))
-    return _tick.call((steady_ms, gap_ms, lease_ms, corrected, expected, least_ms, base_ms), read)
+    return _tick.call((steady_ms, gap_ms, lease_ms, corrected, expected, least_ms, base_ms, *turn), read)
 
 
 def step(step_ms: int, *, base_ms: int, least_ms: int, lease_ms: int) -> Call[tuple[bool, int]]:

@@ -7,9 +7,11 @@
 -- ARGV[4]  the sum of steps up to which the caller has corrected all due times ('' = none)
 -- ARGV[5]  what the time must be now, if the clock wasn't stepped since the caller's last round ('' = it can't tell)
 -- ARGV[6]  by how many ms the time may differ from that; ARGV[7] the sum of steps that the caller knows of
+-- ARGV[8]  the key of the turn, if pools share the housekeeping; '' = the caller always does it
+-- ARGV[9]  the caller. It is the housekeeper if no other pool is
 -- Returns  {now_ms, for how many ms that is known, sum of all steps of the clock in ms (see step.lua), '1' when all due
 --           times are corrected by that (else '0'), by how many ms the clock is behind the last round (0 = it isn't), the
---           time up to which something is due}
+--           time up to which something is due, '1' if the caller is the housekeeper (else '0')}
 
 pass_when_full()
 local now_ms = clock()
@@ -38,5 +40,15 @@ if ARGV[4] == stepped_ms and corrected_ms ~= stepped_ms then
   redis.call('HSET', KEY.clock, 'corrected_ms', stepped_ms)
   corrected_ms = stepped_ms
 end
+local function is_housekeeper(turn, pool)
+  if turn == '' then return true end
+  local other = redis.pcall('GET', turn)
+  -- A key that another program wrote has no end, or isn't a string.
+  if type(other) == 'string' and other ~= pool and redis.call('PTTL', turn) >= 0 then return false end
+  redis.call('SET', turn, pool, 'PX', KEY.turn_ms)
+  return true
+end
+
 return {now_ms, now_ms - since_ms, tonumber(stepped_ms), corrected_ms == stepped_ms and '1' or '0',
-  math.max((seen_ms or 0) - now_ms, 0), is_trusted and now_ms or math.min(seen_ms, now_ms)}
+  math.max((seen_ms or 0) - now_ms, 0), is_trusted and now_ms or math.min(seen_ms, now_ms),
+  is_housekeeper(ARGV[8], ARGV[9]) and '1' or '0'}
