@@ -11,7 +11,6 @@ import pytest
 
 from taskpool import TaskStatus
 from taskpool.errors import RedisRefused
-from taskpool.operations.listing import all_queues
 from taskpool.redis import keys, scripts
 from taskpool.redis.async_store import AsyncStore
 from taskpool.redis.calls import Call

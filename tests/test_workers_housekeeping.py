@@ -12,7 +12,7 @@ from redis import Redis
 from taskpool import Registry, TaskPool, TaskSpec, TaskStatus, task
 from taskpool.errors import RedisUnavailable
 from taskpool.operations.catalog import PoolInfo, publish
-from taskpool.redis import scripts
+from taskpool.redis import keys, scripts
 from taskpool.redis.async_store import AsyncStore
 from taskpool.redis.scripts import claim, finish
 from taskpool.settings import Settings
@@ -256,3 +256,47 @@ async def test_a_round_closes_the_minutes_that_are_over_and_samples_the_queues(b
         [("default", (1, None))],
         [("default", (None, 1))],
     )
+
+
+async def test_one_of_several_pools_has_the_turn_until_it_ends(bench: Bench, redis_url: str, redis: Any) -> None:
+    stores = [AsyncStore(redis_url) for _ in range(3)]
+    settings = Settings(max_crashes=2)
+    one, two = (
+        Housekeeping(store, Outage(), settings, pool_id=id) for store, id in zip(stores, ("one", "two"), strict=False)
+    )
+    other = Housekeeping(stores[2], Outage(), Settings(max_crashes=9), pool_id="other")
+
+    for pool in (one, two, other):
+        await pool.step()
+    assert (one.is_mine(), two.is_mine(), other.is_mine()) == (True, False, True)  # the last one would do otherwise
+
+    (key,) = [key for key in redis.scan_iter(f"{keys.HOUSEKEEPER}*") if redis.get(key) == b"one"]
+    assert 0 < redis.pttl(key) <= keys.TURN_MS
+    bench.pool.add_task("nothing")
+    bench.claim(lease_ms=-1)
+    await two.step()
+    assert bench.pool.queue("default").in_progress == 1  # it is left to the first one
+
+    await one.leave()
+    await two.step()
+    assert (two.is_mine(), bench.pool.queue("default").in_progress) == (True, 0)
+    await one.step()
+    assert not one.is_mine()
+    for store in stores:
+        await store.close()
+
+
+@pytest.mark.parametrize("foreign", ["a pool", ["a", "list"]], ids=["no end", "no string"])
+async def test_a_turn_that_another_program_wrote_is_taken(bench: Bench, redis: Any, foreign: str | list[str]) -> None:
+    store = AsyncStore(bench.pool.redis_url)
+    pool = Housekeeping(store, Outage(), Settings(), pool_id="pool")
+    await pool.step()
+    (key,) = redis.scan_iter(f"{keys.HOUSEKEEPER}*")
+    redis.delete(key)
+    redis.set(key, foreign) if isinstance(foreign, str) else redis.rpush(key, *foreign)
+
+    await pool.step()
+
+    assert pool.is_mine()
+    assert redis.get(key) == b"pool"
+    await store.close()
