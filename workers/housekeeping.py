@@ -111,7 +111,7 @@ class Housekeeping:
 
     def is_mine(self) -> bool:
         """Whether this pool has the housekeeping."""
-        return self._clock.is_housekeeper
+        return not self._turn or self._clock.is_housekeeper
 
     async def leave(self) -> None:
         """Lets another pool take the turn, because this one ends. Raises: RedisUnavailable."""
