@@ -57,7 +57,8 @@ class Supervisor:
         is_mine = self._housekeeping.is_mine
         self._rq_maintenance = RqMaintenance(self._store, settings, self._registry.connection, is_mine=is_mine)
         self._schedules = Schedules(self._store, settings, lambda: self._pool.loaded.schedules, is_mine=is_mine)
-        self._webhooks = Dispatcher(self._store, self._id, Allowed(settings.webhook_allow), outage=self._outage)
+        allowed = Allowed(settings.webhook_allow)
+        self._webhooks = Dispatcher(self._store, self._id, allowed, outage=self._outage, is_mine=is_mine)
         stops = Stops()
         self._heartbeats = Heartbeats(self._store, stops, lease_s=settings.lease_s)
         self._registration = Registration(

@@ -129,10 +129,13 @@ FAILING_MOST: Final = 1
 SORTED_AT_ONCE: Final = 100
 HOLD_MS: Final = 2000
 LOOK_S: Final = 0.5
+SELDOM_S: Final = 2.0
+"""How often a pool looks that has nothing to send: the one with the turn (see housekeeping.py), and the others. These
+join in when there is more than one of them can send."""
 
 
 class Dispatcher:
-    """One duty. `wake` cuts its waits short."""
+    """One duty. `wake` cuts its waits short. `is_mine`: whether this pool has the housekeeping."""
 
     def __init__(
         self,
@@ -144,7 +147,9 @@ class Dispatcher:
         sender: Sender | None = None,
         delays_s: Sequence[float] = DELAYS_S,
         lease_ms: int = keys.DELIVERY_LEASE_MS,
+        is_mine: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._is_mine = is_mine
         self._store, self._supervisor, self._allowed = store, supervisor, allowed
         self._sender, self._outage = sender or Sender(allowed), outage or Outage()
         self._delays_s, self._lease_ms = delays_s, lease_ms
@@ -232,7 +237,8 @@ class Dispatcher:
         )
         for each in taken:
             self._sending.spawn(self._send(each, token)).add_done_callback(self._on_sent)
-        return LOOK_S if wait_ms is None else min(LOOK_S, wait_ms / 1000)
+        look_s = LOOK_S if self._is_mine() or self._sending.running else SELDOM_S
+        return look_s if wait_ms is None else min(look_s, wait_ms / 1000)
 
     def _on_sent(self, task: asyncio.Task[None]) -> None:
         self.wake.set()
