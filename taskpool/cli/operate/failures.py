@@ -157,7 +157,8 @@ def redrive(
 def _steps(given: Sequence[str]) -> Sequence[int | str]:
     for at, step in enumerate(given):
         is_last = at == len(given) - 1
-        if not (step == ALL and is_last) and not (step.isdecimal() and 1 <= int(step[:9]) <= LARGEST_STEP):
+        is_number = step.isdecimal() and len(step) < 10  # int() refuses thousands of digits
+        if not (step == ALL and is_last) and not (is_number and 1 <= int(step) <= LARGEST_STEP):
             raise click.BadParameter(f"{step!r} is no number from 1 to {LARGEST_STEP:,}, nor 'all' as the last step",
                                      param_hint="--step")  # fmt: skip
     return [ALL if step == ALL else int(step) for step in given]
