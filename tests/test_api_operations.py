@@ -159,6 +159,28 @@ async def test_a_key_needs_the_scope_of_the_action_and_sees_only_its_project(red
     assert (hidden, listed, may_not) == ([404, 404, 404], [], 403)
 
 
+async def test_a_project_moves_tasks_only_to_as_many_queues_as_it_may_use(redis_url: str) -> None:
+    publish_types(redis_url)
+    shop = make_key(redis_url, "shop", Scope.READ, Scope.WRITE, project="shop")
+    async with api(redis_url, max_queues=2) as client:
+        submitted = {"type": "echo", "payload": {"message": "x"}}
+        await client.post("/tasks", json=submitted, headers=bearer(shop))
+
+        moved = [
+            await client.post(
+                "/operations",
+                json={"action": "move", "queue": queue, "filter": {"type": "echo"}},
+                headers=bearer(shop),
+            )
+            for queue in ("one", "default", "two", "one")
+        ]
+        refused = await client.post("/tasks", json={**submitted, "queue": "three"}, headers=bearer(shop))
+
+    assert [each.status_code for each in moved] == [202, 202, 403, 202]
+    assert (moved[2].json()["type"], moved[2].json()["cap"]) == ("urn:taskpool:problem:cap-reached", 2)
+    assert refused.json()["type"] == "urn:taskpool:problem:cap-reached"
+
+
 async def test_operations_are_audited(client: httpx.AsyncClient) -> None:
     (task,) = await add(client, 1)
     started = await client.post("/operations", json={"action": "cancel", "filter": {"type": "echo"}})

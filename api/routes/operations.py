@@ -69,6 +69,7 @@ class OperationRoutes:
         tag="operations",
         body_fault="invalid-operation",
         answers={200: PreviewDocument, 202: STARTED},
+        problems=["cap-reached"],
     )
     async def start(self, request: Request, body: OperationSpec) -> Json:
         """POST /operations: change all tasks that match a filter; 202 with the operation, or 200 with a preview.
@@ -78,7 +79,8 @@ class OperationRoutes:
         if body.preview:
             plan = bulk.preview_operation(body, caller)
             return Json(PreviewDocument.of_preview(await self._pool.store.carry_out(plan)))
-        started = bulk.start_operation(body, caller, driver=self._drivers.name)
+        most_queues = self._pool.rules.defaults.caps.queues
+        started = bulk.start_operation(body, caller, driver=self._drivers.name, most_queues=most_queues)
         return self._begun(await self._pool.store.carry_out(started), request)
 
     @operation("list_operations", tag="operations", answers={200: OperationPage})

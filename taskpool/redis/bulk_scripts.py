@@ -27,11 +27,13 @@ def start(
     project: str | None,
     audited: bytes = b"",
     driver: str = "",
+    most_queues: int = 0,
     lease_ms: int = LEASE_MS,
 ) -> Call[str]:
-    """Enter an operation: ``ok``, or why another one can't be undone: ``gone``, ``running``, ``undone`` or ``late``.
-    `driver`: the program that goes on with it."""
-    return _start.word(id, _encode(fields), project or "", audited, driver, lease_ms)
+    """Enter an operation: ``ok``, ``capped`` (it moves tasks to one queue more than the project may use), or why
+    another one can't be undone: ``gone``, ``running``, ``undone`` or ``late``. `driver`: the program that goes on with
+    it. `most_queues`: 0 for any number."""
+    return _start.word(id, _encode(fields), project or "", audited, driver, lease_ms, most_queues)
 
 
 class Taken(NamedTuple):

@@ -10,7 +10,7 @@ import msgspec
 
 from taskpool.access.api_key import RIGHTS, Effect
 from taskpool.access.audit import Actor, entry
-from taskpool.errors import FieldError, NotAllowed, OperationConflict, OperationNotFound
+from taskpool.errors import CapReached, FieldError, NotAllowed, OperationConflict, OperationNotFound
 from taskpool.operations.control.criteria import checked, checked_operation, within
 from taskpool.operations.control.search import part_of
 from taskpool.operations.listing import Walk, walk_of
@@ -188,9 +188,12 @@ class Finder:
         return Found(ids, skipped, len(found))
 
 
-def start_operation(spec: OperationSpec, by: Actor | None = None, *, driver: str = "") -> Plan[Operation]:
+def start_operation(
+    spec: OperationSpec, by: Actor | None = None, *, driver: str = "", most_queues: int = 0
+) -> Plan[Operation]:
     """Start an operation. The program `driver` goes on with it, see `drive`; without one, or if that dies, housekeeping
-    of any pool does. Raises: InvalidOperation, NotAllowed."""
+    of any pool does. `most_queues`: how many queues a project may use (0: any number). Raises: InvalidOperation,
+    NotAllowed, CapReached."""
     spec = _permitted(spec, by)
     id = new_id()
     fields = {
@@ -201,9 +204,10 @@ def start_operation(spec: OperationSpec, by: Actor | None = None, *, driver: str
         **_started_by(by),
     }
     audited = entry(by, "operation.started", id, comment=described({k.encode(): v.encode() for k, v in fields.items()}))
-    yield from one(
-        bulk_scripts.start(id, fields, project=None if by is None else by.project, audited=audited, driver=driver)
-    )
+    project = None if by is None else by.project
+    starting = bulk_scripts.start(id, fields, project=project, audited=audited, driver=driver, most_queues=most_queues)
+    if (yield from one(starting)) == "capped":
+        raise CapReached("queues", project, most_queues * (1 if project else keys.WITHOUT_PROJECT))
     return (yield from get_operation(id))
 
 

@@ -5,12 +5,19 @@
 -- ARGV[3]  the project of the caller ('' = none)
 -- ARGV[4]  entry of the audit; '' = none
 -- ARGV[5]  the program that goes on with it ('' = any); ARGV[6] its lease in ms
--- Returns  'ok' (also when sent again) | of the one that is to be undone: 'gone' | 'running' (it hasn't ended) | 'undone'
+-- ARGV[7]  how many queues a project may use, if it moves tasks to a queue (0 = any number)
+-- Returns  'ok' (also when sent again) | 'capped' (the project uses as many queues already) | of the one that is to be undone: 'gone' | 'running' (it hasn't ended) | 'undone'
 --          (that was asked for before) | 'late' (it can't be undone any more, or never could)
 
 local id, fields = ARGV[1], cjson.decode(ARGV[2])
 local key = KEY.operation .. id
 if redis.call('EXISTS', key) == 1 then return 'ok' end
+if fields.action == 'move' then
+  local names = used_names({queues = tonumber(ARGV[7])})
+  names.look_at('queues', KEY.queue .. fields.queue, ARGV[3])
+  if names.reached(nil, ARGV[3]) then return 'capped' end
+  names.enter()
+end
 local now_ms, to_undo = clock(), 0
 if fields.undoes then
   local other = KEY.operation .. fields.undoes
