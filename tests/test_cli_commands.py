@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 import pytest
+import redis
 from click.testing import CliRunner, Result
 
 from taskpool import Client, Registry, TaskContext, TaskPool, task
@@ -223,6 +224,51 @@ def test_get_as_json_is_the_document_of_the_api(pool: Reached) -> None:
     result = run(pool, "get", record.id, "--json")
 
     assert json.loads(result.stdout) == msgspec.to_builtins(TaskDocument.of(pool.get(record.id)))
+
+
+CRASH = {
+    "reason": "crashed", "exit": "signal SIGSEGV", "signal": "SIGSEGV", "worker": "w.1", "pid": 4711, "ran_s": 0.25,
+    "usage": {"max_rss_bytes": 52_428_800, "user_s": 0.5, "system_s": 0.25}, "log": ["page 1", "page 2"],
+    "stacks": "Thread 1:\n  draw",
+}  # fmt: skip
+
+
+def set_failure(pool: Reached, id: str, failure: Mapping[str, object]) -> None:
+    with redis.Redis.from_url(pool.redis_url) as client:
+        client.hset(f"rq:job:{id}", "failure", json.dumps(failure))
+
+
+def test_get_shows_how_the_process_of_a_task_died(pool: Reached) -> None:
+    id = pool.add_task("boom", queue="fragile").id
+    execute_next(pool, "fragile")
+    set_failure(pool, id, CRASH)
+
+    lines = run(pool, "get", id).stdout.splitlines()
+
+    assert [line.split(maxsplit=1) for line in lines if line.startswith(("exit", "process", "ran", "used"))] == [
+        ["exit", "signal SIGSEGV"],
+        ["process", "w.1, process 4711"],
+        ["ran", "0.250 s"],
+        ["used", "50 MiB of memory, 0.750 s of CPU time"],
+    ]
+    assert [" ".join(line.split()) for line in lines[-4:]] == [
+        "last lines page 1",
+        "page 2",
+        "stacks Thread 1:",
+        "draw",
+    ]
+    assert any(line.startswith("fingerprint") for line in lines)
+
+
+def test_get_shows_a_task_whose_crash_report_is_damaged(pool: Reached) -> None:
+    id = pool.add_task("boom", queue="fragile").id
+    execute_next(pool, "fragile")
+    set_failure(pool, id, {name: ["?"] for name in CRASH})
+
+    result = run(pool, "get", id)
+
+    assert result.exit_code == Exit.FAILED
+    assert f"id           {id}" in result.stdout
 
 
 @pytest.mark.parametrize("command", ["get", "watch", "stop", "retry"])

@@ -66,6 +66,35 @@ def test_tasks_are_canceled_restored_retried_and_removed(pool: Reached) -> None:
     assert pool.list_tasks(tag="red").items == ()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "status:canceled tag:red",
+        "Status:canceled  tag=red since:1h",
+        'tag:red "before it started"',
+        "tag:red before it started",
+    ],
+)
+def test_where_takes_what_the_search_box_of_the_page_takes(text: str, pool: Reached) -> None:
+    ids = add(pool, tags=["red"])
+    add(pool)
+    run(pool, "cancel", "--tag", "red", "--yes")
+
+    found = run(pool, "list", "--where", text, "--json")
+
+    assert found.exit_code == Exit.DONE, found.output
+    assert {each["id"] for each in json.loads(found.stdout)["tasks"]} == set(ids)
+
+
+def test_where_finds_text_with_colons_and_tasks_that_took_long(pool: Reached) -> None:
+    add(pool, tags=["red"])
+
+    for text in ["took:5m", '"KeyError: 1"', "KeyError: 1", "https://example.org"]:
+        found = run(pool, "list", "--where", text, "--json")
+
+        assert (found.exit_code, json.loads(found.stdout)["tasks"]) == (Exit.DONE, []), found.output
+
+
 def test_scheduled_tasks_run_now(pool: Reached) -> None:
     ids = add(pool, delay_s=100)
 
@@ -119,7 +148,8 @@ def test_what_matches_nothing_is_no_operation(pool: Reached) -> None:
         (["retry", "some-id", "--type", "work"], "give either an ID or criteria"),
         (["stop", "--type", "work", "--force"], "--grace and --force are for the task ID"),
         (["cancel", "--where", "colour=red"], "names no criterion"),
-        (["cancel", "--where", "red"], "isn't NAME=VALUE"),
+        (["cancel", "--where", "colour:red"], "names no criterion"),
+        (["cancel", "--where", "red", "--text", "blue"], "text is given twice"),
         (["cancel", "--where", "tag='red"], "No closing quotation"),
         (["cancel", "--tag", "red", "--where", "tag=blue"], "tag is given twice"),
         (["cancel", "--where", "since=soon", "--yes"], "/filter/since: must be a time"),

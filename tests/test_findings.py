@@ -183,7 +183,7 @@ def test_a_task_that_kills_its_worker_is_found(world: World) -> None:
 
     found = only(world, "poison")
 
-    assert found.title == "work kills its worker process: SIGSEGV, 2 times in this hour and the last"
+    assert found.title == "work kills its worker process: SIGSEGV, 2 times within two hours"
     assert found.action == "taskpool get thumb"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -191,5 +192,5 @@ def test_the_clients_and_the_command_show_it(redis_url: str, tmp_path: Any, kind
     assert found[0].arrival_per_s is not None
     for each in shown:
         assert each.exit_code == 0
-        assert "arrive per second" in each.stderr
-        assert "worker processes: 2, needed to be done within 60 s: 1." in each.stderr
+        assert re.search(r"Load: [0-9.]+ per (second|minute) arrive", each.stderr)
+        assert "Worker processes: 2; 1 needed to finish what waits within 60 s." in each.stderr

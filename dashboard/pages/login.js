@@ -29,7 +29,7 @@ export default function Login({ onSignedIn }) {
       </label>
       ${state.problem && html`<p class="banner critical" role="alert">${state.problem}</p>`}
       <button class="primary" disabled=${state.isBusy}>Sign in</button>
-      <p id="login-help" class="small muted">An administrator makes one: <code>taskpool keys create NAME --scope read</code></p>
+      <p id="login-help" class="small muted">An administrator makes one: <code>taskpool keys create NAME --scope tasks:read</code></p>
     </form>
   </main>`;
 }

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from taskpool.cli.output import age, moment, print_json, print_table, say, short_json, who_paused
+from taskpool.cli.output import (
+    age,
+    moment,
+    per_time,
+    print_json,
+    print_table,
+    say,
+    short_json,
+    size,
+    who_paused,
+)
 from taskpool.cli.service import service_command
 from taskpool.errors import InvalidTask, NotAllowed
 from taskpool.operations.documents import (
@@ -116,12 +126,14 @@ def _tell_others(infos: Sequence[QueueInfo], name: str) -> None:
 def _tell_load(load: QueueLoad) -> None:
     """Say what the queue asks of its workers."""
     rates = [
-        f"{each:.3g} {word} per second"
+        f"{per_time(each)} {word}"
         for each, word in ((load.arrival_per_s, "arrive"), (load.service_per_s, "end"))
         if each is not None
     ]
-    workers = f"worker processes: {load.workers}, needed to be done within {load.target_s:g} s: {load.workers_needed}"
-    say(f"Load: {', '.join([*rates, workers])}.", err=True)
+    if rates:
+        say(f"Load: {', '.join(rates)}.", err=True)
+    needed = f"{load.workers_needed} needed to finish what waits within {load.target_s:g} s"
+    say(f"Worker processes: {load.workers}; {needed}.", err=True)
 
 
 @service_command(epilog=TYPES_EPILOG, json="Print JSON, with each payload's schema.")
@@ -150,9 +162,7 @@ def storage(service: Service, as_json: bool) -> None:
     if as_json:
         print_json({"types": [TypeStorageDocument.of(each) for each in found]})
         return
-    rows = [
-        (each.type, f"{each.tasks:,}", "" if each.bytes is None else f"{each.bytes / 1e6:,.1f} MB") for each in found
-    ]
+    rows = [(each.type, f"{each.tasks:,}", size(each.bytes)) for each in found]
     print_table(("type", ">tasks", ">memory, about"), rows, nothing="Redis has no task")
 
 

@@ -82,6 +82,22 @@ def age(seconds: float | None) -> str:
     return f"{seconds / 86_400:.0f} d"
 
 
+def size(bytes: float | None) -> str:
+    """A number of bytes for people: `992 B`, `16 KiB`, `300 MiB`; empty for None."""
+    if bytes is None:
+        return ""
+    for unit in ("B", "KiB", "MiB"):
+        if bytes < 1000:
+            return f"{bytes:,.0f} {unit}"
+        bytes /= 1024
+    return f"{bytes:,.1f} GiB"
+
+
+def per_time(per_s: float) -> str:
+    """A rate for people: `12 per second`, `0.4 per minute`."""
+    return f"{per_s:,.3g} per second" if per_s == 0 or per_s >= 0.1 else f"{60 * per_s:,.2g} per minute"
+
+
 def moment(at: datetime | None, zone: tzinfo = UTC) -> str:
     """A time, and its distance from now."""
     if at is None:

@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from taskpool.cli.options import Command, read_json, read_pairs, seconds
-from taskpool.cli.output import exit_of, moment, print_fields, print_json, say, short_json
+from taskpool.cli.output import exit_of, moment, print_fields, print_json, say, short_json, size
 from taskpool.cli.service import service_command
 from taskpool.operations.documents import LogLineDocument, TaskDocument
 from taskpool.text import coloured, indented, printable, printable_lines
@@ -259,9 +259,33 @@ def _fields(record: TaskRecord) -> dict[str, str]:
             "error": record.error or "",
             "reason": record.reason or "" if record.reason != record.error else "",
             "canceled by": record.canceled_by or "",
+            "fingerprint": record.fingerprint or "",
             "traceback": str((record.failure or {}).get("traceback") or "").rstrip(),
+            **_crash(record.failure or {}),
         }
     return {name: value for name, value in fields.items() if value}
+
+
+def _crash(failure: Mapping[str, Any]) -> dict[str, str]:
+    """What is known of a process that died or was killed. The parts come from a record, which can be damaged."""
+    usage = failure["usage"] if isinstance(failure.get("usage"), Mapping) else {}
+    memory, user_s, system_s = (_number(usage, name) for name in ("max_rss_bytes", "user_s", "system_s"))
+    used = [] if memory is None else [f"{size(memory)} of memory"]
+    used += [] if user_s is None or system_s is None else [f"{user_s + system_s:.3f} s of CPU time"]
+    ran_s, pid, log = _number(failure, "ran_s"), failure.get("pid"), failure.get("log")
+    return {
+        "exit": str(failure.get("exit") or ""),
+        "process": f"{failure.get('worker', '')}, process {pid}" if pid is not None else "",
+        "ran": "" if ran_s is None else f"{ran_s:.3f} s",
+        "used": ", ".join(used),
+        "last lines": "\n".join(map(str, log)) if isinstance(log, list) else "",
+        "stacks": str(failure.get("stacks") or "").rstrip(),
+    }
+
+
+def _number(parts: Mapping[str, Any], name: str) -> float | None:
+    value = parts.get(name)
+    return value if isinstance(value, int | float) else None
 
 
 def _asked(record: TaskRecord) -> str:

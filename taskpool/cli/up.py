@@ -106,6 +106,7 @@ tasks: they are put back and run again. Tasks survive a restart.
 WELCOME: Final = """
   Taskpool is ready: {url}, {workers}
 
+  Page     {url}/ in a browser
 {tries}
   Data     {where}
   Stop     Ctrl-C

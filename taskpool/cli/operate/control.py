@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from taskpool.cli.output import age, moment, print_json, print_table, say, who_paused
+from taskpool.cli.output import age, moment, print_json, print_table, say, size, who_paused
 from taskpool.cli.service import service_command
 from taskpool.operations.documents import PauseDocument, PoolDocument, StackDocument, WhyDocument
 from taskpool.text import printable, printable_lines
@@ -123,13 +123,12 @@ def pools(service: Service, as_json: bool) -> None:
 
 def _row(pool: PoolRecord) -> tuple[str, ...]:
     started_s = None if pool.started_at is None else (datetime.now(UTC) - pool.started_at).total_seconds()
-    memory = "" if pool.memory_bytes is None else f"{pool.memory_bytes / 2**20:,.0f} MiB"
     return (
         pool.name,
         pool.state,
         str(pool.processes),
         str(pool.busy),
-        memory,
+        size(pool.memory_bytes),
         age(started_s),
         age(time.time() - pool.last_seen_ms / 1000),
         ",".join(pool.queues),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -31,6 +32,7 @@ Examples:
   taskpool list --status failed --since 1h
   taskpool list --type resize --error "disk full" --limit 500
   taskpool list --status in_progress --min-duration 10m
+  taskpool list --where 'status:failed since:1h "disk full"'
   taskpool list --queue default --status scheduled --json | jq -r '.tasks[].id'
 
 The newest come first. Times are RFC 3339, or how long ago: 90, 5m, 1h30m, 2d.
@@ -40,7 +42,7 @@ RETRY_EPILOG: Final = """\b
 Examples:
   taskpool retry "$id" && taskpool watch "$id"
   taskpool retry --status failed --type resize --since 1h --preview
-  taskpool retry --where 'status=failed error="disk full"' --yes
+  taskpool retry --where 'status:failed error:"disk full"' --yes
 
 A retry of many tasks leaves out those that failed with NonRetryable, unless
 --include-nonretryable asks for them.
@@ -59,7 +61,7 @@ A task that hasn't started is canceled. One that has ended is left as it is.
 MANY_EPILOG: Final = """\b
 Examples:
   taskpool {name} {flags}--queue default --since 1h --preview
-  taskpool {name} {flags}--where 'type=resize tag=red' --yes
+  taskpool {name} {flags}--where 'type:resize tag:red' --yes
 
 It says how many tasks match and asks first. Ctrl-C ends it; what it has changed
 stays changed.{undo}
@@ -85,32 +87,49 @@ DONE: Final[Mapping[str, str]] = {
 """By action: what has become of its tasks."""
 assert DONE.keys() == {*ACTIONS, "undo"}
 
+CRITERION: Final = re.compile(r"(?P<name>[A-Za-z_-]+)[:=](?!//)(?P<value>.*)", re.DOTALL)
+"""A criterion in a text. A URL is none."""
+SHORT: Final = {"took": "min_duration"}
+"""Short names of criteria, as the search box of the page has them."""
+
 where = click.option(
     "--where",
     multiple=True,
-    metavar="'NAME=VALUE ...'",
-    help="Criteria in one text, as flags have them. May be repeated.",
+    metavar="'NAME:VALUE ...'",
+    help="Criteria in one text, as the web page's search box has them; NAME=VALUE means the same. Words without a NAME "
+    "are --text. May be repeated.",
 )
 
 
 def criteria_of(texts: Sequence[str], flags: Mapping[str, Any]) -> dict[str, Any]:
     """The criteria of `--where` and of flags. Raises: click.BadParameter."""
     found = dict(flags)
+    words: list[str] = []
     for text in texts:
         try:
             pairs = shlex.split(text)
         except ValueError as error:
             raise click.BadParameter(f"{text[:80]!r}: {error}", param_hint="--where") from None
         for pair in pairs:
-            name, equals, value = pair.partition("=")
-            name = name.replace("-", "_")
-            if not equals or name not in CRITERIA:
-                hint = "" if not equals else Guesses().hint(name, CRITERIA)
-                fault = "isn't NAME=VALUE" if not equals else f"names no criterion{hint}"
-                raise click.BadParameter(f"{pair[:80]!r} {fault}", param_hint="--where")
+            parts = CRITERION.fullmatch(pair)
+            if parts is None:
+                words.append(pair)
+                continue
+            name, value = parts["name"].lower().replace("-", "_"), parts["value"]
+            name = SHORT.get(name, name)
+            if name not in CRITERIA and not parts["name"].islower():  # `KeyError:` is a part of an error
+                words.append(pair)
+                continue
+            if name not in CRITERIA:
+                hint = Guesses().hint(name, CRITERIA)
+                raise click.BadParameter(f"{pair[:80]!r} names no criterion{hint}", param_hint="--where")
             if name in found:
                 raise click.BadParameter(f"{name} is given twice", param_hint="--where")
             found[name] = int(value) if name == "attempts" and value[:10].isdecimal() and len(value) < 10 else value
+    if words:
+        if "text" in found:
+            raise click.BadParameter("text is given twice", param_hint="--where")
+        found["text"] = " ".join(words)
     return found
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 
-from taskpool.cli.output import age, who_paused
+from taskpool.cli.output import age, size, who_paused
 from taskpool.cli.service import service_command
 from taskpool.errors import TaskpoolError
 from taskpool.text import printable
@@ -133,7 +133,7 @@ def _queue_row(queue: QueueInfo) -> Row:
 
 
 def _worker_row(worker: WorkerInfo, now: datetime) -> Row:
-    memory = "" if worker.memory_bytes is None else f"{worker.memory_bytes / 2**20:,.0f} MiB"
+    memory = size(worker.memory_bytes)
     task = worker.task
     for_s = "" if task is None else age(max(now.timestamp() - task.since_ms / 1000, 0))
     more = f" +{len(worker.current) - 1}" if len(worker.current) > 1 else ""

@@ -143,13 +143,13 @@ def failing(facts: Facts) -> Iterator[Finding]:
             share = ended.failed / ended.attempts
             often = f"{ended.failed:,} of {ended.attempts:,} attempts failed in {age(RECENT_MS)}"
         else:
-            share, often = 1.0, f"{count:,} times in this hour and the last"
+            share, often = 1.0, f"{count:,} times within two hours"
         severity = Severity.WARNING if share >= LEAST_SHARE else Severity.INFO
         yield Finding(
             id=f"failing:{group.fingerprint}",
             severity=Severity.CRITICAL if share >= GREAT_SHARE and (build or ended) else severity,
             title=f"{type} fails{f' since build {build}' if build else ''}: {group.error_type}{where}, {often}",
-            text=f"The last error is: {group.message} Look at the traceback and the builds of the group. "
+            text=f"Look at the traceback and the builds of the group. The last error is: {group.message.rstrip('.')}. "
             "When the cause is removed, redrive it: that retries 1 task, then 10, then all.",
             count=count,
             since=group.first_seen,
@@ -204,9 +204,9 @@ def poison(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             id=f"poison:{group.fingerprint}",
             severity=Severity.WARNING,
-            title=f"{type} kills its worker process: {how}, {recent:,} times in this hour and the last",
+            title=f"{type} kills its worker process: {how}, {recent:,} times within two hours",
             text="The crash report of the last one has the exit, the memory, the last log lines and, after a fatal "
-            "signal, the stacks. SIGKILL usually means that the memory ran out.",
+            "signal, the stacks." + (" SIGKILL usually means that the memory ran out." if how == "SIGKILL" else ""),
             count=recent,
             since=group.first_seen,
             link=f"#/failures/{group.fingerprint}",

@@ -130,7 +130,7 @@ def _scheduled(record: TaskRecord, fleet: _Fleet) -> Iterator[Reason]:
     at = record.run_at
     when = "in a moment" if at is None or at <= fleet.now else f"at {at:%Y-%m-%d %H:%M:%S} UTC"
     if last is None:
-        yield Reason(kind=Kind.SCHEDULED, text=f"It is scheduled: it is queued {when}.", at=at)
+        yield Reason(kind=Kind.SCHEDULED, text=f"It is scheduled to be queued {when}.", at=at)
     elif last.outcome == S.FAILED:
         text = f"Its attempt {last.attempt} failed; it is queued for the next one {when}."
         yield Reason(kind=Kind.RETRY_BACKOFF, text=text, at=at)
