@@ -70,6 +70,33 @@ def test_the_first_queue_is_emptied_before_the_next_is_looked_at(world: World) -
     assert [running.queue for running in claimed] == ["high", "high", "low", "low"]
 
 
+@pytest.mark.parametrize("at", [0, 1, 2, 3, 4, 24, 47, 48, 49])
+def test_a_claim_on_many_queues_finds_the_first_one_with_a_task_in_few_commands(world: World, at: int) -> None:
+    queues = [f"q{number}" for number in range(50)]
+    world.add("later", queue="q49")
+    if at < 49:
+        world.add("sooner", queue=f"q{at}")
+    world.redis.config_resetstat()
+
+    running = world.claim(*queues)
+
+    calls = {name.removeprefix("cmdstat_"): each["calls"] for name, each in world.redis.info("commandstats").items()}
+    assert (running.id, running.queue) == ("sooner" if at < 49 else "later", f"q{at}")
+    assert calls["lpop"] <= 2
+    assert calls["exists"] <= 9
+
+
+def test_a_claim_on_many_queues_passes_over_paused_ones_and_ids_without_a_task(world: World) -> None:
+    queues = [f"q{number}" for number in range(10)]
+    world.redis.hset(keys.SWITCHES, "queue:q4", '{"by":"Ann"}')
+    world.add("held", queue="q4")
+    world.redis.rpush("rq:queue:q6", "gone")
+    world.add("wanted", queue="q8")
+
+    assert world.claim(*queues).id == "wanted"
+    assert world.try_claim(*queues, attempt_id="2") is None
+
+
 def test_a_task_of_a_queue_not_asked_for_stays(world: World) -> None:
     world.add("a", queue="other")
     before = world.snapshot()

@@ -22,6 +22,7 @@
 local worker, attempt_id, lease_ms, was_idle = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1'
 local foreign, FIRST_QUEUE = ARGV[5], 6
 local BOUND = 200 -- ids looked at in one call: stale ones and foreign ones are skipped
+local FEW = 3 -- with more queues left, the next one that isn't empty is searched for
 
 local now_ms, stamp = clock()
 local looked_at = 0
@@ -199,7 +200,8 @@ if any_exists(KEY.suspended, KEY.switches) then
 end
 
 local foreign_front -- the functions of `beside_rq`, once a foreign job was met
-for argument = FIRST_QUEUE, #ARGV do
+local argument = FIRST_QUEUE
+while argument and argument <= #ARGV do
   local queue = ARGV[argument]
   local place = KEY.queue .. queue
   local passed, known = 0, nil -- foreign jobs at the front: from the first one on, nothing is popped any more
@@ -238,10 +240,14 @@ for argument = FIRST_QUEUE, #ARGV do
     rarely().ring(queue, 1)
     return false
   end
+  argument = argument + 1
+  if #ARGV - argument >= FEW then argument = rarely().first_waiting(argument, #ARGV) end
 end
 
 -- Every queue is empty or paused, or holds only foreign jobs: what still rings is stale.
-for argument = FIRST_QUEUE, #ARGV do redis.call('DEL', KEY.doorbell .. ARGV[argument]) end
+local bells = {}
+for at = FIRST_QUEUE, #ARGV do bells[#bells + 1] = KEY.doorbell .. ARGV[at] end
+if #bells > 0 then redis.call('DEL', unpack(bells)) end
 if not was_idle and redis.call('EXISTS', KEY.worker .. worker) == 1 then
   redis.call('HSET', KEY.worker .. worker, 'state', 'idle')
 end
