@@ -114,7 +114,13 @@ def derived_id(of: str, what: bytes) -> str:
     """The id of a task that comes from another task or from a workflow: always the same for the same `what`. It begins
     with the time in the id `of`, so that it is listed beside that one; the rest is a hash (60 bits)."""
     hashed = _id(int.from_bytes(hashlib.blake2b(b"%s\0%s" % (of.encode(), what), digest_size=13).digest()) >> 4)
-    return of[:8] + hashed[8:] if _NEW_ID.fullmatch(of) else hashed
+    start = derived_start(of)
+    return start + hashed[len(start) :]
+
+
+def derived_start(of: str) -> str:
+    """With what each `derived_id` of this id begins; empty if it isn't in our form, as that of a job of plain RQ."""
+    return of[:8] if _NEW_ID.fullmatch(of) else ""
 
 
 def id_at(ms: int) -> str:

@@ -110,6 +110,11 @@ def test_it_has_the_project_and_the_trace_context_of_the_running_task(pool: Task
     pool.execute_task(claim(pool))
 
     first, second = [pool.get(each) for each in pool.get(id).result]
+    in_mine = pool.list_tasks(added_by=id, project="mine").items
+    assert ({task.id for task in in_mine}, pool.list_tasks(added_by=id, project="other").items) == (
+        {first.id, second.id},
+        (),
+    )
     assert (first.project, first.traceparent, first.tracestate) == ("mine", TRACE, "a=1")
     assert second.traceparent == TRACE[:-1] + "0"
 
@@ -118,6 +123,45 @@ def test_it_has_the_project_and_the_trace_context_of_the_running_task(pool: Task
     pool.execute_task(claim(pool, "a2"))
 
     assert pool.get(id).error == f"UnknownDependency: depends_on names task {elsewhere!r}, which doesn't exist"
+
+
+def test_added_tasks_know_which_task_has_added_them(pool: TaskPool, redis: Redis) -> None:
+    def code(ctx: TaskContext) -> list[str]:
+        many = ctx.add_tasks([leaf.spec(n=n) for n in range(3)])
+        late, child = ctx.add_task(leaf.spec(), delay="1h"), ctx.add_task("leaf", tags=["x"], depends_on=[many[0].id])
+        return [each.id for each in (*many, late, child, ctx.add_task(leaf.spec(n=0)), ctx.add_task("adds"))]
+
+    other = run(pool, lambda ctx: ctx.add_task("leaf").id)
+    record = run(pool, code)
+
+    assert {pool.get(id).added_by for id in record.result} == {record.id}
+    assert {task.id for task in pool.list_tasks(added_by=record.id).items} == {*record.result}
+    assert [task.id for task in pool.list_tasks(added_by=other.id).items] == [other.result]
+    assert {task.id for task in pool.list_tasks(added_by=record.id, status=S.SCHEDULED).items} == {record.result[3]}
+    assert {task.id for task in pool.list_tasks(added_by=record.id, type="adds").items} == {record.result[6]}
+    assert {task.id for task in pool.list_tasks(added_by=record.id, tag="x").items} == {record.result[4]}
+    assert (record.added_by, redis.hexists(f"rq:job:{record.id}", "added_by")) == (None, False)
+
+
+def test_what_an_added_task_adds_itself_is_that_of_the_inner_one(pool: TaskPool) -> None:
+    outer = run(pool, lambda ctx: ctx.add_task("adds", front=True).id)
+    Adds.code = staticmethod(lambda ctx: ctx.add_task("leaf").id)
+    pool.execute_task(claim(pool, "a2"))
+    inner = pool.get(outer.result)
+
+    assert [task.id for task in pool.list_tasks(added_by=outer.id).items] == [inner.id]
+    assert [task.id for task in pool.list_tasks(added_by=inner.id).items] == [inner.result]
+    assert inner.id[:8] == outer.id[:8] == inner.result[:8]
+
+
+def test_an_earlier_task_that_holds_a_unique_key_was_not_added(pool: TaskPool) -> None:
+    held = pool.add_task("leaf", unique_key="held", delay="1h")
+
+    record = run(pool, lambda ctx: ctx.add_task("leaf", unique_key="held", on_conflict="return").id)
+
+    assert record.result == held.id
+    assert pool.get(held.id).added_by is None
+    assert pool.list_tasks(added_by=record.id).items == ()
 
 
 @pytest.mark.parametrize(

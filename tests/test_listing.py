@@ -13,11 +13,13 @@ from taskpool.errors import InvalidTask
 from taskpool.operations import listing
 from taskpool.operations.listing import FEW_PLACES, LONGEST_PAGE, MOST_LOOKED_AT, MOST_SCANNED
 from taskpool.redis import bulk_scripts, scripts
+from taskpool.redis.add_script import attempt_guard
 from taskpool.redis.calls import encode_cursor
 from taskpool.redis.keys import REGISTRY_OF
 from taskpool.types import RQ_STATUS, Page, TaskRecord, TaskStatus
 from taskpool.types.control import Filter
 from taskpool.types.dependency import Dependency
+from taskpool.validation import derived_id, new_id
 from tests.states import SEED, World, new_task
 
 S = TaskStatus
@@ -541,6 +543,72 @@ def test_the_tasks_that_depend_on_one_are_found(world: World, many: int, limit: 
     assert names(world, parent="nothing") == set()
 
 
+def add_from(world: World, parent: str, *names: str, **options: Any) -> None:
+    """Have a task that runs add tasks with these ids."""
+    running = world.start(parent, queue="parents", attempt_id=parent)
+    tasks = [new_task(name, **options) for name in names]
+    assert world.run(scripts.add(tasks, guard=attempt_guard(running))).statuses == ("queued",) * len(names)
+
+
+@pytest.mark.parametrize("limit", [1, 7, 200])
+def test_what_a_task_has_added_is_found_by_its_ids(world: World, limit: int) -> None:
+    parent = new_id()
+    sibling = parent[:8] + new_id()[8:]
+    children = [derived_id(parent, b"%d" % n) for n in range(30)]
+    other = derived_id(sibling, b"1")
+    add(world, *[new_id() for _ in range(5)])
+    add_from(world, parent, *children[:10])
+    add_from(world, sibling, other, type="play")
+    guard = attempt_guard(world.running[parent])
+    world.run(scripts.add([new_task(id, type="play") for id in children[10:20]], guard=guard))
+    world.run(scripts.add([new_task(id, project="shop", tags=["x"]) for id in children[20:]], guard=guard))
+
+    assert ids(world, limit, added_by=parent) == sorted(children, reverse=True)
+    assert ids(world, limit, added_by=sibling) == [other]
+    assert names(world, added_by=parent, type="play") == {*children[10:20]}
+    assert names(world, added_by=parent, type="play", status=S.QUEUED, queue="default") == {*children[10:20]}
+    assert names(world, added_by=parent, project="shop") == names(world, added_by=parent, tag="x") == {*children[20:]}
+    assert names(world, added_by=parent, project="other") == set()
+    assert names(world, added_by=parent, parent=other) == set()
+    assert names(world, added_by=new_id()) == names(world, added_by="nothing") == set()
+
+
+def test_looking_for_what_a_task_has_added_reads_no_other_tasks(world: World) -> None:
+    parent = new_id()
+    add_from(world, parent, child := derived_id(parent, b"1"))
+    world.run(scripts.add([new_task(f"{n:020}") for n in range(500)]))
+
+    def looked_at(**wanted: Any) -> int | None:
+        found = page(world, Filter(added_by=parent, **wanted))
+        assert [task.id for task in found.items] == [child]
+        assert found.complete
+        return found.looked_at
+
+    assert looked_at() == 2  # the parent is of the same type and time
+    assert looked_at(type="work") == looked_at(status=S.QUEUED) == looked_at(queue="default") == 2
+    walk = world.store.carry_out(listing.walk_of(Filter(added_by=parent)))
+    assert world.store.carry_out(walk.size()) == 2
+
+
+def test_what_a_job_with_another_id_has_added_is_found_among_all_tasks(world: World) -> None:
+    """RQ gives its jobs other ids, and programs may choose them."""
+    for parent in ("a-job", "0b4e6cf0-6e4d-4e0e-9d7b-2f0d0f2b5d2a"):
+        add_from(world, parent, child := derived_id(parent, b"1"))
+        add(world, *[new_id() for _ in range(20)])
+
+        assert names(world, added_by=parent) == names(world, added_by=parent, type="work") == {child}
+
+
+def test_a_cursor_leads_to_nothing_else(world: World) -> None:
+    parent = new_id()
+    add_from(world, parent, child := derived_id(parent, b"1"))
+    add(world, *[new_id() for _ in range(5)])
+
+    for position in ("zzzz", "0", parent, child):
+        found = page(world, Filter(added_by=parent), encode_cursor("ids", position))
+        assert {task.id for task in found.items} <= {child}
+
+
 def test_a_text_that_is_an_id_means_that_task_alone(world: World) -> None:
     add(world, "a", "b")
 
@@ -561,6 +629,7 @@ def test_a_text_that_is_an_id_means_that_task_alone(world: World) -> None:
         ({"error": "x" * 501}, "/error"),
         ({"node": "a"}, "/node"),
         ({"worker": 5}, "/worker"),
+        ({"added_by": ""}, "/added_by"),
     ],
 )
 def test_a_criterion_that_cannot_be_read_is_refused(world: World, wanted: dict[str, Any], pointer: str) -> None:

@@ -43,6 +43,7 @@ def test_an_attempt_adds_what_anyone_adds_and_notes_it(world: World, options: di
     assert {name: found.pop(name) for name in [*found] if name not in expected} == {
         "taskpool:added:a": {"b"},
         "taskpool:added:a expires": f"now+{keys.ADDED_TTL_S} s",
+        "rq:job:b added_by": "a",
     }
     assert found == expected
 

@@ -20,6 +20,7 @@ export const WORDS = [
   { word: "workflow", meaning: "the workflow it belongs to", example: "workflow:d217r8m2n3aolstf0000" },
   { word: "node", meaning: "its node in that workflow", example: "node:import" },
   { word: "parent", meaning: "it depends on this task", example: "parent:d217r8m2n3aolstf2ch5" },
+  { word: "added_by", meaning: "this task has added it", example: "added_by:d217r8m2n3aolstf2ch5" },
   { word: "project", meaning: "the project it belongs to", example: "project:shop" },
   { word: "fingerprint", meaning: "its failure group", example: "fingerprint:3f9c2a7b1d04" },
 ];

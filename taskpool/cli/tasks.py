@@ -236,6 +236,7 @@ def _fields(record: TaskRecord) -> dict[str, str]:
         "tags": ", ".join(record.tags),
         "workflow": _place(record),
         "schedule": _run(record),
+        "added by": record.added_by or "",
         "depends on": ", ".join(map(str, record.depends_on)),
         "asks": _asked(record),
         "answer by": moment(record.answer_by),

@@ -25,7 +25,7 @@ from taskpool.redis import calls, keys, rq_job
 from taskpool.redis.calls import Call, Part, Plan, as_it_is, one, texts, tolerant
 from taskpool.types import Page, TaskRecord, TaskStatus
 from taskpool.types.control import Filter
-from taskpool.validation import TASK_ID
+from taskpool.validation import TASK_ID, derived_start
 
 S = TaskStatus
 
@@ -180,18 +180,30 @@ Found = list[tuple[str, str]]  # ids, each with the position after it
 
 @dataclass(frozen=True, slots=True)
 class ById:
-    """Indexes of ours, merged. Members have one score and sort by id, which is by time. The position is the last id."""
+    """Indexes of ours, merged. Members have one score and sort by id, which is by time. With `start`, only ids that
+    begin with it. The position is the last id."""
 
     keys: Sequence[str]
     name: str = "ids"
+    start: str = ""
     POSITION: ClassVar = re.compile(ANY_ID)
 
     def size(self) -> Sequence[Call[int]]:
+        if self.start:
+            return [_counting("ZLEXCOUNT", key, self._oldest, self._newest) for key in self.keys]
         return [_counting("ZCARD", key) for key in self.keys]
 
+    @property
+    def _oldest(self) -> str:
+        return f"[{self.start}" if self.start else "-"
+
+    @property
+    def _newest(self) -> str:
+        return f"({self.start}~" if self.start else "+"  # behind all ids of ours with this start
+
     def step(self, position: str, count: int) -> Plan[Found]:
-        newest = f"({position}" if position else "+"
-        parts = yield [_reading("ZREVRANGEBYLEX", key, newest, "-", "LIMIT", 0, count) for key in self.keys]
+        newest = f"({position}" if position else self._newest
+        parts = yield [_reading("ZREVRANGEBYLEX", key, newest, self._oldest, "LIMIT", 0, count) for key in self.keys]
         ids = sorted([id for part in parts for id in part], reverse=True)[:count]
         return [(id, id) for id in ids]
 
@@ -352,19 +364,22 @@ def _ways(wanted: Filter, named: str | None) -> Plan[list[Walk]]:
 
     if wanted.text is not None and (named == Only.name or (yield from _is_task(wanted.text, wanted.project))):
         return [Walk(msgspec.structs.replace(wanted, text=None), [Only(wanted.text)], scans=False)]
+    start = "" if wanted.added_by is None else derived_start(wanted.added_by)
     if wanted.workflow is not None:
         is_seen = yield from _is_workflow(wanted.workflow, wanted.project)
         return [way([Members(wanted.workflow if is_seen else NO_WORKFLOW, wanted.node)], "workflow", "node")]
     if wanted.project is not None:  # alone, so that neither the pages nor the cursors tell anything of other projects
-        return [way([ById([keys.BY_PROJECT + wanted.project])], "project")]
+        return [way([ById([keys.BY_PROJECT + wanted.project], start=start)], "project")]
     if wanted.parent is not None:
         return [way([Children(wanted.parent)], "parent")]
     found = []
     if wanted.tag is not None:
-        found.append(way([ById([keys.BY_TAG + wanted.tag], "tag")], "tag"))
+        found.append(way([ById([keys.BY_TAG + wanted.tag], "tag", start)], "tag"))
     if wanted.type is not None:
-        found.append(way([ById([keys.BY_TYPE + wanted.type], "type")], "type"))
-    if wanted.status is S.WAITING_CONFIRMATION:
+        found.append(way([ById([keys.BY_TYPE + wanted.type], "type", start)], "type"))
+    if start:
+        pass  # no index holds fewer tasks than this part of those by id
+    elif wanted.status is S.WAITING_CONFIRMATION:
         found.append(way([ByScore(keys.CONFIRMATIONS)], "status"))
     elif wanted.status is not None:
         queues = [wanted.queue] if wanted.queue is not None else (yield from one(all_queues()))
@@ -378,7 +393,7 @@ def _ways(wanted: Filter, named: str | None) -> Plan[list[Walk]]:
     if found:
         return found
     types = yield from one(_reading("SMEMBERS", keys.TYPES_USED))
-    return [way([ById([keys.BY_TYPE + type for type in types])])]
+    return [way([ById([keys.BY_TYPE + type for type in types], start=start)])]
 
 
 def _of_status(status: TaskStatus, queue: str) -> list[Index]:

@@ -86,6 +86,7 @@ FIELDS: Final[Mapping[bytes, tuple[str, Callable[[bytes], Any]]]] = {
     b"failure_ttl": ("failure_ttl_s", rq_job.number_of),
     b"worker_name": ("worker", rq_job.text_of),
     b"history": ("history", _tolerant(lambda raw: tuple(_attempts(raw)), ())),
+    b"added_by": ("added_by", rq_job.text_of),
     b"canceled_by": ("canceled_by", rq_job.text_of),
     b"operations": ("operations", _words),
     b"project": ("project", rq_job.text_of),

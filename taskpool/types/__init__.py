@@ -516,6 +516,9 @@ class TaskRecord(RecordedOptions, Document, frozen=True, kw_only=True, gc=False)
     unique_until: Annotated[
         str | None, Field("The unique key is held until the task has started (`start`) or ended (`done`).")
     ] = None
+    added_by: Annotated[
+        str | None, Field("The task that has added it with `ctx.add_task`.", examples=["d217r8m2n3aolstf2ch5"])
+    ] = None
     canceled_by: Annotated[
         str | None,
         Field(

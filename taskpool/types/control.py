@@ -50,6 +50,9 @@ class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     workflow: Annotated[str | None, _name("The ID of their workflow.", metavar="ID")] = None
     node: Annotated[str | None, _name("The name of their node in `workflow`.", needs="workflow", metavar="NODE")] = None
     parent: Annotated[str | None, _name("The ID of a task that they depend on.", metavar="ID")] = None
+    added_by: Annotated[
+        str | None, _name("The ID of the task that has added them with `ctx.add_task`.", metavar="ID")
+    ] = None
     worker: Annotated[str | None, _name("The worker process that ran them last.", metavar="NAME")] = None
     fingerprint: Annotated[
         str | None, _name("The fingerprint of their failure, see `/failures`.", metavar="FINGERPRINT")
@@ -86,7 +89,7 @@ class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     def keeps(self, record: TaskRecord, now: datetime | None = None) -> bool:
         """Whether a task matches. `now`: until when a running attempt counts. Times and durations must have been read
         with `taskpool.operations.control.search.checked`, and `text` must be no id."""
-        same = ("status", "queue", "type", "project", "workflow", "node", "worker")
+        same = ("status", "queue", "type", "project", "workflow", "node", "added_by", "worker")
         if any(getattr(self, name) not in (None, getattr(record, name)) for name in same):
             return False
         if self.tag is not None and self.tag not in record.tags:
@@ -140,6 +143,7 @@ class Criteria(TypedDict, total=False):
     workflow: str | None
     node: str | None
     parent: str | None
+    added_by: str | None
     worker: str | None
     fingerprint: str | None
     error: str | None

@@ -31,6 +31,15 @@ def write(ctx: TaskContext, until: str = "", lines: int = 20) -> dict[str, Any]:
     return {"written": lines, "big": 12345678901234567890, "ratio": 1.0}
 
 
+@task("page.add")
+def add(ctx: TaskContext, until: str = "") -> list[str]:
+    """Adds two tasks, and waits for the file `until`."""
+    ids = [each.id for each in ctx.add_tasks([write.spec(lines=n) for n in (1, 2)])]
+    while until and not Path(until).exists():
+        time.sleep(STEP_S)
+    return ids
+
+
 @task("page.break", max_attempts=2, backoff_s=0)
 def break_(ctx: TaskContext, mend: str = "", text: str = "") -> str:
     """Fails in a library, called from here, unless the file `mend` is there."""

@@ -175,6 +175,32 @@ def test_a_task_that_waits_says_why_to_the_root(page: Any, add: Callable[..., st
     assert why.count() == 0
 
 
+def test_a_task_shows_what_it_has_added_and_an_added_one_what_has_added_it(
+    page: Any, site: Site, add: Callable[..., str], tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    parent = add("page.add", {"until": str(gate)})
+    page.goto(f"/#/tasks/{parent}")
+    relatives = page.get_by_role("region", name="Parents and children")
+    relatives.get_by_role("heading", name="What it has added").wait_for()  # while it runs
+    gate.touch()
+    page.locator(".task-line", has_text="done").wait_for()
+    children = site.pool.get(parent).result
+
+    for child in children:
+        relatives.get_by_role("link", name=f"…{child[-8:]}").wait_for()
+    relatives.get_by_role("link", name=f"…{children[1][-8:]}").click()
+
+    relatives.get_by_text("Added by").wait_for()
+    assert relatives.get_by_role("heading", name="What it has added").count() == 0
+    relatives.get_by_role("link", name=f"…{parent[-8:]}").click()
+    page.locator(".task-head", has_text="page.add").wait_for()
+    page.goto(f"/#/tasks?added_by={parent}")
+    page.locator(f'tr[data-id="{children[0]}"]').wait_for()
+    assert page.locator("tr[data-id]").count() == 2
+    assert page.get_by_label("Search tasks").input_value() == f"added_by:{parent}"
+
+
 def test_a_running_task_shows_where_it_is(page: Any, site: Site, add: Callable[..., str], tmp_path: Path) -> None:
     id = add("page.write", {"until": str(tmp_path / "never")})
     page.goto(f"/#/tasks/{id}")
@@ -184,8 +210,9 @@ def test_a_running_task_shows_where_it_is(page: Any, site: Site, add: Callable[.
     frame.wait_for()
     assert "tasks_for_page.py" in frame.inner_text()
     assert "in write" in frame.inner_text()
-    page.get_by_role("button", name="Again").click()
-    page.get_by_text("0 s ago").wait_for()
+    with page.expect_response(lambda response: response.url.endswith(f"/tasks/{id}/stack") and response.ok):
+        page.get_by_role("button", name="Again").click()
+    frame.wait_for()
     site.pool.kill_task(id, force=True)
 
 

@@ -4,11 +4,12 @@ import { html, useState } from "../../parts/preact.js";
 import { href, path } from "../../parts/router.js";
 import { Loaded, useAnswer, useData } from "../../parts/state.js";
 import { get } from "../../parts/api.js";
-import { Status } from "../../parts/status.js";
+import { ENDED, Status } from "../../parts/status.js";
 import { CopyButton, Text } from "../../parts/text.js";
 import { Ago, duration, many } from "../../parts/time.js";
 
 const MOST_RELATIVES = 20;
+const RELATIVES_MS = 5000; // between two readings while the task hasn't ended
 
 /** @param {{ record: any }} props */
 export function Facts({ record }) {
@@ -92,16 +93,20 @@ export function Durations({ durations, type, ms }) {
   </section>`;
 }
 
-/** The tasks that it depends on, and those that its members belong with. @param {{ record: any, parents: any[] }} props */
+/** The tasks that it depends on and those that depend on it; the task that has added it and those that it has added.
+ * @param {{ record: any, parents: any[] }} props */
 export function Relatives({ record, parents }) {
   const edges = record.depends_on ?? [];
   const known = new Map(parents.map((parent) => [parent.id, parent]));
   const canceledBy = record.canceled_by;
-  const children = useData("/tasks", { parent: record.id, limit: MOST_RELATIVES });
-  const found = children.value?.tasks ?? [];
-  if (!edges.length && !canceledBy && !found.length) return null;
+  const addedBy = record.added_by;
+  const often = { everyMs: ENDED.has(record.status) ? 0 : RELATIVES_MS };
+  const children = useData("/tasks", { parent: record.id, limit: MOST_RELATIVES }, often).value;
+  const added = useData("/tasks", { added_by: record.id, limit: MOST_RELATIVES }, often).value;
+  if (!edges.length && !canceledBy && !addedBy && !mayHave(children) && !mayHave(added)) return null;
   return html`<section class="card" aria-labelledby="relatives-title">
     <h2 id="relatives-title">Parents and children</h2>
+    ${addedBy && html`<p>Added by <${Relative} id=${addedBy} />.</p>`}
     ${canceledBy && html`<p>It was canceled because of <${Relative} id=${canceledBy} task=${known.get(canceledBy)} />.</p>`}
     ${edges.length > 0 && html`<h3>It waits for</h3>
       <ul class="plain-list">${edges.slice(0, MOST_RELATIVES).map((/** @type {any} */ edge) => {
@@ -109,10 +114,20 @@ export function Relatives({ record, parents }) {
         return html`<li key=${id}><${Relative} id=${id} task=${known.get(id)} isWorkflow=${Boolean(edge.workflow)} />${edge.on && edge.on !== "success" && html` <span class="muted">on ${edge.on}</span>`}</li>`;
       })}</ul>
       ${edges.length > MOST_RELATIVES && html`<p class="muted">${many(edges.length - MOST_RELATIVES, "more")}</p>`}`}
-    ${found.length > 0 && html`<h3>What depends on it</h3>
-      <ul class="plain-list">${found.map((/** @type {any} */ task) => html`<li key=${task.id}><${Relative} id=${task.id} task=${task} /></li>`)}</ul>
-      ${children.value.next_cursor && html`<a href=${href("tasks", { parent: record.id })}>All of them</a>`}`}
+    <${Listed} title="What depends on it" page=${children} all=${href("tasks", { parent: record.id })} />
+    <${Listed} title="What it has added" page=${added} all=${href("tasks", { added_by: record.id })} />
   </section>`;
+}
+
+/** Whether a listing has tasks, as far as its first page tells. @param {any} page */
+const mayHave = (page) => page !== undefined && (page.tasks.length > 0 || page.next_cursor !== undefined);
+
+/** The first tasks of a listing, and a link to all of them. @param {{ title: string, page: any, all: string }} props */
+function Listed({ title, page, all }) {
+  if (!mayHave(page)) return null;
+  return html`<h3>${title}</h3>
+    <ul class="plain-list">${page.tasks.map((/** @type {any} */ task) => html`<li key=${task.id}><${Relative} id=${task.id} task=${task} /></li>`)}</ul>
+    ${page.next_cursor && html`<a href=${all}>${page.tasks.length < MOST_RELATIVES ? "Look further" : "All of them"}</a>`}`;
 }
 
 /** @param {{ id: string, task?: any, isWorkflow?: boolean }} props */

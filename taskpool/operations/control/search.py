@@ -18,6 +18,7 @@ _READ: Final = {
     "workflow": ("workflow",),
     "node": ("node",),
     "parent": ("dependency_ids", "edges"),
+    "added_by": ("added_by",),
     "worker": ("worker_name",),
     "fingerprint": ("fingerprint",),
     "error": ("error",),

@@ -16,7 +16,7 @@
 --           most   most tasks that a queue may hold of each kind (ready, scheduled, waiting for others)
 --           once   {key, fingerprint of what is asked for, kept_ms}: the call is carried out once for this key
 --           guard  what must hold, else nothing is added: see GUARDS. One of
---                  attempt: {id, attempt_id}  this attempt adds the tasks. A task that an attempt at the same task has added
+--                  attempt: {id, attempt_id}  this attempt adds the tasks, which get `added_by`. A task that an attempt at the same task has added
 --                  already isn't added again, and is answered like an existing one
 --                  schedule: an occurrence of a schedule, see schedules.lua; and overlaps: true (the run before may be
 --                  unended) or the id of a run before that may be. The schedule's next occurrence is set along with it
@@ -374,6 +374,7 @@ local function store(index, task)
   local fields = {'data', ARGV[3 * index + 3], 'description', ARGV[3 * index + 4]}
   for at = task.kind.first, task.kind.last do fields[#fields + 1] = ARGV[at] end
   for _, part in ipairs(task.fields or {}) do fields[#fields + 1] = part end
+  if guard.attempt then fields[#fields + 1], fields[#fields + 2] = 'added_by', guard.attempt.id end
   if task.confirm then fields[#fields + 1], fields[#fields + 2] = 'unconfirmed', '1' end
   redis.call('HSET', key, 'status', rq, 'created_at', stamp, 'seq', '1',
     status == STATUS.queued and 'enqueued_at' or 'created_at', stamp, unpack(fields))
