@@ -13,7 +13,8 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from taskpool.async_pool import AsyncTaskPool
-from taskpool.operations.insight.findings import FindingsCache
+from taskpool.operations.insight.findings import find
+from taskpool.operations.insight.fresh import Fresh
 from taskpool.redis.async_store import AsyncStore
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.url_guard import Allowed
@@ -113,7 +114,7 @@ def _routes(
     fleet = FleetRoutes(pool)
     control = ControlRoutes(pool)
     stats = StatsRoutes(pool)
-    findings = FindingsCache(pool.store)
+    findings = Fresh(pool.store, find)
     failures = FailureRoutes(pool, findings)
     load = LoadRoutes(pool)
     keys = KeyRoutes(pool.store)
@@ -171,6 +172,7 @@ def _routes(
         at("/types", GET=READ(fleet.types)),
         at("/types/{name}/durations", GET=READ_ALL(stats.durations)),
         at("/stats", GET=READ_ALL(stats.stats)),
+        at("/waits", GET=READ_ALL(fleet.waits)),
         at("/storage", GET=READ_ALL(fleet.storage)),
         at("/workers", GET=READ_ALL(fleet.workers)),
         at("/pools", GET=READ_ALL(control.pools)),

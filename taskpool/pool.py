@@ -24,7 +24,7 @@ from taskpool.operations.flow.builder import Workflow, batch_of
 from taskpool.operations.flow.confirmations import answer_task, confirm_task
 from taskpool.operations.flow.schedule_values import ScheduleRecord, spec_of
 from taskpool.operations.flow.values import WorkflowRecord, WorkflowSpec, WorkflowStatus
-from taskpool.operations.insight import failures, history, load, redrive, stats, storage
+from taskpool.operations.insight import failures, history, load, redrive, stats, storage, waits
 from taskpool.operations.insight.check import check_tasks
 from taskpool.operations.insight.failure_values import STEPS
 from taskpool.operations.insight.findings import find
@@ -63,6 +63,8 @@ from taskpool.types.insight import (
     Stats,
     StatsBy,
     StatsRange,
+    Waits,
+    WaitsBy,
 )
 from taskpool.validation import Duration
 
@@ -403,6 +405,11 @@ class TaskPool(ConnectedPool):
     def storage(self) -> list[TypeStorage]:
         """What fills Redis: how many records each task type has and about how much memory they use, the most first."""
         return self.store.carry_out(storage.storage())
+
+    def waits(self, by: WaitsBy = "queue") -> Waits:
+        """Who waits longest for a worker, by "queue", "type", "key" (API keys) or "project". It looks at up to 1,000
+        tasks: the first of the 20 queues that wait longest. Raises: InvalidTask."""
+        return self.store.carry_out(waits.waits(by))
 
     def queue_load(self, name: str, *, target: Duration = 60.0) -> QueueLoad:
         """The load of a queue: what waits, how fast tasks come and go, and how many worker processes do what waits and

@@ -25,7 +25,7 @@ async def test_the_door_leads_to_all_that_can_be_read_without_knowing_more(clien
     assert set(links) == {
         "tasks", "events", "ws", "queues", "types", "workers", "openapi.json", "asyncapi.json", "docs", "keys", "audit",
         "webhooks", "workflows", "schedules", "livez", "readyz", "metrics", "session", "failures", "findings",
-        "operations", "stats", "pools", "storage", "live",
+        "operations", "stats", "pools", "storage", "live", "waits",
     }  # fmt: skip
     assert all(path == f"/{name}" for name, path in links.items())
     described = set((await client.get("/openapi.json")).json()["paths"])

@@ -75,7 +75,7 @@ def test_a_task_with_everything_shows_everything() -> None:
         fingerprint="3f9c02d51ab7",
         progress={"done": 1}, attempt=2, max_attempts=3, backoff_s=1, backoff_max_s=2, on_lost_lease="kill",
         crashes=1, snoozes=1, timeout_s=1.5, result_ttl_s=10, failure_ttl_s=20,
-        tags=("a",), depends_on=("0", Dependency("1", "any")), canceled_by="0", added_by="1",
+        tags=("a",), depends_on=("0", Dependency("1", "any")), canceled_by="0", added_by="1", submitted_by="a service",
             operations=("o",),
             worker="w", seq=9, callback_url="https://a.example", callback_events=("done",),
         history=(PastAttempt(attempt=1, worker="w", started_at=AT, ended_at=AT, outcome="failed"),),

@@ -18,7 +18,8 @@ from taskpool.access.audit import AuditEntry
 from taskpool.operations.catalog import PoolInfo, publish, retire
 from taskpool.operations.control.pauses import pause_queue
 from taskpool.operations.insight import doctor, history, rules
-from taskpool.operations.insight.findings import FRESH_S, FindingsCache, find, gather
+from taskpool.operations.insight.findings import find, gather
+from taskpool.operations.insight.fresh import FRESH_S, Fresh
 from taskpool.redis import keys, scripts
 from taskpool.redis.async_store import AsyncStore
 from taskpool.redis.embedded import ServerVersion
@@ -326,13 +327,13 @@ def test_a_redis_that_is_nearly_full_is_found(world: World, share: float, severi
 
 async def test_an_api_process_reads_them_once_for_all_who_ask(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     store = AsyncStore(world.url)
-    cache = FindingsCache(store)
+    cache = Fresh(store, find)
     first = await cache.get()
     world.redis.set(keys.SUSPENDED, "1")
 
     assert await cache.get() is first
     later = time.monotonic() + FRESH_S + 1
-    monkeypatch.setattr("taskpool.operations.insight.findings.time", SimpleNamespace(monotonic=lambda: later))
+    monkeypatch.setattr("taskpool.operations.insight.fresh.time", SimpleNamespace(monotonic=lambda: later))
     assert "suspended" in [each.id for each in (await cache.get()).findings]
     await store.close()
 

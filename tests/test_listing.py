@@ -609,6 +609,14 @@ def test_a_cursor_leads_to_nothing_else(world: World) -> None:
         assert {task.id for task in found.items} <= {child}
 
 
+def test_the_tasks_of_an_api_key_are_found(world: World) -> None:
+    add(world, "a", "b", "c")
+    world.redis.hset("rq:job:b", "submitted_by", "a service")
+
+    assert names(world, submitted_by="a service") == names(world, submitted_by="a service", queue="default") == {"b"}
+    assert names(world, submitted_by="service") == set()
+
+
 def test_a_text_that_is_an_id_means_that_task_alone(world: World) -> None:
     add(world, "a", "b")
 
@@ -630,6 +638,7 @@ def test_a_text_that_is_an_id_means_that_task_alone(world: World) -> None:
         ({"node": "a"}, "/node"),
         ({"worker": 5}, "/worker"),
         ({"added_by": ""}, "/added_by"),
+        ({"submitted_by": "x" * 129}, "/submitted_by"),
     ],
 )
 def test_a_criterion_that_cannot_be_read_is_refused(world: World, wanted: dict[str, Any], pointer: str) -> None:

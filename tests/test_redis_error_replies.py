@@ -68,8 +68,8 @@ REQUESTS = (
     ("POST", "/tasks", ECHO), ("POST", "/tasks/batch", {"tasks": [ECHO, ECHO]}), ("GET", "/tasks", None),
     ("GET", "/tasks/{id}", None), ("GET", "/tasks/{id}?wait=1", None), ("POST", "/tasks/{id}/stop", None),
     ("DELETE", "/tasks/{id}", None), ("GET", "/tasks/{id}/logs", None), ("GET", "/queues", None),
-    ("GET", "/types", None), ("GET", "/storage", None), ("GET", "/workers", None), ("GET", "/metrics", None),
-    ("GET", "/readyz", None),
+    ("GET", "/types", None), ("GET", "/storage", None), ("GET", "/waits", None),
+    ("GET", "/workers", None), ("GET", "/metrics", None), ("GET", "/readyz", None),
     ("GET", "/webhooks", None), ("POST", "/webhooks", {"url": "https://example.com/hook"}),
     ("GET", "/keys", None), ("GET", "/audit", None), ("GET", "/events", None),
 )  # fmt: skip

@@ -23,6 +23,11 @@ class Caller(Actor, frozen=True, gc=False):
     rate_limit: int | None = None
 
     @property
+    def key_name(self) -> str | None:
+        """The name of its key, if it has shown one."""
+        return None if self.key is None else self.name
+
+    @property
     def may_read(self) -> bool:
         """Whether it may see more of a task than its id and status."""
         return self.may(RIGHTS[Effect.READ].scope)

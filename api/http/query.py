@@ -18,7 +18,7 @@ from taskpool.errors import InvalidTask
 from taskpool.operations.flow.values import WorkflowStatus
 from taskpool.operations.reading import fields_of
 from taskpool.types import TaskStatus, control, refuse_unknown
-from taskpool.types.insight import StatsBy, StatsRange
+from taskpool.types.insight import StatsBy, StatsRange, WaitsBy
 from taskpool.validation import DURATION, LONGEST_S, Guesses
 from taskpool.webhooks.endpoint import DeliveryStatus
 
@@ -133,6 +133,12 @@ class StatsQuery(msgspec.Struct, forbid_unknown_fields=True):
     type: Name | None = None
     queue: Name | None = None
     by: Annotated[StatsBy, Meta(description="a series for each type, queue or build")] | None = None
+
+
+class WaitsQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """GET /waits: what the groups are."""
+
+    by: Annotated[WaitsBy, Meta(description="a group for each queue, task type, API key or project")] = "queue"
 
 
 class LoadQuery(msgspec.Struct, forbid_unknown_fields=True):

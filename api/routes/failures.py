@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from starlette.requests import Request
 
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.operations.documents import FailureDocument, FindingDocument, RedriveDocument
 from taskpool.operations.insight import failures, redrive
-from taskpool.operations.insight.findings import FindingsCache
+from taskpool.operations.insight.findings import Findings as Found
+from taskpool.operations.insight.findings import find
+from taskpool.operations.insight.fresh import Fresh
 
 from ..answers import Failures, Findings
 from ..auth.caller import caller_of
@@ -20,8 +24,10 @@ from ..http.submission import RedriveBody
 class FailureRoutes:
     """Handlers of failures and findings. They show all projects, so callers with a project are refused."""
 
-    def __init__(self, pool: AsyncTaskPool, findings: FindingsCache) -> None:
+    def __init__(self, pool: AsyncTaskPool, findings: Fresh[Found]) -> None:
         self._pool, self._findings = pool, findings
+        # Those of the installation are read anew for everyone, but once for all who ask at the same time.
+        self._with_installation = Fresh(pool.store, partial(find, installation=True), fresh_s=0)
 
     @operation("list_failures", tag="failures", answers={200: Failures})
     async def list(self, request: Request, query: FailuresQuery) -> Json:
@@ -74,7 +80,7 @@ class FailureRoutes:
     @operation("list_findings", tag="findings", answers={200: Findings})
     async def findings(self, request: Request, query: FindingsQuery) -> Json:
         """GET /findings: list what is wrong, the most urgent first. The answer may be some seconds old."""
-        found = await self._findings.get(installation=query.installation)
+        found = await (self._with_installation if query.installation else self._findings).get()
         shown = [FindingDocument.of(each) for each in found.findings]
         return Json(Findings(findings=shown, checked=found.checked))
 

@@ -1,4 +1,4 @@
-"""/queues, /types and /workers."""
+"""/queues, /types, /waits, /storage and /workers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from taskpool.operations.documents import (
     QueueDocument,
     TypeDocument,
     TypeStorageDocument,
+    WaitsDocument,
     WorkerDocument,
 )
+from taskpool.operations.insight.fresh import Fresh
+from taskpool.operations.insight.waits import grouped, sample
 from taskpool.operations.overview import known_queues, queues, queues_page
 from taskpool.operations.queue import get_queue
 from taskpool.redis.pause_scripts import ALL
@@ -25,7 +28,7 @@ from taskpool.types import Pause, QueueInfo
 from ..answers import QueuePage, Queues, Storage, Types, Workers
 from ..auth.caller import Caller, caller_of
 from ..http.declarations import Answer, operation
-from ..http.query import QueueQuery, QueuesQuery
+from ..http.query import QueueQuery, QueuesQuery, WaitsQuery
 from ..http.responses import Json, page, tagged
 
 
@@ -43,6 +46,7 @@ class FleetRoutes:
 
     def __init__(self, pool: AsyncTaskPool) -> None:
         self._pool = pool
+        self._waiting = Fresh(pool.store, sample)
 
     @operation("list_queues", tag="fleet", answers={200: Queues})
     async def queues(self, request: Request, query: QueuesQuery) -> Json:
@@ -84,6 +88,12 @@ class FleetRoutes:
         """GET /types: list the task types with their JSON Schemas and the pools that serve them; 304 by ETag."""
         document = Types(types=[TypeDocument.of(info) for info in await self._pool.types()])
         return tagged(document, request.scope["headers"])
+
+    @operation("get_waits", tag="fleet", answers={200: WaitsDocument})
+    async def waits(self, request: Request, query: WaitsQuery) -> Json:
+        """GET /waits: get who waits longest for a worker, by queue, task type, API key or project. It looks at up to
+        1,000 tasks: the first of the 20 queues that wait longest. The answer may be some seconds old."""
+        return Json(WaitsDocument.of(grouped(await self._waiting.get(), query.by)))
 
     @operation("get_storage", tag="fleet", answers={200: Storage})
     async def storage(self, request: Request) -> Json:

@@ -22,7 +22,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from taskpool.async_pool import AsyncTaskPool
-from taskpool.operations.insight.findings import FindingsCache
+from taskpool.operations.insight.findings import Findings
+from taskpool.operations.insight.fresh import Fresh
 from taskpool.operations.insight.lags import lags
 from taskpool.operations.overview import busiest_queues
 from taskpool.redis import keys as names
@@ -211,7 +212,7 @@ def _escaped(label: str) -> str:
 class MetricsRoutes:
     """The handler of scrapes. It ignores query parameters, because some scrapers add one."""
 
-    def __init__(self, pool: AsyncTaskPool, findings: FindingsCache) -> None:
+    def __init__(self, pool: AsyncTaskPool, findings: Fresh[Findings]) -> None:
         self._pool, self._findings = pool, findings
 
     @operation("get_metrics", tag="service", query=None, answers={200: Answer(str, media_types=EXPOSITIONS)})

@@ -2,6 +2,7 @@
 /** Home answers three questions: is it healthy, what changed, and who waits longest? */
 import { now } from "../parts/clock.js";
 import { LiveDot, useLive } from "../parts/live.js";
+import { listed } from "../parts/operate.js";
 import { Plot } from "../parts/plot.js";
 import { html, useContext, useMemo } from "../parts/preact.js";
 import { href, path } from "../parts/router.js";
@@ -9,16 +10,29 @@ import { TaskSearch } from "../parts/search_box.js";
 import { SessionContext } from "../parts/session.js";
 import { Empty, Loaded, NotAvailable, sentence, useData } from "../parts/state.js";
 import { Table } from "../parts/table.js";
+import { Text } from "../parts/text.js";
 import { Ago, Count, bytes, duration, exact, figure, many, percent } from "../parts/time.js";
 
 const RANGES = { "1h": 10_000, "24h": 30_000, "7d": 300_000, "90d": 300_000 };
 const DEPTHS = ["--queued", "--scheduled", "--waiting_confirmation", "--stopping", "--throttled"];
 const SHOWN = 8;
 const MOST_GROUPS = 50;
+/** What "Waits longest" can be asked by: the word of its tab, what a group without a name has, and where a group's row leads to.
+ * @type {Record<string, { word: string, none: string, to: (group: any) => string }>} */
+const WAITS = {
+  queue: { word: "Queue", none: "", to: ({ name }) => href(path("queues", name)) },
+  type: { word: "Type", none: "", to: ({ name }) => href("tasks", { status: "queued", type: name }) },
+  key: { word: "Key", none: "without a key", to: ({ name, queues }) => href("tasks", { status: "queued", ...(name ? { submitted_by: name } : only(queues)) }) },
+  project: { word: "Project", none: "without a project", to: ({ name, queues }) => href("tasks", { status: "queued", ...(name ? { project: name } : only(queues)) }) },
+};
+
+/** The filter of the only queue, if there is just one. @param {string[]} queues */
+const only = (queues) => ({ queue: queues.length === 1 ? queues[0] : "" });
 
 /** @param {{ query: Record<string, string> }} props */
 export default function Home({ query }) {
   const range = Object.hasOwn(RANGES, query.range ?? "") ? /** @type {keyof typeof RANGES} */ (query.range) : "1h";
+  const by = Object.hasOwn(WAITS, query.by ?? "") ? query.by : "queue";
   const { project } = useContext(SessionContext);
   const live = useLive(project === null);
   if (project !== null) {
@@ -28,7 +42,7 @@ export default function Home({ query }) {
   return html`<div class="head">
       <h1>Home</h1><${LiveDot} live=${live} /><span class="grow"></span>
       <nav class="buttons" aria-label="Range">
-        ${Object.keys(RANGES).map((each) => html`<a class="button small" aria-current=${each === range ? "true" : undefined} href=${href("", { range: each === "1h" ? "" : each })}>${each}</a>`)}
+        ${Object.keys(RANGES).map((each) => html`<a class="button small" aria-current=${each === range ? "true" : undefined} href=${href("", placeOf(each, by))}>${each}</a>`)}
       </nav>
     </div>
     <${TaskSearch} />
@@ -38,9 +52,12 @@ export default function Home({ query }) {
     <${Plots} range=${range} />
     <div class="columns">
       <${Changed} range=${range} />
-      <${Waits} figures=${live.figures} />
+      <${Waits} by=${by} range=${range} people=${live.figures?.totals?.waiting_confirmation ?? 0} />
     </div>`;
 }
+
+/** The query of this page; what is usual is left out. @param {string} range @param {string} by */
+const placeOf = (range, by) => ({ range: range === "1h" ? "" : range, by: by === "queue" ? "" : by });
 
 /** What is wrong, the most urgent first. */
 function Findings() {
@@ -164,23 +181,28 @@ function Changed({ range }) {
   </section>`;
 }
 
-/** @type {import("../parts/table.js").Column<any>[]} */
-const QUEUES = [
-  { title: "Queue", kind: "wide", phone: "first", show: (queue) => queue.name },
-  { title: "Waiting", kind: "right", width: 90, show: (queue) => html`<${Count} value=${queue.queued} />` },
-  { title: "Running", kind: "right", width: 90, show: (queue) => html`<${Count} value=${queue.in_progress} />` },
-  { title: "Oldest", kind: "right", width: 110, show: (queue) => duration((queue.oldest_s ?? 0) * 1000) },
+/** @param {string} by @returns {import("../parts/table.js").Column<any>[]} */
+const groupColumns = (by) => [
+  { title: WAITS[by].word, kind: "wide", phone: "first", show: ({ name }) => (name ? html`<${Text} text=${name} />` : html`<span class="muted">${WAITS[by].none}</span>`) },
+  { title: "Waiting", kind: "right", width: 90, show: ({ count, queued }) => html`<${Count} value=${queued ?? count} />` },
+  ...(by === "queue" ? [] : [{ title: "Queues", width: 150, show: (/** @type {any} */ { queues }) => listed(queues, 2) }]),
+  { title: "Oldest", kind: "right", width: 110, show: ({ oldest_s: oldestS }) => duration(oldestS * 1000) },
 ];
 
-/** @param {{ figures: any }} props */
-function Waits({ figures }) {
-  const waiting = (figures?.queues ?? []).filter((/** @type {any} */ queue) => queue.queued);
-  const rows = waiting.sort((/** @type {any} */ a, /** @type {any} */ b) => (b.oldest_s ?? 0) - (a.oldest_s ?? 0)).slice(0, SHOWN);
-  const people = figures?.totals?.waiting_confirmation;
+/** Who waits longest, by what is chosen. @param {{ by: string, range: string, people: number }} props */
+function Waits({ by, range, people }) {
+  const waits = useData("/waits", { by }, { everyMs: 10_000 });
   return html`<section aria-label="Who waits longest">
     <h2>Waits longest</h2>
-    ${figures && html`<${Table} label="Queues in which tasks wait" columns=${QUEUES} rows=${rows} isLive id=${(/** @type {any} */ queue) => queue.name}
-      href=${(/** @type {any} */ queue) => href(path("queues", queue.name))} empty=${html`<${Empty} title="No task waits for a worker" />`} />`}
+    <nav class="tabs" aria-label="By">
+      ${Object.entries(WAITS).map(([each, { word }]) => html`<a key=${each} href=${href("", placeOf(range, each))} aria-current=${each === by ? "page" : undefined}>${word}</a>`)}
+    </nav>
+    <${Loaded} of=${waits} missing=${html`<${NotAvailable} what="Who waits longest" />`}>
+      ${(/** @type {any} */ { by: of, groups, looked_at: lookedAt, queued }) => html`<${Table}
+          label=${`Who waits longest, by ${of}`} columns=${groupColumns(of)} rows=${groups.slice(0, SHOWN)} isLive of=${of}
+          id=${(/** @type {any} */ group) => group.name ?? ""} href=${WAITS[of].to} empty=${html`<${Empty} title="No task waits for a worker" />`} />
+        ${of !== "queue" && lookedAt < queued && html`<p class="muted small">Of ${many(queued, "queued task")}, ${figure(lookedAt)} of those that wait longest were looked at.</p>`}`}
+    <//>
     ${people > 0 && html`<p class="small"><a href=${href("tasks", { status: "waiting_confirmation" })}>${many(people, "task")} ${people === 1 ? "needs" : "need"} confirmation</a></p>`}
   </section>`;
 }

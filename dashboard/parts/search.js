@@ -22,6 +22,7 @@ export const WORDS = [
   { word: "parent", meaning: "it depends on this task", example: "parent:d217r8m2n3aolstf2ch5" },
   { word: "added_by", meaning: "this task has added it", example: "added_by:d217r8m2n3aolstf2ch5" },
   { word: "project", meaning: "the project it belongs to", example: "project:shop" },
+  { word: "submitted_by", meaning: "the API key it was submitted with", example: 'submitted_by:"a service"' },
   { word: "fingerprint", meaning: "its failure group", example: "fingerprint:3f9c2a7b1d04" },
 ];
 

@@ -91,6 +91,11 @@ class Actor(msgspec.Struct, frozen=True, gc=False):
         """Whether there are types or queues whose tasks it may not start and stop."""
         return self.types is not None or self.queues is not None
 
+    @property
+    def key_name(self) -> str | None:
+        """The name of the API key with which it submits, as tasks keep it. A schedule, a task or a program has none."""
+        return None
+
     def bounds(self) -> bytes:
         """Its types and queues as `add.lua` takes them, ``{"types":{name:1},"queues":{name:1}}``; empty: any."""
         if not self.is_bound:

@@ -9,7 +9,7 @@ from typing import Any, Final, NoReturn
 import click
 
 from taskpool.cli.confirmations import answer, confirm, reject
-from taskpool.cli.fleet import queue, storage, types, workers
+from taskpool.cli.fleet import queue, storage, types, waits, workers
 from taskpool.cli.keys import audit, keys
 from taskpool.cli.new import new
 from taskpool.cli.operate.check import check
@@ -33,7 +33,7 @@ GROUPS: Final[tuple[tuple[str, tuple[click.Command, ...]], ...]] = (
     ("Many tasks", (list_tasks, cancel, remove, move, run_now, operation)),
     ("Flow", (workflow, schedule)),
     ("People", (confirm, reject, answer)),
-    ("State", (top, queue, types, workers, pools, stats, storage)),
+    ("State", (top, queue, waits, types, workers, pools, stats, storage)),
     ("Operation", (failures, redrive, doctor, check, pause, resume, drain, why, stack)),
     ("Access", (keys, audit)),
 )

@@ -1,9 +1,9 @@
-"""`taskpool queue`, `types` and `workers`: how the whole stands."""
+"""`taskpool queue`, `waits`, `types`, `storage` and `workers`: how the whole stands."""
 
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import click
 
@@ -26,11 +26,13 @@ from taskpool.operations.documents import (
     QueueLoadDocument,
     TypeDocument,
     TypeStorageDocument,
+    WaitsDocument,
     WorkerDocument,
 )
 from taskpool.tasks.payload.secret_fields import expanded
 from taskpool.text import printable
 from taskpool.types import QUEUE_COUNTS, Page, QueuedTask, QueueInfo, TypeInfo, WorkerInfo
+from taskpool.types.insight import WaitsBy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +45,15 @@ Examples:
   taskpool queue                  all queues
   taskpool queue default          what is ready to run in one, in that order
   taskpool queue default --json | jq -r '.tasks[].id'
+"""
+
+WAITS_EPILOG = """\b
+Examples:
+  taskpool waits                  by queue
+  taskpool waits --by type
+  taskpool waits --by key --json | jq '.groups[0]'
+
+It looks at up to 1,000 tasks: the first of the 20 queues that wait longest.
 """
 
 TYPES_EPILOG = """\b
@@ -134,6 +145,34 @@ def _tell_load(load: QueueLoad) -> None:
         say(f"Load: {', '.join(rates)}.", err=True)
     needed = f"{load.workers_needed} needed to finish what waits within {load.target_s:g} s"
     say(f"Worker processes: {load.workers}; {needed}.", err=True)
+
+
+@service_command(epilog=WAITS_EPILOG, json="Print JSON.")
+@click.option(
+    "--by", type=click.Choice(get_args(WaitsBy)), default="queue", show_default=True, help="What the rows are."
+)
+def waits(service: Service, by: str, as_json: bool) -> None:
+    """Show who waits longest, by queue, type, API key or project."""
+    found = service.waits(cast("WaitsBy", by))
+    if as_json:
+        print_json(WaitsDocument.of(found))
+        return
+    columns = [by, ">tasks", ">oldest"]
+    counts = [each.count if each.queued is None else each.queued for each in found.groups]
+    rows = [
+        [each.name or "(none)", f"{count:,}", age(each.oldest_s)]
+        for each, count in zip(found.groups, counts, strict=True)
+    ]
+    if by != "queue":
+        columns.append("queues")
+        for row, each in zip(rows, found.groups, strict=True):
+            row.append(",".join(each.queues))
+    print_table(columns, rows, nothing="no task waits for a worker")
+    if by != "queue" and found.looked_at < found.queued:
+        say(
+            f"Of {found.queued:,} queued tasks, {found.looked_at:,} of those that wait longest were looked at.",
+            err=True,
+        )
 
 
 @service_command(epilog=TYPES_EPILOG, json="Print JSON, with each payload's schema.")

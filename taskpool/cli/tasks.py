@@ -237,6 +237,7 @@ def _fields(record: TaskRecord) -> dict[str, str]:
         "workflow": _place(record),
         "schedule": _run(record),
         "added by": record.added_by or "",
+        "API key": record.submitted_by or "",
         "depends on": ", ".join(map(str, record.depends_on)),
         "asks": _asked(record),
         "answer by": moment(record.answer_by),

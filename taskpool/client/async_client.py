@@ -42,7 +42,7 @@ from taskpool.types import (
 )
 from taskpool.types.control import Action, Criteria, Filter, Operation, OperationSpec, Past, Preview
 from taskpool.types.fleet import Pause, PoolRecord, QueueLoad, Stack, TypeStorage, Why
-from taskpool.types.insight import Durations, FailureGroup, Finding, Redrive, Stats, StatsBy, StatsRange
+from taskpool.types.insight import Durations, FailureGroup, Finding, Redrive, Stats, StatsBy, StatsRange, Waits, WaitsBy
 from taskpool.validation import Duration
 
 T = TypeVar("T")
@@ -364,6 +364,11 @@ class AsyncClient(HoldsConnections):
     async def storage(self) -> list[TypeStorage]:
         """What fills Redis: how many records each task type has and about how much memory they use, the most first."""
         return await self.send(fetch("/storage", values.storage))
+
+    async def waits(self, by: WaitsBy = "queue") -> Waits:
+        """Who waits longest for a worker, by "queue", "type", "key" (API keys) or "project". It looks at up to 1,000
+        tasks: the first of the 20 queues that wait longest. The answer may be some seconds old. Raises: InvalidTask."""
+        return await self.send(operations.waits(by))
 
     async def queue_load(self, name: str, *, target: Duration = 60.0) -> QueueLoad:
         """The load of a queue: what waits, how fast tasks come and go, and how many worker processes do what waits and

@@ -11,7 +11,7 @@ import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar, get_args
 from urllib.parse import quote
 
 import msgspec
@@ -42,13 +42,13 @@ from taskpool.operations.flow.graph import check_graph
 from taskpool.operations.flow.schedule_values import SCHEDULE_ID, ScheduleRecord, ScheduleSpec, check_name
 from taskpool.operations.flow.values import WorkflowReceipt, WorkflowRecord, WorkflowSpec
 from taskpool.operations.insight.failure_values import check_fingerprint, check_steps
-from taskpool.operations.specs import check_seconds, duration_s, patience_s, read_specs
+from taskpool.operations.specs import check_seconds, check_word, duration_s, patience_s, read_specs
 from taskpool.tasks.payload.encode import json_value
 from taskpool.text import refuse_nan
 from taskpool.types import Page, Pause, QueueInfo, Receipt, TaskRecord, TaskSpec, TaskStatus
 from taskpool.types.control import Filter, Operation, OperationSpec, Past, Preview
 from taskpool.types.fleet import LEAST_TARGET_S, MOST_TARGET_S, QueueLoad, Stack
-from taskpool.types.insight import FailureGroup, Redrive
+from taskpool.types.insight import FailureGroup, Redrive, Waits, WaitsBy
 from taskpool.validation import LONGEST_GRACE_S, Duration, is_text
 
 T = TypeVar("T")
@@ -308,6 +308,12 @@ def queue_load(name: str, target: Duration) -> Request[QueueLoad]:
     """Read the load of a queue. Raises: InvalidTask."""
     target_s = duration_s("target", target, LEAST_TARGET_S, MOST_TARGET_S)
     return fetch(f"{queue_path(name)}/load", values.queue_load, target=f"{target_s:.9g}")
+
+
+def waits(by: WaitsBy) -> Request[Waits]:
+    """Read who waits longest. Raises: InvalidTask."""
+    check_word("by", by, get_args(WaitsBy))
+    return fetch("/waits", values.waits, by=by)
 
 
 def pool_path(name: Any) -> str:

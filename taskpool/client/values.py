@@ -40,7 +40,7 @@ from taskpool.types import (
 )
 from taskpool.types.control import Operation, Preview
 from taskpool.types.fleet import PoolRecord, QueueLoad, Stack, TypeStorage, Why
-from taskpool.types.insight import Durations, FailureGroup, Finding, Redrive, Stats
+from taskpool.types.insight import Durations, FailureGroup, Finding, Redrive, Stats, Waits
 from taskpool.validation import declared
 
 _split_lines: Final = re.compile(r"\r\n|\n|\r").split
@@ -257,6 +257,7 @@ stats = decoded(Stats)
 durations = decoded(Durations)
 queue_load = decoded(QueueLoad)
 storage: Callable[[Answer], list[TypeStorage]] = list_of("types", TypeStorage)
+waits = decoded(Waits)
 why = decoded(Why)
 stack = decoded(Stack)
 

@@ -70,7 +70,18 @@ from taskpool.types.fleet import (
     TypeStorage,
     Why,
 )
-from taskpool.types.insight import Build, Durations, FailureGroup, Finding, QueueDepths, Redrive, Stats, StatsSeries
+from taskpool.types.insight import (
+    Build,
+    Durations,
+    FailureGroup,
+    Finding,
+    QueueDepths,
+    Redrive,
+    Stats,
+    StatsSeries,
+    WaitingGroup,
+    Waits,
+)
 from taskpool.validation import Declared, declared
 from taskpool.webhooks.delivery import Delivery, SendAttempt
 from taskpool.webhooks.endpoint import Webhook
@@ -332,6 +343,17 @@ class FailureDocument(Shown, frozen=True, kw_only=True):
 @shows(Finding, always=("count",))
 class FindingDocument(Shown, frozen=True, kw_only=True):
     """Something that is wrong, or may become so."""
+
+
+@shows(WaitingGroup)
+class WaitingGroupDocument(Shown, frozen=True, kw_only=True):
+    """Queued tasks that have the queue, the type, the API key or the project in common. The group without a name has
+    those without a key or a project."""
+
+
+@shows(Waits)
+class WaitsDocument(Shown, frozen=True, kw_only=True):
+    """Who waits longest for a worker."""
 
 
 @shows(Operation, always=("matched", "changed", "skipped", "looked_at", "progress"))

@@ -89,6 +89,7 @@ FIELDS: Final[Mapping[bytes, tuple[str, Callable[[bytes], Any]]]] = {
     b"added_by": ("added_by", rq_job.text_of),
     b"canceled_by": ("canceled_by", rq_job.text_of),
     b"operations": ("operations", _words),
+    b"submitted_by": ("submitted_by", rq_job.text_of),
     b"project": ("project", rq_job.text_of),
     b"workflow": ("workflow", rq_job.text_of),
     b"node": ("node", rq_job.text_of),

@@ -78,6 +78,17 @@ def check_text(parameter: str, value: object) -> None:
         raise InvalidTask(f"/{parameter}: {fault}", [FieldError(f"/{parameter}", fault)])
 
 
+def check_word(parameter: str, value: object, words: Sequence[str]) -> None:
+    """Return if what was given as `parameter` is one of these words.
+
+    Raises:
+        InvalidTask: it isn't; the text names them.
+    """
+    if value not in words:
+        fault = f"must be one of {', '.join(words)}, not {value!r}"
+        raise InvalidTask(f"/{parameter}: {fault}", [FieldError(f"/{parameter}", fault)])
+
+
 def check_seconds(name: str, value: object, least_s: float = 0, most_s: float = LONGEST_S) -> None:
     """Return if the span given as the parameter `name` is in this range.
 

@@ -117,6 +117,7 @@ def prepare(
         info.backoff_s if spec.backoff_s is None else spec.backoff_s,
         info.backoff_max_s if spec.backoff_max_s is None else spec.backoff_max_s,
         spec.on_lost_lease or info.on_lost_lease or "continue",
+        None if by is None else by.key_name,
     )
     encoded, hidden = _encoded(spec, payload, secrets, start)
     data = rq_job.data(spec.type, encoded)

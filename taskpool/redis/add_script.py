@@ -39,7 +39,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class Shared(msgspec.Struct, frozen=True, gc=False):
-    """What tasks of one type with the same options share."""
+    """What tasks of one type with the same options, submitted with the same API key, share."""
 
     type: str
     queue: str
@@ -61,8 +61,9 @@ def share(  # noqa: PLR0917 - names would cost time, and this is asked for every
     backoff_s: float | None,
     backoff_max_s: float | None,
     on_lost_lease: OnLostLease,
+    submitted_by: str | None,
 ) -> Shared:
-    """What tasks with these options share."""
+    """What tasks with these options share. `submitted_by` is the name of an API key."""
     fields: list[Part] = [*rq_job.template(queue, timeout_s, result_ttl_s, failure_ttl_s), "type", type]
     backoff_s, backoff_max_s = _milliseconds(backoff_s), _milliseconds(backoff_max_s)
     if max_attempts != DEFAULT_ATTEMPTS:
@@ -71,6 +72,8 @@ def share(  # noqa: PLR0917 - names would cost time, and this is asked for every
         fields += ("backoff", backoff_text(backoff_s, backoff_max_s))
     if on_lost_lease != "continue":
         fields += ("on_lost_lease", on_lost_lease)
+    if submitted_by is not None:
+        fields += ("submitted_by", submitted_by)
     return Shared(
         type,
         queue,
@@ -86,6 +89,7 @@ def share(  # noqa: PLR0917 - names would cost time, and this is asked for every
             "backoff_s": backoff_s,
             "backoff_max_s": backoff_max_s,
             "on_lost_lease": on_lost_lease,
+            "submitted_by": submitted_by,
         },
     )
 

@@ -25,6 +25,7 @@ from taskpool.types.base import refuse_unknown as refuse_unknown
 from taskpool.types.dependency import Dependency, Edge, Parent, faults_of
 from taskpool.types.fleet import Pause as Pause
 from taskpool.types.fleet import RunningNow as RunningNow
+from taskpool.types.fleet import WorkerInfo as WorkerInfo
 from taskpool.types.people import ANSWER_S as ANSWER_S
 from taskpool.types.people import MOST_ASKED as MOST_ASKED
 from taskpool.types.people import Answer as Answer
@@ -530,6 +531,7 @@ class TaskRecord(RecordedOptions, Document, frozen=True, kw_only=True, gc=False)
         Field("The last operations on many tasks that changed it, the newest last: see `/operations/{operation}`."),
     ] = ()
     project: Annotated[str | None, Field("The project of the API key it was submitted with.")] = None
+    submitted_by: Annotated[str | None, Field("The name of that API key.", examples=["a service"])] = None
     workflow: Annotated[
         str | None, Field("The id of the workflow that it belongs to.", examples=["d217r8m2n3aolstf0000"])
     ] = None
@@ -739,29 +741,6 @@ class TypeInfo(TypeOptions, frozen=True, kw_only=True):
     is_async: bool = False
     served_by: Annotated[tuple[str, ...], Field("The live worker pools that run it.")] = ()
     last_seen_ms: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerInfo:
-    """One worker process as RQ's registry shows it."""
-
-    name: str
-    host: str
-    pid: int
-    pool: str | None = None
-    build: Annotated[str | None, Field("The version of its task modules; null for RQ's own.", examples=["3f9c2ab"])] = (
-        None
-    )
-    state: Annotated[str, Field("started, idle, busy or suspended", examples=["idle"])]
-    queues: tuple[str, ...]
-    current: tuple[str, ...]
-    done: int
-    failed: int
-    working_s: float
-    started_at: datetime | None = None
-    last_heartbeat: datetime | None = None
-    task: Annotated[RunningNow | None, Field("What it runs; of several the task that was submitted first.")] = None
-    memory_bytes: Annotated[int | None, Field("What it used at its last heartbeat.", least=0)] = None
 
 
 _COUNT: Final = Field(least=0)

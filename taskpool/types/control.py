@@ -47,6 +47,9 @@ class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     type: Annotated[str | None, _name("Their type.", metavar="TYPE")] = None
     tag: Annotated[str | None, _name("A tag that they have.", metavar="TAG")] = None
     project: Annotated[str | None, _name("Their project.", metavar="NAME")] = None
+    submitted_by: Annotated[
+        str | None, _name("The name of the API key that they were submitted with.", metavar="NAME")
+    ] = None
     workflow: Annotated[str | None, _name("The ID of their workflow.", metavar="ID")] = None
     node: Annotated[str | None, _name("The name of their node in `workflow`.", needs="workflow", metavar="NODE")] = None
     parent: Annotated[str | None, _name("The ID of a task that they depend on.", metavar="ID")] = None
@@ -89,7 +92,7 @@ class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     def keeps(self, record: TaskRecord, now: datetime | None = None) -> bool:
         """Whether a task matches. `now`: until when a running attempt counts. Times and durations must have been read
         with `taskpool.operations.control.search.checked`, and `text` must be no id."""
-        same = ("status", "queue", "type", "project", "workflow", "node", "added_by", "worker")
+        same = ("status", "queue", "type", "project", "submitted_by", "workflow", "node", "added_by", "worker")
         if any(getattr(self, name) not in (None, getattr(record, name)) for name in same):
             return False
         if self.tag is not None and self.tag not in record.tags:
@@ -140,6 +143,7 @@ class Criteria(TypedDict, total=False):
     type: str | None
     tag: str | None
     project: str | None
+    submitted_by: str | None
     workflow: str | None
     node: str | None
     parent: str | None

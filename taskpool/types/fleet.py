@@ -1,7 +1,8 @@
-"""What operators do, as values: pauses and worker pools, why a task isn't running, the stack of a running task."""
+"""What operators do and see, as values: pauses, worker pools and workers, why a task isn't running, the stack of a running task."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Final
 
@@ -92,6 +93,29 @@ class RunningNow(Document, frozen=True, kw_only=True):
     id: str
     type: str
     since_ms: Annotated[int, Field("When it started, in ms since 1970.", least=0)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerInfo:
+    """One worker process as RQ's registry shows it."""
+
+    name: str
+    host: str
+    pid: int
+    pool: str | None = None
+    build: Annotated[str | None, Field("The version of its task modules; null for RQ's own.", examples=["3f9c2ab"])] = (
+        None
+    )
+    state: Annotated[str, Field("started, idle, busy or suspended", examples=["idle"])]
+    queues: tuple[str, ...]
+    current: tuple[str, ...]
+    done: int
+    failed: int
+    working_s: float
+    started_at: datetime | None = None
+    last_heartbeat: datetime | None = None
+    task: Annotated[RunningNow | None, Field("What it runs; of several the task that was submitted first.")] = None
+    memory_bytes: Annotated[int | None, Field("What it used at its last heartbeat.", least=0)] = None
 
 
 # --- why a task isn't running -------------------------------------------------------------------------------------

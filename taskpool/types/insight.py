@@ -14,6 +14,7 @@ from taskpool.validation import Field
 
 StatsRange = Literal["1h", "24h", "7d", "90d"]
 StatsBy = Literal["type", "queue", "build"]
+WaitsBy = Literal["queue", "type", "key", "project"]
 Counts = Annotated[tuple[int, ...], Field("For each point.")]
 Milliseconds = Annotated[tuple[float | None, ...], Field("For each point; null where no attempt ended.")]
 
@@ -174,6 +175,31 @@ class Finding(Document, frozen=True, kw_only=True):
     link: Annotated[str, Field("The fragment of the page that shows more.", examples=["#/queues/reports"])] = ""
     action: Annotated[str | None, Field("A command that may solve it.")] = None
     runbook: Annotated[str, Field(examples=["docs/monitoring.md#no-worker-serves-a-queue"])] = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingGroup:
+    """Queued tasks that have the queue, the type, the API key or the project in common."""
+
+    name: Annotated[
+        str | None, Field("None: tasks that no API key submitted, or without a project.", examples=["default"])
+    ] = None
+    count: Annotated[int, Field("How many of the tasks that were looked at belong to it.", least=0)]
+    queued: Annotated[int | None, Field("Only of a queue: how many tasks are queued in it.", least=0)] = None
+    oldest_s: Annotated[float, Field("How long the one that waits longest has been queued.", least=0)]
+    queues: Annotated[tuple[str, ...], Field("Where they wait, the queue with the longest wait first.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waits:
+    """Who waits longest for a worker."""
+
+    by: Annotated[str, Field("What the groups are.", examples=["queue"])]
+    groups: Annotated[tuple[WaitingGroup, ...], Field("The 100 that wait longest, the longest wait first.")]
+    looked_at: Annotated[
+        int, Field("How many tasks were looked at: the first of the queues that wait longest.", least=0)
+    ]
+    queued: Annotated[int, Field("How many tasks are queued in all queues.", least=0)]
 
 
 class BrokenTask(Document, frozen=True, kw_only=True):

@@ -10,6 +10,8 @@ import pytest
 from playwright.sync_api import expect
 from redis import Redis
 
+from api.auth.caller import Caller
+from taskpool import TaskSpec
 from taskpool.access.api_key import Scope
 from tests.api_client import api_process
 from tests.browser.conftest import Faults, Site
@@ -39,9 +41,46 @@ def test_a_finding_and_a_waiting_queue_lead_to_the_queue(page: Any, site: Site) 
     page.goto("/")
 
     waits = page.get_by_role("region", name="Who waits longest")
-    expect(waits.get_by_role("link", name="reports")).to_have_attribute("href", "#/queues/reports")
+    reports = waits.get_by_role("link", name="reports")
+    expect(reports).to_have_attribute("href", "#/queues/reports", timeout=30_000)  # the API keeps what it has read
     finding = page.get_by_role("list", name="Findings").get_by_role("listitem").filter(has_text="reports")
     expect(finding.get_by_role("link")).to_have_attribute("href", "#/queues/reports", timeout=30_000)
+
+
+def test_who_waits_longest_is_shown_by_queue_type_key_and_project(
+    page: Any, site: Site, shoot: Callable[[Any, str], None], scan: Callable[[Any], None]
+) -> None:
+    spec = TaskSpec(type="act", payload={"do": "ok"}, queue="letters")
+    site.pool.submit(spec, by=Caller("0" * 12, "a service", "shop", ""))
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url.partition("/waits")[2]))
+    page.goto("/#/?range=24h")
+    waits = page.get_by_role("region", name="Who waits longest")
+    tabs = waits.get_by_role("navigation", name="By")
+    expect(waits.get_by_role("link", name="letters")).to_be_visible(timeout=30_000)
+    assert {query for query in asked if query} == {"?by=queue"}
+
+    tabs.get_by_role("link", name="Type").click()
+    expect(page).to_have_url(re.compile(r"#/\?range=24h&by=type$"))
+    expect(tabs.get_by_role("link", name="Type")).to_have_attribute("aria-current", "page")
+    expect(waits.get_by_role("link", name="act")).to_have_attribute("href", "#/tasks?status=queued&type=act")
+    scan(page)
+    shoot(page, "home-waits")
+    tabs.get_by_role("link", name="Project").click()
+    expect(waits.get_by_role("link", name="shop")).to_have_attribute("href", "#/tasks?status=queued&project=shop")
+    tabs.get_by_role("link", name="Key").click()
+    service = waits.get_by_role("link", name="a service")
+    expect(service).to_have_attribute("href", "#/tasks?status=queued&submitted_by=a+service")
+    expect(waits.get_by_role("row").filter(has_text="a service")).to_contain_text("letters")
+    page.go_back()
+    expect(waits.get_by_role("columnheader", name="Project")).to_be_visible()
+    page.go_back()
+    expect(waits.get_by_role("columnheader", name="Type")).to_be_visible()
+
+    tabs.get_by_role("link", name="Key").click()
+    service.click()
+    expect(page.get_by_label("Search tasks")).to_have_value('status:queued submitted_by:"a service"')
+    expect(page.locator("tr[data-id]")).to_have_count(1)
 
 
 def test_a_range_is_a_place_and_a_plot_has_a_table(page: Any) -> None:

@@ -25,6 +25,7 @@ export function Facts({ record }) {
     ["Schedule", schedule && html`<a href=${href(path("schedules", schedule))}><${Text} text=${schedule} /></a>`],
     ["Operations", operations.length > 0 && operations.map((/** @type {string} */ each) => html`<a class="mono" key=${each} href=${href("audit", { about: each })}>…${each.slice(-8)}</a> `)],
     ["Project", project && html`<a href=${href("tasks", { project })}>${project}</a>`],
+    ["Key", record.submitted_by && html`<a href=${href("tasks", { submitted_by: record.submitted_by })}><${Text} text=${record.submitted_by} /></a>`],
     ["Submitted", record.created_at && html`<${Ago} at=${record.created_at} />`],
     ["Due", record.run_at && html`<${Ago} at=${record.run_at} />`],
     ["Started", record.started_at && html`<${Ago} at=${record.started_at} />`],

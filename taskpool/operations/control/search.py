@@ -15,6 +15,7 @@ _NEEDED: Final = ("status", "stop_ms", "asked_ms", "created_at", "origin", "type
 _READ: Final = {
     "tag": ("tags",),
     "project": ("project",),
+    "submitted_by": ("submitted_by",),
     "workflow": ("workflow",),
     "node": ("node",),
     "parent": ("dependency_ids", "edges"),

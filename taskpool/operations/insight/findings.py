@@ -1,12 +1,11 @@
 """Findings: what is wrong now. Home's banners, `taskpool doctor` and the alerts use this one list.
 
 `gather` reads what the rules look at, with a bounded number of reads; `rules.py` has the rules, which read nothing
-themselves. `FindingsCache` is what an API process keeps for some seconds, so that many readers cost no more than one.
+themselves.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,6 @@ from taskpool.operations.insight.history import HOUR, MINUTE, OTHER, Row, Unit, 
 from taskpool.operations.insight.rules import FLOOD_LEAST, RECENT_MS, RULES, STUCK_S, Ended, Facts, Lane, Sampled, check
 from taskpool.operations.insight.stats import in_buckets, quantile_ms, rows_of
 from taskpool.redis import keys
-from taskpool.redis.async_store import AsyncStore
 from taskpool.redis.calls import Call, Plan, as_it_is, readable, redis_ms, texts, times_of, tolerant
 from taskpool.redis.rq_job import number_of, text_of
 from taskpool.types import RQ_STATUS, TaskStatus
@@ -35,7 +33,6 @@ from taskpool.types.fleet import PoolState
 from taskpool.types.insight import Finding
 from taskpool.webhooks.store import list_webhooks
 
-FRESH_S: Final = 3.0
 MOST_QUEUES: Final = 200
 MOST_GROUPS: Final = 100
 MOST_TYPES: Final = 50
@@ -70,32 +67,6 @@ def find(*, installation: bool = False) -> Plan[Findings]:
     order = {severity: at for at, severity in enumerate(("critical", "warning", "info"))}
     found.sort(key=lambda each: (order[each.severity], -each.count, each.id))
     return Findings(tuple(found), checked)
-
-
-class FindingsCache:
-    """The findings of an API process: read anew when they are older than FRESH_S, once for all who ask meanwhile. Those
-    of the installation are always read anew."""
-
-    def __init__(self, store: AsyncStore) -> None:
-        self._store = store
-        self._kept: dict[bool, tuple[float, Findings]] = {}
-        self._reading: dict[bool, asyncio.Future[Findings]] = {}
-
-    async def get(self, *, installation: bool = False) -> Findings:
-        """The findings, at most some seconds old. Raises: RedisUnavailable."""
-        read_mono, found = self._kept.get(installation, (-FRESH_S, None))
-        if found is not None and not installation and time.monotonic() - read_mono < FRESH_S:
-            return found
-        reading = self._reading.get(installation)
-        if reading is None or reading.done():
-            reading = asyncio.ensure_future(self._read(installation))
-            self._reading[installation] = reading
-        return await asyncio.shield(reading)
-
-    async def _read(self, installation: bool) -> Findings:
-        found = await self._store.carry_out(find(installation=installation))
-        self._kept[installation] = (time.monotonic(), found)
-        return found
 
 
 # --- what the rules look at -------------------------------------------------------------------------------------------

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, get_args
 
-from taskpool.errors import FieldError, InvalidTask
 from taskpool.operations.insight import history
 from taskpool.operations.insight.builds import builds
 from taskpool.operations.insight.history import DAY, HOUR, MINUTE, OTHER, TEN_MINUTES, Bucket, Key, Row, Unit, key_of
+from taskpool.operations.specs import check_word
 from taskpool.redis import keys
 from taskpool.redis.calls import SLICE_S, UNREADABLE, Plan, collected, one, redis_ms, tell_unreadable
 from taskpool.types import utc
@@ -62,9 +62,9 @@ def stats(
 ) -> Plan[Stats]:
     """Counts and durations over time, of a type, of a queue, or of all; `by`: a series for each type, queue or build.
     Raises: InvalidTask (no such range, or nothing to sort by)."""
-    _check("range", range, tuple(RANGES))
+    check_word("range", range, tuple(RANGES))
     if by is not None:
-        _check("by", by, get_args(StatsBy))
+        check_word("by", by, get_args(StatsBy))
     unit, points = RANGES[range] if by is None or range != "24h" else DAY_IN_PARTS
     (now_ms,) = yield (redis_ms(),)
     last = now_ms // 60_000 // unit.minutes
@@ -235,9 +235,3 @@ def _depths(depths: Mapping[str, Mapping[int, int]], numbers: Sequence[int]) -> 
         )
         for name, samples in shown.items()
     )
-
-
-def _check(name: str, value: object, words: Sequence[str]) -> None:
-    if value not in words:
-        text = f"must be one of {', '.join(words)}, not {value!r}"
-        raise InvalidTask(f"/{name}: {text}", [FieldError(f"/{name}", text)])
