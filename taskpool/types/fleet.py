@@ -1,4 +1,4 @@
-"""What operators do and see, as values: pauses, worker pools and workers, why a task isn't running, the stack of a running task."""
+"""What operators do, as values: pauses, worker pools, workers, why a task isn't running, the stack of a running one."""
 
 from __future__ import annotations
 
