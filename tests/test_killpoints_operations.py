@@ -15,7 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Final
@@ -40,7 +40,7 @@ from tests.proxy import Proxy, Trap
 from tests.support import eventually
 from tests.worker_pool import WorkerPool, lines
 
-pytestmark = pytest.mark.long(about_s=50)
+pytestmark = pytest.mark.long(about_s=35)
 S = TaskStatus
 TASKS = str(Path(__file__).with_name("tasks_for_killpoints.py"))
 EACH: Final = 4
@@ -68,7 +68,7 @@ class Site:
         self.redis: Any = self._open.enter_context(Redis.from_url(server.url))
         self.store = Store(server.url)
         self._open.callback(self.store.close)
-        self.workers = WorkerPool(server.url, self._directory / "log", tasks=TASKS, slots=500, queues="default")
+        self.workers = WorkerPool(server.url, self._directory / "log", tasks=TASKS, slots=500, lease_s=900)
         self._open.callback(self.workers.__exit__, None, None, None)
         self.workers.__enter__()
         self.pool: TaskPool = self.workers.pool
@@ -77,6 +77,15 @@ class Site:
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
+
+    @contextmanager
+    def frozen_supervisor(self) -> Iterator[None]:
+        """Meanwhile no pool takes operations and redrives. The worker processes run on."""
+        self.workers.send(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.workers.send(signal.SIGCONT)
 
 
 @pytest.fixture(scope="module")
@@ -211,15 +220,20 @@ class Operations:
 
     def sweep(self, least: int, harm: Callable[[BaseProcess, str], None], **given: Any) -> list[Operation]:
         crowd = Crowd(self.site, self.action, self.fault, harm)
-        return self._run(crowd, self.start(crowd, **given), least)
+        with self.site.frozen_supervisor():
+            ids = self.start(crowd, **given)
+            crowd.begin(ids, go_on)
+        return self._end(crowd, ids, least)
 
     def undo(self, ids: Sequence[str], least: int, harm: Callable[[BaseProcess, str], None]) -> list[Operation]:
         crowd = Crowd(self.site, f"undo-{self.action}", self.fault, harm)
         plans = [bulk.undo_operation(id, ANN, driver=crowd.name(n)) for n, id in enumerate(ids)]
-        return self._run(crowd, [self.site.store.carry_out(plan).id for plan in plans], least)
+        with self.site.frozen_supervisor():
+            undoing = [self.site.store.carry_out(plan).id for plan in plans]
+            crowd.begin(undoing, go_on)
+        return self._end(crowd, undoing, least)
 
-    def _run(self, crowd: Crowd, ids: list[str], least: int) -> list[Operation]:
-        crowd.begin(ids, go_on)
+    def _end(self, crowd: Crowd, ids: list[str], least: int) -> list[Operation]:
         for id in ids:  # the leases of the processes end
             if self.site.redis.hexists(keys.OPERATION + id, "driver"):
                 self.site.redis.hset(keys.OPERATION + id, "driver_ms", 1)
@@ -397,15 +411,12 @@ def redrives(site: Site, tmp_path: Path, fault: str, count: int) -> tuple[Path, 
 def test_each_task_of_a_group_is_redriven_once(site: Site, tmp_path: Path, fault: str) -> None:
     note, groups = redrives(site, tmp_path, fault, 30)
     crowd = Crowd(site, "redrive", fault, FAULTS[fault])
-    site.workers.send(signal.SIGSTOP)  # no pool takes them before the processes do; workers go on
-    try:
+    with site.frozen_supervisor():
         for fingerprint in groups:
             site.store.carry_out(start_redrive(fingerprint, steps=[1, "all"], by=ANN))
         crowd.begin(list(groups), redrive_on)
         for fingerprint in groups:
             site.redis.hset(keys.REDRIVE + fingerprint, "driver_ms", 1)
-    finally:
-        site.workers.send(signal.SIGCONT)
 
     found = [eventually(lambda: _ended(site, each), 60) for each in groups]  # noqa: B023 - it is called here
     crowd.wake_and_end()
