@@ -95,9 +95,18 @@ def test_a_running_task_is_shown_where_it_is(pool: Reached, redis_url: str) -> N
         whole = run(pool, "stack", id, "--all")
         document = json.loads(run(pool, "stack", id, "--json").stdout)
 
-    assert shown.stdout.splitlines() == ["  /usr/lib/python3/runpy.py:1 in run", "> /app/tasks.py:41 in resize"]
+    assert shown.stdout.splitlines() == ["> /app/tasks.py:41 in resize"]
     assert whole.stdout == "Thread 1 runs something else\n"
     assert [frame["function"] for frame in document["frames"]] == ["run", "resize"]
+
+
+def test_a_pause_of_a_queue_that_nothing_uses_warns_of_a_wrong_name(pool: Reached) -> None:
+    pool.add_task("echo", {"message": "hi"}, queue="mail")
+
+    warned = {name: "is the name right?" in run(pool, "pause", name).stderr for name in ("default", "mail", "mial")}
+
+    assert warned == {"default": False, "mail": False, "mial": True}
+    assert {info.name for info in pool.queues() if info.paused} == {"default", "mail", "mial"}
 
 
 @pytest.mark.parametrize(

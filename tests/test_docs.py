@@ -1,8 +1,14 @@
 """The documentation says what the code says, where a program can compare them."""
 
 import re
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
+
+from taskpool.access.api_key import ALL_SCOPES
+from taskpool.cli.__main__ import main
 from taskpool.redis import keys
 from taskpool.types import RETRYABLE, TERMINAL, TRANSITIONS
 
@@ -52,6 +58,52 @@ def test_every_link_between_the_documents_leads_somewhere() -> None:
                 wrong.append(f"{document.name}: {link}")
 
     assert wrong == []
+
+
+def test_no_page_has_two_headings_of_the_same_name() -> None:
+    doubled = []
+    for page in DOCS.glob("*.md"):
+        titles = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S), re.M)
+        doubled += [(page.name, title) for title, count in Counter(titles).items() if count > 1]
+
+    assert doubled == []
+
+
+def commands(group: click.Group, above: str = "") -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        yield above + name, command
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{above}{name} ")
+
+
+def test_the_page_of_the_client_names_the_commands_without_a_server() -> None:
+    (sentence,) = re.findall(r"All commands except (.+) accept `--server`", (DOCS / "client.md").read_text("utf-8"))
+    flags = {
+        name: {flag for parameter in command.params for flag in parameter.opts}
+        for name, command in commands(main)
+        if not isinstance(command, click.Group)
+    }
+
+    assert set(re.findall(r"`([\w-]+)`", sentence)) == {name for name, has in flags.items() if "--server" not in has}
+
+
+def test_the_web_page_names_commands_flags_and_scopes_that_exist() -> None:
+    known = dict(commands(main))
+    scripts = [file for file in (DOCS.parent / "dashboard").rglob("*.js") if "vendor" not in file.parts]
+    shown = [
+        text
+        for file in scripts
+        for text in re.findall(r"[`>: ]taskpool (?!import )([a-z][^`<]+)", file.read_text("utf-8"))
+    ]
+
+    for text in shown:
+        words = text.split()
+        name = next((name for name in (" ".join(words[:2]), words[0]) if name in known), None)
+        assert name is not None, text
+        has = {flag for parameter in known[name].params for flag in parameter.opts}
+        assert set(re.findall(r"--[a-z-]+", text)) <= has, text
+        assert set(re.findall(r"--scope (\S+)", text)) <= set(ALL_SCOPES), text
+    assert len(shown) > 5
 
 
 def test_the_index_links_to_every_page() -> None:

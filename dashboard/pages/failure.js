@@ -30,7 +30,7 @@ export default function Failure({ params: { fingerprint } }) {
           ["Last seen", html`<${Ago} at=${it.last_seen} />`],
           ["Where", it.place && html`<code>${it.place}</code>`],
           ["24 h", html`<${Spark} values=${it.spark} />`],
-          ["Retried by itself", it.retryable ? "yes" : "no: it is NonRetryable"],
+          ["Retryable", it.retryable ? "yes" : "no: it is NonRetryable"],
           ["Last task", it.sample && html`<a href=${href(path("tasks", it.sample))}>…${it.sample.slice(-8)}</a>`],
         ]}
       />

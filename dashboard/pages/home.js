@@ -2,7 +2,7 @@
 /** Home answers three questions: is it healthy, what changed, and who waits longest? */
 import { now } from "../parts/clock.js";
 import { LiveDot, useLive } from "../parts/live.js";
-import { listed } from "../parts/operate.js";
+import { listed, rate } from "../parts/operate.js";
 import { Plot } from "../parts/plot.js";
 import { html, useContext, useMemo } from "../parts/preact.js";
 import { href, path } from "../parts/router.js";
@@ -85,8 +85,8 @@ function Tiles({ totals }) {
   const share = ended ? percent(totals.failed_per_s, ended) : null;
   const memory = totals?.redis_maxmemory ? percent(totals.redis_memory, totals.redis_maxmemory) : bytes(totals?.redis_memory);
   const tiles = [
-    { label: "ended", value: perSecond(ended), to: href("tasks", { status: "done" }) },
-    { label: "failed", value: share ?? (ended === 0 ? "0%" : "–"), note: totals && ended ? perSecond(totals.failed_per_s) : "", isBad: (totals?.failed_per_s ?? 0) > 0, to: href("tasks", { status: "failed" }) },
+    { label: "ended", value: rate(ended), to: href("tasks", { status: "done" }) },
+    { label: "failed", value: share ?? (ended === 0 ? "0%" : "–"), note: totals && ended ? rate(totals.failed_per_s) : "", isBad: (totals?.failed_per_s ?? 0) > 0, to: href("tasks", { status: "failed" }) },
     { label: "wait p95", value: duration(totals?.wait_p95_ms), to: href("queues") },
     { label: "queued", value: figure(totals?.queued), title: totals && exact(totals.queued), to: href("tasks", { status: "queued" }) },
     { label: "busy", value: totals ? `${figure(totals.busy)}/${figure(totals.workers)}` : "–", to: href("workers") },
@@ -99,9 +99,6 @@ function Tiles({ totals }) {
     })}
   </ul>`;
 }
-
-/** `1,012/s`. @param {number | null | undefined} value */
-const perSecond = (value) => (value === null || value === undefined ? "–" : `${value < 10 && !Number.isInteger(value) ? value.toFixed(1) : figure(Math.round(value))}/s`);
 
 /** @param {{ range: keyof typeof RANGES }} props */
 function Plots({ range }) {
@@ -116,8 +113,8 @@ function FourPlots({ stats }) {
   const made = useMemo(() => prepared(stats), [stats]);
   const { times, marks, lines } = made;
   return html`<div class="plots">
-    <${Plot} title="Ended" note="per second" times=${times} lines=${lines.ended} marks=${marks} unit=${perSecond} />
-    <${Plot} title="Failed" note="per second, on its own scale" times=${times} lines=${lines.failed} marks=${marks} unit=${perSecond} />
+    <${Plot} title="Ended" times=${times} lines=${lines.ended} marks=${marks} unit=${rate} />
+    <${Plot} title="Failed" note="on its own scale" times=${times} lines=${lines.failed} marks=${marks} unit=${rate} />
     <${Plot} title="Wait" note="for a worker" times=${times} lines=${lines.wait} marks=${marks} unit=${duration} />
     <${Plot} title="Queued" note=${stats.depth.length > DEPTHS.length ? `the ${DEPTHS.length} longest queues` : ""} times=${times} lines=${lines.depth} marks=${marks} unit=${figure} />
   </div>`;

@@ -33,7 +33,7 @@ export default function Types() {
 export function summary(series) {
   const sum = (/** @type {(number | null)[] | undefined} */ values) => (values ?? []).reduce((/** @type {number} */ all, value) => all + (value ?? 0), 0);
   const last = (/** @type {(number | null)[] | undefined} */ values) => (values ?? []).findLast((value) => value !== null) ?? null;
-  const failed = sum(series.failed);
+  const failed = sum(series.failed) + sum(series.crashed);
   return { ended: failed + sum(series.done) + sum(series.stopped), failed, p50: last(series.run_p50_ms), p95: last(series.run_p95_ms) };
 }
 

@@ -112,7 +112,7 @@ function options(element, latest, legend) {
     scales: { y: { range: (/** @type {any} */ _, /** @type {number} */ __, /** @type {number} */ max) => [0, max > 0 ? max * 1.1 : 1] } },
     axes: [
       { ...axis, size: 22, gap: 4, values: (/** @type {any} */ _, /** @type {number[]} */ at, /** @type {any} */ ___, /** @type {any} */ ____, /** @type {number} */ stepS) => at.map((each) => tick(each, stepS)) },
-      { ...axis, size: 52, gap: 4, space: 28, values: (/** @type {any} */ _, /** @type {number[]} */ at) => at.map((value) => latest.current.unit(value)) },
+      { ...axis, size: (/** @type {any} */ _, /** @type {string[] | null} */ words) => Math.max(52, 12 + 6 * Math.max(0, ...(words ?? []).map((each) => each.length))), gap: 4, space: 28, values: (/** @type {any} */ _, /** @type {number[]} */ at) => at.map((value) => latest.current.unit(value)) },
     ],
     series: [{}, ...lines.map((/** @type {Line} */ line) => series(line, undefined)), ...lines.map((/** @type {Line} */ line) => series(line, [3, 3]))],
     hooks: {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -10,6 +11,7 @@ import click
 
 from taskpool.cli.output import age, moment, print_json, print_table, say, size, who_paused
 from taskpool.cli.service import service_command
+from taskpool.errors import NotAllowed
 from taskpool.operations.documents import PauseDocument, PoolDocument, StackDocument, WhyDocument
 from taskpool.text import printable, printable_lines
 
@@ -84,6 +86,8 @@ def pause(
     else:
         held = service.pause_all(why=why)
     _print_pause(_named(queue, pool), "paused", held, as_json=as_json)
+    if queue is not None:
+        _warn_of_unknown(service, queue)
 
 
 @service_command(epilog=RESUME_EPILOG)
@@ -155,14 +159,16 @@ def why(service: Service, id: str, *, as_json: bool) -> None:
 @click.argument("id")
 @click.option("--all", "everything", is_flag=True, help="The stacks of all threads of its process.")
 def stack(service: Service, id: str, *, everything: bool, as_json: bool) -> None:
-    """Show where a running task is, its innermost frame last. Frames of your own code are marked with >."""
+    """Show where a running task is, its innermost frame last. Frames of your own code are marked with >, and those
+    before the first of them aren't shown."""
     found = service.stack(id)
     if as_json:
         print_json(StackDocument.of(found))
     elif everything:
         say(printable_lines(found.text))
     else:
-        for frame in found.frames:
+        above = next((at for at, frame in enumerate(found.frames) if frame.is_user), 0)
+        for frame in found.frames[above:]:
             say(f"{'>' if frame.is_user else ' '} {printable(f'{frame.file}:{frame.line} in {frame.function}')}")
 
 
@@ -181,6 +187,16 @@ def _lines(reasons: Sequence[Reason]) -> Iterator[str]:
 def _check_one(queue: str | None, pool: str | None, everything: bool) -> None:
     if (queue is not None) + (pool is not None) + everything != 1:
         raise click.UsageError("name a QUEUE, or give --pool NAME or --all")
+
+
+def _warn_of_unknown(service: Service, queue: str) -> None:
+    """Warn of a queue that nothing uses. Its name may be a mistake, or it is paused before its first task."""
+    with suppress(NotAllowed):  # a key of a project may pause nothing, one bound to queues may not see the pools
+        is_served = any(queue in pool.queues for pool in service.pools())
+        used = {info.name for info in service.queues() if info.queued or info.scheduled or info.waiting}
+        if not is_served and queue not in used:
+            text = f"Warning: no worker pool serves the queue {queue!r}, and no task waits in it: is the name right?"
+            say(printable(text), err=True)
 
 
 def _named(queue: str | None, pool: str | None) -> str:
