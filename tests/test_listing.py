@@ -322,8 +322,13 @@ def test_a_listing_stays_on_its_way_when_queues_come_and_go(world: World) -> Non
     assert sorted(found) == sorted(f"{n:02}-{letter}" for n in range(FEW_PLACES) for letter in "ab")
 
 
-@pytest.mark.parametrize("id", ["report.2026-11", "a:b", "with blanks", "ä/%2F", "x" * 300])
-@pytest.mark.parametrize("status", [S.QUEUED, S.FAILED, S.IN_PROGRESS])
+@pytest.mark.parametrize(
+    ("status", "id"),
+    [
+        *product((S.QUEUED, S.FAILED), ("report.2026-11", "a:b", "with blanks", "ä/%2F", "x" * 300)),
+        (S.IN_PROGRESS, "report.2026-11"),
+    ],
+)
 def test_jobs_of_other_programs_have_any_ids(world: World, id: str, status: TaskStatus) -> None:
     for name in (id, f"{id}2"):
         world.redis.hset(f"rq:job:{name}", mapping={"status": RQ_STATUS[status], "created_at": "2026-11-24T00:00:00Z",
@@ -336,7 +341,7 @@ def test_jobs_of_other_programs_have_any_ids(world: World, id: str, status: Task
 
     found = ids(world, 1, status=status)
 
-    assert found == [f"{id}2", id] or ":" in id
+    assert found == [f"{id}2", id]
 
 
 @pytest.mark.parametrize("score", ["-inf", "+inf", "-5", "1e-30", "1e300", "0.0001234567890123456"])

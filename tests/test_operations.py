@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from itertools import product
 from typing import Any
 
 import pytest
@@ -681,3 +682,34 @@ def test_an_operation_misses_no_task_while_another_one_takes_tasks_out_of_the_qu
 
     assert len(found) == len(set(found))
     assert {*found} >= {f"{n:04}" for n in range(0, 900, 2)}
+
+
+@pytest.mark.parametrize("action", ["retry", "stop", "cancel", "remove", "move", "run_now"])
+@pytest.mark.parametrize("damage", [{}, {"status": "no such\nstatus"}, {"origin": "elsewhere"}, {"origin": None}])
+def test_jobs_of_other_programs_are_counted_once_and_harm_nothing(
+    world: World, action: str, damage: dict[str, Any]
+) -> None:
+    registries = ("queue", "failed", "scheduled", "finished", "canceled", "deferred")
+    for registry, start_of_id in product(registries, ("plain", "with blank ", "a:b:", 'quo"te', "line\n", "é")):
+        id = start_of_id + registry
+        fields: dict[str, Any] = {"status": "queued" if registry == "queue" else registry}
+        fields |= {"created_at": "2026-11-24T00:00:00Z", "data": b"\x80\x04pickle", "origin": "default"}
+        fields |= damage
+        world.redis.hset(f"rq:job:{id}", mapping={name: each for name, each in fields.items() if each is not None})
+        if registry == "queue":
+            world.redis.rpush("rq:queue:default", id)
+        else:
+            world.redis.zadd(f"rq:{registry}:default", {id: 2_000_000_000})
+    world.add("mine")
+    target: dict[str, Any] = {"queue": "other"} if action == "move" else {}
+
+    for status in (S.QUEUED, S.FAILED, S.SCHEDULED, S.DONE, S.CANCELED, S.WAITING):
+        ended = operate(world, action, status=status, **target)
+
+        assert (ended.status, ended.changed + sum(ended.skipped.values())) == (DONE, ended.matched)
+        if action in ("cancel", "remove"):
+            assert undo(world, ended.id).status is DONE
+    for queue in ("default", "other"):
+        held = world.redis.lrange(f"rq:queue:{queue}", 0, -1)
+        assert len(held) == len(set(held))
+        assert b"taskpool:nothing" not in held

@@ -248,7 +248,7 @@ class ByScore:
             reading = _reading("ZREVRANGEBYSCORE", self.name, *below)
         flat = yield from one(reading)
         pairs = zip(flat[::2], flat[1::2], strict=True)
-        return [(member.partition(":")[0], f"{at}/{member}") for member, at in pairs]
+        return [(member, f"{at}/{member}") for member, at in pairs]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,12 @@ local function lives()
 
   -- The fields of a record that the functions below read.
   local function record_of(id)
-    return move.record(id, 'status', 'dependency_ids', 'edges', 'attempt', 'max_attempts', 'attempts_a_life', 'by_call',
+    local f = move.record(id, 'status', 'dependency_ids', 'edges', 'attempt', 'max_attempts', 'attempts_a_life', 'by_call',
       'unique', 'pending', 'canceled_by', 'workflow', 'expires_ms', 'expires_clock', 'operations', 'unique_ms',
       'error_before', 'started_at', unpack(gate.FIELDS))
+    if not f.origin then f.status = nil end -- what belongs to no queue is no task
+    return f
   end
-
 
   -- The edges of an ended task, weighed anew; for how many of them it has to wait; and one that keeps it from running, or
   -- nil. All that it waited for ended as it needed if it was released once; the records may be gone since. (Earlier
