@@ -2,6 +2,7 @@
 /** Preact and htm for all other modules: the only one, besides plot.js, that imports vendored code. */
 import { h } from "../vendor/preact.js";
 import htm from "../vendor/htm.js";
+import { ExactNumber } from "./exact.js";
 import { isVisible, visible, visibleParts } from "./visible.js";
 
 export { Component, Fragment, createContext, render } from "../vendor/preact.js";
@@ -24,6 +25,7 @@ function element(type, props, ...children) {
 /** @param {any} child @param {boolean} isText @returns {any} */
 function shown(child, isText) {
   if (Array.isArray(child)) return child.map((each) => shown(each, isText));
+  if (child instanceof ExactNumber) return child.source;
   if (typeof child !== "string" || isVisible(child)) return child;
   if (isText) return visible(child);
   return visibleParts(child).map((part) => (typeof part === "string" ? part : h("span", { class: "hidden-char" }, part.hidden)));

@@ -95,7 +95,8 @@ export function Log({ id, log, startedAt, goTo, onSeen }) {
   useEffect(() => onSeen(seen && lines.length * ROW > height ? seen.at : null), [seen?.at, height]);
 
   const scrolled = () => {
-    const element = /** @type {HTMLDivElement} */ (box.current);
+    const element = box.current;
+    if (!element) return; // another task is shown since it was scrolled
     // Lines may have come since the box was scrolled to its end: only a scroll upwards ends the following.
     if (element.scrollTop + element.clientHeight >= element.scrollHeight - ROW) setFollowing(true);
     else if (element.scrollTop < lastTop.current) setFollowing(false);
