@@ -38,11 +38,13 @@ export function clock(ms) {
   return h ? `${h}:${two(m)}:${two(s)}` : `${m}:${two(s)}`;
 }
 
+/** @type {[number, string][]} */
+const LARGE = [[1e18, "E"], [1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"]];
+
 /** `18,240`; from 100,000 `124k`, `1.2M`. @param {number | null | undefined} value */
 export function figure(value) {
   if (value === null || value === undefined) return "–";
-  if (Math.abs(value) >= 1e9) return `${(value / 1e9).toFixed(1)}G`;
-  if (Math.abs(value) >= 1e6) return `${(value / 1e6).toFixed(1)}M`;
+  for (const [size, unit] of LARGE) if (Math.abs(value) >= size) return `${(value / size).toFixed(1)}${unit}`;
   if (Math.abs(value) >= 1e5) return `${Math.round(value / 1e3)}k`;
   return FIGURE.format(Number.isInteger(value) ? value : Number(value.toPrecision(3)));
 }
