@@ -136,6 +136,18 @@ async def test_keys_of_a_project_see_no_failures_of_others(failed: World) -> Non
             assert response.status_code == 403, path
 
 
+async def test_a_bound_key_does_not_stop_the_redrive_of_another(failed: World) -> None:
+    bound = make_key(failed.url, "k", Scope.READ, Scope.WRITE, queues=("elsewhere",))
+    wide = make_key(failed.url, "w", Scope.READ, Scope.WRITE)
+    async with api(failed.url) as client:
+        path = f"/failures/{ONE}/redrive"
+        assert (await client.post(path, headers=bearer(wide))).status_code == 202
+        refused = await client.post(f"{path}/stop", headers=bearer(bound))
+        stopped = await client.post(f"{path}/stop", headers=bearer(wide))
+
+    assert (refused.status_code, stopped.status_code) == (403, 200)
+
+
 async def test_findings_say_what_is_wrong(failed: World) -> None:
     failed.redis.set(keys.SUSPENDED, "1")
     async with api(failed.url) as client:

@@ -7,9 +7,10 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from taskpool.access.audit import Actor, read_audit
-from taskpool.errors import FailureNotFound, InvalidTask, RedriveConflict
+from taskpool.errors import FailureNotFound, InvalidTask, NotAllowed, RedriveConflict
 from taskpool.operations.insight.redrive import drive_redrives, get_redrive, start_redrive, stop_redrive
 from taskpool.redis import bulk_scripts, keys, scripts
 from taskpool.redis.calls import Call
@@ -220,6 +221,22 @@ def test_a_task_that_can_not_be_retried_is_counted_once_although_the_driver_died
     ended = rounds(broken)
 
     assert (ended.succeeded, ended.left_out, ended.failed_again) == (29, 1, 0)
+
+
+@pytest.mark.parametrize("starter", [None, ME, replace(ME, queues=("default", "other")), replace(ME, types=("t",))])
+def test_a_bound_key_stops_only_what_a_key_with_its_bounds_or_fewer_started(
+    broken: World, starter: Actor | None
+) -> None:
+    bound = Actor("k2", "Bo", None, "here", queues=("default",))
+    start(broken, by=starter)
+
+    with pytest.raises(NotAllowed, match="may retry tasks that the key 'Bo' may not"):
+        broken.store.carry_out(stop_redrive(FINGERPRINT, bound))
+
+    assert broken.store.carry_out(get_redrive(FINGERPRINT)).status == "running"
+    broken.store.carry_out(stop_redrive(FINGERPRINT, ME))
+    start(broken, by=replace(bound, types=("t",)))
+    assert broken.store.carry_out(stop_redrive(FINGERPRINT, bound)).status == "stopped"
 
 
 def test_a_person_stops_it(broken: World) -> None:

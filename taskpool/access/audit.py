@@ -91,6 +91,12 @@ class Actor(msgspec.Struct, frozen=True, gc=False):
         """Whether there are types or queues whose tasks it may not start and stop."""
         return self.types is not None or self.queues is not None
 
+    def covers(self, other: Actor | None) -> bool:
+        """Whether it may start and stop each task that the other may; None: a program, which has no bounds."""
+        types, queues = (None, None) if other is None else (other.types, other.queues)
+        pairs = ((self.types, types), (self.queues, queues))
+        return all(mine is None or (its is not None and {*its} <= {*mine}) for mine, its in pairs)
+
     @property
     def key_name(self) -> str | None:
         """The name of the API key with which it submits, as tasks keep it. A schedule, a task or a program has none."""

@@ -234,8 +234,7 @@ def _check_all(operation: Operation, effect: Effect, what: str, by: Actor | None
         return
     read = Call(("HGETALL", keys.OPERATION + operation.id), lambda reply: actor_of(hash_of(reply)), again=True)
     starter = yield from one(tolerant(read, None))
-    bounds = ((by.types, starter.types), (by.queues, starter.queues)) if starter is not None else ()
-    if not bounds or any(mine is not None and (its is None or not {*its} <= {*mine}) for mine, its in bounds):
+    if not by.covers(starter):
         text = f"the operation {operation.id} may change tasks that the key {by.name!r} may not"
         raise NotAllowed([FieldError("", text)])
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from taskpool.access.audit import Actor, entry
-from taskpool.errors import FailureNotFound, NotAllowed, RedriveConflict
+from taskpool.errors import FailureNotFound, FieldError, NotAllowed, RedriveConflict
 from taskpool.operations.insight.failure_values import STEPS, check_fingerprint, check_steps
 from taskpool.operations.insight.failures import redrive_of
 from taskpool.operations.listing import all_queues
@@ -57,6 +57,10 @@ class _By(msgspec.Struct, frozen=True, omit_defaults=True):
     address: str = ""
     types: Sequence[str] | None = None
     queues: Sequence[str] | None = None
+
+    @property
+    def actor(self) -> Actor:
+        return Actor(self.key, self.name, self.project, self.address, self.types, self.queues)
 
 
 # --- by hand ----------------------------------------------------------------------------------------------------------
@@ -101,9 +105,12 @@ def get_redrive(fingerprint: str) -> Plan[Redrive]:
 
 
 def stop_redrive(fingerprint: str, by: Actor | None = None) -> Plan[Redrive]:
-    """Retry no more tasks of a group; those that were retried run on. Raises: FailureNotFound, RedriveConflict (it has
-    ended)."""
+    """Retry no more tasks of a group; those that were retried run on. Raises: FailureNotFound; RedriveConflict (it has
+    ended); NotAllowed (the key is bound to types or queues, and who started it wasn't, or to others)."""
     redrive = yield from get_redrive(fingerprint)
+    if by is not None and by.is_bound and not by.covers((yield from _starter(fingerprint))):
+        text = f"the redrive of the failures {fingerprint} may retry tasks that the key {by.name!r} may not"
+        raise NotAllowed([FieldError("", text)])
     why = "stopped by hand" if by is None else f"stopped by {by.name}"
     audited = entry(by, "failures.redrive_stopped", fingerprint)
     ending = {"status": RedriveStatus.STOPPED.value, "why": why}
@@ -112,6 +119,14 @@ def stop_redrive(fingerprint: str, by: Actor | None = None) -> Plan[Redrive]:
     if word != "ok" and redrive.why != why:
         raise RedriveConflict(f"the redrive of the failures {fingerprint} is {redrive.status}")
     return redrive
+
+
+def _starter(fingerprint: str) -> Plan[Actor | None]:
+    kept = yield from one(tolerant(Call(("HGET", keys.REDRIVE + fingerprint, "by"), as_it_is, again=True), None))
+    try:
+        return msgspec.json.decode(kept, type=_By).actor if kept else None
+    except msgspec.MsgspecError:
+        return None
 
 
 def _listed(names: Any) -> Sequence[str] | None:
@@ -394,10 +409,8 @@ def _may(state: _State, row: Sequence[bytes | None]) -> bool:
         return False
     if state.by is None:
         return True
-    by = state.by
-    actor = Actor(by.key, by.name, by.project, by.address, by.types, by.queues)
     try:
-        actor.check_task(text_of(row[5]) or "", text_of(row[6]) or "")
+        state.by.actor.check_task(text_of(row[5]) or "", text_of(row[6]) or "")
     except NotAllowed:
         return False
     return True
