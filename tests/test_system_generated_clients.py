@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +14,7 @@ import pytest
 
 from taskpool.redis.embedded import RedisServer
 from tests.api_client import api_process
+from tests.npm import node_modules, run
 from tests.worker_pool import WorkerPool
 
 pytestmark = pytest.mark.long(about_s=60)
@@ -61,39 +58,12 @@ def clients(url: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clients") / "here"
     shutil.copytree(FOLDER, folder)
     (folder / "openapi.json").write_text(httpx.get(f"{url}/openapi.json").text)
-    (folder / "node_modules").symlink_to(node_modules())
+    (folder / "node_modules").symlink_to(node_modules(FOLDER))
     return folder
 
 
-def node_modules() -> Path:
-    """The packages of package-lock.json, installed once on this machine."""
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("there is no npm: install Node.js 20 or later to test the generated clients")
-    key = hashlib.sha256((FOLDER / "package-lock.json").read_bytes()).hexdigest()[:16]
-    home = Path(tempfile.gettempdir()) / f"taskpool-openapi-clients-{os.getuid()}-{key}"
-    if not home.is_dir():
-        made = Path(tempfile.mkdtemp())
-        for name in ("package.json", "package-lock.json"):
-            shutil.copy(FOLDER / name, made)
-        run(made, npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund")
-        try:
-            made.rename(home)
-        except OSError:  # another run was first
-            shutil.rmtree(made)
-    return home / "node_modules"
-
-
-def run(folder: Path, *command: str) -> str:
-    """Its output; fails with everything that it wrote."""
-    environment = {**os.environ, "CI": "true", "REDOCLY_TELEMETRY": "off", "PYTHONPATH": str(folder)}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
 def npx(folder: Path, *command: str) -> str:
-    return run(folder, str(folder / "node_modules/.bin" / command[0]), *command[1:])
+    return run(folder, str(folder / "node_modules/.bin" / command[0]), *command[1:], REDOCLY_TELEMETRY="off")
 
 
 def test_the_clients_of_typescript_generators_compile_and_work(url: str, clients: Path) -> None:
@@ -117,7 +87,7 @@ def test_the_python_client_is_whole_and_works(url: str, clients: Path) -> None:
     )  # fmt: skip
 
     assert "warning" not in generated.lower()
-    check(run(clients, sys.executable, "with_openapi_python_client.py", url))
+    check(run(clients, sys.executable, "with_openapi_python_client.py", url, PYTHONPATH=str(clients)))
 
 
 def test_linters_find_no_error_in_the_document(clients: Path) -> None:

@@ -2,12 +2,12 @@
 /** One cause of failures: its traceback, what it hits, and a careful retry of what failed because of it. */
 import { post } from "../parts/api.js";
 import { Failure as Traceback } from "../parts/frames.js";
-import { Button, Facts, Head, act, useRights } from "../parts/operate.js";
-import { html, useEffect, useRef } from "../parts/preact.js";
+import { Bar, Button, Facts, Head, act, useRights } from "../parts/operate.js";
+import { html } from "../parts/preact.js";
 import { href, path } from "../parts/router.js";
 import { Empty, Loaded, useData } from "../parts/state.js";
 import { Ago, Count, figure, many, percent } from "../parts/time.js";
-import { Spark } from "./failures.js";
+import { Spark, detailOf } from "./failures.js";
 
 const EVERY_MS = 2000;
 
@@ -20,7 +20,7 @@ export default function Failure({ params: { fingerprint } }) {
     ${(/** @type {any} */ it) => html`<${Head} title=${it.error_type} above=${[["Failures", "#/failures"]]}>
         ${rights.startAll && it.redrive?.status !== "running" && it.tasks > 0 && html`<${Redrive} of=${it} reload=${group.reload} />`}
       <//>
-      <p class="message">${it.message}</p>
+      <p class="message">${detailOf(it)}</p>
       <${RedriveState} of=${it} mayStop=${rights.startAll} reload=${group.reload} />
       <${Facts}
         of=${[
@@ -55,20 +55,13 @@ function Split({ title, counts, link, nameless = "others" }) {
       ${entries.slice(0, 8).map(
         ([name, count]) => html`<li key=${name}>
           <span class="cut" title=${name}>${name === "" ? nameless : link ? html`<a href=${link(name)}>${name}</a>` : name}</span>
-          <${Bar} share=${count / all} />
+          <${Bar} shares=${[["failed", count / all]]} />
           <span class="figure" title=${`${count} of ${all}`}>${figure(count)} · ${percent(count, all)}</span>
         </li>`,
       )}
     </ul>
     ${entries.length > 8 && html`<p class="muted">and ${entries.length - 8} more</p>`}
   </section>`;
-}
-
-/** @param {{ share: number }} props */
-function Bar({ share }) {
-  const ref = useRef(/** @type {HTMLElement | null} */ (null));
-  useEffect(() => void (ref.current && (ref.current.style.width = `${100 * share}%`)), [share]);
-  return html`<span class="track" aria-hidden="true"><span ref=${ref} class="failed"></span></span>`;
 }
 
 /** @param {{ of: any, reload: () => any }} props */

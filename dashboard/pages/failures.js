@@ -36,15 +36,18 @@ export default function Failures({ query }) {
 
 /** @type {import("../parts/table.js").Column<any>[]} */
 const COLUMNS = [
-  { title: "What", kind: "wide", phone: "first", show: (row) => html`<b>${row.error_type}</b> <span class="muted">${row.message}</span>` },
+  { title: "What", kind: "wide", phone: "first", show: (row) => html`<b>${row.error_type}</b> <span class="muted">${detailOf(row)}</span>` },
   { title: "Where", width: 200, phone: "hidden", show: (row) => html`<span class="mono cut" title=${row.place}>${row.place}</span>` },
   { title: "Types", width: 120, phone: "hidden", show: (row) => listed(Object.keys(row.types), 2) },
-  { title: "Count", kind: "right", width: 80, show: (row) => html`<${Count} value=${row.count} />` },
-  { title: "24 h", width: 120, phone: "hidden", show: (row) => html`<${Spark} values=${row.spark} />` },
-  { title: "First", kind: "right", width: 110, phone: "hidden", show: (row) => html`<${Ago} at=${row.first_seen} />` },
-  { title: "Last", kind: "right", width: 110, show: (row) => html`<${Ago} at=${row.last_seen} />` },
-  { title: "Builds", width: 110, phone: "hidden", show: (row) => html`<span class="mono">${listed(Object.keys(row.builds).filter(Boolean), 1) || "–"}</span>` },
+  { title: "Count", kind: "right", width: 72, show: (row) => html`<${Count} value=${row.count} />` },
+  { title: "24 h", width: 112, phone: "hidden", show: (row) => html`<${Spark} values=${row.spark} />` },
+  { title: "First", kind: "right", width: 100, phone: "hidden", show: (row) => html`<${Ago} at=${row.first_seen} />` },
+  { title: "Last", kind: "right", width: 100, show: (row) => html`<${Ago} at=${row.last_seen} />` },
+  { title: "Builds", width: 92, phone: "hidden", show: (row) => html`<span class="mono">${listed(Object.keys(row.builds).filter(Boolean), 1) || "–"}</span>` },
 ];
+
+/** Its message without the name of the exception, which stands before it. @param {{ error_type: string, message: string }} group */
+export const detailOf = ({ error_type, message }) => (message.startsWith(`${error_type}: `) ? message.slice(error_type.length + 2) : message);
 
 /** Bars by hour, the current one last. @param {{ values: readonly number[] }} props */
 export function Spark({ values }) {

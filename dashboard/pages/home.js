@@ -12,6 +12,7 @@ import { Empty, Loaded, NotAvailable, sentence, useData } from "../parts/state.j
 import { Table } from "../parts/table.js";
 import { Text } from "../parts/text.js";
 import { Ago, Count, bytes, duration, exact, figure, many, percent } from "../parts/time.js";
+import { detailOf } from "./failures.js";
 
 const RANGES = { "1h": 10_000, "24h": 30_000, "7d": 300_000, "90d": 300_000 };
 const DEPTHS = ["--queued", "--scheduled", "--waiting_confirmation", "--stopping", "--throttled"];
@@ -71,7 +72,7 @@ function Findings() {
             ${list.map(
               (/** @type {any} */ each) => html`<li key=${each.id} class=${`banner ${each.severity}`}>
                 <span class="mark" title=${each.severity}>${marks[/** @type {keyof typeof marks} */ (each.severity)]}<span class="only-read">${each.severity}</span></span>
-                <p>${each.link ? html`<a href=${each.link}>${each.title}</a>` : each.title}${each.since && html` <span class="small">· since <${Ago} at=${each.since} /></span>`}</p>
+                <p>${each.link ? html`<a href=${each.link}>${each.title}</a>` : each.title}${each.since && html` <span class="small nowrap">· since <${Ago} at=${each.since} /></span>`}</p>
                 <details><summary class="small">What to do</summary><p>${each.text}</p>${each.action && html`<p><code>${each.action}</code></p>`}</details>
               </li>`,
             )}
@@ -152,7 +153,7 @@ function prepared({ step_s: stepS, start, points, series: [all], depth, builds }
 
 /** @type {import("../parts/table.js").Column<any>[]} */
 const GROUPS = [
-  { title: "Failure", kind: "wide", phone: "first", show: (group) => html`<b>${group.error_type}</b> ${group.place || group.message}` },
+  { title: "Failure", kind: "wide", phone: "first", show: (group) => html`<b>${group.error_type}</b> ${group.place || detailOf(group)}` },
   { title: "Failed", kind: "right", width: 72, show: (group) => html`<${Count} value=${group.count} />` },
   { title: "First", kind: "right", width: 104, show: (group) => html`<${Ago} at=${group.first_seen} />` },
 ];

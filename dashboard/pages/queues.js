@@ -37,14 +37,14 @@ function columns(rates, served, rights, reload) {
     row[status] ? html`<a href=${href("tasks", { queue: row.name, status })}><${Count} value=${row[status]} /></a>` : html`<span class="muted">0</span>`;
   return /** @type {import("../parts/table.js").Column<any>[]} */ ([
     { title: "Queue", kind: "wide", phone: "first", show: (row) => row.name },
-    { title: "State", width: 220, show: (row) => html`<${State} queue=${row} served=${served} />` },
-    { title: "Queued", kind: "right", width: 80, show: count("queued") },
-    { title: "Oldest", kind: "right", width: 100, show: (row) => (row.queued ? duration(1000 * (row.oldest_s ?? 0)) : html`<span class="muted">–</span>`) },
-    { title: "Running", kind: "right", width: 84, phone: "hidden", show: count("in_progress") },
-    { title: "Scheduled", kind: "right", width: 96, phone: "hidden", show: count("scheduled") },
-    { title: "In", kind: "right", width: 84, phone: "hidden", show: (row) => rate(rates[row.name]?.in) },
-    { title: "Out", kind: "right", width: 84, phone: "hidden", show: (row) => rate(rates[row.name]?.out) },
-    { title: "Empty in", kind: "right", width: 100, phone: "hidden", show: (row) => emptyIn(row, rates[row.name]) },
+    { title: "State", width: 210, show: (row) => html`<${State} queue=${row} served=${served} />` },
+    { title: "Queued", kind: "right", width: 72, show: count("queued") },
+    { title: "Oldest", kind: "right", width: 96, show: (row) => (row.queued ? duration(1000 * (row.oldest_s ?? 0)) : html`<span class="muted">–</span>`) },
+    { title: "Running", kind: "right", width: 76, phone: "hidden", show: count("in_progress") },
+    { title: "Scheduled", kind: "right", width: 88, phone: "hidden", show: count("scheduled") },
+    { title: "In", kind: "right", width: 72, phone: "hidden", show: (row) => rate(rates[row.name]?.in) },
+    { title: "Out", kind: "right", width: 72, phone: "hidden", show: (row) => rate(rates[row.name]?.out) },
+    { title: "Empty in", kind: "right", width: 92, phone: "hidden", show: (row) => emptyIn(row, rates[row.name]) },
     ...(rights.stop && rights.ofAll ? [{ title: "Action", width: 92, show: (/** @type {any} */ row) => rights.pause(row.name) && html`<${PauseButton} queue=${row} reload=${reload} isSmall />` }] : []),
   ]);
 }

@@ -10,7 +10,7 @@ import { go, href, path } from "../parts/router.js";
 import { useMay } from "../parts/session.js";
 import { Empty, Loaded, useData } from "../parts/state.js";
 import { Table } from "../parts/table.js";
-import { Ago, duration, figure, wholeTime } from "../parts/time.js";
+import { Ago, DAY, duration, figure, wholeTime } from "../parts/time.js";
 import { Dots, Next, OUTCOMES, State, idOf } from "./schedules.js";
 
 const EVERY_MS = 3000;
@@ -53,7 +53,7 @@ export default function Schedule({ params: { name } }) {
         </section>
       </div>
       <h2>Last runs</h2>
-      <p><${Dots} runs=${it.history ?? []} /></p>
+      ${it.history?.length > 0 && html`<p><${Dots} runs=${it.history} /></p>`}
       <${History} runs=${it.history ?? []} />`}
   <//>`;
 }
@@ -101,7 +101,7 @@ function why(it) {
 
 /** @param {{ at: string, tz?: string }} props */
 function Moment({ at, tz }) {
-  return html`<time datetime=${at} title=${wholeTime(Date.parse(at))}>${inZone(Date.parse(at), tz)}</time> <span class="muted"><${Ago} at=${at} /></span>`;
+  return html`<time datetime=${at} title=${wholeTime(Date.parse(at))}>${inZone(Date.parse(at), tz)}</time>${Date.parse(at) - now() < DAY && html` <span class="muted"><${Ago} at=${at} /></span>`}`;
 }
 
 /** A time in a zone; in UTC, if the browser doesn't know the zone. @param {number} atMs @param {string} [tz] */

@@ -83,6 +83,7 @@ function Task({ record, exact, reload }) {
   const last = attempts.at(-1);
   const ranMs = last ? last.to - last.from : NaN;
   const hasRun = Number.isFinite(ranMs) && (hasEnded || RUNNING.has(record.status));
+  const usual = comparedTo(durations.value, ranMs);
   const isAsking = record.status === "waiting_confirmation";
   return html`<header class="task-head">
       <h1><${Text} text=${record.type} /> <span class="mono task-id">…${record.id.slice(-8)}</span> <${CopyButton} text=${record.id} label="Copy the id" /></h1>
@@ -93,7 +94,7 @@ function Task({ record, exact, reload }) {
       ${record.reason && !record.error && html` · <${Text} text=${record.reason.replaceAll("_", " ")} />`}
       ${record.attempt > 0 && html` · attempt ${record.attempt}${record.attempt <= record.max_attempts ? ` of ${record.max_attempts}` : ""}`}
       ${hasRun && html` · <span class="figure">${hasEnded ? duration(ranMs) : clock(ranMs)}</span>`}
-      ${hasRun && durations.value?.count > 0 && html`<span class="muted">, ${comparedTo(durations.value, ranMs)}</span>`}
+      ${hasRun && usual && html`<span class="muted">, ${usual}</span>`}
       ${hasEnded && record.ended_at && html` · <${Ago} at=${record.ended_at} />`}
       <span role="status" class="only-read">${record.status}</span>
     </p>

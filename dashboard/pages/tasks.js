@@ -74,7 +74,7 @@ export default function Tasks({ query }) {
     <//>
     ${
       (selected.size > 0 || areAll) &&
-      html`<${ActionBar} selected=${selected} areAll=${areAll} filter=${filter} total=${hasMore ? null : rows.length} may=${may}
+      html`<${ActionBar} selected=${selected} areAll=${areAll} total=${hasMore ? null : rows.length} may=${may}
         onSelectAll=${() => setAll(true)} onClear=${clear} onAct=${act} />`
     }
     ${

@@ -11,6 +11,7 @@ import { Empty, Loaded, useData } from "../parts/state.js";
 import { Status } from "../parts/status.js";
 import { useSubmit } from "../parts/submit.js";
 import { Table } from "../parts/table.js";
+import { marked } from "../parts/text.js";
 import { Ago, Running, duration, figure } from "../parts/time.js";
 import { servedBy } from "./types.js";
 
@@ -28,7 +29,7 @@ export default function Type({ params: { name }, query }) {
       const type = page.types.find((/** @type {any} */ each) => each.name === name);
       if (!type) return html`<${Head} title=${name} above=${[["Types", "#/types"]]} /><${Empty} title="No worker pool has announced this type"><a href="#/types">All types</a><//>`;
       return html`<${Head} title=${name} above=${[["Types", "#/types"]]} />
-        ${type.description && html`<p>${type.description}</p>`}
+        ${type.description && html`<p>${marked(type.description)}</p>`}
         <${Durations} type=${type} />
         <p>
           <a href=${href("tasks", { type: name })}>All its tasks</a> · <a href=${href("tasks", { type: name, status: "failed" })}>failed</a>
@@ -122,7 +123,7 @@ function read(draft) {
   }
 }
 
-/** @param {any} props */
+/** @param {{ value: any, onChange: (value: any) => void, faults: any[] | null }} props */
 function Options({ value, onChange, faults }) {
   const document = useData("/openapi.json");
   return html`<${Loaded} of=${document}>

@@ -5,6 +5,7 @@ import { html } from "../parts/preact.js";
 import { href, path } from "../parts/router.js";
 import { Empty, Loaded, useData } from "../parts/state.js";
 import { Table } from "../parts/table.js";
+import { marked } from "../parts/text.js";
 import { Ago, bytes, duration, figure, percent } from "../parts/time.js";
 
 const EVERY_MS = 10000;
@@ -49,7 +50,7 @@ function columns(figures, stored) {
       ]
     : [];
   return /** @type {any} */ ([
-    { title: "Type", kind: "wide", phone: "first", show: (/** @type {any} */ row) => html`<a class="row-link" href=${href(path("types", row.name))} title=${row.description}>${row.name}</a> <span class="muted">${row.description}</span>` },
+    { title: "Type", kind: "wide", phone: "first", show: (/** @type {any} */ row) => html`<a class="row-link" href=${href(path("types", row.name))} title=${row.description}>${row.name}</a> <span class="muted">${marked(row.description ?? "")}</span>` },
     { title: "Queue", width: 120, phone: "hidden", show: (/** @type {any} */ row) => html`<a href=${href(path("queues", row.queue))}>${row.queue}</a>` },
     { title: "Served by", width: 150, show: (/** @type {any} */ row) => servedBy(row) },
     ...lastHour,
@@ -58,7 +59,7 @@ function columns(figures, stored) {
 }
 
 /** How many records, and about how much memory. @param {any} of */
-const kept = (of) => (of ? html`<span title="by a sample of its records">${figure(of.tasks)}${of.bytes != null && html` <span class="muted">${bytes(of.bytes)}</span>`}</span>` : html`<span class="muted">0</span>`);
+const kept = (of) => (of ? html`<span title="by a sample of its records">${figure(of.tasks)}${of.bytes != null && html` <span class="muted">· ${bytes(of.bytes)}</span>`}</span>` : html`<span class="muted">0</span>`);
 
 /** @param {string} name @param {Summary | undefined} of */
 function failures(name, of) {

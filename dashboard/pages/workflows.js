@@ -1,8 +1,8 @@
 // @ts-check
 /** Workflows: how far each one is. */
 import { countsText } from "../parts/graph.js";
-import { Head, NextPage } from "../parts/operate.js";
-import { html, useEffect, useRef } from "../parts/preact.js";
+import { Bar, Head, NextPage } from "../parts/operate.js";
+import { html } from "../parts/preact.js";
 import { go, href, path } from "../parts/router.js";
 import { Empty, Loaded, useData } from "../parts/state.js";
 import { Status } from "../parts/status.js";
@@ -46,11 +46,10 @@ const COLUMNS = [
 
 /** @param {{ of: any }} props */
 export function Progress({ of }) {
-  const bar = useRef(/** @type {HTMLElement | null} */ (null));
-  const share = of.total ? of.ended / of.total : 1;
-  useEffect(() => void (bar.current && (bar.current.style.width = `${100 * share}%`)), [share]);
+  const all = of.total || 1;
+  const failed = of.counts.failed ?? 0;
   return html`<span class="progress-of">
-    <span class="track" aria-hidden="true"><span ref=${bar} class=${of.counts.failed ? "failed" : "done"}></span></span>
-    <span class="figure" title=${`${of.ended} of ${of.total} tasks have ended`}>${percent(of.ended, of.total || 1)} of ${figure(of.total)}</span>
+    <${Bar} shares=${[["done", of.total ? (of.ended - failed) / all : 1], ["failed", failed / all]]} />
+    <span class="figure" title=${`${of.ended} of ${of.total} tasks have ended`}>${percent(of.ended, all)} of ${figure(of.total)}</span>
   </span>`;
 }

@@ -1,31 +1,40 @@
 // @ts-check
 /** Dialogs: questions before something is changed, and what an action did. */
 import { Problem } from "./api.js";
-import { html, render, useEffect, useRef, useState } from "./preact.js";
+import { html, render, useLayoutEffect, useRef, useState } from "./preact.js";
 import { sentence } from "./state.js";
 
 const TOAST_MS = 8000;
 
 /**
  * A modal dialog. Esc, a click beside it, and another place (Back) close it. With `isFirm`, only its buttons do.
+ * Then the focus goes back to what opened it, or to the page if that is gone.
  * @param {{ title: string, onClose: () => void, children: any, isWide?: boolean, isFirm?: boolean }} props
  */
 export function Dialog({ title, onClose, children, isWide = false, isFirm = false }) {
   const ref = useRef(/** @type {HTMLDialogElement | null} */ (null));
   const isPressedBeside = useRef(false); // a press in a field that ends beside the dialog, such as to select text, is no click
+  const isOver = useRef(false);
   const close = useRef(onClose);
   close.current = onClose;
-  useEffect(() => {
-    ref.current?.showModal();
-    if (isFirm) return undefined;
-    const left = () => close.current();
+  useLayoutEffect(() => {
+    const dialog = /** @type {HTMLDialogElement} */ (ref.current);
+    const opener = document.activeElement;
+    const left = () => isFirm || close.current();
+    dialog.showModal();
     addEventListener("hashchange", left);
-    return () => removeEventListener("hashchange", left);
+    return () => {
+      removeEventListener("hashchange", left);
+      isOver.current = true;
+      dialog.close(); // a dialog that is only removed would leave the focus nowhere
+      if (!opener?.isConnected) document.getElementById("main")?.focus({ preventScroll: true });
+    };
   }, []);
   const pressed = (/** @type {Event} */ event) => void (isPressedBeside.current = event.target === ref.current);
   const clicked = (/** @type {Event} */ event) => !isFirm && isPressedBeside.current && event.target === ref.current && onClose();
   const canceled = (/** @type {Event} */ event) => isFirm && event.preventDefault();
-  return html`<dialog ref=${ref} class=${isWide ? "wide" : ""} aria-labelledby="dialog-title" onClose=${onClose} onCancel=${canceled} onPointerDown=${pressed} onClick=${clicked}>
+  const closed = () => isOver.current || onClose();
+  return html`<dialog ref=${ref} class=${isWide ? "wide" : ""} aria-labelledby="dialog-title" onClose=${closed} onCancel=${canceled} onPointerDown=${pressed} onClick=${clicked}>
     <div class="dialog">
       <h2 id="dialog-title">${title}</h2>
       ${children}
@@ -49,12 +58,10 @@ export function Dialog({ title, onClose, children, isWide = false, isFirm = fals
  */
 export function open(view) {
   const holder = document.body.appendChild(document.createElement("div"));
-  const opener = /** @type {HTMLElement | null} */ (document.activeElement);
   const close = () => {
     if (!holder.isConnected) return;
     render(null, holder);
     holder.remove();
-    opener?.focus?.();
   };
   render(view(close), holder);
 }
@@ -101,7 +108,7 @@ function Confirmation({ title, text, action, isDangerous = false, typed, run, cl
       }
       ${state.problem && html`<p class="banner critical" role="alert">${state.problem}</p>`}
       <div class="buttons">
-        <button type="button" onClick=${leave}>${state.isBusy ? "Close" : "Cancel"}</button>
+        <button type="button" onClick=${leave}>${state.isBusy ? "Close" : action.startsWith("Cancel") ? "Don't cancel" : "Cancel"}</button>
         <button class=${isDangerous ? "danger" : "primary"} autofocus=${!isDangerous && !typed} disabled=${state.isBusy || (!!typed && state.given !== typed)}>
           ${action}
         </button>

@@ -9,6 +9,7 @@
 
 import { ExactNumber, parseExact, writeJson } from "./exact.js";
 import { html, useEffect, useMemo, useRef, useState } from "./preact.js";
+import { marked } from "./text.js";
 
 const NUMBER = /^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$/;
 const MASK = "***";
@@ -247,9 +248,6 @@ function Field({ name, schema, value, onChange, pointer, context, isRequired, de
     ${below}
   </div>`;
 }
-
-/** A text in which what stands between backticks is code. @param {string} text */
-const marked = (text) => text.split("`").map((part, at) => (at % 2 ? html`<code>${part}</code>` : part));
 
 /** @param {Shape} shape @param {boolean} isRequired */
 function emptyMeans(shape, isRequired) {

@@ -10,13 +10,14 @@ import { figure } from "./time.js";
 
 export const MOST_BOXES = 200;
 const [WIDE, HIGH, GAP, ACROSS] = [176, 44, 16, 64];
-const WORST = ["failed", "stopped", "stopping", "waiting_confirmation", "in_progress", "queued", "scheduled", "waiting", "canceled", "removed", "done"];
+const WORST = ["failed", "stopped", "stopping", "waiting_confirmation", "in_progress", "throttled", "queued", "scheduled", "waiting", "canceled", "removed", "done"];
 
 /**
  * @typedef {{name: string, id?: string, status?: string, size?: number, counts?: Record<string, number>,
  *   after?: {name: string, on: string}[], rank?: number, added_by?: string}} Node
  * @typedef {{key: string, number: number, name: string, nodes: Node[], rank: number, size: number, counts: Record<string, number>,
  *   status: string, edges: Map<string, string>}} Box `edges`: the boxes before it, and on which outcome it waits for each.
+ * @typedef {{x: number, y: number}} Point
  */
 
 /** How many tasks of a node have which status. @param {Node} node @returns {Record<string, number>} */
@@ -93,7 +94,7 @@ export function placesOf(boxes) {
   const columns = new Map();
   for (const box of boxes) columns.set(box.rank, [...(columns.get(box.rank) ?? []), box]);
   const tallest = Math.max(1, ...[...columns.values()].map((column) => column.length));
-  /** @type {Map<string, {x: number, y: number}>} */
+  /** @type {Map<string, Point>} */
   const places = new Map();
   [...columns.keys()].sort((a, b) => a - b).forEach((rank, number) => {
     const column = /** @type {Box[]} */ (columns.get(rank));
@@ -133,15 +134,17 @@ export function Graph({ boxes, hrefOf, label }) {
   </div>`;
 }
 
-/** @param {any} props */
+/** @param {{ from?: Point, to?: Point, on: string }} props */
 function Edge({ from, to, on }) {
+  if (!from || !to) return null;
   const [x1, y1, x2, y2] = [from.x + WIDE, from.y + HIGH / 2, to.x, to.y + HIGH / 2];
   const bend = Math.max(20, (x2 - x1) / 2);
   return html`<path class=${`edge on-${on}`} d=${`M${x1} ${y1}C${x1 + bend} ${y1} ${x2 - bend} ${y2} ${x2} ${y2}`}><title>${`on ${on}`}</title></path>`;
 }
 
-/** @param {{ box: Box, at: any, href: string }} props */
+/** @param {{ box: Box, at?: Point, href: string }} props */
 function BoxOf({ box, at, href }) {
+  if (!at) return null;
   const isOne = box.nodes.length === 1 && box.nodes[0].size === undefined;
   const text = isOne ? wordOf(box.status) : `${figure(box.size)}: ${countsText(box.counts)}`;
   const name = nameOf(box);
@@ -150,8 +153,10 @@ function BoxOf({ box, at, href }) {
     ${!isOne && html`<rect class="behind" x=${at.x + 4} y=${at.y - 4} width=${WIDE} height=${HIGH} rx="6" />`}
     <rect x=${at.x} y=${at.y} width=${WIDE} height=${HIGH} rx="6" />
     <svg x=${at.x + 8} y=${at.y + 8} width="14" height="14" overflow="visible"><${StatusIcon} status=${box.status} /></svg>
-    <text x=${at.x + 28} y=${at.y + 19} class="name">${cut(name, 21)}</text>
-    <text x=${at.x + 28} y=${at.y + 35} class="under">${cut(text, 24)}</text>
+    <svg x=${at.x + 28} y=${at.y} width=${WIDE - 34} height=${HIGH}>
+      <text y="19" class="name">${cut(name, 20)}</text>
+      <text y="35" class="under">${cut(text, 24)}</text>
+    </svg>
   </a>`;
 }
 

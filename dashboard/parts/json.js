@@ -6,7 +6,7 @@ import { ExactNumber, writeJson } from "./exact.js";
 import { CopyButton, Text } from "./text.js";
 
 const LONGEST = 400; // characters of a text before it is cut
-const MOST = 100; // members of one level before the rest is folded
+const MOST = 25; // members of one level before the rest is folded
 const OPEN = 2; // levels that are open at first
 const ROOM = 400; // rows that are shown at first
 

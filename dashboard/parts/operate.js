@@ -61,6 +61,9 @@ export const NextPage = ({ path, query, cursor }) =>
       </p>`
     : null;
 
+/** A bar, and which shares of it have which colour. @param {{ shares: [kind: string, share: number][] }} props */
+export const Bar = ({ shares }) => html`<span class="track" aria-hidden="true">${shares.map(([kind, share]) => share > 0 && html`<span key=${kind} class=${kind} style=${{ width: `${100 * share}%` }}></span>`)}</span>`;
+
 /** A text to copy: a command, or a secret that is shown now. @param {{ children: string }} props */
 export const Command = ({ children }) => {
   const copied = () => toast("Copied");

@@ -13,6 +13,10 @@ const PAD = "\u00a0".repeat(3);
  * @property {string} label
  * @property {string} color the name of a variable of the style, like `--done`
  * @property {(number | null)[]} values
+ *
+ * @typedef {{ atS: number, label: string }} Mark a moment, such as a deployment
+ * @typedef {(value: number | null | undefined) => string} Unit a value in words
+ * @typedef {{ lines: Line[], unit: Unit, marks: Mark[] }} Latest
  */
 
 /**
@@ -20,8 +24,8 @@ const PAD = "\u00a0".repeat(3);
  * @param {string} props.title
  * @param {number[]} props.times of the points, in s
  * @param {Line[]} props.lines
- * @param {(value: number | null | undefined) => string} props.unit a value in words
- * @param {{ atS: number, label: string }[]} [props.marks] moments, such as deployments
+ * @param {Unit} props.unit
+ * @param {Mark[]} [props.marks]
  * @param {string} [props.note] stands beside the title
  */
 export function Plot({ title, times, lines, unit, marks = [], note }) {
@@ -35,14 +39,14 @@ export function Plot({ title, times, lines, unit, marks = [], note }) {
   </section>`;
 }
 
-/** @param {any} props */
+/** @param {{ times: number[], lines: Line[], unit: Unit, marks: Mark[] }} props */
 function Canvas({ times, lines, unit, marks }) {
   const place = useRef(/** @type {HTMLElement | null} */ (null));
   const legend = useRef(/** @type {HTMLElement | null} */ (null));
-  const plot = useRef(/** @type {any} */ (null));
-  const latest = useRef({ marks, lines, unit });
+  const plot = useRef(/** @type {uPlot | null} */ (null));
+  const latest = useRef(/** @type {Latest} */ ({ marks, lines, unit }));
   latest.current = { marks, lines, unit };
-  const labels = lines.map((/** @type {Line} */ line) => `${line.label} ${line.color}`).join("\n");
+  const labels = lines.map((line) => `${line.label} ${line.color}`).join("\n");
 
   useEffect(() => {
     const element = /** @type {HTMLElement} */ (place.current);
@@ -67,7 +71,7 @@ function Canvas({ times, lines, unit, marks }) {
   useEffect(() => plot.current?.setData(data(times, lines)), [times, lines]);
 
   return html`<div class="legend" ref=${legend}>
-      ${lines.map((/** @type {Line} */ line) => html`<span><${Key} color=${line.color} /> ${line.label} <b class="figure"></b></span>`)}
+      ${lines.map((line) => html`<span><${Key} color=${line.color} /> ${line.label} <b class="figure"></b></span>`)}
       <span class="muted figure at"></span>
     </div>
     <div class="canvas" ref=${place}></div>`;
@@ -80,14 +84,14 @@ function Key({ color }) {
   return html`<i class="key" ref=${ref}></i>`;
 }
 
-/** For each line its closed points, and its last two, which are dashed because the last point isn't over. @param {number[]} times @param {Line[]} lines */
+/** For each line its closed points, and its last two, which are dashed because the last point isn't over. @param {number[]} times @param {Line[]} lines @returns {uPlot.AlignedData} */
 function data(times, lines) {
   const closed = lines.map(({ values }) => values.map((value, index) => (index === values.length - 1 ? null : value)));
   const opened = lines.map(({ values }) => values.map((value, index) => (index < values.length - 2 ? null : value)));
   return [times, ...closed, ...opened];
 }
 
-/** @param {HTMLElement} element @param {{ current: any }} latest @param {{ current: HTMLElement | null }} legend */
+/** @param {HTMLElement} element @param {{ current: Latest }} latest @param {{ current: HTMLElement | null }} legend @returns {uPlot.Options} */
 function options(element, latest, legend) {
   const colors = (/** @type {string} */ name) => {
     element.style.color = `var(${name})`;
@@ -98,8 +102,8 @@ function options(element, latest, legend) {
   const { lines } = latest.current;
   const grid = { stroke: colors("--line"), width: 1 };
   const axis = { stroke: colors("--muted"), font: "11px system-ui, sans-serif", ticks: { show: false }, grid };
-  const last = (/** @type {any} */ plot) => [plot.data[0].length - 1];
-  const series = (/** @type {Line} */ { color }, /** @type {number[] | undefined} */ dash) => {
+  const last = (/** @type {uPlot} */ plot) => [plot.data[0].length - 1];
+  const series = (/** @type {Line} */ { color }, /** @type {number[] | undefined} */ dash = undefined) => {
     const points = dash ? { show: true, size: 4, fill: colors(color), filter: last } : { show: false };
     return { stroke: colors(color), width: 1.5, dash, points };
   };
@@ -109,16 +113,16 @@ function options(element, latest, legend) {
     padding: [8, 8, 0, 0],
     legend: { show: false },
     cursor: { sync: { key: CURSOR.key, setSeries: false }, drag: { x: false, y: false }, points: { size: 5 } },
-    scales: { y: { range: (/** @type {any} */ _, /** @type {number} */ __, /** @type {number} */ max) => [0, max > 0 ? max * 1.1 : 1] } },
+    scales: { y: { range: (_, __, max) => [0, max > 0 ? max * 1.1 : 1] } },
     axes: [
-      { ...axis, size: 22, gap: 4, values: (/** @type {any} */ _, /** @type {number[]} */ at, /** @type {any} */ ___, /** @type {any} */ ____, /** @type {number} */ stepS) => at.map((each) => tick(each, stepS)) },
-      { ...axis, size: (/** @type {any} */ _, /** @type {string[] | null} */ words) => Math.max(52, 12 + 6 * Math.max(0, ...(words ?? []).map((each) => each.length))), gap: 4, space: 28, values: (/** @type {any} */ _, /** @type {number[]} */ at) => at.map((value) => latest.current.unit(value)) },
+      { ...axis, size: 22, gap: 4, values: (_, at, __, ___, stepS) => at.map((each) => tick(each, stepS)) },
+      { ...axis, size: (_, words) => Math.max(52, 12 + 6 * Math.max(0, ...(words ?? []).map((each) => each.length))), gap: 4, space: 28, values: (_, at) => at.map((value) => latest.current.unit(value)) },
     ],
-    series: [{}, ...lines.map((/** @type {Line} */ line) => series(line, undefined)), ...lines.map((/** @type {Line} */ line) => series(line, [3, 3]))],
+    series: [{}, ...lines.map((line) => series(line)), ...lines.map((line) => series(line, [3, 3]))],
     hooks: {
-      draw: [(/** @type {any} */ plot) => drawMarks(plot, latest.current.marks, colors("--muted"))],
-      setCursor: [(/** @type {any} */ plot) => showValues(plot, latest.current, legend.current)],
-      setData: [(/** @type {any} */ plot) => showValues(plot, latest.current, legend.current)],
+      draw: [(plot) => drawMarks(plot, latest.current.marks, colors("--muted"))],
+      setCursor: [(plot) => showValues(plot, latest.current, legend.current)],
+      setData: [(plot) => showValues(plot, latest.current, legend.current)],
     },
   };
 }
@@ -130,7 +134,7 @@ function tick(atS, stepS) {
   return time === "00:00" ? date(atS * 1000).split(",")[0] : time;
 }
 
-/** A dashed line for each mark, with its label at the top. @param {any} plot @param {{ atS: number, label: string }[]} marks @param {string} color */
+/** A dashed line for each mark, with its label at the top. @param {uPlot} plot @param {Mark[]} marks @param {string} color */
 function drawMarks({ ctx, bbox, valToPos }, marks, color) {
   ctx.save();
   ctx.strokeStyle = ctx.fillStyle = color;
@@ -150,7 +154,7 @@ function drawMarks({ ctx, bbox, valToPos }, marks, color) {
   ctx.restore();
 }
 
-/** Puts the values under the cursor into the legend; without a cursor, the last ones. @param {any} plot @param {any} latest @param {HTMLElement | null} legend */
+/** Puts the values under the cursor into the legend; without a cursor, the last ones. @param {uPlot} plot @param {Latest} latest @param {HTMLElement | null} legend */
 function showValues(plot, { lines, unit }, legend) {
   if (!legend) return;
   const index = plot.cursor.idx;
@@ -164,7 +168,7 @@ function showValues(plot, { lines, unit }, legend) {
 }
 
 /** The last point with a value; the last one of all counts only when half of its time is over, because it says little before.
- * @param {(number | null)[]} values @param {number[]} times of the points, in s */
+ * @param {(number | null)[]} values @param {uPlot.AlignedData[0]} times of the points, in s */
 function latestIndex(values, times) {
   const last = times.length - 1;
   const isYoung = last > 0 && Date.now() / 1000 - times[last] < (times[last] - times[last - 1]) / 2;
@@ -172,7 +176,7 @@ function latestIndex(values, times) {
   return known.findLastIndex((each) => each !== null);
 }
 
-/** @param {{ times: number[], lines: Line[], unit: (value: any) => string, label: string }} props */
+/** @param {{ times: number[], lines: Line[], unit: Unit, label: string }} props */
 function Values({ times, lines, unit, label }) {
   const rows = times.map((atS, index) => ({ atS, values: lines.map(({ values }) => values[index]) })).reverse();
   return html`<div class="values" tabindex="0" role="region" aria-label=${`${label}: values`}>

@@ -77,7 +77,10 @@ function Head({ column }) {
 /** The class of a column's cells. @param {Column<any>} column */
 const classOf = ({ kind, phone }) => [kind, phone && `phone-${phone}`].filter(Boolean).join(" ");
 
-/** @param {any} props */
+/**
+ * @param {{ id: string, row: any, columns: Column<any>[], link: number, href?: string, isGone: boolean, isSelected: boolean,
+ *   toggle?: (id: string) => void }} props
+ */
 function Line({ id, row, columns, link, href, isGone, isSelected, toggle }) {
   return html`<tr data-id=${id} class=${`${isGone ? "gone" : ""} ${isSelected ? "selected" : ""}`} tabindex="-1">
     ${
@@ -86,10 +89,10 @@ function Line({ id, row, columns, link, href, isGone, isSelected, toggle }) {
         <input type="checkbox" aria-label=${`Select ${id}`} checked=${isSelected} onChange=${() => toggle(id)} />
       </td>`
     }
-    ${columns.map((/** @type {Column<any>} */ column, /** @type {number} */ index) => {
+    ${columns.map((column, index) => {
       const value = column.show(row);
       const cell = index === link && href ? html`<a class="row-link" href=${href}>${value}</a>` : value;
-      return html`<td class=${classOf(column)} data-title=${column.title}>${cell}</td>`;
+      return html`<td class=${classOf(column)} data-title=${column.title} title=${typeof value === "string" ? value : undefined}>${cell}</td>`;
     })}
   </tr>`;
 }

@@ -6,6 +6,9 @@ import { html, useEffect, useRef, useState } from "./preact.js";
 /** A text by itself: letters that are written from right to left don't turn the text around it. @param {{text: string}} props */
 export const Text = ({ text }) => html`<bdi>${String(text)}</bdi>`;
 
+/** A text in which what stands between backticks is code. @param {string} text */
+export const marked = (text) => text.split("`").map((part, at) => (at % 2 ? html`<code>${part}</code>` : part));
+
 /** Copies a text and says so. @param {{text: string | (() => string), label?: string, children?: any}} props */
 export function CopyButton({ text, label = "Copy", children = "Copy" }) {
   const [said, setSaid] = useState("");

@@ -2,41 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any
 
-import httpx
 import pytest
 
-from taskpool import Every, NodeSpec, TaskSpec, WorkflowSpec
 from tests.browser.conftest import Site, registered_pages
-from tests.support import eventually
-
-GRAPH: Final = [
-    NodeSpec(name="rows", map=[TaskSpec(type="act")] * 3),
-    NodeSpec(name="sum", task=TaskSpec(type="act"), after=["rows"]),
-]
-
-
-def fingerprint(site: Site) -> str:
-    """That of a failure."""
-    site.workers.result("fail")
-    groups = eventually(lambda: httpx.get(f"{site.url}/failures").json()["groups"])
-    return str(groups[0]["fingerprint"])
-
-
-PARAMETERS: Final[Mapping[str, Callable[[Site], str]]] = {
-    "tasks/:id": lambda site: site.workers.result().id,
-    "failures/:fingerprint": fingerprint,
-    "queues/:name": lambda site: site.workers.submit(queue="reports").queue,
-    "types/:name": lambda site: "act",
-    "schedules/:name": lambda site: site.pool.set_schedule("often", Every("1h"), TaskSpec(type="act")).name,
-    "workflows/:id": lambda site: site.pool.add_workflow(WorkflowSpec(name="import", nodes=GRAPH)).id,
-    "webhooks/:id": lambda site: httpx.post(f"{site.url}/webhooks", json={"url": "https://hooks.example/in"}).json()[
-        "id"
-    ],
-}
-"""For each page with a parameter: makes what it shows, and gives the parameter."""
+from tests.browser.pages import open_page
 
 
 @pytest.mark.parametrize("path", registered_pages())
@@ -44,11 +16,7 @@ def test_a_page_is_accessible_and_fits_a_phone(
     path: str, site: Site, page: Any, scan: Callable[[Any], None], shoot: Callable[[Any, str], None]
 ) -> None:
     site.workers.result()
-    before, _, parameter = path.partition(":")
-    page.goto("/#/" + (before + PARAMETERS[path](site) if parameter else path))
-
-    page.wait_for_selector("main h1")
-    page.wait_for_selector(".loaded[aria-busy=false]")
+    open_page(page, path, site)
 
     scan(page)
     shoot(page, path.replace("/:", "-") or "home")

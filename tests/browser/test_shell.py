@@ -8,6 +8,7 @@ from typing import Any
 from playwright.sync_api import expect
 
 from taskpool.types import TaskStatus
+from tests.browser.conftest import Faults
 from tests.support import ROOT
 
 
@@ -18,6 +19,13 @@ def test_the_page_knows_every_status() -> None:
 
     assert re.findall(r"^  (\w+): \{", table, re.MULTILINE) == [status.value for status in TaskStatus]
     assert all(f".{status} {{ color: var(--{status}); }}" in style for status in TaskStatus)
+
+
+def test_the_graph_of_a_workflow_counts_every_status() -> None:
+    source = (ROOT / "dashboard" / "parts" / "graph.js").read_text()
+    (worst,) = re.findall(r"^const WORST = \[(.*)\];$", source, re.MULTILINE)
+
+    assert set(re.findall(r'"(\w+)"', worst)) == {*TaskStatus, "removed"}
 
 
 def test_links_and_keys_lead_to_pages_and_back_returns(page: Any) -> None:
@@ -45,6 +53,19 @@ def test_the_help_names_the_keys_and_can_switch_them_off(page: Any) -> None:
     page.keyboard.press("?")
 
     expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+def test_a_page_that_cannot_be_loaded_says_so_and_the_others_still_work(page: Any, faults: Faults) -> None:
+    faults.expect("net::ERR_FAILED .*/queues.js$", "dynamically imported module")
+    page.goto("/")
+    page.wait_for_selector("main h1")
+
+    page.route("**/pages/queues.js", lambda route: route.abort())
+    page.get_by_role("link", name="Queues").click()
+    expect(page.get_by_role("button", name="Load it again")).to_be_visible()
+    page.get_by_role("link", name="Audit").click()
+
+    expect(page.get_by_role("heading", name="Audit")).to_be_visible()
 
 
 def test_a_place_that_does_not_exist_says_so(page: Any) -> None:

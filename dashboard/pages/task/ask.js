@@ -48,7 +48,7 @@ export function Ask({ record, mayConfirm, onDone }) {
           ? html`<p class="muted">Others are asked: your key isn't one of them.</p>`
           : html`${problem && html`<p class="banner critical" role="alert">${sentence(problem.message)}</p>`}
           ${question && !isYesOrNo && html`<${SchemaForm} schema=${question.schema ?? {}} value=${value} onChange=${setValue} faults=${problem?.errors} pointer="/answer" name="answer" />`}
-          <label class="field">Comment <span class="muted">optional</span>
+          <label class="field"><span>Comment <span class="muted">optional</span></span>
             <input type="text" value=${comment} onInput=${(/** @type {any} */ event) => setComment(event.target.value)} />
           </label>
           <div class="buttons start">

@@ -10,6 +10,8 @@ import { Ago, duration, many } from "../../parts/time.js";
 
 const MOST_RELATIVES = 20;
 const RELATIVES_MS = 5000; // between two readings while the task hasn't ended
+const FEWEST = 20; // runs with which another one is compared
+const MARGIN = 2; // buckets beside those with runs
 
 /** @param {{ record: any }} props */
 export function Facts({ record }) {
@@ -51,7 +53,7 @@ export const useDurations = (type, maySee) => useData(maySee ? `/types/${encodeU
 
 /** `usually 1.2 s (slower than 97%)`: where a run lies. @param {any} durations @param {number} ms */
 export function comparedTo(durations, ms) {
-  if (!durations?.count || !Number.isFinite(ms)) return "";
+  if (!durations || durations.count < FEWEST || !Number.isFinite(ms)) return "";
   const share = shareBelow(durations.buckets, ms / 1000, durations.count);
   const most = (/** @type {number} */ part) => Math.min(99, Math.floor(part * 100)); // it is one of them itself
   const place = share >= 0.5 ? `slower than ${most(share)}%` : `faster than ${most(1 - share)}%`;
@@ -71,26 +73,29 @@ function shareBelow(buckets, seconds, count) {
   return seen / count;
 }
 
-/** @param {{ durations: any, type: string, ms: number }} props */
+/** @typedef {Array<[number | null, number]>} Buckets up to how many seconds (null: longer), and how many runs */
+
+/** The buckets with runs, and two more on each side, so that one bucket alone has a size.
+ * @param {{ durations: { count: number, p50_ms: number, p95_ms: number, buckets: Buckets } | undefined, type: string, ms: number }} props */
 export function Durations({ durations, type, ms }) {
   if (!durations?.count) return null;
   const { buckets, count } = durations;
-  const last = buckets.findLastIndex((/** @type {[number, number]} */ [, n]) => n > 0);
-  const first = Math.max(0, buckets.findIndex((/** @type {[number, number]} */ [, n]) => n > 0));
-  const shown = buckets.slice(first, last + 1);
-  const most = Math.max(...shown.map((/** @type {[number, number]} */ [, n]) => n));
-  const here = shown.findIndex((/** @type {[number | null, number]} */ [le]) => ms / 1000 <= (le ?? Infinity));
-  const words = (/** @type {number | null} */ le) => (le === null || !Number.isFinite(le) ? "longer" : duration(le * 1000));
+  const here = buckets.findIndex(([le]) => ms / 1000 <= (le ?? Infinity));
+  const used = buckets.flatMap(([, n], at) => (n > 0 || at === here ? [at] : []));
+  const first = Math.max(0, Math.min(...used) - MARGIN);
+  const shown = buckets.slice(first, Math.max(...used) + 1 + MARGIN);
+  const most = Math.max(...buckets.map(([, n]) => n));
+  const words = (/** @type {number | null} */ le) => (le === null ? "longer" : duration(le * 1000));
   return html`<section class="card" aria-labelledby="durations-title">
     <h2 id="durations-title">How long <${Text} text=${type} /> takes</h2>
     <p class="muted">${many(count, "run")} in the last 7 days: half took up to ${duration(durations.p50_ms)}, 95% up to ${duration(durations.p95_ms)}.</p>
-    <div class="histogram" role="img" aria-label=${`${comparedTo(durations, ms)}`}>
+    <div class="histogram" role="img" aria-label=${comparedTo(durations, ms) || "How long the runs took"}>
       ${shown.map(
-        (/** @type {[number | null, number]} */ [le, n], /** @type {number} */ at) => html`<span key=${at} class=${`bin ${at === here ? "is-here" : ""}`}
-          style=${{ height: `${n ? Math.max(3, Math.round((44 * n) / most)) : 1}px` }} title=${`${le === null ? "longer" : `up to ${words(le)}`}: ${many(n, "run")}${at === here ? "; this one, too" : ""}`}></span>`,
+        ([le, n], at) => html`<span key=${at} class=${`bin ${first + at === here ? "is-here" : ""}`}
+          style=${{ height: `${n ? Math.max(3, Math.round((44 * n) / most)) : 1}px` }} title=${`${le === null ? "longer" : `up to ${words(le)}`}: ${many(n, "run")}${first + at === here ? "; this one, too" : ""}`}></span>`,
       )}
     </div>
-    <div class="histogram-ends muted"><span>${words(shown[0]?.[0] ?? null)}</span><span>${words(shown.at(-1)?.[0] ?? null)}</span></div>
+    <div class="histogram-ends muted"><span>${words(first ? buckets[first - 1][0] : 0)}</span><span>${words(shown.at(-1)?.[0] ?? null)}</span></div>
   </section>`;
 }
 
@@ -114,7 +119,7 @@ export function Relatives({ record, parents }) {
         const id = typeof edge === "string" ? edge : (edge.id ?? edge.workflow);
         return html`<li key=${id}><${Relative} id=${id} task=${known.get(id)} isWorkflow=${Boolean(edge.workflow)} />${edge.on && edge.on !== "success" && html` <span class="muted">on ${edge.on}</span>`}</li>`;
       })}</ul>
-      ${edges.length > MOST_RELATIVES && html`<p class="muted">${many(edges.length - MOST_RELATIVES, "more")}</p>`}`}
+      ${edges.length > MOST_RELATIVES && html`<p class="muted">${many(edges.length - MOST_RELATIVES, "more", "more")}</p>`}`}
     <${Listed} title="What depends on it" page=${children} all=${href("tasks", { parent: record.id })} />
     <${Listed} title="What it has added" page=${added} all=${href("tasks", { added_by: record.id })} />
   </section>`;

@@ -36,8 +36,8 @@ export const ACTIONS = [
 
 /**
  * What can be done with the selected tasks, or with all that match.
- * @param {{ selected: Set<string>, areAll: boolean, filter: Record<string, string>, total: number | null, may: (scope: string) => boolean,
- *   onSelectAll: () => void, onClear: () => void, onDone: () => void, onAct: (action: Action) => void }} props
+ * @param {{ selected: Set<string>, areAll: boolean, total: number | null, may: (scope: string) => boolean,
+ *   onSelectAll: () => void, onClear: () => void, onAct: (action: Action) => void }} props
  *   `total`: how many match, if that is known
  */
 export function ActionBar({ selected, areAll, total, may, onSelectAll, onClear, onAct }) {
@@ -147,7 +147,7 @@ export function BulkDialog({ action, filter, queues, onClose, onStarted }) {
           </label>`}`
       }
       <div class="buttons">
-        <button type="button" onClick=${onClose}>Keep them</button>
+        <button type="button" onClick=${onClose}>${action.action === "cancel" ? "Don't cancel" : "Cancel"}</button>
         <button class=${action.isDangerous ? "danger" : "primary"} disabled=${isBusy || !count || (mustType && typed.replaceAll(/\D/g, "") !== String(count))}>${action.does(what)}</button>
       </div>
     </form>

@@ -71,7 +71,7 @@ function merged({ rows, page: before }, page) {
 
 /** @type {import("../../parts/table.js").Column<any>[]} */
 export const COLUMNS = [
-  { title: "Status", width: 168, phone: "first", show: (task) => html`<${Status} status=${task.status} />` },
+  { title: "Status", width: 176, phone: "first", show: (task) => html`<${Status} status=${task.status} />` },
   { title: "Type", width: 136, phone: "first", show: (task) => html`<${Text} text=${task.type} />` },
   { title: "What", kind: "wide", show: (task) => html`<${What} task=${task} />` },
   { title: "Id", kind: "id", width: 96, phone: "hidden", show: (task) => html`<span title=${task.id}>…${task.id.slice(-8)}</span>` },
