@@ -284,3 +284,17 @@ def test_figures_are_short(parts: Any) -> None:
     calls = ", ".join(f"time.{call}" for call, _ in FIGURES)
 
     assert parts.evaluate(f"part('time').then((time) => [{calls}])") == [shown for _, shown in FIGURES]
+
+
+def test_a_run_is_compared_with_others_if_there_are_enough(parts: Any) -> None:
+    durations = {"count": 100, "p50_ms": 1000, "buckets": [[1, 50], [2, 40], [None, 10]]}
+
+    told = parts.evaluate(
+        """async (all) => {
+          const { comparedTo } = await part('../pages/task/facts');
+          return all.map((each) => comparedTo(each, 3000));
+        }""",
+        [durations, {**durations, "count": 2}],
+    )
+
+    assert told == ["usually 1 s (slower than 90%)", ""]
