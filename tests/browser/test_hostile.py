@@ -11,7 +11,7 @@ import pytest
 
 from taskpool.text import _UNSEEN
 from tests.browser.conftest import Site, registered_pages
-from tests.browser.test_pages import PARAMETERS
+from tests.browser.pages import PARAMETERS
 from tests.support import ROOT
 
 HOSTILE: Final = (
