@@ -40,7 +40,7 @@ function Frame({ session, reload }) {
   const main = useRef(/** @type {HTMLElement | null} */ (null));
   const found = PAGES.map((page) => ({ page, params: match(page.path, place.path) })).find(({ params }) => params);
   const may = useMay();
-  const rail = PAGES.filter((page) => page.inRail && (!page.scope || may(page.scope)));
+  const rail = PAGES.filter((page) => page.inRail && (!page.scope || may(page.scope)) && !(page.ofAll && session.project));
 
   useEffect(() => {
     openMenu(false);

@@ -95,6 +95,12 @@ def test_schedules_are_listed_previewed_paused_resumed_run_and_removed(pool: Rea
     preview = run(pool, "next", "nightly")
     paused = run(pool, "pause", "nightly")
     assert run(pool, "list").output.count("paused") == 1
+    shown = dict(line.split(maxsplit=1) for line in run(pool, "show", "nightly").output.splitlines())
+    assert (shown["name"], shown["status"]) == ("nightly", "paused")
+    assert shown["runs"] == "At 02:00 every day (Europe/Berlin)"
+    assert json.loads(shown["submits"])["type"] == "work"
+    assert json.loads(run(pool, "show", "nightly", "--json").output)["name"] == "nightly"
+    assert run(pool, "show", "nobody").exit_code == Exit.NOT_FOUND
     resumed = run(pool, "resume", "nightly")
     id = run(pool, "run", "nightly").output.strip()
     history = run(pool, "history", "nightly")

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import click
 
 from taskpool.cli.options import Flags, read_json, read_pairs
-from taskpool.cli.output import moment, print_json, print_table, say
+from taskpool.cli.output import moment, print_fields, print_json, print_table, say, short_json
 from taskpool.cli.service import open_service, service_command
 from taskpool.operations.documents import ScheduleDocument
 from taskpool.operations.flow.schedule_values import NOT_IN_A_SCHEDULE, ScheduleRecord, ScheduleStatus
@@ -27,6 +27,7 @@ SCHEDULE_EPILOG = """\b
 Examples:
   taskpool schedule add nightly long_task --cron '0 2 * * *' --tz Europe/Berlin
   taskpool schedule add often echo message=hi --every 30s --overlap skip
+  taskpool schedule show nightly
   taskpool schedule next nightly
   taskpool schedule history nightly
 """
@@ -57,7 +58,7 @@ OF_TASK: Final = [each for each in OPTIONS if each.name not in NOT_IN_A_SCHEDULE
 
 @click.group(epilog=SCHEDULE_EPILOG)
 def schedule() -> None:
-    """Make, list, preview, pause, run and remove schedules."""
+    """Make, list, show, preview, pause, run and remove schedules."""
 
 
 @service_command(short_help="Make or replace a schedule.", epilog=ADD_EPILOG, options=[*TIMING, *OF_TASK])
@@ -176,6 +177,34 @@ def history(service: Service, name: str, as_json: bool) -> None:
     print_table(("run of", "outcome", "task", "why", "at"), rows, nothing="it hasn't run yet")
 
 
+@service_command(short_help="Show a schedule.", json="Print the schedule as JSON, as the API gives it.")
+@click.argument("name")
+def show(service: Service, name: str, as_json: bool) -> None:
+    """Show the schedule NAME: when it runs, what it submits, and what became of its last run."""
+    record = service.get_schedule(name)
+    if as_json:
+        print_json(ScheduleDocument.of(record))
+        return
+    zone = _zone_of(record)
+    last = record.history[0] if record.history else None
+    fields = {
+        "name": _shown_name(record),
+        "status": record.status.value,
+        "paused": moment(record.paused_at),
+        "runs": record.words,
+        "next run": moment(record.next_at, zone),
+        "last run": moment(record.last_at, zone),
+        "outcome": "" if last is None else f"{last.outcome}: {last.reason}" if last.reason else last.outcome,
+        "last task": record.last_task or "",
+        "submits": short_json(record.task),
+        "catch up": record.catch_up,
+        "overlap": record.overlap,
+        "declared": record.declared_at or "",
+        "created": moment(record.created_at),
+    }
+    print_fields({name: value for name, value in fields.items() if value})
+
+
 @service_command(short_help="Let a schedule submit nothing.")
 @click.argument("name")
 def pause(service: Service, name: str) -> None:
@@ -206,7 +235,7 @@ def remove(service: Service, name: str) -> None:
     say(f"{name} is removed")
 
 
-for command in (add, list_, next_, pause, resume, run, history, remove):
+for command in (add, list_, show, next_, pause, resume, run, history, remove):
     schedule.add_command(command)
 
 

@@ -194,7 +194,7 @@ def many_command(name: str, *, epilog: str = "", flags: str = "") -> Callable[[C
 @click.argument("id", required=False)
 @click.option("--include-nonretryable", is_flag=True, help="Also tasks that failed with NonRetryable.")
 def retry(service: Service, id: str | None, include_nonretryable: bool, **given: Any) -> None:
-    """Queue a task again that failed, was stopped or canceled; or all such tasks that match."""
+    """Queue a failed, stopped or canceled task again, or all that match."""
     if id is not None:
         as_json = _only_one(given)
         print_move(service.retry_task(id), as_json=as_json)

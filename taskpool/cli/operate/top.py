@@ -309,7 +309,7 @@ def keyboard(fd: int) -> Iterator[Callable[[float], str]]:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
-@service_command(epilog=EPILOG)
+@service_command(short_help="Show the whole service on one screen, live.", epilog=EPILOG)
 @click.option(
     "--interval", type=click.FloatRange(0.2, 3600), default=2.0, show_default=True, metavar="SECONDS",
     help="How often to look.",
