@@ -179,11 +179,17 @@ def test_a_key_that_may_only_read_says_so_and_one_of_a_project_sees_no_cluster(
     sign_in(page, locked, make_key(site.redis_url, "reader", Scope.READ))
     expect(page.get_by_text("read-only")).to_be_visible()
     expect(page.get_by_text("● live")).to_be_visible()
+    pages = page.get_by_role("navigation", name="Pages")
+    expect(pages.get_by_role("link", name="Failures")).to_be_visible()
 
     page = new_page()
     sign_in(page, locked, make_key(site.redis_url, "tenant", Scope.READ, project="shop"))
 
     expect(page.get_by_text("This key sees the project shop")).to_be_visible()
+    pages = page.get_by_role("navigation", name="Pages")
+    expect(pages.get_by_role("link", name="Queues")).to_be_visible()
+    expect(pages.get_by_role("link", name="Failures")).to_have_count(0)
+    expect(pages.get_by_role("link", name="Workers")).to_have_count(0)
 
 
 def test_with_a_full_redis_a_key_works_until_the_tab_is_closed(
