@@ -120,7 +120,7 @@ def _routes(
     keys = KeyRoutes(pool.store)
     webhooks = WebhookRoutes(pool.store, Allowed(settings.webhook_allow), most=settings.max_webhooks)
     health = HealthRoutes(pool, gate)
-    metrics = MetricsRoutes(pool, findings)
+    metrics = MetricsRoutes(pool, findings, streams)
     page = PageRoutes(health, gate, streams, live)
     docs = DocsRoutes(pool, gate, settings.type_grace_s)
 

@@ -19,7 +19,7 @@ class Listener:
 
     def __init__(self, hub: Hub, most: int = MOST_WAITING) -> None:
         self.hub = hub
-        self.queue = ClientQueue(on_slow=hub.close, on_room=hub.go_on, most=most)
+        self.queue = ClientQueue(on_slow=hub.drop, on_room=hub.go_on, most=most)
         self.received: list[Any] = []
         self.last: Position | None = None
         self._reading: asyncio.Task[None] | None = None

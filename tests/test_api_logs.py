@@ -260,7 +260,7 @@ async def test_a_followed_log_ends_with_its_queue_while_redis_does_not_answer() 
             closed.set()
 
     step = LogStep((), "0-0", TaskStatus.IN_PROGRESS, is_full=False)
-    queue = ClientQueue(on_slow=lambda _: None)
+    queue = ClientQueue(on_slow=lambda *_: None)
     texts = log_texts(step, steps(), as_events=True, queue=queue)
     first = await anext(texts)
     asyncio.get_running_loop().call_later(0.01, queue.end, "shutdown")

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open
 from prometheus_client.parser import text_string_to_metric_families as parse
 from redis import Redis
 
+from api.events.metrics import Followers
 from api.routes.metrics import MOST_QUEUES, Scrape, exposition
 from taskpool.redis import keys as names
 from taskpool.redis.keys import COUNTERS
 from taskpool.types import QueueInfo, WorkerInfo
-from tests.api_client import api, publish_types
+from tests.api_client import api, api_process, publish_types
+from tests.event_clients import SocketClient, StreamClient, until
+from tests.states import World
+
+FOLLOWERS = Followers({"events": 3, "websocket": 1}, [5, 0, 2, *[0] * 15, 1], 4000.5, 7, {"slow": 1, "trimmed": 2})
 
 
 def scrape(counters: dict[str, int], *, queues: Any = (), workers: Any = ()) -> dict[tuple[str, ...], float]:
@@ -113,6 +121,57 @@ def test_counters_of_another_version_do_no_harm(field: str) -> None:
     assert samples["taskpool_tasks_total", "done", "q", "echo"] == 5
 
 
+def test_the_lag_of_events_is_a_histogram_without_labels() -> None:
+    text, _ = exposition(Scrape({}, followers=FOLLOWERS), "")
+    samples = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in parse(text.decode())
+        for sample in family.samples
+        if family.name.startswith("taskpool_api_")
+    }
+
+    buckets = [value for (name, *_), value in samples.items() if name == "taskpool_api_event_lag_seconds_bucket"]
+    assert buckets == [5, 5, *[7] * 16, 8]
+    assert samples["taskpool_api_event_lag_seconds_count",] == 8
+    assert samples["taskpool_api_event_lag_seconds_sum",] == 4000.5
+    assert samples["taskpool_api_events_dropped_total",] == 7
+    assert samples["taskpool_api_resyncs_total", "trimmed"] == 2
+    assert samples["taskpool_api_streams", "events"] == 3
+
+
+async def test_clients_that_follow_are_counted_by_kind_until_they_leave(
+    redis_url: str, world: World, tmp_path: Path
+) -> None:
+    running = world.start("a")
+
+    def figures(url: str) -> dict[str, float]:
+        text = httpx.get(f"{url}/metrics", timeout=30).text
+        return {name: float(value) for name, value in re.findall(r"^taskpool_api_(\S+) (\S+)$", text, re.MULTILINE)}
+
+    def streams(url: str) -> dict[str, float]:
+        found = {name: value for name, value in figures(url).items() if name.startswith("streams")}
+        return {name.split('"')[1]: value for name, value in found.items()}
+
+    with api_process(redis_url, tmp_path / "log") as (_, url):
+        before = streams(url)
+        paths = ("/tasks/a/events", "/events", "/tasks/a/logs?follow=1&format=events", "/live")
+        clients = [await StreamClient.follow(url, path) for path in paths]
+        socket = await SocketClient.follow(url, task="a")
+        await until(lambda: "live" in socket.notices and "snapshot" in clients[0].notices)
+        during = streams(url)
+        world.finish(running)
+        await until(lambda: socket.steps and clients[0].steps and clients[1].steps)
+        lags = figures(url)
+        for client in (*clients, socket):
+            await client.end()
+        await until(lambda: not any(streams(url).values()))
+
+    assert before == dict.fromkeys(("events", "log", "live", "websocket"), 0)
+    assert during == {"events": 2, "log": 1, "live": 1, "websocket": 1}
+    assert lags["event_lag_seconds_count"] == lags['event_lag_seconds_bucket{le="3600"}'] == 1
+    assert 0 <= lags["event_lag_seconds_sum"] < 3600
+
+
 async def test_one_scrape_has_the_whole_cluster(redis_url: str, redis: Redis) -> None:
     publish_types(redis_url)
     redis.hset(COUNTERS, names.field_name(names.TASKS, "done", "echo", "default"), 9)
@@ -196,7 +255,7 @@ async def test_a_scrape_with_a_thousand_types_keeps_no_other_request_waiting(red
 
 def test_both_formats_say_the_same() -> None:
     odd = {names.field_name(names.RUN_BUCKET, 'a|b"\\%\n', "q", "+Inf"): 1}
-    state = Scrape(many(2) | odd)
+    state = Scrape(many(2) | odd, followers=FOLLOWERS)
 
     def samples(families: Any) -> dict[tuple[str, ...], float]:
         return {
@@ -219,7 +278,7 @@ def test_promtool_finds_nothing_wrong_with_the_metrics() -> None:
         pytest.skip("promtool isn't installed; it is in Debian's package `prometheus`")
     queue = QueueInfo(name="q", queued=7, in_progress=2, scheduled=1, waiting=3, done=0, failed=0, canceled=0)
     counters = many(2) | {"webhooks|dead": 3}
-    text, _ = exposition(Scrape(counters, [queue], [worker("busy")]), "")
+    text, _ = exposition(Scrape(counters, [queue], [worker("busy")], followers=FOLLOWERS), "")
 
     checked = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, check=False)
 

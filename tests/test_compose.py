@@ -126,6 +126,27 @@ def test_monitoring_is_started_on_request_alone() -> None:
         assert not {"data", "dashboard-data"} & set(SERVICES[name]["networks"]), "they need no Redis"
 
 
+@pytest.mark.parametrize("name", SERVICES)
+def test_what_is_mounted_is_there_and_what_is_written_is_a_declared_volume(name: str) -> None:
+    declared = read_file()["volumes"]
+
+    for volume in SERVICES[name].get("volumes", ()):
+        source, place, *mode = volume.split(":")
+        assert place.startswith("/")
+        if source.startswith("./"):
+            assert mode == ["ro"]
+            # The users' own tasks; Docker makes an empty folder.
+            assert (ROOT / source).exists() or source == "./tasks"
+        else:
+            assert (mode, source in declared) == ([], True)
+
+
+def test_every_declared_volume_keeps_the_data_of_one_service() -> None:
+    used = [volume.partition(":")[0] for service in SERVICES.values() for volume in service.get("volumes", ())]
+
+    assert sorted(each for each in used if not each.startswith("./")) == sorted(read_file()["volumes"])
+
+
 def test_no_worker_is_in_a_network_of_rq_dashboard() -> None:
     assert not set(SERVICES["rq-dashboard"]["networks"]) & set(SERVICES["worker"]["networks"])
     assert set(SERVICES["rq-dashboard"]["networks"]) & set(SERVICES["redis"]["networks"])

@@ -170,7 +170,7 @@ async def test_a_client_that_reconnects_to_a_task_deleted_meanwhile_does_not_wai
     world.add("a")
     async with hub_on(redis_url) as hub:
         subscription = await Listener(hub).open(task="a", reads=False)
-        queue = ClientQueue(on_slow=hub.close)
+        queue = ClientQueue(on_slow=hub.drop)
 
         queue.put(Gone(subscription))
 

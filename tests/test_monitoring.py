@@ -6,14 +6,16 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 from redis import Redis
 
+from api.routes.metrics import Scrape
 from taskpool.redis import keys
 from taskpool.redis.keys import field_name
 from tests.api_client import api, publish_types
@@ -38,16 +40,55 @@ def panels(path: Path) -> Iterator[dict[str, Any]]:
     yield from (each for each in json.loads(path.read_text())["panels"] if each["type"] != "row")
 
 
-def queries(path: Path) -> list[str]:
-    """What a dashboard asks Prometheus, with its variables replaced."""
+def queries(path: Path, values: Mapping[str, str] | None = None) -> list[str]:
+    """What a dashboard asks Prometheus, annotations included, with these values of its variables; by default with those
+    of "All"."""
+    board = json.loads(path.read_text())
+    filled = {each["name"]: each["allValue"] for each in board["templating"]["list"]} | dict(values or {})
+    filled["__rate_interval"] = "5m"
     found = [target["expr"] for panel in panels(path) for target in panel["targets"]]
-    return [re.sub(r"\$(type|queue)\b", ".*", query.replace("$__rate_interval", "5m")) for query in found]
+    found += [each["expr"] for each in board["annotations"]["list"]]
+    return [re.sub(r"\$(\w+)", lambda variable: filled[variable[1]], query) for query in found]
+
+
+def variables(path: Path) -> dict[str, tuple[str, str]]:
+    """By the name of a dashboard's variable: the metric and the label whose values it has."""
+    found = {}
+    for each in json.loads(path.read_text())["templating"]["list"]:
+        parts = re.fullmatch(r"label_values\((\w+), (\w+)\)", each["query"]["query"])
+        assert parts is not None, each
+        found[each["name"]] = (parts[1], parts[2])
+    return found
+
+
+def datasources(part: Any) -> Iterator[Any]:
+    """Every data source that a part of a dashboard names."""
+    for name, value in part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ():
+        if name == "datasource":
+            yield value
+        else:
+            yield from datasources(value)
 
 
 @needs_promtool
 def test_the_rules_are_valid_and_fire_in_their_incidents() -> None:
     promtool("check", "rules", FOLDER / "alerts.yml")
     promtool("test", "rules", FOLDER / "alerts.test.yml")
+
+
+@needs_promtool
+def test_the_configuration_for_several_api_processes_is_valid(tmp_path: Path) -> None:
+    (block,) = re.findall(r"^```yaml\n(scrape_configs:.*?)^```$", DOCS, re.MULTILINE | re.DOTALL)
+    (tmp_path / "prometheus.yml").write_text(block)
+    whole, others = yaml.safe_load(block)["scrape_configs"]
+    (kept,) = others["metric_relabel_configs"]
+
+    promtool("check", "config", tmp_path / "prometheus.yml")
+    assert whole["job_name"] == "taskpool", "the alerts name it"
+    own = {family.name for family in Scrape({}).collect() if re.fullmatch(kept["regex"], family.name)}
+    assert own == {family.name for family in Scrape({}).collect() if "API process" in family.documentation} - {
+        "taskpool_redis_latency_seconds"
+    }
 
 
 def test_each_alert_is_tested_documented_and_has_a_runbook() -> None:
@@ -89,13 +130,25 @@ def test_a_dashboard_is_laid_out_and_reads_the_provisioned_source(path: Path) ->
         assert at["x"] + at["w"] <= 24
         assert not cells & taken, panel["title"]
         taken |= cells
-    for panel in panels(path):
-        assert {panel["datasource"]["uid"], *(each["datasource"]["uid"] for each in panel["targets"])} == {
-            source["uid"]
-        }
+    for part in (*panels(path), *(each for panel in panels(path) for each in panel["targets"])):
+        assert "datasource" in part, part
+    for part in (*board["templating"]["list"], *board["annotations"]["list"]):
+        assert "datasource" in part, part
+    for named in datasources(board):
+        assert named == {"type": source["type"], "uid": source["uid"]}
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
     for variable in board["templating"]["list"]:
         assert f"${variable['name']}" in path.read_text()
+    for link in board["links"]:
+        assert set(link["tags"]) <= set(board["tags"]), "the dashboards link to each other"
+
+
+def test_every_dashboard_has_an_address_and_a_name_of_its_own() -> None:
+    boards = [json.loads(path.read_text()) for path in DASHBOARDS]
+
+    assert len({board["uid"] for board in boards}) == len({board["title"] for board in boards}) == len(boards)
+    for name in re.findall(r'dashboards? "([^"]+)"', DOCS):
+        assert any(board["title"].casefold().endswith(name.casefold()) for board in boards), name
 
 
 async def test_alerts_and_dashboards_ask_for_metrics_and_labels_that_exist(redis_url: str) -> None:
@@ -118,6 +171,7 @@ async def test_alerts_and_dashboards_ask_for_metrics_and_labels_that_exist(redis
     outcomes = set(re.findall(r'outcome="(\w+)"', text))
 
     asked = [alert["expr"] for alert in ALERTS.values()] + [each for path in DASHBOARDS for each in queries(path)]
+    asked += [f'{metric}{{{label}=""}}' for path in DASHBOARDS for metric, label in variables(path).values()]
     for query in asked:
         for name, labels in re.findall(r"\b(taskpool_\w+)(?:\{([^}]*)\})?", query):
             assert name in known, query
@@ -182,3 +236,32 @@ def test_grafana_reads_the_folders_that_the_compose_file_gives_it() -> None:
         FOLDER / "grafana" / "provisioning": "/etc/grafana/provisioning",
         FOLDER / "grafana" / "dashboards": provider["options"]["path"],
     }
+
+
+def test_prometheus_and_grafana_reach_what_they_read() -> None:
+    services = read_services({})
+    prometheus, grafana, api = (services[name] for name in ("prometheus", "grafana", "api"))
+    config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
+    (job,) = config["scrape_configs"]
+    (source,) = yaml.safe_load((FOLDER / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
+    address = urlsplit(source["url"])
+
+    assert job["static_configs"] == [{"targets": [f"api:{api['environment']['TASKPOOL_PORT']}"]}]
+    assert set(prometheus["networks"]) & set(api["networks"])
+    assert (address.scheme, address.hostname) == ("http", "prometheus")
+    assert prometheus["ports"] == [f"127.0.0.1:9090:{address.port}"]
+    assert set(grafana["networks"]) & set(prometheus["networks"])
+    assert source["jsonData"]["timeInterval"] == config["global"]["scrape_interval"], "Grafana's steps follow it"
+
+
+def test_prometheus_finds_its_files_and_its_data_where_they_are_mounted() -> None:
+    prometheus = read_services({})["prometheus"]
+    mounted = dict(volume.removesuffix(":ro").split(":") for volume in prometheus["volumes"])
+    config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
+    (script,) = prometheus["command"]
+
+    assert mounted["./deploy/monitoring"] == "/etc/prometheus"
+    assert "cp /etc/prometheus/prometheus.yml " in script
+    assert f"--storage.tsdb.path={mounted['prometheus-data']} " in script
+    for path in config["rule_files"]:
+        assert (FOLDER / Path(path).relative_to("/etc/prometheus")).is_file()

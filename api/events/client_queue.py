@@ -10,13 +10,15 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 
 from taskpool.operations.documents import EventDocument, Shown
 from taskpool.operations.status import Attributes, Position
 from taskpool.types import Event
+
+from .metrics import Reason, StreamKind
 
 MOST_WAITING: Final = 1000
 """A client with this many queued messages is too slow."""
@@ -67,7 +69,7 @@ class Resync(msgspec.Struct, frozen=True, gc=False):
 
     to: Any
     at: Position
-    reason: Literal["trimmed", "slow"]
+    reason: Reason
 
 
 class Live(msgspec.Struct, frozen=True, gc=False):
@@ -96,13 +98,18 @@ Item = Steps | Snapshot | Resync | Live | Gone | Beat | Reply
 
 
 class ClientQueue:
-    """The messages waiting for one client. `on_slow` ends a subscription that lost events; `on_room` is called when
-    there is room again."""
+    """The messages waiting for one client. `on_slow` ends a subscription that lost this many events; `on_room` is
+    called when there is room again."""
 
     def __init__(
-        self, on_slow: Callable[[Any], None], on_room: Callable[[], None] = lambda: None, most: int = MOST_WAITING
+        self,
+        on_slow: Callable[[Any, int], None],
+        on_room: Callable[[], None] = lambda: None,
+        most: int = MOST_WAITING,
+        kind: StreamKind = "events",
     ) -> None:
         self._on_slow, self._on_room, self._most = on_slow, on_room, most
+        self.kind = kind
         self._items: deque[Item] = deque()
         self._waiting = 0
         self._filled, self._taken = asyncio.Event(), asyncio.Event()
@@ -168,13 +175,16 @@ class ClientQueue:
             await self._taken.wait()
 
     def _drop_events(self, refused: Steps) -> None:
-        slow = {id(item.to): item.to for item in [*self._items, refused] if isinstance(item, Steps)}
+        lost: dict[Any, int] = {}
+        for item in (*self._items, refused):
+            if isinstance(item, Steps):
+                lost[item.to] = lost.get(item.to, 0) + len(item.steps)
         kept = [item for item in self._items if not isinstance(item, Steps)]
         self._items = deque(kept)
         self._waiting = sum(_size(item) for item in kept)
-        for subscription in slow.values():
+        for subscription, events in lost.items():
             places = [item.at for item in kept if isinstance(item, Snapshot | Resync) and item.to is subscription]
-            self._on_slow(subscription)
+            self._on_slow(subscription, events)
             self.put(Resync(subscription, max([subscription.sent, *places]), "slow"))
 
 

@@ -14,9 +14,9 @@ import logging
 import math
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -36,9 +36,11 @@ from taskpool.operations.status import (
     read_event,
 )
 from taskpool.redis import keys
+from taskpool.redis.calls import Call, redis_ms
 from taskpool.redis.replies import ReplyFault
 
 from .client_queue import ClientQueue, Gone, Live, Resync, Step
+from .metrics import EventMetrics
 from .subscriptions import AttributeCache, Subscribers, Subscription, Wanted, take_snapshot
 
 logger = logging.getLogger("api")
@@ -113,6 +115,7 @@ class Hub:
     def __init__(self, pool: AsyncTaskPool) -> None:
         self._pool, self._store, self._connection = pool, pool.store, pool.subscriptions
         self._connection.when_lost.append(self._lost)
+        self.metrics = EventMetrics()
         self._log = LogThrottle("events")
         self._attributes = AttributeCache(pool.store)
         self._all = Subscribers()
@@ -161,6 +164,11 @@ class Hub:
         self._behind.discard(subscription)
         self._all.discard(subscription)
         self._wake.set()
+
+    def drop(self, subscription: Subscription, events: int) -> None:
+        """End a subscription that lost this many events because its client was too slow."""
+        self.metrics.lost("slow", events)
+        self.close(subscription)
 
     def go_on(self) -> None:
         """A client has room again for events that it missed."""
@@ -240,7 +248,8 @@ class Hub:
         self._forget_arriving()
         for subscription in self._all:
             if subscription.live:
-                subscription.live = False
+                # Without room, its client reads slowly: what it gets later is late because of that.
+                subscription.live, subscription.was_cut = False, subscription.queue.has_room
                 subscription.after = max(subscription.after, self._horizon)
                 self._behind.add(subscription)
         self._horizon = START  # the next Redis may be another one, whose clock is behind
@@ -252,12 +261,19 @@ class Hub:
         Redis sends these replies after all messages that it published before, so those have arrived."""
         losses, ids = self._losses, self._checks.take()
         looks = [workflow_is_there(id) if self._all.are_to_workflow(id) else is_there(id) for id in ids]
-        end, *exist = await self._connection.read_many([newest(), *looks])
+        end, *exist = await self._timed(self._connection.read_many, newest(), *looks)
         if losses == self._losses and not self._arriving:
             self._horizon = max(self._horizon, end)
             for id, exists in zip(ids, exist, strict=True):
                 for subscription in () if exists else self._all.live_to(id):
                     self._end(subscription)
+
+    async def _timed(self, read: Callable[[list[Call[Any]]], Awaitable[list[Any]]], *calls: Call[Any]) -> list[Any]:
+        """The values of these calls. Redis's time is read in the same round trip."""
+        sent_mono = time.monotonic()
+        *values, now_ms = await read([*calls, redis_ms()])
+        self.metrics.clock.note(now_ms, sent_mono, time.monotonic())
+        return values
 
     def _end(self, subscription: Subscription) -> None:
         """Its task doesn't exist any more."""
@@ -279,7 +295,7 @@ class Hub:
         while behind:
             # Events that arrived before this read are in it. Later ones are delivered at the end.
             self._since_read.clear()
-            chunk, first = await self._store.run_many([events_after(position, CHUNK), oldest()])
+            chunk, first = await self._timed(self._store.run_many, events_after(position, CHUNK), oldest())
             if chunk.end > position and not reaches_back(first, position):  # trimmed faster than it was read
                 for subscription in behind:
                     self._start_over(subscription)
@@ -288,13 +304,16 @@ class Hub:
             position = chunk.end
             if chunk.is_last:
                 break
+        late: set[Step] = set()
         for subscription in behind:
             subscription.after = max(subscription.after, position)
             if losses == self._losses and subscription in self._behind:
                 subscription.queue.put(Live(subscription))
-                subscription.deliver(self._since_read, bounded=True)  # if this fails, it still is behind
+                delivered = subscription.deliver(self._since_read, bounded=True)  # if this fails, it still is behind
+                late.update(delivered if subscription.was_cut else ())
                 self._behind.discard(subscription)
-                subscription.live = not subscription.closed
+                subscription.live, subscription.was_cut = not subscription.closed, False
+        self._count(late)
 
     async def _deliver_chunk(self, behind: set[Subscription], steps: Sequence[Step], since: Position) -> None:
         if any(subscription.wanted.task is None for subscription in behind):
@@ -302,17 +321,28 @@ class Hub:
         by_task: defaultdict[str, list[Step]] = defaultdict(list)
         for step in steps:
             by_task[step.event.id].append(step)
+        late: set[Step] = set()
         for subscription in tuple(behind):
             task = subscription.wanted.task
             if subscription.queue.has_room:
-                subscription.deliver(steps if task is None else by_task.get(task, ()), bounded=False)
+                delivered = subscription.deliver(steps if task is None else by_task.get(task, ()), bounded=False)
+                late.update(delivered if subscription.was_cut else ())
             else:
                 subscription.after = max(subscription.after, since)
+                subscription.was_cut = False
                 behind.discard(subscription)
+        self._count(late)
+
+    def _count(self, late: set[Step]) -> None:
+        """Count events that clients would have had earlier, if the connection hadn't been lost. What a client asks for
+        that wasn't there isn't late."""
+        for step in late:
+            self.metrics.delivered(step.event.at_ms)
 
     def _start_over(self, subscription: Subscription) -> None:
         """The stream doesn't hold all that this subscription missed."""
         self._behind.discard(subscription)
+        subscription.was_cut = False
         restart = asyncio.create_task(self._restart(subscription))
         self._restarts.add(restart)
         restart.add_done_callback(self._restarts.discard)
@@ -325,6 +355,7 @@ class Hub:
                 subscription.after = await self._store.run(newest())
                 if not has_resync:
                     subscription.queue.put(Resync(subscription, subscription.after, "trimmed"))
+                    self.metrics.lost("trimmed")
                     has_resync = True
                 await take_snapshot(self._pool, subscription)
             except (TaskNotFound, WorkflowNotFound):
@@ -392,6 +423,7 @@ class Hub:
             return
         if self._is_reading:
             self._since_read.append(step)
-        for subscription in self._all.live_for(step):
-            subscription.deliver((step,), bounded=True)
+        delivered = [subscription.deliver((step,), bounded=True) for subscription in self._all.live_for(step)]
+        if any(delivered):
+            self.metrics.delivered(step.event.at_ms)
         self._horizon = step.at  # all live subscriptions have it

@@ -18,6 +18,7 @@ from ..auth.rate_limit import network
 from ..http.problems import Problem, retry_after
 from .client_queue import ClientQueue
 from .hub import Hub, LogThrottle
+from .metrics import Followers, StreamKind
 from .subscriptions import Subscription, Wanted
 
 T = TypeVar("T")
@@ -68,7 +69,7 @@ class Streams:
         self._key_check: asyncio.Task[None] | None = None
         self._log = LogThrottle("keys of streams")
 
-    def admit(self, caller: Caller) -> ClientQueue:
+    def admit(self, caller: Caller, kind: StreamKind = "events") -> ClientQueue:
         """The queue of one more client. Raises: Problem (503: too many clients; 429: of this key or address)."""
         if len(self._open) >= self._most:
             detail = f"this process serves {self._most} streams already (TASKPOOL_MAX_STREAMS)"
@@ -78,7 +79,7 @@ class Streams:
                 setting = f"TASKPOOL_MAX_STREAMS_PER_{kind.upper()}"
                 detail = f"this {kind} has {self._most_of[kind]} streams open at this process already ({setting})"
                 raise Problem("rate-limited", detail, headers=[retry_after(RETRY_AFTER_S)])
-        queue = ClientQueue(on_slow=self.hub.close, on_room=self.hub.go_on)
+        queue = ClientQueue(on_slow=self.hub.drop, on_room=self.hub.go_on, kind=kind)
         if self._ended:
             queue.end("shutdown")
         self._open[queue] = caller
@@ -125,6 +126,10 @@ class Streams:
         _add(self._subscribed, queue, more)
         for name in _names(caller):
             _add(self._subscribed_of, name, more)
+
+    def followers(self) -> Followers:
+        """What `/metrics` shows of all clients of this process."""
+        return self.hub.metrics.now(queue.kind for queue in self._open)
 
     def end(self) -> None:
         """The server stops: end all streams, and later ones at once."""

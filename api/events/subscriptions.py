@@ -86,7 +86,8 @@ class Subscription:
     """One of a client's subscriptions.
 
     `after`: events up to this position were queued or aren't wanted. `seen`: by task, the last event that a snapshot
-    includes. `sent`: the position up to which the client has taken its messages."""
+    includes. `sent`: the position up to which the client has taken its messages. `was_cut`: it was live until the
+    connection to Redis was lost."""
 
     wanted: Wanted
     queue: ClientQueue
@@ -96,11 +97,13 @@ class Subscription:
     seen: Mapping[str, int] = field(default_factory=dict)
     live: bool = False
     closed: bool = False
+    was_cut: bool = False
 
-    def deliver(self, steps: Sequence[Step], *, bounded: bool) -> None:
-        """Queue the wanted ones of these events, which are in order. `bounded`: drop them if the client is too slow."""
+    def deliver(self, steps: Sequence[Step], *, bounded: bool) -> Sequence[Step]:
+        """Queue the wanted ones of these events, which are in order, and return them. `bounded`: drop them if the client
+        is too slow."""
         if self.closed or not steps:
-            return
+            return ()
         wanted, seen = self.wanted, self.seen
         new = [
             step
@@ -112,6 +115,7 @@ class Subscription:
         self.after = max(self.after, steps[-1].at)
         if new:
             (self.queue.offer if bounded else self.queue.put)(Steps(self, new))
+        return new
 
 
 async def take_snapshot(pool: AsyncTaskPool, subscription: Subscription) -> None:

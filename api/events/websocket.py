@@ -230,7 +230,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 async def serve_socket(streams: Streams, scope: Scope, receive: Receive, send: Send) -> None:
     """The handler of /ws: serve one socket, from its handshake to its end. Raises: Problem, too many streams."""
-    queue = streams.admit(caller_of(scope))
+    queue = streams.admit(caller_of(scope), "websocket")
     socket = _Socket(streams, queue, scope)
     try:
         with suppress(OSError):  # the client has left

@@ -158,7 +158,7 @@ class PageRoutes:
         if request.method == "HEAD":
             return StreamHead()
         caller = caller_of(request.scope)
-        queue = self._streams.admit(caller)
+        queue = self._streams.admit(caller, "live")
         return Stream(
             self._live.texts([id for id in query.ids.split(",") if id], caller, queue),
             partial(self._streams.release, queue),

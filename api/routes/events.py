@@ -192,7 +192,7 @@ class EventRoutes:
         if request.method == "HEAD":
             await self._pool.logs(id, cursor=cursor, limit=1)
             return StreamHead(media_type)
-        queue = self._streams.admit(caller_of(request.scope)) if query.follow else None
+        queue = self._streams.admit(caller_of(request.scope), "log") if query.follow else None
 
         def close() -> None:
             if queue is not None:

@@ -1,7 +1,7 @@
-"""/metrics: the figures of the whole cluster, so one scrape of any API process is enough.
+"""/metrics: the figures of the whole cluster, so one scrape of any API process is enough for them.
 
 The counters are those that workers and scripts keep in Redis (`taskpool.redis.keys` names them); the gauges are read
-from the queues. The API itself counts nothing. No label is unbounded: at most 1,000 pairs of type and queue have series
+from the queues. What clients follow is counted in each API process on its own (`taskpool_api_...`). No label is unbounded: at most 1,000 pairs of type and queue have series
 of their own, and at most MOST_QUEUES queues have gauges.
 """
 
@@ -12,10 +12,11 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Final, NamedTuple, cast
 
 from prometheus_client import Metric
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from starlette.requests import Request
@@ -32,6 +33,8 @@ from taskpool.types import QueueInfo, WorkerInfo
 from taskpool.types.fleet import PoolRecord, PoolState
 from taskpool.types.insight import Finding
 
+from ..events.metrics import EventMetrics, Followers
+from ..events.streams import Streams
 from ..http.declarations import Answer, operation
 
 BY_TYPE: Final = ("type", "queue")
@@ -112,6 +115,7 @@ class Scrape(Collector):
     findings: Sequence[Finding] = ()
     pools: Sequence[PoolRecord] = ()
     is_paused: bool = False
+    followers: Followers = field(default_factory=lambda: EventMetrics().now())
 
     def counted(self) -> Mapping[str, list[Counted]]:
         """The counters by metric, with their labels."""
@@ -135,6 +139,7 @@ class Scrape(Collector):
         text = "Attempts to send webhooks by how they ended, and what was lost."
         yield _family(CounterMetricFamily, "taskpool_webhooks", text, ("outcome",), counts)
         yield from self._gauges()
+        yield from self._of_followers()
 
     def _gauges(self) -> Iterator[Metric]:
         for name, (of, text) in OF_QUEUES.items():
@@ -160,6 +165,18 @@ class Scrape(Collector):
         yield _family(GaugeMetricFamily, "taskpool_findings", text, ("rule", "severity"), sorted(found.items()))
         for (name, text), value in zip(GAUGES.items(), self.figures, strict=True):
             yield GaugeMetricFamily(name, text, value=value)
+
+    def _of_followers(self) -> Iterator[Metric]:
+        own = self.followers
+        text = "Open streams of this API process: of events, logs and the web page's figures, and WebSockets."
+        yield _family(GaugeMetricFamily, "taskpool_api_streams", text, ("kind",), _each(own.streams))
+        text = "Time from an event, by Redis's clock, until this API process had queued it for its clients."
+        buckets = list(zip(names.BUCKET_LABELS, accumulate(own.lags), strict=True))
+        yield HistogramMetricFamily("taskpool_api_event_lag_seconds", text, buckets=buckets, sum_value=own.lags_sum_s)
+        text = "Events that this API process dropped because their client read too slowly."
+        yield CounterMetricFamily("taskpool_api_events_dropped", text, value=own.dropped)
+        text = "Subscriptions that lost events: slow, the client read too slowly; trimmed, Redis no longer had them."
+        yield _family(CounterMetricFamily, "taskpool_api_resyncs", text, ("reason",), _each(own.resyncs))
 
 
 def exposition(scrape: Scrape, accept: str) -> tuple[bytes, str]:
@@ -212,8 +229,8 @@ def _escaped(label: str) -> str:
 class MetricsRoutes:
     """The handler of scrapes. It ignores query parameters, because some scrapers add one."""
 
-    def __init__(self, pool: AsyncTaskPool, findings: Fresh[Findings]) -> None:
-        self._pool, self._findings = pool, findings
+    def __init__(self, pool: AsyncTaskPool, findings: Fresh[Findings], streams: Streams) -> None:
+        self._pool, self._findings, self._streams = pool, findings, streams
 
     @operation("get_metrics", tag="service", query=None, answers={200: Answer(str, media_types=EXPOSITIONS)})
     async def metrics(self, request: Request) -> Response:
@@ -232,7 +249,8 @@ class MetricsRoutes:
         )
         figures = Figures(*late, latency_s, server.used_memory_bytes, server.maxmemory_bytes)
         is_paused = pause_scripts.ALL in paused
-        scrape = Scrape(counters, queues, workers, figures, found.findings, pools, is_paused)
+        followers = self._streams.followers()
+        scrape = Scrape(counters, queues, workers, figures, found.findings, pools, is_paused, followers)
         # In a thread: with 1,000 types there are some 40,000 lines, and other requests are to go on meanwhile.
         text, media_type = await asyncio.to_thread(exposition, scrape, request.headers.get("accept", ""))
         return Response(text, headers={"content-type": media_type, "cache-control": "no-store"})
