@@ -89,6 +89,6 @@ class EventMetrics:
 
     def now(self, streams: Iterable[StreamKind] = ()) -> Followers:
         """All counts, as they are now. `streams` are those that are open."""
-        open_ = Counter({kind: 0 for kind in STREAM_KINDS})
+        open_: Counter[str] = Counter(dict.fromkeys(STREAM_KINDS, 0))
         open_.update(streams)
         return Followers(dict(open_), tuple(self._lags), self._lags_sum_s, self._dropped, dict(self._resyncs))

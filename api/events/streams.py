@@ -74,10 +74,10 @@ class Streams:
         if len(self._open) >= self._most:
             detail = f"this process serves {self._most} streams already (TASKPOOL_MAX_STREAMS)"
             raise Problem("too-many-streams", detail, headers=[retry_after(RETRY_AFTER_S)])
-        for kind, name in _names(caller):
-            if self._open_of[kind, name] >= self._most_of[kind] > 0:
-                setting = f"TASKPOOL_MAX_STREAMS_PER_{kind.upper()}"
-                detail = f"this {kind} has {self._most_of[kind]} streams open at this process already ({setting})"
+        for by, name in _names(caller):
+            if self._open_of[by, name] >= self._most_of[by] > 0:
+                setting = f"TASKPOOL_MAX_STREAMS_PER_{by.upper()}"
+                detail = f"this {by} has {self._most_of[by]} streams open at this process already ({setting})"
                 raise Problem("rate-limited", detail, headers=[retry_after(RETRY_AFTER_S)])
         queue = ClientQueue(on_slow=self.hub.drop, on_room=self.hub.go_on, kind=kind)
         if self._ended:

@@ -100,8 +100,8 @@ class Subscription:
     was_cut: bool = False
 
     def deliver(self, steps: Sequence[Step], *, bounded: bool) -> Sequence[Step]:
-        """Queue the wanted ones of these events, which are in order, and return them. `bounded`: drop them if the client
-        is too slow."""
+        """Queue the wanted ones of these events, which are in order, and return them. `bounded`: if the client is too
+        slow, drop them."""
         if self.closed or not steps:
             return ()
         wanted, seen = self.wanted, self.seen

@@ -1,8 +1,8 @@
 """/metrics: the figures of the whole cluster, so one scrape of any API process is enough for them.
 
 The counters are those that workers and scripts keep in Redis (`taskpool.redis.keys` names them); the gauges are read
-from the queues. What clients follow is counted in each API process on its own (`taskpool_api_...`). No label is unbounded: at most 1,000 pairs of type and queue have series
-of their own, and at most MOST_QUEUES queues have gauges.
+from the queues. What clients follow is counted in each API process on its own (`taskpool_api_...`). No label is
+unbounded: at most 1,000 pairs of type and queue have series of their own, and at most MOST_QUEUES queues have gauges.
 """
 
 from __future__ import annotations
