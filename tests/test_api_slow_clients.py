@@ -99,8 +99,8 @@ def test_one_that_reads_nothing_at_all_is_cut_and_its_place_is_free(
             text = json.dumps({"op": "subscribe", "sub": "s", "task": "a"}).encode()
             client.sendall(bytes((0x81, 0x80 | len(text))) + b"\0\0\0\0" + text)  # masked, as RFC 6455 wants it
         eventually(lambda: world.redis.pubsub_numpat() + world.redis.pubsub_numsub("taskpool:task:a")[0][1])
-        report(world, running, 0, EVENTS)
         assert httpx.get(url + "/events").status_code == 503
+        report(world, running, 0, EVENTS)
 
         def may_come() -> bool:
             with httpx.stream("GET", url + "/events") as answer:

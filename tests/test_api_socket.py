@@ -273,7 +273,7 @@ async def test_few_subscriptions_begin_at_the_same_time(redis_url: str) -> None:
     class Opening:
         """A hub that takes its time."""
 
-        close = go_on = end = staticmethod(lambda *_: None)
+        close = drop = go_on = end = staticmethod(lambda *_: None)
 
         async def open(self, wanted: Wanted, queue: ClientQueue, *, name: str, after: Any) -> Subscription:
             nonlocal most
