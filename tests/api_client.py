@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -18,21 +19,28 @@ from taskpool.operations.catalog import PoolInfo, publish
 from taskpool.redis.store import Store
 from taskpool.settings import Settings
 from taskpool.tasks.attempt import Outcome
+from taskpool.types import TypeInfo
 from tests.loop_watch import HELD
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 ROOT = Path(__file__).parent.parent
 JSON = {"content-type": "application/json"}
-START_TIMEOUT_S = 60
 
 
 def publish_types(redis_url: str) -> None:
     """Announce the built-in task types, as a worker pool would."""
-    registry = Registry(builtins=True)
-    pool = PoolInfo(id="pool-1", host="here", pid=1, queues=("default",), types=tuple(registry.names()), workers=())
+    types = _builtin_types()
+    names = tuple(each.name for each in types)
+    pool = PoolInfo(id="pool-1", host="here", pid=1, queues=("default",), types=names, workers=())
     store = Store(redis_url)
-    store.run(publish(pool, [task_type.info() for task_type in registry], ttl_s=3600))
+    store.run(publish(pool, types, ttl_s=3600))
     store.close()
+
+
+@functools.cache
+def _builtin_types() -> Sequence[TypeInfo]:
+    """Reading their sources takes most of the time of a short test."""
+    return [task_type.info() for task_type in Registry(builtins=True)]
 
 
 @asynccontextmanager
@@ -78,11 +86,11 @@ def api_process(
             [sys.executable, "-m", *module], env=environment(redis_url, **variables), cwd=ROOT, stderr=output
         )
     try:
-        yield process, eventually(lambda: _url(process, log), START_TIMEOUT_S) or ""
+        yield process, eventually(lambda: _url(process, log)) or ""
     finally:
         process.terminate()
         try:
-            process.wait(60)
+            process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -98,7 +106,7 @@ def _url(process: subprocess.Popen[bytes], log: Path) -> str | None:
         return None
     url = url.split()[0]
     try:
-        httpx.get(url + "/livez", timeout=5)
+        httpx.get(url + "/livez", timeout=PATIENCE_S)
     except httpx.ConnectError:  # bound, and about to listen
         return None
     return url

@@ -13,7 +13,7 @@ from typing import Any
 
 from websockets.sync.client import ClientConnection, connect
 
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 INSTALL = "on Debian: apt-get install chromium"
 
@@ -85,7 +85,7 @@ def browser(folder: Path, *flags: str) -> Iterator[Page]:
         process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
         port = folder / "profile" / "DevToolsActivePort"
-        where = eventually(lambda: _where(process, port, log), 60)
+        where = eventually(lambda: _where(process, port, log))
         with connect(where, proxy=None, max_size=None) as connection:
             connection.send(json.dumps({"id": 0, "method": "Target.getTargets"}))
             while (answer := json.loads(connection.recv(60))).get("id") != 0:
@@ -97,7 +97,7 @@ def browser(folder: Path, *flags: str) -> Iterator[Page]:
     finally:
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -19,7 +19,7 @@ import yaml
 from benchmarks.ports import free_port
 from taskpool.redis.embedded import find_redis_server
 from tests.old_redis import find_old_redis
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 ROOT = Path(__file__).parent.parent
 
@@ -108,7 +108,7 @@ class Stack:
         self.processes[name or service] = process
         self._exit.callback(_end, process)
 
-    def await_health(self, service: str, timeout_s: float = 60) -> None:
+    def await_health(self, service: str, timeout_s: float = PATIENCE_S) -> None:
         """Wait until the service's own health check passes.
 
         Raises:
@@ -122,7 +122,7 @@ class Stack:
         arguments, env = self._here(service, command), self._environment(service)
 
         def check() -> subprocess.CompletedProcess[str]:
-            return subprocess.run(arguments, env=env, capture_output=True, text=True, check=False, timeout=60)
+            return subprocess.run(arguments, env=env, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
 
         try:
             eventually(lambda: check().returncode == 0, timeout_s)
@@ -175,7 +175,7 @@ class Stack:
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
-        process.wait(30)
+        process.wait(PATIENCE_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -7,21 +7,31 @@ them wait. Each process has its own Redis, directories and ports, so no test mee
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from redis import Redis
 
 from taskpool.redis.embedded import RedisServer, ServerVersion, find_redis_server
 from tests.loop_watch import Watch, WatchedLoop, watching
 from tests.states import World
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 pytest_plugins = ("tests.api_contract",)
+
+# HTTPX's own timeout is 5 s, which is too short for a slow and busy machine.
+for phase in ("connect", "read", "write", "pool"):
+    setattr(inspect.signature(httpx.get).parameters["timeout"].default, phase, PATIENCE_S)
+
+# redis-py reads its own version from its package for each connection, which takes longer than to connect.
+metadata.version = functools.cache(metadata.version)
 
 # The bytecode of the tests is kept, but not that of task files that tests write, and change within a second.
 WRITES_NO_BYTECODE, sys.dont_write_bytecode = sys.dont_write_bytecode, False
@@ -32,6 +42,10 @@ TEST_CONTAINERS = os.environ.get("TASKPOOL_TEST_CONTAINERS")
 SCREENSHOTS = os.environ.get("TASKPOOL_SCREENSHOTS")
 for name in [name for name in os.environ if name.startswith("TASKPOOL_")]:
     del os.environ[name]
+
+BROWSER = Path(__file__).parent / "browser"
+BROWSER_S = 150
+"""About how long all browser tests take together."""
 
 START_PROCESSES = (
     "client",
@@ -70,7 +84,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Side by side, tests are handed out one by one and in order; a file that makes a fixture for all its tests, whole.
+    """Side by side, tests are handed out one by one and in order; those that share fixtures together, to one process: a
+    file that makes one for all its tests, and all browser tests.
 
     (`--dist loadgroup`, made for that, does nothing with pytest 9.2 and xdist 3.8.)
     """
@@ -78,6 +93,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     def unit(nodeid: str) -> str:
         file = nodeid.partition("::")[0]
+        if (config.rootpath / file).parent == BROWSER:
+            return BROWSER.name
         return file if _shares_fixtures(config.rootpath / file) else nodeid
 
     config.option.loadscopereorder = False
@@ -88,7 +105,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @functools.cache
 def _shares_fixtures(file: Path) -> bool:
-    return file.parent.name == "browser" or 'scope="module"' in file.read_text()
+    return file.parent == BROWSER or 'scope="module"' in file.read_text()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -101,12 +118,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         name = item.path.name.removeprefix("test_")
         if name.startswith(EACH_SERVER):
             item.add_marker("each_server")
-        if name.startswith(START_PROCESSES) or item.path.parent.name == "browser":
+        if name.startswith(START_PROCESSES) or item.path.parent == BROWSER:
             item.add_marker("processes")
     is_side_by_side = hasattr(config, "workerinput")
 
     def duration(item: pytest.Item) -> int:
-        """About how long it takes, in seconds; for a test of a file that is handed out whole, all of the file."""
+        """About how long it takes, in seconds; for a test that is handed out with others, all of them."""
+        if item.path.parent == BROWSER:
+            return BROWSER_S
         if long := item.get_closest_marker("long"):
             return int(long.kwargs["about_s"])
         starts_processes = item.get_closest_marker("processes") is not None

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.compose import ROOT, check_command, read_services, seconds
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 HOME: Final = Path(tempfile.gettempdir()) / "taskpool-containers"
 PROJECT: Final = "taskpool-test"
@@ -248,7 +248,7 @@ class Deployment:
         """
         return self.podman("exec", container, *command)
 
-    def await_health(self, container: str, timeout_s: float = 120) -> None:
+    def await_health(self, container: str, timeout_s: float = PATIENCE_S) -> None:
         """Wait until the service's health check passes in a container."""
         command = check_command(self.services[self.service(container)])
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -125,10 +124,3 @@ class SocketClient(EventClient):
         self.problem = message.get("kind", "")
         self.shown |= {task["id"]: task["seq"] for task in message.get("tasks", ())}
         self.last = message.get("at") or message.get("after") or self.last
-
-
-async def until(predicate: Callable[[], object], timeout_s: float = 60) -> None:
-    """Wait until it holds."""
-    async with asyncio.timeout(timeout_s):
-        while not predicate():
-            await asyncio.sleep(0.01)

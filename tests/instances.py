@@ -15,10 +15,9 @@ from typing import Any
 import psutil
 
 from benchmarks.ports import free_port
-from tests.support import eventually, is_running
+from tests.support import PATIENCE_S, eventually, is_running
 
 COMMAND = (sys.executable, "-m", "taskpool.cli")
-START_S = 60
 
 
 class Up:
@@ -37,7 +36,7 @@ class Up:
         self.children: list[psutil.Process] = []
 
     def await_ready(self) -> None:
-        eventually(lambda: self.ask("GET", "/readyz")[0] == 200 or self.has_failed(), START_S)
+        eventually(lambda: self.ask("GET", "/readyz")[0] == 200 or self.has_failed())
         assert "ready: " in self.text() or eventually(lambda: "ready: " in self.text())
         self.children = psutil.Process(self.process.pid).children(recursive=True)
 
@@ -47,7 +46,7 @@ class Up:
         return False
 
     def ask(self, method: str, path: str, document: Any = None) -> tuple[int, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
         with contextlib.closing(connection):
             try:
                 body = None if document is None else json.dumps(document)
@@ -71,7 +70,7 @@ class Up:
         return self.await_end()
 
     def await_end(self) -> int:
-        status = self.process.wait(timeout=60)
+        status = self.process.wait(timeout=PATIENCE_S)
         eventually(lambda: not any(is_running(child.pid) for child in self.children))
         return status
 

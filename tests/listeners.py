@@ -12,6 +12,7 @@ from api.events.hub import Hub
 from api.events.subscriptions import Subscription, Wanted
 from taskpool.async_pool import AsyncTaskPool
 from taskpool.operations.status import Position
+from tests.support import PATIENCE_S
 
 
 class Listener:
@@ -46,7 +47,7 @@ class Listener:
         events = [each for each in self.received if isinstance(each, tuple) and each[0] == "event"]
         return [seq for _, of, seq, _ in events if id in (None, of)]
 
-    async def until(self, predicate: Callable[[Listener], bool], timeout_s: float = 20) -> None:
+    async def until(self, predicate: Callable[[Listener], bool], timeout_s: float = PATIENCE_S) -> None:
         """Wait until the predicate holds for it."""
         async with asyncio.timeout(timeout_s):
             while not predicate(self):

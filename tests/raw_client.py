@@ -6,6 +6,8 @@ import socket
 from contextlib import suppress
 from urllib.parse import urlsplit
 
+from tests.support import PATIENCE_S
+
 
 def connect(url: str, *, buffer_bytes: int | None = None) -> socket.socket:
     """A connection to the server of this URL. `buffer_bytes`: how much the kernel may receive before it is read."""
@@ -13,7 +15,7 @@ def connect(url: str, *, buffer_bytes: int | None = None) -> socket.socket:
     client = socket.socket()
     if buffer_bytes is not None:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
-    client.settimeout(60)
+    client.settimeout(PATIENCE_S)
     client.connect((parts.hostname, parts.port))
     return client
 

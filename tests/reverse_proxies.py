@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.ports import free_port
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 SAMPLES: Final = Path(__file__).parent.parent / "deploy" / "proxy"
 ROOT_HOST: Final = "taskpool.example.org"
@@ -110,7 +110,7 @@ def running(name: str, place: Place) -> Iterator[int]:
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

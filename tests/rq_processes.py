@@ -19,7 +19,7 @@ from taskpool.errors import TaskNotFound
 from taskpool.redis import scripts
 from taskpool.redis.keys import BY_TAG, BY_TYPE, EVENTS, FAILURE
 from taskpool.types import QueueInfo, TaskRecord, TaskStatus
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 ROOT = Path(__file__).parent.parent
 TASKS = "tests.rq_tasks"
@@ -43,7 +43,7 @@ def process(arguments: Sequence[str], env: Mapping[str, str], log: Path) -> Iter
     finally:
         running.terminate()
         try:
-            running.wait(20)
+            running.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             running.kill()
             running.wait()
@@ -57,7 +57,7 @@ def rq(redis_url: str, command: str, *arguments: str) -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -116,7 +116,7 @@ def dashboard(
     auth = ("ann", "secret") if "--password" in options else None
     with (
         process(("rq_dashboard", *options, *address), {**os.environ, **(env or {})}, log) as running,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, auth=auth) as client,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, auth=auth) as client,
     ):
 
         def answers() -> bool:
@@ -126,7 +126,7 @@ def dashboard(
             except httpx.TransportError:
                 return False
 
-        eventually(answers, 30)
+        eventually(answers)
         yield Dashboard(client)
 
 
@@ -144,7 +144,7 @@ def workers(redis_url: str, directory: Path, *, count: int = 2, lease_s: float =
                 assert running.poll() is None, log.read_text()
                 return len({worker.name for worker in pool.workers()} - others) == count
 
-            eventually(serve, 30)
+            eventually(serve)
             yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -15,10 +16,12 @@ import psutil
 
 T = TypeVar("T")
 ROOT: Final = Path(__file__).parent.parent
-PROGRAM_LIMIT_S: Final = 120
+PATIENCE_S: Final = 120
+"""How long a test waits for what has to happen. When it happens, the test goes on at once; so this is long enough for a
+slow and busy machine. What must not happen for a long time, like the end of a lease, comes later than this."""
 
 
-def eventually(predicate: Callable[[], T | None], timeout_s: float = 30) -> T:
+def eventually(predicate: Callable[[], T | None], timeout_s: float = PATIENCE_S) -> T:
     """The first truthy answer of `predicate`, asked every 10 ms.
 
     Raises:
@@ -28,6 +31,14 @@ def eventually(predicate: Callable[[], T | None], timeout_s: float = 30) -> T:
     while not (answer := predicate()):
         assert time.monotonic() < deadline, f"still {answer!r} after {timeout_s:g} s"
         time.sleep(0.01)
+    return answer
+
+
+async def until(predicate: Callable[[], T | None]) -> T:
+    """`eventually`, for a test whose event loop has to run meanwhile."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not (answer := predicate()):
+            await asyncio.sleep(0.01)
     return answer
 
 
@@ -45,7 +56,7 @@ def run_program(source: str, *arguments: str, **environment: str) -> str:
     ended = subprocess.run(
         [sys.executable, *warnings, "-c", dedent(source), *arguments],
         cwd=ROOT, env=os.environ | environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=PROGRAM_LIMIT_S, check=False,
+        timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert ended.stderr == ""
     assert ended.returncode == 0

@@ -26,7 +26,7 @@ class Act(Task):
     class Payload:
         do: str = "ok"
         note: str = ""
-        seconds: float = 60
+        seconds: float = 600
         until: str = ""
 
     def run(self, ctx: TaskContext) -> Any:
@@ -216,7 +216,7 @@ class Act(Task):
 
 
 @task("act_async")
-async def act_async(ctx: TaskContext, do: str = "ok", note: str = "", seconds: float = 60, until: str = "") -> Any:
+async def act_async(ctx: TaskContext, do: str = "ok", note: str = "", seconds: float = 600, until: str = "") -> Any:
     """The same for the event loop."""
     write_line(note, f"{os.getpid()} {ctx.attempt}")
     if do == "hog":

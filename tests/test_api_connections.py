@@ -28,7 +28,7 @@ from taskpool.redis.embedded import RedisServer
 from taskpool.settings import Settings
 from tests.api_client import api_process, publish_types
 from tests.raw_client import connect, rest
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 CROWD = 500
 QUICK = {"TASKPOOL_HEADER_TIMEOUT_S": "0.5", "TASKPOOL_WRITE_TIMEOUT_S": "0.5"}
@@ -93,7 +93,7 @@ def is_held_open(client: socket.socket) -> bool:
     except BlockingIOError:
         return True
     finally:
-        client.settimeout(30)
+        client.settimeout(PATIENCE_S)
 
 
 def test_five_hundred_trickling_clients_are_not_noticed_by_others(redis_url: str, tmp_path: Path) -> None:
@@ -220,8 +220,8 @@ def test_a_client_that_leaves_several_requests_behind_is_no_error(redis_url: str
             assert httpx.get(url + "/livez").status_code == 200  # by now the three have arrived
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
 
-        assert httpx.get(url + path, timeout=30).status_code == 200
-        assert httpx.get(url + path, timeout=30).status_code == 200
+        assert httpx.get(url + path, timeout=PATIENCE_S).status_code == 200
+        assert httpx.get(url + path, timeout=PATIENCE_S).status_code == 200
 
     assert "ERROR" not in (tmp_path / "log").read_text()
 
@@ -330,7 +330,7 @@ async def test_a_connection_that_has_ended_is_freed_at_once() -> None:
     server = await loop.create_server(connection, "127.0.0.1")
     gc.disable()
     try:
-        async with asyncio.timeout(30), server:
+        async with asyncio.timeout(PATIENCE_S), server:
             reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
             writer.write(REQUEST)
             assert (await reader.readline()).startswith(b"HTTP/1.1 404")

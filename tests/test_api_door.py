@@ -15,6 +15,7 @@ from taskpool.access.api_key import Scope
 from tests.api_client import ROOT, api_process, environment
 from tests.instances import taskpool
 from tests.keys import bearer, make_key
+from tests.support import PATIENCE_S
 
 ELSEWHERE = {"TASKPOOL_PUBLIC_ADDRESS": "0.0.0.0:8080"}
 
@@ -27,7 +28,7 @@ def refusal(redis_url: str, **variables: str) -> tuple[int, str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
     return done.returncode, done.stderr

@@ -21,10 +21,10 @@ from taskpool.access.api_key import Scope
 from taskpool.redis.embedded import RedisServer
 from tests.api_client import JSON, api_process, publish_types
 from tests.keys import bearer, make_key
+from tests.support import PATIENCE_S
 
 SMALL, LARGE = 250_000, 5_000_000
 TIMES = 2
-PATIENCE_S = 60
 IN_NODE = """
 const asked = JSON.parse(require("fs").readFileSync(0));
 (async () => {

@@ -19,9 +19,9 @@ from api.events.sse import Stream
 from taskpool.redis import keys, scripts
 from taskpool.settings import Settings
 from tests.api_client import api, api_process, publish_types
-from tests.event_clients import StreamClient, until
+from tests.event_clients import StreamClient
 from tests.states import World
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually, until
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ async def test_a_quiet_stream_sends_keep_alive_comments(
         return {}
 
     app = create_app(Settings(redis_url=redis_url))
-    async with app.router.lifespan_context(app), asyncio.timeout(30):
+    async with app.router.lifespan_context(app), asyncio.timeout(PATIENCE_S):
         scope = {"type": "http", "method": "GET", "path": "/tasks/a/events", "query_string": b"", "headers": []}
         stream = asyncio.create_task(app(scope, receive, send))
         while sent.count(b": keep-alive\n") < 3:
@@ -228,7 +228,7 @@ def test_a_stream_of_all_tasks_ends_when_the_server_stops(
     world.add("old", queue="q")
     received: list[str] = []
 
-    with httpx.Client(base_url=url, timeout=30) as client, client.stream("GET", "/events?queue=q") as stream:
+    with httpx.Client(base_url=url, timeout=PATIENCE_S) as client, client.stream("GET", "/events?queue=q") as stream:
         chunks = stream.iter_text()
         received.append(next(chunks))
         eventually(world.redis.pubsub_numpat)
@@ -244,7 +244,7 @@ def test_a_stream_of_all_tasks_ends_when_the_server_stops(
         ("new", "queued"),
         ("old", "canceled"),
     ]
-    assert process.wait(15) == 0
+    assert process.wait(PATIENCE_S) == 0
 
 
 async def test_a_thousand_streams_of_one_process_share_one_subscription_and_each_gets_all_events(
@@ -264,7 +264,7 @@ async def test_a_thousand_streams_of_one_process_share_one_subscription_and_each
         writer.close()
         return text.decode()
 
-    async with asyncio.timeout(100):
+    async with asyncio.timeout(PATIENCE_S):
         streams = [asyncio.create_task(follow()) for _ in range(1000)]
         while begun < 1000:
             await asyncio.sleep(0.01)

@@ -25,7 +25,7 @@ from taskpool.settings import Settings
 from tests.api_client import ROOT, api_process, publish_types
 from tests.keys import make_key
 from tests.raw_client import connect, rest
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 QUICK = {"TASKPOOL_HEADER_TIMEOUT_S": "0.5", "TASKPOOL_WRITE_TIMEOUT_S": "0.5", "TASKPOOL_IDLE_TIMEOUT_S": "1"}
 MIB = 1 << 20
@@ -352,7 +352,7 @@ def test_handshakes_that_wait_for_redis_leave_no_traceback_when_the_server_ends(
             process.send_signal(signal.SIGTERM)
             answer = rest(client)
             os.kill(redis.pid or 0, signal.SIGCONT)
-            status = process.wait(60)
+            status = process.wait(PATIENCE_S)
     finally:
         redis.stop()
 
@@ -373,7 +373,7 @@ def test_the_end_of_a_server_leaves_no_traceback_whatever_state_its_connections_
             assert httpx.get(url + "/livez").status_code == 200
 
             process.send_signal(signal.SIGTERM)
-            status = process.wait(60)
+            status = process.wait(PATIENCE_S)
         for client in clients:
             rest(client)
 

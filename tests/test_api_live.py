@@ -20,7 +20,7 @@ from tests.api_client import api, api_process
 from tests.api_contract import ANSWERS, Answer
 from tests.keys import bearer, make_key
 from tests.states import World
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 MOST_COMMANDS = 40
 """Of one sample with a few queues, pools and watched tasks, in Redis's own count: those within scripts count, too."""
@@ -30,7 +30,7 @@ MOST_COMMANDS = 40
 async def following(url: str, path: str = "/live", **headers: str) -> AsyncIterator[AsyncIterator[tuple[str, Any]]]:
     """The events of a stream: name and data."""
     async with (
-        httpx.AsyncClient(base_url=url, timeout=30) as client,
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client,
         client.stream("GET", path, headers=headers) as answer,
     ):
         assert answer.status_code == 200, await answer.aread()

@@ -24,7 +24,7 @@ from taskpool.tasks.attempt import Outcome
 from taskpool.tasks.log_lines import LogLine, encode_line
 from taskpool.types import DEFAULT_LIMITS, RunningTask, TaskStatus
 from tests.api_client import api, api_process, publish_types
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -144,7 +144,7 @@ def test_a_follower_reads_every_line_as_it_comes_and_then_the_end(served: str, w
     writer.write("before")
     seen = []
 
-    with httpx.stream("GET", f"{served}/tasks/{writer.id}/logs?follow=1", timeout=20) as answer:
+    with httpx.stream("GET", f"{served}/tasks/{writer.id}/logs?follow=1", timeout=PATIENCE_S) as answer:
         for number, line in enumerate(answer.iter_lines()):
             seen.append(line)
             if number < 3:
@@ -159,7 +159,7 @@ async def test_events_go_on_where_a_client_was_and_end(served: str, redis_url: s
     writer.write("one", "two")
     path, accept = f"/tasks/{writer.id}/logs?follow=1", {"accept": "text/event-stream"}
     ids: list[str] = []
-    with httpx.stream("GET", served + path, headers=accept, timeout=20) as answer:
+    with httpx.stream("GET", served + path, headers=accept, timeout=PATIENCE_S) as answer:
         assert answer.headers["content-type"] == "text/event-stream"
         for line in answer.iter_lines():
             ids += [line[4:]] if line.startswith("id: ") else []
@@ -182,7 +182,7 @@ def test_a_client_that_left_leaves_no_subscription(served: str, writer: Writer, 
     channel = f"taskpool:task:{writer.id}"
     writer.write("one")
 
-    with httpx.stream("GET", f"{served}/tasks/{writer.id}/logs?follow=1", timeout=20) as answer:
+    with httpx.stream("GET", f"{served}/tasks/{writer.id}/logs?follow=1", timeout=PATIENCE_S) as answer:
         lines = answer.iter_lines()
         assert next(lines) == "one"
         assert redis.pubsub_numsub(channel) == [(channel.encode(), 1)]
@@ -193,14 +193,14 @@ def test_a_client_that_left_leaves_no_subscription(served: str, writer: Writer, 
 def test_followers_share_the_connections_to_redis(served: str, writer: Writer, redis: Redis) -> None:
     writer.write("one")
     url = f"{served}/tasks/{writer.id}/logs?follow=1"
-    with httpx.stream("GET", url, timeout=20) as first:
+    with httpx.stream("GET", url, timeout=PATIENCE_S) as first:
         lines = [first.iter_lines()]
         assert next(lines[0]) == "one"
         before = len(redis.client_list())
 
         with ExitStack() as stack:
             for _ in range(20):
-                answer = stack.enter_context(httpx.stream("GET", url, timeout=20))
+                answer = stack.enter_context(httpx.stream("GET", url, timeout=PATIENCE_S))
                 lines.append(answer.iter_lines())
                 assert next(lines[-1]) == "one"
             after = len(redis.client_list())
@@ -217,13 +217,13 @@ def test_a_server_that_stops_ends_a_log_in_order(redis_url: str, writer: Writer,
 
     with (
         api_process(redis_url, tmp_path / "log") as (process, url),
-        httpx.stream("GET", f"{url}/tasks/{writer.id}/logs?follow=1", timeout=20) as answer,
+        httpx.stream("GET", f"{url}/tasks/{writer.id}/logs?follow=1", timeout=PATIENCE_S) as answer,
     ):
         lines = answer.iter_lines()
         assert next(lines) == "one"
         process.send_signal(signal.SIGTERM)
         assert list(lines) == []
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE_S) == 0
 
 
 def test_a_log_goes_on_after_an_outage_of_redis(tmp_path: Path, redis_binary: str | None) -> None:
@@ -234,7 +234,7 @@ def test_a_log_goes_on_after_an_outage_of_redis(tmp_path: Path, redis_binary: st
         writer.write("one")
         with (
             api_process(server.url, tmp_path / "log") as (_, url),
-            httpx.stream("GET", f"{url}/tasks/{writer.id}/logs?follow=1", timeout=30) as answer,
+            httpx.stream("GET", f"{url}/tasks/{writer.id}/logs?follow=1", timeout=PATIENCE_S) as answer,
         ):
             lines = answer.iter_lines()
             assert next(lines) == "one"
@@ -265,6 +265,6 @@ async def test_a_followed_log_ends_with_its_queue_while_redis_does_not_answer() 
     first = await anext(texts)
     asyncio.get_running_loop().call_later(0.01, queue.end, "shutdown")
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         assert [first, *[text async for text in texts]] == [RETRY]
     assert closed.is_set()

@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 
 from tests.api_client import api, api_process, claim, publish_types, run_next
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 ECHO = {"type": "echo", "payload": {"message": "hi"}}
 BATCH = {"tasks": [ECHO, {**ECHO, "delay_s": 60}]}
@@ -121,7 +121,7 @@ async def test_an_api_that_is_killed_in_between_leaves_no_key_blocked_and_no_tas
 ) -> None:
     publish_types(redis_url)
     with api_process(redis_url, tmp_path / "first.log") as (process, url):
-        async with httpx.AsyncClient(base_url=url, timeout=10) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
             await client.post("/tasks", json={**ECHO, "queue": "other"})  # Redis knows the script from here on
             redis.client_pause(60_000, all=False)
             sent = [asyncio.create_task(client.post("/tasks", json=ECHO, headers=key())) for _ in range(3)]
@@ -132,7 +132,7 @@ async def test_an_api_that_is_killed_in_between_leaves_no_key_blocked_and_no_tas
     assert all(isinstance(each, httpx.TransportError) for each in gone)
 
     with api_process(redis_url, tmp_path / "second.log") as (_, url):
-        async with httpx.AsyncClient(base_url=url, timeout=10) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
             response = await client.post("/tasks", json=ECHO, headers=key())
 
     assert response.status_code == 202

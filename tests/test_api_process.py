@@ -26,7 +26,7 @@ from api.server import MIDDLE_COLLECTIONS_A_FULL_ONE, _Server
 from taskpool.redis.embedded import RedisServer
 from taskpool.settings import Settings
 from tests.api_client import JSON, ROOT, api_process, environment, publish_types
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 ECHO = {"type": "echo", "payload": {"message": "hi"}}
 MIB = 1 << 20
@@ -53,7 +53,7 @@ def url(server: tuple[Any, str], redis_url: str) -> str:
 def connect(url: str) -> socket.socket:
     parts = urlsplit(url)
     assert parts.hostname is not None
-    return socket.create_connection((parts.hostname, parts.port or 80), timeout=20)
+    return socket.create_connection((parts.hostname, parts.port or 80), timeout=PATIENCE_S)
 
 
 def exchange(url: str, request: bytes) -> bytes:
@@ -86,7 +86,7 @@ def start_failing(redis_url: str, **variables: str) -> tuple[int, list[str]]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
     return done.returncode, done.stderr.splitlines()
@@ -135,7 +135,7 @@ def test_what_keeps_it_from_starting_is_one_line_and_status_2(
 def test_too_few_files_are_one_line_and_status_2(redis_url: str) -> None:
     ended = subprocess.run(
         ["sh", "-c", f"ulimit -n 60 && exec {sys.executable} -m taskpool_api"],
-        env=environment(redis_url), cwd=ROOT, capture_output=True, text=True, timeout=30, check=False,
+        env=environment(redis_url), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
 
     assert ended.returncode == 2
@@ -230,13 +230,15 @@ def test_when_it_ends_waiting_requests_get_the_present_state(
     answers: list[httpx.Response] = []
     with api_process(redis_url, tmp_path / "log") as (process, url):
         id = httpx.post(url + "/tasks", json=ECHO).json()["id"]
-        waiting = threading.Thread(target=lambda: answers.append(httpx.get(f"{url}/tasks/{id}?wait=60", timeout=70)))
+        waiting = threading.Thread(
+            target=lambda: answers.append(httpx.get(f"{url}/tasks/{id}?wait=60", timeout=PATIENCE_S))
+        )
         waiting.start()
         eventually(lambda: redis.pubsub_numsub(f"taskpool:task:{id}")[0][1] == 1)
 
         process.send_signal(number)
-        status = process.wait(60)
-        waiting.join(60)
+        status = process.wait(PATIENCE_S)
+        waiting.join(PATIENCE_S)
 
     assert status == 0
     assert [(answer.status_code, answer.json()["status"]) for answer in answers] == [(200, "queued")]

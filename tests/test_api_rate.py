@@ -23,6 +23,7 @@ from taskpool.access.api_key import Scope
 from taskpool.settings import Settings
 from tests.api_client import api, api_process, publish_types
 from tests.keys import bearer, make_key
+from tests.support import PATIENCE_S
 
 TEN: dict[str, Any] = {"rate_limit": 6, "rate_burst_s": 100}
 """Ten requests at once, and one more every ten seconds."""
@@ -99,7 +100,7 @@ async def test_a_client_that_retries_then_is_let_in(redis_url: str) -> None:
         while (await client.get(UNTOUCHED)).status_code == 200:
             pass
 
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while (refused := await client.get(UNTOUCHED)).status_code == 429:
                 assert refused.headers["retry-after"] == "1"
                 await asyncio.sleep(0.01)
@@ -447,9 +448,9 @@ def test_each_message_over_a_socket_counts_and_one_too_many_is_answered(redis_ur
     ):
         for number in range(16):
             socket.send(json.dumps({"op": "ping", "nonce": str(number)}))
-        answers = [json.loads(socket.recv(timeout=30)) for _ in range(16)]
+        answers = [json.loads(socket.recv(timeout=PATIENCE_S)) for _ in range(16)]
         socket.send(json.dumps({"op": "subscribe", "sub": "s", "filter": {}}))
-        last = json.loads(socket.recv(timeout=30))  # the socket goes on
+        last = json.loads(socket.recv(timeout=PATIENCE_S))  # the socket goes on
 
     pongs = [each for each in answers if each["op"] == "pong"]
     limited = [each for each in answers if each["op"] == "error"]

@@ -28,6 +28,7 @@ from taskpool.settings import Settings
 from tests.api_client import api_process, publish_types
 from tests.listeners import hub_on
 from tests.states import World
+from tests.support import PATIENCE_S
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ class Client:
 
     async def hear(self, *, check: bool = True) -> dict[str, Any]:
         """The next message."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             message: dict[str, Any] = json.loads(await self.connection.recv())
         if check:  # which takes longer than to read it
             self._received.validate(message)

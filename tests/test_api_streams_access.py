@@ -24,7 +24,7 @@ from taskpool.access.api_key import Scope
 from taskpool.settings import Settings
 from tests.api_client import publish_types
 from tests.keys import bearer, make_key, revoke_key
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 ECHO = {"type": "echo", "payload": {"message": "hi"}}
 LISTED = "https://app.example.org"
@@ -56,7 +56,7 @@ class Served:
     @contextmanager
     def stream(self, path: str, key: str) -> Iterator[Iterator[str]]:
         """The lines of a stream."""
-        with httpx.stream("GET", self.url + path, headers=bearer(key), timeout=30) as response:
+        with httpx.stream("GET", self.url + path, headers=bearer(key), timeout=PATIENCE_S) as response:
             assert response.status_code == 200
             yield response.iter_lines()
 
@@ -76,7 +76,7 @@ def served(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     eventually(lambda: server.started)
     yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", redis_url)
     server.should_exit = True
-    thread.join(20)
+    thread.join(PATIENCE_S)
 
 
 def status_of(refused: pytest.ExceptionInfo[InvalidStatus]) -> int:

@@ -15,6 +15,7 @@ import pytest
 from api import routing
 from taskpool.redis.embedded import RedisServer
 from tests.api_client import JSON, api, api_process, publish_types
+from tests.support import PATIENCE_S
 
 ECHO = {"type": "echo", "payload": {"message": "hi"}}
 OURS = ("date", "content-length", "etag", "location")
@@ -29,7 +30,7 @@ def url(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def connect(url: str) -> socket.socket:
     parts = urlsplit(url)
-    return socket.create_connection((parts.hostname, parts.port), timeout=30)
+    return socket.create_connection((parts.hostname, parts.port), timeout=PATIENCE_S)
 
 
 def headers(response: httpx.Response) -> dict[str, str]:

@@ -19,6 +19,7 @@ from taskpool.redis.embedded import RedisServer
 from taskpool.redis.store import Store
 from taskpool.types import TypeInfo
 from tests.api_client import JSON, api_process
+from tests.support import PATIENCE_S
 
 LIMIT = 256 * 1024
 INTEGERS = {"type": "array", "items": {"type": "integer"}}
@@ -52,7 +53,7 @@ def client(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) 
     store.close()
     with (
         api_process(url, tmp_path_factory.mktemp("api") / "log", TASKPOOL_AUTH="off") as (_, address),
-        httpx.Client(base_url=address, timeout=60) as client,
+        httpx.Client(base_url=address, timeout=PATIENCE_S) as client,
     ):
         yield client
 
@@ -227,7 +228,7 @@ def test_tiny_frames_of_a_socket_cost_little_in_one_go(client: httpx.Client, nam
         b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     )
 
-    with socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=60) as connection:
+    with socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=PATIENCE_S) as connection:
         connection.sendall(handshake)
         assert connection.recv(4096).startswith(b"HTTP/1.1 101")
         with suppress(OSError):  # it may be cut off

@@ -17,9 +17,10 @@ from taskpool.redis.calls import Call
 from taskpool.tasks.attempt import Outcome
 from taskpool.types import TaskStatus
 from tests.api_client import api, api_process, publish_types
-from tests.event_clients import StreamClient, until
+from tests.event_clients import StreamClient
 from tests.keys import bearer, make_key
 from tests.states import World
+from tests.support import until
 from tests.test_api_socket import client_of
 
 ECHO = TaskSpec(type="echo", payload={"message": "hi"})

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from benchmarks.__main__ import NAMES
-from tests.support import eventually, is_running
+from tests.support import PATIENCE_S, eventually, is_running
 
 ROOT = Path(__file__).parent.parent
 MARK = "TEST_BENCHMARK"
@@ -59,11 +59,11 @@ def test_a_benchmark_that_gets_a_signal_leaves_nothing(tmp_path: Path, case: str
         process = subprocess.Popen([sys.executable, "-m", *command], env=environment, cwd=ROOT, stdout=log, stderr=log)
     started: list[psutil.Process] = []
     try:
-        started = eventually(lambda: below(process.pid, "valkey-server", awaited), 60)
+        started = eventually(lambda: below(process.pid, "valkey-server", awaited))
 
         process.send_signal(signal.SIGTERM)
 
-        status = process.wait(60)
+        status = process.wait(PATIENCE_S)
         eventually(lambda: not [each for each in started if is_running(each.pid)] and not marked(mark))
         assert list((tmp_path / "tmp").iterdir()) == []
         assert status == 128 + signal.SIGTERM

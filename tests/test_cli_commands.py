@@ -24,7 +24,7 @@ from taskpool.operations.catalog import PoolInfo, publish
 from taskpool.operations.documents import TaskDocument
 from taskpool.types import Exit, TaskRecord
 from tests.cli_ways import Reached
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 
 @task("greet", max_attempts=2)
@@ -472,7 +472,7 @@ def test_ctrl_c_ends_watching_quietly(pool: Reached) -> None:
     first = process.stderr.readline()
 
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=PATIENCE_S)
 
     assert (first, output, errors) == ("scheduled\n", "", "")
     assert process.returncode == Exit.INTERRUPTED
@@ -481,7 +481,7 @@ def test_ctrl_c_ends_watching_quietly(pool: Reached) -> None:
 def test_a_reader_that_has_gone_is_no_error(pool: Reached) -> None:
     command = f"{sys.executable} -m taskpool.cli types --json {shlex.join(pool.way)} | true"
 
-    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30, check=False)
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
     assert result.stderr == ""
 

@@ -16,6 +16,7 @@ from taskpool.tasks.attempt import Outcome
 from taskpool.tasks.log_lines import encode_line, note
 from taskpool.types import Exit, LogLimits, RunningTask, TaskStatus
 from tests.cli_ways import Reached
+from tests.support import PATIENCE_S
 
 RED = "\x1b[31mred\x1b[0m"
 
@@ -113,7 +114,7 @@ def test_followed_it_goes_on_until_the_task_ends_and_says_how(pool: Reached, sta
     write(pool, running, "two")
     write(pool, running, "three")
     pool.update_status(running, Outcome(status, result=b"1", error="e", failure={"reason": "x"}))
-    following.join(20)
+    following.join(PATIENCE_S)
 
     assert results[0].stdout.splitlines() == ["one", "two", "three"]
     assert results[0].exit_code == code

@@ -18,6 +18,7 @@ from taskpool.redis import keys, scripts
 from taskpool.redis.calls import Call, texts
 from taskpool.types import Exit
 from tests.cli_ways import Reached
+from tests.support import PATIENCE_S
 
 
 @task("load")
@@ -192,7 +193,7 @@ def test_a_batch_runs_its_handler_at_the_end(pool: Reached) -> None:
 
     execute_all(pool)
 
-    ended = pool.wait_workflow(record.id, timeout_s=5)
+    ended = pool.wait_workflow(record.id, timeout_s=PATIENCE_S)
     assert (ended.status, ended.counts) == ("done", {"done": 3})
 
 

@@ -36,6 +36,7 @@ from taskpool.operations.documents import WorkerDocument
 from taskpool.types import TaskOptions, WorkerInfo
 from tests.api_client import ROOT
 from tests.client_kinds import KINDS, Service, client_of, service
+from tests.support import PATIENCE_S
 from tests.worker_pool import started
 
 
@@ -54,7 +55,7 @@ def client(request: pytest.FixtureRequest, there: Service) -> Iterator[Client]:
 def test_a_task_is_added_and_waited_for(client: Client, there: Service) -> None:
     task = client.add_task("echo", {"message": "hello"}, tags=["a", "b"])
 
-    record = client.wait(task.id, timeout_s=30)
+    record = client.wait(task.id, timeout_s=PATIENCE_S)
 
     assert task.status in ("queued", "in_progress")
     assert (record.status, record.result, record.tags) == ("done", "hello", ("a", "b"))
@@ -85,7 +86,7 @@ def test_every_option_arrives(client: Client, there: Service) -> None:
 def test_a_failure_has_all_its_details(client: Client, there: Service) -> None:
     task = client.add_task("act", {"do": "fail"}, max_attempts=1)
 
-    record = client.wait(task.id, timeout_s=30)
+    record = client.wait(task.id, timeout_s=PATIENCE_S)
 
     assert record.status is TaskStatus.FAILED
     assert record.failure is not None
@@ -113,7 +114,7 @@ def test_what_names_no_task_is_not_found(id: str, client: Client) -> None:
 def test_a_batch_is_added_in_its_order(client: Client) -> None:
     tasks = client.add_tasks([TaskSpec(type="echo", payload={"message": n}) for n in range(5)])
 
-    assert [client.wait(task.id, timeout_s=30).result for task in tasks] == list(range(5))
+    assert [client.wait(task.id, timeout_s=PATIENCE_S).result for task in tasks] == list(range(5))
     assert client.add_tasks([]) == []
 
 
@@ -223,7 +224,7 @@ def test_what_runs_is_stopped_and_what_has_ended_is_left(client: Client, tmp_pat
     with pytest.raises(TaskConflict) as retried:
         client.retry_task(id)
     stopping = client.kill_task(id, force=True)
-    ended = client.wait(id, timeout_s=30)
+    ended = client.wait(id, timeout_s=PATIENCE_S)
 
     assert (removed.value.id, removed.value.status, retried.value.status) == (id, "in_progress", "in_progress")
     assert stopping.status in {"stopping", "stopped"}  # it may be gone before the answer is read
@@ -235,7 +236,7 @@ def test_a_task_is_followed_with_its_progress_to_its_end(client: Client, tmp_pat
     id = client.add_task("act", {"do": "report_and_hang", "until": str(tmp_path / "until")}).id
 
     statuses = []
-    for record in client.follow(id, timeout_s=30):
+    for record in client.follow(id, timeout_s=PATIENCE_S):
         statuses.append(record.status)
         if record.progress is not None:
             (tmp_path / "until").touch()

@@ -16,6 +16,7 @@ from taskpool.types import Exit
 from tests.client_kinds import KINDS, Service, client_of, service
 from tests.instances import taskpool
 from tests.keys import make_key
+from tests.support import PATIENCE_S
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_with_its_key_a_client_does_all(kind: str, there: Service) -> None:
     with client_of(kind, there.url, there.key) as client:
         task = client.add_task("echo", {"message": 1})
 
-        assert client.wait(task.id, timeout_s=30).result == 1
+        assert client.wait(task.id, timeout_s=PATIENCE_S).result == 1
         assert [event.event for event in client.events(task.id)] == ["snapshot"]
 
 
@@ -83,7 +84,7 @@ def test_the_task_of_another_project_is_not_there(kind: str, there: Service) -> 
     mine, theirs = (make_key(there.redis_url, name, project=name) for name in ("mine", "theirs"))
     with client_of(kind, there.url, mine) as client:
         id = client.add_task("echo", {"message": 1}).id
-        client.wait(id, timeout_s=30)
+        client.wait(id, timeout_s=PATIENCE_S)
 
     with client_of(kind, there.url, theirs) as client:
         for follow in (client.events, client.follow_log, client.follow):

@@ -19,6 +19,7 @@ from taskpool.redis.embedded import ServerVersion
 from taskpool.rq_dashboard import HOSTS_VARIABLE
 from taskpool.settings import PREFIX, SETTING_FIELDS, Settings
 from tests.compose import ROOT, Stack, in_bytes, read_file, read_services, seconds, words
+from tests.support import PATIENCE_S
 
 SERVICES = read_services({})
 OURS = [name for name, service in SERVICES.items() if service["image"] == "taskpool"]
@@ -232,7 +233,7 @@ def test_the_services_run_a_task_together_and_the_dashboard_shows_it(stack: Stac
     for service in ("api", "worker", "rq-dashboard"):
         stack.await_health(service)
 
-    with httpx.Client(base_url=f"http://127.0.0.1:{stack.ports['api', 8080]}", timeout=30) as api:
+    with httpx.Client(base_url=f"http://127.0.0.1:{stack.ports['api', 8080]}", timeout=PATIENCE_S) as api:
         accepted = api.post("/tasks", json={"type": "echo", "payload": {"message": "hello"}})
         task_id = accepted.json()["id"]
         ended = api.get(f"/tasks/{task_id}", params={"wait": 30}).json()
@@ -241,7 +242,7 @@ def test_the_services_run_a_task_together_and_the_dashboard_shows_it(stack: Stac
     assert (ended["status"], ended["result"]) == ("done", "hello")
 
     address = f"http://127.0.0.1:{stack.ports['rq-dashboard', 9181]}"
-    with httpx.Client(base_url=address, auth=("ann", "secret"), timeout=30, follow_redirects=True) as dashboard:
+    with httpx.Client(base_url=address, auth=("ann", "secret"), timeout=PATIENCE_S, follow_redirects=True) as dashboard:
         page = dashboard.get("/0/view/queues")
         queues: list[dict[str, Any]] = dashboard.get("/0/data/queues.json").json()["queues"]
         finished = dashboard.get("/0/data/jobs/default/finished/8/asc/1.json").json()

@@ -20,6 +20,7 @@ from taskpool import TaskPool, rq_dashboard
 from taskpool.redis.embedded import RedisServer
 from taskpool.tasks.registry import Registry
 from tests.rq_processes import SETTINGS, Dashboard, dashboard
+from tests.support import PATIENCE_S
 
 INJECTION = "x');window.ran=1;//</script><script>window.ran=1</script>"
 NAMES = {"RQ_DASHBOARD_TRUSTED_HOSTS": "jobs.example.org, Other.example.org"}
@@ -225,7 +226,13 @@ def test_a_setting_that_would_not_protect_is_refused(env: dict[str, str], fault:
     command = [sys.executable, "-m", "rq_dashboard", *SETTINGS, "--bind", "127.0.0.1", "--port", str(free_port())]
 
     run = subprocess.run(
-        command, env={**os.environ, **env}, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        command,
+        env={**os.environ, **env},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
 
     assert run.returncode == 2

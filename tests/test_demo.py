@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.instances import Up
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 DEMO = str(Path(__file__).parent.parent / "examples" / "demo.py")
 
@@ -110,10 +110,10 @@ def test_ctrl_c_is_quiet_and_ends_all_of_it(tmp_path: Path) -> None:
         env=os.environ | {"TMPDIR": str(temporary)}, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    eventually(lambda: list(temporary.glob("*/redis.url")), 30)
+    eventually(lambda: list(temporary.glob("*/redis.url")))
 
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE_S)
 
     assert (process.returncode, errors) == (130, "")
     assert list(temporary.iterdir()) == []

@@ -32,6 +32,7 @@ from benchmarks.ports import free_port
 from taskpool.cli.__main__ import main
 from taskpool.settings import SETTING_FIELDS
 from tests.instances import Up
+from tests.support import PATIENCE_S
 
 ROOT: Final = Path(__file__).parent.parent
 PAGES: Final = [
@@ -227,7 +228,7 @@ def test_the_python_blocks_run(service: Up, tmp_path: Path) -> None:
         path.write_text(code)
         ran = subprocess.run(
             [sys.executable, "-W", "error", str(path)],
-            cwd=path.parent, capture_output=True, text=True, timeout=60, check=False,
+            cwd=path.parent, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
             env={**os.environ, "PYTHONPATH": str(ROOT), "TASKPOOL_REDIS_URL": redis_url, "DATABASE_URL": "database"},
         )  # fmt: skip
         return ran.stderr
@@ -509,7 +510,13 @@ def test_the_tutorials_commands_print_what_the_tutorial_shows(service: Up, tmp_p
     def run(command: str) -> str:
         real = command.replace("127.0.0.1:8080", f"127.0.0.1:{service.port}").replace(AN_ID, real_id)
         ran = subprocess.run(
-            ["sh", "-c", real], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+            ["sh", "-c", real],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
         )
         return ran.stdout
 

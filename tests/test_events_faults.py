@@ -20,6 +20,7 @@ from taskpool.redis import keys, scripts
 from taskpool.settings import Settings
 from tests.listeners import Listener, hub_on
 from tests.states import World
+from tests.support import PATIENCE_S
 
 
 class Bug:
@@ -101,7 +102,7 @@ async def test_a_bug_ends_no_subscription(
 
         bug = arm()
         await late.open(task="a")  # it has to be caught up with
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while not bug.is_over:
                 done += 1
                 world.run(scripts.progress(running, {"done": done}))
@@ -147,7 +148,7 @@ async def test_a_hub_can_be_closed_at_any_time_also_while_it_wakes(redis_url: st
     for turns in range(8):
         async with hub_on(redis_url) as hub:
             await Listener(hub).open(task="a")
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 while not hub._all.live_to("a"):
                     await asyncio.sleep(0.01)
             worker = hub._worker
@@ -158,7 +159,7 @@ async def test_a_hub_can_be_closed_at_any_time_also_while_it_wakes(redis_url: st
                 await asyncio.sleep(0)
             hub.end()
 
-            await asyncio.wait((worker,), timeout=20)
+            await asyncio.wait((worker,), timeout=PATIENCE_S)
             assert worker.cancelled()
 
 

@@ -24,9 +24,10 @@ from taskpool.redis import scripts
 from taskpool.settings import Settings
 from tests.api_client import api_process
 from tests.client_kinds import KINDS, client_of
-from tests.event_clients import SocketClient, StreamClient, until
+from tests.event_clients import SocketClient, StreamClient
 from tests.listeners import Listener, hub_on
 from tests.states import World
+from tests.support import PATIENCE_S, until
 from tests.test_api_events import read
 
 
@@ -64,7 +65,7 @@ async def test_subscriptions_to_a_deleted_task_end_once_and_no_others(redis_url:
         world.finish(running)
         await of_b.until(lambda each: each.steps() == [3])
         await of_all.until(lambda each: each.steps() == [3])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while world.redis.pubsub_numsub("taskpool:task:a")[0][1]:
                 await asyncio.sleep(0.01)
 
@@ -149,7 +150,7 @@ async def test_a_stream_that_has_a_tasks_end_does_not_report_it_gone(redis_url: 
             await asyncio.sleep(0.01)
 
     app = create_app(Settings(redis_url=redis_url))
-    async with app.router.lifespan_context(app), asyncio.timeout(30):
+    async with app.router.lifespan_context(app), asyncio.timeout(PATIENCE_S):
         scope = {"type": "http", "method": "GET", "path": "/tasks/a/events", "query_string": b"", "headers": []}
         stream = asyncio.create_task(app(scope, receive, send))
         await heard(1)

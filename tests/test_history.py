@@ -10,6 +10,7 @@ from taskpool.redis import scripts
 from taskpool.redis.keys import HISTORY_CAP
 from taskpool.types import TaskRecord, TaskStatus
 from tests.states import FAILURE, World, ended
+from tests.support import PATIENCE_S
 
 S = TaskStatus
 
@@ -100,11 +101,11 @@ def test_the_message_of_the_end_leaves_a_task_with_a_history_to_be_read(world: W
     before = world.get("a")
     listener = world.redis.pubsub()
     listener.subscribe("taskpool:task:a")
-    listener.get_message(timeout=5)
+    listener.get_message(timeout=PATIENCE_S)
 
     world.finish(running)
 
-    message = listener.get_message(timeout=5)
+    message = listener.get_message(timeout=PATIENCE_S)
     listener.close()
     assert record_at_end(before, message["data"]) is None
 

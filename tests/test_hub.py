@@ -21,7 +21,7 @@ from taskpool.types import DEFAULT_LIMITS, TaskStatus
 from tests.listeners import Listener, hub_on
 from tests.proxy import Proxy, Trap, When
 from tests.states import World
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 LIVE = "live"
 
@@ -347,7 +347,7 @@ async def test_over_many_cuts_each_listener_gets_every_event_once_and_in_order(
         return proxy.trap
 
     def live_more_than(times: int) -> None:
-        eventually(lambda: everybody.received.count(LIVE) > times, 20)
+        eventually(lambda: everybody.received.count(LIVE) > times)
 
     def work() -> dict[str, int]:
         """Tasks in whose course the connection is cut at one message or another, and then at one of those that open it
@@ -365,7 +365,7 @@ async def test_over_many_cuts_each_listener_gets_every_event_once_and_in_order(
                 world.run(scripts.progress(running, {"done": 1}))
                 made[id] += 1
             if n % 3 == 0:
-                assert cut("before", 1 + n % 2).closed.wait(20)
+                assert cut("before", 1 + n % 2).closed.wait(PATIENCE_S)
             world.finish(running)
         proxy.trap = None
         return made
@@ -409,7 +409,7 @@ async def test_no_listener_costs_nothing_and_a_thousand_share_one_subscription(
         hub.close(subscription)
 
     assert (heard, len(clients)) == ([1, 0], 1)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while redis.pubsub_numsub("taskpool:task:a")[0][1]:
             await asyncio.sleep(0.01)
 

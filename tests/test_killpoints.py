@@ -24,15 +24,15 @@ from taskpool import TaskPool, TaskRecord, TaskStatus
 from taskpool.redis.embedded import RedisServer
 from tests.api_client import api_process
 from tests.proxy import Proxy, Trap, When
-from tests.support import eventually
-from tests.worker_pool import WorkerPool, lines
+from tests.support import PATIENCE_S, eventually
+from tests.worker_pool import LEASE_S, WorkerPool, lines
 
 pytestmark = pytest.mark.long(about_s=50)
 S = TaskStatus
 TASKS = str(Path(__file__).with_name("tasks_for_killpoints.py"))
 SHORTEST_LIFE, LONGEST_LIFE = 8, 40
 SHORTEST_SUBMISSION = 2
-LONG_S, SHORT_S = 60, 3
+LONG_S, SHORT_S = LEASE_S, 3
 """The leases of pools that live, which a slow machine mustn't end, and of pools in which something is killed."""
 
 
@@ -80,10 +80,10 @@ class Site:
         while True:
             try:
                 answer = httpx.post(
-                    f"{self.url}/tasks", json={"type": "live", "payload": payload, **options}, timeout=30
+                    f"{self.url}/tasks", json={"type": "live", "payload": payload, **options}, timeout=PATIENCE_S
                 )
             except httpx.TransportError:
-                assert self.api.wait(10) != 0
+                assert self.api.wait(PATIENCE_S) != 0
                 self.start_api()
                 continue
             if answer.status_code != 503:
@@ -95,9 +95,9 @@ class Site:
         """Retries a task until that is acknowledged, or refused because it was carried out before."""
         while True:
             try:
-                answer = httpx.post(f"{self.url}/tasks/{id}/retry", timeout=30)
+                answer = httpx.post(f"{self.url}/tasks/{id}/retry", timeout=PATIENCE_S)
             except httpx.TransportError:
-                assert self.api.wait(10) != 0
+                assert self.api.wait(PATIENCE_S) != 0
                 self.start_api()
                 continue
             if answer.status_code != 503:
@@ -127,7 +127,7 @@ def live(site: Site, directory: Path, meanwhile: Callable[[str], None] = lambda 
     child = site.submit({"note": str(note), "until": str(gate)}, depends_on=[parent, {"id": parent, "on": "any"}])
     gate.touch()
     meanwhile(child)
-    return Life(site.pool.wait(parent, timeout_s=30), site.pool.wait(child, timeout_s=30), lines(note))
+    return Life(site.pool.wait(parent, timeout_s=PATIENCE_S), site.pool.wait(child, timeout_s=PATIENCE_S), lines(note))
 
 
 def live_again(site: Site, directory: Path) -> Life:
@@ -140,7 +140,7 @@ def live_again(site: Site, directory: Path) -> Life:
     site.pool.kill_task(parent)
     assert site.pool.get(child).canceled_by == parent
     site.retry(parent)
-    return Life(site.pool.wait(parent, timeout_s=30), site.pool.wait(child, timeout_s=30), lines(note))
+    return Life(site.pool.wait(parent, timeout_s=PATIENCE_S), site.pool.wait(child, timeout_s=PATIENCE_S), lines(note))
 
 
 def sweep(
@@ -341,7 +341,7 @@ def test_a_task_that_asks_is_answered_once_whichever_command_fails(
         site.pool.confirm(task.id)
         eventually(lambda: site.pool.get(task.id).question, 30)  # noqa: B023 - it is called here
         site.pool.answer(task.id, "yes", question="go")
-        record = site.pool.wait(task.id, timeout_s=30)
+        record = site.pool.wait(task.id, timeout_s=PATIENCE_S)
         site.proxy.trap = None
 
         assert (record.status, record.result) == (S.DONE, "asked, yes"), trap.passed

@@ -23,7 +23,7 @@ from taskpool.operations.status import update_status
 from taskpool.tasks.attempt import LONGEST_ERROR, LONGEST_TRACEBACK, Outcome, execute_task
 from taskpool.testing import RecordingSink
 from tests.odd_values import ERRORS, VALUES
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.tasks_for_values import WAYS, hand_over, odd, odd_async
 from tests.test_attempt import a_running
 from tests.worker_pool import WorkerPool, pool_with_redis
@@ -228,7 +228,7 @@ def workers(
 
 def test_every_value_ends_its_task_alone_and_the_process_goes_on(workers: WorkerPool) -> None:
     pool = workers.pool
-    before = pool.wait(pool.add_task("pid").id, timeout_s=30).result
+    before = pool.wait(pool.add_task("pid").id, timeout_s=PATIENCE_S).result
     odd_ones = [(way, name) for name in VALUES for way in WAYS if name != "a liar" or way != "return"]
     odd_ones += [("raise", name) for name in ERRORS]
     tasks = {
@@ -238,12 +238,12 @@ def test_every_value_ends_its_task_alone_and_the_process_goes_on(workers: Worker
     }
 
     for id, (way, name) in tasks.items():
-        record = pool.wait(id, timeout_s=60) if not _snoozes(name, way) else _scheduled(pool, id)
+        record = pool.wait(id, timeout_s=PATIENCE_S) if not _snoozes(name, way) else _scheduled(pool, id)
         assert record.status in EXPECTED, (way, name)
         assert record.crashes == 0, (way, name)
         assert record.failure is None or record.failure["reason"] in REASONS, (way, name, record.failure)
 
-    after = pool.wait(pool.add_task("pid").id, timeout_s=30).result
+    after = pool.wait(pool.add_task("pid").id, timeout_s=PATIENCE_S).result
     assert (before, [after]) == (after, workers.pids())
     assert {record.status for record in pool.list_tasks(limit=1000).items} <= EXPECTED | {S.CANCELED}
 
@@ -253,7 +253,7 @@ def _snoozes(name: str, way: str) -> bool:
 
 
 def _scheduled(pool: TaskPool, id: str) -> Any:
-    record = eventually(lambda: found if (found := pool.get(id)).snoozes else None, 60)
+    record = eventually(lambda: found if (found := pool.get(id)).snoozes else None)
     pool.kill_task(id)
     return record
 
@@ -264,7 +264,7 @@ def test_two_halves_of_a_character_are_joined(workers: WorkerPool) -> None:
     ways = ["buffer", "descriptor"] if workers.log.parent.name.endswith("1") else ["buffer"]
     for way in ways * 2:
         task = pool.add_task("halves", {"way": way})
-        pool.wait(task.id, timeout_s=30)
+        pool.wait(task.id, timeout_s=PATIENCE_S)
 
         lines = [line.text for line in pool.logs(task.id).items]
 

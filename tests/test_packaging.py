@@ -19,7 +19,7 @@ from typing import Any, Final
 import pytest
 
 from benchmarks.ports import free_port
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 ROOT: Final = Path(__file__).parent.parent
 SETUPTOOLS: Final = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
@@ -30,8 +30,6 @@ FOLDERS: Final = {
     "taskpool_workers": "workers",
 }
 USER_PACKAGES: Final = ("api", "workers", "dashboard", "tests", "benchmarks")
-ANSWER_S: Final = 10
-START_S: Final = 60
 
 
 def folder_of(package: str) -> Path:
@@ -117,7 +115,7 @@ def project(tmp_path: Path) -> Path:
 def request(url: str, body: dict[str, Any] | None = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     asked = urllib.request.Request(url, data, {"content-type": "application/json"})
-    with urllib.request.urlopen(asked, timeout=ANSWER_S) as answer:
+    with urllib.request.urlopen(asked, timeout=PATIENCE_S) as answer:
         return json.load(answer)
 
 
@@ -141,12 +139,12 @@ def service(request: pytest.FixtureRequest, python: Path, project: Path) -> Iter
     with log.open("w") as output:
         up = subprocess.Popen(command, cwd=project, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
-        eventually(lambda: up.poll() is not None or is_ready(url), START_S)
+        eventually(lambda: up.poll() is not None or is_ready(url))
         assert up.poll() is None, log.read_text()
         yield url
     finally:
         up.send_signal(signal.SIGTERM)
-        assert up.wait(60) == 0, log.read_text()
+        assert up.wait(PATIENCE_S) == 0, log.read_text()
 
 
 @pytest.mark.long(about_s=15)

@@ -38,7 +38,7 @@ from taskpool.settings import Settings
 from taskpool.tasks.attempt import Outcome
 from taskpool.types import Event, RunningTask, TaskRecord
 from tests.states import World
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 S = TaskStatus
 
@@ -146,7 +146,7 @@ def test_a_task_is_added_run_and_waited_for(pool: Any) -> None:
 
     ended_as = run_next(pool)
 
-    record = pool.wait(added.id, timeout_s=30)
+    record = pool.wait(added.id, timeout_s=PATIENCE_S)
     assert (added.status, ended_as, record.status) == (S.QUEUED, S.DONE, S.DONE)
     assert (record.result, record.progress, record.attempt) == (42, {"done": 1, "total": 2, "note": "half"}, 1)
     assert record == pool.get(added.id)
@@ -349,7 +349,7 @@ def test_a_wait_ends_with_the_task_and_gives_its_record(
     running = a_running(pool)
     ending = Later(world.redis, running.id, lambda: world.run(status.update_status(running, outcome)))
 
-    record = pool.wait(running.id, timeout_s=30)
+    record = pool.wait(running.id, timeout_s=PATIENCE_S)
 
     ending.join()
     assert record.status is expected
@@ -374,7 +374,7 @@ def test_a_wait_for_a_queued_task_hears_of_its_whole_life(
         world.run(scripts.retry(retried, delay_ms=0, error="no luck", failure={"reason": "exception"}))
         living = Later(world.redis, retried.id, lambda quietly=quietly: live(quietly))  # type: ignore[misc]
 
-        record = pool.wait(retried.id, timeout_s=30)
+        record = pool.wait(retried.id, timeout_s=PATIENCE_S)
 
         living.join()
         assert record == pool.get(retried.id)
@@ -384,7 +384,7 @@ def test_a_wait_ends_when_the_task_is_canceled(pool: Any, world: World) -> None:
     added = pool.add_task("double", {"n": 1})
     canceling = Later(world.redis, added.id, lambda: world.cancel(added.id))
 
-    record = pool.wait(added.id, timeout_s=30)
+    record = pool.wait(added.id, timeout_s=PATIENCE_S)
 
     canceling.join()
     assert record.status is S.CANCELED
@@ -496,7 +496,7 @@ def test_waits_follow_one_another_on_one_connection(pool: Any, redis: Redis) -> 
             pool.wait(record.id, timeout_s=0)
         run_next(pool)
 
-    results = [pool.wait(record.id, timeout_s=30).result for record in records]
+    results = [pool.wait(record.id, timeout_s=PATIENCE_S).result for record in records]
 
     assert results == [0, 2, 4, 6, 8]
     assert [client["name"] for client in redis.client_list()].count("taskpool-wait") <= 1
@@ -524,7 +524,7 @@ def _interrupted(wire: Wire, timeout_s: float) -> Any:
 def test_a_wait_outlives_a_lost_connection(redis_url: str, world: World) -> None:
     async def wait_for(id: str) -> TaskRecord:
         async with AsyncTaskPool(redis_url) as pool:
-            return await pool.wait(id, timeout_s=30)
+            return await pool.wait(id, timeout_s=PATIENCE_S)
 
     world.add("a")
     running = world.claim()
@@ -544,7 +544,7 @@ def test_a_wait_outlives_a_lost_connection(redis_url: str, world: World) -> None
 async def test_all_waits_share_one_subscription(redis_url: str, world: World) -> None:
     running = [world.start(f"t{n}") for n in range(3)]
     async with AsyncTaskPool(redis_url) as pool:
-        waiting = [asyncio.create_task(pool.wait(f"t{n % 3}", timeout_s=30)) for n in range(9)]
+        waiting = [asyncio.create_task(pool.wait(f"t{n % 3}", timeout_s=PATIENCE_S)) for n in range(9)]
         channels = [f"taskpool:task:t{n}".encode() for n in range(3)]
         while dict(world.redis.pubsub_numsub(*channels)) != dict.fromkeys(channels, 1):
             await asyncio.sleep(0.01)
@@ -562,7 +562,7 @@ async def test_all_waits_share_one_subscription(redis_url: str, world: World) ->
 async def test_a_cancelled_wait_leaves_the_others_their_subscription(redis_url: str, world: World) -> None:
     running = world.start("a")
     async with AsyncTaskPool(redis_url) as pool:
-        waits, gives_up = (asyncio.create_task(pool.wait("a", timeout_s=30)) for _ in range(2))
+        waits, gives_up = (asyncio.create_task(pool.wait("a", timeout_s=PATIENCE_S)) for _ in range(2))
         while not dict(world.redis.pubsub_numsub(b"taskpool:task:a"))[b"taskpool:task:a"]:
             await asyncio.sleep(0.01)
 

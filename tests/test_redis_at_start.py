@@ -21,7 +21,7 @@ from taskpool.redis.embedded import RedisServer, check_redis, wait_for_redis
 from taskpool.redis.replies import may_pass
 from tests.api_client import api_process, publish_types
 from tests.proxy import Proxy, Refuse
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.test_redis_error_replies import all_with
 from tests.worker_pool import TASKS
 
@@ -91,7 +91,7 @@ def starting(module: str, redis_url: str, log: Path) -> Iterator[subprocess.Pope
         yield process
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(PATIENCE_S)
 
 
 @pytest.mark.parametrize("error", PASSING)
@@ -160,7 +160,7 @@ def test_parts_that_start_while_writes_are_refused_serve_when_they_work(server: 
             admin.config_set("min-replicas-to-write", 0)
             eventually(lambda: httpx.get(f"{url}/readyz").status_code == 200)
             added = httpx.post(f"{url}/tasks", json=ECHO)
-            record = pool.wait(added.json()["id"], timeout_s=30)
+            record = pool.wait(added.json()["id"], timeout_s=PATIENCE_S)
 
         assert [answer.status_code for answer in refused] == [503, 503]
         assert (record.status, record.attempt) == (TaskStatus.DONE, 1)
@@ -211,5 +211,5 @@ def test_a_pool_that_waits_to_start_ends_by_a_signal(proxy: Proxy, tmp_path: Pat
         eventually(lambda: "waiting to start" in (tmp_path / "log").read_text())
         workers.terminate()
 
-        assert workers.wait(30) == 0
+        assert workers.wait(PATIENCE_S) == 0
         assert "Traceback" not in (tmp_path / "log").read_text()

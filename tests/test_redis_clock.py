@@ -12,7 +12,7 @@ from redis import Redis
 
 from taskpool import TaskPool, TaskStatus
 from tests.shifted_clock import ShiftedRedis
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.worker_pool import WorkerPool, lines, started
 
 S = TaskStatus
@@ -58,8 +58,8 @@ def test_running_tasks_run_on_and_delays_stay(redis: ShiftedRedis, tmp_path: Pat
             eventually(lambda: noted(one, two))
             eventually(lambda: time.monotonic() - asked_at > 2 * LEASE_S + 1)
             (tmp_path / "go").touch()
-            records = [pool.wait(task.id, timeout_s=30) for task in running]
-            delayed = pool.wait(later.id, timeout_s=30)
+            records = [pool.wait(task.id, timeout_s=PATIENCE_S) for task in running]
+            delayed = pool.wait(later.id, timeout_s=PATIENCE_S)
             waited_s = time.monotonic() - asked_at
 
             assert {(record.status, record.attempt, record.crashes) for record in records} == {(S.DONE, 1, 0)}
@@ -106,7 +106,7 @@ def test_a_pool_that_starts_after_a_step_back_finds_it(redis: ShiftedRedis, tmp_
     redis.step(-600)
 
     with WorkerPool(redis.url, tmp_path / "two", lease_s=LEASE_S) as two:
-        record = two.pool.wait(task.id, timeout_s=30)
+        record = two.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert (record.result, record.crashes) == ("the second time", 1)
 
@@ -132,6 +132,6 @@ def test_a_time_that_was_named_stays(redis: ShiftedRedis, tmp_path: Path) -> Non
         assert abs((relative_at - moved_to).total_seconds() - 600) < 3
 
         redis.step(3700)  # beyond the named time
-        assert workers.pool.wait(absolute.id, timeout_s=30).status is S.DONE
+        assert workers.pool.wait(absolute.id, timeout_s=PATIENCE_S).status is S.DONE
         assert workers.pool.get(relative.id).status is S.SCHEDULED
         assert workers.pool.get(expiring.id).status is S.SCHEDULED

@@ -20,7 +20,7 @@ from taskpool.redis.replies import Meaning
 from tests.api_client import api, api_process, publish_types
 from tests.keys import bearer, make_key
 from tests.proxy import Proxy, Refuse
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.test_replies import INSIDE, NEW, OLD, PLAIN
 from tests.worker_pool import WorkerPool, lines, started
 
@@ -174,7 +174,7 @@ def test_no_error_reply_costs_an_outcome(proxy: Proxy, redis: Any, redis_url: st
     with (
         WorkerPool(proxy.url, tmp_path / "log", lease_s=1, slots=slots) as workers,
         api_process(proxy.url, tmp_path / "api") as (_, url),
-        httpx.Client(base_url=url, timeout=30) as client,
+        httpx.Client(base_url=url, timeout=PATIENCE_S) as client,
         TaskPool(redis_url) as direct,
         ThreadPoolExecutor() as waiters,
     ):
@@ -189,7 +189,7 @@ def test_no_error_reply_costs_an_outcome(proxy: Proxy, redis: Any, redis_url: st
             with refused(proxy, all_with(error), f"{worker} EVAL", f"{worker.rpartition('.')[0]} EVAL"):
                 go.touch()
                 answers = [client.post("/tasks", json=ECHO), client.get(f"/tasks/{task.id}")]
-            record = direct.wait(task.id, timeout_s=30)
+            record = direct.wait(task.id, timeout_s=PATIENCE_S)
 
             assert [answer.status_code for answer in answers] == [503, 503]
             assert (record.status, record.attempt, record.crashes) == (TaskStatus.DONE, 1, 0)
@@ -201,7 +201,7 @@ def test_no_error_reply_costs_an_outcome(proxy: Proxy, redis: Any, redis_url: st
 
 
 def client_wait(url: str, id: str) -> str:
-    return str(httpx.get(f"{url}/tasks/{id}?wait=30", timeout=40).json()["status"])
+    return str(httpx.get(f"{url}/tasks/{id}?wait=30", timeout=PATIENCE_S).json()["status"])
 
 
 @pytest.mark.parametrize("slots", [1, 4])
@@ -219,7 +219,7 @@ def test_one_refused_call_of_many_costs_nothing(
             if script != "heartbeat":  # there are none once the task has ended
                 go.touch()
         go.touch()
-        records = [direct.wait(id, timeout_s=30) for id in (task.id, workers.submit().id)]
+        records = [direct.wait(id, timeout_s=PATIENCE_S) for id in (task.id, workers.submit().id)]
 
         assert [(record.status, record.attempt, record.crashes) for record in records] == [(TaskStatus.DONE, 1, 0)] * 2
         assert len(lines(note)) == 1
@@ -240,10 +240,10 @@ def test_an_outcome_that_only_its_own_record_refuses_is_kept_while_others_go_on(
 
         with refused(proxy, refuse, "EVALSHA"):
             go.touch()
-            others = [direct.wait(workers.submit().id, timeout_s=30) for _ in range(3)]
+            others = [direct.wait(workers.submit().id, timeout_s=PATIENCE_S) for _ in range(3)]
             eventually(lambda: len(proxy.refused) >= 3)
             waits = direct.get(task.id)
-        record = direct.wait(task.id, timeout_s=30)
+        record = direct.wait(task.id, timeout_s=PATIENCE_S)
 
         assert {other.status for other in others} == {TaskStatus.DONE}
         assert (waits.status, waits.attempt) == (TaskStatus.IN_PROGRESS, 1)
@@ -266,7 +266,7 @@ def test_a_record_that_is_damaged_for_good_is_named_and_the_worker_goes_on(
         eventually(lambda: f"the outcome of task {task.id} (done) can't be written" in workers.log.read_text())
         other = workers.result()
         redis.rename("moved", f"rq:job:{task.id}")
-        record = workers.pool.wait(task.id, timeout_s=30)
+        record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
 
         assert other.status is TaskStatus.DONE
         assert (record.status, record.result, record.attempt) == (TaskStatus.DONE, "slept", 1)
@@ -280,7 +280,7 @@ def test_errors_while_a_connection_opens_are_waited_for(
     with (
         WorkerPool(f"{proxy.url}?db=1", tmp_path / "log", lease_s=1) as workers,
         api_process(f"{proxy.url}?db=1", tmp_path / "api") as (_, url),
-        httpx.Client(base_url=url, timeout=30) as client,
+        httpx.Client(base_url=url, timeout=PATIENCE_S) as client,
         Redis.from_url(redis_url) as admin,
         TaskPool(f"{redis_url}?db=1") as direct,
     ):
@@ -295,7 +295,7 @@ def test_errors_while_a_connection_opens_are_waited_for(
                 admin.execute_command("CLIENT", "KILL", "TYPE", kind)
             go.touch()
             answers = [client.post("/tasks", json=ECHO), client.get(f"/tasks/{task.id}?wait=1")]
-        record = direct.wait(task.id, timeout_s=30)
+        record = direct.wait(task.id, timeout_s=PATIENCE_S)
 
         assert {answer.status_code for answer in answers} <= {200, 202, 503}
         assert (record.status, record.attempt, record.crashes) == (TaskStatus.DONE, 1, 0)

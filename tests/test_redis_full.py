@@ -22,7 +22,7 @@ from taskpool.redis.schedule_scripts import Occurrence, schedule_guard
 from taskpool.types import DEFAULT_LIMITS, TypeInfo
 from tests.api_client import api_process
 from tests.states import FAILURE, World, new_task
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.worker_pool import WorkerPool, started
 
 S = TaskStatus
@@ -206,7 +206,7 @@ def test_workers_finish_what_they_have_and_the_api_takes_nothing_more(
         Redis.from_url(server.url) as redis,
         WorkerPool(server.url, tmp_path / "log", lease_s=1.5, slots=slots) as workers,
         api_process(server.url, tmp_path / "api") as (_, url),
-        httpx.Client(base_url=url, timeout=30) as client,
+        httpx.Client(base_url=url, timeout=PATIENCE_S) as client,
     ):
         running = workers.submit("report_until", note=tmp_path / "note", until=go)
         started(tmp_path / "note")
@@ -218,7 +218,7 @@ def test_workers_finish_what_they_have_and_the_api_takes_nothing_more(
         before = last_heartbeat(redis, running.id)
         eventually(lambda: last_heartbeat(redis, running.id) != before)
         go.touch()
-        records = [workers.pool.wait(task.id, timeout_s=30) for task in (running, *others)]
+        records = [workers.pool.wait(task.id, timeout_s=PATIENCE_S) for task in (running, *others)]
 
         assert (refused.status_code, batch.status_code) == (503, 503)
         assert "nothing was changed" in refused.json()["detail"]

@@ -23,7 +23,7 @@ from taskpool.redis.async_connection import AsyncWire
 from taskpool.redis.connection import Wire
 from taskpool.redis.embedded import RedisServer, check_redis
 from tests.api_client import api_process
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.worker_pool import WorkerPool
 
 ECHO = {"type": "echo", "payload": {"message": "hi"}}
@@ -163,7 +163,7 @@ def test_what_runs_waits_until_redis_is_back(server: RedisServer, tmp_path: Path
     with (
         WorkerPool(server.url, tmp_path / "log", lease_s=5) as workers,
         api_process(server.url, tmp_path / "api") as (_, api),
-        httpx.Client(base_url=api, timeout=30) as client,
+        httpx.Client(base_url=api, timeout=PATIENCE_S) as client,
     ):
         server.kill()
         server.socket_path.unlink(missing_ok=True)
@@ -175,5 +175,5 @@ def test_what_runs_waits_until_redis_is_back(server: RedisServer, tmp_path: Path
         task = client.post("/tasks", json=ECHO).json()
 
         assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (503, "redis-unavailable")
-        assert workers.pool.wait(task["id"], timeout_s=30).status == "done"
+        assert workers.pool.wait(task["id"], timeout_s=PATIENCE_S).status == "done"
         assert "Traceback" not in workers.log.read_text() + (tmp_path / "api").read_text()

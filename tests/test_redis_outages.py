@@ -15,7 +15,7 @@ from taskpool import TaskStatus
 from taskpool.redis.embedded import RedisServer
 from tests.api_client import api_process
 from tests.black_hole import BlackHole
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.worker_pool import WorkerPool, lines, started
 
 ECHO = {"type": "echo", "payload": {"message": "hi"}}
@@ -38,7 +38,7 @@ def test_an_outage_costs_nothing_but_its_time(server: RedisServer, tmp_path: Pat
     with (
         WorkerPool(server.url, tmp_path / "log", workers=2, lease_s=5) as workers,
         api_process(server.url, tmp_path / "api") as (api, url),
-        httpx.Client(base_url=url, timeout=30) as client,
+        httpx.Client(base_url=url, timeout=PATIENCE_S) as client,
     ):
         running = workers.submit("hang", note=tmp_path / "note", until=tmp_path / "go")
         started(tmp_path / "note")
@@ -51,7 +51,7 @@ def test_an_outage_costs_nothing_but_its_time(server: RedisServer, tmp_path: Pat
             workers.process.wait(outage_s)
         alive = client.get("/livez").status_code, client.get("/readyz").status_code, api.poll()
         server.start()
-        records = [workers.pool.wait(id, timeout_s=30) for id in (running.id, *queued)]
+        records = [workers.pool.wait(id, timeout_s=PATIENCE_S) for id in (running.id, *queued)]
 
         assert [answer.status_code for answer in answers] == [503] * 3
         assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers)
@@ -71,7 +71,7 @@ def test_connections_that_fell_silent_are_given_up(server: RedisServer, tmp_path
         stack.callback(hole.close)
         workers = stack.enter_context(WorkerPool(hole.url, tmp_path / "log", workers=2, lease_s=5))
         _, url = stack.enter_context(api_process(hole.url, tmp_path / "api"))
-        client = stack.enter_context(httpx.Client(base_url=url, timeout=60))
+        client = stack.enter_context(httpx.Client(base_url=url, timeout=PATIENCE_S))
         task = workers.submit("hang", note=tmp_path / "note", until=tmp_path / "go")
         started(tmp_path / "note")
         assert client.post("/tasks", json=ECHO).status_code == 202
@@ -79,7 +79,7 @@ def test_connections_that_fell_silent_are_given_up(server: RedisServer, tmp_path
         hole.swallow()
         (tmp_path / "go").touch()
         answer = client.post("/tasks", json=ECHO)
-        records = [workers.pool.wait(id, timeout_s=40) for id in (task.id, answer.json()["id"])]
+        records = [workers.pool.wait(id, timeout_s=PATIENCE_S) for id in (task.id, answer.json()["id"])]
 
         assert answer.status_code == 202  # the connection was given up, and the submission sent again
         assert [(record.status, record.crashes) for record in records] == [(TaskStatus.DONE, 0)] * 2
@@ -92,7 +92,7 @@ def test_scripts_that_redis_forgot_are_sent_again(server: RedisServer, tmp_path:
         Redis.from_url(server.url) as redis,
         WorkerPool(server.url, tmp_path / "log", workers=2, lease_s=1) as workers,
         api_process(server.url, tmp_path / "api") as (_, url),
-        httpx.Client(base_url=url, timeout=30) as client,
+        httpx.Client(base_url=url, timeout=PATIENCE_S) as client,
     ):
         ids = []
         for _ in range(20):
@@ -100,7 +100,7 @@ def test_scripts_that_redis_forgot_are_sent_again(server: RedisServer, tmp_path:
             answer = client.post("/tasks", json=ECHO)
             redis.script_flush()
             ids.append(answer.json()["id"])
-        records = [workers.pool.wait(id, timeout_s=30) for id in ids]
+        records = [workers.pool.wait(id, timeout_s=PATIENCE_S) for id in ids]
 
         assert {(record.status, record.attempt, record.crashes) for record in records} == {(TaskStatus.DONE, 1, 0)}
         logged = [line for line in workers.log.read_text().splitlines() if "known security holes" not in line]

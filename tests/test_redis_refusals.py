@@ -16,7 +16,7 @@ from redis import Redis
 from taskpool import TaskStatus
 from taskpool.redis.embedded import RedisServer
 from tests.api_client import api_process
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.worker_pool import WorkerPool, started
 
 ECHO = {"type": "echo", "payload": {"message": "hi"}}
@@ -50,7 +50,7 @@ def end_of(module: str, redis_url: str) -> tuple[int, str]:
     ended = subprocess.run(
         [sys.executable, "-m", module],
         env={**os.environ, "TASKPOOL_REDIS_URL": redis_url, "TASKPOOL_PORT": "0"},
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     return ended.returncode, ended.stdout + ended.stderr
 
@@ -84,11 +84,12 @@ def test_the_rights_that_are_asked_for_are_enough(server: RedisServer, admin: An
 
     with WorkerPool(url, tmp_path / "log", lease_s=1) as workers, api_process(url, tmp_path / "api") as (_, api):
         task = workers.submit("report")
-        answer = httpx.get(f"{api}/tasks/{task.id}?wait=20", timeout=30)
+        answer = httpx.get(f"{api}/tasks/{task.id}?wait=20", timeout=PATIENCE_S)
 
         assert answer.json()["status"] == "done"
         assert [
-            httpx.get(api + path, timeout=30).status_code for path in ("/readyz", "/metrics", "/queues", "/workers")
+            httpx.get(api + path, timeout=PATIENCE_S).status_code
+            for path in ("/readyz", "/metrics", "/queues", "/workers")
         ] == [200] * 4
         assert "Redis is away" not in workers.log.read_text()
         assert "Traceback" not in workers.log.read_text()
@@ -116,7 +117,7 @@ def test_a_changed_password_is_reported_and_waited_for(server: RedisServer, admi
     with (
         WorkerPool(url, tmp_path / "log", lease_s=20) as workers,
         api_process(url, tmp_path / "api") as (_, api),
-        httpx.Client(base_url=api, timeout=30) as client,
+        httpx.Client(base_url=api, timeout=PATIENCE_S) as client,
     ):
         task = workers.submit("hang", note=tmp_path / "note", until=tmp_path / "go")
         started(tmp_path / "note")
@@ -133,7 +134,7 @@ def test_a_changed_password_is_reported_and_waited_for(server: RedisServer, admi
         assert "WRONGPASS" in (tmp_path / "api").read_text()
 
         admin.config_set("requirepass", "s3cret")
-        record = workers.pool.wait(task.id, timeout_s=30)
+        record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
         eventually(lambda: client.post("/tasks", json=ECHO).status_code == 202)
 
         assert (record.result, record.attempt, record.crashes) == ("slept", 1, 0)
@@ -148,7 +149,7 @@ def test_a_master_that_becomes_a_replica_is_waited_for(server: RedisServer, admi
     with (
         WorkerPool(server.url, tmp_path / "log", lease_s=3) as workers,
         api_process(server.url, tmp_path / "api") as (_, api),
-        httpx.Client(base_url=api, timeout=30) as client,
+        httpx.Client(base_url=api, timeout=PATIENCE_S) as client,
     ):
         task = workers.submit("hang", note=tmp_path / "note", until=tmp_path / "go")
         started(tmp_path / "note")
@@ -162,7 +163,7 @@ def test_a_master_that_becomes_a_replica_is_waited_for(server: RedisServer, admi
         assert client.get(f"/tasks/{task.id}").status_code == 200  # what it has can be read
 
         admin.execute_command("REPLICAOF", "NO", "ONE")
-        record = workers.pool.wait(task.id, timeout_s=30)
+        record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
         eventually(lambda: client.post("/tasks", json=ECHO).status_code == 202)
 
         assert (record.result, record.attempt, record.crashes) == ("slept", 1, 0)

@@ -19,7 +19,7 @@ from benchmarks.ports import free_port
 from taskpool import TaskPool, TaskStatus
 from taskpool.redis.embedded import RedisServer
 from tests.api_client import api_process
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.worker_pool import WorkerPool, lines, started
 
 ECHO = {"type": "echo", "payload": {"message": "hi"}}
@@ -85,7 +85,7 @@ def test_a_frozen_replica_costs_no_outcome_and_no_second_run(
         WorkerPool(servers.master.url, tmp_path / "log", lease_s=LEASE_S, slots=slots) as workers,
         WorkerPool(servers.master.url, tmp_path / "idle", lease_s=LEASE_S, env={"TASKPOOL_QUEUES": "other"}),
         api_process(servers.master.url, tmp_path / "api") as (_, url),
-        httpx.Client(base_url=url, timeout=30) as client,
+        httpx.Client(base_url=url, timeout=PATIENCE_S) as client,
         TaskPool(servers.master.url) as direct,
     ):
         ending = workers.submit("hang", note=tmp_path / "ending", until=tmp_path / "go", max_attempts=1)
@@ -98,7 +98,7 @@ def test_a_frozen_replica_costs_no_outcome_and_no_second_run(
         read = client.get(f"/tasks/{ending.id}")
         eventually(lambda: time.monotonic() - refused_at > 2 * LEASE_S)  # every lease has ended by then
         servers.thaw()
-        record = direct.wait(ending.id, timeout_s=30)
+        record = direct.wait(ending.id, timeout_s=PATIENCE_S)
 
         assert [answer.status_code for answer in answers] == [503, 503]
         assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers)

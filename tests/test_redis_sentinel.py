@@ -25,7 +25,7 @@ from taskpool.settings import SentinelUrl, Settings, redact_url
 from tests.api_client import api_process
 from tests.sentinels import SERVICE, Sentinels
 from tests.states import new_task
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.test_store import ping
 from tests.tls import certificate
 from tests.worker_pool import WorkerPool, started
@@ -105,7 +105,7 @@ def test_a_failover_is_survived_by_workers_the_api_and_waits(sentinels: Sentinel
     with (
         WorkerPool(sentinels.url, tmp_path / "log", workers=2, lease_s=20) as workers,
         api_process(sentinels.url, tmp_path / "api") as (_, url),
-        httpx.Client(base_url=url, timeout=60) as client,
+        httpx.Client(base_url=url, timeout=PATIENCE_S) as client,
     ):
         task = workers.submit("hang", note=tmp_path / "note", until=tmp_path / "go")
         before = client.post("/tasks", json={"type": "act", "payload": {"do": "ok"}}).json()["id"]
@@ -117,17 +117,17 @@ def test_a_failover_is_survived_by_workers_the_api_and_waits(sentinels: Sentinel
         ]
         for wait_ in waits:
             wait_.start()
-        workers.pool.wait(before, timeout_s=30)
+        workers.pool.wait(before, timeout_s=PATIENCE_S)
         eventually(lambda: sentinels.master.admin.pubsub_numsub(f"taskpool:task:{task.id}")[0][1] == len(waits))
         eventually(lambda: len(stores_that_read(sentinels)) == 2)  # both waits that subscribe first have looked, too
         sentinels.master.admin.wait(1, 5000)  # replication is asynchronous: what it hasn't got yet would be lost
 
         sentinels.master.kill()
-        eventually(lambda: sentinels.replica.role() == "master", 30)
+        eventually(lambda: sentinels.replica.role() == "master")
         (tmp_path / "go").touch()
         for wait_ in waits:
-            wait_.join(60)
-        eventually(lambda: client.post("/tasks", json=ECHO).status_code == 202, 30)
+            wait_.join(PATIENCE_S)
+        eventually(lambda: client.post("/tasks", json=ECHO).status_code == 202)
 
         assert (waited["sync"].result, waited["sync"].attempt, waited["sync"].crashes) == ("slept", 1, 0)
         assert waited["awaited"].result == "slept"
@@ -148,7 +148,7 @@ def status(pool: TaskPool, id: str) -> TaskStatus | None:
 
 def wait(redis_url: str, id: str) -> TaskRecord:
     with TaskPool(redis_url) as pool:
-        return pool.wait(id, timeout_s=50)
+        return pool.wait(id, timeout_s=PATIENCE_S)
 
 
 def stores_that_read(sentinels: Sentinels) -> list[Any]:
@@ -162,7 +162,7 @@ def stores_that_read(sentinels: Sentinels) -> list[Any]:
 
 async def wait_async(redis_url: str, id: str) -> TaskRecord:
     async with AsyncTaskPool(redis_url) as pool:
-        return await pool.wait(id, timeout_s=50)
+        return await pool.wait(id, timeout_s=PATIENCE_S)
 
 
 @pytest.mark.long(about_s=13)
@@ -173,7 +173,7 @@ def test_a_master_that_is_made_a_replica_is_left_for_the_new_one(sentinels: Sent
         client.set("k", "v")
 
         sentinels.sentinels[0].admin.execute_command("SENTINEL FAILOVER", SERVICE)
-        eventually(lambda: sentinels.replica.role() == "master" and sentinels.master.role() == "slave", 30)
+        eventually(lambda: sentinels.replica.role() == "master" and sentinels.master.role() == "slave")
 
         eventually(lambda: Address.parse(sentinels.url).located().port == sentinels.replica.port)
         assert store.run(scripts.add([new_task("b")])).statuses == ("queued",)

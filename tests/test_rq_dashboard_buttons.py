@@ -13,7 +13,7 @@ from taskpool.redis.embedded import RedisServer
 from taskpool.tasks.registry import Registry
 from taskpool.types import TaskStatus
 from tests.rq_processes import TASKS, Dashboard, dashboard, is_gone, numbers, once, traces, workers
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 S = TaskStatus
 NO_SUCH_FILE = {"path": "/no/such/file"}
@@ -45,7 +45,7 @@ def gate(tmp_path: Path) -> Iterator[Path]:
 def test_requeue_runs_a_failed_task_again(pages: Dashboard, pool: TaskPool, tmp_path: Path) -> None:
     file = tmp_path / "file"
     task = pool.add_task("read", {"path": str(file)})
-    failed = pool.wait(task.id, timeout_s=30)
+    failed = pool.wait(task.id, timeout_s=PATIENCE_S)
     file.write_text("there")
 
     pages.press(f"job/{task.id}/requeue")
@@ -82,7 +82,7 @@ def test_requeue_all_runs_every_failed_and_stopped_task_again(
     once(pool, held, S.IN_PROGRESS)
     pool.kill_task(held)
     for id in (*failed, held):
-        pool.wait(id, timeout_s=30)
+        pool.wait(id, timeout_s=PATIENCE_S)
     file.write_text("there")
     gate.touch()
 
@@ -98,7 +98,7 @@ def test_delete_leaves_nothing_of_a_task_that_has_ended(pages: Dashboard, pool: 
     done = pool.add_task("echo", {"message": 1}, tags=["red"])
     failed = pool.add_task("read", NO_SUCH_FILE, tags=["red"])
     for task in (done, failed):
-        pool.wait(task.id, timeout_s=30)
+        pool.wait(task.id, timeout_s=PATIENCE_S)
 
         pages.press(f"job/{task.id}/delete")
 
@@ -143,9 +143,9 @@ def test_a_worker_whose_task_is_deleted_stops_it_and_goes_on(
     pages.press(f"job/{task.id}/delete")
 
     assert is_gone(pool, task.id)
-    eventually(lambda: not traces(redis, pool, task.id), 20)
+    eventually(lambda: not traces(redis, pool, task.id))
     after = [pool.add_task("echo", {"message": n}) for n in range(10)]
-    assert [pool.wait(each.id, timeout_s=30).result for each in after] == list(range(10))
+    assert [pool.wait(each.id, timeout_s=PATIENCE_S).result for each in after] == list(range(10))
     eventually(lambda: [worker["current_job"] for worker in pages.workers()] == ["idle", "idle"])
     assert (numbers(pool).in_progress, numbers(pool).done) == (0, 10)
 
@@ -195,8 +195,8 @@ def test_empty_of_the_running_ones_stops_them(pages: Dashboard, pool: TaskPool, 
 
     assert all(is_gone(pool, task.id) for task in tasks)
     for task in tasks:
-        eventually(lambda id=task.id: not traces(redis, pool, id), 20)  # type: ignore[misc]
-    assert pool.wait(pool.add_task("echo", {"message": 1}).id, timeout_s=30).status is S.DONE
+        eventually(lambda id=task.id: not traces(redis, pool, id))  # type: ignore[misc]
+    assert pool.wait(pool.add_task("echo", {"message": 1}).id, timeout_s=PATIENCE_S).status is S.DONE
 
 
 def test_compact_keeps_what_is_queued_in_order(pages: Dashboard, pool: TaskPool) -> None:

@@ -41,7 +41,7 @@ def plain_worker(pool: TaskPool, redis_url: str, tmp_path: Path) -> Iterator[psu
     """A plain RQ worker that waits for tasks."""
     command = (*WORKER, "--url", redis_url)
     with process(command, environment(redis_url), tmp_path / "worker.log") as worker:
-        eventually(lambda: [info.state for info in pool.workers()] == ["idle"], 30)
+        eventually(lambda: [info.state for info in pool.workers()] == ["idle"])
         yield psutil.Process(worker.pid)
 
 

@@ -27,6 +27,7 @@ from taskpool.settings import Settings
 from taskpool.tasks.registry import Registry
 from taskpool.types import TaskRecord, TaskStatus
 from tests.rq_processes import TASKS, Dashboard, dashboard, numbers, traces, workers
+from tests.support import PATIENCE_S
 
 S = TaskStatus
 
@@ -90,7 +91,7 @@ def test_a_plain_enqueue_of_our_entry_point_is_a_task(pool: TaskPool, queue: Que
 def test_our_workers_find_it_without_a_doorbell(pages: Dashboard, pool: TaskPool, redis: Redis) -> None:
     job = Queue("default", connection=redis, serializer=JSONSerializer).enqueue(ENTRY_POINT, "echo", {"message": 1})
 
-    assert pool.wait(job.id, timeout_s=30).result == 1
+    assert pool.wait(job.id, timeout_s=PATIENCE_S).result == 1
 
 
 def test_removing_it_leaves_nothing(pool: TaskPool, queue: Queue, redis: Redis) -> None:
@@ -233,7 +234,7 @@ def test_a_pickle_executes_nothing_in_our_workers_or_our_api(
 
     Queue("default", connection=redis, serializer=JSONSerializer).push_job_id(job.id)
     redis.hset(job.key, "status", "queued")
-    record = pool.wait(job.id, timeout_s=30)
+    record = pool.wait(job.id, timeout_s=PATIENCE_S)
 
     assert record == refused(pool, job.id)
     assert record.error == "refused: its data is not JSON (pickle is never loaded)"

@@ -279,8 +279,8 @@ def test_a_real_pool_declares_fires_and_withdraws(redis_url: str, tmp_path: Path
     file.write_text(code)
     with TaskPool(redis_url) as pool:
         with WorkerPool(redis_url, tmp_path / "log", tasks=file):
-            eventually(lambda: any(each.status == "done" for each in pool.list_tasks(type="tick").items), 20)
+            eventually(lambda: any(each.status == "done" for each in pool.list_tasks(type="tick").items))
             assert pool.get_schedule("tick").status is ScheduleStatus.ACTIVE
         file.write_text(code.replace(", schedule=Every(1)", ""))
         with WorkerPool(redis_url, tmp_path / "log2", tasks=file):
-            eventually(lambda: not pool.list_schedules().items, 20)
+            eventually(lambda: not pool.list_schedules().items)

@@ -16,6 +16,7 @@ from taskpool.redis import pause_scripts
 from taskpool.redis.calls import Call
 from taskpool.types.fleet import Pause, PoolState
 from tests.states import World
+from tests.support import PATIENCE_S
 
 POOL = PoolInfo(id="h.7.ab", host="h", pid=7, queues=("default", "other"), types=("work",), workers=("h.7.ab.1",))
 WORKER = "h.7.ab.1"
@@ -144,11 +145,11 @@ def test_a_pool_hears_of_a_drain_with_its_next_heartbeat(world: World, pool: Poo
     assert world.run(publish(POOL, (), ttl_s=100)) is False
     with world.redis.pubsub() as channel:
         channel.subscribe("rq:pubsub:h.7.ab")
-        channel.get_message(timeout=10)
+        channel.get_message(timeout=PATIENCE_S)
 
         pause(world, "pool:h.7.ab", drains=True)
 
-        message: Mapping[str, Any] = channel.get_message(timeout=10)
+        message: Mapping[str, Any] = channel.get_message(timeout=PATIENCE_S)
     assert json.loads(message["data"]) == {"command": "taskpool-drain"}
     assert world.run(publish(POOL, (), ttl_s=100)) is True
 

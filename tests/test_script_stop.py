@@ -10,6 +10,7 @@ import pytest
 from taskpool.redis import scripts
 from taskpool.types import TaskStatus
 from tests.states import RUNS, SEED, World, race
+from tests.support import PATIENCE_S
 
 S = TaskStatus
 
@@ -18,7 +19,7 @@ def stop_channel(world: World, worker: str = "w") -> Any:
     """A subscription to the commands of a worker."""
     channel = world.redis.pubsub(ignore_subscribe_messages=True)
     channel.subscribe(f"rq:pubsub:{worker}")
-    channel.get_message(timeout=5)
+    channel.get_message(timeout=PATIENCE_S)
     return channel
 
 

@@ -14,6 +14,7 @@ from taskpool.redis import keys, scripts
 from taskpool.tasks.attempt import Outcome, stopped
 from taskpool.types import Event, TaskStatus
 from tests.states import FAILURE, World
+from tests.support import PATIENCE_S
 
 S = TaskStatus
 
@@ -141,14 +142,14 @@ def test_every_event_that_a_life_leaves_can_be_read(world: World) -> None:
 def test_a_message_is_the_kept_event_with_its_id_and_what_is_only_published(world: World, listen: str) -> None:
     channel = world.redis.pubsub(ignore_subscribe_messages=True)
     getattr(channel, listen)(keys.FIREHOSE if listen == "psubscribe" else keys.CHANNEL + "a")
-    channel.get_message(timeout=5)
+    channel.get_message(timeout=PATIENCE_S)
 
     running = world.start("a")
     world.run(status.log_task(running, [(5, "one")]))
     world.finish(running)
 
     kept = [status.read_event(fields[b"e"], id.decode()) for id, fields in world.redis.xrange(keys.EVENTS)]
-    received = [status.read_event(channel.get_message(timeout=5)["data"]) for _ in kept]
+    received = [status.read_event(channel.get_message(timeout=PATIENCE_S)["data"]) for _ in kept]
     channel.close()
     assert [dataclasses.replace(event, aside={}) for event in received] == kept
     assert [event.event for event in received] == ["queued", "started", "log", "done"]
@@ -161,12 +162,12 @@ def test_an_event_can_be_published_again(world: World) -> None:
     event = Event("a", 7, "log", S.IN_PROGRESS, 1_800_000_000_000, {"count": 1}, "5-1", {"lines": [{"text": "one"}]})
     channel = world.redis.pubsub(ignore_subscribe_messages=True)
     channel.subscribe(keys.CHANNEL + "a")
-    channel.get_message(timeout=5)
+    channel.get_message(timeout=PATIENCE_S)
     before = world.snapshot()
 
     assert world.run(status.notify_websocket(event)) == 1
 
-    message = channel.get_message(timeout=5)["data"]
+    message = channel.get_message(timeout=PATIENCE_S)["data"]
     channel.close()
     assert status.read_event(message) == event
     assert json.loads(message)["status"] == "in_progress"

@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 
 from taskpool import TaskPool, TaskStatus
-from tests.support import eventually, is_running
+from tests.support import PATIENCE_S, eventually, is_running
 from tests.worker_pool import WorkerPool, lines, pool_with_redis, started
 
 SLOTS = 8
@@ -38,7 +38,7 @@ def test_one_process_runs_as_many_tasks_at_once_as_it_has_slots(workers: WorkerP
     (shown,) = eventually(lambda: [worker for worker in workers.pool.workers() if len(worker.current) == SLOTS])
     (tmp_path / "go").touch()
 
-    assert {workers.pool.wait(id, timeout_s=30).status for id in ids} == {TaskStatus.DONE}
+    assert {workers.pool.wait(id, timeout_s=PATIENCE_S).status for id in ids} == {TaskStatus.DONE}
     assert {line.split()[0] for line in lines(tmp_path / "note") if line != "left"} == {str(shown.pid)}
 
 
@@ -46,11 +46,11 @@ def test_a_stop_cancels_one_coroutine_and_no_other(workers: WorkerPool, tmp_path
     first, *others = start_all(workers, tmp_path / "note", "act_async", until=tmp_path / "go")
 
     workers.pool.kill_task(first, grace_s=30)
-    stopped = workers.pool.wait(first, timeout_s=30)
+    stopped = workers.pool.wait(first, timeout_s=PATIENCE_S)
     (tmp_path / "go").touch()
 
     assert stopped.status is TaskStatus.STOPPED
-    assert {workers.pool.wait(id, timeout_s=30).attempt for id in others} == {1}
+    assert {workers.pool.wait(id, timeout_s=PATIENCE_S).attempt for id in others} == {1}
 
 
 def test_a_timeout_cancels_one_coroutine_and_no_other(workers: WorkerPool, tmp_path: Path) -> None:
@@ -58,12 +58,12 @@ def test_a_timeout_cancels_one_coroutine_and_no_other(workers: WorkerPool, tmp_p
     workers.pool.kill_task(ids.pop(), grace_s=30)
     late = workers.submit("hang", type="act_async", timeout_s=0.5)
 
-    record = workers.pool.wait(late.id, timeout_s=30)
+    record = workers.pool.wait(late.id, timeout_s=PATIENCE_S)
     (tmp_path / "go").touch()
 
     assert record.failure is not None
     assert record.failure["reason"] == "timeout"
-    assert {workers.pool.wait(id, timeout_s=30).status for id in ids} == {TaskStatus.DONE}
+    assert {workers.pool.wait(id, timeout_s=PATIENCE_S).status for id in ids} == {TaskStatus.DONE}
 
 
 def test_a_task_in_a_thread_that_looks_ends_with_its_timeout_or_a_stop(workers: WorkerPool, tmp_path: Path) -> None:
@@ -73,9 +73,9 @@ def test_a_task_in_a_thread_that_looks_ends_with_its_timeout_or_a_stop(workers: 
     started(tmp_path / "note", 2)
 
     workers.pool.kill_task(stopped.id, grace_s=30)
-    record = workers.pool.wait(late.id, timeout_s=30)
+    record = workers.pool.wait(late.id, timeout_s=PATIENCE_S)
 
-    assert workers.pool.wait(stopped.id, timeout_s=30).status is TaskStatus.STOPPED
+    assert workers.pool.wait(stopped.id, timeout_s=PATIENCE_S).status is TaskStatus.STOPPED
     assert record.failure is not None
     assert record.failure["reason"] == "timeout"
     assert workers.pids() == [pid]
@@ -90,11 +90,11 @@ def test_a_stop_that_only_a_kill_can_carry_out_costs_the_neighbours_no_attempt(
     pid = started(tmp_path / "hog")
 
     workers.pool.kill_task(hog.id, grace_s=0.2)
-    stopped = workers.pool.wait(hog.id, timeout_s=30)
+    stopped = workers.pool.wait(hog.id, timeout_s=PATIENCE_S)
 
     assert stopped.status is TaskStatus.STOPPED
     assert not is_running(pid)
-    record = workers.pool.wait(neighbour.id, timeout_s=30)
+    record = workers.pool.wait(neighbour.id, timeout_s=PATIENCE_S)
     assert (record.result, record.attempt, record.crashes) == ("the second time", 1, 0)
 
 
@@ -105,7 +105,7 @@ def test_a_killed_process_costs_none_of_its_tasks_an_attempt(workers: WorkerPool
     started(tmp_path / "note", SLOTS + 1)
     (tmp_path / "go").touch()
 
-    ended = [workers.pool.wait(id, timeout_s=30) for id in ids]
+    ended = [workers.pool.wait(id, timeout_s=PATIENCE_S) for id in ids]
     assert {(record.status, record.attempt, record.crashes) for record in ended} == {(TaskStatus.DONE, 1, 0)}
     assert all(record.history[0].outcome == "given_back" for record in ended)
     assert all("isn't known which of its tasks" in (record.history[0].error or "") for record in ended)
@@ -121,8 +121,8 @@ def test_a_task_that_keeps_killing_its_process_fails_and_its_neighbours_are_done
 
     poison = [workers.submit(killer) for _ in range(2)]
 
-    failed = [workers.pool.wait(task.id, timeout_s=60) for task in poison]
-    ended = [workers.pool.wait(task.id, timeout_s=60) for task in neighbours]
+    failed = [workers.pool.wait(task.id, timeout_s=PATIENCE_S) for task in poison]
+    ended = [workers.pool.wait(task.id, timeout_s=PATIENCE_S) for task in neighbours]
     assert {(record.status, record.crashes) for record in failed} == {(TaskStatus.FAILED, 3)}
     assert {record.failure["reason"] for record in failed if record.failure} == {"crashed"}
     assert {(record.status, record.attempt, record.crashes) for record in ended} == {(TaskStatus.DONE, 1, 0)}
@@ -132,19 +132,20 @@ def test_a_task_that_keeps_killing_its_process_fails_and_its_neighbours_are_done
 def test_a_suspect_waits_until_it_can_run_alone_while_other_tasks_go_on(workers: WorkerPool, tmp_path: Path) -> None:
     long = workers.submit("hang", type="act_async", note=tmp_path / "long", until=tmp_path / "go")
     started(tmp_path / "long")
-    suspect = workers.submit("ok", delay_s=0.5)
+    suspect = workers.submit("ok", delay_s=3600)
     with Redis.from_url(workers.pool.redis_url) as redis:
         redis.hset(f"rq:job:{suspect.id}", "suspect", 1)
+        redis.zadd("rq:scheduled:default", {suspect.id: 1})  # it is due
     eventually(lambda: workers.pool.get(suspect.id).history)
 
     others = [workers.result("ok") for _ in range(3)]
-    waiting = eventually(lambda: record if (record := workers.pool.get(suspect.id)).snoozes else None, 30)
+    waiting = eventually(lambda: record if (record := workers.pool.get(suspect.id)).snoozes else None)
     (tmp_path / "go").touch()
 
     assert {record.status for record in others} == {TaskStatus.DONE}
     assert "it has to run alone" in (waiting.history[-1].error or "")
-    assert workers.pool.wait(long.id, timeout_s=30).attempt == 1
-    assert workers.pool.wait(suspect.id, timeout_s=30).attempt == 1
+    assert workers.pool.wait(long.id, timeout_s=PATIENCE_S).attempt == 1
+    assert workers.pool.wait(suspect.id, timeout_s=PATIENCE_S).attempt == 1
 
 
 def test_a_shutdown_lets_coroutines_end_and_puts_the_rest_back(redis_url: str, tmp_path: Path) -> None:
@@ -166,14 +167,14 @@ def test_many_short_tasks_share_the_loop(redis_url: str, redis: Redis, tmp_path:
     with WorkerPool(redis_url, tmp_path / "log", slots=50, workers=2) as workers, TaskPool(redis_url) as pool:
         tasks = [workers.submit("ok", type="act_async") for _ in range(300)]
 
-        assert {pool.wait(task.id, timeout_s=30).status for task in tasks} == {TaskStatus.DONE}
+        assert {pool.wait(task.id, timeout_s=PATIENCE_S).status for task in tasks} == {TaskStatus.DONE}
         eventually(lambda: redis.zcard("rq:wip:default") == 0)
 
 
 def test_reports_of_tasks_side_by_side_stay_apart(workers: WorkerPool) -> None:
     tasks = [workers.submit("report") for _ in range(SLOTS)]
 
-    ended = [workers.pool.wait(task.id, timeout_s=30) for task in tasks]
+    ended = [workers.pool.wait(task.id, timeout_s=PATIENCE_S) for task in tasks]
 
     assert [record.progress for record in ended] == [{"done": 100, "total": 100, "note": "step 100"}] * SLOTS
     with Redis.from_url(workers.pool.redis_url) as redis:

@@ -19,7 +19,7 @@ from rq.serializers import JSONSerializer
 
 from taskpool import Registry, TaskPool, TaskStatus
 from tests.rq_processes import ROOT, environment, process, rq, workers
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 S = TaskStatus
 GUIDE = ROOT / "docs" / "next-to-rq.md"
@@ -59,10 +59,10 @@ def test_rq_workers_that_die_or_cannot_read_a_task_cost_none(
     left = [Queue(connection=redis).enqueue("os.getcwd").id for _ in range(3)]
 
     with workers(redis_url, tmp_path, count=2):
-        assert pool.wait(taken.id, timeout_s=30).result == "taken"
+        assert pool.wait(taken.id, timeout_s=PATIENCE_S).result == "taken"
         eventually(lambda: pool.get(unread.id).result == "unread")  # it is still failed until it is scheduled again
         eventually(
-            lambda: "'default' holds RQ jobs that aren't Taskpool tasks" in (tmp_path / "workers.log").read_text(), 30
+            lambda: "'default' holds RQ jobs that aren't Taskpool tasks" in (tmp_path / "workers.log").read_text()
         )
 
     assert Queue(connection=redis).job_ids == left
@@ -87,7 +87,7 @@ def test_the_guides_program_gets_its_result_from_our_workers(redis_url: str, red
             env=env,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
             check=False,
         )
 

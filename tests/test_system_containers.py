@@ -18,7 +18,7 @@ from benchmarks.ports import free_port
 from tests.compose import ROOT, in_bytes
 from tests.conftest import TEST_CONTAINERS
 from tests.containers import PROJECT, Deployment, NoContainers, Podman, check_package_index
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.skipif(not TEST_CONTAINERS, reason="images are built with TASKPOOL_TEST_CONTAINERS=1 only")
 
@@ -58,7 +58,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
 def api(stack: Deployment) -> Iterator[httpx.Client]:
     """A client of the API at its published port; all services are up."""
     published = stack.services["api"]["ports"][0].rpartition(":")[0]
-    with httpx.Client(base_url=f"http://{published}", timeout=60) as client:
+    with httpx.Client(base_url=f"http://{published}", timeout=PATIENCE_S) as client:
         yield client
 
 
@@ -76,7 +76,7 @@ def ended(api: httpx.Client, id: str) -> dict[str, Any]:
         task: dict[str, Any] = api.get(f"/tasks/{id}", params={"wait": 20}).json()
         return task if "ended_at" in task else None
 
-    return eventually(look, 120)
+    return eventually(look)
 
 
 def running(api: httpx.Client, ids: list[str]) -> list[dict[str, Any]]:
@@ -86,7 +86,7 @@ def running(api: httpx.Client, ids: list[str]) -> list[dict[str, Any]]:
         tasks = [api.get(f"/tasks/{id}").json() for id in ids]
         return tasks if all(task["status"] == "in_progress" for task in tasks) else None
 
-    return eventually(look, 60)
+    return eventually(look)
 
 
 def host(podman_name: str, stack: Deployment) -> str:
@@ -217,7 +217,7 @@ def test_the_service_goes_on_after_redis_was_restarted(stack: Deployment, api: h
     stack.podman("start", redis)
     stack.await_health(redis)
 
-    eventually(lambda: api.get("/readyz").status_code == 200, 120)  # podman's name server is slow after a restart
+    eventually(lambda: api.get("/readyz").status_code == 200)  # podman's name server is slow after a restart
     assert api.get(f"/tasks/{before}").json()["result"] == "before"
     assert ended(api, later)["result"] == "later"
     assert ended(api, submit(api, "echo", message="after"))["result"] == "after"

@@ -11,7 +11,7 @@ import pytest
 from taskpool import TaskRecord, TaskStatus
 from taskpool.redis import keys
 from taskpool.redis.calls import Call
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.worker_pool import WorkerPool, lines, pool_with_redis
 
 TASKS = """
@@ -75,7 +75,7 @@ def dead(workers: WorkerPool, how: str, note: Path) -> tuple[TaskRecord, dict[st
     eventually(lambda: workers.pool.store.run(_length(task.id)) == 12)
     with note.open("a") as file:
         file.write("go\n")
-    record = workers.pool.wait(task.id, timeout_s=30)
+    record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
     assert record.failure is not None
     return record, dict(record.failure)
 
@@ -90,7 +90,7 @@ def killed(workers: WorkerPool, note: Path, **options: Any) -> dict[str, Any]:
     eventually(lambda: lines(note))
     if not options:
         workers.pool.kill_task(task.id, grace_s=0.1)
-    record = workers.pool.wait(task.id, timeout_s=30)
+    record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
     assert record.failure is not None
     return dict(record.failure)
 
@@ -133,7 +133,7 @@ def test_a_crash_report_has_only_lines_of_its_own_attempt(workers: WorkerPool, n
     with note.open("a") as file:
         file.write("go\n")
 
-    failure = workers.pool.wait(first.id, timeout_s=30).failure
+    failure = workers.pool.wait(first.id, timeout_s=PATIENCE_S).failure
 
     assert failure is not None
     assert all(line.startswith("attempt 2") for line in failure["log"])

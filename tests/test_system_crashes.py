@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 
 from taskpool import TaskPool, TaskStatus
-from tests.support import eventually, is_running
+from tests.support import PATIENCE_S, eventually, is_running
 from tests.worker_pool import WorkerPool, lines, started
 
 # Every pool here has a lease of 60 s (see WorkerPool): what is settled within a test wasn't settled by its end.
@@ -29,7 +29,7 @@ def test_a_task_whose_process_is_killed_runs_again_at_once(workers: WorkerPool, 
     first = started(tmp_path / "note")
 
     os.kill(first, signal.SIGKILL)
-    record = workers.pool.wait(task.id, timeout_s=30)
+    record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert (record.status, record.result) == (TaskStatus.DONE, "the second time")
     assert (record.attempt, record.crashes) == (2, 1)
@@ -83,7 +83,7 @@ def test_a_dead_fork_server_is_replaced_and_its_tasks_run_again(workers: WorkerP
     (fork_server,) = psutil.Process(workers.process.pid).children()
 
     fork_server.kill()
-    record = workers.pool.wait(task.id, timeout_s=30)
+    record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert (record.result, record.crashes) == ("the second time", 1)
     assert record.history[0].error is not None
@@ -99,7 +99,7 @@ def test_a_dead_fork_server_costs_none_of_several_tasks_an_attempt(redis_url: st
         (fork_server,) = psutil.Process(workers.process.pid).children()
 
         fork_server.kill()
-        records = [workers.pool.wait(task.id, timeout_s=30) for task in tasks]
+        records = [workers.pool.wait(task.id, timeout_s=PATIENCE_S) for task in tasks]
 
         assert [(record.result, record.attempt, record.crashes) for record in records] == [
             ("the second time", 1, 0)
@@ -126,7 +126,7 @@ def test_tasks_of_a_dead_host_are_taken_back_when_their_leases_end(redis_url: st
         first.end()
 
     with WorkerPool(redis_url, tmp_path / "log", lease_s=1.5) as second:
-        record = second.pool.wait(task.id, timeout_s=30)
+        record = second.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert (record.result, record.crashes) == ("the second time", 1)
 
@@ -140,10 +140,10 @@ def test_a_frozen_process_that_lost_its_lease_changes_nothing(redis_url: str, tm
             process.suspend()
 
         with WorkerPool(redis_url, tmp_path / "log2", lease_s=1.5) as other:
-            record = other.pool.wait(task.id, timeout_s=30)
+            record = other.pool.wait(task.id, timeout_s=PATIENCE_S)
             for process in processes:
                 process.resume()
-            assert other.pool.wait(frozen.submit("ok").id, timeout_s=30).status is TaskStatus.DONE
+            assert other.pool.wait(frozen.submit("ok").id, timeout_s=PATIENCE_S).status is TaskStatus.DONE
             eventually(lambda: [worker for worker in other.pool.workers() if worker.current] == [])
 
         assert record.result == "the second time"
@@ -202,6 +202,6 @@ def test_a_killed_pool_of_many_tasks_loses_none(redis_url: str, tmp_path: Path) 
                 os.kill(pid, signal.SIGKILL)
                 killed.add(pid)
 
-        ended = [pool.wait(task.id, timeout_s=30) for task in tasks]
+        ended = [pool.wait(task.id, timeout_s=PATIENCE_S) for task in tasks]
 
         assert {record.status for record in ended} == {TaskStatus.DONE}

@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 
 from taskpool import TaskStatus
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.worker_pool import WorkerPool, lines, started
 
 
@@ -101,5 +101,5 @@ def test_a_process_that_gets_sigterm_from_outside_finishes_what_it_runs(redis_ur
             process.send_signal(signal.SIGTERM)
         (tmp_path / "go").touch()
 
-        assert workers.pool.wait(task.id, timeout_s=30).attempt == 1
+        assert workers.pool.wait(task.id, timeout_s=PATIENCE_S).attempt == 1
         assert workers.result("ok").result["pid"] != pid

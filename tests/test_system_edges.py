@@ -9,6 +9,7 @@ import pytest
 from redis import Redis
 
 from taskpool import TaskStatus
+from tests.support import PATIENCE_S
 from tests.worker_pool import WorkerPool, pool_with_redis
 
 TASKS = str(Path(__file__).with_name("tasks_for_edges.py"))
@@ -31,7 +32,7 @@ def test_a_task_sees_which_rows_of_a_map_failed(workers: WorkerPool, looks: str)
     with workers.pool.workflow("rows") as workflow:
         workflow.add("fan_out", "fan_out", {"rows": ROWS, "looks": looks})
 
-    ended = workers.pool.wait_workflow(workflow.id, timeout_s=60)
+    ended = workers.pool.wait_workflow(workflow.id, timeout_s=PATIENCE_S)
 
     (seen,) = workers.pool.list_tasks(type=looks, limit=1).items
     bad = [n for n in range(ROWS) if n % 3 == 0]
@@ -50,7 +51,7 @@ def test_a_chain_whose_first_task_fails_is_canceled_to_its_end(workers: WorkerPo
     with Redis.from_url(workers.pool.redis_url) as redis:
         redis.zadd("rq:scheduled:default", {head.id: 1})
 
-    last = workers.pool.wait(ids[-1], timeout_s=30)
+    last = workers.pool.wait(ids[-1], timeout_s=PATIENCE_S)
 
     assert (last.status, last.reason, last.canceled_by) == (TaskStatus.CANCELED, "dependency_failed", ids[-2])
     assert workers.pool.get(head.id).status is TaskStatus.FAILED

@@ -12,7 +12,8 @@ from redis import Redis
 
 from taskpool.redis.embedded import RedisServer
 from tests.api_client import api_process
-from tests.event_clients import EventClient, SocketClient, StreamClient, until
+from tests.event_clients import EventClient, SocketClient, StreamClient
+from tests.support import until
 from tests.worker_pool import WorkerPool
 
 EACH = 20

@@ -20,7 +20,7 @@ import pytest
 from taskpool import TaskStatus
 from taskpool.redis.embedded import RedisServer
 from tests.black_hole import BlackHole
-from tests.support import eventually, is_running
+from tests.support import PATIENCE_S, eventually, is_running
 from tests.worker_pool import WorkerPool, lines, started
 
 LEASE_S = 3
@@ -96,7 +96,7 @@ def test_an_attempt_on_a_host_that_is_cut_off_ends_before_the_next_one_begins(
     other = hosts.other()
     found = worked(note, 2)
     (tmp_path / "until").touch()
-    record = other.pool.wait(task.id, timeout_s=30)
+    record = other.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert not overlap(found), found
     assert not is_running(pid), first.log.read_text()
@@ -113,7 +113,7 @@ def test_only_the_main_thread_of_a_worker_process_receives_sigcont(hosts: Hosts,
     threads = [Path(f"/proc/{pid}/task/{thread}/status").read_text() for thread in os.listdir(f"/proc/{pid}/task")]
     receivers = [status for status in threads if not blocked_signals(status) & 1 << signal.SIGCONT - 1]
     (tmp_path / "until").touch()
-    pool.pool.wait(task.id, timeout_s=30)
+    pool.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert len(threads) > 1
     assert [f"\nPid:\t{pid}\n" in status for status in receivers] == [True]
@@ -137,7 +137,7 @@ def test_a_process_whose_supervisor_is_frozen_ends_itself_even_while_it_holds_th
     other = hosts.other()
     found = worked(note, 2)
     (tmp_path / "until").touch()
-    record = other.pool.wait(task.id, timeout_s=30)
+    record = other.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert not overlap(found)
     assert not is_running(pid)
@@ -169,7 +169,7 @@ def test_a_pool_that_was_frozen_as_a_whole_does_not_go_on_with_its_attempts(
     eventually(lambda: not is_running(pid))
     (tmp_path / "until").touch()
 
-    assert other.pool.wait(task.id, timeout_s=30).status is TaskStatus.DONE
+    assert other.pool.wait(task.id, timeout_s=PATIENCE_S).status is TaskStatus.DONE
     assert not overlap(spans(note))
 
 
@@ -184,13 +184,13 @@ def test_a_unique_key_that_is_free_again_after_a_lost_lease_is_held_by_one_alone
     other = hosts.other()
 
     other.pool.kill_task(task.id, force=True)
-    stopped = other.pool.wait(task.id, timeout_s=30)
+    stopped = other.pool.wait(task.id, timeout_s=PATIENCE_S)
     second = other.submit("work", **options)
     found = worked(note, 2)
     (tmp_path / "until").touch()
 
     assert (stopped.status, stopped.reason) == (TaskStatus.STOPPED, "lease_lost")
-    assert other.pool.wait(second.id, timeout_s=30).status is TaskStatus.DONE
+    assert other.pool.wait(second.id, timeout_s=PATIENCE_S).status is TaskStatus.DONE
     assert not overlap(found)
 
 
@@ -209,7 +209,7 @@ def test_an_outage_of_redis_ends_it_and_it_runs_again_when_redis_is_back(
     hole.mend()
     worked(note, 2)
     (tmp_path / "until").touch()
-    record, other = (first.pool.wait(id, timeout_s=40) for id in (task.id, beside.id))
+    record, other = (first.pool.wait(id, timeout_s=PATIENCE_S) for id in (task.id, beside.id))
 
     assert not overlap(spans(note))
     assert (record.status, record.crashes) == (TaskStatus.DONE, 1)

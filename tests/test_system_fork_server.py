@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from taskpool import TaskStatus
-from tests.support import eventually, is_running
+from tests.support import PATIENCE_S, eventually, is_running
 from tests.worker_pool import WorkerPool, lines, started
 
 # The lease is 60 s (see WorkerPool): what is settled within a test wasn't settled by its end.
@@ -42,7 +42,7 @@ def test_a_worker_that_dies_is_recovered_and_replaced_and_the_others_go_on(worke
     fork_server = freeze(workers)
 
     os.kill(first, signal.SIGKILL)
-    record = workers.pool.wait(task.id, timeout_s=20)
+    record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert (record.result, record.crashes) == ("the second time", 1)
     assert record.history[0].error == (
@@ -50,7 +50,7 @@ def test_a_worker_that_dies_is_recovered_and_replaced_and_the_others_go_on(worke
     )
     assert is_running(pid)
     note.with_name("until").touch()
-    other = workers.pool.wait(beside.id, timeout_s=20)
+    other = workers.pool.wait(beside.id, timeout_s=PATIENCE_S)
     assert (other.status, other.attempt, other.history) == (TaskStatus.DONE, 1, ())
     eventually(lambda: not is_running(fork_server.pid))
     eventually(lambda: len(workers.descendants()) == 3)
@@ -64,7 +64,7 @@ def test_a_stop_is_verified_and_ends_processes_that_left_the_group(workers: Work
     freeze(workers)
 
     workers.pool.kill_task(task.id, force=True)
-    record = workers.pool.wait(task.id, timeout_s=20)
+    record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert (record.status, record.reason) == (TaskStatus.STOPPED, "stopped")
     assert not is_running(pid)
@@ -83,7 +83,7 @@ def test_ends_that_it_reports_when_it_goes_on_are_ignored(workers: WorkerPool, n
     eventually(lambda: len(set(workers.pids()) - {busy, idle}) == 2)
     note.with_name("until").touch()
 
-    assert workers.pool.wait(task.id, timeout_s=20).attempt == 1
+    assert workers.pool.wait(task.id, timeout_s=PATIENCE_S).attempt == 1
     eventually(lambda: not is_running(fork_server.pid))
     assert [workers.result("ok").status for _ in range(5)] == [TaskStatus.DONE] * 5
     assert "Traceback" not in workers.log.read_text()

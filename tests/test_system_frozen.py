@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from taskpool import TaskRecord, TaskStatus, WaitTimeout
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.worker_pool import WorkerPool, lines
 
 
@@ -33,7 +33,7 @@ def frozen_with_a_claim(workers: WorkerPool, directory: Path, do: str) -> Iterat
             return task, note
         process.resume()  # it wasn't there
         until.touch()
-        workers.pool.wait(task.id, timeout_s=30)
+        workers.pool.wait(task.id, timeout_s=PATIENCE_S)
         return None
 
     try:
@@ -52,7 +52,7 @@ def test_a_claim_that_a_frozen_process_finds_when_its_lease_is_over_is_not_run(
         (pid,) = workers.pids()
         with frozen_with_a_claim(workers, tmp_path, "ok") as (task, note):
             eventually(lambda: workers.pool.get(task.id).status is TaskStatus.QUEUED)
-        record = workers.pool.wait(task.id, timeout_s=30)
+        record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
 
         assert (record.status, record.attempt, record.crashes) == (TaskStatus.DONE, 1, 0)
         assert [attempt.outcome for attempt in record.history] == ["given_back", "done"]
@@ -66,7 +66,7 @@ def test_a_stop_that_comes_before_the_first_line_of_a_claimed_task_stops_it(
     with WorkerPool(redis_url, tmp_path / "log", lease_s=6) as workers:
         with frozen_with_a_claim(workers, tmp_path, "hang") as (task, _):
             asked = workers.pool.kill_task(task.id, grace_s=30, force=force)
-        record = workers.pool.wait(task.id, timeout_s=60)
+        record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
 
         assert asked.status is TaskStatus.STOPPING
         assert (record.status, record.attempt) == (TaskStatus.STOPPED, 1)
@@ -93,6 +93,6 @@ def test_a_process_whose_supervisor_is_frozen_claims_nothing_until_it_goes_on(
         assert workers.pool.get(left.id).status is TaskStatus.QUEUED
 
         workers.send(signal.SIGCONT)
-        record = workers.pool.wait(left.id, timeout_s=30)
+        record = workers.pool.wait(left.id, timeout_s=PATIENCE_S)
 
         assert (record.status, record.attempt, record.crashes) == (TaskStatus.DONE, 1, 0)

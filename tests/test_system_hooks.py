@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from taskpool import TaskStatus
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.worker_pool import WorkerPool, lines
 
 TASKS = str(Path(__file__).with_name("tasks_for_hooks.py"))
@@ -42,7 +42,7 @@ def workers(redis_url: str, tmp_path: Path, slots: int) -> Iterator[WorkerPool]:
 
 def run(workers: WorkerPool, type: str, **payload: Any) -> Any:
     """The record of a task at its end."""
-    return workers.pool.wait(workers.pool.add_task(type, payload).id, timeout_s=30)
+    return workers.pool.wait(workers.pool.add_task(type, payload).id, timeout_s=PATIENCE_S)
 
 
 def test_a_process_runs_its_hooks_and_exit_handlers_in_order(workers: WorkerPool, tmp_path: Path) -> None:

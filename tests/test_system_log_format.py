@@ -13,7 +13,7 @@ import pytest
 
 from taskpool import TaskStatus
 from tests.api_client import environment
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.worker_pool import WorkerPool, lines
 
 TASKS = """
@@ -43,7 +43,7 @@ def test_each_line_of_a_worker_says_which_task_wrote_it(redis_url: str, tmp_path
         trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
         plain = workers.pool.add_task("speaks", {"password": "canary-canary"}, traceparent=trace).id
         other = workers.pool.add_task("speaks_async").id
-        assert {workers.pool.wait(id, timeout_s=30).status for id in (plain, other)} == {TaskStatus.DONE}
+        assert {workers.pool.wait(id, timeout_s=PATIENCE_S).status for id in (plain, other)} == {TaskStatus.DONE}
         workers.send(signal.SIGTERM)
         assert workers.end() == 0
 
@@ -75,7 +75,7 @@ def test_the_api_logs_json(redis_url: str, tmp_path: Path) -> None:
         (line,) = eventually(lambda: lines(log))
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(PATIENCE_S)
 
     document = json.loads(line)
     assert (document["level"], document["logger"]) == ("info", "api")

@@ -13,7 +13,7 @@ from redis import Redis
 
 from taskpool import TaskStatus
 from taskpool.tasks.log_lines import LogLine
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.worker_pool import WorkerPool, pool_with_redis
 
 TASKS = str(Path(__file__).with_name("tasks_for_logs.py"))
@@ -38,7 +38,7 @@ def slots(tmp_path_factory: pytest.TempPathFactory, redis_binary: str | None) ->
 
 def log_of(workers: WorkerPool, type: str, **payload: Any) -> list[LogLine]:
     """The log of a task that was done."""
-    record = workers.pool.wait(workers.pool.add_task(type, payload).id, timeout_s=30)
+    record = workers.pool.wait(workers.pool.add_task(type, payload).id, timeout_s=PATIENCE_S)
     assert record.status is TaskStatus.DONE, record.error
     return all_lines(workers, record.id)
 
@@ -142,7 +142,7 @@ def test_a_killed_process_of_several_slots_too(slots: WorkerPool) -> None:
 def test_each_attempt_has_its_lines(workers: WorkerPool) -> None:
     task = workers.pool.add_task("fail", {}, max_attempts=3, backoff_s=0)
 
-    workers.pool.wait(task.id, timeout_s=30)
+    workers.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert [(line.attempt, line.text) for line in all_lines(workers, task.id)] == [
         (1, "attempt 1"), (2, "attempt 2"), (3, "attempt 3"),
@@ -156,7 +156,7 @@ def test_a_task_that_is_ended_keeps_its_log(workers: WorkerPool, end: str) -> No
         eventually(lambda: workers.pool.logs(task.id).items)
         workers.pool.kill_task(task.id)
 
-    record = workers.pool.wait(task.id, timeout_s=30)
+    record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert record.status is (TaskStatus.STOPPED if end == "stop" else TaskStatus.FAILED)
     assert [line.text for line in all_lines(workers, task.id)] == ["it hangs"]
@@ -167,7 +167,7 @@ def test_tasks_side_by_side_do_not_mix(slots: WorkerPool, type: str) -> None:
     tasks = [slots.pool.add_task(type, {"name": name, "lines": 20}) for name in "abcd"]
 
     for task, name in zip(tasks, "abcd", strict=True):
-        slots.pool.wait(task.id, timeout_s=30)
+        slots.pool.wait(task.id, timeout_s=PATIENCE_S)
         lines = all_lines(slots, task.id)
         assert {line.text[:2] for line in lines} == {f"{name} "}
         assert len(lines) == 20 * (4 if type == "chat" else 3)
@@ -200,8 +200,10 @@ def test_a_tasks_output_can_not_pass_for_the_workers_log_nor_control_a_terminal(
     redis_url: str, tmp_path: Path, output: str, slots: int
 ) -> None:
     with WorkerPool(redis_url, tmp_path / "log", tasks=TASKS, task_output=output, slots=slots) as workers:
-        id = workers.pool.wait(workers.pool.add_task("forge", {"token": "hunter2hunter2"}).id, timeout_s=30).id
-        workers.pool.wait(workers.pool.add_task("speak", {"how": "print"}).id, timeout_s=30)  # a thread has its say
+        id = workers.pool.wait(workers.pool.add_task("forge", {"token": "hunter2hunter2"}).id, timeout_s=PATIENCE_S).id
+        workers.pool.wait(
+            workers.pool.add_task("speak", {"how": "print"}).id, timeout_s=PATIENCE_S
+        )  # a thread has its say
         drain(workers)
         text = workers.log.read_text()
 

@@ -11,7 +11,7 @@ import pytest
 from taskpool import TaskStatus
 from taskpool.redis.embedded import RedisServer
 from tests.black_hole import BlackHole
-from tests.support import eventually, is_running
+from tests.support import PATIENCE_S, eventually, is_running
 from tests.worker_pool import WorkerPool, started
 
 LEASE_S = 2
@@ -47,7 +47,7 @@ def test_a_stop_of_a_task_whose_host_is_cut_off_is_reported_as_presumed(hosts: T
     other = hosts.other()
 
     other.pool.kill_task(task.id, grace_s=0, force=force)
-    record = other.pool.wait(task.id, timeout_s=30)
+    record = other.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert is_running(pid)  # what the record says is true
     assert (record.status, record.reason) == (TaskStatus.STOPPED, "lease_lost")
@@ -67,7 +67,7 @@ def test_a_task_whose_host_is_cut_off_runs_elsewhere_and_its_history_says_what_i
     hosts.hole.cut()
     other = hosts.other()
 
-    record = other.pool.wait(task.id, timeout_s=30)
+    record = other.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert (record.result, record.crashes) == ("the second time", 1)
     assert [attempt.outcome for attempt in record.history] == ["lease_lost", "done"]

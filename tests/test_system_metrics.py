@@ -12,7 +12,7 @@ import pytest
 from taskpool import TaskPool, TaskStatus
 from taskpool.operations.insight.builds import build_of
 from taskpool.redis.keys import split_name
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.worker_pool import WorkerPool
 
 TASKS = """
@@ -62,7 +62,7 @@ def test_after_so_many_tasks_the_counters_say_so(redis_url: str, tmp_path: Path,
 
     with WorkerPool(redis_url, tmp_path / "log", **settings) as workers:
         dead = pool.add_task("act", {"how": "die"})  # what its process has counted by then is lost with it
-        assert pool.wait(dead.id, timeout_s=30).reason == "crashed"
+        assert pool.wait(dead.id, timeout_s=PATIENCE_S).reason == "crashed"
         eventually(lambda: len(workers.pids()) == 1)
         hows = ["ok"] * 50 + ["fail", "retry", "retry", "snooze", "snooze", "snooze"]
         added = [pool.add_task("act", {"how": how}) for how in hows]
@@ -71,14 +71,14 @@ def test_after_so_many_tasks_the_counters_say_so(redis_url: str, tmp_path: Path,
         eventually(lambda: pool.get(asking.id).status is TaskStatus.WAITING_CONFIRMATION)
         pool.answer(asking.id, True)
         for task in (*added, asking):
-            assert pool.wait(task.id, timeout_s=30).status.is_terminal
+            assert pool.wait(task.id, timeout_s=PATIENCE_S).status.is_terminal
         (build,) = {worker.build for worker in pool.workers()}
         workers.send(signal.SIGTERM)
         assert workers.end() == 0
     canceled, late = [pool.add_task("other", delay_s=delay_s) for delay_s in (1000, 0)]
     pool.kill_task(canceled.id)
     with WorkerPool(redis_url, tmp_path / "log2", **settings) as workers:
-        pool.wait(late.id, timeout_s=30)
+        pool.wait(late.id, timeout_s=PATIENCE_S)
         workers.send(signal.SIGTERM)
         assert workers.end() == 0
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from taskpool import TaskStatus
-from tests.support import eventually, is_running
+from tests.support import PATIENCE_S, eventually, is_running
 from tests.worker_pool import WorkerPool, lines
 
 TASKS = """
@@ -88,7 +88,7 @@ def test_a_daemon_dies_with_its_stopped_task(workers: WorkerPool, tmp_path: Path
     pid = daemon(tmp_path / "note")
 
     workers.pool.kill_task(task.id, grace_s=30, force=force)
-    record = workers.pool.wait(task.id, timeout_s=30)
+    record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert record.status is TaskStatus.STOPPED
     assert not is_running(pid)
@@ -100,7 +100,7 @@ def test_a_daemon_dies_with_the_process_of_its_task(workers: WorkerPool, tmp_pat
     (worker,) = workers.pids()
 
     os.kill(worker, signal.SIGKILL)
-    record = workers.pool.wait(task.id, timeout_s=30)
+    record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert record.status is TaskStatus.FAILED
     assert not is_running(pid)
@@ -121,7 +121,7 @@ def test_a_daemon_dies_with_the_fork_server(workers: WorkerPool, tmp_path: Path)
     (fork_server,) = psutil.Process(workers.process.pid).children()
 
     fork_server.kill()
-    workers.pool.wait(task.id, timeout_s=30)
+    workers.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     eventually(lambda: not is_running(pid))
 
@@ -156,8 +156,8 @@ def test_a_process_to_which_many_dead_orphans_fell_is_replaced(
 ) -> None:
     with WorkerPool(redis_url, tmp_path / "log", tasks=str(module), slots=slots) as workers:
         pool = workers.pool
-        littered = pool.wait(pool.add_task("litter", {"count": 70}).id, timeout_s=30)
+        littered = pool.wait(pool.add_task("litter", {"count": 70}).id, timeout_s=PATIENCE_S)
 
         eventually(lambda: littered.result not in workers.pids())
 
-        assert pool.wait(pool.add_task("pid").id, timeout_s=30).result != littered.result
+        assert pool.wait(pool.add_task("pid").id, timeout_s=PATIENCE_S).result != littered.result

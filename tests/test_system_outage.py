@@ -11,7 +11,7 @@ import pytest
 
 from taskpool import TaskStatus
 from taskpool.redis.embedded import RedisServer
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.worker_pool import WorkerPool, lines, started
 
 LEASE_S = 1.5
@@ -59,7 +59,7 @@ def test_what_ends_while_redis_is_away_is_written_when_it_is_back(
     (tmp_path / "go").touch()
     eventually(lambda: log_has(workers, "Redis is away"))
     server.start()
-    record = workers.pool.wait(task.id, timeout_s=30)
+    record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert (record.result, record.attempt, record.crashes) == ("slept", 1, 0)
 
@@ -75,7 +75,7 @@ def test_an_outage_longer_than_the_lease_runs_nothing_twice(
     with pytest.raises(subprocess.TimeoutExpired):  # the outage lasts longer than the lease
         workers.process.wait(2 * LEASE_S)
     server.start()
-    record = workers.pool.wait(task.id, timeout_s=30)
+    record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert (record.status, record.attempt, record.crashes) == (TaskStatus.DONE, 1, 0)
     assert len(lines(tmp_path / "note")) == 1
@@ -93,7 +93,7 @@ def test_a_process_that_dies_while_redis_is_away_is_settled_later(
             process.kill()
     eventually(lambda: log_has(workers, "Redis is away"))
     server.start()
-    record = workers.pool.wait(task.id, timeout_s=30)
+    record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert (record.result, record.crashes) == ("the second time", 1)
 

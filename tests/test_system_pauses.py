@@ -11,7 +11,7 @@ from redis import Redis
 from taskpool import TaskStatus
 from taskpool.redis import keys
 from taskpool.types.fleet import PoolState
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.worker_pool import WorkerPool, started
 
 S = TaskStatus
@@ -39,7 +39,7 @@ def test_tasks_wait_while_it_is_paused_and_start_when_it_is_resumed(
         eventually(lambda: not redis.exists("taskpool:doorbell:default"))
         assert [pool.get(id).status for id in waiting] == [S.QUEUED] * 3
         (tmp_path / "go").touch()
-        assert pool.wait(running.id, timeout_s=30).status is S.DONE, "what runs goes on"
+        assert pool.wait(running.id, timeout_s=PATIENCE_S).status is S.DONE, "what runs goes on"
         assert [pool.get(id).status for id in waiting] == [S.QUEUED] * 3
         if what == "queue":
             pool.resume_queue("default")
@@ -48,7 +48,7 @@ def test_tasks_wait_while_it_is_paused_and_start_when_it_is_resumed(
         else:
             pool.resume_all()
 
-        assert [pool.wait(id, timeout_s=30).status for id in waiting] == [S.DONE] * 3
+        assert [pool.wait(id, timeout_s=PATIENCE_S).status for id in waiting] == [S.DONE] * 3
 
 
 def test_a_pool_is_drained_from_afar(redis_url: str, tmp_path: Path) -> None:

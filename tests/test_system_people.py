@@ -14,7 +14,7 @@ from rq.serializers import JSONSerializer
 from taskpool import Confirm, Registry, TaskPool, TaskRecord, TaskStatus
 from tests.rq_processes import TASKS as RQ_TASKS
 from tests.rq_processes import rq
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.worker_pool import WorkerPool
 
 S = TaskStatus
@@ -34,7 +34,7 @@ def parked(pool: TaskPool, id: str) -> TaskRecord:
         record = pool.get(id)
         return record if record.question is not None else None
 
-    found = eventually(asked, 30)
+    found = eventually(asked)
     assert found is not None
     return found
 
@@ -54,12 +54,12 @@ def test_a_task_that_asks_holds_no_worker_and_continues_with_the_answer(workers:
         assert (record.status, record.attempt, [past.outcome for past in record.history]) == (
             S.WAITING_CONFIRMATION, 0, ["asked"],
         )  # fmt: skip
-    assert pool.wait(pool.add_task("echo", {"message": 1}).id, timeout_s=30).result == 1
+    assert pool.wait(pool.add_task("echo", {"message": 1}).id, timeout_s=PATIENCE_S).result == 1
 
     for id in ids:
         pool.answer(id, True, question="go")
 
-    results = [pool.wait(id, timeout_s=30) for id in ids]
+    results = [pool.wait(id, timeout_s=PATIENCE_S) for id in ids]
     assert [(record.result["answer"], record.result["attempt"]) for record in results] == [(True, 1)] * 5
     assert {record.crashes for record in results} == {0}
 
@@ -70,7 +70,7 @@ def test_a_coroutine_asks_and_its_checkpoint_stays(workers: WorkerPool) -> None:
 
     workers.pool.answer(id, False)
 
-    assert workers.pool.wait(id, timeout_s=30).result == {"answer": False, "state": [1, 1]}
+    assert workers.pool.wait(id, timeout_s=PATIENCE_S).result == {"answer": False, "state": [1, 1]}
 
 
 def test_housekeeping_closes_questions_that_nobody_answers(workers: WorkerPool) -> None:
@@ -79,7 +79,7 @@ def test_housekeeping_closes_questions_that_nobody_answers(workers: WorkerPool) 
     confirmed = pool.add_task("echo", {"message": 1}, confirm=Confirm(timeout=0.2, default="confirm"))
     rejected = pool.add_task("echo", {"message": 1}, confirm=Confirm(timeout=0.2))
 
-    ended = [pool.wait(task.id, timeout_s=30) for task in (asks, confirmed, rejected)]
+    ended = [pool.wait(task.id, timeout_s=PATIENCE_S) for task in (asks, confirmed, rejected)]
 
     assert [record.status for record in ended] == [S.DONE, S.DONE, S.CANCELED]
     assert ended[0].result["answer"] is False
@@ -87,7 +87,7 @@ def test_housekeeping_closes_questions_that_nobody_answers(workers: WorkerPool) 
 
 
 def test_a_killed_process_loses_nothing_of_a_checkpoint(workers: WorkerPool) -> None:
-    record = workers.pool.wait(workers.pool.add_task("dies_on_the_way").id, timeout_s=30)
+    record = workers.pool.wait(workers.pool.add_task("dies_on_the_way").id, timeout_s=PATIENCE_S)
 
     assert record.status is S.DONE, record.error
     assert record.result == [10, 11, 22, 23]
@@ -109,10 +109,10 @@ def test_our_workers_put_back_what_rqs_tools_queue(workers: WorkerPool, redis: R
     id = pool.add_task("echo", {"message": 1}, confirm="Really?").id
     queue_with_rq(redis, id)
 
-    eventually(lambda: not redis.exists("rq:queue:default") and pool.get(id).status is S.WAITING_CONFIRMATION, 30)
+    eventually(lambda: not redis.exists("rq:queue:default") and pool.get(id).status is S.WAITING_CONFIRMATION)
 
     pool.confirm(id)
-    record = pool.wait(id, timeout_s=30)
+    record = pool.wait(id, timeout_s=PATIENCE_S)
     assert (record.result, record.attempt) == (1, 1)
 
 

@@ -10,7 +10,7 @@ from redis import Redis
 from taskpool import TaskPool
 from taskpool.types import TaskStatus
 from taskpool.types.insight import Redrive, RedriveStatus
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.worker_pool import WorkerPool
 
 S = TaskStatus
@@ -25,7 +25,7 @@ def test_a_group_is_redriven_by_whichever_pool_lives(redis: Redis, redis_url: st
     with WorkerPool(redis_url, tmp_path / "log", build="b1", **settings) as workers:
         pool = workers.pool
         ids = [pool.add_task("read", {"path": str(file)}).id for _ in range(COUNT)]
-        assert {pool.wait(id, timeout_s=60).status for id in ids} == {S.FAILED}
+        assert {pool.wait(id, timeout_s=PATIENCE_S).status for id in ids} == {S.FAILED}
 
         (group,) = pool.failures()
         assert (group.error_type, group.count, group.tasks) == ("KeyError", COUNT, COUNT)
@@ -44,9 +44,9 @@ def test_a_group_is_redriven_by_whichever_pool_lives(redis: Redis, redis_url: st
         workers.send(signal.SIGKILL)
         workers.end()
         with WorkerPool(redis_url, tmp_path / "log2", build="b2", **settings) as others:
-            done = eventually(lambda: _ended(others.pool, group.fingerprint), 60)
+            done = eventually(lambda: _ended(others.pool, group.fingerprint))
             assert done.status is RedriveStatus.DONE
-            assert {others.pool.wait(id, timeout_s=60).status for id in ids} == {S.DONE}
+            assert {others.pool.wait(id, timeout_s=PATIENCE_S).status for id in ids} == {S.DONE}
 
 
 def _ended(pool: TaskPool, fingerprint: str) -> Redrive | None:

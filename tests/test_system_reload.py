@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from taskpool import TaskStatus
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.worker_pool import WorkerPool
 
 
@@ -33,7 +33,7 @@ def write(module: Path, result: str) -> None:
 def result_is(workers: WorkerPool, expected: str) -> Callable[[], bool]:
     def look() -> bool:
         task = workers.pool.add_task("changing")
-        return bool(workers.pool.wait(task.id, timeout_s=30).result == expected)
+        return bool(workers.pool.wait(task.id, timeout_s=PATIENCE_S).result == expected)
 
     return look
 
@@ -89,5 +89,5 @@ def test_what_runs_may_end_in_the_old_code(workers: WorkerPool, module: Path, tm
     assert result_is(workers, "new")()
     flag.touch()
 
-    record = workers.pool.wait(task.id, timeout_s=30)
+    record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
     assert (record.result, record.attempt) == ("old", 1)

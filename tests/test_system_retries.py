@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from taskpool import TaskStatus
+from tests.support import PATIENCE_S
 from tests.worker_pool import WorkerPool, pool_with_redis
 
 TASKS = """
@@ -53,7 +54,7 @@ def test_a_task_says_how_it_goes_on(workers: WorkerPool, type: str) -> None:
     pool = workers.pool
     added = [pool.add_task(type, {"how": how}) for how in ("retry", "snooze", "never")]
 
-    retried, snoozed, refused = [pool.wait(task.id, timeout_s=30) for task in added]
+    retried, snoozed, refused = [pool.wait(task.id, timeout_s=PATIENCE_S) for task in added]
 
     assert (retried.status, retried.result, retried.snoozes) == (TaskStatus.DONE, 2, 0)
     assert (snoozed.status, snoozed.result, snoozed.snoozes) == (TaskStatus.DONE, 1, 1)

@@ -30,10 +30,9 @@ from taskpool.redis.embedded import RedisServer
 from tests.api_client import ROOT, environment, publish_types
 from tests.chromium import INSTALL as INSTALL_CHROMIUM
 from tests.chromium import browser, find_chromium
-from tests.event_clients import until
 from tests.reverse_proxies import NAMES, PREFIX, PREFIX_HOST, PROXIES, ROOT_HOST, Place, find, running
 from tests.states import World
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually, until
 from tests.tls import certificate
 
 ECHO = {"type": "echo", "payload": {"message": "hi"}}
@@ -76,7 +75,7 @@ class Upstream:
         """End it."""
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(30)
+            self._process.wait(PATIENCE_S)
             self._process = None
 
     def _answers(self) -> bool:
@@ -100,7 +99,7 @@ class Front:
     def http(self, address: str = "127.0.0.2") -> httpx.AsyncClient:
         """A client at an address that isn't the proxy's."""
         transport = httpx.AsyncHTTPTransport(verify=self.trusted, local_address=address)
-        return httpx.AsyncClient(base_url=self.base + "/", transport=transport, timeout=30)
+        return httpx.AsyncClient(base_url=self.base + "/", transport=transport, timeout=PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +291,7 @@ async def test_events_arrive_at_once_and_silence_cuts_nothing(
         assert "content-encoding" not in stream.headers
         assert stream.headers["cache-control"] == "no-store, no-transform"
     for each in sockets:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             received = [json.loads(await each.recv()) for _ in range(4)]
         assert [one["op"] for one in received] == ["snapshot", "live", "event", "event"]
         await each.close()
@@ -376,7 +375,7 @@ async def test_an_api_that_restarts_is_away_for_a_moment(
         await asyncio.to_thread(upstream.start)
     world.finish(world.claim())
 
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while await statuses() != {200}:
             await asyncio.sleep(0.05)
         await asyncio.gather(*followers)

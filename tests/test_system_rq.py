@@ -21,7 +21,7 @@ from rq.suspension import resume, suspend
 from rq.worker import BaseWorker
 
 from taskpool import TaskStatus
-from tests.support import eventually, is_running
+from tests.support import PATIENCE_S, eventually, is_running
 from tests.worker_pool import WorkerPool, started
 
 
@@ -87,7 +87,7 @@ def test_suspend_holds_every_claim_until_resume(workers: WorkerPool, redis: Redi
 
     resume(redis)
 
-    assert workers.pool.wait(task.id, timeout_s=30).status is TaskStatus.DONE
+    assert workers.pool.wait(task.id, timeout_s=PATIENCE_S).status is TaskStatus.DONE
 
 
 def test_stop_job_stops_the_task(workers: WorkerPool, redis: Redis, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_stop_job_stops_the_task(workers: WorkerPool, redis: Redis, tmp_path: Pa
 
     send_stop_job_command(redis, task.id, serializer=JSONSerializer)
 
-    assert workers.pool.wait(task.id, timeout_s=30).status is TaskStatus.STOPPED
+    assert workers.pool.wait(task.id, timeout_s=PATIENCE_S).status is TaskStatus.STOPPED
     assert not is_running(pid)
 
 
@@ -108,7 +108,7 @@ def test_stop_execution_stops_the_task(workers: WorkerPool, redis: Redis, tmp_pa
 
     send_stop_execution_command(redis, task.id, attempt_id.decode())
 
-    assert workers.pool.wait(task.id, timeout_s=30).status is TaskStatus.STOPPED
+    assert workers.pool.wait(task.id, timeout_s=PATIENCE_S).status is TaskStatus.STOPPED
 
 
 def test_kill_horse_kills_the_process_and_the_task_runs_again(
@@ -121,7 +121,7 @@ def test_kill_horse_kills_the_process_and_the_task_runs_again(
 
     send_kill_horse_command(redis, worker.decode())
 
-    assert workers.pool.wait(task.id, timeout_s=30).result == "the second time"
+    assert workers.pool.wait(task.id, timeout_s=PATIENCE_S).result == "the second time"
     assert not is_running(pid)
 
 

@@ -20,7 +20,7 @@ from taskpool.redis.embedded import RedisServer
 from taskpool.redis.keys import ENTRY_POINT
 from tests import rq_functions
 from tests.rq_processes import environment, process, workers
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 S = TaskStatus
 MODULE = "tests.rq_functions"
@@ -157,7 +157,7 @@ def test_our_workers_and_a_plain_rq_worker_share_a_queue_and_each_job_runs_once(
 ) -> None:
     command = ("rq.cli", "worker", "-S", "json", "--name", "beside", "default", "--url", redis_url)
     with process(command, environment(redis_url), tmp_path / "worker.log"):
-        eventually(lambda: any(info.name == "beside" for info in pool.workers()), 30)
+        eventually(lambda: any(info.name == "beside" for info in pool.workers()))
         jobs = [queue.enqueue(rq_functions.add, n, b=1) for n in range(30)]
         foreign = [queue.enqueue("os.getcwd") for _ in range(3)]
         eventually(pool.types)  # our workers publish them again, because the test began with an empty Redis
@@ -165,7 +165,7 @@ def test_our_workers_and_a_plain_rq_worker_share_a_queue_and_each_job_runs_once(
 
         assert [ended(job).return_value() for job in jobs] == [{"sum": n + 1} for n in range(30)]
         assert all(ended(job).return_value() for job in foreign)
-        assert [pool.wait(task.id, timeout_s=30).result for task in tasks] == list(range(10))
+        assert [pool.wait(task.id, timeout_s=PATIENCE_S).result for task in tasks] == list(range(10))
     assert [len(job.results()) for job in jobs] == [1] * 30
     assert {job.worker_name for job in foreign} == {"beside"}
 
@@ -188,7 +188,7 @@ def test_a_name_that_is_no_function_ends_the_pool_at_its_start(redis_url: str, n
         env=environment(redis_url, TASKPOOL_RQ_FUNCTIONS=names),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
 

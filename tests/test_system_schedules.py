@@ -15,7 +15,7 @@ from taskpool import Every, TaskPool, TaskSpec
 from taskpool.redis.embedded import RedisServer
 from tests.proxy import Proxy
 from tests.shifted_clock import ShiftedClock
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.worker_pool import WorkerPool
 
 ECHO = TaskSpec(type="echo", payload={"message": "hi"})
@@ -67,11 +67,11 @@ def test_a_pool_that_is_killed_as_it_fires_leaves_the_run_to_another_one(
 
         proxy.refuse = kill
         pool.set_schedule("s", Every("1s", catch_up="all"), ECHO)
-        assert fired.wait(20)
+        assert fired.wait(PATIENCE_S)
         first.end()
         with WorkerPool(redis_url, tmp_path / "log2"):
             killed_at = datetime.now(UTC)
-            eventually(lambda: (found := nominal(pool, "s")) and found[-1] > killed_at, 20)
+            eventually(lambda: (found := nominal(pool, "s")) and found[-1] > killed_at)
             pool.pause_schedule("s")
     proxy.close()
 
@@ -89,7 +89,7 @@ def test_the_clocks_of_worker_hosts_have_no_effect(
             stack.enter_context(WorkerPool(redis_url, tmp_path / f"log-{name}", env=clock.env))
         began = datetime.now(UTC)
         pool.set_schedule("s", Every("1s"), ECHO)
-        eventually(lambda: len(nominal(pool, "s")) >= 4, 20)
+        eventually(lambda: len(nominal(pool, "s")) >= 4)
         pool.pause_schedule("s")
         ended = datetime.now(UTC)
 
@@ -107,10 +107,10 @@ def test_three_pools_submit_each_run_once_and_one_that_is_killed_leaves_no_gap(
         workers = [stack.enter_context(WorkerPool(redis_url, tmp_path / f"log{at}")) for at in range(3)]
         for number in range(20):
             pool.set_schedule(f"s{number}", Every("1s", catch_up="all"), ECHO)
-        eventually(lambda: len(nominal(pool, "s0")) >= 2, 20)
+        eventually(lambda: len(nominal(pool, "s0")) >= 2)
         workers[0].send(signal.SIGKILL)
         killed_at = datetime.now(UTC)
-        eventually(lambda: nominal(pool, "s19")[-1] > killed_at and len(nominal(pool, "s19")) >= 5, 20)
+        eventually(lambda: nominal(pool, "s19")[-1] > killed_at and len(nominal(pool, "s19")) >= 5)
         for number in range(20):
             pool.pause_schedule(f"s{number}")
 

@@ -36,7 +36,7 @@ def schemathesis(url: str, directory: Path, key: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=420,
+        timeout=1200,
         check=False,
     )
     assert "generated" in ended.stdout, ended.stdout

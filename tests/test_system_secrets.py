@@ -29,7 +29,7 @@ from tests.api_client import api_process
 from tests.keys import bearer, make_key
 from tests.receiver import Receiver, receiver
 from tests.rq_processes import Dashboard, dashboard
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.tasks_for_secrets import SEEN
 from tests.worker_pool import WorkerPool
 
@@ -96,7 +96,7 @@ class Scene:
             task = self.call("GET", f"/tasks/{self.ids[how]}?wait=10").json()
             return task if task["status"] in ("done", "failed", "stopped") else None
 
-        found: dict[str, Any] = eventually(look, 60)
+        found: dict[str, Any] = eventually(look)
         return found
 
 
@@ -122,7 +122,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory, redis_binary: str | None) ->
         stack.enter_context(pool)
         stack.enter_context(slots)
         pages = stack.enter_context(dashboard(server.url, directory))
-        client = stack.enter_context(httpx.Client(base_url=url, headers=bearer(key), timeout=60))
+        client = stack.enter_context(httpx.Client(base_url=url, headers=bearer(key), timeout=PATIENCE_S))
         scene = Scene(redis, server.url, client, key, key.split("_")[1], directory, pages, messages, hooks)
         _play(scene)
         yield scene
@@ -287,7 +287,7 @@ def test_no_stream_and_no_socket_sends_a_secret(scene: Scene) -> None:
         for subscription in ({"sub": "a", "filter": {}}, {"sub": "b", "filter": {}, "after": "0-0"}):
             ws.send(json.dumps({"op": "subscribe", **subscription}))
         while b'"op":"live","sub":"b"' not in heard.replace(b" ", b""):
-            heard += str(ws.recv(timeout=60)).encode() + b"\n"
+            heard += str(ws.recv(timeout=PATIENCE_S)).encode() + b"\n"
 
     assert SEEN.encode() in heard
     assert traces(heard) == []

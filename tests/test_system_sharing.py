@@ -36,7 +36,7 @@ from taskpool.lifecycle import ConnectionPool, ConnectionsInUse
 from taskpool.redis.embedded import RedisServer
 from tests.api_client import api_process, publish_types
 from tests.client_kinds import Service, service
-from tests.support import eventually, run_program
+from tests.support import PATIENCE_S, eventually, run_program
 from tests.tls import TlsFront, certificate
 
 REGISTRY = Registry(builtins=True)
@@ -68,7 +68,7 @@ def at_once(work: Callable[[int], object], threads: int = THREADS) -> None:
     begin = threading.Barrier(threads)
 
     def run(number: int) -> None:
-        begin.wait(30)
+        begin.wait(PATIENCE_S)
         work(number)
 
     with ThreadPoolExecutor(threads) as executor:
@@ -97,7 +97,7 @@ def test_each_thread_waits_for_its_own_task(pool: TaskPool, redis: Redis) -> Non
             running = pool.run_task([f"q{thread}"], worker="w", attempt_id=f"{thread}-{call}")
             assert running is not None
             threading.Thread(target=pool.execute_task, args=[running]).start()
-            assert pool.wait(added.id, timeout_s=30).result == [thread, call]
+            assert pool.wait(added.id, timeout_s=PATIENCE_S).result == [thread, call]
             assert [each.result for each in pool.follow(added.id)] == [[thread, call]]
 
     at_once(work)
@@ -111,7 +111,7 @@ def test_each_thread_of_a_client_gets_its_own_answers(there: Service) -> None:
         def work(thread: int) -> None:
             for call in range(10):
                 task = client.add_task("echo", {"message": [thread, call]})
-                assert client.wait(task.id, timeout_s=30).result == [thread, call]
+                assert client.wait(task.id, timeout_s=PATIENCE_S).result == [thread, call]
                 assert client.get(task.id).payload == {"message": [thread, call]}
                 assert [event.id for event in client.events(task.id)][-1:] == [task.id]
 
@@ -590,13 +590,13 @@ def test_a_loop_closes_its_own_connections_and_leaves_those_of_a_loop_that_runs(
 
     thread = threading.Thread(target=asyncio.run, args=[other()])
     thread.start()
-    assert used.wait(30)
+    assert used.wait(PATIENCE_S)
     before = connections(redis)
     asyncio.run(mine())
 
     eventually(lambda: connections(redis) == before)
     closed.set()
-    thread.join(30)
+    thread.join(PATIENCE_S)
     assert len(found) == 1
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from taskpool import TaskSpec, TaskStatus
+from tests.support import PATIENCE_S
 from tests.worker_pool import WorkerPool
 
 SHOP = str(Path(__file__).parent.parent / "examples" / "shop")
@@ -33,6 +34,6 @@ def test_an_import_of_ten_thousand_rows(redis_url: str, tmp_path: Path) -> None:
         (summary,) = pool.list_tasks(workflow=w.id, node="summary").items
         assert summary.result == "1 failed"
         (receipt,) = pool.list_tasks(type="send_receipt").items
-        assert pool.wait(receipt.id, timeout_s=60).result == "to shop@example.org: 1 rows failed"
+        assert pool.wait(receipt.id, timeout_s=PATIENCE_S).result == "to shop@example.org: 1 rows failed"
         (bad,) = pool.list_tasks(type="import_row", status=TaskStatus.FAILED).items
         assert bad.payload["row"] == {"article": "a777", "price": "free"}

@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 
 from taskpool import TaskStatus
-from tests.support import eventually, is_running
+from tests.support import PATIENCE_S, eventually, is_running
 from tests.worker_pool import WorkerPool, lines
 
 TASKS = """
@@ -95,9 +95,9 @@ def workers(redis_url: str, tmp_path: Path, slots: int) -> Iterator[WorkerPool]:
 def test_a_process_whose_tasks_leak_is_replaced_before_the_next_task(workers: WorkerPool, tmp_path: Path) -> None:
     leaky = workers.pool.add_task("leak", {"note": str(tmp_path / "note")})
 
-    first = workers.pool.wait(leaky.id, timeout_s=20)
+    first = workers.pool.wait(leaky.id, timeout_s=PATIENCE_S)
     healthy = [workers.pool.add_task(type) for type in ("healthy", "healthy_async")]
-    records = [workers.pool.wait(task.id, timeout_s=20) for task in healthy]
+    records = [workers.pool.wait(task.id, timeout_s=PATIENCE_S) for task in healthy]
 
     assert (first.status, first.attempt) == (TaskStatus.DONE, 1)
     assert [(record.status, record.attempt, record.crashes) for record in records] == [(TaskStatus.DONE, 1, 0)] * 2
@@ -115,19 +115,19 @@ def test_an_outcome_is_written_though_its_task_left_no_descriptor_for_a_new_conn
 
     redis.client_kill_filter(_type="normal", skipme=True)
     (tmp_path / "until").touch()
-    record = workers.pool.wait(task.id, timeout_s=20)
+    record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert (record.status, record.attempt, record.result) == (TaskStatus.DONE, 1, pid)
-    assert workers.pool.wait(workers.pool.add_task("healthy").id, timeout_s=20).result != pid
+    assert workers.pool.wait(workers.pool.add_task("healthy").id, timeout_s=PATIENCE_S).result != pid
     eventually(lambda: not is_running(pid))
     assert "Traceback" not in workers.log.read_text()
 
 
 @pytest.mark.parametrize("slots", [4], indirect=True)
 def test_a_task_for_which_no_thread_can_be_started_runs_elsewhere_and_pays_nothing(workers: WorkerPool) -> None:
-    first = workers.pool.wait(workers.pool.add_task("no_threads").id, timeout_s=20)
+    first = workers.pool.wait(workers.pool.add_task("no_threads").id, timeout_s=PATIENCE_S)
 
-    record = workers.pool.wait(workers.pool.add_task("healthy").id, timeout_s=20)
+    record = workers.pool.wait(workers.pool.add_task("healthy").id, timeout_s=PATIENCE_S)
 
     assert (record.status, record.attempt, record.crashes) == (TaskStatus.DONE, 1, 0)
     assert record.result != first.result
@@ -147,7 +147,7 @@ def test_a_fork_server_without_descriptors_logs_that_and_goes_on_when_there_are_
     eventually(lambda: "a worker process can't be started: this process has too many" in workers.log.read_text())
     resource.prlimit(fork_server.pid, resource.RLIMIT_NOFILE, before)
 
-    assert workers.pool.wait(workers.pool.add_task("healthy").id, timeout_s=20).result != pid
+    assert workers.pool.wait(workers.pool.add_task("healthy").id, timeout_s=PATIENCE_S).result != pid
     assert is_running(fork_server.pid)
     assert "Traceback" not in workers.log.read_text()
 
@@ -170,6 +170,6 @@ def test_a_supervisor_without_descriptors_waits_and_says_what_to_do(
     os.kill(pid, signal.SIGKILL)
     resource.prlimit(workers.process.pid, resource.RLIMIT_NOFILE, before)
 
-    record = workers.pool.wait(task.id, timeout_s=30)
+    record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
     assert (record.status, record.crashes) == (TaskStatus.DONE, 1)
     assert "Traceback" not in workers.log.read_text()

@@ -18,10 +18,9 @@ import pytest
 from benchmarks.chaos.cluster import OLDER, older_release
 from taskpool import Client, TaskPool
 from taskpool.redis.embedded import RedisServer
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 ROOT = Path(__file__).parent.parent
-START_S = 60
 pytestmark = pytest.mark.long(about_s=20)
 TASKS = """
 import os
@@ -89,7 +88,7 @@ def start(stack: ExitStack, root: Path, module: str, directory: Path, **variable
 def end(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
     try:
-        process.wait(30)
+        process.wait(PATIENCE_S)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -112,9 +111,9 @@ def both(tmp_path_factory: pytest.TempPathFactory, redis_binary: str | None) -> 
         for root, prefix, release in ((old_root, "", "old"), (ROOT, "taskpool_", "new")):
             start(stack, root, f"{prefix}workers", directory, RELEASE=release, **common, **pool)
             log = start(stack, root, f"{prefix}api", directory, RELEASE=release, **common)
-            urls.append(eventually(lambda log=log: listening(log), START_S))  # type: ignore[misc]
+            urls.append(eventually(lambda log=log: listening(log)))  # type: ignore[misc]
         with TaskPool(server.url) as watch:
-            eventually(lambda: len({worker.pool for worker in watch.workers()}) == 2, START_S)
+            eventually(lambda: len({worker.pool for worker in watch.workers()}) == 2)
         yield Both(urls[0], urls[1], server.url)
 
 
@@ -132,14 +131,14 @@ def through_both(both: Both, act: Callable[[Client], Any]) -> list[Any]:
 @contextmanager
 def events_of(url: str, id: str) -> Iterator[list[str]]:
     """The names of a task's events, read from one API process after the task has ended."""
-    with httpx.stream("GET", f"{url}/tasks/{id}/events", timeout=30) as answer:
+    with httpx.stream("GET", f"{url}/tasks/{id}/events", timeout=PATIENCE_S) as answer:
         yield [line.removeprefix("event: ") for line in answer.iter_lines() if line.startswith("event: ")]
 
 
 def test_both_pools_run_tasks_that_either_api_took(both: Both) -> None:
     def run(client: Client) -> set[str]:
         ids = [client.add_task("where", {"nap_s": 0.05}).id for _ in range(20)]
-        return {str(client.wait(id, timeout_s=30).result) for id in ids}
+        return {str(client.wait(id, timeout_s=PATIENCE_S).result) for id in ids}
 
     assert through_both(both, run) == [{"old", "new"}, {"old", "new"}]
 
@@ -150,9 +149,9 @@ def test_an_edge_that_the_older_release_does_not_know_is_satisfied_whichever_poo
         after = [client.add_task("where", depends_on=[{"id": id, "on": "any"}]).id for id in parents]
         handlers = [client.add_task("where", depends_on=[{"id": id, "on": "failure"}]).id for id in parents]
 
-        assert {client.wait(id, timeout_s=30).result for id in parents} == {"old", "new"}
-        assert {client.wait(id, timeout_s=30).status for id in after} == {"done"}
-        assert {client.wait(id, timeout_s=30).reason for id in handlers} == {"not_needed"}
+        assert {client.wait(id, timeout_s=PATIENCE_S).result for id in parents} == {"old", "new"}
+        assert {client.wait(id, timeout_s=PATIENCE_S).status for id in after} == {"done"}
+        assert {client.wait(id, timeout_s=PATIENCE_S).reason for id in handlers} == {"not_needed"}
 
 
 def test_a_task_that_needs_a_confirmation_is_asked_whichever_pool_ends_its_parent(both: Both) -> None:
@@ -160,12 +159,12 @@ def test_a_task_that_needs_a_confirmation_is_asked_whichever_pool_ends_its_paren
         parents = [client.add_task("where", {"nap_s": 0.05}).id for _ in range(20)]
         ids = [client.add_task("where", {"nap_s": 0}, depends_on=[id], confirm=True).id for id in parents]
 
-        assert {client.wait(id, timeout_s=30).result for id in parents} == {"old", "new"}
+        assert {client.wait(id, timeout_s=PATIENCE_S).result for id in parents} == {"old", "new"}
         for id in ids:
             record = eventually(lambda id=id: ready if (ready := client.get(id)).status != "waiting" else None)  # type: ignore[misc]
             assert (record.status, record.attempt, len(record.depends_on)) == ("waiting_confirmation", 0, 1)
             client.confirm(id)
-        assert {client.wait(id, timeout_s=30).status for id in ids} == {"done"}
+        assert {client.wait(id, timeout_s=PATIENCE_S).status for id in ids} == {"done"}
 
 
 SINCE = {"fingerprint"}
@@ -187,9 +186,9 @@ def run_one_of_each(client: Client) -> list[str]:
     """Ids of tasks that are done, retried, depend on others, and are stopped while they run."""
     flaky = [client.add_task("flaky").id for _ in range(4)]
     total = client.add_task("total", depends_on=flaky).id
-    assert client.wait(total, timeout_s=30).result == 8
+    assert client.wait(total, timeout_s=PATIENCE_S).result == 8
     hang = client.add_task("hang").id
     eventually(lambda: client.get(hang).progress)
     client.kill_task(hang)
-    assert client.wait(hang, timeout_s=30).status == "stopped"
+    assert client.wait(hang, timeout_s=PATIENCE_S).status == "stopped"
     return [*flaky, total, hang]

@@ -29,7 +29,7 @@ from taskpool.types import DEFAULT_LIMITS
 from tests.api_client import ROOT, environment
 from tests.chromium import INSTALL, Page, browser, find_chromium
 from tests.states import World
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 NAMES: Final = ("snapshot", "message", "resync", "gone", "end")
 COMMENT: Final = b": keep-alive\n"
@@ -80,7 +80,7 @@ class HttpxSse:
         while not self._is_over:
             with (
                 suppress(httpx.TransportError),
-                httpx.Client(timeout=60) as client,
+                httpx.Client(timeout=PATIENCE_S) as client,
                 httpx_sse.connect_sse(client, "GET", url, headers=last) as source,
             ):
                 if source.response.status_code == 204:
@@ -233,7 +233,7 @@ def port(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) ->
         yield port
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(PATIENCE_S)
 
 
 @pytest.fixture

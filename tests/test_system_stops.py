@@ -10,7 +10,7 @@ import pytest
 from redis import Redis
 
 from taskpool import TaskRecord, TaskStatus
-from tests.support import eventually, is_running
+from tests.support import PATIENCE_S, eventually, is_running
 from tests.worker_pool import WorkerPool, lines, pool_with_redis, started
 
 
@@ -41,7 +41,7 @@ def test_a_task_is_interrupted_where_it_is_and_tidies_up(workers: WorkerPool, no
     task, pid = running(workers, "tidy", note)
 
     workers.pool.kill_task(task.id, grace_s=30)
-    record = workers.pool.wait(task.id, timeout_s=30)
+    record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert (record.status, record.reason) == (TaskStatus.STOPPED, "stopped")
     assert lines(note)[-1] == "tidied"
@@ -52,7 +52,7 @@ def test_a_coroutine_is_cancelled(workers: WorkerPool, note: Path) -> None:
     task, pid = running(workers, "hang", note, type="act_async")
 
     workers.pool.kill_task(task.id, grace_s=30)
-    record = workers.pool.wait(task.id, timeout_s=30)
+    record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert record.status is TaskStatus.STOPPED
     assert lines(note)[-1] == "left"
@@ -64,14 +64,14 @@ def test_a_task_that_ends_well_when_asked_is_done(workers: WorkerPool, note: Pat
 
     workers.pool.kill_task(task.id, grace_s=30)
 
-    assert workers.pool.wait(task.id, timeout_s=30).result == "cancelled: True"
+    assert workers.pool.wait(task.id, timeout_s=PATIENCE_S).result == "cancelled: True"
 
 
 def test_a_task_that_ignores_it_is_killed_after_its_grace(workers: WorkerPool, note: Path) -> None:
     task, pid = running(workers, "ignore", note)
 
     asked = workers.pool.kill_task(task.id, grace_s=0.2)
-    record = workers.pool.wait(task.id, timeout_s=30)
+    record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert asked.status is TaskStatus.STOPPING
     assert record.status is TaskStatus.STOPPED
@@ -83,7 +83,7 @@ def test_force_kills_at_once(workers: WorkerPool, note: Path) -> None:
     task, pid = running(workers, "tidy", note)
 
     workers.pool.kill_task(task.id, force=True)
-    record = workers.pool.wait(task.id, timeout_s=30)
+    record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert record.status is TaskStatus.STOPPED
     assert lines(note)[1:] == []
@@ -96,7 +96,7 @@ def test_nothing_of_a_stopped_task_is_left(workers: WorkerPool, note: Path, do: 
     pid = spawned(note)
 
     workers.pool.kill_task(task.id, grace_s=0.2, force=force)
-    record = workers.pool.wait(task.id, timeout_s=30)
+    record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert record.status is TaskStatus.STOPPED
     assert not is_running(pid)
@@ -106,7 +106,7 @@ def test_a_thread_left_behind_ends_with_its_process(workers: WorkerPool, note: P
     task, pid = running(workers, "thread", note)
 
     workers.pool.kill_task(task.id, grace_s=30)
-    record = workers.pool.wait(task.id, timeout_s=30)
+    record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert (record.status, record.crashes) == (TaskStatus.STOPPED, 1)
     assert not is_running(pid)
@@ -119,7 +119,7 @@ def test_force_overtakes_a_stop_that_waits(workers: WorkerPool, note: Path) -> N
     eventually(lambda: lines(note)[1:])
     workers.pool.kill_task(task.id, force=True)
 
-    assert workers.pool.wait(task.id, timeout_s=30).status is TaskStatus.STOPPED
+    assert workers.pool.wait(task.id, timeout_s=PATIENCE_S).status is TaskStatus.STOPPED
 
 
 def test_a_sooner_stop_overtakes_one_that_waits_and_a_later_one_does_not(workers: WorkerPool, note: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_sooner_stop_overtakes_one_that_waits_and_a_later_one_does_not(workers
     workers.pool.kill_task(task.id, grace_s=0.5)
     workers.pool.kill_task(task.id, grace_s=600)
 
-    assert workers.pool.wait(task.id, timeout_s=30).status is TaskStatus.STOPPED
+    assert workers.pool.wait(task.id, timeout_s=PATIENCE_S).status is TaskStatus.STOPPED
     assert not is_running(pid)
 
 
@@ -144,7 +144,7 @@ def test_a_sooner_stop_whose_message_is_lost_is_seen_by_a_heartbeat(
 
         redis.hset(f"rq:job:{task.id}", mapping={"stop_grace_s": 0.5})
 
-        assert workers.pool.wait(task.id, timeout_s=30).status is TaskStatus.STOPPED
+        assert workers.pool.wait(task.id, timeout_s=PATIENCE_S).status is TaskStatus.STOPPED
 
 
 def test_a_stop_whose_message_is_lost_is_seen_by_a_heartbeat(
@@ -155,7 +155,7 @@ def test_a_stop_whose_message_is_lost_is_seen_by_a_heartbeat(
 
         redis.hset(f"rq:job:{task.id}", mapping={"stop_ms": 1, "stop_grace_s": 30, "stop_force": ""})
 
-        assert workers.pool.wait(task.id, timeout_s=30).status is TaskStatus.STOPPED
+        assert workers.pool.wait(task.id, timeout_s=PATIENCE_S).status is TaskStatus.STOPPED
 
 
 def test_a_late_stop_does_not_hit_the_next_task(workers: WorkerPool, note: Path, tmp_path: Path) -> None:
@@ -164,14 +164,14 @@ def test_a_late_stop_does_not_hit_the_next_task(workers: WorkerPool, note: Path,
         workers.pool.kill_task(task.id, grace_s=30)
         follower = workers.result("ok")
 
-        assert workers.pool.wait(task.id, timeout_s=30).status.is_terminal
+        assert workers.pool.wait(task.id, timeout_s=PATIENCE_S).status.is_terminal
         assert follower.status is TaskStatus.DONE
 
 
 def test_a_timeout_interrupts_the_task_and_fails_it(workers: WorkerPool, note: Path) -> None:
     task, pid = running(workers, "tidy", note, timeout_s=1)
 
-    record = workers.pool.wait(task.id, timeout_s=30)
+    record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert record.status is TaskStatus.FAILED
     assert record.failure is not None
@@ -184,7 +184,7 @@ def test_a_timeout_interrupts_the_task_and_fails_it(workers: WorkerPool, note: P
 def test_a_timeout_cancels_a_coroutine(workers: WorkerPool, note: Path) -> None:
     task, _ = running(workers, "hang", note, type="act_async", timeout_s=1)
 
-    record = workers.pool.wait(task.id, timeout_s=30)
+    record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert record.failure is not None
     assert record.failure["reason"] == "timeout"
@@ -194,7 +194,7 @@ def test_a_timeout_cancels_a_coroutine(workers: WorkerPool, note: Path) -> None:
 def test_a_task_that_ignores_its_timeout_is_killed_and_not_run_again(workers: WorkerPool, note: Path) -> None:
     task, pid = running(workers, "ignore", note, timeout_s=1)
 
-    record = workers.pool.wait(task.id, timeout_s=30)
+    record = workers.pool.wait(task.id, timeout_s=PATIENCE_S)
 
     assert (record.status, record.attempt, record.crashes) == (TaskStatus.FAILED, 1, 0)
     assert record.failure is not None

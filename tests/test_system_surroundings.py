@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from taskpool import TaskStatus
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.tasks_for_surroundings import HARM
 from tests.worker_pool import WorkerPool, pool_with_redis
 
@@ -36,7 +36,7 @@ def many(tmp_path_factory: pytest.TempPathFactory, redis_binary: str | None) -> 
 
 def run(workers: WorkerPool, type: str, **payload: Any) -> Any:
     """The record of a task at its end."""
-    return workers.pool.wait(workers.pool.add_task(type, payload).id, timeout_s=30)
+    return workers.pool.wait(workers.pool.add_task(type, payload).id, timeout_s=PATIENCE_S)
 
 
 @pytest.mark.parametrize("what", HARM)
@@ -89,7 +89,7 @@ def test_its_neighbours_go_on(many: WorkerPool, tmp_path: Path, what: str) -> No
     run(many, "loop_harm", what=what)
     (tmp_path / "go").touch()
 
-    records = [many.pool.wait(each.id, timeout_s=30) for each in neighbours]
+    records = [many.pool.wait(each.id, timeout_s=PATIENCE_S) for each in neighbours]
     assert [(each.status, each.attempt, each.crashes) for each in records] == [(S.DONE, 1, 0)] * 2
 
 
@@ -116,7 +116,7 @@ def test_a_neighbour_whose_own_part_is_cancelled_by_another_task_runs_again_at_n
     eventually(lambda: many.pool.get(neighbour.id).snoozes == 1)
     (tmp_path / "go").touch()
 
-    record = many.pool.wait(neighbour.id, timeout_s=30)
+    record = many.pool.wait(neighbour.id, timeout_s=PATIENCE_S)
     assert (record.status, record.attempt, record.crashes) == (S.DONE, 1, 0)
 
 
@@ -160,9 +160,9 @@ def test_a_task_that_closes_the_descriptors_of_its_process_costs_its_neighbours_
     eventually(lambda: many.pool.get(neighbour.id).history)
     (tmp_path / "go").touch()
 
-    record = many.pool.wait(neighbour.id, timeout_s=30)
+    record = many.pool.wait(neighbour.id, timeout_s=PATIENCE_S)
     assert (record.status, record.attempt, record.crashes) == (S.DONE, 1, 0)
-    assert many.pool.wait(harmful.id, timeout_s=30).reason == "crashed"
+    assert many.pool.wait(harmful.id, timeout_s=PATIENCE_S).reason == "crashed"
     assert run(many, "look_async").status is S.DONE
 
 

@@ -13,7 +13,7 @@ from rq.serializers import JSONSerializer
 
 from taskpool import TaskSpec, TaskStatus
 from taskpool.redis.keys import split_name
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.worker_pool import WorkerPool, lines, pool_with_redis, started
 
 
@@ -93,7 +93,7 @@ def test_progress_of_a_task_that_goes_on_is_seen(workers: WorkerPool, redis: Red
     eventually(lambda: redis.xlen(f"taskpool:log:{task.id}"))
 
     (tmp_path / "go").touch()
-    assert workers.pool.wait(task.id, timeout_s=30).status is TaskStatus.DONE
+    assert workers.pool.wait(task.id, timeout_s=PATIENCE_S).status is TaskStatus.DONE
 
 
 def test_a_task_reads_the_results_of_those_it_depends_on(workers: WorkerPool) -> None:
@@ -107,7 +107,7 @@ def test_a_task_reads_the_results_of_those_it_depends_on(workers: WorkerPool) ->
 def test_a_type_of_another_queue_is_served_without_being_asked_for(workers: WorkerPool) -> None:
     task = workers.pool.add_task("elsewhere", {"n": 1})
 
-    assert workers.pool.wait(task.id, timeout_s=30).result == 2
+    assert workers.pool.wait(task.id, timeout_s=PATIENCE_S).result == 2
 
 
 def test_a_delayed_task_is_queued_when_its_time_has_come(workers: WorkerPool) -> None:
@@ -124,7 +124,7 @@ def test_tasks_of_one_queue_start_in_the_order_they_were_added(redis_url: str, t
         specs = [TaskSpec(type="act", payload={"note": str(tmp_path / "order")}) for _ in range(50)]
 
         tasks = workers.pool.add_tasks(specs)
-        ended = [workers.pool.wait(task.id, timeout_s=30) for task in tasks]
+        ended = [workers.pool.wait(task.id, timeout_s=PATIENCE_S) for task in tasks]
 
         starts = [record.started_at for record in ended]
         assert starts == sorted(starts, key=str)
@@ -136,7 +136,7 @@ def test_an_idle_process_sees_what_a_plain_rq_producer_queues(workers: WorkerPoo
         "taskpool.runner.run", "act", {"do": "ok"}
     )
 
-    assert workers.pool.wait(job.id, timeout_s=30).result["attempt"] == 1
+    assert workers.pool.wait(job.id, timeout_s=PATIENCE_S).result["attempt"] == 1
 
 
 def test_a_job_that_calls_anything_else_is_left_alone(workers: WorkerPool, redis: Redis, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_job_that_calls_anything_else_is_left_alone(workers: WorkerPool, redis
     pickled = Queue("default", connection=redis).enqueue("os.system", f"touch {tmp_path / 'planted'}")
 
     behind = workers.pool.add_task("act", {"do": "ok"})
-    record = workers.pool.wait(behind.id, timeout_s=30)
+    record = workers.pool.wait(behind.id, timeout_s=PATIENCE_S)
 
     assert record.status is TaskStatus.DONE
     assert redis.lrange("rq:queue:default", 0, -1) == [planted.id.encode(), pickled.id.encode()]
@@ -160,7 +160,7 @@ def test_what_ran_is_counted_by_type_queue_and_outcome(workers: WorkerPool) -> N
         fields = {split_name(field): value for field, value in workers.pool.counters().items()}
         return {field: value for field, value in fields.items() if queue in field}
 
-    workers.pool.wait(workers.pool.add_task("elsewhere", {"n": 1}).id, timeout_s=30)
+    workers.pool.wait(workers.pool.add_task("elsewhere", {"n": 1}).id, timeout_s=PATIENCE_S)
     done = len(workers.pool.list_tasks(type="elsewhere").items)
 
     eventually(lambda: counted("elsewhere").get(("tasks", "done", "elsewhere", "elsewhere")) == done)
@@ -187,4 +187,4 @@ def test_a_worker_shows_what_it_runs(workers: WorkerPool, tmp_path: Path) -> Non
 
     assert [(worker.pid, worker.state, worker.current) for worker in shown] == [(pid, "busy", (task.id,))]
     (tmp_path / "go").touch()
-    assert workers.pool.wait(task.id, timeout_s=30).status is TaskStatus.DONE
+    assert workers.pool.wait(task.id, timeout_s=PATIENCE_S).status is TaskStatus.DONE

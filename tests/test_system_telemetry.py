@@ -15,7 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from taskpool import Client, TaskStatus
 from tests.api_client import api_process
 from tests.receiver import Receiver, receiver
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.worker_pool import WorkerPool, lines
 
 TASKS = str(Path(__file__).with_name("tasks_for_telemetry.py"))
@@ -50,7 +50,7 @@ def test_an_api_and_a_worker_send_one_trace_with_its_metrics_and_logs(
                 Client(url) as client,
             ):
                 id = client.add_task("ships", {"name": "Vasa"}, traceparent=f"00-{TRACE}-b7ad6b7169203331-01").id
-                assert client.wait(id, timeout_s=30).status is TaskStatus.DONE
+                assert client.wait(id, timeout_s=PATIENCE_S).status is TaskStatus.DONE
             workers.send(signal.SIGTERM)
             assert workers.end() == 0
 
@@ -80,7 +80,7 @@ def test_sentry_receives_what_tasks_raise(redis_url: str, tmp_path: Path, slots:
     with WorkerPool(redis_url, tmp_path / "log", tasks=TASKS, env={"SENTRY_NOTE": str(note)}, slots=slots) as workers:
         ids = {type: workers.pool.add_task(type, {"name": "Vasa"}).id for type in ("ships", "sinks", "sinks_async")}
         for id in ids.values():
-            workers.pool.wait(id, timeout_s=30)
+            workers.pool.wait(id, timeout_s=PATIENCE_S)
         workers.send(signal.SIGTERM)
         assert workers.end() == 0
 

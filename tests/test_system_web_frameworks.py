@@ -17,7 +17,7 @@ from redis import Redis
 
 from benchmarks.ports import free_port
 from taskpool.redis.embedded import RedisServer
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.worker_pool import WorkerPool
 
 ROOT = Path(__file__).parent.parent
@@ -72,11 +72,11 @@ class Site:
             )  # fmt: skip
         url = f"http://127.0.0.1:{port}"
         try:
-            eventually(lambda: answers(url, process, log), 60)
+            eventually(lambda: answers(url, process, log))
             yield url
         finally:
             process.terminate()
-            process.wait(60)
+            process.wait(PATIENCE_S)
         assert log.read_text().count("Traceback (most") == tracebacks, log.read_text()
 
     def environment(self) -> dict[str, str]:
@@ -130,7 +130,7 @@ def everybody_is_answered(url: str, path: str) -> None:
     """Several clients at once: each submits, and reads its own results."""
 
     def ask(number: int) -> None:
-        with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
+        with httpx.Client(base_url=url, trust_env=False, timeout=PATIENCE_S) as client:
             for request in range(REQUESTS):
                 name = f"client {number}, request {request}"
                 submitted = client.post(path, params={"name": name})
@@ -214,7 +214,7 @@ def test_a_transaction_that_is_rolled_back_submits_nothing(site: Site) -> None:
 
     assert (refused.status_code, accepted.status_code) == (500, 202)
     assert newest(site) - before == {accepted.json()["task"]}
-    task = site.workers.pool.wait(accepted.json()["task"], timeout_s=30)
+    task = site.workers.pool.wait(accepted.json()["task"], timeout_s=PATIENCE_S)
     assert (task.payload, task.result) == ({"name": "Ada"}, "hello, Ada")
 
 

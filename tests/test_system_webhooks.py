@@ -24,7 +24,7 @@ from taskpool.redis import keys
 from tests.api_client import api_process
 from tests.keys import bearer, make_key
 from tests.receiver import Receiver, receiver
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 from tests.worker_pool import WorkerPool
 
 NETWORK = "127.0.0.0/8"
@@ -44,7 +44,7 @@ def api(redis_url: str, log: Path) -> Iterator[httpx.Client]:
     """A client of an API process that lets webhooks go to this machine."""
     with (
         api_process(redis_url, log, TASKPOOL_WEBHOOK_ALLOW=NETWORK) as (_, url),
-        httpx.Client(base_url=url, timeout=20) as client,
+        httpx.Client(base_url=url, timeout=PATIENCE_S) as client,
     ):
         yield client
 
@@ -63,7 +63,7 @@ def guides_receiver(path: Path, secret: str) -> Iterator[tuple[str, Path]]:
             env={**os.environ, "WEBHOOK_SECRET": secret, "PORT": str(port)},
         )
     try:
-        eventually(lambda: _listens(port), 30)
+        eventually(lambda: _listens(port))
         yield f"http://127.0.0.1:{port}/", written
     finally:
         process.kill()
@@ -89,7 +89,7 @@ def delivered(client: httpx.Client, task: str, count: int, headers: Any = None) 
         found = client.get(f"/tasks/{task}/deliveries", headers=headers).json()["deliveries"]
         return found if [each["status"] for each in found] == ["delivered"] * count else None
 
-    return eventually(look, 30)
+    return eventually(look)
 
 
 def test_endpoints_hear_of_their_projects_tasks_and_the_guides_receiver_takes_a_callback(
@@ -131,7 +131,7 @@ def test_a_pool_that_is_killed_while_it_sends_has_it_sent_again_by_the_next(
         with WorkerPool(redis_url, tmp_path / "first", **ALLOW) as workers:
             task = {**ACT, "callback_url": server.url("/hang-once")}
             id = client.post("/tasks", json=task).json()["id"]
-            eventually(lambda: server.hanging, 30)
+            eventually(lambda: server.hanging)
             workers.send(signal.SIGKILL)
             workers.end()
         (waits,) = client.get(f"/tasks/{id}/deliveries").json()["deliveries"]
@@ -157,13 +157,13 @@ def test_each_of_many_tasks_whose_pool_is_killed_gets_its_webhook_and_nothing_st
         tasks = [{**ACT, "callback_url": server.url(f"/{number}")} for number in range(100)]
         with WorkerPool(redis_url, tmp_path / "first", lease_s=5, **ALLOW) as workers:
             ids = [each["id"] for each in client.post("/tasks/batch", json={"tasks": tasks}).json()["tasks"]]
-            eventually(lambda: len(server.requests) >= 10, 30)
+            eventually(lambda: len(server.requests) >= 10)
             workers.send(signal.SIGKILL)
             workers.end()
         end_leases(redis)
         with WorkerPool(redis_url, tmp_path / "second", lease_s=5, **ALLOW) as workers:
-            eventually(lambda: all(each.status.is_terminal for each in map(workers.pool.get, ids)), 60)
-            eventually(lambda: _is_idle(redis), 60)
+            eventually(lambda: all(each.status.is_terminal for each in map(workers.pool.get, ids)))
+            eventually(lambda: _is_idle(redis))
 
     by_path = {path: {each.message["subject"] for each in server.at(path)} for path in ("/standing", "/7", "/99")}
     assert by_path == {"/standing": set(ids), "/7": {ids[7]}, "/99": {ids[99]}}
@@ -181,7 +181,7 @@ def test_a_pool_that_drains_loses_no_delivery(redis_url: str, tmp_path: Path, se
     with api(redis_url, tmp_path / "api") as client:
         with WorkerPool(redis_url, tmp_path / "first", grace_s=20, **ALLOW) as workers:
             client.post("/tasks", json={**ACT, "callback_url": server.url("/trickle-body")})
-            eventually(lambda: server.requests, 30)
+            eventually(lambda: server.requests)
             workers.send(signal.SIGTERM)
             assert workers.end() == 0
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from taskpool import TaskRecord, TaskStatus
+from tests.support import PATIENCE_S
 from tests.worker_pool import WorkerPool, pool_with_redis, started
 
 TASKS = str(Path(__file__).with_name("tasks_for_wrappers.py"))
@@ -36,7 +37,7 @@ def workers(
 
 
 def run(workers: WorkerPool, type: str, payload: dict[str, Any], **options: Any) -> TaskRecord:
-    return workers.pool.wait(workers.pool.add_task(type, payload, **options).id, timeout_s=30)
+    return workers.pool.wait(workers.pool.add_task(type, payload, **options).id, timeout_s=PATIENCE_S)
 
 
 @pytest.mark.parametrize("type", RESULTS)
@@ -83,5 +84,5 @@ def test_a_coroutine_behind_a_wrapper_can_be_stopped(workers: WorkerPool, tmp_pa
 
     workers.pool.kill_task(id, grace_s=30)
 
-    record = workers.pool.wait(id, timeout_s=30)
+    record = workers.pool.wait(id, timeout_s=PATIENCE_S)
     assert (record.status, record.crashes) == (TaskStatus.STOPPED, 0)

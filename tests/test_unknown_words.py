@@ -40,6 +40,7 @@ from taskpool.webhooks.endpoint import DeliveryStatus, message_body, read_entry
 from tests.api_client import api, publish_types
 from tests.listeners import Listener, hub_on
 from tests.states import World, new_task
+from tests.support import PATIENCE_S
 
 S = TaskStatus
 FUTURE = "paused_by_budget"
@@ -142,7 +143,7 @@ async def test_an_async_pool_waits_and_hears_of_its_end(world: World, redis_url:
     async with AsyncTaskPool(redis_url) as pool:
         with pytest.raises(WaitTimeout):
             await pool.wait("a", timeout_s=0.05)
-        waiting = asyncio.create_task(pool.wait("a", timeout_s=30))
+        waiting = asyncio.create_task(pool.wait("a", timeout_s=PATIENCE_S))
         await asyncio.sleep(0)
         world.redis.hset("rq:job:a", mapping={"status": "finished", "result": "42"})
         tell(world, "a", 3, "done", "done")
@@ -208,7 +209,7 @@ def test_an_end_whose_message_says_less_than_today_is_read_from_the_record(world
     running = world.start("a")
     world.finish(running)
 
-    record = pool.wait("a", timeout_s=5)
+    record = pool.wait("a", timeout_s=PATIENCE_S)
 
     assert record.result == 42
     for message in (b'{"status":"done","result":1}', b"[1]", b"7"):

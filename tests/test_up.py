@@ -20,7 +20,7 @@ from taskpool.types import Exit
 from taskpool.validation import BUILTIN_TYPES
 from tests.instances import COMMAND, Up, taskpool
 from tests.keys import make_key
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 ROOT = Path(__file__).parent.parent
 README = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
@@ -114,7 +114,7 @@ def python(source: str, directory: Path, **environment: str) -> str:
     """What a program in this directory prints."""
     ended = subprocess.run(
         [sys.executable, "-c", source], cwd=directory, env=os.environ | environment, capture_output=True, text=True,
-        timeout=60, check=False,
+        timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert ended.stderr == ""
     return ended.stdout
@@ -225,7 +225,7 @@ def test_the_users_tasks_are_served_and_reloaded(tmp_path: Path, started: list[U
     file.write_text(code.format(42))
 
     assert first == 41
-    eventually(lambda: taskpool(tmp_path, "submit", "answer", "--wait", "30").stdout.split()[1] == "42", 30)
+    eventually(lambda: taskpool(tmp_path, "submit", "answer", "--wait", "30").stdout.split()[1] == "42")
 
 
 def test_a_given_redis_is_used_and_left_running(tmp_path: Path, redis_url: str, started: list[Up]) -> None:
@@ -338,4 +338,4 @@ def test_a_half_alone_takes_the_place_of_its_command(half: str, redis_url: str, 
 
     assert ("listening" if half == "api" else "pool") in line
     assert module == {"api": "taskpool_api", "worker": "taskpool_workers"}[half]
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=PATIENCE_S) == 0

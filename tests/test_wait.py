@@ -15,7 +15,7 @@ from taskpool import AsyncTaskPool, Registry, TaskRecord, TaskSpec, TaskStatus, 
 from taskpool.errors import InvalidPayload, RedisUnavailable, UnknownDependency
 from taskpool.pool import TaskPool
 from taskpool.redis.embedded import RedisServer
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 
 @task("repeat")
@@ -61,7 +61,7 @@ def test_a_wait_gets_the_record_that_a_look_would_get(redis_url: str, redis: Red
     id = pool.add_task("repeat", {"text": "a", "times": 3}).id
     worker = work_off(redis_url, pool.registry, redis)
 
-    ended = pool.wait(id, timeout_s=30)
+    ended = pool.wait(id, timeout_s=PATIENCE_S)
 
     worker.join()
     assert ended.result == "aaa"

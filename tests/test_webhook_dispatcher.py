@@ -23,6 +23,7 @@ from taskpool.webhooks.endpoint import DeliveryStatus, NewWebhook, Webhook, Webh
 from tests.keys import ME
 from tests.receiver import Received, Receiver, receiver
 from tests.states import World
+from tests.support import until
 from workers.duties import Outage, repeat
 from workers.webhook_dispatcher import ANSWER_S, AT_ONCE, BODY_S, DELAYS_S, LANE_MOST, Dispatcher, Sender
 
@@ -94,13 +95,6 @@ async def supervisor(world: World, name: str = "one", **options: Any) -> AsyncIt
         await asyncio.wait([duty])
         await dispatcher.close(0)
         await store.close()
-
-
-async def until(predicate: Any, timeout_s: float = 20) -> Any:
-    async with asyncio.timeout(timeout_s):
-        while not (answer := predicate()):
-            await asyncio.sleep(0.01)
-    return answer
 
 
 async def received(server: Receiver, count: int = 1) -> Sequence[Received]:

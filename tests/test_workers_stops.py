@@ -9,6 +9,7 @@ from typing import Any, cast
 import anyio
 import pytest
 
+from tests.support import PATIENCE_S
 from workers.attempts import Stops
 from workers.fork_client import ProcessHandle
 from workers.shared_memory import Request, SharedMemory
@@ -33,7 +34,7 @@ async def test_a_stop_waits_for_an_attempt_that_its_process_does_not_show_yet(pr
     lane.begin("task", "attempt-2", "default", 0.0, 0.0)
 
     assert before is Request.NONE
-    with anyio.fail_after(30):
+    with anyio.fail_after(PATIENCE_S):
         while lane.request() is not Request.STOP:
             await anyio.sleep(0.01)
     process.ended.set()
@@ -47,7 +48,7 @@ async def test_a_forced_stop_waits_in_the_same_way(process: ProcessHandle) -> No
     lane.begin("task", "attempt-1", "default", 0.0, 0.0)
 
     assert before == {}
-    with anyio.fail_after(30):
+    with anyio.fail_after(PATIENCE_S):
         while "attempt-1" not in process.verdicts:
             await anyio.sleep(0.01)
     process.ended.set()

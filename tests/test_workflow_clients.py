@@ -13,7 +13,7 @@ from taskpool.errors import WorkflowConflict, WorkflowNotFound, WorkflowTimeout
 from taskpool.operations.flow.values import NodeSpec, WorkflowRecord, WorkflowSpec
 from taskpool.testing import InlinePool
 from tests.client_kinds import KINDS, Service, client_of, service
-from tests.support import eventually
+from tests.support import PATIENCE_S, eventually
 
 ECHO = TaskSpec(type="echo", payload={"message": "hi"})
 LATER = TaskSpec(type="echo", payload={"message": "hi"}, delay_s=3600)
@@ -37,7 +37,7 @@ async def build_awaiting(pool: AsyncTaskPool | AsyncClient) -> WorkflowRecord:
         first = w.add("first", "echo", {"message": 1})
         w.map("rows", [ECHO] * 3, after=first)
     async with pool:
-        return await pool.wait_workflow(w.id, timeout_s=60)
+        return await pool.wait_workflow(w.id, timeout_s=PATIENCE_S)
 
 
 @pytest.mark.parametrize("kind", ["TaskPool", "Client", "AsyncTaskPool", "AsyncClient"])
@@ -48,7 +48,7 @@ def test_a_workflow_runs_to_its_end(there: Service, kind: str) -> None:
         record = asyncio.run(build_awaiting(AsyncClient(there.url)))
     else:
         with TaskPool(there.redis_url) if kind == "TaskPool" else Client(there.url) as pool:
-            record = pool.wait_workflow(build_blocking(pool), timeout_s=60)
+            record = pool.wait_workflow(build_blocking(pool), timeout_s=PATIENCE_S)
 
     assert (record.name, record.status, record.counts) == ("import", "done", {"done": 4})
     assert [(each.name, each.status, each.size) for each in record.nodes] == [
@@ -71,7 +71,7 @@ def test_the_clients_do_what_the_pool_does(there: Service, kind: str) -> None:
         listed = client.workflows(limit=1, name="later").items
         tasks = client.list_tasks(workflow=id, node="b").items
         stopped = client.stop_workflow(id)
-        ended = client.wait_workflow(id, timeout_s=60)
+        ended = client.wait_workflow(id, timeout_s=PATIENCE_S)
         again = client.stop_workflow(id)
         client.remove_workflow(id)
         with pytest.raises(WorkflowNotFound) as gone:
@@ -165,10 +165,10 @@ def test_stopped_workflows_end(there: Service) -> None:
         with pool.workflow("long") as w:
             w.add("long", "long_task", {"duration_s": 600})
             w.add("after", ECHO, after="long")
-        eventually(lambda: pool.get_workflow(w.id).nodes[0].status == "in_progress", 60)
+        eventually(lambda: pool.get_workflow(w.id).nodes[0].status == "in_progress")
 
         stopping = pool.stop_workflow(w.id, grace_s=0.1)
-        ended = pool.wait_workflow(w.id, timeout_s=60)
+        ended = pool.wait_workflow(w.id, timeout_s=PATIENCE_S)
 
     assert stopping.status in ("stopping", "stopped")
     assert (ended.status, ended.counts) == ("stopped", {"stopped": 1, "canceled": 1})

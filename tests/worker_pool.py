@@ -16,10 +16,11 @@ import psutil
 
 from taskpool import TaskPool, TaskRecord
 from taskpool.redis.embedded import RedisServer
-from tests.support import eventually, is_running
+from tests.support import PATIENCE_S, eventually, is_running
 
 TASKS = str(Path(__file__).with_name("tasks_for_tests.py"))
-START_TIMEOUT_S = 60
+LEASE_S = 5 * PATIENCE_S
+"""So long that no test waits for the end of a lease by mistake: what has to happen sooner must happen sooner."""
 
 
 class WorkerPool:
@@ -27,7 +28,14 @@ class WorkerPool:
 
     def __init__(self, redis_url: str, log: Path, *arguments: str, **settings: Any) -> None:
         env: dict[str, str] = settings.pop("env", {})
-        chosen = {"redis_url": redis_url, "workers": 1, "tasks": TASKS, "builtins": True, "lease_s": 60, **settings}
+        chosen = {
+            "redis_url": redis_url,
+            "workers": 1,
+            "tasks": TASKS,
+            "builtins": True,
+            "lease_s": LEASE_S,
+            **settings,
+        }
         variables = {f"TASKPOOL_{name.upper()}": str(value) for name, value in chosen.items()}
         self.size = int(chosen["workers"])
         self.log = log
@@ -44,7 +52,7 @@ class WorkerPool:
 
     def __enter__(self) -> WorkerPool:
         try:
-            eventually(lambda: len(self.pids()) >= self.size and self._is_announced(), START_TIMEOUT_S)
+            eventually(lambda: len(self.pids()) >= self.size and self._is_announced())
         except AssertionError as error:
             self.__exit__(None, None, None)
             raise AssertionError(f"{error}; the pool's log:\n{self.log.read_text()}") from None
@@ -83,13 +91,13 @@ class WorkerPool:
 
     def result(self, do: str = "ok", **options: Any) -> TaskRecord:
         """Submits one and waits for its end."""
-        return self.pool.wait(self.submit(do, **options).id, timeout_s=30)
+        return self.pool.wait(self.submit(do, **options).id, timeout_s=PATIENCE_S)
 
     def send(self, number: signal.Signals) -> None:
         """Sends the supervisor a signal."""
         self.process.send_signal(number)
 
-    def end(self, timeout_s: float = 30) -> int:
+    def end(self, timeout_s: float = PATIENCE_S) -> int:
         """Waits for the supervisor's end; its exit status."""
         return self.process.wait(timeout_s)
 

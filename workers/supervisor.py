@@ -30,13 +30,18 @@ from .attempts import Heartbeats, Stops, enforce_leases, enforce_timeouts
 from .duties import BackgroundTasks, Outage, Step, log, repeat
 from .housekeeping import Housekeeping, RqMaintenance
 from .process_pool import ProcessPool
-from .registration import Registration, WorkerRegistry, connect
+from .registration import KEEP_S, Registration, WorkerRegistry, connect
 from .schedules import Schedules
 from .webhook_dispatcher import Dispatcher
 
 CLEAN_S: Final = 60.0
 SIGN_OFF_S: Final = 5.0
 """How long a pool that ends waits for Redis to receive the last outcomes. After that, its leases end instead."""
+
+
+def heartbeat_s(lease_s: float) -> float:
+    """How often a pool sends heartbeats: two may be lost before a lease ends, and before RQ forgets its workers."""
+    return min(lease_s, KEEP_S) / 3
 
 
 class Supervisor:
@@ -132,8 +137,8 @@ class Supervisor:
         return start("heartbeats", self._send_heartbeats, self._wake_heartbeats)
 
     async def _send_heartbeats(self) -> float:
-        """Every third of a lease, and when a worker came or went: renews leases, and announces the pool, its task
-        types and its workers."""
+        """Every `heartbeat_s`, and when a worker came or went: renews leases, and announces the pool, its task types
+        and its workers."""
         pool, lease_s = self._pool, self._settings.lease_s
         await self._heartbeats.renew_leases(pool.processes.values())
         info = PoolInfo(
@@ -157,7 +162,7 @@ class Supervisor:
             await asyncio.to_thread(self._registry.renew, self._registration.workers())
         except ReplyFault as fault:  # it affects only what RQ's tools show
             log.error("the workers can't be entered in RQ's registry: %s", fault)
-        return lease_s / 3
+        return heartbeat_s(lease_s)
 
     async def _clean_registry(self) -> float:
         await asyncio.to_thread(self._registry.clean, self._pool.queues)

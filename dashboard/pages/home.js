@@ -169,7 +169,7 @@ function Changed({ range }) {
       ${(/** @type {any} */ { groups }) => {
         const isNew = (/** @type {any} */ group) => newest && group.first_seen >= newest.since;
         const rows = [...groups].sort((a, b) => Number(isNew(b)) - Number(isNew(a)) || b.count - a.count).slice(0, SHOWN);
-        const columns = [...GROUPS.slice(0, 1), { title: "", width: 68, show: (/** @type {any} */ group) => isNew(group) && html`<span class="badge failed">new</span>` }, ...GROUPS.slice(1)];
+        const columns = [...GROUPS.slice(0, 1), { title: "New", width: 68, show: (/** @type {any} */ group) => isNew(group) && html`<span class="badge failed">new</span>` }, ...GROUPS.slice(1)];
         return html`<${Table} label="Failures" columns=${columns} rows=${rows} isLive id=${(/** @type {any} */ group) => group.fingerprint}
           href=${(/** @type {any} */ group) => href(path("failures", group.fingerprint))}
           empty=${html`<${Empty} title=${`No failure in the last ${range}`} />`} />

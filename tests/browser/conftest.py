@@ -1,4 +1,7 @@
-"""A browser, and what it looks at: Redis, an API and a worker pool of each file's own.
+"""A browser, and what it looks at: Redis, an API and a worker pool.
+
+They take seconds to start, so the files in `SHARE_SITE` share them: there, a test names what it makes by names that no
+other test has. Every other file has an installation of its own.
 
 Every test fails on a violation of the page's policy, an error in the console, an uncaught exception and a failed
 request, also after its own assertions hold. `faults.expect` names the failures that a test is about.
@@ -8,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -23,8 +26,13 @@ from tests.worker_pool import WorkerPool, pool_with_redis
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright isn't installed: scripts/environment dev")
 
-WAIT_MS: Final = 15_000
+WAIT_MS: Final = 60_000
+TASKS: Final = tuple(str(ROOT / "tests" / each) for each in ("tasks_for_tests.py", "browser/tasks_for_page.py"))
 AXE: Final = (Path(__file__).parent / "vendor" / "axe.min.js").read_text()
+SHARE_SITE: Final = (
+    "test_form", "test_home", "test_operate", "test_pages", "test_parts", "test_shell", "test_task", "test_tasks",
+)  # fmt: skip
+"""The files whose tests need no empty Redis."""
 DESKTOP: Final = {"width": 1280, "height": 800}
 PHONE: Final = {"width": 375, "height": 740}
 WATCH: Final = """
@@ -36,7 +44,7 @@ document.addEventListener('securitypolicyviolation', (event) =>
 
 @dataclass
 class Site:
-    """A page that is served, and what is behind it. `workers` run tests/tasks_for_tests."""
+    """A page that is served, and what is behind it."""
 
     url: str
     pool: TaskPool
@@ -83,29 +91,53 @@ class Faults:
         self.found.append(text)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
-    """Chromium. Playwright's event loop runs as long as it lives, so it ends with the file: other tests have loops."""
+    """Chromium. Playwright's event loop runs as long as it lives, so it ends with the folder: other tests have some."""
     program = find_chromium()
     if program is None:
         pytest.skip(f"Chromium isn't installed; {INSTALL}")
     with playwright.sync_playwright() as driver:
         started = driver.chromium.launch(
-            executable_path=program, args=["--disable-gpu", "--disable-dev-shm-usage"], chromium_sandbox=False
+            executable_path=program,
+            args=["--disable-gpu", "--disable-dev-shm-usage"],
+            chromium_sandbox=False,
+            timeout=WAIT_MS,
         )
+        playwright.expect.set_options(timeout=WAIT_MS)
         yield started
         started.close()
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, redis_binary: str | None) -> Iterator[Site]:
-    """Redis, two worker processes and an API."""
-    folder = tmp_path_factory.mktemp("site")
+@contextmanager
+def started_site(folder: Path, redis_binary: str | None, **settings: Any) -> Iterator[Site]:
+    """Redis, two worker processes and an API. Webhooks may go to this machine."""
     with ExitStack() as stack:
-        workers = stack.enter_context(pool_with_redis(folder, redis_binary, workers=2))
+        workers = stack.enter_context(
+            pool_with_redis(folder, redis_binary, workers=2, webhook_allow="127.0.0.1", **settings)
+        )
         redis_url = workers.pool.redis_url
-        _, url = stack.enter_context(api_process(redis_url, folder / "api.log"))
+        _, url = stack.enter_context(api_process(redis_url, folder / "api.log", TASKPOOL_WEBHOOK_ALLOW="127.0.0.1"))
         yield Site(url, workers.pool, workers, redis_url)
+
+
+@pytest.fixture(scope="package")
+def shared_site(tmp_path_factory: pytest.TempPathFactory, redis_binary: str | None) -> Iterator[Site]:
+    """The installation of the files in `SHARE_SITE`."""
+    with started_site(tmp_path_factory.mktemp("site"), redis_binary, tasks=",".join(TASKS)) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def site(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, redis_binary: str | None
+) -> Iterator[Site]:
+    """What the tests of a file look at. Its workers run both files of tasks."""
+    if request.path.stem in SHARE_SITE:
+        yield request.getfixturevalue("shared_site")
+        return
+    with started_site(tmp_path_factory.mktemp("site"), redis_binary, tasks=",".join(TASKS)) as site:
+        yield site
 
 
 @pytest.fixture

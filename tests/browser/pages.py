@@ -27,7 +27,7 @@ def fingerprint(site: Site) -> str:
 PARAMETERS: Final[Mapping[str, Callable[[Site], str]]] = {
     "tasks/:id": lambda site: site.workers.result().id,
     "failures/:fingerprint": fingerprint,
-    "queues/:name": lambda site: site.workers.submit(queue="reports").queue,
+    "queues/:name": lambda site: site.workers.submit(queue="papers").queue,
     "types/:name": lambda site: "act",
     "schedules/:name": lambda site: site.pool.set_schedule("often", Every("1h"), TaskSpec(type="act")).name,
     "workflows/:id": lambda site: site.pool.add_workflow(WorkflowSpec(name="import", nodes=GRAPH)).id,

@@ -23,7 +23,7 @@ class Size:
     height: int = 600
 
 
-@task("resize")
+@task("resize", queue="images")
 def resize(
     path: str,
     size: Size,

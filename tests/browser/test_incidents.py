@@ -7,7 +7,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,14 +21,12 @@ from redis import Redis
 from taskpool import Every, TaskSpec
 from taskpool.operations.insight import history
 from taskpool.redis import keys, scripts
-from tests.api_client import api_process
-from tests.browser.conftest import Faults, Site
+from tests.browser.conftest import Faults, Site, started_site
 from tests.states import new_task
-from tests.support import eventually
-from tests.worker_pool import WorkerPool, pool_with_redis, started
+from tests.support import PATIENCE_S, eventually
+from tests.worker_pool import WorkerPool, started
 
 MOST_CLICKS: Final = 4
-LOOPBACK: Final = {"TASKPOOL_WEBHOOK_ALLOW": "127.0.0.1"}
 NOBODY: Final = "http://127.0.0.1:9/hook"
 """Where nothing listens."""
 
@@ -36,14 +34,8 @@ NOBODY: Final = "http://127.0.0.1:9/hook"
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, redis_binary: str | None) -> Iterator[Site]:
     """One installation, in which one thing after the other goes wrong: its pool has the build `b1`."""
-    folder = tmp_path_factory.mktemp("site")
-    with ExitStack() as stack:
-        workers = stack.enter_context(
-            pool_with_redis(folder, redis_binary, workers=2, webhook_allow="127.0.0.1", build="b1")
-        )
-        redis_url = workers.pool.redis_url
-        _, url = stack.enter_context(api_process(redis_url, folder / "api.log", **LOOPBACK))
-        yield Site(url, workers.pool, workers, redis_url)
+    with started_site(tmp_path_factory.mktemp("site"), redis_binary, build="b1") as site:
+        yield site
 
 
 @pytest.fixture
@@ -78,7 +70,7 @@ class Walk:
 def from_home(page: Any, site: Site, rule: str, title: str) -> Walk:
     """Waits until a rule has found something, and opens what home says about it: the first click."""
     eventually(
-        lambda: any(each["id"].startswith(rule) for each in httpx.get(f"{site.url}/findings").json()["findings"]), 30
+        lambda: any(each["id"].startswith(rule) for each in httpx.get(f"{site.url}/findings").json()["findings"])
     )
     page.goto("/")
     walk = Walk(page)
@@ -123,7 +115,7 @@ def test_a_paused_queue(page: Any, site: Site) -> None:
     finally:
         site.pool.resume_queue("default")
 
-    assert site.pool.wait(id, timeout_s=15).status == "done"
+    assert site.pool.wait(id, timeout_s=PATIENCE_S).status == "done"
 
 
 def _pool_of(queue: str, site: Site) -> str | None:
@@ -133,7 +125,7 @@ def _pool_of(queue: str, site: Site) -> str | None:
 
 def test_a_pool_that_is_missing(page: Any, site: Site, redis: Redis, tmp_path: Path) -> None:
     with another_pool(site, tmp_path, queues="eu") as lost:
-        name = eventually(lambda: _pool_of("eu", site), 30)  # with its process, which it announces a little later
+        name = eventually(lambda: _pool_of("eu", site))  # with its process, which it announces a little later
         id = lost.submit("hang", queue="eu", note=tmp_path / "note").id
         started(tmp_path / "note")
         os.kill(lost.process.pid, signal.SIGKILL)

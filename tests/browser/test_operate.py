@@ -4,40 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import pytest
 from playwright.sync_api import expect
 
 from taskpool import Every, NodeSpec, TaskSpec, WorkflowSpec
-from tests.api_client import api_process
 from tests.browser.conftest import Faults, Site
 from tests.receiver import Receiver, receiver
-from tests.support import eventually
-from tests.worker_pool import pool_with_redis
+from tests.support import PATIENCE_S, eventually
 
 EVIL: Final = "<img src=x onerror=alert(1)>"
 
 
-@pytest.fixture(scope="module")
-def target() -> Iterator[Receiver]:
-    """What webhooks are sent to."""
+@pytest.fixture
+def target(site: Site) -> Iterator[Receiver]:
+    """What webhooks are sent to. They are removed when it is gone."""
     with receiver() as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, redis_binary: str | None) -> Iterator[Site]:
-    """As everywhere, with webhooks that may go to this machine."""
-    folder = tmp_path_factory.mktemp("site")
-    with ExitStack() as stack:
-        workers = stack.enter_context(pool_with_redis(folder, redis_binary, workers=2, webhook_allow="127.0.0.1"))
-        redis_url = workers.pool.redis_url
-        allow = {"TASKPOOL_WEBHOOK_ALLOW": "127.0.0.1"}
-        _, url = stack.enter_context(api_process(redis_url, folder / "api.log", **allow))
-        yield Site(url, workers.pool, workers, redis_url)
+        for each in httpx.get(f"{site.url}/webhooks").json()["webhooks"]:
+            httpx.delete(f"{site.url}/webhooks/{each['id']}")
 
 
 def act(do: str, **payload: Any) -> TaskSpec:
@@ -117,7 +105,7 @@ def test_a_queue_is_paused_with_a_reason_and_resumed(page: Any, site: Site) -> N
     expect(page.get_by_role("dialog")).to_contain_text("1 task waits")
     answer(page, "Resume")
 
-    assert site.pool.wait(id, timeout_s=15).status == "done"
+    assert site.pool.wait(id, timeout_s=PATIENCE_S).status == "done"
     expect(page.get_by_role("button", name="Pause default")).to_be_visible()
 
 
@@ -141,7 +129,7 @@ def test_what_a_process_runs_is_shown_and_stopped(page: Any, site: Site, tmp_pat
     running.get_by_role("button", name="Stop").click()
     answer(page, "Stop 1 task")
 
-    assert site.pool.wait(id, timeout_s=15).status == "stopped"
+    assert site.pool.wait(id, timeout_s=PATIENCE_S).status == "stopped"
     expect(running).to_have_count(0)
 
 
@@ -170,7 +158,7 @@ def test_a_schedule_runs_now_and_is_paused(page: Any, site: Site) -> None:
     expect(page.locator("#toasts")).to_contain_text("Submitted")
     page.locator("#toasts").get_by_role("button", name="Open").click()
     expect(page).to_have_url(re.compile("#/tasks/"))
-    assert site.pool.wait(page.url.rpartition("/")[2], timeout_s=15).status == "done"
+    assert site.pool.wait(page.url.rpartition("/")[2], timeout_s=PATIENCE_S).status == "done"
 
     page.goto("/#/schedules/yearly")
     expect(page.locator("ol.runs li")).to_have_count(10)

@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from taskpool.types import TaskStatus
-from tests.api_client import api_process
 from tests.browser.conftest import Faults, Site
 from tests.browser.tasks_for_page import INERT
-from tests.support import eventually
-from tests.worker_pool import pool_with_redis
-
-pytestmark = [pytest.mark.processes]
-TASKS = str(Path(__file__).with_name("tasks_for_page.py"))
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, redis_binary: str | None) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp("site")
-    with ExitStack() as stack:
-        workers = stack.enter_context(pool_with_redis(folder, redis_binary, workers=2, tasks=TASKS))
-        redis_url = workers.pool.redis_url
-        _, url = stack.enter_context(api_process(redis_url, folder / "api.log"))
-        yield Site(url, workers.pool, workers, redis_url)
+from tests.support import PATIENCE_S, eventually
 
 
 @pytest.fixture
@@ -38,7 +22,7 @@ def add(site: Site) -> Callable[..., str]:
 
 
 def run(site: Site, id: str, status: TaskStatus = TaskStatus.DONE) -> None:
-    assert site.pool.wait(id, timeout_s=20).status is status
+    assert site.pool.wait(id, timeout_s=PATIENCE_S).status is status
 
 
 def test_a_task_is_watched_until_its_end_and_its_numbers_stay_as_they_were_written(

@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from taskpool.types import TaskSpec, TaskStatus
-from tests.api_client import api_process
 from tests.browser.conftest import Site
-from tests.support import eventually
-from tests.worker_pool import pool_with_redis
+from tests.support import PATIENCE_S, eventually
 
-TASKS = str(Path(__file__).with_name("tasks_for_page.py"))
 S = TaskStatus
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, redis_binary: str | None) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp("site")
-    with ExitStack() as stack:
-        workers = stack.enter_context(pool_with_redis(folder, redis_binary, workers=2, tasks=TASKS))
-        redis_url = workers.pool.redis_url
-        _, url = stack.enter_context(api_process(redis_url, folder / "api.log"))
-        yield Site(url, workers.pool, workers, redis_url)
 
 
 def add(site: Site, count: int = 1, type: str = "page.write", payload: Any = None, **options: Any) -> list[str]:
@@ -35,7 +19,7 @@ def add(site: Site, count: int = 1, type: str = "page.write", payload: Any = Non
     ids = [site.pool.add_task(type, payload or {}, **options).id for _ in range(count)]
     if "delay_s" not in options:
         for id in ids:
-            site.pool.wait(id, timeout_s=20)
+            site.pool.wait(id, timeout_s=PATIENCE_S)
     return ids
 
 
@@ -154,7 +138,7 @@ def test_failures_are_selected_by_keyboard_and_retried(page: Any, site: Site, tm
 
     page.get_by_text("Retried 3 tasks.").wait_for()
     for id in failed:
-        assert site.pool.wait(id, timeout_s=20).status is S.DONE
+        assert site.pool.wait(id, timeout_s=PATIENCE_S).status is S.DONE
 
 
 def test_the_keyboard_opens_a_row_and_back_returns(page: Any, site: Site) -> None:
@@ -239,7 +223,7 @@ def test_all_that_match_are_retried_with_a_preview_and_progress(page: Any, site:
 
     page.get_by_text("Retried 3 tasks").wait_for()
     for id in failed:
-        assert site.pool.wait(id, timeout_s=20).status is S.DONE
+        assert site.pool.wait(id, timeout_s=PATIENCE_S).status is S.DONE
     page.goto("/#/queues")
     page.goto("/#/tasks")
     page.get_by_text("Retried 3 tasks").wait_for()  # it outlives the page
