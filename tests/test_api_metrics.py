@@ -20,8 +20,9 @@ from taskpool.redis import keys as names
 from taskpool.redis.keys import COUNTERS
 from taskpool.types import QueueInfo, WorkerInfo
 from tests.api_client import api, api_process, publish_types
-from tests.event_clients import SocketClient, StreamClient, until
+from tests.event_clients import SocketClient, StreamClient
 from tests.states import World
+from tests.support import until
 
 FOLLOWERS = Followers({"events": 3, "websocket": 1}, [5, 0, 2, *[0] * 15, 1], 4000.5, 7, {"slow": 1, "trimmed": 2})
 
