@@ -588,3 +588,10 @@ async def test_a_wait_whose_connection_is_lost_does_not_ask_without_pause(redis_
 
     looks = world.redis.info("commandstats")["cmdstat_hgetall"]["calls"]
     assert looks <= 8
+
+
+def test_tasks_that_are_added_together_are_listed_in_their_order(pool: Any) -> None:
+    added = [record.id for record in pool.add_tasks([TaskSpec(type="double", payload={"n": n}) for n in range(150)])]
+
+    assert added == sorted(added)
+    assert [record.id for record in pool.list_tasks(limit=200).items] == added[::-1]

@@ -45,6 +45,7 @@ from taskpool.url_guard import Allowed, parse_target
 from taskpool.validation import Declared, new_id, value_faults
 from taskpool.webhooks.endpoint import callback_events
 
+IDS_AT_ONCE: Final = 1000
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -87,11 +88,12 @@ def prepare(
     *,
     secrets: Secrets | None = None,
     by: Actor | None = None,
+    id: str | None = None,
 ) -> NewTask:
     """The task that `spec` asks for, with `payload`: its own as JSON values, which fit the schema already, with masks
     in the places of its `secrets`.
 
-    `start` prefixes the faults' pointers; `by` is who submits it, and may do so.
+    `start` prefixes the faults' pointers; `by` is who submits it, and may do so; `id` is its id (None: a new one).
 
     Raises:
         InvalidTask: with a JSON Pointer for each fault.
@@ -124,7 +126,7 @@ def prepare(
     description = rq_job.description(spec.type, payload, size=len(encoded))
     if is_plain and secrets is None and project is None:
         return NewTask(
-            new_id(),
+            id or new_id(),
             shared,
             data,
             description,
@@ -146,7 +148,7 @@ def prepare(
     recorded["depends_on"] = tuple(edge.shown for edge in edges)
     recorded |= {"callback_events": events, **types.rare_fields(None if held is None else held.text, traced)}
     return NewTask(
-        new_id(),
+        id or new_id(),
         shared,
         data,
         description,
@@ -285,16 +287,24 @@ def check_tasks(
     foreign = {spec.type for spec in specs if local.get(spec.type) is None}
     infos = (yield from catalogue.find(list(foreign))) if foreign else {}
     checked = []
+    ids = _ids_in_order(len(specs))
     due_mono = time.monotonic() + SLICE_S
-    for spec, pointer in zip(specs, pointers, strict=True):
+    for spec, pointer, id in zip(specs, pointers, ids, strict=True):
         if time.monotonic() >= due_mono:
             yield ()
             due_mono = time.monotonic() + SLICE_S
         task_type = local.get(spec.type)
         info = task_type.options if task_type else infos[spec.type]
-        checked.append(_checked(spec, task_type or catalogue, info, defaults, pointer, by=by))
+        checked.append(_checked(spec, task_type or catalogue, info, defaults, pointer, by=by, id=id))
     yield ()
     return checked
+
+
+def _ids_in_order(count: int) -> Iterator[str]:
+    """New ids, a thousand at a time in order. So tasks that are submitted together are listed in their order, although
+    ids of one millisecond are random."""
+    for start in range(0, count, IDS_AT_ONCE):
+        yield from sorted([new_id() for _ in range(min(IDS_AT_ONCE, count - start))])
 
 
 def _check_keys(specs: Sequence[TaskSpec], pointers: Sequence[str]) -> None:
@@ -317,6 +327,7 @@ def _checked(
     start: str,
     *,
     by: Actor | None,
+    id: str | None = None,
 ) -> NewTask:
     """One submission, checked by its type where that is registered here, else by its schema in the catalogue."""
     if by is not None:
@@ -331,7 +342,7 @@ def _checked(
         judge.check(spec.type, payload, start + "/payload")
     else:
         _check_locally(judge, payload, start, secrets)
-    return prepare(spec, shown, info, defaults, start, secrets=secrets, by=by)
+    return prepare(spec, shown, info, defaults, start, secrets=secrets, by=by, id=id)
 
 
 def _check_locally(task_type: TaskType, payload: Any, start: str, secrets: Secrets | None) -> None:
