@@ -27,7 +27,10 @@ async def test_what_was_counted_is_in_the_last_point(redis_url: str, world: Worl
 
             assert (answer["points"], answer["step_s"], answer["is_partial"]) == (points, step_s, True)
             (series,) = answer["series"]
+            overall = series.pop("durations")
             assert {len(values) for values in series.values()} == {points}
+            assert overall.keys() == {"wait_p50_ms", "wait_p95_ms", "run_p50_ms", "run_p95_ms"}
+            assert 250 < overall["run_p50_ms"] < 500  # of 5 attempts in two types
             assert [sum(series[name][-2:]) for name in ("submitted", "done", "failed", "crashed")] == [1, 5, 1, 0]
             assert series["wait_p50_ms"][0] is None
             assert any(series["wait_p50_ms"][-2:])

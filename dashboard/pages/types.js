@@ -30,12 +30,11 @@ export default function Types() {
 
 /** @typedef {{ ended: number, failed: number, p50: number | null, p95: number | null }} Summary */
 
-/** What a series of the last hour comes to. The durations are of the last bucket that has some. @param {any} series @returns {Summary} */
+/** What a series of the last hour comes to. @param {any} series @returns {Summary} */
 export function summary(series) {
   const sum = (/** @type {(number | null)[] | undefined} */ values) => (values ?? []).reduce((/** @type {number} */ all, value) => all + (value ?? 0), 0);
-  const last = (/** @type {(number | null)[] | undefined} */ values) => (values ?? []).findLast((value) => value !== null) ?? null;
   const failed = sum(series.failed) + sum(series.crashed);
-  return { ended: failed + sum(series.done) + sum(series.stopped), failed, p50: last(series.run_p50_ms), p95: last(series.run_p95_ms) };
+  return { ended: failed + sum(series.done) + sum(series.stopped), failed, p50: series.durations?.run_p50_ms ?? null, p95: series.durations?.run_p95_ms ?? null };
 }
 
 /** @param {Map<string, Summary> | null} figures @param {Map<string, any> | null} stored @returns {import("../parts/table.js").Column<any>[]} */

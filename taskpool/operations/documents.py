@@ -78,6 +78,7 @@ from taskpool.types.insight import (
     QueueDepths,
     Redrive,
     Stats,
+    StatsDurations,
     StatsSeries,
     WaitingGroup,
     Waits,
@@ -455,6 +456,11 @@ class StackDocument(Shown, frozen=True, kw_only=True):
 @shows(Build)
 class BuildDocument(Shown, frozen=True, kw_only=True):
     """A version of the task modules, and when a worker pool with it was first seen."""
+
+
+@shows(StatsDurations)
+class StatsDurationsDocument(Shown, frozen=True, kw_only=True):
+    """How long attempts had been queued, and how long they ran: left out if none ended."""
 
 
 @shows(StatsSeries)

@@ -28,6 +28,16 @@ class Build:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StatsDurations:
+    """How long attempts had been queued, and how long they ran, over a whole range; None if none ended."""
+
+    wait_p50_ms: float | None = None
+    wait_p95_ms: float | None = None
+    run_p50_ms: float | None = None
+    run_p95_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StatsSeries:
     """Counts and durations over time, of one type, queue or build, or of all. An attempt that was lost with its process
     counts as `crashed`. Waits and runs are those of attempts, by when they ended; `p50` is the median."""
@@ -50,6 +60,7 @@ class StatsSeries:
     wait_p95_ms: Milliseconds
     run_p50_ms: Milliseconds
     run_p95_ms: Milliseconds
+    durations: Annotated[StatsDurations, Field("Of all attempts that ended in the range.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ Examples:
   taskpool stats --range 7d --by build
   taskpool stats --range 24h --queue images --json
 
-The durations are those of the last minute, hour or day in which attempts ended.
+The durations are those of all attempts that ended in the range.
 """
 
 BARS: Final = "▁▂▃▄▅▆▇█"
@@ -60,12 +60,12 @@ def _name(series: StatsSeries, by: StatsBy) -> str:
 
 def _row(name: str, series: StatsSeries) -> tuple[str, ...]:
     counts = (series.submitted, series.done, series.failed, series.retried, series.crashed, series.canceled)
-    times = (series.wait_p95_ms, series.run_p50_ms, series.run_p95_ms)
-    return name, *(f"{sum(each):,}" for each in counts), *map(_last, times), sparkline(series.done)
+    found = series.durations
+    times = (found.wait_p95_ms, found.run_p50_ms, found.run_p95_ms)
+    return name, *(f"{sum(each):,}" for each in counts), *map(_duration, times), sparkline(series.done)
 
 
-def _last(values: Sequence[float | None]) -> str:
-    ms = next((each for each in reversed(values) if each is not None), None)
+def _duration(ms: float | None) -> str:
     return "" if ms is None else f"{ms:.3g} ms" if ms < 1000 else age(ms / 1000)
 
 

@@ -15,7 +15,7 @@ from taskpool.operations.specs import check_word
 from taskpool.redis import keys
 from taskpool.redis.calls import SLICE_S, UNREADABLE, Plan, collected, one, redis_ms, tell_unreadable
 from taskpool.types import utc
-from taskpool.types.insight import Durations, QueueDepths, Stats, StatsBy, StatsRange, StatsSeries
+from taskpool.types.insight import Durations, QueueDepths, Stats, StatsBy, StatsDurations, StatsRange, StatsSeries
 
 MOST_SERIES: Final = 20
 """How many types, queues or builds have a series of their own, the busiest ones."""
@@ -197,12 +197,16 @@ def _series(line: _Line, numbers: Sequence[int], labels: Mapping[str, Any]) -> P
         name: tuple([sum([row.get(column, 0) for column in columns]) if row else 0 for row in at])
         for name, columns in _COUNTED.items()
     }
+    overall: dict[str, float | None] = {}
     for word, letter in (("wait", "w"), ("run", "r")):
         yield ()
         inside = [in_buckets(row, letter) if row else () for row in at]
-        for share, name in ((0.5, "p50"), (0.95, "p95")):
-            lists[f"{word}_{name}_ms"] = tuple([quantile_ms(ns, share) if ns else None for ns in inside])
-    return StatsSeries(**{**labels, **lists})
+        together = [sum(counts) for counts in zip(*filter(None, inside), strict=True)]
+        for share, quantile in ((0.5, "p50"), (0.95, "p95")):
+            name = f"{word}_{quantile}_ms"
+            lists[name] = tuple([quantile_ms(ns, share) if ns else None for ns in inside])
+            overall[name] = quantile_ms(together, share)
+    return StatsSeries(**{**labels, **lists, "durations": StatsDurations(**overall)})
 
 
 def _together(rows: Sequence[Row]) -> Row:
