@@ -20,7 +20,7 @@ from taskpool.operations.catalog import PoolInfo, publish
 from taskpool.operations.flow import occurrences, schedules
 from taskpool.operations.flow.schedule_values import ScheduleRecord, ScheduleSpec, ScheduleStatus
 from taskpool.operations.status import release_dependents
-from taskpool.redis import schedule_scripts
+from taskpool.redis import keys, schedule_scripts
 from taskpool.settings import Settings
 from taskpool.tasks.context import TaskContext
 from taskpool.tasks.schedule import Times
@@ -427,6 +427,18 @@ def test_a_paused_schedule_submits_nothing_and_goes_on_from_now(pool: Bench) -> 
     assert changed.status is ScheduleStatus.PAUSED
     resumed = pool.resume_schedule("s")
     assert (resumed.status, resumed.next_at) == (ScheduleStatus.ACTIVE, at(Every("2h").after(pool.now_ms())))
+
+
+def test_a_schedule_that_is_paused_while_a_pool_looks_at_it_is_kept(pool: Bench) -> None:
+    pool.set_schedule("s", Every("1h"), WORK)
+    pool.make_due("s", Every("1h"))
+    pool.pause_schedule("s")
+    pool.client.zadd(keys.SCHEDULES_DUE, {"s": 1})  # as if the pool had read what is due before
+
+    pool.fire()
+
+    assert pool.get_schedule("s").status is ScheduleStatus.PAUSED
+    assert pool.resume_schedule("s").next_at == at(Every("1h").after(pool.now_ms()))
 
 
 def test_a_change_of_a_due_schedule_fires_as_it_is_then(pool: Bench) -> None:

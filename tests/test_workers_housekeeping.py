@@ -290,14 +290,20 @@ async def test_one_of_several_pools_has_the_turn_until_it_ends(bench: Bench, red
         await store.close()
 
 
-@pytest.mark.parametrize("foreign", ["a pool", ["a", "list"]], ids=["no end", "no string"])
-async def test_a_turn_that_another_program_wrote_is_taken(bench: Bench, redis: Any, foreign: str | list[str]) -> None:
+@pytest.mark.parametrize(
+    ("foreign", "ends_ms"),
+    [("a pool", None), ("a pool", 600_000), (["a", "list"], None)],
+    ids=["no end", "written before the clock was set back", "no string"],
+)
+async def test_a_turn_that_no_pool_can_have_now_is_taken(
+    bench: Bench, redis: Any, foreign: str | list[str], ends_ms: int | None
+) -> None:
     store = AsyncStore(bench.pool.redis_url)
     pool = Housekeeping(store, Outage(), Settings(), pool_id="pool")
     await pool.step()
     (key,) = redis.scan_iter(f"{keys.HOUSEKEEPER}*")
     redis.delete(key)
-    redis.set(key, foreign) if isinstance(foreign, str) else redis.rpush(key, *foreign)
+    redis.set(key, foreign, px=ends_ms) if isinstance(foreign, str) else redis.rpush(key, *foreign)
 
     await pool.step()
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
 from benchmarks.chaos.cluster import RQ
 from benchmarks.chaos.evidence import LEASE_ENDED, VERIFIED, Attempt, Evidence, Finding, attempts
@@ -87,7 +87,7 @@ def explanation(evidence: Evidence, id: str, attempt: Attempt) -> str | None:
     if evidence.spec(id).get("payload", {}).get("do") == "die" and attempt.number == 1:
         return "it killed its process itself"
     over_ms = attempt.over.at_ms if attempt.over else attempt.started_ms
-    causes = _causes(attempt)
+    causes = _causes(attempt, evidence.spec(id).get("payload", {}))
     faults = [
         fault
         for fault in evidence.faults_at(attempt.pools, attempt.started_ms, over_ms)
@@ -100,14 +100,15 @@ def explanation(evidence: Evidence, id: str, attempt: Attempt) -> str | None:
     return _beside(evidence, id, attempt, over_ms)
 
 
-def _causes(attempt: Attempt) -> frozenset[str]:
-    """The kinds of faults that can end an attempt as this one ended."""
+def _causes(attempt: Attempt, payload: Mapping[str, Any]) -> frozenset[str]:
+    """The kinds of faults that can end an attempt at a task with this payload as this one ended."""
     error = str(attempt.over.data.get("error", "")) if attempt.over else ""
     if not error.startswith("lease lost") and LEASE_ENDED not in error:
         if attempt.over is not None and attempt.over.event == "queued" and attempt.effects:
             # It had begun, so its claim was seen. If a process dies while it writes an outcome, that attempt is given
-            # back when the code of another one still ran, which is charged.
-            return ENDS | DEATHS if attempt.effects[-1].what == "end" else ENDS
+            # back when the code of another one still ran, which is charged. One that fails or snoozes leaves no "end".
+            ends_early = payload.get("fails", 0) >= attempt.number or "snoozes" in payload
+            return ENDS | DEATHS if attempt.effects[-1].what == "end" or ends_early else ENDS
         if CONTINUED in error:
             return DEATHS | FREEZES | {"freeze_child"}
         return DEATHS if "process ended" in error else RETURNS

@@ -15,7 +15,7 @@ from benchmarks.chaos.cluster import PACKAGES, ROOT
 Edit = tuple[str, str, str]
 """File, text, and what stands there instead."""
 
-_HEARD = "if subscription.live:\n                subscription.live = False"
+_HEARD = "if subscription.live:\n                # Without room, its client reads slowly"
 _REFUSED = "isinstance(error, RedisRefused) and not error.is_known and error.at == at"
 _PATIENT = "if ended.refusals >= MOST_REFUSALS:\n                    self._keep(ended, error)"
 _UNFENCED = "if f[1] ~= attempt_id or f[2] ~= RQ.in_progress then"

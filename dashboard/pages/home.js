@@ -196,10 +196,13 @@ function Waits({ by, range, people }) {
       ${Object.entries(WAITS).map(([each, { word }]) => html`<a key=${each} href=${href("", placeOf(range, each))} aria-current=${each === by ? "page" : undefined}>${word}</a>`)}
     </nav>
     <${Loaded} of=${waits} missing=${html`<${NotAvailable} what="Who waits longest" />`}>
-      ${(/** @type {any} */ { by: of, groups, looked_at: lookedAt, queued }) => html`<${Table}
+      ${(/** @type {any} */ { by: answered, groups, looked_at: lookedAt, queued }) => {
+        const of = Object.hasOwn(WAITS, answered) ? answered : by; // while the next answer comes, that of another tab is shown
+        return html`<${Table}
           label=${`Who waits longest, by ${of}`} columns=${groupColumns(of)} rows=${groups.slice(0, SHOWN)} isLive of=${of}
           id=${(/** @type {any} */ group) => group.name ?? ""} href=${WAITS[of].to} empty=${html`<${Empty} title="No task waits for a worker" />`} />
-        ${of !== "queue" && lookedAt < queued && html`<p class="muted small">Of ${many(queued, "queued task")}, ${figure(lookedAt)} of those that wait longest were looked at.</p>`}`}
+        ${of !== "queue" && lookedAt < queued && html`<p class="muted small">Of ${many(queued, "queued task")}, ${figure(lookedAt)} of those that wait longest were looked at.</p>`}`;
+      }}
     <//>
     ${people > 0 && html`<p class="small"><a href=${href("tasks", { status: "waiting_confirmation" })}>${many(people, "task")} ${people === 1 ? "needs" : "need"} confirmation</a></p>`}
   </section>`;

@@ -92,6 +92,8 @@ def fire_due(rules: Rules, live: Collection[PoolInfo]) -> Plan[float]:
     firing: list[_Firing] = []
     rest: list[Call[str]] = []
     for id, schedule in zip(due.members, found, strict=True):
+        if schedule is not None and schedule.paused_ms is not None:
+            continue  # it was paused just now
         if schedule is None:
             rest.append(schedule_scripts.postpone(Occurrence(id, "", 0, 0, 0), UNREADABLE_LOOK_MS))
         elif schedule.next_ms is not None and schedule.next_ms <= schedule.last_ms:

@@ -43,8 +43,11 @@ end
 local function is_housekeeper(turn, pool)
   if turn == '' then return true end
   local other = redis.pcall('GET', turn)
-  -- A key that another program wrote has no end, or isn't a string.
-  if type(other) == 'string' and other ~= pool and redis.call('PTTL', turn) >= 0 then return false end
+  if type(other) == 'string' and other ~= pool then
+    -- A key that another program wrote has no end. One that lasts for longer was written before the clock was set back.
+    local left_ms = redis.call('PTTL', turn)
+    if left_ms >= 0 and left_ms <= KEY.turn_ms then return false end
+  end
   redis.call('SET', turn, pool, 'PX', KEY.turn_ms)
   return true
 end
