@@ -18,7 +18,7 @@ from taskpool.types import TaskStatus
 from taskpool.url_guard import Allowed
 from taskpool.webhooks import delivery
 from taskpool.webhooks import store as webhook_store
-from taskpool.webhooks.delivery import Delivery
+from taskpool.webhooks.delivery import Delivery, outbox_page
 from taskpool.webhooks.endpoint import DeliveryStatus, NewWebhook, Webhook, WebhookFields
 from tests.keys import ME
 from tests.receiver import Received, Receiver, receiver
@@ -594,3 +594,15 @@ def test_a_full_lane_drops_what_comes_and_counts_it(world: World, hooks: Hooks, 
 
     assert hooks.counted("dropped") == 1
     assert hooks.of(webhook.id) == []
+
+
+def test_the_outbox_is_left_to_one_supervisor_unless_the_clock_was_set_back(world: World, hooks: Hooks) -> None:
+    hooks.create("http://127.0.0.1:9/")
+    world.end("a")
+
+    def entries(supervisor: str) -> int:
+        return len(world.run(outbox_page(supervisor, hold_ms=2000, limit=10)).entries)
+
+    assert (entries("one"), entries("two")) == (1, 0)
+    world.redis.pexpire(keys.WEBHOOKS_SORTER, 600_000)  # as after a step back by ten minutes
+    assert entries("two") == 1
