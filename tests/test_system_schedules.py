@@ -88,7 +88,7 @@ def test_the_clocks_of_worker_hosts_have_no_effect(
             clock.step(hours * 3600)
             stack.enter_context(WorkerPool(redis_url, tmp_path / f"log-{name}", env=clock.env))
         began = datetime.now(UTC)
-        pool.set_schedule("s", Every("1s"), ECHO)
+        pool.set_schedule("s", Every("1s", catch_up="all"), ECHO)
         eventually(lambda: len(nominal(pool, "s")) >= 4)
         pool.pause_schedule("s")
         ended = datetime.now(UTC)
