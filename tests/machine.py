@@ -72,7 +72,7 @@ class Bench:
         answer = self.world.run(move.call)
         tell(f"{' '.join(map(str, move.call.command[3:9]))} -> {getattr(answer, 'id', answer)}")
         expected = move.effect(self.model, self.watch)
-        assert (answer.id if isinstance(answer, RunningTask) else answer) == expected
+        assert (answer.id if isinstance(answer, RunningTask) else answer) == expected, f"the model says {expected}"
         if self.compares:
             self.watch.compare(self.model, may_change=move.touches)
         self.is_sound = True

@@ -476,7 +476,7 @@ class Model(State):
         task = self.tasks.get(id)
         if id not in self.confirmations:
             return "gone"
-        if task is None:
+        if task is None or task.status is not S.WAITING_CONFIRMATION:  # a dashboard has queued it, for example
             self.confirmations.discard(id)
             return "gone"
         if not task.is_due:
@@ -607,7 +607,7 @@ class Model(State):
 
     def _revive_all(self, ref: str) -> list[str]:
         more = []
-        for each in self.revivable.pop(ref, ()):
+        for each in sorted(self.revivable.pop(ref, ())):
             task = self.tasks.get(each)
             if task is None or task.status is not S.CANCELED or task.canceled_by != ref:
                 continue

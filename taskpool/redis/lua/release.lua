@@ -102,13 +102,21 @@ local function is_among_finished(id)
   return false
 end
 
--- Tasks that were canceled because of something that was retried, and may be done by now.
+-- Tasks that were canceled because of something that was retried, and may be done by now. The oldest come first: a task is
+-- younger than those that it depends on, and must find them revived.
 local function revive_all(ref)
   while limit > 0 do
-    local id = redis.call('SPOP', KEY.revivable .. ref)
-    if not id then return end
-    limit = limit - 1
-    revive(id, ref)
+    local ids = redis.call('SPOP', KEY.revivable .. ref, limit)
+    if #ids == 0 then return end
+    table.sort(ids)
+    for n, id in ipairs(ids) do
+      if limit <= 0 then
+        redis.call('SADD', KEY.revivable .. ref, unpack(ids, n))
+        return
+      end
+      limit = limit - 1
+      revive(id, ref)
+    end
   end
 end
 
