@@ -112,7 +112,7 @@ class PageRoutes:
             cookie = await self._gate.sessions.start(session)
         except (RedisFull, RedisRefused):
             return Json(Unstored(is_stored=False))
-        if before := read_cookie(request.scope):  # nobody could sign out of it any more
+        if before := read_cookie(request.scope):  # the new cookie replaces it, so no page could end it later
             await self._gate.sessions.end(before)
         return Json(status=204, headers=[set_cookie(request.scope, cookie)])
 

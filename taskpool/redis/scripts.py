@@ -434,7 +434,8 @@ def _seconds(milliseconds: bytes) -> float | None:
 
 def _fault(failure: Mapping[str, Any] | None) -> bytes:
     """What `failures.lua` takes of a failure: what kind it is, where it happened, and its fingerprint if the place
-    decides it. Other failures are told apart by their reason, crashes also by the signal."""
+    decides it. Other failures have one for each reason, crashes for
+    each signal, too."""
     if not failure:
         return b""
     reason = failure.get("reason", "")

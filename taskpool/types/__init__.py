@@ -143,8 +143,8 @@ STATUSES: Final[Mapping[TaskStatus, StatusFacts]] = {
 person, or canceled if a task that it depends on has ended badly."""
 
 TRANSITIONS: Final = {status: frozenset(facts.moves) for status, facts in STATUSES.items()}
-"""The allowed moves. The only other one is a retry by hand (`retry_task`), of this task or of one because of which it
-was canceled, from a retryable status to queued; to waiting if a parent was retried, too; to scheduled if its time
+"""The allowed moves. The only other one is a retry by hand (`retry_task`), of this task or of the one that caused its
+cancelation, from a retryable status to queued; to waiting if a parent was retried, too; to scheduled if its time
 hasn't come; to waiting_confirmation if a person has to confirm it and hasn't. It starts a new life of the same task."""
 
 TERMINAL: Final = frozenset(status for status, moves in TRANSITIONS.items() if not moves)

@@ -27,7 +27,10 @@ local function cancel(id)
   if is_lost then return 'lost' end
   local f = move.record(id, 'status', 'origin', 'seq', 'failure_ttl', 'by_call', 'operations', 'secret_ttl', 'log',
     'question', 'unique', 'error')
-  if not f.status then return 'gone' end
+  if not f.status then
+    redis.call('ZREM', KEY.expiring, id)
+    return 'gone'
+  end
   if work.has_changed(f) then return redis.call('SISMEMBER', KEY.outbox, id) == 1 and 'children' or 'ok' end
   if not RQ_SET.cancelable[f.status] then return f.status end
   if f.status == RQ.queued then

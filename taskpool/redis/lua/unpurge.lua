@@ -67,7 +67,8 @@ if f.trashed_held ~= '' then
   redis.call('ZADD', KEY.held, f.trashed_held, id)
 end
 
--- Its parents: it is revived with the one because of which it was canceled, and may read how the done ones have ended.
+-- Its parents. If one of them caused its cancelation, a retry of that one revives it. It may read the outcomes of those
+-- that are done.
 if f.canceled_by then edge.note_cause(id, {ref = f.canceled_by, outcome = edge.outcome_of(f.canceled_by)}) end
 for _, each in ipairs(f.status ~= RQ.done and edge.list_of(f.dependency_ids, f.edges) or {}) do
   if edge.outcome_of(each.ref) == STATUS.done and not edge.is_inside(each.ref, id) then

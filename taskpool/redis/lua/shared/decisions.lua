@@ -1,4 +1,4 @@
--- What people decide about tasks, and what counts if nobody answers in time.
+-- What people decide about tasks, and what counts if no answer comes in time.
 
 local function decisions()
   local move, gate = moves(), gates()
@@ -23,7 +23,7 @@ local function decisions()
     return move.cancel_task(id, f, 'rejected', error, told, now_ms, stamp)
   end
 
-  -- Whether they may decide: anyone, if the task names nobody; else a key with one of these ids or names. Without API
+  -- Whether they may decide: anyone, if the task names no keys; else a key with one of these ids or names. Without API
   -- keys it isn't known who decides, so anyone may.
   local function may_decide(confirm, by)
     local who = gate.read(confirm).who
