@@ -30,8 +30,8 @@ from taskpool.types import RQ_STATUS, TaskStatus
 from taskpool.types.control import UNDOABLE, OperationStatus
 from taskpool.validation import TASK_ID
 
-MOST_AT_ONCE: Final = 16
-LEAST_AT_ONCE: Final = 4
+MOST_AT_ONCE: Final = 20
+LEAST_AT_ONCE: Final = 12
 LONG_S: Final = 0.003
 """How many tasks are changed in one round trip at most, and at least. If it takes longer, there are fewer in the next
 one, because Redis serves no other client meanwhile."""

@@ -46,6 +46,7 @@ local function taker(hints)
   -- Removes what `take` has marked, from the nearer end of each queue. Returns the hints for the next call.
   local function finish()
     local after = {}
+    for queue, kept in pairs(hints) do after[queue] = kept end -- also of queues that this call takes nothing from
     for queue, place in pairs(places) do
       local count, found = #place.taken, hints[queue] or {}
       if count > 0 then
