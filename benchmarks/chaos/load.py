@@ -125,7 +125,7 @@ class Client(threading.Thread):
         for _ in range(many):
             self._number += 1
             numbers.append(self._number)
-            specs.append(self._spec(f"{self._prefix}{self._number}", self._number, batch, recent))
+            specs.append(self._spec(f"{self._prefix}-{self._number}", self._number, batch, recent))
         if many == 1:
             self._contend(specs[0])
         submission = Submission(tuple(numbers), batch, tuple(specs), time.time() * 1000)
