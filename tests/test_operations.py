@@ -14,7 +14,6 @@ from taskpool.access.api_key import Scope
 from taskpool.access.audit import Actor, AuditFilter, read_audit
 from taskpool.errors import InvalidOperation, NotAllowed, OperationConflict, OperationNotFound
 from taskpool.operations.control import bulk
-from taskpool.operations.control import drive as drive_module
 from taskpool.operations.control.drive import drive, look_after_operations
 from taskpool.operations.listing import walk_of
 from taskpool.redis import bulk_scripts, keys, scripts
@@ -164,9 +163,9 @@ def test_a_long_queue_is_not_searched_for_each_task(world: World, action: str) -
 
     stats = world.redis.info("commandstats")
     assert ended.changed == ended.matched == 1998
-    assert stats["cmdstat_lrem"]["calls"] <= ended.changed / drive_module.LEAST_AT_ONCE + 5
+    # A call changes tasks for 1.5 ms: how many those are depends on the machine.
+    assert stats["cmdstat_lrem"]["calls"] <= ended.changed / 2
     assert stats["cmdstat_lpos"]["calls"] <= 20
-    assert stats["cmdstat_evalsha"]["calls"] <= 3 * ended.changed / drive_module.LEAST_AT_ONCE + 50
 
 
 @pytest.mark.parametrize("action", ["cancel", "move"])

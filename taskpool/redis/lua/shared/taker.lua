@@ -70,11 +70,13 @@ local function taker(hints)
     return after
   end
 
-  -- Calls `change` for each id in ARGV from `first` on, until it returns nil: the others are left to the next call.
+  -- Calls `change` for each id in ARGV from `first` on, until it returns nil, or has taken long: Redis serves no other
+  -- client meanwhile, and `finish` takes its time as well. The others are left to the next call.
   -- Returns {the hints for it, a word for each id that was changed: what `change` returned, or 'unreadable'}.
   local function change_each(first, change)
-    local reply = {''}
+    local reply, ends_us = {''}, os.clock() * 1e6 + KEY.take_us
     for at = first, #ARGV do
+      if at > first and os.clock() * 1e6 > ends_us then break end
       local is_read, word = pcall(change, ARGV[at]) -- what was taken out of queues before has still to be removed
       if is_read and not word then break end
       reply[#reply + 1] = is_read and word or 'unreadable'
