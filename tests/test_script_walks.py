@@ -217,7 +217,7 @@ class Walk:
         members = {f"{id}:{redis.hget(f'rq:job:{id}', 'attempt_id').decode()}".encode() for id in running}
         assert set(redis.zrange("rq:wip:default", 0, -1)) == members
         assert redis.smembers("rq:worker:w:executions") == members
-        assert set(redis.keys("rq:execution:*")) == {b"rq:execution:" + member for member in members}
+        assert set(redis.keys("rq:execution:*")) <= {b"rq:execution:" + member for member in members}
 
     def only_what_waits_may_expire(self) -> None:
         for id in self.members("taskpool:expiring"):

@@ -60,7 +60,8 @@ def test_rq_reads_a_worker_with_its_state_job_and_counts(workers: WorkerPool, re
 
     assert worker.pid == pid
     assert worker.queue_names() == ["default", "elsewhere"]
-    assert worker.get_current_job_id() == task.id
+    eventually(lambda: busy()[0].get_current_job_id() == task.id)
+    (worker,) = busy()
     job = worker.get_current_job()
     assert job is not None
     assert str(job.description).startswith("act(")
@@ -105,6 +106,7 @@ def test_stop_execution_stops_the_task(workers: WorkerPool, redis: Redis, tmp_pa
     started(tmp_path / "note")
     attempt_id = redis.hget(f"rq:job:{task.id}", "attempt_id")
     assert isinstance(attempt_id, bytes)
+    eventually(lambda: redis.exists(f"rq:execution:{task.id}:{attempt_id.decode()}"))
 
     send_stop_execution_command(redis, task.id, attempt_id.decode())
 

@@ -24,7 +24,6 @@ from typing import Any, Final, TypeVar
 from taskpool.errors import RedisUnavailable
 from taskpool.redis import scripts
 from taskpool.redis.async_store import AsyncStore
-from taskpool.redis.calls import Call
 from taskpool.redis.replies import ReplyFault
 from taskpool.tasks.attempt import Outcome, execute_task, execute_task_async, raised, stopped, timed_out, worker_error
 from taskpool.tasks.context import TaskContext
@@ -153,12 +152,11 @@ class AsyncWorker(WorkerLoop):
                 async with asyncio.timeout(DOORBELL_S):
                     await self._freed.wait()
             return
-        calls: list[Call[Any]] = []
+        most = 0
         if can_claim:
-            number = 1 if self._is_idle or self._is_careful else min(len(self._free), CLAIMS_AT_ONCE)
-            calls = self._doorbells()
-            calls += [self._claim(was_idle=not self._attempts) for _ in range(number)]
-        claimed = await self._intake.carry_out(self._exchange(None, after=calls, gives_back=True))
+            most = 1 if self._is_idle or self._is_careful else min(len(self._free), CLAIMS_AT_ONCE)
+        exchange = self._exchange((), most=most, was_idle=not self._attempts, gives_back=True)
+        claimed = await self._intake.carry_out(exchange)
         if isinstance(claimed, float):
             await asyncio.sleep(claimed)
             return
@@ -338,7 +336,7 @@ class AsyncWorker(WorkerLoop):
         while not ended.is_settled:
             self._restore_loop()  # what follows needs a loop that works
             try:
-                wait_s = await self._store.carry_out(self._exchange(ended, gives_back=False))
+                wait_s = await self._store.carry_out(self._exchange([ended], gives_back=False))
                 if isinstance(wait_s, float) and not ended.is_settled:
                     await asyncio.sleep(wait_s)
             except asyncio.CancelledError:
