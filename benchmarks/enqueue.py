@@ -10,11 +10,12 @@ import time
 
 import redis
 
-from benchmarks.contestants import Contestant, contestant
+from benchmarks.contestants import Contestant, installed
 from benchmarks.report import Readings, options, show
 from benchmarks.server import private_redis
 
 NAMES = ("taskpool", "rq", "dramatiq", "huey", "lua")
+BATCHED = ("taskpool", "rq")
 SHARE = {"rq": 0.2}  # of --tasks: RQ would take most of the time otherwise
 BATCHES = 10
 
@@ -37,12 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
     asked = options(__doc__, tasks=5_000, rounds=5).parse_args(arguments)
     singles, batches = Readings(), Readings()
     with private_redis(asked.redis_server, unix=asked.unix) as redis_url, redis.Redis.from_url(redis_url) as client:
-        queues = {name: contestant(name, redis_url) for name in NAMES}
+        queues = installed(NAMES, redis_url)
         for _ in range(asked.rounds):
             for name, queue in queues.items():
                 client.flushall()
                 singles.add(name, {"tasks_per_s": one_by_one(queue, int(asked.tasks * SHARE.get(name, 1)))})
-            for name in ("taskpool", "rq"):
+            for name in [each for each in BATCHED if each in queues]:
                 client.flushall()
                 total = int(asked.tasks * SHARE.get(name, BATCHES))
                 batches.add(name, {"tasks_per_s": in_batches(queues[name], total)})

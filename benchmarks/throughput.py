@@ -10,7 +10,7 @@ import sys
 
 import redis
 
-from benchmarks.contestants import NAMES, contestant
+from benchmarks.contestants import NAMES, contestant, installed
 from benchmarks.measure import Drain, Meter, check_results
 from benchmarks.processes import running
 from benchmarks.proxy import counting_proxy
@@ -51,12 +51,15 @@ def main(arguments: list[str] | None = None) -> int:
     names = chosen(asked.contestants, NAMES)
     readings = Readings()
     with private_redis(asked.redis_server, unix=asked.unix) as redis_url:
-        sizes = {name: int(contestant(name, redis_url).speed * asked.seconds) for name in names}
-        for name in names:
-            readings.add(name, {"round_trips": round_trips(name, redis_url, sizes[name] // 2)})
+        queues = installed(names, redis_url)
+        sizes = {name: int(queue.speed * asked.seconds) for name, queue in queues.items()}
+        for queue in queues.values():
+            queue.close()
+        for name, size in sizes.items():
+            readings.add(name, {"round_trips": round_trips(name, redis_url, size // 2)})
         for _ in range(asked.rounds):
-            for name in names:
-                readings.add(name, drain(name, redis_url, sizes[name]).figures())
+            for name, size in sizes.items():
+                readings.add(name, drain(name, redis_url, size).figures())
     title = f"throughput: {PROCESSES} processes, no-op task, result kept; CPU per task"
     show(title, readings.medians(), as_json=asked.json, ratio_of="tasks_per_s")
     return 0

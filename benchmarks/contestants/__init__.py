@@ -1,12 +1,12 @@
 """What a benchmark asks of each contestant: put a task in, say how to start its workers, count and read results.
 
-Each stands in the module of its name and is imported only when it takes part: a peer that isn't installed
-is missed only by who asks for it.
+Each stands in the module of its name and is imported only when it takes part. A peer that isn't installed is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Any, Final, Protocol
 
@@ -40,14 +40,39 @@ class Contestant(Protocol):
         """Give back the connections."""
 
 
+class NotInstalled(Exception):
+    """A contestant can't take part; the message says why."""
+
+
 def contestant(name: str, redis_url: str) -> Contestant:
     """The contestant of that name, on the Redis at `redis_url`.
 
     Raises:
-        ImportError: it isn't installed, or no contestant has that name.
+        NotInstalled: it isn't installed.
     """
-    made: Contestant = import_module(f"benchmarks.contestants.{name}").Queue(redis_url)
+    try:
+        module = import_module(f"benchmarks.contestants.{name}")
+    except ImportError as missing:
+        raise NotInstalled(f"{missing}; the extra `bench` installs it") from missing
+    made: Contestant = module.Queue(redis_url)
     return made
+
+
+def installed(names: Iterable[str], redis_url: str) -> dict[str, Contestant]:
+    """Those of the contestants that are installed, by name. The others are left out, with a note on standard error.
+
+    Raises:
+        SystemExit: none is installed.
+    """
+    found: dict[str, Contestant] = {}
+    for name in names:
+        try:
+            found[name] = contestant(name, redis_url)
+        except NotInstalled as reason:
+            print(f"{name} is left out: {reason}", file=sys.stderr)
+    if not found:
+        raise SystemExit("no contestant is installed")
+    return found
 
 
 def database(redis_url: str, number: int) -> str:
