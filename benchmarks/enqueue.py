@@ -10,25 +10,28 @@ import time
 
 import redis
 
-from benchmarks.contestants import Contestant, installed
+from benchmarks.contestants import Contestant, EnqueuesElsewhere, installed
 from benchmarks.report import Readings, options, show
 from benchmarks.server import private_redis
 
-NAMES = ("taskpool", "rq", "dramatiq", "huey", "lua")
-BATCHED = ("taskpool", "rq")
+NAMES = ("taskpool", "rq", "dramatiq", "huey", "bullmq", "lua")
+BATCHED = ("taskpool", "rq", "bullmq")
 SHARE = {"rq": 0.2}  # of --tasks: RQ would take most of the time otherwise
 BATCHES = 10
 
 
 def one_by_one(queue: Contestant, total: int) -> float:
     start = time.perf_counter()
-    for n in range(total):
-        queue.enqueue(n)
+    if isinstance(queue, EnqueuesElsewhere):
+        queue.enqueue_each(range(total))
+    else:
+        for n in range(total):
+            queue.enqueue(n)
     return total / (time.perf_counter() - start)
 
 
 def in_batches(queue: Contestant, total: int) -> float:
-    """As `enqueue_many` does it: taskpool in chunks of 1,000, a peer in one call when it has one."""
+    """As `enqueue_many` does it: taskpool and BullMQ in chunks of 1,000, RQ in one call."""
     start = time.perf_counter()
     queue.enqueue_many(range(total))
     return total / (time.perf_counter() - start)
@@ -39,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     singles, batches = Readings(), Readings()
     with private_redis(asked.redis_server, unix=asked.unix) as redis_url, redis.Redis.from_url(redis_url) as client:
         queues = installed(NAMES, redis_url)
+        for queue in queues.values():
+            queue.enqueue(0)  # opens its connections, and starts the program of one that enqueues elsewhere
         for _ in range(asked.rounds):
             for name, queue in queues.items():
                 client.flushall()

@@ -18,12 +18,13 @@ STOP_TIMEOUT_S = 15.0
 
 @dataclass(frozen=True)
 class Command:
-    """How to start one process: arguments after the Python interpreter, what to add to the environment,
-    and the signal that ends it."""
+    """How to start one process: arguments after the program, what to add to the environment, the signal that ends it,
+    and the program, which is the Python interpreter unless it says otherwise."""
 
     arguments: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
     stop_signal: signal.Signals = signal.SIGTERM
+    program: str = sys.executable
 
 
 class Workers:
@@ -35,7 +36,7 @@ class Workers:
 
     def start(self, command: Command) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, *command.arguments],
+            [command.program, *command.arguments],
             env={**os.environ, **command.environment},
             stdout=self.output,
             stderr=subprocess.STDOUT,

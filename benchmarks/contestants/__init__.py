@@ -8,11 +8,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 from benchmarks.processes import Command
 
-NAMES: Final = ("taskpool", "rq", "dramatiq", "dramatiq_tuned", "huey", "lua")
+NAMES: Final = ("taskpool", "rq", "dramatiq", "dramatiq_tuned", "huey", "bullmq", "bullmq_one", "lua")
 
 
 class Contestant(Protocol):
@@ -38,6 +38,14 @@ class Contestant(Protocol):
 
     def close(self) -> None:
         """Give back the connections."""
+
+
+@runtime_checkable
+class EnqueuesElsewhere(Protocol):
+    """A contestant that puts tasks in with another program. To ask it for each task would be measured as well."""
+
+    def enqueue_each(self, numbers: Sequence[int]) -> list[Any]:
+        """Put in one task a number, each as `enqueue` does it, with one request to that program; their handles."""
 
 
 class NotInstalled(Exception):
