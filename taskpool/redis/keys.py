@@ -286,6 +286,7 @@ RQ_MAP: Final[Mapping[str, Mapping[str, str]]] = {
 
 SCRIPT_CONSTANTS: Final[Mapping[str, Mapping[str, object]]] = {
     "KEY": {name.lower(): value for name, value in globals().items() if isinstance(value, str | int)},
+    "TEXT": {name.lower(): str(value) for name, value in globals().items() if isinstance(value, int)},
     "STATUS": {status.value: status.value for status in STATUSES},
     "RQ": {status.value: word for status, word in RQ_STATUS.items()},
     "EVENT": {status.value: event for status, event in EVENT_OF.items()},

@@ -48,6 +48,7 @@
 --           {'more' | 'end'}  a chunk was stored, and more follow or not
 
 local now_ms, stamp = clock()
+local at_ms = now_ms .. '' -- for events: Lua would turn the number into a text for each of them
 local ARGV, chunk = ARGV, nil
 if #ARGV == 1 then
   chunk = cjson.decode(ARGV[1])
@@ -84,12 +85,12 @@ if not call then
     for index, id in ipairs(ids) do
       redis.call('HSET', keys[index], 'status', RQ.queued, 'created_at', stamp, 'seq', '1', 'enqueued_at', stamp,
         'data', ARGV[3 * index + 3], 'description', ARGV[3 * index + 4], unpack(ARGV, at + 4))
-      emit(id, 1, EVENT.queued, STATUS.queued, now_ms, more)
+      emit(id, '1', EVENT.queued, STATUS.queued, at_ms, more)
       scored[2 * index - 1], scored[2 * index], reply[index + 2] = '0', id, RQ.queued
     end
     redis.call('ZADD', KEY.by_type .. type, unpack(scored))
     local minute = (now_ms - now_ms % 60000) / 60000 -- as in note_submitted, without its functions
-    if redis.call('HINCRBY', KEY.stats_submitted .. minute, type .. '|' .. queue, n) == n then
+    if redis.call('HINCRBY', KEY.stats_submitted .. minute, type .. '|' .. queue, ARGV[4]) == n then
       redis.call('SADD', KEY.stats_open, minute)
       redis.call('SADD', KEY.types_used, type)
     end
@@ -331,11 +332,16 @@ if guard.attempt then
   if #ids > 0 then redis.call('EXPIRE', list, KEY.added_ttl_s) end
 end
 
-local ready, fronts, by_type, submitted = {}, {}, {}, {}
+local ready, fronts, indexes, projects, submitted = {}, {}, {}, {}, {}
 
 local function append(lists, name, value)
   lists[name] = lists[name] or {}
   table.insert(lists[name], value)
+end
+
+local function index_by(key, id)
+  append(indexes, key, '0')
+  append(indexes, key, id)
 end
 
 -- Stores the task at this place; RQ's status of it.
@@ -371,8 +377,8 @@ local function store(index, task)
   if chunk and chunk.is_stopped then status, rq = STATUS.canceled, RQ.canceled end
 
   -- One command for all of it; a task that isn't queued yet gets its creation twice instead of a time of queueing.
-  local fields = {'data', ARGV[3 * index + 3], 'description', ARGV[3 * index + 4]}
-  for at = task.kind.first, task.kind.last do fields[#fields + 1] = ARGV[at] end
+  local fields = {'data', ARGV[3 * index + 3], 'description', ARGV[3 * index + 4],
+    unpack(ARGV, task.kind.first, task.kind.last)}
   for _, part in ipairs(task.fields or {}) do fields[#fields + 1] = part end
   if guard.attempt then fields[#fields + 1], fields[#fields + 2] = 'added_by', guard.attempt.id end
   if task.confirm then fields[#fields + 1], fields[#fields + 2] = 'unconfirmed', '1' end
@@ -383,15 +389,14 @@ local function store(index, task)
       task.secret_ttl_s + math.ceil(math.max(due_ms - now_ms, 0) / 1000))
     redis.call('ZADD', KEY.secrets_index, 0, id)
   end
-  append(by_type, type, '0')
-  append(by_type, type, id)
+  index_by(KEY.by_type .. type, id)
   local pair = type .. '|' .. queue
   submitted[pair] = submitted[pair] or {type = type, queue = queue, count = 0}
   submitted[pair].count = submitted[pair].count + 1
-  for _, tag in ipairs(tags or {}) do redis.call('ZADD', KEY.by_tag .. tag, 0, id) end
+  for _, tag in ipairs(tags or {}) do index_by(KEY.by_tag .. tag, id) end
   if project then
-    redis.call('ZADD', KEY.by_project .. project, 0, id)
-    redis.call('SADD', KEY.projects, project)
+    index_by(KEY.by_project .. project, id)
+    projects[project] = true
   end
 
   if status == STATUS.queued then
@@ -421,7 +426,7 @@ local function store(index, task)
     redis.call('HSET', KEY.webhooks_wanted, id, task.callback_events)
     webhooks_wanted = true
   end
-  emit(id, 1, status, status, now_ms, more)
+  emit(id, '1', status, status, at_ms, more)
   if chunk and status == STATUS.canceled then members().count(id, chunk.workflow, now_ms, stamp) end
   return status == STATUS.waiting_confirmation and status or rq
 end
@@ -438,7 +443,8 @@ for queue, ids in pairs(fronts) do -- the first one ends up at the head
   ring(queue, redis.call('LPUSH', KEY.queue .. queue, unpack(reversed)))
 end
 for queue, ids in pairs(ready) do ring(queue, redis.call('RPUSH', KEY.queue .. queue, unpack(ids))) end
-for type, scored in pairs(by_type) do redis.call('ZADD', KEY.by_type .. type, unpack(scored)) end
+for key, scored in pairs(indexes) do redis.call('ZADD', key, unpack(scored)) end
+for project in pairs(projects) do redis.call('SADD', KEY.projects, project) end
 for _, each in pairs(submitted) do note_submitted(each.type, each.queue, each.count, now_ms) end
 if chunk then
   redis.call('LPOP', chunk.staged)

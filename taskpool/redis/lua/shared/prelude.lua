@@ -3,6 +3,7 @@
 -- linker.py puts into each script just the functions of this folder that it names, and replaces these names by constants of
 -- Python:
 --   KEY.<name>      a key, a time or a number of keys.py
+--   TEXT.<name>     such a number as a text, for a command: Redis takes long to turn a number of Lua into a text
 --   STATUS.<name>   the word of a status that events show; `name` is that of types.TaskStatus
 --   RQ.<name>       RQ's word of that status, which the record holds
 --   EVENT.<name>    the event of a move to that status
@@ -68,7 +69,7 @@ end
 local function emit(id, seq, event, status, now_ms, more, aside)
   local document = '{"id":"' .. id .. '","seq":' .. seq .. ',"event":"' .. event .. '","status":"' .. status
     .. '","at_ms":' .. now_ms .. more
-  local entry = redis.call('XADD', KEY.events, 'MAXLEN', '~', KEY.events_maxlen, '*', 'e', document .. '}')
+  local entry = redis.call('XADD', KEY.events, 'MAXLEN', '~', TEXT.events_maxlen, '*', 'e', document .. '}')
   redis.call('PUBLISH', KEY.channel .. id, document .. ',"stream":"' .. entry .. (aside and '"' .. aside .. '}' or '"}'))
   if webhooks_wanted == nil then webhooks_wanted = redis.call('EXISTS', KEY.webhooks_wanted) == 1 end
   if webhooks_wanted then tell_webhooks(id, event, document .. '}') end
@@ -91,7 +92,7 @@ end
 
 -- Appends an entry to a stream of the audit, after all checks; '' or nil: no entry.
 local function audit(stream, entry)
-  if entry and entry ~= '' then redis.call('XADD', stream, 'MAXLEN', '~', KEY.audit_maxlen, '*', 'e', entry) end
+  if entry and entry ~= '' then redis.call('XADD', stream, 'MAXLEN', '~', TEXT.audit_maxlen, '*', 'e', entry) end
 end
 
 -- A Redis whose memory is full refuses what may need more of it (HSET, ZADD, XADD, RPUSH), but in a script only until
