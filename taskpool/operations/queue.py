@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -75,7 +75,7 @@ def add_task(spec: TaskSpec, rules: Rules) -> Plan[TaskRecord]:
     with sending((spec,)) as sent:
         checked = yield from check_task(sent.specs[0], *rules)
         sent.note((checked,))
-        (record,) = yield from _store([checked])
+        (record,) = yield from _store([(0, (checked,))])
     return record
 
 
@@ -85,15 +85,17 @@ def add_tasks(specs: Sequence[TaskSpec], rules: Rules) -> Plan[list[TaskRecord]]
     with sending(specs) as sent:
         checked = yield from check_tasks(sent.specs, *rules)
         sent.note(checked)
-        if len(list(_chunks(checked))) > 1:  # one call finds out by itself
+        chunks = list(_chunks(checked))
+        if len(chunks) > 1:  # one call finds out by itself
             yield from _check_parents(checked)
-        return (yield from _store(checked))
+        return (yield from _store(chunks))
 
 
-def _store(tasks: Sequence[NewTask]) -> Plan[list[TaskRecord]]:
+def _store(chunks: Sequence[tuple[int, Sequence[NewTask]]]) -> Plan[list[TaskRecord]]:
+    """Store tasks in parts, each of which begins at an index among all."""
     records: list[TaskRecord] = []
     existing: dict[int, str] = {}
-    for at, chunk in _chunks(tasks):
+    for at, chunk in chunks:
         added = yield from one(add_script.add(chunk))
         records += stored(chunk, added, at)
         existing |= {at + index: id for index, id in added.existing.items()}
@@ -158,24 +160,31 @@ def _check_parents(tasks: Sequence[NewTask]) -> Plan[None]:
 
 def _record(task: NewTask, status: TaskStatus, created_at: datetime) -> TaskRecord:
     """The record of what was just stored, without reading it back."""
-    created_ms = created_at.timestamp() * 1000
-    run_ms = (task.run_ms or 0) if task.delay_ms is None else created_ms + task.delay_ms
-    confirm = task.recorded.get("confirm") if status is TaskStatus.WAITING_CONFIRMATION else None
     return TaskRecord(
         id=task.id,
         status=status,
         payload=task.payload,
         created_at=created_at,
         enqueued_at=created_at if status is TaskStatus.QUEUED else None,
-        run_at=utc(run_ms) if run_ms > created_ms else None,
-        expires_at=None if task.expires_ms is None else utc(created_ms + task.expires_ms),
-        asked_at=None if confirm is None else created_at,
-        answer_by=None if confirm is None else utc(created_ms + confirm.timeout * 1000),
         seq=1,
-        project=task.project,
         **task.shared.recorded,
-        **task.recorded,
+        **({} if task.is_plain else _more(task, status, created_at)),
     )
+
+
+def _more(task: NewTask, status: TaskStatus, created_at: datetime) -> dict[str, Any]:
+    """What the record of a task with options has besides."""
+    created_ms = created_at.timestamp() * 1000
+    run_ms = (task.run_ms or 0) if task.delay_ms is None else created_ms + task.delay_ms
+    confirm = task.recorded.get("confirm") if status is TaskStatus.WAITING_CONFIRMATION else None
+    return {
+        "run_at": utc(run_ms) if run_ms > created_ms else None,
+        "expires_at": None if task.expires_ms is None else utc(created_ms + task.expires_ms),
+        "asked_at": None if confirm is None else created_at,
+        "answer_by": None if confirm is None else utc(created_ms + confirm.timeout * 1000),
+        "project": task.project,
+        **task.recorded,
+    }
 
 
 def get_queue(

@@ -42,7 +42,7 @@ from taskpool.types import (
 )
 from taskpool.types.dependency import edges_of
 from taskpool.url_guard import Allowed, parse_target
-from taskpool.validation import Declared, new_id, value_faults
+from taskpool.validation import Declared, new_id, new_ids, value_faults
 from taskpool.webhooks.endpoint import callback_events
 
 IDS_AT_ONCE: Final = 1000
@@ -304,7 +304,7 @@ def _ids_in_order(count: int) -> Iterator[str]:
     """New ids, a thousand at a time in order. So tasks that are submitted together are listed in their order, although
     ids of one millisecond are random."""
     for start in range(0, count, IDS_AT_ONCE):
-        yield from sorted([new_id() for _ in range(min(IDS_AT_ONCE, count - start))])
+        yield from new_ids(min(IDS_AT_ONCE, count - start))
 
 
 def _check_keys(specs: Sequence[TaskSpec], pointers: Sequence[str]) -> None:
