@@ -36,6 +36,7 @@ local BOUND = 200 -- ids looked at in one call: stale ones and foreign ones are 
 local FEW = 3 -- with more queues left, the next one that isn't empty is searched for
 
 local now_ms, stamp = clock()
+local at_ms = now_ms .. '' -- for events: Lua would turn the number into a text for each of them
 local may_be_paused = true -- false: it is known that nothing is suspended or paused
 
 -- Ends the attempts; returns a word for each.
@@ -76,7 +77,7 @@ local function end_tasks()
   if #shown > 0 then redis.call('DEL', unpack(shown)) end
   for _, each in ipairs(done) do
     local f, key = each.f, KEY.job .. each.id
-    each.seq = tonumber(f[3]) + 1
+    each.seq = tonumber(f[3]) + 1 .. ''
     redis.call('HSET', key, 'status', RQ.done, 'ended_at', stamp, 'seq', each.seq, 'result', each.result)
     if f[7] then
       redis.call('HSET', key, 'history', rarely().moves().history_with(f[7], f[5], worker, f[6], stamp, STATUS.done, ''))
@@ -94,7 +95,7 @@ local function end_tasks()
   for _, each in ipairs(done) do
     local f = each.f
     local aside = not f[7] and result_aside(f[5], f[6], worker, each.result) or nil
-    emit(each.id, each.seq, STATUS.done, STATUS.done, now_ms, '', aside)
+    emit(each.id, each.seq, STATUS.done, STATUS.done, at_ms, '', aside)
   end
   return words
 end
@@ -217,6 +218,7 @@ end
 local function start(id, queue, f, token, named)
   local key = KEY.job .. id
   local attempt, seq = (tonumber(f.attempt) or 0) + 1, (tonumber(f.seq) or 0) + 1
+  local attempt_text, seq_text = attempt .. '', seq .. ''
   if f.expires_ms then redis.call('ZREM', KEY.expiring, id) end
   local reason, error, more = refusal_of(id, f)
   if reason then
@@ -240,10 +242,10 @@ local function start(id, queue, f, token, named)
     f.type = named
     rarely().moves().set_type(id, named, queue, now_ms)
   end
-  redis.call('HSET', key, 'status', RQ.in_progress, 'started_at', stamp, 'worker_name', worker, 'attempt', attempt,
-    'attempt_id', token, 'seq', seq)
+  redis.call('HSET', key, 'status', RQ.in_progress, 'started_at', stamp, 'worker_name', worker, 'attempt', attempt_text,
+    'attempt_id', token, 'seq', seq_text)
   executions[#executions + 1] = id .. ':' .. token
-  emit(id, seq, EVENT.in_progress, STATUS.in_progress, now_ms, ',"attempt":' .. attempt)
+  emit(id, seq_text, EVENT.in_progress, STATUS.in_progress, at_ms, ',"attempt":' .. attempt_text)
   claimed[#claimed + 1] = answer(id, queue, f, attempt, token)
 end
 
