@@ -83,6 +83,15 @@ def test_a_marked_claim_is_given_back_when_its_lease_ends(world: World) -> None:
     assert world.events("a")[-1][1:] == ("queued", "queued")
 
 
+def test_what_a_supervisor_of_the_release_before_has_marked_is_given_back(world: World) -> None:
+    world.start("a")
+    fields = {"job_id": "a", "worker_name": "w", "created_at": "1.5", "last_heartbeat": "1.5", "unseen": "1"}
+    world.redis.hset("rq:execution:a:1", mapping=fields)
+    world.expire_lease("a")
+
+    assert crash(world, only_expired=True) == "unseen"
+
+
 def test_what_was_marked_and_is_seen_after_all_can_crash(world: World) -> None:
     world.start("a")
     mark(world)

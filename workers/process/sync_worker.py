@@ -168,15 +168,16 @@ class SyncWorker(WorkerLoop):
 
     # --- batches ----------------------------------------------------------------------------------------------
 
-    def _begin_batch(self, claimed: Sequence[RunningTask], now: float) -> RunningTask | None:
+    def _begin_batch(self, claimed: Sequence[RunningTask], lease_from: float) -> RunningTask | None:
         """Shows the supervisor what was claimed together, and returns the first task. The supervisor has to look from
         now on."""
+        now = boottime()
         self._ahead.extend(claimed)
         members = [Member(each.id, each.attempt_id, each.queue, each.type, each.result_ttl_s) for each in claimed]
         if not self._batch.open(members, now):
             self._give_back_ahead()
             return None
-        self._ahead_until, self._claimed_together = now + self._settings.lease_s, len(claimed)
+        self._ahead_until, self._claimed_together = lease_from + self._settings.lease_s, len(claimed)
         head = self._block.head
         if now - head.looked_ms / 1000 > NOTICED_S and head.supervisor_pid:
             with suppress(ProcessLookupError):

@@ -28,7 +28,8 @@ local f = move.record(id, 'attempt_id', 'status', 'seq', 'crashes', 'stop_ms', '
   'history', 'attempt', 'started_at', 'secret_ttl', 'log', 'suspect', 'type', 'workflow')
 -- The record may be another attempt's by now, or deleted by a dashboard: then the execution tells whose it was, if there has
 -- been a heartbeat. RQ's own has an id.
-local execution = redis.call('HMGET', KEY.execution .. member, 'worker_name', 'id', 'job_id')
+local execution = redis.call('HMGET', KEY.execution .. member, 'worker_name', 'id', 'job_id', 'unseen', 'created_at',
+  'last_heartbeat')
 local worker = ARGV[13] ~= '' and ARGV[13] or execution[1] or f.worker_name or ''
 local is_running, is_ours = f.status == RQ.in_progress, f.attempt_id == attempt_id
 if presumed then
@@ -38,6 +39,7 @@ if presumed then
   if not ends_ms or ends_ms > by_ms then return 'lost' end
   -- An attempt that has had a heartbeat since was seen after all.
   local is_unseen = not execution[3] and redis.call('HGET', KEY.unseen .. worker, member) == 'unseen'
+    or execution[4] and execution[5] == execution[6] -- as supervisors of the release before mark it
   if is_ours and is_running and not f.stop_ms and is_unseen then return 'unseen' end
 end
 -- A plain RQ worker's execution has no attempt id on the record: it counts while no attempt of ours holds the lease.
