@@ -206,7 +206,7 @@ class Bench:
         self.watch.compare(self.model, may_change=True)
         left = {key for key in self.watch.held if not key.startswith("taskpool:doorbell:")}
         # A reaper can't tell whose an attempt was that had no heartbeat, and whose record is gone: that list expires.
-        left -= {f"rq:worker:{worker}:executions" for worker, held in self.model.held.items() if held}
+        left -= {f"taskpool:attempts:{worker}" for worker, held in self.model.held.items() if held}
         assert left <= {"rq:queues", "taskpool:events", "taskpool:types:used"}
 
     def one_round_of_everything(self) -> None:

@@ -303,7 +303,7 @@ class Model(State):
             words.append((task.stop or "ok") if task else "lost")
             if task:
                 self.leases[lease] = False
-                self.shown.add(lease)
+                self.shown[lease] = task.worker
         return words
 
     def report(self, lease: Lease, *, logs: bool) -> str:

@@ -118,8 +118,8 @@ class State:
         self.known: set[str] = set()
         self.leases: dict[Lease, bool] = {}
         """True: it has expired."""
-        self.shown: set[Lease] = set()
-        """Those that have had a heartbeat."""
+        self.shown: dict[Lease, str] = {}
+        """The workers of those that have had a heartbeat."""
         self.held: dict[str, set[str]] = defaultdict(set)
         self.dependents: dict[str, set[str]] = defaultdict(set)
         self.needed: dict[str, set[str]] = defaultdict(set)
@@ -204,7 +204,7 @@ class State:
 
     def drop(self, lease: Lease, worker: str) -> None:
         self.leases.pop(lease, None)
-        self.shown.discard(lease)
+        self.shown.pop(lease, None)
         self.held[worker].discard(f"{lease[1]}:{lease[2]}")
 
     def holds(self, id: str, attempt_id: str) -> Task | None:
@@ -233,7 +233,7 @@ class State:
         keys["taskpool:held"] = set(self.kept)
         keys["taskpool:confirmations"] = set(self.confirmations)
         keys |= {f"taskpool:checkpoint:{id}": "string" for id in self.checkpoints}
-        keys |= {f"rq:worker:{worker}:executions": set(members) for worker, members in self.held.items()}
+        keys |= {f"taskpool:attempts:{worker}": set(members) for worker, members in self.held.items()}
         keys |= {f"rq:results:{id}": "stream" for id in self.results}
         keys |= {f"taskpool:log:{id}": "stream" for id in self.logs}
         keys |= {f"taskpool:added:{id}": set(ids) for id, ids in self.added.items()}
@@ -241,6 +241,7 @@ class State:
             keys[f"rq:wip:{queue}"].add(f"{id}:{attempt_id}")
             if (queue, id, attempt_id) in self.shown:
                 keys[f"rq:execution:{id}:{attempt_id}"] = {"job_id": id}
+                keys[f"rq:worker:{self.shown[queue, id, attempt_id]}:executions"].add(f"{id}:{attempt_id}")
         for id, task in self.tasks.items():
             keys[f"rq:job:{id}"] = {
                 "status": task.rq,

@@ -19,7 +19,7 @@ S = TaskStatus
 DEATH = {"reason": "crashed", "message": "died"}
 HIDDEN = {
     f"rq:execution:a:1 {name}": None for name in ("created_at", "expires", "job_id", "last_heartbeat", "worker_name")
-}
+} | {"rq:worker:w:executions": None}
 """What RQ's tools were shown of an attempt is gone."""
 
 

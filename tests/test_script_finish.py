@@ -15,7 +15,7 @@ S = TaskStatus
 
 FORGOTTEN: dict[str, Any] = {
     "rq:wip:default a:1": None,
-    "rq:worker:w:executions": None,
+    "taskpool:attempts:w": None,
 }
 """What is gone of the attempt "1" at task "a" when it has ended."""
 

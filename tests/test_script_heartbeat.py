@@ -25,6 +25,7 @@ def test_a_heartbeat_renews_the_lease_and_is_noted_where_rq_looks(world: World) 
         "rq:execution:a:1 last_heartbeat": "now",
         "rq:execution:a:1 worker_name": "w",
         "rq:execution:a:1 expires": "now+3600 s",
+        "rq:worker:w:executions": {"a:1"},
     }
 
 

@@ -14,7 +14,7 @@ from workers.housekeeping import reap
 
 S = TaskStatus
 MARK = "taskpool:unseen:w a:1"
-EXPIRIES = {"taskpool:unseen:w expires": "now+3600 s", "rq:worker:w:executions expires": "now+86400 s"}
+EXPIRIES = {"taskpool:unseen:w expires": "now+3600 s", "taskpool:attempts:w expires": "now+86400 s"}
 LISTS = itertools.count(1)
 
 
@@ -79,7 +79,7 @@ def test_a_marked_claim_is_given_back_when_its_lease_ends(world: World) -> None:
     assert (record.status, record.attempt, record.crashes) == (S.QUEUED, 0, 0)
     assert world.snapshot()["rq:job:a history"] == [ended("given_back")]
     assert world.redis.lrange("rq:queue:default", 0, -1) == [b"a"]
-    assert not world.redis.exists("rq:wip:default", "rq:execution:a:1", "rq:worker:w:executions")
+    assert not world.redis.exists("rq:wip:default", "rq:execution:a:1", "taskpool:attempts:w")
     assert world.events("a")[-1][1:] == ("queued", "queued")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -111,6 +113,20 @@ def test_stop_execution_stops_the_task(workers: WorkerPool, redis: Redis, tmp_pa
     send_stop_execution_command(redis, task.id, attempt_id.decode())
 
     assert workers.pool.wait(task.id, timeout_s=PATIENCE_S).status is TaskStatus.STOPPED
+
+
+def test_an_attempt_that_rq_looks_at_too_early_is_recovered_all_the_same(
+    workers: WorkerPool, redis: Redis, tmp_path: Path
+) -> None:
+    """RQ removes from a worker's executions what it doesn't know, such as an attempt before its first heartbeat."""
+    task = workers.submit("hang_once", note=tmp_path / "note")
+    pid = started(tmp_path / "note")
+    for worker in Worker.all(connection=redis, serializer=JSONSerializer):
+        worker.get_current_executions(refresh=True)
+
+    os.kill(pid, signal.SIGKILL)
+
+    assert workers.pool.wait(task.id, timeout_s=PATIENCE_S).result == "the second time"
 
 
 def test_kill_horse_kills_the_process_and_the_task_runs_again(

@@ -66,7 +66,7 @@ class Relief:
         now, now_mono = boottime(), time.monotonic()
         for process in tuple(self._processes):
             process.block.head.looked_ms = int(now * 1000)
-            if process.block.head.batch:
+            if process.block.head.batch not in (0, process.relieved_batch):
                 self._seen_mono = now_mono
                 if _is_late(process, now, now_mono):
                     await self._relieve(process)
@@ -75,7 +75,8 @@ class Relief:
         for process in self._processes:
             process.block.head.looked_ms = 0  # from now on a process wakes this duty
         fence()
-        return LOOK_S if any(process.block.head.batch for process in self._processes) else math.inf
+        is_new = any(process.block.head.batch not in (0, process.relieved_batch) for process in self._processes)
+        return LOOK_S if is_new else math.inf
 
     async def _relieve(self, process: ProcessHandle) -> None:
         batch = process.block.batch

@@ -61,7 +61,7 @@ def attempts_held_in_redis(worker: str) -> Call[list[tuple[str, str]]]:
     def read(reply: list[bytes]) -> list[tuple[str, str]]:
         return sorted(map(split_attempt, texts(reply)), key=lambda attempt: _place(attempt[1]), reverse=True)
 
-    return Call(("SMEMBERS", f"{keys.WORKER}{worker}:executions"), read, again=True)
+    return Call(("SMEMBERS", keys.ATTEMPTS + worker), read, again=True)
 
 
 def _place(attempt_id: str) -> int:

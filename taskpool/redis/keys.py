@@ -34,7 +34,7 @@ DEFERRED: Final = "rq:deferred:"  # + queue: zset id -> when it was created
 RESULTS: Final = "rq:results:"  # + id: stream RQ's dashboards read tracebacks from
 WORKERS: Final = "rq:workers"  # set of worker keys
 WORKERS_OF: Final = "rq:workers:"  # + queue: set of worker keys
-WORKER: Final = "rq:worker:"  # + name: hash; + name + ":executions": set of "id:attempt_id"
+WORKER: Final = "rq:worker:"  # + name: hash; + name + ":executions": set of "id:attempt_id" that have had a heartbeat
 EXECUTION: Final = "rq:execution:"  # + id:attempt_id: hash
 COMMANDS: Final = "rq:pubsub:"  # + worker name: channel of RQ's commands
 SUSPENDED: Final = "rq:suspended"  # exists while `rq suspend` holds
@@ -91,6 +91,7 @@ STATS_DAYS: Final = "taskpool:stats:days"  # the same by day
 STATS_PAIRS: Final = "taskpool:stats:pairs"  # set of "type|queue" with totals of their own
 STATS_TURN: Final = "taskpool:stats:turn:"  # + minute: string, there if a pool has taken it in hand; with a TTL
 HOUSEKEEPER: Final = "taskpool:housekeeper:"  # + digest of settings: string, the pool that has the turn; with a TTL
+ATTEMPTS: Final = "taskpool:attempts:"  # + worker: set of "id:attempt_id": the attempts that it has claimed
 UNSEEN: Final = "taskpool:unseen:"  # + worker: hash of its attempts -> "list ms" or "unseen" (unseen.lua); with a TTL
 CLOCK: Final = "taskpool:clock"  # hash: since when writes have worked, and by how much Redis's clock was stepped
 BUCKET: Final = "taskpool:bucket:"  # + caller: string "tokens ms", with a TTL: its token bucket
@@ -236,7 +237,7 @@ UNDO_S: Final = 600  # how long an operation can be undone after its end
 TRASH_S: Final = 1200  # how long a removed record is kept, so that the removal can be undone
 
 # --- next to RQ -----------------------------------------------------------------------------------------
-EXECUTIONS_KEPT_S: Final = 86_400  # how long the list of a worker's attempts is kept after its last heartbeat
+ATTEMPTS_KEPT_S: Final = 86_400  # how long the list of a worker's attempts is kept after its last heartbeat
 UNSEEN_KEPT_S: Final = 3600  # how long a worker's marks are kept after the last list
 FOREIGN_KEPT_S: Final = 3600  # then the search for tasks behind foreign jobs begins at the head of the queue again
 RQ_SCHEDULER_S: Final = 15  # how long a foreign job that is due is left to RQ's scheduler, which looks each second

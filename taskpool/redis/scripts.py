@@ -17,7 +17,7 @@ import msgspec
 
 from taskpool.redis import keys, rq_job
 from taskpool.redis.add_script import Added, NewTask, add
-from taskpool.redis.calls import Call, Part, Script, texts
+from taskpool.redis.calls import Call, Part, Script, names, texts
 from taskpool.redis.rq_job import restore_claimed
 from taskpool.types import LEFT_ALONE, ForeignJobs, LogLimits, RunningTask, TaskStatus
 
@@ -247,6 +247,11 @@ def heartbeat(attempts: Sequence[tuple[str, str, str]], lease_ms: int) -> Call[l
     """Renew the leases of attempts ``(id, attempt_id, queue)``: for each ``ok``, ``stop``, ``force`` or ``lost``."""
     flat = [part for attempt in attempts for part in attempt]
     return _heartbeat.call((lease_ms, *flat), texts)
+
+
+def attempts_of(worker: str) -> Call[list[str]]:
+    """What a worker runs, as ``id:attempt_id``: one of ours, of the release before, or a plain RQ worker."""
+    return Call(("SUNION", keys.ATTEMPTS + worker, f"{keys.WORKER}{worker}:executions"), names, again=True)
 
 
 def mark_unseen(worker: str, runs: Sequence[str], *, listed: int, least_ms: int) -> Call[int]:

@@ -19,8 +19,9 @@ for at = 2, #ARGV, 3 do
     redis.call('HSET', key, 'last_heartbeat', stamp)
     if redis.call('HSET', KEY.execution .. member, 'last_heartbeat', now_ms / 1000) == 1 then
       -- It is the first heartbeat, or what RQ's tools are shown had expired: in an outage, or by a step of Redis's clock.
-      redis.call('HSET', KEY.execution .. member, 'job_id', id, 'created_at', now_ms / 1000, 'worker_name',
-        redis.call('HGET', key, 'worker_name') or '')
+      local worker = redis.call('HGET', key, 'worker_name') or ''
+      redis.call('HSET', KEY.execution .. member, 'job_id', id, 'created_at', now_ms / 1000, 'worker_name', worker)
+      redis.call('SADD', KEY.worker .. worker .. ':executions', member)
     end
     redis.call('EXPIRE', KEY.execution .. member, KEY.wip_grace_s)
     reply[#reply + 1] = f[4] == '1' and 'force' or (f[3] and 'stop' or 'ok')

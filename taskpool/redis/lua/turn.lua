@@ -60,7 +60,7 @@ local function end_tasks()
       end
       done[#done + 1] = {n = n, id = id, f = f, ttl_s = ttl_s, result = ARGV[at + 4]}
       attempts[#attempts + 1] = member
-      if f[11] then shown[#shown + 1] = KEY.execution .. member end
+      if f[11] then shown[#shown + 1] = member end
       if not leases[queue] then leases[queue], finished[queue] = {}, {} end
       table.insert(leases[queue], member)
       local registry = finished[queue]
@@ -73,8 +73,11 @@ local function end_tasks()
 
   -- As in `drop_attempt`, and first for the same reason.
   for queue, names in pairs(leases) do redis.call('ZREM', KEY.wip .. queue, unpack(names)) end
-  redis.call('SREM', KEY.worker .. worker .. ':executions', unpack(attempts))
-  if #shown > 0 then redis.call('DEL', unpack(shown)) end
+  redis.call('SREM', KEY.attempts .. worker, unpack(attempts))
+  for _, member in ipairs(shown) do
+    redis.call('DEL', KEY.execution .. member)
+    redis.call('SREM', KEY.worker .. worker .. ':executions', member)
+  end
   for _, each in ipairs(done) do
     local f, key = each.f, KEY.job .. each.id
     each.seq = tonumber(f[3]) + 1 .. ''
@@ -104,7 +107,7 @@ local words = ends > 0 and end_tasks() or {}
 if most == 0 then return {words, {}} end
 
 local looked_at = 0
-local claimed, executions = {}, {} -- for each attempt that was started: the answer; its name
+local claimed, started = {}, {} -- for each attempt that was started: the answer; its name
 
 -- The whole record, by field; false for one that it doesn't have but a claim answers with. Most records have few of the
 -- fields that a claim looks at, and asking for each of them costs more.
@@ -244,7 +247,7 @@ local function start(id, queue, f, token, named)
   end
   redis.call('HSET', key, 'status', RQ.in_progress, 'started_at', stamp, 'worker_name', worker, 'attempt', attempt_text,
     'attempt_id', token, 'seq', seq_text)
-  executions[#executions + 1] = id .. ':' .. token
+  started[#started + 1] = id .. ':' .. token
   emit(id, seq_text, EVENT.in_progress, STATUS.in_progress, at_ms, ',"attempt":' .. attempt_text)
   claimed[#claimed + 1] = answer(id, queue, f, attempt, token)
 end
@@ -276,18 +279,18 @@ end
 
 -- Enters the attempts that were started into the registry of their queue, and of their worker.
 local function show(queue)
-  if #executions == 0 then return end
+  if #started == 0 then return end
   local leases, until_s = {}, string.format('%.3f', (now_ms + lease_ms) / 1000 + KEY.wip_grace_s)
-  for at, member in ipairs(executions) do leases[2 * at - 1], leases[2 * at] = until_s, member end
+  for at, member in ipairs(started) do leases[2 * at - 1], leases[2 * at] = until_s, member end
   redis.call('ZADD', KEY.wip .. queue, unpack(leases))
-  redis.call('SADD', KEY.worker .. worker .. ':executions', unpack(executions))
+  redis.call('SADD', KEY.attempts .. worker, unpack(started))
   if was_idle and redis.call('EXISTS', KEY.worker .. worker) == 1 then
     redis.call('HSET', KEY.worker .. worker, 'state', 'busy')
   end
 end
 
 if ARGV[4] == 'again' then
-  for _, member in ipairs(redis.call('SMEMBERS', KEY.worker .. worker .. ':executions')) do
+  for _, member in ipairs(redis.call('SMEMBERS', KEY.attempts .. worker)) do
     local id, of = string.match(member, '^([%w_-]+):(.+)$')
     if of == attempt_id then
       local held = redis.call('HMGET', KEY.job .. id, 'attempt_id', 'status', 'origin', 'attempt')

@@ -20,7 +20,7 @@ pass_when_full()
 local found = redis.call('HGETALL', key)
 local marks, kept = {}, {}
 for at = 1, #found, 2 do marks[found[at]] = found[at + 1] end
-for _, member in ipairs(redis.call('SMEMBERS', KEY.worker .. worker .. ':executions')) do
+for _, member in ipairs(redis.call('SMEMBERS', KEY.attempts .. worker)) do
   -- A heartbeat, which shows it to RQ's tools, is sent only for what was in a list.
   local is_missing = not runs[string.match(member, ':(.*)')] and redis.call('EXISTS', KEY.execution .. member) == 0
   if is_missing then
@@ -36,5 +36,5 @@ if #found > 0 then redis.call('DEL', key) end
 for at = 1, #kept, 2 do redis.call('HSET', key, kept[at], kept[at + 1]) end
 if #kept > 0 then redis.call('EXPIRE', key, KEY.unseen_kept_s) end
 -- What a dead worker leaves there can't always be told to be its own (see crash.lua).
-redis.call('EXPIRE', KEY.worker .. worker .. ':executions', KEY.executions_kept_s)
+redis.call('EXPIRE', KEY.attempts .. worker, KEY.attempts_kept_s)
 return marked

@@ -112,7 +112,9 @@ end
 local function drop_attempt(id, attempt_id, queue, worker, is_hidden)
   local member = id .. ':' .. attempt_id
   redis.call('ZREM', KEY.wip .. queue, member)
-  if not is_hidden then redis.call('DEL', KEY.execution .. member) end
+  redis.call('SREM', KEY.attempts .. worker, member)
+  if is_hidden then return end
+  redis.call('DEL', KEY.execution .. member)
   redis.call('SREM', KEY.worker .. worker .. ':executions', member)
 end
 
