@@ -169,8 +169,7 @@ class EndedProcess:
         is_server_lost = bool(self._ending.cause) and self.process.fork_client.runs_at_loss > 1
         is_shared = verdict is None and (len(self._suspects) > 1 or is_server_lost)
         if is_shared:
-            what = "it isn't known which of its tasks was the cause, so none is charged, and this one runs alone next"
-            error = f"{error}; {what}"
+            error += keys.NONE_CHARGED
         reason = "lease_lost" if verdict is Verdict.LEASE_LOST else "crashed"
         (word,) = yield (
             scripts.crash(

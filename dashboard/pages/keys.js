@@ -23,7 +23,7 @@ export default function Keys() {
     <${Loaded} of=${keys}>
       ${(/** @type {any} */ page) => html`<${Table} label="API keys" rows=${page.keys} id=${(/** @type {any} */ row) => row.id} isLive columns=${columns(keys.reload)} empty=${empty} />`}
     <//>
-    ${isNew && html`<${NewKey} onClose=${() => setNew(false)} onMade=${(/** @type {any} */ key) => (setNew(false), showSecret(key), keys.reload())} isFirst=${keys.value?.keys.length === 0} />`}`;
+    ${isNew && keys.value && html`<${NewKey} onClose=${() => setNew(false)} onMade=${(/** @type {any} */ key) => (setNew(false), showSecret(key), keys.reload())} isFirst=${keys.value.keys.length === 0} />`}`;
 }
 
 /** The secret, until it was copied: the first key ends the session of the page, and must stay readable. @param {any} key */

@@ -198,6 +198,7 @@ WIP_GRACE_S: Final = 3600
 # A task may die together with others this often before the crash counts as its own. Suspects run alone, so a task gets
 # there only if it ends other processes than its own.
 MOST_SUSPICIONS: Final = 10
+NONE_CHARGED: Final = "; any of its tasks may have been the cause, so none is charged, and this one runs alone next"
 ASIDE_BYTES: Final = 1024  # the largest result that is sent with the event of its end
 POOL_KNOWN_S: Final = 86_400  # how long a pool that went away without draining is listed
 POOLS_KNOWN_MOST: Final = 1000  # how many pools are remembered, those with the newest heartbeats

@@ -55,7 +55,8 @@ local suspicions = (tonumber(f.suspect) or 0) + 1
 -- Of tasks that were claimed together, it isn't known which one ran when their host died: the others had ended, or not begun.
 local is_of_batch = presumed and not execution[3] and string.find(attempt_id, '%-%d+$')
 local is_uncounted = (ARGV[11] == '1' or is_of_batch) and not f.stop_ms and suspicions <= KEY.most_suspicions
-local more = ',"error":' .. cjson.encode(ARGV[5])
+local error = ARGV[5] .. (is_of_batch and is_uncounted and KEY.none_charged or '')
+local more = ',"error":' .. cjson.encode(error)
 local lost_lease = ',"reason":"lease_lost"'
 
 -- The build is that of the worker, if its entry is still there.
@@ -64,7 +65,7 @@ local function count_end(outcome)
 end
 
 local function history(outcome)
-  return move.history_with(f.history, attempt, worker, f.started_at, stamp, outcome, ARGV[5])
+  return move.history_with(f.history, attempt, worker, f.started_at, stamp, outcome, error)
 end
 
 local function note(is_end)
@@ -90,8 +91,9 @@ end
 if f.stop_ms then return settle(STATUS.stopped, presumed and reason or STATUS.stopped, ARGV[9]) end
 if is_uncounted then
   redis.call('HDEL', key, 'progress')
-  move.queue_task(id, queue, f.seq, true, 'crashed', more .. ',"crashes":' .. crashes - 1, now_ms, stamp, 'attempt',
-    math.max(attempt - 1, 0), 'attempt_id', '', 'suspect', suspicions, 'history', history('given_back'))
+  more = more .. ',"crashes":' .. crashes - 1 .. (reason == 'lease_lost' and lost_lease or '')
+  move.queue_task(id, queue, f.seq, true, reason, more, now_ms, stamp, 'attempt', math.max(attempt - 1, 0), 'attempt_id', '',
+    'suspect', suspicions, 'history', history('given_back'))
   count_end('given_back')
   return 'given_back'
 end
