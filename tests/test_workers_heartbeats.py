@@ -36,9 +36,6 @@ class Running:
     def runs(self) -> list[Run]:
         return [self.run]
 
-    def batch(self) -> None:
-        return None
-
     def is_running(self, run: Run) -> bool:
         return run == self.run
 
