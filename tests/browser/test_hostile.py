@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from typing import Any, Final
 
 import pytest
 
 from taskpool.text import _UNSEEN
-from tests.browser.conftest import Site, registered_pages
+from tests.browser.conftest import Site, playwright, registered_pages
 from tests.browser.pages import PARAMETERS
 from tests.support import ROOT
 
@@ -55,11 +56,12 @@ def intercept(page: Any) -> None:
         if not is_data or re.search(r"/(session|openapi.json)$", request.url):
             route.continue_()
             return
-        response = route.fetch()
-        if response.ok and "json" in response.headers.get("content-type", ""):
-            route.fulfill(response=response, body=json.dumps(changed(json.loads(response.text()))))
-        else:
-            route.fulfill(response=response)
+        with suppress(playwright.Error):  # the page was left meanwhile
+            response = route.fetch()
+            if response.ok and "json" in response.headers.get("content-type", ""):
+                route.fulfill(response=response, body=json.dumps(changed(json.loads(response.text()))))
+            else:
+                route.fulfill(response=response)
 
     page.route("**/*", answer)
 
