@@ -9,8 +9,6 @@ import asyncio
 import gc
 import random
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -217,21 +215,27 @@ def test_an_interrupt_in_the_middle_of_a_call_gives_no_other_call_its_answer(poo
 
 
 def test_an_interrupt_while_a_command_with_numbers_is_encoded_ends_no_process() -> None:
-    code = (
-        "import signal\n"
-        "from taskpool.redis.connection import pack\n"
-        "command = ('ZADD', 'key', *range(100_000))\n"
-        "def interrupt(*_): raise KeyboardInterrupt\n"
-        "signal.signal(signal.SIGALRM, interrupt)\n"
-        "interrupts = 0\n"
-        "while interrupts < 50:\n"
-        "    try:\n"
-        "        signal.setitimer(signal.ITIMER_REAL, 0.001)\n"
-        "        while True: pack([command])\n"
-        "    except KeyboardInterrupt:\n"
-        "        interrupts += 1\n"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    source = """
+        import signal
+        from taskpool.redis.connection import pack
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGALRM, interrupt)
+        command = ("ZADD", "key", *range(100_000))
+        interrupts = 0
+        while interrupts < 50:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.001)
+                while True:
+                    pack([command])
+            except KeyboardInterrupt:
+                interrupts += 1
+        print("alive")
+        """
+
+    assert run_program(source) == "alive\n"
 
 
 def test_a_signal_handler_may_use_the_pool_that_it_interrupts(pool: TaskPool) -> None:

@@ -33,8 +33,9 @@ from taskpool.validation import TASK_ID
 MOST_AT_ONCE: Final = 20
 LEAST_AT_ONCE: Final = 12
 LONG_S: Final = 0.003
-"""How many tasks are changed in one round trip at most, and at least. If it takes longer, there are fewer in the next
-one, because Redis serves no other client meanwhile."""
+"""How many tasks a step changes at most, and at least. If a step takes longer than LONG_S, the next one changes fewer:
+where each task has a call of its own, Redis serves no other client until all are made. A script that changes several
+tasks limits its time itself (`keys.TAKE_US`)."""
 OLDEST_FIRST: Final = frozenset({"retry", "move", "run_now", "undo"})
 """What these queue keeps its order. The others begin with the newest: a task comes before those that it depends on."""
 GRACE_S: Final = 10.0
