@@ -70,13 +70,22 @@ local function taker(hints)
     return after
   end
 
+  -- Microseconds that a script has run: from Redis 7.2 on TIME stands still in a script, and there is os.clock, its CPU
+  -- time; before, there is no os.clock, and TIME goes on.
+  local function elapsed_us()
+    local os = rawget(_G, 'os')
+    if os then return os.clock() * 1e6 end
+    local time = redis.call('TIME')
+    return time[1] * 1e6 + time[2]
+  end
+
   -- Calls `change` for each id in ARGV from `first` on, until it returns nil, or has taken long: Redis serves no other
   -- client meanwhile, and `finish` takes its time as well. The others are left to the next call.
   -- Returns {the hints for it, a word for each id that was changed: what `change` returned, or 'unreadable'}.
   local function change_each(first, change)
-    local reply, ends_us = {''}, os.clock() * 1e6 + KEY.take_us
+    local reply, ends_us = {''}, elapsed_us() + KEY.take_us
     for at = first, #ARGV do
-      if at > first and os.clock() * 1e6 > ends_us then break end
+      if at > first and elapsed_us() > ends_us then break end
       local is_read, word = pcall(change, ARGV[at]) -- what was taken out of queues before has still to be removed
       if is_read and not word then break end
       reply[#reply + 1] = is_read and word or 'unreadable'
