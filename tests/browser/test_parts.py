@@ -177,6 +177,24 @@ def test_the_life_of_a_task_is_told_without_gaps(parts: Any) -> None:
     assert told == {name: spans for name, _, spans in TIMELINES}
 
 
+def test_an_attempt_that_took_no_time_is_seen_at_the_end_of_a_timeline(parts: Any) -> None:
+    lane, span, text = parts.evaluate(
+        """async (record) => {
+          const { timelineOf } = await part('../pages/task/timeline');
+          const { TimeAxis } = await part('../pages/task/time_axis');
+          const timeline = timelineOf(record, Date.parse(record.ended_at));
+          const place = show(html`<${TimeAxis} timeline=${timeline} lineTimes=${[]} seenAt=${null} />`);
+          const [lane, span] = ['.timeline-lane', '.span-attempt'].map((name) => place.querySelector(name));
+          return [...[lane, span].map((each) => each.getBoundingClientRect().toJSON()), span.innerText];
+        }""",
+        {**BEGUN, **LAST, "ended_at": LAST["started_at"]},
+    )
+
+    assert span["width"] == 4
+    assert span["left"] == lane["right"] - 4
+    assert text == ""
+
+
 TRACEBACK = """Traceback (most recent call last):
   File "/usr/lib/python3.11/runpy.py", line 1, in run
     code()

@@ -8,6 +8,9 @@ import { ticks } from "./timeline.js";
 
 const BINS = 200;
 const LABEL_PX = 110;
+const DIGIT_PX = 8;
+/** How wide a span is at least: in forced colours it has borders of 2 px. */
+const LEAST_PX = 4;
 
 /**
  * @param {{ timeline: import("./timeline.js").Timeline, lineTimes: number[], onPick: (at: number) => void,
@@ -28,6 +31,11 @@ export function TimeAxis({ timeline, lineTimes, onPick, seenAt }) {
     return () => observer.disconnect();
   }, []);
   const spans = timeline.spans.filter((span) => span.to >= from && span.from <= to);
+  const numberIn = (/** @type {import("./timeline.js").Span} */ span) => {
+    const number = span.kind === "attempt" ? String(span.attempt) : "";
+    const room = ((share(span.to) - share(span.from)) * width) / 100 - LEAST_PX;
+    return room >= number.length * DIGIT_PX ? number : "";
+  };
   const pick = (/** @type {import("./timeline.js").Span} */ span) => {
     const margin = Math.max(span.to - span.from, 1) / 10;
     setZoom([span.from - margin, span.to + margin]);
@@ -38,11 +46,15 @@ export function TimeAxis({ timeline, lineTimes, onPick, seenAt }) {
       ${spans.map(
         (span) => html`<button type="button" key=${`${span.kind}${span.from}`}
           class=${`span span-${span.kind} ${span.kind === "attempt" ? `is-${outcomeClass(span)}` : ""} ${span.isOpen ? "is-open" : ""}`}
-          style=${{ left: `${share(span.from)}%`, width: `${share(span.to) - share(span.from)}%` }}
+          style=${{
+            left: `min(${share(span.from)}%, 100% - ${LEAST_PX}px)`,
+            width: `${share(span.to) - share(span.from)}%`,
+            minWidth: `${LEAST_PX}px`,
+          }}
           title=${`${span.label}${span.outcome ? `: ${span.outcome}` : ""} · ${duration(span.to - span.from)}`}
           aria-label=${`${span.label}, ${duration(span.to - span.from)}: zoom in`}
           onClick=${() => pick(span)}>
-          <span class="span-label">${span.kind === "attempt" ? span.attempt : ""}</span>
+          <span class="span-label">${numberIn(span)}</span>
         </button>`,
       )}
       ${timeline.marks

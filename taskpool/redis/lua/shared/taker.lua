@@ -38,9 +38,16 @@ local function taker(hints)
   local function take(queue, id)
     local place = places[queue]
     if #place.taken == 0 then pass_when_full() end
-    redis.call('LSET', place.key, place.index[id], KEY.nothing)
-    place.taken[#place.taken + 1] = place.index[id]
+    local index = place.index[id]
+    redis.call('LSET', place.key, index, KEY.nothing)
+    place.taken[#place.taken + 1] = index
+    place.lowest, place.highest = math.min(place.lowest or index, index), math.max(place.highest or index, index)
     place.index[id] = nil
+  end
+
+  -- How many ids LREM passes in a queue when it begins at the nearer end.
+  local function passed_in(place)
+    return place.highest and math.min(place.highest, place.length - place.lowest) or 0
   end
 
   -- Removes what `take` has marked, from the nearer end of each queue. Returns the hints for the next call.
@@ -50,8 +57,7 @@ local function taker(hints)
     for queue, place in pairs(places) do
       local count, found = #place.taken, hints[queue] or {}
       if count > 0 then
-        local lowest, highest = math.min(unpack(place.taken)), math.max(unpack(place.taken))
-        redis.call('LREM', place.key, highest < place.length - lowest and count or -count, KEY.nothing)
+        redis.call('LREM', place.key, place.highest < place.length - place.lowest and count or -count, KEY.nothing)
         local kept = {place.length - place.taken[count]}
         for _, behind in ipairs(found) do
           local is_new = #kept < KEY.take_places
@@ -79,13 +85,20 @@ local function taker(hints)
     return time[1] * 1e6 + time[2]
   end
 
-  -- Calls `change` for each id in ARGV from `first` on, until it returns nil, or has taken long: Redis serves no other
-  -- client meanwhile, and `finish` takes its time as well. The others are left to the next call.
+  -- Calls `change` for each id in ARGV from `first` on, until it returns nil, or until this call takes long with what
+  -- `finish` will need: Redis serves no other client meanwhile. The others are left to the next call.
   -- Returns {the hints for it, a word for each id that was changed: what `change` returned, or 'unreadable'}.
   local function change_each(first, change)
     local reply, ends_us = {''}, elapsed_us() + KEY.take_us
+
+    local function takes_long()
+      local finish_us = 0
+      for _, place in pairs(places) do finish_us = finish_us + passed_in(place) / KEY.take_passed end
+      return elapsed_us() + finish_us > ends_us
+    end
+
     for at = first, #ARGV do
-      if at > first and elapsed_us() > ends_us then break end
+      if at > first and takes_long() then break end
       local is_read, word = pcall(change, ARGV[at]) -- what was taken out of queues before has still to be removed
       if is_read and not word then break end
       reply[#reply + 1] = is_read and word or 'unreadable'
