@@ -72,9 +72,16 @@ class WorkerPool:
             sys.stderr.write(self.log.read_text())
 
     def pids(self) -> list[int]:
-        """The worker processes, as they are registered with RQ."""
+        """The worker processes of this pool, as RQ shows them. Those of a pool that was killed are still there, too."""
         assert self.process.poll() is None, f"the pool ended with {self.process.returncode}"
-        return sorted(worker.pid for worker in self.pool.workers() if worker.pool and worker.state in ("idle", "busy"))
+        workers = [worker for worker in self.pool.workers() if worker.pool and worker.state in ("idle", "busy")]
+        return sorted(worker.pid for worker in workers if self._is_ours(worker.pid))
+
+    def _is_ours(self, pid: int) -> bool:
+        try:
+            return self.process.pid in (parent.pid for parent in psutil.Process(pid).parents())
+        except psutil.NoSuchProcess:
+            return False
 
     def descendants(self) -> list[psutil.Process]:
         """Every process below the supervisor."""
