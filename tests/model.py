@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from taskpool.operations.catalog import PoolInfo
+from taskpool.redis.keys import MOST_SUSPICIONS
 from taskpool.types import RETRYABLE, TERMINAL, TaskStatus
 from taskpool.types.fleet import ReasonKind
 from tests.model_state import RUNS, Hidden, Lease, S, State, Task, indexes_of
@@ -152,25 +153,44 @@ class Model(State):
             for id in self.tasks:
                 if self.holds(id, attempt_id) and f"{id}:{attempt_id}" in self.held[worker]:
                     return id
+        claimed = self.claim_together(queues, worker, attempt_id, most=1, share=1)
+        return claimed[0][0] if claimed else None
+
+    def claim_together(
+        self, queues: Sequence[str], worker: str, attempt_id: str, *, most: int, share: int
+    ) -> list[tuple[str, str]]:
+        """The ids of the claimed tasks, and those of their attempts."""
         for queue in queues:
             while self.queues[queue]:
                 task = self.tasks[self.queues[queue].pop(0)]
-                self.expiring.discard(task.id)
-                if task.expires == "due" and not task.was_started:
-                    task.reason = "expired"
-                    self.move(task, S.CANCELED)
-                    continue
-                task.attempt += 1
-                if task.attempt > 1:
-                    task.crashes = 0 if task.reason else task.crashes
-                    task.stop = task.reason = ""
-                task.attempt_id, task.was_started = attempt_id, True
-                self.move(task, S.IN_PROGRESS)
-                self.leases[queue, task.id, attempt_id] = False
-                self.held[worker].add(f"{task.id}:{attempt_id}")
-                return task.id
+                more = 0 if task.suspect else min(most - 1, len(self.queues[queue]) // share)
+                claimed = self.start(task, worker, f"{attempt_id}-0" if more else attempt_id)
+                for number in range(1, more + 1) if claimed else ():
+                    if not self.queues[queue] or self.tasks[self.queues[queue][0]].suspect:
+                        break
+                    claimed += self.start(self.tasks[self.queues[queue].pop(0)], worker, f"{attempt_id}-{number}")
+                if claimed:
+                    return claimed
         self.bells.update(dict.fromkeys(queues, 0))
-        return None
+        return []
+
+    def start(self, task: Task, worker: str, attempt_id: str) -> list[tuple[str, str]]:
+        """Begin an attempt at a task that was taken out of its queue."""
+        self.expiring.discard(task.id)
+        if task.expires == "due" and not task.was_started:
+            task.reason = "expired"
+            self.move(task, S.CANCELED)
+            return []
+        task.attempt += 1
+        if task.attempt > 1 or task.was_started:
+            if task.was_started and task.reason:
+                task.crashes = task.suspect = 0
+            task.stop = task.reason = ""
+        task.attempt_id, task.worker, task.was_started = attempt_id, worker, True
+        self.move(task, S.IN_PROGRESS)
+        self.leases[task.queue, task.id, attempt_id] = False
+        self.held[worker].add(f"{task.id}:{attempt_id}")
+        return [(task.id, attempt_id)]
 
     def why(self, task: Task, pool: PoolInfo, paused: str) -> list[ReasonKind]:
         """Why it doesn't run, if this is the only pool, and `paused` is paused."""
@@ -220,6 +240,13 @@ class Model(State):
             return "lost"
         return self.has_children(id)
 
+    def finish_together(self, leases: Sequence[Lease], worker: str) -> list[str]:
+        held = [self.holds(id, attempt_id) is not None for _, id, attempt_id in leases]
+        words = []
+        for lease, is_held in zip(leases, held, strict=True):
+            words.append(self.finish(lease, worker, S.DONE) if is_held else "other")
+        return words
+
     def requeue(self, lease: Lease, worker: str, how: str, *, later: bool) -> str:
         _, id, attempt_id = lease
         task = self.holds(id, attempt_id)
@@ -231,6 +258,7 @@ class Model(State):
             return "stopping"
         self.drop(lease, worker)
         task.attempt -= how != "retry"
+        task.suspect = 0 if how == "retry" else task.suspect
         task.snoozes += how == "snooze"
         task.attempt_id, task.put_back = "", mark
         task.history.append({"given_back": "given_back", "snooze": "snoozed", "retry": "failed"}[how])
@@ -243,9 +271,18 @@ class Model(State):
         task = self.holds(id, attempt_id)
         if only_expired and not self.leases.get(lease):
             return "lost"
-        self.drop(lease, worker)
+        was_shown, record = lease in self.shown, self.tasks.get(id)
+        # A reaper doesn't know whose attempt it was, unless there was a heartbeat or the record tells it.
+        is_known = not only_expired or was_shown or (record is not None and record.worker == worker)
+        self.drop(lease, worker if is_known else "")
         if task is None:
             return "lost"
+        if only_expired and not was_shown and "-" in attempt_id and not task.stop and task.suspect < MOST_SUSPICIONS:
+            task.suspect += 1
+            task.attempt, task.attempt_id = max(task.attempt - 1, 0), ""
+            task.history.append("given_back")
+            self.move(task, S.QUEUED, front=True)
+            return "given_back"
         task.crashes += 1
         reason = "lease_lost" if only_expired else "crashed"
         task.history.append("stopped" if task.stop and not only_expired else reason)
@@ -266,6 +303,7 @@ class Model(State):
             words.append((task.stop or "ok") if task else "lost")
             if task:
                 self.leases[lease] = False
+                self.shown[lease] = task.worker
         return words
 
     def report(self, lease: Lease, *, logs: bool) -> str:

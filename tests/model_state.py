@@ -57,6 +57,9 @@ class Task:
     seq: int = 1
     attempt: int = 0
     attempt_id: str = ""
+    worker: str = ""
+    """That of the last attempt."""
+    suspect: int = 0
     max_attempts: int = 1
     attempts_a_life: int = 0
     crashes: int = 0
@@ -115,6 +118,8 @@ class State:
         self.known: set[str] = set()
         self.leases: dict[Lease, bool] = {}
         """True: it has expired."""
+        self.shown: dict[Lease, str] = {}
+        """The workers of those that have had a heartbeat."""
         self.held: dict[str, set[str]] = defaultdict(set)
         self.dependents: dict[str, set[str]] = defaultdict(set)
         self.needed: dict[str, set[str]] = defaultdict(set)
@@ -199,6 +204,7 @@ class State:
 
     def drop(self, lease: Lease, worker: str) -> None:
         self.leases.pop(lease, None)
+        self.shown.pop(lease, None)
         self.held[worker].discard(f"{lease[1]}:{lease[2]}")
 
     def holds(self, id: str, attempt_id: str) -> Task | None:
@@ -227,13 +233,15 @@ class State:
         keys["taskpool:held"] = set(self.kept)
         keys["taskpool:confirmations"] = set(self.confirmations)
         keys |= {f"taskpool:checkpoint:{id}": "string" for id in self.checkpoints}
-        keys |= {f"rq:worker:{worker}:executions": set(members) for worker, members in self.held.items()}
+        keys |= {f"taskpool:attempts:{worker}": set(members) for worker, members in self.held.items()}
         keys |= {f"rq:results:{id}": "stream" for id in self.results}
         keys |= {f"taskpool:log:{id}": "stream" for id in self.logs}
         keys |= {f"taskpool:added:{id}": set(ids) for id, ids in self.added.items()}
         for queue, id, attempt_id in self.leases:
             keys[f"rq:wip:{queue}"].add(f"{id}:{attempt_id}")
-            keys[f"rq:execution:{id}:{attempt_id}"] = {"job_id": id}
+            if (queue, id, attempt_id) in self.shown:
+                keys[f"rq:execution:{id}:{attempt_id}"] = {"job_id": id}
+                keys[f"rq:worker:{self.shown[queue, id, attempt_id]}:executions"].add(f"{id}:{attempt_id}")
         for id, task in self.tasks.items():
             keys[f"rq:job:{id}"] = {
                 "status": task.rq,

@@ -99,7 +99,9 @@ class World:
     def finish(self, running: RunningTask, status: TaskStatus = S.DONE) -> str:
         """End an attempt as done with the result 42, or in another way."""
         if status is S.DONE:
-            return self.run(scripts.finish(running, status, result=b"42"))
+            turn = self.run(scripts.turn((), [scripts.Done(running, b"42")], worker=running.worker))
+            word = turn.words[0]
+            return self.run(scripts.finish(running, status, result=b"42")) if word == "other" else word
         failure = {**FAILURE, "reason": "stopped"} if status is S.STOPPED else FAILURE
         return self.run(scripts.finish(running, status, error="no luck", failure=failure, traceback="Trace"))
 
@@ -233,7 +235,8 @@ def _shown(client: Any, now_s: float) -> Iterator[tuple[str, Any]]:
         match client.type(raw):
             case b"hash":
                 for field, value in client.hgetall(raw).items():
-                    yield f"{key} {field.decode()}", _field(field, value, now_s)
+                    missed = key.startswith(keys.UNSEEN) and value != b"unseen"
+                    yield f"{key} {field.decode()}", "missed" if missed else _field(field, value, now_s)
             case b"zset":
                 found = client.zrange(raw, 0, -1, withscores=True)
                 yield from ((f"{key} {member.decode()}", _text(f"{score:.3f}", now_s)) for member, score in found)

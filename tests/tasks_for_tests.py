@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -233,6 +234,23 @@ async def act_async(ctx: TaskContext, do: str = "ok", note: str = "", seconds: f
     finally:
         write_line(note, "left")
     return {"attempt": ctx.attempt, "pid": os.getpid()}
+
+
+@task("mark")
+def mark(ctx: TaskContext, note: str, do: str = "", until: str = "") -> str:
+    """Takes no time, unless it waits, or holds the interpreter lock, until `until` is there. Its line is its id."""
+    write_line(note, ctx.id)
+    if do == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if do == "fail":
+        raise ValueError("as asked")
+    while do == "wait" and not os.path.exists(until):
+        time.sleep(STEP_S)
+    while do == "grip" and not os.path.exists(until):
+        ctypes.PyDLL(None).usleep(200_000)
+    if do == "talk":
+        print("said", ctx.id)
+    return ctx.id * (1000 if do == "much" else 1)
 
 
 @task("elsewhere", queue="elsewhere")

@@ -188,7 +188,7 @@ def sweep(
 def left_over(redis: Any) -> list[str]:
     """What must not be there once all tasks have ended: places where a task waits or runs, and what leads there."""
     kinds = ("queue:*", "wip:*", "scheduled:*", "deferred:*", "failed:*", "canceled:*", "execution:*")
-    patterns = [*(f"rq:{kind}" for kind in kinds), "rq:worker:*:executions"]
+    patterns = [*(f"rq:{kind}" for kind in kinds), "rq:worker:*:executions", "taskpool:attempts:*"]
     patterns += [
         "taskpool:followers:*",
         "taskpool:revivable:*",

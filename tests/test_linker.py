@@ -41,8 +41,10 @@ def test_a_script_has_nothing_that_it_does_not_use() -> None:
 
 
 def test_a_claim_makes_moves_only_when_it_needs_them() -> None:
-    text = linked("claim")
-    top, rarely, script = re.split(r"^(?=local function rarely|-- Takes the next)", text, flags=re.MULTILINE)
+    text = linked("turn")
+    top, rarely, script = re.split(
+        r"^(?=local function rarely|-- What a worker process does)", text, flags=re.MULTILINE
+    )
 
     assert "moves" in made(rarely)
     assert "moves" not in made(top + script)

@@ -41,8 +41,10 @@ S = TaskStatus
 T = TypeVar("T")
 MOVES = {
     "add": 4,
-    "claim": 7,
-    "finish": 4,
+    "claim": 5,
+    "claim_several": 3,
+    "finish": 3,
+    "finish_several": 2,
     "requeue": 3,
     "ask": 2,
     "decide": 3,
@@ -166,6 +168,16 @@ class Machine(RuleBasedStateMachine, Bench):
     def claim(self, choice: Choice) -> None:
         queues = choice.of((QUEUES, QUEUES[::-1], QUEUES[:1], QUEUES[1:]))
         self.claim_from(queues, choice.of(WORKERS), again=choice.of((False, True)))
+
+    def claim_several(self, choice: Choice) -> None:
+        queues = choice.of((QUEUES, QUEUES[::-1], QUEUES[:1], QUEUES[1:]))
+        self.claim_together(queues, choice.of(WORKERS), most=choice.of((2, 3, 16)), share=choice.of((1, 2)))
+
+    def finish_several(self, choice: Choice) -> None:
+        if self.attempts:
+            first = self.attempt(choice)[0]
+            of_worker = [each for each in self.attempts[-8:] if each.worker == first.worker]
+            self.finish_together(list({lease_of(each): each for each in (first, *of_worker)}.values())[:3])
 
     def attempt(self, choice: Choice) -> tuple[RunningTask, Lease, str]:
         """One that runs, mostly; else any: one that ended, or lost its lease."""

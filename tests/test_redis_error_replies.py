@@ -26,7 +26,7 @@ from tests.worker_pool import WorkerPool, lines, started
 
 ECHO = {"type": "echo", "payload": {"message": "hi"}}
 REFUSALS = [text for text, meaning in {**PLAIN, **INSIDE}.items() if meaning not in (Meaning.FAULT, Meaning.NO_SCRIPT)]
-SCRIPTS = {getattr(scripts, f"_{name}").sha: name for name in ("claim", "finish", "heartbeat", "log")}
+SCRIPTS = {getattr(scripts, f"_{name}").sha: name for name in ("turn", "finish", "requeue", "heartbeat", "log")}
 OPENING = (b"CLIENT", b"HELLO", b"AUTH", b"SELECT", b"PING")
 
 
@@ -205,7 +205,7 @@ def client_wait(url: str, id: str) -> str:
 
 
 @pytest.mark.parametrize("slots", [1, 4])
-@pytest.mark.parametrize("script", ["claim", "finish", "heartbeat", "log"])
+@pytest.mark.parametrize("script", ["turn", "heartbeat", "log"])
 def test_one_refused_call_of_many_costs_nothing(
     proxy: Proxy, redis_url: str, tmp_path: Path, slots: int, script: str
 ) -> None:
@@ -230,7 +230,7 @@ def test_an_outcome_that_only_its_own_record_refuses_is_kept_while_others_go_on(
     proxy: Proxy, redis_url: str, tmp_path: Path, slots: int
 ) -> None:
     def refuse(name: str, words: list[bytes]) -> str | None:
-        damaged = script_of(words) == "finish" and task.id.encode() in words
+        damaged = script_of(words) in ("turn", "finish") and task.id.encode() in words
         return "WRONGTYPE Operation against a key holding the wrong kind of value" if damaged else None
 
     with WorkerPool(proxy.url, tmp_path / "log", lease_s=2, slots=slots) as workers, TaskPool(redis_url) as direct:

@@ -124,7 +124,7 @@ PASSES: dict[str, tuple[Callable[[World], Any], Move]] = {
     ),
     "a claim whose answer was lost": (
         lambda world: world.start("a"),
-        call(lambda _: scripts.mark_unseen("w", [], listed=1, least_age_ms=0)),
+        call(lambda _: scripts.mark_unseen("w", [], listed=1, least_ms=0)),
     ),
     "stop": (lambda world: world.start("a"), call(lambda _: scripts.stop("a", grace_s=5, force=False))),
     "cancel": (lambda world: world.add("a"), lambda world: world.cancel("a")),

@@ -213,6 +213,7 @@ def test_the_workers_page_shows_what_each_worker_runs(pages: Dashboard, pool: Ta
 
     # They enter themselves again after the test before this one.
     eventually(lambda: [row["state"] for row in pages.workers()] == ["busy", "idle"])
+    eventually(lambda: any(row["current_job"] != "idle" for row in pages.workers()))  # shown after a second
 
     rows = {row["name"]: row for row in pages.workers()}
     row = rows.pop(running.worker or "")

@@ -45,7 +45,7 @@ def test_a_task_that_asks_is_parked_without_a_lease_and_no_attempt_is_spent(worl
     assert record.question is not None
     assert (record.question.name, record.question.text) == ("delete", "Delete 3,120 rows?")
     assert [(past.attempt, past.outcome) for past in record.history] == [(1, "asked")]
-    assert not world.redis.exists("rq:wip:default", "rq:execution:a:1", "rq:worker:w:executions", "rq:queue:default")
+    assert not world.redis.exists("rq:wip:default", "rq:execution:a:1", "taskpool:attempts:w", "rq:queue:default")
     assert world.snapshot()["taskpool:confirmations a"] == "now+1000 s"
     event = json.loads(world.redis.xrevrange("taskpool:events", count=1)[0][1][b"e"])
     assert (event["event"], event["question"], event["text"]) == (

@@ -1,4 +1,4 @@
-"""claim.lua: who gets which task, what a claim leaves in Redis, and what it passes over."""
+"""turn.lua: who gets which task, what a claim leaves in Redis, and what it passes over."""
 
 from __future__ import annotations
 
@@ -50,12 +50,7 @@ def test_a_claim_takes_the_head_and_records_worker_and_lease(world: World) -> No
         "rq:job:a attempt_id": "x",
         "rq:job:a seq": "2",
         "rq:wip:default a:x": "now+3700 s",
-        "rq:execution:a:x job_id": "a",
-        "rq:execution:a:x created_at": "now",
-        "rq:execution:a:x last_heartbeat": "now",
-        "rq:execution:a:x worker_name": "w7",
-        "rq:execution:a:x expires": "now+3600 s",
-        "rq:worker:w7:executions": {"a:x"},
+        "taskpool:attempts:w7": {"a:x"},
         "taskpool:events a 2": {"event": "started", "status": "in_progress", "at_ms": "now", "attempt": 1},
     }
 
@@ -178,7 +173,7 @@ def test_a_task_queued_twice_is_claimed_once(world: World) -> None:
     assert world.try_claim(attempt_id="2") is None
 
     assert world.get("a").attempt == 1
-    assert list(world.redis.smembers("rq:worker:w:executions")) == [b"a:1"]
+    assert list(world.redis.smembers("taskpool:attempts:w")) == [b"a:1"]
 
 
 def test_a_claim_looks_at_a_bounded_number_of_ids_and_rings_for_the_rest(world: World) -> None:

@@ -15,12 +15,7 @@ S = TaskStatus
 
 FORGOTTEN: dict[str, Any] = {
     "rq:wip:default a:1": None,
-    "rq:execution:a:1 created_at": None,
-    "rq:execution:a:1 expires": None,
-    "rq:execution:a:1 job_id": None,
-    "rq:execution:a:1 last_heartbeat": None,
-    "rq:execution:a:1 worker_name": None,
-    "rq:worker:w:executions": None,
+    "taskpool:attempts:w": None,
 }
 """What is gone of the attempt "1" at task "a" when it has ended."""
 

@@ -20,6 +20,12 @@ def test_a_heartbeat_renews_the_lease_and_is_noted_where_rq_looks(world: World) 
     assert world.since(before) == {
         "rq:wip:default a:1": "now+4100 s",
         "rq:job:a last_heartbeat": "now",
+        "rq:execution:a:1 job_id": "a",
+        "rq:execution:a:1 created_at": "now",
+        "rq:execution:a:1 last_heartbeat": "now",
+        "rq:execution:a:1 worker_name": "w",
+        "rq:execution:a:1 expires": "now+3600 s",
+        "rq:worker:w:executions": {"a:1"},
     }
 
 
@@ -94,6 +100,7 @@ def test_an_attempt_that_has_ended_renews_nothing(world: World, status: TaskStat
 
 def test_a_heartbeat_shows_in_rqs_record_of_the_execution(world: World) -> None:
     world.start("a")
+    world.run(scripts.heartbeat([("a", "1", "default")], 100_000))
     world.redis.hset("rq:execution:a:1", "last_heartbeat", 1)
     world.redis.expire("rq:execution:a:1", 100)
 

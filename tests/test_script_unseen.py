@@ -8,24 +8,24 @@ import pytest
 
 from taskpool.redis import scripts
 from taskpool.types import TaskStatus
-from tests.states import SEED, World, ended
+from tests.states import LEASE_MS, SEED, World, ended
 from tests.test_script_crash import crash
 from workers.housekeeping import reap
 
 S = TaskStatus
-MARKED = "rq:execution:a:1 unseen"
-MISSED = "rq:execution:a:1 missed_by"
+MARK = "taskpool:unseen:w a:1"
+EXPIRIES = {"taskpool:unseen:w expires": "now+3600 s", "taskpool:attempts:w expires": "now+86400 s"}
 LISTS = itertools.count(1)
 
 
-def look(world: World, *runs: str, least_age_ms: int = 0) -> int:
+def look(world: World, *runs: str, least_ms: int = 0) -> int:
     """One list of what the worker runs."""
-    return world.run(scripts.mark_unseen("w", runs, listed=next(LISTS), least_age_ms=least_age_ms))
+    return world.run(scripts.mark_unseen("w", runs, listed=next(LISTS), least_ms=least_ms))
 
 
-def mark(world: World, *runs: str, least_age_ms: int = 0) -> int:
+def mark(world: World, *runs: str, least_ms: int = 0) -> int:
     """Two lists: a claim that both lack is marked."""
-    return look(world, *runs, least_age_ms=least_age_ms) + look(world, *runs, least_age_ms=least_age_ms)
+    return look(world, *runs, least_ms=least_ms) + look(world, *runs, least_ms=least_ms)
 
 
 def test_a_claim_that_its_process_does_not_run_is_marked_once(world: World) -> None:
@@ -35,38 +35,36 @@ def test_a_claim_that_its_process_does_not_run_is_marked_once(world: World) -> N
 
     assert (look(world, "2"), look(world, "2"), look(world, "2")) == (0, 1, 0)
 
-    changes = world.since(before)
-    assert changes.keys() == {MARKED, MISSED}
-    assert changes[MARKED] == "1"
+    assert world.since(before) == {MARK: "unseen", **EXPIRIES}
 
 
 def test_a_list_that_arrives_late_marks_no_claim_that_is_newer(world: World) -> None:
     """It was read before the claim, and is sent again because its answer was lost."""
-    late = scripts.mark_unseen("w", [], listed=next(LISTS), least_age_ms=0)
+    late = scripts.mark_unseen("w", [], listed=next(LISTS), least_ms=0)
     world.start("a")
 
     assert (world.run(late), world.run(late), look(world, "1")) == (0, 0, 0)
 
-    assert MARKED not in world.snapshot()
+    assert MARK not in world.snapshot()
 
 
 def test_a_claim_whose_answer_may_be_on_its_way_is_not_marked(world: World) -> None:
     world.start("a")
     before = world.snapshot()
 
-    assert mark(world, least_age_ms=60_000) == 0
+    assert mark(world, least_ms=60_000) == 0
 
-    assert world.since(before).keys() == {MISSED}
+    assert world.since(before).keys() == {MARK, *EXPIRIES}
+    assert world.snapshot()[MARK] == "missed"
 
 
 def test_an_attempt_that_has_had_a_heartbeat_is_not_marked(world: World) -> None:
     world.start("a")
-    world.redis.hset("rq:execution:a:1", "created_at", 1)
-    before = world.snapshot()
+    world.run(scripts.heartbeat([("a", "1", "default")], LEASE_MS))
 
     assert mark(world) == 0
 
-    assert world.since(before) == {}
+    assert MARK not in world.snapshot()
 
 
 def test_a_marked_claim_is_given_back_when_its_lease_ends(world: World) -> None:
@@ -81,14 +79,23 @@ def test_a_marked_claim_is_given_back_when_its_lease_ends(world: World) -> None:
     assert (record.status, record.attempt, record.crashes) == (S.QUEUED, 0, 0)
     assert world.snapshot()["rq:job:a history"] == [ended("given_back")]
     assert world.redis.lrange("rq:queue:default", 0, -1) == [b"a"]
-    assert not world.redis.exists("rq:wip:default", "rq:execution:a:1", "rq:worker:w:executions")
+    assert not world.redis.exists("rq:wip:default", "rq:execution:a:1", "taskpool:attempts:w")
     assert world.events("a")[-1][1:] == ("queued", "queued")
+
+
+def test_what_a_supervisor_of_the_release_before_has_marked_is_given_back(world: World) -> None:
+    world.start("a")
+    fields = {"job_id": "a", "worker_name": "w", "created_at": "1.5", "last_heartbeat": "1.5", "unseen": "1"}
+    world.redis.hset("rq:execution:a:1", mapping=fields)
+    world.expire_lease("a")
+
+    assert crash(world, only_expired=True) == "unseen"
 
 
 def test_what_was_marked_and_is_seen_after_all_can_crash(world: World) -> None:
     world.start("a")
     mark(world)
-    world.redis.hset("rq:execution:a:1", "last_heartbeat", 1)
+    world.run(scripts.heartbeat([("a", "1", "default")], LEASE_MS))
     world.expire_lease("a")
 
     assert crash(world, only_expired=True) == "queued"

@@ -108,7 +108,7 @@ def test_a_killed_process_costs_none_of_its_tasks_an_attempt(workers: WorkerPool
     ended = [workers.pool.wait(id, timeout_s=PATIENCE_S) for id in ids]
     assert {(record.status, record.attempt, record.crashes) for record in ended} == {(TaskStatus.DONE, 1, 0)}
     assert all(record.history[0].outcome == "given_back" for record in ended)
-    assert all("isn't known which of its tasks" in (record.history[0].error or "") for record in ended)
+    assert all("none is charged" in (record.history[0].error or "") for record in ended)
 
 
 @pytest.mark.parametrize("killer", ["die", "leave"])

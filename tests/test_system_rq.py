@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -60,7 +62,8 @@ def test_rq_reads_a_worker_with_its_state_job_and_counts(workers: WorkerPool, re
 
     assert worker.pid == pid
     assert worker.queue_names() == ["default", "elsewhere"]
-    assert worker.get_current_job_id() == task.id
+    eventually(lambda: busy()[0].get_current_job_id() == task.id)
+    (worker,) = busy()
     job = worker.get_current_job()
     assert job is not None
     assert str(job.description).startswith("act(")
@@ -105,10 +108,25 @@ def test_stop_execution_stops_the_task(workers: WorkerPool, redis: Redis, tmp_pa
     started(tmp_path / "note")
     attempt_id = redis.hget(f"rq:job:{task.id}", "attempt_id")
     assert isinstance(attempt_id, bytes)
+    eventually(lambda: redis.exists(f"rq:execution:{task.id}:{attempt_id.decode()}"))
 
     send_stop_execution_command(redis, task.id, attempt_id.decode())
 
     assert workers.pool.wait(task.id, timeout_s=PATIENCE_S).status is TaskStatus.STOPPED
+
+
+def test_an_attempt_that_rq_looks_at_too_early_is_recovered_all_the_same(
+    workers: WorkerPool, redis: Redis, tmp_path: Path
+) -> None:
+    """RQ removes from a worker's executions what it doesn't know, such as an attempt before its first heartbeat."""
+    task = workers.submit("hang_once", note=tmp_path / "note")
+    pid = started(tmp_path / "note")
+    for worker in Worker.all(connection=redis, serializer=JSONSerializer):
+        worker.get_current_executions(refresh=True)
+
+    os.kill(pid, signal.SIGKILL)
+
+    assert workers.pool.wait(task.id, timeout_s=PATIENCE_S).result == "the second time"
 
 
 def test_kill_horse_kills_the_process_and_the_task_runs_again(

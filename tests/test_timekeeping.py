@@ -279,6 +279,7 @@ async def test_a_step_begins_every_lease_anew_with_its_own_length(world: World, 
     world.redis.hset(keys.CLOCK, "lease_ms", 60_000)
     for id, lease_ms in (("a", 15_000), ("b", 60_000), ("c", 15_000)):
         start(world, id, lease_ms)
+        world.run(scripts.heartbeat([(id, "1", "default")], lease_ms))
     for id in ("a", "b"):  # as they were left by a clock that was 600 s ahead
         world.redis.zincrby("rq:wip:default", 600, f"{id}:1")
         world.redis.hincrbyfloat(f"rq:execution:{id}:1", "last_heartbeat", 600)
@@ -509,6 +510,7 @@ async def test_webhooks_are_neither_late_nor_sent_twice_after_a_step_back(world:
 
 async def test_a_heartbeat_makes_an_execution_anew_that_has_expired(world: World) -> None:
     world.start("a")
+    world.run(scripts.heartbeat([("a", "1", "default")], 15_000))
     before = set(world.redis.hkeys("rq:execution:a:1"))
     world.redis.delete("rq:execution:a:1")
 

@@ -36,6 +36,9 @@ class Running:
     def runs(self) -> list[Run]:
         return [self.run]
 
+    def batch(self) -> None:
+        return None
+
     def is_running(self, run: Run) -> bool:
         return run == self.run
 

@@ -15,13 +15,13 @@ import asyncio
 import itertools
 import signal
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from taskpool.operations import status
 from taskpool.redis import scripts
 from taskpool.redis.async_store import AsyncStore
-from taskpool.redis.calls import tolerant
+from taskpool.redis.calls import Call, tolerant
 from taskpool.redis.replies import ReplyFault
 
 from . import process_group
@@ -46,29 +46,66 @@ SOFT_TIMEOUT_S: Final = 0.2
 HARD_TIMEOUT_S: Final = 5.0
 """How long a task may go on after its timeout, before its process is killed."""
 LOOK_S: Final = 1.0
+SHOWN_S: Final = 1.0
+"""How long an attempt runs before RQ's tools show it: no dashboard could show a shorter one."""
 
 
 class Heartbeats:
-    """One duty: every third of a lease."""
+    """Two duties: every third of a lease, all attempts; and each second, those that have run for SHOWN_S without a
+    heartbeat, so that RQ's tools show them."""
 
     def __init__(self, store: AsyncStore, stops: Stops, *, lease_s: float) -> None:
         self._store, self._stops, self._lease_ms = store, stops, round(lease_s * 1000)
         self._lists = 0
+        self._had_one: set[str] = set()
+        """The attempts, by id, that have had a heartbeat."""
 
     async def renew_leases(self, processes: Iterable[ProcessHandle]) -> None:
         """Renews the leases of all running attempts, starts to stop those that must stop, and marks the claims that a
         frozen process doesn't see. Raises: RedisUnavailable; nothing is lost before the leases end."""
-        runs = {process: process.runs() for process in processes}
-        running = [(process, run) for process, its in runs.items() for run in its]
+        running: list[tuple[ProcessHandle, Run]] = []
+        unwritten: list[tuple[str, str, str]] = []
+        marks: list[Call[int]] = []
+        self._lists += 1
+        for process in processes:
+            runs, batch = process.runs(), process.batch()
+            known = [run.attempt_id for run in runs]
+            running += ((process, run) for run in runs)
+            if batch is not None:
+                known += (member.attempt_id for member in batch.members)
+                unwritten += (member[:3] for member in batch.members[batch.written : batch.begun])
+            # Half the time between two lists must have passed.
+            marks.append(scripts.mark_unseen(process.name, known, listed=self._lists, least_ms=self._lease_ms // 6))
+        await self._renew(running, also=unwritten, marks=marks)
+        self._had_one = {run.attempt_id for _, run in running}
+
+    async def show_long(self, processes: Iterable[ProcessHandle]) -> float:
+        """Sends the first heartbeat of what has run for a while. Returns the seconds until the next round."""
+        now = time.monotonic()
+        long = [
+            (process, run)
+            for process in processes
+            for run in process.runs()
+            if run.state is LaneState.RUNNING
+            and now - run.started_mono >= SHOWN_S
+            and run.attempt_id not in self._had_one
+        ]
+        if long:
+            await self._renew(long)
+            self._had_one.update(run.attempt_id for _, run in long)
+        return SHOWN_S
+
+    async def _renew(
+        self,
+        running: Sequence[tuple[ProcessHandle, Run]],
+        *,
+        also: Sequence[tuple[str, str, str]] = (),
+        marks: Sequence[Call[int]] = (),
+    ) -> None:
         attempts = [(run.id, run.attempt_id, run.queue) for _, run in running]
+        attempts += also
         chunks = [attempts[at : at + ATTEMPTS_AT_ONCE] for at in range(0, len(attempts), ATTEMPTS_AT_ONCE)]
         renewals = [scripts.heartbeat(chunk, self._lease_ms) for chunk in chunks]
-        self._lists += 1
-        age_ms = self._lease_ms // 3
-        marks = [
-            scripts.mark_unseen(process.name, [run.attempt_id for run in its], listed=self._lists, least_age_ms=age_ms)
-            for process, its in runs.items()
-        ]
         sent = boottime()
         try:
             replies = (await self._store.run_many([*renewals, *marks]))[: len(renewals)]
@@ -76,7 +113,7 @@ class Heartbeats:
             renewals = [tolerant(scripts.heartbeat([attempt], self._lease_ms), [DAMAGED]) for attempt in attempts]
             replies = await self._store.run_many(renewals)
         to_stop = []
-        for (process, run), word in zip(running, itertools.chain(*replies), strict=True):
+        for (process, run), word in zip(running, itertools.chain(*replies), strict=False):
             if word == DAMAGED:
                 log.error("the lease of task %s can't be renewed: its keys are damaged", run.id)
             if run.safe_until and word not in ("lost", DAMAGED):

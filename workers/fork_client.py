@@ -33,7 +33,7 @@ from taskpool.types import TypeInfo
 
 from . import process_group
 from .duties import BackgroundTasks, log
-from .shared_memory import Block, LaneState, Request, Run, SharedMemory
+from .shared_memory import BatchView, Block, LaneState, Request, Run, SharedMemory
 
 LINE_BYTES: Final = 64 * 1024 * 1024
 """All task types with their schemas arrive in one line."""
@@ -320,10 +320,24 @@ class ProcessHandle:
         self._takes_stacks = asyncio.Lock()
         self.ended = asyncio.Event()
         self.is_draining = self.is_dismissed = False
+        self.relieved_batch = 0
+        """The number of the last batch that the supervisor took from it."""
 
     def runs(self) -> list[Run]:
         """The attempts it runs now."""
         return self.block.runs()
+
+    def batch(self) -> BatchView | None:
+        """What it has claimed together, as long as that isn't all written."""
+        return self.block.batch.view()
+
+    def results(self) -> Mapping[str, bytes]:
+        """By attempt id: the results, as JSON, of attempts of its batch that Redis may not have."""
+        view = self.batch()
+        if view is None:
+            return {}
+        pairs = list(zip(view.members, view.results, strict=False))[view.written :]
+        return {member.attempt_id: result for member, result in pairs if result}
 
     def memory_bytes(self) -> int:
         """The memory that it uses now."""

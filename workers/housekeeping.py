@@ -69,7 +69,7 @@ MOST_SWEPT: Final = 1000
 """Waiting tasks and parents that one step of the sweep reads."""
 SAMPLED_QUEUES: Final = 50
 """How many queues have their depth in the history, those with the most tasks; all others are one."""
-SETTLED: Final = ("queued", "failed", "stopped")
+SETTLED: Final = ("queued", "given_back", "failed", "stopped")
 """The replies of `scripts.crash` when it changed the task."""
 LEASE_LOST: Final = "lease lost: its worker can't be reached and may still be running"
 
@@ -254,7 +254,7 @@ def reap(queue: str, *, max_crashes: int, by_ms: int | None = None) -> Plan[None
     found = yield [records.fetch_if_there(id) for id in settled]
     for (id, word), record in zip(settled.items(), found, strict=True):
         worker = record.history[-1].worker if record and record.history else "unknown"
-        what = "queued again" if word == "queued" else word
+        what = "queued again" if word in ("queued", "given_back") else word
         log.warning(
             "task %s: the lease of worker %s has ended. The worker can't be reached and may still be running the task."
             " The task is %s (reason lease_lost)", id, worker, what,

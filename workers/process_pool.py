@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -102,6 +103,7 @@ class ProcessPool:
         block = self._memory.block(index)
         block.clear()
         block.head.supervised_ms = int(boottime() * 1000)
+        block.head.supervisor_pid = os.getpid()
         self._is_starting = True
         try:
             pid, end = await client.fork(index, name, self.queues)

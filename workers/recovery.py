@@ -18,7 +18,7 @@ from taskpool.operations import records
 from taskpool.operations.status import release_dependents, update_status
 from taskpool.operations.waiting import last_lines
 from taskpool.redis import keys, scripts
-from taskpool.redis.calls import Call, Plan
+from taskpool.redis.calls import Call, Plan, one, texts
 from taskpool.redis.keys import TASKS, field_name
 from taskpool.tasks.attempt import Outcome, timed_out
 from taskpool.tasks.log_lines import Lines, decode_line
@@ -55,12 +55,19 @@ def counted_as(outcome: Outcome) -> str:
 
 
 def attempts_held_in_redis(worker: str) -> Call[list[tuple[str, str]]]:
-    """The task id and the attempt id of every attempt that Redis shows with a worker."""
+    """The task id and the attempt id of every attempt that Redis shows with a worker. Of those that were claimed
+    together the last one comes first: when they are given back, each goes to the front of its queue."""
 
     def read(reply: list[bytes]) -> list[tuple[str, str]]:
-        return [split_attempt(member.decode()) for member in reply]
+        return sorted(map(split_attempt, texts(reply)), key=lambda attempt: _place(attempt[1]), reverse=True)
 
-    return Call(("SMEMBERS", f"{keys.WORKER}{worker}:executions"), read, again=True)
+    return Call(("SMEMBERS", keys.ATTEMPTS + worker), read, again=True)
+
+
+def _place(attempt_id: str) -> int:
+    """The place of an attempt among those that were claimed with it, see turn.lua."""
+    place = attempt_id.rpartition("-")[2]
+    return int(place) if place.isdecimal() and "-" in attempt_id else 0
 
 
 def split_attempt(member: str) -> tuple[str, str]:
@@ -113,8 +120,10 @@ class EndedProcess:
         lines = process.block.spool.lines()
         self._lines = {id: with_open_lines(lines[id]) for id in lines.keys() & self._runs.keys()}
         """By attempt id: log lines that Redis may not have yet."""
+        self._results = process.results()
+        """By attempt id: what an attempt of the process's batch has returned, as JSON, where Redis may not have it."""
         self._running = [id for id, run in self._runs.items() if run.state is LaneState.RUNNING]
-        self._suspects = self._running or list(self._runs)
+        self._suspects = self._running or [id for id in self._runs if id not in self._results]
         """The attempts that may have been the cause: those whose code ran, else those that were about to end."""
         # Only a process with a free lane may have sent a claim; one that ended in order has seen its reply.
         is_full = len(self._running) == process.block.lanes
@@ -137,6 +146,9 @@ class EndedProcess:
         yield from self._end_attempt(running, run, max_crashes)
 
     def _end_attempt(self, running: RunningTask, run: Run | None, max_crashes: int) -> Plan[None]:
+        result = self._results.get(running.attempt_id)
+        if result is not None and (yield from self._write(running, Outcome(TaskStatus.DONE, result=result))):
+            return
         verdict = self._verdict(running.attempt_id)
         if verdict is Verdict.GIVEN_BACK:
             (word,) = yield (scripts.give_back(running),)
@@ -149,26 +161,21 @@ class EndedProcess:
         report = self._crash_report(run, last)
         if verdict is Verdict.TIMEOUT:
             outcome = timed_out(running)
-            (word,) = yield (update_status(running, replace(outcome, failure={**outcome.failure, **report})),)
-            if word == "children":
-                yield from release_dependents(running.id)
-            if word in ("ok", "children"):
-                labels = (running.type, running.queue, self.process.fork_client.loaded.build)
-                yield (scripts.count({field_name(TASKS, counted_as(outcome), *labels): 1}),)
-            if word != "stopping":
+            outcome = replace(outcome, failure={**outcome.failure, **report})
+            if (yield from self._write(running, outcome)):
                 return
         error = self._error(verdict)
         # Several attempts may have been the cause: in this process, or in those that died with its fork server.
         is_server_lost = bool(self._ending.cause) and self.process.fork_client.runs_at_loss > 1
         is_shared = verdict is None and (len(self._suspects) > 1 or is_server_lost)
         if is_shared:
-            what = "it isn't known which of its tasks was the cause, so none is charged, and this one runs alone next"
-            error = f"{error}; {what}"
+            error += keys.NONE_CHARGED
         reason = "lease_lost" if verdict is Verdict.LEASE_LOST else "crashed"
         (word,) = yield (
             scripts.crash(
                 running.id, running.attempt_id, running.queue, error=error,
                 failure={"reason": reason, "message": error, **report}, max_crashes=max_crashes, is_shared=is_shared,
+                worker=running.worker,
             ),
         )  # fmt: skip
         if word in ("failed", "stopped"):
@@ -178,6 +185,16 @@ class EndedProcess:
         elif word in ("queued", "failed"):
             becomes = "queued again" if word == "queued" else "failed"
             log.warning("task %s: %s; it is %s", running.id, error, becomes)
+
+    def _write(self, running: RunningTask, outcome: Outcome) -> Plan[bool]:
+        """Writes how an attempt ended. False: a stop was requested, so it can't end that way."""
+        word: str = yield from one(update_status(running, outcome))
+        if word == "children":
+            yield from release_dependents(running.id)
+        if word in ("ok", "children"):
+            labels = (running.type, running.queue, self.process.fork_client.loaded.build)
+            yield (scripts.count({field_name(TASKS, counted_as(outcome), *labels): 1}),)
+        return word != "stopping"
 
     # --- the crash report ---------------------------------------------------------------------------------------------
 

@@ -1,10 +1,11 @@
 """What each worker process runs, in memory that the supervisor shares with all of its processes.
 
-A process owns one *block*: a head, one *lane* for each task it runs at once, and a *spool* with the last lines of its
-tasks' logs. Only the process writes its block, with these exceptions: the supervisor writes `drain`, `supervised_ms`,
-`stack_of`, and each lane's `request` and `renewed`, and the process's guardian writes `beat_ms` and `guardian_pid`. A
-lane's `sequence` is odd while the lane is being written, so that reads are consistent. No write to Redis trusts this
-memory: Redis checks the attempt id that comes with each write.
+A process owns one *block*: a head, one *lane* for each task it runs at once, a *batch* with what it has claimed
+together, and a *spool* with the last lines of its tasks' logs. Only the process writes its block, with these
+exceptions: the supervisor writes `drain`, `supervisor_pid`, `supervised_ms`, `looked_ms`, `stack_of`, `taken`,
+`given_from` and `given`, and each lane's `request` and `renewed`, and the process's guardian writes `beat_ms` and
+`guardian_pid`. A lane's `sequence` is odd while the lane is being written, so that reads are consistent. No write to
+Redis trusts this memory: Redis checks the attempt id that comes with each write.
 
 `LaneHead.run` counts the attempts that a lane has held. `request` is `run << 8 | kind`, so that a request for one run
 never hits the next. The text of a lane is the task id, the attempt id and the queue.
@@ -12,6 +13,12 @@ never hits the next. The text of a lane is the task id, the attempt id and the q
 An attempt that must not outlive its lease (`on_lost_lease` is "kill") shows in `safe_until` how long its lease surely
 lasts, by `process_group.boottime`. The process writes the first such time. The supervisor writes later ones to
 `renewed`, as `milliseconds << 24 | run`: one word, so that no reader sees half of it.
+
+A batch lists its attempts in the order in which they begin, and behind that the results of those that are done but not
+written to Redis. While the process is busy with a task that takes longer than the last ones did, the supervisor writes
+the results, and gives back what hasn't begun. Both could use an attempt at the same moment, so each first says what it
+does and then looks at what the other one has said (Dekker's algorithm): the process writes `begun` and reads `taken`,
+the supervisor writes `taken` and reads `begun`. An attempt may be given back by both, which does no harm.
 
 The spool is a ring in which the newest records overwrite the oldest. Each line is written before its task goes on, so
 it outlives the process. The supervisor sends the lines whose numbers Redis doesn't have yet. `start` and `end` count
@@ -27,10 +34,12 @@ import os
 import struct
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import IO, Any, Final
+from typing import IO, Any, Final, NamedTuple
+
+import msgspec
 
 
 def open_file(name: str) -> IO[bytes]:
@@ -51,6 +60,8 @@ _SPOOL_HEAD: Final = struct.Struct("=QQ")
 _RECORD: Final = struct.Struct("=IQH")
 _ROOM: Final = SPOOL_BYTES - _SPOOL_HEAD.size
 _LANE_BYTES: Final = 768
+_BATCH_BYTES: Final = 32 * 1024
+_RESULT_SIZE: Final = struct.Struct("=I")
 LONGEST_NAME: Final = 300
 _RUN_BITS: Final = 24
 _RUN_MASK: Final = (1 << _RUN_BITS) - 1
@@ -113,6 +124,27 @@ class BlockHead(ctypes.Structure):
     """When the supervisor last showed that it is at work (`boottime`)."""
     stack_of: int
     """The supervisor wants to know where the attempt of this lane is; counted from 1, 0: of none."""
+    supervisor_pid: int
+    looked_ms: int
+    """When the supervisor last looked at the batch (`boottime`)."""
+    batch: int
+    """The number of the batch; 0 while there is none, or it is being written."""
+    opened_ms: int
+    """When the batch was claimed (`boottime`)."""
+    list_bytes: int
+    begun: int
+    """How many attempts of the batch have begun."""
+    written: int
+    """How many of their outcomes Redis has."""
+    result_bytes: int
+    """The size of the results behind the list."""
+    is_sending: int
+    """The process sends outcomes just now, and the supervisor needn't."""
+    taken: int
+    """The number of a batch from which the supervisor takes what hasn't begun."""
+    given_from: int
+    """The place of the first attempt that the supervisor has given back, in the batch with the number `given`."""
+    given: int
 
     _fields_ = _fields(__annotations__)
 
@@ -168,7 +200,7 @@ class SharedMemory:
 
 
 def _block_bytes(lanes: int) -> int:
-    return _HEAD_BYTES + lanes * _LANE_BYTES + SPOOL_BYTES
+    return _HEAD_BYTES + lanes * _LANE_BYTES + _BATCH_BYTES + SPOOL_BYTES
 
 
 class Block:
@@ -179,7 +211,9 @@ class Block:
         self._map, self._at = memory.map, index * _block_bytes(memory.lanes)
         self.head = BlockHead.from_buffer(self._map, self._at)
         self._lane_heads = [LaneHead.from_buffer(self._map, self._lane_at(lane)) for lane in range(self.lanes)]
-        self.spool = Spool(memory.map, self._lane_at(self.lanes))
+        batch_at = self._lane_at(self.lanes)
+        self.batch = Batch(self.head, memory.map, batch_at)
+        self.spool = Spool(memory.map, batch_at + _BATCH_BYTES)
 
     def clear(self) -> None:
         """Resets it for the next process. Only while no process uses it."""
@@ -282,6 +316,143 @@ class Lane:
     def request(self) -> Request:
         """The request that was left for the run it shows."""
         return self._head.request_of(self._run)
+
+
+class Member(NamedTuple):
+    """An attempt of a batch: what ends it, or gives it back."""
+
+    id: str
+    attempt_id: str
+    queue: str
+    type: str
+    result_ttl_s: int
+
+
+class BatchView(NamedTuple):
+    """A batch as the supervisor reads it. Of its attempts, the first `begun` have begun, and Redis has the outcomes of
+    the first `written`. `results` are those of the first ones, as JSON; an empty one: it isn't simply done."""
+
+    number: int
+    members: Sequence[Member]
+    results: Sequence[bytes]
+    begun: int
+    written: int
+
+
+class Batch:
+    """What a process has claimed together. The first methods are the process's side."""
+
+    def __init__(self, head: BlockHead, map: mmap.mmap, at: int) -> None:
+        self._head, self._map, self._at = head, map, at
+        self._number = self._results_at = 0
+        self._is_full = False
+        self.is_open = False
+
+    def open(self, members: Sequence[Member], opened: float) -> bool:
+        """Lists what was claimed. Nothing of it has begun. False: there is no room, as only another program's ids can
+        need it."""
+        head, text = self._head, _encode(members)
+        head.batch = 0
+        if len(text) > _BATCH_BYTES:
+            return False
+        self._number += 1
+        self._results_at = self._at + len(text)
+        self._map[self._at : self._results_at] = text
+        self._is_full = False
+        head.opened_ms = int(opened * 1000)
+        head.list_bytes = len(text)
+        head.begun = head.written = head.result_bytes = head.is_sending = 0
+        head.batch = self._number
+        fence()
+        self.is_open = True
+        return True
+
+    def begin(self) -> bool:
+        """The next attempt begins. False: it must not, because the supervisor takes what hasn't begun."""
+        self._head.begun += 1
+        fence()
+        return self._head.taken != self._number
+
+    def keep(self, result: bytes) -> bool:
+        """Keeps the result of the attempt that has begun last; nothing if it isn't simply done. False: there is no room
+        for this one, nor for those that follow."""
+        head = self._head
+        at = self._results_at + head.result_bytes
+        end = at + _RESULT_SIZE.size + len(result)
+        if self._is_full or end > self._at + _BATCH_BYTES:
+            self._is_full = True
+            return False
+        self._map[at:end] = _RESULT_SIZE.pack(len(result)) + result
+        head.result_bytes += end - at
+        return True
+
+    def begin_sending(self) -> None:
+        """The process sends all outcomes that Redis doesn't have."""
+        self._head.is_sending = 1
+
+    def end_sending(self, *, is_all_written: bool) -> None:
+        """The process has sent them; `is_all_written`: Redis has them all."""
+        if is_all_written:
+            self._head.written = self._head.begun
+        self._head.is_sending = 0
+
+    def close(self) -> None:
+        """Nothing of it is left to do."""
+        self._head.batch = 0
+        self.is_open = False
+
+    @property
+    def place_given(self) -> int | None:
+        """From which place on the supervisor has given attempts back; None: it hasn't."""
+        return self._head.given_from if self._head.given == self._number else None
+
+    # --- used by the supervisor ---------------------------------------------------------------------------------------
+
+    def view(self) -> BatchView | None:
+        """The batch as it is now; None: there is none, or it changes just now."""
+        head = self._head
+        number, size, begun, written = head.batch, head.list_bytes, head.begun, head.written
+        if not number or size > _BATCH_BYTES:
+            return None
+        results_at = self._at + size
+        kept = self._map[results_at : min(results_at + head.result_bytes, self._at + _BATCH_BYTES)]
+        text = self._map[self._at : results_at]
+        if head.batch != number:
+            return None
+        try:
+            members = _decode(text)
+        except msgspec.MsgspecError:  # the process has died, and had damaged its memory before
+            return None
+        results, at = list[bytes](), 0
+        while at < len(kept) and len(results) < len(members):
+            (size,) = _RESULT_SIZE.unpack_from(kept, at)
+            at += _RESULT_SIZE.size
+            results.append(kept[at : at + size])
+            at += size
+        return BatchView(number, members, results, begun, written)
+
+    def take(self, number: int) -> int:
+        """Takes what hasn't begun; returns the place of the first such attempt."""
+        self._head.taken = number
+        fence()
+        return self._head.begun
+
+    def give(self, number: int, place: int) -> None:
+        """The attempts from this place on are given back."""
+        self._head.given_from = place
+        self._head.given = number
+
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(list[Member]).decode
+_lock: Final = threading.Lock()
+
+
+def fence() -> None:
+    """A memory barrier: the processor carries out the writes before it first, and then the reads behind it. Taking a
+    lock is one."""
+    with _lock:
+        pass
 
 
 class Spool:

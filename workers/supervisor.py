@@ -27,6 +27,7 @@ from taskpool.url_guard import Allowed
 
 from . import process_group
 from .attempts import Heartbeats, Stops, enforce_leases, enforce_timeouts
+from .batches import Relief
 from .duties import BackgroundTasks, Outage, Step, log, repeat
 from .housekeeping import Housekeeping, RqMaintenance
 from .process_pool import ProcessPool
@@ -71,6 +72,7 @@ class Supervisor:
             on_change=wake.set, on_soon=self._housekeeping.wake_in, on_drain=self._drain,
         )  # fmt: skip
         self._pool = ProcessPool(self._id, settings, self._registration)
+        self._relief = Relief(self._store, self._pool.processes.values())
 
     async def run(self) -> int:
         """Runs the pool until a signal, or RQ's shutdown of its last worker, ends it; returns the exit status. Raises:
@@ -99,6 +101,8 @@ class Supervisor:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, drain)
+        # A worker process has claimed several tasks at once.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._relief.wake.set)
 
     def _drain(self) -> None:
         """Drains the pool as an operator asks for it: once, however often it is asked."""
@@ -128,6 +132,8 @@ class Supervisor:
         if self._reloads:
             self._tasks.spawn(pool.reload_on_changes())
         self._tasks.spawn(commands.add(self._id))
+        start("batches", self._relief.step, self._relief.wake)
+        start("attempts that run long", partial(self._heartbeats.show_long, processes))
         start("commands", commands.step, commands.lost)
         start("housekeeping", self._housekeeping.step, self._housekeeping.wake)
         start("schedules", self._schedules.step)

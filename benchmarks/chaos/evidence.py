@@ -167,7 +167,7 @@ def is_given_back(before: Event, event: Event) -> bool:
     question, or because its process died, and it isn't known of which of its tasks."""
     if before.status not in WHILE_RUNNING:
         return False
-    if event.event == "crashed":
+    if event.event in ("crashed", "lease_lost"):
         return "none is charged" in str(event.data.get("error", ""))
     is_queued = event.event == "queued" and event.status is TaskStatus.QUEUED
     return is_queued or event.event in ("snoozed", "waiting_confirmation")

@@ -49,7 +49,7 @@ CAPPED: Final = {
 """Streams that are trimmed, to about so many entries."""
 EXPIRES: Final = (
     *(keys.WORKFLOWS + keys.SWEPT_OF, keys.WORKFLOWS_OPEN + keys.SWEPT_OF, keys.STAGED),
-    *(keys.ONCE, keys.BUCKET, keys.SWEPT, keys.STUCK, keys.EXECUTIONS),
+    *(keys.ONCE, keys.BUCKET, keys.SWEPT, keys.STUCK, keys.EXECUTIONS, keys.UNSEEN),
     *(keys.DELIVERY, keys.DELIVERIES, keys.WEBHOOKS_FAILING, keys.WEBHOOKS_SORTER),
     *(keys.STATS_REPORTED, keys.STATS_TURN, keys.POOL_KNOWN, keys.HOUSEKEEPER),
     *("rq:clean_registries:", "rq:clean_groups"),

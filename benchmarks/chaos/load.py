@@ -32,6 +32,8 @@ REPEATS: Final = 0.3
 """How many of those that were answered are sent once more, where the profile has that."""
 UNIQUE_KEYS: Final = 4
 KEPT_S: Final = 3600
+BURSTS: Final = 0.04
+IN_BURST: Final = 30
 UNKNOWN: Final = 0
 """The status of an answer that never came."""
 
@@ -99,6 +101,7 @@ class Client(threading.Thread):
         self._random_adds = random.Random(f"{plan.seed} {name} adds")
         self._random_people = random.Random(f"{plan.seed} {name} people")
         self._random_edges = random.Random(f"{plan.seed} {name} edges")
+        self._random_bursts = random.Random(f"{plan.seed} {name} bursts")
         self._plan, self._profile = plan, plan.profile
         self._number = 0
         self.ending = threading.Event()
@@ -129,6 +132,26 @@ class Client(threading.Thread):
         if many == 1:
             self._contend(specs[0])
         submission = Submission(tuple(numbers), batch, tuple(specs), time.time() * 1000)
+        self._ledger.submissions.append(submission)
+        self.send(submission)
+        if self._random_bursts.random() < BURSTS:
+            self._submit_burst()
+
+    def _submit_burst(self) -> None:
+        """Quick tasks, which a worker process claims and ends several at once."""
+        batch, queue = f"{self._prefix}-{self._number}-burst", self._random_bursts.choice(("fast", "slow", "bulk"))
+        numbers = tuple(range(self._number + 1, self._number + 1 + IN_BURST))
+        self._number += IN_BURST
+        specs = tuple(
+            {
+                "type": "chaos",
+                "payload": {"n": n, "batch": batch, "seconds": 0.0},
+                "queue": queue,
+                "result_ttl_s": KEPT_S,
+            }
+            for n in numbers
+        )
+        submission = Submission(numbers, batch, specs, time.time() * 1000)
         self._ledger.submissions.append(submission)
         self.send(submission)
 

@@ -49,7 +49,7 @@ MUTATIONS: Final[Mapping[str, Sequence[Edit]]] = {
     # A task leaves its queue in one step and is started in the next one, as with a plain BLPOP.
     "claim": [
         (
-            "taskpool/redis/lua/claim.lua",
+            "taskpool/redis/lua/turn.lua",
             "local id = not (paused and paused[queue]) and redis.call('LPOP', place)\n",
             f"{_PARKED}\n",
         )

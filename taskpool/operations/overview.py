@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 
 from taskpool.operations.catalog import pools
 from taskpool.operations.listing import all_queues
-from taskpool.redis import calls, keys, pause_scripts
+from taskpool.redis import calls, keys, pause_scripts, scripts
 from taskpool.redis.calls import Call, Plan, Script, as_it_is, hash_of, names, one, redis_ms, tolerant
 from taskpool.redis.embedded import ServerVersion
 from taskpool.redis.rq_job import number_of, text_of, time_of
@@ -134,7 +134,7 @@ def workers() -> Plan[list[WorkerInfo]]:
     pool_of = {worker: pool.id for pool in (yield from pools()) for worker in pool.workers}
     found = sorted((yield from one(_worker_keys())))
     hashes = [_hash_at(key) for key in found]
-    runs = [tolerant(Call(("SMEMBERS", f"{key}:executions"), names, again=True), []) for key in found]
+    runs = [tolerant(scripts.attempts_of(key.removeprefix(keys.WORKER)), []) for key in found]
     values = yield [*hashes, *runs]
     rows = [
         (key.removeprefix(keys.WORKER), h, runs)

@@ -34,7 +34,7 @@ DEFERRED: Final = "rq:deferred:"  # + queue: zset id -> when it was created
 RESULTS: Final = "rq:results:"  # + id: stream RQ's dashboards read tracebacks from
 WORKERS: Final = "rq:workers"  # set of worker keys
 WORKERS_OF: Final = "rq:workers:"  # + queue: set of worker keys
-WORKER: Final = "rq:worker:"  # + name: hash; + name + ":executions": set of "id:attempt_id"
+WORKER: Final = "rq:worker:"  # + name: hash; + name + ":executions": set of "id:attempt_id" that have had a heartbeat
 EXECUTION: Final = "rq:execution:"  # + id:attempt_id: hash
 COMMANDS: Final = "rq:pubsub:"  # + worker name: channel of RQ's commands
 SUSPENDED: Final = "rq:suspended"  # exists while `rq suspend` holds
@@ -91,6 +91,8 @@ STATS_DAYS: Final = "taskpool:stats:days"  # the same by day
 STATS_PAIRS: Final = "taskpool:stats:pairs"  # set of "type|queue" with totals of their own
 STATS_TURN: Final = "taskpool:stats:turn:"  # + minute: string, there if a pool has taken it in hand; with a TTL
 HOUSEKEEPER: Final = "taskpool:housekeeper:"  # + digest of settings: string, the pool that has the turn; with a TTL
+ATTEMPTS: Final = "taskpool:attempts:"  # + worker: set of "id:attempt_id": the attempts that it has claimed
+UNSEEN: Final = "taskpool:unseen:"  # + worker: hash of its attempts -> "list ms" or "unseen" (unseen.lua); with a TTL
 CLOCK: Final = "taskpool:clock"  # hash: since when writes have worked, and by how much Redis's clock was stepped
 BUCKET: Final = "taskpool:bucket:"  # + caller: string "tokens ms", with a TTL: its token bucket
 RQ_OUTBOX: Final = "taskpool:outbox:rq"  # set of ended RQ jobs whose dependents in RQ are still to be queued
@@ -196,6 +198,8 @@ WIP_GRACE_S: Final = 3600
 # A task may die together with others this often before the crash counts as its own. Suspects run alone, so a task gets
 # there only if it ends other processes than its own.
 MOST_SUSPICIONS: Final = 10
+NONE_CHARGED: Final = "; any of its tasks may have been the cause, so none is charged, and this one runs alone next"
+ASIDE_BYTES: Final = 1024  # the largest result that is sent with the event of its end
 POOL_KNOWN_S: Final = 86_400  # how long a pool that went away without draining is listed
 POOLS_KNOWN_MOST: Final = 1000  # how many pools are remembered, those with the newest heartbeats
 DOORBELL_CAP: Final = 64  # most idle workers of a queue that are woken at once; each claims again after its task
@@ -237,6 +241,8 @@ UNDO_S: Final = 600  # how long an operation can be undone after its end
 TRASH_S: Final = 1200  # how long a removed record is kept, so that the removal can be undone
 
 # --- next to RQ -----------------------------------------------------------------------------------------
+ATTEMPTS_KEPT_S: Final = 86_400  # how long the list of a worker's attempts is kept after its last heartbeat
+UNSEEN_KEPT_S: Final = 3600  # how long a worker's marks are kept after the last list
 FOREIGN_KEPT_S: Final = 3600  # then the search for tasks behind foreign jobs begins at the head of the queue again
 RQ_SCHEDULER_S: Final = 15  # how long a foreign job that is due is left to RQ's scheduler, which looks each second
 JUDGED_S: Final = 20  # a failure by a plain RQ worker counts for dependents after this time, or once it was judged

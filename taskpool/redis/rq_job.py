@@ -435,7 +435,7 @@ RQ_TTL_S: Final = 500
 RQ_FAILURE_TTL_S: Final = 31_536_000
 
 
-def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str, foreign: ForeignJobs) -> RunningTask:
+def restore_claimed(reply: Sequence[Any], worker: str, foreign: ForeignJobs) -> RunningTask:
     """The claimed task. A job that isn't one of ours, and calls no RQ function to run, has a `refusal`."""
     id, queue, type, data, attempt, max_attempts, timeout, result_ttl, failure_ttl, enqueued_at, *more = reply
     (
@@ -453,6 +453,7 @@ def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str, foreign:
         workflow,
         retries_left,
         retry_intervals,
+        attempt_id,
     ) = more
     payload: Any = None
     secrets = refusal = None
@@ -472,7 +473,7 @@ def restore_claimed(reply: Sequence[Any], worker: str, attempt_id: str, foreign:
         payload=payload,
         queue=queue.decode(),
         attempt=attempt,
-        attempt_id=attempt_id,
+        attempt_id=attempt_id.decode(),
         worker=worker,
         max_attempts=attempt + retries if of_rq else number_of(max_attempts, 0) or 1,
         timeout_s=limit_s(timeout_ms, timeout),

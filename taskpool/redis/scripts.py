@@ -3,7 +3,7 @@
 Every write of a running attempt carries its attempt id: an attempt that no longer holds the lease gets `lost`. A call
 that changes a task's status may be sent twice, when the answer was lost: the second call changes nothing and gets the
 first answer, except that `crash` says `lost` and `purge` says `gone`. Calls that add something may not be sent twice:
-`claim` without `again`, `progress`, `count`, and `log` without numbers.
+`turn` that claims without `again`, `progress`, `count`, and `log` without numbers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import msgspec
 
 from taskpool.redis import keys, rq_job
 from taskpool.redis.add_script import Added, NewTask, add
-from taskpool.redis.calls import Call, Part, Script, texts
+from taskpool.redis.calls import Call, Part, Script, names, texts
 from taskpool.redis.rq_job import restore_claimed
 from taskpool.types import LEFT_ALONE, ForeignJobs, LogLimits, RunningTask, TaskStatus
 
@@ -27,7 +27,7 @@ UNREAD: Final = (
     "RQ workers took it again and again and could not read it: "
     "start them with `-S json` and TASKPOOL_TASKS, or on other queues"
 )
-_claim, _finish, _requeue, _crash = map(Script, ("claim", "finish", "requeue", "crash"))
+_turn, _finish, _requeue, _crash = map(Script, ("turn", "finish", "requeue", "crash"))
 _heartbeat, _unseen, _progress, _log = map(Script, ("heartbeat", "unseen", "progress", "log"))
 _stop, _cancel, _revive, _purge = map(Script, ("stop", "cancel", "revive", "purge"))
 _promote, _release, _due, _queues_due = map(Script, ("promote", "release", "due", "queues_due"))
@@ -91,6 +91,54 @@ class Misread:
 # --- one attempt --------------------------------------------------------------------------------------------
 
 
+class Done(NamedTuple):
+    """The end of an attempt whose task is done. `result` is JSON."""
+
+    running: RunningTask
+    result: bytes
+
+
+class Turn(NamedTuple):
+    """What became of the ends, each ``ok``, ``children`` (tasks wait for it: release them) or ``other`` (write it with
+    `finish`); and the tasks that were claimed."""
+
+    words: Sequence[str]
+    claimed: Sequence[RunningTask]
+
+
+def turn(
+    queues: Sequence[str],
+    done: Sequence[Done] = (),
+    *,
+    worker: str,
+    attempt_id: str = "",
+    lease_ms: int = 0,
+    most: int = 0,
+    share: int = 1,
+    was_idle: bool = False,
+    again: bool = False,
+    foreign: ForeignJobs = LEFT_ALONE,
+) -> Call[Turn]:
+    """End attempts of a worker, and take the next ready tasks, most urgent queue first: none while `rq suspend` holds.
+
+    `most`: how many tasks it takes. More than one of them are of one queue, and at most one in `share` of those that
+    wait behind the first. `foreign` says what becomes of RQ jobs that aren't tasks.
+
+    With `again` it may be sent twice: what the attempt holds already is answered once more. Our own worker processes
+    don't need that, nor what it costs: they give back what they never saw (see workers/recovery.py).
+    """
+
+    def read(reply: list[Any]) -> Turn:
+        words, claimed = reply
+        return Turn(texts(words), [restore_claimed(each, worker, foreign) for each in claimed])
+
+    shown = "again" if again else "1" if was_idle else ""
+    head: list[Part] = [worker, attempt_id, lease_ms, shown, foreign.argument, most, share, len(done)]
+    for running, result in done:
+        head += (running.id, running.attempt_id, running.queue, running.result_ttl_s, result)
+    return _turn.call((*head, *queues), read, again=again or not most)
+
+
 def claim(
     queues: Sequence[str],
     *,
@@ -101,18 +149,18 @@ def claim(
     again: bool = False,
     foreign: ForeignJobs = LEFT_ALONE,
 ) -> Call[RunningTask | None]:
-    """Take the next ready task, most urgent queue first; None when there is none or `rq suspend` holds. `foreign` says
-    what becomes of RQ jobs that aren't tasks.
-
-    With `again` it may be sent twice: what the attempt holds already is answered once more. Our own worker processes
-    don't need that, nor what it costs: they give back what they never saw (see workers/recovery.py).
-    """
-
-    def read(reply: list[Any] | None) -> RunningTask | None:
-        return None if reply is None else restore_claimed(reply, worker, attempt_id, foreign)
-
-    shown = "again" if again else "1" if was_idle else ""
-    return _claim.call((worker, attempt_id, lease_ms, shown, foreign.argument, *queues), read, again=again)
+    """Take the next ready task, as `turn`; None when there is none."""
+    call = turn(
+        queues,
+        worker=worker,
+        attempt_id=attempt_id,
+        lease_ms=lease_ms,
+        most=1,
+        was_idle=was_idle,
+        again=again,
+        foreign=foreign,
+    )
+    return Call(call.command, lambda reply: next(iter(call.read(reply).claimed), None), call.script, again=again)
 
 
 def ring_wait(queues: Sequence[str], timeout_s: float) -> Call[bool]:
@@ -167,6 +215,7 @@ def crash(
     attempt_id: str,
     queue: str,
     *,
+    worker: str = "",
     error: str,
     failure: Mapping[str, Any],
     max_crashes: int,
@@ -191,7 +240,7 @@ def crash(
     failed, stopped = (lost, lost) if only_expired else (failure, {**failure, "reason": "stopped"})
     reason = "lease_lost" if failed.get("reason") == "lease_lost" else "crashed"
     arguments = (id, attempt_id, queue, max_crashes, error, _json(failed), rq_job.exc_string(error))
-    return _crash.word(*arguments, expired, _json(stopped), reason, "1" if is_shared else "", _fault(failed))
+    return _crash.word(*arguments, expired, _json(stopped), reason, "1" if is_shared else "", _fault(failed), worker)
 
 
 def heartbeat(attempts: Sequence[tuple[str, str, str]], lease_ms: int) -> Call[list[str]]:
@@ -200,10 +249,15 @@ def heartbeat(attempts: Sequence[tuple[str, str, str]], lease_ms: int) -> Call[l
     return _heartbeat.call((lease_ms, *flat), texts)
 
 
-def mark_unseen(worker: str, runs: Sequence[str], *, listed: int, least_age_ms: int) -> Call[int]:
-    """Mark claims of a worker that are so old, without a heartbeat, and missing in two lists of what it `runs`: how
-    many. `listed` is another number for each list."""
-    return _unseen.call((worker, least_age_ms, listed, *runs), int)
+def attempts_of(worker: str) -> Call[list[str]]:
+    """What a worker runs, as ``id:attempt_id``: one of ours, of the release before, or a plain RQ worker."""
+    return Call(("SUNION", keys.ATTEMPTS + worker, f"{keys.WORKER}{worker}:executions"), names, again=True)
+
+
+def mark_unseen(worker: str, runs: Sequence[str], *, listed: int, least_ms: int) -> Call[int]:
+    """Mark claims of a worker that had no heartbeat, and are missing in two lists of what it `runs`, so long after one
+    another: how many. `listed` is another number for each list."""
+    return _unseen.call((worker, least_ms, listed, *runs), int)
 
 
 def progress(running: RunningTask, document: Mapping[str, Any]) -> Call[str]:

@@ -121,7 +121,7 @@ class StatusFacts(NamedTuple):
 STATUSES: Final[Mapping[TaskStatus, StatusFacts]] = {
     S.QUEUED: StatusFacts(
         "queued", "QUEUE", (S.IN_PROGRESS, S.CANCELED, S.WAITING_CONFIRMATION)
-    ),  # the last: see claim.lua
+    ),  # the last: see turn.lua
     S.SCHEDULED: StatusFacts("scheduled", "SCHEDULED", (S.QUEUED, S.CANCELED)),
     S.WAITING: StatusFacts("deferred", "DEFERRED", (S.WAITING_CONFIRMATION, S.QUEUED, S.SCHEDULED, S.CANCELED)),
     S.WAITING_CONFIRMATION: StatusFacts("deferred", "DEFERRED", (S.QUEUED, S.SCHEDULED, S.CANCELED), colour="magenta"),
@@ -589,7 +589,7 @@ class ForeignJobs:
     def __init__(self, functions: Collection[str] = (), *, are_refused: bool = False) -> None:
         self.functions = frozenset(functions)
         self.argument = ("!" if are_refused else "-") + ",".join(sorted(self.functions))
-        """As `claim.lua` takes it."""
+        """As `turn.lua` takes it."""
 
 
 LEFT_ALONE: Final = ForeignJobs()

@@ -1,9 +1,8 @@
 """A worker process that runs many tasks at once: `async def` ones on one event loop, the others in threads.
 
-Each lane of its block of shared memory holds one task. One connection claims, because it blocks at the doorbells;
-another one writes outcomes, and those that end within one turn of the event loop share a round trip. A stop or a
-timeout cancels the coroutine. A thread can only be asked to end: a task in a thread that ignores both costs the whole
-process (see supervisor).
+Each lane of its block of shared memory holds one task. One connection claims, and writes outcomes with each claim;
+while it blocks at the doorbells, another one writes them. A stop or a timeout cancels the coroutine. A thread can only
+be asked to end: a task in a thread that ignores both costs the whole process (see supervisor).
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from typing import Any, Final, TypeVar
 from taskpool.errors import RedisUnavailable
 from taskpool.redis import scripts
 from taskpool.redis.async_store import AsyncStore
-from taskpool.redis.calls import Call
 from taskpool.redis.replies import ReplyFault
 from taskpool.tasks.attempt import Outcome, execute_task, execute_task_async, raised, stopped, timed_out, worker_error
 from taskpool.tasks.context import TaskContext
@@ -105,6 +103,9 @@ class AsyncWorker(WorkerLoop):
         self._is_careful = False
         """True when the last claim found a suspect: there may be more of them, and only one runs at a time."""
         self._clear_until = self._rest_until = 0.0
+        self._takes_ends = False
+        """True while the next claim comes soon. Then it writes the outcomes in `_handed`."""
+        self._handed: list[tuple[_Attempt, Ended, asyncio.Event]] = []
 
     async def serve(self) -> int:
         """Runs tasks until the process leaves and the last task has ended."""
@@ -128,6 +129,9 @@ class AsyncWorker(WorkerLoop):
                 log.exception("worker %s: claiming failed", self._worker)
                 self._is_unsure = True
                 await _insist(lambda: asyncio.sleep(RETRY_S))
+        self._takes_ends = False
+        for _, _, answered in self._handed:
+            answered.set()  # they are written apart
         while self._attempts:
             await _insist(lambda: asyncio.wait([attempt.task for attempt in self._attempts.values()]))
         self._is_over = True
@@ -146,23 +150,38 @@ class AsyncWorker(WorkerLoop):
 
     async def _take_turn(self) -> None:
         """Claims tasks for the free lanes and begins them. Waits when there is no free lane, or no task."""
-        can_claim = bool(self._free) and not self._is_leaving() and self._may_claim() and not self._must_wait()
-        if not can_claim and not self._is_unsure:
+        has_room = bool(self._free or self._handed)
+        can_claim = has_room and not self._is_leaving() and self._may_claim() and not self._must_wait()
+        if not (can_claim or self._handed or self._is_unsure):
             self._freed.clear()
+            self._takes_ends = True
             with suppress(TimeoutError):
                 async with asyncio.timeout(DOORBELL_S):
                     await self._freed.wait()
             return
-        calls: list[Call[Any]] = []
+        handed, self._handed = self._handed, []
+        self._is_idle = self._is_idle and not handed  # it would wait at the doorbells
+        most = 0
         if can_claim:
-            number = 1 if self._is_idle or self._is_careful else min(len(self._free), CLAIMS_AT_ONCE)
-            calls = self._doorbells()
-            calls += [self._claim(was_idle=not self._attempts) for _ in range(number)]
-        claimed = await self._intake.carry_out(self._exchange(None, after=calls, gives_back=True))
+            room = len(self._free) + len(handed)
+            most = 1 if self._is_idle or self._is_careful else min(room, CLAIMS_AT_ONCE)
+        self._takes_ends = not self._is_idle
+        ends = [ended for _, ended, _ in handed]
+        exchange = self._exchange(ends, most=most, was_idle=not self._attempts, gives_back=True)
+        try:
+            claimed = await self._intake.carry_out(exchange)
+        finally:
+            self._takes_ends = False
+            for attempt, ended, answered in handed:
+                if ended.is_settled:
+                    self._release(attempt)
+                answered.set()
         if isinstance(claimed, float):
             await asyncio.sleep(claimed)
             return
         self._is_idle = can_claim and not claimed
+        if len(claimed) > len(self._free):  # an outcome that was to make room isn't written
+            claimed, self._is_unsure = claimed[: len(self._free)], True  # the others are given back
         await self._begin_all([running for running in claimed if not running.is_suspect])
         suspects = [running for running in claimed if running.is_suspect]
         self._is_careful = bool(suspects) or (self._is_careful and not claimed)
@@ -241,9 +260,14 @@ class AsyncWorker(WorkerLoop):
         attempt.lane.end()
         if attempt.lane.request() is Request.STOP and outcome.status is not TaskStatus.DONE:
             outcome = stopped()
-        await self._write(Ended(running, outcome, run_s, reports))
+        await self._write(attempt, Ended(running, outcome, run_s, reports))
+        self._release(attempt)
+
+    def _release(self, attempt: _Attempt) -> None:
+        """Frees the lane of an attempt whose outcome is written."""
+        if self._attempts.pop(attempt.running.attempt_id, None) is None:
+            return
         attempt.lane.clear()
-        del self._attempts[running.attempt_id]
         self._restore()
         self._free.append(attempt.lane)
         self._freed.set()
@@ -333,12 +357,17 @@ class AsyncWorker(WorkerLoop):
                     return thread.result()
                 runner.cancel()
 
-    async def _write(self, ended: Ended) -> None:
-        """Writes an outcome as soon as Redis takes it."""
+    async def _write(self, attempt: _Attempt, ended: Ended) -> None:
+        """Writes an outcome as soon as Redis takes it: with the next claim, unless that waits at the doorbells."""
+        if self._takes_ends and ended.is_plain and not ended.reports:
+            answered = asyncio.Event()
+            self._handed.append((attempt, ended, answered))
+            self._freed.set()
+            await _insist(answered.wait)
         while not ended.is_settled:
             self._restore_loop()  # what follows needs a loop that works
             try:
-                wait_s = await self._store.carry_out(self._exchange(ended, gives_back=False))
+                wait_s = await self._store.carry_out(self._exchange([ended], gives_back=False))
                 if isinstance(wait_s, float) and not ended.is_settled:
                     await asyncio.sleep(wait_s)
             except asyncio.CancelledError:

@@ -2,6 +2,10 @@
 
 There is no other traffic for a task. An idle process waits at the doorbells of its queues and sends the claim right
 behind, so that a new task costs one round trip too.
+
+While tasks take well under a millisecond, it claims several in one round trip, a *batch*, and writes their outcomes in
+the next one. Its shared memory shows what of the batch has not begun, and the results that aren't written: when one
+task of a batch takes longer, the supervisor gives back the one and writes the other (see workers/batches.py).
 """
 
 from __future__ import annotations
@@ -9,13 +13,16 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import threading
 import time
-from collections.abc import Coroutine, Iterable
+from collections import deque
+from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 from taskpool.errors import RedisUnavailable
+from taskpool.redis import scripts
 from taskpool.redis.calls import Call
 from taskpool.redis.replies import ReplyFault
 from taskpool.redis.store import Store
@@ -24,7 +31,10 @@ from taskpool.tasks.context import TaskContext
 from taskpool.types import RunningTask, TaskStatus
 
 from .. import process_group
-from ..shared_memory import Request
+from ..batches import LATE_S, NOTICED_S
+from ..process_group import boottime
+from ..shared_memory import Member, Request
+from .batch_size import BatchSize
 from .interruption import Interruption, end_if_forked
 from .reports import Reports
 from .worker_loop import (
@@ -47,6 +57,10 @@ AFTER_OTHERS: Final[Call[Any]] = Call(("PING",), lambda reply: None, again=True)
 order of their first replies, and each of them that wakes up takes a core from the next."""
 
 
+SHARE: Final = 2
+"""Of so many tasks that wait behind the first one, one more is claimed: the others are left to other processes."""
+
+
 def serve(setup: Setup) -> int:
     """Runs tasks until the supervisor drains this process; returns its exit status."""
     return SyncWorker(setup).serve()
@@ -60,8 +74,17 @@ class SyncWorker(WorkerLoop):
         self._store = Store(self._redis_url, name=setup.worker, on_retry=self._look_for_reason)
         self._lane = setup.block.lane(0)
         self._interruption = Interruption(self._lane)
-        self._ended: Ended | None = None
-        """The last attempt, while its outcome is unwritten."""
+        self._ended: list[Ended] = []
+        """The last attempts, while their outcomes are unwritten."""
+        self._ahead: deque[RunningTask] = deque()
+        """What was claimed with the last task and hasn't begun."""
+        self._ahead_until = 0.0
+        """Until when the leases of those last, by `boottime()`."""
+        self._claimed_together = 0
+        self._batch = setup.block.batch
+        self._batch_size = BatchSize()
+        self._must_write = False
+        """True when the outcomes must be written before the next task begins."""
         self._was_woken = False
         """True when the process was idle before it claimed the last task."""
         self._safe_until = 0.0
@@ -77,12 +100,14 @@ class SyncWorker(WorkerLoop):
         self._begin_loop()
         self._threads = threading.active_count()
         while not self._is_leaving():
-            running = self._turn(claims=self._may_claim())
-            if running is not None:
-                self._ended = self._perform(running)
-                if self._ended is not None and self._files.are_running_out_after(self._ended.run_s):
+            running = self._next_ahead() if self._ahead else self._turn(claims=self._may_claim())
+            if running is not None and (ended := self._perform(running)) is not None:
+                self._ended.append(ended)
+                if self._files.are_running_out_after(ended.run_s):
                     self._must_leave = True
-        while self._ended is not None or self._is_unsure:  # Redis may be away; the supervisor limits the time
+                self._note(ended)
+        self._give_back_ahead()
+        while self._ended or self._is_unsure:  # Redis may be away; the supervisor limits the time
             self._turn(claims=False)
         self._unwritten.close()
         limit_end()
@@ -100,34 +125,104 @@ class SyncWorker(WorkerLoop):
         return self._must_leave or self._interruption.terminated or self._block.head.drain != 0
 
     def _attempts_here(self) -> Iterable[str]:
-        return () if self._ended is None else (self._ended.running.attempt_id,)
+        return [*(each.running.attempt_id for each in self._ended), *(each.attempt_id for each in self._ahead)]
 
     def _turn(self, *, claims: bool) -> RunningTask | None:
-        """One round trip: writes the outcome of the last task and claims the next, which it returns."""
-        ended = self._ended
+        """One round trip: writes the outcomes of the last tasks and claims the next, which it returns."""
         # A client that waits for the only task of an idle pool gets its answer before this process continues.
-        is_awaited = ended is not None and self._was_woken
-        claims = claims and not is_awaited
+        is_awaited = bool(self._ended) and self._was_woken
+        claims = claims and not is_awaited and not (self._ended and self._ended[0].is_special)
         calls = self._tick() if time.monotonic() - self._ticked_mono >= TICK_S else []
+        most = 0
         if claims:
-            calls += self._doorbells()
-            calls.append(self._claim(was_idle=self._is_idle))
-        elif ended is None and not self._is_unsure:
+            most = 1 if self._is_idle else self._batch_size.number
+        elif not self._ended and not self._is_unsure:
             time.sleep(LONGEST_RETRY_S if self._unwritten.is_full else FIRST_RETRY_S)
         before = (AFTER_OTHERS,) if is_awaited else ()
-        claimed = self._store.carry_out(self._exchange(ended, before=before, after=calls, gives_back=True))
-        if ended is not None and ended.is_settled:
-            self._ended = None
+        exchange = self._exchange(
+            self._ended, before=before, after=calls, most=most, share=SHARE, was_idle=self._is_idle, gives_back=True
+        )
+        if self._batch.is_open:
+            self._batch.begin_sending()
+        lease_from = boottime()
+        claimed = self._store.carry_out(exchange)
+        if self._ended:
+            self._ended = [each for each in self._ended if not each.is_settled]
+        if self._batch.is_open:
+            self._batch.end_sending(is_all_written=not self._ended)
+            self._must_write = bool(self._ended)
+            if not (self._ended or self._ahead):
+                self._batch.close()
         if isinstance(claimed, float):
             time.sleep(claimed)
             return None
         running = claimed[0] if claimed else None
         if running is not None and running.on_lost_lease == "kill" and not self._may_begin_fenced(running):
             running = None
+        if len(claimed) > 1:
+            running = self._begin_batch(claimed, lease_from)
         if running is None:
             self._lane.clear()
         self._was_woken, self._is_idle = self._is_idle, claims and running is None
         return running
+
+    # --- batches ----------------------------------------------------------------------------------------------
+
+    def _begin_batch(self, claimed: Sequence[RunningTask], lease_from: float) -> RunningTask | None:
+        """Shows the supervisor what was claimed together, and returns the first task. The supervisor has to look from
+        now on."""
+        now = boottime()
+        self._ahead.extend(claimed)
+        members = [Member(each.id, each.attempt_id, each.queue, each.type, each.result_ttl_s) for each in claimed]
+        if not self._batch.open(members, now):
+            self._give_back_ahead()
+            return None
+        self._ahead_until, self._claimed_together = lease_from + self._settings.lease_s, len(claimed)
+        head = self._block.head
+        if now - head.looked_ms / 1000 > NOTICED_S and head.supervisor_pid:
+            with suppress(ProcessLookupError):
+                os.kill(head.supervisor_pid, signal.SIGUSR1)
+        return self._next_ahead()
+
+    def _next_ahead(self) -> RunningTask | None:
+        """The next task of the batch. None: the outcomes before it can't be written now; or it can't begin any more,
+        and what is left was given back."""
+        if self._must_write:
+            self._turn(claims=False)
+            if self._must_write:
+                return None
+        now = boottime()
+        if not self._batch.begin() or now > self._ahead_until or not self._is_supervised(now):
+            self._give_back_ahead()
+            return None
+        return self._ahead.popleft()
+
+    def _note(self, ended: Ended) -> None:
+        """After a task: chooses the size of the next batch, and keeps the result in shared memory if it is one of a
+        batch."""
+        self._batch_size.note(ended.run_s)
+        if self._batch.is_open:
+            is_kept = self._batch.keep(ended.outcome.result if ended.is_plain else b"")
+            is_kept = is_kept and ended.is_plain and not ended.reports
+            self._must_write = self._must_write or not is_kept or ended.run_s > LATE_S
+
+    def _give_back_ahead(self) -> None:
+        """Gives back what was claimed and hasn't begun, except what the supervisor has given back."""
+        left, self._ahead = list(self._ahead), deque()
+        place = self._batch.place_given
+        if place is not None:
+            left = left[: max(place - (self._claimed_together - len(left)), 0)]
+        if not left:
+            return
+        left.reverse()  # each goes to the front of its queue
+        try:
+            words = self._store.run_many([scripts.give_back(running) for running in left])
+        except (RedisUnavailable, ReplyFault):
+            self._is_unsure = True  # they are given back then
+            return
+        for running, word in zip(left, words, strict=True):
+            if word == "stopping":
+                self._ended.append(Ended(running, stopped(), 0.0, []))
 
     def _tick(self) -> list[Call[Any]]:
         self._ticked_mono = time.monotonic()

@@ -35,6 +35,7 @@ from taskpool.redis import scripts
 from taskpool.redis.calls import Call, Plan
 from taskpool.redis.replies import ReplyFault
 from taskpool.redis.rq_job import waited_ms
+from taskpool.redis.scripts import Done, Turn
 from taskpool.redis.store import Store
 from taskpool.settings import Settings, resolve_redis_url
 from taskpool.tasks.attempt import Outcome, backoff_s, worker_error
@@ -87,6 +88,20 @@ class Ended(msgspec.Struct):
     refusals: int = 0
     has_failed: bool = False
     is_settled: bool = False
+    is_special: bool = False
+    """It is written apart: it isn't a plain end, or an exchange has failed, so that its own answer must be known."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it may be ended together with others, see `turn.lua`."""
+        running = self.running
+        return not (
+            self.outcome.status is not TaskStatus.DONE
+            or running.workflow is not None
+            or running.secrets is not None
+            or running.of_rq
+            or self.is_special
+        )
 
 
 class WorkerLoop(ABC):
@@ -145,60 +160,89 @@ class WorkerLoop(ABC):
         """The call in front of the claims: an idle process waits until a task is queued."""
         return [scripts.ring_wait(self._queues, DOORBELL_S)] if self._is_idle else []
 
-    def _claim(self, *, was_idle: bool) -> Call[RunningTask | None]:
-        return scripts.claim(
+    def _turn_call(self, done: Sequence[Ended], *, most: int = 0, share: int = 1, was_idle: bool = False) -> Call[Turn]:
+        """Writes outcomes together, and claims."""
+        return scripts.turn(
             self._queues,
+            [Done(each.running, each.outcome.result) for each in done],
             worker=self._worker,
             attempt_id=next(self._attempt_ids),
             lease_ms=self._lease_ms,
-            foreign=self._foreign,
+            most=most,
+            share=share,
             was_idle=was_idle,
+            foreign=self._foreign,
         )
 
     def _exchange(
         self,
-        ended: Ended | None,
+        ended: Sequence[Ended],
         *,
         before: Sequence[Call[Any]] = (),
         after: Sequence[Call[Any]] = (),
+        most: int = 0,
+        share: int = 1,
+        was_idle: bool = False,
         gives_back: bool,
     ) -> Plan[list[RunningTask] | float]:
-        """One round trip: the calls `before`, the outcome of `ended`, and the calls `after`. Returns the tasks that
-        they claimed; or, when it failed, for how many seconds to wait now.
+        """One round trip: the calls `before`, the outcomes of `ended`, the calls `after`, and a claim of up to `most`
+        tasks. Returns the tasks that it claimed; or, when it failed, for how many seconds to wait now. What of `ended`
+        isn't settled then is to be given to the next call.
 
         `gives_back`: first gives back the claims whose answers were lost, if there may be any.
         """
+        is_careful = bool(ended) and ended[0].is_special
+        if is_careful:
+            ended = ended[:1]
+        together = [each for each in ended if each.is_plain]
+        apart = [each for each in ended if not each.is_plain] if len(together) < len(ended) else ()
         try:
             if gives_back and self._is_unsure:
                 yield from self._give_back_unseen()
-            calls = list(before)
-            if ended is not None:
-                if ended.reports:
-                    # Not in one pipeline with the outcome: a script that Redis doesn't know is sent again, after it.
-                    with suppress(RedisFull, ReplyFault):  # the reports are lost, the outcome isn't refused
-                        yield ended.reports
-                    ended.reports = []
-                if ended.outcome.failure:
-                    failure = {**ended.outcome.failure, "build": self._settings.build or ""}
-                    ended.outcome = msgspec.structs.replace(ended.outcome, failure=failure)
-                calls.append(update_status(ended.running, ended.outcome))
-            calls += after
+            yield from _send_reports(ended)
+            calls = [*before, *map(self._end_call, apart)]
+            if doorbells := self._doorbells() if most else ():
+                ends = [self._turn_call(together)] if together else []
+                claims = self._turn_call((), most=most, share=share, was_idle=was_idle)
+                calls += [*ends, *after, *doorbells, claims]
+            else:
+                calls += after
+                if together or most:
+                    calls.append(self._turn_call(together, most=most, share=share, was_idle=was_idle))
             sent = boottime()
             values = (yield calls) if calls else []
         except Exception as error:
             self._is_unsure = self._is_unsure or gives_back
-            return (yield from self._failed(error, ended, len(before)))
+            if is_careful or not ended:
+                return (yield from self._failed(error, ended[0] if ended else None, len(before)))
+            for each in ended:
+                each.is_special = True
+            return 0.0 if isinstance(error, ReplyFault) else (yield from self._failed(error, None, 0))
         self._retry_s = FIRST_RETRY_S
-        if ended is not None:
-            word = values[len(before)]
-            if word == "ok":
-                self._settle(ended, word)
-            else:
-                yield from self._conclude(ended, word)
-        claimed = [value for value in values if isinstance(value, RunningTask)]
+        turns = [value for value in values if isinstance(value, Turn)]
+        words = [word for turn in turns for word in turn.words]
+        for each, word in (*zip(apart, values[len(before) :], strict=False), *zip(together, words, strict=True)):
+            yield from self._take_answer(each, word)
+        claimed = [running for turn in turns for running in turn.claimed]
         if claimed and not self._may_begin(sent):
             claimed, self._is_unsure = [], True  # they are given back
         return claimed
+
+    def _end_call(self, ended: Ended) -> Call[str]:
+        """Writes an outcome apart."""
+        if ended.outcome.failure:
+            failure = {**ended.outcome.failure, "build": self._settings.build or ""}
+            ended.outcome = msgspec.structs.replace(ended.outcome, failure=failure)
+        return update_status(ended.running, ended.outcome)
+
+    def _take_answer(self, ended: Ended, word: str) -> Plan[None]:
+        """Does what Redis's answer to an outcome asks for."""
+        if word == "ok":
+            self._settle(ended, word)
+        elif word == "other":
+            ended.is_special = True
+        else:
+            yield from self._conclude(ended, word)
 
     def _failed(self, error: Exception, ended: Ended | None, at: int) -> Plan[float]:
         """Handles the failure of a round trip; `at` is the place of the outcome among its calls. Returns for how many
@@ -337,6 +381,16 @@ class WorkerLoop(ABC):
         with suppress(RedisUnavailable, ReplyFault):
             for _ in range(2):  # one that may have been sent already, and the rest
                 yield self._stats.report()
+
+
+def _send_reports(ended: Sequence[Ended]) -> Plan[None]:
+    """Sends the last reports of attempts; not in one pipeline with their outcomes: a script that Redis doesn't know is
+    sent again, after those."""
+    if reports := [report for each in ended for report in each.reports]:
+        with suppress(RedisFull, ReplyFault):  # the reports are lost, the outcomes aren't refused
+            yield reports
+        for each in ended:
+            each.reports = []
 
 
 def put_back(message: str, delay_s: float, failure: Any = None) -> Outcome:

@@ -1,6 +1,6 @@
 """Pauses a queue, a worker pool or everything, and resumes it; has a pool drain.
 
-What is paused is a hash that claims look at (`claim.lua`). So a pause holds from the next claim on, also for pools that
+What is paused is a hash that claims look at (`turn.lua`). So a pause holds from the next claim on, also for pools that
 start later; what runs goes on. Plain RQ workers don't know it: `rq suspend` stops those too.
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from taskpool.operations.catalog import PoolInfo, pool_info_of
-from taskpool.redis import keys, pause_scripts
+from taskpool.redis import keys, pause_scripts, scripts
 from taskpool.redis.calls import Call, Plan, readable, times_of, tolerant
 from taskpool.types import utc
 from taskpool.types.fleet import Pause, PoolRecord, PoolState
@@ -19,9 +19,10 @@ def list_pools() -> Plan[list[PoolRecord]]:
         return []
     announced, last = yield (_documents(keys.POOL, seen), _documents(keys.POOL_KNOWN, seen))
     infos = {**last, **announced}
-    counts = yield [_runs(worker) for info in announced.values() for worker in info.workers]
-    left = iter(counts)
-    busy = {id: sum([next(left) for _ in info.workers]) for id, info in announced.items()}
+    runs = yield [tolerant(scripts.attempts_of(worker), []) for info in announced.values() for worker in info.workers]
+    left = iter(runs)
+    # A process may have claimed more tasks than it runs at once.
+    busy = {id: sum([min(len(next(left)), info.slots) for _ in info.workers]) for id, info in announced.items()}
     return [_record(infos[id], seen[id], busy.get(id), paused.get(pause_scripts.POOL + id)) for id in sorted(infos)]
 
 
@@ -62,7 +63,3 @@ def _documents(prefix: str, ids: Collection[str]) -> Call[Mapping[str, PoolInfo]
         return readable(pairs, pool_info_of, "worker pool")
 
     return Call(("MGET", *[prefix + id for id in ids]), read, again=True)
-
-
-def _runs(worker: str) -> Call[int]:
-    return tolerant(Call(("SCARD", f"{keys.WORKER}{worker}:executions"), int, again=True), 0)

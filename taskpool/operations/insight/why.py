@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from taskpool.operations.catalog import PoolInfo, pools
 from taskpool.operations.records import fetch, fetch_if_there
-from taskpool.redis import keys, pause_scripts, rq_job
+from taskpool.redis import keys, pause_scripts, rq_job, scripts
 from taskpool.redis.calls import Call, Plan, names, one, redis_ms, tolerant
 from taskpool.types import TaskRecord, TaskStatus, utc
 from taskpool.types.dependency import Edge
@@ -320,9 +320,7 @@ def _position(place: str, id: str, rank: int) -> Call[int | None]:
 
 def _read_runs(workers: Sequence[str], fleet: _Fleet) -> Plan[None]:
     unread = [worker for worker in workers if worker not in fleet.runs]
-    runs = yield [
-        tolerant(Call(("SMEMBERS", f"{keys.WORKER}{worker}:executions"), names, again=True), []) for worker in unread
-    ]
+    runs = yield [tolerant(scripts.attempts_of(worker), []) for worker in unread]
     for worker, members in zip(unread, runs, strict=True):
         fleet.runs[worker] = [member.partition(":")[0] for member in members]
 

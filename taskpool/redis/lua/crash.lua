@@ -12,6 +12,7 @@
 -- ARGV[11]    '1': other tasks ran in the process, and it isn't known which of them was the cause. Then nothing is
 --             counted: the task is queued again as a suspect, which runs alone
 -- ARGV[12]    what the group of the failure is made of, as JSON ('' = none)
+-- ARGV[13]    the worker name; '' = it isn't known
 -- Returns     'queued' | 'given_back' (it is a suspect now) | 'failed' | 'stopped' (a stop was asked) | 'lost' |
 --             'unseen' (a claim that no process saw has expired,
 --             see unseen.lua: nothing was changed, it is to be given back)
@@ -25,19 +26,20 @@ local now_ms, stamp = clock()
 local score = redis.call('ZSCORE', KEY.wip .. queue, member)
 local f = move.record(id, 'attempt_id', 'status', 'seq', 'crashes', 'stop_ms', 'failure_ttl', 'worker_name',
   'history', 'attempt', 'started_at', 'secret_ttl', 'log', 'suspect', 'type', 'workflow')
--- The record may be another attempt's by now, or deleted by a dashboard: then the execution tells whose it was. RQ's
--- own has an id.
-local execution = redis.call('HMGET', KEY.execution .. member, 'worker_name', 'id', 'unseen', 'created_at',
+-- The record may be another attempt's by now, or deleted by a dashboard: then the execution tells whose it was, if there has
+-- been a heartbeat. RQ's own has an id.
+local execution = redis.call('HMGET', KEY.execution .. member, 'worker_name', 'id', 'job_id', 'unseen', 'created_at',
   'last_heartbeat')
-local worker = execution[1] or f.worker_name or ''
+local worker = ARGV[13] ~= '' and ARGV[13] or execution[1] or f.worker_name or ''
 local is_running, is_ours = f.status == RQ.in_progress, f.attempt_id == attempt_id
 if presumed then
-  local is_late = is_ours or execution[1] and not execution[2]
+  local is_late = not execution[2] -- RQ's own lease ends when its entry says
   local ends_ms = score and (score - (is_late and KEY.wip_grace_s or 0)) * 1000
   local by_ms = ARGV[8] == '1' and now_ms or math.min(now_ms, tonumber(ARGV[8]))
   if not ends_ms or ends_ms > by_ms then return 'lost' end
-  -- An execution that has had a heartbeat since was seen after all.
-  local is_unseen = execution[3] and execution[4] == execution[5]
+  -- An attempt that has had a heartbeat since was seen after all.
+  local is_unseen = not execution[3] and redis.call('HGET', KEY.unseen .. worker, member) == 'unseen'
+    or execution[4] and execution[5] == execution[6] -- as supervisors of the release before mark it
   if is_ours and is_running and not f.stop_ms and is_unseen then return 'unseen' end
 end
 -- A plain RQ worker's execution has no attempt id on the record: it counts while no attempt of ours holds the lease.
@@ -50,8 +52,11 @@ if not is_running or not (is_ours or is_plain) then return 'lost' end
 
 local crashes, attempt = tonumber(f.crashes or 0) + 1, tonumber(f.attempt) or 0
 local suspicions = (tonumber(f.suspect) or 0) + 1
-local is_uncounted = ARGV[11] == '1' and not f.stop_ms and suspicions <= KEY.most_suspicions
-local more = ',"error":' .. cjson.encode(ARGV[5])
+-- Of tasks that were claimed together, it isn't known which one ran when their host died: the others had ended, or not begun.
+local is_of_batch = presumed and not execution[3] and string.find(attempt_id, '%-%d+$')
+local is_uncounted = (ARGV[11] == '1' or is_of_batch) and not f.stop_ms and suspicions <= KEY.most_suspicions
+local error = ARGV[5] .. (is_of_batch and is_uncounted and KEY.none_charged or '')
+local more = ',"error":' .. cjson.encode(error)
 local lost_lease = ',"reason":"lease_lost"'
 
 -- The build is that of the worker, if its entry is still there.
@@ -60,7 +65,7 @@ local function count_end(outcome)
 end
 
 local function history(outcome)
-  return move.history_with(f.history, attempt, worker, f.started_at, stamp, outcome, ARGV[5])
+  return move.history_with(f.history, attempt, worker, f.started_at, stamp, outcome, error)
 end
 
 local function note(is_end)
@@ -86,8 +91,9 @@ end
 if f.stop_ms then return settle(STATUS.stopped, presumed and reason or STATUS.stopped, ARGV[9]) end
 if is_uncounted then
   redis.call('HDEL', key, 'progress')
-  move.queue_task(id, queue, f.seq, true, 'crashed', more .. ',"crashes":' .. crashes - 1, now_ms, stamp, 'attempt',
-    math.max(attempt - 1, 0), 'attempt_id', '', 'suspect', suspicions, 'history', history('given_back'))
+  more = more .. ',"crashes":' .. crashes - 1 .. (reason == 'lease_lost' and lost_lease or '')
+  move.queue_task(id, queue, f.seq, true, reason, more, now_ms, stamp, 'attempt', math.max(attempt - 1, 0), 'attempt_id', '',
+    'suspect', suspicions, 'history', history('given_back'))
   count_end('given_back')
   return 'given_back'
 end

@@ -15,10 +15,9 @@
 
 local id, attempt_id, queue, worker, status = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local key = KEY.job .. id
-local SMALL_BYTES = 1024
 
 local f = redis.call('HMGET', key, 'attempt_id', 'status', 'seq', 'type', 'attempt', 'started_at', 'history',
-  'secret_ttl', 'log', 'workflow')
+  'secret_ttl', 'log', 'workflow', 'last_heartbeat')
 if f[1] ~= attempt_id or f[2] ~= RQ.in_progress then
   drop_attempt(id, attempt_id, queue, worker)
   if f[1] == attempt_id and f[2] == (status == STATUS.done and RQ.done or status) then
@@ -34,7 +33,7 @@ end
 local now_ms, stamp = clock()
 local seq, ttl_s = tonumber(f[3]) + 1, tonumber(ARGV[6])
 local more, aside, registry = '', nil, KEY.failed
-drop_attempt(id, attempt_id, queue, worker) -- first: see there
+drop_attempt(id, attempt_id, queue, worker, not f[11]) -- first: see there
 if status == STATUS.done then
   registry = KEY.finished
   if f[8] then -- a done task can't be retried by hand
@@ -48,9 +47,8 @@ if status == STATUS.done then
   end
   if f[7] then
     redis.call('HSET', key, 'history', rarely().moves().history_with(f[7], f[5], worker, f[6], stamp, status, ''))
-  elseif ARGV[7] ~= '' and #ARGV[7] <= SMALL_BYTES then -- a waiter needn't read the record for a small result
-    aside = ',"attempt":' .. f[5] .. ',"started_at":"' .. f[6] .. '","worker":' .. cjson.encode(worker)
-      .. ',"result":' .. ARGV[7]
+  else
+    aside = result_aside(f[5], f[6], worker, ARGV[7])
   end
 else
   redis.call('HSET', key, 'status', status, 'ended_at', stamp, 'seq', seq, 'error', ARGV[8], 'failure', ARGV[9],

@@ -1,4 +1,5 @@
--- Renews the leases of what a pool runs (never shortens one), and tells which of its attempts must stop.
+-- Renews the leases of what a pool runs (never shortens one), shows them to RQ's tools, and tells which of its attempts must
+-- stop.
 --
 -- ARGV[1]  lease in ms; then for each attempt: id, attempt id, queue
 -- Returns  a word for each, in order: 'ok' | 'stop' | 'force' | 'lost' (another attempt holds the lease; nothing was renewed)
@@ -17,9 +18,10 @@ for at = 2, #ARGV, 3 do
     redis.call('ZADD', KEY.wip .. queue, 'GT', until_s, member)
     redis.call('HSET', key, 'last_heartbeat', stamp)
     if redis.call('HSET', KEY.execution .. member, 'last_heartbeat', now_ms / 1000) == 1 then
-      -- It had expired, in an outage or by a step of Redis's clock: RQ's tools need all of it.
-      redis.call('HSET', KEY.execution .. member, 'job_id', id, 'created_at', now_ms / 1000, 'worker_name',
-        redis.call('HGET', key, 'worker_name') or '')
+      -- It is the first heartbeat, or what RQ's tools are shown had expired: in an outage, or by a step of Redis's clock.
+      local worker = redis.call('HGET', key, 'worker_name') or ''
+      redis.call('HSET', KEY.execution .. member, 'job_id', id, 'created_at', now_ms / 1000, 'worker_name', worker)
+      redis.call('SADD', KEY.worker .. worker .. ':executions', member)
     end
     redis.call('EXPIRE', KEY.execution .. member, KEY.wip_grace_s)
     reply[#reply + 1] = f[4] == '1' and 'force' or (f[3] and 'stop' or 'ok')

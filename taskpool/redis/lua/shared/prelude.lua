@@ -107,10 +107,13 @@ local function is_stored_by_us(data)
 end
 
 -- Forgets the attempt that ran or was running: its lease, and what the worker is shown to run. Before every other
--- write: it needs no memory, so a Redis whose memory is full takes the rest as well (see `pass_when_full`).
-local function drop_attempt(id, attempt_id, queue, worker)
+-- write: it needs no memory, so a Redis whose memory is full takes the rest as well (see `pass_when_full`). `is_hidden`:
+-- no attempt at this task has had a heartbeat, which shows it to RQ's tools.
+local function drop_attempt(id, attempt_id, queue, worker, is_hidden)
   local member = id .. ':' .. attempt_id
   redis.call('ZREM', KEY.wip .. queue, member)
+  redis.call('SREM', KEY.attempts .. worker, member)
+  if is_hidden then return end
   redis.call('DEL', KEY.execution .. member)
   redis.call('SREM', KEY.worker .. worker .. ':executions', member)
 end
@@ -125,6 +128,33 @@ local function hold(id, now_ms)
   redis.call('ZADD', KEY.held, string.format('%.3f', now_ms / 1000 + ttl_s), id)
 end
 
+-- Keeps the log of an ended task as long as its record; negative: for ever.
+local function keep_log(id, ttl_s)
+  if ttl_s < 0 then
+    redis.call('PERSIST', KEY.log .. id)
+  else
+    redis.call('EXPIRE', KEY.log .. id, ttl_s + KEY.expiry_slack_s)
+  end
+end
+
+-- Whether other tasks wait for one that has ended. Its record is kept for them then.
+local function is_waited_for(id, is_done, now_ms)
+  local waiting, following, revivable = KEY.dependents .. id, KEY.followers .. id, KEY.revivable .. id
+  if not any_exists(waiting, following, KEY.needed .. id, revivable) then return false end
+  hold(id, now_ms)
+  -- Those that were canceled because of it are revived also when it is done after another program queued it again.
+  if redis.call('EXISTS', waiting, following, is_done and revivable or waiting) == 0 then return false end
+  redis.call('SADD', KEY.outbox, id)
+  return true
+end
+
+-- What only those get who listen now when a task is done with a small result: they needn't read the record.
+local function result_aside(attempt, started_at, worker, result)
+  if result == '' or #result > KEY.aside_bytes then return nil end
+  return ',"attempt":' .. attempt .. ',"started_at":"' .. started_at .. '","worker":' .. cjson.encode(worker) .. ',"result":'
+    .. result
+end
+
 -- Enters an ended task into the registry of its outcome for `ttl_s` seconds, at least so long that a repeated
 -- submission is known by it (negative: for ever). Purge removes it then. The key's own expiry a minute later is for the
 -- case that no worker pool lives; a task that others depend on has none. The secrets and the log stay no longer than the
@@ -133,21 +163,14 @@ end
 local function retain(id, registry, ttl_s, now_ms, has_secrets, has_log, workflow)
   if ttl_s < 0 or workflow and redis.call('EXISTS', KEY.workflow .. workflow) == 1 then
     redis.call('ZADD', registry, '+inf', id)
-    if has_log then redis.call('PERSIST', KEY.log .. id) end
+    if has_log then keep_log(id, -1) end
   else
     ttl_s = math.max(ttl_s, KEY.least_ttl_s)
     redis.call('ZADD', registry, string.format('%.3f', now_ms / 1000 + ttl_s), id)
+    if has_log then keep_log(id, ttl_s) end
     ttl_s = ttl_s + KEY.expiry_slack_s
     redis.call('EXPIRE', KEY.job .. id, ttl_s)
     if has_secrets and redis.call('TTL', KEY.secrets .. id) > ttl_s then redis.call('EXPIRE', KEY.secrets .. id, ttl_s) end
-    if has_log then redis.call('EXPIRE', KEY.log .. id, ttl_s) end
   end
-  local waiting, following, revivable = KEY.dependents .. id, KEY.followers .. id, KEY.revivable .. id
-  if not any_exists(waiting, following, KEY.needed .. id, revivable) then return false end
-  hold(id, now_ms)
-  -- Those that were canceled because of it are revived also when it is done after another program queued it again.
-  local is_done = string.find(registry, KEY.finished, 1, true) == 1
-  if redis.call('EXISTS', waiting, following, is_done and revivable or waiting) == 0 then return false end
-  redis.call('SADD', KEY.outbox, id)
-  return true
+  return is_waited_for(id, string.find(registry, KEY.finished, 1, true) == 1, now_ms)
 end
