@@ -41,13 +41,18 @@ def submit(site: Site, note: Path, count: int) -> list[str]:
     return [record.id for record in site.pool.add_tasks(specs)]
 
 
-def run_burst(site: Site, note: Path, count: int) -> None:
-    """Quick tasks, submitted at once: each runs once, and is done."""
+def run_burst(site: Site, note: Path, count: int, most_crashes: int = 0) -> None:
+    """Quick tasks, submitted at once: each runs once, and is done. `most_crashes` of them may run twice."""
     ids = submit(site, note, count)
     records = [site.pool.wait(id, timeout_s=PATIENCE_S) for id in ids]
-    found = {(record.status, record.attempt, record.crashes) for record in records}
-    assert found == {(TaskStatus.DONE, 1, 0)}
-    assert Counter(lines(note)) == Counter(ids)
+    crashed = [record.id for record in records if record.crashes]
+    assert len(crashed) <= most_crashes
+    for record in records:
+        assert (record.status, record.attempt, record.crashes) == (
+            TaskStatus.DONE,
+            *((2, 1) if record.crashes else (1, 0)),
+        )
+    assert Counter(lines(note)) == Counter(ids + crashed)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +81,8 @@ def test_whichever_command_of_a_batch_fails_each_task_runs_once(
         trap = Trap(is_worker, when, n, kill) if is_killed else Trap(is_worker, when, n)
         site.proxy.trap = trap
         try:
-            run_burst(site, tmp_path / f"note{n}", COUNT)
+            # On a slow machine the process that is killed may have claimed a task alone. Then its end is lost with it.
+            run_burst(site, tmp_path / f"note{n}", COUNT, most_crashes=int(is_killed))
             eventually(lambda: not left_over(site.redis))
             check_events(site.redis)
         except AssertionError as error:
