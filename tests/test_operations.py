@@ -163,7 +163,7 @@ def test_a_long_queue_is_not_searched_for_each_task(world: World, action: str) -
 
     stats = world.redis.info("commandstats")
     assert ended.changed == ended.matched == 1998
-    # A call changes tasks for 1.5 ms: how many those are depends on the machine.
+    # A call takes about 2.5 ms: how many those are depends on the machine.
     assert stats["cmdstat_lrem"]["calls"] <= ended.changed / 2
     assert stats["cmdstat_lpos"]["calls"] <= 20
 
