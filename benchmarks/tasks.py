@@ -1,13 +1,18 @@
-"""The tasks that benchmarks run: one does nothing but count, so that what is measured is the queue; one reports."""
+"""The tasks that benchmarks run: one only counts, so that what is measured is the queue; one sleeps; one reports."""
 
+import asyncio
 import time
 
+from benchmarks.increment import SLEEP_S, increment
 from taskpool import TaskContext, task
 
+task("increment")(increment)
 
-@task("increment")
-def increment(n: int) -> dict[str, int]:
-    """The next number."""
+
+@task("sleep")
+async def sleep(n: int) -> dict[str, int]:
+    """The next number, after a sleep on the event loop."""
+    await asyncio.sleep(SLEEP_S)
     return {"n": n + 1}
 
 

@@ -1,14 +1,14 @@
-"""How many tasks a worker process claims at once: one, unless its last tasks took well under a millisecond."""
+"""How many tasks a worker process claims at once, from how long its last tasks took: as many as will begin soon."""
 
 from __future__ import annotations
 
 from typing import Final
 
 MOST: Final = 16
-QUICK_S: Final = 0.001
+QUICK_S: Final = 0.0015
 """A task that takes longer ends the batches."""
 BATCH_S: Final = 0.004
-"""How long the tasks of a batch may take together, as far as the last ones tell."""
+"""How long the last task of a batch may wait for the others, as far as the last ones tell."""
 GROWS_AFTER: Final = 8
 """So many quick tasks in a row double the number."""
 WEIGHT: Final = 0.2
@@ -34,5 +34,5 @@ class BatchSize:
         if self._quick >= GROWS_AFTER and self.number < MOST:
             self._quick = 0
             self.number *= 2
-        if self.number > 1 and self.number * self._mean_s > BATCH_S:
-            self.number = max(int(BATCH_S / self._mean_s), 1)
+        if (self.number - 1) * self._mean_s > BATCH_S:
+            self.number = int(BATCH_S / self._mean_s) + 1
