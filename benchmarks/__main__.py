@@ -5,7 +5,19 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-NAMES = ("throughput", "enqueue", "latency", "idle", "drain", "durations", "memory", "http", "events", "workflows")
+NAMES = (
+    "throughput",
+    "enqueue",
+    "latency",
+    "idle",
+    "drain",
+    "durations",
+    "costs",
+    "memory",
+    "http",
+    "events",
+    "workflows",
+)
 
 
 def main() -> int:

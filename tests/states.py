@@ -123,10 +123,15 @@ class World:
 
     def snapshot(self) -> Snapshot:
         """All of Redis: keys of hashes and sorted sets by member, streams by entry, expiries beside them; without the
-        counts of minutes, which `counted` has."""
+        counts of minutes, which `counted` has, and the expiries of workers' attempts, which count when those die."""
         seconds, micros = self.redis.time()
         shown = sorted(_shown(self.redis, seconds + micros / 1e6), key=itemgetter(0))
-        return {name: value for name, value in shown if not name.startswith("taskpool:stats:")}
+        return {
+            name: value
+            for name, value in shown
+            if not name.startswith("taskpool:stats:")
+            and not (name.startswith(keys.ATTEMPTS) and name.endswith(" expires"))
+        }
 
     def counted(self) -> dict[str, int]:
         """What was counted for the metrics and the history, by field with the build."""

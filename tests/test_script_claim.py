@@ -18,6 +18,12 @@ from tests.states import LEASE_MS, SEED, World, new_task
 S = TaskStatus
 
 
+def test_the_attempts_of_a_worker_that_is_never_heard_of_again_expire(world: World) -> None:
+    world.start("a")
+
+    assert 86_000 < world.redis.ttl("taskpool:attempts:w") <= 86_400
+
+
 def test_a_claim_takes_the_head_and_records_worker_and_lease(world: World) -> None:
     world.add("a", payload={"n": 1}, max_attempts=3, timeout_s=2.5)
     world.add("b")

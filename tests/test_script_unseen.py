@@ -14,7 +14,7 @@ from workers.housekeeping import reap
 
 S = TaskStatus
 MARK = "taskpool:unseen:w a:1"
-EXPIRIES = {"taskpool:unseen:w expires": "now+3600 s", "taskpool:attempts:w expires": "now+86400 s"}
+EXPIRIES = {"taskpool:unseen:w expires": "now+3600 s"}
 LISTS = itertools.count(1)
 
 
@@ -31,11 +31,13 @@ def mark(world: World, *runs: str, least_ms: int = 0) -> int:
 def test_a_claim_that_its_process_does_not_run_is_marked_once(world: World) -> None:
     world.start("a")
     world.start("b", attempt_id="2")
+    world.redis.persist("taskpool:attempts:w")
     before = world.snapshot()
 
     assert (look(world, "2"), look(world, "2"), look(world, "2")) == (0, 1, 0)
 
     assert world.since(before) == {MARK: "unseen", **EXPIRIES}
+    assert world.redis.ttl("taskpool:attempts:w") > 0
 
 
 def test_a_list_that_arrives_late_marks_no_claim_that_is_newer(world: World) -> None:

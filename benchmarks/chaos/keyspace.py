@@ -89,7 +89,8 @@ class Gone:
     most_s: int
     purged_by_older: bool = False
     """The release before doesn't know `taskpool:held` and what is kept with it, and leaves those of a task that it
-    purges: housekeeping removes them at the time in `held`."""
+    purges: housekeeping removes them at the time in `held`. Nor does it know `taskpool:attempts:*`, and leaves an
+    attempt there that it settles: the key expires."""
 
 
 def read_keys(redis: Redis) -> Dump:
@@ -174,6 +175,9 @@ def _fault(redis: Redis, dump: Dump, name: str, records: Mapping[str, TaskRecord
     if name.startswith(keys.DOORBELL):
         length: Any = redis.llen(name)
         return None if length <= keys.DOORBELL_CAP else f"it has {length} entries"
+    if name.startswith(keys.ATTEMPTS):
+        may_stay = gone.purged_by_older and ttl_s >= 0
+        return None if may_stay else f"it shows something that runs, for {ttl_s} s"
     if name.startswith(FLEET):
         return _fault_of_the_fleet(redis, name, ttl_s, gone)
     return "nothing should be here when all has ended"

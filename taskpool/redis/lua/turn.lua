@@ -284,6 +284,8 @@ local function show(queue)
   for at, member in ipairs(started) do leases[2 * at - 1], leases[2 * at] = until_s, member end
   redis.call('ZADD', KEY.wip .. queue, unpack(leases))
   redis.call('SADD', KEY.attempts .. worker, unpack(started))
+  -- A pool of the release before that settles an attempt leaves it there.
+  redis.call('EXPIRE', KEY.attempts .. worker, TEXT.attempts_kept_s)
   if was_idle and redis.call('EXISTS', KEY.worker .. worker) == 1 then
     redis.call('HSET', KEY.worker .. worker, 'state', 'busy')
   end
