@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.chaos.answers import check_added, check_results, check_submissions, check_unique_keys
+from benchmarks.chaos.cluster import RQ
 from benchmarks.chaos.deliveries import check_followers, check_webhooks
 from benchmarks.chaos.effects import check_effects
 from benchmarks.chaos.evidence import Evidence, Finding
@@ -215,6 +216,14 @@ def test_a_claim_that_has_not_begun_may_be_given_back(case: Case) -> None:
     case.effect("t", "start")
     case.effect("t", "end")
     case.event("t", "done")
+
+    assert case.found(check_effects) == []
+
+
+def test_a_plain_rq_worker_may_run_a_task_that_was_given_back(case: Case) -> None:
+    case.submit("t")
+    case.event("t", "queued", "started", "queued")
+    case.effects["t"] = [Effect("t", 1, 1, what, RQ, 9, case.ms + 100) for what in ("start", "end")]
 
     assert case.found(check_effects) == []
 

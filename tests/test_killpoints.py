@@ -74,6 +74,7 @@ class Site:
         for client in self.redis.client_list():
             if is_api(client["name"]):
                 self.redis.client_kill_filter(_id=client["id"])
+        httpx.get(f"{self.url}/livez", timeout=PATIENCE_S)  # it needs no Redis: then the API has noticed
 
     def submit(self, payload: dict[str, str], **options: Any) -> str:
         """Submits a task until it is acknowledged, as a client does; starts the API anew when it died over it."""

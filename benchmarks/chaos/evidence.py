@@ -149,6 +149,8 @@ def attempts(events: Sequence[Event], effects: Sequence[Effect]) -> Iterator[Att
     owned: dict[int, list[Effect]] = {}
     runs: dict[tuple[int, int], int] = {}
     for effect in effects:
+        if effect.pool == RQ:  # which may run a task that was given back
+            continue
         if effect.what == "start":
             mine = [
                 at
