@@ -232,9 +232,7 @@ OPERATIONS_KEPT: Final = 1000  # how many operations are listed, the last ones; 
 OPERATION_KEPT_S: Final = 7 * 86_400  # how long an operation is kept after its end
 OPERATIONS_NOTED: Final = 10  # how many operations a task's record names, the last ones that changed it
 TAKE_WINDOW: Final = 500  # how far around the expected place tasks are looked for in a queue: a batch has one time
-TAKE_US: Final = (
-    2500  # how long a call may take that changes several tasks, by Redis's CPU time; the last task may add to it
-)
+TAKE_US: Final = 2500  # how long a call that changes several tasks may take; the last task may add to it
 TAKE_PASSED: Final = 50  # how many ids LREM passes in a microsecond
 TAKE_PLACES: Final = 2  # how many such places of a queue are remembered
 UNDO_S: Final = 600  # how long an operation can be undone after its end

@@ -76,7 +76,7 @@ local function taker(hints)
     return after
   end
 
-  -- Microseconds that a script has run: from Redis 7.2 on TIME stands still in a script, and there is os.clock, its CPU
+  -- A clock in microseconds, for differences: from Redis 7.2 on TIME stands still in a script, and there is os.clock, its CPU
   -- time; before, there is no os.clock, and TIME goes on.
   local function elapsed_us()
     local os = rawget(_G, 'os')
